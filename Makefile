@@ -1,0 +1,34 @@
+# Everything sets itself up: all that is needed is Python 3.11 or later and make.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)        ## the built-in model writes Python, every exact weight read from disk
+	$(BIN)/understudy run --resident none
+
+test: $(READY)        ## the whole suite, torch on one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(READY)        ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)       ## methods side by side on the built-in model
+	$(BIN)/understudy bench --resident none
+
+# torch comes first and by its exact version: a plain "torch" may pull gigabytes of accelerator libraries.
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
