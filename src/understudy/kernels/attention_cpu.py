@@ -1,0 +1,186 @@
+"""Attention whose bits depend only on a node's own query and the keys and values it sees, in the order of positions.
+
+Never on how many nodes run beside it, where siblings lie in the cache, or how a prompt was cut: every sum runs over absolute
+positions in one fixed order, in blocks of 64. A block that lies wholly in the straight prefix is gathered once for all nodes."""
+
+from typing import Any
+
+import numba
+import numpy as np
+
+BLOCK = 64
+_LOG2E = np.float32(1.4426950408889634)
+_LN2_HIGH = np.float32(0.693145751953125)
+_LN2_LOW = np.float32(1.42860677e-06)
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _gather(slab: Any, row: int, head: int, prefix: int, tail: Any, first: int, last: int, transposed: bool, bits: Any, block: Any) -> None:
+    """Keys (transposed: [d, 64]) or values ([64, d]) at positions first..last as float32; 16-bit slabs hold bfloat16."""
+    dim = slab.shape[3]
+    for j in range(last - first + 1):
+        position = first + j
+        slot = position if position < prefix else tail[position - prefix]
+        if bits.shape[0] > 0:
+            for c in range(dim):
+                bits[c] = np.uint32(slab[row, head, slot, c]) << np.uint32(16)
+            line = bits.view(np.float32)
+            if transposed:
+                for c in range(dim):
+                    block[c, j] = line[c]
+            else:
+                for c in range(dim):
+                    block[j, c] = line[c]
+        elif transposed:
+            for c in range(dim):
+                block[c, j] = slab[row, head, slot, c]
+        else:
+            for c in range(dim):
+                block[j, c] = slab[row, head, slot, c]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _softmax(line: Any, first: int, last: int, power: Any) -> None:
+    """In place over line[first..last]; the exponential is our own (Cody-Waite, degree 6), the sum runs in order."""
+    top = np.float32(-np.inf)
+    for j in range(first, last + 1):
+        top = max(top, line[j])
+    scale = power.view(np.float32)
+    for start in range(first - first % BLOCK, last + 1, BLOCK):
+        for j in range(BLOCK):
+            x = max(line[start + j] - top, np.float32(-87.0))
+            n = np.floor(x * _LOG2E + np.float32(0.5))
+            power[j] = (np.int32(n) + np.int32(127)) << np.int32(23)
+            r = x - n * _LN2_HIGH - n * _LN2_LOW
+            p = np.float32(1.9875691500e-4)
+            p = p * r + np.float32(1.3981999507e-3)
+            p = p * r + np.float32(8.3334519073e-3)
+            p = p * r + np.float32(4.1665795894e-2)
+            p = p * r + np.float32(1.6666665459e-1)
+            p = p * r + np.float32(5.0000001201e-1)
+            line[start + j] = p * r * r + r + np.float32(1.0)
+        for j in range(BLOCK):
+            line[start + j] = line[start + j] * scale[j]
+    total = np.float32(0.0)
+    for j in range(first, last + 1):
+        total += line[j]
+    inverse = np.float32(1.0) / total
+    for j in range(first, last + 1):
+        line[j] *= inverse
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _scores(query: Any, block: Any, acc: Any) -> None:
+    """acc[j] = sum over c, in order, of query[c] * block[c, j]; eight terms at a time keep the sums in registers."""
+    dim = query.shape[0]
+    acc[:] = 0
+    for c in range(0, dim - dim % 8, 8):
+        q0, q1, q2, q3 = query[c], query[c + 1], query[c + 2], query[c + 3]
+        q4, q5, q6, q7 = query[c + 4], query[c + 5], query[c + 6], query[c + 7]
+        for j in range(BLOCK):
+            t = acc[j]
+            t += q0 * block[c, j]
+            t += q1 * block[c + 1, j]
+            t += q2 * block[c + 2, j]
+            t += q3 * block[c + 3, j]
+            t += q4 * block[c + 4, j]
+            t += q5 * block[c + 5, j]
+            t += q6 * block[c + 6, j]
+            t += q7 * block[c + 7, j]
+            acc[j] = t
+    for c in range(dim - dim % 8, dim):
+        for j in range(BLOCK):
+            acc[j] += query[c] * block[c, j]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _weigh(weights: Any, block: Any, first: int, last: int, out: Any) -> None:
+    """out[c] += sum over j in first..last, in order, of weights[j] * block[j, c]."""
+    dim, j = out.shape[0], first
+    while j <= last:
+        if j + 3 <= last:
+            p0, p1, p2, p3 = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
+            for c in range(dim):
+                t = out[c]
+                t += p0 * block[j, c]
+                t += p1 * block[j + 1, c]
+                t += p2 * block[j + 2, c]
+                t += p3 * block[j + 3, c]
+                out[c] = t
+            j += 4
+        else:
+            for c in range(dim):
+                out[c] += weights[j] * block[j, c]
+            j += 1
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def attend(
+    query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any,
+    window: int, scaling: float, softcap: float, first_head: int, last_head: int, out: Any,
+) -> None:  # fmt: skip
+    """query, out: [n, heads, d] float32. keys, values: [rows, kv heads, capacity, d] float32, or uint16 holding bfloat16.
+
+    rows, positions, prefix: [n]; tail: [n, t] (see tree.Nodes). window 0: all positions are seen; else the last `window`.
+    Serves kv heads first_head..last_head-1."""
+    count, heads, dim = query.shape
+    group = heads // keys.shape[1]
+    scale, cap = np.float32(scaling), np.float32(softcap)
+    longest = 0
+    for i in range(count):
+        longest = max(longest, positions[i] + 1)
+    blocks = (longest + BLOCK - 1) // BLOCK
+    line = np.empty((count, group, blocks * BLOCK), np.float32)
+    shared, own = np.zeros((dim, BLOCK), np.float32), np.zeros((dim, BLOCK), np.float32)
+    shared_v, own_v = np.zeros((BLOCK, dim), np.float32), np.zeros((BLOCK, dim), np.float32)
+    bits = np.empty(dim if keys.itemsize == 2 else 0, np.uint32)
+    power = np.empty(BLOCK, np.int32)
+    acc = np.empty(BLOCK, np.float32)
+    for head in range(first_head, last_head):
+        for b in range(blocks):
+            start, loaded = b * BLOCK, -1
+            for i in range(count):
+                low = max(0, positions[i] + 1 - window) if window > 0 else 0
+                if positions[i] < start or low >= start + BLOCK:
+                    continue
+                last = min(positions[i], start + BLOCK - 1)
+                block = shared
+                if last < prefix[i]:
+                    if loaded != rows[i]:
+                        end = min(start + BLOCK, keys.shape[2])
+                        _gather(keys, rows[i], head, end, tail[i], start, end - 1, True, bits, shared)
+                        loaded = rows[i]
+                else:
+                    _gather(keys, rows[i], head, prefix[i], tail[i], start, last, True, bits, own)
+                    block = own
+                for g in range(group):
+                    _scores(query[i, head * group + g], block, acc)
+                    for j in range(BLOCK):
+                        line[i, g, start + j] = acc[j] * scale
+                    if cap > 0:
+                        for j in range(BLOCK):
+                            line[i, g, start + j] = cap * np.tanh(line[i, g, start + j] / cap)
+        for i in range(count):
+            low = max(0, positions[i] + 1 - window) if window > 0 else 0
+            for g in range(group):
+                _softmax(line[i, g], low, positions[i], power)
+                out[i, head * group + g, :] = 0
+        for b in range(blocks):
+            start, loaded = b * BLOCK, -1
+            for i in range(count):
+                low = max(0, positions[i] + 1 - window) if window > 0 else 0
+                if positions[i] < start or low >= start + BLOCK:
+                    continue
+                last = min(positions[i], start + BLOCK - 1)
+                block = shared_v
+                if last < prefix[i]:
+                    if loaded != rows[i]:
+                        end = min(start + BLOCK, values.shape[2])
+                        _gather(values, rows[i], head, end, tail[i], start, end - 1, False, bits, shared_v)
+                        loaded = rows[i]
+                else:
+                    _gather(values, rows[i], head, prefix[i], tail[i], start, last, False, bits, own_v)
+                    block = own_v
+                for g in range(group):
+                    first = max(low - start, 0)
+                    _weigh(line[i, g, start : start + BLOCK], block, first, last - start, out[i, head * group + g])

@@ -1,0 +1,63 @@
+"""Logits to tokens. The noise is a function of (seed, position, token) alone, so a token does not depend on how many drafts
+were tried before it: with a seed, drafted text equals plain text, and the draft searches with the very noise the target uses.
+
+token = argmax(filtered log p / T + Gumbel(seed, position, token)); exact in distribution (Gumbel-max; shared noise after
+Daliri et al., arXiv 2408.07978)."""
+
+import torch
+from torch import Tensor
+
+from .params import SamplingParams
+
+_MASK = (1 << 63) - 1
+
+
+def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
+    """[n, vocabulary] float32 Gumbel noise for tokens at `positions` [n]; a counter-based hash, the same on any device."""
+    device = positions.device
+    token = torch.arange(vocabulary, device=device, dtype=torch.int64)
+    key = _mix(positions.to(torch.int64) + _signed(seed * 0x9E3779B97F4A7C15 + 0x1234567))
+    bits = _mix(key[:, None] + token * _signed(0xD1B54A32D192ED03))
+    uniform = ((bits >> 11) & ((1 << 52) - 1)).double() * 2.0**-52 + 2.0**-54
+    return (-torch.log(-torch.log(uniform))).float()
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value > _MASK else value
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64 with wrap-around; shifts are made logical by masking."""
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def perturb(logits: Tensor, params: SamplingParams, positions: Tensor) -> Tensor:
+    """[n, vocab] float32 scores whose argmax is the token at each of `positions` [n]; greedy scores are the logits themselves."""
+    scores = logits.float()
+    if params.temperature == 0:
+        return scores
+    scores = keep_likely(scores / params.temperature, params)
+    return scores + gumbel(params.seed, positions, scores.shape[-1])
+
+
+def keep_likely(scores: Tensor, params: SamplingParams) -> Tensor:
+    """Top-k, top-p and min-p: what they drop becomes -inf. The likeliest token always stays."""
+    if params.top_k and params.top_k < scores.shape[-1]:
+        scores = scores.masked_fill(scores < scores.topk(params.top_k, dim=-1).values[:, -1:], -torch.inf)
+    if params.top_p < 1:
+        ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= params.top_p)
+        scores = scores.masked_fill(drop, -torch.inf)
+    if params.min_p > 0:
+        least = scores.max(-1, keepdim=True).values + torch.log(torch.tensor(params.min_p))
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    return scores
+
+
+def choose(logits: Tensor, params: SamplingParams, positions: Tensor) -> Tensor:
+    """[n] int64: the tokens the exact model puts at `positions` [n], one for each row of `logits` [n, vocab]."""
+    return perturb(logits, params, positions).argmax(-1)

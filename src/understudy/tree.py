@@ -1,0 +1,117 @@
+"""The token tree. A prompt, one token and a draft are all trees, so everything the target runs has this one type.
+
+Invariant: a parent's index is smaller than its child's, and node i of a row's tree lives at cache slot `length + i`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """`tokens[i]` follows `tokens[parents[i]]`; node 0 is the root (parent -1), the one token not yet in the cache.
+
+    tokens, parents: [n] int64 on the CPU. Trees are a few hundred nodes; prompts are chains of any length."""
+
+    tokens: Tensor
+    parents: Tensor
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int]) -> TokenTree:
+        return cls(torch.tensor(tokens, dtype=torch.int64), torch.arange(-1, len(tokens) - 1))
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], parents: Sequence[int]) -> TokenTree:
+        tree = cls(torch.tensor(tokens, dtype=torch.int64), torch.tensor(parents, dtype=torch.int64))
+        assert bool((tree.parents < torch.arange(len(tree))).all()), f"a parent comes after its child: {parents}"
+        return tree
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def is_chain(self) -> bool:
+        return bool((self.parents == torch.arange(-1, len(self) - 1)).all())
+
+    @cached_property
+    def ancestors(self) -> Tensor:
+        """[n, n] bool: is node j on the path from the root to node i (both ends included)? By pointer doubling."""
+        n = len(self)
+        reach = torch.eye(n, dtype=torch.bool)
+        jump = self.parents.clone()
+        while bool((jump >= 0).any()):
+            alive = jump >= 0
+            reach[alive] |= reach[jump[alive]]
+            jump = torch.where(alive, jump[jump.clamp(min=0)], jump)
+        return reach
+
+    @cached_property
+    def depths(self) -> Tensor:
+        """[n] int64: edges between the root and each node."""
+        return torch.arange(len(self)) if self.is_chain else self.ancestors.sum(1) - 1
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Tree nodes of one or many rows, flat: what one forward pass runs.
+
+    tokens, rows, slots, positions: [n] int64. A node sees its row's positions 0..position: those below `prefix` lie at the slot of
+    the same number, position `prefix + j` lies at slot `tail[n, j]` (-1 beyond the node itself)."""
+
+    tokens: Tensor
+    rows: Tensor
+    slots: Tensor
+    positions: Tensor
+    prefix: Tensor
+    tail: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def of(cls, tree: TokenTree, row: int, length: int, first: int = 0) -> Nodes:
+        """The nodes of `tree` from `first` on, in a row whose cache holds `length` tokens."""
+        n = len(tree)
+        index = torch.arange(n)
+        positions = length + tree.depths
+        if tree.is_chain:
+            prefix, tail = positions + 1, torch.empty(n, 0, dtype=torch.int64)
+        else:
+            prefix, tail = _tails(tree, length)
+        rows = torch.full((n,), row, dtype=torch.int64)
+        return cls(tree.tokens, rows, length + index, positions, prefix, tail)[first:]
+
+    def __getitem__(self, part: slice) -> Nodes:
+        return Nodes(*(getattr(self, name)[part] for name in self.__dataclass_fields__))
+
+    @classmethod
+    def join(cls, several: Sequence[Nodes]) -> Nodes:
+        if len(several) == 1:
+            return several[0]
+        wide = max(nodes.tail.shape[1] for nodes in several)
+        tails = [torch.nn.functional.pad(nodes.tail, (0, wide - nodes.tail.shape[1]), value=-1) for nodes in several]
+        flat = [torch.cat([getattr(nodes, name) for nodes in several]) for name in list(cls.__dataclass_fields__)[:-1]]
+        return cls(*flat, torch.cat(tails))
+
+    def slots_in_order(self, node: int) -> Tensor:
+        """[position + 1]: where the cache holds each position this node sees, in the order of positions."""
+        prefix, position = int(self.prefix[node]), int(self.positions[node])
+        return torch.cat([torch.arange(prefix), self.tail[node, : position + 1 - prefix]])
+
+
+def _tails(tree: TokenTree, length: int) -> tuple[Tensor, Tensor]:
+    """prefix [n] and tail [n, t] of a branching tree: the path from the first node that is off the straight line from the root."""
+    straight = tree.depths == torch.arange(len(tree))
+    straight = straight & ~(tree.ancestors & ~straight).any(1)
+    off = tree.ancestors & ~straight
+    counts = off.sum(1)
+    tail = torch.full((len(tree), int(counts.max())), -1, dtype=torch.int64)
+    node, ancestor = off.nonzero(as_tuple=True)
+    place = torch.arange(len(node)) - (counts.cumsum(0) - counts)[node]
+    tail[node, place] = length + ancestor
+    return length + tree.depths + 1 - counts, tail
