@@ -1,0 +1,1 @@
+"""Where every byte goes, and how fast that will be."""

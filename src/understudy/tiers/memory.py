@@ -1,0 +1,29 @@
+"""Memory that a disk may write into directly: page-aligned, given back to the system once the tensor is dropped."""
+
+import mmap
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 4096  # of every extent in a file and of every slot in memory: what direct I/O asks for on any disk
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to whole pages."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def arena(nbytes: int) -> Tensor:
+    """`nbytes` of zeros aligned to a page. They take memory only once touched, in huge pages where there are any."""
+    assert nbytes >= 0, f"arena of {nbytes} bytes"
+    pages = mmap.mmap(-1, max(aligned(nbytes), ALIGNMENT), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if nbytes >= 2 << 20 and hasattr(mmap, "MADV_HUGEPAGE"):
+        _advise_huge(pages)
+    return torch.frombuffer(pages, dtype=torch.uint8)[:nbytes]
+
+
+def _advise_huge(pages: mmap.mmap) -> None:
+    try:
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:
+        return  # a kernel built without huge pages: the same memory, in small ones
