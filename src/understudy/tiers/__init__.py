@@ -5,9 +5,10 @@ The rule that keeps text right: what a fetch was asked to fill is garbage until 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TIERS = {
     "disk": "understudy.tiers.disk:DiskTier",
@@ -26,11 +27,22 @@ class Extent:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a tier has brought so far. `busy_seconds`: at least one read was under way, so bytes over it is the speed."""
+    """What a tier has brought so far. `busy_seconds`: at least one read was under way, so bytes over it is speed."""
 
     bytes_read: int = 0
     reads: int = 0
     busy_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class DiskProbe:
+    """What to read a disk with, and how fast that was. `direct` False: through the page cache, and `note` says why."""
+
+    bytes_per_second: float
+    block: int
+    threads: int
+    direct: bool
+    note: str
 
 
 class Fetch(Protocol):
@@ -59,7 +71,7 @@ class Tier(Protocol):
         """What a person should know about this link, such as a slower way taken; empty when all is well."""
         ...
 
-    def fetch(self, index: int, into: Tensor) -> Fetch:
+    def fetch(self, index: int, into: "Tensor") -> Fetch:
         """Begin to fill `into` (uint8, page-aligned, whole pages) with extent `index`. Returns at once."""
         ...
 

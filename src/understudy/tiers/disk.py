@@ -59,7 +59,7 @@ class _Block:
 
 
 class DiskTier:
-    """Extents of files, read by `threads` threads, at most `block` bytes a read; `throttle` > 0 slows it, in bytes/s."""
+    """Extents of files, read by `threads` threads, `block` bytes a read; `throttle` > 0 is a limit in bytes/s."""
 
     def __init__(
         self,

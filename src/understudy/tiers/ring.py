@@ -202,7 +202,7 @@ class Ring:
         return True
 
     def _place(self) -> int | None:
-        """Where the next part goes: after the newest, or to the front where it would stick out at the end. None: no room."""
+        """Where the next part goes: after the newest, or to the front where it would stick out. None: no room."""
         size = aligned(self._lengths[self._turn])
         if not self._coming and not self._given:
             return 0

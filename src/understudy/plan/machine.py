@@ -1,0 +1,133 @@
+"""What this machine has and how fast it is: memory this process may use, processors, GPU, disk.
+
+Container limits count as much as hardware. What has to be measured is measured once per directory and remembered."""
+
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ..tiers import DiskProbe
+from .cgroup import cpu_limit, memory_limits
+from .sizes import format_size, parse_size
+
+__all__ = ["Gpu", "Machine", "format_size", "free_bytes", "memory_limit", "parse_size", "peak_memory_bytes"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    total_memory: int
+    free_memory: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`memory_limit`: the most this process could hold now. `disk` and `memory_bandwidth` are None until `measured`."""
+
+    cpu: str
+    cores: int
+    total_memory: int
+    memory_limit: int
+    gpu: Gpu | None = None
+    disk: DiskProbe | None = None
+    memory_bandwidth: float | None = None
+
+    @classmethod
+    def inspect(cls) -> "Machine":
+        """All that can be known without measuring."""
+        return cls(_cpu_name(), cores(), psutil.virtual_memory().total, memory_limit(), _gpu())
+
+    def measured(self, file: Path, cache: Path, *, again: bool = False) -> "Machine":
+        """With the speeds of memory and of the disk under `file`: remembered in `cache` for its directory, or measured."""
+        key = f"{file.resolve().parent} on {self.cpu}"
+        known = _remembered(cache / "machine.json")
+        if again or key not in known:
+            from ..tiers.probe import probe_disk, probe_memory  # torch: not for those who only ask for a size
+
+            known[key] = {"disk": asdict(probe_disk(file)), "memory_bandwidth": probe_memory()}
+            _remember(cache / "machine.json", known)
+        return replace(self, disk=DiskProbe(**known[key]["disk"]), memory_bandwidth=known[key]["memory_bandwidth"])
+
+    @property
+    def link_bandwidth(self) -> float:
+        """Bytes per second from where the weights are kept."""
+        assert self.disk is not None, "the disk of this machine was not measured"
+        return self.disk.bytes_per_second
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """The most this process could hold: what it holds, and what machine and control groups would still let it have."""
+    rss = psutil.Process().memory_info().rss
+    groups = [group.limit - group.held for group in memory_limits(root)]
+    return int(rss + max(0, min([psutil.virtual_memory().available, *groups])))
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held at once."""
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def cores(root: Path = Path("/")) -> int:
+    """Processors this process may keep busy."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota = cpu_limit(root)
+    return allowed if quota is None else max(1, min(allowed, round(quota)))
+
+
+def free_bytes(directory: Path) -> int:
+    """Room left where `directory` is or would be made."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return shutil.disk_usage(directory).free
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu() -> Gpu | None:
+    import torch  # here, since it takes a second and most of this module does without
+
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return Gpu(torch.cuda.get_device_name(), total, free)
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    """What was measured before; nothing if that cannot be read any more, and it is measured again."""
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in known.items() if value.keys() == {"disk", "memory_bandwidth"}}
+
+
+def _remember(path: Path, known: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        fresh.write_text(json.dumps(known, indent=1) + "\n")
+        fresh.replace(path)
+    except OSError:
+        return  # a cache that cannot be written costs another second next time, nothing else
