@@ -1,0 +1,41 @@
+"""Drafters: who guesses what the exact model will say. Wrong guesses cost time, never a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from ..tree import TokenTree
+
+if TYPE_CHECKING:
+    from ..engine import Row
+
+
+class Drafter(Protocol):
+    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
+        """A tree for each row, rooted at the row's last token; at most `row.remaining - 1` levels below the root."""
+
+    def observe(self, row: Row, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
+        """The target has accepted `path` of `tree`; `choices[i]` is its token after node i. The cache is not yet compacted."""
+
+    def rewind(self, row: Row, length: int) -> None:
+        """Only the first `length` tokens of what was in this row's place are still valid (0: a new text)."""
+
+    def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None:
+        """A whole round gave `tokens` in `seconds`."""
+
+
+class Base:
+    """What a drafter that keeps no state needs not say."""
+
+    def observe(self, row: Row, tree: TokenTree, path: Tensor, choices: Tensor) -> None: ...
+
+    def rewind(self, row: Row, length: int) -> None: ...
+
+    def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None: ...
+
+
+DRAFTERS = {name: f"understudy.drafters.{name}:build" for name in ("none", "ngram", "classic", "substitute")}
+"""Method name -> factory(model, pace, **options), found through the registry; `name:key=value` sets its options."""

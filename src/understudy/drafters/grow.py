@@ -1,0 +1,180 @@
+"""Growing trees with a model: the one search of every model-based drafter.
+
+Best first: each level runs the nodes most likely to be on the target's path, wherever in the tree they are, the tip of the
+argmax chain always among them; its width and the depth follow plan.pace. Children that were never run still fill the last tile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..plan.pace import RANKS, Calibration, Pace, bucket_of
+from ..sampling import perturb
+from ..tree import Nodes, TokenTree
+
+if TYPE_CHECKING:
+    from ..engine import Row
+
+MOST_NODES = 256
+WIDEST = 16
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that may follow `parent`: the chance that the target's path goes through it, and if it is on the argmax chain."""
+
+    chance: float
+    parent: int
+    token: int
+    depth: int
+    spine: bool
+
+
+@dataclass
+class Branch:
+    """One row's growing tree. `children[i]` is the margin bucket and the best tokens after node i, for nodes that were run."""
+
+    row: Row
+    length: int
+    tokens: list[int]
+    parents: list[int] = field(default_factory=lambda: [-1])
+    pool: list[Candidate] = field(default_factory=list)
+    children: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
+    deepest: int = 0
+
+    @property
+    def tree(self) -> TokenTree:
+        return TokenTree.of(self.tokens, self.parents)
+
+    def add(self, candidate: Candidate) -> int:
+        self.pool.remove(candidate)
+        self.tokens.append(candidate.token)
+        self.parents.append(candidate.parent)
+        self.deepest = max(self.deepest, candidate.depth)
+        return len(self.tokens) - 1
+
+    def expandable(self) -> list[Candidate]:
+        """Candidates whose own children could still be used: not at the token budget, not after a stop token."""
+        return [c for c in self.pool if c.depth < self.row.remaining - 1 and c.token not in self.row.stop_ids]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A fixed beam, when one is forced; depth 0: decided by the pace."""
+
+    width: int = 0
+    depth: int = 0
+
+
+class Grower:
+    """`forward(nodes)` -> logits of the draft model. `free()`: is the link still busy filling the ring?"""
+
+    def __init__(
+        self, forward: Callable[[Nodes], Tensor], capacity: int, pace: Pace, *, tile: int = 1, free: Callable[[], bool] = lambda: False,
+        shape: Shape = Shape(),  # noqa: B008  (frozen)
+    ):  # fmt: skip
+        self.forward, self.capacity, self.pace, self.tile, self.free, self.shape = forward, capacity, pace, tile, free, shape
+        self.calibration = {False: Calibration(), True: Calibration()}
+        self.branches: dict[int, Branch] = {}
+
+    def grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[TokenTree]:
+        """A tree for each row; `lengths[i]` tokens of row i are in the draft's cache, its last token is the root."""
+        branches = [Branch(row, length, row.tokens[-1:]) for row, length in zip(rows, lengths, strict=True)]
+        self.branches = {branch.row.index: branch for branch in branches}
+        fresh = {i: [Candidate(1.0, -1, branch.tokens[0], 0, True)] for i, branch in enumerate(branches) if branch.row.remaining > 1}
+        level = 0
+        while fresh:
+            self._run([(branches[i], some) for i, some in fresh.items()])
+            level += 1
+            fresh = self._choose(branches, level)
+        self._fill(branches)
+        return [branch.tree for branch in branches]
+
+    def _run(self, work: list[tuple[Branch, list[Candidate]]]) -> None:
+        """One forward over the newest nodes of each branch; their best children join the pools."""
+        start = time.perf_counter()
+        nodes = [Nodes.of(b.tree, b.row.index, b.length, first=len(b.tokens) - len(some)) for b, some in work]
+        flat = Nodes.join(nodes)
+        logits = self.forward(flat)
+        at = 0
+        for (branch, some), part in zip(work, nodes, strict=True):
+            scores = perturb(logits[at : at + len(part)], branch.row.params, part.positions.to(logits.device) + 1)
+            best = scores.topk(min(RANKS, scores.shape[-1]), dim=-1)
+            first = len(branch.tokens) - len(some)
+            for i, candidate in enumerate(some):
+                self._offspring(branch, first + i, candidate, best.values[i].tolist(), best.indices[i].tolist())
+            at += len(part)
+        self.pace.level(len(flat), time.perf_counter() - start)
+
+    def _offspring(self, branch: Branch, node: int, candidate: Candidate, scores: list[float], tokens: list[int]) -> None:
+        finite = [s for s in scores if s > -float("inf")]
+        branch.children[node] = (bucket_of(finite[0] - finite[1] if len(finite) > 1 else float("inf")), tokens[: len(finite)])
+        chances = self.calibration[branch.row.params.temperature > 0].chances(finite)
+        for rank, (chance, token) in enumerate(zip(chances, tokens, strict=False)):
+            spine = candidate.spine and rank == 0
+            branch.pool.append(Candidate(candidate.chance * chance, node, token, candidate.depth + 1, spine))
+
+    def _choose(self, branches: list[Branch], level: int) -> dict[int, list[Candidate]]:
+        """The candidates the next level runs, by branch; they become nodes. Empty: drafting is over."""
+        room = [min(MOST_NODES, self.capacity - b.length) - len(b.tokens) for b in branches]
+        options = [(c, i) for i, b in enumerate(branches) if room[i] > 0 for c in b.expandable()]
+        if self.shape.depth:
+            chosen = self._beam(options, len(branches), level)
+        else:
+            options.sort(key=lambda item: (-item[0].chance, not item[0].spine))
+            count = self.pace.width([c.chance for c, _ in options], 1, WIDEST * len(branches), self.free())
+            chosen = options[:count]
+            if chosen and not any(c.spine for c, _ in chosen) and (tips := [o for o in options if o[0].spine]):
+                chosen[-1] = tips[0]
+        result: dict[int, list[Candidate]] = {}
+        for candidate, i in chosen:
+            if room[i] > 0:
+                room[i] -= 1
+                branches[i].add(candidate)
+                result.setdefault(i, []).append(candidate)
+        return result
+
+    def _beam(self, options: list[tuple[Candidate, int]], count: int, level: int) -> list[tuple[Candidate, int]]:
+        if level > self.shape.depth - 1:
+            return []
+        newest = [option for option in options if option[0].depth == level]
+        newest.sort(key=lambda item: (not item[0].spine, -item[0].chance))
+        return [option for i in range(count) for option in [o for o in newest if o[1] == i][: self.shape.width]]
+
+    def _fill(self, branches: list[Branch]) -> None:
+        """Likely children that were never run ride along in the last tile, which is computed whole anyway."""
+        used = sum(len(b.tokens) for b in branches)
+        room = -used % self.tile
+        pool = [(c, b) for b in branches for c in b.pool if c.depth <= b.row.remaining - 1]
+        if self.shape.depth:
+            pool = [(c, b) for c, b in pool if c.depth == self.shape.depth]
+            room = sum(min(self.shape.width, sum(b is own for _, own in pool)) for b in branches)
+        for candidate, branch in sorted(pool, key=lambda item: -item[0].chance)[:room]:
+            if len(branch.tokens) < min(MOST_NODES, self.capacity - branch.length):
+                branch.add(candidate)
+
+    def learn(self, row: Row, path: Tensor, choices: Tensor) -> None:
+        """What the target chose after each accepted node that the draft had run teaches the calibration."""
+        branch = self.branches[row.index]
+        for node in path.tolist():
+            if node in branch.children:
+                bucket, tokens = branch.children[node]
+                token = int(choices[node])
+                self.calibration[row.params.temperature > 0].learn(bucket, tokens.index(token) if token in tokens else None)
+
+    def warm(self, row: Row, length: int, widths: Sequence[int] = (1, 2, 4, 8), seconds: float = 1.0) -> None:
+        """Measure what levels of some widths cost, so that the first tree already has a sensible shape."""
+        deadline = time.perf_counter() + seconds
+        for width in widths:
+            tree = TokenTree(torch.zeros(width, dtype=torch.int64), torch.arange(-1, width - 1))
+            for _ in range(2):
+                start = time.perf_counter()
+                self.forward(Nodes.of(tree, row.index, length))
+                self.pace.levels[width] = time.perf_counter() - start
+            if time.perf_counter() + 3 * (time.perf_counter() - start) > deadline:
+                break

@@ -1,0 +1,42 @@
+"""Copy what followed the same few tokens earlier in the text (prompt lookup). Free, so it fills the tile the target runs anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from ..tree import TokenTree
+from . import Base
+
+if TYPE_CHECKING:
+    from ..engine import Row
+
+
+def continuation(text: list[int], longest: int, length: int) -> list[int]:
+    """What followed the latest earlier place where the last `longest` (or fewer) tokens of `text` stand; may be empty."""
+    last = len(text)
+    for size in range(min(longest, last - 1), 0, -1):
+        key = text[last - size :]
+        for start in range(last - size - 1, -1, -1):
+            if text[start] == key[0] and text[start : start + size] == key:
+                return text[start + size : start + size + length]
+    return []
+
+
+class NGram(Base):
+    def __init__(self, match: int, length: int):
+        if match < 1 or length < 1:
+            raise UsageError(f"ngram needs match and length of 1 or more, got match={match}, length={length}.")
+        self.match, self.length = match, length
+
+    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
+        return [self._chain(row) for row in rows]
+
+    def _chain(self, row: Row) -> TokenTree:
+        room = min(self.length, row.remaining - 1)
+        return TokenTree.chain(row.tokens[-1:] + continuation(row.tokens, self.match, room))
+
+
+def build(model: Any, *, match: int = 4, length: int = 15) -> NGram:
+    return NGram(match, length)

@@ -1,0 +1,21 @@
+"""No drafting: plain decoding is a tree of one node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..tree import TokenTree
+from . import Base
+
+if TYPE_CHECKING:
+    from ..engine import Row
+
+
+class NoDraft(Base):
+    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
+        return [TokenTree.chain(row.tokens[-1:]) for row in rows]
+
+
+def build(model: Any) -> NoDraft:
+    return NoDraft()

@@ -1,0 +1,44 @@
+"""The model's own 4-bit copy, writing scratch slots of the target's own cache. The target overwrites those slots when it
+verifies, so the draft always reads the exact model's keys and values for the past, and nothing needs copying back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..errors import UsageError
+from ..tree import TokenTree
+from .grow import Grower, Shape
+
+if TYPE_CHECKING:
+    from ..engine import Row
+
+
+class Substitute:
+    def __init__(self, grower: Grower, lengths: list[int]):
+        self.grower, self.lengths = grower, lengths
+
+    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
+        return self.grower.grow(rows, [self.lengths[row.index] for row in rows])
+
+    def observe(self, row: Row, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
+        self.grower.learn(row, path, choices)
+
+    def rewind(self, row: Row, length: int) -> None: ...
+
+    def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None:
+        if not prefill:
+            self.grower.pace.round(tokens, seconds)
+
+
+def shape_of(width: int, depth: int) -> Shape:
+    if bool(width) != bool(depth) or width < 0 or depth < 0:
+        raise UsageError(f"A forced shape needs both width and depth, 1 or more; got width={width}, depth={depth}.")
+    return Shape(width, depth)
+
+
+def build(model: Any, *, width: int = 0, depth: int = 0) -> Substitute:
+    grower = Grower(model.draft, model.cache.capacity, model.pace, tile=model.tile, free=model.filling, shape=shape_of(width, depth))
+    return Substitute(grower, model.cache.lengths)

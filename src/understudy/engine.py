@@ -1,0 +1,164 @@
+"""The loop: draft a tree for every row, verify all of them in one pass over the slow weights, keep what the exact model chose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .cache import Cache
+from .drafters import Drafter
+from .params import SamplingParams
+from .sampling import choose
+from .tree import Nodes, TokenTree
+from .verify import accept
+
+Verify = Callable[[Nodes, Tensor], Tensor]
+
+
+def never(token: int) -> bool:
+    return False
+
+
+@dataclass
+class Row:
+    """One sequence. `tokens` are the prompt and what was generated; all but the last are in the cache between passes.
+
+    `stops(token)` is asked once for every new token, in order, and says whether generation ends with it."""
+
+    index: int
+    tokens: list[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    stop_ids: frozenset[int] = frozenset()
+    stops: Callable[[int], bool] = never
+    limit: int = 0
+    prompt_length: int = 0
+    finish_reason: str | None = None
+
+    @property
+    def produced(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def remaining(self) -> int:
+        return self.limit - self.produced
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass gave one row: its new tokens, how many nodes were drafted for it and how many of them accepted."""
+
+    row: Row
+    tokens: list[int]
+    drafted: int
+    accepted: int
+
+
+@dataclass
+class Clock:
+    """Where the time of all passes went, in seconds; verify includes waiting for weights."""
+
+    draft: float = 0.0
+    verify: float = 0.0
+    passes: int = 0
+
+
+class Engine:
+    """Runs rows together; a row may join or leave between any two passes. `verify(nodes, wanted)` is the exact model."""
+
+    def __init__(self, verify: Verify, cache: Cache, drafter: Drafter):
+        self.verify, self.cache, self.drafter = verify, cache, drafter
+        self.rows: list[Row] = []
+        self.clock = Clock()
+        self.kept: dict[int, list[int]] = {}
+
+    def admit(self, row: Row) -> Row:
+        """Let `row` take part from the next pass on. What its cache row already holds of its tokens is not read again."""
+        assert row.tokens and all(row.index != other.index for other in self.rows), f"row {row.index} is empty or taken"
+        row.prompt_length = len(row.tokens)
+        row.limit = row.limit or row.params.max_new_tokens
+        known = self.kept.pop(row.index, [])
+        common = common_prefix(known, row.tokens[:-1])
+        self.cache.rewind(row.index, min(common, self.cache.lengths[row.index]))
+        self.drafter.rewind(row, self.cache.lengths[row.index])
+        self.rows.append(row)
+        return row
+
+    def release(self, row: Row, reason: str = "cancelled") -> None:
+        """Take `row` out; its tokens stay in the cache for a later row with the same beginning."""
+        row.finish_reason = row.finish_reason or reason
+        self.rows = [other for other in self.rows if other is not row]
+        self.cache.rewind(row.index, min(self.cache.lengths[row.index], len(row.tokens)))
+        self.kept[row.index] = row.tokens[: self.cache.lengths[row.index]]
+
+    @torch.inference_mode()
+    def step(self) -> list[Step]:
+        """One pass for all rows. An exception leaves every row as it was before the pass."""
+        start = time.perf_counter()
+        fresh = [row for row in self.rows if self.cache.lengths[row.index] < len(row.tokens) - 1 or row.produced == 0]
+        going = [row for row in self.rows if row not in fresh]
+        trees = {id(row): TokenTree.chain(row.tokens[self.cache.lengths[row.index] :]) for row in fresh}
+        trees |= {id(row): tree for row, tree in zip(going, self.drafter.draft(going), strict=True)}
+        drafted = time.perf_counter()
+        choices = self._choices([(row, trees[id(row)]) for row in self.rows], fresh)
+        self.clock.draft += drafted - start
+        self.clock.verify += time.perf_counter() - drafted
+        self.clock.passes += 1
+        steps = [self._advance(row, trees[id(row)], choices[id(row)], row in fresh) for row in list(self.rows)]
+        self.drafter.paced(sum(len(step.tokens) for step in steps), time.perf_counter() - start, prefill=bool(fresh))
+        return steps
+
+    def _choices(self, work: list[tuple[Row, TokenTree]], fresh: list[Row]) -> dict[int, Tensor]:
+        """The exact model's token after each node of each row (of a prompt: after its last token only)."""
+        nodes, wanted, spans, start = [], [], {}, 0
+        for row, tree in work:
+            nodes.append(Nodes.of(tree, row.index, self.cache.lengths[row.index]))
+            first = len(tree) - 1 if row in fresh else 0
+            wanted.append(torch.arange(start + first, start + len(tree)))
+            spans[id(row)] = (sum(map(len, wanted[:-1])), sum(map(len, wanted)))
+            start += len(tree)
+        flat = Nodes.join(nodes)
+        want = torch.cat(wanted)
+        logits = self.verify(flat, want)
+        after = (flat.positions[want] + 1).to(logits.device)
+        parts = {id(row): slice(*spans[id(row)]) for row, _ in work}
+        return {id(row): choose(logits[parts[id(row)]], row.params, after[parts[id(row)]]).cpu() for row, _ in work}
+
+    def _advance(self, row: Row, tree: TokenTree, choices: Tensor, fresh: bool) -> Step:
+        if fresh:
+            path, bonus = torch.arange(len(tree)), int(choices[-1])
+        else:
+            path, bonus = accept(tree, choices)
+            self.drafter.observe(row, tree, path, choices)
+        self.cache.keep(row.index, path)
+        new = [*([] if fresh else tree.tokens[path[1:]].tolist()), bonus]
+        taken = self._take(row, new)
+        accepted = 0 if fresh else min(len(path) - 1, len(taken))
+        if row.finish_reason:
+            self.release(row)
+        return Step(row, taken, 0 if fresh else len(tree) - 1, accepted)
+
+    def _take(self, row: Row, tokens: list[int]) -> list[int]:
+        """Append tokens one by one, exactly as plain decoding would, until one of them ends the row."""
+        for count, token in enumerate(tokens, 1):
+            row.tokens.append(token)
+            if token in row.stop_ids or row.stops(token):
+                row.finish_reason = "stop"
+            elif row.remaining <= 0:
+                row.finish_reason = "length"
+            if row.finish_reason:
+                return tokens[:count]
+        return tokens
+
+
+def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
+    """How many tokens two sequences share from their start."""
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

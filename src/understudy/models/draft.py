@@ -1,0 +1,109 @@
+"""The draft view: the same modules with the substitute's weights alone. No slow memory is touched; scratch slots are written,
+which the target overwrites. Bits do not matter here, so plain SDPA over the live length is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..cache import Cache
+from ..tree import Nodes
+from .paired import PassCache, Runner
+
+
+@dataclass
+class Draft:
+    """`linears[i]` multiplies by Linear number i's substitute; `embed` puts the tokens' rows in the embedding module."""
+
+    model: nn.Module
+    runner: Runner
+    cache: Cache
+    embed: Callable[[Tensor], None]
+    linears: Sequence[Callable[[Tensor], Tensor]]
+    device: str = "cpu"
+
+    def __call__(self, nodes: Nodes) -> Tensor:
+        """Logits [n, vocab] after each of `nodes`, whose ancestors must have been run before (or be among them)."""
+        self.embed(nodes.tokens)
+        self.runner.current = _Level(self, nodes)
+        try:
+            ids = torch.arange(len(nodes), device=self.device)[None]
+            positions = nodes.positions[None].to(self.device)
+            out = self.model(input_ids=ids, position_ids=positions, past_key_values=PassCache(self.runner), use_cache=True)
+            logits: Tensor = out.logits[0]
+            return logits
+        finally:
+            self.runner.current = None
+
+
+class _Level:
+    """One draft forward: all its nodes side by side, attention row by row."""
+
+    def __init__(self, view: Draft, nodes: Nodes):
+        self.view, self.nodes = view, nodes
+        counts = torch.unique_consecutive(nodes.rows, return_counts=True)[1].tolist()
+        self.spans, start = [], 0
+        for count in counts:
+            self.spans.append((start, start + count, int(nodes.rows[start])))
+            start += count
+        self.masks: dict[tuple[int, int], tuple[int, Tensor | None]] = {}
+
+    def linear(self, index: int, x: Tensor) -> Tensor:
+        return self.view.linears[index](x)
+
+    def remember(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        cache, nodes = self.view.cache, self.nodes
+        if len(nodes) == 1:
+            row, slot = self.spans[0][2], int(nodes.slots[0])
+            cache.keys[layer][row, :, slot] = keys[0]
+            cache.values[layer][row, :, slot] = values[0]
+        else:
+            cache.write(layer, nodes, keys, values)
+
+    def attend(self, layer: int, query: Tensor, scaling: float, window: int, softcap: float) -> Tensor:
+        keys, values = self.view.cache.keys[layer], self.view.cache.values[layer]
+        outs = []
+        for start, end, row in self.spans:
+            columns, mask = self._mask(start, end, window)
+            q = query[start:end].transpose(0, 1)[None]
+            k, v = keys[row, :, :columns][None], values[row, :, :columns][None]
+            if k.dtype != q.dtype:
+                k, v = k.to(q.dtype), v.to(q.dtype)
+            if softcap:
+                outs.append(_softcapped(q[0], k[0], v[0], mask, scaling, softcap))
+            else:
+                out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+                outs.append(out[0].transpose(0, 1))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _mask(self, start: int, end: int, window: int) -> tuple[int, Tensor | None]:
+        """How many columns of the slab this span sees, and which of them (None: all of them)."""
+        if (start, window) not in self.masks:
+            nodes = self.nodes[start:end]
+            columns = int(nodes.slots.max()) + 1
+            position = int(nodes.positions[0])
+            plain = end - start == 1 and int(nodes.prefix[0]) == position + 1 == columns and not 0 < window <= position
+            mask = None if plain else self._seen(nodes, columns, window)
+            self.masks[start, window] = (columns, mask)
+        return self.masks[start, window]
+
+    def _seen(self, nodes: Nodes, columns: int, window: int) -> Tensor:
+        place = torch.arange(columns)[None]
+        low = (nodes.positions[:, None] + 1 - window).clamp(min=0) if window else torch.zeros(len(nodes), 1, dtype=torch.int64)
+        seen = (place < nodes.prefix[:, None]) & (place >= low) & (place <= nodes.positions[:, None])
+        if nodes.tail.shape[1]:
+            beyond = nodes.prefix[:, None] + torch.arange(nodes.tail.shape[1])[None]
+            node, j = ((nodes.tail >= 0) & (beyond >= low)).nonzero(as_tuple=True)
+            seen[node, nodes.tail[node, j]] = True
+        return seen.to(self.view.device)
+
+
+def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float) -> Tensor:
+    group = q.shape[0] // k.shape[0]
+    scores = q.unflatten(0, (-1, group)) @ k[:, None].transpose(-1, -2) * scaling
+    scores = softcap * torch.tanh(scores / softcap)
+    weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+    return (weights @ v[:, None]).flatten(0, 1).transpose(0, 1)

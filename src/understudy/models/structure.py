@@ -1,0 +1,151 @@
+"""What a model is made of, found by structure: its decoder blocks, their Linears in the order a pass uses them, its head.
+
+Nothing here depends on an architecture's names; what cannot be run exactly is refused by name before any work is done."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..weights.layout import LinearSpec, ModelLayout
+
+_construction = threading.Lock()
+_RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+
+
+def refuse_unsupported(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming the kind, for models whose tree pass would not be exact (or is not built yet)."""
+    kind = config.get("model_type", "unknown")
+
+    def refuse(why: str) -> None:
+        raise CheckpointError(f"Model type {kind!r} is not supported yet: {why}. Dense decoder-only models are.")
+
+    if config.get("is_encoder_decoder"):
+        refuse("it is an encoder-decoder")
+    for part in ("vision_config", "audio_config", "text_config", "speech_config"):
+        if config.get(part):
+            refuse(f"it is multimodal (its config has {part}); use the text model's own checkpoint")
+    if any((config.get(key) or 0) > 1 for key in _EXPERTS):
+        refuse("it is a mixture of experts")
+    layers = " ".join(map(str, config.get("layer_types") or config.get("layers_block_type") or [])).lower()
+    if any(word in layers for word in _RECURRENT) or any(word in kind for word in ("mamba", "rwkv", "xlstm")):
+        refuse("it carries a recurrent state (hybrid or state-space layers)")
+    if config.get("quantization_config"):
+        refuse("its weights are already quantised; give the full-precision checkpoint")
+
+
+@contextmanager
+def _weights_on_meta() -> Iterator[None]:
+    """nn.Linear and nn.Embedding built inside hold no memory; buffers and norms are real and keep their computed values."""
+
+    def on_meta(original: Any) -> Any:
+        def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **{**kwargs, "device": "meta"})
+
+        return init
+
+    with _construction:
+        kept = [(cls, cls.__init__) for cls in (nn.Linear, nn.Embedding)]
+        try:
+            for cls, original in kept:
+                cls.__init__ = on_meta(original)  # type: ignore[method-assign]
+            yield
+        finally:
+            for cls, original in kept:
+                cls.__init__ = original  # type: ignore[method-assign]
+
+
+def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
+    """The stock causal model of a transformers `config`, without weights. Raises CheckpointError for an unknown class."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _weights_on_meta():
+            model: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attention)
+    except ValueError as error:
+        raise CheckpointError(f"transformers cannot build a {config.model_type!r} model: {str(error).splitlines()[0]}") from None
+    return model.eval()
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The ModuleList of decoder blocks and its name: the longest list of modules that hold Linears."""
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    best = [(name, m) for name, m in lists if any(isinstance(part, nn.Linear) for part in m.modules())]
+    if not best:
+        raise CheckpointError(f"{type(model).__name__} has no list of decoder blocks; it cannot be streamed.")
+    return max(best, key=lambda item: len(item[1]))
+
+
+def streamed_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Module name -> Linear, for the decoder blocks and the head, in definition order. Refuses blocks with bare weights."""
+    name, blocks = decoder_blocks(model)
+    found = {f"{name}.{path}": m for path, m in blocks.named_modules() if isinstance(m, nn.Linear)}
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(head, nn.Linear):
+        raise CheckpointError(f"{type(model).__name__} has no linear output head; it cannot be streamed.")
+    inside = {id(p) for m in found.values() for p in m.parameters()}
+    for path, parameter in blocks.named_parameters():
+        if id(parameter) not in inside and parameter.dim() > 1:
+            raise CheckpointError(f"{name}.{path} is a weight outside any Linear (experts, convolutions); this is not supported yet.")
+    for path, m in blocks.named_modules():
+        if isinstance(m, (nn.Conv1d, nn.Conv2d)):
+            raise CheckpointError(f"{name}.{path} is a convolution: hybrid or recurrent models are not supported yet.")
+    found[next(path for path, m in model.named_modules() if m is head)] = head
+    return found
+
+
+def execution_order(model: nn.Module, linears: Mapping[str, nn.Linear]) -> list[str]:
+    """The order in which one forward pass uses `linears`, seen by hooks on a pass without numbers (meta tensors)."""
+    order: list[str] = []
+    hooks = [m.register_forward_pre_hook(lambda *_, path=path: order.append(path)) for path, m in linears.items()]
+    meta = {name: torch.empty_like(p, device="meta") for name, p in (*model.named_parameters(), *model.named_buffers())}
+    zeros = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(model, meta, args=(), kwargs={"input_ids": zeros, "position_ids": zeros, "use_cache": False})
+    finally:
+        for hook in hooks:
+            hook.remove()
+    missing = [path for path in linears if path not in order]
+    if missing or len(order) != len(linears):
+        raise CheckpointError(f"A pass uses {len(order)} Linears of {len(linears)} (first unused: {missing[:1]}); not supported yet.")
+    return order
+
+
+def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
+    """Match the model's parameters with the checkpoint's tensor names (with or without the base model's prefix)."""
+    linears = streamed_linears(model)
+    order = execution_order(model, linears)
+    head = order[-1]
+    embedding = next(path for path, m in model.named_modules() if m is model.get_input_embeddings())  # type: ignore[operator]
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+
+    def stored(parameter: str) -> str:
+        for name in (parameter, parameter.removeprefix(prefix), prefix + parameter):
+            if name in tensors:
+                return name
+        raise CheckpointError(f"The checkpoint has no tensor {parameter!r}; it does not fit {type(model).__name__}.")
+
+    tied = bool(getattr(model.config, "tie_word_embeddings", False)) or f"{head}.weight" not in tensors
+    weight_of = {path: stored(f"{path}.weight") for path in order[:-1]}
+    weight_of[head] = stored(f"{embedding}.weight") if tied else stored(f"{head}.weight")
+    specs = tuple(LinearSpec(path, weight_of[path], tuple(linears[path].weight.shape)) for path in order)  # type: ignore[arg-type]
+    skip = {f"{path}.weight" for path in order} | {f"{embedding}.weight"}
+    shared = tuple(stored(name) for name, _ in model.named_parameters() if name not in skip)
+    for spec in specs:
+        if tuple(tensors[spec.weight].shape) != spec.shape:
+            raise CheckpointError(f"{spec.weight} has shape {tuple(tensors[spec.weight].shape)}, the config asks for {spec.shape}.")
+    return ModelLayout(specs, stored(f"{embedding}.weight"), shared)
+
+
+def parameter_names(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters by name, tied ones once."""
+    return dict(model.named_parameters())

@@ -1,0 +1,157 @@
+"""Where every byte goes, added up before anything is loaded. `--memory` is a ceiling: a plan that does not fit is refused,
+with the smallest budget that would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import UsageError
+from .sizes import format_size
+
+MIB = 1 << 20
+PAGE = 4096
+RUNTIME = 560 * MIB  # interpreter, torch, transformers, compiled kernels and allocator slack; measured, see docs/log.md
+RUNTIME_CUDA = 700 * MIB  # the driver's context and libraries on the device
+MARGIN = 0.02  # of the budget, for what no one can count
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model takes, in bytes; `parts` are its residuals in the order of a pass, the largest two must fit in the ring."""
+
+    parts: tuple[int, ...]
+    substitute: int
+    shared: int
+    kv_per_token: int
+    layers: int
+    tile_activations: int
+    logits: int
+    embedding_cache: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: budget in bytes, rows that run together, tokens per row, scratch slots for trees, and residents."""
+
+    budget: int
+    rows: int
+    context: int
+    scratch: int
+    drafts: bool
+    resident: str = "auto"
+    tile: int = 32
+    runtime: int = RUNTIME
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The placement. `items` adds up to at most `budget`; `residents` are part numbers kept in fast memory for good."""
+
+    budget: int
+    items: dict[str, int]
+    residents: frozenset[int]
+    ring: int
+    streamed: int
+    total: int
+    context: int
+    rows: int
+    device: str = "cpu"
+    method: str = "substitute"
+    link_bytes_per_second: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> int:
+        return sum(self.items.values())
+
+    @property
+    def plain_tokens_per_second(self) -> float | None:
+        """The limit of plain offloading: link bandwidth over bytes streamed per pass. None when nothing is streamed."""
+        return self.link_bytes_per_second / self.streamed if self.streamed and self.link_bytes_per_second else None
+
+    def to_dict(self) -> dict[str, Any]:
+        result = asdict(self)
+        result["residents"] = len(self.residents)
+        return {**result, "notes": list(self.notes), "used": self.used, "limit_plain_tokens_per_second": self.plain_tokens_per_second}
+
+    def lines(self) -> list[str]:
+        """For people: one line per kind of memory, then what is streamed and how fast that can be."""
+        width = max(map(len, self.items))
+        lines = [f"{name:<{width}}  {format_size(size):>10}" for name, size in self.items.items() if size]
+        lines.append(f"{'in all':<{width}}  {format_size(self.used):>10}  of {format_size(self.budget)} ({self.device})")
+        share = self.streamed / self.total if self.total else 0.0
+        lines.append(f"streamed per pass: {format_size(self.streamed)} of {format_size(self.total)} exact weights ({share:.0%})")
+        if (plain := self.plain_tokens_per_second) is not None:
+            speed = f"link {self.link_bytes_per_second / 1e9:.2f} GB/s: plain offloading at most {plain:.2f} tok/s"
+            lines.append(f"{speed}; drafting multiplies that by the tokens accepted per pass")
+        return [*lines, *self.notes]
+
+
+def make_plan(needs: Needs, request: Request) -> Plan:
+    """Place every byte. Raises UsageError naming the smallest budget, or the largest context, that would work."""
+    fixed = _fixed(needs, request, request.context)
+    usable = int(request.budget * (1 - MARGIN))
+    smallest_ring = _smallest_ring(needs) if needs.parts else 0
+    least = int((sum(fixed.values()) + smallest_ring) / (1 - MARGIN)) + 1
+    if least > request.budget:
+        raise UsageError(_too_small(needs, request, least, smallest_ring))
+    spare = usable - sum(fixed.values())
+    total = sum(needs.parts)
+    if request.resident == "none":
+        residents: frozenset[int] = frozenset()
+        ring = max(smallest_ring, min(spare, _round_trip(total)))
+    elif spare >= total:
+        residents, ring = frozenset(range(len(needs.parts))), 0
+    else:
+        ring = max(smallest_ring, min(spare // 4, 256 * MIB))
+        residents = spread(needs.parts, spare - ring)
+    kept = sum(needs.parts[i] for i in residents)
+    streamed = total - kept
+    items = {**fixed, "resident weights": kept, "ring": ring if streamed else 0}
+    return Plan(request.budget, items, residents, items["ring"], streamed, total, request.context, request.rows)
+
+
+def _fixed(needs: Needs, request: Request, context: int) -> dict[str, int]:
+    tiles = -(-(request.rows * (context + request.scratch)) // request.tile)
+    columns = context + request.scratch
+    return {
+        "runtime": request.runtime,
+        "substitute": needs.substitute if request.drafts else 0,
+        "shared tensors": needs.shared,
+        "KV cache": needs.kv_per_token * columns * request.rows,
+        "activations": needs.tile_activations * tiles,
+        "logits": needs.logits * request.rows,
+        "embedding rows": needs.embedding_cache,
+    }
+
+
+def _smallest_ring(needs: Needs) -> int:
+    """Room for the part in use, the one arriving, and what sticks out over the end."""
+    return 3 * max(-(-part // PAGE) * PAGE for part in needs.parts)
+
+
+def _round_trip(total: int) -> int:
+    """A ring of the whole model would be a resident model read again and again; half of it loses nothing."""
+    return total // 2 + 16 * MIB
+
+
+def _too_small(needs: Needs, request: Request, least: int, ring: int) -> str:
+    text = f"--memory {format_size(request.budget)} is too small: the smallest that works here is {format_size(least)}"
+    without = sum(_fixed(needs, request, 0).values()) + ring
+    room = request.budget * (1 - MARGIN) - without
+    slope = (sum(_fixed(needs, request, 4096).values()) - sum(_fixed(needs, request, 0).values())) / 4096
+    context = int(room / slope) // 64 * 64
+    return f"{text}, or use --context {context}." if context >= 128 else f"{text}."
+
+
+def spread(parts: Sequence[int], room: int) -> frozenset[int]:
+    """Part numbers to keep, evenly over the pass (so that the link and the arithmetic always overlap), in at most `room` bytes."""
+    total, kept, seen, chosen = sum(parts), 0, 0, []
+    for number, size in enumerate(parts):
+        seen += size
+        if kept + size <= room * seen / total and kept + size <= room:
+            kept += size
+            chosen.append(number)
+    return frozenset(chosen)
