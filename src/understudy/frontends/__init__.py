@@ -1,0 +1,83 @@
+"""The command line. A command is one file here and one line in the table; a command's dependencies are its own.
+
+Everything for people goes to stderr; stdout carries the text, the table, or the one JSON object."""
+
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import UnderstudyError
+from ..registry import find, lookup
+from .parser import Command, Parser
+
+COMMANDS = {
+    "run": "understudy.frontends.run:command",
+    "chat": "understudy.frontends.chat:command",
+    "plan": "understudy.frontends.plan:command",
+    "prepare": "understudy.frontends.prepare:command",
+    "export": "understudy.frontends.export:command",
+    "bench": "understudy.frontends.bench:command",
+    "doctor": "understudy.frontends.doctor:command",
+}
+
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `understudy` command: the exit status is 0, 1 (could not), 2 (wrong use) or 130 (Ctrl-C)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of few characters never stops the text
+    try:
+        status = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+    except UnderstudyError as error:
+        if os.environ.get("UNDERSTUDY_DEBUG") == "1":
+            raise
+        print(f"understudy: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("understudy: stopped.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough; nothing may be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv[:1] in (["--version"], ["-V"]):
+        version = importlib.import_module("understudy").__version__
+        print(f"understudy {version}")
+        return 0
+    if argv[:1] in (["--help"], ["-h"], ["help"]):
+        print(_overview())
+        return 0
+    if not argv:
+        print(_overview(), file=sys.stderr)
+        return 2
+    lookup("command", argv[0], COMMANDS)
+    command: Command = find("command", COMMANDS, argv[0])
+    parser = Parser(argv[0], command.summary)
+    command.declare(parser)
+    return command.run(parser.read(argv[1:]))
+
+
+def _overview() -> str:
+    lines = [
+        "Runs a language model larger than its memory, exactly, drafted by its own 4-bit copy.",
+        "",
+        "usage: understudy COMMAND [MODEL] [options]",
+        "",
+    ]
+    for name in COMMANDS:
+        command: Command = find("command", COMMANDS, name)
+        lines.append(f"  {name:9}{command.summary}")
+    lines += [
+        "",
+        "MODEL is a Hugging Face id, a checkpoint directory or a Store directory; without one, the built-in demo.",
+        "Try `understudy run`, or `understudy COMMAND --help` for a command's options.",
+    ]
+    return "\n".join(lines)

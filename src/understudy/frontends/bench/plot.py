@@ -1,0 +1,40 @@
+"""The result as a picture: what was reached, and the line above it that the link sets."""
+
+from pathlib import Path
+
+from ...errors import UnderstudyError
+from .rows import Bench, times
+
+
+def plot(bench: Bench, path: Path) -> None:
+    """Bars of tokens per second, one group for each temperature, a line above each bar where the link's limit is."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UnderstudyError("--plot needs matplotlib: pip install matplotlib.") from None
+    temperatures = sorted({row.temperature for row in bench.rows})
+    methods = list(dict.fromkeys(row.method for row in bench.rows))
+    width = 0.8 / len(methods)
+    figure = Figure(figsize=(max(6.0, 1.6 * len(temperatures) * len(methods)), 4.5), layout="constrained")
+    axes = figure.subplots()
+    for row in bench.rows:
+        place = temperatures.index(row.temperature) + (methods.index(row.method) - (len(methods) - 1) / 2) * width
+        colour = f"C{methods.index(row.method)}"
+        axes.bar(place, row.tokens_per_second, 0.9 * width, color=colour)
+        if row.limit is not None:
+            axes.hlines(row.limit, place - 0.45 * width, place + 0.45 * width, colors=colour, linestyles="dashed")
+        faster = times(row, bench.rows)
+        label = f"{row.tokens_per_second:.1f}" + (f"\n{faster:.1f}x" if faster is not None else "")
+        axes.annotate(label, (place, row.tokens_per_second), ha="center", va="bottom", fontsize=9)
+    for index, method in enumerate(methods):
+        axes.bar(0, 0, color=f"C{index}", label=method)
+    axes.hlines([], 0, 0, colors="grey", linestyles="dashed", label="limit of the link")
+    axes.set_xticks(range(len(temperatures)), [f"T = {t:g}" if t else "greedy" for t in temperatures])
+    axes.set_ylabel("tokens per second")
+    axes.set_title(f"{Path(bench.model).name}: the same tokens, by method")
+    axes.margins(y=0.15)
+    figure.legend(loc="outside right upper")
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UnderstudyError(f"Cannot write the picture to {path}: {error}.") from None

@@ -1,0 +1,49 @@
+"""The rows as a table for people, and the verdict on the tokens."""
+
+from collections.abc import Sequence
+
+from ...plan.sizes import format_size
+from ..show import rate
+from .rows import Bench, Row, times
+
+_HEAD = ("method", "T", "tok/s", "x none", "tok/pass", "per pass", "link", "of peak", "limit", "reached",
+         "draft", "wait", "compute", "rest", "first token", "memory")  # fmt: skip
+
+
+def table(bench: Bench) -> list[str]:
+    """The lines of the table, then the verdict."""
+    cells = [_HEAD, *(_cells(row, bench.rows) for row in bench.rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.rjust, line, widths)) for line in cells]
+    lines.insert(1, "-" * len(lines[0]))
+    peak = bench.rows[0].link_peak
+    lines += ["", f"link peak measured here: {rate(peak)}; limit = tokens per pass x link peak / bytes per pass"]
+    if bench.reference is not None:
+        lines.append(f"transformers in memory, greedy: {bench.reference}")
+    lines += [f"DIFFERENT: {line}" for line in bench.differences]
+    if not bench.differences:
+        lines.append(f"tokens: IDENTICAL over {len({row.method for row in bench.rows})} methods")
+    return lines
+
+
+def _cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
+    faster, limit = times(row, rows), row.limit
+    streams = row.bytes_streamed > 0
+    return (
+        row.method,
+        f"{row.temperature:g}",
+        f"{row.tokens_per_second:.2f}",
+        f"{faster:.2f}" if faster is not None else "-",
+        f"{row.tokens_per_pass:.2f}",
+        f"{row.bytes_per_pass / 1e6:.1f} MB" if streams else "-",
+        rate(row.link_bytes_per_second) if streams else "-",
+        f"{row.link_bytes_per_second / row.link_peak:.0%}" if streams else "-",
+        f"{limit:.2f}" if limit is not None else "-",
+        f"{row.tokens_per_second / limit:.0%}" if limit is not None else "-",
+        *(
+            f"{seconds / max(row.decode_seconds, 1e-9):.0%}"
+            for seconds in (row.draft_seconds, row.wait_seconds, row.compute_seconds, row.rest_seconds)
+        ),
+        f"{row.ttft_seconds:.2f} s",
+        format_size(row.peak_memory_bytes),
+    )

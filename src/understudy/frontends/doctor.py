@@ -1,0 +1,193 @@
+"""`understudy doctor`: what this machine has, what would be used of it, what is missing and what to do about that."""
+
+import importlib.util
+import os
+import platform
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..plan.sizes import format_size
+from .live import Live
+from .options import OUTPUT, declare
+from .parser import Command, Parser
+from .show import rate, to_json
+
+if TYPE_CHECKING:
+    from ..plan.machine import Machine
+
+NEEDED = (
+    *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "jinja2"),
+    *("numpy", "numba", "greenlet", "psutil", "xxhash"),
+)
+TRANSFORMERS = ((5, 17), (5, 24))  # from, and below: as in pyproject.toml
+VECTORS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "neon", "asimd")
+ENOUGH_TO_MEASURE = 4 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line. `advice` says what to do; `missing`: without it nothing runs."""
+
+    topic: str
+    value: str
+    advice: str = ""
+    missing: bool = False
+
+
+def _declare(parser: Parser) -> None:
+    declare(parser, OUTPUT)
+
+
+def _run(args: Namespace) -> int:
+    live = Live(args.quiet)
+    live.draw("looking around ...")
+    found = list(software())
+    if not any(finding.missing for finding in found):
+        found += hardware(cache_directory())
+    live.clear()
+    if args.json:
+        print(to_json({"findings": [asdict(finding) for finding in found]}))
+    else:
+        print("\n".join(lines(found)))
+    return 1 if any(finding.missing for finding in found) else 0
+
+
+def lines(found: list[Finding]) -> list[str]:
+    """The findings for people."""
+    text = []
+    for finding in found:
+        text.append(f"{finding.topic:16} {finding.value}")
+        if finding.advice:
+            text.append(f"{'':16} -> {finding.advice}")
+    return text
+
+
+def software() -> Iterator[Finding]:
+    """Versions, and what is not installed. Imports none of it."""
+    yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for name in NEEDED:
+        if importlib.util.find_spec(name) is None:
+            yield Finding(name, "not installed", f"pip install {name}", missing=True)
+            continue
+        try:
+            yield Finding(name, version(name), _version_advice(name, version(name)))
+        except PackageNotFoundError:
+            yield Finding(name, "installed, version unknown")
+
+
+def _version_advice(name: str, found: str) -> str:
+    if name != "transformers":
+        return ""
+    low, below = TRANSFORMERS
+    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    if low <= numbers < below:
+        return ""
+    return f"tried with {low[0]}.{low[1]} to {below[0]}.{below[1] - 1}; pip install 'transformers>=5.17,<5.24'"
+
+
+def hardware(cache: Path) -> Iterator[Finding]:
+    """Processor, memory, accelerator, and the disk that the Stores are on."""
+    from ..plan.machine import Machine
+
+    machine = Machine.inspect()
+    yield from _processor(machine)
+    yield from _memory(machine)
+    yield from _accelerator(machine)
+    yield from _storage(cache)
+
+
+def _processor(machine: "Machine") -> Iterator[Finding]:
+    import torch
+
+    from ..kernels.pack import packing_note
+
+    yield Finding("processor", f"{machine.cpu}, {machine.cores} cores to use")
+    flags = [flag for flag in VECTORS if flag in _flags()]
+    yield Finding(
+        "vectors", f"{', '.join(flags) or 'none known'} (torch uses {torch.backends.cpu.get_cpu_capability()})"
+    )
+    yield Finding("4-bit drafting", "ATen int4 kernel on the processor", packing_note())
+
+
+def _flags() -> set[str]:
+    """What the processor can do, as Linux names it; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except FileNotFoundError:
+        return set()
+    return {
+        flag for line in text.splitlines() if line.lower().startswith(("flags", "features")) for flag in line.split()
+    }
+
+
+def _memory(machine: "Machine") -> Iterator[Finding]:
+    from ..plan.cgroup import memory_limits
+    from ..tiers.probe import probe_memory
+
+    yield Finding(
+        "memory", f"{format_size(machine.total_memory)}, {format_size(machine.memory_limit)} of it free to use"
+    )
+    limits = [group.limit for group in memory_limits()]
+    yield Finding("container limit", format_size(min(limits)) if limits else "none")
+    yield Finding("memory speed", rate(probe_memory()))
+
+
+def _accelerator(machine: "Machine") -> Iterator[Finding]:
+    if machine.gpu is None:
+        yield Finding(
+            "GPU", "none that torch can use", "nothing to do: the processor computes, the disk is the slow tier"
+        )
+    else:
+        memory = f"{format_size(machine.gpu.free_memory)} of {format_size(machine.gpu.total_memory)} free"
+        yield Finding("GPU", f"{machine.gpu.name}, {memory}")
+
+
+def _storage(cache: Path) -> Iterator[Finding]:
+    from ..plan.machine import free_bytes
+    from ..tiers.probe import probe_disk
+
+    free = free_bytes(cache)
+    yield Finding("Stores", f"{cache} ({_stores(cache)}, {format_size(free)} free)", _cache_advice(cache, free))
+    file = _largest(cache)
+    if file is None:
+        yield Finding(
+            "disk speed", "not measured: no Store is prepared yet", "understudy prepare MODEL, then ask again"
+        )
+        return
+    probe = probe_disk(file)
+    how = "direct" if probe.direct else "through the page cache"
+    value = f"{rate(probe.bytes_per_second)} {how}, {probe.threads} readers of {format_size(probe.block)}"
+    yield Finding("disk speed", value, probe.note)
+
+
+def _stores(cache: Path) -> str:
+    count = sum(1 for _ in cache.glob("*/index.json"))
+    return f"{count} prepared"
+
+
+def _cache_advice(cache: Path, free: int) -> str:
+    place = cache
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        return f"{place} cannot be written: set UNDERSTUDY_CACHE to a directory that can"
+    return "set UNDERSTUDY_CACHE to a directory on a larger disk" if free < 10 << 30 else ""
+
+
+def _largest(cache: Path) -> Path | None:
+    """The largest file of a Store, if it is large enough to measure a disk with."""
+    files = [path for path in cache.glob("*/*.bin") if path.stat().st_size >= ENOUGH_TO_MEASURE]
+    return max(files, key=lambda path: path.stat().st_size, default=None)
+
+
+def cache_directory() -> Path:
+    """Where Stores are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("UNDERSTUDY_CACHE") or Path(base) / "understudy")
+
+
+command = Command("what this machine has, what would be used, what is missing", _declare, _run)

@@ -1,0 +1,115 @@
+"""One line on stderr that says how it goes. It never mixes with the text: on a shared terminal it stays below it."""
+
+import io
+import os
+import sys
+import time
+from typing import TextIO
+
+from ..plan.sizes import format_size
+from .show import duration, rate
+
+_CLEAR_LINE = "\r\x1b[K"
+_CLEAR_BELOW = "\x1b[J"
+_OPEN_LINE_BELOW = "\x1bD\x1b[A"  # scroll if need be, so that there is a line below this one
+_SAVE, _DOWN, _RESTORE = "\x1b7", "\x1b[B\r", "\x1b8"
+
+
+class Live:
+    """The line. On anything but a terminal it is never drawn."""
+
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.quiet = quiet
+        self.terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.shown = False
+        self.column: int | None = None  # of the text above, once text is written to the same terminal
+
+    def shares(self, stream: TextIO) -> bool:
+        """Whether text written to `stream` stands on the same terminal, or in the same file, as this line."""
+        try:
+            return os.path.sameopenfile(stream.fileno(), self.stream.fileno())
+        except io.UnsupportedOperation:  # a stream without a file behind it
+            return False
+
+    def draw(self, line: str) -> None:
+        """Show this line instead of the last one."""
+        if self.quiet or not self.terminal:
+            return
+        width = os.get_terminal_size(self.stream.fileno()).columns
+        line = line[: max(width - 1, 0)]
+        if self.column is None:
+            self._write(_CLEAR_LINE + line)
+        elif self.column % max(width, 1) or not self.column:  # at the very edge a cursor cannot be put back
+            self._write(_OPEN_LINE_BELOW + _SAVE + _DOWN + line + "\x1b[K" + _RESTORE)
+        self.shown = True
+
+    def clear(self) -> None:
+        """Take the line away, so that something else can be written."""
+        if self.shown:
+            self._write(_CLEAR_LINE if self.column is None else _CLEAR_BELOW)
+            self.shown = False
+
+    def above(self, text: str) -> None:
+        """This text now stands above the line, on the same terminal."""
+        _, newline, last = text.rpartition("\n")
+        self.column = len(last) + (0 if newline else self.column or 0)
+
+    def say(self, line: str) -> None:
+        """A line that stays, on a line of its own."""
+        if not self.quiet:
+            self.end()
+            self._write(line + "\n")
+
+    def end(self) -> None:
+        """Nothing is half written: what comes next starts on a line of its own."""
+        self.clear()
+        if self.column:
+            self._write("\n")
+        self.column = None
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
+        self.stream.flush()
+
+
+class Progress:
+    """What loading and preparing report: share, rate, time left. Live on a terminal, else a line each ten seconds."""
+
+    EVERY = 0.1
+    EVERY_LINE = 10.0
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.stage = ""
+        self.started = 0.0
+        self.first = 0.0
+        self.next = 0.0
+
+    def __call__(self, stage: str, done: float, total: float) -> None:
+        moment = time.monotonic()
+        if stage != self.stage:
+            self.stage, self.started, self.first = stage, moment, done
+            self.next = moment if self.live.terminal else moment + self.EVERY_LINE
+        if moment < self.next:
+            return
+        if self.live.terminal:
+            self.live.draw(self._line(done, total, moment))
+            self.next = moment + self.EVERY
+        else:
+            self.live.say(self._line(done, total, moment))
+            self.next = moment + self.EVERY_LINE
+
+    def _line(self, done: float, total: float, moment: float) -> str:
+        parts = [self.stage]
+        if total > 0:
+            parts.append(f"{min(done / total, 1.0):.0%}")
+        passed, gone = moment - self.started, done - self.first
+        if total >= 2**20:  # bytes
+            parts.append(f"{format_size(done)} of {format_size(total)}")
+        if passed > 1.0 and gone > 0:
+            if total >= 2**20:
+                parts.append(rate(gone / passed))
+            if total > done:
+                parts.append(f"{duration((total - done) * passed / gone)} left")
+        return " · ".join(parts)

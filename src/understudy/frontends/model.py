@@ -1,0 +1,43 @@
+"""The MODEL argument: a Hugging Face id, a checkpoint directory, a Store directory, or `demo` (also when left out)."""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from ..errors import UsageError
+
+DEMO = "demo"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+
+
+def resolve(model: str | None) -> str | None:
+    """What LLM takes: None for the built-in demo model. UsageError for what can be no model at all."""
+    if model is None or model == DEMO:
+        return None
+    path = Path(model).expanduser()
+    if path.exists():
+        if not path.is_dir():
+            raise UsageError(f"{model} is a file; MODEL is the directory that holds config.json, or a Hugging Face id.")
+        return str(path)
+    if model[:1] in ("/", ".", "~") or (model.count("/") > 1 and "@" not in model):
+        raise UsageError(f"There is no directory {model}.{_nearest(path)}")
+    if not _HUB_ID.fullmatch(model):
+        raise UsageError(
+            f"{_short(model)!r} is no model. For a prompt to the built-in model: understudy run {DEMO} 'PROMPT'."
+        )
+    if get_close_matches(model, [DEMO]):
+        raise UsageError(f"No model {model!r}. Did you mean {DEMO!r}?")
+    return model
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _nearest(path: Path) -> str:
+    """The directory beside it that was probably meant."""
+    if not path.parent.is_dir():
+        return f" Nor is there {path.parent}." if path.parent.name else ""
+    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    close = get_close_matches(path.name, names, n=1)
+    return f" Did you mean {path.parent / close[0]}?" if close else ""

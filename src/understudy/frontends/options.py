@@ -1,0 +1,161 @@
+"""Every option that more than one command takes, each defined once. Names follow transformers and vLLM.
+
+An option that was not given stays None, so the defaults live where the meaning lives: in LLM and SamplingParams."""
+
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..params import SamplingParams
+from ..plan.sizes import parse_size
+from .parser import Parser
+
+
+def one_of(option: str, names: Sequence[str]) -> Any:
+    """An argument type: one of `names`, with the nearest one in the error."""
+
+    def convert(text: str) -> str:
+        if text in names:
+            return text
+        close = get_close_matches(text, names, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UsageError(f"--{option} cannot be {text!r}.{hint} Known: {', '.join(names)}.")
+
+    return convert
+
+
+def whole(text: str) -> int:
+    """An argument type: a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def count(text: str) -> int:
+    """An argument type: one or more."""
+    if whole(text) < 1:
+        raise ArgumentTypeError(f"must be 1 or more, got {text!r}")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """An argument type: a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def memory(text: str) -> str:
+    """An argument type: a size, checked at once and read by LLM."""
+    parse_size(text)
+    return text
+
+
+def token_ids(text: str) -> list[int]:
+    """An argument type: `1,2,3`."""
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise UsageError(f"--prompt-ids takes whole numbers such as 1,2,3, not {text!r}.") from None
+
+
+@dataclass(frozen=True)
+class Option:
+    flag: str
+    help: str
+    keywords: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.flag.lstrip("-").replace("-", "_")
+
+
+def _value(flag: str, metavar: str, help: str, convert: Any = str, **more: Any) -> Option:
+    return Option(flag, help, {"metavar": metavar, "type": convert, **more})
+
+
+def _choice(flag: str, names: tuple[str, ...], help: str) -> Option:
+    return _value(flag, "|".join(names), help, one_of(flag.lstrip("-"), names))
+
+
+def _switch(flag: str, help: str) -> Option:
+    return Option(flag, help, {"action": "store_true"})
+
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+RESIDENT = ("auto", "none", "residual", "whole")
+
+PREPARATION = (
+    _value("--bits", "4|8", "bits of the copy that drafts (default 4)", whole),
+    _value("--codec", "NAME", "how the exact weights are stored (default raw)"),
+    _switch("--offline", "use only what is on this machine already"),
+)
+PLACEMENT = (
+    _value("--memory", "SIZE", "ceiling on fast memory, such as 8GiB (default: what is free)", memory),
+    _value("--host-memory", "SIZE", "ceiling on host memory behind an accelerator, such as 32GiB", memory),
+    _choice("--device", DEVICES, "where to compute"),
+    _choice("--dtype", DTYPES, "precision of the exact model (auto: the checkpoint's own)"),
+    _choice("--resident", RESIDENT, "exact weights kept in fast memory (auto: what the budget leaves)"),
+    _value("--context", "N", "longest prompt and answer together, in tokens", count),
+    *PREPARATION,
+)
+METHOD = (
+    _value("--method", "NAME", "who drafts: substitute (default), none, ngram or classic:MODEL; name:key=value,..."),
+)
+LENGTH = (_value("--max-new-tokens", "N", "longest answer, in tokens (default 128)", count),)
+SAMPLING = (
+    *LENGTH,
+    _value("--temperature", "T", "0 takes the likeliest token (default); more is more varied", number),
+    _value("--top-p", "P", "sample from the likeliest tokens that make up this share", number),
+    _value("--top-k", "K", "sample from the K likeliest tokens (0: all)", whole),
+    _value("--min-p", "P", "leave out tokens below this share of the likeliest one", number),
+    _value("--seed", "N", "one seed, one text (default 0)", whole),
+    _value("--stop", "TEXT", "end before this text; may be given several times", action="append"),
+    _switch("--ignore-eos", "go on past the model's own end mark"),
+)
+PROMPT = (
+    _value("--prompt-file", "FILE", "read the prompt from a UTF-8 file", Path),
+    _value("--prompt-ids", "1,2,3", "the prompt as token ids", token_ids),
+)
+JSON = _switch("--json", "print exactly one JSON object on stdout")
+QUIET = _switch("--quiet", "nothing on stderr but errors")
+OUTPUT = (JSON, QUIET)
+
+_TITLES = {"model and memory": PLACEMENT + METHOD, "text": SAMPLING + PROMPT, "output": OUTPUT}
+
+
+def declare(parser: Parser, *groups: Sequence[Option]) -> None:
+    """Add these options, in the order and under the titles they always have."""
+    wanted = [option for group in groups for option in group]
+    for title, known in _TITLES.items():
+        group = parser.add_argument_group(title)
+        for option in known:
+            if option in wanted:
+                group.add_argument(option.flag, help=option.help, **option.keywords)
+
+
+def _given(args: Namespace, options: Sequence[Option]) -> dict[str, Any]:
+    values = {option.name: getattr(args, option.name, None) for option in options}
+    return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
+def placement(args: Namespace) -> dict[str, Any]:
+    """What the user said about the model and its memory, as keywords of LLM."""
+    return _given(args, PLACEMENT + METHOD)
+
+
+def preparation(args: Namespace) -> dict[str, Any]:
+    """What the user said about the Store, as keywords of LLM and of prepare."""
+    return _given(args, PREPARATION)
+
+
+def sampling(args: Namespace) -> SamplingParams:
+    """What the user said about the text."""
+    return SamplingParams(**_given(args, SAMPLING))

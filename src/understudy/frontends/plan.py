@@ -1,0 +1,28 @@
+"""`understudy plan`: where every byte would go and how fast that should be. Loads no weights."""
+
+from argparse import Namespace
+
+from .live import Live, Progress
+from .model import resolve
+from .options import METHOD, OUTPUT, PLACEMENT, declare, placement
+from .parser import Command, Parser
+from .show import to_json
+
+
+def _declare(parser: Parser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
+    declare(parser, PLACEMENT, METHOD, OUTPUT)
+
+
+def _run(args: Namespace) -> int:
+    model = resolve(args.model)
+    live = Live(args.quiet)
+    from ..llm import LLM
+
+    plan = LLM.plan_only(model, progress=Progress(live), **placement(args))
+    live.clear()
+    print(to_json(plan.to_dict()) if args.json else "\n".join(plan.lines()))
+    return 0
+
+
+command = Command("the placement and the predicted speed; loads no weights", _declare, _run)

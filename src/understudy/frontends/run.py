@@ -1,0 +1,34 @@
+"""`understudy run`: one prompt, its continuation on stdout."""
+
+from argparse import Namespace
+
+from . import INTERRUPTED
+from .live import Live, Progress
+from .model import resolve
+from .options import METHOD, OUTPUT, PLACEMENT, PROMPT, SAMPLING, declare, placement, sampling
+from .parser import Command, Parser
+from .prompt import prompt_of
+from .reply import CANCELLED, receive
+from .show import to_json
+
+
+def _declare(parser: Parser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue; - reads standard input")
+    declare(parser, PLACEMENT, METHOD, SAMPLING, PROMPT, OUTPUT)
+
+
+def _run(args: Namespace) -> int:
+    model, params = resolve(args.model), sampling(args)
+    live = Live(args.quiet)
+    prompt = prompt_of(args, demo=model is None, live=live)
+    from ..llm import LLM
+
+    with LLM(model, progress=Progress(live), **placement(args)) as llm:
+        reply = receive(llm.stream(prompt, params), live, silent=args.json)
+    if args.json:
+        print(to_json(reply.to_dict()))
+    return INTERRUPTED if reply.finish_reason == CANCELLED else 0
+
+
+command = Command("continue a prompt, streamed to stdout", _declare, _run)
