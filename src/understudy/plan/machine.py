@@ -29,6 +29,14 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class Speeds:
+    """What has to be measured."""
+
+    disk: DiskProbe
+    memory_bandwidth: float
+
+
+@dataclass(frozen=True)
 class Machine:
     """`memory_limit`: the most this process could hold now. `disk` and `memory_bandwidth` are None until `measured`."""
 
@@ -46,15 +54,15 @@ class Machine:
         return cls(_cpu_name(), cores(), psutil.virtual_memory().total, memory_limit(), _gpu())
 
     def measured(self, file: Path, cache: Path, *, again: bool = False) -> "Machine":
-        """With the speeds of memory and of the disk under `file`: remembered in `cache` for its directory, or measured."""
+        """With the speeds of memory and of the disk of `file`: remembered in `cache` by its directory, or measured."""
         key = f"{file.resolve().parent} on {self.cpu}"
         known = _remembered(cache / "machine.json")
         if again or key not in known:
-            from ..tiers.probe import probe_disk, probe_memory  # torch: not for those who only ask for a size
+            from ..tiers import probe  # torch: not for those who only ask for a size
 
-            known[key] = {"disk": asdict(probe_disk(file)), "memory_bandwidth": probe_memory()}
+            known[key] = Speeds(probe.probe_disk(file), probe.probe_memory())
             _remember(cache / "machine.json", known)
-        return replace(self, disk=DiskProbe(**known[key]["disk"]), memory_bandwidth=known[key]["memory_bandwidth"])
+        return replace(self, disk=known[key].disk, memory_bandwidth=known[key].memory_bandwidth)
 
     @property
     def link_bandwidth(self) -> float:
@@ -114,20 +122,20 @@ def _gpu() -> Gpu | None:
     return Gpu(torch.cuda.get_device_name(), total, free)
 
 
-def _remembered(path: Path) -> dict[str, Any]:
-    """What was measured before; nothing if that cannot be read any more, and it is measured again."""
+def _remembered(path: Path) -> dict[str, Speeds]:
+    """What was measured before; nothing if the file is missing or not in this form, and it is measured again."""
     try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
+        known = dict(json.loads(path.read_text())).items()
+        return {key: Speeds(DiskProbe(**speeds["disk"]), float(speeds["memory_bandwidth"])) for key, speeds in known}
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
-    return {key: value for key, value in known.items() if value.keys() == {"disk", "memory_bandwidth"}}
 
 
-def _remember(path: Path, known: dict[str, Any]) -> None:
+def _remember(path: Path, known: dict[str, Speeds]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(known, indent=1) + "\n")
+        fresh.write_text(json.dumps({key: asdict(speeds) for key, speeds in known.items()}, indent=1) + "\n")
         fresh.replace(path)
     except OSError:
         return  # a cache that cannot be written costs another second next time, nothing else

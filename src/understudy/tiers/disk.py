@@ -87,17 +87,11 @@ class DiskTier:
         except TransferError:
             self._close_files()
             raise
+        self.direct = all(file.direct for file in self._files.values())
+        self.note = "; ".join(file.note for file in self._files.values() if file.note)
         self._threads = [threading.Thread(target=self._serve, name=f"disk-{n}", daemon=True) for n in range(threads)]
         for thread in self._threads:
             thread.start()
-
-    @property
-    def direct(self) -> bool:
-        return all(file.direct for file in self._files.values())
-
-    @property
-    def note(self) -> str:
-        return "; ".join(file.note for file in self._files.values() if file.note)
 
     @property
     def traffic(self) -> Traffic:

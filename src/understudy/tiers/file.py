@@ -50,7 +50,7 @@ class File:
             if start + came <= got:
                 self._short(offset, needed, got)
             got = start + came
-        if not self.direct:
+        if not self.direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, offset, got, os.POSIX_FADV_DONTNEED)
 
     def _short(self, offset: int, wanted: int, got: int) -> NoReturn:

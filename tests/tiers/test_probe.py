@@ -1,0 +1,48 @@
+"""The probe ends in time, chooses among what it was given, and prefers small buffers to a lead that is noise."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from understudy.errors import TransferError
+from understudy.tiers.probe import CANDIDATES, choose, measure_disk, probe_disk, probe_memory
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("probe") / "weights.bin"
+    path.write_bytes(bytes(20 * MIB + 123))
+    return path
+
+
+def test_a_probe_is_short_and_its_choice_was_offered(weights: Path) -> None:
+    began = time.perf_counter()
+    probe = probe_disk(weights, seconds=0.4)
+    assert time.perf_counter() - began < 2
+    assert (probe.block, probe.threads) in CANDIDATES
+    assert probe.bytes_per_second > 1e6
+
+
+def test_measuring_a_range(weights: Path) -> None:
+    assert measure_disk(weights, MIB, 2, 0.05, start=5 * MIB, stop=9 * MIB) > 1e6
+
+
+def test_a_file_smaller_than_a_block(tmp_path: Path) -> None:
+    path = tmp_path / "small.bin"
+    path.write_bytes(bytes(3 * 4096 + 1))
+    assert measure_disk(path, 8 * MIB, 4, 0.02) > 0
+    with pytest.raises(TransferError, match=r"small\.bin is too short to measure"):
+        measure_disk(path, MIB, 1, 0.02, start=3 * 4096)
+
+
+def test_the_choice_under_noise() -> None:
+    assert choose({(MIB, 2): 1.0e9, (2 * MIB, 2): 2.9e9, (8 * MIB, 8): 3.0e9}) == (2 * MIB, 2)
+    assert choose({(MIB, 2): 1.0e9, (2 * MIB, 2): 2.0e9, (8 * MIB, 8): 3.0e9}) == (8 * MIB, 8)
+    assert choose({(MIB, 4): 1.0, (2 * MIB, 2): 1.0}) == (MIB, 4)
+
+
+def test_memory_bandwidth_is_plausible() -> None:
+    assert 1e8 < probe_memory(16 * MIB, 0.02) < 1e13
