@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import UnderstudyError, UsageError
-    from .llm import LLM, Completion, Stats, Step
+    from .llm import LLM, Completion, Step
     from .params import SamplingParams
+    from .stats import Stats
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "Completion", "SamplingParams", "Stats", "Step", "UnderstudyError", "UsageError"]
@@ -16,7 +17,7 @@ __all__ = ["LLM", "Completion", "SamplingParams", "Stats", "Step", "UnderstudyEr
 _HOMES = {
     "LLM": "llm",
     "Completion": "llm",
-    "Stats": "llm",
+    "Stats": "stats",
     "Step": "llm",
     "SamplingParams": "params",
     "UnderstudyError": "errors",

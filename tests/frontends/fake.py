@@ -30,7 +30,7 @@ class Stats:
     bytes_streamed: int = 0
     stream_seconds: float = 0.0
     link_bytes_per_second: float = 0.0
-    limit_tokens_per_second: float = float("inf")
+    limit_tokens_per_second: float | None = None
     peak_memory_bytes: int = 300 << 20
     draft_seconds: float = 0.0
     wait_seconds: float = 0.0
@@ -143,7 +143,7 @@ class LLM:
                 mean_accepted=1.0,
                 tokens_per_second=speed,
                 decode_seconds=count / speed,
-                bytes_streamed=count * 10**7,
+                bytes_streamed=(count + 1) * 10**7,
                 stream_seconds=count * 0.01,
                 link_bytes_per_second=1e9,
                 wait_seconds=count / speed / 2,

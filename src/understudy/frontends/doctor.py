@@ -47,7 +47,9 @@ def _run(args: Namespace) -> int:
     live.draw("looking around ...")
     found = list(software())
     if not any(finding.missing for finding in found):
-        found += hardware(cache_directory())
+        from ..weights.prepare import cache_directory
+
+        found += hardware(cache_directory(os.environ))
     live.clear()
     if args.json:
         print(to_json({"findings": [asdict(finding) for finding in found]}))
@@ -106,10 +108,9 @@ def _processor(machine: "Machine") -> Iterator[Finding]:
     from ..kernels.pack import packing_note
 
     yield Finding("processor", f"{machine.cpu}, {machine.cores} cores to use")
-    flags = [flag for flag in VECTORS if flag in _flags()]
-    yield Finding(
-        "vectors", f"{', '.join(flags) or 'none known'} (torch uses {torch.backends.cpu.get_cpu_capability()})"
-    )
+    known = _flags()
+    flags = ", ".join(flag for flag in VECTORS if flag in known) or "none known"
+    yield Finding("vectors", f"{flags} (torch uses {torch.backends.cpu.get_cpu_capability()})")
     yield Finding("4-bit drafting", "ATen int4 kernel on the processor", packing_note())
 
 
@@ -119,18 +120,16 @@ def _flags() -> set[str]:
         text = Path("/proc/cpuinfo").read_text()
     except FileNotFoundError:
         return set()
-    return {
-        flag for line in text.splitlines() if line.lower().startswith(("flags", "features")) for flag in line.split()
-    }
+    lines = [line for line in text.splitlines() if line.lower().startswith(("flags", "features"))]
+    return set(" ".join(lines[:1]).split())
 
 
 def _memory(machine: "Machine") -> Iterator[Finding]:
     from ..plan.cgroup import memory_limits
     from ..tiers.probe import probe_memory
 
-    yield Finding(
-        "memory", f"{format_size(machine.total_memory)}, {format_size(machine.memory_limit)} of it free to use"
-    )
+    total, free = format_size(machine.total_memory), format_size(machine.memory_limit)
+    yield Finding("memory", f"{total}, {free} of it free to use")
     limits = [group.limit for group in memory_limits()]
     yield Finding("container limit", format_size(min(limits)) if limits else "none")
     yield Finding("memory speed", rate(probe_memory()))
@@ -138,9 +137,7 @@ def _memory(machine: "Machine") -> Iterator[Finding]:
 
 def _accelerator(machine: "Machine") -> Iterator[Finding]:
     if machine.gpu is None:
-        yield Finding(
-            "GPU", "none that torch can use", "nothing to do: the processor computes, the disk is the slow tier"
-        )
+        yield Finding("GPU", "none that torch can use: the processor computes, the disk is the slow tier")
     else:
         memory = f"{format_size(machine.gpu.free_memory)} of {format_size(machine.gpu.total_memory)} free"
         yield Finding("GPU", f"{machine.gpu.name}, {memory}")
@@ -154,9 +151,7 @@ def _storage(cache: Path) -> Iterator[Finding]:
     yield Finding("Stores", f"{cache} ({_stores(cache)}, {format_size(free)} free)", _cache_advice(cache, free))
     file = _largest(cache)
     if file is None:
-        yield Finding(
-            "disk speed", "not measured: no Store is prepared yet", "understudy prepare MODEL, then ask again"
-        )
+        yield Finding("disk speed", "not measured: no Store yet", "understudy prepare MODEL, then ask again")
         return
     probe = probe_disk(file)
     how = "direct" if probe.direct else "through the page cache"
@@ -182,12 +177,6 @@ def _largest(cache: Path) -> Path | None:
     """The largest file of a Store, if it is large enough to measure a disk with."""
     files = [path for path in cache.glob("*/*.bin") if path.stat().st_size >= ENOUGH_TO_MEASURE]
     return max(files, key=lambda path: path.stat().st_size, default=None)
-
-
-def cache_directory() -> Path:
-    """Where Stores are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("UNDERSTUDY_CACHE") or Path(base) / "understudy")
 
 
 command = Command("what this machine has, what would be used, what is missing", _declare, _run)

@@ -9,7 +9,8 @@ from .live import Live
 from .show import now, summary
 
 if TYPE_CHECKING:
-    from ..llm import Stats, Step
+    from ..llm import Step
+    from ..stats import Stats
 
 CANCELLED = "cancelled"
 

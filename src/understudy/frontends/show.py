@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..plan.sizes import format_size
 
 if TYPE_CHECKING:
-    from ..llm import Stats
+    from ..stats import Stats
 
 
 def rate(bytes_per_second: float) -> str:
@@ -46,7 +46,7 @@ def summary(stats: "Stats", finish_reason: str) -> str:
     ]
     if stats.bytes_streamed:
         parts.append(f"{format_size(stats.bytes_streamed)} streamed at {rate(stats.link_bytes_per_second)}")
-        if math.isfinite(stats.limit_tokens_per_second):
+        if stats.limit_tokens_per_second is not None:
             parts.append(f"limit {stats.limit_tokens_per_second:.1f} tok/s")
     parts += [f"first token {duration(stats.ttft_seconds)}", f"peak memory {format_size(stats.peak_memory_bytes)}"]
     if finish_reason == "cancelled":

@@ -12,62 +12,55 @@ BASELINE = "none"
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one temperature, summed over the prompts. Times in seconds."""
+    """One method at one temperature, summed over the prompts. Times in seconds, speeds in bytes per second.
+
+    Speed and passes are those after the first token, which comes with the pass that reads the prompt."""
 
     method: str
     temperature: float
     token_ids: tuple[tuple[int, ...], ...]
-    new_tokens: int
-    rounds: int
+    passes: int
     tokens_per_pass: float
     decode_seconds: float
     draft_seconds: float
     wait_seconds: float
     compute_seconds: float
     ttft_seconds: float
-    bytes_streamed: int
-    stream_seconds: float
+    bytes_per_pass: float
+    link_bytes_per_second: float
+    link_peak: float
     peak_memory_bytes: int
-    link_peak: float  # bytes per second, measured on this machine
 
     @classmethod
     def of(cls, method: str, temperature: float, completions: "Sequence[Completion]", link_peak: float) -> "Row":
         stats = [completion.stats for completion in completions]
-        rounds = sum(s.rounds for s in stats)
+        passes = sum(s.rounds for s in stats)
+        busy = sum(s.stream_seconds for s in stats)
         return cls(
             method,
             temperature,
             tuple(tuple(completion.token_ids) for completion in completions),
-            sum(s.new_tokens for s in stats),
-            rounds,
-            sum(s.mean_accepted * s.rounds for s in stats) / max(rounds, 1),
+            passes,
+            sum(s.mean_accepted * s.rounds for s in stats) / max(passes, 1),
             sum(s.decode_seconds for s in stats),
             sum(s.draft_seconds for s in stats),
             sum(s.wait_seconds for s in stats),
             sum(s.compute_seconds for s in stats),
             sum(s.ttft_seconds for s in stats) / len(stats),
-            sum(s.bytes_streamed for s in stats),
-            sum(s.stream_seconds for s in stats),
-            max(s.peak_memory_bytes for s in stats),
+            sum(s.bytes_streamed for s in stats) / (passes + len(stats)),
+            sum(s.link_bytes_per_second * s.stream_seconds for s in stats) / max(busy, 1e-9),
             link_peak,
+            max(s.peak_memory_bytes for s in stats),
         )
 
     @property
     def tokens_per_second(self) -> float:
-        return self.new_tokens / max(self.decode_seconds, 1e-9)
-
-    @property
-    def bytes_per_pass(self) -> float:
-        return self.bytes_streamed / max(self.rounds, 1)
-
-    @property
-    def link_bytes_per_second(self) -> float:
-        return self.bytes_streamed / self.stream_seconds if self.stream_seconds else 0.0
+        return self.tokens_per_pass * self.passes / max(self.decode_seconds, 1e-9)
 
     @property
     def limit(self) -> float | None:
         """Tokens per second if nothing but a link that never rests took time: A * B / b. None: nothing streams."""
-        return self.tokens_per_pass * self.link_peak / self.bytes_per_pass if self.bytes_streamed else None
+        return self.tokens_per_pass * self.link_peak / self.bytes_per_pass if self.bytes_per_pass else None
 
     @property
     def rest_seconds(self) -> float:
@@ -77,8 +70,6 @@ class Row:
         return {
             **vars(self),
             "tokens_per_second": self.tokens_per_second,
-            "bytes_per_pass": self.bytes_per_pass,
-            "link_bytes_per_second": self.link_bytes_per_second,
             "limit_tokens_per_second": self.limit,
             "rest_seconds": self.rest_seconds,
         }

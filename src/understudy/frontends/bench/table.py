@@ -28,7 +28,7 @@ def table(bench: Bench) -> list[str]:
 
 def _cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     faster, limit = times(row, rows), row.limit
-    streams = row.bytes_streamed > 0
+    streams = row.bytes_per_pass > 0
     return (
         row.method,
         f"{row.temperature:g}",
