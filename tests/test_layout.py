@@ -1,0 +1,106 @@
+"""Imports point one way, and every file stays small and says what it is for."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "understudy"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part may import of the others. All may import errors, params and registry.
+ANYONE = {"errors", "params", "registry"}
+MAY_IMPORT = {
+    "tree": set(),
+    "cache": {"tree"},
+    "verify": {"tree"},
+    "sampling": set(),
+    "text": set(),
+    "demo": set(),
+    "kernels": {"tree"},
+    "tiers": set(),
+    "codecs": {"kernels"},
+    "quantizers": {"kernels"},
+    "weights": {"codecs", "quantizers", "kernels"},
+    "plan": {"tiers"},
+    "models": {"cache", "tree", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"},
+    "drafters": {"cache", "tree", "verify", "sampling", "models", "plan"},
+    "engine": {"cache", "tree", "verify", "sampling", "drafters"},
+    "stats": {"engine", "models", "plan"},
+    "source": {"models", "weights", "demo"},
+    "llm": {"engine", "stats", "source", "text", "cache", "sampling", "drafters", "models", "plan", "tiers", "weights"},
+    "frontends": {"llm", "stats", "plan", "weights", "tiers", "kernels", "demo"},
+}
+VAGUE = re.compile(r"(Manager|Handler|Context|Backend|Utils?)$")
+
+
+def part(path: Path) -> str:
+    """`weights` of src/understudy/weights/store.py."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of the package that this file imports when it runs (not only for type checking)."""
+    package = ("understudy", *path.relative_to(PACKAGE).parts[:-1])
+    found = set()
+    for node in _running(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*base, *(node.module or "").split("."))
+            names = [tuple(filter(None, module))] if node.module else [(*base, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        else:
+            continue
+        found |= {name[1] for name in names if name[0] == "understudy" and len(name) > 1}
+    return found - {part(path)}
+
+
+def _running(tree: ast.AST) -> list[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING:`."""
+    nodes = [tree]
+    for child in ast.iter_child_nodes(tree):
+        if not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
+            nodes += _running(child)
+    return nodes
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_lies_below_it(path: Path) -> None:
+    if part(path) not in {"__init__", "__main__", *ANYONE}:
+        assert imported(path) <= MAY_IMPORT[part(path)] | ANYONE
+
+
+def test_no_part_imports_itself_through_others() -> None:
+    def below(name: str, seen: frozenset[str] = frozenset()) -> set[str]:
+        assert name not in seen, f"{name} imports itself through {sorted(seen)}"
+        lower = MAY_IMPORT.get(name, set())
+        return lower.union(*(below(other, seen | {name}) for other in lower))
+
+    for name in MAY_IMPORT:
+        assert name not in below(name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_says_its_idea_and_stays_small(path: Path) -> None:
+    source = path.read_text()
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree), "no docstring says what this file is for"
+    assert source.count("\n") <= 300
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            assert not VAGUE.search(node.name), node.name
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 70, f"{node.name} does not fit a screen"
+
+
+def test_every_part_has_tests() -> None:
+    tested = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("test_*.py")}
+    tested |= {name.removeprefix("test_").removesuffix(".py") for name in tested}
+    assert set(MAY_IMPORT) <= tested, sorted(set(MAY_IMPORT) - tested)
+
+
+def test_the_package_is_small() -> None:
+    assert sum(path.stat().st_size for path in PACKAGE.rglob("*") if "__pycache__" not in path.parts) < 25 << 20
