@@ -1,0 +1,211 @@
+"""From what the user named to a model ready to run: find the source, prepare it once, plan, load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import demo
+from .errors import CheckpointError, StoreError, UsageError
+from .models import structure
+from .models.model import SCRATCH, Model, needs
+from .models.paired import ATTENTION
+from .models.target import TILE
+from .plan.machine import Machine
+from .plan.memory import Needs, Plan, Request, make_plan
+from .plan.sizes import parse_size
+from .registry import lookup
+from .weights.checkpoint import Checkpoint
+from .weights.layout import ModelLayout
+from .weights.prepare import cache_directory, prepare, store_path
+from .weights.store import RESIDUAL, Store
+
+Report = Callable[[str, float, float], None]
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+BITS = {4: "int4", 8: "int8", 16: "exact"}
+CONTEXTS = (4096, 2048, 1024, 512)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen when a model is loaded. Sizes are bytes or texts such as "8GiB"; None: decided here.
+
+    rows: sequences that run together. throttle: bytes/s the disk is slowed down to, for tests and benchmarks (0: not)."""
+
+    memory: str | int | None = None
+    host_memory: str | int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    method: str = "substitute"
+    resident: str = "auto"
+    context: int | None = None
+    rows: int | None = None
+    bits: int = 4
+    quantizer: str | None = None
+    codec: str = "raw"
+    output: str | Path | None = None
+    offline: bool = False
+    throttle: float = 0.0
+    cache: Path = Path()
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], environment: Mapping[str, str]) -> Options:
+        """Check every option; an unknown one is an error that names the nearest."""
+        known = {field.name: field for field in fields(cls) if field.name != "cache"}
+        for name in given:
+            lookup("option", name, known)
+        options = cls(**given, cache=cache_directory(environment))
+        lookup("dtype", options.dtype, {"auto": 0, **DTYPES})
+        lookup("device", options.device, {"auto": 0, "cpu": 0, "cuda": 0})
+        lookup("resident", options.resident, {"auto": 0, "none": 0, "residual": 0})
+        for name in ("context", "rows"):
+            value = getattr(options, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be 1 or more, got {value}.")
+        if options.quantizer is None and options.bits not in BITS:
+            raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))}, got {options.bits}.")
+        return options
+
+    @property
+    def recipe(self) -> str:
+        return self.quantizer or BITS[self.bits]
+
+    @property
+    def drafts(self) -> bool:
+        return self.method.partition(":")[0] == "substitute"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    store: Store
+    plan: Plan
+    machine: Machine
+    tokenizer: Any
+    model: Model
+    stop_ids: frozenset[int]
+
+
+def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
+    """The Store or Checkpoint that `model` names; None is the built-in demo model."""
+    if model is None:
+        model = demo.path()
+    path = Path(model).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise CheckpointError(f"{path} has no config.json: it is neither a checkpoint nor a Store.")
+    if (path / "index.json").is_file():
+        return Store.open(path)
+    return Checkpoint.open(model, offline=options.offline)
+
+
+def prepare_source(source: Store | Checkpoint, options: Options, report: Report | None) -> Store:
+    """The Store of a checkpoint: made now if it is not there yet, and then found again at the next start."""
+    if isinstance(source, Store):
+        return source
+    layout = layout_of(source)
+    directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
+    progress = None if report is None else lambda done, total, name: report("preparing", done, total)
+    return prepare(source, layout, directory, quantizer=options.recipe, codec=options.codec, progress=progress)
+
+
+def stored_at(source: Checkpoint, options: Options) -> Path:
+    return store_path(source.path.name, source.fingerprint, options.recipe, options.codec, environment={"UNDERSTUDY_CACHE": str(options.cache)})
+
+
+def config_of(directory: Path) -> Any:
+    """The transformers config in `directory`. CheckpointError for kinds that are unknown or unsupported, before any work."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory)
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(f"{directory}/config.json is not one transformers knows: {str(error).splitlines()[0]}") from None
+    structure.refuse_unsupported(config.to_dict())
+    return config
+
+
+def layout_of(checkpoint: Checkpoint) -> ModelLayout:
+    """Which tensor plays which part; refuses what cannot be run exactly."""
+    model = structure.skeleton(config_of(checkpoint.path), torch.bfloat16, ATTENTION)
+    return structure.layout(model, checkpoint.tensors)
+
+
+def stop_ids(directory: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends a text: of the generation config, the config and the tokenizer."""
+    from transformers import GenerationConfig
+
+    places: list[Any] = [config, tokenizer]
+    if (directory / "generation_config.json").is_file():
+        places.append(GenerationConfig.from_pretrained(directory))
+    found: set[int] = set()
+    for place in places:
+        value = getattr(place, "eos_token_id", None)
+        found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
+    return frozenset(found)
+
+
+def plan_for(model: str | Path | None, options: Options, report: Report | None) -> Plan:
+    source = locate(model, options)
+    if isinstance(source, Checkpoint):
+        source = prepare_source(source, options, report)
+    machine = Machine.inspect().measured(source.file(RESIDUAL), options.cache)
+    return _plan(source, config_of(source.path), options, machine)
+
+
+def _dtype(store: Store, options: Options) -> torch.dtype:
+    return DTYPES.get(options.dtype) or next(iter(store.linears.values())).dtype
+
+
+def _plan(store: Store, config: Any, options: Options, machine: Machine) -> Plan:
+    """The plan for what was asked; where the context was left open, the longest of a few that fits."""
+    _check_device(options.device)
+    wants = needs(store, config, _dtype(store, options), drafts=options.drafts)
+    budget = parse_size(options.memory) if options.memory is not None else int(machine.memory_limit * 0.9)
+    longest = getattr(config, "max_position_embeddings", None) or CONTEXTS[0]
+    if options.context is not None and options.context > longest:
+        raise UsageError(f"--context {options.context} is more than this model's {longest} positions.")
+    contexts = [options.context] if options.context else [min(c, longest) for c in CONTEXTS]
+    for context in contexts[:-1]:
+        try:
+            return _place(wants, budget, context, options, machine)
+        except UsageError:
+            continue
+    return _place(wants, budget, contexts[-1], options, machine)
+
+
+def _place(wants: Needs, budget: int, context: int, options: Options, machine: Machine) -> Plan:
+    rows = options.rows or max(1, min(8, int(budget * 0.04) // max(wants.kv_per_token * (context + SCRATCH), 1)))
+    request = Request(budget, rows, context, SCRATCH, options.drafts, options.resident, TILE)
+    plan = make_plan(wants, request)
+    return replace(plan, method=options.method, link_bytes_per_second=machine.link_bandwidth)
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda":
+        raise UsageError("--device cuda is not available in this version: the exact path runs on the CPU. Use --device cpu.")
+
+
+def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:
+    """Everything up to the first token. The Store is prepared first where there is none."""
+    from transformers import AutoTokenizer
+
+    store = prepare_source(locate(model, options), options, report)
+    config = config_of(store.path)
+    machine = Machine.inspect().measured(store.file(RESIDUAL), options.cache)
+    plan = _plan(store, config, options, machine)
+    assert machine.disk is not None
+    bound = Model(
+        store, config, plan, dtype=_dtype(store, options), drafts=options.drafts, block=machine.disk.block,
+        threads=machine.disk.threads, throttle=options.throttle, report=report,
+    )  # fmt: skip
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(store.path)
+    except (ValueError, OSError) as error:
+        bound.close()
+        raise StoreError(f"{store.path} has no usable tokenizer: {str(error).splitlines()[0]}") from None
+    return Loaded(store, plan, machine, tokenizer, bound, stop_ids(store.path, config, tokenizer))
+
+

@@ -1,0 +1,57 @@
+"""Tokens to text, as it streams: never half a character, and nothing of a stop string that may yet turn out to be one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class Reply:
+    """The text of one row. `feed` is called once per new token; `stopped` says that a stop string has been reached."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), prompt: Sequence[int] = ()):
+        self._tokenizer = tokenizer._tokenizer  # the fast tokenizer underneath; DecodeStream takes no other
+        self._stream = DecodeStream(ids=list(prompt[-16:]), skip_special_tokens=True)
+        self._stops = tuple(stops)
+        self._pending = ""
+        self.text = ""
+        self.stopped = False
+
+    def feed(self, token: int) -> bool:
+        """Take one token; True when the text now holds a stop string (which, with what follows it, is left out)."""
+        self._pending += self._stream.step(self._tokenizer, token) or ""
+        at = [place for place in (self._pending.find(stop) for stop in self._stops) if place >= 0]
+        if at:
+            self._pending = self._pending[: min(at)]
+            self.stopped = True
+        return self.stopped
+
+    def take(self, final: bool = False) -> str:
+        """Text that is decided since the last call; with `final` all that is left."""
+        kept = 0 if final or self.stopped else self._undecided()
+        ready, self._pending = self._pending[: len(self._pending) - kept], self._pending[len(self._pending) - kept :]
+        self.text += ready
+        return ready
+
+    def _undecided(self) -> int:
+        """How many characters at the end may be the beginning of a stop string."""
+        for size in range(min(max(map(len, self._stops), default=1) - 1, len(self._pending)), 0, -1):
+            if any(stop.startswith(self._pending[-size:]) for stop in self._stops):
+                return size
+        return 0
+
+
+def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+    """The token ids of a conversation: by the tokenizer's own template, or a plain one where it has none."""
+    if getattr(tokenizer, "chat_template", None):
+        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
+    return list(tokenizer("".join(lines) + "Assistant:")["input_ids"])
+
+
+def plain_stops(tokenizer: Any) -> tuple[str, ...]:
+    """Where a reply ends in the plain template."""
+    return () if getattr(tokenizer, "chat_template", None) else ("\nUser:",)
