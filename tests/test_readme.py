@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.frontends.conftest import ROOT, environment
 
 README = (ROOT / "README.md").read_text()
