@@ -1,0 +1,43 @@
+"""Residuals: what must travel, beside the substitute, for a weight to be exact. A codec is one file and one line below.
+
+Decoding gives back every bit, NaN payloads and signed zeros too, as blocks [nb, K, 64] of the weight's dtype."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..registry import build
+
+CODECS: dict[str, str] = {
+    "raw": "understudy.codecs.raw:Raw",
+}
+
+Tensors = Mapping[str, Tensor]  # a substitute
+
+
+class Codec(Protocol):
+    """Turns blocks of a weight into bytes, given the substitute of the same blocks, and back."""
+
+    name: str  # the spec that builds it again
+
+    def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
+        """Whether weights of this dtype with substitutes of this quantiser can be encoded; `raw` is taken where not."""
+
+    def bits(self, dtype: torch.dtype) -> float:
+        """About how many bits a weight takes: an estimate, to say how large a Store will be."""
+
+    def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
+        """uint8 bytes, any number of them."""
+
+    def decode(
+        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
+    ) -> Tensor:
+        """The blocks [count, columns, 64] that were encoded: in `out` if given, else new or a view of `data`."""
+
+
+def codec(spec: str) -> Codec:
+    """The codec that `spec` names, like "raw"."""
+    made: Codec = build("codec", CODECS, spec)
+    return made

@@ -1,0 +1,25 @@
+"""The weight's own bytes, in blocks. Needs no substitute; decoding is a view."""
+
+import torch
+from torch import Tensor
+
+from . import Tensors
+
+
+class Raw:
+    name = "raw"
+
+    def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
+        return True
+
+    def bits(self, dtype: torch.dtype) -> float:
+        return dtype.itemsize * 8
+
+    def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
+        return blocks.contiguous().view(torch.uint8).view(-1)
+
+    def decode(
+        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
+    ) -> Tensor:
+        blocks = data.view(dtype).view(count, columns, 64)
+        return blocks if out is None else out.copy_(blocks)

@@ -1,0 +1,133 @@
+"""Half-quadratic quantisation (HQQ) to 4 bits, without data: w ~ (q - 8) * scale + zero in each row's groups of columns.
+
+Two steps alternate: the errors are shrunk (a proximal step for the p-norm of the error, p = 0.7, so a few large errors
+may stay), then scale and zero are fitted to the weights less their shrunk errors by least squares. Works on blocks:
+the 64 rows of a block are 64 independent problems side by side, so nothing is ever summed across a vector."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .compiled import bits, compiled, float_of, word_of
+
+ROUNDS = 10
+SHRINK = 0.2  # weight of the p-norm of the errors, which are counted in steps of a code
+
+
+def solve(blocks: Tensor, group: int, rounds: int = ROUNDS, shrink: float = SHRINK) -> tuple[Tensor, Tensor]:
+    """Packed codes uint8 [nb, K, 32], (scale, zero) bfloat16 [K / group, nb * 64, 2] of float32 blocks [nb, K, 64]."""
+    count, columns, width = blocks.shape
+    assert width == 64 and columns % group == 0, f"blocks {tuple(blocks.shape)} in groups of {group}"
+    codes = torch.empty((count, columns, 32), dtype=torch.uint8)
+    scales = torch.empty((columns // group, count * 64, 2), dtype=torch.bfloat16)
+    _solve(blocks.numpy(), group, rounds, np.float32(shrink), codes.numpy(), bits(scales))
+    return codes, scales
+
+
+@compiled
+def _solve(blocks: Any, group: int, rounds: int, shrink: Any, codes: Any, scales: Any) -> None:
+    tile = np.empty((group, 64), np.float32)
+    code = np.empty(64, np.int32)
+    fit = np.empty((5, 64), np.float32)  # scale, its inverse and zero; then the smallest and the largest weight
+    sums = np.empty((4, 64), np.float32)
+    for b in range(blocks.shape[0]):
+        for g in range(blocks.shape[1] // group):
+            _start(blocks[b, g * group : (g + 1) * group], tile, fit)
+            for _ in range(rounds):
+                _gather(tile, fit, shrink, sums)
+                _refit(sums, fit, group)
+            for j in range(64):
+                scales[g, b * 64 + j, 0] = word_of(fit[0, j]) >> 16
+                scales[g, b * 64 + j, 1] = word_of(fit[2, j]) >> 16
+            for k in range(group):
+                for j in range(64):
+                    code[j] = np.int32(_code(tile[k, j], fit[1, j], fit[2, j])) + np.int32(8)
+                for j in range(32):
+                    codes[b, g * group + k, j] = code[j] | code[32 + j] << 4
+
+
+@compiled
+def _start(block: Any, tile: Any, fit: Any) -> None:
+    """Copy the group (what is not finite counts as 0) and fit the codes' range to the smallest and largest weight."""
+    low, high = fit[3], fit[4]
+    low[:] = np.float32(0)
+    high[:] = np.float32(0)
+    for k in range(tile.shape[0]):
+        for j in range(64):
+            w = block[k, j]
+            w = w if w - w == np.float32(0) else np.float32(0)
+            tile[k, j] = w
+            low[j] = w if k == 0 or w < low[j] else low[j]
+            high[j] = w if k == 0 or w > high[j] else high[j]
+    for j in range(64):
+        scale = high[j] * np.float32(1 / 15) - low[j] * np.float32(1 / 15)
+        zero = low[j] * np.float32(7 / 15) + high[j] * np.float32(8 / 15)
+        _set(fit, j, scale, zero)
+
+
+@compiled
+def _set(fit: Any, j: int, scale: Any, zero: Any) -> None:
+    """Scale and zero as they will be stored (bfloat16). A group of equal weights has scale 0 and every code 8."""
+    usable = scale > np.float32(1e-36)
+    scale = _bfloat16(scale) if usable else np.float32(0)
+    fit[0, j] = scale
+    fit[1, j] = np.float32(1) / scale if usable else np.float32(0)
+    fit[2, j] = _bfloat16(zero)
+
+
+@compiled
+def _gather(tile: Any, fit: Any, shrink: Any, sums: Any) -> None:
+    """Sums over the group of q, q * q, t and q * t, where the target t is the weight less its shrunk error."""
+    sums[:] = np.float32(0)
+    for k in range(tile.shape[0]):
+        for j in range(64):
+            u = (tile[k, j] - fit[2, j]) * fit[1, j]
+            q = _code(tile[k, j], fit[1, j], fit[2, j])
+            error = u - q
+            size = abs(error)
+            kept = size - shrink * _inverse_root(size)
+            kept = kept if kept > np.float32(0) else np.float32(0)
+            target = u - (kept if error > np.float32(0) else -kept)
+            sums[0, j] += q
+            sums[1, j] += q * q
+            sums[2, j] += target
+            sums[3, j] += q * target
+
+
+@compiled
+def _refit(sums: Any, fit: Any, group: int) -> None:
+    """Least squares in units of the old scale, so that no weight is too small or large for it."""
+    n = np.float32(group)
+    for j in range(64):
+        spread = sums[1, j] - sums[0, j] * sums[0, j] / n
+        slope = (sums[3, j] - sums[0, j] * sums[2, j] / n) / spread if spread > np.float32(0.1) else np.float32(1)
+        offset = (sums[2, j] - slope * sums[0, j]) / n
+        scale, zero = fit[0, j] * slope, fit[2, j] + fit[0, j] * offset
+        if fit[0, j] > np.float32(0) and scale - scale == np.float32(0) and zero - zero == np.float32(0):
+            _set(fit, j, scale, zero)
+
+
+@compiled
+def _code(weight: Any, inverse: Any, zero: Any) -> Any:
+    """The nearest code, -8 to 7. Adding and taking away 1.5 * 2**23 rounds to the nearest integer."""
+    magic = np.float32(12582912.0)
+    u = (weight - zero) * inverse
+    u = u if u > np.float32(-8) else np.float32(-8)
+    u = u if u < np.float32(7) else np.float32(7)
+    return (u + magic) - magic
+
+
+@compiled
+def _inverse_root(x: Any) -> Any:
+    """About x ** -0.3 (within 4%), by scaling the logarithm that a float's bits are."""
+    word = np.float32(1.3 * 0x3F800000 - 0.3 * 366393.0) - np.float32(0.3) * np.float32(np.int32(word_of(x)))
+    return float_of(np.int32(word))
+
+
+@compiled
+def _bfloat16(x: Any) -> Any:
+    """The nearest bfloat16, ties to even, as a float32."""
+    word = word_of(x)
+    return float_of((word + 0x7FFF + (word >> 16 & 1)) >> 16 << 16)

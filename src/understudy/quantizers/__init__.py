@@ -1,0 +1,59 @@
+"""Substitutes: small copies of a weight that draft. Each quantiser is one file and one line of the table below.
+
+All tensors of a substitute are cut by blocks of 64 output rows, so a weight may be quantised piece by piece."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..registry import build
+
+QUANTIZERS: dict[str, str] = {
+    "exact": "understudy.quantizers.exact:Exact",
+    "int4": "understudy.quantizers.int4:Int4",
+    "int8": "understudy.quantizers.int8:Int8",
+}
+
+Tensors = Mapping[str, Tensor]
+Linear = Callable[[Tensor], Tensor]  # [m, K] -> [m, N]
+
+
+class Quantizer(Protocol):
+    """Makes substitutes of weights [N, K], and the linear maps that use them."""
+
+    name: str  # the spec that builds it again
+
+    def applies(self, rows: int, columns: int) -> bool:
+        """Whether a weight of this shape can be quantised; `fitting` takes `exact` where it cannot."""
+
+    def size(self, rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> int:
+        """Bytes of the substitute of a weight of this shape (and, for `exact`, dtype)."""
+
+    def quantize(self, weight: Tensor) -> Tensors:
+        """The substitute of some rows of a weight: whole blocks of 64, or the last rows of all."""
+
+    def merge(self, pieces: Sequence[Tensors]) -> Tensors:
+        """The substitute of the whole from those of its pieces, in order."""
+
+    def cut(self, tensors: Tensors, first: int, blocks: int) -> Tensors:
+        """The substitute of the rows in `blocks` blocks from `first` on: views, nothing is copied."""
+
+    def dequantize(self, tensors: Tensors, shape: tuple[int, int]) -> Tensor:
+        """The weight that the substitute stands for, [N, K] float32, the same bits on every device."""
+
+    def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+        """x @ weight.T for a few rows x of `dtype`, as fast as this device can. Keeps `tensors`, copies nothing big."""
+
+
+def quantizer(spec: str) -> Quantizer:
+    """The quantiser that `spec` names, like "int4" or "int4:group=32"."""
+    made: Quantizer = build("quantizer", QUANTIZERS, spec)
+    return made
+
+
+def fitting(spec: str, rows: int, columns: int) -> Quantizer:
+    """The quantiser that `spec` names if it can do this shape, else `exact`."""
+    wanted = quantizer(spec)
+    return wanted if wanted.applies(rows, columns) else quantizer("exact")

@@ -1,0 +1,42 @@
+"""The weight itself, in blocks. Nothing is left to stream: draft and target share the tensor."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..kernels.pack import BLOCK, block, blocks_of, unblock
+from . import Linear, Tensors
+
+
+class Exact:
+    """For weights that no other quantiser can do, and for tests: a drafter that is always right."""
+
+    name = "exact"
+
+    def applies(self, rows: int, columns: int) -> bool:
+        return True
+
+    def size(self, rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> int:
+        return blocks_of(rows) * BLOCK * columns * dtype.itemsize
+
+    def quantize(self, weight: Tensor) -> Tensors:
+        return {"weight": block(weight)}
+
+    def merge(self, pieces: Sequence[Tensors]) -> Tensors:
+        return {"weight": torch.cat([piece["weight"] for piece in pieces])}
+
+    def cut(self, tensors: Tensors, first: int, blocks: int) -> Tensors:
+        return {"weight": tensors["weight"][first : first + blocks]}
+
+    def dequantize(self, tensors: Tensors, shape: tuple[int, int]) -> Tensor:
+        return unblock(tensors["weight"], shape[0]).float()
+
+    def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+        blocks = tensors["weight"]
+
+        def apply(x: Tensor) -> Tensor:
+            y = torch.matmul(x.to(blocks.dtype), blocks)  # [nb, m, 64]
+            return y.transpose(0, 1).reshape(x.shape[0], -1)[:, : shape[0]].to(dtype)
+
+        return apply

@@ -1,0 +1,189 @@
+"""A Hugging Face model directory, read in place: configuration, and tensors of safetensors files by byte range."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .files import buffer, read_bytes, read_tensor
+from .hub import download
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+COPIED = ("*.json", "*.jinja", "*.model", "*.txt")  # what belongs to a model beside its weights
+DTYPES = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+    "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor's bytes are: `nbytes` at `offset` of `file`."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file: its header as written, so that the file can be made again byte for byte."""
+
+    path: Path
+    header: bytes
+    tensors: tuple[TensorInfo, ...]  # in the order of their bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`name` is what the user called it. `tensors` spans all shards."""
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    shards: tuple[Shard, ...]
+    tensors: Mapping[str, TensorInfo]
+
+    @classmethod
+    def open(cls, model: str | Path, *, offline: bool = False) -> "Checkpoint":
+        """A local directory, or a model of the Hugging Face hub (downloaded into its cache, whole)."""
+        path = Path(model).expanduser()
+        if not path.is_dir():
+            path = download(str(model), offline)
+        config = _read_json(path / "config.json")
+        shards = tuple(_read_shard(file) for file in _shard_files(path))
+        tensors = {info.name: info for shard in shards for info in shard.tensors}
+        checkpoint = cls(str(model), path, config, shards, tensors)
+        _check_index(path, tensors)
+        return checkpoint
+
+    def info(self, name: str) -> TensorInfo:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.path} has no tensor {name!r}, which its config.json calls for. Get it again.")
+        return self.tensors[name]
+
+    def read(self, name: str) -> Tensor:
+        info = self.info(name)
+        return read_tensor(info.file, info.offset, info.dtype, info.shape, CheckpointError)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start..stop - 1 of a tensor of one dimension or more, without reading the others."""
+        info = self.info(name)
+        row = info.nbytes // info.shape[0] if info.shape[0] else 0
+        assert 0 <= start <= stop <= info.shape[0], f"rows {start} to {stop} of {info.shape} of {name}"
+        shape = (stop - start, *info.shape[1:])
+        return read_tensor(info.file, info.offset + start * row, info.dtype, shape, CheckpointError)
+
+    def copied_files(self) -> list[Path]:
+        """Configuration, tokenizer and chat template files: everything small that is not weights."""
+        found = {file for pattern in COPIED for file in self.path.glob(pattern) if file.is_file()}
+        return sorted(found)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what the model computes: every small file, the headers, and samples of each tensor's bytes."""
+        digest = xxhash.xxh3_128()
+        for file in self.copied_files():
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            digest.update(file.read_bytes())
+        for shard in self.shards:
+            digest.update(shard.header)
+            for info in shard.tensors:
+                for offset in _samples(info):
+                    piece = torch.empty(min(4096, info.nbytes - offset), dtype=torch.uint8)
+                    read_bytes(info.file, info.offset + offset, piece, CheckpointError)
+                    digest.update(buffer(piece))
+        return digest.hexdigest()
+
+
+def _samples(info: TensorInfo) -> list[int]:
+    """Offsets of three pages spread over the tensor."""
+    last = max(info.nbytes - 4096, 0)
+    return sorted({0, last // 2, last}) if info.nbytes else []
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise CheckpointError(
+            f"{path} cannot be read ({problem.strerror}): is {path.parent} a Hugging Face model directory?"
+        ) from None
+    except ValueError as problem:
+        raise CheckpointError(f"{path} is not valid JSON ({problem}). Get it again.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} should hold a JSON object. Get it again.")
+    return content
+
+
+def _shard_files(path: Path) -> list[Path]:
+    if (path / SAFETENSORS_INDEX).is_file():
+        listed = _read_json(path / SAFETENSORS_INDEX).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise CheckpointError(f"{path / SAFETENSORS_INDEX} lists no weights. Get it again.")
+        files = [path / name for name in sorted(set(listed.values()))]
+    elif (path / "model.safetensors").is_file():
+        files = [path / "model.safetensors"]
+    else:
+        files = sorted(path.glob("model*.safetensors"))
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing, though {SAFETENSORS_INDEX} lists it. Get the model again.")
+    if not files:
+        raise CheckpointError(f"{path} has no model.safetensors: save the model with safe_serialization=True.")
+    return files
+
+
+def _check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Every tensor that the index puts in a shard is in that shard."""
+    if not (path / SAFETENSORS_INDEX).is_file():
+        return
+    for name, file in _read_json(path / SAFETENSORS_INDEX)["weight_map"].items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise CheckpointError(f"{path / file} lacks the tensor {name!r} that the index puts there. Get it again.")
+
+
+def _read_shard(path: Path) -> Shard:
+    try:
+        size = path.stat().st_size
+    except OSError as problem:
+        raise CheckpointError(f"{path} cannot be read: {problem.strerror}. Get the model again.") from None
+    length = torch.zeros(8, dtype=torch.uint8)
+    read_bytes(path, 0, length, CheckpointError)
+    count = int.from_bytes(length.numpy().tobytes(), "little")
+    if not 2 <= count <= size - 8:
+        raise CheckpointError(f"{path} is not a whole safetensors file (header {count} of {size} bytes). Get it again.")
+    header = torch.empty(count, dtype=torch.uint8)
+    read_bytes(path, 8, header, CheckpointError)
+    text = header.numpy().tobytes()
+    try:
+        entries = json.loads(text)
+        entries.pop("__metadata__", None)
+        tensors = [_tensor_info(name, entry, path, 8 + count, size) for name, entry in entries.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise CheckpointError(f"{path} has a damaged header ({problem!r}). Get it again.") from None
+    return Shard(path, text, tuple(sorted(tensors, key=lambda info: info.offset)))
+
+
+def _tensor_info(name: str, entry: Mapping[str, Any], path: Path, start: int, size: int) -> TensorInfo:
+    if entry["dtype"] not in DTYPES:
+        raise CheckpointError(f"{path}: tensor {name!r} is of type {entry['dtype']}, which is not supported.")
+    dtype, shape = DTYPES[entry["dtype"]], tuple(int(length) for length in entry["shape"])
+    first, last = (int(offset) for offset in entry["data_offsets"])
+    if last - first != prod(shape) * dtype.itemsize or first < 0:
+        raise CheckpointError(f"{path}: tensor {name!r} has {last - first} bytes, not its shape's. Get it again.")
+    if start + last > size:
+        raise CheckpointError(f"{path} is cut short: {name!r} ends at byte {start + last} of {size}. Get it again.")
+    return TensorInfo(name, dtype, shape, path, start + first, last - first)

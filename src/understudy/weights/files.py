@@ -1,0 +1,65 @@
+"""Exact byte ranges of files to and from tensors, with checksums. No file is ever mapped or held whole."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from ..errors import UnderstudyError
+
+ALIGNMENT = 4096
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to whole pages: where the next extent may start."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def read_bytes(path: Path, offset: int, into: Tensor, error: type[UnderstudyError]) -> None:
+    """Fill the one-dimensional uint8 tensor `into` from `path`; `error` names the file if it ends early."""
+    view = buffer(into)
+    done = 0
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror}. Get the model again.") from None
+    try:
+        while done < len(view):
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise error(f"{path} ends at byte {offset + done} where {offset + len(view)} are needed. Get it again.")
+            done += count
+    except OSError as problem:
+        raise error(f"Reading {path} failed at byte {offset + done}: {problem.strerror}.") from None
+    finally:
+        os.close(descriptor)
+
+
+def read_tensor(
+    path: Path, offset: int, dtype: torch.dtype, shape: tuple[int, ...], error: type[UnderstudyError]
+) -> Tensor:
+    """A new tensor from the bytes at `offset`."""
+    tensor = torch.empty(shape, dtype=dtype)
+    read_bytes(path, offset, flat(tensor), error)
+    return tensor
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The bytes of a contiguous tensor: uint8, one dimension, the same memory."""
+    return tensor.detach().view(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
+
+
+def buffer(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor for reading or writing: no copy."""
+    return memoryview(flat(tensor).numpy())  # type: ignore[arg-type]
+
+
+def checksum(pieces: Iterable[Tensor]) -> str:
+    """xxh3_64 over the bytes of the tensors, one after the other."""
+    digest = xxhash.xxh3_64()
+    for piece in pieces:
+        digest.update(buffer(piece))
+    return digest.hexdigest()

@@ -1,0 +1,119 @@
+"""Writing so that a kill at any moment loses at most one tensor: appended extents, a journal, one process at a time."""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from ..errors import StoreError
+from .files import aligned, buffer
+from .store import Stored
+
+JOURNAL = "journal.jsonl"
+ELSEWHERE = "choose another directory with --output or $UNDERSTUDY_CACHE"
+
+
+@contextmanager
+def explained(directory: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
+    """What went wrong while writing into `directory`, in one line that says what to do."""
+    try:
+        yield
+    except OSError as problem:
+        remedy = "Free some space" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
+        raise StoreError(f"Writing to {directory} failed: {problem.strerror}. {remedy}, or {elsewhere}.") from None
+
+
+class Extents:
+    """A file that grows by page-aligned extents. What lies past `end` at first is left from a kill: cut off."""
+
+    def __init__(self, path: Path, end: int) -> None:
+        self.name, self.end = path.name, end
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        os.ftruncate(self._descriptor, end)
+
+    def append(self, pieces: Iterable[Tensor], dtype: torch.dtype, shape: tuple[int, ...]) -> Stored:
+        """One extent from the bytes of `pieces`, one after the other."""
+        start, done = self.end, 0
+        digest = xxhash.xxh3_64()
+        for piece in pieces:
+            view = buffer(piece.contiguous())
+            digest.update(view)
+            while view:
+                count = os.pwrite(self._descriptor, view, start + done)
+                view, done = view[count:], done + count
+        self.end = aligned(start + done)
+        os.ftruncate(self._descriptor, self.end)
+        return Stored(self.name, start, done, dtype, shape, digest.hexdigest())
+
+    def add(self, tensor: Tensor) -> Stored:
+        """One extent from one tensor."""
+        return self.append([tensor], tensor.dtype, tuple(tensor.shape))
+
+    def cut(self, end: int) -> None:
+        """Forget everything from `end` on."""
+        self.end = end
+        os.ftruncate(self._descriptor, end)
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class Journal:
+    """What is finished, one JSON line each, after a first line that says of what. Another first line: start anew."""
+
+    def __init__(self, path: Path, subject: dict[str, Any]) -> None:
+        self._path, self._subject = path, subject
+        lines = _whole_lines(path)
+        self.records = lines[1:] if lines[:1] == [subject] else []
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def keep(self, count: int) -> None:
+        """Forget all but the first `count` records."""
+        del self.records[count:]
+        lines = [self._subject, *self.records]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines up to the first that was not written to its end."""
+    records: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    with suppress(ValueError):
+        for line in lines[:-1]:
+            records.append(json.loads(line))
+    return records
+
+
+@contextmanager
+def only_process(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file `path`; `waiting()` is called once if another process has it. It is removed afterwards."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+            break
+        os.close(descriptor)  # the other process removed the file it had locked: this lock guards nothing
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)

@@ -1,0 +1,47 @@
+"""Blocks hold every bit of a weight, whatever its shape; packed codes are what ATen's kernel reads, or it is not used."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from understudy.kernels import pack
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(1, 150), st.sampled_from([torch.bfloat16, torch.float32, torch.uint8]))
+def test_blocks(rows: int, columns: int, dtype: torch.dtype) -> None:
+    weight = torch.randint(0, 256, (rows, columns * dtype.itemsize), dtype=torch.uint8).view(dtype)
+    blocks = pack.block(weight)
+    assert blocks.shape == (pack.blocks_of(rows), columns, 64)
+    bytes_of = weight.view(torch.uint8)
+    assert torch.equal(pack.unblock(blocks, rows).view(torch.uint8), bytes_of)
+    b, j, k = (rows - 1) // 64, (rows - 1) % 64, columns - 1
+    assert torch.equal(blocks[b, k, j].view(-1).view(torch.uint8), weight[rows - 1, k].view(-1).view(torch.uint8))
+    padding = blocks.transpose(1, 2).reshape(-1, columns)[rows:]
+    assert not padding.clone(memory_format=torch.contiguous_format).view(torch.uint8).any()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(1, 150))
+def test_codes(rows: int, columns: int) -> None:
+    codes = torch.randint(0, 16, (rows, columns), dtype=torch.uint8)
+    packed = pack.pack(codes)
+    assert packed.shape == (pack.blocks_of(rows), columns, 32)
+    assert torch.equal(pack.unpack(packed, rows), codes)
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="other CPUs pack differently")
+def test_native_where_expected() -> None:
+    assert pack.native_packing() and pack.packing_note() == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_nan_is_seen_and_infinity_is_not_one(dtype: torch.dtype) -> None:
+    tensor = torch.randn(3, 50).to(dtype)
+    tensor[1, 1], tensor[2, 2] = float("inf"), float("-inf")
+    assert not pack.has_nan(tensor)
+    tensor[0, 7] = float("nan")
+    assert pack.has_nan(tensor) and pack.has_nan(-tensor)
+    assert not pack.has_nan(torch.empty(0, dtype=dtype))
+    assert not pack.has_nan(torch.arange(5))

@@ -1,0 +1,159 @@
+"""A checkpoint is read in place; what is wrong with it is said in one line that names the file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import errors
+
+from understudy.errors import CheckpointError
+from understudy.weights.checkpoint import Checkpoint
+
+from .made import tensors, write
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_reads_every_tensor(tmp_path: Path, shards: int, dtype: torch.dtype) -> None:
+    made = tensors(dtype)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made, shards))
+    assert set(checkpoint.tensors) == set(made)
+    assert checkpoint.config["model_type"] == "outline"
+    for name, tensor in made.items():
+        assert torch.equal(checkpoint.read(name), tensor)
+        assert torch.equal(checkpoint.read_rows(name, 1, 5), tensor[1:5])
+
+
+def test_fingerprint_sees_weights_config_and_tokenizer(tmp_path: Path) -> None:
+    made = tensors()
+    path = write(tmp_path / "model", made)
+    first = Checkpoint.open(path).fingerprint
+    assert Checkpoint.open(write(tmp_path / "copy", made)).fingerprint == first
+    (path / "tokenizer.json").write_text('{"other": 1}')
+    second = Checkpoint.open(path).fingerprint
+    made["layers.0.up.weight"] = made["layers.0.up.weight"] + 1
+    third = Checkpoint.open(write(path, made)).fingerprint
+    assert len({first, second, third}) == 3
+
+
+def _cut(path: Path) -> None:
+    file = path / "model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _lose(path: Path) -> None:
+    (path / "model-00002-of-00003.safetensors").unlink()
+
+
+def _garble(path: Path) -> None:
+    file = path / "model-00002-of-00003.safetensors"
+    data = bytearray(file.read_bytes())
+    data[8:12] = b"oops"
+    file.write_bytes(bytes(data))
+
+
+def _huge_header(path: Path) -> None:
+    file = path / "model-00002-of-00003.safetensors"
+    file.write_bytes(b"\xff" * 7 + b"\x00" + file.read_bytes()[8:])
+
+
+def _empty(path: Path) -> None:
+    (path / "model-00002-of-00003.safetensors").write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [_cut, _lose, _garble, _huge_header, _empty])
+def test_broken_shard_is_named(tmp_path: Path, damage: object) -> None:
+    path = write(tmp_path / "model", tensors(), shards=3)
+    damage(path)  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00003") as caught:
+        Checkpoint.open(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_tensor_that_the_index_puts_elsewhere_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "model", tensors(), shards=2)
+    file = path / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["ghost.weight"] = "model-00001-of-00002.safetensors"
+    file.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"ghost\.weight"):
+        Checkpoint.open(path)
+
+
+def test_missing_tensor_and_truncation_after_opening(tmp_path: Path) -> None:
+    path = write(tmp_path / "model", tensors())
+    checkpoint = Checkpoint.open(path)
+    with pytest.raises(CheckpointError, match=r"nothing\.here"):
+        checkpoint.read("nothing.here")
+    with (path / "model.safetensors").open("r+b") as file:
+        file.truncate(3000)
+    with pytest.raises(CheckpointError, match="ends at byte"):
+        checkpoint.read("layers.1.up.weight")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_bad_config(tmp_path: Path, content: str | None) -> None:
+    path = write(tmp_path / "model", tensors())
+    (path / "config.json").unlink()
+    if content is not None:
+        (path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        Checkpoint.open(path)
+
+
+def test_no_safetensors(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="safe_serialization"):
+        Checkpoint.open(tmp_path)
+
+
+def test_unsupported_type_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "model", tensors())
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"BF16"', b'"BF15"'))
+    with pytest.raises(CheckpointError, match="BF15"):
+        Checkpoint.open(path)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/place", "a/b/c", ""])
+def test_path_that_is_not_there(name: str) -> None:
+    if name:
+        with pytest.raises(CheckpointError, match="No directory"):
+            Checkpoint.open(name)
+
+
+class _Response:
+    status_code, headers, text, url, request = 404, {}, "", "", None
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (errors.HFValidationError("bad"), "not a Hugging Face id"),
+        (errors.LocalEntryNotFoundError("gone"), "local cache"),
+        (errors.OfflineModeIsEnabled("off"), "local cache"),
+        (OSError("no space\nleft"), "failed: no space"),
+    ],
+)
+def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str) -> None:
+    def refuse(*given: object, **options: object) -> str:
+        raise raised
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        Checkpoint.open("someone/something")
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_model_is_its_cached_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = write(tmp_path / "snapshot", tensors())
+    asked: dict[str, object] = {}
+
+    def found(name: str, **options: object) -> str:
+        asked.update(options, name=name)
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", found)
+    assert Checkpoint.open("someone/something", offline=True).path == path
+    assert asked["name"] == "someone/something" and asked["local_files_only"] is True

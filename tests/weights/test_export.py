@@ -1,0 +1,57 @@
+"""Export gives back the source's files, byte for byte, or nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from understudy.errors import StoreError
+from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.export import export
+from understudy.weights.prepare import prepare
+
+from .made import layout, tensors, write
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("quantizer", ["int4", "exact"])
+def test_same_files(tmp_path: Path, shards: int, dtype: torch.dtype, quantizer: str) -> None:
+    source = write(tmp_path / "model", tensors(dtype, tied=shards == 1), shards)
+    checkpoint = Checkpoint.open(source)
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer=quantizer)
+    export(store, tmp_path / "out")
+    assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    for path in source.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_damage_stops_it_and_leaves_nothing(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", tensors()))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    data = bytearray(store.file("residual.bin").read_bytes())
+    data[5000] ^= 4
+    store.file("residual.bin").write_bytes(bytes(data))
+    with pytest.raises(StoreError, match=r"residual\.bin"):
+        export(store, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "store"]
+
+
+def test_disk_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", tensors()))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(StoreError, match=r"No space left.*another directory"):
+        export(store, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_does_not_overwrite(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", tensors()))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    with pytest.raises(StoreError, match="not empty"):
+        export(store, tmp_path / "model")

@@ -1,0 +1,271 @@
+"""A Store is made once, whole or not at all, and a kill costs at most one tensor."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from understudy.errors import CheckpointError, StoreError
+from understudy.weights import building
+from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.prepare import cache_directory, prepare, store_path
+from understudy.weights.store import Store
+
+from .made import layout, tensors, write
+
+
+def _checkpoint(tmp_path: Path, **options: object) -> Checkpoint:
+    return Checkpoint.open(write(tmp_path / "model", tensors(**options)))  # type: ignore[arg-type]
+
+
+class _Stop(Exception):
+    pass
+
+
+class _Watch:
+    """Notes which tensors are worked on, and stops at the one named."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_at: str = "") -> None:
+        self.made: list[str] = []
+        linear, copy = building.Building._linear, building.Building._copy
+
+        def watched_linear(made: building.Building, spec: object, wanted: str) -> object:
+            self._note(spec.module, stop_at)  # type: ignore[attr-defined]
+            return linear(made, spec, wanted)  # type: ignore[arg-type]
+
+        def watched_copy(made: building.Building, name: str, checked: bool) -> object:
+            self._note(name, stop_at)
+            return copy(made, name, checked)
+
+        monkeypatch.setattr(building.Building, "_linear", watched_linear)
+        monkeypatch.setattr(building.Building, "_copy", watched_copy)
+
+    def _note(self, name: str, stop_at: str) -> None:
+        if name == stop_at:
+            raise _Stop(name)
+        self.made.append(name)
+
+
+def test_second_time_finds_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    first = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    watch = _Watch(monkeypatch)
+    assert prepare(checkpoint, layout(checkpoint), tmp_path / "store") == first
+    assert watch.made == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "store"]
+    assert not (first.path / "journal.jsonl").exists()
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    whole = prepare(checkpoint, layout(checkpoint), tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(_Stop):
+        before = _Watch(patch, stop_at="layers.1.up")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    with monkeypatch.context() as patch:
+        after = _Watch(patch)
+        store = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    assert after.made[0] == "layers.1.up" and not set(before.made) & set(after.made)
+    for name in ("substitute.bin", "residual.bin", "shared.bin", "index.json"):
+        assert store.file(name).read_bytes() == whole.file(name).read_bytes()
+    store.verify()
+
+
+def test_damage_to_what_was_done_before_the_kill_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(_Stop):
+        _Watch(patch, stop_at="layers.1.up")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    residual = tmp_path / "store.partial" / "residual.bin"
+    residual.write_bytes(residual.read_bytes()[:100_000])  # as after a power cut: the journal knows more than the disk
+    with (tmp_path / "store.partial" / "journal.jsonl").open("a") as journal:
+        journal.write('{"key": "linear layers.1.')
+    watch = _Watch(monkeypatch)
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store").verify()
+    assert "layers.0.down" in watch.made and "embed.weight" not in watch.made
+
+
+def test_other_options_start_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(_Stop):
+        _Watch(patch, stop_at="layers.1.up")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer="int8", head_quantizer="exact")
+    assert store.linears["layers.0.up"].quantizer == "int8" and store.linears["head"].quantizer == "exact"
+    store.verify()
+
+
+PREPARE = """
+import sys; sys.path[:0] = {paths!r}
+from made import layout
+from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.prepare import prepare
+checkpoint = Checkpoint.open({model!r})
+prepare(checkpoint, layout(checkpoint), {store!r}, progress=lambda done, total, name: print(name, flush=True))
+"""
+
+
+def _command(tmp_path: Path) -> list[str]:
+    source = str(Path(building.__file__).parents[2])
+    here = str(Path(__file__).parent)
+    script = PREPARE.format(paths=[here, source], model=str(tmp_path / "model"), store=str(tmp_path / "store"))
+    return [sys.executable, "-c", script]
+
+
+def test_killed_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path, layers=9)
+    with subprocess.Popen(_command(tmp_path), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "layers.3.up":
+                process.send_signal(signal.SIGKILL)
+                break
+    assert not (tmp_path / "store").exists()
+    watch = _Watch(monkeypatch)
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store").verify()
+    assert "layers.2.up" not in watch.made and "layers.8.up" in watch.made
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path, layers=6)
+    running = [subprocess.Popen(_command(tmp_path), stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+    Store.open(tmp_path / "store").verify()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "store"]
+    assert checkpoint.fingerprint == Store.open(tmp_path / "store").source.fingerprint
+
+
+def test_who_waits_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    said: list[str] = []
+    inside = threading.Event()
+    finish = building.Building._finish
+
+    def slow(made: building.Building, store: Store) -> Store:
+        inside.set()
+        time.sleep(0.3)
+        return finish(made, store)
+
+    monkeypatch.setattr(building.Building, "_finish", slow)
+    first = threading.Thread(target=prepare, args=(checkpoint, layout(checkpoint), tmp_path / "store"))
+    first.start()
+    inside.wait()
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", progress=lambda done, total, name: said.append(name))
+    first.join()
+    assert said == ["waiting for another process to prepare it"]
+
+
+@pytest.mark.parametrize("name", ["layers.1.down.weight", "layers.0.norm.weight", "embed.weight"])
+def test_nan_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    made = tensors()
+    made[name].view(-1)[5] = float("nan")
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    with pytest.raises(CheckpointError, match=name):
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+
+
+def test_infinities_and_uneven_shapes_are_kept(tmp_path: Path) -> None:
+    made = tensors(hidden=100)  # 32 does not divide 100: kept whole
+    made["layers.0.up.weight"][3, 3] = float("-inf")
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    assert {entry.quantizer for entry in store.linears.values()} == {"exact"}
+    store.verify()
+
+
+def test_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
+    made = tensors()
+    made["layers.0.up.weight"] = made["layers.0.up.weight"].to(torch.float8_e4m3fn)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    with pytest.raises(CheckpointError, match=r"layers\.0\.up\.weight.*not quantised"):
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+
+
+def test_other_content_in_the_way(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    (tmp_path / "store").mkdir()
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store")  # an empty directory is not in the way
+    with pytest.raises(StoreError, match="another Store"):
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer="int8")
+    with pytest.raises(StoreError, match="other files"):
+        prepare(checkpoint, layout(checkpoint), tmp_path / "model")
+
+
+def test_too_little_space_says_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and _Usage())
+    with pytest.raises(StoreError, match=r"GB more.*UNDERSTUDY_CACHE"):
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+
+
+class _Usage:
+    free = 1000
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EIO"])
+def test_disk_full_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    import errno
+
+    checkpoint = _checkpoint(tmp_path)
+    written = 0
+    pwrite = os.pwrite
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 500_000:
+            raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+        return pwrite(descriptor, data, offset)
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="--output") as caught:
+        patch.setattr(os, "pwrite", full)
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store").verify()
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    (tmp_path / "locked").mkdir(mode=0o555)
+    if os.geteuid() == 0:  # who may write anywhere: refuse as the kernel would
+
+        def refuse(*given: object) -> int:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("understudy.weights.writing.os.open", refuse)
+    with pytest.raises(StoreError, match=r"locked failed: Permission denied.*--output"):
+        prepare(checkpoint, layout(checkpoint), tmp_path / "locked" / "store")
+
+
+def test_file_where_the_directory_should_be(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="--output"):
+        prepare(checkpoint, layout(checkpoint), tmp_path / "file" / "store")
+
+
+def test_progress_reaches_its_total(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    seen: list[tuple[float, float]] = []
+    note = lambda done, total, name: seen.append((done, total))  # noqa: E731
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", progress=note)
+    assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] and seen == sorted(seen)
+
+
+def test_where_stores_live() -> None:
+    assert cache_directory({"UNDERSTUDY_CACHE": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
+    assert cache_directory({"XDG_CACHE_HOME": "/b"}) == Path("/b/understudy")
+    assert cache_directory({}) == Path("~/.cache/understudy").expanduser()
+    paths = {
+        store_path("org/model", "f" * 32, "int4", "raw", environment={"UNDERSTUDY_CACHE": "/a"}),
+        store_path("org/model", "f" * 32, "int4", "delta", environment={"UNDERSTUDY_CACHE": "/a"}),
+        store_path("org/model", "f" * 32, "int4", "raw", "int8", environment={"UNDERSTUDY_CACHE": "/a"}),
+        store_path("org/model", "e" * 32, "int4:group=32", "raw", environment={"UNDERSTUDY_CACHE": "/a"}),
+    }
+    assert len(paths) == 4 and all(path.parent == Path("/a") and path.name.startswith("model-") for path in paths)
