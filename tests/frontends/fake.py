@@ -72,7 +72,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Disk:
+    block: int = 4096
+    threads: int = 1
+
+
+@dataclass(frozen=True)
 class Machine:
+    disk: Disk = field(default_factory=Disk)
     link_bandwidth: float = 2e9
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +94,9 @@ class Tokenizer:
 @dataclass(frozen=True)
 class Store:
     path: Path
+
+    def file(self, name: str) -> Path:
+        return Path(__file__)
 
 
 class LLM:
@@ -156,7 +166,7 @@ class LLM:
 
     def generate(self, prompts: Sequence[Any], params: SamplingParams | None = None) -> list[Completion]:
         found = []
-        for prompt in prompts:
+        for prompt in [prompts] if isinstance(prompts, str) else prompts:
             steps = list(self.stream(prompt, params))
             ids = [token for step in steps for token in step.token_ids]
             found.append(Completion("".join(s.text for s in steps), ids, "length", steps[-1].stats))

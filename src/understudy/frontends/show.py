@@ -39,10 +39,11 @@ def now(stats: "Stats") -> str:
 
 def summary(stats: "Stats", finish_reason: str) -> str:
     """The closing line: what was written, how fast, what limits it."""
+    passes = "pass" if stats.rounds == 1 else "passes"
     parts = [
         f"{stats.new_tokens} tokens in {duration(stats.decode_seconds)}",
         f"{stats.tokens_per_second:.1f} tok/s",
-        f"{stats.mean_accepted:.1f} tokens per pass ({stats.method}, {stats.rounds} passes)",
+        f"{stats.mean_accepted:.1f} tokens per pass ({stats.method}, {stats.rounds} {passes})",
     ]
     if stats.bytes_streamed:
         parts.append(f"{format_size(stats.bytes_streamed)} streamed at {rate(stats.link_bytes_per_second)}")

@@ -1,5 +1,6 @@
 """`understudy bench`: methods side by side, each from a cold page cache. All must write the same tokens."""
 
+import gc
 import os
 import sys
 from argparse import Namespace
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from ...llm import LLM
 
 METHODS = "none,ngram,substitute"
+WARM_UP = "import warnings\n"
+PEAK_SECONDS = 0.6
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def _names(text: str) -> list[str]:
@@ -60,14 +64,13 @@ def _run(args: Namespace) -> int:
     model = resolve(args.model)
     if args.prompts > len(TEXTS):
         raise UsageError(f"--prompts can be at most {len(TEXTS)}, got {args.prompts}.")
-    params = [
-        SamplingParams(temperature=t, seed=args.seed, max_new_tokens=args.new_tokens, ignore_eos=True)
-        for t in args.temperatures
-    ]
     live = Live(args.quiet)
     bench = Bench(model or "demo")
     for method in args.methods:
-        bench.rows += _measure(model, method, params, args, live, bench)
+        for temperature in args.temperatures:
+            params = SamplingParams(temperature, seed=args.seed, max_new_tokens=args.new_tokens, ignore_eos=True)
+            bench.rows.append(_measure(model, method, params, args, live, bench))
+            gc.collect()  # what one model held is given back before the next is loaded
     if args.reference:
         from .reference import compare
 
@@ -76,31 +79,42 @@ def _run(args: Namespace) -> int:
     return 1 if bench.differences else 0
 
 
-def _measure(
-    model: str | None, method: str, params: list[SamplingParams], args: Namespace, live: Live, bench: Bench
-) -> list[Row]:
-    """One method at every temperature; the cache is cold before each."""
+def _measure(model: str | None, method: str, params: SamplingParams, args: Namespace, live: Live, bench: Bench) -> Row:
+    """One method at one temperature: a model loaded anew, warmed up on another text, its files out of the page cache."""
     from ...llm import LLM
 
-    rows = []
+    what = f"{method} at T={params.temperature:g}"
+    forget_peak_memory()
     with LLM(model, method=method, progress=Progress(live), **placement(args)) as llm:
         bench.prompts = prompts(llm.tokenizer, args.prompts, args.prompt_tokens)
         bench.machine = llm.machine.to_dict()
-        for chosen in params:
-            drop_page_cache(llm.store.path)
-            rows.append(_row(llm, method, chosen, bench, live))
-    return rows
-
-
-def _row(llm: "LLM", method: str, params: SamplingParams, bench: Bench, live: Live) -> Row:
-    completions = []
-    for index, prompt in enumerate(bench.prompts):
-        live.draw(f"{method} · T={params.temperature:g} · prompt {index + 1} of {len(bench.prompts)}")
-        completions += llm.generate([prompt], replace(params, seed=params.seed + index))
-    row = Row.of(method, params.temperature, completions, llm.machine.link_bandwidth)
-    live.clear()
-    live.say(f"{method} at T={params.temperature:g}: {row.tokens_per_second:.2f} tok/s")
+        live.draw(f"{what} · warming up")
+        llm.generate(WARM_UP, replace(params, max_new_tokens=2))
+        peak = _link_peak(llm)
+        drop_page_cache(llm.store.path)
+        completions = []
+        for index, prompt in enumerate(bench.prompts):
+            live.draw(f"{what} · prompt {index + 1} of {len(bench.prompts)}")
+            completions += llm.generate([prompt], replace(params, seed=params.seed + index))
+    row = Row.of(method, params.temperature, completions, peak)
+    live.say(f"{what}: {row.tokens_per_second:.2f} tok/s")
     return row
+
+
+def _link_peak(llm: "LLM") -> float:
+    """Bytes per second that the link gives now, when nothing else is done: each row is compared with its own minute."""
+    from ...tiers.probe import measure_disk
+    from ...weights.store import RESIDUAL
+
+    disk = llm.machine.disk
+    assert disk is not None, "a model was loaded without its disk having been measured"
+    return measure_disk(llm.store.file(RESIDUAL), disk.block, disk.threads, PEAK_SECONDS)
+
+
+def forget_peak_memory() -> None:
+    """Let the kernel count this process's peak memory anew, so that each row has its own (Linux; elsewhere it only grows)."""
+    if CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")
 
 
 def drop_page_cache(folder: Path) -> None:

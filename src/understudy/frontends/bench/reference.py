@@ -34,6 +34,7 @@ def _generate(model: str | None, prompts: list[list[int]], new_tokens: int, live
         model = str(path())
     elif not (Path(model) / "config.json").exists() and Path(model).exists():
         raise UsageError(f"--reference needs the original checkpoint; {model} has no config.json.")
+    transformers.utils.logging.disable_progress_bar()
     live.draw("transformers: loading the whole model into memory")
     whole = transformers.AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     whole.generation_config.eos_token_id = None

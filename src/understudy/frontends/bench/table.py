@@ -16,8 +16,9 @@ def table(bench: Bench) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.rjust, line, widths)) for line in cells]
     lines.insert(1, "-" * len(lines[0]))
-    peak = bench.rows[0].link_peak
-    lines += ["", f"link peak measured here: {rate(peak)}; limit = tokens per pass x link peak / bytes per pass"]
+    peaks = sorted(row.link_peak for row in bench.rows)
+    measured = f"{rate(peaks[0])} to {rate(peaks[-1])}"
+    lines += ["", f"link peak, measured before each row: {measured}; limit = tok/pass x link peak / per pass"]
     if bench.reference is not None:
         lines.append(f"transformers in memory, greedy: {bench.reference}")
     lines += [f"DIFFERENT: {line}" for line in bench.differences]
