@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "sampling": set(),
     "text": set(),
     "demo": set(),
-    "kernels": {"tree"},
+    "kernels": {"tree", "cache"},
     "tiers": set(),
     "codecs": {"kernels"},
     "quantizers": {"kernels"},
@@ -29,8 +29,8 @@ MAY_IMPORT = {
     "drafters": {"cache", "tree", "verify", "sampling", "models", "plan"},
     "engine": {"cache", "tree", "verify", "sampling", "drafters"},
     "stats": {"engine", "models", "plan"},
-    "source": {"models", "weights", "demo"},
-    "llm": {"engine", "stats", "source", "text", "cache", "sampling", "drafters", "models", "plan", "tiers", "weights"},
+    "loading": {"models", "weights", "demo", "plan"},
+    "llm": {"engine", "stats", "loading", "text", "cache", "sampling", "drafters", "models", "plan", "tiers", "weights"},
     "frontends": {"llm", "stats", "plan", "weights", "tiers", "kernels", "demo"},
 }
 VAGUE = re.compile(r"(Manager|Handler|Context|Backend|Utils?)$")

@@ -12,7 +12,9 @@ class Cache:
 
     Pages that no row has reached are never touched, so memory grows with use up to what the plan counted."""
 
-    def __init__(self, layers: int, heads: int, head_dim: int, rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu"):
+    def __init__(
+        self, layers: int, heads: int, head_dim: int, rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu"
+    ):
         shape = (rows, heads, capacity, head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,12 @@ class LLM:
     def __init__(self, model: str | Path | None = None, *, progress: Report | None = None, **options: Any):
         self.options = Options.of(options, os.environ)
         loaded = load(model, self.options, progress)
-        self.store, self.plan, self.machine, self.tokenizer = loaded.store, loaded.plan, loaded.machine, loaded.tokenizer
+        self.store, self.plan, self.machine, self.tokenizer = (
+            loaded.store,
+            loaded.plan,
+            loaded.machine,
+            loaded.tokenizer,
+        )
         self.model, self.stop_ids = loaded.model, loaded.stop_ids
         self._closing = weakref.finalize(self, self.model.close)
         drafter = build("method", DRAFTERS, self.options.method, self.model)
@@ -129,14 +134,25 @@ class LLM:
         return ids
 
     def _chat_ticket(self, messages: Sequence[dict[str, str]], params: SamplingParams | None) -> Ticket:
-        return self._ticket(chat_prompt(self.tokenizer, messages), params or SamplingParams(), plain_stops(self.tokenizer))
+        return self._ticket(
+            chat_prompt(self.tokenizer, messages), params or SamplingParams(), plain_stops(self.tokenizer)
+        )
 
     def _ticket(self, ids: list[int], params: SamplingParams, stops: tuple[str, ...] = ()) -> Ticket:
         room = self.context - len(ids)
         if room < 1:
-            raise UsageError(f"The prompt has {len(ids)} tokens, the context {self.context}: shorten it or raise --context.")
+            raise UsageError(
+                f"The prompt has {len(ids)} tokens, the context {self.context}: shorten it or raise --context."
+            )
         reply = Reply(self.tokenizer, (*params.stop, *stops), ids)
-        row = Row(-1, ids, params, frozenset() if params.ignore_eos else self.stop_ids, reply.feed, min(params.max_new_tokens, room))
+        row = Row(
+            -1,
+            ids,
+            params,
+            frozenset() if params.ignore_eos else self.stop_ids,
+            reply.feed,
+            min(params.max_new_tokens, room),
+        )
         return Ticket(row, reply, Gauge(self.model, self.engine, self.options.method, len(ids)))
 
     def _stream(self, ticket: Ticket) -> Iterator[Step]:
@@ -144,9 +160,11 @@ class LLM:
             for steps in passes:
                 for step in steps:
                     text = ticket.reply.take(final=step.row.finish_reason is not None)
-                    yield Step(text, step.tokens, step.drafted, step.accepted, step.row.finish_reason, ticket.gauge.stats())
+                    yield Step(
+                        text, step.tokens, step.drafted, step.accepted, step.row.finish_reason, ticket.gauge.stats()
+                    )
 
-    def _run(self, tickets: list[Ticket]) -> Iterator[list[engines.Step]]:
+    def _run(self, tickets: list[Ticket]) -> Generator[list[engines.Step], None, None]:
         """Passes until every ticket is finished; rows are admitted while the cache and one context's worth of prompt allow."""
         waiting = list(tickets)
         try:

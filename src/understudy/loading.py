@@ -112,7 +112,13 @@ def prepare_source(source: Store | Checkpoint, options: Options, report: Report 
 
 
 def stored_at(source: Checkpoint, options: Options) -> Path:
-    return store_path(source.path.name, source.fingerprint, options.recipe, options.codec, environment={"UNDERSTUDY_CACHE": str(options.cache)})
+    return store_path(
+        source.path.name,
+        source.fingerprint,
+        options.recipe,
+        options.codec,
+        environment={"UNDERSTUDY_CACHE": str(options.cache)},
+    )
 
 
 def config_of(directory: Path) -> Any:
@@ -122,7 +128,9 @@ def config_of(directory: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(directory)
     except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(f"{directory}/config.json is not one transformers knows: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(
+            f"{directory}/config.json is not one transformers knows: {str(error).splitlines()[0]}"
+        ) from None
     structure.refuse_unsupported(config.to_dict())
     return config
 
@@ -159,7 +167,7 @@ def _dtype(store: Store, options: Options) -> torch.dtype:
     return DTYPES.get(options.dtype) or next(iter(store.linears.values())).dtype
 
 
-def _plan(store: Store, config: Any, options: Options, machine: Machine) -> Plan:
+def _plan(store: Store, config: Any, options: Options, machine: Machine, second: Store | None = None) -> Plan:
     """The plan for what was asked; where the context was left open, the longest of a few that fits."""
     _check_device(options.device)
     wants = needs(store, config, _dtype(store, options), drafts=options.drafts)
@@ -170,42 +178,81 @@ def _plan(store: Store, config: Any, options: Options, machine: Machine) -> Plan
     contexts = [options.context] if options.context else [min(c, longest) for c in CONTEXTS]
     for context in contexts[:-1]:
         try:
-            return _place(wants, budget, context, options, machine)
+            return _place(wants, budget, context, options, machine, second)
         except UsageError:
             continue
-    return _place(wants, budget, contexts[-1], options, machine)
+    return _place(wants, budget, contexts[-1], options, machine, second)
 
 
-def _place(wants: Needs, budget: int, context: int, options: Options, machine: Machine) -> Plan:
+def _place(wants: Needs, budget: int, context: int, options: Options, machine: Machine, second: Store | None) -> Plan:
     rows = options.rows or max(1, min(8, int(budget * 0.04) // max(wants.kv_per_token * (context + SCRATCH), 1)))
-    request = Request(budget, rows, context, SCRATCH, options.drafts, options.resident, TILE)
+    companion = 0
+    if second is not None:
+        theirs = needs(second, config_of(second.path), _dtype(second, replace(options, dtype="auto")), drafts=True)
+        companion = (
+            theirs.substitute
+            + theirs.shared
+            + theirs.embedding_cache
+            + theirs.kv_per_token * rows * (context + SCRATCH)
+        )
+    request = Request(budget, rows, context, SCRATCH, options.drafts, options.resident, TILE, companion=companion)
     plan = make_plan(wants, request)
     return replace(plan, method=options.method, link_bytes_per_second=machine.link_bandwidth)
 
 
 def _check_device(device: str) -> None:
     if device == "cuda":
-        raise UsageError("--device cuda is not available in this version: the exact path runs on the CPU. Use --device cpu.")
+        raise UsageError(
+            "--device cuda is not available in this version: the exact path runs on the CPU. Use --device cpu."
+        )
 
 
 def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:
     """Everything up to the first token. The Store is prepared first where there is none."""
-    from transformers import AutoTokenizer
-
     store = prepare_source(locate(model, options), options, report)
+    tokenizer = _tokenizer(store)
     config = config_of(store.path)
     machine = Machine.inspect().measured(store.file(RESIDUAL), options.cache)
-    plan = _plan(store, config, options, machine)
-    assert machine.disk is not None
-    bound = Model(
-        store, config, plan, dtype=_dtype(store, options), drafts=options.drafts, block=machine.disk.block,
-        threads=machine.disk.threads, throttle=options.throttle, report=report,
-    )  # fmt: skip
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(store.path)
-    except (ValueError, OSError) as error:
-        bound.close()
-        raise StoreError(f"{store.path} has no usable tokenizer: {str(error).splitlines()[0]}") from None
+    second = _second(options, tokenizer, report)
+    plan = _plan(store, config, options, machine, second)
+    bound = _bind(store, config, plan, options, machine, report)
+    if second is not None:
+        alone = replace(plan, residents=frozenset(), ring=0)
+        bound.companion = _bind(
+            second, config_of(second.path), alone, replace(options, dtype="auto", method="substitute"), machine, report
+        )
     return Loaded(store, plan, machine, tokenizer, bound, stop_ids(store.path, config, tokenizer))
 
 
+def _bind(store: Store, config: Any, plan: Plan, options: Options, machine: Machine, report: Report | None) -> Model:
+    assert machine.disk is not None
+    return Model(
+        store, config, plan, dtype=_dtype(store, options), drafts=options.drafts, block=machine.disk.block,
+        threads=machine.disk.threads, throttle=options.throttle, report=report,
+    )  # fmt: skip
+
+
+def _tokenizer(store: Store) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(store.path)
+    except (ValueError, OSError) as error:
+        raise StoreError(f"{store.path} has no usable tokenizer: {str(error).splitlines()[0]}") from None
+
+
+def _second(options: Options, tokenizer: Any, report: Report | None) -> Store | None:
+    """The Store of the model that `classic:MODEL` names, held whole; its tokens must be the target's."""
+    name, _, rest = options.method.partition(":")
+    if name != "classic":
+        return None
+    model = next((item for item in rest.split(",") if item and "=" not in item), "")
+    if not model:
+        raise UsageError("classic needs the model that drafts: --method classic:MODEL.")
+    whole = replace(options, quantizer="exact", codec="raw", output=None)
+    store = prepare_source(locate(model, whole), whole, report)
+    if _tokenizer(store).get_vocab() != tokenizer.get_vocab():
+        raise UsageError(
+            f"{model} cannot draft for this model: their tokenizers differ. --method substitute needs no second model."
+        )
+    return store

@@ -87,7 +87,9 @@ class Nodes:
         return cls(tree.tokens, rows, length + index, positions, prefix, tail)[first:]
 
     def __getitem__(self, part: slice) -> Nodes:
-        return Nodes(*(getattr(self, name)[part] for name in self.__dataclass_fields__))
+        return Nodes(
+            self.tokens[part], self.rows[part], self.slots[part], self.positions[part], self.prefix[part], self.tail[part]
+        )
 
     @classmethod
     def join(cls, several: Sequence[Nodes]) -> Nodes:
@@ -95,8 +97,14 @@ class Nodes:
             return several[0]
         wide = max(nodes.tail.shape[1] for nodes in several)
         tails = [torch.nn.functional.pad(nodes.tail, (0, wide - nodes.tail.shape[1]), value=-1) for nodes in several]
-        flat = [torch.cat([getattr(nodes, name) for nodes in several]) for name in list(cls.__dataclass_fields__)[:-1]]
-        return cls(*flat, torch.cat(tails))
+        return cls(
+            torch.cat([nodes.tokens for nodes in several]),
+            torch.cat([nodes.rows for nodes in several]),
+            torch.cat([nodes.slots for nodes in several]),
+            torch.cat([nodes.positions for nodes in several]),
+            torch.cat([nodes.prefix for nodes in several]),
+            torch.cat(tails),
+        )
 
     def slots_in_order(self, node: int) -> Tensor:
         """[position + 1]: where the cache holds each position this node sees, in the order of positions."""

@@ -72,13 +72,20 @@ class Shape:
 
 
 class Grower:
-    """`forward(nodes)` -> logits of the draft model. `free()`: is the link still busy filling the ring?"""
+    """`forward(nodes)` -> logits of the draft model. `free()`: is the link still filling the ring?"""
 
     def __init__(
         self, forward: Callable[[Nodes], Tensor], capacity: int, pace: Pace, *, tile: int = 1, free: Callable[[], bool] = lambda: False,
-        shape: Shape = Shape(),  # noqa: B008  (frozen)
+        shape: Shape = Shape(),
     ):  # fmt: skip
-        self.forward, self.capacity, self.pace, self.tile, self.free, self.shape = forward, capacity, pace, tile, free, shape
+        self.forward, self.capacity, self.pace, self.tile, self.free, self.shape = (
+            forward,
+            capacity,
+            pace,
+            tile,
+            free,
+            shape,
+        )
         self.calibration = {False: Calibration(), True: Calibration()}
         self.branches: dict[int, Branch] = {}
 
@@ -86,7 +93,11 @@ class Grower:
         """A tree for each row; `lengths[i]` tokens of row i are in the draft's cache, its last token is the root."""
         branches = [Branch(row, length, row.tokens[-1:]) for row, length in zip(rows, lengths, strict=True)]
         self.branches = {branch.row.index: branch for branch in branches}
-        fresh = {i: [Candidate(1.0, -1, branch.tokens[0], 0, True)] for i, branch in enumerate(branches) if branch.row.remaining > 1}
+        fresh = {
+            i: [Candidate(1.0, -1, branch.tokens[0], 0, True)]
+            for i, branch in enumerate(branches)
+            if branch.row.remaining > 1
+        }
         level = 0
         while fresh:
             self._run([(branches[i], some) for i, some in fresh.items()])
@@ -111,9 +122,14 @@ class Grower:
             at += len(part)
         self.pace.level(len(flat), time.perf_counter() - start)
 
-    def _offspring(self, branch: Branch, node: int, candidate: Candidate, scores: list[float], tokens: list[int]) -> None:
+    def _offspring(
+        self, branch: Branch, node: int, candidate: Candidate, scores: list[float], tokens: list[int]
+    ) -> None:
         finite = [s for s in scores if s > -float("inf")]
-        branch.children[node] = (bucket_of(finite[0] - finite[1] if len(finite) > 1 else float("inf")), tokens[: len(finite)])
+        branch.children[node] = (
+            bucket_of(finite[0] - finite[1] if len(finite) > 1 else float("inf")),
+            tokens[: len(finite)],
+        )
         chances = self.calibration[branch.row.params.temperature > 0].chances(finite)
         for rank, (chance, token) in enumerate(zip(chances, tokens, strict=False)):
             spine = candidate.spine and rank == 0
@@ -165,16 +181,18 @@ class Grower:
             if node in branch.children:
                 bucket, tokens = branch.children[node]
                 token = int(choices[node])
-                self.calibration[row.params.temperature > 0].learn(bucket, tokens.index(token) if token in tokens else None)
+                self.calibration[row.params.temperature > 0].learn(
+                    bucket, tokens.index(token) if token in tokens else None
+                )
 
-    def warm(self, row: Row, length: int, widths: Sequence[int] = (1, 2, 4, 8), seconds: float = 1.0) -> None:
-        """Measure what levels of some widths cost, so that the first tree already has a sensible shape."""
+    def warm(self, widths: Sequence[int] = (1, 2, 4, 8), seconds: float = 1.0) -> None:
+        """Measure what levels of some widths cost, so that the first tree already has a sensible shape. Cache row 0 must be empty."""
         deadline = time.perf_counter() + seconds
         for width in widths:
             tree = TokenTree(torch.zeros(width, dtype=torch.int64), torch.arange(-1, width - 1))
             for _ in range(2):
                 start = time.perf_counter()
-                self.forward(Nodes.of(tree, row.index, length))
+                self.forward(Nodes.of(tree, 0, 0))
                 self.pace.levels[width] = time.perf_counter() - start
             if time.perf_counter() + 3 * (time.perf_counter() - start) > deadline:
                 break

@@ -40,5 +40,8 @@ def shape_of(width: int, depth: int) -> Shape:
 
 
 def build(model: Any, *, width: int = 0, depth: int = 0) -> Substitute:
-    grower = Grower(model.draft, model.cache.capacity, model.pace, tile=model.tile, free=model.filling, shape=shape_of(width, depth))
+    grower = Grower(
+        model.draft, model.cache.capacity, model.pace, tile=model.tile, free=model.filling, shape=shape_of(width, depth)
+    )
+    grower.warm()
     return Substitute(grower, model.cache.lengths)

@@ -15,7 +15,18 @@ _LN2_LOW = np.float32(1.42860677e-06)
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})
-def _gather(slab: Any, row: int, head: int, prefix: int, tail: Any, first: int, last: int, transposed: bool, bits: Any, block: Any) -> None:
+def _gather(
+    slab: Any,
+    row: int,
+    head: int,
+    prefix: int,
+    tail: Any,
+    first: int,
+    last: int,
+    transposed: bool,
+    bits: Any,
+    block: Any,
+) -> None:
     """Keys (transposed: [d, 64]) or values ([64, d]) at positions first..last as float32; 16-bit slabs hold bfloat16."""
     dim = slab.shape[3]
     for j in range(last - first + 1):

@@ -32,7 +32,9 @@ class Draft:
         try:
             ids = torch.arange(len(nodes), device=self.device)[None]
             positions = nodes.positions[None].to(self.device)
-            out = self.model(input_ids=ids, position_ids=positions, past_key_values=PassCache(self.runner), use_cache=True)
+            out = self.model(
+                input_ids=ids, position_ids=positions, past_key_values=PassCache(self.runner), use_cache=True
+            )
             logits: Tensor = out.logits[0]
             return logits
         finally:
@@ -75,7 +77,9 @@ class _Level:
             if softcap:
                 outs.append(_softcapped(q[0], k[0], v[0], mask, scaling, softcap))
             else:
-                out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+                out = nn.functional.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+                )
                 outs.append(out[0].transpose(0, 1))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
@@ -92,7 +96,11 @@ class _Level:
 
     def _seen(self, nodes: Nodes, columns: int, window: int) -> Tensor:
         place = torch.arange(columns)[None]
-        low = (nodes.positions[:, None] + 1 - window).clamp(min=0) if window else torch.zeros(len(nodes), 1, dtype=torch.int64)
+        low = (
+            (nodes.positions[:, None] + 1 - window).clamp(min=0)
+            if window
+            else torch.zeros(len(nodes), 1, dtype=torch.int64)
+        )
         seen = (place < nodes.prefix[:, None]) & (place >= low) & (place <= nodes.positions[:, None])
         if nodes.tail.shape[1]:
             beyond = nodes.prefix[:, None] + torch.arange(nodes.tail.shape[1])[None]
@@ -103,7 +111,7 @@ class _Level:
 
 def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float) -> Tensor:
     group = q.shape[0] // k.shape[0]
-    scores = q.unflatten(0, (-1, group)) @ k[:, None].transpose(-1, -2) * scaling
+    scores = q.view(-1, group, *q.shape[1:]) @ k[:, None].transpose(-1, -2) * scaling
     scores = softcap * torch.tanh(scores / softcap)
     weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
     return (weights @ v[:, None]).flatten(0, 1).transpose(0, 1)

@@ -15,8 +15,25 @@ class EmbeddingRows:
 
     The latest `room` bytes of rows are kept. The file is read with pread: no mapping, no whole table."""
 
-    def __init__(self, module: nn.Module, path: Path, offset: int, rows: int, width: int, dtype: torch.dtype, room: int, device: str = "cpu"):
-        self.module, self.path, self.offset, self.rows, self.width, self.dtype = module, path, offset, rows, width, dtype
+    def __init__(
+        self,
+        module: nn.Module,
+        path: Path,
+        offset: int,
+        rows: int,
+        width: int,
+        dtype: torch.dtype,
+        room: int,
+        device: str = "cpu",
+    ):
+        self.module, self.path, self.offset, self.rows, self.width, self.dtype = (
+            module,
+            path,
+            offset,
+            rows,
+            width,
+            dtype,
+        )
         self.stride = width * dtype.itemsize
         self.device = device
         self.keep = max(room // self.stride, 64)
@@ -35,7 +52,9 @@ class EmbeddingRows:
         if row is None:
             data = os.pread(self.file, self.stride, self.offset + token * self.stride)
             if len(data) != self.stride:
-                raise TransferError(f"{self.path} is cut short: embedding row {token} lacks {self.stride - len(data)} bytes; prepare again.")
+                raise TransferError(
+                    f"{self.path} is cut short: embedding row {token} lacks {self.stride - len(data)} bytes; prepare again."
+                )
             row = torch.frombuffer(bytearray(data), dtype=self.dtype)
             self.cached[token] = row
             if len(self.cached) > self.keep:
@@ -45,4 +64,6 @@ class EmbeddingRows:
         return row
 
     def close(self) -> None:
-        os.close(self.file)
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import xxhash
 from torch import Tensor
 
-from ..errors import StoreError
 from ..tiers import Extent
 from ..tiers.disk import DiskTier
 from ..tiers.memory import aligned, arena
@@ -16,20 +14,17 @@ from ..weights.store import Store, Stored
 IN_FLIGHT = 16
 
 
-def check(store: Store, stored: Stored, data: Tensor) -> None:
-    """Raise StoreError, naming file and place, unless `data` (uint8) is what was written."""
-    if xxhash.xxh3_64_hexdigest(data.numpy().data) != stored.checksum:
-        raise StoreError(
-            f"{store.file(stored.file)} is damaged at byte {stored.offset} ({stored.nbytes} bytes): delete {store.path} and prepare again."
-        )
-
-
 def extent(store: Store, stored: Stored) -> Extent:
     return Extent(store.file(stored.file), stored.offset, stored.nbytes)
 
 
 def read_all(
-    store: Store, wanted: Sequence[Stored], *, block: int, threads: int, progress: Callable[[float, float], None] | None = None
+    store: Store,
+    wanted: Sequence[Stored],
+    *,
+    block: int,
+    threads: int,
+    progress: Callable[[float, float], None] | None = None,
 ) -> list[Tensor]:
     """The tensors of all extents, views of one new arena. Raises StoreError or TransferError."""
     places = [0]
@@ -45,11 +40,12 @@ def read_all(
             if i >= IN_FLIGHT:
                 done = i - IN_FLIGHT
                 fetches[done].wait()
-                check(store, wanted[done], memory[places[done] : places[done] + wanted[done].nbytes])
+                store.check(wanted[done], memory[places[done] : places[done] + wanted[done].nbytes])
                 if progress is not None:
                     progress(places[done + 1], places[-1])
     finally:
         tier.close()
     return [
-        memory[places[i] : places[i] + stored.nbytes].view(stored.dtype).view(stored.shape) for i, stored in enumerate(wanted)
+        memory[places[i] : places[i] + stored.nbytes].view(stored.dtype).view(stored.shape)
+        for i, stored in enumerate(wanted)
     ]

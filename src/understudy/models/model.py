@@ -19,7 +19,7 @@ from ..weights.store import LinearEntry, Store, Stored
 from . import structure
 from .draft import Draft
 from .embedding import EmbeddingRows
-from .load import check, extent, read_all
+from .load import extent, read_all
 from .paired import ATTENTION, Runner, pair
 from .supply import PartRef, Supply
 from .target import TILE, Target
@@ -48,7 +48,9 @@ def needs(store: Store, config: Any, dtype: torch.dtype, *, drafts: bool) -> Nee
     widest = max(sum(entry.shape) for entry in store.linears.values())
     return Needs(
         parts=tuple(part.stored.nbytes for entry in store.linears.values() for part in entry.parts),
-        substitute=sum(s.nbytes for entry in store.linears.values() if _in_memory(entry, drafts) for s in entry.substitute.values()),
+        substitute=sum(
+            s.nbytes for entry in store.linears.values() if _in_memory(entry, drafts) for s in entry.substitute.values()
+        ),
         shared=sum(stored.nbytes for stored in store.shared.values()),
         kv_per_token=2 * layers * kv_heads * size * cache_dtype(dtype).itemsize,
         layers=layers,
@@ -67,6 +69,7 @@ class Model:
     """`target(nodes, wanted)` and `draft(nodes)` -> logits. `pace` holds the measured costs that decide the shape of drafts."""
 
     tile = TILE
+    companion: Model | None = None  # a second model that drafts
 
     def __init__(
         self, store: Store, config: Any, plan: Plan, *, dtype: torch.dtype, drafts: bool, block: int, threads: int,
@@ -79,15 +82,19 @@ class Model:
         pair(self.module, [entry.module for entry in self.entries], self.runner)
         self._read(drafts, block, threads, report)
         layers, kv_heads, size = head_shape(config)
-        self.cache = Cache(layers, kv_heads, size, plan.rows, -(-(plan.context + SCRATCH) // 64) * 64, cache_dtype(dtype))
+        self.cache = Cache(
+            layers, kv_heads, size, plan.rows, -(-(plan.context + SCRATCH) // 64) * 64, cache_dtype(dtype)
+        )
         self.ring = self._ring(block, threads, throttle)
         outputs = [entry.shape[0] for entry in self.entries]
         self.supply = Supply(self.parts, outputs, self._decode, self.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]
         table = store.embedding
         rows, width = table.shape
-        self.embed = EmbeddingRows(embedding, store.file(table.file), table.offset, rows, width, table.dtype, EMBEDDING_ROOM)
-        base = getattr(self.module, self.module.base_model_prefix)
+        self.embed = EmbeddingRows(
+            embedding, store.file(table.file), table.offset, rows, width, table.dtype, EMBEDDING_ROOM
+        )
+        base = getattr(self.module, str(self.module.base_model_prefix))
         self.target = Target(self.module, base, self.runner, self.cache, self.embed, self.supply.multiply)
         self.draft = Draft(self.module, self.runner, self.cache, self.embed, self._substitutes() if drafts else ())
 
@@ -99,15 +106,23 @@ class Model:
             for part in entry.parts:
                 self.parts.append(PartRef(len(self.parts), index, part.first_block, part.blocks, part.stored.nbytes))
                 self.stored.append(part.stored)
-        wanted: dict[tuple[str, object, str], Stored] = {("shared", name, ""): s for name, s in self.store.shared.items()}
+        wanted: dict[tuple[str, object, str], Stored] = {
+            ("shared", name, ""): s for name, s in self.store.shared.items()
+        }
         for index, entry in enumerate(self.entries):
             if _in_memory(entry, drafts):
                 wanted |= {("substitute", index, name): s for name, s in entry.substitute.items()}
         wanted |= {("resident", number, ""): self.stored[number] for number in sorted(self.plan.residents)}
         progress = None if report is None else lambda done, total: report("loading", done, total)
-        tensors = dict(zip(wanted, read_all(self.store, list(wanted.values()), block=block, threads=threads, progress=progress), strict=True))
+        tensors = dict(
+            zip(
+                wanted,
+                read_all(self.store, list(wanted.values()), block=block, threads=threads, progress=progress),
+                strict=True,
+            )
+        )
         self.residents = {int(str(number)): t for (kind, number, _), t in tensors.items() if kind == "resident"}
-        self.substitutes: list[Tensors] = [{} for _ in self.entries]
+        self.substitutes: list[dict[str, Tensor]] = [{} for _ in self.entries]
         for (kind, place, name), tensor in tensors.items():
             if kind == "substitute":
                 self.substitutes[int(str(place))][name] = tensor
@@ -133,8 +148,12 @@ class Model:
         streamed = [part.number for part in self.parts if part.number not in self.residents]
         if not streamed:
             return None
-        tier = DiskTier([extent(self.store, stored) for stored in self.stored], block=block, threads=threads, throttle=throttle)
-        return Ring(tier, streamed, self.plan.ring, on_ready=lambda index, data: check(self.store, self.stored[index], data))
+        tier = DiskTier(
+            [extent(self.store, stored) for stored in self.stored], block=block, threads=threads, throttle=throttle
+        )
+        return Ring(
+            tier, streamed, self.plan.ring, on_ready=lambda index, data: self.store.check(self.stored[index], data)
+        )
 
     def _decode(self, part: PartRef, data: Tensor) -> Tensor:
         entry = self.entries[part.linear]
@@ -158,8 +177,9 @@ class Model:
         return self.ring is not None and not self.ring.full
 
     def close(self) -> None:
+        """Give back threads and files. Twice is once."""
+        if self.companion is not None:
+            self.companion.close()
         self.embed.close()
         if self.ring is not None:
             self.ring.close()
-
-

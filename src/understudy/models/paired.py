@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Cache as StockCache
+from transformers import AttentionInterface
+from transformers import Cache as StockCache
 
 ATTENTION = "understudy"
 
@@ -44,7 +45,7 @@ class PairedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class PassCache(StockCache):  # type: ignore[misc]
+class PassCache(StockCache):
     """The cache handed to stock code: it writes to the slab, and tells the attention which layer it is in."""
 
     def __init__(self, runner: Runner) -> None:  # the parent's layers are not wanted
@@ -52,7 +53,9 @@ class PassCache(StockCache):  # type: ignore[misc]
         self.layer = -1
         self.layers = []
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         assert self.runner.current is not None
         self.layer = layer_idx
         self.runner.current.remember(layer_idx, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
@@ -74,7 +77,9 @@ def attention(
         return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
     if others.get("s_aux") is not None:
         raise NotImplementedError(f"{type(module).__name__}: attention sinks are not supported")
-    current = module.understudy.current  # type: ignore[union-attr]
+    runner: Runner = module.understudy  # type: ignore[assignment]
+    current = runner.current
+    assert current is not None and isinstance(module.layer_idx, int)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = current.attend(module.layer_idx, query[0].transpose(0, 1), float(scale), sliding_window or 0, softcap or 0.0)
     return out[None], None

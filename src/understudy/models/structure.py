@@ -69,9 +69,13 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
 
     try:
         with _weights_on_meta():
-            model: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attention)
+            model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                copy.deepcopy(config), dtype=dtype, attn_implementation=attention
+            )
     except ValueError as error:
-        raise CheckpointError(f"transformers cannot build a {config.model_type!r} model: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(
+            f"transformers cannot build a {config.model_type!r} model: {str(error).splitlines()[0]}"
+        ) from None
     return model.eval()
 
 
@@ -94,7 +98,9 @@ def streamed_linears(model: nn.Module) -> dict[str, nn.Linear]:
     inside = {id(p) for m in found.values() for p in m.parameters()}
     for path, parameter in blocks.named_parameters():
         if id(parameter) not in inside and parameter.dim() > 1:
-            raise CheckpointError(f"{name}.{path} is a weight outside any Linear (experts, convolutions); this is not supported yet.")
+            raise CheckpointError(
+                f"{name}.{path} is a weight outside any Linear (experts, convolutions); this is not supported yet."
+            )
     for path, m in blocks.named_modules():
         if isinstance(m, (nn.Conv1d, nn.Conv2d)):
             raise CheckpointError(f"{name}.{path} is a convolution: hybrid or recurrent models are not supported yet.")
@@ -110,13 +116,17 @@ def execution_order(model: nn.Module, linears: Mapping[str, nn.Linear]) -> list[
     zeros = torch.zeros(1, 2, dtype=torch.int64, device="meta")
     try:
         with torch.no_grad():
-            torch.func.functional_call(model, meta, args=(), kwargs={"input_ids": zeros, "position_ids": zeros, "use_cache": False})
+            torch.func.functional_call(
+                model, meta, args=(), kwargs={"input_ids": zeros, "position_ids": zeros, "use_cache": False}
+            )
     finally:
         for hook in hooks:
             hook.remove()
     missing = [path for path in linears if path not in order]
     if missing or len(order) != len(linears):
-        raise CheckpointError(f"A pass uses {len(order)} Linears of {len(linears)} (first unused: {missing[:1]}); not supported yet.")
+        raise CheckpointError(
+            f"A pass uses {len(order)} Linears of {len(linears)} (first unused: {missing[:1]}); not supported yet."
+        )
     return order
 
 
@@ -142,7 +152,9 @@ def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
     shared = tuple(stored(name) for name, _ in model.named_parameters() if name not in skip)
     for spec in specs:
         if tuple(tensors[spec.weight].shape) != spec.shape:
-            raise CheckpointError(f"{spec.weight} has shape {tuple(tensors[spec.weight].shape)}, the config asks for {spec.shape}.")
+            raise CheckpointError(
+                f"{spec.weight} has shape {tuple(tensors[spec.weight].shape)}, the config asks for {spec.shape}."
+            )
     return ModelLayout(specs, stored(f"{embedding}.weight"), shared)
 
 

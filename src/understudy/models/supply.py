@@ -34,7 +34,12 @@ class Supply:
     """`decode(part, bytes)` gives the exact blocks [nb, K, 64]. `ring` streams, in order, the parts that `residents` lacks."""
 
     def __init__(
-        self, parts: Sequence[PartRef], outputs: Sequence[int], decode: Decode, residents: Mapping[int, Tensor], ring: Ring | None
+        self,
+        parts: Sequence[PartRef],
+        outputs: Sequence[int],
+        decode: Decode,
+        residents: Mapping[int, Tensor],
+        ring: Ring | None,
     ):
         self.by_linear: list[list[PartRef]] = [[] for _ in outputs]
         for part in parts:
@@ -54,7 +59,9 @@ class Supply:
             else:
                 assert self.ring is not None, f"part {part.number} is neither resident nor streamed"
                 slot = self.ring.next()
-                assert slot.index == part.number, f"the ring brought part {slot.index}, Linear {index} needs {part.number}"
+                assert slot.index == part.number, (
+                    f"the ring brought part {slot.index}, Linear {index} needs {part.number}"
+                )
                 try:
                     self.bytes_used += part.nbytes
                     self._product(part, slot.data, tiles, results)

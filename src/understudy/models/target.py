@@ -46,7 +46,7 @@ class Tile:
         return logits[0, : self.count]
 
     def linear(self, index: int, x: Tensor) -> Tensor:
-        result: Tensor = getcurrent().parent.switch((index, x))  # type: ignore[union-attr]
+        result: Tensor = getcurrent().parent.switch((index, x))
         return result
 
     def remember(self, layer: int, keys: Tensor, values: Tensor) -> None:
@@ -54,7 +54,9 @@ class Tile:
 
     def attend(self, layer: int, query: Tensor, scaling: float, window: int, softcap: float) -> Tensor:
         start = time.perf_counter()
-        out = attend(query[: self.count], self.view.cache, layer, self.nodes, scaling=scaling, window=window, softcap=softcap)
+        out = attend(
+            query[: self.count], self.view.cache, layer, self.nodes, scaling=scaling, window=window, softcap=softcap
+        )
         self.view.attention_seconds += time.perf_counter() - start
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
 
@@ -81,7 +83,7 @@ class Target:
             part = nodes[start : start + TILE]
             tiles.append(Tile(self, part, bool(((wanted >= start) & (wanted < start + TILE)).any())))
         self._run(tiles)
-        rows = [tile.result for tile in tiles if tile.head]
+        rows = [tile.result for tile in tiles if tile.result is not None]
         heads = torch.tensor([i for i, tile in enumerate(tiles) if tile.head])
         place = torch.full((len(tiles),), -1)
         place[heads] = torch.arange(len(heads)) * TILE
@@ -103,7 +105,9 @@ class Target:
                 alive = [i for i, _ in parked]
                 if parked:
                     index = parked[0][1][0]
-                    assert all(said[0] == index for _, said in parked), f"tiles are at different Linears: {[s[0] for _, s in parked]}"
+                    assert all(said[0] == index for _, said in parked), (
+                        f"tiles are at different Linears: {[s[0] for _, s in parked]}"
+                    )
                     for i, y in zip(alive, self.multiply(index, [said[1] for _, said in parked]), strict=True):
                         answers[i] = y
         finally:

@@ -33,7 +33,8 @@ class Needs:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: budget in bytes, rows that run together, tokens per row, scratch slots for trees, and residents."""
+    """What was asked for: budget in bytes, rows that run together, tokens per row, scratch slots for trees, residents;
+    `companion`: what a second, drafting model takes."""
 
     budget: int
     rows: int
@@ -43,6 +44,7 @@ class Request:
     resident: str = "auto"
     tile: int = 32
     runtime: int = RUNTIME
+    companion: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,24 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         result = asdict(self)
         result["residents"] = len(self.residents)
-        return {**result, "notes": list(self.notes), "used": self.used, "limit_plain_tokens_per_second": self.plain_tokens_per_second}
+        return {
+            **result,
+            "notes": list(self.notes),
+            "used": self.used,
+            "limit_plain_tokens_per_second": self.plain_tokens_per_second,
+        }
 
     def lines(self) -> list[str]:
         """For people: one line per kind of memory, then what is streamed and how fast that can be."""
         width = max(map(len, self.items))
         lines = [f"{name:<{width}}  {format_size(size):>10}" for name, size in self.items.items() if size]
-        lines.append(f"{'in all':<{width}}  {format_size(self.used):>10}  of {format_size(self.budget)} ({self.device})")
+        lines.append(
+            f"{'in all':<{width}}  {format_size(self.used):>10}  of {format_size(self.budget)} ({self.device})"
+        )
         share = self.streamed / self.total if self.total else 0.0
-        lines.append(f"streamed per pass: {format_size(self.streamed)} of {format_size(self.total)} exact weights ({share:.0%})")
+        lines.append(
+            f"streamed per pass: {format_size(self.streamed)} of {format_size(self.total)} exact weights ({share:.0%})"
+        )
         if (plain := self.plain_tokens_per_second) is not None:
             speed = f"link {self.link_bytes_per_second / 1e9:.2f} GB/s: plain offloading at most {plain:.2f} tok/s"
             lines.append(f"{speed}; drafting multiplies that by the tokens accepted per pass")
@@ -114,12 +125,15 @@ def make_plan(needs: Needs, request: Request) -> Plan:
 
 
 def _fixed(needs: Needs, request: Request, context: int) -> dict[str, int]:
-    tiles = -(-(request.rows * (context + request.scratch)) // request.tile)
+    tiles = -(
+        -(context + request.rows * request.scratch) // request.tile
+    )  # prompts are admitted one context's worth at a time
     columns = context + request.scratch
     return {
         "runtime": request.runtime,
         "substitute": needs.substitute if request.drafts else 0,
         "shared tensors": needs.shared,
+        "draft model": request.companion,
         "KV cache": needs.kv_per_token * columns * request.rows,
         "activations": needs.tile_activations * tiles,
         "logits": needs.logits * request.rows,

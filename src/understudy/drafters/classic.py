@@ -1,0 +1,61 @@
+"""A second, small model drafts, as in classic speculative decoding (Leviathan et al., arXiv 2211.17192).
+
+It is held whole in fast memory with a cache of its own, which follows the accepted text; the tree search is the common one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..tree import Nodes, TokenTree
+from .grow import Grower
+from .substitute import shape_of
+
+if TYPE_CHECKING:
+    from ..engine import Row
+    from ..models.model import Model
+
+CATCH_UP = 64
+
+
+class Classic:
+    def __init__(self, companion: Model, grower: Grower):
+        self.companion, self.cache, self.grower = companion, companion.cache, grower
+
+    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
+        for row in rows:
+            self._catch_up(row)
+        return self.grower.grow(rows, [self.cache.lengths[row.index] for row in rows])
+
+    def _catch_up(self, row: Row) -> None:
+        """Read the accepted tokens that this model has not run yet: the prompt, and what it had not drafted itself."""
+        missing = row.tokens[self.cache.lengths[row.index] : -1]
+        for start in range(0, len(missing), CATCH_UP):
+            chain = TokenTree.chain(missing[start : start + CATCH_UP])
+            self.companion.draft(Nodes.of(chain, row.index, self.cache.lengths[row.index]))
+            self.cache.keep(row.index, torch.arange(len(chain)))
+
+    def observe(self, row: Row, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
+        self.grower.learn(row, path, choices)
+        ran = self.grower.branches[row.index].children
+        self.cache.keep(row.index, torch.tensor([node for node in path.tolist() if node in ran], dtype=torch.int64))
+
+    def rewind(self, row: Row, length: int) -> None:
+        self.cache.rewind(row.index, min(length, self.cache.lengths[row.index]))
+
+    def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None:
+        if not prefill:
+            self.grower.pace.round(tokens, seconds)
+
+
+def build(model: Any, *, value: str = "", width: int = 0, depth: int = 0) -> Classic:
+    companion = model.companion
+    shape = shape_of(width, depth)
+    grower = Grower(
+        companion.draft, companion.cache.capacity, model.pace, tile=model.tile, free=model.filling, shape=shape
+    )
+    grower.warm()
+    return Classic(companion, grower)

@@ -1,0 +1,74 @@
+"""Tiny random checkpoints of every family, with a tokenizer of 256 bytes, as Hugging Face would store them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+COMMON: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 256, "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 0,
+    "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama-tied": {"model_type": "llama", "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    "mistral": {"sliding_window": 24},
+    "qwen2": {},
+    "qwen2-window": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
+    "qwen3": {"head_dim": 32},
+    "gemma3_text": {
+        "head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32, "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "gemma2": {
+        "head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32, "attn_logit_softcapping": 20.0,
+        "final_logit_softcapping": 10.0, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "phi3": {"sliding_window": None},
+    "glm4": {"head_dim": 16, "partial_rotary_factor": 0.5},
+    "olmo2": {},
+    "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.2},
+}  # fmt: skip
+
+
+def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
+    """The transformers model; weights large enough that logits are not all alike."""
+    options = {**COMMON, **FAMILIES.get(family, {}), **changes}
+    config = AutoConfig.for_model(options.pop("model_type", family), **options)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.15 if "embed" not in name else 1.0)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    return model
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def save(directory: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """Write the checkpoint and return the stock model."""
+    model = stock(family, dtype, **changes)
+    model.save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return model
+
+
+def generated(model: Any, prompt: list[int], count: int) -> list[int]:
+    """Greedy ids of transformers' own generate."""
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None)
+    return out[0, len(prompt) :].tolist()
