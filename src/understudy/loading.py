@@ -22,7 +22,7 @@ from .registry import lookup
 from .weights.checkpoint import Checkpoint
 from .weights.layout import ModelLayout
 from .weights.prepare import cache_directory, prepare, store_path
-from .weights.store import RESIDUAL, Store
+from .weights.store import RESIDUAL, SUBSTITUTE, Store
 
 Report = Callable[[str, float, float], None]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -159,8 +159,14 @@ def plan_for(model: str | Path | None, options: Options, report: Report | None) 
     source = locate(model, options)
     if isinstance(source, Checkpoint):
         source = prepare_source(source, options, report)
-    machine = Machine.inspect().measured(source.file(RESIDUAL), options.cache)
+    machine = _measured(source, options)
     return _plan(source, config_of(source.path), options, machine)
+
+
+def _measured(store: Store, options: Options) -> Machine:
+    """The machine with the speed of the disk under this Store, probed on what is streamed (or on what there is)."""
+    streams = store.file(RESIDUAL).stat().st_size > 0
+    return Machine.inspect().measured(store.file(RESIDUAL if streams else SUBSTITUTE), options.cache)
 
 
 def _dtype(store: Store, options: Options) -> torch.dtype:
@@ -212,7 +218,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     store = prepare_source(locate(model, options), options, report)
     tokenizer = _tokenizer(store)
     config = config_of(store.path)
-    machine = Machine.inspect().measured(store.file(RESIDUAL), options.cache)
+    machine = _measured(store, options)
     second = _second(options, tokenizer, report)
     plan = _plan(store, config, options, machine, second)
     bound = _bind(store, config, plan, options, machine, report)

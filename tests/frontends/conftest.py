@@ -38,28 +38,15 @@ def runner(program: list[str], tmp_path: Path) -> Run:
     return run
 
 
-def tiny_checkpoint(directory: Path) -> Path:
-    """A random Llama with a byte-level tokenizer: real enough to prepare, plan and run."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(["<end>", *letters])}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(directory)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "head_dim": 32}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 1}
-    config = LlamaConfig(vocab_size=len(letters) + 1, tie_word_embeddings=True, eos_token_id=0, **sizes, **heads)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    return directory
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+    """A small random checkpoint: real enough to prepare, plan and run."""
+    import torch
+    from tests.tiny import save
+
+    directory = tmp_path_factory.mktemp("tiny")
+    save(directory, "llama-tied", torch.bfloat16, max_position_embeddings=2048)
+    return directory
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.frontends.conftest import tiny_checkpoint
 
 from understudy.frontends import main
 
@@ -159,8 +158,3 @@ def test_what_was_prepared_turns_back_into_the_checkpoint(
     before, after = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name].view(torch.uint8), after[name].view(torch.uint8)) for name in before)
-
-
-def test_a_tiny_checkpoint_is_the_same_each_time(tiny: Path, tmp_path: Path) -> None:
-    again = tiny_checkpoint(tmp_path / "again")
-    assert (again / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()

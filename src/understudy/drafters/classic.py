@@ -47,8 +47,7 @@ class Classic:
         self.cache.rewind(row.index, min(length, self.cache.lengths[row.index]))
 
     def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None:
-        if not prefill:
-            self.grower.pace.round(tokens, seconds)
+        self.grower.paced(tokens, seconds, prefill)
 
 
 def build(model: Any, *, value: str = "", width: int = 0, depth: int = 0) -> Classic:

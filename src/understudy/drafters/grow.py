@@ -185,6 +185,13 @@ class Grower:
                     bucket, tokens.index(token) if token in tokens else None
                 )
 
+    def paced(self, tokens: int, seconds: float, prefill: bool) -> None:
+        """A round is over; one that read a prompt says how long a sweep of the weights takes."""
+        if prefill:
+            self.pace.first_guess(seconds)
+        else:
+            self.pace.round(tokens, seconds)
+
     def warm(self, widths: Sequence[int] = (1, 2, 4, 8), seconds: float = 1.0) -> None:
         """Measure what levels of some widths cost, so that the first tree already has a sensible shape. Cache row 0 must be empty."""
         deadline = time.perf_counter() + seconds

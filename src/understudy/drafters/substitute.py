@@ -29,8 +29,7 @@ class Substitute:
     def rewind(self, row: Row, length: int) -> None: ...
 
     def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None:
-        if not prefill:
-            self.grower.pace.round(tokens, seconds)
+        self.grower.paced(tokens, seconds, prefill)
 
 
 def shape_of(width: int, depth: int) -> Shape:

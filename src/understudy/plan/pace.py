@@ -67,6 +67,11 @@ class Pace:
         self.seconds = 0.9 * self.seconds + seconds
         self.rate = self.tokens / self.seconds
 
+    def first_guess(self, sweep: float) -> None:
+        """Before the first round: a sweep of the weights takes `sweep` seconds, and some eight tokens a pass are common."""
+        if not self.rate:
+            self.rate = 8 / (sweep + 8 * self.cost(1))
+
     def cost(self, width: int) -> float:
         """Seconds of a level of `width` nodes: measured, else on the line through the nearest measured widths."""
         known = sorted(self.levels)

@@ -1,0 +1,205 @@
+"""The product's promise, end to end on a prepared Store: whatever drafts, whatever streams, the text is plain decoding's."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import save
+from understudy import LLM, SamplingParams
+from understudy.errors import TransferError, UsageError
+
+PROMPT = "def draft(tree):\n    for node in tree:"
+PARAMS = [
+    SamplingParams(max_new_tokens=40, ignore_eos=True),
+    SamplingParams(max_new_tokens=40, ignore_eos=True, temperature=0.8, seed=11),
+    SamplingParams(max_new_tokens=40, ignore_eos=True, temperature=1.1, top_p=0.9, top_k=40, min_p=0.01, seed=2**40),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("llm") / "model"
+    save(path, "llama", torch.bfloat16)
+    return path
+
+
+def opened(model: Path, **options: Any) -> LLM:
+    return LLM(model, **{"resident": "none", "memory": "1GiB", "context": 256, "rows": 1, **options})
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path) -> list[list[int]]:
+    with opened(model, method="none") as llm:
+        done = [llm.generate(PROMPT, params)[0] for params in PARAMS]
+    assert all(c.stats.mean_accepted == 1 and c.stats.bytes_streamed > 0 for c in done)
+    return [c.token_ids for c in done]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "substitute"},
+        {"method": "substitute:width=4,depth=6"},
+        {"method": "substitute", "quantizer": "int8"},
+        {"method": "substitute", "resident": "auto"},
+        {"method": "ngram"},
+        {"method": "ngram:match=2,length=40"},
+        {"method": "none", "resident": "auto"},
+        {"method": "substitute", "rows": 3, "context": 300},
+    ],
+    ids=str,
+)
+def test_every_method_and_plan_gives_the_same_tokens(model: Path, plain: list[list[int]], options: dict[str, Any]) -> None:
+    with opened(model, **options) as llm:
+        for params, expected in zip(PARAMS, plain, strict=True):
+            done = llm.generate(PROMPT, params)[0]
+            assert done.token_ids == expected
+            assert done.finish_reason == "length"
+            if options["method"].startswith("substitute"):
+                assert done.stats.accepted > 0 and done.stats.rounds < 39
+            assert (done.stats.bytes_streamed > 0) == (options.get("resident") != "auto")
+
+
+def test_a_perfect_drafter_is_accepted_to_full_depth(tmp_path: Path) -> None:
+    save(tmp_path / "single", "llama", torch.float32)
+    with opened(tmp_path / "single", quantizer="exact", method="substitute:width=1,depth=8") as llm:
+        done = llm.generate(PROMPT, PARAMS[0])[0]
+    assert (done.stats.rounds, done.stats.drafted, done.stats.accepted) == (5, 34, 34), "4 x (8 and a bonus), 2 and a bonus"
+
+
+def test_a_second_model_drafts(model: Path, plain: list[list[int]], tmp_path: Path) -> None:
+    save(tmp_path / "other", "llama", torch.bfloat16, seed=5, num_hidden_layers=1)
+    for other, right in ((model, True), (tmp_path / "other", False)):
+        with opened(model, method=f"classic:{other},width=1,depth=6") as llm:
+            done = [llm.generate(PROMPT, params)[0] for params in PARAMS]
+        assert [c.token_ids for c in done] == plain
+        assert (done[0].stats.mean_accepted > 5) == right
+
+
+def test_rows_run_together_and_each_gets_what_it_gets_alone(model: Path) -> None:
+    prompts = [PROMPT * (1 + i % 3) + str(i) for i in range(7)]
+    several = [
+        SamplingParams(max_new_tokens=5 + 9 * (i % 4), ignore_eos=True, temperature=0.7 * (i % 2), seed=i) for i in range(7)
+    ]
+    with opened(model) as llm:
+        alone = [llm.generate(prompt, params)[0].token_ids for prompt, params in zip(prompts, several, strict=True)]
+    for method in ("none", "substitute"):
+        with opened(model, rows=3, method=method) as llm:
+            before = llm.model.supply.bytes_used
+            together = llm.generate(prompts, several)
+            sweeps = (llm.model.supply.bytes_used - before) / llm.plan.streamed
+            passes = llm.engine.clock.passes
+        assert [c.token_ids for c in together] == alone
+        assert sweeps == passes, "one sweep of the weights serves all rows"
+        assert passes < sum(len(ids) for ids in alone)
+
+
+def test_a_prompt_takes_one_sweep_whatever_its_length(model: Path) -> None:
+    with opened(model) as llm:
+        for count in (1, 33, 200):
+            done = llm.generate([[3 + i % 200 for i in range(count)]], SamplingParams(max_new_tokens=1, ignore_eos=True))[0]
+            assert done.stats.bytes_streamed == llm.plan.streamed and len(done.token_ids) == 1
+
+
+def test_text_streams_and_stops_where_plain_decoding_stops(model: Path) -> None:
+    with opened(model) as llm:
+        whole = llm.generate(PROMPT, PARAMS[0])[0]
+        steps = list(llm.stream(PROMPT, PARAMS[0]))
+        assert "".join(step.text for step in steps) == whole.text
+        assert [i for step in steps for i in step.token_ids] == whole.token_ids
+        assert [step.finish_reason for step in steps][-1] == "length" and not any(s.finish_reason for s in steps[:-1])
+        letters = next(i for i in range(8, len(whole.text)) if whole.text[i : i + 2] not in whole.text[: i + 1])
+        stop = whole.text[letters : letters + 2]
+        stopped = llm.generate(PROMPT, SamplingParams(max_new_tokens=40, ignore_eos=True, stop=(stop,)))[0]
+        assert stopped.finish_reason == "stop" and stopped.text == whole.text[:letters]
+        assert stopped.token_ids == whole.token_ids[: len(stopped.token_ids)]
+        ending = whole.token_ids[20]
+        llm.stop_ids = frozenset({ending})
+        ended = llm.generate(PROMPT, SamplingParams(max_new_tokens=40))[0]
+        cut = whole.token_ids.index(ending) + 1
+        assert ended.token_ids == whole.token_ids[:cut] and ended.finish_reason == "stop"
+
+
+def test_what_is_left_early_does_not_disturb_what_follows(model: Path, plain: list[list[int]]) -> None:
+    with opened(model) as llm:
+        steps: Iterator[Any] = llm.stream(PROMPT, PARAMS[1])
+        next(steps)
+        next(steps)
+        steps.close()  # type: ignore[attr-defined]
+        assert llm.generate(PROMPT, PARAMS[0])[0].token_ids == plain[0]
+
+
+def test_a_failed_transfer_is_an_error_and_never_text(model: Path, plain: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(model) as llm:
+        ring = llm.model.ring
+        assert ring is not None
+        real, calls = ring.next, iter(range(10_000))
+
+        def failing() -> Any:
+            if next(calls) == 30:
+                raise TransferError("The disk went away: plug it in again.")
+            return real()
+
+        monkeypatch.setattr(ring, "next", failing)
+        with pytest.raises(TransferError, match="disk went away"):
+            llm.generate(PROMPT, PARAMS[0])
+        assert llm.generate(PROMPT, PARAMS[0])[0].token_ids == plain[0]
+
+
+def test_chat_reads_only_what_is_new(model: Path) -> None:
+    params = SamplingParams(max_new_tokens=12, ignore_eos=True)
+    with opened(model) as llm:
+        talk = [{"role": "user", "content": "What is a tree?"}]
+        first = llm.chat(talk, params)
+        talk += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "And a leaf?"}]
+        kept = len(llm.engine.kept[0])
+        second = llm.chat(talk, params)
+        assert kept > first.stats.prompt_tokens
+    with opened(model, method="none") as llm:
+        assert llm.chat(talk, params).token_ids == second.token_ids
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda llm: llm.generate(""), "empty"),
+        (lambda llm: llm.generate([]), "no prompt"),
+        (lambda llm: llm.generate([[1, 999]]), "999"),
+        (lambda llm: llm.generate("x" * 400), "context"),
+        (lambda llm: llm.generate(["a", "b"], [SamplingParams()]), "2 prompts"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_one_line(model: Path, call: Any, words: str) -> None:
+    with opened(model) as llm, pytest.raises(UsageError, match=words) as refusal:
+        call(llm)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"memory": "100MB"}, "smallest that works"),
+        ({"method": "substitut"}, "Did you mean 'substitute'"),
+        ({"method": "substitute:widht=3"}, "Did you mean 'width'"),
+        ({"method": "substitute:width=3"}, "both width and depth"),
+        ({"method": "classic"}, "classic:MODEL"),
+        ({"dtype": "bf16"}, "dtype"),
+        ({"bits": 5}, "bits"),
+        ({"context": 100_000}, "positions"),
+        ({"colour": "red"}, "No option 'colour'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(model: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        opened(model, **options)
+
+
+def test_the_smallest_budget_named_is_one_that_works(model: Path) -> None:
+    with pytest.raises(UsageError) as refusal:
+        LLM.plan_only(model, memory="64MiB", context=256, rows=1)
+    smallest = str(refusal.value).split("here is ")[1].rstrip(".").split(",")[0]
+    plan = LLM.plan_only(model, memory=smallest.replace(" ", ""), context=256, rows=1)
+    assert plan.used <= plan.budget
