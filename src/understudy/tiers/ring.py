@@ -82,6 +82,7 @@ class Ring:
         self._paused = paused
         self._failure: UnderstudyError | None = None
         self._wait_seconds = 0.0
+        tier.release()  # on a GPU the memory may have had a use before, which may not be over
         with self._lock:
             self._run_ahead()
 

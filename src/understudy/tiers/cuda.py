@@ -1,0 +1,60 @@
+"""CUDA as the pinned tier sees it: a copy stream, events, and host memory registered with the driver.
+
+Memory is registered and not allocated pinned, since torch's own pinned allocator rounds up to powers of two."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+cuda: Any = torch.cuda  # its own types are incomplete
+
+
+class Cuda:
+    """The current CUDA device; see `pinned.Device`."""
+
+    def register(self, memory: Tensor) -> str:
+        code = int(cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
+        if code == 0:
+            return ""
+        _forget_last_error()
+        size = memory.numel() >> 20
+        return f"the driver refused to pin {size} MiB of host memory (CUDA error {code}): copies to the GPU are slower"
+
+    def unregister(self, memory: Tensor) -> None:
+        cuda.check_error(int(cuda.cudart().cudaHostUnregister(memory.data_ptr())))
+
+    def copy_stream(self) -> Any:
+        return cuda.Stream()
+
+    def current_stream(self) -> Any:
+        return cuda.current_stream()
+
+    def record(self, stream: Any) -> Any:
+        event = cuda.Event(enable_timing=True)
+        event.record(stream)
+        return event
+
+    def await_event(self, stream: Any, event: Any) -> None:
+        stream.wait_event(event)
+
+    def copy(self, stream: Any, source: Tensor, into: Tensor) -> None:
+        with cuda.stream(stream):
+            into.copy_(source, non_blocking=True)
+
+    def happened(self, event: Any) -> bool:
+        return bool(event.query())
+
+    def seconds_between(self, first: Any, last: Any) -> float:
+        return float(first.elapsed_time(last)) / 1000
+
+    def finish(self, stream: Any) -> None:
+        stream.synchronize()
+
+
+def _forget_last_error() -> None:
+    """CUDA keeps a failed call's error until the next kernel is checked: let that be this one, not a model's."""
+    try:
+        torch.zeros(1, device="cuda")
+    except RuntimeError:
+        return
