@@ -168,7 +168,7 @@ class Grower:
         room = -used % self.tile
         pool = [(c, b) for b in branches for c in b.pool if c.depth <= b.row.remaining - 1]
         if self.shape.depth:
-            pool = [(c, b) for c, b in pool if c.depth == self.shape.depth]
+            pool = [(c, b) for c, b in pool if c.depth == b.deepest + 1]
             room = sum(min(self.shape.width, sum(b is own for _, own in pool)) for b in branches)
         for candidate, branch in sorted(pool, key=lambda item: -item[0].chance)[:room]:
             if len(branch.tokens) < min(MOST_NODES, self.capacity - branch.length):
