@@ -78,6 +78,7 @@ class Progress:
 
     EVERY = 0.1
     EVERY_LINE = 10.0
+    LARGE = 256 << 20  # bytes that take so long that a log should say at once what is going on
 
     def __init__(self, live: Live) -> None:
         self.live = live
@@ -90,7 +91,7 @@ class Progress:
         moment = time.monotonic()
         if stage != self.stage:
             self.stage, self.started, self.first = stage, moment, done
-            self.next = moment if self.live.terminal else moment + self.EVERY_LINE
+            self.next = moment + (0.0 if self.live.terminal or total >= self.LARGE else self.EVERY_LINE)
         if moment < self.next:
             return
         if self.live.terminal:

@@ -1,0 +1,86 @@
+"""The front ends on the real LLM, with a small random model: what the fake cannot promise."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.frontends.conftest import REAL, Run, environment
+
+from understudy.frontends import main
+
+STATS = {
+    *("method", "new_tokens", "rounds", "mean_accepted", "drafted", "accepted", "tokens_per_second", "decode_seconds"),
+    *("ttft_seconds", "bytes_streamed", "stream_seconds", "link_bytes_per_second", "limit_tokens_per_second"),
+    *("peak_memory_bytes", "plan"),
+}
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command in this process, where torch is loaded already; its stdout."""
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+
+    def run(*words: str) -> str:
+        status = main([*words])
+        out, err = capsys.readouterr()
+        assert status == 0, err
+        return str(out)
+
+    return run
+
+
+@pytest.mark.parametrize("temperature", ["0", "0.8"])
+def test_every_method_writes_the_same_tokens(said: Callable[..., str], tiny: Path, temperature: str) -> None:
+    found = []
+    for method in ("none", "ngram", "substitute"):
+        words = ("--temperature", temperature, "--seed", "3", "--method", method, "--resident", "none", "--json")
+        reply = json.loads(said("run", str(tiny), "def f(x):", "--max-new-tokens", "12", "--ignore-eos", *words))
+        assert set(reply["stats"]) >= STATS and reply["finish_reason"] == "length"
+        assert reply["stats"]["method"] == method and reply["stats"]["bytes_streamed"] > 0
+        found.append(reply["token_ids"])
+    assert len(found[0]) == 12 and found[0] == found[1] == found[2]
+
+
+def test_ctrl_c_keeps_what_was_generated(tiny: Path, tmp_path: Path) -> None:
+    words = ["run", str(tiny), "def f(x):", "--max-new-tokens", "1500", "--ignore-eos", "--method", "none"]
+    env = environment(tmp_path)
+    with subprocess.Popen([*REAL, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as running:
+        assert running.stdout is not None
+        first = running.stdout.read(1)
+        running.send_signal(signal.SIGINT)
+        rest, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert (first + rest).decode() and b"stopped" in err and b"tok/s" in err and b"Traceback" not in err
+
+
+def test_chat_goes_on_after_an_answer(command: Run, tiny: Path) -> None:
+    done = command("chat", str(tiny), "--max-new-tokens", "3", "--json", stdin="hello\nagain\n")
+    assert done.returncode == 0, done.stderr
+    replies = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(replies) == 2 and all(1 <= len(reply["token_ids"]) <= 3 for reply in replies)
+
+
+def test_plan_adds_up(said: Callable[..., str], tiny: Path) -> None:
+    plan = json.loads(said("plan", str(tiny), "--memory", "2GiB", "--resident", "none", "--json"))
+    assert plan["budget"] == 2 << 30 and plan["used"] == sum(plan["items"].values()) <= plan["budget"]
+    assert "streamed per pass" in said("plan", str(tiny), "--memory", "2GiB")
+
+
+def test_bench_measures(said: Callable[..., str], tiny: Path) -> None:
+    words = [
+        "--prompts",
+        "1",
+        "--new-tokens",
+        "6",
+        "--temperatures",
+        "0",
+        "--prompt-tokens",
+        "16",
+        "--resident",
+        "none",
+    ]
+    table = said("bench", str(tiny), *words, "--reference")
+    assert "IDENTICAL over 3 methods" in table and "transformers in memory, greedy:" in table
