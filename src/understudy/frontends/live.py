@@ -36,11 +36,11 @@ class Live:
         """Show this line instead of the last one."""
         if self.quiet or not self.terminal:
             return
-        width = os.get_terminal_size(self.stream.fileno()).columns
-        line = line[: max(width - 1, 0)]
+        width = os.get_terminal_size(self.stream.fileno()).columns or 80  # 0: it does not know
+        line = line[: width - 1]
         if self.column is None:
             self._write(_CLEAR_LINE + line)
-        elif self.column % max(width, 1) or not self.column:  # at the very edge a cursor cannot be put back
+        elif self.column % width or not self.column:  # at the very edge a cursor cannot be put back
             self._write(_OPEN_LINE_BELOW + _SAVE + _DOWN + line + "\x1b[K" + _RESTORE)
         self.shown = True
 
