@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test lint bench clean
 
 demo: $(READY)        ## the built-in model writes Python, every exact weight read from disk
-	$(BIN)/understudy run --resident none
+	$(BIN)/understudy run --resident none < /dev/null
 
 test: $(READY)        ## the whole suite, torch on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -25,6 +25,7 @@ bench: $(READY)       ## methods side by side on the built-in model
 # torch comes first and by its exact version: a plain "torch" may pull gigabytes of accelerator libraries.
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up .venv: PyTorch first, then the rest. This takes some minutes, once." >&2
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -e '.[dev]'

@@ -83,6 +83,16 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
         assert (running.wait(60), running.stderr.read()) == (0, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
+    for words in (["run", "demo", "x"], ["run", "demo", "x", "--json"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*FAKE, *words, "--quiet"], stdout=full, stderr=subprocess.PIPE, env=environment(tmp_path), text=True
+            )
+        assert done.returncode == 1 and done.stderr.startswith("understudy: ") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 def test_ctrl_c_keeps_what_was_generated(tmp_path: Path, as_json: bool) -> None:
     words = [*FAKE, "run", "demo", "x", *(["--json"] if as_json else [])]

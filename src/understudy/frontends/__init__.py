@@ -2,6 +2,7 @@
 
 Everything for people goes to stderr; stdout carries the text, the table, or the one JSON object."""
 
+import errno
 import importlib
 import io
 import os
@@ -41,10 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("understudy: stopped.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader has seen enough; nothing may be written at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has seen enough
+        _discard_output()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _discard_output()
+        print("understudy: The output could not be written: the disk it goes to is full.", file=sys.stderr)
+        return 1
     return status
+
+
+def _discard_output() -> None:
+    """What is still buffered goes nowhere, so that nothing fails again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str]) -> int:
