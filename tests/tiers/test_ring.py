@@ -173,11 +173,22 @@ def test_a_failure_is_raised_until_rewound_and_then_the_ring_works(weights: Path
             check(slot := ring.next(), tier.extents)
             slot.release()
     asked = len(tier.asked)
+    assert ring.ready and ring.full, "whoever polls must get to the error"
     with pytest.raises(TransferError, match="fetch 3"):
         ring.next()
     assert len(tier.asked) == asked, "nothing more is read after a failure"
     ring.rewind()
     consume(ring, tier.extents, 10, 1, random.Random(0))
+
+
+def test_after_a_failure_a_release_reads_nothing_more(weights: Path) -> None:
+    tier = Failing(extents_of(weights, [PAGE] * 6), 1)
+    ring = Ring(tier, range(6), 3 * PAGE)
+    slot = ring.next()
+    with pytest.raises(TransferError, match="fetch 1"):
+        ring.next()
+    slot.release()
+    assert tier.asked == [0, 1, 2]
 
 
 def test_half_a_part_is_an_error_and_never_a_part(weights: Path) -> None:

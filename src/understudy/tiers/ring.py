@@ -156,15 +156,17 @@ class Ring:
 
     @property
     def ready(self) -> bool:
-        """`next` would not wait."""
+        """`next` would not wait: a part is here, or what went wrong is known."""
         with self._lock:
-            return bool(self._coming) and _done(self._coming[0])
+            return self._failure is not None or (bool(self._coming) and _done(self._coming[0]))
 
     @property
     def full(self) -> bool:
         """All that fits is here: the link is idle until something is released."""
         with self._lock:
-            return all(map(_done, reversed(self._coming))) and (self._paused or self._place() is None)
+            if self._failure is not None:
+                return True
+            return (self._paused or self._place() is None) and all(map(_done, reversed(self._coming)))
 
     @property
     def stats(self) -> RingStats:
