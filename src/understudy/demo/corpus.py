@@ -1,0 +1,60 @@
+"""The text the demo model learns from: the standard library of any Python, without tests and generated tables.
+
+Which files are held out depends on their path alone, so every run on every machine keeps the same ones apart.
+"""
+
+import ast
+import hashlib
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"}
+HELD_OUT_SHARE = 0.04
+LITERAL_SHARE = 0.4
+"""A file with more constants than this among its syntax nodes is a table, not a program."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One source file."""
+
+    name: str
+    text: str
+    held_out: bool
+
+
+def standard_library() -> Path:
+    """The folder of the running Python's own modules."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def documents(root: Path | None = None) -> list[Document]:
+    """Every program under `root` (by default the standard library), in the order of their paths."""
+    root = root or standard_library()
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if SKIPPED_FOLDERS.isdisjoint(relative.parts) and not relative.parts[0].startswith(("config-", "__phello__")):
+            text = _program(path)
+            if text:
+                name = relative.as_posix()
+                found.append(Document(name, text, is_held_out(name)))
+    return found
+
+
+def is_held_out(name: str) -> bool:
+    """Whether the model must never see this file: decided by its path, the same everywhere."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+
+
+def _program(path: Path) -> str:
+    """The file's text, or nothing where it is not UTF-8, does not parse, or is mostly a table of constants."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        nodes = list(ast.walk(ast.parse(text)))
+    except (UnicodeDecodeError, SyntaxError):
+        return ""
+    constants = sum(isinstance(node, ast.Constant) for node in nodes)
+    return "" if constants > LITERAL_SHARE * len(nodes) else text.strip() + "\n"
