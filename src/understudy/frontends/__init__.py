@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal of few characters never stops the text
+    # Read when torch is loaded: threads that wait for each other sleep, and leave the processor to those that work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         status = _dispatch(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()

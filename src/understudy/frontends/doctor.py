@@ -105,13 +105,13 @@ def hardware(cache: Path) -> Iterator[Finding]:
 def _processor(machine: "Machine") -> Iterator[Finding]:
     import torch
 
-    from ..kernels.pack import packing_note
+    from ..kernels.gemv import note
 
     yield Finding("processor", f"{machine.cpu}, {machine.cores} cores to use")
     known = _flags()
     flags = ", ".join(flag for flag in VECTORS if flag in known) or "none known"
     yield Finding("vectors", f"{flags} (torch uses {torch.backends.cpu.get_cpu_capability()})")
-    yield Finding("4-bit drafting", "ATen int4 kernel on the processor", packing_note())
+    yield Finding("4-bit drafting", "integer kernel on the processor", note())
 
 
 def _flags() -> set[str]:
