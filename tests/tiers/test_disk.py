@@ -103,7 +103,7 @@ def test_what_was_asked_first_is_complete_first(weights: Path) -> None:
 
 def test_no_thread_and_no_file_is_left_behind(weights: Path) -> None:
     before, files = readers(), len(list(Path("/proc/self/fd").iterdir()))
-    tier = DiskTier([Extent(weights, 0, LENGTH)], threads=3, throttle=1e5)
+    tier = DiskTier([Extent(weights, 0, LENGTH)], block=PAGE, threads=3, throttle=1e6)
     fetch(tier, 0)
     assert len(readers()) == len(before) + 3
     tier.cancel()
@@ -129,6 +129,7 @@ def test_after_cancel_nothing_is_written(weights: Path) -> None:
     one = tier.fetch(0, into)
     time.sleep(0.05)
     tier.cancel()
+    assert tier.traffic.bytes_read < LENGTH / 2, "what was not begun is not read any more"
     into.fill_(7)
     time.sleep(0.05)
     assert bool((into == 7).all())
