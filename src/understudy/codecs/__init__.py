@@ -3,6 +3,7 @@
 Decoding gives back every bit, NaN payloads and signed zeros too, as blocks [nb, K, 64] of the weight's dtype."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -37,6 +38,7 @@ class Codec(Protocol):
         """The blocks [count, columns, 64] that were encoded: in `out` if given, else new or a view of `data`."""
 
 
+@cache
 def codec(spec: str) -> Codec:
     """The codec that `spec` names, like "raw"."""
     made: Codec = build("codec", CODECS, spec)

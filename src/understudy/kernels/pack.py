@@ -30,6 +30,8 @@ def block(weight: Tensor) -> Tensor:  # [N, K] -> [nb, K, 64]
 
 def unblock(blocks: Tensor, rows: int) -> Tensor:  # [nb, K, 64] -> [rows, K]
     """The first `rows` output rows of `blocks`, row after row."""
+    if blocks.device.type != "cpu":
+        return blocks.transpose(1, 2).reshape(-1, blocks.shape[1])[:rows]
     weight = torch.empty((rows, blocks.shape[1]), dtype=blocks.dtype)
     _unblock(bits(blocks.contiguous()), bits(weight))
     return weight
@@ -52,13 +54,6 @@ def native_packing() -> bool:
     codes = torch.arange(128 * 96, dtype=torch.int32).view(128, 96) * 7 % 16
     theirs = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
     return torch.equal(theirs.reshape(-1), pack(codes).reshape(-1))
-
-
-def packing_note() -> str:
-    """What a user should know about 4-bit speed on this machine; empty when there is nothing to say."""
-    if native_packing():
-        return ""
-    return "This CPU packs 4-bit weights differently from AVX-512: drafting uses the portable kernel, which is slower."
 
 
 @compiled

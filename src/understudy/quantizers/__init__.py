@@ -3,6 +3,7 @@
 All tensors of a substitute are cut by blocks of 64 output rows, so a weight may be quantised piece by piece."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -47,6 +48,7 @@ class Quantizer(Protocol):
         """x @ weight.T for a few rows x of `dtype`, as fast as this device can. Keeps `tensors`, copies nothing big."""
 
 
+@cache
 def quantizer(spec: str) -> Quantizer:
     """The quantiser that `spec` names, like "int4" or "int4:group=32"."""
     made: Quantizer = build("quantizer", QUANTIZERS, spec)
@@ -57,3 +59,18 @@ def fitting(spec: str, rows: int, columns: int) -> Quantizer:
     """The quantiser that `spec` names if it can do this shape, else `exact`."""
     wanted = quantizer(spec)
     return wanted if wanted.applies(rows, columns) else quantizer("exact")
+
+
+def dequantised(maker: Quantizer, tensors: Tensors, shape: tuple[int, int]) -> Linear:
+    """A linear map for any device: a few blocks at a time are dequantised and multiplied with."""
+    total = -(-shape[0] // 64)
+
+    def apply(x: Tensor) -> Tensor:
+        pieces = []
+        for first in range(0, total, 16):
+            part = maker.cut(tensors, first, min(16, total - first))
+            rows = min(shape[0] - first * 64, 16 * 64)
+            pieces.append(x.float() @ maker.dequantize(part, (rows, shape[1])).T)
+        return torch.cat(pieces, dim=1).to(x.dtype)
+
+    return apply

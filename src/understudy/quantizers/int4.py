@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..kernels import hqq
+from ..kernels.dot import has_vnni
+from ..kernels.gemv import Product
 from ..kernels.pack import BLOCK, block, blocks_of, native_packing, unpack
-from . import Linear, Tensors
+from . import Linear, Tensors, dequantised
 
-GROUPS = (32, 64, 128, 256)  # what ATen's kernel takes
+GROUPS = (32, 64, 128, 256)
 
 
 class Int4:
@@ -57,11 +59,15 @@ class Int4:
         return ((codes - 8) * scales[:, :, 0] + scales[:, :, 1]).view(rows, columns)
 
     def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
-        return _native(tensors, shape) if native_packing() else _portable(self, tensors, shape)
+        if tensors["codes"].device.type != "cpu":
+            return dequantised(self, tensors, shape)
+        if native_packing() and not has_vnni():
+            return _aten(tensors, shape)
+        return Product(tensors["codes"], tensors["scales"], shape[0])
 
 
-def _native(tensors: Tensors, shape: tuple[int, int]) -> Linear:
-    """ATen's kernel on our codes as they lie. It is fast in bfloat16 only: other activations are cast and cast back."""
+def _aten(tensors: Tensors, shape: tuple[int, int]) -> Linear:
+    """ATen's kernel on our codes as they lie, in bfloat16: it is slow in any other dtype."""
     codes, scales, (rows, columns) = tensors["codes"], tensors["scales"], shape
     packed = codes.view(codes.shape[0] * BLOCK, columns // 2)
     group = columns // scales.shape[0]
@@ -69,19 +75,5 @@ def _native(tensors: Tensors, shape: tuple[int, int]) -> Linear:
     def apply(x: Tensor) -> Tensor:
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), packed, group, scales)
         return y[:, :rows].to(x.dtype)
-
-    return apply
-
-
-def _portable(quantizer: Int4, tensors: Tensors, shape: tuple[int, int]) -> Linear:
-    """Dequantise 16 blocks at a time and multiply: works everywhere, slowly."""
-
-    def apply(x: Tensor) -> Tensor:
-        pieces = []
-        for first in range(0, tensors["codes"].shape[0], 16):
-            part = quantizer.cut(tensors, first, 16)
-            rows = min(shape[0] - first * BLOCK, part["codes"].shape[0] * BLOCK)
-            pieces.append(x.float() @ quantizer.dequantize(part, (rows, shape[1])).T)
-        return torch.cat(pieces, dim=1).to(x.dtype)
 
     return apply

@@ -1,48 +1,51 @@
-"""Eight bits a weight, one scale a row: w ~ q * scale. For a head, or where four bits agree too seldom.
+"""Eight bits a weight, one scale a row: w ~ (q - 128) * scale. For a head, or where four bits agree too seldom.
 
-Tensors: codes int8 [nb * 64, K], scales bfloat16 [nb * 64]."""
+Tensors: codes uint8 [nb, K, 64], scales bfloat16 [1, nb * 64, 2] (scale, and a zero that is 0)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from ..kernels.pack import BLOCK, blocks_of
-from . import Linear, Tensors
+from ..kernels.gemv import Product
+from ..kernels.pack import BLOCK, block, blocks_of, unblock
+from . import Linear, Tensors, dequantised
 
 
 class Int8:
     name = "int8"
 
     def applies(self, rows: int, columns: int) -> bool:
-        return columns % 32 == 0  # ATen's kernel reads past the end of other rows
+        return columns % 32 == 0
 
     def size(self, rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> int:
-        return blocks_of(rows) * BLOCK * (columns + 2)
+        return blocks_of(rows) * BLOCK * (columns + 4)
 
     def quantize(self, weight: Tensor) -> Tensors:
-        rows = weight.shape[0]
-        finite = torch.nan_to_num(pad(weight.float(), (0, 0, 0, blocks_of(rows) * BLOCK - rows)), 0.0, 0.0, 0.0)
-        scales = (finite.abs().amax(dim=1) / 127).to(torch.bfloat16)
-        inverse = torch.where(scales.float() > 1e-36, 1 / scales.float(), 0.0)
-        codes = (finite * inverse[:, None]).round().clamp(-127, 127).to(torch.int8)
-        return {"codes": codes, "scales": scales}
+        finite = torch.nan_to_num(weight.float(), 0.0, 0.0, 0.0)
+        scale = (finite.abs().amax(dim=1) / 127).to(torch.bfloat16)
+        inverse = torch.where(scale.float() > 1e-36, 1 / scale.float(), 0.0)
+        codes = ((finite * inverse[:, None]).round() + 128).clamp(1, 255).to(torch.uint8)
+        scales = torch.zeros((1, blocks_of(len(weight)) * BLOCK, 2), dtype=torch.bfloat16)
+        scales[0, : len(weight), 0] = scale
+        return {"codes": block(codes), "scales": scales}
 
     def merge(self, pieces: Sequence[Tensors]) -> Tensors:
-        return {name: torch.cat([piece[name] for piece in pieces]) for name in ("codes", "scales")}
+        return {
+            "codes": torch.cat([piece["codes"] for piece in pieces]),
+            "scales": torch.cat([piece["scales"] for piece in pieces], dim=1),
+        }
 
     def cut(self, tensors: Tensors, first: int, blocks: int) -> Tensors:
-        return {name: tensor[first * BLOCK : (first + blocks) * BLOCK] for name, tensor in tensors.items()}
+        return {
+            "codes": tensors["codes"][first : first + blocks],
+            "scales": tensors["scales"][:, first * BLOCK : (first + blocks) * BLOCK],
+        }
 
     def dequantize(self, tensors: Tensors, shape: tuple[int, int]) -> Tensor:
-        return tensors["codes"][: shape[0]].float() * tensors["scales"][: shape[0], None].float()
+        return (unblock(tensors["codes"], shape[0]).float() - 128) * tensors["scales"][0, : shape[0], :1].float()
 
     def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
-        codes, scales = tensors["codes"], tensors["scales"]
-
-        def apply(x: Tensor) -> Tensor:
-            y: Tensor = torch.ops.aten._weight_int8pack_mm(x.to(torch.bfloat16), codes, scales)
-            return y[:, : shape[0]].to(x.dtype)
-
-        return apply
+        if tensors["codes"].device.type == "cpu":
+            return Product(tensors["codes"], tensors["scales"], shape[0])
+        return dequantised(self, tensors, shape)

@@ -1,0 +1,230 @@
+"""A few rows times a matrix of 4-bit or 8-bit codes, at the speed the codes can be read from memory.
+
+Activations are rounded to int8 in groups of columns (an error of about 0.6%, where 4-bit weights have 8%), so the inner
+loop is integer. Blocks of 64 output rows are dealt out to torch's threads by a counter."""
+
+import ctypes
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic
+from torch import Tensor
+
+from . import team
+from .compiled import compiled, float_of, word_of
+from .dot import group_dot, has_vnni
+
+ONE_THREAD = 1 << 17  # bytes of codes below which waking the other threads costs more than it saves
+FIELDS = 17  # of a run: see `Product.__call__`
+Fields = ctypes.c_int64 * FIELDS
+
+carray: Any = numba.carray
+types: Any = numba.types
+
+_four_1, _four_2, _four_4 = group_dot(4, 1), group_dot(4, 2), group_dot(4, 4)
+_eight_1, _eight_2, _eight_4 = group_dot(8, 1), group_dot(8, 2), group_dot(8, 4)
+
+
+class Product:
+    """x -> x @ weight.T for one matrix of codes: uint8 [nb, K, 32] (4 bits) or [nb, K, 64] (8 bits).
+
+    `scales` bfloat16 [groups, nb * 64, 2]: (scale, zero) of each row and group of K / groups columns."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, rows: int) -> None:
+        blocks, self.columns, width = codes.shape
+        self.rows = rows
+        assert codes.is_contiguous() and scales.is_contiguous() and scales.shape[1:] == (blocks * 64, 2)
+        group = self.columns // scales.shape[0]
+        self.step = next(size for size in (64, 32) if group % size == 0)  # columns that share a step of int8
+        self._kept = (codes, scales)  # what the addresses point to
+        addresses = codes.data_ptr(), scales.data_ptr()
+        self._matrix = (blocks, self.columns, self.step, group, width // 8, *addresses, rows)
+        self._small = codes.nbytes < ONE_THREAD
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype not in (torch.bfloat16, torch.float32):
+            return self(x.float()).to(x.dtype)
+        x = x.contiguous()
+        count = x.shape[0]
+        y = torch.empty((count, self.rows), dtype=x.dtype)
+        scratch = torch.empty(count * (self.columns + self.columns // self.step * 8), dtype=torch.uint8)
+        lead, work = _entries()
+        threads = 1 if self._small else torch.get_num_threads()
+        run = (count, x.data_ptr(), y.data_ptr(), x.dtype.itemsize, scratch.data_ptr(), work, team.parallel(), threads)
+        lead(Fields(0, *self._matrix, *run))
+        return y
+
+
+def note() -> str:
+    """What a user should know about drafting speed on this machine; empty when there is nothing to say."""
+    slow = [] if has_vnni() else ["This CPU has no AVX-512 VNNI: 4-bit drafting uses portable code, which is slower."]
+    return " ".join(slow + [team.note()] * bool(team.note()))
+
+
+@cache
+def _entries() -> tuple[Callable[[Any], None], int]:
+    """`_lead` to call, and the address of `_work`, as machine code."""
+    signature, functions = types.void(types.CPointer(types.int64)), (_lead, inspect.unwrap(_work))
+    to_c: Any = numba.cfunc
+    try:
+        lead, work = (to_c(signature, cache=True)(function) for function in functions)
+    except RuntimeError:  # no directory for the machine code can be written to
+        lead, work = (to_c(signature)(function) for function in functions)
+    return ctypes.CFUNCTYPE(None, ctypes.POINTER(Fields))(lead.address), int(work.address)
+
+
+def _address_of(kind: Any) -> Any:
+    """A function for kernels: the array of `kind` at an address, given its shape."""
+    pointer = types.CPointer(kind)
+
+    @intrinsic
+    def cast(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+        return pointer(types.int64), generate
+
+    return cast
+
+
+_int8_at, _uint16_at, _uint32_at, _float32_at = map(
+    _address_of, (types.int8, types.uint16, types.uint32, types.float32)
+)
+
+
+@intrinsic
+def _take_one(typing: Any, address: Any) -> Any:
+    """Add 1 to the int64 at `address` and return what it was, as one step among all threads."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", place, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _call_team(typing: Any, parallel: Any, work: Any, argument: Any, threads: Any) -> Any:
+    """parallel(work, argument, threads, 0): GOMP_parallel."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, byte, word, word]).as_pointer()
+        function, run, given, count = arguments
+        builder.call(
+            builder.inttoptr(function, kind),
+            [builder.inttoptr(run, byte), builder.inttoptr(given, byte), builder.trunc(count, word), word(0)],
+        )
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+_take: Any = _take_one
+_team: Any = _call_team
+
+
+def _lead(argument: Any) -> None:
+    """Round x, then have all threads take blocks."""
+    fields = carray(argument, FIELDS)
+    columns, step, count, x, scratch = fields[2], fields[3], fields[9], fields[10], fields[13]
+    codes = carray(_int8_at(scratch), (count, columns))
+    steps = carray(_float32_at(scratch + count * columns), (columns // step, count, 2))
+    if fields[12] == 2:
+        _to_int8(carray(_uint16_at(x), (count, columns)), 16, codes, steps)
+    else:
+        _to_int8(carray(_uint32_at(x), (count, columns)), 0, codes, steps)
+    if fields[15] == 0 or fields[16] == 1:
+        _work(argument)
+    else:
+        _team(fields[15], fields[14], fields.ctypes.data, fields[16])
+
+
+@compiled
+def _to_int8(words: Any, shift: int, codes: Any, steps: Any) -> None:
+    """Round each group of a row to -127..127 times its step; keep the step, and the step times the sum."""
+    width = words.shape[1] // steps.shape[0]
+    magic = np.float32(12582912.0)
+    for r in range(words.shape[0]):
+        for g in range(steps.shape[0]):
+            largest: Any = 0  # of the magnitudes, compared as integers: their order is the same
+            for k in range(g * width, (g + 1) * width):
+                largest = max(largest, np.int64(words[r, k]) << shift & 0x7FFFFFFF)
+            step = max(float_of(largest) * np.float32(1 / 127), np.float32(1e-30))
+            inverse = np.float32(1) / step
+            total = np.int32(0)
+            for k in range(g * width, (g + 1) * width):
+                code = np.int32((float_of(np.int64(words[r, k]) << shift) * inverse + magic) - magic)
+                total += code
+                codes[r, k] = code
+            steps[g, r, 0] = step
+            steps[g, r, 1] = step * np.float32(total)
+
+
+@compiled
+def _work(argument: Any) -> None:
+    """Take blocks until none is left. Runs on every thread of the team with the same argument."""
+    fields = carray(argument, FIELDS)
+    tile = np.empty((fields[9], 64), np.float32)
+    while True:
+        block = _take(fields.ctypes.data)
+        if block >= fields[1]:
+            break
+        tile[:] = np.float32(0)
+        _block(block, fields, tile.ctypes.data)
+        _give(block, fields, tile)
+
+
+@compiled
+def _block(b: int, fields: Any, tile: int) -> None:
+    """All rows of x times block b, added to the tile."""
+    blocks, columns, step, group, bits, count = fields[1], fields[2], fields[3], fields[4], fields[5], fields[9]
+    first_steps = fields[13] + count * columns
+    for g in range(columns // step):
+        codes = fields[6] + (b * columns + g * step) * 8 * bits
+        scales = fields[7] + (g * step // group * blocks + b) * 256
+        r = 0
+        while r < count:  # the group's codes stay in the first cache from one tile of rows to the next
+            x, steps, out = fields[13] + r * columns + g * step, first_steps + (g * count + r) * 8, tile + r * 256
+            if count - r >= 4:
+                if bits == 4:
+                    _four_4(codes, x, columns, step, scales, steps, out)
+                else:
+                    _eight_4(codes, x, columns, step, scales, steps, out)
+                r += 4
+            elif count - r >= 2:
+                if bits == 4:
+                    _four_2(codes, x, columns, step, scales, steps, out)
+                else:
+                    _eight_2(codes, x, columns, step, scales, steps, out)
+                r += 2
+            else:
+                if bits == 4:
+                    _four_1(codes, x, columns, step, scales, steps, out)
+                else:
+                    _eight_1(codes, x, columns, step, scales, steps, out)
+                r += 1
+
+
+@compiled
+def _give(b: int, fields: Any, tile: Any) -> None:
+    """The tile as the block's columns of y, in its own dtype."""
+    rows, count, y = fields[8], fields[9], fields[11]
+    width = min(rows - b * 64, 64)
+    if fields[12] == 2:
+        halves = carray(_uint16_at(y), (count, rows))
+        for r in range(count):
+            for j in range(width):
+                word = word_of(tile[r, j])
+                halves[r, b * 64 + j] = (word + 0x7FFF + (word >> 16 & 1)) >> 16
+    else:
+        floats = carray(_float32_at(y), (count, rows))
+        for r in range(count):
+            for j in range(width):
+                floats[r, b * 64 + j] = tile[r, j]

@@ -1,0 +1,44 @@
+"""The integer dot product: VNNI and portable code give the same bits, and both what plain arithmetic gives."""
+
+from typing import Any
+
+import numba
+import pytest
+import torch
+
+from understudy.kernels.dot import CENTRE, group_dot, has_vnni
+
+
+def _run(bits: int, rows: int, vnni: bool, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    add_group = group_dot(bits, rows, vnni)
+
+    @numba.njit
+    def call(codes: int, x: int, stride: int, columns: int, scales: int, steps: int, out: int) -> Any:
+        add_group(codes, x, stride, columns, scales, steps, out)
+
+    out = torch.ones((rows, 64))
+    addresses = [given[name].data_ptr() for name in ("codes", "x", "scales", "steps")]
+    columns = given["codes"].shape[0]
+    call(addresses[0], addresses[1], given["x"].shape[1], columns, addresses[2], addresses[3], out.data_ptr())
+    return out
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_both_codes_agree_with_arithmetic(bits: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(bits + rows)
+    columns = 64
+    codes = torch.randint(0, 256, (columns, 8 * bits), generator=generator, dtype=torch.uint8)
+    x = torch.randint(-127, 128, (rows, columns + 32), generator=generator, dtype=torch.int8)  # rows lie further apart
+    scales = torch.randn((64, 2), generator=generator).to(torch.bfloat16)
+    steps = torch.rand((rows, 2), generator=generator)
+    given = {"codes": codes, "x": x, "scales": scales, "steps": steps}
+    plain = _run(bits, rows, False, given)
+    values = torch.cat((codes & 15, codes >> 4), dim=1) if bits == 4 else codes
+    sums = x[:, :columns].double() @ values.double()
+    scale, zero = scales.double().T
+    offset = (zero - CENTRE[bits] * scale) * steps[:, 1:].double()
+    wanted = 1 + sums * steps[:, :1].double() * scale + offset
+    assert torch.allclose(plain.double(), wanted, rtol=1e-5, atol=1e-3)
+    if has_vnni():
+        assert torch.equal(_run(bits, rows, True, given), plain)

@@ -1,0 +1,90 @@
+"""Rows times codes: right for any shape, count of rows and dtype, on one thread and on torch's team."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from understudy.kernels import gemv, team
+from understudy.quantizers import quantizer
+
+
+def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((found.float() - wanted.float()).norm() / wanted.float().norm()).item()
+
+
+@pytest.mark.parametrize("spec", ["int4", "int4:group=256", "int8"])
+@pytest.mark.parametrize("rows", [1, 3, 6, 9])
+def test_all_threads_give_what_one_gives(spec: str, rows: int) -> None:
+    maker = quantizer(spec)
+    shape = (1500, 512)  # enough for a team
+    made = maker.quantize(torch.randn(shape))
+    x = torch.randn(rows, shape[1])
+    linear = maker.linear(made, shape, torch.float32)
+    one = linear(x)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(linear(x), one)
+    finally:
+        torch.set_num_threads(1)
+    assert _relative(one, x @ maker.dequantize(made, shape).T) < 0.01
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    maker = quantizer("int4")
+    made = maker.quantize(torch.randn(256, 256))
+    linear = maker.linear(made, (256, 256), torch.bfloat16)
+    x = torch.randn(7, 256, dtype=torch.bfloat16)
+    assert torch.equal(torch.cat([linear(row[None]) for row in x]), linear(x))
+
+
+def test_zeros_and_views() -> None:
+    maker = quantizer("int4")
+    made = maker.quantize(torch.randn(64, 64))
+    linear = maker.linear(made, (64, 64), torch.float32)
+    assert not linear(torch.zeros(2, 64)).any()
+    x = torch.randn(64, 3)
+    assert torch.equal(linear(x.T), linear(x.T.contiguous()))
+
+
+def test_torch_threads_are_found() -> None:
+    assert team.parallel() != 0 and team.note() == ""
+
+
+def test_without_a_team_one_thread_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = quantizer("int4")
+    made = maker.quantize(torch.randn(1500, 512))
+    linear = maker.linear(made, (1500, 512), torch.float32)
+    x = torch.randn(2, 512)
+    wanted = linear(x)
+    monkeypatch.setattr(team, "parallel", lambda: 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert torch.equal(linear(x), wanted)
+    assert "one thread" in team.note()
+
+
+SCRIPT = """
+import torch
+from understudy.kernels import gemv
+from understudy.quantizers import quantizer
+maker = quantizer("int4")
+torch.manual_seed(0)
+made = maker.quantize(torch.randn(128, 128))
+x = torch.randn(3, 128)
+product = gemv.Product(made["codes"], made["scales"], 128)
+print(gemv.note() != "", product(x).double().sum().item().hex())
+"""
+
+
+@pytest.mark.slow
+def test_a_plain_machine_gives_the_same_bits() -> None:
+    """numba told to compile for any x86-64 uses the portable code, and so does prepare."""
+    found = []
+    for extra in ({}, {"NUMBA_CPU_NAME": "generic"}):
+        environment = {**os.environ, **extra, "PYTHONPATH": gemv.__file__.rpartition("/understudy/")[0]}
+        result = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        found.append(result.stdout.split())
+    assert found[1][0] == "True" and found[0][1] == found[1][1]
