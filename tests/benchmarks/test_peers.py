@@ -26,7 +26,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
         initializer_range=0.2,
-        eos_token_id=299,
+        eos_token_id=None,
     )
     folder = tmp_path_factory.mktemp("small")
     LlamaForCausalLM(config).save_pretrained(folder)

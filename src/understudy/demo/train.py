@@ -2,8 +2,8 @@
 
     python -m understudy.demo.train --output DIR --minutes 10
 
-The learning rate follows the clock or `--epochs`, whichever is further along, and the checkpoint kept is the one with
-the lowest loss on the held-out files. Writes an ordinary Hugging Face directory.
+The learning rate follows processor time (a pause costs nothing) or `--epochs`, whichever is further along, and the
+checkpoint kept is the one with the lowest loss on the held-out files. Writes an ordinary Hugging Face directory.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as distributed
-import torch.multiprocessing.spawn as processes
 import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from transformers import LlamaForCausalLM
 
 from understudy.demo.corpus import documents
@@ -154,10 +154,10 @@ def train(
             block.self_attn.o_proj.register_forward_hook(dropped(recipe.dropout))
             block.mlp.down_proj.register_forward_hook(dropped(recipe.dropout))
     best: dict[str, float] = {"held_out_loss": math.inf}
-    start, seen, progress, next_report, stage = time.monotonic(), 0, 0.0, 0.0, Stage(0, 0, 0)
+    start, seen, progress, next_report, stage = time.process_time(), 0, 0.0, 0.0, Stage(0, 0, 0)
     optimizers: list[torch.optim.Optimizer] = []
     for done, tokens in enumerate(windows):
-        clock = torch.tensor((time.monotonic() - start) / (60 * recipe.minutes), device=team.device)
+        clock = torch.tensor((time.process_time() - start) / (60 * recipe.minutes), device=team.device)
         progress = max(float(team.mean(clock)), done / planned)
         current = [each for each in STAGES if each.start <= progress][-1]
         if current.layers != stage.layers:
@@ -168,7 +168,7 @@ def train(
         if progress >= min(1.0, next_report):
             next_report = progress + 0.04
             measured = held_out_loss(model, held_out, stage.window, team)
-            minutes = (time.monotonic() - start) / 60
+            minutes = (time.process_time() - start) / 60
             team.say(f"{progress:6.1%}  step {done}  {minutes:.1f} min  {stage}  held out {measured:.4f}")
             if stage.layers == STAGES[-1].layers and measured < best["held_out_loss"]:
                 best = {"held_out_loss": measured, "steps": done, "tokens": seen, "minutes": minutes}
@@ -231,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the demo model on the standard library's sources.")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, help="a folder of Python sources (default: this Python's own)")
-    parser.add_argument("--minutes", type=float, default=120.0)
+    parser.add_argument("--minutes", type=float, default=120.0, help="of processor time, in each process")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--matrix-rate", type=float, default=0.02, help="peak learning rate of Muon")
@@ -251,7 +251,7 @@ def main() -> None:
     if size == 1:
         work(0, *arguments)
     else:
-        processes.spawn(work, arguments, nprocs=size)  # type: ignore[no-untyped-call]
+        spawn(work, arguments, nprocs=size)  # type: ignore[no-untyped-call]
     (output / MEETING).unlink(missing_ok=True)
 
 
