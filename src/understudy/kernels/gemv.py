@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
+from numba.np import numpy_support
 from torch import Tensor
 
 from . import team
@@ -24,7 +25,7 @@ ONE_THREAD = 1 << 17  # bytes of codes below which waking the other threads cost
 FIELDS = 17  # of a run: see `Product.__call__`
 Fields = ctypes.c_int64 * FIELDS
 
-carray: Any = numba.carray
+carray: Any = numpy_support.carray
 types: Any = numba.types
 
 _four_1, _four_2, _four_4 = group_dot(4, 1), group_dot(4, 2), group_dot(4, 4)
