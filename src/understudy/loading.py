@@ -12,6 +12,7 @@ import torch
 from . import demo
 from .errors import CheckpointError, StoreError, UsageError
 from .models import structure
+from .models.load import Link
 from .models.model import SCRATCH, Model, needs
 from .models.paired import ATTENTION
 from .models.target import TILE
@@ -232,10 +233,9 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
 
 def _bind(store: Store, config: Any, plan: Plan, options: Options, machine: Machine, report: Report | None) -> Model:
     assert machine.disk is not None
-    return Model(
-        store, config, plan, dtype=_dtype(store, options), drafts=options.drafts, block=machine.disk.block,
-        threads=machine.disk.threads, throttle=options.throttle, report=report,
-    )  # fmt: skip
+    link = Link(machine.disk.block, machine.disk.threads, options.throttle)
+    dtype = _dtype(store, options)
+    return Model(store, config, plan, link, dtype=dtype, drafts=options.drafts, cores=machine.cores, report=report)
 
 
 def _tokenizer(store: Store) -> Any:

@@ -1,5 +1,7 @@
 """Exact attention over the cache, on whatever device it lies."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,22 +10,44 @@ from ..cache import Cache
 from ..tree import Nodes
 from . import attention_cpu
 
+WORTH_SHARING = (
+    4_000_000  # products of a query and a key; below about a millisecond, handing out costs more than it saves
+)
+
 
 def attend(
-    query: Tensor, cache: Cache, layer: int, nodes: Nodes, *, scaling: float, window: int = 0, softcap: float = 0.0
+    query: Tensor,
+    cache: Cache,
+    layer: int,
+    nodes: Nodes,
+    *,
+    scaling: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    pool: ThreadPoolExecutor | None = None,
+    threads: int = 1,
 ) -> Tensor:
     """query [n, heads, d] -> [n, heads, d] of the same dtype, the bits of a node's row independent of all other nodes.
 
-    Keys and values are those of `cache` at `layer`, which already holds the nodes' own."""
+    Keys and values are those of `cache` at `layer`, which already holds the nodes' own. The heads are shared out over
+    `threads` of `pool`, which changes no bit."""
     keys, values = cache.keys[layer], cache.values[layer]
     if query.device.type != "cpu":
         return attend_gathered(query, keys, values, nodes, scaling=scaling, window=window, softcap=softcap)
     q = query.float().contiguous().numpy()
     out = np.empty_like(q)
-    attention_cpu.attend(
-        q, _bits(keys), _bits(values), nodes.rows.numpy(), nodes.positions.numpy(), nodes.prefix.numpy(), nodes.tail.numpy(),
-        window, scaling, softcap, 0, keys.shape[1], out,
-    )  # fmt: skip
+    k, v, heads = _bits(keys), _bits(values), keys.shape[1]
+    rows, positions, prefix, tail = (t.numpy() for t in (nodes.rows, nodes.positions, nodes.prefix, nodes.tail))
+
+    def some(first: int, last: int) -> None:
+        attention_cpu.attend(q, k, v, rows, positions, prefix, tail, window, scaling, softcap, first, last, out)
+
+    work = q.size * int(nodes.positions.max() + 1)
+    if pool is None or threads < 2 or heads < 2 or work < WORTH_SHARING:
+        some(0, heads)
+    else:
+        edges = [heads * i // threads for i in range(threads + 1)]
+        list(pool.map(some, edges[:-1], edges[1:]))
     return torch.from_numpy(out).to(query.dtype)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TransferError
+from ..weights.store import Stored
 
 
 class EmbeddingRows:
@@ -15,27 +16,10 @@ class EmbeddingRows:
 
     The latest `room` bytes of rows are kept. The file is read with pread: no mapping, no whole table."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        path: Path,
-        offset: int,
-        rows: int,
-        width: int,
-        dtype: torch.dtype,
-        room: int,
-        device: str = "cpu",
-    ):
-        self.module, self.path, self.offset, self.rows, self.width, self.dtype = (
-            module,
-            path,
-            offset,
-            rows,
-            width,
-            dtype,
-        )
-        self.stride = width * dtype.itemsize
-        self.device = device
+    def __init__(self, module: nn.Module, path: Path, table: Stored, room: int, device: str = "cpu"):
+        self.module, self.path, self.device = module, path, device
+        self.offset, self.dtype, (self.rows, self.width) = table.offset, table.dtype, table.shape
+        self.stride = self.width * self.dtype.itemsize
         self.keep = max(room // self.stride, 64)
         self.cached: OrderedDict[int, Tensor] = OrderedDict()
         self.file = os.open(path, os.O_RDONLY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -14,31 +15,34 @@ from ..weights.store import Store, Stored
 IN_FLIGHT = 16
 
 
+@dataclass(frozen=True)
+class Link:
+    """How to read the slow tier: bytes a read, reader threads, and a limit in bytes/s (0: none)."""
+
+    block: int
+    threads: int
+    throttle: float = 0.0
+
+
 def extent(store: Store, stored: Stored) -> Extent:
     return Extent(store.file(stored.file), stored.offset, stored.nbytes)
 
 
 def read_all(
-    store: Store,
-    wanted: Sequence[Stored],
-    *,
-    block: int,
-    threads: int,
-    progress: Callable[[float, float], None] | None = None,
+    store: Store, wanted: Sequence[Stored], link: Link, progress: Callable[[float, float], None] | None = None
 ) -> list[Tensor]:
     """The tensors of all extents, views of one new arena. Raises StoreError or TransferError."""
     places = [0]
     for stored in wanted:
         places.append(places[-1] + aligned(stored.nbytes))
     memory = arena(places[-1])
-    tier = DiskTier([extent(store, stored) for stored in wanted], block=block, threads=threads)
+    tier = DiskTier([extent(store, stored) for stored in wanted], block=link.block, threads=link.threads)
     try:
         fetches = []
         for i in range(len(wanted) + IN_FLIGHT):
             if i < len(wanted):
                 fetches.append(tier.fetch(i, memory[places[i] : places[i + 1]]))
-            if i >= IN_FLIGHT:
-                done = i - IN_FLIGHT
+            if i >= IN_FLIGHT and (done := i - IN_FLIGHT) < len(wanted):
                 fetches[done].wait()
                 store.check(wanted[done], memory[places[done] : places[done] + wanted[done].nbytes])
                 if progress is not None:
@@ -46,6 +50,5 @@ def read_all(
     finally:
         tier.close()
     return [
-        memory[places[i] : places[i] + stored.nbytes].view(stored.dtype).view(stored.shape)
-        for i, stored in enumerate(wanted)
+        memory[start : start + s.nbytes].view(s.dtype).view(s.shape) for start, s in zip(places, wanted, strict=False)
     ]

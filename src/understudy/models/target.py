@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -54,8 +55,17 @@ class Tile:
 
     def attend(self, layer: int, query: Tensor, scaling: float, window: int, softcap: float) -> Tensor:
         start = time.perf_counter()
+        view = self.view
         out = attend(
-            query[: self.count], self.view.cache, layer, self.nodes, scaling=scaling, window=window, softcap=softcap
+            query[: self.count],
+            view.cache,
+            layer,
+            self.nodes,
+            scaling=scaling,
+            window=window,
+            softcap=softcap,
+            pool=view.pool,
+            threads=view.threads,
         )
         self.view.attention_seconds += time.perf_counter() - start
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
@@ -72,6 +82,8 @@ class Target:
     embed: Callable[[Tensor], None]
     multiply: Multiply
     device: str = "cpu"
+    pool: ThreadPoolExecutor | None = None
+    threads: int = 1
     attention_seconds: float = 0.0
 
     def __call__(self, nodes: Nodes, wanted: Tensor) -> Tensor:

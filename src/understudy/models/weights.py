@@ -1,0 +1,117 @@
+"""What of a Store is held in fast memory under a plan, and how each part of each weight is made whole again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..codecs import Codec, codec
+from ..plan.memory import Plan
+from ..quantizers import Quantizer, quantizer
+from ..tiers.disk import DiskTier
+from ..tiers.ring import Ring
+from ..weights.store import LinearEntry, Store, Stored
+from .load import Link, extent, read_all
+from .supply import PartRef
+
+Key = tuple[str, str, int]  # kind, name, number
+
+
+def held(entry: LinearEntry, drafts: bool) -> bool:
+    """Is the substitute of this Linear kept? To draft with, to decode with, or because it is the weight itself."""
+    return drafts or entry.codec != "raw" or not entry.parts
+
+
+class Weights:
+    """`parts` in the order of a pass, `residents` by part number, `substitutes` and `shared` by name: all in one arena.
+
+    Raises StoreError or TransferError when what is read is not what was prepared."""
+
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        link: Link,
+        *,
+        drafts: bool,
+        progress: Callable[[float, float], None] | None = None,
+    ):
+        self.store, self.link = store, link
+        self.entries = [store.linears[spec.module] for spec in store.layout.linears]
+        self.parts: list[PartRef] = []
+        self.stored: list[Stored] = []
+        for index, entry in enumerate(self.entries):
+            for part in entry.parts:
+                self.parts.append(PartRef(len(self.parts), index, part.first_block, part.blocks, part.stored.nbytes))
+                self.stored.append(part.stored)
+        wanted = self._wanted(plan, drafts)
+        tensors = dict(zip(wanted, read_all(store, list(wanted.values()), link, progress), strict=True))
+        self.shared = {name: tensor for (kind, name, _), tensor in tensors.items() if kind == "shared"}
+        self.residents = {
+            number: tensor.view(torch.uint8) for (kind, _, number), tensor in tensors.items() if kind == "resident"
+        }
+        self.substitutes: list[dict[str, Tensor]] = [{} for _ in self.entries]
+        for (kind, name, number), tensor in tensors.items():
+            if kind == "substitute":
+                self.substitutes[number][name] = tensor
+        self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
+        self._decoders = [self._decoder(index) for index in range(len(self.entries))]
+        for index, entry in enumerate(self.entries):
+            if not entry.parts:  # the substitute is the weight itself: one part, resident
+                self.residents[len(self.parts)] = self.substitutes[index]["weight"]
+                self.parts.append(PartRef(len(self.parts), index, 0, len(self.residents[len(self.parts)]), 0))
+
+    def _wanted(self, plan: Plan, drafts: bool) -> dict[Key, Stored]:
+        wanted: dict[Key, Stored] = {("shared", name, 0): stored for name, stored in self.store.shared.items()}
+        for index, entry in enumerate(self.entries):
+            if held(entry, drafts):
+                wanted |= {("substitute", name, index): stored for name, stored in entry.substitute.items()}
+        return wanted | {("resident", "", number): self.stored[number] for number in sorted(plan.residents)}
+
+    def _decoder(self, index: int) -> Callable[[PartRef, Tensor], Tensor]:
+        entry = self.entries[index]
+        if not entry.parts:
+            return lambda part, data: data
+        return partial(_decode, entry, codec(entry.codec), self.quantizers[index], self.substitutes[index])
+
+    def decode(self, part: PartRef, data: Tensor) -> Tensor:
+        """The exact blocks [nb, K, 64] of `part` from its bytes."""
+        return self._decoders[part.linear](part, data)
+
+    def drafts(self, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
+        """The substitute's linear map of each Linear, in the order of a pass."""
+        every = zip(self.entries, self.quantizers, self.substitutes, strict=True)
+        return [maker.linear(tensors, entry.shape, dtype) for entry, maker, tensors in every]
+
+    def ring(self, capacity: int) -> Ring | None:
+        """The stream of all parts that are not resident; None when there is nothing to stream."""
+        streamed = [part.number for part in self.parts if part.number not in self.residents]
+        if not streamed:
+            return None
+        tier = DiskTier(
+            [extent(self.store, stored) for stored in self.stored],
+            block=self.link.block,
+            threads=self.link.threads,
+            throttle=self.link.throttle,
+        )
+        return Ring(tier, streamed, capacity, on_ready=lambda number, data: self.store.check(self.stored[number], data))
+
+    def share(self, module: nn.Module, dtype: torch.dtype) -> None:
+        """Norms and biases: one tensor for both views, under the checkpoint's name with or without the base model's prefix."""
+        prefix = f"{module.base_model_prefix}."
+        embedding = module.get_input_embeddings()  # type: ignore[operator]
+        for name, parameter in module.named_parameters():
+            if parameter is not embedding.weight:
+                names = (name, name.removeprefix(prefix), prefix + name)
+                parameter.data = next(self.shared[n] for n in names if n in self.shared).to(dtype)
+                parameter.requires_grad_(False)
+
+
+def _decode(
+    entry: LinearEntry, decoder: Codec, maker: Quantizer, tensors: Mapping[str, Tensor], part: PartRef, data: Tensor
+) -> Tensor:
+    substitute = maker.cut(dict(tensors), part.first_block, part.blocks) if entry.codec != "raw" else {}
+    return decoder.decode(data.view(-1), part.blocks, entry.shape[1], entry.dtype, substitute)
