@@ -1,0 +1,145 @@
+"""Contracts over the tables: an extension is tested by being registered. Lossless under adversarial tiers; route-free drafters."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.adversaries import ADVERSARIES, Failing, Short
+from tests.tiny import save
+from understudy import LLM, SamplingParams
+from understudy.drafters import DRAFTERS
+from understudy.engine import Row
+from understudy.errors import StoreError, TransferError
+from understudy.models import weights
+from understudy.plan.pace import Calibration
+from understudy.quantizers import QUANTIZERS
+from understudy.tiers import Extent
+from understudy.tree import TokenTree
+
+PROMPT = [5, 99, 5, 12, 80, 5, 99, 5]
+GREEDY = SamplingParams(max_new_tokens=24, ignore_eos=True)
+SAMPLED = SamplingParams(max_new_tokens=24, ignore_eos=True, temperature=0.9, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("contracts") / "model"
+    save(path, "qwen2", torch.bfloat16)
+    return path
+
+
+def opened(model: Path, **options: Any) -> LLM:
+    return LLM(model, **{"resident": "none", "memory": "1GiB", "context": 256, "rows": 2, **options})
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path) -> list[list[int]]:
+    with opened(model, method="none") as llm:
+        return [llm.generate([PROMPT], params)[0].token_ids for params in (GREEDY, SAMPLED)]
+
+
+def method(name: str, model: Path) -> str:
+    return f"classic:{model}" if name == "classic" else name
+
+
+def with_tier(monkeypatch: pytest.MonkeyPatch, adversary: Any) -> None:
+    """Stream through `adversary(extents)` in place of the disk."""
+
+    def made(extents: Sequence[Extent], **_: Any) -> Any:
+        return adversary(extents)
+
+    monkeypatch.setattr(weights, "DiskTier", made)
+
+
+@pytest.mark.parametrize("tier", ADVERSARIES)
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_lossless(drafter: str, tier: Any, model: Path, plain: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    with_tier(monkeypatch, ADVERSARIES[tier] if isinstance(ADVERSARIES, dict) else tier)
+    with opened(model, method=method(drafter, model)) as llm:
+        done = [llm.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
+    assert [c.token_ids for c in done] == plain
+    assert all(c.stats.bytes_streamed > 0 for c in done)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_lossless_with_every_quantizer(quantizer: str, model: Path, plain: list[list[int]]) -> None:
+    with opened(model, quantizer=quantizer) as llm:
+        done = [llm.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
+    assert [c.token_ids for c in done] == plain
+    assert done[0].stats.accepted > 0
+
+
+@pytest.mark.parametrize("tier", [partial(Failing, nth=40), Short])
+def test_what_does_not_arrive_never_becomes_text(tier: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_tier(monkeypatch, tier)
+    with opened(model) as llm, pytest.raises(TransferError):
+        for step in llm.stream(PROMPT, GREEDY):
+            assert step.token_ids
+
+
+def test_a_flipped_bit_in_the_stream_is_found_before_any_text(model: Path) -> None:
+    with opened(model) as llm:
+        file = llm.store.file("residual.bin")
+    whole = file.read_bytes()
+    try:
+        damaged = bytearray(whole)
+        damaged[len(damaged) // 2] ^= 4
+        file.write_bytes(damaged)
+        with opened(model) as llm, pytest.raises(StoreError, match=r"residual\.bin is damaged"):
+            next(iter(llm.stream(PROMPT, GREEDY)))
+    finally:
+        file.write_bytes(whole)
+
+
+@pytest.fixture(scope="module", params=[name for name in DRAFTERS if name != "none"])
+def drafting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    model = tmp_path_factory.mktemp("route") / "model"  # float32: a draft's own rounding depends on its shapes
+    save(model, "qwen2", torch.float32)
+    shape = "" if request.param == "ngram" else ("," if request.param == "classic" else ":") + "width=3,depth=5"
+    with opened(model, method=method(request.param, model) + shape) as llm:
+        yield llm
+
+
+def drafted(llm: LLM, row: Row) -> TokenTree:
+    """The tree for `row`; what was learned of chances on the way is no part of the route."""
+    if hasattr(llm.engine.drafter, "grower"):
+        llm.engine.drafter.grower.calibration = {False: Calibration(), True: Calibration()}
+    return llm.engine.drafter.draft([row])[0]
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@torch.inference_mode()
+def test_a_drafter_drafts_as_one_that_read_the_text_in_one_go(drafting: LLM, data: st.DataObject) -> None:
+    """After any route of passes and rewinds. Losslessness alone cannot see a drafter going stupid."""
+    params = SamplingParams(max_new_tokens=200, ignore_eos=True)
+    engine = drafting.engine
+    row = engine.admit(Row(0, list(PROMPT), params))
+    for _ in range(data.draw(st.integers(1, 5))):
+        engine.step()
+        if data.draw(st.booleans()):
+            engine.release(row)
+            keep = data.draw(st.integers(1, len(row.tokens)))
+            fresh = data.draw(st.lists(st.integers(0, 255), min_size=1, max_size=4))
+            row = engine.admit(Row(0, row.tokens[:keep] + fresh, params))
+            engine.step()
+    travelled = drafted(drafting, row)
+    text = list(row.tokens)
+    engine.release(row)
+    engine.kept.clear()
+    straight = engine.admit(Row(1, text[:-1], params))
+    straight.stops = lambda token: False
+    engine.step()
+    straight.tokens[-1] = text[-1]
+    read = drafted(drafting, straight)
+    engine.release(straight)
+    engine.kept.clear()
+    assert travelled.tokens.tolist() == read.tokens.tolist()
+    assert travelled.parents.tolist() == read.parents.tolist()
+    assert len(travelled) > 1 or drafting.options.method.startswith("ngram")
