@@ -69,28 +69,19 @@ class _Level:
         keys, values = self.view.cache.keys[layer], self.view.cache.values[layer]
         outs = []
         for start, end, row in self.spans:
-            columns, mask = self._mask(start, end, window)
-            q = query[start:end].transpose(0, 1)[None]
-            k, v = keys[row, :, :columns][None], values[row, :, :columns][None]
-            if k.dtype != q.dtype:
-                k, v = k.to(q.dtype), v.to(q.dtype)
-            if softcap:
-                outs.append(_softcapped(q[0], k[0], v[0], mask, scaling, softcap))
-            else:
-                out = nn.functional.scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-                )
-                outs.append(out[0].transpose(0, 1))
+            columns, mask = self._mask(start, end, window, query.shape[1] // keys.shape[1])
+            k, v = keys[row, :, :columns].to(query.dtype), values[row, :, :columns].to(query.dtype)
+            outs.append(_grouped(query[start:end], k, v, mask, scaling, softcap))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
-    def _mask(self, start: int, end: int, window: int) -> tuple[int, Tensor | None]:
-        """How many columns of the slab this span sees, and which of them (None: all of them)."""
+    def _mask(self, start: int, end: int, window: int, group: int) -> tuple[int, Tensor | None]:
+        """How many columns of the slab this span sees, and which of them [group * n, columns] (None: all of them)."""
         if (start, window) not in self.masks:
             nodes = self.nodes[start:end]
             columns = int(nodes.slots.max()) + 1
             position = int(nodes.positions[0])
             plain = end - start == 1 and int(nodes.prefix[0]) == position + 1 == columns and not 0 < window <= position
-            mask = None if plain else self._seen(nodes, columns, window)
+            mask = None if plain else self._seen(nodes, columns, window).repeat(group, 1)
             self.masks[start, window] = (columns, mask)
         return self.masks[start, window]
 
@@ -109,9 +100,13 @@ class _Level:
         return seen.to(self.view.device)
 
 
-def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float) -> Tensor:
-    group = q.shape[0] // k.shape[0]
-    scores = q.view(-1, group, *q.shape[1:]) @ k[:, None].transpose(-1, -2) * scaling
-    scores = softcap * torch.tanh(scores / softcap)
-    weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
-    return (weights @ v[:, None]).flatten(0, 1).transpose(0, 1)
+def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float) -> Tensor:
+    """q [n, heads, d] over k, v [kv heads, columns, d]: the query heads that share a kv head are rows of one product."""
+    n, heads, dim = q.shape
+    rows = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
+    if softcap:
+        scores = softcap * torch.tanh(rows @ k.transpose(-1, -2) * scaling / softcap)
+        out = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ v
+    else:
+        out = nn.functional.scaled_dot_product_attention(rows[None], k[None], v[None], attn_mask=mask, scale=scaling)[0]
+    return out.reshape(heads, n, dim).transpose(0, 1)
