@@ -67,7 +67,7 @@ class LLM:
         self.model, self.stop_ids = loaded.model, loaded.stop_ids
         self._closing = weakref.finalize(self, self.model.close)
         drafter = build("method", DRAFTERS, self.options.method, self.model)
-        self.engine = Engine(self.model.target, self.model.cache, drafter)
+        self.engine = Engine(self.model.verify, self.model.cache, drafter)
 
     @classmethod
     def plan_only(cls, model: str | Path | None = None, *, progress: Report | None = None, **options: Any) -> Plan:

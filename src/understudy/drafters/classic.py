@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..tree import Nodes, TokenTree
-from .grow import Grower
+from .grow import Grower, Limits
 from .substitute import shape_of
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ class Classic:
 
 def build(model: Any, *, value: str = "", width: int = 0, depth: int = 0) -> Classic:
     companion = model.companion
-    shape = shape_of(width, depth)
-    grower = Grower(
-        companion.draft, companion.cache.capacity, model.pace, tile=model.tile, free=model.filling, shape=shape
-    )
+    limits = Limits(companion.cache.capacity, model.tile, model.room, model.filling)
+    grower = Grower(companion.draft, model.pace, limits, shape_of(width, depth))
     grower.warm()
     return Classic(companion, grower)

@@ -5,6 +5,7 @@ argmax chain always among them; its width and the depth follow plan.pace. Childr
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -71,21 +72,25 @@ class Shape:
     depth: int = 0
 
 
-class Grower:
-    """`forward(nodes)` -> logits of the draft model. `free()`: is the link still filling the ring?"""
+NO_SHAPE = Shape()
 
-    def __init__(
-        self, forward: Callable[[Nodes], Tensor], capacity: int, pace: Pace, *, tile: int = 1, free: Callable[[], bool] = lambda: False,
-        shape: Shape = Shape(),
-    ):  # fmt: skip
-        self.forward, self.capacity, self.pace, self.tile, self.free, self.shape = (
-            forward,
-            capacity,
-            pace,
-            tile,
-            free,
-            shape,
-        )
+
+@dataclass(frozen=True)
+class Limits:
+    """What the model that verifies allows: nodes in a tile, nodes that a pass takes for nothing (`room`), and whether the
+    link is still filling the ring (`free`), so that drafting costs nothing. `capacity`: cache slots of a row."""
+
+    capacity: int
+    tile: int = 1
+    room: Callable[[], int] = lambda: MOST_NODES
+    free: Callable[[], bool] = lambda: False
+
+
+class Grower:
+    """`forward(nodes)` -> logits of the draft model."""
+
+    def __init__(self, forward: Callable[[Nodes], Tensor], pace: Pace, limits: Limits, shape: Shape = NO_SHAPE):
+        self.forward, self.pace, self.limits, self.shape = forward, pace, limits, shape
         self.calibration = {False: Calibration(), True: Calibration()}
         self.branches: dict[int, Branch] = {}
 
@@ -137,16 +142,12 @@ class Grower:
 
     def _choose(self, branches: list[Branch], level: int) -> dict[int, list[Candidate]]:
         """The candidates the next level runs, by branch; they become nodes. Empty: drafting is over."""
-        room = [min(MOST_NODES, self.capacity - b.length) - len(b.tokens) for b in branches]
+        room = [min(MOST_NODES, self.limits.capacity - b.length) - len(b.tokens) for b in branches]
         options = [(c, i) for i, b in enumerate(branches) if room[i] > 0 for c in b.expandable()]
         if self.shape.depth:
             chosen = self._beam(options, len(branches), level)
         else:
-            options.sort(key=lambda item: (-item[0].chance, not item[0].spine))
-            count = self.pace.width([c.chance for c, _ in options], 1, WIDEST * len(branches), self.free())
-            chosen = options[:count]
-            if chosen and not any(c.spine for c, _ in chosen) and (tips := [o for o in options if o[0].spine]):
-                chosen[-1] = tips[0]
+            chosen = self._best(options, branches, level)
         result: dict[int, list[Candidate]] = {}
         for candidate, i in chosen:
             if room[i] > 0:
@@ -154,6 +155,31 @@ class Grower:
                 branches[i].add(candidate)
                 result.setdefault(i, []).append(candidate)
         return result
+
+    def _best(
+        self, options: list[tuple[Candidate, int]], branches: list[Branch], level: int
+    ) -> list[tuple[Candidate, int]]:
+        """The likeliest, as many as pay and as the rows of the pass allow when the levels to come want theirs too."""
+        room = max(self.limits.room(), self.limits.tile) - sum(len(b.tokens) for b in branches)
+        tips = [option for option in options if option[0].spine]
+        if not tips or room <= 0:
+            return []
+        best = max(tip.chance for tip, _ in tips)
+        most = max(room // (1 + self._levels_left(best, level)), len(tips))
+        options.sort(key=lambda item: (-item[0].chance, not item[0].spine))
+        count = self.pace.width(
+            [c.chance for c, _ in options], 1, min(most, WIDEST * len(branches)), self.limits.free()
+        )
+        chosen = options[:count]
+        if chosen and not any(c.spine for c, _ in chosen):
+            chosen[-1] = max(tips, key=lambda item: item[0].chance)
+        return chosen
+
+    def _levels_left(self, chance: float, level: int) -> int:
+        """How many more levels are likely to pay, if the argmax chain goes on losing chance as it has so far."""
+        loss = min(chance ** (1 / level), 0.98)
+        worth = min(max(self.pace.rate * self.pace.cost(1), 0.05), 0.95)
+        return max(0, int(math.log(worth / chance) / math.log(loss))) if chance > worth else 0
 
     def _beam(self, options: list[tuple[Candidate, int]], count: int, level: int) -> list[tuple[Candidate, int]]:
         if level > self.shape.depth - 1:
@@ -165,13 +191,13 @@ class Grower:
     def _fill(self, branches: list[Branch]) -> None:
         """Likely children that were never run ride along in the last tile, which is computed whole anyway."""
         used = sum(len(b.tokens) for b in branches)
-        room = -used % self.tile
+        room = -used % self.limits.tile
         pool = [(c, b) for b in branches for c in b.pool if c.depth <= b.row.remaining - 1]
         if self.shape.depth:
             pool = [(c, b) for c, b in pool if c.depth == b.deepest + 1]
             room = sum(min(self.shape.width, sum(b is own for _, own in pool)) for b in branches)
         for candidate, branch in sorted(pool, key=lambda item: -item[0].chance)[:room]:
-            if len(branch.tokens) < min(MOST_NODES, self.capacity - branch.length):
+            if len(branch.tokens) < min(MOST_NODES, self.limits.capacity - branch.length):
                 branch.add(candidate)
 
     def learn(self, row: Row, path: Tensor, choices: Tensor) -> None:
@@ -193,7 +219,7 @@ class Grower:
             self.pace.round(tokens, seconds)
 
     def warm(self, widths: Sequence[int] = (1, 2, 4, 8), seconds: float = 1.0) -> None:
-        """Measure what levels of some widths cost, so that the first tree already has a sensible shape. Cache row 0 must be empty."""
+        """Measure what levels of some widths cost, so that the first tree already has a sensible shape. Row 0 must be empty."""
         deadline = time.perf_counter() + seconds
         for width in widths:
             tree = TokenTree(torch.zeros(width, dtype=torch.int64), torch.arange(-1, width - 1))

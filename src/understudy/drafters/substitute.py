@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..tree import TokenTree
-from .grow import Grower, Shape
+from .grow import Grower, Limits, Shape
 
 if TYPE_CHECKING:
     from ..engine import Row
@@ -39,8 +39,7 @@ def shape_of(width: int, depth: int) -> Shape:
 
 
 def build(model: Any, *, width: int = 0, depth: int = 0) -> Substitute:
-    grower = Grower(
-        model.draft, model.cache.capacity, model.pace, tile=model.tile, free=model.filling, shape=shape_of(width, depth)
-    )
+    limits = Limits(model.cache.capacity, model.tile, model.room, model.filling)
+    grower = Grower(model.draft, model.pace, limits, shape_of(width, depth))
     grower.warm()
     return Substitute(grower, model.cache.lengths)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..cache import Cache
 from ..plan.memory import MIB, Needs, Plan
 from ..plan.pace import Pace
+from ..tree import Nodes
 from ..weights.store import Store
 from . import structure
 from .draft import Draft
@@ -57,8 +61,24 @@ def needs(store: Store, config: Any, dtype: torch.dtype, *, drafts: bool) -> Nee
     )
 
 
+@dataclass(frozen=True)
+class TileBudget:
+    """What the last pass took: so many tiles, seconds of arithmetic for all of them, seconds spent waiting for weights."""
+
+    count: int = 1
+    busy: float = 0.0
+    waiting: float = 0.0
+
+    @property
+    def free(self) -> int:
+        """Tiles whose arithmetic fits in the time the weights take; one at least."""
+        if not self.busy:
+            return 1
+        return max(1, int(0.9 * (self.busy + self.waiting) / (self.busy / self.count)))
+
+
 class Model:
-    """`target(nodes, wanted)` and `draft(nodes)` -> logits. `pace` holds the measured costs that decide the shape of drafts."""
+    """`verify(nodes, wanted)` and `draft(nodes)` -> logits. `pace` holds the measured costs that decide the shape of drafts."""
 
     tile = TILE
     companion: Model | None = None  # a second model that drafts
@@ -77,7 +97,7 @@ class Model:
     ):
         self.store, self.config, self.plan, self.dtype = store, config, plan, dtype
         self.module = structure.skeleton(config, dtype, ATTENTION)
-        self.runner, self.pace = Runner(), Pace()
+        self.runner, self.pace, self.tiles = Runner(), Pace(), TileBudget()
         pair(self.module, [spec.module for spec in store.layout.linears], self.runner)
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, link, drafts=drafts, progress=progress)
@@ -95,6 +115,21 @@ class Model:
         views = (self.runner, self.cache, self.embed)
         self.target = Target(self.module, base, *views, self.supply.multiply, pool=self.pool, threads=cores)
         self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if drafts else ())
+
+    def verify(self, nodes: Nodes, wanted: Tensor) -> Tensor:
+        """The target's pass, timed: how much of it the arithmetic took, and how much was waiting for weights."""
+        start, waited = time.perf_counter(), self._waited()
+        logits = self.target(nodes, wanted)
+        seconds, waited = time.perf_counter() - start, self._waited() - waited
+        self.tiles = TileBudget(-(-len(nodes) // TILE), seconds - waited, waited)
+        return logits
+
+    def _waited(self) -> float:
+        return self.ring.stats.wait_seconds if self.ring is not None else 0.0
+
+    def room(self) -> int:
+        """How many nodes a pass may have before it takes longer than its weights take to come."""
+        return TILE * self.tiles.free
 
     def filling(self) -> bool:
         """Is the link still busy filling the ring, so that drafting on costs nothing?"""

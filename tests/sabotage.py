@@ -1,0 +1,88 @@
+"""Breaks one line at a time and asks the tests: a mutation that no test notices is a hole in them.
+
+    python tests/sabotage.py            (about five minutes; not part of the suite)
+
+Works on a copy; prints one line for each mutation and ends with status 1 if any was missed."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """In `file` under src/understudy, the line `old` becomes `new`; `tests` should fail."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+CORE = "tests/test_tree.py tests/test_verify.py tests/test_cache.py"
+BITS = "tests/models/test_bits.py"
+LLM = "tests/test_llm.py"
+CONTRACTS = "tests/test_contracts.py"
+MUTATIONS = (
+    Mutation("siblings see each other", "tree.py", "off = tree.ancestors & ~straight", "off = (tree.ancestors | True) & ~straight", CORE),
+    Mutation("a node does not see itself", "tree.py", "reach = torch.eye(n", "reach = torch.zeros(n, n", CORE),
+    Mutation("prefix one too long", "tree.py", "tree.depths + 1 - counts, tail", "tree.depths + 2 - counts, tail", CORE),
+    Mutation("a wrong node is accepted", "verify.py", "wrong = choices[tree.parents.clamp(min=0)] != tree.tokens", "wrong = choices[tree.parents.clamp(min=0)] > tree.tokens", CORE),
+    Mutation("the path is not moved", "cache.py", "slab[row][:, to.to(slab.device)] =", "slab[row][:, source.to(slab.device)] =", CORE),
+    Mutation("the noise forgets the position", "sampling.py", "key = _mix(positions.to(torch.int64) +", "key = _mix(0 * positions.to(torch.int64) +", "tests/test_sampling.py"),
+    Mutation("draft and target use other noise", "drafters/grow.py", "part.positions.to(logits.device) + 1", "part.positions.to(logits.device)", LLM),
+    Mutation("the window is one too wide", "kernels/attention_cpu.py", "low = max(0, positions[i] + 1 - window)", "low = max(0, positions[i] - window)", "tests/models/test_families.py"),
+    Mutation("the softmax sees what lies beyond", "kernels/attention_cpu.py", "_softmax(line[i, g], low, positions[i], power)", "_softmax(line[i, g], low, positions[i] // 64 * 64 + 63, power)", BITS),
+    Mutation("tiles are not padded", "models/target.py", "padding = (0, TILE - self.count)", "padding = (0, -self.count % 8)", BITS),
+    Mutation("the bonus is dropped", "engine.py", "new = [*([] if fresh else tree.tokens[path[1:]].tolist()), bonus]", "new = [*([] if fresh else tree.tokens[path[1:]].tolist())] or [bonus]", LLM),
+    Mutation("max_new_tokens is overshot", "engine.py", "elif row.remaining <= 0:", "elif row.remaining < 0:", LLM),
+    Mutation("a stop token does not cut", "engine.py", "return tokens[:count]", "return tokens", LLM),
+    Mutation("a prefix is kept unseen", "engine.py", "common = common_prefix(known, row.tokens[:-1])", "common = min(len(known), len(row.tokens) - 1)", f"{LLM} {CONTRACTS}"),
+    Mutation("an abandoned pass is not rewound", "llm.py", "self.model.supply.abandon()", "pass", LLM),
+    Mutation("a part is read before it is here", "tiers/ring.py", "            slot.fetch.wait()", "            pass", f"tests/tiers {CONTRACTS}"),
+    Mutation("a slot is refilled while it is read", "tiers/ring.py", "if not self._coming and not self._given:", "if not self._coming:", f"tests/tiers {CONTRACTS}"),
+    Mutation("the checksum is not looked at", "weights/store.py", "if checksum([data]) != stored.checksum:", "if False:", CONTRACTS),
+    Mutation("the second model keeps stale keys", "drafters/classic.py", "self.cache.rewind(row.index, min(length, self.cache.lengths[row.index]))", "pass", CONTRACTS),
+    Mutation("drafts run past the budget", "drafters/grow.py", "if c.depth < self.row.remaining - 1", "if c.depth < self.row.remaining + 3", LLM),
+)  # fmt: skip
+
+
+def noticed(mutation: Mutation, copy: Path) -> bool:
+    """Do the tests fail with the mutation in place? The original line is put back."""
+    path = copy / "src" / "understudy" / mutation.file
+    whole = path.read_text()
+    assert whole.count(mutation.old) >= 1, f"{mutation.file} has no line {mutation.old!r} any more"
+    path.write_text(whole.replace(mutation.old, mutation.new))
+    try:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--timeout=120", "-p", "no:cacheprovider", *mutation.tests.split()]
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(copy / "numba"), "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, cwd=copy, capture_output=True, timeout=600, env=environment)
+        return result.returncode == 1
+    finally:
+        path.write_text(whole)
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("src", "tests", "benchmarks"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        missed = 0
+        for mutation in MUTATIONS:
+            found = noticed(mutation, copy)
+            missed += not found
+            print(f"{'noticed' if found else 'MISSED '}  {mutation.what}", flush=True)
+        print(f"{len(MUTATIONS) - missed} of {len(MUTATIONS)} mutations noticed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
