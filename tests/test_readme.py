@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.frontends.conftest import ROOT, environment
 
 README = (ROOT / "README.md").read_text()

@@ -42,6 +42,7 @@ def runner(program: list[str], tmp_path: Path) -> Run:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random checkpoint: real enough to prepare, plan and run."""
     import torch
+
     from tests.tiny import save
 
     directory = tmp_path_factory.mktemp("tiny")

@@ -6,8 +6,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tests.frontends.conftest import ROOT, Run
 
+from tests.frontends.conftest import ROOT, Run
 from understudy.frontends import doctor
 
 

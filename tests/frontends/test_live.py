@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from tests.frontends.conftest import FAKE, environment
 from tests.frontends.fake import WORDS
-
 from understudy.frontends.bench.prompts import TEXTS, prompts
 from understudy.frontends.bench.rows import first_difference
 from understudy.frontends.show import duration, rate, to_json

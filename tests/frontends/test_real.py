@@ -4,14 +4,16 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
 from tests.frontends.conftest import REAL, Run, environment
-
 from understudy.frontends import main
+from understudy.stats import Stats
 
-STATS = {
+PROMISED = {
     *("method", "new_tokens", "rounds", "mean_accepted", "drafted", "accepted", "tokens_per_second", "decode_seconds"),
     *("ttft_seconds", "bytes_streamed", "stream_seconds", "link_bytes_per_second", "limit_tokens_per_second"),
     *("peak_memory_bytes", "plan"),
@@ -38,7 +40,8 @@ def test_every_method_writes_the_same_tokens(said: Callable[..., str], tiny: Pat
     for method in ("none", "ngram", "substitute"):
         words = ("--temperature", temperature, "--seed", "3", "--method", method, "--resident", "none", "--json")
         reply = json.loads(said("run", str(tiny), "def f(x):", "--max-new-tokens", "12", "--ignore-eos", *words))
-        assert set(reply["stats"]) >= STATS and reply["finish_reason"] == "length"
+        assert set(reply["stats"]) == {field.name for field in fields(Stats)} >= PROMISED
+        assert reply["finish_reason"] == "length"
         assert reply["stats"]["method"] == method and reply["stats"]["bytes_streamed"] > 0
         found.append(reply["token_ids"])
     assert len(found[0]) == 12 and found[0] == found[1] == found[2]

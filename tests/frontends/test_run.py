@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from tests.frontends.conftest import FAKE, Run, environment
 from tests.frontends.fake import WORDS
 

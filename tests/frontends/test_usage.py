@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.frontends.conftest import Run, environment
 
+from tests.frontends.conftest import Run, environment
 from understudy.frontends import COMMANDS, main
 
 MISTAKES = [
@@ -23,7 +23,7 @@ MISTAKES = [
     (["run", "--top-p", "2", "demo", "x"], "top_p"),
     (["run", "--max-new-tokens", "0"], "1 or more"),
     (["run", "--dtype", "bflaot16"], "Did you mean bfloat16?"),
-    (["run", "--resident", "all"], "auto, none, residual, whole"),
+    (["run", "--resident", "all"], "auto, none, residual"),
     (["run", "--stop", "", "demo", "x"], "non-empty"),
     (["run", "--prompt-ids", "1,x"], "1,2,3"),
     (["run", "--prompt-ids", ""], "The prompt is empty"),

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.adversaries import ADVERSARIES, Adversary, Eager, Failing, Lazy, Reordering, Short, Slow
 from torch import Tensor
 
+from tests.adversaries import ADVERSARIES, Adversary, Eager, Failing, Lazy, Reordering, Short, Slow
 from understudy.errors import StoreError, TransferError
 from understudy.tiers import Extent, Tier
 from understudy.tiers.disk import DiskTier

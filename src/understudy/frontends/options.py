@@ -90,7 +90,7 @@ def _switch(flag: str, help: str) -> Option:
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-RESIDENT = ("auto", "none", "residual", "whole")
+RESIDENT = ("auto", "none", "residual")
 
 PREPARATION = (
     _value("--bits", "4|8", "bits of the copy that drafts (default 4)", whole),
@@ -147,8 +147,8 @@ def _given(args: Namespace, options: Sequence[Option]) -> dict[str, Any]:
 
 
 def placement(args: Namespace) -> dict[str, Any]:
-    """What the user said about the model and its memory, as keywords of LLM."""
-    return _given(args, PLACEMENT + METHOD)
+    """What the user said about the model and its memory, as keywords of LLM. A command follows one text at a time."""
+    return {"rows": 1, **_given(args, PLACEMENT + METHOD)}
 
 
 def preparation(args: Namespace) -> dict[str, Any]:

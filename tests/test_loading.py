@@ -1,0 +1,74 @@
+"""From a name to a Store: options are checked before anything is read, and what is prepared once is found again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import save
+from understudy.errors import CheckpointError, UsageError
+from understudy.loading import Options, layout_of, locate, prepare_source
+from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.store import Store
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    save(directory, "llama", torch.bfloat16)
+    return directory
+
+
+def options(tmp_path: Path, **given: Any) -> Options:
+    return Options.of(given, {"UNDERSTUDY_CACHE": str(tmp_path / "cache")})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"memroy": "1GiB"}, "Did you mean 'memory'"),
+        ({"resident": "non"}, "Did you mean 'none'"),
+        ({"device": "gpu"}, "cpu"),
+        ({"rows": 0}, "1 or more"),
+        ({"bits": 3}, "4"),
+        ({"cache": "/somewhere"}, "No option 'cache'"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        options(tmp_path, **given)
+
+
+def test_the_same_content_made_the_same_way_is_one_store(tmp_path: Path, model: Path) -> None:
+    chosen = options(tmp_path)
+    reports: list[str] = []
+    source = locate(model, chosen)
+    first = prepare_source(source, chosen, lambda stage, done, total: reports.append(stage))
+    assert reports and first.path.is_relative_to(tmp_path / "cache")
+    before = (first.path / "index.json").stat().st_mtime_ns
+    again = prepare_source(locate(model, chosen), chosen, None)
+    assert again.path == first.path and (again.path / "index.json").stat().st_mtime_ns == before
+    other = prepare_source(source, options(tmp_path, bits=8), None)
+    assert other.path != first.path
+
+
+def test_a_store_is_a_model_too(tmp_path: Path, model: Path) -> None:
+    chosen = options(tmp_path, output=tmp_path / "store")
+    store = prepare_source(locate(model, chosen), chosen, None)
+    assert store.path == tmp_path / "store"
+    found = locate(store.path, options(tmp_path))
+    assert isinstance(found, Store) and prepare_source(found, chosen, None) is found
+
+
+def test_a_layout_names_every_matrix_once_and_the_head_last(model: Path) -> None:
+    checkpoint = Checkpoint.open(model)
+    layout = layout_of(checkpoint)
+    names = [spec.weight for spec in layout.linears]
+    assert len(set(names)) == len(names) == 3 * 7 + 1 and names[-1] == "lm_head.weight"
+    assert {*names, layout.embedding, *layout.shared} == set(checkpoint.tensors)
+
+
+def test_a_directory_that_is_neither_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"neither a checkpoint nor a Store"):
+        locate(tmp_path, options(tmp_path))

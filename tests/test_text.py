@@ -1,0 +1,76 @@
+"""Streamed text is the whole text: no character comes in halves, and nothing of a stop text is shown and taken back."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tiny import byte_tokenizer
+from understudy.text import Reply, chat_prompt, plain_stops
+
+TOKENIZER = byte_tokenizer()
+
+
+def ids(text: str | bytes) -> list[int]:
+    """One token for each byte."""
+    letters = TOKENIZER.get_vocab()
+    data = text.encode() if isinstance(text, str) else text
+    return [letters[letter_of(byte)] for byte in data]
+
+
+def letter_of(byte: int) -> str:
+    """How byte-level tokenizers write a byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return chr(byte) if byte in plain else chr(256 + sum(other not in plain for other in range(byte)))
+
+
+def streamed(reply: Reply, tokens: list[int]) -> list[str]:
+    """What was given out after each token, until a stop text came."""
+    pieces = []
+    for place, token in enumerate(tokens):
+        stopped = reply.feed(token)
+        pieces.append(reply.take(final=stopped or place == len(tokens) - 1))
+        if stopped:
+            break
+    return pieces
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=40), st.text(max_size=5))
+def test_text_comes_whole_and_in_whole_characters(text: str, prompt: str) -> None:
+    pieces = streamed(Reply(TOKENIZER, prompt=ids(prompt)), ids(text))
+    assert "".join(pieces) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=40))
+def test_bytes_that_are_no_text_never_stop_it(data: bytes) -> None:
+    text = "".join(streamed(Reply(TOKENIZER), ids(data)))
+    assert TOKENIZER.decode(ids(data)).startswith(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("ab\n", max_size=30), st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_a_stop_text_ends_it_and_is_never_shown(text: str, stops: list[str]) -> None:
+    reply = Reply(TOKENIZER, stops)
+    pieces = streamed(reply, ids(text))
+    ends = [end for end in range(len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)]
+    if not ends:
+        assert not reply.stopped and "".join(pieces) == text
+        return
+    first = min(text.find(stop) for stop in stops if stop in text[: ends[0]])
+    assert reply.stopped and "".join(pieces) == text[:first] == reply.text
+    assert len(pieces) == ends[0]
+
+
+@pytest.mark.parametrize(
+    "template", [None, "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"]
+)
+def test_a_conversation_has_the_tokenizers_form_or_a_plain_one(template: str | None) -> None:
+    tokenizer: Any = byte_tokenizer()
+    tokenizer.chat_template = template
+    messages = [{"role": "user", "content": "Hi"}]
+    expected = "<user>Hi<assistant>" if template else "User: Hi\nAssistant:"
+    assert tokenizer.decode(chat_prompt(tokenizer, messages)) == expected
+    assert plain_stops(tokenizer) == (() if template else ("\nUser:",))
