@@ -36,7 +36,7 @@ MUTATIONS = (
     Mutation("prefix one too long", "tree.py", "tree.depths + 1 - counts, tail", "tree.depths + 2 - counts, tail", CORE),
     Mutation("a wrong node is accepted", "verify.py", "wrong = choices[tree.parents.clamp(min=0)] != tree.tokens", "wrong = choices[tree.parents.clamp(min=0)] > tree.tokens", CORE),
     Mutation("the path is not moved", "cache.py", "slab[row][:, to.to(slab.device)] =", "slab[row][:, source.to(slab.device)] =", CORE),
-    Mutation("the noise forgets the position", "sampling.py", "key = _mix(positions.to(torch.int64) +", "key = _mix(0 * positions.to(torch.int64) +", "tests/test_sampling.py"),
+    Mutation("the noise forgets the position", "sampling.py", "key = _mix(places +", "key = _mix(0 * places +", "tests/test_sampling.py"),
     Mutation("draft and target use other noise", "drafters/grow.py", "part.positions.to(logits.device) + 1", "part.positions.to(logits.device)", LLM),
     Mutation("the window is one too wide", "kernels/attention_cpu.py", "low = max(0, positions[i] + 1 - window)", "low = max(0, positions[i] - window)", "tests/models/test_families.py"),
     Mutation("the softmax sees what lies beyond", "kernels/attention_cpu.py", "_softmax(line[i, g], low, positions[i], power)", "_softmax(line[i, g], low, positions[i] // 64 * 64 + 63, power)", BITS),

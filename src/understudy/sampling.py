@@ -15,11 +15,12 @@ _MASK = (1 << 63) - 1
 def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
     """[n, vocabulary] float32 Gumbel noise for tokens at `positions` [n]; a counter-based hash, the same on any device."""
     device = positions.device
+    places, which = positions.to(torch.int64).unique(return_inverse=True)  # siblings share a position and its noise
     token = torch.arange(vocabulary, device=device, dtype=torch.int64)
-    key = _mix(positions.to(torch.int64) + _signed(seed * 0x9E3779B97F4A7C15 + 0x1234567))
+    key = _mix(places + _signed(seed * 0x9E3779B97F4A7C15 + 0x1234567))
     bits = _mix(key[:, None] + token * _signed(0xD1B54A32D192ED03))
     uniform = ((bits >> 11) & ((1 << 52) - 1)).double() * 2.0**-52 + 2.0**-54
-    return (-torch.log(-torch.log(uniform))).float()
+    return (-torch.log(-torch.log(uniform))).float()[which]
 
 
 def _signed(value: int) -> int:
