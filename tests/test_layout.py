@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "quantizers": {"kernels"},
     "weights": {"codecs", "quantizers", "kernels"},
     "plan": {"tiers"},
-    "models": {"cache", "tree", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"},
+    "models": {"sampling", "cache", "tree", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"},
     "drafters": {"cache", "tree", "verify", "sampling", "models", "plan"},
     "engine": {"cache", "tree", "verify", "sampling", "drafters"},
     "stats": {"engine", "models", "plan"},

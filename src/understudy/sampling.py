@@ -10,6 +10,8 @@ from torch import Tensor
 from .params import SamplingParams
 
 _MASK = (1 << 63) - 1
+ROWS_AT_ONCE = 8  # a vocabulary may be large: scores and noise of a few rows at a time
+BYTES_A_TOKEN = 48  # of scores, noise and what making them takes, for one row
 
 
 def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
@@ -61,4 +63,5 @@ def keep_likely(scores: Tensor, params: SamplingParams) -> Tensor:
 
 def choose(logits: Tensor, params: SamplingParams, positions: Tensor) -> Tensor:
     """[n] int64: the tokens the exact model puts at `positions` [n], one for each row of `logits` [n, vocab]."""
-    return perturb(logits, params, positions).argmax(-1)
+    parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(positions), ROWS_AT_ONCE)]
+    return torch.cat([perturb(logits[part], params, positions[part]).argmax(-1) for part in parts])

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..cache import Cache
-from ..plan.memory import MIB, Needs, Plan
+from ..plan.memory import MIB, TREE_TILES, Needs, Plan
 from ..plan.pace import Pace
+from ..sampling import BYTES_A_TOKEN, ROWS_AT_ONCE
 from ..tree import Nodes
 from ..weights.store import Store
 from . import structure
@@ -46,7 +47,7 @@ def cache_dtype(dtype: torch.dtype) -> torch.dtype:
 def needs(store: Store, config: Any, dtype: torch.dtype, *, drafts: bool) -> Needs:
     """What the plan has to place, read off the Store's index."""
     layers, kv_heads, size = head_shape(config)
-    widest = max(sum(entry.shape) for entry in store.linears.values())
+    widest = max(sum(entry.shape) for entry in list(store.linears.values())[:-1])
     return Needs(
         parts=tuple(part.stored.nbytes for entry in store.linears.values() for part in entry.parts),
         substitute=sum(
@@ -56,7 +57,8 @@ def needs(store: Store, config: Any, dtype: torch.dtype, *, drafts: bool) -> Nee
         kv_per_token=2 * layers * kv_heads * size * cache_dtype(dtype).itemsize,
         layers=layers,
         tile_activations=TILE * (8 * config.hidden_size + 3 * widest) * dtype.itemsize,
-        logits=TILE * config.vocab_size * (dtype.itemsize + 12),
+        logits_tile=2 * TILE * config.vocab_size * dtype.itemsize,
+        choosing=config.vocab_size * ROWS_AT_ONCE * BYTES_A_TOKEN,
         embedding_cache=EMBEDDING_ROOM + TILE * config.hidden_size * dtype.itemsize,
     )
 
@@ -74,7 +76,7 @@ class TileBudget:
         """Tiles whose arithmetic fits in the time the weights take; one at least."""
         if not self.busy:
             return 1
-        return max(1, int(0.9 * (self.busy + self.waiting) / (self.busy / self.count)))
+        return min(TREE_TILES, max(1, int(0.9 * (self.busy + self.waiting) / (self.busy / self.count))))
 
 
 class Model:

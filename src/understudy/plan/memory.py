@@ -14,6 +14,7 @@ MIB = 1 << 20
 PAGE = 4096
 RUNTIME = 560 * MIB  # interpreter, torch, transformers, compiled kernels and allocator slack; measured, see docs/log.md
 RUNTIME_CUDA = 700 * MIB  # the driver's context and libraries on the device
+TREE_TILES = 4  # more tiles of drafted nodes than this hardly ever pay
 MARGIN = 0.02  # of the budget, for what no one can count
 
 
@@ -27,7 +28,8 @@ class Needs:
     kv_per_token: int
     layers: int
     tile_activations: int
-    logits: int
+    logits_tile: int
+    choosing: int
     embedding_cache: int
 
 
@@ -136,7 +138,7 @@ def _fixed(needs: Needs, request: Request, context: int) -> dict[str, int]:
         "draft model": request.companion,
         "KV cache": needs.kv_per_token * columns * request.rows,
         "activations": needs.tile_activations * tiles,
-        "logits": needs.logits * request.rows,
+        "logits": needs.logits_tile * (TREE_TILES + request.rows) + needs.choosing,
         "embedding rows": needs.embedding_cache,
     }
 
