@@ -15,11 +15,11 @@ from .made import layout, tensors, write
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("quantizer", ["int4", "exact"])
-def test_same_files(tmp_path: Path, shards: int, dtype: torch.dtype, quantizer: str) -> None:
+@pytest.mark.parametrize(("quantizer", "codec"), [("int4", "raw"), ("int4", "delta"), ("exact", "raw")])
+def test_same_files(tmp_path: Path, shards: int, dtype: torch.dtype, quantizer: str, codec: str) -> None:
     source = write(tmp_path / "model", tensors(dtype, tied=shards == 1), shards)
     checkpoint = Checkpoint.open(source)
-    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer=quantizer)
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer=quantizer, codec=codec)
     export(store, tmp_path / "out")
     assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in (tmp_path / "out").iterdir())
     for path in source.iterdir():

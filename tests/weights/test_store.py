@@ -42,6 +42,20 @@ def test_round_trip(tmp_path: Path, quantizer: str, dtype: torch.dtype) -> None:
     store.verify()
 
 
+def test_codec_is_chosen_by_tensor(tmp_path: Path) -> None:
+    """delta where it is smaller; raw where it is not, or cannot be."""
+    made = tensors(hidden=256)
+    noise = torch.randint(-(2**15), 2**15, made["layers.1.up.weight"].shape, dtype=torch.int16)
+    made["layers.1.up.weight"] = noise.bitwise_and(~0x80).view(torch.bfloat16)  # no exponent of a NaN
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", codec="delta", head_quantizer="int8")
+    chosen = {module: entry.codec for module, entry in store.linears.items()}
+    assert chosen.pop("head") == "raw" and chosen.pop("layers.1.up") == "raw" and set(chosen.values()) == {"delta"}
+    entry = store.linears["layers.0.up"]
+    assert sum(part.stored.nbytes for part in entry.parts) < 0.5 * made[entry.weight].nbytes
+    store.verify()
+
+
 def test_extents_are_aligned_in_execution_order_and_files_hold_whole_pages(tmp_path: Path) -> None:
     store = _store(tmp_path)
     extents = [part.stored for entry in store.linears.values() for part in entry.parts]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..registry import build
 
 CODECS: dict[str, str] = {
+    "delta": "understudy.codecs.delta:Delta",
     "raw": "understudy.codecs.raw:Raw",
 }
 

@@ -9,24 +9,21 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba.extending import intrinsic
 from numba.np import numpy_support
 from torch import Tensor
 
 from . import team
 from .compiled import compiled, float_of, word_of
 from .dot import group_dot, has_vnni
+from .team import float32_at, int8_at, take, together, uint16_at, uint32_at
 
 ONE_THREAD = 1 << 17  # bytes of codes below which waking the other threads costs more than it saves
 FIELDS = 17  # of a run: see `Product.__call__`
 Fields = ctypes.c_int64 * FIELDS
 
 carray: Any = numpy_support.carray
-types: Any = numba.types
 
 _four_1, _four_2, _four_4 = group_dot(4, 1), group_dot(4, 2), group_dot(4, 4)
 _eight_1, _eight_2, _eight_4 = group_dot(8, 1), group_dot(8, 2), group_dot(8, 4)
@@ -71,80 +68,24 @@ def note() -> str:
 @cache
 def _entries() -> tuple[Callable[[Any], None], int]:
     """`_lead` to call, and the address of `_work`, as machine code."""
-    signature, functions = types.void(types.CPointer(types.int64)), (_lead, inspect.unwrap(_work))
-    to_c: Any = numba.cfunc
-    try:
-        lead, work = (to_c(signature, cache=True)(function) for function in functions)
-    except RuntimeError:  # no directory for the machine code can be written to
-        lead, work = (to_c(signature)(function) for function in functions)
-    return ctypes.CFUNCTYPE(None, ctypes.POINTER(Fields))(lead.address), int(work.address)
-
-
-def _address_of(kind: Any) -> Any:
-    """A function for kernels: the array of `kind` at an address, given its shape."""
-    pointer = types.CPointer(kind)
-
-    @intrinsic
-    def cast(typing: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return builder.inttoptr(arguments[0], context.get_value_type(pointer))
-
-        return pointer(types.int64), generate
-
-    return cast
-
-
-_int8_at, _uint16_at, _uint32_at, _float32_at = map(
-    _address_of, (types.int8, types.uint16, types.uint32, types.float32)
-)
-
-
-@intrinsic
-def _take_one(typing: Any, address: Any) -> Any:
-    """Add 1 to the int64 at `address` and return what it was, as one step among all threads."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", place, ir.IntType(64)(1), "monotonic")
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _call_team(typing: Any, parallel: Any, work: Any, argument: Any, threads: Any) -> Any:
-    """parallel(work, argument, threads, 0): GOMP_parallel."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, byte, word, word]).as_pointer()
-        function, run, given, count = arguments
-        builder.call(
-            builder.inttoptr(function, kind),
-            [builder.inttoptr(run, byte), builder.inttoptr(given, byte), builder.trunc(count, word), word(0)],
-        )
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 4), generate
-
-
-_take: Any = _take_one
-_team: Any = _call_team
+    lead, work = team.machine_code(_lead), team.machine_code(inspect.unwrap(_work))
+    return ctypes.CFUNCTYPE(None, ctypes.POINTER(Fields))(lead), work
 
 
 def _lead(argument: Any) -> None:
     """Round x, then have all threads take blocks."""
     fields = carray(argument, FIELDS)
     columns, step, count, x, scratch = fields[2], fields[3], fields[9], fields[10], fields[13]
-    codes = carray(_int8_at(scratch), (count, columns))
-    steps = carray(_float32_at(scratch + count * columns), (columns // step, count, 2))
+    codes = carray(int8_at(scratch), (count, columns))
+    steps = carray(float32_at(scratch + count * columns), (columns // step, count, 2))
     if fields[12] == 2:
-        _to_int8(carray(_uint16_at(x), (count, columns)), 16, codes, steps)
+        _to_int8(carray(uint16_at(x), (count, columns)), 16, codes, steps)
     else:
-        _to_int8(carray(_uint32_at(x), (count, columns)), 0, codes, steps)
+        _to_int8(carray(uint32_at(x), (count, columns)), 0, codes, steps)
     if fields[15] == 0 or fields[16] == 1:
         _work(argument)
     else:
-        _team(fields[15], fields[14], fields.ctypes.data, fields[16])
+        together(fields[15], fields[14], fields.ctypes.data, fields[16])
 
 
 @compiled
@@ -174,7 +115,7 @@ def _work(argument: Any) -> None:
     fields = carray(argument, FIELDS)
     tile = np.empty((fields[9], 64), np.float32)
     while True:
-        block = _take(fields.ctypes.data)
+        block = take(fields.ctypes.data)
         if block >= fields[1]:
             break
         tile[:] = np.float32(0)
@@ -219,13 +160,13 @@ def _give(b: int, fields: Any, tile: Any) -> None:
     rows, count, y = fields[8], fields[9], fields[11]
     width = min(rows - b * 64, 64)
     if fields[12] == 2:
-        halves = carray(_uint16_at(y), (count, rows))
+        halves = carray(uint16_at(y), (count, rows))
         for r in range(count):
             for j in range(width):
                 word = word_of(tile[r, j])
                 halves[r, b * 64 + j] = (word + 0x7FFF + (word >> 16 & 1)) >> 16
     else:
-        floats = carray(_float32_at(y), (count, rows))
+        floats = carray(float32_at(y), (count, rows))
         for r in range(count):
             for j in range(width):
                 floats[r, b * 64 + j] = tile[r, j]

@@ -1,10 +1,20 @@
-"""The threads that torch's own operations run on. A second pool would fight them for the cores.
+"""Runs a kernel on the threads that torch's own operations run on: a second pool would fight them for the cores.
 
-Torch's CPU build brings an OpenMP library; its entry `GOMP_parallel` calls one function on every thread of the team."""
+Torch's CPU build brings an OpenMP library; its entry `GOMP_parallel` calls one function on every thread of the team. The
+kernel's threads share out the work by a counter: `take` hands each next piece to whoever asks first."""
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic
+
+types: Any = numba.types
 
 
 @cache
@@ -23,3 +33,70 @@ def parallel() -> int:
 def note() -> str:
     """What a user should know about speed on this machine; empty when there is nothing to say."""
     return "" if parallel() else "torch's threads were not found: drafting runs on one thread, which is slower."
+
+
+def machine_code(function: Callable[[Any], None]) -> int:
+    """The address of `function`, which is given a pointer to int64s, as machine code that C can call."""
+    signature, to_c = types.void(types.CPointer(types.int64)), numba.cfunc
+    try:
+        made: Any = to_c(signature, cache=True)(function)
+    except RuntimeError:  # no directory for the machine code can be written to
+        made = to_c(signature)(function)
+    return int(made.address)
+
+
+def run(address: int, fields: Any, small: bool = False) -> None:
+    """Call the machine code at `address` with `fields` on all of torch's threads; on this one alone if `small`."""
+    threads = 1 if small else torch.get_num_threads()
+    if threads == 1 or not parallel():
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(ctypes.addressof(fields))
+    else:
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        kind(parallel())(address, ctypes.addressof(fields), threads, 0)
+
+
+@intrinsic
+def _take(typing: Any, address: Any) -> Any:
+    """Add 1 to the int64 at `address` and return what it was, as one step among all threads."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", place, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _together(typing: Any, entry: Any, work: Any, argument: Any, threads: Any) -> Any:
+    """From within a kernel: entry(work, argument, threads, 0), where entry is GOMP_parallel."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, byte, word, word]).as_pointer()
+        function, run, given, count = arguments
+        builder.call(
+            builder.inttoptr(function, kind),
+            [builder.inttoptr(run, byte), builder.inttoptr(given, byte), builder.trunc(count, word), word(0)],
+        )
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+def _at(kind: Any) -> Any:
+    """For kernels: a pointer to `kind` from an address."""
+    pointer = types.CPointer(kind)
+
+    @intrinsic
+    def cast(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+        return pointer(types.int64), generate
+
+    return cast
+
+
+take: Any = _take
+together: Any = _together
+int8_at, uint16_at, uint32_at, float32_at = map(_at, (types.int8, types.uint16, types.uint32, types.float32))

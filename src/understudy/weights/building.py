@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..codecs import Codec, codec
 from ..errors import CheckpointError, StoreError
-from ..kernels.pack import BLOCK, block, has_nan
+from ..kernels.pack import BLOCK, block, blocks_of, has_nan
 from ..quantizers import Quantizer, Tensors, fitting
 from . import index
 from .checkpoint import Checkpoint, TensorInfo
@@ -159,7 +159,8 @@ class Building:
         start = self.files[RESIDUAL].end
         if chosen.applies(info.dtype, maker.name):
             entry = self._encode(spec, info, maker, chosen)
-            if sum(part.stored.nbytes for part in entry.parts) <= info.nbytes or chosen.name == "raw":
+            whole = blocks_of(spec.shape[0]) * BLOCK * spec.shape[1] * info.dtype.itemsize
+            if sum(part.stored.nbytes for part in entry.parts) < whole or chosen.name == "raw":
                 return index.linear_to_json(entry)
             self.files[RESIDUAL].cut(start)
         return index.linear_to_json(self._encode(spec, info, maker, codec("raw")))

@@ -1,0 +1,69 @@
+"""Only what the 4-bit code leaves open: a bfloat16 weight's place in its code's bin, in 7.5 to 8 bits instead of 16.
+
+A part is a header of 64 bytes, the table of tiles, the dense part, the stream and the exceptions (`kernels.residual`), each
+at a multiple of 64 bytes. What would not be smaller is kept as it is, behind the same header."""
+
+import torch
+from torch import Tensor
+
+from ..kernels import residual
+from ..kernels.planes import DENSE_BYTES
+from ..kernels.residual import Residual
+from . import Tensors
+
+HEADER, PLAIN, PACKED = 64, 0, 1
+LARGEST = 1e36  # scales beyond which the ends of bins might not be finite
+
+
+class Delta:
+    name = "delta"
+
+    def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
+        return dtype == torch.bfloat16 and quantizer.partition(":")[0] == "int4"
+
+    def bits(self, dtype: torch.dtype) -> float:
+        return 7.7 if dtype == torch.bfloat16 else dtype.itemsize * 8
+
+    def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
+        if substitute["scales"].abs().max() < LARGEST:
+            made = residual.encode(blocks, substitute["codes"], substitute["scales"])
+            sections = [flat(part) for part in (made.table, made.dense, made.stream, made.exceptions)]
+            places = [HEADER]
+            for section in sections:
+                places.append(places[-1] + _padded(section.numel()))
+            if places[-1] < blocks.nbytes:
+                data = torch.zeros(places[-1], dtype=torch.uint8)
+                numbers = [PACKED, len(made.table), made.stream.numel(), len(made.exceptions)]
+                data[:32] = torch.tensor(numbers).view(torch.uint8)
+                for place, section in zip(places, sections, strict=False):
+                    data[place : place + section.numel()] = section
+                return data
+        return torch.cat((torch.full((HEADER,), PLAIN, dtype=torch.uint8), flat(blocks)))
+
+    def decode(
+        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
+    ) -> Tensor:
+        kind, tiles, stream, exceptions = data[:32].view(torch.int64).tolist()
+        if kind == PLAIN:
+            blocks = data[HEADER:].view(dtype).view(count, columns, 64)
+            return blocks if out is None else out.copy_(blocks)
+        sizes = [tiles * 8, count * columns * DENSE_BYTES, stream, exceptions * 4]
+        sections, place = [], HEADER
+        for size in sizes:
+            sections.append(data[place : place + size])
+            place += _padded(size)
+        assert kind == PACKED and place == data.numel(), f"a residual of {data.numel()} bytes has {place}, kind {kind}"
+        table, exceptions_ = sections[0].view(torch.uint32).view(-1, 2), sections[3].view(torch.uint16).view(-1, 2)
+        blocks = torch.empty((count, columns, 64), dtype=dtype) if out is None else out
+        made = Residual(sections[1], sections[2], table, exceptions_)
+        residual.decode(made, substitute["codes"], substitute["scales"], blocks)
+        return blocks
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, in one dimension."""
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def _padded(size: int) -> int:
+    return -(-size // 64) * 64

@@ -1,0 +1,265 @@
+"""What a 4-bit code leaves open of a bfloat16 weight, in as few bits as its bin needs: vector code to write and to read it.
+
+A code stands for a bin of values: (q - 8.5) * scale + zero to (q - 7.5) * scale + zero. Bfloat16 magnitudes are ordered
+as their bit patterns, so a weight is its place in the bin, counted from the bin's far end: the bins that hold most weights
+are those with few patterns. A bin of m + 1 patterns takes as many bits as m has (5 at least, 10 at most); where it
+straddles zero, a sign and 10 bits. What falls outside is an exception, listed apart.
+
+For each column of a block: the low 4 bits of all 64 rows (32 bytes, as codes are packed) and bit 4 of all (8 bytes) in the
+dense part; in the stream, for the rows that have one, the sign, then bit 5, bit 6, ... bit 9, rows in order.
+
+Bin ends are computed in float32 by one fixed order of operations, never fused, and cut to their upper 16 bits."""
+
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+from .vector import BIT, BYTE, FLOAT, HALF, LONG, WORD, Code, Vector, has
+
+DENSE, MOST = 5, 10  # bits every weight has, and bits the widest bin has
+DENSE_BYTES = 40  # a column, 64 rows
+HALVES, WORDS, FLOATS, RUN = Vector(HALF, 32), Vector(WORD, 16), Vector(FLOAT, 16), Vector(BYTE, 32)
+Pair = list[Any]  # of vectors of 32: rows 0 to 31, rows 32 to 63
+
+
+def is_fast() -> bool:
+    """Whether this machine has the instructions the code is laid out for; it runs without them, slowly."""
+    return has("avx512bw", "avx512vl", "bmi2")
+
+
+@intrinsic
+def _read_tile(
+    typing: Any, codes: Any, scales: Any, dense: Any, stream: Any, start: Any, columns: Any, blocks: Any
+) -> Any:
+    """Blocks from dense part and stream, `columns` columns of one group. Returns the bit of the stream after the last.
+
+    `scales` holds a word a row, (scale, zero) in bfloat16; `start` is a bit of the stream; the others are addresses."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        codes, scales, dense, stream, start, columns, blocks = arguments
+        code = _Tile(context, builder, scales)
+        column, (place,), finish = code.loop(columns, [start])
+        bins = code.bins(code.at(codes, builder.shl(column, LONG(5))))
+        after = code.read(bins, code.at(dense, builder.mul(column, LONG(DENSE_BYTES))), stream, place, column, blocks)
+        finish([after])
+        return after
+
+    return types.int64(*[types.int64] * 7), generate
+
+
+@intrinsic
+def _write_tile(
+    typing: Any, codes: Any, scales: Any, dense: Any, stream: Any, start: Any, columns: Any, blocks: Any, odd: Any
+) -> Any:
+    """The reverse of `_read_tile`, into zeroed memory; at `odd`, 64 bits a column, bit j where row j is an exception."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        codes, scales, dense, stream, start, columns, blocks, odd = arguments
+        code = _Tile(context, builder, scales)
+        column, (place,), finish = code.loop(columns, [start])
+        bins = code.bins(code.at(codes, builder.shl(column, LONG(5))))
+        dense = code.at(dense, builder.mul(column, LONG(DENSE_BYTES)))
+        odd = code.at(odd, builder.shl(column, LONG(3)))
+        after = code.write(bins, dense, stream, place, code.at(blocks, builder.shl(column, LONG(7))), odd)
+        finish([after])
+        return after
+
+    return types.int64(*[types.int64] * 8), generate
+
+
+read_tile: Any = _read_tile
+write_tile: Any = _write_tile
+
+
+class _Bins:
+    """The bins of a column's 64 codes, as pairs of vectors of 16-bit patterns."""
+
+    def __init__(self, low: Pair, high: Pair, far: Pair, most: Pair, straddles: Pair, negative: Any) -> None:
+        self.low, self.high = low, high  # magnitudes at both ends
+        self.far, self.most = far, most  # the larger magnitude, and the largest place in the bin
+        self.straddles, self.negative = straddles, negative  # rows whose bin holds both signs; 64 bits: low end < 0
+
+
+class _Tile(Code):
+    """Code for the columns of one group of one block."""
+
+    def __init__(self, context: Any, builder: Any, scales: Any) -> None:
+        super().__init__(context, builder)
+        b, self.ends = builder, []
+        for v in range(4):
+            word = self.load(self.at(scales, 64 * v), WORDS, 4)
+            scale = b.bitcast(b.shl(word, self.all(WORDS, 16)), FLOATS)
+            zero = b.bitcast(b.and_(word, self.all(WORDS, -65536)), FLOATS)
+            low, high = (b.fsub(zero, b.fmul(self.all(FLOATS, offset), scale)) for offset in (8.5, 7.5))
+            self.ends.append((scale, low, high))
+
+    def loop(self, count: Any, carried: list[Any]) -> Any:
+        """Start a loop: its counter, the carried values, and what ends it, given the next of them."""
+        before = self.b.block
+        body, done = self.b.append_basic_block("columns"), self.b.append_basic_block("done")
+        self.b.branch(body)
+        self.b.position_at_end(body)
+        counter, *values = (self.b.phi(LONG) for _ in range(1 + len(carried)))
+        for phi, first in zip([counter, *values], [LONG(0), *carried], strict=True):
+            phi.add_incoming(first, before)
+
+        def finish(following: list[Any]) -> None:
+            after, last = self.at(counter, 1), self.b.block
+            for phi, value in zip([counter, *values], [after, *following], strict=True):
+                phi.add_incoming(value, last)
+            self.b.cbranch(self.b.icmp_unsigned("<", after, count), body, done)
+            self.b.position_at_end(done)
+
+        return counter, values, finish
+
+    def nibbles(self, address: Any) -> Pair:
+        run = self.load(address, RUN)
+        return [self.b.and_(run, self.all(RUN, 15)), self.b.lshr(run, self.all(RUN, 4))]
+
+    def bins(self, codes: Any) -> _Bins:
+        b, low, high = self.b, [], []
+        both = self.nibbles(codes)
+        for v, (scale, low_end, high_end) in enumerate(self.ends):
+            sixteen = self.pick(both[v // 2], both[v // 2], [v % 2 * 16 + j for j in range(16)])
+            product = b.fmul(b.uitofp(sixteen, FLOATS), scale)
+            low.append(b.fadd(product, low_end))
+            high.append(b.fadd(product, high_end))
+        bottom, top = self.upper(low), self.upper(high)
+        straddles = [b.icmp_signed("<", b.xor(x, y), self.all(HALVES, 0)) for x, y in zip(bottom, top, strict=True)]
+        negative = self.mask([b.icmp_signed("<", x, self.all(HALVES, 0)) for x in bottom])
+        bottom, top = ([b.and_(x, self.all(HALVES, 0x7FFF)) for x in end] for end in (bottom, top))
+        far, most = [], []
+        for x, y, straddle in zip(bottom, top, straddles, strict=True):
+            larger, smaller = (self.intrinsic(f"llvm.{name}.v32i16", HALVES, x, y) for name in ("umax", "umin"))
+            far.append(larger)
+            places = b.add(b.sub(larger, smaller), self.all(HALVES, 1))
+            most.append(b.select(straddle, self.all(HALVES, (1 << MOST) - 1), places))
+        return _Bins(bottom, top, far, most, straddles, negative)
+
+    def upper(self, vectors: list[Any]) -> Pair:
+        """The upper halves of four vectors of 16 words."""
+        halves = [self.b.bitcast(v, HALVES) for v in vectors]
+        odd = [2 * j + 1 for j in range(32)]
+        return [self.pick(halves[0], halves[1], odd), self.pick(halves[2], halves[3], odd)]
+
+    def mask(self, pair: Pair) -> Any:
+        """64 bits from two vectors of 32."""
+        low, high = (self.b.zext(self.b.bitcast(part, WORD), LONG) for part in pair)
+        return self.b.or_(low, self.b.shl(high, LONG(32)))
+
+    def rows(self, mask: Any) -> Pair:
+        """Two vectors of 32 from 64 bits."""
+        parts = self.b.trunc(mask, WORD), self.b.trunc(self.b.lshr(mask, LONG(32)), WORD)
+        return [self.b.bitcast(part, Vector(BIT, 32)) for part in parts]
+
+    def having(self, bins: _Bins, bit: int) -> Any:
+        """The rows whose place in the bin has this bit."""
+        return self.mask([self.b.icmp_unsigned(">=", most, self.all(HALVES, 1 << bit)) for most in bins.most])
+
+    def far_end(self, bins: _Bins, negative: Any) -> Pair:
+        """The end to count from: where a bin straddles zero, that of the weight's own sign."""
+        ends = zip(self.rows(negative), bins.low, bins.high, bins.far, bins.straddles, strict=True)
+        return [self.b.select(s, self.b.select(n, low, high), far) for n, low, high, far, s in ends]
+
+    def read(self, bins: _Bins, dense: Any, stream: Any, place: Any, column: Any, blocks: Any) -> Any:
+        b, straddles = self.b, self.mask(bins.straddles)
+        signs, place = self.take(stream, place, straddles)
+        negative = b.or_(b.and_(bins.negative, b.not_(straddles)), signs)
+        low = [b.zext(x, HALVES) for x in self.nibbles(dense)]
+        found = [
+            b.sub(b.add(far, self.all(HALVES, 1)), x) for far, x in zip(self.far_end(bins, negative), low, strict=True)
+        ]
+        found = self.less(found, self.load(self.at(dense, 32), LONG), DENSE - 1)
+        for bit in range(DENSE, MOST):
+            bits, place = self.take(stream, place, self.having(bins, bit))
+            found = self.less(found, bits, bit)
+        for half, (value, minus) in enumerate(zip(found, self.rows(negative), strict=True)):
+            signed = b.select(minus, b.or_(value, self.all(HALVES, -0x8000)), value)
+            self.store(signed, self.at(self.at(blocks, b.shl(column, LONG(7))), 64 * half))
+        return place
+
+    def less(self, values: Pair, mask: Any, bit: int) -> Pair:
+        """values - 2 ** bit in the rows of `mask`."""
+        by = self.all(HALVES, 1 << bit)
+        pairs = zip(self.rows(mask), values, strict=True)
+        return [self.b.select(row, self.b.sub(value, by), value) for row, value in pairs]
+
+    def take(self, stream: Any, place: Any, mask: Any) -> tuple[Any, Any]:
+        """The next bits of the stream, one for each row of `mask`, at their rows; and the place after them."""
+        b = self.b
+        address, shift = self.at(stream, b.lshr(place, LONG(3))), b.and_(place, LONG(7))
+        bits = b.lshr(self.load(address, LONG), shift)
+        bits = b.or_(bits, b.shl(self.load(self.at(address, 1), LONG), b.sub(LONG(8), shift)))
+        if has("bmi2"):
+            spread = self.intrinsic("llvm.x86.bmi.pdep.64", LONG, bits, mask)
+        else:
+            spread = self.ours(_deposit, bits, mask)
+        return spread, b.add(place, self.intrinsic("llvm.ctpop.i64", LONG, mask))
+
+    def put(self, stream: Any, place: Any, bits: Any, mask: Any) -> Any:
+        """Append the bits in the rows of `mask`; returns the place after them."""
+        b = self.b
+        address, shift = self.at(stream, b.lshr(place, LONG(3))), b.and_(place, LONG(7))
+        if has("bmi2"):
+            packed = self.intrinsic("llvm.x86.bmi.pext.64", LONG, bits, mask)
+        else:
+            packed = self.ours(_extract, bits, mask)
+        self.store(b.or_(self.load(address, LONG), b.shl(packed, shift)), address)
+        rest = b.lshr(b.lshr(packed, LONG(1)), b.sub(LONG(63), shift))
+        self.store(b.trunc(rest, BYTE), self.at(address, 8))
+        return b.add(place, self.intrinsic("llvm.ctpop.i64", LONG, mask))
+
+    def write(self, bins: _Bins, dense: Any, stream: Any, place: Any, blocks: Any, odd: Any) -> Any:
+        b, straddles = self.b, self.mask(bins.straddles)
+        weights = [self.load(self.at(blocks, 64 * half), HALVES) for half in range(2)]
+        negative = self.mask([b.icmp_signed("<", w, self.all(HALVES, 0)) for w in weights])
+        magnitudes = [b.and_(w, self.all(HALVES, 0x7FFF)) for w in weights]
+        ends = zip(self.far_end(bins, negative), magnitudes, strict=True)
+        places = [b.sub(b.add(far, self.all(HALVES, 1)), m) for far, m in ends]
+        fits = self.mask([b.icmp_unsigned("<", x, y) for x, y in zip(places, self.limits(bins), strict=True)])
+        fits = b.and_(fits, b.or_(straddles, b.not_(b.xor(negative, bins.negative))))
+        self.store(b.not_(fits), odd)
+        low = [b.trunc(b.and_(x, self.all(HALVES, 15)), RUN) for x in places]
+        self.store(b.or_(low[0], b.shl(low[1], self.all(RUN, 4))), dense)
+        self.store(self.bit_of(places, DENSE - 1), self.at(dense, 32))
+        place = self.put(stream, place, negative, straddles)
+        for bit in range(DENSE, MOST):
+            place = self.put(stream, place, self.bit_of(places, bit), self.having(bins, bit))
+        return place
+
+    def limits(self, bins: _Bins) -> Pair:
+        """The first place that the bits of a row cannot say."""
+        limits = [self.all(HALVES, 1 << DENSE)] * 2
+        for bit in range(DENSE, MOST):
+            rows, by = self.rows(self.having(bins, bit)), self.all(HALVES, 2 << bit)
+            limits = [self.b.select(row, by, limit) for row, limit in zip(rows, limits, strict=True)]
+        return limits
+
+    def bit_of(self, values: Pair, bit: int) -> Any:
+        """64 bits: this bit of each row's value."""
+        one = self.all(HALVES, 1 << bit)
+        return self.mask([self.b.icmp_unsigned("!=", self.b.and_(v, one), self.all(HALVES, 0)) for v in values])
+
+
+def _deposit(bits: int, mask: int) -> int:
+    """The low bits of `bits` moved to the places where `mask` has a 1, in order."""
+    made, row = 0, 0
+    while mask != 0:
+        if mask & 1:
+            made |= (bits & 1) << row
+            bits >>= 1
+        mask = mask >> 1 & 0x7FFFFFFFFFFFFFFF
+        row += 1
+    return made
+
+
+def _extract(bits: int, mask: int) -> int:
+    """The bits at the places where `mask` has a 1, moved together."""
+    made, count = 0, 0
+    while mask != 0:
+        if mask & 1:
+            made |= (bits & 1) << count
+            count += 1
+        mask, bits = mask >> 1 & 0x7FFFFFFFFFFFFFFF, bits >> 1
+    return made

@@ -1,0 +1,66 @@
+"""Vector code for use inside compiled kernels, written as LLVM instructions: short names for what the kernels need.
+
+LLVM turns the vectors into whatever the machine has, so such code runs everywhere; it is laid out for AVX-512."""
+
+from typing import Any
+
+from llvmlite import binding, ir  # type: ignore[import-untyped]
+from numba import config as numba_config
+from numba import types
+
+BIT, BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+FLOAT = ir.FloatType()
+Vector = ir.VectorType
+
+
+def has(*features: str) -> bool:
+    """Whether numba compiles for a machine with all these features (as LLVM calls them)."""
+    config: Any = numba_config
+    found = binding.get_host_cpu_features()
+    return not (config.CPU_NAME or config.CPU_FEATURES) and all(found.get(feature) for feature in features)
+
+
+class Code:
+    """Writes instructions through `b`, numba's builder, at the place it stands."""
+
+    def __init__(self, context: Any, builder: Any) -> None:
+        self.context, self.b = context, builder
+
+    def load(self, address: Any, kind: Any, align: int = 1) -> Any:
+        value = self.b.load(self.b.inttoptr(address, kind.as_pointer()))
+        value.align = align
+        return value
+
+    def store(self, value: Any, address: Any, align: int = 1) -> None:
+        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = align
+
+    def at(self, address: Any, offset: Any) -> Any:
+        """`address` and `offset` bytes."""
+        return self.b.add(address, LONG(offset) if isinstance(offset, int) else offset)
+
+    def all(self, kind: Any, value: float) -> Any:
+        """A constant vector."""
+        return ir.Constant(kind, [value] * kind.count)
+
+    def spread(self, value: Any, count: int = 16) -> Any:
+        """A vector of `count` times `value`."""
+        kind = Vector(value.type, count)
+        first = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, WORD(0))
+        return self.pick(first, first, [0] * count)
+
+    def pick(self, first: Any, second: Any, order: list[int]) -> Any:
+        """The elements of two vectors, one after the other, in this order."""
+        return self.b.shuffle_vector(first, second, ir.Constant(Vector(WORD, len(order)), order))
+
+    def intrinsic(self, name: str, result: Any, *arguments: Any) -> Any:
+        """Call one of LLVM's own functions."""
+        function = self.b.module.globals.get(name)
+        if function is None:
+            kind = ir.FunctionType(result, [argument.type for argument in arguments])
+            function = ir.Function(self.b.module, kind, name)
+        return self.b.call(function, arguments)
+
+    def ours(self, function: Any, *arguments: Any) -> Any:
+        """Call a Python function of int64s, compiled here."""
+        kinds = [types.int64] * len(arguments)
+        return self.context.compile_internal(self.b, function, types.int64(*kinds), arguments)

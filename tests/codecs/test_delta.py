@@ -1,0 +1,114 @@
+"""delta: every bit of every weight comes back, and ordinary weights take less than eight bits."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from understudy.codecs import codec
+from understudy.kernels.pack import block
+from understudy.quantizers import Tensors, quantizer
+
+delta = codec("delta")
+
+
+def _bits(weight: Tensor, spec: str = "int4", substitute: Tensors | None = None) -> float:
+    """Bits a weight, checked to come back."""
+    substitute = substitute or quantizer(spec).quantize(weight)
+    blocks = block(weight)
+    data = delta.encode(blocks, substitute)
+    back = delta.decode(data, *blocks.shape[:2], torch.bfloat16, substitute)
+    assert torch.equal(back.view(torch.int16), blocks.view(torch.int16))
+    return data.numel() * 8 / blocks.numel()
+
+
+@pytest.mark.parametrize("spec", ["int4", "int4:group=32", "int4:group=128", "int4:group=256"])
+@pytest.mark.parametrize(("freedom", "most"), [(0.0, 7.8), (4.0, 8.7)])
+def test_ordinary_weights(spec: str, freedom: float, most: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.distributions.StudentT(freedom).sample((256, 512)) if freedom else torch.randn(256, 512)
+    assert _bits((weight * 0.02).to(torch.bfloat16), spec) < most
+
+
+def _words(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-(2**15), 2**15, shape, generator=generator, dtype=torch.int16).view(torch.bfloat16)
+
+
+def _outlier() -> Tensor:
+    weight = torch.randn(64, 64) * 1e-3
+    weight[5, 5] = 1e4
+    return weight.to(torch.bfloat16)
+
+
+TENSORS = {
+    "zeros": torch.zeros(64, 64, dtype=torch.bfloat16),
+    "negative zeros": -torch.zeros(64, 64, dtype=torch.bfloat16),
+    "constant": torch.full((64, 64), 0.37, dtype=torch.bfloat16),
+    "one outlier": _outlier(),
+    "subnormal": torch.randint(-127, 128, (64, 64), dtype=torch.int16).abs().view(torch.bfloat16),
+    "both subnormal": (torch.randint(0, 128, (64, 64)) - 32768 * torch.randint(0, 2, (64, 64)))
+    .to(torch.int16)
+    .view(torch.bfloat16),
+    "alternating": torch.where(torch.arange(64 * 64).view(64, 64) % 2 == 0, 0.5, -0.5).to(torch.bfloat16),
+    "powers of two": torch.exp2(-torch.arange(64.0)).expand(64, 64).to(torch.bfloat16),
+    "infinite": torch.full((64, 64), float("-inf"), dtype=torch.bfloat16),
+    "not numbers": _words(64, 64).view(torch.int16).bitwise_or(0x7F80).view(torch.bfloat16),
+    "largest": torch.where(torch.randn(64, 64) > 0, 3.3e38, -3.3e38).to(torch.bfloat16),
+    "positive only": (torch.rand(64, 64) + 1).to(torch.bfloat16),
+    "one row": torch.randn(1, 32).to(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_adversarial_weights(name: str) -> None:
+    torch.manual_seed(1)
+    assert _bits(TENSORS[name]) <= 16.6  # never much more than the weight itself
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.sampled_from([(64, 32), (70, 64), (130, 96), (3, 256)]), st.booleans())
+def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], own: bool) -> None:
+    """Lossless whatever the codes, scales and zeros are: they need not be of this weight, nor be sane."""
+    weight = _words(*shape, seed=seed)
+    substitute = quantizer("int4").quantize(weight if own else torch.randn(shape).to(torch.bfloat16))
+    if not own:
+        scales = substitute["scales"]
+        substitute = {**substitute, "scales": _words(*scales.shape, seed=seed + 1)}
+    _bits(weight, substitute=substitute)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.floats(-30, 30), st.floats(0.3, 8))
+def test_weights_of_any_size_and_tail(seed: int, exponent: float, freedom: float) -> None:
+    torch.manual_seed(seed)
+    weight = torch.distributions.StudentT(freedom).sample((128, 64)) * 2.0**exponent
+    _bits(weight.to(torch.bfloat16))
+
+
+def test_all_threads_give_the_same() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    try:
+        assert _bits(torch.randn(1000, 256).to(torch.bfloat16)) < 8
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_slices_of_a_substitute() -> None:
+    """A part is decoded with views of the whole weight's codes and scales."""
+    maker = quantizer("int4")
+    weight = torch.randn(512, 128).to(torch.bfloat16)
+    whole = maker.quantize(weight)
+    part = maker.cut(whole, 2, 3)
+    blocks = block(weight)[2:5]
+    data = delta.encode(blocks, part)
+    back = delta.decode(data, 3, 128, torch.bfloat16, part)
+    assert torch.equal(back.view(torch.int16), blocks.view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_other_kinds_are_left_to_raw(dtype: torch.dtype) -> None:
+    assert not delta.applies(dtype, "int4") and not delta.applies(torch.bfloat16, "int8")
+    assert delta.applies(torch.bfloat16, "int4:group=32")

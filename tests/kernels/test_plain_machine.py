@@ -1,0 +1,42 @@
+"""On a machine without the instructions the kernels are laid out for, every kernel gives the same bits."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from understudy.kernels import gemv, planes
+
+SCRIPT = """
+import torch, xxhash
+from understudy.codecs import codec
+from understudy.kernels import gemv, planes
+from understudy.kernels.pack import block
+from understudy.quantizers import quantizer
+
+def bits(*tensors):
+    return [xxhash.xxh3_64_hexdigest(t.contiguous().view(-1).view(torch.uint8).numpy()) for t in tensors]
+
+torch.manual_seed(0)
+weight = torch.randn(130, 128, dtype=torch.bfloat16)
+made = quantizer("int4").quantize(weight)
+data = codec("delta").encode(block(weight), made)
+back = codec("delta").decode(data, 3, 128, torch.bfloat16, made)
+assert torch.equal(back.view(torch.int16), block(weight).view(torch.int16))
+product = gemv.Product(made["codes"], made["scales"], 130)
+print(*bits(made["codes"], made["scales"], data, product(torch.randn(3, 128))), planes.is_fast(), gemv.note() == "")
+"""
+
+
+@pytest.mark.slow
+def test_same_bits() -> None:
+    found = []
+    for extra in ({}, {"NUMBA_CPU_NAME": "generic"}):
+        environment = {**os.environ, **extra, "PYTHONPATH": gemv.__file__.rpartition("/understudy/")[0]}
+        result = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        found.append(result.stdout.split())
+    native, plain = found
+    assert plain[-2:] == ["False", "False"] and native[-2] == str(planes.is_fast())
+    assert native[:-2] == plain[:-2]
