@@ -122,6 +122,8 @@ def test_text_streams_and_stops_where_plain_decoding_stops(model: Path) -> None:
         ended = llm.generate(PROMPT, SamplingParams(max_new_tokens=40))[0]
         cut = whole.token_ids.index(ending) + 1
         assert ended.token_ids == whole.token_ids[:cut] and ended.finish_reason == "stop"
+        streamed = [i for step in llm.stream(PROMPT, SamplingParams(max_new_tokens=40)) for i in step.token_ids]
+        assert streamed == ended.token_ids, "nothing after the end mark is shown"
 
 
 def test_what_is_left_early_does_not_disturb_what_follows(model: Path, plain: list[list[int]]) -> None:

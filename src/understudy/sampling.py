@@ -17,7 +17,7 @@ BYTES_A_TOKEN = 48  # of scores, noise and what making them takes, for one row
 def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
     """[n, vocabulary] float32 Gumbel noise for tokens at `positions` [n]; a counter-based hash, the same on any device."""
     device = positions.device
-    places, which = positions.to(torch.int64).unique(return_inverse=True)  # siblings share a position and its noise
+    places, which = torch.unique(positions.to(torch.int64), return_inverse=True)  # siblings share a position and its noise
     token = torch.arange(vocabulary, device=device, dtype=torch.int64)
     key = _mix(places + _signed(seed * 0x9E3779B97F4A7C15 + 0x1234567))
     bits = _mix(key[:, None] + token * _signed(0xD1B54A32D192ED03))
