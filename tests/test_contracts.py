@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.adversaries import ADVERSARIES, Failing, Short
 from tests.tiny import save
 from understudy import LLM, SamplingParams
+from understudy.codecs import CODECS
 from understudy.drafters import DRAFTERS
 from understudy.engine import Row
 from understudy.errors import StoreError, TransferError
@@ -73,6 +74,17 @@ def test_lossless_with_every_quantizer(quantizer: str, model: Path, plain: list[
         done = [llm.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
     assert [c.token_ids for c in done] == plain
     assert done[0].stats.accepted > 0
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("method", ["none", "substitute"])
+@pytest.mark.parametrize("resident", ["none", "auto"])
+def test_lossless_with_every_codec(codec: str, method: str, resident: str, model: Path, plain: list[list[int]]) -> None:
+    with opened(model, codec=codec, method=method, resident=resident) as llm:
+        done = [llm.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
+        assert {entry.codec for entry in llm.store.linears.values()} == {codec}
+    assert [c.token_ids for c in done] == plain
+    assert (done[0].stats.bytes_streamed > 0) == (resident == "none")
 
 
 @pytest.mark.parametrize("tier", [partial(Failing, nth=40), Short])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from ..codecs import Codec, codec
 from ..plan.memory import Plan
 from ..quantizers import Quantizer, quantizer
 from ..tiers.disk import DiskTier
+from ..tiers.memory import arena
 from ..tiers.ring import Ring
 from ..weights.store import LinearEntry, Store, Stored
 from .load import Link, extent, read_all
@@ -57,6 +59,16 @@ class Weights:
         for (kind, name, number), tensor in tensors.items():
             if kind == "substitute":
                 self.substitutes[number][name] = tensor
+        self._buffer = arena(
+            max(
+                [
+                    part.blocks * entry.shape[1] * 64 * entry.dtype.itemsize
+                    for entry in self.entries
+                    for part in entry.parts
+                ],
+                default=0,
+            )
+        )
         self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
         self._decoders = [self._decoder(index) for index in range(len(self.entries))]
         for index, entry in enumerate(self.entries):
@@ -72,10 +84,15 @@ class Weights:
         return wanted | {("resident", "", number): self.stored[number] for number in sorted(plan.residents)}
 
     def _decoder(self, index: int) -> Callable[[PartRef, Tensor], Tensor]:
+        """How a part of this Linear is made whole: a residual in a buffer that all share, since parts are used one by one."""
         entry = self.entries[index]
         if not entry.parts:
             return lambda part, data: data
-        return partial(_decode, entry, codec(entry.codec), self.quantizers[index], self.substitutes[index])
+        if entry.codec == "raw":
+            return partial(_view, entry, codec(entry.codec))
+        return partial(
+            _rebuild, entry, codec(entry.codec), self.quantizers[index], self.substitutes[index], self._buffer
+        )
 
     def decode(self, part: PartRef, data: Tensor) -> Tensor:
         """The exact blocks [nb, K, 64] of `part` from its bytes."""
@@ -110,8 +127,20 @@ class Weights:
                 parameter.requires_grad_(False)
 
 
-def _decode(
-    entry: LinearEntry, decoder: Codec, maker: Quantizer, tensors: Mapping[str, Tensor], part: PartRef, data: Tensor
+def _view(entry: LinearEntry, decoder: Codec, part: PartRef, data: Tensor) -> Tensor:
+    return decoder.decode(data.view(-1), part.blocks, entry.shape[1], entry.dtype, {})
+
+
+def _rebuild(
+    entry: LinearEntry,
+    decoder: Codec,
+    maker: Quantizer,
+    tensors: dict[str, Tensor],
+    buffer: Tensor,
+    part: PartRef,
+    data: Tensor,
 ) -> Tensor:
-    substitute = maker.cut(dict(tensors), part.first_block, part.blocks) if entry.codec != "raw" else {}
-    return decoder.decode(data.view(-1), part.blocks, entry.shape[1], entry.dtype, substitute)
+    substitute = maker.cut(tensors, part.first_block, part.blocks)
+    shape = (part.blocks, entry.shape[1], 64)
+    out = buffer[: math.prod(shape) * entry.dtype.itemsize].view(entry.dtype).view(shape)
+    return decoder.decode(data.view(-1), part.blocks, entry.shape[1], entry.dtype, substitute, out)
