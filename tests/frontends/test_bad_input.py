@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from understudy.codecs import CODECS
 from understudy.frontends import main
 
 Fail = Callable[..., str]
@@ -149,10 +150,11 @@ def test_exporting_what_is_no_store(fails: Fail, tmp_path: Path) -> None:
     assert "missing" in fails(1, "export", str(tmp_path / "missing"), str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("codec", CODECS)
 def test_what_was_prepared_turns_back_into_the_checkpoint(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], codec: str
 ) -> None:
-    assert main(["prepare", str(checkpoint), "--output", str(tmp_path / "store"), "--quiet"]) == 0
+    assert main(["prepare", str(checkpoint), "--output", str(tmp_path / "store"), "--quiet", "--codec", codec]) == 0
     assert main(["export", str(tmp_path / "store"), str(tmp_path / "again"), "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
     before, after = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")

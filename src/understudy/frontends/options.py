@@ -94,7 +94,7 @@ RESIDENT = ("auto", "none", "residual")
 
 PREPARATION = (
     _value("--bits", "4|8", "bits of the copy that drafts (default 4)", whole),
-    _value("--codec", "NAME", "how the exact weights are stored (default raw)"),
+    _value("--codec", "NAME", "how the exact weights are stored: raw (default), or delta, in half the bytes"),
     _switch("--offline", "use only what is on this machine already"),
 )
 PLACEMENT = (
