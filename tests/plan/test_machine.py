@@ -71,7 +71,8 @@ def test_speeds_are_measured_once_and_again_when_asked(weights: Path, tmp_path: 
     cache = tmp_path / "cache"
     first = Machine.inspect().measured(weights, cache)
     assert first.link_bandwidth == 1e9 and first.memory_bandwidth == 1e10
-    assert Machine.inspect().measured(weights, cache) == first
+    second = Machine.inspect().measured(weights, cache)
+    assert (second.disk, second.memory_bandwidth) == (first.disk, first.memory_bandwidth)
     assert probes == [weights]
     assert Machine.inspect().measured(weights, cache, again=True).link_bandwidth == 2e9
     assert Machine.inspect().measured(tmp_path / "elsewhere.bin", cache).link_bandwidth == 3e9
