@@ -48,7 +48,7 @@ MUTATIONS = (
     Mutation("an abandoned pass is not rewound", "llm.py", "self.model.supply.abandon()", "pass", LLM),
     Mutation("a part is read before it is here", "tiers/ring.py", "            slot.fetch.wait()", "            pass", f"tests/tiers {CONTRACTS}"),
     Mutation("a slot is refilled while it is read", "tiers/ring.py", "if not self._coming and not self._given:", "if not self._coming:", f"tests/tiers {CONTRACTS}"),
-    Mutation("the checksum is not looked at", "weights/store.py", "if checksum([data]) != stored.checksum:", "if False:", CONTRACTS),
+    Mutation("the checksum is not looked at", "weights/store.py", "if found != stored.checksum:", "if False:", CONTRACTS),
     Mutation("the second model keeps stale keys", "drafters/classic.py", "self.cache.rewind(row.index, min(length, self.cache.lengths[row.index]))", "pass", CONTRACTS),
     Mutation("drafts run past the budget", "drafters/grow.py", "if c.depth < self.row.remaining - 1", "if c.depth < self.row.remaining + 3", LLM),
 )  # fmt: skip
