@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .compiled import bits, compiled
+from .turn import turn_1, turn_2, turn_4
 
 BLOCK = 64
 
@@ -61,22 +62,42 @@ def _block(weight: Any, blocks: Any) -> None:
     rows, columns = weight.shape
     for b in range(blocks.shape[0]):
         full = min(rows - b * 64, 64)
-        for start in range(0, columns, 64):  # a tile of 64 x 64 stays in the first cache while it is turned
-            for k in range(start, min(start + 64, columns)):
-                for j in range(full):
-                    blocks[b, k, j] = weight[b * 64 + j, k]
-                for j in range(full, 64):
-                    blocks[b, k, j] = 0
+        for k in range(0, columns, 64):
+            width = min(columns - k, 64)
+            _turn(weight[b * 64 : b * 64 + full, k : k + width], blocks[b, k : k + width, :full])
+        for k in range(columns if full < 64 else 0):
+            for j in range(full, 64):
+                blocks[b, k, j] = 0
 
 
 @compiled
 def _unblock(blocks: Any, weight: Any) -> None:
     rows, columns = weight.shape
     for b in range((rows + 63) // 64):
-        for start in range(0, columns, 64):
-            for j in range(min(rows - b * 64, 64)):
-                for k in range(start, min(start + 64, columns)):
-                    weight[b * 64 + j, k] = blocks[b, k, j]
+        full = min(rows - b * 64, 64)
+        for k in range(0, columns, 64):
+            width = min(columns - k, 64)
+            _turn(blocks[b, k : k + width, :full], weight[b * 64 : b * 64 + full, k : k + width])
+
+
+@compiled
+def _turn(source: Any, target: Any) -> None:
+    """target = source.T, a few rows and columns: in square tiles as far as they go, then one by one."""
+    size = source.itemsize
+    side = 16 if size == 4 else 32
+    rows, columns = source.shape[0] // side * side, source.shape[1] // side * side
+    for i in range(0, rows, side):
+        for j in range(0, columns, side):
+            here, there = source[i:, j:].ctypes.data, target[j:, i:].ctypes.data
+            if size == 1:
+                turn_1(here, source.strides[0], there, target.strides[0])
+            elif size == 2:
+                turn_2(here, source.strides[0], there, target.strides[0])
+            else:
+                turn_4(here, source.strides[0], there, target.strides[0])
+    for i in range(source.shape[0]):
+        for j in range(columns if i < rows else 0, source.shape[1]):
+            target[j, i] = source[i, j]
 
 
 def has_nan(tensor: Tensor) -> bool:

@@ -1,0 +1,47 @@
+"""Turning a square tile on its side: element (i, j) goes to (j, i). Vector code, for elements of 1, 2 and 4 bytes.
+
+Shuffling row i with row i + n / 2, element by element, log2 n times over, is a turn."""
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+
+from .vector import LONG, Code, Vector
+
+SIDE = {1: 32, 2: 32, 4: 16}  # rows and columns of a tile, by bytes of an element
+
+
+def turner(size: int) -> Any:
+    """Code for use in a kernel: turn the tile at one address into that at another, rows so many bytes apart."""
+    side = SIDE[size]
+    row = Vector(ir.IntType(8 * size), side)
+
+    @intrinsic
+    def turn(typing: Any, source: Any, source_pitch: Any, target: Any, target_pitch: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            code = Code(context, builder)
+            source, source_pitch, target, target_pitch = arguments
+
+            def place(start: Any, pitch: Any, i: int) -> Any:
+                return code.at(start, builder.mul(pitch, LONG(i)))
+
+            lines = [code.load(place(source, source_pitch, i), row) for i in range(side)]
+            first = [i // 2 + i % 2 * side for i in range(side)]
+            second = [i + side // 2 for i in first]
+            for _ in range(side.bit_length() - 1):
+                pairs = [(lines[i], lines[i + side // 2]) for i in range(side // 2)]
+                lines = [code.pick(a, b, order) for a, b in pairs for order in (first, second)]
+            for i, line in enumerate(lines):
+                code.store(line, place(target, target_pitch, i))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), generate
+
+    return turn
+
+
+turn_1: Any = turner(1)
+turn_2: Any = turner(2)
+turn_4: Any = turner(4)
