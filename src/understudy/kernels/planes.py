@@ -3,10 +3,11 @@
 A code stands for a bin of values: (q - 8.5) * scale + zero to (q - 7.5) * scale + zero. Bfloat16 magnitudes are ordered
 as their bit patterns, so a weight is its place in the bin, counted from the bin's far end: the bins that hold most weights
 are those with few patterns. A bin of m + 1 patterns takes as many bits as m has (5 at least, 10 at most); where it
-straddles zero, a sign and 10 bits. What falls outside is an exception, listed apart.
+straddles zero, a bit for the side and 10 bits. What falls outside is an exception, listed apart.
 
 For each column of a block: the low 4 bits of all 64 rows (32 bytes, as codes are packed) and bit 4 of all (8 bytes) in the
-dense part; in the stream, for the rows that have one, the sign, then bit 5, bit 6, ... bit 9, rows in order.
+dense part; in the stream, for the rows that have one, the side (1: not that of the upper end), then bit 5, bit 6, ...
+bit 9, rows in order.
 
 Bin ends are computed in float32 by one fixed order of operations, never fused, and cut to their upper 16 bits."""
 
@@ -75,10 +76,10 @@ write_tile: Any = _write_tile
 class _Bins:
     """The bins of a column's 64 codes, as pairs of vectors of 16-bit patterns."""
 
-    def __init__(self, low: Pair, high: Pair, far: Pair, most: Pair, straddles: Pair, negative: Any) -> None:
-        self.low, self.high = low, high  # magnitudes at both ends
+    def __init__(self, low: Pair, high: Pair, top: Pair, far: Pair, most: Pair, straddles: Pair) -> None:
+        self.low, self.high, self.top = low, high, top  # magnitudes at both ends; the upper end with its sign
         self.far, self.most = far, most  # the larger magnitude, and the largest place in the bin
-        self.straddles, self.negative = straddles, negative  # rows whose bin holds both signs; 64 bits: low end < 0
+        self.straddles = straddles  # rows whose bin holds both signs
 
 
 class _Tile(Code):
@@ -127,15 +128,14 @@ class _Tile(Code):
             high.append(b.fadd(product, high_end))
         bottom, top = self.upper(low), self.upper(high)
         straddles = [b.icmp_signed("<", b.xor(x, y), self.all(HALVES, 0)) for x, y in zip(bottom, top, strict=True)]
-        negative = self.mask([b.icmp_signed("<", x, self.all(HALVES, 0)) for x in bottom])
-        bottom, top = ([b.and_(x, self.all(HALVES, 0x7FFF)) for x in end] for end in (bottom, top))
+        lower, higher = ([b.and_(x, self.all(HALVES, 0x7FFF)) for x in end] for end in (bottom, top))
         far, most = [], []
-        for x, y, straddle in zip(bottom, top, straddles, strict=True):
+        for x, y, straddle in zip(lower, higher, straddles, strict=True):
             larger, smaller = (self.intrinsic(f"llvm.{name}.v32i16", HALVES, x, y) for name in ("umax", "umin"))
             far.append(larger)
             places = b.add(b.sub(larger, smaller), self.all(HALVES, 1))
             most.append(b.select(straddle, self.all(HALVES, (1 << MOST) - 1), places))
-        return _Bins(bottom, top, far, most, straddles, negative)
+        return _Bins(lower, higher, top, far, most, straddles)
 
     def upper(self, vectors: list[Any]) -> Pair:
         """The upper halves of four vectors of 16 words."""
@@ -157,27 +157,35 @@ class _Tile(Code):
         """The rows whose place in the bin has this bit."""
         return self.mask([self.b.icmp_unsigned(">=", most, self.all(HALVES, 1 << bit)) for most in bins.most])
 
-    def far_end(self, bins: _Bins, negative: Any) -> Pair:
-        """The end to count from: where a bin straddles zero, that of the weight's own sign."""
-        ends = zip(self.rows(negative), bins.low, bins.high, bins.far, bins.straddles, strict=True)
+    def far_end(self, bins: _Bins, below: Any) -> Pair:
+        """The end to count from: where a bin straddles zero, the one on the weight's own side."""
+        ends = zip(self.rows(below), bins.low, bins.high, bins.far, bins.straddles, strict=True)
         return [self.b.select(s, self.b.select(n, low, high), far) for n, low, high, far, s in ends]
 
     def read(self, bins: _Bins, dense: Any, stream: Any, place: Any, column: Any, blocks: Any) -> Any:
-        b, straddles = self.b, self.mask(bins.straddles)
-        signs, place = self.take(stream, place, straddles)
-        negative = b.or_(b.and_(bins.negative, b.not_(straddles)), signs)
-        low = [b.zext(x, HALVES) for x in self.nibbles(dense)]
-        found = [
-            b.sub(b.add(far, self.all(HALVES, 1)), x) for far, x in zip(self.far_end(bins, negative), low, strict=True)
-        ]
-        found = self.less(found, self.load(self.at(dense, 32), LONG), DENSE - 1)
-        for bit in range(DENSE, MOST):
+        b = self.b
+        below, place = self.take(stream, place, self.mask(bins.straddles))
+        low = self.pick(*self.nibbles(dense), list(range(64)))
+        low = self.more(low, self.load(self.at(dense, 32), LONG), DENSE - 1)
+        for bit in range(DENSE, 8):  # bits that fit a byte: all 64 rows at once
+            bits, place = self.take(stream, place, self.having(bins, bit))
+            low = self.more(low, bits, bit)
+        halves = [b.zext(self.pick(low, low, list(range(first, first + 32))), HALVES) for first in (0, 32)]
+        ends = zip(self.far_end(bins, below), halves, strict=True)
+        found = [b.sub(b.add(far, self.all(HALVES, 1)), half) for far, half in ends]
+        for bit in range(8, MOST):
             bits, place = self.take(stream, place, self.having(bins, bit))
             found = self.less(found, bits, bit)
-        for half, (value, minus) in enumerate(zip(found, self.rows(negative), strict=True)):
-            signed = b.select(minus, b.or_(value, self.all(HALVES, -0x8000)), value)
+        for half, (value, top, row) in enumerate(zip(found, bins.top, self.rows(below), strict=True)):
+            sign = b.select(row, b.add(top, self.all(HALVES, -0x8000)), top)
+            signed = b.or_(value, b.and_(sign, self.all(HALVES, -0x8000)))
             self.store(signed, self.at(self.at(blocks, b.shl(column, LONG(7))), 64 * half))
         return place
+
+    def more(self, values: Any, mask: Any, bit: int) -> Any:
+        """values + 2 ** bit, bytes, in the rows of `mask`."""
+        rows = self.b.bitcast(mask, Vector(BIT, 64))
+        return self.b.select(rows, self.b.add(values, self.all(values.type, (1 << bit) - (bit == 7) * 256)), values)
 
     def less(self, values: Pair, mask: Any, bit: int) -> Pair:
         """values - 2 ** bit in the rows of `mask`."""
@@ -213,17 +221,18 @@ class _Tile(Code):
     def write(self, bins: _Bins, dense: Any, stream: Any, place: Any, blocks: Any, odd: Any) -> Any:
         b, straddles = self.b, self.mask(bins.straddles)
         weights = [self.load(self.at(blocks, 64 * half), HALVES) for half in range(2)]
-        negative = self.mask([b.icmp_signed("<", w, self.all(HALVES, 0)) for w in weights])
+        differs = [b.xor(w, top) for w, top in zip(weights, bins.top, strict=True)]
+        below = self.mask([b.icmp_signed("<", x, self.all(HALVES, 0)) for x in differs])
         magnitudes = [b.and_(w, self.all(HALVES, 0x7FFF)) for w in weights]
-        ends = zip(self.far_end(bins, negative), magnitudes, strict=True)
+        ends = zip(self.far_end(bins, below), magnitudes, strict=True)
         places = [b.sub(b.add(far, self.all(HALVES, 1)), m) for far, m in ends]
         fits = self.mask([b.icmp_unsigned("<", x, y) for x, y in zip(places, self.limits(bins), strict=True)])
-        fits = b.and_(fits, b.or_(straddles, b.not_(b.xor(negative, bins.negative))))
+        fits = b.and_(fits, b.or_(straddles, b.not_(below)))
         self.store(b.not_(fits), odd)
         low = [b.trunc(b.and_(x, self.all(HALVES, 15)), RUN) for x in places]
         self.store(b.or_(low[0], b.shl(low[1], self.all(RUN, 4))), dense)
         self.store(self.bit_of(places, DENSE - 1), self.at(dense, 32))
-        place = self.put(stream, place, negative, straddles)
+        place = self.put(stream, place, below, straddles)
         for bit in range(DENSE, MOST):
             place = self.put(stream, place, self.bit_of(places, bit), self.having(bins, bit))
         return place
