@@ -165,7 +165,8 @@ class _Tile(Code):
     def read(self, bins: _Bins, dense: Any, stream: Any, place: Any, column: Any, blocks: Any) -> Any:
         b = self.b
         below, place = self.take(stream, place, self.mask(bins.straddles))
-        low = self.pick(*self.nibbles(dense), list(range(64)))
+        first, second = self.nibbles(dense)
+        low = self.pick(first, second, list(range(64)))
         low = self.more(low, self.load(self.at(dense, 32), LONG), DENSE - 1)
         for bit in range(DENSE, 8):  # bits that fit a byte: all 64 rows at once
             bits, place = self.take(stream, place, self.having(bins, bit))
