@@ -104,16 +104,18 @@ def _measure(model: str | None, method: str, params: SamplingParams, args: Names
 def _link_peak(llm: "LLM") -> float:
     """Bytes per second that the link gives now, when nothing else is done: each row is compared with its own minute."""
     from ...tiers.probe import measure_disk
-    from ...weights.store import RESIDUAL
+    from ...weights.store import RESIDUAL, SUBSTITUTE
 
     disk = llm.machine.disk
     assert disk is not None, "a model was loaded without its disk having been measured"
-    return measure_disk(llm.store.file(RESIDUAL), disk.block, disk.threads, PEAK_SECONDS)
+    streamed = llm.store.file(RESIDUAL)
+    file = streamed if streamed.stat().st_size else llm.store.file(SUBSTITUTE)
+    return measure_disk(file, disk.block, disk.threads, PEAK_SECONDS)
 
 
 def forget_peak_memory() -> None:
-    """Let the kernel count this process's peak memory anew, so that each row has its own (Linux; elsewhere it only grows)."""
-    if CLEAR_REFS.exists():
+    """Let the kernel count this process's peak memory anew, so that each row has its own (where it lets us; else it only grows)."""
+    if os.access(CLEAR_REFS, os.W_OK):
         CLEAR_REFS.write_text("5")
 
 
