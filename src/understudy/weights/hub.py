@@ -10,6 +10,7 @@ UNWANTED = ["*/*"]  # other formats and copies live in folders
 
 def download(name: str, offline: bool) -> Path:
     """The directory of the model `name`; downloads what the cache lacks unless `offline`."""
+    from httpx import HTTPError
     from huggingface_hub import errors, snapshot_download
 
     missing = f"No directory {name!r}"
@@ -27,7 +28,7 @@ def download(name: str, offline: bool) -> Path:
         raise CheckpointError(f"{missing} and no such model on the hub (if it is private, set HF_TOKEN).") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         reason = "the hub may not be asked (offline)" if offline else "the hub cannot be reached"
-        raise CheckpointError(f"{missing}, {name} is not in the local cache and {reason}: download it first.") from None
-    except (errors.HfHubHTTPError, OSError) as problem:
+        raise CheckpointError(f"{missing}; the model {name} is not in the local cache, and {reason}.") from None
+    except (HTTPError, OSError) as problem:
         raise CheckpointError(f"Downloading {name} failed: {str(problem).splitlines()[0]} Try again.") from None
     return Path(found)
