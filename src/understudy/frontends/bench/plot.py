@@ -1,9 +1,10 @@
 """The result as a picture: what was reached, and the line above it that the link sets."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import UnderstudyError
-from .rows import Bench, times
+from .rows import Bench, Row, times
 
 
 def plot(bench: Bench, path: Path) -> None:
@@ -23,18 +24,28 @@ def plot(bench: Bench, path: Path) -> None:
         axes.bar(place, row.tokens_per_second, 0.9 * width, color=colour)
         if row.limit is not None:
             axes.hlines(row.limit, place - 0.45 * width, place + 0.45 * width, colors=colour, linestyles="dashed")
-        faster = times(row, bench.rows)
-        label = f"{row.tokens_per_second:.1f}" + (f"\n{faster:.1f}x" if faster is not None else "")
-        axes.annotate(label, (place, row.tokens_per_second), ha="center", va="bottom", fontsize=9)
+        axes.annotate(_label(row, bench.rows), (place, row.tokens_per_second), ha="center", va="bottom", fontsize=9)
     for index, method in enumerate(methods):
         axes.bar(0, 0, color=f"C{index}", label=method)
     axes.hlines([], 0, 0, colors="grey", linestyles="dashed", label="limit of the link")
     axes.set_xticks(range(len(temperatures)), [f"T = {t:g}" if t else "greedy" for t in temperatures])
     axes.set_ylabel("tokens per second")
     axes.set_title(f"{Path(bench.model).name}: the same tokens, by method")
-    axes.margins(y=0.15)
+    best = max(row.tokens_per_second for row in bench.rows)
+    highest = max((min(row.limit, 2 * best) for row in bench.rows if row.limit is not None), default=best)
+    axes.set_ylim(0, 1.25 * max(best, highest))  # a limit far above what was reached must not flatten the bars
     figure.legend(loc="outside right upper")
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise UnderstudyError(f"Cannot write the picture to {path}: {error}.") from None
+
+
+def _label(row: Row, rows: Sequence[Row]) -> str:
+    """Tokens per second, times `none`, share of the limit."""
+    parts = [f"{row.tokens_per_second:.1f}"]
+    if (faster := times(row, rows)) is not None:
+        parts.append(f"{faster:.1f}x")
+    if row.limit is not None:
+        parts.append(f"{row.tokens_per_second / row.limit:.0%} of limit")
+    return "\n".join(parts)
