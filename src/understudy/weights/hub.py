@@ -10,7 +10,6 @@ UNWANTED = ["*/*"]  # other formats and copies live in folders
 
 def download(name: str, offline: bool) -> Path:
     """The directory of the model `name`; downloads what the cache lacks unless `offline`."""
-    from httpx import HTTPError
     from huggingface_hub import errors, snapshot_download
 
     missing = f"No directory {name!r}"
@@ -29,6 +28,6 @@ def download(name: str, offline: bool) -> Path:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         reason = "the hub may not be asked (offline)" if offline else "the hub cannot be reached"
         raise CheckpointError(f"{missing}; the model {name} is not in the local cache, and {reason}.") from None
-    except (HTTPError, OSError) as problem:
-        raise CheckpointError(f"Downloading {name} failed: {str(problem).splitlines()[0]} Try again.") from None
+    except (*errors.HfHubHTTPError.__bases__, OSError) as problem:  # those of the client library it is built on
+        raise CheckpointError(f"Downloading {name} failed: {[*str(problem).splitlines(), type(problem).__name__][0]}. Try again.") from None
     return Path(found)
