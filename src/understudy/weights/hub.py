@@ -1,6 +1,7 @@
 """Models of the Hugging Face hub, as directories of its cache."""
 
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 
@@ -13,6 +14,7 @@ def download(name: str, offline: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     missing = f"No directory {name!r}"
+    broken: Any = (*errors.HfHubHTTPError.__bases__, OSError)  # those of the client library it is built on
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise CheckpointError(f"{missing}: give a model directory or a Hugging Face id.")
     try:
@@ -28,6 +30,6 @@ def download(name: str, offline: bool) -> Path:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         reason = "the hub may not be asked (offline)" if offline else "the hub cannot be reached"
         raise CheckpointError(f"{missing}; the model {name} is not in the local cache, and {reason}.") from None
-    except (*errors.HfHubHTTPError.__bases__, OSError) as problem:  # those of the client library it is built on
+    except broken as problem:
         raise CheckpointError(f"Downloading {name} failed: {[*str(problem).splitlines(), type(problem).__name__][0]}. Try again.") from None
     return Path(found)
