@@ -6,12 +6,9 @@ import stat
 import sys
 from argparse import Namespace
 
+from ..demo import PROMPT
 from ..errors import UsageError
 from .live import Live
-
-DEMO_PROMPT = '''def read_table(path, separator=","):
-    """Read a table from a text file and return a list of rows."""
-'''
 
 
 def prompt_of(args: Namespace, demo: bool, live: Live) -> str | list[int]:
@@ -27,8 +24,8 @@ def prompt_of(args: Namespace, demo: bool, live: Live) -> str | list[int]:
     if text is None or (demo and not given and not text):
         if not demo:
             raise UsageError("No prompt: give it as an argument after MODEL, with --prompt-file, or on standard input.")
-        live.say(DEMO_PROMPT.rstrip("\n"))
-        return DEMO_PROMPT
+        live.say(PROMPT.rstrip("\n"))
+        return PROMPT
     if not text:
         raise UsageError("The prompt is empty: give at least one character.")
     return text
