@@ -73,6 +73,8 @@ class Building:
         self.directory, self.work = directory, directory.with_name(directory.name + index.PARTIAL)
         self.work.mkdir(exist_ok=True)
         self.journal = Journal(self.work / JOURNAL, self._subject())
+        if self.journal.records:
+            progress(0.0, 1.0, "checking what is done already")
         self.journal.keep(len(list(takewhile(self._intact, self.journal.records))))
         self.finished = {record["key"]: record["row"] for record in self.journal.records}
         ends = self.journal.records[-1]["ends"] if self.journal.records else {}

@@ -26,10 +26,11 @@ def download(name: str, offline: bool) -> Path:
             f"{name} is gated: accept its terms at https://huggingface.co/{name} and set HF_TOKEN to your token."
         ) from None
     except errors.RepositoryNotFoundError:
-        raise CheckpointError(f"{missing} and no such model on the hub (if it is private, set HF_TOKEN).") from None
+        raise CheckpointError(f"{missing}, and no such model on the hub (for a private one set HF_TOKEN).") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         reason = "the hub may not be asked (offline)" if offline else "the hub cannot be reached"
         raise CheckpointError(f"{missing}; the model {name} is not in the local cache, and {reason}.") from None
     except broken as problem:
-        raise CheckpointError(f"Downloading {name} failed: {[*str(problem).splitlines(), type(problem).__name__][0]}. Try again.") from None
+        reason = [*str(problem).splitlines(), type(problem).__name__][0]
+        raise CheckpointError(f"Downloading {name} failed: {reason}. Try again.") from None
     return Path(found)

@@ -19,10 +19,11 @@ from ..codecs import codec
 from ..errors import StoreError
 from ..kernels.pack import BLOCK, blocks_of, unblock
 from ..quantizers import Tensors, quantizer
+from .checkpoint import STORE_INDEX
 from .files import aligned, buffer, checksum, flat, read_bytes
 from .layout import ModelLayout
 
-INDEX = "index.json"
+INDEX = STORE_INDEX
 SUBSTITUTE, RESIDUAL, SHARED = "substitute.bin", "residual.bin", "shared.bin"
 PART_BYTES = 8 << 20
 CHUNK = 8 << 20  # of what is copied as it is
