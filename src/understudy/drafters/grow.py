@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..plan.memory import TREE_TILES
 from ..plan.pace import RANKS, Calibration, Pace, bucket_of
 from ..sampling import perturb
 from ..tree import Nodes, TokenTree
@@ -77,13 +78,13 @@ NO_SHAPE = Shape()
 
 @dataclass(frozen=True)
 class Limits:
-    """What the model that verifies allows: nodes in a tile, nodes that a pass takes for nothing (`room`), and whether the
-    link is still filling the ring (`free`), so that drafting costs nothing. `capacity`: cache slots of a row."""
+    """What the model that verifies sets: cache slots of a row, nodes in a tile, seconds that the last of so many tiles adds to a
+    pass, and whether the link is still filling the ring, so that drafting costs nothing."""
 
     capacity: int
     tile: int = 1
-    room: Callable[[], int] = lambda: MOST_NODES
-    free: Callable[[], bool] = lambda: False
+    tile_seconds: Callable[[int], float] = lambda tiles: 0.0
+    filling: Callable[[], bool] = lambda: False
 
 
 class Grower:
@@ -93,6 +94,7 @@ class Grower:
         self.forward, self.pace, self.limits, self.shape = forward, pace, limits, shape
         self.calibration = {False: Calibration(), True: Calibration()}
         self.branches: dict[int, Branch] = {}
+        self.tiles = 1
 
     def grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[TokenTree]:
         """A tree for each row; `lengths[i]` tokens of row i are in the draft's cache, its last token is the root."""
@@ -103,7 +105,7 @@ class Grower:
             for i, branch in enumerate(branches)
             if branch.row.remaining > 1
         }
-        level = 0
+        level, self.tiles = 0, -(-len(branches) // self.limits.tile)
         while fresh:
             self._run([(branches[i], some) for i, some in fresh.items()])
             level += 1
@@ -159,27 +161,40 @@ class Grower:
     def _best(
         self, options: list[tuple[Candidate, int]], branches: list[Branch], level: int
     ) -> list[tuple[Candidate, int]]:
-        """The likeliest, as many as pay and as the rows of the pass allow when the levels to come want theirs too."""
-        room = max(self.limits.room(), self.limits.tile) - sum(len(b.tokens) for b in branches)
+        """The likeliest, as many as pay and as the tiles of the pass allow when the levels to come want their nodes too."""
         tips = [option for option in options if option[0].spine]
-        if not tips or room <= 0:
+        if not tips:
             return []
         best = max(tip.chance for tip, _ in tips)
-        most = max(room // (1 + self._levels_left(best, level)), len(tips))
+        loss = min(best ** (1 / level), 0.98)
+        left = self._levels_left(best, loss)
+        used = sum(len(b.tokens) for b in branches)
+        if used + len(tips) > self.tiles * self.limits.tile and self._tile_pays(best, loss, left):
+            self.tiles += 1
+        room = self.tiles * self.limits.tile - used
+        if room <= 0:
+            return []
         options.sort(key=lambda item: (-item[0].chance, not item[0].spine))
-        count = self.pace.width(
-            [c.chance for c, _ in options], 1, min(most, WIDEST * len(branches)), self.limits.free()
-        )
-        chosen = options[:count]
+        most = max(room // (1 + left), len(tips))
+        most = min(most, room, WIDEST * len(branches))
+        chosen = options[: self.pace.width([c.chance for c, _ in options], 1, most, self.limits.filling())]
         if chosen and not any(c.spine for c, _ in chosen):
             chosen[-1] = max(tips, key=lambda item: item[0].chance)
         return chosen
 
-    def _levels_left(self, chance: float, level: int) -> int:
+    def _levels_left(self, chance: float, loss: float) -> int:
         """How many more levels are likely to pay, if the argmax chain goes on losing chance as it has so far."""
-        loss = min(chance ** (1 / level), 0.98)
         worth = min(max(self.pace.rate * self.pace.cost(1), 0.05), 0.95)
         return max(0, int(math.log(worth / chance) / math.log(loss))) if chance > worth else 0
+
+    def _tile_pays(self, chance: float, loss: float, left: int) -> bool:
+        """Would the tokens that another tile of nodes brings come faster than tokens come now?"""
+        if self.tiles >= TREE_TILES or not left:
+            return False
+        levels = min(left, self.limits.tile)
+        tokens = chance * loss * (1 - loss**levels) / (1 - loss)
+        seconds = levels * self.pace.cost(1) + self.limits.tile_seconds(self.tiles + 1)
+        return tokens > self.pace.rate * seconds
 
     def _beam(self, options: list[tuple[Candidate, int]], count: int, level: int) -> list[tuple[Candidate, int]]:
         if level > self.shape.depth - 1:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cache import Cache
-from ..plan.memory import MIB, TREE_TILES, Needs, Plan
+from ..plan.memory import MIB, Needs, Plan
 from ..plan.pace import Pace
 from ..sampling import BYTES_A_TOKEN, ROWS_AT_ONCE
 from ..tree import Nodes
@@ -64,19 +64,17 @@ def needs(store: Store, config: Any, dtype: torch.dtype, *, drafts: bool) -> Nee
 
 
 @dataclass(frozen=True)
-class TileBudget:
+class TileCost:
     """What the last pass took: so many tiles, seconds of arithmetic for all of them, seconds spent waiting for weights."""
 
     count: int = 1
     busy: float = 0.0
     waiting: float = 0.0
 
-    @property
-    def free(self) -> int:
-        """Tiles whose arithmetic fits in the time the weights take; one at least."""
-        if not self.busy:
-            return 1
-        return min(TREE_TILES, max(1, int(0.9 * (self.busy + self.waiting) / (self.busy / self.count))))
+    def extra(self, tiles: int) -> float:
+        """Seconds by which a pass of `tiles` tiles outlasts one of a tile less; none while the weights take longer to come."""
+        each = self.busy / self.count
+        return max(0.0, tiles * each - max(self.busy + self.waiting, (tiles - 1) * each))
 
 
 class Model:
@@ -99,7 +97,7 @@ class Model:
     ):
         self.store, self.config, self.plan, self.dtype = store, config, plan, dtype
         self.module = structure.skeleton(config, dtype, ATTENTION)
-        self.runner, self.pace, self.tiles = Runner(), Pace(), TileBudget()
+        self.runner, self.pace, self.tiles = Runner(), Pace(), TileCost()
         pair(self.module, [spec.module for spec in store.layout.linears], self.runner)
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, link, drafts=drafts, progress=progress)
@@ -123,15 +121,15 @@ class Model:
         start, waited = time.perf_counter(), self._waited()
         logits = self.target(nodes, wanted)
         seconds, waited = time.perf_counter() - start, self._waited() - waited
-        self.tiles = TileBudget(-(-len(nodes) // TILE), seconds - waited, waited)
+        self.tiles = TileCost(-(-len(nodes) // TILE), seconds - waited, waited)
         return logits
 
     def _waited(self) -> float:
         return self.ring.stats.wait_seconds if self.ring is not None else 0.0
 
-    def room(self) -> int:
-        """How many nodes a pass may have before it takes longer than its weights take to come."""
-        return TILE * self.tiles.free
+    def tile_seconds(self, tiles: int) -> float:
+        """What the last of `tiles` tiles adds to a pass."""
+        return self.tiles.extra(tiles)
 
     def filling(self) -> bool:
         """Is the link still busy filling the ring, so that drafting on costs nothing?"""

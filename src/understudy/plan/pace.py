@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 RANKS = 4
-_PRIOR_WEIGHT = 12.0
+_PRIOR_WEIGHT = 6.0
+SURE = 0.995  # no draft is surer than this before it was seen to be
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Calibration:
 
     Margins are in the units of the scores whose argmax is chosen: logits when greedy, noisy scaled log p when sampling."""
 
-    sharpness: float = 2.0
+    sharpness: float = 8.0
     hits: list[float] = field(default_factory=lambda: [0.0] * (len(EDGES) + 1))
     trials: list[float] = field(default_factory=lambda: [0.0] * (len(EDGES) + 1))
     ranks: list[float] = field(
@@ -31,7 +32,7 @@ class Calibration:
         """`scores` of the best children, best first -> the chance of each to be the target's choice."""
         margin = scores[0] - scores[1] if len(scores) > 1 else math.inf
         bucket = bucket_of(margin)
-        prior = 1 / (1 + math.exp(-min(self.sharpness * margin, 40.0)))
+        prior = min(1 / (1 + math.exp(-min(self.sharpness * margin, 40.0))), SURE)
         first = (self.hits[bucket] + _PRIOR_WEIGHT * prior) / (self.trials[bucket] + _PRIOR_WEIGHT)
         total = sum(self.ranks)
         return [first, *((1 - first) * share / total for share in self.ranks[: len(scores) - 1])]
