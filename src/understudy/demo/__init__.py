@@ -8,8 +8,7 @@ PROMPT = '''class Shelf:
     def __init__(self, books=()):
         self.books = list(books)
 
-    def __len__(self):
-'''
+    def __len__(self):'''
 
 
 def path() -> Path:

@@ -4,9 +4,8 @@ python -m understudy.demo.measure DIR [--corpus FOLDER]
 """
 
 import argparse
-import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +44,11 @@ def rounded(weight: Tensor, bits: int = 4) -> Tensor:
     return values.to(weight.dtype)
 
 
-def rounded_copy(model: nn.Module, bits: int = 4) -> nn.Module:
-    """The model with every Linear rounded, its head too, and its embeddings exact even where the head is tied to them."""
-    twin = copy.deepcopy(model)
-    for module in twin.modules():
+def replace_linears(model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Changes the weight of every Linear in place, the head's too, but no embeddings, even where the head is tied to them."""
+    for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.weight = nn.Parameter(rounded(module.weight.detach(), bits), requires_grad=False)
-    return twin
+            module.weight = nn.Parameter(change(module.weight.detach()), requires_grad=False)
 
 
 @torch.no_grad()
@@ -72,10 +69,11 @@ def windows_of(tokenizer: Any, texts: Sequence[str], window: int = WINDOW) -> Te
 
 
 def measure(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Report:
-    """The figures of the card."""
+    """The figures of the card. The model is its 4-bit copy afterwards."""
     windows = windows_of(tokenizer, texts)
     exact, losses = choices(model, windows)
-    copied, losses_of_copy = choices(rounded_copy(model), windows)
+    replace_linears(model, rounded)
+    copied, losses_of_copy = choices(model, windows)
     tokens_per_byte = sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts) / sum(len(t.encode()) for t in texts)
     return Report(
         tokens=windows.numel(),
@@ -135,9 +133,10 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
     model.eval()  # type: ignore[no-untyped-call]
     texts = [document.text for document in documents(given.corpus) if document.held_out]
+    text = sample(model, tokenizer, PROMPT)
     report = measure(model, tokenizer, texts)
     print(report)
-    (given.model / "CARD.md").write_text(card(facts, report, sample(model, tokenizer, PROMPT)))
+    (given.model / "CARD.md").write_text(card(facts, report, text))
 
 
 if __name__ == "__main__":
