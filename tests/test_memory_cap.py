@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from benchmarks.capped import run, version
 
 BUDGET = 900 << 20

@@ -29,7 +29,9 @@ def test_depths_and_ancestors(tree: TokenTree) -> None:
 
 
 @given(trees(), st.integers(0, 200), st.integers(0, 3), st.data())
-def test_a_node_sees_the_row_and_its_own_path_in_the_order_of_positions(tree: TokenTree, length: int, row: int, data: st.DataObject) -> None:
+def test_a_node_sees_the_row_and_its_own_path_in_the_order_of_positions(
+    tree: TokenTree, length: int, row: int, data: st.DataObject
+) -> None:
     first = data.draw(st.integers(0, len(tree) - 1))
     nodes = Nodes.of(tree, row, length, first)
     assert len(nodes) == len(tree) - first and set(nodes.rows.tolist()) == {row}
