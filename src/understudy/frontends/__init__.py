@@ -31,8 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal of few characters never stops the text
-    # Read when torch is loaded: threads that wait for each other sleep, and leave the processor to those that work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read when torch is loaded: threads that wait for each other spin for some microseconds, then sleep. Spinning on, as is
+    # the default, takes the processor from those that work; sleeping at once costs a third of a draft level (docs/log.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     try:
         status = _dispatch(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
