@@ -112,6 +112,17 @@ def test_a_damaged_store(fails: Fail, checkpoint: Path, tmp_path: Path, capsys: 
     assert "index.json" in fails(1, "run", str(store), "x")
 
 
+@pytest.mark.parametrize("name", ["substitute.bin", "residual.bin", "shared.bin"])
+def test_verify_finds_a_flipped_bit_in_any_file(fails: Fail, checkpoint: Path, tmp_path: Path, name: str) -> None:
+    store = tmp_path / "store"
+    assert main(["prepare", str(checkpoint), "--output", str(store), "--codec", "delta"]) == 0
+    assert main(["verify", str(store)]) == 0
+    data = bytearray((store / name).read_bytes())
+    data[len(data) // 3] ^= 16
+    (store / name).write_bytes(data)
+    assert name in fails(1, "verify", str(store))
+
+
 def test_nowhere_to_write(fails: Fail, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "file" / "cache"))

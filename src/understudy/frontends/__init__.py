@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "understudy.frontends.plan:command",
     "prepare": "understudy.frontends.prepare:command",
     "export": "understudy.frontends.export:command",
+    "verify": "understudy.frontends.verify:command",
     "bench": "understudy.frontends.bench:command",
     "doctor": "understudy.frontends.doctor:command",
 }
