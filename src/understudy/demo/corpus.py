@@ -52,9 +52,9 @@ def is_held_out(name: str) -> bool:
 def _program(path: Path) -> str:
     """The file's text, or nothing where it is not UTF-8, does not parse, or is mostly a table of constants."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8").strip()
         nodes = list(ast.walk(ast.parse(text)))
     except (UnicodeDecodeError, SyntaxError):
         return ""
     constants = sum(isinstance(node, ast.Constant) for node in nodes)
-    return "" if constants > LITERAL_SHARE * len(nodes) else text.strip() + "\n"
+    return text + "\n" if text and constants <= LITERAL_SHARE * len(nodes) else ""
