@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,11 @@ class LLM:
     def stream_chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> Iterator[Step]:
         """The same, as it comes."""
         return self._stream(self._chat_ticket(messages, params))
+
+    def settle(self) -> None:
+        """Wait until nothing is read ahead any more, so that the link is free for a measurement."""
+        while self.model.filling():
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Give back memory, threads and files."""

@@ -202,7 +202,7 @@ def _place(wants: Needs, budget: int, context: int, options: Options, machine: M
             + theirs.embedding_cache
             + theirs.kv_per_token * rows * (context + SCRATCH)
         )
-    request = Request(budget, rows, context, SCRATCH, options.drafts, options.resident, TILE, companion=companion)
+    request = Request(budget, rows, context, SCRATCH, options.resident, TILE, companion=companion)
     plan = make_plan(wants, request)
     return replace(plan, method=options.method, link_bytes_per_second=machine.link_bandwidth)
 

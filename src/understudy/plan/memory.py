@@ -20,7 +20,7 @@ MARGIN = 0.02  # of the budget, for what no one can count
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model takes, in bytes; `parts` are its residuals in the order of a pass, the largest two must fit in the ring."""
+    """What a model takes, in bytes; `substitute`: as far as it is held, to draft or to decode with; `parts` are its residuals in the order of a pass, the largest two must fit in the ring."""
 
     parts: tuple[int, ...]
     substitute: int
@@ -42,7 +42,6 @@ class Request:
     rows: int
     context: int
     scratch: int
-    drafts: bool
     resident: str = "auto"
     tile: int = 32
     runtime: int = RUNTIME
@@ -133,7 +132,7 @@ def _fixed(needs: Needs, request: Request, context: int) -> dict[str, int]:
     columns = context + request.scratch
     return {
         "runtime": request.runtime,
-        "substitute": needs.substitute if request.drafts else 0,
+        "substitute": needs.substitute,
         "shared tensors": needs.shared,
         "draft model": request.companion,
         "KV cache": needs.kv_per_token * columns * request.rows,

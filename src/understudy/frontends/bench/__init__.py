@@ -110,6 +110,7 @@ def _link_peak(llm: "LLM") -> float:
     assert disk is not None, "a model was loaded without its disk having been measured"
     streamed = llm.store.file(RESIDUAL)
     file = streamed if streamed.stat().st_size else llm.store.file(SUBSTITUTE)
+    llm.settle()
     return measure_disk(file, disk.block, disk.threads, PEAK_SECONDS)
 
 
