@@ -15,11 +15,11 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.codecs import CODECS
 from understudy.drafters import DRAFTERS
-from understudy.engine import Row
 from understudy.errors import StoreError, TransferError
 from understudy.models import weights
 from understudy.plan.pace import Calibration
 from understudy.quantizers import QUANTIZERS
+from understudy.row import Row
 from understudy.tiers import Extent
 from understudy.tree import TokenTree
 

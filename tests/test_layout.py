@@ -14,6 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ANYONE = {"errors", "params", "registry"}
 MAY_IMPORT = {
     "tree": set(),
+    "row": set(),
     "cache": {"tree"},
     "verify": {"tree"},
     "sampling": set(),
@@ -26,11 +27,11 @@ MAY_IMPORT = {
     "weights": {"codecs", "quantizers", "kernels"},
     "plan": {"tiers"},
     "models": {"sampling", "cache", "tree", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"},
-    "drafters": {"cache", "tree", "verify", "sampling", "models", "plan"},
-    "engine": {"cache", "tree", "verify", "sampling", "drafters"},
+    "drafters": {"row", "cache", "tree", "verify", "sampling", "models", "plan"},
+    "engine": {"row", "cache", "tree", "verify", "sampling", "drafters"},
     "stats": {"engine", "models", "plan"},
     "loading": {"models", "weights", "demo", "plan"},
-    "llm": {
+    "llm": {"row",
         "engine",
         "stats",
         "loading",

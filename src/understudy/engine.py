@@ -4,47 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .cache import Cache
 from .drafters import Drafter
-from .params import SamplingParams
+from .row import Row
 from .sampling import choose
 from .tree import Nodes, TokenTree
 from .verify import accept
 
 Verify = Callable[[Nodes, Tensor], Tensor]
-
-
-def never(token: int) -> bool:
-    return False
-
-
-@dataclass
-class Row:
-    """One sequence. `tokens` are the prompt and what was generated; all but the last are in the cache between passes.
-
-    `stops(token)` is asked once for every new token, in order, and says whether generation ends with it."""
-
-    index: int
-    tokens: list[int]
-    params: SamplingParams = field(default_factory=SamplingParams)
-    stop_ids: frozenset[int] = frozenset()
-    stops: Callable[[int], bool] = never
-    limit: int = 0
-    prompt_length: int = 0
-    finish_reason: str | None = None
-
-    @property
-    def produced(self) -> int:
-        return len(self.tokens) - self.prompt_length
-
-    @property
-    def remaining(self) -> int:
-        return self.limit - self.produced
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from typing import Any
 
 from . import engine as engines
 from .drafters import DRAFTERS
-from .engine import Engine, Row
+from .engine import Engine
 from .errors import UsageError
 from .loading import Options, Report, load, locate, plan_for, prepare_source
 from .params import SamplingParams
 from .plan.memory import Plan
 from .registry import build
+from .row import Row
 from .stats import Gauge, Stats
 from .text import Reply, chat_prompt, plain_stops
 from .weights.store import Store

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
+from ..row import Row
 from ..tree import TokenTree
-
-if TYPE_CHECKING:
-    from ..engine import Row
 
 
 class Drafter(Protocol):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..row import Row
 from ..tree import Nodes, TokenTree
 from .grow import Grower, Limits
 from .substitute import shape_of
 
 if TYPE_CHECKING:
-    from ..engine import Row
     from ..models.model import Model
 
 CATCH_UP = 64

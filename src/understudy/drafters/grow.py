@@ -9,18 +9,15 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..plan.memory import TREE_TILES
 from ..plan.pace import RANKS, Calibration, Pace, bucket_of
+from ..row import Row
 from ..sampling import perturb
 from ..tree import Nodes, TokenTree
-
-if TYPE_CHECKING:
-    from ..engine import Row
 
 MOST_NODES = 256
 WIDEST = 16

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UsageError
+from ..row import Row
 from ..tree import TokenTree
 from . import Base
-
-if TYPE_CHECKING:
-    from ..engine import Row
 
 
 def continuation(text: list[int], longest: int, length: int) -> list[int]:

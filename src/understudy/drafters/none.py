@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..row import Row
 from ..tree import TokenTree
 from . import Base
-
-if TYPE_CHECKING:
-    from ..engine import Row
 
 
 class NoDraft(Base):

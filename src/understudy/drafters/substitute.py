@@ -4,16 +4,14 @@ verifies, so the draft always reads the exact model's keys and values for the pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import UsageError
+from ..row import Row
 from ..tree import TokenTree
 from .grow import Grower, Limits, Shape
-
-if TYPE_CHECKING:
-    from ..engine import Row
 
 
 class Substitute:

@@ -20,7 +20,8 @@ MARGIN = 0.02  # of the budget, for what no one can count
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model takes, in bytes; `substitute`: as far as it is held, to draft or to decode with; `parts` are its residuals in the order of a pass, the largest two must fit in the ring."""
+    """What a model takes, in bytes. `substitute`: as far as it is held, to draft or to decode with; `parts`: the residuals in the
+    order of a pass, of which three must fit in the ring."""
 
     parts: tuple[int, ...]
     substitute: int

@@ -1,0 +1,132 @@
+"""The loop alone, on an exact model that is a function of a text: whatever trees come, whoever joins or leaves, no token changes."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from understudy.cache import Cache
+from understudy.drafters import Base
+from understudy.engine import Engine, common_prefix
+from understudy.params import SamplingParams
+from understudy.row import Row
+from understudy.tree import Nodes, TokenTree
+
+VOCABULARY = 7
+
+
+def following(text: Sequence[int]) -> int:
+    """The exact model: its next token depends on every token so far."""
+    value = 17
+    for token in text:
+        value = (value * 31 + token + 1) % 1_000_003
+    return value % VOCABULARY
+
+
+class Slab(Cache):
+    """A cache whose keys are the tokens themselves, so that the model can read what each node sees."""
+
+    def __init__(self, rows: int):
+        super().__init__(1, 1, 1, rows, 256, torch.float32)
+
+    def verify(self, nodes: Nodes, wanted: Tensor) -> Tensor:
+        self.write(0, nodes, nodes.tokens.float()[:, None, None], nodes.tokens.float()[:, None, None])
+        logits = torch.zeros(len(wanted), VOCABULARY)
+        for place, node in enumerate(wanted.tolist()):
+            seen = self.keys[0][int(nodes.rows[node]), 0, nodes.slots_in_order(node), 0]
+            logits[place, following([int(token) for token in seen])] = 1
+        return logits
+
+
+class Guessing(Base):
+    """Trees of random shape: some nodes right, most wrong."""
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed)
+
+    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
+        return [self._tree(row) for row in rows]
+
+    def _tree(self, row: Row) -> TokenTree:
+        tokens, parents, texts = [row.tokens[-1]], [-1], [list(row.tokens)]
+        for _ in range(self.random.randrange(20)):
+            parent = self.random.randrange(len(tokens))
+            right = self.random.random() < 0.7
+            token = following(texts[parent]) if right else self.random.randrange(VOCABULARY)
+            taken = [tokens[i] for i in range(len(tokens)) if parents[i] == parent]
+            if token not in taken and len(texts[parent]) - len(row.tokens) < row.remaining - 1:
+                tokens.append(token)
+                parents.append(parent)
+                texts.append([*texts[parent], token])
+        return TokenTree.of(tokens, parents)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(1, 40)), min_size=1, max_size=6),
+    st.integers(0, 10_000),
+)
+def test_rows_join_and_leave_and_no_token_changes(work: list[tuple[list[int], int]], seed: int) -> None:
+    slab = Slab(3)
+    engine = Engine(slab.verify, slab, Guessing(seed))
+    waiting = [Row(-1, list(prompt), SamplingParams(max_new_tokens=count)) for prompt, count in work]
+    rows, drafted, accepted = list(waiting), 0, 0
+    while waiting or engine.rows:
+        free = set(range(3)) - {row.index for row in engine.rows}
+        while waiting and free:
+            row = waiting.pop(0)
+            row.index = free.pop()
+            engine.admit(row)
+        for step in engine.step():
+            drafted += step.drafted
+            accepted += step.accepted
+    for row, (prompt, count) in zip(rows, work, strict=True):
+        expected = list(prompt)
+        for _ in range(count):
+            expected.append(following(expected))
+        assert row.tokens == expected and row.finish_reason == "length"
+    assert accepted <= drafted
+
+
+def test_a_failed_pass_leaves_every_row_as_it_was() -> None:
+    slab = Slab(1)
+    calls = iter([False, True, False, False, False, False, False, False])
+
+    def verify(nodes: Nodes, wanted: Tensor) -> Tensor:
+        if next(calls):
+            raise OSError("the link broke")
+        return slab.verify(nodes, wanted)
+
+    engine = Engine(verify, slab, Guessing(1))
+    row = engine.admit(Row(0, [1, 2, 3], SamplingParams(max_new_tokens=6)))
+    engine.step()
+    before, length = list(row.tokens), slab.lengths[0]
+    try:
+        engine.step()
+    except OSError:
+        assert (row.tokens, slab.lengths[0]) == (before, length)
+    while engine.rows:
+        engine.step()
+    expected = [1, 2, 3]
+    for _ in range(6):
+        expected.append(following(expected))
+    assert row.tokens == expected
+
+
+def test_a_prefix_is_read_once() -> None:
+    slab, seen = Slab(1), []
+
+    def verify(nodes: Nodes, wanted: Tensor) -> Tensor:
+        seen.append(len(nodes))
+        return slab.verify(nodes, wanted)
+
+    engine = Engine(verify, slab, Guessing(3))
+    row = engine.admit(Row(0, [1, 2, 3, 4], SamplingParams(max_new_tokens=1)))
+    engine.step()
+    engine.admit(Row(0, [*row.tokens[:4], 5, 6], SamplingParams(max_new_tokens=1)))
+    engine.step()
+    assert seen == [4, 2]
+    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
