@@ -1,4 +1,4 @@
-"""The loop alone, on an exact model that is a function of a text: whatever trees come, whoever joins or leaves, no token changes."""
+"""The loop alone, on an exact model that is a function of a text: whatever trees come, whoever joins, no token changes."""
 
 import random
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
 """From a name to a Store: options are checked before anything is read, and what is prepared once is found again."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import save
+from understudy import LLM
 from understudy.errors import CheckpointError, UsageError
 from understudy.loading import Options, layout_of, locate, prepare_source
 from understudy.weights.checkpoint import Checkpoint
@@ -72,3 +74,17 @@ def test_a_layout_names_every_matrix_once_and_the_head_last(model: Path) -> None
 def test_a_directory_that_is_neither_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither a checkpoint nor a Store"):
         locate(tmp_path, options(tmp_path))
+
+
+def test_a_plan_needs_no_store_and_foretells_it(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    for codec in ("raw", "delta"):
+        foretold = LLM.plan_only(model, memory="1GiB", context=256, resident="none", codec=codec)
+        assert foretold.notes and not list((tmp_path / "cache").glob("*/index.json")), "nothing was prepared"
+        LLM.prepare(model, codec=codec)
+        known = LLM.plan_only(model, memory="1GiB", context=256, resident="none", codec=codec)
+        assert not known.notes and known.items["substitute"] == foretold.items["substitute"]
+        assert abs(known.streamed - foretold.streamed) < 0.2 * known.streamed
+        for path in (tmp_path / "cache").glob("*/index.json"):
+            path.unlink()
+            shutil.rmtree(path.parent)

@@ -72,9 +72,9 @@ class LLM:
         self.engine = Engine(self.model.verify, self.model.cache, drafter)
 
     @classmethod
-    def plan_only(cls, model: str | Path | None = None, *, progress: Report | None = None, **options: Any) -> Plan:
+    def plan_only(cls, model: str | Path | None = None, **options: Any) -> Plan:
         """Where every byte would go; no weights are loaded, nothing is prepared."""
-        return plan_for(model, Options.of(options, os.environ), progress)
+        return plan_for(model, Options.of(options, os.environ))
 
     @classmethod
     def prepare(cls, model: str | Path | None = None, *, progress: Report | None = None, **options: Any) -> Store:

@@ -13,16 +13,17 @@ from . import demo
 from .errors import CheckpointError, StoreError, UsageError
 from .models import structure
 from .models.load import Link
-from .models.model import SCRATCH, Model, needs
+from .models.model import SCRATCH, Model
+from .models.needs import Sizes, needs, sizes_of_checkpoint, sizes_of_store
 from .models.paired import ATTENTION
 from .models.target import TILE
 from .plan.machine import Machine
 from .plan.memory import Needs, Plan, Request, make_plan
-from .plan.sizes import parse_size
+from .plan.sizes import format_size, parse_size
 from .registry import lookup
 from .weights.checkpoint import Checkpoint
 from .weights.layout import ModelLayout
-from .weights.prepare import cache_directory, prepare, store_path
+from .weights.prepare import cache_directory, estimate, prepare, store_path
 from .weights.store import RESIDUAL, SUBSTITUTE, Store
 
 Report = Callable[[str, float, float], None]
@@ -109,6 +110,9 @@ def prepare_source(source: Store | Checkpoint, options: Options, report: Report 
     layout = layout_of(source)
     directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
     progress = None if report is None else lambda done, total, name: report("preparing", done, total)
+    if report is not None and not directory.is_dir():
+        size = format_size(estimate(source, layout, options.recipe, options.codec))
+        report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)
     return prepare(source, layout, directory, quantizer=options.recipe, codec=options.codec, progress=progress)
 
 
@@ -156,12 +160,23 @@ def stop_ids(directory: Path, config: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def plan_for(model: str | Path | None, options: Options, report: Report | None) -> Plan:
+def plan_for(model: str | Path | None, options: Options) -> Plan:
+    """Where every byte would go. A checkpoint that is not prepared yet is not prepared for this: its sizes are foretold."""
     source = locate(model, options)
-    if isinstance(source, Checkpoint):
-        source = prepare_source(source, options, report)
-    machine = _measured(source, options)
-    return _plan(source, config_of(source.path), options, machine)
+    if isinstance(source, Checkpoint) and (path := stored_at(source, options)).is_dir():
+        source = Store.open(path)
+    config = config_of(source.path)
+    second = _second(options, _tokenizer(source.path), None)
+    if isinstance(source, Store):
+        machine, dtype = _measured(source, options), _dtype(source, options)
+        sizes = sizes_of_store(source, options.drafts)
+        return _plan(sizes, dtype, config, options, machine, second)
+    layout = layout_of(source)
+    weights = source.info(layout.linears[0].weight)
+    machine = Machine.inspect().measured(weights.file, options.cache)
+    sizes = sizes_of_checkpoint(source, layout, options.recipe, options.codec, options.drafts)
+    plan = _plan(sizes, DTYPES.get(options.dtype) or weights.dtype, config, options, machine, second)
+    return replace(plan, notes=(*plan.notes, "not prepared yet: sizes are foretold, and the link is the checkpoint's"))
 
 
 def _measured(store: Store, options: Options) -> Machine:
@@ -174,10 +189,12 @@ def _dtype(store: Store, options: Options) -> torch.dtype:
     return DTYPES.get(options.dtype) or next(iter(store.linears.values())).dtype
 
 
-def _plan(store: Store, config: Any, options: Options, machine: Machine, second: Store | None = None) -> Plan:
+def _plan(
+    sizes: Sizes, dtype: torch.dtype, config: Any, options: Options, machine: Machine, second: Store | None
+) -> Plan:
     """The plan for what was asked; where the context was left open, the longest of a few that fits."""
     _check_device(options.device)
-    wants = needs(store, config, _dtype(store, options), drafts=options.drafts)
+    wants = needs(sizes, config, dtype)
     budget = parse_size(options.memory) if options.memory is not None else int(machine.memory_limit * 0.9)
     longest = getattr(config, "max_position_embeddings", None) or CONTEXTS[0]
     if options.context is not None and options.context > longest:
@@ -195,7 +212,9 @@ def _place(wants: Needs, budget: int, context: int, options: Options, machine: M
     rows = options.rows or max(1, min(8, int(budget * 0.04) // max(wants.kv_per_token * (context + SCRATCH), 1)))
     companion = 0
     if second is not None:
-        theirs = needs(second, config_of(second.path), _dtype(second, replace(options, dtype="auto")), drafts=True)
+        theirs = needs(
+            sizes_of_store(second, True), config_of(second.path), _dtype(second, replace(options, dtype="auto"))
+        )
         companion = (
             theirs.substitute
             + theirs.shared
@@ -217,11 +236,11 @@ def _check_device(device: str) -> None:
 def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:
     """Everything up to the first token. The Store is prepared first where there is none."""
     store = prepare_source(locate(model, options), options, report)
-    tokenizer = _tokenizer(store)
+    tokenizer = _tokenizer(store.path)
     config = config_of(store.path)
     machine = _measured(store, options)
     second = _second(options, tokenizer, report)
-    plan = _plan(store, config, options, machine, second)
+    plan = _plan(sizes_of_store(store, options.drafts), _dtype(store, options), config, options, machine, second)
     bound = _bind(store, config, plan, options, machine, report)
     if second is not None:
         alone = replace(plan, residents=frozenset(), ring=0)
@@ -238,13 +257,13 @@ def _bind(store: Store, config: Any, plan: Plan, options: Options, machine: Mach
     return Model(store, config, plan, link, dtype=dtype, drafts=options.drafts, cores=machine.cores, report=report)
 
 
-def _tokenizer(store: Store) -> Any:
+def _tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(store.path)
+        return AutoTokenizer.from_pretrained(directory)
     except (ValueError, OSError) as error:
-        raise StoreError(f"{store.path} has no usable tokenizer: {str(error).splitlines()[0]}") from None
+        raise StoreError(f"{directory} has no usable tokenizer: {str(error).splitlines()[0]}") from None
 
 
 def _second(options: Options, tokenizer: Any, report: Report | None) -> Store | None:
@@ -257,7 +276,7 @@ def _second(options: Options, tokenizer: Any, report: Report | None) -> Store | 
         raise UsageError("classic needs the model that drafts: --method classic:MODEL.")
     whole = replace(options, quantizer="exact", codec="raw", output=None)
     store = prepare_source(locate(model, whole), whole, report)
-    if _tokenizer(store).get_vocab() != tokenizer.get_vocab():
+    if _tokenizer(store.path).get_vocab() != tokenizer.get_vocab():
         raise UsageError(
             f"{model} cannot draft for this model: their tokenizers differ. --method substitute needs no second model."
         )

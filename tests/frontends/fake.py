@@ -129,6 +129,9 @@ class LLM:
         (path / "index.json").write_text("{}")
         return Store(path)
 
+    def settle(self) -> None:
+        pass
+
     def __enter__(self) -> "LLM":
         return self
 

@@ -88,6 +88,9 @@ class Progress:
         self.next = 0.0
 
     def __call__(self, stage: str, done: float, total: float) -> None:
+        if total == 0:  # nothing to measure: a thing to know
+            self.live.say(stage)
+            return
         moment = time.monotonic()
         if stage != self.stage:
             self.stage, self.started, self.first = stage, moment, done

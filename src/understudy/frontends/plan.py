@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from .live import Live, Progress
+from .live import Live
 from .model import resolve
 from .options import METHOD, OUTPUT, PLACEMENT, declare, placement
 from .parser import Command, Parser
@@ -19,7 +19,7 @@ def _run(args: Namespace) -> int:
     live = Live(args.quiet)
     from ..llm import LLM
 
-    plan = LLM.plan_only(model, progress=Progress(live), **placement(args))
+    plan = LLM.plan_only(model, **placement(args))
     live.clear()
     print(to_json(plan.to_dict()) if args.json else "\n".join(plan.lines()))
     return 0

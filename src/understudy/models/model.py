@@ -12,55 +12,23 @@ import torch
 from torch import Tensor
 
 from ..cache import Cache
-from ..plan.memory import MIB, Needs, Plan
+from ..plan.memory import Plan
 from ..plan.pace import Pace
-from ..sampling import BYTES_A_TOKEN, ROWS_AT_ONCE
 from ..tree import Nodes
 from ..weights.store import Store
 from . import structure
 from .draft import Draft
 from .embedding import EmbeddingRows
 from .load import Link
+from .needs import EMBEDDING_ROOM, cache_dtype, head_shape
 from .paired import ATTENTION, Runner, pair
 from .supply import Supply
 from .target import TILE, Target
-from .weights import Weights, held
+from .weights import Weights
 
-EMBEDDING_ROOM = 8 * MIB
 SCRATCH = 320  # cache slots past the context, for the nodes of a tree
 
 Report = Callable[[str, float, float], None]
-
-
-def head_shape(config: Any) -> tuple[int, int, int]:
-    """Layers, kv heads and head size of the cache."""
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, size
-
-
-def cache_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float16 models keep float32 keys and values on the CPU (the same values; the attention kernel has no float16)."""
-    return torch.float32 if dtype == torch.float16 else dtype
-
-
-def needs(store: Store, config: Any, dtype: torch.dtype, *, drafts: bool) -> Needs:
-    """What the plan has to place, read off the Store's index."""
-    layers, kv_heads, size = head_shape(config)
-    widest = max(sum(entry.shape) for entry in list(store.linears.values())[:-1])
-    return Needs(
-        parts=tuple(part.stored.nbytes for entry in store.linears.values() for part in entry.parts),
-        substitute=sum(
-            s.nbytes for entry in store.linears.values() if held(entry, drafts) for s in entry.substitute.values()
-        ),
-        shared=sum(stored.nbytes for stored in store.shared.values()),
-        kv_per_token=2 * layers * kv_heads * size * cache_dtype(dtype).itemsize,
-        layers=layers,
-        tile_activations=TILE * (8 * config.hidden_size + 3 * widest) * dtype.itemsize,
-        logits_tile=2 * TILE * config.vocab_size * dtype.itemsize,
-        choosing=config.vocab_size * ROWS_AT_ONCE * BYTES_A_TOKEN,
-        embedding_cache=EMBEDDING_ROOM + TILE * config.hidden_size * dtype.itemsize,
-    )
 
 
 @dataclass(frozen=True)
