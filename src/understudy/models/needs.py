@@ -78,7 +78,7 @@ def needs(sizes: Sizes, config: Any, dtype: torch.dtype) -> Needs:
         shared=sizes.shared,
         kv_per_token=2 * layers * kv_heads * size * cache_dtype(dtype).itemsize,
         layers=layers,
-        tile_activations=TILE * (8 * config.hidden_size + 3 * sizes.widest) * dtype.itemsize,
+        tile_activations=TILE * (4 * config.hidden_size + 2 * sizes.widest) * dtype.itemsize,
         logits_tile=2 * TILE * config.vocab_size * dtype.itemsize,
         choosing=config.vocab_size * ROWS_AT_ONCE * BYTES_A_TOKEN,
         embedding_cache=EMBEDDING_ROOM + TILE * config.hidden_size * dtype.itemsize,
