@@ -33,6 +33,7 @@ def options(tmp_path: Path, **given: Any) -> Options:
         ({"resident": "non"}, "Did you mean 'none'"),
         ({"device": "gpu"}, "cpu"),
         ({"rows": 0}, "1 or more"),
+        ({"host_memory": "32GiB"}, "accelerator"),
         ({"bits": 3}, "4"),
         ({"cache": "/somewhere"}, "No option 'cache'"),
     ],

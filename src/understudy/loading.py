@@ -68,6 +68,8 @@ class Options:
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, got {value}.")
+        if options.host_memory is not None:
+            raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
         if options.quantizer is None and options.bits not in BITS:
             raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))}, got {options.bits}.")
         return options
