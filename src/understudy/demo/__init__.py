@@ -2,13 +2,19 @@
 
 from pathlib import Path
 
-PROMPT = '''class Shelf:
-    """A shelf of books, in the order in which they were put on it."""
+PROMPT = '''class Walker:
+    """Visits the nodes of a tree."""
 
-    def __init__(self, books=()):
-        self.books = list(books)
-
-    def __len__(self):'''
+    def walk(self, node, depth=0):
+        """Visit a node and then its children, in order."""
+        method = getattr(self, "visit_" + node.__class__.__name__, None)
+        if method is not None:
+            result = method(node)
+            if result is not None:
+                return result
+        for child in node.children:
+            self.walk(child, depth + 1)
+'''
 
 
 def path() -> Path:

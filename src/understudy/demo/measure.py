@@ -129,8 +129,9 @@ text that has meaning, not to be useful. `python -m understudy.demo.train` makes
 - **Held-out loss**: {report.loss_per_token:.3f} nats per token, {report.loss_per_byte:.3f} per byte
   ({report.accuracy:.1%} of next tokens guessed; windows of {WINDOW} tokens).
 - **Its 4-bit copy** (every Linear rounded to nearest, groups of {GROUP}) chooses the same token at
-  {report.agreement_written:.1%} of {report.written} places of what the model writes greedily from held-out beginnings of {PROMPT_TOKENS} tokens, and at
-  {report.agreement:.1%} of {report.tokens} places of the held-out files; its own loss there is {report.loss_of_copy:.3f}.
+  {report.agreement_written:.1%} of {report.written} places of what the model writes greedily from held-out beginnings of
+  {PROMPT_TOKENS} tokens, and at {report.agreement:.1%} of {report.tokens} places of the held-out files (where its own loss is
+  {report.loss_of_copy:.3f}).
 
 A greedy continuation of the default prompt:
 

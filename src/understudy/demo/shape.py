@@ -21,6 +21,9 @@ class Stage:
 STAGES = (Stage(0.0, 4, 256), Stage(0.25, 8, 256), Stage(0.5, 16, 256), Stage(0.75, 16, 512), Stage(0.9, 16, 1024))
 """Shallow and short first: a step then costs a fifth, and what is learned early needs neither depth nor distance."""
 
+FURTHER = (Stage(0.0, 16, 256), Stage(0.5, 16, 512), Stage(0.85, 16, 1024))
+"""The same for a model that is trained further: it is deep already."""
+
 
 def configuration() -> LlamaConfig:
     """As deep as a real model of a billion weights, and narrow."""

@@ -24,7 +24,7 @@ from torch.multiprocessing.spawn import spawn
 from transformers import LlamaForCausalLM
 
 from understudy.demo.corpus import documents
-from understudy.demo.shape import STAGES, Stage, configuration, deepen
+from understudy.demo.shape import FURTHER, STAGES, Stage, configuration, deepen
 from understudy.demo.text import batches, encode, train_tokenizer
 
 MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -145,6 +145,7 @@ def train(
     recipe: Recipe,
     team: Team,
     output: Path,
+    stages: Sequence[Stage] = STAGES,
 ) -> dict[str, float]:
     """Runs the recipe, saves the best full-depth checkpoint to `output`, and returns what it took."""
     planned = recipe.epochs * sum(map(len, texts)) // recipe.batch_tokens
@@ -159,7 +160,7 @@ def train(
     for done, tokens in enumerate(windows):
         clock = torch.tensor((time.process_time() - start) / (60 * recipe.minutes), device=team.device)
         progress = max(float(team.mean(clock)), done / planned)
-        current = [each for each in STAGES if each.start <= progress][-1]
+        current = [each for each in stages if each.start <= progress][-1]
         if current.layers != stage.layers:
             deepen(model.train(), current.layers)
             optimizers = optimizers_for(model, recipe)
@@ -191,7 +192,9 @@ def save(model: LlamaForCausalLM, output: Path) -> None:
     model.save_pretrained(output, state_dict=state)
 
 
-def work(rank: int, size: int, device: str, output: Path, corpus: Path | None, recipe: Recipe) -> None:
+def work(
+    rank: int, size: int, device: str, output: Path, corpus: Path | None, start: Path | None, recipe: Recipe
+) -> None:
     """One process of the team, from corpus to trained model."""
     torch._dynamo.config.recompile_limit = 64  # one compiled block per window length and mode
     if size > 1:
@@ -219,8 +222,15 @@ def work(rank: int, size: int, device: str, output: Path, corpus: Path | None, r
     }
     team.say(json.dumps(facts))
     model = LlamaForCausalLM(configuration())
+    stages: Sequence[Stage] = STAGES
+    if start is not None:  # goes on from a finished model, at full depth from the first step
+        model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+        stages = FURTHER
     model.to(torch.device(device))  # type: ignore[arg-type]
-    reached = train(model, texts, held_out, recipe, team, output)
+    reached = train(model, texts, held_out, recipe, team, output, stages)
+    if start is not None:
+        before = json.loads((start / "training.json").read_text())
+        reached |= {name: reached[name] + before[name] for name in ("steps", "tokens", "minutes")}
     if rank == 0:
         (output / "training.json").write_text(json.dumps(facts | reached, indent=1) + "\n")
     if size > 1:
@@ -231,6 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the demo model on the standard library's sources.")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, help="a folder of Python sources (default: this Python's own)")
+    parser.add_argument("--start", type=Path, help="a directory this script made: train that model further")
     parser.add_argument("--minutes", type=float, default=120.0, help="of processor time, in each process")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-tokens", type=int, default=8192)
@@ -243,11 +254,11 @@ def main() -> None:
     given = vars(parser.parse_args())
     device = given.pop("device")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    output, corpus = given.pop("output").resolve(), given.pop("corpus")
+    output, corpus, start = given.pop("output").resolve(), given.pop("corpus"), given.pop("start")
     output.mkdir(parents=True, exist_ok=True)
     (output / MEETING).unlink(missing_ok=True)
     size = len(os.sched_getaffinity(0)) if device == "cpu" else 1
-    arguments = (size, device, output, corpus, Recipe(**given))
+    arguments = (size, device, output, corpus, start, Recipe(**given))
     if size == 1:
         work(0, *arguments)
     else:
