@@ -13,8 +13,7 @@ PROMPT = '''class Walker:
             if result is not None:
                 return result
         for child in node.children:
-            self.walk(child, depth + 1)
-'''
+            self.walk(child, depth + 1)'''
 
 
 def path() -> Path:
