@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test lint bench clean
 
 demo: $(READY)        ## the built-in model writes Python, every exact weight read from disk
-	$(BIN)/understudy run --resident none --temperature 0.6 --top-p 0.9 --seed 3 < /dev/null
+	$(BIN)/understudy run --resident none --temperature 0.6 --top-p 0.9 --seed 3 --max-new-tokens 160 < /dev/null
 
 test: $(READY)        ## the whole suite, torch on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
