@@ -2,8 +2,9 @@
 
     python benchmarks/agreement.py --widen 2 4 --noise 0 3 5 --quantizer nearest int4
 
-Each stand-in is made in a temporary folder, run in bf16 over held-out text, quantised in place and run again. Also says how often
-the stand-in itself chooses the small model's token, since bf16 rounds its larger weights anew.
+Each stand-in is made in a temporary folder, run in bf16 over what the small model writes greedily from held-out beginnings (the
+text that drafts are about), quantised and run again. Also says how often the stand-in itself chooses the small model's token,
+since bf16 rounds its larger weights anew.
 """
 
 import argparse
@@ -20,10 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import standin
 from understudy.demo import path
 from understudy.demo.corpus import documents
-from understudy.demo.measure import choices, replace_linears, rounded, windows_of
+from understudy.demo.measure import PROMPT_TOKENS, choices, continuations, replace_linears, rounded, windows_of
 from understudy.quantizers import quantizer
 
 WINDOW = 256
+NEW_TOKENS = 128
 
 
 def rounding(name: str) -> Callable[[Tensor], Tensor]:
@@ -34,14 +36,14 @@ def rounding(name: str) -> Callable[[Tensor], Tensor]:
     return lambda weight: made.dequantize(made.quantize(weight), (weight.shape[0], weight.shape[1])).to(weight.dtype)
 
 
-def chosen(model: Path, windows: Tensor, quantizers: list[str]) -> dict[str, Tensor]:
-    """The greedy choices of a model and of its copies."""
+def chosen(model: Path, written: Tensor, quantizers: list[str]) -> dict[str, Tensor]:
+    """The greedy choices of a model and of its copies, after each beginning."""
     found = {}
     for name in ("exact", *quantizers):
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
         if name != "exact":
             replace_linears(loaded, rounding(name))
-        found[name] = choices(loaded, windows)[0]
+        found[name] = choices(loaded, written)[0][:, PROMPT_TOKENS - 1 :]
         del loaded
     return found
 
@@ -55,27 +57,29 @@ def main() -> None:
     parser.add_argument("--widen", type=int, nargs="+", default=[4])
     parser.add_argument("--noise", type=float, nargs="+", default=[3.0])
     parser.add_argument("--quantizer", nargs="+", default=["nearest", "int4"])
-    parser.add_argument("--windows", type=int, default=24, help=f"how many windows of {WINDOW} held-out tokens")
+    parser.add_argument("--windows", type=int, default=40, help=f"how many beginnings, {NEW_TOKENS} tokens each")
     parser.add_argument("--folder", type=Path, help="where stand-ins are made (default: the system's choice)")
     given = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(given.source)
     texts = [document.text for document in documents() if document.held_out]
     windows = windows_of(tokenizer, texts, WINDOW)
     windows = windows[:: max(1, len(windows) // given.windows)][: given.windows]
-    small = chosen(given.source, windows, given.quantizer)
-    print(f"{windows.numel()} tokens of held-out text", file=sys.stderr)
+    exact = AutoModelForCausalLM.from_pretrained(given.source, dtype=torch.bfloat16).eval()
+    written = continuations(exact, windows, NEW_TOKENS)
+    small = chosen(given.source, written, given.quantizer)
+    print(f"{len(written) * NEW_TOKENS} places", file=sys.stderr)
     same = small["exact"]
     report(0, 0.0, small, same)
     if given.standin:
         note = json.loads((given.standin / "config.json").read_text())["understudy_stand_in"]
-        report(note["widen"], note["noise"], chosen(given.standin, windows, given.quantizer), same)
+        report(note["widen"], note["noise"], chosen(given.standin, written, given.quantizer), same)
         return
     for widen in given.widen:
         for noise in given.noise:
             with tempfile.TemporaryDirectory(dir=given.folder) as folder:
                 wide = Path(folder) / "wide"
                 standin.make(given.source, wide, standin.Widening(widen, noise))
-                report(widen, noise, chosen(wide, windows, given.quantizer), same)
+                report(widen, noise, chosen(wide, written, given.quantizer), same)
 
 
 def report(widen: int, noise: float, found: dict[str, Tensor], small: Tensor) -> None:

@@ -111,6 +111,8 @@ def sample(model: Any, tokenizer: Any, prompt: str, new_tokens: int = 160) -> st
 def card(facts: dict[str, Any], report: Report, text: str) -> str:
     """The model card: corpus, training, figures and a sample."""
     recipe = facts["recipe"]
+    runs = [*facts.get("earlier", []), recipe]
+    rates = ", then ".join(f"peak rates {run['matrix_rate']} and {run['vector_rate']}" for run in runs)
     return f"""# The demo model
 
 A Llama-architecture causal model of 9.2 million parameters (16 layers, hidden size 256, 4 query heads and 1 key head of 64,
@@ -123,9 +125,10 @@ text that has meaning, not to be useful. `python -m understudy.demo.train` makes
 - **Kept apart**: {len(facts["held_out_files"])} files ({facts["held_out_tokens"]} tokens) chosen by a hash of their paths:
   {", ".join(f"`{name}`" for name in facts["held_out_files"])}.
 - **Training**: {facts["steps"]} steps, {facts["tokens"] / 1e6:.1f} million tokens ({facts["tokens"] / facts["corpus_tokens"]:.1f}
-  times through the corpus) in {facts["minutes"]:.0f} minutes on {facts["machine"]}; batches of {recipe["batch_tokens"]} tokens,
-  Muon at {recipe["matrix_rate"]} for matrices and AdamW at {recipe["vector_rate"]} for embeddings and norms, depth grown
-  from 4 to 16 layers, windows from 256 to 1024 tokens. Beyond some 1024 tokens its text decays.
+  times through the corpus) in {facts["minutes"]:.0f} minutes of processor time on each of {facts["machine"]}; batches of
+  {recipe["batch_tokens"]} tokens, Muon for matrices and AdamW for embeddings and norms ({rates}), depth grown from 4 to 16 layers,
+  windows from 256 to 1024 tokens. The checkpoint with the lowest held-out loss was kept. That is little training: at
+  temperature 0 it soon repeats itself, and beyond some 1024 tokens its text decays.
 - **Held-out loss**: {report.loss_per_token:.3f} nats per token, {report.loss_per_byte:.3f} per byte
   ({report.accuracy:.1%} of next tokens guessed; windows of {WINDOW} tokens).
 - **Its 4-bit copy** (every Linear rounded to nearest, groups of {GROUP}) chooses the same token at

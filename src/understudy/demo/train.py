@@ -231,6 +231,7 @@ def work(
     if start is not None:
         before = json.loads((start / "training.json").read_text())
         reached |= {name: reached[name] + before[name] for name in ("steps", "tokens", "minutes")}
+        facts["earlier"] = [*before.get("earlier", []), before["recipe"]]
     if rank == 0:
         (output / "training.json").write_text(json.dumps(facts | reached, indent=1) + "\n")
     if size > 1:
