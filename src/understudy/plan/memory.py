@@ -154,7 +154,8 @@ def _round_trip(total: int) -> int:
 
 
 def _too_small(needs: Needs, request: Request, least: int, ring: int) -> str:
-    text = f"--memory {format_size(request.budget)} is too small: the smallest that works here is {format_size(least)}"
+    smallest = -(-least // MIB)  # rounded up, so that what is named does work
+    text = f"--memory {format_size(request.budget)} is too small: the smallest that works here is {smallest} MiB"
     without = sum(_fixed(needs, request, 0).values()) + ring
     room = request.budget * (1 - MARGIN) - without
     slope = (sum(_fixed(needs, request, 4096).values()) - sum(_fixed(needs, request, 0).values())) / 4096
