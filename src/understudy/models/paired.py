@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers import Cache as StockCache
 
+from ..errors import CheckpointError
+
 ATTENTION = "understudy"
 
 
@@ -76,7 +78,7 @@ def attention(
     if query.device.type == "meta":
         return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
     if others.get("s_aux") is not None:
-        raise NotImplementedError(f"{type(module).__name__}: attention sinks are not supported")
+        raise CheckpointError(f"{type(module).__name__} has attention sinks, which are not supported yet.")
     runner: Runner = module.understudy  # type: ignore[assignment]
     current = runner.current
     assert current is not None and isinstance(module.layer_idx, int)
