@@ -1,0 +1,5 @@
+"""Where the kernels for a GPU are tested: on the GPU where there is one, else on the CPU by Triton's interpreter (see conftest)."""
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

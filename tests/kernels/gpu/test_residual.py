@@ -1,0 +1,79 @@
+"""The GPU's decoder of residuals, here in Triton's interpreter, against the CPU's: every bit of every weight."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.codecs.test_delta import TENSORS, _words
+from tests.device import DEVICE
+from understudy.codecs import codec
+from understudy.kernels.pack import block
+from understudy.quantizers import Tensors, quantizer
+
+pytest.importorskip("triton")
+from understudy.kernels.gpu import residual
+
+delta = codec("delta")
+
+
+def came_back(blocks: Tensor, substitute: Tensors) -> Tensor:
+    """What was encoded (1 byte says how), after checking that both decoders give it back, into memory full of NaNs."""
+    data = delta.encode(blocks, substitute)
+    expected = delta.decode(data, *blocks.shape[:2], torch.bfloat16, substitute)
+    out = torch.full_like(blocks, torch.nan, device=DEVICE)
+    codes, scales = substitute["codes"].to(DEVICE), substitute["scales"].to(DEVICE)
+    found = residual.decode(data.to(DEVICE), codes, scales, out)
+    assert torch.equal(found.cpu().view(torch.int16), expected.view(torch.int16))
+    assert torch.equal(expected.view(torch.int16), blocks.view(torch.int16))
+    return data
+
+
+@pytest.mark.parametrize("spec", ["int4:group=32", "int4", "int4:group=128", "int4:group=256"])
+def test_ordinary_weights(spec: str) -> None:
+    torch.manual_seed(0)
+    weight = (torch.distributions.StudentT(3.0).sample((70, 256)) * 0.02).to(torch.bfloat16)
+    data = came_back(block(weight), quantizer(spec).quantize(weight))
+    kind, _, stream, exceptions = data[:32].view(torch.int64).tolist()
+    assert kind == 1 and stream > 0 and exceptions > 0
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_adversarial_weights(name: str) -> None:
+    weight = TENSORS[name]
+    came_back(block(weight), quantizer("int4").quantize(weight))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.sampled_from([(64, 32), (70, 64), (3, 96)]), st.floats(0, 1), st.booleans())
+def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], odd: float, sane: bool) -> None:
+    """`odd`: the share of the weights that are any 16 bits at all; the scales need not be of this weight."""
+    torch.manual_seed(seed)
+    plain = torch.randn(shape).to(torch.bfloat16)
+    weight = torch.where(torch.rand(shape) < odd / 8, _words(*shape, seed=seed), plain)
+    substitute = quantizer("int4").quantize(plain)
+    if not sane:
+        scales = substitute["scales"]
+        words = _words(*scales.shape, seed=seed + 1).nan_to_num(0.0, 1.0, -1.0).clamp(-1e30, 1e30)
+        substitute = {**substitute, "scales": torch.where(torch.rand(scales.shape) < 0.3, words, scales)}
+    came_back(block(weight), substitute)
+
+
+def test_what_was_not_packed_is_copied() -> None:
+    weight = _words(64, 64, seed=3)
+    data = came_back(block(weight), quantizer("int4").quantize(torch.randn(64, 64)))
+    assert data[0] == 0
+
+
+def test_slices_of_a_substitute() -> None:
+    """A part is decoded with views of the whole weight's codes and scales."""
+    maker = quantizer("int4")
+    weight = torch.randn(256, 128).to(torch.bfloat16)
+    whole = maker.quantize(weight)
+    part = maker.cut({name: tensor.to(DEVICE) for name, tensor in whole.items()}, 1, 2)
+    assert not part["scales"].is_contiguous()
+    blocks = block(weight)[1:3]
+    data = delta.encode(blocks, maker.cut(whole, 1, 2))
+    found = residual.decode(data.to(DEVICE), part["codes"], part["scales"], torch.zeros_like(blocks, device=DEVICE))
+    assert torch.equal(found.cpu().view(torch.int16), blocks.view(torch.int16))
