@@ -15,6 +15,9 @@ RESIDUAL = {
     "data": "*u8", "longs": "*i64", "words": "*i32", "halves": "*i16", "codes": "*u8", "scales": "*i16", "stride": "i32",
     "out": "*i16", "count": "i32", "groups": "i32",
 }  # fmt: skip
+PRODUCT = {
+    "x": "*bf16", "codes": "*u8", "scales": "*i16", "y": "*fp32", "m": "i32", "columns": "i32", "count": "i32",
+}  # fmt: skip
 KERNELS = {
     "residual": (
         "residual",
