@@ -91,6 +91,11 @@ class Nodes:
             self.tokens[part], self.rows[part], self.slots[part], self.positions[part], self.prefix[part], self.tail[part]
         )
 
+    def to(self, device: torch.device | str) -> Nodes:
+        """The same nodes in the memory of `device`."""
+        kept = (self.tokens, self.rows, self.slots, self.positions, self.prefix, self.tail)
+        return Nodes(*(tensor.to(device) for tensor in kept))
+
     @classmethod
     def join(cls, several: Sequence[Nodes]) -> Nodes:
         if len(several) == 1:

@@ -1,0 +1,98 @@
+"""Position-ordered attention on a GPU; see `kernels.attention_cpu` for what it means. Serves the target and the draft.
+
+A program is one node and one head of keys: it goes through the node's own positions in blocks of 64 absolute positions
+(32 where keys are very long), in order, wherever their slots are, and keeps a running softmax in float32. It reads nothing
+that depends on another node, so a node has the same bits in a tree, in a prompt or alone."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...tree import Nodes
+from . import INTERPRETED
+
+BLOCK, LINE = 64, 512  # positions at once; half as many where a key has more than so many bytes, for want of room
+
+
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, *, scaling: float, window: int = 0, softcap: float = 0.0
+) -> Tensor:
+    """query [n, heads, d] -> [n, heads, d]. keys, values: [rows, kv heads, capacity, d], which hold the nodes' own too.
+
+    `nodes` lies on the device. Only columns that a node sees are read, so the cost is that of the live length."""
+    count, heads, dim = query.shape
+    kv_heads, group = keys.shape[1], heads // keys.shape[1]
+    assert keys.is_contiguous() and values.is_contiguous() and keys.dtype == values.dtype
+    query = query.contiguous()
+    tail, width = (nodes.tail.contiguous(), nodes.tail.shape[1]) if nodes.tail.numel() else (nodes.positions, 0)
+    narrow = query.dtype == keys.dtype == torch.bfloat16
+    wide = max(16, triton.next_power_of_2(dim))
+    out = torch.empty_like(query)
+    _attend[(count, kv_heads)](
+        query, keys, values, out, nodes.rows, nodes.positions, nodes.prefix, tail, width, kv_heads, keys.shape[2],
+        scaling, softcap, window, GROUP=group, M=max(16, triton.next_power_of_2(group)), DIM=dim,
+        D=wide, BLOCK=BLOCK if wide * keys.element_size() <= LINE else BLOCK // 2, WINDOWED=window > 0,
+        CAPPED=softcap > 0, NARROW=narrow, WIDE=INTERPRETED or not narrow, num_warps=4, num_stages=2 if narrow else 1,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["width", "kv_heads", "capacity", "window"])
+def _attend(
+    query, keys, values, out, rows, positions, prefixes, tail, width, kv_heads, capacity, scaling, softcap, window,
+    GROUP: tl.constexpr, M: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
+    WINDOWED: tl.constexpr, CAPPED: tl.constexpr, NARROW: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    node, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    position, prefix = tl.load(positions + node), tl.load(prefixes + node)
+    slab = (tl.load(rows + node) * kv_heads + head) * capacity * DIM
+    g, c = tl.arange(0, M), tl.arange(0, D)
+    mine = ((node * kv_heads + head) * GROUP + g[:, None]) * DIM + c[None, :]
+    real = (g[:, None] < GROUP) & (c[None, :] < DIM)
+    q = tl.load(query + mine, real, other=0)
+    top = tl.full([M], -float("inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    sums = tl.zeros([M, D], tl.float32)
+    low = position * 0
+    if WINDOWED:
+        low = tl.maximum(position + 1 - window, 0)
+    for start in range(low // BLOCK * BLOCK, position + 1, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        seen = (place >= low) & (place <= position)
+        beyond = place >= prefix
+        slot = tl.where(beyond, tl.load(tail + node * width + place - prefix, seen & beyond, other=0), place)
+        at = slab + slot[:, None] * DIM + c[None, :]
+        wanted = seen[:, None] & (c[None, :] < DIM)
+        k = tl.load(keys + at, wanted, other=0)
+        v = tl.load(values + at, wanted, other=0)
+        scores = _dot(q, tl.trans(k), WIDE) * scaling
+        if CAPPED:
+            scores = softcap * _tanh(scores / softcap)
+        scores = tl.where(seen[None, :], scores, -float("inf"))
+        highest = tl.maximum(top, tl.max(scores, 1))
+        fade = tl.exp(top - highest)
+        weights = tl.exp(scores - highest[:, None])
+        total = total * fade + tl.sum(weights, 1)
+        if NARROW:  # two bfloat16s hold a weight to 16 bits, and the sum is kept in float32
+            coarse = weights.to(tl.bfloat16)
+            fine = (weights - coarse.to(tl.float32)).to(tl.bfloat16)
+            sums = sums * fade[:, None] + _dot(coarse, v, WIDE) + _dot(fine, v, WIDE)
+        else:
+            sums = sums * fade[:, None] + _dot(weights, v, WIDE)
+        top = highest
+    tl.store(out + mine, (sums / total[:, None]).to(q.dtype), real)
+
+
+@triton.jit
+def _dot(a, b, WIDE: tl.constexpr):
+    if WIDE:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _tanh(x):
+    small = tl.exp(-2 * tl.abs(x))
+    size = (1 - small) / (1 + small)
+    return tl.where(x < 0, -size, size)
