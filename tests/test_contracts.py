@@ -68,10 +68,12 @@ def test_lossless(drafter: str, tier: Any, model: Path, plain: list[list[int]], 
     assert all(c.stats.bytes_streamed > 0 for c in done)
 
 
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-def test_lossless_with_every_quantizer(quantizer: str, model: Path, plain: list[list[int]]) -> None:
-    with opened(model, quantizer=quantizer) as llm:
+def test_lossless_with_every_quantizer(quantizer: str, codec: str, model: Path, plain: list[list[int]]) -> None:
+    with opened(model, quantizer=quantizer, codec=codec) as llm:
         done = [llm.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
+        assert {entry.quantizer for entry in llm.store.linears.values()} == {quantizer}
     assert [c.token_ids for c in done] == plain
     assert done[0].stats.accepted > 0
 

@@ -34,7 +34,7 @@ def options(tmp_path: Path, **given: Any) -> Options:
         ({"device": "gpu"}, "cpu"),
         ({"rows": 0}, "1 or more"),
         ({"host_memory": "32GiB"}, "accelerator"),
-        ({"bits": 3}, "4"),
+        ({"bits": 5}, "4"),
         ({"cache": "/somewhere"}, "No option 'cache'"),
     ],
 )

@@ -28,7 +28,7 @@ from .weights.store import RESIDUAL, SUBSTITUTE, Store
 
 Report = Callable[[str, float, float], None]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-BITS = {4: "int4", 8: "int8", 16: "exact"}
+BITS = {2: "int2", 3: "int3", 4: "int4", 8: "int8", 16: "exact"}
 CONTEXTS = (4096, 2048, 1024, 512)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from understudy.codecs import CODECS, Codec, codec
 from understudy.kernels.pack import block
-from understudy.quantizers import quantizer
+from understudy.quantizers import QUANTIZERS, quantizer
 
 
 def _check(made: Codec, weight: Tensor, spec: str = "int4") -> Tensor:
@@ -33,19 +33,24 @@ def made(request: pytest.FixtureRequest) -> Codec:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(64, 64), (200, 96), (1, 32)])
-def test_weights(made: Codec, dtype: torch.dtype, shape: tuple[int, int]) -> None:
-    if made.applies(dtype, "int4"):
+@pytest.mark.parametrize("spec", [*QUANTIZERS, "int2:group=16"])
+def test_weights(made: Codec, dtype: torch.dtype, shape: tuple[int, int], spec: str) -> None:
+    if made.applies(dtype, spec):
         weight = (torch.randn(shape) * 0.02).to(dtype)
-        data = _check(made, weight)
+        data = _check(made, weight, spec)
         assert data.numel() <= block(weight).nbytes * 1.1 + 4096
     assert codec(made.name).name == made.name
-    assert 0 < made.bits(dtype) <= dtype.itemsize * 8
+    assert 0 < made.bits(dtype, spec) <= dtype.itemsize * 8
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**31 - 1), st.sampled_from([(64, 32), (70, 64), (3, 96)]))
+@given(
+    st.integers(0, 2**31 - 1),
+    st.sampled_from([(64, 32), (70, 64), (3, 96)]),
+    st.sampled_from(["int2", "int3:group=16", "int3", "int4"]),
+)
 @pytest.mark.parametrize("name", list(CODECS))
-def test_any_bits(name: str, seed: int, shape: tuple[int, int]) -> None:
+def test_any_bits(name: str, seed: int, shape: tuple[int, int], spec: str) -> None:
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(-(2**15), 2**15, shape, generator=generator, dtype=torch.int16)
-    _check(codec(name), words.view(torch.bfloat16))
+    _check(codec(name), words.view(torch.bfloat16), spec)

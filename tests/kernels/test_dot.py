@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from understudy.kernels.dot import CENTRE, group_dot, has_vnni
+from understudy.kernels.pack import unpack
 
 
 def _run(bits: int, rows: int, vnni: bool, given: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -24,17 +25,17 @@ def _run(bits: int, rows: int, vnni: bool, given: dict[str, torch.Tensor]) -> to
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_both_codes_agree_with_arithmetic(bits: int, rows: int) -> None:
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("columns", [16, 64])
+def test_both_codes_agree_with_arithmetic(bits: int, rows: int, columns: int) -> None:
     generator = torch.Generator().manual_seed(bits + rows)
-    columns = 64
     codes = torch.randint(0, 256, (columns, 8 * bits), generator=generator, dtype=torch.uint8)
     x = torch.randint(-127, 128, (rows, columns + 32), generator=generator, dtype=torch.int8)  # rows lie further apart
     scales = torch.randn((64, 2), generator=generator).to(torch.bfloat16)
     steps = torch.rand((rows, 2), generator=generator)
     given = {"codes": codes, "x": x, "scales": scales, "steps": steps}
     plain = _run(bits, rows, False, given)
-    values = torch.cat((codes & 15, codes >> 4), dim=1) if bits == 4 else codes
+    values = codes if bits == 8 else unpack(codes[None], 64).T
     sums = x[:, :columns].double() @ values.double()
     scale, zero = scales.double().T
     offset = (zero - CENTRE[bits] * scale) * steps[:, 1:].double()

@@ -23,11 +23,11 @@ def test_blocks(rows: int, columns: int, dtype: torch.dtype) -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 200), st.integers(1, 150))
-def test_codes(rows: int, columns: int) -> None:
-    codes = torch.randint(0, 16, (rows, columns), dtype=torch.uint8)
-    packed = pack.pack(codes)
-    assert packed.shape == (pack.blocks_of(rows), columns, 32)
+@given(st.integers(1, 200), st.integers(1, 150), st.sampled_from([2, 3, 4]))
+def test_codes(rows: int, columns: int, bits: int) -> None:
+    codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
+    packed = pack.pack(codes, bits)
+    assert packed.shape == (pack.blocks_of(rows), columns, 8 * bits)
     assert torch.equal(pack.unpack(packed, rows), codes)
 
 

@@ -20,12 +20,15 @@ def bits(*tensors):
 
 torch.manual_seed(0)
 weight = torch.randn(130, 128, dtype=torch.bfloat16)
-made = quantizer("int4").quantize(weight)
-data = codec("delta").encode(block(weight), made)
-back = codec("delta").decode(data, 3, 128, torch.bfloat16, made)
-assert torch.equal(back.view(torch.int16), block(weight).view(torch.int16))
-product = gemv.Product(made["codes"], made["scales"], 130)
-print(*bits(made["codes"], made["scales"], data, product(torch.randn(3, 128))), planes.is_fast(), gemv.note() == "")
+x = torch.randn(3, 128)
+for spec in ("int2", "int3", "int4"):
+    made = quantizer(spec).quantize(weight)
+    data = codec("delta").encode(block(weight), made)
+    back = codec("delta").decode(data, 3, 128, torch.bfloat16, made)
+    assert torch.equal(back.view(torch.int16), block(weight).view(torch.int16))
+    product = gemv.Product(made["codes"], made["scales"], 130)
+    print(*bits(made["codes"], made["scales"], data, product(x)))
+print(planes.is_fast(), gemv.note() == "")
 """
 
 

@@ -27,8 +27,8 @@ class Codec(Protocol):
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
         """Whether weights of this dtype with substitutes of this quantiser can be encoded; `raw` is taken where not."""
 
-    def bits(self, dtype: torch.dtype) -> float:
-        """About how many bits a weight takes: an estimate, to say how large a Store will be."""
+    def bits(self, dtype: torch.dtype, quantizer: str) -> float:
+        """About how many bits a weight with a substitute of this quantiser takes: to say how large a Store will be."""
 
     def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
         """uint8 bytes, any number of them."""

@@ -1,4 +1,4 @@
-"""Only what the 4-bit code leaves open: a bfloat16 weight's place in its code's bin, in 7.5 to 8 bits instead of 16.
+"""Only what a code of 2, 3 or 4 bits leaves open: a bfloat16 weight's place in its code's bin, instead of its 16 bits.
 
 A part is a header of 64 bytes, the table of tiles, the dense part, the stream and the exceptions (`kernels.residual`), each
 at a multiple of 64 bytes. What would not be smaller is kept as it is, behind the same header."""
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ..kernels import residual
-from ..kernels.planes import DENSE_BYTES
+from ..kernels.planes import DENSE
 from ..kernels.residual import Residual
 from . import Tensors
 
 HEADER, PLAIN, PACKED = 64, 0, 1
+BITS = {"int2": 9.8, "int3": 8.7, "int4": 7.7}  # of usual weights, about
 LARGEST = 1e36  # scales beyond which the ends of bins might not be finite
 
 
@@ -19,10 +20,10 @@ class Delta:
     name = "delta"
 
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
-        return dtype == torch.bfloat16 and quantizer.partition(":")[0] == "int4"
+        return dtype == torch.bfloat16 and quantizer.partition(":")[0] in BITS
 
-    def bits(self, dtype: torch.dtype) -> float:
-        return 7.7 if dtype == torch.bfloat16 else dtype.itemsize * 8
+    def bits(self, dtype: torch.dtype, quantizer: str) -> float:
+        return BITS[quantizer.partition(":")[0]] if self.applies(dtype, quantizer) else dtype.itemsize * 8
 
     def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
         if substitute["scales"].abs().max() < LARGEST:
@@ -47,7 +48,7 @@ class Delta:
         if kind == PLAIN:
             blocks = data[HEADER:].view(dtype).view(count, columns, 64)
             return blocks if out is None else out.copy_(blocks)
-        sizes = [tiles * 8, count * columns * DENSE_BYTES, stream, exceptions * 4]
+        sizes = [tiles * 8, count * columns * 8 * DENSE[substitute["codes"].shape[2] // 8], stream, exceptions * 4]
         sections, place = [], HEADER
         for size in sizes:
             sections.append(data[place : place + size])

@@ -12,7 +12,7 @@ class Raw:
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
         return True
 
-    def bits(self, dtype: torch.dtype) -> float:
+    def bits(self, dtype: torch.dtype, quantizer: str) -> float:
         return dtype.itemsize * 8
 
     def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:

@@ -93,7 +93,7 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 RESIDENT = ("auto", "none", "residual")
 
 PREPARATION = (
-    _value("--bits", "4|8", "bits of the copy that drafts (default 4)", whole),
+    _value("--bits", "2|3|4|8", "bits of the copy that drafts (default 4)", whole),
     _value("--codec", "NAME", "how the exact weights are stored: raw (default), or delta, in half the bytes"),
     _switch("--offline", "use only what is on this machine already"),
 )

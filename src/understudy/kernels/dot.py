@@ -1,8 +1,8 @@
 """Integer dot products of a few rows with a group of columns of one block of codes, as vector code.
 
-Codes lie as `kernels.pack` says (4 bits) or one a byte (8 bits); activations are int8. With AVX-512 VNNI four columns of
-sixteen rows are one instruction; elsewhere the same sums are made in float32, which holds them exactly (they stay below
-2**24), so every machine gives the same bits."""
+Codes lie as `kernels.pack` says; activations are int8. With AVX-512 VNNI four columns of sixteen rows are one instruction;
+elsewhere the same sums are made in float32, which holds them exactly (they stay below 2**24), so every machine gives the same
+bits. Codes of 2 and 3 bits are multiplied where they stand in their bytes, 4, 16 or 64 times too large, and the sums divided."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -11,10 +11,13 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from .vector import BYTE, FLOAT, LONG, WORD, Code, Vector, has
+from .codes import Codes
+from .vector import BYTE, FLOAT, LONG, WORD, Vector, has
 
 WORDS, FLOATS = Vector(WORD, 16), Vector(FLOAT, 16)
-CENTRE = {4: 8, 8: 128}  # the code that stands for the group's zero
+RUN = Vector(BYTE, 64)
+CENTRE = {2: 2, 3: 4, 4: 8, 8: 128}  # the code that stands for the group's zero
+PLACES = {2: (0, 2, 4, 6), 3: (0, 2, 4, 4), 4: (0, 0, 0, 0), 8: (0, 0, 0, 0)}  # in what bit `four_columns` leaves codes
 Lines = list[list[Any]]  # for each row of x, four vectors of 16 sums
 
 
@@ -43,12 +46,12 @@ def group_dot(bits: int, rows: int, vnni: bool | None = None) -> Any:
     return add_group
 
 
-class _Dot(Code):
+class _Dot(Codes):
     """The code of one `add_group`."""
 
     def __init__(self, context: Any, builder: Any, bits: int, rows: int, *arguments: Any) -> None:
-        super().__init__(context, builder)
-        self.bits, self.rows = bits, rows
+        super().__init__(context, builder, bits)
+        self.rows = rows
         self.codes, self.x, self.stride, self.columns, self.scales, self.steps, self.out = arguments
 
     def row(self, r: int, offset: Any) -> Any:
@@ -73,7 +76,12 @@ class _Dot(Code):
         column.add_incoming(after, last)
         self.b.cbranch(self.b.icmp_unsigned("<", after, self.columns), loop, done)
         self.b.position_at_end(done)
-        return [[self.b.sitofp(v, FLOATS) if kind is WORDS else v for v in line] for line in following]
+        return [self.divided(line) for line in following] if kind is WORDS else following
+
+    def divided(self, line: list[Any]) -> list[Any]:
+        """Sums of codes in their places as sums of codes, in float32."""
+        places = zip(line, PLACES[self.bits], strict=True)
+        return [self.b.sitofp(self.b.ashr(v, self.all(WORDS, place)) if place else v, FLOATS) for v, place in places]
 
     def vnni_step(self, column: Any, sums: Lines) -> Lines:
         quads = self.four_columns(self.at(self.codes, self.b.mul(column, LONG(8 * self.bits))))
@@ -85,15 +93,43 @@ class _Dot(Code):
         return made
 
     def four_columns(self, address: Any) -> list[Any]:
-        """The codes of four columns: word j of vector v holds those of row 16 v + j, a byte each."""
-        run = Vector(BYTE, 64)
-        if self.bits == 8:
-            runs = [self.load(self.at(address, 64 * t), run) for t in range(4)]
-            return [self.b.bitcast(self.turned(runs, 16 * v), WORDS) for v in range(4)]
-        low, high = self.load(address, run), self.load(self.at(address, 64), run)
+        """The codes of four columns, in their places: word j of vector v holds those of row 16 v + j, a byte each."""
+        read = {2: self.twos, 3: self.threes, 4: self.fours, 8: self.eights}[self.bits]
+        return [self.b.bitcast(v, WORDS) for v in read(address)]
+
+    def eights(self, address: Any) -> list[Any]:
+        runs = [self.load(self.at(address, 64 * t), RUN) for t in range(4)]
+        return [self.turned(runs, 16 * v) for v in range(4)]
+
+    def fours(self, address: Any) -> list[Any]:
+        low, high = self.load(address, RUN), self.load(self.at(address, 64), RUN)
         turned = [self.pick(low, high, [32 * t + first + j for j in range(16) for t in range(4)]) for first in (0, 16)]
-        quads = [self.b.and_(v, self.all(run, 15)) for v in turned] + [self.b.lshr(v, self.all(run, 4)) for v in turned]
-        return [self.b.bitcast(v, WORDS) for v in quads]
+        return [self.masked(v, 15) for v in turned] + [self.b.lshr(v, self.all(RUN, 4)) for v in turned]
+
+    def twos(self, address: Any) -> list[Any]:
+        run = self.load(address, RUN)
+        turned = self.pick(run, run, [16 * t + j for j in range(16) for t in range(4)])
+        return [self.masked(turned, 3 << place) for place in PLACES[2]]
+
+    def threes(self, address: Any) -> list[Any]:
+        """Third bits are moved above the low two where those stand; the low two of the last 16 rows move down to make room.
+        What a shift moves into the next byte is masked."""
+        b = self.b
+        runs = self.load(address, RUN), self.load(self.at(address, 32), RUN)
+        starts = [24 * t + 32 * (t > 1) for t in range(4)]  # of a column, in both runs one after the other
+        low = self.pick(*runs, [starts[t] + j for j in range(16) for t in range(4)])
+        third = b.bitcast(self.pick(*runs, [starts[t] + 16 + j % 8 for j in range(16) for t in range(4)]), WORDS)
+        up = b.shl(third, self.constant(WORDS, [2 - j // 8 for j in range(16)]))
+        down = b.lshr(third, self.constant(WORDS, [j // 8 for j in range(16)]))
+        lows = [low, low, low, b.bitcast(b.lshr(b.bitcast(low, WORDS), self.all(WORDS, 2)), RUN)]
+        codes = []
+        for v, place in enumerate(PLACES[3]):
+            high = b.bitcast(up if v < 3 else down, RUN)
+            codes.append(b.or_(self.masked(lows[v], 3 << place), self.masked(high, 4 << place)))
+        return codes
+
+    def masked(self, value: Any, bits: int) -> Any:
+        return self.b.and_(value, self.all(RUN, bits - (bits > 127) * 256))
 
     def turned(self, runs: list[Any], first: int) -> Any:
         """16 rows of four runs of 64 bytes, the four bytes of a row side by side."""
@@ -105,12 +141,7 @@ class _Dot(Code):
         )
 
     def plain_step(self, column: Any, sums: Lines) -> Lines:
-        quarter = Vector(BYTE, 16)
-        address = self.at(self.codes, self.b.mul(column, LONG(8 * self.bits)))
-        codes = [self.load(self.at(address, 16 * v), quarter) for v in range(self.bits // 2)]
-        if self.bits == 4:
-            low = [self.b.and_(v, self.all(quarter, 15)) for v in codes]
-            codes = low + [self.b.lshr(v, self.all(quarter, 4)) for v in codes]
+        codes = self.column(self.at(self.codes, self.b.mul(column, LONG(8 * self.bits))))
         values = [self.b.uitofp(v, FLOATS) for v in codes]
         made = []
         for r, line in enumerate(sums):

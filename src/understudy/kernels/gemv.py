@@ -1,4 +1,4 @@
-"""A few rows times a matrix of 4-bit or 8-bit codes, at the speed the codes can be read from memory.
+"""A few rows times a matrix of codes of 2, 3, 4 or 8 bits, at the speed the codes can be read from memory.
 
 Activations are rounded to int8 in groups of columns (an error of about 0.6%, where 4-bit weights have 8%), so the inner
 loop is integer. Blocks of 64 output rows are dealt out to torch's threads by a counter."""
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numba.np import numpy_support
@@ -25,12 +26,33 @@ Fields = ctypes.c_int64 * FIELDS
 
 carray: Any = numpy_support.carray
 
-_four_1, _four_2, _four_4 = group_dot(4, 1), group_dot(4, 2), group_dot(4, 4)
-_eight_1, _eight_2, _eight_4 = group_dot(8, 1), group_dot(8, 2), group_dot(8, 4)
+
+def _rows_dot(bits: int) -> Any:
+    """For kernels: `group_dot` for any number of rows, `count`; `steps` and `out` of the rows lie one after the other."""
+    one, two, four = (group_dot(bits, rows) for rows in (1, 2, 4))
+
+    def add_group(codes: int, x: int, stride: int, columns: int, scales: int, steps: int, out: int, count: int) -> None:
+        r = 0
+        while r < count:  # the group's codes stay in the first cache from one tile of rows to the next
+            if count - r >= 4:
+                four(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
+                r += 4
+            elif count - r >= 2:
+                two(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
+                r += 2
+            else:
+                one(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
+                r += 1
+
+    made: Any = numba.njit(nogil=True, error_model="numpy")(add_group)
+    return made
+
+
+_two, _three, _four, _eight = map(_rows_dot, (2, 3, 4, 8))
 
 
 class Product:
-    """x -> x @ weight.T for one matrix of codes: uint8 [nb, K, 32] (4 bits) or [nb, K, 64] (8 bits).
+    """x -> x @ weight.T for one matrix of codes uint8 [nb, K, 8 * bits].
 
     `scales` bfloat16 [groups, nb * 64, 2]: (scale, zero) of each row and group of K / groups columns."""
 
@@ -39,7 +61,7 @@ class Product:
         self.rows = rows
         assert codes.is_contiguous() and scales.is_contiguous() and scales.shape[1:] == (blocks * 64, 2)
         group = self.columns // scales.shape[0]
-        self.step = next(size for size in (64, 32) if group % size == 0)  # columns that share a step of int8
+        self.step = next(size for size in (64, 32, 16) if group % size == 0)  # columns that share a step of int8
         self._kept = (codes, scales)  # what the addresses point to
         addresses = codes.data_ptr(), scales.data_ptr()
         self._matrix = (blocks, self.columns, self.step, group, width // 8, *addresses, rows)
@@ -131,27 +153,15 @@ def _block(b: int, fields: Any, tile: int) -> None:
     for g in range(columns // step):
         codes = fields[6] + (b * columns + g * step) * 8 * bits
         scales = fields[7] + (g * step // group * blocks + b) * 256
-        r = 0
-        while r < count:  # the group's codes stay in the first cache from one tile of rows to the next
-            x, steps, out = fields[13] + r * columns + g * step, first_steps + (g * count + r) * 8, tile + r * 256
-            if count - r >= 4:
-                if bits == 4:
-                    _four_4(codes, x, columns, step, scales, steps, out)
-                else:
-                    _eight_4(codes, x, columns, step, scales, steps, out)
-                r += 4
-            elif count - r >= 2:
-                if bits == 4:
-                    _four_2(codes, x, columns, step, scales, steps, out)
-                else:
-                    _eight_2(codes, x, columns, step, scales, steps, out)
-                r += 2
-            else:
-                if bits == 4:
-                    _four_1(codes, x, columns, step, scales, steps, out)
-                else:
-                    _eight_1(codes, x, columns, step, scales, steps, out)
-                r += 1
+        x, steps = fields[13] + g * step, first_steps + g * count * 8
+        if bits == 2:
+            _two(codes, x, columns, step, scales, steps, tile, count)
+        elif bits == 3:
+            _three(codes, x, columns, step, scales, steps, tile, count)
+        elif bits == 4:
+            _four(codes, x, columns, step, scales, steps, tile, count)
+        else:
+            _eight(codes, x, columns, step, scales, steps, tile, count)
 
 
 @compiled

@@ -1,4 +1,5 @@
-"""Half-quadratic quantisation (HQQ) to 4 bits, without data: w ~ (q - 8) * scale + zero in each row's groups of columns.
+"""Half-quadratic quantisation (HQQ) without data: w ~ (q - centre) * scale + zero in each row's groups of columns, where the
+centre of codes of b bits is 2 ** (b - 1).
 
 Two steps alternate: the errors are shrunk (a proximal step for the p-norm of the error, p = 0.7, so a few large errors
 may stay), then scale and zero are fitted to the weights less their shrunk errors by least squares. Works on blocks:
@@ -10,46 +11,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .compiled import bits, compiled, float_of, word_of
+from .compiled import bits as words_of
+from .compiled import compiled, float_of, word_of
+from .pack import pack_run
 
 ROUNDS = 10
 SHRINK = 0.2  # weight of the p-norm of the errors, which are counted in steps of a code
 
 
-def solve(blocks: Tensor, group: int, rounds: int = ROUNDS, shrink: float = SHRINK) -> tuple[Tensor, Tensor]:
-    """Packed codes uint8 [nb, K, 32], (scale, zero) bfloat16 [K / group, nb * 64, 2] of float32 blocks [nb, K, 64]."""
+def solve(
+    blocks: Tensor, group: int, bits: int = 4, rounds: int = ROUNDS, shrink: float = SHRINK
+) -> tuple[Tensor, Tensor]:
+    """Packed codes uint8 [nb, K, 8 * bits], (scale, zero) bfloat16 [K / group, nb * 64, 2] of float32 blocks [nb, K, 64]."""
     count, columns, width = blocks.shape
     assert width == 64 and columns % group == 0, f"blocks {tuple(blocks.shape)} in groups of {group}"
-    codes = torch.empty((count, columns, 32), dtype=torch.uint8)
+    codes = torch.empty((count, columns, 8 * bits), dtype=torch.uint8)
     scales = torch.empty((columns // group, count * 64, 2), dtype=torch.bfloat16)
-    _solve(blocks.numpy(), group, rounds, np.float32(shrink), codes.numpy(), bits(scales))
+    _solve(blocks.numpy(), group, bits, rounds, np.float32(shrink), codes.numpy(), words_of(scales))
     return codes, scales
 
 
 @compiled
-def _solve(blocks: Any, group: int, rounds: int, shrink: Any, codes: Any, scales: Any) -> None:
+def _solve(blocks: Any, group: int, bits: int, rounds: int, shrink: Any, codes: Any, scales: Any) -> None:
     tile = np.empty((group, 64), np.float32)
     code = np.empty(64, np.int32)
     fit = np.empty((5, 64), np.float32)  # scale, its inverse and zero; then the smallest and the largest weight
     sums = np.empty((4, 64), np.float32)
+    centre = np.float32(1 << bits - 1)
     for b in range(blocks.shape[0]):
         for g in range(blocks.shape[1] // group):
-            _start(blocks[b, g * group : (g + 1) * group], tile, fit)
+            _start(blocks[b, g * group : (g + 1) * group], centre, tile, fit)
             for _ in range(rounds):
-                _gather(tile, fit, shrink, sums)
+                _gather(tile, fit, centre, shrink, sums)
                 _refit(sums, fit, group)
             for j in range(64):
                 scales[g, b * 64 + j, 0] = word_of(fit[0, j]) >> 16
                 scales[g, b * 64 + j, 1] = word_of(fit[2, j]) >> 16
             for k in range(group):
                 for j in range(64):
-                    code[j] = np.int32(_code(tile[k, j], fit[1, j], fit[2, j])) + np.int32(8)
-                for j in range(32):
-                    codes[b, g * group + k, j] = code[j] | code[32 + j] << 4
+                    code[j] = np.int32(_code(tile[k, j], fit[1, j], fit[2, j], centre) + centre)
+                pack_run(code, bits, codes[b, g * group + k])
 
 
 @compiled
-def _start(block: Any, tile: Any, fit: Any) -> None:
+def _start(block: Any, centre: Any, tile: Any, fit: Any) -> None:
     """Copy the group (what is not finite counts as 0) and fit the codes' range to the smallest and largest weight."""
     low, high = fit[3], fit[4]
     low[:] = np.float32(0)
@@ -61,15 +66,17 @@ def _start(block: Any, tile: Any, fit: Any) -> None:
             tile[k, j] = w
             low[j] = w if k == 0 or w < low[j] else low[j]
             high[j] = w if k == 0 or w > high[j] else high[j]
+    one, steps = np.float32(1), centre + centre - np.float32(1)
+    each, below, above = one / steps, (centre - one) / steps, centre / steps
     for j in range(64):
-        scale = high[j] * np.float32(1 / 15) - low[j] * np.float32(1 / 15)
-        zero = low[j] * np.float32(7 / 15) + high[j] * np.float32(8 / 15)
+        scale = high[j] * each - low[j] * each
+        zero = low[j] * below + high[j] * above
         _set(fit, j, scale, zero)
 
 
 @compiled
 def _set(fit: Any, j: int, scale: Any, zero: Any) -> None:
-    """Scale and zero as they will be stored (bfloat16). A group of equal weights has scale 0 and every code 8."""
+    """Scale and zero as they will be stored (bfloat16). A group of equal weights has scale 0 and the centre for every code."""
     usable = scale > np.float32(1e-36)
     scale = _bfloat16(scale) if usable else np.float32(0)
     fit[0, j] = scale
@@ -78,13 +85,13 @@ def _set(fit: Any, j: int, scale: Any, zero: Any) -> None:
 
 
 @compiled
-def _gather(tile: Any, fit: Any, shrink: Any, sums: Any) -> None:
+def _gather(tile: Any, fit: Any, centre: Any, shrink: Any, sums: Any) -> None:
     """Sums over the group of q, q * q, t and q * t, where the target t is the weight less its shrunk error."""
     sums[:] = np.float32(0)
     for k in range(tile.shape[0]):
         for j in range(64):
             u = (tile[k, j] - fit[2, j]) * fit[1, j]
-            q = _code(tile[k, j], fit[1, j], fit[2, j])
+            q = _code(tile[k, j], fit[1, j], fit[2, j], centre)
             error = u - q
             size = abs(error)
             kept = size - shrink * _inverse_root(size)
@@ -110,12 +117,12 @@ def _refit(sums: Any, fit: Any, group: int) -> None:
 
 
 @compiled
-def _code(weight: Any, inverse: Any, zero: Any) -> Any:
-    """The nearest code, -8 to 7. Adding and taking away 1.5 * 2**23 rounds to the nearest integer."""
-    magic = np.float32(12582912.0)
+def _code(weight: Any, inverse: Any, zero: Any, centre: Any) -> Any:
+    """The nearest code less its centre. Adding and taking away 1.5 * 2**23 rounds to the nearest integer."""
+    magic, last = np.float32(12582912.0), centre - np.float32(1)
     u = (weight - zero) * inverse
-    u = u if u > np.float32(-8) else np.float32(-8)
-    u = u if u < np.float32(7) else np.float32(7)
+    u = u if u > -centre else -centre
+    u = u if u < last else last
     return (u + magic) - magic
 
 

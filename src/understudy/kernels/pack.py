@@ -1,7 +1,9 @@
 """The blocked layout. Output rows are padded to a multiple of 64 and cut in blocks of 64; a block is stored as [K, 64].
 
-A block's 4-bit codes are K runs of 32 bytes: byte j of run k holds row j in its low half and row 32 + j in its high
-half. That is how ATen packs int4 on a CPU with AVX-512, so its kernel, ours and the decoder read the same codes."""
+A block's codes are K runs of 8 bytes a bit. 4 bits: byte j of a run holds row j in its low half and row 32 + j in its high
+half. That is how ATen packs int4 on a CPU with AVX-512, so its kernel, ours and the decoder read the same codes. 2 bits:
+byte j holds rows j, 16 + j, 32 + j and 48 + j, from its lowest bits up. 3 bits: 16 such bytes with the low two bits of each
+code, then 8 bytes of which bit p of byte i is the third bit of row 8 p + i. 8 bits: a byte a row."""
 
 from functools import cache
 from typing import Any
@@ -38,15 +40,23 @@ def unblock(blocks: Tensor, rows: int) -> Tensor:  # [nb, K, 64] -> [rows, K]
     return weight
 
 
-def pack(codes: Tensor) -> Tensor:  # [N, K] of 0..15 -> [nb, K, 32]
-    """Two codes a byte, in blocks."""
+def pack(codes: Tensor, bits: int = 4) -> Tensor:  # [N, K] of 0..2 ** bits - 1 -> [nb, K, 8 * bits]
+    """Codes of 2, 3 or 4 bits in blocks, as they lie in memory."""
     blocks = block(codes.to(torch.uint8))
-    return blocks[:, :, :32] | (blocks[:, :, 32:] << 4)
+    packed = torch.empty((*blocks.shape[:2], 8 * bits), dtype=torch.uint8)
+    _pack(blocks.numpy(), bits, packed.numpy())
+    return packed
 
 
-def unpack(packed: Tensor, rows: int) -> Tensor:  # [nb, K, 32] -> [rows, K] of 0..15
+def unpack(packed: Tensor, rows: int) -> Tensor:  # [nb, K, 8 * bits] -> [rows, K] of 0..2 ** bits - 1
     """The codes of the first `rows` output rows."""
-    return unblock(torch.cat((packed & 15, packed >> 4), dim=2), rows)
+    bits = packed.shape[2] // 8
+    if bits == 4:
+        return unblock(torch.cat((packed & 15, packed >> 4), dim=2), rows)
+    codes = torch.cat([packed[:, :, :16] >> 2 * v & 3 for v in range(4)], dim=2)
+    if bits == 3:
+        codes |= torch.cat([packed[:, :, 16:] >> p & 1 for p in range(8)], dim=2) << 2
+    return unblock(codes, rows)
 
 
 @cache
@@ -55,6 +65,29 @@ def native_packing() -> bool:
     codes = torch.arange(128 * 96, dtype=torch.int32).view(128, 96) * 7 % 16
     theirs = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
     return torch.equal(theirs.reshape(-1), pack(codes).reshape(-1))
+
+
+@compiled
+def pack_run(codes: Any, bits: int, run: Any) -> None:
+    """For kernels: the 64 codes of one column as 8 * bits bytes."""
+    if bits == 4:
+        for j in range(32):
+            run[j] = codes[j] | codes[32 + j] << 4
+        return
+    for j in range(16):
+        run[j] = codes[j] & 3 | (codes[16 + j] & 3) << 2 | (codes[32 + j] & 3) << 4 | (codes[48 + j] & 3) << 6
+    for i in range(8 if bits == 3 else 0):
+        third = 0
+        for p in range(8):
+            third |= (codes[8 * p + i] >> 2) << p
+        run[16 + i] = third
+
+
+@compiled
+def _pack(blocks: Any, bits: int, packed: Any) -> None:
+    for b in range(blocks.shape[0]):
+        for k in range(blocks.shape[1]):
+            pack_run(blocks[b, k], bits, packed[b, k])
 
 
 @compiled

@@ -1,13 +1,15 @@
-"""What a 4-bit code leaves open of a bfloat16 weight, in as few bits as its bin needs: vector code to write and to read it.
+"""What a code of 2, 3 or 4 bits leaves open of a bfloat16 weight, in as few bits as its bin needs: vector code to write and to
+read it.
 
-A code stands for a bin of values: (q - 8.5) * scale + zero to (q - 7.5) * scale + zero. Bfloat16 magnitudes are ordered
-as their bit patterns, so a weight is its place in the bin, counted from the bin's far end: the bins that hold most weights
-are those with few patterns. A bin of m + 1 patterns takes as many bits as m has (5 at least, 10 at most); where it
-straddles zero, a bit for the side and 10 bits. What falls outside is an exception, listed apart.
+A code stands for a bin of values: (q - centre - 0.5) * scale + zero to (q - centre + 0.5) * scale + zero. Bfloat16 magnitudes
+are ordered as their bit patterns, so a weight is its place in the bin, counted from the bin's far end: the bins that hold most
+weights are those with few patterns. A bin of m + 1 patterns takes as many bits as m has (DENSE at least, 10 at most); where it
+straddles zero, a bit for the side and 10 bits. What falls outside is an exception, listed apart. The fewer the bits of a code,
+the more weights lie beyond its outermost bins, so these go on outwards by WIDER patterns.
 
-For each column of a block: the low 4 bits of all 64 rows (32 bytes, as codes are packed) and bit 4 of all (8 bytes) in the
-dense part; in the stream, for the rows that have one, the side (1: not that of the upper end), then bit 5, bit 6, ...
-bit 9, rows in order.
+For each column of a block, in the dense part: the low 4 bits of all 64 rows (32 bytes, as codes of 4 bits are packed), then bit
+4 of all (8 bytes), and so on up to DENSE; in the stream, for the rows that have one, the side (1: not that of the upper end),
+then the next bit, ... bit 9, rows in order.
 
 Bin ends are computed in float32 by one fixed order of operations, never fused, and cut to their upper 16 bits."""
 
@@ -16,10 +18,12 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from .vector import BIT, BYTE, FLOAT, HALF, LONG, WORD, Code, Vector, has
+from .codes import Codes
+from .vector import BIT, BYTE, FLOAT, HALF, LONG, WORD, Vector, has
 
-DENSE, MOST = 5, 10  # bits every weight has, and bits the widest bin has
-DENSE_BYTES = 40  # a column, 64 rows
+DENSE = {2: 7, 3: 6, 4: 5}  # bits every weight has, by bits of a code: 8 bytes each for a column of 64 rows
+MOST = 10  # bits the widest bin has
+WIDER = {2: 112, 3: 48, 4: 0}  # patterns (128 are a doubling) by which the outermost bins are wider than the others
 HALVES, WORDS, FLOATS, RUN = Vector(HALF, 32), Vector(WORD, 16), Vector(FLOAT, 16), Vector(BYTE, 32)
 Pair = list[Any]  # of vectors of 32: rows 0 to 31, rows 32 to 63
 
@@ -29,48 +33,52 @@ def is_fast() -> bool:
     return has("avx512bw", "avx512vl", "bmi2")
 
 
-@intrinsic
-def _read_tile(
-    typing: Any, codes: Any, scales: Any, dense: Any, stream: Any, start: Any, columns: Any, blocks: Any
-) -> Any:
-    """Blocks from dense part and stream, `columns` columns of one group. Returns the bit of the stream after the last.
+def tile_reader(bits: int) -> Any:
+    """Code for use in a kernel: blocks from dense part and stream, `columns` columns of one group. Returns the bit of the stream
+    after the last.
 
     `scales` holds a word a row, (scale, zero) in bfloat16; `start` is a bit of the stream; the others are addresses."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        codes, scales, dense, stream, start, columns, blocks = arguments
-        code = _Tile(context, builder, scales)
-        column, (place,), finish = code.loop(columns, [start])
-        bins = code.bins(code.at(codes, builder.shl(column, LONG(5))))
-        after = code.read(bins, code.at(dense, builder.mul(column, LONG(DENSE_BYTES))), stream, place, column, blocks)
-        finish([after])
-        return after
+    @intrinsic
+    def read_tile(
+        typing: Any, codes: Any, scales: Any, dense: Any, stream: Any, start: Any, columns: Any, blocks: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            codes, scales, dense, stream, start, columns, blocks = arguments
+            code = _Tile(context, builder, bits, scales)
+            column, (place,), finish = code.loop(columns, [start])
+            bins = code.bins(code.at(codes, builder.mul(column, LONG(8 * bits))))
+            dense = code.at(dense, builder.mul(column, LONG(8 * code.dense)))
+            after = code.read(bins, dense, stream, place, column, blocks)
+            finish([after])
+            return after
 
-    return types.int64(*[types.int64] * 7), generate
+        return types.int64(*[types.int64] * 7), generate
 
-
-@intrinsic
-def _write_tile(
-    typing: Any, codes: Any, scales: Any, dense: Any, stream: Any, start: Any, columns: Any, blocks: Any, odd: Any
-) -> Any:
-    """The reverse of `_read_tile`, into zeroed memory; at `odd`, 64 bits a column, bit j where row j is an exception."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        codes, scales, dense, stream, start, columns, blocks, odd = arguments
-        code = _Tile(context, builder, scales)
-        column, (place,), finish = code.loop(columns, [start])
-        bins = code.bins(code.at(codes, builder.shl(column, LONG(5))))
-        dense = code.at(dense, builder.mul(column, LONG(DENSE_BYTES)))
-        odd = code.at(odd, builder.shl(column, LONG(3)))
-        after = code.write(bins, dense, stream, place, code.at(blocks, builder.shl(column, LONG(7))), odd)
-        finish([after])
-        return after
-
-    return types.int64(*[types.int64] * 8), generate
+    return read_tile
 
 
-read_tile: Any = _read_tile
-write_tile: Any = _write_tile
+def tile_writer(bits: int) -> Any:
+    """The reverse of `tile_reader`, into zeroed memory; at `odd`, 64 bits a column, bit j where row j is an exception."""
+
+    @intrinsic
+    def write_tile(
+        typing: Any, codes: Any, scales: Any, dense: Any, stream: Any, start: Any, columns: Any, blocks: Any, odd: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            codes, scales, dense, stream, start, columns, blocks, odd = arguments
+            code = _Tile(context, builder, bits, scales)
+            column, (place,), finish = code.loop(columns, [start])
+            bins = code.bins(code.at(codes, builder.mul(column, LONG(8 * bits))))
+            dense = code.at(dense, builder.mul(column, LONG(8 * code.dense)))
+            odd = code.at(odd, builder.shl(column, LONG(3)))
+            after = code.write(bins, dense, stream, place, code.at(blocks, builder.shl(column, LONG(7))), odd)
+            finish([after])
+            return after
+
+        return types.int64(*[types.int64] * 8), generate
+
+    return write_tile
 
 
 class _Bins:
@@ -82,17 +90,18 @@ class _Bins:
         self.straddles = straddles  # rows whose bin holds both signs
 
 
-class _Tile(Code):
+class _Tile(Codes):
     """Code for the columns of one group of one block."""
 
-    def __init__(self, context: Any, builder: Any, scales: Any) -> None:
-        super().__init__(context, builder)
-        b, self.ends = builder, []
+    def __init__(self, context: Any, builder: Any, bits: int, scales: Any) -> None:
+        super().__init__(context, builder, bits)
+        b, self.ends, self.dense = builder, [], DENSE[bits]
+        offsets = (1 << bits - 1) + 0.5, (1 << bits - 1) - 0.5
         for v in range(4):
             word = self.load(self.at(scales, 64 * v), WORDS, 4)
             scale = b.bitcast(b.shl(word, self.all(WORDS, 16)), FLOATS)
             zero = b.bitcast(b.and_(word, self.all(WORDS, -65536)), FLOATS)
-            low, high = (b.fsub(zero, b.fmul(self.all(FLOATS, offset), scale)) for offset in (8.5, 7.5))
+            low, high = (b.fsub(zero, b.fmul(self.all(FLOATS, offset), scale)) for offset in offsets)
             self.ends.append((scale, low, high))
 
     def loop(self, count: Any, carried: list[Any]) -> Any:
@@ -118,11 +127,10 @@ class _Tile(Code):
         run = self.load(address, RUN)
         return [self.b.and_(run, self.all(RUN, 15)), self.b.lshr(run, self.all(RUN, 4))]
 
-    def bins(self, codes: Any) -> _Bins:
+    def bins(self, address: Any) -> _Bins:
         b, low, high = self.b, [], []
-        both = self.nibbles(codes)
-        for v, (scale, low_end, high_end) in enumerate(self.ends):
-            sixteen = self.pick(both[v // 2], both[v // 2], [v % 2 * 16 + j for j in range(16)])
+        codes = self.column(address)
+        for sixteen, (scale, low_end, high_end) in zip(codes, self.ends, strict=True):
             product = b.fmul(b.uitofp(sixteen, FLOATS), scale)
             low.append(b.fadd(product, low_end))
             high.append(b.fadd(product, high_end))
@@ -130,12 +138,25 @@ class _Tile(Code):
         straddles = [b.icmp_signed("<", b.xor(x, y), self.all(HALVES, 0)) for x, y in zip(bottom, top, strict=True)]
         lower, higher = ([b.and_(x, self.all(HALVES, 0x7FFF)) for x in end] for end in (bottom, top))
         far, most = [], []
-        for x, y, straddle in zip(lower, higher, straddles, strict=True):
+        wider = self.outermost(codes, top) if WIDER[self.bits] else [None, None]
+        for x, y, straddle, outer in zip(lower, higher, straddles, wider, strict=True):
             larger, smaller = (self.intrinsic(f"llvm.{name}.v32i16", HALVES, x, y) for name in ("umax", "umin"))
+            if outer is not None:
+                larger = b.select(outer, b.add(larger, self.all(HALVES, WIDER[self.bits])), larger)
             far.append(larger)
             places = b.add(b.sub(larger, smaller), self.all(HALVES, 1))
             most.append(b.select(straddle, self.all(HALVES, (1 << MOST) - 1), places))
         return _Bins(lower, higher, top, far, most, straddles)
+
+    def outermost(self, codes: list[Any], top: Pair) -> Pair:
+        """The rows with the last code on the side of their bin's upper end: the first below zero, else the last."""
+        b, last = self.b, (1 << self.bits) - 1
+        found = []
+        for half, end in enumerate(top):
+            both = self.pick(codes[2 * half], codes[2 * half + 1], list(range(32)))
+            below = b.icmp_signed("<", end, self.all(HALVES, 0))
+            found.append(b.icmp_unsigned("==", both, b.select(below, self.all(RUN, 0), self.all(RUN, last))))
+        return found
 
     def upper(self, vectors: list[Any]) -> Pair:
         """The upper halves of four vectors of 16 words."""
@@ -167,8 +188,9 @@ class _Tile(Code):
         below, place = self.take(stream, place, self.mask(bins.straddles))
         first, second = self.nibbles(dense)
         low = self.pick(first, second, list(range(64)))
-        low = self.more(low, self.load(self.at(dense, 32), LONG), DENSE - 1)
-        for bit in range(DENSE, 8):  # bits that fit a byte: all 64 rows at once
+        for bit in range(4, self.dense):
+            low = self.more(low, self.load(self.at(dense, 8 * bit), LONG), bit)
+        for bit in range(self.dense, 8):  # bits that fit a byte: all 64 rows at once
             bits, place = self.take(stream, place, self.having(bins, bit))
             low = self.more(low, bits, bit)
         halves = [b.zext(self.pick(low, low, list(range(first, first + 32))), HALVES) for first in (0, 32)]
@@ -232,16 +254,17 @@ class _Tile(Code):
         self.store(b.not_(fits), odd)
         low = [b.trunc(b.and_(x, self.all(HALVES, 15)), RUN) for x in places]
         self.store(b.or_(low[0], b.shl(low[1], self.all(RUN, 4))), dense)
-        self.store(self.bit_of(places, DENSE - 1), self.at(dense, 32))
+        for bit in range(4, self.dense):
+            self.store(self.bit_of(places, bit), self.at(dense, 8 * bit))
         place = self.put(stream, place, below, straddles)
-        for bit in range(DENSE, MOST):
+        for bit in range(self.dense, MOST):
             place = self.put(stream, place, self.bit_of(places, bit), self.having(bins, bit))
         return place
 
     def limits(self, bins: _Bins) -> Pair:
         """The first place that the bits of a row cannot say."""
-        limits = [self.all(HALVES, 1 << DENSE)] * 2
-        for bit in range(DENSE, MOST):
+        limits = [self.all(HALVES, 1 << self.dense)] * 2
+        for bit in range(self.dense, MOST):
             rows, by = self.rows(self.having(bins, bit)), self.all(HALVES, 2 << bit)
             limits = [self.b.select(row, by, limit) for row, limit in zip(rows, limits, strict=True)]
         return limits

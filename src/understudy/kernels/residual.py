@@ -15,20 +15,23 @@ from torch import Tensor
 
 from . import team
 from .compiled import bits, compiled
-from .planes import DENSE_BYTES, read_tile, write_tile
+from .planes import DENSE, MOST, tile_reader, tile_writer
 from .team import take, uint16_at, uint32_at
 
-FIELDS = 12
+FIELDS = 13
 Fields = ctypes.c_int64 * FIELDS
 SMALL = 1 << 16  # weights below which other threads are not worth waking
-STREAM_BYTES = 48  # that a column's share of the stream can have at most
 SLACK = 16  # bytes that are read past the end of the stream
+DENSE_2, DENSE_3, DENSE_4 = DENSE[2], DENSE[3], DENSE[4]
 carray: Any = numpy_support.carray
+
+_read_2, _read_3, _read_4 = map(tile_reader, (2, 3, 4))
+_write_2, _write_3, _write_4 = map(tile_writer, (2, 3, 4))
 
 
 @dataclass(frozen=True)
 class Residual:
-    """dense uint8 [nb * K * 40]; stream uint8; table uint32 [tiles + 1, 2]: where a tile's bits and its exceptions begin;
+    """dense uint8 [nb * K * 8 * DENSE]; stream uint8; table uint32 [tiles + 1, 2]: where a tile's bits and its exceptions begin;
     exceptions uint16 [n, 2]: the place in the tile (64 * column + row), and the weight's bits."""
 
     dense: Tensor
@@ -38,10 +41,12 @@ class Residual:
 
 
 def encode(blocks: Tensor, codes: Tensor, scales: Tensor) -> Residual:
-    """What `codes` [nb, K, 32] and `scales` [groups, nb * 64, 2] leave open of bfloat16 blocks [nb, K, 64]."""
+    """What `codes` [nb, K, 8 * bits] and `scales` [groups, nb * 64, 2] leave open of bfloat16 blocks [nb, K, 64]."""
     count, columns, _ = blocks.shape
-    dense = torch.zeros(count * columns * DENSE_BYTES, dtype=torch.uint8)
-    stream = torch.zeros(count * columns * STREAM_BYTES + SLACK, dtype=torch.uint8)
+    width = codes.shape[2] // 8
+    dense = torch.zeros(count * columns * 8 * DENSE[width], dtype=torch.uint8)
+    most = 8 * (1 + MOST - DENSE[width])  # bytes that a column's share of the stream can have
+    stream = torch.zeros(count * columns * most + SLACK, dtype=torch.uint8)
     table = torch.zeros((count * scales.shape[0] + 1, 2), dtype=torch.int64)
     odd = torch.zeros((count, columns), dtype=torch.int64)
     arrays = [tensor.numpy() for tensor in (dense, stream, table, odd)]
@@ -59,7 +64,8 @@ def decode(residual: Residual, codes: Tensor, scales: Tensor, out: Tensor) -> No
     assert codes.is_contiguous() and out.is_contiguous() and scales.stride()[1:] == (2, 1)
     kept = (codes, scales, residual.dense, residual.stream, residual.table, residual.exceptions, out)
     addresses = [tensor.data_ptr() for tensor in kept]
-    fields = Fields(0, count, columns, columns // scales.shape[0], scales.stride(0) * 2, *addresses)
+    group, width = columns // scales.shape[0], codes.shape[2] // 8
+    fields = Fields(0, count, columns, group, scales.stride(0) * 2, *addresses, width)
     team.run(_entry(), fields, small=out.numel() < SMALL)
 
 
@@ -72,7 +78,7 @@ def _entry() -> int:
 def _work(argument: Any) -> None:
     """Decode blocks until none is left. Runs on every thread of the team with the same argument."""
     fields = carray(argument, FIELDS)
-    count, columns, group = fields[1], fields[2], fields[3]
+    count, columns, group, bits = fields[1], fields[2], fields[3], fields[12]
     groups = columns // group
     table = carray(uint32_at(fields[9]), (count * groups + 1, 2))
     exceptions = carray(uint16_at(fields[10]), (table[count * groups, 1], 2))
@@ -82,9 +88,14 @@ def _work(argument: Any) -> None:
             break
         for g in range(groups):
             tile, first = b * groups + g, b * columns + g * group
-            codes, scales = fields[5] + first * 32, fields[6] + g * fields[4] + b * 256
-            dense, stream, out = fields[7] + first * DENSE_BYTES, fields[8], fields[11] + first * 128
-            read_tile(codes, scales, dense, stream, np.int64(table[tile, 0]), group, out)
+            codes, scales = fields[5] + first * 8 * bits, fields[6] + g * fields[4] + b * 256
+            stream, out, start = fields[8], fields[11] + first * 128, np.int64(table[tile, 0])
+            if bits == 4:
+                _read_4(codes, scales, fields[7] + first * 8 * DENSE_4, stream, start, group, out)
+            elif bits == 3:
+                _read_3(codes, scales, fields[7] + first * 8 * DENSE_3, stream, start, group, out)
+            else:
+                _read_2(codes, scales, fields[7] + first * 8 * DENSE_2, stream, start, group, out)
             weights = carray(uint16_at(out), group * 64)
             for e in range(table[tile, 1], table[tile + 1, 1]):
                 weights[exceptions[e, 0]] = exceptions[e, 1]
@@ -94,22 +105,21 @@ def _work(argument: Any) -> None:
 def _encode(blocks: Any, codes: Any, scales: Any, dense: Any, stream: Any, table: Any, odd: Any) -> None:
     count, columns, _ = blocks.shape
     groups, rows = scales.shape
-    group = columns // groups
+    group, bits = columns // groups, codes.shape[2] // 8
     place, listed = 0, 0
     for b in range(count):
         for g in range(groups):
             first = b * columns + g * group
             table[b * groups + g, 0], table[b * groups + g, 1] = place, listed
-            place = write_tile(
-                codes.ctypes.data + first * 32,
-                scales.ctypes.data + (g * rows + b * 64) * 4,
-                dense.ctypes.data + first * DENSE_BYTES,
-                stream.ctypes.data,
-                place,
-                group,
-                blocks.ctypes.data + first * 128,
-                odd.ctypes.data + first * 8,
-            )
+            code, scale = codes.ctypes.data + first * 8 * bits, scales.ctypes.data + (g * rows + b * 64) * 4
+            low, bit = dense.ctypes.data + first * (dense.size // (count * columns)), stream.ctypes.data
+            weights, mark = blocks.ctypes.data + first * 128, odd.ctypes.data + first * 8
+            if bits == 4:
+                place = _write_4(code, scale, low, bit, place, group, weights, mark)
+            elif bits == 3:
+                place = _write_3(code, scale, low, bit, place, group, weights, mark)
+            else:
+                place = _write_2(code, scale, low, bit, place, group, weights, mark)
             for k in range(g * group, (g + 1) * group):
                 mask = odd[b, k]
                 while mask != 0:

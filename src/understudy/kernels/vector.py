@@ -39,8 +39,12 @@ class Code:
         return self.b.add(address, LONG(offset) if isinstance(offset, int) else offset)
 
     def all(self, kind: Any, value: float) -> Any:
+        """A constant vector of one value."""
+        return self.constant(kind, [value] * kind.count)
+
+    def constant(self, kind: Any, values: list[Any]) -> Any:
         """A constant vector."""
-        return ir.Constant(kind, [value] * kind.count)
+        return ir.Constant(kind, values)
 
     def spread(self, value: Any, count: int = 16) -> Any:
         """A vector of `count` times `value`."""

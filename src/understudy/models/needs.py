@@ -52,7 +52,7 @@ def sizes_of_checkpoint(checkpoint: Checkpoint, layout: ModelLayout, recipe: str
             substitute += maker.size(*spec.shape, dtype)
         if maker.name != "exact":
             weights = [blocks * BLOCK_ROWS * spec.shape[1] for _, blocks in part_blocks(spec.shape, dtype)]
-            parts += [int(count * used.bits(dtype) / 8) for count in weights]
+            parts += [int(count * used.bits(dtype, maker.name) / 8) for count in weights]
     shared = sum(checkpoint.info(name).nbytes for name in layout.shared)
     return Sizes(tuple(parts), substitute, shared, max(sum(spec.shape) for spec in layout.linears[:-1]))
 

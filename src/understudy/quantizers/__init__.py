@@ -13,6 +13,8 @@ from ..registry import build
 
 QUANTIZERS: dict[str, str] = {
     "exact": "understudy.quantizers.exact:Exact",
+    "int2": "understudy.quantizers.int2:Int2",
+    "int3": "understudy.quantizers.int3:Int3",
     "int4": "understudy.quantizers.int4:Int4",
     "int8": "understudy.quantizers.int8:Int8",
 }

@@ -1,0 +1,39 @@
+"""Reading packed codes (`kernels.pack`) in vector code: one column's 64 codes, as four vectors of 16 rows."""
+
+from typing import Any
+
+from .vector import BYTE, Code, Vector
+
+QUARTER = Vector(BYTE, 16)
+
+
+class Codes(Code):
+    """Code that reads codes of 2, 3, 4 or 8 bits."""
+
+    def __init__(self, context: Any, builder: Any, bits: int) -> None:
+        super().__init__(context, builder)
+        self.bits = bits
+
+    def column(self, address: Any) -> list[Any]:
+        """The codes of the column at `address`, a byte each: vector v holds rows 16 v to 16 v + 15."""
+        b = self.b
+        if self.bits == 8:
+            return [self.load(self.at(address, 16 * v), QUARTER) for v in range(4)]
+        if self.bits == 4:
+            runs = [self.load(self.at(address, 16 * v), QUARTER) for v in range(2)]
+            fifteen, four = self.all(QUARTER, 15), self.all(QUARTER, 4)
+            return [b.and_(run, fifteen) for run in runs] + [b.lshr(run, four) for run in runs]
+        run = self.load(address, QUARTER)
+        low = [b.and_(b.lshr(run, self.all(QUARTER, 2 * v)), self.all(QUARTER, 3)) for v in range(4)]
+        return low if self.bits == 2 else [b.or_(x, third) for x, third in zip(low, self.thirds(address), strict=True)]
+
+    def thirds(self, address: Any) -> list[Any]:
+        """The third bits of a column's codes in their place: 0 or 4."""
+        eight = self.load(self.at(address, 16), Vector(BYTE, 8))
+        twice = self.pick(eight, eight, [j % 8 for j in range(16)])
+        found = []
+        for v in range(4):
+            bit = self.constant(QUARTER, [1 << 2 * v + j // 8 for j in range(16)])
+            there = self.b.icmp_unsigned("!=", self.b.and_(twice, bit), self.all(QUARTER, 0))
+            found.append(self.b.select(there, self.all(QUARTER, 4), self.all(QUARTER, 0)))
+        return found

@@ -1,0 +1,68 @@
+"""A few bits a weight, one (scale, zero) a group of columns: w ~ (q - centre) * scale + zero, found by HQQ.
+
+Tensors: codes uint8 [nb, K, 8 * bits] (packed as `kernels.pack` says), scales bfloat16 [K / group, nb * 64, 2]. The centre
+is 2 ** (bits - 1)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..kernels import hqq
+from ..kernels.gemv import Product
+from ..kernels.pack import BLOCK, block, blocks_of, unpack
+from . import Linear, Tensors, dequantised
+
+
+class Grouped:
+    """What the quantisers of 2, 3 and 4 bits share. Weights whose columns `group` does not divide get the largest smaller
+    group that does."""
+
+    bits: int
+    groups: tuple[int, ...] = (16, 32, 64, 128)
+    usual = 64  # the group that need not be named
+
+    def __init__(self, group: int) -> None:
+        kind = f"int{self.bits}"
+        if group not in self.groups:
+            raise UsageError(f"{kind}: group must be one of {', '.join(map(str, self.groups))}, got {group}.")
+        self.group = group
+        self.name = kind if group == self.usual else f"{kind}:group={group}"
+
+    def applies(self, rows: int, columns: int) -> bool:
+        return columns % self.groups[0] == 0
+
+    def group_for(self, columns: int) -> int:
+        return max(group for group in self.groups if group <= self.group and columns % group == 0)
+
+    def size(self, rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> int:
+        padded = blocks_of(rows) * BLOCK
+        return padded * columns * self.bits // 8 + padded * (columns // self.group_for(columns)) * 4
+
+    def quantize(self, weight: Tensor) -> Tensors:
+        codes, scales = hqq.solve(block(weight).float(), self.group_for(weight.shape[1]), self.bits)
+        return {"codes": codes, "scales": scales}
+
+    def merge(self, pieces: Sequence[Tensors]) -> Tensors:
+        return {
+            "codes": torch.cat([piece["codes"] for piece in pieces]),
+            "scales": torch.cat([piece["scales"] for piece in pieces], dim=1),
+        }
+
+    def cut(self, tensors: Tensors, first: int, blocks: int) -> Tensors:
+        return {
+            "codes": tensors["codes"][first : first + blocks],
+            "scales": tensors["scales"][:, first * BLOCK : (first + blocks) * BLOCK],
+        }
+
+    def dequantize(self, tensors: Tensors, shape: tuple[int, int]) -> Tensor:
+        rows, columns = shape
+        codes = unpack(tensors["codes"], rows).float().view(rows, tensors["scales"].shape[0], -1)
+        scales = tensors["scales"][:, :rows].float().transpose(0, 1)[..., None]  # [rows, groups, 2, 1]
+        return ((codes - (1 << self.bits - 1)) * scales[:, :, 0] + scales[:, :, 1]).view(rows, columns)
+
+    def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+        if tensors["codes"].device.type != "cpu":
+            return dequantised(self, tensors, shape)
+        return Product(tensors["codes"], tensors["scales"], shape[0])
