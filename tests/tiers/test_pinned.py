@@ -1,9 +1,10 @@
 """A copy never overtakes a reader, however late each stream runs: a simulated device executes the two queues in any order."""
 
+import os
 import random
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import threading
+import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.simulated import Event, SimulatedDevice, Stream
 from understudy.errors import StoreError, TransferError
 from understudy.tiers import Extent, pinned
 from understudy.tiers.memory import aligned, arena
@@ -22,93 +24,6 @@ from understudy.tiers.ring import Ring
 PAGE = 4096
 LENGTH = 1 << 18
 STALE = 0xFF
-
-
-@dataclass
-class Event:
-    at: int | None = None
-
-
-@dataclass
-class Stream:
-    """Work not done yet; each piece says whether it could be done now."""
-
-    work: deque[Callable[[], bool]] = field(default_factory=deque)
-
-    def then(self, action: Callable[[], None]) -> None:
-        self.work.append(lambda: (action(), True)[1])
-
-
-class SimulatedDevice:
-    """Streams that run at their own pace: at every question, some of their work is done, in an order chance decides."""
-
-    def __init__(self, seed: int, refuse_after: int = 1000) -> None:
-        self.chance = random.Random(seed)
-        self.compute, self.copies = Stream(), Stream()
-        self.clock = 0
-        self.copied = 0
-        self.registered: list[int] = []
-        self.refuse_after = refuse_after
-
-    def register(self, memory: Tensor) -> str:
-        if len(self.registered) == self.refuse_after:
-            return "refused to pin"
-        self.registered.append(memory.data_ptr())
-        return ""
-
-    def unregister(self, memory: Tensor) -> None:
-        self.registered.remove(memory.data_ptr())
-
-    def copy_stream(self) -> Stream:
-        return self.copies
-
-    def current_stream(self) -> Stream:
-        return self.compute
-
-    def record(self, stream: Stream) -> Event:
-        event = Event()
-
-        def happen() -> None:
-            event.at = self.clock
-
-        stream.then(happen)
-        return event
-
-    def await_event(self, stream: Stream, event: Event) -> None:
-        stream.work.append(lambda: event.at is not None)
-
-    def copy(self, stream: Stream, source: Tensor, into: Tensor) -> None:
-        self.copied += len(source)
-        half = len(source) // 2  # a reader may come between the two
-        stream.then(lambda: into[:half].copy_(source[:half]))
-        stream.then(lambda: into[half:].copy_(source[half:]))
-        self.advance(self.chance.randint(0, 9))
-
-    def happened(self, event: Event) -> bool:
-        self.advance(self.chance.randint(0, 2))
-        return event.at is not None
-
-    def seconds_between(self, first: Event, last: Event) -> float:
-        assert first.at is not None and last.at is not None
-        return float(last.at - first.at)
-
-    def finish(self, stream: Stream) -> None:
-        while stream.work:
-            self.step([self.compute, self.copies])
-
-    def advance(self, steps: int) -> None:
-        favourite = self.chance.choice([[self.compute], [self.copies], [self.compute, self.copies]])
-        for _ in range(steps):
-            if any(stream.work for stream in favourite):
-                self.step(favourite, may_stall=True)
-
-    def step(self, streams: Sequence[Stream], may_stall: bool = False) -> None:
-        self.clock += 1
-        for stream in self.chance.sample(list(streams), len(streams)):
-            if stream.work and stream.work[0]():
-                stream.work.popleft()
-                return
-        assert may_stall, "the streams wait for each other"
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +41,26 @@ def extents_of(path: Path, lengths: Sequence[int]) -> list[Extent]:
     return extents
 
 
-def run(weights: Path, lengths: Sequence[int], parts: int, held: int, spare: int, device: SimulatedDevice) -> Ring:
+def run(
+    weights: Path,
+    lengths: Sequence[int],
+    parts: int,
+    held: int,
+    spare: int,
+    device: SimulatedDevice,
+    kept: Collection[int] | None = None,
+) -> Ring:
     """The host gives out work for `parts` parts without ever waiting; the device checks each when it gets there."""
     extents, content = extents_of(weights, lengths), weights.read_bytes()
-    tier = PinnedTier(extents, device=device)
+    tier = PinnedTier(extents, device=device, held=kept, block=PAGE)
     capacity = Ring.smallest(lengths, held) + spare
     ring = Ring(tier, range(len(lengths)), capacity, allocate=lambda nbytes: arena(nbytes).fill_(STALE))
 
     def read(data: Tensor, extent: Extent) -> None:
-        assert bytes(data.numpy()) == content[extent.offset : extent.offset + extent.nbytes], "a reader was overtaken"
+        if bytes(data.numpy()) != content[extent.offset : extent.offset + extent.nbytes]:
+            wrong.append(extent)
+
+    wrong: list[Extent] = []
 
     window: list[Any] = []
     for number in range(parts):
@@ -150,25 +76,33 @@ def run(weights: Path, lengths: Sequence[int], parts: int, held: int, spare: int
             ring.rewind()
             window.clear()
     device.finish(device.compute)
+    assert not wrong, "a reader was overtaken"
     return ring
 
 
-cases = given(
+@given(
     lengths=st.lists(st.integers(2, 3 * PAGE), min_size=1, max_size=6),
     parts=st.integers(1, 25),
     held=st.integers(0, 2),
     spare=st.integers(0, 6 * PAGE),
     seed=st.integers(0, 10_000),
+    kept=st.none() | st.frozensets(st.integers(0, 5)),
+    refuse_after=st.sampled_from([0, 1, 1000]),
 )
-
-
-@cases
 @settings(max_examples=150, deadline=None)
 def test_no_copy_overtakes_a_reader(
-    weights: Path, lengths: list[int], parts: int, held: int, spare: int, seed: int
+    weights: Path,
+    lengths: list[int],
+    parts: int,
+    held: int,
+    spare: int,
+    seed: int,
+    kept: frozenset[int] | None,
+    refuse_after: int,
 ) -> None:
-    device = SimulatedDevice(seed)
-    run(weights, lengths, parts, held, spare, device).close()
+    """Wherever a part lies: in pinned memory, in memory the driver refused to pin (0: all of it), or on disk."""
+    device = SimulatedDevice(seed, refuse_after)
+    run(weights, lengths, parts, held, spare, device, kept).close()
     assert not device.registered
 
 
@@ -194,6 +128,85 @@ def test_the_simulation_would_see_a_forgotten_wait(weights: Path, forgotten: str
         return False
 
     assert all(any(overtaken(10 * block + seed) for seed in range(10)) for block in range(3))
+
+
+class Hasty(SimulatedDevice):
+    """A device that the staging thread does not wait for before it fills a buffer again."""
+
+    def happened(self, event: Event) -> bool:
+        return threading.current_thread().name == "staging" or super().happened(event)
+
+    def block_until(self, event: Event) -> None:
+        assert threading.current_thread().name == "staging"
+
+
+@pytest.mark.parametrize("refuse_after", [0, 1000])
+def test_the_simulation_would_see_a_buffer_filled_too_early(weights: Path, refuse_after: int) -> None:
+    """With what is on disk, and with what the driver refused to pin."""
+
+    def overtaken(seed: int) -> bool:
+        device = Hasty(seed, refuse_after)
+        kept = None if refuse_after == 0 else {1}
+        try:
+            run(weights, [PAGE] * 6, 24, 1, 8 * PAGE, device, kept).close()
+        except AssertionError:
+            return True
+        return False
+
+    assert any(overtaken(seed) for seed in range(20))
+
+
+def test_what_host_memory_does_not_hold_comes_from_disk_while_the_host_does_something_else(weights: Path) -> None:
+    device = SimulatedDevice(2)
+    tier = PinnedTier(extents_of(weights, [PAGE, 2 * PAGE, 100]), device=device, held={1}, throttle=1e6)
+    assert tier.host_bytes == 2 * PAGE
+    into = [arena(2 * PAGE).fill_(STALE) for _ in range(3)]
+    began = time.perf_counter()
+    fetches = [tier.fetch(index, into[index]) for index in range(3)]
+    assert time.perf_counter() - began < 0.5 and fetches[2].arrived is None
+    deadline = time.perf_counter() + 20
+    while fetches[2].arrived is None and time.perf_counter() < deadline:  # nobody asks for anything
+        time.sleep(0.01)
+    assert [fetch.arrived is not None for fetch in fetches] == [True] * 3
+    device.finish(device.copies)
+    content = weights.read_bytes()
+    for extent, room in zip(tier.extents, into, strict=True):
+        assert bytes(room[: extent.nbytes].numpy()) == content[extent.offset :][: extent.nbytes]
+    assert tier.traffic.reads == 3
+    tier.close()
+
+
+def test_a_part_on_disk_is_checked_when_it_first_comes(weights: Path) -> None:
+    seen: list[int] = []
+
+    def verify(index: int, data: Tensor) -> None:
+        seen.append(index)
+        if len(seen) > 2:
+            raise StoreError("part 2 is damaged")
+
+    device = SimulatedDevice(0)
+    tier = PinnedTier(extents_of(weights, [100, 200, 300]), device=device, held={0}, verify=verify)
+    ring = Ring(tier, range(3), 3 * PAGE)
+    ring.next().release()
+    ring.next().release()
+    with pytest.raises(StoreError, match="damaged"):
+        ring.next()
+    assert seen == [0, 1, 2]
+    ring.close()
+    assert not device.registered
+
+
+def test_a_disk_that_fails_later_is_an_error_of_the_part(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(4 * PAGE))
+    tier = PinnedTier(extents_of(path, [PAGE] * 4), device=SimulatedDevice(0), held={0, 1})
+    ring = Ring(tier, range(4), PAGE)
+    ring.next().release()
+    os.truncate(path, 2 * PAGE)
+    ring.next().release()
+    with pytest.raises(TransferError, match="too short"):
+        ring.next()
+    ring.close()
 
 
 def test_traffic_counts_what_arrived_in_device_time(weights: Path) -> None:

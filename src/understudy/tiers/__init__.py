@@ -27,11 +27,14 @@ class Extent:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a tier has brought so far. `busy_seconds`: at least one read was under way, so bytes over it is speed."""
+    """What a tier has brought so far. `busy_seconds`: at least one read was under way, so bytes over it is speed.
+
+    `waited_seconds`: a device waited for it, while the host went on."""
 
     bytes_read: int = 0
     reads: int = 0
     busy_seconds: float = 0.0
+    waited_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ cuda: Any = torch.cuda  # its own types are incomplete
 
 
 class Cuda:
-    """The current CUDA device; see `pinned.Device`."""
+    """The current CUDA device; see `device.Device`."""
 
     def register(self, memory: Tensor) -> str:
         code = int(cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
@@ -44,6 +44,9 @@ class Cuda:
 
     def happened(self, event: Any) -> bool:
         return bool(event.query())
+
+    def block_until(self, event: Any) -> None:
+        event.synchronize()
 
     def seconds_between(self, first: Any, last: Any) -> float:
         return float(first.elapsed_time(last)) / 1000

@@ -171,7 +171,8 @@ class Ring:
     @property
     def stats(self) -> RingStats:
         traffic = self.tier.traffic
-        return RingStats(traffic.bytes_read, traffic.reads, self._wait_seconds, traffic.busy_seconds)
+        waited = self._wait_seconds + traffic.waited_seconds
+        return RingStats(traffic.bytes_read, traffic.reads, waited, traffic.busy_seconds)
 
     def _await(self, slot: Slot) -> None:
         assert slot.fetch is not None, f"part {slot.index} was interrupted while it was asked for: rewind first"
