@@ -79,6 +79,21 @@ def test_lossless_with_every_quantizer(quantizer: str, codec: str, model: Path, 
 
 
 @pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_lossless_with_mixed_bits(
+    calibrated: bool, codec: str, model: Path, plain: list[list[int]], tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text("what the model is to read")
+    text = {"calibrate": tmp_path / "text"} if calibrated else {}
+    with opened(model, bits="mixed", codec=codec, **text) as llm:
+        done = [llm.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
+        assert len({entry.quantizer for entry in llm.store.linears.values()}) > 1
+        assert ("calibrated" in llm.store.recipe.quantizer) == calibrated
+    assert [c.token_ids for c in done] == plain
+    assert done[0].stats.accepted > 0
+
+
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("method", ["none", "substitute"])
 @pytest.mark.parametrize("resident", ["none", "auto"])
 def test_lossless_with_every_codec(codec: str, method: str, resident: str, model: Path, plain: list[list[int]]) -> None:

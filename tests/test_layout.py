@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "drafters": {"row", "cache", "tree", "verify", "sampling", "models", "plan"},
     "engine": {"row", "cache", "tree", "verify", "sampling", "drafters"},
     "stats": {"engine", "models", "plan"},
-    "loading": {"models", "weights", "demo", "plan"},
+    "loading": {"models", "weights", "demo", "plan", "quantizers"},
     "llm": {"row",
         "engine",
         "stats",

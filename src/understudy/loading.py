@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from . import demo
 from .errors import CheckpointError, StoreError, UsageError
-from .models import structure
+from .models import calibration, structure
 from .models.load import Link
 from .models.model import SCRATCH, Model
 from .models.needs import Sizes, needs, sizes_of_checkpoint, sizes_of_store
@@ -20,6 +21,7 @@ from .models.target import TILE
 from .plan.machine import Machine
 from .plan.memory import Needs, Plan, Request, make_plan
 from .plan.sizes import format_size, parse_size
+from .quantizers.mixed import mixed
 from .registry import lookup
 from .weights.checkpoint import Checkpoint
 from .weights.layout import ModelLayout
@@ -28,7 +30,7 @@ from .weights.store import RESIDUAL, SUBSTITUTE, Store
 
 Report = Callable[[str, float, float], None]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-BITS = {2: "int2", 3: "int3", 4: "int4", 8: "int8", 16: "exact"}
+BITS: dict[int | str, str] = {2: "int2", 3: "int3", 4: "int4", 8: "int8", 16: "exact"}
 CONTEXTS = (4096, 2048, 1024, 512)
 
 
@@ -46,8 +48,9 @@ class Options:
     resident: str = "auto"
     context: int | None = None
     rows: int | None = None
-    bits: int = 4
+    bits: int | str = 4
     quantizer: str | None = None
+    calibrate: str | Path | None = None
     codec: str = "raw"
     output: str | Path | None = None
     offline: bool = False
@@ -70,13 +73,15 @@ class Options:
                 raise UsageError(f"{name} must be 1 or more, got {value}.")
         if options.host_memory is not None:
             raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
-        if options.quantizer is None and options.bits not in BITS:
-            raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))}, got {options.bits}.")
+        if options.quantizer is None and options.bits not in BITS and mixed(str(options.bits)) is None:
+            raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))} or mixed, got {options.bits}.")
+        assert options.recipe  # raises what is wrong with a mix and its text
         return options
 
     @property
     def recipe(self) -> str:
-        return self.quantizer or BITS[self.bits]
+        """The quantiser of all weights, or the mix."""
+        return calibration.recipe(self.quantizer or BITS.get(self.bits, str(self.bits)), self.calibrate)
 
     @property
     def drafts(self) -> bool:
@@ -115,7 +120,12 @@ def prepare_source(source: Store | Checkpoint, options: Options, report: Report 
     if report is not None and not directory.is_dir():
         size = format_size(estimate(source, layout, options.recipe, options.codec))
         report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)
-    return prepare(source, layout, directory, quantizer=options.recipe, codec=options.codec, progress=progress)
+    measure = None
+    if options.calibrate is not None:
+        given = source, layout, config_of(source.path), _tokenizer(source.path), options.calibrate, report
+        measure = partial(calibration.moments_of_text, *given)
+    named = {"quantizer": options.recipe, "codec": options.codec}
+    return prepare(source, layout, directory, **named, progress=progress, measure=measure)
 
 
 def stored_at(source: Checkpoint, options: Options) -> Path:
@@ -276,7 +286,7 @@ def _second(options: Options, tokenizer: Any, report: Report | None) -> Store | 
     model = next((item for item in rest.split(",") if item and "=" not in item), "")
     if not model:
         raise UsageError("classic needs the model that drafts: --method classic:MODEL.")
-    whole = replace(options, quantizer="exact", codec="raw", output=None)
+    whole = replace(options, quantizer="exact", calibrate=None, codec="raw", output=None)
     store = prepare_source(locate(model, whole), whole, report)
     if _tokenizer(store.path).get_vocab() != tokenizer.get_vocab():
         raise UsageError(

@@ -150,7 +150,7 @@ def test_a_token_that_is_not_in_the_vocabulary(fails: Fail, checkpoint: Path) ->
         ("--method", "substitute:widht=3,depth=2", "Did you mean 'width'"),
         ("--method", "substitute:width=wide,depth=2", "wide"),
         ("--codec", "rwa", "Did you mean 'raw'"),
-        ("--bits", "3", "4"),
+        ("--bits", "5", "4"),
     ],
 )
 def test_an_option_that_means_nothing(fails: Fail, checkpoint: Path, option: str, value: str, hint: str) -> None:

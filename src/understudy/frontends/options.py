@@ -36,6 +36,11 @@ def whole(text: str) -> int:
         raise ArgumentTypeError(f"must be a whole number, got {text!r}") from None
 
 
+def bits(text: str) -> int | str:
+    """An argument type: a whole number, or a mix, which is checked by LLM."""
+    return text if text.partition(":")[0] == "mixed" else whole(text)
+
+
 def count(text: str) -> int:
     """An argument type: one or more."""
     if whole(text) < 1:
@@ -93,7 +98,8 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 RESIDENT = ("auto", "none", "residual")
 
 PREPARATION = (
-    _value("--bits", "2|3|4|8", "bits of the copy that drafts (default 4)", whole),
+    _value("--bits", "2|3|4|8|mixed", "bits of the copy that drafts (default 4); mixed:bits=3.5 where they help most", bits),
+    _value("--calibrate", "FILE", "a text to weigh a mix of bits with (default: weights alone decide)", Path),
     _value("--codec", "NAME", "how the exact weights are stored: raw (default), or delta, in half the bytes"),
     _switch("--offline", "use only what is on this machine already"),
 )

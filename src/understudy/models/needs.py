@@ -10,6 +10,7 @@ import torch
 from ..codecs import codec
 from ..plan.memory import MIB, Needs
 from ..quantizers import fitting
+from ..quantizers.mixed import foretold
 from ..sampling import BYTES_A_TOKEN, ROWS_AT_ONCE
 from ..weights.checkpoint import Checkpoint
 from ..weights.layout import ModelLayout
@@ -42,11 +43,11 @@ def sizes_of_store(store: Store, drafts: bool) -> Sizes:
 
 
 def sizes_of_checkpoint(checkpoint: Checkpoint, layout: ModelLayout, recipe: str, coding: str, drafts: bool) -> Sizes:
-    """As `prepare` would make it; the parts of `delta` are those of usual weights."""
+    """As `prepare` would make it; the parts of `delta` are those of usual weights, and so is a mix of bits."""
     parts: list[int] = []
     substitute = 0
-    for spec in layout.linears:
-        dtype, maker = checkpoint.info(spec.weight).dtype, fitting(recipe, *spec.shape)
+    for spec, wanted in zip(layout.linears, foretold(recipe, [spec.shape for spec in layout.linears]), strict=True):
+        dtype, maker = checkpoint.info(spec.weight).dtype, fitting(wanted, *spec.shape)
         used = codec(coding if codec(coding).applies(dtype, maker.name) else "raw")
         if drafts or used.name != "raw" or maker.name == "exact":
             substitute += maker.size(*spec.shape, dtype)

@@ -4,6 +4,7 @@ Both only hand their input to the pass under way, so the stock model code around
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -101,3 +102,14 @@ def pair(model: nn.Module, order: list[str], runner: Runner) -> None:
     for module in model.modules():
         if hasattr(module, "layer_idx"):
             object.__setattr__(module, "understudy", runner)
+
+
+def share(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Give every parameter but the embedding its tensor: under the checkpoint's name, with or without the base's prefix."""
+    prefix = f"{model.base_model_prefix}."
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    for name, parameter in model.named_parameters():
+        if parameter is not embedding.weight:
+            names = (name, name.removeprefix(prefix), prefix + name)
+            parameter.data = next(tensors[n] for n in names if n in tensors).to(dtype)
+            parameter.requires_grad_(False)

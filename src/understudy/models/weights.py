@@ -17,6 +17,7 @@ from ..tiers.memory import arena
 from ..tiers.ring import Ring
 from ..weights.store import LinearEntry, Store, Stored
 from .load import Link, extent, read_all
+from .paired import share
 from .supply import PartRef
 
 Key = tuple[str, str, int]  # kind, name, number
@@ -117,14 +118,8 @@ class Weights:
         return Ring(tier, streamed, capacity, on_ready=lambda number, data: self.store.check(self.stored[number], data))
 
     def share(self, module: nn.Module, dtype: torch.dtype) -> None:
-        """Norms and biases: one tensor for both views, under the checkpoint's name with or without the base model's prefix."""
-        prefix = f"{module.base_model_prefix}."
-        embedding = module.get_input_embeddings()  # type: ignore[operator]
-        for name, parameter in module.named_parameters():
-            if parameter is not embedding.weight:
-                names = (name, name.removeprefix(prefix), prefix + name)
-                parameter.data = next(self.shared[n] for n in names if n in self.shared).to(dtype)
-                parameter.requires_grad_(False)
+        """Norms and biases: one tensor for both views."""
+        share(module, self.shared, dtype)
 
 
 def _view(entry: LinearEntry, decoder: Codec, part: PartRef, data: Tensor) -> Tensor:

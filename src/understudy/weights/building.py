@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import takewhile
+from itertools import repeat, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from ..codecs import Codec, codec
 from ..errors import CheckpointError, StoreError
 from ..kernels.pack import BLOCK, block, blocks_of, has_nan
 from ..quantizers import Quantizer, Tensors, fitting
+from ..quantizers.mixed import mixed
 from . import index
 from .checkpoint import Checkpoint, TensorInfo
 from .files import buffer, checksum, read_bytes
 from .layout import LinearSpec, ModelLayout
+from .mixing import Moments, errors_of, quantizers_of
 from .store import (
     CHUNK,
     INDEX,
@@ -47,11 +49,6 @@ from .writing import ELSEWHERE, JOURNAL, Extents, Journal
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def quantizers_of(layout: ModelLayout, recipe: Recipe) -> list[str]:
-    """A spec for each linear; the last linear is the head."""
-    return ([recipe.quantizer] * len(layout.linears))[:-1] + [recipe.head_quantizer] * bool(layout.linears)
-
-
 @dataclass(frozen=True)
 class Piece:
     """A part of a weight on its way to the disk."""
@@ -67,8 +64,15 @@ class Building:
     """One Store being made by one process (the caller holds the lock)."""
 
     def __init__(
-        self, checkpoint: Checkpoint, layout: ModelLayout, directory: Path, recipe: Recipe, progress: Progress
+        self,
+        checkpoint: Checkpoint,
+        layout: ModelLayout,
+        directory: Path,
+        recipe: Recipe,
+        progress: Progress,
+        measure: Callable[[], Moments] | None = None,
     ) -> None:
+        self.measure = measure
         self.checkpoint, self.layout, self.recipe, self.progress = checkpoint, layout, recipe, progress
         self.directory, self.work = directory, directory.with_name(directory.name + index.PARTIAL)
         self.work.mkdir(exist_ok=True)
@@ -109,7 +113,7 @@ class Building:
             stored[name] = index.stored_from_json(row)
             done += tensors[name].nbytes
         linears: dict[str, LinearEntry] = {}
-        for spec, wanted in zip(layout.linears, quantizers_of(layout, self.recipe), strict=True):
+        for spec, wanted in zip(layout.linears, self._wanted(), strict=True):
             self.progress(done, total, spec.module)
             row = self._once(f"linear {spec.module}", partial(self._linear, spec, wanted))
             linears[spec.module] = index.linear_from_json(row)
@@ -134,6 +138,18 @@ class Building:
             self.journal.add({"key": key, "row": row, "ends": {name: file.end for name, file in self.files.items()}})
             self.finished[key] = row
         return self.finished[key]
+
+    def _wanted(self) -> list[str]:
+        """The quantiser of each linear. A mix is made once: errors are measured on samples, by all processors."""
+        if mixed(self.recipe.quantizer) is None:
+            return quantizers_of(self.layout, self.recipe)
+        found: list[str] = self._once("mix", self._mix)
+        return found
+
+    def _mix(self) -> list[str]:
+        moments = None if self.measure is None else self.measure()
+        errors = self.pool.map(partial(errors_of, self.checkpoint), self.layout.linears, moments or repeat(None))
+        return quantizers_of(self.layout, self.recipe, list(errors))
 
     def _copy(self, name: str, checked: bool) -> list[Any]:
         """A tensor as it is, row-major: its `Stored`."""
@@ -227,6 +243,8 @@ class Building:
 
     def _intact(self, record: dict[str, Any]) -> bool:
         """Whether what a journal record tells of is whole in the files."""
+        if record["key"] == "mix":
+            return True
         if record["key"].startswith("whole "):
             extents = [index.stored_from_json(record["row"])]
         else:

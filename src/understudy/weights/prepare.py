@@ -1,16 +1,17 @@
 """From a checkpoint to its Store: where it goes, how large it is, and that it is made once, by one process."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from ..codecs import codec as codec_of
 from ..errors import StoreError
 from ..quantizers import fitting
-from .building import Building, quantizers_of
+from .building import Building
 from .checkpoint import Checkpoint
 from .files import aligned
 from .layout import ModelLayout
+from .mixing import Moments, quantizers_of
 from .store import INDEX, Progress, Recipe, Store
 from .writing import ELSEWHERE, explained, only_process
 
@@ -67,8 +68,9 @@ def prepare(
     codec: str = "raw",
     head_quantizer: str | None = None,
     progress: Progress | None = None,
+    measure: Callable[[], Moments] | None = None,
 ) -> Store:
-    """The Store of `checkpoint` in `directory`: made, finished, or found there."""
+    """The Store of `checkpoint` in `directory`: made, finished, or found there. `measure` gives what calibrates a mix."""
     directory = Path(directory).expanduser().absolute()
     recipe = Recipe(quantizer, head_quantizer or quantizer, codec_of(codec).name)
     said = progress or (lambda done, total, name: None)
@@ -79,7 +81,7 @@ def prepare(
             if directory.is_dir() and any(directory.iterdir()):
                 return _already(directory, checkpoint, recipe)
             needed = estimate(checkpoint, layout, quantizer, codec, head_quantizer)
-            return Building(checkpoint, layout, directory, recipe, said).run(needed)
+            return Building(checkpoint, layout, directory, recipe, said, measure).run(needed)
 
 
 def _already(directory: Path, checkpoint: Checkpoint, recipe: Recipe) -> Store:

@@ -1,0 +1,117 @@
+"""What a Linear sees: the mean square of each of its inputs while the exact model reads a text.
+
+One pass of the target view over the checkpoint itself, layer by layer: each weight is read once, nothing is prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from ..cache import Cache
+from ..errors import UsageError
+from ..kernels.pack import BLOCK
+from ..quantizers.mixed import Mixed, mixed
+from ..tree import Nodes, TokenTree
+from ..weights.checkpoint import Checkpoint
+from ..weights.layout import ModelLayout
+from ..weights.store import Stored, part_blocks
+from . import structure
+from .embedding import EmbeddingRows
+from .needs import EMBEDDING_ROOM, cache_dtype, head_shape
+from .paired import ATTENTION, Runner, pair, share
+from .target import TILE, Target
+
+MOST_TOKENS = 512
+
+Progress = Callable[[float, float], None]
+Report = Callable[[str, float, float], None]
+
+
+def read(text: str | Path) -> str:
+    """The text in a file. UsageError for one that cannot be read or is empty."""
+    path = Path(text).expanduser()
+    try:
+        found = path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise UsageError(f"--calibrate {path} cannot be read: {problem.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--calibrate {path} is not UTF-8 text.") from None
+    if not found.strip():
+        raise UsageError(f"--calibrate {path} holds no text.")
+    return found
+
+
+def recipe(named: str, text: str | Path | None) -> str:
+    """The whole name of a recipe. A text that weighs a mix is part of it, so that another text makes another Store."""
+    mix = mixed(named)
+    if mix is None and text is not None:
+        raise UsageError("--calibrate is for a mix of bits, which it weighs: add --bits mixed.")
+    if mix is not None and mix.calibrated:
+        raise UsageError("mixed: calibrated is not to be chosen; --calibrate FILE names the text.")
+    if mix is None or text is None:
+        return named if mix is None else mix.name
+    return Mixed(bits=mix.bits, calibrated=xxhash.xxh3_64_hexdigest(read(text).encode())[:12]).name
+
+
+def moments_of_text(
+    checkpoint: Checkpoint, layout: ModelLayout, config: Any, tokenizer: Any, text: str | Path, report: Report | None
+) -> list[Tensor]:
+    """`second_moments` of a text, reported as a stage of preparing."""
+    progress = None if report is None else partial(report, "calibrating")
+    return second_moments(checkpoint, layout, config, tokenizer(read(text))["input_ids"], progress)
+
+
+class Reading:
+    """Multiplies by the checkpoint's weights as they are read, and adds up the squares of what goes in."""
+
+    def __init__(self, checkpoint: Checkpoint, layout: ModelLayout, count: int, progress: Progress | None):
+        self.checkpoint, self.layout, self.count, self.progress = checkpoint, layout, count, progress
+        self.squares = [torch.zeros(spec.shape[1], dtype=torch.float64) for spec in layout.linears]
+
+    def __call__(self, index: int, tiles: Sequence[Tensor], *_: int) -> list[Tensor]:
+        """tiles: each [TILE, K] -> each [TILE, N]; the last one is padded."""
+        spec = self.layout.linears[index]
+        x = torch.cat(list(tiles))
+        self.squares[index] += x[: self.count].double().square().sum(0)
+        y = x.new_zeros(len(x), spec.shape[0])
+        if index < len(self.layout.linears) - 1:  # what the head says is not asked for
+            for first, blocks in part_blocks(spec.shape, self.checkpoint.info(spec.weight).dtype):
+                rows = first * BLOCK, min((first + blocks) * BLOCK, spec.shape[0])
+                y[:, slice(*rows)] = x @ self.checkpoint.read_rows(spec.weight, *rows).to(x.dtype).T
+        if self.progress is not None:
+            self.progress(index + 1, len(self.layout.linears))
+        return list(torch.split(y, TILE))
+
+
+def second_moments(
+    checkpoint: Checkpoint, layout: ModelLayout, config: Any, tokens: Sequence[int], progress: Progress | None = None
+) -> list[Tensor]:
+    """For each Linear, in the order of a pass: the mean square of each of its inputs, [K], over the first `MOST_TOKENS` of
+    `tokens`. Raises CheckpointError for what cannot be read."""
+    tokens = tokens[:MOST_TOKENS]
+    dtype = checkpoint.info(layout.linears[0].weight).dtype
+    module, runner = structure.skeleton(config, dtype, ATTENTION), Runner()
+    pair(module, [spec.module for spec in layout.linears], runner)
+    embedding = module.get_input_embeddings()  # type: ignore[operator]
+    share(module, {name: checkpoint.read(name) for name in layout.shared}, dtype)
+    layers, kv_heads, size = head_shape(config)
+    cache = Cache(layers, kv_heads, size, 1, -(-len(tokens) // 64) * 64, cache_dtype(dtype))
+    info = checkpoint.info(layout.embedding)
+    table = Stored(info.file.name, info.offset, info.nbytes, info.dtype, info.shape, "")
+    rows = EmbeddingRows(embedding, info.file, table, EMBEDDING_ROOM)
+    reading = Reading(checkpoint, layout, len(tokens), progress)
+    base = getattr(module, str(module.base_model_prefix))
+    try:
+        with torch.inference_mode():
+            Target(module, base, runner, cache, rows, reading)(
+                Nodes.of(TokenTree.chain(tokens), 0, 0), torch.arange(len(tokens))
+            )
+    finally:
+        rows.close()
+    return [(squares / len(tokens)).float() for squares in reading.squares]

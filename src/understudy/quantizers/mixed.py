@@ -1,0 +1,75 @@
+"""Bits where they help most: a quantiser for each weight, so that all together take a given number of bits on average.
+
+`mixed:bits=3.5` is a recipe, not a quantiser: 3.5 bits are what the weights' codes and scales take in memory, divided by the
+number of weights. Each Linear begins with the fewest bits; the next ones go where they lessen the error most for each byte.
+The error is that of a Linear's output, relative, squared; a block's Linears share what a block adds to the residual stream,
+the head sees all of it, so it counts as much as a third of them."""
+
+import heapq
+from collections.abc import Mapping, Sequence
+
+from ..errors import UsageError
+from ..registry import build
+from . import fitting
+
+# Relative squared errors of normally distributed weights, to foretell a mix before any weight is read.
+CHOICES = {"int2:group=64": 0.107, "int3": 0.0286, "int4": 0.0069, "int8": 0.0001}
+HEAD = 1 / 3
+
+Shape = tuple[int, int]
+Errors = Mapping[str, float]  # of a Linear, by quantiser
+
+
+class Mixed:
+    """`calibrated` is a checksum of the text whose activations weigh the errors; empty: all inputs count alike."""
+
+    def __init__(self, *, bits: float = 3.5, calibrated: str = "") -> None:
+        if not 2 <= bits <= 16:
+            raise UsageError(f"mixed: bits must be between 2 and 16, got {bits:g}.")
+        self.bits, self.calibrated = bits, calibrated
+        self.name = f"mixed:bits={bits:g}" + f",calibrated={calibrated}" * bool(calibrated)
+
+    def choose(self, shapes: Sequence[Shape], errors: Sequence[Errors]) -> list[str]:
+        """A quantiser for each Linear; the last one is the head. UsageError if even the smallest take more than `bits`."""
+        sizes = [{spec: fitting(spec, *shape).size(*shape) for spec in CHOICES} for shape in shapes]
+        able = [all(fitting(spec, *shape).name == spec for spec in CHOICES) for shape in shapes]
+        weights = sum(rows * columns for (rows, columns), can in zip(shapes, able, strict=True) if can)
+        chosen = [min(CHOICES, key=size.__getitem__) if can else "exact" for size, can in zip(sizes, able, strict=True)]
+        least = sum(size[spec] for size, spec, can in zip(sizes, chosen, able, strict=True) if can)
+        spare = int(weights * self.bits / 8) - least
+        if spare < 0:
+            raise UsageError(
+                f"mixed: {self.bits:g} bits are too few: {least * 8 / weights + 0.005:.2f} is the least here."
+            )
+        counts = [1.0] * (len(shapes) - 1) + [max(1.0, len(shapes) * HEAD)]
+
+        def step(i: int) -> list[tuple[float, int, str]]:
+            """The best next step of Linear i among those there is room for: what it gains a byte, negative."""
+            size, error, now = sizes[i], errors[i], chosen[i]
+            more = [spec for spec in size if 0 < size[spec] - size[now] <= spare and error[spec] < error[now]]
+            return sorted(((error[s] - error[now]) * counts[i] / (size[s] - size[now]), i, s) for s in more)[:1]
+
+        steps = [first for i, can in enumerate(able) if can for first in step(i)]
+        heapq.heapify(steps)
+        while steps:
+            _, i, spec = heapq.heappop(steps)
+            cost = sizes[i][spec] - sizes[i][chosen[i]]
+            if cost <= spare:
+                chosen[i], spare = spec, spare - cost
+            for following in step(i):
+                heapq.heappush(steps, following)
+        return chosen
+
+
+def mixed(spec: str) -> Mixed | None:
+    """The mix that `spec` names; None where it names a quantiser."""
+    if spec.partition(":")[0] != "mixed":
+        return None
+    made: Mixed = build("recipe", {"mixed": "understudy.quantizers.mixed:Mixed"}, spec)
+    return made
+
+
+def foretold(spec: str, shapes: Sequence[Shape]) -> list[str]:
+    """A quantiser for each Linear: the one named, or what a mix would choose if all weights were alike."""
+    recipe = mixed(spec)
+    return [spec] * len(shapes) if recipe is None else recipe.choose(shapes, [CHOICES] * len(shapes))

@@ -1,0 +1,67 @@
+"""What goes into each Linear is what goes in when transformers runs the model."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import save
+from understudy.errors import UsageError
+from understudy.loading import Options, config_of, layout_of
+from understudy.models import calibration
+from understudy.weights.checkpoint import Checkpoint
+
+TOKENS = [(7 * i * i + 3 * i) % 256 for i in range(70)]
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "qwen2-window", "gemma3_text", "phi3"])
+def test_as_hooks_see_it(family: str, tmp_path: Path) -> None:
+    model = save(tmp_path / "model", family)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    layout = layout_of(checkpoint)
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str, module: Any, inputs: tuple[Tensor, ...]) -> None:
+        seen[name] = inputs[0].detach().double().square().mean((0, 1))
+
+    for spec in layout.linears:
+        model.get_submodule(spec.module).register_forward_pre_hook(partial(note, spec.module))
+    with torch.no_grad():
+        model(torch.tensor([TOKENS]))
+    steps: list[float] = []
+    found = calibration.second_moments(
+        checkpoint, layout, config_of(tmp_path / "model"), TOKENS, lambda done, total: steps.append(done / total)
+    )
+    assert steps[-1] == 1 and steps == sorted(steps) and len(found) == len(layout.linears)
+    for spec, moments in zip(layout.linears, found, strict=True):
+        assert moments.shape == (spec.shape[1],)
+        assert torch.allclose(moments.double(), seen[spec.module], rtol=1e-4, atol=1e-8), spec.module
+
+
+def _recipe(tmp_path: Path, **given: Any) -> str:
+    return Options.of(given, {"UNDERSTUDY_CACHE": str(tmp_path)}).recipe
+
+
+def test_a_text_is_part_of_the_recipe(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    names = set()
+    for said in ("one text", "another text"):
+        text.write_text(said)
+        names.add(_recipe(tmp_path, bits="mixed", calibrate=text))
+    assert len(names) == 2 and _recipe(tmp_path, bits="mixed") == "mixed:bits=3.5"
+    assert _recipe(tmp_path, bits="mixed:bits=4") == "mixed:bits=4" and _recipe(tmp_path, bits=3) == "int3"
+
+
+def test_texts_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text(" \n")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfa")
+    for name, words in (("none", "cannot be read"), ("empty", "no text"), ("bytes", "UTF-8")):
+        with pytest.raises(UsageError, match=words):
+            _recipe(tmp_path, bits="mixed", calibrate=tmp_path / name)
+    with pytest.raises(UsageError, match="--bits mixed"):
+        _recipe(tmp_path, calibrate=tmp_path / "empty")
+    with pytest.raises(UsageError, match="--calibrate FILE"):
+        _recipe(tmp_path, bits="mixed:calibrated=abc")
