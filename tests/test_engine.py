@@ -10,7 +10,7 @@ from torch import Tensor
 
 from understudy.cache import Cache
 from understudy.drafters import Base
-from understudy.engine import Engine, common_prefix
+from understudy.engine import Engine, Settle, common_prefix
 from understudy.params import SamplingParams
 from understudy.row import Row
 from understudy.tree import Nodes, TokenTree
@@ -32,13 +32,14 @@ class Slab(Cache):
     def __init__(self, rows: int):
         super().__init__(1, 1, 1, rows, 256, torch.float32)
 
-    def verify(self, nodes: Nodes, wanted: Tensor) -> Tensor:
+    def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle) -> Tensor:
         self.write(0, nodes, nodes.tokens.float()[:, None, None], nodes.tokens.float()[:, None, None])
         logits = torch.zeros(len(wanted), VOCABULARY)
         for place, node in enumerate(wanted.tolist()):
             seen = self.keys[0][int(nodes.rows[node]), 0, nodes.slots_in_order(node), 0]
             logits[place, following([int(token) for token in seen])] = 1
-        return logits
+        pieces = [settle(logits[start : start + 5], start) for start in range(0, len(wanted), 5)]
+        return torch.cat(pieces) if pieces else wanted
 
 
 class Guessing(Base):
@@ -66,7 +67,9 @@ class Guessing(Base):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(1, 40)), min_size=1, max_size=6),
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(1, 40)), min_size=1, max_size=6
+    ),
     st.integers(0, 10_000),
 )
 def test_rows_join_and_leave_and_no_token_changes(work: list[tuple[list[int], int]], seed: int) -> None:
@@ -91,14 +94,42 @@ def test_rows_join_and_leave_and_no_token_changes(work: list[tuple[list[int], in
     assert accepted <= drafted
 
 
+@given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=90), min_size=1, max_size=3), st.integers(66, 120))
+@settings(max_examples=40, deadline=None)
+def test_long_prompts_are_read_in_pieces_that_a_pass_can_hold(prompts: list[list[int]], most: int) -> None:
+    slab, passes = Slab(3), []
+
+    def verify(nodes: Nodes, wanted: Tensor, settle: Settle) -> Tensor:
+        passes.append(len(nodes))
+        return slab.verify(nodes, wanted, settle)
+
+    engine = Engine(verify, slab, Guessing(7), most)
+    rows = [Row(i, list(prompt), SamplingParams(max_new_tokens=9)) for i, prompt in enumerate(prompts)]
+    first, *others = [engine.admit(row) for row in rows[:1]] + rows[1:]
+    engine.step()
+    for row in others:
+        engine.admit(row)
+    while engine.rows:
+        engine.step()
+    assert max(passes) <= most
+    for row, prompt in zip(rows, prompts, strict=True):
+        expected = list(prompt)
+        for _ in range(9):
+            expected.append(following(expected))
+        assert row.tokens == expected
+    together = sum(map(len, prompts[1:]))
+    least = -(-len(prompts[0]) // most) + -(-together // most)
+    assert engine.clock.passes == len(passes) >= least and first.prompt_length == len(prompts[0])
+
+
 def test_a_failed_pass_leaves_every_row_as_it_was() -> None:
     slab = Slab(1)
     calls = iter([False, True, False, False, False, False, False, False])
 
-    def verify(nodes: Nodes, wanted: Tensor) -> Tensor:
+    def verify(nodes: Nodes, wanted: Tensor, settle: Settle) -> Tensor:
         if next(calls):
             raise OSError("the link broke")
-        return slab.verify(nodes, wanted)
+        return slab.verify(nodes, wanted, settle)
 
     engine = Engine(verify, slab, Guessing(1))
     row = engine.admit(Row(0, [1, 2, 3], SamplingParams(max_new_tokens=6)))
@@ -119,9 +150,9 @@ def test_a_failed_pass_leaves_every_row_as_it_was() -> None:
 def test_a_prefix_is_read_once() -> None:
     slab, seen = Slab(1), []
 
-    def verify(nodes: Nodes, wanted: Tensor) -> Tensor:
+    def verify(nodes: Nodes, wanted: Tensor, settle: Settle) -> Tensor:
         seen.append(len(nodes))
-        return slab.verify(nodes, wanted)
+        return slab.verify(nodes, wanted, settle)
 
     engine = Engine(verify, slab, Guessing(3))
     row = engine.admit(Row(0, [1, 2, 3, 4], SamplingParams(max_new_tokens=1)))

@@ -30,8 +30,9 @@ MAY_IMPORT = {
     "drafters": {"row", "cache", "tree", "verify", "sampling", "models", "plan"},
     "engine": {"row", "cache", "tree", "verify", "sampling", "drafters"},
     "stats": {"engine", "models", "plan"},
-    "loading": {"models", "weights", "demo", "plan", "quantizers"},
-    "llm": {"row",
+    "loading": {"models", "weights", "demo", "plan", "drafters", "quantizers"},
+    "llm": {
+        "row",
         "engine",
         "stats",
         "loading",

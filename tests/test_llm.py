@@ -1,5 +1,8 @@
 """The product's promise, end to end on a prepared Store: whatever drafts, whatever streams, the text is plain decoding's."""
 
+import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,3 +209,27 @@ def test_the_smallest_budget_named_is_one_that_works(model: Path) -> None:
     smallest = str(refusal.value).split("here is ")[1].rstrip(".").split(",")[0]
     plan = LLM.plan_only(model, memory=smallest.replace(" ", ""), context=256, rows=1)
     assert plan.used <= plan.budget
+
+
+def test_a_long_prompt_read_in_pieces_gives_the_same_tokens(model: Path) -> None:
+    """Under a budget that leaves room for a few tiles, a prompt takes several sweeps; no token changes."""
+    ids = [(i * i * 7 + i // 3) % 251 for i in range(300)]
+    with opened(model, context=400) as llm:
+        assert llm.plan.passes.tiles * 32 > 400 and not llm.plan.notes
+        expected = [llm.generate([ids], params)[0].token_ids for params in PARAMS]
+    with opened(model, context=400) as llm:
+        llm.engine.most = 3 * 32
+        done = [llm.generate([ids], params)[0] for params in PARAMS]
+        assert [c.token_ids for c in done] == expected
+        assert done[0].stats.bytes_streamed == llm.plan.streamed * (done[0].stats.rounds + 4), "four sweeps for 300 tokens"
+        assert done[0].stats.accepted > 0
+
+
+def test_a_cpu_loads_no_gpu_compiler_and_no_vocabulary_twice(model: Path) -> None:
+    words = "import sys; from understudy import LLM; import understudy.llm; print('triton' in sys.modules); import triton"
+    if importlib.util.find_spec("triton") and not torch.cuda.is_available():
+        said = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, timeout=120)
+        assert said.stdout.split() == ["False"]
+    with opened(model) as llm:
+        assert not {"_vocab", "_merges"} & set(vars(llm.tokenizer))
+        assert llm.tokenizer.decode(llm.tokenizer(PROMPT)["input_ids"]) == PROMPT

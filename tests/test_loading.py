@@ -1,5 +1,6 @@
 """From a name to a Store: options are checked before anything is read, and what is prepared once is found again."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from tests.tiny import save
 from understudy import LLM
 from understudy.errors import CheckpointError, UsageError
-from understudy.loading import Options, layout_of, locate, prepare_source
+from understudy.loading import Options, layout_of, locate, plan_for, plan_for_config, prepare_source
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.store import Store
 
@@ -95,3 +96,56 @@ def test_a_plan_needs_no_store_and_foretells_it(
         for path in (tmp_path / "cache").glob("*/index.json"):
             path.unlink()
             shutil.rmtree(path.parent)
+
+
+QWEN_7B = {
+    "model_type": "qwen2", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+    "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "max_position_embeddings": 32768,
+}  # fmt: skip
+
+
+def config_in(directory: Path, **content: Any) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(content))
+    return directory
+
+
+@pytest.mark.parametrize("codec", ["raw", "delta"])
+def test_a_config_alone_is_planned_for_as_its_checkpoint(tmp_path: Path, codec: str) -> None:
+    for family in ("llama-tied", "gemma3_text", "phi3"):
+        save(tmp_path / family, family, torch.bfloat16)
+        alone = tmp_path / f"{family}-config"
+        alone.mkdir()
+        shutil.copy(tmp_path / family / "config.json", alone)
+        chosen = options(tmp_path, memory="1GiB", context=256, codec=codec, rows=1)
+        found, expected = plan_for_config(alone, chosen), plan_for(tmp_path / family, chosen)
+        assert (found.items, found.residents, found.total) == (expected.items, expected.residents, expected.total)
+        assert found.plain_tokens_per_second is None
+        assert plan_for_config(alone / "config.json", chosen).items == found.items
+
+
+@pytest.mark.parametrize(("bits", "memory", "codec"), [(4, 5.0e9, "raw"), (4, 5.0e9, "delta"), (3, 4.0e9, "raw")])
+def test_seven_billion_parameters_fit(tmp_path: Path, bits: int, memory: float, codec: str) -> None:
+    directory = config_in(tmp_path / "qwen", **QWEN_7B)
+    chosen = options(tmp_path, memory=int(memory), context=2048, codec=codec, rows=1, bits=bits)
+    plan = plan_for_config(directory, chosen)
+    assert plan.context == 2048 and plan.used <= memory * 0.98
+    assert plan.items["substitute"] == pytest.approx(7.07e9 * (bits + 0.5) / 8, rel=0.01)
+    assert plan.items["KV cache"] == 2 * 28 * 4 * 128 * 2 * 2368
+
+
+def test_configs_that_cannot_be_planned_for_are_refused(tmp_path: Path) -> None:
+    chosen = options(tmp_path, memory="1GiB", rows=1)
+    with pytest.raises(CheckpointError, match=r"'mixtral' is not supported yet"):
+        plan_for_config(config_in(tmp_path / "experts", model_type="mixtral", num_local_experts=8), chosen)
+    with pytest.raises(UsageError, match=r"--config takes the directory of one"):
+        plan_for_config(tmp_path / "nowhere", chosen)
+    untyped = config_in(tmp_path / "untyped", **{k: v for k, v in QWEN_7B.items() if k != "torch_dtype"})
+    with pytest.raises(UsageError, match=r"--dtype"):
+        plan_for_config(untyped, chosen)
+    plan_for_config(untyped, options(tmp_path, memory="6GB", dtype="bfloat16", rows=1))
+    with pytest.raises(CheckpointError, match=r"plan --config"):
+        plan_for(untyped, chosen)
+    with pytest.raises(UsageError, match="not both"):
+        LLM.plan_only(untyped, config=untyped)

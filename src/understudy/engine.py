@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from .sampling import choose
 from .tree import Nodes, TokenTree
 from .verify import accept
 
-Verify = Callable[[Nodes, Tensor], Tensor]
+Settle = Callable[[Tensor, int], Tensor]
+Verify = Callable[[Nodes, Tensor, Settle], Tensor]
+NONE = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,13 @@ class Clock:
 
 
 class Engine:
-    """Runs rows together; a row may join or leave between any two passes. `verify(nodes, wanted)` is the exact model."""
+    """Runs rows together; a row may join or leave between any two passes.
 
-    def __init__(self, verify: Verify, cache: Cache, drafter: Drafter):
-        self.verify, self.cache, self.drafter = verify, cache, drafter
+    `verify(nodes, wanted, settle)` is the exact model: `settle` is given its logits of `wanted`, some [k, vocab] at a time and the
+    number of the first; what it returns comes back joined. A pass has at most `most` nodes: longer prompts take several."""
+
+    def __init__(self, verify: Verify, cache: Cache, drafter: Drafter, most: int = 1 << 40):
+        self.verify, self.cache, self.drafter, self.most = verify, cache, drafter, most
         self.rows: list[Row] = []
         self.clock = Clock()
         self.kept: dict[int, list[int]] = {}
@@ -68,36 +74,61 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Step]:
-        """One pass for all rows. An exception leaves every row as it was before the pass."""
-        start = time.perf_counter()
+        """One pass for all rows (more for long prompts). An exception leaves every row's tokens as they were before."""
+        start, passes = time.perf_counter(), self.clock.passes
         fresh = [row for row in self.rows if self.cache.lengths[row.index] < len(row.tokens) - 1 or row.produced == 0]
         going = [row for row in self.rows if row not in fresh]
-        trees = {id(row): TokenTree.chain(row.tokens[self.cache.lengths[row.index] :]) for row in fresh}
-        trees |= {id(row): tree for row, tree in zip(going, self.drafter.draft(going), strict=True)}
+        trees = {id(row): tree for row, tree in zip(going, self.drafter.draft(going), strict=True)}
         drafted = time.perf_counter()
+        self._read(fresh, self.most - sum(map(len, trees.values())))
+        trees |= {id(row): TokenTree.chain(row.tokens[self.cache.lengths[row.index] :]) for row in fresh}
         choices = self._choices([(row, trees[id(row)]) for row in self.rows], fresh)
         self.clock.draft += drafted - start
         self.clock.verify += time.perf_counter() - drafted
         self.clock.passes += 1
         steps = [self._advance(row, trees[id(row)], choices[id(row)], row in fresh) for row in list(self.rows)]
-        self.drafter.paced(sum(len(step.tokens) for step in steps), time.perf_counter() - start, prefill=bool(fresh))
+        seconds = (time.perf_counter() - start) / (self.clock.passes - passes)
+        self.drafter.paced(sum(len(step.tokens) for step in steps), seconds, prefill=bool(fresh))
         return steps
+
+    def _read(self, fresh: list[Row], room: int) -> None:
+        """Passes over the beginnings of prompts, until what is left of all of them together is `room` nodes at most."""
+        assert room >= len(fresh), f"{len(fresh)} new rows in a pass with room for {room} nodes"
+        while sum(len(row.tokens) - self.cache.lengths[row.index] for row in fresh) > room:
+            left, chains = self.most, []
+            for row in fresh:
+                length = self.cache.lengths[row.index]
+                tokens = row.tokens[length : min(length + left, len(row.tokens) - 1)]
+                left -= len(tokens)
+                chains += [(row, TokenTree.chain(tokens))] if tokens else []
+            nodes = [Nodes.of(chain, row.index, self.cache.lengths[row.index]) for row, chain in chains]
+            self.verify(Nodes.join(nodes), NONE, lambda logits, first: NONE)
+            self.clock.passes += 1
+            for row, chain in chains:
+                self.cache.keep(row.index, torch.arange(len(chain)))
 
     def _choices(self, work: list[tuple[Row, TokenTree]], fresh: list[Row]) -> dict[int, Tensor]:
         """The exact model's token after each node of each row (of a prompt: after its last token only)."""
-        nodes, wanted, spans, start = [], [], {}, 0
+        nodes, wanted, owners, start = [], [], [], 0
         for row, tree in work:
             nodes.append(Nodes.of(tree, row.index, self.cache.lengths[row.index]))
-            first = len(tree) - 1 if row in fresh else 0
-            wanted.append(torch.arange(start + first, start + len(tree)))
-            spans[id(row)] = (sum(map(len, wanted[:-1])), sum(map(len, wanted)))
+            wanted.append(torch.arange(start + (len(tree) - 1 if row in fresh else 0), start + len(tree)))
+            owners += [row] * len(wanted[-1])
             start += len(tree)
-        flat = Nodes.join(nodes)
-        want = torch.cat(wanted)
-        logits = self.verify(flat, want)
-        after = (flat.positions[want] + 1).to(logits.device)
-        parts = {id(row): slice(*spans[id(row)]) for row, _ in work}
-        return {id(row): choose(logits[parts[id(row)]], row.params, after[parts[id(row)]]).cpu() for row, _ in work}
+        flat, want = Nodes.join(nodes), torch.cat(wanted)
+
+        def settle(logits: Tensor, first: int) -> Tensor:
+            found, at = [], 0
+            for _, group in groupby(owners[first : first + len(logits)], key=id):
+                several = list(group)
+                part = slice(first + at, first + at + len(several))
+                after = (flat.positions[want[part]] + 1).to(logits.device)
+                found.append(choose(logits[at : at + len(several)], several[0].params, after).cpu())
+                at += len(several)
+            return torch.cat(found)
+
+        parts = torch.split(self.verify(flat, want, settle), [len(some) for some in wanted])
+        return {id(row): part for (row, _), part in zip(work, parts, strict=True)}
 
     def _advance(self, row: Row, tree: TokenTree, choices: Tensor, fresh: bool) -> Step:
         if fresh:

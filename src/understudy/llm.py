@@ -15,7 +15,7 @@ from . import engine as engines
 from .drafters import DRAFTERS
 from .engine import Engine
 from .errors import UsageError
-from .loading import Options, Report, load, locate, plan_for, prepare_source
+from .loading import Options, Report, load, locate, plan_for, plan_for_config, prepare_source
 from .params import SamplingParams
 from .plan.memory import Plan
 from .registry import build
@@ -69,12 +69,17 @@ class LLM:
         self.model, self.stop_ids = loaded.model, loaded.stop_ids
         self._closing = weakref.finalize(self, self.model.close)
         drafter = build("method", DRAFTERS, self.options.method, self.model)
-        self.engine = Engine(self.model.verify, self.model.cache, drafter)
+        self.engine = Engine(self.model.verify, self.model.cache, drafter, self.plan.passes.tiles * self.plan.tile)
 
     @classmethod
-    def plan_only(cls, model: str | Path | None = None, **options: Any) -> Plan:
-        """Where every byte would go; no weights are loaded, nothing is prepared."""
-        return plan_for(model, Options.of(options, os.environ))
+    def plan_only(cls, model: str | Path | None = None, *, config: str | Path | None = None, **options: Any) -> Plan:
+        """Where every byte would go; no weights are loaded, nothing is prepared. `config`, in the place of `model`: the directory
+        of a config.json, of a model that need not be here."""
+        if config is None:
+            return plan_for(model, Options.of(options, os.environ))
+        if model is not None:
+            raise UsageError("Give MODEL or --config, not both.")
+        return plan_for_config(config, Options.of(options, os.environ))
 
     @classmethod
     def prepare(cls, model: str | Path | None = None, *, progress: Report | None = None, **options: Any) -> Store:

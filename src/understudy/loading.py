@@ -11,19 +11,22 @@ from typing import Any
 import torch
 
 from . import demo
-from .errors import CheckpointError, StoreError, UsageError
+from .drafters import tree_nodes
+from .errors import CheckpointError, UsageError
 from .models import calibration, structure
+from .models.configuration import config_of, stop_ids, tokenizer_of
 from .models.load import Link
 from .models.model import SCRATCH, Model
 from .models.needs import Sizes, needs, sizes_of_checkpoint, sizes_of_store
 from .models.paired import ATTENTION
+from .models.rehearsal import rehearse
 from .models.target import TILE
-from .plan.machine import Machine
-from .plan.memory import Needs, Plan, Request, make_plan
+from .plan.machine import Machine, resident_bytes
+from .plan.memory import MIB, Needs, Plan, Request, make_plan
 from .plan.sizes import format_size, parse_size
 from .quantizers.mixed import mixed
 from .registry import lookup
-from .weights.checkpoint import Checkpoint
+from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
 from .weights.prepare import cache_directory, estimate, prepare, store_path
 from .weights.store import RESIDUAL, SUBSTITUTE, Store
@@ -32,6 +35,7 @@ Report = Callable[[str, float, float], None]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 BITS: dict[int | str, str] = {2: "int2", 3: "int3", 4: "int4", 8: "int8", 16: "exact"}
 CONTEXTS = (4096, 2048, 1024, 512)
+EXPECTED_GROWTH = 70 * MIB  # till weights are read, of a process that prepares and compiles nothing; part of RUNTIME
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def prepare_source(source: Store | Checkpoint, options: Options, report: Report 
         report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)
     measure = None
     if options.calibrate is not None:
-        given = source, layout, config_of(source.path), _tokenizer(source.path), options.calibrate, report
+        given = source, layout, config_of(source.path), tokenizer_of(source.path), options.calibrate, report
         measure = partial(calibration.moments_of_text, *given)
     named = {"quantizer": options.recipe, "codec": options.codec}
     return prepare(source, layout, directory, **named, progress=progress, measure=measure)
@@ -138,38 +142,10 @@ def stored_at(source: Checkpoint, options: Options) -> Path:
     )
 
 
-def config_of(directory: Path) -> Any:
-    """The transformers config in `directory`. CheckpointError for kinds that are unknown or unsupported, before any work."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(directory)
-    except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"{directory}/config.json is not one transformers knows: {str(error).splitlines()[0]}"
-        ) from None
-    structure.refuse_unsupported(config.to_dict())
-    return config
-
-
 def layout_of(checkpoint: Checkpoint) -> ModelLayout:
     """Which tensor plays which part; refuses what cannot be run exactly."""
     model = structure.skeleton(config_of(checkpoint.path), torch.bfloat16, ATTENTION)
     return structure.layout(model, checkpoint.tensors)
-
-
-def stop_ids(directory: Path, config: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends a text: of the generation config, the config and the tokenizer."""
-    from transformers import GenerationConfig
-
-    places: list[Any] = [config, tokenizer]
-    if (directory / "generation_config.json").is_file():
-        places.append(GenerationConfig.from_pretrained(directory))
-    found: set[int] = set()
-    for place in places:
-        value = getattr(place, "eos_token_id", None)
-        found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
-    return frozenset(found)
 
 
 def plan_for(model: str | Path | None, options: Options) -> Plan:
@@ -178,17 +154,48 @@ def plan_for(model: str | Path | None, options: Options) -> Plan:
     if isinstance(source, Checkpoint) and (path := stored_at(source, options)).is_dir():
         source = Store.open(path)
     config = config_of(source.path)
-    second = _second(options, _tokenizer(source.path), None)
+    second = _second(options, source.path, None)
     if isinstance(source, Store):
         machine, dtype = _measured(source, options), _dtype(source, options)
         sizes = sizes_of_store(source, options.drafts)
         return _plan(sizes, dtype, config, options, machine, second)
     layout = layout_of(source)
-    weights = source.info(layout.linears[0].weight)
-    machine = Machine.inspect().measured(weights.file, options.cache)
-    sizes = sizes_of_checkpoint(source, layout, options.recipe, options.codec, options.drafts)
-    plan = _plan(sizes, DTYPES.get(options.dtype) or weights.dtype, config, options, machine, second)
+    machine = Machine.inspect().measured(source.info(layout.linears[0].weight).file, options.cache)
+    plan = _foretold(source.tensors, layout, config, options, machine, second)
     return replace(plan, notes=(*plan.notes, "not prepared yet: sizes are foretold, and the link is the checkpoint's"))
+
+
+def plan_for_config(place: str | Path, options: Options) -> Plan:
+    """Where every byte would go for a model of which there is a config.json alone (its directory, or the file itself)."""
+    path = Path(place).expanduser()
+    directory = path.parent if path.name == "config.json" else path
+    if not (directory / "config.json").is_file():
+        raise UsageError(f"There is no {directory / 'config.json'}: --config takes the directory of one.")
+    if options.method.startswith("classic"):
+        raise UsageError("--method classic compares tokenizers, and --config has none: give MODEL instead.")
+    config = config_of(directory)
+    dtype = getattr(config, "dtype", None) or DTYPES.get(options.dtype)
+    if not isinstance(dtype, torch.dtype):
+        raise UsageError(f"{directory / 'config.json'} does not say the weights' type: give it with --dtype.")
+    model = structure.skeleton(config, dtype, ATTENTION)
+    tensors = structure.foretold(model, dtype, directory)
+    plan = _foretold(tensors, structure.layout(model, tensors), config, options, Machine.inspect(), None)
+    return replace(
+        plan, notes=(*plan.notes, "from the config alone: sizes are foretold, and there is no link to measure")
+    )
+
+
+def _foretold(
+    tensors: Mapping[str, TensorInfo],
+    layout: ModelLayout,
+    config: Any,
+    options: Options,
+    machine: Machine,
+    second: Store | None,
+) -> Plan:
+    dtype = DTYPES.get(options.dtype) or tensors[layout.linears[0].weight].dtype
+    sizes = sizes_of_checkpoint(tensors, layout, options.recipe, options.codec, options.drafts)
+    return _plan(sizes, dtype, config, options, machine, second)
 
 
 def _measured(store: Store, options: Options) -> Machine:
@@ -202,11 +209,17 @@ def _dtype(store: Store, options: Options) -> torch.dtype:
 
 
 def _plan(
-    sizes: Sizes, dtype: torch.dtype, config: Any, options: Options, machine: Machine, second: Store | None
+    sizes: Sizes,
+    dtype: torch.dtype,
+    config: Any,
+    options: Options,
+    machine: Machine,
+    second: Store | None,
+    grown: int = 0,
 ) -> Plan:
     """The plan for what was asked; where the context was left open, the longest of a few that fits."""
     _check_device(options.device)
-    wants = needs(sizes, config, dtype)
+    wants = replace(needs(sizes, config, dtype, machine.cores), grown=grown)
     budget = parse_size(options.memory) if options.memory is not None else int(machine.memory_limit * 0.9)
     longest = getattr(config, "max_position_embeddings", None) or CONTEXTS[0]
     if options.context is not None and options.context > longest:
@@ -227,32 +240,32 @@ def _place(wants: Needs, budget: int, context: int, options: Options, machine: M
         theirs = needs(
             sizes_of_store(second, True), config_of(second.path), _dtype(second, replace(options, dtype="auto"))
         )
-        companion = (
-            theirs.substitute
-            + theirs.shared
-            + theirs.embedding_cache
-            + theirs.kv_per_token * rows * (context + SCRATCH)
-        )
-    request = Request(budget, rows, context, SCRATCH, options.resident, TILE, companion=companion)
+        companion = theirs.alone(rows * (context + SCRATCH))
+    nodes = tree_nodes(options.method)
+    request = Request(budget, rows, context, SCRATCH, options.resident, TILE, companion=companion, tree=nodes)
     plan = make_plan(wants, request)
-    return replace(plan, method=options.method, link_bytes_per_second=machine.link_bandwidth)
+    return replace(plan, method=options.method, link_bytes_per_second=machine.link_bandwidth if machine.disk else 0.0)
 
 
 def _check_device(device: str) -> None:
     if device == "cuda":
-        raise UsageError(
-            "--device cuda is not available in this version: the exact path runs on the CPU. Use --device cpu."
-        )
+        raise UsageError("--device cuda is not available in this version: the exact path runs on the CPU.")
 
 
 def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:
     """Everything up to the first token. The Store is prepared first where there is none."""
+    before = resident_bytes()
     store = prepare_source(locate(model, options), options, report)
-    tokenizer = _tokenizer(store.path)
+    tokenizer = tokenizer_of(store.path)
     config = config_of(store.path)
     machine = _measured(store, options)
-    second = _second(options, tokenizer, report)
-    plan = _plan(sizes_of_store(store, options.drafts), _dtype(store, options), config, options, machine, second)
+    second = _second(options, store.path, report)
+    sizes, dtype = sizes_of_store(store, options.drafts), _dtype(store, options)
+    plan = _plan(sizes, dtype, config, options, machine, second)
+    rehearse(store, config, dtype, options.drafts)
+    grown = resident_bytes() - before - EXPECTED_GROWTH - plan.items["tokenizer"]
+    if grown > 0:
+        plan = _plan(sizes, dtype, config, options, machine, second, grown)
     bound = _bind(store, config, plan, options, machine, report)
     if second is not None:
         alone = replace(plan, residents=frozenset(), ring=0)
@@ -269,17 +282,8 @@ def _bind(store: Store, config: Any, plan: Plan, options: Options, machine: Mach
     return Model(store, config, plan, link, dtype=dtype, drafts=options.drafts, cores=machine.cores, report=report)
 
 
-def _tokenizer(directory: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory)
-    except (ValueError, OSError) as error:
-        raise StoreError(f"{directory} has no usable tokenizer: {str(error).splitlines()[0]}") from None
-
-
-def _second(options: Options, tokenizer: Any, report: Report | None) -> Store | None:
-    """The Store of the model that `classic:MODEL` names, held whole; its tokens must be the target's."""
+def _second(options: Options, first: Path, report: Report | None) -> Store | None:
+    """The Store of the model that `classic:MODEL` names, held whole; its tokens must be those of the model in `first`."""
     name, _, rest = options.method.partition(":")
     if name != "classic":
         return None
@@ -288,7 +292,7 @@ def _second(options: Options, tokenizer: Any, report: Report | None) -> Store | 
         raise UsageError("classic needs the model that drafts: --method classic:MODEL.")
     whole = replace(options, quantizer="exact", calibrate=None, codec="raw", output=None)
     store = prepare_source(locate(model, whole), whole, report)
-    if _tokenizer(store.path).get_vocab() != tokenizer.get_vocab():
+    if tokenizer_of(store.path).get_vocab() != tokenizer_of(first).get_vocab():
         raise UsageError(
             f"{model} cannot draft for this model: their tokenizers differ. --method substitute needs no second model."
         )

@@ -4,20 +4,27 @@ were tried before it: with a seed, drafted text equals plain text, and the draft
 token = argmax(filtered log p / T + Gumbel(seed, position, token)); exact in distribution (Gumbel-max; shared noise after
 Daliri et al., arXiv 2408.07978)."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from .params import SamplingParams
 
 _MASK = (1 << 63) - 1
-ROWS_AT_ONCE = 8  # a vocabulary may be large: scores and noise of a few rows at a time
-BYTES_A_TOKEN = 48  # of scores, noise and what making them takes, for one row
+MOST_ROWS = 8  # whose scores and noise are made at a time
+ROOM = (
+    16 << 20
+)  # bytes that scores, noise and what making them takes may have: fewer rows at a time where the vocabulary is large
+BYTES_A_TOKEN = 48  # of them, for one row
 
 
 def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
     """[n, vocabulary] float32 Gumbel noise for tokens at `positions` [n]; a counter-based hash, the same on any device."""
     device = positions.device
-    places, which = torch.unique(positions.to(torch.int64), return_inverse=True)  # siblings share a position and its noise
+    places, which = torch.unique(
+        positions.to(torch.int64), return_inverse=True
+    )  # siblings share a position and its noise
     token = torch.arange(vocabulary, device=device, dtype=torch.int64)
     key = _mix(places + _signed(seed * 0x9E3779B97F4A7C15 + 0x1234567))
     bits = _mix(key[:, None] + token * _signed(0xD1B54A32D192ED03))
@@ -63,5 +70,20 @@ def keep_likely(scores: Tensor, params: SamplingParams) -> Tensor:
 
 def choose(logits: Tensor, params: SamplingParams, positions: Tensor) -> Tensor:
     """[n] int64: the tokens the exact model puts at `positions` [n], one for each row of `logits` [n, vocab]."""
-    parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(positions), ROWS_AT_ONCE)]
-    return torch.cat([perturb(logits[part], params, positions[part]).argmax(-1) for part in parts])
+    return torch.cat([scores.argmax(-1) for scores in scored(logits, params, positions)])
+
+
+def scored(logits: Tensor, params: SamplingParams, positions: Tensor) -> Iterator[Tensor]:
+    """`perturb` of all rows, some at a time, so that it takes no more memory than `choosing_bytes` says."""
+    most = rows_at_once(logits.shape[-1])
+    for start in range(0, len(positions), most):
+        yield perturb(logits[start : start + most], params, positions[start : start + most])
+
+
+def rows_at_once(vocabulary: int) -> int:
+    return max(1, min(MOST_ROWS, ROOM // (vocabulary * BYTES_A_TOKEN)))
+
+
+def choosing_bytes(vocabulary: int) -> int:
+    """What `choose` and `scored` take beside the logits."""
+    return vocabulary * BYTES_A_TOKEN * rows_at_once(vocabulary)

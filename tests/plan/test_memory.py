@@ -1,13 +1,14 @@
 """Plans add up, keep what fits, and name a budget that works when one does not."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.errors import UsageError
-from understudy.plan.memory import MIB, Needs, Request, make_plan, spread
+from understudy.plan.memory import MIB, PASS_TILES, TREE_TILES, Needs, Request, make_plan, spread
 
 SIZES = st.lists(st.integers(4096, 8 * MIB), min_size=3, max_size=60)
 
@@ -36,6 +37,31 @@ def test_a_plan_fits_or_names_what_would(parts: list[int], substitute: int, budg
         assert plan.ring >= 3 * max(parts)
     if resident == "none":
         assert not plan.residents
+
+
+@given(st.integers(80, 3000), st.sampled_from([0, 1, 40, 250]), st.integers(1, 8), st.integers(64, 8192))
+def test_passes_grow_with_the_budget_and_are_counted(budget: int, tree: int, rows: int, context: int) -> None:
+    wants = needs([4 * MIB] * 100, 100 * MIB)
+    asked = Request((budget + 900) * MIB, rows, context, 320, tree=tree)
+    try:
+        plan = make_plan(wants, asked)
+    except UsageError:
+        return
+    trees, tiles = plan.passes.trees, plan.passes.tiles
+    assert trees * 32 >= rows * tree and (tree or trees <= TREE_TILES)
+    assert trees < tiles <= trees + max(PASS_TILES, 1)
+    assert plan.items["activations"] == wants.tile_activations * tiles
+    assert plan.items["logits"] == wants.logits_tile * min(tiles, trees + rows) + wants.choosing
+    assert any("at a time" in note for note in plan.notes) == (plan.streamed > 0 and (tiles - trees) * 32 < context)
+    more = make_plan(wants, replace(asked, budget=asked.budget + 100 * MIB)).passes
+    assert more.trees >= trees and more.tiles >= tiles
+
+
+def test_what_this_process_holds_more_is_said() -> None:
+    wants = replace(needs([MIB] * 20, 50 * MIB), grown=200 * MIB)
+    with pytest.raises(UsageError, match="200 MiB more than a fresh one: start again"):
+        make_plan(wants, request(750 * MIB))
+    make_plan(replace(wants, grown=0), request(750 * MIB))
 
 
 @given(SIZES, st.integers(0, 100 * MIB))

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..registry import build
 from ..row import Row
 from ..tree import TokenTree
 
@@ -37,3 +38,9 @@ class Base:
 
 DRAFTERS = {name: f"understudy.drafters.{name}:build" for name in ("none", "ngram", "classic", "substitute")}
 """Method name -> factory(model, pace, **options), found through the registry; `name:key=value` sets its options."""
+
+
+def tree_nodes(method: str) -> int:
+    """The most nodes that a row's tree can have with this method and its options; 0: as many as pay, within what is planned."""
+    found: int = build("method", {name: place.replace(":build", ":nodes") for name, place in DRAFTERS.items()}, method)
+    return found

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..row import Row
 from ..tree import Nodes, TokenTree
+from . import substitute
 from .grow import Grower, Limits
 from .substitute import shape_of
 
@@ -52,7 +53,12 @@ class Classic:
 
 def build(model: Any, *, value: str = "", width: int = 0, depth: int = 0) -> Classic:
     companion = model.companion
-    limits = Limits(companion.cache.capacity, model.tile, model.tile_seconds, model.filling)
+    limits = Limits(companion.cache.capacity, model.tile, model.plan.passes.trees, model.tile_seconds, model.filling)
     grower = Grower(companion.draft, model.pace, limits, shape_of(width, depth))
     grower.warm()
     return Classic(companion, grower)
+
+
+def nodes(*, value: str = "", width: int = 0, depth: int = 0) -> int:
+    """As of `substitute`."""
+    return substitute.nodes(width=width, depth=depth)

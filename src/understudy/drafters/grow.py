@@ -16,7 +16,7 @@ from torch import Tensor
 from ..plan.memory import TREE_TILES
 from ..plan.pace import RANKS, Calibration, Pace, bucket_of
 from ..row import Row
-from ..sampling import perturb
+from ..sampling import scored
 from ..tree import Nodes, TokenTree
 
 MOST_NODES = 256
@@ -75,11 +75,13 @@ NO_SHAPE = Shape()
 
 @dataclass(frozen=True)
 class Limits:
-    """What the model that verifies sets: cache slots of a row, nodes in a tile, seconds that the last of so many tiles adds to a
-    pass, and whether the link is still filling the ring, so that drafting costs nothing."""
+    """What the model that verifies sets: cache slots of a row, nodes in a tile, the most tiles that all trees of a pass may take,
+    seconds that the last of so many tiles adds to a pass, and whether the link is still filling the ring, so that drafting
+    costs nothing."""
 
     capacity: int
     tile: int = 1
+    tiles: int = TREE_TILES
     tile_seconds: Callable[[int], float] = lambda tiles: 0.0
     filling: Callable[[], bool] = lambda: False
 
@@ -118,11 +120,13 @@ class Grower:
         logits = self.forward(flat)
         at = 0
         for (branch, some), part in zip(work, nodes, strict=True):
-            scores = perturb(logits[at : at + len(part)], branch.row.params, part.positions.to(logits.device) + 1)
-            best = scores.topk(min(RANKS, scores.shape[-1]), dim=-1)
+            after = part.positions.to(logits.device) + 1
+            pieces = scored(logits[at : at + len(part)], branch.row.params, after)
+            best = [scores.topk(min(RANKS, scores.shape[-1]), dim=-1) for scores in pieces]
+            values, tokens = (torch.cat([getattr(b, name) for b in best]).tolist() for name in ("values", "indices"))
             first = len(branch.tokens) - len(some)
             for i, candidate in enumerate(some):
-                self._offspring(branch, first + i, candidate, best.values[i].tolist(), best.indices[i].tolist())
+                self._offspring(branch, first + i, candidate, values[i], tokens[i])
             at += len(part)
         self.pace.level(len(flat), time.perf_counter() - start)
 
@@ -186,7 +190,7 @@ class Grower:
 
     def _tile_pays(self, chance: float, loss: float, left: int) -> bool:
         """Would the tokens that another tile of nodes brings come faster than tokens come now?"""
-        if self.tiles >= TREE_TILES or not left:
+        if self.tiles >= self.limits.tiles or not left:
             return False
         levels = min(left, self.limits.tile)
         tokens = chance * loss * (1 - loss**levels) / (1 - loss)

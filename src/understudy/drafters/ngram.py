@@ -38,3 +38,8 @@ class NGram(Base):
 
 def build(model: Any, *, match: int = 4, length: int = 15) -> NGram:
     return NGram(match, length)
+
+
+def nodes(*, match: int = 4, length: int = 15) -> int:
+    """The most nodes of a row's tree."""
+    return length + 1

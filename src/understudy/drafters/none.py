@@ -17,3 +17,8 @@ class NoDraft(Base):
 
 def build(model: Any) -> NoDraft:
     return NoDraft()
+
+
+def nodes() -> int:
+    """Nodes of a row's tree: the last token alone."""
+    return 1

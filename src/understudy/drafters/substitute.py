@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..row import Row
 from ..tree import TokenTree
-from .grow import Grower, Limits, Shape
+from .grow import MOST_NODES, Grower, Limits, Shape
 
 
 class Substitute:
@@ -37,7 +37,13 @@ def shape_of(width: int, depth: int) -> Shape:
 
 
 def build(model: Any, *, width: int = 0, depth: int = 0) -> Substitute:
-    limits = Limits(model.cache.capacity, model.tile, model.tile_seconds, model.filling)
+    limits = Limits(model.cache.capacity, model.tile, model.plan.passes.trees, model.tile_seconds, model.filling)
     grower = Grower(model.draft, model.pace, limits, shape_of(width, depth))
     grower.warm()
     return Substitute(grower, model.cache.lengths)
+
+
+def nodes(*, width: int = 0, depth: int = 0) -> int:
+    """The most nodes of a row's tree where a shape is forced; 0: as many as pay."""
+    shape = shape_of(width, depth)
+    return min(1 + shape.width * shape.depth, MOST_NODES) if shape.depth else 0

@@ -1,6 +1,7 @@
 """`understudy plan`: where every byte would go and how fast that should be. Loads no weights."""
 
 from argparse import Namespace
+from pathlib import Path
 
 from .live import Live
 from .model import resolve
@@ -11,6 +12,9 @@ from .show import to_json
 
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
+    parser.add_argument(
+        "--config", type=Path, metavar="DIR", help="the directory of a config.json, in the place of MODEL: no weights are needed"
+    )
     declare(parser, PLACEMENT, METHOD, OUTPUT)
 
 
@@ -19,7 +23,7 @@ def _run(args: Namespace) -> int:
     live = Live(args.quiet)
     from ..llm import LLM
 
-    plan = LLM.plan_only(model, **placement(args))
+    plan = LLM.plan_only(model, config=args.config, **placement(args))
     live.clear()
     print(to_json(plan.to_dict()) if args.json else "\n".join(plan.lines()))
     return 0

@@ -110,7 +110,7 @@ def second_moments(
     try:
         with torch.inference_mode():
             Target(module, base, runner, cache, rows, reading)(
-                Nodes.of(TokenTree.chain(tokens), 0, 0), torch.arange(len(tokens))
+                Nodes.of(TokenTree.chain(tokens), 0, 0), torch.arange(len(tokens)), lambda logits, first: logits[:0]
             )
     finally:
         rows.close()

@@ -23,7 +23,7 @@ from .load import Link
 from .needs import EMBEDDING_ROOM, cache_dtype, head_shape
 from .paired import ATTENTION, Runner, pair
 from .supply import Supply
-from .target import TILE, Target
+from .target import TILE, Settle, Target, as_they_are
 from .weights import Weights
 
 SCRATCH = 320  # cache slots past the context, for the nodes of a tree
@@ -81,16 +81,17 @@ class Model:
         self.pool = ThreadPoolExecutor(cores, "attention") if cores > 1 else None
         base = getattr(self.module, str(self.module.base_model_prefix))
         views = (self.runner, self.cache, self.embed)
-        self.target = Target(self.module, base, *views, self.supply.multiply, pool=self.pool, threads=cores)
+        multiply, skip_head = self.supply.multiply, self.supply.skip_head
+        self.target = Target(self.module, base, *views, multiply, skip_head=skip_head, pool=self.pool, threads=cores)
         self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if drafts else ())
 
-    def verify(self, nodes: Nodes, wanted: Tensor) -> Tensor:
+    def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> Tensor:
         """The target's pass, timed: how much of it the arithmetic took, and how much was waiting for weights."""
         start, waited = time.perf_counter(), self._waited()
-        logits = self.target(nodes, wanted)
+        settled = self.target(nodes, wanted, settle)
         seconds, waited = time.perf_counter() - start, self._waited() - waited
         self.tiles = TileCost(-(-len(nodes) // TILE), seconds - waited, waited)
-        return logits
+        return settled
 
     def _waited(self) -> float:
         return self.ring.stats.wait_seconds if self.ring is not None else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ from ..codecs import codec
 from ..plan.memory import MIB, Needs
 from ..quantizers import fitting
 from ..quantizers.mixed import foretold
-from ..sampling import BYTES_A_TOKEN, ROWS_AT_ONCE
-from ..weights.checkpoint import Checkpoint
+from ..sampling import choosing_bytes
+from ..weights.checkpoint import TensorInfo
 from ..weights.layout import ModelLayout
 from ..weights.store import Store, part_blocks
 from .target import TILE
@@ -20,15 +21,20 @@ from .weights import held
 
 EMBEDDING_ROOM = 8 * MIB
 BLOCK_ROWS = 64
+TOKENIZER = (
+    320  # bytes for each entry of a vocabulary: its text, twice, and the merge that makes it; measured, see docs/log.md
+)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of residual parts in the order of a pass, of substitutes that are held, of shared tensors; the widest Linear."""
+    """Bytes of residual parts in the order of a pass, of substitutes that are held, of shared tensors, of the largest part made
+    whole where that takes room of its own; the most outputs that a Linear of a block has."""
 
     parts: tuple[int, ...]
     substitute: int
     shared: int
+    decoding: int
     widest: int
 
 
@@ -38,24 +44,34 @@ def sizes_of_store(store: Store, drafts: bool) -> Sizes:
         parts=tuple(part.stored.nbytes for entry in entries for part in entry.parts),
         substitute=sum(s.nbytes for entry in entries if held(entry, drafts) for s in entry.substitute.values()),
         shared=sum(stored.nbytes for stored in store.shared.values()),
-        widest=max(sum(entry.shape) for entry in entries[:-1]),
+        decoding=max(
+            (_whole(e.shape[1], p.blocks, e.dtype) for e in entries if e.codec != "raw" for p in e.parts), default=0
+        ),
+        widest=max(entry.shape[0] for entry in entries[:-1]),
     )
 
 
-def sizes_of_checkpoint(checkpoint: Checkpoint, layout: ModelLayout, recipe: str, coding: str, drafts: bool) -> Sizes:
+def _whole(columns: int, blocks: int, dtype: torch.dtype) -> int:
+    return blocks * BLOCK_ROWS * columns * dtype.itemsize
+
+
+def sizes_of_checkpoint(
+    tensors: Mapping[str, TensorInfo], layout: ModelLayout, recipe: str, coding: str, drafts: bool
+) -> Sizes:
     """As `prepare` would make it; the parts of `delta` are those of usual weights, and so is a mix of bits."""
     parts: list[int] = []
-    substitute = 0
+    substitute = decoding = 0
     for spec, wanted in zip(layout.linears, foretold(recipe, [spec.shape for spec in layout.linears]), strict=True):
-        dtype, maker = checkpoint.info(spec.weight).dtype, fitting(wanted, *spec.shape)
+        dtype, maker = tensors[spec.weight].dtype, fitting(wanted, *spec.shape)
         used = codec(coding if codec(coding).applies(dtype, maker.name) else "raw")
         if drafts or used.name != "raw" or maker.name == "exact":
             substitute += maker.size(*spec.shape, dtype)
         if maker.name != "exact":
-            weights = [blocks * BLOCK_ROWS * spec.shape[1] for _, blocks in part_blocks(spec.shape, dtype)]
-            parts += [int(count * used.bits(dtype, maker.name) / 8) for count in weights]
-    shared = sum(checkpoint.info(name).nbytes for name in layout.shared)
-    return Sizes(tuple(parts), substitute, shared, max(sum(spec.shape) for spec in layout.linears[:-1]))
+            whole = [_whole(spec.shape[1], blocks, dtype) for _, blocks in part_blocks(spec.shape, dtype)]
+            parts += [int(nbytes / dtype.itemsize * used.bits(dtype, maker.name) / 8) for nbytes in whole]
+            decoding = max(decoding, *whole) if used.name != "raw" else decoding
+    shared = sum(tensors[name].nbytes for name in layout.shared)
+    return Sizes(tuple(parts), substitute, shared, decoding, max(spec.shape[0] for spec in layout.linears[:-1]))
 
 
 def head_shape(config: Any) -> tuple[int, int, int]:
@@ -70,9 +86,15 @@ def cache_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def needs(sizes: Sizes, config: Any, dtype: torch.dtype) -> Needs:
-    """All that a plan has to place for a model of `config` that computes in `dtype`."""
+def needs(sizes: Sizes, config: Any, dtype: torch.dtype, cores: int = 1) -> Needs:
+    """All that a plan has to place for a model of `config` that computes in `dtype` on `cores` processors.
+
+    A tile holds most when the second half of a gated block is multiplied: what went into the block, twice, both halves, and
+    what is being made of them."""
     layers, kv_heads, size = head_shape(config)
+    shared_heads = config.num_attention_heads // kv_heads
+    logits_tile = TILE * -(-config.vocab_size // BLOCK_ROWS) * BLOCK_ROWS * dtype.itemsize
+    changes = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", None)
     return Needs(
         parts=sizes.parts,
         substitute=sizes.substitute,
@@ -80,7 +102,10 @@ def needs(sizes: Sizes, config: Any, dtype: torch.dtype) -> Needs:
         kv_per_token=2 * layers * kv_heads * size * cache_dtype(dtype).itemsize,
         layers=layers,
         tile_activations=TILE * (4 * config.hidden_size + 2 * sizes.widest) * dtype.itemsize,
-        logits_tile=2 * TILE * config.vocab_size * dtype.itemsize,
-        choosing=config.vocab_size * ROWS_AT_ONCE * BYTES_A_TOKEN,
+        logits_tile=logits_tile,
+        choosing=choosing_bytes(config.vocab_size) + (2 * logits_tile if changes else 0),
         embedding_cache=EMBEDDING_ROOM + TILE * config.hidden_size * dtype.itemsize,
+        decoding=sizes.decoding,
+        scores_per_token=TILE * shared_heads * 4 * cores,
+        tokenizer=config.vocab_size * TOKENIZER,
     )

@@ -9,10 +9,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers import Cache as StockCache
 
 from ..errors import CheckpointError
+from .stock import AttentionInterface, StockCache
 
 ATTENTION = "understudy"
 

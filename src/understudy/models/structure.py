@@ -5,15 +5,18 @@ Nothing here depends on an architecture's names; what cannot be run exactly is r
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..weights.checkpoint import TensorInfo
 from ..weights.layout import LinearSpec, ModelLayout
 
 _construction = threading.Lock()
@@ -156,6 +159,17 @@ def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
                 f"{spec.weight} has shape {tuple(tensors[spec.weight].shape)}, the config asks for {spec.shape}."
             )
     return ModelLayout(specs, stored(f"{embedding}.weight"), shared)
+
+
+def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str, TensorInfo]:
+    """The tensors that a checkpoint of this model has, by name, as its config tells: nothing of them can be read."""
+    tied = model.get_output_embeddings() if getattr(model.config, "tie_word_embeddings", False) else None  # type: ignore[operator]
+    skip = set() if tied is None else {f"{path}.weight" for path, m in model.named_modules() if m is tied}
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False) if name not in skip}
+    return {
+        name: TensorInfo(name, dtype, shape, directory / "config.json", 0, math.prod(shape) * dtype.itemsize)
+        for name, shape in shapes.items()
+    }
 
 
 def parameter_names(model: nn.Module) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ So weights arrive once per pass, and a node's bits do not depend on how many oth
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +23,19 @@ from .paired import PassCache, Runner
 
 TILE = 32
 Multiply = Callable[[int, list[Tensor]], list[Tensor]]
+Settle = Callable[[Tensor, int], Tensor]
+
+
+def as_they_are(logits: Tensor, first: int) -> Tensor:
+    return logits
 
 
 class Tile:
     """TILE nodes (the last tile of a pass is padded): a forward of the stock model that stops at every Linear."""
 
-    def __init__(self, view: Target, nodes: Nodes, head: bool):
-        self.view, self.nodes, self.head = view, nodes, head
-        self.count = len(nodes)
+    def __init__(self, view: Target, nodes: Nodes, wanted: Tensor, first: int):
+        self.view, self.nodes, self.wanted, self.first = view, nodes, wanted, first
+        self.count, self.head = len(nodes), len(wanted) > 0
         self.thread = greenlet(self._forward)
         self.result: Tensor | None = None
 
@@ -44,7 +50,14 @@ class Tile:
             view.base(**inputs, past_key_values=cache, use_cache=True)
             return None
         logits: Tensor = view.model(**inputs, past_key_values=cache, use_cache=True).logits
-        return logits[0, : self.count]
+        return logits[0]
+
+    def logits(self) -> Tensor:
+        """[k, vocab] of the wanted nodes, once this is done; a view where they are neighbours."""
+        assert self.result is not None
+        first, last = int(self.wanted[0]), int(self.wanted[-1])
+        neighbours = last - first + 1 == len(self.wanted)
+        return self.result[first : last + 1] if neighbours else self.result[self.wanted.to(self.result.device)]
 
     def linear(self, index: int, x: Tensor) -> Tensor:
         result: Tensor = getcurrent().parent.switch((index, x))
@@ -73,7 +86,8 @@ class Tile:
 
 @dataclass
 class Target:
-    """model, base: the stock causal model and its headless part. multiply(index, tiles) streams Linear `index` once for all."""
+    """model, base: the stock causal model and its headless part. multiply(index, tiles) streams Linear `index` once for all;
+    skip_head() ends a pass that wants no logits."""
 
     model: nn.Module
     base: nn.Module
@@ -82,26 +96,34 @@ class Target:
     embed: Callable[[Tensor], None]
     multiply: Multiply
     device: str = "cpu"
+    skip_head: Callable[[], None] = lambda: None
     pool: ThreadPoolExecutor | None = None
     threads: int = 1
     attention_seconds: float = 0.0
 
-    def __call__(self, nodes: Nodes, wanted: Tensor) -> Tensor:
-        """Run `nodes` and return logits [len(wanted), vocab] of those indices (ascending). Keys and values land in the cache.
+    def __call__(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> Tensor:
+        """Run `nodes`; keys and values land in the cache. What is made of the logits of `wanted` (indices, ascending), in order:
+        `settle(logits [k, vocab], first)` is called for some wanted[first : first + k] at a time, as their tile is done, and what
+        it returns is joined. So logits never lie beside copies of themselves.
 
         Raises what the stream raises; the cache's lengths are untouched, so a failed pass leaves nothing behind."""
-        tiles = []
+        tiles, settled = [], []
         for start in range(0, len(nodes), TILE):
+            first, last = torch.searchsorted(wanted, torch.tensor([start, start + TILE])).tolist()
             part = nodes[start : start + TILE]
-            tiles.append(Tile(self, part, bool(((wanted >= start) & (wanted < start + TILE)).any())))
-        self._run(tiles)
-        rows = [tile.result for tile in tiles if tile.result is not None]
-        heads = torch.tensor([i for i, tile in enumerate(tiles) if tile.head])
-        place = torch.full((len(tiles),), -1)
-        place[heads] = torch.arange(len(heads)) * TILE
-        return torch.cat(rows)[(place[wanted // TILE] + wanted % TILE).to(self.device)]
+            tiles.append(Tile(self, part, wanted[first:last] - start, first))
+        with closing(self._run(tiles)) as done:
+            for tile in done:
+                if tile.head:
+                    settled.append(settle(tile.logits(), tile.first))
+                    tile.result = None
+        if not settled:
+            self.skip_head()
+            return torch.empty(0)
+        return torch.cat(settled)
 
-    def _run(self, tiles: list[Tile]) -> None:
+    def _run(self, tiles: list[Tile]) -> Generator[Tile, None, None]:
+        """Runs all tiles side by side; yields those that are done, in their order."""
         answers: list[object] = [None] * len(tiles)
         alive = list(range(len(tiles)))
         try:
@@ -109,9 +131,12 @@ class Target:
                 parked = []
                 for i in alive:
                     self.runner.current = tiles[i]
-                    said = tiles[i].thread.switch(*(() if answers[i] is None else (answers[i],)))
+                    answer, answers[i] = answers[i], None
+                    said = tiles[i].thread.switch(*(() if answer is None else (answer,)))
+                    del answer
                     if tiles[i].thread.dead:
                         tiles[i].result = said
+                        yield tiles[i]
                     else:
                         parked.append((i, said))
                 alive = [i for i, _ in parked]

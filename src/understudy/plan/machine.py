@@ -76,9 +76,14 @@ class Machine:
 
 def memory_limit(root: Path = Path("/")) -> int:
     """The most this process could hold: what it holds, and what machine and control groups would still let it have."""
-    rss = psutil.Process().memory_info().rss
+    rss = resident_bytes()
     groups = [group.limit - group.held for group in memory_limits(root)]
     return int(rss + max(0, min([psutil.virtual_memory().available, *groups])))
+
+
+def resident_bytes() -> int:
+    """The memory this process holds now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory_bytes() -> int:

@@ -4,7 +4,7 @@ with the smallest budget that would do."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import UsageError
@@ -12,16 +12,19 @@ from .sizes import format_size
 
 MIB = 1 << 20
 PAGE = 4096
-RUNTIME = 560 * MIB  # interpreter, torch, transformers, compiled kernels and allocator slack; measured, see docs/log.md
+RUNTIME = 490 * MIB  # interpreter, torch, transformers, compiled kernels and allocator slack; measured, see docs/log.md
 RUNTIME_CUDA = 700 * MIB  # the driver's context and libraries on the device
 TREE_TILES = 4  # more tiles of drafted nodes than this hardly ever pay
+FEW_TILES = 4  # of a prompt in one sweep, if there is any room: on a processor their arithmetic takes as long as it
+PASS_TILES = 64  # of a prompt in one sweep: the arithmetic for so many takes longer than the weights take to come
 MARGIN = 0.02  # of the budget, for what no one can count
 
 
 @dataclass(frozen=True)
 class Needs:
     """What a model takes, in bytes. `substitute`: as far as it is held, to draft or to decode with; `parts`: the residuals in the
-    order of a pass, of which three must fit in the ring."""
+    order of a pass, of which three must fit in the ring; `decoding`: what making a part whole takes; `scores_per_token`: of
+    attention, for each token of context; `tokenizer`: its tables; `grown`: what this process holds beyond a fresh one."""
 
     parts: tuple[int, ...]
     substitute: int
@@ -32,12 +35,21 @@ class Needs:
     logits_tile: int
     choosing: int
     embedding_cache: int
+    decoding: int = 0
+    scores_per_token: int = 0
+    tokenizer: int = 0
+    grown: int = 0
+
+    def alone(self, columns: int) -> int:
+        """Of a second model that only drafts, held whole, with a cache of `columns` in all."""
+        weights = self.substitute + self.shared + self.embedding_cache
+        return weights + self.kv_per_token * columns + 2 * self.tile_activations + self.logits_tile
 
 
 @dataclass(frozen=True)
 class Request:
     """What was asked for: budget in bytes, rows that run together, tokens per row, scratch slots for trees, residents;
-    `companion`: what a second, drafting model takes."""
+    `companion`: what a second, drafting model takes; `tree`: nodes that each row's tree will have (0: as many as pay)."""
 
     budget: int
     rows: int
@@ -47,6 +59,34 @@ class Request:
     tile: int = 32
     runtime: int = RUNTIME
     companion: int = 0
+    tree: int = 0
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How many tiles a pass may have: `trees` of drafted nodes, `tiles` in all. A longer prompt takes several passes."""
+
+    trees: int
+    tiles: int
+
+    @classmethod
+    def smallest(cls, request: Request) -> Passes:
+        """Trees of the size that was forced or of one tile, and as much of prompts beside them."""
+        trees = -(-request.rows * max(request.tree, 1) // request.tile)
+        return cls(trees, trees - (-request.rows // request.tile))
+
+    def widened(self, room: int, needs: Needs, request: Request) -> Passes:
+        """With what `room` bytes pay for: a few tiles of a prompt, which hide a sweep on a processor; then trees that may grow;
+        then longer pieces of prompts from half of what is left."""
+        trees, prompt = self.trees, self.tiles - self.trees
+        longest = max(min(-(-request.context // request.tile), PASS_TILES), prompt)
+        tile, tree_tile = max(needs.tile_activations, 1), max(needs.tile_activations + needs.logits_tile, 1)
+        few = min(max(FEW_TILES - prompt, 0), longest - prompt, room // tile)
+        room -= few * tile
+        more = 0 if request.tree else min(max(TREE_TILES - trees, 0), room // tree_tile)
+        room -= more * tree_tile
+        rest = min(longest - prompt - few, room // 2 // tile)
+        return Passes(trees + more, trees + more + prompt + few + rest)
 
 
 @dataclass(frozen=True)
@@ -61,6 +101,8 @@ class Plan:
     total: int
     context: int
     rows: int
+    passes: Passes
+    tile: int = 32
     device: str = "cpu"
     method: str = "substitute"
     link_bytes_per_second: float = 0.0
@@ -104,12 +146,15 @@ class Plan:
 
 def make_plan(needs: Needs, request: Request) -> Plan:
     """Place every byte. Raises UsageError naming the smallest budget, or the largest context, that would work."""
-    fixed = _fixed(needs, request, request.context)
+    passes = Passes.smallest(request)
+    fixed = _fixed(needs, request, request.context, passes)
     usable = int(request.budget * (1 - MARGIN))
     smallest_ring = _smallest_ring(needs) if needs.parts else 0
     least = int((sum(fixed.values()) + smallest_ring) / (1 - MARGIN)) + 1
     if least > request.budget:
         raise UsageError(_too_small(needs, request, least, smallest_ring))
+    passes = passes.widened(usable - sum(fixed.values()) - smallest_ring, needs, request)
+    fixed = _fixed(needs, request, request.context, passes)
     spare = usable - sum(fixed.values())
     total = sum(needs.parts)
     if request.resident == "none":
@@ -123,22 +168,45 @@ def make_plan(needs: Needs, request: Request) -> Plan:
     kept = sum(needs.parts[i] for i in residents)
     streamed = total - kept
     items = {**fixed, "resident weights": kept, "ring": ring if streamed else 0}
-    return Plan(request.budget, items, residents, items["ring"], streamed, total, request.context, request.rows)
+    plan = Plan(
+        request.budget,
+        items,
+        residents,
+        items["ring"],
+        streamed,
+        total,
+        request.context,
+        request.rows,
+        passes,
+        request.tile,
+    )
+    return replace(plan, notes=_notes(plan))
 
 
-def _fixed(needs: Needs, request: Request, context: int) -> dict[str, int]:
-    tiles = -(
-        -(context + request.rows * request.scratch) // request.tile
-    )  # prompts are admitted one context's worth at a time
-    columns = context + request.scratch
+def _notes(plan: Plan) -> tuple[str, ...]:
+    most = (plan.passes.tiles - plan.passes.trees) * plan.tile
+    if not plan.streamed or most >= plan.context:
+        return ()
+    return (
+        f"prompts are read {most} tokens at a time; each piece is a sweep of the weights (more --memory: longer pieces)",
+    )
+
+
+def _fixed(needs: Needs, request: Request, context: int, passes: Passes) -> dict[str, int]:
+    columns = -(-(context + request.scratch) // 64) * 64
+    heads = min(
+        passes.tiles, passes.trees + request.rows
+    )  # of each prompt in a pass, only the tile it ends in has logits
     return {
-        "runtime": request.runtime,
+        "runtime": request.runtime + needs.grown,
+        "tokenizer": needs.tokenizer,
         "substitute": needs.substitute,
         "shared tensors": needs.shared,
         "draft model": request.companion,
         "KV cache": needs.kv_per_token * columns * request.rows,
-        "activations": needs.tile_activations * tiles,
-        "logits": needs.logits_tile * (TREE_TILES + request.rows) + needs.choosing,
+        "activations": needs.tile_activations * passes.tiles + needs.scores_per_token * columns,
+        "logits": needs.logits_tile * heads + needs.choosing,
+        "decoding": needs.decoding,
         "embedding rows": needs.embedding_cache,
     }
 
@@ -156,10 +224,12 @@ def _round_trip(total: int) -> int:
 def _too_small(needs: Needs, request: Request, least: int, ring: int) -> str:
     smallest = -(-least // MIB)  # rounded up, so that what is named does work
     text = f"--memory {format_size(request.budget)} is too small: the smallest that works here is {smallest} MiB"
-    without = sum(_fixed(needs, request, 0).values()) + ring
-    room = request.budget * (1 - MARGIN) - without
-    slope = (sum(_fixed(needs, request, 4096).values()) - sum(_fixed(needs, request, 0).values())) / 4096
-    context = int(room / slope) // 64 * 64
+    if needs.grown and least - int(needs.grown / (1 - MARGIN)) <= request.budget:
+        more = f"{format_size(needs.grown)} more than a fresh one: start again"
+        text = f"{text} (this process, which prepared the model or compiled kernels, holds {more})"
+    without, with_ = (sum(_fixed(needs, request, tokens, Passes.smallest(request)).values()) for tokens in (0, 4096))
+    room = request.budget * (1 - MARGIN) - without - ring
+    context = int(room / ((with_ - without) / 4096)) // 64 * 64
     return f"{text}, or use --context {context}." if context >= 128 else f"{text}."
 
 

@@ -143,7 +143,8 @@ def _shard_files(path: Path) -> list[Path]:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing, though {SAFETENSORS_INDEX} lists it. Get the model again.")
     if not files:
-        raise CheckpointError(f"{path} has no model.safetensors: save the model with safe_serialization=True.")
+        hint = "save the model with safe_serialization=True (`understudy plan --config` needs no weights)"
+        raise CheckpointError(f"{path} has no model.safetensors: {hint}.")
     return files
 
 

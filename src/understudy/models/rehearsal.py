@@ -1,0 +1,49 @@
+"""Kernels are compiled before the weights take their room, so that what compiling takes for a while is not on top of them."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+import torch
+
+from ..cache import Cache
+from ..codecs import codec
+from ..kernels.attention import attend
+from ..quantizers import quantizer
+from ..tree import Nodes, TokenTree
+from ..weights.store import LinearEntry, Store
+from .needs import cache_dtype, head_shape
+
+
+@torch.inference_mode()
+def rehearse(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> None:
+    """Use every kernel that running this Store will use once, on the smallest weight of each kind, then give memory back.
+
+    Where the machine code was kept on disk by an earlier run, this only reads it."""
+    smallest: dict[tuple[str, str, torch.dtype], LinearEntry] = {}
+    for entry in sorted(store.linears.values(), key=lambda entry: entry.shape[0] * entry.shape[1], reverse=True):
+        smallest[entry.quantizer, entry.codec, entry.dtype] = entry
+    for entry in smallest.values():
+        _use(store, entry, dtype, drafts)
+    _, kv_heads, size = head_shape(config)
+    cache = Cache(1, kv_heads, size, 1, 64, cache_dtype(dtype))
+    query = torch.zeros(1, config.num_attention_heads, size, dtype=dtype)
+    attend(query, cache, 0, Nodes.of(TokenTree.chain([0]), 0, 0), scaling=1.0)
+    give_back()
+
+
+def _use(store: Store, entry: LinearEntry, dtype: torch.dtype, drafts: bool) -> None:
+    maker, substitute = quantizer(entry.quantizer), store.substitute(entry)
+    if drafts or not entry.parts:
+        maker.linear(substitute, entry.shape, dtype)(torch.zeros(1, entry.shape[1], dtype=dtype))
+    for part in entry.parts[:1]:
+        pieces = maker.cut(substitute, part.first_block, part.blocks)
+        codec(entry.codec).decode(store.read(part.stored), part.blocks, entry.shape[1], entry.dtype, pieces)
+
+
+def give_back() -> None:
+    """Return what was freed to the system, where the C library can be asked to."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
