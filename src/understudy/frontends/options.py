@@ -98,7 +98,9 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 RESIDENT = ("auto", "none", "residual")
 
 PREPARATION = (
-    _value("--bits", "2|3|4|8|mixed", "bits of the copy that drafts (default 4); mixed:bits=3.5 where they help most", bits),
+    _value(
+        "--bits", "2|3|4|8|mixed", "bits of the copy that drafts (default 4); mixed:bits=3.5 where they help most", bits
+    ),
     _value("--calibrate", "FILE", "a text to weigh a mix of bits with (default: weights alone decide)", Path),
     _value("--codec", "NAME", "how the exact weights are stored: raw (default), or delta, in half the bytes"),
     _switch("--offline", "use only what is on this machine already"),

@@ -1,4 +1,4 @@
-"""The GPU's product with a 4-bit weight against float64, for every number of rows, group and dtype that drafts have."""
+"""The GPU's product with a weight of few bits against float64, for every number of rows, group and dtype that drafts have."""
 
 import pytest
 import torch
@@ -22,9 +22,10 @@ from understudy.kernels.gpu import product
         ((70, 64), 64, 70),
     ],
 )
-def test_it_is_the_product(shape: tuple[int, int], group: int, rows: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_it_is_the_product(bits: int, shape: tuple[int, int], group: int, rows: int, dtype: torch.dtype) -> None:
     torch.manual_seed(rows)
-    maker = quantizer(f"int4:group={group}")
+    maker = quantizer(f"int{bits}:group={group if bits == 4 else group // 2}")
     tensors = maker.quantize(torch.randn(shape) * 0.05 + 0.01)
     x = torch.randn(rows, shape[1]).to(dtype)
     exact = x.double() @ maker.dequantize(tensors, shape).double().T
@@ -35,10 +36,11 @@ def test_it_is_the_product(shape: tuple[int, int], group: int, rows: int, dtype:
     assert error < (3e-3 if dtype == torch.bfloat16 else 1e-6)
 
 
-def test_the_columns_are_shared_out_and_none_is_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spec", ["int3", "int4"])
+def test_the_columns_are_shared_out_and_none_is_counted_twice(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "PROGRAMS", 3)
     torch.manual_seed(0)
-    maker = quantizer("int4")
+    maker = quantizer(spec)
     tensors = maker.quantize(torch.randn(64, 448))  # seven steps in three shares: the last one is short
     multiply = product.Int4Product(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), 64)
     assert multiply.splits == 3 and multiply.each == 3

@@ -30,7 +30,7 @@ def came_back(blocks: Tensor, substitute: Tensors) -> Tensor:
     return data
 
 
-@pytest.mark.parametrize("spec", ["int4:group=32", "int4", "int4:group=128", "int4:group=256"])
+@pytest.mark.parametrize("spec", ["int4:group=32", "int4", "int4:group=256", "int3", "int3:group=16", "int2", "int2:group=128"])
 def test_ordinary_weights(spec: str) -> None:
     torch.manual_seed(0)
     weight = (torch.distributions.StudentT(3.0).sample((70, 256)) * 0.02).to(torch.bfloat16)
@@ -40,19 +40,26 @@ def test_ordinary_weights(spec: str) -> None:
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_adversarial_weights(name: str) -> None:
+@pytest.mark.parametrize("spec", ["int2", "int3", "int4"])
+def test_adversarial_weights(spec: str, name: str) -> None:
     weight = TENSORS[name]
-    came_back(block(weight), quantizer("int4").quantize(weight))
+    came_back(block(weight), quantizer(spec).quantize(weight))
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**31 - 1), st.sampled_from([(64, 32), (70, 64), (3, 96)]), st.floats(0, 1), st.booleans())
-def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], odd: float, sane: bool) -> None:
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**31 - 1),
+    st.sampled_from([(64, 32), (70, 64), (3, 96)]),
+    st.floats(0, 1),
+    st.booleans(),
+    st.sampled_from(["int2", "int3", "int4"]),
+)
+def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], odd: float, sane: bool, spec: str) -> None:
     """`odd`: the share of the weights that are any 16 bits at all; the scales need not be of this weight."""
     torch.manual_seed(seed)
     plain = torch.randn(shape).to(torch.bfloat16)
     weight = torch.where(torch.rand(shape) < odd / 8, _words(*shape, seed=seed), plain)
-    substitute = quantizer("int4").quantize(plain)
+    substitute = quantizer(spec).quantize(plain)
     if not sane:
         scales = substitute["scales"]
         words = _words(*scales.shape, seed=seed + 1).nan_to_num(0.0, 1.0, -1.0).clamp(-1e30, 1e30)

@@ -1,6 +1,6 @@
-"""x @ W.T for a few rows x and a weight of 4 bits, on a GPU: the draft's product. It reads each code once.
+"""x @ W.T for a few rows x and a weight of 2, 3 or 4 bits, on a GPU: the draft's product. It reads each code once.
 
-The codes go into the matrix units as whole numbers, -8 to 7, which bfloat16 holds exactly; scale and zero are applied to
+The codes go into the matrix units as whole numbers, -8 to 7 for 4 bits, which bfloat16 holds exactly; scale and zero are applied to
 the sums of each group. Columns are shared out over programs so that all of the GPU reads, and what they give is added."""
 
 import torch
@@ -9,13 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 from . import INTERPRETED
+from .codes import column_of
 
 PROGRAMS = 528  # enough to keep the memory of a large GPU busy
 MOST_ROWS = 64
 
 
 class Int4Product:
-    """The linear map of a weight [rows, K]; codes uint8 [nb, K, 32], scales bfloat16 [groups, nb * 64, 2]. Copies nothing."""
+    """The linear map of a weight [rows, K]; codes uint8 [nb, K, 8 * bits], scales bfloat16 [groups, nb * 64, 2]. Copies nothing."""
 
     def __init__(self, codes: Tensor, scales: Tensor, rows: int) -> None:
         assert codes.is_contiguous() and scales.is_contiguous(), "the codes and scales of a whole weight lie together"
@@ -35,10 +36,11 @@ class Int4Product:
     def _few(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         y = torch.empty((self.splits, len(x), self.count * 64), dtype=torch.float32, device=x.device)
-        _multiply[(self.count, self.splits)](
+        bits = self.codes.shape[2] // 8
+        few = {} if bits == 4 else {"BITS": bits}
+        (_multiply if bits == 4 else _multiply_few)[(self.count, self.splits)](
             x, self.codes, self.scales, y, len(x), self.columns, self.count, M=max(16, triton.next_power_of_2(len(x))),
-            GROUP=self.group, STEP=self.step, EACH=self.each, WIDE=INTERPRETED,
-            num_warps=4,
+            GROUP=self.group, STEP=self.step, EACH=self.each, WIDE=INTERPRETED, **few, num_warps=4,
         )  # fmt: skip
         return (y[0] if self.splits == 1 else y.sum(0))[:, : self.rows].to(x.dtype)
 
@@ -72,6 +74,35 @@ def _multiply(
     out = y + (split * m + line[:, None]) * width + b * 64 + row[None, :]
     tl.store(out, low, line[:, None] < m)
     tl.store(out + 32, high, line[:, None] < m)
+
+
+@triton.jit(do_not_specialize=["m", "count"])
+def _multiply_few(
+    x, codes, scales, y, m, columns, count,
+    M: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, EACH: tl.constexpr, WIDE: tl.constexpr,
+    BITS: tl.constexpr,
+):  # fmt: skip
+    """The same for 2 and 3 bits: a code's bits are picked out for each of the 64 rows, whose bytes lie in the cache."""
+    b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    line, row = tl.arange(0, M), tl.arange(0, 64)
+    width = count.to(tl.int64) * 64
+    total = tl.zeros([M, 64], tl.float32)
+    for i in range(EACH):
+        first = (split * EACH + i) * STEP
+        k = first + tl.arange(0, STEP)
+        inside = k < columns
+        rows = tl.load(x + line[:, None] * columns + k[None, :], (line[:, None] < m) & inside[None, :], other=0)
+        if WIDE:
+            rows = rows.to(tl.float32)
+        run = codes + (b * columns + tl.minimum(k, columns - 1)[:, None]) * 8 * BITS
+        code = column_of(run, row[None, :], BITS).to(tl.float32) - 2 ** (BITS - 1)
+        part = tl.dot(rows, code.to(rows.dtype), input_precision="ieee")
+        at = scales + (first // GROUP) * width * 2 + (b * 64 + row) * 2
+        known = row + first < columns + row
+        sums = tl.sum(rows.to(tl.float32), 1)[:, None]
+        total += part * _number(at, known)[None, :] + sums * _number(at + 1, known)[None, :]
+    out = y + (split * m + line[:, None]) * width + b * 64 + row[None, :]
+    tl.store(out, total, line[:, None] < m)
 
 
 @triton.jit

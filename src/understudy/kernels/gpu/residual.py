@@ -9,23 +9,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COLUMNS = 32  # at a time; divides every group
+from ..planes import DENSE, WIDER
+from .codes import column_of
+
+COLUMNS = 32  # at a time, where a group has as many
 LISTED = 64  # exceptions at a time
 
 
 def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
     """The blocks into `out`, bfloat16 [nb, K, 64], from the bytes of a part as `codecs.delta` wrote them.
 
-    codes uint8 [nb, K, 32]; scales bfloat16 [groups, nb * 64, 2], whose rows may be part of longer ones."""
+    codes uint8 [nb, K, 8 * bits]; scales bfloat16 [groups, nb * 64, 2], whose rows may be part of longer ones."""
     count, columns, _ = out.shape
-    groups = scales.shape[0]
-    assert codes.shape == (count, columns, 32) and codes.is_contiguous() and out.is_contiguous()
-    assert scales.shape[1] == count * 64 and scales.stride()[1:] == (2, 1) and columns % (groups * COLUMNS) == 0
+    groups, bits = scales.shape[0], codes.shape[2] // 8
+    group = columns // groups
+    assert codes.shape == (count, columns, 8 * bits) and codes.is_contiguous() and out.is_contiguous()
+    assert scales.shape[1] == count * 64 and scales.stride()[1:] == (2, 1) and group % min(group, COLUMNS) == 0
     assert data.numel() % 64 == 0 and data.data_ptr() % 8 == 0 and out.dtype == torch.bfloat16
     views = [data.view(kind) for kind in (torch.int64, torch.int32, torch.int16)]
     _decode[(count * groups,)](
         data, *views, codes, scales.view(torch.int16), scales.stride(0), out.view(torch.int16), count, groups,
-        group=columns // groups, COLUMNS=COLUMNS, LISTED=LISTED, num_warps=4, enable_fp_fusion=False,
+        group=group, COLUMNS=min(group, COLUMNS), LISTED=LISTED, BITS=bits, DENSE=DENSE[bits], WIDER=WIDER[bits],
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
@@ -34,6 +39,7 @@ def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
 def _decode(
     data, longs, words, halves, codes, scales, stride, out, count, groups,
     group: tl.constexpr, COLUMNS: tl.constexpr, LISTED: tl.constexpr,
+    BITS: tl.constexpr, DENSE: tl.constexpr, WIDER: tl.constexpr,
 ):  # fmt: skip
     """One tile: block `tile // groups`, its columns of one group. The header: kind, tiles + 1, stream bytes, exceptions."""
     tile = tl.program_id(0).to(tl.int64)
@@ -47,39 +53,43 @@ def _decode(
         at = (tile % groups) * stride + (tile // groups) * 128 + row * 2
         scale = (tl.load(scales + at).to(tl.int32) << 16).to(tl.float32, bitcast=True)
         zero = (tl.load(scales + at + 1).to(tl.int32) << 16).to(tl.float32, bitcast=True)
-        low_end, high_end = zero - scale * 8.5, zero - scale * 7.5
+        low_end, high_end = zero - scale * (2 ** (BITS - 1) + 0.5), zero - scale * (2 ** (BITS - 1) - 0.5)
         dense = 64 + (tl.load(longs + 1) * 8 + 63) // 64 * 64
-        stream = dense + (count.to(tl.int64) * groups * group * 40 + 63) // 64 * 64
+        stream = dense + (count.to(tl.int64) * groups * group * 8 * DENSE + 63) // 64 * 64
         place = tl.load(words + 16 + tile * 2).to(tl.int64) & 0xFFFFFFFF
         for c in range(0, group, COLUMNS):
             column = first + c + tl.arange(0, COLUMNS)[:, None]
-            word = tl.load(codes + column * 32 + row[None, :] % 32).to(tl.int32)
-            code = ((word >> (row[None, :] // 32 * 4)) & 15).to(tl.float32)
+            whole = column_of(codes + column * 8 * BITS, row[None, :], BITS)
+            code = whole.to(tl.float32)
             bottom = _upper(code * scale[None, :] + low_end[None, :])
             top = _upper(code * scale[None, :] + high_end[None, :])
             low, high = bottom & 0x7FFF, top & 0x7FFF
             straddles = ((bottom ^ top) & 0x8000) != 0
             far = tl.maximum(low, high)
+            if WIDER > 0:
+                far += tl.where(whole == tl.where((top & 0x8000) != 0, 0, 2**BITS - 1), WIDER, 0)
             most = tl.where(straddles, 1023, far - tl.minimum(low, high) + 1)
-            # how many rows before this one have a side bit, a bit 5, ... a bit 9: six counts of eight bits each
+            # how many rows before this one have a side bit, a bit DENSE, ... a bit 9: counts of eight bits each
             counts = straddles.to(tl.int64)
-            for bit in tl.static_range(5, 10):
-                counts += (most >= (1 << bit)).to(tl.int64) << (8 * (bit - 4))
+            for bit in tl.static_range(DENSE, 10):
+                counts += (most >= (1 << bit)).to(tl.int64) << (8 * (bit - DENSE + 1))
             before = tl.cumsum(counts, 1) - counts
             totals = tl.sum(counts, 1)
             sizes = totals & 255
-            for plane in tl.static_range(1, 6):
+            for plane in tl.static_range(1, 11 - DENSE):
                 sizes += (totals >> (8 * plane)) & 255
             here = (place + tl.cumsum(sizes, 0) - sizes)[:, None]
             place += tl.sum(sizes, 0)
             below = _bit(data + stream, here + (before & 255), straddles) != 0
             here += (totals & 255)[:, None]
-            run = tl.load(data + dense + column * 40 + row[None, :] % 32).to(tl.int32)
-            fifth = tl.load(data + dense + column * 40 + 32 + row[None, :] // 8).to(tl.int32)
-            value = ((run >> (row[None, :] // 32 * 4)) & 15) + (((fifth >> (row[None, :] % 8)) & 1) << 4)
-            for bit in tl.static_range(5, 10):
-                value += _bit(data + stream, here + ((before >> (8 * (bit - 4))) & 255), most >= (1 << bit)) << bit
-                here += ((totals >> (8 * (bit - 4))) & 255)[:, None]
+            value = column_of(data + dense + column * 8 * DENSE, row[None, :], 4)
+            for bit in tl.static_range(4, DENSE):
+                run = tl.load(data + dense + column * 8 * DENSE + 8 * bit + row[None, :] // 8).to(tl.int32)
+                value += ((run >> (row[None, :] % 8)) & 1) << bit
+            for bit in tl.static_range(DENSE, 10):
+                place_of = 8 * (bit - DENSE + 1)
+                value += _bit(data + stream, here + ((before >> place_of) & 255), most >= (1 << bit)) << bit
+                here += ((totals >> place_of) & 255)[:, None]
             end = tl.where(straddles, tl.where(below, low, high), far)
             sign = tl.where(below, top ^ 0x8000, top) & 0x8000
             tl.store(out + column * 64 + row[None, :], ((end + 1 - value) | sign).to(tl.int16))

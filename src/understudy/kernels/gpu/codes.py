@@ -1,0 +1,15 @@
+"""Reading packed codes (`kernels.pack`) on a GPU."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def column_of(run, row, BITS: tl.constexpr):
+    """The code of each `row` (0 to 63) of the column whose 8 * BITS bytes begin at `run`, as int32."""
+    if BITS == 4:
+        return (tl.load(run + row % 32).to(tl.int32) >> (row // 32 * 4)) & 15
+    code = (tl.load(run + row % 16).to(tl.int32) >> (row // 16 * 2)) & 3
+    if BITS == 3:
+        code += ((tl.load(run + 16 + row % 8).to(tl.int32) >> (row // 8)) & 1) << 2
+    return code
