@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..kernels.product import Operand
 from ..registry import build
 
 CODECS: dict[str, str] = {
@@ -37,6 +38,9 @@ class Codec(Protocol):
         self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
     ) -> Tensor:
         """The blocks [count, columns, 64] that were encoded: in `out` if given, else new or a view of `data`."""
+
+    def operand(self, data: Tensor, count: int, columns: int, substitute: Tensors) -> Operand:
+        """Those blocks, to be multiplied as they are (bfloat16, where `kernels.product` applies)."""
 
 
 @cache

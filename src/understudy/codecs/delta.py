@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..kernels import residual
 from ..kernels.planes import DENSE
+from ..kernels.product import Operand
 from ..kernels.residual import Residual
 from . import Tensors
 
@@ -44,21 +45,34 @@ class Delta:
     def decode(
         self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
     ) -> Tensor:
-        kind, tiles, stream, exceptions = data[:32].view(torch.int64).tolist()
-        if kind == PLAIN:
-            blocks = data[HEADER:].view(dtype).view(count, columns, 64)
+        made = _opened(data, count, columns, substitute)
+        if isinstance(made, Tensor):
+            blocks = made.view(dtype).view(count, columns, 64)
             return blocks if out is None else out.copy_(blocks)
-        sizes = [tiles * 8, count * columns * 8 * DENSE[substitute["codes"].shape[2] // 8], stream, exceptions * 4]
-        sections, place = [], HEADER
-        for size in sizes:
-            sections.append(data[place : place + size])
-            place += _padded(size)
-        assert kind == PACKED and place == data.numel(), f"a residual of {data.numel()} bytes has {place}, kind {kind}"
-        table, exceptions_ = sections[0].view(torch.uint32).view(-1, 2), sections[3].view(torch.uint16).view(-1, 2)
         blocks = torch.empty((count, columns, 64), dtype=dtype) if out is None else out
-        made = Residual(sections[1], sections[2], table, exceptions_)
         residual.decode(made, substitute["codes"], substitute["scales"], blocks)
         return blocks
+
+    def operand(self, data: Tensor, count: int, columns: int, substitute: Tensors) -> Operand:
+        made = _opened(data, count, columns, substitute)
+        if isinstance(made, Tensor):
+            return Operand.plain(made.view(torch.bfloat16).view(count, columns, 64))
+        return Operand.packed(made, substitute["codes"], substitute["scales"])
+
+
+def _opened(data: Tensor, count: int, columns: int, substitute: Tensors) -> Residual | Tensor:
+    """What a part holds: a residual, or the weights' own bytes."""
+    kind, tiles, stream, exceptions = data[:32].view(torch.int64).tolist()
+    if kind == PLAIN:
+        return data[HEADER:]
+    sections, place = [], HEADER
+    dense = 8 * DENSE[substitute["codes"].shape[2] // 8]
+    for size in (tiles * 8, count * columns * dense, stream, exceptions * 4):
+        sections.append(data[place : place + size])
+        place += _padded(size)
+    assert kind == PACKED and place == data.numel(), f"a residual of {data.numel()} bytes has {place}, kind {kind}"
+    table, listed = sections[0].view(torch.uint32).view(-1, 2), sections[3].view(torch.uint16).view(-1, 2)
+    return Residual(sections[1], sections[2], table, listed)
 
 
 def flat(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..kernels.product import Operand
 from . import Tensors
 
 
@@ -23,3 +24,6 @@ class Raw:
     ) -> Tensor:
         blocks = data.view(dtype).view(count, columns, 64)
         return blocks if out is None else out.copy_(blocks)
+
+    def operand(self, data: Tensor, count: int, columns: int, substitute: Tensors) -> Operand:
+        return Operand.plain(data.view(torch.bfloat16).view(count, columns, 64))

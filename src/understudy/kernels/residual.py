@@ -60,13 +60,18 @@ def encode(blocks: Tensor, codes: Tensor, scales: Tensor) -> Residual:
 
 def decode(residual: Residual, codes: Tensor, scales: Tensor, out: Tensor) -> None:
     """The blocks into `out`, bfloat16 [nb, K, 64], on all of torch's threads."""
-    count, columns, _ = codes.shape
-    assert codes.is_contiguous() and out.is_contiguous() and scales.stride()[1:] == (2, 1)
-    kept = (codes, scales, residual.dense, residual.stream, residual.table, residual.exceptions, out)
-    addresses = [tensor.data_ptr() for tensor in kept]
-    group, width = columns // scales.shape[0], codes.shape[2] // 8
-    fields = Fields(0, count, columns, group, scales.stride(0) * 2, *addresses, width)
+    assert out.is_contiguous()
+    fields = Fields(0, *described(residual, codes, scales), out.data_ptr())
     team.run(_entry(), fields, small=out.numel() < SMALL)
+
+
+def described(residual: Residual, codes: Tensor, scales: Tensor) -> list[int]:
+    """Blocks, columns, columns of a group, bytes between groups' scales, addresses, bits: fields 1 to 11 of a run."""
+    count, columns, width = codes.shape
+    assert codes.is_contiguous() and scales.stride()[1:] == (2, 1)
+    kept = (codes, scales, residual.dense, residual.stream, residual.table, residual.exceptions)
+    addresses = [tensor.data_ptr() for tensor in kept]
+    return [count, columns, columns // scales.shape[0], scales.stride(0) * 2, *addresses, width // 8]
 
 
 @cache
@@ -78,27 +83,34 @@ def _entry() -> int:
 def _work(argument: Any) -> None:
     """Decode blocks until none is left. Runs on every thread of the team with the same argument."""
     fields = carray(argument, FIELDS)
-    count, columns, group, bits = fields[1], fields[2], fields[3], fields[12]
-    groups = columns // group
-    table = carray(uint32_at(fields[9]), (count * groups + 1, 2))
-    exceptions = carray(uint16_at(fields[10]), (table[count * groups, 1], 2))
+    count, columns, group = fields[1], fields[2], fields[3]
     while True:
         b = take(fields.ctypes.data)
         if b >= count:
             break
-        for g in range(groups):
-            tile, first = b * groups + g, b * columns + g * group
-            codes, scales = fields[5] + first * 8 * bits, fields[6] + g * fields[4] + b * 256
-            stream, out, start = fields[8], fields[11] + first * 128, np.int64(table[tile, 0])
-            if bits == 4:
-                _read_4(codes, scales, fields[7] + first * 8 * DENSE_4, stream, start, group, out)
-            elif bits == 3:
-                _read_3(codes, scales, fields[7] + first * 8 * DENSE_3, stream, start, group, out)
-            else:
-                _read_2(codes, scales, fields[7] + first * 8 * DENSE_2, stream, start, group, out)
-            weights = carray(uint16_at(out), group * 64)
-            for e in range(table[tile, 1], table[tile + 1, 1]):
-                weights[exceptions[e, 0]] = exceptions[e, 1]
+        for g in range(columns // group):
+            rebuild(fields, b, g, fields[12] + (b * columns + g * group) * 128)
+
+
+@compiled
+def rebuild(fields: Any, b: int, g: int, out: int) -> None:
+    """Group g of block b, [group, 64], at the address `out`. Fields 1 to 11 are as `described`."""
+    count, columns, group, bits = fields[1], fields[2], fields[3], fields[11]
+    groups = columns // group
+    table = carray(uint32_at(fields[9]), (count * groups + 1, 2))
+    exceptions = carray(uint16_at(fields[10]), (table[count * groups, 1], 2))
+    tile, first = b * groups + g, b * columns + g * group
+    codes, scales = fields[5] + first * 8 * bits, fields[6] + g * fields[4] + b * 256
+    stream, start = fields[8], np.int64(table[tile, 0])
+    if bits == 4:
+        _read_4(codes, scales, fields[7] + first * 8 * DENSE_4, stream, start, group, out)
+    elif bits == 3:
+        _read_3(codes, scales, fields[7] + first * 8 * DENSE_3, stream, start, group, out)
+    else:
+        _read_2(codes, scales, fields[7] + first * 8 * DENSE_2, stream, start, group, out)
+    weights = carray(uint16_at(out), group * 64)
+    for e in range(table[tile, 1], table[tile + 1, 1]):
+        weights[exceptions[e, 0]] = exceptions[e, 1]
 
 
 @compiled

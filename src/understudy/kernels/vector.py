@@ -7,6 +7,7 @@ from typing import Any
 from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import config as numba_config
 from numba import types
+from numba.extending import intrinsic
 
 BIT, BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 FLOAT = ir.FloatType()
@@ -68,3 +69,33 @@ class Code:
         """Call a Python function of int64s, compiled here."""
         kinds = [types.int64] * len(arguments)
         return self.context.compile_internal(self.b, function, types.int64(*kinds), arguments)
+
+
+@intrinsic
+def _prefetch(typing: Any, address: Any, count: Any) -> Any:
+    """Ask for `count` lines of 64 bytes from memory, to be there when they are read; any address is allowed."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        start, count = arguments
+        code, before = Code(context, builder), builder.block
+        body, done = builder.append_basic_block("lines"), builder.append_basic_block("fetched")
+        builder.cbranch(builder.icmp_signed(">", count, LONG(0)), body, done)
+        builder.position_at_end(body)
+        line = builder.phi(LONG)
+        line.add_incoming(LONG(0), before)
+        pointer = builder.inttoptr(code.at(start, builder.shl(line, LONG(6))), BYTE.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, WORD, WORD, WORD])
+        function = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(
+            builder.module, kind, "llvm.prefetch.p0"
+        )
+        builder.call(function, [pointer, WORD(0), WORD(3), WORD(1)])
+        following = code.at(line, 1)
+        line.add_incoming(following, body)
+        builder.cbranch(builder.icmp_signed("<", following, count), body, done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+prefetch: Any = _prefetch

@@ -74,8 +74,7 @@ class Model:
         capacity = -(-(plan.context + SCRATCH) // 64) * 64
         self.cache = Cache(layers, kv_heads, size, plan.rows, capacity, cache_dtype(dtype))
         self.ring = self.weights.ring(plan.ring)
-        outputs = [entry.shape[0] for entry in self.weights.entries]
-        self.supply = Supply(self.weights.parts, outputs, self.weights.decode, self.weights.residents, self.ring)
+        self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]
         self.embed = EmbeddingRows(embedding, store.file(store.embedding.file), store.embedding, EMBEDDING_ROOM)
         self.pool = ThreadPoolExecutor(cores, "attention") if cores > 1 else None

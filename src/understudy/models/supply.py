@@ -4,14 +4,15 @@ Both ways end in the same product of the same blocks in the same order, so the p
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..tiers.ring import Ring
+from ..kernels.product import multiply
+from ..tiers.ring import Ring, Slot
+from .exact import Exact
 
 BLOCK_ROWS = 64
 
@@ -27,68 +28,83 @@ class PartRef:
     nbytes: int
 
 
-Decode = Callable[[PartRef, Tensor], Tensor]
-
-
 class Supply:
-    """`decode(part, bytes)` gives the exact blocks [nb, K, 64]. `ring` streams, in order, the parts that `residents` lacks."""
+    """`linears`: how each multiplies. `ring` streams, in order, the parts that `residents` lacks."""
 
     def __init__(
         self,
         parts: Sequence[PartRef],
-        outputs: Sequence[int],
-        decode: Decode,
+        linears: Sequence[Exact],
         residents: Mapping[int, Tensor],
         ring: Ring | None,
     ):
-        self.by_linear: list[list[PartRef]] = [[] for _ in outputs]
+        self.by_linear: list[list[PartRef]] = [[] for _ in linears]
         for part in parts:
             self.by_linear[part.linear].append(part)
-        self.outputs, self.decode, self.residents, self.ring = outputs, decode, residents, ring
+        self.linears, self.residents, self.ring = linears, residents, ring
         self.bytes_used = 0
-        self.gemm_seconds = 0.0
-        self.decode_seconds = 0.0
 
-    def multiply(self, index: int, tiles: Sequence[Tensor]) -> list[Tensor]:
-        """tiles: each [TILE, K] -> each [TILE, N]. The weights of Linear `index` are brought once for all of them."""
-        blocks = -(-self.outputs[index] // BLOCK_ROWS)
-        results = [x.new_empty(x.shape[0], blocks, BLOCK_ROWS) for x in tiles]
-        for part in self.by_linear[index]:
-            if part.number in self.residents:
-                self._product(part, self.residents[part.number], tiles, results)
+    def multiply(self, index: int, tiles: Sequence[Tensor], rows: int) -> list[Tensor]:
+        """tiles: each [TILE, K], in all `rows` rows and then padding -> each [TILE, N]. Linear `index` is brought once for all."""
+        linear, (height, _) = self.linears[index], tiles[0].shape
+        outputs = linear.entry.shape[0]
+        shape = (len(tiles), height, -(-outputs // BLOCK_ROWS), BLOCK_ROWS)
+        fused = linear.fused(tiles[0].dtype)
+        out = tiles[0].new_zeros(shape)  # padding stays zero
+        for held in self._arriving(index, together=fused):
+            if fused:
+                operands = [linear.operand(data, part.first_block, part.blocks) for part, data in held]
+                multiply(tiles, operands, out.flatten(0, 1)[:rows])
             else:
-                assert self.ring is not None, f"part {part.number} is neither resident nor streamed"
-                slot = self.ring.next()
-                assert slot.index == part.number, (
-                    f"the ring brought part {slot.index}, Linear {index} needs {part.number}"
-                )
-                try:
-                    self.bytes_used += part.nbytes
-                    self._product(part, slot.data, tiles, results)
-                finally:
-                    slot.release()
-        return [y.view(y.shape[0], -1)[:, : self.outputs[index]] for y in results]
+                for part, data in held:
+                    linear.multiply_tiles(data, part.first_block, part.blocks, tiles, out)
+        return list(out.view(len(tiles), height, -1)[:, :, :outputs])
 
-    def _product(self, part: PartRef, data: Tensor, tiles: Sequence[Tensor], results: list[Tensor]) -> None:
-        start = time.perf_counter()
-        blocks = self.decode(part, data)
-        decoded = time.perf_counter()
-        if blocks.dtype != tiles[0].dtype:
-            blocks = blocks.to(tiles[0].dtype)
-        for x, y in zip(tiles, results, strict=True):
-            y[:, part.first_block : part.first_block + part.blocks] = torch.matmul(x, blocks).transpose(0, 1)
-        self.decode_seconds += decoded - start
-        self.gemm_seconds += time.perf_counter() - decoded
+    def _arriving(self, index: int, together: bool) -> Iterator[list[tuple[PartRef, Tensor]]]:
+        """The parts of Linear `index`, in order, each with its bytes: one by one, or `together` as many as are here already."""
+        held: list[tuple[PartRef, Tensor]] = []
+        slots: list[Slot] = []
+        try:
+            for part in self.by_linear[index]:
+                if held and not (together and self._at_hand(part, slots)):
+                    yield held
+                    self._release(slots)
+                    held = []
+                if part.number in self.residents:
+                    held.append((part, self.residents[part.number]))
+                else:
+                    slots.append(self._next(part))
+                    held.append((part, slots[-1].data))
+            if held:
+                yield held
+        finally:
+            self._release(slots)
+
+    def _at_hand(self, part: PartRef, slots: Sequence[Slot]) -> bool:
+        """Whether `part` can be used now, beside `slots`, without the ring running short of room."""
+        if part.number in self.residents or self.ring is None:
+            return True
+        return sum(slot.size for slot in slots) + part.nbytes <= self.ring.capacity // 4 and self.ring.ready
+
+    def _next(self, part: PartRef) -> Slot:
+        assert self.ring is not None, f"part {part.number} is neither resident nor streamed"
+        slot = self.ring.next()
+        assert slot.index == part.number, (
+            f"the ring brought part {slot.index}, Linear {part.linear} needs {part.number}"
+        )
+        self.bytes_used += part.nbytes
+        return slot
+
+    def _release(self, slots: list[Slot]) -> None:
+        for slot in slots:
+            slot.release()
+        slots.clear()
 
     def skip_head(self) -> None:
         """A pass in which nobody asks for logits: the last Linear's parts pass by unused, since the ring brings all in order."""
         for part in self.by_linear[-1]:
             if part.number not in self.residents:
-                assert self.ring is not None
-                slot = self.ring.next()
-                assert slot.index == part.number, f"the ring brought part {slot.index}, the head has {part.number}"
-                self.bytes_used += part.nbytes
-                slot.release()
+                self._next(part).release()
 
     def abandon(self) -> None:
         """A pass was left half way: the next one begins with the first part again."""

@@ -22,7 +22,7 @@ from ..tree import Nodes
 from .paired import PassCache, Runner
 
 TILE = 32
-Multiply = Callable[[int, list[Tensor]], list[Tensor]]
+Multiply = Callable[[int, list[Tensor], int], list[Tensor]]
 Settle = Callable[[Tensor, int], Tensor]
 
 
@@ -86,7 +86,7 @@ class Tile:
 
 @dataclass
 class Target:
-    """model, base: the stock causal model and its headless part. multiply(index, tiles) streams Linear `index` once for all;
+    """model, base: the stock causal model and its headless part. multiply(index, tiles, rows) streams Linear `index` once;
     skip_head() ends a pass that wants no logits."""
 
     model: nn.Module
@@ -145,7 +145,8 @@ class Target:
                     assert all(said[0] == index for _, said in parked), (
                         f"tiles are at different Linears: {[s[0] for _, s in parked]}"
                     )
-                    for i, y in zip(alive, self.multiply(index, [said[1] for _, said in parked]), strict=True):
+                    rows = (len(parked) - 1) * TILE + tiles[alive[-1]].count
+                    for i, y in zip(alive, self.multiply(index, [said[1] for _, said in parked], rows), strict=True):
                         answers[i] = y
         finally:
             self.runner.current = None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ..codecs import Codec, codec
 from ..plan.memory import Plan
 from ..quantizers import Quantizer, quantizer
 from ..tiers.disk import DiskTier
 from ..tiers.memory import arena
 from ..tiers.ring import Ring
 from ..weights.store import LinearEntry, Store, Stored
+from .exact import Exact
 from .load import Link, extent, read_all
 from .paired import share
 from .supply import PartRef
@@ -71,7 +69,10 @@ class Weights:
             )
         )
         self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
-        self._decoders = [self._decoder(index) for index in range(len(self.entries))]
+        self.linears = [
+            Exact(entry, maker, tensors, self._buffer, bare=not entry.parts)
+            for entry, maker, tensors in zip(self.entries, self.quantizers, self.substitutes, strict=True)
+        ]
         for index, entry in enumerate(self.entries):
             if not entry.parts:  # the substitute is the weight itself: one part, resident
                 self.residents[len(self.parts)] = self.substitutes[index]["weight"]
@@ -83,21 +84,6 @@ class Weights:
             if held(entry, drafts):
                 wanted |= {("substitute", name, index): stored for name, stored in entry.substitute.items()}
         return wanted | {("resident", "", number): self.stored[number] for number in sorted(plan.residents)}
-
-    def _decoder(self, index: int) -> Callable[[PartRef, Tensor], Tensor]:
-        """How a part of this Linear is made whole: a residual in a buffer that all share, since parts are used one by one."""
-        entry = self.entries[index]
-        if not entry.parts:
-            return lambda part, data: data
-        if entry.codec == "raw":
-            return partial(_view, entry, codec(entry.codec))
-        return partial(
-            _rebuild, entry, codec(entry.codec), self.quantizers[index], self.substitutes[index], self._buffer
-        )
-
-    def decode(self, part: PartRef, data: Tensor) -> Tensor:
-        """The exact blocks [nb, K, 64] of `part` from its bytes."""
-        return self._decoders[part.linear](part, data)
 
     def drafts(self, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
         """The substitute's linear map of each Linear, in the order of a pass."""
@@ -120,22 +106,3 @@ class Weights:
     def share(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Norms and biases: one tensor for both views."""
         share(module, self.shared, dtype)
-
-
-def _view(entry: LinearEntry, decoder: Codec, part: PartRef, data: Tensor) -> Tensor:
-    return decoder.decode(data.view(-1), part.blocks, entry.shape[1], entry.dtype, {})
-
-
-def _rebuild(
-    entry: LinearEntry,
-    decoder: Codec,
-    maker: Quantizer,
-    tensors: dict[str, Tensor],
-    buffer: Tensor,
-    part: PartRef,
-    data: Tensor,
-) -> Tensor:
-    substitute = maker.cut(tensors, part.first_block, part.blocks)
-    shape = (part.blocks, entry.shape[1], 64)
-    out = buffer[: math.prod(shape) * entry.dtype.itemsize].view(entry.dtype).view(shape)
-    return decoder.decode(data.view(-1), part.blocks, entry.shape[1], entry.dtype, substitute, out)

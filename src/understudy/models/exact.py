@@ -1,0 +1,53 @@
+"""How the exact weights of one Linear multiply, whatever they are stored as. The plan never changes a bit of the product.
+
+Where the machine has the instructions (`kernels.product`), bfloat16 weights multiply as they lie or are rebuilt on the way,
+for just the rows there are. Elsewhere they are made whole first, and multiply tiles of one fixed shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..codecs import Codec, codec
+from ..kernels.product import Operand, applies
+from ..quantizers import Quantizer
+from ..weights.store import LinearEntry
+
+
+class Exact:
+    """`tensors` is the substitute (empty where the codec needs none); `buffer`: bytes in which a part is made whole."""
+
+    def __init__(self, entry: LinearEntry, maker: Quantizer, tensors: Mapping[str, Tensor], buffer: Tensor, bare: bool):
+        self.entry, self.maker, self.tensors, self.buffer = entry, maker, tensors, buffer
+        self.codec: Codec = codec("raw" if bare else entry.codec)
+        self.columns = entry.shape[1]
+
+    def fused(self, dtype: torch.dtype) -> bool:
+        """Whether rows of this dtype multiply without weights being made whole first."""
+        return dtype == self.entry.dtype and applies(dtype, self.columns)
+
+    def operand(self, data: Tensor, first: int, count: int) -> tuple[Operand, int]:
+        """Blocks first to first + count - 1 from their bytes, as `kernels.product.multiply` takes them; only if `fused`."""
+        return self.codec.operand(data.view(-1), count, self.columns, self._substitute(first, count)), first
+
+    def blocks(self, data: Tensor, first: int, count: int) -> Tensor:
+        """The weights [count, K, 64] of these blocks; they hold until the next call, for any Linear."""
+        shape, dtype = (count, self.columns, 64), self.entry.dtype
+        if self.codec.name == "raw":
+            return self.codec.decode(data.view(-1), count, self.columns, dtype, {})
+        out = self.buffer[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        return self.codec.decode(data.view(-1), count, self.columns, dtype, self._substitute(first, count), out)
+
+    def _substitute(self, first: int, count: int) -> Mapping[str, Tensor]:
+        return {} if self.codec.name == "raw" else self.maker.cut(self.tensors, first, count)
+
+    def multiply_tiles(self, data: Tensor, first: int, count: int, tiles: Sequence[Tensor], out: Tensor) -> None:
+        """Where not `fused`: tiles [TILE, K] one by one, out [tiles, TILE, all blocks, 64]."""
+        blocks = self.blocks(data, first, count)
+        if blocks.dtype != out.dtype:
+            blocks = blocks.to(out.dtype)
+        for x, y in zip(tiles, out, strict=True):
+            y[:, first : first + count] = torch.matmul(x, blocks).transpose(0, 1)

@@ -1,0 +1,93 @@
+"""The exact product: the same bits from weights as they are and from codes and residual, for any rows that run together."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from understudy.codecs import codec
+from understudy.kernels import product
+from understudy.kernels.bfdot import has_bfdot
+from understudy.kernels.pack import block
+from understudy.kernels.product import Operand, multiply
+from understudy.quantizers import fitting
+
+pytestmark = pytest.mark.skipif(not has_bfdot(), reason="this CPU multiplies no bfloat16; weights are made whole first")
+
+
+def drawn(outputs, columns, rows, seed):
+    torch.manual_seed(seed)
+    weight = (torch.randn(outputs, columns) * torch.randn(outputs, 1).exp() * 0.05).bfloat16()
+    return weight, torch.randn(rows, columns).bfloat16()
+
+
+def packed(weight, spec):
+    """Each block's operand, from the codec's bytes."""
+    maker = fitting(spec, *weight.shape)
+    substitute, made = maker.quantize(weight), codec("delta")
+    whole = block(weight)
+    operands = []
+    for first in range(len(whole)):
+        piece = maker.cut(substitute, first, 1)
+        data = made.encode(whole[first : first + 1], piece)
+        assert data.numel() < whole[first].nbytes, "the residual is no smaller than the weights: nothing was packed"
+        operands.append((made.operand(data, 1, weight.shape[1], piece), first))
+    return operands
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    outputs=st.sampled_from([64, 100, 256]),
+    columns=st.sampled_from([64, 128, 192, 320]),
+    rows=st.integers(1, 37),
+    spec=st.sampled_from(["int4", "int3", "int2"]),
+    seed=st.integers(0, 1000),
+)
+def test_rebuilt_on_the_way_and_as_they_are_give_the_same_bits(outputs, columns, rows, spec, seed):
+    weight, x = drawn(outputs, columns, rows, seed)
+    whole = block(weight)
+    plain, rebuilt = (torch.empty(rows, len(whole), 64, dtype=torch.bfloat16) for _ in range(2))
+    multiply([x], [(Operand.plain(whole), 0)], plain)
+    multiply([x], packed(weight, spec), rebuilt)
+    assert torch.equal(plain.view(torch.int16), rebuilt.view(torch.int16))
+    want = x.double() @ weight.double().T
+    error = (plain.view(rows, -1)[:, :outputs].double() - want).abs()
+    scale = x.double().abs() @ weight.double().abs().T
+    assert (error <= scale * 2**-20 + want.abs() * 2**-8).all(), "not the nearest bfloat16 of a float32 sum"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    columns=st.sampled_from([2, 6, 130, 256, 514]), rows=st.integers(1, 40), seed=st.integers(0, 1000), data=st.data()
+)
+def test_a_row_has_the_same_bits_in_any_company(columns, rows, seed, data):
+    weight, x = drawn(128, columns, rows, seed)
+    whole = block(weight)
+    together = torch.empty(rows, 2, 64, dtype=torch.bfloat16)
+    multiply([x], [(Operand.plain(whole), 0)], together)
+    start = data.draw(st.integers(0, rows - 1))
+    end = data.draw(st.integers(start + 1, rows))
+    some = torch.empty(end - start, 2, 64, dtype=torch.bfloat16)
+    multiply([x[start:end]], [(Operand.plain(whole[1:].contiguous()), 1), (Operand.plain(whole[:1]), 0)], some)
+    assert torch.equal(some.view(torch.int16), together[start:end].view(torch.int16))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_do_not_matter_and_special_values_go_through(threads):
+    weight, x = drawn(64 * 20, 512, 9, 1)
+    x[3, 5], x[4, 7] = float("inf"), float("nan")
+    out, again = (torch.empty(9, 20, 64, dtype=torch.bfloat16) for _ in range(2))
+    multiply([x], [(Operand.plain(block(weight)), 0)], out)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        multiply([x], [(Operand.plain(block(weight)), 0)], again)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(out.view(torch.int16), again.view(torch.int16))
+    assert out[4].isnan().all() and not out[3].isfinite().any() and out[[0, 1, 2, 5, 6, 7, 8]].isfinite().all()
+
+
+def test_what_it_does_not_apply_to():
+    assert product.applies(torch.bfloat16, 64)
+    assert not product.applies(torch.bfloat16, 65) and not product.applies(torch.float32, 64)
