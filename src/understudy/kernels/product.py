@@ -80,7 +80,7 @@ def _cut(tiles: Sequence[Tensor], rows: int, run: int) -> Tensor:
     for tile in tiles:
         some = tile[: rows - start]
         part = x[:, start : start + len(some)]
-        part[:whole] = some[:, : whole * run].unflatten(1, (whole, run)).transpose(0, 1)
+        part[:whole] = some[:, : whole * run].reshape(len(some), whole, run).transpose(0, 1)
         if whole < len(x):
             part[whole, :, : columns - whole * run] = some[:, whole * run :]
         start += len(some)

@@ -89,7 +89,7 @@ def cache_dtype(dtype: torch.dtype) -> torch.dtype:
 def needs(sizes: Sizes, config: Any, dtype: torch.dtype, cores: int = 1) -> Needs:
     """All that a plan has to place for a model of `config` that computes in `dtype` on `cores` processors.
 
-    A tile holds most when the second half of a gated block is multiplied: what went into the block, twice, both halves, and
+    A tile holds most when the second half of a gated block is multiplied: what went into the block, three times, both halves, and
     what is being made of them."""
     layers, kv_heads, size = head_shape(config)
     shared_heads = config.num_attention_heads // kv_heads
@@ -101,7 +101,7 @@ def needs(sizes: Sizes, config: Any, dtype: torch.dtype, cores: int = 1) -> Need
         shared=sizes.shared,
         kv_per_token=2 * layers * kv_heads * size * cache_dtype(dtype).itemsize,
         layers=layers,
-        tile_activations=TILE * (4 * config.hidden_size + 2 * sizes.widest) * dtype.itemsize,
+        tile_activations=TILE * (5 * config.hidden_size + 2 * sizes.widest) * dtype.itemsize,
         logits_tile=logits_tile,
         choosing=choosing_bytes(config.vocab_size) + (2 * logits_tile if changes else 0),
         embedding_cache=EMBEDDING_ROOM + TILE * config.hidden_size * dtype.itemsize,
