@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import engine as engines
 from .drafters import DRAFTERS
 from .engine import Engine
-from .errors import UsageError
+from .errors import UnderstudyError, UsageError
 from .loading import Options, Report, load, locate, plan_for, plan_for_config, prepare_source
 from .params import SamplingParams
 from .plan.memory import Plan
@@ -184,8 +186,10 @@ class LLM:
                 admitted = self._admit(waiting)
                 try:
                     steps = self.engine.step()
-                except BaseException:
+                except BaseException as error:
                     self.model.supply.abandon()
+                    if isinstance(error, torch.OutOfMemoryError):
+                        raise _out_of_memory(error) from None
                     raise
                 running = {id(step.row) for step in steps}
                 for ticket in tickets:
@@ -224,6 +228,12 @@ class Ticket:
         self.reply.take(final=True)
         ids = self.row.tokens[self.row.prompt_length :]
         return Completion(self.reply.text, ids, self.row.finish_reason or "cancelled", self.gauge.stats())
+
+
+def _out_of_memory(error: torch.OutOfMemoryError) -> UnderstudyError:
+    said = ". ".join(str(error).splitlines()[0].split(". ")[:2]).rstrip(".")
+    what = f"The device ran out of memory in this request ({said})"
+    return UnderstudyError(f"{what}: shorten the prompt, or choose a smaller --context or --memory. Others can go on.")
 
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

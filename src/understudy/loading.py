@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from . import demo
+from .devices import DEVICES, open_device
+from .devices.accelerator import Accelerator
 from .drafters import tree_nodes
 from .errors import CheckpointError, UsageError
 from .models import calibration, structure
@@ -21,8 +23,9 @@ from .models.needs import Sizes, needs, sizes_of_checkpoint, sizes_of_store
 from .models.paired import ATTENTION
 from .models.rehearsal import rehearse
 from .models.target import TILE
+from .plan import accelerator
 from .plan.machine import Machine, resident_bytes
-from .plan.memory import MIB, Needs, Plan, Request, make_plan
+from .plan.memory import MIB, RUNTIME, RUNTIME_CUDA, Needs, Plan, Request, make_plan
 from .plan.sizes import format_size, parse_size
 from .quantizers.mixed import mixed
 from .registry import lookup
@@ -69,13 +72,13 @@ class Options:
             lookup("option", name, known)
         options = cls(**given, cache=cache_directory(environment))
         lookup("dtype", options.dtype, {"auto": 0, **DTYPES})
-        lookup("device", options.device, {"auto": 0, "cpu": 0, "cuda": 0})
+        lookup("device", options.device, {"auto": 0, "cpu": 0, **DEVICES})
         lookup("resident", options.resident, {"auto": 0, "none": 0, "residual": 0})
         for name in ("context", "rows"):
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, got {value}.")
-        if options.host_memory is not None:
+        if options.host_memory is not None and options.device in ("auto", "cpu"):
             raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
         if options.quantizer is None and options.bits not in BITS and mixed(str(options.bits)) is None:
             raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))} or mixed, got {options.bits}.")
@@ -153,15 +156,15 @@ def plan_for(model: str | Path | None, options: Options) -> Plan:
     source = locate(model, options)
     if isinstance(source, Checkpoint) and (path := stored_at(source, options)).is_dir():
         source = Store.open(path)
-    config = config_of(source.path)
+    config, device = config_of(source.path), open_device(options.device)
     second = _second(options, source.path, None)
     if isinstance(source, Store):
         machine, dtype = _measured(source, options), _dtype(source, options)
         sizes = sizes_of_store(source, options.drafts)
-        return _plan(sizes, dtype, config, options, machine, second)
+        return _plan(sizes, dtype, config, options, machine, second, device)
     layout = layout_of(source)
     machine = Machine.inspect().measured(source.info(layout.linears[0].weight).file, options.cache)
-    plan = _foretold(source.tensors, layout, config, options, machine, second)
+    plan = _foretold(source.tensors, layout, config, options, machine, second, device)
     return replace(plan, notes=(*plan.notes, "not prepared yet: sizes are foretold, and the link is the checkpoint's"))
 
 
@@ -179,23 +182,20 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
         raise UsageError(f"{directory / 'config.json'} does not say the weights' type: give it with --dtype.")
     model = structure.skeleton(config, dtype, ATTENTION)
     tensors = structure.foretold(model, dtype, directory)
-    plan = _foretold(tensors, structure.layout(model, tensors), config, options, Machine.inspect(), None)
+    layout, device = structure.layout(model, tensors), open_device(options.device)
+    plan = _foretold(tensors, layout, config, options, Machine.inspect(), None, device)
     return replace(
         plan, notes=(*plan.notes, "from the config alone: sizes are foretold, and there is no link to measure")
     )
 
 
 def _foretold(
-    tensors: Mapping[str, TensorInfo],
-    layout: ModelLayout,
-    config: Any,
-    options: Options,
-    machine: Machine,
-    second: Store | None,
-) -> Plan:
+    tensors: Mapping[str, TensorInfo], layout: ModelLayout, config: Any, options: Options, machine: Machine,
+    second: Store | None, device: Accelerator | None,
+) -> Plan:  # fmt: skip
     dtype = DTYPES.get(options.dtype) or tensors[layout.linears[0].weight].dtype
     sizes = sizes_of_checkpoint(tensors, layout, options.recipe, options.codec, options.drafts)
-    return _plan(sizes, dtype, config, options, machine, second)
+    return _plan(sizes, dtype, config, options, machine, second, device)
 
 
 def _measured(store: Store, options: Options) -> Machine:
@@ -209,31 +209,31 @@ def _dtype(store: Store, options: Options) -> torch.dtype:
 
 
 def _plan(
-    sizes: Sizes,
-    dtype: torch.dtype,
-    config: Any,
-    options: Options,
-    machine: Machine,
-    second: Store | None,
-    grown: int = 0,
-) -> Plan:
+    sizes: Sizes, dtype: torch.dtype, config: Any, options: Options, machine: Machine, second: Store | None,
+    device: Accelerator | None, grown: int = 0,
+) -> Plan:  # fmt: skip
     """The plan for what was asked; where the context was left open, the longest of a few that fits."""
-    _check_device(options.device)
     wants = replace(needs(sizes, config, dtype, machine.cores), grown=grown)
-    budget = parse_size(options.memory) if options.memory is not None else int(machine.memory_limit * 0.9)
+    if device is not None:
+        budget = accelerator.budget(options.memory, device.name, device.memory()[0])
+    else:
+        budget = parse_size(options.memory) if options.memory is not None else int(machine.memory_limit * 0.9)
     longest = getattr(config, "max_position_embeddings", None) or CONTEXTS[0]
     if options.context is not None and options.context > longest:
         raise UsageError(f"--context {options.context} is more than this model's {longest} positions.")
     contexts = [options.context] if options.context else [min(c, longest) for c in CONTEXTS]
     for context in contexts[:-1]:
         try:
-            return _place(wants, budget, context, options, machine, second)
+            return _place(wants, budget, context, options, machine, second, device)
         except UsageError:
             continue
-    return _place(wants, budget, contexts[-1], options, machine, second)
+    return _place(wants, budget, contexts[-1], options, machine, second, device)
 
 
-def _place(wants: Needs, budget: int, context: int, options: Options, machine: Machine, second: Store | None) -> Plan:
+def _place(
+    wants: Needs, budget: int, context: int, options: Options, machine: Machine, second: Store | None,
+    device: Accelerator | None,
+) -> Plan:  # fmt: skip
     rows = options.rows or max(1, min(8, int(budget * 0.04) // max(wants.kv_per_token * (context + SCRATCH), 1)))
     companion = 0
     if second is not None:
@@ -241,45 +241,46 @@ def _place(wants: Needs, budget: int, context: int, options: Options, machine: M
             sizes_of_store(second, True), config_of(second.path), _dtype(second, replace(options, dtype="auto"))
         )
         companion = theirs.alone(rows * (context + SCRATCH))
-    nodes = tree_nodes(options.method)
-    request = Request(budget, rows, context, SCRATCH, options.resident, TILE, companion=companion, tree=nodes)
-    plan = make_plan(wants, request)
-    return replace(plan, method=options.method, link_bytes_per_second=machine.link_bandwidth if machine.disk else 0.0)
-
-
-def _check_device(device: str) -> None:
-    if device == "cuda":
-        raise UsageError("--device cuda is not available in this version: the exact path runs on the CPU.")
+    runtime, nodes = RUNTIME if device is None else RUNTIME_CUDA, tree_nodes(options.method)
+    request = Request(budget, rows, context, SCRATCH, options.resident, TILE, runtime, companion, nodes)
+    disk = machine.link_bandwidth if machine.disk else 0.0
+    plan = replace(make_plan(wants, request), method=options.method, link_bytes_per_second=disk)
+    if device is None:
+        return plan
+    room = accelerator.host_room(options.host_memory, machine.memory_limit)
+    return accelerator.linked(plan, device.name, room, device.link_bytes_per_second(), disk, device.note)
 
 
 def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:
     """Everything up to the first token. The Store is prepared first where there is none."""
-    before = resident_bytes()
+    before, device = resident_bytes(), open_device(options.device)
     store = prepare_source(locate(model, options), options, report)
-    tokenizer = tokenizer_of(store.path)
-    config = config_of(store.path)
+    tokenizer, config = tokenizer_of(store.path), config_of(store.path)
     machine = _measured(store, options)
     second = _second(options, store.path, report)
     sizes, dtype = sizes_of_store(store, options.drafts), _dtype(store, options)
-    plan = _plan(sizes, dtype, config, options, machine, second)
-    rehearse(store, config, dtype, options.drafts)
-    grown = resident_bytes() - before - EXPECTED_GROWTH - plan.items["tokenizer"]
-    if grown > 0:
-        plan = _plan(sizes, dtype, config, options, machine, second, grown)
-    bound = _bind(store, config, plan, options, machine, report)
+    plan = _plan(sizes, dtype, config, options, machine, second, device)
+    if device is None:
+        rehearse(store, config, dtype, options.drafts)
+        grown = resident_bytes() - before - EXPECTED_GROWTH - plan.items["tokenizer"]
+        if grown > 0:
+            plan = _plan(sizes, dtype, config, options, machine, second, device, grown)
+    bound = _bind(store, config, plan, options, machine, report, device)
     if second is not None:
         alone = replace(plan, residents=frozenset(), ring=0)
         bound.companion = _bind(
-            second, config_of(second.path), alone, replace(options, dtype="auto", method="substitute"), machine, report
+            second, config_of(second.path), alone, replace(options, dtype="auto", method="substitute"), machine, report, device
         )
     return Loaded(store, plan, machine, tokenizer, bound, stop_ids(store.path, config, tokenizer))
 
 
-def _bind(store: Store, config: Any, plan: Plan, options: Options, machine: Machine, report: Report | None) -> Model:
+def _bind(
+    store: Store, config: Any, plan: Plan, options: Options, machine: Machine, report: Report | None, device: Accelerator | None
+) -> Model:
     assert machine.disk is not None
     link = Link(machine.disk.block, machine.disk.threads, options.throttle)
     dtype = _dtype(store, options)
-    return Model(store, config, plan, link, dtype=dtype, drafts=options.drafts, cores=machine.cores, report=report)
+    return Model(store, config, plan, link, dtype, options.drafts, machine.cores, report, device)
 
 
 def _second(options: Options, first: Path, report: Report | None) -> Store | None:

@@ -118,7 +118,7 @@ class Gauge:
             stream_seconds=whole.busy,
             link_bytes_per_second=whole.read / whole.busy if whole.busy else 0.0,
             limit_tokens_per_second=limit,
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=peak_memory_bytes() if self.model.device is None else self.model.device.peak_bytes(),
             draft_seconds=decode.draft,
             wait_seconds=decode.wait,
             compute_seconds=decode.verify - decode.wait,

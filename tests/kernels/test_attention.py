@@ -34,7 +34,7 @@ def test_the_kernel_is_attention_over_what_each_node_sees(
     query = torch.randn(len(nodes), heads, dim).to(dtype)
     found = attention.attend(query, cache, 0, nodes, scaling=0.3, window=window, softcap=softcap)
     options = {"scaling": 0.3, "window": window, "softcap": softcap}
-    expected = attention.attend_gathered(query, cache.keys[0], cache.values[0], nodes, **options)
+    expected = attention.attend_anywhere(query, cache.keys[0], cache.values[0], nodes, **options)
     tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-5
     assert torch.allclose(found.float(), expected.float(), atol=tolerance, rtol=tolerance)
 
@@ -50,3 +50,21 @@ def test_sharing_the_heads_out_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
     with ThreadPoolExecutor(3) as pool:
         for threads in (2, 3):
             assert torch.equal(alone, attention.attend(query, cache, 0, nodes, scaling=0.125, pool=pool, threads=threads))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data(), st.integers(0, 130), st.sampled_from([0, 70]), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_in_plain_torch_too_a_node_has_the_same_bits_alone(
+    data: st.DataObject, length: int, window: int, dtype: torch.dtype
+) -> None:
+    tree = data.draw(trees(40))
+    torch.manual_seed(length)
+    keys, values = (torch.randn(2, 2, 256, 32).to(dtype) for _ in range(2))
+    nodes = Nodes.of(tree, 1, length)
+    query = torch.randn(len(nodes), 4, 32).to(dtype)
+    options = {"scaling": 0.3, "window": window}
+    together = attention.attend_anywhere(query, keys, values, nodes, **options)  # type: ignore[arg-type]
+    for node in (0, len(nodes) - 1, len(nodes) // 2):
+        part = slice(node, node + 1)
+        alone = attention.attend_anywhere(query[part], keys, values, nodes[part], **options)  # type: ignore[arg-type]
+        assert torch.equal(alone, together[part])

@@ -1,15 +1,16 @@
-"""Exact attention over the cache, on whatever device it lies."""
+"""Exact attention over the cache: the CPU's, and one in plain torch for wherever there is no kernel."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..cache import Cache
 from ..tree import Nodes
 from . import attention_cpu
 
+GROUP = 32  # nodes
 WORTH_SHARING = (
     4_000_000  # products of a query and a key; below about a millisecond, handing out costs more than it saves
 )
@@ -32,8 +33,6 @@ def attend(
     Keys and values are those of `cache` at `layer`, which already holds the nodes' own. The heads are shared out over
     `threads` of `pool`, which changes no bit."""
     keys, values = cache.keys[layer], cache.values[layer]
-    if query.device.type != "cpu":
-        return attend_gathered(query, keys, values, nodes, scaling=scaling, window=window, softcap=softcap)
     q = query.float().contiguous().numpy()
     out = np.empty_like(q)
     k, v, heads = _bits(keys), _bits(values), keys.shape[1]
@@ -58,27 +57,53 @@ def _bits(slab: Tensor) -> np.ndarray:
     return slab.numpy()
 
 
-def attend_gathered(
+def attend_anywhere(
     query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, *, scaling: float, window: int = 0, softcap: float = 0.0
 ) -> Tensor:
-    """The same by plain torch on any device: each node's columns are gathered in position order, then summed in that order.
+    """The same by plain torch, on any device; keys, values: [rows, kv heads, capacity, d]. `nodes` may lie there or on the CPU.
 
-    Columns are padded to a multiple of 64 and masked; every node is its own product, so it does not see its siblings."""
-    device, (n, heads, dim) = query.device, query.shape
-    group = heads // keys.shape[1]
-    columns = -(-int(nodes.positions.max() + 1) // attention_cpu.BLOCK) * attention_cpu.BLOCK
-    place = torch.arange(columns)
-    tail = torch.nn.functional.pad(nodes.tail, (0, 1), value=-1)
-    beyond = (place[None] - nodes.prefix[:, None]).clamp(0, tail.shape[1] - 1)
-    slots = torch.where(place[None] < nodes.prefix[:, None], place[None], tail.gather(1, beyond)).clamp(min=0)
-    seen = place[None] <= nodes.positions[:, None]
-    if window:
-        seen &= place[None] > nodes.positions[:, None] - window
-    rows, slots, seen = nodes.rows[:, None].to(device), slots.to(device), seen.to(device)
-    k = keys.transpose(1, 2)[rows, slots].float().permute(0, 2, 3, 1)  # [n, kv, d, columns]
-    v = values.transpose(1, 2)[rows, slots].float().permute(0, 2, 1, 3)
-    scores = query.float().view(n, -1, group, dim) @ k * scaling
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
-    return (weights @ v).view(n, heads, dim).to(query.dtype)
+    Nodes go in groups of GROUP (the last is padded), through blocks of 64 absolute positions with a running softmax, so
+    every product has the same shape always and a node's bits do not depend on how many others there are."""
+    nodes = nodes.to(query.device)
+    groups = [
+        _attend_group(query[i : i + GROUP], keys, values, nodes[i : i + GROUP], scaling, window, softcap)
+        for i in range(0, len(nodes), GROUP)
+    ]
+    return torch.cat(groups)
+
+
+def _attend_group(
+    query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, scaling: float, window: int, softcap: float
+) -> Tensor:
+    (count, heads, dim), kv_heads = query.shape, keys.shape[1]
+    q, rows, position, prefix, tail = (
+        nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, GROUP - count))
+        for tensor in (query.float(), nodes.rows[:, None], nodes.positions[:, None], nodes.prefix[:, None], nodes.tail)
+    )
+    q = q.view(GROUP, kv_heads, heads // kv_heads, dim)
+    tail = nn.functional.pad(tail, (0, 1))
+    top = q.new_full((*q.shape[:3], 1), -torch.inf)
+    total, sums = torch.zeros_like(top), torch.zeros_like(q)
+    for start in range(0, int(nodes.positions.max()) + 1, attention_cpu.BLOCK):
+        place = start + torch.arange(attention_cpu.BLOCK, device=q.device)[None]
+        seen = place <= position
+        if window:
+            seen &= place > position - window
+        beyond = tail.gather(1, (place - prefix).clamp(0, tail.shape[1] - 1))
+        slots = torch.where(place < prefix, place, beyond).clamp(0, keys.shape[2] - 1)
+        k, v = (
+            slab.transpose(1, 2)[rows, slots].float().transpose(1, 2) for slab in (keys, values)
+        )  # [GROUP, kv, 64, d]
+        scores = q @ k.transpose(-1, -2) * scaling
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
+        highest = torch.maximum(top, scores.amax(-1, keepdim=True))
+        fade = torch.where(highest == top, 1.0, (top - highest).exp())
+        weights = torch.where(seen[:, None, None], (scores - highest).exp(), 0.0)
+        active = seen.any(1)[:, None, None, None]
+        total = torch.where(active, total * fade + weights.sum(-1, keepdim=True), total)
+        v = torch.where(seen[:, None, :, None], v, 0.0)
+        sums = torch.where(active, sums * fade + weights @ v, sums)
+        top = highest
+    return (sums / total).view(GROUP, heads, dim)[:count].to(query.dtype)

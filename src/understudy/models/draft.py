@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache import Cache
+from ..devices.accelerator import Accelerator
 from ..tree import Nodes
 from .paired import PassCache, Runner
 
@@ -23,15 +24,19 @@ class Draft:
     cache: Cache
     embed: Callable[[Tensor], None]
     linears: Sequence[Callable[[Tensor], Tensor]]
-    device: str = "cpu"
+    device: Accelerator | None = None
+
+    @property
+    def where(self) -> str:
+        return "cpu" if self.device is None else self.device.where
 
     def __call__(self, nodes: Nodes) -> Tensor:
         """Logits [n, vocab] after each of `nodes`, whose ancestors must have been run before (or be among them)."""
         self.embed(nodes.tokens)
         self.runner.current = _Level(self, nodes)
         try:
-            ids = torch.arange(len(nodes), device=self.device)[None]
-            positions = nodes.positions[None].to(self.device)
+            ids = torch.arange(len(nodes), device=self.where)[None]
+            positions = nodes.positions[None].to(self.where)
             out = self.model(
                 input_ids=ids, position_ids=positions, past_key_values=PassCache(self.runner), use_cache=True
             )
@@ -46,6 +51,7 @@ class _Level:
 
     def __init__(self, view: Draft, nodes: Nodes):
         self.view, self.nodes = view, nodes
+        self.there = nodes if view.device is None else nodes.to(view.device.where)
         counts = torch.unique_consecutive(nodes.rows, return_counts=True)[1].tolist()
         self.spans, start = [], 0
         for count in counts:
@@ -63,10 +69,13 @@ class _Level:
             cache.keys[layer][row, :, slot] = keys[0]
             cache.values[layer][row, :, slot] = values[0]
         else:
-            cache.write(layer, nodes, keys, values)
+            cache.write(layer, self.there, keys, values)
 
     def attend(self, layer: int, query: Tensor, scaling: float, window: int, softcap: float) -> Tensor:
         keys, values = self.view.cache.keys[layer], self.view.cache.values[layer]
+        if self.view.device is not None:
+            options = {"scaling": scaling, "window": window, "softcap": softcap}
+            return self.view.device.attend(query, keys, values, self.there, **options)  # type: ignore[arg-type]
         outs = []
         for start, end, row in self.spans:
             columns, mask = self._mask(start, end, window, query.shape[1] // keys.shape[1])
@@ -97,7 +106,7 @@ class _Level:
             beyond = nodes.prefix[:, None] + torch.arange(nodes.tail.shape[1])[None]
             node, j = ((nodes.tail >= 0) & (beyond >= low)).nonzero(as_tuple=True)
             seen[node, nodes.tail[node, j]] = True
-        return seen.to(self.view.device)
+        return seen
 
 
 def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float) -> Tensor:

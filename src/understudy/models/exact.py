@@ -7,27 +7,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..codecs import Codec, codec
+from ..devices.accelerator import Accelerator
 from ..kernels.product import Operand, applies
 from ..quantizers import Quantizer
 from ..weights.store import LinearEntry
 
 
 class Exact:
-    """`tensors` is the substitute (empty where the codec needs none); `buffer`: bytes in which a part is made whole."""
+    """`tensors` is the substitute (empty where the codec needs none); `buffer`: bytes in which a part is made whole.
 
-    def __init__(self, entry: LinearEntry, maker: Quantizer, tensors: Mapping[str, Tensor], buffer: Tensor, bare: bool):
+    UsageError where `device` cannot make such weights whole."""
+
+    def __init__(
+        self,
+        entry: LinearEntry,
+        maker: Quantizer,
+        tensors: Mapping[str, Tensor],
+        buffer: Tensor,
+        bare: bool,
+        device: Accelerator | None = None,
+    ):
         self.entry, self.maker, self.tensors, self.buffer = entry, maker, tensors, buffer
         self.codec: Codec = codec("raw" if bare else entry.codec)
-        self.columns = entry.shape[1]
+        self.columns, self.device = entry.shape[1], device
+        if device is not None:
+            device.refuse(self.codec.name)
 
     def fused(self, dtype: torch.dtype) -> bool:
         """Whether rows of this dtype multiply without weights being made whole first."""
-        return dtype == self.entry.dtype and applies(dtype, self.columns)
+        return self.device is None and dtype == self.entry.dtype and applies(dtype, self.columns)
 
     def operand(self, data: Tensor, first: int, count: int) -> tuple[Operand, int]:
         """Blocks first to first + count - 1 from their bytes, as `kernels.product.multiply` takes them; only if `fused`."""
@@ -39,7 +53,8 @@ class Exact:
         if self.codec.name == "raw":
             return self.codec.decode(data.view(-1), count, self.columns, dtype, {})
         out = self.buffer[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
-        return self.codec.decode(data.view(-1), count, self.columns, dtype, self._substitute(first, count), out)
+        decode = self.codec.decode if self.device is None else partial(self.device.decode, self.codec)
+        return decode(data.view(-1), count, self.columns, dtype, self._substitute(first, count), out)
 
     def _substitute(self, first: int, count: int) -> Mapping[str, Tensor]:
         return {} if self.codec.name == "raw" else self.maker.cut(self.tensors, first, count)

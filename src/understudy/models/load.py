@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..devices.accelerator import Accelerator
 from ..tiers import Extent
 from ..tiers.disk import DiskTier
 from ..tiers.memory import aligned, arena
@@ -29,22 +30,32 @@ def extent(store: Store, stored: Stored) -> Extent:
 
 
 def read_all(
-    store: Store, wanted: Sequence[Stored], link: Link, progress: Callable[[float, float], None] | None = None
+    store: Store,
+    wanted: Sequence[Stored],
+    link: Link,
+    progress: Callable[[float, float], None] | None = None,
+    device: Accelerator | None = None,
 ) -> list[Tensor]:
-    """The tensors of all extents, views of one new arena. Raises StoreError or TransferError."""
+    """The tensors of all extents, views of one new arena (of the device). Raises StoreError or TransferError."""
     places = [0]
     for stored in wanted:
         places.append(places[-1] + aligned(stored.nbytes))
-    memory = arena(places[-1])
+    memory = arena(places[-1]) if device is None else device.arena(places[-1])
+    rooms: list[Tensor] = []  # where what is coming goes: its place, or, for a device, memory of its own for a while
     tier = DiskTier([extent(store, stored) for stored in wanted], block=link.block, threads=link.threads)
     try:
         fetches = []
         for i in range(len(wanted) + IN_FLIGHT):
             if i < len(wanted):
-                fetches.append(tier.fetch(i, memory[places[i] : places[i + 1]]))
+                size = places[i + 1] - places[i]
+                rooms.append(memory[places[i] : places[i + 1]] if device is None else arena(size))
+                fetches.append(tier.fetch(i, rooms[i][:size]))
             if i >= IN_FLIGHT and (done := i - IN_FLIGHT) < len(wanted):
                 fetches[done].wait()
-                store.check(wanted[done], memory[places[done] : places[done] + wanted[done].nbytes])
+                store.check(wanted[done], rooms[done][: wanted[done].nbytes])
+                if device is not None:
+                    memory[places[done] : places[done + 1]].copy_(rooms[done][: places[done + 1] - places[done]])
+                rooms[done] = memory[:0]
                 if progress is not None:
                     progress(places[done + 1], places[-1])
     finally:

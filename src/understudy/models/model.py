@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cache import Cache
+from ..devices.accelerator import Accelerator
 from ..plan.memory import Plan
 from ..plan.pace import Pace
 from ..tree import Nodes
@@ -57,37 +58,42 @@ class Model:
         config: Any,
         plan: Plan,
         link: Link,
-        *,
         dtype: torch.dtype,
         drafts: bool,
         cores: int = 1,
         report: Report | None = None,
+        device: Accelerator | None = None,
     ):
-        self.store, self.config, self.plan, self.dtype = store, config, plan, dtype
+        self.store, self.config, self.plan, self.dtype, self.device = store, config, plan, dtype, device
+        where = "cpu" if device is None else device.where
         self.module = structure.skeleton(config, dtype, ATTENTION)
         self.runner, self.pace, self.tiles = Runner(), Pace(), TileCost()
         pair(self.module, [spec.module for spec in store.layout.linears], self.runner)
         progress = None if report is None else lambda done, total: report("loading", done, total)
-        self.weights = Weights(store, plan, link, drafts=drafts, progress=progress)
+        self.weights = Weights(store, plan, link, drafts=drafts, progress=progress, device=device)
         self.weights.share(self.module, dtype)
         layers, kv_heads, size = head_shape(config)
         capacity = -(-(plan.context + SCRATCH) // 64) * 64
-        self.cache = Cache(layers, kv_heads, size, plan.rows, capacity, cache_dtype(dtype))
+        self.cache = Cache(layers, kv_heads, size, plan.rows, capacity, cache_dtype(dtype), where)
         self.ring = self.weights.ring(plan.ring)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]
-        self.embed = EmbeddingRows(embedding, store.file(store.embedding.file), store.embedding, EMBEDDING_ROOM)
+        self.embed = EmbeddingRows(embedding, store.file(store.embedding.file), store.embedding, EMBEDDING_ROOM, where)
         self.pool = ThreadPoolExecutor(cores, "attention") if cores > 1 else None
         base = getattr(self.module, str(self.module.base_model_prefix))
         views = (self.runner, self.cache, self.embed)
         multiply, skip_head = self.supply.multiply, self.supply.skip_head
-        self.target = Target(self.module, base, *views, multiply, skip_head=skip_head, pool=self.pool, threads=cores)
-        self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if drafts else ())
+        self.target = Target(
+            self.module, base, *views, multiply, device, skip_head=skip_head, pool=self.pool, threads=cores
+        )
+        self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if drafts else (), device)
 
     def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> Tensor:
         """The target's pass, timed: how much of it the arithmetic took, and how much was waiting for weights."""
         start, waited = time.perf_counter(), self._waited()
         settled = self.target(nodes, wanted, settle)
+        if self.device is not None:
+            self.device.finish()
         seconds, waited = time.perf_counter() - start, self._waited() - waited
         self.tiles = TileCost(-(-len(nodes) // TILE), seconds - waited, waited)
         return settled

@@ -17,6 +17,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from ..cache import Cache
+from ..devices.accelerator import Accelerator
 from ..kernels.attention import attend
 from ..tree import Nodes
 from .paired import PassCache, Runner
@@ -36,11 +37,12 @@ class Tile:
     def __init__(self, view: Target, nodes: Nodes, wanted: Tensor, first: int):
         self.view, self.nodes, self.wanted, self.first = view, nodes, wanted, first
         self.count, self.head = len(nodes), len(wanted) > 0
+        self.there = nodes if view.device is None else nodes.to(view.device.where)
         self.thread = greenlet(self._forward)
         self.result: Tensor | None = None
 
     def _forward(self) -> Tensor | None:
-        view, device = self.view, self.view.device
+        view, device = self.view, self.view.where
         padding = (0, TILE - self.count)
         positions = nn.functional.pad(self.nodes.positions, padding)[None].to(device)
         self.view.embed(nn.functional.pad(self.nodes.tokens, padding))
@@ -64,22 +66,16 @@ class Tile:
         return result
 
     def remember(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self.view.cache.write(layer, self.nodes, keys[: self.count], values[: self.count])
+        self.view.cache.write(layer, self.there, keys[: self.count], values[: self.count])
 
     def attend(self, layer: int, query: Tensor, scaling: float, window: int, softcap: float) -> Tensor:
         start = time.perf_counter()
-        view = self.view
-        out = attend(
-            query[: self.count],
-            view.cache,
-            layer,
-            self.nodes,
-            scaling=scaling,
-            window=window,
-            softcap=softcap,
-            pool=view.pool,
-            threads=view.threads,
-        )
+        view, cache, q = self.view, self.view.cache, query[: self.count]
+        options = {"scaling": scaling, "window": window, "softcap": softcap}
+        if view.device is None:
+            out = attend(q, cache, layer, self.nodes, pool=view.pool, threads=view.threads, **options)  # type: ignore[arg-type]
+        else:
+            out = view.device.attend(q, cache.keys[layer], cache.values[layer], self.there, **options)  # type: ignore[arg-type]
         self.view.attention_seconds += time.perf_counter() - start
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
 
@@ -95,11 +91,15 @@ class Target:
     cache: Cache
     embed: Callable[[Tensor], None]
     multiply: Multiply
-    device: str = "cpu"
+    device: Accelerator | None = None
     skip_head: Callable[[], None] = lambda: None
     pool: ThreadPoolExecutor | None = None
     threads: int = 1
     attention_seconds: float = 0.0
+
+    @property
+    def where(self) -> str:
+        return "cpu" if self.device is None else self.device.where
 
     def __call__(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> Tensor:
         """Run `nodes`; keys and values land in the cache. What is made of the logits of `wanted` (indices, ascending), in order:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..plan.memory import Plan
+from ..devices.accelerator import Accelerator
+from ..plan.memory import Plan, spread
 from ..quantizers import Quantizer, quantizer
 from ..tiers.disk import DiskTier
 from ..tiers.memory import arena
@@ -39,8 +40,9 @@ class Weights:
         *,
         drafts: bool,
         progress: Callable[[float, float], None] | None = None,
+        device: Accelerator | None = None,
     ):
-        self.store, self.link = store, link
+        self.store, self.link, self.device, self.host_memory = store, link, device, plan.host_memory
         self.entries = [store.linears[spec.module] for spec in store.layout.linears]
         self.parts: list[PartRef] = []
         self.stored: list[Stored] = []
@@ -49,7 +51,7 @@ class Weights:
                 self.parts.append(PartRef(len(self.parts), index, part.first_block, part.blocks, part.stored.nbytes))
                 self.stored.append(part.stored)
         wanted = self._wanted(plan, drafts)
-        tensors = dict(zip(wanted, read_all(store, list(wanted.values()), link, progress), strict=True))
+        tensors = dict(zip(wanted, read_all(store, list(wanted.values()), link, progress, device), strict=True))
         self.shared = {name: tensor for (kind, name, _), tensor in tensors.items() if kind == "shared"}
         self.residents = {
             number: tensor.view(torch.uint8) for (kind, _, number), tensor in tensors.items() if kind == "resident"
@@ -58,7 +60,7 @@ class Weights:
         for (kind, name, number), tensor in tensors.items():
             if kind == "substitute":
                 self.substitutes[number][name] = tensor
-        self._buffer = arena(
+        self._buffer = (arena if device is None else device.arena)(
             max(
                 [
                     part.blocks * entry.shape[1] * 64 * entry.dtype.itemsize
@@ -70,7 +72,7 @@ class Weights:
         )
         self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
         self.linears = [
-            Exact(entry, maker, tensors, self._buffer, bare=not entry.parts)
+            Exact(entry, maker, tensors, self._buffer, bare=not entry.parts, device=device)
             for entry, maker, tensors in zip(self.entries, self.quantizers, self.substitutes, strict=True)
         ]
         for index, entry in enumerate(self.entries):
@@ -88,6 +90,8 @@ class Weights:
     def drafts(self, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
         """The substitute's linear map of each Linear, in the order of a pass."""
         every = zip(self.entries, self.quantizers, self.substitutes, strict=True)
+        if self.device is not None:
+            return [self.device.product(maker, tensors, entry.shape, dtype) for entry, maker, tensors in every]
         return [maker.linear(tensors, entry.shape, dtype) for entry, maker, tensors in every]
 
     def ring(self, capacity: int) -> Ring | None:
@@ -95,14 +99,22 @@ class Weights:
         streamed = [part.number for part in self.parts if part.number not in self.residents]
         if not streamed:
             return None
-        tier = DiskTier(
-            [extent(self.store, stored) for stored in self.stored],
-            block=self.link.block,
-            threads=self.link.threads,
-            throttle=self.link.throttle,
-        )
-        return Ring(tier, streamed, capacity, on_ready=lambda number, data: self.store.check(self.stored[number], data))
+        extents = [extent(self.store, stored) for stored in self.stored]
+        how = {"block": self.link.block, "threads": self.link.threads, "throttle": self.link.throttle}
+
+        def check(number: int, data: Tensor) -> None:
+            self.store.check(self.stored[number], data)
+
+        if self.device is None:
+            return Ring(DiskTier(extents, **how), streamed, capacity, on_ready=check)  # type: ignore[arg-type]
+        kept = spread([extents[number].nbytes for number in streamed], self.host_memory)
+        held = [number for place, number in enumerate(streamed) if place in kept]
+        tier = self.device.tier(extents, held=held, used=streamed, verify=check, **how)
+        return Ring(tier, streamed, capacity, allocate=self.device.arena)
 
     def share(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Norms and biases: one tensor for both views."""
         share(module, self.shared, dtype)
+        if self.device is not None:
+            for buffer in module.buffers():
+                buffer.data = buffer.to(self.device.where)

@@ -106,6 +106,7 @@ class Plan:
     device: str = "cpu"
     method: str = "substitute"
     link_bytes_per_second: float = 0.0
+    host_memory: int = 0  # behind an accelerator: bytes of exact weights that the host may hold
     notes: tuple[str, ...] = ()
 
     @property

@@ -1,0 +1,132 @@
+"""The whole way of a token on a device: the same tokens as on the CPU, and with drafting those without, to the bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import fake_device
+from tests.fake_device import FakeDevice
+from tests.tiny import save
+from understudy import LLM, SamplingParams
+from understudy.devices import DEVICES
+from understudy.errors import UnderstudyError, UsageError
+from understudy.plan.memory import RUNTIME
+from understudy.tiers.pinned import PinnedTier
+
+pytest.importorskip("triton")
+
+PROMPT = [5, 99, 5, 12, 80, 5, 99, 5]
+GREEDY = SamplingParams(max_new_tokens=7, ignore_eos=True)
+SAMPLED = SamplingParams(max_new_tokens=5, ignore_eos=True, temperature=0.9, seed=3)
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeDevice]:
+    """What the fake device was opened as, newest last; it is "--device fake"."""
+    made: list[FakeDevice] = []
+
+    def open_fake() -> FakeDevice:
+        made.append(FakeDevice(seed=len(made)))
+        return made[-1]
+
+    monkeypatch.setattr(fake_device, "open_fake", open_fake)
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    return made
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, Path]:
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        found[dtype] = tmp_path_factory.mktemp("fake") / "model"
+        save(found[dtype], "qwen2", dtype, **SMALL)
+    return found
+
+
+def llm(model: Path, **options: Any) -> LLM:
+    return LLM(model, **{"memory": "2GiB", "resident": "none", "context": 128, "rows": 2, "device": "fake", **options})
+
+
+def test_in_float32_the_tokens_are_the_cpus(models: dict[torch.dtype, Path], opened: list[FakeDevice]) -> None:
+    with llm(models[torch.float32], method="none", device="cpu") as cpu:
+        plain = [cpu.generate([PROMPT], params)[0].token_ids for params in (GREEDY, SAMPLED)]
+    for method in ("none", "substitute"):
+        with llm(models[torch.float32], method=method) as fake:
+            done = [fake.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
+        assert [completion.token_ids for completion in done] == plain
+        assert done[0].stats.bytes_streamed > 0 and opened[-1].simulated.copied > 0
+    assert done[0].stats.accepted > 0
+
+
+def test_in_bfloat16_drafting_changes_no_token(models: dict[torch.dtype, Path], opened: list[FakeDevice]) -> None:
+    """Nor does the codec, nor where the weights come from: host memory, disk behind it, or memory that cannot be pinned."""
+    model, prompts = models[torch.bfloat16], [PROMPT, [7, 8, 9]]
+    with llm(model, method="none") as fake:
+        plain = [completion.token_ids for completion in fake.generate(prompts, GREEDY)]
+        assert fake.plan.streamed > 50_000
+    for options in ({"codec": "raw", "host_memory": RUNTIME + 50_000}, {"codec": "delta"}):
+        with llm(model, **options) as fake:
+            done = fake.generate(prompts, GREEDY)
+            tier = fake.model.ring.tier  # type: ignore[union-attr]
+            assert isinstance(tier, PinnedTier)
+            assert (tier.host_bytes <= 50_000) == ("host_memory" in options)
+            assert {entry.codec for entry in fake.store.linears.values()} == {options["codec"]}
+        assert [completion.token_ids for completion in done] == plain
+        assert done[0].stats.accepted > 0
+
+
+def test_without_triton_it_is_slower_and_says_so(
+    models: dict[torch.dtype, Path], opened: list[FakeDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_device, "open_fake", lambda: FakeDevice(triton=False, refuse_after=0))
+    model = models[torch.bfloat16]
+    with llm(model, method="none") as fake:
+        plain = fake.generate([PROMPT], GREEDY)[0]
+    with llm(model) as fake:
+        done = fake.generate([PROMPT], GREEDY)[0]
+        assert any("Triton is not installed" in note for note in fake.plan.notes)
+        assert fake.model.ring is not None and fake.model.ring.tier.note == "refused to pin"
+    assert done.token_ids == plain.token_ids and done.stats.accepted > 0
+    with pytest.raises(UsageError, match=r"need Triton on fake: pip install triton, or --codec raw"):
+        llm(model, codec="delta")
+    with pytest.raises(UsageError, match="too small: the smallest that works here is 7"):
+        llm(model, memory="100MiB")
+
+
+def test_too_little_memory_of_either_kind_is_said_before_any_work(
+    models: dict[torch.dtype, Path], opened: list[FakeDevice]
+) -> None:
+    for options, message in (
+        ({"memory": "700MiB"}, r"--memory 700 MiB is too small: the smallest that works here is \d+ MiB"),
+        ({"memory": "5GiB"}, r"--memory 5 GiB is more than the 4 GiB that are free on fake"),
+        ({"host_memory": "100MiB"}, "--host-memory 100 MiB is too small: the process itself takes"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            llm(models[torch.float32], **options)
+    with pytest.raises(UsageError, match="--host-memory is for an accelerator"):
+        llm(models[torch.float32], device="cpu", host_memory="4GiB")
+
+
+def test_out_of_memory_in_a_request_fails_it_and_the_next_works(
+    models: dict[torch.dtype, Path], opened: list[FakeDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_device, "open_fake", lambda: FakeDevice(triton=False))
+    with llm(models[torch.float32], method="none") as fake:
+        plain = fake.generate([PROMPT], GREEDY)[0].token_ids
+        attend, calls = fake.model.device.attend, []  # type: ignore[union-attr]
+
+        def full(*given: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore lines.")
+            return attend(*given, **options)
+
+        monkeypatch.setattr(fake.model.device, "attend", full)
+        with pytest.raises(
+            UnderstudyError, match=r"^The device ran out of memory in this request \(.*20.00 GiB\): .*--memory"
+        ):
+            fake.generate([[9, 9, 4]], GREEDY)
+        assert fake.generate([PROMPT], GREEDY)[0].token_ids == plain

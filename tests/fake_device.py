@@ -1,0 +1,60 @@
+"""An accelerator that is not there, for the whole way of a token: its tensors lie on the CPU, its kernels run in Triton's
+interpreter, its copies are done late and in an order that chance decides, and its memory holds garbage at first."""
+
+import random
+import time
+
+import torch
+from torch import Tensor
+
+from tests.simulated import Event, SimulatedDevice, Stream
+from understudy.devices.accelerator import Accelerator
+
+GIB = 1 << 30
+
+
+class Inline(SimulatedDevice):
+    """The host's own work is done at once, as tensors on the CPU do it; only copies are late."""
+
+    def record(self, stream: Stream) -> Event:
+        event = super().record(stream)
+        if stream is self.compute:
+            self.block_until(event)
+        return event
+
+    def await_event(self, stream: Stream, event: Event) -> None:
+        if stream is self.compute:
+            self.block_until(event)
+        else:
+            super().await_event(stream, event)
+
+    def seconds_between(self, first: Event, last: Event) -> float:
+        return 1e-6 * super().seconds_between(first, last)
+
+
+class FakeDevice(Accelerator):
+    """`capacity`: bytes of memory it has."""
+
+    def __init__(self, *, seed: int = 0, capacity: int = 4 * GIB, triton: bool = True, refuse_after: int = 1000):
+        self.simulated = Inline(seed, refuse_after)
+        super().__init__("fake", "cpu", self.simulated, triton=triton)
+        self.capacity, self.held = capacity, 0
+
+    def memory(self) -> tuple[int, int]:
+        return self.capacity - self.held, self.capacity
+
+    def peak_bytes(self) -> int:
+        return self.held
+
+    def link_bytes_per_second(self) -> float:
+        return 1e9
+
+    def arena(self, nbytes: int) -> Tensor:
+        if self.held + nbytes > self.capacity:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {nbytes >> 20} MiB.")
+        self.held += nbytes
+        return super().arena(nbytes).fill_(0xFF)
+
+
+def open_fake() -> FakeDevice:
+    return FakeDevice(seed=random.Random(time.time_ns()).randrange(1000))
