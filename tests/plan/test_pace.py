@@ -2,7 +2,7 @@
 
 import pytest
 
-from understudy.plan.pace import EDGES, Calibration, Pace, bucket_of
+from understudy.plan.pace import EDGES, Calibration, Pace, PassCost, bucket_of
 
 
 def test_no_level_is_run_that_does_not_pay() -> None:
@@ -44,3 +44,60 @@ def test_chances_move_to_what_is_seen() -> None:
 
 def test_buckets() -> None:
     assert bucket_of(0) == 0 and bucket_of(float("inf")) == len(EDGES)
+
+
+def test_few_misses_teach_every_margin() -> None:
+    calibration = Calibration()
+    before = calibration.chances([4.0, 1.0])[0]
+    for _ in range(6):
+        calibration.learn(bucket_of(1.0), None)
+    assert calibration.chances([4.0, 1.0])[0] < before, "misses at one margin make others less sure"
+    for _ in range(60):
+        calibration.learn(bucket_of(2.0), 0)
+    assert calibration.chances([4.0, 1.0])[0] > 0.9, "and what is seen again and again is believed again"
+
+
+def test_guesses_that_rest_on_guesses_are_trusted_as_far_as_they_came_true() -> None:
+    calibration = Calibration()
+    assert calibration.trust == 1.0
+    for _ in range(20):
+        calibration.compare(accepted=1, foretold=8)
+    assert calibration.trust == pytest.approx(1 / 8, rel=0.3)
+    for _ in range(40):
+        calibration.compare(accepted=3, foretold=2)
+    assert calibration.trust == 1.0, "never more than was foretold"
+
+
+def test_a_level_is_not_dearer_than_a_wider_one_and_recovers_from_a_disturbance() -> None:
+    pace = Pace(levels={1: 0.4, 2: 0.1, 4: 0.2})
+    assert pace.cost(1) == 0.1
+    pace.level(1, 0.09)
+    assert pace.levels[1] == 0.09, "nothing makes a level shorter than it is"
+    pace.level(1, 9.0)
+    assert pace.levels[1] < 0.2
+
+
+def test_nodes_cost_what_passes_of_several_sizes_say() -> None:
+    cost = PassCost()
+    assert cost.share(8) == 0.0
+    cost.learn(32, 1.0, 0.0)
+    assert cost.share(32) == pytest.approx(1 / 64), "one pass says little: it is taken to cost what so many nodes do"
+    for nodes in (20, 40, 60, 80) * 5:
+        cost.learn(nodes, 0.5 + 0.02 * nodes, 0.0)
+    assert cost.extra(30, 10) == pytest.approx(0.2, rel=0.05) and cost.seconds(10) == pytest.approx(0.7, rel=0.1)
+
+
+def test_nodes_are_free_while_the_link_is_slower() -> None:
+    cost = PassCost()
+    for nodes in (20, 40, 60, 80) * 5:
+        cost.learn(nodes, 0.02 * nodes, 2.0 - 0.02 * nodes)
+    assert cost.extra(10, 80) == pytest.approx(0.0, abs=1e-3)
+    assert cost.extra(100, 50) == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_tile_is_paid_for_by_all_its_nodes() -> None:
+    cost = PassCost(unit=32)
+    for nodes in (10, 40, 70, 100) * 5:
+        cost.learn(nodes, 0.1 * -(-nodes // 32), 0.0)
+    assert cost.extra(10, 20) == 0.0, "the tile is computed whole anyway"
+    assert cost.extra(32, 1) == pytest.approx(0.1, rel=0.05) and cost.share(32) == pytest.approx(0.1 / 32, rel=0.05)

@@ -53,7 +53,7 @@ class Classic:
 
 def build(model: Any, *, value: str = "", width: int = 0, depth: int = 0) -> Classic:
     companion = model.companion
-    limits = Limits(companion.cache.capacity, model.tile, model.plan.passes.trees, model.tile_seconds, model.filling)
+    limits = Limits(companion.cache.capacity, model.tile * model.plan.passes.trees, model.cost, model.filling)
     grower = Grower(companion.draft, model.pace, limits, shape_of(width, depth))
     grower.warm()
     return Classic(companion, grower)

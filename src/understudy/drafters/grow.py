@@ -1,7 +1,7 @@
 """Growing trees with a model: the one search of every model-based drafter.
 
 Best first: each level runs the nodes most likely to be on the target's path, wherever in the tree they are, the tip of the
-argmax chain always among them; its width and the depth follow plan.pace. Children that were never run still fill the last tile."""
+argmax chain always among them; its width and the depth follow plan.pace. Children that were never run still join where they pay."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..plan.memory import TREE_TILES
-from ..plan.pace import RANKS, Calibration, Pace, bucket_of
+from ..plan.pace import RANKS, Calibration, Pace, PassCost, bucket_of
 from ..row import Row
 from ..sampling import scored
 from ..tree import Nodes, TokenTree
 
 MOST_NODES = 256
 WIDEST = 16
+FIRST = 32  # nodes that a first tree may well have
+UNLIKELY = 0.01  # what has less of a chance is not verified even for nothing
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Branch:
     parents: list[int] = field(default_factory=lambda: [-1])
     pool: list[Candidate] = field(default_factory=list)
     children: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
+    aside: dict[int, float] = field(default_factory=dict)  # nodes off the argmax chain, and their chances
     deepest: int = 0
 
     @property
@@ -54,6 +56,8 @@ class Branch:
         self.pool.remove(candidate)
         self.tokens.append(candidate.token)
         self.parents.append(candidate.parent)
+        if not candidate.spine:
+            self.aside[len(self.tokens) - 1] = candidate.chance
         self.deepest = max(self.deepest, candidate.depth)
         return len(self.tokens) - 1
 
@@ -75,14 +79,12 @@ NO_SHAPE = Shape()
 
 @dataclass(frozen=True)
 class Limits:
-    """What the model that verifies sets: cache slots of a row, nodes in a tile, the most tiles that all trees of a pass may take,
-    seconds that the last of so many tiles adds to a pass, and whether the link is still filling the ring, so that drafting
-    costs nothing."""
+    """What the model that verifies sets: cache slots of a row, the most nodes of a pass, what nodes add to a pass, and whether
+    the link is still filling the ring, so that drafting costs nothing."""
 
     capacity: int
-    tile: int = 1
-    tiles: int = TREE_TILES
-    tile_seconds: Callable[[int], float] = lambda tiles: 0.0
+    nodes: int = 128
+    cost: PassCost = field(default_factory=PassCost)
     filling: Callable[[], bool] = lambda: False
 
 
@@ -93,7 +95,6 @@ class Grower:
         self.forward, self.pace, self.limits, self.shape = forward, pace, limits, shape
         self.calibration = {False: Calibration(), True: Calibration()}
         self.branches: dict[int, Branch] = {}
-        self.tiles = 1
 
     def grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[TokenTree]:
         """A tree for each row; `lengths[i]` tokens of row i are in the draft's cache, its last token is the root."""
@@ -104,7 +105,7 @@ class Grower:
             for i, branch in enumerate(branches)
             if branch.row.remaining > 1
         }
-        level, self.tiles = 0, -(-len(branches) // self.limits.tile)
+        level = 0
         while fresh:
             self._run([(branches[i], some) for i, some in fresh.items()])
             level += 1
@@ -138,10 +139,11 @@ class Grower:
             bucket_of(finite[0] - finite[1] if len(finite) > 1 else float("inf")),
             tokens[: len(finite)],
         )
-        chances = self.calibration[branch.row.params.temperature > 0].chances(finite)
-        for rank, (chance, token) in enumerate(zip(chances, tokens, strict=False)):
+        calibration = self.calibration[branch.row.params.temperature > 0]
+        for rank, (chance, token) in enumerate(zip(calibration.chances(finite), tokens, strict=False)):
             spine = candidate.spine and rank == 0
-            branch.pool.append(Candidate(candidate.chance * chance, node, token, candidate.depth + 1, spine))
+            through = candidate.chance * chance * (calibration.trust if candidate.spine and not spine else 1.0)
+            branch.pool.append(Candidate(through, node, token, candidate.depth + 1, spine))
 
     def _choose(self, branches: list[Branch], level: int) -> dict[int, list[Candidate]]:
         """The candidates the next level runs, by branch; they become nodes. Empty: drafting is over."""
@@ -162,7 +164,7 @@ class Grower:
     def _best(
         self, options: list[tuple[Candidate, int]], branches: list[Branch], level: int
     ) -> list[tuple[Candidate, int]]:
-        """The likeliest, as many as pay and as the tiles of the pass allow when the levels to come want their nodes too."""
+        """The likeliest, as many as pay and as the pass has room for when the levels to come want their nodes too."""
         tips = [option for option in options if option[0].spine]
         if not tips:
             return []
@@ -170,15 +172,14 @@ class Grower:
         loss = min(best ** (1 / level), 0.98)
         left = self._levels_left(best, loss)
         used = sum(len(b.tokens) for b in branches)
-        if used + len(tips) > self.tiles * self.limits.tile and self._tile_pays(best, loss, left):
-            self.tiles += 1
-        room = self.tiles * self.limits.tile - used
+        room = self.limits.nodes - used
         if room <= 0:
             return []
         options.sort(key=lambda item: (-item[0].chance, not item[0].spine))
         most = max(room // (1 + left), len(tips))
         most = min(most, room, WIDEST * len(branches))
-        chosen = options[: self.pace.width([c.chance for c, _ in options], 1, most, self.limits.filling())]
+        chances, node = [c.chance for c, _ in options], self.limits.cost.share(used)
+        chosen = options[: self.pace.width(chances, 1, most, self.limits.filling(), node)]
         if chosen and not any(c.spine for c, _ in chosen):
             chosen[-1] = max(tips, key=lambda item: item[0].chance)
         return chosen
@@ -188,15 +189,6 @@ class Grower:
         worth = min(max(self.pace.rate * self.pace.cost(1), 0.05), 0.95)
         return max(0, int(math.log(worth / chance) / math.log(loss))) if chance > worth else 0
 
-    def _tile_pays(self, chance: float, loss: float, left: int) -> bool:
-        """Would the tokens that another tile of nodes brings come faster than tokens come now?"""
-        if self.tiles >= self.limits.tiles or not left:
-            return False
-        levels = min(left, self.limits.tile)
-        tokens = chance * loss * (1 - loss**levels) / (1 - loss)
-        seconds = levels * self.pace.cost(1) + self.limits.tile_seconds(self.tiles + 1)
-        return tokens > self.pace.rate * seconds
-
     def _beam(self, options: list[tuple[Candidate, int]], count: int, level: int) -> list[tuple[Candidate, int]]:
         if level > self.shape.depth - 1:
             return []
@@ -205,32 +197,38 @@ class Grower:
         return [option for i in range(count) for option in [o for o in newest if o[1] == i][: self.shape.width]]
 
     def _fill(self, branches: list[Branch]) -> None:
-        """Likely children that were never run ride along in the last tile, which is computed whole anyway."""
+        """Likely children that were never run ride along where that costs less than it may bring."""
         used = sum(len(b.tokens) for b in branches)
-        room = -used % self.limits.tile
         pool = [(c, b) for b in branches for c in b.pool if c.depth <= b.row.remaining - 1]
+        room = self.limits.nodes - used
         if self.shape.depth:
             pool = [(c, b) for c, b in pool if c.depth == b.deepest + 1]
             room = sum(min(self.shape.width, sum(b is own for _, own in pool)) for b in branches)
-        for candidate, branch in sorted(pool, key=lambda item: -item[0].chance)[:room]:
+        for candidate, branch in sorted(pool, key=lambda item: -item[0].chance)[: max(room, 0)]:
+            worth = max(self.pace.rate * self.limits.cost.extra(used, 1), UNLIKELY)
+            if not self.shape.depth and candidate.chance <= worth:
+                break
             if len(branch.tokens) < min(MOST_NODES, self.limits.capacity - branch.length):
                 branch.add(candidate)
+                used += 1
 
     def learn(self, row: Row, path: Tensor, choices: Tensor) -> None:
         """What the target chose after each accepted node that the draft had run teaches the calibration."""
-        branch = self.branches[row.index]
-        for node in path.tolist():
+        branch, calibration = self.branches[row.index], self.calibration[row.params.temperature > 0]
+        nodes = path.tolist()
+        if branch.aside:
+            foretold = sum(branch.aside.values()) / calibration.trust
+            calibration.compare(sum(node in branch.aside for node in nodes), foretold)
+        for node in nodes:
             if node in branch.children:
                 bucket, tokens = branch.children[node]
                 token = int(choices[node])
-                self.calibration[row.params.temperature > 0].learn(
-                    bucket, tokens.index(token) if token in tokens else None
-                )
+                calibration.learn(bucket, tokens.index(token) if token in tokens else None)
 
     def paced(self, tokens: int, seconds: float, prefill: bool) -> None:
         """A round is over; one that read a prompt says how long a sweep of the weights takes."""
         if prefill:
-            self.pace.first_guess(seconds)
+            self.pace.first_guess(self.limits.cost.seconds(FIRST))
         else:
             self.pace.round(tokens, seconds)
 
@@ -239,9 +237,11 @@ class Grower:
         deadline = time.perf_counter() + seconds
         for width in widths:
             tree = TokenTree(torch.zeros(width, dtype=torch.int64), torch.arange(-1, width - 1))
-            for _ in range(2):
+            taken = []
+            for _ in range(3):
                 start = time.perf_counter()
                 self.forward(Nodes.of(tree, 0, 0))
-                self.pace.levels[width] = time.perf_counter() - start
-            if time.perf_counter() + 3 * (time.perf_counter() - start) > deadline:
+                taken.append(time.perf_counter() - start)
+            self.pace.levels[width] = min(taken)
+            if time.perf_counter() + 4 * (time.perf_counter() - start) > deadline:
                 break

@@ -37,7 +37,7 @@ def shape_of(width: int, depth: int) -> Shape:
 
 
 def build(model: Any, *, width: int = 0, depth: int = 0) -> Substitute:
-    limits = Limits(model.cache.capacity, model.tile, model.plan.passes.trees, model.tile_seconds, model.filling)
+    limits = Limits(model.cache.capacity, model.tile * model.plan.passes.trees, model.cost, model.filling)
     grower = Grower(model.draft, model.pace, limits, shape_of(width, depth))
     grower.warm()
     return Substitute(grower, model.cache.lengths)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..cache import Cache
 from ..devices.accelerator import Accelerator
 from ..plan.memory import Plan
-from ..plan.pace import Pace
+from ..plan.pace import Pace, PassCost
 from ..tree import Nodes
 from ..weights.store import Store
 from . import structure
@@ -30,20 +29,6 @@ from .weights import Weights
 SCRATCH = 320  # cache slots past the context, for the nodes of a tree
 
 Report = Callable[[str, float, float], None]
-
-
-@dataclass(frozen=True)
-class TileCost:
-    """What the last pass took: so many tiles, seconds of arithmetic for all of them, seconds spent waiting for weights."""
-
-    count: int = 1
-    busy: float = 0.0
-    waiting: float = 0.0
-
-    def extra(self, tiles: int) -> float:
-        """Seconds by which a pass of `tiles` tiles outlasts one of a tile less; none while the weights take longer to come."""
-        each = self.busy / self.count
-        return max(0.0, tiles * each - max(self.busy + self.waiting, (tiles - 1) * each))
 
 
 class Model:
@@ -67,7 +52,7 @@ class Model:
         self.store, self.config, self.plan, self.dtype, self.device = store, config, plan, dtype, device
         where = "cpu" if device is None else device.where
         self.module = structure.skeleton(config, dtype, ATTENTION)
-        self.runner, self.pace, self.tiles = Runner(), Pace(), TileCost()
+        self.runner, self.pace = Runner(), Pace()
         pair(self.module, [spec.module for spec in store.layout.linears], self.runner)
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, link, drafts=drafts, progress=progress, device=device)
@@ -78,6 +63,7 @@ class Model:
         self.ring = self.weights.ring(plan.ring)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]
+        self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
         self.embed = EmbeddingRows(embedding, store.file(store.embedding.file), store.embedding, EMBEDDING_ROOM, where)
         self.pool = ThreadPoolExecutor(cores, "attention") if cores > 1 else None
         base = getattr(self.module, str(self.module.base_model_prefix))
@@ -95,15 +81,11 @@ class Model:
         if self.device is not None:
             self.device.finish()
         seconds, waited = time.perf_counter() - start, self._waited() - waited
-        self.tiles = TileCost(-(-len(nodes) // TILE), seconds - waited, waited)
+        self.cost.learn(len(nodes), seconds - waited, waited)
         return settled
 
     def _waited(self) -> float:
         return self.ring.stats.wait_seconds if self.ring is not None else 0.0
-
-    def tile_seconds(self, tiles: int) -> float:
-        """What the last of `tiles` tiles adds to a pass."""
-        return self.tiles.extra(tiles)
 
     def filling(self) -> bool:
         """Is the link still busy filling the ring, so that drafting on costs nothing?"""

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from ..cache import Cache
-from ..codecs import codec
 from ..kernels.attention import attend
+from ..kernels.product import multiply
 from ..quantizers import quantizer
 from ..tree import Nodes, TokenTree
 from ..weights.store import LinearEntry, Store
+from .exact import Exact
 from .needs import cache_dtype, head_shape
 
 
@@ -39,8 +40,16 @@ def _use(store: Store, entry: LinearEntry, dtype: torch.dtype, drafts: bool) -> 
     if drafts or not entry.parts:
         maker.linear(substitute, entry.shape, dtype)(torch.zeros(1, entry.shape[1], dtype=dtype))
     for part in entry.parts[:1]:
-        pieces = maker.cut(substitute, part.first_block, part.blocks)
-        codec(entry.codec).decode(store.read(part.stored), part.blocks, entry.shape[1], entry.dtype, pieces)
+        exact = Exact(
+            entry, maker, substitute, torch.empty(part.blocks * entry.shape[1] * 64 * 8, dtype=torch.uint8), False
+        )
+        data = store.read(part.stored)
+        if exact.fused(dtype):
+            x, out = torch.zeros(1, entry.shape[1], dtype=dtype), torch.empty(1, part.blocks, 64, dtype=dtype)
+            operand, _ = exact.operand(data, part.first_block, part.blocks)
+            multiply([x], [(operand, 0)], out)
+        else:
+            exact.blocks(data, part.first_block, part.blocks)
 
 
 def give_back() -> None:

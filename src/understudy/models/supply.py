@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..kernels.product import multiply
@@ -42,6 +43,10 @@ class Supply:
             self.by_linear[part.linear].append(part)
         self.linears, self.residents, self.ring = linears, residents, ring
         self.bytes_used = 0
+
+    def fused(self, dtype: torch.dtype) -> bool:
+        """Whether every Linear multiplies just the rows there are."""
+        return all(linear.fused(dtype) for linear in self.linears)
 
     def multiply(self, index: int, tiles: Sequence[Tensor], rows: int) -> list[Tensor]:
         """tiles: each [TILE, K], in all `rows` rows and then padding -> each [TILE, N]. Linear `index` is brought once for all."""
