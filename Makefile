@@ -7,7 +7,7 @@ READY := .venv/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-check clean
 
 demo: $(READY)        ## the built-in model writes Python, every exact weight read from disk
 	$(BIN)/understudy run --resident none --temperature 0.6 --top-p 0.9 --seed 3 --max-new-tokens 160 < /dev/null
@@ -21,6 +21,9 @@ lint: $(READY)        ## style and types
 
 bench: $(READY)       ## methods side by side on the built-in model
 	$(BIN)/understudy bench --resident none
+
+gpu-check:            ## all that needs a GPU, with the Python at hand: nothing is installed
+	python3 benchmarks/gpu_check.py --json gpu-check.json
 
 # torch comes first and by its exact version: a plain "torch" may pull gigabytes of accelerator libraries.
 $(READY): pyproject.toml

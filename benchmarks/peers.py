@@ -39,11 +39,11 @@ def load(model: str, mode: str, dtype: str, offload: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(model, **options).eval()
 
 
-def decode(model: Any, prompt: list[int], new_tokens: int) -> dict[str, Any]:
+def decode(model: Any, prompt: list[int], new_tokens: int, device: str = "cpu") -> dict[str, Any]:
     """Greedy tokens with their times; the first is timed apart, since it includes the prompt."""
     import torch
 
-    tokens, cache, generated = torch.tensor([prompt]), None, []
+    tokens, cache, generated = torch.tensor([prompt], device=device), None, []
     start = time.monotonic()
     first = start
     with torch.inference_mode():

@@ -1,0 +1,155 @@
+"""The exact half of gpu_check: each kernel against the CPU's, transfers under a slow reader, plain and drafted text.
+
+Every check returns what was wrong; nothing if all is well."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from understudy import LLM, SamplingParams
+from understudy.cache import Cache
+from understudy.codecs import codec
+from understudy.devices import open_device
+from understudy.kernels import attention as by_cpu
+from understudy.kernels.pack import block
+from understudy.quantizers import quantizer
+from understudy.tiers import Extent
+from understudy.tiers.ring import Ring
+from understudy.tree import Nodes, TokenTree
+
+MIB = 1 << 20
+
+
+def exactness(device_name: str) -> Iterator[tuple[str, str]]:
+    """What was checked, and how it went: empty is well."""
+    torch.manual_seed(0)
+    device = open_device(device_name)
+    assert device is not None
+    small = device_name == "fake"
+    checks: tuple[tuple[str, Callable[..., str]], ...] = (
+        ("residuals decoded to the CPU's bits", residuals),
+        ("4-bit products against float64", products),
+        ("attention: error, and bits in a tree and alone", attention),
+        ("weights through the ring, slow reader", transfers),
+    )
+    for what, check in checks:
+        yield what, check(device, small)
+    for family in ("llama",) if small else ("llama", "gemma3_text", "qwen2"):
+        yield f"tiny {family}: drafted text is plain text", tiny(device_name, family)
+
+
+def residuals(device: Any, small: bool) -> str:
+    from tests.codecs.test_delta import TENSORS
+
+    delta, maker = codec("delta"), quantizer("int4")
+    side = 96 if small else 2048
+    weights = {**TENSORS, "usual": (torch.distributions.StudentT(4.0).sample((side, side)) * 0.02).to(torch.bfloat16)}
+    wrong = []
+    for name, weight in weights.items():
+        blocks, substitute = block(weight), maker.quantize(weight)
+        data = delta.encode(blocks, substitute).to(device.where)
+        there = {key: tensor.to(device.where) for key, tensor in substitute.items()}
+        out = torch.full_like(blocks, torch.nan, device=device.where)
+        found = device.decode(delta, data, *blocks.shape[:2], torch.bfloat16, there, out).cpu()
+        differ = int((found.view(torch.int16) != blocks.view(torch.int16)).sum())
+        wrong += [f"{name}: {differ} of {blocks.numel()}"] if differ else []
+    return "; ".join(wrong)
+
+
+def products(device: Any, small: bool) -> str:
+    shape, maker = (96, 128) if small else (3584, 3584), quantizer("int4")
+    tensors = maker.quantize(torch.randn(shape) * 0.05)
+    exact = maker.dequantize(tensors, shape).double()
+    there = {key: tensor.to(device.where) for key, tensor in tensors.items()}
+    multiply, worst = device.product(maker, there, shape, torch.bfloat16), 0.0
+    for rows in (1, 6, 16, 33, 64):
+        x = torch.randn(rows, shape[1]).to(torch.bfloat16)
+        wanted = x.double() @ exact.T
+        found = multiply(x.to(device.where)).cpu().double()
+        worst = max(worst, float((found - wanted).norm() / wanted.norm()))
+    return "" if worst < 4e-3 else f"relative error {worst:.1e}"
+
+
+def attention(device: Any, small: bool) -> str:
+    parents = [-1, *(max(0, i - 1 - i % 3) for i in range(1, 12 if small else 90))]
+    tree, length = TokenTree.of([0] * len(parents), parents), 70 if small else 700
+    trouble = []
+    for dtype, heads, dim, window, cap in ((torch.bfloat16, 7, 128, 0, 0.0), (torch.float32, 2, 64, 60, 20.0)):
+        cache = Cache(1, 2, dim, 2, 1024, dtype)
+        cache.keys[0].normal_()
+        cache.values[0].normal_()
+        nodes, query = Nodes.of(tree, 1, length), torch.randn(len(tree), 2 * heads, dim).to(dtype)
+        options = {"scaling": dim**-0.5, "window": window, "softcap": cap}
+        wanted = by_cpu.attend(query, cache, 0, nodes, **options)  # type: ignore[arg-type]
+        slabs = cache.keys[0].to(device.where), cache.values[0].to(device.where)
+        found = device.attend(query.to(device.where), *slabs, nodes.to(device.where), **options).cpu()
+        error = float((found.float() - wanted.float()).norm() / wanted.float().norm())
+        trouble += (
+            [f"{dtype}: relative error {error:.1e}"] if error > (8e-3 if dtype == torch.bfloat16 else 1e-5) else []
+        )
+        for node in range(0, len(tree), 7):
+            part = slice(node, node + 1)
+            alone = device.attend(query[part].to(device.where), *slabs, nodes[part].to(device.where), **options).cpu()
+            trouble += [] if torch.equal(alone, found[part]) else [f"{dtype}: node {node} differs alone"]
+    return "; ".join(trouble)
+
+
+def transfers(device: Any, small: bool) -> str:
+    part, count = (4096, 6) if small else (8 * MIB, 24)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.bin"
+        file.write_bytes(os.urandom(part * count))
+        content = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8).view(count, part).to(device.where)
+        extents = [Extent(file, i * part, part) for i in range(count)]
+        tier = device.tier(extents, held=range(0, count, 2))  # every other one comes from disk each time
+        ring, wrong = Ring(tier, range(count), 3 * part, allocate=device.arena), 0
+        for _ in range(3 * count):
+            slot = ring.next()
+            if device.where == "cuda":
+                torch.cuda._sleep(1_000_000)
+            wrong += (slot.data != content[slot.index]).any().int()
+            slot.release()
+        device.finish()
+        wrong, note = int(wrong), tier.note
+        ring.close()
+    return "; ".join(filter(None, [f"{wrong} parts were wrong" if wrong else "", note]))
+
+
+def tiny(device_name: str, family: str, codec: str = "delta") -> str:
+    """Plain and drafted text of a tiny random model, greedy and sampled."""
+    from tests.tiny import save
+
+    fake = device_name == "fake"
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2} if fake else {"hidden_size": 256}
+    tokens, found = 4 if fake else 96, []
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        save(model, family, torch.bfloat16, **shape)
+        options = {"memory": "1GiB", "resident": "none", "context": 256, "rows": 2, "device": device_name}
+        prompts = [[5, 99, 5, 12, 80, 5, 99, 5], list(range(40, 46 if fake else 90))]
+        asked = [SamplingParams(max_new_tokens=tokens, ignore_eos=True, temperature=t, seed=3) for t in (0.0, 0.8)]
+        with LLM(model, method="none", **options) as llm:
+            plain = [[c.token_ids for c in llm.generate(prompts, params)] for params in asked]
+        with LLM(model, codec=codec, **options) as llm:
+            for params, texts in zip(asked, plain, strict=True):
+                for prompt, text, done in zip(prompts, texts, llm.generate(prompts, params), strict=True):
+                    if done.token_ids != text:
+                        found.append(flip(llm, prompt, text, done.token_ids))
+    return "; ".join(found)
+
+
+def flip(llm: Any, prompt: list[int], plain: list[int], drafted: list[int]) -> str:
+    """Where two texts part, and by how much the exact model preferred its first choice to its second there."""
+    at = next(
+        (i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), min(len(plain), len(drafted))
+    )
+    llm.model.cache.rewind(0, 0)
+    llm.engine.kept.clear()
+    chain = Nodes.of(TokenTree.chain([*prompt, *plain[:at]]), 0, 0)
+    with torch.inference_mode():
+        first, second = llm.model.verify(chain, torch.tensor([len(chain) - 1]))[0].float().topk(2).values.tolist()
+    return f"token {at} differs ({plain[at : at + 1]}, drafted {drafted[at : at + 1]}); margin {first - second:.3g} of {first:.3g}"
