@@ -149,3 +149,18 @@ def test_configs_that_cannot_be_planned_for_are_refused(tmp_path: Path) -> None:
         plan_for(untyped, chosen)
     with pytest.raises(UsageError, match="not both"):
         LLM.plan_only(untyped, config=untyped)
+
+
+def test_a_codec_that_was_left_open_is_that_of_a_store_which_is_there(
+    model: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("understudy.loading.faster", lambda *_: "raw")
+    first = prepare_source(locate(model, options(tmp_path)), options(tmp_path), None)
+    assert {entry.codec for entry in first.linears.values()} == {"raw"}
+    monkeypatch.setattr("understudy.loading.faster", lambda *_: "delta")
+    again = prepare_source(locate(model, options(tmp_path)), options(tmp_path), None)
+    assert again.path == first.path, "another verdict does not prepare the model anew"
+    other = prepare_source(locate(model, options(tmp_path / "new")), options(tmp_path / "new"), None)
+    assert {entry.codec for entry in other.linears.values()} == {"delta"}
+    forced = prepare_source(locate(model, options(tmp_path, codec="delta")), options(tmp_path, codec="delta"), None)
+    assert forced.path != first.path

@@ -24,6 +24,7 @@ from .models.paired import ATTENTION
 from .models.rehearsal import rehearse
 from .models.target import TILE
 from .plan import accelerator
+from .plan.codec import faster
 from .plan.machine import Machine, resident_bytes
 from .plan.memory import MIB, RUNTIME, RUNTIME_CUDA, Needs, Plan, Request, make_plan
 from .plan.sizes import format_size, parse_size
@@ -37,6 +38,7 @@ from .weights.store import RESIDUAL, SUBSTITUTE, Store
 Report = Callable[[str, float, float], None]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 BITS: dict[int | str, str] = {2: "int2", 3: "int3", 4: "int4", 8: "int8", 16: "exact"}
+AUTO = "auto"
 CONTEXTS = (4096, 2048, 1024, 512)
 EXPECTED_GROWTH = 70 * MIB  # till weights are read, of a process that prepares and compiles nothing; part of RUNTIME
 
@@ -58,7 +60,7 @@ class Options:
     bits: int | str = 4
     quantizer: str | None = None
     calibrate: str | Path | None = None
-    codec: str = "raw"
+    codec: str = AUTO
     output: str | Path | None = None
     offline: bool = False
     throttle: float = 0.0
@@ -122,6 +124,7 @@ def prepare_source(source: Store | Checkpoint, options: Options, report: Report 
     if isinstance(source, Store):
         return source
     layout = layout_of(source)
+    options = settled(source, layout, options)
     directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
     progress = None if report is None else lambda done, total, name: report("preparing", done, total)
     if report is not None and not directory.is_dir():
@@ -133,6 +136,18 @@ def prepare_source(source: Store | Checkpoint, options: Options, report: Report 
         measure = partial(calibration.moments_of_text, *given)
     named = {"quantizer": options.recipe, "codec": options.codec}
     return prepare(source, layout, directory, **named, progress=progress, measure=measure)
+
+
+def settled(source: Checkpoint, layout: ModelLayout, options: Options) -> Options:
+    """With a codec where it was left open: that of a Store which is there, else the one that is faster on this machine."""
+    if options.codec != AUTO:
+        return options
+    for name in ("delta", "raw") if options.output is None else ():
+        if stored_at(source, replace(options, codec=name)).is_dir():
+            return replace(options, codec=name)
+    weights = source.info(layout.linears[0].weight)
+    link = Machine.inspect().measured(weights.file, options.cache).link_bandwidth
+    return replace(options, codec=faster(link, weights.dtype, options.recipe))
 
 
 def stored_at(source: Checkpoint, options: Options) -> Path:
@@ -154,8 +169,10 @@ def layout_of(checkpoint: Checkpoint) -> ModelLayout:
 def plan_for(model: str | Path | None, options: Options) -> Plan:
     """Where every byte would go. A checkpoint that is not prepared yet is not prepared for this: its sizes are foretold."""
     source = locate(model, options)
-    if isinstance(source, Checkpoint) and (path := stored_at(source, options)).is_dir():
-        source = Store.open(path)
+    if isinstance(source, Checkpoint):
+        options = settled(source, layout_of(source), options)
+        if (path := stored_at(source, options)).is_dir():
+            source = Store.open(path)
     config, device = config_of(source.path), open_device(options.device)
     second = _second(options, source.path, None)
     if isinstance(source, Store):
@@ -183,6 +200,8 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
     model = structure.skeleton(config, dtype, ATTENTION)
     tensors = structure.foretold(model, dtype, directory)
     layout, device = structure.layout(model, tensors), open_device(options.device)
+    if options.codec == AUTO:
+        options = replace(options, codec=faster(0.0, dtype, options.recipe))
     plan = _foretold(tensors, layout, config, options, Machine.inspect(), None, device)
     return replace(
         plan, notes=(*plan.notes, "from the config alone: sizes are foretold, and there is no link to measure")

@@ -102,7 +102,7 @@ PREPARATION = (
         "--bits", "2|3|4|8|mixed", "bits of the copy that drafts (default 4); mixed:bits=3.5 where they help most", bits
     ),
     _value("--calibrate", "FILE", "a text to weigh a mix of bits with (default: weights alone decide)", Path),
-    _value("--codec", "NAME", "how the exact weights are stored: raw (default), or delta, in half the bytes"),
+    _value("--codec", "NAME", "how exact weights are stored: raw, delta (half the bytes), auto (what is faster here)"),
     _switch("--offline", "use only what is on this machine already"),
 )
 PLACEMENT = (
