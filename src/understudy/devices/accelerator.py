@@ -83,9 +83,9 @@ class Accelerator:
     def product(self, maker: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         """The draft's product with a substitute."""
         if self.triton and isinstance(maker, Grouped):
-            from ..kernels.gpu.product import Int4Product
+            from ..kernels.gpu.product import GroupedProduct
 
-            return Int4Product(tensors["codes"], tensors["scales"], shape[0])
+            return GroupedProduct(tensors["codes"], tensors["scales"], shape[0])
         return maker.linear(tensors, shape, dtype)
 
     def refuse(self, codec: str) -> None:

@@ -29,7 +29,7 @@ def test_it_is_the_product(bits: int, shape: tuple[int, int], group: int, rows: 
     tensors = maker.quantize(torch.randn(shape) * 0.05 + 0.01)
     x = torch.randn(rows, shape[1]).to(dtype)
     exact = x.double() @ maker.dequantize(tensors, shape).double().T
-    multiply = product.Int4Product(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), shape[0])
+    multiply = product.GroupedProduct(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), shape[0])
     found = multiply(x.to(DEVICE))
     assert found.dtype == dtype and found.shape == (rows, shape[0])
     error = (found.cpu().double() - exact).norm() / exact.norm()
@@ -42,7 +42,7 @@ def test_the_columns_are_shared_out_and_none_is_counted_twice(spec: str, monkeyp
     torch.manual_seed(0)
     maker = quantizer(spec)
     tensors = maker.quantize(torch.randn(64, 448))  # seven steps in three shares: the last one is short
-    multiply = product.Int4Product(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), 64)
+    multiply = product.GroupedProduct(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), 64)
     assert multiply.splits == 3 and multiply.each == 3
     x = torch.randn(2, 448)
     exact = x.double() @ maker.dequantize(tensors, (64, 448)).double().T

@@ -15,7 +15,7 @@ PROGRAMS = 528  # enough to keep the memory of a large GPU busy
 MOST_ROWS = 64
 
 
-class Int4Product:
+class GroupedProduct:
     """The linear map of a weight [rows, K]; codes uint8 [nb, K, 8 * bits], scales bfloat16 [groups, nb * 64, 2]. Copies nothing."""
 
     def __init__(self, codes: Tensor, scales: Tensor, rows: int) -> None:
