@@ -280,7 +280,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     sizes, dtype = sizes_of_store(store, options.drafts), _dtype(store, options)
     plan = _plan(sizes, dtype, config, options, machine, second, device)
     if device is None:
-        rehearse(store, config, dtype, options.drafts)
+        rehearse(store, config, dtype, options.drafts, report)
         grown = resident_bytes() - before - EXPECTED_GROWTH - plan.items["tokenizer"]
         if grown > 0:
             plan = _plan(sizes, dtype, config, options, machine, second, device, grown)

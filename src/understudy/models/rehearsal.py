@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,12 +19,30 @@ from ..weights.store import LinearEntry, Store
 from .exact import Exact
 from .needs import cache_dtype, head_shape
 
+LONG = 1.5  # seconds after which it is said what takes so long
 
-@torch.inference_mode()
-def rehearse(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> None:
+
+def rehearse(
+    store: Store,
+    config: Any,
+    dtype: torch.dtype,
+    drafts: bool,
+    report: Callable[[str, float, float], None] | None = None,
+) -> None:
     """Use every kernel that running this Store will use once, on the smallest weight of each kind, then give memory back.
 
-    Where the machine code was kept on disk by an earlier run, this only reads it."""
+    Where the machine code was kept on disk by an earlier run, this only reads it; `report` hears of it where it was not."""
+    tell = threading.Timer(LONG, lambda: report and report("Compiling kernels for this processor, once", 0, 0))
+    tell.daemon = True
+    tell.start()
+    try:
+        _rehearse(store, config, dtype, drafts)
+    finally:
+        tell.cancel()
+
+
+@torch.inference_mode()
+def _rehearse(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> None:
     smallest: dict[tuple[str, str, torch.dtype], LinearEntry] = {}
     for entry in sorted(store.linears.values(), key=lambda entry: entry.shape[0] * entry.shape[1], reverse=True):
         smallest[entry.quantizer, entry.codec, entry.dtype] = entry
