@@ -1,6 +1,7 @@
 """Contracts over the tables: an extension is tested by being registered. Lossless under adversarial tiers; route-free drafters."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from hypothesis import strategies as st
 
 from tests.adversaries import ADVERSARIES, Failing, Short
 from tests.tiny import save
-from understudy import LLM, SamplingParams
+from understudy import LLM, SamplingParams, loading
 from understudy.codecs import CODECS
 from understudy.drafters import DRAFTERS
 from understudy.errors import StoreError, TransferError
 from understudy.models import weights
+from understudy.plan.memory import Needs, Request, make_plan
 from understudy.plan.pace import Calibration
+from understudy.plan.placement import Plan
 from understudy.quantizers import QUANTIZERS
 from understudy.row import Row
 from understudy.tiers import Extent
@@ -102,6 +105,40 @@ def test_lossless_with_every_codec(codec: str, method: str, resident: str, model
         assert {entry.codec for entry in llm.store.linears.values()} == {codec}
     assert [c.token_ids for c in done] == plain
     assert (done[0].stats.bytes_streamed > 0) == (resident == "none")
+
+
+@pytest.mark.parametrize("method", ["none", "substitute"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_lossless_whatever_is_kept_whole(codec: str, method: str, model: Path, plain: list[list[int]]) -> None:
+    with opened(model, codec=codec, method=method, resident="whole") as llm:
+        done = [llm.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
+        assert len(llm.plan.whole) == len(llm.store.linears) and not llm.plan.residents
+        assert llm.plan.items["substitute"] == 0 and done[0].stats.bytes_streamed == 0
+    assert [c.token_ids for c in done] == plain
+    assert done[0].stats.accepted > 0 or method == "none"
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("codec", CODECS)
+def test_lossless_whatever_is_resident(
+    codec: str, model: Path, plain: list[list[int]], monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    """Any set of residual parts and of whole Linears: each bit of the target is the same, whatever drafts beside it."""
+
+    def drawn(needs: Needs, request: Request) -> Plan:
+        plan = make_plan(needs, replace(request, resident="none"))
+        whole = data.draw(st.sets(st.integers(0, len(needs.linears) - 1)), "whole")
+        parts = data.draw(st.sets(st.integers(0, len(needs.parts) - 1)), "residents")
+        owners = [i for i, linear in enumerate(needs.linears) for _ in range(linear.parts)]
+        return replace(plan, whole=frozenset(whole), residents=frozenset(p for p in parts if owners[p] not in whole))
+
+    monkeypatch.setattr(loading, "make_plan", drawn)
+    with opened(model, codec=codec) as llm:
+        done = [llm.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
+        streams = len(llm.plan.residents) + len(llm.plan.whole) < len(llm.store.linears)
+    assert [c.token_ids for c in done] == plain
+    assert (done[0].stats.bytes_streamed > 0) == streams and done[0].stats.accepted > 0
 
 
 @pytest.mark.parametrize("tier", [partial(Failing, nth=40), Short])

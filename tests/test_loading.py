@@ -11,7 +11,8 @@ import torch
 from tests.tiny import save
 from understudy import LLM
 from understudy.errors import CheckpointError, UsageError
-from understudy.loading import Options, layout_of, locate, plan_for, plan_for_config, prepare_source
+from understudy.loading import layout_of, locate, plan_for, plan_for_config, prepare_source
+from understudy.options import Options
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.store import Store
 

@@ -17,9 +17,10 @@ from . import engine as engines
 from .drafters import DRAFTERS
 from .engine import Engine
 from .errors import UnderstudyError, UsageError
-from .loading import Options, Report, load, locate, plan_for, plan_for_config, prepare_source
+from .loading import Report, load, locate, plan_for, plan_for_config, prepare_source
+from .options import Options
 from .params import SamplingParams
-from .plan.memory import Plan
+from .plan.placement import Plan
 from .registry import build
 from .row import Row
 from .stats import Gauge, Stats

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from . import demo
-from .devices import DEVICES, open_device
+from .devices import open_device
 from .devices.accelerator import Accelerator
 from .drafters import tree_nodes
 from .errors import CheckpointError, UsageError
@@ -23,78 +24,22 @@ from .models.needs import Sizes, needs, sizes_of_checkpoint, sizes_of_store
 from .models.paired import ATTENTION
 from .models.rehearsal import rehearse
 from .models.target import TILE
+from .options import AUTO, DTYPES, Options
 from .plan import accelerator
 from .plan.codec import faster
 from .plan.machine import Machine, resident_bytes
-from .plan.memory import MIB, RUNTIME, RUNTIME_CUDA, Needs, Plan, Request, make_plan
+from .plan.memory import MIB, RUNTIME, RUNTIME_CUDA, Needs, Request, make_plan
+from .plan.placement import Plan
+from .plan.residents import LEVELS, Speeds
 from .plan.sizes import format_size, parse_size
-from .quantizers.mixed import mixed
-from .registry import lookup
 from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
-from .weights.prepare import cache_directory, estimate, prepare, store_path
+from .weights.prepare import estimate, prepare, store_path
 from .weights.store import RESIDUAL, SUBSTITUTE, Store
 
 Report = Callable[[str, float, float], None]
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-BITS: dict[int | str, str] = {2: "int2", 3: "int3", 4: "int4", 8: "int8", 16: "exact"}
-AUTO = "auto"
 CONTEXTS = (4096, 2048, 1024, 512)
 EXPECTED_GROWTH = 70 * MIB  # till weights are read, of a process that prepares and compiles nothing; part of RUNTIME
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may be chosen when a model is loaded. Sizes are bytes or texts such as "8GiB"; None: decided here.
-
-    rows: sequences that run together. throttle: bytes/s the disk is slowed down to, for tests and benchmarks (0: not)."""
-
-    memory: str | int | None = None
-    host_memory: str | int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    method: str = "substitute"
-    resident: str = "auto"
-    context: int | None = None
-    rows: int | None = None
-    bits: int | str = 4
-    quantizer: str | None = None
-    calibrate: str | Path | None = None
-    codec: str = AUTO
-    output: str | Path | None = None
-    offline: bool = False
-    throttle: float = 0.0
-    cache: Path = Path()
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], environment: Mapping[str, str]) -> Options:
-        """Check every option; an unknown one is an error that names the nearest."""
-        known = {field.name: field for field in fields(cls) if field.name != "cache"}
-        for name in given:
-            lookup("option", name, known)
-        options = cls(**given, cache=cache_directory(environment))
-        lookup("dtype", options.dtype, {"auto": 0, **DTYPES})
-        lookup("device", options.device, {"auto": 0, "cpu": 0, **DEVICES})
-        lookup("resident", options.resident, {"auto": 0, "none": 0, "residual": 0})
-        for name in ("context", "rows"):
-            value = getattr(options, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be 1 or more, got {value}.")
-        if options.host_memory is not None and options.device in ("auto", "cpu"):
-            raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
-        if options.quantizer is None and options.bits not in BITS and mixed(str(options.bits)) is None:
-            raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))} or mixed, got {options.bits}.")
-        assert options.recipe  # raises what is wrong with a mix and its text
-        return options
-
-    @property
-    def recipe(self) -> str:
-        """The quantiser of all weights, or the mix."""
-        return calibration.recipe(self.quantizer or BITS.get(self.bits, str(self.bits)), self.calibrate)
-
-    @property
-    def drafts(self) -> bool:
-        return self.method.partition(":")[0] == "substitute"
 
 
 @dataclass(frozen=True)
@@ -187,8 +132,7 @@ def plan_for(model: str | Path | None, options: Options) -> Plan:
 
 def plan_for_config(place: str | Path, options: Options) -> Plan:
     """Where every byte would go for a model of which there is a config.json alone (its directory, or the file itself)."""
-    path = Path(place).expanduser()
-    directory = path.parent if path.name == "config.json" else path
+    directory = path.parent if (path := Path(place).expanduser()).name == "config.json" else path
     if not (directory / "config.json").is_file():
         raise UsageError(f"There is no {directory / 'config.json'}: --config takes the directory of one.")
     if options.method.startswith("classic"):
@@ -242,10 +186,8 @@ def _plan(
         raise UsageError(f"--context {options.context} is more than this model's {longest} positions.")
     contexts = [options.context] if options.context else [min(c, longest) for c in CONTEXTS]
     for context in contexts[:-1]:
-        try:
+        with suppress(UsageError):
             return _place(wants, budget, context, options, machine, second, device)
-        except UsageError:
-            continue
     return _place(wants, budget, contexts[-1], options, machine, second, device)
 
 
@@ -256,18 +198,19 @@ def _place(
     rows = options.rows or max(1, min(8, int(budget * 0.04) // max(wants.kv_per_token * (context + SCRATCH), 1)))
     companion = 0
     if second is not None:
-        theirs = needs(
-            sizes_of_store(second, True), config_of(second.path), _dtype(second, replace(options, dtype="auto"))
-        )
-        companion = theirs.alone(rows * (context + SCRATCH))
+        dtype = _dtype(second, replace(options, dtype="auto"))
+        companion = needs(sizes_of_store(second, True), config_of(second.path), dtype).alone(rows * (context + SCRATCH))
     runtime, nodes = RUNTIME if device is None else RUNTIME_CUDA, tree_nodes(options.method)
-    request = Request(budget, rows, context, SCRATCH, options.resident, TILE, runtime, companion, nodes)
-    disk = machine.link_bandwidth if machine.disk else 0.0
-    plan = replace(make_plan(wants, request), method=options.method, link_bytes_per_second=disk)
+    disk = options.throttle or (machine.link_bandwidth if machine.disk else 0.0)
+    link = disk if device is None else device.link_bytes_per_second()
+    memory = 0.0 if device is not None else machine.memory_bandwidth or 0.0  # of a device it is not measured
+    speeds = Speeds(link, memory, LEVELS if options.drafts else 0)
+    request = Request(budget, rows, context, SCRATCH, options.resident, TILE, runtime, companion, nodes, speeds)
+    plan = replace(make_plan(wants, request), method=options.method)
     if device is None:
         return plan
     room = accelerator.host_room(options.host_memory, machine.memory_limit)
-    return accelerator.linked(plan, device.name, room, device.link_bytes_per_second(), disk, device.note)
+    return accelerator.linked(plan, device.name, room, link, disk, device.note)
 
 
 def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:
@@ -281,12 +224,11 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     plan = _plan(sizes, dtype, config, options, machine, second, device)
     if device is None:
         rehearse(store, config, dtype, options.drafts, report)
-        grown = resident_bytes() - before - EXPECTED_GROWTH - plan.items["tokenizer"]
-        if grown > 0:
+        if (grown := resident_bytes() - before - EXPECTED_GROWTH - plan.items["tokenizer"]) > 0:
             plan = _plan(sizes, dtype, config, options, machine, second, device, grown)
     bound = _bind(store, config, plan, options, machine, report, device)
     if second is not None:
-        alone = replace(plan, residents=frozenset(), ring=0)
+        alone = replace(plan, residents=frozenset(), whole=frozenset(), ring=0)
         bound.companion = _bind(
             second, config_of(second.path), alone, replace(options, dtype="auto", method="substitute"), machine, report, device
         )

@@ -67,6 +67,9 @@ class Plan:
     def lines(self) -> list[str]:
         return ["fast memory  300 MiB", f"resident     {self.resident}"]
 
+    def predicted(self, tokens: float, levels: float) -> float | None:
+        return 1.5 * tokens
+
     def to_dict(self) -> dict[str, Any]:
         return {"resident": self.resident, "predicted": float("nan")}
 

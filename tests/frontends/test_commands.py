@@ -60,6 +60,18 @@ def test_bench_compares_methods(understudy: Run) -> None:
     assert [len(prompt) for prompt in found["prompts"]] == [64, 64]
 
 
+def test_bench_compares_plans(understudy: Run) -> None:
+    words = ("bench", "--new-tokens", "9", "--temperatures", "0", "--plan")
+    done = understudy(*words)
+    assert done.returncode == 0 and "IDENTICAL over 4 plans" in done.stdout and "predicted" in done.stdout
+    rows = json.loads(understudy(*words, "--json").stdout)["rows"]
+    assert [(row["method"], row["resident"]) for row in rows] == [
+        ("substitute", kept) for kept in ("none", "residual", "whole", "auto")
+    ]
+    assert all(row["predicted"] == 1.5 * row["tokens_per_pass"] for row in rows)
+    assert understudy(*words, "--resident", "none").returncode == 2
+
+
 def test_bench_fails_when_a_method_writes_something_else(understudy: Run) -> None:
     done = understudy("bench", "--new-tokens", "9", "--temperatures", "0", UNDERSTUDY_FAKE="parting")
     assert done.returncode == 1 and "IDENTICAL" not in done.stdout

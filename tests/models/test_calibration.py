@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tests.tiny import save
 from understudy.errors import UsageError
-from understudy.loading import Options, config_of, layout_of
+from understudy.loading import config_of, layout_of
 from understudy.models import calibration
+from understudy.options import Options
 from understudy.weights.checkpoint import Checkpoint
 
 TOKENS = [(7 * i * i + 3 * i) % 256 for i in range(70)]

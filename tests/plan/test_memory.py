@@ -8,20 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.errors import UsageError
-from understudy.plan.memory import MIB, PASS_TILES, TREE_TILES, Needs, Request, make_plan, spread
+from understudy.plan.memory import MIB, PASS_TILES, TREE_TILES, Needs, Request, make_plan
+from understudy.plan.residents import LinearSize
 
 SIZES = st.lists(st.integers(4096, 8 * MIB), min_size=3, max_size=60)
 
 
 def needs(parts: list[int], substitute: int) -> Needs:
-    return Needs(tuple(parts), substitute, 5 * MIB, 40_000, 8, MIB, MIB, 2 * MIB, 8 * MIB)
+    linears = tuple(LinearSize(substitute // len(parts), part + substitute // len(parts), 1) for part in parts)
+    held = sum(linear.substitute for linear in linears)
+    return Needs(tuple(parts), held, 5 * MIB, 40_000, 8, MIB, MIB, 2 * MIB, 8 * MIB, linears=linears)
 
 
 def request(budget: int, resident: str = "auto", context: int = 512) -> Request:
     return Request(budget, 1, context, 320, resident)
 
 
-@given(SIZES, st.integers(0, 400 * MIB), st.integers(1, 3000), st.sampled_from(["auto", "none", "residual"]))
+@given(SIZES, st.integers(0, 400 * MIB), st.integers(1, 3000), st.sampled_from(["auto", "none", "residual", "whole"]))
 def test_a_plan_fits_or_names_what_would(parts: list[int], substitute: int, budget: int, resident: str) -> None:
     wants = needs(parts, substitute)
     try:
@@ -32,7 +35,10 @@ def test_a_plan_fits_or_names_what_would(parts: list[int], substitute: int, budg
         plan = make_plan(wants, request(int(found[1]) * MIB, resident))
     assert plan.used <= plan.budget
     kept = sum(parts[i] for i in plan.residents)
-    assert plan.streamed == sum(parts) - kept and plan.items["resident weights"] == kept
+    gone = kept + sum(parts[i] for i in plan.whole)
+    assert plan.streamed == sum(parts) - gone and plan.items["resident weights"] == kept
+    assert plan.level == plan.items["substitute"] + plan.items["whole weights"]
+    assert plan.items["substitute"] == wants.substitute - sum(wants.linears[i].substitute for i in plan.whole)
     if plan.streamed:
         assert plan.ring >= 3 * max(parts)
     if resident == "none":
@@ -62,15 +68,6 @@ def test_what_this_process_holds_more_is_said() -> None:
     with pytest.raises(UsageError, match="200 MiB more than a fresh one: start again"):
         make_plan(wants, request(750 * MIB))
     make_plan(replace(wants, grown=0), request(750 * MIB))
-
-
-@given(SIZES, st.integers(0, 100 * MIB))
-def test_residents_are_spread_over_the_pass(parts: list[int], room: int) -> None:
-    chosen = spread(parts, room)
-    assert sum(parts[i] for i in chosen) <= room
-    half = sum(parts[: len(parts) // 2])
-    first = sum(parts[i] for i in chosen if i < len(parts) // 2)
-    assert first <= room * half / sum(parts) + 1
 
 
 def test_a_shorter_context_is_named_where_one_would_do() -> None:

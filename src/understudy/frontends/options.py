@@ -95,7 +95,7 @@ def _switch(flag: str, help: str) -> Option:
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-RESIDENT = ("auto", "none", "residual")
+RESIDENT = ("auto", "none", "residual", "whole")
 
 PREPARATION = (
     _value(

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..codecs import codec
 from ..devices.accelerator import Accelerator
+from ..kernels.pack import BLOCK
+from ..quantizers import quantizer
 from ..tiers import Extent
 from ..tiers.disk import DiskTier
 from ..tiers.memory import aligned, arena
-from ..weights.store import Store, Stored
+from ..weights.store import LinearEntry, Store, Stored
 
 IN_FLIGHT = 16
 
@@ -63,3 +66,28 @@ def read_all(
     return [
         memory[start : start + s.nbytes].view(s.dtype).view(s.shape) for start, s in zip(places, wanted, strict=False)
     ]
+
+
+def read_whole(
+    store: Store,
+    entry: LinearEntry,
+    link: Link,
+    progress: Callable[[float, float], None] | None = None,
+    device: Accelerator | None = None,
+) -> Tensor:
+    """The exact blocks [nb, K, 64] of a Linear in an arena of their own: its parts are read and made whole one after another.
+
+    Raises StoreError or TransferError."""
+    (rows, columns), maker = entry.shape, quantizer(entry.quantizer)
+    count = -(-rows // BLOCK)
+    whole = arena(count * BLOCK * columns * entry.dtype.itemsize).view(entry.dtype).view(count, columns, BLOCK)
+    names = list(entry.substitute) if entry.codec != "raw" else []
+    substitute = dict(zip(names, read_all(store, [entry.substitute[name] for name in names], link), strict=True))
+    for part in entry.parts:
+        (data,) = read_all(store, [part.stored], link)
+        first, last = part.first_block, part.first_block + part.blocks
+        pieces = maker.cut(substitute, first, part.blocks) if names else {}
+        codec(entry.codec).decode(data.view(-1), part.blocks, columns, entry.dtype, pieces, whole[first:last])
+        if progress is not None:
+            progress(last, count)
+    return whole if device is None else whole.to(device.where)

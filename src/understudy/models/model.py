@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..cache import Cache
 from ..devices.accelerator import Accelerator
-from ..plan.memory import Plan
 from ..plan.pace import Pace, PassCost
+from ..plan.placement import Plan
 from ..tree import Nodes
 from ..weights.store import Store
 from . import structure

@@ -10,12 +10,13 @@ import torch
 
 from ..codecs import codec
 from ..plan.memory import MIB, Needs
+from ..plan.residents import LinearSize
 from ..quantizers import fitting
 from ..quantizers.mixed import foretold
 from ..sampling import choosing_bytes
 from ..weights.checkpoint import TensorInfo
 from ..weights.layout import ModelLayout
-from ..weights.store import Store, part_blocks
+from ..weights.store import LinearEntry, Store, part_blocks
 from .target import TILE
 from .weights import held
 
@@ -36,6 +37,7 @@ class Sizes:
     shared: int
     decoding: int
     widest: int
+    linears: tuple[LinearSize, ...]
 
 
 def sizes_of_store(store: Store, drafts: bool) -> Sizes:
@@ -48,7 +50,14 @@ def sizes_of_store(store: Store, drafts: bool) -> Sizes:
             (_whole(e.shape[1], p.blocks, e.dtype) for e in entries if e.codec != "raw" for p in e.parts), default=0
         ),
         widest=max(entry.shape[0] for entry in entries[:-1]),
+        linears=tuple(_linear(entry, drafts) for entry in entries),
     )
+
+
+def _linear(entry: LinearEntry, drafts: bool) -> LinearSize:
+    substitute = sum(s.nbytes for s in entry.substitute.values()) if held(entry, drafts) else 0
+    exact = _whole(entry.shape[1], -(-entry.shape[0] // BLOCK_ROWS), entry.dtype)
+    return LinearSize(substitute, exact, len(entry.parts))
 
 
 def _whole(columns: int, blocks: int, dtype: torch.dtype) -> int:
@@ -60,18 +69,22 @@ def sizes_of_checkpoint(
 ) -> Sizes:
     """As `prepare` would make it; the parts of `delta` are those of usual weights, and so is a mix of bits."""
     parts: list[int] = []
-    substitute = decoding = 0
+    linears: list[LinearSize] = []
+    decoding = 0
     for spec, wanted in zip(layout.linears, foretold(recipe, [spec.shape for spec in layout.linears]), strict=True):
         dtype, maker = tensors[spec.weight].dtype, fitting(wanted, *spec.shape)
         used = codec(coding if codec(coding).applies(dtype, maker.name) else "raw")
-        if drafts or used.name != "raw" or maker.name == "exact":
-            substitute += maker.size(*spec.shape, dtype)
+        held_here = drafts or used.name != "raw" or maker.name == "exact"
+        substitute, before = maker.size(*spec.shape, dtype) if held_here else 0, len(parts)
         if maker.name != "exact":
             whole = [_whole(spec.shape[1], blocks, dtype) for _, blocks in part_blocks(spec.shape, dtype)]
             parts += [int(nbytes / dtype.itemsize * used.bits(dtype, maker.name) / 8) for nbytes in whole]
             decoding = max(decoding, *whole) if used.name != "raw" else decoding
+        exact = _whole(spec.shape[1], -(-spec.shape[0] // BLOCK_ROWS), dtype)
+        linears.append(LinearSize(substitute, exact, len(parts) - before))
     shared = sum(tensors[name].nbytes for name in layout.shared)
-    return Sizes(tuple(parts), substitute, shared, decoding, max(spec.shape[0] for spec in layout.linears[:-1]))
+    widest = max(spec.shape[0] for spec in layout.linears[:-1])
+    return Sizes(tuple(parts), sum(one.substitute for one in linears), shared, decoding, widest, tuple(linears))
 
 
 def head_shape(config: Any) -> tuple[int, int, int]:
@@ -108,4 +121,5 @@ def needs(sizes: Sizes, config: Any, dtype: torch.dtype, cores: int = 1) -> Need
         decoding=sizes.decoding,
         scores_per_token=TILE * shared_heads * 4 * cores,
         tokenizer=config.vocab_size * TOKENIZER,
+        linears=sizes.linears,
     )

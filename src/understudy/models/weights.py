@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ..devices.accelerator import Accelerator
-from ..plan.memory import Plan, spread
+from ..plan.placement import Plan
+from ..plan.residents import spread
 from ..quantizers import Quantizer, quantizer
 from ..tiers.disk import DiskTier
 from ..tiers.memory import arena
 from ..tiers.ring import Ring
 from ..weights.store import LinearEntry, Store, Stored
 from .exact import Exact
-from .load import Link, extent, read_all
+from .load import Link, extent, read_all, read_whole
 from .paired import share
 from .supply import PartRef
 
@@ -29,6 +31,8 @@ def held(entry: LinearEntry, drafts: bool) -> bool:
 
 class Weights:
     """`parts` in the order of a pass, `residents` by part number, `substitutes` and `shared` by name: all in one arena.
+
+    A Linear that the plan keeps whole is as one whose quantiser is `exact`: its substitute is the weight, and nothing streams.
 
     Raises StoreError or TransferError when what is read is not what was prepared."""
 
@@ -48,8 +52,13 @@ class Weights:
         self.stored: list[Stored] = []
         for index, entry in enumerate(self.entries):
             for part in entry.parts:
-                self.parts.append(PartRef(len(self.parts), index, part.first_block, part.blocks, part.stored.nbytes))
+                if index not in plan.whole:
+                    number, blocks = len(self.stored), (part.first_block, part.blocks)
+                    self.parts.append(PartRef(number, index, *blocks, part.stored.nbytes))
                 self.stored.append(part.stored)
+        whole = {index: read_whole(store, self.entries[index], link, progress, device) for index in sorted(plan.whole)}
+        for index in whole:
+            self.entries[index] = replace(self.entries[index], quantizer="exact", codec="raw", parts=(), substitute={})
         wanted = self._wanted(plan, drafts)
         tensors = dict(zip(wanted, read_all(store, list(wanted.values()), link, progress, device), strict=True))
         self.shared = {name: tensor for (kind, name, _), tensor in tensors.items() if kind == "shared"}
@@ -60,6 +69,8 @@ class Weights:
         for (kind, name, number), tensor in tensors.items():
             if kind == "substitute":
                 self.substitutes[number][name] = tensor
+        for index, weight in whole.items():
+            self.substitutes[index]["weight"] = weight
         self._buffer = (arena if device is None else device.arena)(
             max(
                 [
@@ -77,8 +88,9 @@ class Weights:
         ]
         for index, entry in enumerate(self.entries):
             if not entry.parts:  # the substitute is the weight itself: one part, resident
-                self.residents[len(self.parts)] = self.substitutes[index]["weight"]
-                self.parts.append(PartRef(len(self.parts), index, 0, len(self.residents[len(self.parts)]), 0))
+                number, weight = len(self.stored) + index, self.substitutes[index]["weight"]
+                self.residents[number] = weight
+                self.parts.append(PartRef(number, index, 0, len(weight), 0))
 
     def _wanted(self, plan: Plan, drafts: bool) -> dict[Key, Stored]:
         wanted: dict[Key, Stored] = {("shared", name, 0): stored for name, stored in self.store.shared.items()}

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from ..errors import UsageError
-from .memory import RUNTIME, Plan
+from .memory import RUNTIME
+from .placement import Plan
 from .sizes import format_size, parse_size
 
 SHARE = 0.95  # of the free memory, when nothing was asked for

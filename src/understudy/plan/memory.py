@@ -3,11 +3,11 @@ with the smallest budget that would do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from ..errors import UsageError
+from .placement import Passes, Plan
+from .residents import UNKNOWN, Kept, LinearSize, Speeds, keep
 from .sizes import format_size
 
 MIB = 1 << 20
@@ -39,6 +39,7 @@ class Needs:
     scores_per_token: int = 0
     tokenizer: int = 0
     grown: int = 0
+    linears: tuple[LinearSize, ...] = ()
 
     def alone(self, columns: int) -> int:
         """Of a second model that only drafts, held whole, with a cache of `columns` in all."""
@@ -60,126 +61,71 @@ class Request:
     runtime: int = RUNTIME
     companion: int = 0
     tree: int = 0
+    speeds: Speeds = UNKNOWN
 
 
-@dataclass(frozen=True)
-class Passes:
-    """How many tiles a pass may have: `trees` of drafted nodes, `tiles` in all. A longer prompt takes several passes."""
-
-    trees: int
-    tiles: int
-
-    @classmethod
-    def smallest(cls, request: Request) -> Passes:
-        """Trees of the size that was forced or of one tile, and as much of prompts beside them."""
-        trees = -(-request.rows * max(request.tree, 1) // request.tile)
-        return cls(trees, trees - (-request.rows // request.tile))
-
-    def widened(self, room: int, needs: Needs, request: Request) -> Passes:
-        """With what `room` bytes pay for: a few tiles of a prompt, which hide a sweep on a processor; then trees that may grow;
-        then longer pieces of prompts from half of what is left."""
-        trees, prompt = self.trees, self.tiles - self.trees
-        longest = max(min(-(-request.context // request.tile), PASS_TILES), prompt)
-        tile, tree_tile = max(needs.tile_activations, 1), max(needs.tile_activations + needs.logits_tile, 1)
-        few = min(max(FEW_TILES - prompt, 0), longest - prompt, room // tile)
-        room -= few * tile
-        more = 0 if request.tree else min(max(TREE_TILES - trees, 0), room // tree_tile)
-        room -= more * tree_tile
-        rest = min(longest - prompt - few, room // 2 // tile)
-        return Passes(trees + more, trees + more + prompt + few + rest)
+def smallest_passes(request: Request) -> Passes:
+    """Trees of the size that was forced or of one tile, and as much of prompts beside them."""
+    trees = -(-request.rows * max(request.tree, 1) // request.tile)
+    return Passes(trees, trees - (-request.rows // request.tile))
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The placement. `items` adds up to at most `budget`; `residents` are part numbers kept in fast memory for good."""
-
-    budget: int
-    items: dict[str, int]
-    residents: frozenset[int]
-    ring: int
-    streamed: int
-    total: int
-    context: int
-    rows: int
-    passes: Passes
-    tile: int = 32
-    device: str = "cpu"
-    method: str = "substitute"
-    link_bytes_per_second: float = 0.0
-    host_memory: int = 0  # behind an accelerator: bytes of exact weights that the host may hold
-    notes: tuple[str, ...] = ()
-
-    @property
-    def used(self) -> int:
-        return sum(self.items.values())
-
-    @property
-    def plain_tokens_per_second(self) -> float | None:
-        """The limit of plain offloading: link bandwidth over bytes streamed per pass. None when nothing is streamed."""
-        return self.link_bytes_per_second / self.streamed if self.streamed and self.link_bytes_per_second else None
-
-    def to_dict(self) -> dict[str, Any]:
-        result = asdict(self)
-        result["residents"] = len(self.residents)
-        return {
-            **result,
-            "notes": list(self.notes),
-            "used": self.used,
-            "limit_plain_tokens_per_second": self.plain_tokens_per_second,
-        }
-
-    def lines(self) -> list[str]:
-        """For people: one line per kind of memory, then what is streamed and how fast that can be."""
-        width = max(map(len, self.items))
-        lines = [f"{name:<{width}}  {format_size(size):>10}" for name, size in self.items.items() if size]
-        lines.append(
-            f"{'in all':<{width}}  {format_size(self.used):>10}  of {format_size(self.budget)} ({self.device})"
-        )
-        share = self.streamed / self.total if self.total else 0.0
-        lines.append(
-            f"streamed per pass: {format_size(self.streamed)} of {format_size(self.total)} exact weights ({share:.0%})"
-        )
-        if (plain := self.plain_tokens_per_second) is not None:
-            speed = f"link {self.link_bytes_per_second / 1e9:.2f} GB/s: plain offloading at most {plain:.2f} tok/s"
-            lines.append(f"{speed}; drafting multiplies that by the tokens accepted per pass")
-        return [*lines, *self.notes]
+def widened(passes: Passes, room: int, needs: Needs, request: Request) -> Passes:
+    """With what `room` bytes pay for: a few tiles of a prompt, which hide a sweep on a processor; then trees that may grow;
+    then longer pieces of prompts from half of what is left."""
+    trees, prompt = passes.trees, passes.tiles - passes.trees
+    longest = max(min(-(-request.context // request.tile), PASS_TILES), prompt)
+    tile, tree_tile = max(needs.tile_activations, 1), max(needs.tile_activations + needs.logits_tile, 1)
+    few = min(max(FEW_TILES - prompt, 0), longest - prompt, room // tile)
+    room -= few * tile
+    more = 0 if request.tree else min(max(TREE_TILES - trees, 0), room // tree_tile)
+    room -= more * tree_tile
+    rest = min(longest - prompt - few, room // 2 // tile)
+    return Passes(trees + more, trees + more + prompt + few + rest)
 
 
 def make_plan(needs: Needs, request: Request) -> Plan:
     """Place every byte. Raises UsageError naming the smallest budget, or the largest context, that would work."""
-    passes = Passes.smallest(request)
+    passes = smallest_passes(request)
     fixed = _fixed(needs, request, request.context, passes)
     usable = int(request.budget * (1 - MARGIN))
     smallest_ring = _smallest_ring(needs) if needs.parts else 0
     least = int((sum(fixed.values()) + smallest_ring) / (1 - MARGIN)) + 1
     if least > request.budget:
         raise UsageError(_too_small(needs, request, least, smallest_ring))
-    passes = passes.widened(usable - sum(fixed.values()) - smallest_ring, needs, request)
+    passes = widened(passes, usable - sum(fixed.values()) - smallest_ring, needs, request)
     fixed = _fixed(needs, request, request.context, passes)
     spare = usable - sum(fixed.values())
     total = sum(needs.parts)
-    if request.resident == "none":
-        residents: frozenset[int] = frozenset()
-        ring = max(smallest_ring, min(spare, _round_trip(total)))
-    elif spare >= total:
-        residents, ring = frozenset(range(len(needs.parts))), 0
-    else:
-        ring = max(smallest_ring, min(spare // 4, 256 * MIB))
-        residents = spread(needs.parts, spare - ring)
-    kept = sum(needs.parts[i] for i in residents)
-    streamed = total - kept
-    items = {**fixed, "resident weights": kept, "ring": ring if streamed else 0}
+    ring = max(
+        smallest_ring, min(spare, _round_trip(total)) if request.resident == "none" else min(spare // 4, 256 * MIB)
+    )
+
+    def kept_in(room: int) -> Kept:
+        return keep(needs.parts, needs.linears, room, request.resident, request.speeds, ring)
+
+    kept = kept_in(spare)
+    if kept.streamed:
+        kept = kept_in(spare - ring)
+    parts, whole = (sum(needs.parts[i] for i in kept.parts), sum(needs.linears[i].exact for i in kept.whole))
+    substitute = fixed["substitute"] - sum(needs.linears[i].substitute for i in kept.whole)
+    ring = ring if kept.streamed else 0
     plan = Plan(
         request.budget,
-        items,
-        residents,
-        items["ring"],
-        streamed,
+        {**fixed, "substitute": substitute, "resident weights": parts, "whole weights": whole, "ring": ring},
+        kept.parts,
+        ring,
+        kept.streamed,
         total,
         request.context,
         request.rows,
         passes,
         request.tile,
+        whole=kept.whole,
+        level=substitute + whole,
+        exact=sum(linear.exact for linear in needs.linears),
+        speeds=request.speeds,
+        link_bytes_per_second=request.speeds.link,
     )
     return replace(plan, notes=_notes(plan))
 
@@ -228,18 +174,7 @@ def _too_small(needs: Needs, request: Request, least: int, ring: int) -> str:
     if needs.grown and least - int(needs.grown / (1 - MARGIN)) <= request.budget:
         more = f"{format_size(needs.grown)} more than a fresh one: start again"
         text = f"{text} (this process, which prepared the model or compiled kernels, holds {more})"
-    without, with_ = (sum(_fixed(needs, request, tokens, Passes.smallest(request)).values()) for tokens in (0, 4096))
+    without, with_ = (sum(_fixed(needs, request, tokens, smallest_passes(request)).values()) for tokens in (0, 4096))
     room = request.budget * (1 - MARGIN) - without - ring
     context = int(room / ((with_ - without) / 4096)) // 64 * 64
     return f"{text}, or use --context {context}." if context >= 128 else f"{text}."
-
-
-def spread(parts: Sequence[int], room: int) -> frozenset[int]:
-    """Part numbers to keep, evenly over the pass (so that the link and the arithmetic always overlap), in at most `room` bytes."""
-    total, kept, seen, chosen = sum(parts), 0, 0, []
-    for number, size in enumerate(parts):
-        seen += size
-        if kept + size <= room * seen / total and kept + size <= room:
-            kept += size
-            chosen.append(number)
-    return frozenset(chosen)

@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,12 @@ from .rows import Bench, Row, difference
 from .table import table
 
 if TYPE_CHECKING:
-    from ...llm import LLM
+    from ...plan.machine import Machine
+    from ...weights.store import Store
 
 METHODS = "none,ngram,substitute"
+PLAN_METHODS = "substitute"
+PLANS = ("none", "residual", "whole", "auto")
 WARM_UP = "import warnings\n"
 PEAK_SECONDS = 0.6
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -49,7 +53,10 @@ def _numbers(text: str) -> list[float]:
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
     group = parser.add_argument_group("what to measure")
-    group.add_argument("--methods", type=_names, default=_names(METHODS), metavar="A,B", help=f"default {METHODS}")
+    group.add_argument("--methods", type=_names, metavar="A,B", help=f"default {METHODS}")
+    group.add_argument(
+        "--plan", action="store_true", help="compare what --resident keeps instead: none, residual, whole, auto"
+    )
     group.add_argument("--temperatures", type=_numbers, default=[0.0, 0.6], metavar="T,T", help="default 0,0.6")
     group.add_argument("--prompts", type=count, default=2, metavar="N", help="texts to continue (default 2)")
     group.add_argument("--prompt-tokens", type=count, default=64, metavar="N", help="length of each (default 64)")
@@ -66,11 +73,13 @@ def _run(args: Namespace) -> int:
         raise UsageError(f"--prompts can be at most {len(TEXTS)}, got {args.prompts}.")
     live = Live(args.quiet)
     bench = Bench(model or "demo")
-    for method in args.methods:
-        for temperature in args.temperatures:
-            params = SamplingParams(temperature, seed=args.seed, max_new_tokens=args.new_tokens, ignore_eos=True)
-            bench.rows.append(_measure(model, method, params, args, live, bench))
-            gc.collect()  # what one model held is given back before the next is loaded
+    if args.plan and args.resident is not None:
+        raise UsageError("--plan runs every --resident: leave that out.")
+    methods = args.methods or _names(PLAN_METHODS if args.plan else METHODS)
+    for method, temperature, resident in product(methods, args.temperatures, PLANS if args.plan else ("",)):
+        params = SamplingParams(temperature, seed=args.seed, max_new_tokens=args.new_tokens, ignore_eos=True)
+        bench.rows.append(_measure(model, method, params, args, live, bench, resident))
+        gc.collect()  # what one model held is given back before the next is loaded
     if args.reference:
         from .reference import compare
 
@@ -79,39 +88,45 @@ def _run(args: Namespace) -> int:
     return 1 if bench.differences else 0
 
 
-def _measure(model: str | None, method: str, params: SamplingParams, args: Namespace, live: Live, bench: Bench) -> Row:
+def _measure(
+    model: str | None, method: str, params: SamplingParams, args: Namespace, live: Live, bench: Bench, resident: str
+) -> Row:
     """One method at one temperature: a model loaded anew, warmed up on another text, its files out of the page cache."""
     from ...llm import LLM
 
-    what = f"{method} at T={params.temperature:g}"
+    what = f"{method}{f', resident {resident},' if resident else ''} at T={params.temperature:g}"
+    options = {**placement(args), "method": method} | ({"resident": resident} if resident else {})
     forget_peak_memory()
-    with LLM(model, method=method, progress=Progress(live), **placement(args)) as llm:
+    with LLM(model, progress=Progress(live), **options) as llm:
         bench.prompts = prompts(llm.tokenizer, args.prompts, args.prompt_tokens)
         bench.machine = llm.machine.to_dict()
         live.draw(f"{what} · warming up")
         llm.generate(WARM_UP, replace(params, max_new_tokens=2))
-        peak = _link_peak(llm)
         drop_page_cache(llm.store.path)
         completions = []
         for index, prompt in enumerate(bench.prompts):
             live.draw(f"{what} · prompt {index + 1} of {len(bench.prompts)}")
             completions += llm.generate([prompt], replace(params, seed=params.seed + index))
-    row = Row.of(method, params.temperature, completions, peak)
+    plan, machine, store = llm.plan, llm.machine, llm.store
+    del llm
+    gc.collect()  # measuring the link takes memory that the plan has not counted
+    row = Row.of(method, params.temperature, completions, _link_peak(machine, store))
+    if resident:
+        predicted = plan.predicted(row.tokens_per_pass, row.tokens_per_pass)
+        row = replace(row, resident=resident, predicted=predicted)
     live.say(f"{what}: {row.tokens_per_second:.2f} tok/s")
     return row
 
 
-def _link_peak(llm: "LLM") -> float:
+def _link_peak(machine: "Machine", store: "Store") -> float:
     """Bytes per second that the link gives now, when nothing else is done: each row is compared with its own minute."""
     from ...tiers.probe import measure_disk
     from ...weights.store import RESIDUAL, SUBSTITUTE
 
-    disk = llm.machine.disk
-    assert disk is not None, "a model was loaded without its disk having been measured"
-    streamed = llm.store.file(RESIDUAL)
-    file = streamed if streamed.stat().st_size else llm.store.file(SUBSTITUTE)
-    llm.settle()
-    return measure_disk(file, disk.block, disk.threads, PEAK_SECONDS)
+    assert machine.disk is not None, "a model was loaded without its disk having been measured"
+    streamed = store.file(RESIDUAL)
+    file = streamed if streamed.stat().st_size else store.file(SUBSTITUTE)
+    return measure_disk(file, machine.disk.block, machine.disk.threads, PEAK_SECONDS)
 
 
 def forget_peak_memory() -> None:

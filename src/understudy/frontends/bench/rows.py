@@ -30,6 +30,8 @@ class Row:
     link_bytes_per_second: float
     link_peak: float
     peak_memory_bytes: int
+    resident: str = ""
+    predicted: float | None = None  # tokens per second, by the plan, at the tokens per pass there were
 
     @classmethod
     def of(cls, method: str, temperature: float, completions: "Sequence[Completion]", link_peak: float) -> "Row":
@@ -52,6 +54,11 @@ class Row:
             link_peak,
             max(s.peak_memory_bytes for s in stats),
         )
+
+    @property
+    def name(self) -> str:
+        """The method, and what it kept in fast memory where plans are compared."""
+        return f"{self.method} {self.resident}".rstrip()
 
     @property
     def tokens_per_second(self) -> float:
@@ -114,8 +121,8 @@ def difference(rows: Sequence[Row]) -> list[str]:
         base = first[row.temperature]
         for index, (ids, expected) in enumerate(zip(row.token_ids, base.token_ids, strict=True)):
             if (where := first_difference(ids, expected)) is not None:
-                place = f"{row.method} at T={row.temperature:g}, prompt {index + 1}, token {where + 1}"
-                lines.append(f"{place}: {_token(ids, where)}, but {_token(expected, where)} from {base.method}")
+                place = f"{row.name} at T={row.temperature:g}, prompt {index + 1}, token {where + 1}"
+                lines.append(f"{place}: {_token(ids, where)}, but {_token(expected, where)} from {base.name}")
     return lines
 
 

@@ -13,6 +13,9 @@ _HEAD = ("method", "T", "tok/s", "x none", "tok/pass", "per pass", "link", "of p
 def table(bench: Bench) -> list[str]:
     """The lines of the table, then the verdict."""
     cells = [_HEAD, *(_cells(row, bench.rows) for row in bench.rows)]
+    if any(row.resident for row in bench.rows):
+        predicted = ["-" if row.predicted is None else f"{row.predicted:.2f}" for row in bench.rows]
+        cells = [(*line[:3], cell, *line[3:]) for line, cell in zip(cells, ("predicted", *predicted), strict=True)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.rjust, line, widths)) for line in cells]
     lines.insert(1, "-" * len(lines[0]))
@@ -23,7 +26,8 @@ def table(bench: Bench) -> list[str]:
         lines.append(f"transformers in memory, greedy: {bench.reference}")
     lines += [f"DIFFERENT: {line}" for line in bench.differences]
     if not bench.differences:
-        lines.append(f"tokens: IDENTICAL over {len({row.method for row in bench.rows})} methods")
+        several = "plans" if any(row.resident for row in bench.rows) else "methods"
+        lines.append(f"tokens: IDENTICAL over {len({row.name for row in bench.rows})} {several}")
     return lines
 
 
@@ -31,7 +35,7 @@ def _cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     faster, limit = times(row, rows), row.limit
     streams = row.bytes_per_pass > 0
     return (
-        row.method,
+        row.name,
         f"{row.temperature:g}",
         f"{row.tokens_per_second:.2f}",
         f"{faster:.2f}" if faster is not None else "-",
