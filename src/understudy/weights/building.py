@@ -88,8 +88,8 @@ class Building:
 
     def run(self, needed: int) -> Store:
         """Do what is not done yet; `needed` is the size of the whole."""
-        self._check_space(needed)
         try:
+            self._check_space(needed)
             store = self._everything()
             for file in self.files.values():
                 file.sync()
