@@ -132,7 +132,7 @@ def tiny(device_name: str, family: str, codec: str = "delta") -> str:
         options = {"memory": "1GiB", "resident": "none", "context": 256, "rows": 2, "device": device_name}
         prompts = [[5, 99, 5, 12, 80, 5, 99, 5], list(range(40, 46 if fake else 90))]
         asked = [SamplingParams(max_new_tokens=tokens, ignore_eos=True, temperature=t, seed=3) for t in (0.0, 0.8)]
-        with LLM(model, method="none", **options) as llm:
+        with LLM(model, method="none", codec="raw", **options) as llm:
             plain = [[c.token_ids for c in llm.generate(prompts, params)] for params in asked]
         with LLM(model, codec=codec, **options) as llm:
             for params, texts in zip(asked, plain, strict=True):

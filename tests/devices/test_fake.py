@@ -47,7 +47,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, Path]:
 
 
 def llm(model: Path, **options: Any) -> LLM:
-    return LLM(model, **{"memory": "2GiB", "resident": "none", "context": 128, "rows": 2, "device": "fake", **options})
+    return LLM(
+        model,
+        **{
+            "codec": "raw",
+            "memory": "2GiB",
+            "resident": "none",
+            "context": 128,
+            "rows": 2,
+            "device": "fake",
+            **options,
+        },
+    )
 
 
 def test_in_float32_the_tokens_are_the_cpus(models: dict[torch.dtype, Path], opened: list[FakeDevice]) -> None:
