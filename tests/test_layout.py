@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "codecs": {"kernels"},
     "quantizers": {"kernels"},
     "weights": {"codecs", "quantizers", "kernels"},
-    "plan": {"tiers", "codecs", "quantizers", "kernels"},
+    "plan": {"tiers", "codecs", "quantizers", "kernels", "devices"},
     "devices": {"kernels", "tiers", "codecs", "quantizers", "tree"},
     "models": {"devices", "sampling", "cache", "tree", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"},
     "drafters": {"row", "cache", "tree", "verify", "sampling", "models", "plan"},

@@ -92,7 +92,8 @@ def settled(source: Checkpoint, layout: ModelLayout, options: Options) -> Option
             return replace(options, codec=name)
     weights = source.info(layout.linears[0].weight)
     link = Machine.inspect().measured(weights.file, options.cache).link_bandwidth
-    return replace(options, codec=faster(link, weights.dtype, options.recipe))
+    device = open_device(options.device)
+    return replace(options, codec=faster(link, weights.dtype, options.recipe, device))
 
 
 def stored_at(source: Checkpoint, options: Options) -> Path:
@@ -145,7 +146,7 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
     tensors = structure.foretold(model, dtype, directory)
     layout, device = structure.layout(model, tensors), open_device(options.device)
     if options.codec == AUTO:
-        options = replace(options, codec=faster(0.0, dtype, options.recipe))
+        options = replace(options, codec=faster(0.0, dtype, options.recipe, device))
     plan = _foretold(tensors, layout, config, options, Machine.inspect(), None, device)
     return replace(
         plan, notes=(*plan.notes, "from the config alone: sizes are foretold, and there is no link to measure")

@@ -1,5 +1,8 @@
 """The codec that is faster, from what was measured."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,3 +28,10 @@ def test_what_delta_cannot_store_is_raw(dtype: torch.dtype, quantizer: str) -> N
 def test_speeds_are_measured() -> None:
     multiply, both = speeds("int4")
     assert 0 < multiply < both < 1e-6
+
+
+@pytest.mark.parametrize(("triton", "wanted"), [(True, "delta"), (False, "raw")])
+def test_a_device_decodes_if_it_has_triton(triton: bool, wanted: str) -> None:
+    device: Any = SimpleNamespace(triton=triton)
+    assert faster(1e9, torch.bfloat16, "int4", device) == wanted
+    assert faster(1e9, torch.float32, "int4", device) == "raw"

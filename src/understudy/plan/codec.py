@@ -11,6 +11,7 @@ from functools import cache
 import torch
 
 from ..codecs import codec
+from ..devices.accelerator import Accelerator
 from ..kernels.pack import block
 from ..quantizers import fitting
 
@@ -19,13 +20,15 @@ SAMPLE = 256, 4096  # outputs and columns of the weights that are measured with
 UNKNOWN_LINK = 1e9  # bytes/s, where there is nothing to measure yet
 
 
-def faster(link: float, dtype: torch.dtype, quantizer: str) -> str:
+def faster(link: float, dtype: torch.dtype, quantizer: str, device: Accelerator | None = None) -> str:
     """Of "delta" and "raw", whichever takes less time for each weight of `dtype` over a link of `link` bytes/s (0: not known).
 
-    On equal terms "delta": it also takes half the room."""
+    On equal terms "delta": it also takes half the room. A `device` with Triton decodes faster than any link brings bytes."""
     quantizer = "int4" if quantizer.startswith("mixed") else quantizer
     if not codec("delta").applies(dtype, quantizer):
         return "raw"
+    if device is not None:
+        return "delta" if device.triton else "raw"
     seconds = {}
     for name, using in zip(("raw", "delta"), speeds(quantizer), strict=True):
         coming = codec(name).bits(dtype, quantizer) / 8 / (link or UNKNOWN_LINK)
