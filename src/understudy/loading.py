@@ -35,7 +35,7 @@ from .plan.sizes import format_size, parse_size
 from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
 from .weights.prepare import estimate, prepare, store_path
-from .weights.store import RESIDUAL, SUBSTITUTE, Store
+from .weights.store import SUBSTITUTE, Store
 
 Report = Callable[[str, float, float], None]
 CONTEXTS = (4096, 2048, 1024, 512)
@@ -164,8 +164,8 @@ def _foretold(
 
 def _measured(store: Store, options: Options) -> Machine:
     """The machine with the speed of the disk under this Store, probed on what is streamed (or on what there is)."""
-    streams = store.file(RESIDUAL).stat().st_size > 0
-    return Machine.inspect().measured(store.file(RESIDUAL if streams else SUBSTITUTE), options.cache)
+    streamed = [part.stored.file for entry in store.linears.values() for part in entry.parts]
+    return Machine.inspect().measured(store.file(streamed[0] if streamed else SUBSTITUTE), options.cache)
 
 
 def _dtype(store: Store, options: Options) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Options:
     quantizer: str | None = None
     calibrate: str | Path | None = None
     codec: str = AUTO
+    link: bool = False
     output: str | Path | None = None
     offline: bool = False
     throttle: float = 0.0
@@ -62,6 +63,8 @@ class Options:
             raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
         if options.quantizer is None and options.bits not in BITS and mixed(str(options.bits)) is None:
             raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))} or mixed, got {options.bits}.")
+        if options.link:
+            options = _linked(options)
         assert options.recipe  # raises what is wrong with a mix and its text
         return options
 
@@ -73,3 +76,14 @@ class Options:
     @property
     def drafts(self) -> bool:
         return self.method.partition(":")[0] == "substitute"
+
+
+def _linked(options: Options) -> Options:
+    """With the codec that `--link` means."""
+    if options.codec not in (AUTO, "link"):
+        raise UsageError(
+            f"--link keeps no copy of the exact weights, --codec {options.codec} does: choose one of them."
+        )
+    if options.recipe == "exact":
+        raise UsageError("--link needs a copy that drafts beside the exact weights: --bits 8 or fewer.")
+    return replace(options, codec="link")

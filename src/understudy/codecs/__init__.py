@@ -15,6 +15,7 @@ from ..registry import build
 CODECS: dict[str, str] = {
     "delta": "understudy.codecs.delta:Delta",
     "raw": "understudy.codecs.raw:Raw",
+    "link": "understudy.codecs.link:Link",
 }
 
 Tensors = Mapping[str, Tensor]  # a substitute
@@ -24,6 +25,9 @@ class Codec(Protocol):
     """Turns blocks of a weight into bytes, given the substitute of the same blocks, and back."""
 
     name: str  # the spec that builds it again
+    needs_substitute: bool  # to decode
+    in_place: bool  # decoding is a view of the data: it takes no room
+    linked: bool  # the data are rows of the source as they lie there: a Store points to them and keeps no copy
 
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
         """Whether weights of this dtype with substitutes of this quantiser can be encoded; `raw` is taken where not."""

@@ -19,6 +19,7 @@ LARGEST = 1e36  # scales beyond which the ends of bins might not be finite
 
 class Delta:
     name = "delta"
+    needs_substitute, in_place, linked = True, False, False
 
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
         return dtype == torch.bfloat16 and quantizer.partition(":")[0] in BITS

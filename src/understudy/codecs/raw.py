@@ -9,6 +9,7 @@ from . import Tensors
 
 class Raw:
     name = "raw"
+    needs_substitute, in_place, linked = False, True, False
 
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
         return True

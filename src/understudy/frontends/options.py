@@ -103,6 +103,7 @@ PREPARATION = (
     ),
     _value("--calibrate", "FILE", "a text to weigh a mix of bits with (default: weights alone decide)", Path),
     _value("--codec", "NAME", "how exact weights are stored: raw, delta (half the bytes), auto (what is faster here)"),
+    _switch("--link", "keep no copy of the exact weights: read them from the original files, which must stay"),
     _switch("--offline", "use only what is on this machine already"),
 )
 PLACEMENT = (

@@ -23,10 +23,13 @@ def blocks_of(rows: int) -> int:
     return -(-rows // BLOCK)
 
 
-def block(weight: Tensor) -> Tensor:  # [N, K] -> [nb, K, 64]
-    """`weight` in blocks, rows padded with zeros. Any dtype of 1, 2 or 4 bytes; bits are kept as they are."""
+def block(weight: Tensor, out: Tensor | None = None) -> Tensor:  # [N, K] -> [nb, K, 64]
+    """`weight` in blocks (in `out`, if given), rows padded with zeros. Any dtype of 1, 2 or 4 bytes; bits are kept as they are."""
     rows, columns = weight.shape
-    blocks = torch.empty((blocks_of(rows), columns, BLOCK), dtype=weight.dtype)
+    blocks = weight.new_empty((blocks_of(rows), columns, BLOCK)) if out is None else out
+    if weight.device.type != "cpu":
+        padded = torch.nn.functional.pad(weight, (0, 0, 0, -rows % BLOCK))
+        return blocks.copy_(padded.view(-1, BLOCK, columns).transpose(1, 2))
     _block(bits(weight.contiguous()), bits(blocks))
     return blocks
 

@@ -43,21 +43,30 @@ class Exact:
         """Whether rows of this dtype multiply without weights being made whole first."""
         return self.device is None and dtype == self.entry.dtype and applies(dtype, self.columns)
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether one operand must be done with before the next is asked for."""
+        return self.codec.linked
+
     def operand(self, data: Tensor, first: int, count: int) -> tuple[Operand, int]:
-        """Blocks first to first + count - 1 from their bytes, as `kernels.product.multiply` takes them; only if `fused`."""
+        """Blocks first to first + count - 1 from their bytes, as `kernels.product.multiply` takes them; only if `fused`.
+
+        Of a linked part it holds until the next call: `one_by_one`."""
+        if self.codec.linked:  # made whole in the buffer, not in new memory
+            return Operand.plain(self.blocks(data, first, count)), first
         return self.codec.operand(data.view(-1), count, self.columns, self._substitute(first, count)), first
 
     def blocks(self, data: Tensor, first: int, count: int) -> Tensor:
         """The weights [count, K, 64] of these blocks; they hold until the next call, for any Linear."""
         shape, dtype = (count, self.columns, 64), self.entry.dtype
-        if self.codec.name == "raw":
+        if self.codec.in_place:
             return self.codec.decode(data.view(-1), count, self.columns, dtype, {})
         out = self.buffer[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
         decode = self.codec.decode if self.device is None else partial(self.device.decode, self.codec)
         return decode(data.view(-1), count, self.columns, dtype, self._substitute(first, count), out)
 
     def _substitute(self, first: int, count: int) -> Mapping[str, Tensor]:
-        return {} if self.codec.name == "raw" else self.maker.cut(self.tensors, first, count)
+        return self.maker.cut(self.tensors, first, count) if self.codec.needs_substitute else {}
 
     def multiply_tiles(self, data: Tensor, first: int, count: int, tiles: Sequence[Tensor], out: Tensor) -> None:
         """Where not `fused`: tiles [TILE, K] one by one, out [tiles, TILE, all blocks, 64]."""

@@ -29,7 +29,8 @@ class Link:
 
 
 def extent(store: Store, stored: Stored) -> Extent:
-    return Extent(store.file(stored.file), stored.offset, stored.nbytes)
+    """From the start of a page on: `stored` begins after its `lead`."""
+    return Extent(store.file(stored.file), stored.offset - stored.lead, stored.span)
 
 
 def read_all(
@@ -42,7 +43,7 @@ def read_all(
     """The tensors of all extents, views of one new arena (of the device). Raises StoreError or TransferError."""
     places = [0]
     for stored in wanted:
-        places.append(places[-1] + aligned(stored.nbytes))
+        places.append(places[-1] + aligned(stored.span))
     memory = arena(places[-1]) if device is None else device.arena(places[-1])
     rooms: list[Tensor] = []  # where what is coming goes: its place, or, for a device, memory of its own for a while
     tier = DiskTier([extent(store, stored) for stored in wanted], block=link.block, threads=link.threads)
@@ -55,7 +56,7 @@ def read_all(
                 fetches.append(tier.fetch(i, rooms[i][:size]))
             if i >= IN_FLIGHT and (done := i - IN_FLIGHT) < len(wanted):
                 fetches[done].wait()
-                store.check(wanted[done], rooms[done][: wanted[done].nbytes])
+                store.check(wanted[done], rooms[done][wanted[done].lead : wanted[done].span])
                 if device is not None:
                     memory[places[done] : places[done + 1]].copy_(rooms[done][: places[done + 1] - places[done]])
                 rooms[done] = memory[:0]
@@ -64,7 +65,8 @@ def read_all(
     finally:
         tier.close()
     return [
-        memory[start : start + s.nbytes].view(s.dtype).view(s.shape) for start, s in zip(places, wanted, strict=False)
+        memory[start + s.lead : start + s.span].view(s.dtype).view(s.shape)
+        for start, s in zip(places, wanted, strict=False)
     ]
 
 
@@ -81,7 +83,7 @@ def read_whole(
     (rows, columns), maker = entry.shape, quantizer(entry.quantizer)
     count = -(-rows // BLOCK)
     whole = arena(count * BLOCK * columns * entry.dtype.itemsize).view(entry.dtype).view(count, columns, BLOCK)
-    names = list(entry.substitute) if entry.codec != "raw" else []
+    names = list(entry.substitute) if codec(entry.codec).needs_substitute else []
     substitute = dict(zip(names, read_all(store, [entry.substitute[name] for name in names], link), strict=True))
     for part in entry.parts:
         (data,) = read_all(store, [part.stored], link)

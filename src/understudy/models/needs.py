@@ -15,6 +15,7 @@ from ..quantizers import fitting
 from ..quantizers.mixed import foretold
 from ..sampling import choosing_bytes
 from ..weights.checkpoint import TensorInfo
+from ..weights.files import ALIGNMENT
 from ..weights.layout import ModelLayout
 from ..weights.store import LinearEntry, Store, part_blocks
 from .target import TILE
@@ -43,11 +44,12 @@ class Sizes:
 def sizes_of_store(store: Store, drafts: bool) -> Sizes:
     entries = list(store.linears.values())
     return Sizes(
-        parts=tuple(part.stored.nbytes for entry in entries for part in entry.parts),
+        parts=tuple(part.stored.span for entry in entries for part in entry.parts),
         substitute=sum(s.nbytes for entry in entries if held(entry, drafts) for s in entry.substitute.values()),
         shared=sum(stored.nbytes for stored in store.shared.values()),
         decoding=max(
-            (_whole(e.shape[1], p.blocks, e.dtype) for e in entries if e.codec != "raw" for p in e.parts), default=0
+            (_whole(e.shape[1], p.blocks, e.dtype) for e in entries if not codec(e.codec).in_place for p in e.parts),
+            default=0,
         ),
         widest=max(entry.shape[0] for entry in entries[:-1]),
         linears=tuple(_linear(entry, drafts) for entry in entries),
@@ -74,12 +76,13 @@ def sizes_of_checkpoint(
     for spec, wanted in zip(layout.linears, foretold(recipe, [spec.shape for spec in layout.linears]), strict=True):
         dtype, maker = tensors[spec.weight].dtype, fitting(wanted, *spec.shape)
         used = codec(coding if codec(coding).applies(dtype, maker.name) else "raw")
-        held_here = drafts or used.name != "raw" or maker.name == "exact"
+        held_here = drafts or used.needs_substitute or maker.name == "exact"
         substitute, before = maker.size(*spec.shape, dtype) if held_here else 0, len(parts)
         if maker.name != "exact":
             whole = [_whole(spec.shape[1], blocks, dtype) for _, blocks in part_blocks(spec.shape, dtype)]
-            parts += [int(nbytes / dtype.itemsize * used.bits(dtype, maker.name) / 8) for nbytes in whole]
-            decoding = max(decoding, *whole) if used.name != "raw" else decoding
+            lead = ALIGNMENT if used.linked else 0  # at most
+            parts += [int(nbytes / dtype.itemsize * used.bits(dtype, maker.name) / 8) + lead for nbytes in whole]
+            decoding = max(decoding, *whole) if not used.in_place else decoding
         exact = _whole(spec.shape[1], -(-spec.shape[0] // BLOCK_ROWS), dtype)
         linears.append(LinearSize(substitute, exact, len(parts) - before))
     shared = sum(tensors[name].nbytes for name in layout.shared)

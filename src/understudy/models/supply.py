@@ -19,13 +19,15 @@ BLOCK_ROWS = 64
 
 @dataclass(frozen=True)
 class PartRef:
-    """Part `number` of the model: blocks first_block..first_block+blocks of Linear `linear`, `nbytes` as stored."""
+    """Part `number` of the model: blocks first_block..first_block+blocks of Linear `linear`, `nbytes` as stored,
+    after `lead` bytes in the ring."""
 
     number: int
     linear: int
     first_block: int
     blocks: int
     nbytes: int
+    lead: int = 0
 
 
 class Supply:
@@ -55,7 +57,7 @@ class Supply:
         shape = (len(tiles), height, -(-outputs // BLOCK_ROWS), BLOCK_ROWS)
         fused = linear.fused(tiles[0].dtype)
         out = tiles[0].new_zeros(shape)  # padding stays zero
-        for held in self._arriving(index, together=fused):
+        for held in self._arriving(index, together=fused and not linear.one_by_one):
             if fused:
                 operands = [linear.operand(data, part.first_block, part.blocks) for part, data in held]
                 multiply(tiles, operands, out.flatten(0, 1)[:rows])
@@ -78,7 +80,7 @@ class Supply:
                     held.append((part, self.residents[part.number]))
                 else:
                     slots.append(self._next(part))
-                    held.append((part, slots[-1].data))
+                    held.append((part, slots[-1].data[part.lead :]))
             if held:
                 yield held
         finally:

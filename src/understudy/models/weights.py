@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..codecs import codec
 from ..devices.accelerator import Accelerator
 from ..plan.placement import Plan
 from ..plan.residents import spread
@@ -26,7 +27,7 @@ Key = tuple[str, str, int]  # kind, name, number
 
 def held(entry: LinearEntry, drafts: bool) -> bool:
     """Is the substitute of this Linear kept? To draft with, to decode with, or because it is the weight itself."""
-    return drafts or entry.codec != "raw" or not entry.parts
+    return drafts or codec(entry.codec).needs_substitute or not entry.parts
 
 
 class Weights:
@@ -54,7 +55,7 @@ class Weights:
             for part in entry.parts:
                 if index not in plan.whole:
                     number, blocks = len(self.stored), (part.first_block, part.blocks)
-                    self.parts.append(PartRef(number, index, *blocks, part.stored.nbytes))
+                    self.parts.append(PartRef(number, index, *blocks, part.stored.nbytes, part.stored.lead))
                 self.stored.append(part.stored)
         whole = {index: read_whole(store, self.entries[index], link, progress, device) for index in sorted(plan.whole)}
         for index in whole:
@@ -115,7 +116,7 @@ class Weights:
         how = {"block": self.link.block, "threads": self.link.threads, "throttle": self.link.throttle}
 
         def check(number: int, data: Tensor) -> None:
-            self.store.check(self.stored[number], data)
+            self.store.check(self.stored[number], data[self.stored[number].lead :])
 
         if self.device is None:
             return Ring(DiskTier(extents, **how), streamed, capacity, on_ready=check)  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ class Piece:
     blocks: int
     rows: Tensor
     substitute: Tensors
-    residual: Tensor | None  # the codec's bytes; none for an exact substitute
+    residual: Tensor | None  # the codec's bytes (linked: the rows); none for an exact substitute
 
 
 class Building:
@@ -123,7 +123,7 @@ class Building:
             path=self.work,
             config=self.checkpoint.config,
             layout=layout,
-            source=self._source(),
+            source=self._source(linears.values()),
             recipe=self.recipe,
             linears=linears,
             shared={name: stored[name] for name in layout.shared},
@@ -178,7 +178,7 @@ class Building:
         if chosen.applies(info.dtype, maker.name):
             entry = self._encode(spec, info, maker, chosen)
             whole = blocks_of(spec.shape[0]) * BLOCK * spec.shape[1] * info.dtype.itemsize
-            if sum(part.stored.nbytes for part in entry.parts) < whole or chosen.name == "raw":
+            if sum(part.stored.nbytes for part in entry.parts) < whole or not chosen.needs_substitute:
                 return index.linear_to_json(entry)
             self.files[RESIDUAL].cut(start)
         return index.linear_to_json(self._encode(spec, info, maker, codec("raw")))
@@ -193,7 +193,8 @@ class Building:
             digest.update(buffer(done.rows))
             substitutes.append(done.substitute)
             if done.residual is not None:
-                parts.append(Part(done.first_block, done.blocks, self.files[RESIDUAL].add(done.residual)))
+                stored = _linked(info, done) if chosen.linked else self.files[RESIDUAL].add(done.residual)
+                parts.append(Part(done.first_block, done.blocks, stored))
         substitute = maker.merge(substitutes)
         return LinearEntry(
             module=spec.module,
@@ -236,10 +237,10 @@ class Building:
         plan = index.digest([linears, self.layout.embedding, list(self.layout.shared), PART_BYTES])
         return {"version": index.VERSION, "of": self.checkpoint.fingerprint, "layout": plan, **asdict(self.recipe)}
 
-    def _source(self) -> Source:
+    def _source(self, linears: Iterable[LinearEntry]) -> Source:
         shards = tuple((shard.path.name, shard.header.decode()) for shard in self.checkpoint.shards)
         files = {file.name: index.file_checksum(file) for file in self.checkpoint.copied_files()}
-        return Source(self.checkpoint.name, self.checkpoint.fingerprint, shards, files)
+        return Source(self.checkpoint.name, self.checkpoint.fingerprint, shards, files, index.linked(linears))
 
     def _intact(self, record: dict[str, Any]) -> bool:
         """Whether what a journal record tells of is whole in the files."""
@@ -273,8 +274,16 @@ def _piece(checkpoint: Checkpoint, info: TensorInfo, first: int, blocks: int, ma
     rows = checkpoint.read_rows(info.name, first * BLOCK, min((first + blocks) * BLOCK, info.shape[0]))
     _refuse_nan(info, rows)
     substitute = maker.quantize(rows)
-    residual = None if maker.name == "exact" else chosen.encode(block(rows), substitute)
+    if maker.name == "exact":
+        return Piece(first, blocks, rows, substitute, None)
+    residual = rows if chosen.linked else chosen.encode(block(rows), substitute)
     return Piece(first, blocks, rows, substitute, residual)
+
+
+def _linked(info: TensorInfo, done: Piece) -> Stored:
+    """Where the rows of a piece lie in the source."""
+    offset, nbytes = info.offset + done.first_block * BLOCK * info.shape[1] * info.dtype.itemsize, done.rows.nbytes
+    return Stored(str(info.file.absolute()), offset, nbytes, torch.uint8, (nbytes,), checksum([done.rows]))
 
 
 def _refuse_nan(info: TensorInfo, piece: Tensor) -> None:

@@ -1,14 +1,15 @@
 """A Store's index.json: written once, at the end, with a checksum of itself; read and checked before anything else."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 
-from ..errors import StoreError
+from ..errors import CheckpointError, StoreError
+from .checkpoint import Checkpoint
 from .layout import LinearSpec, ModelLayout
 from .store import INDEX, LinearEntry, Part, Recipe, Source, Store, Stored, extent_bytes, plain_json
 
@@ -24,6 +25,7 @@ def save(store: Store, path: Path) -> None:
             "fingerprint": store.source.fingerprint,
             "shards": [list(shard) for shard in store.source.shards],
             "files": dict(store.source.files),
+            "linked": {name: list(seen) for name, seen in store.source.linked.items()},
         },
         "recipe": vars(store.recipe),
         "embedding_name": store.layout.embedding,
@@ -52,6 +54,7 @@ def load(path: Path) -> Store:
             fingerprint=source["fingerprint"],
             shards=tuple((file, header) for file, header in source["shards"]),
             files=source["files"],
+            linked={name: (size, mtime) for name, (size, mtime) in source.get("linked", {}).items()},
         ),
         recipe=Recipe(**content["recipe"]),
         linears=linears,
@@ -60,6 +63,7 @@ def load(path: Path) -> Store:
         extra={name: stored_from_json(row) for name, row in content["extra"].items()},
     )
     _check_sizes(store)
+    _check_linked(store)
     check_files(store)
     return store
 
@@ -82,11 +86,44 @@ def _content(path: Path) -> Any:
 def _check_sizes(store: Store) -> None:
     path, ends = store.path, dict[str, int]()
     for stored in every_extent(store):
-        ends[stored.file] = max(ends.get(stored.file, 0), stored.offset + extent_bytes(stored))
+        if stored.file not in store.source.linked:
+            ends[stored.file] = max(ends.get(stored.file, 0), stored.offset + extent_bytes(stored))
     for name, end in ends.items():
         file = store.file(name)
         if not file.is_file() or file.stat().st_size < end:
             raise StoreError(f"{file} is missing or cut short ({end} bytes needed): delete {path}, prepare it again.")
+
+
+def linked(linears: Iterable[LinearEntry]) -> dict[str, tuple[int, int]]:
+    """The files of the source that parts lie in: size and mtime of each."""
+    names = {part.stored.file for entry in linears for part in entry.parts}
+    stats = {name: Path(name).stat() for name in sorted(names) if Path(name).is_absolute()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def _check_linked(store: Store) -> None:
+    """The files of the source that parts lie in are as they were. Where only the date differs, samples of them decide."""
+    touched = []
+    for name, (size, mtime) in store.source.linked.items():
+        try:
+            found = Path(name).stat()
+        except OSError:
+            raise StoreError(f"{name} is gone, and {_relink(store)}") from None
+        if found.st_size != size:
+            raise StoreError(f"{name} was changed, and {_relink(store)}")
+        if found.st_mtime_ns != mtime:
+            touched.append(name)
+    if touched:
+        try:
+            same = Checkpoint.open(Path(touched[0]).parent).fingerprint == store.source.fingerprint
+        except CheckpointError:
+            same = False
+        if not same:
+            raise StoreError(f"{', '.join(touched)} was changed, and {_relink(store)}")
+
+
+def _relink(store: Store) -> str:
+    return f"{store.path} links to it: put it back, or delete {store.path} and prepare it again, or without --link."
 
 
 def check_files(store: Store) -> None:

@@ -53,7 +53,7 @@ def estimate(
         dtype = checkpoint.info(spec.weight).dtype
         maker = fitting(wanted, *spec.shape)
         total += aligned(maker.size(*spec.shape, dtype))
-        if maker.name != "exact":
+        if maker.name != "exact" and not codec_of(codec).linked:
             total += int(codec_of(codec).bits(dtype, maker.name) / 8 * spec.shape[0] * spec.shape[1])
         total += checkpoint.info(spec.weight).nbytes if spec.weight == layout.embedding else 0
     return total

@@ -20,7 +20,7 @@ from ..errors import StoreError
 from ..kernels.pack import BLOCK, blocks_of, unblock
 from ..quantizers import Tensors, quantizer
 from .checkpoint import STORE_INDEX
-from .files import aligned, buffer, checksum, flat, read_bytes
+from .files import ALIGNMENT, aligned, buffer, checksum, flat, read_bytes
 from .layout import ModelLayout
 
 INDEX = STORE_INDEX
@@ -32,7 +32,7 @@ Progress = Callable[[float, float, str], None]  # done bytes, all bytes, what is
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor's bytes in one file of the Store. `checksum` is xxh3_64 of them."""
+    """A tensor's bytes in one file: of the Store, or (an absolute path) of the source. `checksum` is xxh3_64 of them."""
 
     file: str
     offset: int
@@ -40,6 +40,16 @@ class Stored:
     dtype: torch.dtype
     shape: tuple[int, ...]
     checksum: str
+
+    @property
+    def lead(self) -> int:
+        """Bytes before it on its first page: none, unless it lies in the source."""
+        return self.offset % ALIGNMENT
+
+    @property
+    def span(self) -> int:
+        """Bytes to read from the start of its first page on."""
+        return self.lead + self.nbytes
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,7 @@ class Source:
     fingerprint: str
     shards: tuple[tuple[str, str], ...]  # file name and safetensors header
     files: Mapping[str, str]  # copied file and its checksum
+    linked: Mapping[str, tuple[int, int]]  # file that parts lie in, its size and mtime in ns
 
 
 @dataclass(frozen=True)
