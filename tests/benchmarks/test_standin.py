@@ -8,6 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import standin
+from understudy import LLM
+from understudy.weights.export import export
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -94,3 +96,14 @@ def test_other_architectures_are_refused(small: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="must be a llama or mistral model"):
         standin.make(tmp_path, tmp_path / "wide", standin.Widening(2, 3.0))
     assert not (tmp_path / "wide").exists()
+
+
+@pytest.mark.parametrize("codec", ["raw", "delta"])
+def test_it_comes_back_from_a_store_byte_for_byte(small: Path, codec: str, tmp_path: Path) -> None:
+    standin.make(small, tmp_path / "wide", standin.Widening(4, 3.0), shard_bytes=200_000)
+    store = LLM.prepare(tmp_path / "wide", codec=codec, output=tmp_path / "store")
+    assert codec in {entry.codec for entry in store.linears.values()}
+    store.verify()
+    export(store, tmp_path / "back")
+    for path in (tmp_path / "wide").iterdir():
+        assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes(), path.name
