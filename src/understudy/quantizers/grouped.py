@@ -3,8 +3,6 @@
 Tensors: codes uint8 [nb, K, 8 * bits] (packed as `kernels.pack` says), scales bfloat16 [K / group, nb * 64, 2]. The centre
 is 2 ** (bits - 1)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -13,9 +11,10 @@ from ..kernels import hqq
 from ..kernels.gemv import Product
 from ..kernels.pack import BLOCK, block, blocks_of, unpack
 from . import Linear, Tensors, dequantised
+from .coded import Coded
 
 
-class Grouped:
+class Grouped(Coded):
     """What the quantisers of 2, 3 and 4 bits share. Weights whose columns `group` does not divide get the largest smaller
     group that does."""
 
@@ -44,18 +43,6 @@ class Grouped:
         codes, scales = hqq.solve(block(weight).float(), self.group_for(weight.shape[1]), self.bits)
         return {"codes": codes, "scales": scales}
 
-    def merge(self, pieces: Sequence[Tensors]) -> Tensors:
-        return {
-            "codes": torch.cat([piece["codes"] for piece in pieces]),
-            "scales": torch.cat([piece["scales"] for piece in pieces], dim=1),
-        }
-
-    def cut(self, tensors: Tensors, first: int, blocks: int) -> Tensors:
-        return {
-            "codes": tensors["codes"][first : first + blocks],
-            "scales": tensors["scales"][:, first * BLOCK : (first + blocks) * BLOCK],
-        }
-
     def dequantize(self, tensors: Tensors, shape: tuple[int, int]) -> Tensor:
         rows, columns = shape
         codes = unpack(tensors["codes"], rows).float().view(rows, tensors["scales"].shape[0], -1)
@@ -63,6 +50,6 @@ class Grouped:
         return ((codes - (1 << self.bits - 1)) * scales[:, :, 0] + scales[:, :, 1]).view(rows, columns)
 
     def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
-        if tensors["codes"].device.type != "cpu":
-            return dequantised(self, tensors, shape)
-        return Product(tensors["codes"], tensors["scales"], shape[0])
+        if tensors["codes"].device.type == "cpu":
+            return Product(tensors["codes"], tensors["scales"], shape[0])
+        return dequantised(self, tensors, shape)

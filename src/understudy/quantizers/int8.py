@@ -2,17 +2,16 @@
 
 Tensors: codes uint8 [nb, K, 64], scales bfloat16 [1, nb * 64, 2] (scale, and a zero that is 0)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..kernels.gemv import Product
 from ..kernels.pack import BLOCK, block, blocks_of, unblock
 from . import Linear, Tensors, dequantised
+from .coded import Coded
 
 
-class Int8:
+class Int8(Coded):
     name = "int8"
 
     def applies(self, rows: int, columns: int) -> bool:
@@ -29,18 +28,6 @@ class Int8:
         scales = torch.zeros((1, blocks_of(len(weight)) * BLOCK, 2), dtype=torch.bfloat16)
         scales[0, : len(weight), 0] = scale
         return {"codes": block(codes), "scales": scales}
-
-    def merge(self, pieces: Sequence[Tensors]) -> Tensors:
-        return {
-            "codes": torch.cat([piece["codes"] for piece in pieces]),
-            "scales": torch.cat([piece["scales"] for piece in pieces], dim=1),
-        }
-
-    def cut(self, tensors: Tensors, first: int, blocks: int) -> Tensors:
-        return {
-            "codes": tensors["codes"][first : first + blocks],
-            "scales": tensors["scales"][:, first * BLOCK : (first + blocks) * BLOCK],
-        }
 
     def dequantize(self, tensors: Tensors, shape: tuple[int, int]) -> Tensor:
         return (unblock(tensors["codes"], shape[0]).float() - 128) * tensors["scales"][0, : shape[0], :1].float()
