@@ -43,8 +43,10 @@ class Codec(Protocol):
     ) -> Tensor:
         """The blocks [count, columns, 64] that were encoded: in `out` if given, else new or a view of `data`."""
 
-    def operand(self, data: Tensor, count: int, columns: int, substitute: Tensors) -> Operand:
-        """Those blocks, to be multiplied as they are (bfloat16, where `kernels.product` applies)."""
+    def operand(
+        self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None
+    ) -> Operand:
+        """Those blocks, to be multiplied (bfloat16, where `kernels.product` applies). In `out`: what must be made whole."""
 
 
 @cache

@@ -54,7 +54,9 @@ class Delta:
         residual.decode(made, substitute["codes"], substitute["scales"], blocks)
         return blocks
 
-    def operand(self, data: Tensor, count: int, columns: int, substitute: Tensors) -> Operand:
+    def operand(
+        self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None
+    ) -> Operand:
         made = _opened(data, count, columns, substitute)
         if isinstance(made, Tensor):
             return Operand.plain(made.view(torch.bfloat16).view(count, columns, 64))

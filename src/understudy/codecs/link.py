@@ -29,5 +29,7 @@ class Link:
         assert len(blocks) == count, f"{data.numel()} bytes are {len(blocks)} blocks, not {count}"
         return blocks
 
-    def operand(self, data: Tensor, count: int, columns: int, substitute: Tensors) -> Operand:
-        return Operand.plain(self.decode(data, count, columns, torch.bfloat16, substitute))
+    def operand(
+        self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None
+    ) -> Operand:
+        return Operand.plain(self.decode(data, count, columns, torch.bfloat16, substitute, out))

@@ -26,5 +26,7 @@ class Raw:
         blocks = data.view(dtype).view(count, columns, 64)
         return blocks if out is None else out.copy_(blocks)
 
-    def operand(self, data: Tensor, count: int, columns: int, substitute: Tensors) -> Operand:
+    def operand(
+        self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None
+    ) -> Operand:
         return Operand.plain(data.view(torch.bfloat16).view(count, columns, 64))

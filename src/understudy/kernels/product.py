@@ -17,13 +17,12 @@ from torch import Tensor
 from . import team
 from .bfdot import columns_dot, has_bfdot, pair_columns, to_brain
 from .compiled import compiled
-from .residual import DENSE_2, DENSE_3, DENSE_4, Residual, described, rebuild
+from .residual import DENSE_2, DENSE_3, DENSE_4, SMALL, Residual, described, rebuild
 from .team import float32_at, take, uint32_at
 from .vector import prefetch
 
 RUN = 128  # columns that are rebuilt before they are multiplied, unless a group has more
 HEAD, EACH = 7, 14  # fields of a run, and of each of its operands
-SMALL = 1 << 16  # weights below which other threads are not worth waking
 carray: Any = numpy_support.carray
 
 _dot_1, _dot_2, _dot_4 = columns_dot(1), columns_dot(2), columns_dot(4)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..codecs import Codec, codec
 from ..devices.accelerator import Accelerator
+from ..kernels.pack import BLOCK
 from ..kernels.product import Operand, applies
 from ..quantizers import Quantizer
 from ..weights.store import LinearEntry
@@ -52,18 +53,21 @@ class Exact:
         """Blocks first to first + count - 1 from their bytes, as `kernels.product.multiply` takes them; only if `fused`.
 
         Of a linked part it holds until the next call: `one_by_one`."""
-        if self.codec.linked:  # made whole in the buffer, not in new memory
-            return Operand.plain(self.blocks(data, first, count)), first
-        return self.codec.operand(data.view(-1), count, self.columns, self._substitute(first, count)), first
+        substitute = self._substitute(first, count)
+        return self.codec.operand(data.view(-1), count, self.columns, substitute, self._room(count)), first
 
     def blocks(self, data: Tensor, first: int, count: int) -> Tensor:
         """The weights [count, K, 64] of these blocks; they hold until the next call, for any Linear."""
-        shape, dtype = (count, self.columns, 64), self.entry.dtype
-        if self.codec.in_place:
-            return self.codec.decode(data.view(-1), count, self.columns, dtype, {})
-        out = self.buffer[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
         decode = self.codec.decode if self.device is None else partial(self.device.decode, self.codec)
-        return decode(data.view(-1), count, self.columns, dtype, self._substitute(first, count), out)
+        substitute = self._substitute(first, count)
+        return decode(data.view(-1), count, self.columns, self.entry.dtype, substitute, self._room(count))
+
+    def _room(self, count: int) -> Tensor | None:
+        """Where blocks are made whole; None for those that are as they lie."""
+        if self.codec.in_place:
+            return None
+        shape, dtype = (count, self.columns, BLOCK), self.entry.dtype
+        return self.buffer[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
     def _substitute(self, first: int, count: int) -> Mapping[str, Tensor]:
         return self.maker.cut(self.tensors, first, count) if self.codec.needs_substitute else {}
