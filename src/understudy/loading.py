@@ -35,7 +35,7 @@ from .plan.sizes import format_size, parse_size
 from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
 from .weights.prepare import estimate, prepare, store_path
-from .weights.store import SUBSTITUTE, Store
+from .weights.store import Store
 
 Report = Callable[[str, float, float], None]
 CONTEXTS = (4096, 2048, 1024, 512)
@@ -116,7 +116,8 @@ def plan_for(model: str | Path | None, options: Options) -> Plan:
     """Where every byte would go. A checkpoint that is not prepared yet is not prepared for this: its sizes are foretold."""
     source = locate(model, options)
     if isinstance(source, Checkpoint):
-        options = settled(source, layout_of(source), options)
+        layout = layout_of(source)
+        options = settled(source, layout, options)
         if (path := stored_at(source, options)).is_dir():
             source = Store.open(path)
     config, device = config_of(source.path), open_device(options.device)
@@ -125,7 +126,6 @@ def plan_for(model: str | Path | None, options: Options) -> Plan:
         machine, dtype = _measured(source, options), _dtype(source, options)
         sizes = sizes_of_store(source, options.drafts)
         return _plan(sizes, dtype, config, options, machine, second, device)
-    layout = layout_of(source)
     machine = Machine.inspect().measured(source.info(layout.linears[0].weight).file, options.cache)
     plan = _foretold(source.tensors, layout, config, options, machine, second, device)
     return replace(plan, notes=(*plan.notes, "not prepared yet: sizes are foretold, and the link is the checkpoint's"))
@@ -163,9 +163,8 @@ def _foretold(
 
 
 def _measured(store: Store, options: Options) -> Machine:
-    """The machine with the speed of the disk under this Store, probed on what is streamed (or on what there is)."""
-    streamed = [part.stored.file for entry in store.linears.values() for part in entry.parts]
-    return Machine.inspect().measured(store.file(streamed[0] if streamed else SUBSTITUTE), options.cache)
+    """The machine with the speed of the disk under this Store."""
+    return Machine.inspect().measured(store.streamed, options.cache)
 
 
 def _dtype(store: Store, options: Options) -> torch.dtype:

@@ -119,6 +119,12 @@ class Store:
     def file(self, name: str) -> Path:
         return self.path / name
 
+    @property
+    def streamed(self) -> Path:
+        """The first file that a pass reads; of a Store that streams nothing, the substitute's."""
+        names = (part.stored.file for entry in self.linears.values() for part in entry.parts)
+        return self.file(next(names, SUBSTITUTE))
+
     def read(self, stored: Stored, into: Tensor | None = None) -> Tensor:
         """The tensor, checked. `into`, one-dimensional uint8 of `nbytes`, takes its bytes if given."""
         data = torch.empty(stored.nbytes, dtype=torch.uint8) if into is None else into

@@ -121,12 +121,9 @@ def _measure(
 def _link_peak(machine: "Machine", store: "Store") -> float:
     """Bytes per second that the link gives now, when nothing else is done: each row is compared with its own minute."""
     from ...tiers.probe import measure_disk
-    from ...weights.store import RESIDUAL, SUBSTITUTE
 
     assert machine.disk is not None, "a model was loaded without its disk having been measured"
-    streamed = store.file(RESIDUAL)
-    file = streamed if streamed.stat().st_size else store.file(SUBSTITUTE)
-    return measure_disk(file, machine.disk.block, machine.disk.threads, PEAK_SECONDS)
+    return measure_disk(store.streamed, machine.disk.block, machine.disk.threads, PEAK_SECONDS)
 
 
 def forget_peak_memory() -> None:
