@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ class Options:
         assert options.recipe  # raises what is wrong with a mix and its text
         return options
 
-    @property
+    @cached_property
     def recipe(self) -> str:
-        """The quantiser of all weights, or the mix."""
+        """The quantiser of all weights, or the mix. A text that it is calibrated on is read once."""
         return calibration.recipe(self.quantizer or BITS.get(self.bits, str(self.bits)), self.calibrate)
 
     @property
