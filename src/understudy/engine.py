@@ -75,7 +75,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Step]:
         """One pass for all rows (more for long prompts). An exception leaves every row's tokens as they were before."""
-        start, passes = time.perf_counter(), self.clock.passes
+        start = time.perf_counter()
         fresh = [row for row in self.rows if self.cache.lengths[row.index] < len(row.tokens) - 1 or row.produced == 0]
         going = [row for row in self.rows if row not in fresh]
         trees = {id(row): tree for row, tree in zip(going, self.drafter.draft(going), strict=True)}
@@ -87,8 +87,8 @@ class Engine:
         self.clock.verify += time.perf_counter() - drafted
         self.clock.passes += 1
         steps = [self._advance(row, trees[id(row)], choices[id(row)], row in fresh) for row in list(self.rows)]
-        seconds = (time.perf_counter() - start) / (self.clock.passes - passes)
-        self.drafter.paced(sum(len(step.tokens) for step in steps), seconds, prefill=bool(fresh))
+        tokens, seconds = sum(len(step.tokens) for step in steps), time.perf_counter() - start
+        self.drafter.paced(tokens, seconds, prefill=bool(fresh))
         return steps
 
     def _read(self, fresh: list[Row], room: int) -> None:

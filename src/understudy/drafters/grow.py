@@ -226,7 +226,7 @@ class Grower:
                 calibration.learn(bucket, tokens.index(token) if token in tokens else None)
 
     def paced(self, tokens: int, seconds: float, prefill: bool) -> None:
-        """A round is over; one that read a prompt says how long a sweep of the weights takes."""
+        """A round is over. After one that read a prompt, what a pass will take is known, so a rate can be guessed."""
         if prefill:
             self.pace.first_guess(self.limits.cost.seconds(FIRST))
         else:
