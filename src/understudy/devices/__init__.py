@@ -14,6 +14,11 @@ DEVICES: dict[str, str] = {
 }
 
 
+def where(device: Accelerator | None) -> str:
+    """torch's name for where a model's tensors are."""
+    return "cpu" if device is None else device.where
+
+
 def open_device(name: str) -> Accelerator | None:
     """The accelerator of this name; None: the processor. UsageError, in one line, where it cannot be used.
 

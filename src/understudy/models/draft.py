@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache import Cache
+from ..devices import where
 from ..devices.accelerator import Accelerator
 from ..tree import Nodes
 from .paired import PassCache, Runner
@@ -28,7 +29,7 @@ class Draft:
 
     @property
     def where(self) -> str:
-        return "cpu" if self.device is None else self.device.where
+        return where(self.device)
 
     def __call__(self, nodes: Nodes) -> Tensor:
         """Logits [n, vocab] after each of `nodes`, whose ancestors must have been run before (or be among them)."""

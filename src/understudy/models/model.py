@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cache import Cache
+from ..devices import where
 from ..devices.accelerator import Accelerator
 from ..plan.pace import Pace, PassCost
 from ..plan.placement import Plan
@@ -50,7 +51,7 @@ class Model:
         device: Accelerator | None = None,
     ):
         self.store, self.config, self.plan, self.dtype, self.device = store, config, plan, dtype, device
-        where = "cpu" if device is None else device.where
+        here = where(device)
         self.module = structure.skeleton(config, dtype, ATTENTION)
         self.runner, self.pace = Runner(), Pace()
         pair(self.module, [spec.module for spec in store.layout.linears], self.runner)
@@ -59,12 +60,12 @@ class Model:
         self.weights.share(self.module, dtype)
         layers, kv_heads, size = head_shape(config)
         capacity = -(-(plan.context + SCRATCH) // 64) * 64
-        self.cache = Cache(layers, kv_heads, size, plan.rows, capacity, cache_dtype(dtype), where)
+        self.cache = Cache(layers, kv_heads, size, plan.rows, capacity, cache_dtype(dtype), here)
         self.ring = self.weights.ring(plan.ring)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]
         self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
-        self.embed = EmbeddingRows(embedding, store.file(store.embedding.file), store.embedding, EMBEDDING_ROOM, where)
+        self.embed = EmbeddingRows(embedding, store.file(store.embedding.file), store.embedding, EMBEDDING_ROOM, here)
         self.pool = ThreadPoolExecutor(cores, "attention") if cores > 1 else None
         base = getattr(self.module, str(self.module.base_model_prefix))
         views = (self.runner, self.cache, self.embed)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..codecs import codec
+from ..kernels.pack import BLOCK, blocks_of
 from ..plan.memory import MIB, Needs
 from ..plan.residents import LinearSize
 from ..quantizers import fitting
@@ -19,10 +20,9 @@ from ..weights.files import ALIGNMENT
 from ..weights.layout import ModelLayout
 from ..weights.store import LinearEntry, Store, part_blocks
 from .target import TILE
-from .weights import held
+from .weights import held, largest, whole_bytes
 
 EMBEDDING_ROOM = 8 * MIB
-BLOCK_ROWS = 64
 TOKENIZER = (
     320  # bytes for each entry of a vocabulary: its text, twice, and the merge that makes it; measured, see docs/log.md
 )
@@ -30,27 +30,27 @@ TOKENIZER = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of residual parts in the order of a pass, of substitutes that are held, of shared tensors, of the largest part made
-    whole where that takes room of its own; the most outputs that a Linear of a block has."""
+    """Bytes of residual parts in the order of a pass, of shared tensors, of the largest part made whole where that takes room of
+    its own; the most outputs that a Linear of a block has; and each Linear."""
 
     parts: tuple[int, ...]
-    substitute: int
     shared: int
     decoding: int
     widest: int
     linears: tuple[LinearSize, ...]
+
+    @property
+    def substitute(self) -> int:
+        """Bytes of all substitutes that are held."""
+        return sum(linear.substitute for linear in self.linears)
 
 
 def sizes_of_store(store: Store, drafts: bool) -> Sizes:
     entries = list(store.linears.values())
     return Sizes(
         parts=tuple(part.stored.span for entry in entries for part in entry.parts),
-        substitute=sum(s.nbytes for entry in entries if held(entry, drafts) for s in entry.substitute.values()),
         shared=sum(stored.nbytes for stored in store.shared.values()),
-        decoding=max(
-            (_whole(e.shape[1], p.blocks, e.dtype) for e in entries if not codec(e.codec).in_place for p in e.parts),
-            default=0,
-        ),
+        decoding=largest(entries),
         widest=max(entry.shape[0] for entry in entries[:-1]),
         linears=tuple(_linear(entry, drafts) for entry in entries),
     )
@@ -58,12 +58,8 @@ def sizes_of_store(store: Store, drafts: bool) -> Sizes:
 
 def _linear(entry: LinearEntry, drafts: bool) -> LinearSize:
     substitute = sum(s.nbytes for s in entry.substitute.values()) if held(entry, drafts) else 0
-    exact = _whole(entry.shape[1], -(-entry.shape[0] // BLOCK_ROWS), entry.dtype)
+    exact = whole_bytes(entry.shape[1], blocks_of(entry.shape[0]), entry.dtype)
     return LinearSize(substitute, exact, len(entry.parts))
-
-
-def _whole(columns: int, blocks: int, dtype: torch.dtype) -> int:
-    return blocks * BLOCK_ROWS * columns * dtype.itemsize
 
 
 def sizes_of_checkpoint(
@@ -79,15 +75,15 @@ def sizes_of_checkpoint(
         held_here = drafts or used.needs_substitute or maker.name == "exact"
         substitute, before = maker.size(*spec.shape, dtype) if held_here else 0, len(parts)
         if maker.name != "exact":
-            whole = [_whole(spec.shape[1], blocks, dtype) for _, blocks in part_blocks(spec.shape, dtype)]
+            whole = [whole_bytes(spec.shape[1], blocks, dtype) for _, blocks in part_blocks(spec.shape, dtype)]
             lead = ALIGNMENT if used.linked else 0  # at most
             parts += [int(nbytes / dtype.itemsize * used.bits(dtype, maker.name) / 8) + lead for nbytes in whole]
             decoding = max(decoding, *whole) if not used.in_place else decoding
-        exact = _whole(spec.shape[1], -(-spec.shape[0] // BLOCK_ROWS), dtype)
+        exact = whole_bytes(spec.shape[1], blocks_of(spec.shape[0]), dtype)
         linears.append(LinearSize(substitute, exact, len(parts) - before))
     shared = sum(tensors[name].nbytes for name in layout.shared)
     widest = max(spec.shape[0] for spec in layout.linears[:-1])
-    return Sizes(tuple(parts), sum(one.substitute for one in linears), shared, decoding, widest, tuple(linears))
+    return Sizes(tuple(parts), shared, decoding, widest, tuple(linears))
 
 
 def head_shape(config: Any) -> tuple[int, int, int]:
@@ -109,7 +105,7 @@ def needs(sizes: Sizes, config: Any, dtype: torch.dtype, cores: int = 1) -> Need
     what is being made of them."""
     layers, kv_heads, size = head_shape(config)
     shared_heads = config.num_attention_heads // kv_heads
-    logits_tile = TILE * -(-config.vocab_size // BLOCK_ROWS) * BLOCK_ROWS * dtype.itemsize
+    logits_tile = TILE * blocks_of(config.vocab_size) * BLOCK * dtype.itemsize
     changes = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", None)
     return Needs(
         parts=sizes.parts,

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.pack import BLOCK, blocks_of
 from ..kernels.product import multiply
 from ..tiers.ring import Ring, Slot
 from .exact import Exact
-
-BLOCK_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Supply:
         """tiles: each [TILE, K], in all `rows` rows and then padding -> each [TILE, N]. Linear `index` is brought once for all."""
         linear, (height, _) = self.linears[index], tiles[0].shape
         outputs = linear.entry.shape[0]
-        shape = (len(tiles), height, -(-outputs // BLOCK_ROWS), BLOCK_ROWS)
+        shape = (len(tiles), height, blocks_of(outputs), BLOCK)
         fused = linear.fused(tiles[0].dtype)
         out = tiles[0].new_zeros(shape)  # padding stays zero
         for held in self._arriving(index, together=fused and not linear.one_by_one):

@@ -17,6 +17,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from ..cache import Cache
+from ..devices import where
 from ..devices.accelerator import Accelerator
 from ..kernels.attention import attend
 from ..tree import Nodes
@@ -99,7 +100,7 @@ class Target:
 
     @property
     def where(self) -> str:
-        return "cpu" if self.device is None else self.device.where
+        return where(self.device)
 
     def __call__(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> Tensor:
         """Run `nodes`; keys and values land in the cache. What is made of the logits of `wanted` (indices, ascending), in order:

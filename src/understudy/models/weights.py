@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..codecs import codec
 from ..devices.accelerator import Accelerator
+from ..kernels.pack import BLOCK
 from ..plan.placement import Plan
 from ..plan.residents import spread
 from ..quantizers import Quantizer, quantizer
@@ -28,6 +29,17 @@ Key = tuple[str, str, int]  # kind, name, number
 def held(entry: LinearEntry, drafts: bool) -> bool:
     """Is the substitute of this Linear kept? To draft with, to decode with, or because it is the weight itself."""
     return drafts or codec(entry.codec).needs_substitute or not entry.parts
+
+
+def whole_bytes(columns: int, blocks: int, dtype: torch.dtype) -> int:
+    """Of so many blocks of exact weights."""
+    return blocks * BLOCK * columns * dtype.itemsize
+
+
+def largest(entries: Iterable[LinearEntry]) -> int:
+    """Bytes of the largest part that is made whole in room of its own."""
+    made = (entry for entry in entries if not codec(entry.codec).in_place)
+    return max((whole_bytes(e.shape[1], part.blocks, e.dtype) for e in made for part in e.parts), default=0)
 
 
 class Weights:
@@ -72,16 +84,7 @@ class Weights:
                 self.substitutes[number][name] = tensor
         for index, weight in whole.items():
             self.substitutes[index]["weight"] = weight
-        self._buffer = (arena if device is None else device.arena)(
-            max(
-                [
-                    part.blocks * entry.shape[1] * 64 * entry.dtype.itemsize
-                    for entry in self.entries
-                    for part in entry.parts
-                ],
-                default=0,
-            )
-        )
+        self._buffer = (arena if device is None else device.arena)(largest(self.entries))
         self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
         self.linears = [
             Exact(entry, maker, tensors, self._buffer, bare=not entry.parts, device=device)
