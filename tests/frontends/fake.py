@@ -97,9 +97,7 @@ class Tokenizer:
 @dataclass(frozen=True)
 class Store:
     path: Path
-
-    def file(self, name: str) -> Path:
-        return Path(__file__)
+    streamed: Path = Path(__file__)
 
 
 class LLM:
