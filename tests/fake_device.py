@@ -3,12 +3,17 @@ interpreter, its copies are done late and in an order that chance decides, and i
 
 import random
 import time
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.fake_graphs import FakeGraphs
 from tests.simulated import Event, SimulatedDevice, Stream
 from understudy.devices.accelerator import Accelerator
+from understudy.quantizers import Linear
+from understudy.tree import Nodes
 
 GIB = 1 << 30
 
@@ -20,6 +25,7 @@ class Inline(SimulatedDevice):
         event = super().record(stream)
         if stream is self.compute:
             self.block_until(event)
+            event.seconds = time.perf_counter()
         return event
 
     def await_event(self, stream: Stream, event: Event) -> None:
@@ -29,6 +35,8 @@ class Inline(SimulatedDevice):
             super().await_event(stream, event)
 
     def seconds_between(self, first: Event, last: Event) -> float:
+        if first.seconds and last.seconds:  # of the host's own work: what it really took
+            return last.seconds - first.seconds
         return 1e-6 * super().seconds_between(first, last)
 
 
@@ -39,6 +47,8 @@ class FakeDevice(Accelerator):
         self.simulated = Inline(seed, refuse_after)
         super().__init__("fake", "cpu", self.simulated, triton=triton)
         self.capacity, self.held = capacity, 0
+        self.recorder = FakeGraphs()
+        self.graphs = self.recorder if self.triton else None
 
     def memory(self) -> tuple[int, int]:
         return self.capacity - self.held, self.capacity
@@ -54,6 +64,26 @@ class FakeDevice(Accelerator):
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {nbytes >> 20} MiB.")
         self.held += nbytes
         return super().arena(nbytes).fill_(0xFF)
+
+    def landing(self, nbytes: int) -> Tensor:
+        return torch.full((nbytes,), 0xFF, dtype=torch.uint8)
+
+    def late(self, source: Tensor, into: Tensor) -> Event:
+        """Comes in two halves, some time after it was asked for."""
+        flat = source.clone().view(-1).view(torch.uint8)
+        self.simulated.copy(self.simulated.copies, flat, into.view(-1).view(torch.uint8))
+        event = self.simulated.record(self.simulated.copies)
+        event.seconds = time.perf_counter()
+        return event
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, **options: Any) -> Tensor:
+        attend = partial(super().attend, query, keys, values, nodes, **options)
+        return self.recorder.kernel(attend) if self.triton else attend()
+
+    def product(self, maker: Any, tensors: Any, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+        multiply = super().product(maker, tensors, shape, dtype)
+        kernel = self.triton and "codes" in tensors and maker.name != "int8"
+        return (lambda x: self.recorder.kernel(partial(multiply, x))) if kernel else multiply
 
 
 def open_fake() -> FakeDevice:

@@ -27,6 +27,7 @@ def alone(method: F) -> F:
 @dataclass
 class Event:
     at: int | None = None
+    seconds: float = 0.0  # of a real clock, where that means something
 
 
 @dataclass

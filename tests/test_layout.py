@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "plan": {"tiers", "codecs", "quantizers", "kernels", "devices"},
     "devices": {"kernels", "tiers", "codecs", "quantizers", "tree"},
     "models": {"devices", "sampling", "cache", "tree", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"},
-    "drafters": {"row", "cache", "tree", "verify", "sampling", "models", "plan"},
+    "drafters": {"row", "cache", "tree", "verify", "sampling", "models", "plan", "devices"},
     "engine": {"row", "cache", "tree", "verify", "sampling", "drafters"},
     "stats": {"engine", "models", "plan"},
     "options": {"devices", "models", "weights", "quantizers"},

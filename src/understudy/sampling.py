@@ -5,6 +5,7 @@ token = argmax(filtered log p / T + Gumbel(seed, position, token)); exact in dis
 Daliri et al., arXiv 2408.07978)."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,15 +22,23 @@ BYTES_A_TOKEN = 48  # of them, for one row
 
 def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
     """[n, vocabulary] float32 Gumbel noise for tokens at `positions` [n]; a counter-based hash, the same on any device."""
-    device = positions.device
     places, which = torch.unique(
         positions.to(torch.int64), return_inverse=True
     )  # siblings share a position and its noise
-    token = torch.arange(vocabulary, device=device, dtype=torch.int64)
-    key = _mix(places + _signed(seed * 0x9E3779B97F4A7C15 + 0x1234567))
-    bits = _mix(key[:, None] + token * _signed(0xD1B54A32D192ED03))
+    return noise(places + offset(seed), vocabulary)[which]
+
+
+def offset(seed: int) -> int:
+    """What is added to a position to make the key of its noise."""
+    return _signed(seed * 0x9E3779B97F4A7C15 + 0x1234567)
+
+
+def noise(keys: Tensor, vocabulary: int) -> Tensor:
+    """[n, vocabulary] float32 Gumbel noise, a function of keys [n] int64."""
+    token = torch.arange(vocabulary, device=keys.device, dtype=torch.int64)
+    bits = _mix(_mix(keys)[:, None] + token * _signed(0xD1B54A32D192ED03))
     uniform = ((bits >> 11) & ((1 << 52) - 1)).double() * 2.0**-52 + 2.0**-54
-    return (-torch.log(-torch.log(uniform))).float()[which]
+    return (-torch.log(-torch.log(uniform))).float()
 
 
 def _signed(value: int) -> int:
@@ -87,3 +96,41 @@ def rows_at_once(vocabulary: int) -> int:
 def choosing_bytes(vocabulary: int) -> int:
     """What `choose` and `scored` take beside the logits."""
     return vocabulary * BYTES_A_TOKEN * rows_at_once(vocabulary)
+
+
+@dataclass(frozen=True)
+class Several:
+    """SamplingParams of n nodes as tensors [n], so that recorded work serves any: floats, or int64 for offset and top_k.
+
+    What is off: top_k 0, top_p 1, min_p 0."""
+
+    temperature: Tensor
+    offset: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+
+def perturb_several(logits: Tensor, several: Several, positions: Tensor, filtered: bool) -> Tensor:
+    """`perturb` of nodes that each have params of their own; asks the device for nothing. `filtered`: some drop tokens."""
+    scores = logits.float()
+    sampled = several.temperature > 0
+    scores = scores / torch.where(sampled, several.temperature, 1.0).float()[:, None]
+    if filtered:
+        scores = torch.where(sampled[:, None], _keep_likely_of_each(scores, several), scores)
+    added = noise(positions + several.offset, scores.shape[-1])
+    return scores + torch.where(sampled[:, None], added, 0.0)
+
+
+def _keep_likely_of_each(scores: Tensor, several: Several) -> Tensor:
+    """As `keep_likely`, which sorts only what it must."""
+    vocabulary = scores.shape[-1]
+    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+    last = torch.where(several.top_k > 0, several.top_k, vocabulary).clamp(max=vocabulary) - 1
+    least = ordered.gather(-1, last[:, None])
+    ordered = ordered.masked_fill(ordered < least, -torch.inf)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    most = torch.where(several.top_p < 1, several.top_p, torch.inf).float()[:, None]
+    drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= most)
+    lowest = scores.max(-1, keepdim=True).values + torch.log(several.min_p.float())[:, None]
+    return scores.masked_fill((scores < least) | drop | (scores < lowest), -torch.inf)

@@ -18,6 +18,7 @@ from ..tiers.device import Device as Streams
 from ..tiers.memory import arena
 from ..tiers.pinned import PinnedTier
 from ..tree import Nodes
+from .graphs import Graphs
 
 PROBE = 64 << 20
 SLOWER = "Triton is not installed: drafts and attention on the GPU are slower (pip install triton)"
@@ -26,11 +27,15 @@ SLOWER = "Triton is not installed: drafts and attention on the GPU are slower (p
 class Accelerator:
     """`where`: torch's name for it. `streams`: how bytes get there. `note`: what a person should know; empty if all is well.
 
-    With `triton`, the project's own kernels are used, without it plain torch, as far as that can do it."""
+    With `triton`, the project's own kernels are used, without it plain torch, as far as that can do it. `graphs`: what records
+    work to do it again; None where there is none, or where attention (without Triton) asks the host for lengths."""
 
-    def __init__(self, name: str, where: str, streams: Streams, *, triton: bool | None = None):
+    def __init__(
+        self, name: str, where: str, streams: Streams, *, triton: bool | None = None, graphs: Graphs | None = None
+    ):
         self.name, self.where, self.streams = name, where, streams
         self.triton = importlib.util.find_spec("triton") is not None if triton is None else triton
+        self.graphs = graphs if self.triton else None
         self.note = "" if self.triton else SLOWER
 
     def memory(self) -> tuple[int, int]:
@@ -64,6 +69,15 @@ class Accelerator:
     def arena(self, nbytes: int) -> Tensor:
         """uint8 [nbytes], of any content."""
         return torch.empty(nbytes, dtype=torch.uint8, device=self.where)
+
+    def landing(self, nbytes: int) -> Tensor:
+        """uint8 [nbytes] of host memory that `late` copies to and the device is given small things from."""
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def late(self, source: Tensor, into: Tensor) -> Any:
+        """Copy to the host once all that was asked before is done. Does not block; the event that happens when it is there."""
+        into.copy_(source, non_blocking=True)
+        return self.streams.record(self.streams.current_stream())
 
     def tier(self, *given: Any, **options: Any) -> PinnedTier:
         """Host memory, and the disk behind it, as this device's slow tier."""

@@ -9,6 +9,7 @@ import torch
 from ..errors import UsageError
 from ..tiers.cuda import Cuda
 from .accelerator import Accelerator
+from .graphs import CudaGraphs
 
 LEAST = (8, 0)  # compute capability: the first with bfloat16 in its matrix units
 INSTEAD = "use --device cpu"
@@ -25,4 +26,4 @@ def open_cuda(cuda: Any = torch.cuda) -> Accelerator:
     if found < LEAST:
         name, has = cuda.get_device_name(), ".".join(map(str, found))
         raise UsageError(f"--device cuda: {name} has compute capability {has}, 8.0 is needed for bfloat16; {INSTEAD}.")
-    return Accelerator("cuda", "cuda", Cuda())
+    return Accelerator("cuda", "cuda", Cuda(), graphs=CudaGraphs())

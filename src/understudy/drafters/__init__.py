@@ -44,3 +44,10 @@ def tree_nodes(method: str) -> int:
     """The most nodes that a row's tree can have with this method and its options; 0: as many as pay, within what is planned."""
     found: int = build("method", {name: place.replace(":build", ":nodes") for name, place in DRAFTERS.items()}, method)
     return found
+
+
+def level_nodes(method: str) -> tuple[int, bool]:
+    """The most nodes that one row has in a level of this method's draft model, and if that is forced; 0: there is none."""
+    places = {name: place.replace(":build", ":level") for name, place in DRAFTERS.items()}
+    found: tuple[int, bool] = build("method", places, method)
+    return found

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..row import Row
 from ..tree import Nodes, TokenTree
 from . import substitute
-from .grow import Grower, Limits
-from .substitute import shape_of
+from .grow import Grower
+from .substitute import grower_of, shape_of
 
 if TYPE_CHECKING:
     from ..models.model import Model
@@ -52,11 +52,12 @@ class Classic:
 
 
 def build(model: Any, *, value: str = "", width: int = 0, depth: int = 0) -> Classic:
-    companion = model.companion
-    limits = Limits(companion.cache.capacity, model.tile * model.plan.passes.trees, model.cost, model.filling)
-    grower = Grower(companion.draft, model.pace, limits, shape_of(width, depth))
-    grower.warm()
-    return Classic(companion, grower)
+    return Classic(model.companion, grower_of(model, model.companion, shape_of(width, depth)))
+
+
+def level(*, value: str = "", width: int = 0, depth: int = 0) -> tuple[int, bool]:
+    """As of `substitute`."""
+    return substitute.level(width=width, depth=depth)
 
 
 def nodes(*, value: str = "", width: int = 0, depth: int = 0) -> int:

@@ -186,7 +186,7 @@ class Grower:
 
     def _levels_left(self, chance: float, loss: float) -> int:
         """How many more levels are likely to pay, if the argmax chain goes on losing chance as it has so far."""
-        worth = min(max(self.pace.rate * self.pace.cost(1), 0.05), 0.95)
+        worth = self.pace.worth
         return max(0, int(math.log(worth / chance) / math.log(loss))) if chance > worth else 0
 
     def _beam(self, options: list[tuple[Candidate, int]], count: int, level: int) -> list[tuple[Candidate, int]]:

@@ -43,3 +43,8 @@ def build(model: Any, *, match: int = 4, length: int = 15) -> NGram:
 def nodes(*, match: int = 4, length: int = 15) -> int:
     """The most nodes of a row's tree."""
     return length + 1
+
+
+def level(*, match: int = 4, length: int = 15) -> tuple[int, bool]:
+    """There is no draft model."""
+    return 0, False

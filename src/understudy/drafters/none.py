@@ -19,6 +19,11 @@ def build(model: Any) -> NoDraft:
     return NoDraft()
 
 
+def level() -> tuple[int, bool]:
+    """There is no draft model."""
+    return 0, False
+
+
 def nodes() -> int:
     """Nodes of a row's tree: the last token alone."""
     return 1

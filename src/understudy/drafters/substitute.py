@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import UsageError
 from ..row import Row
 from ..tree import TokenTree
-from .grow import MOST_NODES, Grower, Limits, Shape
+from .grow import MOST_NODES, WIDEST, Grower, Limits, Shape
+from .launch import DeviceGrower
 
 
 class Substitute:
@@ -36,11 +37,26 @@ def shape_of(width: int, depth: int) -> Shape:
     return Shape(width, depth)
 
 
-def build(model: Any, *, width: int = 0, depth: int = 0) -> Substitute:
-    limits = Limits(model.cache.capacity, model.tile * model.plan.passes.trees, model.cost, model.filling)
-    grower = Grower(model.draft, model.pace, limits, shape_of(width, depth))
+def grower_of(model: Any, drafting: Any, shape: Shape) -> Grower:
+    """The search with the draft view of `drafting`, where that runs, for what `model` verifies. What a level costs is measured."""
+    limits = Limits(drafting.cache.capacity, model.tile * model.plan.passes.trees, model.cost, model.filling)
+    if drafting.device is None:
+        grower = Grower(drafting.draft, model.pace, limits, shape)
+    else:
+        given = drafting.draft, drafting.device, model.pace, limits, shape
+        grower = DeviceGrower(*given, rows=drafting.cache.rows, say=model.say)
     grower.warm()
-    return Substitute(grower, model.cache.lengths)
+    return grower
+
+
+def build(model: Any, *, width: int = 0, depth: int = 0) -> Substitute:
+    return Substitute(grower_of(model, model, shape_of(width, depth)), model.cache.lengths)
+
+
+def level(*, width: int = 0, depth: int = 0) -> tuple[int, bool]:
+    """The most nodes of a row in one level, and if that is forced."""
+    shape = shape_of(width, depth)
+    return shape.width or WIDEST, shape.depth > 0
 
 
 def nodes(*, width: int = 0, depth: int = 0) -> int:

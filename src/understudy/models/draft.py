@@ -1,5 +1,5 @@
 """The draft view: the same modules with the substitute's weights alone. No slow memory is touched; scratch slots are written,
-which the target overwrites. Bits do not matter here, so plain SDPA over the live length is used."""
+which the target overwrites. Bits do not matter here, so on a processor plain SDPA over the live length is used."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ import torch
 from torch import Tensor, nn
 
 from ..cache import Cache
-from ..devices import where
 from ..devices.accelerator import Accelerator
 from ..tree import Nodes
-from .paired import PassCache, Runner
+from .level import DeviceLevel
+from .paired import Pass, PassCache, Runner
 
 
 @dataclass
 class Draft:
-    """`linears[i]` multiplies by Linear number i's substitute; `embed` puts the tokens' rows in the embedding module."""
+    """`linears[i]` multiplies by Linear number i's substitute; `embed` makes the embedding module ready for tokens."""
 
     model: nn.Module
     runner: Runner
     cache: Cache
-    embed: Callable[[Tensor], None]
+    embed: Callable[[Tensor], Tensor]
     linears: Sequence[Callable[[Tensor], Tensor]]
     device: Accelerator | None = None
 
-    @property
-    def where(self) -> str:
-        return where(self.device)
-
     def __call__(self, nodes: Nodes) -> Tensor:
-        """Logits [n, vocab] after each of `nodes`, whose ancestors must have been run before (or be among them)."""
-        self.embed(nodes.tokens)
-        self.runner.current = _Level(self, nodes)
+        """Logits [n, vocab] after each of `nodes`, whose ancestors must have been run before (or be among them).
+
+        Where `nodes` lie on the device already, the host is asked for nothing."""
+        nodes = nodes if self.device is None else nodes.to(self.device.where)
+        ids = self.embed(nodes.tokens)[None]
+        self.runner.current = self._pass(nodes)
         try:
-            ids = torch.arange(len(nodes), device=self.where)[None]
-            positions = nodes.positions[None].to(self.where)
             out = self.model(
-                input_ids=ids, position_ids=positions, past_key_values=PassCache(self.runner), use_cache=True
+                input_ids=ids, position_ids=nodes.positions[None], past_key_values=PassCache(self.runner), use_cache=True
             )
             logits: Tensor = out.logits[0]
             return logits
         finally:
             self.runner.current = None
+
+    def _pass(self, nodes: Nodes) -> Pass:
+        return _Level(self, nodes) if self.device is None else DeviceLevel(self, nodes, self.device)
 
 
 class _Level:
@@ -52,7 +52,6 @@ class _Level:
 
     def __init__(self, view: Draft, nodes: Nodes):
         self.view, self.nodes = view, nodes
-        self.there = nodes if view.device is None else nodes.to(view.device.where)
         counts = torch.unique_consecutive(nodes.rows, return_counts=True)[1].tolist()
         self.spans, start = [], 0
         for count in counts:
@@ -70,13 +69,10 @@ class _Level:
             cache.keys[layer][row, :, slot] = keys[0]
             cache.values[layer][row, :, slot] = values[0]
         else:
-            cache.write(layer, self.there, keys, values)
+            cache.write(layer, nodes, keys, values)
 
     def attend(self, layer: int, query: Tensor, scaling: float, window: int, softcap: float) -> Tensor:
         keys, values = self.view.cache.keys[layer], self.view.cache.values[layer]
-        if self.view.device is not None:
-            options = {"scaling": scaling, "window": window, "softcap": softcap}
-            return self.view.device.attend(query, keys, values, self.there, **options)  # type: ignore[arg-type]
         outs = []
         for start, end, row in self.spans:
             columns, mask = self._mask(start, end, window, query.shape[1] // keys.shape[1])

@@ -1,4 +1,6 @@
-"""The embedding is a lookup table: it stays in the slow tier, and only the rows of the tokens at hand are gathered."""
+"""The embedding is a lookup table: it stays in the slow tier, and only the rows of the tokens at hand are gathered.
+
+Where tokens are chosen on a device, which no one could gather for in time, the table lies there as a whole."""
 
 import os
 from collections import OrderedDict
@@ -7,8 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..devices.accelerator import Accelerator
 from ..errors import TransferError
 from ..weights.store import Stored
+
+READ = 16 << 20  # bytes of the table at a time
 
 
 class EmbeddingRows:
@@ -25,10 +30,11 @@ class EmbeddingRows:
         self.file = os.open(path, os.O_RDONLY)
         self.compute = next(iter(module.parameters())).dtype
 
-    def __call__(self, tokens: Tensor) -> None:
-        """tokens: [n] ids. Raises TransferError when the file ends too early."""
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """tokens: [n] ids -> what to give the module for them. Raises TransferError when the file ends too early."""
         rows = torch.stack([self._row(token) for token in tokens.tolist()])
         self.module.weight = nn.Parameter(rows.to(self.device, self.compute), requires_grad=False)
+        return torch.arange(len(rows), device=self.device)
 
     def _row(self, token: int) -> Tensor:
         assert 0 <= token < self.rows, f"token {token} is not in a vocabulary of {self.rows}"
@@ -51,3 +57,28 @@ class EmbeddingRows:
         if self.file >= 0:
             os.close(self.file)
             self.file = -1
+
+
+class EmbeddingTable:
+    """The stock embedding module with its whole weight, on `device`. Raises TransferError if the file is cut short."""
+
+    def __init__(self, module: nn.Module, path: Path, table: Stored, device: Accelerator):
+        (rows, width), compute = table.shape, next(iter(module.parameters())).dtype
+        self.device, stride = device, width * table.dtype.itemsize
+        weight = device.arena(rows * width * compute.itemsize).view(compute).view(rows, width)
+        some = max(1, READ // stride)
+        with path.open("rb", buffering=0) as file:
+            for first in range(0, rows, some):
+                count = min(some, rows - first)
+                data = os.pread(file.fileno(), count * stride, table.offset + first * stride)
+                if len(data) != count * stride:
+                    raise TransferError(f"{path} is cut short in embedding row {first + len(data) // stride}; prepare again.")
+                piece = torch.frombuffer(bytearray(data), dtype=table.dtype).view(count, width)
+                weight[first : first + count].copy_(piece.to(compute))
+        module.weight = nn.Parameter(weight, requires_grad=False)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """tokens: [n] ids, anywhere -> the same on the device."""
+        return tokens.to(self.device.where)
+
+    def close(self) -> None: ...

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from ..tree import Nodes
 from ..weights.store import Store
 from . import structure
 from .draft import Draft
-from .embedding import EmbeddingRows
+from .embedding import EmbeddingRows, EmbeddingTable
 from .load import Link
 from .needs import EMBEDDING_ROOM, cache_dtype, head_shape
 from .paired import ATTENTION, Runner, pair
@@ -65,7 +67,12 @@ class Model:
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]
         self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
-        self.embed = EmbeddingRows(embedding, store.file(store.embedding.file), store.embedding, EMBEDDING_ROOM, here)
+        place, table = store.file(store.embedding.file), store.embedding
+        self.embed: EmbeddingRows | EmbeddingTable
+        if device is not None and drafts:  # drafted tokens are chosen there
+            self.embed = EmbeddingTable(embedding, place, table, device)
+        else:
+            self.embed = EmbeddingRows(embedding, place, table, EMBEDDING_ROOM, here)
         self.pool = ThreadPoolExecutor(cores, "attention") if cores > 1 else None
         base = getattr(self.module, str(self.module.base_model_prefix))
         views = (self.runner, self.cache, self.embed)
@@ -87,6 +94,11 @@ class Model:
 
     def _waited(self) -> float:
         return self.ring.stats.wait_seconds if self.ring is not None else 0.0
+
+    def say(self, note: str) -> None:
+        """What a person should know, and could not before now: with the plan's notes, and on the terminal."""
+        self.plan = replace(self.plan, notes=(*self.plan.notes, note))
+        warnings.warn(note, RuntimeWarning, stacklevel=2)
 
     def filling(self) -> bool:
         """Is the link still busy filling the ring, so that drafting on costs nothing?"""

@@ -46,8 +46,8 @@ class Tile:
         view, device = self.view, self.view.where
         padding = (0, TILE - self.count)
         positions = nn.functional.pad(self.nodes.positions, padding)[None].to(device)
-        self.view.embed(nn.functional.pad(self.nodes.tokens, padding))
-        inputs = {"input_ids": torch.arange(TILE, device=device)[None], "position_ids": positions}
+        ids = view.embed(nn.functional.pad(self.nodes.tokens, padding))[None]
+        inputs = {"input_ids": ids, "position_ids": positions}
         cache = PassCache(view.runner)
         if not self.head:
             view.base(**inputs, past_key_values=cache, use_cache=True)
@@ -90,7 +90,7 @@ class Target:
     base: nn.Module
     runner: Runner
     cache: Cache
-    embed: Callable[[Tensor], None]
+    embed: Callable[[Tensor], Tensor]
     multiply: Multiply
     device: Accelerator | None = None
     skip_head: Callable[[], None] = lambda: None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 RANKS = 4
-_PRIOR_WEIGHT = 6.0
+PRIOR_WEIGHT = 6.0
 SURE = 0.995  # no draft is surer than this before it was seen to be
 ALIKE, VAGUE = 32, 64.0  # nodes; and the variance of nodes that outweighs this guess
 SHARPNESS = (0.5, 1.0, 2.0, 4.0, 8.0)  # how fast agreement may rise with the margin; which of them fits is learned
@@ -44,13 +44,18 @@ class Calibration:
         """Of a tree's nodes off the argmax chain so many were accepted, where so many had been foretold."""
         self.aside = [0.9 * self.aside[0] + accepted, max(0.9 * self.aside[1] + foretold, 1e-3)]
 
+    @property
+    def weights(self) -> list[float]:
+        """How far each of SHARPNESS is believed, the most believed 1."""
+        return [math.exp(belief - max(self.belief)) for belief in self.belief]
+
     def chances(self, scores: Sequence[float]) -> list[float]:
         """`scores` of the best children, best first -> the chance of each to be the target's choice."""
         margin = scores[0] - scores[1] if len(scores) > 1 else math.inf
         bucket = bucket_of(margin)
-        weights = [math.exp(belief - max(self.belief)) for belief in self.belief]
+        weights = self.weights
         prior = sum(w * _curve(s, margin) for w, s in zip(weights, SHARPNESS, strict=True)) / sum(weights)
-        first = (self.hits[bucket] + _PRIOR_WEIGHT * prior) / (self.trials[bucket] + _PRIOR_WEIGHT)
+        first = (self.hits[bucket] + PRIOR_WEIGHT * prior) / (self.trials[bucket] + PRIOR_WEIGHT)
         total = sum(self.ranks)
         return [first, *((1 - first) * share / total for share in self.ranks[: len(scores) - 1])]
 
@@ -95,6 +100,11 @@ class Pace:
         self.tokens = 0.9 * self.tokens + tokens
         self.seconds = 0.9 * self.seconds + seconds
         self.rate = self.tokens / self.seconds
+
+    @property
+    def worth(self) -> float:
+        """The chance of a node for which the narrowest level pays, within reason."""
+        return min(max(self.rate * self.cost(1), 0.05), 0.95)
 
     def first_guess(self, seconds: float) -> None:
         """Before the first round: a pass of a tile takes `seconds`, and some eight tokens a pass are common."""

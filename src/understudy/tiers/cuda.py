@@ -17,7 +17,7 @@ class Cuda:
         code = int(cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
         if code == 0:
             return ""
-        _forget_last_error()
+        forget_last_error()
         size = memory.numel() >> 20
         return f"the driver refused to pin {size} MiB of host memory (CUDA error {code}): copies to the GPU are slower"
 
@@ -55,7 +55,7 @@ class Cuda:
         stream.synchronize()
 
 
-def _forget_last_error() -> None:
+def forget_last_error() -> None:
     """CUDA keeps a failed call's error until the next kernel is checked: let that be this one, not a model's."""
     try:
         torch.zeros(1, device="cuda")

@@ -1,0 +1,234 @@
+"""Drafting on a device: levels of `beam` are launched one after another, and the host does not wait for the one just launched.
+
+While more levels are likely to pay, the next one is launched when the figures of the one before the last are here. How wide it is
+padded follows the tree with that delay, always the same, so a tree depends on the search alone and not on who was faster. When a
+draft is about to end, the last level is awaited: the pause is a small part of what a level takes that nobody wants."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..devices.accelerator import Accelerator
+from ..devices.graphs import CaptureError, Graph
+from ..plan.pace import Pace
+from ..plan.widths import padded, widest
+from ..row import Row
+from ..sampling import offset
+from ..tree import Nodes, TokenTree
+from .beam import BUCKET, CHANCE, CHILDREN, DEPTH, FIGURES, FOUND, PARENT, SPINE, THROUGH, TOKEN, Beam, Kind, places
+from .grow import MOST_NODES, NO_SHAPE, WIDEST, Branch, Candidate, Grower, Limits, Shape
+from .words import Words
+
+MOST_GRAPHS = 12  # the latest used are kept
+LIKELY = 2  # levels that are likely to pay after the next one: fewer, and the last one's figures are awaited
+STOPS = 8  # stop tokens of a row there is room for at first
+
+
+@dataclass
+class Launched:
+    """A level under way: what of it is coming, when, and whether its time tells what such a level takes."""
+
+    width: int
+    figures: Tensor
+    done: Any
+    telling: bool
+
+
+class DeviceGrower(Grower):
+    """`forward(nodes)` -> logits, all on `device`. `say` is told what a person should know. `graphs`: recorded levels by kind."""
+
+    def __init__(
+        self, forward: Callable[[Nodes], Tensor], device: Accelerator, pace: Pace, limits: Limits, shape: Shape = NO_SHAPE,
+        *, rows: int, say: Callable[[str], None],
+    ):  # fmt: skip
+        super().__init__(forward, pace, limits, shape)
+        self.device, self.rows, self.say = device, rows, say
+        self.graphs: OrderedDict[Kind, Graph] = OrderedDict()
+        self.recording = device.graphs is not None
+        self.captured = self.replayed = 0
+        self.widest = widest(shape.width or WIDEST, rows, shape.depth > 0)
+        self._make(STOPS)
+
+    def _make(self, stops: int) -> None:
+        """Room for what a draft is given, with so many stop tokens a row; recorded levels are of no use any more."""
+        self.graphs.clear()
+        self.beam: Beam | None = None
+        self.stops = stops
+        self.given = Words.of(*places(self.rows, stops, self.limits.nodes, self.widest), self.device.landing)
+        self.given.memory.zero_()
+        self.figures = self.device.landing(3 * 8 * len(FIGURES)).view(torch.int64).view(3, -1)
+        self.result: Words | None = None
+
+    @torch.inference_mode()
+    def grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[TokenTree]:
+        branches = [Branch(row, length, row.tokens[-1:]) for row, length in zip(rows, lengths, strict=True)]
+        self.branches = {branch.row.index: branch for branch in branches}
+        going = sum(row.remaining > 1 for row in rows)
+        if going:
+            self._give(rows, lengths)
+            self._levels(self._kind(rows), going, max(row.remaining for row in rows) - 1)
+            self._read(branches)
+        self._fill(branches)
+        return [branch.tree for branch in branches]
+
+    def _kind(self, rows: Sequence[Row]) -> Kind:
+        sampled = [row.params for row in rows if row.params.temperature > 0]
+        return Kind(0, len(rows), bool(sampled), any(p.top_k or p.top_p < 1 or p.min_p for p in sampled))
+
+    def _give(self, rows: Sequence[Row], lengths: Sequence[int]) -> None:
+        """All that the levels of a draft look at, in one copy."""
+        stops = max(len(row.stop_ids) for row in rows)
+        if stops > self.stops:
+            self._make(padded(stops))
+        given, pace, limits = self.given, self.pace, self.limits
+        given["stops"].fill_(-1)
+        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            params, calibration = row.params, self.calibration[row.params.temperature > 0]
+            values = {
+                "row": row.index, "length": length, "most": min(MOST_NODES, limits.capacity - 1 - length),
+                "remaining": row.remaining, "root": row.tokens[-1], "offset": offset(params.seed), "top_k": params.top_k,
+                "top_p": params.top_p, "min_p": params.min_p, "temperature": params.temperature, "trust": calibration.trust,
+                "hits": calibration.hits, "trials": calibration.trials, "belief": calibration.weights,
+                "ranks": calibration.ranks,
+            }  # fmt: skip
+            for name, value in values.items():
+                given[name][i] = torch.tensor(value, dtype=given[name].dtype)
+            given["stops"][i, : len(row.stop_ids)] = torch.tensor(sorted(row.stop_ids), dtype=torch.int64)
+        given["nodes"][0], given["rate"][0], given["worth"][0] = limits.nodes, pace.rate, pace.worth
+        self.free = limits.filling()
+        given["free"][0] = float(self.free)
+        costs = {width: pace.cost(width) for width in sorted({padded(i + 1) for i in range(self.widest)})}
+        given["cost"].copy_(torch.tensor([costs[padded(i + 1)] for i in range(self.widest)]))
+        unit = limits.cost.unit  # of which all nodes cost the same
+        shares = [limits.cost.share(first) for first in range(0, limits.nodes + unit, unit)]
+        given["share"].copy_(torch.tensor([shares[-(-used // unit)] for used in range(limits.nodes + 1)]))
+        self._start(len(rows))
+
+    def _start(self, rows: int) -> None:
+        if self.beam is None:
+            self.beam = Beam(
+                self.forward, self._room, self.shape, rows=self.rows, capacity=self.limits.capacity, stops=self.stops,
+                nodes=self.limits.nodes, widest=self.widest,
+            )  # fmt: skip
+        self.beam.given.memory.copy_(self.given.memory, non_blocking=True)
+        self.beam.begin(rows)
+
+    def _room(self, nbytes: int) -> Tensor:
+        return torch.zeros(nbytes, dtype=torch.uint8, device=self.device.where)
+
+    def _levels(self, kind: Kind, width: int, most: int) -> None:
+        """Launch levels until none pays, or the `most` that can have nodes; learn what they took."""
+        if self.shape.depth:
+            width = min(self.shape.width, MOST_NODES) * kind.rows
+        begun = self._mark()
+        levels: list[Launched] = []
+        while width and len(levels) < min(most, self.shape.depth or MOST_NODES):
+            levels.append(self._launch(kind, padded(width), len(levels)))
+            if self.shape.depth:
+                continue
+            figures = self._await(levels[-2] if len(levels) > 1 else levels[-1])
+            if figures["wish"] and figures["left"] < LIKELY and len(levels) > 1:
+                figures = self._await(levels[-1])
+            width = figures["wish"]
+        if levels:
+            self.device.streams.block_until(levels[-1].done)
+        for level in levels:
+            if level.telling:
+                self.pace.level(level.width, self.device.streams.seconds_between(begun, level.done))
+            begun = level.done
+
+    def _mark(self) -> Any:
+        return self.device.streams.record(self.device.streams.current_stream())
+
+    def _await(self, level: Launched) -> dict[str, int]:
+        self.device.streams.block_until(level.done)
+        return dict(zip(FIGURES, level.figures.tolist(), strict=True))
+
+    def _launch(self, kind: Kind, width: int, number: int) -> Launched:
+        assert self.beam is not None
+        if self.free and not self.limits.filling():
+            self.free = False
+            self.beam.given["free"].fill_(0.0)
+        kind = replace(kind, width=width)
+        telling = kind in self.graphs or not self.recording  # recording takes longer
+        self._run_level(kind)
+        figures = self.figures[number % 3]
+        return Launched(width, figures, self.device.late(self.beam.state["figures"], figures), telling)
+
+    def _run_level(self, kind: Kind) -> None:
+        """By its graph, which the first level of a kind makes; without graphs, or where one cannot be made, op by op."""
+        assert self.beam is not None
+        graph = self.graphs.get(kind)
+        if graph is not None:
+            self.graphs.move_to_end(kind)
+            graph.replay()
+            self.replayed += 1
+        elif not self.recording or self.device.graphs is None:
+            self.beam.level(kind)
+        else:
+            while len(self.graphs) >= MOST_GRAPHS:
+                self.graphs.popitem(last=False)
+            try:
+                self.graphs[kind] = self.device.graphs.capture(partial(self.beam.level, kind))
+                self.captured += 1
+            except CaptureError as error:
+                self.recording = False
+                self.graphs.clear()
+                self.say(str(error))
+
+    def _read(self, branches: Sequence[Branch]) -> None:
+        """The whole search in one copy; what the host's own would have left behind."""
+        assert self.beam is not None
+        state = self.beam.state
+        if self.result is None:
+            landing = self.device.landing(len(state.memory))
+            shapes = [{n: tuple(t.shape) for n, t in state.named.items() if t.dtype is d} for d in (torch.int64, torch.float64)]
+            self.result = Words.of(shapes[0], shapes[1], lambda nbytes: landing)
+        self.device.streams.block_until(self.device.late(state.memory, self.result.memory))
+        for i, branch in enumerate(branches):
+            count = int(self.result["count"][i])
+            if count:
+                numbers, chances = (self.result[name][i, :count].tolist() for name in ("node", "node chances"))
+                _grown(branch, numbers, chances)
+
+    @torch.inference_mode()
+    def warm(self, widths: Sequence[int] = (1, 2, 4, 8), seconds: float = 1.0) -> None:
+        """As `Grower.warm`, of levels of which every place is inert; those of a single greedy row are recorded by it."""
+        deadline = time.perf_counter() + seconds
+        self.free = False
+        self._start(0)
+        for width in widths:
+            if width > self.widest:
+                return
+            taken = []
+            for _ in range(3):  # the first one compiles and records
+                start = time.perf_counter()
+                self._run_level(Kind(width, 1, False, False))
+                self.device.finish()
+                taken.append(time.perf_counter() - start)
+            self.pace.levels[width] = min(taken)
+            if time.perf_counter() + 4 * (time.perf_counter() - start) > deadline:
+                return
+
+
+def _grown(branch: Branch, numbers: list[list[int]], chances: list[list[float]]) -> None:
+    """The nodes, their children that were never run, and what calibration learns from."""
+    branch.tokens = [node[TOKEN] for node in numbers]
+    branch.parents = [node[PARENT] for node in numbers]
+    branch.deepest = max(node[DEPTH] for node in numbers)
+    for i, (node, known) in enumerate(zip(numbers, chances, strict=True)):
+        if not node[SPINE]:
+            branch.aside[i] = known[CHANCE]
+        tokens = node[CHILDREN : CHILDREN + node[FOUND]]
+        branch.children[i] = (node[BUCKET], tokens)
+        for rank, token in enumerate(tokens):
+            if (chance := known[THROUGH + rank]) >= 0:
+                branch.pool.append(Candidate(chance, i, token, node[DEPTH] + 1, bool(node[SPINE]) and rank == 0))

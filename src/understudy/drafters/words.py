@@ -1,0 +1,39 @@
+"""Named arrays in one stretch of memory, so that all of them go to a device, or come back, in one copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Words:
+    """`whole` numbers are int64 and lie first, `reals` are float64. `memory`: uint8, all of it."""
+
+    memory: Tensor
+    whole: Tensor
+    reals: Tensor
+    named: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, whole: Shapes, reals: Shapes, make: Callable[[int], Tensor]) -> Words:
+        """`make(nbytes)` gives the memory, of any content."""
+        counts = [sum(math.prod(shape) for shape in shapes.values()) for shapes in (whole, reals)]
+        memory = make(8 * sum(counts))
+        numbers = memory.view(torch.int64)[: counts[0]], memory.view(torch.float64)[counts[0] :]
+        named = {}
+        for shapes, words in zip((whole, reals), numbers, strict=True):
+            at = 0
+            for name, shape in shapes.items():
+                named[name] = words[at : at + math.prod(shape)].view(shape)
+                at += math.prod(shape)
+        return cls(memory, *numbers, named)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.named[name]

@@ -1,0 +1,135 @@
+"""The device's search is the host's, for shapes that are forced and for drafts that stop when they no longer pay."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.fake_device import FakeDevice
+from understudy.drafters import grow
+from understudy.drafters.grow import Grower, Limits, Shape
+from understudy.drafters.launch import DeviceGrower
+from understudy.params import SamplingParams
+from understudy.plan.pace import EDGES, Calibration, Pace, PassCost
+from understudy.plan.widths import padded
+from understudy.row import Row
+from understudy.tree import Nodes, TokenTree
+
+VOCABULARY, CAPACITY = 24, 800
+
+
+class Fixed:
+    """A draft model without a past: logits by token and position. Notes what it was asked to run."""
+
+    def __init__(self, seed: int, sharp: float):
+        chance = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(8, VOCABULARY, VOCABULARY, generator=chance) * sharp
+        self.ran: list[Nodes] = []
+
+    def __call__(self, nodes: Nodes) -> Tensor:
+        self.ran.append(nodes)
+        return self.table[nodes.positions % 8, nodes.tokens]
+
+
+def said(note: str) -> None:
+    raise AssertionError(note)
+
+
+def host(model: Any, pace: Pace, limits: Limits, shape: Shape) -> Grower:
+    return Grower(model, pace, limits, shape)
+
+
+def device(model: Any, pace: Pace, limits: Limits, shape: Shape, rows: int = 3) -> DeviceGrower:
+    return DeviceGrower(model, FakeDevice(), pace, limits, shape, rows=rows, say=said)
+
+
+def everything(grower: Grower, trees: Sequence[TokenTree]) -> list[Any]:
+    """Trees, and what will be learned from them."""
+    found: list[Any] = []
+    for tree, branch in zip(trees, grower.branches.values(), strict=True):
+        aside = {node: pytest.approx(chance, rel=1e-9) for node, chance in branch.aside.items()}
+        found.append((tree.tokens.tolist(), tree.parents.tolist(), branch.children, aside, branch.deepest))
+    return found
+
+
+def costing(cost: Sequence[float], rate: float) -> Pace:
+    """Levels that cost what their padded width costs; no level takes longer than a wider one."""
+    by_width = sorted(cost)
+    return Pace({n: by_width[int(math.log2(padded(n)))] for n in range(1, 65)}, rate)
+
+
+def calibrations(seed: int) -> dict[bool, Calibration]:
+    chance = torch.Generator().manual_seed(seed)
+
+    def numbers(count: int) -> list[float]:
+        return (torch.rand(count, generator=chance, dtype=torch.float64) * 9).tolist()
+
+    found = {}
+    for sampled in (False, True):
+        hits = numbers(len(EDGES) + 1)
+        trials = [hit + more for hit, more in zip(hits, numbers(len(hits)), strict=True)]
+        found[sampled] = Calibration([-n for n in numbers(5)], hits, trials, [n + 0.5 for n in numbers(4)], [n + 1 for n in numbers(2)])
+    return found
+
+
+@st.composite
+def rows_of(draw: Any) -> list[Row]:
+    found = []
+    for index in draw(st.permutations([0, 1, 2]))[: draw(st.integers(1, 3))]:
+        params = SamplingParams(
+            temperature=draw(st.sampled_from([0.0, 0.0, 0.7])), seed=draw(st.integers(0, 2**40)),
+            top_k=draw(st.sampled_from([0, 5])), top_p=draw(st.sampled_from([1.0, 0.8])), min_p=draw(st.sampled_from([0.0, 0.05])),
+        )  # fmt: skip
+        tokens = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=5))
+        stops = frozenset(draw(st.lists(st.integers(0, VOCABULARY - 1), max_size=12)))
+        found.append(Row(index, tokens, params, stops, limit=draw(st.integers(1, 14)), prompt_length=len(tokens)))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=rows_of(), seed=st.integers(0, 99), sharp=st.sampled_from([0.5, 2.0, 5.0]), rate=st.floats(0.0, 60.0),
+    cost=st.lists(st.floats(1e-3, 0.05), min_size=7, max_size=7), nodes=st.sampled_from([20, 64, 128]),
+    free=st.booleans(), each=st.floats(0, 2e-3),
+)  # fmt: skip
+@torch.inference_mode()
+def test_drafts_that_stop_when_they_no_longer_pay_are_the_hosts(
+    rows: list[Row], seed: int, sharp: float, rate: float, cost: list[float], nodes: int, free: bool, each: float
+) -> None:
+    class Alike(DeviceGrower):
+        """Awaits every level, so that each is as wide as it should be."""
+
+        def _await(self, level: Any) -> dict[str, int]:
+            return {**super()._await(level), "left": 0}
+
+    passes = PassCost(32, last=(nodes, each, 0.0))
+    limits = Limits(CAPACITY, nodes, passes, lambda: free)
+    model, lengths = Fixed(seed, sharp), [17 * (1 + row.index) for row in rows]
+    here = Grower(model, costing(cost, rate), limits)
+    there = Alike(model, FakeDevice(seed=seed), costing(cost, rate), limits, rows=3, say=said)
+    here.pace.level = there.pace.level = lambda width, seconds: None  # type: ignore[method-assign]
+    there.graphs_before = there.captured  # type: ignore[attr-defined]
+    for _ in range(2):
+        here.calibration, there.calibration = calibrations(seed), calibrations(seed)
+        wanted = everything(here, here.grow(rows, lengths))
+        assert everything(there, there.grow(rows, lengths)) == wanted
+    ran = any(row.remaining > 1 for row in rows)
+    assert (there.captured > 0) == (there.replayed > 0) == ran
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=rows_of(), seed=st.integers(0, 99), width=st.integers(1, 7), depth=st.integers(1, 8), nodes=st.sampled_from([20, 128]))
+@torch.inference_mode()
+def test_a_forced_shape_gives_the_hosts_tree(rows: list[Row], seed: int, width: int, depth: int, nodes: int) -> None:
+    limits, shape = Limits(CAPACITY, nodes), Shape(width, depth)
+    model, lengths = Fixed(seed, 2.0), [11 * (1 + row.index) for row in rows]
+    here, there = host(model, Pace(), limits, shape), device(model, Pace(), limits, shape)
+    here.calibration = there.calibration = calibrations(seed)
+    assert everything(there, there.grow(rows, lengths)) == everything(here, here.grow(rows, lengths))
+    assert (there.captured > 0) == any(row.remaining > 1 for row in rows)
