@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,9 +52,19 @@ def everything(grower: Grower, trees: Sequence[TokenTree]) -> list[Any]:
     """Trees, and what will be learned from them."""
     found: list[Any] = []
     for tree, branch in zip(trees, grower.branches.values(), strict=True):
-        aside = {node: pytest.approx(chance, rel=1e-9) for node, chance in branch.aside.items()}
+        aside = {node: f"{chance:.9e}" for node, chance in branch.aside.items()}
         found.append((tree.tokens.tolist(), tree.parents.tolist(), branch.children, aside, branch.deepest))
     return found
+
+
+def difference(found: list[Any], wanted: list[Any]) -> str:
+    """The first thing that differs, in few words: pytest would compare all of it letter by letter."""
+    names = ("tokens", "parents", "children", "aside", "deepest")
+    for row, (one, other) in enumerate(zip(found, wanted, strict=True)):
+        for name, a, b in zip(names, one, other, strict=True):
+            if a != b:
+                return f"row {row}: {name} {str(a)[:300]}, not {str(b)[:300]}"
+    return ""
 
 
 def costing(cost: Sequence[float], rate: float) -> Pace:
@@ -92,7 +101,7 @@ def rows_of(draw: Any) -> list[Row]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     rows=rows_of(), seed=st.integers(0, 99), sharp=st.sampled_from([0.5, 2.0, 5.0]), rate=st.floats(0.0, 60.0),
     cost=st.lists(st.floats(1e-3, 0.05), min_size=7, max_size=7), nodes=st.sampled_from([20, 64, 128]),
@@ -108,17 +117,18 @@ def test_drafts_that_stop_when_they_no_longer_pay_are_the_hosts(
         def _await(self, level: Any) -> dict[str, int]:
             return {**super()._await(level), "left": 0}
 
-    passes = PassCost(32, last=(nodes, each, 0.0))
+    passes = PassCost(32)
+    for count in (nodes, 32, nodes):
+        passes.learn(count, 0.01 + count * each, 0.0)
     limits = Limits(CAPACITY, nodes, passes, lambda: free)
     model, lengths = Fixed(seed, sharp), [17 * (1 + row.index) for row in rows]
     here = Grower(model, costing(cost, rate), limits)
     there = Alike(model, FakeDevice(seed=seed), costing(cost, rate), limits, rows=3, say=said)
     here.pace.level = there.pace.level = lambda width, seconds: None  # type: ignore[method-assign]
-    there.graphs_before = there.captured  # type: ignore[attr-defined]
     for _ in range(2):
         here.calibration, there.calibration = calibrations(seed), calibrations(seed)
         wanted = everything(here, here.grow(rows, lengths))
-        assert everything(there, there.grow(rows, lengths)) == wanted
+        assert not difference(everything(there, there.grow(rows, lengths)), wanted)
     ran = any(row.remaining > 1 for row in rows)
     assert (there.captured > 0) == (there.replayed > 0) == ran
 
@@ -131,5 +141,6 @@ def test_a_forced_shape_gives_the_hosts_tree(rows: list[Row], seed: int, width: 
     model, lengths = Fixed(seed, 2.0), [11 * (1 + row.index) for row in rows]
     here, there = host(model, Pace(), limits, shape), device(model, Pace(), limits, shape)
     here.calibration = there.calibration = calibrations(seed)
-    assert everything(there, there.grow(rows, lengths)) == everything(here, here.grow(rows, lengths))
+    wanted = everything(here, here.grow(rows, lengths))
+    assert not difference(everything(there, there.grow(rows, lengths)), wanted)
     assert (there.captured > 0) == any(row.remaining > 1 for row in rows)

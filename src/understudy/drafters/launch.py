@@ -71,10 +71,10 @@ class DeviceGrower(Grower):
     def grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[TokenTree]:
         branches = [Branch(row, length, row.tokens[-1:]) for row, length in zip(rows, lengths, strict=True)]
         self.branches = {branch.row.index: branch for branch in branches}
-        going = sum(row.remaining > 1 for row in rows)
-        if going:
+        deepest = max((row.remaining for row in rows), default=1) - 1
+        if deepest > 0:
             self._give(rows, lengths)
-            self._levels(self._kind(rows), going, max(row.remaining for row in rows) - 1)
+            self._levels(self._kind(rows), len(rows), min(self.shape.depth, deepest))
             self._read(branches)
         self._fill(branches)
         return [branch.tree for branch in branches]
@@ -124,22 +124,21 @@ class DeviceGrower(Grower):
     def _room(self, nbytes: int) -> Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8, device=self.device.where)
 
-    def _levels(self, kind: Kind, width: int, most: int) -> None:
-        """Launch levels until none pays, or the `most` that can have nodes; learn what they took."""
-        if self.shape.depth:
+    def _levels(self, kind: Kind, width: int, forced: int) -> None:
+        """Launch levels, the first of this width: so many as are forced, else until none pays. Learn what they took."""
+        if forced:
             width = min(self.shape.width, MOST_NODES) * kind.rows
         begun = self._mark()
         levels: list[Launched] = []
-        while width and len(levels) < min(most, self.shape.depth or MOST_NODES):
+        while width and (not forced or len(levels) < forced):
             levels.append(self._launch(kind, padded(width), len(levels)))
-            if self.shape.depth:
+            if forced:
                 continue
             figures = self._await(levels[-2] if len(levels) > 1 else levels[-1])
             if figures["wish"] and figures["left"] < LIKELY and len(levels) > 1:
                 figures = self._await(levels[-1])
             width = figures["wish"]
-        if levels:
-            self.device.streams.block_until(levels[-1].done)
+        self.device.streams.block_until(levels[-1].done)
         for level in levels:
             if level.telling:
                 self.pace.level(level.width, self.device.streams.seconds_between(begun, level.done))
