@@ -14,18 +14,18 @@ import torch
 from . import demo
 from .devices import open_device
 from .devices.accelerator import Accelerator
-from .drafters import tree_nodes
+from .drafters import level_nodes, tree_nodes
 from .errors import CheckpointError, UsageError
 from .models import calibration, structure
 from .models.configuration import config_of, stop_ids, tokenizer_of
 from .models.load import Link
 from .models.model import SCRATCH, Model
-from .models.needs import Sizes, needs, sizes_of_checkpoint, sizes_of_store
+from .models.needs import Sizes, needs, on_device, sizes_of_checkpoint, sizes_of_store
 from .models.paired import ATTENTION
 from .models.rehearsal import rehearse
 from .models.target import TILE
 from .options import AUTO, DTYPES, Options
-from .plan import accelerator
+from .plan import accelerator, widths
 from .plan.codec import faster
 from .plan.machine import Machine, resident_bytes
 from .plan.memory import MIB, RUNTIME, RUNTIME_CUDA, Needs, Request, make_plan
@@ -178,6 +178,7 @@ def _plan(
     """The plan for what was asked; where the context was left open, the longest of a few that fits."""
     wants = replace(needs(sizes, config, dtype, machine.cores), grown=grown)
     if device is not None:
+        wants = on_device(wants, config, dtype) if options.drafts else wants
         budget = accelerator.budget(options.memory, device.name, device.memory()[0])
     else:
         budget = parse_size(options.memory) if options.memory is not None else int(machine.memory_limit * 0.9)
@@ -196,16 +197,19 @@ def _place(
     device: Accelerator | None,
 ) -> Plan:  # fmt: skip
     rows = options.rows or max(1, min(8, int(budget * 0.04) // max(wants.kv_per_token * (context + SCRATCH), 1)))
+    level = widths.widest(*level_nodes(options.method), rows) if device is not None else 0
     companion = 0
     if second is not None:
-        dtype = _dtype(second, replace(options, dtype="auto"))
-        companion = needs(sizes_of_store(second, True), config_of(second.path), dtype).alone(rows * (context + SCRATCH))
+        dtype, config = _dtype(second, replace(options, dtype="auto")), config_of(second.path)
+        own = needs(sizes_of_store(second, True), config, dtype)
+        own = own if device is None else on_device(own, config, dtype)
+        companion = own.alone(rows * (context + SCRATCH)) + (own.levels.total(level, rows) if own.levels else 0)
     runtime, nodes = RUNTIME if device is None else RUNTIME_CUDA, tree_nodes(options.method)
     disk = options.throttle or (machine.link_bandwidth if machine.disk else 0.0)
     link = disk if device is None else device.link_bytes_per_second()
     memory = 0.0 if device is not None else machine.memory_bandwidth or 0.0  # of a device it is not measured
     speeds = Speeds(link, memory, LEVELS if options.drafts else 0)
-    request = Request(budget, rows, context, SCRATCH, options.resident, TILE, runtime, companion, nodes, speeds)
+    request = Request(budget, rows, context, SCRATCH, options.resident, TILE, runtime, companion, nodes, level, speeds)
     plan = replace(make_plan(wants, request), method=options.method)
     if device is None:
         return plan

@@ -12,7 +12,7 @@ from tests.placement import Placement
 from tests.tiny import save
 from understudy import LLM, SamplingParams, devices
 from understudy.devices import DEVICES
-from understudy.drafters.grow import Grower
+from understudy.drafters.launch import DeviceGrower
 from understudy.quantizers import Linear
 
 pytest.importorskip("triton")
@@ -90,7 +90,7 @@ def test_every_tensor_is_where_it_is_used(
         SamplingParams(max_new_tokens=3, temperature=0.8, top_p=0.9, seed=1),
     ]
     monkeypatch.setitem(DEVICES, "fake", "")
-    monkeypatch.setattr(Grower, "warm", lambda self: None)  # the interpreter is slow
+    monkeypatch.setattr(DeviceGrower, "warm", lambda self: None)  # the interpreter is slow
     with Placement() as placement:
         monkeypatch.setattr(devices, "find", lambda *_: lambda: LooksLikeCuda(placement, triton=triton))
         with LLM(tmp_path / "model", **asked) as llm:

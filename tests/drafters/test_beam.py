@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.fake_device import FakeDevice
-from understudy.drafters import grow
 from understudy.drafters.grow import Grower, Limits, Shape
 from understudy.drafters.launch import DeviceGrower
 from understudy.params import SamplingParams
@@ -83,7 +81,8 @@ def calibrations(seed: int) -> dict[bool, Calibration]:
     for sampled in (False, True):
         hits = numbers(len(EDGES) + 1)
         trials = [hit + more for hit, more in zip(hits, numbers(len(hits)), strict=True)]
-        found[sampled] = Calibration([-n for n in numbers(5)], hits, trials, [n + 0.5 for n in numbers(4)], [n + 1 for n in numbers(2)])
+        ranks, aside = [n + 0.5 for n in numbers(4)], [n + 1 for n in numbers(2)]
+        found[sampled] = Calibration([-n for n in numbers(5)], hits, trials, ranks, aside)
     return found
 
 
@@ -101,7 +100,7 @@ def rows_of(draw: Any) -> list[Row]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     rows=rows_of(), seed=st.integers(0, 99), sharp=st.sampled_from([0.5, 2.0, 5.0]), rate=st.floats(0.0, 60.0),
     cost=st.lists(st.floats(1e-3, 0.05), min_size=7, max_size=7), nodes=st.sampled_from([20, 64, 128]),

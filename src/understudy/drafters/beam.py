@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..plan.pace import EDGES, PRIOR_WEIGHT, RANKS, SHARPNESS, SURE
+from ..plan.widths import SCORED
 from ..plan.widths import WIDEST as LEVEL
 from ..sampling import Several, perturb_several
 from ..tree import Nodes
@@ -26,7 +27,6 @@ TOKEN, PARENT, DEPTH, SPINE, BUCKET, FOUND, CHILDREN = range(7)  # of a node's w
 CHANCE, THROUGH, KEY = 0, 1, 1 + RANKS  # of its reals: its chance, its children's (-1: none, or taken), those that may be run
 ROW, PLACE, FROM, WHAT, DEEP, CHAIN, VALID = range(7)  # of a candidate; PLACE: where its chance stands among all reals
 FIGURES = ("wish", "left", "level")
-SCORED = 16  # rows whose noise is made at a time
 LIKELIEST = 0.98  # as `Grower._best`
 
 
@@ -176,7 +176,7 @@ class Beam:
         self.state["node chances"].view(-1, 1 + 2 * RANKS).index_copy_(0, node, reals)
 
     def _candidates(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Chances, -1 for none: of each row's tip of the argmax chain [rows, MOST_NODES, 1], of the others [rows, MOST_NODES, RANKS]."""
+        """Chances, -1 for none: [rows, MOST_NODES, 1] of the tips of argmax chains, [rows, MOST_NODES, RANKS] of all others."""
         keys = self.state["node chances"][:rows, :, KEY:]
         roomy = self.state["count"][:rows] < self.given["most"][:rows]
         keys = torch.where(roomy[:, None, None], keys, -1.0)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..devices.accelerator import Accelerator
 from ..devices.graphs import CaptureError, Graph
 from ..plan.pace import Pace
-from ..plan.widths import padded, widest
+from ..plan.widths import GRAPHS, padded, widest
 from ..row import Row
 from ..sampling import offset
 from ..tree import Nodes, TokenTree
@@ -27,7 +27,6 @@ from .beam import BUCKET, CHANCE, CHILDREN, DEPTH, FIGURES, FOUND, PARENT, SPINE
 from .grow import MOST_NODES, NO_SHAPE, WIDEST, Branch, Candidate, Grower, Limits, Shape
 from .words import Words
 
-MOST_GRAPHS = 12  # the latest used are kept
 LIKELY = 2  # levels that are likely to pay after the next one: fewer, and the last one's figures are awaited
 STOPS = 8  # stop tokens of a row there is room for at first
 
@@ -54,7 +53,7 @@ class DeviceGrower(Grower):
         self.graphs: OrderedDict[Kind, Graph] = OrderedDict()
         self.recording = device.graphs is not None
         self.captured = self.replayed = 0
-        self.widest = widest(shape.width or WIDEST, rows, shape.depth > 0)
+        self.widest = widest(min(shape.width, MOST_NODES) or WIDEST, shape.depth > 0, rows)
         self._make(STOPS)
 
     def _make(self, stops: int) -> None:
@@ -173,7 +172,7 @@ class DeviceGrower(Grower):
         elif not self.recording or self.device.graphs is None:
             self.beam.level(kind)
         else:
-            while len(self.graphs) >= MOST_GRAPHS:
+            while len(self.graphs) >= GRAPHS:  # the latest used are kept
                 self.graphs.popitem(last=False)
             try:
                 self.graphs[kind] = self.device.graphs.capture(partial(self.beam.level, kind))

@@ -56,7 +56,7 @@ def build(model: Any, *, width: int = 0, depth: int = 0) -> Substitute:
 def level(*, width: int = 0, depth: int = 0) -> tuple[int, bool]:
     """The most nodes of a row in one level, and if that is forced."""
     shape = shape_of(width, depth)
-    return shape.width or WIDEST, shape.depth > 0
+    return min(shape.width, MOST_NODES) or WIDEST, shape.depth > 0
 
 
 def nodes(*, width: int = 0, depth: int = 0) -> int:

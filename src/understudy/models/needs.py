@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..codecs import codec
 from ..kernels.pack import BLOCK, blocks_of
-from ..plan.memory import MIB, Needs
+from ..plan.memory import MIB, LevelSize, Needs
 from ..plan.residents import LinearSize
 from ..quantizers import fitting
 from ..quantizers.mixed import foretold
-from ..sampling import choosing_bytes
+from ..sampling import BYTES_A_TOKEN, choosing_bytes
 from ..weights.checkpoint import TensorInfo
 from ..weights.files import ALIGNMENT
 from ..weights.layout import ModelLayout
@@ -23,6 +23,7 @@ from .target import TILE
 from .weights import held, largest, whole_bytes
 
 EMBEDDING_ROOM = 8 * MIB
+SPLITS = 528  # blocks of sums at most that a product is made of on a device; `kernels.gpu.product`
 TOKENIZER = (
     320  # bytes for each entry of a vocabulary: its text, twice, and the merge that makes it; measured, see docs/log.md
 )
@@ -122,3 +123,16 @@ def needs(sizes: Sizes, config: Any, dtype: torch.dtype, cores: int = 1) -> Need
         tokenizer=config.vocab_size * TOKENIZER,
         linears=sizes.linears,
     )
+
+
+def on_device(wants: Needs, config: Any, dtype: torch.dtype) -> Needs:
+    """What a model needs that drafts on a device: the whole embedding table, and its levels.
+
+    Of a level's logits there are the products' sums, their total in the model's type (three times, where the model changes
+    them), and the scores, each float32."""
+    changed = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", None)
+    outputs = blocks_of(config.vocab_size) * BLOCK
+    logits = outputs * (4 + 4 + (3 if changed else 1) * dtype.itemsize)
+    node = wants.tile_activations // TILE + SPLITS * BLOCK * 4 + logits
+    table = config.vocab_size * config.hidden_size * dtype.itemsize
+    return replace(wants, embedding_cache=table, levels=LevelSize(node, config.vocab_size * BYTES_A_TOKEN))

@@ -9,6 +9,7 @@ from ..errors import UsageError
 from .placement import Passes, Plan
 from .residents import UNKNOWN, Kept, LinearSize, Speeds, keep
 from .sizes import format_size
+from .widths import GRAPHS, SCORED
 
 MIB = 1 << 20
 PAGE = 4096
@@ -17,7 +18,24 @@ RUNTIME_CUDA = 700 * MIB  # the driver's context and libraries on the device
 TREE_TILES = 4  # more tiles of drafted nodes than this hardly ever pay
 FEW_TILES = 4  # of a prompt in one sweep, if there is any room: on a processor their arithmetic takes as long as it
 PASS_TILES = 64  # of a prompt in one sweep: the arithmetic for so many takes longer than the weights take to come
+SEARCH = 600 << 10  # bytes of the search's state on a device for each row: its nodes, their children, and where each one's path lies
+GRAPH = 8 * MIB  # what torch and the driver keep for one recorded level: a guess that no GPU has confirmed
 MARGIN = 0.02  # of the budget, for what no one can count
+
+
+@dataclass(frozen=True)
+class LevelSize:
+    """Bytes that draft levels on a device take: for each node of the widest one (weights aside), for making the noise of a node,
+    as far as that is done at once, for each row's search, and for what recorded levels keep beside that."""
+
+    node: int
+    noise: int
+    row: int = SEARCH
+    recorded: int = GRAPHS * GRAPH
+
+    def total(self, width: int, rows: int) -> int:
+        """Of levels `width` wide at most; one row more than there are is kept."""
+        return self.node * width + self.noise * min(width, SCORED) + self.row * (rows + 1) + self.recorded
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class Needs:
     tokenizer: int = 0
     grown: int = 0
     linears: tuple[LinearSize, ...] = ()
+    levels: LevelSize | None = None  # of a model that drafts on a device
 
     def alone(self, columns: int) -> int:
         """Of a second model that only drafts, held whole, with a cache of `columns` in all."""
@@ -50,7 +69,8 @@ class Needs:
 @dataclass(frozen=True)
 class Request:
     """What was asked for: budget in bytes, rows that run together, tokens per row, scratch slots for trees, residents;
-    `companion`: what a second, drafting model takes; `tree`: nodes that each row's tree will have (0: as many as pay)."""
+    `companion`: what a second, drafting model takes; `tree`: nodes that each row's tree will have (0: as many as pay); `level`:
+    nodes of the widest draft level on a device (0: none)."""
 
     budget: int
     rows: int
@@ -61,6 +81,7 @@ class Request:
     runtime: int = RUNTIME
     companion: int = 0
     tree: int = 0
+    level: int = 0
     speeds: Speeds = UNKNOWN
 
 
@@ -154,7 +175,8 @@ def _fixed(needs: Needs, request: Request, context: int, passes: Passes) -> dict
         "activations": needs.tile_activations * passes.tiles + needs.scores_per_token * columns,
         "logits": needs.logits_tile * heads + needs.choosing,
         "decoding": needs.decoding,
-        "embedding rows": needs.embedding_cache,
+        "embedding" if needs.levels else "embedding rows": needs.embedding_cache,
+        "draft levels": needs.levels.total(request.level, request.rows) if needs.levels and request.level else 0,
     }
 
 

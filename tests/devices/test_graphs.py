@@ -1,0 +1,132 @@
+"""Draft levels as graphs, on a device that is not there: text is plain text, and what cannot be recorded is said and goes on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import fake_device
+from tests.fake_device import FakeDevice
+from tests.fake_graphs import FakeGraphs
+from tests.tiny import save
+from understudy import LLM, SamplingParams
+from understudy.devices import DEVICES
+from understudy.devices.graphs import CaptureError, failure
+from understudy.drafters.beam import Beam
+from understudy.drafters.launch import DeviceGrower
+from understudy.models.embedding import EmbeddingTable
+from understudy.plan.memory import SEARCH
+
+pytest.importorskip("triton")
+
+PROMPTS = [[5, 99, 5, 12, 80, 5, 99, 5], [7, 8, 9], [1, 2]]
+GREEDY = SamplingParams(max_new_tokens=5, ignore_eos=True)
+SAMPLED = SamplingParams(max_new_tokens=5, ignore_eos=True, temperature=0.9, top_p=0.95, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graphs") / "model"
+    save(path, "qwen2", torch.float32, hidden_size=64, intermediate_size=96, num_hidden_layers=1)
+    return path
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeDevice]]:
+    made: list[FakeDevice] = []
+    monkeypatch.setattr(fake_device, "open_fake", lambda: made.append(FakeDevice(seed=len(made))) or made[-1])
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    monkeypatch.setattr(DeviceGrower, "warm", lambda self: None)
+    yield made
+
+
+def llm(model: Path, **options: Any) -> LLM:
+    asked = {"codec": "raw", "memory": "2GiB", "resident": "none", "context": 128, "rows": 3, "device": "fake"}
+    return LLM(model, **{**asked, **options})
+
+
+def plain(model: Path, prompts: list[list[int]], params: SamplingParams) -> list[list[int]]:
+    with llm(model, method="none", device="cpu") as cpu:
+        return [done.token_ids for done in cpu.generate(prompts, params)]
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED])
+def test_text_drafted_by_graphs_is_plain_text_and_new_requests_record_nothing(
+    model: Path, opened: list[FakeDevice], params: SamplingParams
+) -> None:
+    other = SamplingParams(max_new_tokens=4, ignore_eos=True, temperature=params.temperature and 0.6, top_k=40, seed=11)
+    with llm(model, method="substitute:width=2,depth=3") as fake:
+        graphs = opened[-1].recorder
+        done = fake.generate(PROMPTS[:1], params)
+        assert graphs.captured > 0 and done[0].stats.accepted > 0
+        first = graphs.captured, graphs.replayed
+        assert isinstance(fake.model.embed, EmbeddingTable) and fake.plan.items["draft levels"] > 0
+        again = fake.generate([[40, 41, 42, 43, 44]], other)
+        assert graphs.captured == first[0] and graphs.replayed > first[1] > 0
+    assert [c.token_ids for c in done] == plain(model, PROMPTS[:1], params)
+    assert [c.token_ids for c in again] == plain(model, [[40, 41, 42, 43, 44]], other)
+
+
+def test_rows_draft_in_the_same_levels(model: Path, opened: list[FakeDevice]) -> None:
+    with llm(model) as fake:
+        done = fake.generate(PROMPTS, GREEDY)
+        grower = fake.engine.drafter.grower
+        assert isinstance(grower, DeviceGrower) and grower.replayed > 0
+        assert any(kind.rows == 3 for kind in grower.graphs) and sum(c.stats.accepted for c in done) > 0
+        assert isinstance(grower.beam, Beam)
+        search = sum(t.untyped_storage().nbytes() for t in (grower.beam.tails, grower.beam.state.memory))
+        assert search <= SEARCH * 4  # as planned for three rows and the one to spare
+    assert [c.token_ids for c in done] == plain(model, PROMPTS, GREEDY)
+
+
+def test_no_memory_for_a_graph_is_said_and_drafts_go_on(
+    model: Path, opened: list[FakeDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with llm(model, method="substitute:width=2,depth=2") as fake:
+        opened[-1].recorder.full = 1
+        with pytest.warns(RuntimeWarning, match=r"^drafts run without CUDA graphs, which is slower \(CUDA out of memory\)$"):
+            done = fake.generate(PROMPTS[:1], GREEDY)
+        assert opened[-1].recorder.captured == opened[-1].recorder.replayed == 0 and done[0].stats.accepted > 0
+        assert any("without CUDA graphs" in note for note in fake.model.plan.notes)
+    assert done[0].token_ids == plain(model, PROMPTS[:1], GREEDY)[0]
+
+
+def test_without_triton_nothing_is_recorded(
+    model: Path, opened: list[FakeDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_device, "open_fake", lambda: opened.append(FakeDevice(triton=False)) or opened[-1])
+    with llm(model) as fake:
+        done = fake.generate(PROMPTS[:1], GREEDY)
+        assert opened[-1].recorder.captured == 0 and done[0].stats.accepted > 0
+        assert any("slower" in note for note in fake.plan.notes)
+    assert done[0].token_ids == plain(model, PROMPTS[:1], GREEDY)[0]
+
+
+def test_what_is_recorded_must_ask_for_nothing_and_bakes_in_what_python_saw() -> None:
+    graphs, total, step = FakeGraphs(), torch.zeros(3), torch.ones(3)
+    factor = [2.0]
+
+    def work() -> None:
+        total.add_(step * factor[0])
+
+    graph = graphs.capture(work)
+    assert total.tolist() == [2.0] * 3  # done once; recording changed nothing
+    factor[0] = 100.0
+    step.fill_(5.0)
+    graph.replay()
+    assert total.tolist() == [12.0] * 3 and graphs.replayed == 1
+    for asks in (lambda: total.sum().item(), lambda: total[total > 1], lambda: total.nonzero(), lambda: torch.unique(total)):
+        with pytest.raises(CaptureError, match="operation not permitted when stream is capturing"):
+            graphs.capture(asks)
+
+
+def test_of_errors_that_follow_from_each_other_the_first_is_said() -> None:
+    try:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+    except RuntimeError as error:
+        assert failure(error) == "drafts run without CUDA graphs, which is slower (CUDA out of memory)"
