@@ -115,10 +115,33 @@ def measure(run: Run, model: str, size: Size) -> dict[str, Any]:
         llm.generate([prompt], replace(params, max_new_tokens=4))  # compiles what has to be compiled
         llm.engine.kept.clear()
         done = llm.generate([prompt], params)[0]
+        found = level(llm) if run.method == SUBSTITUTE and not run.temperature else {}
     stats = done.stats.to_dict()
     kept = ("tokens_per_second", "ttft_seconds", "mean_accepted", "rounds", "bytes_streamed", "link_bytes_per_second",
             "peak_memory_bytes", "draft_seconds", "wait_seconds", "compute_seconds", "drafted", "accepted")  # fmt: skip
-    return {"token_ids": done.token_ids, "streamed": llm.plan.streamed, **{name: stats[name] for name in kept}}
+    figures = {name: stats[name] for name in kept}
+    return {"token_ids": done.token_ids, "streamed": llm.plan.streamed, **found, **figures}
+
+
+def level(llm: Any, width: int = 6) -> dict[str, float]:
+    """What a draft level of one row takes, padded from `width`, against reading its weights once at the speed of a copy there."""
+    import torch
+
+    grower, device = llm.engine.drafter.grower, llm.model.device
+    padded = 1 << (width - 1).bit_length()
+    grower.warm((padded,), 60.0)
+    taken = grower.pace.levels[padded]
+    size = 1 << 20 if device.where == "cpu" else 1 << 30
+    source, into = (torch.zeros(size, dtype=torch.uint8, device=device.where) for _ in range(2))
+    best = float("inf")
+    for _ in range(4):
+        device.finish()
+        began = time.perf_counter()
+        into.copy_(source)
+        device.finish()
+        best = min(best, time.perf_counter() - began)
+    bound = llm.plan.level / (2 * size / best)  # a copy reads and writes
+    return {"level_ms": 1e3 * taken, "level_bound_ms": 1e3 * bound, "level_ratio": taken / bound, "graphs": len(grower.graphs)}
 
 
 def report(what: str, done: float, total: float) -> None:
@@ -201,6 +224,13 @@ def disagreement(rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
+def level_line(row: dict[str, Any]) -> str:
+    """The draft level, for people."""
+    how = f"{row['graphs']} graphs" if row["graphs"] else "no graphs"
+    bound = f"bytes/bandwidth {row['level_bound_ms']:.3f} ms"
+    return f"draft level at width 6 (padded to 8): {row['level_ms']:.3f} ms, {bound}, ratio {row['level_ratio']:.2f}, {how}"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| | tok/s | x plain | tokens per pass | GB per pass | link GB/s | VRAM GB |",
@@ -280,6 +310,9 @@ def check(size: Size, runs: tuple[Run, ...], began: float, given: argparse.Names
     )
     if rows:
         print(f"\n{table(rows)}")
+    for row in rows:
+        if "level_ms" in row:
+            print(f"{row['run']['name']}: {level_line(row)}")
     return 1 if wrong else 0
 
 

@@ -40,6 +40,7 @@ def exactness(device_name: str) -> Iterator[tuple[str, str]]:
         yield what, check(device, small)
     for family in ("llama",) if small else ("llama", "gemma3_text", "qwen2"):
         yield f"tiny {family}: drafted text is plain text", tiny(device_name, family)
+    yield "graph against eager: same tree, same text", graphs(device_name)
 
 
 def residuals(device: Any, small: bool) -> str:
@@ -140,6 +141,39 @@ def tiny(device_name: str, family: str, codec: str = "delta") -> str:
                     if done.token_ids != text:
                         found.append(flip(llm, prompt, text, done.token_ids))
     return "; ".join(found)
+
+
+def graphs(device_name: str) -> str:
+    """The same requests with draft levels as graphs, and op by op; trees of one forced shape, and the texts."""
+    from tests.tiny import save
+
+    fake, found, trouble = device_name == "fake", [], []
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1} if fake else {"hidden_size": 256}
+        save(model, "llama", torch.bfloat16, **shape)
+        options = {"memory": "2GiB", "resident": "none", "context": 256, "rows": 2, "device": device_name, "codec": "raw"}
+        method = "substitute:width=2,depth=3" if fake else "substitute:width=6,depth=8"
+        params = [SamplingParams(max_new_tokens=4 if fake else 64, ignore_eos=True, temperature=t, seed=3) for t in (0.0, 0.8)]
+        for recording in (True, False):
+            with LLM(model, method=method, **options) as llm:
+                drafter, trees = llm.engine.drafter, []
+                drafter.grower.recording &= recording
+                grow = drafter.grower.grow
+
+                def noting(*given: Any, grow: Any = grow, trees: Any = trees) -> Any:
+                    grown = grow(*given)
+                    trees.extend((tree.tokens.tolist(), tree.parents.tolist()) for tree in grown)
+                    return grown
+
+                drafter.grower.grow = noting
+                texts = [llm.generate([[5, 99, 5, 12, 80, 5, 99, 5]], p)[0].token_ids for p in params]
+                replayed = drafter.grower.replayed
+                found.append((trees, texts))
+                if recording and not (drafter.grower.recording and replayed):
+                    trouble.append("; ".join(llm.model.plan.notes) or "no level was a graph")
+    same = [one == other for one, other in zip(*found, strict=True)]
+    return "; ".join(trouble + [f"{what} differ" for what, alike in zip(("trees", "texts"), same, strict=True) if not alike])
 
 
 def flip(llm: Any, prompt: list[int], plain: list[int], drafted: list[int]) -> str:

@@ -40,7 +40,7 @@ def test_it_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_on_a_simulated_device_all_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
     checks = dict(gpu_exact.exactness("fake"))
-    assert len(checks) == 5 and not any(checks.values()), checks
+    assert len(checks) == 6 and not any(checks.values()), checks
 
 
 def test_a_device_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +69,7 @@ def test_a_method_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatc
     assert all(row["streamed"] > 0 and row["tokens_per_second"] > 0 for row in rows), rows
     assert not gpu_check.disagreement(rows) and rows[1]["accepted"] > 0
     assert len(gpu_check.table(rows).splitlines()) == 4
+    assert rows[1]["graphs"] > 0 and "ratio" in gpu_check.level_line(rows[1]) and "level_ms" not in rows[0]
     rows[1]["token_ids"][0] += 1
     assert gpu_check.disagreement(rows) == ["drafted, delta, no residents does not write what plain writes"]
     late = gpu_check.one(runs[0], tmp_path, gpu_check.FAKE, 1.0)

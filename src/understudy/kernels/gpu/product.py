@@ -60,9 +60,7 @@ def _multiply(
         first = (split * EACH + i) * STEP
         k = first + tl.arange(0, STEP)
         inside = k < columns
-        rows = tl.load(x + line[:, None] * columns + k[None, :], (line[:, None] < m) & inside[None, :], other=0)
-        if WIDE:
-            rows = rows.to(tl.float32)
+        rows = _rows(x, line, k, m, columns, WIDE)
         packed = tl.load(codes + (b * columns + k[:, None]) * 32 + row[None, :], inside[:, None], other=0)
         at = scales + (first // GROUP) * width * 2 + (b * 64 + row) * 2
         known = row + first < columns + row
@@ -90,10 +88,7 @@ def _multiply_few(
     for i in range(EACH):
         first = (split * EACH + i) * STEP
         k = first + tl.arange(0, STEP)
-        inside = k < columns
-        rows = tl.load(x + line[:, None] * columns + k[None, :], (line[:, None] < m) & inside[None, :], other=0)
-        if WIDE:
-            rows = rows.to(tl.float32)
+        rows = _rows(x, line, k, m, columns, WIDE)
         run = codes + (b * columns + tl.minimum(k, columns - 1)[:, None]) * 8 * BITS
         code = column_of(run, row[None, :], BITS).to(tl.float32) - 2 ** (BITS - 1)
         part = tl.dot(rows, code.to(rows.dtype), input_precision="ieee")
@@ -103,6 +98,15 @@ def _multiply_few(
         total += part * _number(at, known)[None, :] + sums * _number(at + 1, known)[None, :]
     out = y + (split * m + line[:, None]) * width + b * 64 + row[None, :]
     tl.store(out, total, line[:, None] < m)
+
+
+@triton.jit
+def _rows(x, line, k, m, columns, WIDE: tl.constexpr):
+    """Columns `k` of each `line` of x [m, columns]; 0 outside it."""
+    rows = tl.load(x + line[:, None] * columns + k[None, :], (line[:, None] < m) & (k[None, :] < columns), other=0)
+    if WIDE:
+        rows = rows.to(tl.float32)
+    return rows
 
 
 @triton.jit
