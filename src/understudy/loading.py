@@ -178,7 +178,7 @@ def _plan(
     """The plan for what was asked; where the context was left open, the longest of a few that fits."""
     wants = replace(needs(sizes, config, dtype, machine.cores), grown=grown)
     if device is not None:
-        wants = on_device(wants, config, dtype) if options.drafts else wants
+        wants = on_device(wants, config, dtype, device) if options.drafts else wants
         budget = accelerator.budget(options.memory, device.name, device.memory()[0])
     else:
         budget = parse_size(options.memory) if options.memory is not None else int(machine.memory_limit * 0.9)
@@ -202,7 +202,7 @@ def _place(
     if second is not None:
         dtype, config = _dtype(second, replace(options, dtype="auto")), config_of(second.path)
         own = needs(sizes_of_store(second, True), config, dtype)
-        own = own if device is None else on_device(own, config, dtype)
+        own = own if device is None else on_device(own, config, dtype, device)
         companion = own.alone(rows * (context + SCRATCH)) + (own.levels.total(level, rows) if own.levels else 0)
     runtime, nodes = RUNTIME if device is None else RUNTIME_CUDA, tree_nodes(options.method)
     disk = options.throttle or (machine.link_bandwidth if machine.disk else 0.0)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.fake_device import FakeDevice
-from understudy.drafters.grow import Grower, Limits, Shape
+from understudy.drafters.grow import WIDEST, Grower, Limits, Shape
 from understudy.drafters.launch import DeviceGrower
 from understudy.params import SamplingParams
 from understudy.plan.pace import EDGES, Calibration, Pace, PassCost
-from understudy.plan.widths import padded
+from understudy.plan.widths import padded, widest
 from understudy.row import Row
 from understudy.tree import Nodes, TokenTree
 
@@ -143,3 +143,51 @@ def test_a_forced_shape_gives_the_hosts_tree(rows: list[Row], seed: int, width: 
     wanted = everything(here, here.grow(rows, lengths))
     assert not difference(everything(there, there.grow(rows, lengths)), wanted)
     assert (there.captured > 0) == any(row.remaining > 1 for row in rows)
+
+
+@torch.inference_mode()
+def test_the_host_runs_ahead_and_a_tree_does_not_depend_on_who_was_faster() -> None:
+    found = []
+    for seed in range(4):
+        told: list[str] = []
+
+        class Told(DeviceGrower):
+            def _launch(self, kind: Any, width: int, number: int, told: list[str] = told) -> Any:
+                told.append(f"launch {number}")
+                return super()._launch(kind, width, number)
+
+            def _await(self, level: Any, told: list[str] = told) -> dict[str, int]:
+                figures = super()._await(level)
+                told.append(f"known {figures['level'] - 1}")
+                return figures
+
+        grower = Told(Fixed(3, 5.0), FakeDevice(seed=seed), costing([1e-4] * 7, 9.0), Limits(CAPACITY, 128), rows=3, say=said)
+        grower.pace.level = lambda width, seconds, told=told: told.append(f"took {width}")  # type: ignore[misc,method-assign]
+        rows = [Row(i, [4 + i], limit=12, prompt_length=1) for i in range(2)]
+        found.append((everything(grower, grower.grow(rows, [9, 30])), told))
+    assert all(one == found[0] for one in found)
+    told = found[0][1]
+    ahead = [n for n in range(1, 4) if f"known {n - 1}" in told and told.index(f"launch {n + 1}") < told.index(f"known {n}")]
+    assert ahead and any(word.startswith("took") for word in told)
+
+
+def test_levels_are_padded_to_few_widths_and_as_many_graphs_are_kept() -> None:
+    assert [padded(n) for n in (1, 2, 3, 6, 16, 17, 64)] == [1, 2, 4, 8, 16, 32, 64]
+    assert widest(WIDEST, False, 1) == 16 and widest(WIDEST, False, 8) == 64
+    assert widest(6, True, 3) == 32 and not widest(0, False, 4)
+    with torch.inference_mode():
+        grower = device(Fixed(0, 2.0), Pace(), Limits(CAPACITY, 128), Shape(2, 3))
+        for sampled in (0.0, 0.5):
+            for count in (1, 2, 3):
+                rows = [Row(i, [i], SamplingParams(temperature=sampled, seed=i), limit=9, prompt_length=1) for i in range(count)]
+                grower.grow(rows, [5] * count)
+    assert grower.captured == len(grower.graphs) == 6 and grower.replayed == 12
+    grower.grow([Row(0, [1], stop_ids=frozenset(range(1, 20)), limit=9, prompt_length=1)], [5])
+    assert grower.captured == 7 and len(grower.graphs) == 1 and grower.stops == 32  # there was no room for so many stop tokens
+
+
+def test_warming_measures_widths_by_levels_that_leave_nothing() -> None:
+    grower = device(Fixed(0, 2.0), Pace(), Limits(CAPACITY, 128), Shape())
+    grower.warm(seconds=60.0)
+    assert sorted(grower.pace.levels) == [1, 2, 4, 8] and grower.captured == 4 and grower.replayed == 8
+    assert grower.beam is not None and grower.beam.state["count"][:-1].sum() == 0

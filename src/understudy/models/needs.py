@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..codecs import codec
+from ..devices.accelerator import Accelerator
 from ..kernels.pack import BLOCK, blocks_of
 from ..plan.memory import MIB, LevelSize, Needs
 from ..plan.residents import LinearSize
@@ -125,7 +126,7 @@ def needs(sizes: Sizes, config: Any, dtype: torch.dtype, cores: int = 1) -> Need
     )
 
 
-def on_device(wants: Needs, config: Any, dtype: torch.dtype) -> Needs:
+def on_device(wants: Needs, config: Any, dtype: torch.dtype, device: Accelerator) -> Needs:
     """What a model needs that drafts on a device: the whole embedding table, and its levels.
 
     Of a level's logits there are the products' sums, their total in the model's type (three times, where the model changes
@@ -135,4 +136,6 @@ def on_device(wants: Needs, config: Any, dtype: torch.dtype) -> Needs:
     logits = outputs * (4 + 4 + (3 if changed else 1) * dtype.itemsize)
     node = wants.tile_activations // TILE + SPLITS * BLOCK * 4 + logits
     table = config.vocab_size * config.hidden_size * dtype.itemsize
-    return replace(wants, embedding_cache=table, levels=LevelSize(node, config.vocab_size * BYTES_A_TOKEN))
+    levels = LevelSize(node, config.vocab_size * BYTES_A_TOKEN)
+    levels = levels if device.graphs is not None else replace(levels, recorded=0)
+    return replace(wants, embedding_cache=table, levels=levels)
