@@ -69,7 +69,7 @@ class Placement(TorchFunctionMode):
             else:
                 shapes = [(tuple(tensor.shape), self.there(tensor)) for tensor in tensors]
                 assert len(sides) < 2, f"{name} of tensors on both sides: {shapes}"
-            return self._placed(func(*args, **kwargs), True in sides)
+            return self._placed(func(*args, **kwargs), any(self.there(tensor) for tensor in tensors))
         moved = asked.type == "cuda"
         result = func(*args, **kwargs)
         if tensors and isinstance(result, Tensor) and self.there(args[0]) != moved:
