@@ -45,13 +45,15 @@ class FakeDevice(Accelerator):
 
     def __init__(self, *, seed: int = 0, capacity: int = 4 * GIB, triton: bool = True, refuse_after: int = 1000):
         self.simulated = Inline(seed, refuse_after)
-        super().__init__("fake", "cpu", self.simulated, triton=triton)
+        super().__init__("fake", "cpu", self.simulated, without_triton="" if triton else "Triton is not installed")
         self.capacity, self.held = capacity, 0
         self.recorder = FakeGraphs()
         self.graphs = self.recorder if self.triton else None
 
     def memory(self) -> tuple[int, int]:
         return self.capacity - self.held, self.capacity
+
+    def forget(self) -> None: ...
 
     def peak_bytes(self) -> int:
         return self.held

@@ -20,6 +20,7 @@ from .errors import UnderstudyError, UsageError
 from .loading import Report, load, locate, plan_for, plan_for_config, prepare_source
 from .options import Options
 from .params import SamplingParams
+from .plan.accelerator import short_of
 from .plan.placement import Plan
 from .registry import build
 from .row import Row
@@ -70,6 +71,7 @@ class LLM:
             loaded.tokenizer,
         )
         self.model, self.stop_ids = loaded.model, loaded.stop_ids
+        self._lost: UnderstudyError | None = None  # the device was: nothing on it can be trusted any more
         self._closing = weakref.finalize(self, self.model.close)
         drafter = build("method", DRAFTERS, self.options.method, self.model)
         self.engine = Engine(self.model.verify, self.model.cache, drafter, self.plan.passes.tiles * self.plan.tile)
@@ -181,16 +183,25 @@ class LLM:
 
     def _run(self, tickets: list[Ticket]) -> Generator[list[engines.Step], None, None]:
         """Passes until every ticket is finished; rows are admitted while the cache and one context's worth of prompt allow."""
+        if self._lost is not None:
+            raise self._lost
         waiting = list(tickets)
         try:
             while waiting or self.engine.rows:
                 admitted = self._admit(waiting)
                 try:
                     steps = self.engine.step()
-                except BaseException as error:
+                except torch.OutOfMemoryError as error:
                     self.model.supply.abandon()
-                    if isinstance(error, torch.OutOfMemoryError):
-                        raise _out_of_memory(error) from None
+                    raise _out_of_memory(error) from None
+                except RuntimeError as error:
+                    if self.model.device is None or "CUDA" not in str(error):
+                        self.model.supply.abandon()
+                        raise
+                    self._lost = _lost(self.model.device.name, error)
+                    raise self._lost from None
+                except BaseException:
+                    self.model.supply.abandon()
                     raise
                 running = {id(step.row) for step in steps}
                 for ticket in tickets:
@@ -232,9 +243,13 @@ class Ticket:
 
 
 def _out_of_memory(error: torch.OutOfMemoryError) -> UnderstudyError:
-    said = ". ".join(str(error).splitlines()[0].split(". ")[:2]).rstrip(".")
-    what = f"The device ran out of memory in this request ({said})"
+    what = f"The device ran out of memory in this request ({short_of(error)})"
     return UnderstudyError(f"{what}: shorten the prompt, or choose a smaller --context or --memory. Others can go on.")
+
+
+def _lost(name: str, error: RuntimeError) -> UnderstudyError:
+    said = str(error).splitlines()[0].rstrip(". ")
+    return UnderstudyError(f"{name} stopped working in the middle of a request ({said}): load the model again.")
 
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

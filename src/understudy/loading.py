@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -230,13 +231,40 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
         rehearse(store, config, dtype, options.drafts, report)
         if (grown := resident_bytes() - before - EXPECTED_GROWTH - plan.items["tokenizer"]) > 0:
             plan = _plan(sizes, dtype, config, options, machine, second, device, grown)
-    bound = _bind(store, config, plan, options, machine, report, device)
+    try:
+        bound = _bind(store, config, plan, options, machine, report, device)
+    except torch.OutOfMemoryError as error:
+        if device is None:
+            raise
+        said = accelerator.short_of(error)
+    else:
+        said = ""
+    if said and device is not None:  # outside of the handler, which holds what was loaded so far
+        plan, options = _again(said, sizes, dtype, config, options, machine, second, device)
+        if report is not None:
+            report(plan.notes[-1], 0, 0)
+        bound = _bind(store, config, plan, options, machine, report, device)
     if second is not None:
         alone = replace(plan, residents=frozenset(), whole=frozenset(), ring=0)
         bound.companion = _bind(
             second, config_of(second.path), alone, replace(options, dtype="auto", method="substitute"), machine, report, device
         )
     return Loaded(store, plan, machine, tokenizer, bound, stop_ids(store.path, config, tokenizer))
+
+
+def _again(
+    said: str, sizes: Sizes, dtype: torch.dtype, config: Any, options: Options, machine: Machine, second: Store | None,
+    device: Accelerator,
+) -> tuple[Plan, Options]:  # fmt: skip
+    """A plan for what is free now: somebody else took memory of the device after the first one was made."""
+    gc.collect()
+    device.forget()
+    left = int(device.memory()[0] * accelerator.SHARE)
+    memory = left if options.memory is None else min(parse_size(options.memory), left)
+    options = replace(options, memory=memory)
+    plan = _plan(sizes, dtype, config, options, machine, second, device)
+    note = f"{device.name} had less memory than planned ({said}): planned anew for {format_size(memory)}"
+    return replace(plan, notes=(*plan.notes, note)), options
 
 
 def _bind(

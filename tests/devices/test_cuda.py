@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from understudy import LLM
-from understudy.devices.cuda import open_cuda
+from understudy.devices.cuda import kernels_run, open_cuda
 from understudy.errors import UsageError
 
 
@@ -41,6 +41,23 @@ def test_what_is_missing_is_said_in_one_line(cuda: Any, said: str) -> None:
         open_cuda(cuda)
     message = str(raised.value)
     assert said in message and message.endswith("use --device cpu.") and "\n" not in message
+
+
+def test_where_kernels_cannot_run_torch_does_their_work_and_says_so() -> None:
+    driver = "Triton cannot run its kernels: the driver does not know this kind of code"
+    without = open_cuda(Torch(), lambda: driver)
+    assert not without.triton and without.graphs is None and without.note.startswith(f"{driver}: ") and "slower" in without.note
+    with pytest.raises(UsageError, match=r"need Triton on cuda, and Triton cannot run its kernels: the driver .*--codec raw"):
+        without.refuse("delta")
+    with_all = open_cuda(Torch(), lambda: "")
+    assert with_all.triton and with_all.graphs is not None and not with_all.note
+    with_all.refuse("delta")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_kernel_that_cannot_run_gives_its_reason() -> None:
+    said = kernels_run()
+    assert said.startswith("Triton ") and "\n" not in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import fake_device
-from tests.fake_device import FakeDevice
+from tests.fake_device import GIB, FakeDevice
 from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
@@ -101,7 +101,7 @@ def test_without_triton_it_is_slower_and_says_so(
         assert any("Triton is not installed" in note for note in fake.plan.notes)
         assert fake.model.ring is not None and fake.model.ring.tier.note == "refused to pin"
     assert done.token_ids == plain.token_ids and done.stats.accepted > 0
-    with pytest.raises(UsageError, match=r"need Triton on fake: pip install triton, or --codec raw"):
+    with pytest.raises(UsageError, match=r"need Triton on fake, and Triton is not installed: .* --codec raw"):
         llm(model, codec="delta")
     with pytest.raises(UsageError, match="too small: the smallest that works here is 7"):
         llm(model, memory="100MiB")
@@ -119,6 +119,55 @@ def test_too_little_memory_of_either_kind_is_said_before_any_work(
             llm(models[torch.float32], **options)
     with pytest.raises(UsageError, match="--host-memory is for an accelerator"):
         llm(models[torch.float32], device="cpu", host_memory="4GiB")
+
+
+def test_memory_that_somebody_took_after_planning_is_planned_for_once(
+    models: dict[torch.dtype, Path], opened: list[FakeDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Shared(FakeDevice):
+        """Somebody else takes `theirs` when the first memory is asked for; it cannot be told before."""
+
+        def __init__(self, theirs: int):
+            super().__init__(capacity=3 * GIB)
+            self.theirs = theirs
+
+        def arena(self, nbytes: int) -> torch.Tensor:
+            if self.theirs:
+                self.held, self.theirs = self.held + self.theirs, 0
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has more. And so on.")
+            return super().arena(nbytes)
+
+    said: list[str] = []
+    with llm(models[torch.float32], method="none", device="cpu") as cpu:
+        plain = cpu.generate([PROMPT], GREEDY)[0].token_ids
+    monkeypatch.setattr(fake_device, "open_fake", lambda: Shared(GIB))
+    with llm(models[torch.float32], memory="2.5GiB", progress=lambda what, *_: said.append(what)) as fake:
+        assert fake.generate([PROMPT], GREEDY)[0].token_ids == plain
+        assert fake.plan.budget == int(2 * GIB * 0.95) and "planned anew for 1.9 GiB" in fake.plan.notes[-1]
+        assert fake.plan.notes[-1] in said and "Tried to allocate 20.00 MiB" in said[-1] + fake.plan.notes[-1]
+    monkeypatch.setattr(fake_device, "open_fake", lambda: Shared(int(2.9 * GIB)))
+    with pytest.raises(UsageError, match=r"too small: the smallest that works here is \d+ MiB"):
+        llm(models[torch.float32])
+
+
+def test_a_device_lost_in_a_request_gives_no_text_then_or_later(
+    models: dict[torch.dtype, Path], opened: list[FakeDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_device, "open_fake", lambda: FakeDevice(triton=False))
+    with llm(models[torch.float32], method="none") as fake:
+        fake.generate([PROMPT], GREEDY)
+        attend = fake.model.device.attend  # type: ignore[union-attr]
+
+        def lost(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later.")
+
+        monkeypatch.setattr(fake.model.device, "attend", lost)
+        line = r"^fake stopped working in the middle of a request \(CUDA error: unspecified launch failure\): load the model"
+        with pytest.raises(UnderstudyError, match=line):
+            fake.generate([[9, 9, 4]], GREEDY)
+        monkeypatch.setattr(fake.model.device, "attend", attend)
+        with pytest.raises(UnderstudyError, match=line):
+            fake.generate([PROMPT], GREEDY)
 
 
 def test_out_of_memory_in_a_request_fails_it_and_the_next_works(

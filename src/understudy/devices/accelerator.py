@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from typing import Any
 
@@ -21,27 +20,32 @@ from ..tree import Nodes
 from .graphs import Graphs
 
 PROBE = 64 << 20
-SLOWER = "Triton is not installed: drafts and attention on the GPU are slower (pip install triton)"
+SLOWER = "drafts and attention on the GPU are slower"
 
 
 class Accelerator:
     """`where`: torch's name for it. `streams`: how bytes get there. `note`: what a person should know; empty if all is well.
 
-    With `triton`, the project's own kernels are used, without it plain torch, as far as that can do it. `graphs`: what records
-    work to do it again; None where there is none, or where attention (without Triton) asks the host for lengths."""
+    `without_triton`: why the project's own kernels cannot be used, and plain torch is, as far as that can do it; empty: they can.
+    `graphs`: what records work to do it again; None where there is none, or where attention (without Triton) asks the host for
+    lengths."""
 
     def __init__(
-        self, name: str, where: str, streams: Streams, *, triton: bool | None = None, graphs: Graphs | None = None
+        self, name: str, where: str, streams: Streams, *, without_triton: str = "", graphs: Graphs | None = None
     ):
         self.name, self.where, self.streams = name, where, streams
-        self.triton = importlib.util.find_spec("triton") is not None if triton is None else triton
+        self.triton, self.without_triton = not without_triton, without_triton
         self.graphs = graphs if self.triton else None
-        self.note = "" if self.triton else SLOWER
+        self.note = f"{without_triton}: {SLOWER}" if without_triton else ""
 
     def memory(self) -> tuple[int, int]:
         """Bytes of its memory that are free now, and all of it."""
         free, total = torch.cuda.mem_get_info(self.where)
         return int(free), int(total)
+
+    def forget(self) -> None:
+        """Give back what is held for later use alone."""
+        torch.cuda.empty_cache()
 
     def peak_bytes(self) -> int:
         """The most of its memory that was held at once."""
@@ -105,7 +109,8 @@ class Accelerator:
     def refuse(self, codec: str) -> None:
         """UsageError if weights stored like this cannot be made whole here."""
         if codec == "delta" and not self.triton:
-            raise UsageError(f"Weights stored as delta need Triton on {self.name}: pip install triton, or --codec raw.")
+            why = f"need Triton on {self.name}, and {self.without_triton}"
+            raise UsageError(f"Weights stored as delta {why}: mend that, or use --codec raw.")
 
     def decode(
         self,

@@ -33,6 +33,11 @@ def host_room(asked: str | int | None, limit: int) -> int:
     return whole - RUNTIME
 
 
+def short_of(error: RuntimeError) -> str:
+    """What torch says of memory that it did not get, in few words."""
+    return ". ".join(str(error).splitlines()[0].split(". ")[:2]).rstrip(".")
+
+
 def linked(plan: Plan, name: str, room: int, link: float, disk: float, note: str) -> Plan:
     """`plan` with what is streamed placed behind the device. `link`, `disk`: bytes/s from pinned host memory and from disk."""
     held = min(room, plan.streamed)
