@@ -1,11 +1,14 @@
 """CUDA as the pinned tier sees it: a copy stream, events, and host memory registered with the driver.
 
-Memory is registered and not allocated pinned, since torch's own pinned allocator rounds up to powers of two."""
+Memory is registered and not allocated pinned, since torch's own pinned allocator rounds up to powers of two. Registering is
+what touches it first, so that is done next to the device."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .near import processors_near, running_on
 
 cuda: Any = torch.cuda  # its own types are incomplete
 
@@ -13,8 +16,14 @@ cuda: Any = torch.cuda  # its own types are incomplete
 class Cuda:
     """The current CUDA device; see `device.Device`."""
 
+    def __init__(self) -> None:
+        self._near: frozenset[int] | None = None
+
     def register(self, memory: Tensor) -> str:
-        code = int(cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
+        if self._near is None:
+            self._near = processors_near(address(cuda.get_device_properties(cuda.current_device())))
+        with running_on(self._near):
+            code = int(cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
         if code == 0:
             return ""
         forget_last_error()
@@ -22,7 +31,7 @@ class Cuda:
         return f"the driver refused to pin {size} MiB of host memory (CUDA error {code}): copies to the GPU are slower"
 
     def unregister(self, memory: Tensor) -> None:
-        cuda.check_error(int(cuda.cudart().cudaHostUnregister(memory.data_ptr())))
+        cuda.cudart().cudaHostUnregister(memory.data_ptr())  # fails where the GPU is lost, and then there is nothing to undo
 
     def copy_stream(self) -> Any:
         return cuda.Stream()
@@ -53,6 +62,12 @@ class Cuda:
 
     def finish(self, stream: Any) -> None:
         stream.synchronize()
+
+
+def address(properties: Any) -> str:
+    """Where the device is on the PCI bus, as the kernel names it; empty if torch does not say."""
+    numbers = [getattr(properties, f"pci_{name}_id", -1) for name in ("domain", "bus", "device")]
+    return "" if -1 in numbers else "{:04x}:{:02x}:{:02x}.0".format(*numbers)
 
 
 def forget_last_error() -> None:

@@ -1,0 +1,37 @@
+"""Host memory on the side of a device. In a machine of several sockets a page lies with the processor that touches it first, and
+copies from the other side share the way between them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PCI = Path("/sys/bus/pci/devices")
+
+
+def processors_near(address: str, devices: Path = PCI) -> frozenset[int]:
+    """The processors next to the PCI device at `address` ("0000:65:00.0"); empty where the kernel does not say."""
+    try:
+        text = (devices / address / "local_cpulist").read_text(encoding="ascii")
+        spans = [span.partition("-") for span in text.strip().split(",") if span]
+        return frozenset(cpu for low, _, high in spans for cpu in range(int(low), int(high or low) + 1))
+    except (OSError, ValueError):
+        return frozenset()
+
+
+@contextmanager
+def running_on(cpus: Collection[int]) -> Iterator[None]:
+    """This thread runs on `cpus` meanwhile, as far as it may; where it may on none of them, or none are named, as before."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    wanted = allowed & set(cpus)
+    if not wanted or wanted == allowed:
+        yield
+        return
+    os.sched_setaffinity(0, wanted)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # taken away meanwhile
+            os.sched_setaffinity(0, allowed)
