@@ -40,6 +40,7 @@ def exactness(device_name: str) -> Iterator[tuple[str, str]]:
         yield what, check(device, small)
     for family in ("llama",) if small else ("llama", "gemma3_text", "qwen2"):
         yield f"tiny {family}: drafted text is plain text", tiny(device_name, family)
+    yield "demo model: a hundred drafted texts are the plain ones", demo(device_name)
     yield "graph against eager: same tree, same text", graphs(device_name)
 
 
@@ -126,21 +127,47 @@ def tiny(device_name: str, family: str, codec: str = "delta") -> str:
 
     fake = device_name == "fake"
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2} if fake else {"hidden_size": 256}
-    tokens, found = 4 if fake else 96, []
+    tokens = 4 if fake else 96
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         save(model, family, torch.bfloat16, **shape)
         options = {"memory": "1GiB", "resident": "none", "context": 256, "rows": 2, "device": device_name}
         prompts = [[5, 99, 5, 12, 80, 5, 99, 5], list(range(40, 46 if fake else 90))]
         asked = [SamplingParams(max_new_tokens=tokens, ignore_eos=True, temperature=t, seed=3) for t in (0.0, 0.8)]
+        return flips(model, codec, prompts, asked, options)
+
+
+def demo(device_name: str) -> str:
+    """The built-in model (simulated: a tiny one) continues a hundred texts: not one token may differ."""
+    import gpu_measure
+    from tests.tiny import save
+
+    fake = device_name == "fake"
+    count, tokens, rows = (3, 3, 2) if fake else (100, 256, 34)
+    options = {"memory": "2GiB", "resident": "none", "context": 320, "rows": rows, "device": device_name}
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model" if fake else None
+        if model is not None:
+            save(model, "llama", torch.bfloat16, hidden_size=64, intermediate_size=96, num_hidden_layers=1)
         with LLM(model, method="none", codec="raw", **options) as llm:
-            plain = [[c.token_ids for c in llm.generate(prompts, params)] for params in asked]
-        with LLM(model, codec=codec, **options) as llm:
-            for params, texts in zip(asked, plain, strict=True):
-                for prompt, text, done in zip(prompts, texts, llm.generate(prompts, params), strict=True):
-                    if done.token_ids != text:
-                        found.append(flip(llm, prompt, text, done.token_ids))
-    return "; ".join(found)
+            text = list(range(200)) if fake else gpu_measure.prompt(llm.tokenizer, 32 + 9 * count)
+        prompts = [text[9 * i : 9 * i + 32] for i in range(count)]
+        return flips(model, "raw", prompts, [SamplingParams(max_new_tokens=tokens, ignore_eos=True)], options)
+
+
+def flips(
+    model: Path | None, codec: str, prompts: list[list[int]], asked: list[SamplingParams], options: dict[str, Any]
+) -> str:
+    """Where drafted texts are not the plain ones."""
+    found = []
+    with LLM(model, method="none", codec="raw", **options) as llm:
+        plain = [[c.token_ids for c in llm.generate(prompts, params)] for params in asked]
+    with LLM(model, codec=codec, **options) as llm:
+        for params, texts in zip(asked, plain, strict=True):
+            for prompt, text, done in zip(prompts, texts, llm.generate(prompts, params), strict=True):
+                if done.token_ids != text:
+                    found.append(flip(llm, prompt, text, done.token_ids))
+    return "; ".join([f"{len(found)} of {len(asked) * len(prompts)} texts", *found[:4]]) if found else ""
 
 
 def graphs(device_name: str) -> str:
