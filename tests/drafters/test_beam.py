@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def said(note: str) -> None:
 
 
 def host(model: Any, pace: Pace, limits: Limits, shape: Shape) -> Grower:
-    return Grower(model, pace, limits, shape)
+    return Grower(model, pace, limits, replace(shape, guess="off"))
 
 
 def device(model: Any, pace: Pace, limits: Limits, shape: Shape, rows: int = 3) -> DeviceGrower:
@@ -121,7 +122,7 @@ def test_drafts_that_stop_when_they_no_longer_pay_are_the_hosts(
         passes.learn(count, 0.01 + count * each, 0.0)
     limits = Limits(CAPACITY, nodes, passes, lambda: free)
     model, lengths = Fixed(seed, sharp), [17 * (1 + row.index) for row in rows]
-    here = Grower(model, costing(cost, rate), limits)
+    here = host(model, costing(cost, rate), limits, Shape())
     there = Alike(model, FakeDevice(seed=seed), costing(cost, rate), limits, rows=3, say=said)
     here.pace.level = there.pace.level = lambda width, seconds: None  # type: ignore[method-assign]
     for _ in range(2):

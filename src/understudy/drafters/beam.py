@@ -20,7 +20,8 @@ from ..plan.widths import SCORED
 from ..plan.widths import WIDEST as LEVEL
 from ..sampling import Several, perturb_several
 from ..tree import Nodes
-from .grow import MOST_NODES, WIDEST, Shape
+from .branch import MOST_NODES
+from .grow import WIDEST, Shape
 from .words import Shapes, Words
 
 TOKEN, PARENT, DEPTH, SPINE, BUCKET, FOUND, CHILDREN = range(7)  # of a node's whole numbers; its best children's tokens follow
@@ -195,19 +196,20 @@ class Beam:
         beyond = (order - rows).clamp(min=0)
         node = torch.where(chain, own[order.clamp(max=rows - 1)], beyond // RANKS)
         rank = torch.where(chain, 0, beyond % RANKS)
-        wish, left = self._wish(rows, tip, chances)
-        valid = torch.arange(len(order), device=at.device) < wish
         best = own.index_select(0, tip.argmax()[None])  # kept at hand for a level that would be without a tip
+        depth = self.state["node"].view(-1, CHILDREN + RANKS)[best, DEPTH][0] + 1
+        wish, left = self._wish(rows, tip, depth, chances)
+        valid = torch.arange(len(order), device=at.device) < wish
         self._offer(torch.cat([node, best]), torch.cat([rank, rank.new_zeros(1)]), chain, valid, wish, left)
 
-    def _wish(self, rows: int, tip: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
+    def _wish(self, rows: int, tip: Tensor, depth: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
         """How many of the candidates pay, and how many more levels are likely to, after the next one."""
-        given, level = self.given, self.state["figures"][2].clamp(min=1)
+        given = self.given
         nodes, rate, worth = given["nodes"][0], given["rate"][0], given["worth"][0]
         used = self.state["count"][:rows].clamp(min=1).sum()
         best = tip.max()
         chance = best.clamp(min=1e-300)
-        loss = (chance ** (1 / level.double())).clamp(max=LIKELIEST)
+        loss = (chance ** (1 / depth.double())).clamp(max=LIKELIEST)
         left = torch.where(best > worth, (torch.log(worth / chance) / torch.log(loss)).trunc(), 0.0)
         left = left.clamp(0, MOST_NODES).to(torch.int64)
         room, there = nodes - used, (tip >= 0).sum()

@@ -51,15 +51,15 @@ class Classic:
         self.grower.paced(tokens, seconds, prefill)
 
 
-def build(model: Any, *, value: str = "", width: int = 0, depth: int = 0) -> Classic:
-    return Classic(model.companion, grower_of(model, model.companion, shape_of(width, depth)))
+def build(model: Any, *, value: str = "", width: int = 0, depth: int = 0, guess: str = "auto") -> Classic:
+    return Classic(model.companion, grower_of(model, model.companion, shape_of(width, depth, guess)))
 
 
-def level(*, value: str = "", width: int = 0, depth: int = 0) -> tuple[int, bool]:
+def level(*, value: str = "", width: int = 0, depth: int = 0, guess: str = "auto") -> tuple[int, bool]:
     """As of `substitute`."""
-    return substitute.level(width=width, depth=depth)
+    return substitute.level(width=width, depth=depth, guess=guess)
 
 
-def nodes(*, value: str = "", width: int = 0, depth: int = 0) -> int:
+def nodes(*, value: str = "", width: int = 0, depth: int = 0, guess: str = "auto") -> int:
     """As of `substitute`."""
-    return substitute.nodes(width=width, depth=depth)
+    return substitute.nodes(width=width, depth=depth, guess=guess)

@@ -17,61 +17,21 @@ from ..plan.pace import RANKS, Calibration, Pace, PassCost, bucket_of
 from ..row import Row
 from ..sampling import scored
 from ..tree import Nodes, TokenTree
+from .branch import Branch, Candidate
+from .guess import NOTHING, Copied, Guesses
 
-MOST_NODES = 256
 WIDEST = 16
 FIRST = 32  # nodes that a first tree may well have
 UNLIKELY = 0.01  # what has less of a chance is not verified even for nothing
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A token that may follow `parent`: the chance that the target's path goes through it, and if it is on the argmax chain."""
-
-    chance: float
-    parent: int
-    token: int
-    depth: int
-    spine: bool
-
-
-@dataclass
-class Branch:
-    """One row's growing tree. `children[i]` is the margin bucket and the best tokens after node i, for nodes that were run."""
-
-    row: Row
-    length: int
-    tokens: list[int]
-    parents: list[int] = field(default_factory=lambda: [-1])
-    pool: list[Candidate] = field(default_factory=list)
-    children: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
-    aside: dict[int, float] = field(default_factory=dict)  # nodes off the argmax chain, and their chances
-    deepest: int = 0
-
-    @property
-    def tree(self) -> TokenTree:
-        return TokenTree.of(self.tokens, self.parents)
-
-    def add(self, candidate: Candidate) -> int:
-        self.pool.remove(candidate)
-        self.tokens.append(candidate.token)
-        self.parents.append(candidate.parent)
-        if not candidate.spine:
-            self.aside[len(self.tokens) - 1] = candidate.chance
-        self.deepest = max(self.deepest, candidate.depth)
-        return len(self.tokens) - 1
-
-    def expandable(self) -> list[Candidate]:
-        """Candidates whose own children could still be used: not at the token budget, not after a stop token."""
-        return [c for c in self.pool if c.depth < self.row.remaining - 1 and c.token not in self.row.stop_ids]
-
-
-@dataclass(frozen=True)
 class Shape:
-    """A fixed beam, when one is forced; depth 0: decided by the pace."""
+    """A fixed beam, when one is forced; depth 0: decided by the pace. `guess`: is it checked what the text itself suggests?"""
 
     width: int = 0
     depth: int = 0
+    guess: str = "auto"
 
 
 NO_SHAPE = Shape()
@@ -89,12 +49,19 @@ class Limits:
 
 
 class Grower:
-    """`forward(nodes)` -> logits of the draft model."""
+    """`forward(nodes)` -> logits of the draft model. With a forced `shape` nothing is taken from the text."""
 
-    def __init__(self, forward: Callable[[Nodes], Tensor], pace: Pace, limits: Limits, shape: Shape = NO_SHAPE):
+    def __init__(
+        self,
+        forward: Callable[[Nodes], Tensor],
+        pace: Pace,
+        limits: Limits,
+        shape: Shape = NO_SHAPE,
+    ):
         self.forward, self.pace, self.limits, self.shape = forward, pace, limits, shape
         self.calibration = {False: Calibration(), True: Calibration()}
         self.branches: dict[int, Branch] = {}
+        self.guesses = Guesses() if shape.guess != "off" and not shape.depth else None
 
     def grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[TokenTree]:
         """A tree for each row; `lengths[i]` tokens of row i are in the draft's cache, its last token is the root."""
@@ -105,31 +72,70 @@ class Grower:
             for i, branch in enumerate(branches)
             if branch.row.remaining > 1
         }
-        level = 0
         while fresh:
             self._run([(branches[i], some) for i, some in fresh.items()])
-            level += 1
-            fresh = self._choose(branches, level)
+            fresh = self._choose(branches)
         self._fill(branches)
         return [branch.tree for branch in branches]
 
     def _run(self, work: list[tuple[Branch, list[Candidate]]]) -> None:
         """One forward over the newest nodes of each branch; their best children join the pools."""
         start = time.perf_counter()
-        nodes = [Nodes.of(b.tree, b.row.index, b.length, first=len(b.tokens) - len(some)) for b, some in work]
+        firsts = [len(branch.tokens) - len(some) for branch, some in work]
+        guessed = self._guess(work)
+        nodes = [Nodes.of(b.tree, b.row.index, b.length, first) for (b, _), first in zip(work, firsts, strict=True)]
         flat = Nodes.join(nodes)
         logits = self.forward(flat)
         at = 0
-        for (branch, some), part in zip(work, nodes, strict=True):
+        for (branch, some), part, first, copied in zip(work, nodes, firsts, guessed, strict=True):
             after = part.positions.to(logits.device) + 1
             pieces = scored(logits[at : at + len(part)], branch.row.params, after)
             best = [scores.topk(min(RANKS, scores.shape[-1]), dim=-1) for scores in pieces]
             values, tokens = (torch.cat([getattr(b, name) for b in best]).tolist() for name in ("values", "indices"))
-            first = len(branch.tokens) - len(some)
             for i, candidate in enumerate(some):
                 self._offspring(branch, first + i, candidate, values[i], tokens[i])
+            self._check(branch, first + len(some), copied, values[len(some) :], tokens[len(some) :])
             at += len(part)
         self.pace.level(len(flat), time.perf_counter() - start)
+
+    def _check(
+        self, branch: Branch, first: int, copied: Copied, scores: list[list[float]], tokens: list[list[int]]
+    ) -> None:
+        """Guesses, from node `first` on, stay as far as the draft says the same."""
+        agreed = 0
+        for node in range(first, first + len(copied.tokens)):
+            if (candidate := branch.agree(node)) is None:
+                branch.drop(node)
+                break
+            self._offspring(branch, node, candidate, scores[agreed], tokens[agreed])
+            agreed += 1
+        if copied.tokens and self.guesses is not None:
+            self.guesses.learn(copied.size, agreed, min(agreed + 1, len(copied.tokens)))
+
+    def _guess(self, work: list[tuple[Branch, list[Candidate]]]) -> list[Copied]:
+        """What the text suggests after the tips of the argmax chains runs in the same level, as far as that is likely to save more
+        time than it takes."""
+        tips = [next((i for i, candidate in enumerate(some) if candidate.spine), None) for _, some in work]
+        found = [
+            self._copied(branch, None if tip is None else some[tip])
+            for (branch, some), tip in zip(work, tips, strict=True)
+        ]
+        beside, used = sum(len(some) for _, some in work), sum(len(b.tokens) for b in self.branches.values())
+        most = max(min(self.limits.nodes - used, WIDEST * len(work) - beside), 0)
+        every = sorted((chance for copied in found for chance in copied.chances), reverse=True)[:most]
+        count = self.pace.together(every, beside)
+        result = []
+        for (branch, some), tip, copied in zip(work, tips, found, strict=True):
+            here = min(sum(chance >= every[count - 1] for chance in copied.chances), count) if count else 0
+            result.append(copied.first(here))
+            branch.guess(result[-1].tokens, len(branch.tokens) - len(some) + (tip or 0))
+            count -= here
+        return result
+
+    def _copied(self, branch: Branch, tip: Candidate | None) -> Copied:
+        if self.guesses is None or tip is None:
+            return NOTHING
+        return self.guesses.copied(branch, tip, min(branch.room(self.limits.capacity) - 1, WIDEST))
 
     def _offspring(
         self, branch: Branch, node: int, candidate: Candidate, scores: list[float], tokens: list[int]
@@ -145,14 +151,14 @@ class Grower:
             through = candidate.chance * chance * (calibration.trust if candidate.spine and not spine else 1.0)
             branch.pool.append(Candidate(through, node, token, candidate.depth + 1, spine))
 
-    def _choose(self, branches: list[Branch], level: int) -> dict[int, list[Candidate]]:
+    def _choose(self, branches: list[Branch]) -> dict[int, list[Candidate]]:
         """The candidates the next level runs, by branch; they become nodes. Empty: drafting is over."""
-        room = [min(MOST_NODES, self.limits.capacity - b.length) - len(b.tokens) for b in branches]
+        room = [branch.room(self.limits.capacity) for branch in branches]
         options = [(c, i) for i, b in enumerate(branches) if room[i] > 0 for c in b.expandable()]
         if self.shape.depth:
-            chosen = self._beam(options, len(branches), level)
+            chosen = self._beam(options, branches)
         else:
-            chosen = self._best(options, branches, level)
+            chosen = self._best(options, branches)
         result: dict[int, list[Candidate]] = {}
         for candidate, i in chosen:
             if room[i] > 0:
@@ -161,16 +167,14 @@ class Grower:
                 result.setdefault(i, []).append(candidate)
         return result
 
-    def _best(
-        self, options: list[tuple[Candidate, int]], branches: list[Branch], level: int
-    ) -> list[tuple[Candidate, int]]:
+    def _best(self, options: list[tuple[Candidate, int]], branches: list[Branch]) -> list[tuple[Candidate, int]]:
         """The likeliest, as many as pay and as the pass has room for when the levels to come want their nodes too."""
         tips = [option for option in options if option[0].spine]
         if not tips:
             return []
-        best = max(tip.chance for tip, _ in tips)
-        loss = min(best ** (1 / level), 0.98)
-        left = self._levels_left(best, loss)
+        best, at = max(tips, key=lambda option: option[0].chance)
+        loss = min(best.chance ** (1 / best.depth), 0.98)
+        left = self._levels_left(best.chance, loss)
         used = sum(len(b.tokens) for b in branches)
         room = self.limits.nodes - used
         if room <= 0:
@@ -181,20 +185,29 @@ class Grower:
         chances, node = [c.chance for c, _ in options], self.limits.cost.share(used)
         chosen = options[: self.pace.width(chances, 1, most, self.limits.filling(), node)]
         if chosen and not any(c.spine for c, _ in chosen):
-            chosen[-1] = max(tips, key=lambda item: item[0].chance)
-        return chosen
+            chosen[-1] = (best, at)
+        return chosen or ([(best, at)] if self._pays_together(branches[at], best, node) else [])
+
+    def _pays_together(self, branch: Branch, tip: Candidate, node: float) -> bool:
+        """Is a level of `tip` worth its time with what the text suggests after it?"""
+        chances = self._copied(branch, tip).chances
+        count = self.pace.together(chances, 1)
+        tokens = 1 + sum(chances[:count])
+        return count > 0 and tip.chance * tokens > self.pace.rate * (self.pace.cost(1 + count) + tokens * node)
 
     def _levels_left(self, chance: float, loss: float) -> int:
         """How many more levels are likely to pay, if the argmax chain goes on losing chance as it has so far."""
         worth = self.pace.worth
         return max(0, int(math.log(worth / chance) / math.log(loss))) if chance > worth else 0
 
-    def _beam(self, options: list[tuple[Candidate, int]], count: int, level: int) -> list[tuple[Candidate, int]]:
+    def _beam(self, options: list[tuple[Candidate, int]], branches: list[Branch]) -> list[tuple[Candidate, int]]:
+        level = max((branch.deepest for branch in branches), default=0) + 1
         if level > self.shape.depth - 1:
             return []
         newest = [option for option in options if option[0].depth == level]
         newest.sort(key=lambda item: (not item[0].spine, -item[0].chance))
-        return [option for i in range(count) for option in [o for o in newest if o[1] == i][: self.shape.width]]
+        every = range(len(branches))
+        return [option for i in every for option in [o for o in newest if o[1] == i][: self.shape.width]]
 
     def _fill(self, branches: list[Branch]) -> None:
         """Likely children that were never run ride along where that costs less than it may bring."""
@@ -208,7 +221,7 @@ class Grower:
             worth = max(self.pace.rate * self.limits.cost.extra(used, 1), UNLIKELY)
             if not self.shape.depth and candidate.chance <= worth:
                 break
-            if len(branch.tokens) < min(MOST_NODES, self.limits.capacity - branch.length):
+            if branch.room(self.limits.capacity) > 0:
                 branch.add(candidate)
                 used += 1
 

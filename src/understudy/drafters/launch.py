@@ -18,13 +18,15 @@ from torch import Tensor
 
 from ..devices.accelerator import Accelerator
 from ..devices.graphs import CaptureError, Graph
+from ..errors import UsageError
 from ..plan.pace import Pace
 from ..plan.widths import GRAPHS, padded, widest
 from ..row import Row
 from ..sampling import offset
 from ..tree import Nodes, TokenTree
 from .beam import BUCKET, CHANCE, CHILDREN, DEPTH, FIGURES, FOUND, PARENT, SPINE, THROUGH, TOKEN, Beam, Kind, places
-from .grow import MOST_NODES, NO_SHAPE, WIDEST, Branch, Candidate, Grower, Limits, Shape
+from .branch import MOST_NODES, Branch, Candidate
+from .grow import NO_SHAPE, WIDEST, Grower, Limits, Shape
 from .words import Words
 
 LIKELY = 2  # levels that are likely to pay after the next one: fewer, and the last one's figures are awaited
@@ -48,7 +50,9 @@ class DeviceGrower(Grower):
         self, forward: Callable[[Nodes], Tensor], device: Accelerator, pace: Pace, limits: Limits, shape: Shape = NO_SHAPE,
         *, rows: int, say: Callable[[str], None],
     ):  # fmt: skip
-        super().__init__(forward, pace, limits, shape)
+        if shape.guess == "on":
+            raise UsageError(f"guess=on is for drafts on the processor: on {device.name} tokens are chosen where the text is not.")
+        super().__init__(forward, pace, limits, replace(shape, guess="off"))
         self.device, self.rows, self.say = device, rows, say
         self.graphs: OrderedDict[Kind, Graph] = OrderedDict()
         self.recording = device.graphs is not None

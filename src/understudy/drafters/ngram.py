@@ -9,17 +9,13 @@ from ..errors import UsageError
 from ..row import Row
 from ..tree import TokenTree
 from . import Base
+from .guess import match
 
 
 def continuation(text: list[int], longest: int, length: int) -> list[int]:
     """What followed the latest earlier place where the last `longest` (or fewer) tokens of `text` stand; may be empty."""
-    last = len(text)
-    for size in range(min(longest, last - 1), 0, -1):
-        key = text[last - size :]
-        for start in range(last - size - 1, -1, -1):
-            if text[start] == key[0] and text[start : start + size] == key:
-                return text[start + size : start + size + length]
-    return []
+    size, end = match(text, longest)
+    return text[end : end + length] if size else []
 
 
 class NGram(Base):

@@ -9,9 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UsageError
+from ..registry import lookup
 from ..row import Row
 from ..tree import TokenTree
-from .grow import MOST_NODES, WIDEST, Grower, Limits, Shape
+from .branch import MOST_NODES
+from .grow import WIDEST, Grower, Limits, Shape
+from .guess import WHEN
 from .launch import DeviceGrower
 
 
@@ -31,10 +34,13 @@ class Substitute:
         self.grower.paced(tokens, seconds, prefill)
 
 
-def shape_of(width: int, depth: int) -> Shape:
+def shape_of(width: int, depth: int, guess: str) -> Shape:
     if bool(width) != bool(depth) or width < 0 or depth < 0:
         raise UsageError(f"A forced shape needs both width and depth, 1 or more; got width={width}, depth={depth}.")
-    return Shape(width, depth)
+    lookup("guess", guess, dict.fromkeys(WHEN, 0))
+    if depth and guess == "on":
+        raise UsageError("guess=on makes no sense with a forced width and depth: nothing is taken from the text there.")
+    return Shape(width, depth, guess)
 
 
 def grower_of(model: Any, drafting: Any, shape: Shape) -> Grower:
@@ -49,17 +55,17 @@ def grower_of(model: Any, drafting: Any, shape: Shape) -> Grower:
     return grower
 
 
-def build(model: Any, *, width: int = 0, depth: int = 0) -> Substitute:
-    return Substitute(grower_of(model, model, shape_of(width, depth)), model.cache.lengths)
+def build(model: Any, *, width: int = 0, depth: int = 0, guess: str = "auto") -> Substitute:
+    return Substitute(grower_of(model, model, shape_of(width, depth, guess)), model.cache.lengths)
 
 
-def level(*, width: int = 0, depth: int = 0) -> tuple[int, bool]:
+def level(*, width: int = 0, depth: int = 0, guess: str = "auto") -> tuple[int, bool]:
     """The most nodes of a row in one level, and if that is forced."""
-    shape = shape_of(width, depth)
+    shape = shape_of(width, depth, guess)
     return min(shape.width, MOST_NODES) or WIDEST, shape.depth > 0
 
 
-def nodes(*, width: int = 0, depth: int = 0) -> int:
+def nodes(*, width: int = 0, depth: int = 0, guess: str = "auto") -> int:
     """The most nodes of a row's tree where a shape is forced; 0: as many as pay."""
-    shape = shape_of(width, depth)
+    shape = shape_of(width, depth, guess)
     return min(1 + shape.width * shape.depth, MOST_NODES) if shape.depth else 0

@@ -150,6 +150,18 @@ class Pace:
         return max(best, min(least, len(chances))) if best else 0
 
 
+    def together(self, chances: Sequence[float], beside: int) -> int:
+        """How many guesses with these `chances` (best first) a level of `beside` nodes should check as well: a right one saves a
+        level, and each makes this one longer."""
+        best, best_value, saved = 0, 0.0, 0.0
+        for count, chance in enumerate(chances, 1):
+            saved += chance * self.cost(1)
+            value = saved - (self.cost(beside + count) - self.cost(beside))
+            if value > best_value:
+                best, best_value = count, value
+        return best
+
+
 @dataclass
 class PassCost:
     """What one more node adds to a pass, learned from what passes took: arithmetic for base + each * nodes seconds, beside
