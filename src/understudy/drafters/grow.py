@@ -124,9 +124,9 @@ class Grower:
         most = max(min(self.limits.nodes - used, WIDEST * len(work) - beside), 0)
         every = sorted((chance for copied in found for chance in copied.chances), reverse=True)[:most]
         count = self.pace.together(every, beside)
-        result = []
+        least, result = every[count - 1] if count else 2.0, []
         for (branch, some), tip, copied in zip(work, tips, found, strict=True):
-            here = min(sum(chance >= every[count - 1] for chance in copied.chances), count) if count else 0
+            here = min(sum(chance >= least for chance in copied.chances), count)
             result.append(copied.first(here))
             branch.guess(result[-1].tokens, len(branch.tokens) - len(some) + (tip or 0))
             count -= here
