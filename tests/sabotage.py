@@ -1,6 +1,6 @@
 """Breaks one line at a time and asks the tests: a mutation that no test notices is a hole in them.
 
-    python tests/sabotage.py            (about five minutes; not part of the suite)
+    python tests/sabotage.py [WORD]     (all of them, or those whose names have the word; not part of the suite)
 
 Works on a copy; prints one line for each mutation and ends with status 1 if any was missed."""
 
@@ -30,6 +30,7 @@ CORE = "tests/test_tree.py tests/test_verify.py tests/test_cache.py"
 BITS = "tests/models/test_bits.py"
 LLM = "tests/test_llm.py"
 CONTRACTS = "tests/test_contracts.py"
+GUESS, BEAM, GRAPHS = "tests/drafters/test_guess.py", "tests/drafters/test_beam.py", "tests/devices/test_graphs.py"
 MUTATIONS = (
     Mutation("siblings see each other", "tree.py", "off = tree.ancestors & ~straight", "off = (tree.ancestors | True) & ~straight", CORE),
     Mutation("a node does not see itself", "tree.py", "reach = torch.eye(n", "reach = torch.zeros(n, n", CORE),
@@ -38,7 +39,7 @@ MUTATIONS = (
     Mutation("rows of another run are multiplied", "kernels/product.py", "x = head[4] + k * rows * 2", "x = head[4] + k * 2", "tests/kernels/test_product.py"),
     Mutation("an exception is not put back", "kernels/residual.py", "weights[exceptions[e, 0]] = exceptions[e, 1]", "pass", "tests/codecs"),
     Mutation("the path is not moved", "cache.py", "slab[row][:, to.to(slab.device)] =", "slab[row][:, source.to(slab.device)] =", CORE),
-    Mutation("the noise forgets the position", "sampling.py", "key = _mix(places +", "key = _mix(0 * places +", "tests/test_sampling.py"),
+    Mutation("the noise forgets the position", "sampling.py", "noise(places + offset(seed)", "noise(0 * places + offset(seed)", "tests/test_sampling.py"),
     Mutation("draft and target use other noise", "drafters/grow.py", "part.positions.to(logits.device) + 1", "part.positions.to(logits.device)", LLM),
     Mutation("the window is one too wide", "kernels/attention_cpu.py", "low = max(0, positions[i] + 1 - window)", "low = max(0, positions[i] - window)", "tests/models/test_families.py"),
     Mutation("the softmax sees what lies beyond", "kernels/attention_cpu.py", "_softmax(line[i, g], low, positions[i], power)", "_softmax(line[i, g], low, positions[i] // 64 * 64 + 63, power)", BITS),
@@ -56,7 +57,15 @@ MUTATIONS = (
     Mutation("a buffer is filled while it is copied", "tiers/staging.py", "            self._device.block_until(copied)", "            pass", "tests/tiers"),
     Mutation("the checksum is not looked at", "weights/store.py", "if found != stored.checksum:", "if False:", CONTRACTS),
     Mutation("the second model keeps stale keys", "drafters/classic.py", "self.cache.rewind(row.index, min(length, self.cache.lengths[row.index]))", "pass", CONTRACTS),
-    Mutation("drafts run past the budget", "drafters/grow.py", "if c.depth < self.row.remaining - 1", "if c.depth < self.row.remaining + 3", LLM),
+    Mutation("drafts run past the budget", "drafters/branch.py", "if c.depth < self.row.remaining - 1", "if c.depth < self.row.remaining + 3", LLM),
+    Mutation("a guess stays that the draft does not say", "drafters/branch.py", "if best is None or best.token != self.tokens[node]:", "if best is None:", GUESS),
+    Mutation("a dropped guess stays", "drafters/branch.py", "del self.tokens[first:], self.parents[first:]", "del self.tokens[first + 1 :], self.parents[first + 1 :]", GUESS),
+    Mutation("guesses run past the budget", "drafters/guess.py", "branch.row.remaining - 2 - tip.depth", "branch.row.remaining + 2 - tip.depth", GUESS),
+    Mutation("inert nodes write where others lie", "drafters/beam.py", "slots = torch.where(valid, length + index, self.spare)", "slots = length + index", GRAPHS),
+    Mutation("children of stop tokens are drafted on the device", "drafters/beam.py", "going = finite & ~stopped &", "going = finite &", BEAM),
+    Mutation("a request's seed does not reach the device", "drafters/launch.py", '"offset": offset(params.seed)', '"offset": offset(0)', f"{BEAM} {GRAPHS}"),
+    Mutation("a tail forgets the node itself", "drafters/beam.py", "tail = torch.where(deep, slots[:, None], tail)", "pass", f"{BEAM} {GRAPHS}"),
+    Mutation("a lost device is used again", "llm.py", "if self._lost is not None:", "if False:", "tests/devices/test_fake.py"),
 )  # fmt: skip
 
 
@@ -82,11 +91,12 @@ def main() -> int:
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         missed = 0
-        for mutation in MUTATIONS:
+        chosen = [mutation for mutation in MUTATIONS if " ".join(sys.argv[1:]) in mutation.what]
+        for mutation in chosen:
             found = noticed(mutation, copy)
             missed += not found
             print(f"{'noticed' if found else 'MISSED '}  {mutation.what}", flush=True)
-        print(f"{len(MUTATIONS) - missed} of {len(MUTATIONS)} mutations noticed")
+        print(f"{len(chosen) - missed} of {len(chosen)} mutations noticed")
     return 1 if missed else 0
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.sabotage import MUTATIONS, Mutation
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "understudy"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -125,3 +127,8 @@ def test_every_part_is_tested() -> None:
 
 def test_the_package_is_small() -> None:
     assert sum(path.stat().st_size for path in PACKAGE.rglob("*") if "__pycache__" not in path.parts) < 25 << 20
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
+def test_what_sabotage_would_break_is_there(mutation: Mutation) -> None:
+    assert mutation.old in (PACKAGE / mutation.file).read_text() and all((ROOT / name).exists() for name in mutation.tests.split())
