@@ -75,8 +75,8 @@ def measure(run: Run, model: str, size: Size) -> dict[str, Any]:
         llm.engine.kept.clear()
         done = llm.generate([text], params)[0]
         stats = done.stats.to_dict()
+        memory = held(llm)  # before anything else is measured there
         found = level(llm) if run == BEST else {}
-        memory = host(llm)
         peak = llm.model.device.link_bytes_per_second()
     kept = ("tokens_per_second", "ttft_seconds", "mean_accepted", "rounds", "bytes_streamed", "link_bytes_per_second",
             "peak_memory_bytes", "draft_seconds", "wait_seconds", "compute_seconds", "drafted", "accepted",
@@ -94,11 +94,13 @@ def prompt(tokenizer: Any, length: int) -> list[int]:
     return (once * (1 + length // len(once)))[:length]
 
 
-def host(llm: Any) -> dict[str, int]:
-    """Bytes that the host holds for the device, and those of the Store."""
+def held(llm: Any) -> dict[str, int]:
+    """Bytes that the host holds for the device, those of the Store, and those taken of the device's memory: torch keeps what it
+    once took, and the driver's own count too, so nobody else may use the device meanwhile."""
+    free, total = llm.model.device.memory()
     tier = llm.model.ring.tier if llm.model.ring is not None else None
     files = [path.stat().st_size for path in llm.store.path.iterdir() if path.is_file()]
-    return {"host_bytes": getattr(tier, "host_bytes", 0), "store_bytes": sum(files)}
+    return {"host_bytes": getattr(tier, "host_bytes", 0), "store_bytes": sum(files), "device_bytes": total - free}
 
 
 def level(llm: Any, width: int = 6) -> dict[str, float]:

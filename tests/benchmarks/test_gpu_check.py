@@ -93,7 +93,7 @@ def test_goals_are_met_or_missed_or_not_measured() -> None:
         row(gpu_measure.PAPERS, tokens_per_second=16.5),
         row(gpu_measure.PLAIN_SAMPLED, error="it was not done in time"),
     ]  # fmt: skip
-    rows[1] |= {"peak_memory_bytes": 104, "planned_bytes": 100}
+    rows[1] |= {"device_bytes": 104, "planned_bytes": 100}
     found = [(goal["reached"], goal["met"], goal["why"]) for goal in gpu_table.goals(rows)]
     assert [met for _, met, _ in found] == [False, False, True, True, True, False, True, False, False, False]
     assert found[3][0] == 2.0 and found[4][0] == 22.0 and found[0] == (None, False, "accelerate, CPU offload: not run")
