@@ -18,7 +18,7 @@ RUNTIME_CUDA = 700 * MIB  # the driver's context and libraries on the device
 TREE_TILES = 4  # more tiles of drafted nodes than this hardly ever pay
 FEW_TILES = 4  # of a prompt in one sweep, if there is any room: on a processor their arithmetic takes as long as it
 PASS_TILES = 64  # of a prompt in one sweep: the arithmetic for so many takes longer than the weights take to come
-SEARCH = 600 << 10  # bytes of the search's state on a device for each row: nodes, their children, where each one's path lies
+SEARCH = 900 << 10  # bytes of the search's state on a device for each row: nodes, their children, where each one's path lies
 GRAPH = 8 * MIB  # what torch and the driver keep for one recorded level: a guess that no GPU has confirmed
 MARGIN = 0.02  # of the budget, for what no one can count
 
