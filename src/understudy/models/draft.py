@@ -44,7 +44,9 @@ class Draft:
             self.runner.current = None
 
     def _pass(self, nodes: Nodes) -> Pass:
-        return _Level(self, nodes) if self.device is None else DeviceLevel(self, nodes, self.device)
+        if self.device is None:
+            return _Level(self, nodes)
+        return DeviceLevel(self.linears, self.cache, nodes, self.device)
 
 
 class _Level:
