@@ -1,6 +1,7 @@
 """Commands run in a process of their own: on the fake LLM (`understudy`) or for real (`command`)."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,11 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     """The caller's, with this source tree, an empty cache of its own, and one thread."""
     own = {"PYTHONPATH": str(ROOT / "src"), "UNDERSTUDY_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     return {**os.environ, "HF_HUB_OFFLINE": "1", **own, **more}
+
+
+def hearing() -> None:
+    """In a new process: it hears Ctrl-C, which a shell lets what it starts in the background ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def runner(program: list[str], tmp_path: Path) -> Run:

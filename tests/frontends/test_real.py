@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.frontends.conftest import REAL, Run, environment
+from tests.frontends.conftest import REAL, Run, environment, hearing
 from understudy.frontends import main
 from understudy.stats import Stats
 
@@ -50,7 +50,8 @@ def test_every_method_writes_the_same_tokens(said: Callable[..., str], tiny: Pat
 def test_ctrl_c_keeps_what_was_generated(tiny: Path, tmp_path: Path) -> None:
     words = ["run", str(tiny), "def f(x):", "--max-new-tokens", "1500", "--ignore-eos", "--method", "none"]
     env = environment(tmp_path)
-    with subprocess.Popen([*REAL, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as running:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*REAL, *words], **pipes, env=env, preexec_fn=hearing) as running:
         assert running.stdout is not None
         first = running.stdout.read(1)
         running.send_signal(signal.SIGINT)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.frontends.conftest import FAKE, Run, environment
+from tests.frontends.conftest import FAKE, Run, environment, hearing
 from tests.frontends.fake import WORDS
 
 TEXT = "".join(WORDS)
@@ -98,7 +98,8 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
 def test_ctrl_c_keeps_what_was_generated(tmp_path: Path, as_json: bool) -> None:
     words = [*FAKE, "run", "demo", "x", *(["--json"] if as_json else [])]
     env = environment(tmp_path, UNDERSTUDY_FAKE="slow")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True) as running:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **pipes, env=env, text=True, preexec_fn=hearing) as running:
         assert running.stdout is not None
         if as_json:
             with pytest.raises(subprocess.TimeoutExpired):
