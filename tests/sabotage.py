@@ -61,10 +61,10 @@ MUTATIONS = (
     Mutation("a guess stays that the draft does not say", "drafters/branch.py", "if best is None or best.token != self.tokens[node]:", "if best is None:", GUESS),
     Mutation("a dropped guess stays", "drafters/branch.py", "del self.tokens[first:], self.parents[first:]", "del self.tokens[first + 1 :], self.parents[first + 1 :]", GUESS),
     Mutation("guesses run past the budget", "drafters/guess.py", "branch.row.remaining - 2 - tip.depth", "branch.row.remaining + 2 - tip.depth", GUESS),
-    Mutation("inert nodes write where others lie", "drafters/beam.py", "slots = torch.where(valid, length + index, self.spare)", "slots = length + index", GRAPHS),
+    Mutation("inert nodes write where others lie", "drafters/beam.py", "slots = torch.where(valid, length + index, self.spare)", "slots = length + index", BEAM),
     Mutation("children of stop tokens are drafted on the device", "drafters/beam.py", "going = finite & ~stopped &", "going = finite &", BEAM),
     Mutation("a request's seed does not reach the device", "drafters/launch.py", '"offset": offset(params.seed)', '"offset": offset(0)', f"{BEAM} {GRAPHS}"),
-    Mutation("a tail forgets the node itself", "drafters/beam.py", "tail = torch.where(deep, slots[:, None], tail)", "pass", f"{BEAM} {GRAPHS}"),
+    Mutation("a tail forgets the node itself", "drafters/beam.py", "tail = torch.where(deep, slots[:, None], tail)", "pass", BEAM),
     Mutation("a lost device is used again", "llm.py", "if self._lost is not None:", "if False:", "tests/devices/test_fake.py"),
 )  # fmt: skip
 

@@ -31,7 +31,8 @@ class Fixed:
         self.ran: list[Nodes] = []
 
     def __call__(self, nodes: Nodes) -> Tensor:
-        self.ran.append(nodes)
+        names = ("tokens", "rows", "slots", "positions", "prefix", "tail")
+        self.ran.append(Nodes(*(getattr(nodes, name).clone() for name in names)))  # the search goes on in the same memory
         return self.table[nodes.positions % 8, nodes.tokens]
 
 
@@ -192,3 +193,32 @@ def test_warming_measures_widths_by_levels_that_leave_nothing() -> None:
     grower.warm(seconds=60.0)
     assert sorted(grower.pace.levels) == [1, 2, 4, 8] and grower.captured == 4 and grower.replayed == 8
     assert grower.beam is not None and grower.beam.state["count"][:-1].sum() == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=rows_of(), seed=st.integers(0, 99), shape=st.sampled_from([Shape(), Shape(3, 4), Shape(5, 7)]), near=st.integers(0, 40)
+)
+@torch.inference_mode()
+def test_nodes_see_their_own_path_and_inert_ones_lie_in_the_spare_slot(
+    rows: list[Row], seed: int, shape: Shape, near: int
+) -> None:
+    """Near the end of the cache too. The text cannot tell: a draft that sees the wrong slots only guesses worse."""
+    model = Fixed(seed, 2.0)
+    grower = device(model, Pace({1: 0.01, 8: 0.012}, rate=10.0), Limits(CAPACITY, 64), shape)
+    grower.recording = False
+    lengths = [CAPACITY - 2 - near - row.index for row in rows]
+    trees = grower.grow(rows, lengths)
+    where = {row.index: (length, tree) for row, length, tree in zip(rows, lengths, trees, strict=True)}
+    seen = 0
+    for nodes in model.ran:
+        for i, slot in enumerate(nodes.slots.tolist()):
+            if slot == CAPACITY - 1:
+                assert nodes.slots_in_order(i).tolist() == [0]
+                continue
+            length, tree = where[int(nodes.rows[i])]
+            path = tree.ancestors[slot - length].nonzero().flatten()
+            assert nodes.slots_in_order(i).tolist() == [*range(length), *(length + path).tolist()]
+            assert int(nodes.tokens[i]) == int(tree.tokens[slot - length])
+            seen += 1
+    assert seen == sum(len(branch.children) for branch in grower.branches.values())
