@@ -40,7 +40,8 @@ def exactness(device_name: str) -> Iterator[tuple[str, str]]:
         yield what, check(device, small)
     for family in ("llama",) if small else ("llama", "gemma3_text", "qwen2"):
         yield f"tiny {family}: drafted text is plain text", tiny(device_name, family)
-    yield "demo model: a hundred drafted texts are the plain ones", demo(device_name)
+    texts = "tiny model: three" if small else "demo model: a hundred"
+    yield f"{texts} drafted texts are the plain ones", demo(device_name)
     yield "graph against eager: same tree, same text", graphs(device_name)
 
 

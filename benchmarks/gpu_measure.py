@@ -40,7 +40,7 @@ class Run:
 
 
 PLAIN, OFFLOAD = Run("plain", "none"), Run("accelerate, CPU offload", "accelerate")
-PAPERS = Run("paper: raw, 6 x 48, no residents", PAPER)
+PAPERS = Run("paper: raw, fixed beam, no residents", PAPER)
 BEST = Run("drafted, delta", SUBSTITUTE, "delta", resident="auto")
 PLAIN_SAMPLED = Run("plain, T=0.6", "none", temperature=0.6)
 BEST_SAMPLED = Run("drafted, delta, T=0.6", SUBSTITUTE, "delta", 0.6, "auto")
