@@ -142,6 +142,8 @@ def demo(device_name: str) -> str:
     """The built-in model (simulated: a tiny one) continues a hundred texts: not one token may differ."""
     import gpu_measure
     from tests.tiny import save
+    from understudy.demo import path as demo_model
+    from understudy.models.configuration import tokenizer_of
 
     fake = device_name == "fake"
     count, tokens, rows = (3, 3, 2) if fake else (100, 256, 34)
@@ -150,8 +152,7 @@ def demo(device_name: str) -> str:
         model = Path(folder) / "model" if fake else None
         if model is not None:
             save(model, "llama", torch.bfloat16, hidden_size=64, intermediate_size=96, num_hidden_layers=1)
-        with LLM(model, method="none", codec="raw", **options) as llm:
-            text = list(range(200)) if fake else gpu_measure.prompt(llm.tokenizer, 32 + 9 * count)
+        text = list(range(200)) if fake else gpu_measure.prompt(tokenizer_of(demo_model()), 32 + 9 * count)
         prompts = [text[9 * i : 9 * i + 32] for i in range(count)]
         return flips(model, "raw", prompts, [SamplingParams(max_new_tokens=tokens, ignore_eos=True)], options)
 

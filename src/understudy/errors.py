@@ -1,6 +1,11 @@
 """What went wrong, in one line that says what to do next. Front ends print the message and exit with `exit_status`."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else says, without what follows; its kind, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
 class UnderstudyError(Exception):
     """Something could not be done (exit status 1)."""
 

@@ -16,7 +16,7 @@ import torch
 from . import engine as engines
 from .drafters import DRAFTERS
 from .engine import Engine
-from .errors import UnderstudyError, UsageError
+from .errors import UnderstudyError, UsageError, first_line
 from .loading import Report, load, locate, plan_for, plan_for_config, prepare_source
 from .options import Options
 from .params import SamplingParams
@@ -248,8 +248,7 @@ def _out_of_memory(error: torch.OutOfMemoryError) -> UnderstudyError:
 
 
 def _lost(name: str, error: RuntimeError) -> UnderstudyError:
-    said = str(error).splitlines()[0].rstrip(". ")
-    return UnderstudyError(f"{name} stopped working in the middle of a request ({said}): load the model again.")
+    return UnderstudyError(f"{name} stopped working in the middle of a request ({first_line(error)}): load the model again.")
 
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -259,7 +259,7 @@ def _again(
     """A plan for what is free now: somebody else took memory of the device after the first one was made."""
     gc.collect()
     device.forget()
-    left = int(device.memory()[0] * accelerator.SHARE)
+    left = accelerator.budget(None, device.name, device.memory()[0])
     memory = left if options.memory is None else min(parse_size(options.memory), left)
     options = replace(options, memory=memory)
     plan = _plan(sizes, dtype, config, options, machine, second, device)

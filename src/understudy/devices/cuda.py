@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
 
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from ..tiers.cuda import Cuda
 from .accelerator import Accelerator
 from .graphs import CudaGraphs
 
 LEAST = (8, 0)  # compute capability: the first with bfloat16 in its matrix units
+# Of the driver, torch without CUDA, the C compiler that is started, and the library it makes. Triton's own compiler has another.
+TROUBLE = (RuntimeError, AssertionError, OSError, SubprocessError, ImportError)
 INSTEAD = "use --device cpu"
 
 
 def kernels_run() -> str:
     """Why the project's own kernels cannot run, in a few words; empty: they can, for one did."""
     try:
-        from ..kernels.gpu.probe import probe  # only now: it needs Triton
+        from triton.errors import TritonError  # only now: it may not be there
+
+        from ..kernels.gpu.probe import probe
     except ImportError:
         return "Triton is not installed (pip install triton)"
     try:
         probe("cuda")
-    except Exception as error:  # noqa: BLE001 - of the compiler, the C compiler, the driver: of any kind
-        return f"Triton cannot run its kernels: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+    except (TritonError, *TROUBLE) as error:
+        return f"Triton cannot run its kernels: {first_line(error)}"
     return ""
 
 
@@ -36,7 +41,7 @@ def open_cuda(cuda: Any = torch.cuda, kernels: Callable[[], str] = kernels_run) 
     try:
         cuda.init()
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        reason = str(error).splitlines()[0].rstrip(". ") if str(error) else "no reason given"
+        reason = first_line(error) if str(error) else "no reason given"
         raise UsageError(f"--device cuda: there is no usable GPU or driver here ({reason}); {INSTEAD}.") from None
     found = tuple(cuda.get_device_capability())
     if found < LEAST:

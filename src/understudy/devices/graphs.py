@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import UnderstudyError
+from ..errors import UnderstudyError, first_line
 from ..tiers.cuda import forget_last_error
 
 cuda: Any = torch.cuda  # its own types are incomplete
@@ -63,5 +63,4 @@ def failure(error: RuntimeError) -> str:
     first: BaseException = error
     while first.__context__ is not None:
         first = first.__context__
-    said = ". ".join(str(first).strip().splitlines()[:1] or [type(first).__name__]).split(". ")[0].rstrip(". ")
-    return f"{SLOWER} ({said})"
+    return f"{SLOWER} ({first_line(first).split('. ')[0]})"

@@ -39,14 +39,13 @@ class Branch:
     def tree(self) -> TokenTree:
         return TokenTree.of(self.tokens, self.parents)
 
-    def add(self, candidate: Candidate) -> int:
+    def add(self, candidate: Candidate) -> None:
         self.pool.remove(candidate)
         self.tokens.append(candidate.token)
         self.parents.append(candidate.parent)
         if not candidate.spine:
             self.aside[len(self.tokens) - 1] = candidate.chance
         self.deepest = max(self.deepest, candidate.depth)
-        return len(self.tokens) - 1
 
     def text(self, tip: Candidate) -> list[int]:
         """The row's, as far as `tip`."""

@@ -67,6 +67,12 @@ class Grower:
         """A tree for each row; `lengths[i]` tokens of row i are in the draft's cache, its last token is the root."""
         branches = [Branch(row, length, row.tokens[-1:]) for row, length in zip(rows, lengths, strict=True)]
         self.branches = {branch.row.index: branch for branch in branches}
+        self._search(branches)
+        self._fill(branches)
+        return [branch.tree for branch in branches]
+
+    def _search(self, branches: list[Branch]) -> None:
+        """Levels, one after another, as long as they pay."""
         fresh = {
             i: [Candidate(1.0, -1, branch.tokens[0], 0, True)]
             for i, branch in enumerate(branches)
@@ -75,8 +81,6 @@ class Grower:
         while fresh:
             self._run([(branches[i], some) for i, some in fresh.items()])
             fresh = self._choose(branches)
-        self._fill(branches)
-        return [branch.tree for branch in branches]
 
     def _run(self, work: list[tuple[Branch, list[Candidate]]]) -> None:
         """One forward over the newest nodes of each branch; their best children join the pools."""
@@ -249,12 +253,16 @@ class Grower:
         """Measure what levels of some widths cost, so that the first tree already has a sensible shape. Row 0 must be empty."""
         deadline = time.perf_counter() + seconds
         for width in widths:
-            tree = TokenTree(torch.zeros(width, dtype=torch.int64), torch.arange(-1, width - 1))
             taken = []
-            for _ in range(3):
+            for _ in range(3):  # the first may compile, or record
                 start = time.perf_counter()
-                self.forward(Nodes.of(tree, 0, 0))
+                self._try(width)
                 taken.append(time.perf_counter() - start)
             self.pace.levels[width] = min(taken)
             if time.perf_counter() + 4 * (time.perf_counter() - start) > deadline:
                 break
+
+    def _try(self, width: int) -> None:
+        """A level of `width` nodes, whatever they are."""
+        tree = TokenTree(torch.zeros(width, dtype=torch.int64), torch.arange(-1, width - 1))
+        self.forward(Nodes.of(tree, 0, 0))

@@ -57,10 +57,10 @@ class Guesses:
 
     def copied(self, branch: Branch, tip: Candidate, most: int) -> Copied:
         """At most `most` tokens that may follow `tip`, as far as their children could still be used."""
-        text = branch.text(tip)
-        size, end = match(text)
         most = min(most, branch.row.remaining - 2 - tip.depth)
-        if not size or most < 1:
+        text = branch.text(tip) if most > 0 else []
+        size, end = match(text)
+        if not size:
             return NOTHING
         tokens = text[end : end + most]
         while len(tokens) < most:  # a text that repeats itself goes on doing so

@@ -6,7 +6,6 @@ draft is about to end, the last level is awaited: the pause is a small part of w
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from ..plan.pace import Pace
 from ..plan.widths import GRAPHS, padded, widest
 from ..row import Row
 from ..sampling import offset
-from ..tree import Nodes, TokenTree
+from ..tree import Nodes
 from .beam import BUCKET, CHANCE, CHILDREN, DEPTH, FIGURES, FOUND, PARENT, SPINE, THROUGH, TOKEN, Beam, Kind, places
 from .branch import MOST_NODES, Branch, Candidate
 from .grow import NO_SHAPE, WIDEST, Grower, Limits, Shape
@@ -71,16 +70,13 @@ class DeviceGrower(Grower):
         self.result: Words | None = None
 
     @torch.inference_mode()
-    def grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[TokenTree]:
-        branches = [Branch(row, length, row.tokens[-1:]) for row, length in zip(rows, lengths, strict=True)]
-        self.branches = {branch.row.index: branch for branch in branches}
+    def _search(self, branches: list[Branch]) -> None:
+        rows = [branch.row for branch in branches]
         deepest = max((row.remaining for row in rows), default=1) - 1
         if deepest > 0:
-            self._give(rows, lengths)
+            self._give(rows, [branch.length for branch in branches])
             self._levels(self._kind(rows), len(rows), min(self.shape.depth, deepest))
             self._read(branches)
-        self._fill(branches)
-        return [branch.tree for branch in branches]
 
     def _kind(self, rows: Sequence[Row]) -> Kind:
         sampled = [row.params for row in rows if row.params.temperature > 0]
@@ -191,9 +187,7 @@ class DeviceGrower(Grower):
         assert self.beam is not None
         state = self.beam.state
         if self.result is None:
-            landing = self.device.landing(len(state.memory))
-            shapes = [{n: tuple(t.shape) for n, t in state.named.items() if t.dtype is d} for d in (torch.int64, torch.float64)]
-            self.result = Words.of(shapes[0], shapes[1], lambda nbytes: landing)
+            self.result = state.alike(self.device.landing)
         self.device.streams.block_until(self.device.late(state.memory, self.result.memory))
         for i, branch in enumerate(branches):
             count = int(self.result["count"][i])
@@ -204,21 +198,13 @@ class DeviceGrower(Grower):
     @torch.inference_mode()
     def warm(self, widths: Sequence[int] = (1, 2, 4, 8), seconds: float = 1.0) -> None:
         """As `Grower.warm`, of levels of which every place is inert; those of a single greedy row are recorded by it."""
-        deadline = time.perf_counter() + seconds
         self.free = False
         self._start(0)
-        for width in widths:
-            if width > self.widest:
-                return
-            taken = []
-            for _ in range(3):  # the first one compiles and records
-                start = time.perf_counter()
-                self._run_level(Kind(width, 1, False, False))
-                self.device.finish()
-                taken.append(time.perf_counter() - start)
-            self.pace.levels[width] = min(taken)
-            if time.perf_counter() + 4 * (time.perf_counter() - start) > deadline:
-                return
+        super().warm([width for width in widths if width <= self.widest], seconds)
+
+    def _try(self, width: int) -> None:
+        self._run_level(Kind(width, 1, False, False))
+        self.device.finish()
 
 
 def _grown(branch: Branch, numbers: list[list[int]], chances: list[list[float]]) -> None:

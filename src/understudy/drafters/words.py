@@ -35,5 +35,13 @@ class Words:
                 at += math.prod(shape)
         return cls(memory, *numbers, named)
 
+    def alike(self, make: Callable[[int], Tensor]) -> Words:
+        """The same arrays in other memory."""
+        whole, reals = (
+            {name: tuple(array.shape) for name, array in self.named.items() if array.dtype is kind}
+            for kind in (torch.int64, torch.float64)
+        )
+        return Words.of(whole, reals, make)
+
     def __getitem__(self, name: str) -> Tensor:
         return self.named[name]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..codecs import codec
 from ..devices.accelerator import Accelerator
-from ..kernels.pack import BLOCK
+from ..kernels.pack import BLOCK, blocks_of
 from ..quantizers import quantizer
 from ..tiers import Extent
 from ..tiers.disk import DiskTier
@@ -70,6 +71,11 @@ def read_all(
     ]
 
 
+def whole_bytes(columns: int, blocks: int, dtype: torch.dtype) -> int:
+    """Of so many blocks of exact weights."""
+    return blocks * BLOCK * columns * dtype.itemsize
+
+
 def read_whole(
     store: Store,
     entry: LinearEntry,
@@ -81,8 +87,8 @@ def read_whole(
 
     Raises StoreError or TransferError."""
     (rows, columns), maker = entry.shape, quantizer(entry.quantizer)
-    count = -(-rows // BLOCK)
-    whole = arena(count * BLOCK * columns * entry.dtype.itemsize).view(entry.dtype).view(count, columns, BLOCK)
+    count = blocks_of(rows)
+    whole = arena(whole_bytes(columns, count, entry.dtype)).view(entry.dtype).view(count, columns, BLOCK)
     names = list(entry.substitute) if codec(entry.codec).needs_substitute else []
     substitute = dict(zip(names, read_all(store, [entry.substitute[name] for name in names], link), strict=True))
     for part in entry.parts:

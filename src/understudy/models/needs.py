@@ -20,8 +20,9 @@ from ..weights.checkpoint import TensorInfo
 from ..weights.files import ALIGNMENT
 from ..weights.layout import ModelLayout
 from ..weights.store import LinearEntry, Store, part_blocks
+from .load import whole_bytes
 from .target import TILE
-from .weights import held, largest, whole_bytes
+from .weights import held, largest
 
 EMBEDDING_ROOM = 8 * MIB
 SPLITS = 528  # blocks of sums at most that a product is made of on a device; `kernels.gpu.product`
@@ -108,7 +109,6 @@ def needs(sizes: Sizes, config: Any, dtype: torch.dtype, cores: int = 1) -> Need
     layers, kv_heads, size = head_shape(config)
     shared_heads = config.num_attention_heads // kv_heads
     logits_tile = TILE * blocks_of(config.vocab_size) * BLOCK * dtype.itemsize
-    changes = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", None)
     return Needs(
         parts=sizes.parts,
         substitute=sizes.substitute,
@@ -117,7 +117,7 @@ def needs(sizes: Sizes, config: Any, dtype: torch.dtype, cores: int = 1) -> Need
         layers=layers,
         tile_activations=TILE * (5 * config.hidden_size + 2 * sizes.widest) * dtype.itemsize,
         logits_tile=logits_tile,
-        choosing=choosing_bytes(config.vocab_size) + (2 * logits_tile if changes else 0),
+        choosing=choosing_bytes(config.vocab_size) + (2 * logits_tile if _changes_logits(config) else 0),
         embedding_cache=EMBEDDING_ROOM + TILE * config.hidden_size * dtype.itemsize,
         decoding=sizes.decoding,
         scores_per_token=TILE * shared_heads * 4 * cores,
@@ -126,14 +126,18 @@ def needs(sizes: Sizes, config: Any, dtype: torch.dtype, cores: int = 1) -> Need
     )
 
 
+def _changes_logits(config: Any) -> bool:
+    """Does the model make other logits of what its head gives? Then they are there three times."""
+    return bool(getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", None))
+
+
 def on_device(wants: Needs, config: Any, dtype: torch.dtype, device: Accelerator) -> Needs:
     """What a model needs that drafts on a device: the whole embedding table, and its levels.
 
     Of a level's logits there are the products' sums, their total in the model's type (three times, where the model changes
     them), and the scores, each float32."""
-    changed = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", None)
     outputs = blocks_of(config.vocab_size) * BLOCK
-    logits = outputs * (4 + 4 + (3 if changed else 1) * dtype.itemsize)
+    logits = outputs * (4 + 4 + (3 if _changes_logits(config) else 1) * dtype.itemsize)
     node = wants.tile_activations // TILE + SPLITS * BLOCK * 4 + logits
     table = config.vocab_size * config.hidden_size * dtype.itemsize
     levels = LevelSize(node, config.vocab_size * BYTES_A_TOKEN)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..codecs import codec
 from ..devices.accelerator import Accelerator
-from ..kernels.pack import BLOCK
 from ..plan.placement import Plan
 from ..plan.residents import spread
 from ..quantizers import Quantizer, quantizer
@@ -19,7 +18,7 @@ from ..tiers.memory import arena
 from ..tiers.ring import Ring
 from ..weights.store import LinearEntry, Store, Stored
 from .exact import Exact
-from .load import Link, extent, read_all, read_whole
+from .load import Link, extent, read_all, read_whole, whole_bytes
 from .paired import share
 from .supply import PartRef
 
@@ -29,11 +28,6 @@ Key = tuple[str, str, int]  # kind, name, number
 def held(entry: LinearEntry, drafts: bool) -> bool:
     """Is the substitute of this Linear kept? To draft with, to decode with, or because it is the weight itself."""
     return drafts or codec(entry.codec).needs_substitute or not entry.parts
-
-
-def whole_bytes(columns: int, blocks: int, dtype: torch.dtype) -> int:
-    """Of so many blocks of exact weights."""
-    return blocks * BLOCK * columns * dtype.itemsize
 
 
 def largest(entries: Iterable[LinearEntry]) -> int:

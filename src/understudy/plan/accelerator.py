@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from .memory import RUNTIME
 from .placement import Plan
 from .sizes import format_size, parse_size
@@ -35,7 +35,7 @@ def host_room(asked: str | int | None, limit: int) -> int:
 
 def short_of(error: RuntimeError) -> str:
     """What torch says of memory that it did not get, in few words."""
-    return ". ".join(str(error).splitlines()[0].split(". ")[:2]).rstrip(".")
+    return ". ".join(first_line(error).split(". ")[:2])
 
 
 def linked(plan: Plan, name: str, room: int, link: float, disk: float, note: str) -> Plan:
