@@ -22,7 +22,7 @@ from understudy.plan.memory import Needs, Request, make_plan
 from understudy.plan.pace import Calibration
 from understudy.plan.placement import Plan
 from understudy.quantizers import QUANTIZERS
-from understudy.row import Row
+from understudy.sequence import TokenSequence
 from understudy.tiers import Extent
 from understudy.tree import TokenTree
 
@@ -172,7 +172,7 @@ def drafting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         yield llm
 
 
-def drafted(llm: LLM, row: Row) -> TokenTree:
+def drafted(llm: LLM, row: TokenSequence) -> TokenTree:
     """The tree for `row`; what was learned of chances on the way is no part of the route."""
     if hasattr(llm.engine.drafter, "grower"):
         llm.engine.drafter.grower.calibration = {False: Calibration(), True: Calibration()}
@@ -186,20 +186,20 @@ def test_a_drafter_drafts_as_one_that_read_the_text_in_one_go(drafting: LLM, dat
     """After any route of passes and rewinds. Losslessness alone cannot see a drafter going stupid."""
     params = SamplingParams(max_new_tokens=200, ignore_eos=True)
     engine = drafting.engine
-    row = engine.admit(Row(0, list(PROMPT), params))
+    row = engine.admit(TokenSequence(0, list(PROMPT), params))
     for _ in range(data.draw(st.integers(1, 5))):
         engine.step()
         if data.draw(st.booleans()):
             engine.release(row)
             keep = data.draw(st.integers(1, len(row.tokens)))
             fresh = data.draw(st.lists(st.integers(0, 255), min_size=1, max_size=4))
-            row = engine.admit(Row(0, row.tokens[:keep] + fresh, params))
+            row = engine.admit(TokenSequence(0, row.tokens[:keep] + fresh, params))
             engine.step()
     travelled = drafted(drafting, row)
     text = list(row.tokens)
     engine.release(row)
     engine.kept.clear()
-    straight = engine.admit(Row(1, text[:-1], params))
+    straight = engine.admit(TokenSequence(1, text[:-1], params))
     straight.stops = lambda token: False
     engine.step()
     straight.tokens[-1] = text[-1]

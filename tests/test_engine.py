@@ -12,7 +12,7 @@ from understudy.cache import Cache
 from understudy.drafters import Base
 from understudy.engine import Engine, Settle, common_prefix
 from understudy.params import SamplingParams
-from understudy.row import Row
+from understudy.sequence import TokenSequence
 from understudy.tree import Nodes, TokenTree
 
 VOCABULARY = 7
@@ -48,10 +48,10 @@ class Guessing(Base):
     def __init__(self, seed: int):
         self.random = random.Random(seed)
 
-    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
+    def draft(self, rows: Sequence[TokenSequence]) -> list[TokenTree]:
         return [self._tree(row) for row in rows]
 
-    def _tree(self, row: Row) -> TokenTree:
+    def _tree(self, row: TokenSequence) -> TokenTree:
         tokens, parents, texts = [row.tokens[-1]], [-1], [list(row.tokens)]
         for _ in range(self.random.randrange(20)):
             parent = self.random.randrange(len(tokens))
@@ -75,13 +75,13 @@ class Guessing(Base):
 def test_rows_join_and_leave_and_no_token_changes(work: list[tuple[list[int], int]], seed: int) -> None:
     slab = Slab(3)
     engine = Engine(slab.verify, slab, Guessing(seed))
-    waiting = [Row(-1, list(prompt), SamplingParams(max_new_tokens=count)) for prompt, count in work]
+    waiting = [TokenSequence(-1, list(prompt), SamplingParams(max_new_tokens=count)) for prompt, count in work]
     rows, drafted, accepted = list(waiting), 0, 0
     while waiting or engine.rows:
-        free = set(range(3)) - {row.index for row in engine.rows}
+        free = set(range(3)) - {row.row for row in engine.rows}
         while waiting and free:
             row = waiting.pop(0)
-            row.index = free.pop()
+            row.row = free.pop()
             engine.admit(row)
         for step in engine.step():
             drafted += step.drafted
@@ -104,7 +104,7 @@ def test_long_prompts_are_read_in_pieces_that_a_pass_can_hold(prompts: list[list
         return slab.verify(nodes, wanted, settle)
 
     engine = Engine(verify, slab, Guessing(7), most)
-    rows = [Row(i, list(prompt), SamplingParams(max_new_tokens=9)) for i, prompt in enumerate(prompts)]
+    rows = [TokenSequence(i, list(prompt), SamplingParams(max_new_tokens=9)) for i, prompt in enumerate(prompts)]
     first, *others = [engine.admit(row) for row in rows[:1]] + rows[1:]
     engine.step()
     for row in others:
@@ -132,7 +132,7 @@ def test_a_failed_pass_leaves_every_row_as_it_was() -> None:
         return slab.verify(nodes, wanted, settle)
 
     engine = Engine(verify, slab, Guessing(1))
-    row = engine.admit(Row(0, [1, 2, 3], SamplingParams(max_new_tokens=6)))
+    row = engine.admit(TokenSequence(0, [1, 2, 3], SamplingParams(max_new_tokens=6)))
     engine.step()
     before, length = list(row.tokens), slab.lengths[0]
     try:
@@ -155,9 +155,9 @@ def test_a_prefix_is_read_once() -> None:
         return slab.verify(nodes, wanted, settle)
 
     engine = Engine(verify, slab, Guessing(3))
-    row = engine.admit(Row(0, [1, 2, 3, 4], SamplingParams(max_new_tokens=1)))
+    row = engine.admit(TokenSequence(0, [1, 2, 3, 4], SamplingParams(max_new_tokens=1)))
     engine.step()
-    engine.admit(Row(0, [*row.tokens[:4], 5, 6], SamplingParams(max_new_tokens=1)))
+    engine.admit(TokenSequence(0, [*row.tokens[:4], 5, 6], SamplingParams(max_new_tokens=1)))
     engine.step()
     assert seen == [4, 2]
     assert common_prefix([1, 2, 3], [1, 2, 4]) == 2

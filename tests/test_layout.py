@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ANYONE = {"errors", "params", "registry"}
 MAY_IMPORT = {
     "tree": set(),
-    "row": set(),
+    "sequence": set(),
     "cache": {"tree"},
     "verify": {"tree"},
     "sampling": set(),
@@ -30,13 +30,13 @@ MAY_IMPORT = {
     "plan": {"tiers", "codecs", "quantizers", "kernels", "devices"},
     "devices": {"kernels", "tiers", "codecs", "quantizers", "tree"},
     "models": {"devices", "sampling", "cache", "tree", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"},
-    "drafters": {"row", "cache", "tree", "verify", "sampling", "models", "plan", "devices"},
-    "engine": {"row", "cache", "tree", "verify", "sampling", "drafters"},
+    "drafters": {"sequence", "cache", "tree", "verify", "sampling", "models", "plan", "devices"},
+    "engine": {"sequence", "cache", "tree", "verify", "sampling", "drafters"},
     "stats": {"engine", "models", "plan"},
     "options": {"devices", "models", "weights", "quantizers"},
     "loading": {"options", "devices", "models", "weights", "demo", "plan", "drafters", "quantizers"},
     "llm": {
-        "row",
+        "sequence",
         "engine",
         "stats",
         "loading",

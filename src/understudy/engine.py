@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .cache import Cache
 from .drafters import Drafter
-from .row import Row
 from .sampling import choose
+from .sequence import TokenSequence
 from .tree import Nodes, TokenTree
 from .verify import accept
 
@@ -26,7 +26,7 @@ NONE = torch.empty(0, dtype=torch.int64)
 class Step:
     """What one pass gave one row: its new tokens, how many nodes were drafted for it and how many of them accepted."""
 
-    row: Row
+    row: TokenSequence
     tokens: list[int]
     drafted: int
     accepted: int
@@ -49,39 +49,39 @@ class Engine:
 
     def __init__(self, verify: Verify, cache: Cache, drafter: Drafter, most: int = 1 << 40):
         self.verify, self.cache, self.drafter, self.most = verify, cache, drafter, most
-        self.rows: list[Row] = []
+        self.rows: list[TokenSequence] = []
         self.clock = Clock()
         self.kept: dict[int, list[int]] = {}
 
-    def admit(self, row: Row) -> Row:
+    def admit(self, row: TokenSequence) -> TokenSequence:
         """Let `row` take part from the next pass on. What its cache row already holds of its tokens is not read again."""
-        assert row.tokens and all(row.index != other.index for other in self.rows), f"row {row.index} is empty or taken"
+        assert row.tokens and all(row.row != other.row for other in self.rows), f"row {row.row} is empty or taken"
         row.prompt_length = len(row.tokens)
         row.limit = row.limit or row.params.max_new_tokens
-        known = self.kept.pop(row.index, [])
+        known = self.kept.pop(row.row, [])
         common = common_prefix(known, row.tokens[:-1])
-        self.cache.rewind(row.index, min(common, self.cache.lengths[row.index]))
-        self.drafter.rewind(row, self.cache.lengths[row.index])
+        self.cache.rewind(row.row, min(common, self.cache.lengths[row.row]))
+        self.drafter.rewind(row, self.cache.lengths[row.row])
         self.rows.append(row)
         return row
 
-    def release(self, row: Row, reason: str = "cancelled") -> None:
+    def release(self, row: TokenSequence, reason: str = "cancelled") -> None:
         """Take `row` out; its tokens stay in the cache for a later row with the same beginning."""
         row.finish_reason = row.finish_reason or reason
         self.rows = [other for other in self.rows if other is not row]
-        self.cache.rewind(row.index, min(self.cache.lengths[row.index], len(row.tokens)))
-        self.kept[row.index] = row.tokens[: self.cache.lengths[row.index]]
+        self.cache.rewind(row.row, min(self.cache.lengths[row.row], len(row.tokens)))
+        self.kept[row.row] = row.tokens[: self.cache.lengths[row.row]]
 
     @torch.inference_mode()
     def step(self) -> list[Step]:
         """One pass for all rows (more for long prompts). An exception leaves every row's tokens as they were before."""
         start = time.perf_counter()
-        fresh = [row for row in self.rows if self.cache.lengths[row.index] < len(row.tokens) - 1 or row.produced == 0]
+        fresh = [row for row in self.rows if self.cache.lengths[row.row] < len(row.tokens) - 1 or row.produced == 0]
         going = [row for row in self.rows if row not in fresh]
         trees = {id(row): tree for row, tree in zip(going, self.drafter.draft(going), strict=True)}
         drafted = time.perf_counter()
         self._read(fresh, self.most - sum(map(len, trees.values())))
-        trees |= {id(row): TokenTree.chain(row.tokens[self.cache.lengths[row.index] :]) for row in fresh}
+        trees |= {id(row): TokenTree.chain(row.tokens[self.cache.lengths[row.row] :]) for row in fresh}
         choices = self._choices([(row, trees[id(row)]) for row in self.rows], fresh)
         self.clock.draft += drafted - start
         self.clock.verify += time.perf_counter() - drafted
@@ -91,27 +91,27 @@ class Engine:
         self.drafter.paced(tokens, seconds, prefill=bool(fresh))
         return steps
 
-    def _read(self, fresh: list[Row], room: int) -> None:
+    def _read(self, fresh: list[TokenSequence], room: int) -> None:
         """Passes over the beginnings of prompts, until what is left of all of them together is `room` nodes at most."""
         assert room >= len(fresh), f"{len(fresh)} new rows in a pass with room for {room} nodes"
-        while sum(len(row.tokens) - self.cache.lengths[row.index] for row in fresh) > room:
+        while sum(len(row.tokens) - self.cache.lengths[row.row] for row in fresh) > room:
             left, chains = self.most, []
             for row in fresh:
-                length = self.cache.lengths[row.index]
+                length = self.cache.lengths[row.row]
                 tokens = row.tokens[length : min(length + left, len(row.tokens) - 1)]
                 left -= len(tokens)
                 chains += [(row, TokenTree.chain(tokens))] if tokens else []
-            nodes = [Nodes.of(chain, row.index, self.cache.lengths[row.index]) for row, chain in chains]
+            nodes = [Nodes.of(chain, row.row, self.cache.lengths[row.row]) for row, chain in chains]
             self.verify(Nodes.join(nodes), NONE, lambda logits, first: NONE)
             self.clock.passes += 1
             for row, chain in chains:
-                self.cache.keep(row.index, torch.arange(len(chain)))
+                self.cache.keep(row.row, torch.arange(len(chain)))
 
-    def _choices(self, work: list[tuple[Row, TokenTree]], fresh: list[Row]) -> dict[int, Tensor]:
+    def _choices(self, work: list[tuple[TokenSequence, TokenTree]], fresh: list[TokenSequence]) -> dict[int, Tensor]:
         """The exact model's token after each node of each row (of a prompt: after its last token only)."""
         nodes, wanted, owners, start = [], [], [], 0
         for row, tree in work:
-            nodes.append(Nodes.of(tree, row.index, self.cache.lengths[row.index]))
+            nodes.append(Nodes.of(tree, row.row, self.cache.lengths[row.row]))
             wanted.append(torch.arange(start + (len(tree) - 1 if row in fresh else 0), start + len(tree)))
             owners += [row] * len(wanted[-1])
             start += len(tree)
@@ -130,13 +130,13 @@ class Engine:
         parts = torch.split(self.verify(flat, want, settle), [len(some) for some in wanted])
         return {id(row): part for (row, _), part in zip(work, parts, strict=True)}
 
-    def _advance(self, row: Row, tree: TokenTree, choices: Tensor, fresh: bool) -> Step:
+    def _advance(self, row: TokenSequence, tree: TokenTree, choices: Tensor, fresh: bool) -> Step:
         if fresh:
             path, bonus = torch.arange(len(tree)), int(choices[-1])
         else:
             path, bonus = accept(tree, choices)
             self.drafter.observe(row, tree, path, choices)
-        self.cache.keep(row.index, path)
+        self.cache.keep(row.row, path)
         new = [*([] if fresh else tree.tokens[path[1:]].tolist()), bonus]
         taken = self._take(row, new)
         accepted = 0 if fresh else min(len(path) - 1, len(taken))
@@ -144,7 +144,7 @@ class Engine:
             self.release(row)
         return Step(row, taken, 0 if fresh else len(tree) - 1, accepted)
 
-    def _take(self, row: Row, tokens: list[int]) -> list[int]:
+    def _take(self, row: TokenSequence, tokens: list[int]) -> list[int]:
         """Append tokens one by one, exactly as plain decoding would, until one of them ends the row."""
         for count, token in enumerate(tokens, 1):
             row.tokens.append(token)

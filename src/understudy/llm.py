@@ -23,7 +23,7 @@ from .params import SamplingParams
 from .plan.accelerator import short_of
 from .plan.placement import Plan
 from .registry import build
-from .row import Row
+from .sequence import TokenSequence
 from .stats import Gauge, Stats
 from .text import Reply, chat_prompt, plain_stops
 from .weights.store import Store
@@ -162,7 +162,7 @@ class LLM:
                 f"The prompt has {len(ids)} tokens, the context {self.context}: shorten it or raise --context."
             )
         reply = Reply(self.tokenizer, (*params.stop, *stops), ids)
-        row = Row(
+        row = TokenSequence(
             -1,
             ids,
             params,
@@ -213,7 +213,7 @@ class LLM:
                 self.engine.release(row)
 
     def _admit(self, waiting: list[Ticket]) -> list[Ticket]:
-        taken = {row.index for row in self.engine.rows}
+        taken = {row.row for row in self.engine.rows}
         free = [index for index in range(self.plan.rows) if index not in taken]
         admitted: list[Ticket] = []
         room = self.context
@@ -221,7 +221,7 @@ class LLM:
             ticket = waiting.pop(0)
             kept = self.engine.kept
             free.sort(key=lambda index: -engines.common_prefix(kept.get(index, ()), ticket.row.tokens))
-            ticket.row.index = free.pop(0)
+            ticket.row.row = free.pop(0)
             room -= len(ticket.row.tokens)
             self.engine.admit(ticket.row)
             admitted.append(ticket)
@@ -232,7 +232,7 @@ class LLM:
 class Ticket:
     """One request on its way through the engine."""
 
-    row: Row
+    row: TokenSequence
     reply: Reply
     gauge: Gauge
 

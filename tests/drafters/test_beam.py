@@ -16,7 +16,7 @@ from understudy.drafters.launch import DeviceGrower
 from understudy.params import SamplingParams
 from understudy.plan.pace import EDGES, Calibration, Pace, PassCost
 from understudy.plan.widths import padded, widest
-from understudy.row import Row
+from understudy.sequence import TokenSequence
 from understudy.tree import Nodes, TokenTree
 
 VOCABULARY, CAPACITY = 24, 800
@@ -89,7 +89,7 @@ def calibrations(seed: int) -> dict[bool, Calibration]:
 
 
 @st.composite
-def rows_of(draw: Any) -> list[Row]:
+def rows_of(draw: Any) -> list[TokenSequence]:
     found = []
     for index in draw(st.permutations([0, 1, 2]))[: draw(st.integers(1, 3))]:
         params = SamplingParams(
@@ -98,7 +98,7 @@ def rows_of(draw: Any) -> list[Row]:
         )  # fmt: skip
         tokens = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=5))
         stops = frozenset(draw(st.lists(st.integers(0, VOCABULARY - 1), max_size=12)))
-        found.append(Row(index, tokens, params, stops, limit=draw(st.integers(1, 14)), prompt_length=len(tokens)))
+        found.append(TokenSequence(index, tokens, params, stops, limit=draw(st.integers(1, 14)), prompt_length=len(tokens)))
     return found
 
 
@@ -110,7 +110,7 @@ def rows_of(draw: Any) -> list[Row]:
 )  # fmt: skip
 @torch.inference_mode()
 def test_drafts_that_stop_when_they_no_longer_pay_are_the_hosts(
-    rows: list[Row], seed: int, sharp: float, rate: float, cost: list[float], nodes: int, free: bool, each: float
+    rows: list[TokenSequence], seed: int, sharp: float, rate: float, cost: list[float], nodes: int, free: bool, each: float
 ) -> None:
     class Alike(DeviceGrower):
         """Awaits every level, so that each is as wide as it should be."""
@@ -122,7 +122,7 @@ def test_drafts_that_stop_when_they_no_longer_pay_are_the_hosts(
     for count in (nodes, 32, nodes):
         passes.learn(count, 0.01 + count * each, 0.0)
     limits = Limits(CAPACITY, nodes, passes, lambda: free)
-    model, lengths = Fixed(seed, sharp), [17 * (1 + row.index) for row in rows]
+    model, lengths = Fixed(seed, sharp), [17 * (1 + row.row) for row in rows]
     here = host(model, costing(cost, rate), limits, Shape())
     there = Alike(model, FakeDevice(seed=seed), costing(cost, rate), limits, rows=3, say=said)
     here.pace.level = there.pace.level = lambda width, seconds: None  # type: ignore[method-assign]
@@ -137,9 +137,9 @@ def test_drafts_that_stop_when_they_no_longer_pay_are_the_hosts(
 @settings(max_examples=40, deadline=None)
 @given(rows=rows_of(), seed=st.integers(0, 99), width=st.integers(1, 7), depth=st.integers(1, 8), nodes=st.sampled_from([20, 128]))
 @torch.inference_mode()
-def test_a_forced_shape_gives_the_hosts_tree(rows: list[Row], seed: int, width: int, depth: int, nodes: int) -> None:
+def test_a_forced_shape_gives_the_hosts_tree(rows: list[TokenSequence], seed: int, width: int, depth: int, nodes: int) -> None:
     limits, shape = Limits(CAPACITY, nodes), Shape(width, depth)
-    model, lengths = Fixed(seed, 2.0), [11 * (1 + row.index) for row in rows]
+    model, lengths = Fixed(seed, 2.0), [11 * (1 + row.row) for row in rows]
     here, there = host(model, Pace(), limits, shape), device(model, Pace(), limits, shape)
     here.calibration = there.calibration = calibrations(seed)
     wanted = everything(here, here.grow(rows, lengths))
@@ -165,7 +165,7 @@ def test_the_host_runs_ahead_and_a_tree_does_not_depend_on_who_was_faster() -> N
 
         grower = Told(Fixed(3, 5.0), FakeDevice(seed=seed), costing([1e-4] * 7, 9.0), Limits(CAPACITY, 128), rows=3, say=said)
         grower.pace.level = lambda width, seconds, told=told: told.append(f"took {width}")  # type: ignore[misc,method-assign]
-        rows = [Row(i, [4 + i], limit=12, prompt_length=1) for i in range(2)]
+        rows = [TokenSequence(i, [4 + i], limit=12, prompt_length=1) for i in range(2)]
         found.append((everything(grower, grower.grow(rows, [9, 30])), told))
     assert all(one == found[0] for one in found)
     told = found[0][1]
@@ -181,10 +181,11 @@ def test_levels_are_padded_to_few_widths_and_as_many_graphs_are_kept() -> None:
         grower = device(Fixed(0, 2.0), Pace(), Limits(CAPACITY, 128), Shape(2, 3))
         for sampled in (0.0, 0.5):
             for count in (1, 2, 3):
-                rows = [Row(i, [i], SamplingParams(temperature=sampled, seed=i), limit=9, prompt_length=1) for i in range(count)]
+                params = [SamplingParams(temperature=sampled, seed=i) for i in range(count)]
+                rows = [TokenSequence(i, [i], params[i], limit=9, prompt_length=1) for i in range(count)]
                 grower.grow(rows, [5] * count)
     assert grower.captured == len(grower.graphs) == 6 and grower.replayed == 12
-    grower.grow([Row(0, [1], stop_ids=frozenset(range(1, 20)), limit=9, prompt_length=1)], [5])
+    grower.grow([TokenSequence(0, [1], stop_ids=frozenset(range(1, 20)), limit=9, prompt_length=1)], [5])
     assert grower.captured == 7 and len(grower.graphs) == 1 and grower.stops == 32  # there was no room for so many stop tokens
 
 
@@ -201,15 +202,15 @@ def test_warming_measures_widths_by_levels_that_leave_nothing() -> None:
 )
 @torch.inference_mode()
 def test_nodes_see_their_own_path_and_inert_ones_lie_in_the_spare_slot(
-    rows: list[Row], seed: int, shape: Shape, near: int
+    rows: list[TokenSequence], seed: int, shape: Shape, near: int
 ) -> None:
     """Near the end of the cache too. The text cannot tell: a draft that sees the wrong slots only guesses worse."""
     model = Fixed(seed, 2.0)
     grower = device(model, Pace({1: 0.01, 8: 0.012}, rate=10.0), Limits(CAPACITY, 64), shape)
     grower.recording = False
-    lengths = [CAPACITY - 2 - near - row.index for row in rows]
+    lengths = [CAPACITY - 2 - near - row.row for row in rows]
     trees = grower.grow(rows, lengths)
-    where = {row.index: (length, tree) for row, length, tree in zip(rows, lengths, trees, strict=True)}
+    where = {row.row: (length, tree) for row, length, tree in zip(rows, lengths, trees, strict=True)}
     seen = 0
     for nodes in model.ran:
         for i, slot in enumerate(nodes.slots.tolist()):

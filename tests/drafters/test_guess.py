@@ -16,7 +16,7 @@ from understudy.drafters.substitute import Substitute
 from understudy.engine import Engine, Settle
 from understudy.params import SamplingParams
 from understudy.plan.pace import Pace
-from understudy.row import Row
+from understudy.sequence import TokenSequence
 from understudy.tree import Nodes
 
 VOCABULARY = 7
@@ -74,9 +74,9 @@ class World(Cache):
             logits[place, ranked(self.read(nodes, node), self.period)[0]] = 1
         return settle(logits, 0)
 
-    def check(self, row: Row) -> None:
+    def check(self, row: TokenSequence) -> None:
         """All that is known of a branch's nodes is what the draft says after their texts."""
-        branch = self.grower.branches[row.index]
+        branch = self.grower.branches[row.row]
         texts: list[list[int]] = []
         for i, (token, parent) in enumerate(zip(branch.tokens, branch.parents, strict=True)):
             texts.append([*(texts[parent] if i else row.tokens[:-1]), token])
@@ -93,10 +93,10 @@ def run(world: World, prompts: Sequence[list[int]], count: int, stop: frozenset[
     drafter = Substitute(world.grower, world.lengths)
     engine = Engine(world.verify, world, drafter)
     params = SamplingParams(max_new_tokens=count)
-    rows = [engine.admit(Row(i, list(p), params, stop)) for i, p in enumerate(prompts)]
+    rows = [engine.admit(TokenSequence(i, list(p), params, stop)) for i, p in enumerate(prompts)]
     draft = drafter.draft
 
-    def checked(going: Sequence[Row]) -> object:
+    def checked(going: Sequence[TokenSequence]) -> object:
         trees = draft(going)
         for row, tree in zip(going, trees, strict=True):
             world.check(row)

@@ -8,19 +8,19 @@ from typing import Protocol
 from torch import Tensor
 
 from ..registry import build
-from ..row import Row
+from ..sequence import TokenSequence
 from ..tree import TokenTree
 
 
 class Drafter(Protocol):
-    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
-        """A tree for each row, rooted at the row's last token; at most `row.remaining - 1` levels below the root."""
+    def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
+        """A tree for each sequence, rooted at the sequence's last token; at most `sequence.remaining - 1` levels below the root."""
 
-    def observe(self, row: Row, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
+    def observe(self, sequence: TokenSequence, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
         """The target has accepted `path` of `tree`; `choices[i]` is its token after node i. The cache is not yet compacted."""
 
-    def rewind(self, row: Row, length: int) -> None:
-        """Only the first `length` tokens of what was in this row's place are still valid (0: a new text)."""
+    def rewind(self, sequence: TokenSequence, length: int) -> None:
+        """Only the first `length` tokens of what was in this sequence's place are still valid (0: a new text)."""
 
     def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         """A whole round gave `tokens` in `seconds`."""
@@ -29,9 +29,9 @@ class Drafter(Protocol):
 class Base:
     """What a drafter that keeps no state needs not say."""
 
-    def observe(self, row: Row, tree: TokenTree, path: Tensor, choices: Tensor) -> None: ...
+    def observe(self, sequence: TokenSequence, tree: TokenTree, path: Tensor, choices: Tensor) -> None: ...
 
-    def rewind(self, row: Row, length: int) -> None: ...
+    def rewind(self, sequence: TokenSequence, length: int) -> None: ...
 
     def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None: ...
 
@@ -41,13 +41,13 @@ DRAFTERS = {name: f"understudy.drafters.{name}:build" for name in ("none", "ngra
 
 
 def tree_nodes(method: str) -> int:
-    """The most nodes that a row's tree can have with this method and its options; 0: as many as pay, within what is planned."""
+    """The most nodes a sequence's tree can have with this method and its options; 0: as many as pay, within what is planned."""
     found: int = build("method", {name: place.replace(":build", ":nodes") for name, place in DRAFTERS.items()}, method)
     return found
 
 
 def level_nodes(method: str) -> tuple[int, bool]:
-    """The most nodes that one row has in a level of this method's draft model, and if that is forced; 0: there is none."""
+    """The most nodes that one sequence has in a level of this method's draft model, and if that is forced; 0: there is none."""
     places = {name: place.replace(":build", ":level") for name, place in DRAFTERS.items()}
     found: tuple[int, bool] = build("method", places, method)
     return found

@@ -1,14 +1,14 @@
-"""One row's tree while it grows."""
+"""One sequence's tree while it grows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..row import Row
+from ..sequence import TokenSequence
 from ..tree import TokenTree
 
-MOST_NODES = 320  # of a row: the 6 x 48 of SubSpec (arXiv 2509.18344), and some more
+MOST_NODES = 320  # of a sequence: the 6 x 48 of SubSpec (arXiv 2509.18344), and some more
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Candidate:
 
 @dataclass
 class Branch:
-    """One row's growing tree. `children[i]` is the margin bucket and the best tokens after node i, for nodes that were run."""
+    """One sequence's growing tree. `children[i]` is the margin bucket and the best tokens after node i, for nodes that were run."""
 
-    row: Row
+    sequence: TokenSequence
     length: int
     tokens: list[int]
     parents: list[int] = field(default_factory=lambda: [-1])
@@ -48,12 +48,12 @@ class Branch:
         self.deepest = max(self.deepest, candidate.depth)
 
     def text(self, tip: Candidate) -> list[int]:
-        """The row's, as far as `tip`."""
+        """The sequence's, as far as `tip`."""
         path, node = [tip.token], tip.parent
         while node >= 0:
             path.append(self.tokens[node])
             node = self.parents[node]
-        return self.row.tokens[:-1] + path[::-1]
+        return self.sequence.tokens[:-1] + path[::-1]
 
     def guess(self, tokens: Sequence[int], parent: int) -> None:
         """Put a chain after node `parent`, for `agree` or `drop` to say if it stays."""
@@ -81,4 +81,4 @@ class Branch:
 
     def expandable(self) -> list[Candidate]:
         """Candidates whose own children could still be used: not at the token budget, not after a stop token."""
-        return [c for c in self.pool if c.depth < self.row.remaining - 1 and c.token not in self.row.stop_ids]
+        return [c for c in self.pool if c.depth < self.sequence.remaining - 1 and c.token not in self.sequence.stop_ids]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..row import Row
+from ..sequence import TokenSequence
 from ..tree import Nodes, TokenTree
 from . import substitute
 from .grow import Grower
@@ -26,26 +26,26 @@ class Classic:
     def __init__(self, companion: Model, grower: Grower):
         self.companion, self.cache, self.grower = companion, companion.cache, grower
 
-    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
-        for row in rows:
-            self._catch_up(row)
-        return self.grower.grow(rows, [self.cache.lengths[row.index] for row in rows])
+    def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
+        for sequence in sequences:
+            self._catch_up(sequence)
+        return self.grower.grow(sequences, [self.cache.lengths[sequence.row] for sequence in sequences])
 
-    def _catch_up(self, row: Row) -> None:
+    def _catch_up(self, sequence: TokenSequence) -> None:
         """Read the accepted tokens that this model has not run yet: the prompt, and what it had not drafted itself."""
-        missing = row.tokens[self.cache.lengths[row.index] : -1]
+        missing = sequence.tokens[self.cache.lengths[sequence.row] : -1]
         for start in range(0, len(missing), CATCH_UP):
             chain = TokenTree.chain(missing[start : start + CATCH_UP])
-            self.companion.draft(Nodes.of(chain, row.index, self.cache.lengths[row.index]))
-            self.cache.keep(row.index, torch.arange(len(chain)))
+            self.companion.draft(Nodes.of(chain, sequence.row, self.cache.lengths[sequence.row]))
+            self.cache.keep(sequence.row, torch.arange(len(chain)))
 
-    def observe(self, row: Row, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
-        self.grower.learn(row, path, choices)
-        ran = self.grower.branches[row.index].children
-        self.cache.keep(row.index, torch.tensor([node for node in path.tolist() if node in ran], dtype=torch.int64))
+    def observe(self, sequence: TokenSequence, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
+        self.grower.learn(sequence, path, choices)
+        ran = self.grower.branches[sequence.row].children
+        self.cache.keep(sequence.row, torch.tensor([node for node in path.tolist() if node in ran], dtype=torch.int64))
 
-    def rewind(self, row: Row, length: int) -> None:
-        self.cache.rewind(row.index, min(length, self.cache.lengths[row.index]))
+    def rewind(self, sequence: TokenSequence, length: int) -> None:
+        self.cache.rewind(sequence.row, min(length, self.cache.lengths[sequence.row]))
 
     def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         self.grower.paced(tokens, seconds, prefill)

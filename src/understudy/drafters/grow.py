@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..plan.pace import RANKS, Calibration, Pace, PassCost, bucket_of
-from ..row import Row
 from ..sampling import scored
+from ..sequence import TokenSequence
 from ..tree import Nodes, TokenTree
 from .branch import Branch, Candidate
 from .guess import NOTHING, Copied, Guesses
@@ -39,7 +39,7 @@ NO_SHAPE = Shape()
 
 @dataclass(frozen=True)
 class Limits:
-    """What the model that verifies sets: cache slots of a row, the most nodes of a pass, what nodes add to a pass, and whether
+    """What the model that verifies sets: cache slots of a sequence, the most nodes of a pass, what nodes add to a pass, and whether
     the link is still filling the ring, so that drafting costs nothing."""
 
     capacity: int
@@ -63,10 +63,10 @@ class Grower:
         self.branches: dict[int, Branch] = {}
         self.guesses = Guesses() if shape.guess != "off" and not shape.depth else None
 
-    def grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[TokenTree]:
-        """A tree for each row; `lengths[i]` tokens of row i are in the draft's cache, its last token is the root."""
-        branches = [Branch(row, length, row.tokens[-1:]) for row, length in zip(rows, lengths, strict=True)]
-        self.branches = {branch.row.index: branch for branch in branches}
+    def grow(self, sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> list[TokenTree]:
+        """A tree for each sequence; `lengths[i]` tokens of sequence i are in the draft's cache, its last token is the root."""
+        branches = [Branch(sequence, length, sequence.tokens[-1:]) for sequence, length in zip(sequences, lengths, strict=True)]
+        self.branches = {branch.sequence.row: branch for branch in branches}
         self._search(branches)
         self._fill(branches)
         return [branch.tree for branch in branches]
@@ -76,7 +76,7 @@ class Grower:
         fresh = {
             i: [Candidate(1.0, -1, branch.tokens[0], 0, True)]
             for i, branch in enumerate(branches)
-            if branch.row.remaining > 1
+            if branch.sequence.remaining > 1
         }
         while fresh:
             self._run([(branches[i], some) for i, some in fresh.items()])
@@ -87,13 +87,13 @@ class Grower:
         start = time.perf_counter()
         firsts = [len(branch.tokens) - len(some) for branch, some in work]
         guessed = self._guess(work)
-        nodes = [Nodes.of(b.tree, b.row.index, b.length, first) for (b, _), first in zip(work, firsts, strict=True)]
+        nodes = [Nodes.of(b.tree, b.sequence.row, b.length, first) for (b, _), first in zip(work, firsts, strict=True)]
         flat = Nodes.join(nodes)
         logits = self.forward(flat)
         at = 0
         for (branch, some), part, first, copied in zip(work, nodes, firsts, guessed, strict=True):
             after = part.positions.to(logits.device) + 1
-            pieces = scored(logits[at : at + len(part)], branch.row.params, after)
+            pieces = scored(logits[at : at + len(part)], branch.sequence.params, after)
             best = [scores.topk(min(RANKS, scores.shape[-1]), dim=-1) for scores in pieces]
             values, tokens = (torch.cat([getattr(b, name) for b in best]).tolist() for name in ("values", "indices"))
             for i, candidate in enumerate(some):
@@ -149,7 +149,7 @@ class Grower:
             bucket_of(finite[0] - finite[1] if len(finite) > 1 else float("inf")),
             tokens[: len(finite)],
         )
-        calibration = self.calibration[branch.row.params.temperature > 0]
+        calibration = self.calibration[branch.sequence.params.temperature > 0]
         for rank, (chance, token) in enumerate(zip(calibration.chances(finite), tokens, strict=False)):
             spine = candidate.spine and rank == 0
             through = candidate.chance * chance * (calibration.trust if candidate.spine and not spine else 1.0)
@@ -216,7 +216,7 @@ class Grower:
     def _fill(self, branches: list[Branch]) -> None:
         """Likely children that were never run ride along where that costs less than it may bring."""
         used = sum(len(b.tokens) for b in branches)
-        pool = [(c, b) for b in branches for c in b.pool if c.depth <= b.row.remaining - 1]
+        pool = [(c, b) for b in branches for c in b.pool if c.depth <= b.sequence.remaining - 1]
         room = self.limits.nodes - used
         if self.shape.depth:
             pool = [(c, b) for c, b in pool if c.depth == b.deepest + 1]
@@ -229,9 +229,9 @@ class Grower:
                 branch.add(candidate)
                 used += 1
 
-    def learn(self, row: Row, path: Tensor, choices: Tensor) -> None:
+    def learn(self, sequence: TokenSequence, path: Tensor, choices: Tensor) -> None:
         """What the target chose after each accepted node that the draft had run teaches the calibration."""
-        branch, calibration = self.branches[row.index], self.calibration[row.params.temperature > 0]
+        branch, calibration = self.branches[sequence.row], self.calibration[sequence.params.temperature > 0]
         nodes = path.tolist()
         if branch.aside:
             foretold = sum(branch.aside.values()) / calibration.trust
@@ -250,7 +250,9 @@ class Grower:
             self.pace.round(tokens, seconds)
 
     def warm(self, widths: Sequence[int] = (1, 2, 4, 8), seconds: float = 1.0) -> None:
-        """Measure what levels of some widths cost, so that the first tree already has a sensible shape. Row 0 must be empty."""
+        """Measure what levels of some widths cost, so that the first tree already has a sensible shape.
+
+        Row 0 of the cache must be empty."""
         deadline = time.perf_counter() + seconds
         for width in widths:
             taken = []

@@ -57,7 +57,7 @@ class Guesses:
 
     def copied(self, branch: Branch, tip: Candidate, most: int) -> Copied:
         """At most `most` tokens that may follow `tip`, as far as their children could still be used."""
-        most = min(most, branch.row.remaining - 2 - tip.depth)
+        most = min(most, branch.sequence.remaining - 2 - tip.depth)
         text = branch.text(tip) if most > 0 else []
         size, end = match(text)
         if not size:
@@ -65,7 +65,7 @@ class Guesses:
         tokens = text[end : end + most]
         while len(tokens) < most:  # a text that repeats itself goes on doing so
             tokens += tokens[: most - len(tokens)]
-        stop = next((i for i, token in enumerate(tokens) if token in branch.row.stop_ids), most)
+        stop = next((i for i, token in enumerate(tokens) if token in branch.sequence.stop_ids), most)
         chance = min(self.agreed[size] / self.tried[size], SURE)
         return Copied(size, tokens[:stop], [chance ** (i + 1) for i in range(stop)])
 

@@ -20,8 +20,8 @@ from ..devices.graphs import CaptureError, Graph
 from ..errors import UsageError
 from ..plan.pace import Pace
 from ..plan.widths import GRAPHS, padded, widest
-from ..row import Row
 from ..sampling import offset
+from ..sequence import TokenSequence
 from ..tree import Nodes
 from .beam import BUCKET, CHANCE, CHILDREN, DEPTH, FIGURES, FOUND, PARENT, SPINE, THROUGH, TOKEN, Beam, Kind, places
 from .branch import MOST_NODES, Branch, Candidate
@@ -71,18 +71,18 @@ class DeviceGrower(Grower):
 
     @torch.inference_mode()
     def _search(self, branches: list[Branch]) -> None:
-        rows = [branch.row for branch in branches]
+        rows = [branch.sequence for branch in branches]
         deepest = max((row.remaining for row in rows), default=1) - 1
         if deepest > 0:
             self._give(rows, [branch.length for branch in branches])
             self._levels(self._kind(rows), len(rows), min(self.shape.depth, deepest))
             self._read(branches)
 
-    def _kind(self, rows: Sequence[Row]) -> Kind:
+    def _kind(self, rows: Sequence[TokenSequence]) -> Kind:
         sampled = [row.params for row in rows if row.params.temperature > 0]
         return Kind(0, len(rows), bool(sampled), any(p.top_k or p.top_p < 1 or p.min_p for p in sampled))
 
-    def _give(self, rows: Sequence[Row], lengths: Sequence[int]) -> None:
+    def _give(self, rows: Sequence[TokenSequence], lengths: Sequence[int]) -> None:
         """All that the levels of a draft look at, in one copy."""
         stops = max(len(row.stop_ids) for row in rows)
         if stops > self.stops:
@@ -92,7 +92,7 @@ class DeviceGrower(Grower):
         for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             params, calibration = row.params, self.calibration[row.params.temperature > 0]
             values = {
-                "row": row.index, "length": length, "most": min(MOST_NODES, limits.capacity - 1 - length),
+                "row": row.row, "length": length, "most": min(MOST_NODES, limits.capacity - 1 - length),
                 "remaining": row.remaining, "root": row.tokens[-1], "offset": offset(params.seed), "top_k": params.top_k,
                 "top_p": params.top_p, "min_p": params.min_p, "temperature": params.temperature, "trust": calibration.trust,
                 "hits": calibration.hits, "trials": calibration.trials, "belief": calibration.weights,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UsageError
-from ..row import Row
+from ..sequence import TokenSequence
 from ..tree import TokenTree
 from . import Base
 from .guess import match
@@ -24,12 +24,12 @@ class NGram(Base):
             raise UsageError(f"ngram needs match and length of 1 or more, got match={match}, length={length}.")
         self.match, self.length = match, length
 
-    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
-        return [self._chain(row) for row in rows]
+    def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
+        return [self._chain(sequence) for sequence in sequences]
 
-    def _chain(self, row: Row) -> TokenTree:
-        room = min(self.length, row.remaining - 1)
-        return TokenTree.chain(row.tokens[-1:] + continuation(row.tokens, self.match, room))
+    def _chain(self, sequence: TokenSequence) -> TokenTree:
+        room = min(self.length, sequence.remaining - 1)
+        return TokenTree.chain(sequence.tokens[-1:] + continuation(sequence.tokens, self.match, room))
 
 
 def build(model: Any, *, match: int = 4, length: int = 15) -> NGram:
@@ -37,7 +37,7 @@ def build(model: Any, *, match: int = 4, length: int = 15) -> NGram:
 
 
 def nodes(*, match: int = 4, length: int = 15) -> int:
-    """The most nodes of a row's tree."""
+    """The most nodes of a sequence's tree."""
     return length + 1
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..row import Row
+from ..sequence import TokenSequence
 from ..tree import TokenTree
 from . import Base
 
 
 class NoDraft(Base):
-    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
-        return [TokenTree.chain(row.tokens[-1:]) for row in rows]
+    def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
+        return [TokenTree.chain(sequence.tokens[-1:]) for sequence in sequences]
 
 
 def build(model: Any) -> NoDraft:
@@ -25,5 +25,5 @@ def level() -> tuple[int, bool]:
 
 
 def nodes() -> int:
-    """Nodes of a row's tree: the last token alone."""
+    """Nodes of a sequence's tree: the last token alone."""
     return 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..registry import lookup
-from ..row import Row
+from ..sequence import TokenSequence
 from ..tree import TokenTree
 from .branch import MOST_NODES
 from .grow import WIDEST, Grower, Limits, Shape
@@ -22,13 +22,13 @@ class Substitute:
     def __init__(self, grower: Grower, lengths: list[int]):
         self.grower, self.lengths = grower, lengths
 
-    def draft(self, rows: Sequence[Row]) -> list[TokenTree]:
-        return self.grower.grow(rows, [self.lengths[row.index] for row in rows])
+    def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
+        return self.grower.grow(sequences, [self.lengths[sequence.row] for sequence in sequences])
 
-    def observe(self, row: Row, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
-        self.grower.learn(row, path, choices)
+    def observe(self, sequence: TokenSequence, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
+        self.grower.learn(sequence, path, choices)
 
-    def rewind(self, row: Row, length: int) -> None: ...
+    def rewind(self, sequence: TokenSequence, length: int) -> None: ...
 
     def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         self.grower.paced(tokens, seconds, prefill)
@@ -60,12 +60,12 @@ def build(model: Any, *, width: int = 0, depth: int = 0, guess: str = "auto") ->
 
 
 def level(*, width: int = 0, depth: int = 0, guess: str = "auto") -> tuple[int, bool]:
-    """The most nodes of a row in one level, and if that is forced."""
+    """The most nodes of a sequence in one level, and if that is forced."""
     shape = shape_of(width, depth, guess)
     return min(shape.width, MOST_NODES) or WIDEST, shape.depth > 0
 
 
 def nodes(*, width: int = 0, depth: int = 0, guess: str = "auto") -> int:
-    """The most nodes of a row's tree where a shape is forced; 0: as many as pay."""
+    """The most nodes of a sequence's tree where a shape is forced; 0: as many as pay."""
     shape = shape_of(width, depth, guess)
     return min(1 + shape.width * shape.depth, MOST_NODES) if shape.depth else 0

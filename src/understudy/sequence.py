@@ -1,0 +1,43 @@
+"""A sequence of tokens under way: what the engine runs and a drafter looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .params import SamplingParams
+
+
+def never(token: int) -> bool:
+    return False
+
+
+@dataclass
+class TokenSequence:
+    """A text under way. Between passes, the KV cache holds all of its tokens but the last one."""
+
+    # The cache row that holds its keys and values; -1 before it is admitted.
+    row: int
+    # Token ids of the prompt, followed by the generated ones.
+    tokens: list[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    # Token ids that end the text.
+    stop_ids: frozenset[int] = frozenset()
+    # Asked once for every new token, in order: does generation end with it?
+    stops: Callable[[int], bool] = never
+    # The most new tokens; 0 before it is admitted means params.max_new_tokens.
+    limit: int = 0
+    # How many of `tokens` are the prompt.
+    prompt_length: int = 0
+    # "stop", "length" or "cancelled"; None while the text goes on.
+    finish_reason: str | None = None
+
+    @property
+    def produced(self) -> int:
+        """How many tokens were generated."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def remaining(self) -> int:
+        """How many more tokens may be generated."""
+        return self.limit - self.produced
