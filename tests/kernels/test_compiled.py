@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from understudy.kernels import gemv
+from understudy.kernels import draft_product
 from understudy.kernels.compiled import compiled, float_of, word_of
 
 SCRIPT = """
@@ -27,7 +27,7 @@ assert torch.equal(unblock(block(weight), 70), weight)
 
 @pytest.mark.slow
 def test_nowhere_to_keep_machine_code() -> None:
-    source = gemv.__file__.rpartition("/understudy/")[0]
+    source = draft_product.__file__.rpartition("/understudy/")[0]
     result = subprocess.run([sys.executable, "-c", SCRIPT, source], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from understudy.kernels import gemv, planes
+from understudy.kernels import draft_product, residual_bits
 
 SCRIPT = """
 import torch, xxhash
 from understudy.codecs import codec
-from understudy.kernels import gemv, planes
+from understudy.kernels import draft_product, residual_bits
 from understudy.kernels.pack import block
 from understudy.quantizers import quantizer
 
@@ -26,9 +26,9 @@ for spec in ("int2", "int3", "int4"):
     data = codec("delta").encode(block(weight), made)
     back = codec("delta").decode(data, 3, 128, torch.bfloat16, made)
     assert torch.equal(back.view(torch.int16), block(weight).view(torch.int16))
-    product = gemv.Product(made["codes"], made["scales"], 130)
+    product = draft_product.Product(made["codes"], made["scales"], 130)
     print(*bits(made["codes"], made["scales"], data, product(x)))
-print(planes.is_fast(), gemv.note() == "")
+print(residual_bits.is_fast(), draft_product.note() == "")
 """
 
 
@@ -36,10 +36,10 @@ print(planes.is_fast(), gemv.note() == "")
 def test_same_bits() -> None:
     found = []
     for extra in ({}, {"NUMBA_CPU_NAME": "generic"}):
-        environment = {**os.environ, **extra, "PYTHONPATH": gemv.__file__.rpartition("/understudy/")[0]}
+        environment = {**os.environ, **extra, "PYTHONPATH": draft_product.__file__.rpartition("/understudy/")[0]}
         result = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         found.append(result.stdout.split())
     native, plain = found
-    assert plain[-2:] == ["False", "False"] and native[-2] == str(planes.is_fast())
+    assert plain[-2:] == ["False", "False"] and native[-2] == str(residual_bits.is_fast())
     assert native[:-2] == plain[:-2]

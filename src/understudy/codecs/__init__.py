@@ -9,13 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.product import Operand
+from ..kernels.exact_product import Operand
 from ..registry import build
 
 CODECS: dict[str, str] = {
     "delta": "understudy.codecs.delta:Delta",
     "raw": "understudy.codecs.raw:Raw",
-    "link": "understudy.codecs.link:Link",
+    "link": "understudy.codecs.link:InSource",
 }
 
 Tensors = Mapping[str, Tensor]  # a substitute
@@ -46,7 +46,7 @@ class Codec(Protocol):
     def operand(
         self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None
     ) -> Operand:
-        """Those blocks, to be multiplied (bfloat16, where `kernels.product` applies). In `out`: what must be made whole."""
+        """Those blocks, to be multiplied (bfloat16, where `kernels.exact_product` applies). In `out`: what must be made whole."""
 
 
 @cache

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
+from ..kernels.exact_product import Operand
 from ..kernels.pack import BLOCK, block, unblock
-from ..kernels.product import Operand
 from . import Tensors
 
 
-class Link:
+class InSource:
     name = "link"
     needs_substitute, in_place, linked = False, False, True
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kernels.product import Operand
+from ..kernels.exact_product import Operand
 from . import Tensors
 
 

@@ -101,7 +101,7 @@ class Accelerator:
     def product(self, maker: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         """The draft's product with a substitute."""
         if self.triton and isinstance(maker, Grouped):
-            from ..kernels.gpu.product import GroupedProduct
+            from ..kernels.gpu.draft_product import GroupedProduct
 
             return GroupedProduct(tensors["codes"], tensors["scales"], shape[0])
         return maker.linear(tensors, shape, dtype)

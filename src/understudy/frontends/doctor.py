@@ -105,7 +105,7 @@ def hardware(cache: Path) -> Iterator[Finding]:
 def _processor(machine: "Machine") -> Iterator[Finding]:
     import torch
 
-    from ..kernels.gemv import note
+    from ..kernels.draft_product import note
 
     yield Finding("processor", f"{machine.cpu}, {machine.cores} cores to use")
     known = _flags()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .compiled import bits, compiled
-from .turn import turn_1, turn_2, turn_4
+from .transpose import turn_1, turn_2, turn_4
 
 BLOCK = 64
 

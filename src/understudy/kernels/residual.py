@@ -1,4 +1,4 @@
-"""The residual of whole blocks: `kernels.planes` applied tile by tile. A tile is one block's columns of one scale group.
+"""The residual of whole blocks: `kernels.residual_bits` applied tile by tile. A tile is one block's columns of one scale group.
 
 Every tile knows where its bits and its exceptions begin, so tiles can be read in any order, by any number of threads."""
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import team
 from .compiled import bits, compiled
-from .planes import DENSE, MOST, tile_reader, tile_writer
+from .residual_bits import DENSE, MOST, tile_reader, tile_writer
 from .team import take, uint16_at, uint32_at
 
 FIELDS = 13

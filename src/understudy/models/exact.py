@@ -1,6 +1,6 @@
 """How the exact weights of one Linear multiply, whatever they are stored as. The plan never changes a bit of the product.
 
-Where the machine has the instructions (`kernels.product`), bfloat16 weights multiply as they lie or are rebuilt on the way,
+Where the machine has the instructions (`kernels.exact_product`), bfloat16 weights multiply as they lie or are rebuilt on the way,
 for just the rows there are. Elsewhere they are made whole first, and multiply tiles of one fixed shape."""
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..codecs import Codec, codec
 from ..devices.accelerator import Accelerator
+from ..kernels.exact_product import Operand, applies
 from ..kernels.pack import BLOCK
-from ..kernels.product import Operand, applies
 from ..quantizers import Quantizer
 from ..weights.store import LinearEntry
 
@@ -50,7 +50,7 @@ class Exact:
         return self.codec.linked
 
     def operand(self, data: Tensor, first: int, count: int) -> tuple[Operand, int]:
-        """Blocks first to first + count - 1 from their bytes, as `kernels.product.multiply` takes them; only if `fused`.
+        """Blocks first to first + count - 1 from their bytes, as `kernels.exact_product.multiply` takes them; only if `fused`.
 
         Of a linked part it holds until the next call: `one_by_one`."""
         substitute = self._substitute(first, count)

@@ -25,7 +25,7 @@ from .target import TILE
 from .weights import held, largest
 
 EMBEDDING_ROOM = 8 * MIB
-SPLITS = 528  # blocks of sums at most that a product is made of on a device; `kernels.gpu.product`
+SPLITS = 528  # blocks of sums at most that a product is made of on a device; `kernels.gpu.draft_product`
 TOKENIZER = (
     320  # bytes for each entry of a vocabulary: its text, twice, and the merge that makes it; measured, see docs/log.md
 )

@@ -12,7 +12,7 @@ import torch
 
 from ..cache import Cache
 from ..kernels.attention import attend
-from ..kernels.product import multiply
+from ..kernels.exact_product import multiply
 from ..quantizers import quantizer
 from ..tree import Nodes, TokenTree
 from ..weights.store import LinearEntry, Store

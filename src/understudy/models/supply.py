@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.exact_product import multiply
 from ..kernels.pack import BLOCK, blocks_of
-from ..kernels.product import multiply
 from ..tiers.ring import Ring, Slot
 from .exact import Exact
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..registry import build
 
 QUANTIZERS: dict[str, str] = {
-    "exact": "understudy.quantizers.exact:Exact",
+    "exact": "understudy.quantizers.exact:Identity",
     "int2": "understudy.quantizers.int2:Int2",
     "int3": "understudy.quantizers.int3:Int3",
     "int4": "understudy.quantizers.int4:Int4",

@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..kernels import product
+from ..kernels import exact_product
 from ..kernels.pack import BLOCK, block, blocks_of, unblock
 from . import Linear, Tensors
 
 
-class Exact:
+class Identity:
     """For weights that no other quantiser can do, and for tests: a drafter that is always right."""
 
     name = "exact"
@@ -36,8 +36,8 @@ class Exact:
 
     def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         blocks = tensors["weight"]
-        if blocks.device.type == "cpu" and product.applies(blocks.dtype, shape[1]):
-            return partial(_multiply, product.Operand.plain(blocks), shape[0])
+        if blocks.device.type == "cpu" and exact_product.applies(blocks.dtype, shape[1]):
+            return partial(_multiply, exact_product.Operand.plain(blocks), shape[0])
 
         def apply(x: Tensor) -> Tensor:
             y = torch.matmul(x.to(blocks.dtype), blocks)  # [nb, m, 64]
@@ -46,8 +46,8 @@ class Exact:
         return apply
 
 
-def _multiply(operand: product.Operand, rows: int, x: Tensor) -> Tensor:
+def _multiply(operand: exact_product.Operand, rows: int, x: Tensor) -> Tensor:
     """At the speed memory gives the weights, for a few rows of any dtype."""
     out = torch.empty((len(x), operand.blocks, BLOCK), dtype=torch.bfloat16)
-    product.multiply([x.to(torch.bfloat16)], [(operand, 0)], out)
+    exact_product.multiply([x.to(torch.bfloat16)], [(operand, 0)], out)
     return out.view(len(x), -1)[:, :rows].to(x.dtype)

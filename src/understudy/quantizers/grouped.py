@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..kernels import hqq
-from ..kernels.gemv import Product
+from ..kernels.draft_product import Product
 from ..kernels.pack import BLOCK, block, blocks_of, unpack
 from . import Linear, Tensors, dequantised
 from .coded import Coded

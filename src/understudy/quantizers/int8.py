@@ -5,7 +5,7 @@ Tensors: codes uint8 [nb, K, 64], scales bfloat16 [1, nb * 64, 2] (scale, and a 
 import torch
 from torch import Tensor
 
-from ..kernels.gemv import Product
+from ..kernels.draft_product import Product
 from ..kernels.pack import BLOCK, block, blocks_of, unblock
 from . import Linear, Tensors, dequantised
 from .coded import Coded

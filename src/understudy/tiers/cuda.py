@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .near import processors_near, running_on
+from .numa import processors_near, running_on
 
 cuda: Any = torch.cuda  # its own types are incomplete
 

@@ -1,4 +1,4 @@
-"""The residual decoded on a GPU: what `kernels.residual` and `kernels.planes` do, a program for each tile.
+"""The residual decoded on a GPU: what `kernels.residual` and `kernels.residual_bits` do, a program for each tile.
 
 The bytes are read as they travelled, header included, so that the host need not know what is in them. Where a row's bits
 lie in the stream is a running count over the rows and columns before it, which costs next to nothing here. The ends of
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..planes import DENSE, WIDER
+from ..residual_bits import DENSE, WIDER
 from .codes import column_of
 
 COLUMNS = 32  # at a time, where a group has as many

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from understudy.tiers.cuda import address
-from understudy.tiers.near import processors_near, running_on
+from understudy.tiers.numa import processors_near, running_on
 
 
 def test_the_kernel_says_which_processors_are_near(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from tests.device import DEVICE
 from understudy.quantizers import quantizer
 
 pytest.importorskip("triton")
-from understudy.kernels.gpu import product
+from understudy.kernels.gpu import draft_product
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -29,7 +29,7 @@ def test_it_is_the_product(bits: int, shape: tuple[int, int], group: int, rows: 
     tensors = maker.quantize(torch.randn(shape) * 0.05 + 0.01)
     x = torch.randn(rows, shape[1]).to(dtype)
     exact = x.double() @ maker.dequantize(tensors, shape).double().T
-    multiply = product.GroupedProduct(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), shape[0])
+    multiply = draft_product.GroupedProduct(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), shape[0])
     found = multiply(x.to(DEVICE))
     assert found.dtype == dtype and found.shape == (rows, shape[0])
     error = (found.cpu().double() - exact).norm() / exact.norm()
@@ -38,11 +38,11 @@ def test_it_is_the_product(bits: int, shape: tuple[int, int], group: int, rows: 
 
 @pytest.mark.parametrize("spec", ["int3", "int4"])
 def test_the_columns_are_shared_out_and_none_is_counted_twice(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "PROGRAMS", 3)
+    monkeypatch.setattr(draft_product, "PROGRAMS", 3)
     torch.manual_seed(0)
     maker = quantizer(spec)
     tensors = maker.quantize(torch.randn(64, 448))  # seven steps in three shares: the last one is short
-    multiply = product.GroupedProduct(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), 64)
+    multiply = draft_product.GroupedProduct(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), 64)
     assert multiply.splits == 3 and multiply.each == 3
     x = torch.randn(2, 448)
     exact = x.double() @ maker.dequantize(tensors, (64, 448)).double().T

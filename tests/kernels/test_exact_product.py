@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.codecs import codec
-from understudy.kernels import product
+from understudy.kernels import exact_product
 from understudy.kernels.bfdot import has_bfdot
+from understudy.kernels.exact_product import Operand, multiply
 from understudy.kernels.pack import block
-from understudy.kernels.product import Operand, multiply
 from understudy.quantizers import fitting
 
 pytestmark = pytest.mark.skipif(not has_bfdot(), reason="this CPU multiplies no bfloat16; weights are made whole first")
@@ -89,5 +89,5 @@ def test_threads_do_not_matter_and_special_values_go_through(threads):
 
 
 def test_what_it_does_not_apply_to():
-    assert product.applies(torch.bfloat16, 64)
-    assert not product.applies(torch.bfloat16, 65) and not product.applies(torch.float32, 64)
+    assert exact_product.applies(torch.bfloat16, 64)
+    assert not exact_product.applies(torch.bfloat16, 65) and not exact_product.applies(torch.float32, 64)
