@@ -47,7 +47,10 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _weights_on_meta() -> Iterator[None]:
-    """nn.Linear and nn.Embedding built inside hold no memory; buffers and norms are real and keep their computed values."""
+    """nn.Linear and nn.Embedding built inside hold no memory; buffers and norms are real and keep their computed values.
+
+    An embedding's padding index concerns gradients alone. It is left out: a pad token may then lie anywhere, and a lookup
+    depends on nothing but the table."""
 
     def on_meta(original: Any) -> Any:
         def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -55,15 +58,28 @@ def _weights_on_meta() -> Iterator[None]:
 
         return init
 
+    def without_padding(original: Any) -> Any:
+        def init(
+            self: nn.Module,
+            num_embeddings: int,
+            embedding_dim: int,
+            padding_idx: int | None = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> None:
+            original(self, num_embeddings, embedding_dim, None, *args, **kwargs)
+
+        return init
+
     with _construction:
-        kept = [(cls, cls.__init__) for cls in (nn.Linear, nn.Embedding)]
+        linear, embedding = nn.Linear.__init__, nn.Embedding.__init__
         try:
-            for cls, original in kept:
-                cls.__init__ = on_meta(original)  # type: ignore[method-assign]
+            nn.Linear.__init__ = on_meta(linear)  # type: ignore[method-assign]
+            nn.Embedding.__init__ = without_padding(on_meta(embedding))  # type: ignore[method-assign]
             yield
         finally:
-            for cls, original in kept:
-                cls.__init__ = original  # type: ignore[method-assign]
+            nn.Linear.__init__ = linear  # type: ignore[method-assign]
+            nn.Embedding.__init__ = embedding  # type: ignore[method-assign]
 
 
 def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
