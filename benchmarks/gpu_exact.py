@@ -187,19 +187,19 @@ def graphs(device_name: str) -> str:
         for recording in (True, False):
             with LLM(model, method=method, **options) as llm:
                 drafter, trees = llm.engine.drafter, []
-                drafter.grower.recording &= recording
-                grow = drafter.grower.grow
+                drafter.search.recording &= recording
+                grow = drafter.search.grow
 
                 def noting(*given: Any, grow: Any = grow, trees: Any = trees) -> Any:
                     grown = grow(*given)
                     trees.extend((tree.tokens.tolist(), tree.parents.tolist()) for tree in grown)
                     return grown
 
-                drafter.grower.grow = noting
+                drafter.search.grow = noting
                 texts = [llm.generate([[5, 99, 5, 12, 80, 5, 99, 5]], p)[0].token_ids for p in params]
-                replayed = drafter.grower.replayed
+                replayed = drafter.search.replayed
                 found.append((trees, texts))
-                if recording and not (drafter.grower.recording and replayed):
+                if recording and not (drafter.search.recording and replayed):
                     trouble.append("; ".join(llm.model.plan.notes) or "no level was a graph")
     same = [one == other for one, other in zip(*found, strict=True)]
     return "; ".join(trouble + [f"{what} differ" for what, alike in zip(("trees", "texts"), same, strict=True) if not alike])

@@ -105,12 +105,12 @@ def held(llm: Any) -> dict[str, int]:
 
 def level(llm: Any, width: int = 6) -> dict[str, float]:
     """What a draft level of one row takes, padded from `width`, against reading its weights once at the speed of a copy there."""
-    grower = llm.engine.drafter.grower
+    search = llm.engine.drafter.search
     padded = 1 << (width - 1).bit_length()
-    grower.warm((padded,), 60.0)
-    taken = grower.pace.levels[padded]
+    search.warm((padded,), 60.0)
+    taken = search.pace.levels[padded]
     bound = llm.plan.level / bandwidth(llm.model.device)
-    return {"level_ms": 1e3 * taken, "level_bound_ms": 1e3 * bound, "level_ratio": taken / bound, "graphs": len(grower.graphs)}
+    return {"level_ms": 1e3 * taken, "level_bound_ms": 1e3 * bound, "level_ratio": taken / bound, "graphs": len(search.graphs)}
 
 
 def bandwidth(device: Any, most: int = 256 << 20) -> float:

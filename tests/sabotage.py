@@ -30,7 +30,7 @@ CORE = "tests/test_tree.py tests/test_verify.py tests/test_cache.py"
 BITS = "tests/models/test_bits.py"
 LLM = "tests/test_llm.py"
 CONTRACTS = "tests/test_contracts.py"
-GUESS, BEAM, GRAPHS = "tests/drafters/test_guess.py", "tests/drafters/test_beam.py", "tests/devices/test_graphs.py"
+GUESS, BEAM, GRAPHS = "tests/drafters/test_suggest.py", "tests/drafters/test_device_search.py", "tests/devices/test_graphs.py"
 MUTATIONS = (
     Mutation("siblings see each other", "tree.py", "off = tree.ancestors & ~straight", "off = (tree.ancestors | True) & ~straight", CORE),
     Mutation("a node does not see itself", "tree.py", "reach = torch.eye(n", "reach = torch.zeros(n, n", CORE),
@@ -40,7 +40,7 @@ MUTATIONS = (
     Mutation("an exception is not put back", "kernels/residual.py", "weights[exceptions[e, 0]] = exceptions[e, 1]", "pass", "tests/codecs"),
     Mutation("the path is not moved", "cache.py", "slab[row][:, to.to(slab.device)] =", "slab[row][:, source.to(slab.device)] =", CORE),
     Mutation("the noise forgets the position", "sampling.py", "noise(places + offset(seed)", "noise(0 * places + offset(seed)", "tests/test_sampling.py"),
-    Mutation("draft and target use other noise", "drafters/grow.py", "part.positions.to(logits.device) + 1", "part.positions.to(logits.device)", LLM),
+    Mutation("draft and target use other noise", "drafters/tree_search.py", "part.positions.to(logits.device) + 1", "part.positions.to(logits.device)", LLM),
     Mutation("the window is one too wide", "kernels/attention_cpu.py", "low = max(0, positions[i] + 1 - window)", "low = max(0, positions[i] - window)", "tests/models/test_families.py"),
     Mutation("the softmax sees what lies beyond", "kernels/attention_cpu.py", "_softmax(line[i, g], low, positions[i], power)", "_softmax(line[i, g], low, positions[i] // 64 * 64 + 63, power)", BITS),
     Mutation("tiles are not padded", "models/target.py", "padding = (0, TILE - self.count)", "padding = (0, -self.count % 8)", BITS),
@@ -57,14 +57,14 @@ MUTATIONS = (
     Mutation("a buffer is filled while it is copied", "tiers/staging.py", "            self._device.block_until(copied)", "            pass", "tests/tiers"),
     Mutation("the checksum is not looked at", "weights/store.py", "if found != stored.checksum:", "if False:", CONTRACTS),
     Mutation("the second model keeps stale keys", "drafters/classic.py", "self.cache.rewind(sequence.row, min(length, self.cache.lengths[sequence.row]))", "pass", CONTRACTS),
-    Mutation("drafts run past the budget", "drafters/branch.py", "if c.depth < self.sequence.remaining - 1", "if c.depth < self.sequence.remaining + 3", LLM),
-    Mutation("a guess stays that the draft does not say", "drafters/branch.py", "if best is None or best.token != self.tokens[node]:", "if best is None:", GUESS),
-    Mutation("a dropped guess stays", "drafters/branch.py", "del self.tokens[first:], self.parents[first:]", "del self.tokens[first + 1 :], self.parents[first + 1 :]", GUESS),
-    Mutation("guesses run past the budget", "drafters/guess.py", "branch.sequence.remaining - 2 - tip.depth", "branch.sequence.remaining + 2 - tip.depth", GUESS),
-    Mutation("inert nodes write where others lie", "drafters/beam.py", "slots = torch.where(valid, length + index, self.spare)", "slots = length + index", BEAM),
-    Mutation("children of stop tokens are drafted on the device", "drafters/beam.py", "going = finite & ~stopped &", "going = finite &", BEAM),
+    Mutation("drafts run past the budget", "drafters/growing_tree.py", "if c.depth < self.sequence.remaining - 1", "if c.depth < self.sequence.remaining + 3", LLM),
+    Mutation("a guess stays that the draft does not say", "drafters/growing_tree.py", "if best is None or best.token != self.tokens[node]:", "if best is None:", GUESS),
+    Mutation("a dropped guess stays", "drafters/growing_tree.py", "del self.tokens[first:], self.parents[first:]", "del self.tokens[first + 1 :], self.parents[first + 1 :]", GUESS),
+    Mutation("guesses run past the budget", "drafters/suggest.py", "tree.sequence.remaining - 2 - tip.depth", "tree.sequence.remaining + 2 - tip.depth", GUESS),
+    Mutation("inert nodes write where others lie", "drafters/device_search.py", "slots = torch.where(valid, length + index, self.spare)", "slots = length + index", BEAM),
+    Mutation("children of stop tokens are drafted on the device", "drafters/device_search.py", "going = finite & ~stopped &", "going = finite &", BEAM),
     Mutation("a request's seed does not reach the device", "drafters/launch.py", '"offset": offset(params.seed)', '"offset": offset(0)', f"{BEAM} {GRAPHS}"),
-    Mutation("a tail forgets the node itself", "drafters/beam.py", "tail = torch.where(deep, slots[:, None], tail)", "pass", BEAM),
+    Mutation("a tail forgets the node itself", "drafters/device_search.py", "tail = torch.where(deep, slots[:, None], tail)", "pass", BEAM),
     Mutation("a lost device is used again", "llm.py", "if self._lost is not None:", "if False:", "tests/devices/test_fake.py"),
 )  # fmt: skip
 

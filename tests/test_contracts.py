@@ -16,10 +16,10 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams, loading
 from understudy.codecs import CODECS
 from understudy.drafters import DRAFTERS
+from understudy.drafters.pace import Calibration
 from understudy.errors import StoreError, TransferError
 from understudy.models import weights
 from understudy.plan.memory import Needs, Request, make_plan
-from understudy.plan.pace import Calibration
 from understudy.plan.placement import Plan
 from understudy.quantizers import QUANTIZERS
 from understudy.sequence import TokenSequence
@@ -174,8 +174,8 @@ def drafting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def drafted(llm: LLM, row: TokenSequence) -> TokenTree:
     """The tree for `row`; what was learned of chances on the way is no part of the route."""
-    if hasattr(llm.engine.drafter, "grower"):
-        llm.engine.drafter.grower.calibration = {False: Calibration(), True: Calibration()}
+    if hasattr(llm.engine.drafter, "search"):
+        llm.engine.drafter.search.calibration = {False: Calibration(), True: Calibration()}
     return llm.engine.drafter.draft([row])[0]
 
 

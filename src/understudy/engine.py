@@ -88,7 +88,7 @@ class Engine:
         self.clock.passes += 1
         steps = [self._advance(row, trees[id(row)], choices[id(row)], row in fresh) for row in list(self.rows)]
         tokens, seconds = sum(len(step.tokens) for step in steps), time.perf_counter() - start
-        self.drafter.paced(tokens, seconds, prefill=bool(fresh))
+        self.drafter.record_round(tokens, seconds, prefill=bool(fresh))
         return steps
 
     def _read(self, fresh: list[TokenSequence], room: int) -> None:

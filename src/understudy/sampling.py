@@ -99,7 +99,7 @@ def choosing_bytes(vocabulary: int) -> int:
 
 
 @dataclass(frozen=True)
-class Several:
+class BatchParams:
     """SamplingParams of n nodes as tensors [n], so that recorded work serves any: floats, or int64 for offset and top_k.
 
     What is off: top_k 0, top_p 1, min_p 0."""
@@ -111,26 +111,26 @@ class Several:
     min_p: Tensor
 
 
-def perturb_several(logits: Tensor, several: Several, positions: Tensor, filtered: bool) -> Tensor:
+def perturb_batch(logits: Tensor, batch: BatchParams, positions: Tensor, filtered: bool) -> Tensor:
     """`perturb` of nodes that each have params of their own; asks the device for nothing. `filtered`: some drop tokens."""
     scores = logits.float()
-    sampled = several.temperature > 0
-    scores = scores / torch.where(sampled, several.temperature, 1.0).float()[:, None]
+    sampled = batch.temperature > 0
+    scores = scores / torch.where(sampled, batch.temperature, 1.0).float()[:, None]
     if filtered:
-        scores = torch.where(sampled[:, None], _keep_likely_of_each(scores, several), scores)
-    added = noise(positions + several.offset, scores.shape[-1])
+        scores = torch.where(sampled[:, None], _keep_likely_of_each(scores, batch), scores)
+    added = noise(positions + batch.offset, scores.shape[-1])
     return scores + torch.where(sampled[:, None], added, 0.0)
 
 
-def _keep_likely_of_each(scores: Tensor, several: Several) -> Tensor:
+def _keep_likely_of_each(scores: Tensor, batch: BatchParams) -> Tensor:
     """As `keep_likely`, which sorts only what it must."""
     vocabulary = scores.shape[-1]
     ordered, order = scores.sort(dim=-1, descending=True, stable=True)
-    last = torch.where(several.top_k > 0, several.top_k, vocabulary).clamp(max=vocabulary) - 1
+    last = torch.where(batch.top_k > 0, batch.top_k, vocabulary).clamp(max=vocabulary) - 1
     least = ordered.gather(-1, last[:, None])
     ordered = ordered.masked_fill(ordered < least, -torch.inf)
     before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-    most = torch.where(several.top_p < 1, several.top_p, torch.inf).float()[:, None]
+    most = torch.where(batch.top_p < 1, batch.top_p, torch.inf).float()[:, None]
     drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= most)
-    lowest = scores.max(-1, keepdim=True).values + torch.log(several.min_p.float())[:, None]
+    lowest = scores.max(-1, keepdim=True).values + torch.log(batch.min_p.float())[:, None]
     return scores.masked_fill((scores < least) | drop | (scores < lowest), -torch.inf)

@@ -14,8 +14,8 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
 from understudy.devices.graphs import CaptureError, failure
-from understudy.drafters.beam import Beam
-from understudy.drafters.launch import DeviceGrower
+from understudy.drafters.device_search import TensorSearch
+from understudy.drafters.launch import DeviceTreeSearch
 from understudy.models.embedding import EmbeddingTable
 from understudy.plan.memory import SEARCH
 
@@ -38,7 +38,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeDevice]]:
     made: list[FakeDevice] = []
     monkeypatch.setattr(fake_device, "open_fake", lambda: made.append(FakeDevice(seed=len(made))) or made[-1])
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
-    monkeypatch.setattr(DeviceGrower, "warm", lambda self: None)
+    monkeypatch.setattr(DeviceTreeSearch, "warm", lambda self: None)
     yield made
 
 
@@ -72,11 +72,11 @@ def test_text_drafted_by_graphs_is_plain_text_and_new_requests_record_nothing(
 def test_rows_draft_in_the_same_levels(model: Path, opened: list[FakeDevice]) -> None:
     with llm(model) as fake:
         done = fake.generate(PROMPTS, GREEDY)
-        grower = fake.engine.drafter.grower
-        assert isinstance(grower, DeviceGrower) and grower.replayed > 0
-        assert any(kind.rows == 3 for kind in grower.graphs) and sum(c.stats.accepted for c in done) > 0
-        assert isinstance(grower.beam, Beam)
-        search = sum(t.untyped_storage().nbytes() for t in (grower.beam.tails, grower.beam.state.memory))
+        search = fake.engine.drafter.search
+        assert isinstance(search, DeviceTreeSearch) and search.replayed > 0
+        assert any(kind.rows == 3 for kind in search.graphs) and sum(c.stats.accepted for c in done) > 0
+        assert isinstance(search.beam, TensorSearch)
+        search = sum(t.untyped_storage().nbytes() for t in (search.beam.tails, search.beam.state.memory))
         assert search <= SEARCH * 4  # as planned for three rows and the one to spare
     assert [c.token_ids for c in done] == plain(model, PROMPTS, GREEDY)
 

@@ -12,7 +12,7 @@ from tests.placement import Placement
 from tests.tiny import save
 from understudy import LLM, SamplingParams, devices
 from understudy.devices import DEVICES
-from understudy.drafters.launch import DeviceGrower
+from understudy.drafters.launch import DeviceTreeSearch
 from understudy.quantizers import Linear
 
 pytest.importorskip("triton")
@@ -90,7 +90,7 @@ def test_every_tensor_is_where_it_is_used(
         SamplingParams(max_new_tokens=3, temperature=0.8, top_p=0.9, seed=1),
     ]
     monkeypatch.setitem(DEVICES, "fake", "")
-    monkeypatch.setattr(DeviceGrower, "warm", lambda self: None)  # the interpreter is slow
+    monkeypatch.setattr(DeviceTreeSearch, "warm", lambda self: None)  # the interpreter is slow
     with Placement() as placement:
         monkeypatch.setattr(devices, "find", lambda *_: lambda: LooksLikeCuda(placement, triton=triton))
         with LLM(tmp_path / "model", **asked) as llm:
@@ -100,7 +100,7 @@ def test_every_tensor_is_where_it_is_used(
             drafts = options.get("method") != "ngram"
             assert placement.there(llm.model.module.get_input_embeddings().weight)
             if drafts:
-                grower = llm.engine.drafter.grower
-                assert grower.replayed + grower.captured > 0 if triton else grower.beam is not None
-                assert placement.there(grower.beam.state.memory) and not placement.there(grower.given.memory)
+                search = llm.engine.drafter.search
+                assert search.replayed + search.captured > 0 if triton else search.beam is not None
+                assert placement.there(search.beam.state.memory) and not placement.there(search.given.memory)
     assert placement.crossings > 10 and len(done[0].token_ids) == 4

@@ -22,7 +22,7 @@ class Drafter(Protocol):
     def rewind(self, sequence: TokenSequence, length: int) -> None:
         """Only the first `length` tokens of what was in this sequence's place are still valid (0: a new text)."""
 
-    def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None:
+    def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         """A whole round gave `tokens` in `seconds`."""
 
 
@@ -33,7 +33,7 @@ class Base:
 
     def rewind(self, sequence: TokenSequence, length: int) -> None: ...
 
-    def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None: ...
+    def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None: ...
 
 
 DRAFTERS = {name: f"understudy.drafters.{name}:build" for name in ("none", "ngram", "classic", "substitute")}

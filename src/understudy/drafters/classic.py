@@ -13,8 +13,8 @@ from torch import Tensor
 from ..sequence import TokenSequence
 from ..tree import Nodes, TokenTree
 from . import substitute
-from .grow import Grower
-from .substitute import grower_of, shape_of
+from .substitute import search_of, shape_of
+from .tree_search import TreeSearch
 
 if TYPE_CHECKING:
     from ..models.model import Model
@@ -23,13 +23,13 @@ CATCH_UP = 64
 
 
 class Classic:
-    def __init__(self, companion: Model, grower: Grower):
-        self.companion, self.cache, self.grower = companion, companion.cache, grower
+    def __init__(self, companion: Model, search: TreeSearch):
+        self.companion, self.cache, self.search = companion, companion.cache, search
 
     def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
         for sequence in sequences:
             self._catch_up(sequence)
-        return self.grower.grow(sequences, [self.cache.lengths[sequence.row] for sequence in sequences])
+        return self.search.grow(sequences, [self.cache.lengths[sequence.row] for sequence in sequences])
 
     def _catch_up(self, sequence: TokenSequence) -> None:
         """Read the accepted tokens that this model has not run yet: the prompt, and what it had not drafted itself."""
@@ -40,19 +40,19 @@ class Classic:
             self.cache.keep(sequence.row, torch.arange(len(chain)))
 
     def observe(self, sequence: TokenSequence, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
-        self.grower.learn(sequence, path, choices)
-        ran = self.grower.branches[sequence.row].children
+        self.search.learn(sequence, path, choices)
+        ran = self.search.trees[sequence.row].children
         self.cache.keep(sequence.row, torch.tensor([node for node in path.tolist() if node in ran], dtype=torch.int64))
 
     def rewind(self, sequence: TokenSequence, length: int) -> None:
         self.cache.rewind(sequence.row, min(length, self.cache.lengths[sequence.row]))
 
-    def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None:
-        self.grower.paced(tokens, seconds, prefill)
+    def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
+        self.search.record_round(tokens, seconds, prefill)
 
 
 def build(model: Any, *, value: str = "", width: int = 0, depth: int = 0, guess: str = "auto") -> Classic:
-    return Classic(model.companion, grower_of(model, model.companion, shape_of(width, depth, guess)))
+    return Classic(model.companion, search_of(model, model.companion, shape_of(width, depth, guess)))
 
 
 def level(*, value: str = "", width: int = 0, depth: int = 0, guess: str = "auto") -> tuple[int, bool]:

@@ -1,8 +1,8 @@
-"""Drafting on a device: levels of `beam` are launched one after another, and the host does not wait for the one just launched.
+"""Drafting on a device: levels of `device_search` are launched one after another, without waiting for the latest one.
 
-While more levels are likely to pay, the next one is launched when the figures of the one before the last are here. How wide it is
-padded follows the tree with that delay, always the same, so a tree depends on the search alone and not on who was faster. When a
-draft is about to end, the last level is awaited: the pause is a small part of what a level takes that nobody wants."""
+Level n + 1 is launched as soon as the results of level n - 1 arrive, so its width lags one level behind. The lag is always the
+same, so a tree depends on the search alone and not on timing. Near the end of a draft the host waits for the last level in place
+of launching one that may be useless: that pause is a small part of what a useless level takes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,29 @@ from torch import Tensor
 from ..devices.accelerator import Accelerator
 from ..devices.graphs import CaptureError, Graph
 from ..errors import UsageError
-from ..plan.pace import Pace
 from ..plan.widths import GRAPHS, padded, widest
 from ..sampling import offset
 from ..sequence import TokenSequence
 from ..tree import Nodes
-from .beam import BUCKET, CHANCE, CHILDREN, DEPTH, FIGURES, FOUND, PARENT, SPINE, THROUGH, TOKEN, Beam, Kind, places
-from .branch import MOST_NODES, Branch, Candidate
-from .grow import NO_SHAPE, WIDEST, Grower, Limits, Shape
-from .words import Words
+from .device_search import (
+    BUCKET,
+    CHANCE,
+    CHILDREN,
+    DEPTH,
+    FIGURES,
+    FOUND,
+    PARENT,
+    SPINE,
+    THROUGH,
+    TOKEN,
+    LevelShape,
+    TensorSearch,
+    places,
+)
+from .growing_tree import MOST_NODES, Candidate, GrowingTree
+from .pace import Pace
+from .packed_tensors import PackedTensors
+from .tree_search import NO_SHAPE, WIDEST, Limits, Shape, TreeSearch
 
 LIKELY = 2  # levels that are likely to pay after the next one: fewer, and the last one's figures are awaited
 STOPS = 8  # stop tokens of a row there is room for at first
@@ -42,7 +56,7 @@ class Launched:
     telling: bool
 
 
-class DeviceGrower(Grower):
+class DeviceTreeSearch(TreeSearch):
     """`forward(nodes)` -> logits, all on `device`. `say` is told what a person should know. `graphs`: recorded levels by kind."""
 
     def __init__(
@@ -53,7 +67,7 @@ class DeviceGrower(Grower):
             raise UsageError(f"guess=on is for drafts on the processor: on {device.name} tokens are chosen where the text is not.")
         super().__init__(forward, pace, limits, replace(shape, guess="off"))
         self.device, self.rows, self.say = device, rows, say
-        self.graphs: OrderedDict[Kind, Graph] = OrderedDict()
+        self.graphs: OrderedDict[LevelShape, Graph] = OrderedDict()
         self.recording = device.graphs is not None
         self.captured = self.replayed = 0
         self.widest = widest(min(shape.width, MOST_NODES) or WIDEST, shape.depth > 0, rows)
@@ -62,25 +76,25 @@ class DeviceGrower(Grower):
     def _make(self, stops: int) -> None:
         """Room for what a draft is given, with so many stop tokens a row; recorded levels are of no use any more."""
         self.graphs.clear()
-        self.beam: Beam | None = None
+        self.beam: TensorSearch | None = None
         self.stops = stops
-        self.given = Words.of(*places(self.rows, stops, self.limits.nodes, self.widest), self.device.landing)
+        self.given = PackedTensors.of(*places(self.rows, stops, self.limits.nodes, self.widest), self.device.landing)
         self.given.memory.zero_()
         self.figures = self.device.landing(3 * 8 * len(FIGURES)).view(torch.int64).view(3, -1)
-        self.result: Words | None = None
+        self.result: PackedTensors | None = None
 
     @torch.inference_mode()
-    def _search(self, branches: list[Branch]) -> None:
-        rows = [branch.sequence for branch in branches]
+    def _search(self, trees: list[GrowingTree]) -> None:
+        rows = [tree.sequence for tree in trees]
         deepest = max((row.remaining for row in rows), default=1) - 1
         if deepest > 0:
-            self._give(rows, [branch.length for branch in branches])
+            self._give(rows, [tree.length for tree in trees])
             self._levels(self._kind(rows), len(rows), min(self.shape.depth, deepest))
-            self._read(branches)
+            self._read(trees)
 
-    def _kind(self, rows: Sequence[TokenSequence]) -> Kind:
+    def _kind(self, rows: Sequence[TokenSequence]) -> LevelShape:
         sampled = [row.params for row in rows if row.params.temperature > 0]
-        return Kind(0, len(rows), bool(sampled), any(p.top_k or p.top_p < 1 or p.min_p for p in sampled))
+        return LevelShape(0, len(rows), bool(sampled), any(p.top_k or p.top_p < 1 or p.min_p for p in sampled))
 
     def _give(self, rows: Sequence[TokenSequence], lengths: Sequence[int]) -> None:
         """All that the levels of a draft look at, in one copy."""
@@ -101,7 +115,7 @@ class DeviceGrower(Grower):
             for name, value in values.items():
                 given[name][i] = torch.tensor(value, dtype=given[name].dtype)
             given["stops"][i, : len(row.stop_ids)] = torch.tensor(sorted(row.stop_ids), dtype=torch.int64)
-        given["nodes"][0], given["rate"][0], given["worth"][0] = limits.nodes, pace.rate, pace.worth
+        given["nodes"][0], given["rate"][0], given["break even"][0] = limits.nodes, pace.rate, pace.break_even
         self.free = limits.filling()
         given["free"][0] = float(self.free)
         costs = {width: pace.cost(width) for width in sorted({padded(i + 1) for i in range(self.widest)})}
@@ -113,7 +127,7 @@ class DeviceGrower(Grower):
 
     def _start(self, rows: int) -> None:
         if self.beam is None:
-            self.beam = Beam(
+            self.beam = TensorSearch(
                 self.forward, self._room, self.shape, rows=self.rows, capacity=self.limits.capacity, stops=self.stops,
                 nodes=self.limits.nodes, widest=self.widest,
             )  # fmt: skip
@@ -123,7 +137,7 @@ class DeviceGrower(Grower):
     def _room(self, nbytes: int) -> Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8, device=self.device.where)
 
-    def _levels(self, kind: Kind, width: int, forced: int) -> None:
+    def _levels(self, kind: LevelShape, width: int, forced: int) -> None:
         """Launch levels, the first of this width: so many as are forced, else until none pays. Learn what they took."""
         if forced:
             width = min(self.shape.width, MOST_NODES) * kind.rows
@@ -140,7 +154,7 @@ class DeviceGrower(Grower):
         self.device.streams.block_until(levels[-1].done)
         for level in levels:
             if level.telling:
-                self.pace.level(level.width, self.device.streams.seconds_between(begun, level.done))
+                self.pace.record_level(level.width, self.device.streams.seconds_between(begun, level.done))
             begun = level.done
 
     def _mark(self) -> Any:
@@ -150,7 +164,7 @@ class DeviceGrower(Grower):
         self.device.streams.block_until(level.done)
         return dict(zip(FIGURES, level.figures.tolist(), strict=True))
 
-    def _launch(self, kind: Kind, width: int, number: int) -> Launched:
+    def _launch(self, kind: LevelShape, width: int, number: int) -> Launched:
         assert self.beam is not None
         if self.free and not self.limits.filling():
             self.free = False
@@ -161,7 +175,7 @@ class DeviceGrower(Grower):
         figures = self.figures[number % 3]
         return Launched(width, figures, self.device.late(self.beam.state["figures"], figures), telling)
 
-    def _run_level(self, kind: Kind) -> None:
+    def _run_level(self, kind: LevelShape) -> None:
         """By its graph, which the first level of a kind makes; without graphs, or where one cannot be made, op by op."""
         assert self.beam is not None
         graph = self.graphs.get(kind)
@@ -182,41 +196,41 @@ class DeviceGrower(Grower):
                 self.graphs.clear()
                 self.say(str(error))
 
-    def _read(self, branches: Sequence[Branch]) -> None:
+    def _read(self, trees: Sequence[GrowingTree]) -> None:
         """The whole search in one copy; what the host's own would have left behind."""
         assert self.beam is not None
         state = self.beam.state
         if self.result is None:
             self.result = state.alike(self.device.landing)
         self.device.streams.block_until(self.device.late(state.memory, self.result.memory))
-        for i, branch in enumerate(branches):
+        for i, tree in enumerate(trees):
             count = int(self.result["count"][i])
             if count:
                 numbers, chances = (self.result[name][i, :count].tolist() for name in ("node", "node chances"))
-                _grown(branch, numbers, chances)
+                _grown(tree, numbers, chances)
 
     @torch.inference_mode()
     def warm(self, widths: Sequence[int] = (1, 2, 4, 8), seconds: float = 1.0) -> None:
-        """As `Grower.warm`, of levels of which every place is inert; those of a single greedy row are recorded by it."""
+        """As `TreeSearch.warm`, of levels of which every place is inert; those of a single greedy row are recorded by it."""
         self.free = False
         self._start(0)
         super().warm([width for width in widths if width <= self.widest], seconds)
 
     def _try(self, width: int) -> None:
-        self._run_level(Kind(width, 1, False, False))
+        self._run_level(LevelShape(width, 1, False, False))
         self.device.finish()
 
 
-def _grown(branch: Branch, numbers: list[list[int]], chances: list[list[float]]) -> None:
+def _grown(tree: GrowingTree, numbers: list[list[int]], chances: list[list[float]]) -> None:
     """The nodes, their children that were never run, and what calibration learns from."""
-    branch.tokens = [node[TOKEN] for node in numbers]
-    branch.parents = [node[PARENT] for node in numbers]
-    branch.deepest = max(node[DEPTH] for node in numbers)
+    tree.tokens = [node[TOKEN] for node in numbers]
+    tree.parents = [node[PARENT] for node in numbers]
+    tree.deepest = max(node[DEPTH] for node in numbers)
     for i, (node, known) in enumerate(zip(numbers, chances, strict=True)):
         if not node[SPINE]:
-            branch.aside[i] = known[CHANCE]
+            tree.aside[i] = known[CHANCE]
         tokens = node[CHILDREN : CHILDREN + node[FOUND]]
-        branch.children[i] = (node[BUCKET], tokens)
+        tree.children[i] = (node[BUCKET], tokens)
         for rank, token in enumerate(tokens):
             if (chance := known[THROUGH + rank]) >= 0:
-                branch.pool.append(Candidate(chance, i, token, node[DEPTH] + 1, bool(node[SPINE]) and rank == 0))
+                tree.pool.append(Candidate(chance, i, token, node[DEPTH] + 1, bool(node[SPINE]) and rank == 0))

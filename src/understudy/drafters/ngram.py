@@ -9,7 +9,7 @@ from ..errors import UsageError
 from ..sequence import TokenSequence
 from ..tree import TokenTree
 from . import Base
-from .guess import match
+from .suggest import match
 
 
 def continuation(text: list[int], longest: int, length: int) -> list[int]:

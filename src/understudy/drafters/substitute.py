@@ -12,26 +12,27 @@ from ..errors import UsageError
 from ..registry import lookup
 from ..sequence import TokenSequence
 from ..tree import TokenTree
-from .branch import MOST_NODES
-from .grow import WIDEST, Grower, Limits, Shape
-from .guess import WHEN
-from .launch import DeviceGrower
+from .growing_tree import MOST_NODES
+from .launch import DeviceTreeSearch
+from .pace import Pace
+from .suggest import WHEN
+from .tree_search import WIDEST, Limits, Shape, TreeSearch
 
 
 class Substitute:
-    def __init__(self, grower: Grower, lengths: list[int]):
-        self.grower, self.lengths = grower, lengths
+    def __init__(self, search: TreeSearch, lengths: list[int]):
+        self.search, self.lengths = search, lengths
 
     def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
-        return self.grower.grow(sequences, [self.lengths[sequence.row] for sequence in sequences])
+        return self.search.grow(sequences, [self.lengths[sequence.row] for sequence in sequences])
 
     def observe(self, sequence: TokenSequence, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
-        self.grower.learn(sequence, path, choices)
+        self.search.learn(sequence, path, choices)
 
     def rewind(self, sequence: TokenSequence, length: int) -> None: ...
 
-    def paced(self, tokens: int, seconds: float, *, prefill: bool) -> None:
-        self.grower.paced(tokens, seconds, prefill)
+    def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
+        self.search.record_round(tokens, seconds, prefill)
 
 
 def shape_of(width: int, depth: int, guess: str) -> Shape:
@@ -43,20 +44,20 @@ def shape_of(width: int, depth: int, guess: str) -> Shape:
     return Shape(width, depth, guess)
 
 
-def grower_of(model: Any, drafting: Any, shape: Shape) -> Grower:
+def search_of(model: Any, drafting: Any, shape: Shape) -> TreeSearch:
     """The search with the draft view of `drafting`, where that runs, for what `model` verifies. What a level costs is measured."""
     limits = Limits(drafting.cache.capacity, model.tile * model.plan.passes.trees, model.cost, model.filling)
     if drafting.device is None:
-        grower = Grower(drafting.draft, model.pace, limits, shape)
+        search = TreeSearch(drafting.draft, Pace(), limits, shape)
     else:
-        given = drafting.draft, drafting.device, model.pace, limits, shape
-        grower = DeviceGrower(*given, rows=drafting.cache.rows, say=model.say)
-    grower.warm()
-    return grower
+        given = drafting.draft, drafting.device, Pace(), limits, shape
+        search = DeviceTreeSearch(*given, rows=drafting.cache.rows, say=model.say)
+    search.warm()
+    return search
 
 
 def build(model: Any, *, width: int = 0, depth: int = 0, guess: str = "auto") -> Substitute:
-    return Substitute(grower_of(model, model, shape_of(width, depth, guess)), model.cache.lengths)
+    return Substitute(search_of(model, model, shape_of(width, depth, guess)), model.cache.lengths)
 
 
 def level(*, width: int = 0, depth: int = 0, guess: str = "auto") -> tuple[int, bool]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from ..cache import Cache
 from ..devices import where
 from ..devices.accelerator import Accelerator
-from ..plan.pace import Pace, PassCost
 from ..plan.placement import Plan
 from ..tree import Nodes
 from ..weights.store import Store
 from . import structure
+from .cost import PassCost
 from .draft import Draft
 from .embedding import EmbeddingRows, EmbeddingTable
 from .load import Link
@@ -35,7 +35,7 @@ Report = Callable[[str, float, float], None]
 
 
 class Model:
-    """`verify(nodes, wanted)` and `draft(nodes)` -> logits. `pace` holds the measured costs that decide the shape of drafts."""
+    """`verify(nodes, wanted)` and `draft(nodes)` -> logits. `cost` is what its passes take."""
 
     tile = TILE
     companion: Model | None = None  # a second model that drafts
@@ -55,7 +55,7 @@ class Model:
         self.store, self.config, self.plan, self.dtype, self.device = store, config, plan, dtype, device
         here = where(device)
         self.module = structure.skeleton(config, dtype, ATTENTION)
-        self.runner, self.pace = Runner(), Pace()
+        self.runner = Runner()
         pair(self.module, [spec.module for spec in store.layout.linears], self.runner)
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, link, drafts=drafts, progress=progress, device=device)

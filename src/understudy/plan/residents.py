@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEVELS = 8  # of a draft, before any was seen: about what plan.pace begins with
+LEVELS = 8  # of a draft, before any was seen: about what `pace` begins with
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the room for residents, given to whole Linears; the better is taken
 
 

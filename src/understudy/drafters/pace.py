@@ -13,7 +13,6 @@ EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 RANKS = 4
 PRIOR_WEIGHT = 6.0
 SURE = 0.995  # no draft is surer than this before it was seen to be
-ALIKE, VAGUE = 32, 64.0  # nodes; and the variance of nodes that outweighs this guess
 SHARPNESS = (0.5, 1.0, 2.0, 4.0, 8.0)  # how fast agreement may rise with the margin; which of them fits is learned
 MIDDLES = (0.05, 0.17, 0.37, 0.62, 0.87, 1.2, 1.7, 2.5, 3.5, 5.0, 7.0, 10.0, 14.0)  # of the margins between EDGES
 
@@ -87,7 +86,7 @@ class Pace:
     tokens: float = 0.0
     seconds: float = 0.0
 
-    def level(self, width: int, seconds: float) -> None:
+    def record_level(self, width: int, seconds: float) -> None:
         old = self.levels.get(width)
         if old is None:
             self.levels[width] = seconds
@@ -95,14 +94,14 @@ class Pace:
             share = 1.0 if seconds < 0.7 * old else 0.5 if seconds < old else 0.2
             self.levels[width] = old + share * (min(seconds, 4 * old) - old)
 
-    def round(self, tokens: int, seconds: float) -> None:
+    def record_round(self, tokens: int, seconds: float) -> None:
         """The rate is a ratio of sums over about the last ten rounds."""
         self.tokens = 0.9 * self.tokens + tokens
         self.seconds = 0.9 * self.seconds + seconds
         self.rate = self.tokens / self.seconds
 
     @property
-    def worth(self) -> float:
+    def break_even(self) -> float:
         """The chance of a node for which the narrowest level pays, within reason."""
         return min(max(self.rate * self.cost(1), 0.05), 0.95)
 
@@ -160,47 +159,3 @@ class Pace:
             if value > best_value:
                 best, best_value = count, value
         return best
-
-
-@dataclass
-class PassCost:
-    """What one more node adds to a pass, learned from what passes took: arithmetic for base + each * nodes seconds, beside
-    weights that come at their own speed. Nodes are computed `unit` at a time."""
-
-    unit: int = 1
-    sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of 1, n, b, n * n, n * b: n nodes took b seconds
-    last: tuple[int, float, float] | None = None  # nodes, seconds of arithmetic, seconds of waiting
-
-    def learn(self, nodes: int, busy: float, waiting: float) -> None:
-        n = self._whole(nodes)
-        self.sums = [0.9 * s + t for s, t in zip(self.sums, (1.0, n, busy, n * n, n * busy), strict=True)]
-        self.last = (nodes, busy, waiting)
-
-    @property
-    def each(self) -> float:
-        """Seconds a node. Until passes of several sizes were seen, a pass is taken to cost what ALIKE of its nodes do."""
-        if not self.sums[0]:
-            return 0.0
-        count, nodes, busy, squares, products = self.sums
-        nodes, busy = nodes / count, busy / count
-        variance, together = squares / count - nodes * nodes, products / count - nodes * busy
-        return max((together + VAGUE * busy / (nodes + ALIKE)) / (variance + VAGUE), 0.0)
-
-    def extra(self, nodes: int, more: int) -> float:
-        """Seconds by which a pass of `nodes + more` outlasts one of `nodes`; none while the weights take longer to come."""
-        return self.seconds(nodes + more) - self.seconds(nodes)
-
-    def seconds(self, nodes: int) -> float:
-        """What a pass of so many nodes should take."""
-        if self.last is None:
-            return 0.0
-        seen, busy, waiting = self.last
-        link = busy + waiting if waiting > 0.01 * busy else 0.0
-        return max(busy + self.each * (self._whole(nodes) - self._whole(seen)), link)
-
-    def share(self, nodes: int) -> float:
-        """Seconds a node of the next ones after `nodes`."""
-        return self.extra(nodes, self.unit) / self.unit
-
-    def _whole(self, nodes: int) -> int:
-        return -(-nodes // self.unit) * self.unit

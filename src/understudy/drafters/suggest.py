@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .branch import Branch, Candidate
+from .growing_tree import Candidate, GrowingTree
 
 WHEN = ("auto", "on", "off")  # auto: where the processor drafts
 LONGEST = 8  # tokens of a match that are told apart
@@ -34,40 +34,40 @@ def match(text: Sequence[int], longest: int = LONGEST) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Copied:
+class Suggestion:
     """Tokens that may come next, from a match of `size` tokens; the chance that the draft says each, and those before it."""
 
     size: int = 0
     tokens: Sequence[int] = ()
     chances: Sequence[float] = ()
 
-    def first(self, count: int) -> Copied:
-        return Copied(self.size, self.tokens[:count], self.chances[:count])
+    def first(self, count: int) -> Suggestion:
+        return Suggestion(self.size, self.tokens[:count], self.chances[:count])
 
 
-NOTHING = Copied()
+NOTHING = Suggestion()
 
 
 @dataclass
-class Guesses:
+class TextSuggester:
     """How often the draft agreed with a guess, by the length of the match it came from."""
 
     agreed: list[float] = field(default_factory=lambda: [0.5 + 0.3 * size for size in range(LONGEST + 1)])
     tried: list[float] = field(default_factory=lambda: [3.0] * (LONGEST + 1))
 
-    def copied(self, branch: Branch, tip: Candidate, most: int) -> Copied:
+    def copied(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
         """At most `most` tokens that may follow `tip`, as far as their children could still be used."""
-        most = min(most, branch.sequence.remaining - 2 - tip.depth)
-        text = branch.text(tip) if most > 0 else []
+        most = min(most, tree.sequence.remaining - 2 - tip.depth)
+        text = tree.text(tip) if most > 0 else []
         size, end = match(text)
         if not size:
             return NOTHING
         tokens = text[end : end + most]
         while len(tokens) < most:  # a text that repeats itself goes on doing so
             tokens += tokens[: most - len(tokens)]
-        stop = next((i for i, token in enumerate(tokens) if token in branch.sequence.stop_ids), most)
+        stop = next((i for i, token in enumerate(tokens) if token in tree.sequence.stop_ids), most)
         chance = min(self.agreed[size] / self.tried[size], SURE)
-        return Copied(size, tokens[:stop], [chance ** (i + 1) for i in range(stop)])
+        return Suggestion(size, tokens[:stop], [chance ** (i + 1) for i in range(stop)])
 
     def learn(self, size: int, agreed: int, tried: int) -> None:
         """Of `tried` guesses after a match of `size`, checked one after another, the draft said `agreed`."""

@@ -1,11 +1,12 @@
-"""The tree search of `grow`, as a function from tensors to tensors: a level of it can be recorded and replayed on a device.
+"""The tree search as a function from tensors to tensors: a level of it can be recorded and replayed on a device.
 
-All shapes are fixed and no value is asked for. A level takes the candidates that the one before chose, appends them as nodes, runs
-the draft on them, and chooses for the next one. What does not pay is inert: it runs on a spare slot, and leaves no trace.
+All shapes are fixed and no value is asked for. A level takes the candidates that the level before it chose, appends them as
+nodes, runs the draft on them, and chooses candidates for the next level. Candidates that do not pay are inert: they run on a
+spare cache slot and leave no trace.
 
-The rules are those of `grow.Grower`, in float64 too, with three differences. A level costs what its padded width costs. It has at
-most plan.widths.WIDEST nodes of all rows together, unless its shape is forced. And its padded width is chosen before it is known
-how many candidates there are (see `launch`): those that find no place in it stay candidates."""
+The rules are those of `tree_search.TreeSearch`, in float64 too, with three differences. A level costs what its padded width
+costs. A level has at most plan.widths.WIDEST nodes of all sequences together, unless its shape is forced. The padded width of a
+level is chosen before the number of candidates is known (see `launch`): those that find no place in it stay candidates."""
 
 from __future__ import annotations
 
@@ -15,20 +16,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..plan.pace import EDGES, PRIOR_WEIGHT, RANKS, SHARPNESS, SURE
 from ..plan.widths import SCORED
 from ..plan.widths import WIDEST as LEVEL
-from ..sampling import Several, perturb_several
+from ..sampling import BatchParams, perturb_batch
 from ..tree import Nodes
-from .branch import MOST_NODES
-from .grow import WIDEST, Shape
-from .words import Shapes, Words
+from .growing_tree import MOST_NODES
+from .pace import EDGES, PRIOR_WEIGHT, RANKS, SHARPNESS, SURE
+from .packed_tensors import PackedTensors, Shapes
+from .tree_search import WIDEST, Shape
 
 TOKEN, PARENT, DEPTH, SPINE, BUCKET, FOUND, CHILDREN = range(7)  # of a node's whole numbers; its best children's tokens follow
 CHANCE, THROUGH, KEY = 0, 1, 1 + RANKS  # of its reals: its chance, its children's (-1: none, or taken), those that may be run
 ROW, PLACE, FROM, WHAT, DEEP, CHAIN, VALID = range(7)  # of a candidate; PLACE: where its chance stands among all reals
 FIGURES = ("wish", "left", "level")
-LIKELIEST = 0.98  # as `Grower._best`
+LIKELIEST = 0.98  # as `TreeSearch._best`
 
 
 def places(rows: int, stops: int, nodes: int, widest: int) -> tuple[Shapes, Shapes]:
@@ -37,12 +38,12 @@ def places(rows: int, stops: int, nodes: int, widest: int) -> tuple[Shapes, Shap
     numbers: Shapes = dict.fromkeys(row, (rows,)) | {"stops": (rows, stops), "nodes": (1,)}
     each = ("temperature", "top_p", "min_p", "trust")
     learned = {"hits": (rows, len(EDGES) + 1), "trials": (rows, len(EDGES) + 1), "belief": (rows, len(SHARPNESS))}
-    common = {"rate": (1,), "worth": (1,), "free": (1,), "cost": (widest,), "share": (nodes + 1,)}
+    common = {"rate": (1,), "break even": (1,), "free": (1,), "cost": (widest,), "share": (nodes + 1,)}
     return numbers, dict.fromkeys(each, (rows,)) | learned | {"ranks": (rows, RANKS)} | common
 
 
 @dataclass(frozen=True)
-class Kind:
+class LevelShape:
     """What a recorded level is fixed to: its padded width, how many rows it has, and how their tokens are chosen."""
 
     width: int
@@ -51,7 +52,7 @@ class Kind:
     filtered: bool
 
 
-class Beam:
+class TensorSearch:
     """`forward(nodes)` -> logits [n, vocab]. Rows are numbered by their place in a draft; number `rows` is where nothing goes.
 
     `tails[r, i, j]`: the slot of the ancestor of node i of row r that is j + 1 levels below the root."""
@@ -61,10 +62,10 @@ class Beam:
         rows: int, capacity: int, stops: int, nodes: int, widest: int,
     ):  # fmt: skip
         self.forward, self.shape, self.rows, self.spare, self.widest = forward, shape, rows, capacity - 1, widest
-        self.given = Words.of(*places(rows, stops, nodes, widest), make)
+        self.given = PackedTensors.of(*places(rows, stops, nodes, widest), make)
         whole: Shapes = {"node": (rows + 1, MOST_NODES, CHILDREN + RANKS), "count": (rows + 1,), "figures": (len(FIGURES),)}
-        self.state = Words.of(whole, {"node chances": (rows + 1, MOST_NODES, 1 + 2 * RANKS)}, make)
-        self.next = Words.of({"candidates": (VALID + 1, widest + 1)}, {"chances": (widest + 1,)}, make)
+        self.state = PackedTensors.of(whole, {"node chances": (rows + 1, MOST_NODES, 1 + 2 * RANKS)}, make)
+        self.next = PackedTensors.of({"candidates": (VALID + 1, widest + 1)}, {"chances": (widest + 1,)}, make)
         where = self.state.memory.device
         self.tails = torch.zeros((rows + 1, MOST_NODES, MOST_NODES), dtype=torch.int64, device=where)
         self.edges = torch.tensor(EDGES, dtype=torch.float64, device=where)
@@ -89,7 +90,7 @@ class Beam:
         """A place among all reals that means nothing."""
         return self.rows * MOST_NODES * (1 + 2 * RANKS) + CHANCE
 
-    def level(self, kind: Kind) -> None:
+    def level(self, kind: LevelShape) -> None:
         """One level of `kind.width` places."""
         some, chances = self._taken(kind.width)
         row, valid = some[ROW], some[VALID] > 0
@@ -132,7 +133,7 @@ class Beam:
         position, prefix = torch.where(valid, length + depth, 0), torch.where(valid, length + 1, 1)
         return Nodes(some[WHAT], given["row"][row], slots, position, prefix, tail)
 
-    def _best(self, kind: Kind, logits: Tensor, row: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    def _best(self, kind: LevelShape, logits: Tensor, row: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         """The best tokens [w, RANKS] and their scores; -inf where there are none."""
         most, best, given = min(RANKS, logits.shape[-1]), [], self.given
         names = ("temperature", "offset", "top_k", "top_p", "min_p")
@@ -140,8 +141,8 @@ class Beam:
             part = slice(start, start + (SCORED if kind.sampled else len(logits)))
             scores = logits[part].float()
             if kind.sampled:
-                several = Several(*(given[name][row[part]] for name in names))
-                scores = perturb_several(scores, several, after[part], kind.filtered)
+                batch = BatchParams(*(given[name][row[part]] for name in names))
+                scores = perturb_batch(scores, batch, after[part], kind.filtered)
             best.append(scores.topk(most, dim=-1))
         values, tokens = (torch.cat([getattr(b, name) for b in best]) for name in ("values", "indices"))
         missing = (0, RANKS - most)
@@ -186,7 +187,7 @@ class Beam:
         return tips, torch.cat([torch.where(spine, -1.0, keys[:, :, :1]), keys[:, :, 1:]], 2)
 
     def _choose(self, rows: int) -> None:
-        """As `Grower._best`: the likeliest, as many as pay. Of equal ones the tips go first, then older nodes, as there."""
+        """As `TreeSearch._best`: the likeliest, as many as pay. Of equal ones the tips go first, then older nodes, as there."""
         tips, others = self._candidates(rows)
         tip, at = tips[:, :, 0].max(1)
         own = torch.arange(rows, device=at.device) * MOST_NODES + at
@@ -205,7 +206,7 @@ class Beam:
     def _wish(self, rows: int, tip: Tensor, depth: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
         """How many of the candidates pay, and how many more levels are likely to, after the next one."""
         given = self.given
-        nodes, rate, worth = given["nodes"][0], given["rate"][0], given["worth"][0]
+        nodes, rate, worth = given["nodes"][0], given["rate"][0], given["break even"][0]
         used = self.state["count"][:rows].clamp(min=1).sum()
         best = tip.max()
         chance = best.clamp(min=1e-300)
@@ -226,7 +227,7 @@ class Beam:
         return wish, torch.where(wish > 0, left, 0)
 
     def _beam(self, rows: int) -> None:
-        """As `Grower._beam`: of each row the children of the newest level, the argmax chain's first, then the likeliest."""
+        """As `TreeSearch._beam`: of each row the children of the newest level, the argmax chain's first, then the likeliest."""
         tips, others = self._candidates(rows)
         level, width = self.state["figures"][2], min(self.shape.width, MOST_NODES * RANKS)
         newest = self.state["node"][:rows, :, DEPTH, None] + 1 == level

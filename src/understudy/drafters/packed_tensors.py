@@ -13,7 +13,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Words:
+class PackedTensors:
     """`whole` numbers are int64 and lie first, `reals` are float64. `memory`: uint8, all of it."""
 
     memory: Tensor
@@ -22,7 +22,7 @@ class Words:
     named: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, whole: Shapes, reals: Shapes, make: Callable[[int], Tensor]) -> Words:
+    def of(cls, whole: Shapes, reals: Shapes, make: Callable[[int], Tensor]) -> PackedTensors:
         """`make(nbytes)` gives the memory, of any content."""
         counts = [sum(math.prod(shape) for shape in shapes.values()) for shapes in (whole, reals)]
         memory = make(8 * sum(counts))
@@ -35,13 +35,13 @@ class Words:
                 at += math.prod(shape)
         return cls(memory, *numbers, named)
 
-    def alike(self, make: Callable[[int], Tensor]) -> Words:
+    def alike(self, make: Callable[[int], Tensor]) -> PackedTensors:
         """The same arrays in other memory."""
         whole, reals = (
             {name: tuple(array.shape) for name, array in self.named.items() if array.dtype is kind}
             for kind in (torch.int64, torch.float64)
         )
-        return Words.of(whole, reals, make)
+        return PackedTensors.of(whole, reals, make)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.named[name]

@@ -23,7 +23,7 @@ class Candidate:
 
 
 @dataclass
-class Branch:
+class GrowingTree:
     """One sequence's growing tree. `children[i]` is the margin bucket and the best tokens after node i, for nodes that were run."""
 
     sequence: TokenSequence

@@ -2,7 +2,7 @@
 
 import pytest
 
-from understudy.plan.pace import EDGES, Calibration, Pace, PassCost, bucket_of
+from understudy.drafters.pace import EDGES, Calibration, Pace, bucket_of
 
 
 def test_no_level_is_run_that_does_not_pay() -> None:
@@ -27,7 +27,7 @@ def test_costs_lie_on_the_line_between_measured_widths() -> None:
 def test_the_rate_is_tokens_over_seconds() -> None:
     pace = Pace()
     for _ in range(200):
-        pace.round(20, 4.0)
+        pace.record_round(20, 4.0)
     assert pace.rate == pytest.approx(5.0)
 
 
@@ -71,33 +71,7 @@ def test_guesses_that_rest_on_guesses_are_trusted_as_far_as_they_came_true() -> 
 def test_a_level_is_not_dearer_than_a_wider_one_and_recovers_from_a_disturbance() -> None:
     pace = Pace(levels={1: 0.4, 2: 0.1, 4: 0.2})
     assert pace.cost(1) == 0.1
-    pace.level(1, 0.09)
+    pace.record_level(1, 0.09)
     assert pace.levels[1] == pytest.approx(0.09), "nothing makes a level shorter than it is"
-    pace.level(1, 9.0)
+    pace.record_level(1, 9.0)
     assert pace.levels[1] < 0.2
-
-
-def test_nodes_cost_what_passes_of_several_sizes_say() -> None:
-    cost = PassCost()
-    assert cost.share(8) == 0.0
-    cost.learn(32, 1.0, 0.0)
-    assert cost.share(32) == pytest.approx(1 / 64), "one pass says little: it is taken to cost what so many nodes do"
-    for nodes in (20, 40, 60, 80) * 5:
-        cost.learn(nodes, 0.5 + 0.02 * nodes, 0.0)
-    assert cost.extra(30, 10) == pytest.approx(0.2, rel=0.05) and cost.seconds(10) == pytest.approx(0.7, rel=0.1)
-
-
-def test_nodes_are_free_while_the_link_is_slower() -> None:
-    cost = PassCost()
-    for nodes in (20, 40, 60, 80) * 5:
-        cost.learn(nodes, 0.02 * nodes, 2.0 - 0.02 * nodes)
-    assert cost.extra(10, 80) == pytest.approx(0.0, abs=1e-3)
-    assert cost.extra(100, 50) == pytest.approx(1.0, rel=0.1)
-
-
-def test_a_tile_is_paid_for_by_all_its_nodes() -> None:
-    cost = PassCost(unit=32)
-    for nodes in (10, 40, 70, 100) * 5:
-        cost.learn(nodes, 0.1 * -(-nodes // 32), 0.0)
-    assert cost.extra(10, 20) == 0.0, "the tile is computed whole anyway"
-    assert cost.extra(32, 1) == pytest.approx(0.1, rel=0.05) and cost.share(32) == pytest.approx(0.1 / 32, rel=0.05)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.fake_device import FakeDevice
-from understudy.drafters.grow import WIDEST, Grower, Limits, Shape
-from understudy.drafters.launch import DeviceGrower
+from understudy.drafters.launch import DeviceTreeSearch
+from understudy.drafters.pace import EDGES, Calibration, Pace
+from understudy.drafters.tree_search import WIDEST, Limits, Shape, TreeSearch
+from understudy.models.cost import PassCost
 from understudy.params import SamplingParams
-from understudy.plan.pace import EDGES, Calibration, Pace, PassCost
 from understudy.plan.widths import padded, widest
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes, TokenTree
@@ -40,18 +41,18 @@ def said(note: str) -> None:
     raise AssertionError(note)
 
 
-def host(model: Any, pace: Pace, limits: Limits, shape: Shape) -> Grower:
-    return Grower(model, pace, limits, replace(shape, guess="off"))
+def host(model: Any, pace: Pace, limits: Limits, shape: Shape) -> TreeSearch:
+    return TreeSearch(model, pace, limits, replace(shape, guess="off"))
 
 
-def device(model: Any, pace: Pace, limits: Limits, shape: Shape, rows: int = 3) -> DeviceGrower:
-    return DeviceGrower(model, FakeDevice(), pace, limits, shape, rows=rows, say=said)
+def device(model: Any, pace: Pace, limits: Limits, shape: Shape, rows: int = 3) -> DeviceTreeSearch:
+    return DeviceTreeSearch(model, FakeDevice(), pace, limits, shape, rows=rows, say=said)
 
 
-def everything(grower: Grower, trees: Sequence[TokenTree]) -> list[Any]:
+def everything(search: TreeSearch, trees: Sequence[TokenTree]) -> list[Any]:
     """Trees, and what will be learned from them."""
     found: list[Any] = []
-    for tree, branch in zip(trees, grower.branches.values(), strict=True):
+    for tree, branch in zip(trees, search.trees.values(), strict=True):
         aside = {node: f"{chance:.9e}" for node, chance in branch.aside.items()}
         found.append((tree.tokens.tolist(), tree.parents.tolist(), branch.children, aside, branch.deepest))
     return found
@@ -112,7 +113,7 @@ def rows_of(draw: Any) -> list[TokenSequence]:
 def test_drafts_that_stop_when_they_no_longer_pay_are_the_hosts(
     rows: list[TokenSequence], seed: int, sharp: float, rate: float, cost: list[float], nodes: int, free: bool, each: float
 ) -> None:
-    class Alike(DeviceGrower):
+    class Alike(DeviceTreeSearch):
         """Awaits every level, so that each is as wide as it should be."""
 
         def _await(self, level: Any) -> dict[str, int]:
@@ -125,7 +126,7 @@ def test_drafts_that_stop_when_they_no_longer_pay_are_the_hosts(
     model, lengths = Fixed(seed, sharp), [17 * (1 + row.row) for row in rows]
     here = host(model, costing(cost, rate), limits, Shape())
     there = Alike(model, FakeDevice(seed=seed), costing(cost, rate), limits, rows=3, say=said)
-    here.pace.level = there.pace.level = lambda width, seconds: None  # type: ignore[method-assign]
+    here.pace.record_level = there.pace.record_level = lambda width, seconds: None  # type: ignore[method-assign]
     for _ in range(2):
         here.calibration, there.calibration = calibrations(seed), calibrations(seed)
         wanted = everything(here, here.grow(rows, lengths))
@@ -153,7 +154,7 @@ def test_the_host_runs_ahead_and_a_tree_does_not_depend_on_who_was_faster() -> N
     for seed in range(4):
         told: list[str] = []
 
-        class Told(DeviceGrower):
+        class Told(DeviceTreeSearch):
             def _launch(self, kind: Any, width: int, number: int, told: list[str] = told) -> Any:
                 told.append(f"launch {number}")
                 return super()._launch(kind, width, number)
@@ -163,10 +164,10 @@ def test_the_host_runs_ahead_and_a_tree_does_not_depend_on_who_was_faster() -> N
                 told.append(f"known {figures['level'] - 1}")
                 return figures
 
-        grower = Told(Fixed(3, 5.0), FakeDevice(seed=seed), costing([1e-4] * 7, 9.0), Limits(CAPACITY, 128), rows=3, say=said)
-        grower.pace.level = lambda width, seconds, told=told: told.append(f"took {width}")  # type: ignore[misc,method-assign]
+        search = Told(Fixed(3, 5.0), FakeDevice(seed=seed), costing([1e-4] * 7, 9.0), Limits(CAPACITY, 128), rows=3, say=said)
+        search.pace.record_level = lambda width, seconds, told=told: told.append(f"took {width}")  # type: ignore[misc,method-assign]
         rows = [TokenSequence(i, [4 + i], limit=12, prompt_length=1) for i in range(2)]
-        found.append((everything(grower, grower.grow(rows, [9, 30])), told))
+        found.append((everything(search, search.grow(rows, [9, 30])), told))
     assert all(one == found[0] for one in found)
     told = found[0][1]
     ahead = [n for n in range(1, 4) if f"known {n - 1}" in told and told.index(f"launch {n + 1}") < told.index(f"known {n}")]
@@ -178,22 +179,22 @@ def test_levels_are_padded_to_few_widths_and_as_many_graphs_are_kept() -> None:
     assert widest(WIDEST, False, 1) == 16 and widest(WIDEST, False, 8) == 64
     assert widest(6, True, 3) == 32 and not widest(0, False, 4)
     with torch.inference_mode():
-        grower = device(Fixed(0, 2.0), Pace(), Limits(CAPACITY, 128), Shape(2, 3))
+        search = device(Fixed(0, 2.0), Pace(), Limits(CAPACITY, 128), Shape(2, 3))
         for sampled in (0.0, 0.5):
             for count in (1, 2, 3):
                 params = [SamplingParams(temperature=sampled, seed=i) for i in range(count)]
                 rows = [TokenSequence(i, [i], params[i], limit=9, prompt_length=1) for i in range(count)]
-                grower.grow(rows, [5] * count)
-    assert grower.captured == len(grower.graphs) == 6 and grower.replayed == 12
-    grower.grow([TokenSequence(0, [1], stop_ids=frozenset(range(1, 20)), limit=9, prompt_length=1)], [5])
-    assert grower.captured == 7 and len(grower.graphs) == 1 and grower.stops == 32  # there was no room for so many stop tokens
+                search.grow(rows, [5] * count)
+    assert search.captured == len(search.graphs) == 6 and search.replayed == 12
+    search.grow([TokenSequence(0, [1], stop_ids=frozenset(range(1, 20)), limit=9, prompt_length=1)], [5])
+    assert search.captured == 7 and len(search.graphs) == 1 and search.stops == 32  # there was no room for so many stop tokens
 
 
 def test_warming_measures_widths_by_levels_that_leave_nothing() -> None:
-    grower = device(Fixed(0, 2.0), Pace(), Limits(CAPACITY, 128), Shape())
-    grower.warm(seconds=60.0)
-    assert sorted(grower.pace.levels) == [1, 2, 4, 8] and grower.captured == 4 and grower.replayed == 8
-    assert grower.beam is not None and grower.beam.state["count"][:-1].sum() == 0
+    search = device(Fixed(0, 2.0), Pace(), Limits(CAPACITY, 128), Shape())
+    search.warm(seconds=60.0)
+    assert sorted(search.pace.levels) == [1, 2, 4, 8] and search.captured == 4 and search.replayed == 8
+    assert search.beam is not None and search.beam.state["count"][:-1].sum() == 0
 
 
 @settings(max_examples=25, deadline=None)
@@ -206,10 +207,10 @@ def test_nodes_see_their_own_path_and_inert_ones_lie_in_the_spare_slot(
 ) -> None:
     """Near the end of the cache too. The text cannot tell: a draft that sees the wrong slots only guesses worse."""
     model = Fixed(seed, 2.0)
-    grower = device(model, Pace({1: 0.01, 8: 0.012}, rate=10.0), Limits(CAPACITY, 64), shape)
-    grower.recording = False
+    search = device(model, Pace({1: 0.01, 8: 0.012}, rate=10.0), Limits(CAPACITY, 64), shape)
+    search.recording = False
     lengths = [CAPACITY - 2 - near - row.row for row in rows]
-    trees = grower.grow(rows, lengths)
+    trees = search.grow(rows, lengths)
     where = {row.row: (length, tree) for row, length, tree in zip(rows, lengths, trees, strict=True)}
     seen = 0
     for nodes in model.ran:
@@ -222,4 +223,4 @@ def test_nodes_see_their_own_path_and_inert_ones_lie_in_the_spare_slot(
             assert nodes.slots_in_order(i).tolist() == [*range(length), *(length + path).tolist()]
             assert int(nodes.tokens[i]) == int(tree.tokens[slot - length])
             seen += 1
-    assert seen == sum(len(branch.children) for branch in grower.branches.values())
+    assert seen == sum(len(branch.children) for branch in search.trees.values())

@@ -1,4 +1,4 @@
-"""Guesses from the text: the draft says the same as without them, in fewer levels; what it would not have said is dropped."""
+"""TextSuggester from the text: the draft says the same as without them, in fewer levels; what it would not have said is dropped."""
 
 import random
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from understudy.cache import Cache
-from understudy.drafters.grow import NO_SHAPE, Grower, Limits, Shape
-from understudy.drafters.guess import LONGEST, match
+from understudy.drafters.pace import Pace
 from understudy.drafters.substitute import Substitute
+from understudy.drafters.suggest import LONGEST, match
+from understudy.drafters.tree_search import NO_SHAPE, Limits, Shape, TreeSearch
 from understudy.engine import Engine, Settle
 from understudy.params import SamplingParams
-from understudy.plan.pace import Pace
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes
 
@@ -26,7 +26,7 @@ COSTS = {1: 0.01, 8: 0.012}
 class Steady(Pace):
     """Costs are as given: this world's own say nothing."""
 
-    def level(self, width: int, seconds: float) -> None: ...
+    def record_level(self, width: int, seconds: float) -> None: ...
 
 
 def ranked(text: Sequence[int], period: int) -> list[int]:
@@ -43,7 +43,7 @@ class World(Cache):
         super().__init__(1, 1, 1, rows, 320, torch.float32)
         self.period, self.misses, self.levels, self.passes = period, misses, 0, 0
         limits = Limits(320, 60)
-        self.grower = Grower(self.draft, Steady(dict(COSTS), rate=20.0), limits, shape)
+        self.search = TreeSearch(self.draft, Steady(dict(COSTS), rate=20.0), limits, shape)
 
     def read(self, nodes: Nodes, node: int) -> list[int]:
         slots = nodes.slots_in_order(node)
@@ -76,7 +76,7 @@ class World(Cache):
 
     def check(self, row: TokenSequence) -> None:
         """All that is known of a branch's nodes is what the draft says after their texts."""
-        branch = self.grower.branches[row.row]
+        branch = self.search.trees[row.row]
         texts: list[list[int]] = []
         for i, (token, parent) in enumerate(zip(branch.tokens, branch.parents, strict=True)):
             texts.append([*(texts[parent] if i else row.tokens[:-1]), token])
@@ -90,7 +90,7 @@ class World(Cache):
 
 def run(world: World, prompts: Sequence[list[int]], count: int, stop: frozenset[int] = frozenset()) -> None:
     """Generates, and compares with the exact text."""
-    drafter = Substitute(world.grower, world.lengths)
+    drafter = Substitute(world.search, world.lengths)
     engine = Engine(world.verify, world, drafter)
     params = SamplingParams(max_new_tokens=count)
     rows = [engine.admit(TokenSequence(i, list(p), params, stop)) for i, p in enumerate(prompts)]
@@ -135,13 +135,13 @@ def test_guesses_save_levels(rows: int) -> None:
         run(world, [[1, 2, 3], [4]][:rows], 120)
     guessed, plain = worlds
     assert guessed.levels < (0.6 if rows == 1 else 0.7) * plain.levels and guessed.passes <= 1.2 * plain.passes
-    assert guessed.grower.guesses is not None and sum(guessed.grower.guesses.agreed) > 20
+    assert guessed.search.suggester is not None and sum(guessed.search.suggester.agreed) > 20
 
 
 def test_a_forced_shape_takes_nothing_from_the_text() -> None:
     world = World(1, 4, 30, shape=Shape(2, 5))
     run(world, [[1, 2, 3]], 40)
-    assert world.grower.guesses is None and world.levels >= 5 * (world.passes - 2)
+    assert world.search.suggester is None and world.levels >= 5 * (world.passes - 2)
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, LONGEST))
