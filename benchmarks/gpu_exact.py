@@ -19,6 +19,7 @@ from understudy.kernels.pack import block
 from understudy.quantizers import quantizer
 from understudy.tiers import Extent
 from understudy.tiers.ring import Ring
+from understudy.tiers.route import FixedRoute
 from understudy.tree import Nodes, TokenTree
 
 MIB = 1 << 20
@@ -109,7 +110,7 @@ def transfers(device: Any, small: bool) -> str:
         content = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8).view(count, part).to(device.where)
         extents = [Extent(file, i * part, part) for i in range(count)]
         tier = device.tier(extents, held=range(0, count, 2))  # every other one comes from disk each time
-        ring, wrong = Ring(tier, range(count), 3 * part, allocate=device.arena), 0
+        ring, wrong = Ring(tier, FixedRoute(range(count)), 3 * part, allocate=device.arena), 0
         for _ in range(3 * count):
             slot = ring.next()
             if device.where == "cuda":

@@ -11,7 +11,8 @@ from understudy.tiers import Extent
 from understudy.tiers.cuda import Cuda
 from understudy.tiers.memory import aligned, arena
 from understudy.tiers.pinned import PinnedTier
-from understudy.tiers.ring import Ring
+from understudy.tiers.ring import Ring, smallest_ring
+from understudy.tiers.route import FixedRoute
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 MIB = 1 << 20
@@ -37,7 +38,7 @@ def test_every_part_is_right_when_the_reader_gets_to_it(tmp_path: Path, slow: st
     extents = weights(tmp_path / "weights.bin", [chance.randint(1, 3 * MIB) for _ in range(20)])
     tier = PinnedTier(extents)
     assert tier.note == ""
-    ring = Ring(tier, range(20), Ring.smallest([extent.nbytes for extent in extents], 1), allocate=device_arena)
+    ring = Ring(tier, FixedRoute(range(20)), smallest_ring([extent.nbytes for extent in extents], 1), allocate=device_arena)
     content = (tmp_path / "weights.bin").read_bytes()
     expected = [torch.frombuffer(bytearray(content[e.offset :][: e.nbytes]), dtype=torch.uint8).cuda() for e in extents]
     wrong = torch.zeros((), dtype=torch.int64, device="cuda")
@@ -65,7 +66,7 @@ def test_every_part_is_right_when_the_reader_gets_to_it(tmp_path: Path, slow: st
 
 def test_copies_run_at_the_speed_of_pinned_memory(tmp_path: Path) -> None:
     extents = weights(tmp_path / "weights.bin", [8 * MIB] * 16)
-    ring = Ring(PinnedTier(extents), range(16), 64 * MIB, allocate=device_arena)
+    ring = Ring(PinnedTier(extents), FixedRoute(range(16)), 64 * MIB, allocate=device_arena)
     for _ in range(64):
         ring.next().release()
     torch.cuda.synchronize()
@@ -96,7 +97,7 @@ def test_unpinned_memory_is_copied_right_too(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Cuda, "register", lambda self, memory: "refused")
     extents = weights(tmp_path / "weights.bin", [MIB] * 4)
     content = (tmp_path / "weights.bin").read_bytes()
-    ring = Ring(PinnedTier(extents), range(4), 2 * MIB, allocate=device_arena)
+    ring = Ring(PinnedTier(extents), FixedRoute(range(4)), 2 * MIB, allocate=device_arena)
     assert ring.tier.note == "refused"
     for number in range(12):
         slot = ring.next()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from understudy.errors import UsageError
 from understudy.plan.memory import MIB, PASS_TILES, TREE_TILES, Needs, Request, make_plan
 from understudy.plan.residents import LinearSize
+from understudy.tiers.ring import smallest_ring
 
 SIZES = st.lists(st.integers(4096, 8 * MIB), min_size=3, max_size=60)
 
@@ -40,7 +41,7 @@ def test_a_plan_fits_or_names_what_would(parts: list[int], substitute: int, budg
     assert plan.level == plan.items["substitute"] + plan.items["whole weights"]
     assert plan.items["substitute"] == wants.substitute - sum(wants.linears[i].substitute for i in plan.whole)
     if plan.streamed:
-        assert plan.ring >= 3 * max(parts)
+        assert plan.ring >= smallest_ring(parts, held=1)
     if resident == "none":
         assert not plan.residents
 

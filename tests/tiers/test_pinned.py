@@ -19,7 +19,8 @@ from understudy.errors import StoreError, TransferError
 from understudy.tiers import Extent, pinned
 from understudy.tiers.memory import aligned, arena
 from understudy.tiers.pinned import PinnedTier
-from understudy.tiers.ring import Ring
+from understudy.tiers.ring import Ring, smallest_ring
+from understudy.tiers.route import FixedRoute
 
 PAGE = 4096
 LENGTH = 1 << 18
@@ -53,8 +54,8 @@ def run(
     """The host gives out work for `parts` parts without ever waiting; the device checks each when it gets there."""
     extents, content = extents_of(weights, lengths), weights.read_bytes()
     tier = PinnedTier(extents, device=device, held=kept, block=PAGE)
-    capacity = Ring.smallest(lengths, held) + spare
-    ring = Ring(tier, range(len(lengths)), capacity, allocate=lambda nbytes: arena(nbytes).fill_(STALE))
+    capacity = smallest_ring(lengths, held) + spare
+    ring = Ring(tier, FixedRoute(range(len(lengths))), capacity, allocate=lambda nbytes: arena(nbytes).fill_(STALE))
 
     def read(data: Tensor, extent: Extent) -> None:
         if bytes(data.numpy()) != content[extent.offset : extent.offset + extent.nbytes]:
@@ -186,7 +187,7 @@ def test_a_part_on_disk_is_checked_when_it_first_comes(weights: Path) -> None:
 
     device = SimulatedDevice(0)
     tier = PinnedTier(extents_of(weights, [100, 200, 300]), device=device, held={0}, verify=verify)
-    ring = Ring(tier, range(3), 3 * PAGE)
+    ring = Ring(tier, FixedRoute(range(3)), 3 * PAGE)
     ring.next().release()
     ring.next().release()
     with pytest.raises(StoreError, match="damaged"):
@@ -200,7 +201,7 @@ def test_a_disk_that_fails_later_is_an_error_of_the_part(tmp_path: Path) -> None
     path = tmp_path / "weights.bin"
     path.write_bytes(bytes(4 * PAGE))
     tier = PinnedTier(extents_of(path, [PAGE] * 4), device=SimulatedDevice(0), held={0, 1})
-    ring = Ring(tier, range(4), PAGE)
+    ring = Ring(tier, FixedRoute(range(4)), PAGE)
     ring.next().release()
     os.truncate(path, 2 * PAGE)
     ring.next().release()

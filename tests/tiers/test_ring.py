@@ -17,7 +17,8 @@ from understudy.errors import StoreError, TransferError
 from understudy.tiers import Extent, Tier
 from understudy.tiers.disk import DiskTier
 from understudy.tiers.memory import aligned, arena
-from understudy.tiers.ring import Ring, Slot
+from understudy.tiers.ring import Ring, Slot, smallest_ring
+from understudy.tiers.route import FixedRoute
 
 PAGE = 4096
 STALE = 0xFF  # what a consumer must never see: the test's parts are free of it
@@ -59,7 +60,7 @@ def consume(ring: Ring, extents: Sequence[Extent], parts: int, held: int, chance
     window: dict[int, Slot] = {}
     for number in range(parts):
         window[number] = slot = ring.next()
-        assert slot.index == ring.order[number % len(ring.order)]
+        assert slot.index == ring.route.parts[number % len(ring.route.parts)]
         check(slot, extents)
         for old in [old for old in window if old <= number - held or chance.random() < 0.4]:
             gone = window.pop(old)
@@ -83,7 +84,7 @@ def test_every_part_is_right_from_next_to_release(
     chance = random.Random(seed)
     order = chance.sample(range(len(extents)), chance.randint(1, len(extents)))
     tier: Tier = DiskTier(extents, block=PAGE, threads=2) if name == "disk" else ADVERSARIES[name](extents)
-    ring = Ring(tier, order, Ring.smallest([lengths[i] for i in order], held) + spare, allocate=poisoned)
+    ring = Ring(tier, FixedRoute(order), smallest_ring([lengths[i] for i in order], held) + spare, allocate=poisoned)
     try:
         consume(ring, extents, chance.randint(1, 3 * len(order)), held, chance)
         ring.rewind()  # half way, with parts held and parts on their way
@@ -95,7 +96,7 @@ def test_every_part_is_right_from_next_to_release(
 @given(lengths=lengths_of_parts, held=st.integers(0, 4))
 @settings(max_examples=200, deadline=None)
 def test_smallest_always_has_room_for_the_next_part(weights: Path, lengths: list[int], held: int) -> None:
-    ring = Ring(Eager(extents_of(weights, lengths)), range(len(lengths)), Ring.smallest(lengths, held))
+    ring = Ring(Eager(extents_of(weights, lengths)), FixedRoute(range(len(lengths))), smallest_ring(lengths, held))
     window: list[Slot] = []
     for _ in range(5 * len(lengths)):
         window.append(ring.next())
@@ -105,7 +106,7 @@ def test_smallest_always_has_room_for_the_next_part(weights: Path, lengths: list
 
 def test_releasing_starts_the_next_fetch_at_once(weights: Path) -> None:
     tier = Eager(extents_of(weights, [PAGE] * 6))
-    ring = Ring(tier, range(6), 3 * PAGE)
+    ring = Ring(tier, FixedRoute(range(6)), 3 * PAGE)
     assert tier.asked == [0, 1, 2]
     slot = ring.next()
     assert tier.asked == [0, 1, 2]
@@ -117,7 +118,7 @@ def test_releasing_starts_the_next_fetch_at_once(weights: Path) -> None:
 
 def test_the_next_pass_comes_in_while_this_one_ends(weights: Path) -> None:
     tier = Eager(extents_of(weights, [PAGE] * 3))
-    ring = Ring(tier, range(3), 2 * PAGE)
+    ring = Ring(tier, FixedRoute(range(3)), 2 * PAGE)
     for _ in range(3):
         ring.next().release()
     assert tier.asked == [0, 1, 2, 0, 1]
@@ -125,7 +126,7 @@ def test_the_next_pass_comes_in_while_this_one_ends(weights: Path) -> None:
 
 def test_room_comes_back_oldest_first(weights: Path) -> None:
     tier = Eager(extents_of(weights, [PAGE] * 5))
-    ring = Ring(tier, range(5), 3 * PAGE)
+    ring = Ring(tier, FixedRoute(range(5)), 3 * PAGE)
     first, second = ring.next(), ring.next()
     second.release()
     assert tier.asked == [0, 1, 2], "the room behind a part still read was given away"
@@ -135,7 +136,7 @@ def test_room_comes_back_oldest_first(weights: Path) -> None:
 
 def test_releasing_twice_is_releasing_once(weights: Path) -> None:
     tier = Eager(extents_of(weights, [PAGE] * 6))
-    ring = Ring(tier, range(6), 2 * PAGE)
+    ring = Ring(tier, FixedRoute(range(6)), 2 * PAGE)
     slot = ring.next()
     slot.release()
     slot.release()
@@ -144,7 +145,7 @@ def test_releasing_twice_is_releasing_once(weights: Path) -> None:
 
 def test_a_slot_from_before_a_rewind_gives_nothing_back(weights: Path) -> None:
     tier = Eager(extents_of(weights, [PAGE] * 6))
-    ring = Ring(tier, range(6), 2 * PAGE)
+    ring = Ring(tier, FixedRoute(range(6)), 2 * PAGE)
     old = ring.next()
     ring.rewind()
     new = ring.next()
@@ -157,7 +158,7 @@ def test_a_slot_from_before_a_rewind_gives_nothing_back(weights: Path) -> None:
 @pytest.mark.parametrize("make", [Lazy, Reordering, Slow])
 def test_a_cancelled_fetch_writes_nothing_after_a_rewind(weights: Path, make: type[Adversary]) -> None:
     extents = extents_of(weights, [3 * PAGE, PAGE, 2 * PAGE, PAGE])
-    ring = Ring(make(extents), range(4), 5 * PAGE, allocate=poisoned)
+    ring = Ring(make(extents), FixedRoute(range(4)), 5 * PAGE, allocate=poisoned)
     for _ in range(20):
         ring.next().release()
         ring.rewind()
@@ -168,13 +169,13 @@ def test_a_cancelled_fetch_writes_nothing_after_a_rewind(weights: Path, make: ty
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_failure_is_raised_until_rewound_and_then_the_ring_works(weights: Path, at_once: bool) -> None:
     tier = Failing(extents_of(weights, [PAGE] * 5), 3, at_once)
-    ring = Ring(tier, range(5), 2 * PAGE)
+    ring = Ring(tier, FixedRoute(range(5)), 2 * PAGE)
     with pytest.raises(TransferError, match="fetch 3"):
         for _ in range(5):
             check(slot := ring.next(), tier.extents)
             slot.release()
     asked = len(tier.asked)
-    assert ring.ready and ring.full, "whoever polls must get to the error"
+    assert ring.at_hand is None and ring.full, "whoever polls must get to the error"
     with pytest.raises(TransferError, match="fetch 3"):
         ring.next()
     assert len(tier.asked) == asked, "nothing more is read after a failure"
@@ -184,7 +185,7 @@ def test_a_failure_is_raised_until_rewound_and_then_the_ring_works(weights: Path
 
 def test_after_a_failure_a_release_reads_nothing_more(weights: Path) -> None:
     tier = Failing(extents_of(weights, [PAGE] * 6), 1)
-    ring = Ring(tier, range(6), 3 * PAGE)
+    ring = Ring(tier, FixedRoute(range(6)), 3 * PAGE)
     slot = ring.next()
     with pytest.raises(TransferError, match="fetch 1"):
         ring.next()
@@ -193,42 +194,27 @@ def test_after_a_failure_a_release_reads_nothing_more(weights: Path) -> None:
 
 
 def test_half_a_part_is_an_error_and_never_a_part(weights: Path) -> None:
-    ring = Ring(Short(extents_of(weights, [PAGE] * 2)), range(2), 2 * PAGE)
+    ring = Ring(Short(extents_of(weights, [PAGE] * 2)), FixedRoute(range(2)), 2 * PAGE)
     with pytest.raises(TransferError, match="wanted 4096 bytes, got 2048"):
         ring.next()
 
 
-def test_paused_it_reads_nothing_ahead_but_what_it_is_asked_for(weights: Path) -> None:
-    tier = Eager(extents_of(weights, [PAGE] * 4))
-    ring = Ring(tier, range(4), 3 * PAGE, paused=True)
-    assert tier.asked == [] and ring.full
-    check(slot := ring.next(), tier.extents)
-    assert tier.asked == [0]
-    slot.release()
-    assert tier.asked == [0]
-    ring.resume()
-    assert tier.asked == [0, 1, 2, 3]
-    ring.pause()
-    ring.next().release()
-    assert tier.asked == [0, 1, 2, 3]
-
-
-def test_full_and_ready(weights: Path) -> None:
+def test_full_and_at_hand(weights: Path) -> None:
     tier = Lazy(extents_of(weights, [PAGE] * 4))
-    ring = Ring(tier, range(4), 2 * PAGE)
-    assert not ring.ready and not ring.full
+    ring = Ring(tier, FixedRoute(range(4)), 2 * PAGE)
+    assert ring.at_hand is None and not ring.full
     tier.hurry(tier.pending[1])
-    assert not ring.ready and not ring.full
+    assert ring.at_hand is None and not ring.full
     tier.hurry(tier.pending[0])
-    assert ring.ready and ring.full
+    assert ring.at_hand == 0 and ring.full
     ring.next().release()
-    assert ring.ready and not ring.full
+    assert ring.at_hand == 1 and not ring.full
 
 
 def test_each_part_is_shown_once_at_its_first_arrival(weights: Path) -> None:
     seen: list[int] = []
     extents = extents_of(weights, [PAGE, 100, 5000])
-    ring = Ring(Lazy(extents), [2, 0, 1], 4 * PAGE, on_ready=lambda index, data: seen.append(index))
+    ring = Ring(Lazy(extents), FixedRoute([2, 0, 1]), 4 * PAGE, on_ready=lambda index, data: seen.append(index))
     for _ in range(7):
         ring.next().release()
     assert seen == [2, 0, 1]
@@ -242,7 +228,7 @@ def test_a_part_that_is_not_what_it_should_be_stops_the_pass(weights: Path) -> N
             raise StoreError("part 1 is damaged")
 
     tier = Eager(extents_of(weights, [PAGE] * 3))
-    ring = Ring(tier, range(3), 3 * PAGE, on_ready=verify)
+    ring = Ring(tier, FixedRoute(range(3)), 3 * PAGE, on_ready=verify)
     ring.next().release()
     for _ in range(2):
         with pytest.raises(StoreError, match="damaged"):
@@ -262,14 +248,14 @@ def test_an_interrupted_wait_loses_nothing(weights: Path) -> None:
             raise KeyboardInterrupt
 
     tier = Interrupted(extents_of(weights, [PAGE] * 3))
-    ring = Ring(tier, range(3), 2 * PAGE)
+    ring = Ring(tier, FixedRoute(range(3)), 2 * PAGE)
     with pytest.raises(KeyboardInterrupt):
         ring.next()
     consume(ring, tier.extents, 5, 1, random.Random(0))
 
 
 def test_holding_more_than_there_is_room_for_says_so_and_does_not_hang(weights: Path) -> None:
-    ring = Ring(Eager(extents_of(weights, [PAGE] * 4)), range(4), 2 * PAGE)
+    ring = Ring(Eager(extents_of(weights, [PAGE] * 4)), FixedRoute(range(4)), 2 * PAGE)
     held = [ring.next(), ring.next()]
     with pytest.raises(AssertionError, match="2 parts are held"):
         ring.next()
@@ -278,12 +264,12 @@ def test_holding_more_than_there_is_room_for_says_so_and_does_not_hang(weights: 
 
 def test_a_part_that_can_never_fit_is_refused_at_once(weights: Path) -> None:
     with pytest.raises(AssertionError, match="5000 bytes in a ring of 4096"):
-        Ring(Eager(extents_of(weights, [5000])), [0], PAGE)
+        Ring(Eager(extents_of(weights, [5000])), FixedRoute([0]), PAGE)
 
 
 def test_closed_means_closed(weights: Path) -> None:
     tier = Eager(extents_of(weights, [PAGE] * 4))
-    ring = Ring(tier, range(4), 2 * PAGE)
+    ring = Ring(tier, FixedRoute(range(4)), 2 * PAGE)
     slot = ring.next()
     ring.close()
     slot.release()
@@ -294,7 +280,7 @@ def test_closed_means_closed(weights: Path) -> None:
 
 @pytest.fixture
 def disk_ring(weights: Path) -> Iterator[Ring]:
-    ring = Ring(DiskTier(extents_of(weights, [10 * PAGE] * 8), throttle=4e6), range(8), 20 * PAGE)
+    ring = Ring(DiskTier(extents_of(weights, [10 * PAGE] * 8), throttle=4e6), FixedRoute(range(8)), 20 * PAGE)
     yield ring
     ring.close()
 
@@ -314,16 +300,16 @@ def test_while_the_reader_works_the_link_does_too(disk_ring: Ring) -> None:
     waited = disk_ring.stats.wait_seconds
     for _ in range(7):
         deadline = time.monotonic() + 10
-        while not disk_ring.ready and time.monotonic() < deadline:
+        while disk_ring.at_hand is None and time.monotonic() < deadline:
             time.sleep(0.005)
-        assert disk_ring.ready
+        assert disk_ring.at_hand is not None
         disk_ring.next().release()
     assert disk_ring.stats.wait_seconds - waited < 0.07  # what it would have waited in all
 
 
 def test_a_tensor_outlives_its_ring(weights: Path) -> None:
     extents = extents_of(weights, [PAGE])
-    ring = Ring(Eager(extents), [0], PAGE)
+    ring = Ring(Eager(extents), FixedRoute([0]), PAGE)
     slot = ring.next()
     ring.close()
     del ring

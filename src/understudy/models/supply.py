@@ -70,6 +70,7 @@ class Supply:
         held: list[tuple[PartRef, Tensor]] = []
         slots: list[Slot] = []
         try:
+            self._announce(index)
             for part in self.by_linear[index]:
                 if held and not (together and self._at_hand(part, slots)):
                     yield held
@@ -89,14 +90,23 @@ class Supply:
         """Whether `part` can be used now, beside `slots`, without the ring running short of room."""
         if part.number in self.residents or self.ring is None:
             return True
-        return sum(slot.size for slot in slots) + part.nbytes <= self.ring.capacity // 4 and self.ring.ready
+        fits = sum(slot.size for slot in slots) + part.nbytes <= self.ring.capacity // 4
+        return fits and self.ring.at_hand == part.number
+
+    def _announce(self, index: int) -> None:
+        """Tell a route that does not know the order which parts Linear `index` is about to use."""
+        if self.ring is not None and not self.ring.route.fixed:
+            self.ring.hint([part.number for part in self.by_linear[index] if part.number not in self.residents])
 
     def _next(self, part: PartRef) -> Slot:
+        """`part`, once the ring has brought it. What a route brought on a wrong guess before it is released unread."""
         assert self.ring is not None, f"part {part.number} is neither resident nor streamed"
         slot = self.ring.next()
-        assert slot.index == part.number, (
-            f"the ring brought part {slot.index}, Linear {part.linear} needs {part.number}"
-        )
+        while slot.index != part.number:
+            brought = f"the ring brought part {slot.index}, Linear {part.linear} needs {part.number}"
+            assert not self.ring.route.fixed, brought
+            slot.release()
+            slot = self.ring.next()
         self.bytes_used += part.nbytes
         return slot
 
@@ -106,12 +116,16 @@ class Supply:
         slots.clear()
 
     def skip_head(self) -> None:
-        """A pass in which nobody asks for logits: the last Linear's parts pass by unused, since the ring brings all in order."""
+        """Leave the last Linear out of this pass, where no logits are asked for.
+
+        A fixed route brings its parts all the same; they are released unread."""
+        if self.ring is None or not self.ring.route.fixed:
+            return
         for part in self.by_linear[-1]:
             if part.number not in self.residents:
                 self._next(part).release()
 
     def abandon(self) -> None:
-        """A pass was left half way: the next one begins with the first part again."""
+        """Begin the next pass with the first part again, after one was left half way."""
         if self.ring is not None:
             self.ring.rewind()

@@ -16,6 +16,7 @@ from ..quantizers import Quantizer, quantizer
 from ..tiers.disk import DiskTier
 from ..tiers.memory import arena
 from ..tiers.ring import Ring
+from ..tiers.route import FixedRoute
 from ..weights.store import LinearEntry, Store, Stored
 from .exact import Exact
 from .load import Link, extent, read_all, read_whole, whole_bytes
@@ -109,18 +110,18 @@ class Weights:
         streamed = [part.number for part in self.parts if part.number not in self.residents]
         if not streamed:
             return None
-        extents = [extent(self.store, stored) for stored in self.stored]
+        route, extents = FixedRoute(streamed), [extent(self.store, stored) for stored in self.stored]
         how = {"block": self.link.block, "threads": self.link.threads, "throttle": self.link.throttle}
 
         def check(number: int, data: Tensor) -> None:
             self.store.check(self.stored[number], data[self.stored[number].lead :])
 
         if self.device is None:
-            return Ring(DiskTier(extents, **how), streamed, capacity, on_ready=check)  # type: ignore[arg-type]
+            return Ring(DiskTier(extents, **how), route, capacity, on_ready=check)  # type: ignore[arg-type]
         kept = spread([extents[number].nbytes for number in streamed], self.host_memory)
         held = [number for place, number in enumerate(streamed) if place in kept]
         tier = self.device.tier(extents, held=held, used=streamed, verify=check, **how)
-        return Ring(tier, streamed, capacity, allocate=self.device.arena)
+        return Ring(tier, route, capacity, allocate=self.device.arena)
 
     def share(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Norms and biases: one tensor for both views."""

@@ -6,13 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import UsageError
+from ..tiers.ring import smallest_ring
 from .placement import Passes, Plan
 from .residents import UNKNOWN, Kept, LinearSize, Speeds, keep
 from .sizes import format_size
 from .widths import GRAPHS, SCORED
 
 MIB = 1 << 20
-PAGE = 4096
 RUNTIME = 490 * MIB  # interpreter, torch, transformers, compiled kernels and allocator slack; measured, see docs/log.md
 RUNTIME_CUDA = 700 * MIB  # the driver's context and libraries on the device
 TREE_TILES = 4  # more tiles of drafted nodes than this hardly ever pay
@@ -110,16 +110,16 @@ def make_plan(needs: Needs, request: Request) -> Plan:
     passes = smallest_passes(request)
     fixed = _fixed(needs, request, request.context, passes)
     usable = int(request.budget * (1 - MARGIN))
-    smallest_ring = _smallest_ring(needs) if needs.parts else 0
-    least = int((sum(fixed.values()) + smallest_ring) / (1 - MARGIN)) + 1
+    least_ring = smallest_ring(needs.parts, held=1) if needs.parts else 0
+    least = int((sum(fixed.values()) + least_ring) / (1 - MARGIN)) + 1
     if least > request.budget:
-        raise UsageError(_too_small(needs, request, least, smallest_ring))
-    passes = widened(passes, usable - sum(fixed.values()) - smallest_ring, needs, request)
+        raise UsageError(_too_small(needs, request, least, least_ring))
+    passes = widened(passes, usable - sum(fixed.values()) - least_ring, needs, request)
     fixed = _fixed(needs, request, request.context, passes)
     spare = usable - sum(fixed.values())
     total = sum(needs.parts)
     ring = max(
-        smallest_ring, min(spare, _round_trip(total)) if request.resident == "none" else min(spare // 4, 256 * MIB)
+        least_ring, min(spare, _round_trip(total)) if request.resident == "none" else min(spare // 4, 256 * MIB)
     )
 
     def kept_in(room: int) -> Kept:
@@ -178,11 +178,6 @@ def _fixed(needs: Needs, request: Request, context: int, passes: Passes) -> dict
         "embedding" if needs.levels else "embedding rows": needs.embedding_cache,
         "draft levels": needs.levels.total(request.level, request.rows) if needs.levels and request.level else 0,
     }
-
-
-def _smallest_ring(needs: Needs) -> int:
-    """Room for the part in use, the one arriving, and what sticks out over the end."""
-    return 3 * max(-(-part // PAGE) * PAGE for part in needs.parts)
 
 
 def _round_trip(total: int) -> int:

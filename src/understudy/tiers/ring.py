@@ -1,9 +1,9 @@
-"""The stream: a fixed stretch of memory through which the parts of a model pass, in order, round and round.
+"""The stream: a fixed stretch of memory through which the parts of a model pass, in the order of a route.
 
 Each part has two marks. *Ready*: its fetch is done, it may be read. *Released*: its reader is finished, its bytes may
-be overwritten. Room is given out in the order of the parts and comes back in that order, so a fetch can never overtake
-a reader. The ring runs ahead by itself: whoever releases a part starts the next fetch, and the first parts of the next
-pass come in while the last of this one are used."""
+be overwritten. Room is given out in the order of the fetches and comes back in that order, so a fetch can never overtake
+a reader. The ring runs ahead by itself: whoever releases a part starts the next fetch. With a fixed route, the first parts
+of the next pass come in while the last of this one are used."""
 
 import threading
 import time
@@ -16,19 +16,24 @@ from torch import Tensor
 from ..errors import TransferError, UnderstudyError
 from . import Fetch, Tier
 from .memory import aligned, arena
+from .route import Route
 
 
 @dataclass(frozen=True)
 class RingStats:
-    """Since the ring was made. `wait_seconds`: `next` had to wait; `busy_seconds`: at least one read was under way."""
+    """What a ring has brought since it was made, and how long that took."""
 
     bytes_read: int
+    # reads that the tier made
     reads: int
+    # in which `next` waited for a part
     wait_seconds: float
+    # in which at least one read was under way
     busy_seconds: float
 
     @property
     def link_bytes_per_second(self) -> float:
+        """Speed of the link while it was busy; 0 before the first read."""
         return self.bytes_read / self.busy_seconds if self.busy_seconds else 0.0
 
 
@@ -45,62 +50,55 @@ class Slot:
         self._ring = ring
 
     def release(self) -> None:
-        """The caller reads `data` no more. Starts the fetches there now is room for. Twice is once."""
+        """The caller reads `data` no more: fetches that now have room begin. A second call does nothing."""
         self._ring.release(self)
 
 
 class Ring:
-    """The parts `order` of `tier`, for ever, through `capacity` bytes. `smallest` says how few will do.
+    """Brings the parts that `route` names from `tier` through `capacity` bytes of memory; see `smallest_ring`.
 
     One thread calls `next`; any may release. A caller may hold several parts, but room comes back oldest first.
-    `on_ready(index, bytes)` sees each part when it is first given out, and may raise if it is not what it should be.
+    `on_ready(index, bytes)` sees each part when it is first given out, and raises if it is not what it should be.
     The ring closes its tier."""
 
     def __init__(
         self,
         tier: Tier,
-        order: Sequence[int],
+        route: Route,
         capacity: int,
         *,
         allocate: Callable[[int], Tensor] = arena,
         on_ready: Callable[[int, Tensor], None] | None = None,
-        paused: bool = False,
     ) -> None:
         self.tier = tier
-        self.order = tuple(order)
+        self.route = route
         self.capacity = capacity
-        self._lengths = [tier.extents[index].nbytes for index in self.order]
-        assert min(self._lengths, default=0) > 0, f"a ring over parts of {sorted(self._lengths)[:1]} bytes"
-        assert max(map(aligned, self._lengths)) <= capacity, f"{max(self._lengths)} bytes in a ring of {capacity}"
+        lengths = [tier.extents[index].nbytes for index in route.parts]
+        assert min(lengths, default=0) > 0, f"a ring over parts of {sorted(lengths)[:1]} bytes"
+        assert max(map(aligned, lengths)) <= capacity, f"{max(lengths)} bytes in a ring of {capacity}"
         self._memory = allocate(capacity)
         self._on_ready = on_ready
-        self._unseen = set(self.order) if on_ready else set()
+        self._unseen = set(route.parts) if on_ready else set()
         self._lock = threading.Lock()
-        self._coming: deque[Slot] = deque()  # asked for, not given out yet
-        self._given: deque[Slot] = deque()  # given out, room not back yet
-        self._turn = 0  # place in `order` of the next fetch
-        self._paused = paused
+        # asked for, not given out yet
+        self._coming: deque[Slot] = deque()
+        # given out, room not back yet
+        self._given: deque[Slot] = deque()
+        # named by the route, but there was no room yet
+        self._waiting: int | None = None
         self._failure: UnderstudyError | None = None
         self._wait_seconds = 0.0
         tier.release()  # on a GPU the memory may have had a use before, which may not be over
         with self._lock:
             self._run_ahead()
 
-    @staticmethod
-    def smallest(lengths: Sequence[int], held: int) -> int:
-        """Bytes with which `next` always has room while the caller holds the last `held` parts given out."""
-        sizes = {aligned(length) for length in lengths}
-        uneven = held > 0 and len(sizes) > 1  # a part that would stick out over the end leaves that room unused
-        return (held + 1 + uneven) * max(sizes)
-
     def next(self) -> Slot:
         """The next part, once it is here. What went wrong with it is raised now, and again until a `rewind`."""
         with self._lock:
             self._run_ahead()
-            if not self._coming and self._failure is None:
-                self._begin_one()
             if self._failure is not None:
                 raise self._failure
+            assert self._coming or self._upcoming() is not None, "the route names no part: hint what will be used"
             assert self._coming, f"{len(self._given)} parts are held: no room for the next in {self.capacity} bytes"
             slot = self._coming[0]
         try:
@@ -111,6 +109,16 @@ class Ring:
         with self._lock:
             self._given.append(self._coming.popleft())
         return slot
+
+    def hint(self, parts: Sequence[int]) -> None:
+        """Tell the route that these parts are about to be used, less those that are on their way in this order already."""
+        with self._lock:
+            left = deque(parts)
+            for index in [*(slot.index for slot in self._coming), self._waiting]:
+                if left and left[0] == index:
+                    left.popleft()
+            self.route.hint(left)
+            self._run_ahead()
 
     def release(self, slot: Slot) -> None:
         """See `Slot.release`."""
@@ -133,18 +141,9 @@ class Ring:
             self.tier.cancel()
             self._given.clear()
             self._coming.clear()
-            self._turn = 0
+            self.route.rewind()
+            self._waiting = None
             self._failure = None
-            self._run_ahead()
-
-    def pause(self) -> None:
-        """Read nothing ahead until `resume`: nobody may want it. `next` still brings what it is asked for."""
-        with self._lock:
-            self._paused = True
-
-    def resume(self) -> None:
-        with self._lock:
-            self._paused = False
             self._run_ahead()
 
     def close(self) -> None:
@@ -155,18 +154,19 @@ class Ring:
         self.tier.close()
 
     @property
-    def ready(self) -> bool:
-        """`next` would not wait: a part is here, or what went wrong is known."""
+    def at_hand(self) -> int | None:
+        """The part that `next` would give without waiting; None where it would wait or raise."""
         with self._lock:
-            return self._failure is not None or (bool(self._coming) and _done(self._coming[0]))
+            here = self._failure is None and self._coming and _done(self._coming[0])
+            return self._coming[0].index if here else None
 
     @property
     def full(self) -> bool:
-        """All that fits is here: the link is idle until something is released."""
+        """Whether all that fits, or that the route has named, is here: the link is idle until something is released."""
         with self._lock:
             if self._failure is not None:
                 return True
-            return (self._paused or self._place() is None) and all(map(_done, reversed(self._coming)))
+            return self._place() is None and all(map(_done, reversed(self._coming)))
 
     @property
     def stats(self) -> RingStats:
@@ -187,27 +187,36 @@ class Ring:
 
     def _run_ahead(self) -> None:
         """Ask for as many parts as there is room for."""
-        while self._failure is None and not self._paused and self._begin_one():
+        while self._failure is None and self._begin_one():
             pass
 
     def _begin_one(self) -> bool:
-        """Ask for the next part if there is room; whether there was."""
-        start = self._place()
-        if start is None:
+        """Ask for the next part if the route names one and there is room; returns whether it was asked for."""
+        index, start = self._upcoming(), self._place()
+        if index is None or start is None:
             return False
-        index, length = self.order[self._turn], self._lengths[self._turn]
+        length = self.tier.extents[index].nbytes
         slot = Slot(self, index, self._memory[start : start + length], start, aligned(length))
         self._coming.append(slot)
-        self._turn = (self._turn + 1) % len(self.order)
+        self._waiting = None
         try:
             slot.fetch = self.tier.fetch(index, self._memory[start : start + slot.size])
         except TransferError as error:
             self._failure = error
         return True
 
+    def _upcoming(self) -> int | None:
+        """The part to fetch next, which stays the same until it is asked for; None while the route names none."""
+        if self._waiting is None:
+            self._waiting = self.route.next()
+        return self._waiting
+
     def _place(self) -> int | None:
-        """Where the next part goes: after the newest, or to the front where it would stick out. None: no room."""
-        size = aligned(self._lengths[self._turn])
+        """Where the next part goes: after the newest, or to the front where it would stick out. None: no part or no room."""
+        index = self._upcoming()
+        if index is None:
+            return None
+        size = aligned(self.tier.extents[index].nbytes)
         if not self._coming and not self._given:
             return 0
         oldest = (self._given or self._coming)[0].start
@@ -218,6 +227,14 @@ class Ring:
         if end + size <= self.capacity:
             return end
         return 0 if size <= oldest else None
+
+
+def smallest_ring(lengths: Sequence[int], held: int) -> int:
+    """Bytes with which `Ring.next` always has room for parts of `lengths` bytes while its last `held` parts are held."""
+    sizes = {aligned(length) for length in lengths}
+    # a part that would stick out over the end leaves the room there unused
+    uneven = held > 0 and len(sizes) > 1
+    return (held + 1 + uneven) * max(sizes)
 
 
 def _done(slot: Slot) -> bool:
