@@ -28,24 +28,6 @@ def options(tmp_path: Path, **given: Any) -> Options:
     return Options.of(given, {"UNDERSTUDY_CACHE": str(tmp_path / "cache")})
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"memroy": "1GiB"}, "Did you mean 'memory'"),
-        ({"resident": "non"}, "Did you mean 'none'"),
-        ({"device": "gpu"}, "cpu"),
-        ({"rows": 0}, "1 or more"),
-        ({"host_memory": "32GiB"}, "accelerator"),
-        ({"bits": 5}, "4"),
-        ({"bits": "mixed:bits=99"}, "between"),
-        ({"cache": "/somewhere"}, "No option 'cache'"),
-    ],
-)
-def test_options_are_checked_before_anything_is_read(tmp_path: Path, given: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        options(tmp_path, **given)
-
-
 def test_the_same_content_made_the_same_way_is_one_store(tmp_path: Path, model: Path) -> None:
     chosen = options(tmp_path)
     reports: list[str] = []

@@ -35,7 +35,7 @@ from .plan.residents import LEVELS, Speeds
 from .plan.sizes import format_size, parse_size
 from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
-from .weights.prepare import estimate, prepare, store_path
+from .weights.prepare import estimate, prepare
 from .weights.store import Store
 
 Report = Callable[[str, float, float], None]
@@ -74,14 +74,13 @@ def prepare_source(source: Store | Checkpoint, options: Options, report: Report 
     directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
     progress = None if report is None else lambda done, total, name: report("preparing", done, total)
     if report is not None and not directory.is_dir():
-        size = format_size(estimate(source, layout, options.recipe, options.codec))
+        size = format_size(estimate(source, layout, options.recipe))
         report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)
     measure = None
-    if options.calibrate is not None:
-        given = source, layout, config_of(source.path), tokenizer_of(source.path), options.calibrate, report
+    if options.text is not None:
+        given = source, layout, config_of(source.path), tokenizer_of(source.path), options.text, report
         measure = partial(calibration.moments_of_text, *given)
-    named = {"quantizer": options.recipe, "codec": options.codec}
-    return prepare(source, layout, directory, **named, progress=progress, measure=measure)
+    return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
 
 
 def settled(source: Checkpoint, layout: ModelLayout, options: Options) -> Options:
@@ -94,17 +93,12 @@ def settled(source: Checkpoint, layout: ModelLayout, options: Options) -> Option
     weights = source.info(layout.linears[0].weight)
     link = Machine.inspect().measured(weights.file, options.cache).link_bandwidth
     device = open_device(options.device)
-    return replace(options, codec=faster(link, weights.dtype, options.recipe, device))
+    return replace(options, codec=faster(link, weights.dtype, options.recipe_quantizer, device))
 
 
 def stored_at(source: Checkpoint, options: Options) -> Path:
-    return store_path(
-        source.path.name,
-        source.fingerprint,
-        options.recipe,
-        options.codec,
-        environment={"UNDERSTUDY_CACHE": str(options.cache)},
-    )
+    """The directory in the cache for the Store of `source`."""
+    return options.recipe.store_path(source.path.name, source.fingerprint, options.cache)
 
 
 def layout_of(checkpoint: Checkpoint) -> ModelLayout:
@@ -147,7 +141,7 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
     tensors = structure.foretold(model, dtype, directory)
     layout, device = structure.layout(model, tensors), open_device(options.device)
     if options.codec == AUTO:
-        options = replace(options, codec=faster(0.0, dtype, options.recipe, device))
+        options = replace(options, codec=faster(0.0, dtype, options.recipe_quantizer, device))
     plan = _foretold(tensors, layout, config, options, Machine.inspect(), None, device)
     return replace(
         plan, notes=(*plan.notes, "from the config alone: sizes are foretold, and there is no link to measure")
@@ -159,7 +153,7 @@ def _foretold(
     second: Store | None, device: Accelerator | None,
 ) -> Plan:  # fmt: skip
     dtype = DTYPES.get(options.dtype) or tensors[layout.linears[0].weight].dtype
-    sizes = sizes_of_checkpoint(tensors, layout, options.recipe, options.codec, options.drafts)
+    sizes = sizes_of_checkpoint(tensors, layout, options.recipe, options.drafts)
     return _plan(sizes, dtype, config, options, machine, second, device)
 
 
@@ -284,7 +278,7 @@ def _second(options: Options, first: Path, report: Report | None) -> Store | Non
     model = next((item for item in rest.split(",") if item and "=" not in item), "")
     if not model:
         raise UsageError("classic needs the model that drafts: --method classic:MODEL.")
-    whole = replace(options, quantizer="exact", calibrate=None, codec="raw", output=None)
+    whole = options.held_whole()
     store = prepare_source(locate(model, whole), whole, report)
     if tokenizer_of(store.path).get_vocab() != tokenizer_of(first).get_vocab():
         raise UsageError(

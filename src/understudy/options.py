@@ -4,57 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .codecs import CODECS
 from .devices import DEVICES
 from .errors import UsageError
-from .models import calibration
 from .quantizers.mixed import mixed
 from .registry import lookup
-from .weights.prepare import cache_directory
+from .weights.recipe import Recipe, cache_directory, calibration_text, check_calibration, quantizer_name
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 BITS: dict[int | str, str] = {2: "int2", 3: "int3", 4: "int4", 8: "int8", 16: "exact"}
 AUTO = "auto"
+# Fields that follow from the environment and from other options: nobody gives them.
+DERIVED = {"cache", "recipe_quantizer", "text"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen when a model is loaded. Sizes are bytes or texts such as "8GiB"; None: decided here.
+    """What may be chosen when a model is loaded. Sizes are bytes or texts such as "8GiB"; None: decided while loading."""
 
-    rows: sequences that run together. throttle: bytes/s the disk is slowed down to, for tests and benchmarks (0: not)."""
-
+    # Memory for everything: of the accelerator where there is one, else of this process.
     memory: str | int | None = None
+    # Host memory behind an accelerator.
     host_memory: str | int | None = None
     device: str = "auto"
+    # The type to compute in; auto: that of the weights.
     dtype: str = "auto"
+    # The drafter and its options, as in "substitute:width=6".
     method: str = "substitute"
+    # Which exact weights stay in fast memory: auto, none, residual or whole.
     resident: str = "auto"
+    # Tokens that a prompt and its continuation may have together.
     context: int | None = None
+    # Sequences that run together.
     rows: int | None = None
+    # Of a substitute's weight, or "mixed" for a mix; `quantizer` names a quantiser in its place.
     bits: int | str = 4
     quantizer: str | None = None
+    # A file of text that weighs a mix.
     calibrate: str | Path | None = None
+    # What exact weights are stored as; auto: the faster one on this machine.
     codec: str = AUTO
+    # Keep no copy of the exact weights: read them from the checkpoint.
     link: bool = False
+    # The directory of the Store; None: one in the cache.
     output: str | Path | None = None
+    # Do not ask the hub.
     offline: bool = False
+    # Bytes per second that the disk is slowed down to, for tests and benchmarks; 0: not.
     throttle: float = 0.0
+    # Where Stores and measurements are kept.
     cache: Path = Path()
+    # The full name of the quantiser of all weights, or of the mix.
+    recipe_quantizer: str = "int4"
+    # The text in `calibrate`, read once.
+    text: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any], environment: Mapping[str, str]) -> Options:
-        """Check every option; an unknown one is an error that names the nearest."""
-        known = {field.name: field for field in fields(cls) if field.name != "cache"}
+        """Check every option. Raises UsageError; for an unknown option it names the nearest."""
+        known = {field.name: field for field in fields(cls) if field.name not in DERIVED}
         for name in given:
             lookup("option", name, known)
         options = cls(**given, cache=cache_directory(environment))
         lookup("dtype", options.dtype, {"auto": 0, **DTYPES})
         lookup("device", options.device, {"auto": 0, "cpu": 0, **DEVICES})
+        lookup("codec", options.codec.partition(":")[0], {AUTO: "", **CODECS})
         lookup("resident", options.resident, {"auto": 0, "none": 0, "residual": 0, "whole": 0})
         for name in ("context", "rows"):
             value = getattr(options, name)
@@ -64,27 +83,36 @@ class Options:
             raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
         if options.quantizer is None and options.bits not in BITS and mixed(str(options.bits)) is None:
             raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))} or mixed, got {options.bits}.")
-        if options.link:
-            options = _linked(options)
-        assert options.recipe  # raises what is wrong with a mix and its text
-        return options
+        options = options._with_recipe()
+        return options._linked() if options.link else options
 
-    @cached_property
-    def recipe(self) -> str:
-        """The quantiser of all weights, or the mix. A text that it is calibrated on is read once."""
-        return calibration.recipe(self.quantizer or BITS.get(self.bits, str(self.bits)), self.calibrate)
+    @property
+    def recipe(self) -> Recipe:
+        """How the Store is made. The codec must have been chosen."""
+        assert self.codec != AUTO, "the codec was not chosen yet"
+        return Recipe(self.recipe_quantizer, self.codec)
 
     @property
     def drafts(self) -> bool:
         return self.method.partition(":")[0] == "substitute"
 
+    def held_whole(self) -> Options:
+        """For a second model that drafts: its own weights, all of them in fast memory, prepared in the cache."""
+        return replace(self, quantizer="exact", recipe_quantizer="exact", calibrate=None, text=None, codec="raw", output=None)
 
-def _linked(options: Options) -> Options:
-    """With the codec that `--link` means."""
-    if options.codec not in (AUTO, "link"):
-        raise UsageError(
-            f"--link keeps no copy of the exact weights, --codec {options.codec} does: choose one of them."
-        )
-    if options.recipe == "exact":
-        raise UsageError("--link needs a copy that drafts beside the exact weights: --bits 8 or fewer.")
-    return replace(options, codec="link")
+    def _with_recipe(self) -> Options:
+        """With the quantiser's full name and the text that weighs a mix."""
+        named = self.quantizer or BITS.get(self.bits, str(self.bits))
+        check_calibration(named, self.calibrate is not None)
+        text = None if self.calibrate is None else calibration_text(self.calibrate)
+        return replace(self, recipe_quantizer=quantizer_name(named, text), text=text)
+
+    def _linked(self) -> Options:
+        """With the codec that `link` means. Raises UsageError where another option contradicts it."""
+        if self.codec not in (AUTO, "link"):
+            raise UsageError(
+                f"--link keeps no copy of the exact weights, --codec {self.codec} does: choose one of them."
+            )
+        if self.recipe_quantizer == "exact":
+            raise UsageError("--link needs a copy that drafts beside the exact weights: --bits 8 or fewer.")
+        return replace(self, codec="link")

@@ -11,7 +11,6 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams, demo
 from understudy.errors import StoreError, UsageError
 from understudy.weights.building import Building
-from understudy.weights.index import extents_of
 from understudy.weights.store import Store
 
 GREEDY = SamplingParams(max_new_tokens=16, ignore_eos=True)
@@ -112,7 +111,7 @@ def test_an_interrupted_preparation_goes_on(model: Path, tmp_path: Path, monkeyp
         LLM.prepare(model, link=True, output=tmp_path / "store")
     store = LLM.prepare(model, link=True, output=tmp_path / "store")
     assert len(made) == len(store.linears) + 1  # none twice but the one that was interrupted
-    assert all(extents_of(entry) for entry in store.linears.values())
+    assert all(entry.extents for entry in store.linears.values())
     store.verify()
 
 

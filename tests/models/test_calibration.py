@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.tiny import save
-from understudy.errors import UsageError
 from understudy.loading import config_of, layout_of
 from understudy.models import calibration
-from understudy.options import Options
 from understudy.weights.checkpoint import Checkpoint
 
 TOKENS = [(7 * i * i + 3 * i) % 256 for i in range(70)]
@@ -40,29 +38,3 @@ def test_as_hooks_see_it(family: str, tmp_path: Path) -> None:
     for spec, moments in zip(layout.linears, found, strict=True):
         assert moments.shape == (spec.shape[1],)
         assert torch.allclose(moments.double(), seen[spec.module], rtol=1e-4, atol=1e-8), spec.module
-
-
-def _recipe(tmp_path: Path, **given: Any) -> str:
-    return Options.of(given, {"UNDERSTUDY_CACHE": str(tmp_path)}).recipe
-
-
-def test_a_text_is_part_of_the_recipe(tmp_path: Path) -> None:
-    text = tmp_path / "text"
-    names = set()
-    for said in ("one text", "another text"):
-        text.write_text(said)
-        names.add(_recipe(tmp_path, bits="mixed", calibrate=text))
-    assert len(names) == 2 and _recipe(tmp_path, bits="mixed") == "mixed:bits=3.5"
-    assert _recipe(tmp_path, bits="mixed:bits=4") == "mixed:bits=4" and _recipe(tmp_path, bits=3) == "int3"
-
-
-def test_texts_that_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "empty").write_text(" \n")
-    (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfa")
-    for name, words in (("none", "cannot be read"), ("empty", "no text"), ("bytes", "UTF-8")):
-        with pytest.raises(UsageError, match=words):
-            _recipe(tmp_path, bits="mixed", calibrate=tmp_path / name)
-    with pytest.raises(UsageError, match="--bits mixed"):
-        _recipe(tmp_path, calibrate=tmp_path / "empty")
-    with pytest.raises(UsageError, match="--calibrate FILE"):
-        _recipe(tmp_path, bits="mixed:calibrated=abc")

@@ -9,6 +9,7 @@ from understudy.errors import StoreError
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.export import export
 from understudy.weights.prepare import prepare
+from understudy.weights.recipe import Recipe
 
 from .made import layout, tensors, write
 
@@ -19,7 +20,7 @@ from .made import layout, tensors, write
 def test_same_files(tmp_path: Path, shards: int, dtype: torch.dtype, quantizer: str, codec: str) -> None:
     source = write(tmp_path / "model", tensors(dtype, tied=shards == 1), shards)
     checkpoint = Checkpoint.open(source)
-    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer=quantizer, codec=codec)
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer=quantizer, codec=codec))
     export(store, tmp_path / "out")
     assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in (tmp_path / "out").iterdir())
     for path in source.iterdir():
@@ -28,7 +29,7 @@ def test_same_files(tmp_path: Path, shards: int, dtype: torch.dtype, quantizer: 
 
 def test_damage_stops_it_and_leaves_nothing(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write(tmp_path / "model", tensors()))
-    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     data = bytearray(store.file("residual.bin").read_bytes())
     data[5000] ^= 4
     store.file("residual.bin").write_bytes(bytes(data))
@@ -39,7 +40,7 @@ def test_damage_stops_it_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_disk_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint.open(write(tmp_path / "model", tensors()))
-    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
 
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
@@ -52,6 +53,6 @@ def test_disk_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_does_not_overwrite(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write(tmp_path / "model", tensors()))
-    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     with pytest.raises(StoreError, match="not empty"):
         export(store, tmp_path / "model")

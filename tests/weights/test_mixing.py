@@ -11,6 +11,7 @@ from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.export import export
 from understudy.weights.mixing import errors_of
 from understudy.weights.prepare import estimate, prepare
+from understudy.weights.recipe import Recipe
 from understudy.weights.store import Store
 
 from .made import layout, tensors, write
@@ -34,7 +35,7 @@ def _hard() -> dict[str, Tensor]:
 @pytest.mark.parametrize("quantizer", ["mixed:bits=3.5", "int3", "int2", "int3:group=16"])
 def test_whole_and_back(tmp_path: Path, quantizer: str, codec: str) -> None:
     checkpoint = _checkpoint(tmp_path, _hard())
-    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer=quantizer, codec=codec)
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer=quantizer, codec=codec))
     store.verify()
     entries = store.linears.values()
     assert {entry.codec for entry in entries} == {codec}
@@ -42,12 +43,12 @@ def test_whole_and_back(tmp_path: Path, quantizer: str, codec: str) -> None:
     for file in (tmp_path / "model").iterdir():
         assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
     size = sum(path.stat().st_size for path in store.path.iterdir() if path.suffix == ".bin")
-    assert abs(estimate(checkpoint, layout(checkpoint), quantizer, codec) - size) < 0.1 * size
+    assert abs(estimate(checkpoint, layout(checkpoint), Recipe(quantizer, codec)) - size) < 0.1 * size
 
 
 def test_errors_decide_within_the_average(tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path, _hard())
-    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer="mixed")
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer="mixed"))
     entries = store.linears
     taken = {name: sum(s.nbytes for s in entry.substitute.values()) for name, entry in entries.items()}
     weights = sum(entry.shape[0] * entry.shape[1] for entry in entries.values())
@@ -73,7 +74,7 @@ def test_inputs_that_are_never_used_do_not_count(tmp_path: Path) -> None:
 
 def test_the_choice_outlives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = _checkpoint(tmp_path, _hard())
-    whole = prepare(checkpoint, layout(checkpoint), tmp_path / "whole", quantizer="mixed")
+    whole = prepare(checkpoint, layout(checkpoint), tmp_path / "whole", Recipe(quantizer="mixed"))
     measured: list[int] = []
 
     def measure() -> list[Tensor]:
@@ -82,10 +83,10 @@ def test_the_choice_outlives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch, pytest.raises(_Stop):
         _Watch(patch, stop_at="layers.1.up")
-        prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer="mixed", measure=measure)
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer="mixed"), measure=measure)
     with monkeypatch.context() as patch:
         patch.setattr(building, "errors_of", lambda *given: pytest.fail("measured again"))
-        store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer="mixed", measure=measure)
+        store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer="mixed"), measure=measure)
     assert measured == [1]
     assert [e.quantizer for e in store.linears.values()] == [e.quantizer for e in whole.linears.values()]
     for name in ("substitute.bin", "residual.bin"):
@@ -96,6 +97,6 @@ def test_another_average_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     checkpoint = _checkpoint(tmp_path, _hard())
     with monkeypatch.context() as patch, pytest.raises(_Stop):
         _Watch(patch, stop_at="layers.1.up")
-        prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer="mixed:bits=3")
-    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer="mixed:bits=11")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer="mixed:bits=3"))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer="mixed:bits=11"))
     assert {entry.quantizer for entry in store.linears.values()} == {"int8"}

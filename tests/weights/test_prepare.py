@@ -14,7 +14,8 @@ import torch
 from understudy.errors import CheckpointError, StoreError
 from understudy.weights import building
 from understudy.weights.checkpoint import Checkpoint
-from understudy.weights.prepare import cache_directory, prepare, store_path
+from understudy.weights.prepare import prepare
+from understudy.weights.recipe import Recipe
 from understudy.weights.store import Store
 
 from .made import layout, tensors, write
@@ -54,9 +55,9 @@ class _Watch:
 
 def test_second_time_finds_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = _checkpoint(tmp_path)
-    first = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    first = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     watch = _Watch(monkeypatch)
-    assert prepare(checkpoint, layout(checkpoint), tmp_path / "store") == first
+    assert prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe()) == first
     assert watch.made == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "store"]
     assert not (first.path / "journal.jsonl").exists()
@@ -64,13 +65,13 @@ def test_second_time_finds_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = _checkpoint(tmp_path)
-    whole = prepare(checkpoint, layout(checkpoint), tmp_path / "whole")
+    whole = prepare(checkpoint, layout(checkpoint), tmp_path / "whole", Recipe())
     with monkeypatch.context() as patch, pytest.raises(_Stop):
         before = _Watch(patch, stop_at="layers.1.up")
-        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     with monkeypatch.context() as patch:
         after = _Watch(patch)
-        store = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+        store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     assert after.made[0] == "layers.1.up" and not set(before.made) & set(after.made)
     for name in ("substitute.bin", "residual.bin", "shared.bin", "index.json"):
         assert store.file(name).read_bytes() == whole.file(name).read_bytes()
@@ -81,13 +82,13 @@ def test_damage_to_what_was_done_before_the_kill_is_done_again(tmp_path: Path, m
     checkpoint = _checkpoint(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(_Stop):
         _Watch(patch, stop_at="layers.1.up")
-        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     residual = tmp_path / "store.partial" / "residual.bin"
     residual.write_bytes(residual.read_bytes()[:100_000])  # as after a power cut: the journal knows more than the disk
     with (tmp_path / "store.partial" / "journal.jsonl").open("a") as journal:
         journal.write('{"key": "linear layers.1.')
     watch = _Watch(monkeypatch)
-    prepare(checkpoint, layout(checkpoint), tmp_path / "store").verify()
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe()).verify()
     assert "layers.0.down" in watch.made and "embed.weight" not in watch.made
 
 
@@ -95,9 +96,9 @@ def test_other_options_start_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     checkpoint = _checkpoint(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(_Stop):
         _Watch(patch, stop_at="layers.1.up")
-        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
-    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer="int8", head_quantizer="exact")
-    assert store.linears["layers.0.up"].quantizer == "int8" and store.linears["head"].quantizer == "exact"
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer="int8"))
+    assert {entry.quantizer for entry in store.linears.values()} == {"int8"}
     store.verify()
 
 
@@ -106,8 +107,9 @@ import sys; sys.path[:0] = {paths!r}
 from made import layout
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.prepare import prepare
+from understudy.weights.recipe import Recipe
 checkpoint = Checkpoint.open({model!r})
-prepare(checkpoint, layout(checkpoint), {store!r}, progress=lambda done, total, name: print(name, flush=True))
+prepare(checkpoint, layout(checkpoint), {store!r}, Recipe(), progress=lambda done, total, name: print(name, flush=True))
 """
 
 
@@ -128,7 +130,7 @@ def test_killed_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
                 break
     assert not (tmp_path / "store").exists()
     watch = _Watch(monkeypatch)
-    prepare(checkpoint, layout(checkpoint), tmp_path / "store").verify()
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe()).verify()
     assert "layers.2.up" not in watch.made and "layers.8.up" in watch.made
 
 
@@ -153,10 +155,10 @@ def test_who_waits_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return finish(made, store)
 
     monkeypatch.setattr(building.Building, "_finish", slow)
-    first = threading.Thread(target=prepare, args=(checkpoint, layout(checkpoint), tmp_path / "store"))
+    first = threading.Thread(target=prepare, args=(checkpoint, layout(checkpoint), tmp_path / "store", Recipe()))
     first.start()
     inside.wait()
-    prepare(checkpoint, layout(checkpoint), tmp_path / "store", progress=lambda done, total, name: said.append(name))
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(), progress=lambda done, total, name: said.append(name))
     first.join()
     assert said == ["waiting for another process to prepare it"]
 
@@ -167,14 +169,14 @@ def test_nan_is_refused_by_name(tmp_path: Path, name: str) -> None:
     made[name].view(-1)[5] = float("nan")
     checkpoint = Checkpoint.open(write(tmp_path / "model", made))
     with pytest.raises(CheckpointError, match=name):
-        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
 
 
 def test_infinities_and_uneven_shapes_are_kept(tmp_path: Path) -> None:
     made = tensors(hidden=100)  # 32 does not divide 100: kept whole
     made["layers.0.up.weight"][3, 3] = float("-inf")
     checkpoint = Checkpoint.open(write(tmp_path / "model", made))
-    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     assert {entry.quantizer for entry in store.linears.values()} == {"exact"}
     store.verify()
 
@@ -184,24 +186,24 @@ def test_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
     made["layers.0.up.weight"] = made["layers.0.up.weight"].to(torch.float8_e4m3fn)
     checkpoint = Checkpoint.open(write(tmp_path / "model", made))
     with pytest.raises(CheckpointError, match=r"layers\.0\.up\.weight.*not quantised"):
-        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
 
 
 def test_other_content_in_the_way(tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path)
     (tmp_path / "store").mkdir()
-    prepare(checkpoint, layout(checkpoint), tmp_path / "store")  # an empty directory is not in the way
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())  # an empty directory is not in the way
     with pytest.raises(StoreError, match="another Store"):
-        prepare(checkpoint, layout(checkpoint), tmp_path / "store", quantizer="int8")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer="int8"))
     with pytest.raises(StoreError, match="other files"):
-        prepare(checkpoint, layout(checkpoint), tmp_path / "model")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "model", Recipe())
 
 
 def test_too_little_space_says_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = _checkpoint(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and _Usage())
     with pytest.raises(StoreError, match=r"GB more.*UNDERSTUDY_CACHE"):
-        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
 
 
 class _Usage:
@@ -225,9 +227,9 @@ def test_disk_full_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as patch, pytest.raises(StoreError, match="--output") as caught:
         patch.setattr(os, "pwrite", full)
-        prepare(checkpoint, layout(checkpoint), tmp_path / "store")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
-    prepare(checkpoint, layout(checkpoint), tmp_path / "store").verify()
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe()).verify()
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,32 +242,19 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr("understudy.weights.writing.os.open", refuse)
     with pytest.raises(StoreError, match=r"locked failed: Permission denied.*--output"):
-        prepare(checkpoint, layout(checkpoint), tmp_path / "locked" / "store")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "locked" / "store", Recipe())
 
 
 def test_file_where_the_directory_should_be(tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="--output"):
-        prepare(checkpoint, layout(checkpoint), tmp_path / "file" / "store")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "file" / "store", Recipe())
 
 
 def test_progress_reaches_its_total(tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path)
     seen: list[tuple[float, float]] = []
     note = lambda done, total, name: seen.append((done, total))  # noqa: E731
-    prepare(checkpoint, layout(checkpoint), tmp_path / "store", progress=note)
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(), progress=note)
     assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] and seen == sorted(seen)
-
-
-def test_where_stores_live() -> None:
-    assert cache_directory({"UNDERSTUDY_CACHE": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
-    assert cache_directory({"XDG_CACHE_HOME": "/b"}) == Path("/b/understudy")
-    assert cache_directory({}) == Path("~/.cache/understudy").expanduser()
-    paths = {
-        store_path("org/model", "f" * 32, "int4", "raw", environment={"UNDERSTUDY_CACHE": "/a"}),
-        store_path("org/model", "f" * 32, "int4", "delta", environment={"UNDERSTUDY_CACHE": "/a"}),
-        store_path("org/model", "f" * 32, "int4", "raw", "int8", environment={"UNDERSTUDY_CACHE": "/a"}),
-        store_path("org/model", "e" * 32, "int4:group=32", "raw", environment={"UNDERSTUDY_CACHE": "/a"}),
-    }
-    assert len(paths) == 4 and all(path.parent == Path("/a") and path.name.startswith("model-") for path in paths)

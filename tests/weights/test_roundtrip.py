@@ -15,7 +15,6 @@ from understudy import LLM, demo
 from understudy.codecs import CODECS
 from understudy.errors import StoreError
 from understudy.weights.export import export
-from understudy.weights.index import every_extent
 from understudy.weights.store import Store
 
 
@@ -56,7 +55,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @given(data=st.data())
 def test_a_flipped_bit_anywhere_is_found_and_named(whole: Store, data: st.DataObject) -> None:
     """In any byte that means something: of a tensor (not the padding between them), of the index, of a copied file."""
-    extents = every_extent(whole)
+    extents = whole.extents
     names = [*sorted({stored.file for stored in extents}), "index.json", "config.json", "tokenizer.json"]
     file = whole.file(data.draw(st.sampled_from(names)))
     inside = [range(s.offset, s.offset + s.nbytes) for s in extents if whole.file(s.file) == file] or [

@@ -47,7 +47,7 @@ def _run(args: Namespace) -> int:
     live.draw("looking around ...")
     found = list(software())
     if not any(finding.missing for finding in found):
-        from ..weights.prepare import cache_directory
+        from ..weights.recipe import cache_directory
 
         found += hardware(cache_directory(os.environ))
     live.clear()

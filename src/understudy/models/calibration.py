@@ -6,21 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor
 
 from ..cache import Cache
-from ..errors import UsageError
 from ..kernels.pack import BLOCK
-from ..quantizers.mixed import Mixed, mixed
 from ..tree import Nodes, TokenTree
 from ..weights.checkpoint import Checkpoint
+from ..weights.entries import Stored, part_blocks
 from ..weights.layout import ModelLayout
-from ..weights.store import Stored, part_blocks
 from . import structure
 from .embedding import EmbeddingRows
 from .needs import EMBEDDING_ROOM, cache_dtype, head_shape
@@ -33,38 +29,12 @@ Progress = Callable[[float, float], None]
 Report = Callable[[str, float, float], None]
 
 
-def read(text: str | Path) -> str:
-    """The text in a file. UsageError for one that cannot be read or is empty."""
-    path = Path(text).expanduser()
-    try:
-        found = path.read_text(encoding="utf-8")
-    except OSError as problem:
-        raise UsageError(f"--calibrate {path} cannot be read: {problem.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"--calibrate {path} is not UTF-8 text.") from None
-    if not found.strip():
-        raise UsageError(f"--calibrate {path} holds no text.")
-    return found
-
-
-def recipe(named: str, text: str | Path | None) -> str:
-    """The whole name of a recipe. A text that weighs a mix is part of it, so that another text makes another Store."""
-    mix = mixed(named)
-    if mix is None and text is not None:
-        raise UsageError("--calibrate is for a mix of bits, which it weighs: add --bits mixed.")
-    if mix is not None and mix.calibrated:
-        raise UsageError("mixed: calibrated is not to be chosen; --calibrate FILE names the text.")
-    if mix is None or text is None:
-        return named if mix is None else mix.name
-    return Mixed(bits=mix.bits, calibrated=xxhash.xxh3_64_hexdigest(read(text).encode())[:12]).name
-
-
 def moments_of_text(
-    checkpoint: Checkpoint, layout: ModelLayout, config: Any, tokenizer: Any, text: str | Path, report: Report | None
+    checkpoint: Checkpoint, layout: ModelLayout, config: Any, tokenizer: Any, text: str, report: Report | None
 ) -> list[Tensor]:
     """`second_moments` of a text, reported as a stage of preparing."""
     progress = None if report is None else partial(report, "calibrating")
-    return second_moments(checkpoint, layout, config, tokenizer(read(text))["input_ids"], progress)
+    return second_moments(checkpoint, layout, config, tokenizer(text)["input_ids"], progress)
 
 
 class Reading:

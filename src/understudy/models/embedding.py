@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..devices.accelerator import Accelerator
 from ..errors import TransferError
-from ..weights.store import Stored
+from ..weights.entries import Stored
 
 READ = 16 << 20  # bytes of the table at a time
 

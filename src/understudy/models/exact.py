@@ -17,7 +17,7 @@ from ..devices.accelerator import Accelerator
 from ..kernels.exact_product import Operand, applies
 from ..kernels.pack import BLOCK
 from ..quantizers import Quantizer
-from ..weights.store import LinearEntry
+from ..weights.entries import LinearEntry
 
 
 class Exact:

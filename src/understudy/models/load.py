@@ -15,7 +15,8 @@ from ..quantizers import quantizer
 from ..tiers import Extent
 from ..tiers.disk import DiskTier
 from ..tiers.memory import aligned, arena
-from ..weights.store import LinearEntry, Store, Stored
+from ..weights.entries import LinearEntry, Stored
+from ..weights.store import Store
 
 IN_FLIGHT = 16
 

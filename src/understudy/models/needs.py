@@ -16,10 +16,12 @@ from ..plan.residents import LinearSize
 from ..quantizers import fitting
 from ..quantizers.mixed import foretold
 from ..sampling import BYTES_A_TOKEN, choosing_bytes
+from ..tiers.memory import ALIGNMENT
 from ..weights.checkpoint import TensorInfo
-from ..weights.files import ALIGNMENT
+from ..weights.entries import LinearEntry, part_blocks
 from ..weights.layout import ModelLayout
-from ..weights.store import LinearEntry, Store, part_blocks
+from ..weights.recipe import Recipe
+from ..weights.store import Store
 from .load import whole_bytes
 from .target import TILE
 from .weights import held, largest
@@ -66,15 +68,15 @@ def _linear(entry: LinearEntry, drafts: bool) -> LinearSize:
 
 
 def sizes_of_checkpoint(
-    tensors: Mapping[str, TensorInfo], layout: ModelLayout, recipe: str, coding: str, drafts: bool
+    tensors: Mapping[str, TensorInfo], layout: ModelLayout, recipe: Recipe, drafts: bool
 ) -> Sizes:
     """As `prepare` would make it; the parts of `delta` are those of usual weights, and so is a mix of bits."""
     parts: list[int] = []
     linears: list[LinearSize] = []
     decoding = 0
-    for spec, wanted in zip(layout.linears, foretold(recipe, [spec.shape for spec in layout.linears]), strict=True):
+    for spec, wanted in zip(layout.linears, foretold(recipe.quantizer, [spec.shape for spec in layout.linears]), strict=True):
         dtype, maker = tensors[spec.weight].dtype, fitting(wanted, *spec.shape)
-        used = codec(coding if codec(coding).applies(dtype, maker.name) else "raw")
+        used = codec(recipe.codec if codec(recipe.codec).applies(dtype, maker.name) else "raw")
         held_here = drafts or used.needs_substitute or maker.name == "exact"
         substitute, before = maker.size(*spec.shape, dtype) if held_here else 0, len(parts)
         if maker.name != "exact":

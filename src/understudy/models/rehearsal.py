@@ -15,7 +15,8 @@ from ..kernels.attention import attend
 from ..kernels.exact_product import multiply
 from ..quantizers import quantizer
 from ..tree import Nodes, TokenTree
-from ..weights.store import LinearEntry, Store
+from ..weights.entries import LinearEntry
+from ..weights.store import Store
 from .exact import Exact
 from .needs import cache_dtype, head_shape
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CheckpointError
 from ..weights.checkpoint import TensorInfo
@@ -186,8 +186,3 @@ def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str,
         name: TensorInfo(name, dtype, shape, directory / "config.json", 0, math.prod(shape) * dtype.itemsize)
         for name, shape in shapes.items()
     }
-
-
-def parameter_names(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters by name, tied ones once."""
-    return dict(model.named_parameters())

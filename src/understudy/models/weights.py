@@ -17,7 +17,8 @@ from ..tiers.disk import DiskTier
 from ..tiers.memory import arena
 from ..tiers.ring import Ring
 from ..tiers.route import FixedRoute
-from ..weights.store import LinearEntry, Store, Stored
+from ..weights.entries import LinearEntry, Stored
+from ..weights.store import Store
 from .exact import Exact
 from .load import Link, extent, read_all, read_whole, whole_bytes
 from .paired import share

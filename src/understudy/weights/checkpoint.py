@@ -13,11 +13,11 @@ import xxhash
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .entries import INDEX
 from .files import buffer, read_bytes, read_tensor
 from .hub import download
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-STORE_INDEX = "index.json"  # the name a Store's own index has: no model has such a file
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt")  # what belongs to a model beside its weights
 DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -90,7 +90,7 @@ class Checkpoint:
     def copied_files(self) -> list[Path]:
         """Configuration, tokenizer and chat template files: everything small that is not weights."""
         found = {file for pattern in COPIED for file in self.path.glob(pattern) if file.is_file()}
-        return sorted(file for file in found if file.name != STORE_INDEX)
+        return sorted(file for file in found if file.name != INDEX)
 
     @cached_property
     def fingerprint(self) -> str:

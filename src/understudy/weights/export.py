@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import StoreError
+from .entries import Progress
 from .files import buffer
 from .index import PARTIAL
-from .store import Progress, Store
+from .store import Store
 from .writing import explained
 
 

@@ -1,7 +1,7 @@
 """Exact byte ranges of files to and from tensors, with checksums. No file is ever mapped or held whole."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -10,12 +10,8 @@ from torch import Tensor
 
 from ..errors import UnderstudyError
 
-ALIGNMENT = 4096
-
-
-def aligned(size: int) -> int:
-    """`size` rounded up to whole pages: where the next extent may start."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+# Bytes read at a time of what is copied or checked as it is.
+CHUNK = 8 << 20
 
 
 def read_bytes(path: Path, offset: int, into: Tensor, error: type[UnderstudyError]) -> None:
@@ -45,6 +41,14 @@ def read_tensor(
     tensor = torch.empty(shape, dtype=dtype)
     read_bytes(path, offset, flat(tensor), error)
     return tensor
+
+
+def byte_chunks(path: Path, offset: int, nbytes: int, error: type[UnderstudyError]) -> Iterator[Tensor]:
+    """The `nbytes` bytes at `offset` of a file, as uint8 tensors of at most CHUNK bytes."""
+    for start in range(0, nbytes, CHUNK):
+        data = torch.empty(min(CHUNK, nbytes - start), dtype=torch.uint8)
+        read_bytes(path, offset + start, data, error)
+        yield data
 
 
 def flat(tensor: Tensor) -> Tensor:

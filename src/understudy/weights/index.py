@@ -1,53 +1,53 @@
 """A Store's index.json: written once, at the end, with a checksum of itself; read and checked before anything else."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 
-from ..errors import CheckpointError, StoreError
-from .checkpoint import Checkpoint
+from ..errors import StoreError
+from .entries import INDEX, Contents, LinearEntry, Part, Source, Stored
 from .layout import LinearSpec, ModelLayout
-from .store import INDEX, LinearEntry, Part, Recipe, Source, Store, Stored, extent_bytes, plain_json
+from .recipe import Recipe
 
 VERSION = 1
+# Ends the name of the directory that a Store is made in until it is whole.
 PARTIAL = ".partial"
 
 
-def save(store: Store, path: Path) -> None:
-    """Write the index of `store` to `path`."""
+def save(contents: Contents, path: Path) -> None:
+    """Write the index of `contents` to the file `path`."""
+    source = contents.source
     content = {
         "source": {
-            "name": store.source.name,
-            "fingerprint": store.source.fingerprint,
-            "shards": [list(shard) for shard in store.source.shards],
-            "files": dict(store.source.files),
-            "linked": {name: list(seen) for name, seen in store.source.linked.items()},
+            "name": source.name,
+            "fingerprint": source.fingerprint,
+            "shards": [list(shard) for shard in source.shards],
+            "files": dict(source.files),
+            "linked": {name: list(state) for name, state in source.linked.items()},
         },
-        "recipe": vars(store.recipe),
-        "embedding_name": store.layout.embedding,
-        "linears": [linear_to_json(entry) for entry in store.linears.values()],
-        "embedding": stored_to_json(store.embedding),
-        "shared": {name: stored_to_json(stored) for name, stored in store.shared.items()},
-        "extra": {name: stored_to_json(stored) for name, stored in store.extra.items()},
+        "recipe": recipe_to_json(contents.recipe),
+        "embedding_name": contents.layout.embedding,
+        "linears": [linear_to_json(entry) for entry in contents.linears.values()],
+        "embedding": stored_to_json(contents.embedding),
+        "shared": {name: stored_to_json(stored) for name, stored in contents.shared.items()},
+        "extra": {name: stored_to_json(stored) for name, stored in contents.extra.items()},
     }
     body = {"understudy_store": VERSION, "checksum": digest(content), "content": content}
     path.write_text(json.dumps(body) + "\n", encoding="utf-8")
 
 
-def load(path: Path) -> Store:
-    """The Store in directory `path`, its index checked and its files at least as long as the index says."""
+def load(path: Path) -> Contents:
+    """What the Store in the directory `path` holds. Raises StoreError for what is not a Store that can be read."""
     content = _content(path)
     linears = {entry.module: entry for entry in map(linear_from_json, content["linears"])}
     specs = tuple(LinearSpec(entry.module, entry.weight, entry.shape) for entry in linears.values())
     shared = {name: stored_from_json(row) for name, row in content["shared"].items()}
     source = content["source"]
-    store = Store(
-        path=path,
-        config=plain_json(path / "config.json"),
+    return Contents(
         layout=ModelLayout(specs, content["embedding_name"], tuple(shared)),
         source=Source(
             name=source["name"],
@@ -56,16 +56,12 @@ def load(path: Path) -> Store:
             files=source["files"],
             linked={name: (size, mtime) for name, (size, mtime) in source.get("linked", {}).items()},
         ),
-        recipe=Recipe(**content["recipe"]),
+        recipe=Recipe(content["recipe"]["quantizer"], content["recipe"]["codec"]),
         linears=linears,
         shared=shared,
         embedding=stored_from_json(content["embedding"]),
         extra={name: stored_from_json(row) for name, row in content["extra"].items()},
     )
-    _check_sizes(store)
-    _check_linked(store)
-    check_files(store)
-    return store
 
 
 def _content(path: Path) -> Any:
@@ -83,78 +79,22 @@ def _content(path: Path) -> Any:
     return body["content"]
 
 
-def _check_sizes(store: Store) -> None:
-    path, ends = store.path, dict[str, int]()
-    for stored in every_extent(store):
-        if stored.file not in store.source.linked:
-            ends[stored.file] = max(ends.get(stored.file, 0), stored.offset + extent_bytes(stored))
-    for name, end in ends.items():
-        file = store.file(name)
-        if not file.is_file() or file.stat().st_size < end:
-            raise StoreError(f"{file} is missing or cut short ({end} bytes needed): delete {path}, prepare it again.")
-
-
-def linked(linears: Iterable[LinearEntry]) -> dict[str, tuple[int, int]]:
-    """The files of the source that parts lie in: size and mtime of each."""
-    names = {part.stored.file for entry in linears for part in entry.parts}
-    stats = {name: Path(name).stat() for name in sorted(names) if Path(name).is_absolute()}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
-
-
-def _check_linked(store: Store) -> None:
-    """The files of the source that parts lie in are as they were. Where only the date differs, samples of them decide."""
-    touched = []
-    for name, (size, mtime) in store.source.linked.items():
-        try:
-            found = Path(name).stat()
-        except OSError:
-            raise StoreError(f"{name} is gone, and {_relink(store)}") from None
-        if found.st_size != size:
-            raise StoreError(f"{name} was changed, and {_relink(store)}")
-        if found.st_mtime_ns != mtime:
-            touched.append(name)
-    if touched:
-        try:
-            same = Checkpoint.open(Path(touched[0]).parent).fingerprint == store.source.fingerprint
-        except CheckpointError:
-            same = False
-        if not same:
-            raise StoreError(f"{', '.join(touched)} was changed, and {_relink(store)}")
-
-
-def _relink(store: Store) -> str:
-    return f"{store.path} links to it: put it back, or delete {store.path} and prepare it again, or without --link."
-
-
-def check_files(store: Store) -> None:
-    """The copied configuration and tokenizer files are as they were."""
-    for name, expected in store.source.files.items():
-        file = store.file(name)
-        if not file.is_file() or file_checksum(file) != expected:
-            raise StoreError(f"{file} is missing or was changed: delete {store.path} and prepare it again.")
-
-
-def every_extent(store: Store) -> list[Stored]:
-    """All extents of all files."""
-    extents = [store.embedding, *store.shared.values(), *store.extra.values()]
-    for entry in store.linears.values():
-        extents += extents_of(entry)
-    return extents
-
-
-def extents_of(entry: LinearEntry) -> list[Stored]:
-    """All extents of one weight."""
-    return [*entry.substitute.values(), *(part.stored for part in entry.parts)]
-
-
-def file_checksum(path: Path) -> str:
-    """xxh3_64 of a small file."""
-    return xxhash.xxh3_64_hexdigest(path.read_bytes())
+def plain_json(path: Path) -> Any:
+    """The content of a JSON file of a Store. Raises StoreError where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise StoreError(f"{path} cannot be read ({problem}): delete {path.parent} and prepare it again.") from None
 
 
 def digest(content: Any) -> str:
     """Checksum of a JSON value, whatever its spacing."""
     return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+def recipe_to_json(recipe: Recipe) -> dict[str, str]:
+    """Format 1 also names the head's quantiser, which is that of all weights."""
+    return {"quantizer": recipe.quantizer, "head_quantizer": recipe.quantizer, "codec": recipe.codec}
 
 
 def stored_to_json(stored: Stored) -> list[Any]:

@@ -12,23 +12,19 @@ from ..quantizers import fitting
 from ..quantizers.mixed import CHOICES, Errors, foretold, mixed
 from .checkpoint import Checkpoint
 from .layout import LinearSpec, ModelLayout
-from .store import Recipe
+from .recipe import Recipe
 
 Moments = Sequence[Tensor]  # for each Linear, in the order of a pass: the mean square of each of its inputs
 SAMPLED = 4  # blocks of 64 rows of each weight
 
 
 def quantizers_of(layout: ModelLayout, recipe: Recipe, errors: Sequence[Errors] | None = None) -> list[str]:
-    """A spec for each linear; the last linear is the head. What a mix chooses depends on the errors; None: foretold."""
-    linears = layout.linears if recipe.head_quantizer == recipe.quantizer else layout.linears[:-1]
-    shapes = [spec.shape for spec in linears]
+    """The spec of a quantiser for each Linear. What a mix chooses depends on `errors`; None: on those of usual weights."""
+    shapes = [spec.shape for spec in layout.linears]
     mix = mixed(recipe.quantizer)
-    chosen = (
-        foretold(recipe.quantizer, shapes)
-        if mix is None or errors is None
-        else mix.choose(shapes, errors[: len(shapes)])
-    )
-    return chosen + [recipe.head_quantizer] * (len(layout.linears) - len(linears))
+    if mix is None or errors is None:
+        return foretold(recipe.quantizer, shapes)
+    return mix.choose(shapes, errors)
 
 
 def errors_of(checkpoint: Checkpoint, spec: LinearSpec, inputs: Tensor | None) -> Errors:

@@ -14,8 +14,9 @@ import xxhash
 from torch import Tensor
 
 from ..errors import StoreError
-from .files import aligned, buffer
-from .store import Stored
+from ..tiers.memory import aligned
+from .entries import Stored
+from .files import buffer
 
 JOURNAL = "journal.jsonl"
 ELSEWHERE = "choose another directory with --output or $UNDERSTUDY_CACHE"
@@ -70,7 +71,7 @@ class Extents:
 
 
 class Journal:
-    """What is finished, one JSON line each, after a first line that says of what. Another first line: start anew."""
+    """JSON lines: the first identifies the build, each other one a finished tensor. If the first differs, start over."""
 
     def __init__(self, path: Path, subject: dict[str, Any]) -> None:
         self._path, self._subject = path, subject

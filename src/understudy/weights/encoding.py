@@ -1,0 +1,99 @@
+"""One weight of a checkpoint as substitute and residual, cut in parts: each part is read, checked and encoded on its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..codecs import Codec
+from ..errors import CheckpointError
+from ..kernels.pack import BLOCK, block, blocks_of, has_nan
+from ..quantizers import Quantizer, Tensors
+from .checkpoint import Checkpoint, TensorInfo
+from .entries import Stored
+from .files import checksum
+from .layout import LinearSpec
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a weight on its way to the disk."""
+
+    # The number of its first block of 64 rows, and how many blocks it has.
+    first_block: int
+    blocks: int
+    # The source's rows, [n, K].
+    rows: Tensor
+    # The substitute of these rows.
+    substitute: Tensors
+    # The codec's bytes; the rows themselves for a linked codec; None where the substitute is the weight itself.
+    residual: Tensor | None
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How one weight is encoded. Calls for different parts are independent, so threads may make them."""
+
+    checkpoint: Checkpoint
+    info: TensorInfo
+    quantizer: Quantizer
+    codec: Codec
+
+    def piece(self, first_block: int, blocks: int) -> Piece:
+        """The part of `blocks` blocks from `first_block` on. Raises CheckpointError where it cannot be read or holds NaN."""
+        start = first_block * BLOCK
+        rows = self.checkpoint.read_rows(self.info.name, start, min(start + blocks * BLOCK, self.info.shape[0]))
+        refuse_nan(self.info, rows)
+        substitute = self.quantizer.quantize(rows)
+        return Piece(first_block, blocks, rows, substitute, self._residual(rows, substitute))
+
+    def _residual(self, rows: Tensor, substitute: Tensors) -> Tensor | None:
+        if self.quantizer.name == "exact":
+            return None
+        return rows if self.codec.linked else self.codec.encode(block(rows), substitute)
+
+    def in_source(self, piece: Piece) -> Stored:
+        """Where the rows of a piece lie in the source file."""
+        nbytes = piece.rows.nbytes
+        offset = self.info.offset + piece.first_block * BLOCK * self.info.shape[1] * self.info.dtype.itemsize
+        return Stored(str(self.info.file.absolute()), offset, nbytes, torch.uint8, (nbytes,), checksum([piece.rows]))
+
+
+def check_weight(info: TensorInfo, spec: LinearSpec) -> None:
+    """Raise CheckpointError unless the tensor is a weight of floats in the shape that the model wants."""
+    if info.dtype not in FLOATS or info.shape != spec.shape:
+        raise CheckpointError(
+            f"{info.file}: {info.name} is {info.dtype} {list(info.shape)} where {list(spec.shape)} of bfloat16,"
+            " float16 or float32 is needed: choose a checkpoint that is not quantised."
+        )
+
+
+def refuse_nan(info: TensorInfo, piece: Tensor) -> None:
+    """Raise CheckpointError, naming the tensor, if `piece` of it holds NaN."""
+    if has_nan(piece):
+        raise CheckpointError(f"{info.file}: tensor {info.name!r} holds NaN: the checkpoint is broken, get it again.")
+
+
+def whole_bytes(spec: LinearSpec, dtype: torch.dtype) -> int:
+    """Bytes of all blocks of a weight, the last one padded."""
+    return blocks_of(spec.shape[0]) * BLOCK * spec.shape[1] * dtype.itemsize
+
+
+def in_order(
+    pool: ThreadPoolExecutor, ahead: int, encoding: Encoding, parts: Iterable[tuple[int, int]]
+) -> Iterator[Piece]:
+    """The piece of each (first block, number of blocks), in order; up to `ahead` of them are made at a time by the pool."""
+    pending: deque[Future[Piece]] = deque()
+    for part in parts:
+        pending.append(pool.submit(encoding.piece, *part))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

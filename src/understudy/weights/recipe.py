@@ -1,0 +1,65 @@
+"""How a Store is made, and the directory that follows from it. Nothing heavy is imported here: options are checked with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from ..errors import UsageError
+from ..quantizers.mixed import Mixed, mixed
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a Store is made. Two Stores of one source fingerprint and one recipe are alike."""
+
+    # The quantiser of all weights ("int4", "int4:group=32"), or a mix of bits ("mixed:bits=3.5").
+    quantizer: str = "int4"
+    # What the exact weights are stored as; a weight that the codec cannot store is stored as "raw".
+    codec: str = "raw"
+
+    def store_path(self, model: str, fingerprint: str, cache: Path) -> Path:
+        """The directory in `cache` for the Store of `model`, whose content has this fingerprint."""
+        readable = "-".join([Path(model).name or "model", self.quantizer, self.codec, fingerprint[:12]])
+        return cache / "".join(c if c.isalnum() or c in "-._" else "_" for c in readable)
+
+
+def cache_directory(environment: Mapping[str, str]) -> Path:
+    """Where Stores live unless the user says otherwise."""
+    if chosen := environment.get("UNDERSTUDY_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "understudy"
+
+
+def calibration_text(path: str | Path) -> str:
+    """The text in a file. Raises UsageError for a file that cannot be read or holds no text."""
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise UsageError(f"--calibrate {path} cannot be read: {problem.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--calibrate {path} is not UTF-8 text.") from None
+    if not text.strip():
+        raise UsageError(f"--calibrate {path} holds no text.")
+    return text
+
+
+def check_calibration(quantizer: str, calibrated: bool) -> None:
+    """Raise UsageError where a text is given that weighs nothing, or a mix names a checksum in place of its text."""
+    mix = mixed(quantizer)
+    if mix is None and calibrated:
+        raise UsageError("--calibrate is for a mix of bits, which it weighs: add --bits mixed.")
+    if mix is not None and mix.calibrated:
+        raise UsageError("mixed: calibrated is not to be chosen; --calibrate FILE names the text.")
+
+
+def quantizer_name(quantizer: str, text: str | None) -> str:
+    """The full name of a quantiser or mix. A text that weighs a mix is part of it, so another text makes another Store."""
+    mix = mixed(quantizer)
+    if mix is None:
+        return quantizer
+    if text is None:
+        return mix.name
+    return Mixed(bits=mix.bits, calibrated=xxhash.xxh3_64_hexdigest(text.encode())[:12]).name

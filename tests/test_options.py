@@ -1,0 +1,59 @@
+"""Options are checked before anything is read, and what follows from them is worked out once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from understudy.errors import UsageError
+from understudy.options import Options
+
+
+def options(tmp_path: Path, **given: Any) -> Options:
+    return Options.of(given, {"UNDERSTUDY_CACHE": str(tmp_path / "cache")})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"memroy": "1GiB"}, "Did you mean 'memory'"),
+        ({"resident": "non"}, "Did you mean 'none'"),
+        ({"device": "gpu"}, "cpu"),
+        ({"codec": "detla"}, "Did you mean 'delta'"),
+        ({"rows": 0}, "1 or more"),
+        ({"host_memory": "32GiB"}, "accelerator"),
+        ({"bits": 5}, "4"),
+        ({"bits": "mixed:bits=99"}, "between"),
+        ({"bits": "mixed:calibrated=abc"}, "--calibrate FILE"),
+        ({"calibrate": "text"}, "--bits mixed"),
+        ({"link": True, "codec": "raw"}, "choose one of them"),
+        ({"link": True, "bits": 16}, "8 or fewer"),
+        ({"cache": "/somewhere"}, "No option 'cache'"),
+        ({"recipe_quantizer": "int4"}, "No option 'recipe_quantizer'"),
+        ({"text": "words"}, "No option 'text'"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        options(tmp_path, **given)
+
+
+def test_bits_name_a_quantiser_unless_one_is_given(tmp_path: Path) -> None:
+    assert options(tmp_path).recipe_quantizer == "int4" and options(tmp_path, bits=16).recipe_quantizer == "exact"
+    assert options(tmp_path, bits="mixed").recipe_quantizer == "mixed:bits=3.5"
+    assert options(tmp_path, bits=3, quantizer="int4:group=32").recipe_quantizer == "int4:group=32"
+
+
+def test_a_text_is_read_once(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("one text")
+    chosen = options(tmp_path, bits="mixed", calibrate=text, codec="raw")
+    text.unlink()
+    assert chosen.text == "one text" and "calibrated=" in chosen.recipe.quantizer
+    assert chosen.held_whole().recipe.quantizer == "exact" and chosen.held_whole().text is None
+
+
+def test_a_link_is_a_codec(tmp_path: Path) -> None:
+    assert options(tmp_path, link=True).recipe.codec == "link"
+    with pytest.raises(AssertionError, match="not chosen"):
+        _ = options(tmp_path).recipe

@@ -1,0 +1,64 @@
+"""A weight's pieces come in order, cover it, and hold what codec and quantiser say."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from understudy.codecs import codec
+from understudy.errors import CheckpointError
+from understudy.kernels.pack import block
+from understudy.quantizers import quantizer
+from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.encoding import Encoding, check_weight, in_order, refuse_nan, whole_bytes
+from understudy.weights.layout import LinearSpec
+
+from .made import tensors, write
+
+NAME = "layers.0.up.weight"
+
+
+def _encoding(tmp_path: Path, codec_name: str, quantizer_name: str = "int4") -> Encoding:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", tensors()))
+    return Encoding(checkpoint, checkpoint.info(NAME), quantizer(quantizer_name), codec(codec_name))
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 50])
+def test_pieces_come_in_order_and_cover_the_weight(tmp_path: Path, ahead: int) -> None:
+    encoding = _encoding(tmp_path, "raw")
+    with ThreadPoolExecutor(4) as pool:
+        pieces = list(in_order(pool, ahead, encoding, [(i, 1) for i in range(6)]))
+    assert [piece.first_block for piece in pieces] == list(range(6))
+    weight = encoding.checkpoint.read(NAME)
+    assert torch.equal(torch.cat([piece.rows for piece in pieces]), weight)
+    raw = torch.cat([piece.residual for piece in pieces if piece.residual is not None])
+    assert torch.equal(raw.view(torch.bfloat16), block(weight).view(-1))
+    merged = encoding.quantizer.merge([piece.substitute for piece in pieces])
+    assert torch.equal(merged["codes"], encoding.quantizer.quantize(weight)["codes"])
+
+
+def test_an_exact_substitute_leaves_no_residual(tmp_path: Path) -> None:
+    assert _encoding(tmp_path, "raw", "exact").piece(0, 2).residual is None
+
+
+def test_a_linked_piece_lies_in_the_source(tmp_path: Path) -> None:
+    encoding = _encoding(tmp_path, "link")
+    piece = encoding.piece(2, 3)
+    stored = encoding.in_source(piece)
+    content = Path(stored.file).read_bytes()[stored.offset : stored.offset + stored.nbytes]
+    assert content == encoding.checkpoint.read(NAME)[128:320].contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def test_what_is_no_weight_of_floats_is_refused(tmp_path: Path) -> None:
+    info = _encoding(tmp_path, "raw").info
+    check_weight(info, LinearSpec("up", NAME, info.shape))
+    with pytest.raises(CheckpointError, match=r"\[384, 128\] where \[384, 64\]"):
+        check_weight(info, LinearSpec("up", NAME, (384, 64)))
+    refuse_nan(info, torch.ones(3))
+    with pytest.raises(CheckpointError, match=rf"{NAME}.*NaN"):
+        refuse_nan(info, torch.tensor([1.0, float("nan")]))
+
+
+def test_a_whole_weight_has_whole_blocks() -> None:
+    assert whole_bytes(LinearSpec("up", NAME, (65, 10)), torch.float32) == 128 * 10 * 4

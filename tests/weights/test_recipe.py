@@ -1,0 +1,55 @@
+"""A recipe names its Store: another quantiser, codec or text is another directory, and a text is read once."""
+
+from pathlib import Path
+
+import pytest
+
+from understudy.errors import UsageError
+from understudy.weights.recipe import Recipe, cache_directory, calibration_text, check_calibration, quantizer_name
+
+CACHE = Path("/cache")
+
+
+def test_where_stores_live() -> None:
+    assert cache_directory({"UNDERSTUDY_CACHE": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
+    assert cache_directory({"XDG_CACHE_HOME": "/b"}) == Path("/b/understudy")
+    assert cache_directory({}) == Path("~/.cache/understudy").expanduser()
+
+
+def test_content_and_recipe_make_the_directory() -> None:
+    assert Recipe().store_path("org/model", "f" * 32, CACHE) == CACHE / "model-int4-raw-ffffffffffff"
+    paths = {
+        Recipe("int4", "raw").store_path("org/model", "f" * 32, CACHE),
+        Recipe("int4", "delta").store_path("org/model", "f" * 32, CACHE),
+        Recipe("int4:group=32", "raw").store_path("org/model", "f" * 32, CACHE),
+        Recipe("int4", "raw").store_path("org/model", "e" * 32, CACHE),
+    }
+    assert len(paths) == 4 and all(path.parent == CACHE for path in paths)
+    assert all(c.isalnum() or c in "-._" for path in paths for c in path.name)
+
+
+def test_a_text_is_part_of_a_mix() -> None:
+    assert quantizer_name("int3", None) == "int3"
+    assert quantizer_name("mixed", None) == "mixed:bits=3.5"
+    one, another = (quantizer_name("mixed:bits=4", text) for text in ("one text", "another text"))
+    assert one.startswith("mixed:bits=4,calibrated=") and another.startswith("mixed:bits=4,calibrated=")
+    assert one != another and one == quantizer_name("mixed:bits=4", "one text")
+
+
+def test_texts_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text(" \n")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfa")
+    for name, words in (("none", "cannot be read"), ("empty", "no text"), ("bytes", "UTF-8")):
+        with pytest.raises(UsageError, match=words):
+            calibration_text(tmp_path / name)
+    (tmp_path / "text").write_text("words")
+    assert calibration_text(tmp_path / "text") == "words"
+
+
+def test_a_text_needs_a_mix_and_a_checksum_is_not_chosen() -> None:
+    with pytest.raises(UsageError, match="--bits mixed"):
+        check_calibration("int4", calibrated=True)
+    with pytest.raises(UsageError, match="--calibrate FILE"):
+        check_calibration("mixed:calibrated=abc", calibrated=False)
+    check_calibration("mixed", calibrated=True)
+    check_calibration("int4", calibrated=False)
