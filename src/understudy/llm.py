@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ class LLM:
             loaded.machine,
             loaded.tokenizer,
         )
-        self.model, self.stop_ids = loaded.model, loaded.stop_ids
+        self.model, self.stop_ids, self.generation = loaded.model, loaded.stop_ids, loaded.generation
+        for line in self.generation.warnings if progress is None else ():
+            warnings.warn(line, stacklevel=2)
         self._lost: UnderstudyError | None = None  # the device was: nothing on it can be trusted any more
         self._closing = weakref.finalize(self, self.model.close)
         drafter = build("method", DRAFTERS, self.options.method, self.model)
@@ -161,6 +164,7 @@ class LLM:
             raise UsageError(
                 f"The prompt has {len(ids)} tokens, the context {self.context}: shorten it or raise --context."
             )
+        params = self.generation.resolved(params, len(ids))
         reply = Reply(self.tokenizer, (*params.stop, *stops), ids)
         row = TokenSequence(
             -1,
@@ -170,7 +174,8 @@ class LLM:
             reply.feed,
             min(params.max_new_tokens, room),
         )
-        return Ticket(row, reply, Gauge(self.model, self.engine, self.options.method, len(ids)))
+        seed = params.seed if params.temperature > 0 else None
+        return Ticket(row, reply, Gauge(self.model, self.engine, self.options.method, len(ids), seed))
 
     def _stream(self, ticket: Ticket) -> Iterator[Step]:
         with contextlib.closing(self._run([ticket])) as passes:

@@ -17,6 +17,8 @@ from .devices import open_device
 from .devices.accelerator import Accelerator
 from .drafters import level_nodes, tree_nodes
 from .errors import CheckpointError, UsageError
+from .generation_config import GenerationDefaults, defaults_of
+from .generation_config import locate as locate_generation_config
 from .models import calibration, structure
 from .models.configuration import config_of, stop_ids, tokenizer_of
 from .models.load import Link
@@ -51,6 +53,7 @@ class Loaded:
     tokenizer: Any
     model: Model
     stop_ids: frozenset[int]
+    generation: GenerationDefaults
 
 
 def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
@@ -215,8 +218,13 @@ def _place(
 def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:
     """Everything up to the first token. The Store is prepared first where there is none."""
     before, device = resident_bytes(), open_device(options.device)
-    store = prepare_source(locate(model, options), options, report)
-    tokenizer, config = tokenizer_of(store.path), config_of(store.path)
+    source = locate(model, options)
+    # All that may be wrong with a model's small files comes before preparing it, which may take minutes.
+    tokenizer, config = tokenizer_of(source.path), config_of(source.path)
+    generation = defaults_of(options.generation_config, source.path)
+    file = locate_generation_config(options.generation_config, source.path)
+    ends, notes = stop_ids(file, config, tokenizer, config.vocab_size)
+    store = prepare_source(source, options, report)
     machine = _measured(store, options)
     second = _second(options, store.path, report)
     sizes, dtype = sizes_of_store(store, options.drafts), _dtype(store, options)
@@ -243,7 +251,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
         bound.companion = _bind(
             second, config_of(second.path), alone, replace(options, dtype="auto", method="substitute"), machine, report, device
         )
-    return Loaded(store, plan, machine, tokenizer, bound, stop_ids(store.path, config, tokenizer))
+    return Loaded(store, plan, machine, tokenizer, bound, ends, replace(generation, notes=tuple(notes)))
 
 
 def _again(

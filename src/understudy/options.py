@@ -55,6 +55,8 @@ class Options:
     output: str | Path | None = None
     # Do not ask the hub.
     offline: bool = False
+    # Where defaults of sampling come from: auto (the model's own generation_config.json), none, or the directory of one.
+    generation_config: str | Path = AUTO
     # Bytes per second that the disk is slowed down to, for tests and benchmarks; 0: not.
     throttle: float = 0.0
     # Where Stores and measurements are kept.

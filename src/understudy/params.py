@@ -1,23 +1,38 @@
 """What the user asks of the sampler. Validated here, so that nothing deeper has to."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import UsageError
+
+
+class NotGiven:
+    """Mark of a value that the user left open, so that the model's own default may take its place."""
+
+
+class OpenFloat(NotGiven, float):
+    """A float that the user left open."""
+
+
+class OpenInt(NotGiven, int):
+    """A whole number that the user left open."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen and when to stop. Names follow transformers and vLLM.
 
-    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. `seed` keys the noise together with the position,
-    so one seed gives one text, with drafting or without. Raises UsageError for values that make no sense."""
+    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. A value that is not given is the one of the model's
+    generation_config.json, where that has it, else the one below. `seed` keys the noise together with the position, so one
+    seed gives one text, with drafting or without; a sampled request without a seed draws one, which its Stats tell.
+    Raises UsageError for values that make no sense."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
-    max_new_tokens: int = 128
+    temperature: float = OpenFloat(0.0)
+    top_p: float = OpenFloat(1.0)
+    top_k: int = OpenInt(0)
+    min_p: float = OpenFloat(0.0)
+    seed: int = OpenInt(0)
+    max_new_tokens: int = OpenInt(128)
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
 
@@ -36,3 +51,8 @@ class SamplingParams:
         ):
             if not good:
                 raise UsageError(f"{name} must be {text}, got {getattr(self, name)!r}.")
+
+    def gives(self, name: str) -> bool:
+        """Whether the user gave this value, a 0 included."""
+        value: Any = getattr(self, name)
+        return value != () if name == "stop" else not isinstance(value, NotGiven)

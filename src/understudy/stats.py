@@ -37,6 +37,8 @@ class Stats:
     compute_seconds: float
     prompt_tokens: int
     plan: dict[str, Any] = field(default_factory=dict)
+    # The seed of a sampled text, drawn where none was given; None for greedy text.
+    seed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,8 +74,9 @@ class Counters:
 class Gauge:
     """Follows one request from its start; `stats()` may be asked at any time."""
 
-    def __init__(self, model: Model, engine: Engine, method: str, prompt_tokens: int):
+    def __init__(self, model: Model, engine: Engine, method: str, prompt_tokens: int, seed: int | None):
         self.model, self.engine, self.method, self.prompt_tokens = model, engine, method, prompt_tokens
+        self.seed = seed
         self.start = time.perf_counter()
         self.before = Counters.of(model, engine)
         self.after_first: Counters | None = None
@@ -124,4 +127,5 @@ class Gauge:
             compute_seconds=decode.verify - decode.wait,
             prompt_tokens=self.prompt_tokens,
             plan=plan.to_dict(),
+            seed=self.seed,
         )

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from understudy.errors import StoreError, TransferError
+from understudy.generation_config import GenerationDefaults
 from understudy.params import SamplingParams
 
 WORDS = ["    with", " open(path)", " as", " file:\n", "        return", " [line", " for", " line", " in", " füle]\n"]
@@ -37,6 +38,7 @@ class Stats:
     compute_seconds: float = 0.0
     prompt_tokens: int = 3
     plan: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,6 +118,7 @@ class LLM:
         self.tokenizer = Tokenizer()
         self.store = Store(Path(__file__).parent)
         self.closed = False
+        self.generation = GenerationDefaults({})
         if progress is not None:
             progress("loading", 1.0, 1.0)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .live import Live, Progress
 from .model import resolve
-from .options import METHOD, OUTPUT, PLACEMENT, SAMPLING, declare, placement, sampling
+from .options import DEFAULTS, METHOD, OUTPUT, PLACEMENT, SAMPLING, declare, placement, sampling
 from .parser import Command, Parser
 from .reply import Reply, receive
 from .show import to_json
@@ -20,7 +20,7 @@ HELP = "Write a line and press Enter. /reset forgets the conversation, /exit (or
 
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
-    declare(parser, PLACEMENT, METHOD, SAMPLING, OUTPUT)
+    declare(parser, PLACEMENT, METHOD, SAMPLING, DEFAULTS, OUTPUT)
 
 
 def _run(args: Namespace) -> int:
@@ -30,6 +30,8 @@ def _run(args: Namespace) -> int:
 
     with LLM(model, progress=Progress(live), **placement(args)) as llm:
         live.clear()
+        for line in llm.generation.lines(params):
+            live.say(line)
         if sys.stdin.isatty():
             live.say(HELP)
         _converse(llm, params, live, args.json)

@@ -118,16 +118,23 @@ PLACEMENT = (
 METHOD = (
     _value("--method", "NAME", "who drafts: substitute (default), none, ngram or classic:MODEL; name:key=value,..."),
 )
-LENGTH = (_value("--max-new-tokens", "N", "longest answer, in tokens (default 128)", count),)
+LENGTH = (_value("--max-new-tokens", "N", "longest answer, in tokens (default: the model's own, else 128)", count),)
 SAMPLING = (
     *LENGTH,
-    _value("--temperature", "T", "0 takes the likeliest token (default); more is more varied", number),
+    _value("--temperature", "T", "0 takes the likeliest token; more is more varied (default: the model's own, else 0)", number),
     _value("--top-p", "P", "sample from the likeliest tokens that make up this share", number),
     _value("--top-k", "K", "sample from the K likeliest tokens (0: all)", whole),
     _value("--min-p", "P", "leave out tokens below this share of the likeliest one", number),
-    _value("--seed", "N", "one seed, one text (default 0)", whole),
+    _value("--seed", "N", "one seed, one text (default: drawn anew, and told)", whole),
     _value("--stop", "TEXT", "end before this text; may be given several times", action="append"),
     _switch("--ignore-eos", "go on past the model's own end mark"),
+)
+DEFAULTS = (
+    _value(
+        "--generation-config",
+        "auto|none|DIR",
+        "whose generation_config.json has the defaults above: the model's (auto), nobody's, that of a directory",
+    ),
 )
 PROMPT = (
     _value("--prompt-file", "FILE", "read the prompt from a UTF-8 file", Path),
@@ -137,7 +144,7 @@ JSON = _switch("--json", "print exactly one JSON object on stdout")
 QUIET = _switch("--quiet", "nothing on stderr but errors")
 OUTPUT = (JSON, QUIET)
 
-_TITLES = {"model and memory": PLACEMENT + METHOD, "text": SAMPLING + PROMPT, "output": OUTPUT}
+_TITLES = {"model and memory": PLACEMENT + METHOD, "text": SAMPLING + DEFAULTS + PROMPT, "output": OUTPUT}
 
 
 def declare(parser: Parser, *groups: Sequence[Option]) -> None:
@@ -157,7 +164,7 @@ def _given(args: Namespace, options: Sequence[Option]) -> dict[str, Any]:
 
 def placement(args: Namespace) -> dict[str, Any]:
     """What the user said about the model and its memory, as keywords of LLM. A command follows one text at a time."""
-    return {"rows": 1, **_given(args, PLACEMENT + METHOD)}
+    return {"rows": 1, **_given(args, PLACEMENT + METHOD + DEFAULTS)}
 
 
 def preparation(args: Namespace) -> dict[str, Any]:

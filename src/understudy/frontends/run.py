@@ -5,7 +5,7 @@ from argparse import Namespace
 from . import INTERRUPTED
 from .live import Live, Progress
 from .model import resolve
-from .options import METHOD, OUTPUT, PLACEMENT, PROMPT, SAMPLING, declare, placement, sampling
+from .options import DEFAULTS, METHOD, OUTPUT, PLACEMENT, PROMPT, SAMPLING, declare, placement, sampling
 from .parser import Command, Parser
 from .prompt import prompt_of
 from .reply import CANCELLED, receive
@@ -15,7 +15,7 @@ from .show import to_json
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue; - reads standard input")
-    declare(parser, PLACEMENT, METHOD, SAMPLING, PROMPT, OUTPUT)
+    declare(parser, PLACEMENT, METHOD, SAMPLING, DEFAULTS, PROMPT, OUTPUT)
 
 
 def _run(args: Namespace) -> int:
@@ -25,6 +25,8 @@ def _run(args: Namespace) -> int:
     from ..llm import LLM
 
     with LLM(model, progress=Progress(live), **placement(args)) as llm:
+        for line in llm.generation.lines(params):
+            live.say(line)
         reply = receive(llm.stream(prompt, params), live, silent=args.json)
     if args.json:
         print(to_json(reply.to_dict()))

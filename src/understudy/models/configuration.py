@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, StoreError
+from ..generation_config import end_marks, read
 from . import structure
 
 
@@ -40,15 +41,18 @@ def tokenizer_of(directory: Path) -> Any:
     return tokenizer
 
 
-def stop_ids(directory: Path, config: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends a text: of the generation config, the config and the tokenizer."""
-    from transformers import GenerationConfig
-
-    places: list[Any] = [config, tokenizer]
-    if (directory / "generation_config.json").is_file():
-        places.append(GenerationConfig.from_pretrained(directory))
+def stop_ids(generation: Path, config: Any, tokenizer: Any, vocabulary: int) -> tuple[frozenset[int], list[str]]:
+    """Every token that ends a text, by the generation config in the file `generation`, the config and the tokenizer;
+    and one sentence for each such token that a model of `vocabulary` tokens cannot write."""
+    places = {
+        str(generation): read(generation).get("eos_token_id"),
+        "config.json": getattr(config, "eos_token_id", None),
+        "The tokenizer": getattr(tokenizer, "eos_token_id", None),
+    }
     found: set[int] = set()
-    for place in places:
-        value = getattr(place, "eos_token_id", None)
-        found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
-    return frozenset(found)
+    notes: list[str] = []
+    for where, value in places.items():
+        inside, outside = end_marks(value, where, vocabulary)
+        found |= inside
+        notes += outside
+    return frozenset(found), notes

@@ -95,7 +95,8 @@ def _measure(
     from ...llm import LLM
 
     what = f"{method}{f', resident {resident},' if resident else ''} at T={params.temperature:g}"
-    options = {**placement(args), "method": method} | ({"resident": resident} if resident else {})
+    # The model's own defaults would change what is compared.
+    options = {**placement(args), "method": method, "generation_config": "none"} | ({"resident": resident} if resident else {})
     forget_peak_memory()
     with LLM(model, progress=Progress(live), **options) as llm:
         bench.prompts = prompts(llm.tokenizer, args.prompts, args.prompt_tokens)
