@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from understudy import LLM, SamplingParams
-from understudy.cache import Cache
+from understudy.cache import FullState, LayerShape
 from understudy.codecs import codec
 from understudy.devices import open_device
 from understudy.kernels import attention as by_cpu
+from understudy.kernels.attention import AttentionSpec
 from understudy.kernels.pack import block
 from understudy.quantizers import quantizer
 from understudy.tiers import Extent
@@ -83,21 +84,21 @@ def attention(device: Any, small: bool) -> str:
     tree, length = TokenTree.of([0] * len(parents), parents), 70 if small else 700
     trouble = []
     for dtype, heads, dim, window, cap in ((torch.bfloat16, 7, 128, 0, 0.0), (torch.float32, 2, 64, 60, 20.0)):
-        cache = Cache(1, 2, dim, 2, 1024, dtype)
-        cache.keys[0].normal_()
-        cache.values[0].normal_()
+        state = FullState(LayerShape(2, dim, dim), 2, 1024, dtype, "cpu")
+        state.keys.normal_()
+        state.values.normal_()
         nodes, query = Nodes.of(tree, 1, length), torch.randn(len(tree), 2 * heads, dim).to(dtype)
-        options = {"scaling": dim**-0.5, "window": window, "softcap": cap}
-        wanted = by_cpu.attend(query, cache, 0, nodes, **options)  # type: ignore[arg-type]
-        slabs = cache.keys[0].to(device.where), cache.values[0].to(device.where)
-        found = device.attend(query.to(device.where), *slabs, nodes.to(device.where), **options).cpu()
+        spec = AttentionSpec(dim**-0.5, window, cap)
+        wanted = by_cpu.attend(query, state.keys, state.values, nodes, spec)
+        slabs = state.keys.to(device.where), state.values.to(device.where)
+        found = device.attend(query.to(device.where), *slabs, nodes.to(device.where), spec).cpu()
         error = float((found.float() - wanted.float()).norm() / wanted.float().norm())
         trouble += (
             [f"{dtype}: relative error {error:.1e}"] if error > (8e-3 if dtype == torch.bfloat16 else 1e-5) else []
         )
         for node in range(0, len(tree), 7):
             part = slice(node, node + 1)
-            alone = device.attend(query[part].to(device.where), *slabs, nodes[part].to(device.where), **options).cpu()
+            alone = device.attend(query[part].to(device.where), *slabs, nodes[part].to(device.where), spec).cpu()
             trouble += [] if torch.equal(alone, found[part]) else [f"{dtype}: node {node} differs alone"]
     return "; ".join(trouble)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.fake_graphs import FakeGraphs
 from tests.simulated import Event, SimulatedDevice, Stream
 from understudy.devices.accelerator import Accelerator
+from understudy.kernels.attention import AttentionSpec
 from understudy.quantizers import Linear
 from understudy.tree import Nodes
 
@@ -78,8 +79,8 @@ class FakeDevice(Accelerator):
         event.seconds = time.perf_counter()
         return event
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, **options: Any) -> Tensor:
-        attend = partial(super().attend, query, keys, values, nodes, **options)
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
+        attend = partial(super().attend, query, keys, values, nodes, spec)
         return self.recorder.kernel(attend) if self.triton else attend()
 
     def product(self, maker: Any, tensors: Any, shape: tuple[int, int], dtype: torch.dtype) -> Linear:

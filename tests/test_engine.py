@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from understudy.cache import Cache
+from understudy.cache import Cache, LayerShape
 from understudy.drafters import Base
 from understudy.engine import Engine, Settle, common_prefix
 from understudy.params import SamplingParams
@@ -30,13 +30,13 @@ class Slab(Cache):
     """A cache whose keys are the tokens themselves, so that the model can read what each node sees."""
 
     def __init__(self, rows: int):
-        super().__init__(1, 1, 1, rows, 256, torch.float32)
+        super().__init__([LayerShape(1, 1, 1)], rows, 256, torch.float32)
 
     def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle) -> Tensor:
-        self.write(0, nodes, nodes.tokens.float()[:, None, None], nodes.tokens.float()[:, None, None])
+        self.layers[0].write(nodes, nodes.tokens.float()[:, None, None], nodes.tokens.float()[:, None, None])
         logits = torch.zeros(len(wanted), VOCABULARY)
         for place, node in enumerate(wanted.tolist()):
-            seen = self.keys[0][int(nodes.rows[node]), 0, nodes.slots_in_order(node), 0]
+            seen = self.layers[0].keys[int(nodes.rows[node]), 0, nodes.slots_in_order(node), 0]
             logits[place, following([int(token) for token in seen])] = 1
         pieces = [settle(logits[start : start + 5], start) for start in range(0, len(wanted), 5)]
         return torch.cat(pieces) if pieces else wanted

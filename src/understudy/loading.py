@@ -24,8 +24,9 @@ from .models.configuration import config_of, stop_ids, tokenizer_of
 from .models.load import Link
 from .models.model import SCRATCH, Model
 from .models.needs import Sizes, needs, on_device, sizes_of_checkpoint, sizes_of_store
-from .models.paired import ATTENTION
 from .models.rehearsal import rehearse
+from .models.shape import ModelShape
+from .models.streamed import attention_name
 from .models.target import TILE
 from .options import AUTO, DTYPES, Options
 from .plan import accelerator, widths
@@ -106,7 +107,7 @@ def stored_at(source: Checkpoint, options: Options) -> Path:
 
 def layout_of(checkpoint: Checkpoint) -> ModelLayout:
     """Which tensor plays which part; refuses what cannot be run exactly."""
-    model = structure.skeleton(config_of(checkpoint.path), torch.bfloat16, ATTENTION)
+    model = structure.skeleton(config_of(checkpoint.path), torch.bfloat16, attention_name())
     return structure.layout(model, checkpoint.tensors)
 
 
@@ -140,7 +141,7 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
     dtype = getattr(config, "dtype", None) or DTYPES.get(options.dtype)
     if not isinstance(dtype, torch.dtype):
         raise UsageError(f"{directory / 'config.json'} does not say the weights' type: give it with --dtype.")
-    model = structure.skeleton(config, dtype, ATTENTION)
+    model = structure.skeleton(config, dtype, attention_name())
     tensors = structure.foretold(model, dtype, directory)
     layout, device = structure.layout(model, tensors), open_device(options.device)
     if options.codec == AUTO:
@@ -174,13 +175,14 @@ def _plan(
     device: Accelerator | None, grown: int = 0,
 ) -> Plan:  # fmt: skip
     """The plan for what was asked; where the context was left open, the longest of a few that fits."""
-    wants = replace(needs(sizes, config, dtype, machine.cores), grown=grown)
+    shape = ModelShape.of(config)
+    wants = replace(needs(sizes, shape, dtype, machine.cores), grown=grown)
     if device is not None:
-        wants = on_device(wants, config, dtype, device) if options.drafts else wants
+        wants = on_device(wants, shape, dtype, device) if options.drafts else wants
         budget = accelerator.budget(options.memory, device.name, device.memory()[0])
     else:
         budget = parse_size(options.memory) if options.memory is not None else int(machine.memory_limit * 0.9)
-    longest = getattr(config, "max_position_embeddings", None) or CONTEXTS[0]
+    longest = shape.positions or CONTEXTS[0]
     if options.context is not None and options.context > longest:
         raise UsageError(f"--context {options.context} is more than this model's {longest} positions.")
     contexts = [options.context] if options.context else [min(c, longest) for c in CONTEXTS]
@@ -198,9 +200,9 @@ def _place(
     level = widths.widest(*level_nodes(options.method), rows) if device is not None else 0
     companion = 0
     if second is not None:
-        dtype, config = _dtype(second, replace(options, dtype="auto")), config_of(second.path)
-        own = needs(sizes_of_store(second, True), config, dtype)
-        own = own if device is None else on_device(own, config, dtype, device)
+        dtype, shape = _dtype(second, replace(options, dtype="auto")), ModelShape.of(config_of(second.path))
+        own = needs(sizes_of_store(second, True), shape, dtype)
+        own = own if device is None else on_device(own, shape, dtype, device)
         companion = own.alone(rows * (context + SCRATCH)) + (own.levels.total(level, rows) if own.levels else 0)
     runtime, nodes = RUNTIME if device is None else RUNTIME_CUDA, tree_nodes(options.method)
     disk = options.throttle or (machine.link_bandwidth if machine.disk else 0.0)
@@ -217,6 +219,8 @@ def _place(
 
 def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:
     """Everything up to the first token. The Store is prepared first where there is none."""
+    # imports transformers' model code, which RUNTIME counts, before memory is measured
+    attention_name()
     before, device = resident_bytes(), open_device(options.device)
     source = locate(model, options)
     # All that may be wrong with a model's small files comes before preparing it, which may take minutes.

@@ -26,9 +26,9 @@ class LooksLikeCuda(FakeDevice):
     def arena(self, nbytes: int) -> Tensor:
         return self.placement.put(torch.full((nbytes,), 0xFF, dtype=torch.uint8))
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Any, **options: Any) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Any, spec: Any) -> Tensor:
         with self.placement.kernel(query, keys, values, nodes.rows, nodes.positions, nodes.prefix):
-            out = super().attend(query, keys, values, nodes, **options)
+            out = super().attend(query, keys, values, nodes, spec)
         return self.placement.put(out)
 
     def product(self, maker: Any, tensors: Any, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
@@ -96,7 +96,7 @@ def test_every_tensor_is_where_it_is_used(
         with LLM(tmp_path / "model", **asked) as llm:
             prompts = [[5, 99, 5, 12, 80, 5, 99, 5], [5, 99, 5, 12]]
             done = llm.generate(prompts if not triton else prompts[1:], params if not triton else params[:1])
-            assert placement.there(llm.model.cache.keys[0])
+            assert placement.there(llm.model.cache.layers[0].keys)
             drafts = options.get("method") != "ngram"
             assert placement.there(llm.model.module.get_input_embeddings().weight)
             if drafts:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from understudy.cache import Cache
+from understudy.cache import Cache, LayerShape
 from understudy.drafters.pace import Pace
 from understudy.drafters.substitute import Substitute
 from understudy.drafters.suggest import LONGEST, match
@@ -40,17 +40,17 @@ class World(Cache):
     """Keys are tokens, so each model reads its text where the slots say. The draft is wrong in one of `misses` places."""
 
     def __init__(self, rows: int, period: int, misses: int, *, shape: Shape = NO_SHAPE):
-        super().__init__(1, 1, 1, rows, 320, torch.float32)
+        super().__init__([LayerShape(1, 1, 1)], rows, 320, torch.float32)
         self.period, self.misses, self.levels, self.passes = period, misses, 0, 0
         limits = Limits(320, 60)
         self.search = TreeSearch(self.draft, Steady(dict(COSTS), rate=20.0), limits, shape)
 
     def read(self, nodes: Nodes, node: int) -> list[int]:
         slots = nodes.slots_in_order(node)
-        return [int(token) for token in self.keys[0][int(nodes.rows[node]), 0, slots, 0]]
+        return [int(token) for token in self.layers[0].keys[int(nodes.rows[node]), 0, slots, 0]]
 
     def put(self, nodes: Nodes) -> None:
-        self.write(0, nodes, nodes.tokens.float()[:, None, None], torch.zeros(len(nodes), 1, 1))
+        self.layers[0].write(nodes, nodes.tokens.float()[:, None, None], torch.zeros(len(nodes), 1, 1))
 
     def best(self, text: Sequence[int]) -> list[int]:
         """The draft's order of tokens."""

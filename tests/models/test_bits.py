@@ -93,8 +93,9 @@ def test_random_trees_have_the_bits_of_plain_decoding(
     row = data.draw(st.integers(0, 1))
     model.cache.rewind(row, 0)
     if poison:
-        for slab in (*model.cache.keys, *model.cache.values):
-            slab[row] = torch.nan
+        for layer in model.cache.layers:
+            layer.keys[row] = torch.nan
+            layer.values[row] = torch.nan
     at, other_row = 0, 1 - row
     for true, others in rounds:
         chain = TEXT[at : at + true]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..codecs import Codec
 from ..errors import UsageError
-from ..kernels.attention import attend_anywhere
+from ..kernels.attention import AttentionSpec, attend_anywhere
 from ..quantizers import Linear, Quantizer, Tensors
 from ..quantizers.grouped import Grouped
 from ..tiers.device import Device as Streams
@@ -87,16 +87,13 @@ class Accelerator:
         """Host memory, and the disk behind it, as this device's slow tier."""
         return PinnedTier(*given, device=self.streams, **options)
 
-    def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, *, scaling: float, window: int, softcap: float
-    ) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
         """query [n, heads, d] of `nodes` (which lie here) over a layer's cache -> [n, heads, d]; no node sees another."""
-        options = {"scaling": scaling, "window": window, "softcap": softcap}
         if self.triton:
             from ..kernels.gpu.attention import attend  # only now: it needs Triton
 
-            return attend(query, keys, values, nodes, **options)  # type: ignore[arg-type]
-        return attend_anywhere(query, keys, values, nodes, **options)  # type: ignore[arg-type]
+            return attend(query, keys, values, nodes, spec)
+        return attend_anywhere(query, keys, values, nodes, spec)
 
     def product(self, maker: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         """The draft's product with a substitute."""

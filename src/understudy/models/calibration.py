@@ -19,8 +19,9 @@ from ..weights.entries import Stored, part_blocks
 from ..weights.layout import ModelLayout
 from . import structure
 from .embedding import EmbeddingRows
-from .needs import EMBEDDING_ROOM, cache_dtype, head_shape
-from .paired import ATTENTION, Runner, pair, share
+from .needs import EMBEDDING_ROOM
+from .shape import ModelShape, cache_dtype
+from .streamed import CurrentPass, attention_name, pair, share
 from .target import TILE, Target
 
 MOST_TOKENS = 512
@@ -66,12 +67,11 @@ def second_moments(
     `tokens`. Raises CheckpointError for what cannot be read."""
     tokens = tokens[:MOST_TOKENS]
     dtype = checkpoint.info(layout.linears[0].weight).dtype
-    module, runner = structure.skeleton(config, dtype, ATTENTION), Runner()
-    pair(module, [spec.module for spec in layout.linears], runner)
+    module, current = structure.skeleton(config, dtype, attention_name()), CurrentPass()
+    pair(module, [spec.module for spec in layout.linears], current)
     embedding = module.get_input_embeddings()  # type: ignore[operator]
     share(module, {name: checkpoint.read(name) for name in layout.shared}, dtype)
-    layers, kv_heads, size = head_shape(config)
-    cache = Cache(layers, kv_heads, size, 1, -(-len(tokens) // 64) * 64, cache_dtype(dtype))
+    cache = Cache(ModelShape.of(config).layers, 1, -(-len(tokens) // 64) * 64, cache_dtype(dtype))
     info = checkpoint.info(layout.embedding)
     table = Stored(info.file.name, info.offset, info.nbytes, info.dtype, info.shape, "")
     rows = EmbeddingRows(embedding, info.file, table, EMBEDDING_ROOM)
@@ -79,7 +79,7 @@ def second_moments(
     base = getattr(module, str(module.base_model_prefix))
     try:
         with torch.inference_mode():
-            Target(module, base, runner, cache, rows, reading)(
+            Target(module, base, current, cache, rows, reading)(
                 Nodes.of(TokenTree.chain(tokens), 0, 0), torch.arange(len(tokens)), lambda logits, first: logits[:0]
             )
     finally:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..cache import Cache
 from ..devices.accelerator import Accelerator
+from ..kernels.attention import AttentionSpec
 from ..tree import Nodes
 from .level import DeviceLevel
-from .paired import Pass, PassCache, Runner
+from .streamed import CurrentPass, Pass, pass_cache
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Draft:
     """`linears[i]` multiplies by Linear number i's substitute; `embed` makes the embedding module ready for tokens."""
 
     model: nn.Module
-    runner: Runner
+    current: CurrentPass
     cache: Cache
     embed: Callable[[Tensor], Tensor]
     linears: Sequence[Callable[[Tensor], Tensor]]
@@ -33,15 +34,15 @@ class Draft:
         Where `nodes` lie on the device already, the host is asked for nothing."""
         nodes = nodes if self.device is None else nodes.to(self.device.where)
         ids = self.embed(nodes.tokens)[None]
-        self.runner.current = self._pass(nodes)
+        self.current.under_way = self._pass(nodes)
         try:
             out = self.model(
-                input_ids=ids, position_ids=nodes.positions[None], past_key_values=PassCache(self.runner), use_cache=True
+                input_ids=ids, position_ids=nodes.positions[None], past_key_values=pass_cache(self.current), use_cache=True
             )
             logits: Tensor = out.logits[0]
             return logits
         finally:
-            self.runner.current = None
+            self.current.under_way = None
 
     def _pass(self, nodes: Nodes) -> Pass:
         if self.device is None:
@@ -64,22 +65,23 @@ class _Level:
     def linear(self, index: int, x: Tensor) -> Tensor:
         return self.view.linears[index](x)
 
-    def remember(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        cache, nodes = self.view.cache, self.nodes
+    def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        state, nodes = self.view.cache.layers[layer], self.nodes
         if len(nodes) == 1:
             row, slot = self.spans[0][2], int(nodes.slots[0])
-            cache.keys[layer][row, :, slot] = keys[0]
-            cache.values[layer][row, :, slot] = values[0]
+            state.keys[row, :, slot] = keys[0]
+            state.values[row, :, slot] = values[0]
         else:
-            cache.write(layer, nodes, keys, values)
+            state.write(nodes, keys, values)
 
-    def attend(self, layer: int, query: Tensor, scaling: float, window: int, softcap: float) -> Tensor:
-        keys, values = self.view.cache.keys[layer], self.view.cache.values[layer]
+    def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
+        state = self.view.cache.layers[layer]
+        keys, values = state.keys, state.values
         outs = []
         for start, end, row in self.spans:
-            columns, mask = self._mask(start, end, window, query.shape[1] // keys.shape[1])
+            columns, mask = self._mask(start, end, spec.window, query.shape[1] // keys.shape[1])
             k, v = keys[row, :, :columns].to(query.dtype), values[row, :, :columns].to(query.dtype)
-            outs.append(_grouped(query[start:end], k, v, mask, scaling, softcap))
+            outs.append(_grouped(query[start:end], k, v, mask, spec))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _mask(self, start: int, end: int, window: int, group: int) -> tuple[int, Tensor | None]:
@@ -108,13 +110,13 @@ class _Level:
         return seen
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float) -> Tensor:
+def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec) -> Tensor:
     """q [n, heads, d] over k, v [kv heads, columns, d]: the query heads that share a kv head are rows of one product."""
     n, heads, dim = q.shape
     rows = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
-    if softcap:
-        scores = softcap * torch.tanh(rows @ k.transpose(-1, -2) * scaling / softcap)
+    if spec.softcap:
+        scores = spec.softcap * torch.tanh(rows @ k.transpose(-1, -2) * spec.scaling / spec.softcap)
         out = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ v
     else:
-        out = nn.functional.scaled_dot_product_attention(rows[None], k[None], v[None], attn_mask=mask, scale=scaling)[0]
+        out = nn.functional.scaled_dot_product_attention(rows[None], k[None], v[None], attn_mask=mask, scale=spec.scaling)[0]
     return out.reshape(heads, n, dim).transpose(0, 1)

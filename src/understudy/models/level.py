@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..cache import Cache
 from ..devices.accelerator import Accelerator
+from ..kernels.attention import AttentionSpec
 from ..tree import Nodes
 
 
@@ -20,9 +21,9 @@ class DeviceLevel:
     def linear(self, index: int, x: Tensor) -> Tensor:
         return self.linears[index](x)
 
-    def remember(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self.cache.write(layer, self.nodes, keys, values)
+    def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        self.cache.layers[layer].write(self.nodes, keys, values)
 
-    def attend(self, layer: int, query: Tensor, scaling: float, window: int, softcap: float) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        return self.device.attend(query, keys, values, self.nodes, scaling=scaling, window=window, softcap=softcap)
+    def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
+        state = self.cache.layers[layer]
+        return self.device.attend(query, state.keys, state.values, self.nodes, spec)

@@ -23,8 +23,9 @@ from .cost import PassCost
 from .draft import Draft
 from .embedding import EmbeddingRows, EmbeddingTable
 from .load import Link
-from .needs import EMBEDDING_ROOM, cache_dtype, head_shape
-from .paired import ATTENTION, Runner, pair
+from .needs import EMBEDDING_ROOM
+from .shape import ModelShape, cache_dtype
+from .streamed import CurrentPass, attention_name, pair
 from .supply import Supply
 from .target import TILE, Settle, Target, as_they_are
 from .weights import Weights
@@ -54,15 +55,14 @@ class Model:
     ):
         self.store, self.config, self.plan, self.dtype, self.device = store, config, plan, dtype, device
         here = where(device)
-        self.module = structure.skeleton(config, dtype, ATTENTION)
-        self.runner = Runner()
-        pair(self.module, [spec.module for spec in store.layout.linears], self.runner)
+        self.module = structure.skeleton(config, dtype, attention_name())
+        self.current = CurrentPass()
+        pair(self.module, [spec.module for spec in store.layout.linears], self.current)
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, link, drafts=drafts, progress=progress, device=device)
         self.weights.share(self.module, dtype)
-        layers, kv_heads, size = head_shape(config)
         capacity = -(-(plan.context + SCRATCH) // 64) * 64
-        self.cache = Cache(layers, kv_heads, size, plan.rows, capacity, cache_dtype(dtype), here)
+        self.cache = Cache(ModelShape.of(config).layers, plan.rows, capacity, cache_dtype(dtype), here)
         self.ring = self.weights.ring(plan.ring)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]
@@ -75,7 +75,7 @@ class Model:
             self.embed = EmbeddingRows(embedding, place, table, EMBEDDING_ROOM, here)
         self.pool = ThreadPoolExecutor(cores, "attention") if cores > 1 else None
         base = getattr(self.module, str(self.module.base_model_prefix))
-        views = (self.runner, self.cache, self.embed)
+        views = (self.current, self.cache, self.embed)
         multiply, skip_head = self.supply.multiply, self.supply.skip_head
         self.target = Target(
             self.module, base, *views, multiply, device, skip_head=skip_head, pool=self.pool, threads=cores

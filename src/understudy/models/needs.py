@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -23,6 +22,7 @@ from ..weights.layout import ModelLayout
 from ..weights.recipe import Recipe
 from ..weights.store import Store
 from .load import whole_bytes
+from .shape import ModelShape, cache_dtype
 from .target import TILE
 from .weights import held, largest
 
@@ -91,57 +91,38 @@ def sizes_of_checkpoint(
     return Sizes(tuple(parts), shared, decoding, widest, tuple(linears))
 
 
-def head_shape(config: Any) -> tuple[int, int, int]:
-    """Layers, kv heads and head size of the cache."""
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, size
-
-
-def cache_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float16 models keep float32 keys and values on the CPU (the same values; the attention kernel has no float16)."""
-    return torch.float32 if dtype == torch.float16 else dtype
-
-
-def needs(sizes: Sizes, config: Any, dtype: torch.dtype, cores: int = 1) -> Needs:
-    """All that a plan has to place for a model of `config` that computes in `dtype` on `cores` processors.
+def needs(sizes: Sizes, shape: ModelShape, dtype: torch.dtype, cores: int = 1) -> Needs:
+    """All that a plan has to place for a model of `shape` that computes in `dtype` on `cores` processors.
 
     A tile holds most when the second half of a gated block is multiplied: what went into the block, three times, both halves, and
     what is being made of them."""
-    layers, kv_heads, size = head_shape(config)
-    shared_heads = config.num_attention_heads // kv_heads
-    logits_tile = TILE * blocks_of(config.vocab_size) * BLOCK * dtype.itemsize
+    logits_tile = TILE * blocks_of(shape.vocabulary) * BLOCK * dtype.itemsize
     return Needs(
         parts=sizes.parts,
         substitute=sizes.substitute,
         shared=sizes.shared,
-        kv_per_token=2 * layers * kv_heads * size * cache_dtype(dtype).itemsize,
-        layers=layers,
-        tile_activations=TILE * (5 * config.hidden_size + 2 * sizes.widest) * dtype.itemsize,
+        kv_per_token=sum(layer.numbers for layer in shape.layers) * cache_dtype(dtype).itemsize,
+        layers=len(shape.layers),
+        tile_activations=TILE * (5 * shape.hidden_size + 2 * sizes.widest) * dtype.itemsize,
         logits_tile=logits_tile,
-        choosing=choosing_bytes(config.vocab_size) + (2 * logits_tile if _changes_logits(config) else 0),
-        embedding_cache=EMBEDDING_ROOM + TILE * config.hidden_size * dtype.itemsize,
+        choosing=choosing_bytes(shape.vocabulary) + (2 * logits_tile if shape.changes_logits else 0),
+        embedding_cache=EMBEDDING_ROOM + TILE * shape.hidden_size * dtype.itemsize,
         decoding=sizes.decoding,
-        scores_per_token=TILE * shared_heads * 4 * cores,
-        tokenizer=config.vocab_size * TOKENIZER,
+        scores_per_token=TILE * shape.shared_heads * 4 * cores,
+        tokenizer=shape.vocabulary * TOKENIZER,
         linears=sizes.linears,
     )
 
 
-def _changes_logits(config: Any) -> bool:
-    """Does the model make other logits of what its head gives? Then they are there three times."""
-    return bool(getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", None))
-
-
-def on_device(wants: Needs, config: Any, dtype: torch.dtype, device: Accelerator) -> Needs:
+def on_device(wants: Needs, shape: ModelShape, dtype: torch.dtype, device: Accelerator) -> Needs:
     """What a model needs that drafts on a device: the whole embedding table, and its levels.
 
     Of a level's logits there are the products' sums, their total in the model's type (three times, where the model changes
     them), and the scores, each float32."""
-    outputs = blocks_of(config.vocab_size) * BLOCK
-    logits = outputs * (4 + 4 + (3 if _changes_logits(config) else 1) * dtype.itemsize)
+    outputs = blocks_of(shape.vocabulary) * BLOCK
+    logits = outputs * (4 + 4 + (3 if shape.changes_logits else 1) * dtype.itemsize)
     node = wants.tile_activations // TILE + SPLITS * BLOCK * 4 + logits
-    table = config.vocab_size * config.hidden_size * dtype.itemsize
-    levels = LevelSize(node, config.vocab_size * BYTES_A_TOKEN)
+    table = shape.vocabulary * shape.hidden_size * dtype.itemsize
+    levels = LevelSize(node, shape.vocabulary * BYTES_A_TOKEN)
     levels = levels if device.graphs is not None else replace(levels, recorded=0)
     return replace(wants, embedding_cache=table, levels=levels)

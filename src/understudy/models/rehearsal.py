@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from ..cache import Cache
-from ..kernels.attention import attend
+from ..cache import FullState
+from ..kernels.attention import AttentionSpec, attend
 from ..kernels.exact_product import multiply
 from ..quantizers import quantizer
 from ..tree import Nodes, TokenTree
 from ..weights.entries import LinearEntry
 from ..weights.store import Store
 from .exact import Exact
-from .needs import cache_dtype, head_shape
+from .shape import ModelShape, cache_dtype
 
 LONG = 1.5  # seconds after which it is said what takes so long
 
@@ -49,10 +49,10 @@ def _rehearse(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> No
         smallest[entry.quantizer, entry.codec, entry.dtype] = entry
     for entry in smallest.values():
         _use(store, entry, dtype, drafts)
-    _, kv_heads, size = head_shape(config)
-    cache = Cache(1, kv_heads, size, 1, 64, cache_dtype(dtype))
-    query = torch.zeros(1, config.num_attention_heads, size, dtype=dtype)
-    attend(query, cache, 0, Nodes.of(TokenTree.chain([0]), 0, 0), scaling=1.0)
+    shape = ModelShape.of(config)
+    layer = FullState(shape.layers[0], 1, 64, cache_dtype(dtype), "cpu")
+    query = torch.zeros(1, shape.heads, shape.layers[0].key_size, dtype=dtype)
+    attend(query, layer.keys, layer.values, Nodes.of(TokenTree.chain([0]), 0, 0), AttentionSpec(scaling=1.0))
     give_back()
 
 

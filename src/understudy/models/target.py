@@ -6,7 +6,6 @@ So weights arrive once per pass, and a node's bits do not depend on how many oth
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from ..cache import Cache
 from ..devices import where
 from ..devices.accelerator import Accelerator
-from ..kernels.attention import attend
+from ..kernels.attention import AttentionSpec, attend
 from ..tree import Nodes
-from .paired import PassCache, Runner
+from .streamed import CurrentPass, pass_cache
 
 TILE = 32
 Multiply = Callable[[int, list[Tensor], int], list[Tensor]]
@@ -48,7 +47,7 @@ class Tile:
         positions = nn.functional.pad(self.nodes.positions, padding)[None].to(device)
         ids = view.embed(nn.functional.pad(self.nodes.tokens, padding))[None]
         inputs = {"input_ids": ids, "position_ids": positions}
-        cache = PassCache(view.runner)
+        cache = pass_cache(view.current)
         if not self.head:
             view.base(**inputs, past_key_values=cache, use_cache=True)
             return None
@@ -66,18 +65,15 @@ class Tile:
         result: Tensor = getcurrent().parent.switch((index, x))
         return result
 
-    def remember(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self.view.cache.write(layer, self.there, keys[: self.count], values[: self.count])
+    def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        self.view.cache.layers[layer].write(self.there, keys[: self.count], values[: self.count])
 
-    def attend(self, layer: int, query: Tensor, scaling: float, window: int, softcap: float) -> Tensor:
-        start = time.perf_counter()
-        view, cache, q = self.view, self.view.cache, query[: self.count]
-        options = {"scaling": scaling, "window": window, "softcap": softcap}
+    def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
+        view, state, q = self.view, self.view.cache.layers[layer], query[: self.count]
         if view.device is None:
-            out = attend(q, cache, layer, self.nodes, pool=view.pool, threads=view.threads, **options)  # type: ignore[arg-type]
+            out = attend(q, state.keys, state.values, self.nodes, spec, pool=view.pool, threads=view.threads)
         else:
-            out = view.device.attend(q, cache.keys[layer], cache.values[layer], self.there, **options)  # type: ignore[arg-type]
-        self.view.attention_seconds += time.perf_counter() - start
+            out = view.device.attend(q, state.keys, state.values, self.there, spec)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
 
 
@@ -88,7 +84,7 @@ class Target:
 
     model: nn.Module
     base: nn.Module
-    runner: Runner
+    current: CurrentPass
     cache: Cache
     embed: Callable[[Tensor], Tensor]
     multiply: Multiply
@@ -96,7 +92,6 @@ class Target:
     skip_head: Callable[[], None] = lambda: None
     pool: ThreadPoolExecutor | None = None
     threads: int = 1
-    attention_seconds: float = 0.0
 
     @property
     def where(self) -> str:
@@ -131,7 +126,7 @@ class Target:
             while alive:
                 parked = []
                 for i in alive:
-                    self.runner.current = tiles[i]
+                    self.current.under_way = tiles[i]
                     answer, answers[i] = answers[i], None
                     said = tiles[i].thread.switch(*(() if answer is None else (answer,)))
                     del answer
@@ -150,7 +145,7 @@ class Target:
                     for i, y in zip(alive, self.multiply(index, [said[1] for _, said in parked], rows), strict=True):
                         answers[i] = y
         finally:
-            self.runner.current = None
+            self.current.under_way = None
             for tile in tiles:
                 if not tile.thread.dead:
                     tile.thread.throw()

@@ -21,7 +21,7 @@ from ..weights.entries import LinearEntry, Stored
 from ..weights.store import Store
 from .exact import Exact
 from .load import Link, extent, read_all, read_whole, whole_bytes
-from .paired import share
+from .streamed import share
 from .supply import PartRef
 
 Key = tuple[str, str, int]  # kind, name, number

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from tests.device import DEVICE
 from tests.test_tree import trees
-from understudy.cache import Cache
+from understudy.cache import FullState, LayerShape
 from understudy.kernels import attention as by_cpu
+from understudy.kernels.attention import AttentionSpec
 from understudy.tree import Nodes, TokenTree
 
 pytest.importorskip("triton")
@@ -18,34 +19,34 @@ from understudy.kernels.gpu import attention
 SHAPES = [(4, 2, 64), (3, 1, 20), (2, 2, 32), (7, 1, 16)]
 
 
-def reference(query: Tensor, cache: Cache, nodes: Nodes, scaling: float, window: int, softcap: float) -> Tensor:
+def reference(query: Tensor, state: FullState, nodes: Nodes, spec: AttentionSpec) -> Tensor:
     """float64, node by node."""
     out = torch.empty(query.shape, dtype=torch.float64)
-    group = query.shape[1] // cache.keys[0].shape[1]
+    group = query.shape[1] // state.keys.shape[1]
     for i in range(len(nodes)):
         slots = nodes.slots_in_order(i)
-        slots = slots[-window:] if window else slots
+        slots = slots[-spec.window :] if spec.window else slots
         k, v = (
-            slab[0][int(nodes.rows[i])][:, slots].double().repeat_interleave(group, 0)
-            for slab in (cache.keys, cache.values)
+            slab[int(nodes.rows[i])][:, slots].double().repeat_interleave(group, 0)
+            for slab in (state.keys, state.values)
         )
-        scores = (k @ query[i].double()[..., None])[..., 0] * scaling
-        scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+        scores = (k @ query[i].double()[..., None])[..., 0] * spec.scaling
+        scores = spec.softcap * torch.tanh(scores / spec.softcap) if spec.softcap else scores
         out[i] = (scores.softmax(-1)[:, None] @ v)[:, 0]
     return out
 
 
-def attend(query: Tensor, cache: Cache, nodes: Nodes, **options: float) -> Tensor:
-    keys, values = cache.keys[0].to(DEVICE), cache.values[0].to(DEVICE)
-    return attention.attend(query.to(DEVICE), keys, values, nodes.to(DEVICE), **options).cpu()  # type: ignore[arg-type]
+def attend(query: Tensor, state: FullState, nodes: Nodes, spec: AttentionSpec) -> Tensor:
+    keys, values = state.keys.to(DEVICE), state.values.to(DEVICE)
+    return attention.attend(query.to(DEVICE), keys, values, nodes.to(DEVICE), spec).cpu()
 
 
-def filled(kv_heads: int, dim: int, dtype: torch.dtype, seed: int) -> Cache:
+def filled(kv_heads: int, dim: int, dtype: torch.dtype, seed: int) -> FullState:
     torch.manual_seed(seed)
-    cache = Cache(1, kv_heads, dim, 2, 256, dtype)
-    cache.keys[0].normal_()
-    cache.values[0].normal_()
-    return cache
+    state = FullState(LayerShape(kv_heads, dim, dim), 2, 256, dtype, "cpu")
+    state.keys.normal_()
+    state.values.normal_()
+    return state
 
 
 @settings(max_examples=20, deadline=None)
@@ -61,14 +62,15 @@ def test_it_is_attention_over_what_each_node_sees(
     tree: TokenTree, length: int, window: int, softcap: float, shape: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
     heads, kv_heads, dim = shape
-    cache = filled(kv_heads, dim, dtype, length)
+    state = filled(kv_heads, dim, dtype, length)
     nodes = Nodes.join([Nodes.of(tree, 1, length), Nodes.of(TokenTree.chain([1] * 3), 0, 61)])
-    for slab in (cache.keys[0], cache.values[0]):  # what lies beyond is never read
+    for slab in (state.keys, state.values):  # what lies beyond is never read
         slab[1, :, length + len(tree) :] = torch.nan
     query = torch.randn(len(nodes), heads, dim).to(dtype)
-    found = attend(query, cache, nodes, scaling=0.3, window=window, softcap=softcap).double()
-    exact = reference(query, cache, nodes, 0.3, window, softcap)
-    theirs = by_cpu.attend(query, cache, 0, nodes, scaling=0.3, window=window, softcap=softcap).double()
+    spec = AttentionSpec(0.3, window, softcap)
+    found = attend(query, state, nodes, spec).double()
+    exact = reference(query, state, nodes, spec)
+    theirs = by_cpu.attend(query, state.keys, state.values, nodes, spec).double()
     narrow = dtype == torch.bfloat16
     assert (found - exact).norm() / exact.norm() < (
         5e-3 if narrow else 2e-6
@@ -85,16 +87,16 @@ def test_a_node_has_the_same_bits_in_a_tree_in_a_chain_and_alone(
     tree = data.draw(trees(20).filter(lambda tree: len(tree) > 2))
     node = data.draw(st.integers(1, len(tree) - 1))
     path = tree.ancestors[node].nonzero()[:, 0]
-    cache = filled(2, 32, dtype, length)
-    straight = Cache(1, 2, 32, 2, 256, dtype)
-    for mine, theirs in ((straight.keys, cache.keys), (straight.values, cache.values)):
-        mine[0][0, :, :length] = theirs[0][1, :, :length]
-        mine[0][0, :, length : length + len(path)] = theirs[0][1, :, length + path]
+    state = filled(2, 32, dtype, length)
+    straight = FullState(LayerShape(2, 32, 32), 2, 256, dtype, "cpu")
+    for mine, theirs in ((straight.keys, state.keys), (straight.values, state.values)):
+        mine[0, :, :length] = theirs[1, :, :length]
+        mine[0, :, length : length + len(path)] = theirs[1, :, length + path]
     query = torch.randn(len(tree), 4, 32).to(dtype)
-    options = {"scaling": 0.2, "window": window, "softcap": 0.0}
+    spec = AttentionSpec(0.2, window)
     nodes = Nodes.of(tree, 1, length)
     other = Nodes.of(TokenTree.chain([1] * 2), 0, 40)
-    in_tree = attend(torch.cat([query[:2], query]), cache, Nodes.join([other, nodes]), **options)[2 + path]
+    in_tree = attend(torch.cat([query[:2], query]), state, Nodes.join([other, nodes]), spec)[2 + path]
     chain = Nodes.of(TokenTree.chain([1] * len(path)), 0, length)
-    assert torch.equal(in_tree, attend(query[path], straight, chain, **options))
-    assert torch.equal(in_tree[-1:], attend(query[node : node + 1], cache, nodes[node : node + 1], **options))
+    assert torch.equal(in_tree, attend(query[path], straight, chain, spec))
+    assert torch.equal(in_tree[-1:], attend(query[node : node + 1], state, nodes[node : node + 1], spec))

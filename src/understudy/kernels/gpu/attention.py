@@ -10,14 +10,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ...tree import Nodes
+from ..attention import AttentionSpec
 from . import INTERPRETED
 
-BLOCK, LINE = 64, 512  # positions at once; half as many where a key has more than so many bytes, for want of room
+# positions at once
+BLOCK = 64
+# bytes of a key up to which BLOCK positions fit on the chip; of longer keys half as many are taken at once
+LINE = 512
 
 
-def attend(
-    query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, *, scaling: float, window: int = 0, softcap: float = 0.0
-) -> Tensor:
+def attend(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
     """query [n, heads, d] -> [n, heads, d]. keys, values: [rows, kv heads, capacity, d], which hold the nodes' own too.
 
     `nodes` lies on the device. Only columns that a node sees are read, so the cost is that of the live length."""
@@ -31,9 +33,9 @@ def attend(
     out = torch.empty_like(query)
     _attend[(count, kv_heads)](
         query, keys, values, out, nodes.rows, nodes.positions, nodes.prefix, tail, width, kv_heads, keys.shape[2],
-        scaling, softcap, window, GROUP=group, M=max(16, triton.next_power_of_2(group)), DIM=dim,
-        D=wide, BLOCK=BLOCK if wide * keys.element_size() <= LINE else BLOCK // 2, WINDOWED=window > 0,
-        CAPPED=softcap > 0, NARROW=narrow, WIDE=INTERPRETED or not narrow, num_warps=4, num_stages=2 if narrow else 1,
+        spec.scaling, spec.softcap, spec.window, GROUP=group, M=max(16, triton.next_power_of_2(group)), DIM=dim,
+        D=wide, BLOCK=BLOCK if wide * keys.element_size() <= LINE else BLOCK // 2, WINDOWED=spec.window > 0,
+        CAPPED=spec.softcap > 0, NARROW=narrow, WIDE=INTERPRETED or not narrow, num_warps=4, num_stages=2 if narrow else 1,
     )  # fmt: skip
     return out
 

@@ -1,0 +1,81 @@
+"""The facts of a model that its config tells: sizes of its layers, of its vocabulary, and what it does to its logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..cache import LayerShape
+
+# Model types without `layer_types` whose `sliding_window` holds for every layer. A window that is not known here is served
+# all the same, by a layer that holds the whole context.
+WINDOW_IN_EVERY_LAYER = ("mistral", "phi3", "starcoder2")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of one model, read off its config once."""
+
+    # what each decoder layer keeps, in order
+    layers: tuple[LayerShape, ...]
+    # attention heads of the layer that has most of them
+    heads: int
+    # most attention heads that share one head of keys
+    shared_heads: int
+    # numbers in the state that layers hand on
+    hidden_size: int
+    # tokens the model knows
+    vocabulary: int
+    # does the model scale or cap its head's output? Then logits are there three times for a while
+    changes_logits: bool
+    # longest text the model was made for, in tokens; None where its config does not say
+    positions: int | None
+
+    @classmethod
+    def of(cls, config: Any) -> ModelShape:
+        """The shape of the model that a transformers `config` describes."""
+        configs = _layer_configs(config)
+        layers = tuple(_layer_shape(layer_config, index) for index, layer_config in enumerate(configs))
+        heads = [layer_config.num_attention_heads for layer_config in configs]
+        return cls(
+            layers=layers,
+            heads=max(heads),
+            shared_heads=max(count // layer.kv_heads for count, layer in zip(heads, layers, strict=True)),
+            hidden_size=config.hidden_size,
+            vocabulary=config.vocab_size,
+            changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
+            positions=getattr(config, "max_position_embeddings", None),
+        )
+
+
+def cache_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of keys and values in the KV cache of a model that computes in `dtype`.
+
+    float16 models keep float32 keys and values on the CPU (the same values; the attention kernel has no float16)."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _layer_configs(config: Any) -> list[Any]:
+    """A config for each layer: transformers' own where layers differ, else `config` for all."""
+    if getattr(config, "is_heterogeneous", False):
+        return list(config.per_layer_config)
+    return [config] * config.num_hidden_layers
+
+
+def _layer_shape(config: Any, index: int) -> LayerShape:
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return LayerShape(kv_heads, key_size=size, value_size=size, window=_window(config, index))
+
+
+def _window(config: Any, index: int) -> int:
+    """Tokens that layer `index` looks back at, its own included; 0: all of them."""
+    window = getattr(config, "sliding_window", None)
+    if not window:
+        return 0
+    if kinds := getattr(config, "layer_types", None):
+        return int(window) if kinds[index] == "sliding_attention" else 0
+    return int(window) if config.model_type in WINDOW_IN_EVERY_LAYER else 0

@@ -1,0 +1,133 @@
+"""The module that takes every streamed Linear's place, and the attention that takes every attention's place.
+
+Both only hand their input to the pass under way, so the stock model code around them is run as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..kernels.attention import AttentionSpec
+from . import hf
+
+
+class Pass(Protocol):
+    """One forward of the stock model: a level of the draft view, or one tile of the target view."""
+
+    def linear(self, index: int, x: Tensor) -> Tensor:
+        """Product of x [n, K] with the weight of streamed Linear `index`: [n, N], without its bias."""
+
+    def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put keys [n, kv heads, key size] and values [n, kv heads, value size] of the pass's nodes in the KV cache."""
+
+    def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
+        """Attention of query [n, heads, key size] over the KV cache: [n, heads, value size]."""
+
+
+class CurrentPass:
+    """Holder of the pass under way. One per model; not a module, so that it is shared and never moved or saved."""
+
+    under_way: Pass | None = None
+
+
+class StreamedLinear(nn.Module):
+    """Linear number `index` in the order of execution; its weights are the Store's, its bias is shared by both views."""
+
+    def __init__(self, current: CurrentPass, index: int, bias: nn.Parameter | None, outputs: int):
+        super().__init__()
+        self.current = current
+        self.index = index
+        self.bias = bias
+        self.outputs = outputs
+        self.register_parameter("weight", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        under_way = self.current.under_way
+        assert under_way is not None, "a streamed model runs only through its target or draft view"
+        y = under_way.linear(self.index, x.reshape(-1, x.shape[-1]))
+        y = y.view(*x.shape[:-1], self.outputs)
+        return y if self.bias is None else y + self.bias
+
+
+@cache
+def _pass_cache_class() -> Any:
+    """The class of `pass_cache`, made at first use: its parent is imported then."""
+
+    class PassCache(hf.cache_class()):  # type: ignore[misc]
+        """Hands keys and values to the pass under way; attention reads them from the KV cache."""
+
+        # the parent's layers are not wanted, so its __init__ is not called
+        def __init__(self, current: CurrentPass) -> None:
+            self.current = current
+            self.layers: list[Any] = []
+
+        def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            under_way = self.current.under_way
+            assert under_way is not None
+            under_way.write_kv(layer_idx, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
+            return key_states, value_states
+
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            return 0
+
+        def __repr__(self) -> str:
+            return "PassCache()"
+
+    return PassCache
+
+
+def pass_cache(current: CurrentPass) -> Any:
+    """A cache for stock model code that hands keys and values to the pass under way."""
+    return _pass_cache_class()(current)
+
+
+def attention_name() -> str:
+    """The name under which stock models find `attention`; registered with transformers at the first call."""
+    return hf.register_attention("understudy", attention)
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, scaling: float | None = None,
+    sliding_window: int | None = None, softcap: float | None = None, **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention function as transformers calls it: query [1, heads, n, d] -> [1, n, heads, d]. Keys and values are read from the
+    KV cache. CheckpointError for attention sinks."""
+    if query.device.type == "meta":
+        return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+    if others.get("s_aux") is not None:
+        raise CheckpointError(f"{type(module).__name__} has attention sinks, which are not supported yet.")
+    current: CurrentPass = module.understudy  # type: ignore[assignment]
+    under_way = current.under_way
+    assert under_way is not None and isinstance(module.layer_idx, int)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    spec = AttentionSpec(float(scale), sliding_window or 0, softcap or 0.0)
+    return under_way.attend(module.layer_idx, query[0].transpose(0, 1), spec)[None], None
+
+
+def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:
+    """Put a StreamedLinear in the place of each Linear named in `order`, and tell each attention where the current pass is."""
+    for index, path in enumerate(order):
+        parent, _, name = path.rpartition(".")
+        old = model.get_submodule(path)
+        assert isinstance(old, nn.Linear)
+        bias = None if old.bias is None else nn.Parameter(torch.empty(0), requires_grad=False)
+        setattr(model.get_submodule(parent), name, StreamedLinear(current, index, bias, old.out_features))
+    for module in model.modules():
+        if hasattr(module, "layer_idx"):
+            object.__setattr__(module, "understudy", current)
+
+
+def share(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Give every parameter but the embedding its tensor, found by the checkpoint's name, with or without the base's prefix."""
+    prefix = f"{model.base_model_prefix}."
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    for name, parameter in model.named_parameters():
+        if parameter is not embedding.weight:
+            names = (name, name.removeprefix(prefix), prefix + name)
+            parameter.data = next(tensors[n] for n in names if n in tensors).to(dtype)
+            parameter.requires_grad_(False)
