@@ -36,12 +36,20 @@ def test_native_where_expected() -> None:
     assert pack.native_packing()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_nan_is_seen_and_infinity_is_not_one(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_nan_and_infinities_are_seen(dtype: torch.dtype) -> None:
     tensor = torch.randn(3, 50).to(dtype)
-    tensor[1, 1], tensor[2, 2] = float("inf"), float("-inf")
-    assert not pack.has_nan(tensor)
-    tensor[0, 7] = float("nan")
-    assert pack.has_nan(tensor) and pack.has_nan(-tensor)
-    assert not pack.has_nan(torch.empty(0, dtype=dtype))
-    assert not pack.has_nan(torch.arange(5))
+    tensor[1, 1] = torch.finfo(dtype).max
+    tensor[2, 2] = torch.finfo(dtype).min
+    assert pack.unusable_value(tensor) is None
+    tensor[0, 7] = float("-inf")
+    assert pack.unusable_value(tensor) == pack.unusable_value(-tensor) == "an infinity"
+    tensor[2, 49] = float("nan")
+    assert pack.unusable_value(tensor) == pack.unusable_value(-tensor) == "NaN"
+    assert pack.unusable_value(torch.empty(0, dtype=dtype)) is None
+
+
+def test_numbers_that_are_always_usable() -> None:
+    assert pack.unusable_value(torch.arange(5)) is None
+    assert pack.unusable_value(torch.ones(3).to(torch.float8_e4m3fn)) is None
+    assert pack.unusable_value(torch.tensor([1e300], dtype=torch.float64)) is None

@@ -108,12 +108,24 @@ def test_no_safetensors(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
-def test_unsupported_type_is_named(tmp_path: Path) -> None:
+def test_a_tensor_of_an_unknown_type_is_known_by_its_bytes(tmp_path: Path) -> None:
     path = write(tmp_path / "model", tensors())
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"BF16"', b'"BF15"'))
-    with pytest.raises(CheckpointError, match="BF15"):
+    info = Checkpoint.open(path).info("embed.weight")
+    assert (info.kind, info.dtype, info.shape) == ("BF15", torch.uint8, (info.nbytes,))
+    assert info.nbytes == 200 * 128 * 2
+
+
+def test_a_shape_that_does_not_fit_the_bytes_is_refused_unless_the_type_is_unknown(tmp_path: Path) -> None:
+    path = write(tmp_path / "model", {"one": torch.zeros(4, dtype=torch.float32)})
+    file = path / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b'"F32"', b'"F16"'))
+    with pytest.raises(CheckpointError, match="not its shape's"):
         Checkpoint.open(path)
+    file.write_bytes(whole.replace(b'"F32"', b'"F4x"'))
+    assert Checkpoint.open(path).info("one").nbytes == 16
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/place", "a/b/c", ""])

@@ -11,7 +11,7 @@ from understudy.errors import CheckpointError
 from understudy.kernels.pack import block
 from understudy.quantizers import quantizer
 from understudy.weights.checkpoint import Checkpoint
-from understudy.weights.encoding import Encoding, check_weight, in_order, refuse_nan, whole_bytes
+from understudy.weights.encoding import Encoding, check_weight, in_order, refuse_unusable, whole_bytes
 from understudy.weights.layout import LinearSpec
 
 from .made import tensors, write
@@ -55,9 +55,11 @@ def test_what_is_no_weight_of_floats_is_refused(tmp_path: Path) -> None:
     check_weight(info, LinearSpec("up", NAME, info.shape))
     with pytest.raises(CheckpointError, match=r"\[384, 128\] where \[384, 64\]"):
         check_weight(info, LinearSpec("up", NAME, (384, 64)))
-    refuse_nan(info, torch.ones(3))
+    refuse_unusable(info, torch.ones(3))
     with pytest.raises(CheckpointError, match=rf"{NAME}.*NaN"):
-        refuse_nan(info, torch.tensor([1.0, float("nan")]))
+        refuse_unusable(info, torch.tensor([1.0, float("nan"), float("inf")]))
+    with pytest.raises(CheckpointError, match=rf"{NAME}.*infinity"):
+        refuse_unusable(info, torch.tensor([1.0, float("-inf")]))
 
 
 def test_a_whole_weight_has_whole_blocks() -> None:

@@ -27,6 +27,23 @@ def test_same_files(tmp_path: Path, shards: int, dtype: torch.dtype, quantizer: 
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+ODD_TYPES = [torch.uint16, torch.uint32, torch.float8_e5m2, torch.float8_e8m0fnu, torch.complex64, torch.float64, torch.bool]
+
+
+@pytest.mark.parametrize("dtype", ODD_TYPES)
+def test_a_tensor_that_nobody_needs_may_be_of_any_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    made = tensors() | {"mask": torch.ones(3, 5).to(dtype), "nothing": torch.empty(0, 4, dtype=dtype)}
+    source = write(tmp_path / "model", made)
+    if dtype == torch.uint32:  # and of one that is not known at all
+        file = source / "model.safetensors"
+        file.write_bytes(file.read_bytes().replace(b'"U32"', b'"F2x"'))
+    checkpoint = Checkpoint.open(source)
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+    store.verify()
+    export(store, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
 def test_damage_stops_it_and_leaves_nothing(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write(tmp_path / "model", tensors()))
     store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())

@@ -163,18 +163,30 @@ def test_who_waits_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert said == ["waiting for another process to prepare it"]
 
 
-@pytest.mark.parametrize("name", ["layers.1.down.weight", "layers.0.norm.weight", "embed.weight"])
-def test_nan_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    made = tensors()
-    made[name].view(-1)[5] = float("nan")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("codec", ["delta", "raw", "link"])
+@pytest.mark.parametrize("name", ["layers.1.down.weight", "layers.0.up.bias", "embed.weight", "head.weight"])
+def test_what_is_no_number_is_refused_by_name(
+    tmp_path: Path, name: str, codec: str, dtype: torch.dtype, value: float
+) -> None:
+    made = tensors(dtype, tied=False)
+    made[name].view(-1)[-5] = value
     checkpoint = Checkpoint.open(write(tmp_path / "model", made))
-    with pytest.raises(CheckpointError, match=name):
-        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+    with pytest.raises(CheckpointError, match=rf"{name}.*(NaN|infinity)"):
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(codec=codec))
+    assert not (tmp_path / "store").exists()
 
 
-def test_infinities_and_uneven_shapes_are_kept(tmp_path: Path) -> None:
+def test_what_is_no_number_and_not_used_is_kept(tmp_path: Path) -> None:
+    made = tensors()
+    made["rotary.inverse"][1] = float("-inf")
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe()).verify()
+
+
+def test_uneven_shapes_are_kept(tmp_path: Path) -> None:
     made = tensors(hidden=100)  # 32 does not divide 100: kept whole
-    made["layers.0.up.weight"][3, 3] = float("-inf")
     checkpoint = Checkpoint.open(write(tmp_path / "model", made))
     store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     assert {entry.quantizer for entry in store.linears.values()} == {"exact"}

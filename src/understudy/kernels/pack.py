@@ -136,14 +136,27 @@ def _turn(source: Any, target: Any) -> None:
             target[j, i] = source[i, j]
 
 
-def has_nan(tensor: Tensor) -> bool:
-    """Whether a floating-point tensor holds a NaN; reads the bits once."""
+def unusable_value(tensor: Tensor) -> str | None:
+    """"NaN" or "an infinity" if the tensor holds one, else None; the bits of usual types are read once."""
     kinds = {torch.bfloat16: (0x7FFF, 0x7F80), torch.float16: (0x7FFF, 0x7C00), torch.float32: (0x7FFFFFFF, 0x7F800000)}
     if tensor.dtype not in kinds or not tensor.numel():
-        return bool(tensor.is_floating_point() and torch.isnan(tensor.float()).any())
+        return _unusable_of_rare_type(tensor)
     mask, infinity = kinds[tensor.dtype]
     words = bits(tensor.contiguous().view(-1))
-    return bool(_largest(words, words.dtype.type(mask)) > np.uint64(infinity))
+    largest = _largest(words, words.dtype.type(mask))
+    if largest < np.uint64(infinity):
+        return None
+    return "an infinity" if largest == np.uint64(infinity) else "NaN"
+
+
+def _unusable_of_rare_type(tensor: Tensor) -> str | None:
+    """The same for types that weights seldom have: float64 as it is, smaller floats as float32."""
+    if not tensor.is_floating_point():
+        return None
+    numbers = tensor if tensor.dtype == torch.float64 else tensor.float()
+    if numbers.isnan().any():
+        return "NaN"
+    return "an infinity" if numbers.isinf().any() else None
 
 
 @compiled

@@ -24,7 +24,7 @@ from ..quantizers import fitting
 from ..quantizers.mixed import mixed
 from . import index
 from .checkpoint import Checkpoint
-from .encoding import Encoding, check_weight, in_order, refuse_nan, whole_bytes
+from .encoding import Encoding, check_weight, in_order, refuse_unusable, whole_bytes
 from .entries import (
     INDEX,
     PART_BYTES,
@@ -151,7 +151,7 @@ class Building:
         def pieces() -> Iterator[Tensor]:
             for data in byte_chunks(info.file, info.offset, info.nbytes, CheckpointError):
                 if checked:
-                    refuse_nan(info, data.view(info.dtype))
+                    refuse_unusable(info, data.view(info.dtype))
                 yield data
 
         return index.stored_to_json(self.files[SHARED].append(pieces(), info.dtype, info.shape))

@@ -21,8 +21,10 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt")  # what belongs to a model beside its weights
 DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
-    "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
+    "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }  # fmt: skip
 
 
@@ -36,6 +38,13 @@ class TensorInfo:
     file: Path
     offset: int
     nbytes: int
+    # What the file calls a type that is not in DTYPES, of which only the bytes are known: `dtype` is uint8, `shape` [nbytes].
+    unknown: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The type's name, for people."""
+        return self.unknown or str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -180,12 +189,14 @@ def _read_shard(path: Path) -> Shard:
 
 
 def _tensor_info(name: str, entry: Mapping[str, Any], path: Path, start: int, size: int) -> TensorInfo:
-    if entry["dtype"] not in DTYPES:
-        raise CheckpointError(f"{path}: tensor {name!r} is of type {entry['dtype']}, which is not supported.")
-    dtype, shape = DTYPES[entry["dtype"]], tuple(int(length) for length in entry["shape"])
+    """Where a tensor lies. One of an unknown type is told as its bytes: a model that does not need it can do with it."""
     first, last = (int(offset) for offset in entry["data_offsets"])
-    if last - first != prod(shape) * dtype.itemsize or first < 0:
+    shape = tuple(int(length) for length in entry["shape"])
+    unknown = "" if entry["dtype"] in DTYPES else str(entry["dtype"])
+    dtype = DTYPES.get(entry["dtype"], torch.uint8)
+    shape = (last - first,) if unknown else shape
+    if last - first != prod(shape) * dtype.itemsize or first < 0 or last < first:
         raise CheckpointError(f"{path}: tensor {name!r} has {last - first} bytes, not its shape's. Get it again.")
     if start + last > size:
         raise CheckpointError(f"{path} is cut short: {name!r} ends at byte {start + last} of {size}. Get it again.")
-    return TensorInfo(name, dtype, shape, path, start + first, last - first)
+    return TensorInfo(name, dtype, shape, path, start + first, last - first, unknown)

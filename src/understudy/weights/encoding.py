@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..codecs import Codec
 from ..errors import CheckpointError
-from ..kernels.pack import BLOCK, block, blocks_of, has_nan
+from ..kernels.pack import BLOCK, block, blocks_of, unusable_value
 from ..quantizers import Quantizer, Tensors
 from .checkpoint import Checkpoint, TensorInfo
 from .entries import Stored
@@ -47,10 +47,10 @@ class Encoding:
     codec: Codec
 
     def piece(self, first_block: int, blocks: int) -> Piece:
-        """The part of `blocks` blocks from `first_block` on. Raises CheckpointError where it cannot be read or holds NaN."""
+        """The part of `blocks` blocks from `first_block` on. Raises CheckpointError for what is no weight."""
         start = first_block * BLOCK
         rows = self.checkpoint.read_rows(self.info.name, start, min(start + blocks * BLOCK, self.info.shape[0]))
-        refuse_nan(self.info, rows)
+        refuse_unusable(self.info, rows)
         substitute = self.quantizer.quantize(rows)
         return Piece(first_block, blocks, rows, substitute, self._residual(rows, substitute))
 
@@ -70,15 +70,15 @@ def check_weight(info: TensorInfo, spec: LinearSpec) -> None:
     """Raise CheckpointError unless the tensor is a weight of floats in the shape that the model wants."""
     if info.dtype not in FLOATS or info.shape != spec.shape:
         raise CheckpointError(
-            f"{info.file}: {info.name} is {info.dtype} {list(info.shape)} where {list(spec.shape)} of bfloat16,"
+            f"{info.file}: {info.name} is {info.kind} {list(info.shape)} where {list(spec.shape)} of bfloat16,"
             " float16 or float32 is needed: choose a checkpoint that is not quantised."
         )
 
 
-def refuse_nan(info: TensorInfo, piece: Tensor) -> None:
-    """Raise CheckpointError, naming the tensor, if `piece` of it holds NaN."""
-    if has_nan(piece):
-        raise CheckpointError(f"{info.file}: tensor {info.name!r} holds NaN: the checkpoint is broken, get it again.")
+def refuse_unusable(info: TensorInfo, piece: Tensor) -> None:
+    """Raise CheckpointError, naming the tensor, if `piece` of it holds NaN or an infinity: no text can be computed with it."""
+    if value := unusable_value(piece):
+        raise CheckpointError(f"{info.file}: tensor {info.name!r} holds {value}: the checkpoint is broken, get it again.")
 
 
 def whole_bytes(spec: LinearSpec, dtype: torch.dtype) -> int:
