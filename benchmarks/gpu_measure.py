@@ -82,7 +82,8 @@ def measure(run: Run, model: str, size: Size) -> dict[str, Any]:
             "peak_memory_bytes", "draft_seconds", "wait_seconds", "compute_seconds", "drafted", "accepted",
             "limit_tokens_per_second")  # fmt: skip
     figures = {name: stats[name] for name in kept}
-    planned = {"streamed": llm.plan.streamed, "planned_bytes": llm.plan.used, "link_peak": peak, "notes": list(llm.plan.notes)}
+    plan = llm.plan
+    planned = {"streamed": plan.streamed_bytes, "planned_bytes": plan.used, "link_peak": peak, "notes": list(plan.notes)}
     return {"token_ids": done.token_ids, **planned, **memory, **found, **figures}
 
 
@@ -109,7 +110,7 @@ def level(llm: Any, width: int = 6) -> dict[str, float]:
     padded = 1 << (width - 1).bit_length()
     search.warm((padded,), 60.0)
     taken = search.pace.levels[padded]
-    bound = llm.plan.level / bandwidth(llm.model.device)
+    bound = llm.plan.draft_level_bytes / bandwidth(llm.model.device)
     return {"level_ms": 1e3 * taken, "level_bound_ms": 1e3 * bound, "level_ratio": taken / bound, "graphs": len(search.graphs)}
 
 

@@ -23,7 +23,7 @@ def passes(model: str, codec: str, memory: str, link: float, count: int) -> tupl
             seconds.append(now - start)
             start = now
             tokens += step.token_ids
-        return statistics.median(seconds[1:]), float(llm.plan.streamed), tokens
+        return statistics.median(seconds[1:]), float(llm.plan.streamed_bytes), tokens
 
 
 def main() -> None:

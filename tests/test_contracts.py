@@ -19,7 +19,8 @@ from understudy.drafters import DRAFTERS
 from understudy.drafters.pace import Calibration
 from understudy.errors import StoreError, TransferError
 from understudy.models import weights
-from understudy.plan.memory import Needs, Request, make_plan
+from understudy.plan.demand import Footprint, PlanRequest
+from understudy.plan.memory import make_plan
 from understudy.plan.placement import Plan
 from understudy.quantizers import QUANTIZERS
 from understudy.sequence import TokenSequence
@@ -126,11 +127,11 @@ def test_lossless_whatever_is_resident(
 ) -> None:
     """Any set of residual parts and of whole Linears: each bit of the target is the same, whatever drafts beside it."""
 
-    def drawn(needs: Needs, request: Request) -> Plan:
-        plan = make_plan(needs, replace(request, resident="none"))
-        whole = data.draw(st.sets(st.integers(0, len(needs.linears) - 1)), "whole")
-        parts = data.draw(st.sets(st.integers(0, len(needs.parts) - 1)), "residents")
-        owners = [i for i, linear in enumerate(needs.linears) for _ in range(linear.parts)]
+    def drawn(footprint: Footprint, request: PlanRequest) -> Plan:
+        plan = make_plan(footprint, replace(request, resident="none"))
+        whole = data.draw(st.sets(st.integers(0, len(footprint.linears) - 1)), "whole")
+        parts = data.draw(st.sets(st.integers(0, len(footprint.part_bytes) - 1)), "residents")
+        owners = [i for i, linear in enumerate(footprint.linears) for _ in range(linear.parts)]
         return replace(plan, whole=frozenset(whole), residents=frozenset(p for p in parts if owners[p] not in whole))
 
     monkeypatch.setattr(loading, "make_plan", drawn)

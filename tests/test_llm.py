@@ -95,7 +95,7 @@ def test_rows_run_together_and_each_gets_what_it_gets_alone(model: Path) -> None
         with opened(model, rows=3, method=method) as llm:
             before = llm.model.supply.bytes_used
             together = llm.generate(prompts, several)
-            sweeps = (llm.model.supply.bytes_used - before) / llm.plan.streamed
+            sweeps = (llm.model.supply.bytes_used - before) / llm.plan.streamed_bytes
             passes = llm.engine.clock.passes
         assert [c.token_ids for c in together] == alone
         assert sweeps == passes, "one sweep of the weights serves all rows"
@@ -106,7 +106,18 @@ def test_a_prompt_takes_one_sweep_whatever_its_length(model: Path) -> None:
     with opened(model) as llm:
         for count in (1, 33, 200):
             done = llm.generate([[3 + i % 200 for i in range(count)]], SamplingParams(max_new_tokens=1, ignore_eos=True))[0]
-            assert done.stats.bytes_streamed == llm.plan.streamed and len(done.token_ids) == 1
+            assert done.stats.bytes_streamed == llm.plan.streamed_bytes and len(done.token_ids) == 1
+
+
+def test_a_note_that_comes_later_is_in_every_view_of_the_plan(model: Path) -> None:
+    with opened(model) as llm:
+        before = llm.generate(PROMPT, SamplingParams(max_new_tokens=2))[0]
+        with pytest.warns(RuntimeWarning, match="came later"):
+            llm.model.say("this came later")
+        after = llm.generate(PROMPT, SamplingParams(max_new_tokens=2))[0]
+        assert llm.plan.notes[-1] == "this came later" and llm.plan is llm.model.plan
+        assert after.stats.plan == llm.plan.to_dict() and after.stats.plan["notes"][-1] == "this came later"
+    assert "this came later" not in before.stats.plan["notes"]
 
 
 def test_text_streams_and_stops_where_plain_decoding_stops(model: Path) -> None:
@@ -209,7 +220,7 @@ def test_the_smallest_budget_named_is_one_that_works(model: Path) -> None:
         LLM.plan_only(model, memory="64MiB", context=256, rows=1)
     smallest = str(refusal.value).split("here is ")[1].rstrip(".").split(",")[0]
     plan = LLM.plan_only(model, memory=smallest.replace(" ", ""), context=256, rows=1)
-    assert plan.used <= plan.budget
+    assert plan.used <= plan.budget_bytes
 
 
 def test_a_long_prompt_read_in_pieces_gives_the_same_tokens(model: Path) -> None:
@@ -224,7 +235,7 @@ def test_a_long_prompt_read_in_pieces_gives_the_same_tokens(model: Path) -> None
         search.limits = replace(search.limits, nodes=2 * 32)  # a plan leaves room for trees beside prompts
         done = [llm.generate([ids], params)[0] for params in PARAMS]
         assert [c.token_ids for c in done] == expected
-        assert done[0].stats.bytes_streamed == llm.plan.streamed * (done[0].stats.rounds + 4), "four sweeps for 300 tokens"
+        assert done[0].stats.bytes_streamed == llm.plan.streamed_bytes * (done[0].stats.rounds + 4), "four sweeps for 300 tokens"
         assert done[0].stats.accepted > 0
 
 

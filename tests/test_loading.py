@@ -75,7 +75,7 @@ def test_a_plan_needs_no_store_and_foretells_it(
         known = LLM.plan_only(model, memory="1GiB", context=256, resident="none", **chosen)
         exact = 0 if bits != "mixed" else known.items["substitute"] * 0.1
         assert not known.notes and abs(known.items["substitute"] - foretold.items["substitute"]) <= exact
-        assert abs(known.streamed - foretold.streamed) < 0.2 * known.streamed
+        assert abs(known.streamed_bytes - foretold.streamed_bytes) < 0.2 * known.streamed_bytes
         for path in (tmp_path / "cache").glob("*/index.json"):
             path.unlink()
             shutil.rmtree(path.parent)
@@ -103,7 +103,7 @@ def test_a_config_alone_is_planned_for_as_its_checkpoint(tmp_path: Path, codec: 
         shutil.copy(tmp_path / family / "config.json", alone)
         chosen = options(tmp_path, memory="1GiB", context=256, codec=codec, rows=1)
         found, expected = plan_for_config(alone, chosen), plan_for(tmp_path / family, chosen)
-        assert (found.items, found.residents, found.total) == (expected.items, expected.residents, expected.total)
+        assert (found.items, found.residents, found.residual_bytes) == (expected.items, expected.residents, expected.residual_bytes)
         assert found.plain_tokens_per_second is None
         assert plan_for_config(alone / "config.json", chosen).items == found.items
 

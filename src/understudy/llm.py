@@ -65,12 +65,9 @@ class LLM:
     def __init__(self, model: str | Path | None = None, *, progress: Report | None = None, **options: Any):
         self.options = Options.of(options, os.environ)
         loaded = load(model, self.options, progress)
-        self.store, self.plan, self.machine, self.tokenizer = (
-            loaded.store,
-            loaded.plan,
-            loaded.machine,
-            loaded.tokenizer,
-        )
+        self.store = loaded.store
+        self.machine = loaded.machine
+        self.tokenizer = loaded.tokenizer
         self.model, self.stop_ids, self.generation = loaded.model, loaded.stop_ids, loaded.generation
         for line in self.generation.warnings if progress is None else ():
             warnings.warn(line, stacklevel=2)
@@ -94,6 +91,11 @@ class LLM:
         """Make the Store, or find it made."""
         chosen = Options.of(options, os.environ)
         return prepare_source(locate(model, chosen), chosen, progress)
+
+    @property
+    def plan(self) -> Plan:
+        """Where every byte lies: the model's own plan, with all notes so far."""
+        return self.model.plan
 
     @property
     def context(self) -> int:

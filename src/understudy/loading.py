@@ -21,9 +21,9 @@ from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
 from .models import calibration, structure
 from .models.configuration import config_of, stop_ids, tokenizer_of
+from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_checkpoint, sizes_of_store
 from .models.load import Link
 from .models.model import SCRATCH, Model
-from .models.needs import Sizes, needs, on_device, sizes_of_checkpoint, sizes_of_store
 from .models.rehearsal import rehearse
 from .models.shape import ModelShape
 from .models.streamed import attention_name
@@ -31,10 +31,11 @@ from .models.target import TILE
 from .options import AUTO, DTYPES, Options
 from .plan import accelerator, widths
 from .plan.codec import faster
+from .plan.demand import MIB, RUNTIME, RUNTIME_CUDA, Footprint, PlanRequest
 from .plan.machine import Machine, resident_bytes
-from .plan.memory import MIB, RUNTIME, RUNTIME_CUDA, Needs, Request, make_plan
+from .plan.memory import make_plan
 from .plan.placement import Plan
-from .plan.residents import LEVELS, Speeds
+from .plan.residents import LEVELS, LinkSpeeds
 from .plan.sizes import format_size, parse_size
 from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
@@ -49,7 +50,6 @@ EXPECTED_GROWTH = 70 * MIB  # till weights are read, of a process that prepares 
 @dataclass(frozen=True)
 class Loaded:
     store: Store
-    plan: Plan
     machine: Machine
     tokenizer: Any
     model: Model
@@ -74,7 +74,7 @@ def prepare_source(source: Store | Checkpoint, options: Options, report: Report 
     if isinstance(source, Store):
         return source
     layout = layout_of(source)
-    options = settled(source, layout, options)
+    options = choose_codec(source, layout, options)
     directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
     progress = None if report is None else lambda done, total, name: report("preparing", done, total)
     if report is not None and not directory.is_dir():
@@ -87,7 +87,7 @@ def prepare_source(source: Store | Checkpoint, options: Options, report: Report 
     return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
 
 
-def settled(source: Checkpoint, layout: ModelLayout, options: Options) -> Options:
+def choose_codec(source: Checkpoint, layout: ModelLayout, options: Options) -> Options:
     """With a codec where it was left open: that of a Store which is there, else the one that is faster on this machine."""
     if options.codec != AUTO:
         return options
@@ -116,18 +116,18 @@ def plan_for(model: str | Path | None, options: Options) -> Plan:
     source = locate(model, options)
     if isinstance(source, Checkpoint):
         layout = layout_of(source)
-        options = settled(source, layout, options)
+        options = choose_codec(source, layout, options)
         if (path := stored_at(source, options)).is_dir():
             source = Store.open(path)
     config, device = config_of(source.path), open_device(options.device)
     second = _second(options, source.path, None)
     if isinstance(source, Store):
         machine, dtype = _measured(source, options), _dtype(source, options)
-        sizes = sizes_of_store(source, options.drafts)
+        sizes = sizes_of_store(source, options.holds_substitute)
         return _plan(sizes, dtype, config, options, machine, second, device)
     machine = Machine.inspect().measured(source.info(layout.linears[0].weight).file, options.cache)
     plan = _foretold(source.tensors, layout, config, options, machine, second, device)
-    return replace(plan, notes=(*plan.notes, "not prepared yet: sizes are foretold, and the link is the checkpoint's"))
+    return plan.noted("not prepared yet: sizes are foretold, and the link is the checkpoint's")
 
 
 def plan_for_config(place: str | Path, options: Options) -> Plan:
@@ -147,9 +147,7 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
     if options.codec == AUTO:
         options = replace(options, codec=faster(0.0, dtype, options.recipe_quantizer, device))
     plan = _foretold(tensors, layout, config, options, Machine.inspect(), None, device)
-    return replace(
-        plan, notes=(*plan.notes, "from the config alone: sizes are foretold, and there is no link to measure")
-    )
+    return plan.noted("from the config alone: sizes are foretold, and there is no link to measure")
 
 
 def _foretold(
@@ -157,7 +155,7 @@ def _foretold(
     second: Store | None, device: Accelerator | None,
 ) -> Plan:  # fmt: skip
     dtype = DTYPES.get(options.dtype) or tensors[layout.linears[0].weight].dtype
-    sizes = sizes_of_checkpoint(tensors, layout, options.recipe, options.drafts)
+    sizes = sizes_of_checkpoint(tensors, layout, options.recipe, options.holds_substitute)
     return _plan(sizes, dtype, config, options, machine, second, device)
 
 
@@ -171,14 +169,14 @@ def _dtype(store: Store, options: Options) -> torch.dtype:
 
 
 def _plan(
-    sizes: Sizes, dtype: torch.dtype, config: Any, options: Options, machine: Machine, second: Store | None,
+    sizes: WeightSizes, dtype: torch.dtype, config: Any, options: Options, machine: Machine, second: Store | None,
     device: Accelerator | None, grown: int = 0,
 ) -> Plan:  # fmt: skip
     """The plan for what was asked; where the context was left open, the longest of a few that fits."""
     shape = ModelShape.of(config)
-    wants = replace(needs(sizes, shape, dtype, machine.cores), grown=grown)
+    wants = replace(footprint_of(sizes, shape, dtype, machine.cores), grown_bytes=grown)
     if device is not None:
-        wants = on_device(wants, shape, dtype, device) if options.drafts else wants
+        wants = on_device(wants, shape, dtype, device) if options.holds_substitute else wants
         budget = accelerator.budget(options.memory, device.name, device.memory()[0])
     else:
         budget = parse_size(options.memory) if options.memory is not None else int(machine.memory_limit * 0.9)
@@ -193,23 +191,35 @@ def _plan(
 
 
 def _place(
-    wants: Needs, budget: int, context: int, options: Options, machine: Machine, second: Store | None,
+    wants: Footprint, budget: int, context: int, options: Options, machine: Machine, second: Store | None,
     device: Accelerator | None,
 ) -> Plan:  # fmt: skip
-    rows = options.rows or max(1, min(8, int(budget * 0.04) // max(wants.kv_per_token * (context + SCRATCH), 1)))
+    rows = options.rows or max(1, min(8, int(budget * 0.04) // max(wants.kv_bytes_per_token * (context + SCRATCH), 1)))
     level = widths.widest(*level_nodes(options.method), rows) if device is not None else 0
     companion = 0
     if second is not None:
         dtype, shape = _dtype(second, replace(options, dtype="auto")), ModelShape.of(config_of(second.path))
-        own = needs(sizes_of_store(second, True), shape, dtype)
+        own = footprint_of(sizes_of_store(second, True), shape, dtype)
         own = own if device is None else on_device(own, shape, dtype, device)
-        companion = own.alone(rows * (context + SCRATCH)) + (own.levels.total(level, rows) if own.levels else 0)
+        companion = own.alone(rows, context + SCRATCH, level)
     runtime, nodes = RUNTIME if device is None else RUNTIME_CUDA, tree_nodes(options.method)
     disk = options.throttle or (machine.link_bandwidth if machine.disk else 0.0)
     link = disk if device is None else device.link_bytes_per_second()
     memory = 0.0 if device is not None else machine.memory_bandwidth or 0.0  # of a device it is not measured
-    speeds = Speeds(link, memory, LEVELS if options.drafts else 0)
-    request = Request(budget, rows, context, SCRATCH, options.resident, TILE, runtime, companion, nodes, level, speeds)
+    speeds = LinkSpeeds(link, memory, LEVELS if options.holds_substitute else 0)
+    request = PlanRequest(
+        budget_bytes=budget,
+        rows=rows,
+        context=context,
+        scratch=SCRATCH,
+        resident=options.resident,
+        tile=TILE,
+        runtime_bytes=runtime,
+        second_model_bytes=companion,
+        tree_nodes=nodes,
+        widest_level=level,
+        speeds=speeds,
+    )
     plan = replace(make_plan(wants, request), method=options.method)
     if device is None:
         return plan
@@ -231,10 +241,10 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     store = prepare_source(source, options, report)
     machine = _measured(store, options)
     second = _second(options, store.path, report)
-    sizes, dtype = sizes_of_store(store, options.drafts), _dtype(store, options)
+    sizes, dtype = sizes_of_store(store, options.holds_substitute), _dtype(store, options)
     plan = _plan(sizes, dtype, config, options, machine, second, device)
     if device is None:
-        rehearse(store, config, dtype, options.drafts, report)
+        rehearse(store, config, dtype, options.holds_substitute, report)
         if (grown := resident_bytes() - before - EXPECTED_GROWTH - plan.items["tokenizer"]) > 0:
             plan = _plan(sizes, dtype, config, options, machine, second, device, grown)
     try:
@@ -251,15 +261,15 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
             report(plan.notes[-1], 0, 0)
         bound = _bind(store, config, plan, options, machine, report, device)
     if second is not None:
-        alone = replace(plan, residents=frozenset(), whole=frozenset(), ring=0)
+        alone = replace(plan, residents=frozenset(), whole=frozenset(), ring_bytes=0)
         bound.companion = _bind(
             second, config_of(second.path), alone, replace(options, dtype="auto", method="substitute"), machine, report, device
         )
-    return Loaded(store, plan, machine, tokenizer, bound, ends, replace(generation, notes=tuple(notes)))
+    return Loaded(store, machine, tokenizer, bound, ends, replace(generation, notes=tuple(notes)))
 
 
 def _again(
-    said: str, sizes: Sizes, dtype: torch.dtype, config: Any, options: Options, machine: Machine, second: Store | None,
+    said: str, sizes: WeightSizes, dtype: torch.dtype, config: Any, options: Options, machine: Machine, second: Store | None,
     device: Accelerator,
 ) -> tuple[Plan, Options]:  # fmt: skip
     """A plan for what is free now: somebody else took memory of the device after the first one was made."""
@@ -270,7 +280,7 @@ def _again(
     options = replace(options, memory=memory)
     plan = _plan(sizes, dtype, config, options, machine, second, device)
     note = f"{device.name} had less memory than planned ({said}): planned anew for {format_size(memory)}"
-    return replace(plan, notes=(*plan.notes, note)), options
+    return plan.noted(note), options
 
 
 def _bind(
@@ -279,7 +289,7 @@ def _bind(
     assert machine.disk is not None
     link = Link(machine.disk.block, machine.disk.threads, options.throttle)
     dtype = _dtype(store, options)
-    return Model(store, config, plan, link, dtype, options.drafts, machine.cores, report, device)
+    return Model(store, config, plan, link, dtype, options.holds_substitute, machine.cores, report, device)
 
 
 def _second(options: Options, first: Path, report: Report | None) -> Store | None:

@@ -95,7 +95,8 @@ class Options:
         return Recipe(self.recipe_quantizer, self.codec)
 
     @property
-    def drafts(self) -> bool:
+    def holds_substitute(self) -> bool:
+        """Are the substitutes held in fast memory to draft with?"""
         return self.method.partition(":")[0] == "substitute"
 
     def held_whole(self) -> Options:

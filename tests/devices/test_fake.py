@@ -12,7 +12,7 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
 from understudy.errors import UnderstudyError, UsageError
-from understudy.plan.memory import RUNTIME
+from understudy.plan.demand import RUNTIME
 from understudy.tiers.pinned import PinnedTier
 
 pytest.importorskip("triton")
@@ -77,7 +77,7 @@ def test_in_bfloat16_drafting_changes_no_token(models: dict[torch.dtype, Path], 
     model, prompts = models[torch.bfloat16], [PROMPT, [7, 8, 9]]
     with llm(model, method="none") as fake:
         plain = [completion.token_ids for completion in fake.generate(prompts, GREEDY)]
-        assert fake.plan.streamed > 50_000
+        assert fake.plan.streamed_bytes > 50_000
     for options in ({"codec": "raw", "host_memory": RUNTIME + 50_000}, {"codec": "delta"}):
         with llm(model, **options) as fake:
             done = fake.generate(prompts, GREEDY)
@@ -143,7 +143,7 @@ def test_memory_that_somebody_took_after_planning_is_planned_for_once(
     monkeypatch.setattr(fake_device, "open_fake", lambda: Shared(GIB))
     with llm(models[torch.float32], memory="2.5GiB", progress=lambda what, *_: said.append(what)) as fake:
         assert fake.generate([PROMPT], GREEDY)[0].token_ids == plain
-        assert fake.plan.budget == int(2 * GIB * 0.95) and "planned anew for 1.9 GiB" in fake.plan.notes[-1]
+        assert fake.plan.budget_bytes == int(2 * GIB * 0.95) and "planned anew for 1.9 GiB" in fake.plan.notes[-1]
         assert fake.plan.notes[-1] in said and "Tried to allocate 20.00 MiB" in said[-1] + fake.plan.notes[-1]
     monkeypatch.setattr(fake_device, "open_fake", lambda: Shared(int(2.9 * GIB)))
     with pytest.raises(UsageError, match=r"too small: the smallest that works here is \d+ MiB"):

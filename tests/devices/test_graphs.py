@@ -17,7 +17,7 @@ from understudy.devices.graphs import CaptureError, failure
 from understudy.drafters.device_search import TensorSearch
 from understudy.drafters.launch import DeviceTreeSearch
 from understudy.models.embedding import EmbeddingTable
-from understudy.plan.memory import SEARCH
+from understudy.plan.demand import SEARCH
 
 pytest.importorskip("triton")
 

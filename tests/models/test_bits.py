@@ -49,7 +49,7 @@ def test_a_prompt_read_at_once_has_the_bits_of_plain_decoding(model: Model, plai
     before = model.supply.bytes_used
     at_once = model.target(Nodes.of(TokenTree.chain(TEXT), 0, 0), torch.arange(len(TEXT)))
     assert torch.equal(at_once, plain)
-    assert model.supply.bytes_used - before == model.plan.streamed, "a prompt of five tiles takes one sweep of the weights"
+    assert model.supply.bytes_used - before == model.plan.streamed_bytes, "a prompt of five tiles takes one sweep of the weights"
 
 
 @st.composite

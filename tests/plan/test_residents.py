@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.plan.residents import LinearSize, Speeds, keep, spread
+from understudy.plan.residents import LinearSize, LinkSpeeds, keep, spread
 
 PART = 1 << 20
 LINEARS = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 12)), min_size=1, max_size=30)
@@ -28,14 +28,14 @@ def sizes(drawn: list[tuple[int, int]], share: float = 0.5) -> tuple[list[int], 
 )
 def test_what_is_kept_fits_and_is_counted(drawn: list[tuple[int, int]], room: int, resident: str, share: float) -> None:
     parts, linears = sizes(drawn, share)
-    kept = keep(parts, linears, room, resident, Speeds(1e9, 12e9, 8), 4 * PART)
+    kept = keep(parts, linears, room, resident, LinkSpeeds(1e9, 12e9, 8), 4 * PART)
     owners = [i for i, linear in enumerate(linears) for _ in range(linear.parts)]
     assert not any(owners[number] in kept.whole for number in kept.parts)
     assert all(linears[i].parts for i in kept.whole)
-    beyond = sum(linears[i].extra for i in kept.whole) + sum(parts[number] for number in kept.parts)
-    assert kept.taken == beyond <= room
+    beyond = sum(linears[i].extra_bytes for i in kept.whole) + sum(parts[number] for number in kept.parts)
+    assert kept.taken_bytes == beyond <= room
     gone = sum(parts[number] for number, owner in enumerate(owners) if owner in kept.whole or number in kept.parts)
-    assert kept.streamed == sum(parts) - gone
+    assert kept.streamed_bytes == sum(parts) - gone
     assert (resident in ("whole", "auto") or not kept.whole) and (resident in ("residual", "auto") or not kept.parts)
 
 
@@ -43,22 +43,22 @@ def test_whole_weights_win_where_memory_is_much_faster_than_the_link() -> None:
     """Room for R bytes spares the link R by residuals, 1.39 R by whole weights (raw); each level then reads R more."""
     parts, linears = sizes([(4, 1)] * 100, share=1.0)
     room = 60 * PART
-    slow = keep(parts, linears, room, "auto", Speeds(1e9, 12e9, 8), PART)
-    fast = keep(parts, linears, room, "auto", Speeds(1e9, 60e9, 8), PART)
+    slow = keep(parts, linears, room, "auto", LinkSpeeds(1e9, 12e9, 8), PART)
+    fast = keep(parts, linears, room, "auto", LinkSpeeds(1e9, 60e9, 8), PART)
     assert slow.parts and not slow.whole
-    assert fast.whole and fast.streamed < slow.streamed
+    assert fast.whole and fast.streamed_bytes < slow.streamed_bytes
     unread = keep(
-        parts, [replace(linear, substitute=0) for linear in linears], room, "auto", Speeds(1e9, 60e9, 0), PART
+        parts, [replace(linear, substitute_bytes=0) for linear in linears], room, "auto", LinkSpeeds(1e9, 60e9, 0), PART
     )
     assert unread.parts and not unread.whole, "a part that nobody drafts with may as well be a residual"
-    assert keep(parts, linears, room, "auto", Speeds(), PART).whole == frozenset()
+    assert keep(parts, linears, room, "auto", LinkSpeeds(), PART).whole == frozenset()
 
 
 def test_the_fastest_is_taken_when_everything_fits_only_whole() -> None:
     parts, linears = sizes([(4, 1)] * 50, share=1.0)
-    room = sum(linear.extra for linear in linears)
-    kept = keep(parts, linears, room, "auto", Speeds(1e8, 40e9, 8), PART)
-    assert kept.whole == frozenset(range(50)) and kept.streamed == 0
+    room = sum(linear.extra_bytes for linear in linears)
+    kept = keep(parts, linears, room, "auto", LinkSpeeds(1e8, 40e9, 8), PART)
+    assert kept.whole == frozenset(range(50)) and kept.streamed_bytes == 0
 
 
 @given(st.lists(st.integers(1, 8 * PART), min_size=3, max_size=60), st.integers(0, 100 * PART))
@@ -72,8 +72,8 @@ def test_residents_are_spread_over_the_pass(parts: list[int], room: int) -> None
 
 
 def test_a_round_is_drafting_then_what_the_ring_did_not_hold() -> None:
-    speeds = Speeds(link=100.0, memory=1000.0, levels=4)
-    assert speeds.round_seconds(streamed=500, ring=0, level=250, exact=800) == 1.0 + 5.0
-    assert speeds.round_seconds(streamed=500, ring=60, level=250, exact=800) == 1.0 + 4.4
-    assert speeds.round_seconds(streamed=500, ring=900, level=250, exact=800) == 1.0 + 4.0, "drafting lasts a second"
-    assert speeds.round_seconds(streamed=0, ring=0, level=250, exact=800) == 1.0 + 0.8
+    speeds = LinkSpeeds(link_bytes_per_second=100.0, memory_bytes_per_second=1000.0, draft_levels=4)
+    assert speeds.round_seconds(streamed=500, ring=0, draft_level=250, exact=800) == 1.0 + 5.0
+    assert speeds.round_seconds(streamed=500, ring=60, draft_level=250, exact=800) == 1.0 + 4.4
+    assert speeds.round_seconds(streamed=500, ring=900, draft_level=250, exact=800) == 1.0 + 4.0, "drafting lasts a second"
+    assert speeds.round_seconds(streamed=0, ring=0, draft_level=250, exact=800) == 1.0 + 0.8

@@ -19,7 +19,7 @@ from ..weights.entries import Stored, part_blocks
 from ..weights.layout import ModelLayout
 from . import structure
 from .embedding import EmbeddingRows
-from .needs import EMBEDDING_ROOM
+from .footprint import EMBEDDING_ROOM
 from .shape import ModelShape, cache_dtype
 from .streamed import CurrentPass, attention_name, pair, share
 from .target import TILE, Target

@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ from . import structure
 from .cost import PassCost
 from .draft import Draft
 from .embedding import EmbeddingRows, EmbeddingTable
+from .footprint import EMBEDDING_ROOM
 from .load import Link
-from .needs import EMBEDDING_ROOM
 from .shape import ModelShape, cache_dtype
 from .streamed import CurrentPass, attention_name, pair
 from .supply import Supply
@@ -63,7 +62,7 @@ class Model:
         self.weights.share(self.module, dtype)
         capacity = -(-(plan.context + SCRATCH) // 64) * 64
         self.cache = Cache(ModelShape.of(config).layers, plan.rows, capacity, cache_dtype(dtype), here)
-        self.ring = self.weights.ring(plan.ring)
+        self.ring = self.weights.ring(plan.ring_bytes)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]
         self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
@@ -96,8 +95,8 @@ class Model:
         return self.ring.stats.wait_seconds if self.ring is not None else 0.0
 
     def say(self, note: str) -> None:
-        """What a person should know, and could not before now: with the plan's notes, and on the terminal."""
-        self.plan = replace(self.plan, notes=(*self.plan.notes, note))
+        """Warn the user and add the note to the plan, which is the one that `LLM.plan` and all figures show."""
+        self.plan = self.plan.noted(note)
         warnings.warn(note, RuntimeWarning, stacklevel=2)
 
     def filling(self) -> bool:

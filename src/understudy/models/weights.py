@@ -55,7 +55,7 @@ class Weights:
         progress: Callable[[float, float], None] | None = None,
         device: Accelerator | None = None,
     ):
-        self.store, self.link, self.device, self.host_memory = store, link, device, plan.host_memory
+        self.store, self.link, self.device, self.host_memory = store, link, device, plan.host_bytes
         self.entries = [store.linears[spec.module] for spec in store.layout.linears]
         self.parts: list[PartRef] = []
         self.stored: list[Stored] = []

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ..errors import UsageError, first_line
-from .memory import RUNTIME
+from .demand import RUNTIME
 from .placement import Plan
 from .sizes import format_size, parse_size
 
@@ -40,16 +40,16 @@ def short_of(error: RuntimeError) -> str:
 
 def linked(plan: Plan, name: str, room: int, link: float, disk: float, note: str) -> Plan:
     """`plan` with what is streamed placed behind the device. `link`, `disk`: bytes/s from pinned host memory and from disk."""
-    held = min(room, plan.streamed)
-    late = plan.streamed - held
-    seconds = max(plan.streamed / link if link else 0.0, late / disk if disk else 0.0)
-    notes = [f"host memory holds {format_size(held)} of that"] if plan.streamed else []
+    held = min(room, plan.streamed_bytes)
+    late = plan.streamed_bytes - held
+    seconds = max(plan.streamed_bytes / link if link else 0.0, late / disk if disk else 0.0)
+    notes = [f"host memory holds {format_size(held)} of that"] if plan.streamed_bytes else []
     if late:
         notes.append(f"{format_size(late)} come from disk on every pass: a larger --host-memory would be faster")
-    return replace(
+    placed = replace(
         plan,
         device=name,
-        host_memory=room,
-        link_bytes_per_second=plan.streamed / seconds if seconds else link,
-        notes=(*plan.notes, *notes, *filter(None, [note])),
+        host_bytes=room,
+        link_bytes_per_second=plan.streamed_bytes / seconds if seconds else link,
     )
+    return placed.noted(*notes, note)

@@ -3,180 +3,141 @@ with the smallest budget that would do."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..errors import UsageError
 from ..tiers.ring import smallest_ring
+from .demand import MIB, Footprint, PlanRequest
 from .placement import Passes, Plan
-from .residents import UNKNOWN, Kept, LinearSize, Speeds, keep
+from .residents import Kept, keep
 from .sizes import format_size
-from .widths import GRAPHS, SCORED
 
-MIB = 1 << 20
-RUNTIME = 490 * MIB  # interpreter, torch, transformers, compiled kernels and allocator slack; measured, see docs/log.md
-RUNTIME_CUDA = 700 * MIB  # the driver's context and libraries on the device
-TREE_TILES = 4  # more tiles of drafted nodes than this hardly ever pay
-FEW_TILES = 4  # of a prompt in one sweep, if there is any room: on a processor their arithmetic takes as long as it
-PASS_TILES = 64  # of a prompt in one sweep: the arithmetic for so many takes longer than the weights take to come
-SEARCH = 900 << 10  # bytes of the search's state on a device for each row: nodes, their children, where each one's path lies
-GRAPH = 8 * MIB  # what torch and the driver keep for one recorded level: a guess that no GPU has confirmed
-MARGIN = 0.02  # of the budget, for what no one can count
-
-
-@dataclass(frozen=True)
-class LevelSize:
-    """Bytes that draft levels on a device take: for each node of the widest one (weights aside), for making the noise of a node,
-    as far as that is done at once, for each row's search, and for what recorded levels keep beside that."""
-
-    node: int
-    noise: int
-    row: int = SEARCH
-    recorded: int = GRAPHS * GRAPH
-
-    def total(self, width: int, rows: int) -> int:
-        """Of levels `width` wide at most; one row more than there are is kept."""
-        return self.node * width + self.noise * min(width, SCORED) + self.row * (rows + 1) + self.recorded
+# More tiles of drafted nodes than this hardly ever pay.
+TREE_TILES = 4
+# Tiles of a prompt in one sweep, if there is any room: on a processor their arithmetic takes as long as the sweep.
+FEW_TILES = 4
+# Tiles of a prompt in one sweep: the arithmetic for so many takes longer than the weights take to come.
+PASS_TILES = 64
+# Of the budget, for what no one can count.
+MARGIN = 0.02
+# Parts that the ring must hold beside the one that arrives.
+HELD_PARTS = 1
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a model takes, in bytes. `substitute`: as far as it is held, to draft or to decode with; `parts`: the residuals in the
-    order of a pass, of which three must fit in the ring; `decoding`: what making a part whole takes; `scores_per_token`: of
-    attention, for each token of context; `tokenizer`: its tables; `grown`: what this process holds beyond a fresh one."""
-
-    parts: tuple[int, ...]
-    substitute: int
-    shared: int
-    kv_per_token: int
-    layers: int
-    tile_activations: int
-    logits_tile: int
-    choosing: int
-    embedding_cache: int
-    decoding: int = 0
-    scores_per_token: int = 0
-    tokenizer: int = 0
-    grown: int = 0
-    linears: tuple[LinearSize, ...] = ()
-    levels: LevelSize | None = None  # of a model that drafts on a device
-
-    def alone(self, columns: int) -> int:
-        """Of a second model that only drafts, held whole, with a cache of `columns` in all."""
-        weights = self.substitute + self.shared + self.embedding_cache
-        return weights + self.kv_per_token * columns + 2 * self.tile_activations + self.logits_tile
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for: budget in bytes, rows that run together, tokens per row, scratch slots for trees, residents;
-    `companion`: what a second, drafting model takes; `tree`: nodes that each row's tree will have (0: as many as pay); `level`:
-    nodes of the widest draft level on a device (0: none)."""
-
-    budget: int
-    rows: int
-    context: int
-    scratch: int
-    resident: str = "auto"
-    tile: int = 32
-    runtime: int = RUNTIME
-    companion: int = 0
-    tree: int = 0
-    level: int = 0
-    speeds: Speeds = UNKNOWN
-
-
-def smallest_passes(request: Request) -> Passes:
+def smallest_passes(request: PlanRequest) -> Passes:
     """Trees of the size that was forced or of one tile, and as much of prompts beside them."""
-    trees = -(-request.rows * max(request.tree, 1) // request.tile)
+    trees = -(-request.rows * max(request.tree_nodes, 1) // request.tile)
     return Passes(trees, trees - (-request.rows // request.tile))
 
 
-def widened(passes: Passes, room: int, needs: Needs, request: Request) -> Passes:
-    """With what `room` bytes pay for: a few tiles of a prompt, which hide a sweep on a processor; then trees that may grow;
-    then longer pieces of prompts from half of what is left."""
-    trees, prompt = passes.trees, passes.tiles - passes.trees
+def widened(passes: Passes, room: int, footprint: Footprint, request: PlanRequest) -> Passes:
+    """Spend `room` bytes on extra tiles, in this order: FEW_TILES for prompts, TREE_TILES for trees, half of the rest for prompts.
+
+    The first hide a sweep on a processor, the second let trees grow, the last make longer pieces of prompts."""
+    trees = passes.trees
+    prompt = passes.tiles - passes.trees
     longest = max(min(-(-request.context // request.tile), PASS_TILES), prompt)
-    tile, tree_tile = max(needs.tile_activations, 1), max(needs.tile_activations + needs.logits_tile, 1)
-    few = min(max(FEW_TILES - prompt, 0), longest - prompt, room // tile)
-    room -= few * tile
-    more = 0 if request.tree else min(max(TREE_TILES - trees, 0), room // tree_tile)
-    room -= more * tree_tile
-    rest = min(longest - prompt - few, room // 2 // tile)
+    tile_bytes = max(footprint.tile_bytes, 1)
+    tree_bytes = max(footprint.tile_bytes + footprint.tile_logits_bytes, 1)
+    few = min(max(FEW_TILES - prompt, 0), longest - prompt, room // tile_bytes)
+    room -= few * tile_bytes
+    more = 0 if request.tree_nodes else min(max(TREE_TILES - trees, 0), room // tree_bytes)
+    room -= more * tree_bytes
+    rest = min(longest - prompt - few, room // 2 // tile_bytes)
     return Passes(trees + more, trees + more + prompt + few + rest)
 
 
-def make_plan(needs: Needs, request: Request) -> Plan:
+def make_plan(footprint: Footprint, request: PlanRequest) -> Plan:
     """Place every byte. Raises UsageError naming the smallest budget, or the largest context, that would work."""
     passes = smallest_passes(request)
-    fixed = _fixed(needs, request, request.context, passes)
-    usable = int(request.budget * (1 - MARGIN))
-    least_ring = smallest_ring(needs.parts, held=1) if needs.parts else 0
-    least = int((sum(fixed.values()) + least_ring) / (1 - MARGIN)) + 1
-    if least > request.budget:
-        raise UsageError(_too_small(needs, request, least, least_ring))
-    passes = widened(passes, usable - sum(fixed.values()) - least_ring, needs, request)
-    fixed = _fixed(needs, request, request.context, passes)
-    spare = usable - sum(fixed.values())
-    total = sum(needs.parts)
-    ring = max(
-        least_ring, min(spare, _round_trip(total)) if request.resident == "none" else min(spare // 4, 256 * MIB)
-    )
+    fixed = _fixed(footprint, request, request.context, passes)
+    usable = int(request.budget_bytes * (1 - MARGIN))
+    ring_bytes = smallest_ring(footprint.part_bytes, HELD_PARTS) if footprint.part_bytes else 0
+    least = int((sum(fixed.values()) + ring_bytes) / (1 - MARGIN)) + 1
+    if least > request.budget_bytes:
+        raise UsageError(_too_small(footprint, request, least, ring_bytes))
+    passes = widened(passes, usable - sum(fixed.values()) - ring_bytes, footprint, request)
+    fixed = _fixed(footprint, request, request.context, passes)
+    kept, ring_bytes = _kept(footprint, request, usable - sum(fixed.values()), ring_bytes)
+    return _placed(footprint, request, passes, fixed, kept, ring_bytes)
+
+
+def _kept(footprint: Footprint, request: PlanRequest, spare: int, least: int) -> tuple[Kept, int]:
+    """What stays in `spare` bytes, and the ring's bytes, at least `least`; 0 where everything stays."""
+    if request.resident == "none":
+        ring_bytes = max(least, min(spare, _round_trip(sum(footprint.part_bytes))))
+    else:
+        ring_bytes = max(least, min(spare // 4, 256 * MIB))
 
     def kept_in(room: int) -> Kept:
-        return keep(needs.parts, needs.linears, room, request.resident, request.speeds, ring)
+        return keep(footprint.part_bytes, footprint.linears, room, request.resident, request.speeds, ring_bytes)
 
     kept = kept_in(spare)
-    if kept.streamed:
-        kept = kept_in(spare - ring)
-    parts, whole = (sum(needs.parts[i] for i in kept.parts), sum(needs.linears[i].exact for i in kept.whole))
-    substitute = fixed["substitute"] - sum(needs.linears[i].substitute for i in kept.whole)
-    ring = ring if kept.streamed else 0
+    if not kept.streamed_bytes:
+        return kept, 0
+    kept = kept_in(spare - ring_bytes)
+    return kept, ring_bytes if kept.streamed_bytes else 0
+
+
+def _placed(
+    footprint: Footprint, request: PlanRequest, passes: Passes, fixed: dict[str, int], kept: Kept, ring_bytes: int
+) -> Plan:
+    resident_bytes = sum(footprint.part_bytes[number] for number in kept.parts)
+    whole_bytes = sum(footprint.linears[index].exact_bytes for index in kept.whole)
+    substitute_bytes = fixed["substitute"] - sum(footprint.linears[index].substitute_bytes for index in kept.whole)
     plan = Plan(
-        request.budget,
-        {**fixed, "substitute": substitute, "resident weights": parts, "whole weights": whole, "ring": ring},
-        kept.parts,
-        ring,
-        kept.streamed,
-        total,
-        request.context,
-        request.rows,
-        passes,
-        request.tile,
+        budget_bytes=request.budget_bytes,
+        items={
+            **fixed,
+            "substitute": substitute_bytes,
+            "resident weights": resident_bytes,
+            "whole weights": whole_bytes,
+            "ring": ring_bytes,
+        },
+        residents=kept.parts,
         whole=kept.whole,
-        level=substitute + whole,
-        exact=sum(linear.exact for linear in needs.linears),
+        ring_bytes=ring_bytes,
+        streamed_bytes=kept.streamed_bytes,
+        residual_bytes=sum(footprint.part_bytes),
+        context=request.context,
+        rows=request.rows,
+        passes=passes,
+        tile=request.tile,
+        draft_level_bytes=substitute_bytes + whole_bytes,
+        exact_bytes=footprint.exact_bytes,
         speeds=request.speeds,
-        link_bytes_per_second=request.speeds.link,
+        link_bytes_per_second=request.speeds.link_bytes_per_second,
     )
     return replace(plan, notes=_notes(plan))
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:
-    most = (plan.passes.tiles - plan.passes.trees) * plan.tile
-    if not plan.streamed or most >= plan.context:
+    tokens = (plan.passes.tiles - plan.passes.trees) * plan.tile
+    if not plan.streamed_bytes or tokens >= plan.context:
         return ()
     return (
-        f"prompts are read {most} tokens at a time; each piece is a sweep of the weights (more --memory: longer pieces)",
+        f"prompts are read {tokens} tokens at a time; each piece is a sweep of the weights (more --memory: longer pieces)",
     )
 
 
-def _fixed(needs: Needs, request: Request, context: int, passes: Passes) -> dict[str, int]:
+def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Passes) -> dict[str, int]:
+    """The bytes of everything that does not depend on which weights stay, by the name that people see."""
     columns = -(-(context + request.scratch) // 64) * 64
-    heads = min(
-        passes.tiles, passes.trees + request.rows
-    )  # of each prompt in a pass, only the tile it ends in has logits
+    # Of each prompt in a pass, only the tile it ends in has logits.
+    heads = min(passes.tiles, passes.trees + request.rows)
+    levels = footprint.levels if request.widest_level else None
     return {
-        "runtime": request.runtime + needs.grown,
-        "tokenizer": needs.tokenizer,
-        "substitute": needs.substitute,
-        "shared tensors": needs.shared,
-        "draft model": request.companion,
-        "KV cache": needs.kv_per_token * columns * request.rows,
-        "activations": needs.tile_activations * passes.tiles + needs.scores_per_token * columns,
-        "logits": needs.logits_tile * heads + needs.choosing,
-        "decoding": needs.decoding,
-        "embedding" if needs.levels else "embedding rows": needs.embedding_cache,
-        "draft levels": needs.levels.total(request.level, request.rows) if needs.levels and request.level else 0,
+        "runtime": request.runtime_bytes + footprint.grown_bytes,
+        "tokenizer": footprint.tokenizer_bytes,
+        "substitute": footprint.substitute_bytes,
+        "shared tensors": footprint.shared_bytes,
+        "draft model": request.second_model_bytes,
+        "KV cache": footprint.kv_bytes_per_token * columns * request.rows,
+        "activations": footprint.tile_bytes * passes.tiles + footprint.score_bytes_per_token * columns,
+        "logits": footprint.tile_logits_bytes * heads + footprint.choosing_bytes,
+        "decoding": footprint.decoding_bytes,
+        "embedding" if footprint.levels else "embedding rows": footprint.embedding_bytes,
+        "draft levels": levels.total(request.widest_level, request.rows) if levels else 0,
     }
 
 
@@ -185,13 +146,19 @@ def _round_trip(total: int) -> int:
     return total // 2 + 16 * MIB
 
 
-def _too_small(needs: Needs, request: Request, least: int, ring: int) -> str:
-    smallest = -(-least // MIB)  # rounded up, so that what is named does work
-    text = f"--memory {format_size(request.budget)} is too small: the smallest that works here is {smallest} MiB"
-    if needs.grown and least - int(needs.grown / (1 - MARGIN)) <= request.budget:
-        more = f"{format_size(needs.grown)} more than a fresh one: start again"
+def _too_small(footprint: Footprint, request: PlanRequest, least: int, ring_bytes: int) -> str:
+    """The error of a budget below `least` bytes: what would work."""
+    # Rounded up, so that what is named does work.
+    smallest = -(-least // MIB)
+    budget = request.budget_bytes
+    text = f"--memory {format_size(budget)} is too small: the smallest that works here is {smallest} MiB"
+    grown = footprint.grown_bytes
+    if grown and least - int(grown / (1 - MARGIN)) <= budget:
+        more = f"{format_size(grown)} more than a fresh one: start again"
         text = f"{text} (this process, which prepared the model or compiled kernels, holds {more})"
-    without, with_ = (sum(_fixed(needs, request, tokens, smallest_passes(request)).values()) for tokens in (0, 4096))
-    room = request.budget * (1 - MARGIN) - without - ring
-    context = int(room / ((with_ - without) / 4096)) // 64 * 64
+    without, with_4096 = (
+        sum(_fixed(footprint, request, tokens, smallest_passes(request)).values()) for tokens in (0, 4096)
+    )
+    room = budget * (1 - MARGIN) - without - ring_bytes
+    context = int(room / ((with_4096 - without) / 4096)) // 64 * 64
     return f"{text}, or use --context {context}." if context >= 128 else f"{text}."

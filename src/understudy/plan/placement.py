@@ -5,64 +5,107 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .residents import LEVELS, UNKNOWN, Speeds
+from .residents import LEVELS, UNKNOWN, LinkSpeeds
 from .sizes import format_size
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How many tiles a pass may have: `trees` of drafted nodes, `tiles` in all. A longer prompt takes several passes."""
+    """How many tiles a pass may have. A longer prompt takes several passes."""
 
+    # Of drafted nodes.
     trees: int
+    # In all.
     tiles: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The placement. `items` adds up to at most `budget`; `residents` are part numbers, and `whole` numbers of Linears, that are
-    kept in fast memory for good. A draft level reads `level` bytes of weights, a pass `exact`."""
+    """Where every byte goes. `items` adds up to at most `budget_bytes`."""
 
-    budget: int
+    # Fast memory that may be used.
+    budget_bytes: int
+    # Bytes by the name that people see.
     items: dict[str, int]
+    # Numbers of the residual parts that stay in fast memory.
     residents: frozenset[int]
-    ring: int
-    streamed: int
-    total: int
+    # Numbers of the Linears whose exact weights stay in fast memory in place of their substitutes.
+    whole: frozenset[int]
+    # The ring's memory; 0 where nothing streams.
+    ring_bytes: int
+    # What a pass streams, of all `residual_bytes`.
+    streamed_bytes: int
+    residual_bytes: int
+    # Tokens of a prompt and its continuation together.
     context: int
+    # Sequences that run together: rows of the KV cache.
     rows: int
     passes: Passes
-    tile: int = 32
-    device: str = "cpu"
-    method: str = "substitute"
+    # Nodes of one tile.
+    tile: int
+    # Weights that one draft level reads, and that one pass reads.
+    draft_level_bytes: int
+    exact_bytes: int
+    speeds: LinkSpeeds = UNKNOWN
+    # From where the weights stream; 0: not known.
     link_bytes_per_second: float = 0.0
-    whole: frozenset[int] = frozenset()
-    level: int = 0
-    exact: int = 0
-    speeds: Speeds = UNKNOWN
-    host_memory: int = 0  # behind an accelerator: bytes of exact weights that the host may hold
+    # Where the model computes.
+    device: str = "cpu"
+    # Exact weights that the host may hold behind an accelerator.
+    host_bytes: int = 0
+    # The drafter and its options.
+    method: str = "substitute"
+    # What a person should know, a line each.
     notes: tuple[str, ...] = ()
+
+    def noted(self, *notes: str) -> Plan:
+        """The same plan with more notes; empty ones are left out."""
+        return replace(self, notes=(*self.notes, *filter(None, notes)))
 
     @property
     def used(self) -> int:
+        """Bytes of fast memory in all."""
         return sum(self.items.values())
 
     @property
     def plain_tokens_per_second(self) -> float | None:
         """The limit of plain offloading: link bandwidth over bytes streamed per pass. None when nothing is streamed."""
-        return self.link_bytes_per_second / self.streamed if self.streamed and self.link_bytes_per_second else None
+        known = self.streamed_bytes and self.link_bytes_per_second
+        return self.link_bytes_per_second / self.streamed_bytes if known else None
 
     def predicted(self, tokens: float, levels: float) -> float | None:
-        """Tokens per second when rounds of so many draft levels give so many tokens; None where no speed is known."""
-        if not self.speeds.link or not self.speeds.memory:
+        """Tokens per second when rounds of `levels` draft levels give `tokens` tokens; None where no speed is known."""
+        if not self.speeds.link_bytes_per_second or not self.speeds.memory_bytes_per_second:
             return None
-        speeds = replace(self.speeds, levels=levels if self.speeds.levels else 0)
-        return tokens / max(speeds.round_seconds(self.streamed, self.ring, self.level, self.exact), 1e-9)
+        speeds = replace(self.speeds, draft_levels=levels if self.speeds.draft_levels else 0)
+        seconds = speeds.round_seconds(self.streamed_bytes, self.ring_bytes, self.draft_level_bytes, self.exact_bytes)
+        return tokens / max(seconds, 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
-        result = asdict(self)
-        result["residents"], result["whole"] = len(self.residents), len(self.whole)
+        """The plan as JSON, under the keys that it has had from the start."""
         return {
-            **result,
+            "budget": self.budget_bytes,
+            "items": dict(self.items),
+            "residents": len(self.residents),
+            "ring": self.ring_bytes,
+            "streamed": self.streamed_bytes,
+            "total": self.residual_bytes,
+            "context": self.context,
+            "rows": self.rows,
+            "passes": asdict(self.passes),
+            "tile": self.tile,
+            "device": self.device,
+            "method": self.method,
+            "link_bytes_per_second": self.link_bytes_per_second,
+            "whole": len(self.whole),
+            "level": self.draft_level_bytes,
+            "exact": self.exact_bytes,
+            "speeds": {
+                "link": self.speeds.link_bytes_per_second,
+                "memory": self.speeds.memory_bytes_per_second,
+                "levels": self.speeds.draft_levels,
+            },
+            "host_memory": self.host_bytes,
             "notes": list(self.notes),
             "used": self.used,
             "limit_plain_tokens_per_second": self.plain_tokens_per_second,
@@ -73,21 +116,27 @@ class Plan:
         width = max(map(len, self.items))
         lines = [f"{name:<{width}}  {format_size(size):>10}" for name, size in self.items.items() if size]
         lines.append(
-            f"{'in all':<{width}}  {format_size(self.used):>10}  of {format_size(self.budget)} ({self.device})"
+            f"{'in all':<{width}}  {format_size(self.used):>10}  of {format_size(self.budget_bytes)} ({self.device})"
         )
-        if self.residents or self.whole:
-            kept = [f"{len(self.residents)} residual parts beside the substitute"] * bool(self.residents)
-            kept += [f"{len(self.whole)} Linears whole, for draft and target"] * bool(self.whole)
-            lines.append(f"kept in fast memory: {', '.join(kept)}")
-        share = self.streamed / self.total if self.total else 0.0
-        lines.append(
-            f"streamed per pass: {format_size(self.streamed)} of {format_size(self.total)} exact weights ({share:.0%})"
-        )
+        return [*lines, *self._kept_lines(), *self._speed_lines(), *self.notes]
+
+    def _kept_lines(self) -> list[str]:
+        kept = []
+        if self.residents:
+            kept.append(f"{len(self.residents)} residual parts beside the substitute")
+        if self.whole:
+            kept.append(f"{len(self.whole)} Linears whole, for draft and target")
+        return [f"kept in fast memory: {', '.join(kept)}"] if kept else []
+
+    def _speed_lines(self) -> list[str]:
+        share = self.streamed_bytes / self.residual_bytes if self.residual_bytes else 0.0
+        streamed, whole = format_size(self.streamed_bytes), format_size(self.residual_bytes)
+        lines = [f"streamed per pass: {streamed} of {whole} exact weights ({share:.0%})"]
         if (plain := self.plain_tokens_per_second) is not None:
             speed = f"link {self.link_bytes_per_second / 1e9:.2f} GB/s: plain offloading at most {plain:.2f} tok/s"
             lines.append(f"{speed}; drafting multiplies that by the tokens accepted per pass")
-        if self.speeds.levels and (predicted := self.predicted(LEVELS, LEVELS)) is not None:
+        if self.speeds.draft_levels and (predicted := self.predicted(LEVELS, LEVELS)) is not None:
             lines.append(
                 f"with {LEVELS} tokens per pass from drafts of {LEVELS} levels: about {predicted:.1f} tok/s at most"
             )
-        return [*lines, *self.notes]
+        return lines

@@ -13,95 +13,119 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEVELS = 8  # of a draft, before any was seen: about what `pace` begins with
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the room for residents, given to whole Linears; the better is taken
+# Levels of a draft before any was seen: about what drafters begin with.
+LEVELS = 8
+# Of the room for residents, given to whole Linears; the fastest is taken.
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
 class LinearSize:
-    """One Linear in bytes: its substitute, as far as it is held, its exact weight, and how many residual parts it has."""
+    """One Linear in memory."""
 
-    substitute: int
-    exact: int
+    # Its substitute; 0 where that is not held.
+    substitute_bytes: int
+    # Its exact weight.
+    exact_bytes: int
+    # How many residual parts it has.
     parts: int
 
     @property
-    def extra(self) -> int:
-        """Fast memory that keeping it whole takes more."""
-        return self.exact - self.substitute
+    def extra_bytes(self) -> int:
+        """What keeping it whole takes more than its substitute."""
+        return self.exact_bytes - self.substitute_bytes
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Numbers of residual parts and of whole Linears that stay; what they take beyond the substitutes, and what still streams."""
+    """Which exact weights stay in fast memory."""
 
+    # Numbers of residual parts.
     parts: frozenset[int]
+    # Numbers of whole Linears.
     whole: frozenset[int]
-    taken: int
-    streamed: int
+    # What both take beyond the substitutes.
+    taken_bytes: int
+    # What a pass still streams.
+    streamed_bytes: int
 
 
 @dataclass(frozen=True)
-class Speeds:
-    """Bytes per second of the link and of fast memory (0: not known), and levels of a usual draft (0: nothing reads the substitute
-    to draft)."""
+class LinkSpeeds:
+    """What decides how long a round takes."""
 
-    link: float = 0.0
-    memory: float = 0.0
-    levels: float = 0
+    # Bytes per second from where the weights stream; 0: not known.
+    link_bytes_per_second: float = 0.0
+    # Bytes per second of fast memory; 0: not known.
+    memory_bytes_per_second: float = 0.0
+    # Levels of a usual draft; 0: nothing reads the substitute to draft.
+    draft_levels: float = 0
 
-    def round_seconds(self, streamed: int, ring: int, level: int, exact: int) -> float:
-        """Of drafting and one pass, when a level reads `level` bytes, and the pass `exact` of which `streamed` come by the link.
+    def round_seconds(self, streamed: int, ring: int, draft_level: int, exact: int) -> float:
+        """Seconds of one draft and one pass; all arguments are bytes. Both speeds must be known.
 
-        The link fills the ring while drafting; then it brings the rest, beside the arithmetic, which reads the exact weights
-        once at least. What arithmetic takes beyond reading is left out: it is the same in any placement."""
-        drafting = self.levels * level / self.memory
-        early = min(ring, streamed, drafting * self.link)
-        return drafting + max((streamed - early) / self.link, exact / self.memory)
+        A draft level reads `draft_level`; the pass reads `exact`, of which `streamed` cross the link. The link fills the
+        `ring` while drafting; then it brings the rest, beside the arithmetic, which reads the exact weights once at least.
+        What arithmetic takes beyond reading is left out: it is the same in any placement."""
+        drafting = self.draft_levels * draft_level / self.memory_bytes_per_second
+        early = min(ring, streamed, drafting * self.link_bytes_per_second)
+        late = (streamed - early) / self.link_bytes_per_second
+        return drafting + max(late, exact / self.memory_bytes_per_second)
 
 
-UNKNOWN = Speeds()
+UNKNOWN = LinkSpeeds()
 
 
 def keep(
-    parts: Sequence[int], linears: Sequence[LinearSize], room: int, resident: str, speeds: Speeds, ring: int
+    parts: Sequence[int], linears: Sequence[LinearSize], room: int, resident: str, speeds: LinkSpeeds, ring: int
 ) -> Kept:
-    """What stays in `room` bytes. `resident`: none, residual, whole, or auto, which takes the fastest of some mixtures."""
+    """What stays in `room` bytes, where the parts have the bytes `parts` and the ring has `ring`.
+
+    `resident`: none, residual, whole, or auto, which takes the fastest of SHARES."""
     if resident == "none":
         return _mixture(parts, linears, 0, 0)
     if resident == "whole":
         return _mixture(parts, linears, room, 0)
-    every = [_mixture(parts, linears, int(room * share), room) for share in SHARES]
-    if resident == "residual" or not (speeds.link and speeds.memory):
-        return every[0]
-    exact, substitute = sum(linear.exact for linear in linears), sum(linear.substitute for linear in linears)
+    mixtures = [_mixture(parts, linears, int(room * share), room) for share in SHARES]
+    if resident == "residual" or not (speeds.link_bytes_per_second and speeds.memory_bytes_per_second):
+        return mixtures[0]
+    exact = sum(linear.exact_bytes for linear in linears)
+    substitute = sum(linear.substitute_bytes for linear in linears)
 
     def seconds(kept: Kept) -> float:
-        level = substitute + sum(linears[i].extra for i in kept.whole)
-        return speeds.round_seconds(kept.streamed, ring if kept.streamed else 0, level, exact)
+        draft_level = substitute + sum(linears[i].extra_bytes for i in kept.whole)
+        streamed = kept.streamed_bytes
+        return speeds.round_seconds(streamed, ring if streamed else 0, draft_level, exact)
 
-    return min(every, key=seconds)
+    return min(mixtures, key=seconds)
 
 
 def _mixture(parts: Sequence[int], linears: Sequence[LinearSize], for_whole: int, room: int) -> Kept:
     """Whole Linears in `for_whole` bytes, then residual parts of the others in what is left of `room`."""
     able = [i for i, linear in enumerate(linears) if linear.parts]
-    whole = (
-        frozenset(able[i] for i in spread([linears[i].extra for i in able], for_whole)) if for_whole else frozenset()
-    )
-    taken = sum(linears[i].extra for i in whole)
+    chosen = spread([linears[i].extra_bytes for i in able], for_whole) if for_whole else frozenset()
+    whole = frozenset(able[i] for i in chosen)
+    taken = sum(linears[i].extra_bytes for i in whole)
     owners = [i for i, linear in enumerate(linears) for _ in range(linear.parts)]
     rest = [number for number, owner in enumerate(owners) if owner not in whole]
     kept = frozenset(rest[i] for i in spread([parts[number] for number in rest], max(room - taken, 0)))
     nbytes = sum(parts[number] for number in kept)
-    return Kept(kept, whole, taken + nbytes, sum(parts[number] for number in rest) - nbytes)
+    return Kept(
+        parts=kept,
+        whole=whole,
+        taken_bytes=taken + nbytes,
+        streamed_bytes=sum(parts[number] for number in rest) - nbytes,
+    )
 
 
 def spread(sizes: Sequence[int], room: int) -> frozenset[int]:
-    """Numbers of those to keep, evenly over the pass, in at most `room` bytes; all of them if they fit."""
-    total, kept, seen, chosen = sum(sizes), 0, 0, []
+    """Numbers of the sizes to keep, evenly over the pass, in at most `room` bytes; all of them if they fit."""
+    total = sum(sizes)
     if total <= room:
         return frozenset(range(len(sizes)))
+    kept = 0
+    seen = 0
+    chosen = []
     for number, size in enumerate(sizes):
         seen += size
         if kept + size <= room * seen / total and kept + size <= room:

@@ -1,0 +1,162 @@
+"""What a model takes in memory: read off a Store's index, or foretold for a checkpoint that is not prepared yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..codecs import codec
+from ..devices.accelerator import Accelerator
+from ..kernels.pack import BLOCK, blocks_of
+from ..plan.demand import MIB, Footprint, LevelSize
+from ..plan.residents import LinearSize
+from ..quantizers import fitting
+from ..quantizers.mixed import foretold as foretold_quantizers
+from ..sampling import BYTES_A_TOKEN, choosing_bytes
+from ..tiers.memory import ALIGNMENT
+from ..weights.checkpoint import TensorInfo
+from ..weights.entries import LinearEntry, part_blocks
+from ..weights.layout import LinearSpec, ModelLayout
+from ..weights.recipe import Recipe
+from ..weights.store import Store
+from .load import whole_bytes
+from .shape import ModelShape, cache_dtype
+from .target import TILE
+from .weights import held, largest
+
+# Bytes for rows of the embedding table that are kept on the processor.
+EMBEDDING_ROOM = 8 * MIB
+# Blocks of sums at most that a product is made of on a device; `kernels.gpu.draft_product`.
+SPLITS = 528
+# Bytes for each entry of a vocabulary: its text, twice, and the merge that makes it; measured, see docs/log.md.
+TOKENIZER = 320
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """The bytes of a model's weights in memory."""
+
+    # Each residual part, in the order of a pass.
+    part_bytes: tuple[int, ...]
+    # Norms and biases.
+    shared_bytes: int
+    # The largest part that must be decoded into a buffer.
+    decoding_bytes: int
+    # The most outputs that a Linear of a decoder block has.
+    widest_outputs: int
+    # Each Linear, in the order of a pass.
+    linears: tuple[LinearSize, ...]
+
+    @property
+    def substitute_bytes(self) -> int:
+        """All substitutes that are held."""
+        return sum(linear.substitute_bytes for linear in self.linears)
+
+
+def sizes_of_store(store: Store, holds_substitute: bool) -> WeightSizes:
+    """The sizes of a Store's weights, read off its index. `holds_substitute`: the substitutes are held to draft with."""
+    entries = list(store.linears.values())
+    return WeightSizes(
+        part_bytes=tuple(part.stored.span for part in store.parts()),
+        shared_bytes=sum(stored.nbytes for stored in store.shared.values()),
+        decoding_bytes=largest(entries),
+        widest_outputs=max(entry.shape[0] for entry in entries[:-1]),
+        linears=tuple(_linear(entry, holds_substitute) for entry in entries),
+    )
+
+
+def _linear(entry: LinearEntry, holds_substitute: bool) -> LinearSize:
+    held_here = held(entry, holds_substitute)
+    return LinearSize(
+        substitute_bytes=sum(stored.nbytes for stored in entry.substitute.values()) if held_here else 0,
+        exact_bytes=whole_bytes(entry.shape[1], blocks_of(entry.shape[0]), entry.dtype),
+        parts=len(entry.parts),
+    )
+
+
+def sizes_of_checkpoint(
+    tensors: Mapping[str, TensorInfo], layout: ModelLayout, recipe: Recipe, holds_substitute: bool
+) -> WeightSizes:
+    """The sizes that a Store of these tensors would have. Parts and a mix of bits are those of usual weights."""
+    foretold = [
+        _foretold(spec, tensors[spec.weight].dtype, wanted, recipe.codec, holds_substitute)
+        for spec, wanted in zip(
+            layout.linears, foretold_quantizers(recipe.quantizer, [spec.shape for spec in layout.linears]), strict=True
+        )
+    ]
+    return WeightSizes(
+        part_bytes=tuple(nbytes for linear in foretold for nbytes in linear.part_bytes),
+        shared_bytes=sum(tensors[name].nbytes for name in layout.shared),
+        decoding_bytes=max(linear.decoding_bytes for linear in foretold),
+        widest_outputs=max(spec.shape[0] for spec in layout.linears[:-1]),
+        linears=tuple(linear.size for linear in foretold),
+    )
+
+
+@dataclass(frozen=True)
+class ForetoldLinear:
+    """What one weight will take once it is prepared."""
+
+    size: LinearSize
+    # Each of its residual parts.
+    part_bytes: tuple[int, ...]
+    # The buffer that its largest part is decoded into; 0: it is used as it lies.
+    decoding_bytes: int
+
+
+def _foretold(spec: LinearSpec, dtype: torch.dtype, wanted: str, coding: str, holds_substitute: bool) -> ForetoldLinear:
+    rows, columns = spec.shape
+    quantizer = fitting(wanted, rows, columns)
+    chosen = codec(coding if codec(coding).applies(dtype, quantizer.name) else "raw")
+    exact_bytes = whole_bytes(columns, blocks_of(rows), dtype)
+    if quantizer.name == "exact":
+        return ForetoldLinear(LinearSize(quantizer.size(rows, columns, dtype), exact_bytes, 0), (), 0)
+    held_here = holds_substitute or chosen.needs_substitute
+    whole = [whole_bytes(columns, blocks, dtype) for _, blocks in part_blocks(spec.shape, dtype)]
+    bits = chosen.bits(dtype, quantizer.name)
+    # A linked part may begin anywhere on a page: at most a page is read before it.
+    lead = ALIGNMENT if chosen.linked else 0
+    return ForetoldLinear(
+        size=LinearSize(quantizer.size(rows, columns, dtype) if held_here else 0, exact_bytes, len(whole)),
+        part_bytes=tuple(int(nbytes / dtype.itemsize * bits / 8) + lead for nbytes in whole),
+        decoding_bytes=0 if chosen.in_place else max(whole),
+    )
+
+
+def footprint_of(sizes: WeightSizes, shape: ModelShape, dtype: torch.dtype, cores: int = 1) -> Footprint:
+    """The footprint of a model of `shape` that computes in `dtype` on `cores` processors.
+
+    A tile holds most when the second half of a gated block is multiplied: three times what went into the block, both halves,
+    and their product."""
+    logits_bytes = TILE * blocks_of(shape.vocabulary) * BLOCK * dtype.itemsize
+    return Footprint(
+        part_bytes=sizes.part_bytes,
+        substitute_bytes=sizes.substitute_bytes,
+        shared_bytes=sizes.shared_bytes,
+        kv_bytes_per_token=sum(layer.numbers for layer in shape.layers) * cache_dtype(dtype).itemsize,
+        tile_bytes=TILE * (5 * shape.hidden_size + 2 * sizes.widest_outputs) * dtype.itemsize,
+        tile_logits_bytes=logits_bytes,
+        choosing_bytes=choosing_bytes(shape.vocabulary) + (2 * logits_bytes if shape.changes_logits else 0),
+        embedding_bytes=EMBEDDING_ROOM + TILE * shape.hidden_size * dtype.itemsize,
+        decoding_bytes=sizes.decoding_bytes,
+        score_bytes_per_token=TILE * shape.shared_heads * 4 * cores,
+        tokenizer_bytes=shape.vocabulary * TOKENIZER,
+        linears=sizes.linears,
+    )
+
+
+def on_device(footprint: Footprint, shape: ModelShape, dtype: torch.dtype, device: Accelerator) -> Footprint:
+    """The footprint of a model that drafts on a device: with the whole embedding table, and the levels of a draft.
+
+    Of a level's logits there are the products' sums, their total in the model's type (three times, where the model changes
+    them), and the scores, each float32."""
+    outputs = blocks_of(shape.vocabulary) * BLOCK
+    logits_bytes = outputs * (4 + 4 + (3 if shape.changes_logits else 1) * dtype.itemsize)
+    node_bytes = footprint.tile_bytes // TILE + SPLITS * BLOCK * 4 + logits_bytes
+    levels = LevelSize(node_bytes, noise_bytes=shape.vocabulary * BYTES_A_TOKEN)
+    if device.graphs is None:
+        levels = replace(levels, recorded_bytes=0)
+    table_bytes = shape.vocabulary * shape.hidden_size * dtype.itemsize
+    return replace(footprint, embedding_bytes=table_bytes, levels=levels)

@@ -1,0 +1,110 @@
+"""What a plan is asked to place: the bytes a model takes, and what the user wants of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .residents import UNKNOWN, LinearSize, LinkSpeeds
+from .widths import GRAPHS, SCORED
+
+MIB = 1 << 20
+# Interpreter, torch, transformers, compiled kernels and allocator slack; measured, see docs/log.md.
+RUNTIME = 490 * MIB
+# The driver's context and libraries on a device.
+RUNTIME_CUDA = 700 * MIB
+# The search's state on a device for each sequence: nodes, their children, where each one's path lies.
+SEARCH = 900 << 10
+# What torch and the driver keep for one recorded level: a guess that no GPU has confirmed.
+GRAPH = 8 * MIB
+
+
+@dataclass(frozen=True)
+class LevelSize:
+    """Bytes that the levels of a draft take on a device, weights aside."""
+
+    # For each node of the widest level.
+    node_bytes: int
+    # For each node whose noise is made, of which at most SCORED are made together.
+    noise_bytes: int
+    # For the search of each sequence.
+    sequence_bytes: int = SEARCH
+    # What all recorded levels keep.
+    recorded_bytes: int = GRAPHS * GRAPH
+
+    def total(self, widest_level: int, rows: int) -> int:
+        """Bytes for levels of at most `widest_level` nodes and `rows` sequences. The search keeps one spare sequence."""
+        noise = self.noise_bytes * min(widest_level, SCORED)
+        return self.node_bytes * widest_level + noise + self.sequence_bytes * (rows + 1) + self.recorded_bytes
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The bytes that a model takes in memory."""
+
+    # Each residual part, in the order of a pass.
+    part_bytes: tuple[int, ...]
+    # The substitutes that are held, to draft or to decode with.
+    substitute_bytes: int
+    # Norms and biases.
+    shared_bytes: int
+    # Keys and values of all layers for one token of one sequence.
+    kv_bytes_per_token: int
+    # What one tile of a pass holds beside its logits.
+    tile_bytes: int
+    # The logits of one tile.
+    tile_logits_bytes: int
+    # What choosing tokens from logits takes.
+    choosing_bytes: int
+    # The embedding table on a device, or the rows of it that are kept.
+    embedding_bytes: int
+    # The largest part that must be decoded into a buffer.
+    decoding_bytes: int = 0
+    # Attention scores for each token of context.
+    score_bytes_per_token: int = 0
+    # The tokenizer's tables.
+    tokenizer_bytes: int = 0
+    # What this process holds beyond a fresh one.
+    grown_bytes: int = 0
+    # Each Linear, in the order of a pass.
+    linears: tuple[LinearSize, ...] = ()
+    # The levels of a draft that is searched on a device; None: the host searches, or nothing drafts.
+    levels: LevelSize | None = None
+
+    @property
+    def exact_bytes(self) -> int:
+        """The exact weights of all Linears: what a pass reads."""
+        return sum(linear.exact_bytes for linear in self.linears)
+
+    def alone(self, rows: int, tokens: int, widest_level: int) -> int:
+        """Bytes of a second model that only drafts, held whole, with `tokens` cache slots for each of `rows` sequences."""
+        weights = self.substitute_bytes + self.shared_bytes + self.embedding_bytes
+        levels = self.levels.total(widest_level, rows) if self.levels else 0
+        passes = 2 * self.tile_bytes + self.tile_logits_bytes
+        return weights + self.kv_bytes_per_token * rows * tokens + passes + levels
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a plan must hold, and where."""
+
+    # Bytes of fast memory.
+    budget_bytes: int
+    # Sequences that run together: rows of the KV cache.
+    rows: int
+    # Tokens of each sequence.
+    context: int
+    # Cache slots past the context, for the nodes of a tree.
+    scratch: int
+    # Which exact weights stay in fast memory: auto, none, residual or whole.
+    resident: str = "auto"
+    # Nodes of one tile.
+    tile: int = 32
+    # What is in use before any of the model is there.
+    runtime_bytes: int = RUNTIME
+    # A second model that drafts.
+    second_model_bytes: int = 0
+    # Nodes of each sequence's tree; 0: as many as pay.
+    tree_nodes: int = 0
+    # Nodes of the widest draft level on a device; 0: none is drafted there.
+    widest_level: int = 0
+    speeds: LinkSpeeds = UNKNOWN

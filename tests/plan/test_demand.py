@@ -1,0 +1,36 @@
+"""What levels and a second model take is counted as it is laid out."""
+
+from dataclasses import replace
+
+from understudy.plan.demand import Footprint, LevelSize
+from understudy.plan.residents import LinearSize
+from understudy.plan.widths import SCORED
+
+LEVELS = LevelSize(node_bytes=10, noise_bytes=7, sequence_bytes=100, recorded_bytes=1000)
+FOOTPRINT = Footprint(
+    part_bytes=(5, 6),
+    substitute_bytes=300,
+    shared_bytes=20,
+    kv_bytes_per_token=3,
+    tile_bytes=50,
+    tile_logits_bytes=11,
+    choosing_bytes=9,
+    embedding_bytes=80,
+    linears=(LinearSize(100, 400, 1), LinearSize(200, 800, 1)),
+)
+
+
+def test_noise_is_made_for_a_few_nodes_together_and_the_search_keeps_a_spare_sequence() -> None:
+    assert LEVELS.total(4, rows=2) == 4 * 10 + 4 * 7 + 3 * 100 + 1000
+    assert LEVELS.total(64, rows=1) == 64 * 10 + SCORED * 7 + 2 * 100 + 1000
+
+
+def test_a_second_model_is_held_whole_with_a_cache_and_its_levels() -> None:
+    weights, cache, passes = 300 + 20 + 80, 3 * 2 * 40, 2 * 50 + 11
+    assert FOOTPRINT.alone(rows=2, tokens=40, widest_level=4) == weights + cache + passes
+    drafting = replace(FOOTPRINT, levels=LEVELS)
+    assert drafting.alone(2, 40, 4) == weights + cache + passes + LEVELS.total(4, 2)
+
+
+def test_exact_bytes_are_those_of_all_linears() -> None:
+    assert FOOTPRINT.exact_bytes == 1200
