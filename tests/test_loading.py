@@ -11,8 +11,9 @@ import torch
 from tests.tiny import save
 from understudy import LLM
 from understudy.errors import CheckpointError, UsageError
-from understudy.loading import layout_of, locate, plan_for, plan_for_config, prepare_source
+from understudy.loading import plan_for, plan_for_config
 from understudy.options import Options
+from understudy.sources import layout_of, locate, prepare_source
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.store import Store
 
@@ -137,10 +138,10 @@ def test_configs_that_cannot_be_planned_for_are_refused(tmp_path: Path) -> None:
 def test_a_codec_that_was_left_open_is_that_of_a_store_which_is_there(
     model: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("understudy.loading.faster", lambda *_: "raw")
+    monkeypatch.setattr("understudy.sources.faster", lambda *_: "raw")
     first = prepare_source(locate(model, options(tmp_path)), options(tmp_path), None)
     assert {entry.codec for entry in first.linears.values()} == {"raw"}
-    monkeypatch.setattr("understudy.loading.faster", lambda *_: "delta")
+    monkeypatch.setattr("understudy.sources.faster", lambda *_: "delta")
     again = prepare_source(locate(model, options(tmp_path)), options(tmp_path), None)
     assert again.path == first.path, "another verdict does not prepare the model anew"
     other = prepare_source(locate(model, options(tmp_path / "new")), options(tmp_path / "new"), None)

@@ -18,13 +18,14 @@ from . import engine as engines
 from .drafters import DRAFTERS
 from .engine import Engine
 from .errors import UnderstudyError, UsageError, first_line
-from .loading import Report, load, locate, plan_for, plan_for_config, prepare_source
+from .loading import load, plan_for, plan_for_config
 from .options import Options
 from .params import SamplingParams
 from .plan.accelerator import short_of
 from .plan.placement import Plan
 from .registry import build
 from .sequence import TokenSequence
+from .sources import Report, locate, prepare_source
 from .stats import Gauge, Stats
 from .text import Reply, chat_prompt, plain_stops
 from .weights.store import Store

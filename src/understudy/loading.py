@@ -1,25 +1,23 @@
-"""From what the user named to a model ready to run: find the source, prepare it once, plan, load."""
+"""From a Store or a checkpoint to a model ready to run: plan, load."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import demo
 from .devices import open_device
 from .devices.accelerator import Accelerator
 from .drafters import level_nodes, tree_nodes
-from .errors import CheckpointError, UsageError
+from .errors import UsageError
 from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
-from .models import calibration, structure
+from .models import structure
 from .models.configuration import config_of, stop_ids, tokenizer_of
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_checkpoint, sizes_of_store
 from .models.load import Link
@@ -37,12 +35,11 @@ from .plan.memory import make_plan
 from .plan.placement import Plan
 from .plan.residents import LEVELS, LinkSpeeds
 from .plan.sizes import format_size, parse_size
+from .sources import Report, choose_codec, layout_of, locate, prepare_source, stored_at
 from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
-from .weights.prepare import estimate, prepare
 from .weights.store import Store
 
-Report = Callable[[str, float, float], None]
 CONTEXTS = (4096, 2048, 1024, 512)
 EXPECTED_GROWTH = 70 * MIB  # till weights are read, of a process that prepares and compiles nothing; part of RUNTIME
 
@@ -55,60 +52,6 @@ class Loaded:
     model: Model
     stop_ids: frozenset[int]
     generation: GenerationDefaults
-
-
-def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
-    """The Store or Checkpoint that `model` names; None is the built-in demo model."""
-    if model is None:
-        model = demo.path()
-    path = Path(model).expanduser()
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} has no config.json: it is neither a checkpoint nor a Store.")
-    if (path / "index.json").is_file():
-        return Store.open(path)
-    return Checkpoint.open(model, offline=options.offline)
-
-
-def prepare_source(source: Store | Checkpoint, options: Options, report: Report | None) -> Store:
-    """The Store of a checkpoint: made now if it is not there yet, and then found again at the next start."""
-    if isinstance(source, Store):
-        return source
-    layout = layout_of(source)
-    options = choose_codec(source, layout, options)
-    directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
-    progress = None if report is None else lambda done, total, name: report("preparing", done, total)
-    if report is not None and not directory.is_dir():
-        size = format_size(estimate(source, layout, options.recipe))
-        report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)
-    measure = None
-    if options.text is not None:
-        given = source, layout, config_of(source.path), tokenizer_of(source.path), options.text, report
-        measure = partial(calibration.moments_of_text, *given)
-    return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
-
-
-def choose_codec(source: Checkpoint, layout: ModelLayout, options: Options) -> Options:
-    """With a codec where it was left open: that of a Store which is there, else the one that is faster on this machine."""
-    if options.codec != AUTO:
-        return options
-    for name in ("delta", "raw") if options.output is None else ():
-        if stored_at(source, replace(options, codec=name)).is_dir():
-            return replace(options, codec=name)
-    weights = source.info(layout.linears[0].weight)
-    link = Machine.inspect().measured(weights.file, options.cache).link_bandwidth
-    device = open_device(options.device)
-    return replace(options, codec=faster(link, weights.dtype, options.recipe_quantizer, device))
-
-
-def stored_at(source: Checkpoint, options: Options) -> Path:
-    """The directory in the cache for the Store of `source`."""
-    return options.recipe.store_path(source.path.name, source.fingerprint, options.cache)
-
-
-def layout_of(checkpoint: Checkpoint) -> ModelLayout:
-    """Which tensor plays which part; refuses what cannot be run exactly."""
-    model = structure.skeleton(config_of(checkpoint.path), torch.bfloat16, attention_name())
-    return structure.layout(model, checkpoint.tensors)
 
 
 def plan_for(model: str | Path | None, options: Options) -> Plan:

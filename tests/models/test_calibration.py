@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.tiny import save
-from understudy.loading import config_of, layout_of
 from understudy.models import calibration
+from understudy.models.configuration import config_of
+from understudy.sources import layout_of
 from understudy.weights.checkpoint import Checkpoint
 
 TOKENS = [(7 * i * i + 3 * i) % 256 for i in range(70)]

@@ -1,0 +1,82 @@
+"""From the name a user gives to a Store: what it names is found, and prepared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from . import demo
+from .devices import open_device
+from .errors import CheckpointError
+from .models import calibration, structure
+from .models.configuration import config_of, tokenizer_of
+from .models.streamed import attention_name
+from .options import AUTO, Options
+from .plan.codec import faster
+from .plan.machine import Machine
+from .plan.sizes import format_size
+from .weights.checkpoint import Checkpoint
+from .weights.layout import ModelLayout
+from .weights.prepare import estimate, prepare
+from .weights.store import Store
+
+# Called with what is being done, what is done of it, and all there is to do (0: it has no parts).
+Report = Callable[[str, float, float], None]
+
+
+def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
+    """The Store or Checkpoint that `model` names; None is the built-in demo model."""
+    if model is None:
+        model = demo.path()
+    path = Path(model).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise CheckpointError(f"{path} has no config.json: it is neither a checkpoint nor a Store.")
+    if (path / "index.json").is_file():
+        return Store.open(path)
+    return Checkpoint.open(model, offline=options.offline)
+
+
+def prepare_source(source: Store | Checkpoint, options: Options, report: Report | None) -> Store:
+    """The Store of a checkpoint: made now if it is not there yet, and then found again at the next start."""
+    if isinstance(source, Store):
+        return source
+    layout = layout_of(source)
+    options = choose_codec(source, layout, options)
+    directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
+    progress = None if report is None else lambda done, total, name: report("preparing", done, total)
+    if report is not None and not directory.is_dir():
+        size = format_size(estimate(source, layout, options.recipe))
+        report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)
+    measure = None
+    if options.text is not None:
+        given = source, layout, config_of(source.path), tokenizer_of(source.path), options.text, report
+        measure = partial(calibration.moments_of_text, *given)
+    return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
+
+
+def choose_codec(source: Checkpoint, layout: ModelLayout, options: Options) -> Options:
+    """Options with a codec where it was left open: that of a Store which is there, else the faster one on this machine."""
+    if options.codec != AUTO:
+        return options
+    for name in ("delta", "raw") if options.output is None else ():
+        if stored_at(source, replace(options, codec=name)).is_dir():
+            return replace(options, codec=name)
+    weights = source.info(layout.linears[0].weight)
+    link = Machine.inspect().measured(weights.file, options.cache).link_bandwidth
+    device = open_device(options.device)
+    return replace(options, codec=faster(link, weights.dtype, options.recipe_quantizer, device))
+
+
+def stored_at(source: Checkpoint, options: Options) -> Path:
+    """The directory in the cache for the Store of `source`."""
+    return options.recipe.store_path(source.path.name, source.fingerprint, options.cache)
+
+
+def layout_of(checkpoint: Checkpoint) -> ModelLayout:
+    """Which tensor plays which part. Raises CheckpointError for models that cannot be run exactly."""
+    model = structure.skeleton(config_of(checkpoint.path), torch.bfloat16, attention_name())
+    return structure.layout(model, checkpoint.tensors)
