@@ -44,11 +44,11 @@ MUTATIONS = (
     Mutation("the window is one too wide", "kernels/attention_cpu.py", "low = max(0, positions[i] + 1 - window)", "low = max(0, positions[i] - window)", "tests/models/test_families.py"),
     Mutation("the softmax sees what lies beyond", "kernels/attention_cpu.py", "_softmax(line[i, g], low, positions[i], power)", "_softmax(line[i, g], low, positions[i] // 64 * 64 + 63, power)", BITS),
     Mutation("tiles are not padded", "models/target.py", "padding = (0, TILE - self.count)", "padding = (0, -self.count % 8)", BITS),
-    Mutation("the bonus is dropped", "engine.py", "new = [*([] if fresh else tree.tokens[path[1:]].tolist()), bonus]", "new = [*([] if fresh else tree.tokens[path[1:]].tolist())] or [bonus]", LLM),
-    Mutation("max_new_tokens is overshot", "engine.py", "elif row.remaining <= 0:", "elif row.remaining < 0:", LLM),
+    Mutation("the bonus is dropped", "engine.py", "new = [*tree.tokens[path[1:]].tolist(), bonus]", "new = [*tree.tokens[path[1:]].tolist()] or [bonus]", LLM),
+    Mutation("max_new_tokens is overshot", "engine.py", "elif sequence.remaining <= 0:", "elif sequence.remaining < 0:", LLM),
     Mutation("a stop token does not cut", "engine.py", "return tokens[:count]", "return tokens", LLM),
-    Mutation("a prefix is kept unseen", "engine.py", "common = common_prefix(known, row.tokens[:-1])", "common = min(len(known), len(row.tokens) - 1)", f"{LLM} {CONTRACTS}"),
-    Mutation("an abandoned pass is not rewound", "llm.py", "self.model.supply.abandon()", "pass", LLM),
+    Mutation("a prefix is kept unseen", "engine.py", "common = common_prefix(self.kept.pop(row, []), sequence.tokens[:-1])", "common = min(len(self.kept.pop(row, [])), len(sequence.tokens) - 1)", f"{LLM} {CONTRACTS}"),
+    Mutation("an abandoned pass is not rewound", "models/model.py", "            self.supply.abandon()\n            raise\n", "            raise\n", LLM),
     Mutation("a part is read before it is here", "tiers/ring.py", "            slot.fetch.wait()", "            pass", f"tests/tiers {CONTRACTS}"),
     Mutation("a slot is refilled while it is read", "tiers/ring.py", "if not self._coming and not self._given:", "if not self._coming:", f"tests/tiers {CONTRACTS}"),
     Mutation("a copy does not wait for the reader", "tiers/device.py", "            self._device.await_event(self._stream, event)", "            pass", "tests/tiers"),
@@ -65,7 +65,7 @@ MUTATIONS = (
     Mutation("children of stop tokens are drafted on the device", "drafters/device_search.py", "going = finite & ~stopped &", "going = finite &", BEAM),
     Mutation("a request's seed does not reach the device", "drafters/launch.py", '"offset": offset(params.seed)', '"offset": offset(0)', f"{BEAM} {GRAPHS}"),
     Mutation("a tail forgets the node itself", "drafters/device_search.py", "tail = torch.where(deep, slots[:, None], tail)", "pass", BEAM),
-    Mutation("a lost device is used again", "llm.py", "if self._lost is not None:", "if False:", "tests/devices/test_fake.py"),
+    Mutation("a lost device is used again", "models/model.py", "if self._lost is not None:", "if False:", "tests/devices/test_fake.py"),
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from understudy.cache import Cache, LayerShape
 from understudy.drafters import Base
-from understudy.engine import Engine, Settle, common_prefix
+from understudy.engine import Choose, Engine, common_prefix
 from understudy.params import SamplingParams
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes, TokenTree
@@ -32,13 +33,13 @@ class Slab(Cache):
     def __init__(self, rows: int):
         super().__init__([LayerShape(1, 1, 1)], rows, 256, torch.float32)
 
-    def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle) -> Tensor:
+    def verify(self, nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
         self.layers[0].write(nodes, nodes.tokens.float()[:, None, None], nodes.tokens.float()[:, None, None])
         logits = torch.zeros(len(wanted), VOCABULARY)
         for place, node in enumerate(wanted.tolist()):
             seen = self.layers[0].keys[int(nodes.rows[node]), 0, nodes.slots_in_order(node), 0]
             logits[place, following([int(token) for token in seen])] = 1
-        pieces = [settle(logits[start : start + 5], start) for start in range(0, len(wanted), 5)]
+        pieces = [choose(logits[start : start + 5], start) for start in range(0, len(wanted), 5)]
         return torch.cat(pieces) if pieces else wanted
 
 
@@ -77,8 +78,8 @@ def test_rows_join_and_leave_and_no_token_changes(work: list[tuple[list[int], in
     engine = Engine(slab.verify, slab, Guessing(seed))
     waiting = [TokenSequence(-1, list(prompt), SamplingParams(max_new_tokens=count)) for prompt, count in work]
     rows, drafted, accepted = list(waiting), 0, 0
-    while waiting or engine.rows:
-        free = set(range(3)) - {row.row for row in engine.rows}
+    while waiting or engine.sequences:
+        free = set(range(3)) - {row.row for row in engine.sequences}
         while waiting and free:
             row = waiting.pop(0)
             row.row = free.pop()
@@ -99,9 +100,9 @@ def test_rows_join_and_leave_and_no_token_changes(work: list[tuple[list[int], in
 def test_long_prompts_are_read_in_pieces_that_a_pass_can_hold(prompts: list[list[int]], most: int) -> None:
     slab, passes = Slab(3), []
 
-    def verify(nodes: Nodes, wanted: Tensor, settle: Settle) -> Tensor:
+    def verify(nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
         passes.append(len(nodes))
-        return slab.verify(nodes, wanted, settle)
+        return slab.verify(nodes, wanted, choose)
 
     engine = Engine(verify, slab, Guessing(7), most)
     rows = [TokenSequence(i, list(prompt), SamplingParams(max_new_tokens=9)) for i, prompt in enumerate(prompts)]
@@ -109,7 +110,7 @@ def test_long_prompts_are_read_in_pieces_that_a_pass_can_hold(prompts: list[list
     engine.step()
     for row in others:
         engine.admit(row)
-    while engine.rows:
+    while engine.sequences:
         engine.step()
     assert max(passes) <= most
     for row, prompt in zip(rows, prompts, strict=True):
@@ -122,14 +123,63 @@ def test_long_prompts_are_read_in_pieces_that_a_pass_can_hold(prompts: list[list
     assert engine.clock.passes == len(passes) >= least and first.prompt_length == len(prompts[0])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(40, 200), st.integers(30, 60), st.integers(0, 100))
+def test_everybody_advances_in_every_pass_while_a_long_prompt_is_read(length: int, most: int, seed: int) -> None:
+    slab = Slab(3)
+    engine = Engine(slab.verify, slab, Guessing(seed), most)
+    going = [engine.admit(TokenSequence(i, [i + 1], SamplingParams(max_new_tokens=100))) for i in range(2)]
+    engine.step()
+    long = engine.admit(TokenSequence(2, [token % 7 for token in range(length)], SamplingParams(max_new_tokens=3)))
+    passes = 0
+    while long.produced == 0:
+        advances = engine.step()
+        passes += 1
+        assert {advance.sequence for advance in advances} >= {s for s in going if s.finish_reason is None} | {long}
+        for advance in advances:
+            assert advance.tokens or advance.sequence is long, "a decoding sequence stood still"
+            assert advance.reads == (advance.sequence is long) and advance.nodes > 0
+    assert passes >= length // most
+    while engine.sequences:
+        engine.step()
+    for sequence in (*going, long):
+        expected = sequence.tokens[: sequence.prompt_length]
+        while len(expected) < len(sequence.tokens):
+            expected.append(following(expected))
+        assert sequence.tokens == expected and sequence.finish_reason == "length"
+
+
+def test_an_interrupt_while_texts_advance_leaves_no_cache_row_ahead_of_its_text() -> None:
+    slab = Slab(2)
+    engine = Engine(slab.verify, slab, Guessing(5))
+    rows = [engine.admit(TokenSequence(i, [1, 2, 3 + i], SamplingParams(max_new_tokens=30))) for i in range(2)]
+    engine.step()
+
+    def interrupted(token: int) -> bool:
+        raise KeyboardInterrupt
+
+    rows[1].stops = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    assert all(slab.lengths[row.row] < len(row.tokens) for row in rows)
+    rows[1].stops = lambda token: False
+    while engine.sequences:
+        engine.step()
+    for row in rows:
+        expected = row.tokens[:3]
+        while len(expected) < len(row.tokens):
+            expected.append(following(expected))
+        assert row.tokens == expected
+
+
 def test_a_failed_pass_leaves_every_row_as_it_was() -> None:
     slab = Slab(1)
     calls = iter([False, True, False, False, False, False, False, False])
 
-    def verify(nodes: Nodes, wanted: Tensor, settle: Settle) -> Tensor:
+    def verify(nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
         if next(calls):
             raise OSError("the link broke")
-        return slab.verify(nodes, wanted, settle)
+        return slab.verify(nodes, wanted, choose)
 
     engine = Engine(verify, slab, Guessing(1))
     row = engine.admit(TokenSequence(0, [1, 2, 3], SamplingParams(max_new_tokens=6)))
@@ -139,7 +189,7 @@ def test_a_failed_pass_leaves_every_row_as_it_was() -> None:
         engine.step()
     except OSError:
         assert (row.tokens, slab.lengths[0]) == (before, length)
-    while engine.rows:
+    while engine.sequences:
         engine.step()
     expected = [1, 2, 3]
     for _ in range(6):
@@ -150,9 +200,9 @@ def test_a_failed_pass_leaves_every_row_as_it_was() -> None:
 def test_a_prefix_is_read_once() -> None:
     slab, seen = Slab(1), []
 
-    def verify(nodes: Nodes, wanted: Tensor, settle: Settle) -> Tensor:
+    def verify(nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
         seen.append(len(nodes))
-        return slab.verify(nodes, wanted, settle)
+        return slab.verify(nodes, wanted, choose)
 
     engine = Engine(verify, slab, Guessing(3))
     row = engine.admit(TokenSequence(0, [1, 2, 3, 4], SamplingParams(max_new_tokens=1)))

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,39 @@ def test_what_is_left_early_does_not_disturb_what_follows(model: Path, plain: li
         assert llm.generate(PROMPT, PARAMS[0])[0].token_ids == plain[0]
 
 
+def test_callers_in_several_threads_share_the_passes_and_keep_their_texts(model: Path, plain: list[list[int]]) -> None:
+    with opened(model, rows=3) as llm:
+        found: dict[int, list[int]] = {}
+
+        def call(i: int) -> None:
+            if i == 1:
+                found[i] = [token for step in llm.stream(PROMPT, PARAMS[i]) for token in step.token_ids]
+            else:
+                found[i] = llm.generate(PROMPT, PARAMS[i])[0].token_ids
+
+        leaving = llm.stream(PROMPT, PARAMS[2])
+        next(leaving)
+        threads = [threading.Thread(target=call, args=(i,)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        leaving.close()  # type: ignore[attr-defined]
+        for thread in threads:
+            thread.join(120)
+        assert [found[i] for i in range(3)] == plain
+        assert llm.scheduler.idle and llm.model.supply.bytes_used > 0
+
+
+def test_a_request_is_charged_its_share_of_the_passes(model: Path) -> None:
+    params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (8, 30)]
+    with opened(model, rows=2, method="none") as llm:
+        before = llm.model.supply.bytes_used
+        short, long = llm.generate([PROMPT, PROMPT], params)
+        used = llm.model.supply.bytes_used - before
+    assert abs(short.stats.bytes_streamed + long.stats.bytes_streamed - used) <= 2
+    assert used == 30 * llm.plan.streamed and short.stats.bytes_streamed == 4 * llm.plan.streamed
+    assert short.stats.decode_seconds < long.stats.decode_seconds and short.stats.rounds == 7
+
+
 def test_a_failed_transfer_is_an_error_and_never_text(model: Path, plain: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(model) as llm:
         ring = llm.model.ring
@@ -204,6 +238,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(model: Path, call: Any, wor
         ({"method": "substitute:widht=3"}, "Did you mean 'width'"),
         ({"method": "substitute:width=3"}, "both width and depth"),
         ({"method": "classic"}, "classic:MODEL"),
+        ({"policy": "raged"}, "Did you mean 'ragged'"),
         ({"dtype": "bf16"}, "dtype"),
         ({"bits": 5}, "bits"),
         ({"context": 100_000}, "positions"),
@@ -230,7 +265,7 @@ def test_a_long_prompt_read_in_pieces_gives_the_same_tokens(model: Path) -> None
         assert llm.plan.passes.tiles * 32 > 400 and not llm.plan.notes
         expected = [llm.generate([ids], params)[0].token_ids for params in PARAMS]
     with opened(model, context=400) as llm:
-        llm.engine.most = 3 * 32
+        llm.engine.max_nodes = 3 * 32
         search = llm.engine.drafter.search  # type: ignore[attr-defined]
         search.limits = replace(search.limits, nodes=2 * 32)  # a plan leaves room for trees beside prompts
         done = [llm.generate([ids], params)[0] for params in PARAMS]

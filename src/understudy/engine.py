@@ -1,160 +1,168 @@
-"""The loop: draft a tree for every row, verify all of them in one pass over the slow weights, keep what the exact model chose."""
+"""The loop: draft a tree for every sequence, verify all trees in one pass over the slow weights, keep what the target chose."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from .batch import Batch, Work
 from .cache import Cache
 from .drafters import Drafter
-from .sampling import choose
 from .sequence import TokenSequence
-from .tree import Nodes, TokenTree
+from .tree import Nodes
 from .verify import accept
 
-Settle = Callable[[Tensor, int], Tensor]
-Verify = Callable[[Nodes, Tensor, Settle], Tensor]
-NONE = torch.empty(0, dtype=torch.int64)
+Choose = Callable[[Tensor, int], Tensor]
+Verify = Callable[[Nodes, Tensor, Choose], Tensor]
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one pass gave one row: its new tokens, how many nodes were drafted for it and how many of them accepted."""
+class Advance:
+    """What one pass gave one sequence."""
 
-    row: TokenSequence
+    sequence: TokenSequence
+    # The new tokens; empty while a prompt is being read.
     tokens: list[int]
+    # Nodes that were drafted for it, and how many of them became tokens.
     drafted: int
     accepted: int
+    # Did it read tokens of its own text in this pass, in place of verifying a draft?
+    reads: bool
+    # Nodes it had in the pass.
+    nodes: int
 
 
 @dataclass
 class Clock:
-    """Where the time of all passes went, in seconds; verify includes waiting for weights."""
+    """Where the time of all passes went, in seconds."""
 
     draft: float = 0.0
+    # Includes waiting for weights.
     verify: float = 0.0
     passes: int = 0
 
 
 class Engine:
-    """Runs rows together; a row may join or leave between any two passes.
+    """Runs sequences together; one may join or leave between any two passes.
 
-    `verify(nodes, wanted, settle)` is the exact model: `settle` is given its logits of `wanted`, some [k, vocab] at a time and the
-    number of the first; what it returns comes back joined. A pass has at most `most` nodes: longer prompts take several."""
+    `verify(nodes, wanted, choose)` is the target: it calls `choose(logits, start)` once per tile, with the logits [k, vocab] of
+    `wanted[start : start + k]`, and returns the concatenated results. A pass has at most `max_nodes` nodes, so a longer prompt is
+    read in chunks, one in each pass, beside the trees of the others."""
 
-    def __init__(self, verify: Verify, cache: Cache, drafter: Drafter, most: int = 1 << 40):
-        self.verify, self.cache, self.drafter, self.most = verify, cache, drafter, most
-        self.rows: list[TokenSequence] = []
+    def __init__(self, verify: Verify, cache: Cache, drafter: Drafter, max_nodes: int = 1 << 40):
+        self.verify = verify
+        self.cache = cache
+        self.drafter = drafter
+        self.max_nodes = max_nodes
+        self.sequences: list[TokenSequence] = []
         self.clock = Clock()
+        # By cache row: the tokens whose keys and values a released sequence left there.
         self.kept: dict[int, list[int]] = {}
 
-    def admit(self, row: TokenSequence) -> TokenSequence:
-        """Let `row` take part from the next pass on. What its cache row already holds of its tokens is not read again."""
-        assert row.tokens and all(row.row != other.row for other in self.rows), f"row {row.row} is empty or taken"
-        row.prompt_length = len(row.tokens)
-        row.limit = row.limit or row.params.max_new_tokens
-        known = self.kept.pop(row.row, [])
-        common = common_prefix(known, row.tokens[:-1])
-        self.cache.rewind(row.row, min(common, self.cache.lengths[row.row]))
-        self.drafter.rewind(row, self.cache.lengths[row.row])
-        self.rows.append(row)
-        return row
+    def admit(self, sequence: TokenSequence) -> TokenSequence:
+        """Let `sequence` take part from the next pass on. Tokens that its cache row already holds are not read again."""
+        row = sequence.row
+        assert sequence.tokens and all(row != other.row for other in self.sequences), f"row {row} is empty or taken"
+        sequence.prompt_length = len(sequence.tokens)
+        sequence.limit = sequence.limit or sequence.params.max_new_tokens
+        common = common_prefix(self.kept.pop(row, []), sequence.tokens[:-1])
+        self._rewind(sequence, common)
+        self.sequences.append(sequence)
+        return sequence
 
-    def release(self, row: TokenSequence, reason: str = "cancelled") -> None:
-        """Take `row` out; its tokens stay in the cache for a later row with the same beginning."""
-        row.finish_reason = row.finish_reason or reason
-        self.rows = [other for other in self.rows if other is not row]
-        self.cache.rewind(row.row, min(self.cache.lengths[row.row], len(row.tokens)))
-        self.kept[row.row] = row.tokens[: self.cache.lengths[row.row]]
+    def release(self, sequence: TokenSequence, reason: str = "cancelled") -> None:
+        """Take `sequence` out; its tokens stay in the cache for a later one with the same beginning."""
+        sequence.finish_reason = sequence.finish_reason or reason
+        self.sequences = [other for other in self.sequences if other is not sequence]
+        self._rewind(sequence, len(sequence.tokens))
+        self.kept[sequence.row] = sequence.tokens[: self.cache.lengths[sequence.row]]
 
     @torch.inference_mode()
-    def step(self) -> list[Step]:
-        """One pass for all rows (more for long prompts). An exception leaves every row's tokens as they were before."""
+    def step(self, sequences: Sequence[TokenSequence] | None = None) -> list[Advance]:
+        """One pass for `sequences` (all, if none are named). An exception leaves every text as it was before the pass."""
+        running = self.sequences if sequences is None else sequences
         start = time.perf_counter()
-        fresh = [row for row in self.rows if self.cache.lengths[row.row] < len(row.tokens) - 1 or row.produced == 0]
-        going = [row for row in self.rows if row not in fresh]
-        trees = {id(row): tree for row, tree in zip(going, self.drafter.draft(going), strict=True)}
+        works = self._drafts([sequence for sequence in running if not self._reading(sequence)])
         drafted = time.perf_counter()
-        self._read(fresh, self.most - sum(map(len, trees.values())))
-        trees |= {id(row): TokenTree.chain(row.tokens[self.cache.lengths[row.row] :]) for row in fresh}
-        choices = self._choices([(row, trees[id(row)]) for row in self.rows], fresh)
-        self.clock.draft += drafted - start
-        self.clock.verify += time.perf_counter() - drafted
-        self.clock.passes += 1
-        steps = [self._advance(row, trees[id(row)], choices[id(row)], row in fresh) for row in list(self.rows)]
-        tokens, seconds = sum(len(step.tokens) for step in steps), time.perf_counter() - start
-        self.drafter.record_round(tokens, seconds, prefill=bool(fresh))
-        return steps
+        try:
+            works += self._chunks([sequence for sequence in running if self._reading(sequence)], works)
+            batch = Batch.of(works, self.cache.lengths)
+            choices = self.verify(batch.nodes, batch.wanted, batch.choose)
+            advances = [self._advance(work, chosen) for work, chosen in batch.split(choices)]
+        except BaseException:
+            self._undo(running)
+            raise
+        self._record(advances, start, drafted)
+        return advances
 
-    def _read(self, fresh: list[TokenSequence], room: int) -> None:
-        """Passes over the beginnings of prompts, until what is left of all of them together is `room` nodes at most."""
-        assert room >= len(fresh), f"{len(fresh)} new rows in a pass with room for {room} nodes"
-        while sum(len(row.tokens) - self.cache.lengths[row.row] for row in fresh) > room:
-            left, chains = self.most, []
-            for row in fresh:
-                length = self.cache.lengths[row.row]
-                tokens = row.tokens[length : min(length + left, len(row.tokens) - 1)]
-                left -= len(tokens)
-                chains += [(row, TokenTree.chain(tokens))] if tokens else []
-            nodes = [Nodes.of(chain, row.row, self.cache.lengths[row.row]) for row, chain in chains]
-            self.verify(Nodes.join(nodes), NONE, lambda logits, first: NONE)
-            self.clock.passes += 1
-            for row, chain in chains:
-                self.cache.keep(row.row, torch.arange(len(chain)))
+    def _reading(self, sequence: TokenSequence) -> bool:
+        """Does `sequence` have tokens to read before anything can be drafted for it?"""
+        return sequence.produced == 0 or self.cache.lengths[sequence.row] < len(sequence.tokens) - 1
 
-    def _choices(self, work: list[tuple[TokenSequence, TokenTree]], fresh: list[TokenSequence]) -> dict[int, Tensor]:
-        """The exact model's token after each node of each row (of a prompt: after its last token only)."""
-        nodes, wanted, owners, start = [], [], [], 0
-        for row, tree in work:
-            nodes.append(Nodes.of(tree, row.row, self.cache.lengths[row.row]))
-            wanted.append(torch.arange(start + (len(tree) - 1 if row in fresh else 0), start + len(tree)))
-            owners += [row] * len(wanted[-1])
-            start += len(tree)
-        flat, want = Nodes.join(nodes), torch.cat(wanted)
+    def _drafts(self, decoding: list[TokenSequence]) -> list[Work]:
+        return [Work.draft(*pair) for pair in zip(decoding, self.drafter.draft(decoding), strict=True)]
 
-        def settle(logits: Tensor, first: int) -> Tensor:
-            found, at = [], 0
-            for _, group in groupby(owners[first : first + len(logits)], key=id):
-                several = list(group)
-                part = slice(first + at, first + at + len(several))
-                after = (flat.positions[want[part]] + 1).to(logits.device)
-                found.append(choose(logits[at : at + len(several)], several[0].params, after).cpu())
-                at += len(several)
-            return torch.cat(found)
+    def _chunks(self, reading: list[TokenSequence], drafts: list[Work]) -> Iterator[Work]:
+        """The next chunk of every text, beside `drafts`: the oldest takes what room there is, and leaves each other one a token."""
+        room = self.max_nodes - sum(len(work.tree) for work in drafts)
+        assert room >= len(reading), f"{len(reading)} prompts in a pass with room for {room} nodes"
+        for younger, sequence in zip(range(len(reading) - 1, -1, -1), reading, strict=True):
+            unread = sequence.tokens[self.cache.lengths[sequence.row] :]
+            count = min(len(unread), room - younger)
+            room -= count
+            yield Work.chunk(sequence, unread[:count], count == len(unread))
 
-        parts = torch.split(self.verify(flat, want, settle), [len(some) for some in wanted])
-        return {id(row): part for (row, _), part in zip(work, parts, strict=True)}
-
-    def _advance(self, row: TokenSequence, tree: TokenTree, choices: Tensor, fresh: bool) -> Step:
-        if fresh:
-            path, bonus = torch.arange(len(tree)), int(choices[-1])
+    def _advance(self, work: Work, choices: Tensor) -> Advance:
+        sequence, tree = work.sequence, work.tree
+        if work.reads:
+            path = torch.arange(len(tree))
+            new = choices.tolist()
         else:
             path, bonus = accept(tree, choices)
-            self.drafter.observe(row, tree, path, choices)
-        self.cache.keep(row.row, path)
-        new = [*([] if fresh else tree.tokens[path[1:]].tolist()), bonus]
-        taken = self._take(row, new)
-        accepted = 0 if fresh else min(len(path) - 1, len(taken))
-        if row.finish_reason:
-            self.release(row)
-        return Step(row, taken, 0 if fresh else len(tree) - 1, accepted)
+            new = [*tree.tokens[path[1:]].tolist(), bonus]
+            self.drafter.observe(sequence, tree, path, choices)
+        self.cache.keep(sequence.row, path)
+        taken = self._take(sequence, new)
+        drafted = 0 if work.reads else len(tree) - 1
+        accepted = 0 if work.reads else min(len(path) - 1, len(taken))
+        if sequence.finish_reason:
+            self.release(sequence)
+        return Advance(sequence, taken, drafted, accepted, work.reads, len(tree))
 
-    def _take(self, row: TokenSequence, tokens: list[int]) -> list[int]:
-        """Append tokens one by one, exactly as plain decoding would, until one of them ends the row."""
+    def _take(self, sequence: TokenSequence, tokens: list[int]) -> list[int]:
+        """Append tokens one by one, exactly as plain decoding would, until one of them ends the sequence."""
         for count, token in enumerate(tokens, 1):
-            row.tokens.append(token)
-            if token in row.stop_ids or row.stops(token):
-                row.finish_reason = "stop"
-            elif row.remaining <= 0:
-                row.finish_reason = "length"
-            if row.finish_reason:
+            sequence.tokens.append(token)
+            if token in sequence.stop_ids or sequence.stops(token):
+                sequence.finish_reason = "stop"
+            elif sequence.remaining <= 0:
+                sequence.finish_reason = "length"
+            if sequence.finish_reason:
                 return tokens[:count]
         return tokens
+
+    def _rewind(self, sequence: TokenSequence, length: int) -> None:
+        """Hold at most the first `length` tokens of the row of `sequence`, in the target's cache and in the drafter's."""
+        reached = self.cache.rewind(sequence.row, min(length, self.cache.lengths[sequence.row]))
+        self.drafter.rewind(sequence, reached)
+
+    def _undo(self, sequences: Sequence[TokenSequence]) -> None:
+        """After a pass that failed half way: no cache row holds more than its sequence has tokens for."""
+        for sequence in sequences:
+            if sequence in self.sequences:
+                self._rewind(sequence, len(sequence.tokens) - 1)
+
+    def _record(self, advances: Sequence[Advance], start: float, drafted: float) -> None:
+        now = time.perf_counter()
+        self.clock.draft += drafted - start
+        self.clock.verify += now - drafted
+        self.clock.passes += 1
+        tokens = sum(len(advance.tokens) for advance in advances)
+        self.drafter.record_round(tokens, now - start, prefill=any(advance.reads for advance in advances))
 
 
 def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:

@@ -53,6 +53,8 @@ class Options:
     link: bool = False
     # The directory of the Store; None: one in the cache.
     output: str | Path | None = None
+    # Which requests a pass serves, where several are under way.
+    policy: str = "ragged"
     # Do not ask the hub.
     offline: bool = False
     # Where defaults of sampling come from: auto (the model's own generation_config.json), none, or the directory of one.

@@ -12,9 +12,9 @@ def never(token: int) -> bool:
     return False
 
 
-@dataclass
+@dataclass(eq=False)
 class TokenSequence:
-    """A text under way. Between passes, the KV cache holds all of its tokens but the last one."""
+    """A text under way, compared by identity. Between passes, the KV cache holds all of its tokens but the last one."""
 
     # The cache row that holds its keys and values; -1 before it is admitted.
     row: int

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .engine import Engine, Step
+from .engine import Advance, Engine
 from .models.model import Model
 from .plan.machine import peak_memory_bytes
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Of one request. Seconds and bytes; `mean_accepted`: tokens per verifying pass, the bonus included, all rows together.
-
-    tokens_per_second: the tokens after the first over `decode_seconds`, which starts at the first. `limit_tokens_per_second`:
-    what the link allows at this `mean_accepted`, A * B / b (None when nothing is streamed)."""
+    """The figures of one request. What a pass took is shared out among the requests it served (see `Share`)."""
 
     method: str
     new_tokens: int
+    # Passes after the first token.
     rounds: int
+    # Tokens per round, the bonus token included (the acceptance length).
     mean_accepted: float
+    # Nodes drafted, and how many of them the target accepted.
     drafted: int
     accepted: int
+    # The tokens after the first pass that gave any, over `decode_seconds`.
     tokens_per_second: float
+    # From the first token to the last.
     decode_seconds: float
+    # From the request to its first token, waiting for a place included.
     ttft_seconds: float
+    # This request's share of the exact weights that passes brought, and of the seconds in which the link was busy.
     bytes_streamed: int
     stream_seconds: float
+    # The link's speed while it was busy.
     link_bytes_per_second: float
+    # What the link allows at this `mean_accepted`, A * B / b; None when nothing is streamed.
     limit_tokens_per_second: float | None
+    # Of the whole process, or of the device.
     peak_memory_bytes: int
+    # This request's share of the time after its first token: drafting, waiting for weights, everything else in passes.
     draft_seconds: float
     wait_seconds: float
     compute_seconds: float
@@ -46,12 +55,14 @@ class Stats:
 
 @dataclass(frozen=True)
 class Counters:
-    """Everything that only ever grows, at one moment."""
+    """Everything that only ever grows, at one moment: bytes, and seconds."""
 
+    # Exact weights that passes used, and that the link brought.
     used: int
+    read: int
+    # Seconds in which a pass waited for the link, and in which the link was busy.
     wait: float
     busy: float
-    read: int
     draft: float
     verify: float
 
@@ -59,52 +70,97 @@ class Counters:
     def of(cls, model: Model, engine: Engine) -> Counters:
         ring = model.ring.stats if model.ring is not None else None
         return cls(
-            model.supply.bytes_used,
-            ring.wait_seconds if ring else 0.0,
-            ring.busy_seconds if ring else 0.0,
-            ring.bytes_read if ring else 0,
-            engine.clock.draft,
-            engine.clock.verify,
+            used=model.supply.bytes_used,
+            read=ring.bytes_read if ring else 0,
+            wait=ring.wait_seconds if ring else 0.0,
+            busy=ring.busy_seconds if ring else 0.0,
+            draft=engine.clock.draft,
+            verify=engine.clock.verify,
         )
 
     def since(self, before: Counters) -> Counters:
         return Counters(*(getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__))
 
 
-class Gauge:
-    """Follows one request from its start; `stats()` may be asked at any time."""
+@dataclass
+class Share:
+    """One request's part of what passes took. The parts of a pass add up to the pass.
 
-    def __init__(self, model: Model, engine: Engine, method: str, prompt_tokens: int, seed: int | None):
-        self.model, self.engine, self.method, self.prompt_tokens = model, engine, method, prompt_tokens
+    All requests of a pass use the same sweep of the weights, so bytes and waiting are shared equally; the time of drafting is
+    shared by those that were drafted for, and that of the arithmetic by the nodes of each."""
+
+    used: float = 0.0
+    read: float = 0.0
+    wait: float = 0.0
+    busy: float = 0.0
+    draft: float = 0.0
+    compute: float = 0.0
+
+    def add(self, other: Share) -> None:
+        for name in self.__dataclass_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @classmethod
+    def split(cls, taken: Counters, advances: Sequence[Advance]) -> list[Share]:
+        """The share of each of `advances` in a pass that took `taken`."""
+        equal = 1 / len(advances)
+        drafts = sum(not advance.reads for advance in advances)
+        nodes = sum(advance.nodes for advance in advances)
+        return [
+            cls(
+                used=taken.used * equal,
+                read=taken.read * equal,
+                wait=taken.wait * equal,
+                busy=taken.busy * equal,
+                draft=0.0 if advance.reads else taken.draft / drafts,
+                compute=(taken.verify - taken.wait) * advance.nodes / nodes,
+            )
+            for advance in advances
+        ]
+
+
+class RequestMeter:
+    """Follows one request from its start to its end; `stats()` may be asked at any time."""
+
+    def __init__(self, model: Model, method: str, prompt_tokens: int, seed: int | None = None):
+        self.model = model
+        self.method = method
+        self.prompt_tokens = prompt_tokens
+        # Of sampled text; None where nothing is drawn.
         self.seed = seed
         self.start = time.perf_counter()
-        self.before = Counters.of(model, engine)
-        self.after_first: Counters | None = None
-        self.first = 0.0
-        self.tokens = self.first_tokens = self.rounds = self.drafted = self.accepted = 0
+        # Seconds since `start`: at the first token, and at the latest pass.
+        self.first: float | None = None
+        self.latest = 0.0
+        # Of the whole request, and of the time after its first token.
+        self.whole = Share()
+        self.decode = Share()
+        self.tokens = 0
+        self.first_tokens = 0
+        self.rounds = 0
+        self.drafted = 0
+        self.accepted = 0
 
-    def count(self, steps: list[Step], prefill: bool) -> None:
-        """One pass is over. The pass that read a prompt gives the first token and does not count as a round."""
-        tokens = sum(len(step.tokens) for step in steps)
-        self.tokens += tokens
-        self.drafted += sum(step.drafted for step in steps)
-        self.accepted += sum(step.accepted for step in steps)
-        if prefill:
-            self.first_tokens += tokens
-        else:
+    def count(self, advance: Advance, share: Share) -> None:
+        """One pass is over. Passes up to the first token read the prompt, and do not count as rounds."""
+        self.latest = time.perf_counter() - self.start
+        self.whole.add(share)
+        self.tokens += len(advance.tokens)
+        self.drafted += advance.drafted
+        self.accepted += advance.accepted
+        if self.first is not None:
+            self.decode.add(share)
             self.rounds += 1
-        if self.after_first is None:
-            self.first = time.perf_counter() - self.start
-            self.after_first = Counters.of(self.model, self.engine)
+        elif advance.tokens:
+            self.first = self.latest
+            self.first_tokens = len(advance.tokens)
 
     def stats(self) -> Stats:
-        now = Counters.of(self.model, self.engine)
-        whole = now.since(self.before)
-        decode = now.since(self.after_first or self.before)
-        seconds = time.perf_counter() - self.start - self.first
+        first = self.latest if self.first is None else self.first
+        seconds = self.latest - first
         later = self.tokens - self.first_tokens
         mean = later / self.rounds if self.rounds else float(self.tokens)
-        rate = later / seconds if later else self.tokens / max(self.first, 1e-9)
+        rate = later / seconds if later and seconds else self.tokens / max(first, 1e-9)
         plan = self.model.plan
         limit = None if plan.plain_tokens_per_second is None else mean * plan.plain_tokens_per_second
         return Stats(
@@ -116,15 +172,15 @@ class Gauge:
             accepted=self.accepted,
             tokens_per_second=rate,
             decode_seconds=seconds,
-            ttft_seconds=self.first,
-            bytes_streamed=whole.used,
-            stream_seconds=whole.busy,
-            link_bytes_per_second=whole.read / whole.busy if whole.busy else 0.0,
+            ttft_seconds=first,
+            bytes_streamed=round(self.whole.used),
+            stream_seconds=self.whole.busy,
+            link_bytes_per_second=self.whole.read / self.whole.busy if self.whole.busy else 0.0,
             limit_tokens_per_second=limit,
             peak_memory_bytes=peak_memory_bytes() if self.model.device is None else self.model.device.peak_bytes(),
-            draft_seconds=decode.draft,
-            wait_seconds=decode.wait,
-            compute_seconds=decode.verify - decode.wait,
+            draft_seconds=self.decode.draft,
+            wait_seconds=self.decode.wait,
+            compute_seconds=self.decode.compute,
             prompt_tokens=self.prompt_tokens,
             plan=plan.to_dict(),
             seed=self.seed,

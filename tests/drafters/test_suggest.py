@@ -14,7 +14,7 @@ from understudy.drafters.pace import Pace
 from understudy.drafters.substitute import Substitute
 from understudy.drafters.suggest import LONGEST, match
 from understudy.drafters.tree_search import NO_SHAPE, Limits, Shape, TreeSearch
-from understudy.engine import Engine, Settle
+from understudy.engine import Choose, Engine
 from understudy.params import SamplingParams
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes
@@ -66,13 +66,13 @@ class World(Cache):
             logits[node, self.best(self.read(nodes, node))] = torch.tensor([6.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.1])
         return logits
 
-    def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle) -> Tensor:
+    def verify(self, nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
         self.passes += 1
         self.put(nodes)
         logits = torch.zeros(len(wanted), VOCABULARY)
         for place, node in enumerate(wanted.tolist()):
             logits[place, ranked(self.read(nodes, node), self.period)[0]] = 1
-        return settle(logits, 0)
+        return choose(logits, 0)
 
     def check(self, row: TokenSequence) -> None:
         """All that is known of a branch's nodes is what the draft says after their texts."""
@@ -105,7 +105,7 @@ def run(world: World, prompts: Sequence[list[int]], count: int, stop: frozenset[
         return trees
 
     drafter.draft = checked  # type: ignore[method-assign,assignment]
-    while engine.rows:
+    while engine.sequences:
         engine.step()
     for row, prompt in zip(rows, prompts, strict=True):
         text = list(prompt)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from ..cache import Cache
 from ..devices import where
 from ..devices.accelerator import Accelerator
+from ..errors import UnderstudyError, first_line
+from ..plan.accelerator import short_of
 from ..plan.placement import Plan
 from ..tree import Nodes
 from ..weights.store import Store
@@ -55,6 +58,8 @@ class Model:
         self.store, self.config, self.plan, self.dtype, self.device = store, config, plan, dtype, device
         here = where(device)
         self.module = structure.skeleton(config, dtype, attention_name())
+        # Why nothing on the device can be trusted any more.
+        self._lost: UnderstudyError | None = None
         self.current = CurrentPass()
         pair(self.module, [spec.module for spec in store.layout.linears], self.current)
         progress = None if report is None else lambda done, total: report("loading", done, total)
@@ -91,6 +96,26 @@ class Model:
         self.cost.learn(len(nodes), seconds - waited, waited)
         return settled
 
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Around a pass and the draft before it: an error leaves the stream at the beginning of a pass.
+
+        Raises UnderstudyError where the device ran out of memory, and where it is lost: then, and at every later pass."""
+        if self._lost is not None:
+            raise self._lost
+        try:
+            yield
+        except BaseException as error:
+            lost = self.device is not None and isinstance(error, RuntimeError) and "CUDA" in str(error)
+            if isinstance(error, torch.OutOfMemoryError):
+                self.supply.abandon()
+                raise _out_of_memory(error) from None
+            if lost and self.device is not None:
+                self._lost = _lost(self.device.name, error)
+                raise self._lost from None
+            self.supply.abandon()
+            raise
+
     def _waited(self) -> float:
         return self.ring.stats.wait_seconds if self.ring is not None else 0.0
 
@@ -112,3 +137,12 @@ class Model:
             self.pool.shutdown()
         if self.ring is not None:
             self.ring.close()
+
+
+def _out_of_memory(error: torch.OutOfMemoryError) -> UnderstudyError:
+    what = f"The device ran out of memory in this request ({short_of(error)})"
+    return UnderstudyError(f"{what}: shorten the prompt, or choose a smaller --context or --memory. Others can go on.")
+
+
+def _lost(name: str, error: BaseException) -> UnderstudyError:
+    return UnderstudyError(f"{name} stopped working in the middle of a request ({first_line(error)}): load the model again.")

@@ -1,0 +1,89 @@
+"""A batch: everything that one pass of the target runs, whoever it is for.
+
+Drafted trees of sequences that are decoding and chunks of prompts that are being read lie side by side in it, so one sweep of
+the weights serves them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .sampling import choose
+from .sequence import TokenSequence
+from .tree import Nodes, TokenTree
+
+NOTHING = torch.empty(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The nodes that one sequence has in a pass: a drafted tree, or a chunk of tokens it has not read yet."""
+
+    sequence: TokenSequence
+    # A chunk is a chain of known tokens.
+    tree: TokenTree
+    # How many of the last nodes the target chooses a token after: all of a draft, 1 or 0 of a chunk.
+    wanted: int
+    reads: bool
+
+    @classmethod
+    def draft(cls, sequence: TokenSequence, tree: TokenTree) -> Work:
+        """Verify every node of `tree`, which is rooted at the last token of `sequence`."""
+        return cls(sequence, tree, len(tree), False)
+
+    @classmethod
+    def chunk(cls, sequence: TokenSequence, tokens: Sequence[int], last: bool) -> Work:
+        """Read `tokens`; after the `last` chunk of a text its next token is chosen."""
+        return cls(sequence, TokenTree.chain(tokens), int(last), True)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The nodes of a pass, the nodes whose logits are wanted, and the sequence that each of them belongs to."""
+
+    works: tuple[Work, ...]
+    # All nodes of all works, in the order of `works`.
+    nodes: Nodes
+    # [m] int64, ascending: indices of the nodes after which a token is chosen.
+    wanted: Tensor
+    # [m] int64: the positions of those tokens.
+    after: Tensor
+
+    @classmethod
+    def of(cls, works: Sequence[Work], lengths: Sequence[int]) -> Batch:
+        """The batch of `works`; `lengths[row]` tokens of a cache row are accepted. There must be at least one work."""
+        nodes = Nodes.join([Nodes.of(work.tree, work.sequence.row, lengths[work.sequence.row]) for work in works])
+        wanted = []
+        end = 0
+        for work in works:
+            end += len(work.tree)
+            wanted.append(torch.arange(end - work.wanted, end))
+        joined = torch.cat(wanted)
+        return cls(tuple(works), nodes, joined, nodes.positions[joined] + 1)
+
+    def choose(self, logits: Tensor, start: int) -> Tensor:
+        """[k] int64 on the CPU: the token after each of `wanted[start : start + k]`, whose logits [k, vocab] are given."""
+        end = start + len(logits)
+        chosen = []
+        for sequence, first, last in self._spans():
+            low, high = max(first, start), min(last, end)
+            if low < high:
+                after = self.after[low:high].to(logits.device)
+                chosen.append(choose(logits[low - start : high - start], sequence.params, after).cpu())
+        return torch.cat(chosen)
+
+    def _spans(self) -> Iterator[tuple[TokenSequence, int, int]]:
+        """Each sequence with the first and the end of its places in `wanted`."""
+        first = 0
+        for work in self.works:
+            yield work.sequence, first, first + work.wanted
+            first += work.wanted
+
+    def split(self, choices: Tensor) -> list[tuple[Work, Tensor]]:
+        """Each work with its own part of `choices` [m], the tokens chosen after the wanted nodes."""
+        if not len(self.wanted):
+            choices = NOTHING
+        return list(zip(self.works, torch.split(choices, [work.wanted for work in self.works]), strict=True))

@@ -1,0 +1,170 @@
+"""The scheduler: requests come in from any thread, every pass serves those that a policy selects, and results go out.
+
+Passes run one at a time, in the thread of whoever waits for a result. A request that nobody waits for goes on with the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+
+from .engine import Engine, common_prefix
+from .policies import Policy
+from .request import Request, Step
+from .stats import Counters, Share
+
+
+class Scheduler:
+    """Waiting and running requests of one engine, which has `rows` cache rows.
+
+    `counters()` tells what has been used so far. Each pass runs inside `guard()`, which mends the model after an error."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        rows: int,
+        policy: Policy,
+        counters: Callable[[], Counters],
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ):
+        self.engine = engine
+        self.rows = rows
+        self.policy = policy
+        self.counters = counters
+        self.guard = guard
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        # Guards the two lists and `_stepping`; told whenever a pass is over.
+        self._changed = threading.Condition()
+        self._stepping = False
+
+    @property
+    def idle(self) -> bool:
+        """Is there nothing to do?"""
+        return not self.waiting and not self.running
+
+    def submit(self, request: Request) -> None:
+        """Queue `request`. Does not block, and may be called from any thread."""
+        with self._changed:
+            self.waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """End `request` now, or at the end of the pass that is under way. No other request is touched. Does not block."""
+        with self._changed:
+            request.cancelled = True
+            if not self._stepping:
+                self._drop_cancelled()
+
+    def step(self) -> None:
+        """Run one pass, wait first for the pass of another thread. What it gives is in the requests.
+
+        An error ends every request that the pass served, and is raised; an interrupt ends none."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._stepping)
+            self._stepping = True
+        self._step()
+
+    def follow(self, request: Request) -> Generator[Step, None, None]:
+        """The steps of `request` as they come, to its end; runs passes as long as nobody else does. Raises what ended it.
+
+        Leaving the iterator early cancels the request."""
+        try:
+            while True:
+                while request.steps:
+                    yield request.steps.popleft()
+                if request.error is not None:
+                    raise request.error
+                if request.finished:
+                    return
+                self._wait_or_step(request)
+        finally:
+            if not request.finished:
+                self.cancel(request)
+
+    def complete(self, requests: Sequence[Request]) -> None:
+        """Submit `requests`, and return when all are finished. An error, or an interrupt, cancels those that are left."""
+        for request in requests:
+            self.submit(request)
+        try:
+            for request in requests:
+                with closing(self.follow(request)) as steps:
+                    for _ in steps:
+                        pass
+        finally:
+            for request in requests:
+                if not request.finished:
+                    self.cancel(request)
+
+    def _wait_or_step(self, request: Request) -> None:
+        """Wait for news of `request`, or run a pass if no thread does."""
+        with self._changed:
+            self._changed.wait_for(lambda: request.steps or request.finished or not self._stepping)
+            if request.steps or request.finished:
+                return
+            self._stepping = True
+        self._step()
+
+    def _step(self) -> None:
+        """One pass by this thread, which has set `_stepping`."""
+        try:
+            with self._changed:
+                self._drop_cancelled()
+                running = self._select()
+            if running:
+                self._run(running)
+        finally:
+            with self._changed:
+                self._drop_cancelled()
+                self.running = [request for request in self.running if not request.finished]
+                self._stepping = False
+                self._changed.notify_all()
+
+    def _select(self) -> list[Request]:
+        """The requests of the next pass, as the policy decides; those it admits get their cache rows."""
+        free = sorted(set(range(self.rows)) - {request.sequence.row for request in self.running})
+        selection = self.policy.select(tuple(self.running), tuple(self.waiting), len(free))
+        assert len(selection.admit) <= len(free), f"{len(selection.admit)} requests admitted to {len(free)} free rows"
+        for request in selection.admit:
+            self.waiting.remove(request)
+            self.running.append(request)
+            self._admit(request, free)
+        assert bool(selection.run) or not self.running, "the policy lets nobody run"
+        return list(selection.run)
+
+    def _admit(self, request: Request, free: list[int]) -> None:
+        """Take the row, out of `free`, that already holds the longest beginning of the prompt."""
+        tokens, kept = request.sequence.tokens, self.engine.kept
+        row = max(free, key=lambda row: common_prefix(kept.get(row, ()), tokens))
+        free.remove(row)
+        request.sequence.row = row
+        self.engine.admit(request.sequence)
+
+    def _run(self, running: list[Request]) -> None:
+        before = self.counters()
+        try:
+            with self.guard():
+                advances = self.engine.step([request.sequence for request in running])
+        except BaseException as error:
+            if isinstance(error, Exception):
+                for request in running:
+                    self._end(request, error)
+            raise
+        shares = Share.split(self.counters().since(before), advances)
+        owners = {request.sequence: request for request in running}
+        for advance, share in zip(advances, shares, strict=True):
+            owners[advance.sequence].record(advance, share)
+
+    def _end(self, request: Request, error: Exception) -> None:
+        request.error = error
+        self.engine.release(request.sequence, "error")
+
+    def _drop_cancelled(self) -> None:
+        """Take cancelled requests out; `_changed` is held, and no pass is under way."""
+        for request in [request for request in (*self.waiting, *self.running) if request.cancelled]:
+            if request in self.waiting:
+                self.waiting.remove(request)
+                request.sequence.finish_reason = "cancelled"
+            else:
+                self.running.remove(request)
+                if not request.finished:
+                    self.engine.release(request.sequence)

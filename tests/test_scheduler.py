@@ -1,0 +1,218 @@
+"""Requests from many threads: each gets what it gets alone, and nobody who leaves or fails disturbs the others."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.test_engine import Guessing, Slab, following
+from understudy.engine import Choose, Engine
+from understudy.params import SamplingParams
+from understudy.policies import POLICIES, Policy, Selection
+from understudy.registry import build
+from understudy.request import Request
+from understudy.scheduler import Scheduler
+from understudy.sequence import TokenSequence
+from understudy.stats import Counters, RequestMeter
+from understudy.tree import Nodes
+
+PLAN = SimpleNamespace(plain_tokens_per_second=None, to_dict=dict)
+MODEL: Any = SimpleNamespace(plan=PLAN, device=None)
+
+
+class Text:
+    """A reply whose text is its token ids."""
+
+    def __init__(self) -> None:
+        self.text = self.ready = ""
+
+    def feed(self, token: int) -> bool:
+        self.ready += str(token)
+        return False
+
+    def take(self, final: bool = False) -> str:
+        ready, self.ready = self.ready, ""
+        self.text += ready
+        return ready
+
+
+class World:
+    """An engine on a model that is a function of the text, and the scheduler over it. `fault`: raised in the next pass."""
+
+    def __init__(self, rows: int = 3, max_nodes: int = 64, policy: Policy | None = None, pause: float = 0.0):
+        self.slab = Slab(rows)
+        self.pause, self.passes = pause, 0
+        self.fault: BaseException | None = None
+        engine = Engine(self.verify, self.slab, Guessing(3), max_nodes)
+        chosen: Policy = policy or build("policy", POLICIES, "ragged")
+        self.scheduler = Scheduler(engine, rows, chosen, self.counters, self.guard)
+        self.guarded = 0
+
+    def counters(self) -> Counters:
+        return Counters(used=100 * self.passes, read=0, wait=0.0, busy=0.0, draft=0.0, verify=float(self.passes))
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        self.guarded += 1
+        yield
+
+    def verify(self, nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
+        time.sleep(self.pause)
+        self.passes += 1
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
+        return self.slab.verify(nodes, wanted, choose)
+
+    def request(self, prompt: Sequence[int], count: int, streams: bool = False) -> Request:
+        text: Any = Text()
+        sequence = TokenSequence(-1, list(prompt), SamplingParams(max_new_tokens=count), stops=text.feed)
+        return Request(sequence, text, RequestMeter(MODEL, "test", len(prompt)), streams)
+
+
+def alone(prompt: Sequence[int], count: int) -> list[int]:
+    text = list(prompt)
+    for _ in range(count):
+        text.append(following(text))
+    return text[len(prompt) :]
+
+
+WORK = st.lists(st.tuples(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(1, 20)), min_size=1, max_size=7)
+
+
+@given(WORK, st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_every_request_gets_what_it_gets_alone(work: list[tuple[list[int], int]], rows: int) -> None:
+    world = World(rows)
+    requests = [world.request(prompt, count) for prompt, count in work]
+    world.scheduler.complete(requests)
+    assert [r.completion().token_ids for r in requests] == [alone(*one) for one in work]
+    assert all(r.completion().finish_reason == "length" for r in requests)
+    assert world.scheduler.idle and world.guarded == world.passes > 0
+    used = sum(r.meter.whole.used for r in requests)
+    assert used == pytest.approx(100 * world.passes), "the shares of a pass add up to the pass"
+    assert sum(r.meter.whole.compute for r in requests) == pytest.approx(world.passes)
+
+
+def test_callers_in_many_threads_share_passes() -> None:
+    world = World(rows=3, pause=0.002)
+    work = [([i % 7, 3, i % 5], 12 + i) for i in range(8)]
+    got: dict[int, list[int]] = {}
+
+    def call(i: int) -> None:
+        request = world.request(*work[i], streams=bool(i % 2))
+        if request.streams:
+            world.scheduler.submit(request)
+            got[i] = [token for step in world.scheduler.follow(request) for token in step.token_ids]
+        else:
+            world.scheduler.complete([request])
+            got[i] = request.completion().token_ids
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert got == {i: alone(*one) for i, one in enumerate(work)}
+    separate = World()
+    for prompt, count in work:
+        separate.scheduler.complete([separate.request(prompt, count)])
+    assert world.passes < separate.passes and world.scheduler.idle
+
+
+def test_a_caller_that_leaves_takes_only_its_own_request() -> None:
+    world = World(rows=2)
+    staying, leaving, queued = (world.request([1, i], 30, streams=True) for i in range(3))
+    for request in (staying, leaving, queued):
+        world.scheduler.submit(request)
+    steps = world.scheduler.follow(leaving)
+    next(steps)
+    steps.close()
+    assert leaving.sequence.finish_reason == "cancelled" and leaving not in world.scheduler.running
+    assert not staying.finished and staying in world.scheduler.running
+    waiting = world.request([5], 9)
+    world.scheduler.submit(waiting)
+    world.scheduler.cancel(waiting)
+    assert waiting.sequence.finish_reason == "cancelled" and waiting.sequence.row == -1
+    assert [t for step in world.scheduler.follow(queued) for t in step.token_ids] == alone([1, 2], 30)
+    assert [t for step in world.scheduler.follow(staying) for t in step.token_ids] == alone([1, 0], 30)
+
+
+def test_leaving_during_the_pass_of_another_thread_does_not_wait_for_it() -> None:
+    world = World(rows=2, pause=0.3)
+    first, second = world.request([1], 4), world.request([2], 4)
+    thread = threading.Thread(target=world.scheduler.complete, args=([first],))
+    thread.start()
+    while not world.scheduler._stepping:
+        time.sleep(0.001)
+    world.scheduler.submit(second)
+    begun = time.perf_counter()
+    world.scheduler.cancel(second)
+    assert time.perf_counter() - begun < 0.25
+    thread.join(30)
+    assert first.completion().token_ids == alone([1], 4) and world.scheduler.idle
+
+
+def test_an_error_ends_the_requests_of_its_pass_and_no_others() -> None:
+    world = World(rows=2)
+    one, two, later = (world.request([i, 2], 12) for i in range(3))
+    for request in (one, two, later):
+        world.scheduler.submit(request)
+    world.fault = OSError("the link broke")
+    with pytest.raises(OSError, match="link broke"):
+        world.scheduler.step()
+    assert one.finished and two.finished and not later.finished
+    with pytest.raises(OSError, match="link broke"):
+        next(world.scheduler.follow(two))
+    world.scheduler.complete([])
+    assert list(world.scheduler.follow(later)) == [] and later.completion().token_ids == alone([2, 2], 12)
+
+
+def test_an_interrupt_ends_the_request_of_its_thread_alone() -> None:
+    world = World(rows=2)
+    mine, other = world.request([1, 2], 12), world.request([3, 4], 12)
+    world.scheduler.submit(other)
+    world.fault = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        world.scheduler.complete([mine])
+    assert mine.sequence.finish_reason == "cancelled" and not other.finished
+    assert list(world.scheduler.follow(other)) == [] and other.completion().token_ids == alone([3, 4], 12)
+
+
+class OneAtATime:
+    """A policy of another kind: each request has the passes to itself."""
+
+    def select(self, running: Sequence[Request], waiting: Sequence[Request], free: int) -> Selection:
+        admitted = waiting[: 0 if running else 1]
+        return Selection(admitted, [*running, *admitted])
+
+
+def test_a_policy_decides_who_runs_and_changes_no_token() -> None:
+    world = World(rows=3, policy=OneAtATime())
+    work = [([i, 1], 6) for i in range(3)]
+    requests = [world.request(*one) for one in work]
+    for request in requests:
+        world.scheduler.submit(request)
+    while not world.scheduler.idle:
+        world.scheduler.step()
+        assert len(world.scheduler.running) <= 1
+    assert [r.completion().token_ids for r in requests] == [alone(*one) for one in work]
+
+
+def test_a_request_takes_the_row_that_holds_its_beginning() -> None:
+    world = World(rows=2)
+    first, second = world.request([1, 2, 3, 4], 2), world.request([5, 5, 5, 5], 2)
+    world.scheduler.complete([first, second])
+    again = world.request([5, 5, 5, 5, 6], 1)
+    world.scheduler.complete([again])
+    assert again.sequence.row == second.sequence.row
+    assert again.completion().token_ids == alone([5, 5, 5, 5, 6], 1)
+    assert torch.equal(world.slab.layers[0].keys[again.sequence.row, 0, :4, 0], torch.full((4,), 5.0))
