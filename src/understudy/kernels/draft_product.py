@@ -17,12 +17,12 @@ from torch import Tensor
 
 from . import team
 from .compiled import compiled, float_of, word_of
+from .descriptor import CodedMatrix, DraftRun, draft_run
 from .dot import group_dot, has_vnni
 from .team import float32_at, int8_at, take, together, uint16_at, uint32_at
 
-ONE_THREAD = 1 << 17  # bytes of codes below which waking the other threads costs more than it saves
-FIELDS = 17  # of a run: see `Product.__call__`
-Fields = ctypes.c_int64 * FIELDS
+# bytes of codes below which waking the other threads costs more than it saves
+ONE_THREAD = 1 << 17
 
 carray: Any = numpy_support.carray
 
@@ -33,7 +33,8 @@ def _rows_dot(bits: int) -> Any:
 
     def add_group(codes: int, x: int, stride: int, columns: int, scales: int, steps: int, out: int, count: int) -> None:
         r = 0
-        while r < count:  # the group's codes stay in the first cache from one tile of rows to the next
+        # the group's codes stay in the first cache from one tile of rows to the next
+        while r < count:
             if count - r >= 4:
                 four(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
                 r += 4
@@ -61,10 +62,20 @@ class Product:
         self.rows = rows
         assert codes.is_contiguous() and scales.is_contiguous() and scales.shape[1:] == (blocks * 64, 2)
         group = self.columns // scales.shape[0]
-        self.step = next(size for size in (64, 32, 16) if group % size == 0)  # columns that share a step of int8
-        self._kept = (codes, scales)  # what the addresses point to
-        addresses = codes.data_ptr(), scales.data_ptr()
-        self._matrix = (blocks, self.columns, self.step, group, width // 8, *addresses, rows)
+        # columns that share a step of int8
+        self.step = next(size for size in (64, 32, 16) if group % size == 0)
+        # what the addresses point to
+        self._kept = (codes, scales)
+        self._matrix = CodedMatrix(
+            blocks=blocks,
+            columns=self.columns,
+            step=self.step,
+            group=group,
+            bits=width // 8,
+            codes=codes.data_ptr(),
+            scales=scales.data_ptr(),
+            outputs=rows,
+        )
         self._small = codes.nbytes < ONE_THREAD
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -75,9 +86,18 @@ class Product:
         y = torch.empty((count, self.rows), dtype=x.dtype)
         scratch = torch.empty(count * (self.columns + self.columns // self.step * 8), dtype=torch.uint8)
         lead, work = _entries()
-        threads = 1 if self._small else torch.get_num_threads()
-        run = (count, x.data_ptr(), y.data_ptr(), x.dtype.itemsize, scratch.data_ptr(), work, team.parallel(), threads)
-        lead(Fields(0, *self._matrix, *run))
+        run = DraftRun(
+            matrix=self._matrix,
+            rows=count,
+            x=x.data_ptr(),
+            y=y.data_ptr(),
+            itemsize=x.dtype.itemsize,
+            scratch=scratch.data_ptr(),
+            work=work,
+            parallel=team.parallel(),
+            threads=1 if self._small else torch.get_num_threads(),
+        )
+        lead(ctypes.addressof(run))
         return y
 
 
@@ -88,26 +108,26 @@ def note() -> str:
 
 
 @cache
-def _entries() -> tuple[Callable[[Any], None], int]:
+def _entries() -> tuple[Callable[[int], None], int]:
     """`_lead` to call, and the address of `_work`, as machine code."""
     lead, work = team.machine_code(_lead), team.machine_code(inspect.unwrap(_work))
-    return ctypes.CFUNCTYPE(None, ctypes.POINTER(Fields))(lead), work
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(lead), work
 
 
 def _lead(argument: Any) -> None:
     """Round x, then have all threads take blocks."""
-    fields = carray(argument, FIELDS)
-    columns, step, count, x, scratch = fields[2], fields[3], fields[9], fields[10], fields[13]
-    codes = carray(int8_at(scratch), (count, columns))
-    steps = carray(float32_at(scratch + count * columns), (columns // step, count, 2))
-    if fields[12] == 2:
-        _to_int8(carray(uint16_at(x), (count, columns)), 16, codes, steps)
+    run = draft_run(argument)
+    rows, columns = run.rows, run.matrix.columns
+    codes = carray(int8_at(run.scratch), (rows, columns))
+    steps = carray(float32_at(run.scratch + rows * columns), (columns // run.matrix.step, rows, 2))
+    if run.itemsize == 2:
+        _to_int8(carray(uint16_at(run.x), (rows, columns)), 16, codes, steps)
     else:
-        _to_int8(carray(uint32_at(x), (count, columns)), 0, codes, steps)
-    if fields[15] == 0 or fields[16] == 1:
+        _to_int8(carray(uint32_at(run.x), (rows, columns)), 0, codes, steps)
+    if run.parallel == 0 or run.threads == 1:
         _work(argument)
     else:
-        together(fields[15], fields[14], fields.ctypes.data, fields[16])
+        together(run.parallel, run.work, argument, run.threads)
 
 
 @compiled
@@ -134,26 +154,27 @@ def _to_int8(words: Any, shift: int, codes: Any, steps: Any) -> None:
 @compiled
 def _work(argument: Any) -> None:
     """Take blocks until none is left. Runs on every thread of the team with the same argument."""
-    fields = carray(argument, FIELDS)
-    tile = np.empty((fields[9], 64), np.float32)
+    run = draft_run(argument)
+    tile = np.empty((run.rows, 64), np.float32)
     while True:
-        block = take(fields.ctypes.data)
-        if block >= fields[1]:
+        block = take(argument)
+        if block >= run.matrix.blocks:
             break
         tile[:] = np.float32(0)
-        _block(block, fields, tile.ctypes.data)
-        _give(block, fields, tile)
+        _block(block, run, tile.ctypes.data)
+        _give(block, run, tile)
 
 
 @compiled
-def _block(b: int, fields: Any, tile: int) -> None:
+def _block(b: int, run: Any, tile: int) -> None:
     """All rows of x times block b, added to the tile."""
-    blocks, columns, step, group, bits, count = fields[1], fields[2], fields[3], fields[4], fields[5], fields[9]
-    first_steps = fields[13] + count * columns
+    matrix, count = run.matrix, run.rows
+    columns, step, bits = matrix.columns, matrix.step, matrix.bits
+    first_steps = run.scratch + count * columns
     for g in range(columns // step):
-        codes = fields[6] + (b * columns + g * step) * 8 * bits
-        scales = fields[7] + (g * step // group * blocks + b) * 256
-        x, steps = fields[13] + g * step, first_steps + g * count * 8
+        codes = matrix.codes + (b * columns + g * step) * 8 * bits
+        scales = matrix.scales + (g * step // matrix.group * matrix.blocks + b) * 256
+        x, steps = run.scratch + g * step, first_steps + g * count * 8
         if bits == 2:
             _two(codes, x, columns, step, scales, steps, tile, count)
         elif bits == 3:
@@ -165,18 +186,18 @@ def _block(b: int, fields: Any, tile: int) -> None:
 
 
 @compiled
-def _give(b: int, fields: Any, tile: Any) -> None:
+def _give(b: int, run: Any, tile: Any) -> None:
     """The tile as the block's columns of y, in its own dtype."""
-    rows, count, y = fields[8], fields[9], fields[11]
-    width = min(rows - b * 64, 64)
-    if fields[12] == 2:
-        halves = carray(uint16_at(y), (count, rows))
+    outputs, count = run.matrix.outputs, run.rows
+    width = min(outputs - b * 64, 64)
+    if run.itemsize == 2:
+        halves = carray(uint16_at(run.y), (count, outputs))
         for r in range(count):
             for j in range(width):
                 word = word_of(tile[r, j])
                 halves[r, b * 64 + j] = (word + 0x7FFF + (word >> 16 & 1)) >> 16
     else:
-        floats = carray(float32_at(y), (count, rows))
+        floats = carray(float32_at(run.y), (count, outputs))
         for r in range(count):
             for j in range(width):
                 floats[r, b * 64 + j] = tile[r, j]

@@ -17,12 +17,13 @@ from torch import Tensor
 from . import team
 from .bfdot import columns_dot, has_bfdot, pair_columns, to_brain
 from .compiled import compiled
+from .descriptor import OPERAND_BYTES, ExactOperand, ExactRun, ResidualBlocks, exact_operand, exact_run
 from .residual import DENSE_2, DENSE_3, DENSE_4, SMALL, Residual, described, rebuild
 from .team import float32_at, take, uint32_at
 from .vector import prefetch
 
-RUN = 128  # columns that are rebuilt before they are multiplied, unless a group has more
-HEAD, EACH = 7, 14  # fields of a run, and of each of its operands
+# columns that are rebuilt before they are multiplied, unless a group has more
+RUN = 128
 carray: Any = numpy_support.carray
 
 _dot_1, _dot_2, _dot_4 = columns_dot(1), columns_dot(2), columns_dot(4)
@@ -35,17 +36,21 @@ def applies(dtype: torch.dtype, columns: int) -> bool:
 
 
 class Operand:
-    """Some blocks as `multiply` takes them."""
+    """Blocks of weights as `multiply` takes them. Keeps the tensors in which they lie."""
 
-    def __init__(self, fields: Sequence[int], address: int, *kept: object) -> None:
-        self.fields, self._kept = (*fields, address), kept  # what the addresses point to
-        self.blocks, self.columns, self.group = self.fields[:3]
+    def __init__(self, blocks: ResidualBlocks, plain: int, *kept: object) -> None:
+        self.descriptor = ExactOperand(blocks=blocks, plain=plain)
+        self.blocks: int = blocks.count
+        self.columns: int = blocks.columns
+        self.group: int = blocks.group
+        self._kept = kept
 
     @classmethod
     def plain(cls, blocks: Tensor) -> "Operand":
         """Weights [nb, K, 64] as they are."""
         assert blocks.is_contiguous() and blocks.dtype == torch.bfloat16
-        return cls([*blocks.shape[:2], 1, *[0] * 8], blocks.data_ptr(), blocks)
+        shape = ResidualBlocks(count=blocks.shape[0], columns=blocks.shape[1], group=1)
+        return cls(shape, blocks.data_ptr(), blocks)
 
     @classmethod
     def packed(cls, residual: Residual, codes: Tensor, scales: Tensor) -> "Operand":
@@ -64,11 +69,21 @@ def multiply(tiles: Sequence[Tensor], operands: Sequence[tuple[Operand, int]], o
     run = min(columns, max(RUN // group, 1) * group)
     assert all(run % op.group == 0 for op, _ in operands)
     x = _cut(tiles, rows, run)
-    fields = [0, len(operands), columns, rows, x.data_ptr(), out.stride(0) * 2, run]
-    for op, first in operands:
-        fields += [0, *op.fields, out.data_ptr() + first * 128]
+    descriptors = (ExactOperand * len(operands))(*(op.descriptor for op, _ in operands))
+    start = out.data_ptr()
+    for each, (_, first) in zip(descriptors, operands, strict=True):
+        each.out = start + first * 128
+    descriptor = ExactRun(
+        count=len(operands),
+        operands=ctypes.addressof(descriptors),
+        columns=columns,
+        rows=rows,
+        width=run,
+        x=x.data_ptr(),
+        out_stride=out.stride(0) * 2,
+    )
     blocks = sum(op.blocks for op, _ in operands)
-    team.run(_entry(), (ctypes.c_int64 * len(fields))(*fields), small=blocks * columns * 64 < SMALL)
+    team.run(_entry(), descriptor, small=blocks * columns * 64 < SMALL)
 
 
 def _cut(tiles: Sequence[Tensor], rows: int, run: int) -> Tensor:
@@ -94,47 +109,48 @@ def _entry() -> int:
 @compiled
 def _work(argument: Any) -> None:
     """Multiply by blocks until none is left. Runs on every thread of the team with the same argument."""
-    head = carray(argument, HEAD)
-    every = carray(argument, HEAD + head[1] * EACH)[HEAD:]
-    rows, run = head[3], head[6]
-    kept = np.empty(rows * 64 + run * 64 + 32, np.float32)
+    run = exact_run(argument)
+    rows, columns = run.rows, run.columns
+    kept = np.empty(rows * 64 + run.width * 64 + 32, np.float32)
     sums = (kept.ctypes.data + 63) // 64 * 64
     paired = sums + rows * 256
+    end = run.operands + run.count * OPERAND_BYTES
     while True:
-        b, o = take(head.ctypes.data), 0
-        while o < head[1] and b >= every[o * EACH + 1]:
-            b -= every[o * EACH + 1]
-            o += 1
-        if o == head[1]:
+        b, place = take(argument), run.operands
+        while place < end and b >= exact_operand(place).blocks.count:
+            b -= exact_operand(place).blocks.count
+            place += OPERAND_BYTES
+        if place == end:
             break
-        operand = every[o * EACH : (o + 1) * EACH]
+        operand = exact_operand(place)
         carray(float32_at(sums), rows * 64)[:] = np.float32(0)
-        for k in range(0, head[2], run):
-            width = min(head[2] - k, run)
-            _make(operand, b, k, width, paired, paired + run * 128)
-            _add(head, operand, b, k, width, paired, sums)
+        for k in range(0, columns, run.width):
+            width = min(columns - k, run.width)
+            _make(operand, b, k, width, paired, paired + run.width * 128)
+            _add(run, operand, b, k, width, paired, sums)
         for r in range(rows):
-            to_brain(sums + r * 256, operand[13] + r * head[5] + b * 128)
+            to_brain(sums + r * 256, operand.out + r * run.out_stride + b * 128)
 
 
 @compiled
 def _make(operand: Any, b: int, k: int, width: int, paired: int, rebuilt: int) -> None:
     """`width` columns of block b from k on, side by side in pairs."""
-    columns, group, source = operand[2], operand[3], rebuilt
-    if operand[12] != 0:
-        source = operand[12] + (b * columns + k) * 128
+    blocks, source = operand.blocks, rebuilt
+    if operand.plain != 0:
+        source = operand.plain + (b * blocks.columns + k) * 128
     else:
+        group = blocks.group
         for g in range(k // group, (k + width) // group):
-            rebuild(operand, b, g, rebuilt + (g * group - k) * 128)
+            rebuild(blocks, b, g, rebuilt + (g * group - k) * 128)
     for pair in range(0, width, 2):
         pair_columns(source + pair * 128, paired + pair * 128)
 
 
 @compiled
-def _add(head: Any, operand: Any, b: int, k: int, width: int, weights: int, sums: int) -> None:
+def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums: int) -> None:
     """sums [rows, 64] += x times these columns. Meanwhile what comes next is fetched from memory."""
-    rows, stride = head[3], head[6] * 2
-    x = head[4] + k * rows * 2
+    rows, stride = run.rows, run.width * 2
+    x = run.x + k * rows * 2
     r = 0
     while r < rows:
         _fetch_ahead(operand, b, k + width, width, r, min(rows - r, 4), rows)
@@ -150,26 +166,28 @@ def _add(head: Any, operand: Any, b: int, k: int, width: int, weights: int, sums
 
 
 @compiled
-def _fetch_ahead(operand: Any, b: int, k: int, width: int, r: int, some: int, rows: int) -> None:
-    """Of what `width` columns from k on are made of, the share of rows r to r + some - 1 of all rows."""
-    columns, group = operand[2], operand[3]
+def _fetch_ahead(operand: Any, b: int, k: int, width: int, r: int, count: int, rows: int) -> None:
+    """Ask memory for a share of what the `width` columns from k on are made of: that of rows r to r + count - 1 of `rows`."""
+    blocks = operand.blocks
+    columns = blocks.columns
     width = min(columns - k, width)
     place = b * columns + k
     if width <= 0:
         return
-    if operand[12] != 0:
-        _fetch(operand[12] + place * 128, width * 2, r, some, rows)
+    if operand.plain != 0:
+        _fetch(operand.plain + place * 128, width * 2, r, count, rows)
     else:
-        bits = operand[11]
+        bits, group = blocks.bits, blocks.group
         dense = DENSE_4 if bits == 4 else DENSE_3 if bits == 3 else DENSE_2
-        _fetch(operand[5] + place * 8 * bits, width * bits // 8, r, some, rows)
-        _fetch(operand[7] + place * 8 * dense, width * dense // 8, r, some, rows)
-        table = carray(uint32_at(operand[9]), (operand[1] * (columns // group) + 1, 2))
+        _fetch(blocks.codes + place * 8 * bits, width * bits // 8, r, count, rows)
+        _fetch(blocks.dense + place * 8 * dense, width * dense // 8, r, count, rows)
+        table = carray(uint32_at(blocks.table), (blocks.count * (columns // group) + 1, 2))
         start, end = table[place // group, 0], table[(place + width) // group, 0]
-        _fetch(operand[8] + start // 8, (end - start) // 512 + 1, r, some, rows)
+        _fetch(blocks.stream + start // 8, (end - start) // 512 + 1, r, count, rows)
 
 
 @compiled
-def _fetch(start: int, lines: int, r: int, some: int, rows: int) -> None:
+def _fetch(start: int, lines: int, r: int, count: int, rows: int) -> None:
+    """Ask memory for the share of rows r to r + count - 1 of `rows` in the `lines` lines of 64 bytes from `start` on."""
     first = lines * r // rows
-    prefetch(start + first * 64, lines * (r + some) // rows - first)
+    prefetch(start + first * 64, lines * (r + count) // rows - first)

@@ -16,7 +16,12 @@ from .compiled import compiled, float_of, word_of
 from .pack import pack_run
 
 ROUNDS = 10
-SHRINK = 0.2  # weight of the p-norm of the errors, which are counted in steps of a code
+# weight of the p-norm of the errors, which are counted in steps of a code
+SHRINK = 0.2
+# rows of `fit`, each of 64 numbers: what was fitted to a group, and its smallest and largest weight
+SCALE, INVERSE, ZERO, LOW, HIGH = range(5)
+# rows of `sums`, each of 64: over a group, of codes q and of targets t
+Q, QQ, T, QT = range(4)
 
 
 def solve(
@@ -35,7 +40,7 @@ def solve(
 def _solve(blocks: Any, group: int, bits: int, rounds: int, shrink: Any, codes: Any, scales: Any) -> None:
     tile = np.empty((group, 64), np.float32)
     code = np.empty(64, np.int32)
-    fit = np.empty((5, 64), np.float32)  # scale, its inverse and zero; then the smallest and the largest weight
+    fit = np.empty((5, 64), np.float32)
     sums = np.empty((4, 64), np.float32)
     centre = np.float32(1 << bits - 1)
     for b in range(blocks.shape[0]):
@@ -45,18 +50,18 @@ def _solve(blocks: Any, group: int, bits: int, rounds: int, shrink: Any, codes: 
                 _gather(tile, fit, centre, shrink, sums)
                 _refit(sums, fit, group)
             for j in range(64):
-                scales[g, b * 64 + j, 0] = word_of(fit[0, j]) >> 16
-                scales[g, b * 64 + j, 1] = word_of(fit[2, j]) >> 16
+                scales[g, b * 64 + j, 0] = word_of(fit[SCALE, j]) >> 16
+                scales[g, b * 64 + j, 1] = word_of(fit[ZERO, j]) >> 16
             for k in range(group):
                 for j in range(64):
-                    code[j] = np.int32(_code(tile[k, j], fit[1, j], fit[2, j], centre) + centre)
+                    code[j] = np.int32(_code(tile[k, j], fit[INVERSE, j], fit[ZERO, j], centre) + centre)
                 pack_run(code, bits, codes[b, g * group + k])
 
 
 @compiled
 def _start(block: Any, centre: Any, tile: Any, fit: Any) -> None:
     """Copy the group (what is not finite counts as 0) and fit the codes' range to the smallest and largest weight."""
-    low, high = fit[3], fit[4]
+    low, high = fit[LOW], fit[HIGH]
     low[:] = np.float32(0)
     high[:] = np.float32(0)
     for k in range(tile.shape[0]):
@@ -79,9 +84,9 @@ def _set(fit: Any, j: int, scale: Any, zero: Any) -> None:
     """Scale and zero as they will be stored (bfloat16). A group of equal weights has scale 0 and the centre for every code."""
     usable = scale > np.float32(1e-36)
     scale = _bfloat16(scale) if usable else np.float32(0)
-    fit[0, j] = scale
-    fit[1, j] = np.float32(1) / scale if usable else np.float32(0)
-    fit[2, j] = _bfloat16(zero)
+    fit[SCALE, j] = scale
+    fit[INVERSE, j] = np.float32(1) / scale if usable else np.float32(0)
+    fit[ZERO, j] = _bfloat16(zero)
 
 
 @compiled
@@ -90,17 +95,17 @@ def _gather(tile: Any, fit: Any, centre: Any, shrink: Any, sums: Any) -> None:
     sums[:] = np.float32(0)
     for k in range(tile.shape[0]):
         for j in range(64):
-            u = (tile[k, j] - fit[2, j]) * fit[1, j]
-            q = _code(tile[k, j], fit[1, j], fit[2, j], centre)
+            u = (tile[k, j] - fit[ZERO, j]) * fit[INVERSE, j]
+            q = _code(tile[k, j], fit[INVERSE, j], fit[ZERO, j], centre)
             error = u - q
             size = abs(error)
             kept = size - shrink * _inverse_root(size)
             kept = kept if kept > np.float32(0) else np.float32(0)
             target = u - (kept if error > np.float32(0) else -kept)
-            sums[0, j] += q
-            sums[1, j] += q * q
-            sums[2, j] += target
-            sums[3, j] += q * target
+            sums[Q, j] += q
+            sums[QQ, j] += q * q
+            sums[T, j] += target
+            sums[QT, j] += q * target
 
 
 @compiled
@@ -108,11 +113,11 @@ def _refit(sums: Any, fit: Any, group: int) -> None:
     """Least squares in units of the old scale, so that no weight is too small or large for it."""
     n = np.float32(group)
     for j in range(64):
-        spread = sums[1, j] - sums[0, j] * sums[0, j] / n
-        slope = (sums[3, j] - sums[0, j] * sums[2, j] / n) / spread if spread > np.float32(0.1) else np.float32(1)
-        offset = (sums[2, j] - slope * sums[0, j]) / n
-        scale, zero = fit[0, j] * slope, fit[2, j] + fit[0, j] * offset
-        if fit[0, j] > np.float32(0) and scale - scale == np.float32(0) and zero - zero == np.float32(0):
+        spread = sums[QQ, j] - sums[Q, j] * sums[Q, j] / n
+        slope = (sums[QT, j] - sums[Q, j] * sums[T, j] / n) / spread if spread > np.float32(0.1) else np.float32(1)
+        offset = (sums[T, j] - slope * sums[Q, j]) / n
+        scale, zero = fit[SCALE, j] * slope, fit[ZERO, j] + fit[SCALE, j] * offset
+        if fit[SCALE, j] > np.float32(0) and scale - scale == np.float32(0) and zero - zero == np.float32(0):
             _set(fit, j, scale, zero)
 
 

@@ -2,7 +2,6 @@
 
 Every tile knows where its bits and its exceptions begin, so tiles can be read in any order, by any number of threads."""
 
-import ctypes
 import inspect
 from dataclasses import dataclass
 from functools import cache
@@ -15,13 +14,14 @@ from torch import Tensor
 
 from . import team
 from .compiled import bits, compiled
+from .descriptor import DecodeRun, ResidualBlocks, decode_run
 from .residual_bits import DENSE, MOST, tile_reader, tile_writer
 from .team import take, uint16_at, uint32_at
 
-FIELDS = 13
-Fields = ctypes.c_int64 * FIELDS
-SMALL = 1 << 16  # weights below which other threads are not worth waking
-SLACK = 16  # bytes that are read past the end of the stream
+# weights below which other threads are not worth waking
+SMALL = 1 << 16
+# bytes that are read past the end of the stream
+SLACK = 16
 DENSE_2, DENSE_3, DENSE_4 = DENSE[2], DENSE[3], DENSE[4]
 carray: Any = numpy_support.carray
 
@@ -61,17 +61,27 @@ def encode(blocks: Tensor, codes: Tensor, scales: Tensor) -> Residual:
 def decode(residual: Residual, codes: Tensor, scales: Tensor, out: Tensor) -> None:
     """The blocks into `out`, bfloat16 [nb, K, 64], on all of torch's threads."""
     assert out.is_contiguous()
-    fields = Fields(0, *described(residual, codes, scales), out.data_ptr())
-    team.run(_entry(), fields, small=out.numel() < SMALL)
+    run = DecodeRun(blocks=described(residual, codes, scales), out=out.data_ptr())
+    team.run(_entry(), run, small=out.numel() < SMALL)
 
 
-def described(residual: Residual, codes: Tensor, scales: Tensor) -> list[int]:
-    """Blocks, columns, columns of a group, bytes between groups' scales, addresses, bits: fields 1 to 11 of a run."""
+def described(residual: Residual, codes: Tensor, scales: Tensor) -> ResidualBlocks:
+    """The blocks that `codes` and `residual` stand for, as kernels take them. They hold as long as all those tensors."""
     count, columns, width = codes.shape
     assert codes.is_contiguous() and scales.stride()[1:] == (2, 1)
-    kept = (codes, scales, residual.dense, residual.stream, residual.table, residual.exceptions)
-    addresses = [tensor.data_ptr() for tensor in kept]
-    return [count, columns, columns // scales.shape[0], scales.stride(0) * 2, *addresses, width // 8]
+    return ResidualBlocks(
+        count=count,
+        columns=columns,
+        group=columns // scales.shape[0],
+        scales_stride=scales.stride(0) * 2,
+        codes=codes.data_ptr(),
+        scales=scales.data_ptr(),
+        dense=residual.dense.data_ptr(),
+        stream=residual.stream.data_ptr(),
+        table=residual.table.data_ptr(),
+        exceptions=residual.exceptions.data_ptr(),
+        bits=width // 8,
+    )
 
 
 @cache
@@ -82,32 +92,33 @@ def _entry() -> int:
 @compiled
 def _work(argument: Any) -> None:
     """Decode blocks until none is left. Runs on every thread of the team with the same argument."""
-    fields = carray(argument, FIELDS)
-    count, columns, group = fields[1], fields[2], fields[3]
+    run = decode_run(argument)
+    blocks = run.blocks
     while True:
-        b = take(fields.ctypes.data)
-        if b >= count:
+        b = take(argument)
+        if b >= blocks.count:
             break
-        for g in range(columns // group):
-            rebuild(fields, b, g, fields[12] + (b * columns + g * group) * 128)
+        for g in range(blocks.columns // blocks.group):
+            rebuild(blocks, b, g, run.out + (b * blocks.columns + g * blocks.group) * 128)
 
 
 @compiled
-def rebuild(fields: Any, b: int, g: int, out: int) -> None:
-    """Group g of block b, [group, 64], at the address `out`. Fields 1 to 11 are as `described`."""
-    count, columns, group, bits = fields[1], fields[2], fields[3], fields[11]
+def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
+    """Group g of block b of `blocks` (`ResidualBlocks`): [group, 64] at the address `out`."""
+    columns, group, bits = blocks.columns, blocks.group, blocks.bits
     groups = columns // group
-    table = carray(uint32_at(fields[9]), (count * groups + 1, 2))
-    exceptions = carray(uint16_at(fields[10]), (table[count * groups, 1], 2))
+    tiles = blocks.count * groups
+    table = carray(uint32_at(blocks.table), (tiles + 1, 2))
+    exceptions = carray(uint16_at(blocks.exceptions), (table[tiles, 1], 2))
     tile, first = b * groups + g, b * columns + g * group
-    codes, scales = fields[5] + first * 8 * bits, fields[6] + g * fields[4] + b * 256
-    stream, start = fields[8], np.int64(table[tile, 0])
+    codes, scales = blocks.codes + first * 8 * bits, blocks.scales + g * blocks.scales_stride + b * 256
+    stream, start = blocks.stream, np.int64(table[tile, 0])
     if bits == 4:
-        _read_4(codes, scales, fields[7] + first * 8 * DENSE_4, stream, start, group, out)
+        _read_4(codes, scales, blocks.dense + first * 8 * DENSE_4, stream, start, group, out)
     elif bits == 3:
-        _read_3(codes, scales, fields[7] + first * 8 * DENSE_3, stream, start, group, out)
+        _read_3(codes, scales, blocks.dense + first * 8 * DENSE_3, stream, start, group, out)
     else:
-        _read_2(codes, scales, fields[7] + first * 8 * DENSE_2, stream, start, group, out)
+        _read_2(codes, scales, blocks.dense + first * 8 * DENSE_2, stream, start, group, out)
     weights = carray(uint16_at(out), group * 64)
     for e in range(table[tile, 1], table[tile + 1, 1]):
         weights[exceptions[e, 0]] = exceptions[e, 1]

@@ -36,8 +36,8 @@ def note() -> str:
 
 
 def machine_code(function: Callable[[Any], None]) -> int:
-    """The address of `function`, which is given a pointer to int64s, as machine code that C can call."""
-    signature, to_c = types.void(types.CPointer(types.int64)), numba.cfunc
+    """The address of machine code for `function`, which takes the address of a run's descriptor and can be called from C."""
+    signature, to_c = types.void(types.int64), numba.cfunc
     try:
         made: Any = to_c(signature, cache=True)(function)
     except RuntimeError:  # no directory for the machine code can be written to
@@ -45,14 +45,14 @@ def machine_code(function: Callable[[Any], None]) -> int:
     return int(made.address)
 
 
-def run(address: int, fields: Any, small: bool = False) -> None:
-    """Call the machine code at `address` with `fields` on all of torch's threads; on this one alone if `small`."""
+def run(address: int, descriptor: ctypes.Structure, small: bool = False) -> None:
+    """Call the machine code at `address` with `descriptor` on all of torch's threads; on this one alone if `small`."""
     threads = 1 if small else torch.get_num_threads()
     if threads == 1 or not parallel():
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(ctypes.addressof(fields))
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(ctypes.addressof(descriptor))
     else:
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        kind(parallel())(address, ctypes.addressof(fields), threads, 0)
+        kind(parallel())(address, ctypes.addressof(descriptor), threads, 0)
 
 
 @intrinsic

@@ -1,0 +1,151 @@
+"""What a kernel is told of one run: structures of int64 numbers and addresses, their fields by the same names on both sides.
+
+Python fills a structure, and a kernel is given its address. An address is of memory that the caller keeps for the run.
+Every run begins with the counter `taken`, from which the threads of a team take pieces of work (`team.take`)."""
+
+import ctypes
+from typing import Any
+
+import numba
+import numpy as np
+from numba.extending import intrinsic
+
+types: Any = numba.types
+NUMBER = ctypes.c_int64
+
+
+class Descriptor(ctypes.Structure):
+    """A structure of numbers. Without a dictionary, so that a name that is no field is refused."""
+
+    __slots__ = ()
+
+
+class ResidualBlocks(Descriptor):
+    """Blocks of exact weights as codes and residual (`residual.Residual`)."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("count", NUMBER),
+        ("columns", NUMBER),
+        # columns that share a scale
+        ("group", NUMBER),
+        # bytes between the scales of one group and of the next
+        ("scales_stride", NUMBER),
+        # addresses: codes uint8 [count, columns, 8 * bits]; scales bfloat16 [groups, count * 64, 2]
+        ("codes", NUMBER),
+        ("scales", NUMBER),
+        # addresses of the residual's four tensors
+        ("dense", NUMBER),
+        ("stream", NUMBER),
+        ("table", NUMBER),
+        ("exceptions", NUMBER),
+        # of a code: 2, 3 or 4
+        ("bits", NUMBER),
+    )
+
+
+class DecodeRun(Descriptor):
+    """Blocks made whole; see `residual.decode`."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("taken", NUMBER),
+        ("blocks", ResidualBlocks),
+        # address of bfloat16 [count, columns, 64]
+        ("out", NUMBER),
+    )
+
+
+class ExactOperand(Descriptor):
+    """Blocks that `exact_product.multiply` multiplies with."""
+
+    __slots__ = ()
+    _fields_ = (
+        # of plain blocks only count, columns and group are filled in
+        ("blocks", ResidualBlocks),
+        # address of the weights bfloat16 [count, columns, 64]; 0 where they are rebuilt from codes and residual
+        ("plain", NUMBER),
+        # address of the first output in the result's first row
+        ("out", NUMBER),
+    )
+
+
+class ExactRun(Descriptor):
+    """Rows times the blocks of one or more operands; see `exact_product.multiply`."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("taken", NUMBER),
+        # how many operands, and the address of the first: they lie one after the other
+        ("count", NUMBER),
+        ("operands", NUMBER),
+        ("columns", NUMBER),
+        ("rows", NUMBER),
+        # columns that are rebuilt, then multiplied, at once
+        ("width", NUMBER),
+        # address of x bfloat16 [runs of `width` columns, rows, width]
+        ("x", NUMBER),
+        # bytes between one row of the result and the next
+        ("out_stride", NUMBER),
+    )
+
+
+class CodedMatrix(Descriptor):
+    """A matrix of codes; see `draft_product.Product`."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("blocks", NUMBER),
+        ("columns", NUMBER),
+        # columns of x that share a step of int8
+        ("step", NUMBER),
+        # columns of the matrix that share a scale
+        ("group", NUMBER),
+        # of a code: 2, 3, 4 or 8
+        ("bits", NUMBER),
+        # addresses: codes uint8 [blocks, columns, 8 * bits]; scales bfloat16 [groups, blocks * 64, 2]
+        ("codes", NUMBER),
+        ("scales", NUMBER),
+        # outputs; those beyond them, in the last block, are padding
+        ("outputs", NUMBER),
+    )
+
+
+class DraftRun(Descriptor):
+    """Rows of x times a matrix of codes."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("taken", NUMBER),
+        ("matrix", CodedMatrix),
+        ("rows", NUMBER),
+        # addresses: x [rows, columns] and y [rows, outputs], bfloat16 or float32
+        ("x", NUMBER),
+        ("y", NUMBER),
+        # bytes of an element of x and y: 2 or 4
+        ("itemsize", NUMBER),
+        # address of room for x in int8 [rows, columns], then steps float32 [columns / step, rows, 2]
+        ("scratch", NUMBER),
+        # addresses of the kernel that each thread runs, and of GOMP_parallel (0: there is none)
+        ("work", NUMBER),
+        ("parallel", NUMBER),
+        ("threads", NUMBER),
+    )
+
+
+def reader(kind: type[Descriptor]) -> Any:
+    """For kernels: a function from an address to the structure of this kind that lies there."""
+    record = numba.from_dtype(np.dtype(kind))
+
+    @intrinsic
+    def read(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(record))
+
+        return record(types.int64), generate
+
+    return read
+
+
+decode_run, exact_operand, exact_run, draft_run = map(reader, (DecodeRun, ExactOperand, ExactRun, DraftRun))
+OPERAND_BYTES = ctypes.sizeof(ExactOperand)
