@@ -190,14 +190,14 @@ def graphs(device_name: str) -> str:
             with LLM(model, method=method, **options) as llm:
                 drafter, trees = llm.engine.drafter, []
                 drafter.search.recording &= recording
-                grow = drafter.search.grow
+                draft = drafter.draft
 
-                def noting(*given: Any, grow: Any = grow, trees: Any = trees) -> Any:
-                    grown = grow(*given)
+                def noting(sequences: Any, draft: Any = draft, trees: Any = trees) -> Any:
+                    grown = draft(sequences)
                     trees.extend((tree.tokens.tolist(), tree.parents.tolist()) for tree in grown)
                     return grown
 
-                drafter.search.grow = noting
+                drafter.draft = noting
                 texts = [llm.generate([[5, 99, 5, 12, 80, 5, 99, 5]], p)[0].token_ids for p in params]
                 replayed = drafter.search.replayed
                 found.append((trees, texts))

@@ -106,12 +106,13 @@ def held(llm: Any) -> dict[str, int]:
 
 def level(llm: Any, width: int = 6) -> dict[str, float]:
     """What a draft level of one row takes, padded from `width`, against reading its weights once at the speed of a copy there."""
-    search = llm.engine.drafter.search
+    drafter = llm.engine.drafter
     padded = 1 << (width - 1).bit_length()
-    search.warm((padded,), 60.0)
-    taken = search.pace.levels[padded]
+    drafter.warm((padded,), 60.0)
+    taken = drafter.policy.pace.levels[padded]
     bound = llm.plan.draft_level_bytes / bandwidth(llm.model.device)
-    return {"level_ms": 1e3 * taken, "level_bound_ms": 1e3 * bound, "level_ratio": taken / bound, "graphs": len(search.graphs)}
+    graphs = len(drafter.search.graphs)
+    return {"level_ms": 1e3 * taken, "level_bound_ms": 1e3 * bound, "level_ratio": taken / bound, "graphs": graphs}
 
 
 def bandwidth(device: Any, most: int = 256 << 20) -> float:

@@ -16,7 +16,7 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams, loading
 from understudy.codecs import CODECS
 from understudy.drafters import DRAFTERS
-from understudy.drafters.pace import Calibration
+from understudy.drafters.policy import calibrations
 from understudy.errors import StoreError, TransferError
 from understudy.models import weights
 from understudy.plan.demand import Footprint, PlanRequest
@@ -175,8 +175,8 @@ def drafting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def drafted(llm: LLM, row: TokenSequence) -> TokenTree:
     """The tree for `row`; what was learned of chances on the way is no part of the route."""
-    if hasattr(llm.engine.drafter, "search"):
-        llm.engine.drafter.search.calibration = {False: Calibration(), True: Calibration()}
+    if hasattr(llm.engine.drafter, "policy"):
+        llm.engine.drafter.policy.calibrations = calibrations()
     return llm.engine.drafter.draft([row])[0]
 
 

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "request": {"engine", "sequence", "stats", "text"},
     "policies": set(),
     "scheduler": {"engine", "policies", "request", "stats"},
-    "options": {"devices", "weights", "codecs", "quantizers"},
+    "options": {"drafters", "devices", "weights", "codecs", "quantizers"},
     "sources": {"options", "devices", "models", "weights", "demo", "plan"},
     "loading": {"generation_config", "sources", "options", "devices", "models", "weights", "plan", "drafters"},
     "llm": {

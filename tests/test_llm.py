@@ -266,8 +266,8 @@ def test_a_long_prompt_read_in_pieces_gives_the_same_tokens(model: Path) -> None
         expected = [llm.generate([ids], params)[0].token_ids for params in PARAMS]
     with opened(model, context=400) as llm:
         llm.engine.max_nodes = 3 * 32
-        search = llm.engine.drafter.search  # type: ignore[attr-defined]
-        search.limits = replace(search.limits, nodes=2 * 32)  # a plan leaves room for trees beside prompts
+        policy = llm.engine.drafter.policy  # type: ignore[attr-defined]
+        policy.limits = replace(policy.limits, nodes=2 * 32)  # a plan leaves room for trees beside prompts
         done = [llm.generate([ids], params)[0] for params in PARAMS]
         assert [c.token_ids for c in done] == expected
         assert done[0].stats.bytes_streamed == llm.plan.streamed_bytes * (done[0].stats.rounds + 4), "four sweeps for 300 tokens"

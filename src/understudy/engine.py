@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .batch import Batch, Work
 from .cache import Cache
-from .drafters import Drafter
+from .drafters import Drafter, Verified
 from .sequence import TokenSequence
 from .tree import Nodes
 from .verify import accept
@@ -124,7 +124,7 @@ class Engine:
         else:
             path, bonus = accept(tree, choices)
             new = [*tree.tokens[path[1:]].tolist(), bonus]
-            self.drafter.observe(sequence, tree, path, choices)
+        self.drafter.observe(Verified(sequence, tree, path, choices, drafted=not work.reads))
         self.cache.keep(sequence.row, path)
         taken = self._take(sequence, new)
         drafted = 0 if work.reads else len(tree) - 1

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .drafters import DRAFTERS
 from .engine import Engine
 from .errors import UsageError
 from .loading import load, plan_for, plan_for_config
@@ -51,7 +50,7 @@ class LLM:
         for line in self.generation.warnings if progress is None else ():
             warnings.warn(line, stacklevel=2)
         self._closing = weakref.finalize(self, self.model.close)
-        drafter = build("method", DRAFTERS, self.options.method, self.model)
+        drafter = self.options.drafter.open(self.model)
         self.engine = Engine(self.model.verify, self.model.cache, drafter, self.plan.passes.tiles * self.plan.tile)
         policy = build("policy", POLICIES, self.options.policy)
         counters = partial(Counters.of, self.model, self.engine)

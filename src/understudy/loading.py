@@ -13,7 +13,7 @@ import torch
 
 from .devices import open_device
 from .devices.accelerator import Accelerator
-from .drafters import level_nodes, tree_nodes
+from .drafters import DEFAULT_METHOD
 from .errors import UsageError
 from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
@@ -78,8 +78,9 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
     directory = path.parent if (path := Path(place).expanduser()).name == "config.json" else path
     if not (directory / "config.json").is_file():
         raise UsageError(f"There is no {directory / 'config.json'}: --config takes the directory of one.")
-    if options.method.startswith("classic"):
-        raise UsageError("--method classic compares tokenizers, and --config has none: give MODEL instead.")
+    if options.drafter.second_model is not None:
+        name = options.method.partition(":")[0]
+        raise UsageError(f"--method {name} compares tokenizers, and --config has none: give MODEL instead.")
     config = config_of(directory)
     dtype = getattr(config, "dtype", None) or DTYPES.get(options.dtype)
     if not isinstance(dtype, torch.dtype):
@@ -138,14 +139,15 @@ def _place(
     device: Accelerator | None,
 ) -> Plan:  # fmt: skip
     rows = options.rows or max(1, min(8, int(budget * 0.04) // max(wants.kv_bytes_per_token * (context + SCRATCH), 1)))
-    level = widths.widest(*level_nodes(options.method), rows) if device is not None else 0
+    drafter = options.drafter
+    level = widths.widest(drafter.level_width, drafter.forced, rows) if device is not None else 0
     companion = 0
     if second is not None:
         dtype, shape = _dtype(second, replace(options, dtype="auto")), ModelShape.of(config_of(second.path))
         own = footprint_of(sizes_of_store(second, True), shape, dtype)
         own = own if device is None else on_device(own, shape, dtype, device)
         companion = own.alone(rows, context + SCRATCH, level)
-    runtime, nodes = RUNTIME if device is None else RUNTIME_CUDA, tree_nodes(options.method)
+    runtime, nodes = RUNTIME if device is None else RUNTIME_CUDA, drafter.max_nodes
     disk = options.throttle or (machine.link_bandwidth if machine.disk else 0.0)
     link = disk if device is None else device.link_bytes_per_second()
     memory = 0.0 if device is not None else machine.memory_bandwidth or 0.0  # of a device it is not measured
@@ -206,7 +208,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     if second is not None:
         alone = replace(plan, residents=frozenset(), whole=frozenset(), ring_bytes=0)
         bound.companion = _bind(
-            second, config_of(second.path), alone, replace(options, dtype="auto", method="substitute"), machine, report, device
+            second, config_of(second.path), alone, replace(options, dtype="auto", method=DEFAULT_METHOD), machine, report, device
         )
     return Loaded(store, machine, tokenizer, bound, ends, replace(generation, notes=tuple(notes)))
 
@@ -236,17 +238,19 @@ def _bind(
 
 
 def _second(options: Options, first: Path, report: Report | None) -> Store | None:
-    """The Store of the model that `classic:MODEL` names, held whole; its tokens must be those of the model in `first`."""
-    name, _, rest = options.method.partition(":")
-    if name != "classic":
+    """The Store of the second model that the drafter needs, held whole; None: it needs none.
+
+    Raises UsageError if its tokens are not those of the model in `first`."""
+    model = options.drafter.second_model
+    if model is None:
         return None
-    model = next((item for item in rest.split(",") if item and "=" not in item), "")
     if not model:
-        raise UsageError("classic needs the model that drafts: --method classic:MODEL.")
+        name = options.method.partition(":")[0]
+        raise UsageError(f"{name} needs the model that drafts: --method {name}:MODEL.")
     whole = options.held_whole()
     store = prepare_source(locate(model, whole), whole, report)
     if tokenizer_of(store.path).get_vocab() != tokenizer_of(first).get_vocab():
         raise UsageError(
-            f"{model} cannot draft for this model: their tokenizers differ. --method substitute needs no second model."
+            f"{model} cannot draft for this model: their tokenizers differ. --method {DEFAULT_METHOD} needs no second model."
         )
     return store

@@ -11,6 +11,7 @@ import torch
 
 from .codecs import CODECS
 from .devices import DEVICES
+from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
 from .quantizers.mixed import mixed
 from .registry import lookup
@@ -35,7 +36,7 @@ class Options:
     # The type to compute in; auto: that of the weights.
     dtype: str = "auto"
     # The drafter and its options, as in "substitute:width=6".
-    method: str = "substitute"
+    method: str = DEFAULT_METHOD
     # Which exact weights stay in fast memory: auto, none, residual or whole.
     resident: str = "auto"
     # Tokens that a prompt and its continuation may have together.
@@ -75,6 +76,7 @@ class Options:
         for name in given:
             lookup("option", name, known)
         options = cls(**given, cache=cache_directory(environment))
+        spec_of(options.method)
         lookup("dtype", options.dtype, {"auto": 0, **DTYPES})
         lookup("device", options.device, {"auto": 0, "cpu": 0, **DEVICES})
         lookup("codec", options.codec.partition(":")[0], {AUTO: "", **CODECS})
@@ -97,9 +99,14 @@ class Options:
         return Recipe(self.recipe_quantizer, self.codec)
 
     @property
+    def drafter(self) -> DrafterSpec:
+        """What the drafter of `method` needs. Raises UsageError for an unknown method or option."""
+        return spec_of(self.method)
+
+    @property
     def holds_substitute(self) -> bool:
         """Are the substitutes held in fast memory to draft with?"""
-        return self.method.partition(":")[0] == "substitute"
+        return self.drafter.holds_substitute
 
     def held_whole(self) -> Options:
         """For a second model that drafts: its own weights, all of them in fast memory, prepared in the cache."""

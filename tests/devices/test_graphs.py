@@ -16,6 +16,7 @@ from understudy.devices import DEVICES
 from understudy.devices.graphs import CaptureError, failure
 from understudy.drafters.device_search import TensorSearch
 from understudy.drafters.launch import DeviceTreeSearch
+from understudy.drafters.search import SearchDrafter
 from understudy.models.embedding import EmbeddingTable
 from understudy.plan.demand import SEARCH
 
@@ -38,7 +39,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeDevice]]:
     made: list[FakeDevice] = []
     monkeypatch.setattr(fake_device, "open_fake", lambda: made.append(FakeDevice(seed=len(made))) or made[-1])
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
-    monkeypatch.setattr(DeviceTreeSearch, "warm", lambda self: None)
+    monkeypatch.setattr(SearchDrafter, "warm", lambda self: None)
     yield made
 
 
@@ -75,9 +76,10 @@ def test_rows_draft_in_the_same_levels(model: Path, opened: list[FakeDevice]) ->
         search = fake.engine.drafter.search
         assert isinstance(search, DeviceTreeSearch) and search.replayed > 0
         assert any(kind.rows == 3 for kind in search.graphs) and sum(c.stats.accepted for c in done) > 0
-        assert isinstance(search.beam, TensorSearch)
-        search = sum(t.untyped_storage().nbytes() for t in (search.beam.tails, search.beam.state.memory))
-        assert search <= SEARCH * 4  # as planned for three rows and the one to spare
+        assert isinstance(search.tensors, TensorSearch)
+        kept = (search.tensors.tails, search.tensors.state.memory)
+        held = sum(tensor.untyped_storage().nbytes() for tensor in kept)
+        assert held <= SEARCH * 4, "as planned for three rows and the one to spare"
     assert [c.token_ids for c in done] == plain(model, PROMPTS, GREEDY)
 
 

@@ -12,7 +12,7 @@ from tests.placement import Placement
 from tests.tiny import save
 from understudy import LLM, SamplingParams, devices
 from understudy.devices import DEVICES
-from understudy.drafters.launch import DeviceTreeSearch
+from understudy.drafters.search import SearchDrafter
 from understudy.quantizers import Linear
 
 pytest.importorskip("triton")
@@ -90,7 +90,7 @@ def test_every_tensor_is_where_it_is_used(
         SamplingParams(max_new_tokens=3, temperature=0.8, top_p=0.9, seed=1),
     ]
     monkeypatch.setitem(DEVICES, "fake", "")
-    monkeypatch.setattr(DeviceTreeSearch, "warm", lambda self: None)  # the interpreter is slow
+    monkeypatch.setattr(SearchDrafter, "warm", lambda self: None)  # the interpreter is slow
     with Placement() as placement:
         monkeypatch.setattr(devices, "find", lambda *_: lambda: LooksLikeCuda(placement, triton=triton))
         with LLM(tmp_path / "model", **asked) as llm:
@@ -101,6 +101,6 @@ def test_every_tensor_is_where_it_is_used(
             assert placement.there(llm.model.module.get_input_embeddings().weight)
             if drafts:
                 search = llm.engine.drafter.search
-                assert search.replayed + search.captured > 0 if triton else search.beam is not None
-                assert placement.there(search.beam.state.memory) and not placement.there(search.given.memory)
+                assert search.replayed + search.captured > 0 if triton else search.tensors is not None
+                assert placement.there(search.tensors.state.memory) and not placement.there(search.given.memory)
     assert placement.crossings > 10 and len(done[0].token_ids) == 4

@@ -2,59 +2,45 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+from tests.drafters.fixed import CAPACITY, VOCABULARY, Fixed, draft
 from tests.fake_device import FakeDevice
 from understudy.drafters.launch import DeviceTreeSearch
-from understudy.drafters.pace import EDGES, Calibration, Pace
-from understudy.drafters.tree_search import WIDEST, Limits, Shape, TreeSearch
+from understudy.drafters.pace import EDGES, WIDEST, Calibration, Pace
+from understudy.drafters.policy import DraftPolicy, Limits, Shape
+from understudy.drafters.search import SearchDrafter
+from understudy.drafters.tree_search import TreeSearch
 from understudy.models.cost import PassCost
 from understudy.params import SamplingParams
 from understudy.plan.widths import padded, widest
 from understudy.sequence import TokenSequence
-from understudy.tree import Nodes, TokenTree
-
-VOCABULARY, CAPACITY = 24, 800
-
-
-class Fixed:
-    """A draft model without a past: logits by token and position. Notes what it was asked to run."""
-
-    def __init__(self, seed: int, sharp: float):
-        chance = torch.Generator().manual_seed(seed)
-        self.table = torch.randn(8, VOCABULARY, VOCABULARY, generator=chance) * sharp
-        self.ran: list[Nodes] = []
-
-    def __call__(self, nodes: Nodes) -> Tensor:
-        names = ("tokens", "rows", "slots", "positions", "prefix", "tail")
-        self.ran.append(Nodes(*(getattr(nodes, name).clone() for name in names)))  # the search goes on in the same memory
-        return self.table[nodes.positions % 8, nodes.tokens]
+from understudy.tree import TokenTree
 
 
 def said(note: str) -> None:
     raise AssertionError(note)
 
 
-def host(model: Any, pace: Pace, limits: Limits, shape: Shape) -> TreeSearch:
-    return TreeSearch(model, pace, limits, replace(shape, guess="off"))
+def host(model: Fixed, policy: DraftPolicy) -> SearchDrafter:
+    return SearchDrafter(model, TreeSearch(model, policy), policy)
 
 
-def device(model: Any, pace: Pace, limits: Limits, shape: Shape, rows: int = 3) -> DeviceTreeSearch:
-    return DeviceTreeSearch(model, FakeDevice(), pace, limits, shape, rows=rows, say=said)
+def device(model: Fixed, policy: DraftPolicy) -> SearchDrafter:
+    return SearchDrafter(model, DeviceTreeSearch(model, FakeDevice(), policy, said), policy)
 
 
-def everything(search: TreeSearch, trees: Sequence[TokenTree]) -> list[Any]:
+def everything(drafter: SearchDrafter, trees: Sequence[TokenTree]) -> list[Any]:
     """Trees, and what will be learned from them."""
     found: list[Any] = []
-    for tree, branch in zip(trees, search.trees.values(), strict=True):
-        aside = {node: f"{chance:.9e}" for node, chance in branch.aside.items()}
-        found.append((tree.tokens.tolist(), tree.parents.tolist(), branch.children, aside, branch.deepest))
+    for tree, grown in zip(trees, drafter.trees.values(), strict=True):
+        aside = {node: f"{chance:.9e}" for node, chance in grown.aside.items()}
+        found.append((tree.tokens.tolist(), tree.parents.tolist(), grown.children, aside, grown.deepest))
     return found
 
 
@@ -68,10 +54,16 @@ def difference(found: list[Any], wanted: list[Any]) -> str:
     return ""
 
 
+class Steady(Pace):
+    """Costs are as given: what levels really took says nothing."""
+
+    def record_level(self, width: int, seconds: float) -> None: ...
+
+
 def costing(cost: Sequence[float], rate: float) -> Pace:
     """Levels that cost what their padded width costs; no level takes longer than a wider one."""
     by_width = sorted(cost)
-    return Pace({n: by_width[int(math.log2(padded(n)))] for n in range(1, 65)}, rate)
+    return Steady({n: by_width[int(math.log2(padded(n)))] for n in range(1, 65)}, rate)
 
 
 def calibrations(seed: int) -> dict[bool, Calibration]:
@@ -124,28 +116,29 @@ def test_drafts_that_stop_when_they_no_longer_pay_are_the_hosts(
         passes.learn(count, 0.01 + count * each, 0.0)
     limits = Limits(CAPACITY, nodes, passes, lambda: free)
     model, lengths = Fixed(seed, sharp), [17 * (1 + row.row) for row in rows]
-    here = host(model, costing(cost, rate), limits, Shape())
-    there = Alike(model, FakeDevice(seed=seed), costing(cost, rate), limits, rows=3, say=said)
-    here.pace.record_level = there.pace.record_level = lambda width, seconds: None  # type: ignore[method-assign]
+    policies = [DraftPolicy(limits, pace=costing(cost, rate)) for _ in range(2)]
+    here = host(model, policies[0])
+    search = Alike(model, FakeDevice(seed=seed), policies[1], said)
+    there = SearchDrafter(model, search, policies[1])
     for _ in range(2):
-        here.calibration, there.calibration = calibrations(seed), calibrations(seed)
-        wanted = everything(here, here.grow(rows, lengths))
-        assert not difference(everything(there, there.grow(rows, lengths)), wanted)
+        for policy in policies:
+            policy.calibrations = calibrations(seed)
+        wanted = everything(here, draft(here, rows, lengths))
+        assert not difference(everything(there, draft(there, rows, lengths)), wanted)
     ran = any(row.remaining > 1 for row in rows)
-    assert (there.captured > 0) == (there.replayed > 0) == ran
+    assert (search.captured > 0) == (search.replayed > 0) == ran
 
 
 @settings(max_examples=40, deadline=None)
 @given(rows=rows_of(), seed=st.integers(0, 99), width=st.integers(1, 7), depth=st.integers(1, 8), nodes=st.sampled_from([20, 128]))
 @torch.inference_mode()
 def test_a_forced_shape_gives_the_hosts_tree(rows: list[TokenSequence], seed: int, width: int, depth: int, nodes: int) -> None:
-    limits, shape = Limits(CAPACITY, nodes), Shape(width, depth)
     model, lengths = Fixed(seed, 2.0), [11 * (1 + row.row) for row in rows]
-    here, there = host(model, Pace(), limits, shape), device(model, Pace(), limits, shape)
-    here.calibration = there.calibration = calibrations(seed)
-    wanted = everything(here, here.grow(rows, lengths))
-    assert not difference(everything(there, there.grow(rows, lengths)), wanted)
-    assert (there.captured > 0) == any(row.remaining > 1 for row in rows)
+    policy = DraftPolicy(Limits(CAPACITY, nodes), Shape(width, depth), calibrations=calibrations(seed))
+    here, there = host(model, policy), device(model, policy)
+    wanted = everything(here, draft(here, rows, lengths))
+    assert not difference(everything(there, draft(there, rows, lengths)), wanted)
+    assert (there.search.captured > 0) == any(row.remaining > 1 for row in rows)
 
 
 @torch.inference_mode()
@@ -164,10 +157,12 @@ def test_the_host_runs_ahead_and_a_tree_does_not_depend_on_who_was_faster() -> N
                 told.append(f"known {figures['level'] - 1}")
                 return figures
 
-        search = Told(Fixed(3, 5.0), FakeDevice(seed=seed), costing([1e-4] * 7, 9.0), Limits(CAPACITY, 128), rows=3, say=said)
-        search.pace.record_level = lambda width, seconds, told=told: told.append(f"took {width}")  # type: ignore[misc,method-assign]
+        model, policy = Fixed(3, 5.0), DraftPolicy(Limits(CAPACITY, 128), pace=costing([1e-4] * 7, 9.0))
+        drafter = SearchDrafter(model, Told(model, FakeDevice(seed=seed), policy, said), policy)
+        took = partial(lambda told, width, seconds: told.append(f"took {width}"), told)
+        policy.pace.record_level = took  # type: ignore[method-assign]
         rows = [TokenSequence(i, [4 + i], limit=12, prompt_length=1) for i in range(2)]
-        found.append((everything(search, search.grow(rows, [9, 30])), told))
+        found.append((everything(drafter, draft(drafter, rows, [9, 30])), told))
     assert all(one == found[0] for one in found)
     told = found[0][1]
     ahead = [n for n in range(1, 4) if f"known {n - 1}" in told and told.index(f"launch {n + 1}") < told.index(f"known {n}")]
@@ -178,23 +173,25 @@ def test_levels_are_padded_to_few_widths_and_as_many_graphs_are_kept() -> None:
     assert [padded(n) for n in (1, 2, 3, 6, 16, 17, 64)] == [1, 2, 4, 8, 16, 32, 64]
     assert widest(WIDEST, False, 1) == 16 and widest(WIDEST, False, 8) == 64
     assert widest(6, True, 3) == 32 and not widest(0, False, 4)
-    with torch.inference_mode():
-        search = device(Fixed(0, 2.0), Pace(), Limits(CAPACITY, 128), Shape(2, 3))
-        for sampled in (0.0, 0.5):
-            for count in (1, 2, 3):
-                params = [SamplingParams(temperature=sampled, seed=i) for i in range(count)]
-                rows = [TokenSequence(i, [i], params[i], limit=9, prompt_length=1) for i in range(count)]
-                search.grow(rows, [5] * count)
+    drafter = device(Fixed(0, 2.0), DraftPolicy(Limits(CAPACITY, 128), Shape(2, 3)))
+    for sampled in (0.0, 0.5):
+        for count in (1, 2, 3):
+            params = [SamplingParams(temperature=sampled, seed=i) for i in range(count)]
+            rows = [TokenSequence(i, [i], params[i], limit=9, prompt_length=1) for i in range(count)]
+            draft(drafter, rows, [5] * count)
+    search = drafter.search
     assert search.captured == len(search.graphs) == 6 and search.replayed == 12
-    search.grow([TokenSequence(0, [1], stop_ids=frozenset(range(1, 20)), limit=9, prompt_length=1)], [5])
-    assert search.captured == 7 and len(search.graphs) == 1 and search.stops == 32  # there was no room for so many stop tokens
+    many = TokenSequence(0, [1], stop_ids=frozenset(range(1, 20)), limit=9, prompt_length=1)
+    draft(drafter, [many], [5])
+    assert search.captured == 7 and len(search.graphs) == 1 and search.stops == 32, "there was no room for so many stop tokens"
 
 
 def test_warming_measures_widths_by_levels_that_leave_nothing() -> None:
-    search = device(Fixed(0, 2.0), Pace(), Limits(CAPACITY, 128), Shape())
-    search.warm(seconds=60.0)
-    assert sorted(search.pace.levels) == [1, 2, 4, 8] and search.captured == 4 and search.replayed == 8
-    assert search.beam is not None and search.beam.state["count"][:-1].sum() == 0
+    drafter = device(Fixed(0, 2.0), DraftPolicy(Limits(CAPACITY, 128)))
+    drafter.warm(seconds=60.0)
+    search = drafter.search
+    assert sorted(drafter.policy.pace.levels) == [1, 2, 4, 8] and search.captured == 4 and search.replayed == 8
+    assert search.tensors is not None and search.tensors.state["count"][:-1].sum() == 0
 
 
 @settings(max_examples=25, deadline=None)
@@ -207,10 +204,10 @@ def test_nodes_see_their_own_path_and_inert_ones_lie_in_the_spare_slot(
 ) -> None:
     """Near the end of the cache too. The text cannot tell: a draft that sees the wrong slots only guesses worse."""
     model = Fixed(seed, 2.0)
-    search = device(model, Pace({1: 0.01, 8: 0.012}, rate=10.0), Limits(CAPACITY, 64), shape)
-    search.recording = False
+    drafter = device(model, DraftPolicy(Limits(CAPACITY, 64), shape, Pace({1: 0.01, 8: 0.012}, rate=10.0)))
+    drafter.search.recording = False
     lengths = [CAPACITY - 2 - near - row.row for row in rows]
-    trees = search.grow(rows, lengths)
+    trees = draft(drafter, rows, lengths)
     where = {row.row: (length, tree) for row, length, tree in zip(rows, lengths, trees, strict=True)}
     seen = 0
     for nodes in model.ran:
@@ -223,4 +220,4 @@ def test_nodes_see_their_own_path_and_inert_ones_lie_in_the_spare_slot(
             assert nodes.slots_in_order(i).tolist() == [*range(length), *(length + path).tolist()]
             assert int(nodes.tokens[i]) == int(tree.tokens[slot - length])
             seen += 1
-    assert seen == sum(len(branch.children) for branch in search.trees.values())
+    assert seen == sum(len(tree.children) for tree in drafter.trees.values())

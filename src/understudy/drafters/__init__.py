@@ -1,53 +1,153 @@
-"""Drafters: who guesses what the exact model will say. Wrong guesses cost time, never a token."""
+"""Drafters: who guesses what the exact model will say. Wrong guesses cost time, never a token.
+
+A `DrafterSpec` declares what a drafter needs before a model is loaded; opened with the model that verifies, it gives a `Drafter`.
+No other part of the package knows a drafter by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from ..cache import Cache
+from ..devices.accelerator import Accelerator
+from ..models.cost import PassCost
 from ..registry import build
 from ..sequence import TokenSequence
-from ..tree import TokenTree
+from ..tree import Nodes, TokenTree
+
+
+class DraftModel(Protocol):
+    """A model that proposes tokens in fast memory: the substitute of the model that verifies, or a second model."""
+
+    @property
+    def cache(self) -> Cache:
+        """The KV cache that its nodes are written to."""
+
+    @property
+    def device(self) -> Accelerator | None:
+        """Where it runs; None: on the processor."""
+
+    @property
+    def draft(self) -> Callable[[Nodes], Tensor]:
+        """Runs nodes and returns the logits [n, vocab] after each of them."""
+
+
+class TargetModel(DraftModel, Protocol):
+    """The model that verifies, as far as a drafter may know it. Its `draft` runs the substitute, where that is held."""
+
+    @property
+    def cost(self) -> PassCost:
+        """What a pass takes, learned from the passes so far."""
+
+    @property
+    def tree_nodes(self) -> int:
+        """The most nodes that the trees of all sequences may have together in one pass."""
+
+    @property
+    def companion(self) -> DraftModel | None:
+        """The second model that the drafter's spec named; None where it named none."""
+
+    def filling(self) -> bool:
+        """Is the link still busy filling the ring, so that drafting on costs nothing?"""
+
+    def say(self, note: str) -> None:
+        """Show `note` to the user and keep it with the plan's notes."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What one pass of the exact model found for one sequence. The KV cache is not yet compacted."""
+
+    sequence: TokenSequence
+    # What was run: a draft, or a chunk of the prompt, which is a chain.
+    tree: TokenTree
+    # The accepted nodes [m], the root first; all nodes of a chunk.
+    path: Tensor
+    # The exact model's token after each node [n]. Of a chunk: after its last node alone [1], if the prompt ends there, else [0].
+    choices: Tensor
+    # Did this drafter make the tree? False for chunks of prompts.
+    drafted: bool
 
 
 class Drafter(Protocol):
-    def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
-        """A tree for each sequence, rooted at the sequence's last token; at most `sequence.remaining - 1` levels below the root."""
+    """Guesses trees of tokens, and learns from what the exact model says of them."""
 
-    def observe(self, sequence: TokenSequence, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
-        """The target has accepted `path` of `tree`; `choices[i]` is its token after node i. The cache is not yet compacted."""
+    def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
+        """A tree for each sequence, rooted at its last token, with at most `sequence.remaining - 1` levels below the root."""
+
+    def observe(self, verified: Verified) -> None:
+        """Learn what the exact model found: called for each tree and for each chunk of a prompt, before its nodes are kept."""
 
     def rewind(self, sequence: TokenSequence, length: int) -> None:
-        """Only the first `length` tokens of what was in this sequence's place are still valid (0: a new text)."""
+        """Forget all but the first `length` tokens of what was in the cache row of `sequence` (0: a new text)."""
 
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
-        """A whole round gave `tokens` in `seconds`."""
+        """Learn that a round of drafting and verifying gave `tokens` in `seconds`. `prefill`: it read prompts as well."""
 
 
 class Base:
-    """What a drafter that keeps no state needs not say."""
+    """The methods of a drafter that keeps no state."""
 
-    def observe(self, sequence: TokenSequence, tree: TokenTree, path: Tensor, choices: Tensor) -> None: ...
+    def observe(self, verified: Verified) -> None: ...
 
     def rewind(self, sequence: TokenSequence, length: int) -> None: ...
 
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None: ...
 
 
-DRAFTERS = {name: f"understudy.drafters.{name}:build" for name in ("none", "ngram", "classic", "substitute")}
-"""Method name -> factory(model, pace, **options), found through the registry; `name:key=value` sets its options."""
+@dataclass(frozen=True, kw_only=True)
+class DrafterSpec(ABC):
+    """What a drafter needs, known before a model is loaded. The fields of a subclass are its options, each with a default.
+
+    A field called `value` takes the text that is written without a key, as in `classic:MODEL`."""
+
+    @property
+    def max_nodes(self) -> int:
+        """The most nodes of one sequence's tree; 0: as many as pay, within what is planned."""
+        return 0
+
+    @property
+    def level_width(self) -> int:
+        """The most nodes that one sequence has in one level of the draft; 0: no model drafts."""
+        return 0
+
+    @property
+    def forced(self) -> bool:
+        """Does every level have exactly `level_width` nodes a sequence, whatever they cost?"""
+        return False
+
+    @property
+    def holds_substitute(self) -> bool:
+        """Must the 4-bit copy be held in fast memory to draft?"""
+        return False
+
+    @property
+    def second_model(self) -> str | None:
+        """The model that must be loaded beside the exact one; "": one is needed, but none was named. None: none is needed."""
+        return None
+
+    @abstractmethod
+    def open(self, target: TargetModel) -> Drafter:
+        """The drafter for what `target` verifies. Raises UsageError for options that make no sense there."""
 
 
-def tree_nodes(method: str) -> int:
-    """The most nodes a sequence's tree can have with this method and its options; 0: as many as pay, within what is planned."""
-    found: int = build("method", {name: place.replace(":build", ":nodes") for name, place in DRAFTERS.items()}, method)
-    return found
+DRAFTERS = {
+    "none": "understudy.drafters.none:NoDraftSpec",
+    "ngram": "understudy.drafters.ngram:NGramSpec",
+    "classic": "understudy.drafters.classic:ClassicSpec",
+    "substitute": "understudy.drafters.substitute:SubstituteSpec",
+}
+"""Method name -> subclass of DrafterSpec, found through the registry; `name:key=value` sets its options."""
+
+# The method that is used where none is chosen.
+DEFAULT_METHOD = "substitute"
 
 
-def level_nodes(method: str) -> tuple[int, bool]:
-    """The most nodes that one sequence has in a level of this method's draft model, and if that is forced; 0: there is none."""
-    places = {name: place.replace(":build", ":level") for name, place in DRAFTERS.items()}
-    found: tuple[int, bool] = build("method", places, method)
-    return found
+def spec_of(method: str) -> DrafterSpec:
+    """The spec that `name` or `name:key=value,...` stands for. Raises UsageError for unknown names and options."""
+    spec: DrafterSpec = build("method", DRAFTERS, method)
+    return spec

@@ -4,62 +4,56 @@ It is held whole in fast memory with a cache of its own, which follows the accep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ..sequence import TokenSequence
 from ..tree import Nodes, TokenTree
-from . import substitute
-from .substitute import search_of, shape_of
-from .tree_search import TreeSearch
+from . import TargetModel, Verified
+from .search import ModelProposer, SearchSpec
 
-if TYPE_CHECKING:
-    from ..models.model import Model
-
+# The most tokens that are read in one forward of the second model.
 CATCH_UP = 64
 
 
-class Classic:
-    def __init__(self, companion: Model, search: TreeSearch):
-        self.companion, self.cache, self.search = companion, companion.cache, search
+class SecondModelProposer(ModelProposer):
+    """A model with a cache of its own, which is kept in step with the accepted text."""
 
-    def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
+    def prepare(self, sequences: Sequence[TokenSequence]) -> list[int]:
         for sequence in sequences:
             self._catch_up(sequence)
-        return self.search.grow(sequences, [self.cache.lengths[sequence.row] for sequence in sequences])
+        return super().prepare(sequences)
 
     def _catch_up(self, sequence: TokenSequence) -> None:
         """Read the accepted tokens that this model has not run yet: the prompt, and what it had not drafted itself."""
         missing = sequence.tokens[self.cache.lengths[sequence.row] : -1]
         for start in range(0, len(missing), CATCH_UP):
             chain = TokenTree.chain(missing[start : start + CATCH_UP])
-            self.companion.draft(Nodes.of(chain, sequence.row, self.cache.lengths[sequence.row]))
+            self.forward(Nodes.of(chain, sequence.row, self.cache.lengths[sequence.row]))
             self.cache.keep(sequence.row, torch.arange(len(chain)))
 
-    def observe(self, sequence: TokenSequence, tree: TokenTree, path: Tensor, choices: Tensor) -> None:
-        self.search.learn(sequence, path, choices)
-        ran = self.search.trees[sequence.row].children
-        self.cache.keep(sequence.row, torch.tensor([node for node in path.tolist() if node in ran], dtype=torch.int64))
+    def observe(self, verified: Verified, ran: Collection[int]) -> None:
+        path = [node for node in verified.path.tolist() if node in ran]
+        if verified.drafted:
+            self.cache.keep(verified.sequence.row, torch.tensor(path, dtype=torch.int64))
 
     def rewind(self, sequence: TokenSequence, length: int) -> None:
         self.cache.rewind(sequence.row, min(length, self.cache.lengths[sequence.row]))
 
-    def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
-        self.search.record_round(tokens, seconds, prefill)
 
+@dataclass(frozen=True, kw_only=True)
+class ClassicSpec(SearchSpec):
+    """`classic:MODEL`: a tree search with a second model, which is loaded beside the exact one."""
 
-def build(model: Any, *, value: str = "", width: int = 0, depth: int = 0, guess: str = "auto") -> Classic:
-    return Classic(model.companion, search_of(model, model.companion, shape_of(width, depth, guess)))
+    # The second model: a name, a checkpoint or a Store.
+    value: str = ""
 
+    @property
+    def second_model(self) -> str:
+        return self.value
 
-def level(*, value: str = "", width: int = 0, depth: int = 0, guess: str = "auto") -> tuple[int, bool]:
-    """As of `substitute`."""
-    return substitute.level(width=width, depth=depth, guess=guess)
-
-
-def nodes(*, value: str = "", width: int = 0, depth: int = 0, guess: str = "auto") -> int:
-    """As of `substitute`."""
-    return substitute.nodes(width=width, depth=depth, guess=guess)
+    def proposer(self, target: TargetModel) -> SecondModelProposer:
+        assert target.companion is not None, f"{self.value} was not loaded"
+        return SecondModelProposer(target.companion)

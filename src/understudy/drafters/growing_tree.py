@@ -1,4 +1,4 @@
-"""One sequence's tree while it grows."""
+"""The tree of one sequence while a search grows it."""
 
 from __future__ import annotations
 
@@ -8,31 +8,42 @@ from dataclasses import dataclass, field
 from ..sequence import TokenSequence
 from ..tree import TokenTree
 
-MOST_NODES = 320  # of a sequence: the 6 x 48 of SubSpec (arXiv 2509.18344), and some more
+# The most nodes of one sequence's tree: the 6 x 48 of SubSpec (arXiv 2509.18344), and a few more.
+MOST_NODES = 320
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that may follow `parent`: the chance that the target's path goes through it, and if it is on the argmax chain."""
+    """A token that may become a node."""
 
+    # The chance that the target's path goes through it.
     chance: float
+    # The node that it follows; -1: it is the root.
     parent: int
     token: int
+    # Edges between the root and it.
     depth: int
+    # Is it on the chain of the proposer's first choices?
     spine: bool
 
 
 @dataclass
 class GrowingTree:
-    """One sequence's growing tree. `children[i]` is the margin bucket and the best tokens after node i, for nodes that were run."""
+    """The nodes of one sequence's tree so far, and the candidates for more."""
 
     sequence: TokenSequence
+    # Tokens of the sequence in the proposer's cache: node i lies at slot `length + i`.
     length: int
+    # Token and parent of each node; node 0 is the root.
     tokens: list[int]
     parents: list[int] = field(default_factory=lambda: [-1])
+    # Children of nodes that were run, which are no nodes themselves.
     pool: list[Candidate] = field(default_factory=list)
+    # For each node that was run: the bucket of its margin and its best children's tokens, best first.
     children: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
-    aside: dict[int, float] = field(default_factory=dict)  # nodes off the argmax chain, and their chances
+    # The chance of each node that is off the chain of first choices.
+    aside: dict[int, float] = field(default_factory=dict)
+    # The depth of the deepest node.
     deepest: int = 0
 
     @property
@@ -40,6 +51,7 @@ class GrowingTree:
         return TokenTree.of(self.tokens, self.parents)
 
     def add(self, candidate: Candidate) -> None:
+        """Make a candidate of the pool a node."""
         self.pool.remove(candidate)
         self.tokens.append(candidate.token)
         self.parents.append(candidate.parent)
@@ -48,22 +60,23 @@ class GrowingTree:
         self.deepest = max(self.deepest, candidate.depth)
 
     def text(self, tip: Candidate) -> list[int]:
-        """The sequence's, as far as `tip`."""
-        path, node = [tip.token], tip.parent
+        """The tokens of the sequence and of the path from the root to `tip`, both ends included."""
+        path = [tip.token]
+        node = tip.parent
         while node >= 0:
             path.append(self.tokens[node])
             node = self.parents[node]
         return self.sequence.tokens[:-1] + path[::-1]
 
     def guess(self, tokens: Sequence[int], parent: int) -> None:
-        """Put a chain after node `parent`, for `agree` or `drop` to say if it stays."""
+        """Add a chain of guesses after node `parent`. Each must be confirmed by `agree` or removed by `drop`."""
         for token in tokens:
             self.tokens.append(token)
             self.parents.append(parent)
             parent = len(self.tokens) - 1
 
     def agree(self, node: int) -> Candidate | None:
-        """The candidate that node `node`, a guess, turned out to be: what the draft puts first after the argmax chain."""
+        """If guess `node` is the proposer's own first choice after the chain, take that candidate from the pool; None if not."""
         best = next((c for c in self.pool if c.parent == self.parents[node] and c.spine), None)
         if best is None or best.token != self.tokens[node]:
             return None
@@ -72,13 +85,13 @@ class GrowingTree:
         return best
 
     def drop(self, first: int) -> None:
-        """Nodes from `first` on were never there."""
+        """Remove guessed nodes from node `first` on."""
         del self.tokens[first:], self.parents[first:]
 
     def room(self, capacity: int) -> int:
-        """How many more nodes it may have, in a cache of `capacity` slots."""
+        """How many more nodes it may have, in a cache of `capacity` slots a row."""
         return min(MOST_NODES, capacity - self.length) - len(self.tokens)
 
     def expandable(self) -> list[Candidate]:
-        """Candidates whose own children could still be used: not at the token budget, not after a stop token."""
+        """Candidates with children that could still be used: not at the token budget, not after a stop token."""
         return [c for c in self.pool if c.depth < self.sequence.remaining - 1 and c.token not in self.sequence.stop_ids]

@@ -1,28 +1,33 @@
-"""Copy what followed the same few tokens earlier in the text (prompt lookup). Free, so it fills the tile the target runs anyway."""
+"""Copies what followed the same few tokens earlier in the text (prompt lookup).
+
+That costs nothing, so it fills the tile that the target runs anyway."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from ..errors import UsageError
 from ..sequence import TokenSequence
 from ..tree import TokenTree
-from . import Base
+from . import Base, DrafterSpec, TargetModel
 from .suggest import match
 
 
 def continuation(text: list[int], longest: int, length: int) -> list[int]:
-    """What followed the latest earlier place where the last `longest` (or fewer) tokens of `text` stand; may be empty."""
+    """At most `length` tokens that followed the last `longest` (or fewer) tokens of `text` at their latest earlier place."""
     size, end = match(text, longest)
     return text[end : end + length] if size else []
 
 
+@dataclass(frozen=True)
 class NGram(Base):
-    def __init__(self, match: int, length: int):
-        if match < 1 or length < 1:
-            raise UsageError(f"ngram needs match and length of 1 or more, got match={match}, length={length}.")
-        self.match, self.length = match, length
+    """Chains copied from the sequence's own text."""
+
+    # The most tokens that an earlier place must share with the end of the text.
+    match: int
+    # The most tokens that are copied.
+    length: int
 
     def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
         return [self._chain(sequence) for sequence in sequences]
@@ -32,15 +37,22 @@ class NGram(Base):
         return TokenTree.chain(sequence.tokens[-1:] + continuation(sequence.tokens, self.match, room))
 
 
-def build(model: Any, *, match: int = 4, length: int = 15) -> NGram:
-    return NGram(match, length)
+@dataclass(frozen=True, kw_only=True)
+class NGramSpec(DrafterSpec):
+    """`ngram`: nothing held."""
 
+    # The most tokens that an earlier place must share with the end of the text.
+    match: int = 4
+    # The most tokens that are copied.
+    length: int = 15
 
-def nodes(*, match: int = 4, length: int = 15) -> int:
-    """The most nodes of a sequence's tree."""
-    return length + 1
+    def __post_init__(self) -> None:
+        if self.match < 1 or self.length < 1:
+            raise UsageError(f"ngram needs match and length of 1 or more, got match={self.match}, length={self.length}.")
 
+    @property
+    def max_nodes(self) -> int:
+        return self.length + 1
 
-def level(*, match: int = 4, length: int = 15) -> tuple[int, bool]:
-    """There is no draft model."""
-    return 0, False
+    def open(self, target: TargetModel) -> NGram:
+        return NGram(self.match, self.length)

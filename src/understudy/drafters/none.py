@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from ..sequence import TokenSequence
 from ..tree import TokenTree
-from . import Base
+from . import Base, DrafterSpec, TargetModel
 
 
 class NoDraft(Base):
+    """Trees of the root alone."""
+
     def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
         return [TokenTree.chain(sequence.tokens[-1:]) for sequence in sequences]
 
 
-def build(model: Any) -> NoDraft:
-    return NoDraft()
+@dataclass(frozen=True, kw_only=True)
+class NoDraftSpec(DrafterSpec):
+    """`none`: no options, nothing held."""
 
+    @property
+    def max_nodes(self) -> int:
+        return 1
 
-def level() -> tuple[int, bool]:
-    """There is no draft model."""
-    return 0, False
-
-
-def nodes() -> int:
-    """Nodes of a sequence's tree: the last token alone."""
-    return 1
+    def open(self, target: TargetModel) -> NoDraft:
+        return NoDraft()

@@ -1,64 +1,84 @@
-"""Tokens that the text itself suggests (prompt lookup), for the draft to check many of them in one level instead of one in each.
+"""Tokens that are suggested to a tree search, which checks several of them in one level.
 
-Reading its weights is what a level costs, so some rows more cost little. What the draft would not have said itself is dropped,
-so trees are as they would have been, only sooner."""
+What a level costs is reading the proposer's weights, so more nodes in it cost little. A suggested token that the proposer would
+not have said itself is dropped, so trees are as they would be without suggestions, in fewer levels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from .growing_tree import Candidate, GrowingTree
+from .pace import AGREEMENT_DECAY, LIKELIEST
 
-WHEN = ("auto", "on", "off")  # auto: where the processor drafts
-LONGEST = 8  # tokens of a match that are told apart
-PLACES = 64  # earlier places that are looked at, the latest first
-SURE, FADE = 0.98, 0.98
-
-
-def match(text: Sequence[int], longest: int = LONGEST) -> tuple[int, int]:
-    """How many of the last tokens of `text` (at most `longest`) stand earlier in it too, and where that ends: the latest of the
-    longest such places. (0, 0): nowhere."""
-    tokens = np.asarray(text)
-    ends = np.flatnonzero(tokens[:-1] == tokens[-1])[::-1][:PLACES] if len(tokens) > 1 else np.zeros(0, np.int64)
-    alive, size = ends, 1
-    while len(alive) and size < longest:
-        earlier = alive[alive >= size]
-        earlier = earlier[tokens[earlier - size] == tokens[-1 - size]]
-        if not len(earlier):
-            break
-        alive, size = earlier, size + 1
-    return (size, int(alive[0]) + 1) if len(alive) else (0, 0)
+# Values of the option `guess`; auto: where the processor drafts.
+WHEN = ("auto", "on", "off")
+# Matches of this length or more are not told apart.
+LONGEST = 8
+# Earlier places of the last token that are looked at, the latest first.
+PLACES = 64
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Tokens that may come next, from a match of `size` tokens; the chance that the draft says each, and those before it."""
+    """A chain of tokens that the proposer may say next."""
 
-    size: int = 0
     tokens: Sequence[int] = ()
+    # The chance that the proposer says each token and all before it.
     chances: Sequence[float] = ()
+    # What the suggester wants to be told again in `learn`: for a text, the length of the match.
+    source: int = 0
 
     def first(self, count: int) -> Suggestion:
-        return Suggestion(self.size, self.tokens[:count], self.chances[:count])
+        return Suggestion(self.tokens[:count], self.chances[:count], self.source)
 
 
 NOTHING = Suggestion()
 
 
+class Suggester(Protocol):
+    """Suggests cheaply what the proposer may say: from the text, or with a small trained head in front of the proposer."""
+
+    def suggest(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
+        """At most `most` tokens that may follow `tip`, the end of the tree's chain of first choices.
+
+        The search may ask for the same tip twice, and check only a part of the answer, or none of it."""
+
+    def learn(self, suggestion: Suggestion, agreed: int) -> None:
+        """The proposer said the first `agreed` tokens of what was checked, and another token after them."""
+
+
+def match(text: Sequence[int], longest: int = LONGEST) -> tuple[int, int]:
+    """How many of the last tokens of `text` (at most `longest`) stand earlier in it too, and the index after that place.
+
+    Of equally long matches, the latest. (0, 0): the last token stands nowhere else."""
+    tokens = np.asarray(text)
+    ends = np.flatnonzero(tokens[:-1] == tokens[-1])[::-1][:PLACES] if len(tokens) > 1 else np.zeros(0, np.int64)
+    alive = ends
+    size = 1
+    while len(alive) and size < longest:
+        earlier = alive[alive >= size]
+        earlier = earlier[tokens[earlier - size] == tokens[-1 - size]]
+        if not len(earlier):
+            break
+        alive = earlier
+        size += 1
+    return (size, int(alive[0]) + 1) if len(alive) else (0, 0)
+
+
 @dataclass
 class TextSuggester:
-    """How often the draft agreed with a guess, by the length of the match it came from."""
+    """Suggests what followed the last tokens at an earlier place of the text (prompt lookup), and learns how often it agrees."""
 
+    # By length of the match, decaying: suggested tokens that the proposer said, and those that were checked.
     agreed: list[float] = field(default_factory=lambda: [0.5 + 0.3 * size for size in range(LONGEST + 1)])
     tried: list[float] = field(default_factory=lambda: [3.0] * (LONGEST + 1))
 
-    def copied(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
-        """At most `most` tokens that may follow `tip`, as far as their children could still be used."""
-        most = min(most, tree.sequence.remaining - 2 - tip.depth)
-        text = tree.text(tip) if most > 0 else []
+    def suggest(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
+        text = tree.text(tip)
         size, end = match(text)
         if not size:
             return NOTHING
@@ -66,10 +86,11 @@ class TextSuggester:
         while len(tokens) < most:  # a text that repeats itself goes on doing so
             tokens += tokens[: most - len(tokens)]
         stop = next((i for i, token in enumerate(tokens) if token in tree.sequence.stop_ids), most)
-        chance = min(self.agreed[size] / self.tried[size], SURE)
-        return Suggestion(size, tokens[:stop], [chance ** (i + 1) for i in range(stop)])
+        chance = min(self.agreed[size] / self.tried[size], LIKELIEST)
+        return Suggestion(tokens[:stop], [chance ** (i + 1) for i in range(stop)], size)
 
-    def learn(self, size: int, agreed: int, tried: int) -> None:
-        """Of `tried` guesses after a match of `size`, checked one after another, the draft said `agreed`."""
-        self.agreed[size] = FADE * self.agreed[size] + agreed
-        self.tried[size] = FADE * self.tried[size] + tried
+    def learn(self, suggestion: Suggestion, agreed: int) -> None:
+        size = suggestion.source
+        tried = min(agreed + 1, len(suggestion.tokens))
+        self.agreed[size] = AGREEMENT_DECAY * self.agreed[size] + agreed
+        self.tried[size] = AGREEMENT_DECAY * self.tried[size] + tried

@@ -124,6 +124,11 @@ class Model:
         self.plan = self.plan.noted(note)
         warnings.warn(note, RuntimeWarning, stacklevel=2)
 
+    @property
+    def tree_nodes(self) -> int:
+        """The most nodes that the trees of all sequences may have together in one pass."""
+        return self.tile * self.plan.passes.trees
+
     def filling(self) -> bool:
         """Is the link still busy filling the ring, so that drafting on costs nothing?"""
         return self.ring is not None and not self.ring.full

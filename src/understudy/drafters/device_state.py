@@ -1,0 +1,69 @@
+"""The arrays of a search on a device: what a draft is given, what it keeps, and what it tells the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .pace import EDGES, RANKS, SHARPNESS
+from .packed_tensors import Shapes
+
+# Columns of state["node"], int64: the node's token, parent, depth, whether it is on the chain of first choices, the bucket of
+# its margin, how many children were found; from CHILDREN on, the tokens of its RANKS best children.
+TOKEN, PARENT, DEPTH, SPINE, BUCKET, FOUND, CHILDREN = range(7)
+# Columns of state["node chances"], float64: the node's chance; from THROUGH on, the chance of each child (-1: there is none, or
+# it is a node); from KEY on, the same of the children that may still be run.
+CHANCE, THROUGH, KEY = 0, 1, 1 + RANKS
+# Rows of next["candidates"], int64: the sequence's place in the draft, where the candidate's chance lies in state.reals, its
+# parent, token and depth, whether it is on the chain of first choices, and whether there is a candidate at all.
+ROW, PLACE, FROM, WHAT, DEEP, CHAIN, VALID = range(7)
+# What state["figures"] tells the host: how many candidates pay, how many more levels are likely to, and levels run so far.
+FIGURES = ("wish", "left", "level")
+
+
+@dataclass(frozen=True)
+class SearchSizes:
+    """The fixed sizes of a search on a device."""
+
+    # The most sequences of a draft.
+    rows: int
+    # Cache slots of each.
+    capacity: int
+    # The most stop tokens of each.
+    stops: int
+    # The most nodes that all trees have together.
+    nodes: int
+    # The most nodes of a level.
+    widest: int
+
+    def given(self) -> tuple[Shapes, Shapes]:
+        """Names and shapes of the int64 and of the float64 inputs of one draft."""
+        row = ("row", "length", "most", "remaining", "offset", "top_k", "root")
+        integers: Shapes = dict.fromkeys(row, (self.rows,)) | {"stops": (self.rows, self.stops), "nodes": (1,)}
+        each: Shapes = dict.fromkeys(("temperature", "top_p", "min_p", "trust"), (self.rows,))
+        learned: Shapes = {
+            "hits": (self.rows, len(EDGES) + 1),
+            "trials": (self.rows, len(EDGES) + 1),
+            "belief": (self.rows, len(SHARPNESS)),
+            "ranks": (self.rows, RANKS),
+        }
+        common: Shapes = {
+            "rate": (1,),
+            "break even": (1,),
+            "free": (1,),
+            "cost": (self.widest,),
+            "share": (self.nodes + 1,),
+        }
+        return integers, {**each, **learned, **common}
+
+
+@dataclass(frozen=True)
+class LevelShape:
+    """What a recorded level is fixed to."""
+
+    # Places for nodes, padded.
+    width: int
+    # Sequences of the draft.
+    rows: int
+    # Are tokens sampled in any of them, and does a sampled one drop unlikely tokens?
+    sampled: bool
+    filtered: bool

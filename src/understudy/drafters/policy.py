@@ -1,0 +1,100 @@
+"""Which nodes of a draft are worth their time: what limits them, what was measured, and what was learned from the accepted ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..models.cost import PassCost
+from ..sequence import TokenSequence
+from .growing_tree import GrowingTree
+from .pace import FIRST_NODES, UNLIKELY, Calibration, Pace
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A forced shape of every draft; depth 0: what pays decides."""
+
+    # Nodes of a sequence in each level.
+    width: int = 0
+    # How many levels.
+    depth: int = 0
+
+
+NO_SHAPE = Shape()
+
+
+def never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the caches and the model that verifies set."""
+
+    # Cache slots of a row of the model that proposes.
+    capacity: int
+    # The most nodes that the trees of one pass have together.
+    nodes: int = 128
+    # What nodes add to a pass.
+    cost: PassCost = field(default_factory=PassCost)
+    # Is the link still filling the ring, so that drafting costs nothing?
+    filling: Callable[[], bool] = never
+
+
+def calibrations() -> dict[bool, Calibration]:
+    return {False: Calibration(), True: Calibration()}
+
+
+@dataclass
+class DraftPolicy:
+    """What a search asks before it runs a node. One for each drafter; what it learns lasts as long as the drafter."""
+
+    limits: Limits
+    shape: Shape = NO_SHAPE
+    pace: Pace = field(default_factory=Pace)
+    # By whether tokens are sampled: scores then are noisy, and margins mean something else.
+    calibrations: dict[bool, Calibration] = field(default_factory=calibrations)
+
+    def calibration(self, sequence: TokenSequence) -> Calibration:
+        return self.calibrations[sequence.params.temperature > 0]
+
+    def fill(self, trees: list[GrowingTree]) -> None:
+        """Add likely children that were never run, where they cost the pass less time than they may save."""
+        used = sum(len(tree.tokens) for tree in trees)
+        pool = [(c, tree) for tree in trees for c in tree.pool if c.depth <= tree.sequence.remaining - 1]
+        room = self.limits.nodes - used
+        if self.shape.depth:
+            pool = [(c, tree) for c, tree in pool if c.depth == tree.deepest + 1]
+            room = sum(min(self.shape.width, sum(tree is own for _, own in pool)) for tree in trees)
+        for candidate, tree in sorted(pool, key=lambda item: -item[0].chance)[: max(room, 0)]:
+            least = max(self.pace.rate * self.limits.cost.extra(used, 1), UNLIKELY)
+            if not self.shape.depth and candidate.chance <= least:
+                break
+            if tree.room(self.limits.capacity) > 0:
+                tree.add(candidate)
+                used += 1
+
+    def learn(self, tree: GrowingTree, path: Tensor, choices: Tensor) -> None:
+        """Learn from the exact model's choice after each accepted node that the draft had run.
+
+        path: [m] accepted nodes; choices: [n] the exact model's token after each node of the tree."""
+        calibration = self.calibration(tree.sequence)
+        nodes = path.tolist()
+        if tree.aside:
+            foretold = sum(tree.aside.values()) / calibration.trust
+            calibration.compare(sum(node in tree.aside for node in nodes), foretold)
+        for node in nodes:
+            if node in tree.children:
+                bucket, tokens = tree.children[node]
+                token = int(choices[node])
+                calibration.learn(bucket, tokens.index(token) if token in tokens else None)
+
+    def record_round(self, tokens: int, seconds: float, prefill: bool) -> None:
+        """Learn the rate of the whole loop. After a round that read a prompt, what a pass takes is known, so a rate is guessed."""
+        if prefill:
+            self.pace.first_guess(self.limits.cost.seconds(FIRST_NODES))
+        else:
+            self.pace.record_round(tokens, seconds)

@@ -1,0 +1,190 @@
+"""A drafter that searches trees: a `Proposer` says what may follow a node, a `Search` decides which nodes are asked.
+
+The substitute and a second model are proposers under the same search; on the processor that is `tree_search`, on a device with
+memory of its own `launch`."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..cache import Cache
+from ..devices.accelerator import Accelerator
+from ..errors import UsageError
+from ..registry import lookup
+from ..sequence import TokenSequence
+from ..tree import Nodes, TokenTree
+from . import DrafterSpec, DraftModel, TargetModel, Verified
+from .growing_tree import MOST_NODES, GrowingTree
+from .pace import WIDEST
+from .policy import DraftPolicy, Limits, Shape
+from .suggest import WHEN, Suggester, TextSuggester
+
+# Widths of levels that are measured before the first draft, and the seconds that this may take.
+MEASURED_WIDTHS = (1, 2, 4, 8)
+MEASURING_SECONDS = 1.0
+
+
+class Proposer(Protocol):
+    """Says what may follow a node. What it must remember of a text (keys and values, hidden states) it keeps by cache row."""
+
+    @property
+    def cache(self) -> Cache:
+        """Where its nodes lie: node i of a tree at slot `length + i` of the sequence's row."""
+
+    @property
+    def device(self) -> Accelerator | None:
+        """Where it runs; None: on the processor."""
+
+    def prepare(self, sequences: Sequence[TokenSequence]) -> list[int]:
+        """Read what was accepted since the last draft. Returns the length of each sequence in `cache`: its tree begins there."""
+
+    def forward(self, nodes: Nodes) -> Tensor:
+        """Logits [n, vocab] after each of `nodes`, whose ancestors were run before or are among them."""
+
+    def observe(self, verified: Verified, ran: Collection[int]) -> None:
+        """Learn what the exact model found. `ran`: the nodes of the tree that `forward` has run; none of a prompt's chunk."""
+
+    def rewind(self, sequence: TokenSequence, length: int) -> None:
+        """Forget all but the first `length` tokens of what was in the cache row of `sequence`."""
+
+
+class ModelProposer:
+    """A model proposes, in a cache that somebody else keeps in step with the text."""
+
+    def __init__(self, model: DraftModel):
+        self.model = model
+        self.cache = model.cache
+        self.device = model.device
+
+    def prepare(self, sequences: Sequence[TokenSequence]) -> list[int]:
+        return [self.cache.lengths[sequence.row] for sequence in sequences]
+
+    def forward(self, nodes: Nodes) -> Tensor:
+        return self.model.draft(nodes)
+
+    def observe(self, verified: Verified, ran: Collection[int]) -> None: ...
+
+    def rewind(self, sequence: TokenSequence, length: int) -> None: ...
+
+
+class Search(Protocol):
+    """Grows trees level by level. It shares the policy with its drafter, and nothing else."""
+
+    @property
+    def widest(self) -> int:
+        """The most nodes of a level."""
+
+    def run(self, trees: list[GrowingTree]) -> None:
+        """Add levels to trees of one node each, as long as they pay."""
+
+    def measure(self, width: int) -> float:
+        """Seconds of a level of `width` nodes that leaves nothing behind. No sequence may be under way."""
+
+
+class SearchDrafter:
+    """Trees of `search`, filled up with nodes that ride along; `policy` learns from what is accepted."""
+
+    def __init__(self, proposer: Proposer, search: Search, policy: DraftPolicy):
+        self.proposer = proposer
+        self.search = search
+        self.policy = policy
+        # The latest tree of each sequence, by cache row.
+        self.trees: dict[int, GrowingTree] = {}
+
+    def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
+        lengths = self.proposer.prepare(sequences)
+        trees = [GrowingTree(s, length, s.tokens[-1:]) for s, length in zip(sequences, lengths, strict=True)]
+        self.trees = {tree.sequence.row: tree for tree in trees}
+        self.search.run(trees)
+        self.policy.fill(trees)
+        return [tree.tree for tree in trees]
+
+    def observe(self, verified: Verified) -> None:
+        ran: Collection[int] = ()
+        if verified.drafted:
+            tree = self.trees[verified.sequence.row]
+            ran = tree.children
+            self.policy.learn(tree, verified.path, verified.choices)
+        self.proposer.observe(verified, ran)
+
+    def rewind(self, sequence: TokenSequence, length: int) -> None:
+        self.proposer.rewind(sequence, length)
+
+    def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
+        self.policy.record_round(tokens, seconds, prefill)
+
+    def warm(self, widths: Sequence[int] = MEASURED_WIDTHS, seconds: float = MEASURING_SECONDS) -> None:
+        """Measure levels of `widths`, so that the first tree already has a sensible shape. Cache row 0 must be empty."""
+        deadline = time.perf_counter() + seconds
+        for width in widths:
+            if width > self.search.widest:
+                break
+            taken = [self.search.measure(width) for _ in range(3)]  # the first may compile, or record
+            self.policy.pace.levels[width] = min(taken)
+            if time.perf_counter() + 4 * taken[-1] > deadline:
+                break
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpec(DrafterSpec):
+    """The options of every drafter that searches trees. A subclass says who proposes."""
+
+    # A forced shape: so many nodes in each level, so many levels; 0: both are decided by what pays.
+    width: int = 0
+    depth: int = 0
+    # Are tokens that the text itself suggests checked? "auto": where the processor drafts.
+    guess: str = "auto"
+
+    def __post_init__(self) -> None:
+        width, depth = self.width, self.depth
+        if bool(width) != bool(depth) or width < 0 or depth < 0:
+            raise UsageError(f"A forced shape needs both width and depth, 1 or more; got width={width}, depth={depth}.")
+        lookup("guess", self.guess, dict.fromkeys(WHEN, 0))
+        if depth and self.guess == "on":
+            raise UsageError("guess=on makes no sense with a forced width and depth: nothing is taken from the text there.")
+
+    @property
+    def forced(self) -> bool:
+        return self.depth > 0
+
+    @property
+    def level_width(self) -> int:
+        return min(self.width, MOST_NODES) or WIDEST
+
+    @property
+    def max_nodes(self) -> int:
+        return min(1 + self.width * self.depth, MOST_NODES) if self.forced else 0
+
+    @abstractmethod
+    def proposer(self, target: TargetModel) -> Proposer:
+        """Who proposes, for what `target` verifies."""
+
+    def suggester(self) -> Suggester | None:
+        """Who suggests tokens for the proposer to check, where the processor drafts."""
+        return None if self.guess == "off" or self.forced else TextSuggester()
+
+    def open(self, target: TargetModel) -> SearchDrafter:
+        """The drafter, which has measured what its levels cost."""
+        proposer = self.proposer(target)
+        limits = Limits(proposer.cache.capacity, target.tree_nodes, target.cost, target.filling)
+        policy = DraftPolicy(limits, Shape(self.width, self.depth))
+        drafter = SearchDrafter(proposer, self._search(proposer, policy, target), policy)
+        drafter.warm()
+        return drafter
+
+    def _search(self, proposer: Proposer, policy: DraftPolicy, target: TargetModel) -> Search:
+        from .launch import DeviceTreeSearch
+        from .tree_search import TreeSearch
+
+        device = proposer.device
+        if device is None:
+            return TreeSearch(proposer, policy, self.suggester())
+        if self.guess == "on":
+            raise UsageError(f"guess=on is for drafts on the processor: on {device.name} tokens are chosen where the text is not.")
+        return DeviceTreeSearch(proposer, device, policy, target.say)
