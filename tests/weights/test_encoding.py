@@ -1,6 +1,7 @@
 """A weight's pieces come in order, cover it, and hold what codec and quantiser say."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,13 @@ def test_a_linked_piece_lies_in_the_source(tmp_path: Path) -> None:
 
 def test_what_is_no_weight_of_floats_is_refused(tmp_path: Path) -> None:
     info = _encoding(tmp_path, "raw").info
-    check_weight(info, LinearSpec("up", NAME, info.shape))
-    with pytest.raises(CheckpointError, match=r"\[384, 128\] where \[384, 64\]"):
-        check_weight(info, LinearSpec("up", NAME, (384, 64)))
+    check_weight(info, info.shape)
+    with pytest.raises(CheckpointError, match=rf"{NAME} is \[384, 128\], where the config asks for \[384, 64\]"):
+        check_weight(info, (384, 64))
+    with pytest.raises(CheckpointError, match=rf"{NAME} is uint16, where bfloat16.*not quantised"):
+        check_weight(replace(info, dtype=torch.uint16), info.shape)
+    with pytest.raises(CheckpointError, match=f"{NAME} is F4, where"):
+        check_weight(replace(info, dtype=torch.uint8, unknown="F4"), info.shape)
     refuse_unusable(info, torch.ones(3))
     with pytest.raises(CheckpointError, match=rf"{NAME}.*NaN"):
         refuse_unusable(info, torch.tensor([1.0, float("nan"), float("inf")]))

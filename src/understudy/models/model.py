@@ -25,6 +25,7 @@ from .cost import PassCost
 from .draft import Draft
 from .embedding import EmbeddingRows, EmbeddingTable
 from .footprint import EMBEDDING_ROOM
+from .heads import refuse_wrong_head
 from .load import Link
 from .shape import ModelShape, cache_dtype
 from .streamed import CurrentPass, attention_name, pair
@@ -60,6 +61,7 @@ class Model:
         self.module = structure.skeleton(config, dtype, attention_name())
         # Why nothing on the device can be trusted any more.
         self._lost: UnderstudyError | None = None
+        refuse_wrong_head(self.module, store)
         self.current = CurrentPass()
         pair(self.module, [spec.module for spec in store.layout.linears], self.current)
         progress = None if report is None else lambda done, total: report("loading", done, total)

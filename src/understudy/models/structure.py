@@ -17,7 +17,9 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..weights.checkpoint import TensorInfo
+from ..weights.encoding import check_weight
 from ..weights.layout import LinearSpec, ModelLayout
+from .heads import head_and_embedding, refuse_other_tasks, ties_head
 
 _construction = threading.Lock()
 _RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta")
@@ -43,6 +45,7 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
         refuse("it carries a recurrent state (hybrid or state-space layers)")
     if config.get("quantization_config"):
         refuse("its weights are already quantised; give the full-precision checkpoint")
+    refuse_other_tasks(config.get("architectures"))
 
 
 @contextmanager
@@ -157,29 +160,30 @@ def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
     embedding = next(path for path, m in model.named_modules() if m is model.get_input_embeddings())  # type: ignore[operator]
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
 
-    def stored(parameter: str) -> str:
-        for name in (parameter, parameter.removeprefix(prefix), prefix + parameter):
-            if name in tensors:
-                return name
-        raise CheckpointError(f"The checkpoint has no tensor {parameter!r}; it does not fit {type(model).__name__}.")
+    def find(parameter: str) -> str | None:
+        places = (parameter, parameter.removeprefix(prefix), prefix + parameter)
+        return next((name for name in places if name in tensors), None)
 
-    tied = bool(getattr(model.config, "tie_word_embeddings", False)) or f"{head}.weight" not in tensors
+    def stored(parameter: str) -> str:
+        name = find(parameter)
+        if name is None:
+            raise CheckpointError(f"The checkpoint has no tensor {parameter!r}; it does not fit {type(model).__name__}.")
+        return name
+
     weight_of = {path: stored(f"{path}.weight") for path in order[:-1]}
-    weight_of[head] = stored(f"{embedding}.weight") if tied else stored(f"{head}.weight")
+    weight_of[head], table = head_and_embedding(model, f"{head}.weight", f"{embedding}.weight", find)
     specs = tuple(LinearSpec(path, weight_of[path], tuple(linears[path].weight.shape)) for path in order)  # type: ignore[arg-type]
     skip = {f"{path}.weight" for path in order} | {f"{embedding}.weight"}
-    shared = tuple(stored(name) for name, _ in model.named_parameters() if name not in skip)
-    for spec in specs:
-        if tuple(tensors[spec.weight].shape) != spec.shape:
-            raise CheckpointError(
-                f"{spec.weight} has shape {tuple(tensors[spec.weight].shape)}, the config asks for {spec.shape}."
-            )
-    return ModelLayout(specs, stored(f"{embedding}.weight"), shared)
+    shared = {stored(name): tuple(p.shape) for name, p in model.named_parameters() if name not in skip}
+    needed = {spec.weight: spec.shape for spec in specs} | shared
+    for name, shape in {**needed, table: tuple(model.get_parameter(f"{embedding}.weight").shape)}.items():
+        check_weight(tensors[name], shape)
+    return ModelLayout(specs, table, tuple(shared))
 
 
 def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str, TensorInfo]:
     """The tensors that a checkpoint of this model has, by name, as its config tells: nothing of them can be read."""
-    tied = model.get_output_embeddings() if getattr(model.config, "tie_word_embeddings", False) else None  # type: ignore[operator]
+    tied = model.get_output_embeddings() if ties_head(model) else None  # type: ignore[operator]
     skip = set() if tied is None else {f"{path}.weight" for path, m in model.named_modules() if m is tied}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False) if name not in skip}
     return {

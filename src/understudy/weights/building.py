@@ -161,7 +161,7 @@ class Building:
 
         Where the recipe's codec cannot store it, or would not make it smaller, it is stored as `raw`."""
         info = self.checkpoint.info(spec.weight)
-        check_weight(info, spec)
+        check_weight(info, spec.shape)
         quantizer = fitting(wanted, *spec.shape)
         chosen = codec(self.recipe.codec)
         start = self.files[RESIDUAL].end

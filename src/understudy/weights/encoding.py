@@ -66,13 +66,15 @@ class Encoding:
         return Stored(str(self.info.file.absolute()), offset, nbytes, torch.uint8, (nbytes,), checksum([piece.rows]))
 
 
-def check_weight(info: TensorInfo, spec: LinearSpec) -> None:
+def check_weight(info: TensorInfo, shape: tuple[int, ...]) -> None:
     """Raise CheckpointError unless the tensor is a weight of floats in the shape that the model wants."""
-    if info.dtype not in FLOATS or info.shape != spec.shape:
+    if info.dtype not in FLOATS:
         raise CheckpointError(
-            f"{info.file}: {info.name} is {info.kind} {list(info.shape)} where {list(spec.shape)} of bfloat16,"
-            " float16 or float32 is needed: choose a checkpoint that is not quantised."
+            f"{info.file}: {info.name} is {info.kind}, where bfloat16, float16 or float32 is needed: choose a checkpoint that is"
+            " not quantised."
         )
+    if info.shape != shape:
+        raise CheckpointError(f"{info.file}: {info.name} is {list(info.shape)}, where the config asks for {list(shape)}.")
 
 
 def refuse_unusable(info: TensorInfo, piece: Tensor) -> None:
