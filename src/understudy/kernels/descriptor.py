@@ -57,12 +57,12 @@ class DecodeRun(Descriptor):
 
 
 class ExactOperand(Descriptor):
-    """Blocks that `exact_product.multiply` multiplies with."""
+    """Blocks that `exact_product.multiply` multiplies with, and where their outputs go."""
 
     __slots__ = ()
     _fields_ = (
-        # of plain blocks only count, columns and group are filled in
-        ("blocks", ResidualBlocks),
+        # address of a `ResidualBlocks`, of which only count, columns and group are filled in where the weights are plain
+        ("blocks", NUMBER),
         # address of the weights bfloat16 [count, columns, 64]; 0 where they are rebuilt from codes and residual
         ("plain", NUMBER),
         # address of the first output in the result's first row
@@ -147,5 +147,6 @@ def reader(kind: type[Descriptor]) -> Any:
     return read
 
 
-decode_run, exact_operand, exact_run, draft_run = map(reader, (DecodeRun, ExactOperand, ExactRun, DraftRun))
+decode_run, exact_run, draft_run = map(reader, (DecodeRun, ExactRun, DraftRun))
+exact_operand, residual_blocks = map(reader, (ExactOperand, ResidualBlocks))
 OPERAND_BYTES = ctypes.sizeof(ExactOperand)

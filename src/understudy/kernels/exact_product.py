@@ -17,7 +17,7 @@ from torch import Tensor
 from . import team
 from .bfdot import columns_dot, has_bfdot, pair_columns, to_brain
 from .compiled import compiled
-from .descriptor import OPERAND_BYTES, ExactOperand, ExactRun, ResidualBlocks, exact_operand, exact_run
+from .descriptor import OPERAND_BYTES, ExactOperand, ExactRun, ResidualBlocks, exact_operand, exact_run, residual_blocks
 from .residual import DENSE_2, DENSE_3, DENSE_4, SMALL, Residual, described, rebuild
 from .team import float32_at, take, uint32_at
 from .vector import prefetch
@@ -38,12 +38,14 @@ def applies(dtype: torch.dtype, columns: int) -> bool:
 class Operand:
     """Blocks of weights as `multiply` takes them. Keeps the tensors in which they lie."""
 
-    def __init__(self, blocks: ResidualBlocks, plain: int, *kept: object) -> None:
-        self.descriptor = ExactOperand(blocks=blocks, plain=plain)
-        self.blocks: int = blocks.count
-        self.columns: int = blocks.columns
-        self.group: int = blocks.group
-        self._kept = kept
+    def __init__(self, described: ResidualBlocks, plain: int, *kept: object) -> None:
+        self.blocks: int = described.count
+        self.columns: int = described.columns
+        self.group: int = described.group
+        # address of plain weights; 0 where they are rebuilt
+        self.weights = plain
+        self.description = ctypes.addressof(described)
+        self._kept = (described, *kept)
 
     @classmethod
     def plain(cls, blocks: Tensor) -> "Operand":
@@ -69,13 +71,13 @@ def multiply(tiles: Sequence[Tensor], operands: Sequence[tuple[Operand, int]], o
     run = min(columns, max(RUN // group, 1) * group)
     assert all(run % op.group == 0 for op, _ in operands)
     x = _cut(tiles, rows, run)
-    descriptors = (ExactOperand * len(operands))(*(op.descriptor for op, _ in operands))
     start = out.data_ptr()
-    for each, (_, first) in zip(descriptors, operands, strict=True):
-        each.out = start + first * 128
+    described_operands = (ExactOperand * len(operands))(
+        *[ExactOperand(op.description, op.weights, start + first * 128) for op, first in operands]
+    )
     descriptor = ExactRun(
         count=len(operands),
-        operands=ctypes.addressof(descriptors),
+        operands=ctypes.addressof(described_operands),
         columns=columns,
         rows=rows,
         width=run,
@@ -117,8 +119,8 @@ def _work(argument: Any) -> None:
     end = run.operands + run.count * OPERAND_BYTES
     while True:
         b, place = take(argument), run.operands
-        while place < end and b >= exact_operand(place).blocks.count:
-            b -= exact_operand(place).blocks.count
+        while place < end and b >= residual_blocks(exact_operand(place).blocks).count:
+            b -= residual_blocks(exact_operand(place).blocks).count
             place += OPERAND_BYTES
         if place == end:
             break
@@ -135,7 +137,7 @@ def _work(argument: Any) -> None:
 @compiled
 def _make(operand: Any, b: int, k: int, width: int, paired: int, rebuilt: int) -> None:
     """`width` columns of block b from k on, side by side in pairs."""
-    blocks, source = operand.blocks, rebuilt
+    blocks, source = residual_blocks(operand.blocks), rebuilt
     if operand.plain != 0:
         source = operand.plain + (b * blocks.columns + k) * 128
     else:
@@ -168,7 +170,7 @@ def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums:
 @compiled
 def _fetch_ahead(operand: Any, b: int, k: int, width: int, r: int, count: int, rows: int) -> None:
     """Ask memory for a share of what the `width` columns from k on are made of: that of rows r to r + count - 1 of `rows`."""
-    blocks = operand.blocks
+    blocks = residual_blocks(operand.blocks)
     columns = blocks.columns
     width = min(columns - k, width)
     place = b * columns + k
