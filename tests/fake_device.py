@@ -59,7 +59,7 @@ class FakeDevice(Accelerator):
     def peak_bytes(self) -> int:
         return self.held
 
-    def link_bytes_per_second(self) -> float:
+    def link_bytes_per_second(self, disk: float) -> float:
         return 1e9
 
     def arena(self, nbytes: int) -> Tensor:
@@ -83,9 +83,9 @@ class FakeDevice(Accelerator):
         attend = partial(super().attend, query, keys, values, nodes, spec)
         return self.recorder.kernel(attend) if self.triton else attend()
 
-    def product(self, maker: Any, tensors: Any, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
-        multiply = super().product(maker, tensors, shape, dtype)
-        kernel = self.triton and "codes" in tensors and maker.name != "int8"
+    def draft_product(self, quantizer: Any, tensors: Any, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+        multiply = super().draft_product(quantizer, tensors, shape, dtype)
+        kernel = self.triton and quantizer.grouped
         return (lambda x: self.recorder.kernel(partial(multiply, x))) if kernel else multiply
 
 

@@ -15,10 +15,10 @@ from tests.adversaries import ADVERSARIES, Failing, Short
 from tests.tiny import save
 from understudy import LLM, SamplingParams, loading
 from understudy.codecs import CODECS
+from understudy.devices import processor
 from understudy.drafters import DRAFTERS
 from understudy.drafters.policy import calibrations
 from understudy.errors import StoreError, TransferError
-from understudy.models import weights
 from understudy.plan.demand import Footprint, PlanRequest
 from understudy.plan.memory import make_plan
 from understudy.plan.placement import Plan
@@ -59,7 +59,7 @@ def with_tier(monkeypatch: pytest.MonkeyPatch, adversary: Any) -> None:
     def made(extents: Sequence[Extent], **_: Any) -> Any:
         return adversary(extents)
 
-    monkeypatch.setattr(weights, "DiskTier", made)
+    monkeypatch.setattr(processor, "DiskTier", made)
 
 
 @pytest.mark.parametrize("tier", ADVERSARIES)

@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "codecs": {"kernels"},
     "quantizers": {"kernels"},
     "weights": {"tiers", "codecs", "quantizers", "kernels"},
-    "plan": {"tiers", "codecs", "quantizers", "kernels", "devices"},
-    "devices": {"kernels", "tiers", "codecs", "quantizers", "tree"},
+    "plan": {"tiers", "codecs", "quantizers", "kernels"},
+    "devices": {"plan", "kernels", "tiers", "codecs", "quantizers", "tree"},
     "models": {
         *("generation_config", "devices", "sampling", "cache", "tree"),
         *("weights", "tiers", "codecs", "quantizers", "kernels", "plan"),
@@ -42,8 +42,8 @@ MAY_IMPORT = {
     "policies": set(),
     "scheduler": {"engine", "policies", "request", "stats"},
     "options": {"drafters", "devices", "weights", "codecs", "quantizers"},
-    "sources": {"options", "devices", "models", "weights", "demo", "plan"},
-    "loading": {"generation_config", "sources", "options", "devices", "models", "weights", "plan", "drafters"},
+    "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs"},
+    "loading": {"generation_config", "sources", "options", "devices", "models", "weights", "plan", "drafters", "tiers"},
     "llm": {
         "sequence",
         "engine",
@@ -63,7 +63,7 @@ MAY_IMPORT = {
         "tiers",
         "weights",
     },
-    "frontends": {"llm", "stats", "plan", "weights", "tiers", "kernels", "demo"},
+    "frontends": {"llm", "stats", "plan", "weights", "tiers", "kernels", "demo", "devices"},
 }
 VAGUE = re.compile(r"(Manager|Handler|Context|Backend|Utils?)$")
 

@@ -51,6 +51,11 @@ class FullState:
         self.keys[rows, :, slots] = keys.to(self.keys.dtype)
         self.values[rows, :, slots] = values.to(self.values.dtype)
 
+    def write_one(self, row: int, slot: int, key: Tensor, value: Tensor) -> None:
+        """Put the key and value [kv heads, size] of one node at its slot; faster than `write`, where the host knows the slot."""
+        self.keys[row, :, slot] = key
+        self.values[row, :, slot] = value
+
     def move(self, row: int, source: Tensor, to: Tensor) -> None:
         """Copy what slots `source` [m] of `row` hold to slots `to` [m]."""
         source, to = source.to(self.keys.device), to.to(self.keys.device)

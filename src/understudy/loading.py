@@ -11,31 +11,30 @@ from typing import Any
 
 import torch
 
-from .devices import open_device
-from .devices.accelerator import Accelerator
+from .devices import Device, open_device
 from .drafters import DEFAULT_METHOD
 from .errors import UsageError
 from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
 from .models import structure
+from .models.compile_kernels import compile_kernels
 from .models.configuration import config_of, stop_ids, tokenizer_of
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_checkpoint, sizes_of_store
-from .models.load import Link
 from .models.model import SCRATCH, Model
-from .models.rehearsal import rehearse
 from .models.shape import ModelShape
 from .models.streamed import attention_name
 from .models.target import TILE
 from .options import AUTO, DTYPES, Options
-from .plan import accelerator, widths
+from .plan import widths
 from .plan.codec import faster
-from .plan.demand import MIB, RUNTIME, RUNTIME_CUDA, Footprint, PlanRequest
-from .plan.machine import Machine, resident_bytes
+from .plan.demand import MIB, Footprint, PlanRequest
+from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.memory import make_plan
 from .plan.placement import Plan
 from .plan.residents import LEVELS, LinkSpeeds
 from .plan.sizes import format_size, parse_size
 from .sources import Report, choose_codec, layout_of, locate, prepare_source, stored_at
+from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
 from .weights.store import Store
@@ -96,7 +95,7 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
 
 def _foretold(
     tensors: Mapping[str, TensorInfo], layout: ModelLayout, config: Any, options: Options, machine: Machine,
-    second: Store | None, device: Accelerator | None,
+    second: Store | None, device: Device,
 ) -> Plan:  # fmt: skip
     dtype = DTYPES.get(options.dtype) or tensors[layout.linears[0].weight].dtype
     sizes = sizes_of_checkpoint(tensors, layout, options.recipe, options.holds_substitute)
@@ -114,16 +113,14 @@ def _dtype(store: Store, options: Options) -> torch.dtype:
 
 def _plan(
     sizes: WeightSizes, dtype: torch.dtype, config: Any, options: Options, machine: Machine, second: Store | None,
-    device: Accelerator | None, grown: int = 0,
+    device: Device, grown: int = 0,
 ) -> Plan:  # fmt: skip
     """The plan for what was asked; where the context was left open, the longest of a few that fits."""
     shape = ModelShape.of(config)
     wants = replace(footprint_of(sizes, shape, dtype, machine.cores), grown_bytes=grown)
-    if device is not None:
-        wants = on_device(wants, shape, dtype, device) if options.holds_substitute else wants
-        budget = accelerator.budget(options.memory, device.name, device.memory()[0])
-    else:
-        budget = parse_size(options.memory) if options.memory is not None else int(machine.memory_limit * 0.9)
+    if options.holds_substitute and not device.drafts_see_text:
+        wants = on_device(wants, shape, dtype, device)
+    budget = device.budget(options.memory, machine)
     longest = shape.positions or CONTEXTS[0]
     if options.context is not None and options.context > longest:
         raise UsageError(f"--context {options.context} is more than this model's {longest} positions.")
@@ -136,21 +133,19 @@ def _plan(
 
 def _place(
     wants: Footprint, budget: int, context: int, options: Options, machine: Machine, second: Store | None,
-    device: Accelerator | None,
+    device: Device,
 ) -> Plan:  # fmt: skip
     rows = options.rows or max(1, min(8, int(budget * 0.04) // max(wants.kv_bytes_per_token * (context + SCRATCH), 1)))
     drafter = options.drafter
-    level = widths.widest(drafter.level_width, drafter.forced, rows) if device is not None else 0
+    level = 0 if device.drafts_see_text else widths.widest(drafter.level_width, drafter.forced, rows)
     companion = 0
     if second is not None:
         dtype, shape = _dtype(second, replace(options, dtype="auto")), ModelShape.of(config_of(second.path))
         own = footprint_of(sizes_of_store(second, True), shape, dtype)
-        own = own if device is None else on_device(own, shape, dtype, device)
+        own = own if device.drafts_see_text else on_device(own, shape, dtype, device)
         companion = own.alone(rows, context + SCRATCH, level)
-    runtime, nodes = RUNTIME if device is None else RUNTIME_CUDA, drafter.max_nodes
     disk = options.throttle or (machine.link_bandwidth if machine.disk else 0.0)
-    link = disk if device is None else device.link_bytes_per_second()
-    memory = 0.0 if device is not None else machine.memory_bandwidth or 0.0  # of a device it is not measured
+    link, memory = device.link_bytes_per_second(disk), device.memory_bytes_per_second(machine)
     speeds = LinkSpeeds(link, memory, LEVELS if options.holds_substitute else 0)
     request = PlanRequest(
         budget_bytes=budget,
@@ -159,17 +154,14 @@ def _place(
         scratch=SCRATCH,
         resident=options.resident,
         tile=TILE,
-        runtime_bytes=runtime,
+        runtime_bytes=device.runtime_bytes,
         second_model_bytes=companion,
-        tree_nodes=nodes,
+        tree_nodes=drafter.max_nodes,
         widest_level=level,
         speeds=speeds,
     )
     plan = replace(make_plan(wants, request), method=options.method)
-    if device is None:
-        return plan
-    room = accelerator.host_room(options.host_memory, machine.memory_limit)
-    return accelerator.linked(plan, device.name, room, link, disk, device.note)
+    return device.behind(plan, options.host_memory, machine, disk)
 
 
 def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:
@@ -188,19 +180,19 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     second = _second(options, store.path, report)
     sizes, dtype = sizes_of_store(store, options.holds_substitute), _dtype(store, options)
     plan = _plan(sizes, dtype, config, options, machine, second, device)
-    if device is None:
-        rehearse(store, config, dtype, options.holds_substitute, report)
+    if not device.own_memory:
+        compile_kernels(store, config, dtype, options.holds_substitute, report)
         if (grown := resident_bytes() - before - EXPECTED_GROWTH - plan.items["tokenizer"]) > 0:
             plan = _plan(sizes, dtype, config, options, machine, second, device, grown)
     try:
         bound = _bind(store, config, plan, options, machine, report, device)
-    except torch.OutOfMemoryError as error:
-        if device is None:
+    except (RuntimeError, MemoryError) as error:
+        said = device.out_of_memory(error)
+        if not said:
             raise
-        said = accelerator.short_of(error)
     else:
         said = ""
-    if said and device is not None:  # outside of the handler, which holds what was loaded so far
+    if said:  # outside of the handler, which holds what was loaded so far
         plan, options = _again(said, sizes, dtype, config, options, machine, second, device)
         if report is not None:
             report(plan.notes[-1], 0, 0)
@@ -215,12 +207,13 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
 
 def _again(
     said: str, sizes: WeightSizes, dtype: torch.dtype, config: Any, options: Options, machine: Machine, second: Store | None,
-    device: Accelerator,
+    device: Device,
 ) -> tuple[Plan, Options]:  # fmt: skip
     """A plan for what is free now: somebody else took memory of the device after the first one was made."""
     gc.collect()
     device.forget()
-    left = accelerator.budget(None, device.name, device.memory()[0])
+    machine = replace(machine, memory_limit=memory_limit())
+    left = device.budget(None, machine)
     memory = left if options.memory is None else min(parse_size(options.memory), left)
     options = replace(options, memory=memory)
     plan = _plan(sizes, dtype, config, options, machine, second, device)
@@ -229,12 +222,12 @@ def _again(
 
 
 def _bind(
-    store: Store, config: Any, plan: Plan, options: Options, machine: Machine, report: Report | None, device: Accelerator | None
+    store: Store, config: Any, plan: Plan, options: Options, machine: Machine, report: Report | None, device: Device
 ) -> Model:
     assert machine.disk is not None
-    link = Link(machine.disk.block, machine.disk.threads, options.throttle)
+    settings = ReadSettings(machine.disk.block, machine.disk.threads, options.throttle)
     dtype = _dtype(store, options)
-    return Model(store, config, plan, link, dtype, options.holds_substitute, machine.cores, report, device)
+    return Model(store, config, plan, settings, dtype, options.holds_substitute, device, report)
 
 
 def _second(options: Options, first: Path, report: Report | None) -> Store | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .codecs import CODECS
-from .devices import DEVICES
+from .devices import device_names, open_device
 from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
 from .quantizers.mixed import mixed
@@ -78,15 +78,16 @@ class Options:
         options = cls(**given, cache=cache_directory(environment))
         spec_of(options.method)
         lookup("dtype", options.dtype, {"auto": 0, **DTYPES})
-        lookup("device", options.device, {"auto": 0, "cpu": 0, **DEVICES})
+        lookup("device", options.device, dict.fromkeys(device_names(), 0))
         lookup("codec", options.codec.partition(":")[0], {AUTO: "", **CODECS})
         lookup("resident", options.resident, {"auto": 0, "none": 0, "residual": 0, "whole": 0})
+        if options.host_memory is not None:
+            # raises where the device has no host memory behind it
+            open_device(options.device, options.host_memory)
         for name in ("context", "rows"):
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, got {value}.")
-        if options.host_memory is not None and options.device in ("auto", "cpu"):
-            raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
         if options.quantizer is None and options.bits not in BITS and mixed(str(options.bits)) is None:
             raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))} or mixed, got {options.bits}.")
         options = options._with_recipe()

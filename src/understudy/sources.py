@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from . import demo
+from .codecs import copying
 from .devices import open_device
 from .errors import CheckpointError
 from .models import calibration, structure
@@ -62,7 +63,7 @@ def choose_codec(source: Checkpoint, layout: ModelLayout, options: Options) -> O
     """Options with a codec where it was left open: that of a Store which is there, else the faster one on this machine."""
     if options.codec != AUTO:
         return options
-    for name in ("delta", "raw") if options.output is None else ():
+    for name in copying() if options.output is None else ():
         if stored_at(source, replace(options, codec=name)).is_dir():
             return replace(options, codec=name)
     weights = source.info(layout.linears[0].weight)

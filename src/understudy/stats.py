@@ -9,7 +9,6 @@ from typing import Any
 
 from .engine import Advance, Engine
 from .models.model import Model
-from .plan.machine import peak_memory_bytes
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ class RequestMeter:
             stream_seconds=self.whole.busy,
             link_bytes_per_second=self.whole.read / self.whole.busy if self.whole.busy else 0.0,
             limit_tokens_per_second=limit,
-            peak_memory_bytes=peak_memory_bytes() if self.model.device is None else self.model.device.peak_bytes(),
+            peak_memory_bytes=self.model.device.peak_bytes(),
             draft_seconds=self.decode.draft,
             wait_seconds=self.decode.wait,
             compute_seconds=self.decode.compute,

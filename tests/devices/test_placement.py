@@ -31,8 +31,8 @@ class LooksLikeCuda(FakeDevice):
             out = super().attend(query, keys, values, nodes, spec)
         return self.placement.put(out)
 
-    def product(self, maker: Any, tensors: Any, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
-        multiply = super().product(maker, tensors, shape, dtype)
+    def draft_product(self, quantizer: Any, tensors: Any, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+        multiply = super().draft_product(quantizer, tensors, shape, dtype)
         if not self.triton or "codes" not in tensors:
             return multiply
 

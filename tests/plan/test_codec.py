@@ -1,37 +1,48 @@
 """The codec that is faster, from what was measured."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 
-from understudy.plan import codec
-from understudy.plan.codec import faster, speeds
+from tests.fake_device import FakeDevice
+from understudy.codecs import Codec, codec
+from understudy.devices.processor import Processor
+from understudy.plan.codec import faster, seconds_a_weight
 
 
-def test_a_slow_link_wants_few_bytes_and_slow_processors_want_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "speeds", lambda quantizer: (1e-9, 2e-9))
-    assert faster(0.2e9, torch.bfloat16, "int4") == "delta"
-    assert faster(100e9, torch.bfloat16, "int4") == "raw"
-    monkeypatch.setattr(codec, "speeds", lambda quantizer: (1e-9, 1e-9))
-    assert faster(100e9, torch.bfloat16, "int4") == "delta", "on equal terms the one that takes half the room"
+class Measured(Processor):
+    """A processor of which it is known how long a weight takes, by codec."""
+
+    def __init__(self, **seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
+        return self.seconds[codec.name]
+
+
+def test_a_slow_link_wants_few_bytes_and_slow_processors_want_little_work() -> None:
+    slow = Measured(raw=1e-9, delta=2e-9)
+    assert faster(0.2e9, torch.bfloat16, "int4", slow) == "delta"
+    assert faster(100e9, torch.bfloat16, "int4", slow) == "raw"
+    even = Measured(raw=1e-9, delta=1e-9)
+    assert faster(100e9, torch.bfloat16, "int4", even) == "delta", "on equal terms the one that takes half the room"
 
 
 @pytest.mark.parametrize(
     ("dtype", "quantizer"), [(torch.float32, "int4"), (torch.bfloat16, "int8"), (torch.float16, "int4")]
 )
 def test_what_delta_cannot_store_is_raw(dtype: torch.dtype, quantizer: str) -> None:
-    assert faster(1e6, dtype, quantizer) == "raw"
+    assert faster(1e6, dtype, quantizer, Processor()) == "raw"
 
 
-def test_speeds_are_measured() -> None:
-    multiply, both = speeds("int4")
-    assert 0 < multiply < both < 1e-6
+def test_seconds_are_measured() -> None:
+    raw, delta = (seconds_a_weight(name, "int4") for name in ("raw", "delta"))
+    assert 0 < raw < delta < 1e-6
+    assert Processor().seconds_a_weight(codec("delta"), "int4") == delta, "measured once"
 
 
 @pytest.mark.parametrize(("triton", "wanted"), [(True, "delta"), (False, "raw")])
 def test_a_device_decodes_if_it_has_triton(triton: bool, wanted: str) -> None:
-    device: Any = SimpleNamespace(triton=triton)
+    device = FakeDevice(triton=triton)
     assert faster(1e9, torch.bfloat16, "int4", device) == wanted
     assert faster(1e9, torch.float32, "int4", device) == "raw"

@@ -28,6 +28,7 @@ class Codec(Protocol):
     needs_substitute: bool  # to decode
     in_place: bool  # decoding is a view of the data: it takes no room
     linked: bool  # the data are rows of the source as they lie there: a Store points to them and keeps no copy
+    needs_triton: bool  # to decode on a device with memory of its own; else `decode` is torch alone and runs anywhere
 
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
         """Whether weights of this dtype with substitutes of this quantiser can be encoded; `raw` is taken where not."""
@@ -43,10 +44,36 @@ class Codec(Protocol):
     ) -> Tensor:
         """The blocks [count, columns, 64] that were encoded: in `out` if given, else new or a view of `data`."""
 
+    def decode_on_device(
+        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
+    ) -> Tensor:
+        """The same where all tensors lie in a device's own memory. The host reads nothing of them."""
+
     def operand(
         self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None
     ) -> Operand:
         """Those blocks, to be multiplied (bfloat16, where `kernels.exact_product` applies). In `out`: what must be made whole."""
+
+
+# stores every weight there is
+FALLBACK = "raw"
+
+
+def copying() -> list[str]:
+    """Names of the codecs that may be chosen where none was asked for: all but those that need the source to stay."""
+    return [name for name in CODECS if not codec(name).linked]
+
+
+def suited(spec: str, dtype: torch.dtype, quantizer: str) -> Codec:
+    """The codec that `spec` names if it applies to such weights, else `FALLBACK`."""
+    wanted = codec(spec)
+    return wanted if wanted.applies(dtype, quantizer) else codec(FALLBACK)
+
+
+def candidates(dtype: torch.dtype, quantizer: str) -> list[Codec]:
+    """Those of `copying` that apply to such weights, the one that takes the fewest bits first."""
+    able = [one for one in map(codec, copying()) if one.applies(dtype, quantizer)]
+    return sorted(able, key=lambda one: one.bits(dtype, quantizer))
 
 
 @cache

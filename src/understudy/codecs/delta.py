@@ -19,7 +19,10 @@ LARGEST = 1e36  # scales beyond which the ends of bins might not be finite
 
 class Delta:
     name = "delta"
-    needs_substitute, in_place, linked = True, False, False
+    needs_substitute = True
+    in_place = False
+    linked = False
+    needs_triton = True
 
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
         return dtype == torch.bfloat16 and quantizer.partition(":")[0] in BITS
@@ -53,6 +56,15 @@ class Delta:
         blocks = torch.empty((count, columns, 64), dtype=dtype) if out is None else out
         residual.decode(made, substitute["codes"], substitute["scales"], blocks)
         return blocks
+
+    def decode_on_device(
+        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
+    ) -> Tensor:
+        # only now: it needs Triton
+        from ..kernels.gpu import residual as gpu
+
+        blocks = data.new_empty((count, columns, 64), dtype=dtype) if out is None else out
+        return gpu.decode(data, substitute["codes"], substitute["scales"], blocks)
 
     def operand(
         self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None

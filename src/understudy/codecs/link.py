@@ -6,17 +6,13 @@ from torch import Tensor
 from ..kernels.exact_product import Operand
 from ..kernels.pack import BLOCK, block, unblock
 from . import Tensors
+from .verbatim import Verbatim
 
 
-class InSource:
+class InSource(Verbatim):
     name = "link"
-    needs_substitute, in_place, linked = False, False, True
-
-    def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
-        return True
-
-    def bits(self, dtype: torch.dtype, quantizer: str) -> float:
-        return dtype.itemsize * 8
+    in_place = False
+    linked = True
 
     def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
         return unblock(blocks, len(blocks) * BLOCK).view(-1).view(torch.uint8)

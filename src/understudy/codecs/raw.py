@@ -5,17 +5,13 @@ from torch import Tensor
 
 from ..kernels.exact_product import Operand
 from . import Tensors
+from .verbatim import Verbatim
 
 
-class Raw:
+class Raw(Verbatim):
     name = "raw"
-    needs_substitute, in_place, linked = False, True, False
-
-    def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
-        return True
-
-    def bits(self, dtype: torch.dtype, quantizer: str) -> float:
-        return dtype.itemsize * 8
+    in_place = True
+    linked = False
 
     def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
         return blocks.contiguous().view(torch.uint8).view(-1)

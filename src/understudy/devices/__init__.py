@@ -1,30 +1,197 @@
-"""Accelerators: memory of their own for a model's tensors, and what computes there. One is one file and one line below."""
+"""Devices: where a model's fast tensors lie and what computes there. One is one file and one line of the table below.
+
+The processor is a device like any other, so nothing outside this folder asks which one it has."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ..errors import UsageError
 from ..registry import find, lookup
 
 if TYPE_CHECKING:
-    from .accelerator import Accelerator
+    import torch
+    from torch import Tensor
+
+    from ..codecs import Codec
+    from ..kernels.attention import AttentionSpec
+    from ..kernels.exact_product import Operand
+    from ..plan.machine import Machine
+    from ..plan.placement import Plan
+    from ..quantizers import Linear, Quantizer, Tensors
+    from ..tiers import Streaming
+    from ..tiers.ring import Ring
+    from ..tree import Nodes
+    from .graphs import Graphs
 
 DEVICES: dict[str, str] = {
+    "cpu": "understudy.devices.processor:Processor",
     "cuda": "understudy.devices.cuda:open_cuda",
 }
+AUTO = "auto"
+DEFAULT = "cpu"  # what "auto" stands for
 
 
-def where(device: Accelerator | None) -> str:
-    """torch's name for where a model's tensors are."""
-    return "cpu" if device is None else device.where
+class DraftAttention(Protocol):
+    """The attention of one draft level: its nodes are known, and each layer asks once."""
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
+        """query [n, heads, d] over a layer's keys and values [rows, kv heads, capacity, d] -> [n, heads, d]."""
 
 
-def open_device(name: str) -> Accelerator | None:
-    """The accelerator of this name; None: the processor. UsageError, in one line, where it cannot be used.
+Multiply = Callable[["Sequence[Tensor]", "Sequence[tuple[Operand, int]]", "Tensor"], None]
 
-    `auto` is the processor until a GPU has run all of this."""
-    lookup("device", name, {"auto": "", "cpu": "", **DEVICES})
-    if name in ("auto", "cpu"):
-        return None
-    made: Accelerator = find("device", DEVICES, name)()
-    return made
+
+class Device(Protocol):
+    """One place to compute, open and ready. Sizes are bytes, speeds bytes per second, times seconds."""
+
+    # what --device calls it
+    name: str
+    # torch's name for its memory
+    where: str
+    # what a person should know, such as a slower way taken; empty when all is well
+    note: str
+    # bytes of its memory that are in use before any of the model is there
+    runtime_bytes: int
+    # whether its memory is apart from this process's, so that host memory lies behind it
+    own_memory: bool
+    # whether the host searches for drafts, beside the text; else the search runs here, level by level
+    drafts_see_text: bool
+    # what records work to do it again as a whole; None where there is nothing that could
+    graphs: Graphs | None
+
+    # Memory
+
+    def budget(self, asked: str | int | None, machine: Machine) -> int:
+        """Bytes of its memory that a model may use: `asked`, or most of what is free. UsageError where it is too much."""
+        ...
+
+    def peak_bytes(self) -> int:
+        """The most of its memory that was held at once."""
+        ...
+
+    def forget(self) -> None:
+        """Give back memory that is held for later use alone."""
+        ...
+
+    def arena(self, nbytes: int) -> Tensor:
+        """uint8 [nbytes] of its memory, of any content."""
+        ...
+
+    def landing(self, nbytes: int) -> Tensor:
+        """uint8 [nbytes] of host memory that `late` copies to and the device is given small things from."""
+        ...
+
+    def incoming(self, place: Tensor) -> Tensor:
+        """Host memory to read into what belongs in `place`: `place` itself where the host can write there."""
+        ...
+
+    # The slow path
+
+    def link_bytes_per_second(self, disk: float) -> float:
+        """The speed at which streamed weights come, where the disk gives `disk`; 0 where that is not known."""
+        ...
+
+    def memory_bytes_per_second(self, machine: Machine) -> float:
+        """The speed of its memory; 0 where that is not known."""
+        ...
+
+    def behind(self, plan: Plan, host_memory: str | int | None, machine: Machine, disk: float) -> Plan:
+        """`plan` with what is streamed placed behind this device. UsageError for `host_memory` that is too small."""
+        ...
+
+    def ring(self, streaming: Streaming, capacity: int) -> Ring:
+        """The parts of `streaming` on their way, in `capacity` bytes of its memory; each is checked before it is used."""
+        ...
+
+    # Work: it may go on after a call returns, in the order it was asked for
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
+        """query [n, heads, d] of `nodes` over a layer's keys and values [rows, kv heads, capacity, d] -> [n, heads, d].
+
+        All of them lie here. The bits of a node do not depend on the other nodes."""
+        ...
+
+    def draft_attention(self, nodes: Nodes) -> DraftAttention:
+        """The attention of a draft level of `nodes`, which lie here. Fast; its bits may depend on the other nodes."""
+        ...
+
+    def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+        """The linear map [m, K] -> [m, N] of a substitute, in `dtype`. Keeps `tensors`, which lie here."""
+        ...
+
+    def exact_product(self, dtype: torch.dtype, columns: int) -> Multiply | None:
+        """What multiplies by exact weights as they arrive, as `kernels.exact_product.multiply`; None: they are decoded first."""
+        ...
+
+    def refusal(self, codec: Codec) -> str:
+        """Why weights stored by `codec` cannot be decoded here, and what to do, in one line; empty: they can."""
+        ...
+
+    def decode(
+        self,
+        codec: Codec,
+        data: Tensor,
+        count: int,
+        columns: int,
+        dtype: torch.dtype,
+        substitute: Tensors,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The exact blocks [count, columns, 64] of a part whose bytes are here: in `out`, or a view of `data`."""
+        ...
+
+    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
+        """The time a weight stored by `codec` beside `quantizer`'s copy takes to be used here, once its bytes have come."""
+        ...
+
+    # Time
+
+    def finish(self) -> None:
+        """Wait until all that was asked so far is done."""
+        ...
+
+    def mark(self) -> Any:
+        """An event that happens when all that was asked so far is done. Does not wait."""
+        ...
+
+    def late(self, source: Tensor, into: Tensor) -> Any:
+        """Copy to the host once all that was asked so far is done. Does not wait; returns the event of its arrival."""
+        ...
+
+    def wait_for(self, event: Any) -> None:
+        """Block the host until `event` has happened."""
+        ...
+
+    def seconds_between(self, first: Any, last: Any) -> float:
+        """Seconds between two events that have happened."""
+        ...
+
+    # Trouble
+
+    def out_of_memory(self, error: BaseException) -> str:
+        """What `error` says of memory that was not there, in few words; empty: it is about something else."""
+        ...
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether `error` means that nothing can be computed here any more, until the model is loaded again."""
+        ...
+
+    def close(self) -> None:
+        """Give back threads. Further calls do nothing."""
+        ...
+
+
+def device_names() -> tuple[str, ...]:
+    """All that --device may be."""
+    return (AUTO, *DEVICES)
+
+
+def open_device(name: str, host_memory: str | int | None = None) -> Device:
+    """The device called `name`. UsageError where it cannot be used, or where `host_memory` is asked for behind none."""
+    lookup("device", name, dict.fromkeys(device_names(), ""))
+    device: Device = find("device", DEVICES, DEFAULT if name == AUTO else name)()
+    if host_memory is not None and not device.own_memory:
+        raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
+    return device

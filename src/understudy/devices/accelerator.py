@@ -1,38 +1,51 @@
-"""A device with memory of its own: what a model asks of it beside what every torch tensor does."""
+"""A device with memory of its own, with host memory behind it: what all such devices do, given their streams of work."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..codecs import Codec
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from ..kernels.attention import AttentionSpec, attend_anywhere
+from ..plan.demand import RUNTIME, RUNTIME_CUDA
+from ..plan.machine import Machine
+from ..plan.placement import Plan
+from ..plan.residents import spread
+from ..plan.sizes import format_size, parse_size
 from ..quantizers import Linear, Quantizer, Tensors
-from ..quantizers.grouped import Grouped
-from ..tiers.device import Device as Streams
+from ..tiers import Streaming
 from ..tiers.memory import arena
 from ..tiers.pinned import PinnedTier
+from ..tiers.ring import Ring
+from ..tiers.streams import Streams
 from ..tree import Nodes
+from . import DraftAttention, Multiply
 from .graphs import Graphs
 
-PROBE = 64 << 20
+PROBE = 64 << 20  # bytes that are copied to measure the link
+SHARE = 0.95  # of the free memory, when nothing was asked for
+HOST_SHARE = 0.8  # of the memory this process could hold
 SLOWER = "drafts and attention on the GPU are slower"
 
 
 class Accelerator:
-    """`where`: torch's name for it. `streams`: how bytes get there. `note`: what a person should know; empty if all is well.
+    """A device that torch calls `where`; `streams` are how bytes get there and work is ordered.
 
-    `without_triton`: why the project's own kernels cannot be used, and plain torch is, as far as that can do it; empty: they can.
-    `graphs`: what records work to do it again; None where there is none, or where attention (without Triton) asks the host for
-    lengths."""
+    `without_triton`: why the project's own kernels cannot be used, so that plain torch does their work as far as it can;
+    empty: they can. `graphs` is used only with them, since attention without Triton asks the host for lengths."""
+
+    runtime_bytes = RUNTIME_CUDA
+    own_memory = True
+    drafts_see_text = False
 
     def __init__(
         self, name: str, where: str, streams: Streams, *, without_triton: str = "", graphs: Graphs | None = None
-    ):
+    ) -> None:
         self.name, self.where, self.streams = name, where, streams
         self.triton, self.without_triton = not without_triton, without_triton
         self.graphs = graphs if self.triton else None
@@ -43,21 +56,40 @@ class Accelerator:
         free, total = torch.cuda.mem_get_info(self.where)
         return int(free), int(total)
 
+    def budget(self, asked: str | int | None, machine: Machine) -> int:
+        free, _ = self.memory()
+        if asked is None:
+            return int(free * SHARE)
+        wanted = parse_size(asked)
+        if wanted > free:
+            raise UsageError(
+                f"--memory {format_size(wanted)} is more than the {format_size(free)} that are free on {self.name}."
+            )
+        return wanted
+
     def forget(self) -> None:
-        """Give back what is held for later use alone."""
         torch.cuda.empty_cache()
 
     def peak_bytes(self) -> int:
-        """The most of its memory that was held at once."""
         return int(torch.cuda.max_memory_reserved(self.where))
 
-    def link_bytes_per_second(self) -> float:
+    def arena(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.where)
+
+    def landing(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def incoming(self, place: Tensor) -> Tensor:
+        return arena(place.numel())
+
+    def link_bytes_per_second(self, disk: float) -> float:
         """Measured, from pinned host memory (from any, where it cannot be pinned)."""
         source, into = arena(PROBE), self.arena(PROBE)
         refusal = self.streams.register(source)
         stream = self.streams.copy_stream()
         best = 0.0
-        for _ in range(4):  # the first also touches the memory
+        # the first also touches the memory
+        for _ in range(4):
             began = time.perf_counter()
             self.streams.copy(stream, source, into)
             self.streams.finish(stream)
@@ -66,52 +98,84 @@ class Accelerator:
             self.streams.unregister(source)
         return best
 
-    def finish(self) -> None:
-        """Wait until all that was asked of it is done."""
-        self.streams.finish(self.streams.current_stream())
+    def memory_bytes_per_second(self, machine: Machine) -> float:
+        """Not measured."""
+        return 0.0
 
-    def arena(self, nbytes: int) -> Tensor:
-        """uint8 [nbytes], of any content."""
-        return torch.empty(nbytes, dtype=torch.uint8, device=self.where)
+    def behind(self, plan: Plan, host_memory: str | int | None, machine: Machine, disk: float) -> Plan:
+        """The link of `plan` is that from host memory; what the host does not hold comes over the `disk` first."""
+        room = _host_room(host_memory, machine.memory_limit)
+        link = plan.link_bytes_per_second
+        late = plan.streamed_bytes - min(room, plan.streamed_bytes)
+        seconds = max(plan.streamed_bytes / link if link else 0.0, late / disk if disk else 0.0)
+        notes = []
+        if plan.streamed_bytes:
+            notes.append(f"host memory holds {format_size(plan.streamed_bytes - late)} of that")
+        if late:
+            notes.append(f"{format_size(late)} come from disk on every pass: a larger --host-memory would be faster")
+        placed = replace(
+            plan,
+            device=self.name,
+            host_bytes=room,
+            link_bytes_per_second=plan.streamed_bytes / seconds if seconds else link,
+        )
+        return placed.noted(*notes, self.note)
 
-    def landing(self, nbytes: int) -> Tensor:
-        """uint8 [nbytes] of host memory that `late` copies to and the device is given small things from."""
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-
-    def late(self, source: Tensor, into: Tensor) -> Any:
-        """Copy to the host once all that was asked before is done. Does not block; the event that happens when it is there."""
-        into.copy_(source, non_blocking=True)
-        return self.streams.record(self.streams.current_stream())
+    def ring(self, streaming: Streaming, capacity: int) -> Ring:
+        """Host memory in front of the disk. The tier checks each part where it comes from disk, before it is sent here."""
+        parts = list(streaming.route.parts)
+        kept = spread([streaming.extents[number].nbytes for number in parts], streaming.host_memory)
+        tier = self.tier(
+            streaming.extents,
+            held=[number for place, number in enumerate(parts) if place in kept],
+            used=parts,
+            verify=streaming.check,
+            block=streaming.read.block,
+            threads=streaming.read.threads,
+            throttle=streaming.read.throttle,
+        )
+        return Ring(tier, streaming.route, capacity, allocate=self.arena)
 
     def tier(self, *given: Any, **options: Any) -> PinnedTier:
-        """Host memory, and the disk behind it, as this device's slow tier."""
+        """A `PinnedTier` that copies to this device."""
         return PinnedTier(*given, device=self.streams, **options)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
-        """query [n, heads, d] of `nodes` (which lie here) over a layer's cache -> [n, heads, d]; no node sees another."""
         if self.triton:
-            from ..kernels.gpu.attention import attend  # only now: it needs Triton
+            # only now: it needs Triton
+            from ..kernels.gpu.attention import attend
 
             return attend(query, keys, values, nodes, spec)
         return attend_anywhere(query, keys, values, nodes, spec)
 
-    def product(self, maker: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
-        """The draft's product with a substitute."""
-        if self.triton and isinstance(maker, Grouped):
+    def draft_attention(self, nodes: Nodes) -> DraftAttention:
+        """The target's own: it looks at nothing but what lies here, so that a level can be recorded."""
+
+        def attention(query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
+            return self.attend(query, keys, values, nodes, spec)
+
+        return attention
+
+    def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+        if self.triton and quantizer.grouped:
+            # only now: it needs Triton
             from ..kernels.gpu.draft_product import GroupedProduct
 
             return GroupedProduct(tensors["codes"], tensors["scales"], shape[0])
-        return maker.linear(tensors, shape, dtype)
+        return quantizer.linear(tensors, shape, dtype)
 
-    def refuse(self, codec: str) -> None:
-        """UsageError if weights stored like this cannot be made whole here."""
-        if codec == "delta" and not self.triton:
-            why = f"need Triton on {self.name}, and {self.without_triton}"
-            raise UsageError(f"Weights stored as delta {why}: mend that, or use --codec raw.")
+    def exact_product(self, dtype: torch.dtype, columns: int) -> Multiply | None:
+        return None
+
+    def refusal(self, codec: Codec) -> str:
+        if self.triton or not codec.needs_triton:
+            return ""
+        why = f"need Triton on {self.name}, and {self.without_triton}"
+        return f"Weights stored as {codec.name} {why}: mend that, or use --codec raw."
 
     def decode(
         self,
-        decoder: Codec,
+        codec: Codec,
         data: Tensor,
         count: int,
         columns: int,
@@ -119,10 +183,43 @@ class Accelerator:
         substitute: Tensors,
         out: Tensor | None = None,
     ) -> Tensor:
-        """The exact blocks [count, columns, 64] of a part whose bytes are here: in `out`, or a view of `data`."""
-        if decoder.name != "delta":
-            return decoder.decode(data, count, columns, dtype, substitute, out)
-        from ..kernels.gpu.residual import decode
+        return codec.decode_on_device(data, count, columns, dtype, substitute, out)
 
-        assert out is not None
-        return decode(data, substitute["codes"], substitute["scales"], out)
+    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
+        """Less than any link takes to bring it."""
+        return 0.0
+
+    def finish(self) -> None:
+        self.streams.finish(self.streams.current_stream())
+
+    def mark(self) -> Any:
+        return self.streams.record(self.streams.current_stream())
+
+    def late(self, source: Tensor, into: Tensor) -> Any:
+        into.copy_(source, non_blocking=True)
+        return self.mark()
+
+    def wait_for(self, event: Any) -> None:
+        self.streams.block_until(event)
+
+    def seconds_between(self, first: Any, last: Any) -> float:
+        return self.streams.seconds_between(first, last)
+
+    def out_of_memory(self, error: BaseException) -> str:
+        return ". ".join(first_line(error).split(". ")[:2]) if isinstance(error, torch.OutOfMemoryError) else ""
+
+    def lost(self, error: BaseException) -> bool:
+        return isinstance(error, RuntimeError) and "CUDA" in str(error) and not self.out_of_memory(error)
+
+    def close(self) -> None:
+        """It has no threads of its own."""
+
+
+def _host_room(asked: str | int | None, limit: int) -> int:
+    """Bytes of exact weights that the host may hold: what was asked for, or most of `limit`, without the process itself."""
+    whole = int(limit * HOST_SHARE) if asked is None else parse_size(asked)
+    if whole < RUNTIME:
+        raise UsageError(
+            f"--host-memory {format_size(whole)} is too small: the process itself takes {format_size(RUNTIME)}."
+        )
+    return whole - RUNTIME

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..cache import Cache
-from ..devices.accelerator import Accelerator
+from ..devices import Device
 from ..models.cost import PassCost
 from ..registry import build
 from ..sequence import TokenSequence
@@ -28,7 +28,7 @@ class DraftModel(Protocol):
         """The KV cache that its nodes are written to."""
 
     @property
-    def device(self) -> Accelerator | None:
+    def device(self) -> Device:
         """Where it runs; None: on the processor."""
 
     @property

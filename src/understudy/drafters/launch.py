@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..devices.accelerator import Accelerator
+from ..devices import Device
 from ..devices.graphs import CaptureError, Graph
 from ..plan.widths import GRAPHS, padded, widest
 from ..sampling import offset
@@ -64,7 +64,7 @@ class Launched:
 class DeviceTreeSearch:
     """Grows trees with `proposer`, whose inputs and outputs all lie on `device`. `say` is told what the user should know."""
 
-    def __init__(self, proposer: Proposer, device: Accelerator, policy: DraftPolicy, say: Callable[[str], None]):
+    def __init__(self, proposer: Proposer, device: Device, policy: DraftPolicy, say: Callable[[str], None]):
         self.proposer = proposer
         self.device = device
         self.policy = policy
@@ -178,7 +178,7 @@ class DeviceTreeSearch:
         """Launch levels, the first of this width: `forced` of them, or until none pays if that is 0. Learn what they took."""
         if forced:
             width = min(self.policy.shape.width, MOST_NODES) * kind.rows
-        begun = self._mark()
+        begun = self.device.mark()
         levels: list[Launched] = []
         while width and (not forced or len(levels) < forced):
             levels.append(self._launch(kind, padded(width), len(levels)))
@@ -188,17 +188,14 @@ class DeviceTreeSearch:
             if figures["wish"] and figures["left"] < LIKELY and len(levels) > 1:
                 figures = self._await(levels[-1])
             width = figures["wish"]
-        self.device.streams.block_until(levels[-1].done)
+        self.device.wait_for(levels[-1].done)
         for level in levels:
             if level.telling:
-                self.policy.pace.record_level(level.width, self.device.streams.seconds_between(begun, level.done))
+                self.policy.pace.record_level(level.width, self.device.seconds_between(begun, level.done))
             begun = level.done
 
-    def _mark(self) -> Any:
-        return self.device.streams.record(self.device.streams.current_stream())
-
     def _await(self, level: Launched) -> dict[str, int]:
-        self.device.streams.block_until(level.done)
+        self.device.wait_for(level.done)
         return dict(zip(FIGURES, level.figures.tolist(), strict=True))
 
     def _launch(self, kind: LevelShape, width: int, number: int) -> Launched:
@@ -239,7 +236,7 @@ class DeviceTreeSearch:
         state = self.tensors.state
         if self.result is None:
             self.result = state.alike(self.device.landing)
-        self.device.streams.block_until(self.device.late(state.memory, self.result.memory))
+        self.device.wait_for(self.device.late(state.memory, self.result.memory))
         for i, tree in enumerate(trees):
             count = int(self.result["count"][i])
             if count:

@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..cache import Cache
-from ..devices.accelerator import Accelerator
+from ..devices import Device
 from ..errors import UsageError
 from ..registry import lookup
 from ..sequence import TokenSequence
@@ -38,7 +38,7 @@ class Proposer(Protocol):
         """Where its nodes lie: node i of a tree at slot `length + i` of the sequence's row."""
 
     @property
-    def device(self) -> Accelerator | None:
+    def device(self) -> Device:
         """Where it runs; None: on the processor."""
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> list[int]:
@@ -183,7 +183,7 @@ class SearchSpec(DrafterSpec):
         from .tree_search import TreeSearch
 
         device = proposer.device
-        if device is None:
+        if device.drafts_see_text:
             return TreeSearch(proposer, policy, self.suggester())
         if self.guess == "on":
             raise UsageError(f"guess=on is for drafts on the processor: on {device.name} tokens are chosen where the text is not.")

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ..devices import device_names
 from ..errors import UsageError
 from ..params import SamplingParams
 from ..plan.sizes import parse_size
@@ -93,7 +94,6 @@ def _switch(flag: str, help: str) -> Option:
     return Option(flag, help, {"action": "store_true"})
 
 
-DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 RESIDENT = ("auto", "none", "residual", "whole")
 
@@ -109,7 +109,7 @@ PREPARATION = (
 PLACEMENT = (
     _value("--memory", "SIZE", "ceiling on fast memory, such as 8GiB (default: what is free)", memory),
     _value("--host-memory", "SIZE", "ceiling on host memory behind an accelerator, such as 32GiB", memory),
-    _choice("--device", DEVICES, "where to compute"),
+    _choice("--device", device_names(), "where to compute"),
     _choice("--dtype", DTYPES, "precision of the exact model (auto: the checkpoint's own)"),
     _choice("--resident", RESIDENT, "exact weights kept in fast memory (auto: what the budget leaves)"),
     _value("--context", "N", "longest prompt and answer together, in tokens", count),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cache import Cache
+from ..devices.processor import Processor
 from ..kernels.pack import BLOCK
 from ..tree import Nodes, TokenTree
 from ..weights.checkpoint import Checkpoint
@@ -79,7 +80,7 @@ def second_moments(
     base = getattr(module, str(module.base_model_prefix))
     try:
         with torch.inference_mode():
-            Target(module, base, current, cache, rows, reading)(
+            Target(module, base, current, cache, rows, reading, Processor(threads=1))(
                 Nodes.of(TokenTree.chain(tokens), 0, 0), torch.arange(len(tokens)), lambda logits, first: logits[:0]
             )
     finally:

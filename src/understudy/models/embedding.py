@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..devices.accelerator import Accelerator
+from ..devices import Device
 from ..errors import TransferError
 from ..weights.entries import Stored
 
@@ -62,7 +62,7 @@ class EmbeddingRows:
 class EmbeddingTable:
     """The stock embedding module with its whole weight, on `device`. Raises TransferError if the file is cut short."""
 
-    def __init__(self, module: nn.Module, path: Path, table: Stored, device: Accelerator):
+    def __init__(self, module: nn.Module, path: Path, table: Stored, device: Device):
         (rows, width), compute = table.shape, next(iter(module.parameters())).dtype
         self.device, stride = device, width * table.dtype.itemsize
         weight = device.arena(rows * width * compute.itemsize).view(compute).view(rows, width)

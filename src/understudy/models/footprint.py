@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..codecs import codec
-from ..devices.accelerator import Accelerator
+from ..codecs import suited
+from ..devices import Device
 from ..kernels.pack import BLOCK, blocks_of
 from ..plan.demand import MIB, Footprint, LevelSize
 from ..plan.residents import LinearSize
@@ -109,7 +109,7 @@ class ForetoldLinear:
 def _foretold(spec: LinearSpec, dtype: torch.dtype, wanted: str, coding: str, holds_substitute: bool) -> ForetoldLinear:
     rows, columns = spec.shape
     quantizer = fitting(wanted, rows, columns)
-    chosen = codec(coding if codec(coding).applies(dtype, quantizer.name) else "raw")
+    chosen = suited(coding, dtype, quantizer.name)
     exact_bytes = whole_bytes(columns, blocks_of(rows), dtype)
     if quantizer.name == "exact":
         return ForetoldLinear(LinearSize(quantizer.size(rows, columns, dtype), exact_bytes, 0), (), 0)
@@ -147,7 +147,7 @@ def footprint_of(sizes: WeightSizes, shape: ModelShape, dtype: torch.dtype, core
     )
 
 
-def on_device(footprint: Footprint, shape: ModelShape, dtype: torch.dtype, device: Accelerator) -> Footprint:
+def on_device(footprint: Footprint, shape: ModelShape, dtype: torch.dtype, device: Device) -> Footprint:
     """The footprint of a model that drafts on a device: with the whole embedding table, and the levels of a draft.
 
     Of a level's logits there are the products' sums, their total in the model's type (three times, where the model changes

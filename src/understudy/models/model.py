@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +12,10 @@ import torch
 from torch import Tensor
 
 from ..cache import Cache
-from ..devices import where
-from ..devices.accelerator import Accelerator
+from ..devices import Device
 from ..errors import UnderstudyError, first_line
-from ..plan.accelerator import short_of
 from ..plan.placement import Plan
+from ..tiers import ReadSettings
 from ..tree import Nodes
 from ..weights.store import Store
 from . import structure
@@ -26,7 +24,6 @@ from .draft import Draft
 from .embedding import EmbeddingRows, EmbeddingTable
 from .footprint import EMBEDDING_ROOM
 from .heads import refuse_wrong_head
-from .load import Link
 from .shape import ModelShape, cache_dtype
 from .streamed import CurrentPass, attention_name, pair
 from .supply import Supply
@@ -49,15 +46,13 @@ class Model:
         store: Store,
         config: Any,
         plan: Plan,
-        link: Link,
+        settings: ReadSettings,
         dtype: torch.dtype,
         drafts: bool,
-        cores: int = 1,
+        device: Device,
         report: Report | None = None,
-        device: Accelerator | None = None,
-    ):
+    ) -> None:
         self.store, self.config, self.plan, self.dtype, self.device = store, config, plan, dtype, device
-        here = where(device)
         self.module = structure.skeleton(config, dtype, attention_name())
         # Why nothing on the device can be trusted any more.
         self._lost: UnderstudyError | None = None
@@ -65,35 +60,32 @@ class Model:
         self.current = CurrentPass()
         pair(self.module, [spec.module for spec in store.layout.linears], self.current)
         progress = None if report is None else lambda done, total: report("loading", done, total)
-        self.weights = Weights(store, plan, link, drafts=drafts, progress=progress, device=device)
+        self.weights = Weights(store, plan, settings, device, drafts=drafts, progress=progress)
         self.weights.share(self.module, dtype)
         capacity = -(-(plan.context + SCRATCH) // 64) * 64
-        self.cache = Cache(ModelShape.of(config).layers, plan.rows, capacity, cache_dtype(dtype), here)
+        self.cache = Cache(ModelShape.of(config).layers, plan.rows, capacity, cache_dtype(dtype), device.where)
         self.ring = self.weights.ring(plan.ring_bytes)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]
         self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
         place, table = store.file(store.embedding.file), store.embedding
         self.embed: EmbeddingRows | EmbeddingTable
-        if device is not None and drafts:  # drafted tokens are chosen there
+        if drafts and not device.drafts_see_text:  # drafted tokens are chosen there
             self.embed = EmbeddingTable(embedding, place, table, device)
         else:
-            self.embed = EmbeddingRows(embedding, place, table, EMBEDDING_ROOM, here)
-        self.pool = ThreadPoolExecutor(cores, "attention") if cores > 1 else None
+            self.embed = EmbeddingRows(embedding, place, table, EMBEDDING_ROOM, device.where)
         base = getattr(self.module, str(self.module.base_model_prefix))
         views = (self.current, self.cache, self.embed)
-        multiply, skip_head = self.supply.multiply, self.supply.skip_head
-        self.target = Target(
-            self.module, base, *views, multiply, device, skip_head=skip_head, pool=self.pool, threads=cores
-        )
+        self.target = Target(self.module, base, *views, self.supply.multiply, device, self.supply.skip_head)
         self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if drafts else (), device)
 
     def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> Tensor:
-        """The target's pass, timed: how much of it the arithmetic took, and how much was waiting for weights."""
+        """The target's pass, timed: how much of it the arithmetic took, and how much was waiting for weights.
+
+        Raises what the stream raises; `guard` says what that means for the next pass."""
         start, waited = time.perf_counter(), self._waited()
         settled = self.target(nodes, wanted, settle)
-        if self.device is not None:
-            self.device.finish()
+        self.device.finish()
         seconds, waited = time.perf_counter() - start, self._waited() - waited
         self.cost.learn(len(nodes), seconds - waited, waited)
         return settled
@@ -108,14 +100,12 @@ class Model:
         try:
             yield
         except BaseException as error:
-            lost = self.device is not None and isinstance(error, RuntimeError) and "CUDA" in str(error)
-            if isinstance(error, torch.OutOfMemoryError):
-                self.supply.abandon()
-                raise _out_of_memory(error) from None
-            if lost and self.device is not None:
+            if self.device.lost(error):
                 self._lost = _lost(self.device.name, error)
                 raise self._lost from None
             self.supply.abandon()
+            if what := self.device.out_of_memory(error):
+                raise _out_of_memory(what) from None
             raise
 
     def _waited(self) -> float:
@@ -136,18 +126,17 @@ class Model:
         return self.ring is not None and not self.ring.full
 
     def close(self) -> None:
-        """Give back threads and files. Twice is once."""
+        """Give back threads and files. Further calls do nothing."""
         if self.companion is not None:
             self.companion.close()
         self.embed.close()
-        if self.pool is not None:
-            self.pool.shutdown()
+        self.device.close()
         if self.ring is not None:
             self.ring.close()
 
 
-def _out_of_memory(error: torch.OutOfMemoryError) -> UnderstudyError:
-    what = f"The device ran out of memory in this request ({short_of(error)})"
+def _out_of_memory(said: str) -> UnderstudyError:
+    what = f"The device ran out of memory in this request ({said})"
     return UnderstudyError(f"{what}: shorten the prompt, or choose a smaller --context or --memory. Others can go on.")
 
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.exact_product import multiply
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
-from .exact import Exact
+from .exact_linear import ExactLinear
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Supply:
     def __init__(
         self,
         parts: Sequence[PartRef],
-        linears: Sequence[Exact],
+        linears: Sequence[ExactLinear],
         residents: Mapping[int, Tensor],
         ring: Ring | None,
     ):
@@ -47,19 +46,19 @@ class Supply:
 
     def fused(self, dtype: torch.dtype) -> bool:
         """Whether every Linear multiplies just the rows there are."""
-        return all(linear.fused(dtype) for linear in self.linears)
+        return all(linear.product(dtype) is not None for linear in self.linears)
 
     def multiply(self, index: int, tiles: Sequence[Tensor], rows: int) -> list[Tensor]:
         """tiles: each [TILE, K], in all `rows` rows and then padding -> each [TILE, N]. Linear `index` is brought once for all."""
         linear, (height, _) = self.linears[index], tiles[0].shape
         outputs = linear.entry.shape[0]
         shape = (len(tiles), height, blocks_of(outputs), BLOCK)
-        fused = linear.fused(tiles[0].dtype)
+        product = linear.product(tiles[0].dtype)
         out = tiles[0].new_zeros(shape)  # padding stays zero
-        for held in self._arriving(index, together=fused and not linear.one_by_one):
-            if fused:
+        for held in self._arriving(index, together=product is not None and not linear.one_by_one):
+            if product is not None:
                 operands = [linear.operand(data, part.first_block, part.blocks) for part, data in held]
-                multiply(tiles, operands, out.flatten(0, 1)[:rows])
+                product(tiles, operands, out.flatten(0, 1)[:rows])
             else:
                 for part, data in held:
                     linear.multiply_tiles(data, part.first_block, part.blocks, tiles, out)

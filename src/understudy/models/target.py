@@ -7,7 +7,6 @@ So weights arrive once per pass, and a node's bits do not depend on how many oth
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -16,9 +15,8 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from ..cache import Cache
-from ..devices import where
-from ..devices.accelerator import Accelerator
-from ..kernels.attention import AttentionSpec, attend
+from ..devices import Device
+from ..kernels.attention import AttentionSpec
 from ..tree import Nodes
 from .streamed import CurrentPass, pass_cache
 
@@ -37,12 +35,12 @@ class Tile:
     def __init__(self, view: Target, nodes: Nodes, wanted: Tensor, first: int):
         self.view, self.nodes, self.wanted, self.first = view, nodes, wanted, first
         self.count, self.head = len(nodes), len(wanted) > 0
-        self.there = nodes if view.device is None else nodes.to(view.device.where)
+        self.there = nodes.to(view.device.where)
         self.thread = greenlet(self._forward)
         self.result: Tensor | None = None
 
     def _forward(self) -> Tensor | None:
-        view, device = self.view, self.view.where
+        view, device = self.view, self.view.device.where
         padding = (0, TILE - self.count)
         positions = nn.functional.pad(self.nodes.positions, padding)[None].to(device)
         ids = view.embed(nn.functional.pad(self.nodes.tokens, padding))[None]
@@ -69,11 +67,8 @@ class Tile:
         self.view.cache.layers[layer].write(self.there, keys[: self.count], values[: self.count])
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
-        view, state, q = self.view, self.view.cache.layers[layer], query[: self.count]
-        if view.device is None:
-            out = attend(q, state.keys, state.values, self.nodes, spec, pool=view.pool, threads=view.threads)
-        else:
-            out = view.device.attend(q, state.keys, state.values, self.there, spec)
+        state = self.view.cache.layers[layer]
+        out = self.view.device.attend(query[: self.count], state.keys, state.values, self.there, spec)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
 
 
@@ -88,14 +83,8 @@ class Target:
     cache: Cache
     embed: Callable[[Tensor], Tensor]
     multiply: Multiply
-    device: Accelerator | None = None
+    device: Device
     skip_head: Callable[[], None] = lambda: None
-    pool: ThreadPoolExecutor | None = None
-    threads: int = 1
-
-    @property
-    def where(self) -> str:
-        return where(self.device)
 
     def __call__(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> Tensor:
         """Run `nodes`; keys and values land in the cache. What is made of the logits of `wanted` (indices, ascending), in order:

@@ -8,19 +8,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..codecs import codec
-from ..devices.accelerator import Accelerator
+from ..codecs import FALLBACK, codec
+from ..devices import Device
 from ..plan.placement import Plan
-from ..plan.residents import spread
 from ..quantizers import Quantizer, quantizer
-from ..tiers.disk import DiskTier
-from ..tiers.memory import arena
+from ..tiers import ReadSettings, Streaming
 from ..tiers.ring import Ring
 from ..tiers.route import FixedRoute
 from ..weights.entries import LinearEntry, Stored
 from ..weights.store import Store
-from .exact import Exact
-from .load import Link, extent, read_all, read_whole, whole_bytes
+from .exact_linear import ExactLinear
+from .load import extent, read_all, read_whole, whole_bytes
 from .streamed import share
 from .supply import PartRef
 
@@ -33,7 +31,7 @@ def held(entry: LinearEntry, drafts: bool) -> bool:
 
 
 def largest(entries: Iterable[LinearEntry]) -> int:
-    """Bytes of the largest part that is made whole in room of its own."""
+    """Bytes of the largest part that must be decoded into a buffer."""
     made = (entry for entry in entries if not codec(entry.codec).in_place)
     return max((whole_bytes(e.shape[1], part.blocks, e.dtype) for e in made for part in e.parts), default=0)
 
@@ -49,13 +47,16 @@ class Weights:
         self,
         store: Store,
         plan: Plan,
-        link: Link,
+        settings: ReadSettings,
+        device: Device,
         *,
         drafts: bool,
         progress: Callable[[float, float], None] | None = None,
-        device: Accelerator | None = None,
-    ):
-        self.store, self.link, self.device, self.host_memory = store, link, device, plan.host_bytes
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.device = device
+        self.host_bytes = plan.host_bytes
         self.entries = [store.linears[spec.module] for spec in store.layout.linears]
         self.parts: list[PartRef] = []
         self.stored: list[Stored] = []
@@ -65,11 +66,11 @@ class Weights:
                     number, blocks = len(self.stored), (part.first_block, part.blocks)
                     self.parts.append(PartRef(number, index, *blocks, part.stored.nbytes, part.stored.lead))
                 self.stored.append(part.stored)
-        whole = {index: read_whole(store, self.entries[index], link, progress, device) for index in sorted(plan.whole)}
+        whole = {index: read_whole(store, self.entries[index], settings, device, progress) for index in sorted(plan.whole)}
         for index in whole:
-            self.entries[index] = replace(self.entries[index], quantizer="exact", codec="raw", parts=(), substitute={})
+            self.entries[index] = replace(self.entries[index], quantizer="exact", codec=FALLBACK, parts=(), substitute={})
         wanted = self._wanted(plan, drafts)
-        tensors = dict(zip(wanted, read_all(store, list(wanted.values()), link, progress, device), strict=True))
+        tensors = dict(zip(wanted, read_all(store, list(wanted.values()), settings, device, progress), strict=True))
         self.shared = {name: tensor for (kind, name, _), tensor in tensors.items() if kind == "shared"}
         self.residents = {
             number: tensor.view(torch.uint8) for (kind, _, number), tensor in tensors.items() if kind == "resident"
@@ -80,11 +81,11 @@ class Weights:
                 self.substitutes[number][name] = tensor
         for index, weight in whole.items():
             self.substitutes[index]["weight"] = weight
-        self._buffer = (arena if device is None else device.arena)(largest(self.entries))
+        self._buffer = device.arena(largest(self.entries))
         self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
         self.linears = [
-            Exact(entry, maker, tensors, self._buffer, bare=not entry.parts, device=device)
-            for entry, maker, tensors in zip(self.entries, self.quantizers, self.substitutes, strict=True)
+            ExactLinear(entry, quantizer, tensors, self._buffer, device, bare=not entry.parts)
+            for entry, quantizer, tensors in zip(self.entries, self.quantizers, self.substitutes, strict=True)
         ]
         for index, entry in enumerate(self.entries):
             if not entry.parts:  # the substitute is the weight itself: one part, resident
@@ -101,32 +102,25 @@ class Weights:
 
     def drafts(self, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
         """The substitute's linear map of each Linear, in the order of a pass."""
-        every = zip(self.entries, self.quantizers, self.substitutes, strict=True)
-        if self.device is not None:
-            return [self.device.product(maker, tensors, entry.shape, dtype) for entry, maker, tensors in every]
-        return [maker.linear(tensors, entry.shape, dtype) for entry, maker, tensors in every]
+        return [
+            self.device.draft_product(quantizer, tensors, entry.shape, dtype)
+            for entry, quantizer, tensors in zip(self.entries, self.quantizers, self.substitutes, strict=True)
+        ]
 
     def ring(self, capacity: int) -> Ring | None:
         """The stream of all parts that are not resident; None when there is nothing to stream."""
         streamed = [part.number for part in self.parts if part.number not in self.residents]
         if not streamed:
             return None
-        route, extents = FixedRoute(streamed), [extent(self.store, stored) for stored in self.stored]
-        how = {"block": self.link.block, "threads": self.link.threads, "throttle": self.link.throttle}
 
         def check(number: int, data: Tensor) -> None:
             self.store.check(self.stored[number], data[self.stored[number].lead :])
 
-        if self.device is None:
-            return Ring(DiskTier(extents, **how), route, capacity, on_ready=check)  # type: ignore[arg-type]
-        kept = spread([extents[number].nbytes for number in streamed], self.host_memory)
-        held = [number for place, number in enumerate(streamed) if place in kept]
-        tier = self.device.tier(extents, held=held, used=streamed, verify=check, **how)
-        return Ring(tier, route, capacity, allocate=self.device.arena)
+        route, extents = FixedRoute(streamed), [extent(self.store, stored) for stored in self.stored]
+        return self.device.ring(Streaming(extents, route, self.settings, check, self.host_bytes), capacity)
 
     def share(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Norms and biases: one tensor for both views."""
         share(module, self.shared, dtype)
-        if self.device is not None:
-            for buffer in module.buffers():
-                buffer.data = buffer.to(self.device.where)
+        for buffer in module.buffers():
+            buffer.data = buffer.to(self.device.where)

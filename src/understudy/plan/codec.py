@@ -1,56 +1,61 @@
-"""Which codec is faster on this machine: fewer bytes to bring, or no arithmetic to make them whole. Measured, not assumed.
+"""Which codec is faster on this machine: fewer bytes to bring, or less arithmetic to decode them. Measured, not assumed.
 
-A pass takes as long as the slower of two things that overlap: weights coming over the link, and processors using them."""
+A pass takes as long as the slower of two things that overlap: weights coming over the link, and the device using them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..codecs import codec
-from ..devices.accelerator import Accelerator
+from .. import codecs
+from ..codecs import Codec, candidates
 from ..kernels.pack import block
 from ..quantizers import fitting
+
+if TYPE_CHECKING:
+    from ..devices import Device
 
 ROWS = 32  # nodes of a usual pass
 SAMPLE = 256, 4096  # outputs and columns of the weights that are measured with
 UNKNOWN_LINK = 1e9  # bytes/s, where there is nothing to measure yet
 
 
-def faster(link: float, dtype: torch.dtype, quantizer: str, device: Accelerator | None = None) -> str:
-    """Of "delta" and "raw", whichever takes less time for each weight of `dtype` over a link of `link` bytes/s (0: not known).
+def faster(link: float, dtype: torch.dtype, quantizer: str, device: Device) -> str:
+    """The codec that takes the least time for each weight of `dtype` on `device`, over a link of `link` bytes/s (0: not known).
 
-    On equal terms "delta": it also takes half the room. A `device` with Triton decodes faster than any link brings bytes."""
+    Of equally fast ones it is the smallest, which also takes the least room."""
     quantizer = "int4" if quantizer.startswith("mixed") else quantizer
-    if not codec("delta").applies(dtype, quantizer):
-        return "raw"
-    if device is not None:
-        return "delta" if device.triton else "raw"
-    seconds = {}
-    for name, using in zip(("raw", "delta"), speeds(quantizer), strict=True):
-        coming = codec(name).bits(dtype, quantizer) / 8 / (link or UNKNOWN_LINK)
-        seconds[name] = max(coming, using)
-    return min(("delta", "raw"), key=lambda name: seconds[name])
+
+    def seconds(codec: Codec) -> float:
+        coming = codec.bits(dtype, quantizer) / 8 / (link or UNKNOWN_LINK)
+        return max(coming, device.seconds_a_weight(codec, quantizer))
+
+    able = [codec for codec in candidates(dtype, quantizer) if not device.refusal(codec)]
+    return able[0].name if len(able) == 1 else min(able, key=seconds).name
 
 
 @cache
-def speeds(quantizer: str) -> tuple[float, float]:
-    """Seconds a bfloat16 weight takes to be multiplied with ROWS rows, as it is and out of its residual."""
+def seconds_a_weight(name: str, quantizer: str) -> float:
+    """Seconds in which the processor decodes a bfloat16 weight stored by codec `name` and multiplies it with ROWS rows."""
+    codec = codecs.codec(name)
     torch.manual_seed(0)
     weight = torch.randn(SAMPLE).bfloat16()
-    maker, made = fitting(quantizer, *SAMPLE), codec("delta")
-    substitute, whole = maker.quantize(weight), block(weight)
-    data, out = made.encode(whole, substitute), torch.empty_like(whole)
+    whole = block(weight)
+    substitute = fitting(quantizer, *SAMPLE).quantize(weight) if codec.needs_substitute else {}
+    data, out = codec.encode(whole, substitute), torch.empty_like(whole)
     x = torch.randn(ROWS, SAMPLE[1]).bfloat16()
-    multiply = _best(lambda: x @ weight.T)
-    decode = _best(lambda: made.decode(data, len(whole), SAMPLE[1], weight.dtype, substitute, out))
-    return multiply / weight.numel(), (multiply + decode) / weight.numel()
+    seconds = _best(lambda: x @ weight.T)
+    if not codec.in_place:
+        seconds += _best(lambda: codec.decode(data, len(whole), SAMPLE[1], weight.dtype, substitute, out))
+    return seconds / weight.numel()
 
 
 def _best(action: Callable[[], object]) -> float:
+    """Seconds of the fastest of five runs."""
     action()
     taken = []
     for _ in range(5):

@@ -15,6 +15,7 @@ class Identity:
     """For weights that no other quantiser can do, and for tests: a drafter that is always right."""
 
     name = "exact"
+    grouped = False
 
     def applies(self, rows: int, columns: int) -> bool:
         return True

@@ -18,6 +18,7 @@ class Grouped(Coded):
     """What the quantisers of 2, 3 and 4 bits share. Weights whose columns `group` does not divide get the largest smaller
     group that does."""
 
+    grouped = True
     bits: int
     groups: tuple[int, ...] = (16, 32, 64, 128)
     usual = 64  # the group that need not be named

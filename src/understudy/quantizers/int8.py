@@ -13,6 +13,7 @@ from .coded import Coded
 
 class Int8(Coded):
     name = "int8"
+    grouped = False
 
     def applies(self, rows: int, columns: int) -> bool:
         return columns % 32 == 0

@@ -2,13 +2,15 @@
 
 The rule that keeps text right: what a fetch was asked to fill is garbage until `wait()` returned without raising."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .route import Route
 
 TIERS = {
     "disk": "understudy.tiers.disk:DiskTier",
@@ -35,6 +37,33 @@ class Traffic:
     reads: int = 0
     busy_seconds: float = 0.0
     waited_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """How a disk is read."""
+
+    # bytes of one read
+    block: int
+    # reader threads
+    threads: int
+    # bytes per second that it is slowed down to; 0: not slowed down
+    throttle: float = 0.0
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """What is brought through a ring, and how."""
+
+    # every extent there is, by number
+    extents: Sequence[Extent]
+    # names the extents that are streamed, by number, and their order
+    route: "Route"
+    read: ReadSettings
+    # called with a number and the bytes that came first for it; raises if they are not what they should be
+    check: Callable[[int, "Tensor"], None]
+    # bytes that may be held in host memory in front of the disk, where a device has memory of its own
+    host_memory: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ cuda: Any = torch.cuda  # its own types are incomplete
 
 
 class Cuda:
-    """The current CUDA device; see `device.Device`."""
+    """The current CUDA device; see `streams.Streams`."""
 
     def __init__(self) -> None:
         self._near: frozenset[int] | None = None

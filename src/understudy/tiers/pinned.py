@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..errors import TransferError
 from . import Extent, Traffic
-from .device import Device, PinnedFetch
 from .disk import DiskTier
 from .memory import aligned, arena
 from .staging import Staging
+from .streams import PinnedFetch, Streams
 
 REGISTERED_AT_ONCE = 256 << 20  # pages pinned per call: a refusal half way leaves the rest usable, only slower
 BUFFERS = 4  # for what does not lie in pinned memory
@@ -34,7 +34,7 @@ class PinnedTier:
         self,
         extents: Sequence[Extent],
         *,
-        device: Device | None = None,
+        device: Streams | None = None,
         held: Collection[int] | None = None,
         used: Collection[int] | None = None,
         verify: Verify | None = None,
@@ -176,7 +176,7 @@ class PinnedTier:
         self._plain.clear()
 
 
-def _cuda() -> Device:
+def _cuda() -> Streams:
     from .cuda import Cuda  # only now: this module is for machines without a GPU too
 
     return Cuda()

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import TransferError, UnderstudyError
-from .device import Device, PinnedFetch
 from .disk import DiskFetch, DiskTier
 from .memory import aligned
+from .streams import PinnedFetch, Streams
 
 
 class Staging:
@@ -21,7 +21,7 @@ class Staging:
 
     def __init__(
         self,
-        device: Device,
+        device: Streams,
         buffers: Sequence[Tensor],
         pinned: Mapping[int, Tensor],
         plain: Mapping[int, Tensor],

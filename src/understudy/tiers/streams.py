@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import UnderstudyError
 
 
-class Device(Protocol):
+class Streams(Protocol):
     """The few things asked of a device; streams and events are whatever the device makes of them.
 
     All but `register` and `unregister` may be called from two threads at once."""
@@ -57,7 +57,7 @@ class Device(Protocol):
 class PinnedFetch:
     """A copy asked for. Once it is with the copy stream, the link works for it from `begun` on; with `arrived` it is there."""
 
-    def __init__(self, device: Device, stream: Any, index: int, into: Tensor, after: tuple[Any, ...]) -> None:
+    def __init__(self, device: Streams, stream: Any, index: int, into: Tensor, after: tuple[Any, ...]) -> None:
         self.index, self.into, self.nbytes, self.after = index, into, into.numel(), after
         self.begun: Any = None
         self.arrived: Any = None

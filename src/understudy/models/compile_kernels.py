@@ -1,4 +1,4 @@
-"""Kernels are compiled before the weights take their room, so that what compiling takes for a while is not on top of them."""
+"""Compiling every kernel before the weights take their room, so that the memory it takes for a while comes before theirs."""
 
 from __future__ import annotations
 
@@ -11,64 +11,71 @@ from typing import Any
 import torch
 
 from ..cache import FullState
-from ..kernels.attention import AttentionSpec, attend
-from ..kernels.exact_product import multiply
+from ..devices.processor import Processor
+from ..kernels.attention import AttentionSpec
 from ..quantizers import quantizer
 from ..tree import Nodes, TokenTree
 from ..weights.entries import LinearEntry
 from ..weights.store import Store
-from .exact import Exact
+from .exact_linear import ExactLinear
+from .load import whole_bytes
 from .shape import ModelShape, cache_dtype
 
-LONG = 1.5  # seconds after which it is said what takes so long
+# seconds after which the user is told what takes so long
+LONG = 1.5
 
 
-def rehearse(
+def compile_kernels(
     store: Store,
     config: Any,
     dtype: torch.dtype,
     drafts: bool,
     report: Callable[[str, float, float], None] | None = None,
 ) -> None:
-    """Use every kernel that running this Store will use once, on the smallest weight of each kind, then give memory back.
+    """Use every kernel that running `store` on the processor needs once, on the smallest weight of each kind.
 
-    Where the machine code was kept on disk by an earlier run, this only reads it; `report` hears of it where it was not."""
+    Machine code that an earlier run kept on disk is only read; `report` is told when compiling takes longer than LONG."""
     tell = threading.Timer(LONG, lambda: report and report("Compiling kernels for this processor, once", 0, 0))
     tell.daemon = True
     tell.start()
     try:
-        _rehearse(store, config, dtype, drafts)
+        _use_all(store, config, dtype, drafts)
     finally:
         tell.cancel()
 
 
 @torch.inference_mode()
-def _rehearse(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> None:
+def _use_all(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> None:
+    """`compile_kernels` itself; gives the memory that compiling took back to the system."""
+    # one thread: attention is not shared out for so little
+    processor = Processor(threads=1)
     smallest: dict[tuple[str, str, torch.dtype], LinearEntry] = {}
     for entry in sorted(store.linears.values(), key=lambda entry: entry.shape[0] * entry.shape[1], reverse=True):
         smallest[entry.quantizer, entry.codec, entry.dtype] = entry
     for entry in smallest.values():
-        _use(store, entry, dtype, drafts)
+        _use(store, entry, dtype, drafts, processor)
     shape = ModelShape.of(config)
-    layer = FullState(shape.layers[0], 1, 64, cache_dtype(dtype), "cpu")
+    layer = FullState(shape.layers[0], 1, 64, cache_dtype(dtype), processor.where)
     query = torch.zeros(1, shape.heads, shape.layers[0].key_size, dtype=dtype)
-    attend(query, layer.keys, layer.values, Nodes.of(TokenTree.chain([0]), 0, 0), AttentionSpec(scaling=1.0))
+    nodes = Nodes.of(TokenTree.chain([0]), 0, 0)
+    processor.attend(query, layer.keys, layer.values, nodes, AttentionSpec(scaling=1.0))
     give_back()
 
 
-def _use(store: Store, entry: LinearEntry, dtype: torch.dtype, drafts: bool) -> None:
-    maker, substitute = quantizer(entry.quantizer), store.substitute(entry)
+def _use(store: Store, entry: LinearEntry, dtype: torch.dtype, drafts: bool, processor: Processor) -> None:
+    """Multiply one row by the draft's copy of `entry`, and by its first part."""
+    maker = quantizer(entry.quantizer)
+    substitute = store.substitute(entry)
     if drafts or not entry.parts:
         maker.linear(substitute, entry.shape, dtype)(torch.zeros(1, entry.shape[1], dtype=dtype))
     for part in entry.parts[:1]:
-        exact = Exact(
-            entry, maker, substitute, torch.empty(part.blocks * entry.shape[1] * 64 * 8, dtype=torch.uint8), False
-        )
+        buffer = processor.arena(whole_bytes(entry.shape[1], part.blocks, entry.dtype))
+        exact = ExactLinear(entry, maker, substitute, buffer, processor)
         data = store.read(part.stored)
-        if exact.fused(dtype):
+        if (product := exact.product(dtype)) is not None:
             x, out = torch.zeros(1, entry.shape[1], dtype=dtype), torch.empty(1, part.blocks, 64, dtype=dtype)
             operand, _ = exact.operand(data, part.first_block, part.blocks)
-            multiply([x], [(operand, 0)], out)
+            product([x], [(operand, 0)], out)
         else:
             exact.blocks(data, part.first_block, part.blocks)
 

@@ -1,0 +1,140 @@
+"""The processor: its memory is the process's own, and what it is asked for is done when the call returns."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..codecs import Codec
+from ..errors import first_line
+from ..kernels import exact_product
+from ..kernels.attention import AttentionSpec, attend
+from ..kernels.draft_attention import LevelAttention
+from ..plan.codec import seconds_a_weight
+from ..plan.demand import RUNTIME
+from ..plan.machine import Machine, cores, peak_memory_bytes
+from ..plan.placement import Plan
+from ..plan.sizes import parse_size
+from ..quantizers import Linear, Quantizer, Tensors
+from ..tiers import Streaming
+from ..tiers.disk import DiskTier
+from ..tiers.memory import arena
+from ..tiers.ring import Ring
+from ..tree import Nodes
+from . import DraftAttention, Multiply
+from .graphs import Graphs
+
+SHARE = 0.9  # of the memory this process could hold, when nothing was asked for
+
+
+class Processor:
+    """The processor and the memory of this process. `threads` share the heads of attention; by default one a core."""
+
+    name = "cpu"
+    where = "cpu"
+    note = ""
+    runtime_bytes = RUNTIME
+    own_memory = False
+    drafts_see_text = True
+    graphs: Graphs | None = None
+
+    def __init__(self, threads: int = 0) -> None:
+        self.threads = threads or cores()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def budget(self, asked: str | int | None, machine: Machine) -> int:
+        return int(machine.memory_limit * SHARE) if asked is None else parse_size(asked)
+
+    def peak_bytes(self) -> int:
+        return peak_memory_bytes()
+
+    def forget(self) -> None:
+        """Nothing is held for later: what is dropped is given back at once."""
+
+    def arena(self, nbytes: int) -> Tensor:
+        return arena(nbytes)
+
+    def landing(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def incoming(self, place: Tensor) -> Tensor:
+        return place
+
+    def link_bytes_per_second(self, disk: float) -> float:
+        return disk
+
+    def memory_bytes_per_second(self, machine: Machine) -> float:
+        return machine.memory_bandwidth or 0.0
+
+    def behind(self, plan: Plan, host_memory: str | int | None, machine: Machine, disk: float) -> Plan:
+        return plan
+
+    def ring(self, streaming: Streaming, capacity: int) -> Ring:
+        read = streaming.read
+        tier = DiskTier(streaming.extents, block=read.block, threads=read.threads, throttle=read.throttle)
+        return Ring(tier, streaming.route, capacity, on_ready=streaming.check)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
+        if self._pool is None and self.threads > 1:
+            self._pool = ThreadPoolExecutor(self.threads, "attention")
+        return attend(query, keys, values, nodes, spec, pool=self._pool, threads=self.threads)
+
+    def draft_attention(self, nodes: Nodes) -> DraftAttention:
+        return LevelAttention(nodes)
+
+    def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+        return quantizer.linear(tensors, shape, dtype)
+
+    def exact_product(self, dtype: torch.dtype, columns: int) -> Multiply | None:
+        return exact_product.multiply if exact_product.applies(dtype, columns) else None
+
+    def refusal(self, codec: Codec) -> str:
+        return ""
+
+    def decode(
+        self,
+        codec: Codec,
+        data: Tensor,
+        count: int,
+        columns: int,
+        dtype: torch.dtype,
+        substitute: Tensors,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        return codec.decode(data, count, columns, dtype, substitute, out)
+
+    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
+        """Measured, once for each codec and quantiser."""
+        return seconds_a_weight(codec.name, quantizer)
+
+    def finish(self) -> None:
+        """All is done already."""
+
+    def mark(self) -> Any:
+        return time.perf_counter()
+
+    def late(self, source: Tensor, into: Tensor) -> Any:
+        into.copy_(source)
+        return self.mark()
+
+    def wait_for(self, event: Any) -> None:
+        """It has happened already."""
+
+    def seconds_between(self, first: Any, last: Any) -> float:
+        return float(last - first)
+
+    def out_of_memory(self, error: BaseException) -> str:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        return first_line(error) if known else ""
+
+    def lost(self, error: BaseException) -> bool:
+        return False
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None

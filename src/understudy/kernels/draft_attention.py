@@ -1,0 +1,71 @@
+"""Attention of a draft level on a processor: plain SDPA over the live length. Its bits depend on what else is in the level,
+which a draft may do and the target may not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..tree import Nodes
+from .attention import AttentionSpec
+
+
+class LevelAttention:
+    """Attention of `nodes`, row by row. What each row's nodes see is worked out once, at the first layer of its window."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes = nodes
+        # first and last node of each row, and the row
+        self.spans: list[tuple[int, int, int]] = []
+        start = 0
+        for count in torch.unique_consecutive(nodes.rows, return_counts=True)[1].tolist():
+            self.spans.append((start, start + count, int(nodes.rows[start])))
+            start += count
+        # by first node and window: columns, and which of them are seen
+        self.masks: dict[tuple[int, int], tuple[int, Tensor | None]] = {}
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
+        """query [n, heads, d] over keys, values [rows, kv heads, capacity, d] -> [n, heads, d]."""
+        outs = []
+        for start, end, row in self.spans:
+            columns, mask = self._mask(start, end, spec.window, query.shape[1] // keys.shape[1])
+            k, v = keys[row, :, :columns].to(query.dtype), values[row, :, :columns].to(query.dtype)
+            outs.append(_grouped(query[start:end], k, v, mask, spec))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _mask(self, start: int, end: int, window: int, group: int) -> tuple[int, Tensor | None]:
+        """How many columns of the slab this span sees, and which of them [group * n, columns] (None: all of them)."""
+        if (start, window) not in self.masks:
+            nodes = self.nodes[start:end]
+            columns = int(nodes.slots.max()) + 1
+            position = int(nodes.positions[0])
+            plain = end - start == 1 and int(nodes.prefix[0]) == position + 1 == columns and not 0 < window <= position
+            mask = None if plain else _seen(nodes, columns, window).repeat(group, 1)
+            self.masks[start, window] = (columns, mask)
+        return self.masks[start, window]
+
+
+def _seen(nodes: Nodes, columns: int, window: int) -> Tensor:
+    """[n, columns] bool: the slots that each node sees."""
+    place = torch.arange(columns)[None]
+    low = torch.zeros(len(nodes), 1, dtype=torch.int64)
+    if window:
+        low = (nodes.positions[:, None] + 1 - window).clamp(min=0)
+    seen = (place < nodes.prefix[:, None]) & (place >= low) & (place <= nodes.positions[:, None])
+    if nodes.tail.shape[1]:
+        beyond = nodes.prefix[:, None] + torch.arange(nodes.tail.shape[1])[None]
+        node, j = ((nodes.tail >= 0) & (beyond >= low)).nonzero(as_tuple=True)
+        seen[node, nodes.tail[node, j]] = True
+    return seen
+
+
+def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec) -> Tensor:
+    """q [n, heads, d] over k, v [kv heads, columns, d]: the query heads that share a kv head are rows of one product."""
+    n, heads, dim = q.shape
+    rows = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
+    if spec.softcap:
+        scores = spec.softcap * torch.tanh(rows @ k.transpose(-1, -2) * spec.scaling / spec.softcap)
+        out = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ v
+    else:
+        out = nn.functional.scaled_dot_product_attention(rows[None], k[None], v[None], attn_mask=mask, scale=spec.scaling)[0]
+    return out.reshape(heads, n, dim).transpose(0, 1)
