@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from understudy.batch import Batch, Work
+from understudy.batch import Batch, Member
 from understudy.params import SamplingParams
 from understudy.sampling import choose
 from understudy.sequence import TokenSequence
@@ -14,7 +14,7 @@ VOCABULARY = 11
 
 
 @st.composite
-def works(draw: st.DrawFn) -> list[Work]:
+def members(draw: st.DrawFn) -> list[Member]:
     made = []
     for row in range(draw(st.integers(1, 5))):
         params = SamplingParams(temperature=draw(st.sampled_from([0.0, 0.7])), seed=draw(st.integers(0, 99)))
@@ -22,35 +22,35 @@ def works(draw: st.DrawFn) -> list[Work]:
         tokens = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9))
         if draw(st.booleans()):
             parents = [-1, *(draw(st.integers(0, i)) for i in range(len(tokens) - 1))]
-            made.append(Work.draft(sequence, TokenTree.of(tokens, parents)))
+            made.append(Member.draft(sequence, TokenTree.of(tokens, parents)))
         else:
-            made.append(Work.chunk(sequence, tokens, draw(st.booleans())))
+            made.append(Member.chunk(sequence, tokens, draw(st.booleans())))
     return made
 
 
-@given(works(), st.integers(1, 7), st.lists(st.integers(0, 40), min_size=5, max_size=5), st.integers(0, 1000))
+@given(members(), st.integers(1, 7), st.lists(st.integers(0, 40), min_size=5, max_size=5), st.integers(0, 1000))
 @settings(deadline=None)
-def test_choices_are_those_of_each_sequence_alone(made: list[Work], piece: int, lengths: list[int], seed: int) -> None:
+def test_choices_are_those_of_each_sequence_alone(made: list[Member], piece: int, lengths: list[int], seed: int) -> None:
     batch = Batch.of(made, lengths)
-    assert len(batch.nodes) == sum(len(work.tree) for work in made)
+    assert len(batch.nodes) == sum(len(member.tree) for member in made)
     logits = torch.randn(len(batch.wanted), VOCABULARY, generator=torch.Generator().manual_seed(seed))
     pieces = [batch.choose(logits[at : at + piece], at) for at in range(0, len(logits), piece)]
     split = batch.split(torch.cat(pieces) if pieces else torch.empty(0))
     at = node = 0
-    for work, (same, choices) in zip(made, split, strict=True):
-        assert same is work and len(choices) == work.wanted
-        wanted = range(node + len(work.tree) - work.wanted, node + len(work.tree))
-        assert batch.wanted[at : at + work.wanted].tolist() == list(wanted)
-        if work.wanted:
-            depths = work.tree.depths[len(work.tree) - work.wanted :]
-            after = lengths[work.sequence.row] + depths + 1
-            assert choices.equal(choose(logits[at : at + work.wanted], work.sequence.params, after))
-        at += work.wanted
-        node += len(work.tree)
+    for member, (same, choices) in zip(made, split, strict=True):
+        assert same is member and len(choices) == member.wanted
+        wanted = range(node + len(member.tree) - member.wanted, node + len(member.tree))
+        assert batch.wanted[at : at + member.wanted].tolist() == list(wanted)
+        if member.wanted:
+            depths = member.tree.depths[len(member.tree) - member.wanted :]
+            after = lengths[member.sequence.row] + depths + 1
+            assert choices.equal(choose(logits[at : at + member.wanted], member.sequence.params, after))
+        at += member.wanted
+        node += len(member.tree)
 
 
 def test_a_chunk_in_the_middle_of_a_prompt_wants_nothing() -> None:
     sequence = TokenSequence(0, [1, 2, 3])
-    batch = Batch.of([Work.chunk(sequence, [1, 2], last=False)], [0])
-    ((work, choices),) = batch.split(torch.empty(0))
-    assert not len(batch.wanted) and work.reads and choices.tolist() == []
+    batch = Batch.of([Member.chunk(sequence, [1, 2], last=False)], [0])
+    ((member, choices),) = batch.split(torch.empty(0))
+    assert not len(batch.wanted) and member.reads and choices.tolist() == []

@@ -124,7 +124,7 @@ def test_long_prompts_are_read_in_pieces_that_a_pass_can_hold(prompts: list[list
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(40, 200), st.integers(30, 60), st.integers(0, 100))
+@given(st.integers(60, 200), st.integers(45, 70), st.integers(0, 100))
 def test_everybody_advances_in_every_pass_while_a_long_prompt_is_read(length: int, most: int, seed: int) -> None:
     slab = Slab(3)
     engine = Engine(slab.verify, slab, Guessing(seed), most)

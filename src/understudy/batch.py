@@ -19,7 +19,7 @@ NOTHING = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
-class Work:
+class Member:
     """The nodes that one sequence has in a pass: a drafted tree, or a chunk of tokens it has not read yet."""
 
     sequence: TokenSequence
@@ -30,12 +30,12 @@ class Work:
     reads: bool
 
     @classmethod
-    def draft(cls, sequence: TokenSequence, tree: TokenTree) -> Work:
+    def draft(cls, sequence: TokenSequence, tree: TokenTree) -> Member:
         """Verify every node of `tree`, which is rooted at the last token of `sequence`."""
         return cls(sequence, tree, len(tree), False)
 
     @classmethod
-    def chunk(cls, sequence: TokenSequence, tokens: Sequence[int], last: bool) -> Work:
+    def chunk(cls, sequence: TokenSequence, tokens: Sequence[int], last: bool) -> Member:
         """Read `tokens`; after the `last` chunk of a text its next token is chosen."""
         return cls(sequence, TokenTree.chain(tokens), int(last), True)
 
@@ -44,8 +44,8 @@ class Work:
 class Batch:
     """The nodes of a pass, the nodes whose logits are wanted, and the sequence that each of them belongs to."""
 
-    works: tuple[Work, ...]
-    # All nodes of all works, in the order of `works`.
+    members: tuple[Member, ...]
+    # All nodes of all members, in the order of `members`.
     nodes: Nodes
     # [m] int64, ascending: indices of the nodes after which a token is chosen.
     wanted: Tensor
@@ -53,16 +53,16 @@ class Batch:
     after: Tensor
 
     @classmethod
-    def of(cls, works: Sequence[Work], lengths: Sequence[int]) -> Batch:
-        """The batch of `works`; `lengths[row]` tokens of a cache row are accepted. There must be at least one work."""
-        nodes = Nodes.join([Nodes.of(work.tree, work.sequence.row, lengths[work.sequence.row]) for work in works])
+    def of(cls, members: Sequence[Member], lengths: Sequence[int]) -> Batch:
+        """The batch of `members`; `lengths[row]` tokens of a cache row are accepted. There must be at least one member."""
+        nodes = Nodes.join([Nodes.of(member.tree, member.sequence.row, lengths[member.sequence.row]) for member in members])
         wanted = []
         end = 0
-        for work in works:
-            end += len(work.tree)
-            wanted.append(torch.arange(end - work.wanted, end))
+        for member in members:
+            end += len(member.tree)
+            wanted.append(torch.arange(end - member.wanted, end))
         joined = torch.cat(wanted)
-        return cls(tuple(works), nodes, joined, nodes.positions[joined] + 1)
+        return cls(tuple(members), nodes, joined, nodes.positions[joined] + 1)
 
     def choose(self, logits: Tensor, start: int) -> Tensor:
         """[k] int64 on the CPU: the token after each of `wanted[start : start + k]`, whose logits [k, vocab] are given."""
@@ -78,12 +78,12 @@ class Batch:
     def _spans(self) -> Iterator[tuple[TokenSequence, int, int]]:
         """Each sequence with the first and the end of its places in `wanted`."""
         first = 0
-        for work in self.works:
-            yield work.sequence, first, first + work.wanted
-            first += work.wanted
+        for member in self.members:
+            yield member.sequence, first, first + member.wanted
+            first += member.wanted
 
-    def split(self, choices: Tensor) -> list[tuple[Work, Tensor]]:
-        """Each work with its own part of `choices` [m], the tokens chosen after the wanted nodes."""
+    def split(self, choices: Tensor) -> list[tuple[Member, Tensor]]:
+        """Each member with its own part of `choices` [m], the tokens chosen after the wanted nodes."""
         if not len(self.wanted):
             choices = NOTHING
-        return list(zip(self.works, torch.split(choices, [work.wanted for work in self.works]), strict=True))
+        return list(zip(self.members, torch.split(choices, [member.wanted for member in self.members]), strict=True))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .batch import Batch, Work
+from .batch import Batch, Member
 from .cache import Cache
 from .drafters import Drafter, Verified
 from .sequence import TokenSequence
@@ -86,13 +86,13 @@ class Engine:
         """One pass for `sequences` (all, if none are named). An exception leaves every text as it was before the pass."""
         running = self.sequences if sequences is None else sequences
         start = time.perf_counter()
-        works = self._drafts([sequence for sequence in running if not self._reading(sequence)])
+        members = self._drafts([sequence for sequence in running if not self._reading(sequence)])
         drafted = time.perf_counter()
         try:
-            works += self._chunks([sequence for sequence in running if self._reading(sequence)], works)
-            batch = Batch.of(works, self.cache.lengths)
+            members += self._chunks([sequence for sequence in running if self._reading(sequence)], members)
+            batch = Batch.of(members, self.cache.lengths)
             choices = self.verify(batch.nodes, batch.wanted, batch.choose)
-            advances = [self._advance(work, chosen) for work, chosen in batch.split(choices)]
+            advances = [self._advance(member, chosen) for member, chosen in batch.split(choices)]
         except BaseException:
             self._undo(running)
             raise
@@ -103,35 +103,35 @@ class Engine:
         """Does `sequence` have tokens to read before anything can be drafted for it?"""
         return sequence.produced == 0 or self.cache.lengths[sequence.row] < len(sequence.tokens) - 1
 
-    def _drafts(self, decoding: list[TokenSequence]) -> list[Work]:
-        return [Work.draft(*pair) for pair in zip(decoding, self.drafter.draft(decoding), strict=True)]
+    def _drafts(self, decoding: list[TokenSequence]) -> list[Member]:
+        return [Member.draft(*pair) for pair in zip(decoding, self.drafter.draft(decoding), strict=True)]
 
-    def _chunks(self, reading: list[TokenSequence], drafts: list[Work]) -> Iterator[Work]:
+    def _chunks(self, reading: list[TokenSequence], drafts: list[Member]) -> Iterator[Member]:
         """The next chunk of every text, beside `drafts`: the oldest takes what room there is, and leaves each other one a token."""
-        room = self.max_nodes - sum(len(work.tree) for work in drafts)
+        room = self.max_nodes - sum(len(member.tree) for member in drafts)
         assert room >= len(reading), f"{len(reading)} prompts in a pass with room for {room} nodes"
         for younger, sequence in zip(range(len(reading) - 1, -1, -1), reading, strict=True):
             unread = sequence.tokens[self.cache.lengths[sequence.row] :]
             count = min(len(unread), room - younger)
             room -= count
-            yield Work.chunk(sequence, unread[:count], count == len(unread))
+            yield Member.chunk(sequence, unread[:count], count == len(unread))
 
-    def _advance(self, work: Work, choices: Tensor) -> Advance:
-        sequence, tree = work.sequence, work.tree
-        if work.reads:
+    def _advance(self, member: Member, choices: Tensor) -> Advance:
+        sequence, tree = member.sequence, member.tree
+        if member.reads:
             path = torch.arange(len(tree))
             new = choices.tolist()
         else:
             path, bonus = accept(tree, choices)
             new = [*tree.tokens[path[1:]].tolist(), bonus]
-        self.drafter.observe(Verified(sequence, tree, path, choices, drafted=not work.reads))
+        self.drafter.observe(Verified(sequence, tree, path, choices, drafted=not member.reads))
         self.cache.keep(sequence.row, path)
         taken = self._take(sequence, new)
-        drafted = 0 if work.reads else len(tree) - 1
-        accepted = 0 if work.reads else min(len(path) - 1, len(taken))
+        drafted = 0 if member.reads else len(tree) - 1
+        accepted = 0 if member.reads else min(len(path) - 1, len(taken))
         if sequence.finish_reason:
             self.release(sequence)
-        return Advance(sequence, taken, drafted, accepted, work.reads, len(tree))
+        return Advance(sequence, taken, drafted, accepted, member.reads, len(tree))
 
     def _take(self, sequence: TokenSequence, tokens: list[int]) -> list[int]:
         """Append tokens one by one, exactly as plain decoding would, until one of them ends the sequence."""

@@ -36,7 +36,7 @@ MEETING = ".meeting"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """Everything that decides how training goes, apart from the machine."""
 
     minutes: float
@@ -93,7 +93,7 @@ def dropped(share: float) -> Callable[[nn.Module, object, Tensor], Tensor]:
     return lambda module, _, output: functional.dropout(output, share, module.training)
 
 
-def optimizers_for(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimizers_for(model: LlamaForCausalLM, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for embeddings and norms; `initial_lr` is the peak of each."""
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     vectors = [weight for weight in model.parameters() if weight.ndim == 1]
@@ -142,7 +142,7 @@ def train(
     model: LlamaForCausalLM,
     texts: Sequence[Tensor],
     held_out: Sequence[Tensor],
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     team: Team,
     output: Path,
     stages: Sequence[Stage] = STAGES,
@@ -193,7 +193,7 @@ def save(model: LlamaForCausalLM, output: Path) -> None:
 
 
 def work(
-    rank: int, size: int, device: str, output: Path, corpus: Path | None, start: Path | None, recipe: Recipe
+    rank: int, size: int, device: str, output: Path, corpus: Path | None, start: Path | None, recipe: TrainingRecipe
 ) -> None:
     """One process of the team, from corpus to trained model."""
     torch._dynamo.config.recompile_limit = 64  # one compiled block per window length and mode
@@ -259,7 +259,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / MEETING).unlink(missing_ok=True)
     size = len(os.sched_getaffinity(0)) if device == "cpu" else 1
-    arguments = (size, device, output, corpus, start, Recipe(**given))
+    arguments = (size, device, output, corpus, start, TrainingRecipe(**given))
     if size == 1:
         work(0, *arguments)
     else:
