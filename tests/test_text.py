@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.test_detokenizer import MADE, expected
 from tests.tiny import byte_tokenizer
 from understudy.text import Reply, chat_prompt, plain_stops
 
@@ -47,7 +48,7 @@ def test_text_comes_whole_and_in_whole_characters(text: str, prompt: str) -> Non
 @given(st.binary(max_size=40))
 def test_bytes_that_are_no_text_never_stop_it(data: bytes) -> None:
     text = "".join(streamed(Reply(TOKENIZER), ids(data)))
-    assert TOKENIZER.decode(ids(data)).startswith(text)
+    assert TOKENIZER.decode(ids(data)) == text
 
 
 @settings(max_examples=200, deadline=None)
@@ -74,3 +75,37 @@ def test_a_conversation_has_the_tokenizers_form_or_a_plain_one(template: str | N
     expected = "<user>Hi<assistant>" if template else "User: Hi\nAssistant:"
     assert tokenizer.decode(chat_prompt(tokenizer, messages)) == expected
     assert plain_stops(tokenizer) == (() if template else ("\nUser:",))
+
+
+FALLBACK = MADE["fallback, stripped"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_stop_texts_are_found_in_whatever_pieces_they_come(data: st.DataObject) -> None:
+    """Byte tokens, words and special tokens, taken in steps of any length."""
+    token = st.integers(0, len(FALLBACK) - 1)
+    prompt, tokens = data.draw(st.lists(token, max_size=5)), data.draw(st.lists(token, max_size=30))
+    stops = data.draw(st.lists(st.sampled_from(["\n", "é", "é\n", " the", "n't", "€a", "  ", "'s.", "\ufffd"]), max_size=3))
+    reply, given = Reply(FALLBACK, stops, prompt), ""
+    texts = [expected(FALLBACK, prompt, tokens[:count]) for count in range(len(tokens) + 1)]
+    for count, token in enumerate(tokens, 1):
+        stopped = reply.feed(token)
+        assert stopped == any(stop in texts[count] for stop in stops), "the first token that completes one ends it"
+        if stopped or data.draw(st.booleans()):
+            given += reply.take()
+        if stopped:
+            break
+    given += reply.take(final=True)
+    whole = texts[count] if tokens else ""
+    ends = [whole.find(stop) for stop in stops if stop in whole]
+    assert given == reply.text == (whole[: min(ends)] if ends else whole)
+    assert reply.take(final=True) == ""
+
+
+def test_a_stop_text_in_a_long_run_of_bytes_is_cut_off_at_the_end() -> None:
+    newline, letter = FALLBACK.convert_tokens_to_ids(["<0x0A>", "<0x41>"])
+    reply = Reply(FALLBACK, ["\n\n"])
+    tokens = [letter] * 40 + [newline, newline, letter]
+    assert [reply.feed(token) for token in tokens] == [False] * 43
+    assert reply.take() == "" and reply.take(final=True) == "A" * 40 and reply.stopped

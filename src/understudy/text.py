@@ -5,39 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
+from .detokenizer import Detokenizer
 
 
 class Reply:
     """The text of one row. `feed` is called once per new token; `stopped` says that a stop string has been reached."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = (), prompt: Sequence[int] = ()):
-        self._tokenizer = tokenizer._tokenizer  # the fast tokenizer underneath; DecodeStream takes no other
-        self._stream = DecodeStream(ids=list(prompt[-16:]), skip_special_tokens=True)
+        self._tokens = Detokenizer(tokenizer, prompt)
         self._stops = tuple(stops)
+        # Characters of a text that may be the beginning of a stop string.
+        self._reach = max(map(len, self._stops), default=1) - 1
+        # Text that is final and was not taken.
         self._pending = ""
         self.text = ""
         self.stopped = False
 
     def feed(self, token: int) -> bool:
         """Take one token; True when the text now holds a stop string (which, with what follows it, is left out)."""
-        self._pending += self._stream.step(self._tokenizer, token) or ""
-        at = [place for place in (self._pending.find(stop) for stop in self._stops) if place >= 0]
-        if at:
-            self._pending = self._pending[: min(at)]
-            self.stopped = True
+        searched = max(len(self._pending) - self._reach, 0)
+        self._pending += self._tokens.add(token)
+        if self._stops:
+            self._cut(searched, self._tokens.tail())
         return self.stopped
 
     def take(self, final: bool = False) -> str:
         """Text that is decided since the last call; with `final` all that is left."""
+        if final and not self.stopped:
+            rest = self._tokens.finish()
+            self._cut(max(len(self._pending) - self._reach, 0), rest)
+            self._pending += "" if self.stopped else rest
         kept = 0 if final or self.stopped else self._undecided()
         ready, self._pending = self._pending[: len(self._pending) - kept], self._pending[len(self._pending) - kept :]
         self.text += ready
         return ready
 
+    def _cut(self, searched: int, tail: str) -> None:
+        """End the text before the first stop string in what is pending from `searched` on, followed by `tail`."""
+        text = self._pending[searched:] + tail
+        if places := [place for place in map(text.find, self._stops) if place >= 0]:
+            self._pending = self._pending[:searched] + text[: min(places)]
+            self.stopped = True
+
     def _undecided(self) -> int:
         """How many characters at the end may be the beginning of a stop string."""
-        for size in range(min(max(map(len, self._stops), default=1) - 1, len(self._pending)), 0, -1):
+        for size in range(min(self._reach, len(self._pending)), 0, -1):
             if any(stop.startswith(self._pending[-size:]) for stop in self._stops):
                 return size
         return 0
