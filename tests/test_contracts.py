@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.adversaries import ADVERSARIES, Failing, Short
 from tests.tiny import save
-from understudy import LLM, SamplingParams, loading
+from understudy import LLM, SamplingParams, blueprint
 from understudy.codecs import CODECS
 from understudy.devices import processor
 from understudy.drafters import DRAFTERS
@@ -134,7 +134,7 @@ def test_lossless_whatever_is_resident(
         owners = [i for i, linear in enumerate(footprint.linears) for _ in range(linear.parts)]
         return replace(plan, whole=frozenset(whole), residents=frozenset(p for p in parts if owners[p] not in whole))
 
-    monkeypatch.setattr(loading, "make_plan", drawn)
+    monkeypatch.setattr(blueprint, "make_plan", drawn)
     with opened(model, codec=codec) as llm:
         done = [llm.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
         streams = len(llm.plan.residents) + len(llm.plan.whole) < len(llm.store.linears)

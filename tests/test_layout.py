@@ -44,7 +44,11 @@ MAY_IMPORT = {
     "scheduler": {"engine", "policies", "request", "stats"},
     "options": {"drafters", "devices", "weights", "codecs", "quantizers"},
     "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs"},
-    "loading": {"generation_config", "sources", "options", "devices", "models", "weights", "plan", "drafters", "tiers"},
+    "blueprint": {"options", "devices", "models", "weights", "plan"},
+    "loading": {
+        *("generation_config", "blueprint", "sources", "options"),
+        *("devices", "models", "weights", "plan", "drafters", "tiers"),
+    },
     "llm": {
         "sequence",
         "engine",

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.tiny import save
-from understudy import LLM
+from understudy import LLM, loading, sources
+from understudy.devices import open_device
 from understudy.errors import CheckpointError, UsageError
 from understudy.loading import plan_for, plan_for_config
 from understudy.options import Options
@@ -148,3 +149,19 @@ def test_a_codec_that_was_left_open_is_that_of_a_store_which_is_there(
     assert {entry.codec for entry in other.linears.values()} == {"delta"}
     forced = prepare_source(locate(model, options(tmp_path, codec="delta")), options(tmp_path, codec="delta"), None)
     assert forced.path != first.path
+
+
+@pytest.mark.parametrize("codec", ["auto", "raw"])
+def test_the_device_is_opened_once(codec: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a codec is chosen for it, a Store prepared, and a second model loaded beside the first."""
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    calls: list[str] = []
+    for module in (loading, sources):
+        monkeypatch.setattr(module, "open_device", lambda name, *_: calls.append(name) or open_device(name))
+    chosen = {"memory": "1GiB", "context": 64, "rows": 1, "codec": codec, "method": f"classic:{model}"}
+    LLM.plan_only(model, **chosen)
+    assert calls == ["auto"]
+    calls.clear()
+    with LLM(model, **chosen) as llm:
+        assert llm.plan.items["draft model"] > 0 and llm.model.companion is not None
+    assert calls == ["auto"]

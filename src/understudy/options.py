@@ -105,13 +105,19 @@ class Options:
         return spec_of(self.method)
 
     @property
+    def method_name(self) -> str:
+        """The drafter's name, without its options."""
+        return self.method.partition(":")[0]
+
+    @property
     def holds_substitute(self) -> bool:
         """Are the substitutes held in fast memory to draft with?"""
         return self.drafter.holds_substitute
 
     def held_whole(self) -> Options:
-        """For a second model that drafts: its own weights, all of them in fast memory, prepared in the cache."""
-        return replace(self, quantizer="exact", recipe_quantizer="exact", calibrate=None, text=None, codec="raw", output=None)
+        """For a second model that drafts: its own weights in its own type, all of them in fast memory, prepared in the cache."""
+        recipe = {"quantizer": "exact", "recipe_quantizer": "exact", "calibrate": None, "text": None, "codec": "raw"}
+        return replace(self, **recipe, output=None, dtype="auto", method=DEFAULT_METHOD)  # type: ignore[arg-type]
 
     def _with_recipe(self) -> Options:
         """With the quantiser's full name and the text that weighs a mix."""

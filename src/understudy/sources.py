@@ -11,7 +11,7 @@ import torch
 
 from . import demo
 from .codecs import copying
-from .devices import open_device
+from .devices import Device, open_device
 from .errors import CheckpointError
 from .models import calibration, structure
 from .models.configuration import config_of, tokenizer_of
@@ -41,12 +41,16 @@ def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
     return Checkpoint.open(model, offline=options.offline)
 
 
-def prepare_source(source: Store | Checkpoint, options: Options, report: Report | None) -> Store:
-    """The Store of a checkpoint: made now if it is not there yet, and then found again at the next start."""
+def prepare_source(
+    source: Store | Checkpoint, options: Options, report: Report | None, device: Device | None = None
+) -> Store:
+    """The Store of a checkpoint: made now if it is not there yet, and then found again at the next start.
+
+    device: where the model will run; None: the one that `options` name, opened if a codec is to be chosen for it."""
     if isinstance(source, Store):
         return source
     layout = layout_of(source)
-    options = choose_codec(source, layout, options)
+    options = choose_codec(source, layout, options, device)
     directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
     progress = None if report is None else lambda done, total, name: report("preparing", done, total)
     if report is not None and not directory.is_dir():
@@ -59,7 +63,9 @@ def prepare_source(source: Store | Checkpoint, options: Options, report: Report 
     return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
 
 
-def choose_codec(source: Checkpoint, layout: ModelLayout, options: Options) -> Options:
+def choose_codec(
+    source: Checkpoint, layout: ModelLayout, options: Options, device: Device | None
+) -> Options:
     """Options with a codec where it was left open: that of a Store which is there, else the faster one on this machine."""
     if options.codec != AUTO:
         return options
@@ -68,7 +74,7 @@ def choose_codec(source: Checkpoint, layout: ModelLayout, options: Options) -> O
             return replace(options, codec=name)
     weights = source.info(layout.linears[0].weight)
     link = Machine.inspect().measured(weights.file, options.cache).link_bandwidth
-    device = open_device(options.device)
+    device = device or open_device(options.device)
     return replace(options, codec=faster(link, weights.dtype, options.recipe_quantizer, device))
 
 

@@ -1,0 +1,158 @@
+"""All that planning depends on, in one value: the model, the machine it runs on, and what the user chose.
+
+It is known before any weight is read, so `understudy plan` and loading make the same plan from it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from .devices import Device
+from .errors import UsageError
+from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
+from .models.model import SCRATCH
+from .models.shape import ModelShape
+from .models.target import TILE
+from .options import DTYPES, Options
+from .plan import widths
+from .plan.demand import Footprint, PlanRequest
+from .plan.machine import Machine
+from .plan.memory import make_plan
+from .plan.placement import Plan
+from .plan.residents import LEVELS, LinkSpeeds
+from .plan.sizes import format_size, parse_size
+from .weights.store import Store
+
+# Contexts that are tried, in this order, where the user chose none.
+CONTEXTS = (4096, 2048, 1024, 512)
+# Of the budget, for the KV cache of all sequences where the user did not say how many.
+CACHE_SHARE = 0.04
+MOST_ROWS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """What a plan is made from."""
+
+    # The model's transformers config.
+    config: Any
+    # The bytes of its weights in memory: of its Store, or foretold.
+    sizes: WeightSizes
+    # The type it computes in.
+    dtype: torch.dtype
+    # Measured with the disk that its weights are on, where there is one.
+    machine: Machine
+    device: Device
+    options: Options
+    # The prepared weights; None where they are only foretold.
+    store: Store | None = None
+    # The second model, where one drafts.
+    second: Blueprint | None = None
+
+    @classmethod
+    def of_store(
+        cls, store: Store, config: Any, options: Options, machine: Machine, device: Device
+    ) -> Blueprint:
+        """The blueprint of a model that is prepared."""
+        return cls(
+            config=config,
+            sizes=sizes_of_store(store, options.holds_substitute),
+            dtype=DTYPES.get(options.dtype) or next(iter(store.linears.values())).dtype,
+            machine=machine,
+            device=device,
+            options=options,
+            store=store,
+        )
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """The model's sizes, read off its config."""
+        return ModelShape.of(self.config)
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What the model takes in memory."""
+        footprint = footprint_of(self.sizes, self.shape, self.dtype, self.machine.cores)
+        if self.options.holds_substitute and not self.device.drafts_see_text:
+            return on_device(footprint, self.shape, self.dtype, self.device)
+        return footprint
+
+    @cached_property
+    def speeds(self) -> LinkSpeeds:
+        """How fast weights come and are read, measured once."""
+        return LinkSpeeds(
+            link_bytes_per_second=self.device.link_bytes_per_second(self.disk),
+            memory_bytes_per_second=self.device.memory_bytes_per_second(self.machine),
+            draft_levels=LEVELS if self.options.holds_substitute else 0,
+        )
+
+    @property
+    def disk(self) -> float:
+        """Bytes per second from the disk; 0: not known."""
+        return self.options.throttle or (self.machine.link_bandwidth if self.machine.disk else 0.0)
+
+    @property
+    def budget(self) -> int:
+        """Bytes of fast memory that may be used now. Raises UsageError where the user wants more than there is."""
+        return self.device.budget(self.options.memory, self.machine)
+
+    def plan(self, grown: int = 0) -> Plan:
+        """The plan for the context that was asked for, or the longest of CONTEXTS that fits.
+
+        `grown`: bytes that this process holds beyond a fresh one. Raises UsageError where nothing fits."""
+        longest = self.shape.positions or CONTEXTS[0]
+        asked = self.options.context
+        if asked is not None and asked > longest:
+            raise UsageError(f"--context {asked} is more than this model's {longest} positions.")
+        contexts = [asked] if asked else [min(context, longest) for context in CONTEXTS]
+        for context in contexts[:-1]:
+            with suppress(UsageError):
+                return self.for_context(context, grown)
+        return self.for_context(contexts[-1], grown)
+
+    def for_context(self, context: int, grown: int = 0) -> Plan:
+        """The plan for sequences of `context` tokens. Raises UsageError, naming what would work, where it does not fit."""
+        plan = make_plan(replace(self.footprint, grown_bytes=grown), self.request(context))
+        plan = replace(plan, method=self.options.method)
+        return self.device.behind(plan, self.options.host_memory, self.machine, self.disk)
+
+    def request(self, context: int) -> PlanRequest:
+        """What a plan for sequences of `context` tokens must hold."""
+        budget = self.budget
+        slots = context + SCRATCH
+        rows = self.options.rows or self._rows(budget, slots)
+        drafter = self.options.drafter
+        on_host = self.device.drafts_see_text
+        widest_level = 0 if on_host else widths.widest(drafter.level_width, drafter.forced, rows)
+        second = self.second.footprint.alone(rows, slots, widest_level) if self.second is not None else 0
+        return PlanRequest(
+            budget_bytes=budget,
+            rows=rows,
+            context=context,
+            scratch=SCRATCH,
+            resident=self.options.resident,
+            tile=TILE,
+            runtime_bytes=self.device.runtime_bytes,
+            second_model_bytes=second,
+            tree_nodes=drafter.max_nodes,
+            widest_level=widest_level,
+            speeds=self.speeds,
+        )
+
+    def _rows(self, budget: int, slots: int) -> int:
+        """Sequences whose KV cache of `slots` tokens each is a small share of the budget: 1 to MOST_ROWS."""
+        sequence_bytes = max(self.footprint.kv_bytes_per_token * slots, 1)
+        return max(1, min(MOST_ROWS, int(budget * CACHE_SHARE) // sequence_bytes))
+
+    def replanned(self, free_bytes: int, reason: str) -> Plan:
+        """A plan for `free_bytes` at most, with a note that says why. Raises UsageError where nothing fits any more."""
+        asked = self.options.memory
+        memory = free_bytes if asked is None else min(parse_size(asked), free_bytes)
+        plan = replace(self, options=replace(self.options, memory=memory)).plan()
+        return plan.noted(
+            f"{self.device.name} had less memory than planned ({reason}): planned anew for {format_size(memory)}"
+        )

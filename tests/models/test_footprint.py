@@ -1,0 +1,97 @@
+"""A footprint counts what is held: foretold from a checkpoint it is that of its Store, and what is not held takes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from tests.fake_device import FakeDevice
+from tests.tiny import COMMON, save
+from understudy import LLM
+from understudy.models.footprint import (
+    EMBEDDING_ROOM,
+    WeightSizes,
+    footprint_of,
+    on_device,
+    sizes_of_checkpoint,
+    sizes_of_store,
+)
+from understudy.models.shape import ModelShape
+from understudy.models.target import TILE
+from understudy.sources import layout_of
+from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.recipe import Recipe
+from understudy.weights.store import Store
+
+
+def both(tmp_path: Path, recipe: Recipe, held: bool, **changes: Any) -> tuple[WeightSizes, WeightSizes]:
+    """Sizes foretold from a checkpoint, and those of its Store."""
+    save(tmp_path / "model", "llama", torch.bfloat16, **changes)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    foretold = sizes_of_checkpoint(checkpoint.tensors, layout_of(checkpoint), recipe, held)
+    store = LLM.prepare(tmp_path / "model", quantizer=recipe.quantizer, codec=recipe.codec, output=tmp_path / "store")
+    return foretold, sizes_of_store(Store.open(store.path), held)
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("quantizer", ["int4", "int8", "exact"])
+def test_raw_weights_are_foretold_to_the_byte(tmp_path: Path, quantizer: str, held: bool) -> None:
+    foretold, known = both(tmp_path, Recipe(quantizer, "raw"), held)
+    assert foretold == known
+    assert (known.substitute_bytes > 0) == (held or quantizer == "exact")
+    assert bool(known.part_bytes) == (quantizer != "exact") and known.decoding_bytes == 0
+
+
+def test_delta_is_foretold_by_usual_weights_and_needs_its_substitute(tmp_path: Path) -> None:
+    foretold, known = both(tmp_path, Recipe("int4", "delta"), held=False, hidden_size=256, intermediate_size=512)
+    assert foretold.linears == known.linears and known.substitute_bytes > 0, "it is decoded with the substitute"
+    assert sum(foretold.part_bytes) == pytest.approx(sum(known.part_bytes), rel=0.1)
+    assert foretold.decoding_bytes == known.decoding_bytes > 0
+    assert foretold.widest_outputs == known.widest_outputs == 512
+
+
+def test_shapes_that_cannot_be_quantised_are_held_whole(tmp_path: Path) -> None:
+    """32 does not divide 40: the weight itself is its substitute, and nothing of it streams."""
+    foretold, known = both(tmp_path, Recipe("int4", "raw"), held=False, hidden_size=40, intermediate_size=40)
+    assert foretold == known and not known.part_bytes
+    assert all(linear.substitute_bytes == linear.exact_bytes and linear.parts == 0 for linear in known.linears)
+
+
+def shape_of(**changes: Any) -> ModelShape:
+    return ModelShape.of(AutoConfig.for_model("llama", **{**COMMON, **changes}))
+
+
+SIZES = WeightSizes(part_bytes=(), shared_bytes=7, decoding_bytes=11, widest_outputs=160, linears=())
+
+
+def test_a_footprint_is_added_up_from_the_shape() -> None:
+    footprint = footprint_of(SIZES, shape_of(), torch.bfloat16, cores=3)
+    assert footprint.kv_bytes_per_token == 2 * 3 * 2 * 16 * 2, "keys and values, layers, heads, size, bytes"
+    assert footprint.tile_bytes == TILE * (5 * 64 + 2 * 160) * 2
+    assert footprint.tile_logits_bytes == TILE * 256 * 2
+    assert footprint.score_bytes_per_token == TILE * 2 * 4 * 3, "two query heads share one head of keys"
+    assert footprint.embedding_bytes == EMBEDDING_ROOM + TILE * 64 * 2
+    assert (footprint.shared_bytes, footprint.decoding_bytes, footprint.levels) == (7, 11, None)
+
+
+def test_float16_keeps_keys_and_values_in_float32() -> None:
+    half, single = (footprint_of(SIZES, shape_of(), dtype).kv_bytes_per_token for dtype in (torch.float16, torch.float32))
+    assert half == single
+
+
+def test_logits_that_the_model_changes_are_there_three_times() -> None:
+    plain = footprint_of(SIZES, shape_of(), torch.float32)
+    scaled = footprint_of(SIZES, ModelShape.of(AutoConfig.for_model("granite", **COMMON, logits_scaling=4.0)), torch.float32)
+    assert scaled.choosing_bytes - plain.choosing_bytes == 2 * plain.tile_logits_bytes
+
+
+@pytest.mark.parametrize("triton", [True, False])
+def test_a_model_that_drafts_on_a_device_holds_its_table_and_its_levels(triton: bool) -> None:
+    shape = shape_of()
+    device = FakeDevice(triton=triton)
+    footprint = on_device(footprint_of(SIZES, shape, torch.float32), shape, torch.float32, device)
+    assert footprint.embedding_bytes == 256 * 64 * 4
+    assert footprint.levels is not None and footprint.levels.node_bytes > 256 * (4 + 4 + 4)
+    assert (footprint.levels.recorded_bytes > 0) == triton, "nothing is recorded without Triton"
