@@ -215,5 +215,6 @@ def flip(llm: Any, prompt: list[int], plain: list[int], drafted: list[int]) -> s
     llm.engine.kept.clear()
     chain = Nodes.of(TokenTree.chain([*prompt, *plain[:at]]), 0, 0)
     with torch.inference_mode():
-        first, second = llm.model.verify(chain, torch.tensor([len(chain) - 1]))[0].float().topk(2).values.tolist()
+        logits = llm.model.target(chain, torch.tensor([len(chain) - 1]))
+        first, second = logits[0].float().topk(2).values.tolist()
     return f"token {at} differs ({plain[at : at + 1]}, drafted {drafted[at : at + 1]}); margin {first - second:.3g} of {first:.3g}"

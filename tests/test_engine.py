@@ -33,28 +33,29 @@ class Slab(Cache):
     def __init__(self, rows: int):
         super().__init__([LayerShape(1, 1, 1)], rows, 256, torch.float32)
 
-    def verify(self, nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
+    def verify(self, nodes: Nodes, wanted: Tensor, choose: Choose) -> tuple[Tensor, None]:
         self.layers[0].write(nodes, nodes.tokens.float()[:, None, None], nodes.tokens.float()[:, None, None])
         logits = torch.zeros(len(wanted), VOCABULARY)
         for place, node in enumerate(wanted.tolist()):
             seen = self.layers[0].keys[int(nodes.rows[node]), 0, nodes.slots_in_order(node), 0]
             logits[place, following([int(token) for token in seen])] = 1
         pieces = [choose(logits[start : start + 5], start) for start in range(0, len(wanted), 5)]
-        return torch.cat(pieces) if pieces else wanted
+        return torch.cat(pieces) if pieces else wanted, None
 
 
 class Guessing(Base):
     """Trees of random shape: some nodes right, most wrong."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, nodes: int = 20):
         self.random = random.Random(seed)
+        self.nodes = nodes
 
     def draft(self, rows: Sequence[TokenSequence]) -> list[TokenTree]:
         return [self._tree(row) for row in rows]
 
     def _tree(self, row: TokenSequence) -> TokenTree:
         tokens, parents, texts = [row.tokens[-1]], [-1], [list(row.tokens)]
-        for _ in range(self.random.randrange(20)):
+        for _ in range(self.random.randrange(self.nodes)):
             parent = self.random.randrange(len(tokens))
             right = self.random.random() < 0.7
             token = following(texts[parent]) if right else self.random.randrange(VOCABULARY)
@@ -100,7 +101,7 @@ def test_rows_join_and_leave_and_no_token_changes(work: list[tuple[list[int], in
 def test_long_prompts_are_read_in_pieces_that_a_pass_can_hold(prompts: list[list[int]], most: int) -> None:
     slab, passes = Slab(3), []
 
-    def verify(nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
+    def verify(nodes: Nodes, wanted: Tensor, choose: Choose) -> tuple[Tensor, None]:
         passes.append(len(nodes))
         return slab.verify(nodes, wanted, choose)
 
@@ -127,7 +128,7 @@ def test_long_prompts_are_read_in_pieces_that_a_pass_can_hold(prompts: list[list
 @given(st.integers(60, 200), st.integers(45, 70), st.integers(0, 100))
 def test_everybody_advances_in_every_pass_while_a_long_prompt_is_read(length: int, most: int, seed: int) -> None:
     slab = Slab(3)
-    engine = Engine(slab.verify, slab, Guessing(seed), most)
+    engine = Engine(slab.verify, slab, Guessing(seed, most // 2), most)
     going = [engine.admit(TokenSequence(i, [i + 1], SamplingParams(max_new_tokens=100))) for i in range(2)]
     engine.step()
     long = engine.admit(TokenSequence(2, [token % 7 for token in range(length)], SamplingParams(max_new_tokens=3)))
@@ -176,7 +177,7 @@ def test_a_failed_pass_leaves_every_row_as_it_was() -> None:
     slab = Slab(1)
     calls = iter([False, True, False, False, False, False, False, False])
 
-    def verify(nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
+    def verify(nodes: Nodes, wanted: Tensor, choose: Choose) -> tuple[Tensor, None]:
         if next(calls):
             raise OSError("the link broke")
         return slab.verify(nodes, wanted, choose)
@@ -200,7 +201,7 @@ def test_a_failed_pass_leaves_every_row_as_it_was() -> None:
 def test_a_prefix_is_read_once() -> None:
     slab, seen = Slab(1), []
 
-    def verify(nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
+    def verify(nodes: Nodes, wanted: Tensor, choose: Choose) -> tuple[Tensor, None]:
         seen.append(len(nodes))
         return slab.verify(nodes, wanted, choose)
 

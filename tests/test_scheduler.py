@@ -64,7 +64,7 @@ class World:
         self.guarded += 1
         yield
 
-    def verify(self, nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
+    def verify(self, nodes: Nodes, wanted: Tensor, choose: Choose) -> tuple[Tensor, None]:
         time.sleep(self.pause)
         self.passes += 1
         if self.fault is not None:

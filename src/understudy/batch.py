@@ -87,3 +87,9 @@ class Batch:
         if not len(self.wanted):
             choices = NOTHING
         return list(zip(self.members, torch.split(choices, [member.wanted for member in self.members]), strict=True))
+
+    def split_hidden(self, hidden: Tensor | None) -> list[Tensor | None]:
+        """For each member its own part of `hidden` [n, ...], hidden states of all nodes; None where there are none."""
+        if hidden is None:
+            return [None] * len(self.members)
+        return list(torch.split(hidden, [len(member.tree) for member in self.members]))

@@ -76,7 +76,9 @@ class Blueprint:
     @cached_property
     def footprint(self) -> Footprint:
         """What the model takes in memory."""
-        footprint = footprint_of(self.sizes, self.shape, self.dtype, self.machine.cores)
+        footprint = footprint_of(
+            self.sizes, self.shape, self.dtype, self.machine.cores, len(self.options.drafter.taps)
+        )
         if self.options.holds_substitute and not self.device.drafts_see_text:
             return on_device(footprint, self.shape, self.dtype, self.device)
         return footprint

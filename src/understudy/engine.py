@@ -17,7 +17,7 @@ from .tree import Nodes
 from .verify import accept
 
 Choose = Callable[[Tensor, int], Tensor]
-Verify = Callable[[Nodes, Tensor, Choose], Tensor]
+Verify = Callable[[Nodes, Tensor, Choose], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Engine:
     """Runs sequences together; one may join or leave between any two passes.
 
     `verify(nodes, wanted, choose)` is the target: it calls `choose(logits, start)` once per tile, with the logits [k, vocab] of
-    `wanted[start : start + k]`, and returns the concatenated results. A pass has at most `max_nodes` nodes, so a longer prompt is
+    `wanted[start : start + k]`, and returns the concatenated results, with the hidden states of all nodes that the drafter asked
+    for. A pass has at most `max_nodes` nodes, so a longer prompt is
     read in chunks, one in each pass, beside the trees of the others."""
 
     def __init__(self, verify: Verify, cache: Cache, drafter: Drafter, max_nodes: int = 1 << 40):
@@ -91,8 +92,9 @@ class Engine:
         try:
             members += self._chunks([sequence for sequence in running if self._reading(sequence)], members)
             batch = Batch.of(members, self.cache.lengths)
-            choices = self.verify(batch.nodes, batch.wanted, batch.choose)
-            advances = [self._advance(member, chosen) for member, chosen in batch.split(choices)]
+            choices, hidden = self.verify(batch.nodes, batch.wanted, batch.choose)
+            parts = zip(batch.split(choices), batch.split_hidden(hidden), strict=True)
+            advances = [self._advance(member, chosen, states) for (member, chosen), states in parts]
         except BaseException:
             self._undo(running)
             raise
@@ -116,7 +118,7 @@ class Engine:
             room -= count
             yield Member.chunk(sequence, unread[:count], count == len(unread))
 
-    def _advance(self, member: Member, choices: Tensor) -> Advance:
+    def _advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
         sequence, tree = member.sequence, member.tree
         if member.reads:
             path = torch.arange(len(tree))
@@ -124,7 +126,7 @@ class Engine:
         else:
             path, bonus = accept(tree, choices)
             new = [*tree.tokens[path[1:]].tolist(), bonus]
-        self.drafter.observe(Verified(sequence, tree, path, choices, drafted=not member.reads))
+        self.drafter.observe(Verified(sequence, tree, path, choices, not member.reads, hidden))
         self.cache.keep(sequence.row, path)
         taken = self._take(sequence, new)
         drafted = 0 if member.reads else len(tree) - 1

@@ -178,6 +178,7 @@ def bind(blueprint: Blueprint, plan: Plan, report: Report | None) -> Model:
         options.holds_substitute,
         blueprint.device,
         report,
+        options.drafter.taps,
     )
 
 

@@ -69,13 +69,13 @@ class World(Cache):
             logits[node, self.best(self.read(nodes, node))] = torch.tensor([6.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.1])
         return logits
 
-    def verify(self, nodes: Nodes, wanted: Tensor, choose: Choose) -> Tensor:
+    def verify(self, nodes: Nodes, wanted: Tensor, choose: Choose) -> tuple[Tensor, None]:
         self.passes += 1
         self.put(nodes)
         logits = torch.zeros(len(wanted), VOCABULARY)
         for place, node in enumerate(wanted.tolist()):
             logits[place, ranked(self.read(nodes, node), self.period)[0]] = 1
-        return choose(logits, 0)
+        return choose(logits, 0), None
 
     def check(self, row: TokenSequence) -> None:
         """All that is known of a tree's nodes is what the draft says after their texts."""

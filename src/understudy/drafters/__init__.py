@@ -71,6 +71,9 @@ class Verified:
     choices: Tensor
     # Did this drafter make the tree? False for chunks of prompts.
     drafted: bool
+    # The target's hidden states at each node and each of the spec's `taps` [n, taps, hidden size], in the model's type and on its
+    # device; None without taps. They are a view of the whole pass: copy what is kept.
+    hidden: Tensor | None = None
 
 
 class Drafter(Protocol):
@@ -129,6 +132,13 @@ class DrafterSpec(ABC):
     def second_model(self) -> str | None:
         """The model that must be loaded beside the exact one; "": one is needed, but none was named. None: none is needed."""
         return None
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Which hidden states of the target `observe` is given, as numbers in transformers' `hidden_states`.
+
+        0: what the first layer is given; k: what layer k gives, the first being 1; -1: what the head is given."""
+        return ()
 
     @abstractmethod
     def open(self, target: TargetModel) -> Drafter:

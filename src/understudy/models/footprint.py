@@ -125,8 +125,10 @@ def _foretold(spec: LinearSpec, dtype: torch.dtype, wanted: str, coding: str, ho
     )
 
 
-def footprint_of(sizes: WeightSizes, shape: ModelShape, dtype: torch.dtype, cores: int = 1) -> Footprint:
-    """The footprint of a model of `shape` that computes in `dtype` on `cores` processors.
+def footprint_of(
+    sizes: WeightSizes, shape: ModelShape, dtype: torch.dtype, cores: int = 1, taps: int = 0
+) -> Footprint:
+    """The footprint of a model of `shape` that computes in `dtype` on `cores` processors. `taps`: hidden states it hands out.
 
     A tile holds most when the second half of a gated block is multiplied: three times what went into the block, both halves,
     and their product."""
@@ -136,7 +138,7 @@ def footprint_of(sizes: WeightSizes, shape: ModelShape, dtype: torch.dtype, core
         substitute_bytes=sizes.substitute_bytes,
         shared_bytes=sizes.shared_bytes,
         kv_bytes_per_token=sum(layer.numbers for layer in shape.layers) * cache_dtype(dtype).itemsize,
-        tile_bytes=TILE * (5 * shape.hidden_size + 2 * sizes.widest_outputs) * dtype.itemsize,
+        tile_bytes=TILE * ((5 + taps) * shape.hidden_size + 2 * sizes.widest_outputs) * dtype.itemsize,
         tile_logits_bytes=logits_bytes,
         choosing_bytes=choosing_bytes(shape.vocabulary) + (2 * logits_bytes if shape.changes_logits else 0),
         embedding_bytes=EMBEDDING_ROOM + TILE * shape.hidden_size * dtype.itemsize,

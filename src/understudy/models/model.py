@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from .heads import refuse_wrong_head
 from .shape import ModelShape, cache_dtype
 from .streamed import CurrentPass, attention_name, pair
 from .supply import Supply
+from .taps import install
 from .target import TILE, Settle, Target, as_they_are
 from .weights import Weights
 
@@ -51,6 +52,7 @@ class Model:
         drafts: bool,
         device: Device,
         report: Report | None = None,
+        taps: Sequence[int] = (),
     ) -> None:
         self.store, self.config, self.plan, self.dtype, self.device = store, config, plan, dtype, device
         self.module = structure.skeleton(config, dtype, attention_name())
@@ -58,7 +60,10 @@ class Model:
         self._lost: UnderstudyError | None = None
         refuse_wrong_head(self.module, store)
         self.current = CurrentPass()
+        install(self.module, taps, self.current)
         pair(self.module, [spec.module for spec in store.layout.linears], self.current)
+        self.taps = tuple(taps)
+        self.hidden_size = ModelShape.of(config).hidden_size
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, settings, device, drafts=drafts, progress=progress)
         self.weights.share(self.module, dtype)
@@ -79,16 +84,24 @@ class Model:
         self.target = Target(self.module, base, *views, self.supply.multiply, device, self.supply.skip_head)
         self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if drafts else (), device)
 
-    def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> Tensor:
+    def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> tuple[Tensor, Tensor | None]:
         """The target's pass, timed: how much of it the arithmetic took, and how much was waiting for weights.
 
-        Raises what the stream raises; `guard` says what that means for the next pass."""
+        Returns what `settle` made of the logits of `wanted`, and the hidden states of all nodes [n, taps, hidden size] (None:
+        without taps). Raises what the stream raises; `guard` says what that means for the next pass."""
         start, waited = time.perf_counter(), self._waited()
-        settled = self.target(nodes, wanted, settle)
+        hidden = self._hidden(len(nodes))
+        settled = self.target(nodes, wanted, settle, hidden)
         self.device.finish()
         seconds, waited = time.perf_counter() - start, self._waited() - waited
         self.cost.learn(len(nodes), seconds - waited, waited)
-        return settled
+        return settled, hidden
+
+    def _hidden(self, nodes: int) -> Tensor | None:
+        """Room for the hidden states of so many nodes at all taps."""
+        if not self.taps:
+            return None
+        return torch.empty(nodes, len(self.taps), self.hidden_size, dtype=self.dtype, device=self.device.where)
 
     @contextmanager
     def guard(self) -> Iterator[None]:

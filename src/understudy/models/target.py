@@ -32,8 +32,10 @@ def as_they_are(logits: Tensor, first: int) -> Tensor:
 class Tile:
     """TILE nodes (the last tile of a pass is padded): a forward of the stock model that stops at every Linear."""
 
-    def __init__(self, view: Target, nodes: Nodes, wanted: Tensor, first: int):
+    def __init__(self, view: Target, nodes: Nodes, wanted: Tensor, first: int, hidden: Tensor | None = None):
         self.view, self.nodes, self.wanted, self.first = view, nodes, wanted, first
+        # [len(nodes), taps, hidden size]: where hidden states go; None: nobody asked for them.
+        self.hidden = hidden
         self.count, self.head = len(nodes), len(wanted) > 0
         self.there = nodes.to(view.device.where)
         self.thread = greenlet(self._forward)
@@ -71,6 +73,10 @@ class Tile:
         out = self.view.device.attend(query[: self.count], state.keys, state.values, self.there, spec)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
 
+    def tap(self, number: int, states: Tensor) -> None:
+        if self.hidden is not None:
+            self.hidden[:, number] = states[: self.count]
+
 
 @dataclass
 class Target:
@@ -86,17 +92,21 @@ class Target:
     device: Device
     skip_head: Callable[[], None] = lambda: None
 
-    def __call__(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> Tensor:
+    def __call__(
+        self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are, hidden: Tensor | None = None
+    ) -> Tensor:
         """Run `nodes`; keys and values land in the cache. What is made of the logits of `wanted` (indices, ascending), in order:
         `settle(logits [k, vocab], first)` is called for some wanted[first : first + k] at a time, as their tile is done, and what
-        it returns is joined. So logits never lie beside copies of themselves.
+        it returns is joined. So logits never lie beside copies of themselves. `hidden` [len(nodes), taps, hidden size] is filled
+        with the hidden states of all nodes at the taps that are installed.
 
         Raises what the stream raises; the cache's lengths are untouched, so a failed pass leaves nothing behind."""
         tiles, settled = [], []
         for start in range(0, len(nodes), TILE):
             first, last = torch.searchsorted(wanted, torch.tensor([start, start + TILE])).tolist()
             part = nodes[start : start + TILE]
-            tiles.append(Tile(self, part, wanted[first:last] - start, first))
+            room = None if hidden is None else hidden[start : start + TILE]
+            tiles.append(Tile(self, part, wanted[first:last] - start, first, room))
         with closing(self._run(tiles)) as done:
             for tile in done:
                 if tile.head:

@@ -1,0 +1,69 @@
+"""Taps: hidden states of the target, handed out while it runs, for drafters that read the model's mind.
+
+A tap is a place in transformers' list `hidden_states`: 0 is what the first decoder block is given, k is what block k gives (the
+first is number 1), and the last is what the head is given, after the final norm. -1 is the last, -2 the one before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from .streamed import CurrentPass
+from .structure import decoder_blocks
+
+
+@runtime_checkable
+class Tapped(Protocol):
+    """A pass that takes hidden states; those of another pass are nobody's."""
+
+    def tap(self, number: int, states: Tensor) -> None:
+        """Take the hidden states [n, hidden size] at tap `number`."""
+
+
+def places_of(taps: Sequence[int], blocks: int) -> list[int]:
+    """`taps` in a model of so many decoder blocks, counted from the start. Raises UsageError for a place it has not."""
+    for tap in taps:
+        if not -blocks - 1 <= tap <= blocks:
+            raise UsageError(f"The drafter reads hidden state {tap}, but this model of {blocks} layers has 0 to {blocks}.")
+    return [tap % (blocks + 1) for tap in taps]
+
+
+def install(model: nn.Module, taps: Sequence[int], current: CurrentPass) -> None:
+    """Make `model` hand its hidden states at `taps` to the pass under way, as tap number 0, 1, ... in the order of `taps`.
+
+    The decoder blocks are found by their Linears, which must still be there."""
+    _, blocks = decoder_blocks(model)
+    base = getattr(model, str(model.base_model_prefix))
+    for number, place in enumerate(places_of(taps, len(blocks))):
+        tap = _Tap(number, current)
+        if place == 0:
+            blocks[0].register_forward_pre_hook(tap.before, with_kwargs=True)
+        elif place < len(blocks):
+            blocks[place - 1].register_forward_hook(tap.after)
+        else:
+            base.register_forward_hook(tap.after_all)
+
+
+class _Tap:
+    """Hooks of one tap, as torch calls them."""
+
+    def __init__(self, number: int, current: CurrentPass):
+        self.number = number
+        self.current = current
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._hand_over(args[0] if args else kwargs["hidden_states"])
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._hand_over(output if isinstance(output, Tensor) else output[0])
+
+    def after_all(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._hand_over(output.last_hidden_state)
+
+    def _hand_over(self, states: Tensor) -> None:
+        """states: [1, n, hidden size]"""
+        if isinstance(self.current.under_way, Tapped):
+            self.current.under_way.tap(self.number, states[0])

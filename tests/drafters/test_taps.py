@@ -1,0 +1,122 @@
+"""A drafter from outside the package that asks for hidden states is given those of the stock model, of prompts and of drafts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.tiny import save
+from understudy import LLM, SamplingParams
+from understudy.drafters import DRAFTERS, Base, DrafterSpec, TargetModel, Verified
+from understudy.errors import UsageError
+from understudy.models.taps import places_of
+from understudy.sequence import TokenSequence
+from understudy.tree import TokenTree
+
+PROMPT = [5, 99, 5, 12, 80, 5, 99, 5] * 12
+
+
+class Listening(Base):
+    """Drafts from a text that it was told, with a wrong branch beside it, and notes the hidden states of accepted nodes."""
+
+    def __init__(self, foretold: dict[int, list[int]]):
+        self.foretold = foretold
+        self.heard: dict[int, list[Tensor]] = {}
+        self.chunks = self.accepted = 0
+
+    def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
+        return [self._tree(sequence) for sequence in sequences]
+
+    def _tree(self, sequence: TokenSequence) -> TokenTree:
+        at = len(sequence.tokens)
+        right = self.foretold.get(sequence.row, [])[at : at + min(3, sequence.remaining - 1)]
+        tokens, parents = [sequence.tokens[-1]], [-1]
+        for depth, token in enumerate(right):  # each with a wrong sibling before it
+            parent = 2 * depth
+            tokens += [(token + 1) % 256, token]
+            parents += [parent, parent]
+        return TokenTree.of(tokens, parents)
+
+    def observe(self, verified: Verified) -> None:
+        assert verified.hidden is not None and len(verified.hidden) == len(verified.tree)
+        self.chunks += not verified.drafted
+        self.accepted += verified.drafted and len(verified.path) - 1
+        self.heard.setdefault(verified.sequence.row, []).append(verified.hidden[verified.path].clone())
+
+
+TEXTS: dict[int, list[int]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListeningSpec(DrafterSpec):
+    """The options of this drafter: where it listens."""
+
+    first: int = 0
+    last: int = -1
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return (self.first, 2, self.last)
+
+    def open(self, target: TargetModel) -> Listening:
+        return Listening(TEXTS)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DRAFTERS, "listening", f"{__name__}:ListeningSpec")
+    TEXTS.clear()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "granite"])
+def test_hidden_states_are_those_of_the_stock_model(family: str, tmp_path: Path) -> None:
+    stock = save(tmp_path / "model", family, torch.float32)
+    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
+    prompts = [PROMPT, PROMPT[:3]]
+    with LLM(tmp_path / "model", method="none", memory="1GiB", context=256, rows=2) as llm:
+        plain = [done.token_ids for done in llm.generate(prompts, params)]
+    TEXTS.update({row: prompt + ids for row, (prompt, ids) in enumerate(zip(prompts, plain, strict=True))})
+    with LLM(tmp_path / "model", method="listening", memory="1GiB", context=256, rows=2, resident="none") as llm:
+        llm.engine.max_nodes = 64  # so that the longer prompt is read in chunks
+        done = llm.generate(prompts, params)
+        drafter = llm.engine.drafter
+    assert isinstance(drafter, Listening) and drafter.chunks > 2 and drafter.accepted > 20
+    assert [c.token_ids for c in done] == plain
+    for row, text in TEXTS.items():
+        heard = torch.cat(drafter.heard[row])
+        with torch.no_grad():
+            states = stock(torch.tensor([text[: len(heard)]]), output_hidden_states=True).hidden_states
+        wanted = torch.stack([states[0][0], states[2][0], states[-1][0]], 1)
+        assert heard.shape == wanted.shape and len(heard) >= len(text) - 1
+        torch.testing.assert_close(heard, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_plan_counts_what_taps_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "model", "llama", torch.float32)
+    options = {"memory": "1GiB", "context": 256, "rows": 1, "method": "listening"}
+    plans = [LLM.plan_only(tmp_path / "model", **options)]
+    monkeypatch.setattr(ListeningSpec, "taps", ())
+    plans.insert(0, LLM.plan_only(tmp_path / "model", **options))
+    plain, tapped = (plan.items["activations"] for plan in plans)
+    assert plans[0].passes == plans[1].passes
+    assert tapped - plain == plans[0].passes.tiles * 32 * 3 * 64 * 4, "three states of 64 float32 for each node of a pass"
+
+
+def test_a_hidden_state_that_the_model_has_not_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "model", "llama", torch.float32)
+    with pytest.raises(UsageError, match="reads hidden state 9, but this model of 3 layers has 0 to 3"):
+        LLM(tmp_path / "model", method="listening:first=9", memory="1GiB", context=64)
+
+
+@given(st.integers(1, 90), st.data())
+def test_places_are_counted_from_both_ends(blocks: int, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, blocks))
+    assert places_of([place, place - blocks - 1], blocks) == [place, place]
+    beyond = data.draw(st.sampled_from([blocks + 1, -blocks - 2]))
+    with pytest.raises(UsageError):
+        places_of([beyond], blocks)
