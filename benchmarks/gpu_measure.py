@@ -77,7 +77,7 @@ def measure(run: Run, model: str, size: Size) -> dict[str, Any]:
         stats = done.stats.to_dict()
         memory = held(llm)  # before anything else is measured there
         found = level(llm) if run == BEST else {}
-        peak = llm.model.device.link_bytes_per_second()
+        peak = llm.model.device.link_bytes_per_second(0.0)
     kept = ("tokens_per_second", "ttft_seconds", "mean_accepted", "rounds", "bytes_streamed", "link_bytes_per_second",
             "peak_memory_bytes", "draft_seconds", "wait_seconds", "compute_seconds", "drafted", "accepted",
             "limit_tokens_per_second")  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.codecs import CODECS
+from understudy.devices import DEVICES
 from understudy.frontends import COMMANDS, main
 from understudy.policies import POLICIES
 from understudy.quantizers import QUANTIZERS
@@ -55,6 +56,24 @@ def test_a_quantiser(model: Path, plain: list[int], monkeypatch: pytest.MonkeyPa
         done = llm.generate(PROMPT, PARAMS)[0]
         assert {entry.quantizer for entry in llm.store.linears.values()} == {"signs"}
     assert done.token_ids == plain and done.stats.drafted > 0 and Signs.used > 0
+
+
+def test_a_device(
+    model: Path, plain: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named on the command line too, and asked for all that a processor is: memory, transfers, products, attention."""
+    monkeypatch.setitem(DEVICES, "distant", "toy_device:Distant")
+    from toy_device import Distant  # type: ignore[import-not-found]
+
+    with LLM(model, device="distant", host_memory="4GiB", codec="raw", **OPTIONS) as llm:
+        done = llm.generate(PROMPT, PARAMS)[0]
+        assert isinstance(llm.model.device, Distant) and llm.plan.device == "distant"
+    assert done.token_ids == plain and done.stats.bytes_streamed > 0 and done.stats.accepted > 0
+    assert Distant.attended > 0 and Distant.multiplied > 0 and done.stats.peak_memory_bytes == 123
+    assert main(["plan", str(model), "--device", "distant", "--memory", "1GiB"]) == 0
+    assert "(distant)" in capsys.readouterr().out
+    assert main(["plan", str(model), "--device", "distent"]) == 2
+    assert "Did you mean distant?" in capsys.readouterr().err
 
 
 def test_a_policy(model: Path, plain: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

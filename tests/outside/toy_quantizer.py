@@ -11,6 +11,7 @@ from understudy.quantizers import Linear, Tensors, dequantised
 
 class Signs:
     name = "signs"
+    grouped = False
     used = 0
 
     def applies(self, rows: int, columns: int) -> bool:

@@ -84,7 +84,7 @@ class Device(Protocol):
         ...
 
     def incoming(self, place: Tensor) -> Tensor:
-        """Host memory to read into what belongs in `place`: `place` itself where the host can write there."""
+        """Host memory, page-aligned, to read what belongs in `place` into: `place` itself where the host can write there."""
         ...
 
     # The slow path

@@ -3,7 +3,7 @@
 An option that was not given stays None, so the defaults live where the meaning lives: in LLM and SamplingParams."""
 
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,10 +16,11 @@ from ..plan.sizes import parse_size
 from .parser import Parser
 
 
-def one_of(option: str, names: Sequence[str]) -> Any:
-    """An argument type: one of `names`, with the nearest one in the error."""
+def one_of(option: str, known: Callable[[], Sequence[str]]) -> Any:
+    """An argument type: one of the names that are known when it is given, with the nearest one in the error."""
 
     def convert(text: str) -> str:
+        names = known()
         if text in names:
             return text
         close = get_close_matches(text, names, n=1)
@@ -86,8 +87,8 @@ def _value(flag: str, metavar: str, help: str, convert: Any = str, **more: Any) 
     return Option(flag, help, {"metavar": metavar, "type": convert, **more})
 
 
-def _choice(flag: str, names: tuple[str, ...], help: str) -> Option:
-    return _value(flag, "|".join(names), help, one_of(flag.lstrip("-"), names))
+def _choice(flag: str, known: Callable[[], Sequence[str]], help: str) -> Option:
+    return _value(flag, "|".join(known()), help, one_of(flag.lstrip("-"), known))
 
 
 def _switch(flag: str, help: str) -> Option:
@@ -109,9 +110,9 @@ PREPARATION = (
 PLACEMENT = (
     _value("--memory", "SIZE", "ceiling on fast memory, such as 8GiB (default: what is free)", memory),
     _value("--host-memory", "SIZE", "ceiling on host memory behind an accelerator, such as 32GiB", memory),
-    _choice("--device", device_names(), "where to compute"),
-    _choice("--dtype", DTYPES, "precision of the exact model (auto: the checkpoint's own)"),
-    _choice("--resident", RESIDENT, "exact weights kept in fast memory (auto: what the budget leaves)"),
+    _choice("--device", device_names, "where to compute"),
+    _choice("--dtype", lambda: DTYPES, "precision of the exact model (auto: the checkpoint's own)"),
+    _choice("--resident", lambda: RESIDENT, "exact weights kept in fast memory (auto: what the budget leaves)"),
     _value("--context", "N", "longest prompt and answer together, in tokens", count),
     *PREPARATION,
 )

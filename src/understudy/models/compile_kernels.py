@@ -64,13 +64,13 @@ def _use_all(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> Non
 
 def _use(store: Store, entry: LinearEntry, dtype: torch.dtype, drafts: bool, processor: Processor) -> None:
     """Multiply one row by the draft's copy of `entry`, and by its first part."""
-    maker = quantizer(entry.quantizer)
+    copy = quantizer(entry.quantizer)
     substitute = store.substitute(entry)
     if drafts or not entry.parts:
-        maker.linear(substitute, entry.shape, dtype)(torch.zeros(1, entry.shape[1], dtype=dtype))
+        copy.linear(substitute, entry.shape, dtype)(torch.zeros(1, entry.shape[1], dtype=dtype))
     for part in entry.parts[:1]:
         buffer = processor.arena(whole_bytes(entry.shape[1], part.blocks, entry.dtype))
-        exact = ExactLinear(entry, maker, substitute, buffer, processor)
+        exact = ExactLinear(entry, copy, substitute, buffer, processor)
         data = store.read(part.stored)
         if (product := exact.product(dtype)) is not None:
             x, out = torch.zeros(1, entry.shape[1], dtype=dtype), torch.empty(1, part.blocks, 64, dtype=dtype)
