@@ -37,7 +37,7 @@ def columns_dot(rows: int) -> Any:
     @intrinsic
     def add_columns(typing: Any, weights: Any, columns: Any, x: Any, stride: Any, sums: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Dot(context, builder, rows, *arguments).loop()
+            _ColumnsDot(context, builder, rows, *arguments).loop()
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), generate
@@ -45,7 +45,7 @@ def columns_dot(rows: int) -> Any:
     return add_columns
 
 
-class _Dot(Code):
+class _ColumnsDot(Code):
     """The code of one `add_columns`."""
 
     def __init__(self, context: Any, builder: Any, rows: int, *arguments: Any) -> None:

@@ -37,7 +37,7 @@ def group_dot(bits: int, rows: int, vnni: bool | None = None) -> Any:
     def add_group(typing: Any, codes: Any, x: Any, stride: Any, columns: Any, scales: Any, steps: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             fast = has_vnni() if vnni is None else vnni
-            write = _Dot(context, builder, bits, rows, *arguments)
+            write = _GroupDot(context, builder, bits, rows, *arguments)
             write.epilogue(write.sums(write.vnni_step, WORDS, 4) if fast else write.sums(write.plain_step, FLOATS, 1))
             return context.get_dummy_value()
 
@@ -46,7 +46,7 @@ def group_dot(bits: int, rows: int, vnni: bool | None = None) -> Any:
     return add_group
 
 
-class _Dot(Codes):
+class _GroupDot(Codes):
     """The code of one `add_group`."""
 
     def __init__(self, context: Any, builder: Any, bits: int, rows: int, *arguments: Any) -> None:

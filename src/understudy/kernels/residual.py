@@ -13,9 +13,10 @@ from numba.np import numpy_support
 from torch import Tensor
 
 from . import team
+from .bins import DENSE, MOST
 from .compiled import bits, compiled
 from .descriptor import DecodeRun, ResidualBlocks, decode_run
-from .residual_bits import DENSE, MOST, tile_reader, tile_writer
+from .residual_bits import tile_reader, tile_writer
 from .team import take, uint16_at, uint32_at
 
 # weights below which other threads are not worth waking

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..residual_bits import DENSE, WIDER
+from ..bins import DENSE, WIDER
 from .codes import column_of
 
 COLUMNS = 32  # at a time, where a group has as many
