@@ -1,10 +1,12 @@
-"""The bin of values that a code of 2, 3 or 4 bits stands for, as bfloat16 bit patterns: vector code for a column of 64 codes.
+"""The bin of values that a code of 2, 3 or 4 bits stands for, as bfloat16 bit patterns: vector code for a column of 64
+codes.
 
-Code q stands for the values from (q - centre - 0.5) * scale + zero to (q - centre + 0.5) * scale + zero. Bfloat16 magnitudes
-are ordered as their bit patterns, so a bin is a range of patterns, and a weight is its place in that range. The place is
-counted from the bin's far end, where magnitudes are largest: bins that hold most weights are those with few patterns. A bin
-of m + 1 patterns takes as many bits as m has (DENSE at least, MOST at most). Where it straddles zero it takes MOST bits, and
-one for the side. The fewer the bits of a code, the more weights lie beyond its outermost bins, so these are WIDER.
+Code q stands for the values from (q - centre - 0.5) * scale + zero to (q - centre + 0.5) * scale + zero. Bfloat16
+magnitudes are ordered as their bit patterns, so a bin is a range of patterns, and a weight is its place in that range.
+The place is counted from the bin's far end, where magnitudes are largest: bins that hold most weights are those with
+few patterns. A bin of m + 1 patterns takes as many bits as m has (DENSE at least, MOST at most). Where it straddles
+zero it takes MOST bits, and one for the side. The fewer the bits of a code, the more weights lie beyond its outermost
+bins, so these are WIDER.
 
 Bin ends are computed in float32 by one fixed order of operations, never fused, and cut to their upper 16 bits."""
 
@@ -87,7 +89,8 @@ class BinCode(Codes):
         return Bins(lower, higher, top, far, most, straddles)
 
     def outermost(self, codes: list[Any], top: Pair) -> Pair:
-        """The rows whose code is the last on the side of the bin's upper end: the first code below zero, else the last."""
+        """The rows whose code is the last on the side of the bin's upper end: the first code below zero, else the
+        last."""
         b = self.b
         last = (1 << self.bits) - 1
         found = []

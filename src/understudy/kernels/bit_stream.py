@@ -1,4 +1,5 @@
-"""A stream of bits: of 64 rows, those that a mask names have the next bits, in order. Vector code to take and to append them.
+"""A stream of bits: of 64 rows, those that a mask names have the next bits, in order. Vector code to take and to
+append them.
 
 With BMI2 one instruction spreads or gathers 64 bits; elsewhere a loop does."""
 
@@ -23,7 +24,8 @@ def take_bits(code: Code, stream: Any, place: Any, mask: Any) -> tuple[Any, Any]
 
 
 def append_bits(code: Code, stream: Any, place: Any, bits: Any, mask: Any) -> Any:
-    """Write the bits in the rows of `mask` at bit `place` of a stream that is zero from there on; the place after them."""
+    """Write the bits in the rows of `mask` at bit `place` of a stream that is zero from there on; the place after
+    them."""
     b = code.b
     address, shift = code.at(stream, b.lshr(place, LONG(3))), b.and_(place, LONG(7))
     if has("bmi2"):

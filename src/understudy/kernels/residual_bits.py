@@ -1,8 +1,10 @@
-"""What a code leaves open of a bfloat16 weight, in as few bits as its bin needs (`bins`): vector code to write and to read it.
+"""What a code leaves open of a bfloat16 weight, in as few bits as its bin needs (`bins`): vector code to write and to
+read it.
 
-For each column of a block, in the dense part: the low 4 bits of the places of all 64 rows (32 bytes, as codes of 4 bits are
-packed), then bit 4 of all (8 bytes), and so on up to DENSE; in the stream, for the rows that have one, the side (1: not that
-of the upper end), then the next bit, ... bit 9, rows in order. A weight outside its code's bin is an exception, listed apart."""
+For each column of a block, in the dense part: the low 4 bits of the places of all 64 rows (32 bytes, as codes of 4
+bits are packed), then bit 4 of all (8 bytes), and so on up to DENSE; in the stream, for the rows that have one, the
+side (1: not that of the upper end), then the next bit, ... bit 9, rows in order. A weight outside its code's bin is an
+exception, listed apart."""
 
 from typing import Any
 
@@ -17,8 +19,8 @@ from .vector import BIT, LONG, Vector
 def tile_reader(bits: int) -> Any:
     """Code for use in a kernel: makes `columns` columns of one group at `blocks` from dense part and stream.
 
-    `scales`: (scale, zero) of each row, in bfloat16; `start`: the first bit of the stream; all but `columns` and `start` are
-    addresses. Returns the bit of the stream after the last one read."""
+    `scales`: (scale, zero) of each row, in bfloat16; `start`: the first bit of the stream; all but `columns` and
+    `start` are addresses. Returns the bit of the stream after the last one read."""
 
     @intrinsic
     def read_tile(
@@ -40,7 +42,8 @@ def tile_reader(bits: int) -> Any:
 
 
 def tile_writer(bits: int) -> Any:
-    """The reverse of `tile_reader`, into zeroed memory; at `odd`, 64 bits a column, bit j where row j is an exception."""
+    """The reverse of `tile_reader`, into zeroed memory; at `odd`, 64 bits a column, bit j where row j is an
+    exception."""
 
     @intrinsic
     def write_tile(
@@ -66,7 +69,8 @@ class _TileCode(BinCode):
     """Code that reads and writes the columns of one group of one block."""
 
     def loop(self, count: Any, first: Any) -> Any:
-        """Start a loop over `count` columns: its counter, the place in the stream, and what ends it, given the next place."""
+        """Start a loop over `count` columns: its counter, the place in the stream, and what ends it, given the next
+        place."""
         before = self.b.block
         body, done = self.b.append_basic_block("columns"), self.b.append_basic_block("done")
         self.b.branch(body)
@@ -103,7 +107,8 @@ class _TileCode(BinCode):
         return place
 
     def low_bytes(self, bins: Bins, dense: Any, stream: Any, place: Any) -> tuple[Any, Any]:
-        """Bits 0 to 7 of each row's place in its bin, a byte a row, all 64 at once; and the place in the stream after them."""
+        """Bits 0 to 7 of each row's place in its bin, a byte a row, all 64 at once; and the place in the stream after
+        them."""
         b = self.b
         run = self.load(dense, RUN)
         nibbles = [b.and_(run, self.all(RUN, 15)), b.lshr(run, self.all(RUN, 4))]
@@ -127,7 +132,8 @@ class _TileCode(BinCode):
         return [self.b.select(row, self.b.sub(value, by), value) for row, value in pairs]
 
     def write(self, bins: Bins, dense: Any, stream: Any, place: Any, block: Any, odd: Any) -> Any:
-        """Dense part, stream and exceptions of the column at the address `block`; returns the place in the stream after it."""
+        """Dense part, stream and exceptions of the column at the address `block`; returns the place in the stream
+        after it."""
         b, straddles = self.b, self.mask(bins.straddles)
         weights = [self.load(self.at(block, 64 * half), HALVES) for half in range(2)]
         differs = [b.xor(w, top) for w, top in zip(weights, bins.top, strict=True)]
