@@ -101,14 +101,20 @@ def _decode(
         # what follows overwrites what other threads have just written
         tl.debug_barrier()
         listed = (stream + (tl.load(longs + 2) + 63) // 64 * 64) // 2
-        e = tl.load(words + 17 + tile * 2).to(tl.int64) & 0xFFFFFFFF
-        last = tl.load(words + 19 + tile * 2).to(tl.int64) & 0xFFFFFFFF
-        while e < last:
-            which = e + tl.arange(0, LISTED)
-            spot = tl.load(halves + listed + which * 2, mask=which < last, other=0).to(tl.int64) & 0xFFFF
-            weight = tl.load(halves + listed + which * 2 + 1, mask=which < last, other=0)
-            tl.store(out + first * 64 + spot, weight, mask=which < last)
-            e += LISTED
+        _put_back(words + 17 + tile * 2, halves + listed, out + first * 64, LISTED)
+
+
+@triton.jit
+def _put_back(bounds, listed, out, LISTED: tl.constexpr):
+    """Write a tile's exceptions over what was decoded. `bounds`: the number of its first one; two further, of the last + 1."""
+    e = tl.load(bounds).to(tl.int64) & 0xFFFFFFFF
+    last = tl.load(bounds + 2).to(tl.int64) & 0xFFFFFFFF
+    while e < last:
+        which = e + tl.arange(0, LISTED)
+        spot = tl.load(listed + which * 2, mask=which < last, other=0).to(tl.int64) & 0xFFFF
+        weight = tl.load(listed + which * 2 + 1, mask=which < last, other=0)
+        tl.store(out + spot, weight, mask=which < last)
+        e += LISTED
 
 
 @triton.jit
