@@ -128,7 +128,9 @@ class Processor:
         return float(last - first)
 
     def out_of_memory(self, error: BaseException) -> str:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        # torch's allocator for the processor raises a plain RuntimeError
+        allocator = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        known = allocator or isinstance(error, MemoryError | torch.OutOfMemoryError)
         return first_line(error) if known else ""
 
     def lost(self, error: BaseException) -> bool:
