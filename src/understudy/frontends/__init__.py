@@ -2,9 +2,7 @@
 
 Everything for people goes to stderr; stdout carries the text, the table, or the one JSON object."""
 
-import errno
 import importlib
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from collections.abc import Sequence
 from ..errors import UnderstudyError
 from ..registry import find, lookup
 from .parser import Command, Parser
+from .streams import complain, guard
 
 COMMANDS = {
     "run": "understudy.frontends.run:command",
@@ -29,39 +28,37 @@ INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The `understudy` command: the exit status is 0, 1 (could not), 2 (wrong use) or 130 (Ctrl-C)."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal of few characters never stops the text
+    guard()
     # Read when torch is loaded: threads that wait for each other spin for some microseconds, then sleep. Spinning on, as is
     # the default, takes the processor from those that work; sleeping at once costs a third of a draft level (docs/log.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     try:
-        status = _dispatch(sys.argv[1:] if argv is None else list(argv))
-        sys.stdout.flush()
+        status = _flushed(sys.argv[1:] if argv is None else list(argv))
     except UnderstudyError as error:
         if os.environ.get("UNDERSTUDY_DEBUG") == "1":
             raise
-        print(f"understudy: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(str(error))
         return error.exit_status
     except KeyboardInterrupt:
-        print("understudy: stopped.", file=sys.stderr)
+        complain("stopped.")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader has seen enough
-        _discard_output()
+    except BrokenPipeError:
+        # The reader has seen enough.
         return 0
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _discard_output()
-        print("understudy: The output could not be written: the disk it goes to is full.", file=sys.stderr)
-        return 1
     return status
 
 
-def _discard_output() -> None:
-    """What is still buffered goes nowhere, so that nothing fails again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _flushed(argv: list[str]) -> int:
+    """The exit status of a command, once all that it wrote is where it should be."""
+    try:
+        status = _dispatch(argv)
+    except SystemExit:
+        # The parser ends the program after it has printed its help.
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return status
 
 
 def _dispatch(argv: list[str]) -> int:
