@@ -1,14 +1,11 @@
 """Streamed text is the whole text: no character comes in halves, and nothing of a stop text is shown and taken back."""
 
-from typing import Any
-
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_detokenizer import MADE, expected
 from tests.tiny import byte_tokenizer
-from understudy.text import Reply, chat_prompt, plain_stops
+from understudy.text import Reply
 
 TOKENIZER = byte_tokenizer()
 
@@ -63,18 +60,6 @@ def test_a_stop_text_ends_it_and_is_never_shown(text: str, stops: list[str]) -> 
     first = min(text.find(stop) for stop in stops if stop in text[: ends[0]])
     assert reply.stopped and "".join(pieces) == text[:first] == reply.text
     assert len(pieces) == ends[0]
-
-
-@pytest.mark.parametrize(
-    "template", [None, "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"]
-)
-def test_a_conversation_has_the_tokenizers_form_or_a_plain_one(template: str | None) -> None:
-    tokenizer: Any = byte_tokenizer()
-    tokenizer.chat_template = template
-    messages = [{"role": "user", "content": "Hi"}]
-    expected = "<user>Hi<assistant>" if template else "User: Hi\nAssistant:"
-    assert tokenizer.decode(chat_prompt(tokenizer, messages)) == expected
-    assert plain_stops(tokenizer) == (() if template else ("\nUser:",))
 
 
 FALLBACK = MADE["fallback, stripped"]

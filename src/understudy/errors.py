@@ -1,9 +1,33 @@
 """What went wrong, in one line that says what to do next. Front ends print the message and exit with `exit_status`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def first_line(error: BaseException) -> str:
     """What an error of somebody else says, without what follows; its kind, if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
+# What another library raises when a file or a template is not as it expects.
+FOREIGN = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+@contextmanager
+def quoted(kind: type["UnderstudyError"], what: str, advice: str, *more: type[BaseException]) -> Iterator[None]:
+    """Errors that another library raises inside become one of `kind`: `what`, the library's own words, `advice`.
+
+    Errors of this package pass, and so do those that are neither in FOREIGN nor in `more`: they are bugs."""
+    try:
+        yield
+    except UnderstudyError:
+        raise
+    except BaseException as error:
+        # The library `tokenizers` raises bare Exceptions, and panics where it meets what it did not expect.
+        bare = type(error) is Exception or type(error).__name__ == "PanicException"
+        if not bare and not isinstance(error, (*FOREIGN, *more)):
+            raise
+        raise kind(f"{what}: {first_line(error)}. {advice}") from None
 
 
 class UnderstudyError(Exception):

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .chat_template import chat_prompt, encode, plain_stops
 from .engine import Engine
 from .errors import UsageError
 from .loading import load, plan_for, plan_for_config
@@ -25,7 +26,7 @@ from .scheduler import Scheduler
 from .sequence import TokenSequence
 from .sources import Report, locate, prepare_source
 from .stats import Counters, RequestMeter, Stats
-from .text import Reply, chat_prompt, plain_stops
+from .text import Reply
 from .weights.store import Store
 
 __all__ = ["LLM", "Completion", "SamplingParams", "Stats", "Step"]
@@ -125,7 +126,7 @@ class LLM:
         self.close()
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        ids = list(self.tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else list(prompt)
+        ids = encode(self.tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
         vocabulary = self.store.embedding.shape[0]
         if not ids:
             raise UsageError("The prompt is empty: give at least one token to continue.")
@@ -136,7 +137,7 @@ class LLM:
     def _chat_request(
         self, messages: Sequence[dict[str, str]], params: SamplingParams | None, streams: bool = False
     ) -> Request:
-        ids = chat_prompt(self.tokenizer, messages)
+        ids = self._ids(chat_prompt(self.tokenizer, messages))
         return self._request(ids, params or SamplingParams(), plain_stops(self.tokenizer), streams)
 
     def _request(

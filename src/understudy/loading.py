@@ -61,8 +61,8 @@ class SmallFiles:
     @classmethod
     def of(cls, directory: Path, options: Options) -> SmallFiles:
         """Raises CheckpointError for files that cannot be used."""
-        tokenizer = tokenizer_of(directory)
         config = config_of(directory)
+        tokenizer = tokenizer_of(directory, config.vocab_size)
         generation = defaults_of(options.generation_config, directory)
         file = locate_generation_config(options.generation_config, directory)
         ends, notes = stop_ids(file, config, tokenizer, config.vocab_size)

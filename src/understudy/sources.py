@@ -53,6 +53,9 @@ def prepare_source(
     options = choose_codec(source, layout, options, device)
     directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
     progress = None if report is None else lambda done, total, name: report("preparing", done, total)
+    if not directory.is_dir():
+        # Refused now, not after the minutes that preparing takes.
+        tokenizer_of(source.path, source.info(layout.embedding).shape[0])
     if report is not None and not directory.is_dir():
         size = format_size(estimate(source, layout, options.recipe))
         report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)

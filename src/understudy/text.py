@@ -53,17 +53,3 @@ class Reply:
             if any(stop.startswith(self._pending[-size:]) for stop in self._stops):
                 return size
         return 0
-
-
-def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    """The token ids of a conversation: by the tokenizer's own template, or a plain one where it has none."""
-    if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
-    return list(tokenizer("".join(lines) + "Assistant:")["input_ids"])
-
-
-def plain_stops(tokenizer: Any) -> tuple[str, ...]:
-    """Where a reply ends in the plain template."""
-    return () if getattr(tokenizer, "chat_template", None) else ("\nUser:",)

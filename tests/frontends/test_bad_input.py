@@ -123,6 +123,30 @@ def test_verify_finds_a_flipped_bit_in_any_file(fails: Fail, checkpoint: Path, t
     assert name in fails(1, "verify", str(store))
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "word"),
+    [
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Nonesuch"}}, "PreTokenizer"),
+        ("tokenizer_config.json", {"eos_token": 3}, "eos_token"),
+        ("generation_config.json", {"temperature": "hot"}, "temperature"),
+        ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id"),
+    ],
+)
+def test_a_small_file_that_cannot_be_used_is_told_before_anything_is_prepared(
+    fails: Fail, checkpoint: Path, tmp_path: Path, name: str, values: dict[str, object], word: str
+) -> None:
+    content = json.loads((checkpoint / name).read_text()) if (checkpoint / name).exists() else {}
+    (checkpoint / name).write_text(json.dumps(content | values))
+    for words in (["run", str(checkpoint), "x"], ["chat", str(checkpoint)], ["prepare", str(checkpoint)]):
+        if words[0] != "prepare" or name.startswith("tokenizer"):
+            assert word in fails(1, *words)
+    assert not list((tmp_path / "cache").glob("*/index.json")), "nothing was prepared"
+
+
+def test_a_directory_without_a_generation_config(fails: Fail, checkpoint: Path, tmp_path: Path) -> None:
+    assert "generation_config.json" in fails(2, "run", str(checkpoint), "x", "--generation-config", str(tmp_path))
+
+
 def test_nowhere_to_write(fails: Fail, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "file" / "cache"))

@@ -4,12 +4,14 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+from ..errors import CheckpointError, StoreError, UnderstudyError, UsageError
 from .live import Live, Progress
 from .model import resolve
 from .options import DEFAULTS, METHOD, OUTPUT, PLACEMENT, SAMPLING, declare, placement, sampling
 from .parser import Command, Parser
 from .reply import Reply, receive
 from .show import to_json
+from .streams import OutputError, complain
 
 if TYPE_CHECKING:
     from ..llm import LLM
@@ -33,6 +35,8 @@ def _run(args: Namespace) -> int:
         for line in llm.generation.lines(params):
             live.say(line)
         if sys.stdin.isatty():
+            # A template that cannot be used is told before anything is asked. Nothing runs: no step is taken.
+            llm.stream_chat([{"role": "user", "content": "Hello"}], params)
             live.say(HELP)
         _converse(llm, params, live, args.json)
     return 0
@@ -50,12 +54,29 @@ def _converse(llm: "LLM", params: "SamplingParams", live: Live, as_json: bool) -
             live.say(f"No command {line.split()[0]}. {HELP}")
         elif line:
             messages.append({"role": "user", "content": line})
-            reply = receive(llm.stream_chat(messages, params), live, silent=as_json)
-            if reply.text:
+            reply = _answer(llm, messages, params, live, as_json)
+            if reply is not None and reply.text:
                 messages.append({"role": "assistant", "content": reply.text})
             else:
-                messages.pop()  # cut before a word was said: as if it had not been asked
-            _finish(reply, as_json)
+                messages.pop()  # failed, or cut before a word was said: as if it had not been asked
+            if reply is not None:
+                _finish(reply, as_json)
+
+
+def _answer(
+    llm: "LLM", messages: list[dict[str, str]], params: "SamplingParams", live: Live, as_json: bool
+) -> Reply | None:
+    """The answer to the last message. None where it failed and the person at the terminal may try something else."""
+    try:
+        return receive(llm.stream_chat(messages, params), live, silent=as_json)
+    except (CheckpointError, StoreError, OutputError):
+        raise
+    except UnderstudyError as error:
+        if not sys.stdin.isatty():
+            raise
+        live.end()
+        complain(str(error))
+        return None
 
 
 def _finish(reply: Reply, as_json: bool) -> None:
@@ -73,7 +94,10 @@ def _line() -> str | None:
 
         sys.stderr.write("> ")
         sys.stderr.flush()
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"Standard input is not text in {error.encoding}: {error.reason}.") from None
     return line.strip() if line else None
 
 

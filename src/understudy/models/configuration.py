@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, StoreError
+from ..errors import CheckpointError, quoted
 from ..generation_config import end_marks, read
 from . import structure
 
@@ -24,20 +24,29 @@ def config_of(directory: Path) -> Any:
     return config
 
 
-def tokenizer_of(directory: Path) -> Any:
-    """The transformers tokenizer in `directory`. Raises StoreError where there is none that can be used.
+def tokenizer_of(directory: Path, vocabulary: int | None = None) -> Any:
+    """The transformers tokenizer in `directory`, for a model of `vocabulary` tokens where that is given.
+
+    Raises CheckpointError where there is none that can be used.
 
     Some classes keep, as Python objects, the vocabulary and merges they were built from: 500 bytes a token beside the 300 that
     the tokenizer itself takes (docs/log.md). They are given back."""
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (ValueError, OSError) as error:
-        raise StoreError(f"{directory} has no usable tokenizer: {str(error).splitlines()[0]}") from None
-    if getattr(tokenizer, "is_fast", False):
-        for name in ("_vocab", "_merges"):
-            vars(tokenizer).pop(name, None)
+    what = f"{directory} has no usable tokenizer"
+    with quoted(CheckpointError, what, "Get its tokenizer files again."):
+        # Left open, transformers asks on the terminal whether to run code that comes with the model.
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    if not getattr(tokenizer, "is_fast", False):
+        raise CheckpointError(f"{what}: {type(tokenizer).__name__} runs in Python only. Convert it to a tokenizer.json.")
+    with quoted(CheckpointError, what, "Get its tokenizer files again."):
+        tokenizer.decode(tokenizer("")["input_ids"], skip_special_tokens=True)
+    backend: Any = tokenizer._tokenizer
+    size = backend.get_vocab_size(with_added_tokens=False)
+    if vocabulary is not None and size > vocabulary:
+        raise CheckpointError(f"{what}: it knows {size} tokens, and the model {vocabulary}. Get both from one source.")
+    for name in ("_vocab", "_merges"):
+        vars(tokenizer).pop(name, None)
     return tokenizer
 
 

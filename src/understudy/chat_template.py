@@ -1,0 +1,60 @@
+"""Conversations to prompts, by the model's own chat template or a plain one. A template is code, and may refuse or fail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import CheckpointError, UsageError, first_line, quoted
+
+Messages = Sequence[Mapping[str, str]]
+OTHERWISE = "Mend its chat_template, or continue a plain text with `understudy run`."
+
+
+def encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """The token ids of `text`. UsageError where the tokenizer cannot take it."""
+    with quoted(UsageError, "The tokenizer cannot take this text", "Write it in other characters."):
+        return list(tokenizer(text, **options)["input_ids"])
+
+
+def chat_prompt(tokenizer: Any, messages: Messages) -> list[int]:
+    """The token ids of a conversation: by the tokenizer's own template, or a plain one where it has none.
+
+    Raises UsageError for messages that make no sense or that the template refuses, CheckpointError for a faulty template."""
+    if not messages or not all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in messages):
+        raise UsageError("A conversation is a list of messages, each with a role and a content.")
+    if getattr(tokenizer, "chat_template", None):
+        return encode(tokenizer, _rendered(tokenizer, messages), add_special_tokens=False)
+    lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
+    return encode(tokenizer, "".join(lines) + "Assistant:")
+
+
+def plain_stops(tokenizer: Any) -> tuple[str, ...]:
+    """Where a reply ends in the plain template."""
+    return () if getattr(tokenizer, "chat_template", None) else ("\nUser:",)
+
+
+def _rendered(tokenizer: Any, messages: Messages) -> str:
+    """What the tokenizer's template writes for the messages."""
+    import jinja2
+
+    template = tokenizer.chat_template
+    if isinstance(template, Mapping) and "default" not in template:
+        names = ", ".join(sorted(template))
+        raise CheckpointError(f"This model has several chat templates ({names}) and none is called default. {OTHERWISE}")
+    if not isinstance(template, (str, Mapping)):
+        raise CheckpointError(f"This model's chat template is no text. {OTHERWISE}")
+    try:
+        with quoted(CheckpointError, "This model's chat template is faulty", OTHERWISE, jinja2.UndefinedError):
+            text = tokenizer.apply_chat_template([*messages], add_generation_prompt=True, tokenize=False)
+    except jinja2.TemplateSyntaxError as error:
+        where = f"line {error.lineno}: {error.message}"
+        raise CheckpointError(f"This model's chat template is faulty in {where}. {OTHERWISE}") from None
+    except jinja2.TemplateError as error:
+        # A template that does not take a role, or an order of roles, raises the bare kind.
+        if type(error) is jinja2.TemplateError:
+            raise UsageError(f"This model's chat template refuses the conversation: {first_line(error)}.") from None
+        raise CheckpointError(f"This model's chat template is faulty: {first_line(error)}. {OTHERWISE}") from None
+    if not isinstance(text, str) or not text:
+        raise CheckpointError(f"This model's chat template writes nothing. {OTHERWISE}")
+    return text

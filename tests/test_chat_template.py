@@ -1,0 +1,76 @@
+"""A conversation becomes a prompt, or one line says why it cannot: a template is code that may refuse or fail."""
+
+from typing import Any
+
+import pytest
+
+from tests.tiny import byte_tokenizer
+from understudy.chat_template import chat_prompt, encode, plain_stops
+from understudy.errors import CheckpointError, UsageError
+
+HELLO = [{"role": "user", "content": "Hi"}]
+DEMANDING = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}<{{ messages[-1].content }}>"
+
+
+def rendered(template: Any, messages: Any = HELLO) -> str:
+    tokenizer: Any = byte_tokenizer()
+    tokenizer.chat_template = template
+    return str(tokenizer.decode(chat_prompt(tokenizer, messages)))
+
+
+@pytest.mark.parametrize(
+    "template", [None, "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"]
+)
+def test_a_conversation_has_the_tokenizers_form_or_a_plain_one(template: str | None) -> None:
+    tokenizer: Any = byte_tokenizer()
+    tokenizer.chat_template = template
+    messages = [{"role": "user", "content": "Hi"}]
+    expected = "<user>Hi<assistant>" if template else "User: Hi\nAssistant:"
+    assert tokenizer.decode(chat_prompt(tokenizer, messages)) == expected
+    assert plain_stops(tokenizer) == (() if template else ("\nUser:",))
+
+
+@pytest.mark.parametrize(
+    ("template", "hint"),
+    [
+        ("{{ messages }", "line 1"),
+        ("a\n{% for %}", "line 2"),
+        ("{{ x | nosuch }}", "nosuch"),
+        ("{{ messages[0]['content'].nosuch() }}", "nosuch"),
+        ("{{ nosuch.x }}", "nosuch"),
+        ("{{ messages[7].content.x }}", "faulty"),
+        ("{{ 1 / 0 }}", "division"),
+        ("{{ 'a' + 1 }}", "faulty"),
+        ("{{ messages | map('nosuch') | list }}", "nosuch"),
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "faulty"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{% include 'other' %}", "faulty"),
+        ("{% if false %}x{% endif %}", "writes nothing"),
+        ({"tool_use": "x", "rag": "y"}, "(rag, tool_use)"),
+        ({"default": "{{ messages }"}, "line 1"),
+        (3, "no text"),
+    ],
+    ids=str,
+)
+def test_a_template_that_cannot_be_used_is_one_line(template: Any, hint: str) -> None:
+    with pytest.raises(CheckpointError) as said:
+        rendered(template)
+    assert hint in str(said.value) and "understudy run" in str(said.value) and "\n" not in str(said.value)
+
+
+def test_a_template_may_refuse_a_conversation_and_take_another() -> None:
+    assert rendered(DEMANDING) == "<Hi>"
+    with pytest.raises(UsageError, match="refuses the conversation: No system role"):
+        rendered(DEMANDING, [{"role": "system", "content": "Be brief."}, *HELLO])
+    assert rendered({"default": DEMANDING, "rag": "{{ messages }"}) == "<Hi>"
+
+
+@pytest.mark.parametrize("messages", [[], ["Hi"], [{"content": "Hi"}], [{"role": "user"}], "Hi"], ids=str)
+def test_what_is_no_conversation_is_refused(messages: Any) -> None:
+    with pytest.raises(UsageError, match="role and a content"):
+        rendered(None, messages)
+
+
+def test_a_text_that_the_tokenizer_cannot_take_is_one_line() -> None:
+    with pytest.raises(UsageError, match="cannot take this text"):
+        encode(byte_tokenizer(), "half a pair: \ud800")
