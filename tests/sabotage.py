@@ -61,7 +61,7 @@ MUTATIONS = (
     Mutation("a guess stays that the draft does not say", "drafters/growing_tree.py", "if best is None or best.token != self.tokens[node]:", "if best is None:", GUESS),
     Mutation("a dropped guess stays", "drafters/growing_tree.py", "del self.tokens[first:], self.parents[first:]", "del self.tokens[first + 1 :], self.parents[first + 1 :]", GUESS),
     Mutation("guesses run past the budget", "drafters/tree_search.py", "tree.sequence.remaining - 2 - tip.depth", "tree.sequence.remaining + 2 - tip.depth", GUESS),
-    Mutation("inert nodes write where others lie", "drafters/device_search.py", "slots = torch.where(valid, length + index, self.spare)", "slots = length + index", BEAM),
+    Mutation("inert nodes write where others lie", "drafters/device_search.py", "torch.where(valid, index, most), node", "index, node", BEAM),
     Mutation("children of stop tokens are drafted on the device", "drafters/device_search.py", "going = finite & ~stopped &", "going = finite &", BEAM),
     Mutation("a request's seed does not reach the device", "drafters/launch.py", '"offset": offset(params.seed)', '"offset": offset(0)', f"{BEAM} {GRAPHS}"),
     Mutation("a tail forgets the node itself", "drafters/device_search.py", "tail = torch.where(deep, slots[:, None], tail)", "pass", BEAM),

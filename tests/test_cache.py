@@ -1,14 +1,26 @@
-"""The slab: an accepted path ends up in position order, whatever its slots were."""
+"""Accepted paths end up in position order, whatever their slots were; a sliding layer gives a full layer's bits."""
 
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.test_tree import path_to, trees
-from understudy.cache import Cache, LayerShape
+from understudy import cache as caches
+from understudy.cache import Cache, FullState, LayerShape, SlidingState
+from understudy.errors import CheckpointError
+from understudy.kernels.attention import AttentionSpec, attend, attend_anywhere
+from understudy.kernels.draft_attention import LevelAttention
 from understudy.tree import Nodes, TokenTree
 
+TILE = 32
+CAPACITY = 768
+SHAPE = LayerShape(2, 8, 8)
+WORK = ["read", "tree", "rewind", "copy", "fail"]
 
+
+@settings(deadline=None)
 @given(trees(), st.integers(0, 30), st.data())
 def test_keep_puts_the_path_in_order(tree: TokenTree, length: int, data: st.DataObject) -> None:
     cache = Cache([LayerShape(3, 4, 5)] * 2, 2, 128, torch.float32)
@@ -31,3 +43,164 @@ def test_keep_puts_the_path_in_order(tree: TokenTree, length: int, data: st.Data
     assert not cache.layers[0].keys[0].any(), "the other row was touched"
     assert cache.rewind(1, length) == length
     assert cache.lengths == [0, length]
+
+
+class Twins:
+    """The same tokens in a cache whose layer slides and in one whose layer holds everything."""
+
+    def __init__(self, window: int, dtype: torch.dtype):
+        self.spec = AttentionSpec(0.3, window)
+        self.full = Cache([SHAPE], 2, CAPACITY, dtype)
+        self.sliding = Cache([LayerShape(2, 8, 8, window)], 2, CAPACITY, dtype)
+        assert isinstance(self.sliding.layers[0], SlidingState) and not isinstance(self.full.layers[0], SlidingState)
+        self.dtype = dtype
+
+    @property
+    def caches(self) -> tuple[Cache, Cache]:
+        return self.full, self.sliding
+
+    def numbers(self, count: int, heads: int = 2) -> Tensor:
+        return torch.randn(count, heads, 8).to(self.dtype)
+
+    def draft(self, tree: TokenTree, row: int) -> None:
+        """Other numbers in the scratch, and in the slot after it, as a draft level leaves them; both layers attend alike."""
+        length = self.full.lengths[row]
+        nodes, query = Nodes.of(tree, row, length), self.numbers(len(tree), 4)
+        keys, values = self.numbers(len(tree)), self.numbers(len(tree))
+        outs = []
+        for cache in self.caches:
+            layer = cache.layer(0, self.spec.window)
+            layer.write(nodes, keys, values)
+            layer.write_one(row, min(length + caches.SCRATCH, CAPACITY - 1), keys[0], values[0])
+            outs.append(LevelAttention(nodes)(query, layer.keys, layer.values, self.spec).float())
+        assert torch.allclose(*outs, atol=2e-2 if self.dtype == torch.bfloat16 else 1e-5)
+
+    def verify(self, tree: TokenTree, row: int) -> None:
+        """A target pass, tile by tile; the same bits from both layers."""
+        nodes = Nodes.of(tree, row, self.full.lengths[row])
+        query, keys, values = self.numbers(len(tree), 4), self.numbers(len(tree)), self.numbers(len(tree))
+        outs: list[list[Tensor]] = [[], []]
+        for cache, out in zip(self.caches, outs, strict=True):
+            cache.begin_pass(nodes)
+            for start in range(0, len(tree), TILE):
+                part = slice(start, start + TILE)
+                layer = cache.layer(0, self.spec.window)
+                layer.write(nodes[part], keys[part], values[part])
+                for function in (attend, attend_anywhere):
+                    out.append(function(query[part], layer.keys, layer.values, nodes[part], self.spec))
+        assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True)) and not torch.cat(outs[0]).isnan().any()
+
+    def keep(self, row: int, path: list[int]) -> None:
+        for cache in self.caches:
+            cache.keep(row, torch.tensor(path))
+
+    def rewind(self, row: int, length: int) -> int:
+        reached = self.sliding.rewind(row, length)
+        assert self.full.rewind(row, reached) == reached
+        return reached
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So little room above the window that a sliding layer's places are used again all the time."""
+    monkeypatch.setattr(caches, "SCRATCH", 60)
+    monkeypatch.setattr(caches, "GOING_BACK", 20)
+
+
+@pytest.mark.usefixtures("small")
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(WORK), st.integers(0, 1), st.integers(1, 150)), max_size=14),
+    st.sampled_from([1, 5, 48, 200]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.data(),
+)  # fmt: skip
+def test_a_sliding_layer_has_the_bits_of_a_full_one(
+    work: list[tuple[str, int, int]], window: int, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    torch.manual_seed(len(work))
+    twins = Twins(window, dtype)
+    for what, row, size in [("read", 0, 90), *work, ("tree", 0, 1), ("tree", 1, 1)]:
+        length = twins.full.lengths[row]
+        if what == "rewind":
+            back = data.draw(st.integers(0, length))
+            reached = twins.rewind(row, back)
+            assert reached in (0, back)
+        elif what == "copy":
+            lengths = {cache.copy(row, 1 - row, length) for cache in twins.caches}
+            assert lengths == {length}, "what a row holds now can be copied"
+        elif length + max(size, 60) + 62 > CAPACITY:
+            continue
+        elif what == "fail":
+            twins.verify(TokenTree.chain([1] * size), row)
+            assert twins.rewind(row, length) in (0, length), "what a pass that failed overwrote is known"
+        elif what == "read":
+            twins.verify(TokenTree.chain([1] * size), row)
+            twins.keep(row, list(range(size)))
+        else:
+            tree = data.draw(trees(55))
+            if length:
+                twins.draft(tree, row)
+            twins.verify(tree, row)
+            twins.keep(row, path_to(tree, data.draw(st.integers(0, len(tree) - 1))))
+        assert twins.full.lengths == twins.sliding.lengths
+
+
+@pytest.mark.usefixtures("small")
+def test_a_row_goes_back_a_little_or_to_its_start() -> None:
+    twins = Twins(48, torch.float32)
+    twins.verify(TokenTree.chain([1] * 500), 0)
+    twins.keep(0, list(range(500)))
+    assert twins.rewind(0, 480) == 480
+    twins.verify(TokenTree.chain([1]), 0)
+    assert twins.rewind(0, 300) == 0, "what the window of token 300 held was overwritten"
+    twins.verify(TokenTree.chain([1] * 30), 0)
+    twins.keep(0, list(range(30)))
+    assert twins.rewind(0, 3) == 3, "nothing was overwritten yet"
+
+
+@pytest.mark.usefixtures("small")
+def test_what_a_draft_overwrote_is_remembered() -> None:
+    twins = Twins(48, torch.float32)
+    twins.verify(TokenTree.chain([1] * 100), 0)
+    twins.keep(0, list(range(100)))
+    twins.draft(TokenTree.chain([1] * 60), 0)
+    assert twins.rewind(0, 90) == 90
+    assert twins.rewind(0, 75) == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_a_chain_of_which_little_is_accepted_is_read_again() -> None:
+    twins = Twins(48, torch.float32)
+    for size, kept in ((100, 100), (400, 2)):
+        twins.verify(TokenTree.chain([1] * size), 0)
+        twins.sliding.keep(0, torch.arange(kept))
+    assert twins.sliding.lengths == [0, 0]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_long_pass_that_fails_costs_what_it_overwrote() -> None:
+    twins = Twins(48, torch.float32)
+    twins.verify(TokenTree.chain([1] * 100), 0)
+    twins.keep(0, list(range(100)))
+    twins.verify(TokenTree.chain([1] * 20), 0)
+    assert twins.rewind(0, 100) == 100
+    twins.verify(TokenTree.chain([1] * 300), 0)
+    assert twins.rewind(0, 100) == 0
+
+
+def test_a_sliding_layer_holds_its_window_and_not_the_context() -> None:
+    shapes = [LayerShape(2, 8, 8, 64), LayerShape(2, 8, 8)]
+    cache = Cache(shapes, 1, 4416, torch.bfloat16)
+    sliding, full = cache.layers
+    assert full.nbytes == 4416 * 64 and sliding.nbytes == 640 * 64
+    assert cache.nbytes == full.nbytes + sliding.nbytes
+    assert type(Cache(shapes, 1, 576, torch.bfloat16).layers[0]) is FullState, "a short context is held whole"
+
+
+def test_a_window_longer_than_foretold_is_refused() -> None:
+    cache = Cache([LayerShape(2, 8, 8, 64)] * 2, 1, 4416, torch.bfloat16)
+    assert cache.layer(1, 64) is cache.layers[1]
+    for window, word in ((65, "65 tokens"), (0, "all tokens")):
+        with pytest.raises(CheckpointError, match=f"Layer 1 looks back at {word}"):
+            cache.layer(1, window)

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "codecs": {"kernels"},
     "quantizers": {"kernels"},
     "weights": {"tiers", "codecs", "quantizers", "kernels"},
-    "plan": {"tiers"},
+    "plan": {"tiers", "codecs", "quantizers", "kernels"},
     "devices": {"plan", "kernels", "tiers", "codecs", "quantizers", "tree"},
     "models": {
         *("generation_config", "devices", "sampling", "cache", "tree"),
@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "scheduler": {"engine", "policies", "request", "stats"},
     "options": {"drafters", "devices", "weights", "codecs", "quantizers"},
     "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs"},
-    "blueprint": {"options", "devices", "models", "weights", "plan"},
+    "blueprint": {"cache", "options", "devices", "models", "weights", "plan"},
     "loading": {
         *("generation_config", "blueprint", "sources", "options"),
         *("devices", "models", "weights", "plan", "drafters", "tiers"),

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from .cache import SCRATCH
 from .devices import Device
 from .errors import UsageError
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
-from .models.model import SCRATCH
 from .models.shape import ModelShape
 from .models.target import TILE
 from .options import DTYPES, Options
@@ -147,7 +147,7 @@ class Blueprint:
 
     def _rows(self, budget: int, slots: int) -> int:
         """Sequences whose KV cache of `slots` tokens each is a small share of the budget: 1 to MOST_ROWS."""
-        sequence_bytes = max(self.footprint.kv_bytes_per_token * slots, 1)
+        sequence_bytes = max(self.footprint.kv_bytes(slots), 1)
         return max(1, min(MOST_ROWS, int(budget * CACHE_SHARE) // sequence_bytes))
 
     def replanned(self, free_bytes: int, reason: str) -> Plan:

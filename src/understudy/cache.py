@@ -1,15 +1,22 @@
-"""The KV cache. Invariant: slots below a row's length hold accepted tokens, slot = position, and never change; slots above it
-are scratch, which drafts write and the target overwrites. Rolling back is setting a number."""
+"""The KV cache: a state for each layer. Invariant: slots below a row's length hold accepted tokens, slot = position, and never
+change; slots above it are scratch, which drafts write and the target overwrites. Rolling back is setting a number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .errors import CheckpointError
 from .tree import Nodes
+
+# slots past a row's length for the nodes of a tree
+SCRATCH = 320
+# tokens that a row can go back at least without its sliding layers having to be read again
+GOING_BACK = 256
 
 
 @dataclass(frozen=True)
@@ -30,46 +37,128 @@ class LayerShape:
         """Numbers kept for each token."""
         return self.kv_heads * (self.key_size + self.value_size)
 
+    @property
+    def window_slots(self) -> int:
+        """Slots that a row needs to slide, however long the context; 0 where all tokens are looked at."""
+        return -(-(self.window + SCRATCH + GOING_BACK) // 64) * 64 if self.window else 0
+
+    def slots(self, capacity: int) -> int:
+        """Slots that a row of this layer takes in a cache whose rows have `capacity`."""
+        return min(self.window_slots or capacity, capacity)
+
+
+class LayerState(Protocol):
+    """What a cache asks of each layer's state, whatever it keeps."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def keep(self, row: int, length: int, path: Tensor) -> None:
+        """Make the nodes of `path` [m], root first, of the tree above `length`, the next m accepted tokens."""
+
+    def reach(self, row: int, length: int, written: int) -> int:
+        """The longest length, at most `length`, to which `row` can go back. Slots below `written` may have been written."""
+
+    def rewind(self, row: int, length: int) -> None:
+        """Go back to `length`, which can be reached."""
+
+    def copy(self, row: int, to: int, length: int) -> None:
+        """Give row `to` the first `length` tokens of `row`, which can be reached."""
+
 
 class FullState:
     """Keys and values of one layer for every token of the context: [rows, kv heads, capacity, size].
 
     Pages that no row has reached are never touched, so memory grows with use up to what the plan counted."""
 
-    def __init__(self, shape: LayerShape, rows: int, capacity: int, dtype: torch.dtype, device: str):
+    def __init__(self, shape: LayerShape, rows: int, slots: int, dtype: torch.dtype, device: str = "cpu"):
         self.shape = shape
-        self.keys = torch.zeros((rows, shape.kv_heads, capacity, shape.key_size), dtype=dtype, device=device)
-        self.values = torch.zeros((rows, shape.kv_heads, capacity, shape.value_size), dtype=dtype, device=device)
+        self.keys = torch.zeros((rows, shape.kv_heads, slots, shape.key_size), dtype=dtype, device=device)
+        self.values = torch.zeros((rows, shape.kv_heads, slots, shape.value_size), dtype=dtype, device=device)
 
     @property
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
+    def places(self, slots: Tensor) -> Tensor:
+        """Where in the tensors `slots` lie, on the device of the tensors."""
+        return slots.to(self.keys.device)
+
     def write(self, nodes: Nodes, keys: Tensor, values: Tensor) -> None:
         """Put keys and values [n, kv heads, size] of `nodes` at their slots."""
-        rows, slots = nodes.rows.to(self.keys.device), nodes.slots.to(self.keys.device)
-        self.keys[rows, :, slots] = keys.to(self.keys.dtype)
-        self.values[rows, :, slots] = values.to(self.values.dtype)
+        rows, places = nodes.rows.to(self.keys.device), self.places(nodes.slots)
+        self.keys[rows, :, places] = keys.to(self.keys.dtype)
+        self.values[rows, :, places] = values.to(self.values.dtype)
 
-    def write_one(self, row: int, slot: int, key: Tensor, value: Tensor) -> None:
-        """Put the key and value [kv heads, size] of one node at its slot; faster than `write`, where the host knows the slot."""
-        self.keys[row, :, slot] = key
-        self.values[row, :, slot] = value
+    def write_one(self, row: int, slot: int, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values [kv heads, size] of a single node at its slot; in memory of the host this is faster."""
+        place = slot % self.keys.shape[2]
+        self.keys[row, :, place] = keys
+        self.values[row, :, place] = values
 
-    def move(self, row: int, source: Tensor, to: Tensor) -> None:
-        """Copy what slots `source` [m] of `row` hold to slots `to` [m]."""
-        source, to = source.to(self.keys.device), to.to(self.keys.device)
+    def keep(self, row: int, length: int, path: Tensor) -> None:
+        moved = path != torch.arange(len(path))
+        if not bool(moved.any()):
+            return
+        to = self.places(length + torch.arange(len(path))[moved])
+        source = self.places(length + path[moved])
         for slab in (self.keys, self.values):
             slab[row][:, to] = slab[row][:, source]
+
+    def serves(self, window: int) -> bool:
+        """Does it hold what attention with this `window` (0: none) looks at?"""
+        return True
+
+    def reach(self, row: int, length: int, written: int) -> int:
+        return length
+
+    def rewind(self, row: int, length: int) -> None: ...
+
+    def copy(self, row: int, to: int, length: int) -> None:
+        self.keys[to, :, :length] = self.keys[row, :, :length]
+        self.values[to, :, :length] = self.values[row, :, :length]
+
+
+class SlidingState(FullState):
+    """Keys and values of one layer that looks back at a window: slot s lies at place s % places, so that a row holds its window,
+    the scratch above it and a little of what came before, not the whole context: [rows, kv heads, places, size].
+
+    A prompt may be longer: its tiles are written one after another, and each looks back at its window alone."""
+
+    def places(self, slots: Tensor) -> Tensor:
+        return slots.to(self.keys.device) % self.keys.shape[2]
+
+    def serves(self, window: int) -> bool:
+        return 0 < window <= self.shape.window
+
+    def reach(self, row: int, length: int, written: int) -> int:
+        """`length` where the window of the next token is still held, else 0: what was overwritten depends, layer by layer, on
+        older and older tokens."""
+        oldest_wanted = max(length + 1 - self.shape.window, 0)
+        oldest_held = written - self.keys.shape[2]
+        return length if oldest_wanted >= oldest_held else 0
+
+    def copy(self, row: int, to: int, length: int) -> None:
+        self.keys[to] = self.keys[row]
+        self.values[to] = self.values[row]
+
+
+def state_of(shape: LayerShape, rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu") -> FullState:
+    """The state of a layer of `shape` in a cache of `rows` with `capacity` slots each."""
+    slots = shape.slots(capacity)
+    kind = SlidingState if slots < capacity else FullState
+    return kind(shape, rows, slots, dtype, device)
 
 
 class Cache:
     """A state for each layer. `lengths[row]` tokens of a row are accepted."""
 
     def __init__(self, shapes: Sequence[LayerShape], rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu"):
-        self.layers = [FullState(shape, rows, capacity, dtype, device) for shape in shapes]
+        self.layers = [state_of(shape, rows, capacity, dtype, device) for shape in shapes]
         self.lengths = [0] * rows
         self.capacity = capacity
+        # one past the highest slot that passes have written, and trees above earlier lengths may have written
+        self._written = [0] * rows
 
     @property
     def rows(self) -> int:
@@ -79,20 +168,67 @@ class Cache:
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
 
+    def layer(self, index: int, window: int) -> FullState:
+        """The state of layer `index`, whose attention looks back at `window` tokens (0: all). CheckpointError where the config
+        foretold a shorter window, so that not all of them are held."""
+        layer = self.layers[index]
+        if not layer.serves(window):
+            looks = f"{window} tokens" if window else "all tokens"
+            raise CheckpointError(
+                f"Layer {index} looks back at {looks}, its config says {layer.shape.window}: this model is not supported yet."
+            )
+        return layer
+
     def keep(self, row: int, path: Tensor) -> None:
-        """Make the nodes of `path` [m], root first, the next m accepted tokens of `row`."""
-        length, count = self.lengths[row], len(path)
-        moved = path != torch.arange(count)
-        if bool(moved.any()):
-            to = length + torch.arange(count)[moved]
-            source = length + path[moved]
-            for layer in self.layers:
-                layer.move(row, source, to)
-        self.lengths[row] = length + count
+        """Make the nodes of `path` [m], root first, the next m accepted tokens of `row`. Where a layer no longer holds what the
+        next token looks at (after a pass over a long chain of which little was accepted), the row's length becomes 0."""
+        for layer in self.layers:
+            layer.keep(row, self.lengths[row], path)
+        self.lengths[row] += len(path)
+        self.rewind(row, self.lengths[row])
 
     def rewind(self, row: int, length: int) -> int:
-        """Forget the tokens of `row` from `length` on. Returns the length reached, which may be less: what lies beyond it must be
+        """Forget the tokens of `row` from `length` on. Returns the length reached, which may be less: the tokens beyond it must be
         read again."""
         assert 0 <= length <= self.lengths[row], f"cannot rewind row {row} from {self.lengths[row]} to {length}"
-        self.lengths[row] = length
-        return length
+        self._written[row] = self._highest(row)
+        reached = self._reach(row, length)
+        for layer in self.layers:
+            layer.rewind(row, reached)
+        self.lengths[row] = reached
+        if reached == 0:
+            self._written[row] = 0
+        return reached
+
+    def copy(self, row: int, to: int, length: int) -> int:
+        """Give row `to` the first `length` tokens of `row`, in place of its own. Returns the length reached, which may be less."""
+        assert row != to and 0 <= length <= self.lengths[row]
+        reached = self._reach(row, length)
+        for layer in self.layers:
+            layer.copy(row, to, reached)
+        self.lengths[to] = reached
+        self._written[to] = self._highest(row) if reached else 0
+        return reached
+
+    def begin_pass(self, nodes: Nodes) -> None:
+        """Note that a pass of the target is about to write the slots of `nodes`. Rows of a pass that fails must be rewound: where a
+        long prompt was being read, a sliding layer may have lost what came before it."""
+        for row in set(nodes.rows.tolist()):
+            mine = nodes.rows == row
+            end = int(nodes.slots[mine].max()) + 1
+            chain = bool((nodes.slots[mine] == nodes.positions[mine]).all())
+            assert chain or end - self.lengths[row] <= SCRATCH, f"a tree of {end - self.lengths[row]} nodes in row {row}"
+            self._written[row] = max(self._highest(row), end)
+
+    def _highest(self, row: int) -> int:
+        """One past the highest slot of `row` that may have been written: trees use the scratch, and a device's draft the slot after
+        it as a dummy."""
+        return max(self._written[row], self.lengths[row] + SCRATCH + 1 if self.lengths[row] else 0)
+
+    def _reach(self, row: int, length: int) -> int:
+        """The longest length, at most `length`, that every layer can go back to."""
+        while True:
+            reached = min((layer.reach(row, length, self._highest(row)) for layer in self.layers), default=length)
+            if reached == length:
+                return reached
+            length = reached

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tiny import save
-from understudy import LLM
+from understudy import LLM, cache
 from understudy.models.model import Model
 from understudy.tree import Nodes, TokenTree
 from understudy.verify import accept
@@ -18,12 +18,19 @@ from understudy.verify import accept
 TEXT = [(i * i * 7 + i // 3) % 251 for i in range(150)]
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3_text"])
+@pytest.fixture(scope="module", params=["llama", "gemma3_text", "gemma3_text sliding"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    family, _, sliding = request.param.partition(" ")
     path: Path = tmp_path_factory.mktemp("bits")
-    save(path, request.param, torch.bfloat16, hidden_size=192, intermediate_size=320)
-    with LLM(path, resident="none", memory="1GiB", context=256, rows=2) as llm:
-        yield llm.model
+    save(path, family, torch.bfloat16, hidden_size=192, intermediate_size=320)
+    with pytest.MonkeyPatch.context() as patch:
+        if sliding:  # so little room that the text does not fit in a layer that slides
+            patch.setattr(cache, "SCRATCH", 64)
+            patch.setattr(cache, "GOING_BACK", 0)
+        with LLM(path, resident="none", memory="1GiB", context=256, rows=2) as llm:
+            kinds = {type(layer) for layer in llm.model.cache.layers}
+            assert kinds == ({cache.FullState, cache.SlidingState} if sliding else {cache.FullState})
+            yield llm.model
 
 
 def one_by_one(model: Model, tokens: list[int], row: int = 0) -> Tensor:

@@ -1,12 +1,17 @@
 """Every family in float32: drafted, streamed, from a prepared Store, the tokens are those of transformers' generate."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import fake_device
+from tests.fake_device import FakeDevice
 from tests.tiny import FAMILIES, generated, save
 from understudy import LLM, SamplingParams
+from understudy.cache import SlidingState
+from understudy.devices import DEVICES
 from understudy.errors import CheckpointError
 from understudy.models import structure
 
@@ -23,6 +28,26 @@ def test_tokens_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     assert done.stats.accepted > 0, "nothing drafted was accepted: the test shows nothing"
     assert done.stats.bytes_streamed > 0
     assert done.stats.rounds < 47
+
+
+@pytest.mark.parametrize(("family", "device"), [("gemma3_text", "cpu"), ("mistral", "cpu"), ("gemma2", "fake")])
+def test_a_text_longer_than_what_its_layers_hold(
+    family: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long prompts, one that goes back a little and one that goes back to where nothing is held any more."""
+    monkeypatch.setattr(fake_device, "open_fake", partial(FakeDevice, triton=False))
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    model = save(tmp_path / "model", family, max_position_embeddings=2048)
+    text = [(i * i * 7 + i // 3) % 251 for i in range(760)]
+    params = SamplingParams(max_new_tokens=24, ignore_eos=True)
+    options = {"codec": "raw"} if device == "fake" else {}
+    with LLM(tmp_path / "model", resident="none", memory="1GiB", context=1024, rows=1, device=device, **options) as llm:
+        sliding = [layer for layer in llm.model.cache.layers if isinstance(layer, SlidingState)]
+        assert sliding and all(layer.keys.shape[2] < 760 for layer in sliding)
+        for prompt in (text, [*text[:740], 3, 5, 7], [*text[:90], 11, 13], text[:700]):
+            done = llm.generate(prompt, params)[0]
+            assert done.token_ids == generated(model, prompt, 24)
+            assert done.stats.accepted > 0, "nothing drafted was accepted: the test shows nothing"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -32,5 +32,11 @@ def test_a_second_model_is_held_whole_with_a_cache_and_its_levels() -> None:
     assert drafting.alone(2, 40, 4) == weights + cache + passes + LEVELS.total(4, 2)
 
 
+def test_a_layer_with_a_window_takes_no_more_than_its_slots() -> None:
+    sliding = replace(FOOTPRINT, kv_windows=((2, 30), (5, 100)))
+    assert [sliding.kv_bytes(tokens) for tokens in (10, 40, 1000)] == [100, 3 * 40 + 2 * 30 + 5 * 40, 3000 + 60 + 500]
+    assert sliding.alone(2, 40, 4) - FOOTPRINT.alone(2, 40, 4) == 2 * (2 * 30 + 5 * 40)
+
+
 def test_exact_bytes_are_those_of_all_linears() -> None:
     assert FOOTPRINT.exact_bytes == 1200

@@ -81,9 +81,12 @@ def test_what_this_process_holds_more_is_said() -> None:
     make_plan(replace(wants, grown_bytes=0), request(750 * MIB))
 
 
-def test_a_shorter_context_is_named_where_one_would_do() -> None:
-    wants = footprint([MIB] * 20, 50 * MIB)
+@pytest.mark.parametrize("windows", [(), ((30_000, 1024),)])
+def test_a_shorter_context_is_named_where_one_would_do(windows: tuple[tuple[int, int], ...]) -> None:
+    wants = replace(footprint([MIB] * 20, 50 * MIB), kv_windows=windows)
     with pytest.raises(UsageError, match=r"or use --context \d+") as refusal:
         make_plan(wants, request(680 * MIB, context=4096))
     context = int(str(refusal.value).split("--context ")[1].rstrip("."))
     assert make_plan(wants, request(680 * MIB, context=context)).context == context
+    with pytest.raises(UsageError):
+        make_plan(wants, request(680 * MIB, context=context + 64))

@@ -2,7 +2,7 @@
 
 All shapes are fixed and no value is asked for. A level takes the candidates that the level before it chose, appends them as
 nodes, runs the draft on them, and chooses candidates for the next level. Candidates that do not pay are inert: they run on a
-spare cache slot and leave no trace.
+cache slot after the largest tree and leave no trace.
 
 The rules are those of `tree_search.TreeSearch`, in float64 too, with three differences. A level costs what its padded width
 costs. A level has at most plan.widths.WIDEST nodes of all sequences together, unless its shape is forced. The padded width of a
@@ -55,7 +55,6 @@ class TensorSearch:
         self.forward = forward
         self.shape = shape
         self.rows = sizes.rows
-        self.spare = sizes.capacity - 1
         self.widest = sizes.widest
         rows = self.rows + 1
         self.given = PackedTensors.of(*sizes.given(), make)
@@ -97,12 +96,13 @@ class TensorSearch:
         mine = (row[:, None] == torch.arange(self.rows + 1, device=row.device)) & valid[:, None]
         before = (mine.cumsum(0) - mine.to(torch.int64)).gather(1, row[:, None])[:, 0]
         index = self.state["count"][row] + before
-        valid = valid & (index < self.given["most"][row])
+        most = self.given["most"][row]
+        valid = valid & (index < most)
         node = torch.where(valid, row * MOST_NODES + index, self.rows * MOST_NODES)
         reals = self.state.reals  # a candidate that is taken is none any more
         place = torch.where(valid, some[PLACE], self._nowhere)
         reals.index_fill_(0, torch.cat([place, place + torch.where(place == self._nowhere, 0, RANKS)]), -1.0)
-        logits = self.forward(self._nodes(some, index, node, valid))
+        logits = self.forward(self._nodes(some, torch.where(valid, index, most), node, valid))
         found, values = self._best_children(kind, logits, row, self.given["length"][row] + some[DEEP] + 1)
         self._add_nodes(some, chances, node, valid, found, values)
         self.state["count"].add_((mine & valid[:, None]).sum(0))
@@ -121,12 +121,13 @@ class TensorSearch:
         return candidates.index_select(1, pick), self.next["chances"].index_select(0, pick)
 
     def _nodes(self, some: Tensor, index: Tensor, node: Tensor, valid: Tensor) -> Nodes:
-        """The new nodes [w]. Inert ones lie in the spare slot and see the first position alone."""
+        """The new nodes [w], at `index` [w] in their trees. Inert ones lie in the slot after the largest tree, and see the first
+        position alone."""
         given = self.given
         row = some[ROW]
         depth = some[DEEP]
         length = given["length"][row]
-        slots = torch.where(valid, length + index, self.spare)
+        slots = length + index
         flat = self.tails.view(-1, MOST_NODES)
         tail = flat.index_select(0, row * MOST_NODES + some[FROM].clamp(min=0))
         deep = torch.arange(MOST_NODES, device=tail.device) == (depth - 1)[:, None]

@@ -35,8 +35,8 @@ def attend(
     """Attention on a processor: query [n, heads, d] -> [n, heads, d] of the same dtype, the bits of a node's row independent of
     all other nodes.
 
-    keys, values: a layer's [rows, kv heads, capacity, d], which already hold the nodes' own. The heads are shared out over
-    `threads` of `pool`, which changes no bit."""
+    keys, values: a layer's [rows, kv heads, places, d], slot s at place s % places, which already hold the nodes' own. The
+    heads are shared out over `threads` of `pool`, which changes no bit."""
     q = query.float().contiguous().numpy()
     out = np.empty_like(q)
     k, v, heads = _bits(keys), _bits(values), keys.shape[1]
@@ -91,7 +91,7 @@ def _attend_group(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spe
         if spec.window:
             seen &= place > position - spec.window
         beyond = tail.gather(1, (place - prefix).clamp(0, tail.shape[1] - 1))
-        slots = torch.where(place < prefix, place, beyond).clamp(0, keys.shape[2] - 1)
+        slots = torch.where(place < prefix, place, beyond) % keys.shape[2]
         k, v = (
             slab.transpose(1, 2)[rows, slots].float().transpose(1, 2) for slab in (keys, values)
         )  # [GROUP, kv, 64, d]

@@ -16,25 +16,19 @@ _LN2_LOW = np.float32(1.42860677e-06)
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})
 def _gather(
-    slab: Any,
-    row: int,
-    head: int,
-    prefix: int,
-    tail: Any,
-    first: int,
-    last: int,
-    transposed: bool,
-    bits: Any,
-    block: Any,
-) -> None:
-    """Keys (transposed: [d, 64]) or values ([64, d]) at positions first..last as float32; 16-bit slabs hold bfloat16."""
-    dim = slab.shape[3]
+    slab: Any, row: int, head: int, prefix: int, tail: Any, first: int, last: int, transposed: bool, bits: Any, block: Any,
+) -> None:  # fmt: skip
+    """Keys (transposed: [d, 64]) or values ([64, d]) at positions first..last as float32; 16-bit slabs hold bfloat16.
+
+    Slot s lies at place s % places: a layer that looks back at a window has fewer places than the context has slots."""
+    places, dim = slab.shape[2], slab.shape[3]
     for j in range(last - first + 1):
         position = first + j
         slot = position if position < prefix else tail[position - prefix]
+        place = slot % places
         if bits.shape[0] > 0:
             for c in range(dim):
-                bits[c] = np.uint32(slab[row, head, slot, c]) << np.uint32(16)
+                bits[c] = np.uint32(slab[row, head, place, c]) << np.uint32(16)
             line = bits.view(np.float32)
             if transposed:
                 for c in range(dim):
@@ -44,10 +38,34 @@ def _gather(
                     block[j, c] = line[c]
         elif transposed:
             for c in range(dim):
-                block[c, j] = slab[row, head, slot, c]
+                block[c, j] = slab[row, head, place, c]
         else:
             for c in range(dim):
-                block[j, c] = slab[row, head, slot, c]
+                block[j, c] = slab[row, head, place, c]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _load(
+    slab: Any, row: int, head: int, prefix: int, tail: Any, start: int, last: int, transposed: bool, bits: Any,
+    shared: Any, own: Any, loaded: int,
+) -> Any:  # fmt: skip
+    """The block of a node's positions from `start` to `last`, and the row whose block `shared` holds now.
+
+    A block within the prefix is the same for all nodes of a row: gathered whole, once, in `shared`. Others are put in `own`."""
+    if last >= prefix:
+        _gather(slab, row, head, prefix, tail, start, last, transposed, bits, own)
+        return own, loaded
+    if loaded != row:
+        end = start + BLOCK
+        _gather(slab, row, head, end, tail, start, end - 1, transposed, bits, shared)
+    return shared, row
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _span(position: int, window: int, start: int) -> Any:
+    """First and last position that a node sees of the block from `start` on; first > last: none."""
+    low = max(0, position + 1 - window) if window > 0 else 0
+    return max(low, start), min(position, start + BLOCK - 1)
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})
@@ -130,7 +148,7 @@ def attend(
     query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any,
     window: int, scaling: float, softcap: float, first_head: int, last_head: int, out: Any,
 ) -> None:  # fmt: skip
-    """query, out: [n, heads, d] float32. keys, values: [rows, kv heads, capacity, d] float32, or uint16 holding bfloat16.
+    """query, out: [n, heads, d] float32. keys, values: [rows, kv heads, places, d] float32, or uint16 holding bfloat16.
 
     rows, positions, prefix: [n]; tail: [n, t] (see tree.Nodes). window 0: all positions are seen; else the last `window`.
     Serves kv heads first_head..last_head-1."""
@@ -151,19 +169,12 @@ def attend(
         for b in range(blocks):
             start, loaded = b * BLOCK, -1
             for i in range(count):
-                low = max(0, positions[i] + 1 - window) if window > 0 else 0
-                if positions[i] < start or low >= start + BLOCK:
+                first, last = _span(positions[i], window, start)
+                if first > last:
                     continue
-                last = min(positions[i], start + BLOCK - 1)
-                block = shared
-                if last < prefix[i]:
-                    if loaded != rows[i]:
-                        end = min(start + BLOCK, keys.shape[2])
-                        _gather(keys, rows[i], head, end, tail[i], start, end - 1, True, bits, shared)
-                        loaded = rows[i]
-                else:
-                    _gather(keys, rows[i], head, prefix[i], tail[i], start, last, True, bits, own)
-                    block = own
+                block, loaded = _load(
+                    keys, rows[i], head, prefix[i], tail[i], start, last, True, bits, shared, own, loaded
+                )
                 for g in range(group):
                     _scores(query[i, head * group + g], block, acc)
                     for j in range(BLOCK):
@@ -179,19 +190,12 @@ def attend(
         for b in range(blocks):
             start, loaded = b * BLOCK, -1
             for i in range(count):
-                low = max(0, positions[i] + 1 - window) if window > 0 else 0
-                if positions[i] < start or low >= start + BLOCK:
+                first, last = _span(positions[i], window, start)
+                if first > last:
                     continue
-                last = min(positions[i], start + BLOCK - 1)
-                block = shared_v
-                if last < prefix[i]:
-                    if loaded != rows[i]:
-                        end = min(start + BLOCK, values.shape[2])
-                        _gather(values, rows[i], head, end, tail[i], start, end - 1, False, bits, shared_v)
-                        loaded = rows[i]
-                else:
-                    _gather(values, rows[i], head, prefix[i], tail[i], start, last, False, bits, own_v)
-                    block = own_v
+                block, loaded = _load(
+                    values, rows[i], head, prefix[i], tail[i], start, last, False, bits, shared_v, own_v, loaded
+                )
                 for g in range(group):
-                    first = max(low - start, 0)
-                    _weigh(line[i, g, start : start + BLOCK], block, first, last - start, out[i, head * group + g])
+                    weights = line[i, g, start : start + BLOCK]
+                    _weigh(weights, block, first - start, last - start, out[i, head * group + g])

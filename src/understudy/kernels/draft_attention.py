@@ -21,41 +21,43 @@ class LevelAttention:
         for count in torch.unique_consecutive(nodes.rows, return_counts=True)[1].tolist():
             self.spans.append((start, start + count, int(nodes.rows[start])))
             start += count
-        # by first node and window: columns, and which of them are seen
-        self.masks: dict[tuple[int, int], tuple[int, Tensor | None]] = {}
+        # by first node, window, places of a row and query heads of a head of keys: columns, and which of them are seen
+        self.masks: dict[tuple[int, int, int, int], tuple[int, Tensor | None]] = {}
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
-        """query [n, heads, d] over keys, values [rows, kv heads, capacity, d] -> [n, heads, d]."""
+        """query [n, heads, d] over keys, values [rows, kv heads, places, d] -> [n, heads, d]; slot s lies at place s % places."""
         outs = []
         for start, end, row in self.spans:
-            columns, mask = self._mask(start, end, spec.window, query.shape[1] // keys.shape[1])
+            columns, mask = self._mask(start, end, spec.window, keys.shape[2], query.shape[1] // keys.shape[1])
             k, v = keys[row, :, :columns].to(query.dtype), values[row, :, :columns].to(query.dtype)
             outs.append(_grouped(query[start:end], k, v, mask, spec))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
-    def _mask(self, start: int, end: int, window: int, group: int) -> tuple[int, Tensor | None]:
-        """How many columns of the slab this span sees, and which of them [group * n, columns] (None: all of them)."""
-        if (start, window) not in self.masks:
+    def _mask(self, start: int, end: int, window: int, places: int, group: int) -> tuple[int, Tensor | None]:
+        """How many columns this span sees of a row's `places`, and which of them [group * n, columns] (None: all of them)."""
+        key = start, window, places, group
+        if key not in self.masks:
             nodes = self.nodes[start:end]
-            columns = int(nodes.slots.max()) + 1
+            last = int(nodes.slots.max())
+            columns = min(last + 1, places)
             position = int(nodes.positions[0])
             plain = end - start == 1 and int(nodes.prefix[0]) == position + 1 == columns and not 0 < window <= position
-            mask = None if plain else _seen(nodes, columns, window).repeat(group, 1)
-            self.masks[start, window] = (columns, mask)
-        return self.masks[start, window]
+            self.masks[key] = columns, None if plain else _seen(nodes, last, columns, window).repeat(group, 1)
+        return self.masks[key]
 
 
-def _seen(nodes: Nodes, columns: int, window: int) -> Tensor:
-    """[n, columns] bool: the slots that each node sees."""
-    place = torch.arange(columns)[None]
+def _seen(nodes: Nodes, last: int, columns: int, window: int) -> Tensor:
+    """[n, columns] bool: the columns that each node sees, the highest slot being `last`."""
+    # the latest slot that lies in each column
+    slot = last - (last - torch.arange(columns)[None]) % columns
     low = torch.zeros(len(nodes), 1, dtype=torch.int64)
     if window:
         low = (nodes.positions[:, None] + 1 - window).clamp(min=0)
-    seen = (place < nodes.prefix[:, None]) & (place >= low) & (place <= nodes.positions[:, None])
+    seen = (slot < nodes.prefix[:, None]) & (slot >= low) & (slot <= nodes.positions[:, None])
     if nodes.tail.shape[1]:
         beyond = nodes.prefix[:, None] + torch.arange(nodes.tail.shape[1])[None]
         node, j = ((nodes.tail >= 0) & (beyond >= low)).nonzero(as_tuple=True)
-        seen[node, nodes.tail[node, j]] = True
+        seen[node, nodes.tail[node, j] % columns] = True
     return seen
 
 

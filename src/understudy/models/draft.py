@@ -69,5 +69,5 @@ class Level:
             state.write_one(*self.place, keys[0], values[0])
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
-        state = self.cache.layers[layer]
+        state = self.cache.layer(layer, spec.window)
         return self.attention(query, state.keys, state.values, spec)

@@ -133,11 +133,12 @@ def footprint_of(
     A tile holds most when the second half of a gated block is multiplied: three times what went into the block, both halves,
     and their product."""
     logits_bytes = TILE * blocks_of(shape.vocabulary) * BLOCK * dtype.itemsize
+    token_bytes = _kv_token_bytes(shape, dtype)
     return Footprint(
         part_bytes=sizes.part_bytes,
         substitute_bytes=sizes.substitute_bytes,
         shared_bytes=sizes.shared_bytes,
-        kv_bytes_per_token=sum(layer.numbers for layer in shape.layers) * cache_dtype(dtype).itemsize,
+        kv_bytes_per_token=token_bytes.pop(0, 0),
         tile_bytes=TILE * ((5 + taps) * shape.hidden_size + 2 * sizes.widest_outputs) * dtype.itemsize,
         tile_logits_bytes=logits_bytes,
         choosing_bytes=choosing_bytes(shape.vocabulary) + (2 * logits_bytes if shape.changes_logits else 0),
@@ -146,7 +147,16 @@ def footprint_of(
         score_bytes_per_token=TILE * shape.shared_heads * 4 * cores,
         tokenizer_bytes=shape.vocabulary * TOKENIZER,
         linears=sizes.linears,
+        kv_windows=tuple((nbytes, slots) for slots, nbytes in sorted(token_bytes.items())),
     )
+
+
+def _kv_token_bytes(shape: ModelShape, dtype: torch.dtype) -> dict[int, int]:
+    """Bytes of one token's keys and values in layers that hold at most so many slots (0: the whole context)."""
+    found: dict[int, int] = {}
+    for layer in shape.layers:
+        found[layer.window_slots] = found.get(layer.window_slots, 0) + layer.numbers * cache_dtype(dtype).itemsize
+    return found
 
 
 def on_device(footprint: Footprint, shape: ModelShape, dtype: torch.dtype, device: Device) -> Footprint:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import Cache
+from ..cache import SCRATCH, Cache
 from ..devices import Device
 from ..errors import UnderstudyError, first_line
 from ..plan.placement import Plan
@@ -30,8 +30,6 @@ from .supply import Supply
 from .taps import install
 from .target import TILE, Settle, Target, as_they_are
 from .weights import Weights
-
-SCRATCH = 320  # cache slots past the context, for the nodes of a tree
 
 Report = Callable[[str, float, float], None]
 

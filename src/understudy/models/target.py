@@ -69,7 +69,7 @@ class Tile:
         self.view.cache.layers[layer].write(self.there, keys[: self.count], values[: self.count])
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
-        state = self.view.cache.layers[layer]
+        state = self.view.cache.layer(layer, spec.window)
         out = self.view.device.attend(query[: self.count], state.keys, state.values, self.there, spec)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
 
@@ -100,7 +100,9 @@ class Target:
         it returns is joined. So logits never lie beside copies of themselves. `hidden` [len(nodes), taps, hidden size] is filled
         with the hidden states of all nodes at the taps that are installed.
 
-        Raises what the stream raises; the cache's lengths are untouched, so a failed pass leaves nothing behind."""
+        Raises what the stream raises; the cache's lengths are untouched. The rows of a pass that failed must be rewound: a layer
+        that holds a window may have lost what came before a long prompt."""
+        self.cache.begin_pass(nodes)
         tiles, settled = [], []
         for start in range(0, len(nodes), TILE):
             first, last = torch.searchsorted(wanted, torch.tensor([start, start + TILE])).tolist()

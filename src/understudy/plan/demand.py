@@ -47,7 +47,7 @@ class Footprint:
     substitute_bytes: int
     # Norms and biases.
     shared_bytes: int
-    # Keys and values of all layers for one token of one sequence.
+    # Keys and values of the layers that hold the whole context, for one token of one sequence.
     kv_bytes_per_token: int
     # What one tile of a pass holds beside its logits.
     tile_bytes: int
@@ -65,6 +65,8 @@ class Footprint:
     tokenizer_bytes: int = 0
     # What this process holds beyond a fresh one.
     grown_bytes: int = 0
+    # Keys and values of the layers that hold a window: bytes for one token of one sequence, and tokens held at most.
+    kv_windows: tuple[tuple[int, int], ...] = ()
     # Each Linear, in the order of a pass.
     linears: tuple[LinearSize, ...] = ()
     # The levels of a draft that is searched on a device; None: the host searches, or nothing drafts.
@@ -75,12 +77,17 @@ class Footprint:
         """The exact weights of all Linears: what a pass reads."""
         return sum(linear.exact_bytes for linear in self.linears)
 
+    def kv_bytes(self, tokens: int) -> int:
+        """Keys and values of one sequence with `tokens` cache slots."""
+        windows = sum(token_bytes * min(tokens, most) for token_bytes, most in self.kv_windows)
+        return self.kv_bytes_per_token * tokens + windows
+
     def alone(self, rows: int, tokens: int, widest_level: int) -> int:
         """Bytes of a second model that only drafts, held whole, with `tokens` cache slots for each of `rows` sequences."""
         weights = self.substitute_bytes + self.shared_bytes + self.embedding_bytes
         levels = self.levels.total(widest_level, rows) if self.levels else 0
         passes = 2 * self.tile_bytes + self.tile_logits_bytes
-        return weights + self.kv_bytes_per_token * rows * tokens + passes + levels
+        return weights + self.kv_bytes(tokens) * rows + passes + levels
 
 
 @dataclass(frozen=True)

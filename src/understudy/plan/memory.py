@@ -3,6 +3,7 @@ with the smallest budget that would do."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import replace
 
 from ..errors import UsageError
@@ -132,7 +133,7 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
         "substitute": footprint.substitute_bytes,
         "shared tensors": footprint.shared_bytes,
         "draft model": request.second_model_bytes,
-        "KV cache": footprint.kv_bytes_per_token * columns * request.rows,
+        "KV cache": footprint.kv_bytes(columns) * request.rows,
         "activations": footprint.tile_bytes * passes.tiles + footprint.score_bytes_per_token * columns,
         "logits": footprint.tile_logits_bytes * heads + footprint.choosing_bytes,
         "decoding": footprint.decoding_bytes,
@@ -156,9 +157,12 @@ def _too_small(footprint: Footprint, request: PlanRequest, least: int, ring_byte
     if grown and least - int(grown / (1 - MARGIN)) <= budget:
         more = f"{format_size(grown)} more than a fresh one: start again"
         text = f"{text} (this process, which prepared the model or compiled kernels, holds {more})"
-    without, with_4096 = (
-        sum(_fixed(footprint, request, tokens, smallest_passes(request)).values()) for tokens in (0, 4096)
-    )
-    room = budget * (1 - MARGIN) - without - ring_bytes
-    context = int(room / ((with_4096 - without) / 4096)) // 64 * 64
+    room = budget * (1 - MARGIN) - ring_bytes
+
+    def needed(tokens: int) -> int:
+        return sum(_fixed(footprint, request, tokens, smallest_passes(request)).values())
+
+    contexts = range(0, request.context, 64)
+    fitting = bisect_right(contexts, room, key=needed)
+    context = contexts[fitting - 1] if fitting else 0
     return f"{text}, or use --context {context}." if context >= 128 else f"{text}."

@@ -1,5 +1,4 @@
-"""Two bits a weight and one for scales: the smallest copy that still guesses. Groups of 64 save half a bit, but guess
-less well."""
+"""Two bits a weight and one for scales: the smallest copy that still guesses. Groups of 64 save half a bit, and guess worse."""
 
 from .grouped import Grouped
 

@@ -1,6 +1,5 @@
-"""Host memory near a device. In a machine with more than one socket, a page of memory lies at the socket whose
-processor touches it first, and copies from there to a device at another socket share the connection between the
-two."""
+"""Host memory on the side of a device. In a machine of several sockets a page lies with the processor that touches it first, and
+copies from the other side share the way between them."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ def processors_near(address: str, devices: Path = PCI) -> frozenset[int]:
 
 @contextmanager
 def running_on(cpus: Collection[int]) -> Iterator[None]:
-    """Pin this thread to `cpus` inside the block, where it is allowed to run on any of them."""
+    """This thread runs on `cpus` meanwhile, as far as it may; where it may on none of them, or none are named, as before."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     wanted = allowed & set(cpus)
     if not wanted or wanted == allowed:
@@ -34,6 +33,5 @@ def running_on(cpus: Collection[int]) -> Iterator[None]:
     try:
         yield
     finally:
-        # the process may have lost those processors inside the block
-        with suppress(OSError):
+        with suppress(OSError):  # taken away meanwhile
             os.sched_setaffinity(0, allowed)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.device import DEVICE
 from tests.test_tree import trees
-from understudy.cache import FullState, LayerShape
+from understudy.cache import FullState, LayerShape, SlidingState
 from understudy.kernels import attention as by_cpu
 from understudy.kernels.attention import AttentionSpec
 from understudy.tree import Nodes, TokenTree
@@ -76,6 +76,24 @@ def test_it_is_attention_over_what_each_node_sees(
         5e-3 if narrow else 2e-6
     )  # Triton's interpreter cuts to bfloat16 and does not round
     assert torch.allclose(found, theirs, atol=2e-2 if narrow else 2e-5, rtol=2e-2 if narrow else 2e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(trees(12), st.integers(0, 180), st.sampled_from([5, 40]), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_a_layer_that_slides_gives_the_bits_of_one_that_holds_everything(
+    tree: TokenTree, length: int, window: int, dtype: torch.dtype
+) -> None:
+    full = filled(2, 32, dtype, length)
+    nodes = Nodes.join([Nodes.of(tree, 1, length), Nodes.of(TokenTree.chain([1] * 3), 0, 61)])
+    last = length + len(tree) - 1
+    sliding = SlidingState(LayerShape(2, 32, 32, window), 2, 64, dtype)
+    for row, end in ((1, last), (0, 63)):
+        slots = torch.arange(max(0, end - 63), end + 1)
+        sliding.keys[row][:, slots % 64] = full.keys[row][:, slots]
+        sliding.values[row][:, slots % 64] = full.values[row][:, slots]
+    query = torch.randn(len(nodes), 4, 32).to(dtype)
+    spec = AttentionSpec(0.3, window)
+    assert torch.equal(attend(query, sliding, nodes, spec), attend(query, full, nodes, spec))
 
 
 @settings(max_examples=10, deadline=None)

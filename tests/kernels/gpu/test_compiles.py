@@ -20,7 +20,7 @@ PRODUCT = {
 }  # fmt: skip
 ATTENTION = {
     "query": "*bf16", "keys": "*bf16", "values": "*bf16", "out": "*bf16", "rows": "*i64", "positions": "*i64",
-    "prefixes": "*i64", "tail": "*i64", "width": "i32", "kv_heads": "i32", "capacity": "i32", "scaling": "fp32",
+    "prefixes": "*i64", "tail": "*i64", "width": "i32", "kv_heads": "i32", "places": "i32", "scaling": "fp32",
     "softcap": "fp32", "window": "i32",
 }  # fmt: skip
 FLAGS = {"GROUP": 7, "M": 16, "DIM": 128, "D": 128, "BLOCK": 64, "WINDOWED": False, "CAPPED": False}

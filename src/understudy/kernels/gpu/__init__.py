@@ -2,5 +2,4 @@
 
 import triton
 
-# whether kernels run in Triton's interpreter on the CPU, whose dot takes a bfloat16 for an integer
-INTERPRETED = bool(triton.knobs.runtime.interpret)
+INTERPRETED = bool(triton.knobs.runtime.interpret)  # on the CPU, where a dot takes a bfloat16 for an integer

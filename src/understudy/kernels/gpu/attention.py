@@ -20,7 +20,8 @@ LINE = 512
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
-    """query [n, heads, d] -> [n, heads, d]. keys, values: [rows, kv heads, capacity, d], which hold the nodes' own too.
+    """query [n, heads, d] -> [n, heads, d]. keys, values: [rows, kv heads, places, d], slot s at place s % places,
+    which hold the nodes' own too.
 
     `nodes` lies on the device. Only columns that a node sees are read, so the cost is that of the live length."""
     count, heads, dim = query.shape
@@ -40,15 +41,15 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: Atte
     return out
 
 
-@triton.jit(do_not_specialize=["width", "kv_heads", "capacity", "window"])
+@triton.jit(do_not_specialize=["width", "kv_heads", "places", "window"])
 def _attend(
-    query, keys, values, out, rows, positions, prefixes, tail, width, kv_heads, capacity, scaling, softcap, window,
+    query, keys, values, out, rows, positions, prefixes, tail, width, kv_heads, places, scaling, softcap, window,
     GROUP: tl.constexpr, M: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
     WINDOWED: tl.constexpr, CAPPED: tl.constexpr, NARROW: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     node, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position, prefix = tl.load(positions + node), tl.load(prefixes + node)
-    slab = (tl.load(rows + node) * kv_heads + head) * capacity * DIM
+    slab = (tl.load(rows + node) * kv_heads + head) * places * DIM
     g, c = tl.arange(0, M), tl.arange(0, D)
     mine = ((node * kv_heads + head) * GROUP + g[:, None]) * DIM + c[None, :]
     real = (g[:, None] < GROUP) & (c[None, :] < DIM)
@@ -63,7 +64,7 @@ def _attend(
         place = start + tl.arange(0, BLOCK)
         seen = (place >= low) & (place <= position)
         beyond = place >= prefix
-        slot = tl.where(beyond, tl.load(tail + node * width + place - prefix, seen & beyond, other=0), place)
+        slot = tl.where(beyond, tl.load(tail + node * width + place - prefix, seen & beyond, other=0), place) % places
         at = slab + slot[:, None] * DIM + c[None, :]
         wanted = seen[:, None] & (c[None, :] < DIM)
         k = tl.load(keys + at, wanted, other=0)
@@ -76,8 +77,7 @@ def _attend(
         fade = tl.exp(top - highest)
         weights = tl.exp(scores - highest[:, None])
         total = total * fade + tl.sum(weights, 1)
-        # two bfloat16s hold a weight to 16 bits, and the sum is kept in float32
-        if NARROW:
+        if NARROW:  # two bfloat16s hold a weight to 16 bits, and the sum is kept in float32
             coarse = weights.to(tl.bfloat16)
             fine = (weights - coarse.to(tl.float32)).to(tl.bfloat16)
             sums = sums * fade[:, None] + _dot(coarse, v, WIDE) + _dot(fine, v, WIDE)
