@@ -25,7 +25,7 @@ from understudy.stats import Counters, RequestMeter
 from understudy.tree import Nodes
 
 PLAN = SimpleNamespace(plain_tokens_per_second=None, to_dict=dict)
-MODEL: Any = SimpleNamespace(plan=PLAN, device=None)
+MODEL: Any = SimpleNamespace(plan=PLAN, device=SimpleNamespace(peak_bytes=lambda: 0))
 
 
 class Text:
@@ -159,6 +159,25 @@ def test_leaving_during_the_pass_of_another_thread_does_not_wait_for_it() -> Non
     assert time.perf_counter() - begun < 0.25
     thread.join(30)
     assert first.completion().token_ids == alone([1], 4) and world.scheduler.idle
+
+
+def test_the_last_step_reaches_a_caller_that_looks_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(rows=2)
+    mine, other = world.request([1], 9, streams=True), world.request([2], 9)
+    record = Request.record
+
+    def slow(request: Request, advance: Any, share: Any) -> None:
+        time.sleep(0.01)
+        record(request, advance, share)
+
+    monkeypatch.setattr(Request, "record", slow)
+    world.scheduler.submit(mine)
+    thread = threading.Thread(target=world.scheduler.complete, args=([other],))
+    thread.start()
+    steps = list(world.scheduler.follow(mine))
+    thread.join(30)
+    assert [token for step in steps for token in step.token_ids] == alone([1], 9)
+    assert steps[-1].finish_reason == "length"
 
 
 def test_an_error_ends_the_requests_of_its_pass_and_no_others() -> None:

@@ -51,10 +51,8 @@ class Request:
     cancelled: bool = False
     # What ended the request, in place of a completion.
     error: BaseException | None = None
-
-    @property
-    def finished(self) -> bool:
-        return self.sequence.finish_reason is not None or self.error is not None
+    # Nothing more will come. Set last, since the caller may look from another thread.
+    finished: bool = False
 
     def record(self, advance: Advance, share: Share) -> None:
         """Count one pass and, if it gave tokens, make its step."""
@@ -63,6 +61,12 @@ class Request:
             reason = self.sequence.finish_reason
             text = self.reply.take(final=reason is not None)
             self.steps.append(Step(text, advance.tokens, advance.drafted, advance.accepted, reason, self.meter.stats()))
+        self.finished = self.sequence.finish_reason is not None
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End without a last step: because of `error`, or because it was cancelled."""
+        self.error = error
+        self.finished = True
 
     def completion(self) -> Completion:
         """All that was generated."""

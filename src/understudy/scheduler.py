@@ -155,8 +155,8 @@ class Scheduler:
             owners[advance.sequence].record(advance, share)
 
     def _end(self, request: Request, error: Exception) -> None:
-        request.error = error
         self.engine.release(request.sequence, "error")
+        request.end(error)
 
     def _drop_cancelled(self) -> None:
         """Take cancelled requests out; `_changed` is held, and no pass is under way."""
@@ -168,3 +168,4 @@ class Scheduler:
                 self.running.remove(request)
                 if not request.finished:
                     self.engine.release(request.sequence)
+            request.end(request.error)
