@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "codecs": {"kernels"},
     "quantizers": {"kernels"},
     "weights": {"tiers", "codecs", "quantizers", "kernels"},
-    "plan": {"tiers", "codecs", "quantizers", "kernels"},
+    "plan": {"tiers"},
     "devices": {"plan", "kernels", "tiers", "codecs", "quantizers", "tree"},
     "models": {
         *("generation_config", "devices", "sampling", "cache", "tree"),

@@ -180,7 +180,7 @@ def test_a_request_is_charged_its_share_of_the_passes(model: Path) -> None:
         short, long = llm.generate([PROMPT, PROMPT], params)
         used = llm.model.supply.bytes_used - before
     assert abs(short.stats.bytes_streamed + long.stats.bytes_streamed - used) <= 2
-    assert used == 30 * llm.plan.streamed and short.stats.bytes_streamed == 4 * llm.plan.streamed
+    assert used == 30 * llm.plan.streamed_bytes and short.stats.bytes_streamed == 4 * llm.plan.streamed_bytes
     assert short.stats.decode_seconds < long.stats.decode_seconds and short.stats.rounds == 7
 
 

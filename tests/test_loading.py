@@ -139,10 +139,10 @@ def test_configs_that_cannot_be_planned_for_are_refused(tmp_path: Path) -> None:
 def test_a_codec_that_was_left_open_is_that_of_a_store_which_is_there(
     model: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("understudy.sources.faster", lambda *_: "raw")
+    monkeypatch.setattr("understudy.sources.fastest_codec", lambda *_: "raw")
     first = prepare_source(locate(model, options(tmp_path)), options(tmp_path), None)
     assert {entry.codec for entry in first.linears.values()} == {"raw"}
-    monkeypatch.setattr("understudy.sources.faster", lambda *_: "delta")
+    monkeypatch.setattr("understudy.sources.fastest_codec", lambda *_: "delta")
     again = prepare_source(locate(model, options(tmp_path)), options(tmp_path), None)
     assert again.path == first.path, "another verdict does not prepare the model anew"
     other = prepare_source(locate(model, options(tmp_path / "new")), options(tmp_path / "new"), None)

@@ -11,6 +11,7 @@ import torch
 
 from .blueprint import Blueprint
 from .devices import open_device
+from .devices.codec_speed import fastest_codec
 from .drafters import DEFAULT_METHOD
 from .errors import UsageError
 from .generation_config import GenerationDefaults, defaults_of
@@ -22,7 +23,6 @@ from .models.footprint import sizes_of_checkpoint
 from .models.model import Model
 from .models.streamed import attention_name
 from .options import AUTO, DTYPES, Options
-from .plan.codec import faster
 from .plan.demand import MIB
 from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
@@ -111,7 +111,7 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
     layout = structure.layout(model, tensors)
     device = open_device(options.device)
     if options.codec == AUTO:
-        options = replace(options, codec=faster(0.0, dtype, options.recipe_quantizer, device))
+        options = replace(options, codec=fastest_codec(0.0, dtype, options.recipe_quantizer, device))
     blueprint = Blueprint(
         config=config,
         sizes=sizes_of_checkpoint(tensors, layout, options.recipe, options.holds_substitute),

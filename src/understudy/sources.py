@@ -12,12 +12,12 @@ import torch
 from . import demo
 from .codecs import copying
 from .devices import Device, open_device
+from .devices.codec_speed import fastest_codec
 from .errors import CheckpointError
 from .models import calibration, structure
 from .models.configuration import config_of, tokenizer_of
 from .models.streamed import attention_name
 from .options import AUTO, Options
-from .plan.codec import faster
 from .plan.machine import Machine
 from .plan.sizes import format_size
 from .weights.checkpoint import Checkpoint
@@ -78,7 +78,7 @@ def choose_codec(
     weights = source.info(layout.linears[0].weight)
     link = Machine.inspect().measured(weights.file, options.cache).link_bandwidth
     device = device or open_device(options.device)
-    return replace(options, codec=faster(link, weights.dtype, options.recipe_quantizer, device))
+    return replace(options, codec=fastest_codec(link, weights.dtype, options.recipe_quantizer, device))
 
 
 def stored_at(source: Checkpoint, options: Options) -> Path:

@@ -12,7 +12,7 @@ from understudy import LLM, SamplingParams
 from understudy.errors import TransferError
 from understudy.models import structure
 from understudy.models.embedding import EmbeddingRows
-from understudy.weights.store import Stored
+from understudy.weights.entries import Stored
 
 PROMPT = [17, 45, 255, 0, 3, 17, 45, 99]
 
@@ -42,8 +42,8 @@ def test_a_pad_token_changes_nothing_wherever_it_lies(family: str, pad: int, tmp
 def test_a_plan_needs_no_particular_pad_token(pad: int, tmp_path: Path) -> None:
     save(tmp_path, "llama")
     edit(tmp_path, pad_token_id=pad)
-    assert LLM.plan_only(None, config=tmp_path, memory="1GiB").total > 0
-    assert LLM.plan_only(tmp_path, memory="1GiB").total > 0
+    assert LLM.plan_only(None, config=tmp_path, memory="1GiB").residual_bytes > 0
+    assert LLM.plan_only(tmp_path, memory="1GiB").residual_bytes > 0
 
 
 @pytest.mark.parametrize("value", [255, 256, -1])

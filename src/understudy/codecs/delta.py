@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import residual
+from ..kernels.bins import DENSE
 from ..kernels.exact_product import Operand
 from ..kernels.residual import Residual
-from ..kernels.residual_bits import DENSE
 from . import Tensors
 
 HEADER, PLAIN, PACKED = 64, 0, 1

@@ -14,7 +14,6 @@ from ..errors import first_line
 from ..kernels import exact_product
 from ..kernels.attention import AttentionSpec, attend
 from ..kernels.draft_attention import LevelAttention
-from ..plan.codec import seconds_a_weight
 from ..plan.demand import RUNTIME
 from ..plan.machine import Machine, cores, peak_memory_bytes
 from ..plan.placement import Plan
@@ -26,6 +25,7 @@ from ..tiers.memory import arena
 from ..tiers.ring import Ring
 from ..tree import Nodes
 from . import DraftAttention, Multiply
+from .codec_speed import seconds_a_weight
 from .graphs import Graphs
 
 SHARE = 0.9  # of the memory this process could hold, when nothing was asked for

@@ -1,7 +1,8 @@
-"""Bfloat16 products of some rows with some columns of one block of exact weights, as vector code.
+"""Products of 1, 2 or 4 rows with columns of one block of exact weights, in bfloat16, as vector code.
 
-One instruction (AVX-512 BF16) multiplies two columns of sixteen outputs and adds both products to float32 sums. Each sum
-takes its columns in order, two by two, so a row's bits depend neither on how many rows run nor on how columns are cut."""
+One instruction (AVX-512 BF16) multiplies two columns of sixteen outputs and adds both products to float32 sums. Each
+sum takes its columns in order, two by two, so a row's bits depend neither on how many rows run nor on how columns are
+cut."""
 
 from typing import Any
 
@@ -31,13 +32,14 @@ def has_bfdot() -> bool:
 
 
 def columns_dot(rows: int) -> Any:
-    """Code for use in a kernel: sums += x @ weights.T for `rows` rows of x, bfloat16, `stride` bytes apart, over `columns`
-    columns (even) of 64 weights at `weights`, paired. `sums`: float32 [rows, 64]. All but the numbers are addresses."""
+    """Code for use in a kernel: sums += x @ weights.T for `rows` rows of x, bfloat16, `stride` bytes apart, over
+    `columns` columns (even) of 64 weights at `weights`, paired. `sums`: float32 [rows, 64]. All but the numbers are
+    addresses."""
 
     @intrinsic
     def add_columns(typing: Any, weights: Any, columns: Any, x: Any, stride: Any, sums: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Dot(context, builder, rows, *arguments).loop()
+            _ColumnsDot(context, builder, rows, *arguments).loop()
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), generate
@@ -45,7 +47,7 @@ def columns_dot(rows: int) -> Any:
     return add_columns
 
 
-class _Dot(Code):
+class _ColumnsDot(Code):
     """The code of one `add_columns`."""
 
     def __init__(self, context: Any, builder: Any, rows: int, *arguments: Any) -> None:

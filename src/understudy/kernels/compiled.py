@@ -16,12 +16,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """`function` as machine code. It may not call back into Python: other threads run meanwhile."""
+    """`function` as machine code. It runs beside other Python threads, so it may not call back into Python."""
     try:
-        made: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # numba found no directory it may write to: compile anew in every process
-        made = numba.njit(nogil=True, error_model="numpy")(function)
-    return cast(F, made)
+        code: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:
+        # numba found no directory it may write to: compile anew in every process
+        code = numba.njit(nogil=True, error_model="numpy")(function)
+    return cast(F, code)
 
 
 def bits(tensor: Tensor) -> Any:

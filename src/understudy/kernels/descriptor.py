@@ -1,4 +1,5 @@
-"""What a kernel is told of one run: structures of int64 numbers and addresses, their fields by the same names on both sides.
+"""What a kernel is told of one run: structures of int64 numbers and addresses, their fields by the same names on both
+sides.
 
 Python fills a structure, and a kernel is given its address. An address is of memory that the caller keeps for the run.
 Every run begins with the counter `taken`, from which the threads of a team take pieces of work (`team.take`)."""
@@ -61,7 +62,7 @@ class ExactOperand(Descriptor):
 
     __slots__ = ()
     _fields_ = (
-        # address of a `ResidualBlocks`, of which only count, columns and group are filled in where the weights are plain
+        # address of a `ResidualBlocks`; of plain weights it has only count, columns and group
         ("blocks", NUMBER),
         # address of the weights bfloat16 [count, columns, 64]; 0 where they are rebuilt from codes and residual
         ("plain", NUMBER),

@@ -1,8 +1,9 @@
 """Integer dot products of a few rows with a group of columns of one block of codes, as vector code.
 
-Codes lie as `kernels.pack` says; activations are int8. With AVX-512 VNNI four columns of sixteen rows are one instruction;
-elsewhere the same sums are made in float32, which holds them exactly (they stay below 2**24), so every machine gives the same
-bits. Codes of 2 and 3 bits are multiplied where they stand in their bytes, 4, 16 or 64 times too large, and the sums divided."""
+Codes lie as `kernels.pack` says; activations are int8. With AVX-512 VNNI four columns of sixteen rows are one
+instruction; elsewhere the same sums are made in float32, which holds them exactly (they stay below 2**24), so every
+machine gives the same bits. Codes of 2 and 3 bits are multiplied where they stand in their bytes, 4, 16 or 64 times
+too large, and the sums divided."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -16,9 +17,12 @@ from .vector import BYTE, FLOAT, LONG, WORD, Vector, has
 
 WORDS, FLOATS = Vector(WORD, 16), Vector(FLOAT, 16)
 RUN = Vector(BYTE, 64)
-CENTRE = {2: 2, 3: 4, 4: 8, 8: 128}  # the code that stands for the group's zero
-PLACES = {2: (0, 2, 4, 6), 3: (0, 2, 4, 4), 4: (0, 0, 0, 0), 8: (0, 0, 0, 0)}  # in what bit `four_columns` leaves codes
-Lines = list[list[Any]]  # for each row of x, four vectors of 16 sums
+# the code that stands for the group's zero
+CENTRE = {2: 2, 3: 4, 4: 8, 8: 128}
+# the bit of its byte at which `four_columns` leaves a code: of rows 0 to 15, 16 to 31, and so on
+PLACES = {2: (0, 2, 4, 6), 3: (0, 2, 4, 4), 4: (0, 0, 0, 0), 8: (0, 0, 0, 0)}
+# for each row of x, four vectors of 16 sums
+Lines = list[list[Any]]
 
 
 def has_vnni() -> bool:
@@ -27,17 +31,17 @@ def has_vnni() -> bool:
 
 
 def group_dot(bits: int, rows: int, vnni: bool | None = None) -> Any:
-    """Code for use in a kernel: add to `rows` times 64 float32 at `out` the products of `rows` rows of int8 at
-    `x` (rows `stride` bytes apart) with `columns` columns (a multiple of 4) of the block's codes.
+    """Code for use in a kernel: add to `rows` times 64 float32 at `out` the products of `rows` rows of int8 at `x`
+    (rows `stride` bytes apart) with `columns` columns (a multiple of 4) of the block's codes.
 
-    `scales` holds a word a row, (scale, zero) in bfloat16; `steps`, for each row of x, the step of its int8 and the step
-    times their sum, in float32. All but `columns` and `stride` are addresses."""
+    `scales` holds a word a row, (scale, zero) in bfloat16; `steps`, for each row of x, the step of its int8 and the
+    step times their sum, in float32. All but `columns` and `stride` are addresses."""
 
     @intrinsic
     def add_group(typing: Any, codes: Any, x: Any, stride: Any, columns: Any, scales: Any, steps: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             fast = has_vnni() if vnni is None else vnni
-            write = _Dot(context, builder, bits, rows, *arguments)
+            write = _GroupDot(context, builder, bits, rows, *arguments)
             write.epilogue(write.sums(write.vnni_step, WORDS, 4) if fast else write.sums(write.plain_step, FLOATS, 1))
             return context.get_dummy_value()
 
@@ -46,7 +50,7 @@ def group_dot(bits: int, rows: int, vnni: bool | None = None) -> Any:
     return add_group
 
 
-class _Dot(Codes):
+class _GroupDot(Codes):
     """The code of one `add_group`."""
 
     def __init__(self, context: Any, builder: Any, bits: int, rows: int, *arguments: Any) -> None:
@@ -84,13 +88,15 @@ class _Dot(Codes):
         return [self.b.sitofp(self.b.ashr(v, self.all(WORDS, place)) if place else v, FLOATS) for v, place in places]
 
     def vnni_step(self, column: Any, sums: Lines) -> Lines:
+        """The sums after four more columns, as integers of 32 bits."""
         quads = self.four_columns(self.at(self.codes, self.b.mul(column, LONG(8 * self.bits))))
-        made = []
+        following = []
         for r, line in enumerate(sums):
             x = self.spread(self.load(self.row(r, column), WORD))
             dot = "llvm.x86.avx512.vpdpbusd.512"
-            made.append([self.intrinsic(dot, WORDS, total, quad, x) for total, quad in zip(line, quads, strict=True)])
-        return made
+            added = [self.intrinsic(dot, WORDS, total, quad, x) for total, quad in zip(line, quads, strict=True)]
+            following.append(added)
+        return following
 
     def four_columns(self, address: Any) -> list[Any]:
         """The codes of four columns, in their places: word j of vector v holds those of row 16 v + j, a byte each."""
@@ -112,11 +118,12 @@ class _Dot(Codes):
         return [self.masked(turned, 3 << place) for place in PLACES[2]]
 
     def threes(self, address: Any) -> list[Any]:
-        """Third bits are moved above the low two where those stand; the low two of the last 16 rows move down to make room.
-        What a shift moves into the next byte is masked."""
+        """Third bits are moved above the low two where those stand; the low two of the last 16 rows move down to make
+        room. What a shift moves into the next byte is masked."""
         b = self.b
         runs = self.load(address, RUN), self.load(self.at(address, 32), RUN)
-        starts = [24 * t + 32 * (t > 1) for t in range(4)]  # of a column, in both runs one after the other
+        # where each of the four columns begins in both runs, laid one after the other
+        starts = [24 * t + 32 * (t > 1) for t in range(4)]
         low = self.pick(*runs, [starts[t] + j for j in range(16) for t in range(4)])
         third = b.bitcast(self.pick(*runs, [starts[t] + 16 + j % 8 for j in range(16) for t in range(4)]), WORDS)
         up = b.shl(third, self.constant(WORDS, [2 - j // 8 for j in range(16)]))
@@ -141,13 +148,14 @@ class _Dot(Codes):
         )
 
     def plain_step(self, column: Any, sums: Lines) -> Lines:
+        """The sums after one more column, in float32."""
         codes = self.column(self.at(self.codes, self.b.mul(column, LONG(8 * self.bits))))
         values = [self.b.uitofp(v, FLOATS) for v in codes]
-        made = []
+        following = []
         for r, line in enumerate(sums):
             x = self.spread(self.b.sitofp(self.load(self.row(r, column), BYTE), FLOAT))
-            made.append([self.b.fadd(t, self.b.fmul(v, x)) for t, v in zip(line, values, strict=True)])
-        return made
+            following.append([self.b.fadd(t, self.b.fmul(v, x)) for t, v in zip(line, values, strict=True)])
+        return following
 
     def epilogue(self, sums: Lines) -> None:
         """out += sum * step * scale + (zero - centre * scale) * step * (sum of the int8)."""

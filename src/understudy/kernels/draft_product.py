@@ -1,7 +1,7 @@
 """A few rows times a matrix of codes of 2, 3, 4 or 8 bits, at the speed the codes can be read from memory.
 
-Activations are rounded to int8 in groups of columns (an error of about 0.6%, where 4-bit weights have 8%), so the inner
-loop is integer. Blocks of 64 output rows are dealt out to torch's threads by a counter."""
+Activations are rounded to int8 in groups of columns (an error of about 0.6%, where 4-bit weights have 8%), so the
+inner loop is integer. Blocks of 64 output rows are dealt out to torch's threads by a counter."""
 
 import ctypes
 import inspect
@@ -28,7 +28,8 @@ carray: Any = numpy_support.carray
 
 
 def _rows_dot(bits: int) -> Any:
-    """For kernels: `group_dot` for any number of rows, `count`; `steps` and `out` of the rows lie one after the other."""
+    """For kernels: `group_dot` for any number of rows, `count`; `steps` and `out` of the rows lie one after the
+    other."""
     one, two, four = (group_dot(bits, rows) for rows in (1, 2, 4))
 
     def add_group(codes: int, x: int, stride: int, columns: int, scales: int, steps: int, out: int, count: int) -> None:
@@ -45,17 +46,18 @@ def _rows_dot(bits: int) -> Any:
                 one(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
                 r += 1
 
-    made: Any = numba.njit(nogil=True, error_model="numpy")(add_group)
-    return made
+    code: Any = numba.njit(nogil=True, error_model="numpy")(add_group)
+    return code
 
 
 _two, _three, _four, _eight = map(_rows_dot, (2, 3, 4, 8))
 
 
 class Product:
-    """x -> x @ weight.T for one matrix of codes uint8 [nb, K, 8 * bits].
+    """The linear map x -> x @ weight.T for a few rows x, where the weight is codes uint8 [nb, K, 8 * bits].
 
-    `scales` bfloat16 [groups, nb * 64, 2]: (scale, zero) of each row and group of K / groups columns."""
+    `scales` bfloat16 [groups, nb * 64, 2]: (scale, zero) of each output and group of K / groups columns. `rows`: the
+    number of outputs that are not padding."""
 
     def __init__(self, codes: Tensor, scales: Tensor, rows: int) -> None:
         blocks, self.columns, width = codes.shape
@@ -78,7 +80,7 @@ class Product:
         )
         self._small = codes.nbytes < ONE_THREAD
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:  # [m, K] -> [m, rows]
         if x.dtype not in (torch.bfloat16, torch.float32):
             return self(x.float()).to(x.dtype)
         x = x.contiguous()
@@ -132,12 +134,16 @@ def _lead(argument: Any) -> None:
 
 @compiled
 def _to_int8(words: Any, shift: int, codes: Any, steps: Any) -> None:
-    """Round each group of a row to -127..127 times its step; keep the step, and the step times the sum."""
+    """Round each group of each row to a step times -127..127: `codes`; in `steps` the step, and the step times the
+    codes' sum.
+
+    `words`: x as its bits, which are the upper ones of a float32 once shifted left by `shift`."""
     width = words.shape[1] // steps.shape[0]
     magic = np.float32(12582912.0)
     for r in range(words.shape[0]):
         for g in range(steps.shape[0]):
-            largest: Any = 0  # of the magnitudes, compared as integers: their order is the same
+            # magnitudes are compared by their bits as integers: the order is the same
+            largest: Any = 0
             for k in range(g * width, (g + 1) * width):
                 largest = max(largest, np.int64(words[r, k]) << shift & 0x7FFFFFFF)
             step = max(float_of(largest) * np.float32(1 / 127), np.float32(1e-30))

@@ -1,4 +1,5 @@
-"""Rows times exact bfloat16 weights, blocks of 64 outputs each: as they lie, or rebuilt from codes and residual on the way.
+"""Rows times exact bfloat16 weights, blocks of 64 outputs each: as they lie, or rebuilt from codes and residual on the
+way.
 
 A few columns at a time are rebuilt into the processor's cache and multiply all rows there, so exact weights never pass
 through memory. Every output is one sum over the columns in order: its bits depend on its own row and weights alone."""
@@ -17,7 +18,15 @@ from torch import Tensor
 from . import team
 from .bfdot import columns_dot, has_bfdot, pair_columns, to_brain
 from .compiled import compiled
-from .descriptor import OPERAND_BYTES, ExactOperand, ExactRun, ResidualBlocks, exact_operand, exact_run, residual_blocks
+from .descriptor import (
+    OPERAND_BYTES,
+    ExactOperand,
+    ExactRun,
+    ResidualBlocks,
+    exact_operand,
+    exact_run,
+    residual_blocks,
+)
 from .residual import DENSE_2, DENSE_3, DENSE_4, SMALL, Residual, described, rebuild
 from .team import float32_at, take, uint32_at
 from .vector import prefetch
@@ -61,9 +70,10 @@ class Operand:
 
 
 def multiply(tiles: Sequence[Tensor], operands: Sequence[tuple[Operand, int]], out: Tensor) -> None:
-    """out[:, first:first + nb] = x times each operand and its first block; out [rows, all blocks, 64], bfloat16.
+    """out[:, first : first + nb] = x @ weights.T for each operand and its first block; out [rows, all blocks, 64],
+    bfloat16.
 
-    x is the first `rows` rows of all `tiles` [any, K] together, bfloat16."""
+    x is the first `rows` rows of all `tiles` [any, K], one tile after another, bfloat16."""
     rows, columns = out.shape[0], tiles[0].shape[1]
     assert out.is_contiguous() and out.dtype == torch.bfloat16 and sum(map(len, tiles)) >= rows
     assert all(op.columns == columns and first + op.blocks <= out.shape[1] for op, first in operands)
@@ -89,17 +99,18 @@ def multiply(tiles: Sequence[Tensor], operands: Sequence[tuple[Operand, int]], o
 
 
 def _cut(tiles: Sequence[Tensor], rows: int, run: int) -> Tensor:
-    """x as [runs of columns, rows, run]: what multiplies together lies together."""
+    """The first `rows` rows of `tiles` as [runs of columns, rows, run], so that what is multiplied at once lies
+    together."""
     columns, start = tiles[0].shape[1], 0
     x = torch.empty((-(-columns // run), rows, run), dtype=torch.bfloat16)
     whole = columns // run
     for tile in tiles:
-        some = tile[: rows - start]
-        part = x[:, start : start + len(some)]
-        part[:whole] = some[:, : whole * run].reshape(len(some), whole, run).transpose(0, 1)
+        taken = tile[: rows - start]
+        part = x[:, start : start + len(taken)]
+        part[:whole] = taken[:, : whole * run].reshape(len(taken), whole, run).transpose(0, 1)
         if whole < len(x):
-            part[whole, :, : columns - whole * run] = some[:, whole * run :]
-        start += len(some)
+            part[whole, :, : columns - whole * run] = taken[:, whole * run :]
+        start += len(taken)
     return x
 
 
@@ -136,7 +147,8 @@ def _work(argument: Any) -> None:
 
 @compiled
 def _make(operand: Any, b: int, k: int, width: int, paired: int, rebuilt: int) -> None:
-    """`width` columns of block b from k on, side by side in pairs."""
+    """Put `width` columns of block b, from k on, side by side in pairs at `paired`; `rebuilt` is room for them before
+    that."""
     blocks, source = residual_blocks(operand.blocks), rebuilt
     if operand.plain != 0:
         source = operand.plain + (b * blocks.columns + k) * 128
@@ -150,7 +162,7 @@ def _make(operand: Any, b: int, k: int, width: int, paired: int, rebuilt: int) -
 
 @compiled
 def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums: int) -> None:
-    """sums [rows, 64] += x times these columns. Meanwhile what comes next is fetched from memory."""
+    """sums [rows, 64] += x times these columns, while memory is asked for the columns that come next."""
     rows, stride = run.rows, run.width * 2
     x = run.x + k * rows * 2
     r = 0
@@ -169,7 +181,8 @@ def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums:
 
 @compiled
 def _fetch_ahead(operand: Any, b: int, k: int, width: int, r: int, count: int, rows: int) -> None:
-    """Ask memory for a share of what the `width` columns from k on are made of: that of rows r to r + count - 1 of `rows`."""
+    """Ask memory for a share of what the `width` columns from k on are made of: that of rows r to r + count - 1 of
+    `rows`."""
     blocks = residual_blocks(operand.blocks)
     columns = blocks.columns
     width = min(columns - k, width)
@@ -190,6 +203,7 @@ def _fetch_ahead(operand: Any, b: int, k: int, width: int, r: int, count: int, r
 
 @compiled
 def _fetch(start: int, lines: int, r: int, count: int, rows: int) -> None:
-    """Ask memory for the share of rows r to r + count - 1 of `rows` in the `lines` lines of 64 bytes from `start` on."""
+    """Ask memory for the share of rows r to r + count - 1 of `rows` in the `lines` lines of 64 bytes from `start`
+    on."""
     first = lines * r // rows
     prefetch(start + first * 64, lines * (r + count) // rows - first)

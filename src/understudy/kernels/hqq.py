@@ -1,5 +1,5 @@
-"""Half-quadratic quantisation (HQQ) without data: w ~ (q - centre) * scale + zero in each row's groups of columns, where the
-centre of codes of b bits is 2 ** (b - 1).
+"""Half-quadratic quantisation (HQQ) without data: w ~ (q - centre) * scale + zero in each row's groups of columns,
+where the centre of codes of b bits is 2 ** (b - 1).
 
 Two steps alternate: the errors are shrunk (a proximal step for the p-norm of the error, p = 0.7, so a few large errors
 may stay), then scale and zero are fitted to the weights less their shrunk errors by least squares. Works on blocks:
@@ -27,7 +27,8 @@ Q, QQ, T, QT = range(4)
 def solve(
     blocks: Tensor, group: int, bits: int = 4, rounds: int = ROUNDS, shrink: float = SHRINK
 ) -> tuple[Tensor, Tensor]:
-    """Packed codes uint8 [nb, K, 8 * bits], (scale, zero) bfloat16 [K / group, nb * 64, 2] of float32 blocks [nb, K, 64]."""
+    """Packed codes uint8 [nb, K, 8 * bits], (scale, zero) bfloat16 [K / group, nb * 64, 2] of float32 blocks [nb, K,
+    64]."""
     count, columns, width = blocks.shape
     assert width == 64 and columns % group == 0, f"blocks {tuple(blocks.shape)} in groups of {group}"
     codes = torch.empty((count, columns, 8 * bits), dtype=torch.uint8)
@@ -81,7 +82,8 @@ def _start(block: Any, centre: Any, tile: Any, fit: Any) -> None:
 
 @compiled
 def _set(fit: Any, j: int, scale: Any, zero: Any) -> None:
-    """Scale and zero as they will be stored (bfloat16). A group of equal weights has scale 0 and the centre for every code."""
+    """Scale and zero as they will be stored (bfloat16). A group of equal weights has scale 0 and the centre for every
+    code."""
     usable = scale > np.float32(1e-36)
     scale = _bfloat16(scale) if usable else np.float32(0)
     fit[SCALE, j] = scale

@@ -1,9 +1,10 @@
-"""The blocked layout. Output rows are padded to a multiple of 64 and cut in blocks of 64; a block is stored as [K, 64].
+"""The blocked layout. Output rows are padded to a multiple of 64 and cut in blocks of 64; a block is stored as [K,
+64].
 
-A block's codes are K runs of 8 bytes a bit. 4 bits: byte j of a run holds row j in its low half and row 32 + j in its high
-half. That is how ATen packs int4 on a CPU with AVX-512, so its kernel, ours and the decoder read the same codes. 2 bits:
-byte j holds rows j, 16 + j, 32 + j and 48 + j, from its lowest bits up. 3 bits: 16 such bytes with the low two bits of each
-code, then 8 bytes of which bit p of byte i is the third bit of row 8 p + i. 8 bits: a byte a row."""
+A block's codes are K runs of 8 bytes a bit. 4 bits: byte j of a run holds row j in its low half and row 32 + j in its
+high half. That is how ATen packs int4 on a CPU with AVX-512, so its kernel, ours and the decoder read the same codes.
+2 bits: byte j holds rows j, 16 + j, 32 + j and 48 + j, from its lowest bits up. 3 bits: 16 such bytes with the low two
+bits of each code, then 8 bytes of which bit p of byte i is the third bit of row 8 p + i. 8 bits: a byte a row."""
 
 from functools import cache
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .compiled import bits, compiled
-from .transpose import turn_1, turn_2, turn_4
+from .transpose import transpose_1, transpose_2, transpose_4
 
 BLOCK = 64
 
@@ -24,7 +25,8 @@ def blocks_of(rows: int) -> int:
 
 
 def block(weight: Tensor, out: Tensor | None = None) -> Tensor:  # [N, K] -> [nb, K, 64]
-    """`weight` in blocks (in `out`, if given), rows padded with zeros. Any dtype of 1, 2 or 4 bytes; bits are kept as they are."""
+    """`weight` in blocks (in `out`, if given), rows padded with zeros. Any dtype of 1, 2 or 4 bytes; bits are kept as
+    they are."""
     rows, columns = weight.shape
     blocks = weight.new_empty((blocks_of(rows), columns, BLOCK)) if out is None else out
     if weight.device.type != "cpu":
@@ -100,7 +102,7 @@ def _block(weight: Any, blocks: Any) -> None:
         full = min(rows - b * 64, 64)
         for k in range(0, columns, 64):
             width = min(columns - k, 64)
-            _turn(weight[b * 64 : b * 64 + full, k : k + width], blocks[b, k : k + width, :full])
+            _transpose(weight[b * 64 : b * 64 + full, k : k + width], blocks[b, k : k + width, :full])
         for k in range(columns if full < 64 else 0):
             for j in range(full, 64):
                 blocks[b, k, j] = 0
@@ -113,12 +115,13 @@ def _unblock(blocks: Any, weight: Any) -> None:
         full = min(rows - b * 64, 64)
         for k in range(0, columns, 64):
             width = min(columns - k, 64)
-            _turn(blocks[b, k : k + width, :full], weight[b * 64 : b * 64 + full, k : k + width])
+            _transpose(blocks[b, k : k + width, :full], weight[b * 64 : b * 64 + full, k : k + width])
 
 
 @compiled
-def _turn(source: Any, target: Any) -> None:
-    """target = source.T, a few rows and columns: in square tiles as far as they go, then one by one."""
+def _transpose(source: Any, target: Any) -> None:
+    """target = source.T, at most 64 rows and columns: square tiles as vectors, the elements that fill no tile one by
+    one."""
     size = source.itemsize
     side = 16 if size == 4 else 32
     rows, columns = source.shape[0] // side * side, source.shape[1] // side * side
@@ -126,11 +129,11 @@ def _turn(source: Any, target: Any) -> None:
         for j in range(0, columns, side):
             here, there = source[i:, j:].ctypes.data, target[j:, i:].ctypes.data
             if size == 1:
-                turn_1(here, source.strides[0], there, target.strides[0])
+                transpose_1(here, source.strides[0], there, target.strides[0])
             elif size == 2:
-                turn_2(here, source.strides[0], there, target.strides[0])
+                transpose_2(here, source.strides[0], there, target.strides[0])
             else:
-                turn_4(here, source.strides[0], there, target.strides[0])
+                transpose_4(here, source.strides[0], there, target.strides[0])
     for i in range(source.shape[0]):
         for j in range(columns if i < rows else 0, source.shape[1]):
             target[j, i] = source[i, j]

@@ -1,6 +1,8 @@
-"""The residual of whole blocks: `kernels.residual_bits` applied tile by tile. A tile is one block's columns of one scale group.
+"""The residual of whole blocks: `kernels.residual_bits` applied tile by tile. A tile is one block's columns of one
+scale group.
 
-Every tile knows where its bits and its exceptions begin, so tiles can be read in any order, by any number of threads."""
+Every tile knows where its bits and its exceptions begin, so tiles can be read in any order, by any number of
+threads."""
 
 import inspect
 from dataclasses import dataclass
@@ -13,9 +15,10 @@ from numba.np import numpy_support
 from torch import Tensor
 
 from . import team
+from .bins import DENSE, MOST
 from .compiled import bits, compiled
 from .descriptor import DecodeRun, ResidualBlocks, decode_run
-from .residual_bits import DENSE, MOST, tile_reader, tile_writer
+from .residual_bits import tile_reader, tile_writer
 from .team import take, uint16_at, uint32_at
 
 # weights below which other threads are not worth waking
@@ -31,21 +34,26 @@ _write_2, _write_3, _write_4 = map(tile_writer, (2, 3, 4))
 
 @dataclass(frozen=True)
 class Residual:
-    """dense uint8 [nb * K * 8 * DENSE]; stream uint8; table uint32 [tiles + 1, 2]: where a tile's bits and its exceptions begin;
-    exceptions uint16 [n, 2]: the place in the tile (64 * column + row), and the weight's bits."""
+    """What codes leave open of a few blocks, in four tensors."""
 
+    # uint8 [nb * K * 8 * DENSE]
     dense: Tensor
+    # uint8 [bytes], SLACK of them unused
     stream: Tensor
+    # uint32 [tiles + 1, 2]: where each tile's bits and its exceptions begin; last, where they end
     table: Tensor
+    # uint16 [exceptions, 2]: the place in the tile (64 * column + row), and the weight's bits
     exceptions: Tensor
 
 
 def encode(blocks: Tensor, codes: Tensor, scales: Tensor) -> Residual:
-    """What `codes` [nb, K, 8 * bits] and `scales` [groups, nb * 64, 2] leave open of bfloat16 blocks [nb, K, 64]."""
+    """The residual of bfloat16 `blocks` [nb, K, 64] beside `codes` [nb, K, 8 * bits] and `scales` [groups, nb * 64,
+    2]."""
     count, columns, _ = blocks.shape
     width = codes.shape[2] // 8
     dense = torch.zeros(count * columns * 8 * DENSE[width], dtype=torch.uint8)
-    most = 8 * (1 + MOST - DENSE[width])  # bytes that a column's share of the stream can have
+    # bytes that a column's share of the stream can have
+    most = 8 * (1 + MOST - DENSE[width])
     stream = torch.zeros(count * columns * most + SLACK, dtype=torch.uint8)
     table = torch.zeros((count * scales.shape[0] + 1, 2), dtype=torch.int64)
     odd = torch.zeros((count, columns), dtype=torch.int64)
@@ -59,14 +67,15 @@ def encode(blocks: Tensor, codes: Tensor, scales: Tensor) -> Residual:
 
 
 def decode(residual: Residual, codes: Tensor, scales: Tensor, out: Tensor) -> None:
-    """The blocks into `out`, bfloat16 [nb, K, 64], on all of torch's threads."""
+    """Write the exact blocks into `out`, bfloat16 [nb, K, 64], on all of torch's threads."""
     assert out.is_contiguous()
     run = DecodeRun(blocks=described(residual, codes, scales), out=out.data_ptr())
     team.run(_entry(), run, small=out.numel() < SMALL)
 
 
 def described(residual: Residual, codes: Tensor, scales: Tensor) -> ResidualBlocks:
-    """The blocks that `codes` and `residual` stand for, as kernels take them. They hold as long as all those tensors."""
+    """The blocks that `codes` and `residual` stand for, as kernels take them. They hold as long as all those
+    tensors."""
     count, columns, width = codes.shape
     assert codes.is_contiguous() and scales.stride()[1:] == (2, 1)
     return ResidualBlocks(
@@ -126,6 +135,7 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
 
 @compiled
 def _encode(blocks: Any, codes: Any, scales: Any, dense: Any, stream: Any, table: Any, odd: Any) -> None:
+    """Fill dense part, stream and table; `odd` int64 [nb, K]: bit j is set where row j of a column is an exception."""
     count, columns, _ = blocks.shape
     groups, rows = scales.shape
     group, bits = columns // groups, codes.shape[2] // 8

@@ -1,7 +1,7 @@
 """Runs a kernel on the threads that torch's own operations run on: a second pool would fight them for the cores.
 
-Torch's CPU build brings an OpenMP library; its entry `GOMP_parallel` calls one function on every thread of the team. The
-kernel's threads share out the work by a counter: `take` hands each next piece to whoever asks first."""
+Torch's CPU build brings an OpenMP library; its entry `GOMP_parallel` calls one function on every thread of the team.
+The kernel's threads share out the work by a counter: `take` hands each next piece to whoever asks first."""
 
 import ctypes
 from collections.abc import Callable
@@ -19,7 +19,7 @@ types: Any = numba.types
 
 @cache
 def parallel() -> int:
-    """The address of GOMP_parallel in the OpenMP library of this process; 0 if there is none to be found."""
+    """The address of GOMP_parallel in the OpenMP library of this process; 0 if there is no such library."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
     files = {line.split(maxsplit=5)[-1] for line in lines if ".so" in line and "omp" in line.rpartition("/")[2]}
@@ -36,13 +36,15 @@ def note() -> str:
 
 
 def machine_code(function: Callable[[Any], None]) -> int:
-    """The address of machine code for `function`, which takes the address of a run's descriptor and can be called from C."""
+    """The address of machine code for `function`, which takes the address of a run's descriptor and can be called from
+    C."""
     signature, to_c = types.void(types.int64), numba.cfunc
     try:
-        made: Any = to_c(signature, cache=True)(function)
-    except RuntimeError:  # no directory for the machine code can be written to
-        made = to_c(signature)(function)
-    return int(made.address)
+        code: Any = to_c(signature, cache=True)(function)
+    except RuntimeError:
+        # no directory for the machine code can be written to
+        code = to_c(signature)(function)
+    return int(code.address)
 
 
 def run(address: int, descriptor: ctypes.Structure, small: bool = False) -> None:
@@ -68,15 +70,15 @@ def _take(typing: Any, address: Any) -> Any:
 
 @intrinsic
 def _together(typing: Any, entry: Any, work: Any, argument: Any, threads: Any) -> Any:
-    """From within a kernel: entry(work, argument, threads, 0), where entry is GOMP_parallel."""
+    """Call entry(work, argument, threads, 0) from within a kernel; `entry` is the address of GOMP_parallel."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, byte, word, word]).as_pointer()
-        function, run, given, count = arguments
+        function, run, descriptor, count = arguments
         builder.call(
             builder.inttoptr(function, kind),
-            [builder.inttoptr(run, byte), builder.inttoptr(given, byte), builder.trunc(count, word), word(0)],
+            [builder.inttoptr(run, byte), builder.inttoptr(descriptor, byte), builder.trunc(count, word), word(0)],
         )
         return context.get_dummy_value()
 
@@ -84,7 +86,7 @@ def _together(typing: Any, entry: Any, work: Any, argument: Any, threads: Any) -
 
 
 def _at(kind: Any) -> Any:
-    """For kernels: a pointer to `kind` from an address."""
+    """For kernels: a function from an address to a pointer to `kind`."""
     pointer = types.CPointer(kind)
 
     @intrinsic

@@ -1,6 +1,6 @@
-"""Turning a square tile on its side: element (i, j) goes to (j, i). Vector code, for elements of 1, 2 and 4 bytes.
+"""Transposing a square tile of n rows: element (i, j) goes to (j, i). Vector code, for elements of 1, 2 and 4 bytes.
 
-Shuffling row i with row i + n / 2, element by element, log2 n times over, is a turn."""
+Interleaving row i with row i + n / 2, element by element, log2 n times over, transposes the tile."""
 
 from typing import Any
 
@@ -10,16 +10,18 @@ from numba.extending import intrinsic
 
 from .vector import LONG, Code, Vector
 
-SIDE = {1: 32, 2: 32, 4: 16}  # rows and columns of a tile, by bytes of an element
+# rows and columns of a tile, by bytes of an element
+SIDE = {1: 32, 2: 32, 4: 16}
 
 
-def turner(size: int) -> Any:
-    """Code for use in a kernel: turn the tile at one address into that at another, rows so many bytes apart."""
+def transposer(size: int) -> Any:
+    """Code for use in a kernel: the tile at `source`, transposed, goes to `target`; rows lie `..._pitch` bytes
+    apart."""
     side = SIDE[size]
     row = Vector(ir.IntType(8 * size), side)
 
     @intrinsic
-    def turn(typing: Any, source: Any, source_pitch: Any, target: Any, target_pitch: Any) -> Any:
+    def transpose(typing: Any, source: Any, source_pitch: Any, target: Any, target_pitch: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             code = Code(context, builder)
             source, source_pitch, target, target_pitch = arguments
@@ -39,9 +41,9 @@ def turner(size: int) -> Any:
 
         return types.void(*[types.int64] * 4), generate
 
-    return turn
+    return transpose
 
 
-turn_1: Any = turner(1)
-turn_2: Any = turner(2)
-turn_4: Any = turner(4)
+transpose_1: Any = transposer(1)
+transpose_2: Any = transposer(2)
+transpose_4: Any = transposer(4)

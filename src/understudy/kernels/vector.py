@@ -1,6 +1,7 @@
 """Vector code for use inside compiled kernels, written as LLVM instructions: short names for what the kernels need.
 
-LLVM turns the vectors into whatever the machine has, so such code runs everywhere; it is laid out for AVX-512."""
+LLVM turns vectors into the instructions that the machine has, so the code runs everywhere. It is laid out for
+AVX-512."""
 
 from typing import Any
 
@@ -22,7 +23,7 @@ def has(*features: str) -> bool:
 
 
 class Code:
-    """Writes instructions through `b`, numba's builder, at the place it stands."""
+    """Writes instructions at the current place of `b`, numba's builder. Addresses are int64 values."""
 
     def __init__(self, context: Any, builder: Any) -> None:
         self.context, self.b = context, builder
@@ -73,7 +74,7 @@ class Code:
 
 @intrinsic
 def _prefetch(typing: Any, address: Any, count: Any) -> Any:
-    """Ask for `count` lines of 64 bytes from memory, to be there when they are read; any address is allowed."""
+    """Ask memory for the `count` lines of 64 bytes from `address` on, which will be read soon. Any address is allowed."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         start, count = arguments

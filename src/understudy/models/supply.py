@@ -1,4 +1,4 @@
-"""Where each part of the exact weights comes from: kept in fast memory for good, or brought by the ring when its turn comes.
+"""Where each part of the exact weights comes from: it is kept in fast memory for good, or the ring brings it.
 
 Both ways end in the same product of the same blocks in the same order, so the plan never changes a bit."""
 
@@ -17,19 +17,24 @@ from .exact_linear import ExactLinear
 
 @dataclass(frozen=True)
 class PartRef:
-    """Part `number` of the model: blocks first_block..first_block+blocks of Linear `linear`, `nbytes` as stored,
-    after `lead` bytes in the ring."""
+    """One part of the model: a few blocks of one Linear."""
 
+    # of all parts of the model
     number: int
+    # the Linear's place in the order of a pass
     linear: int
     first_block: int
     blocks: int
+    # as stored
     nbytes: int
+    # bytes before the part's own in its extent, and so in the ring
     lead: int = 0
 
 
 class Supply:
-    """`linears`: how each multiplies. `ring` streams, in order, the parts that `residents` lacks."""
+    """Multiplies with the exact weights of each Linear.
+
+    `linears`: how each multiplies; `residents`: bytes of parts in fast memory, by number; `ring` streams the others."""
 
     def __init__(
         self,
@@ -49,12 +54,13 @@ class Supply:
         return all(linear.product(dtype) is not None for linear in self.linears)
 
     def multiply(self, index: int, tiles: Sequence[Tensor], rows: int) -> list[Tensor]:
-        """tiles: each [TILE, K], in all `rows` rows and then padding -> each [TILE, N]. Linear `index` is brought once for all."""
+        """Tiles [TILE, K], in all `rows` rows and then padding -> tiles [TILE, N]. Linear `index` is brought once for all."""
         linear, (height, _) = self.linears[index], tiles[0].shape
         outputs = linear.entry.shape[0]
         shape = (len(tiles), height, blocks_of(outputs), BLOCK)
         product = linear.product(tiles[0].dtype)
-        out = tiles[0].new_zeros(shape)  # padding stays zero
+        # padding stays zero
+        out = tiles[0].new_zeros(shape)
         for held in self._arriving(index, together=product is not None and not linear.one_by_one):
             if product is not None:
                 operands = [linear.operand(data, part.first_block, part.blocks) for part, data in held]
@@ -65,7 +71,7 @@ class Supply:
         return list(out.view(len(tiles), height, -1)[:, :, :outputs])
 
     def _arriving(self, index: int, together: bool) -> Iterator[list[tuple[PartRef, Tensor]]]:
-        """The parts of Linear `index`, in order, each with its bytes: one by one, or `together` as many as are here already."""
+        """The parts of Linear `index` in order, each with its bytes; `together`: as many at once as are here already."""
         held: list[tuple[PartRef, Tensor]] = []
         slots: list[Slot] = []
         try:

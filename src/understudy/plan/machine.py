@@ -23,29 +23,38 @@ __all__ = ["Gpu", "Machine", "format_size", "free_bytes", "memory_limit", "parse
 
 @dataclass(frozen=True)
 class Gpu:
+    """A GPU that torch sees. Sizes in bytes."""
+
     name: str
     total_memory: int
     free_memory: int
 
 
 @dataclass(frozen=True)
-class Speeds:
-    """What has to be measured."""
+class MeasuredSpeeds:
+    """What has to be measured, once for each directory."""
 
     disk: DiskProbe
+    # Bytes per second.
     memory_bandwidth: float
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`memory_limit`: the most this process could hold now. `disk` and `memory_bandwidth` are None until `measured`."""
+    """What this process can use. `doctor --json` shows these names."""
 
+    # The processor's name.
     cpu: str
+    # Processors that this process may keep busy.
     cores: int
+    # Bytes of memory in all.
     total_memory: int
+    # The most bytes that this process could hold now.
     memory_limit: int
     gpu: Gpu | None = None
+    # The disk that a file is on; None until `measured`.
     disk: DiskProbe | None = None
+    # Bytes per second; None until `measured`.
     memory_bandwidth: float | None = None
 
     @classmethod
@@ -60,7 +69,7 @@ class Machine:
         if again or key not in known:
             from ..tiers import probe  # torch: not for those who only ask for a size
 
-            known[key] = Speeds(probe.probe_disk(file), probe.probe_memory())
+            known[key] = MeasuredSpeeds(probe.probe_disk(file), probe.probe_memory())
             _remember(cache / "machine.json", known)
         return replace(self, disk=known[key].disk, memory_bandwidth=known[key].memory_bandwidth)
 
@@ -127,20 +136,21 @@ def _gpu() -> Gpu | None:
     return Gpu(torch.cuda.get_device_name(), total, free)
 
 
-def _remembered(path: Path) -> dict[str, Speeds]:
-    """What was measured before; nothing if the file is missing or not in this form, and it is measured again."""
+def _remembered(path: Path) -> dict[str, MeasuredSpeeds]:
+    """The speeds in the file `path`, by directory; none if it is missing or not in this form, so that they are measured again."""
     try:
         known = dict(json.loads(path.read_text())).items()
-        return {key: Speeds(DiskProbe(**speeds["disk"]), float(speeds["memory_bandwidth"])) for key, speeds in known}
+        return {key: MeasuredSpeeds(DiskProbe(**speeds["disk"]), float(speeds["memory_bandwidth"])) for key, speeds in known}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
-def _remember(path: Path, known: dict[str, Speeds]) -> None:
+def _remember(path: Path, known: dict[str, MeasuredSpeeds]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
         fresh.write_text(json.dumps({key: asdict(speeds) for key, speeds in known.items()}, indent=1) + "\n")
         fresh.replace(path)
     except OSError:
-        return  # a cache that cannot be written costs another second next time, nothing else
+        # A cache that cannot be written costs another second next time, nothing else.
+        return

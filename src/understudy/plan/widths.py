@@ -1,18 +1,24 @@
 """How wide a draft level is on a device: a graph has fixed shapes, so a level is padded to the next of a few widths."""
 
-WIDEST = 64  # nodes of all rows together: the draft's products read each code once for so many
-SCORED = 16  # nodes whose noise is made at a time
-GRAPHS = 12  # recorded levels that are kept
+# Nodes of all sequences together in one level: the draft's products read each code once for so many.
+WIDEST = 64
+# Nodes whose noise is made at a time.
+SCORED = 16
+# Recorded levels that are kept.
+GRAPHS = 12
 
 
 def padded(nodes: int) -> int:
-    """The width of a level of so many nodes: 1, 2, 4, 8, ..."""
+    """The width of a level of `nodes` nodes: 1, 2, 4, 8, ..."""
     assert nodes > 0, f"a level of {nodes} nodes"
     return 1 << (nodes - 1).bit_length()
 
 
-def widest(row: int, forced: bool, rows: int) -> int:
-    """The widest level of `rows` rows with at most `row` nodes each; what is forced is not capped. 0 where there are no levels."""
-    if not row:
+def widest(level_width: int, forced: bool, rows: int) -> int:
+    """The widest level of `rows` sequences with at most `level_width` nodes each; 0 where there are no levels.
+
+    It has at most WIDEST nodes, unless the width is `forced` or there are more sequences."""
+    if not level_width:
         return 0
-    return padded(row * rows if forced else max(min(row * rows, WIDEST), rows))
+    nodes = level_width * rows
+    return padded(nodes if forced else max(min(nodes, WIDEST), rows))

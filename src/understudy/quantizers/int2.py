@@ -1,4 +1,5 @@
-"""Two bits a weight and one for scales: the smallest copy that still guesses. Groups of 64 save half a bit, and guess worse."""
+"""Two bits a weight and one for scales: the smallest copy that still guesses. Groups of 64 save half a bit, but guess
+less well."""
 
 from .grouped import Grouped
 

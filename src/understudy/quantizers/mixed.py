@@ -1,9 +1,9 @@
 """Bits where they help most: a quantiser for each weight, so that all together take a given number of bits on average.
 
-`mixed:bits=3.5` is a recipe, not a quantiser: 3.5 bits are what the weights' codes and scales take in memory, divided by the
-number of weights. Each Linear begins with the fewest bits; the next ones go where they lessen the error most for each byte.
-The error is that of a Linear's output, relative, squared; a block's Linears share what a block adds to the residual stream,
-the head sees all of it, so it counts as much as a third of them."""
+`mixed:bits=3.5` is a recipe, not a quantiser: 3.5 bits are what the weights' codes and scales take in memory, divided
+by the number of weights. Each Linear begins with the fewest bits; the next ones go where they lessen the error most
+for each byte. The error is that of a Linear's output, relative, squared; a block's Linears share what a block adds to
+the residual stream, the head sees all of it, so it counts as much as a third of them."""
 
 import heapq
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,8 @@ CHOICES = {"int2:group=64": 0.107, "int3": 0.0286, "int4": 0.0069, "int8": 0.000
 HEAD = 1 / 3
 
 Shape = tuple[int, int]
-Errors = Mapping[str, float]  # of a Linear, by quantiser
+# relative squared errors of one Linear, by quantiser
+Errors = Mapping[str, float]
 
 
 class Mixed:
@@ -30,7 +31,7 @@ class Mixed:
         self.name = f"mixed:bits={bits:g}" + f",calibrated={calibrated}" * bool(calibrated)
 
     def choose(self, shapes: Sequence[Shape], errors: Sequence[Errors]) -> list[str]:
-        """A quantiser for each Linear; the last one is the head. UsageError if even the smallest take more than `bits`."""
+        """A quantiser for each Linear, the head last. UsageError if even the smallest ones take more than `bits`."""
         sizes = [{spec: fitting(spec, *shape).size(*shape) for spec in CHOICES} for shape in shapes]
         able = [all(fitting(spec, *shape).name == spec for spec in CHOICES) for shape in shapes]
         weights = sum(rows * columns for (rows, columns), can in zip(shapes, able, strict=True) if can)
@@ -65,8 +66,8 @@ def mixed(spec: str) -> Mixed | None:
     """The mix that `spec` names; None where it names a quantiser."""
     if spec.partition(":")[0] != "mixed":
         return None
-    made: Mixed = build("recipe", {"mixed": "understudy.quantizers.mixed:Mixed"}, spec)
-    return made
+    recipe: Mixed = build("recipe", {"mixed": "understudy.quantizers.mixed:Mixed"}, spec)
+    return recipe
 
 
 def foretold(spec: str, shapes: Sequence[Shape]) -> list[str]:

@@ -15,13 +15,14 @@ from ..errors import TransferError
 from . import Extent, Traffic
 from .file import File
 from .memory import ALIGNMENT, aligned
-from .meter import Meter, Pace
+from .meter import Meter, Throttle
 
-MOST_BUFFERS = 256  # in one read; Linux takes up to 1024
+# buffers of one read; Linux takes up to 1024
+MOST_BUFFERS = 256
 
 
 class DiskFetch:
-    """Complete when every block is."""
+    """An extent on its way, in `blocks` blocks: complete when each of them is read or has failed."""
 
     def __init__(self, blocks: int) -> None:
         self._left = blocks
@@ -32,6 +33,7 @@ class DiskFetch:
             self._finished.set()
 
     def block_done(self, error: TransferError | None = None) -> None:
+        """One more block is read, or failed with `error`; the first error is the one that `wait` raises."""
         with self._lock:
             self._left -= 1
             self._error = self._error or error
@@ -49,17 +51,23 @@ class DiskFetch:
 
 @dataclass(frozen=True)
 class _Block:
-    """Read `needed` bytes from `offset` of a file into `into`: whole pages, which may reach past the file's end."""
+    """One read that was asked for."""
 
+    # the fetch it is part of
     fetch: DiskFetch
     path: Path
+    # bytes from the start of the file, a whole page
     offset: int
+    # bytes that must be read
     needed: int
+    # whole pages to fill, which may reach past the end of the file
     into: memoryview
 
 
 class DiskTier:
-    """Extents of files, read by `threads` threads, `block` bytes a read; `throttle` > 0 is a limit in bytes/s."""
+    """Extents of files, read by `threads` threads, `block` bytes a read; `throttle`: most bytes per second, 0: no limit.
+
+    TransferError where a file cannot be opened or is too short for its extents."""
 
     def __init__(
         self,
@@ -79,9 +87,10 @@ class DiskTier:
         self._queue: deque[_Block] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._reading = 0  # threads in the middle of a read
+        # threads in the middle of a read
+        self._reading = 0
         self._meter = Meter()
-        self._pace = Pace(throttle)
+        self._throttle = Throttle(throttle)
         try:
             self._open(direct)
         except TransferError:
@@ -170,12 +179,12 @@ class DiskTier:
 
     def _read(self, blocks: Sequence[_Block]) -> None:
         needed = sum(len(block.into) for block in blocks[:-1]) + blocks[-1].needed
-        self._pace.await_turn(needed)
+        self._throttle.await_turn(needed)
         self._files[blocks[0].path].read(blocks[0].offset, [block.into for block in blocks], needed)
         self._meter.count(sum(block.needed for block in blocks))
 
     def _take(self) -> list[_Block]:
-        """The oldest block, and those after it that follow it in the file, up to one read's worth; none when closed."""
+        """The oldest block, with those queued behind it that follow it in the file: one read. None when closed."""
         with self._changed:
             while not self._queue and not self._closed:
                 self._changed.wait()
@@ -191,4 +200,5 @@ class DiskTier:
 
 
 def _follows(block: _Block, after: _Block) -> bool:
+    """Whether `after` begins in the file where the room of `block` ends."""
     return after.path == block.path and after.offset == block.offset + len(block.into)

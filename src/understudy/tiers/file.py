@@ -41,7 +41,8 @@ class File:
         Offset and buffers are whole pages: the pages may reach past the end of the file, `needed` must not."""
         got = 0
         while got < needed:
-            start = got // ALIGNMENT * ALIGNMENT  # direct reads start on a page: a page partly read is read again
+            # direct reads start on a page: a page partly read is read again
+            start = got // ALIGNMENT * ALIGNMENT
             try:
                 came = os.preadv(self._descriptor, _from(buffers, start), offset + start)
             except OSError as error:
@@ -69,7 +70,7 @@ def _from(buffers: Sequence[memoryview], start: int) -> list[memoryview]:
 
 
 def _open(path: Path, direct: bool) -> tuple[int, bool]:
-    """A descriptor, and whether it reads directly. Some file systems refuse at open, others only at the first read."""
+    """A descriptor, and whether it reads directly. A file system refuses that at open or only at the first read."""
     if direct and hasattr(os, "O_DIRECT"):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)

@@ -5,7 +5,8 @@ import mmap
 import torch
 from torch import Tensor
 
-ALIGNMENT = 4096  # of every extent in a file and of every slot in memory: what direct I/O asks for on any disk
+# every extent in a file and every slot in memory begins at a multiple of it: direct I/O asks for that on any disk
+ALIGNMENT = 4096
 
 
 def aligned(nbytes: int) -> int:
@@ -26,4 +27,5 @@ def _advise_huge(pages: mmap.mmap) -> None:
     try:
         pages.madvise(mmap.MADV_HUGEPAGE)
     except OSError:
-        return  # a kernel built without huge pages: the same memory, in small ones
+        # a kernel built without huge pages: the same memory, in small ones
+        return

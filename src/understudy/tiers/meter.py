@@ -1,4 +1,4 @@
-"""How much came through a link, how long it was busy; and a brake that makes it as slow as a test wants."""
+"""Counting what comes through a link and how long it is busy; and a throttle that slows a link down."""
 
 import threading
 import time
@@ -42,11 +42,11 @@ class Meter:
             return Traffic(self._bytes, self._reads, self._busy + running)
 
 
-class Pace:
+class Throttle:
     """Lets `bytes_per_second` through in all, however many threads ask; 0 is no limit."""
 
     def __init__(self, bytes_per_second: float) -> None:
-        assert bytes_per_second >= 0, f"a pace of {bytes_per_second} bytes/s"
+        assert bytes_per_second >= 0, f"a throttle of {bytes_per_second} bytes/s"
         self._rate = bytes_per_second
         self._lock = threading.Lock()
         self._free_at = 0.0

@@ -1,5 +1,6 @@
-"""Host memory on the side of a device. In a machine of several sockets a page lies with the processor that touches it first, and
-copies from the other side share the way between them."""
+"""Host memory near a device. In a machine with more than one socket, a page of memory lies at the socket whose
+processor touches it first, and copies from there to a device at another socket share the connection between the
+two."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ def processors_near(address: str, devices: Path = PCI) -> frozenset[int]:
 
 @contextmanager
 def running_on(cpus: Collection[int]) -> Iterator[None]:
-    """This thread runs on `cpus` meanwhile, as far as it may; where it may on none of them, or none are named, as before."""
+    """Pin this thread to `cpus` inside the block, where it is allowed to run on any of them."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     wanted = allowed & set(cpus)
     if not wanted or wanted == allowed:
@@ -33,5 +34,6 @@ def running_on(cpus: Collection[int]) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # taken away meanwhile
+        # the process may have lost those processors inside the block
+        with suppress(OSError):
             os.sched_setaffinity(0, allowed)

@@ -18,11 +18,14 @@ from .file import File
 from .memory import ALIGNMENT, arena
 
 MIB = 1 << 20
+# (block, threads), at least two threads: one is late whenever the interpreter is busy
 CANDIDATES = tuple(
     (block * MIB, threads) for block, threads in ((1, 2), (1, 4), (2, 2), (2, 4), (2, 8), (4, 2), (4, 4), (8, 2))
-)  # at least two threads: one is late whenever the interpreter is busy
-CLEAR_LEAD = 1.05  # a faster candidate with larger reads must be this much faster
-ROOM = 64 * MIB  # what the measured reads fill, over and over
+)
+# a faster candidate with larger reads must be this much faster
+CLEAR_LEAD = 1.05
+# bytes of memory that the measured reads fill, over and over
+ROOM = 64 * MIB
 
 
 def measure_disk(
@@ -64,7 +67,7 @@ def probe_disk(
 
 
 def _room() -> memoryview:
-    """Memory that is there already: its first touch is not the disk's fault."""
+    """Memory that was touched before, so that no first touch counts as the disk's time."""
     return arena(ROOM).fill_(1).numpy().data
 
 

@@ -1,9 +1,9 @@
 """The stream: a fixed stretch of memory through which the parts of a model pass, in the order of a route.
 
 Each part has two marks. *Ready*: its fetch is done, it may be read. *Released*: its reader is finished, its bytes may
-be overwritten. Room is given out in the order of the fetches and comes back in that order, so a fetch can never overtake
-a reader. The ring runs ahead by itself: whoever releases a part starts the next fetch. With a fixed route, the first parts
-of the next pass come in while the last of this one are used."""
+be overwritten. Room is given out in the order of the fetches and comes back in that order, so a fetch can never
+overtake a reader. The ring runs ahead by itself: whoever releases a part starts the next fetch. With a fixed route,
+the first parts of the next pass come in while the last of this one are used."""
 
 import threading
 import time
@@ -88,7 +88,8 @@ class Ring:
         self._waiting: int | None = None
         self._failure: UnderstudyError | None = None
         self._wait_seconds = 0.0
-        tier.release()  # on a GPU the memory may have had a use before, which may not be over
+        # on a GPU the memory may have had a use before, which may not be over
+        tier.release()
         with self._lock:
             self._run_ahead()
 
@@ -111,7 +112,7 @@ class Ring:
         return slot
 
     def hint(self, parts: Sequence[int]) -> None:
-        """Tell the route that these parts are about to be used, less those that are on their way in this order already."""
+        """Tell the route that these parts are about to be used. Those on their way in this order are left out."""
         with self._lock:
             left = deque(parts)
             for index in [*(slot.index for slot in self._coming), self._waiting]:
@@ -162,7 +163,7 @@ class Ring:
 
     @property
     def full(self) -> bool:
-        """Whether all that fits, or that the route has named, is here: the link is idle until something is released."""
+        """Whether all that fits, or that the route has named, is here: the link is idle until a release or a hint."""
         with self._lock:
             if self._failure is not None:
                 return True
@@ -212,7 +213,7 @@ class Ring:
         return self._waiting
 
     def _place(self) -> int | None:
-        """Where the next part goes: after the newest, or to the front where it would stick out. None: no part or no room."""
+        """Where the next part goes: after the newest, or to the front if it would stick out. None: no part or no room."""
         index = self._upcoming()
         if index is None:
             return None
@@ -222,7 +223,8 @@ class Ring:
         oldest = (self._given or self._coming)[0].start
         newest = (self._coming or self._given)[-1]
         end = newest.start + newest.size
-        if newest.start < oldest:  # the newest went round to the front: room up to the oldest
+        # the newest went round to the front: room up to the oldest
+        if newest.start < oldest:
             return end if end + size <= oldest else None
         if end + size <= self.capacity:
             return end
@@ -230,7 +232,7 @@ class Ring:
 
 
 def smallest_ring(lengths: Sequence[int], held: int) -> int:
-    """Bytes with which `Ring.next` always has room for parts of `lengths` bytes while its last `held` parts are held."""
+    """Bytes with which `Ring.next` has room for the next of parts of `lengths` bytes, while the last `held` are in use."""
     sizes = {aligned(length) for length in lengths}
     # a part that would stick out over the end leaves the room there unused
     uneven = held > 0 and len(sizes) > 1

@@ -1,7 +1,7 @@
 """The order in which parts come through a ring.
 
-A ring asks its route for one part at a time, as soon as there is room for it, so a route may decide late. The fixed route
-knows the whole order in advance. A route for experts does not: it learns from hints what the pass will use."""
+A ring asks its route for one part at a time, as soon as there is room for it, so a route may decide late. The fixed
+route knows the whole order in advance. A route for experts does not: it learns from hints what the pass will use."""
 
 from collections.abc import Collection, Sequence
 from typing import Protocol
@@ -26,7 +26,7 @@ class Route(Protocol):
         ...
 
     def hint(self, parts: Sequence[int]) -> None:
-        """These parts are about to be used, in this order. A hinted part is named by `next` before `next` returns None."""
+        """These parts are about to be used, in this order: `next` names each of them before it returns None."""
         ...
 
     def rewind(self) -> None:

@@ -2,4 +2,5 @@
 
 import triton
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)  # on the CPU, where a dot takes a bfloat16 for an integer
+# whether kernels run in Triton's interpreter on the CPU, whose dot takes a bfloat16 for an integer
+INTERPRETED = bool(triton.knobs.runtime.interpret)

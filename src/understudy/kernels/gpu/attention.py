@@ -77,7 +77,8 @@ def _attend(
         fade = tl.exp(top - highest)
         weights = tl.exp(scores - highest[:, None])
         total = total * fade + tl.sum(weights, 1)
-        if NARROW:  # two bfloat16s hold a weight to 16 bits, and the sum is kept in float32
+        # two bfloat16s hold a weight to 16 bits, and the sum is kept in float32
+        if NARROW:
             coarse = weights.to(tl.bfloat16)
             fine = (weights - coarse.to(tl.float32)).to(tl.bfloat16)
             sums = sums * fade[:, None] + _dot(coarse, v, WIDE) + _dot(fine, v, WIDE)

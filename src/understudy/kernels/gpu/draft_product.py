@@ -1,7 +1,8 @@
 """x @ W.T for a few rows x and a weight of 2, 3 or 4 bits, on a GPU: the draft's product. It reads each code once.
 
-The codes go into the matrix units as whole numbers, -8 to 7 for 4 bits, which bfloat16 holds exactly; scale and zero are applied to
-the sums of each group. Columns are shared out over programs so that all of the GPU reads, and what they give is added."""
+The codes go into the matrix units as whole numbers, -8 to 7 for 4 bits, which bfloat16 holds exactly; scale and zero
+are applied to the sums of each group. Columns are shared out over programs so that all of the GPU reads, and what they
+give is added."""
 
 import torch
 import triton
@@ -11,12 +12,16 @@ from torch import Tensor
 from . import INTERPRETED
 from .codes import column_of
 
-PROGRAMS = 528  # enough to keep the memory of a large GPU busy
+# enough to keep the memory of a large GPU busy
+PROGRAMS = 528
+# rows of x that one call of the kernel takes
 MOST_ROWS = 64
 
 
 class GroupedProduct:
-    """The linear map of a weight [rows, K]; codes uint8 [nb, K, 8 * bits], scales bfloat16 [groups, nb * 64, 2]. Copies nothing."""
+    """The linear map of a weight [rows, K]: codes uint8 [nb, K, 8 * bits], scales bfloat16 [groups, nb * 64, 2].
+
+    Keeps both tensors and copies neither."""
 
     def __init__(self, codes: Tensor, scales: Tensor, rows: int) -> None:
         assert codes.is_contiguous() and scales.is_contiguous(), "the codes and scales of a whole weight lie together"
@@ -25,7 +30,8 @@ class GroupedProduct:
         self.group = self.columns // scales.shape[0]
         self.step = min(self.group, 64)
         steps = self.columns // self.step
-        self.each = -(-steps // max(1, min(steps, PROGRAMS // self.count)))  # steps of one program
+        # steps of one program
+        self.each = -(-steps // max(1, min(steps, PROGRAMS // self.count)))
         self.splits = -(-steps // self.each)
 
     def __call__(self, x: Tensor) -> Tensor:  # [m, K] -> [m, rows]
@@ -50,7 +56,8 @@ def _multiply(
     x, codes, scales, y, m, columns, count,
     M: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, EACH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Block `b` of the output, columns `split * EACH * STEP` and so on. Rows 0-31 of a block are low halves, 32-63 high."""
+    """Block `b` of the output, columns `split * EACH * STEP` and so on. Rows 0-31 of a block are low halves, 32-63
+    high."""
     b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     line, row = tl.arange(0, M), tl.arange(0, 32)
     width = count.to(tl.int64) * 64
@@ -80,7 +87,8 @@ def _multiply_few(
     M: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, EACH: tl.constexpr, WIDE: tl.constexpr,
     BITS: tl.constexpr,
 ):  # fmt: skip
-    """The same for 2 and 3 bits: a code's bits are picked out for each of the 64 rows, whose bytes lie in the cache."""
+    """The same for 2 and 3 bits: a code's bits are picked out for each of the 64 rows, whose bytes lie in the
+    cache."""
     b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     line, row = tl.arange(0, M), tl.arange(0, 64)
     width = count.to(tl.int64) * 64
@@ -117,5 +125,5 @@ def _whole(code):
 
 @triton.jit
 def _number(at, known):
-    """bfloat16s, given as 16-bit integers, in float32."""
+    """float32 numbers from bfloat16 ones that are loaded as 16-bit integers; 0 where not `known`."""
     return (tl.load(at, known, other=0).to(tl.int32) << 16).to(tl.float32, bitcast=True)

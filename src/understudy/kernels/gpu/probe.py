@@ -6,7 +6,7 @@ import triton.language as tl
 
 
 def probe(device: str) -> None:
-    """Raises whatever it is that stands in the way."""
+    """Compile and run a kernel on `device`. Raises what stands in the way, of any type."""
     numbers = torch.zeros(16, dtype=torch.int32, device=device)
     _count[(1,)](numbers)
     if numbers.tolist() != list(range(16)):

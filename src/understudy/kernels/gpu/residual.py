@@ -1,19 +1,21 @@
 """The residual decoded on a GPU: what `kernels.residual` and `kernels.residual_bits` do, a program for each tile.
 
-The bytes are read as they travelled, header included, so that the host need not know what is in them. Where a row's bits
-lie in the stream is a running count over the rows and columns before it, which costs next to nothing here. The ends of
-bins are computed by the same float32 operations in the same order as on the CPU; nothing may be fused."""
+The bytes are read as they travelled, header included, so that the host need not know what is in them. Where a row's
+bits lie in the stream is a running count over the rows and columns before it, which costs next to nothing here. The
+ends of bins are computed by the same float32 operations in the same order as on the CPU; nothing may be fused."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..residual_bits import DENSE, WIDER
+from ..bins import DENSE, WIDER
 from .codes import column_of
 
-COLUMNS = 32  # at a time, where a group has as many
-LISTED = 64  # exceptions at a time
+# columns that are decoded at once, unless a group has fewer
+COLUMNS = 32
+# exceptions that are put back at once
+LISTED = 64
 
 
 def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
@@ -41,11 +43,14 @@ def _decode(
     group: tl.constexpr, COLUMNS: tl.constexpr, LISTED: tl.constexpr,
     BITS: tl.constexpr, DENSE: tl.constexpr, WIDER: tl.constexpr,
 ):  # fmt: skip
-    """One tile: block `tile // groups`, its columns of one group. The header: kind, tiles + 1, stream bytes, exceptions."""
+    """One tile: block `tile // groups`, its columns of one group. The header: kind, tiles + 1, stream bytes,
+    exceptions."""
     tile = tl.program_id(0).to(tl.int64)
-    first = (tile // groups) * groups * group + (tile % groups) * group  # column, counted over all blocks
+    # the tile's first column, counted over all blocks
+    first = (tile // groups) * groups * group + (tile % groups) * group
     row = tl.arange(0, 64)
-    if tl.load(longs) == 0:  # kept as it is, behind the header
+    # the weights as they are, behind the header
+    if tl.load(longs) == 0:
         for c in range(0, group, COLUMNS):
             at = (first + c + tl.arange(0, COLUMNS))[:, None] * 64 + row[None, :]
             tl.store(out + at, tl.load(halves + 32 + at))
@@ -93,16 +98,23 @@ def _decode(
             end = tl.where(straddles, tl.where(below, low, high), far)
             sign = tl.where(below, top ^ 0x8000, top) & 0x8000
             tl.store(out + column * 64 + row[None, :], ((end + 1 - value) | sign).to(tl.int16))
-        tl.debug_barrier()  # what follows overwrites what other threads have just written
+        # what follows overwrites what other threads have just written
+        tl.debug_barrier()
         listed = (stream + (tl.load(longs + 2) + 63) // 64 * 64) // 2
-        e = tl.load(words + 17 + tile * 2).to(tl.int64) & 0xFFFFFFFF
-        last = tl.load(words + 19 + tile * 2).to(tl.int64) & 0xFFFFFFFF
-        while e < last:
-            which = e + tl.arange(0, LISTED)
-            spot = tl.load(halves + listed + which * 2, mask=which < last, other=0).to(tl.int64) & 0xFFFF
-            weight = tl.load(halves + listed + which * 2 + 1, mask=which < last, other=0)
-            tl.store(out + first * 64 + spot, weight, mask=which < last)
-            e += LISTED
+        _put_back(words + 17 + tile * 2, halves + listed, out + first * 64, LISTED)
+
+
+@triton.jit
+def _put_back(bounds, listed, out, LISTED: tl.constexpr):
+    """Write a tile's exceptions over what was decoded. `bounds`: the number of its first one; two further, of the last + 1."""
+    e = tl.load(bounds).to(tl.int64) & 0xFFFFFFFF
+    last = tl.load(bounds + 2).to(tl.int64) & 0xFFFFFFFF
+    while e < last:
+        which = e + tl.arange(0, LISTED)
+        spot = tl.load(listed + which * 2, mask=which < last, other=0).to(tl.int64) & 0xFFFF
+        weight = tl.load(listed + which * 2 + 1, mask=which < last, other=0)
+        tl.store(out + spot, weight, mask=which < last)
+        e += LISTED
 
 
 @triton.jit

@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,19 +14,21 @@ from .. import codecs
 from ..codecs import Codec, candidates
 from ..kernels.pack import block
 from ..quantizers import fitting
+from . import Device
 
-if TYPE_CHECKING:
-    from ..devices import Device
+# Nodes of a usual pass.
+ROWS = 32
+# Outputs and columns of the weights that are measured with.
+SAMPLE = 256, 4096
+# Bytes per second, where there is nothing to measure yet.
+UNKNOWN_LINK = 1e9
 
-ROWS = 32  # nodes of a usual pass
-SAMPLE = 256, 4096  # outputs and columns of the weights that are measured with
-UNKNOWN_LINK = 1e9  # bytes/s, where there is nothing to measure yet
 
+def fastest_codec(link: float, dtype: torch.dtype, quantizer: str, device: Device) -> str:
+    """The name of the codec that takes the least time for each weight of `dtype` on `device`.
 
-def faster(link: float, dtype: torch.dtype, quantizer: str, device: Device) -> str:
-    """The codec that takes the least time for each weight of `dtype` on `device`, over a link of `link` bytes/s (0: not known).
-
-    Of equally fast ones it is the smallest, which also takes the least room."""
+    `link`: bytes per second of the link; 0: not known. Of equally fast codecs it is the smallest, which also takes the least
+    room."""
     quantizer = "int4" if quantizer.startswith("mixed") else quantizer
 
     def seconds(codec: Codec) -> float:
@@ -46,7 +47,8 @@ def seconds_a_weight(name: str, quantizer: str) -> float:
     weight = torch.randn(SAMPLE).bfloat16()
     whole = block(weight)
     substitute = fitting(quantizer, *SAMPLE).quantize(weight) if codec.needs_substitute else {}
-    data, out = codec.encode(whole, substitute), torch.empty_like(whole)
+    data = codec.encode(whole, substitute)
+    out = torch.empty_like(whole)
     x = torch.randn(ROWS, SAMPLE[1]).bfloat16()
     seconds = _best(lambda: x @ weight.T)
     if not codec.in_place:

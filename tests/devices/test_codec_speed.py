@@ -5,8 +5,8 @@ import torch
 
 from tests.fake_device import FakeDevice
 from understudy.codecs import Codec, codec
+from understudy.devices.codec_speed import fastest_codec, seconds_a_weight
 from understudy.devices.processor import Processor
-from understudy.plan.codec import faster, seconds_a_weight
 
 
 class Measured(Processor):
@@ -22,17 +22,17 @@ class Measured(Processor):
 
 def test_a_slow_link_wants_few_bytes_and_slow_processors_want_little_work() -> None:
     slow = Measured(raw=1e-9, delta=2e-9)
-    assert faster(0.2e9, torch.bfloat16, "int4", slow) == "delta"
-    assert faster(100e9, torch.bfloat16, "int4", slow) == "raw"
+    assert fastest_codec(0.2e9, torch.bfloat16, "int4", slow) == "delta"
+    assert fastest_codec(100e9, torch.bfloat16, "int4", slow) == "raw"
     even = Measured(raw=1e-9, delta=1e-9)
-    assert faster(100e9, torch.bfloat16, "int4", even) == "delta", "on equal terms the one that takes half the room"
+    assert fastest_codec(100e9, torch.bfloat16, "int4", even) == "delta", "on equal terms the one that takes half the room"
 
 
 @pytest.mark.parametrize(
     ("dtype", "quantizer"), [(torch.float32, "int4"), (torch.bfloat16, "int8"), (torch.float16, "int4")]
 )
 def test_what_delta_cannot_store_is_raw(dtype: torch.dtype, quantizer: str) -> None:
-    assert faster(1e6, dtype, quantizer, Processor()) == "raw"
+    assert fastest_codec(1e6, dtype, quantizer, Processor()) == "raw"
 
 
 def test_seconds_are_measured() -> None:
@@ -44,5 +44,5 @@ def test_seconds_are_measured() -> None:
 @pytest.mark.parametrize(("triton", "wanted"), [(True, "delta"), (False, "raw")])
 def test_a_device_decodes_if_it_has_triton(triton: bool, wanted: str) -> None:
     device = FakeDevice(triton=triton)
-    assert faster(1e9, torch.bfloat16, "int4", device) == wanted
-    assert faster(1e9, torch.float32, "int4", device) == "raw"
+    assert fastest_codec(1e9, torch.bfloat16, "int4", device) == wanted
+    assert fastest_codec(1e9, torch.float32, "int4", device) == "raw"

@@ -1,0 +1,60 @@
+"""What is written lies on whole pages, a journal forgets what was cut off, and one process at a time holds the lock."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from understudy.errors import StoreError
+from understudy.weights.files import checksum
+from understudy.weights.writing import Extents, Journal, explained, only_process
+
+
+def test_extents_begin_on_pages_and_read_back(tmp_path: Path) -> None:
+    extents = Extents(tmp_path / "file", 0)
+    first = extents.append([torch.arange(3, dtype=torch.uint8), torch.arange(3, 5, dtype=torch.uint8)], torch.uint8, (5,))
+    second = extents.add(torch.ones(2, 1025, dtype=torch.float32))
+    extents.close()
+    assert (first.offset, second.offset) == (0, 4096) and (tmp_path / "file").stat().st_size == 4096 + 3 * 4096
+    assert (tmp_path / "file").read_bytes()[:6] == bytes([0, 1, 2, 3, 4, 0])
+    assert first.checksum == checksum([torch.arange(5, dtype=torch.uint8)]) and second.shape == (2, 1025)
+
+
+def test_what_lies_past_the_end_is_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 9000)
+    extents = Extents(tmp_path / "file", 4096)
+    assert (tmp_path / "file").stat().st_size == 4096
+    assert extents.add(torch.zeros(1)).offset == 4096
+    extents.cut(0)
+    assert extents.end == 0 == (tmp_path / "file").stat().st_size
+    extents.close()
+
+
+def test_a_journal_goes_on_and_starts_over_for_another_build(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal(path, {"of": "a"})
+    journal.keep(0)
+    journal.add({"key": 1})
+    journal.add({"key": 2})
+    with path.open("a") as file:
+        file.write('{"key": 3')
+    again = Journal(path, {"of": "a"})
+    assert again.records == [{"key": 1}, {"key": 2}], "a line that was not written to its end is none"
+    again.keep(1)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"of": "a"}, {"key": 1}]
+    assert Journal(path, {"of": "b"}).records == []
+
+
+def test_a_failed_write_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    for code, remedy in ((28, "Free some space"), (13, "Make it writable")):
+        with pytest.raises(StoreError, match=rf"{tmp_path} failed: .*{remedy}, or go away"), explained(tmp_path, "go away"):
+            raise OSError(code, os.strerror(code))
+
+
+def test_a_lock_is_removed_and_its_holder_waits_for_nobody(tmp_path: Path) -> None:
+    waited: list[str] = []
+    with only_process(tmp_path / "lock", lambda: waited.append("waiting")):
+        assert (tmp_path / "lock").exists()
+    assert not (tmp_path / "lock").exists() and waited == []
