@@ -70,7 +70,7 @@ MAY_IMPORT = {
         "tiers",
         "weights",
     },
-    "frontends": {"llm", "stats", "plan", "weights", "tiers", "kernels", "demo", "devices"},
+    "frontends": {"llm", "drafters", "stats", "plan", "weights", "tiers", "kernels", "demo", "devices"},
 }
 VAGUE = re.compile(r"(Manager|Handler|Context|Backend|Utils?)$")
 

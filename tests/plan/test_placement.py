@@ -25,6 +25,7 @@ PLAN = Plan(
     exact_bytes=1000,
     speeds=SPEEDS,
     link_bytes_per_second=100.0,
+    method="ngram",
     notes=("first",),
 )
 
@@ -42,7 +43,7 @@ def test_a_plan_is_json_under_the_same_keys_as_ever() -> None:
         "passes": {"trees": 1, "tiles": 3},
         "tile": 32,
         "device": "cpu",
-        "method": "substitute",
+        "method": "ngram",
         "link_bytes_per_second": 100.0,
         "whole": 1,
         "level": 300,

@@ -8,16 +8,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
-
-from ..cache import Cache
-from ..devices import Device
-from ..models.cost import PassCost
 from ..registry import build
-from ..sequence import TokenSequence
-from ..tree import Nodes, TokenTree
+
+if TYPE_CHECKING:  # front ends look names up here, before torch is needed
+    from torch import Tensor
+
+    from ..cache import Cache
+    from ..devices import Device
+    from ..models.cost import PassCost
+    from ..sequence import TokenSequence
+    from ..tree import Nodes, TokenTree
 
 
 class DraftModel(Protocol):
@@ -155,9 +157,16 @@ DRAFTERS = {
 
 # The method that is used where none is chosen.
 DEFAULT_METHOD = "substitute"
+# The method that drafts nothing: what others are compared with.
+PLAIN_METHOD = "none"
 
 
 def spec_of(method: str) -> DrafterSpec:
     """The spec that `name` or `name:key=value,...` stands for. Raises UsageError for unknown names and options."""
     spec: DrafterSpec = build("method", DRAFTERS, method)
     return spec
+
+
+def methods_alone() -> list[str]:
+    """The names of all methods that need no second model."""
+    return [name for name in DRAFTERS if spec_of(name).second_model is None]

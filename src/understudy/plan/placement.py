@@ -53,8 +53,8 @@ class Plan:
     device: str = "cpu"
     # Exact weights that the host may hold behind an accelerator.
     host_bytes: int = 0
-    # The drafter and its options.
-    method: str = "substitute"
+    # The drafter and its options, as they were chosen; empty: no drafter was planned for.
+    method: str = ""
     # What a person should know, a line each.
     notes: tuple[str, ...] = ()
 

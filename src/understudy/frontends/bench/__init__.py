@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...drafters import DEFAULT_METHOD, methods_alone
 from ...errors import UsageError
 from ...params import SamplingParams
 from ..live import Live, Progress
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from ...plan.machine import Machine
     from ...weights.store import Store
 
-METHODS = "none,ngram,substitute"
-PLAN_METHODS = "substitute"
 PLANS = ("none", "residual", "whole", "auto")
 WARM_UP = "import warnings\n"
 PEAK_SECONDS = 0.6
@@ -42,7 +41,7 @@ def _names(text: str) -> list[str]:
         else:
             names.append(part)
     if not names:
-        raise UsageError(f"--methods takes names with commas between, such as {METHODS}.")
+        raise UsageError(f"--methods takes names with commas between, such as {','.join(methods_alone())}.")
     return names
 
 
@@ -53,7 +52,7 @@ def _numbers(text: str) -> list[float]:
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
     group = parser.add_argument_group("what to measure")
-    group.add_argument("--methods", type=_names, metavar="A,B", help=f"default {METHODS}")
+    group.add_argument("--methods", type=_names, metavar="A,B", help="default: all that need no second model")
     group.add_argument(
         "--plan", action="store_true", help="compare what --resident keeps instead: none, residual, whole, auto"
     )
@@ -75,7 +74,7 @@ def _run(args: Namespace) -> int:
     bench = Bench(model or "demo")
     if args.plan and args.resident is not None:
         raise UsageError("--plan runs every --resident: leave that out.")
-    methods = args.methods or _names(PLAN_METHODS if args.plan else METHODS)
+    methods = args.methods or ([DEFAULT_METHOD] if args.plan else methods_alone())
     for method, temperature, resident in product(methods, args.temperatures, PLANS if args.plan else ("",)):
         params = SamplingParams(temperature, seed=args.seed, max_new_tokens=args.new_tokens, ignore_eos=True)
         bench.rows.append(_measure(model, method, params, args, live, bench, resident))

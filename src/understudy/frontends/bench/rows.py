@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ...drafters import PLAIN_METHOD
+
 if TYPE_CHECKING:
     from ...llm import Completion
-
-BASELINE = "none"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Bench:
 def times(row: Row, rows: Sequence[Row]) -> float | None:
     """How many times as fast as `none` at the same temperature; None where that was not run."""
     for other in rows:
-        if other.method == BASELINE and other.temperature == row.temperature:
+        if other.method == PLAIN_METHOD and other.temperature == row.temperature:
             return row.tokens_per_second / other.tokens_per_second
     return None
 

@@ -1,0 +1,50 @@
+"""A tree while it grows: what becomes a node, what a guess turns out to be, what may still have children."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from understudy.drafters.growing_tree import MOST_NODES, Candidate, GrowingTree
+from understudy.sequence import TokenSequence
+
+
+def growing(limit: int = 9, stops: frozenset[int] = frozenset()) -> GrowingTree:
+    sequence = TokenSequence(0, [7, 8], stop_ids=stops, limit=limit, prompt_length=2)
+    return GrowingTree(sequence, 1, [8])
+
+
+def test_a_candidate_becomes_a_node_and_is_in_the_pool_no_more() -> None:
+    tree = growing()
+    first, aside = Candidate(0.7, 0, 3, 1, True), Candidate(0.2, 0, 4, 1, False)
+    tree.pool = [first, aside]
+    tree.add(aside)
+    tree.add(first)
+    assert (tree.tokens, tree.parents, tree.pool, tree.deepest) == ([8, 4, 3], [-1, 0, 0], [], 1)
+    assert tree.aside == {1: 0.2}, "only what is off the chain of first choices"
+    assert tree.tree.tokens.tolist() == [8, 4, 3] and tree.tree.parents.tolist() == [-1, 0, 0]
+    assert tree.text(Candidate(0.5, 2, 5, 2, True)) == [7, 8, 3, 5]
+
+
+def test_a_guess_stays_if_it_is_the_first_choice_and_goes_with_all_after_it_if_not() -> None:
+    tree = growing()
+    tree.guess([3, 4, 5], 0)
+    assert tree.parents == [-1, 0, 1, 2]
+    tree.pool = [Candidate(0.1, 0, 3, 1, False), Candidate(0.9, 0, 3, 1, True)]
+    assert tree.agree(1) == Candidate(0.9, 0, 3, 1, True) and tree.deepest == 1
+    tree.pool.append(Candidate(0.8, 1, 9, 2, True))
+    assert tree.agree(2) is None, "the proposer says 9 there"
+    tree.drop(2)
+    assert (tree.tokens, tree.parents) == ([8, 3], [-1, 0])
+
+
+@given(st.integers(1, 9), st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), max_size=12))
+def test_only_children_that_could_be_used_have_children(limit: int, children: list[tuple[int, int]]) -> None:
+    tree = growing(limit, stops=frozenset({0}))
+    tree.pool = [Candidate(0.5, 0, token, depth, False) for token, depth in children]
+    assert [(c.token, c.depth) for c in tree.expandable()] == [(t, d) for t, d in children if t and d < limit - 1]
+
+
+@given(st.integers(2, 2 * MOST_NODES), st.integers(1, 30))
+def test_room_ends_with_the_cache_or_the_most_a_tree_may_have(capacity: int, nodes: int) -> None:
+    tree = growing()
+    tree.guess([1] * (nodes - 1), 0)
+    assert tree.room(capacity) == min(MOST_NODES, capacity - 1) - nodes

@@ -1,0 +1,89 @@
+"""The search on the processor: any suggester may stand in front of the proposer, and no tree gets larger than it may."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.drafters.fixed import CAPACITY, VOCABULARY, Fixed, draft
+from tests.drafters.world import World, run
+from understudy.drafters.growing_tree import Candidate, GrowingTree
+from understudy.drafters.pace import Pace
+from understudy.drafters.policy import DraftPolicy, Limits, Shape
+from understudy.drafters.search import SearchDrafter
+from understudy.drafters.suggest import Suggestion
+from understudy.drafters.tree_search import TreeSearch
+from understudy.sequence import TokenSequence
+
+
+class Head:
+    """Stands for a trained head in front of the proposer: it says `following(text)` again and again."""
+
+    def __init__(self, following: Callable[[list[int]], int], chance: float, longer: int = 0):
+        self.following, self.chance, self.longer = following, chance, longer
+        self.agreed = self.checked = 0
+
+    def suggest(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
+        text = tree.text(tip)
+        start = len(text)
+        for _ in range(most + self.longer):
+            text.append(self.following(text))
+        tokens = text[start:]
+        return Suggestion(tokens, [self.chance ** (i + 1) for i in range(len(tokens))], source=start)
+
+    def learn(self, suggestion: Suggestion, agreed: int) -> None:
+        assert suggestion.source > 0 and 0 <= agreed <= len(suggestion.tokens)
+        self.agreed += agreed
+        self.checked += min(agreed + 1, len(suggestion.tokens))
+
+
+def test_a_head_that_is_right_saves_most_levels() -> None:
+    plain = World(1, 4, 30, None)
+    run(plain, [[1, 2, 3]], 120)
+    head = Head(lambda text: helped.best(text)[0], 0.97)
+    helped = World(1, 4, 30, head)
+    run(helped, [[1, 2, 3]], 120)
+    assert helped.levels < 0.4 * plain.levels and helped.passes <= 1.2 * plain.passes
+    assert head.agreed == head.checked > 50, "it says what the draft says"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 99), st.integers(1, 3), st.integers(0, 5), st.floats(0.1, 0.99))
+def test_a_head_that_babbles_and_says_too_much_changes_no_token_and_no_node(
+    seed: int, rows: int, longer: int, chance: float
+) -> None:
+    head = Head(lambda text: random.Random(f"{seed} {text}").randrange(7), chance, longer)
+    run(World(rows, 3, 10, head), [[1, 2, 3], [4], [5, 5]][:rows], 40)
+    assert head.agreed <= head.checked
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 99), st.integers(1, 3), st.integers(1, 20), st.integers(4, 60), st.integers(0, 9), st.sampled_from([0, 3])
+)
+def test_trees_keep_to_the_pass_the_cache_and_the_tokens_that_are_left(
+    seed: int, rows: int, limit: int, nodes: int, near: int, width: int
+) -> None:
+    model = Fixed(seed, 3.0)
+    policy = DraftPolicy(Limits(CAPACITY, nodes), Shape(width, width), Pace({1: 0.01, 8: 0.012}, rate=1.0))
+    drafter = SearchDrafter(model, TreeSearch(model, policy), policy)
+    sequences = [TokenSequence(i, [seed % VOCABULARY], limit=limit, prompt_length=1) for i in range(rows)]
+    trees = draft(drafter, sequences, [CAPACITY - 1 - near] * rows)
+    for sequence, tree in zip(sequences, trees, strict=True):
+        assert tree.tokens[0] == sequence.tokens[-1]
+        assert len(tree) <= 1 + near and int(tree.depths.max()) <= max(limit - 1, 0)
+        children = list(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))
+        assert len(set(children)) == len(children), "no child is there twice"
+    assert width or sum(map(len, trees)) <= max(nodes, rows)
+    asked = [int(slot) for nodes in model.ran for slot in nodes.slots]
+    assert all(slot < CAPACITY for slot in asked)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_forced_shape_is_kept_whatever_it_costs(width: int) -> None:
+    model, policy = Fixed(0, 3.0), DraftPolicy(Limits(CAPACITY), Shape(width, 4), Pace({1: 9.0}, rate=1e6))
+    (tree,) = draft(SearchDrafter(model, TreeSearch(model, policy), policy), [TokenSequence(0, [1], limit=99)], [5])
+    assert len(tree) == 1 + 4 * width and int(tree.depths.max()) == 4
+    assert [len(nodes) for nodes in model.ran] == [1, width, width, width], "the last level rides along, and is not run"
