@@ -18,7 +18,7 @@ from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
 from .models import structure
 from .models.compile_kernels import compile_kernels
-from .models.configuration import config_of, stop_ids, tokenizer_of
+from .models.configuration import stop_ids, tokenizer_of
 from .models.footprint import sizes_of_checkpoint
 from .models.model import Model
 from .models.streamed import attention_name
@@ -26,7 +26,7 @@ from .options import AUTO, DTYPES, Options
 from .plan.demand import MIB
 from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
-from .sources import Report, choose_codec, layout_of, locate, prepare_source, stored_at
+from .sources import Report, choose_codec, layout_of, locate, prepare_source, proven_config, stored_at
 from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint
 from .weights.store import Store
@@ -61,7 +61,7 @@ class SmallFiles:
     @classmethod
     def of(cls, directory: Path, options: Options) -> SmallFiles:
         """Raises CheckpointError for files that cannot be used."""
-        config = config_of(directory)
+        config = proven_config(directory, options)
         tokenizer = tokenizer_of(directory, config.vocab_size)
         generation = defaults_of(options.generation_config, directory)
         file = locate_generation_config(options.generation_config, directory)
@@ -73,12 +73,12 @@ def plan_for(model: str | Path | None, options: Options) -> Plan:
     """Where every byte would go. The sizes of a checkpoint that is not prepared yet are foretold; it is not prepared here."""
     source = locate(model, options)
     device = open_device(options.device)
+    config = proven_config(source.path, options)
     if isinstance(source, Checkpoint):
         layout = layout_of(source)
         options = choose_codec(source, layout, options, device)
         if (path := stored_at(source, options)).is_dir():
             source = Store.open(path)
-    config = config_of(source.path)
     if isinstance(source, Store):
         blueprint = Blueprint.of_store(source, config, options, measured(source, options), device)
         return with_second(blueprint, source.path, None).plan()
@@ -102,7 +102,7 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
         raise UsageError(f"There is no {directory / 'config.json'}: --config takes the directory of one.")
     if options.drafter.second_model is not None:
         raise UsageError(f"--method {options.method_name} compares tokenizers, and --config has none: give MODEL instead.")
-    config = config_of(directory)
+    config = proven_config(directory, options)
     dtype = getattr(config, "dtype", None) or DTYPES.get(options.dtype)
     if not isinstance(dtype, torch.dtype):
         raise UsageError(f"{directory / 'config.json'} does not say the weights' type: give it with --dtype.")
@@ -203,5 +203,5 @@ def with_second(blueprint: Blueprint, directory: Path, report: Report | None) ->
         raise UsageError(
             f"{model} cannot draft for this model: their tokenizers differ. --method {DEFAULT_METHOD} needs no second model."
         )
-    second = Blueprint.of_store(store, config_of(store.path), options, blueprint.machine, blueprint.device)
+    second = Blueprint.of_store(store, proven_config(store.path, options), options, blueprint.machine, blueprint.device)
     return replace(blueprint, second=second)

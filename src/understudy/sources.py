@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from .devices.codec_speed import fastest_codec
 from .errors import CheckpointError
 from .models import calibration, structure
 from .models.configuration import config_of, tokenizer_of
+from .models.proof import prove
 from .models.streamed import attention_name
 from .options import AUTO, Options
 from .plan.machine import Machine
@@ -49,6 +51,7 @@ def prepare_source(
     device: where the model will run; None: the one that `options` name, opened if a codec is to be chosen for it."""
     if isinstance(source, Store):
         return source
+    config = proven_config(source.path, options)
     layout = layout_of(source)
     options = choose_codec(source, layout, options, device)
     directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
@@ -61,7 +64,7 @@ def prepare_source(
         report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)
     measure = None
     if options.text is not None:
-        given = source, layout, config_of(source.path), tokenizer_of(source.path), options.text, report
+        given = source, layout, config, tokenizer_of(source.path), options.text, report
         measure = partial(calibration.moments_of_text, *given)
     return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
 
@@ -84,6 +87,13 @@ def choose_codec(
 def stored_at(source: Checkpoint, options: Options) -> Path:
     """The directory in the cache for the Store of `source`."""
     return options.recipe.store_path(source.path.name, source.fingerprint, options.cache)
+
+
+def proven_config(directory: Path, options: Options) -> Any:
+    """The transformers config in `directory`. Raises CheckpointError for a model that would not be run exactly."""
+    config = config_of(directory)
+    prove(config, options.cache)
+    return config
 
 
 def layout_of(checkpoint: Checkpoint) -> ModelLayout:

@@ -11,19 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import Cache
 from ..devices.processor import Processor
 from ..kernels.pack import BLOCK
 from ..tree import Nodes, TokenTree
 from ..weights.checkpoint import Checkpoint
 from ..weights.entries import Stored, part_blocks
 from ..weights.layout import ModelLayout
-from . import structure
 from .embedding import EmbeddingRows
 from .footprint import EMBEDDING_ROOM
-from .shape import ModelShape, cache_dtype
-from .streamed import CurrentPass, attention_name, pair, share
 from .target import TILE, Target
+from .unprepared import unprepared
 
 MOST_TOKENS = 512
 
@@ -68,19 +65,15 @@ def second_moments(
     `tokens`. Raises CheckpointError for what cannot be read."""
     tokens = tokens[:MOST_TOKENS]
     dtype = checkpoint.info(layout.linears[0].weight).dtype
-    module, current = structure.skeleton(config, dtype, attention_name()), CurrentPass()
-    pair(module, [spec.module for spec in layout.linears], current)
-    embedding = module.get_input_embeddings()  # type: ignore[operator]
-    share(module, {name: checkpoint.read(name) for name in layout.shared}, dtype)
-    cache = Cache(ModelShape.of(config).layers, 1, -(-len(tokens) // 64) * 64, cache_dtype(dtype))
+    model = unprepared(config, dtype, layout, checkpoint.read, (1, len(tokens)))
+    embedding = model.module.get_input_embeddings()  # type: ignore[operator]
     info = checkpoint.info(layout.embedding)
     table = Stored(info.file.name, info.offset, info.nbytes, info.dtype, info.shape, "")
     rows = EmbeddingRows(embedding, info.file, table, EMBEDDING_ROOM)
     reading = Reading(checkpoint, layout, len(tokens), progress)
-    base = getattr(module, str(module.base_model_prefix))
     try:
         with torch.inference_mode():
-            Target(module, base, current, cache, rows, reading, Processor(threads=1))(
+            Target(model.module, model.base, model.current, model.cache, rows, reading, Processor(threads=1))(
                 Nodes.of(TokenTree.chain(tokens), 0, 0), torch.arange(len(tokens)), lambda logits, first: logits[:0]
             )
     finally:

@@ -16,27 +16,49 @@ from ..weights.entries import Stored
 READ = 16 << 20  # bytes of the table at a time
 
 
-class EmbeddingRows:
-    """Puts the rows of given tokens in the stock embedding module as its weight; row i of it is token i of the call.
+class GatheredRows:
+    """Puts the rows of given tokens in the stock embedding module as its weight; row i of it is token i of the call."""
 
-    The latest `room` bytes of rows are kept. The file is read with pread: no mapping, no whole table."""
-
-    def __init__(self, module: nn.Module, path: Path, table: Stored, room: int, device: str = "cpu"):
-        self.module, self.path, self.device = module, path, device
-        self.offset, self.dtype, (self.rows, self.width) = table.offset, table.dtype, table.shape
-        self.stride = self.width * self.dtype.itemsize
-        self.keep = max(room // self.stride, 64)
-        self.cached: OrderedDict[int, Tensor] = OrderedDict()
-        self.file = os.open(path, os.O_RDONLY)
+    def __init__(self, module: nn.Module, rows: int, device: str = "cpu"):
+        self.module, self.rows, self.device = module, rows, device
         self.compute = next(iter(module.parameters())).dtype
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """tokens: [n] ids -> what to give the module for them. Raises TransferError when the file ends too early."""
+        """tokens: [n] ids -> what to give the module for them. Raises what reading a row raises."""
         rows = torch.stack([self._row(token) for token in tokens.tolist()])
         self.module.weight = nn.Parameter(rows.to(self.device, self.compute), requires_grad=False)
         return torch.arange(len(rows), device=self.device)
 
     def _row(self, token: int) -> Tensor:
+        """[width]: the row of the table for `token`."""
+        raise NotImplementedError
+
+
+class TensorRows(GatheredRows):
+    """Gathers from a table [rows, width] that lies in memory."""
+
+    def __init__(self, module: nn.Module, table: Tensor):
+        super().__init__(module, len(table))
+        self.table = table
+
+    def _row(self, token: int) -> Tensor:
+        return self.table[token]
+
+
+class EmbeddingRows(GatheredRows):
+    """Gathers from a file: read with pread, no mapping, no whole table. The latest `room` bytes of rows are kept."""
+
+    def __init__(self, module: nn.Module, path: Path, table: Stored, room: int, device: str = "cpu"):
+        super().__init__(module, table.shape[0], device)
+        self.path = path
+        self.offset, self.dtype, self.width = table.offset, table.dtype, table.shape[1]
+        self.stride = self.width * self.dtype.itemsize
+        self.keep = max(room // self.stride, 64)
+        self.cached: OrderedDict[int, Tensor] = OrderedDict()
+        self.file = os.open(path, os.O_RDONLY)
+
+    def _row(self, token: int) -> Tensor:
+        """Raises TransferError when the file ends too early."""
         assert 0 <= token < self.rows, f"token {token} is not in a vocabulary of {self.rows}"
         row = self.cached.get(token)
         if row is None:

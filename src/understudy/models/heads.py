@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import CheckpointError, StoreError
 from ..weights.store import Store
+from .names import finder
 
 # In the name of a class of the config's `architectures`: what its checkpoint was trained to do in the place of writing text.
 _OTHER_TASKS = ("Classification", "Reward", "QuestionAnswering", "MultipleChoice", "MaskedLM", "TextEncoding")
@@ -59,10 +60,8 @@ def refuse_wrong_head(model: nn.Module, store: Store) -> None:
     spec, table = store.layout.linears[-1], store.layout.embedding
     if spec.weight != table:
         return
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    names = (f"{spec.module}.weight", f"{prefix}{spec.module}.weight")
-    heads = [store.extra[name] for name in names if name in store.extra]
-    if not ties_head(model) or any(head.checksum != store.embedding.checksum for head in heads):
+    head = finder(model, store.extra)(f"{spec.module}.weight")
+    if not ties_head(model) or (head is not None and store.extra[head].checksum != store.embedding.checksum):
         raise StoreError(
             f"{store.path} was prepared with the embedding in the place of the model's own head: delete it and prepare it again."
         )

@@ -30,7 +30,7 @@ class ModelShape:
     vocabulary: int
     # does the model scale or cap its head's output? Then logits are there three times for a while
     changes_logits: bool
-    # longest text the model was made for, in tokens; None where its config does not say
+    # longest text that keeps one rope from its first token on, in tokens; None where the config does not say
     positions: int | None
 
     @classmethod
@@ -46,8 +46,18 @@ class ModelShape:
             hidden_size=config.hidden_size,
             vocabulary=config.vocab_size,
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
-            positions=getattr(config, "max_position_embeddings", None),
+            positions=_positions(config),
         )
+
+
+def _positions(config: Any) -> int | None:
+    """The model's own limit, or that of a "longrope": it takes other factors for all tokens of a text that is longer."""
+    limits = [getattr(config, "max_position_embeddings", None)]
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in (ropes, *ropes.values()):
+        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+            limits.append(rope.get("original_max_position_embeddings"))
+    return min((limit for limit in limits if limit), default=None)
 
 
 def cache_dtype(dtype: torch.dtype) -> torch.dtype:

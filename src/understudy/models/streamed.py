@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, StoreError
 from ..kernels.attention import AttentionSpec
 from . import hf
+from .names import finder
+from .structure import stored_buffers
 
 
 class Pass(Protocol):
@@ -123,11 +125,27 @@ def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:
 
 
 def share(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Give every parameter but the embedding its tensor, found by the checkpoint's name, with or without the base's prefix."""
-    prefix = f"{model.base_model_prefix}."
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    for name, parameter in model.named_parameters():
-        if parameter is not embedding.weight:
-            names = (name, name.removeprefix(prefix), prefix + name)
-            parameter.data = next(tensors[n] for n in names if n in tensors).to(dtype)
-            parameter.requires_grad_(False)
+    """Give every parameter but the embedding, and every buffer that the checkpoint holds, its tensor of `tensors`.
+
+    Raises StoreError for a parameter that has none."""
+    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    find = finder(model, tensors)
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter is not embedding:
+            places.setdefault(id(parameter), []).append(name)
+    for names in places.values():
+        stored = next((found for found in map(find, names) if found is not None), None)
+        if stored is None:
+            raise StoreError(f"The Store has no tensor {names[0]!r}, which its model needs: prepare it again.")
+        parameter = nn.Parameter(tensors[stored].to(dtype), requires_grad=False)
+        for name in names:
+            _put(model, name, parameter)
+    for name in stored_buffers(model):
+        if (found := find(name)) is not None:
+            _put(model, name, tensors[found].to(model.get_buffer(name).dtype))
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, own = name.rpartition(".")
+    setattr(model.get_submodule(path), own, tensor)

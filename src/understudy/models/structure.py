@@ -20,6 +20,7 @@ from ..weights.checkpoint import TensorInfo
 from ..weights.encoding import check_weight
 from ..weights.layout import LinearSpec, ModelLayout
 from .heads import head_and_embedding, refuse_other_tasks, ties_head
+from .names import finder
 
 _construction = threading.Lock()
 _RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta")
@@ -98,6 +99,19 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
         raise CheckpointError(
             f"transformers cannot build a {config.model_type!r} model: {str(error).splitlines()[0]}"
         ) from None
+    except KeyError as error:
+        if error.args != (attention,):
+            raise
+        raise CheckpointError(f"transformers has no way to replace the attention of a {config.model_type!r} model.") from None
+    return model.eval()
+
+
+def stock(config: Any) -> nn.Module:
+    """The stock causal model of a transformers `config` in float32, with the weights it starts from."""
+    from transformers import AutoModelForCausalLM
+
+    with _construction:
+        model: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)  # type: ignore[no-untyped-call]
     return model.eval()
 
 
@@ -153,16 +167,12 @@ def execution_order(model: nn.Module, linears: Mapping[str, nn.Linear]) -> list[
 
 
 def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
-    """Match the model's parameters with the checkpoint's tensor names (with or without the base model's prefix)."""
+    """Match the model's parameters, and the buffers that are stored, with the checkpoint's tensor names."""
     linears = streamed_linears(model)
     order = execution_order(model, linears)
     head = order[-1]
     embedding = next(path for path, m in model.named_modules() if m is model.get_input_embeddings())  # type: ignore[operator]
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-
-    def find(parameter: str) -> str | None:
-        places = (parameter, parameter.removeprefix(prefix), prefix + parameter)
-        return next((name for name in places if name in tensors), None)
+    find = finder(model, tensors)
 
     def stored(parameter: str) -> str:
         name = find(parameter)
@@ -175,10 +185,18 @@ def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
     specs = tuple(LinearSpec(path, weight_of[path], tuple(linears[path].weight.shape)) for path in order)  # type: ignore[arg-type]
     skip = {f"{path}.weight" for path in order} | {f"{embedding}.weight"}
     shared = {stored(name): tuple(p.shape) for name, p in model.named_parameters() if name not in skip}
+    buffers = {find(name): tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
+    shared |= {name: shape for name, shape in buffers.items() if name is not None}
     needed = {spec.weight: spec.shape for spec in specs} | shared
     for name, shape in {**needed, table: tuple(model.get_parameter(f"{embedding}.weight").shape)}.items():
         check_weight(tensors[name], shape)
     return ModelLayout(specs, table, tuple(shared))
+
+
+def stored_buffers(model: nn.Module) -> list[str]:
+    """The buffers of `model` that a checkpoint may hold, by name; the others are computed from the config."""
+    stored = model.state_dict(keep_vars=True)
+    return [name for name, buffer in model.named_buffers() if name in stored and buffer.is_floating_point()]
 
 
 def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str, TensorInfo]:
@@ -186,6 +204,7 @@ def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str,
     tied = model.get_output_embeddings() if ties_head(model) else None  # type: ignore[operator]
     skip = set() if tied is None else {f"{path}.weight" for path, m in model.named_modules() if m is tied}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False) if name not in skip}
+    shapes |= {name: tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
     return {
         name: TensorInfo(name, dtype, shape, directory / "config.json", 0, math.prod(shape) * dtype.itemsize)
         for name, shape in shapes.items()

@@ -1,0 +1,194 @@
+"""Proof before use: a small random copy of a model gives the same logits through our passes as through transformers.
+
+It is made the first time a class of models is met with the switches of its config, before anything is prepared: a prompt, a
+branching tree drafted and verified, and what follows an accepted path, two texts side by side, in float32."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from ..cache import Cache
+from ..devices.processor import Processor
+from ..errors import CheckpointError, UnderstudyError, first_line
+from ..tree import Nodes, TokenTree
+from ..weights.checkpoint import TensorInfo
+from . import structure
+from .draft import Draft
+from .embedding import TensorRows
+from .shrink import shrunk, values_of
+from .specimen import ACCEPTED, LEAVES, LEVELS, PARENTS, Specimen, Text, Unprovable
+from .streamed import attention_name
+from .target import TILE, Target
+from .unprepared import unprepared
+
+# In standard deviations of a node's logits. Right passes differ by rounding, 6e-5 at most over forty families; a scale that is a
+# fifth too large, a window that is one too wide or a missing cap differ by more than 0.1.
+TOLERANCE = 2e-3
+# Few layers, narrow ones: where a copy cannot be made so, a larger one that changes less of the config.
+SIZES = ((True, True), (False, True), (True, False))
+# What another library's model code raises when it is given what it was not written for.
+STUMBLES = (
+    RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, ImportError, OSError,
+)  # fmt: skip
+
+
+def prove(config: Any, cache: Path) -> None:
+    """Raises CheckpointError, naming the model type and what is wrong, unless a small copy of `config` gives the logits that it
+    gives in transformers. What was proven once is kept in the directory `cache`, as long as neither library changes."""
+    kept = cache / "proofs" / f"{config.model_type}-{_key(config)}.json"
+    if kept.is_file():
+        return
+    start = time.perf_counter()
+    if (why := fault(config)) is not None:
+        raise CheckpointError(f"Model type {config.model_type!r} is not supported with this config: {why}.")
+    said = {"model_type": config.model_type, "transformers": _version(), "seconds": round(time.perf_counter() - start, 3)}
+    # A cache that cannot be written costs another proof at the next start, nothing else.
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(said))
+
+
+def _key(config: Any) -> str:
+    """What a proof holds for: the switches of a config, transformers, torch, and the code of our own passes."""
+    try:
+        values = values_of(shrunk(config))
+    except STUMBLES:
+        values = values_of(config)
+    switches = json.dumps([type(config).__name__, values, _version(), torch.__version__], sort_keys=True, default=str)
+    code = xxhash.xxh3_128(switches.encode())
+    package = Path(__file__).parents[1]
+    for place in ("models/*.py", "kernels/attention*.py", "devices/processor.py", "cache.py", "tree.py"):
+        for file in sorted(package.glob(place)):
+            code.update(file.read_bytes())
+    return code.hexdigest()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """transformers' own remarks about a config were made when it was read; those about its small copy would be riddles."""
+    from transformers.utils.logging import get_verbosity, set_verbosity
+
+    verbosity = get_verbosity()
+    set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        set_verbosity(verbosity)
+
+
+@_quietly()
+def fault(config: Any) -> str | None:
+    """What is wrong with a small copy of `config`, in words; None for nothing. A copy that transformers does not run proves
+    nothing: where none runs, that is what is wrong."""
+    reasons = []
+    for few_layers, narrow in SIZES:
+        try:
+            specimen = Specimen.of(shrunk(config, few_layers, narrow))
+        except (*STUMBLES, UnderstudyError, Unprovable) as error:
+            reasons.append(first_line(error))
+            continue
+        return _fault_of(specimen)
+    return f"no small copy of it runs in transformers {_version()} to compare with ({reasons[0]})"
+
+
+def _fault_of(specimen: Specimen) -> str | None:
+    try:
+        found = differences(specimen)
+    except UnderstudyError as error:
+        return first_line(error)
+    except STUMBLES as error:
+        return f"its code in transformers {_version()} does not run with streamed weights ({first_line(error)})"
+    for what, size in found.items():
+        if not size < TOLERANCE:
+            return f"{what} gives other logits than in transformers {_version()}, seen with a small random copy"
+    return None
+
+
+def _version() -> str:
+    import transformers
+
+    return str(transformers.__version__)
+
+
+def differences(specimen: Specimen) -> dict[str, float]:
+    """By the name of each kind of pass: the largest difference between our logits and the expected ones, in units of the standard
+    deviation of the logits of a node."""
+    found = {}
+    for what, logits in _passes(specimen).items():
+        pairs = zip(specimen.texts, specimen.expected, strict=True)
+        wanted = torch.cat([_wanted(what, text, along) for text, along in pairs])[-len(logits) :]
+        found[what] = float(((logits - wanted).abs().amax(-1) / wanted.std(-1)).max())
+    return found
+
+
+def _wanted(what: str, text: Text, along: Tensor) -> Tensor:
+    """[n, vocab]: of the logits `along` the paths of `text`, those that the pass called `what` gives."""
+    count = len(text.prompt)
+    if what == PROMPT:
+        return along[0, :count]
+    if what == AFTER:
+        return along[LEAVES.index(ACCEPTED[-1]), -1:]
+    rows = []
+    for node in range(len(PARENTS)):
+        leaf = next(i for i, leaf in enumerate(LEAVES) if text.tree.ancestors[leaf, node])
+        rows.append(along[leaf, count + int(text.tree.depths[node])])
+    return torch.stack(rows)
+
+
+PROMPT, DRAFT, VERIFY, AFTER = "a prompt", "a drafted tree", "a verified tree", "a token after an accepted path"
+
+
+def _passes(specimen: Specimen) -> dict[str, Tensor]:
+    """[n, vocab] by the name of each kind of pass: its logits for the last n nodes of all texts, text by text."""
+    config, tensors, texts = specimen.config, specimen.tensors, specimen.texts
+    held = {name: TensorInfo(name, t.dtype, tuple(t.shape), Path(), 0, t.nbytes) for name, t in tensors.items()}
+    layout = structure.layout(structure.skeleton(config, torch.float32, attention_name()), held)
+    model = unprepared(config, torch.float32, layout, tensors.__getitem__, (len(texts), 64 + len(PARENTS)))
+    embed = TensorRows(model.module.get_input_embeddings(), tensors[layout.embedding])  # type: ignore[operator]
+    device = Processor(threads=1)
+    weights = [tensors[spec.weight].T for spec in layout.linears]
+
+    def multiply(index: int, tiles: list[Tensor], _: int) -> list[Tensor]:
+        return [x @ weights[index] for x in tiles]
+
+    target = Target(model.module, model.base, model.current, model.cache, embed, multiply, device)
+    linears = [partial(torch.matmul, other=weight) for weight in weights]
+    draft = Draft(model.module, model.current, model.cache, embed, linears, device)
+    with torch.inference_mode():
+        # The first tile runs without its head, as most of a prompt does.
+        found = {PROMPT: _run(target, model.cache, [TokenTree.chain(text.prompt) for text in texts], TILE)}
+        for row, text in enumerate(texts):
+            model.cache.keep(row, torch.arange(len(text.prompt)))
+        found[DRAFT] = _levels(draft, model.cache, texts)
+        found[VERIFY] = _run(target, model.cache, [text.tree for text in texts])
+        for row in range(len(texts)):
+            model.cache.keep(row, torch.tensor(ACCEPTED))
+        found[AFTER] = _run(target, model.cache, [TokenTree.chain([text.last]) for text in texts])
+    return found
+
+
+def _run(target: Target, cache: Cache, trees: list[TokenTree], first: int = 0) -> Tensor:
+    """The logits of the nodes of all trees, from node `first` on."""
+    nodes = Nodes.join([Nodes.of(tree, row, cache.lengths[row]) for row, tree in enumerate(trees)])
+    return target(nodes, torch.arange(first, len(nodes)))
+
+
+def _levels(draft: Draft, cache: Cache, texts: Sequence[Text]) -> Tensor:
+    """A tree of each text, drafted level by level."""
+    found: list[list[Tensor]] = [[] for _ in texts]
+    for first, last in LEVELS:
+        nodes = Nodes.join([Nodes.of(t.tree, row, cache.lengths[row])[first:last] for row, t in enumerate(texts)])
+        for row, logits in enumerate(torch.split(draft(nodes), last - first)):
+            found[row].append(logits)
+    return torch.cat([torch.cat(levels) for levels in found])

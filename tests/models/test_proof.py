@@ -1,0 +1,164 @@
+"""Nothing is run unproven: what transformers does otherwise is noticed in a small copy, and refused by name before any work."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AttentionInterface, AutoConfig
+
+from tests.tiny import COMMON, FAMILIES, save
+from understudy import LLM
+from understudy.errors import CheckpointError
+from understudy.models import proof, specimen, streamed
+from understudy.models.draft import Draft
+from understudy.models.shrink import shrunk
+from understudy.models.streamed import attention_name
+from understudy.models.target import Target
+from understudy.tree import Nodes
+
+# Configs as transformers has them by default: learned positions and turned ones, scales, caps, windows, other names of tensors.
+RELEASED = (
+    "arcee", "biogpt", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gpt_bigcode", "gpt_neox", "modernbert-decoder", "olmo",
+    "olmo3", "opt", "persimmon", "phi", "seed_oss", "smollm3", "stablelm", "starcoder2",
+)  # fmt: skip
+
+
+def config_of(family: str) -> Any:
+    values = {**COMMON, **FAMILIES[family]} if family in FAMILIES else {}
+    return AutoConfig.for_model(values.pop("model_type", family), **values)
+
+
+def found(family: str) -> dict[str, float]:
+    return proof.differences(specimen.Specimen.of(shrunk(config_of(family))))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *RELEASED])
+def test_families_that_run_right_are_proven_with_a_wide_margin(family: str) -> None:
+    differences = found(family)
+    assert set(differences) == {proof.PROMPT, proof.DRAFT, proof.VERIFY, proof.AFTER}
+    assert 0 < max(differences.values()) < proof.TOLERANCE / 10
+    assert proof.fault(config_of(family)) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "word"),
+    [
+        ("bloom", "other logits"), ("codegen", "other logits"), ("diffllama", "other logits"), ("xglm", "other logits"),
+        ("gpt_neox_japanese", "other logits"), ("falcon", "attention"), ("gptj", "attention"), ("mpt", "does not run"),
+        ("granite_swa", "sinks"), ("minicpm3", "does not run"), ("cpmant", "does not run"), ("bert", "tensor"),
+        ("gpt2", "decoder blocks"),
+    ],
+)  # fmt: skip
+def test_families_that_would_write_another_text_are_refused_by_name(family: str, word: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=word) as refusal:
+        proof.prove(config_of(family), tmp_path)
+    assert repr(family) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not list(tmp_path.rglob("*.json")), "a refusal is not kept"
+
+
+def changed(**change: Callable[[Any], Any]) -> Callable[..., Any]:
+    """transformers' attention interface with other options than the model gives."""
+
+    def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **options: Any) -> Any:
+        for name, function in change.items():
+            if options.get(name) is not None:
+                options[name] = function(options[name])
+        return streamed.attention(module, query, key, value, attention_mask, **options)
+
+    return attention
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("granite", {"scaling": lambda _: None}),
+        ("llama", {"scaling": lambda scaling: scaling * 1.05}),
+        ("mistral", {"sliding_window": lambda window: window + 1}),
+        ("gemma3_text", {"sliding_window": lambda window: window - 1}),
+        ("qwen2-window", {"sliding_window": lambda _: None}),
+        ("gemma2", {"softcap": lambda _: None}),
+    ],
+)
+def test_an_option_of_attention_that_is_not_kept_is_noticed(family: str, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention_name(), changed(**change))
+    assert min(found(family).values()) > 10 * proof.TOLERANCE
+    assert "other logits" in (proof.fault(config_of(family)) or "")
+
+
+def test_positions_that_are_off_by_one_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = proof.unprepared
+
+    def later(_: Any, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**options, "position_ids": options["position_ids"] + 1}
+
+    def shifted(*given: Any) -> Any:
+        model = real(*given)
+        model.base.decoder.register_forward_pre_hook(later, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(proof, "unprepared", shifted)
+    assert min(found("opt").values()) > 10 * proof.TOLERANCE
+
+
+@pytest.mark.parametrize(("view", "what"), [(Target, proof.VERIFY), (Draft, proof.DRAFT)])
+def test_a_tree_that_is_read_as_a_chain_is_noticed(view: Any, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = view.__call__
+
+    def chained(self: Any, nodes: Nodes, *given: Any) -> Any:
+        return run(self, replace(nodes, prefix=nodes.positions + 1, tail=nodes.tail[:, :0]), *given)
+
+    monkeypatch.setattr(view, "__call__", chained)
+    differences = found("llama")
+    assert differences[what] > 10 * proof.TOLERANCE
+    assert differences[proof.PROMPT] < proof.TOLERANCE
+
+
+def test_a_rope_that_is_passed_over_is_noticed() -> None:
+    """Our copy of the model is built with another rope than the stock one."""
+    right = specimen.Specimen.of(shrunk(config_of("llama")))
+    other = shrunk(config_of("llama"))
+    other.rope_parameters = {**other.rope_parameters, "rope_type": "linear", "factor": 1.1}
+    assert min(proof.differences(replace(right, config=other)).values()) > 10 * proof.TOLERANCE
+
+
+def test_a_proof_is_kept_for_the_same_switches_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proof.prove(AutoConfig.for_model("qwen2", num_hidden_layers=28, vocab_size=152064), tmp_path)
+    kept = [json.loads(path.read_text()) for path in tmp_path.rglob("*.json")]
+    assert [said["model_type"] for said in kept] == ["qwen2"] and kept[0]["seconds"] > 0
+    monkeypatch.setattr(proof, "fault", lambda config: "it was asked again")
+    proof.prove(AutoConfig.for_model("qwen2", num_hidden_layers=48, vocab_size=152064), tmp_path)
+    with pytest.raises(CheckpointError, match="asked again"):
+        proof.prove(AutoConfig.for_model("qwen2", hidden_act="gelu"), tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    proof.prove(config_of("llama"), tmp_path / "file")
+
+
+def test_a_proof_leaves_the_random_state_alone() -> None:
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    assert proof.fault(config_of("llama")) is None
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_what_cannot_be_shown_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specimen, "MOST_PARAMETERS", 1000)
+    assert "no small copy" in (proof.fault(config_of("llama")) or "")
+
+
+def test_a_checkpoint_is_refused_before_anything_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    save(tmp_path / "model", "diffllama")
+    for attempt in (LLM, LLM.prepare, LLM.plan_only):
+        with pytest.raises(CheckpointError, match=r"'diffllama'.*other logits"):
+            attempt(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"'diffllama'.*other logits"):
+        LLM.plan_only(config=tmp_path / "model")
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").rglob("index.json"))

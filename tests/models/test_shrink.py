@@ -1,0 +1,71 @@
+"""Small copies of configs: every switch stays, a layer of each kind, the size of a head."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from understudy.models import structure
+from understudy.models.shrink import VOCABULARY, WINDOW, shrunk, values_of
+from understudy.models.streamed import attention_name
+
+
+def small(kind: str, **changes: Any) -> tuple[Any, Any]:
+    config = AutoConfig.for_model(kind, **changes)
+    return config, shrunk(config)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "gpt_neox", "opt", "phi3", "granite", "cohere2", "olmo3"])
+def test_a_copy_is_small_and_keeps_the_size_of_a_head(kind: str) -> None:
+    config, copy = small(kind)
+    model = structure.skeleton(copy, torch.float32, attention_name())
+    assert sum(p.numel() for p in model.parameters()) < 12_000_000
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    assert (getattr(copy, "head_dim", None) or copy.hidden_size // copy.num_attention_heads) == size
+    assert copy.vocab_size == VOCABULARY
+
+
+def test_every_switch_that_is_no_size_stays() -> None:
+    changes = {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu", "rms_norm_eps": 0.01, "tie_word_embeddings": True}
+    config, copy = small("llama", **changes)
+    same = {key for key, value in values_of(config).items() if values_of(copy)[key] == value}
+    sizes = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
+    assert set(values_of(config)) - same == sizes | {"max_position_embeddings"}
+
+
+@pytest.mark.parametrize(("heads", "kv", "group"), [(32, 32, 1), (40, 40, 1), (28, 4, 3), (32, 8, 2), (8, 1, 2), (6, 3, 2)])
+def test_heads_share_keys_as_before(heads: int, kv: int, group: int) -> None:
+    _, copy = small("llama", num_attention_heads=heads, num_key_value_heads=kv, hidden_size=64 * heads)
+    assert copy.num_attention_heads == group * copy.num_key_value_heads <= heads
+    assert (copy.num_key_value_heads == 1) == (kv == 1)
+
+
+def test_a_layer_of_each_kind_stays_in_order() -> None:
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    _, copy = small("gemma3_text", num_hidden_layers=12, layer_types=kinds * 2, sliding_window=512)
+    assert copy.layer_types == ["sliding_attention", "full_attention"] and copy.num_hidden_layers == 2
+    assert copy.sliding_window == WINDOW
+    _, copy = small("smollm3", num_hidden_layers=8, no_rope_layers=[1, 1, 1, 0] * 2)
+    assert copy.no_rope_layers == [1, 0]
+
+
+def test_tables_of_a_rope_stay_whole() -> None:
+    rope = {
+        "rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48, "rope_theta": 1e4,
+        "original_max_position_embeddings": 4096,
+    }  # fmt: skip
+    config, copy = small("phi3", rope_parameters=rope, max_position_embeddings=131072)
+    assert copy.rope_parameters == config.rope_parameters and copy.max_position_embeddings == 131072
+
+
+@pytest.mark.parametrize(("token", "moved"), [(None, None), (7, 7), (31999, VOCABULARY - 1), (-1, VOCABULARY - 1), (32000, None)])
+def test_special_tokens_keep_their_place_in_a_short_vocabulary(token: int | None, moved: int | None) -> None:
+    _, copy = small("llama", vocab_size=32000, pad_token_id=token)
+    assert copy.pad_token_id == moved
+
+
+def test_larger_copies_change_less() -> None:
+    config = AutoConfig.for_model("llama", num_hidden_layers=5, hidden_size=512, num_attention_heads=8, num_key_value_heads=8)
+    assert shrunk(config, few_layers=False).num_hidden_layers == 5
+    assert shrunk(config, narrow=False).hidden_size == 512
