@@ -104,7 +104,7 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
         raise UsageError(f"--method {options.method_name} compares tokenizers, and --config has none: give MODEL instead.")
     config = proven_config(directory, options)
     dtype = getattr(config, "dtype", None) or DTYPES.get(options.dtype)
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
         raise UsageError(f"{directory / 'config.json'} does not say the weights' type: give it with --dtype.")
     model = structure.skeleton(config, dtype, attention_name())
     tensors = structure.foretold(model, dtype, directory)

@@ -7,20 +7,28 @@ from typing import Any
 
 from ..errors import CheckpointError, quoted
 from ..generation_config import end_marks, read
+from ..weights.checkpoint import read_object
 from . import structure
+from .config_values import check_kind, check_sizes
+from .hf import refused
+from .ropes import check_ropes
+from .shape import ModelShape
 
 
 def config_of(directory: Path) -> Any:
     """The transformers config in `directory`. CheckpointError for kinds that are unknown or unsupported, before any work."""
     from transformers import AutoConfig
 
-    try:
-        config = AutoConfig.from_pretrained(directory)
-    except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"{directory}/config.json is not one transformers knows: {str(error).splitlines()[0]}"
-        ) from None
-    structure.refuse_unsupported(config.to_dict())
+    place = directory / "config.json"
+    content = read_object(place)
+    check_kind(content, place)
+    check_sizes(content, place)
+    with refused(f"{place} cannot be used", content):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        structure.refuse_unsupported(config.to_dict())
+        check_ropes(config, place)
+        # raises what else its layers cannot have
+        ModelShape.of(config)
     return config
 
 

@@ -1,4 +1,4 @@
-"""Classes of transformers, imported at first use without the GPU compiler they would bring along where there is no GPU.
+"""Classes of transformers, imported at first use without the GPU compiler they would bring along where there is no GPU; its errors.
 
 `transformers.modeling_utils` imports torch's compiler, and that imports triton if it is installed: 71 MiB that a CPU never
 uses (docs/log.md). Triton is hidden while they are imported; a later `import triton` finds it."""
@@ -6,12 +6,35 @@ uses (docs/log.md). Triton is hidden while they are imported; a later `import tr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
+
+from ..errors import CheckpointError, quoted
+
+
+@contextmanager
+def refused(what: str, config: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, an error of transformers becomes a CheckpointError of one line: `what`, and the value of `config` at fault."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    with quoted(CheckpointError, what, "Mend its config.json, or choose another model."):
+        try:
+            yield
+        except StrictDataclassError as error:
+            raise ValueError(" ".join(str(error).split())) from None
+        except KeyError as error:
+            raise ValueError(_missing(error.args[0] if error.args else None, config)) from None
+
+
+def _missing(key: Any, config: Mapping[str, Any]) -> str:
+    """Why a table has no entry `key`: a value of the config that is not known, or a value that the config should have."""
+    nested = [value for value in config.values() if isinstance(value, Mapping)]
+    names = [name for table in (config, *nested) for name, value in table.items() if isinstance(key, str) and value == key]
+    return f"{names[0]} cannot be {key!r}" if names else f"{key!r} is missing"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..cache import LayerShape
+from .ropes import longest_exact
 
 # Model types without `layer_types` whose `sliding_window` holds for every layer. A window that is not known here is served
 # all the same, by a layer that holds the whole context.
@@ -46,18 +47,8 @@ class ModelShape:
             hidden_size=config.hidden_size,
             vocabulary=config.vocab_size,
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
-            positions=_positions(config),
+            positions=longest_exact(config),
         )
-
-
-def _positions(config: Any) -> int | None:
-    """The model's own limit, or that of a "longrope": it takes other factors for all tokens of a text that is longer."""
-    limits = [getattr(config, "max_position_embeddings", None)]
-    ropes = getattr(config, "rope_parameters", None) or {}
-    for rope in (ropes, *ropes.values()):
-        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
-            limits.append(rope.get("original_max_position_embeddings"))
-    return min((limit for limit in limits if limit), default=None)
 
 
 def cache_dtype(dtype: torch.dtype) -> torch.dtype:

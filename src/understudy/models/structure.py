@@ -20,7 +20,9 @@ from ..weights.checkpoint import TensorInfo
 from ..weights.encoding import check_weight
 from ..weights.layout import LinearSpec, ModelLayout
 from .heads import head_and_embedding, refuse_other_tasks, ties_head
+from .hf import refused
 from .names import finder
+from .ropes import fix_ropes
 
 _construction = threading.Lock()
 _RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta")
@@ -87,22 +89,21 @@ def _weights_on_meta() -> Iterator[None]:
 
 
 def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
-    """The stock causal model of a transformers `config`, without weights. Raises CheckpointError for an unknown class."""
+    """The stock causal model of a transformers `config`, without weights. Raises CheckpointError where it cannot be built."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        with _weights_on_meta():
+    what = f"transformers cannot build a {config.model_type!r} model from its config"
+    with refused(what, config.to_dict()), _weights_on_meta():
+        try:
             model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                copy.deepcopy(config), dtype=dtype, attn_implementation=attention
+                copy.deepcopy(config), dtype=dtype, attn_implementation=attention, trust_remote_code=False
             )
-    except ValueError as error:
-        raise CheckpointError(
-            f"transformers cannot build a {config.model_type!r} model: {str(error).splitlines()[0]}"
-        ) from None
-    except KeyError as error:
-        if error.args != (attention,):
-            raise
-        raise CheckpointError(f"transformers has no way to replace the attention of a {config.model_type!r} model.") from None
+        except KeyError as error:
+            if error.args != (attention,):
+                raise
+            what = f"transformers has no way to replace the attention of a {config.model_type!r} model."
+            raise CheckpointError(what) from None
+    fix_ropes(model)
     return model.eval()
 
 
@@ -111,7 +112,9 @@ def stock(config: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     with _construction:
-        model: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)  # type: ignore[no-untyped-call]
+        model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False
+        )
     return model.eval()
 
 
@@ -150,8 +153,9 @@ def execution_order(model: nn.Module, linears: Mapping[str, nn.Linear]) -> list[
     hooks = [m.register_forward_pre_hook(lambda *_, path=path: order.append(path)) for path, m in linears.items()]
     meta = {name: torch.empty_like(p, device="meta") for name, p in (*model.named_parameters(), *model.named_buffers())}
     zeros = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    config: Any = model.config
     try:
-        with torch.no_grad():
+        with torch.no_grad(), refused(f"A pass of {type(model).__name__} fails with its config", config.to_dict()):
             torch.func.functional_call(
                 model, meta, args=(), kwargs={"input_ids": zeros, "position_ids": zeros, "use_cache": False}
             )

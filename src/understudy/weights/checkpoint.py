@@ -72,7 +72,7 @@ class Checkpoint:
         path = Path(model).expanduser()
         if not path.is_dir():
             path = download(str(model), offline)
-        config = _read_json(path / "config.json")
+        config = read_object(path / "config.json")
         shards = tuple(_read_shard(file) for file in _shard_files(path))
         tensors = {info.name: info for shard in shards for info in shard.tensors}
         checkpoint = cls(str(model), path, config, shards, tensors)
@@ -124,14 +124,15 @@ def _samples(info: TensorInfo) -> list[int]:
     return sorted({0, last // 2, last}) if info.nbytes else []
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in the file `path`. Raises CheckpointError where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise CheckpointError(
             f"{path} cannot be read ({problem.strerror}): is {path.parent} a Hugging Face model directory?"
         ) from None
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise CheckpointError(f"{path} is not valid JSON ({problem}). Get it again.") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} should hold a JSON object. Get it again.")
@@ -140,7 +141,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _shard_files(path: Path) -> list[Path]:
     if (path / SAFETENSORS_INDEX).is_file():
-        listed = _read_json(path / SAFETENSORS_INDEX).get("weight_map")
+        listed = read_object(path / SAFETENSORS_INDEX).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise CheckpointError(f"{path / SAFETENSORS_INDEX} lists no weights. Get it again.")
         files = [path / name for name in sorted(set(listed.values()))]
@@ -161,7 +162,7 @@ def _check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     """Every tensor that the index puts in a shard is in that shard."""
     if not (path / SAFETENSORS_INDEX).is_file():
         return
-    for name, file in _read_json(path / SAFETENSORS_INDEX)["weight_map"].items():
+    for name, file in read_object(path / SAFETENSORS_INDEX)["weight_map"].items():
         if name not in tensors or tensors[name].file.name != file:
             raise CheckpointError(f"{path / file} lacks the tensor {name!r} that the index puts there. Get it again.")
 
