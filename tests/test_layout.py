@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "generation_config": set(),
     "kernels": {"tree", "cache"},
     "tiers": set(),
-    "codecs": {"kernels"},
+    "codecs": {"kernels", "quantizers"},
     "quantizers": {"kernels"},
     "weights": {"tiers", "codecs", "quantizers", "kernels"},
     "plan": {"tiers"},

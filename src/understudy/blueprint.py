@@ -117,7 +117,7 @@ class Blueprint:
         return self.for_context(contexts[-1], grown)
 
     def for_context(self, context: int, grown: int = 0) -> Plan:
-        """The plan for sequences of `context` tokens. Raises UsageError, naming what would work, where it does not fit."""
+        """The plan for `context` tokens a sequence. Raises UsageError, naming what would work, where it does not fit."""
         plan = make_plan(replace(self.footprint, grown_bytes=grown), self.request(context))
         plan = replace(plan, method=self.options.method)
         return self.device.behind(plan, self.options.host_memory, self.machine, self.disk)

@@ -1,4 +1,4 @@
-"""From a name to a model ready to run: locate, prepare, blueprint, plan, bind. `plan_for` stops before anything is loaded."""
+"""From a name to a model ready to run: locate, prepare, blueprint, plan, bind. `plan_for` loads nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class SmallFiles:
-    """What a model's configuration and tokenizer files say: read before anything is prepared, which may take minutes."""
+    """What a model's small files say. They are read before anything is prepared, which may take minutes."""
 
     config: Any
     tokenizer: Any
@@ -70,7 +70,7 @@ class SmallFiles:
 
 
 def plan_for(model: str | Path | None, options: Options) -> Plan:
-    """Where every byte would go. The sizes of a checkpoint that is not prepared yet are foretold; it is not prepared here."""
+    """Where every byte would go. A checkpoint is not prepared for this: its sizes are foretold."""
     source = locate(model, options)
     device = open_device(options.device)
     config = proven_config(source.path, options)
@@ -96,12 +96,13 @@ def plan_for(model: str | Path | None, options: Options) -> Plan:
 
 
 def plan_for_config(place: str | Path, options: Options) -> Plan:
-    """Where every byte would go for a model of which there is a config.json alone (its directory, or the file itself)."""
+    """Where every byte would go for a config.json without weights. `place`: its directory, or the file itself."""
     directory = path.parent if (path := Path(place).expanduser()).name == "config.json" else path
     if not (directory / "config.json").is_file():
         raise UsageError(f"There is no {directory / 'config.json'}: --config takes the directory of one.")
     if options.drafter.second_model is not None:
-        raise UsageError(f"--method {options.method_name} compares tokenizers, and --config has none: give MODEL instead.")
+        name = options.method_name
+        raise UsageError(f"--method {name} compares tokenizers, and --config has none: give MODEL instead.")
     config = proven_config(directory, options)
     dtype = getattr(config, "dtype", None) or DTYPES.get(options.dtype)
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
@@ -147,7 +148,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
 
 
 def bind_as_planned(blueprint: Blueprint, plan: Plan, report: Report | None) -> Model:
-    """The model under `plan`, or under a new one if the device has less memory by now: somebody else may have taken it."""
+    """The model under `plan`, or under a new plan where the device has less memory by now: others may use it too."""
     device = blueprint.device
     try:
         return bind(blueprint, plan, report)
@@ -201,7 +202,8 @@ def with_second(blueprint: Blueprint, directory: Path, report: Report | None) ->
     store = prepare_source(locate(model, options), options, report, blueprint.device)
     if tokenizer_of(store.path).get_vocab() != tokenizer_of(directory).get_vocab():
         raise UsageError(
-            f"{model} cannot draft for this model: their tokenizers differ. --method {DEFAULT_METHOD} needs no second model."
+            f"{model} cannot draft for this model: their tokenizers differ."
+            f" --method {DEFAULT_METHOD} needs no second model."
         )
     second = Blueprint.of_store(store, proven_config(store.path, options), options, blueprint.machine, blueprint.device)
     return replace(blueprint, second=second)

@@ -26,7 +26,7 @@ DERIVED = {"cache", "recipe_quantizer", "text"}
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen when a model is loaded. Sizes are bytes or texts such as "8GiB"; None: decided while loading."""
+    """What may be chosen when a model is loaded. Sizes are bytes or texts such as "8GiB"; None: loading decides."""
 
     # Memory for everything: of the accelerator where there is one, else of this process.
     memory: str | int | None = None
@@ -115,7 +115,7 @@ class Options:
         return self.drafter.holds_substitute
 
     def held_whole(self) -> Options:
-        """For a second model that drafts: its own weights in its own type, all of them in fast memory, prepared in the cache."""
+        """For a second model that drafts: its own weights and type, held whole, prepared in the cache."""
         recipe = {"quantizer": "exact", "recipe_quantizer": "exact", "calibrate": None, "text": None, "codec": "raw"}
         return replace(self, **recipe, output=None, dtype="auto", method=DEFAULT_METHOD)  # type: ignore[arg-type]
 

@@ -72,7 +72,9 @@ def prepare_source(
 def choose_codec(
     source: Checkpoint, layout: ModelLayout, options: Options, device: Device | None
 ) -> Options:
-    """Options with a codec where it was left open: that of a Store which is there, else the faster one on this machine."""
+    """Options with a codec where it was left open: that of a Store which is there, else the fastest one here.
+
+    device: where the model will run; None: it is opened."""
     if options.codec != AUTO:
         return options
     for name in copying() if options.output is None else ():

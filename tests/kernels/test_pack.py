@@ -53,3 +53,12 @@ def test_numbers_that_are_always_usable() -> None:
     assert pack.unusable_value(torch.arange(5)) is None
     assert pack.unusable_value(torch.ones(3).to(torch.float8_e4m3fn)) is None
     assert pack.unusable_value(torch.tensor([1e300], dtype=torch.float64)) is None
+
+
+def test_bytes_of_a_tensor_are_its_own_memory() -> None:
+    tensor = torch.zeros(2, 3, dtype=torch.float32)
+    pack.flat(tensor)[4] = 1
+    assert tensor[0, 1] != 0 and pack.flat(tensor).shape == (24,)
+    assert pack.flat(torch.empty(0, 5)).shape == (0,)
+    with pytest.raises(RuntimeError):
+        pack.flat(torch.zeros(2, 3).T)

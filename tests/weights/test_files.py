@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from understudy.errors import StoreError
 from understudy.weights import files
-from understudy.weights.files import buffer, byte_chunks, checksum, flat, read_bytes, read_tensor
+from understudy.weights.files import buffer, byte_chunks, checksum, read_bytes, read_tensor
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -40,13 +40,6 @@ def test_a_tensor_is_read_at_its_place(tmp_path: Path) -> None:
         read_tensor(tmp_path / "file", 4, torch.int16, (3, 4), StoreError)
     with pytest.raises(StoreError, match=r"nowhere cannot be read: No such file"):
         read_bytes(tmp_path / "nowhere", 0, torch.empty(1, dtype=torch.uint8), StoreError)
-
-
-def test_bytes_of_a_tensor_are_its_own_memory() -> None:
-    tensor = torch.zeros(2, 3, dtype=torch.float32)
-    flat(tensor)[4] = 1
-    assert tensor[0, 1] != 0 and flat(tensor).shape == (24,)
-    assert flat(torch.empty(0, 5)).shape == (0,)
 
 
 def test_a_checksum_runs_over_pieces() -> None:

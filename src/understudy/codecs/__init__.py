@@ -2,7 +2,6 @@
 
 Decoding gives back every bit, NaN payloads and signed zeros too, as blocks [nb, K, 64] of the weight's dtype."""
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Protocol
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.exact_product import Operand
+from ..quantizers import Tensors
 from ..registry import build
 
 CODECS: dict[str, str] = {
@@ -17,8 +17,6 @@ CODECS: dict[str, str] = {
     "raw": "understudy.codecs.raw:Raw",
     "link": "understudy.codecs.link:InSource",
 }
-
-Tensors = Mapping[str, Tensor]  # a substitute
 
 
 class Codec(Protocol):

@@ -9,8 +9,9 @@ from torch import Tensor
 from ..kernels import residual
 from ..kernels.bins import DENSE
 from ..kernels.exact_product import Operand
+from ..kernels.pack import flat
 from ..kernels.residual import Residual
-from . import Tensors
+from ..quantizers import Tensors
 
 HEADER, PLAIN, PACKED = 64, 0, 1
 BITS = {"int2": 9.8, "int3": 8.7, "int4": 7.7}  # of usual weights, about
@@ -33,7 +34,7 @@ class Delta:
     def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
         if substitute["scales"].abs().max() < LARGEST:
             made = residual.encode(blocks, substitute["codes"], substitute["scales"])
-            sections = [flat(part) for part in (made.table, made.dense, made.stream, made.exceptions)]
+            sections = [flat(part.contiguous()) for part in (made.table, made.dense, made.stream, made.exceptions)]
             places = [HEADER]
             for section in sections:
                 places.append(places[-1] + _padded(section.numel()))
@@ -44,7 +45,7 @@ class Delta:
                 for place, section in zip(places, sections, strict=False):
                     data[place : place + section.numel()] = section
                 return data
-        return torch.cat((torch.full((HEADER,), PLAIN, dtype=torch.uint8), flat(blocks)))
+        return torch.cat((torch.full((HEADER,), PLAIN, dtype=torch.uint8), flat(blocks.contiguous())))
 
     def decode(
         self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
@@ -88,11 +89,6 @@ def _opened(data: Tensor, count: int, columns: int, substitute: Tensors) -> Resi
     assert kind == PACKED and place == data.numel(), f"a residual of {data.numel()} bytes has {place}, kind {kind}"
     table, listed = sections[0].view(torch.uint32).view(-1, 2), sections[3].view(torch.uint16).view(-1, 2)
     return Residual(sections[1], sections[2], table, listed)
-
-
-def flat(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor, in one dimension."""
-    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def _padded(size: int) -> int:

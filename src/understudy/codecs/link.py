@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..kernels.exact_product import Operand
 from ..kernels.pack import BLOCK, block, unblock
-from . import Tensors
+from ..quantizers import Tensors
 from .verbatim import Verbatim
 
 

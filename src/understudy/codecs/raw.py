@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.exact_product import Operand
-from . import Tensors
+from ..quantizers import Tensors
 from .verbatim import Verbatim
 
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from . import Tensors
+from ..quantizers import Tensors
 
 
 class Verbatim(ABC):

@@ -24,6 +24,11 @@ def blocks_of(rows: int) -> int:
     return -(-rows // BLOCK)
 
 
+def flat(tensor: Tensor) -> Tensor:
+    """The bytes of a contiguous tensor: uint8, one dimension, the same memory."""
+    return tensor.detach().view(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
+
+
 def block(weight: Tensor, out: Tensor | None = None) -> Tensor:  # [N, K] -> [nb, K, 64]
     """`weight` in blocks (in `out`, if given), rows padded with zeros. Any dtype of 1, 2 or 4 bytes; bits are kept as
     they are."""

@@ -56,7 +56,7 @@ class WeightSizes:
 
 
 def sizes_of_store(store: Store, holds_substitute: bool) -> WeightSizes:
-    """The sizes of a Store's weights, read off its index. `holds_substitute`: the substitutes are held to draft with."""
+    """The sizes of a Store's weights, by its index. `holds_substitute`: the substitutes are held to draft with."""
     entries = list(store.linears.values())
     return WeightSizes(
         part_bytes=tuple(part.stored.span for part in store.parts()),

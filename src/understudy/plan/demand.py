@@ -32,7 +32,7 @@ class LevelSize:
     recorded_bytes: int = GRAPHS * GRAPH
 
     def total(self, widest_level: int, rows: int) -> int:
-        """Bytes for levels of at most `widest_level` nodes and `rows` sequences. The search keeps one spare sequence."""
+        """Bytes for levels of at most `widest_level` nodes of `rows` sequences. The search keeps a spare sequence."""
         noise = self.noise_bytes * min(widest_level, SCORED)
         return self.node_bytes * widest_level + noise + self.sequence_bytes * (rows + 1) + self.recorded_bytes
 
@@ -83,7 +83,7 @@ class Footprint:
         return self.kv_bytes_per_token * tokens + windows
 
     def alone(self, rows: int, tokens: int, widest_level: int) -> int:
-        """Bytes of a second model that only drafts, held whole, with `tokens` cache slots for each of `rows` sequences."""
+        """Bytes of a second model that only drafts, held whole, with `tokens` cache slots a sequence."""
         weights = self.substitute_bytes + self.shared_bytes + self.embedding_bytes
         levels = self.levels.total(widest_level, rows) if self.levels else 0
         passes = 2 * self.tile_bytes + self.tile_logits_bytes

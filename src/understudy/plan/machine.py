@@ -137,7 +137,7 @@ def _gpu() -> Gpu | None:
 
 
 def _remembered(path: Path) -> dict[str, MeasuredSpeeds]:
-    """The speeds in the file `path`, by directory; none if it is missing or not in this form, so that they are measured again."""
+    """The speeds in the file `path`, by directory; none if it is missing or not in this form: measured again then."""
     try:
         known = dict(json.loads(path.read_text())).items()
         return {key: MeasuredSpeeds(DiskProbe(**speeds["disk"]), float(speeds["memory_bandwidth"])) for key, speeds in known}

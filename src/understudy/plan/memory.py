@@ -32,7 +32,7 @@ def smallest_passes(request: PlanRequest) -> Passes:
 
 
 def widened(passes: Passes, room: int, footprint: Footprint, request: PlanRequest) -> Passes:
-    """Spend `room` bytes on extra tiles, in this order: FEW_TILES for prompts, TREE_TILES for trees, half of the rest for prompts.
+    """Spend `room` bytes on extra tiles: FEW_TILES for prompts, TREE_TILES for trees, half of the rest for prompts.
 
     The first hide a sweep on a processor, the second let trees grow, the last make longer pieces of prompts."""
     trees = passes.trees

@@ -18,7 +18,8 @@ from .files import buffer, read_bytes, read_tensor
 from .hub import download
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-COPIED = ("*.json", "*.jinja", "*.model", "*.txt")  # what belongs to a model beside its weights
+# What belongs to a model beside its weights.
+COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
     "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,

@@ -1,4 +1,4 @@
-"""One weight of a checkpoint as substitute and residual, cut in parts: each part is read, checked and encoded on its own."""
+"""One weight of a checkpoint as substitute and residual: each part is read, checked and encoded on its own."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def whole_bytes(spec: LinearSpec, dtype: torch.dtype) -> int:
 def in_order(
     pool: ThreadPoolExecutor, ahead: int, encoding: Encoding, parts: Iterable[tuple[int, int]]
 ) -> Iterator[Piece]:
-    """The piece of each (first block, number of blocks), in order; up to `ahead` of them are made at a time by the pool."""
+    """The piece of each (first block, number of blocks), in order. The pool makes up to `ahead` of them at a time."""
     pending: deque[Future[Piece]] = deque()
     for part in parts:
         pending.append(pool.submit(encoding.piece, *part))

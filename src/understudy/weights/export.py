@@ -36,7 +36,8 @@ def _write(store: Store, work: Path, progress: Progress) -> None:
         shutil.copyfile(store.file(name), work / name)
     sources = {name: partial(store.pieces, stored) for name, stored in {**store.shared, **store.extra}.items()}
     sources |= {entry.weight: partial(store.rows_of, entry) for entry in store.linears.values()}
-    sources[store.layout.embedding] = partial(store.pieces, store.embedding)  # also when the head is tied to it
+    # Also when the head is tied to it.
+    sources[store.layout.embedding] = partial(store.pieces, store.embedding)
     shards = [(file, header, _offsets(header)) for file, header in store.source.shards]
     total = float(sum(last - first for _, _, offsets in shards for first, last in offsets.values()))
     done = 0.0

@@ -9,6 +9,7 @@ import xxhash
 from torch import Tensor
 
 from ..errors import UnderstudyError
+from ..kernels.pack import flat
 
 # Bytes read at a time of what is copied or checked as it is.
 CHUNK = 8 << 20
@@ -49,11 +50,6 @@ def byte_chunks(path: Path, offset: int, nbytes: int, error: type[UnderstudyErro
         data = torch.empty(min(CHUNK, nbytes - start), dtype=torch.uint8)
         read_bytes(path, offset + start, data, error)
         yield data
-
-
-def flat(tensor: Tensor) -> Tensor:
-    """The bytes of a contiguous tensor: uint8, one dimension, the same memory."""
-    return tensor.detach().view(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
 
 
 def buffer(tensor: Tensor) -> memoryview:

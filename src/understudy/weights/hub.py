@@ -6,7 +6,8 @@ from typing import Any
 from ..errors import CheckpointError
 
 WANTED = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
-UNWANTED = ["*/*"]  # other formats and copies live in folders
+# Other formats and copies live in folders.
+UNWANTED = ["*/*"]
 
 
 def download(name: str, offline: bool) -> Path:
@@ -14,7 +15,8 @@ def download(name: str, offline: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     missing = f"No directory {name!r}"
-    broken: Any = (*errors.HfHubHTTPError.__bases__, OSError)  # those of the client library it is built on
+    # Those of the client library that the hub's own is built on.
+    broken: Any = (*errors.HfHubHTTPError.__bases__, OSError)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise CheckpointError(f"{missing}: give a model directory or a Hugging Face id.")
     try:

@@ -11,7 +11,7 @@ from .entries import Contents, LinearEntry, Source
 
 
 def check(path: Path, contents: Contents) -> None:
-    """Raise StoreError, naming the file, unless the files of the Store in `path` are long enough and nothing has changed.
+    """Raise StoreError, naming the file, unless the files of the Store in `path` are long enough and unchanged.
 
     The bytes of the weights are not read: `Store.read` and `Store.verify` compare them with their checksums."""
     _check_sizes(path, contents)
@@ -32,7 +32,7 @@ def _check_sizes(path: Path, contents: Contents) -> None:
 
 
 def _check_linked(path: Path, source: Source) -> None:
-    """The source files that parts lie in are as they were. Where only the date differs, samples of the content decide."""
+    """The source files that parts lie in are as they were. Where only a date differs, samples of the content decide."""
     remedy = f"{path} links to it: put it back, or delete {path} and prepare it again, or without --link."
     touched = []
     for name, (size, mtime) in source.linked.items():

@@ -47,8 +47,8 @@ def prepare(
 ) -> Store:
     """The Store of `checkpoint` in `directory`: made, finished, or found there.
 
-    `measure` gives what weighs the errors of a mix. Raises CheckpointError for weights that cannot be prepared, StoreError
-    for a directory that cannot be written or holds something else."""
+    `measure` gives what weighs the errors of a mix. Raises CheckpointError for weights that cannot be prepared,
+    StoreError for a directory that cannot be written or holds something else."""
     directory = Path(directory).expanduser().absolute()
     report = progress or (lambda done, total, name: None)
     with explained(directory.parent):

@@ -1,4 +1,4 @@
-"""How a Store is made, and the directory that follows from it. Nothing heavy is imported here: options are checked with it."""
+"""How a Store is made, and the directory that follows from it. It imports nothing heavy: options use it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def check_calibration(quantizer: str, calibrated: bool) -> None:
 
 
 def quantizer_name(quantizer: str, text: str | None) -> str:
-    """The full name of a quantiser or mix. A text that weighs a mix is part of it, so another text makes another Store."""
+    """The full name of a quantiser or mix. A text that weighs a mix is part of it: another text, another Store."""
     mix = mixed(quantizer)
     if mix is None:
         return quantizer

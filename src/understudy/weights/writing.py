@@ -71,7 +71,7 @@ class Extents:
 
 
 class Journal:
-    """JSON lines: the first identifies the build, each other one a finished tensor. If the first differs, start over."""
+    """JSON lines: the first identifies the build, the others finished tensors. If the first differs, start over."""
 
     def __init__(self, path: Path, subject: dict[str, Any]) -> None:
         self._path, self._subject = path, subject
