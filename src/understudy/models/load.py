@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..devices.processor import Processor
 from ..kernels.pack import BLOCK, blocks_of
 from ..quantizers import quantizer
 from ..tiers import Extent, ReadSettings
-from ..tiers.disk import DiskTier
+from ..tiers.disk import DiskFetch, DiskTier
 from ..tiers.memory import aligned
 from ..weights.entries import LinearEntry, Stored
 from ..weights.store import Store
@@ -35,29 +36,33 @@ def read_all(
     device: Device,
     progress: Callable[[float, float], None] | None = None,
 ) -> list[Tensor]:
-    """The tensors `wanted`, views of one new arena of `device`. Raises StoreError or TransferError."""
-    edges = [0]
-    for stored in wanted:
-        edges.append(edges[-1] + aligned(stored.span))
+    """The tensors `wanted`, views of one new arena of `device`. Raises StoreError or TransferError.
+
+    `progress` is told the bytes that are there and those there will be."""
+    edges = [0, *accumulate(aligned(stored.span) for stored in wanted)]
     memory = device.arena(edges[-1])
     places = [memory[start:end] for start, end in pairwise(edges)]
-    # host memory of what is under way: the place itself, or memory that is dropped once it was copied there
-    rooms: dict[int, Tensor] = {}
     tier = DiskTier([extent(store, stored) for stored in wanted], block=settings.block, threads=settings.threads)
+    # number, fetch, and the host memory it fills: the place itself, or memory that is dropped once it was copied there
+    under_way: deque[tuple[int, DiskFetch, Tensor]] = deque()
+
+    def finish_one() -> None:
+        number, fetch, room = under_way.popleft()
+        fetch.wait()
+        store.check(wanted[number], room[wanted[number].lead : wanted[number].span])
+        if room is not places[number]:
+            places[number].copy_(room)
+        if progress is not None:
+            progress(edges[number + 1], edges[-1])
+
     try:
-        fetches = []
-        for i in range(len(wanted) + IN_FLIGHT):
-            if i < len(wanted):
-                rooms[i] = device.incoming(places[i])
-                fetches.append(tier.fetch(i, rooms[i]))
-            if i >= IN_FLIGHT and (done := i - IN_FLIGHT) < len(wanted):
-                fetches[done].wait()
-                room = rooms.pop(done)
-                store.check(wanted[done], room[wanted[done].lead : wanted[done].span])
-                if room is not places[done]:
-                    places[done].copy_(room)
-                if progress is not None:
-                    progress(edges[done + 1], edges[-1])
+        for number, place in enumerate(places):
+            if len(under_way) == IN_FLIGHT:
+                finish_one()
+            room = device.incoming(place)
+            under_way.append((number, tier.fetch(number, room), room))
+        while under_way:
+            finish_one()
     finally:
         tier.close()
     return [place[s.lead : s.span].view(s.dtype).view(s.shape) for place, s in zip(places, wanted, strict=True)]

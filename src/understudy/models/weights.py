@@ -1,8 +1,8 @@
-"""What of a Store is held in fast memory under a plan, and how each part of each weight is made whole again."""
+"""What of a Store is held in fast memory under a plan, and what streams."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,26 +22,28 @@ from .load import extent, read_all, read_whole, whole_bytes
 from .streamed import share
 from .supply import PartRef
 
-Key = tuple[str, str, int]  # kind, name, number
+# kind ("shared", "substitute", "resident"), name of the tensor, number of the Linear or part
+Key = tuple[str, str, int]
 
 
 def held(entry: LinearEntry, drafts: bool) -> bool:
-    """Is the substitute of this Linear kept? To draft with, to decode with, or because it is the weight itself."""
+    """Whether the substitute of a Linear is kept: to draft with, to decode with, or because it is the weight itself."""
     return drafts or codec(entry.codec).needs_substitute or not entry.parts
 
 
 def largest(entries: Iterable[LinearEntry]) -> int:
-    """Bytes of the largest part that must be decoded into a buffer."""
-    made = (entry for entry in entries if not codec(entry.codec).in_place)
-    return max((whole_bytes(e.shape[1], part.blocks, e.dtype) for e in made for part in e.parts), default=0)
+    """Bytes of the largest part that must be decoded into a buffer; 0: none must be."""
+    decoded = (entry for entry in entries if not codec(entry.codec).in_place)
+    return max((whole_bytes(e.shape[1], part.blocks, e.dtype) for e in decoded for part in e.parts), default=0)
 
 
 class Weights:
-    """`parts` in the order of a pass, `residents` by part number, `substitutes` and `shared` by name: all in one arena.
+    """The weights of a model on a device, and where those that stream come from.
 
-    A Linear that the plan keeps whole is as one whose quantiser is `exact`: its substitute is the weight, and nothing streams.
+    `parts`: every part in the order of a pass. `residents`: parts that stay, by number. `substitutes`: a Linear's tensors.
+    A Linear that the plan keeps whole becomes one whose substitute is the weight, of which nothing streams.
 
-    Raises StoreError or TransferError when what is read is not what was prepared."""
+    Raises StoreError or TransferError where what is read is not what was prepared."""
 
     def __init__(
         self,
@@ -58,42 +60,40 @@ class Weights:
         self.device = device
         self.host_bytes = plan.host_bytes
         self.entries = [store.linears[spec.module] for spec in store.layout.linears]
-        self.parts: list[PartRef] = []
-        self.stored: list[Stored] = []
-        for index, entry in enumerate(self.entries):
-            for part in entry.parts:
-                if index not in plan.whole:
-                    number, blocks = len(self.stored), (part.first_block, part.blocks)
-                    self.parts.append(PartRef(number, index, *blocks, part.stored.nbytes, part.stored.lead))
-                self.stored.append(part.stored)
+        # every part in the Store, by number: those of Linears that are kept whole too
+        self.stored = [part.stored for entry in self.entries for part in entry.parts]
+        self.parts = _streamable(self.entries, plan.whole)
         whole = {index: read_whole(store, self.entries[index], settings, device, progress) for index in sorted(plan.whole)}
         for index in whole:
             self.entries[index] = replace(self.entries[index], quantizer="exact", codec=FALLBACK, parts=(), substitute={})
         wanted = self._wanted(plan, drafts)
         tensors = dict(zip(wanted, read_all(store, list(wanted.values()), settings, device, progress), strict=True))
         self.shared = {name: tensor for (kind, name, _), tensor in tensors.items() if kind == "shared"}
-        self.residents = {
-            number: tensor.view(torch.uint8) for (kind, _, number), tensor in tensors.items() if kind == "resident"
-        }
+        self.residents = {n: tensor.view(torch.uint8) for (kind, _, n), tensor in tensors.items() if kind == "resident"}
         self.substitutes: list[dict[str, Tensor]] = [{} for _ in self.entries]
         for (kind, name, number), tensor in tensors.items():
             if kind == "substitute":
                 self.substitutes[number][name] = tensor
         for index, weight in whole.items():
             self.substitutes[index]["weight"] = weight
-        self._buffer = device.arena(largest(self.entries))
+        self._keep_substitutes_that_are_weights()
         self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
+        self._buffer = device.arena(largest(self.entries))
         self.linears = [
-            ExactLinear(entry, quantizer, tensors, self._buffer, device, bare=not entry.parts)
-            for entry, quantizer, tensors in zip(self.entries, self.quantizers, self.substitutes, strict=True)
+            ExactLinear(entry, copy, tensors, self._buffer, device, bare=not entry.parts)
+            for entry, copy, tensors in zip(self.entries, self.quantizers, self.substitutes, strict=True)
         ]
+
+    def _keep_substitutes_that_are_weights(self) -> None:
+        """Give each Linear without parts one resident part: its substitute."""
         for index, entry in enumerate(self.entries):
-            if not entry.parts:  # the substitute is the weight itself: one part, resident
+            if not entry.parts:
                 number, weight = len(self.stored) + index, self.substitutes[index]["weight"]
                 self.residents[number] = weight
                 self.parts.append(PartRef(number, index, 0, len(weight), 0))
 
     def _wanted(self, plan: Plan, drafts: bool) -> dict[Key, Stored]:
+        """What is read into fast memory for good: norms and biases, substitutes that are held, resident parts."""
         wanted: dict[Key, Stored] = {("shared", name, 0): stored for name, stored in self.store.shared.items()}
         for index, entry in enumerate(self.entries):
             if held(entry, drafts):
@@ -101,10 +101,10 @@ class Weights:
         return wanted | {("resident", "", number): self.stored[number] for number in sorted(plan.residents)}
 
     def drafts(self, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
-        """The substitute's linear map of each Linear, in the order of a pass."""
+        """The linear map [n, K] -> [n, N] of each Linear's substitute, in the order of a pass."""
         return [
-            self.device.draft_product(quantizer, tensors, entry.shape, dtype)
-            for entry, quantizer, tensors in zip(self.entries, self.quantizers, self.substitutes, strict=True)
+            self.device.draft_product(copy, tensors, entry.shape, dtype)
+            for entry, copy, tensors in zip(self.entries, self.quantizers, self.substitutes, strict=True)
         ]
 
     def ring(self, capacity: int) -> Ring | None:
@@ -120,7 +120,18 @@ class Weights:
         return self.device.ring(Streaming(extents, route, self.settings, check, self.host_bytes), capacity)
 
     def share(self, module: nn.Module, dtype: torch.dtype) -> None:
-        """Norms and biases: one tensor for both views."""
+        """Give `module` norms and biases, one tensor for both views, and bring its buffers to the device."""
         share(module, self.shared, dtype)
         for buffer in module.buffers():
             buffer.data = buffer.to(self.device.where)
+
+
+def _streamable(entries: Sequence[LinearEntry], whole: Collection[int]) -> list[PartRef]:
+    """The parts of all Linears but those in `whole`, in the order of a pass. Numbers count the parts of all Linears."""
+    parts, number = [], 0
+    for index, entry in enumerate(entries):
+        for part in entry.parts:
+            if index not in whole:
+                parts.append(PartRef(number, index, part.first_block, part.blocks, part.stored.nbytes, part.stored.lead))
+            number += 1
+    return parts
