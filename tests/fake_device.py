@@ -91,3 +91,7 @@ class FakeDevice(Accelerator):
 
 def open_fake() -> FakeDevice:
     return FakeDevice(seed=random.Random(time.time_ns()).randrange(1000))
+
+
+def without_triton() -> FakeDevice:
+    return FakeDevice(triton=False)

@@ -1,0 +1,43 @@
+"""Each kind of weight is used once before the weights are loaded; the user is told only where that takes long."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import save
+from understudy import LLM
+from understudy.models import compile_kernels as module
+from understudy.models.compile_kernels import compile_kernels
+from understudy.models.configuration import config_of
+from understudy.models.exact_linear import ExactLinear
+
+
+@pytest.mark.parametrize("drafts", [True, False])
+def test_one_weight_of_each_kind_is_used(drafts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "model", "llama", torch.bfloat16)
+    store = LLM.prepare(tmp_path / "model", bits="mixed", codec="delta", output=tmp_path / "store")
+    used: list[ExactLinear] = []
+    opened = ExactLinear.__init__
+
+    def noted(self: ExactLinear, *given: object, **options: object) -> None:
+        opened(self, *given, **options)  # type: ignore[arg-type]
+        used.append(self)
+
+    monkeypatch.setattr(ExactLinear, "__init__", noted)
+    compile_kernels(store, config_of(store.path), torch.bfloat16, drafts)
+    kinds = {(entry.quantizer, entry.codec) for entry in store.linears.values() if entry.parts}
+    assert len(kinds) > 1 and sorted((exact.entry.quantizer, exact.entry.codec) for exact in used) == sorted(kinds)
+
+
+def test_the_user_is_told_only_where_it_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "model", "llama", torch.bfloat16)
+    store = LLM.prepare(tmp_path / "model", codec="raw", output=tmp_path / "store")
+    told: list[str] = []
+    given = store, config_of(store.path), torch.bfloat16, True, lambda what, *_: told.append(what)
+    monkeypatch.setattr(module, "LONG", 600.0)
+    compile_kernels(*given)
+    assert not told
+    monkeypatch.setattr(module, "LONG", 0.0)
+    compile_kernels(*given)
+    assert told == ["Compiling kernels for this processor, once"]

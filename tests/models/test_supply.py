@@ -1,0 +1,82 @@
+"""Parts are multiplied in order, wherever they come from; a pass that is left, or wants no logits, spoils nothing."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import save
+from understudy import LLM
+from understudy.devices.processor import Processor
+from understudy.models.supply import Supply
+from understudy.models.target import TILE
+from understudy.models.weights import Weights
+from understudy.tiers import ReadSettings
+from understudy.weights.checkpoint import Checkpoint
+
+SETTINGS = ReadSettings(block=65536, threads=2)
+
+
+@pytest.fixture(scope="module", params=["raw", "delta"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Supply, Supply, Checkpoint]]:
+    """A supply that streams all parts, one that streams none, and the source."""
+    path = tmp_path_factory.mktemp("supply") / "model"
+    save(path, "qwen2", torch.bfloat16, num_hidden_layers=2)
+    store = LLM.prepare(path, codec=request.param, output=path.parent / "store")
+    plan = LLM.plan_only(store.path, memory="1GiB", resident="none", context=64)
+    supplies = []
+    for residents in (frozenset[int](), frozenset(range(len(store.linears)))):
+        weights = Weights(store, replace(plan, residents=residents), SETTINGS, Processor(1), drafts=False)
+        supplies.append(Supply(weights.parts, weights.linears, weights.residents, weights.ring(1 << 20)))
+    yield supplies[0], supplies[1], Checkpoint.open(path)
+    assert supplies[0].ring is not None
+    supplies[0].ring.close()
+
+
+def tiles(supply: Supply, index: int, rows: int) -> list[Tensor]:
+    x = torch.zeros(-(-rows // TILE) * TILE, supply.linears[index].entry.shape[1], dtype=torch.bfloat16)
+    x[:rows] = torch.randn(rows, x.shape[1], generator=torch.Generator().manual_seed(index))
+    return list(x.split(TILE))
+
+
+def sweep(supply: Supply, rows: int, first: int = 0) -> list[Tensor]:
+    """All Linears in the order of a pass."""
+    return [
+        torch.cat(supply.multiply(index, tiles(supply, index, rows), rows))[:rows]
+        for index in range(first, len(supply.linears))
+    ]
+
+
+@pytest.mark.parametrize("rows", [1, 33])
+def test_a_sweep_multiplies_by_every_weight_and_reads_each_byte_once(
+    made: tuple[Supply, Supply, Checkpoint], rows: int
+) -> None:
+    streaming, resident, checkpoint = made
+    before = streaming.bytes_used
+    streamed, kept = sweep(streaming, rows), sweep(resident, rows)
+    assert streaming.bytes_used - before == sum(part.nbytes for parts in streaming.by_linear for part in parts) > 0
+    assert resident.bytes_used == 0
+    for index, (one, other) in enumerate(zip(streamed, kept, strict=True)):
+        assert torch.equal(one, other), "the plan changes no bit"
+        x = torch.cat(tiles(streaming, index, rows))[:rows].float()
+        weight = checkpoint.read(streaming.linears[index].entry.weight).float()
+        assert torch.allclose(one.float(), x @ weight.T, atol=5e-2, rtol=2e-2)
+
+
+def test_a_pass_that_was_left_half_way_is_followed_by_a_right_one(made: tuple[Supply, Supply, Checkpoint]) -> None:
+    streaming, resident, _ = made
+    for reached in (0, 3, 7):
+        for index in range(reached):
+            streaming.multiply(index, tiles(streaming, index, 2), 2)
+        streaming.abandon()
+        assert all(torch.equal(a, b) for a, b in zip(sweep(streaming, 2), sweep(resident, 2), strict=True))
+
+
+def test_a_pass_without_logits_skips_the_head(made: tuple[Supply, Supply, Checkpoint]) -> None:
+    streaming, resident, _ = made
+    for index in range(len(streaming.linears) - 1):
+        streaming.multiply(index, tiles(streaming, index, 2), 2)
+    streaming.skip_head()
+    assert all(torch.equal(a, b) for a, b in zip(sweep(streaming, 2), sweep(resident, 2), strict=True))
