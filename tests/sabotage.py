@@ -67,6 +67,9 @@ MUTATIONS = (
     Mutation("children of stop tokens are drafted on the device", "drafters/device_search.py", "going = finite & ~stopped &", "going = finite &", BEAM),
     Mutation("a request's seed does not reach the device", "drafters/launch.py", '"offset": offset(params.seed)', '"offset": offset(0)', f"{BEAM} {GRAPHS}"),
     Mutation("a tail forgets the node itself", "drafters/device_search.py", "tail = torch.where(deep, slots[:, None], tail)", "pass", BEAM),
+    Mutation("a run of bytes is given out before it ends", "detokenizer.py", "(self._traits.runs and self._is_byte(token))", "False", "tests/test_detokenizer.py"),
+    Mutation("half a character is given out", "detokenizer.py", "self._traits.halves and text.endswith(LOST)", "False", "tests/test_detokenizer.py"),
+    Mutation("the file wins over what is given", "generation_config.py", "for name, value in self.values.items() if not params.gives(name)}\n        if self.max", "for name, value in self.values.items()}\n        if self.max", "tests/test_generation_config.py"),
     Mutation("a lost device is used again", "models/model.py", "if self._lost is not None:", "if False:", "tests/devices/test_fake.py"),
 )  # fmt: skip
 

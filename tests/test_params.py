@@ -2,9 +2,11 @@
 
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from understudy.errors import UsageError
 from understudy.params import SamplingParams
 
 FIELDS = ("temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens")
@@ -28,3 +30,19 @@ def test_replacing_and_pickling_keep_what_was_left_open() -> None:
     params = pickle.loads(pickle.dumps(replace(SamplingParams(top_k=5), temperature=0.0)))
     assert [name for name in FIELDS if params.gives(name)] == ["temperature", "top_k"]
     assert replace(params, stop="end").gives("stop") and not params.gives("stop")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({name: value} for name in FIELDS for value in ("1", None, [1], float("nan"), -1)),
+        *({name: 1.5} for name in ("seed", "top_k", "max_new_tokens")),
+        {"stop": [3]},
+        {"ignore_eos": "yes"},
+    ],
+    ids=str,
+)
+def test_a_value_that_makes_no_sense_is_one_line(given: dict[str, Any]) -> None:
+    (name,) = given
+    with pytest.raises(UsageError, match=f"^{name} must be"):
+        SamplingParams(**given)

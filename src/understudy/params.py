@@ -1,6 +1,7 @@
 """What the user asks of the sampler. Validated here, so that nothing deeper has to."""
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import UsageError
@@ -40,6 +41,15 @@ class SamplingParams:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(self.stop))
+        for name, kind, text in (
+            *((name, Real, "a number") for name in ("temperature", "top_p", "min_p")),
+            *((name, Integral, "a whole number") for name in ("top_k", "seed", "max_new_tokens")),
+            ("ignore_eos", int, "true or false"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise UsageError(f"{name} must be {text}, got {getattr(self, name)!r}.")
+        if not all(isinstance(text, str) for text in self.stop):
+            raise UsageError(f"stop must be texts, got {self.stop!r}.")
         for name, good, text in (
             ("temperature", 0.0 <= self.temperature < float("inf"), "0 or more"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),

@@ -34,6 +34,7 @@ def runner(program: list[str], tmp_path: Path) -> Run:
             [*program, *words],
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             env=environment(tmp_path, **more),
             cwd=tmp_path,
             timeout=120,

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from understudy.errors import StoreError, TransferError
+from understudy.errors import CheckpointError, StoreError, TransferError, UsageError
 from understudy.generation_config import GenerationDefaults
 from understudy.params import SamplingParams
 
@@ -103,7 +103,8 @@ class Store:
 
 
 class LLM:
-    """`UNDERSTUDY_FAKE` says what goes wrong: slow, failing, broken, parting (one method writes another token)."""
+    """`UNDERSTUDY_FAKE` says what goes wrong: slow, failing, broken, parting (one method writes another token), or, in a chat,
+    refusing (messages that say so) or faulty (a template that can never be used)."""
 
     def __init__(
         self, model: str | None = None, *, progress: Callable[..., None] | None = None, **options: Any
@@ -168,6 +169,13 @@ class LLM:
             yield Step(word, ids, 1, 1, "length" if count == limit else None, stats)
 
     def stream_chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> Iterator[Step]:
+        if self.trouble == "refusing" and messages[-1]["content"] == "refuse this":
+            raise UsageError("The chat template refuses the conversation.")
+        if self.trouble == "faulty":
+            raise CheckpointError("The chat template is faulty.")
+        return self._chatting(messages, params)
+
+    def _chatting(self, messages: Sequence[dict[str, str]], params: SamplingParams | None) -> Iterator[Step]:
         for step in self.stream(messages[-1]["content"], replace(params or SamplingParams(), max_new_tokens=2)):
             yield replace(step, text=f"{len(messages)}{step.text}")
 

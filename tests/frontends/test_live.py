@@ -16,10 +16,11 @@ from understudy.frontends.show import duration, rate, to_json
 TEXT = "".join(WORDS)
 
 
-def on_terminal(tmp_path: Path, *words: str, term: str = "xterm") -> str:
-    """What a terminal that is stdin, stdout and stderr receives."""
+def on_terminal(tmp_path: Path, *words: str, term: str = "xterm", typed: str = "", **more: str) -> str:
+    """What a terminal that is stdin, stdout and stderr receives, its echo of what is `typed` included."""
     master, slave = pty.openpty()
-    env = environment(tmp_path, TERM=term)
+    os.write(master, typed.encode())
+    env = environment(tmp_path, TERM=term, **more)
     with subprocess.Popen([*FAKE, *words], stdin=slave, stdout=slave, stderr=slave, env=env):
         os.close(slave)
         received = b""

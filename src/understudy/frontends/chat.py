@@ -9,7 +9,7 @@ from .live import Live, Progress
 from .model import resolve
 from .options import DEFAULTS, METHOD, OUTPUT, PLACEMENT, SAMPLING, declare, placement, sampling
 from .parser import Command, Parser
-from .reply import Reply, receive
+from .reply import Answer, receive
 from .show import to_json
 from .streams import OutputError, complain
 
@@ -65,7 +65,7 @@ def _converse(llm: "LLM", params: "SamplingParams", live: Live, as_json: bool) -
 
 def _answer(
     llm: "LLM", messages: list[dict[str, str]], params: "SamplingParams", live: Live, as_json: bool
-) -> Reply | None:
+) -> Answer | None:
     """The answer to the last message. None where it failed and the person at the terminal may try something else."""
     try:
         return receive(llm.stream_chat(messages, params), live, silent=as_json)
@@ -79,7 +79,7 @@ def _answer(
         return None
 
 
-def _finish(reply: Reply, as_json: bool) -> None:
+def _finish(reply: Answer, as_json: bool) -> None:
     """End the answer, so that the next one starts on a line of its own."""
     if as_json:
         print(to_json(reply.to_dict()), flush=True)

@@ -16,7 +16,7 @@ CANCELLED = "cancelled"
 
 
 @dataclass
-class Reply:
+class Answer:
     """What was generated, whole or cut short."""
 
     text: str = ""
@@ -39,9 +39,9 @@ class Reply:
         }
 
 
-def receive(steps: "Iterator[Step]", live: Live, silent: bool = False) -> Reply:
-    """Print the text of `steps` (unless `silent`) and return it all; an interrupted stream is a shorter reply."""
-    reply = Reply()
+def receive(steps: "Iterator[Step]", live: Live, silent: bool = False) -> Answer:
+    """Print the text of `steps` (unless `silent`) and return it all; an interrupted stream is a shorter answer."""
+    reply = Answer()
     shared = live.shares(sys.stdout)
     try:
         for step in steps:
