@@ -1,5 +1,6 @@
-"""A proposer without a past, for tests of searches: its logits are a function of token and position."""
+"""A proposer without a past, for tests of searches: its logits are a function of token and position. Both searches with it."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -7,8 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.fake_device import FakeDevice
 from understudy.cache import Cache
 from understudy.drafters import Verified
+from understudy.drafters.launch import DeviceTreeSearch
+from understudy.drafters.pace import Pace
+from understudy.drafters.policy import DraftPolicy
+from understudy.drafters.search import SearchDrafter
+from understudy.drafters.tree_search import TreeSearch
+from understudy.plan.widths import padded
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes, TokenTree
 
@@ -48,3 +56,36 @@ def draft(drafter: Any, sequences: Sequence[TokenSequence], lengths: Sequence[in
     drafter.proposer.lengths = dict(zip(rows, lengths, strict=True))
     trees: list[TokenTree] = drafter.draft(sequences)
     return trees
+
+
+def said(note: str) -> None:
+    raise AssertionError(note)
+
+
+def host(model: Fixed, policy: DraftPolicy) -> SearchDrafter:
+    return SearchDrafter(model, TreeSearch(model, policy), policy)
+
+
+def device(model: Fixed, policy: DraftPolicy) -> SearchDrafter:
+    return SearchDrafter(model, DeviceTreeSearch(model, FakeDevice(), policy, said), policy)
+
+
+def everything(drafter: SearchDrafter, trees: Sequence[TokenTree]) -> list[Any]:
+    """Trees, and what will be learned from them."""
+    found: list[Any] = []
+    for tree, grown in zip(trees, drafter.trees.values(), strict=True):
+        aside = {node: f"{chance:.9e}" for node, chance in grown.aside.items()}
+        found.append((tree.tokens.tolist(), tree.parents.tolist(), grown.children, aside, grown.deepest))
+    return found
+
+
+class Steady(Pace):
+    """Costs are as given: what levels really took says nothing."""
+
+    def record_level(self, width: int, seconds: float) -> None: ...
+
+
+def costing(cost: Sequence[float], rate: float) -> Pace:
+    """Levels that cost what their padded width costs; no level takes longer than a wider one."""
+    by_width = sorted(cost)
+    return Steady({n: by_width[int(math.log2(padded(n)))] for n in range(1, 65)}, rate)

@@ -1,47 +1,20 @@
 """The device's search is the host's, for shapes that are forced and for drafts that stop when they no longer pay."""
 
-import math
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.drafters.fixed import CAPACITY, VOCABULARY, Fixed, draft
+from tests.drafters.fixed import CAPACITY, VOCABULARY, Fixed, costing, device, draft, everything, host, said
 from tests.fake_device import FakeDevice
 from understudy.drafters.launch import DeviceTreeSearch
-from understudy.drafters.pace import EDGES, WIDEST, Calibration, Pace
+from understudy.drafters.pace import EDGES, Calibration, Pace
 from understudy.drafters.policy import DraftPolicy, Limits, Shape
 from understudy.drafters.search import SearchDrafter
-from understudy.drafters.tree_search import TreeSearch
 from understudy.models.cost import PassCost
 from understudy.params import SamplingParams
-from understudy.plan.widths import padded, widest
 from understudy.sequence import TokenSequence
-from understudy.tree import TokenTree
-
-
-def said(note: str) -> None:
-    raise AssertionError(note)
-
-
-def host(model: Fixed, policy: DraftPolicy) -> SearchDrafter:
-    return SearchDrafter(model, TreeSearch(model, policy), policy)
-
-
-def device(model: Fixed, policy: DraftPolicy) -> SearchDrafter:
-    return SearchDrafter(model, DeviceTreeSearch(model, FakeDevice(), policy, said), policy)
-
-
-def everything(drafter: SearchDrafter, trees: Sequence[TokenTree]) -> list[Any]:
-    """Trees, and what will be learned from them."""
-    found: list[Any] = []
-    for tree, grown in zip(trees, drafter.trees.values(), strict=True):
-        aside = {node: f"{chance:.9e}" for node, chance in grown.aside.items()}
-        found.append((tree.tokens.tolist(), tree.parents.tolist(), grown.children, aside, grown.deepest))
-    return found
 
 
 def difference(found: list[Any], wanted: list[Any]) -> str:
@@ -52,18 +25,6 @@ def difference(found: list[Any], wanted: list[Any]) -> str:
             if a != b:
                 return f"row {row}: {name} {str(a)[:300]}, not {str(b)[:300]}"
     return ""
-
-
-class Steady(Pace):
-    """Costs are as given: what levels really took says nothing."""
-
-    def record_level(self, width: int, seconds: float) -> None: ...
-
-
-def costing(cost: Sequence[float], rate: float) -> Pace:
-    """Levels that cost what their padded width costs; no level takes longer than a wider one."""
-    by_width = sorted(cost)
-    return Steady({n: by_width[int(math.log2(padded(n)))] for n in range(1, 65)}, rate)
 
 
 def calibrations(seed: int) -> dict[bool, Calibration]:
@@ -139,59 +100,6 @@ def test_a_forced_shape_gives_the_hosts_tree(rows: list[TokenSequence], seed: in
     wanted = everything(here, draft(here, rows, lengths))
     assert not difference(everything(there, draft(there, rows, lengths)), wanted)
     assert (there.search.captured > 0) == any(row.remaining > 1 for row in rows)
-
-
-@torch.inference_mode()
-def test_the_host_runs_ahead_and_a_tree_does_not_depend_on_who_was_faster() -> None:
-    found = []
-    for seed in range(4):
-        told: list[str] = []
-
-        class Told(DeviceTreeSearch):
-            def _launch(self, kind: Any, width: int, number: int, told: list[str] = told) -> Any:
-                told.append(f"launch {number}")
-                return super()._launch(kind, width, number)
-
-            def _await(self, level: Any, told: list[str] = told) -> dict[str, int]:
-                figures = super()._await(level)
-                told.append(f"known {figures['level'] - 1}")
-                return figures
-
-        model, policy = Fixed(3, 5.0), DraftPolicy(Limits(CAPACITY, 128), pace=costing([1e-4] * 7, 9.0))
-        drafter = SearchDrafter(model, Told(model, FakeDevice(seed=seed), policy, said), policy)
-        took = partial(lambda told, width, seconds: told.append(f"took {width}"), told)
-        policy.pace.record_level = took  # type: ignore[method-assign]
-        rows = [TokenSequence(i, [4 + i], limit=12, prompt_length=1) for i in range(2)]
-        found.append((everything(drafter, draft(drafter, rows, [9, 30])), told))
-    assert all(one == found[0] for one in found)
-    told = found[0][1]
-    ahead = [n for n in range(1, 4) if f"known {n - 1}" in told and told.index(f"launch {n + 1}") < told.index(f"known {n}")]
-    assert ahead and any(word.startswith("took") for word in told)
-
-
-def test_levels_are_padded_to_few_widths_and_as_many_graphs_are_kept() -> None:
-    assert [padded(n) for n in (1, 2, 3, 6, 16, 17, 64)] == [1, 2, 4, 8, 16, 32, 64]
-    assert widest(WIDEST, False, 1) == 16 and widest(WIDEST, False, 8) == 64
-    assert widest(6, True, 3) == 32 and not widest(0, False, 4)
-    drafter = device(Fixed(0, 2.0), DraftPolicy(Limits(CAPACITY, 128), Shape(2, 3)))
-    for sampled in (0.0, 0.5):
-        for count in (1, 2, 3):
-            params = [SamplingParams(temperature=sampled, seed=i) for i in range(count)]
-            rows = [TokenSequence(i, [i], params[i], limit=9, prompt_length=1) for i in range(count)]
-            draft(drafter, rows, [5] * count)
-    search = drafter.search
-    assert search.captured == len(search.graphs) == 6 and search.replayed == 12
-    many = TokenSequence(0, [1], stop_ids=frozenset(range(1, 20)), limit=9, prompt_length=1)
-    draft(drafter, [many], [5])
-    assert search.captured == 7 and len(search.graphs) == 1 and search.stops == 32, "there was no room for so many stop tokens"
-
-
-def test_warming_measures_widths_by_levels_that_leave_nothing() -> None:
-    drafter = device(Fixed(0, 2.0), DraftPolicy(Limits(CAPACITY, 128)))
-    drafter.warm(seconds=60.0)
-    search = drafter.search
-    assert sorted(drafter.policy.pace.levels) == [1, 2, 4, 8] and search.captured == 4 and search.replayed == 8
-    assert search.tensors is not None and search.tensors.state["count"][:-1].sum() == 0
 
 
 @settings(max_examples=25, deadline=None)
