@@ -1,4 +1,4 @@
-"""From a name to a Store: options are checked before anything is read, and what is prepared once is found again."""
+"""Plans need no Store and foretell it; a config alone is planned for; the device is opened once."""
 
 import json
 import shutil
@@ -14,9 +14,6 @@ from understudy.devices import open_device
 from understudy.errors import CheckpointError, UsageError
 from understudy.loading import plan_for, plan_for_config
 from understudy.options import Options
-from understudy.sources import layout_of, locate, prepare_source
-from understudy.weights.checkpoint import Checkpoint
-from understudy.weights.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -28,40 +25,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(tmp_path: Path, **given: Any) -> Options:
     return Options.of(given, {"UNDERSTUDY_CACHE": str(tmp_path / "cache")})
-
-
-def test_the_same_content_made_the_same_way_is_one_store(tmp_path: Path, model: Path) -> None:
-    chosen = options(tmp_path)
-    reports: list[str] = []
-    source = locate(model, chosen)
-    first = prepare_source(source, chosen, lambda stage, done, total: reports.append(stage))
-    assert reports and first.path.is_relative_to(tmp_path / "cache")
-    before = (first.path / "index.json").stat().st_mtime_ns
-    again = prepare_source(locate(model, chosen), chosen, None)
-    assert again.path == first.path and (again.path / "index.json").stat().st_mtime_ns == before
-    other = prepare_source(source, options(tmp_path, bits=8), None)
-    assert other.path != first.path
-
-
-def test_a_store_is_a_model_too(tmp_path: Path, model: Path) -> None:
-    chosen = options(tmp_path, output=tmp_path / "store")
-    store = prepare_source(locate(model, chosen), chosen, None)
-    assert store.path == tmp_path / "store"
-    found = locate(store.path, options(tmp_path))
-    assert isinstance(found, Store) and prepare_source(found, chosen, None) is found
-
-
-def test_a_layout_names_every_matrix_once_and_the_head_last(model: Path) -> None:
-    checkpoint = Checkpoint.open(model)
-    layout = layout_of(checkpoint)
-    names = [spec.weight for spec in layout.linears]
-    assert len(set(names)) == len(names) == 3 * 7 + 1 and names[-1] == "lm_head.weight"
-    assert {*names, layout.embedding, *layout.shared} == set(checkpoint.tensors)
-
-
-def test_a_directory_that_is_neither_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"neither a checkpoint nor a Store"):
-        locate(tmp_path, options(tmp_path))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, "mixed"])
@@ -134,21 +97,6 @@ def test_configs_that_cannot_be_planned_for_are_refused(tmp_path: Path) -> None:
         plan_for(untyped, chosen)
     with pytest.raises(UsageError, match="not both"):
         LLM.plan_only(untyped, config=untyped)
-
-
-def test_a_codec_that_was_left_open_is_that_of_a_store_which_is_there(
-    model: Path, tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr("understudy.sources.fastest_codec", lambda *_: "raw")
-    first = prepare_source(locate(model, options(tmp_path)), options(tmp_path), None)
-    assert {entry.codec for entry in first.linears.values()} == {"raw"}
-    monkeypatch.setattr("understudy.sources.fastest_codec", lambda *_: "delta")
-    again = prepare_source(locate(model, options(tmp_path)), options(tmp_path), None)
-    assert again.path == first.path, "another verdict does not prepare the model anew"
-    other = prepare_source(locate(model, options(tmp_path / "new")), options(tmp_path / "new"), None)
-    assert {entry.codec for entry in other.linears.values()} == {"delta"}
-    forced = prepare_source(locate(model, options(tmp_path, codec="delta")), options(tmp_path, codec="delta"), None)
-    assert forced.path != first.path
 
 
 @pytest.mark.parametrize("codec", ["auto", "raw"])

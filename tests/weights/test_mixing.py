@@ -15,7 +15,7 @@ from understudy.weights.recipe import Recipe
 from understudy.weights.store import Store
 
 from .made import layout, tensors, write
-from .test_prepare import _Stop, _Watch
+from .test_building import _Stop, _Watch
 
 
 def _checkpoint(tmp_path: Path, made: dict[str, Tensor]) -> Checkpoint:

@@ -27,10 +27,10 @@ def estimate(checkpoint: Checkpoint, layout: ModelLayout, recipe: Recipe) -> int
     chosen = codec(recipe.codec)
     for spec, wanted in zip(layout.linears, quantizers_of(layout, recipe), strict=True):
         info = checkpoint.info(spec.weight)
-        maker = fitting(wanted, *spec.shape)
-        total += aligned(maker.size(*spec.shape, info.dtype))
-        if maker.name != "exact" and not chosen.linked:
-            total += int(chosen.bits(info.dtype, maker.name) / 8 * spec.shape[0] * spec.shape[1])
+        quantizer = fitting(wanted, *spec.shape)
+        total += aligned(quantizer.size(*spec.shape, info.dtype))
+        if quantizer.name != "exact" and not chosen.linked:
+            total += int(chosen.bits(info.dtype, quantizer.name) / 8 * spec.shape[0] * spec.shape[1])
         if spec.weight == layout.embedding:
             total += info.nbytes
     return total

@@ -82,13 +82,14 @@ class Store(Contents):
 
     def rows_of(self, entry: LinearEntry) -> Iterator[Tensor]:
         """The exact weight, the rows [n, K] of one part at a time."""
-        maker, decoder = quantizer(entry.quantizer), codec(entry.codec)
+        quantiser = quantizer(entry.quantizer)
+        decoder = codec(entry.codec)
         substitute = self.substitute(entry)
         rows, columns = entry.shape
         if not entry.parts:
             yield unblock(substitute["weight"], rows)
         for part in entry.parts:
-            pieces = maker.cut(substitute, part.first_block, part.blocks)
+            pieces = quantiser.cut(substitute, part.first_block, part.blocks)
             blocks = decoder.decode(self.read(part.stored), part.blocks, columns, entry.dtype, pieces)
             yield unblock(blocks, min(rows - part.first_block * BLOCK, part.blocks * BLOCK))
 

@@ -1,0 +1,165 @@
+"""A Store is built tensor by tensor: what was done before a kill is kept, and what cannot be stored is refused by name."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from understudy.errors import CheckpointError, StoreError
+from understudy.weights import building
+from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.prepare import prepare
+from understudy.weights.recipe import Recipe
+
+from .made import layout, tensors, write
+
+
+def _checkpoint(tmp_path: Path, **options: object) -> Checkpoint:
+    return Checkpoint.open(write(tmp_path / "model", tensors(**options)))  # type: ignore[arg-type]
+
+
+class _Stop(Exception):
+    pass
+
+
+class _Watch:
+    """Notes which tensors are worked on, and stops at the one named."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_at: str = "") -> None:
+        self.made: list[str] = []
+        linear, copy = building.Building._linear, building.Building._copy
+
+        def watched_linear(made: building.Building, spec: object, wanted: str) -> object:
+            self._note(spec.module, stop_at)  # type: ignore[attr-defined]
+            return linear(made, spec, wanted)  # type: ignore[arg-type]
+
+        def watched_copy(made: building.Building, name: str, checked: bool) -> object:
+            self._note(name, stop_at)
+            return copy(made, name, checked)
+
+        monkeypatch.setattr(building.Building, "_linear", watched_linear)
+        monkeypatch.setattr(building.Building, "_copy", watched_copy)
+
+    def _note(self, name: str, stop_at: str) -> None:
+        if name == stop_at:
+            raise _Stop(name)
+        self.made.append(name)
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    whole = prepare(checkpoint, layout(checkpoint), tmp_path / "whole", Recipe())
+    with monkeypatch.context() as patch, pytest.raises(_Stop):
+        before = _Watch(patch, stop_at="layers.1.up")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+    with monkeypatch.context() as patch:
+        after = _Watch(patch)
+        store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+    assert after.made[0] == "layers.1.up" and not set(before.made) & set(after.made)
+    for name in ("substitute.bin", "residual.bin", "shared.bin", "index.json"):
+        assert store.file(name).read_bytes() == whole.file(name).read_bytes()
+    store.verify()
+
+
+def test_damage_to_what_was_done_before_the_kill_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(_Stop):
+        _Watch(patch, stop_at="layers.1.up")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+    residual = tmp_path / "store.partial" / "residual.bin"
+    residual.write_bytes(residual.read_bytes()[:100_000])  # as after a power cut: the journal knows more than the disk
+    with (tmp_path / "store.partial" / "journal.jsonl").open("a") as journal:
+        journal.write('{"key": "linear layers.1.')
+    watch = _Watch(monkeypatch)
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe()).verify()
+    assert "layers.0.down" in watch.made and "embed.weight" not in watch.made
+
+
+def test_other_options_start_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(_Stop):
+        _Watch(patch, stop_at="layers.1.up")
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer="int8"))
+    assert {entry.quantizer for entry in store.linears.values()} == {"int8"}
+    store.verify()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("codec", ["delta", "raw", "link"])
+@pytest.mark.parametrize("name", ["layers.1.down.weight", "layers.0.up.bias", "embed.weight", "head.weight"])
+def test_what_is_no_number_is_refused_by_name(
+    tmp_path: Path, name: str, codec: str, dtype: torch.dtype, value: float
+) -> None:
+    made = tensors(dtype, tied=False)
+    made[name].view(-1)[-5] = value
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    with pytest.raises(CheckpointError, match=rf"{name}.*(NaN|infinity)"):
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(codec=codec))
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_is_no_number_and_not_used_is_kept(tmp_path: Path) -> None:
+    made = tensors()
+    made["rotary.inverse"][1] = float("-inf")
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe()).verify()
+
+
+def test_uneven_shapes_are_kept(tmp_path: Path) -> None:
+    made = tensors(hidden=100)  # 32 does not divide 100: kept whole
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+    assert {entry.quantizer for entry in store.linears.values()} == {"exact"}
+    store.verify()
+
+
+def test_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
+    made = tensors()
+    made["layers.0.up.weight"] = made["layers.0.up.weight"].to(torch.float8_e4m3fn)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    with pytest.raises(CheckpointError, match=r"layers\.0\.up\.weight.*not quantised"):
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+
+
+def test_too_little_space_says_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and _Usage())
+    with pytest.raises(StoreError, match=r"GB more.*UNDERSTUDY_CACHE"):
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+
+
+class _Usage:
+    free = 1000
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EIO"])
+def test_disk_full_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    import errno
+
+    checkpoint = _checkpoint(tmp_path)
+    written = 0
+    pwrite = os.pwrite
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 500_000:
+            raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+        return pwrite(descriptor, data, offset)
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="--output") as caught:
+        patch.setattr(os, "pwrite", full)
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe()).verify()
+
+
+def test_progress_reaches_its_total(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    seen: list[tuple[float, float]] = []
+    note = lambda done, total, name: seen.append((done, total))  # noqa: E731
+    prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(), progress=note)
+    assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] and seen == sorted(seen)
