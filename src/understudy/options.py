@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .codecs import CODECS
+from .codecs import CODECS, FALLBACK
 from .devices import device_names, open_device
 from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
@@ -116,7 +116,7 @@ class Options:
 
     def held_whole(self) -> Options:
         """For a second model that drafts: its own weights and type, held whole, prepared in the cache."""
-        recipe = {"quantizer": "exact", "recipe_quantizer": "exact", "calibrate": None, "text": None, "codec": "raw"}
+        recipe = {"quantizer": "exact", "recipe_quantizer": "exact", "calibrate": None, "text": None, "codec": FALLBACK}
         return replace(self, **recipe, output=None, dtype="auto", method=DEFAULT_METHOD)  # type: ignore[arg-type]
 
     def _with_recipe(self) -> Options:

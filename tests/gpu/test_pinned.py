@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from understudy.tiers import Extent
-from understudy.tiers.cuda import Cuda
+from understudy.tiers.cuda_streams import CudaStreams
 from understudy.tiers.memory import aligned, arena
 from understudy.tiers.pinned import PinnedTier
 from understudy.tiers.ring import Ring, smallest_ring
@@ -86,7 +86,7 @@ def test_copies_run_at_the_speed_of_pinned_memory(tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_said_and_no_error_stays_behind() -> None:
-    device, memory = Cuda(), arena(MIB)
+    device, memory = CudaStreams(), arena(MIB)
     assert device.register(memory) == ""
     assert "refused to pin 1 MiB" in device.register(memory)
     assert torch.ones(3, device="cuda").sum().item() == 3
@@ -94,7 +94,7 @@ def test_a_refusal_is_said_and_no_error_stays_behind() -> None:
 
 
 def test_unpinned_memory_is_copied_right_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Cuda, "register", lambda self, memory: "refused")
+    monkeypatch.setattr(CudaStreams, "register", lambda self, memory: "refused")
     extents = weights(tmp_path / "weights.bin", [MIB] * 4)
     content = (tmp_path / "weights.bin").read_bytes()
     ring = Ring(PinnedTier(extents), FixedRoute(range(4)), 2 * MIB, allocate=device_arena)

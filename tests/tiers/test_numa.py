@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from understudy.tiers.cuda import address
+from understudy.tiers.cuda_streams import address
 from understudy.tiers.numa import processors_near, running_on
 
 

@@ -30,7 +30,8 @@ DEVICES: dict[str, str] = {
     "cuda": "understudy.devices.cuda:open_cuda",
 }
 AUTO = "auto"
-DEFAULT = "cpu"  # what "auto" stands for
+# what "auto" stands for
+DEFAULT = "cpu"
 
 
 class DraftAttention(Protocol):
@@ -40,7 +41,8 @@ class DraftAttention(Protocol):
         """query [n, heads, d] over a layer's keys and values [rows, kv heads, capacity, d] -> [n, heads, d]."""
 
 
-Multiply = Callable[["Sequence[Tensor]", "Sequence[tuple[Operand, int]]", "Tensor"], None]
+# What multiplies rows by exact weights as they arrive: tiles, operands with their first blocks, and where results go.
+ExactProduct = Callable[["Sequence[Tensor]", "Sequence[tuple[Operand, int]]", "Tensor"], None]
 
 
 class Device(Protocol):
@@ -121,7 +123,7 @@ class Device(Protocol):
         """The linear map [m, K] -> [m, N] of a substitute, in `dtype`. Keeps `tensors`, which lie here."""
         ...
 
-    def exact_product(self, dtype: torch.dtype, columns: int) -> Multiply | None:
+    def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
         """What multiplies by exact weights as they arrive, as `kernels.exact_product.multiply`; None: they are decoded first."""
         ...
 

@@ -24,12 +24,15 @@ from ..tiers.pinned import PinnedTier
 from ..tiers.ring import Ring
 from ..tiers.streams import Streams
 from ..tree import Nodes
-from . import DraftAttention, Multiply
+from . import DraftAttention, ExactProduct
 from .graphs import Graphs
 
-PROBE = 64 << 20  # bytes that are copied to measure the link
-SHARE = 0.95  # of the free memory, when nothing was asked for
-HOST_SHARE = 0.8  # of the memory this process could hold
+# bytes that are copied to measure the link
+PROBE = 64 << 20
+# of the free memory, when nothing was asked for
+SHARE = 0.95
+# of the memory this process could hold, when no --host-memory was given
+HOST_SHARE = 0.8
 SLOWER = "drafts and attention on the GPU are slower"
 
 
@@ -46,8 +49,11 @@ class Accelerator:
     def __init__(
         self, name: str, where: str, streams: Streams, *, without_triton: str = "", graphs: Graphs | None = None
     ) -> None:
-        self.name, self.where, self.streams = name, where, streams
-        self.triton, self.without_triton = not without_triton, without_triton
+        self.name = name
+        self.where = where
+        self.streams = streams
+        self.triton = not without_triton
+        self.without_triton = without_triton
         self.graphs = graphs if self.triton else None
         self.note = f"{without_triton}: {SLOWER}" if without_triton else ""
 
@@ -164,7 +170,7 @@ class Accelerator:
             return GroupedProduct(tensors["codes"], tensors["scales"], shape[0])
         return quantizer.linear(tensors, shape, dtype)
 
-    def exact_product(self, dtype: torch.dtype, columns: int) -> Multiply | None:
+    def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
         return None
 
     def refusal(self, codec: Codec) -> str:

@@ -9,20 +9,23 @@ from typing import Any
 import torch
 
 from ..errors import UsageError, first_line
-from ..tiers.cuda import Cuda
+from ..tiers.cuda_streams import CudaStreams
 from .accelerator import Accelerator
 from .graphs import CudaGraphs
 
-LEAST = (8, 0)  # compute capability: the first with bfloat16 in its matrix units
-# Of the driver, torch without CUDA, the C compiler that is started, and the library it makes. Triton's own compiler has another.
+# Compute capability of the first GPUs with bfloat16 in their matrix units.
+LEAST = (8, 0)
+# Errors of the driver, of torch without CUDA, of the C compiler that Triton starts, and of the library it makes. Triton's own
+# compiler raises another one.
 TROUBLE = (RuntimeError, AssertionError, OSError, SubprocessError, ImportError)
 INSTEAD = "use --device cpu"
 
 
 def kernels_run() -> str:
-    """Why the project's own kernels cannot run, in a few words; empty: they can, for one did."""
+    """Why the project's own kernels cannot run, in a few words; empty: one of them ran."""
     try:
-        from triton.errors import TritonError  # only now: it may not be there
+        # only now: it may not be installed
+        from triton.errors import TritonError
 
         from ..kernels.gpu.probe import probe
     except ImportError:
@@ -35,16 +38,17 @@ def kernels_run() -> str:
 
 
 def open_cuda(cuda: Any = torch.cuda, kernels: Callable[[], str] = kernels_run) -> Accelerator:
-    """The current CUDA device. UsageError where PyTorch has no CUDA, or no driver, GPU, or too old a one is there.
+    """The current CUDA device. UsageError where PyTorch has no CUDA, or where the driver or GPU is missing or too old.
 
     Where kernels cannot be compiled, or the driver is too old for them, plain torch does their work, and a note says so."""
     try:
         cuda.init()
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+    except (RuntimeError, AssertionError) as error:
+        # an AssertionError: torch was compiled without CUDA
         reason = first_line(error) if str(error) else "no reason given"
         raise UsageError(f"--device cuda: there is no usable GPU or driver here ({reason}); {INSTEAD}.") from None
     found = tuple(cuda.get_device_capability())
     if found < LEAST:
         name, has = cuda.get_device_name(), ".".join(map(str, found))
         raise UsageError(f"--device cuda: {name} has compute capability {has}, 8.0 is needed for bfloat16; {INSTEAD}.")
-    return Accelerator("cuda", "cuda", Cuda(), graphs=CudaGraphs(), without_triton=kernels())
+    return Accelerator("cuda", "cuda", CudaStreams(), graphs=CudaGraphs(), without_triton=kernels())

@@ -1,6 +1,6 @@
-"""Work that is recorded once and then given to a device again as a whole, without any of the Python that made it.
+"""Recorded work: a device does it again as a whole, without the Python that asked for it.
 
-What is recorded must not ask the device for anything: values may change from one replay to the next only inside tensors."""
+Recorded work must not ask the device for values. From one replay to the next they change only inside tensors."""
 
 from __future__ import annotations
 
@@ -10,30 +10,35 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import UnderstudyError, first_line
-from ..tiers.cuda import forget_last_error
+from ..tiers.cuda_streams import forget_last_error
 
-cuda: Any = torch.cuda  # its own types are incomplete
+# torch's own types are incomplete
+cuda: Any = torch.cuda
 SLOWER = "drafts run without CUDA graphs, which is slower"
 
 
 class CaptureError(UnderstudyError):
-    """Work could not be recorded. It has been done once, though."""
+    """Work could not be recorded. It was done once all the same."""
 
 
 class Graph(Protocol):
+    """Work that was recorded."""
+
     def replay(self) -> None:
         """Do the work again, on the current stream. Does not block the host."""
         ...
 
 
 class Graphs(Protocol):
+    """Records work of one device."""
+
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Do `work` once for real, then record it; recording changes nothing. CaptureError if only recording fails."""
+        """Do `work` once, then record it; recording itself changes no tensor. CaptureError where only recording fails."""
         ...
 
 
 class CudaGraphs:
-    """All graphs share one pool of memory: they run one after another, and nothing in it outlives a replay."""
+    """CUDA graphs. They share one pool of memory, since they run one after another and nothing in it outlives a replay."""
 
     def __init__(self) -> None:
         self._pool: Any = None
@@ -44,14 +49,17 @@ class CudaGraphs:
             self._pool, self._stream = cuda.graph_pool_handle(), cuda.Stream()
         current = cuda.current_stream()
         self._stream.wait_stream(current)
-        with cuda.stream(self._stream):  # compiles kernels and makes the libraries' workspaces, which recording must not
+        # the first time compiles kernels and makes the libraries' workspaces, which must not happen while recording
+        with cuda.stream(self._stream):
             work()
         current.wait_stream(self._stream)
         graph = cuda.CUDAGraph()
-        try:  # other threads go on copying weights meanwhile: only this thread's calls matter
+        try:
+            # other threads go on copying weights: only the calls of this one are recorded
             with cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
-        except RuntimeError as error:  # torch's OutOfMemoryError is one
+        except RuntimeError as error:
+            # torch's OutOfMemoryError is one too
             forget_last_error()
             raise CaptureError(failure(error)) from None
         recorded: Graph = graph
@@ -59,7 +67,7 @@ class CudaGraphs:
 
 
 def failure(error: RuntimeError) -> str:
-    """In one line; of errors that follow from one another, the first."""
+    """Why recording failed, in one line: the first of the errors that led to `error`."""
     first: BaseException = error
     while first.__context__ is not None:
         first = first.__context__

@@ -24,11 +24,12 @@ from ..tiers.disk import DiskTier
 from ..tiers.memory import arena
 from ..tiers.ring import Ring
 from ..tree import Nodes
-from . import DraftAttention, Multiply
+from . import DraftAttention, ExactProduct
 from .codec_speed import seconds_a_weight
 from .graphs import Graphs
 
-SHARE = 0.9  # of the memory this process could hold, when nothing was asked for
+# of the memory this process could hold, when nothing was asked for
+SHARE = 0.9
 
 
 class Processor:
@@ -89,7 +90,7 @@ class Processor:
     def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         return quantizer.linear(tensors, shape, dtype)
 
-    def exact_product(self, dtype: torch.dtype, columns: int) -> Multiply | None:
+    def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
         return exact_product.multiply if exact_product.applies(dtype, columns) else None
 
     def refusal(self, codec: Codec) -> str:

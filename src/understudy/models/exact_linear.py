@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..codecs import FALLBACK, Codec, codec
-from ..devices import Device, Multiply
+from ..devices import Device, ExactProduct
 from ..errors import UsageError
 from ..kernels.exact_product import Operand
 from ..kernels.pack import BLOCK
@@ -46,7 +46,7 @@ class ExactLinear:
         if refusal := device.refusal(self.codec):
             raise UsageError(refusal)
 
-    def product(self, dtype: torch.dtype) -> Multiply | None:
+    def product(self, dtype: torch.dtype) -> ExactProduct | None:
         """What multiplies rows of `dtype` by parts that are not decoded first; None where there is nothing that does."""
         return self.device.exact_product(dtype, self.columns) if dtype == self.entry.dtype else None
 

@@ -177,6 +177,6 @@ class PinnedTier:
 
 
 def _cuda() -> Streams:
-    from .cuda import Cuda  # only now: this module is for machines without a GPU too
+    from .cuda_streams import CudaStreams  # only now: this module is for machines without a GPU too
 
-    return Cuda()
+    return CudaStreams()

@@ -18,7 +18,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from ..codecs import codec
+from ..codecs import FALLBACK, codec
 from ..errors import CheckpointError, StoreError
 from ..quantizers import fitting
 from ..quantizers.mixed import mixed
@@ -171,7 +171,7 @@ class Building:
             if nbytes < whole_bytes(spec, info.dtype) or not chosen.needs_substitute:
                 return index.linear_to_json(entry)
             self.files[RESIDUAL].cut(start)
-        return index.linear_to_json(self._encode(spec, Encoding(self.checkpoint, info, quantizer, codec("raw"))))
+        return index.linear_to_json(self._encode(spec, Encoding(self.checkpoint, info, quantizer, codec(FALLBACK))))
 
     def _encode(self, spec: LinearSpec, encoding: Encoding) -> LinearEntry:
         digest = xxhash.xxh3_64()

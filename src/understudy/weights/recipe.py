@@ -6,6 +6,7 @@ from pathlib import Path
 
 import xxhash
 
+from ..codecs import FALLBACK
 from ..errors import UsageError
 from ..quantizers.mixed import Mixed, mixed
 
@@ -16,8 +17,8 @@ class Recipe:
 
     # The quantiser of all weights ("int4", "int4:group=32"), or a mix of bits ("mixed:bits=3.5").
     quantizer: str = "int4"
-    # What the exact weights are stored as; a weight that the codec cannot store is stored as "raw".
-    codec: str = "raw"
+    # What the exact weights are stored as; a weight that the codec cannot store is stored as `FALLBACK`.
+    codec: str = FALLBACK
 
     def store_path(self, model: str, fingerprint: str, cache: Path) -> Path:
         """The directory in `cache` for the Store of `model`, whose content has this fingerprint."""

@@ -13,7 +13,7 @@ from .numa import processors_near, running_on
 cuda: Any = torch.cuda  # its own types are incomplete
 
 
-class Cuda:
+class CudaStreams:
     """The current CUDA device; see `streams.Streams`."""
 
     def __init__(self) -> None:
