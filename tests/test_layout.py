@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "stats": {"engine", "models", "plan"},
     "request": {"engine", "sequence", "stats", "text"},
     "policies": set(),
-    "scheduler": {"engine", "policies", "request", "stats"},
+    "scheduler": {"engine", "policies", "request", "sequence", "stats"},
     "options": {"drafters", "devices", "weights", "codecs", "quantizers"},
     "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs"},
     "blueprint": {"cache", "options", "devices", "models", "weights", "plan"},

@@ -12,6 +12,7 @@ from torch import Tensor
 from .batch import Batch, Member
 from .cache import Cache
 from .drafters import Drafter, Verified
+from .sampling import NO_TOKEN
 from .sequence import TokenSequence
 from .tree import Nodes
 from .verify import accept
@@ -74,6 +75,11 @@ class Engine:
         self._rewind(sequence, common)
         self.sequences.append(sequence)
         return sequence
+
+    def forget(self, row: int) -> None:
+        """Hold nothing of the tokens that a released sequence left in cache row `row`."""
+        self.kept.pop(row, None)
+        self.cache.rewind(row, 0)
 
     def release(self, sequence: TokenSequence, reason: str = "cancelled") -> None:
         """Take `sequence` out; its tokens stay in the cache for a later one with the same beginning."""
@@ -138,6 +144,9 @@ class Engine:
     def _take(self, sequence: TokenSequence, tokens: list[int]) -> list[int]:
         """Append tokens one by one, exactly as plain decoding would, until one of them ends the sequence."""
         for count, token in enumerate(tokens, 1):
+            if token == NO_TOKEN:
+                sequence.finish_reason = "error"
+                return tokens[: count - 1]
             sequence.tokens.append(token)
             if token in sequence.stop_ids or sequence.stops(token):
                 sequence.finish_reason = "stop"

@@ -50,5 +50,9 @@ class StoreError(UnderstudyError):
     """The prepared model cannot be read or written."""
 
 
+class NumbersError(UnderstudyError):
+    """A model computed what is no number (NaN or infinity). The request ends; others go on."""
+
+
 class TransferError(UnderstudyError):
     """Weights did not arrive. Generation stops; wrong bytes never become text."""

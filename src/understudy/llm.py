@@ -16,6 +16,7 @@ from .chat_template import chat_prompt, encode, plain_stops
 from .engine import Engine
 from .errors import UsageError
 from .loading import load, plan_for, plan_for_config
+from .models.numbers import explain
 from .options import Options
 from .params import SamplingParams
 from .plan.placement import Plan
@@ -55,7 +56,9 @@ class LLM:
         self.engine = Engine(self.model.verify, self.model.cache, drafter, self.plan.passes.tiles * self.plan.tile)
         policy = build("policy", POLICIES, self.options.policy)
         counters = partial(Counters.of, self.model, self.engine)
-        self.scheduler = Scheduler(self.engine, self.plan.rows, policy, counters, self.model.guard)
+        self.scheduler = Scheduler(
+            self.engine, self.plan.rows, policy, counters, self.model.guard, partial(explain, self.model)
+        )
 
     @classmethod
     def plan_only(cls, model: str | Path | None = None, *, config: str | Path | None = None, **options: Any) -> Plan:

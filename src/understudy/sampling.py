@@ -13,6 +13,8 @@ from torch import Tensor
 from .params import SamplingParams
 
 _MASK = (1 << 63) - 1
+# What is chosen among logits that are no numbers.
+NO_TOKEN = -1
 MOST_ROWS = 8  # whose scores and noise are made at a time
 ROOM = (
     16 << 20
@@ -78,8 +80,15 @@ def keep_likely(scores: Tensor, params: SamplingParams) -> Tensor:
 
 
 def choose(logits: Tensor, params: SamplingParams, positions: Tensor) -> Tensor:
-    """[n] int64: the tokens the exact model puts at `positions` [n], one for each row of `logits` [n, vocab]."""
-    return torch.cat([scores.argmax(-1) for scores in scored(logits, params, positions)])
+    """[n] int64: the tokens the exact model puts at `positions` [n], one for each row of `logits` [n, vocab].
+
+    NO_TOKEN where the best score is no number: NaN counts as the best, so one NaN or infinity among the logits is enough."""
+    return torch.cat([_best(scores) for scores in scored(logits, params, positions)])
+
+
+def _best(scores: Tensor) -> Tensor:
+    tokens = scores.argmax(-1, keepdim=True)
+    return torch.where(scores.gather(-1, tokens).isfinite(), tokens, NO_TOKEN)[:, 0]
 
 
 def scored(logits: Tensor, params: SamplingParams, positions: Tensor) -> Iterator[Tensor]:

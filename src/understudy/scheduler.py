@@ -9,15 +9,23 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 
 from .engine import Engine, common_prefix
+from .errors import NumbersError, UnderstudyError
 from .policies import Policy
 from .request import Request, Step
+from .sequence import TokenSequence
 from .stats import Counters, Share
+
+
+def no_numbers(tokens: Sequence[int], row: int) -> UnderstudyError:
+    """What is known without looking into the model."""
+    return NumbersError(f"The logits after token {len(tokens)} of a text are no numbers (NaN or infinity).")
 
 
 class Scheduler:
     """Waiting and running requests of one engine, which has `rows` cache rows.
 
-    `counters()` tells what has been used so far. Each pass runs inside `guard()`, which mends the model after an error."""
+    `counters()` tells what has been used so far. Each pass runs inside `guard()`, which mends the model after an error.
+    `explain(tokens, row)` says why the logits after `tokens` are no numbers; it may use cache row `row`."""
 
     def __init__(
         self,
@@ -26,12 +34,14 @@ class Scheduler:
         policy: Policy,
         counters: Callable[[], Counters],
         guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+        explain: Callable[[Sequence[int], int], UnderstudyError] = no_numbers,
     ):
         self.engine = engine
         self.rows = rows
         self.policy = policy
         self.counters = counters
         self.guard = guard
+        self.explain = explain
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         # Guards the two lists and `_stepping`; told whenever a pass is over.
@@ -70,11 +80,13 @@ class Scheduler:
         Leaving the iterator early cancels the request."""
         try:
             while True:
+                # Looked at first: what a request has when it is finished is all there will be.
+                finished = request.finished
                 while request.steps:
                     yield request.steps.popleft()
-                if request.error is not None:
+                if finished and request.error is not None:
                     raise request.error
-                if request.finished:
+                if finished:
                     return
                 self._wait_or_step(request)
         finally:
@@ -82,14 +94,22 @@ class Scheduler:
                 self.cancel(request)
 
     def complete(self, requests: Sequence[Request]) -> None:
-        """Submit `requests`, and return when all are finished. An error, or an interrupt, cancels those that are left."""
+        """Submit `requests`, and return when all are finished. An error, or an interrupt, cancels those that are left.
+
+        A NumbersError concerns one request: it is raised when the others are finished."""
         for request in requests:
             self.submit(request)
+        failed: NumbersError | None = None
         try:
             for request in requests:
-                with closing(self.follow(request)) as steps:
-                    for _ in steps:
-                        pass
+                try:
+                    with closing(self.follow(request)) as steps:
+                        for _ in steps:
+                            pass
+                except NumbersError as error:
+                    failed = failed or error
+            if failed is not None:
+                raise failed
         finally:
             for request in requests:
                 if not request.finished:
@@ -152,7 +172,20 @@ class Scheduler:
         shares = Share.split(self.counters().since(before), advances)
         owners = {request.sequence: request for request in running}
         for advance, share in zip(advances, shares, strict=True):
-            owners[advance.sequence].record(advance, share)
+            request = owners[advance.sequence]
+            if advance.sequence.finish_reason == "error":
+                request.error = self._explained(advance.sequence)
+            request.record(advance, share)
+
+    def _explained(self, sequence: TokenSequence) -> UnderstudyError:
+        """Why the logits after the tokens of `sequence`, which was released, are no numbers. Its cache row is empty afterwards."""
+        try:
+            with self.guard():
+                return self.explain(sequence.tokens, sequence.row)
+        except UnderstudyError as error:
+            return error
+        finally:
+            self.engine.forget(sequence.row)
 
     def _end(self, request: Request, error: Exception) -> None:
         self.engine.release(request.sequence, "error")

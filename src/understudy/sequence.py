@@ -29,7 +29,7 @@ class TokenSequence:
     limit: int = 0
     # How many of `tokens` are the prompt.
     prompt_length: int = 0
-    # "stop", "length" or "cancelled"; None while the text goes on.
+    # "stop", "length", "cancelled" or "error"; None while the text goes on.
     finish_reason: str | None = None
 
     @property

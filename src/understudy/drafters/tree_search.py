@@ -103,9 +103,12 @@ class TreeSearch:
         self, tree: GrowingTree, node: int, candidate: Candidate, scores: list[float], tokens: list[int]
     ) -> None:
         """The best children of `node`, which was `candidate`, join the pool."""
-        finite = [score for score in scores if score > -math.inf]
+        # A draft whose logits are no numbers has no children there; what they are is for the target to say.
+        kept = [(score, token) for score, token in zip(scores, tokens, strict=True) if math.isfinite(score)]
+        finite = [score for score, _ in kept]
+        tokens = [token for _, token in kept]
         margin = finite[0] - finite[1] if len(finite) > 1 else math.inf
-        tree.children[node] = (bucket_of(margin), tokens[: len(finite)])
+        tree.children[node] = (bucket_of(margin), tokens)
         calibration = self.policy.calibration(tree.sequence)
         for rank, (chance, token) in enumerate(zip(calibration.chances(finite), tokens, strict=False)):
             spine = candidate.spine and rank == 0
