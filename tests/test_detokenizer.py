@@ -17,7 +17,16 @@ WORDS = ["▁", "▁▁▁", "▁the", "a", "é", "n't", ".", "'s", "'", "n", "t
 LETTERS = ["Ġ", "ĠĠ", "a", "Ã", "©", "Ã©", "â", "Ĥ", "¬", "ðŁ", "ĺ", "Ģ", "ÿ", "Ċ", "Ġ.", "Ġ'", "n", "Ġn", "t", "日本"]
 
 
-def tokenizer(words: list[str], decoder: Any, model: Any = None, **options: Any) -> PreTrainedTokenizerFast:
+class Shouting(PreTrainedTokenizerFast):
+    """A class with a text of its own."""
+
+    def clean_up_tokenization(self, text: str) -> str:
+        return text.upper()
+
+
+def tokenizer(
+    words: list[str], decoder: Any, model: Any = None, kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast, **options: Any
+) -> PreTrainedTokenizerFast:
     """Every word one token; then two special tokens and two added ones that are none."""
     vocabulary = {word: place for place, word in enumerate(dict.fromkeys(words))}
     backend = Tokenizer((model or models.BPE)(vocabulary, **({} if model else {"merges": []})))
@@ -25,7 +34,7 @@ def tokenizer(words: list[str], decoder: Any, model: Any = None, **options: Any)
         backend.decoder = decoder
     backend.add_special_tokens([AddedToken("<s>", special=True), AddedToken("<|end|>", special=True)])
     backend.add_tokens([AddedToken("<added>"), AddedToken("  two words é ")])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
+    return kind(tokenizer_object=backend, **options)
 
 
 def chain(*steps: Any) -> Any:
@@ -58,10 +67,11 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
     "connectionist": lambda: tokenizer([*WORDS, "<pad>", "|"], decoders.CTC()),
     "no decoder": lambda: tokenizer(WORDS, None, models.WordLevel),
     "no decoder, tidied": lambda: tokenizer(WORDS, None, models.WordLevel, clean_up_tokenization_spaces=True),
+    "a class of its own": lambda: tokenizer(LETTERS, decoders.ByteLevel(), kind=Shouting, **FORCED),
     "replaced at the end": lambda: tokenizer(LETTERS, chain(decoders.ByteLevel(), decoders.Replace("aa", "b"))),
 }
 MADE = {name: make() for name, make in TOKENIZERS.items()}
-LATE = {"metaspace before fallback", "replaced at the end"}
+LATE = {"metaspace before fallback", "a class of its own", "replaced at the end"}
 
 
 def expected(tokenizer: Any, prompt: list[int], reply: list[int]) -> str:

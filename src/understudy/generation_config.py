@@ -107,7 +107,7 @@ class GenerationDefaults:
             if prompt_tokens >= self.max_length:
                 raise UsageError(
                     f"The prompt has {prompt_tokens} tokens, and {NAME} ends a text at {self.max_length} (max_length): "
-                    "give max_new_tokens."
+                    "give --max-new-tokens."
                 )
             values["max_new_tokens"] = self.max_length - prompt_tokens
         chosen = replace(params, **values)
