@@ -72,6 +72,9 @@ MUTATIONS = (
     Mutation("a run of bytes is given out before it ends", "detokenizer.py", "(self._traits.runs and self._is_byte(token))", "False", "tests/test_detokenizer.py"),
     Mutation("half a character is given out", "detokenizer.py", "self._traits.halves and text.endswith(LOST)", "False", "tests/test_detokenizer.py"),
     Mutation("the file wins over what is given", "generation_config.py", "for name, value in self.values.items() if not params.gives(name)}\n        if self.max", "for name, value in self.values.items()}\n        if self.max", "tests/test_generation_config.py"),
+    Mutation("a suggester may say too much", "drafters/tree_search.py", "self.suggester.suggest(tree, tip, room).first(room)", "self.suggester.suggest(tree, tip, room)", "tests/drafters/test_tree_search.py"),
+    Mutation("hidden states of other nodes are handed out", "models/target.py", "self.hidden[:, number] = states[: self.count]", "self.hidden[:, number] = states[-self.count :]", "tests/drafters/test_taps.py"),
+    Mutation("a prompt teaches the drafts", "drafters/search.py", "        if verified.drafted:", "        if True:", "tests/drafters/test_search.py"),
     Mutation("a lost device is used again", "models/model.py", "if self._lost is not None:", "if False:", "tests/devices/test_fake.py"),
 )  # fmt: skip
 

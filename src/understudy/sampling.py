@@ -1,8 +1,9 @@
-"""Logits to tokens. The noise is a function of (seed, position, token) alone, so a token does not depend on how many drafts
-were tried before it: with a seed, drafted text equals plain text, and the draft searches with the very noise the target uses.
+"""Logits to tokens. The noise is a function of (seed, position, token) alone, so a token does not depend on how many
+drafts were tried before it: with a seed, drafted text equals plain text, and the draft searches with the very
+noise the target uses.
 
-token = argmax(filtered log p / T + Gumbel(seed, position, token)); exact in distribution (Gumbel-max; shared noise after
-Daliri et al., arXiv 2408.07978)."""
+token = argmax(filtered log p / T + Gumbel(seed, position, token)); exact in distribution (Gumbel-max; shared noise
+after Daliri et al., arXiv 2408.07978)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,18 +16,18 @@ from .params import SamplingParams
 _MASK = (1 << 63) - 1
 # What is chosen among logits that are no numbers.
 NO_TOKEN = -1
-MOST_ROWS = 8  # whose scores and noise are made at a time
-ROOM = (
-    16 << 20
-)  # bytes that scores, noise and what making them takes may have: fewer rows at a time where the vocabulary is large
-BYTES_A_TOKEN = 48  # of them, for one row
+# Rows of logits that are scored at a time.
+MOST_ROWS = 8
+# Bytes for scores, their noise and what making them takes: with a large vocabulary, fewer rows are scored at a time.
+ROOM = 16 << 20
+# Bytes of these for one token of the vocabulary in one row.
+BYTES_A_TOKEN = 48
 
 
 def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
     """[n, vocabulary] float32 Gumbel noise for tokens at `positions` [n]; a counter-based hash, the same on any device."""
-    places, which = torch.unique(
-        positions.to(torch.int64), return_inverse=True
-    )  # siblings share a position and its noise
+    # Siblings share a position and its noise.
+    places, which = torch.unique(positions.to(torch.int64), return_inverse=True)
     return noise(places + offset(seed), vocabulary)[which]
 
 
@@ -56,7 +57,8 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def perturb(logits: Tensor, params: SamplingParams, positions: Tensor) -> Tensor:
-    """[n, vocab] float32 scores whose argmax is the token at each of `positions` [n]; greedy scores are the logits themselves."""
+    """[n, vocab] float32 scores whose argmax is the token at each of `positions` [n]; greedy scores are the logits
+    themselves."""
     scores = logits.float()
     if params.temperature == 0:
         return scores
@@ -92,7 +94,7 @@ def _best(scores: Tensor) -> Tensor:
 
 
 def scored(logits: Tensor, params: SamplingParams, positions: Tensor) -> Iterator[Tensor]:
-    """`perturb` of all rows, some at a time, so that it takes no more memory than `choosing_bytes` says."""
+    """`perturb` of all rows, at most `rows_at_once` at a time, so that it takes no more memory than `choosing_bytes`."""
     most = rows_at_once(logits.shape[-1])
     for start in range(0, len(positions), most):
         yield perturb(logits[start : start + most], params, positions[start : start + most])
@@ -109,19 +111,24 @@ def choosing_bytes(vocabulary: int) -> int:
 
 @dataclass(frozen=True)
 class BatchParams:
-    """SamplingParams of n nodes as tensors [n], so that recorded work serves any: floats, or int64 for offset and top_k.
+    """SamplingParams of n nodes as tensors [n], so that recorded work serves any request."""
 
-    What is off: top_k 0, top_p 1, min_p 0."""
-
+    # float; 0: greedy
     temperature: Tensor
+    # int64: `offset` of the seed
     offset: Tensor
+    # int64; 0: off
     top_k: Tensor
+    # float; 1: off
     top_p: Tensor
+    # float; 0: off
     min_p: Tensor
 
 
 def perturb_batch(logits: Tensor, batch: BatchParams, positions: Tensor, filtered: bool) -> Tensor:
-    """`perturb` of nodes that each have params of their own; asks the device for nothing. `filtered`: some drop tokens."""
+    """`perturb` of nodes that each have params of their own; asks the device for nothing.
+
+    `filtered`: at least one of them drops unlikely tokens."""
     scores = logits.float()
     sampled = batch.temperature > 0
     scores = scores / torch.where(sampled, batch.temperature, 1.0).float()[:, None]

@@ -1,7 +1,7 @@
 """Drafters: who guesses what the exact model will say. Wrong guesses cost time, never a token.
 
-A `DrafterSpec` declares what a drafter needs before a model is loaded; opened with the model that verifies, it gives a `Drafter`.
-No other part of the package knows a drafter by its name."""
+A `DrafterSpec` declares what a drafter needs before a model is loaded; opened with the model that verifies, it gives
+a `Drafter`. No other part of the package knows a drafter by its name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DraftModel(Protocol):
 
     @property
     def device(self) -> Device:
-        """Where it runs; None: on the processor."""
+        """Where it runs."""
 
     @property
     def draft(self) -> Callable[[Nodes], Tensor]:
@@ -39,7 +39,7 @@ class DraftModel(Protocol):
 
 
 class TargetModel(DraftModel, Protocol):
-    """The model that verifies, as far as a drafter may know it. Its `draft` runs the substitute, where that is held."""
+    """The model that verifies, to a drafter. Its `draft` runs the substitute, if that is held."""
 
     @property
     def cost(self) -> PassCost:
@@ -51,7 +51,7 @@ class TargetModel(DraftModel, Protocol):
 
     @property
     def companion(self) -> DraftModel | None:
-        """The second model that the drafter's spec named; None where it named none."""
+        """The second model that the drafter's spec named; None if it named none."""
 
     def filling(self) -> bool:
         """Is the link still busy filling the ring, so that drafting on costs nothing?"""
@@ -69,12 +69,13 @@ class Verified:
     tree: TokenTree
     # The accepted nodes [m], the root first; all nodes of a chunk.
     path: Tensor
-    # The exact model's token after each node [n]. Of a chunk: after its last node alone [1], if the prompt ends there, else [0].
+    # The exact model's token after each node [n]. Of a chunk: after its last node alone [1], if the prompt ends
+    # there, else [0].
     choices: Tensor
     # Did this drafter make the tree? False for chunks of prompts.
     drafted: bool
-    # The target's hidden states at each node and each of the spec's `taps` [n, taps, hidden size], in the model's type and on its
-    # device; None without taps. They are a view of the whole pass: copy what is kept.
+    # The target's hidden states at each node and each of the spec's `taps` [n, taps, hidden size], in the model's
+    # type and on its device; None without taps. They are a view of the whole pass: copy what is kept.
     hidden: Tensor | None = None
 
 
@@ -82,16 +83,18 @@ class Drafter(Protocol):
     """Guesses trees of tokens, and learns from what the exact model says of them."""
 
     def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
-        """A tree for each sequence, rooted at its last token, with at most `sequence.remaining - 1` levels below the root."""
+        """A tree for each sequence, rooted at its last token, with at most `sequence.remaining - 1` levels below the
+        root."""
 
     def observe(self, verified: Verified) -> None:
-        """Learn what the exact model found: called for each tree and for each chunk of a prompt, before its nodes are kept."""
+        """Learn what the exact model found: called for each tree and for each chunk of a prompt, before its nodes
+        are kept."""
 
     def rewind(self, sequence: TokenSequence, length: int) -> None:
         """Forget all but the first `length` tokens of what was in the cache row of `sequence` (0: a new text)."""
 
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
-        """Learn that a round of drafting and verifying gave `tokens` in `seconds`. `prefill`: it read prompts as well."""
+        """Learn that a round of drafting and verifying gave `tokens` in `seconds`. `prefill`: it read prompts too."""
 
 
 class Base:
@@ -106,7 +109,8 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class DrafterSpec(ABC):
-    """What a drafter needs, known before a model is loaded. The fields of a subclass are its options, each with a default.
+    """What a drafter needs, known before a model is loaded. The fields of a subclass are its options, each with a
+    default.
 
     A field called `value` takes the text that is written without a key, as in `classic:MODEL`."""
 
@@ -132,7 +136,8 @@ class DrafterSpec(ABC):
 
     @property
     def second_model(self) -> str | None:
-        """The model that must be loaded beside the exact one; "": one is needed, but none was named. None: none is needed."""
+        """The model that must be loaded beside the exact one; "": one is needed, but none was named. None: none is
+        needed."""
         return None
 
     @property

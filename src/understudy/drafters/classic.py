@@ -1,6 +1,7 @@
 """A second, small model drafts, as in classic speculative decoding (Leviathan et al., arXiv 2211.17192).
 
-It is held whole in fast memory with a cache of its own, which follows the accepted text; the tree search is the common one."""
+It is held whole in fast memory with a cache of its own, which follows the accepted text; the tree search is the
+common one."""
 
 from __future__ import annotations
 

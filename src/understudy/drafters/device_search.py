@@ -1,12 +1,13 @@
 """The tree search as a function from tensors to tensors: a level of it can be recorded and replayed on a device.
 
-All shapes are fixed and no value is asked for. A level takes the candidates that the level before it chose, appends them as
-nodes, runs the draft on them, and chooses candidates for the next level. Candidates that do not pay are inert: they run on a
-cache slot after the largest tree and leave no trace.
+All shapes are fixed and no value is asked for. A level takes the candidates that the level before it chose, appends
+them as nodes, runs the draft on them, and chooses candidates for the next level. Candidates that do not pay are
+inert: they run on a cache slot after the largest tree and leave no trace.
 
-The rules are those of `tree_search.TreeSearch`, in float64 too, with three differences. A level costs what its padded width
-costs. A level has at most plan.widths.WIDEST nodes of all sequences together, unless its shape is forced. The padded width of a
-level is chosen before the number of candidates is known (see `launch`): those that find no place in it stay candidates."""
+The rules are those of `tree_search.TreeSearch`, in float64 too, with three differences. A level costs what its
+padded width costs. A level has at most plan.widths.WIDEST nodes of all sequences together, unless its shape is
+forced. The padded width of a level is chosen before the number of candidates is known (see `launch`): those that
+find no place in it stay candidates."""
 
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ from .policy import Shape
 class TensorSearch:
     """The state of a draft on a device, and the levels that change it.
 
-    `forward(nodes)` gives logits [n, vocab]. Sequences are numbered by their place in the draft; number `rows` is a dummy.
-    `tails[r, i, j]` is the slot of the ancestor of node i of sequence r that is j + 1 levels below the root."""
+    `forward(nodes)` gives logits [n, vocab]. Sequences are numbered by their place in the draft; number `rows` is a
+    dummy. `tails[r, i, j]` is the slot of the ancestor of node i of sequence r that is j + 1 levels below the root."""
 
     def __init__(
         self, forward: Callable[[Nodes], Tensor], make: Callable[[int], Tensor], shape: Shape, sizes: SearchSizes
@@ -90,9 +91,9 @@ class TensorSearch:
 
     def level(self, kind: LevelShape) -> None:
         """Run one level, and choose the candidates of the next one."""
-        some, chances = self._taken(kind.width)
-        row = some[ROW]
-        valid = some[VALID] > 0
+        taken, chances = self._taken(kind.width)
+        row = taken[ROW]
+        valid = taken[VALID] > 0
         mine = (row[:, None] == torch.arange(self.rows + 1, device=row.device)) & valid[:, None]
         before = (mine.cumsum(0) - mine.to(torch.int64)).gather(1, row[:, None])[:, 0]
         index = self.state["count"][row] + before
@@ -100,17 +101,18 @@ class TensorSearch:
         valid = valid & (index < most)
         node = torch.where(valid, row * MOST_NODES + index, self.rows * MOST_NODES)
         reals = self.state.reals  # a candidate that is taken is none any more
-        place = torch.where(valid, some[PLACE], self._nowhere)
+        place = torch.where(valid, taken[PLACE], self._nowhere)
         reals.index_fill_(0, torch.cat([place, place + torch.where(place == self._nowhere, 0, RANKS)]), -1.0)
-        logits = self.forward(self._nodes(some, torch.where(valid, index, most), node, valid))
-        found, values = self._best_children(kind, logits, row, self.given["length"][row] + some[DEEP] + 1)
-        self._add_nodes(some, chances, node, valid, found, values)
+        logits = self.forward(self._nodes(taken, torch.where(valid, index, most), node, valid))
+        found, values = self._best_children(kind, logits, row, self.given["length"][row] + taken[DEEP] + 1)
+        self._add_nodes(taken, chances, node, valid, found, values)
         self.state["count"].add_((mine & valid[:, None]).sum(0))
         self.state["figures"][2:].add_(valid.any().to(torch.int64))
         (self._choose_forced if self.shape.depth else self._choose)(kind.rows)
 
     def _taken(self, width: int) -> tuple[Tensor, Tensor]:
-        """The candidates [VALID + 1, width] of this level and their chances: the likeliest, a tip of a chain among them."""
+        """The candidates [VALID + 1, width] of this level and their chances: the likeliest, a tip of a chain among
+        them."""
         candidates = self.next["candidates"]
         if self.shape.depth:
             return candidates[:, :width], self.next["chances"][:width]
@@ -120,22 +122,22 @@ class TensorSearch:
         pick = torch.where((pick == valid.sum() - 1) & without, self.widest, pick)
         return candidates.index_select(1, pick), self.next["chances"].index_select(0, pick)
 
-    def _nodes(self, some: Tensor, index: Tensor, node: Tensor, valid: Tensor) -> Nodes:
-        """The new nodes [w], at `index` [w] in their trees. Inert ones lie in the slot after the largest tree, and see the first
-        position alone."""
+    def _nodes(self, taken: Tensor, index: Tensor, node: Tensor, valid: Tensor) -> Nodes:
+        """The new nodes [w], at `index` [w] in their trees. Inert ones lie in the slot after the largest tree, and
+        see the first position alone."""
         given = self.given
-        row = some[ROW]
-        depth = some[DEEP]
+        row = taken[ROW]
+        depth = taken[DEEP]
         length = given["length"][row]
         slots = length + index
         flat = self.tails.view(-1, MOST_NODES)
-        tail = flat.index_select(0, row * MOST_NODES + some[FROM].clamp(min=0))
+        tail = flat.index_select(0, row * MOST_NODES + taken[FROM].clamp(min=0))
         deep = torch.arange(MOST_NODES, device=tail.device) == (depth - 1)[:, None]
         tail = torch.where(deep, slots[:, None], tail)
         flat.index_copy_(0, node, tail)
         position = torch.where(valid, length + depth, 0)
         prefix = torch.where(valid, length + 1, 1)
-        return Nodes(some[WHAT], given["row"][row], slots, position, prefix, tail)
+        return Nodes(taken[WHAT], given["row"][row], slots, position, prefix, tail)
 
     def _best_children(self, kind: LevelShape, logits: Tensor, row: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens [w, RANKS] of the best children of each node, and their scores; -inf where there are none."""
@@ -160,12 +162,12 @@ class TensorSearch:
         )
 
     def _add_nodes(
-        self, some: Tensor, chances: Tensor, node: Tensor, valid: Tensor, tokens: Tensor, scores: Tensor
+        self, taken: Tensor, chances: Tensor, node: Tensor, valid: Tensor, tokens: Tensor, scores: Tensor
     ) -> None:
         """Write the new nodes, their best children and the chance of each (as `Calibration.chances`) to the state."""
         given = self.given
-        row = some[ROW]
-        depth = some[DEEP]
+        row = taken[ROW]
+        depth = taken[DEEP]
         finite = scores > -torch.inf
         margin = torch.where(finite[:, 1], scores[:, 0] - scores[:, 1], torch.inf)
         bucket = (margin[:, None] >= self.edges).sum(1)
@@ -176,12 +178,12 @@ class TensorSearch:
         ranks = given["ranks"][row]
         others = (1 - first)[:, None] * ranks[:, : RANKS - 1] / ranks.sum(1)[:, None]
         through = chances[:, None] * torch.cat([first[:, None], others], 1)
-        chain = some[CHAIN] > 0
+        chain = taken[CHAIN] > 0
         through[:, 1:] = through[:, 1:] * torch.where(chain, given["trust"][row], 1.0)[:, None]
         stopped = (tokens[:, :, None] == given["stops"][row][:, None]).any(-1)
         going = finite & ~stopped & (depth + 1 < given["remaining"][row] - 1)[:, None]
         through = torch.where(finite, through, -1.0)
-        numbers = [some[WHAT], some[FROM], depth, some[CHAIN], bucket, finite.sum(1)]
+        numbers = [taken[WHAT], taken[FROM], depth, taken[CHAIN], bucket, finite.sum(1)]
         whole = torch.cat([torch.stack(numbers, 1), tokens], 1)
         self.state["node"].view(-1, CHILDREN + RANKS).index_copy_(0, node, whole)
         keys = torch.where(going, through, -1.0)
@@ -198,7 +200,8 @@ class TensorSearch:
         return tips, torch.cat([torch.where(spine, -1.0, keys[:, :, :1]), keys[:, :, 1:]], 2)
 
     def _choose(self, rows: int) -> None:
-        """Choose as `TreeSearch._best`: the likeliest, as many as pay. Of equal ones, tips come first, then older nodes."""
+        """Choose as `TreeSearch._best`: the likeliest, as many as pay. Of equal ones, tips come first, then older
+        nodes."""
         tips, others = self._candidates(rows)
         tip, at = tips[:, :, 0].max(1)
         own = torch.arange(rows, device=at.device) * MOST_NODES + at
@@ -216,7 +219,8 @@ class TensorSearch:
         self._offer(torch.cat([node, best]), torch.cat([rank, rank.new_zeros(1)]), chain, valid, wish, left)
 
     def _wish(self, rows: int, tip: Tensor, depth: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
-        """How many candidates pay (as `Pace.width`), and how many levels after the next one may (as `Pace.levels_left`)."""
+        """How many candidates pay (as `Pace.width`), and how many levels after the next one may (as
+        `Pace.levels_left`)."""
         given = self.given
         nodes = given["nodes"][0]
         rate = given["rate"][0]
@@ -243,7 +247,8 @@ class TensorSearch:
         return wish, torch.where(wish > 0, left, 0)
 
     def _choose_forced(self, rows: int) -> None:
-        """As `TreeSearch._forced`: of each tree the children of the newest level, the chain's first, then the likeliest."""
+        """As `TreeSearch._forced`: of each tree the children of the newest level, the chain's first, then the
+        likeliest."""
         tips, others = self._candidates(rows)
         level = self.state["figures"][2]
         width = min(self.shape.width, MOST_NODES * RANKS)
@@ -261,7 +266,8 @@ class TensorSearch:
         self._offer(torch.cat([node, last]), torch.cat([rank, last]), chain, valid, wish, torch.zeros_like(wish))
 
     def _offer(self, node: Tensor, rank: Tensor, chain: Tensor, valid: Tensor, wish: Tensor, left: Tensor) -> None:
-        """Make children [k], by node and rank, the candidates of the next level; the last stands in where there is no tip."""
+        """Make children [k], by node and rank, the candidates of the next level; the last stands in where there is
+        no tip."""
         state = self.state
         known = state["node"].view(-1, CHILDREN + RANKS)[node]
         place = node * (1 + 2 * RANKS) + THROUGH + rank

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from .pace import EDGES, RANKS, SHARPNESS
 from .packed_tensors import Shapes
 
-# Columns of state["node"], int64: the node's token, parent, depth, whether it is on the chain of first choices, the bucket of
-# its margin, how many children were found; from CHILDREN on, the tokens of its RANKS best children.
+# Columns of state["node"], int64: the node's token, parent, depth, whether it is on the chain of first choices, the
+# bucket of its margin, how many children were found; from CHILDREN on, the tokens of its RANKS best children.
 TOKEN, PARENT, DEPTH, SPINE, BUCKET, FOUND, CHILDREN = range(7)
-# Columns of state["node chances"], float64: the node's chance; from THROUGH on, the chance of each child (-1: there is none, or
-# it is a node); from KEY on, the same of the children that may still be run.
+# Columns of state["node chances"], float64: the node's chance; from THROUGH on, the chance of each child (-1: there
+# is none, or it is a node); from KEY on, the same of the children that may still be run.
 CHANCE, THROUGH, KEY = 0, 1, 1 + RANKS
-# Rows of next["candidates"], int64: the sequence's place in the draft, where the candidate's chance lies in state.reals, its
-# parent, token and depth, whether it is on the chain of first choices, and whether there is a candidate at all.
+# Rows of next["candidates"], int64: the sequence's place in the draft, where the candidate's chance lies in
+# state.reals, its parent, token and depth, whether it is on the chain of first choices, and whether there is a
+# candidate at all.
 ROW, PLACE, FROM, WHAT, DEEP, CHAIN, VALID = range(7)
-# What state["figures"] tells the host: how many candidates pay, how many more levels are likely to, and levels run so far.
+# What state["figures"] tells the host: how many candidates pay, how many more levels are likely to, and levels run so
+# far.
 FIGURES = ("wish", "left", "level")
 
 

@@ -76,7 +76,8 @@ class GrowingTree:
             parent = len(self.tokens) - 1
 
     def agree(self, node: int) -> Candidate | None:
-        """If guess `node` is the proposer's own first choice after the chain, take that candidate from the pool; None if not."""
+        """If guess `node` is the proposer's own first choice after the chain, take that candidate from the pool;
+        None if not."""
         best = next((c for c in self.pool if c.parent == self.parents[node] and c.spine), None)
         if best is None or best.token != self.tokens[node]:
             return None

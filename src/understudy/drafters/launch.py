@@ -1,8 +1,9 @@
 """Drafting on a device: levels of `device_search` are launched one after another, without waiting for the latest one.
 
-Level n + 1 is launched as soon as the results of level n - 1 arrive, so its width lags one level behind. The lag is always the
-same, so a tree depends on the search alone and not on timing. Near the end of a draft the host waits for the last level in place
-of launching one that may be useless: that pause is a small part of what a useless level takes."""
+Level n + 1 is launched as soon as the results of level n - 1 arrive, so its width lags one level behind. The lag is
+always the same, so a tree depends on the search alone and not on timing. Near the end of a draft the host waits for
+the last level in place of launching one that may be useless: that pause is a small part of what a useless level
+takes."""
 
 from __future__ import annotations
 
@@ -57,12 +58,13 @@ class Launched:
     figures: Tensor
     # The event after its last work.
     done: Any
-    # Does its time tell what such a level takes? Not while it is recorded.
+    # Does its time tell what levels of this kind take? Not while one is recorded.
     telling: bool
 
 
 class DeviceTreeSearch:
-    """Grows trees with `proposer`, whose inputs and outputs all lie on `device`. `say` is told what the user should know."""
+    """Grows trees with `proposer`, whose inputs and outputs all lie on `device`. `say` is told what the user should
+    know."""
 
     def __init__(self, proposer: Proposer, device: Device, policy: DraftPolicy, say: Callable[[str], None]):
         self.proposer = proposer
@@ -81,7 +83,8 @@ class DeviceTreeSearch:
         self._make(STOPS)
 
     def _make(self, stops: int) -> None:
-        """Make room for what a draft is given, with so many stop tokens a sequence; recorded levels are of no use any more."""
+        """Make room for what a draft is given, with so many stop tokens a sequence; recorded levels are of no use
+        any more."""
         self.graphs.clear()
         self.tensors: TensorSearch | None = None
         self.stops = stops
@@ -175,7 +178,8 @@ class DeviceTreeSearch:
         return torch.zeros(nbytes, dtype=torch.uint8, device=self.device.where)
 
     def _levels(self, kind: LevelShape, width: int, forced: int) -> None:
-        """Launch levels, the first of this width: `forced` of them, or until none pays if that is 0. Learn what they took."""
+        """Launch levels, the first of this width: `forced` of them, or until none pays if that is 0. Learn what they
+        took."""
         if forced:
             width = min(self.policy.shape.width, MOST_NODES) * kind.rows
         begun = self.device.mark()
@@ -210,7 +214,8 @@ class DeviceTreeSearch:
         return Launched(width, figures, self.device.late(self.tensors.state["figures"], figures), telling)
 
     def _run_level(self, kind: LevelShape) -> None:
-        """Replay the graph of this kind of level, which its first level records. Without graphs, run it operation by operation."""
+        """Replay the graph of this kind of level, which its first level records. Without graphs, run it operation by
+        operation."""
         assert self.tensors is not None
         graph = self.graphs.get(kind)
         if graph is not None:

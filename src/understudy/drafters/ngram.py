@@ -15,7 +15,8 @@ from .suggest import match
 
 
 def continuation(text: list[int], longest: int, length: int) -> list[int]:
-    """At most `length` tokens that followed the last `longest` (or fewer) tokens of `text` at their latest earlier place."""
+    """At most `length` tokens that followed the last `longest` (or fewer) tokens of `text` at their latest earlier
+    place."""
     size, end = match(text, longest)
     return text[end : end + length] if size else []
 
@@ -47,8 +48,9 @@ class NGramSpec(DrafterSpec):
     length: int = 15
 
     def __post_init__(self) -> None:
-        if self.match < 1 or self.length < 1:
-            raise UsageError(f"ngram needs match and length of 1 or more, got match={self.match}, length={self.length}.")
+        match, length = self.match, self.length
+        if match < 1 or length < 1:
+            raise UsageError(f"ngram needs match and length of 1 or more, got match={match}, length={length}.")
 
     @property
     def max_nodes(self) -> int:

@@ -1,8 +1,9 @@
-"""When to stop drafting: one more level is worth it while it is expected to give tokens faster than the loop gives them now.
+"""When to stop drafting: one more level is worth it while it is expected to give tokens faster than the loop gives
+them now.
 
-The chance that a drafted token is the target's comes from what was accepted before, by the proposer's own margin; the cost of a
-level is measured by its width. No shape is fixed (SubSpec drafts 6 x 48 always, arXiv 2509.18344). All constants of the policy
-are here, for the search on the processor and for the one on a device."""
+The chance that a drafted token is the target's comes from what was accepted before, by the proposer's own margin;
+the cost of a level is measured by its width. No shape is fixed (SubSpec drafts 6 x 48 always, arXiv 2509.18344). All
+constants of the policy are here, for the search on the processor and for the one on a device."""
 
 from __future__ import annotations
 
@@ -49,8 +50,9 @@ AGREEMENT_DECAY = 0.98
 class Calibration:
     """Chance that the target agrees, by the draft's margin between its first and second token, learned online.
 
-    Margins are in the units of the scores whose argmax is chosen: logits when greedy, noisy scaled log p when sampling. Before
-    a margin was seen often, its chance is that of logistic curves, each believed as far as it foretold what was seen."""
+    Margins are in the units of the scores whose argmax is chosen: logits when greedy, noisy scaled log p when
+    sampling. A margin that was not seen often has the chance of logistic curves; the curves that foretold best what was
+    seen weigh most."""
 
     # Log weight of each SHARPNESS.
     belief: list[float] = field(default_factory=lambda: [-3.0, -2.0, -1.0, -0.5, 0.0])
@@ -64,11 +66,13 @@ class Calibration:
 
     @property
     def trust(self) -> float:
-        """The share of the foretold chances of nodes off the chain of first choices that came true: one guess rests on another."""
+        """The share of the foretold chances of nodes off the chain of first choices that came true: one guess rests
+        on another."""
         return max(min(self.aside[0] / self.aside[1], 1.0), LEAST_TRUST)
 
     def compare(self, accepted: float, foretold: float) -> None:
-        """Learn that of a tree's nodes off the chain of first choices `accepted` were, where `foretold` had been expected."""
+        """Learn that of a tree's nodes off the chain of first choices `accepted` were, where `foretold` had been
+        expected."""
         self.aside = [DECAY * self.aside[0] + accepted, max(DECAY * self.aside[1] + foretold, 1e-3)]
 
     @property
@@ -115,7 +119,7 @@ class Pace:
     levels: dict[int, float] = field(default_factory=dict)
     # Tokens per second of the whole loop; 0: not known yet.
     rate: float = 0.0
-    # Decaying sums over rounds, of which `rate` is the ratio.
+    # Decaying sums over rounds; `rate` is their ratio.
     tokens: float = 0.0
     seconds: float = 0.0
 
@@ -129,7 +133,8 @@ class Pace:
             self.levels[width] = old + share * (min(seconds, 4 * old) - old)
 
     def record_round(self, tokens: int, seconds: float) -> None:
-        """Learn that a round of drafting and verifying gave `tokens` in `seconds`. The last ten rounds or so decide the rate."""
+        """Learn that a round of drafting and verifying gave `tokens` in `seconds`. The last ten rounds or so decide
+        the rate."""
         self.tokens = DECAY * self.tokens + tokens
         self.seconds = DECAY * self.seconds + seconds
         self.rate = self.tokens / self.seconds
@@ -140,7 +145,8 @@ class Pace:
         return min(max(self.rate * self.cost(1), LEAST_BREAK_EVEN), MOST_BREAK_EVEN)
 
     def levels_left(self, chance: float, depth: int) -> int:
-        """How many more levels are likely to pay, if a chain of this `chance` at `depth` goes on losing chance as it has so far."""
+        """How many more levels are likely to pay, if a chain of this `chance` at `depth` goes on losing chance as it
+        has so far."""
         least = self.break_even
         loss = min(chance ** (1 / depth), LIKELIEST)
         return max(0, int(math.log(least / chance) / math.log(loss))) if chance > least else 0
@@ -177,8 +183,8 @@ class Pace:
     def width(self, chances: Sequence[float], least: int, most: int, free: bool, node: float = 0.0) -> int:
         """How many of the nodes with these `chances` (best first) the next level should run; 0: stop drafting.
 
-        free: the link is still filling the ring, so the time of a narrow level costs nothing. node: seconds that each node
-        adds to the pass that verifies it."""
+        free: the link is still filling the ring, so the time of a narrow level costs nothing. node: seconds that
+        each node adds to the pass that verifies it."""
         best = 0
         best_value = gain = 0.0
         for count, chance in enumerate(chances[:most], 1):
@@ -193,7 +199,8 @@ class Pace:
 
 
     def together(self, chances: Sequence[float], beside: int) -> int:
-        """How many suggested tokens with these `chances` (best first) a level of `beside` other nodes should check as well.
+        """How many suggested tokens with these `chances` (best first) a level of `beside` other nodes should check
+        as well.
 
         A right one saves a level, and each makes this level longer."""
         best = 0

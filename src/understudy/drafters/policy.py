@@ -1,4 +1,5 @@
-"""Which nodes of a draft are worth their time: what limits them, what was measured, and what was learned from the accepted ones."""
+"""Which nodes of a draft are worth their time: what limits them, what was measured, and what was learned from the
+accepted ones."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ class DraftPolicy:
                 calibration.learn(bucket, tokens.index(token) if token in tokens else None)
 
     def record_round(self, tokens: int, seconds: float, prefill: bool) -> None:
-        """Learn the rate of the whole loop. After a round that read a prompt, what a pass takes is known, so a rate is guessed."""
+        """Learn the rate of the whole loop. After a round that read a prompt, what a pass takes is known, so a rate
+        is guessed."""
         if prefill:
             self.pace.first_guess(self.limits.cost.seconds(FIRST_NODES))
         else:

@@ -1,7 +1,7 @@
 """A drafter that searches trees: a `Proposer` says what may follow a node, a `Search` decides which nodes are asked.
 
-The substitute and a second model are proposers under the same search; on the processor that is `tree_search`, on a device with
-memory of its own `launch`."""
+The substitute and a second model are proposers under the same search; on the processor that is `tree_search`, on a
+device with memory of its own `launch`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ MEASURING_SECONDS = 1.0
 
 
 class Proposer(Protocol):
-    """Says what may follow a node. What it must remember of a text (keys and values, hidden states) it keeps by cache row."""
+    """Says what may follow a node. What it must remember of a text (keys and values, hidden states) it keeps by
+    cache row."""
 
     @property
     def cache(self) -> Cache:
@@ -39,16 +40,18 @@ class Proposer(Protocol):
 
     @property
     def device(self) -> Device:
-        """Where it runs; None: on the processor."""
+        """Where it runs."""
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> list[int]:
-        """Read what was accepted since the last draft. Returns the length of each sequence in `cache`: its tree begins there."""
+        """Read what was accepted since the last draft. Returns the length of each sequence in `cache`: its tree
+        begins there."""
 
     def forward(self, nodes: Nodes) -> Tensor:
         """Logits [n, vocab] after each of `nodes`, whose ancestors were run before or are among them."""
 
     def observe(self, verified: Verified, ran: Collection[int]) -> None:
-        """Learn what the exact model found. `ran`: the nodes of the tree that `forward` has run; none of a prompt's chunk."""
+        """Learn what the exact model found. `ran`: the nodes of the tree that `forward` has run; none of a prompt's
+        chunk."""
 
     def rewind(self, sequence: TokenSequence, length: int) -> None:
         """Forget all but the first `length` tokens of what was in the cache row of `sequence`."""
@@ -120,7 +123,7 @@ class SearchDrafter:
         self.policy.record_round(tokens, seconds, prefill)
 
     def warm(self, widths: Sequence[int] = MEASURED_WIDTHS, seconds: float = MEASURING_SECONDS) -> None:
-        """Measure levels of `widths`, so that the first tree already has a sensible shape. Cache row 0 must be empty."""
+        """Measure levels of `widths`, so that the first tree has a sensible shape. Cache row 0 must be empty."""
         deadline = time.perf_counter() + seconds
         for width in widths:
             if width > self.search.widest:
@@ -147,7 +150,9 @@ class SearchSpec(DrafterSpec):
             raise UsageError(f"A forced shape needs both width and depth, 1 or more; got width={width}, depth={depth}.")
         lookup("guess", self.guess, dict.fromkeys(WHEN, 0))
         if depth and self.guess == "on":
-            raise UsageError("guess=on makes no sense with a forced width and depth: nothing is taken from the text there.")
+            raise UsageError(
+                "guess=on makes no sense with a forced width and depth: nothing is taken from the text there."
+            )
 
     @property
     def forced(self) -> bool:
@@ -186,5 +191,7 @@ class SearchSpec(DrafterSpec):
         if device.drafts_see_text:
             return TreeSearch(proposer, policy, self.suggester())
         if self.guess == "on":
-            raise UsageError(f"guess=on is for drafts on the processor: on {device.name} tokens are chosen where the text is not.")
+            raise UsageError(
+                f"guess=on is for drafts on the processor: on {device.name} tokens are chosen where the text is not."
+            )
         return DeviceTreeSearch(proposer, device, policy, target.say)

@@ -1,5 +1,6 @@
-"""The model's own 4-bit copy, writing scratch slots of the target's own cache. The target overwrites those slots when it
-verifies, so the draft always reads the exact model's keys and values for the past, and nothing needs copying back."""
+"""The model's own 4-bit copy, writing scratch slots of the target's own cache. The target overwrites those slots
+when it verifies, so the draft always reads the exact model's keys and values for the past, and nothing needs
+copying back."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Tokens that are suggested to a tree search, which checks several of them in one level.
+"""Tokens that are suggested to a tree search, which checks a chain of them in one level.
 
-What a level costs is reading the proposer's weights, so more nodes in it cost little. A suggested token that the proposer would
-not have said itself is dropped, so trees are as they would be without suggestions, in fewer levels."""
+What a level costs is reading the proposer's weights, so more nodes in it cost little. A suggested token that the
+proposer would not have said itself is dropped, so trees are as they would be without suggestions, in fewer levels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NOTHING = Suggestion()
 
 
 class Suggester(Protocol):
-    """Suggests cheaply what the proposer may say: from the text, or with a small trained head in front of the proposer."""
+    """Suggests cheaply what the proposer may say: from the text, or with a small trained head in front of it."""
 
     def suggest(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
         """At most `most` tokens that may follow `tip`, the end of the tree's chain of first choices.
@@ -52,7 +52,8 @@ class Suggester(Protocol):
 
 
 def match(text: Sequence[int], longest: int = LONGEST) -> tuple[int, int]:
-    """How many of the last tokens of `text` (at most `longest`) stand earlier in it too, and the index after that place.
+    """How many of the last tokens of `text` (at most `longest`) stand earlier in it too, and the index after that
+    place.
 
     Of equally long matches, the latest. (0, 0): the last token stands nowhere else."""
     tokens = np.asarray(text)
@@ -71,7 +72,8 @@ def match(text: Sequence[int], longest: int = LONGEST) -> tuple[int, int]:
 
 @dataclass
 class TextSuggester:
-    """Suggests what followed the last tokens at an earlier place of the text (prompt lookup), and learns how often it agrees."""
+    """Suggests what followed the last tokens at an earlier place of the text (prompt lookup), and learns how often
+    it agrees."""
 
     # By length of the match, decaying: suggested tokens that the proposer said, and those that were checked.
     agreed: list[float] = field(default_factory=lambda: [0.5 + 0.3 * size for size in range(LONGEST + 1)])

@@ -1,8 +1,8 @@
 """The tree search on the processor.
 
-Best first: each level runs the nodes most likely to be on the target's path, wherever in the tree they are. The tip of the chain
-of first choices is always among them. How wide and how deep it goes, `pace` decides; a forced shape has the same width in each
-level. `device_search` is the same search as a function of tensors."""
+Best first: each level runs the nodes most likely to be on the target's path, wherever in the tree they are. The tip
+of the chain of first choices is always among them. How wide and how deep it goes, `pace` decides; a forced shape has
+the same width in each level. `device_search` is the same search as a function of tensors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Work:
 
 
 class TreeSearch:
-    """Grows trees with `proposer`. What `suggester` suggests is checked in the same levels; None: nothing is suggested."""
+    """Grows trees with `proposer`. Suggestions of `suggester` are checked in the same levels; None: there are none."""
 
     widest = WIDEST
 
@@ -55,9 +55,14 @@ class TreeSearch:
         self.suggester = suggester
 
     def run(self, trees: list[GrowingTree]) -> None:
-        chosen = {i: [Candidate(1.0, -1, t.tokens[0], 0, True)] for i, t in enumerate(trees) if t.sequence.remaining > 1}
+        chosen = {
+            i: [Candidate(1.0, -1, tree.tokens[0], 0, True)]
+            for i, tree in enumerate(trees)
+            if tree.sequence.remaining > 1
+        }
         while chosen:
-            self._level([Work(trees[i], fresh, len(trees[i].tokens) - len(fresh)) for i, fresh in chosen.items()], trees)
+            work = [Work(trees[i], fresh, len(trees[i].tokens) - len(fresh)) for i, fresh in chosen.items()]
+            self._level(work, trees)
             chosen = self._choose(trees)
 
     def measure(self, width: int) -> float:
@@ -80,7 +85,8 @@ class TreeSearch:
         self.policy.pace.record_level(len(flat), time.perf_counter() - start)
 
     def _score(self, part: Work, nodes: Nodes, logits: Tensor) -> None:
-        """The best children after each node; logits: [n, vocab]. Suggested nodes stay as far as the proposer says the same."""
+        """Find the best children after each node; logits: [n, vocab]. Suggested nodes stay until the proposer says
+        otherwise."""
         tree = part.tree
         pieces = scored(logits, tree.sequence.params, nodes.positions.to(logits.device) + 1)
         best = [scores.topk(min(RANKS, scores.shape[-1]), dim=-1) for scores in pieces]
@@ -132,7 +138,7 @@ class TreeSearch:
             count -= here
 
     def _suggested(self, tree: GrowingTree, tip: Candidate) -> Suggestion:
-        """What is suggested after `tip`, as far as children of it could still be used."""
+        """What is suggested after `tip`: tokens whose own children could still be used."""
         room = min(tree.room(self.policy.limits.capacity) - 1, tree.sequence.remaining - 2 - tip.depth, WIDEST)
         if self.suggester is None or room <= 0:
             return NOTHING
@@ -170,7 +176,8 @@ class TreeSearch:
         return chosen or ([(best, at)] if self._pays_together(trees[at], best, node) else [])
 
     def _pays_together(self, tree: GrowingTree, tip: Candidate, node: float) -> bool:
-        """Is a level of `tip` worth its time with what is suggested after it? node: seconds that a node adds to the pass."""
+        """Is a level of `tip` worth its time with what is suggested after it? node: seconds that a node adds to the
+        pass."""
         pace = self.policy.pace
         chances = self._suggested(tree, tip).chances
         count = pace.together(chances, 1)
@@ -178,7 +185,8 @@ class TreeSearch:
         return count > 0 and tip.chance * tokens > pace.rate * (pace.cost(1 + count) + tokens * node)
 
     def _forced(self, options: list[Option], trees: list[GrowingTree]) -> Sequence[Option]:
-        """Of each tree the children of the newest level: the chain of first choices, then the likeliest, `shape.width` in all."""
+        """Of each tree the children of the newest level: the chain of first choices, then the likeliest,
+        `shape.width` in all."""
         shape = self.policy.shape
         level = max((tree.deepest for tree in trees), default=0) + 1
         if level > shape.depth - 1:

@@ -12,8 +12,8 @@ PRIOR_VARIANCE = 64.0
 
 @dataclass
 class PassCost:
-    """Seconds that one more node adds to a pass. Arithmetic takes base + each * nodes seconds, beside weights that come at
-    their own speed."""
+    """Seconds that one more node adds to a pass. Arithmetic takes base + each * nodes seconds, beside weights that
+    come at their own speed."""
 
     # Nodes are computed so many at a time: a pass of one node costs what a pass of `unit` does.
     unit: int = 1
@@ -29,7 +29,7 @@ class PassCost:
 
     @property
     def each(self) -> float:
-        """Seconds a node. Until passes of several sizes were seen, a pass is taken to cost what PRIOR_NODES of its nodes do."""
+        """Seconds that a node adds. Before passes of different sizes were seen, the prior decides."""
         if not self.sums[0]:
             return 0.0
         count, nodes, busy, squares, products = self.sums
@@ -38,7 +38,8 @@ class PassCost:
         return max((together + PRIOR_VARIANCE * busy / (nodes + PRIOR_NODES)) / (variance + PRIOR_VARIANCE), 0.0)
 
     def extra(self, nodes: int, more: int) -> float:
-        """Seconds by which a pass of `nodes + more` outlasts one of `nodes`; none while the weights take longer to come."""
+        """Seconds by which a pass of `nodes + more` outlasts one of `nodes`; none while the weights take longer to
+        come."""
         return self.seconds(nodes + more) - self.seconds(nodes)
 
     def seconds(self, nodes: int) -> float:

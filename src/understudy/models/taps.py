@@ -1,7 +1,8 @@
 """Taps: hidden states of the target, handed out while it runs, for drafters that read the model's mind.
 
-A tap is a place in transformers' list `hidden_states`: 0 is what the first decoder block is given, k is what block k gives (the
-first is number 1), and the last is what the head is given, after the final norm. -1 is the last, -2 the one before it."""
+A tap is a place in transformers' list `hidden_states`: 0 is what the first decoder block is given, k is what block k
+gives (the first is number 1), and the last is what the head is given, after the final norm. -1 is the last, -2 the
+one before it."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def places_of(taps: Sequence[int], blocks: int) -> list[int]:
 
 
 def install(model: nn.Module, taps: Sequence[int], current: CurrentPass) -> None:
-    """Make `model` hand its hidden states at `taps` to the pass under way, as tap number 0, 1, ... in the order of `taps`.
+    """Make `model` hand its hidden states at `taps` to the pass under way, as tap number 0, 1, ... in the order of
+    `taps`.
 
     The decoder blocks are found by their Linears, which must still be there."""
     _, blocks = decoder_blocks(model)
