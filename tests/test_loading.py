@@ -113,3 +113,13 @@ def test_the_device_is_opened_once(codec: str, model: Path, tmp_path: Path, monk
     with LLM(model, **chosen) as llm:
         assert llm.plan.items["draft model"] > 0 and llm.model.companion is not None
     assert calls == ["auto"]
+
+
+def test_host_memory_is_refused_where_there_is_no_device_in_front_of_it(tmp_path: Path) -> None:
+    """Before anything is looked for: the model that is named is not there."""
+    given = {"host_memory": "32GiB"}
+    for refused in (lambda: LLM(tmp_path, **given), lambda: LLM.plan_only(tmp_path, **given)):
+        with pytest.raises(UsageError, match="--host-memory is for an accelerator"):
+            refused()
+    with pytest.raises(UsageError, match="--host-memory is for an accelerator"):
+        LLM.plan_only(config=tmp_path, **given)

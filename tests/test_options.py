@@ -21,7 +21,6 @@ def options(tmp_path: Path, **given: Any) -> Options:
         ({"device": "gpu"}, "cpu"),
         ({"codec": "detla"}, "Did you mean 'delta'"),
         ({"rows": 0}, "1 or more"),
-        ({"host_memory": "32GiB"}, "accelerator"),
         ({"bits": 5}, "4"),
         ({"bits": "mixed:bits=99"}, "between"),
         ({"bits": "mixed:calibrated=abc"}, "--calibrate FILE"),

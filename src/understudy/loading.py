@@ -71,8 +71,8 @@ class SmallFiles:
 
 def plan_for(model: str | Path | None, options: Options) -> Plan:
     """Where every byte would go. A checkpoint is not prepared for this: its sizes are foretold."""
+    device = open_device(options.device, options.host_memory)
     source = locate(model, options)
-    device = open_device(options.device)
     config = proven_config(source.path, options)
     if isinstance(source, Checkpoint):
         layout = layout_of(source)
@@ -97,6 +97,7 @@ def plan_for(model: str | Path | None, options: Options) -> Plan:
 
 def plan_for_config(place: str | Path, options: Options) -> Plan:
     """Where every byte would go for a config.json without weights. `place`: its directory, or the file itself."""
+    device = open_device(options.device, options.host_memory)
     directory = path.parent if (path := Path(place).expanduser()).name == "config.json" else path
     if not (directory / "config.json").is_file():
         raise UsageError(f"There is no {directory / 'config.json'}: --config takes the directory of one.")
@@ -110,7 +111,6 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
     model = structure.skeleton(config, dtype, attention_name())
     tensors = structure.foretold(model, dtype, directory)
     layout = structure.layout(model, tensors)
-    device = open_device(options.device)
     if options.codec == AUTO:
         options = replace(options, codec=fastest_codec(0.0, dtype, options.recipe_quantizer, device))
     blueprint = Blueprint(
@@ -129,7 +129,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     # Imports transformers' model code, which RUNTIME counts, before memory is measured.
     attention_name()
     before = resident_bytes()
-    device = open_device(options.device)
+    device = open_device(options.device, options.host_memory)
     source = locate(model, options)
     files = SmallFiles.of(source.path, options)
     store = prepare_source(source, options, report, device)

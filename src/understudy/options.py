@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .codecs import CODECS, FALLBACK
-from .devices import device_names, open_device
+from .devices import device_names
 from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
 from .quantizers.mixed import mixed
@@ -81,9 +81,6 @@ class Options:
         lookup("device", options.device, dict.fromkeys(device_names(), 0))
         lookup("codec", options.codec.partition(":")[0], {AUTO: "", **CODECS})
         lookup("resident", options.resident, {"auto": 0, "none": 0, "residual": 0, "whole": 0})
-        if options.host_memory is not None:
-            # raises where the device has no host memory behind it
-            open_device(options.device, options.host_memory)
         for name in ("context", "rows"):
             value = getattr(options, name)
             if value is not None and value < 1:
