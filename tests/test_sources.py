@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.tiny import save
-from understudy.errors import CheckpointError
+from understudy.errors import CheckpointError, UsageError
+from understudy.loading import plan_for_config
 from understudy.options import Options
 from understudy.sources import layout_of, locate, prepare_source
 from understudy.weights.checkpoint import Checkpoint
@@ -72,3 +73,15 @@ def test_a_codec_that_was_left_open_is_that_of_a_store_which_is_there(
     assert {entry.codec for entry in other.linears.values()} == {"delta"}
     forced = prepare_source(locate(model, options(tmp_path, codec="delta")), options(tmp_path, codec="delta"), None)
     assert forced.path != first.path
+
+
+def test_a_revision_is_for_models_of_the_hub(tmp_path: Path, model: Path) -> None:
+    chosen = options(tmp_path, revision="v2", offline=True)
+    for name in (model, None):
+        with pytest.raises(UsageError, match="--revision is for a model of the hub"):
+            locate(name, chosen)
+    with pytest.raises(UsageError, match="--revision is for a model of the hub"):
+        plan_for_config(model, chosen)
+    with pytest.raises(CheckpointError, match=r"someone/nothing at v2 is not in the local cache"):
+        locate("someone/nothing", chosen)
+    assert chosen.held_whole().revision is None

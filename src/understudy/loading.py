@@ -101,6 +101,8 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
     directory = path.parent if (path := Path(place).expanduser()).name == "config.json" else path
     if not (directory / "config.json").is_file():
         raise UsageError(f"There is no {directory / 'config.json'}: --config takes the directory of one.")
+    if options.revision is not None:
+        raise UsageError("--revision is for a model of the hub, and --config names a directory here.")
     if options.drafter.second_model is not None:
         name = options.method_name
         raise UsageError(f"--method {name} compares tokenizers, and --config has none: give MODEL instead.")

@@ -58,6 +58,8 @@ class Options:
     policy: str = "ragged"
     # Do not ask the hub.
     offline: bool = False
+    # The branch, tag or commit of a model of the hub; None: its main one, or what the model's name says after "@".
+    revision: str | None = None
     # Where defaults of sampling come from: auto (the model's own generation_config.json), none, or the directory of one.
     generation_config: str | Path = AUTO
     # Bytes per second that the disk is slowed down to, for tests and benchmarks; 0: not.
@@ -114,7 +116,7 @@ class Options:
     def held_whole(self) -> Options:
         """For a second model that drafts: its own weights and type, held whole, prepared in the cache."""
         recipe = {"quantizer": "exact", "recipe_quantizer": "exact", "calibrate": None, "text": None, "codec": FALLBACK}
-        return replace(self, **recipe, output=None, dtype="auto", method=DEFAULT_METHOD)  # type: ignore[arg-type]
+        return replace(self, **recipe, output=None, revision=None, dtype="auto", method=DEFAULT_METHOD)  # type: ignore[arg-type]
 
     def _with_recipe(self) -> Options:
         """With the quantiser's full name and the text that weighs a mix."""

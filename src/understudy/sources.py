@@ -14,7 +14,7 @@ from . import demo
 from .codecs import copying
 from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
-from .errors import CheckpointError
+from .errors import CheckpointError, UsageError
 from .models import calibration, structure
 from .models.configuration import config_of, tokenizer_of
 from .models.proof import prove
@@ -38,9 +38,11 @@ def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
     path = Path(model).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
         raise CheckpointError(f"{path} has no config.json: it is neither a checkpoint nor a Store.")
+    if path.is_dir() and options.revision is not None:
+        raise UsageError(f"--revision is for a model of the hub, and {path} is a directory here.")
     if (path / "index.json").is_file():
         return Store.open(path)
-    return Checkpoint.open(model, offline=options.offline)
+    return Checkpoint.open(model, offline=options.offline, revision=options.revision)
 
 
 def prepare_source(

@@ -106,6 +106,7 @@ PREPARATION = (
     _value("--codec", "NAME", "how exact weights are stored: raw, delta (half the bytes), auto (what is faster here)"),
     _switch("--link", "keep no copy of the exact weights: read them from the original files, which must stay"),
     _switch("--offline", "use only what is on this machine already"),
+    _value("--revision", "NAME", "branch, tag or commit of a Hugging Face model (also: owner/model@NAME)"),
 )
 PLACEMENT = (
     _value("--memory", "SIZE", "ceiling on fast memory, such as 8GiB (default: what is free)", memory),

@@ -68,11 +68,11 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
 
     @classmethod
-    def open(cls, model: str | Path, *, offline: bool = False) -> "Checkpoint":
-        """A local directory, or a model of the Hugging Face hub (downloaded into its cache, whole)."""
+    def open(cls, model: str | Path, *, offline: bool = False, revision: str | None = None) -> "Checkpoint":
+        """A local directory, or a model of the Hugging Face hub (downloaded into its cache, whole) at a `revision`."""
         path = Path(model).expanduser()
         if not path.is_dir():
-            path = download(str(model), offline)
+            path = download(str(model), offline, revision)
         config = read_object(path / "config.json")
         shards = tuple(_read_shard(file) for file in _shard_files(path))
         tensors = {info.name: info for shard in shards for info in shard.tensors}
