@@ -18,8 +18,7 @@ from understudy.kernels import attention as by_cpu
 from understudy.kernels.attention import AttentionSpec
 from understudy.kernels.pack import block
 from understudy.quantizers import quantizer
-from understudy.tiers import Extent
-from understudy.tiers.ring import Ring
+from understudy.tiers import Extent, ReadSettings, Streaming
 from understudy.tiers.route import FixedRoute
 from understudy.tree import Nodes, TokenTree
 
@@ -109,8 +108,11 @@ def transfers(device: Any, small: bool) -> str:
         file.write_bytes(os.urandom(part * count))
         content = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8).view(count, part).to(device.where)
         extents = [Extent(file, i * part, part) for i in range(count)]
-        tier = device.tier(extents, held=range(0, count, 2))  # every other one comes from disk each time
-        ring, wrong = Ring(tier, FixedRoute(range(count)), 3 * part, allocate=device.arena), 0
+        # every other part comes from disk each time
+        held = range(0, count, 2)
+        read = ReadSettings(block=4 * MIB, threads=2)
+        streaming = Streaming(extents, FixedRoute(range(count)), read, lambda index, data: None, held)
+        ring, wrong = device.ring(streaming, 3 * part), 0
         for _ in range(3 * count):
             slot = ring.next()
             if device.where == "cuda":
@@ -118,7 +120,7 @@ def transfers(device: Any, small: bool) -> str:
             wrong += (slot.data != content[slot.index]).any().int()
             slot.release()
         device.finish()
-        wrong, note = int(wrong), tier.note
+        wrong, note = int(wrong), ring.tier.note
         ring.close()
     return "; ".join(filter(None, [f"{wrong} parts were wrong" if wrong else "", note]))
 

@@ -49,6 +49,7 @@ class Adversary:
     """Eager: copies the moment it is asked, so room given out too early is overwritten under its reader at once."""
 
     note = ""
+    checks = False
 
     def __init__(self, extents: Sequence[Extent]) -> None:
         self.extents = tuple(extents)

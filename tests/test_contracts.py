@@ -1,6 +1,6 @@
 """Contracts over the tables: an extension is tested by being registered. Lossless under adversarial tiers; route-free drafters."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from tests.adversaries import ADVERSARIES, Failing, Short
 from tests.tiny import save
 from understudy import LLM, SamplingParams, blueprint
 from understudy.codecs import CODECS
-from understudy.devices import processor
 from understudy.drafters import DRAFTERS
 from understudy.drafters.policy import calibrations
 from understudy.errors import StoreError, TransferError
@@ -24,7 +23,7 @@ from understudy.plan.memory import make_plan
 from understudy.plan.placement import Plan
 from understudy.quantizers import QUANTIZERS
 from understudy.sequence import TokenSequence
-from understudy.tiers import Extent
+from understudy.tiers import disk
 from understudy.tree import TokenTree
 
 PROMPT = [5, 99, 5, 12, 80, 5, 99, 5]
@@ -56,10 +55,7 @@ def method(name: str, model: Path) -> str:
 def with_tier(monkeypatch: pytest.MonkeyPatch, adversary: Any) -> None:
     """Stream through `adversary(extents)` in place of the disk."""
 
-    def made(extents: Sequence[Extent], **_: Any) -> Any:
-        return adversary(extents)
-
-    monkeypatch.setattr(processor, "DiskTier", made)
+    monkeypatch.setattr(disk, "open_disk", lambda streaming, streams: adversary(streaming.extents))
 
 
 @pytest.mark.parametrize("tier", ADVERSARIES)

@@ -10,9 +10,11 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.codecs import CODECS
 from understudy.devices import DEVICES
+from understudy.errors import UsageError
 from understudy.frontends import COMMANDS, main
 from understudy.policies import POLICIES
 from understudy.quantizers import QUANTIZERS
+from understudy.tiers import TIERS
 
 PROMPT = "def draft(tree):\n    for node in tree:"
 PARAMS = SamplingParams(max_new_tokens=24, ignore_eos=True)
@@ -74,6 +76,21 @@ def test_a_device(
     assert "(distant)" in capsys.readouterr().out
     assert main(["plan", str(model), "--device", "distent"]) == 2
     assert "Did you mean distant?" in capsys.readouterr().err
+
+
+def test_a_tier(model: Path, plain: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TIERS, "prompt", "toy_tier:Prompt")
+    from toy_tier import Prompt  # type: ignore[import-not-found]
+
+    with LLM(model, tier="prompt", **OPTIONS) as llm:
+        done = llm.generate(PROMPT, PARAMS)[0]
+        assert llm.model.ring is not None and isinstance(llm.model.ring.tier, Prompt)
+    assert done.token_ids == plain and done.stats.accepted > 0
+    assert Prompt.opened == 1 and Prompt.read >= done.stats.bytes_streamed > 0
+    with pytest.raises(UsageError, match="Did you mean 'prompt'"):
+        LLM(model, tier="promt", **OPTIONS)
+    with pytest.raises(UsageError, match="the processor takes --tier disk"):
+        LLM(model, tier="pinned", **OPTIONS)
 
 
 def test_a_policy(model: Path, plain: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "request": {"engine", "sequence", "stats", "text"},
     "policies": set(),
     "scheduler": {"engine", "policies", "request", "sequence", "stats"},
-    "options": {"drafters", "devices", "weights", "codecs", "quantizers"},
+    "options": {"tiers", "drafters", "devices", "weights", "codecs", "quantizers"},
     "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs"},
     "blueprint": {"cache", "options", "devices", "models", "weights", "plan"},
     "loading": {

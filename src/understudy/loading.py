@@ -176,7 +176,7 @@ def bind(blueprint: Blueprint, plan: Plan, report: Report | None) -> Model:
         store,
         blueprint.config,
         plan,
-        ReadSettings(machine.disk.block, machine.disk.threads, options.throttle),
+        ReadSettings(machine.disk.block, machine.disk.threads, options.throttle, options.tier),
         blueprint.dtype,
         options.holds_substitute,
         blueprint.device,

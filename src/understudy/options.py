@@ -15,6 +15,7 @@ from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
 from .quantizers.mixed import mixed
 from .registry import lookup
+from .tiers import tier_names
 from .weights.recipe import Recipe, cache_directory, calibration_text, check_calibration, quantizer_name
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -33,6 +34,8 @@ class Options:
     # Host memory behind an accelerator.
     host_memory: str | int | None = None
     device: str = "auto"
+    # Where streamed weights come from, a tier's name; auto: what the device is made for.
+    tier: str = AUTO
     # The type to compute in; auto: that of the weights.
     dtype: str = "auto"
     # The drafter and its options, as in "substitute:width=6".
@@ -81,6 +84,7 @@ class Options:
         spec_of(options.method)
         lookup("dtype", options.dtype, {"auto": 0, **DTYPES})
         lookup("device", options.device, dict.fromkeys(device_names(), 0))
+        lookup("tier", options.tier, dict.fromkeys(tier_names(), 0))
         lookup("codec", options.codec.partition(":")[0], {AUTO: "", **CODECS})
         lookup("resident", options.resident, {"auto": 0, "none": 0, "residual": 0, "whole": 0})
         for name in ("context", "rows"):

@@ -15,13 +15,11 @@ from ..kernels.attention import AttentionSpec, attend_anywhere
 from ..plan.demand import RUNTIME, RUNTIME_CUDA
 from ..plan.machine import Machine
 from ..plan.placement import Plan
-from ..plan.residents import spread
 from ..plan.sizes import format_size, parse_size
 from ..quantizers import Linear, Quantizer, Tensors
 from ..tiers import Streaming
 from ..tiers.memory import arena
-from ..tiers.pinned import PinnedTier
-from ..tiers.ring import Ring
+from ..tiers.ring import Ring, open_ring
 from ..tiers.streams import Streams
 from ..tree import Nodes
 from . import DraftAttention, ExactProduct
@@ -129,22 +127,7 @@ class Accelerator:
 
     def ring(self, streaming: Streaming, capacity: int) -> Ring:
         """Host memory in front of the disk. The tier checks each part where it comes from disk, before it is sent here."""
-        parts = list(streaming.route.parts)
-        kept = spread([streaming.extents[number].nbytes for number in parts], streaming.host_memory)
-        tier = self.tier(
-            streaming.extents,
-            held=[number for place, number in enumerate(parts) if place in kept],
-            used=parts,
-            verify=streaming.check,
-            block=streaming.read.block,
-            threads=streaming.read.threads,
-            throttle=streaming.read.throttle,
-        )
-        return Ring(tier, streaming.route, capacity, allocate=self.arena)
-
-    def tier(self, *given: Any, **options: Any) -> PinnedTier:
-        """A `PinnedTier` that copies to this device."""
-        return PinnedTier(*given, device=self.streams, **options)
+        return open_ring("pinned", streaming, capacity, allocate=self.arena, streams=self.streams)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
         if self.triton:

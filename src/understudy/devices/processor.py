@@ -20,9 +20,8 @@ from ..plan.placement import Plan
 from ..plan.sizes import parse_size
 from ..quantizers import Linear, Quantizer, Tensors
 from ..tiers import Streaming
-from ..tiers.disk import DiskTier
 from ..tiers.memory import arena
-from ..tiers.ring import Ring
+from ..tiers.ring import Ring, open_ring
 from ..tree import Nodes
 from . import DraftAttention, ExactProduct
 from .codec_speed import seconds_a_weight
@@ -75,9 +74,7 @@ class Processor:
         return plan
 
     def ring(self, streaming: Streaming, capacity: int) -> Ring:
-        read = streaming.read
-        tier = DiskTier(streaming.extents, block=read.block, threads=read.threads, throttle=read.throttle)
-        return Ring(tier, streaming.route, capacity, on_ready=streaming.check)
+        return open_ring("disk", streaming, capacity)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
         if self._pool is None and self.threads > 1:

@@ -13,6 +13,7 @@ from ..devices import device_names
 from ..errors import UsageError
 from ..params import SamplingParams
 from ..plan.sizes import parse_size
+from ..tiers import tier_names
 from .parser import Parser
 
 
@@ -112,6 +113,7 @@ PLACEMENT = (
     _value("--memory", "SIZE", "ceiling on fast memory, such as 8GiB (default: what is free)", memory),
     _value("--host-memory", "SIZE", "ceiling on host memory behind an accelerator, such as 32GiB", memory),
     _choice("--device", device_names, "where to compute"),
+    _choice("--tier", tier_names, "where streamed weights come from (auto: what the device is made for)"),
     _choice("--dtype", lambda: DTYPES, "precision of the exact model (auto: the checkpoint's own)"),
     _choice("--resident", lambda: RESIDENT, "exact weights kept in fast memory (auto: what the budget leaves)"),
     _value("--context", "N", "longest prompt and answer together, in tokens", count),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..codecs import FALLBACK, codec
 from ..devices import Device
 from ..plan.placement import Plan
+from ..plan.residents import spread
 from ..quantizers import Quantizer, quantizer
 from ..tiers import ReadSettings, Streaming
 from ..tiers.ring import Ring
@@ -116,8 +117,10 @@ class Weights:
         def check(number: int, data: Tensor) -> None:
             self.store.check(self.stored[number], data[self.stored[number].lead :])
 
-        route, extents = FixedRoute(streamed), [extent(self.store, stored) for stored in self.stored]
-        return self.device.ring(Streaming(extents, route, self.settings, check, self.host_bytes), capacity)
+        extents = [extent(self.store, stored) for stored in self.stored]
+        places = spread([extents[number].nbytes for number in streamed], self.host_bytes)
+        held = [streamed[place] for place in sorted(places)]
+        return self.device.ring(Streaming(extents, FixedRoute(streamed), self.settings, check, held), capacity)
 
     def share(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Give `module` norms and biases, one tensor for both views, and bring its buffers to the device."""

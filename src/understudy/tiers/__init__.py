@@ -2,53 +2,62 @@
 
 The rule that keeps text right: what a fetch was asked to fill is garbage until `wait()` returned without raising."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from ..registry import find
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .route import Route
+    from .streams import Streams
 
-TIERS = {
-    "disk": "understudy.tiers.disk:DiskTier",
-    "pinned": "understudy.tiers.pinned:PinnedTier",
+# Functions that open a tier: see `open_tier`.
+TIERS: dict[str, str] = {
+    "disk": "understudy.tiers.disk:open_disk",
+    "pinned": "understudy.tiers.pinned:open_pinned",
 }
+# in place of a name: what the device is made for
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Extent:
-    """`nbytes` bytes of a file from `offset` on, a multiple of 4096."""
+    """A stretch of a file."""
 
     path: Path
+    # bytes from the start of the file, a multiple of 4096
     offset: int
     nbytes: int
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a tier has brought so far. `busy_seconds`: at least one read was under way, so bytes over it is speed.
-
-    `waited_seconds`: a device waited for it, while the host went on."""
+    """What a tier has brought so far."""
 
     bytes_read: int = 0
     reads: int = 0
+    # in which at least one read was under way, so bytes over it is the link's speed
     busy_seconds: float = 0.0
+    # in which a device waited for a part, while the host went on
     waited_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """How a disk is read."""
+    """How weights are read."""
 
-    # bytes of one read
+    # bytes of one read from a disk
     block: int
     # reader threads
     threads: int
     # bytes per second that it is slowed down to; 0: not slowed down
     throttle: float = 0.0
+    # the tier that weights are streamed from, a name in `TIERS`; auto: the one that the device is made for
+    tier: str = AUTO
 
 
 @dataclass(frozen=True)
@@ -62,17 +71,20 @@ class Streaming:
     read: ReadSettings
     # called with a number and the bytes that came first for it; raises if they are not what they should be
     check: Callable[[int, "Tensor"], None]
-    # bytes that may be held in host memory in front of the disk, where a device has memory of its own
-    host_memory: int = 0
+    # numbers of the extents to hold in host memory in front of the disk, where a device has memory of its own
+    held: Collection[int] = ()
 
 
 @dataclass(frozen=True)
 class DiskProbe:
-    """What to read a disk with, and how fast that was. `direct` False: through the page cache, and `note` says why."""
+    """What to read a disk with, and how fast that was."""
 
     bytes_per_second: float
+    # bytes of one read
     block: int
+    # reader threads
     threads: int
+    # whether reads go past the page cache; if not, `note` says why
     direct: bool
     note: str
 
@@ -91,6 +103,9 @@ class Fetch(Protocol):
 
 class Tier(Protocol):
     """Bytes that can be brought here, extent by extent, in the order asked for."""
+
+    # Whether the tier itself calls `Streaming.check` for each extent where its bytes first come in; else the ring does.
+    checks: bool
 
     @property
     def extents(self) -> Sequence[Extent]: ...
@@ -118,3 +133,17 @@ class Tier(Protocol):
     def close(self) -> None:
         """Cancel, and give back threads, files and memory. Nothing is written into any `into` afterwards."""
         ...
+
+
+def tier_names() -> tuple[str, ...]:
+    """All that --tier may be."""
+    return (AUTO, *TIERS)
+
+
+def open_tier(name: str, streaming: Streaming, streams: "Streams | None" = None) -> Tier:
+    """The tier called `name` over `streaming`.
+
+    `streams`: of the device that fetches go to; None where they go to this process's memory. UsageError where there is no
+    such tier or it cannot bring bytes there; TransferError where it cannot be opened."""
+    tier: Tier = find("tier", TIERS, name)(streaming, streams)
+    return tier

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import TransferError
-from . import Extent, Traffic
+from ..errors import TransferError, UsageError
+from . import Extent, Streaming, Traffic
 from .file import File
 from .memory import ALIGNMENT, aligned
 from .meter import Meter, Throttle
+from .streams import Streams
 
 # buffers of one read; Linux takes up to 1024
 MOST_BUFFERS = 256
@@ -68,6 +69,8 @@ class DiskTier:
     """Extents of files, read by `threads` threads, `block` bytes a read; `throttle`: most bytes per second, 0: no limit.
 
     TransferError where a file cannot be opened or is too short for its extents."""
+
+    checks = False
 
     def __init__(
         self,
@@ -202,3 +205,11 @@ class DiskTier:
 def _follows(block: _Block, after: _Block) -> bool:
     """Whether `after` begins in the file where the room of `block` ends."""
     return after.path == block.path and after.offset == block.offset + len(block.into)
+
+
+def open_disk(streaming: Streaming, streams: Streams | None) -> DiskTier:
+    """See `open_tier`."""
+    if streams is not None:
+        raise UsageError("The tier disk brings weights to the processor's memory alone: use --tier pinned for this device.")
+    read = streaming.read
+    return DiskTier(streaming.extents, block=read.block, threads=read.threads, throttle=read.throttle)

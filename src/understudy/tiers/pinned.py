@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import TransferError
-from . import Extent, Traffic
+from ..errors import TransferError, UsageError
+from . import Extent, Streaming, Traffic
 from .disk import DiskTier
 from .memory import aligned, arena
 from .staging import Staging
@@ -29,6 +29,8 @@ class PinnedTier:
 
     `block`, `threads`, `throttle`: how the disk is read. `verify(index, bytes)` sees each part as it first came from disk,
     and may raise if it is not what it should be. Only the parts in `used` (all, if None) will ever be fetched."""
+
+    checks = True
 
     def __init__(
         self,
@@ -174,6 +176,23 @@ class PinnedTier:
         self._registered.clear()
         self._pinned.clear()
         self._plain.clear()
+
+
+def open_pinned(streaming: Streaming, streams: Streams | None) -> PinnedTier:
+    """See `open_tier`."""
+    if streams is None:
+        raise UsageError("The tier pinned is host memory behind an accelerator: the processor takes --tier disk.")
+    read = streaming.read
+    return PinnedTier(
+        streaming.extents,
+        device=streams,
+        held=streaming.held,
+        used=streaming.route.parts,
+        verify=streaming.check,
+        block=read.block,
+        threads=read.threads,
+        throttle=read.throttle,
+    )
 
 
 def _cuda() -> Streams:

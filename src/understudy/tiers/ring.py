@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import TransferError, UnderstudyError
-from . import Fetch, Tier
+from . import AUTO, Fetch, Streaming, Tier, open_tier
 from .memory import aligned, arena
 from .route import Route
+from .streams import Streams
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,23 @@ class Ring:
         if end + size <= self.capacity:
             return end
         return 0 if size <= oldest else None
+
+
+def open_ring(
+    tier: str,
+    streaming: Streaming,
+    capacity: int,
+    *,
+    allocate: Callable[[int], Tensor] = arena,
+    streams: Streams | None = None,
+) -> Ring:
+    """A ring over the tier that `streaming` names; where it names none, over the one called `tier`. Each part is checked once.
+
+    See `open_tier` for `streams` and what is raised."""
+    named = streaming.read.tier
+    opened = open_tier(tier if named == AUTO else named, streaming, streams)
+    check = None if opened.checks else streaming.check
+    return Ring(opened, streaming.route, capacity, allocate=allocate, on_ready=check)
 
 
 def smallest_ring(lengths: Sequence[int], held: int) -> int:
