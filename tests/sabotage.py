@@ -39,6 +39,8 @@ MUTATIONS = (
     Mutation("rows of another run are multiplied", "kernels/exact_product.py", "x = run.x + k * rows * 2", "x = run.x + k * 2", "tests/kernels/test_exact_product.py"),
     Mutation("an exception is not put back", "kernels/residual.py", "weights[exceptions[e, 0]] = exceptions[e, 1]", "pass", "tests/codecs"),
     Mutation("the path is not moved", "cache.py", "slab[row][:, to] =", "slab[row][:, source] =", CORE),
+    Mutation("a layer that slides goes back to what it lost", "cache.py", "return length if oldest_wanted >= oldest_held else 0", "return length", CORE),
+    Mutation("what a chunk overwrote is forgotten", "cache.py", "self._written[row] = max(self._highest(row), end)", "pass", CORE),
     Mutation("the noise forgets the position", "sampling.py", "noise(places + offset(seed)", "noise(0 * places + offset(seed)", "tests/test_sampling.py"),
     Mutation("draft and target use other noise", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1", "nodes.positions.to(logits.device)", LLM),
     Mutation("the window is one too wide", "kernels/attention_cpu.py", "low = max(0, positions[i] + 1 - window)", "low = max(0, positions[i] - window)", "tests/models/test_families.py"),
