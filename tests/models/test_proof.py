@@ -148,6 +148,11 @@ def test_a_proof_leaves_the_random_state_alone() -> None:
     assert torch.equal(torch.rand(3), wanted)
 
 
+def test_values_that_a_config_class_refuses_are_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "shrunk", lambda config, *_: type(config)(hidden_size="wide"))
+    assert "no small copy" in (proof.fault(config_of("llama")) or "")
+
+
 def test_what_cannot_be_shown_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specimen, "MOST_PARAMETERS", 1000)
     assert "no small copy" in (proof.fault(config_of("llama")) or "")

@@ -65,6 +65,11 @@ def test_special_tokens_keep_their_place_in_a_short_vocabulary(token: int | None
     assert copy.pad_token_id == moved
 
 
+def test_special_tokens_that_no_embedding_looks_at_may_lie_outside() -> None:
+    _, copy = small("modernbert-decoder", vocab_size=256, pad_token_id=3)
+    assert copy.cls_token_id == 50281 and copy.vocab_size == VOCABULARY
+
+
 def test_larger_copies_change_less() -> None:
     config = AutoConfig.for_model("llama", num_hidden_layers=5, hidden_size=512, num_attention_heads=8, num_key_value_heads=8)
     assert shrunk(config, few_layers=False).num_hidden_layers == 5

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import xxhash
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..cache import Cache
@@ -40,6 +41,7 @@ SIZES = ((True, True), (False, True), (True, False))
 # What another library's model code raises when it is given what it was not written for.
 STUMBLES = (
     RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, ImportError, OSError,
+    StrictDataclassError,
 )  # fmt: skip
 
 

@@ -51,21 +51,22 @@ def shrunk(config: Any, few_layers: bool = True, narrow: bool = True) -> Any:
 
 
 def _cut_vocabulary(values: dict[str, Any], name: str) -> None:
-    """A short vocabulary. Its last token stays the last one; special tokens outside are left out, as no embedding takes them."""
+    """A short vocabulary. Its last token stays the last one; a pad token outside is left out, as no embedding takes it."""
     old = values[name]
     new = min(old, VOCABULARY)
 
     def moved(token: Any) -> Any:
         if isinstance(token, list):
-            return [kept for each in token if (kept := moved(each)) is not None]
-        if not isinstance(token, int):
+            return [moved(each) for each in token]
+        if not isinstance(token, int) or not -old <= token < old:
             return token
-        if not -old <= token < old:
-            return None
         # A negative one counts from the end, as an embedding takes it.
         place = token % old
         return new - 1 if place == old - 1 else place % (new - 1)
 
+    pad = values.get("pad_token_id")
+    if isinstance(pad, int) and not -old <= pad < old:
+        values["pad_token_id"] = None
     values |= {key: moved(value) for key, value in values.items() if key.endswith("token_id")}
     values[name] = new
 
