@@ -77,6 +77,9 @@ MUTATIONS = (
     Mutation("a suggester may say too much", "drafters/tree_search.py", "self.suggester.suggest(tree, tip, room).first(room)", "self.suggester.suggest(tree, tip, room)", "tests/drafters/test_tree_search.py"),
     Mutation("hidden states of other nodes are handed out", "models/target.py", "self.hidden[:, number] = states[: self.count]", "self.hidden[:, number] = states[-self.count :]", "tests/drafters/test_taps.py"),
     Mutation("a prompt teaches the drafts", "drafters/search.py", "        if verified.drafted:", "        if True:", "tests/drafters/test_search.py"),
+    Mutation("what the host read does not reach the device", "models/load.py", "places[number].copy_(room)", "pass", "tests/models/test_load.py"),
+    Mutation("a single drafted node leaves no key", "models/draft.py", "state.write_one(*self.place, keys[0], values[0])", "pass", "tests/models/test_draft.py"),
+    Mutation("a device decodes what it cannot", "models/exact_linear.py", "if refusal := device.refusal(self.codec):", "if refusal := 0:", "tests/models/test_exact_linear.py"),
     Mutation("a lost device is used again", "models/model.py", "if self._lost is not None:", "if False:", "tests/devices/test_fake.py"),
 )  # fmt: skip
 
