@@ -19,8 +19,10 @@ from .memory import aligned, arena
 from .staging import Staging
 from .streams import PinnedFetch, Streams
 
-REGISTERED_AT_ONCE = 256 << 20  # pages pinned per call: a refusal half way leaves the rest usable, only slower
-BUFFERS = 4  # for what does not lie in pinned memory
+# pages pinned per call: a refusal half way leaves the rest usable, only slower
+REGISTERED_AT_ONCE = 256 << 20
+# for what does not lie in pinned memory
+BUFFERS = 4
 Verify = Callable[[int, Tensor], None]
 
 
@@ -48,8 +50,10 @@ class PinnedTier:
         self.note = ""
         self._device = device or _cuda()
         self._registered: list[Tensor] = []
-        self._pinned: dict[int, Tensor] = {}  # parts, whole pages each
-        self._plain: dict[int, Tensor] = {}  # those the driver refused to pin
+        # parts, whole pages each
+        self._pinned: dict[int, Tensor] = {}
+        # those the driver refused to pin
+        self._plain: dict[int, Tensor] = {}
         self._copies = self._device.copy_stream()
         self._staging: Staging | None = None
         self._disk: DiskTier | None = None
@@ -68,7 +72,8 @@ class PinnedTier:
         except BaseException:
             self._unpin()
             raise
-        self._consumed: list[Any] = []  # releases that the copy stream has not been told of
+        # releases that the copy stream has not been told of
+        self._consumed: list[Any] = []
         self._under_way: deque[PinnedFetch] = deque()
         self._arrived = Traffic()
         self._closed = False
@@ -83,7 +88,8 @@ class PinnedTier:
         """What has arrived; its times are the device's own."""
         while self._under_way and self._under_way[0].done():
             fetch, before = self._under_way.popleft(), self._arrived
-            if fetch.arrived is None:  # it failed: what it was to wait for is left to the next
+            # it failed: what it was to wait for is left to the next
+            if fetch.arrived is None:
                 self._consumed.extend(fetch.after)
                 continue
             self._arrived = replace(
@@ -107,7 +113,8 @@ class PinnedTier:
             self._staging.submit(fetch)
         else:
             fetch.begin(source)
-        _ = self.traffic  # forget the copies that are over
+        # forget the copies that are over
+        _ = self.traffic
         self._under_way.append(fetch)
         return fetch
 
@@ -196,6 +203,7 @@ def open_pinned(streaming: Streaming, streams: Streams | None) -> PinnedTier:
 
 
 def _cuda() -> Streams:
-    from .cuda_streams import CudaStreams  # only now: this module is for machines without a GPU too
+    # only now: this module is for machines without a GPU too
+    from .cuda_streams import CudaStreams
 
     return CudaStreams()

@@ -32,7 +32,8 @@ class Staging:
         self._verify, self._seen = verify, set[int]()
         self._jobs: deque[PinnedFetch] = deque()
         self._free: deque[Tensor] = deque(buffers)
-        self._leaving: deque[tuple[Tensor, Any]] = deque()  # buffers, and when what is in them will have been copied
+        # buffers, and when what is in them will have been copied
+        self._leaving: deque[tuple[Tensor, Any]] = deque()
         self._staged: dict[PinnedFetch, tuple[Tensor, DiskFetch | None]] = {}
         self._changed = threading.Condition()
         self._working = self._closed = False
@@ -57,12 +58,14 @@ class Staging:
                 fetch.fail(TransferError("The copy was stopped: ask for it again."))
             self._jobs.clear()
         if self._disk is not None:
-            self._disk.cancel()  # so that the thread need not wait for it
+            # so that the thread need not wait for it
+            self._disk.cancel()
         with self._changed:
             while self._working:
                 self._changed.wait()
             if self._disk is not None:
-                self._disk.cancel()  # what the thread asked for meanwhile: nothing writes to a buffer any more
+                # what the thread asked for meanwhile: nothing writes to a buffer any more
+                self._disk.cancel()
             self._free.extend(buffer for buffer, _ in self._staged.values())
             self._staged.clear()
 
@@ -83,12 +86,12 @@ class Staging:
                     self._bring(fetch)
             except UnderstudyError as error:
                 fetch.fail(error)
-            except RuntimeError as error:  # the driver's
+            except RuntimeError as error:
+                # the driver's
                 fetch.fail(TransferError(f"A copy to the device failed: {str(error).splitlines()[0]}"))
             finally:
-                fetch.fail(
-                    TransferError("The copies to the device broke: load the model again.")
-                )  # if it is not settled
+                # of no effect on a fetch that is settled
+                fetch.fail(TransferError("The copies to the device broke: load the model again."))
                 with self._changed:
                     self._working = False
                     self._changed.notify_all()
