@@ -36,6 +36,7 @@ MUTATIONS = (
     Mutation("a node does not see itself", "tree.py", "reach = torch.eye(n", "reach = torch.zeros(n, n", CORE),
     Mutation("prefix one too long", "tree.py", "tree.depths + 1 - counts, tail", "tree.depths + 2 - counts, tail", CORE),
     Mutation("a wrong node is accepted", "verify.py", "wrong = choices[tree.parents.clamp(min=0)] != tree.tokens", "wrong = choices[tree.parents.clamp(min=0)] > tree.tokens", CORE),
+    Mutation("machine code of other sources is used", "kernels/compiled.py", "removesuffix(mark) + mark", "removesuffix(mark)", "tests/kernels/test_compiled.py"),
     Mutation("rows of another run are multiplied", "kernels/exact_product.py", "x = run.x + k * rows * 2", "x = run.x + k * 2", "tests/kernels/test_exact_product.py"),
     Mutation("an exception is not put back", "kernels/residual.py", "weights[exceptions[e, 0]] = exceptions[e, 1]", "pass", "tests/codecs"),
     Mutation("the path is not moved", "cache.py", "slab[row][:, to] =", "slab[row][:, source] =", CORE),

@@ -5,8 +5,9 @@ positions in one fixed order, in blocks of 64. A block that lies wholly in the s
 
 from typing import Any
 
-import numba
 import numpy as np
+
+from .compiled import contracted
 
 BLOCK = 64
 _LOG2E = np.float32(1.4426950408889634)
@@ -14,7 +15,7 @@ _LN2_HIGH = np.float32(0.693145751953125)
 _LN2_LOW = np.float32(1.42860677e-06)
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+@contracted
 def _gather(
     slab: Any, row: int, head: int, prefix: int, tail: Any, first: int, last: int, transposed: bool, bits: Any, block: Any,
 ) -> None:  # fmt: skip
@@ -44,7 +45,7 @@ def _gather(
                 block[j, c] = slab[row, head, place, c]
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+@contracted
 def _load(
     slab: Any, row: int, head: int, prefix: int, tail: Any, start: int, last: int, transposed: bool, bits: Any,
     shared: Any, own: Any, loaded: int,
@@ -61,14 +62,14 @@ def _load(
     return shared, row
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+@contracted
 def _span(position: int, window: int, start: int) -> Any:
     """First and last position that a node sees of the block from `start` on; first > last: none."""
     low = max(0, position + 1 - window) if window > 0 else 0
     return max(low, start), min(position, start + BLOCK - 1)
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+@contracted
 def _softmax(line: Any, first: int, last: int, power: Any) -> None:
     """In place over line[first..last]; the exponential is our own (Cody-Waite, degree 6), the sum runs in order."""
     top = np.float32(-np.inf)
@@ -98,7 +99,7 @@ def _softmax(line: Any, first: int, last: int, power: Any) -> None:
         line[j] *= inverse
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+@contracted
 def _scores(query: Any, block: Any, acc: Any) -> None:
     """acc[j] = sum over c, in order, of query[c] * block[c, j]; eight terms at a time keep the sums in registers."""
     dim = query.shape[0]
@@ -122,7 +123,7 @@ def _scores(query: Any, block: Any, acc: Any) -> None:
             acc[j] += query[c] * block[c, j]
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+@contracted
 def _weigh(weights: Any, block: Any, first: int, last: int, out: Any) -> None:
     """out[c] += sum over j in first..last, in order, of weights[j] * block[j, c]."""
     dim, j = out.shape[0], first
@@ -143,7 +144,7 @@ def _weigh(weights: Any, block: Any, first: int, last: int, out: Any) -> None:
             j += 1
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+@contracted
 def attend(
     query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any,
     window: int, scaling: float, softcap: float, first_head: int, last_head: int, out: Any,

@@ -1,8 +1,15 @@
 """How a kernel is compiled: on first use, without the GIL, its machine code kept on disk where a directory allows it.
 
+Machine code has the code of the kernels that it calls in it, and the constants of other files. numba looks at a kernel's own
+file alone before it takes what is on disk. So a kernel's name carries a stamp over all files of this folder: numba calls its
+files by that name, and what older sources gave is never found again. It lies in `__pycache__` until that is emptied.
+
 The helpers are bit casts for use inside kernels: a float's bits as an integer and back, and the nearest bfloat16."""
 
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -17,12 +24,35 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def compiled(function: F) -> F:
     """`function` as machine code. It runs beside other Python threads, so it may not call back into Python."""
+    return cast(F, kept(numba.njit, function, nogil=True, error_model="numpy"))
+
+
+def contracted(function: F) -> F:
+    """`compiled`, where a product and the sum it goes into may be rounded once, together."""
+    return cast(F, kept(numba.njit, function, nogil=True, fastmath={"contract"}))
+
+
+def kept(compiler: Callable[..., Any], function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """`function` through numba's `compiler` with these arguments, its machine code kept on disk where numba finds a place.
+
+    The function's name gets a stamp, so that the machine code of no other sources is found."""
+    mark = "-" + stamp(Path(__file__).parent)
+    function.__qualname__ = function.__qualname__.removesuffix(mark) + mark
     try:
-        code: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        return compiler(*arguments, cache=True, **options)(function)
     except RuntimeError:
         # numba found no directory it may write to: compile anew in every process
-        code = numba.njit(nogil=True, error_model="numpy")(function)
-    return cast(F, code)
+        return compiler(*arguments, **options)(function)
+
+
+@functools.cache
+def stamp(folder: Path) -> str:
+    """Ten hex digits that change with the name or the content of any Python file in `folder`, as they are when first asked."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:10]
 
 
 def bits(tensor: Tensor) -> Any:

@@ -14,6 +14,8 @@ import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 
+from .compiled import kept
+
 types: Any = numba.types
 
 
@@ -38,12 +40,7 @@ def note() -> str:
 def machine_code(function: Callable[[Any], None]) -> int:
     """The address of machine code for `function`, which takes the address of a run's descriptor and can be called from
     C."""
-    signature, to_c = types.void(types.int64), numba.cfunc
-    try:
-        code: Any = to_c(signature, cache=True)(function)
-    except RuntimeError:
-        # no directory for the machine code can be written to
-        code = to_c(signature)(function)
+    code: Any = kept(numba.cfunc, function, types.void(types.int64))
     return int(code.address)
 
 
