@@ -76,7 +76,7 @@ MUTATIONS = (
     Mutation("half a character is given out", "detokenizer.py", "self._traits.halves and text.endswith(LOST)", "False", "tests/test_detokenizer.py"),
     Mutation("the file wins over what is given", "generation_config.py", "for name, value in self.values.items() if not params.gives(name)}\n        if self.max", "for name, value in self.values.items()}\n        if self.max", "tests/test_generation_config.py"),
     Mutation("a suggester may say too much", "drafters/tree_search.py", "self.suggester.suggest(tree, tip, room).first(room)", "self.suggester.suggest(tree, tip, room)", "tests/drafters/test_tree_search.py"),
-    Mutation("hidden states of other nodes are handed out", "models/target.py", "self.hidden[:, number] = states[: self.count]", "self.hidden[:, number] = states[-self.count :]", "tests/drafters/test_taps.py"),
+    Mutation("hidden states of other nodes are handed out", "models/target.py", "self.hidden[:, number] = states[: self.count]", "self.hidden[:, number] = states[-self.count :]", "tests/models/test_taps.py"),
     Mutation("a prompt teaches the drafts", "drafters/search.py", "        if verified.drafted:", "        if True:", "tests/drafters/test_search.py"),
     Mutation("what the host read does not reach the device", "models/load.py", "places[number].copy_(room)", "pass", "tests/models/test_load.py"),
     Mutation("a single drafted node leaves no key", "models/draft.py", "state.write_one(*self.place, keys[0], values[0])", "pass", "tests/models/test_draft.py"),

@@ -140,9 +140,6 @@ def streamed_linears(model: nn.Module) -> dict[str, nn.Linear]:
             raise CheckpointError(
                 f"{name}.{path} is a weight outside any Linear (experts, convolutions); this is not supported yet."
             )
-    for path, m in blocks.named_modules():
-        if isinstance(m, (nn.Conv1d, nn.Conv2d)):
-            raise CheckpointError(f"{name}.{path} is a convolution: hybrid or recurrent models are not supported yet.")
     found[next(path for path, m in model.named_modules() if m is head)] = head
     return found
 

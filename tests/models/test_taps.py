@@ -1,22 +1,85 @@
-"""A drafter from outside the package that asks for hidden states is given those of the stock model, of prompts and of drafts."""
+"""Hidden states are handed to the pass under way, at the places that were asked for, as they are in the stock model.
+
+A drafter from outside the package that asks for them is given those of its nodes, of prompts and of drafts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.tiny import save
+from tests.tiny import save, stock
 from understudy import LLM, SamplingParams
 from understudy.drafters import DRAFTERS, Base, DrafterSpec, TargetModel, Verified
 from understudy.errors import UsageError
-from understudy.models.taps import places_of
+from understudy.models.streamed import CurrentPass
+from understudy.models.taps import install, places_of
 from understudy.sequence import TokenSequence
 from understudy.tree import TokenTree
+
+IDS = torch.tensor([[5, 99, 5, 12, 80, 7]])
+
+
+class Noting:
+    """A pass that notes the hidden states it is handed."""
+
+    def __init__(self) -> None:
+        self.heard: dict[int, Tensor] = {}
+
+    def tap(self, number: int, states: Tensor) -> None:
+        assert number not in self.heard, "once a pass"
+        self.heard[number] = states
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    return {family: stock(family) for family in ("llama", "gemma3_text", "granite")}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "granite"])
+@settings(max_examples=15, deadline=None)
+@given(taps=st.lists(st.integers(-4, 3), min_size=1, max_size=5))
+def test_taps_hear_what_the_stock_model_calls_its_hidden_states(models: dict[str, Any], family: str, taps: list[int]) -> None:
+    model, current, noting = stock(family), CurrentPass(), Noting()
+    install(model, taps, current)
+    current.under_way = noting  # type: ignore[assignment]
+    with torch.no_grad():
+        model(IDS)
+        states = models[family](IDS, output_hidden_states=True).hidden_states
+    assert sorted(noting.heard) == list(range(len(taps)))
+    count = len(states) - 1
+    for number, place in enumerate(places_of(taps, count)):
+        torch.testing.assert_close(noting.heard[number], states[place][0])
+
+
+def test_a_pass_that_takes_no_hidden_states_and_no_pass_at_all_are_left_alone(models: dict[str, Any]) -> None:
+    model, current = stock("llama"), CurrentPass()
+    install(model, [0, 1, -1], current)
+    for under_way in (None, object()):
+        current.under_way = under_way  # type: ignore[assignment]
+        with torch.no_grad():
+            assert torch.equal(model(IDS).logits, models["llama"](IDS).logits)
+
+
+def test_without_taps_nothing_is_hooked() -> None:
+    model = stock("llama")
+    install(model, [], CurrentPass())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@given(st.integers(1, 90), st.data())
+def test_places_are_counted_from_both_ends(blocks: int, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, blocks))
+    assert places_of([place, place - blocks - 1], blocks) == [place, place]
+    beyond = data.draw(st.sampled_from([blocks + 1, -blocks - 2]))
+    with pytest.raises(UsageError):
+        places_of([beyond], blocks)
+
 
 PROMPT = [5, 99, 5, 12, 80, 5, 99, 5] * 12
 
@@ -111,12 +174,3 @@ def test_a_hidden_state_that_the_model_has_not_is_refused(tmp_path: Path) -> Non
     save(tmp_path / "model", "llama", torch.float32)
     with pytest.raises(UsageError, match="reads hidden state 9, but this model of 3 layers has 0 to 3"):
         LLM(tmp_path / "model", method="listening:first=9", memory="1GiB", context=64)
-
-
-@given(st.integers(1, 90), st.data())
-def test_places_are_counted_from_both_ends(blocks: int, data: st.DataObject) -> None:
-    place = data.draw(st.integers(0, blocks))
-    assert places_of([place, place - blocks - 1], blocks) == [place, place]
-    beyond = data.draw(st.sampled_from([blocks + 1, -blocks - 2]))
-    with pytest.raises(UsageError):
-        places_of([beyond], blocks)
