@@ -31,6 +31,9 @@ BITS = "tests/models/test_bits.py"
 LLM = "tests/test_llm.py"
 CONTRACTS = "tests/test_contracts.py"
 GUESS, BEAM, GRAPHS = "tests/drafters/test_suggest.py", "tests/drafters/test_device_search.py", "tests/devices/test_graphs.py"
+LOOP = "tests/test_batch.py tests/test_engine.py tests/test_scheduler.py"
+STATS, ROUTE, FILE = "tests/test_stats.py", "tests/tiers/test_route.py", "tests/tiers/test_file.py"
+FORMAT = "tests/kernels/test_residual_bits.py"
 MUTATIONS = (
     Mutation("siblings see each other", "tree.py", "off = tree.ancestors & ~straight", "off = (tree.ancestors | True) & ~straight", CORE),
     Mutation("a node does not see itself", "tree.py", "reach = torch.eye(n", "reach = torch.zeros(n, n", CORE),
@@ -82,6 +85,32 @@ MUTATIONS = (
     Mutation("a single drafted node leaves no key", "models/draft.py", "state.write_one(*self.place, keys[0], values[0])", "pass", "tests/models/test_draft.py"),
     Mutation("a device decodes what it cannot", "models/exact_linear.py", "if refusal := device.refusal(self.codec):", "if refusal := 0:", "tests/models/test_exact_linear.py"),
     Mutation("a lost device is used again", "models/model.py", "if self._lost is not None:", "if False:", "tests/devices/test_fake.py"),
+    Mutation("a request's share is counted twice", "stats.py", "self.whole.add(share)", "self.whole.add(share), self.whole.add(share)", LOOP),
+    Mutation("waiting counts as arithmetic too", "stats.py", "compute=(taken.verify - taken.wait) *", "compute=taken.verify *", STATS),
+    Mutation("a round counts before its first token", "stats.py", "if self.first is not None:\n            self.decode", "if True:\n            self.decode", STATS),
+    Mutation("a chunk's token is chosen too early", "engine.py", "unread[:count], count == len(unread))", "unread[:count], True)", LOOP),
+    Mutation("the oldest prompt takes all the room", "engine.py", "min(len(unread), room - younger)", "min(len(unread), room)", LOOP),
+    Mutation("a failed pass leaves the cache ahead", "engine.py", "            self._undo(running)\n", "", LOOP),
+    Mutation("more is accepted than was taken", "engine.py", "min(len(path) - 1, len(taken))", "len(path) - 1", LOOP),
+    Mutation("a token that is none is written", "engine.py", "return tokens[: count - 1]", "return tokens[:count]", "tests/models/test_numbers.py"),
+    Mutation("a cancelled request keeps its row", "scheduler.py", "                if not request.finished:\n                    self.engine.release", "                if False:\n                    self.engine.release", LOOP),
+    Mutation("the policy's order is ignored", "scheduler.py", "for request in selection.admit:", "for request in reversed(selection.admit):", LOOP),
+    Mutation("everybody runs, whoever the policy selects", "scheduler.py", "return list(selection.run)", "return list(self.running)", LOOP),
+    Mutation("the shortest beginning is taken", "scheduler.py", "row = max(free, key", "row = min(free, key", LOOP),
+    Mutation("choices go to other sequences", "batch.py", "torch.split(choices, [member.wanted for member in self.members])", "torch.split(choices, [member.wanted for member in self.members][::-1])", LOOP),
+    Mutation("the noise of a choice is that of its node", "batch.py", "nodes.positions[joined] + 1", "nodes.positions[joined]", LOOP),
+    Mutation("hidden states go to other sequences", "batch.py", "torch.split(hidden, [len(member.tree) for member in self.members])", "torch.split(hidden, [len(member.tree) for member in self.members][::-1])", LOOP),
+    Mutation("the last text is held back", "request.py", "self.reply.take(final=reason is not None)", "self.reply.take(final=False)", "tests/test_request.py"),
+    Mutation("the fixed route forgets a part", "tiers/route.py", "(self._turn + 1) % len(self.parts)", "(self._turn + 1) % max(1, len(self.parts) - 1)", ROUTE),
+    Mutation("a pass goes on where the last one ended", "tiers/route.py", "def rewind(self) -> None:\n        self._turn = 0", "def rewind(self) -> None:\n        pass", ROUTE),
+    Mutation("a short read is taken for a whole one", "tiers/file.py", "while got < needed:", "while got < min(needed, 1):", FILE),
+    Mutation("a page that was read in part is passed over", "tiers/file.py", "start = got // ALIGNMENT * ALIGNMENT", "start = -(-got // ALIGNMENT) * ALIGNMENT", FILE),
+    Mutation("a bin is one pattern narrower", "kernels/bins.py", "b.add(b.sub(larger, smaller), self.all(HALVES, 1))", "b.sub(larger, smaller)", FORMAT),
+    Mutation("the outermost bins are no wider", "kernels/bins.py", "b.add(larger, self.all(HALVES, WIDER[self.bits])), larger)", "larger, larger)", FORMAT),
+    Mutation("a third bit is that of another row", "kernels/codes.py", "1 << 2 * v + j // 8", "1 << 2 * v + j % 2", "tests/kernels/test_codes.py"),
+    Mutation("a tile is transposed but for one row", "kernels/transpose.py", "second = [i + side // 2 for i in first]", "second = [(i + side // 2) % (2 * side) for i in first[:-1]] + [first[-1]]", "tests/kernels/test_transpose.py"),
+    Mutation("pairs of columns are swapped", "kernels/bfdot.py", "for j in range(16) for t in range(2)]", "for j in range(16) for t in (1, 0)]", "tests/kernels/test_bfdot.py"),
+    Mutation("a piece of work is taken twice", "kernels/team.py", 'atomic_rmw("add", place, ir.IntType(64)(1)', 'atomic_rmw("umax", place, ir.IntType(64)(1)', "tests/kernels/test_team.py"),
 )  # fmt: skip
 
 

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 
 def first_line(error: BaseException) -> str:
     """What an error of somebody else says, without what follows; its kind, if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    lines = str(error).strip().splitlines()
+    said = lines[0].rstrip(". ") if lines else ""
+    return said or type(error).__name__
 
 
 # What another library raises when a file or a template is not as it expects.

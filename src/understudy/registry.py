@@ -41,7 +41,10 @@ def build(kind: str, table: Mapping[str, str], spec: str, *given: Any) -> Any:
             key, text = "value", item
         elif not equals:
             raise UsageError(f"{kind} {name!r}: {item!r} should be key=value. Known keys: {', '.join(accepted) or 'none'}.")
-        options[key] = _convert(f"{kind} {name!r}", key, text, lookup(f"{kind} {name!r} option", key, accepted).default)
+        default = lookup(f"{kind} {name!r} option", key, accepted).default
+        if key in options:
+            raise UsageError(f"{kind} {name!r}: {key} is given twice.")
+        options[key] = _convert(f"{kind} {name!r}", key, text, default)
     return factory(*given, **options)
 
 
