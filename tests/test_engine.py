@@ -150,6 +150,38 @@ def test_everybody_advances_in_every_pass_while_a_long_prompt_is_read(length: in
         assert sequence.tokens == expected and sequence.finish_reason == "length"
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(10, 80), min_size=2, max_size=3), st.integers(3, 40))
+def test_every_prompt_is_read_on_in_every_pass_and_the_oldest_most(lengths: list[int], most: int) -> None:
+    slab = Slab(3)
+    engine = Engine(slab.verify, slab, Guessing(1, nodes=1), most)
+    prompts = [[(token + row) % 7 for token in range(length)] for row, length in enumerate(lengths)]
+    reading = [engine.admit(TokenSequence(i, prompt, SamplingParams(max_new_tokens=1))) for i, prompt in enumerate(prompts)]
+    while engine.sequences:
+        going = [sequence for sequence in reading if sequence.finish_reason is None]
+        left = [len(sequence.tokens) - slab.lengths[sequence.row] for sequence in going]
+        read = {advance.sequence: advance.nodes for advance in engine.step()}
+        assert min(read[sequence] for sequence in going) >= 1, "a prompt stood still"
+        assert sum(read.values()) == min(most, sum(left))
+        assert read[going[0]] == min(left[0], most - len(going) + 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 6), st.integers(0, 1000))
+def test_what_a_stop_token_cuts_off_was_not_accepted(stop: int, seed: int) -> None:
+    slab = Slab(1)
+    engine = Engine(slab.verify, slab, Guessing(seed))
+    sequence = engine.admit(TokenSequence(0, [seed % 7], SamplingParams(max_new_tokens=60), stop_ids=frozenset([stop])))
+    while engine.sequences:
+        (advance,) = engine.step()
+        assert advance.accepted <= min(advance.drafted, len(advance.tokens))
+        assert stop not in advance.tokens[:-1]
+    expected = [seed % 7]
+    while len(expected) < len(sequence.tokens):
+        expected.append(following(expected))
+    assert sequence.tokens == expected and (sequence.tokens[-1] == stop) == (sequence.finish_reason == "stop")
+
+
 def test_an_interrupt_while_texts_advance_leaves_no_cache_row_ahead_of_its_text() -> None:
     slab = Slab(2)
     engine = Engine(slab.verify, slab, Guessing(5))

@@ -191,7 +191,6 @@ def test_an_error_ends_the_requests_of_its_pass_and_no_others() -> None:
     assert one.finished and two.finished and not later.finished
     with pytest.raises(OSError, match="link broke"):
         next(world.scheduler.follow(two))
-    world.scheduler.complete([])
     assert list(world.scheduler.follow(later)) == [] and later.completion().token_ids == alone([2, 2], 12)
 
 
@@ -224,6 +223,45 @@ def test_a_policy_decides_who_runs_and_changes_no_token() -> None:
         world.scheduler.step()
         assert len(world.scheduler.running) <= 1
     assert [r.completion().token_ids for r in requests] == [alone(*one) for one in work]
+
+
+class LastFirst:
+    """Who came last is admitted first."""
+
+    def select(self, running: Sequence[Request], waiting: Sequence[Request], free: int) -> Selection:
+        admitted = waiting[::-1][:free]
+        return Selection(admitted, [*running, *admitted])
+
+
+def test_requests_are_admitted_in_the_order_of_the_policy() -> None:
+    world = World(rows=2, policy=LastFirst())
+    requests = [world.request([i, 1], 40) for i in range(3)]
+    for request in requests:
+        world.scheduler.submit(request)
+    world.scheduler.step()
+    assert world.scheduler.running == [requests[2], requests[1]] and world.scheduler.waiting == requests[:1]
+    assert [request.sequence.row for request in requests] == [-1, 1, 0]
+
+
+class OldestAlone:
+    """Everybody is admitted, and only who came first takes part."""
+
+    def select(self, running: Sequence[Request], waiting: Sequence[Request], free: int) -> Selection:
+        admitted = waiting[:free]
+        return Selection(admitted, [*running, *admitted][:1])
+
+
+def test_only_whom_the_policy_selects_takes_part() -> None:
+    world = World(rows=2, policy=OldestAlone())
+    first, second = requests = [world.request([i, 1], 12) for i in range(2)]
+    for request in requests:
+        world.scheduler.submit(request)
+    while not first.finished:
+        assert second.sequence.tokens == [1, 1] and second.meter.whole.used == 0
+        world.scheduler.step()
+    while not world.scheduler.idle:
+        world.scheduler.step()
+    assert [r.completion().token_ids for r in requests] == [alone([i, 1], 12) for i in range(2)]
 
 
 def test_a_request_takes_the_row_that_holds_its_beginning() -> None:

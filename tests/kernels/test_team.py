@@ -1,0 +1,57 @@
+"""A team of threads takes every piece of work once, however many threads there are."""
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from numba.np import numpy_support
+
+from understudy.kernels import team
+from understudy.kernels.team import take, uint32_at
+
+PIECES = 5000
+carray: Any = numpy_support.carray
+
+
+def _work(argument: Any) -> None:
+    """Add 1 to the mark of each piece taken. Ends, also where pieces are given out twice."""
+    words = carray(uint32_at(argument), 2 + 5000)
+    for _ in range(5001):
+        piece = take(argument)
+        if piece >= 5000:
+            break
+        words[2 + piece] += 1
+
+
+class Pieces(ctypes.Structure):
+    """The counter, and a mark for each piece."""
+
+    _fields_ = (("taken", ctypes.c_int64), ("marks", ctypes.c_uint32 * PIECES))
+
+
+@pytest.fixture(params=[1, 2, 4])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_every_piece_is_taken_once(threads: int, small: bool) -> None:
+    pieces, address = Pieces(), team.machine_code(_work)
+    team.run(address, pieces, small)
+    assert set(pieces.marks) == {1}
+    askers = threads if team.parallel() and not small else 1
+    assert pieces.taken == PIECES + askers, "everybody asks once more, and is told that nothing is left"
+
+
+def test_without_torchs_threads_one_does_it_all_and_a_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (team.note() == "") == bool(team.parallel())
+    monkeypatch.setattr(team, "parallel", lambda: 0)
+    pieces = Pieces()
+    team.run(team.machine_code(_work), pieces)
+    assert set(pieces.marks) == {1} and pieces.taken == PIECES + 1
+    assert "one thread" in team.note()
