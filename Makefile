@@ -5,6 +5,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Processes that run tests side by side.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test lint bench gpu-check clean
@@ -12,8 +15,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(READY)        ## the built-in model writes Python, every exact weight read from disk
 	$(BIN)/understudy run --resident none --temperature 0.6 --top-p 0.9 --seed 3 --max-new-tokens 160 < /dev/null
 
-test: $(READY)        ## the whole suite, torch on one thread
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(READY)        ## the whole suite, torch on one thread in each of a few processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered
 
 lint: $(READY)        ## style and types
 	$(BIN)/ruff check .

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# A busy machine makes any example slow, which says nothing of the code.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run on the CPU, slowly
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -8,8 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import standin
+from tests.tiny import byte_tokenizer
 from understudy import LLM
 from understudy.weights.export import export
+
+VOCABULARY = 288
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -18,7 +21,7 @@ def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=96,
+        vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
@@ -31,6 +34,7 @@ def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     folder = tmp_path_factory.mktemp("small")
     LlamaForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -65,7 +69,7 @@ def test_size_on_disk_is_predicted_and_split_in_shards(small: Path, tmp_path: Pa
     total = standin.make(small, tmp_path / "wide", standin.Widening(3, 1.0), shard_bytes=100_000)
     matrices = 2 * (3 * 3) * (64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 96)
     vectors = 5 * 3 * 64
-    assert total == 2 * (matrices + vectors + 2 * 96 * 3 * 64)
+    assert total == 2 * (matrices + vectors + 2 * VOCABULARY * 3 * 64)
     files = sorted((tmp_path / "wide").glob("*.safetensors"))
     assert len(files) > 1
     on_disk = sum(file.stat().st_size for file in files)

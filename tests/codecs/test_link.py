@@ -18,7 +18,7 @@ GREEDY = SamplingParams(max_new_tokens=16, ignore_eos=True)
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    save(tmp_path / "model", "llama", torch.bfloat16, vocab_size=250)  # the head's last block is padded
+    save(tmp_path / "model", "llama", torch.bfloat16, vocab_size=260)  # the head's last block is padded
     return tmp_path / "model"
 
 
@@ -40,7 +40,7 @@ def test_the_store_holds_no_copy_of_the_exact_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_tokens_are_those_of_raw(dtype: torch.dtype, tmp_path: Path) -> None:
-    save(tmp_path / "model", "llama", dtype, vocab_size=250)
+    save(tmp_path / "model", "llama", dtype, vocab_size=260)
     tokens = []
     for options in ({"codec": "raw"}, {"link": True}):
         with LLM(tmp_path / "model", resident="none", memory="1GiB", context=256, **options) as llm:

@@ -22,9 +22,11 @@ COSTS = {1: 0.01, 8: 0.012}
 
 
 class Steady(Pace):
-    """Costs are as given: this world's own say nothing."""
+    """Costs and the rate are as given: the time that this world takes says nothing."""
 
     def record_level(self, width: int, seconds: float) -> None: ...
+
+    def record_round(self, tokens: int, seconds: float) -> None: ...
 
 
 def ranked(text: Sequence[int], period: int) -> list[int]:

@@ -37,11 +37,11 @@ def test_what_nodes_see_is_worked_out_once_for_each_window() -> None:
     keys, values = torch.randn(2, 1, 2, 64, 16)
     for window in (0, 4, 0, 4):
         attention(query, keys, values, AttentionSpec(0.3, window))
-    assert set(attention.masks) == {(0, 0), (0, 4)}
+    assert {key[:2] for key in attention.masks} == {(0, 0), (0, 4)} and len(attention.masks) == 2
 
 
 def test_a_single_node_that_sees_all_needs_no_mask() -> None:
     attention = LevelAttention(Nodes.of(TokenTree.chain([7]), 0, 12))
     keys, values = torch.randn(2, 1, 2, 64, 16)
     attention(torch.randn(1, 2, 16), keys, values, AttentionSpec(0.3))
-    assert attention.masks == {(0, 0): (13, None)}
+    assert list(attention.masks.values()) == [(13, None)]

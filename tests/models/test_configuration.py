@@ -104,6 +104,13 @@ def test_a_tokenizer_that_cannot_be_used_is_one_line(
     assert capfd.readouterr().out == ""
 
 
+def test_a_tokenizer_that_is_not_there_is_one_line(directory: Path) -> None:
+    for file in directory.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="holds no tokenizer files"):
+        tokenizer_of(directory)
+
+
 def test_a_tokenizer_in_python_only_is_refused(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: SimpleNamespace(is_fast=False))
     with pytest.raises(CheckpointError, match="Python only"):

@@ -14,6 +14,9 @@ from .hf import refused
 from .ropes import check_ropes
 from .shape import ModelShape
 
+# Some file of a tokenizer that transformers can read has such a name.
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
+
 
 def config_of(directory: Path) -> Any:
     """The transformers config in `directory`. CheckpointError for kinds that are unknown or unsupported, before any work."""
@@ -42,6 +45,8 @@ def tokenizer_of(directory: Path, vocabulary: int | None = None) -> Any:
     from transformers import AutoTokenizer
 
     what = f"{directory} has no usable tokenizer"
+    if not any(file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)):
+        raise CheckpointError(f"{what}: it holds no tokenizer files. Get them too, tokenizer.json first of all.")
     with quoted(CheckpointError, what, "Get its tokenizer files again."):
         # Left open, transformers asks on the terminal whether to run code that comes with the model.
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

@@ -152,7 +152,7 @@ def execution_order(model: nn.Module, linears: Mapping[str, nn.Linear]) -> list[
     zeros = torch.zeros(1, 2, dtype=torch.int64, device="meta")
     config: Any = model.config
     try:
-        with torch.no_grad(), refused(f"A pass of {type(model).__name__} fails with its config", config.to_dict()):
+        with torch.no_grad(), refused(f"A pass of {type(model).__name__} does not run with its config", config.to_dict()):
             torch.func.functional_call(
                 model, meta, args=(), kwargs={"input_ids": zeros, "position_ids": zeros, "use_cache": False}
             )
