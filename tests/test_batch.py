@@ -54,3 +54,14 @@ def test_a_chunk_in_the_middle_of_a_prompt_wants_nothing() -> None:
     batch = Batch.of([Member.chunk(sequence, [1, 2], last=False)], [0])
     ((member, choices),) = batch.split(torch.empty(0))
     assert not len(batch.wanted) and member.reads and choices.tolist() == []
+
+
+@given(members(), st.booleans())
+def test_hidden_states_go_to_the_nodes_they_are_of(made: list[Member], there: bool) -> None:
+    sizes = [len(member.tree) for member in made]
+    batch = Batch.of(made, [0] * 5)
+    hidden = torch.arange(sum(sizes)).view(-1, 1, 1).expand(-1, 2, 3) if there else None
+    split = batch.split_hidden(hidden)
+    assert [None if part is None else part[:, 0, 0].tolist() for part in split] == [
+        list(range(sum(sizes[:i]), sum(sizes[: i + 1]))) if there else None for i in range(len(made))
+    ]
