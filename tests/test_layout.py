@@ -145,6 +145,39 @@ def test_every_part_is_tested() -> None:
     assert set(MAY_IMPORT) <= tested, sorted(set(MAY_IMPORT) - tested)
 
 
+# Parts of which every module has a test file of its own name, but for what the file named here tests.
+MIRRORED = ("models", "drafters", "policies", "plan", "weights", "tiers", "kernels")
+TESTED_IN = {
+    "kernels/attention_cpu.py": "kernels/test_attention.py",
+    "tiers/cuda_streams.py": "gpu/test_pinned.py",
+    "tiers/streams.py": "tiers/test_pinned.py",
+    "weights/layout.py": "models/test_structure.py",
+}
+
+
+@pytest.mark.parametrize("part", MIRRORED)
+def test_every_module_has_its_test_file(part: str) -> None:
+    modules = [path.relative_to(PACKAGE) for path in (PACKAGE / part).glob("*.py") if path.name != "__init__.py"]
+    files = [TESTED_IN.get(module.as_posix(), f"{part}/test_{module.name}") for module in modules]
+    missing = [file for file in files if not (ROOT / "tests" / file).exists()]
+    assert modules and not missing, missing
+
+
+def test_no_class_name_stands_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert len(places) > 100
+    assert not {name: where for name, where in places.items() if len(where) > 1}
+
+
+def test_machine_code_is_kept_in_one_place_alone() -> None:
+    """What `kernels.compiled` keeps bears a stamp over the sources; what others kept could be that of older ones."""
+    assert [path.name for path in FILES if re.search(r"\bcache=True", path.read_text())] == ["compiled.py"]
+
+
 def test_the_package_is_small() -> None:
     assert sum(path.stat().st_size for path in PACKAGE.rglob("*") if "__pycache__" not in path.parts) < 25 << 20
 
