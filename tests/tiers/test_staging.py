@@ -1,5 +1,6 @@
 """Parts from anywhere are copied in the order asked for, through a few buffers; what fails, fails alone."""
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,14 +120,31 @@ def test_what_the_driver_raises_is_told_and_the_next_copy_works(weights: Path, m
     with World(weights, ["pinned", "plain"] + ["disk"] * 4) as world:
         with monkeypatch.context() as patch:
 
-            def refuse(*_: object) -> None:
-                raise RuntimeError("CUDA error: invalid argument\nmore lines")
+            said = {"CUDA error: invalid argument\nmore lines": "CUDA error: invalid argument", "": "RuntimeError"}
+            for index, (text, line) in itertools.product(range(3), said.items()):
 
-            patch.setattr(world.device, "copy", refuse)
-            for index in range(3):
-                with pytest.raises(TransferError, match=r"^A copy to the device failed: CUDA error: invalid argument$"):
+                def refuse(*_: object, text: str = text) -> None:
+                    raise RuntimeError(text)
+
+                patch.setattr(world.device, "copy", refuse)
+                with pytest.raises(TransferError, match=f"^A copy to the device failed: {line}$"):
                     world.ask(index).wait()
         assert all(world.arrived(world.ask(index)) for index in range(3))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_in_the_thread_ends_all_that_is_asked_for_and_nobody_waits_for_ever(weights: Path) -> None:
+    def verify(index: int, data: Tensor) -> None:
+        assert index != 1, "a bug"
+
+    with World(weights, ["disk"] * len(SIZES), buffers=1, verify=verify) as world:
+        for fetch in [world.ask(index) for index in (1, 2, 3)]:
+            with pytest.raises(TransferError, match="broke: load the model again"):
+                fetch.wait()
+        with pytest.raises(TransferError, match="broke: load the model again"):
+            world.ask(0).wait()
+        world.staging.cancel()
+        assert not world.staging.busy and world.device.sizes == []
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import TransferError, UnderstudyError
+from ..errors import TransferError, UnderstudyError, first_line
 from .disk import DiskFetch, DiskTier
 from .memory import aligned
 from .streams import PinnedFetch, Streams
+
+BROKEN = "The copies to the device broke: load the model again."
 
 
 class Staging:
@@ -37,6 +39,8 @@ class Staging:
         self._staged: dict[PinnedFetch, tuple[Tensor, DiskFetch | None]] = {}
         self._changed = threading.Condition()
         self._working = self._closed = False
+        # The thread has ended, also where a bug ended it: nothing that is asked for can come.
+        self._ended = False
         self._thread = threading.Thread(target=self._serve, name="staging", daemon=True)
         self._thread.start()
 
@@ -48,6 +52,9 @@ class Staging:
 
     def submit(self, fetch: PinnedFetch) -> None:
         with self._changed:
+            if self._ended:
+                fetch.fail(TransferError(BROKEN))
+                return
             self._jobs.append(fetch)
             self._changed.notify_all()
 
@@ -77,24 +84,35 @@ class Staging:
         self._thread.join()
 
     def _serve(self) -> None:
-        while (fetch := self._take()) is not None:
-            try:
-                self._look_ahead(fetch)
-                if fetch.index in self._pinned:
-                    fetch.begin(self._pinned[fetch.index])
-                else:
-                    self._bring(fetch)
-            except UnderstudyError as error:
-                fetch.fail(error)
-            except RuntimeError as error:
-                # the driver's
-                fetch.fail(TransferError(f"A copy to the device failed: {str(error).splitlines()[0]}"))
-            finally:
-                # of no effect on a fetch that is settled
-                fetch.fail(TransferError("The copies to the device broke: load the model again."))
-                with self._changed:
-                    self._working = False
-                    self._changed.notify_all()
+        try:
+            while (fetch := self._take()) is not None:
+                self._settle(fetch)
+        finally:
+            with self._changed:
+                self._ended = True
+                for fetch in self._jobs:
+                    fetch.fail(TransferError(BROKEN))
+                self._jobs.clear()
+
+    def _settle(self, fetch: PinnedFetch) -> None:
+        """Give one copy to the stream, or say in `fetch` why not."""
+        try:
+            self._look_ahead(fetch)
+            if fetch.index in self._pinned:
+                fetch.begin(self._pinned[fetch.index])
+            else:
+                self._bring(fetch)
+        except UnderstudyError as error:
+            fetch.fail(error)
+        except RuntimeError as error:
+            # the driver's
+            fetch.fail(TransferError(f"A copy to the device failed: {first_line(error)}"))
+        finally:
+            # of no effect on a fetch that is settled
+            fetch.fail(TransferError(BROKEN))
+            with self._changed:
+                self._working = False
+                self._changed.notify_all()
 
     def _take(self) -> PinnedFetch | None:
         with self._changed:
