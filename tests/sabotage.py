@@ -92,7 +92,7 @@ MUTATIONS = (
     Mutation("the oldest prompt takes all the room", "engine.py", "min(len(unread), room - younger)", "min(len(unread), room)", LOOP),
     Mutation("a failed pass leaves the cache ahead", "engine.py", "            self._undo(running)\n", "", LOOP),
     Mutation("more is accepted than was taken", "engine.py", "min(len(path) - 1, len(taken))", "len(path) - 1", LOOP),
-    Mutation("a token that is none is written", "engine.py", "return tokens[: count - 1]", "return tokens[:count]", "tests/models/test_numbers.py"),
+    Mutation("a token that is none is written", "engine.py", "return tokens[: count - 1]", "return tokens[:count]", LOOP),
     Mutation("a cancelled request keeps its row", "scheduler.py", "                if not request.finished:\n                    self.engine.release", "                if False:\n                    self.engine.release", LOOP),
     Mutation("the policy's order is ignored", "scheduler.py", "for request in selection.admit:", "for request in reversed(selection.admit):", LOOP),
     Mutation("everybody runs, whoever the policy selects", "scheduler.py", "return list(selection.run)", "return list(self.running)", LOOP),

@@ -182,6 +182,32 @@ def test_what_a_stop_token_cuts_off_was_not_accepted(stop: int, seed: int) -> No
     assert sequence.tokens == expected and (sequence.tokens[-1] == stop) == (sequence.finish_reason == "stop")
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_logits_that_are_no_numbers_end_their_sequence_without_a_token_and_no_other(seed: int) -> None:
+    slab = Slab(2)
+
+    def verify(nodes: Nodes, wanted: Tensor, choose: Choose) -> tuple[Tensor, None]:
+        beyond = (nodes.rows[wanted] == 0) & (nodes.positions[wanted] >= 12)
+
+        def broken(logits: Tensor, start: int) -> Tensor:
+            return choose(logits.masked_fill(beyond[start : start + len(logits), None], float("nan")), start)
+
+        return slab.verify(nodes, wanted, broken)
+
+    engine = Engine(verify, slab, Guessing(seed))
+    sequences = [engine.admit(TokenSequence(row, [row + 1, 2], SamplingParams(max_new_tokens=30))) for row in range(2)]
+    given: dict[int, list[int]] = {0: [], 1: []}
+    while engine.sequences:
+        for advance in engine.step():
+            given[advance.sequence.row] += advance.tokens
+    assert [sequence.finish_reason for sequence in sequences] == ["error", "length"]
+    for sequence, count in zip(sequences, (11, 30), strict=True):
+        expected = sequence.tokens[:2]
+        while len(expected) < 2 + count:
+            expected.append(following(expected))
+        assert sequence.tokens == expected and given[sequence.row] == expected[2:]
+
+
 def test_an_interrupt_while_texts_advance_leaves_no_cache_row_ahead_of_its_text() -> None:
     slab = Slab(2)
     engine = Engine(slab.verify, slab, Guessing(5))
