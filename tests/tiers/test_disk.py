@@ -257,3 +257,21 @@ def test_a_system_that_gives_less_than_asked_is_asked_again(
 def test_unaligned_extents_are_a_bug(weights: Path) -> None:
     with pytest.raises(AssertionError, match="not aligned"):
         DiskTier([Extent(weights, 100, 10)])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_after_a_bug_in_a_reader_nobody_waits_for_ever(weights: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: Any) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(File, "read", bug)
+    extents = [Extent(weights, PAGE * 5 * i, 3 * PAGE) for i in range(8)]
+    tier = DiskTier(extents, block=PAGE, threads=threads)
+    for _ in range(2):
+        for index in range(len(extents)):
+            with pytest.raises(TransferError, match=r"^The reader of .*weights\.bin broke: load the model again\.$"):
+                fetch(tier, index)[0].wait()
+    tier.cancel()
+    tier.close()
+    assert not readers()

@@ -90,6 +90,8 @@ class DiskTier:
         self._queue: deque[_Block] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        # a bug ended a thread: nothing more is read
+        self._broken = False
         # threads in the middle of a read
         self._reading = 0
         self._meter = Meter()
@@ -123,6 +125,8 @@ class DiskTier:
         with self._changed:
             if self._closed:
                 raise TransferError(f"The weights in {extent.path} are closed: load the model again.")
+            if self._broken:
+                raise _broke(extent.path)
             self._queue.extend(blocks)
             self._changed.notify(len(blocks))
         return fetch
@@ -161,16 +165,30 @@ class DiskTier:
         self._files.clear()
 
     def _serve(self) -> None:
-        while blocks := self._take():
-            error: TransferError | None = TransferError(f"The reader of {blocks[0].path} broke: load the model again.")
-            try:
-                with self._meter:
-                    self._read(blocks)
-                error = None
-            except TransferError as failure:
-                error = failure
-            finally:
-                self._finish(blocks, error)
+        whole = False
+        try:
+            while blocks := self._take():
+                self._settle(blocks)
+            whole = True
+        finally:
+            if not whole:
+                with self._changed:
+                    self._broken = True
+                    for block in self._queue:
+                        block.fetch.block_done(_broke(block.path))
+                    self._queue.clear()
+
+    def _settle(self, blocks: Sequence[_Block]) -> None:
+        """Read `blocks` in one read, or say in their fetches why not."""
+        error: TransferError | None = _broke(blocks[0].path)
+        try:
+            with self._meter:
+                self._read(blocks)
+            error = None
+        except TransferError as failure:
+            error = failure
+        finally:
+            self._finish(blocks, error)
 
     def _finish(self, blocks: Sequence[_Block], error: TransferError | None) -> None:
         for block in blocks:
@@ -200,6 +218,10 @@ class DiskTier:
                 room -= len(taken[-1].into)
             self._reading += bool(taken)
             return taken
+
+
+def _broke(path: Path) -> TransferError:
+    return TransferError(f"The reader of {path} broke: load the model again.")
 
 
 def _follows(block: _Block, after: _Block) -> bool:
