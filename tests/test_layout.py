@@ -72,6 +72,9 @@ MAY_IMPORT = {
     },
     "frontends": {"llm", "drafters", "stats", "plan", "weights", "tiers", "kernels", "demo", "devices"},
 }
+LONGEST_LINE = 132
+MOST_PARAMETERS = 9
+COMPILED = re.compile(r"\b(jit|intrinsic|contracted)\b")
 VAGUE = re.compile(r"(Manager|Handler|Context|Backend|Utils?)$")
 
 
@@ -133,6 +136,23 @@ def test_a_file_says_its_idea_and_stays_small(path: Path) -> None:
             assert not VAGUE.search(node.name), node.name
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 70, f"{node.name} does not fit a screen"
+
+
+def marks(function: ast.FunctionDef) -> str:
+    """The decorators of a function, as they are written."""
+    return " ".join(map(ast.unparse, function.decorator_list))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_lines_and_lists_of_parameters_stay_short(path: Path) -> None:
+    source = path.read_text()
+    assert [number for number, line in enumerate(source.splitlines(), 1) if len(line) > LONGEST_LINE] == []
+    for node in ast.walk(ast.parse(source)):
+        # A compiled kernel takes bare pointers and numbers, which nothing can group.
+        if isinstance(node, ast.FunctionDef) and not COMPILED.search(marks(node)):
+            given = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            count = len([name for name in given if name not in {"self", "cls"}])
+            assert count <= MOST_PARAMETERS, f"{node.name} has {count} parameters"
 
 
 def test_every_part_is_tested() -> None:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tests.test_detokenizer import MADE, expected
 from tests.tiny import byte_tokenizer
-from understudy.text import Reply
+from understudy.text import TextStream
 
 TOKENIZER = byte_tokenizer()
 
@@ -23,7 +23,7 @@ def letter_of(byte: int) -> str:
     return chr(byte) if byte in plain else chr(256 + sum(other not in plain for other in range(byte)))
 
 
-def streamed(reply: Reply, tokens: list[int]) -> list[str]:
+def streamed(reply: TextStream, tokens: list[int]) -> list[str]:
     """What was given out after each token, until a stop text came."""
     pieces = []
     for place, token in enumerate(tokens):
@@ -37,21 +37,21 @@ def streamed(reply: Reply, tokens: list[int]) -> list[str]:
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40), st.text(max_size=5))
 def test_text_comes_whole_and_in_whole_characters(text: str, prompt: str) -> None:
-    pieces = streamed(Reply(TOKENIZER, prompt=ids(prompt)), ids(text))
+    pieces = streamed(TextStream(TOKENIZER, prompt=ids(prompt)), ids(text))
     assert "".join(pieces) == text
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=40))
 def test_bytes_that_are_no_text_never_stop_it(data: bytes) -> None:
-    text = "".join(streamed(Reply(TOKENIZER), ids(data)))
+    text = "".join(streamed(TextStream(TOKENIZER), ids(data)))
     assert TOKENIZER.decode(ids(data)) == text
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text("ab\n", max_size=30), st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_a_stop_text_ends_it_and_is_never_shown(text: str, stops: list[str]) -> None:
-    reply = Reply(TOKENIZER, stops)
+    reply = TextStream(TOKENIZER, stops)
     pieces = streamed(reply, ids(text))
     ends = [end for end in range(len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)]
     if not ends:
@@ -72,7 +72,7 @@ def test_stop_texts_are_found_in_whatever_pieces_they_come(data: st.DataObject) 
     token = st.integers(0, len(FALLBACK) - 1)
     prompt, tokens = data.draw(st.lists(token, max_size=5)), data.draw(st.lists(token, max_size=30))
     stops = data.draw(st.lists(st.sampled_from(["\n", "é", "é\n", " the", "n't", "€a", "  ", "'s.", "\ufffd"]), max_size=3))
-    reply, given = Reply(FALLBACK, stops, prompt), ""
+    reply, given = TextStream(FALLBACK, stops, prompt), ""
     texts = [expected(FALLBACK, prompt, tokens[:count]) for count in range(len(tokens) + 1)]
     for count, token in enumerate(tokens, 1):
         stopped = reply.feed(token)
@@ -90,7 +90,7 @@ def test_stop_texts_are_found_in_whatever_pieces_they_come(data: st.DataObject) 
 
 def test_a_stop_text_in_a_long_run_of_bytes_is_cut_off_at_the_end() -> None:
     newline, letter = FALLBACK.convert_tokens_to_ids(["<0x0A>", "<0x41>"])
-    reply = Reply(FALLBACK, ["\n\n"])
+    reply = TextStream(FALLBACK, ["\n\n"])
     tokens = [letter] * 40 + [newline, newline, letter]
     assert [reply.feed(token) for token in tokens] == [False] * 43
     assert reply.take() == "" and reply.take(final=True) == "A" * 40 and reply.stopped

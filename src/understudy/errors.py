@@ -1,11 +1,11 @@
-"""What went wrong, in one line that says what to do next. Front ends print the message and exit with `exit_status`."""
+"""Errors, each one line that says what went wrong and what to do next. Front ends print the message and exit with `exit_status`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else says, without what follows; its kind, if it says nothing."""
+    """The first line of another library's error message, or the error's class name if the message is empty."""
     lines = str(error).strip().splitlines()
     said = lines[0].rstrip(". ") if lines else ""
     return said or type(error).__name__

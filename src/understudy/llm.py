@@ -1,4 +1,4 @@
-"""The whole of it in one object: a model is found, prepared, planned, loaded; prompts go in, exact tokens come out."""
+"""`LLM`, the whole package in one object: it finds, prepares, plans and loads a model, and continues prompts with exact tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .scheduler import Scheduler
 from .sequence import TokenSequence
 from .sources import Report, locate, prepare_source
 from .stats import Counters, RequestMeter, Stats
-from .text import Reply
+from .text import TextStream
 from .weights.store import Store
 
 __all__ = ["LLM", "Completion", "SamplingParams", "Stats", "Step"]
@@ -36,11 +36,20 @@ Prompt = str | Sequence[int]
 
 
 class LLM:
-    """`LLM("Qwen/Qwen2.5-7B", memory="8GiB").generate("...")`. Keyword options are those of loading.Options.
+    """A loaded model that generates text: `LLM("Qwen/Qwen2.5-7B", memory="8GiB").generate("...")`.
 
-    Raises UsageError for options that make no sense or do not fit, CheckpointError and StoreError for models that cannot be
-    read, before anything is generated. `generate`, `stream` and `chat` may be called from several threads: their requests run
-    together, in the passes of whichever thread waits for a result."""
+    `generate`, `stream`, `chat` and `stream_chat` may be called from many threads. All requests run together: a thread that
+    waits for a result runs the next pass for every request.
+
+    Args:
+        model: the id of a Hugging Face model, a checkpoint directory or a prepared Store. None: the built-in model.
+        progress: called as `progress(stage, done, total)` while a model is prepared and loaded.
+        options: the fields of `options.Options`, such as memory="8GiB", context=4096, device="cpu", method="substitute".
+
+    Raises:
+        UsageError: an option is unknown, contradicts another one, or does not fit in the memory that was given.
+        CheckpointError: the model cannot be found or read, or its kind cannot be run exactly.
+        StoreError: the prepared copy cannot be read or written."""
 
     def __init__(self, model: str | Path | None = None, *, progress: Report | None = None, **options: Any):
         self.options = Options.of(options, os.environ)
@@ -48,7 +57,9 @@ class LLM:
         self.store = loaded.store
         self.machine = loaded.machine
         self.tokenizer = loaded.tokenizer
-        self.model, self.stop_ids, self.generation = loaded.model, loaded.stop_ids, loaded.generation
+        self.model = loaded.model
+        self.stop_ids = loaded.stop_ids
+        self.generation = loaded.generation
         for line in self.generation.warnings if progress is None else ():
             warnings.warn(line, stacklevel=2)
         self._closing = weakref.finalize(self, self.model.close)
@@ -62,8 +73,19 @@ class LLM:
 
     @classmethod
     def plan_only(cls, model: str | Path | None = None, *, config: str | Path | None = None, **options: Any) -> Plan:
-        """Where every byte would go; no weights are loaded, nothing is prepared. `config`, in the place of `model`: the directory
-        of a config.json, of a model that need not be here."""
+        """The plan of a model, without preparing it or loading its weights.
+
+        Args:
+            model: as for `LLM`.
+            config: a directory with the config.json of a model whose weights need not be here; takes the place of `model`.
+            options: as for `LLM`.
+
+        Returns:
+            Where every byte would lie, and the speed that the link allows.
+
+        Raises:
+            UsageError: both `model` and `config` are given, or the plan does not fit.
+            CheckpointError: the model cannot be found or is of an unsupported kind."""
         if config is None:
             return plan_for(model, Options.of(options, os.environ))
         if model is not None:
@@ -72,25 +94,45 @@ class LLM:
 
     @classmethod
     def prepare(cls, model: str | Path | None = None, *, progress: Report | None = None, **options: Any) -> Store:
-        """Make the Store, or find it made."""
+        """The prepared copy of a model on disk (its Store), made now if it is not there yet.
+
+        Args: as for `LLM`.
+
+        Raises:
+            UsageError: an option is unknown or contradicts another one.
+            CheckpointError: the model cannot be found or read, or is of an unsupported kind.
+            StoreError: the Store cannot be written."""
         chosen = Options.of(options, os.environ)
         return prepare_source(locate(model, chosen), chosen, progress)
 
     @property
     def plan(self) -> Plan:
-        """Where every byte lies: the model's own plan, with all notes so far."""
+        """The plan by which the model was loaded: where every byte lies, with all notes so far."""
         return self.model.plan
 
     @property
     def context(self) -> int:
-        """Tokens a prompt and its continuation may have together."""
+        """The most tokens that a prompt and its continuation may have together."""
         return self.plan.context
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Completion]:
-        """One completion for each prompt. All run together, each row with its own length, tree, parameters and seed, and each
-        gets the tokens it would get alone; rows join as others finish."""
+        """Continue prompts. They run together, and each one gets the tokens it would get alone.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of these.
+            params: one SamplingParams for all prompts, or one for each. None: greedy, or what the model's
+                generation_config.json says.
+
+        Returns:
+            One Completion for each prompt, in the order of `prompts`.
+
+        Raises:
+            UsageError: a prompt is empty or longer than `context`, a token id is not in the vocabulary, or the numbers of
+                prompts and params differ.
+            NumbersError: the model computed NaN or infinity for a request.
+            TransferError: weights could not be read."""
         several = _several(prompts)
         chosen = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(several)
         if len(chosen) != len(several):
@@ -100,26 +142,43 @@ class LLM:
         return [request.completion() for request in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Step]:
-        """Steps as passes finish. Leaving the iterator ends the generation; what was read stays in the cache."""
+        """Continue one prompt, step by step.
+
+        Args and Raises: as for `generate`.
+
+        Returns:
+            An iterator with a Step for each pass that gave text or tokens. Closing it ends the generation. The request begins
+            when the first Step is asked for."""
         return self._stream(self._request(self._ids(prompt), params or SamplingParams(), streams=True))
 
     def chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> Completion:
-        """The assistant's next message. The cache is kept: only what differs from the last conversation is read."""
+        """The assistant's next message. A conversation that goes on reads only what is new since the last call.
+
+        Args:
+            messages: the conversation so far, each message as {"role": "user", "content": "..."}.
+            params: how tokens are chosen, as for `generate`.
+
+        Returns:
+            The Completion that holds the message.
+
+        Raises:
+            UsageError: the messages do not fit the model's chat template or its context.
+            NumbersError, TransferError: as for `generate`."""
         request = self._chat_request(messages, params)
         self.scheduler.complete([request])
         return request.completion()
 
     def stream_chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> Iterator[Step]:
-        """The same, as it comes."""
+        """The assistant's next message, step by step. Args and Raises are those of `chat`, the iterator that of `stream`."""
         return self._stream(self._chat_request(messages, params, streams=True))
 
     def settle(self) -> None:
-        """Wait until nothing is read ahead any more, so that the link is free for a measurement."""
+        """Wait until the ring is full, so that the link is idle when a measurement begins."""
         while self.model.filling():
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Give back memory, threads and files."""
+        """Give back memory, threads and files. Further calls do nothing."""
         self._closing()
 
     def __enter__(self) -> LLM:
@@ -152,7 +211,7 @@ class LLM:
                 f"The prompt has {len(ids)} tokens, the context {self.context}: shorten it or raise --context."
             )
         params = self.generation.resolved(params, len(ids))
-        reply = Reply(self.tokenizer, (*params.stop, *stops), ids)
+        reply = TextStream(self.tokenizer, (*params.stop, *stops), ids)
         sequence = TokenSequence(
             row=-1,
             tokens=ids,
@@ -166,7 +225,7 @@ class LLM:
         return Request(sequence, reply, meter, streams)
 
     def _stream(self, request: Request) -> Iterator[Step]:
-        """Queued with the first step that is asked for, so that an iterator nobody begins costs nothing."""
+        """The steps of `request`, which is queued when the first one is asked for: an iterator nobody begins costs nothing."""
         self.scheduler.submit(request)
         with contextlib.closing(self.scheduler.follow(request)) as steps:
             yield from steps

@@ -1,4 +1,4 @@
-"""What may be chosen when a model is loaded, checked before anything is read."""
+"""The options of loading a model, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DERIVED = {"cache", "recipe_quantizer", "text"}
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen when a model is loaded. Sizes are bytes or texts such as "8GiB"; None: loading decides."""
+    """The options of loading a model. Sizes are bytes or texts such as "8GiB"; None: loading decides."""
 
     # Memory for everything: of the accelerator where there is one, else of this process.
     memory: str | int | None = None
@@ -46,18 +46,19 @@ class Options:
     context: int | None = None
     # Sequences that run together.
     rows: int | None = None
-    # Of a substitute's weight, or "mixed" for a mix; `quantizer` names a quantiser in its place.
+    # Bits of a substitute's weight, or "mixed" for a mix.
     bits: int | str = 4
+    # The name of a quantiser, which takes the place of `bits`.
     quantizer: str | None = None
     # A file of text that weighs a mix.
     calibrate: str | Path | None = None
-    # What exact weights are stored as; auto: the faster one on this machine.
+    # The codec that exact weights are stored in; auto: the faster one on this machine.
     codec: str = AUTO
     # Keep no copy of the exact weights: read them from the checkpoint.
     link: bool = False
     # The directory of the Store; None: one in the cache.
     output: str | Path | None = None
-    # Which requests a pass serves, where several are under way.
+    # The policy that says which requests a pass serves.
     policy: str = "ragged"
     # Do not ask the hub.
     offline: bool = False
@@ -65,7 +66,7 @@ class Options:
     revision: str | None = None
     # Where defaults of sampling come from: auto (the model's own generation_config.json), none, or the directory of one.
     generation_config: str | Path = AUTO
-    # Bytes per second that the disk is slowed down to, for tests and benchmarks; 0: not.
+    # Bytes per second that the disk is slowed down to, for tests and benchmarks; 0: full speed.
     throttle: float = 0.0
     # Where Stores and measurements are kept.
     cache: Path = Path()

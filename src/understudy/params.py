@@ -1,4 +1,4 @@
-"""What the user asks of the sampler. Validated here, so that nothing deeper has to."""
+"""`SamplingParams`: how a user wants tokens to be chosen. Values are checked here, so that nothing deeper has to."""
 
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -21,19 +21,37 @@ class OpenInt(NotGiven, int):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen and when to stop. Names follow transformers and vLLM.
+    """How tokens are chosen and when a text ends. Names follow transformers and vLLM.
 
-    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. A value that is not given is the one of the model's
-    generation_config.json, where that has it, else the one below. `seed` keys the noise together with the position, so one
-    seed gives one text, with drafting or without; a sampled request without a seed draws one, which its Stats tell.
-    Raises UsageError for values that make no sense."""
+    A value that is not given is taken from the model's generation_config.json. If that has none, the default below holds.
 
+    Args:
+        temperature: 0 is greedy; above 0, logits are divided by it and tokens are drawn.
+        top_p: keeps the likeliest tokens whose probabilities reach this sum, above 0 and at most 1; 1 is off.
+        top_k: keeps this many of the likeliest tokens; 0 is off.
+        min_p: keeps tokens at least this many times as likely as the likeliest one, from 0 to 1; 0 is off.
+        seed: a whole number from 0 to 2**63 - 1. One seed gives one text, with drafting or without. A sampled request
+            without a seed draws one, and its Stats say which.
+        max_new_tokens: the most tokens to generate, 1 or more.
+        stop: one text or a list of texts. Generation ends before the first of them.
+        ignore_eos: go on after the tokens by which the model ends a text.
+
+    Raises:
+        UsageError: a value has the wrong type or is out of range."""
+
+    # 0: greedy
     temperature: float = OpenFloat(0.0)
+    # 1: off
     top_p: float = OpenFloat(1.0)
+    # 0: off
     top_k: int = OpenInt(0)
+    # 0: off
     min_p: float = OpenFloat(0.0)
+    # Keys the noise, together with the position of a token.
     seed: int = OpenInt(0)
+    # Tokens, the one that ends the text included.
     max_new_tokens: int = OpenInt(128)
+    # A text that ends the generation is not part of it.
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from .engine import Advance
 from .sequence import TokenSequence
 from .stats import RequestMeter, Share, Stats
-from .text import Reply
+from .text import TextStream
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Request:
     """What a caller asked for. `steps` are those that the caller has not taken yet."""
 
     sequence: TokenSequence
-    reply: Reply
+    reply: TextStream
     meter: RequestMeter
     # Whether `steps` are wanted; without them only the completion is.
     streams: bool = False

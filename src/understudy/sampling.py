@@ -14,13 +14,13 @@ from torch import Tensor
 from .params import SamplingParams
 
 _MASK = (1 << 63) - 1
-# What is chosen among logits that are no numbers.
+# The choice among logits that contain NaN or infinity.
 NO_TOKEN = -1
 # Rows of logits that are scored at a time.
 MOST_ROWS = 8
-# Bytes for scores, their noise and what making them takes: with a large vocabulary, fewer rows are scored at a time.
+# Bytes for scores, noise and temporaries: with a large vocabulary, fewer rows are scored at a time.
 ROOM = 16 << 20
-# Bytes of these for one token of the vocabulary in one row.
+# Bytes of scores, noise and temporaries for one token of the vocabulary in one row.
 BYTES_A_TOKEN = 48
 
 
@@ -32,7 +32,7 @@ def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
 
 
 def offset(seed: int) -> int:
-    """What is added to a position to make the key of its noise."""
+    """The number that is added to a position to give the key of its noise."""
     return _signed(seed * 0x9E3779B97F4A7C15 + 0x1234567)
 
 
@@ -101,11 +101,12 @@ def scored(logits: Tensor, params: SamplingParams, positions: Tensor) -> Iterato
 
 
 def rows_at_once(vocabulary: int) -> int:
+    """Rows of logits that are scored at a time."""
     return max(1, min(MOST_ROWS, ROOM // (vocabulary * BYTES_A_TOKEN)))
 
 
 def choosing_bytes(vocabulary: int) -> int:
-    """What `choose` and `scored` take beside the logits."""
+    """Bytes that `choose` and `scored` take beside the logits."""
     return vocabulary * BYTES_A_TOKEN * rows_at_once(vocabulary)
 
 
@@ -139,7 +140,7 @@ def perturb_batch(logits: Tensor, batch: BatchParams, positions: Tensor, filtere
 
 
 def _keep_likely_of_each(scores: Tensor, batch: BatchParams) -> Tensor:
-    """As `keep_likely`, which sorts only what it must."""
+    """`keep_likely` for rows that each have params of their own; it sorts every row."""
     vocabulary = scores.shape[-1]
     ordered, order = scores.sort(dim=-1, descending=True, stable=True)
     last = torch.where(batch.top_k > 0, batch.top_k, vocabulary).clamp(max=vocabulary) - 1

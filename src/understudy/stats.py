@@ -1,4 +1,4 @@
-"""What generating took: the figures every front end shows, and the JSON that checks rely on."""
+"""The figures of a request: what front ends show, and the JSON that scripts rely on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .models.model import Model
 class Stats:
     """The figures of one request. What a pass took is shared out among the requests it served (see `Share`)."""
 
+    # The drafter's name and options.
     method: str
     new_tokens: int
     # Passes after the first token.
@@ -35,9 +36,10 @@ class Stats:
     stream_seconds: float
     # The link's speed while it was busy.
     link_bytes_per_second: float
-    # What the link allows at this `mean_accepted`, A * B / b; None when nothing is streamed.
+    # The most that the link allows at this acceptance length A: A * (link bytes per second) / (bytes per pass). None when
+    # nothing is streamed.
     limit_tokens_per_second: float | None
-    # Of the whole process, or of the device.
+    # The peak of the whole process, or of the device's memory.
     peak_memory_bytes: int
     # This request's share of the time after its first token: drafting, waiting for weights, everything else in passes.
     draft_seconds: float
@@ -54,7 +56,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Counters:
-    """Everything that only ever grows, at one moment: bytes, and seconds."""
+    """Counts that only grow, read at one moment: bytes and seconds since the model was loaded."""
 
     # Exact weights that passes used, and that the link brought.
     used: int
@@ -62,6 +64,7 @@ class Counters:
     # Seconds in which a pass waited for the link, and in which the link was busy.
     wait: float
     busy: float
+    # Seconds of drafting, and of passes of the target, waiting included.
     draft: float
     verify: float
 
@@ -83,7 +86,7 @@ class Counters:
 
 @dataclass
 class Share:
-    """One request's part of what passes took. The parts of a pass add up to the pass.
+    """One request's share of the bytes and seconds of passes. The shares of a pass add up to the pass.
 
     All requests of a pass use the same sweep of the weights, so bytes and waiting are shared equally; the time of drafting is
     shared by those that were drafted for, and that of the arithmetic by the nodes of each."""
@@ -125,13 +128,13 @@ class RequestMeter:
         self.model = model
         self.method = method
         self.prompt_tokens = prompt_tokens
-        # Of sampled text; None where nothing is drawn.
+        # The seed of sampled text; None for greedy text.
         self.seed = seed
         self.start = time.perf_counter()
         # Seconds since `start`: at the first token, and at the latest pass.
         self.first: float | None = None
         self.latest = 0.0
-        # Of the whole request, and of the time after its first token.
+        # The shares of the whole request, and of the time after its first token.
         self.whole = Share()
         self.decode = Share()
         self.tokens = 0

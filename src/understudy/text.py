@@ -8,8 +8,8 @@ from typing import Any
 from .detokenizer import Detokenizer
 
 
-class Reply:
-    """The text of one row. `feed` is called once per new token; `stopped` says that a stop string has been reached."""
+class TextStream:
+    """The text of one sequence. `feed` is called once per new token; `stopped` says that a stop string was reached."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = (), prompt: Sequence[int] = ()):
         self._tokens = Detokenizer(tokenizer, prompt)

@@ -1,4 +1,4 @@
-"""What a Linear sees: the mean square of each of its inputs while the exact model reads a text.
+"""Calibration: the mean square of each input of each Linear while the exact model reads a text.
 
 One pass of the target view over the checkpoint itself, layer by layer: each weight is read once, nothing is prepared."""
 
@@ -40,7 +40,10 @@ class Reading:
     """Multiplies by the checkpoint's weights as they are read, and adds up the squares of what goes in."""
 
     def __init__(self, checkpoint: Checkpoint, layout: ModelLayout, count: int, progress: Progress | None):
-        self.checkpoint, self.layout, self.count, self.progress = checkpoint, layout, count, progress
+        self.checkpoint = checkpoint
+        self.layout = layout
+        self.count = count
+        self.progress = progress
         self.squares = [torch.zeros(spec.shape[1], dtype=torch.float64) for spec in layout.linears]
 
     def __call__(self, index: int, tiles: Sequence[Tensor], *_: int) -> list[Tensor]:
@@ -49,7 +52,8 @@ class Reading:
         x = torch.cat(list(tiles))
         self.squares[index] += x[: self.count].double().square().sum(0)
         y = x.new_zeros(len(x), spec.shape[0])
-        if index < len(self.layout.linears) - 1:  # what the head says is not asked for
+        # The head is skipped: nobody asks for logits.
+        if index < len(self.layout.linears) - 1:
             for first, blocks in part_blocks(spec.shape, self.checkpoint.info(spec.weight).dtype):
                 rows = first * BLOCK, min((first + blocks) * BLOCK, spec.shape[0])
                 y[:, slice(*rows)] = x @ self.checkpoint.read_rows(spec.weight, *rows).to(x.dtype).T

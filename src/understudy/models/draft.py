@@ -53,10 +53,10 @@ class Level:
         self.cache = view.cache
         self.nodes = nodes
         self.attention = view.device.draft_attention(nodes)
-        # the only node's row and slot; looking at them would make a device with memory of its own wait
+        # The row and slot of a single node. On a device with memory of its own, reading them would make the host wait.
         self.place: tuple[int, int] | None = None
         if len(nodes) == 1 and not view.device.own_memory:
-            self.place = int(nodes.rows[0]), int(nodes.slots[0])
+            self.place = (int(nodes.rows[0]), int(nodes.slots[0]))
 
     def linear(self, index: int, x: Tensor) -> Tensor:
         return self.linears[index](x)

@@ -1,6 +1,6 @@
 """The embedding is a lookup table: it stays in the slow tier, and only the rows of the tokens at hand are gathered.
 
-Where tokens are chosen on a device, which no one could gather for in time, the table lies there as a whole."""
+Where drafted tokens are chosen on a device, the host cannot gather rows for them, and the whole table lies there."""
 
 import os
 from collections import OrderedDict
@@ -13,14 +13,17 @@ from ..devices import Device
 from ..errors import TransferError
 from ..weights.entries import Stored
 
-READ = 16 << 20  # bytes of the table at a time
+# Bytes of the table that are read at a time.
+READ = 16 << 20
 
 
 class GatheredRows:
     """Puts the rows of given tokens in the stock embedding module as its weight; row i of it is token i of the call."""
 
     def __init__(self, module: nn.Module, rows: int, device: str = "cpu"):
-        self.module, self.rows, self.device = module, rows, device
+        self.module = module
+        self.rows = rows
+        self.device = device
         self.compute = next(iter(module.parameters())).dtype
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -51,7 +54,9 @@ class EmbeddingRows(GatheredRows):
     def __init__(self, module: nn.Module, path: Path, table: Stored, room: int, device: str = "cpu"):
         super().__init__(module, table.shape[0], device)
         self.path = path
-        self.offset, self.dtype, self.width = table.offset, table.dtype, table.shape[1]
+        self.offset = table.offset
+        self.dtype = table.dtype
+        self.width = table.shape[1]
         self.stride = self.width * self.dtype.itemsize
         self.keep = max(room // self.stride, 64)
         self.cached: OrderedDict[int, Tensor] = OrderedDict()
@@ -85,8 +90,10 @@ class EmbeddingTable:
     """The stock embedding module with its whole weight, on `device`. Raises TransferError if the file is cut short."""
 
     def __init__(self, module: nn.Module, path: Path, table: Stored, device: Device):
-        (rows, width), compute = table.shape, next(iter(module.parameters())).dtype
-        self.device, stride = device, width * table.dtype.itemsize
+        rows, width = table.shape
+        compute = next(iter(module.parameters())).dtype
+        stride = width * table.dtype.itemsize
+        self.device = device
         weight = device.arena(rows * width * compute.itemsize).view(compute).view(rows, width)
         some = max(1, READ // stride)
         with path.open("rb", buffering=0) as file:

@@ -35,10 +35,11 @@ Report = Callable[[str, float, float], None]
 
 
 class Model:
-    """`verify(nodes, wanted)` and `draft(nodes)` -> logits. `cost` is what its passes take."""
+    """A loaded model: `verify(nodes, wanted)` runs the target, `draft(nodes)` the substitute. `cost` learns what passes take."""
 
     tile = TILE
-    companion: Model | None = None  # a second model that drafts
+    # A second model that drafts.
+    companion: Model | None = None
 
     def __init__(
         self,
@@ -52,7 +53,11 @@ class Model:
         report: Report | None = None,
         taps: Sequence[int] = (),
     ) -> None:
-        self.store, self.config, self.plan, self.dtype, self.device = store, config, plan, dtype, device
+        self.store = store
+        self.config = config
+        self.plan = plan
+        self.dtype = dtype
+        self.device = device
         self.module = structure.skeleton(config, dtype, attention_name())
         # Why nothing on the device can be trusted any more.
         self._lost: UnderstudyError | None = None
@@ -71,9 +76,11 @@ class Model:
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]
         self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
-        place, table = store.file(store.embedding.file), store.embedding
+        table = store.embedding
+        place = store.file(table.file)
         self.embed: EmbeddingRows | EmbeddingTable
-        if drafts and not device.drafts_see_text:  # drafted tokens are chosen there
+        # Where drafted tokens are chosen on the device, their rows must lie there.
+        if drafts and not device.drafts_see_text:
             self.embed = EmbeddingTable(embedding, place, table, device)
         else:
             self.embed = EmbeddingRows(embedding, place, table, EMBEDDING_ROOM, device.where)
@@ -83,15 +90,18 @@ class Model:
         self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if drafts else (), device)
 
     def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> tuple[Tensor, Tensor | None]:
-        """The target's pass, timed: how much of it the arithmetic took, and how much was waiting for weights.
+        """Run the target, and tell `cost` how long the arithmetic took and how long the pass waited for weights.
 
-        Returns what `settle` made of the logits of `wanted`, and the hidden states of all nodes [n, taps, hidden size] (None:
-        without taps). Raises what the stream raises; `guard` says what that means for the next pass."""
-        start, waited = time.perf_counter(), self._waited()
+        Returns the joined results of `settle`, which gets the logits of `wanted` tile by tile (see `Target`), and the hidden
+        states of all nodes [n, taps, hidden size], or None without taps. Raises TransferError where weights do not arrive;
+        `guard` then prepares the next pass."""
+        start = time.perf_counter()
+        waited = self._waited()
         hidden = self._hidden(len(nodes))
         settled = self.target(nodes, wanted, settle, hidden)
         self.device.finish()
-        seconds, waited = time.perf_counter() - start, self._waited() - waited
+        seconds = time.perf_counter() - start
+        waited = self._waited() - waited
         self.cost.learn(len(nodes), seconds - waited, waited)
         return settled, hidden
 

@@ -46,7 +46,9 @@ class Supply:
         self.by_linear: list[list[PartRef]] = [[] for _ in linears]
         for part in parts:
             self.by_linear[part.linear].append(part)
-        self.linears, self.residents, self.ring = linears, residents, ring
+        self.linears = linears
+        self.residents = residents
+        self.ring = ring
         self.bytes_used = 0
 
     def fused(self, dtype: torch.dtype) -> bool:

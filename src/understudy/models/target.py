@@ -33,10 +33,14 @@ class Tile:
     """TILE nodes (the last tile of a pass is padded): a forward of the stock model that stops at every Linear."""
 
     def __init__(self, view: Target, nodes: Nodes, wanted: Tensor, first: int, hidden: Tensor | None = None):
-        self.view, self.nodes, self.wanted, self.first = view, nodes, wanted, first
+        self.view = view
+        self.nodes = nodes
+        self.wanted = wanted
+        self.first = first
         # [len(nodes), taps, hidden size]: where hidden states go; None: nobody asked for them.
         self.hidden = hidden
-        self.count, self.head = len(nodes), len(wanted) > 0
+        self.count = len(nodes)
+        self.head = len(wanted) > 0
         self.there = nodes.to(view.device.where)
         self.thread = greenlet(self._forward)
         self.result: Tensor | None = None
@@ -95,15 +99,17 @@ class Target:
     def __call__(
         self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are, hidden: Tensor | None = None
     ) -> Tensor:
-        """Run `nodes`; keys and values land in the cache. What is made of the logits of `wanted` (indices, ascending), in order:
-        `settle(logits [k, vocab], first)` is called for some wanted[first : first + k] at a time, as their tile is done, and what
-        it returns is joined. So logits never lie beside copies of themselves. `hidden` [len(nodes), taps, hidden size] is filled
-        with the hidden states of all nodes at the taps that are installed.
+        """Run `nodes` and write their keys and values to the cache. Returns the joined results of `settle`.
 
-        Raises what the stream raises; the cache's lengths are untouched. The rows of a pass that failed must be rewound: a layer
-        that holds a window may have lost what came before a long prompt."""
+        `settle(logits [k, vocab], first)` is called once per tile, with the logits of wanted[first : first + k] (`wanted`:
+        indices of nodes, ascending). Logits are never all in memory at once. `hidden` [len(nodes), taps, hidden size] is filled
+        with the hidden states of all nodes at the installed taps.
+
+        Raises TransferError where weights do not arrive. The cache's lengths are untouched then, but the rows must be rewound: a
+        layer with a sliding window may have lost what came before a long prompt."""
         self.cache.begin_pass(nodes)
-        tiles, settled = [], []
+        tiles: list[Tile] = []
+        settled: list[Tensor] = []
         for start in range(0, len(nodes), TILE):
             first, last = torch.searchsorted(wanted, torch.tensor([start, start + TILE])).tolist()
             part = nodes[start : start + TILE]
@@ -120,7 +126,7 @@ class Target:
         return torch.cat(settled)
 
     def _run(self, tiles: list[Tile]) -> Generator[Tile, None, None]:
-        """Runs all tiles side by side; yields those that are done, in their order."""
+        """Run all tiles side by side; yield each one when it is done, in their order."""
         answers: list[object] = [None] * len(tiles)
         alive = list(range(len(tiles)))
         try:
