@@ -72,7 +72,8 @@ class Detokenizer:
     So a reply that goes on in the middle of a line keeps the space it begins with. Without a prompt, it is the decoded reply."""
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int] = ()):
-        self._tokenizer, self._backend = tokenizer, tokenizer._tokenizer
+        self._tokenizer = tokenizer
+        self._backend = tokenizer._tokenizer
         self._traits = Traits.of(tokenizer)
         self._special = {id for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
         # The last tokens, those without a text left out.
@@ -88,7 +89,7 @@ class Detokenizer:
         self._limit = LONG
 
     def add(self, token: int) -> str:
-        """Take the next token; the text that is final now and was not before."""
+        """Take the next token. Returns the text that became final with it."""
         if not self._visible(token):
             return ""
         self._window.append(token)
@@ -102,22 +103,26 @@ class Detokenizer:
         start = self._start(whole)
         if final <= start:
             return ""
-        self._before, self._given = None, final
+        self._before = None
+        self._given = final
         self._shorten(whole)
         return whole[start:final]
 
     def tail(self) -> str:
-        """What follows the text given out, as it would be if no token came any more. Of a long run: only now and then."""
+        """The text after the final one, as it would be if no token followed. Where more than RUN tokens are held back, it is
+        decoded only when their number is a power of two, and is "" otherwise."""
         if self._held > RUN and self._held & (self._held - 1):
             return ""
         whole = self._whole = self._decode(self._window) if self._whole is None else self._whole
         return whole[self._start(whole) :]
 
     def finish(self) -> str:
-        """What follows the text given out, when no token comes any more."""
+        """The text after the last final one; no token may follow."""
         whole = self._decode(self._window)
         start = self._start(whole)
-        self._before, self._given, self._held = None, len(whole), 0
+        self._before = None
+        self._given = len(whole)
+        self._held = 0
         return whole[start:]
 
     def _start(self, whole: str) -> int:
@@ -149,7 +154,10 @@ class Detokenizer:
         shorter = self._decode(self._window[place:])
         given = self._given - len(whole) + len(shorter)
         if place and given >= CONTEXT and shorter[given - CONTEXT :] == whole[self._given - CONTEXT :]:
-            self._window, self._whole, self._given, self._limit = self._window[place:], shorter, given, LONG
+            self._window = self._window[place:]
+            self._whole = shorter
+            self._given = given
+            self._limit = LONG
         else:
             self._limit = 2 * len(self._window)
 

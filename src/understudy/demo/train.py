@@ -37,14 +37,18 @@ MEETING = ".meeting"
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Everything that decides how training goes, apart from the machine."""
+    """The settings of a training, apart from the machine."""
 
+    # Training ends after these minutes of processor time or these epochs, whichever is first.
     minutes: float
     epochs: int
+    # Tokens of one update.
     batch_tokens: int
+    # Peak learning rates of the blocks' matrices (Muon), and of embeddings and norms (AdamW).
     matrix_rate: float
     vector_rate: float
     weight_decay: float
+    # Share of a module's additions to the residual stream that is dropped.
     dropout: float
     seed: int
 
@@ -155,7 +159,11 @@ def train(
             block.self_attn.o_proj.register_forward_hook(dropped(recipe.dropout))
             block.mlp.down_proj.register_forward_hook(dropped(recipe.dropout))
     best: dict[str, float] = {"held_out_loss": math.inf}
-    start, seen, progress, next_report, stage = time.process_time(), 0, 0.0, 0.0, Stage(0, 0, 0)
+    start = time.process_time()
+    seen = 0
+    progress = 0.0
+    next_report = 0.0
+    stage = Stage(0, 0, 0)
     optimizers: list[torch.optim.Optimizer] = []
     for done, tokens in enumerate(windows):
         clock = torch.tensor((time.process_time() - start) / (60 * recipe.minutes), device=team.device)
@@ -165,7 +173,8 @@ def train(
             deepen(model.train(), current.layers)
             optimizers = optimizers_for(model, recipe)
         if current != stage:
-            best["held_out_loss"], stage = math.inf, current
+            best["held_out_loss"] = math.inf
+            stage = current
         if progress >= min(1.0, next_report):
             next_report = progress + 0.04
             measured = held_out_loss(model, held_out, stage.window, team)
@@ -196,7 +205,8 @@ def work(
     rank: int, size: int, device: str, output: Path, corpus: Path | None, start: Path | None, recipe: TrainingRecipe
 ) -> None:
     """One process of the team, from corpus to trained model."""
-    torch._dynamo.config.recompile_limit = 64  # one compiled block per window length and mode
+    # One compiled block per window length and mode.
+    torch._dynamo.config.recompile_limit = 64
     if size > 1:
         torch.set_num_threads(1)
         distributed.init_process_group("gloo", init_method=f"file://{output / MEETING}", rank=rank, world_size=size)
@@ -208,7 +218,8 @@ def work(
     tokenizer = train_tokenizer([document.text for document in learned])
     if rank == 0:
         tokenizer.save_pretrained(output)
-    texts, held_out = encode(tokenizer, learned), encode(tokenizer, kept_apart)
+    texts = encode(tokenizer, learned)
+    held_out = encode(tokenizer, kept_apart)
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{size} CPU cores"
     facts = {
         "python": platform.python_version(),
@@ -223,7 +234,8 @@ def work(
     team.say(json.dumps(facts))
     model = LlamaForCausalLM(configuration())
     stages: Sequence[Stage] = STAGES
-    if start is not None:  # goes on from a finished model, at full depth from the first step
+    # A finished model is trained further at full depth from the first step.
+    if start is not None:
         model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
         stages = FURTHER
     model.to(torch.device(device))  # type: ignore[arg-type]
@@ -255,7 +267,9 @@ def main() -> None:
     given = vars(parser.parse_args())
     device = given.pop("device")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    output, corpus, start = given.pop("output").resolve(), given.pop("corpus"), given.pop("start")
+    output = given.pop("output").resolve()
+    corpus = given.pop("corpus")
+    start = given.pop("start")
     output.mkdir(parents=True, exist_ok=True)
     (output / MEETING).unlink(missing_ok=True)
     size = len(os.sched_getaffinity(0)) if device == "cpu" else 1

@@ -23,7 +23,8 @@ COMMANDS = {
     "doctor": "understudy.frontends.doctor:command",
 }
 
-INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+# The exit status that shells report for a program ended by Ctrl-C.
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,8 @@ def _declare(parser: Parser) -> None:
 
 
 def _run(args: Namespace) -> int:
-    model, params = resolve(args.model), sampling(args)
+    model = resolve(args.model)
+    params = sampling(args)
     live = Live(args.quiet)
     from ..llm import LLM
 
@@ -58,7 +59,8 @@ def _converse(llm: "LLM", params: "SamplingParams", live: Live, as_json: bool) -
             if reply is not None and reply.text:
                 messages.append({"role": "assistant", "content": reply.text})
             else:
-                messages.pop()  # failed, or cut before a word was said: as if it had not been asked
+                # The turn failed, or was cut before a word was said: as if it had not been asked.
+                messages.pop()
             if reply is not None:
                 _finish(reply, as_json)
 

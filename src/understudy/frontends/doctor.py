@@ -23,7 +23,8 @@ NEEDED = (
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "jinja2"),
     *("numpy", "numba", "greenlet", "psutil", "xxhash"),
 )
-TRANSFORMERS = ((5, 17), (5, 24))  # from, and below: as in pyproject.toml
+# The first version that works and the first that was not tried, as in pyproject.toml.
+TRANSFORMERS = ((5, 17), (5, 24))
 VECTORS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "neon", "asimd")
 ENOUGH_TO_MEASURE = 4 << 20
 
@@ -128,7 +129,8 @@ def _memory(machine: "Machine") -> Iterator[Finding]:
     from ..plan.cgroup import memory_limits
     from ..tiers.probe import probe_memory
 
-    total, free = format_size(machine.total_memory), format_size(machine.memory_limit)
+    total = format_size(machine.total_memory)
+    free = format_size(machine.memory_limit)
     yield Finding("memory", f"{total}, {free} of it free to use")
     limits = [group.limit for group in memory_limits()]
     yield Finding("container limit", format_size(min(limits)) if limits else "none")

@@ -1,4 +1,4 @@
-"""`understudy export`: a prepared model back into the safetensors it was made from."""
+"""`understudy export`: writes the safetensors checkpoint that a prepared model was made from."""
 
 from argparse import Namespace
 from pathlib import Path

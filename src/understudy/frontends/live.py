@@ -11,7 +11,8 @@ from .show import duration, rate
 
 _CLEAR_LINE = "\r\x1b[K"
 _CLEAR_BELOW = "\x1b[J"
-_OPEN_LINE_BELOW = "\x1bD\x1b[A"  # scroll if need be, so that there is a line below this one
+# Scrolls if this is the last line of the terminal, so that there is a line below it.
+_OPEN_LINE_BELOW = "\x1bD\x1b[A"
 _SAVE, _DOWN, _RESTORE = "\x1b7", "\x1b[B\r", "\x1b8"
 
 
@@ -23,7 +24,8 @@ class Live:
         self.quiet = quiet
         self.terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.shown = False
-        self.column: int | None = None  # of the text above, once text is written to the same terminal
+        # The column where the text above ends; None until text is written to the same terminal.
+        self.column: int | None = None
 
     def shares(self, stream: TextIO) -> bool:
         """Whether text written to `stream` stands on the same terminal, or in the same file, as this line."""
@@ -36,7 +38,8 @@ class Live:
         """Show this line instead of the last one."""
         if self.quiet or not self.terminal:
             return
-        width = os.get_terminal_size(self.stream.fileno()).columns or 80  # 0: it does not know
+        # 0 columns: the terminal does not know its width.
+        width = os.get_terminal_size(self.stream.fileno()).columns or 80
         line = line[: width - 1]
         if self.column is None:
             self._write(_CLEAR_LINE + line)
@@ -78,7 +81,8 @@ class Progress:
 
     EVERY = 0.1
     EVERY_LINE = 10.0
-    LARGE = 256 << 20  # bytes that take so long that a log should say at once what is going on
+    # Bytes that take so long to read that a log should say at once what is going on.
+    LARGE = 256 << 20
 
     def __init__(self, live: Live) -> None:
         self.live = live
@@ -88,12 +92,15 @@ class Progress:
         self.next = 0.0
 
     def __call__(self, stage: str, done: float, total: float) -> None:
-        if total == 0:  # nothing to measure: a thing to know
+        # A stage without a total is a note.
+        if total == 0:
             self.live.say(stage)
             return
         moment = time.monotonic()
         if stage != self.stage:
-            self.stage, self.started, self.first = stage, moment, done
+            self.stage = stage
+            self.started = moment
+            self.first = done
             self.next = moment + (0.0 if self.live.terminal or total >= self.LARGE else self.EVERY_LINE)
         if moment < self.next:
             return
@@ -108,8 +115,10 @@ class Progress:
         parts = [self.stage]
         if total > 0:
             parts.append(f"{min(done / total, 1.0):.0%}")
-        passed, gone = moment - self.started, done - self.first
-        if total >= 2**20:  # bytes
+        passed = moment - self.started
+        gone = done - self.first
+        # So large a total counts bytes.
+        if total >= 2**20:
             parts.append(f"{format_size(done)} of {format_size(total)}")
         if passed > 1.0 and gone > 0:
             if total >= 2**20:

@@ -19,7 +19,8 @@ def _declare(parser: Parser) -> None:
 
 
 def _run(args: Namespace) -> int:
-    model, params = resolve(args.model), sampling(args)
+    model = resolve(args.model)
+    params = sampling(args)
     live = Live(args.quiet)
     prompt = prompt_of(args, demo=model is None, live=live)
     from ..llm import LLM

@@ -38,7 +38,7 @@ def now(stats: "Stats") -> str:
 
 
 def summary(stats: "Stats", finish_reason: str) -> str:
-    """The closing line: what was written, how fast, what limits it."""
+    """The closing line: tokens, speed, and the limit of the link."""
     passes = "pass" if stats.rounds == 1 else "passes"
     parts = [
         f"{stats.new_tokens} tokens in {duration(stats.decode_seconds)}",

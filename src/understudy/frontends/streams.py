@@ -69,9 +69,9 @@ def complain(line: str) -> None:
 
 
 def _descriptor(stream: TextIO | None, mode: int) -> int:
-    """The stream's descriptor; one of /dev/null where the stream was closed when the process began.
+    """The descriptor of the stream, or one of /dev/null where the stream was closed when the process began.
 
-    It gets the number of the closed one: the next file that is opened would, and then what libraries write there."""
+    That one gets the closed one's number. Otherwise the next file that is opened would get it, with what libraries write there."""
     return os.open(os.devnull, mode) if stream is None else stream.fileno()
 
 

@@ -1,4 +1,4 @@
-"""`understudy verify`: read a prepared model from end to end, rebuild every weight, and compare with what it was made from."""
+"""`understudy verify`: read a prepared model from end to end, rebuild every weight, and compare it with the checkpoint."""
 
 from argparse import Namespace
 

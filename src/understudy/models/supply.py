@@ -19,15 +19,15 @@ from .exact_linear import ExactLinear
 class PartRef:
     """One part of the model: a few blocks of one Linear."""
 
-    # of all parts of the model
+    # Its number among all parts of the model.
     number: int
-    # the Linear's place in the order of a pass
+    # The Linear's place in the order of a pass.
     linear: int
     first_block: int
     blocks: int
-    # as stored
+    # Bytes of the part as stored.
     nbytes: int
-    # bytes before the part's own in its extent, and so in the ring
+    # Bytes that are fetched before the part's own.
     lead: int = 0
 
 

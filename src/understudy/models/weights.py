@@ -1,4 +1,4 @@
-"""What of a Store is held in fast memory under a plan, and what streams."""
+"""The weights of a Store under a plan: those in fast memory, and the stream of the others."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ class Weights:
         """Give each Linear without parts one resident part: its substitute."""
         for index, entry in enumerate(self.entries):
             if not entry.parts:
-                number, weight = len(self.stored) + index, self.substitutes[index]["weight"]
+                number = len(self.stored) + index
+                weight = self.substitutes[index]["weight"]
                 self.residents[number] = weight
                 self.parts.append(PartRef(number, index, 0, len(weight), 0))
 
@@ -131,7 +132,8 @@ class Weights:
 
 def _streamable(entries: Sequence[LinearEntry], whole: Collection[int]) -> list[PartRef]:
     """The parts of all Linears but those in `whole`, in the order of a pass. Numbers count the parts of all Linears."""
-    parts, number = [], 0
+    parts = []
+    number = 0
     for index, entry in enumerate(entries):
         for part in entry.parts:
             if index not in whole:

@@ -78,7 +78,8 @@ def _run(args: Namespace) -> int:
     for method, temperature, resident in product(methods, args.temperatures, PLANS if args.plan else ("",)):
         params = SamplingParams(temperature, seed=args.seed, max_new_tokens=args.new_tokens, ignore_eos=True)
         bench.rows.append(_measure(model, method, params, args, live, bench, resident))
-        gc.collect()  # what one model held is given back before the next is loaded
+        # The memory of one model is given back before the next is loaded.
+        gc.collect()
     if args.reference:
         from .reference import compare
 
@@ -107,9 +108,12 @@ def _measure(
         for index, prompt in enumerate(bench.prompts):
             live.draw(f"{what} · prompt {index + 1} of {len(bench.prompts)}")
             completions += llm.generate([prompt], replace(params, seed=params.seed + index))
-    plan, machine, store = llm.plan, llm.machine, llm.store
+    plan = llm.plan
+    machine = llm.machine
+    store = llm.store
     del llm
-    gc.collect()  # measuring the link takes memory that the plan has not counted
+    # Measuring the link takes memory that the plan has not counted.
+    gc.collect()
     row = Row.of(method, params.temperature, completions, _link_peak(machine, store))
     if resident:
         predicted = plan.predicted(row.tokens_per_pass, row.tokens_per_pass)
@@ -119,7 +123,7 @@ def _measure(
 
 
 def _link_peak(machine: "Machine", store: "Store") -> float:
-    """Bytes per second that the link gives now, when nothing else is done: each row is compared with its own minute."""
+    """Bytes per second of the link now, with nothing else running: each row is compared with the peak of its own minute."""
     from ...tiers.probe import measure_disk
 
     assert machine.disk is not None, "a model was loaded without its disk having been measured"
@@ -127,7 +131,7 @@ def _link_peak(machine: "Machine", store: "Store") -> float:
 
 
 def forget_peak_memory() -> None:
-    """Let the kernel count this process's peak memory anew, so that each row has its own (where it lets us; else it only grows)."""
+    """Let the kernel count this process's peak memory anew, so that each row has its own (if the kernel refuses, it only grows)."""
     if os.access(CLEAR_REFS, os.W_OK):
         CLEAR_REFS.write_text("5")
 

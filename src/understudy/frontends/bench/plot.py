@@ -33,7 +33,8 @@ def plot(bench: Bench, path: Path) -> None:
     axes.set_title(f"{Path(bench.model).name}: the same tokens, by method")
     best = max(row.tokens_per_second for row in bench.rows)
     highest = max((min(row.limit, 2 * best) for row in bench.rows if row.limit is not None), default=best)
-    axes.set_ylim(0, 1.25 * max(best, highest))  # a limit far above what was reached must not flatten the bars
+    # A limit far above the speeds that were reached must not flatten the bars.
+    axes.set_ylim(0, 1.25 * max(best, highest))
     figure.legend(loc="outside right upper")
     try:
         figure.savefig(path, dpi=150)

@@ -37,7 +37,8 @@ def _generate(model: str | None, prompts: list[list[int]], new_tokens: int, live
     transformers.utils.logging.disable_progress_bar()
     live.draw("transformers: loading the whole model into memory")
     whole = transformers.AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-    whole.generation_config = transformers.GenerationConfig()  # no end marks and no penalties of the model's own
+    # Without the model's own end marks and penalties.
+    whole.generation_config = transformers.GenerationConfig()
     greedy = transformers.GenerationConfig(
         do_sample=False, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0
     )

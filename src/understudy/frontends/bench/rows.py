@@ -1,4 +1,4 @@
-"""What a bench found: sums over the prompts, the ratios they imply, and whether all methods wrote the same tokens."""
+"""The results of a bench: sums over the prompts, the ratios they imply, and whether all methods wrote the same tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,8 @@ class Row:
     link_peak: float
     peak_memory_bytes: int
     resident: str = ""
-    predicted: float | None = None  # tokens per second, by the plan, at the tokens per pass there were
+    # Tokens per second by the plan, at the tokens per pass that were reached.
+    predicted: float | None = None
 
     @classmethod
     def of(cls, method: str, temperature: float, completions: "Sequence[Completion]", link_peak: float) -> "Row":
@@ -84,7 +85,7 @@ class Row:
 
 @dataclass
 class Bench:
-    """Everything one run of `bench` found."""
+    """The results of one run of `bench`."""
 
     model: str
     machine: dict[str, Any] = field(default_factory=dict)

@@ -32,7 +32,8 @@ def table(bench: Bench) -> list[str]:
 
 
 def _cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
-    faster, limit = times(row, rows), row.limit
+    faster = times(row, rows)
+    limit = row.limit
     streams = row.bytes_per_pass > 0
     return (
         row.name,
