@@ -50,7 +50,7 @@ MUTATIONS = (
     Mutation("the window is one too wide", "kernels/attention_cpu.py", "low = max(0, positions[i] + 1 - window)", "low = max(0, positions[i] - window)", "tests/models/test_families.py"),
     Mutation("the softmax sees what lies beyond", "kernels/attention_cpu.py", "_softmax(line[i, g], low, positions[i], power)", "_softmax(line[i, g], low, positions[i] // 64 * 64 + 63, power)", BITS),
     Mutation("logits that are no numbers choose a token", "sampling.py", "tokens, NO_TOKEN)[:, 0]", "tokens, tokens)[:, 0]", "tests/models/test_numbers.py"),
-    Mutation("a request in trouble ends the others", "scheduler.py", "failed = failed or error", "raise error", "tests/models/test_numbers.py"),
+    Mutation("a request in trouble ends the others", "scheduler.py", "failed = failed or error", "raise error", LOOP),
     Mutation("a difference is not refused", "models/proof.py", "if not size < TOLERANCE:", "if False:", "tests/models/test_proof.py"),
     Mutation("a model is not proven", "sources.py", "    prove(config, options.cache)", "    pass", "tests/models/test_proof.py"),
     Mutation("tiles are not padded", "models/target.py", "padding = (0, TILE - self.count)", "padding = (0, -self.count % 8)", BITS),

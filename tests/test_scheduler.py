@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.test_engine import Guessing, Slab, following
 from understudy.engine import Choose, Engine
+from understudy.errors import NumbersError
 from understudy.params import SamplingParams
 from understudy.policies import POLICIES, Policy, Selection
 from understudy.registry import build
@@ -223,6 +224,28 @@ def test_a_policy_decides_who_runs_and_changes_no_token() -> None:
         world.scheduler.step()
         assert len(world.scheduler.running) <= 1
     assert [r.completion().token_ids for r in requests] == [alone(*one) for one in work]
+
+
+class Overflowing(World):
+    """The logits of cache row 0 are no numbers from position 5 on."""
+
+    def verify(self, nodes: Nodes, wanted: Tensor, choose: Choose) -> tuple[Tensor, None]:
+        beyond = (nodes.rows[wanted] == 0) & (nodes.positions[wanted] >= 5)
+
+        def broken(logits: Tensor, start: int) -> Tensor:
+            return choose(logits.masked_fill(beyond[start : start + len(logits), None], float("nan")), start)
+
+        return super().verify(nodes, wanted, broken)
+
+
+def test_logits_that_are_no_numbers_fail_a_batch_when_its_others_are_finished() -> None:
+    world = Overflowing(rows=2)
+    broken, good = requests = [world.request([1, 2], 30), world.request([2, 2], 30)]
+    with pytest.raises(NumbersError):
+        world.scheduler.complete(requests)
+    assert broken.error is not None and broken.sequence.finish_reason == "error"
+    assert good.completion().finish_reason == "length" and good.completion().token_ids == alone([2, 2], 30)
+    assert world.scheduler.idle
 
 
 class LastFirst:
