@@ -173,15 +173,15 @@ def bind(blueprint: Blueprint, plan: Plan, report: Report | None) -> Model:
     store, machine, options = blueprint.store, blueprint.machine, blueprint.options
     assert store is not None and machine.disk is not None, "only a prepared model can be loaded"
     return Model(
-        store,
-        blueprint.config,
-        plan,
-        ReadSettings(machine.disk.block, machine.disk.threads, options.throttle, options.tier),
-        blueprint.dtype,
-        options.holds_substitute,
-        blueprint.device,
-        report,
-        options.drafter.taps,
+        store=store,
+        config=blueprint.config,
+        plan=plan,
+        settings=ReadSettings(machine.disk.block, machine.disk.threads, options.throttle, options.tier),
+        dtype=blueprint.dtype,
+        drafts=options.holds_substitute,
+        device=blueprint.device,
+        report=report,
+        taps=options.drafter.taps,
     )
 
 

@@ -17,7 +17,9 @@ from .streamed import CurrentPass, pass_cache
 
 @dataclass
 class Draft:
-    """`linears[i]` multiplies by Linear number i's substitute; `embed` makes the embedding module ready for tokens."""
+    """The draft view: runs levels with the substitutes.
+
+    `linears[i]` multiplies by Linear number i's substitute; `embed` makes the embedding module ready for tokens."""
 
     model: nn.Module
     current: CurrentPass

@@ -1,4 +1,4 @@
-"""What a model is made of, found by structure: its decoder blocks, their Linears in the order a pass uses them, its head.
+"""The structure of a model: its decoder blocks, their Linears in the order a pass uses them, its head.
 
 Nothing here depends on an architecture's names; what cannot be run exactly is refused by name before any work is done."""
 

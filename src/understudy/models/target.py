@@ -84,8 +84,9 @@ class Tile:
 
 @dataclass
 class Target:
-    """model, base: the stock causal model and its headless part. multiply(index, tiles, rows) streams Linear `index` once;
-    skip_head() ends a pass that wants no logits."""
+    """The target view: runs passes with the exact weights. `model` is the stock causal model, `base` the same without its head.
+
+    multiply(index, tiles, rows) streams Linear `index` once; skip_head() ends a pass that wants no logits."""
 
     model: nn.Module
     base: nn.Module
