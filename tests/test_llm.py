@@ -222,12 +222,43 @@ def test_chat_reads_only_what_is_new(model: Path) -> None:
         (lambda llm: llm.generate([[1, 999]]), "999"),
         (lambda llm: llm.generate("x" * 400), "context"),
         (lambda llm: llm.generate(["a", "b"], [SamplingParams()]), "2 prompts"),
+        (lambda llm: llm.generate(None), "no prompt"),
+        (lambda llm: llm.generate(5), "no prompt"),
+        (lambda llm: llm.generate({"a": 1}), "no prompt"),
+        (lambda llm: llm.generate(b"abc"), "no prompt"),
+        (lambda llm: llm.generate([None]), "a list of token ids, got None"),
+        (lambda llm: llm.generate([1.5]), "got 1.5"),
+        (lambda llm: llm.generate([[1, 1.5]]), "got .1, 1.5."),
+        (lambda llm: llm.generate([["a"]]), "a list of token ids"),
+        (lambda llm: llm.stream(None), "got None"),
+        (lambda llm: llm.generate("a", {"temperature": 1}), "must be SamplingParams"),
+        (lambda llm: llm.generate("a", "greedy"), "must be SamplingParams"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_one_line(model: Path, call: Any, words: str) -> None:
     with opened(model) as llm, pytest.raises(UsageError, match=words) as refusal:
         call(llm)
     assert "\n" not in str(refusal.value)
+
+
+def test_arrays_and_tensors_of_token_ids_are_prompts(model: Path) -> None:
+    few = SamplingParams(max_new_tokens=3, ignore_eos=True)
+    with opened(model) as llm:
+        wanted = [done.token_ids for done in llm.generate([[1, 2, 3], [4, 5, 6]], few)]
+        ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+        for given in (ids, ids.numpy(), list(ids), list(ids.numpy())):
+            assert [done.token_ids for done in llm.generate(given, few)] == wanted
+        for one in (ids[0], ids[0].numpy(), list(ids[0].numpy())):
+            assert [done.token_ids for done in llm.generate(one, few)] == wanted[:1]
+
+
+@pytest.mark.parametrize("resident", ["none", "auto"])
+def test_a_model_that_is_closed_says_so_wherever_its_weights_lie(model: Path, resident: str) -> None:
+    with opened(model, resident=resident) as llm:
+        pass
+    for call in (llm.generate, llm.stream):
+        with pytest.raises(UsageError, match="closed"):
+            call("a")
 
 
 @pytest.mark.parametrize(

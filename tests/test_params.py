@@ -38,6 +38,8 @@ def test_replacing_and_pickling_keep_what_was_left_open() -> None:
         *({name: value} for name in FIELDS for value in ("1", None, [1], float("nan"), -1)),
         *({name: 1.5} for name in ("seed", "top_k", "max_new_tokens")),
         {"stop": [3]},
+        {"stop": 3},
+        {"stop": None},
         {"ignore_eos": "yes"},
     ],
     ids=str,

@@ -7,10 +7,11 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .chat_template import chat_prompt, encode, plain_stops
 from .engine import Engine
@@ -134,7 +135,8 @@ class LLM:
             NumbersError: the model computed NaN or infinity for a request.
             TransferError: weights could not be read."""
         several = _several(prompts)
-        chosen = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(several)
+        one = SamplingParams() if params is None else params
+        chosen: list[Any] = list(params) if _is_list(params) else [one] * len(several)
         if len(chosen) != len(several):
             raise UsageError(f"{len(several)} prompts but {len(chosen)} SamplingParams: give one, or one for each.")
         requests = [self._request(self._ids(prompt), own) for prompt, own in zip(several, chosen, strict=True)]
@@ -188,7 +190,7 @@ class LLM:
         self.close()
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        ids = encode(self.tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+        ids = encode(self.tokenizer, prompt) if isinstance(prompt, str) else _token_ids(prompt)
         vocabulary = self.store.embedding.shape[0]
         if not ids:
             raise UsageError("The prompt is empty: give at least one token to continue.")
@@ -205,6 +207,10 @@ class LLM:
     def _request(
         self, ids: list[int], params: SamplingParams, stops: tuple[str, ...] = (), streams: bool = False
     ) -> Request:
+        if not isinstance(params, SamplingParams):
+            raise UsageError(f"params must be SamplingParams, or a list of those, got {params!r}.")
+        if not self._closing.alive:
+            raise UsageError("This LLM is closed: load the model again.")
         room = self.context - len(ids)
         if room < 1:
             raise UsageError(
@@ -231,9 +237,22 @@ class LLM:
             yield from steps
 
 
-def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    if isinstance(prompts, Mapping) or not len(prompts):
+def _several(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
+    """The prompts one by one; an array or tensor stands for the list it holds."""
+    listed: Any = prompts.tolist() if hasattr(prompts, "tolist") else prompts
+    if isinstance(listed, str) or (_is_list(listed) and len(listed) and isinstance(listed[0], Integral)):
+        return [listed]
+    if not _is_list(listed) or not len(listed):
         raise UsageError("There is no prompt: give a text, a list of token ids, or a list of those.")
-    return list(prompts)  # type: ignore[arg-type]
+    return list(listed)
+
+
+def _token_ids(prompt: Sequence[int]) -> list[int]:
+    listed = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if not _is_list(listed) or not all(isinstance(token, Integral) for token in listed):
+        raise UsageError(f"A prompt is a text or a list of token ids, got {repr(listed)[:80]}.")
+    return [int(token) for token in listed]
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))

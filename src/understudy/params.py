@@ -1,5 +1,6 @@
 """`SamplingParams`: how a user wants tokens to be chosen. Values are checked here, so that nothing deeper has to."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -58,6 +59,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        if not isinstance(self.stop, Iterable):
+            raise UsageError(f"stop must be texts, got {self.stop!r}.")
         object.__setattr__(self, "stop", tuple(self.stop))
         for name, kind, text in (
             *((name, Real, "a number") for name in ("temperature", "top_p", "min_p")),
