@@ -81,7 +81,10 @@ def test_bench_fails_when_a_method_writes_something_else(understudy: Run) -> Non
 def test_bench_draws(understudy: Run, tmp_path: Path) -> None:
     done = understudy("bench", "--new-tokens", "3", "--methods", "none", "--plot", "result.png")
     assert done.returncode == 0 and (tmp_path / "result.png").read_bytes()[:4] == b"\x89PNG"
-    assert understudy("bench", "--new-tokens", "3", "--methods", "none", "--plot", "nowhere/result.png").returncode == 1
+    for place in ("nowhere/result.png", "result.nosuch", "."):
+        done = understudy("bench", "--new-tokens", "3", "--methods", "none", "--plot", place)
+        # Nothing was measured before.
+        assert done.returncode == 1 and "tok/s" not in done.stderr and "Cannot write the picture" in done.stderr, done.stderr
 
 
 def test_doctor_looks_around(command: Run, tmp_path: Path) -> None:

@@ -70,6 +70,10 @@ def _run(args: Namespace) -> int:
     model = resolve(args.model)
     if args.prompts > len(TEXTS):
         raise UsageError(f"--prompts can be at most {len(TEXTS)}, got {args.prompts}.")
+    if args.plot is not None:
+        from .plot import check
+
+        check(args.plot)
     live = Live(args.quiet)
     bench = Bench(model or "demo")
     if args.plan and args.resident is not None:

@@ -7,12 +7,25 @@ from ...errors import UnderstudyError
 from .rows import Bench, Row, times
 
 
-def plot(bench: Bench, path: Path) -> None:
-    """Bars of tokens per second, one group for each temperature, a line above each bar where the link's limit is."""
+def check(path: Path) -> None:
+    """Raise UnderstudyError, before anything is measured, where no picture can be written to `path`."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UnderstudyError("--plot needs matplotlib: pip install matplotlib.") from None
+    kinds = Figure().canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in kinds:
+        raise UnderstudyError(f"Cannot write the picture to {path}: {path.suffix} is none of {', '.join(sorted(kinds))}.")
+    if path.is_dir():
+        raise UnderstudyError(f"Cannot write the picture to {path}: it is a directory.")
+    if not path.parent.is_dir():
+        raise UnderstudyError(f"Cannot write the picture to {path}: there is no directory {path.parent}.")
+
+
+def plot(bench: Bench, path: Path) -> None:
+    """Bars of tokens per second, one group for each temperature, a line above each bar where the link's limit is."""
+    from matplotlib.figure import Figure
+
     temperatures = sorted({row.temperature for row in bench.rows})
     methods = list(dict.fromkeys(row.method for row in bench.rows))
     width = 0.8 / len(methods)
