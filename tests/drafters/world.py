@@ -9,7 +9,8 @@ from torch import Tensor
 from understudy.cache import Cache, LayerShape
 from understudy.drafters.pace import Pace
 from understudy.drafters.policy import NO_SHAPE, DraftPolicy, Limits, Shape
-from understudy.drafters.search import ModelProposer, SearchDrafter
+from understudy.drafters.proposer import ModelProposer
+from understudy.drafters.search import SearchDrafter
 from understudy.drafters.suggest import Suggester
 from understudy.drafters.tree_search import TreeSearch
 from understudy.engine import Choose, Engine

@@ -13,7 +13,8 @@ import torch
 from ..sequence import TokenSequence
 from ..tree import Nodes, TokenTree
 from . import TargetModel, Verified
-from .search import ModelProposer, SearchSpec
+from .proposer import ModelProposer
+from .search import SearchSpec
 
 # The most tokens that are read in one forward of the second model.
 CATCH_UP = 64

@@ -41,7 +41,7 @@ from .growing_tree import MOST_NODES, Candidate, GrowingTree
 from .pace import WIDEST
 from .packed_tensors import PackedTensors
 from .policy import DraftPolicy
-from .search import Proposer
+from .proposer import Proposer
 
 # With fewer levels that are likely to pay after the next one, the last level's figures are awaited.
 LIKELY = 2

@@ -11,69 +11,20 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
-from ..cache import Cache
-from ..devices import Device
 from ..errors import UsageError
 from ..registry import lookup
 from ..sequence import TokenSequence
-from ..tree import Nodes, TokenTree
-from . import DrafterSpec, DraftModel, TargetModel, Verified
+from ..tree import TokenTree
+from . import DrafterSpec, TargetModel, Verified
 from .growing_tree import MOST_NODES, GrowingTree
 from .pace import WIDEST
 from .policy import DraftPolicy, Limits, Shape
+from .proposer import Proposer
 from .suggest import WHEN, Suggester, TextSuggester
 
 # Widths of levels that are measured before the first draft, and the seconds that this may take.
 MEASURED_WIDTHS = (1, 2, 4, 8)
 MEASURING_SECONDS = 1.0
-
-
-class Proposer(Protocol):
-    """Says what may follow a node. What it must remember of a text (keys and values, hidden states) it keeps by
-    cache row."""
-
-    @property
-    def cache(self) -> Cache:
-        """Where its nodes lie: node i of a tree at slot `length + i` of the sequence's row."""
-
-    @property
-    def device(self) -> Device:
-        """Where it runs."""
-
-    def prepare(self, sequences: Sequence[TokenSequence]) -> list[int]:
-        """Read what was accepted since the last draft. Returns the length of each sequence in `cache`: its tree
-        begins there."""
-
-    def forward(self, nodes: Nodes) -> Tensor:
-        """Logits [n, vocab] after each of `nodes`, whose ancestors were run before or are among them."""
-
-    def observe(self, verified: Verified, ran: Collection[int]) -> None:
-        """Learn what the exact model found. `ran`: the nodes of the tree that `forward` has run; none of a prompt's
-        chunk."""
-
-    def rewind(self, sequence: TokenSequence, length: int) -> None:
-        """Forget all but the first `length` tokens of what was in the cache row of `sequence`."""
-
-
-class ModelProposer:
-    """A model proposes, in a cache that somebody else keeps in step with the text."""
-
-    def __init__(self, model: DraftModel):
-        self.model = model
-        self.cache = model.cache
-        self.device = model.device
-
-    def prepare(self, sequences: Sequence[TokenSequence]) -> list[int]:
-        return [self.cache.lengths[sequence.row] for sequence in sequences]
-
-    def forward(self, nodes: Nodes) -> Tensor:
-        return self.model.draft(nodes)
-
-    def observe(self, verified: Verified, ran: Collection[int]) -> None: ...
-
-    def rewind(self, sequence: TokenSequence, length: int) -> None: ...
 
 
 class Search(Protocol):

@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import TargetModel
-from .search import ModelProposer, SearchSpec
+from .proposer import ModelProposer
+from .search import SearchSpec
 
 
 @dataclass(frozen=True, kw_only=True)

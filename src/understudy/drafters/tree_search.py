@@ -19,7 +19,7 @@ from ..tree import Nodes, TokenTree
 from .growing_tree import Candidate, GrowingTree
 from .pace import RANKS, WIDEST, bucket_of
 from .policy import DraftPolicy
-from .search import Proposer
+from .proposer import Proposer
 from .suggest import NOTHING, Suggester, Suggestion
 
 # A candidate, and the number of its tree.

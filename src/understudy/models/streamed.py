@@ -137,7 +137,7 @@ def share(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -
     for names in places.values():
         stored = next((found for found in map(find, names) if found is not None), None)
         if stored is None:
-            raise StoreError(f"The Store has no tensor {names[0]!r}, which its model needs: prepare it again.")
+            raise StoreError(f"There is no tensor {names[0]!r}, which {type(model).__name__} needs.")
         parameter = nn.Parameter(tensors[stored].to(dtype), requires_grad=False)
         for name in names:
             _put(model, name, parameter)
