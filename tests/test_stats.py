@@ -39,7 +39,7 @@ def test_the_shares_of_a_pass_add_up_to_the_pass(taken: Counters, advances: list
     wanted = Share(
         taken.used, taken.read, taken.wait, taken.busy, taken.draft if drafting else 0.0, taken.verify - taken.wait
     )
-    assert astuple(total) == pytest.approx(astuple(wanted), abs=1e-6)
+    assert astuple(total) == pytest.approx(astuple(wanted), rel=1e-9, abs=1e-6)
 
 
 @given(TAKEN, ADVANCES)
