@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {"hidden_act": "odd", "rope": {"rope_type": "newest"}, 
 def test_an_error_is_one_line(error: Exception, said: str) -> None:
     with pytest.raises(CheckpointError) as refusal, refused("It fails", CONFIG):
         raise error
-    assert str(refusal.value) == f"{said} If its config.json is right, choose another model."
+    assert str(refusal.value) == f"{said} Mend it, or take another model."
 
 
 def test_a_validation_of_many_lines_is_one() -> None:

@@ -21,7 +21,7 @@ def refused(what: str, config: Mapping[str, Any]) -> Iterator[None]:
     """Inside, an error of transformers becomes a CheckpointError of one line: `what`, and the value of `config` at fault."""
     from huggingface_hub.errors import StrictDataclassError
 
-    with quoted(CheckpointError, what, "If its config.json is right, choose another model."):
+    with quoted(CheckpointError, what, "Mend it, or take another model."):
         try:
             yield
         except StrictDataclassError as error:
