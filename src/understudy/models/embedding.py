@@ -3,6 +3,7 @@
 Where drafted tokens are chosen on a device, the host cannot gather rows for them, and the whole table lies there."""
 
 import os
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..weights.entries import Stored
 READ = 16 << 20
 
 
-class GatheredRows:
+class GatheredRows(ABC):
     """Puts the rows of given tokens in the stock embedding module as its weight; row i of it is token i of the call."""
 
     def __init__(self, module: nn.Module, rows: int, device: str = "cpu"):
@@ -32,9 +33,9 @@ class GatheredRows:
         self.module.weight = nn.Parameter(rows.to(self.device, self.compute), requires_grad=False)
         return torch.arange(len(rows), device=self.device)
 
+    @abstractmethod
     def _row(self, token: int) -> Tensor:
         """[width]: the row of the table for `token`."""
-        raise NotImplementedError
 
 
 class TensorRows(GatheredRows):

@@ -66,12 +66,13 @@ class Model:
         install(self.module, taps, self.current)
         pair(self.module, [spec.module for spec in store.layout.linears], self.current)
         self.taps = tuple(taps)
-        self.hidden_size = ModelShape.of(config).hidden_size
+        shape = ModelShape.of(config)
+        self.hidden_size = shape.hidden_size
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, settings, device, drafts=drafts, progress=progress)
         self.weights.share(self.module, dtype)
         capacity = -(-(plan.context + SCRATCH) // 64) * 64
-        self.cache = Cache(ModelShape.of(config).layers, plan.rows, capacity, cache_dtype(dtype), device.where)
+        self.cache = Cache(shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where)
         self.ring = self.weights.ring(plan.ring_bytes)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]
