@@ -65,8 +65,8 @@ def convolution(toy: Toy) -> None:
     [
         (no_blocks, "Toy has no list of decoder blocks"),
         (no_linear_head, "Toy has no linear output head"),
-        (experts, r"blocks\.1\.experts is a weight outside any Linear"),
-        (convolution, r"blocks\.1\.2\.weight is a weight outside any Linear"),
+        (experts, r"blocks\.1\.experts is a weight \[2, 8, 8\] outside any plain Linear"),
+        (convolution, r"blocks\.1\.2\.weight is a weight \[8, 8, 3\] outside any plain Linear"),
     ],
 )
 def test_what_is_built_otherwise_is_named(change: Callable[[Toy], None], words: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, StoreError
 from ..kernels.attention import AttentionSpec
 from . import hf
+from .kept import float32_names
 from .names import finder
 from .structure import stored_buffers
 
@@ -117,7 +118,7 @@ def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:
         parent, _, name = path.rpartition(".")
         old = model.get_submodule(path)
         assert isinstance(old, nn.Linear)
-        bias = None if old.bias is None else nn.Parameter(torch.empty(0), requires_grad=False)
+        bias = None if old.bias is None else nn.Parameter(torch.empty(0, dtype=old.bias.dtype), requires_grad=False)
         setattr(model.get_submodule(parent), name, StreamedLinear(current, index, bias, old.out_features))
     for module in model.modules():
         if hasattr(module, "layer_idx"):
@@ -125,11 +126,12 @@ def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:
 
 
 def share(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Give every parameter but the embedding, and every buffer that the checkpoint holds, its tensor of `tensors`.
+    """Give every parameter but the embedding, and every buffer that the checkpoint holds, its tensor of `tensors`, in the type in
+    which transformers holds it in a model that computes in `dtype`.
 
     Raises StoreError for a parameter that has none."""
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-    find = finder(model, tensors)
+    find, in_float32 = finder(model, tensors), float32_names(model, dtype)
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter is not embedding:
@@ -138,12 +140,14 @@ def share(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -
         stored = next((found for found in map(find, names) if found is not None), None)
         if stored is None:
             raise StoreError(f"There is no tensor {names[0]!r}, which {type(model).__name__} needs.")
-        parameter = nn.Parameter(tensors[stored].to(dtype), requires_grad=False)
+        kind = torch.float32 if any(map(in_float32, names)) else model.get_parameter(names[0]).dtype
+        parameter = nn.Parameter(tensors[stored].to(kind), requires_grad=False)
         for name in names:
             _put(model, name, parameter)
     for name in stored_buffers(model):
         if (found := find(name)) is not None:
-            _put(model, name, tensors[found].to(model.get_buffer(name).dtype))
+            kind = torch.float32 if in_float32(name) else model.get_buffer(name).dtype
+            _put(model, name, tensors[found].to(kind))
 
 
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..errors import CheckpointError
 from ..weights.checkpoint import TensorInfo
@@ -21,6 +22,7 @@ from ..weights.encoding import check_weight
 from ..weights.layout import LinearSpec, ModelLayout
 from .heads import head_and_embedding, refuse_other_tasks, ties_head
 from .hf import refused
+from .kept import float32_names, is_linear, may_be_kept, streams
 from .names import finder
 from .ropes import fix_ropes
 
@@ -128,17 +130,21 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def streamed_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Module name -> Linear, for the decoder blocks and the head, in definition order. Refuses blocks with bare weights."""
+    """Module name -> Linear, for the decoder blocks and the head, in definition order: those whose weights stream. Refuses blocks
+    with other weights that are too large to be kept."""
     name, blocks = decoder_blocks(model)
-    found = {f"{name}.{path}": m for path, m in blocks.named_modules() if isinstance(m, nn.Linear)}
+    in_float32 = float32_names(model, torch.bfloat16)
+    paths = ((f"{name}.{path}", m) for path, m in blocks.named_modules())
+    found: dict[str, nn.Linear] = {path: m for path, m in paths if streams(m, in_float32(f"{path}.weight"))}
     head = model.get_output_embeddings()  # type: ignore[operator]
-    if not isinstance(head, nn.Linear):
+    if not is_linear(head):
         raise CheckpointError(f"{type(model).__name__} has no linear output head; it cannot be streamed.")
     inside = {id(p) for m in found.values() for p in m.parameters()}
     for path, parameter in blocks.named_parameters():
-        if id(parameter) not in inside and parameter.dim() > 1:
+        if id(parameter) not in inside and not may_be_kept(parameter):
             raise CheckpointError(
-                f"{name}.{path} is a weight outside any Linear (experts, convolutions); this is not supported yet."
+                f"{name}.{path} is a weight {list(parameter.shape)} outside any plain Linear (experts, convolutions); this is not"
+                " supported yet."
             )
     found[next(path for path, m in model.named_modules() if m is head)] = head
     return found
@@ -148,6 +154,9 @@ def execution_order(model: nn.Module, linears: Mapping[str, nn.Linear]) -> list[
     """The order in which one forward pass uses `linears`, seen by hooks on a pass without numbers (meta tensors)."""
     order: list[str] = []
     hooks = [m.register_forward_pre_hook(lambda *_, path=path: order.append(path)) for path, m in linears.items()]
+    mixing: list[str] = []
+    convolutions = ((path, m) for path, m in model.named_modules() if isinstance(m, _ConvNd))
+    hooks += [m.register_forward_pre_hook(lambda *_, path=path: mixing.append(path)) for path, m in convolutions]
     meta = {name: torch.empty_like(p, device="meta") for name, p in (*model.named_parameters(), *model.named_buffers())}
     zeros = torch.zeros(1, 2, dtype=torch.int64, device="meta")
     config: Any = model.config
@@ -159,6 +168,8 @@ def execution_order(model: nn.Module, linears: Mapping[str, nn.Linear]) -> list[
     finally:
         for hook in hooks:
             hook.remove()
+    if mixing:
+        raise CheckpointError(f"{mixing[0]} is a convolution over neighbouring tokens; this is not supported yet.")
     missing = [path for path in linears if path not in order]
     if missing or len(order) != len(linears):
         raise CheckpointError(
