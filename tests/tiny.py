@@ -4,8 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PreTrainedTokenizerFast,
+)
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -32,14 +39,53 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": {},
     "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.2},
 }  # fmt: skip
+# Multimodal kinds, and the changes of the text model in each. It is one of the family `text`, or of the kind's own.
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "gemma3": {"text": "gemma3_text"},
+    "mistral3": {"text": "mistral"},
+    "llava": {"text": "llama"},
+    "cohere2_vision": {"sliding_window": 16, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+    "internvl": {"text": "qwen2"},
+    "idefics3": {"text": "llama"},
+}  # fmt: skip
+# Sizes of the other parts of a multimodal model, by the names that their configs may have.
+OTHER_PARTS: dict[str, int] = {
+    "hidden_size": 32, "embed_dim": 32, "hidden_dim": 32, "d_model": 32, "intermediate_size": 64, "encoder_ffn_dim": 64,
+    "num_hidden_layers": 2, "num_layers": 2, "depth": 2, "encoder_layers": 2, "num_attention_heads": 2, "num_heads": 2,
+    "num_key_value_heads": 2, "encoder_attention_heads": 2, "head_dim": 16, "image_size": 32, "out_hidden_size": 64,
+    "projection_dim": 64, "output_dim": 64, "num_position_embeddings": 64,
+}  # fmt: skip
+
+
+def wrapper(kind: str, **changes: Any) -> Any:
+    """The config of a tiny multimodal model; `changes` are those of its text model."""
+    own = {**WRAPPERS.get(kind, {}), **changes}
+    base = CONFIG_MAPPING[kind]()
+    text = base.get_text_config(decoder=True)
+    parts: dict[str, Any] = {}
+    for name in base.sub_configs:
+        part = getattr(base, name, None)
+        if part is text:
+            family = own.pop("text", None)
+            values = {**COMMON, **FAMILIES.get(family, {}), **own}
+            parts[name] = {"model_type": family or text.model_type, **values}
+        elif part is not None:
+            known = part.to_dict()
+            names = {part.attribute_map.get(size, size): value for size, value in OTHER_PARTS.items()}
+            parts[name] = known | {size: value for size, value in names.items() if isinstance(known.get(size), int)}
+    whole = {name: value for name, value in base.to_dict().items() if name not in (*parts, "model_type", "transformers_version")}
+    return type(base)(**{**whole, **parts})
 
 
 def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
-    """The transformers model; weights large enough that logits are not all alike."""
-    options = {**COMMON, **FAMILIES.get(family, {}), **changes}
-    config = AutoConfig.for_model(options.pop("model_type", family), **options)
+    """The transformers model; weights large enough that logits are not all alike. A multimodal one for a kind of wrapper."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    if family in WRAPPERS:
+        model = AutoModelForMultimodalLM.from_config(wrapper(family, **changes), dtype=dtype).eval()
+    else:
+        options = {**COMMON, **FAMILIES.get(family, {}), **changes}
+        config = AutoConfig.for_model(options.pop("model_type", family), **options)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
@@ -64,6 +110,13 @@ def save(directory: Path, family: str = "llama", dtype: torch.dtype = torch.floa
     model.save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return model
+
+
+def add_tensors(directory: Path, **tensors: torch.Tensor) -> None:
+    """Put further `tensors` into a checkpoint that is one file; "__" in a name stands for a dot."""
+    file = directory / "model.safetensors"
+    more = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file({**load_file(file), **more}, file, {"format": "pt"})
 
 
 def generated(model: Any, prompt: list[int], count: int) -> list[int]:

@@ -22,6 +22,7 @@ from .models.configuration import stop_ids, tokenizer_of
 from .models.footprint import sizes_of_checkpoint
 from .models.model import Model
 from .models.streamed import attention_name
+from .models.wrapper import text_config
 from .options import AUTO, DTYPES, Options
 from .plan.demand import MIB
 from .plan.machine import Machine, memory_limit, resident_bytes
@@ -62,10 +63,11 @@ class SmallFiles:
     def of(cls, directory: Path, options: Options) -> SmallFiles:
         """Raises CheckpointError for files that cannot be used."""
         config = proven_config(directory, options)
-        tokenizer = tokenizer_of(directory, config.vocab_size)
+        vocabulary = text_config(config).vocab_size
+        tokenizer = tokenizer_of(directory, vocabulary)
         generation = defaults_of(options.generation_config, directory)
         file = locate_generation_config(options.generation_config, directory)
-        ends, notes = stop_ids(file, config, tokenizer, config.vocab_size)
+        ends, notes = stop_ids(file, config, tokenizer, vocabulary)
         return cls(config, tokenizer, ends, replace(generation, notes=tuple(notes)))
 
 
@@ -107,7 +109,7 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
         name = options.method_name
         raise UsageError(f"--method {name} compares tokenizers, and --config has none: give MODEL instead.")
     config = proven_config(directory, options)
-    dtype = getattr(config, "dtype", None) or DTYPES.get(options.dtype)
+    dtype = getattr(config, "dtype", None) or getattr(text_config(config), "dtype", None) or DTYPES.get(options.dtype)
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
         raise UsageError(f"{directory / 'config.json'} does not say the weights' type: give it with --dtype.")
     model = structure.skeleton(config, dtype, attention_name())

@@ -13,6 +13,7 @@ from .config_values import check_kind, check_sizes
 from .hf import refused
 from .ropes import check_ropes
 from .shape import ModelShape
+from .wrapper import text_config
 
 # Some file of a tokenizer that transformers can read has such a name.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
@@ -28,7 +29,8 @@ def config_of(directory: Path) -> Any:
     check_sizes(content, place)
     with refused(f"{place} cannot be used", content):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        structure.refuse_unsupported(config.to_dict())
+        text = text_config(config)
+        structure.refuse_unsupported(config.to_dict(), None if text is config else text.to_dict())
         check_ropes(config, place)
         # raises what else its layers cannot have
         ModelShape.of(config)
@@ -64,11 +66,12 @@ def tokenizer_of(directory: Path, vocabulary: int | None = None) -> Any:
 
 
 def stop_ids(generation: Path, config: Any, tokenizer: Any, vocabulary: int) -> tuple[frozenset[int], list[str]]:
-    """Every token that ends a text, by the generation config in the file `generation`, the config and the tokenizer;
-    and one sentence for each such token that a model of `vocabulary` tokens cannot write."""
+    """Every token that ends a text, by the generation config in the file `generation`, the config and the text model's in it, and
+    the tokenizer; and one sentence for each such token that a model of `vocabulary` tokens cannot write."""
     places = {
         str(generation): read(generation).get("eos_token_id"),
         "config.json": getattr(config, "eos_token_id", None),
+        "The text model's config": getattr(text_config(config), "eos_token_id", None),
         "The tokenizer": getattr(tokenizer, "eos_token_id", None),
     }
     found: set[int] = set()

@@ -13,7 +13,9 @@ def finder(model: Any, names: Iterable[str]) -> Callable[[str], str | None]:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
-    renamings = [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
+    parts = getattr(model, "understudy_parts", None)
+    changes = get_model_conversion_mapping(model) if parts is None else parts.changes
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
     found: dict[str, str] = {}
     for name in names:
         renamed = name

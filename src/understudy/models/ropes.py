@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import CheckpointError
+from .wrapper import text_config
 
 LONGROPE = "longrope"
 # Values of a rope that are numbers above 0 where they are given.
@@ -52,8 +53,8 @@ def _fixed(kind: str) -> str:
 
 
 def _ropes(config: Any) -> Iterator[Mapping[str, Any]]:
-    """The rope parameters of a config: one set, or one for each kind of layer."""
-    parameters = getattr(config, "rope_parameters", None)
+    """The rope parameters of a config's text model: one set, or one for each kind of layer."""
+    parameters = getattr(text_config(config), "rope_parameters", None)
     if isinstance(parameters, Mapping):
         yield parameters
         yield from (each for each in parameters.values() if isinstance(each, Mapping))

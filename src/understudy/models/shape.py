@@ -9,6 +9,7 @@ import torch
 
 from ..cache import LayerShape
 from .ropes import longest_exact
+from .wrapper import text_config
 
 # Model types without `layer_types` whose `sliding_window` holds for every layer. A window that is not known here is served
 # all the same, by a layer that holds the whole context.
@@ -36,7 +37,8 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any) -> ModelShape:
-        """The shape of the model that a transformers `config` describes."""
+        """The shape of the text model that a transformers `config` describes."""
+        config = text_config(config)
         configs = _layer_configs(config)
         layers = tuple(_layer_shape(layer_config, index) for index, layer_config in enumerate(configs))
         heads = [layer_config.num_attention_heads for layer_config in configs]

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from .wrapper import is_wrapper, switches, text_config, with_text
+
 VOCABULARY = 211
 MOST_POSITIONS = 256
 WINDOW = 6
@@ -31,12 +33,14 @@ _KEEP_POSITIONS = ("longrope", "llama3", "dynamic")
 
 def values_of(config: Any) -> dict[str, Any]:
     """The values of `config` by their own names, without what only describes the model."""
-    return {key: value for key, value in config.to_dict().items() if key not in DESCRIBING}
+    return {key: value for key, value in switches(config).items() if key not in DESCRIBING}
 
 
 def shrunk(config: Any, few_layers: bool = True, narrow: bool = True) -> Any:
     """A small copy of a transformers `config`. Raises what its class raises for values that do not fit each other: then one with
-    all its layers, or as wide as it is, may do."""
+    all its layers, or as wide as it is, may do. A wrapper stays as it is around a small text model."""
+    if is_wrapper(config):
+        return with_text(config, shrunk(text_config(config), few_layers, narrow))
     values = values_of(config)
     values.pop("model_type", None)
     names = dict(config.attribute_map)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..tree import TokenTree
 from . import structure
+from .wrapper import text_config
 
 SEED = 20260101
 # Longer than a tile, and shorter: tiles end within a text, and one tile holds both.
@@ -89,6 +90,7 @@ def _randomise(model: nn.Module) -> None:
 
 def texts_for(config: Any) -> tuple[Text, ...]:
     """Random texts that hold the special tokens of `config` where they lie in its vocabulary."""
+    config = text_config(config)
     random = torch.Generator().manual_seed(SEED)
     vocabulary = config.vocab_size
     special = [getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]

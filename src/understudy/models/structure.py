@@ -4,7 +4,6 @@ Nothing here depends on an architecture's names; what cannot be run exactly is r
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 from collections.abc import Iterator, Mapping
@@ -25,14 +24,18 @@ from .hf import refused
 from .kept import float32_names, is_linear, may_be_kept, streams
 from .names import finder
 from .ropes import fix_ropes
+from .wrapper import built, cut_to_text, is_wrapper, parts_in, straight_to_text
 
 _construction = threading.Lock()
 _RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta")
+_STATEFUL = ("mamba", "rwkv", "xlstm")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 
 
-def refuse_unsupported(config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, naming the kind, for models whose tree pass would not be exact (or is not built yet)."""
+def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None = None) -> None:
+    """Raise CheckpointError, naming the kind, for models whose tree pass would not be exact (or is not built yet).
+
+    text: the values of the text model's config, where `config` is a wrapper's."""
     kind = config.get("model_type", "unknown")
 
     def refuse(why: str) -> None:
@@ -40,17 +43,18 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
 
     if config.get("is_encoder_decoder"):
         refuse("it is an encoder-decoder")
-    for part in ("vision_config", "audio_config", "text_config", "speech_config"):
-        if config.get(part):
-            refuse(f"it is multimodal (its config has {part}); use the text model's own checkpoint")
+    if text is None and (parts := parts_in(config)):
+        refuse(f"it is multimodal (its config has {parts[0]}) and has no text model of its own")
+    refuse_other_tasks(config.get("architectures"))
+    quantised = config.get("quantization_config")
+    config = config if text is None else text
     if any((config.get(key) or 0) > 1 for key in _EXPERTS):
         refuse("it is a mixture of experts")
     layers = " ".join(map(str, config.get("layer_types") or config.get("layers_block_type") or [])).lower()
-    if any(word in layers for word in _RECURRENT) or any(word in kind for word in ("mamba", "rwkv", "xlstm")):
+    if any(word in layers for word in _RECURRENT) or any(word in str(config.get("model_type")) for word in _STATEFUL):
         refuse("it carries a recurrent state (hybrid or state-space layers)")
-    if config.get("quantization_config"):
+    if quantised or config.get("quantization_config"):
         refuse("its weights are already quantised; give the full-precision checkpoint")
-    refuse_other_tasks(config.get("architectures"))
 
 
 @contextmanager
@@ -91,33 +95,48 @@ def _weights_on_meta() -> Iterator[None]:
 
 
 def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
-    """The stock causal model of a transformers `config`, without weights. Raises CheckpointError where it cannot be built."""
-    from transformers import AutoModelForCausalLM
+    """The stock causal model of a transformers `config`, without weights; of a wrapper's, its language model and head.
 
+    Raises CheckpointError where it cannot be built."""
     what = f"transformers cannot build a {config.model_type!r} model from its config"
     with refused(what, config.to_dict()), _weights_on_meta():
         try:
-            model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                copy.deepcopy(config), dtype=dtype, attn_implementation=attention, trust_remote_code=False
-            )
+            model = built(config, dtype=dtype, attn_implementation=attention)
         except KeyError as error:
             if error.args != (attention,):
                 raise
             what = f"transformers has no way to replace the attention of a {config.model_type!r} model."
             raise CheckpointError(what) from None
+    if is_wrapper(config):
+        cut_to_text(model)
+        straight_to_text(model)
     fix_ropes(model)
     return model.eval()
 
 
 def stock(config: Any) -> nn.Module:
-    """The stock causal model of a transformers `config` in float32, with the weights it starts from."""
-    from transformers import AutoModelForCausalLM
+    """The stock causal model of a transformers `config` in float32, with the weights it starts from.
 
-    with _construction:
-        model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False
-        )
+    That of a wrapper's runs its own code for texts; it has no other parts, and its matrices are zeros."""
+    if not is_wrapper(config):
+        with _construction:
+            return built(config, dtype=torch.float32).eval()
+    with _weights_on_meta():
+        model = built(config, dtype=torch.float32)
+    cut_to_text(model)
+    _give_memory(model)
     return model.eval()
+
+
+def _give_memory(model: nn.Module) -> None:
+    """Zeros in the place of the parameters of `model` that hold no memory; tied ones stay tied."""
+    real: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                if id(parameter) not in real:
+                    real[id(parameter)] = nn.Parameter(torch.zeros_like(parameter, device="cpu"))
+                module._parameters[name] = real[id(parameter)]
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -1,0 +1,160 @@
+"""The text model inside a multimodal one: its config, and the class of transformers cut down to language model and head.
+
+The class that transformers has for the whole checkpoint does to its logits what it always does (caps, scales); only what stands
+between it and its language model is gone: towers, projectors, and the code that puts images in the place of tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+
+# Parts of a config that make its model a multimodal one.
+PARTS = ("vision_config", "audio_config", "text_config", "speech_config")
+
+
+def text_config(config: Any) -> Any:
+    """The config of the text model that a transformers `config` describes: `config` itself, unless it is a wrapper's.
+
+    Sizes, layers, ropes and special tokens are asked of it. What the whole model is asked for (how it is built, whether its head
+    is tied) is the wrapper's."""
+    return config.get_text_config(decoder=True)
+
+
+def is_wrapper(config: Any) -> bool:
+    """Is the text model that `config` describes one part of a multimodal model?"""
+    return text_config(config) is not config
+
+
+def with_text(config: Any, text: Any) -> Any:
+    """A copy of the wrapper's `config` with the text model `text`."""
+    own = text_config(config)
+    changed = copy.copy(config)
+    for name in config.sub_configs:
+        if getattr(config, name, None) is own:
+            setattr(changed, name, text)
+            return changed
+    raise CheckpointError(
+        f"The text config of a {config.model_type!r} model is in no part of its own; not supported yet."
+    )
+
+
+def switches(config: Any) -> dict[str, Any]:
+    """The values of `config` that may change what its text model computes: those of other parts are left out."""
+    values: dict[str, Any] = config.to_dict()
+    if not is_wrapper(config):
+        return values
+    own = text_config(config)
+    return {
+        name: value for name, value in values.items() if name not in config.sub_configs or getattr(config, name) is own
+    }
+
+
+def built(config: Any, **options: Any) -> nn.Module:
+    """The model that transformers has for `config`, that of the whole checkpoint for a wrapper's.
+
+    Raises CheckpointError for a wrapper that has no class which writes text, and what transformers raises."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+    config = copy.deepcopy(config)
+    if not is_wrapper(config):
+        return _from_config(AutoModelForCausalLM, config, options)
+    for kind in (AutoModelForMultimodalLM, AutoModelForImageTextToText):
+        # the table that from_config looks in; there is no other way to ask
+        if type(config) in kind._model_mapping:
+            return _from_config(kind, config, options)
+    raise CheckpointError(
+        f"transformers has no class that writes text for a {config.model_type!r} model; it is not supported."
+    )
+
+
+def _from_config(kind: Any, config: Any, options: Mapping[str, Any]) -> nn.Module:
+    model: nn.Module = kind.from_config(config, trust_remote_code=False, **options)
+    return model
+
+
+@dataclass(frozen=True)
+class OtherParts:
+    """What a wrapper's class has beside its language model and head, and how checkpoints name all of it."""
+
+    # Paths of the modules, parameters and buffers that were cut off.
+    paths: tuple[str, ...]
+    # transformers' changes of a checkpoint's names, in the order in which they are made.
+    changes: tuple[Any, ...]
+
+
+class Hidden:
+    """What a wrapper's headless model returns: the last hidden states, and nothing of any other part."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.last_hidden_state = states
+
+    def __getitem__(self, index: int) -> Tensor:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def cut_to_text(model: Any) -> None:
+    """Cut everything off the stock multimodal `model` but its language model, its embedding and its head.
+
+    Raises CheckpointError for a class that keeps them in another way than one inside the other."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    base = getattr(model, str(model.base_model_prefix), None)
+    if (
+        head is None
+        or not isinstance(base, nn.Module)
+        or base in (model, decoder)
+        or decoder not in set(base.modules())
+    ):
+        raise CheckpointError(
+            f"{type(model).__name__} does not keep its language model and its head apart; not supported yet."
+        )
+    changes = tuple(get_model_conversion_mapping(model))
+    paths = tuple(_cut(model, "", {decoder, head, model.get_input_embeddings()}))
+    model.understudy_parts = OtherParts(paths, changes)
+
+
+def _cut(module: nn.Module, path: str, kept: set[nn.Module]) -> Iterator[str]:
+    """Cut off what holds nothing of `kept`, and name it."""
+    for name in [*module._parameters, *module._buffers]:
+        setattr(module, name, None)
+        yield path + name
+    for name, child in list(module.named_children()):
+        if child in kept:
+            continue
+        if kept.isdisjoint(child.modules()):
+            setattr(module, name, None)
+            yield path + name
+        else:
+            yield from _cut(child, f"{path}{name}.", kept)
+
+
+def straight_to_text(model: Any) -> None:
+    """Let the headless part of a cut `model` hand its input to its language model, with none of the code for other inputs."""
+    decoder = model.get_decoder()
+
+    def forward(
+        input_ids: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Any = None, use_cache: Any = None,
+        **_: Any,
+    ) -> Hidden:  # fmt: skip
+        done = decoder(
+            input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values, use_cache=use_cache
+        )
+        return Hidden(done.last_hidden_state)
+
+    getattr(model, str(model.base_model_prefix)).forward = forward
+
+
+def parts_in(config: Mapping[str, Any]) -> list[str]:
+    """Names of the parts that make the model of a config.json a multimodal one."""
+    return [name for name in PARTS if config.get(name)]

@@ -1,0 +1,97 @@
+"""A multimodal model's text model has the logits that transformers' class computes for a text, caps and scales included."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import COMMON, WRAPPERS, stock, wrapper
+from understudy.errors import CheckpointError
+from understudy.models import proof, structure
+from understudy.models.configuration import stop_ids
+from understudy.models.shape import ModelShape
+from understudy.models.shrink import shrunk, values_of
+from understudy.models.specimen import Specimen
+from understudy.models.streamed import attention_name
+from understudy.models.wrapper import Hidden, built, is_wrapper, straight_to_text, text_config, with_text
+
+
+def test_a_text_models_config_is_its_own() -> None:
+    alone, inside = stock("llama").config, wrapper("llava")
+    assert text_config(alone) is alone and not is_wrapper(alone)
+    assert text_config(inside) is inside.text_config and is_wrapper(inside)
+    assert ModelShape.of(inside) == ModelShape.of(inside.text_config)
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_its_passes_give_the_logits_of_transformers_own_class(kind: str) -> None:
+    differences = proof.differences(Specimen.of(shrunk(wrapper(kind))))
+    assert 0 < max(differences.values()) < proof.TOLERANCE / 10
+
+
+def test_nothing_is_left_but_the_language_model_and_its_head() -> None:
+    model: Any = structure.skeleton(wrapper("llava"), torch.bfloat16, attention_name())
+    assert model.understudy_parts.paths == ("model.vision_tower", "model.multi_modal_projector")
+    assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"model", "lm_head"}
+    assert all(name.startswith(("model.language_model.", "lm_head.")) for name, _ in model.named_parameters())
+
+
+def test_what_the_class_does_to_its_logits_is_seen_by_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head of another text class scales its logits, and that of the multimodal class does not."""
+    specimen = Specimen.of(shrunk(wrapper("cohere2_vision")))
+    skeleton = structure.skeleton
+
+    def scaled(*given: Any) -> nn.Module:
+        model = skeleton(*given)
+        scale = text_config(given[0]).logit_scale
+        model.register_forward_hook(lambda _, __, output: SimpleNamespace(logits=output.logits * scale))
+        return model
+
+    monkeypatch.setattr(structure, "skeleton", scaled)
+    assert max(proof.differences(specimen).values()) > proof.TOLERANCE
+
+
+def test_a_wrapper_without_a_class_that_writes_text_is_refused_by_name() -> None:
+    config = wrapper("llava")
+
+    class Unknown(type(config)):  # type: ignore[misc]
+        model_type = "unknown_kind"
+
+    with pytest.raises(CheckpointError, match="no class that writes text for a 'unknown_kind' model"):
+        built(Unknown(**{name: value for name, value in config.to_dict().items() if name != "model_type"}))
+
+
+def test_the_text_model_is_exchanged_in_a_copy() -> None:
+    config = wrapper("llava")
+    other = stock("llama", hidden_size=128).config
+    assert text_config(with_text(config, other)) is other and text_config(config) is not other
+
+
+def test_other_parts_are_no_switches_of_a_text_model() -> None:
+    assert {"text_config", "image_token_index"} <= set(values_of(wrapper("llava")))
+    assert "vision_config" not in values_of(wrapper("llava"))
+
+
+def test_ends_of_a_text_are_those_of_the_wrapper_and_of_its_text_model(tmp_path: Any) -> None:
+    config = wrapper("llava", eos_token_id=[7, 9])
+    config.eos_token_id = 5
+    assert stop_ids(tmp_path / "generation_config.json", config, None, COMMON["vocab_size"])[0] == {5, 7, 9}
+
+
+def test_hidden_states_stand_alone() -> None:
+    states = torch.zeros(1, 2, 3)
+    hidden = Hidden(states)
+    assert hidden[0] is hidden.last_hidden_state is states and hidden.image_hidden_states is None
+    with pytest.raises(AttributeError):
+        hidden.__len__()
+
+
+def test_a_language_model_gets_no_input_but_tokens_and_places() -> None:
+    model: Any = stock("llava")
+    straight_to_text(model)
+    ids = torch.tensor([[4, 5, 6]])
+    with torch.inference_mode():
+        states = model.model(input_ids=ids, pixel_values=object())
+        assert torch.equal(states[0], model.get_decoder()(input_ids=ids).last_hidden_state)
