@@ -21,7 +21,7 @@ from .options import DTYPES, Options
 from .plan import widths
 from .plan.demand import Footprint, PlanRequest
 from .plan.machine import Machine
-from .plan.memory import make_plan
+from .plan.memory import make_plan, smallest_budget
 from .plan.placement import Plan
 from .plan.residents import LEVELS, LinkSpeeds
 from .plan.sizes import format_size, parse_size
@@ -118,15 +118,20 @@ class Blueprint:
 
     def for_context(self, context: int, grown: int = 0) -> Plan:
         """The plan for `context` tokens a sequence. Raises UsageError, naming what would work, where it does not fit."""
-        plan = make_plan(replace(self.footprint, grown_bytes=grown), self.request(context))
-        plan = replace(plan, method=self.options.method)
+        footprint = replace(self.footprint, grown_bytes=grown)
+        alone = self.request(context, self.options.rows or 1)
+        least = smallest_budget(footprint, alone)
+        request = self.request(context)
+        if smallest_budget(footprint, request) > request.budget_bytes:
+            request = alone
+        plan = replace(make_plan(footprint, request), least_bytes=least, method=self.options.method)
         return self.device.behind(plan, self.options.host_memory, self.machine, self.disk)
 
-    def request(self, context: int) -> PlanRequest:
-        """What a plan for sequences of `context` tokens must hold."""
+    def request(self, context: int, rows: int | None = None) -> PlanRequest:
+        """What a plan for `rows` sequences of `context` tokens must hold. None: as many as were asked for, or suit the budget."""
         budget = self.budget
         slots = context + SCRATCH
-        rows = self.options.rows or self._rows(budget, slots)
+        rows = rows or self.options.rows or self._rows(budget, slots)
         drafter = self.options.drafter
         on_host = self.device.drafts_see_text
         widest_level = 0 if on_host else widths.widest(drafter.level_width, drafter.forced, rows)

@@ -20,6 +20,7 @@ from .loading import load, plan_for, plan_for_config
 from .models.numbers import explain
 from .options import Options
 from .params import SamplingParams
+from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
 from .policies import POLICIES
 from .registry import build
@@ -73,12 +74,21 @@ class LLM:
         )
 
     @classmethod
-    def plan_only(cls, model: str | Path | None = None, *, config: str | Path | None = None, **options: Any) -> Plan:
+    def plan_only(
+        cls,
+        model: str | Path | None = None,
+        *,
+        config: str | Path | None = None,
+        machine: str | None = None,
+        **options: Any,
+    ) -> Plan:
         """The plan of a model, without preparing it or loading its weights.
 
         Args:
             model: as for `LLM`.
             config: a directory with the config.json of a model whose weights need not be here; takes the place of `model`.
+            machine: a machine to plan for in place of this one, such as "cuda:memory=24GB,link=25GB/s,host=64GB" or
+                "cpu:memory=16GB,disk=3.5GB/s".
             options: as for `LLM`.
 
         Returns:
@@ -87,11 +97,12 @@ class LLM:
         Raises:
             UsageError: both `model` and `config` are given, or the plan does not fit.
             CheckpointError: the model cannot be found or is of an unsupported kind."""
+        other = None if machine is None else OtherMachine.parse(machine)
         if config is None:
-            return plan_for(model, Options.of(options, os.environ))
+            return plan_for(model, Options.of(options, os.environ), other)
         if model is not None:
             raise UsageError("Give MODEL or --config, not both.")
-        return plan_for_config(config, Options.of(options, os.environ))
+        return plan_for_config(config, Options.of(options, os.environ), other)
 
     @classmethod
     def prepare(cls, model: str | Path | None = None, *, progress: Report | None = None, **options: Any) -> Store:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from .blueprint import Blueprint
-from .devices import open_device
+from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
+from .devices.elsewhere import device_of
 from .drafters import DEFAULT_METHOD
 from .errors import UsageError
 from .generation_config import GenerationDefaults, defaults_of
@@ -26,6 +27,7 @@ from .models.wrapper import text_config
 from .options import AUTO, DTYPES, Options
 from .plan.demand import MIB
 from .plan.machine import Machine, memory_limit, resident_bytes
+from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
 from .sources import Report, choose_codec, layout_of, locate, prepare_source, proven_config, stored_at
 from .tiers import ReadSettings
@@ -71,35 +73,43 @@ class SmallFiles:
         return cls(config, tokenizer, ends, replace(generation, notes=tuple(notes)))
 
 
-def plan_for(model: str | Path | None, options: Options) -> Plan:
-    """Where every byte would go. A checkpoint is not prepared for this: its sizes are foretold."""
-    device = open_device(options.device, options.host_memory)
+def plan_for(model: str | Path | None, options: Options, other: OtherMachine | None = None) -> Plan:
+    """Where every byte would go, here or on the `other` machine. A checkpoint is not prepared for this: its sizes are foretold."""
+    device = planned_device(options, other)
     source = locate(model, options)
     config = proven_config(source.path, options)
     if isinstance(source, Checkpoint):
         layout = layout_of(source)
-        options = choose_codec(source, layout, options, device)
+        if other is None:
+            options = choose_codec(source, layout, options, device)
+        else:
+            options = chosen_elsewhere(options, other, source.info(layout.linears[0].weight).dtype, device)
         if (path := stored_at(source, options)).is_dir():
             source = Store.open(path)
     if isinstance(source, Store):
-        blueprint = Blueprint.of_store(source, config, options, measured(source, options), device)
-        return with_second(blueprint, source.path, None).plan()
+        machine = measured(source, options) if other is None else other.machine()
+        blueprint = Blueprint.of_store(source, config, options, machine, device)
+        return noted_elsewhere(with_second(blueprint, source.path, None).plan(), other)
     first = source.info(layout.linears[0].weight)
     blueprint = Blueprint(
         config=config,
         sizes=sizes_of_checkpoint(source.tensors, layout, options.recipe, options.holds_substitute),
         dtype=DTYPES.get(options.dtype) or first.dtype,
-        machine=Machine.inspect().measured(first.file, options.cache),
+        machine=Machine.inspect().measured(first.file, options.cache) if other is None else other.machine(),
         device=device,
         options=options,
     )
     plan = with_second(blueprint, source.path, None).plan()
+    if other is not None:
+        return noted_elsewhere(plan.noted("not prepared yet: sizes are foretold"), other)
     return plan.noted("not prepared yet: sizes are foretold, and the link is the checkpoint's")
 
 
-def plan_for_config(place: str | Path, options: Options) -> Plan:
-    """Where every byte would go for a config.json without weights. `place`: its directory, or the file itself."""
-    device = open_device(options.device, options.host_memory)
+def plan_for_config(place: str | Path, options: Options, other: OtherMachine | None = None) -> Plan:
+    """Where every byte would go for a config.json without weights, here or on the `other` machine.
+
+    `place`: the directory of the config.json, or the file itself."""
+    device = planned_device(options, other)
     directory = path.parent if (path := Path(place).expanduser()).name == "config.json" else path
     if not (directory / "config.json").is_file():
         raise UsageError(f"There is no {directory / 'config.json'}: --config takes the directory of one.")
@@ -115,17 +125,42 @@ def plan_for_config(place: str | Path, options: Options) -> Plan:
     model = structure.skeleton(config, dtype, attention_name())
     tensors = structure.foretold(model, dtype, directory)
     layout = structure.layout(model, tensors)
-    if options.codec == AUTO:
-        options = replace(options, codec=fastest_codec(0.0, dtype, options.recipe_quantizer, device))
+    options = chosen_elsewhere(options, other, dtype, device)
     blueprint = Blueprint(
         config=config,
         sizes=sizes_of_checkpoint(tensors, layout, options.recipe, options.holds_substitute),
         dtype=DTYPES.get(options.dtype) or dtype,
-        machine=Machine.inspect(),
+        machine=Machine.inspect() if other is None else other.machine(),
         device=device,
         options=options,
     )
-    return blueprint.plan().noted("from the config alone: sizes are foretold, and there is no link to measure")
+    if other is not None:
+        return noted_elsewhere(blueprint.plan().noted("from the config alone: sizes are foretold"), other)
+    return blueprint.plan().noted(
+        "from the config alone: sizes are foretold, and there is no link to measure (--for describes a machine)"
+    )
+
+
+def planned_device(options: Options, other: OtherMachine | None) -> Device:
+    """The device to plan for: one of this machine, or that of the `other` machine. UsageError where --device contradicts it."""
+    if other is None:
+        return open_device(options.device, options.host_memory)
+    if options.device not in (AUTO, other.device):
+        raise UsageError(f"--device {options.device} contradicts --for {other.device}: leave one of them out.")
+    return device_of(other, options.host_memory)
+
+
+def chosen_elsewhere(options: Options, other: OtherMachine | None, dtype: torch.dtype, device: Device) -> Options:
+    """Options with a codec where it was left open: the fastest one for the link of the `other` machine, or for a usual link."""
+    if options.codec != AUTO:
+        return options
+    link = 0.0 if other is None else float(other.link or other.disk)
+    return replace(options, codec=fastest_codec(link, dtype, options.recipe_quantizer, device))
+
+
+def noted_elsewhere(plan: Plan, other: OtherMachine | None) -> Plan:
+    """The plan with what a reader must know where it is for the `other` machine."""
+    return plan if other is None else plan.noted(other.note)
 
 
 def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:

@@ -52,6 +52,7 @@ def test_a_plan_is_json_under_the_same_keys_as_ever() -> None:
         "host_memory": 0,
         "notes": ["first"],
         "used": 390,
+        "smallest_budget": 0,
         "limit_plain_tokens_per_second": 0.2,
     }
 

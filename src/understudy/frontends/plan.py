@@ -15,6 +15,13 @@ def _declare(parser: Parser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="DIR", help="the directory of a config.json, in the place of MODEL: no weights are needed"
     )
+    parser.add_argument(
+        "--for",
+        dest="machine",
+        metavar="MACHINE",
+        help="a machine to plan for in the place of this one: cuda:memory=24GB,link=25GB/s,host=64GB or"
+        " cpu:memory=16GB,disk=3.5GB/s (also: disk=, bandwidth=)",
+    )
     declare(parser, PLACEMENT, METHOD, OUTPUT)
 
 
@@ -23,7 +30,7 @@ def _run(args: Namespace) -> int:
     live = Live(args.quiet)
     from ..llm import LLM
 
-    plan = LLM.plan_only(model, config=args.config, **placement(args))
+    plan = LLM.plan_only(model, config=args.config, machine=args.machine, **placement(args))
     live.clear()
     print(to_json(plan.to_dict()) if args.json else "\n".join(plan.lines()))
     return 0

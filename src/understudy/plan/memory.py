@@ -53,14 +53,24 @@ def make_plan(footprint: Footprint, request: PlanRequest) -> Plan:
     passes = smallest_passes(request)
     fixed = _fixed(footprint, request, request.context, passes)
     usable = int(request.budget_bytes * (1 - MARGIN))
-    ring_bytes = smallest_ring(footprint.part_bytes, HELD_PARTS) if footprint.part_bytes else 0
-    least = int((sum(fixed.values()) + ring_bytes) / (1 - MARGIN)) + 1
+    ring_bytes = _least_ring(footprint)
+    least = smallest_budget(footprint, request)
     if least > request.budget_bytes:
         raise UsageError(_too_small(footprint, request, least, ring_bytes))
     passes = widened(passes, usable - sum(fixed.values()) - ring_bytes, footprint, request)
     fixed = _fixed(footprint, request, request.context, passes)
     kept, ring_bytes = _kept(footprint, request, usable - sum(fixed.values()), ring_bytes)
     return _placed(footprint, request, passes, fixed, kept, ring_bytes)
+
+
+def smallest_budget(footprint: Footprint, request: PlanRequest) -> int:
+    """Bytes of the smallest budget for the rows and the context of `request`."""
+    fixed = _fixed(footprint, request, request.context, smallest_passes(request))
+    return int((sum(fixed.values()) + _least_ring(footprint)) / (1 - MARGIN)) + 1
+
+
+def _least_ring(footprint: Footprint) -> int:
+    return smallest_ring(footprint.part_bytes, HELD_PARTS) if footprint.part_bytes else 0
 
 
 def _kept(footprint: Footprint, request: PlanRequest, spare: int, least: int) -> tuple[Kept, int]:

@@ -53,6 +53,8 @@ class Plan:
     device: str = "cpu"
     # Exact weights that the host may hold behind an accelerator.
     host_bytes: int = 0
+    # The smallest budget that would do for this context; 0: not worked out.
+    least_bytes: int = 0
     # The drafter and its options, as they were chosen; empty: no drafter was planned for.
     method: str = ""
     # What a person should know, a line each.
@@ -108,6 +110,7 @@ class Plan:
             "host_memory": self.host_bytes,
             "notes": list(self.notes),
             "used": self.used,
+            "smallest_budget": self.least_bytes,
             "limit_plain_tokens_per_second": self.plain_tokens_per_second,
         }
 
@@ -118,7 +121,12 @@ class Plan:
         lines.append(
             f"{'in all':<{width}}  {format_size(self.used):>10}  of {format_size(self.budget_bytes)} ({self.device})"
         )
-        return [*lines, *self._kept_lines(), *self._speed_lines(), *self.notes]
+        return [*lines, *self._least_lines(), *self._kept_lines(), *self._speed_lines(), *self.notes]
+
+    def _least_lines(self) -> list[str]:
+        # rounded up, so that what is named does work
+        least = f"{-(-self.least_bytes // 2**20)} MiB"
+        return [f"smallest --memory for {self.context} tokens of context: {least}"] if self.least_bytes else []
 
     def _kept_lines(self) -> list[str]:
         kept = []

@@ -1,0 +1,60 @@
+"""Devices of a machine that is not this one: they tell what a plan asks, and compute nothing."""
+
+from __future__ import annotations
+
+from ..codecs import Codec
+from ..errors import UsageError
+from ..plan.machine import Machine
+from ..plan.other_machine import OtherMachine
+from ..plan.sizes import format_size, parse_size
+from ..tiers.cuda_streams import CudaStreams
+from . import Device
+from .accelerator import Accelerator
+from .graphs import CudaGraphs
+from .processor import Processor
+
+
+class DistantProcessor(Processor):
+    """The processor of another machine."""
+
+    def budget(self, asked: str | int | None, machine: Machine) -> int:
+        """UsageError where more is asked for than the machine has."""
+        return _within(super().budget(asked, machine), machine.total_memory)
+
+    def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
+        """Not known: the link is taken to be slower."""
+        return 0.0
+
+
+class DistantAccelerator(Accelerator):
+    """An accelerator of another machine, with all of its memory free and kernels that run."""
+
+    def __init__(self, other: OtherMachine) -> None:
+        super().__init__(other.device, "meta", CudaStreams(), graphs=CudaGraphs())
+        self.other = other
+
+    def memory(self) -> tuple[int, int]:
+        return self.other.memory, self.other.memory
+
+    def link_bytes_per_second(self, disk: float) -> float:
+        return float(self.other.link)
+
+    def memory_bytes_per_second(self, machine: Machine) -> float:
+        return float(self.other.bandwidth)
+
+
+def device_of(other: OtherMachine, host_memory: str | int | None) -> Device:
+    """The device of `other`. UsageError for more `host_memory` than it has, or behind a processor."""
+    if other.device == "cpu":
+        if host_memory is not None:
+            raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
+        return DistantProcessor()
+    if host_memory is not None:
+        _within(parse_size(host_memory), other.host)
+    return DistantAccelerator(other)
+
+
+def _within(wanted: int, there: int) -> int:
+    if wanted > there:
+        raise UsageError(f"{format_size(wanted)} is more than the {format_size(there)} of the machine that --for describes.")
+    return wanted
