@@ -7,8 +7,9 @@ Each method and codec is a process of its own: with --memory, in a fresh memory 
 applied, and a prompt's second turn follows the model's own answer to the first. Plain decoding may be given fewer tokens, since it
 is slow (--plain-tokens); texts are compared as far as the shorter goes.
 
---no-clock: everything in memory, and the drafter is told the seconds of --costs in place of measured ones. Its trees, and so tokens
-per pass, are then the same in every run on any machine, however busy; tokens per second are those of a machine with these costs.
+--no-clock: everything in memory (exact weights beside the 4-bit copy), and the drafter is told the seconds of --costs in place of
+measured ones. Its trees, and so tokens per pass, are then the same in every run on any machine, however busy; tokens per second are
+those of a machine with these costs.
 """
 
 import argparse
@@ -164,7 +165,7 @@ def arguments() -> argparse.Namespace:
     if unknown:
         parser.error(f"there is no category {unknown[0]}: {', '.join(real_prompts.CATEGORIES)}")
     if given.no_clock:
-        given.resident = "whole"
+        given.resident = "residual"
         given.costs = given.costs or "0.08,0.012,1.2,0.008"
     given.bits = int(given.bits) if given.bits.isdigit() else given.bits
     return given
