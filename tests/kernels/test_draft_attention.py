@@ -21,12 +21,16 @@ def rows_of_nodes(draw: st.DrawFn) -> Nodes:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    nodes=rows_of_nodes(), window=st.sampled_from([0, 1, 7, 30]), softcap=st.sampled_from([0.0, 5.0]), group=st.integers(1, 3)
-)
-def test_it_is_the_exact_attention_to_rounding(nodes: Nodes, window: int, softcap: float, group: int) -> None:
+    nodes=rows_of_nodes(), window=st.sampled_from([0, 1, 7, 30]), softcap=st.sampled_from([0.0, 5.0]), group=st.integers(1, 3),
+    sinks=st.booleans(), size=st.sampled_from([8, 16]),
+)  # fmt: skip
+def test_it_is_the_exact_attention_to_rounding(
+    nodes: Nodes, window: int, softcap: float, group: int, sinks: bool, size: int
+) -> None:
     torch.manual_seed(len(nodes))
-    keys, values = torch.randn(2, 3, 2, 64, 16)
-    query, spec = torch.randn(len(nodes), 2 * group, 16), AttentionSpec(0.3, window, softcap)
+    keys, values = torch.randn(3, 2, 64, 16), torch.randn(3, 2, 64, size)
+    query = torch.randn(len(nodes), 2 * group, 16)
+    spec = AttentionSpec(0.3, window, softcap, torch.randn(2 * group) if sinks else None)
     found = LevelAttention(nodes)(query, keys, values, spec)
     assert torch.allclose(found, attend(query, keys, values, nodes, spec), atol=1e-5)
 

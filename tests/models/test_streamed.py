@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from understudy.errors import CheckpointError
 from understudy.kernels.attention import AttentionSpec
 from understudy.models.streamed import (
     CurrentPass,
@@ -64,27 +63,31 @@ def test_a_linear_multiplies_through_the_pass_and_adds_its_bias() -> None:
         block.first(torch.ones(1, 2))
 
 
-def test_a_cache_hands_on_keys_and_values_token_by_token() -> None:
-    _, current, noting = paired()
+def test_a_cache_keeps_nothing() -> None:
+    _, _, noting = paired()
     keys, values = torch.randn(1, 2, 7, 4), torch.randn(1, 2, 7, 4)
-    cache = pass_cache(current)
+    cache = pass_cache()
     assert cache.update(keys, values, 3) == (keys, values) and cache.get_seq_length() == 0
-    _, layer, written, others = noting.calls[0]
-    assert layer == 3 and torch.equal(written, keys[0].transpose(0, 1)) and torch.equal(others, values[0].transpose(0, 1))
+    assert not noting.calls
 
 
 def test_attention_is_handed_what_the_model_says() -> None:
     block, _, noting = paired()
-    query, kv = torch.randn(1, 4, 7, 16), torch.randn(1, 2, 7, 16)
-    out, weights = attention(block, query, kv, kv)
+    query, key, value, sinks = torch.randn(1, 4, 7, 16), torch.randn(1, 2, 7, 16), torch.randn(1, 2, 7, 8), torch.zeros(4)
+    out, weights = attention(block, query, key, value)
     assert torch.equal(out, query.transpose(1, 2)) and weights is None
-    attention(block, query, kv, kv, scaling=0.5, sliding_window=9, softcap=20.0)
-    assert noting.calls == [
+    attention(block, query, key, value, scaling=0.5, sliding_window=9, softcap=20.0, s_aux=sinks)
+    written, attended = noting.calls[::2], noting.calls[1::2]
+    assert attended == [
         ("attend", 5, (7, 4, 16), AttentionSpec(0.25)),
         ("attend", 5, (7, 4, 16), AttentionSpec(0.5, 9, 20.0)),
     ]
-    with pytest.raises(CheckpointError, match="Block has attention sinks"):
-        attention(block, query, kv, kv, s_aux=torch.zeros(4))
+    assert attended[0][3].sinks is None and attended[1][3].sinks is sinks
+    for name, layer, keys, values in written:
+        assert (name, layer) == ("write", 5)
+        assert torch.equal(keys, key[0].transpose(0, 1)) and torch.equal(values, value[0].transpose(0, 1))
+    on_meta = attention(block, query.to("meta"), key.to("meta"), value.to("meta"))[0]
+    assert on_meta.shape == (1, 7, 4, 8) and on_meta.is_meta and len(noting.calls) == 4
 
 
 def test_nothing_is_imported_or_registered_before_it_is_used() -> None:

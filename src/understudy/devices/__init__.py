@@ -38,7 +38,7 @@ class DraftAttention(Protocol):
     """The attention of one draft level: its nodes are known, and each layer asks once."""
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
-        """query [n, heads, d] over a layer's keys and values [rows, kv heads, capacity, d] -> [n, heads, d]."""
+        """query [n, heads, key size] over a layer's keys and values [rows, kv heads, places, size] -> [n, heads, value size]."""
 
 
 # What multiplies rows by exact weights as they arrive: tiles, operands with their first blocks, and where results go.
@@ -110,7 +110,8 @@ class Device(Protocol):
     # Work: it may go on after a call returns, in the order it was asked for
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
-        """query [n, heads, d] of `nodes` over a layer's keys and values [rows, kv heads, capacity, d] -> [n, heads, d].
+        """query [n, heads, key size] of `nodes` over a layer's keys and values [rows, kv heads, places, size] ->
+        [n, heads, value size].
 
         All of them lie here. The bits of a node do not depend on the other nodes."""
         ...

@@ -1,7 +1,7 @@
 """Exact attention over the cache: the CPU's, and one in plain torch for wherever there is no kernel."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..tree import Nodes
 from . import attention_cpu
 
+_NO_SINKS = np.empty(0, np.float32)
 # nodes that `attend_anywhere` runs together
 GROUP = 32
 # products of a query and a key; below about a millisecond, sharing the heads out costs more than it saves
@@ -26,24 +27,27 @@ class AttentionSpec:
     window: int = 0
     # scores are capped to softcap * tanh(score / softcap); 0: they are not
     softcap: float = 0.0
+    # [heads], of any type: one more score for each head, of which no value comes; None: there is none
+    sinks: Tensor | None = field(default=None, compare=False)
 
 
 def attend(
     query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec,
     *, pool: ThreadPoolExecutor | None = None, threads: int = 1,
 ) -> Tensor:  # fmt: skip
-    """Attention on a processor: query [n, heads, d] -> [n, heads, d] of the same dtype, the bits of a node's row independent of
-    all other nodes.
+    """Attention on a processor: query [n, heads, key size] -> [n, heads, value size] of the same dtype, the bits of a node's row
+    independent of all other nodes.
 
-    keys, values: a layer's [rows, kv heads, places, d], slot s at place s % places, which already hold the nodes' own. The
+    keys, values: a layer's [rows, kv heads, places, size], slot s at place s % places, which already hold the nodes' own. The
     heads are shared out over `threads` of `pool`, which changes no bit."""
     q = query.float().contiguous().numpy()
-    out = np.empty_like(q)
+    out = np.empty((*q.shape[:2], values.shape[3]), np.float32)
+    sinks = _NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
     k, v, heads = _bits(keys), _bits(values), keys.shape[1]
     rows, positions, prefix, tail = (t.numpy() for t in (nodes.rows, nodes.positions, nodes.prefix, nodes.tail))
 
     def heads_of(first: int, last: int) -> None:
-        options = spec.window, spec.scaling, spec.softcap
+        options = spec.window, spec.scaling, spec.softcap, sinks
         attention_cpu.attend(q, k, v, rows, positions, prefix, tail, *options, first, last, out)
 
     work = q.size * int(nodes.positions.max() + 1)
@@ -63,7 +67,7 @@ def _bits(slab: Tensor) -> np.ndarray:
 
 
 def attend_anywhere(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
-    """Attention by plain torch, on any device; query, keys and values as for `attend`. `nodes` may lie there or on the CPU.
+    """Attention by plain torch, on any device, of the shapes of `attend`. `nodes` may lie there or on the CPU.
 
     Nodes go in groups of GROUP (the last is padded), through blocks of 64 absolute positions with a running softmax, so
     every product has the same shape always and a node's bits do not depend on how many others there are."""
@@ -76,15 +80,15 @@ def attend_anywhere(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, s
 
 
 def _attend_group(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
-    (count, heads, dim), kv_heads = query.shape, keys.shape[1]
+    (count, heads, dim), kv_heads, size = query.shape, keys.shape[1], values.shape[3]
     q, rows, position, prefix, tail = (
         nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, GROUP - count))
         for tensor in (query.float(), nodes.rows[:, None], nodes.positions[:, None], nodes.prefix[:, None], nodes.tail)
     )
     q = q.view(GROUP, kv_heads, heads // kv_heads, dim)
     tail = nn.functional.pad(tail, (0, 1))
-    top = q.new_full((*q.shape[:3], 1), -torch.inf)
-    total, sums = torch.zeros_like(top), torch.zeros_like(q)
+    top, total = _beginning(q, spec.sinks)
+    sums = q.new_zeros((*q.shape[:3], size))
     for start in range(0, int(nodes.positions.max()) + 1, attention_cpu.BLOCK):
         place = start + torch.arange(attention_cpu.BLOCK, device=q.device)[None]
         seen = place <= position
@@ -107,4 +111,12 @@ def _attend_group(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spe
         v = torch.where(seen[:, None, :, None], v, 0.0)
         sums = torch.where(active, sums * fade + weights @ v, sums)
         top = highest
-    return (sums / total).view(GROUP, heads, dim)[:count].to(query.dtype)
+    return (sums / total).view(GROUP, heads, size)[:count].to(query.dtype)
+
+
+def _beginning(q: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The highest score and the sum of weights [GROUP, kv heads, shared heads, 1] before any key was seen: those of the sinks."""
+    shape = (*q.shape[:3], 1)
+    if sinks is None:
+        return q.new_full(shape, -torch.inf), q.new_zeros(shape)
+    return sinks.float().view(1, *shape[1:]).expand(shape), q.new_ones(shape)

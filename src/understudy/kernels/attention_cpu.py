@@ -70,30 +70,40 @@ def _span(position: int, window: int, start: int) -> Any:
 
 
 @contracted
-def _softmax(line: Any, first: int, last: int, power: Any) -> None:
-    """In place over line[first..last]; the exponential is our own (Cody-Waite, degree 6), the sum runs in order."""
-    top = np.float32(-np.inf)
+def _exponential(line: Any, top: Any, power: Any) -> None:
+    """exp(x - top) of each of BLOCK numbers, in place; our own (Cody-Waite, degree 6)."""
+    scale = power.view(np.float32)
+    for j in range(BLOCK):
+        x = max(line[j] - top, np.float32(-87.0))
+        n = np.floor(x * _LOG2E + np.float32(0.5))
+        power[j] = (np.int32(n) + np.int32(127)) << np.int32(23)
+        r = x - n * _LN2_HIGH - n * _LN2_LOW
+        p = np.float32(1.9875691500e-4)
+        p = p * r + np.float32(1.3981999507e-3)
+        p = p * r + np.float32(8.3334519073e-3)
+        p = p * r + np.float32(4.1665795894e-2)
+        p = p * r + np.float32(1.6666665459e-1)
+        p = p * r + np.float32(5.0000001201e-1)
+        line[j] = p * r * r + r + np.float32(1.0)
+    for j in range(BLOCK):
+        line[j] = line[j] * scale[j]
+
+
+@contracted
+def _softmax(line: Any, first: int, last: int, sink: Any, power: Any, extra: Any) -> None:
+    """In place over line[first..last] and one more score `sink` (-inf: none) that is last in the sum, which runs in order."""
+    top = sink
     for j in range(first, last + 1):
         top = max(top, line[j])
-    scale = power.view(np.float32)
     for start in range(first - first % BLOCK, last + 1, BLOCK):
-        for j in range(BLOCK):
-            x = max(line[start + j] - top, np.float32(-87.0))
-            n = np.floor(x * _LOG2E + np.float32(0.5))
-            power[j] = (np.int32(n) + np.int32(127)) << np.int32(23)
-            r = x - n * _LN2_HIGH - n * _LN2_LOW
-            p = np.float32(1.9875691500e-4)
-            p = p * r + np.float32(1.3981999507e-3)
-            p = p * r + np.float32(8.3334519073e-3)
-            p = p * r + np.float32(4.1665795894e-2)
-            p = p * r + np.float32(1.6666665459e-1)
-            p = p * r + np.float32(5.0000001201e-1)
-            line[start + j] = p * r * r + r + np.float32(1.0)
-        for j in range(BLOCK):
-            line[start + j] = line[start + j] * scale[j]
+        _exponential(line[start : start + BLOCK], top, power)
     total = np.float32(0.0)
     for j in range(first, last + 1):
         total += line[j]
+    if sink > -np.inf:
+        extra[:] = sink
+        _exponential(extra, top, power)
+        total += extra[0]
     inverse = np.float32(1.0) / total
     for j in range(first, last + 1):
         line[j] *= inverse
@@ -147,13 +157,15 @@ def _weigh(weights: Any, block: Any, first: int, last: int, out: Any) -> None:
 @contracted
 def attend(
     query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any,
-    window: int, scaling: float, softcap: float, first_head: int, last_head: int, out: Any,
+    window: int, scaling: float, softcap: float, sinks: Any, first_head: int, last_head: int, out: Any,
 ) -> None:  # fmt: skip
-    """query, out: [n, heads, d] float32. keys, values: [rows, kv heads, places, d] float32, or uint16 holding bfloat16.
+    """query: [n, heads, key size] float32; out: [n, heads, value size] float32. keys, values: [rows, kv heads, places, size]
+    float32, or uint16 holding bfloat16.
 
     rows, positions, prefix: [n]; tail: [n, t] (see tree.Nodes). window 0: all positions are seen; else the last `window`.
-    Serves kv heads first_head..last_head-1."""
+    sinks: [heads] float32, or empty. Serves kv heads first_head..last_head-1."""
     count, heads, dim = query.shape
+    size = values.shape[3]
     group = heads // keys.shape[1]
     scale, cap = np.float32(scaling), np.float32(softcap)
     longest = 0
@@ -162,9 +174,9 @@ def attend(
     blocks = (longest + BLOCK - 1) // BLOCK
     line = np.empty((count, group, blocks * BLOCK), np.float32)
     shared, own = np.zeros((dim, BLOCK), np.float32), np.zeros((dim, BLOCK), np.float32)
-    shared_v, own_v = np.zeros((BLOCK, dim), np.float32), np.zeros((BLOCK, dim), np.float32)
-    bits = np.empty(dim if keys.itemsize == 2 else 0, np.uint32)
-    power = np.empty(BLOCK, np.int32)
+    shared_v, own_v = np.zeros((BLOCK, size), np.float32), np.zeros((BLOCK, size), np.float32)
+    bits = np.empty(max(dim, size) if keys.itemsize == 2 else 0, np.uint32)
+    power, extra = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
     acc = np.empty(BLOCK, np.float32)
     for head in range(first_head, last_head):
         for b in range(blocks):
@@ -186,7 +198,8 @@ def attend(
         for i in range(count):
             low = max(0, positions[i] + 1 - window) if window > 0 else 0
             for g in range(group):
-                _softmax(line[i, g], low, positions[i], power)
+                sink = sinks[head * group + g] if sinks.shape[0] > 0 else np.float32(-np.inf)
+                _softmax(line[i, g], low, positions[i], sink, power, extra)
                 out[i, head * group + g, :] = 0
         for b in range(blocks):
             start, loaded = b * BLOCK, -1

@@ -25,7 +25,8 @@ class LevelAttention:
         self.masks: dict[tuple[int, int, int, int], tuple[int, Tensor | None]] = {}
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
-        """query [n, heads, d] over keys, values [rows, kv heads, places, d] -> [n, heads, d]; slot s lies at place s % places."""
+        """query [n, heads, key size] over keys, values [rows, kv heads, places, size] -> [n, heads, value size]; slot s lies at
+        place s % places."""
         outs = []
         for start, end, row in self.spans:
             columns, mask = self._mask(start, end, spec.window, keys.shape[2], query.shape[1] // keys.shape[1])
@@ -62,12 +63,24 @@ def _seen(nodes: Nodes, last: int, columns: int, window: int) -> Tensor:
 
 
 def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec) -> Tensor:
-    """q [n, heads, d] over k, v [kv heads, columns, d]: the query heads that share a kv head are rows of one product."""
+    """q [n, heads, key size] over k, v [kv heads, columns, size]: the query heads that share a kv head are rows of one product."""
     n, heads, dim = q.shape
     rows = q.transpose(0, 1).reshape(k.shape[0], -1, dim)
-    if spec.softcap:
-        scores = spec.softcap * torch.tanh(rows @ k.transpose(-1, -2) * spec.scaling / spec.softcap)
-        out = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ v
+    if spec.softcap or spec.sinks is not None:
+        out = _weights(rows @ k.transpose(-1, -2) * spec.scaling, mask, spec) @ v
     else:
         out = nn.functional.scaled_dot_product_attention(rows[None], k[None], v[None], attn_mask=mask, scale=spec.scaling)[0]
-    return out.reshape(heads, n, dim).transpose(0, 1)
+    return out.reshape(heads, n, v.shape[-1]).transpose(0, 1)
+
+
+def _weights(scores: Tensor, mask: Tensor | None, spec: AttentionSpec) -> Tensor:
+    """The weights [kv heads, shared heads * n, columns] of scores in the same shape."""
+    if spec.softcap:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    if spec.sinks is None:
+        return scores.softmax(-1)
+    each = scores.shape[0] * scores.shape[1] // len(spec.sinks)
+    sinks = spec.sinks.to(scores.dtype).repeat_interleave(each).view(*scores.shape[:2], 1)
+    return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]

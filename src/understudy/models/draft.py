@@ -37,7 +37,7 @@ class Draft:
         self.current.under_way = Level(self, nodes)
         try:
             out = self.model(
-                input_ids=ids, position_ids=nodes.positions[None], past_key_values=pass_cache(self.current), use_cache=True
+                input_ids=ids, position_ids=nodes.positions[None], past_key_values=pass_cache(), use_cache=True
             )
             logits: Tensor = out.logits[0]
             return logits

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, StoreError
+from ..errors import StoreError
 from ..kernels.attention import AttentionSpec
 from . import hf
 from .kept import float32_names
@@ -62,17 +62,13 @@ def _pass_cache_class() -> Any:
     """The class of `pass_cache`, made at first use: its parent is imported then."""
 
     class PassCache(hf.cache_class()):  # type: ignore[misc]
-        """Hands keys and values to the pass under way; attention reads them from the KV cache."""
+        """Gives back what it is handed: `attention` puts keys and values in the KV cache, and reads them there."""
 
         # the parent's layers are not wanted, so its __init__ is not called
-        def __init__(self, current: CurrentPass) -> None:
-            self.current = current
+        def __init__(self) -> None:
             self.layers: list[Any] = []
 
         def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-            under_way = self.current.under_way
-            assert under_way is not None
-            under_way.write_kv(layer_idx, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
             return key_states, value_states
 
         def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -84,9 +80,9 @@ def _pass_cache_class() -> Any:
     return PassCache
 
 
-def pass_cache(current: CurrentPass) -> Any:
-    """A cache for stock model code that hands keys and values to the pass under way."""
-    return _pass_cache_class()(current)
+def pass_cache() -> Any:
+    """A cache for stock model code that keeps nothing: to each layer, only the tokens of the pass under way seem to be there."""
+    return _pass_cache_class()()
 
 
 def attention_name() -> str:
@@ -98,17 +94,18 @@ def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, scaling: float | None = None,
     sliding_window: int | None = None, softcap: float | None = None, **others: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention function as transformers calls it: query [1, heads, n, d] -> [1, n, heads, d]. Keys and values are read from the
-    KV cache. CheckpointError for attention sinks."""
+    """Attention function as transformers calls it: query [1, heads, n, key size] -> [1, n, heads, value size].
+
+    key, value [1, kv heads, n, size] are the pass's own: what a layer attends with goes to the KV cache, which need not be what
+    it gave its cache (a latent state, say). All are read from there."""
     if query.device.type == "meta":
         return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
-    if others.get("s_aux") is not None:
-        raise CheckpointError(f"{type(module).__name__} has attention sinks, which are not supported yet.")
     current: CurrentPass = module.understudy  # type: ignore[assignment]
     under_way = current.under_way
     assert under_way is not None and isinstance(module.layer_idx, int)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    spec = AttentionSpec(float(scale), sliding_window or 0, softcap or 0.0)
+    spec = AttentionSpec(float(scale), sliding_window or 0, softcap or 0.0, others.get("s_aux"))
+    under_way.write_kv(module.layer_idx, key[0].transpose(0, 1), value[0].transpose(0, 1))
     return under_way.attend(module.layer_idx, query[0].transpose(0, 1), spec)[None], None
 
 

@@ -51,7 +51,7 @@ class Tile:
         positions = nn.functional.pad(self.nodes.positions, padding)[None].to(device)
         ids = view.embed(nn.functional.pad(self.nodes.tokens, padding))[None]
         inputs = {"input_ids": ids, "position_ids": positions}
-        cache = pass_cache(view.current)
+        cache = pass_cache()
         if not self.head:
             view.base(**inputs, past_key_values=cache, use_cache=True)
             return None

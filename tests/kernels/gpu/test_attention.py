@@ -1,5 +1,7 @@
 """The GPU's attention against float64 and against the CPU's; and a node's bits, whatever else is in the pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,12 +18,13 @@ from understudy.tree import Nodes, TokenTree
 pytest.importorskip("triton")
 from understudy.kernels.gpu import attention
 
-SHAPES = [(4, 2, 64), (3, 1, 20), (2, 2, 32), (7, 1, 16)]
+# heads, heads of keys, key size, value size
+SHAPES = [(4, 2, 64, 64), (3, 1, 20, 20), (2, 2, 32, 32), (7, 1, 16, 16), (2, 2, 24, 20), (3, 1, 16, 40)]
 
 
 def reference(query: Tensor, state: FullState, nodes: Nodes, spec: AttentionSpec) -> Tensor:
     """float64, node by node."""
-    out = torch.empty(query.shape, dtype=torch.float64)
+    out = torch.empty(*query.shape[:2], state.values.shape[3], dtype=torch.float64)
     group = query.shape[1] // state.keys.shape[1]
     for i in range(len(nodes)):
         slots = nodes.slots_in_order(i)
@@ -32,18 +35,22 @@ def reference(query: Tensor, state: FullState, nodes: Nodes, spec: AttentionSpec
         )
         scores = (k @ query[i].double()[..., None])[..., 0] * spec.scaling
         scores = spec.softcap * torch.tanh(scores / spec.softcap) if spec.softcap else scores
-        out[i] = (scores.softmax(-1)[:, None] @ v)[:, 0]
+        sinks = torch.full((query.shape[1],), -torch.inf) if spec.sinks is None else spec.sinks
+        weights = torch.cat([scores, sinks.double()[:, None]], -1).softmax(-1)[:, :-1]
+        out[i] = (weights[:, None] @ v)[:, 0]
     return out
 
 
 def attend(query: Tensor, state: FullState, nodes: Nodes, spec: AttentionSpec) -> Tensor:
     keys, values = state.keys.to(DEVICE), state.values.to(DEVICE)
+    if spec.sinks is not None:
+        spec = replace(spec, sinks=spec.sinks.to(DEVICE))
     return attention.attend(query.to(DEVICE), keys, values, nodes.to(DEVICE), spec).cpu()
 
 
-def filled(kv_heads: int, dim: int, dtype: torch.dtype, seed: int) -> FullState:
+def filled(kv_heads: int, dim: int, dtype: torch.dtype, seed: int, size: int | None = None) -> FullState:
     torch.manual_seed(seed)
-    state = FullState(LayerShape(kv_heads, dim, dim), 2, 256, dtype, "cpu")
+    state = FullState(LayerShape(kv_heads, dim, size or dim), 2, 256, dtype, "cpu")
     state.keys.normal_()
     state.values.normal_()
     return state
@@ -56,18 +63,19 @@ def filled(kv_heads: int, dim: int, dtype: torch.dtype, seed: int) -> FullState:
     st.sampled_from([0, 5, 70]),
     st.sampled_from([0.0, 8.0]),
     st.sampled_from(SHAPES),
+    st.booleans(),
     st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_it_is_attention_over_what_each_node_sees(
-    tree: TokenTree, length: int, window: int, softcap: float, shape: tuple[int, int, int], dtype: torch.dtype
+    tree: TokenTree, length: int, window: int, softcap: float, shape: tuple[int, int, int, int], sinks: bool, dtype: torch.dtype
 ) -> None:
-    heads, kv_heads, dim = shape
-    state = filled(kv_heads, dim, dtype, length)
+    heads, kv_heads, dim, size = shape
+    state = filled(kv_heads, dim, dtype, length, size)
     nodes = Nodes.join([Nodes.of(tree, 1, length), Nodes.of(TokenTree.chain([1] * 3), 0, 61)])
     for slab in (state.keys, state.values):  # what lies beyond is never read
         slab[1, :, length + len(tree) :] = torch.nan
     query = torch.randn(len(nodes), heads, dim).to(dtype)
-    spec = AttentionSpec(0.3, window, softcap)
+    spec = AttentionSpec(0.3, window, softcap, 2 * torch.randn(heads).to(dtype) if sinks else None)
     found = attend(query, state, nodes, spec).double()
     exact = reference(query, state, nodes, spec)
     theirs = by_cpu.attend(query, state.keys, state.values, nodes, spec).double()
@@ -97,21 +105,24 @@ def test_a_layer_that_slides_gives_the_bits_of_one_that_holds_everything(
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.data(), st.integers(0, 130), st.sampled_from([0, 70]), st.sampled_from([torch.float32, torch.bfloat16]))
+@given(
+    st.data(), st.integers(0, 130), st.sampled_from([0, 70]), st.booleans(), st.sampled_from([torch.float32, torch.bfloat16])
+)
 def test_a_node_has_the_same_bits_in_a_tree_in_a_chain_and_alone(
-    data: st.DataObject, length: int, window: int, dtype: torch.dtype
+    data: st.DataObject, length: int, window: int, sinks: bool, dtype: torch.dtype
 ) -> None:
     """The same keys and values at the same positions: in slots between siblings, or one after another."""
     tree = data.draw(trees(20).filter(lambda tree: len(tree) > 2))
     node = data.draw(st.integers(1, len(tree) - 1))
     path = tree.ancestors[node].nonzero()[:, 0]
-    state = filled(2, 32, dtype, length)
-    straight = FullState(LayerShape(2, 32, 32), 2, 256, dtype, "cpu")
+    size = 20 if sinks else 32
+    state = filled(2, 32, dtype, length, size)
+    straight = FullState(LayerShape(2, 32, size), 2, 256, dtype, "cpu")
     for mine, theirs in ((straight.keys, state.keys), (straight.values, state.values)):
         mine[0, :, :length] = theirs[1, :, :length]
         mine[0, :, length : length + len(path)] = theirs[1, :, length + path]
     query = torch.randn(len(tree), 4, 32).to(dtype)
-    spec = AttentionSpec(0.2, window)
+    spec = AttentionSpec(0.2, window, sinks=torch.randn(4).to(dtype) if sinks else None)
     nodes = Nodes.of(tree, 1, length)
     other = Nodes.of(TokenTree.chain([1] * 2), 0, 40)
     in_tree = attend(torch.cat([query[:2], query]), state, Nodes.join([other, nodes]), spec)[2 + path]

@@ -19,14 +19,18 @@ PRODUCT = {
     "x": "*bf16", "codes": "*u8", "scales": "*i16", "y": "*fp32", "m": "i32", "columns": "i32", "count": "i32",
 }  # fmt: skip
 ATTENTION = {
-    "query": "*bf16", "keys": "*bf16", "values": "*bf16", "out": "*bf16", "rows": "*i64", "positions": "*i64",
+    "query": "*bf16", "keys": "*bf16", "values": "*bf16", "out": "*bf16", "sinks": "*bf16", "rows": "*i64", "positions": "*i64",
     "prefixes": "*i64", "tail": "*i64", "width": "i32", "kv_heads": "i32", "places": "i32", "scaling": "fp32",
     "softcap": "fp32", "window": "i32",
 }  # fmt: skip
-FLAGS = {"GROUP": 7, "M": 16, "DIM": 128, "D": 128, "BLOCK": 64, "WINDOWED": False, "CAPPED": False}
+FLAGS = {
+    "GROUP": 7, "M": 16, "DIM": 128, "D": 128, "SIZE": 128, "S": 128, "BLOCK": 64, "WINDOWED": False, "CAPPED": False,
+    "SINKS": False,
+}  # fmt: skip
 FLOATS = {name: kind.replace("bf16", "fp32") for name, kind in ATTENTION.items()}
-WIDE = {"DIM": 256, "D": 256, "BLOCK": 32, "WINDOWED": True, "CAPPED": True, "NARROW": False, "WIDE": True}
-LONG = {"DIM": 256, "D": 256, "NARROW": True, "WIDE": False}
+WIDE = {"DIM": 256, "D": 256, "SIZE": 256, "S": 256, "BLOCK": 32, "WINDOWED": True, "CAPPED": True, "NARROW": False, "WIDE": True}
+LONG = {"DIM": 256, "D": 256, "SIZE": 256, "S": 256, "NARROW": True, "WIDE": False}
+SINKS = {"DIM": 192, "D": 256, "GROUP": 1, "SINKS": True, "WINDOWED": True, "NARROW": True, "WIDE": False}
 STEPS = {"GROUP": 64, "STEP": 64, "EACH": 4, "WIDE": False}
 TILES = {"group": 64, "COLUMNS": 32, "LISTED": 64}
 UNFUSED = {"enable_fp_fusion": False}
@@ -38,6 +42,7 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "product in float32": ("draft_product", "_multiply", PRODUCT | {"x": "*fp32"}, STEPS | {"M": 64}, {}),
     "attention": ("attention", "_attend", ATTENTION, FLAGS | {"NARROW": True, "WIDE": False}, {"num_stages": 2}),
     "attention with long keys": ("attention", "_attend", ATTENTION, FLAGS | LONG, {"num_stages": 2}),
+    "attention with sinks and short values": ("attention", "_attend", ATTENTION, FLAGS | SINKS, {"num_stages": 2}),
     "attention in float32": ("attention", "_attend", FLOATS, FLAGS | WIDE, {"num_stages": 1}),
 }
 SCRIPT = """

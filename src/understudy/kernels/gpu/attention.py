@@ -20,43 +20,48 @@ LINE = 512
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
-    """query [n, heads, d] -> [n, heads, d]. keys, values: [rows, kv heads, places, d], slot s at place s % places,
-    which hold the nodes' own too.
+    """query [n, heads, key size] -> [n, heads, value size]. keys, values: [rows, kv heads, places, size], slot s at place
+    s % places, which hold the nodes' own too.
 
     `nodes` lies on the device. Only columns that a node sees are read, so the cost is that of the live length."""
     count, heads, dim = query.shape
-    kv_heads, group = keys.shape[1], heads // keys.shape[1]
+    size, kv_heads, group = values.shape[3], keys.shape[1], heads // keys.shape[1]
     assert keys.is_contiguous() and values.is_contiguous() and keys.dtype == values.dtype
     query = query.contiguous()
     tail, width = (nodes.tail.contiguous(), nodes.tail.shape[1]) if nodes.tail.numel() else (nodes.positions, 0)
     narrow = query.dtype == keys.dtype == torch.bfloat16
-    wide = max(16, triton.next_power_of_2(dim))
-    out = torch.empty_like(query)
+    wide, wide_value = (max(16, triton.next_power_of_2(numbers)) for numbers in (dim, size))
+    out = query.new_empty(count, heads, size)
+    sinks = query if spec.sinks is None else spec.sinks.contiguous()
     _attend[(count, kv_heads)](
-        query, keys, values, out, nodes.rows, nodes.positions, nodes.prefix, tail, width, kv_heads, keys.shape[2],
-        spec.scaling, spec.softcap, spec.window, GROUP=group, M=max(16, triton.next_power_of_2(group)), DIM=dim,
-        D=wide, BLOCK=BLOCK if wide * keys.element_size() <= LINE else BLOCK // 2, WINDOWED=spec.window > 0,
-        CAPPED=spec.softcap > 0, NARROW=narrow, WIDE=INTERPRETED or not narrow, num_warps=4, num_stages=2 if narrow else 1,
+        query, keys, values, out, sinks, nodes.rows, nodes.positions, nodes.prefix, tail, width, kv_heads, keys.shape[2],
+        spec.scaling, spec.softcap, spec.window, GROUP=group, M=max(16, triton.next_power_of_2(group)), DIM=dim, D=wide,
+        SIZE=size, S=wide_value, BLOCK=BLOCK if max(wide, wide_value) * keys.element_size() <= LINE else BLOCK // 2,
+        WINDOWED=spec.window > 0, CAPPED=spec.softcap > 0, SINKS=spec.sinks is not None, NARROW=narrow,
+        WIDE=INTERPRETED or not narrow, num_warps=4, num_stages=2 if narrow else 1,
     )  # fmt: skip
     return out
 
 
 @triton.jit(do_not_specialize=["width", "kv_heads", "places", "window"])
 def _attend(
-    query, keys, values, out, rows, positions, prefixes, tail, width, kv_heads, places, scaling, softcap, window,
-    GROUP: tl.constexpr, M: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
-    WINDOWED: tl.constexpr, CAPPED: tl.constexpr, NARROW: tl.constexpr, WIDE: tl.constexpr,
+    query, keys, values, out, sinks, rows, positions, prefixes, tail, width, kv_heads, places, scaling, softcap, window,
+    GROUP: tl.constexpr, M: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
+    BLOCK: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr, NARROW: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     node, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position, prefix = tl.load(positions + node), tl.load(prefixes + node)
-    slab = (tl.load(rows + node) * kv_heads + head) * places * DIM
-    g, c = tl.arange(0, M), tl.arange(0, D)
-    mine = ((node * kv_heads + head) * GROUP + g[:, None]) * DIM + c[None, :]
-    real = (g[:, None] < GROUP) & (c[None, :] < DIM)
-    q = tl.load(query + mine, real, other=0)
+    slab = (tl.load(rows + node) * kv_heads + head) * places
+    g, c, d = tl.arange(0, M), tl.arange(0, D), tl.arange(0, S)
+    mine = (node * kv_heads + head) * GROUP + g[:, None]
+    q = tl.load(query + mine * DIM + c[None, :], (g[:, None] < GROUP) & (c[None, :] < DIM), other=0)
     top = tl.full([M], -float("inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
-    sums = tl.zeros([M, D], tl.float32)
+    if SINKS:
+        top = tl.load(sinks + head * GROUP + g, g < GROUP, other=0).to(tl.float32)
+        total += 1
+    sums = tl.zeros([M, S], tl.float32)
     low = position * 0
     if WINDOWED:
         low = tl.maximum(position + 1 - window, 0)
@@ -65,10 +70,9 @@ def _attend(
         seen = (place >= low) & (place <= position)
         beyond = place >= prefix
         slot = tl.where(beyond, tl.load(tail + node * width + place - prefix, seen & beyond, other=0), place) % places
-        at = slab + slot[:, None] * DIM + c[None, :]
-        wanted = seen[:, None] & (c[None, :] < DIM)
-        k = tl.load(keys + at, wanted, other=0)
-        v = tl.load(values + at, wanted, other=0)
+        line = slab + slot[:, None]
+        k = tl.load(keys + line * DIM + c[None, :], seen[:, None] & (c[None, :] < DIM), other=0)
+        v = tl.load(values + line * SIZE + d[None, :], seen[:, None] & (d[None, :] < SIZE), other=0)
         scores = _dot(q, tl.trans(k), WIDE) * scaling
         if CAPPED:
             scores = softcap * _tanh(scores / softcap)
@@ -85,7 +89,8 @@ def _attend(
         else:
             sums = sums * fade[:, None] + _dot(weights, v, WIDE)
         top = highest
-    tl.store(out + mine, (sums / total[:, None]).to(q.dtype), real)
+    held = (g[:, None] < GROUP) & (d[None, :] < SIZE)
+    tl.store(out + mine * SIZE + d[None, :], (sums / total[:, None]).to(q.dtype), held)
 
 
 @triton.jit
