@@ -45,6 +45,8 @@ MUTATIONS = (
     Mutation("the path is not moved", "cache.py", "slab[row][:, to] =", "slab[row][:, source] =", CORE),
     Mutation("a layer that slides goes back to what it lost", "cache.py", "return length if oldest_wanted >= oldest_held else 0", "return length", CORE),
     Mutation("what a chunk overwrote is forgotten", "cache.py", "self._written[row] = max(self._highest(row), end)", "pass", CORE),
+    Mutation("a layer reads another layer's keys", "models/shape.py", "own = {kind: index for index, kind in enumerate(kinds[: max(first, 0)])}", "own = {kind: kinds.index(kind) for kind in kinds}", "tests/models/test_shape.py"),
+    Mutation("what others read is counted again", "cache.py", "if self.reads is None else 0", "", "tests/models/test_shape.py tests/models/test_footprint.py"),
     Mutation("the noise forgets the position", "sampling.py", "noise(places + offset(seed)", "noise(0 * places + offset(seed)", "tests/test_sampling.py"),
     Mutation("draft and target use other noise", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1", "nodes.positions.to(logits.device)", LLM),
     Mutation("the window is one too wide", "kernels/attention_cpu.py", "low = max(0, positions[i] + 1 - window)", "low = max(0, positions[i] - window)", "tests/models/test_families.py"),

@@ -1,5 +1,7 @@
 """Accepted paths end up in position order, whatever their slots were; a sliding layer gives a full layer's bits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -43,6 +45,21 @@ def test_keep_puts_the_path_in_order(tree: TokenTree, length: int, data: st.Data
     assert not cache.layers[0].keys[0].any(), "the other row was touched"
     assert cache.rewind(1, length) == length
     assert cache.lengths == [0, length]
+
+
+def test_a_layer_that_reads_anothers_keys_holds_nothing() -> None:
+    own, sliding = LayerShape(2, 8, 8), LayerShape(1, 16, 16, window=8)
+    shapes = [own, sliding, replace(own, reads=0), replace(sliding, reads=1)]
+    cache, alone = Cache(shapes, 2, CAPACITY, torch.float32), Cache(shapes[:2], 2, CAPACITY, torch.float32)
+    assert cache.nbytes == alone.nbytes
+    assert cache.layer(2, 0) is cache.layer(0, 0) and cache.layer(3, 8) is cache.layer(1, 8)
+    nodes = Nodes.of(TokenTree.of([1, 2, 3], [-1, 0, 0]), 0, 0)
+    cache.begin_pass(nodes)
+    keys = torch.randn(3, 2, 8)
+    cache.layers[0].write(nodes, keys, keys)
+    cache.keep(0, torch.tensor([0, 2]))
+    cache.copy(0, 1, 2)
+    assert torch.equal(cache.layer(2, 0).keys[1, :, :2].transpose(0, 1), keys[[0, 2]]), "what is shared moves once"
 
 
 class Twins:

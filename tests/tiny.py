@@ -34,6 +34,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32, "attn_logit_softcapping": 20.0,
         "final_logit_softcapping": 10.0, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
+    # other heads in global layers, whose keys are the values before norm and rope
+    "gemma4_text": {
+        "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "sliding_window": 16,
+        "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 0,
+        "final_logit_softcapping": 10.0,
+    },
+    # the last two layers read the keys of earlier ones
+    "gemma4_unified_text": {
+        "head_dim": 32, "global_head_dim": 16, "sliding_window": 16, "attention_k_eq_v": True, "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+    },
     "phi3": {"sliding_window": None},
     "glm4": {"head_dim": 16, "partial_rotary_factor": 0.5},
     "olmo2": {},

@@ -31,11 +31,13 @@ class LayerShape:
     value_size: int
     # tokens the layer looks back at, the token itself included; 0: all of them
     window: int = 0
+    # an earlier layer whose keys and values it reads, keeping none of its own; None: it keeps its own
+    reads: int | None = None
 
     @property
     def numbers(self) -> int:
         """Numbers kept for each token."""
-        return self.kv_heads * (self.key_size + self.value_size)
+        return self.kv_heads * (self.key_size + self.value_size) if self.reads is None else 0
 
     @property
     def window_slots(self) -> int:
@@ -151,10 +153,17 @@ def state_of(shape: LayerShape, rows: int, capacity: int, dtype: torch.dtype, de
 
 
 class Cache:
-    """A state for each layer. `lengths[row]` tokens of a row are accepted."""
+    """A state for each layer; layers that read another's keys and values have its state. `lengths[row]` tokens of a row are
+    accepted."""
 
     def __init__(self, shapes: Sequence[LayerShape], rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu"):
-        self.layers = [state_of(shape, rows, capacity, dtype, device) for shape in shapes]
+        # each state once, and by layer the one that it reads
+        self.states: list[FullState] = []
+        self.layers: list[FullState] = []
+        for shape in shapes:
+            if shape.reads is None:
+                self.states.append(state_of(shape, rows, capacity, dtype, device))
+            self.layers.append(self.states[-1] if shape.reads is None else self.layers[shape.reads])
         self.lengths = [0] * rows
         self.capacity = capacity
         # one past the highest slot that passes have written, and trees above earlier lengths may have written
@@ -166,7 +175,7 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(state.nbytes for state in self.states)
 
     def layer(self, index: int, window: int) -> FullState:
         """The state of layer `index`, whose attention looks back at `window` tokens (0: all). CheckpointError where the config
@@ -182,8 +191,8 @@ class Cache:
     def keep(self, row: int, path: Tensor) -> None:
         """Make the nodes of `path` [m], root first, the next m accepted tokens of `row`. Where a layer no longer holds what the
         next token looks at (after a pass over a long chain of which little was accepted), the row's length becomes 0."""
-        for layer in self.layers:
-            layer.keep(row, self.lengths[row], path)
+        for state in self.states:
+            state.keep(row, self.lengths[row], path)
         self.lengths[row] += len(path)
         self.rewind(row, self.lengths[row])
 
@@ -193,8 +202,8 @@ class Cache:
         assert 0 <= length <= self.lengths[row], f"cannot rewind row {row} from {self.lengths[row]} to {length}"
         self._written[row] = self._highest(row)
         reached = self._reach(row, length)
-        for layer in self.layers:
-            layer.rewind(row, reached)
+        for state in self.states:
+            state.rewind(row, reached)
         self.lengths[row] = reached
         if reached == 0:
             self._written[row] = 0
@@ -204,8 +213,8 @@ class Cache:
         """Give row `to` the first `length` tokens of `row`, in place of its own. Returns the length reached, which may be less."""
         assert row != to and 0 <= length <= self.lengths[row]
         reached = self._reach(row, length)
-        for layer in self.layers:
-            layer.copy(row, to, reached)
+        for state in self.states:
+            state.copy(row, to, reached)
         self.lengths[to] = reached
         self._written[to] = self._highest(row) if reached else 0
         return reached
@@ -228,7 +237,7 @@ class Cache:
     def _reach(self, row: int, length: int) -> int:
         """The longest length, at most `length`, that every layer can go back to."""
         while True:
-            reached = min((layer.reach(row, length, self._highest(row)) for layer in self.layers), default=length)
+            reached = min((state.reach(row, length, self._highest(row)) for state in self.states), default=length)
             if reached == length:
                 return reached
             length = reached

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AutoConfig
 from tests.tiny import COMMON, FAMILIES, save
 from understudy import LLM
 from understudy.errors import CheckpointError
-from understudy.models import proof, specimen, streamed
+from understudy.models import proof, shape, specimen, streamed
 from understudy.models.draft import Draft
 from understudy.models.shrink import shrunk
 from understudy.models.streamed import attention_name
@@ -81,12 +81,25 @@ def changed(**change: Callable[[Any], Any]) -> Callable[..., Any]:
         ("gemma3_text", {"sliding_window": lambda window: window - 1}),
         ("qwen2-window", {"sliding_window": lambda _: None}),
         ("gemma2", {"softcap": lambda _: None}),
+        ("gemma4_text", {"scaling": lambda _: None}),
     ],
 )
 def test_an_option_of_attention_that_is_not_kept_is_noticed(family: str, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AttentionInterface._global_mapping, attention_name(), changed(**change))
     assert min(found(family).values()) > 10 * proof.TOLERANCE
     assert "other logits" in (proof.fault(config_of(family)) or "")
+
+
+def test_keys_of_another_layer_than_the_shared_one_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layer of the kind that keeps keys, not the last one."""
+    real = shape.layers_read
+    specimens = specimen.Specimen.of(shrunk(config_of("gemma4_unified_text")))
+
+    def first(config: Any) -> list[int | None]:
+        return [reads if reads is None else config.layer_types.index(config.layer_types[reads]) for reads in real(config)]
+
+    monkeypatch.setattr(shape, "layers_read", first)
+    assert min(proof.differences(specimens).values()) > 10 * proof.TOLERANCE
 
 
 def test_positions_that_are_off_by_one_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,16 +8,21 @@ from transformers import AutoConfig
 
 from tests.tiny import COMMON, FAMILIES
 from understudy.cache import LayerShape
+from understudy.errors import CheckpointError
 from understudy.models import hf, structure
 from understudy.models.shape import ModelShape, cache_dtype
 
 CALLS: dict[int, LayerShape] = {}
+# the keys that each layer's attention was given
+KEYS: list[torch.Tensor] = []
 
 
 def noted(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **options: Any) -> Any:
     """An attention that only notes what each layer is called with."""
     window = options.get("sliding_window") or 0
-    CALLS[module.layer_idx] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], window)
+    reads = next((index for index, earlier in enumerate(KEYS) if earlier is key), None)
+    KEYS.append(key)
+    CALLS[module.layer_idx] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], window, reads)
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
 
@@ -36,6 +41,7 @@ def test_each_layer_has_the_shape_its_attention_is_called_with(family: str) -> N
     }.get(family, {})
     config = config_of(family, **changes)
     CALLS.clear()
+    KEYS.clear()
     model = structure.skeleton(config, torch.float32, hf.register_attention("noted", noted))
     structure.execution_order(model, structure.streamed_linears(model))
     shape = ModelShape.of(config)
@@ -58,6 +64,18 @@ def test_layers_may_have_sizes_of_their_own() -> None:
     shape = ModelShape.of(config_of("llama", head_dim=16, per_layer_config=own))
     assert shape.layers == (LayerShape(2, 16, 16), LayerShape(1, 32, 32), LayerShape(2, 16, 16))
     assert shape.shared_heads == 4 and [layer.numbers for layer in shape.layers] == [64, 64, 64]
+
+
+def test_layers_that_share_keys_keep_none_of_their_own() -> None:
+    kinds = ["sliding_attention", "full_attention"] * 4
+    shape = ModelShape.of(config_of("gemma4_unified_text", num_hidden_layers=8, layer_types=kinds, num_kv_shared_layers=3))
+    assert [layer.reads for layer in shape.layers] == [None] * 5 + [3, 4, 3]
+    assert [layer.numbers for layer in shape.layers] == [128, 64, 128, 64, 128, 0, 0, 0]
+
+
+def test_a_layer_whose_keys_could_only_be_those_of_another_kind_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="num_kv_shared_layers of 4 leaves no 'full_attention' layer"):
+        ModelShape.of(config_of("gemma4_unified_text", num_kv_shared_layers=4))
 
 
 def test_a_window_that_the_model_code_may_not_use_is_not_counted_on() -> None:

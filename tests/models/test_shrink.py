@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from understudy.models import structure
+from understudy.models.shape import ModelShape
 from understudy.models.shrink import VOCABULARY, WINDOW, shrunk, values_of
 from understudy.models.streamed import attention_name
 
@@ -48,6 +49,27 @@ def test_a_layer_of_each_kind_stays_in_order() -> None:
     assert copy.sliding_window == WINDOW
     _, copy = small("smollm3", num_hidden_layers=8, no_rope_layers=[1, 1, 1, 0] * 2)
     assert copy.no_rope_layers == [1, 0]
+
+
+def test_values_that_layers_have_of_their_own_stay_with_them() -> None:
+    """As the 31B of Gemma-4: two query heads to a head of keys in sliding layers, eight in the others."""
+    config, copy = small(
+        "gemma4_text", num_hidden_layers=12, num_attention_heads=32, num_key_value_heads=16, num_global_key_value_heads=4,
+        attention_k_eq_v=True, hidden_size=5376, hidden_size_per_layer_input=0,
+    )  # fmt: skip
+    assert copy.layer_types == ["sliding_attention", "full_attention"] and copy.num_attention_heads == 4
+    sizes = [(layer.key_size, layer.kv_heads, layer.window) for layer in ModelShape.of(copy).layers]
+    assert sizes == [(256, 2, WINDOW), (512, 1, 0)]
+    assert [config.per_layer_config[i].num_key_value_heads for i in (0, 5)] == [16, 4], "the config itself stays"
+
+
+def test_layers_that_read_anothers_keys_stay_and_so_does_one_that_nobody_reads() -> None:
+    """As the E4B of Gemma-4."""
+    _, copy = small("gemma4_text", num_hidden_layers=42, num_kv_shared_layers=18, hidden_size=2560, num_key_value_heads=2)
+    kinds = ["sliding_attention", "full_attention"]
+    assert copy.layer_types == kinds * 3 and copy.num_kv_shared_layers == 2
+    assert [layer.reads for layer in ModelShape.of(copy).layers] == [None] * 4 + [2, 3]
+    assert copy.vocab_size_per_layer_input == copy.vocab_size == VOCABULARY and copy.hidden_size_per_layer_input == 256
 
 
 def test_tables_of_a_rope_stay_whole() -> None:

@@ -56,7 +56,7 @@ def _use_all(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> Non
         _use(store, entry, dtype, drafts, processor)
     shape = ModelShape.of(config)
     layer = FullState(shape.layers[0], 1, 64, cache_dtype(dtype), processor.where)
-    query = torch.zeros(1, shape.heads, shape.layers[0].key_size, dtype=dtype)
+    query = torch.zeros(1, shape.layers[0].kv_heads, shape.layers[0].key_size, dtype=dtype)
     nodes = Nodes.of(TokenTree.chain([0]), 0, 0)
     processor.attend(query, layer.keys, layer.values, nodes, AttentionSpec(scaling=1.0))
     give_back()

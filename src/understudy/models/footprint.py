@@ -155,6 +155,8 @@ def _kv_token_bytes(shape: ModelShape, dtype: torch.dtype) -> dict[int, int]:
     """Bytes of one token's keys and values in layers that hold at most so many slots (0: the whole context)."""
     found: dict[int, int] = {}
     for layer in shape.layers:
+        if layer.reads is not None:
+            continue
         found[layer.window_slots] = found.get(layer.window_slots, 0) + layer.numbers * cache_dtype(dtype).itemsize
     return found
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..cache import LayerShape
+from ..errors import CheckpointError
 from .ropes import longest_exact
 from .wrapper import text_config
 
@@ -40,7 +41,8 @@ class ModelShape:
         """The shape of the text model that a transformers `config` describes."""
         config = text_config(config)
         configs = _layer_configs(config)
-        layers = tuple(_layer_shape(layer_config, index) for index, layer_config in enumerate(configs))
+        reads = layers_read(config)
+        layers = tuple(_layer_shape(layer_config, index, reads[index]) for index, layer_config in enumerate(configs))
         heads = [layer_config.num_attention_heads for layer_config in configs]
         return cls(
             layers=layers,
@@ -67,11 +69,25 @@ def _layer_configs(config: Any) -> list[Any]:
     return [config] * config.num_hidden_layers
 
 
-def _layer_shape(config: Any, index: int) -> LayerShape:
+def layers_read(config: Any) -> list[int | None]:
+    """For each layer, the earlier one whose keys and values it reads; None for its own. The last layers of some models share
+    those of the last layer of their kind before them. Raises CheckpointError where there is none."""
+    count = config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or [""] * count
+    first = count - (getattr(config, "num_kv_shared_layers", None) or 0)
+    own = {kind: index for index, kind in enumerate(kinds[: max(first, 0)])}
+    if lacking := sorted({*map(str, kinds)} - {*map(str, own)}):
+        raise CheckpointError(
+            f"The config's num_kv_shared_layers of {count - first} leaves no {lacking[0]!r} layer whose keys could be shared."
+        )
+    return [None if index < first else own[kind] for index, kind in enumerate(kinds)]
+
+
+def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return LayerShape(kv_heads, key_size=size, value_size=size, window=_window(config, index))
+    return LayerShape(kv_heads, key_size=size, value_size=size, window=_window(config, index), reads=reads)
 
 
 def _window(config: Any, index: int) -> int:

@@ -5,9 +5,10 @@ The size of a head stays, so that ropes, their tables and attention scales stay 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .shape import layers_read
 from .wrapper import is_wrapper, switches, text_config, with_text
 
 VOCABULARY = 211
@@ -48,7 +49,7 @@ def shrunk(config: Any, few_layers: bool = True, narrow: bool = True) -> Any:
     _cut_vocabulary(values, vocabulary)
     _shorten(values, names)
     if few_layers:
-        _cut_layers(values, names.get("num_hidden_layers", "num_hidden_layers"))
+        _cut_layers(values, names.get("num_hidden_layers", "num_hidden_layers"), layers_read(config))
     if narrow:
         _narrow(values, names)
     return type(config)(**values)
@@ -72,6 +73,8 @@ def _cut_vocabulary(values: dict[str, Any], name: str) -> None:
     if isinstance(pad, int) and not -old <= pad < old:
         values["pad_token_id"] = None
     values |= {key: moved(value) for key, value in values.items() if key.endswith("token_id")}
+    # Tables of further embeddings have as many rows.
+    values |= {key: min(value, new) for key, value in values.items() if key.startswith("vocab_size") and _positive(value)}
     values[name] = new
 
 
@@ -100,22 +103,41 @@ def _ropes(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from (part for part in (found, *found.values()) if isinstance(part, dict))
 
 
-def _cut_layers(values: dict[str, Any], name: str) -> None:
-    """As few layers as hold each kind that the lists with an entry for each layer tell apart, and two at least."""
+def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) -> None:
+    """As few layers as hold each kind that the lists with an entry for each layer tell apart, and two at least.
+
+    Layers whose keys others read are a kind, and those that read them (`reads`: each layer's source, None for itself)."""
     count = values[name]
     lists = [
         key for key, value in values.items() if isinstance(value, list) and len(value) == count and not key.endswith("token_id")
     ]
-    if lists:
-        kinds = list(zip(*(map(str, values[key]) for key in lists), strict=True))
+    own = _own_values(values)
+    told_apart = [*(values[key] for key in lists)]
+    if own:
+        told_apart.append([own.get(i) for i in range(count)])
+    if any(source is not None for source in reads):
+        told_apart.append(["own" if source is None else "read" for source in reads])
+        told_apart.append([i in reads for i in range(count)])
+    if told_apart:
+        kinds = list(zip(*(map(str, told) for told in told_apart), strict=True))
         kept = sorted({kinds.index(kind) for kind in kinds})[:MOST_KINDS]
         kept += [i for i in range(count) if i not in kept][: max(0, 2 - len(kept))]
+        kept.sort()
         for key in lists:
-            values[key] = [values[key][i] for i in sorted(kept)]
+            values[key] = [values[key][i] for i in kept]
+        if own:
+            values["per_layer_config"] = {place: own[i] for place, i in enumerate(kept) if i in own}
+        if values.get("num_kv_shared_layers"):
+            values["num_kv_shared_layers"] = sum(reads[i] is not None for i in kept)
         values[name] = len(kept)
     else:
         repeated = [value for key, value in values.items() if _REPEATED.search(key) and _positive(value) and value < MOST_KINDS]
         values[name] = min(count, max([1, *repeated]) + 1)
+
+
+def _own_values(values: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """By layer: the values that are its own, where layers have some."""
+    return {int(layer): own for layer, own in (values.get("per_layer_config") or {}).items()}
 
 
 def _narrow(values: dict[str, Any], names: dict[str, str]) -> None:
@@ -125,8 +147,13 @@ def _narrow(values: dict[str, Any], names: dict[str, str]) -> None:
     kv_name = next((key for key in KV_HEADS if _positive(values.get(key))), None)
     kv_heads = heads if kv_name is None else values[kv_name]
     few_kv, few = _few_heads(heads, kv_heads)
-    if few >= heads:
+    own_values = _own_values(values).values()
+    if few >= heads or any(heads_name in own for own in own_values):
         return
+    for own in own_values:
+        own |= {key: _least(value) for key, value in own.items() if _FEED_FORWARD.search(key)}
+        if kv_name in own:
+            own[kv_name] = _few_of(own[kv_name] * few_kv // kv_heads, few)
     narrow = hidden * few // heads
     values[heads_name] = few
     if kv_name is not None:
@@ -145,6 +172,11 @@ def _few_heads(heads: int, kv_heads: int) -> tuple[int, int]:
         return few, few
     group = max(heads // kv_heads, 1)
     return min(kv_heads, 2), min(kv_heads, 2) * (group if group < 3 else 2 + group % 2)
+
+
+def _few_of(count: int, heads: int) -> int:
+    """About `count` heads of keys for `heads` heads: each serves as many."""
+    return next(fewer for fewer in range(max(count, 1), 0, -1) if heads % fewer == 0)
 
 
 def _least(value: Any) -> Any:

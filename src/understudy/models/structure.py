@@ -48,11 +48,14 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     refuse_other_tasks(config.get("architectures"))
     quantised = config.get("quantization_config")
     config = config if text is None else text
-    if any((config.get(key) or 0) > 1 for key in _EXPERTS):
+    # Configs of some dense models name experts that a switch leaves out.
+    if config.get("enable_moe_block", True) and any((config.get(key) or 0) > 1 for key in _EXPERTS):
         refuse("it is a mixture of experts")
     layers = " ".join(map(str, config.get("layer_types") or config.get("layers_block_type") or [])).lower()
     if any(word in layers for word in _RECURRENT) or any(word in str(config.get("model_type")) for word in _STATEFUL):
         refuse("it carries a recurrent state (hybrid or state-space layers)")
+    if config.get("use_bidirectional_attention") in (True, "all"):
+        refuse("its attention looks at later tokens too (use_bidirectional_attention), so that it writes no text")
     if quantised or config.get("quantization_config"):
         refuse("its weights are already quantised; give the full-precision checkpoint")
 
