@@ -49,6 +49,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": None},
     "glm4": {"head_dim": 16, "partial_rotary_factor": 0.5},
     "olmo2": {},
+    # three heads of values to each head of keys
+    "qwen3_5_text": {
+        "head_dim": 32, "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+        "linear_key_head_dim": 16, "linear_value_head_dim": 24,
+    },
     "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.2},
 }  # fmt: skip
 # Multimodal kinds, and the changes of the text model in each. It is one of the family `text`, or of the kind's own.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .recurrent import DEEPEST, Fold, RecurrentShape, RecurrentState, Room
 from .tree import Nodes
 
 # slots past a row's length for the nodes of a tree
@@ -21,9 +22,9 @@ GOING_BACK = 256
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one decoder layer keeps of each token."""
+    """What one decoder layer keeps of each token: keys and values, what its recurrent part needs, both or neither."""
 
-    # heads of keys and of values
+    # heads of keys and of values; 0: it has no attention
     kv_heads: int
     # numbers in a key
     key_size: int
@@ -33,6 +34,8 @@ class LayerShape:
     window: int = 0
     # an earlier layer whose keys and values it reads, keeping none of its own; None: it keeps its own
     reads: int | None = None
+    # its recurrent part; None: it has none
+    recurrent: RecurrentShape | None = None
 
     @property
     def numbers(self) -> int:
@@ -153,17 +156,32 @@ def state_of(shape: LayerShape, rows: int, capacity: int, dtype: torch.dtype, de
 
 
 class Cache:
-    """A state for each layer; layers that read another's keys and values have its state. `lengths[row]` tokens of a row are
-    accepted."""
+    """A state for each layer, and one for each recurrent part; layers that read another's keys and values have its state.
+    `lengths[row]` tokens of a row are accepted.
 
-    def __init__(self, shapes: Sequence[LayerShape], rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu"):
-        # each state once, and by layer the one that it reads
-        self.states: list[FullState] = []
+    `scratch`: nodes of a row's tree at most (None: SCRATCH). `fold`: how states of recurrent layers are folded; needed where there
+    are such layers."""
+
+    def __init__(
+        self, shapes: Sequence[LayerShape], rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu", *,
+        scratch: int | None = None, fold: Fold | None = None,
+    ):  # fmt: skip
+        self.scratch = SCRATCH if scratch is None else scratch
+        # each state once
+        self.states: list[LayerState] = []
+        # by layer: the keys and values that it reads, and what its recurrent part reads
         self.layers: list[FullState] = []
-        for shape in shapes:
+        self.recurrent: dict[int, RecurrentState] = {}
+        for index, shape in enumerate(shapes):
             if shape.reads is None:
-                self.states.append(state_of(shape, rows, capacity, dtype, device))
-            self.layers.append(self.states[-1] if shape.reads is None else self.layers[shape.reads])
+                self.layers.append(state_of(shape, rows, capacity, dtype, device))
+                self.states.append(self.layers[-1])
+            else:
+                self.layers.append(self.layers[shape.reads])
+            if shape.recurrent is not None:
+                assert fold is not None, "nothing folds the states of recurrent layers"
+                self.recurrent[index] = RecurrentState(shape.recurrent, Room(rows, self.scratch, dtype, device), fold)
+                self.states.append(self.recurrent[index])
         self.lengths = [0] * rows
         self.capacity = capacity
         # one past the highest slot that passes have written, and trees above earlier lengths may have written
@@ -219,6 +237,16 @@ class Cache:
         self._written[to] = self._highest(row) if reached else 0
         return reached
 
+    def save(self, row: int) -> None:
+        """Keep what lets `row` come back to about its length, however long its text becomes; its last save is given up."""
+        for state in self.recurrent.values():
+            state.save(row)
+
+    @property
+    def deepest(self) -> int | None:
+        """Edges between a tree's root and its deepest node at most; None: as many as there are nodes."""
+        return DEEPEST if self.recurrent else None
+
     def begin_pass(self, nodes: Nodes) -> None:
         """Note that a pass of the target is about to write the slots of `nodes`. Rows of a pass that fails must be rewound: where a
         long prompt was being read, a sliding layer may have lost what came before it."""
@@ -226,13 +254,13 @@ class Cache:
             mine = nodes.rows == row
             end = int(nodes.slots[mine].max()) + 1
             chain = bool((nodes.slots[mine] == nodes.positions[mine]).all())
-            assert chain or end - self.lengths[row] <= SCRATCH, f"a tree of {end - self.lengths[row]} nodes in row {row}"
+            assert chain or end - self.lengths[row] <= self.scratch, f"a tree of {end - self.lengths[row]} nodes in row {row}"
             self._written[row] = max(self._highest(row), end)
 
     def _highest(self, row: int) -> int:
         """One past the highest slot of `row` that may have been written: trees use the scratch, and a device's draft the slot after
         it as a dummy."""
-        return max(self._written[row], self.lengths[row] + SCRATCH + 1 if self.lengths[row] else 0)
+        return max(self._written[row], self.lengths[row] + self.scratch + 1 if self.lengths[row] else 0)
 
     def _reach(self, row: int, length: int) -> int:
         """The longest length, at most `length`, that every layer can go back to."""

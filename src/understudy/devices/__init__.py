@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from ..codecs import Codec
     from ..kernels.attention import AttentionSpec
     from ..kernels.exact_product import Operand
+    from ..kernels.recurrence import RuleStep
     from ..plan.machine import Machine
     from ..plan.placement import Plan
     from ..quantizers import Linear, Quantizer, Tensors
+    from ..recurrent import RecurrentState
     from ..tiers import Streaming
     from ..tiers.ring import Ring
     from ..tree import Nodes
@@ -118,6 +120,23 @@ class Device(Protocol):
 
     def draft_attention(self, nodes: Nodes) -> DraftAttention:
         """The attention of a draft level of `nodes`, which lie here. Fast; its bits may depend on the other nodes."""
+        ...
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, state: RecurrentState, nodes: Nodes) -> Tensor:
+        """Convolution of x [n, channels] along the path of each of `nodes`, which records x; see `kernels.recurrence`.
+
+        All of them lie here. The bits of a node do not depend on the other nodes."""
+        ...
+
+    def recur(self, step: RuleStep, state: RecurrentState, nodes: Nodes, together: bool) -> Tensor:
+        """The rule of a recurrent layer after each of `nodes`, [n, value heads, value size] float32, which records the step.
+
+        `together`: none of them is another's ancestor, and bits do not matter. Else the bits of a node do not depend on the
+        other nodes."""
+        ...
+
+    def fold(self, state: RecurrentState, row: int, number: int) -> None:
+        """Make the state of `row` after 64 * (number + 1) tokens, from the one after 64 * number tokens and the records since."""
         ...
 
     def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:

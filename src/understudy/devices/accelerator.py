@@ -12,11 +12,13 @@ from torch import Tensor
 from ..codecs import Codec
 from ..errors import UsageError, first_line
 from ..kernels.attention import AttentionSpec, attend_anywhere
+from ..kernels.recurrence import RuleStep, convolve_anywhere, fold_anywhere, recur_anywhere
 from ..plan.demand import RUNTIME, RUNTIME_CUDA
 from ..plan.machine import Machine
 from ..plan.placement import Plan
 from ..plan.sizes import format_size, parse_size
 from ..quantizers import Linear, Quantizer, Tensors
+from ..recurrent import RecurrentState
 from ..tiers import Streaming
 from ..tiers.memory import arena
 from ..tiers.ring import Ring, open_ring
@@ -144,6 +146,15 @@ class Accelerator:
             return self.attend(query, keys, values, nodes, spec)
 
         return attention
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, state: RecurrentState, nodes: Nodes) -> Tensor:
+        return convolve_anywhere(x, weight, bias, state, nodes)
+
+    def recur(self, step: RuleStep, state: RecurrentState, nodes: Nodes, together: bool) -> Tensor:
+        return recur_anywhere(step, state, nodes, together)
+
+    def fold(self, state: RecurrentState, row: int, number: int) -> None:
+        fold_anywhere(state, row, number)
 
     def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         if self.triton and quantizer.grouped:

@@ -14,11 +14,13 @@ from ..errors import first_line
 from ..kernels import exact_product
 from ..kernels.attention import AttentionSpec, attend
 from ..kernels.draft_attention import LevelAttention
+from ..kernels.recurrence import RuleStep, convolve_anywhere, fold_anywhere, recur_anywhere
 from ..plan.demand import RUNTIME
 from ..plan.machine import Machine, cores, peak_memory_bytes
 from ..plan.placement import Plan
 from ..plan.sizes import parse_size
 from ..quantizers import Linear, Quantizer, Tensors
+from ..recurrent import RecurrentState
 from ..tiers import Streaming
 from ..tiers.memory import arena
 from ..tiers.ring import Ring, open_ring
@@ -83,6 +85,15 @@ class Processor:
 
     def draft_attention(self, nodes: Nodes) -> DraftAttention:
         return LevelAttention(nodes)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, state: RecurrentState, nodes: Nodes) -> Tensor:
+        return convolve_anywhere(x, weight, bias, state, nodes)
+
+    def recur(self, step: RuleStep, state: RecurrentState, nodes: Nodes, together: bool) -> Tensor:
+        return recur_anywhere(step, state, nodes, together)
+
+    def fold(self, state: RecurrentState, row: int, number: int) -> None:
+        fold_anywhere(state, row, number)
 
     def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         return quantizer.linear(tensors, shape, dtype)

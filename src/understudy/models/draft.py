@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..cache import Cache
 from ..devices import Device
 from ..kernels.attention import AttentionSpec
+from ..kernels.recurrence import RuleStep
+from ..recurrent import tops
 from ..tree import Nodes
 from .streamed import CurrentPass, pass_cache
 
@@ -32,9 +34,10 @@ class Draft:
         """Logits [n, vocab] after each of `nodes`, whose ancestors must have been run before (or be among them).
 
         Where `nodes` lie on the device already, the host is asked for nothing."""
-        nodes = nodes.to(self.device.where)
+        level = Level(self, nodes)
+        nodes = level.nodes
         ids = self.embed(nodes.tokens)[None]
-        self.current.under_way = Level(self, nodes)
+        self.current.under_way = level
         try:
             out = self.model(
                 input_ids=ids, position_ids=nodes.positions[None], past_key_values=pass_cache(), use_cache=True
@@ -53,7 +56,12 @@ class Level:
     def __init__(self, view: Draft, nodes: Nodes) -> None:
         self.linears = view.linears
         self.cache = view.cache
-        self.nodes = nodes
+        self.device = view.device
+        # What a chain reads, such as a text that a second model catches up with. Nodes that lie on the device already are a level
+        # of a tree, of which none is another's ancestor.
+        self.tops = tops(nodes) if view.cache.recurrent and nodes.rows.device.type == "cpu" else []
+        self.nodes = nodes.to(view.device.where)
+        nodes = self.nodes
         self.attention = view.device.draft_attention(nodes)
         # The row and slot of a single node. On a device with memory of its own, reading them would make the host wait.
         self.place: tuple[int, int] | None = None
@@ -73,3 +81,12 @@ class Level:
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.cache.layer(layer, spec.window)
         return self.attention(query, state.keys, state.values, spec)
+
+    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.device.convolve(x, weight, bias, self.cache.recurrent[layer], self.nodes)
+
+    def recur(self, layer: int, step: RuleStep) -> Tensor:
+        state = self.cache.recurrent[layer]
+        for row, position in self.tops:
+            state.advance(row, position)
+        return self.device.recur(step, state, self.nodes, together=not self.tops)

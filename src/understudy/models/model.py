@@ -72,7 +72,7 @@ class Model:
         self.weights = Weights(store, plan, settings, device, drafts=drafts, progress=progress)
         self.weights.share(self.module, dtype)
         capacity = -(-(plan.context + SCRATCH) // 64) * 64
-        self.cache = Cache(shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where)
+        self.cache = Cache(shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where, fold=device.fold)
         self.ring = self.weights.ring(plan.ring_bytes)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         embedding = self.module.get_input_embeddings()  # type: ignore[operator]

@@ -70,7 +70,8 @@ def _key(config: Any) -> str:
     switches = json.dumps([type(config).__name__, values, _version(), torch.__version__], sort_keys=True, default=str)
     code = xxhash.xxh3_128(switches.encode())
     package = Path(__file__).parents[1]
-    for place in ("models/*.py", "kernels/attention*.py", "devices/processor.py", "cache.py", "tree.py"):
+    own = ("cache.py", "recurrent.py", "tree.py", "devices/processor.py")
+    for place in ("models/*.py", "kernels/attention*.py", "kernels/recurrence*.py", *own):
         for file in sorted(package.glob(place)):
             code.update(file.read_bytes())
     return code.hexdigest()
@@ -155,8 +156,9 @@ def _passes(specimen: Specimen) -> dict[str, Tensor]:
     """[n, vocab] by the name of each kind of pass: its logits for the last n nodes of all texts, text by text."""
     config, tensors, texts = specimen.config, specimen.tensors, specimen.texts
     held = {name: TensorInfo(name, t.dtype, tuple(t.shape), Path(), 0, t.nbytes) for name, t in tensors.items()}
+    longest = max(len(text.prompt) for text in texts)
     layout = structure.layout(structure.skeleton(config, torch.float32, attention_name()), held)
-    model = unprepared(config, torch.float32, layout, tensors.__getitem__, (len(texts), 64 + len(PARENTS)))
+    model = unprepared(config, torch.float32, layout, tensors.__getitem__, (len(texts), longest + len(PARENTS) + 1))
     embed = TensorRows(model.module.get_input_embeddings(), tensors[layout.embedding])  # type: ignore[operator]
     device = Processor(threads=1)
     weights = [tensors[spec.weight].T for spec in layout.linears]

@@ -9,13 +9,13 @@ import torch
 
 from ..cache import LayerShape
 from ..errors import CheckpointError
+from .mixers import recurrent_kinds
 from .ropes import longest_exact
 from .wrapper import text_config
 
 # Model types without `layer_types` whose `sliding_window` holds for every layer. A window that is not known here is served
 # all the same, by a layer that holds the whole context.
 WINDOW_IN_EVERY_LAYER = ("mistral", "phi3", "starcoder2")
-
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -47,7 +47,7 @@ class ModelShape:
         return cls(
             layers=layers,
             heads=max(heads),
-            shared_heads=max(count // layer.kv_heads for count, layer in zip(heads, layers, strict=True)),
+            shared_heads=max(count // max(layer.kv_heads, 1) for count, layer in zip(heads, layers, strict=True)),
             hidden_size=config.hidden_size,
             vocabulary=config.vocab_size,
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
@@ -87,7 +87,12 @@ def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return LayerShape(kv_heads, key_size=size, value_size=size, window=_window(config, index), reads=reads)
+    kinds = recurrent_kinds(vars(config))
+    kind = kinds[index] if kinds else None
+    window = _window(config, index)
+    if kind is None:
+        return LayerShape(kv_heads, key_size=size, value_size=size, window=window, reads=reads)
+    return LayerShape(kv_heads if kind.attends else 0, size, size, window, reads, kind.shape(config))
 
 
 def _window(config: Any, index: int) -> int:

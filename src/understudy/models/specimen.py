@@ -11,16 +11,21 @@ from torch import Tensor, nn
 
 from ..tree import TokenTree
 from . import structure
+from .mixers import recurs
 from .wrapper import text_config
 
 SEED = 20260101
 # Longer than a tile, and shorter: tiles end within a text, and one tile holds both.
 PROMPTS = (41, 13)
+# Of recurrent models: a state is folded while the one is read, and between levels of the other's tree.
+LONG_PROMPTS = (196, 125)
 # Four levels; siblings lie between a node and its parent, and all leaves are as deep.
 PARENTS = (-1, 0, 0, 1, 2, 1, 3, 4, 5)
 LEVELS = ((0, 1), (1, 3), (3, 6), (6, 9))
 LEAVES = (6, 7, 8)
 ACCEPTED = (0, 2, 4, 7)
+# The logarithm of how fast a recurrent state forgets.
+LOG_DECAY = "A_log"
 # Of a copy: more would take more than seconds and 400 MB.
 MOST_PARAMETERS = 96_000_000
 
@@ -76,13 +81,15 @@ def stock_copy(config: Any) -> nn.Module:
 
 def _randomise(model: nn.Module) -> None:
     """Weights that keep activations near one, so that neither a softmax nor a norm hides a difference; biases and norms that do
-    something."""
+    something; recurrent states that remember for some hundred tokens."""
     random = torch.Generator().manual_seed(SEED)
     stored = model.state_dict(keep_vars=True)
     with torch.no_grad():
-        for tensor in {id(t): t for t in stored.values() if t.is_floating_point()}.values():
+        for name, tensor in {id(t): (name, t) for name, t in stored.items() if t.is_floating_point()}.values():
             noise = torch.empty_like(tensor).normal_(generator=random)
-            if tensor.dim() > 1:
+            if name.endswith(LOG_DECAY):
+                tensor.copy_(noise * 0.5 - 5)
+            elif tensor.dim() > 1:
                 tensor.copy_(noise * 1.3 / tensor.shape[-1] ** 0.5)
             else:
                 tensor.add_(noise, alpha=0.2)
@@ -95,7 +102,7 @@ def texts_for(config: Any) -> tuple[Text, ...]:
     vocabulary = config.vocab_size
     special = [getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
     texts = []
-    for count in PROMPTS:
+    for count in LONG_PROMPTS if recurs(config) else PROMPTS:
         tokens = torch.randint(vocabulary, (count + len(PARENTS) + 1,), generator=random).tolist()
         for place, token in zip((2, 0, 5), special, strict=True):
             if isinstance(token, int) and 0 <= token < vocabulary:

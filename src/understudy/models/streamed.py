@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import StoreError
 from ..kernels.attention import AttentionSpec
+from ..kernels.recurrence import RuleStep
 from . import hf
 from .kept import float32_names
 from .names import finder
@@ -30,6 +31,12 @@ class Pass(Protocol):
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         """Attention of query [n, heads, key size] over the KV cache: [n, heads, value size]."""
+
+    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolution of x [n, channels] with weight [channels, taps] along the path of each node; x is recorded."""
+
+    def recur(self, layer: int, step: RuleStep) -> Tensor:
+        """What the rule of recurrent `layer` gives after each node [n, value heads, value size], float32; `step` is recorded."""
 
 
 class CurrentPass:

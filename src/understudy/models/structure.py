@@ -22,6 +22,7 @@ from ..weights.layout import LinearSpec, ModelLayout
 from .heads import head_and_embedding, refuse_other_tasks, ties_head
 from .hf import refused
 from .kept import float32_names, is_linear, may_be_kept, streams
+from .mixers import install_mixers, recurrent_kinds
 from .names import finder
 from .ropes import fix_ropes
 from .wrapper import built, cut_to_text, is_wrapper, parts_in, straight_to_text
@@ -51,7 +52,9 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     # Configs of some dense models name experts that a switch leaves out.
     if config.get("enable_moe_block", True) and any((config.get(key) or 0) > 1 for key in _EXPERTS):
         refuse("it is a mixture of experts")
-    layers = " ".join(map(str, config.get("layer_types") or config.get("layers_block_type") or [])).lower()
+    kinds = [str(each).lower() for each in config.get("layer_types") or config.get("layers_block_type") or []]
+    known = recurrent_kinds(config) or [None] * len(kinds)
+    layers = " ".join(name for name, kind in zip(kinds, known, strict=True) if kind is None)
     if any(word in layers for word in _RECURRENT) or any(word in str(config.get("model_type")) for word in _STATEFUL):
         refuse("it carries a recurrent state (hybrid or state-space layers)")
     if config.get("use_bidirectional_attention") in (True, "all"):
@@ -114,6 +117,7 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
         cut_to_text(model)
         straight_to_text(model)
     fix_ropes(model)
+    install_mixers(model)
     return model.eval()
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ..cache import Cache
 from ..devices import Device
 from ..kernels.attention import AttentionSpec
+from ..kernels.recurrence import RuleStep
+from ..recurrent import tops
 from ..tree import Nodes
 from .streamed import CurrentPass, pass_cache
 
@@ -42,6 +44,7 @@ class Tile:
         self.count = len(nodes)
         self.head = len(wanted) > 0
         self.there = nodes.to(view.device.where)
+        self.tops = tops(nodes) if view.cache.recurrent else []
         self.thread = greenlet(self._forward)
         self.result: Tensor | None = None
 
@@ -75,6 +78,18 @@ class Tile:
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.view.cache.layer(layer, spec.window)
         out = self.view.device.attend(query[: self.count], state.keys, state.values, self.there, spec)
+        return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
+
+    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        state = self.view.cache.recurrent[layer]
+        out = self.view.device.convolve(x[: self.count], weight, bias, state, self.there)
+        return nn.functional.pad(out, (0, 0, 0, TILE - self.count))
+
+    def recur(self, layer: int, step: RuleStep) -> Tensor:
+        state = self.view.cache.recurrent[layer]
+        for row, position in self.tops:
+            state.advance(row, position)
+        out = self.view.device.recur(step[: self.count], state, self.there, together=False)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
 
     def tap(self, number: int, states: Tensor) -> None:

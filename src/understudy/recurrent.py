@@ -1,0 +1,201 @@
+"""What a recurrent layer keeps: a record for each token, and its state after every 64 tokens, folded from them.
+
+A recurrent layer's state after a token depends on all tokens before it, so a tree would need a state for each node. It keeps a
+record of each node instead, at the node's slot, and a node at position p reads the state after B = max(0, 64 * (p // 64 - 1))
+tokens and then the records of its ancestors from B on, in the order of positions. So its bits depend on its own path alone, the
+target overwrites what a draft recorded, and rolling back is setting a number, as with keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .tree import Nodes
+
+# tokens between two states that are folded
+FOLD = 64
+# a state is folded once this many tokens came after it, so that a row can go back as many without reading again
+LATE = 16
+# edges between a tree's root and its deepest node at most: a deeper one would read a state that is not folded yet
+DEEPEST = FOLD - LATE
+# records that a row needs below its length, and at least: a tile of a prompt may be read from two states
+BEHIND, LEAST = 2 * FOLD + LATE, 3 * FOLD
+
+
+@dataclass(frozen=True)
+class RecurrentShape:
+    """Sizes of what one recurrent layer keeps of each token, and of its state. A layer without value heads keeps the inputs of
+    its convolution alone."""
+
+    # inputs of the short convolution
+    channels: int
+    # tokens that the convolution looks at, the token itself included
+    taps: int
+    # heads of keys (groups), each of which serves as many heads of values
+    key_heads: int = 0
+    # heads of values
+    value_heads: int = 0
+    # numbers in a key
+    key_size: int = 0
+    # numbers in a value
+    value_size: int = 0
+
+    def places(self, scratch: int) -> int:
+        """Records that a row holds, where trees have at most `scratch` nodes."""
+        return max(BEHIND + scratch + 1, LEAST)
+
+    @property
+    def state_bytes(self) -> int:
+        """One state."""
+        return 4 * self.value_heads * self.key_size * self.value_size
+
+    def record_bytes(self, dtype: torch.dtype) -> int:
+        """The record of one token, of a model whose cache has `dtype`."""
+        numbers = self.key_heads * self.key_size + self.value_heads * (self.value_size + 1)
+        return self.channels * dtype.itemsize + 4 * numbers
+
+    def row_bytes(self, scratch: int, dtype: torch.dtype) -> int:
+        """All that one row takes: its records, two states, and what lets it go back to the end of its prompt."""
+        return 3 * self.state_bytes + (self.places(scratch) + FOLD) * self.record_bytes(dtype)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much a cache has room for, and where."""
+
+    # sequences side by side
+    rows: int
+    # nodes of a row's tree at most
+    scratch: int
+    # type of what keeps the model's own
+    dtype: torch.dtype
+    device: str = "cpu"
+
+
+# Makes the state after 64 * (number + 1) tokens of a row, in its place, from the one after 64 * number and the records since.
+Fold = Callable[["RecurrentState", int, int], None]
+
+
+class RecurrentState:
+    """Records and states of one recurrent layer.
+
+    inputs: [rows, places, channels]. keys: [rows, places, key heads, key size] float32. values: [rows, places, value heads,
+    value size] float32: what is added to the state along the key, such as the delta. decays: [rows, places, value heads]
+    float32: the factor of the state before that. Slot s lies at place s % places.
+
+    states: [rows, 2, value heads, key size, value size] float32; the state after 64 * n tokens lies at n % 2. The newest two are
+    held: those after 64 * newest[row] tokens, and the one before."""
+
+    def __init__(self, shape: RecurrentShape, room: Room, fold: Fold):
+        rows, dtype, device = room.rows, room.dtype, room.device
+        self.shape = shape
+        self.fold = fold
+        self.newest = [0] * rows
+        records = shape.places(room.scratch)
+        self.records = _records(shape, (rows, records), dtype, device)
+        self.inputs, self.keys, self.values, self.decays = self.records
+        size = (shape.value_heads, shape.key_size, shape.value_size)
+        self.states = torch.zeros((rows, 2, *size), dtype=torch.float32, device=device)
+        # tokens after which a row's saved state and its last 64 records were kept; 0: none were
+        self.saved = [0] * rows
+        self._saved_records = _records(shape, (rows, FOLD), dtype, device)
+        self._saved_states = torch.zeros((rows, *size), dtype=torch.float32, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        held = (*self.records, self.states, *self._saved_records, self._saved_states)
+        return sum(tensor.nbytes for tensor in held)
+
+    @property
+    def places(self) -> int:
+        """Records that a row holds."""
+        return self.inputs.shape[1]
+
+    def advance(self, row: int, position: int) -> None:
+        """Fold what a chain that reads `position` of `row` needs. The records below it must be there."""
+        while self.newest[row] < position // FOLD - 1:
+            self.fold(self, row, self.newest[row])
+            self.newest[row] += 1
+
+    def keep(self, row: int, length: int, path: Tensor) -> None:
+        """Make the nodes of `path` [m], root first, of the tree above `length`, the next m accepted tokens."""
+        moved = path != torch.arange(len(path))
+        if bool(moved.any()):
+            to = self._places(length + torch.arange(len(path))[moved])
+            source = self._places(length + path[moved])
+            for tensor in self.records:
+                tensor[row, to] = tensor[row, source]
+        self.advance(row, length + len(path) - LATE + FOLD)
+
+    def reach(self, row: int, length: int, written: int) -> int:
+        """`length` where it is held, else the saved length below it, or 0."""
+        if self._holds(row, length):
+            return length
+        return self.saved[row] if self.saved[row] <= length else 0
+
+    def rewind(self, row: int, length: int) -> None:
+        """Go back to `length`, which can be reached."""
+        if length == 0:
+            self.newest[row] = 0
+            self.states[row, 0] = 0
+        elif not self._holds(row, length):
+            self._restore(row)
+        if length < self.saved[row]:
+            self.saved[row] = 0
+
+    def copy(self, row: int, to: int, length: int) -> None:
+        """Give row `to` the first `length` tokens of `row`, which can be reached."""
+        for tensor in (*self.records, self.states, *self._saved_records, self._saved_states):
+            tensor[to] = tensor[row]
+        self.newest[to] = self.newest[row]
+        self.saved[to] = self.saved[row]
+        self.rewind(to, length)
+
+    def save(self, row: int) -> None:
+        """Keep what lets `row` go back to the last 64 tokens' end that is folded, however long its text becomes."""
+        newest = self.newest[row]
+        if newest == 0:
+            return
+        self.saved[row] = FOLD * newest
+        places = self._places(FOLD * (newest - 1) + torch.arange(FOLD))
+        for saved, held in zip(self._saved_records, self.records, strict=True):
+            saved[row] = held[row, places]
+        self._saved_states[row] = self.states[row, (newest - 1) % 2]
+
+    def _restore(self, row: int) -> None:
+        before = self.saved[row] // FOLD - 1
+        places = self._places(FOLD * before + torch.arange(FOLD))
+        for saved, held in zip(self._saved_records, self.records, strict=True):
+            held[row, places] = saved[row]
+        self.states[row, before % 2] = self._saved_states[row]
+        self.fold(self, row, before)
+        self.newest[row] = before + 1
+
+    def _holds(self, row: int, length: int) -> bool:
+        """Are the states and records there that tokens from `length` on read? What is written later overwrites none of them
+        before a newer state is folded."""
+        return self.newest[row] == 0 or length >= FOLD * self.newest[row]
+
+    def _places(self, slots: Tensor) -> Tensor:
+        return slots.to(self.inputs.device) % self.places
+
+
+def _records(shape: RecurrentShape, count: tuple[int, int], dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    heads = shape.value_heads
+    return (
+        torch.zeros((*count, shape.channels), dtype=dtype, device=device),
+        torch.zeros((*count, shape.key_heads, shape.key_size), dtype=torch.float32, device=device),
+        torch.zeros((*count, heads, shape.value_size), dtype=torch.float32, device=device),
+        torch.zeros((*count, heads), dtype=torch.float32, device=device),
+    )
+
+
+def tops(nodes: Nodes) -> list[tuple[int, int]]:
+    """For each row of `nodes`, which lie in memory of the host, the highest position it reads: (row, position)."""
+    found: dict[int, int] = {}
+    for row, position in zip(nodes.rows.tolist(), nodes.positions.tolist(), strict=True):
+        found[row] = max(found.get(row, 0), position)
+    return list(found.items())

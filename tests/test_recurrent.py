@@ -1,0 +1,122 @@
+"""What a recurrent layer keeps: folding, accepted paths, going back and saving, seen by what the next token reads."""
+
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from understudy.cache import Cache, LayerShape
+from understudy.kernels.recurrence import RuleStep, fold_anywhere, recur_anywhere
+from understudy.recurrent import FOLD, LATE, RecurrentShape, RecurrentState, Room, tops
+from understudy.tree import Nodes, TokenTree
+
+SHAPE = RecurrentShape(channels=2, taps=3, key_heads=1, value_heads=2, key_size=2, value_size=3)
+TEXT = torch.Generator().manual_seed(5)
+KEYS, VALUES = torch.randn(900, 1, 2, generator=TEXT), torch.randn(900, 2, 3, generator=TEXT)
+
+
+def step(places: Tensor) -> RuleStep:
+    decay = torch.full((len(places), 2), 0.97)
+    return RuleStep(KEYS[places], KEYS[places], VALUES[places], decay, torch.full((len(places), 2), 0.5))
+
+
+def read(state: RecurrentState, row: int, length: int, count: int) -> Tensor:
+    """Run the next `count` tokens of the text above `length`."""
+    nodes = Nodes.of(TokenTree.chain([0] * count), row, length)
+    found = []
+    for start in range(0, count, 32):
+        part = nodes[start : start + 32]
+        for each, position in tops(part):
+            state.advance(each, position)
+        found.append(recur_anywhere(step(part.positions), state, part, together=False))
+    return torch.cat(found)
+
+
+def opened(rows: int = 2) -> RecurrentState:
+    return RecurrentState(SHAPE, Room(rows, 32, torch.float32), fold_anywhere)
+
+
+@cache
+def whole() -> Tensor:
+    return read(opened(), 0, 0, 900)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_whatever_a_row_went_through_the_next_token_reads_the_same(data: st.DataObject) -> None:
+    state, expected = opened(), whole()
+    length = 0
+    for _ in range(data.draw(st.integers(1, 8))):
+        what = data.draw(st.sampled_from(["read", "read", "back", "save", "copy"]))
+        if what == "read":
+            count = data.draw(st.integers(1, 200))
+            if length + count < 890:
+                assert torch.equal(read(state, 0, length, count), expected[length : length + count])
+                state.keep(0, length, torch.arange(count))
+                length += count
+        elif what == "save":
+            state.save(0)
+            assert state.saved[0] <= length
+        elif what == "copy":
+            to = state.reach(0, data.draw(st.integers(0, length)), 0)
+            state.copy(0, 1, to)
+            assert torch.equal(read(state, 1, to, 5), expected[to : to + 5])
+        else:
+            wanted = data.draw(st.integers(0, length))
+            reached = state.reach(0, wanted, 0)
+            assert reached <= wanted and (length - wanted > LATE or reached == wanted)
+            state.rewind(0, reached)
+            length = reached
+        assert torch.equal(read(state, 0, length, 3), expected[length : length + 3])
+
+
+def test_a_saved_row_goes_back_to_the_last_fold_before_it_was_saved() -> None:
+    state, expected = opened(), whole()
+    read(state, 0, 0, 300)
+    state.keep(0, 0, torch.arange(300))
+    state.save(0)
+    read(state, 0, 300, 500)
+    state.keep(0, 300, torch.arange(500))
+    assert state.reach(0, 700, 0) == state.reach(0, 300, 0) == 256 and state.reach(0, 255, 0) == 0
+    state.rewind(0, 256)
+    assert torch.equal(read(state, 0, 256, 90), expected[256:346])
+    assert state.reach(0, 256, 0) == 256, "what was saved is there for another time"
+    state.rewind(0, 0)
+    assert state.saved[0] == 0, "what a text that was given up had saved is of no use"
+
+
+def test_a_pass_that_fails_in_a_long_prompt_goes_back_to_its_start_and_a_tree_costs_nothing() -> None:
+    state = opened()
+    read(state, 0, 0, 70)
+    state.keep(0, 0, torch.arange(70))
+    read(state, 0, 70, 20)
+    assert state.reach(0, 70, 0) == 70
+    read(state, 0, 70, 500)
+    assert state.reach(0, 70, 0) == 0
+
+
+def test_what_a_row_takes_is_what_was_foretold() -> None:
+    for scratch in (1, 320):
+        room = Room(3, scratch, torch.bfloat16)
+        assert RecurrentState(SHAPE, room, fold_anywhere).nbytes == 3 * SHAPE.row_bytes(scratch, torch.bfloat16)
+
+
+def test_a_cache_with_both_kinds_of_layers_goes_back_as_far_as_both_can() -> None:
+    cache = Cache([LayerShape(1, 2, 2), LayerShape(0, 2, 2, recurrent=SHAPE)], 1, 960, torch.float32, fold=fold_anywhere)
+    state = cache.recurrent[1]
+    for start in range(0, 800, 100):
+        cache.begin_pass(Nodes.of(TokenTree.chain([0] * 100), 0, start))
+        read(state, 0, start, 100)
+        cache.keep(0, torch.arange(100))
+        if start == 300:
+            cache.save(0)
+    assert cache.lengths == [800] and cache.deepest == FOLD - LATE
+    assert cache.rewind(0, 790) == 790 and cache.rewind(0, 600) == 384 and cache.rewind(0, 100) == 0
+
+
+def test_a_cache_that_cannot_fold_holds_no_recurrent_layer() -> None:
+    with pytest.raises(AssertionError, match="folds"):
+        Cache([LayerShape(0, 2, 2, recurrent=SHAPE)], 1, 64, torch.float32)
