@@ -34,6 +34,7 @@ GUESS, BEAM, GRAPHS = "tests/drafters/test_suggest.py", "tests/drafters/test_dev
 LOOP = "tests/test_batch.py tests/test_engine.py tests/test_scheduler.py"
 STATS, ROUTE, FILE = "tests/test_stats.py", "tests/tiers/test_route.py", "tests/tiers/test_file.py"
 FORMAT = "tests/kernels/test_residual_bits.py"
+RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
 MUTATIONS = (
     Mutation("siblings see each other", "tree.py", "off = tree.ancestors & ~straight", "off = (tree.ancestors | True) & ~straight", CORE),
     Mutation("a node does not see itself", "tree.py", "reach = torch.eye(n", "reach = torch.zeros(n, n", CORE),
@@ -53,6 +54,11 @@ MUTATIONS = (
     Mutation("the softmax sees what lies beyond", "kernels/attention_cpu.py", "_softmax(line[i, g], low, positions[i], sink, power, extra)", "_softmax(line[i, g], low, positions[i] // 64 * 64 + 63, sink, power, extra)", BITS),
     Mutation("a head takes another's sink", "kernels/attention_cpu.py", "sinks[head * group + g] if", "sinks[g] if", "tests/kernels/test_attention.py"),
     Mutation("a draft forgets the sinks", "kernels/draft_attention.py", "if spec.sinks is None:\n        return scores.softmax(-1)", "if True:\n        return scores.softmax(-1)", "tests/kernels/test_draft_attention.py"),
+    Mutation("a record's own decay counts twice", "kernels/recurrence_cpu.py", "left[i] = _or_zero(product * behind)", "left[i] = _or_zero(product * behind * float32_at(decays)[path[i] * stride])", RECURRENCE),
+    Mutation("a node reads a sibling's record", "kernels/recurrence_cpu.py", "slot = position if position < prefix[node] else", "slot = position if True else", RECURRENCE),
+    Mutation("the wrong state is read", "kernels/recurrence_cpu.py", "(row * 2 + base % 2)", "(row * 2 + (base + 1) % 2)", RECURRENCE),
+    Mutation("a fold forgets the state before", "kernels/recurrence_cpu.py", "after[c] = before[c] * whole", "after[c] = np.float32(0)", RECURRENCE),
+    Mutation("a convolution takes a sibling's input", "kernels/convolution_cpu.py", "slot = position if position < prefix[node] else", "slot = position if True else", "tests/kernels/test_convolution_cpu.py"),
     Mutation("a Linear with a forward of its own streams", "models/kept.py", "if type(module).forward is nn.Linear.forward:", "if True:", "tests/models/test_kept.py"),
     Mutation("what is held in float32 is rounded", "models/streamed.py", "kind = torch.float32 if any(map(in_float32, names)) else", "kind =", "tests/models/test_kept.py"),
     Mutation("logits that are no numbers choose a token", "sampling.py", "tokens, NO_TOKEN)[:, 0]", "tokens, tokens)[:, 0]", "tests/models/test_numbers.py"),

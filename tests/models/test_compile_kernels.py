@@ -30,6 +30,19 @@ def test_one_weight_of_each_kind_is_used(drafts: bool, tmp_path: Path, monkeypat
     assert len(kinds) > 1 and sorted((exact.entry.quantizer, exact.entry.codec) for exact in used) == sorted(kinds)
 
 
+def test_kernels_of_recurrent_layers_are_used_where_there_are_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    for family in ("llama", "qwen3_5_text"):
+        save(tmp_path / family, family, torch.bfloat16)
+        store = LLM.prepare(tmp_path / family, codec="raw", output=tmp_path / f"{family}-store")
+        with monkeypatch.context() as patch:
+            for name in ("attend", "convolve", "recur", "fold"):
+                kernel = getattr(module.Processor, name)
+                patch.setattr(module.Processor, name, lambda *a, k=kernel, n=name, **b: (used.append(n), k(*a, **b))[1])
+            compile_kernels(store, config_of(store.path), torch.bfloat16, True)
+    assert used == ["attend", "attend", "convolve", "recur", "fold"]
+
+
 def test_the_user_is_told_only_where_it_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "model", "llama", torch.bfloat16)
     store = LLM.prepare(tmp_path / "model", codec="raw", output=tmp_path / "store")

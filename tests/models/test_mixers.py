@@ -50,5 +50,5 @@ def test_the_proof_sees_a_rule_that_is_wrong(wrong: str, monkeypatch: pytest.Mon
     elif wrong == "beta":
         monkeypatch.setattr(mixer, "mix", lambda self, x, a, beta, mix=mixer.mix: mix(self, x, a, beta * 1.1))
     else:
-        monkeypatch.setattr("understudy.models.unprepared.fold_anywhere", lambda state, row, number: None)
+        monkeypatch.setattr("understudy.models.unprepared.fold", lambda state, row, number: None)
     assert fault(config) is not None

@@ -13,8 +13,10 @@ from ..codecs import Codec
 from ..errors import first_line
 from ..kernels import exact_product
 from ..kernels.attention import AttentionSpec, attend
+from ..kernels.convolution_cpu import convolve
 from ..kernels.draft_attention import LevelAttention
-from ..kernels.recurrence import RuleStep, convolve_anywhere, fold_anywhere, recur_anywhere
+from ..kernels.recurrence import RuleStep
+from ..kernels.recurrence_cpu import fold, recur
 from ..plan.demand import RUNTIME
 from ..plan.machine import Machine, cores, peak_memory_bytes
 from ..plan.placement import Plan
@@ -87,13 +89,13 @@ class Processor:
         return LevelAttention(nodes)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, state: RecurrentState, nodes: Nodes) -> Tensor:
-        return convolve_anywhere(x, weight, bias, state, nodes)
+        return convolve(x, weight, bias, state, nodes)
 
     def recur(self, step: RuleStep, state: RecurrentState, nodes: Nodes, together: bool) -> Tensor:
-        return recur_anywhere(step, state, nodes, together)
+        return recur(step, state, nodes)
 
     def fold(self, state: RecurrentState, row: int, number: int) -> None:
-        fold_anywhere(state, row, number)
+        fold(state, row, number)
 
     def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         return quantizer.linear(tensors, shape, dtype)

@@ -134,6 +134,87 @@ class DraftRun(Descriptor):
     )
 
 
+class RecurrentRun(Descriptor):
+    """Nodes that read the state of a recurrent layer and leave their records; see `recurrence_cpu.recur`."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("taken", NUMBER),
+        ("nodes", NUMBER),
+        ("key_heads", NUMBER),
+        ("value_heads", NUMBER),
+        ("key_size", NUMBER),
+        ("value_size", NUMBER),
+        # of a row: places of its records
+        ("places", NUMBER),
+        # what each node reads at: 1 (its query) or 2 (its key as well)
+        ("reads", NUMBER),
+        # addresses of int64 [nodes]: rows, tokens before a node's base state, and records that it reads, its own included
+        ("rows", NUMBER),
+        ("bases", NUMBER),
+        ("counts", NUMBER),
+        # address of int64 [nodes, SPAN]: places of those records, in the order of positions
+        ("paths", NUMBER),
+        # addresses of float32: what is read at [nodes, key heads, reads, key size]; values and results [nodes, value heads, value
+        # size]; the delta rule's shares [nodes, value heads]
+        ("asked", NUMBER),
+        ("values", NUMBER),
+        ("beta", NUMBER),
+        ("out", NUMBER),
+        # addresses of float32: the layer's records and states (`recurrent.RecurrentState`)
+        ("keys", NUMBER),
+        ("updates", NUMBER),
+        ("decays", NUMBER),
+        ("states", NUMBER),
+        # address of room for float32 [nodes, key heads, reads, SPAN]: products of what is read at with the records' keys
+        ("products", NUMBER),
+    )
+
+
+class FoldRun(Descriptor):
+    """Records of one row that become part of its state; see `recurrence_cpu.fold`."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("taken", NUMBER),
+        ("key_heads", NUMBER),
+        ("value_heads", NUMBER),
+        ("key_size", NUMBER),
+        ("value_size", NUMBER),
+        # address of int64 [FOLD]: places of the records
+        ("path", NUMBER),
+        # addresses of float32, all of the row: its records, the state before them (0: there is none), and the one after them
+        ("keys", NUMBER),
+        ("updates", NUMBER),
+        ("decays", NUMBER),
+        ("before", NUMBER),
+        ("after", NUMBER),
+    )
+
+
+class ConvolutionRun(Descriptor):
+    """A short convolution along the paths of nodes; see `convolution_cpu.convolve`."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("taken", NUMBER),
+        ("nodes", NUMBER),
+        ("channels", NUMBER),
+        ("taps", NUMBER),
+        # bytes of an input and of a result: 2 (bfloat16) or 4 (float32); of a weight, the same
+        ("itemsize", NUMBER),
+        ("weight_itemsize", NUMBER),
+        # address of int64 [nodes, taps]: which of all inputs each tap takes; -1: none
+        ("path", NUMBER),
+        # addresses: inputs [any, channels], results [nodes, channels], weights [channels, taps]
+        ("inputs", NUMBER),
+        ("out", NUMBER),
+        ("weights", NUMBER),
+        # address of float32 [channels]: what sums begin with
+        ("bias", NUMBER),
+    )
+
+
 def reader(kind: type[Descriptor]) -> Any:
     """For kernels: a function from an address to the structure of this kind that lies there."""
     record = numba.from_dtype(np.dtype(kind))
@@ -149,5 +230,6 @@ def reader(kind: type[Descriptor]) -> Any:
 
 
 decode_run, exact_run, draft_run = map(reader, (DecodeRun, ExactRun, DraftRun))
+recurrent_run, fold_run, convolution_run = map(reader, (RecurrentRun, FoldRun, ConvolutionRun))
 exact_operand, residual_blocks = map(reader, (ExactOperand, ResidualBlocks))
 OPERAND_BYTES = ctypes.sizeof(ExactOperand)

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
-from ..cache import FullState
+from ..cache import FullState, LayerShape
 from ..devices.processor import Processor
 from ..kernels.attention import AttentionSpec
+from ..kernels.recurrence import RuleStep
 from ..quantizers import quantizer
+from ..recurrent import RecurrentShape, RecurrentState, Room
 from ..tree import Nodes, TokenTree
 from ..weights.entries import LinearEntry
 from ..weights.store import Store
@@ -54,12 +56,30 @@ def _use_all(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> Non
         smallest[entry.quantizer, entry.codec, entry.dtype] = entry
     for entry in smallest.values():
         _use(store, entry, dtype, drafts, processor)
-    shape = ModelShape.of(config)
-    layer = FullState(shape.layers[0], 1, 64, cache_dtype(dtype), processor.where)
-    query = torch.zeros(1, shape.layers[0].kv_heads, shape.layers[0].key_size, dtype=dtype)
-    nodes = Nodes.of(TokenTree.chain([0]), 0, 0)
-    processor.attend(query, layer.keys, layer.values, nodes, AttentionSpec(scaling=1.0))
+    layers = ModelShape.of(config).layers
+    for layer in [layer for layer in layers if layer.kv_heads][:1]:
+        _attend(processor, layer, dtype)
+    if any(layer.recurrent for layer in layers):
+        _recur(processor, dtype)
     give_back()
+
+
+def _attend(processor: Processor, layer: LayerShape, dtype: torch.dtype) -> None:
+    """Attend with one node of `layer`."""
+    state = FullState(layer, 1, 64, cache_dtype(dtype), processor.where)
+    query = torch.zeros(1, layer.kv_heads, layer.key_size, dtype=dtype)
+    nodes = Nodes.of(TokenTree.chain([0]), 0, 0)
+    processor.attend(query, state.keys, state.values, nodes, AttentionSpec(scaling=1.0))
+
+
+def _recur(processor: Processor, dtype: torch.dtype) -> None:
+    """Run one node of a recurrent layer, and fold its state."""
+    state = RecurrentState(RecurrentShape(1, 1, 1, 1, 1, 1), Room(1, 1, cache_dtype(dtype)), processor.fold)
+    nodes = Nodes.of(TokenTree.chain([0]), 0, 0)
+    one = torch.ones(1, 1, 1)
+    processor.convolve(one[0].to(dtype), one[0].to(dtype), None, state, nodes)
+    processor.recur(RuleStep(one, one, one, one[0], one[0]), state, nodes, together=False)
+    processor.fold(state, 0, 0)
 
 
 def _use(store: Store, entry: LinearEntry, dtype: torch.dtype, drafts: bool, processor: Processor) -> None:

@@ -70,8 +70,8 @@ def _key(config: Any) -> str:
     switches = json.dumps([type(config).__name__, values, _version(), torch.__version__], sort_keys=True, default=str)
     code = xxhash.xxh3_128(switches.encode())
     package = Path(__file__).parents[1]
-    own = ("cache.py", "recurrent.py", "tree.py", "devices/processor.py")
-    for place in ("models/*.py", "kernels/attention*.py", "kernels/recurrence*.py", *own):
+    kernels = [f"kernels/{name}.py" for name in ("attention*", "recurrence*", "convolution_cpu", "weighted")]
+    for place in ("models/*.py", *kernels, "cache.py", "recurrent.py", "tree.py", "devices/processor.py"):
         for file in sorted(package.glob(place)):
             code.update(file.read_bytes())
     return code.hexdigest()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache import Cache
-from ..kernels.recurrence import fold_anywhere
+from ..kernels.recurrence_cpu import fold
 from ..weights.layout import ModelLayout
 from . import structure
 from .shape import ModelShape, cache_dtype
@@ -38,5 +38,5 @@ def unprepared(
     shared: Mapping[str, Tensor] = {name: read(name) for name in layout.shared}
     share(module, shared, dtype)
     sequences, tokens = room
-    cache = Cache(ModelShape.of(config).layers, sequences, -(-tokens // 64) * 64, cache_dtype(dtype), fold=fold_anywhere)
+    cache = Cache(ModelShape.of(config).layers, sequences, -(-tokens // 64) * 64, cache_dtype(dtype), fold=fold)
     return Unprepared(module, getattr(module, str(module.base_model_prefix)), current, cache)

@@ -1,0 +1,171 @@
+"""Sums of weighted rows, and products of two rows, as vector code: every sum in one order, whatever else is done beside it.
+
+What recurrent layers consist of (`recurrence_cpu.py`). Numbers are float32; arguments are addresses and counts."""
+
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+from .compiled import contracted
+from .team import float32_at, int64_at
+from .vector import FLOAT, LONG, Code, Vector
+
+LANES = 16
+FLOATS = Vector(FLOAT, LANES)
+
+
+def _adder(outputs: int, vectors: int) -> Any:
+    """Code for use in a kernel: `add_rows` for this number of outputs, of 16 * `vectors` columns."""
+
+    @intrinsic
+    def add(typing: Any, rows: Any, steps: Any, count: Any, stride: Any, weights: Any, apart: Any, out: Any, width: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _Adding(context, builder, outputs, vectors).all_rows(*arguments)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), generate
+
+    return add
+
+
+class _Adding(Code):
+    """The code of one `add`."""
+
+    def __init__(self, context: Any, builder: Any, outputs: int, vectors: int) -> None:
+        super().__init__(context, builder)
+        self.outputs, self.vectors = outputs, vectors
+
+    def all_rows(self, rows: Any, steps: Any, count: Any, stride: Any, weights: Any, apart: Any, out: Any, width: Any) -> None:
+        """The sums stay in registers from the first row to the last."""
+        b = self.b
+        lines = [self.at(out, b.mul(width, LONG(4 * o))) for o in range(self.outputs)]
+        places = [[self.at(line, 64 * v) for v in range(self.vectors)] for line in lines]
+        factors = [self.at(weights, b.mul(apart, LONG(4 * o))) for o in range(self.outputs)]
+        begin = [[self.load(place, FLOATS, 4) for place in line] for line in places]
+        before, test, body, done = b.block, *(b.append_basic_block(name) for name in ("test", "row", "done"))
+        b.branch(test)
+        b.position_at_end(test)
+        i = b.phi(LONG)
+        sums = [[b.phi(FLOATS) for _ in line] for line in places]
+        b.cbranch(b.icmp_signed("<", i, count), body, done)
+        b.position_at_end(body)
+        row = self.at(rows, b.mul(self.load(self.at(steps, b.shl(i, LONG(3))), LONG, 8), stride))
+        numbers = [self.load(self.at(row, 64 * v), FLOATS, 4) for v in range(self.vectors)]
+        for o, line in enumerate(sums):
+            weight = self.spread(self.load(self.at(factors[o], b.shl(i, LONG(2))), FLOAT, 4))
+            for v, total in enumerate(line):
+                total.add_incoming(begin[o][v], before)
+                total.add_incoming(self.intrinsic("llvm.fmuladd.v16f32", FLOATS, weight, numbers[v], total), body)
+        i.add_incoming(LONG(0), before)
+        i.add_incoming(self.at(i, 1), body)
+        b.branch(test)
+        b.position_at_end(done)
+        for line, totals in zip(places, sums, strict=True):
+            for place, total in zip(line, totals, strict=True):
+                self.store(total, place, 4)
+
+
+_one_1, _one_4, _two_1, _two_4 = _adder(1, 1), _adder(1, 4), _adder(2, 1), _adder(2, 4)
+
+
+@contracted
+def add_rows(
+    rows: int, steps: int, count: int, stride: int, weights: int, outputs: int, apart: int, out: int, width: int
+) -> None:
+    """out[o] += sum over i < count, in order, of weights[o][i] * row i, for one or two outputs of `width` numbers side by side.
+
+    Row i begins steps[i] * stride bytes after `rows` (steps: int64). The weights of the second output lie `apart` numbers after
+    those of the first. A number's bits depend on its own column and on the width alone."""
+    c = 0
+    while c + 64 <= width:
+        if outputs == 2:
+            _two_4(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
+        else:
+            _one_4(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
+        c += 64
+    while c + 16 <= width:
+        if outputs == 2:
+            _two_1(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
+        else:
+            _one_1(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
+        c += 16
+    for o in range(outputs):
+        for rest in range(c, width):
+            total = float32_at(out)[o * width + rest]
+            for i in range(count):
+                row = rows + int64_at(steps)[i] * stride
+                total += float32_at(weights)[o * apart + i] * float32_at(row)[rest]
+            float32_at(out)[o * width + rest] = total
+
+
+def _dotter(outputs: int) -> Any:
+    """Code for use in a kernel: `dots` for this number of outputs."""
+
+    @intrinsic
+    def dot(typing: Any, row: Any, vectors: Any, x: Any, apart: Any, out: Any, spread: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _Dotting(context, builder, outputs).whole(*arguments)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), generate
+
+    return dot
+
+
+class _Dotting(Code):
+    """The code of one `dot`."""
+
+    def __init__(self, context: Any, builder: Any, outputs: int) -> None:
+        super().__init__(context, builder)
+        self.outputs = outputs
+
+    def whole(self, row: Any, vectors: Any, x: Any, apart: Any, out: Any, spread: Any) -> None:
+        """Sixteen sums of every sixteenth product, then their sum by halves."""
+        b = self.b
+        factors = [self.at(x, b.mul(apart, LONG(4 * o))) for o in range(self.outputs)]
+        before, test, body, done = b.block, *(b.append_basic_block(name) for name in ("test", "vector", "done"))
+        b.branch(test)
+        b.position_at_end(test)
+        i = b.phi(LONG)
+        sums = [b.phi(FLOATS) for _ in factors]
+        b.cbranch(b.icmp_signed("<", i, vectors), body, done)
+        b.position_at_end(body)
+        offset = b.shl(i, LONG(6))
+        numbers = self.load(self.at(row, offset), FLOATS, 4)
+        for total, factor in zip(sums, factors, strict=True):
+            added = self.intrinsic("llvm.fmuladd.v16f32", FLOATS, numbers, self.load(self.at(factor, offset), FLOATS, 4), total)
+            total.add_incoming(self.all(FLOATS, 0), before)
+            total.add_incoming(added, body)
+        i.add_incoming(LONG(0), before)
+        i.add_incoming(self.at(i, 1), body)
+        b.branch(test)
+        b.position_at_end(done)
+        for o, total in enumerate(sums):
+            self.store(self.halved(total), self.at(out, b.mul(spread, LONG(4 * o))), 4)
+
+    def halved(self, total: Any) -> Any:
+        """The sum of a vector's elements."""
+        half = LANES // 2
+        while half:
+            low, high = (self.pick(total, total, list(range(first, first + half))) for first in (0, half))
+            total, half = self.b.fadd(low, high), half // 2
+        return self.b.extract_element(total, LONG(0))
+
+
+_dot_one, _dot_two = _dotter(1), _dotter(2)
+
+
+@contracted
+def dots(row: int, width: int, x: int, outputs: int, out: int, spread: int) -> None:
+    """The products of a row of `width` numbers with one or two others, which lie side by side at `x`: out[0], out[spread]."""
+    vectors = width // LANES
+    if outputs == 2:
+        _dot_two(row, vectors, x, width, out, spread)
+    else:
+        _dot_one(row, vectors, x, width, out, spread)
+    for o in range(outputs):
+        total = float32_at(out)[o * spread]
+        for c in range(vectors * LANES, width):
+            total += float32_at(row)[c] * float32_at(x)[o * width + c]
+        float32_at(out)[o * spread] = total

@@ -1,0 +1,43 @@
+"""Sums of weighted rows and products of rows: in float64 the same, for every width; one output's bits are those of two."""
+
+import numba
+import pytest
+import torch
+
+from understudy.kernels.weighted import add_rows, dots
+
+
+@numba.njit
+def added(rows: int, steps: int, count: int, stride: int, weights: int, outputs: int, apart: int, out: int, width: int) -> None:
+    add_rows(rows, steps, count, stride, weights, outputs, apart, out, width)
+
+
+@numba.njit
+def dotted(row: int, width: int, x: int, outputs: int, out: int, spread: int) -> None:
+    dots(row, width, x, outputs, out, spread)
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 50, 64, 128, 203])
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_weighted_rows_are_added(width: int, count: int) -> None:
+    random = torch.Generator().manual_seed(width)
+    rows, weights = torch.randn(90, width + 3, generator=random), torch.randn(2, 40, generator=random)
+    start = torch.randn(2, width, generator=random)
+    steps = torch.randperm(90, generator=random)[:40]
+    both, one = start.clone(), start[1].clone()
+    place = (rows.data_ptr(), steps.data_ptr(), count, rows.stride(0) * 4)
+    added(*place, weights.data_ptr(), 2, 40, both.data_ptr(), width)
+    added(*place, weights[1].data_ptr(), 1, 0, one.data_ptr(), width)
+    expected = start.double() + weights[:, :count].double() @ rows[steps[:count], :width].double()
+    torch.testing.assert_close(both.double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(one, both[1])
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 50, 64, 128, 203])
+def test_rows_are_multiplied(width: int) -> None:
+    row, x = torch.randn(width), torch.randn(2, width)
+    both, one = torch.zeros(8), torch.zeros(1)
+    dotted(row.data_ptr(), width, x.data_ptr(), 2, both.data_ptr(), 5)
+    dotted(row.data_ptr(), width, x[1].data_ptr(), 1, one.data_ptr(), 1)
+    torch.testing.assert_close(both[[0, 5]].double(), x.double() @ row.double(), atol=1e-5, rtol=1e-5)
+    assert both[5] == one[0] and float(both[[1, 2, 3, 4, 6, 7]].abs().max()) == 0
