@@ -80,7 +80,7 @@ class Blueprint:
             self.sizes, self.shape, self.dtype, self.machine.cores, len(self.options.drafter.taps)
         )
         if self.options.holds_substitute and not self.device.drafts_see_text:
-            return on_device(footprint, self.shape, self.dtype, self.device)
+            return on_device(footprint, self.sizes, self.shape, self.dtype, self.device)
         return footprint
 
     @cached_property

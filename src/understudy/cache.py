@@ -172,6 +172,7 @@ class Cache:
         # by layer: the keys and values that it reads, and what its recurrent part reads
         self.layers: list[FullState] = []
         self.recurrent: dict[int, RecurrentState] = {}
+        self.shapes = tuple(shapes)
         for index, shape in enumerate(shapes):
             if shape.reads is None:
                 self.layers.append(state_of(shape, rows, capacity, dtype, device))
@@ -194,6 +195,10 @@ class Cache:
     @property
     def nbytes(self) -> int:
         return sum(state.nbytes for state in self.states)
+
+    def keeps(self, index: int) -> bool:
+        """Does layer `index` keep keys and values of its own?"""
+        return self.shapes[index].reads is None
 
     def layer(self, index: int, window: int) -> FullState:
         """The state of layer `index`, whose attention looks back at `window` tokens (0: all). CheckpointError where the config

@@ -38,6 +38,21 @@ def test_a_pad_token_changes_nothing_wherever_it_lies(family: str, pad: int, tmp
     assert pad != 255 or told(tmp_path, "none") == generated(model, PROMPT, 24)
 
 
+def test_tables_beside_the_embedding_stay_where_they_are_too(tmp_path: Path) -> None:
+    """Gemma-4's small models have one with rows for each layer, which holds more than all their Linears."""
+    model = save(tmp_path / "model", "gemma4-e")
+    name = "model.embed_tokens_per_layer.weight"
+    with LLM(tmp_path / "model", memory="1GiB", context=128) as llm:
+        done = llm.generate(PROMPT, SamplingParams(max_new_tokens=24, ignore_eos=True))[0]
+        store, tables = llm.store, llm.model.embed.tables
+        assert done.token_ids == generated(model, PROMPT, 24) and done.stats.accepted > 0
+        assert list(store.tables) == [name] and name not in store.shared and name not in llm.model.weights.shared
+        assert torch.equal(store.read(store.tables[name]), model.get_parameter(name))
+        assert [(type(table), table.module.weight.shape[1]) for table in tables] == [(EmbeddingRows, 64), (EmbeddingRows, 8 * 24)]
+        assert all(len(table.module.weight) <= 32 for table in tables), "rows of a tile, not a table"
+    assert [table.file for table in tables] == [-1, -1], "all files are closed"
+
+
 @pytest.mark.parametrize("pad", [255, 256, -300])
 def test_a_plan_needs_no_particular_pad_token(pad: int, tmp_path: Path) -> None:
     save(tmp_path, "llama")

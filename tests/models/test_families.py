@@ -28,7 +28,13 @@ def test_tokens_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     assert done.stats.rounds < 47
 
 
-@pytest.mark.parametrize(("family", "device"), [("gemma3_text", "cpu"), ("mistral", "cpu"), ("gemma2", "fake")])
+@pytest.mark.parametrize(
+    ("family", "device"),
+    [
+        ("gemma3_text", "cpu"), ("mistral", "cpu"), ("gemma2", "fake"), ("gemma4_text", "cpu"), ("gemma4-e", "cpu"),
+        ("gemma4-e", "fake"),
+    ],
+)  # fmt: skip
 def test_a_text_longer_than_what_its_layers_hold(
     family: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

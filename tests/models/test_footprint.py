@@ -1,5 +1,6 @@
 """A footprint counts what is held: foretold from a checkpoint it is that of its Store, and what is not held takes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from tests.fake_device import FakeDevice
-from tests.tiny import COMMON, save
+from tests.tiny import COMMON, FAMILIES, save
 from understudy import LLM
 from understudy.models.footprint import (
     EMBEDDING_ROOM,
@@ -63,7 +64,7 @@ def shape_of(**changes: Any) -> ModelShape:
     return ModelShape.of(AutoConfig.for_model("llama", **{**COMMON, **changes}))
 
 
-SIZES = WeightSizes(part_bytes=(), shared_bytes=7, decoding_bytes=11, widest_outputs=160, linears=())
+SIZES = WeightSizes(part_bytes=(), shared_bytes=7, decoding_bytes=11, widest_outputs=160, linears=(), tables=((256, 64),))
 
 
 def test_a_footprint_is_added_up_from_the_shape() -> None:
@@ -74,6 +75,24 @@ def test_a_footprint_is_added_up_from_the_shape() -> None:
     assert footprint.score_bytes_per_token == TILE * 2 * 4 * 3, "two query heads share one head of keys"
     assert footprint.embedding_bytes == EMBEDDING_ROOM + TILE * 64 * 2
     assert (footprint.shared_bytes, footprint.decoding_bytes, footprint.levels) == (7, 11, None)
+
+
+def test_a_table_beside_the_embedding_takes_its_rows_and_what_becomes_of_them() -> None:
+    two = replace(SIZES, tables=((256, 64), (256, 96)))
+    one, more = (footprint_of(sizes, shape_of(), torch.bfloat16) for sizes in (SIZES, two))
+    assert more.tile_bytes - one.tile_bytes == TILE * 96 * 2
+    assert more.embedding_bytes - one.embedding_bytes == EMBEDDING_ROOM + TILE * 96 * (2 + 4 * 4)
+    device = FakeDevice(triton=False)
+    assert on_device(more, two, shape_of(), torch.bfloat16, device).embedding_bytes == 256 * (64 + 96) * 2
+
+
+def test_a_layer_that_reads_anothers_keys_takes_nothing() -> None:
+    """Of eight layers two slide and two do not; the others read theirs."""
+    shape = ModelShape.of(AutoConfig.for_model(**{**COMMON, **FAMILIES["gemma4-e"]}))
+    footprint = footprint_of(SIZES, shape, torch.bfloat16)
+    assert footprint.kv_bytes_per_token == 2 * 2 * 2 * 32 * 2, "layers, keys and values, heads, size, bytes"
+    (window,) = footprint.kv_windows
+    assert window == (2 * 2 * 2 * 16 * 2, 640)
 
 
 def test_float16_keeps_keys_and_values_in_float32() -> None:
@@ -91,7 +110,7 @@ def test_logits_that_the_model_changes_are_there_three_times() -> None:
 def test_a_model_that_drafts_on_a_device_holds_its_table_and_its_levels(triton: bool) -> None:
     shape = shape_of()
     device = FakeDevice(triton=triton)
-    footprint = on_device(footprint_of(SIZES, shape, torch.float32), shape, torch.float32, device)
+    footprint = on_device(footprint_of(SIZES, shape, torch.float32), SIZES, shape, torch.float32, device)
     assert footprint.embedding_bytes == 256 * 64 * 4
     assert footprint.levels is not None and footprint.levels.node_bytes > 256 * (4 + 4 + 4)
     assert (footprint.levels.recorded_bytes > 0) == triton, "nothing is recorded without Triton"

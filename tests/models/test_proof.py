@@ -15,6 +15,7 @@ from understudy import LLM
 from understudy.errors import CheckpointError
 from understudy.models import proof, shape, specimen, streamed
 from understudy.models.draft import Draft
+from understudy.models.embedding import Lookup
 from understudy.models.shrink import shrunk
 from understudy.models.streamed import attention_name
 from understudy.models.target import Target
@@ -100,6 +101,20 @@ def test_keys_of_another_layer_than_the_shared_one_are_noticed(monkeypatch: pyte
 
     monkeypatch.setattr(shape, "layers_read", first)
     assert min(proof.differences(specimens).values()) > 10 * proof.TOLERANCE
+
+
+def test_a_table_beside_the_embedding_that_is_looked_up_wrongly_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the rows of the tile before."""
+    late: list[torch.Tensor] = []
+
+    def mixed(self: Lookup, tokens: torch.Tensor) -> torch.Tensor:
+        own, beside = self.tables
+        late.append(tokens)
+        beside(late[-2] if len(late) > 1 and len(late[-2]) == len(tokens) else tokens.flip(0))
+        return own(tokens)
+
+    monkeypatch.setattr(Lookup, "__call__", mixed)
+    assert min(found("gemma4-e").values()) > 10 * proof.TOLERANCE
 
 
 def test_positions_that_are_off_by_one_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..devices.processor import Processor
 from ..kernels.pack import BLOCK
@@ -17,7 +17,7 @@ from ..tree import Nodes, TokenTree
 from ..weights.checkpoint import Checkpoint
 from ..weights.entries import Stored, part_blocks
 from ..weights.layout import ModelLayout
-from .embedding import EmbeddingRows
+from .embedding import EmbeddingRows, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
 from .target import TILE, Target
 from .unprepared import unprepared
@@ -62,6 +62,12 @@ class Reading:
         return list(torch.split(y, TILE))
 
 
+def _rows(checkpoint: Checkpoint, module: nn.Module, name: str) -> EmbeddingRows:
+    info = checkpoint.info(name)
+    table = Stored(info.file.name, info.offset, info.nbytes, info.dtype, info.shape, "")
+    return EmbeddingRows(module, info.file, table, EMBEDDING_ROOM)
+
+
 def second_moments(
     checkpoint: Checkpoint, layout: ModelLayout, config: Any, tokens: Sequence[int], progress: Progress | None = None
 ) -> list[Tensor]:
@@ -70,10 +76,8 @@ def second_moments(
     tokens = tokens[:MOST_TOKENS]
     dtype = checkpoint.info(layout.linears[0].weight).dtype
     model = unprepared(config, dtype, layout, checkpoint.read, (1, len(tokens)))
-    embedding = model.module.get_input_embeddings()  # type: ignore[operator]
-    info = checkpoint.info(layout.embedding)
-    table = Stored(info.file.name, info.offset, info.nbytes, info.dtype, info.shape, "")
-    rows = EmbeddingRows(embedding, info.file, table, EMBEDDING_ROOM)
+    modules = lookups(model.module, layout)
+    rows = Lookup(_rows(checkpoint, *each) for each in zip(modules, layout.looked_up, strict=True))
     reading = Reading(checkpoint, layout, len(tokens), progress)
     try:
         with torch.inference_mode():

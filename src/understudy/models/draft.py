@@ -73,6 +73,8 @@ class Level:
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         state = self.cache.layers[layer]
+        if not self.cache.keeps(layer):
+            return
         if self.place is None:
             state.write(self.nodes, keys, values)
         else:

@@ -1,11 +1,15 @@
-"""The embedding is a lookup table: it stays in the slow tier, and only the rows of the tokens at hand are gathered.
+"""What is looked up by token stays in the slow tier: only the rows of the tokens at hand are gathered from its tables.
+
+Models have one table, the embedding, or further ones beside it, with rows for each layer.
 
 Where drafted tokens are chosen on a device, the host cannot gather rows for them, and the whole table lies there."""
 
 import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +17,40 @@ from torch import Tensor, nn
 from ..devices import Device
 from ..errors import TransferError
 from ..weights.entries import Stored
+from ..weights.layout import ModelLayout
 
 # Bytes of the table that are read at a time.
 READ = 16 << 20
+
+
+def lookups(model: Any, layout: ModelLayout) -> list[nn.Module]:
+    """The modules of the stock `model` that are looked up by token: its embedding, then those of the `tables` of its layout."""
+    return [model.get_input_embeddings(), *(model.get_submodule(table.module) for table in layout.tables)]
+
+
+class Table(Protocol):
+    """One table in one stock embedding module."""
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Make the module ready for tokens [n]; returns what to give it for them."""
+
+    def close(self) -> None: ...
+
+
+class Lookup:
+    """All tables of a model: made ready together for the tokens at hand. All are of one kind, so one answer holds for all."""
+
+    def __init__(self, tables: Iterable[Table]):
+        self.tables = list(tables)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """tokens: [n] ids -> what to give the model for them. Raises what reading a row raises."""
+        given = [table(tokens) for table in self.tables]
+        return given[0]
+
+    def close(self) -> None:
+        for table in self.tables:
+            table.close()
 
 
 class GatheredRows(ABC):
@@ -47,6 +82,8 @@ class TensorRows(GatheredRows):
 
     def _row(self, token: int) -> Tensor:
         return self.table[token]
+
+    def close(self) -> None: ...
 
 
 class EmbeddingRows(GatheredRows):

@@ -48,6 +48,8 @@ class WeightSizes:
     widest_outputs: int
     # Each Linear, in the order of a pass.
     linears: tuple[LinearSize, ...]
+    # Rows and width of each table that is looked up by token, the embedding first.
+    tables: tuple[tuple[int, int], ...]
 
     @property
     def substitute_bytes(self) -> int:
@@ -64,6 +66,7 @@ def sizes_of_store(store: Store, holds_substitute: bool) -> WeightSizes:
         decoding_bytes=largest(entries),
         widest_outputs=max(entry.shape[0] for entry in entries[:-1]),
         linears=tuple(_linear(entry, holds_substitute) for entry in entries),
+        tables=tuple((stored.shape[0], stored.shape[1]) for stored in store.looked_up),
     )
 
 
@@ -92,6 +95,7 @@ def sizes_of_checkpoint(
         decoding_bytes=max(linear.decoding_bytes for linear in foretold),
         widest_outputs=max(spec.shape[0] for spec in layout.linears[:-1]),
         linears=tuple(linear.size for linear in foretold),
+        tables=tuple((tensors[name].shape[0], tensors[name].shape[1]) for name in layout.looked_up),
     )
 
 
@@ -131,7 +135,10 @@ def footprint_of(
     """The footprint of a model of `shape` that computes in `dtype` on `cores` processors. `taps`: hidden states it hands out.
 
     A tile holds most when the second half of a gated block is multiplied: three times what went into the block, both halves,
-    and their product."""
+    and their product; and, all the time, what it looked up beside its embedding. That is made in float32, tile by tile."""
+    width, *others = (width for _, width in sizes.tables)
+    beside = sum(others)
+    rows_bytes = TILE * (width + beside) * dtype.itemsize + 4 * TILE * beside * 4
     logits_bytes = TILE * blocks_of(shape.vocabulary) * BLOCK * dtype.itemsize
     token_bytes = _kv_token_bytes(shape, dtype)
     return Footprint(
@@ -139,10 +146,10 @@ def footprint_of(
         substitute_bytes=sizes.substitute_bytes,
         shared_bytes=sizes.shared_bytes,
         kv_bytes_per_token=token_bytes.pop(0, 0),
-        tile_bytes=TILE * ((5 + taps) * shape.hidden_size + 2 * sizes.widest_outputs) * dtype.itemsize,
+        tile_bytes=TILE * ((5 + taps) * shape.hidden_size + 2 * sizes.widest_outputs + beside) * dtype.itemsize,
         tile_logits_bytes=logits_bytes,
         choosing_bytes=choosing_bytes(shape.vocabulary) + (2 * logits_bytes if shape.changes_logits else 0),
-        embedding_bytes=EMBEDDING_ROOM + TILE * shape.hidden_size * dtype.itemsize,
+        embedding_bytes=EMBEDDING_ROOM * len(sizes.tables) + rows_bytes,
         decoding_bytes=sizes.decoding_bytes,
         score_bytes_per_token=TILE * shape.shared_heads * 4 * cores,
         tokenizer_bytes=shape.vocabulary * TOKENIZER,
@@ -161,8 +168,10 @@ def _kv_token_bytes(shape: ModelShape, dtype: torch.dtype) -> dict[int, int]:
     return found
 
 
-def on_device(footprint: Footprint, shape: ModelShape, dtype: torch.dtype, device: Device) -> Footprint:
-    """The footprint of a model that drafts on a device: with the whole embedding table, and the levels of a draft.
+def on_device(
+    footprint: Footprint, sizes: WeightSizes, shape: ModelShape, dtype: torch.dtype, device: Device
+) -> Footprint:
+    """The footprint of a model that drafts on a device: with all that is looked up by token, and the levels of a draft.
 
     Of a level's logits there are the products' sums, their total in the model's type (three times, where the model changes
     them), and the scores, each float32."""
@@ -172,5 +181,5 @@ def on_device(footprint: Footprint, shape: ModelShape, dtype: torch.dtype, devic
     levels = LevelSize(node_bytes, noise_bytes=shape.vocabulary * BYTES_A_TOKEN)
     if device.graphs is None:
         levels = replace(levels, recorded_bytes=0)
-    table_bytes = shape.vocabulary * shape.hidden_size * dtype.itemsize
+    table_bytes = sum(rows * width for rows, width in sizes.tables) * dtype.itemsize
     return replace(footprint, embedding_bytes=table_bytes, levels=levels)

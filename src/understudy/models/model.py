@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..cache import SCRATCH, Cache
 from ..devices import Device
@@ -17,11 +17,12 @@ from ..errors import UnderstudyError, first_line
 from ..plan.placement import Plan
 from ..tiers import ReadSettings
 from ..tree import Nodes
+from ..weights.entries import Stored
 from ..weights.store import Store
 from . import structure
 from .cost import PassCost
 from .draft import Draft
-from .embedding import EmbeddingRows, EmbeddingTable
+from .embedding import EmbeddingRows, EmbeddingTable, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
 from .heads import refuse_wrong_head
 from .shape import ModelShape, cache_dtype
@@ -75,20 +76,24 @@ class Model:
         self.cache = Cache(shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where, fold=device.fold)
         self.ring = self.weights.ring(plan.ring_bytes)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
-        embedding = self.module.get_input_embeddings()  # type: ignore[operator]
         self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
-        table = store.embedding
-        place = store.file(table.file)
-        self.embed: EmbeddingRows | EmbeddingTable
         # Where drafted tokens are chosen on the device, their rows must lie there.
-        if drafts and not device.drafts_see_text:
-            self.embed = EmbeddingTable(embedding, place, table, device)
-        else:
-            self.embed = EmbeddingRows(embedding, place, table, EMBEDDING_ROOM, device.where)
+        self.embed = self._lookup(whole=drafts and not device.drafts_see_text)
         base = getattr(self.module, str(self.module.base_model_prefix))
         views = (self.current, self.cache, self.embed)
         self.target = Target(self.module, base, *views, self.supply.multiply, device, self.supply.skip_head)
         self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if drafts else (), device)
+
+    def _lookup(self, whole: bool) -> Lookup:
+        """What is looked up by token: `whole` on the device, or the rows at hand."""
+
+        def opened(module: nn.Module, table: Stored) -> EmbeddingRows | EmbeddingTable:
+            place = self.store.file(table.file)
+            if whole:
+                return EmbeddingTable(module, place, table, self.device)
+            return EmbeddingRows(module, place, table, EMBEDDING_ROOM, self.device.where)
+
+        return Lookup(map(opened, lookups(self.module, self.store.layout), self.store.looked_up))
 
     def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> tuple[Tensor, Tensor | None]:
         """Run the target, and tell `cost` how long the arithmetic took and how long the pass waited for weights.

@@ -26,7 +26,7 @@ from ..tree import Nodes, TokenTree
 from ..weights.checkpoint import TensorInfo
 from . import structure
 from .draft import Draft
-from .embedding import TensorRows
+from .embedding import Lookup, TensorRows, lookups
 from .shrink import shrunk, values_of
 from .specimen import ACCEPTED, LEAVES, LEVELS, PARENTS, Specimen, Text, Unprovable
 from .streamed import attention_name
@@ -159,7 +159,8 @@ def _passes(specimen: Specimen) -> dict[str, Tensor]:
     longest = max(len(text.prompt) for text in texts)
     layout = structure.layout(structure.skeleton(config, torch.float32, attention_name()), held)
     model = unprepared(config, torch.float32, layout, tensors.__getitem__, (len(texts), longest + len(PARENTS) + 1))
-    embed = TensorRows(model.module.get_input_embeddings(), tensors[layout.embedding])  # type: ignore[operator]
+    modules = lookups(model.module, layout)
+    embed = Lookup(TensorRows(module, tensors[name]) for module, name in zip(modules, layout.looked_up, strict=True))
     device = Processor(threads=1)
     weights = [tensors[spec.weight].T for spec in layout.linears]
 

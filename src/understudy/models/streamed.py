@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ..errors import StoreError
 from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
+from ..weights.layout import ModelLayout
 from . import hf
+from .embedding import lookups
 from .kept import float32_names
 from .names import finder
 from .structure import stored_buffers
@@ -129,16 +131,16 @@ def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:
             object.__setattr__(module, "understudy", current)
 
 
-def share(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Give every parameter but the embedding, and every buffer that the checkpoint holds, its tensor of `tensors`, in the type in
-    which transformers holds it in a model that computes in `dtype`.
+def share(model: nn.Module, layout: ModelLayout, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Give every parameter but those that are looked up by token, and every buffer that the checkpoint holds, its tensor of
+    `tensors`, in the type in which transformers holds it in a model that computes in `dtype`.
 
     Raises StoreError for a parameter that has none."""
-    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    looked_up = {id(module.weight) for module in lookups(model, layout)}
     find, in_float32 = finder(model, tensors), float32_names(model, dtype)
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter is not embedding:
+        if id(parameter) not in looked_up:
             places.setdefault(id(parameter), []).append(name)
     for names in places.values():
         stored = next((found for found in map(find, names) if found is not None), None)

@@ -8,17 +8,18 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import CheckpointError
 from ..weights.checkpoint import TensorInfo
 from ..weights.encoding import check_weight
-from ..weights.layout import LinearSpec, ModelLayout
+from ..weights.layout import LinearSpec, ModelLayout, TableSpec
 from .heads import head_and_embedding, refuse_other_tasks, ties_head
 from .hf import refused
 from .kept import float32_names, is_linear, may_be_kept, streams
@@ -176,20 +177,46 @@ def streamed_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return found
 
 
+@dataclass(frozen=True)
+class Trace:
+    """What a forward pass does, seen by hooks on one without numbers (meta tensors)."""
+
+    # The streamed Linears in the order in which it uses them.
+    order: list[str]
+    # The embedding modules that it looks up by token.
+    looked_up: list[str]
+
+
 def execution_order(model: nn.Module, linears: Mapping[str, nn.Linear]) -> list[str]:
-    """The order in which one forward pass uses `linears`, seen by hooks on a pass without numbers (meta tensors)."""
+    """The order in which one forward pass uses `linears`."""
+    return trace(model, linears).order
+
+
+def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
+    """What a forward pass of the stock `model` does. Raises CheckpointError for one that could not be run in tiles."""
     order: list[str] = []
     hooks = [m.register_forward_pre_hook(lambda *_, path=path: order.append(path)) for path, m in linears.items()]
     mixing: list[str] = []
     convolutions = ((path, m) for path, m in model.named_modules() if isinstance(m, _ConvNd))
     hooks += [m.register_forward_pre_hook(lambda *_, path=path: mixing.append(path)) for path, m in convolutions]
     meta = {name: torch.empty_like(p, device="meta") for name, p in (*model.named_parameters(), *model.named_buffers())}
-    zeros = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    tokens, positions = (torch.zeros(1, 2, dtype=torch.int64, device="meta") for _ in range(2))
+    looked_up: list[str] = []
+
+    def look(path: str, ids: Tensor) -> None:
+        if ids.untyped_storage()._cdata != tokens.untyped_storage()._cdata:
+            return
+        if order:
+            raise CheckpointError(f"{path} is looked up by token after {order[-1]}; this is not supported yet.")
+        looked_up.append(path)
+
+    embeddings = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    hooks += [m.register_forward_pre_hook(lambda _, args, path=path: look(path, args[0])) for path, m in embeddings]
     config: Any = model.config
     try:
         with torch.no_grad(), refused(f"A pass of {type(model).__name__} does not run with its config", config.to_dict()):
             torch.func.functional_call(
-                model, meta, args=(), kwargs={"input_ids": zeros, "position_ids": zeros, "use_cache": False}
+                model, meta, args=(), kwargs={"input_ids": tokens, "position_ids": positions, "use_cache": False}
             )
     finally:
         for hook in hooks:
@@ -201,14 +228,14 @@ def execution_order(model: nn.Module, linears: Mapping[str, nn.Linear]) -> list[
         raise CheckpointError(
             f"A pass uses {len(order)} Linears of {len(linears)} (first unused: {missing[:1]}); not supported yet."
         )
-    return order
+    return Trace(order, looked_up)
 
 
 def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
     """Match the model's parameters, and the buffers that are stored, with the checkpoint's tensor names."""
     linears = streamed_linears(model)
-    order = execution_order(model, linears)
-    head = order[-1]
+    seen = trace(model, linears)
+    order, head = seen.order, seen.order[-1]
     embedding = next(path for path, m in model.named_modules() if m is model.get_input_embeddings())  # type: ignore[operator]
     find = finder(model, tensors)
 
@@ -220,15 +247,29 @@ def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
 
     weight_of = {path: stored(f"{path}.weight") for path in order[:-1]}
     weight_of[head], table = head_and_embedding(model, f"{head}.weight", f"{embedding}.weight", find)
+    tables = tuple(TableSpec(path, stored(f"{path}.weight")) for path in _beside(model, embedding, seen.looked_up))
     specs = tuple(LinearSpec(path, weight_of[path], tuple(linears[path].weight.shape)) for path in order)  # type: ignore[arg-type]
-    skip = {f"{path}.weight" for path in order} | {f"{embedding}.weight"}
+    aside = [embedding, *(spec.module for spec in tables)]
+    skip = {f"{path}.weight" for path in (*order, *aside)}
     shared = {stored(name): tuple(p.shape) for name, p in model.named_parameters() if name not in skip}
     buffers = {find(name): tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
     shared |= {name: shape for name, shape in buffers.items() if name is not None}
     needed = {spec.weight: spec.shape for spec in specs} | shared
-    for name, shape in {**needed, table: tuple(model.get_parameter(f"{embedding}.weight").shape)}.items():
+    looked_up = (table, *(spec.tensor for spec in tables))
+    needed |= {name: tuple(model.get_parameter(f"{path}.weight").shape) for name, path in zip(looked_up, aside, strict=True)}
+    for name, shape in needed.items():
         check_weight(tensors[name], shape)
-    return ModelLayout(specs, table, tuple(shared))
+    return ModelLayout(specs, table, tuple(shared), tables=tables)
+
+
+def _beside(model: nn.Module, embedding: str, looked_up: list[str]) -> list[str]:
+    """The modules in `looked_up`, looked up by token, beside `embedding`. CheckpointError for one that lacks some tokens."""
+    beside = [path for path in dict.fromkeys(looked_up) if path != embedding]
+    tokens = len(model.get_parameter(f"{embedding}.weight"))
+    for path in beside:
+        if (rows := len(model.get_parameter(f"{path}.weight"))) < tokens:
+            raise CheckpointError(f"{path} has {rows} rows, and the model {tokens} tokens; this is not supported.")
+    return beside
 
 
 def stored_buffers(model: nn.Module) -> list[str]:

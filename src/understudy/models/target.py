@@ -73,7 +73,8 @@ class Tile:
         return result
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self.view.cache.layers[layer].write(self.there, keys[: self.count], values[: self.count])
+        if self.view.cache.keeps(layer):
+            self.view.cache.layers[layer].write(self.there, keys[: self.count], values[: self.count])
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.view.cache.layer(layer, spec.window)

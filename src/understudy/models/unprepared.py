@@ -36,7 +36,7 @@ def unprepared(
     module, current = structure.skeleton(config, dtype, attention_name()), CurrentPass()
     pair(module, [spec.module for spec in layout.linears], current)
     shared: Mapping[str, Tensor] = {name: read(name) for name in layout.shared}
-    share(module, shared, dtype)
+    share(module, layout, shared, dtype)
     sequences, tokens = room
     cache = Cache(ModelShape.of(config).layers, sequences, -(-tokens // 64) * 64, cache_dtype(dtype), fold=fold)
     return Unprepared(module, getattr(module, str(module.base_model_prefix)), current, cache)

@@ -125,7 +125,7 @@ class Weights:
 
     def share(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Give `module` norms and biases, one tensor for both views, and bring its buffers to the device."""
-        share(module, self.shared, dtype)
+        share(module, self.store.layout, self.shared, dtype)
         for buffer in module.buffers():
             buffer.data = buffer.to(self.device.where)
 

@@ -96,9 +96,9 @@ class Building:
     def _everything(self) -> Contents:
         layout, tensors = self.layout, self.checkpoint.tensors
         weights = [spec.weight for spec in layout.linears]
-        used = {*weights, layout.embedding, *layout.shared}
+        used = {*weights, *layout.looked_up, *layout.shared}
         extra = [name for name in tensors if name not in used]
-        whole = [layout.embedding, *layout.shared, *extra]
+        whole = [*layout.looked_up, *layout.shared, *extra]
         total = float(sum(self.checkpoint.info(name).nbytes for name in [*whole, *weights]))
         done = 0.0
         stored: dict[str, Stored] = {}
@@ -121,6 +121,7 @@ class Building:
             linears=linears,
             shared={name: stored[name] for name in layout.shared},
             embedding=stored[layout.embedding],
+            tables={table.tensor: stored[table.tensor] for table in layout.tables},
             extra={name: stored[name] for name in extra},
         )
 
@@ -213,7 +214,9 @@ class Building:
     def _identity(self) -> dict[str, Any]:
         """Identifies this build; the journal of another build is discarded."""
         linears = [[spec.module, spec.weight, *spec.shape] for spec in self.layout.linears]
-        layout = index.digest([linears, self.layout.embedding, list(self.layout.shared), PART_BYTES])
+        tables = [[table.module, table.tensor] for table in self.layout.tables]
+        named = [linears, self.layout.embedding, list(self.layout.shared), PART_BYTES, *([tables] if tables else [])]
+        layout = index.digest(named)
         recipe = index.recipe_to_json(self.recipe)
         return {"version": index.VERSION, "of": self.checkpoint.fingerprint, "layout": layout, **recipe}
 

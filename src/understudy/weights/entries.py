@@ -119,14 +119,25 @@ class Contents:
     # Norms and biases by tensor name.
     shared: Mapping[str, Stored]
     embedding: Stored
+    # Further tables that are looked up by token, by tensor name.
+    tables: Mapping[str, Stored]
     # Tensors that the model does not use, kept for export.
     extra: Mapping[str, Stored]
 
     @property
+    def looked_up(self) -> list[Stored]:
+        """What is looked up by token: the embedding table first."""
+        return [self.embedding, *self.tables.values()]
+
+    @property
+    def whole(self) -> list[Stored]:
+        """All tensors that are stored as they are."""
+        return [*self.shared.values(), *self.looked_up, *self.extra.values()]
+
+    @property
     def extents(self) -> list[Stored]:
         """All extents of all files."""
-        whole = [self.embedding, *self.shared.values(), *self.extra.values()]
-        return [*whole, *(stored for entry in self.linears.values() for stored in entry.extents)]
+        return [*self.whole, *(stored for entry in self.linears.values() for stored in entry.extents)]
 
     def parts(self) -> Iterator[Part]:
         """All parts, in the order of a pass."""

@@ -10,7 +10,7 @@ import xxhash
 
 from ..errors import StoreError
 from .entries import INDEX, Contents, LinearEntry, Part, Source, Stored
-from .layout import LinearSpec, ModelLayout
+from .layout import LinearSpec, ModelLayout, TableSpec
 from .recipe import Recipe
 
 VERSION = 1
@@ -36,6 +36,8 @@ def save(contents: Contents, path: Path) -> None:
         "shared": {name: stored_to_json(stored) for name, stored in contents.shared.items()},
         "extra": {name: stored_to_json(stored) for name, stored in contents.extra.items()},
     }
+    if contents.layout.tables:
+        content["tables"] = [[t.module, t.tensor, stored_to_json(contents.tables[t.tensor])] for t in contents.layout.tables]
     body = {"understudy_store": VERSION, "checksum": digest(content), "content": content}
     path.write_text(json.dumps(body) + "\n", encoding="utf-8")
 
@@ -46,9 +48,13 @@ def load(path: Path) -> Contents:
     linears = {entry.module: entry for entry in map(linear_from_json, content["linears"])}
     specs = tuple(LinearSpec(entry.module, entry.weight, entry.shape) for entry in linears.values())
     shared = {name: stored_from_json(row) for name, row in content["shared"].items()}
+    # most models have none
+    tables = content.get("tables", [])
     source = content["source"]
     return Contents(
-        layout=ModelLayout(specs, content["embedding_name"], tuple(shared)),
+        layout=ModelLayout(
+            specs, content["embedding_name"], tuple(shared), tables=tuple(TableSpec(module, name) for module, name, _ in tables)
+        ),
         source=Source(
             name=source["name"],
             fingerprint=source["fingerprint"],
@@ -60,6 +66,7 @@ def load(path: Path) -> Contents:
         linears=linears,
         shared=shared,
         embedding=stored_from_json(content["embedding"]),
+        tables={name: stored_from_json(row) for _, name, row in tables},
         extra={name: stored_from_json(row) for name, row in content["extra"].items()},
     )
 

@@ -13,9 +13,24 @@ class LinearSpec:
 
 
 @dataclass(frozen=True)
+class TableSpec:
+    """An nn.Embedding beside the model's own that is looked up by token: its module name, and the tensor that is its table."""
+
+    module: str
+    tensor: str
+
+
+@dataclass(frozen=True)
 class ModelLayout:
     """All tensors of a model. `linears` are in the order a forward pass uses them, the head last."""
 
     linears: tuple[LinearSpec, ...]
     embedding: str
     shared: tuple[str, ...]
+    # Further tables that are looked up by token.
+    tables: tuple[TableSpec, ...] = ()
+
+    @property
+    def looked_up(self) -> tuple[str, ...]:
+        """The tensors that are looked up by token: the embedding table first."""
+        return self.embedding, *(table.tensor for table in self.tables)

@@ -1,7 +1,7 @@
 """A prepared model on disk: substitute, residual and shared tensors in page-aligned extents, an index with checksums.
 
 Files: substitute.bin (what drafts, read once), residual.bin (what streams, part by part in execution order), shared.bin
-(norms, biases, the embedding table), index.json, and the source's configuration and tokenizer files as they were."""
+(norms, biases, tables that are looked up by token), index.json, and the source's configuration and tokenizer files as they were."""
 
 from __future__ import annotations
 
@@ -96,10 +96,9 @@ class Store(Contents):
     def verify(self, progress: Progress | None = None) -> None:
         """Read and decode everything. Raises StoreError for the first thing that is not as it was prepared."""
         integrity.check_copied(self.path, self.source)
-        whole = [*self.shared.values(), self.embedding, *self.extra.values()]
-        total = float(sum(stored.nbytes for stored in whole) + sum(entry.nbytes for entry in self.linears.values()))
+        total = float(sum(stored.nbytes for stored in self.whole) + sum(entry.nbytes for entry in self.linears.values()))
         done = 0.0
-        for stored in whole:
+        for stored in self.whole:
             deque(self.pieces(stored), maxlen=0)
             done += stored.nbytes
         for module, entry in self.linears.items():
