@@ -34,6 +34,7 @@ GUESS, BEAM, GRAPHS = "tests/drafters/test_suggest.py", "tests/drafters/test_dev
 LOOP = "tests/test_batch.py tests/test_engine.py tests/test_scheduler.py"
 STATS, ROUTE, FILE = "tests/test_stats.py", "tests/tiers/test_route.py", "tests/tiers/test_file.py"
 FORMAT = "tests/kernels/test_residual_bits.py"
+MAMBA = "tests/models/test_mamba.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
 MUTATIONS = (
     Mutation("siblings see each other", "tree.py", "off = tree.ancestors & ~straight", "off = (tree.ancestors | True) & ~straight", CORE),
@@ -62,6 +63,9 @@ MUTATIONS = (
     Mutation("the wrong state is read", "kernels/recurrence_cpu.py", "(row * 2 + base % 2)", "(row * 2 + (base + 1) % 2)", RECURRENCE),
     Mutation("a fold forgets the state before", "kernels/recurrence_cpu.py", "after[c] = before[c] * whole", "after[c] = np.float32(0)", RECURRENCE),
     Mutation("a convolution takes a sibling's input", "kernels/convolution_cpu.py", "slot = position if position < prefix[node] else", "slot = position if True else", "tests/kernels/test_convolution_cpu.py"),
+    Mutation("a step's length has no limits", "models/mamba.py", ".clamp(self.shortest, self.longest)", "", MAMBA),
+    Mutation("multipliers are left out", "models/mamba.py", "* self.mup_vector", "", "tests/models/test_families.py"),
+    Mutation("a feed-forward layer keeps keys", "models/shape.py", "0 if keeps_nothing else kv_heads", "kv_heads", MAMBA),
     Mutation("a Linear with a forward of its own streams", "models/kept.py", "if type(module).forward is nn.Linear.forward:", "if True:", "tests/models/test_kept.py"),
     Mutation("what is held in float32 is rounded", "models/streamed.py", "kind = torch.float32 if any(map(in_float32, names)) else", "kind =", "tests/models/test_kept.py"),
     Mutation("logits that are no numbers choose a token", "sampling.py", "tokens, NO_TOKEN)[:, 0]", "tokens, tokens)[:, 0]", "tests/models/test_numbers.py"),

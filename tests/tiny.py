@@ -60,6 +60,29 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "head_dim": 32, "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
         "linear_key_head_dim": 16, "linear_value_head_dim": 24,
     },
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
+    # Mamba-2 with one group and several, with and without a bias of its convolution, its norm and attention in the same layer
+    "bamba": {"mamba_n_heads": 8, "mamba_d_state": 24, "mamba_n_groups": 2, "attn_layer_indices": [1], "mamba_chunk_size": 16},
+    "granitemoehybrid": {
+        "mamba_n_heads": 4, "mamba_d_state": 16, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 160, "mamba_conv_bias": False,
+        "logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.2,
+    },
+    "falcon_h1": {
+        "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_ssm": 96, "mamba_d_state": 32, "mamba_n_groups": 2,
+        "ssm_multipliers": [0.7, 1.2, 0.8, 1.1, 0.9], "mlp_multipliers": [0.8, 1.3], "key_multiplier": 0.6,
+        "embedding_multiplier": 2.0, "lm_head_multiplier": 0.4, "ssm_in_multiplier": 1.2, "ssm_out_multiplier": 0.9,
+        "attention_in_multiplier": 1.1, "attention_out_multiplier": 0.8,
+    },
+    "falcon_h1-normed": {
+        "model_type": "falcon_h1", "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_ssm": 96, "mamba_d_state": 32,
+        "mamba_rms_norm": True, "mamba_norm_before_gate": False,
+    },
+    # layers of a feed-forward network alone
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"], "head_dim": 16,
+        "mamba_num_heads": 6, "mamba_head_dim": 16, "ssm_state_size": 20, "n_groups": 3,
+    },
     "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.2},
 }  # fmt: skip
 # Multimodal kinds, and the changes of the text model in each. It is one of the family `text`, or of the kind's own.

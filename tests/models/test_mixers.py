@@ -1,4 +1,4 @@
-"""Recurrent layers: the mixers give what the stock modules give, and what they do not know is refused."""
+"""The table of recurrent layers: their kinds are told by their configs, and what it does not know is refused."""
 
 import pytest
 import torch
@@ -6,49 +6,30 @@ import torch
 from tests.tiny import stock
 from understudy.errors import CheckpointError
 from understudy.models import structure
-from understudy.models.mixers import MIXERS, Mixer, install_mixers, recurs
-from understudy.models.proof import fault
-from understudy.models.shape import ModelShape
+from understudy.models.mixers import layer_values, recurrent_kinds, recurs
 from understudy.models.streamed import attention_name
-from understudy.recurrent import RecurrentShape
 
 
-def test_what_a_layer_keeps_is_read_off_its_config() -> None:
-    config = stock("qwen3_5_text").config
-    layers = ModelShape.of(config).layers
-    assert layers[0].recurrent == RecurrentShape(2 * 32 + 6 * 24, 4, 2, 6, 16, 24) and layers[3].recurrent is None
-    assert [layer.kv_heads for layer in layers] == [0, 0, 0, 2]
-    assert recurs(config) and not recurs(stock("llama").config)
+def test_recurrent_layers_are_told_by_the_config() -> None:
+    for family in ("qwen3_5_text", "lfm2", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h"):
+        assert recurs(stock(family).config)
+    assert not recurs(stock("llama").config) and not recurs(stock("gemma3_text").config)
+    kinds = recurrent_kinds(layer_values(stock("bamba").config))
+    assert [kind is None for kind in kinds] == [False, True, False]
+    other = {"layer_types": ["linear_attention", "full_attention"], "mamba_d_state": 16}
+    assert recurrent_kinds(other) == [None, None]
 
 
-def test_mixers_take_the_places_of_stock_modules_under_the_same_names() -> None:
-    model = stock("qwen3_5_text")
-    names = set(model.state_dict())
-    install_mixers(model)
-    assert sum(isinstance(module, Mixer) for module in model.modules()) == 3 and set(model.state_dict()) == names
-
-
-def test_a_pass_uses_every_linear_of_a_mixer_once() -> None:
-    model = structure.skeleton(stock("qwen3_5_text").config, torch.float32, attention_name())
+@pytest.mark.parametrize(("family", "linear", "count"), [("qwen3_5_text", "in_proj_qkv", 3), ("falcon_h1", "mamba.in_proj", 3)])
+def test_a_pass_uses_every_linear_of_a_mixer_once(family: str, linear: str, count: int) -> None:
+    model = structure.skeleton(stock(family).config, torch.float32, attention_name())
     linears = structure.streamed_linears(model)
     order = structure.execution_order(model, linears)
-    assert set(order) == set(linears) and sum("in_proj_qkv" in path for path in order) == 3
+    assert set(order) == set(linears) and sum(linear in path for path in order) == count
 
 
-def test_a_recurrent_layer_of_another_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "name"), [("qwen3_5_text", "Qwen3_5ForCausalLM"), ("lfm2", "Lfm2ForCausalLM")])
+def test_a_recurrent_layer_of_another_class_is_refused(family: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("understudy.models.mixers.MIXERS", {})
-    with pytest.raises(CheckpointError, match="Layer 0 of Qwen3_5ForCausalLM is recurrent in a way that is not supported"):
-        structure.skeleton(stock("qwen3_5_text").config, torch.float32, attention_name())
-
-
-@pytest.mark.parametrize("wrong", ["decay", "beta", "fold"])
-def test_the_proof_sees_a_rule_that_is_wrong(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = stock("qwen3_5_text").config
-    mixer = MIXERS["Qwen3_5GatedDeltaNet"]
-    if wrong == "decay":
-        monkeypatch.setattr(mixer, "mix", lambda self, x, a, beta, mix=mixer.mix: mix(self, x, a + 1, beta))
-    elif wrong == "beta":
-        monkeypatch.setattr(mixer, "mix", lambda self, x, a, beta, mix=mixer.mix: mix(self, x, a, beta * 1.1))
-    else:
-        monkeypatch.setattr("understudy.models.unprepared.fold", lambda state, row, number: None)
-    assert fault(config) is not None
+    with pytest.raises(CheckpointError, match=f"Layer 0 of {name} is recurrent in a way that is not supported"):
+        structure.skeleton(stock(family).config, torch.float32, attention_name())

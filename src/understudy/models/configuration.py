@@ -30,7 +30,8 @@ def config_of(directory: Path) -> Any:
     with refused(f"{place} cannot be used", content):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         text = text_config(config)
-        structure.refuse_unsupported(config.to_dict(), None if text is config else text.to_dict())
+        values = {**text.to_dict(), "layer_types": getattr(text, "layer_types", None)}
+        structure.refuse_unsupported(*((values,) if text is config else (config.to_dict(), values)))
         check_ropes(config, place)
         # raises what else its layers cannot have
         ModelShape.of(config)

@@ -9,7 +9,7 @@ import torch
 
 from ..cache import LayerShape
 from ..errors import CheckpointError
-from .mixers import recurrent_kinds
+from .mixers import FEED_FORWARD, layer_values, recurrent_kinds
 from .ropes import longest_exact
 from .wrapper import text_config
 
@@ -87,11 +87,13 @@ def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    kinds = recurrent_kinds(vars(config))
+    values = layer_values(config)
+    kinds = recurrent_kinds(values)
     kind = kinds[index] if kinds else None
     window = _window(config, index)
     if kind is None:
-        return LayerShape(kv_heads, key_size=size, value_size=size, window=window, reads=reads)
+        keeps_nothing = bool(kinds) and values["layer_types"][index] == FEED_FORWARD
+        return LayerShape(0 if keeps_nothing else kv_heads, key_size=size, value_size=size, window=window, reads=reads)
     return LayerShape(kv_heads if kind.attends else 0, size, size, window, reads, kind.shape(config))
 
 

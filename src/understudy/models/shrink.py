@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .shape import layers_read
+from .shrink_states import narrow_states
 from .wrapper import is_wrapper, switches, text_config, with_text
 
 VOCABULARY = 211
@@ -28,6 +29,8 @@ DESCRIBING = (
 _FEED_FORWARD = re.compile(r"intermediate|ffn|inner|mlp_dim|d_ff")
 _WINDOWED = re.compile(r"window(_size)?$|attention_chunk_size$")
 _REPEATED = re.compile(r"pattern|interval|every|period|freq")
+# Lists of the layers that are of one kind.
+_CHOSEN = re.compile(r"_(indices|idxs)$")
 # Ropes whose tables depend on these positions, or that change with the length of the text.
 _KEEP_POSITIONS = ("longrope", "llama3", "dynamic")
 
@@ -52,6 +55,7 @@ def shrunk(config: Any, few_layers: bool = True, narrow: bool = True) -> Any:
         _cut_layers(values, names.get("num_hidden_layers", "num_hidden_layers"), layers_read(config))
     if narrow:
         _narrow(values, names)
+        narrow_states(values, names.get("hidden_size", "hidden_size"))
     return type(config)(**values)
 
 
@@ -107,12 +111,14 @@ def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) 
     """As few layers as hold each kind that the lists with an entry for each layer tell apart, and two at least.
 
     Layers whose keys others read are a kind, and those that read them (`reads`: each layer's source, None for itself)."""
-    count = values[name]
+    count = len(reads)
     lists = [
         key for key, value in values.items() if isinstance(value, list) and len(value) == count and not key.endswith("token_id")
     ]
+    chosen = [key for key, value in values.items() if isinstance(value, list) and _CHOSEN.search(key)]
     own = _own_values(values)
     told_apart = [*(values[key] for key in lists)]
+    told_apart += [[i in values[key] for i in range(count)] for key in chosen]
     if own:
         told_apart.append([own.get(i) for i in range(count)])
     if any(source is not None for source in reads):
@@ -125,14 +131,19 @@ def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) 
         kept.sort()
         for key in lists:
             values[key] = [values[key][i] for i in kept]
+        for key in chosen:
+            values[key] = [place for place, i in enumerate(kept) if i in values[key]]
         if own:
             values["per_layer_config"] = {place: own[i] for place, i in enumerate(kept) if i in own}
         if values.get("num_kv_shared_layers"):
             values["num_kv_shared_layers"] = sum(reads[i] is not None for i in kept)
-        values[name] = len(kept)
+        kept_count = len(kept)
     else:
         repeated = [value for key, value in values.items() if _REPEATED.search(key) and _positive(value) and value < MOST_KINDS]
-        values[name] = min(count, max([1, *repeated]) + 1)
+        kept_count = min(count, max([1, *repeated]) + 1)
+    # some classes count a list themselves
+    if name in values:
+        values[name] = kept_count
 
 
 def _own_values(values: dict[str, Any]) -> dict[int, dict[str, Any]]:

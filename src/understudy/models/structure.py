@@ -23,15 +23,15 @@ from ..weights.layout import LinearSpec, ModelLayout, TableSpec
 from .heads import head_and_embedding, refuse_other_tasks, ties_head
 from .hf import refused
 from .kept import float32_names, is_linear, may_be_kept, streams
-from .mixers import install_mixers, recurrent_kinds
+from .mixers import FEED_FORWARD, install_mixers, recurrent_kinds
 from .names import finder
 from .ropes import fix_ropes
 from .wrapper import built, cut_to_text, is_wrapper, parts_in, straight_to_text
 
 _construction = threading.Lock()
-_RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta")
+_RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta", "hybrid")
 _STATEFUL = ("mamba", "rwkv", "xlstm")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None = None) -> None:
@@ -50,10 +50,9 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     refuse_other_tasks(config.get("architectures"))
     quantised = config.get("quantization_config")
     config = config if text is None else text
-    # Configs of some dense models name experts that a switch leaves out.
-    if config.get("enable_moe_block", True) and any((config.get(key) or 0) > 1 for key in _EXPERTS):
-        refuse("it is a mixture of experts")
     kinds = [str(each).lower() for each in config.get("layer_types") or config.get("layers_block_type") or []]
+    if _has_experts(config, kinds):
+        refuse("it is a mixture of experts")
     known = recurrent_kinds(config) or [None] * len(kinds)
     layers = " ".join(name for name, kind in zip(kinds, known, strict=True) if kind is None)
     if any(word in layers for word in _RECURRENT) or any(word in str(config.get("model_type")) for word in _STATEFUL):
@@ -62,6 +61,16 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
         refuse("its attention looks at later tokens too (use_bidirectional_attention), so that it writes no text")
     if quantised or config.get("quantization_config"):
         refuse("its weights are already quantised; give the full-precision checkpoint")
+
+
+def _has_experts(config: Mapping[str, Any], kinds: list[str]) -> bool:
+    """Does a config with layers of these `kinds` describe a mixture of experts? Those of some dense models name experts that a
+    switch leaves out, or that only layers of another kind would have."""
+    if FEED_FORWARD in kinds or not config.get("enable_moe_block", True):
+        return "moe" in kinds
+    counts = [config.get(key) for key in _EXPERTS]
+    given = [count for count in counts if count is not None] or [config.get("num_experts_per_tok") or 0]
+    return any(count > 1 for count in given)
 
 
 @contextmanager

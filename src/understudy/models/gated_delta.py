@@ -1,0 +1,89 @@
+"""The gated delta rule (Qwen3.5, OLMo-hybrid): what its layers keep, and the modules that run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.recurrence import RuleStep
+from ..recurrent import RecurrentShape
+from .mixer import Mixer
+
+
+def gated_delta_shape(config: Any) -> RecurrentShape:
+    """What a layer of the gated delta rule keeps."""
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
+    values = config.linear_num_value_heads * config.linear_value_head_dim
+    return RecurrentShape(
+        channels=2 * keys + values,
+        taps=config.linear_conv_kernel_dim,
+        key_heads=config.linear_num_key_heads,
+        value_heads=config.linear_num_value_heads,
+        key_size=config.linear_key_head_dim,
+        value_size=config.linear_value_head_dim,
+    )
+
+
+class GatedDelta(Mixer):
+    """The gated delta rule (arXiv 2412.06464): a step forgets by a learned factor, then writes the share beta of the delta."""
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__(stock)
+        from transformers.activations import ACT2FN
+
+        self.activation: Callable[[Tensor], Tensor] = ACT2FN[stock.activation]
+        self.key_heads, self.key_size = stock.num_k_heads, stock.head_k_dim
+        self.value_heads, self.value_size = stock.num_v_heads, stock.head_v_dim
+
+    def mix(self, x: Tensor, a: Tensor, beta: Tensor) -> Tensor:
+        """x [1, n, channels]: queries, keys and values before the convolution; a, beta [1, n, value heads] -> [n, value heads,
+        value size] of x's dtype."""
+        x = self.activation(self.convolve(x, self.conv1d))[0].float()
+        keys = self.key_heads * self.key_size
+        query, key, value = torch.split(x, [keys, keys, x.shape[-1] - 2 * keys], dim=-1)
+        query = _unit(query.reshape(-1, self.key_heads, self.key_size)) * self.key_size**-0.5
+        key = _unit(key.reshape(-1, self.key_heads, self.key_size))
+        value = value.reshape(-1, self.value_heads, self.value_size)
+        decay = torch.exp(-self.A_log.float().exp() * nn.functional.softplus(a[0].float() + self.dt_bias))
+        return self.recur(RuleStep(query, key, value, decay, beta[0].float()))
+
+
+class Qwen35GatedDelta(GatedDelta):
+    """The gated delta rule with one projection for queries, keys and values."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        """hidden_states: [1, n, hidden size] -> the same."""
+        x = self.in_proj_qkv(hidden_states)
+        z = self.in_proj_z(hidden_states)
+        b = self.in_proj_b(hidden_states)
+        a = self.in_proj_a(hidden_states)
+        out = self.mix(x, a, b.sigmoid()).to(x.dtype)
+        out = self.norm(out.reshape(-1, self.value_size), z.reshape(-1, self.value_size))
+        result: Tensor = self.out_proj(out.reshape(z.shape))
+        return result
+
+
+class OlmoGatedDelta(GatedDelta):
+    """The gated delta rule with projections of their own; beta may reach 2, so that a step can turn a state's sign."""
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__(stock)
+        self.widest_beta = 2.0 if stock.allow_neg_eigval else 1.0
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        """hidden_states: [1, n, hidden size] -> the same."""
+        x = torch.cat([self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1)
+        beta = self.b_proj(hidden_states).sigmoid() * self.widest_beta
+        out = self.mix(x, self.a_proj(hidden_states), beta).to(x.dtype)
+        gate = self.g_proj(hidden_states)
+        out = self.o_norm(out.reshape(-1, self.value_size), gate.reshape(-1, self.value_size))
+        result: Tensor = self.o_proj(out.reshape(gate.shape))
+        return result
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x [..., d] float32 with length one."""
+    return x * torch.rsqrt((x * x).sum(dim=-1, keepdim=True) + 1e-6)
