@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import save
+from tests.tiny import publish, save
 from understudy.errors import CheckpointError, UsageError
 from understudy.loading import plan_for_config
 from understudy.options import Options
@@ -85,3 +85,12 @@ def test_a_revision_is_for_models_of_the_hub(tmp_path: Path, model: Path) -> Non
     with pytest.raises(CheckpointError, match=r"someone/nothing at v2 is not in the local cache"):
         locate("someone/nothing", chosen)
     assert chosen.held_whole().revision is None
+
+
+@pytest.mark.parametrize(("link", "kept"), [(False, "on disk, for `understudy export`"), (True, "where they are")])
+def test_what_is_left_aside_is_said_in_one_line(link: bool, kept: str, tmp_path: Path) -> None:
+    publish(tmp_path / "model", "llava")
+    chosen, said = options(tmp_path, link=link), list[str]()
+    prepare_source(locate(tmp_path / "model", chosen), chosen, lambda what, *_: said.append(what))
+    lines = [line for line in said if line.startswith("Left aside")]
+    assert len(lines) == 1 and lines[0].endswith(f"mtp, multi_modal_projector, vision_tower (kept {kept})"), lines

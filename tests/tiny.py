@@ -1,5 +1,6 @@
 """Tiny random checkpoints of every family, with a tokenizer of 256 bytes, as Hugging Face would store them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,34 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.2},
 }  # fmt: skip
-# Multimodal kinds, and the changes of the text model in each. It is one of the family `text`, or of the kind's own.
+# Kinds of multimodal models, and the changes of the text model in each. It is one of the family `text`, or of the kind's own.
+MIXED: dict[str, Any] = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+GEMMA4: dict[str, Any] = {"head_dim": 16, "global_head_dim": 32, "num_kv_shared_layers": 0, **MIXED}
+
+
+def sections(*sizes: int, **others: Any) -> dict[str, Any]:
+    """A rope with positions in three dimensions, which are one for a text."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(sizes), **others}}
+
+
 WRAPPERS: dict[str, dict[str, Any]] = {
+    "qwen3_5": {"layer_types": ["full_attention"] * 3, "head_dim": 32},
     "gemma3": {"text": "gemma3_text"},
+    "gemma4": {**GEMMA4, "hidden_size_per_layer_input": 0},
+    "gemma4_unified": GEMMA4,
     "mistral3": {"text": "mistral"},
+    "mistral3-ministral3": {"model_type": "mistral3", "text": "ministral3", "head_dim": 16},
+    "muse_glimmer": {"head_dim": 16, **MIXED},
     "llava": {"text": "llama"},
-    "cohere2_vision": {"sliding_window": 16, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+    "llava_next": {"text": "mistral"},
+    "qwen2_5_vl": sections(2, 3, 3),
+    "qwen3_vl": {"head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True)},
+    "glm4v": sections(2, 1, 1, partial_rotary_factor=0.5),
+    "cohere2_vision": MIXED,
+    "exaone4_5": MIXED,
     "internvl": {"text": "qwen2"},
     "idefics3": {"text": "llama"},
+    "voxtral": {"text": "llama"},
 }  # fmt: skip
 # Sizes of the other parts of a multimodal model, by the names that their configs may have.
 OTHER_PARTS: dict[str, int] = {
@@ -100,13 +121,14 @@ OTHER_PARTS: dict[str, int] = {
     "num_hidden_layers": 2, "num_layers": 2, "depth": 2, "encoder_layers": 2, "num_attention_heads": 2, "num_heads": 2,
     "num_key_value_heads": 2, "encoder_attention_heads": 2, "head_dim": 16, "image_size": 32, "out_hidden_size": 64,
     "projection_dim": 64, "output_dim": 64, "num_position_embeddings": 64,
+    "projector_hidden_size": 64, "alignment_intermediate_size": 64,
 }  # fmt: skip
 
 
 def wrapper(kind: str, **changes: Any) -> Any:
     """The config of a tiny multimodal model; `changes` are those of its text model."""
     own = {**WRAPPERS.get(kind, {}), **changes}
-    base = CONFIG_MAPPING[kind]()
+    base = CONFIG_MAPPING[own.pop("model_type", kind)]()
     text = base.get_text_config(decoder=True)
     parts: dict[str, Any] = {}
     for name in base.sub_configs:
@@ -116,11 +138,11 @@ def wrapper(kind: str, **changes: Any) -> Any:
             values = {**COMMON, **FAMILIES.get(family, {}), **own}
             parts[name] = {"model_type": family or text.model_type, **values}
         elif part is not None:
-            known = part.to_dict()
+            known = {name: value for name, value in part.to_dict().items() if name != "layer_types"}
             names = {part.attribute_map.get(size, size): value for size, value in OTHER_PARTS.items()}
             parts[name] = known | {size: value for size, value in names.items() if isinstance(known.get(size), int)}
-    whole = {name: value for name, value in base.to_dict().items() if name not in (*parts, "model_type", "transformers_version")}
-    return type(base)(**{**whole, **parts})
+    known = {name: value for name, value in base.to_dict().items() if name not in (*parts, "model_type", "transformers_version")}
+    return type(base)(**{**known, **{name: size for name, size in OTHER_PARTS.items() if name in known}, **parts})
 
 
 def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
@@ -158,11 +180,24 @@ def save(directory: Path, family: str = "llama", dtype: torch.dtype = torch.floa
     return model
 
 
-def add_tensors(directory: Path, **tensors: torch.Tensor) -> None:
-    """Put further `tensors` into a checkpoint that is one file; "__" in a name stands for a dot."""
-    file = directory / "model.safetensors"
-    more = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
-    save_file({**load_file(file), **more}, file, {"format": "pt"})
+def publish(directory: Path, kind: str, dtype: torch.dtype = torch.bfloat16, size: str = "1GB", **changes: Any) -> Any:
+    """Write a multimodal checkpoint as such are published: in shards of `size`, with tensors of a head that guesses tokens (mtp) in
+    a shard of their own, and the settings of an image processor. Returns the stock model."""
+    model = stock(kind, dtype, **changes)
+    model.save_pretrained(directory, max_shard_size=size)
+    byte_tokenizer().save_pretrained(directory)
+    (directory / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "NoSuchImageProcessor"}))
+    more = {"mtp.fc.weight": torch.randn(64, 128).to(dtype), "mtp.norm.weight": torch.ones(64, dtype=dtype)}
+    save_file(more, directory / "model-mtp.safetensors", {"format": "pt"})
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        content = json.loads(index.read_text())
+    else:
+        names = load_file(directory / "model.safetensors")
+        content = {"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")}
+    content["weight_map"] |= dict.fromkeys(more, "model-mtp.safetensors")
+    index.write_text(json.dumps(content))
+    return model
 
 
 def generated(model: Any, prompt: list[int], count: int) -> list[int]:

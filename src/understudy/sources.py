@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import demo
-from .codecs import copying
+from .codecs import codec, copying
 from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
 from .errors import CheckpointError, UsageError
@@ -64,11 +64,21 @@ def prepare_source(
     if report is not None and not directory.is_dir():
         size = format_size(estimate(source, layout, options.recipe))
         report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)
+        if layout.aside:
+            report(said_aside(source, layout, options.recipe.codec), 0, 0)
     measure = None
     if options.text is not None:
         given = source, layout, config, tokenizer_of(source.path), options.text, report
         measure = partial(calibration.moments_of_text, *given)
     return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
+
+
+def said_aside(source: Checkpoint, layout: ModelLayout, coding: str) -> str:
+    """How much of the checkpoint its text model does not use, in one line, and where that is kept."""
+    names = [name for part in layout.aside.values() for name in part]
+    size = format_size(sum(source.info(name).nbytes for name in names))
+    kept = "where they are" if codec(coding).linked else "on disk, for `understudy export`"
+    return f"Left aside: {len(names)} tensors, {size}: {', '.join(layout.aside)} (kept {kept})"
 
 
 def choose_codec(

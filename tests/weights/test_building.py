@@ -34,9 +34,9 @@ class _Watch:
             self._note(spec.module, stop_at)  # type: ignore[attr-defined]
             return linear(made, spec, wanted)  # type: ignore[arg-type]
 
-        def watched_copy(made: building.Building, name: str, checked: bool) -> object:
+        def watched_copy(made: building.Building, name: str, checked: bool, linkable: bool) -> object:
             self._note(name, stop_at)
-            return copy(made, name, checked)
+            return copy(made, name, checked, linkable)
 
         monkeypatch.setattr(building.Building, "_linear", watched_linear)
         monkeypatch.setattr(building.Building, "_copy", watched_copy)

@@ -40,10 +40,10 @@ def test_a_copied_file_that_changed_is_named(tmp_path: Path) -> None:
 
 
 def test_linked_files_are_those_outside_of_the_store(tmp_path: Path) -> None:
-    assert integrity.linked_files(_store(tmp_path / "raw").linears.values()) == {}
+    assert integrity.linked_files(_store(tmp_path / "raw").extents) == {}
     store = _store(tmp_path / "linked", "link")
     source = tmp_path / "linked" / "model" / "model.safetensors"
-    assert store.source.linked == integrity.linked_files(store.linears.values())
+    assert store.source.linked == integrity.linked_files(store.extents)
     assert store.source.linked == {str(source): (source.stat().st_size, source.stat().st_mtime_ns)}
 
 

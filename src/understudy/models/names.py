@@ -1,32 +1,58 @@
-"""Which tensor of a checkpoint is which parameter of its model: with the base model's prefix or without, under older names too."""
+"""Which tensor of a checkpoint is which parameter of its model: with the base model's prefix or without, under older names too.
+
+Names are those that transformers would load: its own table of changes is used forwards, from a checkpoint's names to a model's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def finder(model: Any, names: Iterable[str]) -> Callable[[str], str | None]:
-    """Finds the one of a checkpoint's `names` that holds a given parameter of the stock `model`; None where there is none.
+class Finder:
+    """Finds the one of a checkpoint's names that holds a given parameter of a stock model, by changes of names in their order."""
 
-    Names are those that transformers would load: it renames parameters of some kinds of models."""
+    def __init__(self, prefix: str, changes: Sequence[Any], names: Iterable[str]) -> None:
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self.prefix = f"{prefix}."
+        renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+        self.converters = [change for change in changes if isinstance(change, WeightConverter)]
+        # the name in the model of each tensor of the checkpoint, in the model or not
+        self.targets = {name: _renamed(name, renamings) for name in names}
+        self.found: dict[str, str] = {}
+        for name, target in self.targets.items():
+            self.found[target] = name
+            self.found.setdefault(name, name)
+
+    def __call__(self, parameter: str) -> str | None:
+        """The checkpoint's name for a parameter of the model; None where there is none."""
+        return next((self.found[place] for place in self.places(parameter) if place in self.found), None)
+
+    def places(self, name: str) -> tuple[str, str, str]:
+        """What `name` may be called in a model: as it is, or without the base model's prefix, or with it."""
+        return name, name.removeprefix(self.prefix), self.prefix + name
+
+    def conversion(self, parameter: str) -> str | None:
+        """What transformers makes `parameter` of, and how, where that takes more than another name; None where it does not."""
+        for converter in self.converters:
+            renamed = {name: converter.rename_source_key(target) for name, target in self.targets.items()}
+            sources = [name for name, (target, match) in renamed.items() if match and parameter in self.places(target)]
+            if sources:
+                operations = ", ".join(type(operation).__name__ for operation in converter.operations)
+                return f"{sources[0]!r} and {len(sources) - 1} more by {operations}"
+        return None
+
+
+def finder(model: Any, names: Iterable[str]) -> Finder:
+    """The finder of a checkpoint's `names` for the stock `model`, as it is or cut to the text model of a wrapper."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
 
     parts = getattr(model, "understudy_parts", None)
     changes = get_model_conversion_mapping(model) if parts is None else parts.changes
-    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
-    found: dict[str, str] = {}
-    for name in names:
-        renamed = name
-        for renaming in renamings:
-            renamed, _ = renaming.rename_source_key(renamed)
-        found[renamed] = name
-        found.setdefault(name, name)
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return Finder(getattr(model, "base_model_prefix", ""), changes, names)
 
-    def find(parameter: str) -> str | None:
-        places = (parameter, parameter.removeprefix(prefix), prefix + parameter)
-        return next((found[place] for place in places if place in found), None)
 
-    return find
+def _renamed(name: str, renamings: Iterable[Any]) -> str:
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    return name

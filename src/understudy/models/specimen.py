@@ -85,7 +85,8 @@ def _randomise(model: nn.Module) -> None:
     random = torch.Generator().manual_seed(SEED)
     stored = model.state_dict(keep_vars=True)
     with torch.no_grad():
-        for name, tensor in {id(t): (name, t) for name, t in stored.items() if t.is_floating_point()}.values():
+        held = {name: t for name, t in stored.items() if t.is_floating_point() and not t.is_meta}
+        for name, tensor in {id(t): (name, t) for name, t in held.items()}.values():
             noise = torch.empty_like(tensor).normal_(generator=random)
             if name.endswith(LOG_DECAY):
                 tensor.copy_(noise * 0.5 - 5)
@@ -128,5 +129,5 @@ def _tensors(stock: Any) -> dict[str, Tensor]:
     tied = {f"{path}.weight" for path, m in stock.named_modules() if m is head and m.weight is embedding.weight}
     from transformers.core_model_loading import revert_weight_conversion
 
-    held = {name: tensor for name, tensor in stock.state_dict().items() if name not in tied}
+    held = {name: tensor for name, tensor in stock.state_dict().items() if name not in tied and not tensor.is_meta}
     return dict(revert_weight_conversion(stock, held))

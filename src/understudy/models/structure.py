@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ from ..errors import CheckpointError
 from ..weights.checkpoint import TensorInfo
 from ..weights.encoding import check_weight
 from ..weights.layout import LinearSpec, ModelLayout, TableSpec
+from .aside import left_aside
 from .heads import head_and_embedding, refuse_other_tasks, ties_head
 from .hf import refused
 from .kept import float32_names, is_linear, may_be_kept, streams
 from .mixers import FEED_FORWARD, install_mixers, recurrent_kinds
 from .names import finder
 from .ropes import fix_ropes
-from .wrapper import built, cut_to_text, is_wrapper, parts_in, straight_to_text
+from .wrapper import built, cut_to_text, is_wrapper, parts_in, straight_to_text, text_parts
 
 _construction = threading.Lock()
 _RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta", "hybrid")
@@ -134,21 +135,21 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
 def stock(config: Any) -> nn.Module:
     """The stock causal model of a transformers `config` in float32, with the weights it starts from.
 
-    That of a wrapper's runs its own code for texts; it has no other parts, and its matrices are zeros."""
+    That of a wrapper's is whole, and runs its own code for texts; but only its language model and head hold memory for matrices,
+    which are zeros."""
     if not is_wrapper(config):
         with _construction:
             return built(config, dtype=torch.float32).eval()
     with _weights_on_meta():
         model = built(config, dtype=torch.float32)
-    cut_to_text(model)
-    _give_memory(model)
+    _give_memory(text_parts(model))
     return model.eval()
 
 
-def _give_memory(model: nn.Module) -> None:
-    """Zeros in the place of the parameters of `model` that hold no memory; tied ones stay tied."""
+def _give_memory(parts: Iterable[nn.Module]) -> None:
+    """Zeros in the place of the parameters of `parts` that hold no memory; tied ones stay tied."""
     real: dict[int, nn.Parameter] = {}
-    for module in model.modules():
+    for module in (module for part in parts for module in part.modules()):
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
                 if id(parameter) not in real:
@@ -251,7 +252,9 @@ def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
     def stored(parameter: str) -> str:
         name = find(parameter)
         if name is None:
-            raise CheckpointError(f"The checkpoint has no tensor {parameter!r}; it does not fit {type(model).__name__}.")
+            how = find.conversion(parameter)
+            why = "it does not fit" if how is None else f"it would be made of {how}, which is not supported yet, for"
+            raise CheckpointError(f"The checkpoint has no tensor {parameter!r}; {why} {type(model).__name__}.")
         return name
 
     weight_of = {path: stored(f"{path}.weight") for path in order[:-1]}
@@ -268,7 +271,7 @@ def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
     needed |= {name: tuple(model.get_parameter(f"{path}.weight").shape) for name, path in zip(looked_up, aside, strict=True)}
     for name, shape in needed.items():
         check_weight(tensors[name], shape)
-    return ModelLayout(specs, table, tuple(shared), tables=tables)
+    return ModelLayout(specs, table, tuple(shared), tables, left_aside(model, find, needed))
 
 
 def _beside(model: nn.Module, embedding: str, looked_up: list[str]) -> list[str]:

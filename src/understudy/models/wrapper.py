@@ -16,6 +16,8 @@ from ..errors import CheckpointError
 
 # Parts of a config that make its model a multimodal one.
 PARTS = ("vision_config", "audio_config", "text_config", "speech_config")
+# Values of a text model that some wrappers repeat.
+REPEATED = ("vocab_size", "hidden_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def text_config(config: Any) -> Any:
@@ -32,12 +34,15 @@ def is_wrapper(config: Any) -> bool:
 
 
 def with_text(config: Any, text: Any) -> Any:
-    """A copy of the wrapper's `config` with the text model `text`."""
+    """A copy of the wrapper's `config` with the text model `text`, also where it repeats values of that."""
     own = text_config(config)
     changed = copy.copy(config)
     for name in config.sub_configs:
         if getattr(config, name, None) is own:
             setattr(changed, name, text)
+            for repeated in REPEATED:
+                if getattr(config, repeated, None) == (known := getattr(own, repeated, None)) and known is not None:
+                    setattr(changed, repeated, getattr(text, repeated))
             return changed
     raise CheckpointError(
         f"The text config of a {config.model_type!r} model is in no part of its own; not supported yet."
@@ -102,26 +107,26 @@ class Hidden:
             raise AttributeError(name)
 
 
+def text_parts(model: Any) -> tuple[nn.Module, ...]:
+    """The language model of the stock multimodal `model`, its embedding and its head.
+
+    Raises CheckpointError for a class that keeps them in another way than in a headless model, and beside it."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    base = getattr(model, str(model.base_model_prefix), None)
+    if head is None or not isinstance(base, nn.Module) or base in (model, decoder) or decoder not in set(base.modules()):
+        raise CheckpointError(f"{type(model).__name__} does not keep its language model and its head apart; not supported yet.")
+    return decoder, model.get_input_embeddings(), head
+
+
 def cut_to_text(model: Any) -> None:
     """Cut everything off the stock multimodal `model` but its language model, its embedding and its head.
 
-    Raises CheckpointError for a class that keeps them in another way than one inside the other."""
+    Raises CheckpointError for a class that keeps them in another way."""
     from transformers.conversion_mapping import get_model_conversion_mapping
 
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    base = getattr(model, str(model.base_model_prefix), None)
-    if (
-        head is None
-        or not isinstance(base, nn.Module)
-        or base in (model, decoder)
-        or decoder not in set(base.modules())
-    ):
-        raise CheckpointError(
-            f"{type(model).__name__} does not keep its language model and its head apart; not supported yet."
-        )
+    kept = set(text_parts(model))
     changes = tuple(get_model_conversion_mapping(model))
-    paths = tuple(_cut(model, "", {decoder, head, model.get_input_embeddings()}))
-    model.understudy_parts = OtherParts(paths, changes)
+    model.understudy_parts = OtherParts(tuple(_cut(model, "", kept)), changes)
 
 
 def _cut(module: nn.Module, path: str, kept: set[nn.Module]) -> Iterator[str]:

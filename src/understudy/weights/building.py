@@ -104,7 +104,7 @@ class Building:
         stored: dict[str, Stored] = {}
         for name in whole:
             self.progress(done, total, name)
-            row = self._once(f"whole {name}", partial(self._copy, name, name not in extra))
+            row = self._once(f"whole {name}", partial(self._copy, name, name not in extra, name not in layout.shared))
             stored[name] = index.stored_from_json(row)
             done += tensors[name].nbytes
         linears: dict[str, LinearEntry] = {}
@@ -116,7 +116,7 @@ class Building:
         self.progress(total, total, "")
         return Contents(
             layout=layout,
-            source=self._source(linears.values()),
+            source=self._source([*stored.values(), *(part.stored for entry in linears.values() for part in entry.parts)]),
             recipe=self.recipe,
             linears=linears,
             shared={name: stored[name] for name in layout.shared},
@@ -145,8 +145,8 @@ class Building:
         errors = self.pool.map(partial(errors_of, self.checkpoint), self.layout.linears, moments or repeat(None))
         return quantizers_of(self.layout, self.recipe, list(errors))
 
-    def _copy(self, name: str, checked: bool) -> list[Any]:
-        """Copy a tensor as it is, row-major: its `Stored` as JSON."""
+    def _copy(self, name: str, checked: bool, linkable: bool) -> list[Any]:
+        """Copy a tensor as it is, row-major, or point to it where the recipe links and it is `linkable`: its `Stored` as JSON."""
         info = self.checkpoint.info(name)
 
         def pieces() -> Iterator[Tensor]:
@@ -155,6 +155,9 @@ class Building:
                     refuse_unusable(info, data.view(info.dtype))
                 yield data
 
+        if linkable and codec(self.recipe.codec).linked:
+            place = str(info.file.absolute())
+            return index.stored_to_json(Stored(place, info.offset, info.nbytes, info.dtype, info.shape, checksum(pieces())))
         return index.stored_to_json(self.files[SHARED].append(pieces(), info.dtype, info.shape))
 
     def _linear(self, spec: LinearSpec, wanted: str) -> dict[str, Any]:
@@ -220,13 +223,13 @@ class Building:
         recipe = index.recipe_to_json(self.recipe)
         return {"version": index.VERSION, "of": self.checkpoint.fingerprint, "layout": layout, **recipe}
 
-    def _source(self, linears: Iterable[LinearEntry]) -> Source:
+    def _source(self, extents: Iterable[Stored]) -> Source:
         return Source(
             name=self.checkpoint.name,
             fingerprint=self.checkpoint.fingerprint,
             shards=tuple((shard.path.name, shard.header.decode()) for shard in self.checkpoint.shards),
             files={file.name: file_checksum(file) for file in self.checkpoint.copied_files()},
-            linked=linked_files(linears),
+            linked=linked_files(extents),
         )
 
     def _intact(self, record: dict[str, Any]) -> bool:

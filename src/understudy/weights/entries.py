@@ -103,7 +103,7 @@ class Source:
     shards: tuple[tuple[str, str], ...]
     # Name and checksum of each copied file.
     files: Mapping[str, str]
-    # Path of each source file that parts lie in, with its size in bytes and its mtime in nanoseconds.
+    # Path of each source file that the Store points to, with its size in bytes and its mtime in nanoseconds.
     linked: Mapping[str, tuple[int, int]]
 
 

@@ -7,7 +7,7 @@ import xxhash
 
 from ..errors import CheckpointError, StoreError
 from .checkpoint import Checkpoint
-from .entries import Contents, LinearEntry, Source
+from .entries import Contents, Source, Stored
 
 
 def check(path: Path, contents: Contents) -> None:
@@ -32,7 +32,7 @@ def _check_sizes(path: Path, contents: Contents) -> None:
 
 
 def _check_linked(path: Path, source: Source) -> None:
-    """The source files that parts lie in are as they were. Where only a date differs, samples of the content decide."""
+    """The source files that a Store points to are as they were. Where only a date differs, samples of the content decide."""
     remedy = f"{path} links to it: put it back, or delete {path} and prepare it again, or without --link."
     touched = []
     for name, (size, mtime) in source.linked.items():
@@ -63,9 +63,9 @@ def check_copied(path: Path, source: Source) -> None:
             raise StoreError(f"{file} is missing or was changed: delete {path} and prepare it again.")
 
 
-def linked_files(linears: Iterable[LinearEntry]) -> dict[str, tuple[int, int]]:
-    """The source files that parts lie in: size in bytes and mtime in nanoseconds of each."""
-    names = {part.stored.file for entry in linears for part in entry.parts}
+def linked_files(extents: Iterable[Stored]) -> dict[str, tuple[int, int]]:
+    """The source files that `extents` lie in: size in bytes and mtime in nanoseconds of each."""
+    names = {stored.file for stored in extents}
     states = {name: Path(name).stat() for name in sorted(names) if Path(name).is_absolute()}
     return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
 

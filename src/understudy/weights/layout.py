@@ -1,6 +1,7 @@
 """Which tensor of a checkpoint plays which part. Made by `models`, read by `prepare`; knows neither."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ModelLayout:
     shared: tuple[str, ...]
     # Further tables that are looked up by token.
     tables: tuple[TableSpec, ...] = ()
+    # Tensors of the checkpoint that the model does not use, by the part they belong to. A Store's layout does not say.
+    aside: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def looked_up(self) -> tuple[str, ...]:

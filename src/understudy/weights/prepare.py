@@ -23,15 +23,16 @@ from .writing import ELSEWHERE, explained, only_process
 def estimate(checkpoint: Checkpoint, layout: ModelLayout, recipe: Recipe) -> int:
     """Bytes of the Store on disk."""
     weights = {spec.weight for spec in layout.linears}
-    total = sum(aligned(info.nbytes) for name, info in checkpoint.tensors.items() if name not in weights)
     chosen = codec(recipe.codec)
+    copied = layout.shared if chosen.linked else [name for name in checkpoint.tensors if name not in weights]
+    total = sum(aligned(checkpoint.info(name).nbytes) for name in copied)
     for spec, wanted in zip(layout.linears, quantizers_of(layout, recipe), strict=True):
         info = checkpoint.info(spec.weight)
         quantizer = fitting(wanted, *spec.shape)
         total += aligned(quantizer.size(*spec.shape, info.dtype))
         if quantizer.name != "exact" and not chosen.linked:
             total += int(chosen.bits(info.dtype, quantizer.name) / 8 * spec.shape[0] * spec.shape[1])
-        if spec.weight == layout.embedding:
+        if spec.weight == layout.embedding and not chosen.linked:
             total += info.nbytes
     return total
 
