@@ -205,27 +205,3 @@ def test_skeletons_are_built_in_several_threads() -> None:
         thread.join()
     assert nn.Linear.__init__ is before
     assert len(built) == len(FEW) and all(structure.streamed_linears(model) for model in built)
-
-
-@pytest.mark.parametrize(
-    ("config", "word"),
-    [
-        ({"model_type": "qwen3_moe", "num_experts": 8}, "mixture of experts"),
-        ({"model_type": "gemma4_text", "num_experts": 128, "enable_moe_block": True}, "mixture of experts"),
-        ({"model_type": "gemma4_text", "use_bidirectional_attention": "all"}, "later tokens"),
-        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
-        ({"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]}, "recurrent"),
-        ({"model_type": "mamba2"}, "recurrent"),
-        ({"model_type": "gemma3", "vision_config": {"hidden_size": 8}, "text_config": {"hidden_size": 8}}, "multimodal"),
-        ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantised"),
-    ],
-)
-def test_what_cannot_run_exactly_is_refused_by_name(config: dict[str, object], word: str) -> None:
-    with pytest.raises(CheckpointError, match=word) as refusal:
-        structure.refuse_unsupported(config)
-    assert repr(config["model_type"]) in str(refusal.value) and "\n" not in str(refusal.value)
-
-
-def test_experts_that_a_switch_leaves_out_and_images_that_look_ahead_are_no_obstacle() -> None:
-    left_out = {"num_experts": 128, "enable_moe_block": False, "use_bidirectional_attention": "vision"}
-    structure.refuse_unsupported({"model_type": "gemma4_text", **left_out})

@@ -8,9 +8,9 @@ from typing import Any
 from ..errors import CheckpointError, quoted
 from ..generation_config import end_marks, read
 from ..weights.checkpoint import read_object
-from . import structure
 from .config_values import check_kind, check_sizes
 from .hf import refused
+from .refusals import refuse_unsupported
 from .ropes import check_ropes
 from .shape import ModelShape
 from .wrapper import text_config
@@ -31,7 +31,7 @@ def config_of(directory: Path) -> Any:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         text = text_config(config)
         values = {**text.to_dict(), "layer_types": getattr(text, "layer_types", None)}
-        structure.refuse_unsupported(*((values,) if text is config else (config.to_dict(), values)))
+        refuse_unsupported(*((values,) if text is config else (config.to_dict(), values)))
         check_ropes(config, place)
         # raises what else its layers cannot have
         ModelShape.of(config)

@@ -21,57 +21,15 @@ from ..weights.checkpoint import TensorInfo
 from ..weights.encoding import check_weight
 from ..weights.layout import LinearSpec, ModelLayout, TableSpec
 from .aside import left_aside
-from .heads import head_and_embedding, refuse_other_tasks, ties_head
+from .heads import head_and_embedding, ties_head
 from .hf import refused
 from .kept import float32_names, is_linear, may_be_kept, streams
-from .mixers import FEED_FORWARD, install_mixers, recurrent_kinds
+from .mixers import install_mixers
 from .names import finder
 from .ropes import fix_ropes
-from .wrapper import built, cut_to_text, is_wrapper, parts_in, straight_to_text, text_parts
+from .wrapper import built, cut_to_text, is_wrapper, straight_to_text, text_parts
 
 _construction = threading.Lock()
-_RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta", "hybrid")
-_STATEFUL = ("mamba", "rwkv", "xlstm")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-
-
-def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None = None) -> None:
-    """Raise CheckpointError, naming the kind, for models whose tree pass would not be exact (or is not built yet).
-
-    text: the values of the text model's config, where `config` is a wrapper's."""
-    kind = config.get("model_type", "unknown")
-
-    def refuse(why: str) -> None:
-        raise CheckpointError(f"Model type {kind!r} is not supported yet: {why}. Dense decoder-only models are.")
-
-    if config.get("is_encoder_decoder"):
-        refuse("it is an encoder-decoder")
-    if text is None and (parts := parts_in(config)):
-        refuse(f"it is multimodal (its config has {parts[0]}) and has no text model of its own")
-    refuse_other_tasks(config.get("architectures"))
-    quantised = config.get("quantization_config")
-    config = config if text is None else text
-    kinds = [str(each).lower() for each in config.get("layer_types") or config.get("layers_block_type") or []]
-    if _has_experts(config, kinds):
-        refuse("it is a mixture of experts")
-    known = recurrent_kinds(config) or [None] * len(kinds)
-    layers = " ".join(name for name, kind in zip(kinds, known, strict=True) if kind is None)
-    if any(word in layers for word in _RECURRENT) or any(word in str(config.get("model_type")) for word in _STATEFUL):
-        refuse("it carries a recurrent state (hybrid or state-space layers)")
-    if config.get("use_bidirectional_attention") in (True, "all"):
-        refuse("its attention looks at later tokens too (use_bidirectional_attention), so that it writes no text")
-    if quantised or config.get("quantization_config"):
-        refuse("its weights are already quantised; give the full-precision checkpoint")
-
-
-def _has_experts(config: Mapping[str, Any], kinds: list[str]) -> bool:
-    """Does a config with layers of these `kinds` describe a mixture of experts? Those of some dense models name experts that a
-    switch leaves out, or that only layers of another kind would have."""
-    if FEED_FORWARD in kinds or not config.get("enable_moe_block", True):
-        return "moe" in kinds
-    counts = [config.get(key) for key in _EXPERTS]
-    given = [count for count in counts if count is not None] or [config.get("num_experts_per_tok") or 0]
-    return any(count > 1 for count in given)
 
 
 @contextmanager

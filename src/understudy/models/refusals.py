@@ -1,0 +1,69 @@
+"""Models whose config alone tells that they would not be run exactly: each is refused by name, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import CheckpointError
+from .heads import refuse_other_tasks
+from .mixers import FEED_FORWARD, recurrent_kinds
+from .wrapper import parts_in
+
+_RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta", "hybrid")
+_STATEFUL = ("mamba", "rwkv", "xlstm")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# Where a config says that its weights are no floats, and where that says how.
+_QUANTISED = ("quantization_config", "compression_config")
+_METHOD = ("quant_method", "quant_algo", "format")
+
+
+def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None = None) -> None:
+    """Raise CheckpointError, naming the kind, for models whose tree pass would not be exact (or is not built yet).
+
+    text: the values of the text model's config, where `config` is a wrapper's."""
+    kind = config.get("model_type", "unknown")
+
+    def refuse(why: str) -> None:
+        raise CheckpointError(f"Model type {kind!r} is not supported yet: {why}. Dense decoder-only models are.")
+
+    if config.get("is_encoder_decoder"):
+        refuse("it is an encoder-decoder")
+    if text is None and (parts := parts_in(config)):
+        refuse(f"it is multimodal (its config has {parts[0]}) and has no text model of its own")
+    refuse_other_tasks(config.get("architectures"))
+    refuse_quantised(kind, config, text or {})
+    config = config if text is None else text
+    kinds = [str(each).lower() for each in config.get("layer_types") or config.get("layers_block_type") or []]
+    if _has_experts(config, kinds):
+        refuse("it is a mixture of experts")
+    known = recurrent_kinds(config) or [None] * len(kinds)
+    layers = " ".join(name for name, kind in zip(kinds, known, strict=True) if kind is None)
+    if any(word in layers for word in _RECURRENT) or any(word in str(config.get("model_type")) for word in _STATEFUL):
+        refuse("it carries a recurrent state (hybrid or state-space layers)")
+    if config.get("use_bidirectional_attention") in (True, "all"):
+        refuse("its attention looks at later tokens too (use_bidirectional_attention), so that it writes no text")
+
+
+def _has_experts(config: Mapping[str, Any], kinds: list[str]) -> bool:
+    """Does a config with layers of these `kinds` describe a mixture of experts? Those of some dense models name experts that a
+    switch leaves out, or that only layers of another kind would have."""
+    if FEED_FORWARD in kinds or not config.get("enable_moe_block", True):
+        return "moe" in kinds
+    counts = [config.get(key) for key in _EXPERTS]
+    given = [count for count in counts if count is not None] or [config.get("num_experts_per_tok") or 0]
+    return any(count > 1 for count in given)
+
+
+def refuse_quantised(kind: str, *configs: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming the method, if one of the `configs` of this `kind` of model says its weights are quantised."""
+    for config in configs:
+        for settings in filter(None, map(config.get, _QUANTISED)):
+            known = settings if isinstance(settings, Mapping) else {}
+            method = next((str(known[name]) for name in _METHOD if known.get(name)), "by a method that is not named")
+            # Abbreviations stand in capitals.
+            named = method.upper() if len(method) <= 5 else method
+            raise CheckpointError(
+                f"The weights of this {kind!r} model are quantised ({named}), and Understudy needs the exact ones: give the"
+                " checkpoint that it was made from, in bfloat16."
+            )

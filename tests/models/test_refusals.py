@@ -1,0 +1,55 @@
+"""What cannot be run exactly is refused by its config alone, in one line that names it."""
+
+import pytest
+
+from understudy.errors import CheckpointError
+from understudy.models.refusals import refuse_unsupported
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"model_type": "qwen3_moe", "num_experts": 8}, "mixture of experts"),
+        ({"model_type": "gemma4_text", "num_experts": 128, "enable_moe_block": True}, "mixture of experts"),
+        ({"model_type": "gemma4_text", "use_bidirectional_attention": "all"}, "later tokens"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
+        ({"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]}, "recurrent"),
+        ({"model_type": "mamba2"}, "recurrent"),
+        (
+            {"model_type": "gemma3", "vision_config": {"hidden_size": 8}, "text_config": {"hidden_size": 8}},
+            "multimodal",
+        ),
+        ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantised"),
+    ],
+)
+def test_what_cannot_run_exactly_is_refused_by_name(config: dict[str, object], word: str) -> None:
+    with pytest.raises(CheckpointError, match=word) as refusal:
+        refuse_unsupported(config)
+    assert repr(config["model_type"]) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_experts_that_a_switch_leaves_out_and_images_that_look_ahead_are_no_obstacle() -> None:
+    left_out = {"num_experts": 128, "enable_moe_block": False, "use_bidirectional_attention": "vision"}
+    refuse_unsupported({"model_type": "gemma4_text", **left_out})
+
+
+@pytest.mark.parametrize("where", ["wrapper", "text"])
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8"),
+        ({"quant_method": "gptq", "bits": 4}, "GPTQ"),
+        ({"quant_method": "awq"}, "AWQ"),
+        ({"quant_method": "mxfp4"}, "MXFP4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
+        ({"quant_algo": "NVFP4"}, "NVFP4"),
+        ({"bits": 4}, "not named"),
+    ],
+)
+def test_quantised_weights_are_named_by_their_method(settings: dict[str, object], named: str, where: str) -> None:
+    wrapper, text = {"model_type": "gemma3"}, {"model_type": "gemma3_text"}
+    (wrapper if where == "wrapper" else text)["quantization_config"] = settings  # type: ignore[assignment]
+    with pytest.raises(CheckpointError, match=rf"'gemma3' model are quantised \(.*{named}\).*in bfloat16") as refusal:
+        refuse_unsupported(wrapper, text)
+    assert "\n" not in str(refusal.value)
