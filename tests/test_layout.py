@@ -71,7 +71,8 @@ MAY_IMPORT = {
         "tiers",
         "weights",
     },
-    "frontends": {"llm", "drafters", "stats", "plan", "weights", "tiers", "kernels", "demo", "devices"},
+    "server": {"__version__", "request", "sampling", "stats"},
+    "frontends": {"llm", "server", "drafters", "stats", "plan", "weights", "tiers", "kernels", "demo", "devices"},
 }
 LONGEST_LINE = 132
 MOST_PARAMETERS = 9

@@ -17,14 +17,18 @@ def encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
         return list(tokenizer(text, **options)["input_ids"])
 
 
-def chat_prompt(tokenizer: Any, messages: Messages) -> list[int]:
+def chat_prompt(tokenizer: Any, messages: Messages, **options: Any) -> list[int]:
     """The token ids of a conversation: by the tokenizer's own template, or a plain one where it has none.
+
+    options: what a template is told besides the messages, such as add_generation_prompt=False or enable_thinking=False.
 
     Raises UsageError for messages that make no sense or that the template refuses, CheckpointError for a faulty template."""
     if not messages or not all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in messages):
         raise UsageError("A conversation is a list of messages, each with a role and a content.")
     if getattr(tokenizer, "chat_template", None):
-        return encode(tokenizer, _rendered(tokenizer, messages), add_special_tokens=False)
+        return encode(tokenizer, _rendered(tokenizer, messages, options), add_special_tokens=False)
+    if options:
+        raise UsageError(f"This model has no chat template that could be told {', '.join(sorted(options))}.")
     lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
     return encode(tokenizer, "".join(lines) + "Assistant:")
 
@@ -34,7 +38,7 @@ def plain_stops(tokenizer: Any) -> tuple[str, ...]:
     return () if getattr(tokenizer, "chat_template", None) else ("\nUser:",)
 
 
-def _rendered(tokenizer: Any, messages: Messages) -> str:
+def _rendered(tokenizer: Any, messages: Messages, options: Mapping[str, Any]) -> str:
     """What the tokenizer's template writes for the messages."""
     import jinja2
 
@@ -46,7 +50,8 @@ def _rendered(tokenizer: Any, messages: Messages) -> str:
         raise CheckpointError(f"This model's chat template is no text. {OTHERWISE}")
     try:
         with quoted(CheckpointError, "This model's chat template is faulty", OTHERWISE, jinja2.UndefinedError):
-            text = tokenizer.apply_chat_template([*messages], add_generation_prompt=True, tokenize=False)
+            told = {"add_generation_prompt": True, **options}
+            text = tokenizer.apply_chat_template([*messages], tokenize=False, **told)
     except jinja2.TemplateSyntaxError as error:
         where = f"line {error.lineno}: {error.message}"
         raise CheckpointError(f"This model's chat template is faulty in {where}. {OTHERWISE}") from None

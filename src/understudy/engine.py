@@ -73,6 +73,7 @@ class Engine:
         sequence.limit = sequence.limit or sequence.params.max_new_tokens
         common = common_prefix(self.kept.pop(row, []), sequence.tokens[:-1])
         self._rewind(sequence, common)
+        sequence.reused = self.cache.lengths[row]
         self.sequences.append(sequence)
         return sequence
 

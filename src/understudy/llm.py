@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -184,6 +184,34 @@ class LLM:
     def stream_chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> Iterator[Step]:
         """The assistant's next message, step by step. Args and Raises are those of `chat`, the iterator that of `stream`."""
         return self._stream(self._chat_request(messages, params, streams=True))
+
+    def chat_ids(self, messages: Sequence[dict[str, Any]], **options: Any) -> list[int]:
+        """The token ids of a conversation, by the model's chat template. `options` are what the template is told besides.
+
+        Raises UsageError for messages that the template does not take."""
+        return self._ids(chat_prompt(self.tokenizer, messages, **options))
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt. UsageError where it is empty or holds a token that is not in the vocabulary."""
+        return self._ids(prompt)
+
+    def request(
+        self, ids: Sequence[int], params: SamplingParams, *, chat: bool = False, stop_ids: Collection[int] = ()
+    ) -> Request:
+        """A request with steps, for those who run `scheduler` themselves: it is not submitted.
+
+        Args:
+            ids: the prompt.
+            params: how tokens are chosen.
+            chat: is it a conversation? Then a reply ends where a plain template's next turn begins.
+            stop_ids: tokens that end the text besides the model's own.
+
+        Raises:
+            UsageError: the prompt is empty, too long, or not of this vocabulary."""
+        stops = plain_stops(self.tokenizer) if chat else ()
+        request = self._request(self._ids(ids), params, stops, streams=True)
+        request.sequence.stop_ids |= frozenset(stop_ids)
+        return request
 
     def settle(self) -> None:
         """Wait until the ring is full, so that the link is idle when a measurement begins."""

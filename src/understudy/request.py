@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .engine import Advance
 from .sequence import TokenSequence
 from .stats import RequestMeter, Share, Stats
 from .text import TextStream
+
+
+def nobody() -> None:
+    """Who hears of a request that nobody listens to."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Request:
     error: BaseException | None = None
     # Nothing more will come. Set last, since the caller may look from another thread.
     finished: bool = False
+    # Called whenever there is a new step and at the end, in the thread that runs the pass; it must not block.
+    heard: Callable[[], None] = nobody
 
     def record(self, advance: Advance, share: Share) -> None:
         """Count one pass and, if it gave tokens, make its step."""
@@ -62,11 +69,14 @@ class Request:
             text = self.reply.take(final=reason is not None)
             self.steps.append(Step(text, advance.tokens, advance.drafted, advance.accepted, reason, self.meter.stats()))
         self.finished = self.sequence.finish_reason is not None
+        if self.finished or advance.tokens:
+            self.heard()
 
     def end(self, error: BaseException | None = None) -> None:
         """End without a last step: because of `error`, or because it was cancelled."""
         self.error = error
         self.finished = True
+        self.heard()
 
     def completion(self) -> Completion:
         """All that was generated."""

@@ -36,6 +36,11 @@ def offset(seed: int) -> int:
     return _signed(seed * 0x9E3779B97F4A7C15 + 0x1234567)
 
 
+def derived_seed(seed: int, index: int) -> int:
+    """The seed of choice number `index` of a request with `seed`: its own for number 0, an unrelated one for each other."""
+    return (seed + index * 0x5851F42D4C957F2D) % 2**63
+
+
 def noise(keys: Tensor, vocabulary: int) -> Tensor:
     """[n, vocabulary] float32 Gumbel noise, a function of keys [n] int64."""
     token = torch.arange(vocabulary, device=keys.device, dtype=torch.int64)

@@ -57,6 +57,19 @@ class Scheduler:
         """Queue `request`. Does not block, and may be called from any thread."""
         with self._changed:
             self.waiting.append(request)
+            self._changed.notify_all()
+
+    def wait_for_work(self, seconds: float) -> bool:
+        """Whether there is something to do, now or within `seconds`, or until `wake` is called."""
+        with self._changed:
+            if self.idle:
+                self._changed.wait(seconds)
+            return not self.idle
+
+    def wake(self) -> None:
+        """End a `wait_for_work` that has nothing to wait for."""
+        with self._changed:
+            self._changed.notify_all()
 
     def cancel(self, request: Request) -> None:
         """End `request` now, or at the end of the pass that is under way. No other request is touched. Does not block."""

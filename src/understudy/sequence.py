@@ -29,6 +29,8 @@ class TokenSequence:
     limit: int = 0
     # How many of `tokens` are the prompt.
     prompt_length: int = 0
+    # How many tokens of the prompt its cache row held already when it was admitted.
+    reused: int = 0
     # "stop", "length", "cancelled" or "error"; None while the text goes on.
     finish_reason: str | None = None
 

@@ -15,6 +15,7 @@ from .streams import complain, guard
 COMMANDS = {
     "run": "understudy.frontends.run:command",
     "chat": "understudy.frontends.chat:command",
+    "serve": "understudy.frontends.serve:command",
     "plan": "understudy.frontends.plan:command",
     "prepare": "understudy.frontends.prepare:command",
     "export": "understudy.frontends.export:command",

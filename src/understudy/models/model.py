@@ -135,6 +135,11 @@ class Model:
                 raise _out_of_memory(what) from None
             raise
 
+    @property
+    def lost(self) -> bool:
+        """Can nothing be computed any more, until the model is loaded again?"""
+        return self._lost is not None
+
     def _waited(self) -> float:
         return self.ring.stats.wait_seconds if self.ring is not None else 0.0
 

@@ -1,0 +1,235 @@
+"""Answers of both completion endpoints: requests are made of a body, followed to their end, and told whole or as a stream.
+
+A stream of a chat is: a chunk with the role, a chunk for each pass, an empty one with the reason why it ended, figures if they were
+asked for, and `[DONE]`."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ..request import Request, Step
+from ..sampling import derived_seed
+from . import figures
+from .errors import ApiError, answer_to
+from .protocol import ChatBody, CompletionBody, SamplingFields
+from .service import Call, Service
+from .settings import Settings
+
+# Tokens of a text completion where the request does not say: what the OpenAI API takes.
+COMPLETION_TOKENS = 16
+# A comment of a stream: it says that the server is alive, and clients skip it.
+ALIVE = ": alive\n\n"
+DONE = "data: [DONE]\n\n"
+
+
+class Form(Protocol):
+    """How one endpoint writes its objects."""
+
+    @property
+    def prefix(self) -> str:
+        """What ids begin with."""
+
+    @property
+    def whole(self) -> str:
+        """What kind of object a whole answer is."""
+
+    @property
+    def chunk(self) -> str:
+        """What kind of object a piece of a stream is."""
+
+    def begin(self, index: int) -> dict[str, Any] | None:
+        """The first choice of a stream, before any text; None: there is none."""
+
+    def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+        """The choice of a chunk."""
+
+    def choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
+        """The choice of a whole answer."""
+
+
+class ChatForm:
+    """/v1/chat/completions."""
+
+    prefix = "chatcmpl"
+    whole = "chat.completion"
+    chunk = "chat.completion.chunk"
+
+    def begin(self, index: int) -> dict[str, Any] | None:
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+        delta = {"content": text} if reason is None else {}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+    def choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """/v1/completions. `echoes`: the text that each choice begins with, its prompt or nothing."""
+
+    echoes: Sequence[str]
+    prefix: str = "cmpl"
+    whole: str = "text_completion"
+    chunk: str = "text_completion"
+
+    def begin(self, index: int) -> dict[str, Any] | None:
+        return self.piece(index, self.echoes[index], None) if self.echoes[index] else None
+
+    def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+
+    def choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
+        return self.piece(index, self.echoes[index] + text, reason)
+
+
+def chat_requests(llm: Any, body: ChatBody, settings: Settings) -> tuple[list[Request], Form]:
+    """The requests of a chat. Raises ApiError or UsageError."""
+    body.refuse_unsupported()
+    told = dict(body.chat_template_kwargs or {})
+    if body.continue_final_message:
+        told |= {"continue_final_message": True, "add_generation_prompt": bool(body.add_generation_prompt)}
+    elif body.add_generation_prompt is not None:
+        told["add_generation_prompt"] = body.add_generation_prompt
+    ids = llm.chat_ids([message.plain() for message in body.messages], **told)
+    return _requests(llm, [ids], body, settings, chat=True), ChatForm()
+
+
+def completion_requests(llm: Any, body: CompletionBody, settings: Settings) -> tuple[list[Request], Form]:
+    """The requests of text completions. Raises ApiError or UsageError."""
+    body.refuse_unsupported()
+    prompts = [llm.prompt_ids(prompt) for prompt in body.prompts()]
+    requests = _requests(llm, prompts, body, settings, chat=False)
+    texts = [llm.tokenizer.decode(prompt) if body.echo else "" for prompt in prompts]
+    return requests, TextForm([text for text in texts for _ in range(body.n or 1)])
+
+
+def _requests(
+    llm: Any, prompts: Sequence[list[int]], body: SamplingFields, settings: Settings, *, chat: bool
+) -> list[Request]:
+    """`n` requests for each prompt, each with a seed of its own: the first has the seed that was asked for."""
+    count = 1 if body.n is None else body.n
+    if not 1 <= count <= settings.max_choices:
+        raise ApiError(400, f"n must be from 1 to {settings.max_choices}, got {count}.", param="n")
+    if not prompts:
+        raise ApiError(400, "prompt is empty.", param="prompt")
+    params = body.params(llm.context if chat else COMPLETION_TOKENS)
+    found = []
+    for prompt in prompts:
+        if len(prompt) >= llm.context:
+            what = f"The prompt has {len(prompt)} tokens, this server's context is {llm.context}"
+            raise ApiError(400, f"{what}: shorten it.", param="prompt", code="context_length_exceeded")
+        for index in range(count):
+            own = replace(params, seed=derived_seed(params.seed, index)) if params.gives("seed") and index else params
+            found.append(llm.request(list(prompt), own, chat=chat, stop_ids=body.stop_token_ids or ()))
+    return found
+
+
+@dataclass
+class HttpAnswer:
+    """The answer to one HTTP request."""
+
+    service: Service
+    settings: Settings
+    body: SamplingFields
+    requests: Sequence[Request]
+    form: Form
+
+    def __post_init__(self) -> None:
+        self.id = f"{self.form.prefix}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.call = Call(self.service, self.requests, self.settings.request_timeout)
+        self.service.submit(self.requests)
+
+    async def whole(self) -> dict[str, Any]:
+        """All of it as one object. Raises what ended a request."""
+        last: dict[int, Step] = {}
+        texts = [""] * len(self.requests)
+        ids: list[list[int]] = [[] for _ in self.requests]
+        async with aclosing(self._steps()) as steps:
+            async for found in steps:
+                if found is not None:
+                    index, step = found
+                    texts[index] += step.text
+                    ids[index] += step.token_ids
+                    last[index] = step
+        choices = []
+        for index, request in enumerate(self.requests):
+            choice = self.form.choice(index, texts[index], str(request.sequence.finish_reason))
+            choices.append(self._with_ids(choice, index, ids[index], first=True))
+        return {**self._object(self.form.whole), "choices": choices, **self._figures(last)}
+
+    async def events(self) -> AsyncGenerator[str]:
+        """The stream. What ends a request ends it with an event that holds the error."""
+        last: dict[int, Step] = {}
+        try:
+            for index in range(len(self.requests)):
+                begun = self.form.begin(index)
+                yield ALIVE if begun is None else self._chunk(self._with_ids(begun, index, [], first=True))
+            async with aclosing(self._steps()) as steps:
+                async for found in steps:
+                    if found is None:
+                        yield ALIVE
+                        continue
+                    index, step = found
+                    last[index] = step
+                    for chunk in self._pieces(index, step):
+                        yield chunk
+        except Exception as error:  # noqa: BLE001  the status was sent: the only way to tell is in the stream
+            yield f"data: {json.dumps(answer_to(error).body())}\n\n"
+            return
+        if self.body.stream_options is not None and self.body.stream_options.include_usage:
+            yield self._event({**self._object(self.form.chunk), "choices": [], **self._figures(last)})
+        yield DONE
+
+    def _pieces(self, index: int, step: Step) -> Iterator[str]:
+        """The chunks of one pass: its text, and then the reason why it was the last one."""
+        if step.text or self.body.return_token_ids:
+            yield self._chunk(self._with_ids(self.form.piece(index, step.text, None), index, step.token_ids))
+        if step.finish_reason is not None:
+            yield self._chunk(self.form.piece(index, "", step.finish_reason))
+
+    async def _steps(self) -> AsyncGenerator[tuple[int, Step] | None]:
+        try:
+            async with aclosing(self.call.steps(self.settings.keep_alive)) as steps:
+                async for found in steps:
+                    yield found
+        except TimeoutError:
+            seconds = self.settings.request_timeout
+            raise ApiError(408, f"The request took more than {seconds:g} s, this server's limit.", code="timeout") from None
+
+    def _with_ids(self, choice: dict[str, Any], index: int, ids: list[int], first: bool = False) -> dict[str, Any]:
+        """`choice` with the ids of its tokens, and at `first` those of the prompt, where they were asked for."""
+        if self.body.return_token_ids:
+            sequence = self.requests[index].sequence
+            choice["token_ids"] = ids
+            if first:
+                choice["prompt_token_ids"] = sequence.tokens[: sequence.prompt_length or None]
+        return choice
+
+    def _figures(self, last: dict[int, Step]) -> dict[str, Any]:
+        found: dict[str, Any] = {"usage": figures.usage(self.requests)}
+        if len(self.requests) == 1:
+            stats = last[0].stats
+            found["timings"] = figures.timings(self.requests[0], stats)
+            found["understudy"] = figures.drafting(stats)
+        return found
+
+    def _object(self, kind: str) -> dict[str, Any]:
+        model = self.settings.model_name
+        return {"id": self.id, "object": kind, "created": self.created, "model": model, "system_fingerprint": None}
+
+    def _chunk(self, choice: dict[str, Any]) -> str:
+        return self._event({**self._object(self.form.chunk), "choices": [choice]})
+
+    def _event(self, content: dict[str, Any]) -> str:
+        return f"data: {json.dumps(content, ensure_ascii=False, allow_nan=False)}\n\n"

@@ -1,0 +1,192 @@
+"""The ASGI application: `create_app(llm, settings)` makes one, without anything global."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
+
+from .. import __version__
+from ..errors import UnderstudyError
+from ..request import Request as Generation
+from . import answers
+from .answers import Form, HttpAnswer
+from .errors import ApiError, answer_to
+from .guards import Guards
+from .metrics import Metrics
+from .protocol import ChatBody, CompletionBody, DetokenizeBody, SamplingFields, TokenizeBody
+from .responses import EventStream, error_response, whole
+from .service import Service, Unavailable
+from .settings import Settings
+
+IGNORED = "X-Understudy-Ignored"
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False,
+}  # fmt: skip
+
+
+def create_app(llm: Any, settings: Settings) -> FastAPI:
+    """The application that serves `llm`, an LLM. It runs passes from its start to its shutdown, and does not close `llm`."""
+    metrics = Metrics(llm, settings.model_name)
+    service = Service(llm, settings.max_queue, metrics.ended)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.close()
+
+    # Pages of documentation load scripts from elsewhere: they are left out.
+    app = FastAPI(
+        title="Understudy", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=NO_TELEMETRY
+    )
+    app.state.service = service
+    endpoints = Endpoints(llm, settings, service, metrics)
+    app.post("/v1/chat/completions")(endpoints.chat)
+    app.post("/v1/completions")(endpoints.completions)
+    app.get("/v1/models")(endpoints.models)
+    app.get("/v1/models/{name:path}")(endpoints.model)
+    app.post("/tokenize")(endpoints.tokenize)
+    app.post("/detokenize")(endpoints.detokenize)
+    app.get("/tokenizer_info")(endpoints.tokenizer_info)
+    app.get("/health")(endpoints.health)
+    app.get("/version")(endpoints.version)
+    app.get("/metrics")(endpoints.metrics_text)
+    _tell_errors(app)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"], expose_headers=[IGNORED]
+        )
+    app.add_middleware(Guards, settings=settings)
+    return app
+
+
+class Endpoints:
+    """The handlers of one application."""
+
+    def __init__(self, llm: Any, settings: Settings, service: Service, metrics: Metrics):
+        self.llm = llm
+        self.settings = settings
+        self.service = service
+        self.metrics = metrics
+        self.began = int(time.time())
+
+    async def chat(self, request: Request, body: ChatBody) -> Response:
+        """The assistant's next message."""
+        return await self._answered(request, body, partial(answers.chat_requests, self.llm, body, self.settings))
+
+    async def completions(self, request: Request, body: CompletionBody) -> Response:
+        """The continuation of one prompt, or of many."""
+        return await self._answered(request, body, partial(answers.completion_requests, self.llm, body, self.settings))
+
+    async def _answered(
+        self, request: Request, body: SamplingFields, make: Callable[[], tuple[list[Generation], Form]]
+    ) -> Response:
+        if body.model not in (None, "", self.settings.model_name):
+            raise ApiError(404, f"The model {body.model!r} is not here: this server has {self.settings.model_name!r}.", "model")
+        try:
+            answer = HttpAnswer(self.service, self.settings, body, *make())
+        except Unavailable as error:
+            self.metrics.rejected("unavailable" if self.service.trouble else "queue_full")
+            raise answer_to(error) from None
+        headers = {IGNORED: ", ".join(ignored)} if (ignored := body.ignored()) else {}
+        if body.stream:
+            return EventStream(answer.events(), headers)
+        try:
+            return await whole(request, answer.whole, headers)
+        except Exception as error:
+            raise answer_to(error) from error
+
+    async def models(self) -> dict[str, Any]:
+        """The one model that is served."""
+        return {"object": "list", "data": [self._card()]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """The model called `name`."""
+        if name != self.settings.model_name:
+            raise ApiError(404, f"The model {name!r} is not here: this server has {self.settings.model_name!r}.", "model")
+        return self._card()
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self.settings.model_name,
+            "object": "model",
+            "created": self.began,
+            "owned_by": "understudy",
+            "max_model_len": self.llm.context,
+        }
+
+    async def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
+        """Text, or a conversation, to token ids."""
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "Give either prompt or messages.", param="prompt")
+        if body.messages is not None:
+            tokens = self.llm.chat_ids([message.plain() for message in body.messages])
+        else:
+            tokens = self.llm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"]
+        found: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": self.llm.context}
+        if body.return_token_strs:
+            found["token_strs"] = self.llm.tokenizer.convert_ids_to_tokens(tokens)
+        return found
+
+    async def detokenize(self, body: DetokenizeBody) -> dict[str, Any]:
+        """Token ids to text."""
+        tokens = self.llm.prompt_ids(body.tokens) if body.tokens else []
+        return {"prompt": self.llm.tokenizer.decode(tokens)}
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """What a client needs to know of the tokenizer."""
+        tokenizer = self.llm.tokenizer
+        return {
+            "tokenizer_class": type(tokenizer).__name__,
+            "vocab_size": len(tokenizer),
+            "model_max_length": self.llm.context,
+            "bos_token": tokenizer.bos_token,
+            "eos_token": tokenizer.eos_token,
+            "pad_token": tokenizer.pad_token,
+            "chat_template": tokenizer.chat_template,
+        }
+
+    async def health(self) -> Response:
+        """200 as long as requests are served."""
+        trouble = self.service.trouble
+        return JSONResponse({"status": trouble or "ok"}, 503 if trouble else 200)
+
+    async def version(self) -> dict[str, str]:
+        """The version of the server."""
+        return {"version": __version__}
+
+    async def metrics_text(self) -> Response:
+        """Figures for Prometheus."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _tell_errors(app: FastAPI) -> None:
+    """Every error is answered in the form that clients know."""
+
+    async def invalid(request: Request, error: Any) -> Response:
+        first = error.errors()[0]
+        # Numbers are places in a list.
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        what = f"{where}: {first['msg']}" if where else str(first["msg"])
+        return error_response(ApiError(400, what, param=where or None))
+
+    async def unknown(request: Request, error: Any) -> Response:
+        return error_response(ApiError(error.status_code, str(error.detail)))
+
+    async def failed(request: Request, error: Exception) -> Response:
+        return error_response(answer_to(error))
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, unknown)
+    for kind in (ApiError, UnderstudyError, Exception):
+        app.add_exception_handler(kind, failed)

@@ -1,0 +1,56 @@
+"""Errors as clients of the OpenAI API expect them: a status, and an object with a message, a type, a parameter and a code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import NumbersError, UnderstudyError, UsageError
+from .service import Unavailable
+
+# What a client reads in `type`, by status.
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    503: "overloaded_error",
+}
+
+
+@dataclass
+class ApiError(Exception):
+    """A request that is answered with an error."""
+
+    status: int
+    message: str
+    # The field of the request that is at fault.
+    param: str | None = None
+    # A word for programs, such as context_length_exceeded.
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object that a client gets."""
+        kind = TYPES.get(self.status, "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def answer_to(error: BaseException) -> ApiError:
+    """The answer to a request that `error` ended."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, Unavailable):
+        retry = {"Retry-After": str(error.retry_after)} if error.retry_after else {"x-should-retry": "false"}
+        return ApiError(503, str(error), code="overloaded", headers=retry)
+    if isinstance(error, UsageError):
+        return ApiError(400, str(error))
+    # Another try would end in the same way.
+    once = {"x-should-retry": "false"}
+    if isinstance(error, NumbersError | UnderstudyError):
+        return ApiError(500, str(error), headers=once)
+    return ApiError(500, "The server made a mistake; its log says more.", headers=once)

@@ -1,0 +1,53 @@
+"""The figures that an answer ends with: tokens as OpenAI counts them, times as llama.cpp names them, and what drafting did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..request import Request
+from ..stats import Stats
+
+
+def usage(requests: Sequence[Request]) -> dict[str, Any]:
+    """Tokens of all answers to one prompt, which counts once; of several prompts each counts."""
+    prompts = {tuple(request.sequence.tokens[: request.sequence.prompt_length]): request for request in requests}
+    prompt_tokens = sum(len(prompt) for prompt in prompts)
+    new_tokens = sum(request.sequence.produced for request in requests)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": new_tokens,
+        "total_tokens": prompt_tokens + new_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(request.sequence.reused for request in prompts.values())},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def timings(request: Request, stats: Stats) -> dict[str, Any]:
+    """How long reading and writing took, in milliseconds, waiting for a place included."""
+    read = stats.prompt_tokens - request.sequence.reused
+    prompt_ms, new_ms = stats.ttft_seconds * 1e3, stats.decode_seconds * 1e3
+    return {
+        "cache_n": request.sequence.reused,
+        "prompt_n": read,
+        "prompt_ms": prompt_ms,
+        "prompt_per_second": read / stats.ttft_seconds if stats.ttft_seconds else None,
+        "predicted_n": stats.new_tokens,
+        "predicted_ms": new_ms,
+        "predicted_per_second": stats.tokens_per_second,
+        "draft_n": stats.drafted,
+        "draft_n_accepted": stats.accepted,
+    }
+
+
+def drafting(stats: Stats) -> dict[str, Any]:
+    """What drafting did for one answer. Drafts are trees: compare acceptance lengths, not accepted / drafted."""
+    return {
+        "method": stats.method,
+        "passes": stats.rounds,
+        "tokens_per_pass": stats.mean_accepted,
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+        "bytes_streamed": stats.bytes_streamed,
+        "seed": stats.seed,
+    }

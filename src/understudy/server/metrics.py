@@ -1,0 +1,110 @@
+"""Figures for Prometheus: vLLM's names under `understudy:`, and what is special here. Each server has a registry of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from ..request import Request
+
+SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560)
+TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
+ACCEPTED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+class Metrics:
+    """Counts the requests of the model `name` that end, and reads the engine's own figures when it is asked."""
+
+    def __init__(self, llm: Any, name: str):
+        self.registry = CollectorRegistry()
+        self.labels = {"model_name": name}
+
+        def counter(what: str, text: str, *more: str) -> Counter:
+            return Counter(f"understudy:{what}", text, ("model_name", *more), registry=self.registry)
+
+        def histogram(what: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"understudy:{what}", text, ("model_name",), registry=self.registry, buckets=buckets)
+
+        self.success = counter("request_success", "Requests that ended, by the reason.", "finished_reason")
+        self.rejections = counter("admission_rejections", "Requests that were turned away.", "reason")
+        self.prompt = counter("prompt_tokens", "Tokens of prompts.")
+        self.cached = counter("prompt_tokens_cached", "Tokens of prompts that did not have to be read again.")
+        self.generated = counter("generation_tokens", "Tokens that were generated.")
+        self.drafts = counter("spec_decode_num_drafts", "Trees that were drafted.")
+        self.draft_tokens = counter("spec_decode_num_draft_tokens", "Nodes that were drafted.")
+        self.accepted = counter("spec_decode_num_accepted_tokens", "Nodes that the target accepted.")
+        self.first = histogram("time_to_first_token_seconds", "From a request to its first token.", SECONDS)
+        self.whole = histogram("e2e_request_latency_seconds", "From a request to its end.", SECONDS)
+        self.per_pass = histogram("tokens_per_pass", "Tokens that a pass gave a request, on average.", ACCEPTED)
+        self.new = histogram("request_generation_tokens", "Tokens generated for a request.", TOKENS)
+        self.registry.register(EngineFigures(llm, self.labels))
+
+    def ended(self, request: Request) -> None:
+        """Count a request that has ended. Called once for each, in any thread."""
+        stats = request.meter.stats()
+        reason = "error" if request.error is not None else str(request.sequence.finish_reason or "cancelled")
+        self.success.labels(**self.labels, finished_reason=reason).inc()
+        sums = (
+            (self.prompt, stats.prompt_tokens),
+            (self.cached, request.sequence.reused),
+            (self.generated, stats.new_tokens),
+            (self.drafts, stats.rounds if stats.drafted else 0),
+            (self.draft_tokens, stats.drafted),
+            (self.accepted, stats.accepted),
+        )
+        for counted, amount in sums:
+            counted.labels(**self.labels).inc(amount)
+        if stats.new_tokens:
+            self.first.labels(**self.labels).observe(stats.ttft_seconds)
+            self.whole.labels(**self.labels).observe(stats.ttft_seconds + stats.decode_seconds)
+            self.new.labels(**self.labels).observe(stats.new_tokens)
+        if stats.rounds:
+            self.per_pass.labels(**self.labels).observe(stats.mean_accepted)
+
+    def rejected(self, reason: str) -> None:
+        """Count a request that was turned away."""
+        self.rejections.labels(**self.labels, reason=reason).inc()
+
+    def text(self) -> bytes:
+        """All figures in Prometheus' text format."""
+        return bytes(generate_latest(self.registry))
+
+
+class EngineFigures(Collector):
+    """The state of the scheduler, the cache and the link, read when it is asked for."""
+
+    def __init__(self, llm: Any, labels: dict[str, str]):
+        self.llm = llm
+        self.labels = labels
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        llm = self.llm
+        scheduler, cache = llm.scheduler, llm.engine.cache
+        counters = scheduler.counters()
+        held = sum(cache.lengths[request.sequence.row] for request in scheduler.running) / (cache.rows * cache.capacity)
+        gauges = (
+            ("num_requests_running", "Requests that have a cache row.", len(scheduler.running)),
+            ("num_requests_waiting", "Requests that wait for a cache row.", len(scheduler.waiting)),
+            ("kv_cache_usage_perc", "Share of the KV cache that running requests use, 0 to 1.", held),
+            ("peak_memory_bytes", "The most fast memory that was held at once.", llm.model.device.peak_bytes()),
+        )
+        totals = (
+            ("passes", "Sweeps of the exact weights.", llm.engine.clock.passes),
+            ("link_bytes", "Exact weights that came over the link.", counters.read),
+            ("link_busy_seconds", "Time in which the link was busy.", counters.busy),
+            ("link_wait_seconds", "Time in which passes waited for the link.", counters.wait),
+            ("draft_seconds", "Time of drafting.", counters.draft),
+            ("verify_seconds", "Time of passes, waiting for the link included.", counters.verify),
+        )
+        for name, text, value in gauges:
+            family = GaugeMetricFamily(f"understudy:{name}", text, labels=list(self.labels))
+            family.add_metric(list(self.labels.values()), value)
+            yield family
+        for name, text, value in totals:
+            total = CounterMetricFamily(f"understudy:{name}", text, labels=list(self.labels))
+            total.add_metric(list(self.labels.values()), value)
+            yield total

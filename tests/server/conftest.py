@@ -1,0 +1,98 @@
+"""A real server in a thread of this process, on a small random model; and the texts that the model gives without a server."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import uvicorn
+
+from tests.tiny import save
+from understudy import LLM
+from understudy.server.app import create_app
+from understudy.server.settings import Settings
+
+Start = Callable[..., "Running"]
+
+
+class Running:
+    """A server under way: `url` without a path, and the application's service."""
+
+    def __init__(self, app: Any):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.service = app.state.service
+        self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error", timeout_graceful_shutdown=5))
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+        until(lambda: self.server.started)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.http.post(path, json=body)
+
+    def stop(self) -> None:
+        self.http.close()
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+def until(true: Callable[[], Any], seconds: float = 30) -> None:
+    """Wait for something to be true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("served")
+    save(directory, "llama-tied", torch.bfloat16, max_position_embeddings=1024)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def llm(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDERSTUDY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with LLM(checkpoint, rows=3, context=512, resident="none") as loaded:
+            yield loaded
+
+
+@pytest.fixture(scope="session")
+def plain(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    """The same model without drafting, one text at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDERSTUDY_CACHE", str(tmp_path_factory.mktemp("plain")))
+        with LLM(checkpoint, rows=1, context=512, method="none") as loaded:
+            yield loaded
+
+
+@pytest.fixture
+def start(llm: LLM) -> Iterator[Start]:
+    """Starts servers, and stops them at the end of the test."""
+    servers: list[Running] = []
+
+    def begin(**settings: Any) -> Running:
+        servers.append(Running(create_app(llm, Settings(**{"model_name": "tiny", **settings}))))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def server(start: Start) -> Running:
+    return start()
