@@ -23,7 +23,8 @@ def test_it_serves_until_it_is_told_to_end(tiny: Path, tmp_path: Path) -> None:
     process = subprocess.Popen([*REAL, *words], env=environment(tmp_path), stderr=subprocess.PIPE, text=True)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": "k"}) as client:
-            for _ in range(600):
+            # kernels may have to be compiled first
+            for _ in range(2400):
                 try:
                     if client.get("/health").status_code == 200:
                         break
