@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from understudy.codecs import codec
-from understudy.kernels.exact_product import applies, multiply
+from understudy.kernels.exact_product import BlockProduct, applies
 from understudy.kernels.pack import block
 from understudy.tiers.memory import arena
 
@@ -37,5 +37,5 @@ def test_it_multiplies_where_the_bytes_lie() -> None:
     operand = RAW.operand(data, 2, 32, {})
     assert operand.weights == data.data_ptr() and (operand.blocks, operand.columns) == (2, 32)
     x, out = torch.randn(3, 32).to(torch.bfloat16), torch.zeros(3, 2, 64, dtype=torch.bfloat16)
-    multiply([x], [(operand, 0)], out)
+    BlockProduct([(operand, 0)])([x], out)
     torch.testing.assert_close(out.view(3, -1).float(), x.float() @ weight.float().T, rtol=0.02, atol=0.05)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from understudy.codecs import codec
 from understudy.kernels import exact_product
 from understudy.kernels.bfdot import has_bfdot
-from understudy.kernels.exact_product import Operand, multiply
+from understudy.kernels.exact_product import FEW, BlockProduct, Operand
 from understudy.kernels.pack import block
 from understudy.quantizers import fitting
 
@@ -19,6 +19,10 @@ def drawn(outputs, columns, rows, seed):
     torch.manual_seed(seed)
     weight = (torch.randn(outputs, columns) * torch.randn(outputs, 1).exp() * 0.05).bfloat16()
     return weight, torch.randn(rows, columns).bfloat16()
+
+
+def multiply(tiles, operands, out):
+    BlockProduct(operands)(tiles, out)
 
 
 def packed(weight, spec):
@@ -91,3 +95,18 @@ def test_threads_do_not_matter_and_special_values_go_through(threads):
 def test_what_it_does_not_apply_to():
     assert exact_product.applies(torch.bfloat16, 64)
     assert not exact_product.applies(torch.bfloat16, 65) and not exact_product.applies(torch.float32, 64)
+
+
+@pytest.mark.parametrize("columns", [128, 130, 576])
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
+def test_rows_are_multiplied_where_they_lie_or_put_together_first(rows, columns):
+    """One product serves any rows: of a tile with padding, of several tiles, and of one whose lines do not follow each other."""
+    weight, x = drawn(128, columns, 32, 3)
+    product, want = BlockProduct([(Operand.plain(block(weight)), 0)]), torch.empty(32, 2, 64, dtype=torch.bfloat16)
+    product([x], want)
+    wide = torch.zeros(32, columns + 2, dtype=torch.bfloat16)
+    wide[:, :columns] = x
+    for tiles in ([x], [x[:3], x[3:]], [wide[:, :columns]]):
+        out = torch.empty(rows, 2, 64, dtype=torch.bfloat16)
+        product(tiles, out)
+        assert torch.equal(out.view(torch.int16), want[:rows].view(torch.int16))

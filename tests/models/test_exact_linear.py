@@ -68,7 +68,7 @@ def test_a_product_without_decoding_multiplies_rows_by_the_same_weights(name: st
     product, out = made.product(torch.bfloat16), torch.empty(5, 3, 64, dtype=torch.bfloat16)
     assert product is not None
     for data, first, count in parts:  # one by one: an operand may hold only until the next one
-        product([x], [made.operand(data, first, count)], out)
+        product([made.operand(data, first, count)])([x], out)
     found = out.view(5, -1)[:, :ROWS].float()
     assert torch.allclose(found, x.float() @ weight.float().T, atol=2e-2, rtol=2e-2)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,19 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     yield supplies[0], supplies[1], Checkpoint.open(path)
     assert supplies[0].ring is not None
     supplies[0].ring.close()
+
+
+@pytest.mark.parametrize("rows", [1, 33])
+def test_weights_that_were_decoded_beforehand_give_the_same_bits(
+    made: tuple[Supply, Supply, Checkpoint], rows: int, tmp_path: Path
+) -> None:
+    save(tmp_path / "model", "qwen2", torch.bfloat16, num_hidden_layers=2)
+    store = LLM.prepare(tmp_path / "model", codec="delta", output=tmp_path / "store")
+    plan = LLM.plan_only(store.path, memory="1GiB", context=64)
+    assert plan.decoded == frozenset(range(len(store.linears))) and not plan.residents
+    weights = Weights(store, plan, SETTINGS, Processor(1), drafts=True)
+    supply = Supply(weights.parts, weights.linears, weights.residents, weights.ring(1 << 20))
+    assert all(map(torch.equal, sweep(supply, rows), sweep(made[1], rows)))
 
 
 def tiles(supply: Supply, index: int, rows: int) -> list[Tensor]:

@@ -37,18 +37,21 @@ def test_every_part_is_here_or_streams(prepared: tuple[Store, Plan, Checkpoint],
     entries = [store.linears[spec.module] for spec in store.layout.linears]
     owners = [index for index, entry in enumerate(entries) for _ in entry.parts]
     whole = data.draw(st.sets(st.sampled_from(range(len(entries)))), "whole")
+    decoded = data.draw(st.sets(st.sampled_from(range(len(entries)))), "decoded") - whole
+    apart = whole | decoded
     resident = data.draw(st.sets(st.sampled_from(range(len(owners)))), "resident")
-    resident = {number for number in resident if owners[number] not in whole}
-    weights = Weights(
-        store, replace(plan, whole=frozenset(whole), residents=frozenset(resident)), SETTINGS, Processor(1), drafts=drafts
-    )
+    resident = {number for number in resident if owners[number] not in apart}
+    placed = replace(plan, whole=frozenset(whole), decoded=frozenset(decoded), residents=frozenset(resident))
+    weights = Weights(store, placed, SETTINGS, Processor(1), drafts=drafts)
     streamed = [part for part in weights.parts if part.number not in weights.residents]
-    assert {part.number for part in streamed} == {n for n in range(len(owners)) if owners[n] not in whole and n not in resident}
+    assert {part.number for part in streamed} == {n for n in range(len(owners)) if owners[n] not in apart and n not in resident}
     assert all(weights.stored[part.number] == entries[part.linear].parts[0].stored for part in streamed)
-    for index in whole:
+    for index in apart:
         (part,) = (part for part in weights.parts if part.linear == index)
         source = checkpoint.read(entries[index].weight)
-        assert torch.equal(weights.residents[part.number], block(source)) and weights.substitutes[index].keys() == {"weight"}
+        assert torch.equal(weights.residents[part.number], block(source))
+        assert (weights.substitutes[index].keys() == {"weight"}) == (index in whole)
+        assert weights.linears[index].codec.name == "raw", "nothing is left to decode"
     kept = {index for index, tensors in enumerate(weights.substitutes) if tensors}
     assert kept == {index for index, entry in enumerate(entries) if index in whole or held(entry, drafts)}
     ring = weights.ring(1 << 20)

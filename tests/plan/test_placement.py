@@ -46,6 +46,7 @@ def test_a_plan_is_json_under_the_same_keys_as_ever() -> None:
         "method": "ngram",
         "link_bytes_per_second": 100.0,
         "whole": 1,
+        "decoded": 0,
         "level": 300,
         "exact": 1000,
         "speeds": {"link": 100.0, "memory": 1000.0, "levels": 8},

@@ -30,13 +30,29 @@ def test_what_is_kept_fits_and_is_counted(drawn: list[tuple[int, int]], room: in
     parts, linears = sizes(drawn, share)
     kept = keep(parts, linears, room, resident, LinkSpeeds(1e9, 12e9, 8), 4 * PART)
     owners = [i for i, linear in enumerate(linears) for _ in range(linear.parts)]
-    assert not any(owners[number] in kept.whole for number in kept.parts)
-    assert all(linears[i].parts for i in kept.whole)
+    apart = kept.whole | kept.decoded
+    assert not any(owners[number] in apart for number in kept.parts) and not kept.whole & kept.decoded
+    assert all(linears[i].parts for i in apart)
     beyond = sum(linears[i].extra_bytes for i in kept.whole) + sum(parts[number] for number in kept.parts)
-    assert kept.taken_bytes == beyond <= room
-    gone = sum(parts[number] for number, owner in enumerate(owners) if owner in kept.whole or number in kept.parts)
+    assert kept.taken_bytes == beyond + sum(linears[i].exact_bytes for i in kept.decoded) <= room
+    gone = sum(parts[number] for number, owner in enumerate(owners) if owner in apart or number in kept.parts)
     assert kept.streamed_bytes == sum(parts) - gone
     assert (resident in ("whole", "auto") or not kept.whole) and (resident in ("residual", "auto") or not kept.parts)
+    assert not kept.decoded or (resident == "auto" and not kept.streamed_bytes)
+
+
+def test_room_that_nothing_streams_into_makes_passes_faster() -> None:
+    """Exact weights lie as they are beside the substitutes, as many as there is room for; in their place if nothing drafts."""
+    parts, linears = sizes([(4, 1)] * 50)
+    half = sum(parts)
+    drafting, plain = LinkSpeeds(1e9, 12e9, 8), LinkSpeeds(1e9, 12e9, 0)
+    full = keep(parts, linears, 2 * half, "auto", drafting, PART)
+    assert full.decoded == frozenset(range(50)) and not full.parts and not full.streamed_bytes
+    some = keep(parts, linears, half + 10 * 2 * PART, "auto", drafting, PART)
+    assert len(some.decoded) == 10 and len(some.parts) == 40 * 4 and max(some.decoded) > 40
+    assert not keep(parts, linears, half - PART, "auto", drafting, PART).decoded
+    alone = keep(parts, linears, 2 * half, "auto", plain, PART)
+    assert alone.whole == frozenset(range(50)) and not alone.decoded
 
 
 def test_whole_weights_win_where_memory_is_much_faster_than_the_link() -> None:

@@ -43,8 +43,8 @@ class DraftAttention(Protocol):
         """query [n, heads, key size] over a layer's keys and values [rows, kv heads, places, size] -> [n, heads, value size]."""
 
 
-# What multiplies rows by exact weights as they arrive: tiles, operands with their first blocks, and where results go.
-ExactProduct = Callable[["Sequence[Tensor]", "Sequence[tuple[Operand, int]]", "Tensor"], None]
+# Takes operands of exact weights with their first blocks, and gives what multiplies tiles by them: tiles, and where results go.
+ExactProduct = Callable[["Sequence[tuple[Operand, int]]"], Callable[["Sequence[Tensor]", "Tensor"], None]]
 
 
 class Device(Protocol):
@@ -144,7 +144,7 @@ class Device(Protocol):
         ...
 
     def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
-        """What multiplies by exact weights as they arrive, as `kernels.exact_product.multiply`; None: they are decoded first."""
+        """What multiplies by exact weights as they arrive, as `kernels.exact_product.BlockProduct`; None: they are decoded."""
         ...
 
     def refusal(self, codec: Codec) -> str:

@@ -101,7 +101,7 @@ class Processor:
         return quantizer.linear(tensors, shape, dtype)
 
     def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
-        return exact_product.multiply if exact_product.applies(dtype, columns) else None
+        return exact_product.BlockProduct if exact_product.applies(dtype, columns) else None
 
     def refusal(self, codec: Codec) -> str:
         return ""

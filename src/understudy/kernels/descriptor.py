@@ -58,7 +58,7 @@ class DecodeRun(Descriptor):
 
 
 class ExactOperand(Descriptor):
-    """Blocks that `exact_product.multiply` multiplies with, and where their outputs go."""
+    """Blocks that `exact_product.BlockProduct` multiplies by, and where their outputs go."""
 
     __slots__ = ()
     _fields_ = (
@@ -66,13 +66,13 @@ class ExactOperand(Descriptor):
         ("blocks", NUMBER),
         # address of the weights bfloat16 [count, columns, 64]; 0 where they are rebuilt from codes and residual
         ("plain", NUMBER),
-        # address of the first output in the result's first row
+        # bytes between the start of a row of the result and the first output
         ("out", NUMBER),
     )
 
 
 class ExactRun(Descriptor):
-    """Rows times the blocks of one or more operands; see `exact_product.multiply`."""
+    """Rows times the blocks of one or more operands; see `exact_product.BlockProduct`."""
 
     __slots__ = ()
     _fields_ = (
@@ -84,8 +84,12 @@ class ExactRun(Descriptor):
         ("rows", NUMBER),
         # columns that are rebuilt, then multiplied, at once
         ("width", NUMBER),
-        # address of x bfloat16 [runs of `width` columns, rows, width]
+        # address of x bfloat16, and the bytes between one row and the next, and between one run of `width` columns and the next
         ("x", NUMBER),
+        ("row_bytes", NUMBER),
+        ("run_bytes", NUMBER),
+        # address of the result
+        ("out", NUMBER),
         # bytes between one row of the result and the next
         ("out_stride", NUMBER),
     )

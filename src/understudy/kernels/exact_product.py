@@ -33,6 +33,9 @@ from .vector import prefetch
 
 # columns that are rebuilt before they are multiplied, unless a group has more
 RUN = 128
+# rows of one tile that are multiplied where they lie; more are put together first, since lines of so many rows of a wide
+# matrix push each other out of the cache
+FEW = 8
 carray: Any = numpy_support.carray
 
 _dot_1, _dot_2, _dot_4 = columns_dot(1), columns_dot(2), columns_dot(4)
@@ -69,33 +72,48 @@ class Operand:
         return cls(described(residual, codes, scales), 0, residual, codes, scales)
 
 
-def multiply(tiles: Sequence[Tensor], operands: Sequence[tuple[Operand, int]], out: Tensor) -> None:
-    """out[:, first : first + nb] = x @ weights.T for each operand and its first block; out [rows, all blocks, 64],
-    bfloat16.
+class BlockProduct:
+    """Multiplies by `operands`, each with its first block: described once, for any number of products."""
 
-    x is the first `rows` rows of all `tiles` [any, K], one tile after another, bfloat16."""
-    rows, columns = out.shape[0], tiles[0].shape[1]
-    assert out.is_contiguous() and out.dtype == torch.bfloat16 and sum(map(len, tiles)) >= rows
-    assert all(op.columns == columns and first + op.blocks <= out.shape[1] for op, first in operands)
-    group = max(op.group for op, _ in operands)
-    run = min(columns, max(RUN // group, 1) * group)
-    assert all(run % op.group == 0 for op, _ in operands)
-    x = _cut(tiles, rows, run)
-    start = out.data_ptr()
-    described_operands = (ExactOperand * len(operands))(
-        *[ExactOperand(op.description, op.weights, start + first * 128) for op, first in operands]
-    )
-    descriptor = ExactRun(
-        count=len(operands),
-        operands=ctypes.addressof(described_operands),
-        columns=columns,
-        rows=rows,
-        width=run,
-        x=x.data_ptr(),
-        out_stride=out.stride(0) * 2,
-    )
-    blocks = sum(op.blocks for op, _ in operands)
-    team.run(_entry(), descriptor, small=blocks * columns * 64 < SMALL)
+    def __init__(self, operands: Sequence[tuple[Operand, int]]) -> None:
+        self.columns = operands[0][0].columns
+        group = max(op.group for op, _ in operands)
+        self.width = min(self.columns, max(RUN // group, 1) * group)
+        assert all(op.columns == self.columns and self.width % op.group == 0 for op, _ in operands)
+        self.end = max(first + op.blocks for op, first in operands)
+        self._described = (ExactOperand * len(operands))(
+            *[ExactOperand(op.description, op.weights, first * 128) for op, first in operands]
+        )
+        self._small = sum(op.blocks for op, _ in operands) * self.columns * 64 < SMALL
+        self._kept = tuple(operands)
+
+    def __call__(self, tiles: Sequence[Tensor], out: Tensor) -> None:
+        """out[:, first : first + nb] = x @ weights.T for each operand; out [rows, all blocks, 64], bfloat16.
+
+        x is the first `rows` rows of all `tiles` [any, K], one tile after another, bfloat16."""
+        rows, blocks, _ = out.shape
+        x, width = tiles[0], self.width
+        assert x.shape[1] == self.columns and blocks >= self.end
+        assert out.is_contiguous() and out.dtype == torch.bfloat16
+        if rows > FEW or x.shape[0] < rows or x.stride() != (self.columns, 1):
+            assert sum(map(len, tiles)) >= rows
+            x = _cut(tiles, rows, width)
+            row_bytes, run_bytes = width * 2, rows * width * 2
+        else:
+            row_bytes, run_bytes = self.columns * 2, width * 2
+        run = ExactRun(
+            count=len(self._described),
+            operands=ctypes.addressof(self._described),
+            columns=self.columns,
+            rows=rows,
+            width=width,
+            x=x.data_ptr(),
+            row_bytes=row_bytes,
+            run_bytes=run_bytes,
+            out=out.data_ptr(),
+            out_stride=blocks * 128,
+        )
+        team.run(_entry(), run, small=self._small)
 
 
 def _cut(tiles: Sequence[Tensor], rows: int, run: int) -> Tensor:
@@ -142,7 +160,7 @@ def _work(argument: Any) -> None:
             _make(operand, b, k, width, paired, paired + run.width * 128)
             _add(run, operand, b, k, width, paired, sums)
         for r in range(rows):
-            to_brain(sums + r * 256, operand.out + r * run.out_stride + b * 128)
+            to_brain(sums + r * 256, run.out + operand.out + r * run.out_stride + b * 128)
 
 
 @compiled
@@ -163,8 +181,8 @@ def _make(operand: Any, b: int, k: int, width: int, paired: int, rebuilt: int) -
 @compiled
 def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums: int) -> None:
     """sums [rows, 64] += x times these columns, while memory is asked for the columns that come next."""
-    rows, stride = run.rows, run.width * 2
-    x = run.x + k * rows * 2
+    rows, stride = run.rows, run.row_bytes
+    x = run.x + k // run.width * run.run_bytes
     r = 0
     while r < rows:
         _fetch_ahead(operand, b, k + width, width, r, min(rows - r, 4), rows)

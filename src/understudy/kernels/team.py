@@ -48,10 +48,21 @@ def run(address: int, descriptor: ctypes.Structure, small: bool = False) -> None
     """Call the machine code at `address` with `descriptor` on all of torch's threads; on this one alone if `small`."""
     threads = 1 if small else torch.get_num_threads()
     if threads == 1 or not parallel():
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(ctypes.addressof(descriptor))
+        _alone(address)(ctypes.addressof(descriptor))
     else:
-        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        kind(parallel())(address, ctypes.addressof(descriptor), threads, 0)
+        _team(parallel())(address, ctypes.addressof(descriptor), threads, 0)
+
+
+@cache
+def _alone(address: int) -> Callable[[int], None]:
+    """The machine code at `address`, to be called."""
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+
+
+@cache
+def _team(address: int) -> Callable[[int, int, int, int], None]:
+    """GOMP_parallel, to be called."""
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(address)
 
 
 @intrinsic

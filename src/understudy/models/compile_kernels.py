@@ -95,9 +95,9 @@ def _use(store: Store, entry: LinearEntry, dtype: torch.dtype, drafts: bool, pro
         if (product := exact.product(dtype)) is not None:
             x, out = torch.zeros(1, entry.shape[1], dtype=dtype), torch.empty(1, part.blocks, 64, dtype=dtype)
             operand, _ = exact.operand(data, part.first_block, part.blocks)
-            product([x], [(operand, 0)], out)
-        else:
-            exact.blocks(data, part.first_block, part.blocks)
+            product([(operand, 0)])([x], out)
+        # weights that stay are decoded at once where there is room
+        exact.blocks(data, part.first_block, part.blocks)
 
 
 def give_back() -> None:

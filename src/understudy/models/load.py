@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -13,15 +13,19 @@ from ..codecs import codec
 from ..devices import Device
 from ..devices.processor import Processor
 from ..kernels.pack import BLOCK, blocks_of
-from ..quantizers import quantizer
+from ..quantizers import Tensors, quantizer
 from ..tiers import Extent, ReadSettings
 from ..tiers.disk import DiskFetch, DiskTier
 from ..tiers.memory import aligned
-from ..weights.entries import LinearEntry, Stored
+from ..weights.entries import LinearEntry, Part, Stored
 from ..weights.store import Store
 
 # reads that are under way together
 IN_FLIGHT = 16
+# the same for parts that are decoded when they come, which take memory only till then
+PARTS_IN_FLIGHT = 2
+# called with what is done and what there is to do
+Progress = Callable[[float, float], None]
 
 
 def extent(store: Store, stored: Stored) -> Extent:
@@ -34,7 +38,7 @@ def read_all(
     wanted: Sequence[Stored],
     settings: ReadSettings,
     device: Device,
-    progress: Callable[[float, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Tensor]:
     """The tensors `wanted`, views of one new arena of `device`. Raises StoreError or TransferError.
 
@@ -42,30 +46,44 @@ def read_all(
     edges = [0, *accumulate(aligned(stored.span) for stored in wanted)]
     memory = device.arena(edges[-1])
     places = [memory[start:end] for start, end in pairwise(edges)]
-    tier = DiskTier([extent(store, stored) for stored in wanted], block=settings.block, threads=settings.threads)
-    # number, fetch, and the host memory it fills: the place itself, or memory that is dropped once it was copied there
-    under_way: deque[tuple[int, DiskFetch, Tensor]] = deque()
-
-    def finish_one() -> None:
-        number, fetch, room = under_way.popleft()
-        fetch.wait()
-        store.check(wanted[number], room[wanted[number].lead : wanted[number].span])
+    for number, room in _arriving(store, wanted, settings, lambda number: device.incoming(places[number]), IN_FLIGHT):
         if room is not places[number]:
             places[number].copy_(room)
         if progress is not None:
             progress(edges[number + 1], edges[-1])
+    return [_tensor(place, stored) for place, stored in zip(places, wanted, strict=True)]
+
+
+def _arriving(
+    store: Store, wanted: Sequence[Stored], settings: ReadSettings, room_for: Callable[[int], Tensor], in_flight: int
+) -> Iterator[tuple[int, Tensor]]:
+    """The number of each of `wanted` in turn, and the bytes `room_for(number)` of host memory, filled and checked.
+
+    At most `in_flight` of them are being read."""
+    tier = DiskTier([extent(store, stored) for stored in wanted], block=settings.block, threads=settings.threads)
+    under_way: deque[tuple[int, DiskFetch, Tensor]] = deque()
+
+    def arrived() -> tuple[int, Tensor]:
+        number, fetch, room = under_way.popleft()
+        fetch.wait()
+        store.check(wanted[number], room[wanted[number].lead : wanted[number].span])
+        return number, room
 
     try:
-        for number, place in enumerate(places):
-            if len(under_way) == IN_FLIGHT:
-                finish_one()
-            room = device.incoming(place)
+        for number in range(len(wanted)):
+            if len(under_way) == in_flight:
+                yield arrived()
+            room = room_for(number)
             under_way.append((number, tier.fetch(number, room), room))
         while under_way:
-            finish_one()
+            yield arrived()
     finally:
         tier.close()
-    return [place[s.lead : s.span].view(s.dtype).view(s.shape) for place, s in zip(places, wanted, strict=True)]
+
+
+def _tensor(room: Tensor, stored: Stored) -> Tensor:
+    """The tensor that was read into `room`."""
+    return room[stored.lead : stored.span].view(stored.dtype).view(stored.shape)
 
 
 def whole_bytes(columns: int, blocks: int, dtype: torch.dtype) -> int:
@@ -75,26 +93,50 @@ def whole_bytes(columns: int, blocks: int, dtype: torch.dtype) -> int:
 
 def read_whole(
     store: Store,
-    entry: LinearEntry,
+    entries: Mapping[int, LinearEntry],
+    held: Mapping[int, Tensors],
     settings: ReadSettings,
     device: Device,
-    progress: Callable[[float, float], None] | None = None,
-) -> Tensor:
-    """The exact blocks [nb, K, 64] of a Linear in an arena of their own: its parts are read and decoded one after another.
+    progress: Progress | None = None,
+) -> dict[int, Tensor]:
+    """The exact blocks [nb, K, 64] of each Linear of `entries`: parts are read and decoded one after another.
 
-    The host decodes them, in its own memory. Raises StoreError or TransferError."""
+    The host decodes them, in its own memory. `held`: substitutes that lie there already; others are read for a while.
+    `progress` is told the bytes that are done and all of them. Raises StoreError or TransferError."""
     host = Processor(threads=1)
-    rows, columns = entry.shape
-    count = blocks_of(rows)
-    whole = host.arena(whole_bytes(columns, count, entry.dtype)).view(entry.dtype).view(count, columns, BLOCK)
-    names = list(entry.substitute) if codec(entry.codec).needs_substitute else []
-    tensors = read_all(store, [entry.substitute[name] for name in names], settings, host)
-    substitute = dict(zip(names, tensors, strict=True))
-    for part in entry.parts:
-        (data,) = read_all(store, [part.stored], settings, host)
-        first, last = part.first_block, part.first_block + part.blocks
-        pieces = quantizer(entry.quantizer).cut(substitute, first, part.blocks) if names else {}
-        codec(entry.codec).decode(data.view(-1), part.blocks, columns, entry.dtype, pieces, whole[first:last])
+    plain = {index: entry for index, entry in entries.items() if codec(entry.codec).needs_substitute}
+    missing = {index: list(entry.substitute) for index, entry in plain.items() if index not in held}
+    wanted: list[tuple[int, Part | str, Stored]] = []
+    for index, entry in entries.items():
+        wanted += [(index, name, entry.substitute[name]) for name in missing.get(index, ())]
+        wanted += [(index, part, part.stored) for part in entry.parts]
+    edges = [*accumulate(stored.span for _, _, stored in wanted)]
+    stored = [place for _, _, place in wanted]
+    substitutes = {index: dict(held[index]) if index in held else {} for index in plain}
+    found: dict[int, Tensor] = {}
+    rooms = _arriving(store, stored, settings, lambda number: host.arena(aligned(stored[number].span)), PARTS_IN_FLIGHT)
+    for number, room in rooms:
+        index, what, place = wanted[number]
+        entry = entries[index]
+        if isinstance(what, str):
+            substitutes[index][what] = _tensor(room, place)
+            continue
+        if what is entry.parts[0]:
+            count = blocks_of(entry.shape[0])
+            nbytes = whole_bytes(entry.shape[1], count, entry.dtype)
+            found[index] = host.arena(nbytes).view(entry.dtype).view(count, entry.shape[1], BLOCK)
+        _decode(entry, what, _tensor(room, place), substitutes.get(index, {}), found[index])
+        if what is entry.parts[-1]:
+            found[index] = found[index].to(device.where)
+            substitutes.pop(index, None)
         if progress is not None:
-            progress(last, count)
-    return whole.to(device.where)
+            progress(edges[number], edges[-1])
+    return found
+
+
+def _decode(entry: LinearEntry, part: Part, data: Tensor, substitute: Tensors, out: Tensor) -> None:
+    """Put the exact blocks of `part` where they belong in `out` [nb, K, 64], the whole weight of `entry`."""
+    columns, first = entry.shape[1], part.first_block
+    pieces = quantizer(entry.quantizer).cut(substitute, first, part.blocks) if substitute else {}
+    place = out[first : first + part.blocks]
+    codec(entry.codec).decode(data.view(-1), part.blocks, columns, entry.dtype, pieces, place)

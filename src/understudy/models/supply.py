@@ -4,12 +4,13 @@ Both ways end in the same product of the same blocks in the same order, so the p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..devices import ExactProduct
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
 from .exact_linear import ExactLinear
@@ -50,6 +51,8 @@ class Supply:
         self.residents = residents
         self.ring = ring
         self.bytes_used = 0
+        # by Linear: what multiplies by it where it stays in fast memory
+        self._products: dict[int, Callable[[Sequence[Tensor], Tensor], None] | None] = {}
 
     def fused(self, dtype: torch.dtype) -> bool:
         """Whether every Linear multiplies just the rows there are."""
@@ -63,14 +66,26 @@ class Supply:
         product = linear.product(tiles[0].dtype)
         # padding stays zero
         out = tiles[0].new_zeros(shape)
-        for held in self._arriving(index, together=product is not None and not linear.one_by_one):
-            if product is not None:
-                operands = [linear.operand(data, part.first_block, part.blocks) for part, data in held]
-                product(tiles, operands, out.flatten(0, 1)[:rows])
-            else:
+        taken = out.view(-1, *shape[2:])[:rows]
+        if product is None:
+            for held in self._arriving(index, together=False):
                 for part, data in held:
                     linear.multiply_tiles(data, part.first_block, part.blocks, tiles, out)
+        elif (kept := self._kept(index, product)) is not None:
+            kept(tiles, taken)
+        else:
+            for held in self._arriving(index, together=not linear.one_by_one):
+                product([linear.operand(data, part.first_block, part.blocks) for part, data in held])(tiles, taken)
         return list(out.view(len(tiles), height, -1)[:, :, :outputs])
+
+    def _kept(self, index: int, product: ExactProduct) -> Callable[[Sequence[Tensor], Tensor], None] | None:
+        """What multiplies by Linear `index` where all its parts stay in fast memory, made once; None where some stream."""
+        if index not in self._products:
+            linear, parts = self.linears[index], self.by_linear[index]
+            stay = not linear.one_by_one and all(part.number in self.residents for part in parts)
+            operands = [linear.operand(self.residents[p.number], p.first_block, p.blocks) for p in parts] if stay else []
+            self._products[index] = product(operands) if stay else None
+        return self._products[index]
 
     def _arriving(self, index: int, together: bool) -> Iterator[list[tuple[PartRef, Tensor]]]:
         """The parts of Linear `index` in order, each with its bytes; `together`: as many at once as are here already."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -42,7 +42,8 @@ class Weights:
     """The weights of a model on a device, and where those that stream come from.
 
     `parts`: every part in the order of a pass. `residents`: parts that stay, by number. `substitutes`: a Linear's tensors.
-    A Linear that the plan keeps whole becomes one whose substitute is the weight, of which nothing streams.
+    A Linear that the plan keeps whole becomes one whose substitute is the weight, of which nothing streams. One that it keeps
+    decoded has its exact weight beside its substitute.
 
     Raises StoreError or TransferError where what is read is not what was prepared."""
 
@@ -63,8 +64,9 @@ class Weights:
         self.entries = [store.linears[spec.module] for spec in store.layout.linears]
         # every part in the Store, by number: those of Linears that are kept whole too
         self.stored = [part.stored for entry in self.entries for part in entry.parts]
-        self.parts = _streamable(self.entries, plan.whole)
-        whole = {index: read_whole(store, self.entries[index], settings, device, progress) for index in sorted(plan.whole)}
+        self.parts = _streamable(self.entries, plan.whole | plan.decoded)
+        shared = {index: self.entries[index] for index in sorted(plan.whole)}
+        whole = read_whole(store, shared, {}, settings, device, progress)
         for index in whole:
             self.entries[index] = replace(self.entries[index], quantizer="exact", codec=FALLBACK, parts=(), substitute={})
         wanted = self._wanted(plan, drafts)
@@ -77,22 +79,26 @@ class Weights:
                 self.substitutes[number][name] = tensor
         for index, weight in whole.items():
             self.substitutes[index]["weight"] = weight
-        self._keep_substitutes_that_are_weights()
+        decoded = {index: self.entries[index] for index in sorted(plan.decoded)}
+        copies = {} if device.own_memory else {index: self.substitutes[index] for index in decoded}
+        weights = read_whole(store, decoded, copies, settings, device, progress)
+        weights |= {i: self.substitutes[i]["weight"] for i, entry in enumerate(self.entries) if not entry.parts}
+        self._keep(weights)
         self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
         self._buffer = device.arena(largest(self.entries))
         self.linears = [
-            ExactLinear(entry, copy, tensors, self._buffer, device, bare=not entry.parts)
-            for entry, copy, tensors in zip(self.entries, self.quantizers, self.substitutes, strict=True)
+            ExactLinear(entry, copy, tensors, self._buffer, device, bare=index in weights)
+            for index, (entry, copy, tensors) in enumerate(
+                zip(self.entries, self.quantizers, self.substitutes, strict=True)
+            )
         ]
 
-    def _keep_substitutes_that_are_weights(self) -> None:
-        """Give each Linear without parts one resident part: its substitute."""
-        for index, entry in enumerate(self.entries):
-            if not entry.parts:
-                number = len(self.stored) + index
-                weight = self.substitutes[index]["weight"]
-                self.residents[number] = weight
-                self.parts.append(PartRef(number, index, 0, len(weight), 0))
+    def _keep(self, weights: Mapping[int, Tensor]) -> None:
+        """Give each Linear whose exact weight lies here as it is one resident part: all of it."""
+        for index, weight in sorted(weights.items()):
+            number = len(self.stored) + index
+            self.residents[number] = weight
+            self.parts.append(PartRef(number, index, 0, len(weight), 0))
 
     def _wanted(self, plan: Plan, drafts: bool) -> dict[Key, Stored]:
         """What is read into fast memory for good: norms and biases, substitutes that are held, resident parts."""

@@ -95,6 +95,7 @@ def _placed(
 ) -> Plan:
     resident_bytes = sum(footprint.part_bytes[number] for number in kept.parts)
     whole_bytes = sum(footprint.linears[index].exact_bytes for index in kept.whole)
+    decoded_bytes = sum(footprint.linears[index].exact_bytes for index in kept.decoded)
     substitute_bytes = fixed["substitute"] - sum(footprint.linears[index].substitute_bytes for index in kept.whole)
     plan = Plan(
         budget_bytes=request.budget_bytes,
@@ -102,11 +103,12 @@ def _placed(
             **fixed,
             "substitute": substitute_bytes,
             "resident weights": resident_bytes,
-            "whole weights": whole_bytes,
+            "whole weights": whole_bytes + decoded_bytes,
             "ring": ring_bytes,
         },
         residents=kept.parts,
         whole=kept.whole,
+        decoded=kept.decoded,
         ring_bytes=ring_bytes,
         streamed_bytes=kept.streamed_bytes,
         residual_bytes=sum(footprint.part_bytes),

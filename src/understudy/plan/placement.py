@@ -46,6 +46,8 @@ class Plan:
     # Weights that one draft level reads, and that one pass reads.
     draft_level_bytes: int
     exact_bytes: int
+    # Numbers of the Linears whose exact weights stay in fast memory as they are, beside their substitutes.
+    decoded: frozenset[int] = frozenset()
     speeds: LinkSpeeds = UNKNOWN
     # From where the weights stream; 0: not known.
     link_bytes_per_second: float = 0.0
@@ -100,6 +102,7 @@ class Plan:
             "method": self.method,
             "link_bytes_per_second": self.link_bytes_per_second,
             "whole": len(self.whole),
+            "decoded": len(self.decoded),
             "level": self.draft_level_bytes,
             "exact": self.exact_bytes,
             "speeds": {
@@ -134,6 +137,8 @@ class Plan:
             kept.append(f"{len(self.residents)} residual parts beside the substitute")
         if self.whole:
             kept.append(f"{len(self.whole)} Linears whole, for draft and target")
+        if self.decoded:
+            kept.append(f"{len(self.decoded)} Linears whole beside the substitute")
         return [f"kept in fast memory: {', '.join(kept)}"] if kept else []
 
     def _speed_lines(self) -> list[str]:

@@ -4,6 +4,9 @@ There are two ways to keep some. A *residual part* is kept beside the substitute
 was. A *whole* Linear is kept instead of its substitute: draft and target share the exact weight, which takes less room (16
 bits instead of 4.5 + 16), but every draft level then reads 16 bits of each of its weights instead of 4.5.
 
+Where nothing is left to stream, the room that remains makes passes faster: a *decoded* Linear has its exact weight as it is beside
+its substitute, so that no pass puts it together. Where nothing drafts, a whole one does the same in less room.
+
 Either way they are spread evenly over the pass, beginning with a streamed part. The link idles only while the ring is full; with
 residents at the start of a pass the ring, filled while drafting, would stay full until they are done, with residents
 at the end it would fill and wait for the rest of them. Spread, the arithmetic of each gives the link time for what comes next."""
@@ -11,7 +14,7 @@ at the end it would fill and wait for the rest of them. Spread, the arithmetic o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 # Levels of a draft before any was seen: about what drafters begin with.
 LEVELS = 8
@@ -44,6 +47,8 @@ class Kept:
     parts: frozenset[int]
     # Numbers of whole Linears.
     whole: frozenset[int]
+    # Numbers of decoded Linears: none of their parts is kept.
+    decoded: frozenset[int] = field(default_factory=frozenset, kw_only=True)
     # What both take beyond the substitutes.
     taken_bytes: int
     # What a pass still streams.
@@ -86,8 +91,16 @@ def keep(
         return _mixture(parts, linears, 0, 0)
     if resident == "whole":
         return _mixture(parts, linears, room, 0)
+    if resident == "residual":
+        return _mixture(parts, linears, 0, room)
+    fastest = _fastest(parts, linears, room, speeds, ring)
+    return fastest if fastest.streamed_bytes else _decoded(parts, linears, room, fastest, speeds)
+
+
+def _fastest(parts: Sequence[int], linears: Sequence[LinearSize], room: int, speeds: LinkSpeeds, ring: int) -> Kept:
+    """The mixture whose rounds take the least time; residual parts alone where speeds are not known."""
     mixtures = [_mixture(parts, linears, int(room * share), room) for share in SHARES]
-    if resident == "residual" or not (speeds.link_bytes_per_second and speeds.memory_bytes_per_second):
+    if not (speeds.link_bytes_per_second and speeds.memory_bytes_per_second):
         return mixtures[0]
     exact = sum(linear.exact_bytes for linear in linears)
     substitute = sum(linear.substitute_bytes for linear in linears)
@@ -100,13 +113,42 @@ def keep(
     return min(mixtures, key=seconds)
 
 
+def _decoded(
+    parts: Sequence[int], linears: Sequence[LinearSize], room: int, kept: Kept, speeds: LinkSpeeds
+) -> Kept:
+    """`kept`, of which nothing streams, with as many Linears decoded as `room` allows; whole ones where nothing drafts."""
+    if not speeds.draft_levels:
+        whole = _mixture(parts, linears, room, 0)
+        if not whole.streamed_bytes:
+            return whole
+    owners = _owners(linears)
+    able = sorted({owners[number] for number in kept.parts})
+    own_bytes = dict.fromkeys(able, 0)
+    for number in kept.parts:
+        own_bytes[owners[number]] += parts[number]
+    extra = [max(linears[i].exact_bytes - own_bytes[i], 0) for i in able]
+    chosen = sorted(spread(extra, room - kept.taken_bytes))
+    decoded = frozenset(able[place] for place in chosen)
+    return replace(
+        kept,
+        parts=frozenset(number for number in kept.parts if owners[number] not in decoded),
+        decoded=decoded,
+        taken_bytes=kept.taken_bytes + sum(linears[i].exact_bytes - own_bytes[i] for i in decoded),
+    )
+
+
+def _owners(linears: Sequence[LinearSize]) -> list[int]:
+    """For each residual part, the number of its Linear."""
+    return [i for i, linear in enumerate(linears) for _ in range(linear.parts)]
+
+
 def _mixture(parts: Sequence[int], linears: Sequence[LinearSize], for_whole: int, room: int) -> Kept:
     """Whole Linears in `for_whole` bytes, then residual parts of the others in what is left of `room`."""
     able = [i for i, linear in enumerate(linears) if linear.parts]
     chosen = spread([linears[i].extra_bytes for i in able], for_whole) if for_whole else frozenset()
     whole = frozenset(able[i] for i in chosen)
     taken = sum(linears[i].extra_bytes for i in whole)
-    owners = [i for i, linear in enumerate(linears) for _ in range(linear.parts)]
+    owners = _owners(linears)
     rest = [number for number, owner in enumerate(owners) if owner not in whole]
     kept = frozenset(rest[i] for i in spread([parts[number] for number in rest], max(room - taken, 0)))
     nbytes = sum(parts[number] for number in kept)

@@ -38,7 +38,7 @@ class Identity:
     def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         blocks = tensors["weight"]
         if blocks.device.type == "cpu" and exact_product.applies(blocks.dtype, shape[1]):
-            return partial(_multiply, exact_product.Operand.plain(blocks), shape[0])
+            return partial(_multiply, exact_product.BlockProduct([(exact_product.Operand.plain(blocks), 0)]), shape[0])
 
         def apply(x: Tensor) -> Tensor:
             y = torch.matmul(x.to(blocks.dtype), blocks)  # [nb, m, 64]
@@ -47,8 +47,8 @@ class Identity:
         return apply
 
 
-def _multiply(operand: exact_product.Operand, rows: int, x: Tensor) -> Tensor:
+def _multiply(product: exact_product.BlockProduct, rows: int, x: Tensor) -> Tensor:
     """At the speed memory gives the weights, for a few rows of any dtype."""
-    out = torch.empty((len(x), operand.blocks, BLOCK), dtype=torch.bfloat16)
-    exact_product.multiply([x.to(torch.bfloat16)], [(operand, 0)], out)
+    out = torch.empty((len(x), product.end, BLOCK), dtype=torch.bfloat16)
+    product([x.to(torch.bfloat16)], out)
     return out.view(len(x), -1)[:, :rows].to(x.dtype)
