@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from tests.fake_device import GIB, FakeDevice
-from tests.tiny import COMMON
+from tests.tiny import COMMON, FAMILIES
 from understudy import blueprint
 from understudy.blueprint import CONTEXTS, Blueprint
 from understudy.devices import Device
@@ -28,10 +28,12 @@ MACHINE = Machine(
 )
 
 
-def made(tmp_path: Path, device: Device | None = None, positions: int = 8192, **given: Any) -> Blueprint:
-    """Of a small llama that is not there: its sizes are foretold from its config."""
+def made(
+    tmp_path: Path, device: Device | None = None, positions: int = 8192, family: str = "llama", **given: Any
+) -> Blueprint:
+    """Of a small model that is not there: its sizes are foretold from its config."""
     options = Options.of({"codec": "raw", **given}, {"UNDERSTUDY_CACHE": str(tmp_path)})
-    config = AutoConfig.for_model("llama", **{**COMMON, "max_position_embeddings": positions})
+    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family], "max_position_embeddings": positions})
     model = structure.skeleton(config, torch.bfloat16, attention_name())
     tensors = structure.foretold(model, torch.bfloat16, tmp_path)
     sizes = sizes_of_checkpoint(tensors, structure.layout(model, tensors), options.recipe, options.holds_substitute)
@@ -119,3 +121,20 @@ def test_less_memory_than_planned_is_planned_for_anew(tmp_path: Path, asked: Any
     assert plan.notes[-1] == "fake had less memory than planned (20 MiB were missing): planned anew for 1 GiB"
     with pytest.raises(UsageError, match="too small"):
         placed.replanned(MIB, "hardly anything is left")
+
+
+def test_states_and_records_of_recurrent_layers_are_counted_for_each_sequence(tmp_path: Path) -> None:
+    wanted = {"family": "qwen3_5_text", "memory": "2GiB", "context": 512}
+    one, three = (made(tmp_path, rows=rows, **wanted).plan() for rows in (1, 3))
+    layers = [layer for layer in made(tmp_path, **wanted).shape.layers if layer.recurrent]
+    row = sum(layer.recurrent.row_bytes(one.record_nodes, torch.bfloat16) for layer in layers if layer.recurrent)
+    assert len(layers) == 3 and one.items["KV cache"] * 3 == three.items["KV cache"] > 3 * row
+    assert one.items["KV cache"] - row == made(tmp_path, **wanted).footprint.kv_bytes(512 + 320)
+    assert made(tmp_path, method="none", rows=1, **wanted).plan().record_nodes == 48, "a tile of a prompt needs so many records"
+
+
+@pytest.mark.parametrize("method", ["ngram:length=49", "substitute:width=1,depth=49"])
+def test_trees_that_are_too_deep_for_recurrent_layers_are_refused(method: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"--method {method} drafts 49 levels, and recurrent layers take back 48 at most"):
+        made(tmp_path, family="qwen3_5_text", method=method, memory="2GiB").plan()
+    made(tmp_path, method=method, memory="2GiB").plan()

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "scheduler": {"engine", "policies", "request", "sequence", "stats"},
     "options": {"tiers", "drafters", "devices", "weights", "codecs", "quantizers"},
     "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs"},
-    "blueprint": {"cache", "options", "devices", "models", "weights", "plan"},
+    "blueprint": {"cache", "recurrent", "options", "devices", "models", "weights", "plan"},
     "loading": {
         *("generation_config", "blueprint", "sources", "options"),
         *("devices", "models", "weights", "plan", "drafters", "tiers"),

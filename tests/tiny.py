@@ -160,6 +160,9 @@ def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
                 parameter.normal_(0, 0.15 if "embed" not in name else 1.0)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1)
+            # recurrent states remember for long
+            elif name.endswith("A_log"):
+                parameter.normal_(-5, 1)
     return model
 
 

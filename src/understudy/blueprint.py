@@ -21,10 +21,11 @@ from .options import DTYPES, Options
 from .plan import widths
 from .plan.demand import Footprint, PlanRequest
 from .plan.machine import Machine
-from .plan.memory import make_plan, smallest_budget
+from .plan.memory import TREE_TILES, make_plan, smallest_budget
 from .plan.placement import Plan
 from .plan.residents import LEVELS, LinkSpeeds
 from .plan.sizes import format_size, parse_size
+from .recurrent import DEEPEST
 from .weights.store import Store
 
 # Contexts that are tried, in this order, where the user chose none.
@@ -135,7 +136,8 @@ class Blueprint:
         drafter = self.options.drafter
         on_host = self.device.drafts_see_text
         widest_level = 0 if on_host else widths.widest(drafter.level_width, drafter.forced, rows)
-        second = self.second.footprint.alone(rows, slots, widest_level) if self.second is not None else 0
+        nodes = self._record_nodes()
+        second = self.second.footprint.alone(rows, slots, widest_level, nodes) if self.second is not None else 0
         return PlanRequest(
             budget_bytes=budget,
             rows=rows,
@@ -146,14 +148,27 @@ class Blueprint:
             runtime_bytes=self.device.runtime_bytes,
             second_model_bytes=second,
             tree_nodes=drafter.max_nodes,
+            record_nodes=nodes,
             widest_level=widest_level,
             speeds=self.speeds,
         )
 
     def _rows(self, budget: int, slots: int) -> int:
         """Sequences whose KV cache of `slots` tokens each is a small share of the budget: 1 to MOST_ROWS."""
-        sequence_bytes = max(self.footprint.kv_bytes(slots), 1)
+        sequence_bytes = max(self.footprint.cache_bytes(slots, self._record_nodes()), 1)
         return max(1, min(MOST_ROWS, int(budget * CACHE_SHARE) // sequence_bytes))
+
+    def _record_nodes(self) -> int:
+        """Nodes of a tree that recurrent layers must have room for. Raises UsageError for trees that would be too deep for them."""
+        drafter = self.options.drafter
+        models = (self, self.second) if self.second is not None else (self,)
+        recurrent = any(layer.recurrent is not None for model in models for layer in model.shape.layers)
+        if recurrent and drafter.deepest > DEEPEST:
+            raise UsageError(
+                f"--method {self.options.method} drafts {drafter.deepest} levels, and recurrent layers take back {DEEPEST} at most:"
+                " choose fewer."
+            )
+        return min(max(drafter.max_nodes or TREE_TILES * TILE, DEEPEST), SCRATCH)
 
     def replanned(self, free_bytes: int, reason: str) -> Plan:
         """A plan for `free_bytes` at most, with a note that says why. Raises UsageError where nothing fits any more."""

@@ -248,9 +248,9 @@ class Cache:
             state.save(row)
 
     @property
-    def deepest(self) -> int | None:
-        """Edges between a tree's root and its deepest node at most; None: as many as there are nodes."""
-        return DEEPEST if self.recurrent else None
+    def deepest(self) -> int:
+        """Edges between a tree's root and its deepest node at most."""
+        return DEEPEST if self.recurrent else self.scratch - 1
 
     def begin_pass(self, nodes: Nodes) -> None:
         """Note that a pass of the target is about to write the slots of `nodes`. Rows of a pass that fails must be rewound: where a
@@ -260,6 +260,8 @@ class Cache:
             end = int(nodes.slots[mine].max()) + 1
             chain = bool((nodes.slots[mine] == nodes.positions[mine]).all())
             assert chain or end - self.lengths[row] <= self.scratch, f"a tree of {end - self.lengths[row]} nodes in row {row}"
+            deep = int(nodes.positions[mine].max()) - self.lengths[row]
+            assert chain or deep <= self.deepest, f"a tree of {deep} levels in row {row}"
             self._written[row] = max(self._highest(row), end)
 
     def _highest(self, row: int) -> int:

@@ -135,6 +135,9 @@ class Engine:
             new = [*tree.tokens[path[1:]].tolist(), bonus]
         self.drafter.observe(Verified(sequence, tree, path, choices, not member.reads, hidden))
         self.cache.keep(sequence.row, path)
+        if member.reads and member.wanted:
+            # The next text in this row often shares what was read so far.
+            self.cache.save(sequence.row)
         taken = self._take(sequence, new)
         drafted = 0 if member.reads else len(tree) - 1
         accepted = 0 if member.reads else min(len(path) - 1, len(taken))
@@ -159,7 +162,9 @@ class Engine:
 
     def _rewind(self, sequence: TokenSequence, length: int) -> None:
         """Hold at most the first `length` tokens of the row of `sequence`, in the target's cache and in the drafter's."""
-        reached = self.cache.rewind(sequence.row, min(length, self.cache.lengths[sequence.row]))
+        wanted = min(length, self.cache.lengths[sequence.row])
+        reached = self.cache.rewind(sequence.row, wanted)
+        sequence.read_again += wanted - reached
         self.drafter.rewind(sequence, reached)
 
     def _undo(self, sequences: Sequence[TokenSequence]) -> None:

@@ -21,8 +21,8 @@ FOLD = 64
 LATE = 16
 # edges between a tree's root and its deepest node at most: a deeper one would read a state that is not folded yet
 DEEPEST = FOLD - LATE
-# records that a row needs below its length, and at least: a tile of a prompt may be read from two states
-BEHIND, LEAST = 2 * FOLD + LATE, 3 * FOLD
+# records that a row needs below its length
+BEHIND = 2 * FOLD + LATE
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class RecurrentShape:
     value_size: int = 0
 
     def places(self, scratch: int) -> int:
-        """Records that a row holds, where trees have at most `scratch` nodes."""
-        return max(BEHIND + scratch + 1, LEAST)
+        """Records that a row holds, where trees have at most `scratch` nodes: three times FOLD at least, as a tile of a prompt may
+        be read from two states."""
+        return BEHIND + max(scratch, DEEPEST) + 1
 
     @property
     def state_bytes(self) -> int:

@@ -31,6 +31,8 @@ class TokenSequence:
     prompt_length: int = 0
     # How many tokens of the prompt its cache row held already when it was admitted.
     reused: int = 0
+    # Tokens that its row held and had to give up, since a layer could not go back to where its text went on.
+    read_again: int = 0
     # "stop", "length", "cancelled" or "error"; None while the text goes on.
     finish_reason: str | None = None
 

@@ -49,6 +49,8 @@ class Stats:
     plan: dict[str, Any] = field(default_factory=dict)
     # The seed of a sampled text, drawn where none was given; None for greedy text.
     seed: int | None = None
+    # Tokens that the cache held and that were read again, since recurrent layers and windows cannot go back to every length.
+    read_again: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -142,6 +144,7 @@ class RequestMeter:
         self.rounds = 0
         self.drafted = 0
         self.accepted = 0
+        self.read_again = 0
 
     def count(self, advance: Advance, share: Share) -> None:
         """One pass is over. Passes up to the first token read the prompt, and do not count as rounds."""
@@ -150,6 +153,7 @@ class RequestMeter:
         self.tokens += len(advance.tokens)
         self.drafted += advance.drafted
         self.accepted += advance.accepted
+        self.read_again = advance.sequence.read_again
         if self.first is not None:
             self.decode.add(share)
             self.rounds += 1
@@ -186,4 +190,5 @@ class RequestMeter:
             prompt_tokens=self.prompt_tokens,
             plan=plan.to_dict(),
             seed=self.seed,
+            read_again=self.read_again,
         )

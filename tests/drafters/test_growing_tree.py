@@ -48,3 +48,13 @@ def test_room_ends_with_the_cache_or_the_most_a_tree_may_have(capacity: int, nod
     tree = growing()
     tree.guess([1] * (nodes - 1), 0)
     assert tree.room(capacity) == min(MOST_NODES, capacity - 1) - nodes
+    tree.most_nodes = 5
+    assert tree.room(capacity) == min(5, capacity - 1) - nodes
+
+
+def test_a_tree_is_as_deep_as_the_text_may_become_and_the_caches_take_back() -> None:
+    tree = growing(9)
+    assert tree.levels == 8
+    tree.most_levels = 3
+    tree.pool = [Candidate(0.5, 0, 1, depth, False) for depth in range(1, 9)]
+    assert tree.levels == 3 and [c.depth for c in tree.expandable()] == [1, 2]

@@ -120,6 +120,11 @@ class DrafterSpec(ABC):
         return 0
 
     @property
+    def deepest(self) -> int:
+        """The most levels below the root of a tree; 0: as many as pay, within what the caches can take back."""
+        return 0
+
+    @property
     def level_width(self) -> int:
         """The most nodes that one sequence has in one level of the draft; 0: no model drafts."""
         return 0

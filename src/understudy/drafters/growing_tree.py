@@ -45,6 +45,9 @@ class GrowingTree:
     aside: dict[int, float] = field(default_factory=dict)
     # The depth of the deepest node.
     deepest: int = 0
+    # Nodes at most, and edges between the root and a node at most, that the caches have room for.
+    most_nodes: int = MOST_NODES
+    most_levels: int = MOST_NODES
 
     @property
     def tree(self) -> TokenTree:
@@ -91,8 +94,13 @@ class GrowingTree:
 
     def room(self, capacity: int) -> int:
         """How many more nodes it may have, in a cache of `capacity` slots a row."""
-        return min(MOST_NODES, capacity - self.length) - len(self.tokens)
+        return min(self.most_nodes, capacity - self.length) - len(self.tokens)
+
+    @property
+    def levels(self) -> int:
+        """How many levels below the root it may have."""
+        return min(self.sequence.remaining - 1, self.most_levels)
 
     def expandable(self) -> list[Candidate]:
         """Candidates with children that could still be used: not at the token budget, not after a stop token."""
-        return [c for c in self.pool if c.depth < self.sequence.remaining - 1 and c.token not in self.sequence.stop_ids]
+        return [c for c in self.pool if c.depth < self.levels and c.token not in self.sequence.stop_ids]

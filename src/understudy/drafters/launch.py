@@ -98,7 +98,7 @@ class DeviceTreeSearch:
     @torch.inference_mode()
     def run(self, trees: list[GrowingTree]) -> None:
         sequences = [tree.sequence for tree in trees]
-        deepest = max((sequence.remaining for sequence in sequences), default=1) - 1
+        deepest = max((tree.levels for tree in trees), default=0)
         if deepest > 0:
             self._give(sequences, [tree.length for tree in trees])
             self._levels(_level_shape(sequences), len(sequences), min(self.policy.shape.depth, deepest))
@@ -132,8 +132,8 @@ class DeviceTreeSearch:
         values = {
             "row": sequence.row,
             "length": length,
-            "most": min(MOST_NODES, self.policy.limits.capacity - 1 - length),
-            "remaining": sequence.remaining,
+            "most": min(self.policy.limits.tree, self.policy.limits.capacity - 1 - length),
+            "remaining": min(sequence.remaining, self.policy.limits.levels + 1),
             "root": sequence.tokens[-1],
             "offset": offset(params.seed),
             "top_k": params.top_k,

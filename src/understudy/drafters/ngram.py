@@ -56,5 +56,9 @@ class NGramSpec(DrafterSpec):
     def max_nodes(self) -> int:
         return self.length + 1
 
+    @property
+    def deepest(self) -> int:
+        return self.length
+
     def open(self, target: TargetModel) -> NGram:
         return NGram(self.match, self.length)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..models.cost import PassCost
 from ..sequence import TokenSequence
-from .growing_tree import GrowingTree
+from .growing_tree import MOST_NODES, GrowingTree
 from .pace import FIRST_NODES, UNLIKELY, Calibration, Pace
 
 
@@ -43,6 +43,9 @@ class Limits:
     cost: PassCost = field(default_factory=PassCost)
     # Is the link still filling the ring, so that drafting costs nothing?
     filling: Callable[[], bool] = never
+    # The most nodes of one sequence's tree, and the most levels below its root.
+    tree: int = MOST_NODES
+    levels: int = MOST_NODES
 
 
 def calibrations() -> dict[bool, Calibration]:
@@ -65,7 +68,7 @@ class DraftPolicy:
     def fill(self, trees: list[GrowingTree]) -> None:
         """Add likely children that were never run, where they cost the pass less time than they may save."""
         used = sum(len(tree.tokens) for tree in trees)
-        pool = [(c, tree) for tree in trees for c in tree.pool if c.depth <= tree.sequence.remaining - 1]
+        pool = [(c, tree) for tree in trees for c in tree.pool if c.depth <= tree.levels]
         room = self.limits.nodes - used
         if self.shape.depth:
             pool = [(c, tree) for c, tree in pool if c.depth == tree.deepest + 1]

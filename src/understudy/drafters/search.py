@@ -53,7 +53,11 @@ class SearchDrafter:
 
     def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
         lengths = self.proposer.prepare(sequences)
-        trees = [GrowingTree(s, length, s.tokens[-1:]) for s, length in zip(sequences, lengths, strict=True)]
+        limits = self.policy.limits
+        trees = [
+            GrowingTree(sequence, length, sequence.tokens[-1:], most_nodes=limits.tree, most_levels=limits.levels)
+            for sequence, length in zip(sequences, lengths, strict=True)
+        ]
         self.trees = {tree.sequence.row: tree for tree in trees}
         self.search.run(trees)
         self.policy.fill(trees)
@@ -114,6 +118,10 @@ class SearchSpec(DrafterSpec):
         return min(self.width, MOST_NODES) or WIDEST
 
     @property
+    def deepest(self) -> int:
+        return self.depth
+
+    @property
     def max_nodes(self) -> int:
         return min(1 + self.width * self.depth, MOST_NODES) if self.forced else 0
 
@@ -128,7 +136,11 @@ class SearchSpec(DrafterSpec):
     def open(self, target: TargetModel) -> SearchDrafter:
         """The drafter, which has measured what its levels cost."""
         proposer = self.proposer(target)
-        limits = Limits(proposer.cache.capacity, target.tree_nodes, target.cost, target.filling)
+        caches = (proposer.cache, target.cache)
+        limits = Limits(
+            proposer.cache.capacity, target.tree_nodes, target.cost, target.filling,
+            tree=min(MOST_NODES, *(cache.scratch for cache in caches)), levels=min(cache.deepest for cache in caches),
+        )  # fmt: skip
         policy = DraftPolicy(limits, Shape(self.width, self.depth))
         drafter = SearchDrafter(proposer, self._search(proposer, policy, target), policy)
         drafter.warm()

@@ -58,7 +58,7 @@ class TreeSearch:
         chosen = {
             i: [Candidate(1.0, -1, tree.tokens[0], 0, True)]
             for i, tree in enumerate(trees)
-            if tree.sequence.remaining > 1
+            if tree.levels > 0
         }
         while chosen:
             work = [Work(trees[i], fresh, len(trees[i].tokens) - len(fresh)) for i, fresh in chosen.items()]
@@ -139,7 +139,7 @@ class TreeSearch:
 
     def _suggested(self, tree: GrowingTree, tip: Candidate) -> Suggestion:
         """What is suggested after `tip`: tokens whose own children could still be used."""
-        room = min(tree.room(self.policy.limits.capacity) - 1, tree.sequence.remaining - 2 - tip.depth, WIDEST)
+        room = min(tree.room(self.policy.limits.capacity) - 1, tree.levels - 1 - tip.depth, WIDEST)
         if self.suggester is None or room <= 0:
             return NOTHING
         return self.suggester.suggest(tree, tip, room).first(room)

@@ -50,6 +50,8 @@ def summary(stats: "Stats", finish_reason: str) -> str:
         if stats.limit_tokens_per_second is not None:
             parts.append(f"limit {stats.limit_tokens_per_second:.1f} tok/s")
     parts += [f"first token {duration(stats.ttft_seconds)}", f"peak memory {format_size(stats.peak_memory_bytes)}"]
+    if stats.read_again:
+        parts.append(f"{stats.read_again} tokens read again")
     if stats.seed is not None:
         parts.append(f"seed {stats.seed}")
     if finish_reason == "cancelled":

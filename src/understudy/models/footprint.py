@@ -14,6 +14,7 @@ from ..plan.demand import MIB, Footprint, LevelSize
 from ..plan.residents import LinearSize
 from ..quantizers import fitting
 from ..quantizers.mixed import foretold as foretold_quantizers
+from ..recurrent import DEEPEST
 from ..sampling import BYTES_A_TOKEN, choosing_bytes
 from ..tiers.memory import ALIGNMENT
 from ..weights.checkpoint import TensorInfo
@@ -139,6 +140,8 @@ def footprint_of(
     width, *others = (width for _, width in sizes.tables)
     beside = sum(others)
     rows_bytes = TILE * (width + beside) * dtype.itemsize + 4 * TILE * beside * 4
+    recurrent = [layer.recurrent for layer in shape.layers if layer.recurrent is not None]
+    record_bytes = sum(layer.record_bytes(cache_dtype(dtype)) for layer in recurrent)
     logits_bytes = TILE * blocks_of(shape.vocabulary) * BLOCK * dtype.itemsize
     token_bytes = _kv_token_bytes(shape, dtype)
     return Footprint(
@@ -154,6 +157,8 @@ def footprint_of(
         score_bytes_per_token=TILE * shape.shared_heads * 4 * cores,
         tokenizer_bytes=shape.vocabulary * TOKENIZER,
         linears=sizes.linears,
+        state_bytes=sum(layer.row_bytes(DEEPEST, cache_dtype(dtype)) for layer in recurrent) - DEEPEST * record_bytes,
+        record_bytes=record_bytes,
         kv_windows=tuple((nbytes, slots) for slots, nbytes in sorted(token_bytes.items())),
     )
 

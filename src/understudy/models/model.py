@@ -72,8 +72,10 @@ class Model:
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, settings, device, drafts=drafts, progress=progress)
         self.weights.share(self.module, dtype)
+        # trees of models without recurrent layers may use all the slots there are
+        scratch = plan.record_nodes if any(layer.recurrent for layer in shape.layers) else SCRATCH
         capacity = -(-(plan.context + SCRATCH) // 64) * 64
-        self.cache = Cache(shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where, fold=device.fold)
+        self.cache = Cache(shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where, scratch=scratch, fold=device.fold)
         self.ring = self.weights.ring(plan.ring_bytes)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)

@@ -67,6 +67,9 @@ class Footprint:
     grown_bytes: int = 0
     # Keys and values of the layers that hold a window: bytes for one token of one sequence, and tokens held at most.
     kv_windows: tuple[tuple[int, int], ...] = ()
+    # Of recurrent layers, for one sequence: states and the records that its next token reads, and each record of a tree's nodes.
+    state_bytes: int = 0
+    record_bytes: int = 0
     # Each Linear, in the order of a pass.
     linears: tuple[LinearSize, ...] = ()
     # The levels of a draft that is searched on a device; None: the host searches, or nothing drafts.
@@ -82,12 +85,17 @@ class Footprint:
         windows = sum(token_bytes * min(tokens, most) for token_bytes, most in self.kv_windows)
         return self.kv_bytes_per_token * tokens + windows
 
-    def alone(self, rows: int, tokens: int, widest_level: int) -> int:
-        """Bytes of a second model that only drafts, held whole, with `tokens` cache slots a sequence."""
+    def cache_bytes(self, tokens: int, nodes: int) -> int:
+        """All that the cache of one sequence takes: `tokens` slots, and states and records for trees of `nodes` nodes."""
+        return self.kv_bytes(tokens) + self.state_bytes + self.record_bytes * nodes
+
+    def alone(self, rows: int, tokens: int, widest_level: int, nodes: int = 0) -> int:
+        """Bytes of a second model that only drafts, held whole, with `tokens` cache slots a sequence, whose trees have at most
+        `nodes` nodes."""
         weights = self.substitute_bytes + self.shared_bytes + self.embedding_bytes
         levels = self.levels.total(widest_level, rows) if self.levels else 0
         passes = 2 * self.tile_bytes + self.tile_logits_bytes
-        return weights + self.kv_bytes(tokens) * rows + passes + levels
+        return weights + self.cache_bytes(tokens, nodes) * rows + passes + levels
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,8 @@ class PlanRequest:
     second_model_bytes: int = 0
     # Nodes of each sequence's tree; 0: as many as pay.
     tree_nodes: int = 0
+    # Nodes of each sequence's tree that recurrent layers have room for.
+    record_nodes: int = 0
     # Nodes of the widest draft level on a device; 0: none is drafted there.
     widest_level: int = 0
     speeds: LinkSpeeds = UNKNOWN

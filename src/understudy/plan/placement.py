@@ -59,6 +59,8 @@ class Plan:
     least_bytes: int = 0
     # The drafter and its options, as they were chosen; empty: no drafter was planned for.
     method: str = ""
+    # Nodes of each sequence's tree that recurrent layers have room for.
+    record_nodes: int = 0
     # What a person should know, a line each.
     notes: tuple[str, ...] = ()
 
