@@ -15,6 +15,7 @@ from understudy.models.refusals import refuse_unsupported
         ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]}, "recurrent"),
         ({"model_type": "mamba2"}, "recurrent"),
+        ({"model_type": "recurrent_gemma", "block_types": ["recurrent", "attention"]}, "recurrent"),
         (
             {"model_type": "gemma3", "vision_config": {"hidden_size": 8}, "text_config": {"hidden_size": 8}},
             "multimodal",

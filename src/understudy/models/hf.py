@@ -17,11 +17,12 @@ from ..errors import CheckpointError, quoted
 
 
 @contextmanager
-def refused(what: str, config: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, an error of transformers becomes a CheckpointError of one line: `what`, and the value of `config` at fault."""
+def refused(what: str, config: Mapping[str, Any], advice: str = "Mend it, or take another model.") -> Iterator[None]:
+    """Inside, an error of transformers becomes a CheckpointError of one line: `what`, the value of `config` at fault, and
+    `advice`."""
     from huggingface_hub.errors import StrictDataclassError
 
-    with quoted(CheckpointError, what, "Mend it, or take another model."):
+    with quoted(CheckpointError, what, advice):
         try:
             yield
         except StrictDataclassError as error:

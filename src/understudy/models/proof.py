@@ -97,12 +97,25 @@ def fault(config: Any) -> str | None:
     reasons = []
     for few_layers, narrow in SIZES:
         try:
-            specimen = Specimen.of(shrunk(config, few_layers, narrow))
+            small = shrunk(config, few_layers, narrow)
+            if why := _misbuilt(small):
+                return why
+            specimen = Specimen.of(small)
         except (*STUMBLES, UnderstudyError, Unprovable) as error:
             reasons.append(first_line(error))
             continue
         return _fault_of(specimen)
     return f"no small copy of it runs in transformers {_version()} to compare with ({reasons[0]})"
+
+
+def _misbuilt(config: Any) -> str | None:
+    """Why the model of a small `config` is not built as one that can be run: seen without its numbers, so in no time."""
+    model = structure.skeleton(config, torch.float32, attention_name())
+    try:
+        structure.check_structure(model)
+    except UnderstudyError as error:
+        return first_line(error)
+    return None
 
 
 def _fault_of(specimen: Specimen) -> str | None:

@@ -13,6 +13,8 @@ from .wrapper import parts_in
 _RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta", "hybrid")
 _STATEFUL = ("mamba", "rwkv", "xlstm")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# Where configs name the kind of each layer.
+_KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 # Where a config says that its weights are no floats, and where that says how.
 _QUANTISED = ("quantization_config", "compression_config")
 _METHOD = ("quant_method", "quant_algo", "format")
@@ -34,7 +36,8 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     refuse_other_tasks(config.get("architectures"))
     refuse_quantised(kind, config, text or {})
     config = config if text is None else text
-    kinds = [str(each).lower() for each in config.get("layer_types") or config.get("layers_block_type") or []]
+    named: list[Any] = next((config[name] for name in _KINDS_OF_LAYERS if config.get(name)), [])
+    kinds = [str(each).lower() for each in named]
     if _has_experts(config, kinds):
         refuse("it is a mixture of experts")
     known = recurrent_kinds(config) or [None] * len(kinds)

@@ -43,7 +43,7 @@ class ModelShape:
         configs = _layer_configs(config)
         reads = layers_read(config)
         layers = tuple(_layer_shape(layer_config, index, reads[index]) for index, layer_config in enumerate(configs))
-        heads = [layer_config.num_attention_heads for layer_config in configs]
+        heads = [_heads(layer_config, index) for index, layer_config in enumerate(configs)]
         return cls(
             layers=layers,
             heads=max(heads),
@@ -83,18 +83,32 @@ def layers_read(config: Any) -> list[int | None]:
     return [None if index < first else own[kind] for index, kind in enumerate(kinds)]
 
 
+def _heads(config: Any, index: int) -> int:
+    """Attention heads of layer `index`."""
+    each = getattr(config, "num_attention_heads_per_layer", None)
+    return int(each[index] if each else config.num_attention_heads)
+
+
 def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    kv_heads, key_size, value_size = _sizes(config, index)
     values = layer_values(config)
     kinds = recurrent_kinds(values)
     kind = kinds[index] if kinds else None
     window = _window(config, index)
     if kind is None:
         keeps_nothing = bool(kinds) and values["layer_types"][index] == FEED_FORWARD
-        return LayerShape(0 if keeps_nothing else kv_heads, key_size=size, value_size=size, window=window, reads=reads)
-    return LayerShape(kv_heads if kind.attends else 0, size, size, window, reads, kind.shape(config))
+        return LayerShape(0 if keeps_nothing else kv_heads, key_size, value_size, window=window, reads=reads)
+    return LayerShape(kv_heads if kind.attends else 0, key_size, value_size, window, reads, kind.shape(config))
+
+
+def _sizes(config: Any, index: int) -> tuple[int, int, int]:
+    """Heads of keys of layer `index`, and the sizes of a key and of a value. Keys and values that are made of a latent state are
+    held as they are attended with: each head has its own, a key of a part without a rope and one with it."""
+    heads = _heads(config, index)
+    if (plain := getattr(config, "qk_nope_head_dim", None)) is not None:
+        return heads, plain + config.qk_rope_head_dim, config.v_head_dim
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return getattr(config, "num_key_value_heads", None) or heads, size, size
 
 
 def _window(config: Any, index: int) -> int:

@@ -108,6 +108,8 @@ def attention(
     key, value [1, kv heads, n, size] are the pass's own: what a layer attends with goes to the KV cache, which need not be what
     it gave its cache (a latent state, say). All are read from there."""
     if query.device.type == "meta":
+        if (watch := getattr(module, "watch", None)) is not None:
+            watch.call(module, query, key, value)
         return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
     current: CurrentPass = module.understudy  # type: ignore[assignment]
     under_way = current.under_way

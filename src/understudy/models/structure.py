@@ -21,6 +21,7 @@ from ..weights.checkpoint import TensorInfo
 from ..weights.encoding import check_weight
 from ..weights.layout import LinearSpec, ModelLayout, TableSpec
 from .aside import left_aside
+from .attended import TOKENS, watched
 from .heads import head_and_embedding, ties_head
 from .hf import refused
 from .kept import float32_names, is_linear, may_be_kept, streams
@@ -120,7 +121,10 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
     best = [(name, m) for name, m in lists if any(isinstance(part, nn.Linear) for part in m.modules())]
     if not best:
-        raise CheckpointError(f"{type(model).__name__} has no list of decoder blocks; it cannot be streamed.")
+        others = (part for _, m in lists for part in m.modules() if any(p.dim() == 2 for p in part.parameters(recurse=False)))
+        other = next((type(part).__name__ for part in others if not isinstance(part, nn.Embedding)), "")
+        why = f"keeps its weights in modules of class {other}, not in nn.Linear" if other else "has no list of decoder blocks"
+        raise CheckpointError(f"{type(model).__name__} {why}; it cannot be streamed.")
     return max(best, key=lambda item: len(item[1]))
 
 
@@ -143,6 +147,11 @@ def streamed_linears(model: nn.Module) -> dict[str, nn.Linear]:
             )
     found[next(path for path, m in model.named_modules() if m is head)] = head
     return found
+
+
+def check_structure(model: nn.Module) -> None:
+    """Raise CheckpointError for a stock `model` whose weights or whose pass are not built as those that can be run."""
+    trace(model, streamed_linears(model))
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,7 @@ def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
     convolutions = ((path, m) for path, m in model.named_modules() if isinstance(m, _ConvNd))
     hooks += [m.register_forward_pre_hook(lambda *_, path=path: mixing.append(path)) for path, m in convolutions]
     meta = {name: torch.empty_like(p, device="meta") for name, p in (*model.named_parameters(), *model.named_buffers())}
-    tokens, positions = (torch.zeros(1, 2, dtype=torch.int64, device="meta") for _ in range(2))
+    tokens, positions = (torch.zeros(1, TOKENS, dtype=torch.int64, device="meta") for _ in range(2))
     looked_up: list[str] = []
 
     def look(path: str, ids: Tensor) -> None:
@@ -181,8 +190,9 @@ def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
     embeddings = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)]
     hooks += [m.register_forward_pre_hook(lambda _, args, path=path: look(path, args[0])) for path, m in embeddings]
     config: Any = model.config
+    what = f"A pass of {type(model).__name__} does not run with its config"
     try:
-        with torch.no_grad(), refused(f"A pass of {type(model).__name__} does not run with its config", config.to_dict()):
+        with torch.no_grad(), refused(what, config.to_dict(), "It is not supported."), watched(model):
             torch.func.functional_call(
                 model, meta, args=(), kwargs={"input_ids": tokens, "position_ids": positions, "use_cache": False}
             )
@@ -191,11 +201,10 @@ def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
             hook.remove()
     if mixing:
         raise CheckpointError(f"{mixing[0]} is a convolution over neighbouring tokens; this is not supported yet.")
-    missing = [path for path in linears if path not in order]
-    if missing or len(order) != len(linears):
-        raise CheckpointError(
-            f"A pass uses {len(order)} Linears of {len(linears)} (first unused: {missing[:1]}); not supported yet."
-        )
+    odd = next((path for path in linears if order.count(path) != 1), None)
+    if odd is not None:
+        how = "more than once" if odd in order else "not at all, or not as a Linear"
+        raise CheckpointError(f"A pass of {type(model).__name__} uses {odd} {how}; this is not supported yet.")
     return Trace(order, looked_up)
 
 

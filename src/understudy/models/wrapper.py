@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 
 # Parts of a config that make its model a multimodal one.
-PARTS = ("vision_config", "audio_config", "text_config", "speech_config")
+PARTS = ("vision_config", "audio_config", "text_config", "speech_config", "audio_encoder_config")
 # Values of a text model that some wrappers repeat.
 REPEATED = ("vocab_size", "hidden_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
