@@ -86,6 +86,47 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.2},
 }  # fmt: skip
+_SLIDING = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_OWN_KEYS = {"num_key_value_heads": None}
+_UNTIED = {"tie_word_embeddings": False}
+_LATENT = {"num_key_value_heads": 4, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8}
+# Families that need no mechanism of their own, with what is unlike in them; one test runs each.
+MORE_FAMILIES: dict[str, dict[str, Any]] = {
+    "apertus": {},
+    "arcee": {},
+    "cohere": {"logit_scale": 0.5, **_UNTIED},
+    "cohere2": {"logit_scale": 0.5, **_SLIDING},
+    "ernie4_5": {"head_dim": 16},
+    "exaone4": {**_SLIDING, "sliding_window_pattern": 2},
+    "gemma": {"head_dim": 32, **_UNTIED},
+    "glm": {"head_dim": 16},
+    "gpt_bigcode": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512, "n_inner": 160, "num_key_value_heads": 1},
+    "gpt_neox": {"rotary_pct": 0.25, **_OWN_KEYS},
+    # attention sinks
+    "granite_swa": {"head_dim": 16, "attention_multiplier": 0.2, **_SLIDING},
+    "helium": {"head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    # each layer has its own number of heads
+    "laguna": {
+        "num_experts": 1, "num_experts_per_tok": 1, "mlp_layer_types": ["dense"] * 3, "head_dim": 16, **_SLIDING,
+        "num_attention_heads_per_layer": [4, 2, 6],
+    },
+    # keys and values of unlike sizes, expanded from a latent state
+    "minicpm3": {"q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 12, **_LATENT, **_UNTIED},
+    "ministral": {"head_dim": 16, **_SLIDING},
+    "ministral3": {"head_dim": 16},
+    "nemotron": {"head_dim": 16},
+    "olmo": {"clip_qkv": 2.0},
+    "olmo3": _SLIDING,
+    "opt": {"ffn_dim": 160, "word_embed_proj_dim": 64, **_OWN_KEYS},
+    "phi": {"partial_rotary_factor": 0.5},
+    "seed_oss": {"head_dim": 16},
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "stablelm": {"use_parallel_residual": True, "qk_layernorm": True},
+    "starcoder2": {"sliding_window": 12},
+    "vaultgemma": {"head_dim": 32, "query_pre_attn_scalar": 32, **_SLIDING, **_UNTIED},
+    "youtu": {"q_lora_rank": None, "kv_lora_rank": 40, "v_head_dim": 20, **_LATENT, **_UNTIED},
+}  # fmt: skip
 # Kinds of multimodal models, and the changes of the text model in each. It is one of the family `text`, or of the kind's own.
 MIXED: dict[str, Any] = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GEMMA4: dict[str, Any] = {"head_dim": 16, "global_head_dim": 32, "num_kv_shared_layers": 0, **MIXED}
@@ -151,7 +192,7 @@ def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
     if family in WRAPPERS:
         model = AutoModelForMultimodalLM.from_config(wrapper(family, **changes), dtype=dtype).eval()
     else:
-        options = {**COMMON, **FAMILIES.get(family, {}), **changes}
+        options = {**COMMON, **FAMILIES.get(family, MORE_FAMILIES.get(family, {})), **changes}
         config = AutoConfig.for_model(options.pop("model_type", family), **options)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     with torch.no_grad():
@@ -160,6 +201,8 @@ def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
                 parameter.normal_(0, 0.15 if "embed" not in name else 1.0)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1)
+            elif name.endswith("sinks"):
+                parameter.normal_(0, 2)
             # recurrent states remember for long
             elif name.endswith("A_log"):
                 parameter.normal_(-5, 1)

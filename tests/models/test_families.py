@@ -8,7 +8,7 @@ import torch
 
 from tests import fake_device
 from tests.fake_device import FakeDevice
-from tests.tiny import FAMILIES, generated, save
+from tests.tiny import FAMILIES, MORE_FAMILIES, generated, save
 from understudy import LLM, SamplingParams
 from understudy.cache import SlidingState
 from understudy.devices import DEVICES
@@ -26,6 +26,24 @@ def test_tokens_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     assert done.stats.accepted > 0, "nothing drafted was accepted: the test shows nothing"
     assert done.stats.bytes_streamed > 0
     assert done.stats.rounds < 47
+
+
+@pytest.mark.parametrize("family", MORE_FAMILIES)
+def test_it_is_exact_in_both_precisions(family: str, tmp_path: Path) -> None:
+    """In float32 the tokens of transformers, in bfloat16 the same drafted or not."""
+    model, params = save(tmp_path / "single", family), SamplingParams(max_new_tokens=24, ignore_eos=True)
+    expected = generated(model, PROMPT, 24)
+    with LLM(tmp_path / "single", resident="none", memory="1GiB", context=128, codec="raw") as llm:
+        single = llm.generate(PROMPT, params)[0]
+    assert single.token_ids == expected and single.stats.accepted > 0 and single.stats.bytes_streamed > 0
+    save(tmp_path / "half", family, torch.bfloat16)
+    texts = []
+    for method in ("none", "substitute"):
+        with LLM(tmp_path / "half", method=method, resident="none", memory="1GiB", context=128, codec="raw") as llm:
+            half = llm.generate(PROMPT, params)[0]
+            texts.append(half.token_ids)
+    assert texts[0] == texts[1] and half.stats.accepted > 0
+    assert len(set(expected)) > 2, "the text is one token again and again: the test shows nothing"
 
 
 @pytest.mark.parametrize(
