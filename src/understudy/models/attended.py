@@ -23,7 +23,7 @@ _WHOLE, _OF_SCORES = "scaled_dot_product_attention", "softmax"
 
 
 @dataclass
-class Watch:
+class AttentionWatch:
     """What attention functions were called with in a pass, and what was computed without them."""
 
     # The name of the kind of model.
@@ -60,7 +60,7 @@ class Watch:
 class _Elsewhere(TorchFunctionMode):
     """Notes the functions of torch that compute attention while no attention function was called."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: AttentionWatch) -> None:
         super().__init__()
         self.watch = watch
 
@@ -74,9 +74,9 @@ class _Elsewhere(TorchFunctionMode):
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[None]:
-    """Inside runs one pass of the stock `model` over TOKENS meta tensors; raises CheckpointError for what `Watch` refuses."""
+    """Inside runs one pass of the stock `model` over TOKENS meta tokens. Raises CheckpointError for what the watch refuses."""
     config: Any = model.config
-    watch = Watch(type(model).__name__, ModelShape.of(config))
+    watch = AttentionWatch(type(model).__name__, ModelShape.of(config))
     attending = [module for module in model.modules() if hasattr(module, "layer_idx")]
     for module in attending:
         object.__setattr__(module, "watch", watch)
