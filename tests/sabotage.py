@@ -53,6 +53,7 @@ MUTATIONS = (
     Mutation("a second table is not looked up", "models/embedding.py", "[table(tokens) for table in self.tables]", "[self.tables[0](tokens)]", "tests/models/test_embedding.py"),
     Mutation("a second table is held", "models/structure.py", "for path in (*order, *aside)}", "for path in (*order, embedding)}", "tests/models/test_embedding.py"),
     Mutation("a second table takes no room", "models/footprint.py", "sum(rows * width for rows, width in sizes.tables)", "sizes.tables[0][0] * sizes.tables[0][1]", "tests/models/test_footprint.py"),
+    Mutation("keys that a later layer reads are overwritten", "cache.py", "if self.window and not self.shared else 0", "if self.window else 0", BITS),
     Mutation("what others read is counted again", "cache.py", "if self.reads is None else 0", "", "tests/models/test_shape.py tests/models/test_footprint.py"),
     Mutation("the noise forgets the position", "sampling.py", "noise(places + offset(seed)", "noise(0 * places + offset(seed)", "tests/test_sampling.py"),
     Mutation("draft and target use other noise", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1", "nodes.positions.to(logits.device)", LLM),

@@ -129,7 +129,6 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Kinds of multimodal models, and the changes of the text model in each. It is one of the family `text`, or of the kind's own.
 MIXED: dict[str, Any] = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-GEMMA4: dict[str, Any] = {"head_dim": 16, "global_head_dim": 32, "num_kv_shared_layers": 0, **MIXED}
 
 
 def sections(*sizes: int, **others: Any) -> dict[str, Any]:
@@ -140,8 +139,8 @@ def sections(*sizes: int, **others: Any) -> dict[str, Any]:
 WRAPPERS: dict[str, dict[str, Any]] = {
     "qwen3_5": {"layer_types": ["full_attention"] * 3, "head_dim": 32},
     "gemma3": {"text": "gemma3_text"},
-    "gemma4": {**GEMMA4, "hidden_size_per_layer_input": 0},
-    "gemma4_unified": GEMMA4,
+    "gemma4": {"text": "gemma4-e"},
+    "gemma4_unified": {"text": "gemma4_unified_text"},
     "mistral3": {"text": "mistral"},
     "mistral3-ministral3": {"model_type": "mistral3", "text": "ministral3", "head_dim": 16},
     "muse_glimmer": {"head_dim": 16, **MIXED},
@@ -177,7 +176,7 @@ def wrapper(kind: str, **changes: Any) -> Any:
         if part is text:
             family = own.pop("text", None)
             values = {**COMMON, **FAMILIES.get(family, {}), **own}
-            parts[name] = {"model_type": family or text.model_type, **values}
+            parts[name] = {"model_type": family or text.model_type} | values
         elif part is not None:
             known = {name: value for name, value in part.to_dict().items() if name != "layer_types"}
             names = {part.attribute_map.get(size, size): value for size, value in OTHER_PARTS.items()}

@@ -36,6 +36,9 @@ class LayerShape:
     reads: int | None = None
     # its recurrent part; None: it has none
     recurrent: RecurrentShape | None = None
+    # do later layers read its keys and values? Then it holds those of all tokens, though it slides: when a later layer of a long
+    # prompt's first tile reads them, the last tile has written its own
+    shared: bool = False
 
     @property
     def numbers(self) -> int:
@@ -44,8 +47,8 @@ class LayerShape:
 
     @property
     def window_slots(self) -> int:
-        """Slots that a row needs to slide, however long the context; 0 where all tokens are looked at."""
-        return -(-(self.window + SCRATCH + GOING_BACK) // 64) * 64 if self.window else 0
+        """Slots that a row needs to slide, however long the context; 0 where all tokens are held."""
+        return -(-(self.window + SCRATCH + GOING_BACK) // 64) * 64 if self.window and not self.shared else 0
 
     def slots(self, capacity: int) -> int:
         """Slots that a row of this layer takes in a cache whose rows have `capacity`."""

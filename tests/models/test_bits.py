@@ -18,7 +18,7 @@ from understudy.verify import accept
 TEXT = [(i * i * 7 + i // 3) % 251 for i in range(150)]
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3_text", "gemma3_text sliding"])
+@pytest.fixture(scope="module", params=["llama", "gemma3_text", "gemma3_text sliding", "gemma4_text", "gemma4-e sliding"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     family, _, sliding = request.param.partition(" ")
     path: Path = tmp_path_factory.mktemp("bits")

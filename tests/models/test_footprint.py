@@ -87,12 +87,12 @@ def test_a_table_beside_the_embedding_takes_its_rows_and_what_becomes_of_them() 
 
 
 def test_a_layer_that_reads_anothers_keys_takes_nothing() -> None:
-    """Of eight layers two slide and two do not; the others read theirs."""
+    """Of eight layers two slide and two do not; the others read those of the last two, which are held whole."""
     shape = ModelShape.of(AutoConfig.for_model(**{**COMMON, **FAMILIES["gemma4-e"]}))
     footprint = footprint_of(SIZES, shape, torch.bfloat16)
-    assert footprint.kv_bytes_per_token == 2 * 2 * 2 * 32 * 2, "layers, keys and values, heads, size, bytes"
+    assert footprint.kv_bytes_per_token == 2 * 2 * (2 * 32 + 16) * 2, "keys and values, heads, layers of each size, bytes"
     (window,) = footprint.kv_windows
-    assert window == (2 * 2 * 2 * 16 * 2, 640)
+    assert window == (2 * 2 * 16 * 2, 640)
 
 
 def test_float16_keeps_keys_and_values_in_float32() -> None:

@@ -46,7 +46,10 @@ def test_each_layer_has_the_shape_its_attention_is_called_with(family: str) -> N
     model = structure.skeleton(config, torch.float32, hf.register_attention("noted", noted))
     structure.execution_order(model, structure.streamed_linears(model))
     shape = ModelShape.of(config)
-    assert {index: replace(layer, recurrent=None) for index, layer in enumerate(shape.layers) if layer.kv_heads} == CALLS
+    read = {layer.reads for layer in CALLS.values()}
+    called = {index: replace(layer, shared=index in read) for index, layer in CALLS.items()}
+    attending = {index: replace(layer, recurrent=None) for index, layer in enumerate(shape.layers) if layer.kv_heads}
+    assert attending == called
     kinds = getattr(config, "layer_types", None) or [""] * len(shape.layers)
     assert all((not layer.kv_heads and not layer.recurrent) == (kinds[i] == "mlp") for i, layer in enumerate(shape.layers))
     assert shape.hidden_size == model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
@@ -74,6 +77,9 @@ def test_layers_that_share_keys_keep_none_of_their_own() -> None:
     shape = ModelShape.of(config_of("gemma4_unified_text", num_hidden_layers=8, layer_types=kinds, num_kv_shared_layers=3))
     assert [layer.reads for layer in shape.layers] == [None] * 5 + [3, 4, 3]
     assert [layer.numbers for layer in shape.layers] == [128, 64, 128, 64, 128, 0, 0, 0]
+    assert [layer.window for layer in shape.layers] == [16, 0] * 4
+    held = [640, 0, 640, 0, 0]
+    assert [layer.window_slots for layer in shape.layers[:5]] == held, "what others read is held whole, though it slides"
 
 
 def test_a_layer_whose_keys_could_only_be_those_of_another_kind_is_refused() -> None:

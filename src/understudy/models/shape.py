@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,7 +42,8 @@ class ModelShape:
         config = text_config(config)
         configs = _layer_configs(config)
         reads = layers_read(config)
-        layers = tuple(_layer_shape(layer_config, index, reads[index]) for index, layer_config in enumerate(configs))
+        alone = [_layer_shape(layer_config, index, reads[index]) for index, layer_config in enumerate(configs)]
+        layers = tuple(replace(layer, shared=index in reads) for index, layer in enumerate(alone))
         heads = [_heads(layer_config, index) for index, layer_config in enumerate(configs)]
         return cls(
             layers=layers,

@@ -30,6 +30,7 @@ FLAGS = {
 FLOATS = {name: kind.replace("bf16", "fp32") for name, kind in ATTENTION.items()}
 WIDE = {"DIM": 256, "D": 256, "SIZE": 256, "S": 256, "BLOCK": 32, "WINDOWED": True, "CAPPED": True, "NARROW": False, "WIDE": True}
 LONG = {"DIM": 256, "D": 256, "SIZE": 256, "S": 256, "NARROW": True, "WIDE": False}
+LONGEST = WIDE | {"DIM": 512, "D": 512, "SIZE": 512, "S": 512, "BLOCK": 16}
 SINKS = {"DIM": 192, "D": 256, "GROUP": 1, "SINKS": True, "WINDOWED": True, "NARROW": True, "WIDE": False}
 STEPS = {"GROUP": 64, "STEP": 64, "EACH": 4, "WIDE": False}
 TILES = {"group": 64, "COLUMNS": 32, "LISTED": 64}
@@ -43,6 +44,7 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "attention": ("attention", "_attend", ATTENTION, FLAGS | {"NARROW": True, "WIDE": False}, {"num_stages": 2}),
     "attention with long keys": ("attention", "_attend", ATTENTION, FLAGS | LONG, {"num_stages": 2}),
     "attention with sinks and short values": ("attention", "_attend", ATTENTION, FLAGS | SINKS, {"num_stages": 2}),
+    "attention with the longest keys": ("attention", "_attend", FLOATS, FLAGS | LONGEST, {"num_stages": 1}),
     "attention in float32": ("attention", "_attend", FLOATS, FLAGS | WIDE, {"num_stages": 1}),
 }
 SCRIPT = """

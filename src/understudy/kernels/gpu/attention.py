@@ -1,7 +1,7 @@
 """Position-ordered attention on a GPU; see `kernels.attention_cpu` for what it means. Serves the target and the draft.
 
 A program is one node and one head of keys: it goes through the node's own positions in blocks of 64 absolute positions
-(32 where keys are very long), in order, wherever their slots are, and keeps a running softmax in float32. It reads nothing
+(fewer where keys are very long), in order, wherever their slots are, and keeps a running softmax in float32. It reads nothing
 that depends on another node, so a node has the same bits in a tree, in a prompt or alone."""
 
 import torch
@@ -15,8 +15,10 @@ from . import INTERPRETED
 
 # positions at once
 BLOCK = 64
-# bytes of a key up to which BLOCK positions fit on the chip; of longer keys half as many are taken at once
+# bytes of a key up to which BLOCK positions fit on the chip; of keys twice as long half as many are taken at once, and so on
 LINE = 512
+# positions that a product takes at least
+LEAST = 16
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
@@ -36,11 +38,16 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: Atte
     _attend[(count, kv_heads)](
         query, keys, values, out, sinks, nodes.rows, nodes.positions, nodes.prefix, tail, width, kv_heads, keys.shape[2],
         spec.scaling, spec.softcap, spec.window, GROUP=group, M=max(16, triton.next_power_of_2(group)), DIM=dim, D=wide,
-        SIZE=size, S=wide_value, BLOCK=BLOCK if max(wide, wide_value) * keys.element_size() <= LINE else BLOCK // 2,
+        SIZE=size, S=wide_value, BLOCK=_block(max(wide, wide_value) * keys.element_size()),
         WINDOWED=spec.window > 0, CAPPED=spec.softcap > 0, SINKS=spec.sinks is not None, NARROW=narrow,
         WIDE=INTERPRETED or not narrow, num_warps=4, num_stages=2 if narrow else 1,
     )  # fmt: skip
     return out
+
+
+def _block(line: int) -> int:
+    """Positions at once of keys and values of `line` bytes, a power of two."""
+    return max(BLOCK * LINE // max(line, LINE), LEAST)
 
 
 @triton.jit(do_not_specialize=["width", "kv_heads", "places", "window"])
