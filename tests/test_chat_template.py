@@ -74,3 +74,21 @@ def test_what_is_no_conversation_is_refused(messages: Any) -> None:
 def test_a_text_that_the_tokenizer_cannot_take_is_one_line() -> None:
     with pytest.raises(UsageError, match="cannot take this text"):
         encode(byte_tokenizer(), "half a pair: \ud800")
+
+
+IN_PARTS = (
+    "{% for m in messages %}{{ m.role }}:{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}"
+    "{% endfor %};{% endfor %}"
+)
+STRICT = "{% for m in messages %}{{ m.content[0]['type'].upper() }}:{{ m.content[0].text }}{% endfor %}"
+EITHER = "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text + '!' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(("template", "expected"), [(IN_PARTS, "user:Hi;"), (STRICT, "TEXT:Hi"), (EITHER, "Hi")])
+def test_a_template_for_contents_in_parts_takes_a_text(template: str, expected: str) -> None:
+    """Those of multimodal models pass over a plain text, or stumble over it; one that takes it gets it."""
+    assert rendered(template) == expected
+
+
+def test_contents_in_parts_are_left_as_they_are() -> None:
+    assert rendered(IN_PARTS, [{"role": "user", "content": [{"type": "text", "text": "Ho"}]}]) == "user:Ho;"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from .errors import CheckpointError, UsageError, first_line, quoted
+from .errors import CheckpointError, UnderstudyError, UsageError, first_line, quoted
 
 Messages = Sequence[Mapping[str, str]]
 OTHERWISE = "Mend its chat_template, or continue a plain text with `understudy run`."
@@ -39,7 +40,32 @@ def plain_stops(tokenizer: Any) -> tuple[str, ...]:
 
 
 def _rendered(tokenizer: Any, messages: Messages, options: Mapping[str, Any]) -> str:
-    """What the tokenizer's template writes for the messages."""
+    """What the tokenizer's template writes for the messages.
+
+    Templates of multimodal models may want a content in parts, each with a type, and pass over one that is a plain text."""
+    if not all(isinstance(message["content"], str) for message in messages):
+        return _applied(tokenizer, messages, options)
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    try:
+        text = _applied(tokenizer, messages, options)
+    except UnderstudyError:
+        with suppress(UnderstudyError):
+            return _applied(tokenizer, parts, options)
+        raise
+    if not _holds(text, messages):
+        with suppress(UnderstudyError):
+            in_parts = _applied(tokenizer, parts, options)
+            return in_parts if _holds(in_parts, messages) else text
+    return text
+
+
+def _holds(text: str, messages: Messages) -> bool:
+    """Does `text` hold what the user said in each of the `messages`?"""
+    return all(message["content"].strip() in text for message in messages if message["role"] == "user")
+
+
+def _applied(tokenizer: Any, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+    """The text of the tokenizer's template, applied once. UsageError where it refuses, CheckpointError where it is faulty."""
     import jinja2
 
     template = tokenizer.chat_template

@@ -23,6 +23,7 @@ from .options import AUTO, Options
 from .plan.machine import Machine
 from .plan.sizes import format_size
 from .weights.checkpoint import Checkpoint
+from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
 from .weights.prepare import estimate, prepare
 from .weights.store import Store
@@ -37,7 +38,9 @@ def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
         model = demo.path()
     path = Path(model).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} has no config.json: it is neither a checkpoint nor a Store.")
+        refuse_adapter(path)
+        why = other_format(path) or "it is neither a checkpoint nor a Store"
+        raise CheckpointError(f"{path} has no config.json: {why}.")
     if path.is_dir() and options.revision is not None:
         raise UsageError(f"--revision is for a model of the hub, and {path} is a directory here.")
     if (path / "index.json").is_file():

@@ -134,7 +134,8 @@ def test_what_does_no_harm_is_taken(directory: Path, values: dict[str, Any]) -> 
 
 
 def test_every_file_may_name_end_marks(tmp_path: Path) -> None:
-    config, tokenizer = SimpleNamespace(eos_token_id=[3, 4]), SimpleNamespace(eos_token_id=5)
+    config = SimpleNamespace(eos_token_id=[3, 4], get_text_config=lambda decoder: config)
+    tokenizer = SimpleNamespace(eos_token_id=5)
     assert stop_ids(tmp_path / NAME, config, tokenizer, 10) == (frozenset({3, 4, 5}), [])
     (tmp_path / NAME).write_text(json.dumps({"eos_token_id": [6, 10]}))
     found, (note,) = stop_ids(tmp_path / NAME, config, tokenizer, 10)
@@ -142,3 +143,11 @@ def test_every_file_may_name_end_marks(tmp_path: Path) -> None:
     config.eos_token_id = "3"
     with pytest.raises(CheckpointError, match=r"config.json: eos_token_id"):
         stop_ids(tmp_path / NAME, config, tokenizer, 10)
+
+
+def test_a_template_in_a_file_of_its_own_is_the_tokenizers(directory: Path) -> None:
+    (directory / "chat_template.json").write_text(json.dumps({"chat_template": "<{{ messages[0].content }}>"}))
+    settings(chat_template=None)(directory)
+    assert tokenizer_of(directory).chat_template == "<{{ messages[0].content }}>"
+    settings(chat_template="own")(directory)
+    assert tokenizer_of(directory).chat_template == "own"

@@ -1,5 +1,6 @@
 """A multimodal model's text model has the logits that transformers' class computes for a text, caps and scales included."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,12 @@ from tests.tiny import COMMON, WRAPPERS, generated, publish, stock, wrapper
 from understudy import LLM, SamplingParams
 from understudy.errors import CheckpointError
 from understudy.models import proof, structure
-from understudy.models.configuration import stop_ids
+from understudy.models.configuration import config_of, stop_ids
 from understudy.models.shape import ModelShape
 from understudy.models.shrink import shrunk, values_of
 from understudy.models.specimen import Specimen
 from understudy.models.streamed import attention_name
-from understudy.models.wrapper import Hidden, built, is_wrapper, straight_to_text, text_config, with_text
+from understudy.models.wrapper import Hidden, is_wrapper, refuse_silent, straight_to_text, text_config, with_text
 from understudy.weights.entries import SHARED
 from understudy.weights.export import export
 
@@ -101,14 +102,18 @@ def test_what_the_class_does_to_its_logits_is_seen_by_the_proof(monkeypatch: pyt
     assert max(proof.differences(specimen).values()) > proof.TOLERANCE
 
 
-def test_a_wrapper_without_a_class_that_writes_text_is_refused_by_name() -> None:
+def test_a_kind_without_a_class_that_writes_text_is_refused_by_name(tmp_path: Path) -> None:
     config = wrapper("llava")
 
     class Unknown(type(config)):  # type: ignore[misc]
         model_type = "unknown_kind"
 
     with pytest.raises(CheckpointError, match="no class that writes text for a 'unknown_kind' model"):
-        built(Unknown(**{name: value for name, value in config.to_dict().items() if name != "model_type"}))
+        refuse_silent(Unknown(**{name: value for name, value in config.to_dict().items() if name != "model_type"}))
+    for kind in ("clip", "siglip_vision_model"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(CheckpointError, match=f"no class that writes text for a '{kind}' model"):
+            config_of(tmp_path)
 
 
 def test_the_text_model_is_exchanged_in_a_copy() -> None:

@@ -103,7 +103,7 @@ def test_bad_config(tmp_path: Path, content: str | None) -> None:
 
 def test_no_safetensors(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="safe_serialization"):
+    with pytest.raises(CheckpointError, match="save_pretrained"):
         Checkpoint.open(tmp_path)
 
 

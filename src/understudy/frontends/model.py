@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import UsageError
+from ..weights.formats import other_format
 
 DEMO = "demo"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
@@ -17,6 +18,8 @@ def resolve(model: str | None) -> str | None:
     path = Path(model).expanduser()
     if path.exists():
         if not path.is_dir():
+            if advice := other_format(path):
+                raise UsageError(f"{model} is no model: {advice}.")
             raise UsageError(f"{model} is a file; MODEL is the directory that holds config.json, or a Hugging Face id.")
         return str(path)
     if model[:1] in ("/", ".", "~") or (model.count("/") > 1 and "@" not in model):

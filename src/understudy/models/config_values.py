@@ -30,7 +30,9 @@ def check_kind(content: Mapping[str, Any], place: Path) -> None:
 
 
 def check_sizes(content: Mapping[str, Any], place: Path) -> None:
-    """Raise CheckpointError for sizes that no model can have."""
+    """Raise CheckpointError for sizes that no model can have, nor the text model in it."""
+    if isinstance(text := content.get("text_config"), Mapping):
+        check_sizes(text, place)
     for name in SIZES:
         value = content.get(name)
         if value is not None and (not isinstance(value, int) or value < 1):

@@ -13,10 +13,12 @@ from .hf import refused
 from .refusals import refuse_unsupported
 from .ropes import check_ropes
 from .shape import ModelShape
-from .wrapper import text_config
+from .wrapper import is_wrapper, refuse_silent, text_config
 
 # Some file of a tokenizer that transformers can read has such a name.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
+
+TEMPLATE = "chat_template.json"
 
 
 def config_of(directory: Path) -> Any:
@@ -32,6 +34,7 @@ def config_of(directory: Path) -> Any:
         text = text_config(config)
         values = {**text.to_dict(), "layer_types": getattr(text, "layer_types", None)}
         refuse_unsupported(*((values,) if text is config else (config.to_dict(), values)))
+        refuse_silent(config)
         check_ropes(config, place)
         # raises what else its layers cannot have
         ModelShape.of(config)
@@ -61,6 +64,9 @@ def tokenizer_of(directory: Path, vocabulary: int | None = None) -> Any:
     size = backend.get_vocab_size(with_added_tokens=False)
     if vocabulary is not None and size > vocabulary:
         raise CheckpointError(f"{what}: it knows {size} tokens, and the model {vocabulary}. Get both from one source.")
+    # Where the template belongs to a processor, which also takes images, older checkpoints keep it in a file of its own.
+    if not getattr(tokenizer, "chat_template", None) and (directory / TEMPLATE).is_file():
+        tokenizer.chat_template = read_object(directory / TEMPLATE).get("chat_template")
     for name in ("_vocab", "_merges"):
         vars(tokenizer).pop(name, None)
     return tokenizer
@@ -72,9 +78,10 @@ def stop_ids(generation: Path, config: Any, tokenizer: Any, vocabulary: int) -> 
     places = {
         str(generation): read(generation).get("eos_token_id"),
         "config.json": getattr(config, "eos_token_id", None),
-        "The text model's config": getattr(text_config(config), "eos_token_id", None),
         "The tokenizer": getattr(tokenizer, "eos_token_id", None),
     }
+    if is_wrapper(config):
+        places["The text model's config"] = getattr(text_config(config), "eos_token_id", None)
     found: set[int] = set()
     notes: list[str] = []
     for where, value in places.items():

@@ -63,24 +63,28 @@ def switches(config: Any) -> dict[str, Any]:
 def built(config: Any, **options: Any) -> nn.Module:
     """The model that transformers has for `config`, that of the whole checkpoint for a wrapper's.
 
-    Raises CheckpointError for a wrapper that has no class which writes text, and what transformers raises."""
+    Raises CheckpointError for a kind that has no class which writes text, and what transformers raises."""
+    model: nn.Module = _class_for(config).from_config(copy.deepcopy(config), trust_remote_code=False, **options)
+    return model
+
+
+def refuse_silent(config: Any) -> None:
+    """Raise CheckpointError for a transformers `config` of a kind that has no class which writes text."""
+    _class_for(config)
+
+
+def _class_for(config: Any) -> Any:
+    """The class of transformers that finds the class of a model with this `config`."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
-    config = copy.deepcopy(config)
-    if not is_wrapper(config):
-        return _from_config(AutoModelForCausalLM, config, options)
-    for kind in (AutoModelForMultimodalLM, AutoModelForImageTextToText):
+    kinds = (AutoModelForMultimodalLM, AutoModelForImageTextToText) if is_wrapper(config) else (AutoModelForCausalLM,)
+    for kind in kinds:
         # the table that from_config looks in; there is no other way to ask
         if type(config) in kind._model_mapping:
-            return _from_config(kind, config, options)
+            return kind
     raise CheckpointError(
-        f"transformers has no class that writes text for a {config.model_type!r} model; it is not supported."
+        f"transformers has no class that writes text for a {config.model_type!r} model: give a model that has a language model."
     )
-
-
-def _from_config(kind: Any, config: Any, options: Mapping[str, Any]) -> nn.Module:
-    model: nn.Module = kind.from_config(config, trust_remote_code=False, **options)
-    return model
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .entries import INDEX
 from .files import buffer, read_bytes, read_tensor
+from .formats import gguf_advice, other_format, refuse_adapter
 from .hub import download
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
@@ -73,6 +74,9 @@ class Checkpoint:
         path = Path(model).expanduser()
         if not path.is_dir():
             path = download(str(model), offline, revision)
+            if "gguf" in str(model).lower() and not (path / "config.json").is_file():
+                raise CheckpointError(f"{gguf_advice(str(model))}.")
+        refuse_adapter(path)
         config = read_object(path / "config.json")
         shards = tuple(_read_shard(file) for file in _shard_files(path))
         tensors = {info.name: info for shard in shards for info in shard.tensors}
@@ -154,7 +158,7 @@ def _shard_files(path: Path) -> list[Path]:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing, though {SAFETENSORS_INDEX} lists it. Get the model again.")
     if not files:
-        hint = "save the model with safe_serialization=True (`understudy plan --config` needs no weights)"
+        hint = other_format(path) or "save the model with save_pretrained (`understudy plan --config` needs no weights)"
         raise CheckpointError(f"{path} has no model.safetensors: {hint}.")
     return files
 
