@@ -69,6 +69,8 @@ MUTATIONS = (
     Mutation("a step's length has no limits", "models/mamba.py", ".clamp(self.shortest, self.longest)", "", MAMBA),
     Mutation("multipliers are left out", "models/mamba.py", "* self.mup_vector", "", "tests/models/test_families.py"),
     Mutation("a feed-forward layer keeps keys", "models/shape.py", "0 if keeps_nothing else kv_heads", "kv_heads", MAMBA),
+    Mutation("attention that a class computes itself is not seen", "models/attended.py", "self.watch.elsewhere.append(name)", "pass", "tests/models/test_attended.py"),
+    Mutation("heads that the config does not tell of are passed over", "models/attended.py", "if found != (told.kv_heads, told.key_size, told.value_size):", "if False:", "tests/models/test_attended.py"),
     Mutation("a Linear with a forward of its own streams", "models/kept.py", "if type(module).forward is nn.Linear.forward:", "if True:", "tests/models/test_kept.py"),
     Mutation("what is held in float32 is rounded", "models/streamed.py", "kind = torch.float32 if any(map(in_float32, names)) else", "kind =", "tests/models/test_kept.py"),
     Mutation("logits that are no numbers choose a token", "sampling.py", "tokens, NO_TOKEN)[:, 0]", "tokens, tokens)[:, 0]", "tests/models/test_numbers.py"),

@@ -90,3 +90,7 @@ def test_other_heads_than_the_config_tells_of_are_named(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", wider)
     assert "Layer 0 of LlamaForCausalLM has 4 heads of keys, of 16 and 16 numbers, where its config tells of 2" in refusal()
+
+
+def test_a_layer_that_the_config_does_not_tell_of_is_named() -> None:
+    assert "attends in layer 9, where its config tells of 3 layers" in refusal(layer_idx=9)

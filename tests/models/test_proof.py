@@ -23,8 +23,8 @@ from understudy.tree import Nodes
 
 # Configs as transformers has them by default: learned positions and turned ones, scales, caps, windows, other names of tensors.
 RELEASED = (
-    "arcee", "biogpt", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gpt_bigcode", "gpt_neox", "modernbert-decoder", "olmo",
-    "olmo3", "opt", "persimmon", "phi", "seed_oss", "smollm3", "stablelm", "starcoder2",
+    "arcee", "biogpt", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gpt_bigcode", "gpt_neox", "granite_swa",
+    "minicpm3", "modernbert-decoder", "olmo", "olmo3", "opt", "persimmon", "phi", "seed_oss", "smollm3", "stablelm", "starcoder2",
 )  # fmt: skip
 
 
@@ -48,10 +48,10 @@ def test_families_that_run_right_are_proven_with_a_wide_margin(family: str) -> N
 @pytest.mark.parametrize(
     ("family", "word"),
     [
-        ("bloom", "other logits"), ("codegen", "other logits"), ("diffllama", "other logits"), ("xglm", "other logits"),
-        ("gpt_neox_japanese", "other logits"), ("falcon", "attention"), ("gptj", "attention"), ("mpt", "does not run"),
-        ("granite_swa", "sinks"), ("minicpm3", "does not run"), ("cpmant", "does not run"), ("bert", "tensor"),
-        ("gpt2", "decoder blocks"),
+        ("bloom", "by itself"), ("codegen", "by itself"), ("diffllama", "more than once"), ("xglm", "by itself"),
+        ("gpt_neox_japanese", "by itself"), ("falcon", "attention"), ("gptj", "attention"), ("mpt", "does not run"),
+        ("cpmant", "does not run"), ("bert", "both directions"), ("electra", "both directions"), ("gpt2", "class Conv1D"),
+        ("hrm_text", "its config tells of"),
     ],
 )  # fmt: skip
 def test_families_that_would_write_another_text_are_refused_by_name(family: str, word: str, tmp_path: Path) -> None:
@@ -83,6 +83,8 @@ def changed(**change: Callable[[Any], Any]) -> Callable[..., Any]:
         ("qwen2-window", {"sliding_window": lambda _: None}),
         ("gemma2", {"softcap": lambda _: None}),
         ("gemma4_text", {"scaling": lambda _: None}),
+        ("granite_swa", {"s_aux": lambda _: None}),
+        ("granite_swa", {"s_aux": lambda sinks: sinks.roll(1)}),
     ],
 )
 def test_an_option_of_attention_that_is_not_kept_is_noticed(family: str, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:

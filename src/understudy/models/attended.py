@@ -41,6 +41,11 @@ class AttentionWatch:
         index = int(module.layer_idx)  # type: ignore[arg-type]
         if getattr(module, "is_causal", True) is False:
             raise CheckpointError(f"{self.kind} reads text in both directions: it is an encoder, which writes no text.")
+        if index >= len(self.shape.layers):
+            raise CheckpointError(
+                f"{self.kind} attends in layer {index}, where its config tells of {len(self.shape.layers)} layers; this is not"
+                " supported yet."
+            )
         told = self.shape.layers[index]
         found = key.shape[1], key.shape[3], value.shape[3]
         if found != (told.kv_heads, told.key_size, told.value_size):
