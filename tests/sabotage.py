@@ -43,6 +43,7 @@ MUTATIONS = (
     Mutation("a wrong node is accepted", "verify.py", "wrong = choices[tree.parents.clamp(min=0)] != tree.tokens", "wrong = choices[tree.parents.clamp(min=0)] > tree.tokens", CORE),
     Mutation("machine code of other sources is used", "kernels/compiled.py", "removesuffix(mark) + mark", "removesuffix(mark)", "tests/kernels/test_compiled.py"),
     Mutation("rows of another run are multiplied", "kernels/exact_product.py", "x = run.x + k // run.width * run.run_bytes", "x = run.x + k * 2", "tests/kernels/test_exact_product.py"),
+    Mutation("a single node is written to the first row", "models/target.py", "self.place = (int(nodes.rows[0]), int(nodes.slots[0]))", "self.place = (0, int(nodes.slots[0]))", "tests/models/test_target.py tests/test_llm.py"),
     Mutation("rows that lie apart are taken for neighbours", "kernels/exact_product.py", "row_bytes, run_bytes = self.columns * 2, width * 2", "row_bytes, run_bytes = width * 2, width * 2", "tests/kernels/test_exact_product.py"),
     Mutation("room is spent on decoded weights twice", "plan/residents.py", "if owners[number] not in decoded),", "),", "tests/plan/test_residents.py"),
     Mutation("an exception is not put back", "kernels/residual.py", "weights[exceptions[e, 0]] = exceptions[e, 1]", "pass", "tests/codecs"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,16 @@ class Nodes:
     positions: Tensor
     prefix: Tensor
     tail: Tensor
+
+    @cached_property
+    def arrays(self) -> tuple[Any, Any, Any, Any]:
+        """rows, positions, prefix and tail as numpy arrays, for nodes in memory of the host."""
+        return self.rows.numpy(), self.positions.numpy(), self.prefix.numpy(), self.tail.numpy()
+
+    @cached_property
+    def last(self) -> int:
+        """The highest position."""
+        return int(self.positions.max())
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -44,13 +44,13 @@ def attend(
     out = np.empty((*q.shape[:2], values.shape[3]), np.float32)
     sinks = _NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
     k, v, heads = _bits(keys), _bits(values), keys.shape[1]
-    rows, positions, prefix, tail = (t.numpy() for t in (nodes.rows, nodes.positions, nodes.prefix, nodes.tail))
+    rows, positions, prefix, tail = nodes.arrays
 
     def heads_of(first: int, last: int) -> None:
         options = spec.window, spec.scaling, spec.softcap, sinks
         attention_cpu.attend(q, k, v, rows, positions, prefix, tail, *options, first, last, out)
 
-    work = q.size * int(nodes.positions.max() + 1)
+    work = q.size * (nodes.last + 1)
     if pool is None or threads < 2 or heads < 2 or work < WORTH_SHARING:
         heads_of(0, heads)
     else:

@@ -60,13 +60,14 @@ class Supply:
 
     def multiply(self, index: int, tiles: Sequence[Tensor], rows: int) -> list[Tensor]:
         """Tiles [TILE, K], in all `rows` rows and then padding -> tiles [TILE, N]. Linear `index` is brought once for all."""
-        linear, (height, _) = self.linears[index], tiles[0].shape
+        linear, first = self.linears[index], tiles[0]
+        height = first.shape[0]
         outputs = linear.entry.shape[0]
-        shape = (len(tiles), height, blocks_of(outputs), BLOCK)
-        product = linear.product(tiles[0].dtype)
+        blocks = blocks_of(outputs)
+        product = linear.product(first.dtype)
         # padding stays zero
-        out = tiles[0].new_zeros(shape)
-        taken = out.view(-1, *shape[2:])[:rows]
+        out = first.new_zeros((len(tiles), height, blocks, BLOCK))
+        taken = out.view(-1, blocks, BLOCK)[:rows]
         if product is None:
             for held in self._arriving(index, together=False):
                 for part, data in held:
@@ -76,7 +77,8 @@ class Supply:
         else:
             for held in self._arriving(index, together=not linear.one_by_one):
                 product([linear.operand(data, part.first_block, part.blocks) for part, data in held])(tiles, taken)
-        return list(out.view(len(tiles), height, -1)[:, :, :outputs])
+        made = out.view(len(tiles), height, -1)
+        return list(made if outputs == blocks * BLOCK else made[:, :, :outputs])
 
     def _kept(self, index: int, product: ExactProduct) -> Callable[[Sequence[Tensor], Tensor], None] | None:
         """What multiplies by Linear `index` where all its parts stay in fast memory, made once; None where some stream."""

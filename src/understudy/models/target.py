@@ -45,10 +45,16 @@ class Tile:
         self.head = len(wanted) > 0
         self.there = nodes.to(view.device.where)
         self.tops = tops(nodes) if view.cache.recurrent else []
-        self.thread = greenlet(self._forward)
+        # the row and slot of a single node in memory of the host, where it is written faster
+        self.place: tuple[int, int] | None = None
+        if self.count == 1 and not view.device.own_memory:
+            self.place = (int(nodes.rows[0]), int(nodes.slots[0]))
+        # None: the only tile of a pass, which has nobody to wait for at its Linears.
+        self.thread: greenlet | None = None
         self.result: Tensor | None = None
 
-    def _forward(self) -> Tensor | None:
+    def forward(self) -> Tensor | None:
+        """Run the stock model. Returns its logits [TILE, vocab], None where nobody wants them."""
         view, device = self.view, self.view.device.where
         padding = (0, TILE - self.count)
         positions = nn.functional.pad(self.nodes.positions, padding)[None].to(device)
@@ -69,12 +75,19 @@ class Tile:
         return self.result[first : last + 1] if neighbours else self.result[self.wanted.to(self.result.device)]
 
     def linear(self, index: int, x: Tensor) -> Tensor:
+        if self.thread is None:
+            return self.view.multiply(index, [x], self.count)[0]
         result: Tensor = getcurrent().parent.switch((index, x))
         return result
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        if self.view.cache.keeps(layer):
-            self.view.cache.layers[layer].write(self.there, keys[: self.count], values[: self.count])
+        if not self.view.cache.keeps(layer):
+            return
+        state = self.view.cache.layers[layer]
+        if self.place is None:
+            state.write(self.there, keys[: self.count], values[: self.count])
+        else:
+            state.write_one(*self.place, keys[0], values[0])
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.view.cache.layer(layer, spec.window)
@@ -132,7 +145,7 @@ class Target:
             part = nodes[start : start + TILE]
             room = None if hidden is None else hidden[start : start + TILE]
             tiles.append(Tile(self, part, wanted[first:last] - start, first, room))
-        with closing(self._run(tiles)) as done:
+        with closing(self._run(tiles) if len(tiles) > 1 else self._alone(tiles[0])) as done:
             for tile in done:
                 if tile.head:
                     settled.append(settle(tile.logits(), tile.first))
@@ -142,8 +155,20 @@ class Target:
             return torch.empty(0)
         return torch.cat(settled)
 
+    def _alone(self, tile: Tile) -> Generator[Tile, None, None]:
+        """Run the only tile of a pass; yield it when it is done."""
+        self.current.under_way = tile
+        try:
+            tile.result = tile.forward()
+            yield tile
+        finally:
+            self.current.under_way = None
+
     def _run(self, tiles: list[Tile]) -> Generator[Tile, None, None]:
         """Run all tiles side by side; yield each one when it is done, in their order."""
+        threads = [greenlet(tile.forward) for tile in tiles]
+        for tile, thread in zip(tiles, threads, strict=True):
+            tile.thread = thread
         answers: list[object] = [None] * len(tiles)
         alive = list(range(len(tiles)))
         try:
@@ -152,9 +177,9 @@ class Target:
                 for i in alive:
                     self.current.under_way = tiles[i]
                     answer, answers[i] = answers[i], None
-                    said = tiles[i].thread.switch(*(() if answer is None else (answer,)))
+                    said = threads[i].switch(*(() if answer is None else (answer,)))
                     del answer
-                    if tiles[i].thread.dead:
+                    if threads[i].dead:
                         tiles[i].result = said
                         yield tiles[i]
                     else:
@@ -170,6 +195,6 @@ class Target:
                         answers[i] = y
         finally:
             self.current.under_way = None
-            for tile in tiles:
-                if not tile.thread.dead:
-                    tile.thread.throw()
+            for thread in threads:
+                if not thread.dead:
+                    thread.throw()
