@@ -137,7 +137,7 @@ def sections(*sizes: int, **others: Any) -> dict[str, Any]:
 
 
 WRAPPERS: dict[str, dict[str, Any]] = {
-    "qwen3_5": {"layer_types": ["full_attention"] * 3, "head_dim": 32},
+    "qwen3_5": {"text": "qwen3_5_text"},
     "gemma3": {"text": "gemma3_text"},
     "gemma4": {"text": "gemma4-e"},
     "gemma4_unified": {"text": "gemma4_unified_text"},

@@ -1,6 +1,7 @@
 """Models with recurrent layers: the text is the same drafted or not, in any batch and chunks, and wherever a row goes back."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import fake_device
+from tests.fake_device import FakeDevice
 from tests.tiny import generated, save
 from understudy import LLM, SamplingParams
+from understudy.devices import DEVICES
 from understudy.errors import TransferError
 from understudy.recurrent import DEEPEST
 
@@ -119,3 +123,20 @@ def test_no_tree_is_deeper_than_folded_states_reach(plain: tuple[Path, Any]) -> 
         drafter.policy.limits.__dict__["filling"] = lambda: True  # type: ignore[attr-defined]
         assert llm.generate(TEXT[:100], params)[0].token_ids == expected(TEXT[:100], params)
     assert 8 < deepest <= DEEPEST
+
+
+@pytest.mark.parametrize("triton", [True, False])
+def test_a_device_with_memory_of_its_own_writes_the_same_text(
+    triton: bool, checkpoint: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, model = checkpoint
+    monkeypatch.setattr(fake_device, "open_fake", partial(FakeDevice, triton=triton))
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    options: dict[str, Any] = {"codec": "raw", "device": "fake", "context": 512, "rows": 1, "memory": "1GiB"}
+    with LLM(place, resident="none", **options) as llm:
+        # the kernels' interpreter is slow: that levels are recorded is seen in a short text, folds in a long one
+        prompt, count = (TEXT[:9], 5) if triton else (TEXT[:124], 12)
+        done = llm.generate(prompt, SamplingParams(max_new_tokens=count, ignore_eos=True))[0]
+        assert done.token_ids == generated(model, prompt, count)
+        assert done.stats.accepted > 0
+        assert not triton or llm.engine.drafter.search.replayed > 0  # type: ignore[attr-defined]

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..recurrent import FOLD, RecurrentState
+from ..recurrent import FOLD, RecurrentShape, RecurrentState
 from ..tree import Nodes
 
 # positions from a node's base state to its last ancestor, at most
 SPAN = 2 * FOLD
+# nodes of a draft that go together, each with all records that it reads
+TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,17 @@ def convolve_anywhere(x: Tensor, weight: Tensor, bias: Tensor | None, state: Rec
 def recur_anywhere(step: RuleStep, state: RecurrentState, nodes: Nodes, together: bool) -> Tensor:
     """The rule after each of `nodes`, [n, value heads, value size] float32; their records are put at their slots.
 
-    together: no node is another's ancestor, and bits do not matter. Else they go one after another, always in the same shape."""
-    if together:
-        return _recur(step, state, nodes)
-    return torch.cat([_recur(step[i : i + 1], state, nodes[i : i + 1]) for i in range(len(nodes))])
+    together: no node is another's ancestor, and bits do not matter: they go TOGETHER at a time. Else they go one after another,
+    always in the same shape."""
+    most = TOGETHER if together else 1
+    return torch.cat([_recur(step[i : i + most], state, nodes[i : i + most]) for i in range(0, len(nodes), most)])
+
+
+def working_bytes(shape: RecurrentShape) -> int:
+    """What `recur_anywhere` computes with, in bytes: gathered records and states, twice for a while."""
+    records = SPAN * (shape.key_heads * shape.key_size + shape.value_heads * (shape.value_size + 3))
+    states = shape.value_heads * shape.key_size * shape.value_size
+    return 4 * TOGETHER * (2 * records + 2 * states)
 
 
 def fold_anywhere(state: RecurrentState, row: int, number: int) -> None:
@@ -97,19 +106,21 @@ def _recur(step: RuleStep, state: RecurrentState, nodes: Nodes) -> Tensor:
     # what is left of each step's own part, and of the base, before the decay of the node itself
     left = torch.cat([decays[:, 1:], torch.ones_like(decays[:, :1])], 1).flip(1).cumprod(1).flip(1)
     whole = (left[:, :1] * decays[:, :1]).transpose(1, 2)
+    heads, shared = step.key.shape[1], step.value.shape[1] // max(step.key.shape[1], 1)
     folded = state.states[nodes.rows, base % 2]
-    shared = step.value.shape[1] // step.key.shape[1]
+    folded = folded.view(-1, heads, shared, *folded.shape[2:])
+    values = values.view(-1, SPAN, heads, shared, values.shape[-1])
 
     def read(x: Tensor) -> Tensor:
         """S' x before the node, for x [n, key heads, key size]: [n, value heads, value size]."""
-        near = torch.einsum("nphk,nhk->nph", keys, x).repeat_interleave(shared, 2) * left
-        far = torch.einsum("nhkv,nhk->nhv", folded, x.repeat_interleave(shared, 1))
-        return whole * far + torch.einsum("nph,nphv->nhv", near, values)
+        near = torch.einsum("nphk,nhk->nph", keys, x)[..., None] * left.view(-1, SPAN, heads, shared)
+        far = torch.einsum("nhgkv,nhk->nhgv", folded, x)
+        return whole * far.flatten(1, 2) + torch.einsum("nphg,nphgv->nhgv", near, values).flatten(1, 2)
 
     fade = step.decay[..., None]
     u = step.value if step.beta is None else step.beta[..., None] * (step.value - fade * read(step.key))
     here = nodes.slots % state.places
     for tensor, record in ((state.keys, step.key), (state.values, u), (state.decays, step.decay)):
         tensor[nodes.rows, here] = record
-    own = (step.query * step.key).sum(-1).repeat_interleave(shared, 1)[..., None]
-    return fade * read(step.query) + own * u
+    own = (step.query * step.key).sum(-1)[..., None, None] * u.view(-1, heads, shared, u.shape[-1])
+    return fade * read(step.query) + own.flatten(1, 2)

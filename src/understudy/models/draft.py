@@ -57,9 +57,9 @@ class Level:
         self.linears = view.linears
         self.cache = view.cache
         self.device = view.device
-        # What a chain reads, such as a text that a second model catches up with. Nodes that lie on the device already are a level
-        # of a tree, of which none is another's ancestor.
-        self.tops = tops(nodes) if view.cache.recurrent and nodes.rows.device.type == "cpu" else []
+        # Levels that a device searches have tails, and none of their nodes is another's ancestor; nothing of them is asked for.
+        level = view.device.own_memory and nodes.tail.shape[1] > 0
+        self.tops = tops(nodes) if view.cache.recurrent and not level else []
         self.nodes = nodes.to(view.device.where)
         nodes = self.nodes
         self.attention = view.device.draft_attention(nodes)

@@ -10,6 +10,7 @@ import torch
 from ..codecs import suited
 from ..devices import Device
 from ..kernels.pack import BLOCK, blocks_of
+from ..kernels.recurrence import working_bytes
 from ..plan.demand import MIB, Footprint, LevelSize
 from ..plan.residents import LinearSize
 from ..quantizers import fitting
@@ -180,6 +181,7 @@ def on_device(
 
     Of a level's logits there are the products' sums, their total in the model's type (three times, where the model changes
     them), and the scores, each float32."""
+    recurrent = [layer.recurrent for layer in shape.layers if layer.recurrent is not None]
     outputs = blocks_of(shape.vocabulary) * BLOCK
     logits_bytes = outputs * (4 + 4 + (3 if shape.changes_logits else 1) * dtype.itemsize)
     node_bytes = footprint.tile_bytes // TILE + SPLITS * BLOCK * 4 + logits_bytes
@@ -187,4 +189,5 @@ def on_device(
     if device.graphs is None:
         levels = replace(levels, recorded_bytes=0)
     table_bytes = sum(rows * width for rows, width in sizes.tables) * dtype.itemsize
-    return replace(footprint, embedding_bytes=table_bytes, levels=levels)
+    working = max(map(working_bytes, recurrent), default=0)
+    return replace(footprint, embedding_bytes=table_bytes, levels=levels, working_bytes=working)

@@ -70,6 +70,8 @@ class Footprint:
     # Of recurrent layers, for one sequence: states and the records that its next token reads, and each record of a tree's nodes.
     state_bytes: int = 0
     record_bytes: int = 0
+    # What a recurrent layer computes with on a device.
+    working_bytes: int = 0
     # Each Linear, in the order of a pass.
     linears: tuple[LinearSize, ...] = ()
     # The levels of a draft that is searched on a device; None: the host searches, or nothing drafts.

@@ -147,7 +147,9 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
         "shared tensors": footprint.shared_bytes,
         "draft model": request.second_model_bytes,
         "KV cache": footprint.cache_bytes(columns, request.record_nodes) * request.rows,
-        "activations": footprint.tile_bytes * passes.tiles + footprint.score_bytes_per_token * columns,
+        "activations": (
+            footprint.tile_bytes * passes.tiles + footprint.score_bytes_per_token * columns + footprint.working_bytes
+        ),
         "logits": footprint.tile_logits_bytes * heads + footprint.choosing_bytes,
         "decoding": footprint.decoding_bytes,
         "embedding" if footprint.levels else "embedding rows": footprint.embedding_bytes,
