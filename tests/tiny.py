@@ -61,7 +61,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "head_dim": 32, "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
         "linear_key_head_dim": 16, "linear_value_head_dim": 24,
     },
-    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
+    "lfm2": {
+        "layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False,
+    },
     # Mamba-2 with one group and several, with and without a bias of its convolution, its norm and attention in the same layer
     "bamba": {"mamba_n_heads": 8, "mamba_d_state": 24, "mamba_n_groups": 2, "attn_layer_indices": [1], "mamba_chunk_size": 16},
     "granitemoehybrid": {

@@ -15,6 +15,12 @@ from understudy.models.refusals import refuse_unsupported
         ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]}, "recurrent"),
         ({"model_type": "mamba2"}, "recurrent"),
+        ({"model_type": "rwkv"}, "recurrent"),
+        # Mamba-1, lightning attention and shared attention blocks under the names of what runs
+        ({"model_type": "jamba", "num_experts": 1, "mamba_d_state": 16, "layer_types": ["linear_attention"]}, "recurrent"),
+        ({"model_type": "minimax", "layer_types": ["full_attention", "linear_attention"]}, r"recurrent.*\(linear_attention\)"),
+        ({"model_type": "zamba2", "n_mamba_heads": 8, "layer_types": ["hybrid"]}, r"recurrent.*\(hybrid\)"),
+        ({"model_type": "nemotron_h", "mamba_num_heads": 8, "layer_types": ["mlp", "moe"]}, "mixture of experts"),
         ({"model_type": "recurrent_gemma", "block_types": ["recurrent", "attention"]}, "recurrent"),
         (
             {"model_type": "gemma3", "vision_config": {"hidden_size": 8}, "text_config": {"hidden_size": 8}},
@@ -32,6 +38,13 @@ def test_what_cannot_run_exactly_is_refused_by_name(config: dict[str, object], w
 def test_experts_that_a_switch_leaves_out_and_images_that_look_ahead_are_no_obstacle() -> None:
     left_out = {"num_experts": 128, "enable_moe_block": False, "use_bidirectional_attention": "vision"}
     refuse_unsupported({"model_type": "gemma4_text", **left_out})
+
+
+def test_experts_that_no_layer_has_are_no_obstacle() -> None:
+    layers = ["linear_attention", "mlp", "full_attention"]
+    refuse_unsupported({"model_type": "nemotron_h", "mamba_num_heads": 8, "n_routed_experts": 8, "layer_types": layers})
+    granite = {"num_local_experts": 0, "num_experts_per_tok": 2, "mamba_n_heads": 4, "layer_types": ["linear_attention"]}
+    refuse_unsupported({"model_type": "granitemoehybrid", **granite})
 
 
 @pytest.mark.parametrize("where", ["wrapper", "text"])

@@ -10,6 +10,7 @@ from .heads import refuse_other_tasks
 from .mixers import FEED_FORWARD, recurrent_kinds
 from .wrapper import parts_in
 
+# Words in the names of layers that carry a state from token to token, and in those of models that do not name their layers.
 _RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta", "hybrid")
 _STATEFUL = ("mamba", "rwkv", "xlstm")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -41,9 +42,11 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     if _has_experts(config, kinds):
         refuse("it is a mixture of experts")
     known = recurrent_kinds(config) or [None] * len(kinds)
-    layers = " ".join(name for name, kind in zip(kinds, known, strict=True) if kind is None)
-    if any(word in layers for word in _RECURRENT) or any(word in str(config.get("model_type")) for word in _STATEFUL):
-        refuse("it carries a recurrent state (hybrid or state-space layers)")
+    unknown = [name for name, recurrent in zip(kinds, known, strict=True) if recurrent is None]
+    stateful = [name for name in unknown if any(word in name for word in _RECURRENT)]
+    stateful += [str(kind) for word in _STATEFUL if word in str(config.get("model_type"))]
+    if stateful:
+        refuse(f"its recurrent layers ({stateful[0]}) are no gated delta nets, Mamba-2 or short convolutions")
     if config.get("use_bidirectional_attention") in (True, "all"):
         refuse("its attention looks at later tokens too (use_bidirectional_attention), so that it writes no text")
 
