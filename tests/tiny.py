@@ -86,6 +86,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"], "head_dim": 16,
         "mamba_num_heads": 6, "mamba_head_dim": 16, "ssm_state_size": 20, "n_groups": 3,
     },
+    # convolutions of queries, keys and values are stored apart
+    "olmo_hybrid": {
+        "num_hidden_layers": 4, "linear_num_key_heads": 3, "linear_num_value_heads": 3, "linear_key_head_dim": 16,
+        "linear_value_head_dim": 32,
+    },
     "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.2},
 }  # fmt: skip
 _SLIDING = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}

@@ -133,6 +133,8 @@ def test_a_device_with_memory_of_its_own_writes_the_same_text(
     monkeypatch.setattr(fake_device, "open_fake", partial(FakeDevice, triton=triton))
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
     options: dict[str, Any] = {"codec": "raw", "device": "fake", "context": 512, "rows": 1, "memory": "1GiB"}
+    if triton:
+        options["method"] = "substitute:width=2,depth=2"
     with LLM(place, resident="none", **options) as llm:
         # the kernels' interpreter is slow: that levels are recorded is seen in a short text, folds in a long one
         prompt, count = (TEXT[:9], 5) if triton else (TEXT[:124], 12)

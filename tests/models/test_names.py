@@ -1,9 +1,11 @@
 """A parameter is found under each name that transformers would load it from."""
 
+from typing import Any
+
 import torch
 from transformers import AutoConfig
 
-from tests.tiny import COMMON, generated, save
+from tests.tiny import COMMON, FAMILIES, generated, save
 from understudy import LLM, SamplingParams
 from understudy.models import structure
 from understudy.models.names import finder
@@ -30,3 +32,17 @@ def test_a_head_under_another_name_is_not_taken_for_a_tied_one(tmp_path) -> None
         with LLM(tmp_path / "model", method=method, memory="1GiB", context=128) as llm:
             done = llm.generate(prompt, SamplingParams(max_new_tokens=24, ignore_eos=True))[0]
         assert done.token_ids == generated(model, prompt, 24)
+
+
+def test_a_parameter_that_transformers_joins_of_several() -> None:
+    model = structure.skeleton(config_of_family("olmo_hybrid"), torch.float32, attention_name())
+    pieces = tuple(f"model.layers.0.linear_attn.{which}_conv1d.weight" for which in "qkv")
+    find = finder(model, [*reversed(pieces), "model.norm.weight"])
+    assert find("model.layers.0.linear_attn.conv1d.weight") is None
+    assert find.sources("model.layers.0.linear_attn.conv1d.weight") == pieces, "queries, keys, values, in whatever order they lie"
+    assert find.sources("model.norm.weight") == ("model.norm.weight",) and find.sources("lm_head.weight") == ()
+    assert finder(model, pieces[:2]).sources("model.layers.0.linear_attn.conv1d.weight") == ()
+
+
+def config_of_family(family: str) -> Any:
+    return AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})

@@ -32,6 +32,20 @@ class Finder:
         """What `name` may be called in a model: as it is, or without the base model's prefix, or with it."""
         return name, name.removeprefix(self.prefix), self.prefix + name
 
+    def sources(self, parameter: str) -> tuple[str, ...]:
+        """The tensors whose rows one after another are a parameter of the model: the one of its name, as a rule, or those that
+        transformers joins. Empty where there are none."""
+        if (name := self(parameter)) is not None:
+            return (name,)
+        for converter in self.converters:
+            if [(type(each).__name__, getattr(each, "dim", None)) for each in converter.operations] != [("Concatenate", 0)]:
+                continue
+            renamed = {name: converter.rename_source_key(target) for name, target in self.targets.items()}
+            matches = {match: name for name, (target, match) in renamed.items() if match and parameter in self.places(target)}
+            if matches.keys() == set(converter.source_patterns):
+                return tuple(matches[pattern] for pattern in converter.source_patterns)
+        return ()
+
     def conversion(self, parameter: str) -> str | None:
         """What transformers makes `parameter` of, and how, where that takes more than another name; None where it does not."""
         for converter in self.converters:

@@ -145,11 +145,12 @@ def share(model: nn.Module, layout: ModelLayout, tensors: Mapping[str, Tensor], 
         if id(parameter) not in looked_up:
             places.setdefault(id(parameter), []).append(name)
     for names in places.values():
-        stored = next((found for found in map(find, names) if found is not None), None)
+        stored = next((found for found in map(find.sources, names) if found), None)
         if stored is None:
             raise StoreError(f"There is no tensor {names[0]!r}, which {type(model).__name__} needs.")
         kind = torch.float32 if any(map(in_float32, names)) else model.get_parameter(names[0]).dtype
-        parameter = nn.Parameter(tensors[stored].to(kind), requires_grad=False)
+        whole = tensors[stored[0]] if len(stored) == 1 else torch.cat([tensors[piece] for piece in stored])
+        parameter = nn.Parameter(whole.to(kind), requires_grad=False)
         for name in names:
             _put(model, name, parameter)
     for name in stored_buffers(model):

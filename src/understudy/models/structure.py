@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +230,10 @@ def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
     specs = tuple(LinearSpec(path, weight_of[path], tuple(linears[path].weight.shape)) for path in order)  # type: ignore[arg-type]
     aside = [embedding, *(spec.module for spec in tables)]
     skip = {f"{path}.weight" for path in (*order, *aside)}
-    shared = {stored(name): tuple(p.shape) for name, p in model.named_parameters() if name not in skip}
+    shared: dict[str, tuple[int, ...]] = {}
+    for name, p in model.named_parameters():
+        if name not in skip:
+            shared |= _pieces(find.sources(name) or (stored(name),), tensors, tuple(p.shape))
     buffers = {find(name): tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
     shared |= {name: shape for name, shape in buffers.items() if name is not None}
     needed = {spec.weight: spec.shape for spec in specs} | shared
@@ -239,6 +242,16 @@ def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
     for name, shape in needed.items():
         check_weight(tensors[name], shape)
     return ModelLayout(specs, table, tuple(shared), tables, left_aside(model, find, needed))
+
+
+def _pieces(names: Sequence[str], tensors: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The tensors `names`, whose rows one after another are a parameter of `shape`, each with the shape that it must have."""
+    if len(names) == 1:
+        return {names[0]: shape}
+    rows = [tensors[name].shape[0] for name in names]
+    # where the rows are too few or too many, the last piece is the one that is refused
+    rows[-1] += shape[0] - sum(rows)
+    return {name: (count, *shape[1:]) for name, count in zip(names, rows, strict=True)}
 
 
 def _beside(model: nn.Module, embedding: str, looked_up: list[str]) -> list[str]:
