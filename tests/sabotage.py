@@ -36,7 +36,11 @@ STATS, ROUTE, FILE = "tests/test_stats.py", "tests/tiers/test_route.py", "tests/
 FORMAT = "tests/kernels/test_residual_bits.py"
 MAMBA = "tests/models/test_mamba.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
+FITTING = "tests/kernels/test_fitting.py tests/quantizers/test_inputs.py"
 MUTATIONS = (
+    Mutation("fitting takes what does not help", "kernels/fitting.py", "if after[j] < before[j]:", "if after[j] > before[j]:", FITTING),
+    Mutation("other groups' errors do not count", "kernels/fitting.py", "target = exact[r, j] - rest[r, j]", "target = exact[r, j]", FITTING),
+    Mutation("directions are counted twice", "quantizers/inputs.py", "squares - directions.square().sum(1), LEAST", "squares, LEAST", FITTING),
     Mutation("siblings see each other", "tree.py", "off = tree.ancestors & ~straight", "off = (tree.ancestors | True) & ~straight", CORE),
     Mutation("a node does not see itself", "tree.py", "reach = torch.eye(n", "reach = torch.zeros(n, n", CORE),
     Mutation("prefix one too long", "tree.py", "tree.depths + 1 - counts, tail", "tree.depths + 2 - counts, tail", CORE),

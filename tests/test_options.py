@@ -24,7 +24,7 @@ def options(tmp_path: Path, **given: Any) -> Options:
         ({"bits": 5}, "4"),
         ({"bits": "mixed:bits=99"}, "between"),
         ({"bits": "mixed:calibrated=abc"}, "--calibrate FILE"),
-        ({"calibrate": "text"}, "--bits mixed"),
+        ({"calibrate": "text", "bits": 8}, "2, 3, 4 or mixed bits"),
         ({"link": True, "codec": "raw"}, "choose one of them"),
         ({"link": True, "bits": 16}, "8 or fewer"),
         ({"cache": "/somewhere"}, "No option 'cache'"),
@@ -49,6 +49,9 @@ def test_a_text_is_read_once(tmp_path: Path) -> None:
     chosen = options(tmp_path, bits="mixed", calibrate=text, codec="raw")
     text.unlink()
     assert chosen.text == "one text" and "calibrated=" in chosen.recipe.quantizer
+    assert chosen.recipe.calibrated and chosen.recipe.calibrated in chosen.recipe.quantizer
+    assert options(tmp_path, codec="raw").recipe.calibrated != chosen.recipe.calibrated
+    assert not options(tmp_path, codec="raw", calibrate="none").recipe.calibrated
     assert chosen.held_whole().recipe.quantizer == "exact" and chosen.held_whole().text is None
 
 

@@ -75,6 +75,19 @@ def test_a_codec_that_was_left_open_is_that_of_a_store_which_is_there(
     assert forced.path != first.path
 
 
+def test_a_store_that_was_made_from_weights_alone_is_still_found(tmp_path: Path, model: Path) -> None:
+    checkpoint = Checkpoint.open(model)
+    free = prepare_source(checkpoint, options(tmp_path, codec="raw", calibrate="none"), None)
+    assert not free.recipe.calibrated
+    assert prepare_source(checkpoint, options(tmp_path, codec="raw"), None).path == free.path
+    assert prepare_source(checkpoint, options(tmp_path, output=free.path, codec="raw"), None).path == free.path
+    (tmp_path / "text").write_text("words that the copy is fitted to")
+    fitted = prepare_source(checkpoint, options(tmp_path, codec="raw", calibrate=tmp_path / "text"), None)
+    assert fitted.recipe.calibrated and fitted.path != free.path
+    for path in (free.path, fitted.path):
+        Store.open(path).verify()
+
+
 def test_a_revision_is_for_models_of_the_hub(tmp_path: Path, model: Path) -> None:
     chosen = options(tmp_path, revision="v2", offline=True)
     for name in (model, None):

@@ -16,7 +16,16 @@ from .errors import UsageError
 from .quantizers.mixed import mixed
 from .registry import lookup
 from .tiers import tier_names
-from .weights.recipe import Recipe, cache_directory, calibration_text, check_calibration, quantizer_name
+from .weights.recipe import (
+    NO_TEXT,
+    Recipe,
+    cache_directory,
+    calibration_text,
+    check_calibration,
+    checksum_of,
+    quantizer_name,
+    uses_text,
+)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 BITS: dict[int | str, str] = {2: "int2", 3: "int3", 4: "int4", 8: "int8", 16: "exact"}
@@ -72,7 +81,7 @@ class Options:
     cache: Path = Path()
     # The full name of the quantiser of all weights, or of the mix.
     recipe_quantizer: str = "int4"
-    # The text in `calibrate`, read once.
+    # The text in `calibrate`, read once; the one that comes along where none is named.
     text: str | None = None
 
     @classmethod
@@ -101,7 +110,7 @@ class Options:
     def recipe(self) -> Recipe:
         """How the Store is made. The codec must have been chosen."""
         assert self.codec != AUTO, "the codec was not chosen yet"
-        return Recipe(self.recipe_quantizer, self.codec)
+        return Recipe(self.recipe_quantizer, self.codec, checksum_of(self.text))
 
     @property
     def drafter(self) -> DrafterSpec:
@@ -124,11 +133,12 @@ class Options:
         return replace(self, **recipe, output=None, revision=None, dtype="auto", method=DEFAULT_METHOD)  # type: ignore[arg-type]
 
     def _with_recipe(self) -> Options:
-        """With the quantiser's full name and the text that weighs a mix."""
+        """With the quantiser's full name and the text that the copy is fitted to."""
         named = self.quantizer or BITS.get(self.bits, str(self.bits))
-        check_calibration(named, self.calibrate is not None)
-        text = None if self.calibrate is None else calibration_text(self.calibrate)
-        return replace(self, recipe_quantizer=quantizer_name(named, text), text=text)
+        given = self.calibrate is not None and str(self.calibrate) != NO_TEXT
+        check_calibration(named, given)
+        text = calibration_text(self.calibrate) if uses_text(named) else None
+        return replace(self, recipe_quantizer=quantizer_name(named, text if given else None), text=text)
 
     def _linked(self) -> Options:
         """With the codec that `link` means. Raises UsageError where another option contradicts it."""

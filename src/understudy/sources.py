@@ -23,6 +23,7 @@ from .options import AUTO, Options
 from .plan.machine import Machine
 from .plan.sizes import format_size
 from .weights.checkpoint import Checkpoint
+from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
 from .weights.prepare import estimate, prepare
@@ -60,6 +61,9 @@ def prepare_source(
     layout = layout_of(source)
     options = choose_codec(source, layout, options, device)
     directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
+    if options.calibrate is None and (directory / INDEX).is_file() and not Store.open(directory).recipe.calibrated:
+        # made by an earlier version, from the weights alone
+        options = replace(options, text=None)
     progress = None if report is None else lambda done, total, name: report("preparing", done, total)
     if not directory.is_dir():
         # Refused now, not after the minutes that preparing takes.
@@ -87,18 +91,26 @@ def said_aside(source: Checkpoint, layout: ModelLayout, coding: str) -> str:
 def choose_codec(
     source: Checkpoint, layout: ModelLayout, options: Options, device: Device | None
 ) -> Options:
-    """Options with a codec where it was left open: that of a Store which is there, else the fastest one here.
+    """Options with what was left open: as in a Store which is there, else the fastest codec here.
 
     device: where the model will run; None: it is opened."""
+    if options.output is None:
+        for candidate in _left_open(options):
+            if stored_at(source, candidate).is_dir():
+                return candidate
     if options.codec != AUTO:
         return options
-    for name in copying() if options.output is None else ():
-        if stored_at(source, replace(options, codec=name)).is_dir():
-            return replace(options, codec=name)
     weights = source.info(layout.linears[0].weight)
     link = Machine.inspect().measured(weights.file, options.cache).link_bandwidth
     device = device or open_device(options.device)
     return replace(options, codec=fastest_codec(link, weights.dtype, options.recipe_quantizer, device))
+
+
+def _left_open(options: Options) -> list[Options]:
+    """All that options may mean, best first. Stores made by earlier versions were not fitted to a text."""
+    texts = [options.text] if options.calibrate is not None else [options.text, None]
+    codecs = copying() if options.codec == AUTO else [options.codec]
+    return [replace(options, text=text, codec=name) for text in texts for name in codecs]
 
 
 def stored_at(source: Checkpoint, options: Options) -> Path:

@@ -37,5 +37,7 @@ def test_as_hooks_see_it(family: str, tmp_path: Path) -> None:
     )
     assert steps[-1] == 1 and steps == sorted(steps) and len(found) == len(layout.linears)
     for spec, moments in zip(layout.linears, found, strict=True):
-        assert moments.shape == (spec.shape[1],)
-        assert torch.allclose(moments.double(), seen[spec.module], rtol=1e-4, atol=1e-8), spec.module
+        assert moments is not None and moments.squares.shape == (spec.shape[1],)
+        expected = seen[spec.module] / seen[spec.module].mean()
+        assert torch.allclose(moments.squares.double(), expected, rtol=0.02, atol=1e-3), spec.module
+    assert (found[0] is found[1]) == (family != "phi3"), "queries and keys have the same inputs, or are one Linear"

@@ -103,7 +103,9 @@ PREPARATION = (
     _value(
         "--bits", "2|3|4|8|mixed", "bits of the copy that drafts (default 4); mixed:bits=3.5 where they help most", bits
     ),
-    _value("--calibrate", "FILE", "a text to weigh a mix of bits with (default: weights alone decide)", Path),
+    _value(
+        "--calibrate", "FILE", "a text that the copy is fitted to (default: one that comes along; none: weights alone)", Path
+    ),
     _value("--codec", "NAME", "how exact weights are stored: raw, delta (half the bytes), auto (what is faster here)"),
     _switch("--link", "keep no copy of the exact weights: read them from the original files, which must stay"),
     _switch("--offline", "use only what is on this machine already"),

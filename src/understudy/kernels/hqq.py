@@ -55,7 +55,7 @@ def _solve(blocks: Any, group: int, bits: int, rounds: int, shrink: Any, codes: 
                 scales[g, b * 64 + j, 1] = word_of(fit[ZERO, j]) >> 16
             for k in range(group):
                 for j in range(64):
-                    code[j] = np.int32(_code(tile[k, j], fit[INVERSE, j], fit[ZERO, j], centre) + centre)
+                    code[j] = np.int32(nearest_code(tile[k, j], fit[INVERSE, j], fit[ZERO, j], centre) + centre)
                 pack_run(code, bits, codes[b, g * group + k])
 
 
@@ -85,10 +85,10 @@ def _set(fit: Any, j: int, scale: Any, zero: Any) -> None:
     """Scale and zero as they will be stored (bfloat16). A group of equal weights has scale 0 and the centre for every
     code."""
     usable = scale > np.float32(1e-36)
-    scale = _bfloat16(scale) if usable else np.float32(0)
+    scale = bfloat16(scale) if usable else np.float32(0)
     fit[SCALE, j] = scale
     fit[INVERSE, j] = np.float32(1) / scale if usable else np.float32(0)
-    fit[ZERO, j] = _bfloat16(zero)
+    fit[ZERO, j] = bfloat16(zero)
 
 
 @compiled
@@ -98,7 +98,7 @@ def _gather(tile: Any, fit: Any, centre: Any, shrink: Any, sums: Any) -> None:
     for k in range(tile.shape[0]):
         for j in range(64):
             u = (tile[k, j] - fit[ZERO, j]) * fit[INVERSE, j]
-            q = _code(tile[k, j], fit[INVERSE, j], fit[ZERO, j], centre)
+            q = nearest_code(tile[k, j], fit[INVERSE, j], fit[ZERO, j], centre)
             error = u - q
             size = abs(error)
             kept = size - shrink * _inverse_root(size)
@@ -124,7 +124,7 @@ def _refit(sums: Any, fit: Any, group: int) -> None:
 
 
 @compiled
-def _code(weight: Any, inverse: Any, zero: Any, centre: Any) -> Any:
+def nearest_code(weight: Any, inverse: Any, zero: Any, centre: Any) -> Any:
     """The nearest code less its centre. Adding and taking away 1.5 * 2**23 rounds to the nearest integer."""
     magic, last = np.float32(12582912.0), centre - np.float32(1)
     u = (weight - zero) * inverse
@@ -141,7 +141,7 @@ def _inverse_root(x: Any) -> Any:
 
 
 @compiled
-def _bfloat16(x: Any) -> Any:
+def bfloat16(x: Any) -> Any:
     """The nearest bfloat16, ties to even, as a float32."""
     word = word_of(x)
     return float_of((word + 0x7FFF + (word >> 16 & 1)) >> 16 << 16)

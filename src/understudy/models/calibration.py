@@ -1,4 +1,4 @@
-"""Calibration: the mean square of each input of each Linear while the exact model reads a text.
+"""Calibration: the second moments of each Linear's inputs while the exact model reads a text.
 
 One pass of the target view over the checkpoint itself, layer by layer: each weight is read once, nothing is prepared."""
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..devices.processor import Processor
 from ..kernels.pack import BLOCK
+from ..quantizers.inputs import Inputs
 from ..tree import Nodes, TokenTree
 from ..weights.checkpoint import Checkpoint
 from ..weights.entries import Stored, part_blocks
@@ -30,27 +31,31 @@ Report = Callable[[str, float, float], None]
 
 def moments_of_text(
     checkpoint: Checkpoint, layout: ModelLayout, config: Any, tokenizer: Any, text: str, report: Report | None
-) -> list[Tensor]:
+) -> list[Inputs | None]:
     """`second_moments` of a text, reported as a stage of preparing."""
     progress = None if report is None else partial(report, "calibrating")
-    return second_moments(checkpoint, layout, config, tokenizer(text)["input_ids"], progress)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or MOST_TOKENS
+    return second_moments(checkpoint, layout, config, tokenizer(text)["input_ids"][:longest], progress)
 
 
 class Reading:
-    """Multiplies by the checkpoint's weights as they are read, and adds up the squares of what goes in."""
+    """Multiplies by the checkpoint's weights as they are read, and keeps the moments of what goes in."""
 
     def __init__(self, checkpoint: Checkpoint, layout: ModelLayout, count: int, progress: Progress | None):
         self.checkpoint = checkpoint
         self.layout = layout
         self.count = count
         self.progress = progress
-        self.squares = [torch.zeros(spec.shape[1], dtype=torch.float64) for spec in layout.linears]
+        self.moments: list[Inputs | None] = []
+        # The last inputs that there were: queries, keys and values have the same.
+        self.last: Tensor | None = None
 
     def __call__(self, index: int, tiles: Sequence[Tensor], *_: int) -> list[Tensor]:
         """tiles: each [TILE, K] -> each [TILE, N]; the last one is padded."""
         spec = self.layout.linears[index]
         x = torch.cat(list(tiles))
-        self.squares[index] += x[: self.count].double().square().sum(0)
+        assert index == len(self.moments), "Linears run in their order, once"
+        self._note(x[: self.count])
         y = x.new_zeros(len(x), spec.shape[0])
         # The head is skipped: nobody asks for logits.
         if index < len(self.layout.linears) - 1:
@@ -61,6 +66,11 @@ class Reading:
             self.progress(index + 1, len(self.layout.linears))
         return list(torch.split(y, TILE))
 
+    def _note(self, x: Tensor) -> None:
+        same = self.last is not None and torch.equal(self.last, x)
+        self.moments.append(self.moments[-1] if same else Inputs.of(x))
+        self.last = x
+
 
 def _rows(checkpoint: Checkpoint, module: nn.Module, name: str) -> EmbeddingRows:
     info = checkpoint.info(name)
@@ -70,9 +80,10 @@ def _rows(checkpoint: Checkpoint, module: nn.Module, name: str) -> EmbeddingRows
 
 def second_moments(
     checkpoint: Checkpoint, layout: ModelLayout, config: Any, tokens: Sequence[int], progress: Progress | None = None
-) -> list[Tensor]:
-    """For each Linear, in the order of a pass: the mean square of each of its inputs, [K], over the first `MOST_TOKENS` of
-    `tokens`. Raises CheckpointError for what cannot be read."""
+) -> list[Inputs | None]:
+    """For each Linear, in the order of a pass: the second moments of its inputs over the first `MOST_TOKENS` of `tokens`.
+
+    Raises CheckpointError for what cannot be read."""
     tokens = tokens[:MOST_TOKENS]
     dtype = checkpoint.info(layout.linears[0].weight).dtype
     model = unprepared(config, dtype, layout, checkpoint.read, (1, len(tokens)))
@@ -86,4 +97,4 @@ def second_moments(
             )
     finally:
         rows.close()
-    return [(squares / len(tokens)).float() for squares in reading.squares]
+    return reading.moments

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..registry import build
+from .inputs import Inputs
 
 QUANTIZERS: dict[str, str] = {
     "exact": "understudy.quantizers.exact:Identity",
@@ -35,8 +36,10 @@ class Quantizer(Protocol):
     def size(self, rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> int:
         """Bytes of the substitute of a weight of this shape (and, for `exact`, dtype)."""
 
-    def quantize(self, weight: Tensor) -> Tensors:
-        """The substitute of some rows of a weight: whole blocks of 64, or the last rows of all."""
+    def quantize(self, weight: Tensor, inputs: Inputs | None = None) -> Tensors:
+        """The substitute of some rows of a weight: whole blocks of 64, or the last rows of all.
+
+        `inputs`: what they will be multiplied with, for those that can make use of it."""
 
     def merge(self, pieces: Sequence[Tensors]) -> Tensors:
         """The substitute of the whole from those of its pieces, in order."""

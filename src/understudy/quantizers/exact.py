@@ -9,6 +9,7 @@ from torch import Tensor
 from ..kernels import exact_product
 from ..kernels.pack import BLOCK, block, blocks_of, unblock
 from . import Linear, Tensors
+from .inputs import Inputs
 
 
 class Identity:
@@ -23,7 +24,7 @@ class Identity:
     def size(self, rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> int:
         return blocks_of(rows) * BLOCK * columns * dtype.itemsize
 
-    def quantize(self, weight: Tensor) -> Tensors:
+    def quantize(self, weight: Tensor, inputs: Inputs | None = None) -> Tensors:
         return {"weight": block(weight)}
 
     def merge(self, pieces: Sequence[Tensors]) -> Tensors:

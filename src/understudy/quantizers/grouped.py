@@ -1,4 +1,5 @@
-"""A few bits a weight, one (scale, zero) a group of columns: w ~ (q - centre) * scale + zero, found by HQQ.
+"""A few bits a weight, one (scale, zero) a group of columns: w ~ (q - centre) * scale + zero, found by HQQ
+and, where a text says what the inputs are like, fitted to the output.
 
 Tensors: codes uint8 [nb, K, 8 * bits] (packed as `kernels.pack` says), scales bfloat16 [K / group, nb * 64, 2]. The centre
 is 2 ** (bits - 1)."""
@@ -7,11 +8,15 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..kernels import hqq
+from ..kernels import fitting, hqq
 from ..kernels.draft_product import Product
 from ..kernels.pack import BLOCK, block, blocks_of, unpack
 from . import Linear, Tensors, dequantised
 from .coded import Coded
+from .inputs import Inputs
+
+# rounds of HQQ where fitting goes on from there
+BEFORE_FITTING = 4
 
 
 class Grouped(Coded):
@@ -40,8 +45,12 @@ class Grouped(Coded):
         padded = blocks_of(rows) * BLOCK
         return padded * columns * self.bits // 8 + padded * (columns // self.group_for(columns)) * 4
 
-    def quantize(self, weight: Tensor) -> Tensors:
-        codes, scales = hqq.solve(block(weight).float(), self.group_for(weight.shape[1]), self.bits)
+    def quantize(self, weight: Tensor, inputs: Inputs | None = None) -> Tensors:
+        blocks = block(weight).float()
+        rounds = hqq.ROUNDS if inputs is None else BEFORE_FITTING
+        codes, scales = hqq.solve(blocks, self.group_for(weight.shape[1]), self.bits, rounds)
+        if inputs is not None:
+            codes, scales = fitting.fit(blocks, scales, inputs.own, inputs.directions, self.bits)
         return {"codes": codes, "scales": scales}
 
     def dequantize(self, tensors: Tensors, shape: tuple[int, int]) -> Tensor:

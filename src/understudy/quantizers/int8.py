@@ -9,6 +9,7 @@ from ..kernels.draft_product import Product
 from ..kernels.pack import BLOCK, block, blocks_of, unblock
 from . import Linear, Tensors, dequantised
 from .coded import Coded
+from .inputs import Inputs
 
 
 class Int8(Coded):
@@ -21,7 +22,7 @@ class Int8(Coded):
     def size(self, rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> int:
         return blocks_of(rows) * BLOCK * (columns + 4)
 
-    def quantize(self, weight: Tensor) -> Tensors:
+    def quantize(self, weight: Tensor, inputs: Inputs | None = None) -> Tensors:
         finite = torch.nan_to_num(weight.float(), 0.0, 0.0, 0.0)
         scale = (finite.abs().amax(dim=1) / 127).to(torch.bfloat16)
         inverse = torch.where(scale.float() > 1e-36, 1 / scale.float(), 0.0)

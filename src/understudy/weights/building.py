@@ -9,8 +9,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from itertools import repeat, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Building:
         self.recipe = recipe
         self.progress = progress
         self.measure = measure
+        self.measured: Moments | None = None
         self.directory = directory
         self.work = directory.with_name(directory.name + index.PARTIAL)
         self.work.mkdir(exist_ok=True)
@@ -141,8 +143,7 @@ class Building:
         return chosen
 
     def _mix(self) -> list[str]:
-        moments = None if self.measure is None else self.measure()
-        errors = self.pool.map(partial(errors_of, self.checkpoint), self.layout.linears, moments or repeat(None))
+        errors = self.pool.map(partial(errors_of, self.checkpoint), self.layout.linears, self._moments())
         return quantizers_of(self.layout, self.recipe, list(errors))
 
     def _copy(self, name: str, checked: bool, linkable: bool) -> list[Any]:
@@ -160,6 +161,12 @@ class Building:
             return index.stored_to_json(Stored(place, info.offset, info.nbytes, info.dtype, info.shape, checksum(pieces())))
         return index.stored_to_json(self.files[SHARED].append(pieces(), info.dtype, info.shape))
 
+    def _moments(self) -> Moments:
+        """The second moments of each Linear's inputs, measured when they are first asked for."""
+        if self.measured is None:
+            self.measured = [None] * len(self.layout.linears) if self.measure is None else self.measure()
+        return self.measured
+
     def _linear(self, spec: LinearSpec, wanted: str) -> dict[str, Any]:
         """Store a weight as substitute and residual: its `LinearEntry` as JSON.
 
@@ -169,13 +176,14 @@ class Building:
         quantizer = fitting(wanted, *spec.shape)
         chosen = codec(self.recipe.codec)
         start = self.files[RESIDUAL].end
+        encoding = Encoding(self.checkpoint, info, quantizer, codec(FALLBACK), self._moments()[self.layout.linears.index(spec)])
         if chosen.applies(info.dtype, quantizer.name):
-            entry = self._encode(spec, Encoding(self.checkpoint, info, quantizer, chosen))
+            entry = self._encode(spec, replace(encoding, codec=chosen))
             nbytes = sum(part.stored.nbytes for part in entry.parts)
             if nbytes < whole_bytes(spec, info.dtype) or not chosen.needs_substitute:
                 return index.linear_to_json(entry)
             self.files[RESIDUAL].cut(start)
-        return index.linear_to_json(self._encode(spec, Encoding(self.checkpoint, info, quantizer, codec(FALLBACK))))
+        return index.linear_to_json(self._encode(spec, encoding))
 
     def _encode(self, spec: LinearSpec, encoding: Encoding) -> LinearEntry:
         digest = xxhash.xxh3_64()

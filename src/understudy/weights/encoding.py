@@ -14,6 +14,7 @@ from ..codecs import Codec
 from ..errors import CheckpointError
 from ..kernels.pack import BLOCK, block, blocks_of, unusable_value
 from ..quantizers import Quantizer, Tensors
+from ..quantizers.inputs import Inputs
 from .checkpoint import Checkpoint, TensorInfo
 from .entries import Stored
 from .files import checksum
@@ -45,13 +46,15 @@ class Encoding:
     info: TensorInfo
     quantizer: Quantizer
     codec: Codec
+    # What the weight will be multiplied with; None: nothing is known of it.
+    inputs: Inputs | None = None
 
     def piece(self, first_block: int, blocks: int) -> Piece:
         """The part of `blocks` blocks from `first_block` on. Raises CheckpointError for what is no weight."""
         start = first_block * BLOCK
         rows = self.checkpoint.read_rows(self.info.name, start, min(start + blocks * BLOCK, self.info.shape[0]))
         refuse_unusable(self.info, rows)
-        substitute = self.quantizer.quantize(rows)
+        substitute = self.quantizer.quantize(rows, self.inputs)
         return Piece(first_block, blocks, rows, substitute, self._residual(rows, substitute))
 
     def _residual(self, rows: Tensor, substitute: Tensors) -> Tensor | None:

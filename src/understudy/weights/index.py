@@ -62,7 +62,7 @@ def load(path: Path) -> Contents:
             files=source["files"],
             linked={name: (size, mtime) for name, (size, mtime) in source.get("linked", {}).items()},
         ),
-        recipe=Recipe(content["recipe"]["quantizer"], content["recipe"]["codec"]),
+        recipe=_recipe_from_json(content["recipe"]),
         linears=linears,
         shared=shared,
         embedding=stored_from_json(content["embedding"]),
@@ -101,7 +101,13 @@ def digest(content: Any) -> str:
 
 def recipe_to_json(recipe: Recipe) -> dict[str, str]:
     """Format 1 also names the head's quantiser, which is that of all weights."""
-    return {"quantizer": recipe.quantizer, "head_quantizer": recipe.quantizer, "codec": recipe.codec}
+    names = {"quantizer": recipe.quantizer, "head_quantizer": recipe.quantizer, "codec": recipe.codec}
+    return names | ({"calibrated": recipe.calibrated} if recipe.calibrated else {})
+
+
+def _recipe_from_json(row: Mapping[str, str]) -> Recipe:
+    # the first Stores were made without a text
+    return Recipe(row["quantizer"], row["codec"], row.get("calibrated", ""))
 
 
 def stored_to_json(stored: Stored) -> list[Any]:

@@ -1,6 +1,6 @@
 """The errors that a mix weighs: what each choice of bits does to a Linear's output, estimated on a few of its blocks.
 
-Without a text all inputs count alike and only weights are read; `prepare --calibrate` measures the inputs."""
+Without a text all inputs count alike and only weights are read; a text says how large each of them is."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..kernels.pack import BLOCK, blocks_of
 from ..quantizers import fitting
+from ..quantizers.inputs import Inputs
 from ..quantizers.mixed import CHOICES, Errors, foretold, mixed
 from .checkpoint import Checkpoint
 from .layout import LinearSpec, ModelLayout
 from .recipe import Recipe
 
-# For each Linear, in the order of a pass: the mean square of each of its inputs, [K].
-Moments = Sequence[Tensor]
+# For each Linear, in the order of a pass: the second moments of its inputs; None where they say nothing.
+Moments = Sequence[Inputs | None]
 # Blocks of 64 rows of each weight that are read.
 SAMPLED = 4
 
@@ -29,26 +30,27 @@ def quantizers_of(layout: ModelLayout, recipe: Recipe, errors: Sequence[Errors] 
     return mix.choose(shapes, errors)
 
 
-def errors_of(checkpoint: Checkpoint, spec: LinearSpec, inputs: Tensor | None) -> Errors:
+def errors_of(checkpoint: Checkpoint, spec: LinearSpec, inputs: Inputs | None) -> Errors:
     """The relative squared error of a Linear's output, by quantiser.
 
-    `inputs` [K]: the mean square of each input; None: all count alike. Raises CheckpointError for what cannot be read."""
+    `inputs`: their second moments; None: all count alike. Raises CheckpointError for what cannot be read."""
     count = blocks_of(spec.shape[0])
     places = sorted({(2 * i + 1) * count // (2 * SAMPLED) for i in range(SAMPLED)})
     wrong = dict.fromkeys(CHOICES, 0.0)
     energy = 0.0
+    squares = None if inputs is None else inputs.squares
     for place in places:
         rows = checkpoint.read_rows(spec.weight, place * BLOCK, min((place + 1) * BLOCK, spec.shape[0]))
         exact = torch.nan_to_num(rows.float(), 0.0, 0.0, 0.0)
-        energy += _energy(exact, inputs)
+        energy += _energy(exact, squares)
         for name in CHOICES:
             quantizer = fitting(name, *spec.shape)
-            copy = quantizer.dequantize(quantizer.quantize(rows), (rows.shape[0], rows.shape[1]))
-            wrong[name] += _energy(torch.nan_to_num(copy, 0.0, 0.0, 0.0) - exact, inputs)
+            copy = quantizer.dequantize(quantizer.quantize(rows, inputs), (rows.shape[0], rows.shape[1]))
+            wrong[name] += _energy(torch.nan_to_num(copy, 0.0, 0.0, 0.0) - exact, squares)
     return {name: error / max(energy, 1e-30) for name, error in wrong.items()}
 
 
-def _energy(weight: Tensor, inputs: Tensor | None) -> float:
-    """The mean square of the output of `weight` [n, K] for independent inputs."""
-    squares = weight.double().square().sum(0)
-    return float(squares.sum() if inputs is None else squares @ inputs.double())
+def _energy(weight: Tensor, squares: Tensor | None) -> float:
+    """The mean square of the output of `weight` [n, K] for independent inputs with these mean squares, [K]."""
+    found = weight.double().square().sum(0)
+    return float(found.sum() if squares is None else found @ squares.double())

@@ -9,6 +9,12 @@ import xxhash
 from ..codecs import FALLBACK
 from ..errors import UsageError
 from ..quantizers.mixed import Mixed, mixed
+from .sample_text import TEXT
+
+# the quantisers that can make use of a text
+FITTED = ("int2", "int3", "int4", "mixed")
+# what --calibrate says for no text
+NO_TEXT = "none"
 
 
 @dataclass(frozen=True)
@@ -19,10 +25,13 @@ class Recipe:
     quantizer: str = "int4"
     # What the exact weights are stored as; a weight that the codec cannot store is stored as `FALLBACK`.
     codec: str = FALLBACK
+    # A checksum of the text that the copy was fitted to; empty: it was made from the weights alone.
+    calibrated: str = ""
 
     def store_path(self, model: str, fingerprint: str, cache: Path) -> Path:
         """The directory in `cache` for the Store of `model`, whose content has this fingerprint."""
-        readable = "-".join([Path(model).name or "model", self.quantizer, self.codec, fingerprint[:12]])
+        recipe = [self.quantizer, self.calibrated, self.codec] if self.calibrated else [self.quantizer, self.codec]
+        readable = "-".join([Path(model).name or "model", *recipe, fingerprint[:12]])
         return cache / "".join(c if c.isalnum() or c in "-._" else "_" for c in readable)
 
 
@@ -33,8 +42,19 @@ def cache_directory(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "understudy"
 
 
-def calibration_text(path: str | Path) -> str:
-    """The text in a file. Raises UsageError for a file that cannot be read or holds no text."""
+def uses_text(quantizer: str) -> bool:
+    """Whether copies by this quantiser or mix are fitted to a text."""
+    return quantizer.partition(":")[0] in FITTED
+
+
+def calibration_text(path: str | Path | None) -> str | None:
+    """The text in a file: for None that of `sample_text`, for "none" no text.
+
+    Raises UsageError for a file that cannot be read or holds no text."""
+    if path is None:
+        return TEXT
+    if str(path) == NO_TEXT:
+        return None
     path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
@@ -48,12 +68,17 @@ def calibration_text(path: str | Path) -> str:
 
 
 def check_calibration(quantizer: str, calibrated: bool) -> None:
-    """Raise UsageError where a text is given that weighs nothing, or a mix names a checksum in place of its text."""
+    """Raise UsageError where a text is given that fits nothing, or a mix names a checksum in place of its text."""
     mix = mixed(quantizer)
-    if mix is None and calibrated:
-        raise UsageError("--calibrate is for a mix of bits, which it weighs: add --bits mixed.")
+    if calibrated and not uses_text(quantizer):
+        raise UsageError("--calibrate is for copies of 2, 3, 4 or mixed bits, which are fitted to it.")
     if mix is not None and mix.calibrated:
         raise UsageError("mixed: calibrated is not to be chosen; --calibrate FILE names the text.")
+
+
+def checksum_of(text: str | None) -> str:
+    """What a text is called in a recipe; empty for none."""
+    return "" if text is None else xxhash.xxh3_64_hexdigest(text.encode())[:12]
 
 
 def quantizer_name(quantizer: str, text: str | None) -> str:
@@ -63,4 +88,4 @@ def quantizer_name(quantizer: str, text: str | None) -> str:
         return quantizer
     if text is None:
         return mix.name
-    return Mixed(bits=mix.bits, calibrated=xxhash.xxh3_64_hexdigest(text.encode())[:12]).name
+    return Mixed(bits=mix.bits, calibrated=checksum_of(text)).name
