@@ -37,11 +37,11 @@ def context_for(tokenizer: Any, given: argparse.Namespace) -> int:
     return longest
 
 
-def conversation(llm: Any, watched: Any, prompt: Any, params: Any) -> list[Row]:
-    """What became of each turn of a prompt."""
+def conversation(llm: Any, watched: Any, prompt: Any, params: Any, turns: int) -> list[Row]:
+    """What became of each of the first `turns` turns of a prompt."""
     messages: list[dict[str, str]] = []
     rows = []
-    for turn, content in enumerate(prompt.messages):
+    for turn, content in enumerate(prompt.messages[:turns]):
         messages.append({"role": "user", "content": content})
         watched.drafts.clear()
         fixed = watched.pace.total if watched.pace else 0.0
@@ -99,7 +99,7 @@ def work(given: argparse.Namespace) -> list[Row]:
                 params = SamplingParams(
                     temperature=temperature, top_p=1.0, top_k=0, min_p=0.0, seed=index, max_new_tokens=tokens
                 )
-                for row in conversation(llm, watched, prompt, params):
+                for row in conversation(llm, watched, prompt, params, given.turns):
                     row |= {"method": method, "codec": codec, "name": f"{prompt.category} {index} {row['turn']}"}
                     rows.append(row)
                     print(report(row, bool(given.costs)), file=sys.stderr, flush=True)
@@ -148,6 +148,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--temperatures", type=lambda text: [float(t) for t in text.split(",")], default=[0.0, 0.7])
     parser.add_argument("--categories", type=names, default=real_prompts.CATEGORIES)
     parser.add_argument("--prompts", type=int, default=2, help="prompts of each category, 1 or 2")
+    parser.add_argument("--turns", type=int, default=2, help="turns of each prompt, 1 or 2")
     parser.add_argument("--new-tokens", type=int, default=128, help="the most tokens of an answer")
     parser.add_argument("--plain-tokens", type=int, default=0, help="the most tokens that plain decoding writes (default: as many)")
     parser.add_argument("--memory", type=capped.size, help="cap on the process's memory, like 2.2GiB (default: none)")

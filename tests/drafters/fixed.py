@@ -74,8 +74,7 @@ def everything(drafter: SearchDrafter, trees: Sequence[TokenTree]) -> list[Any]:
     """Trees, and what will be learned from them."""
     found: list[Any] = []
     for tree, grown in zip(trees, drafter.trees.values(), strict=True):
-        aside = {node: f"{chance:.9e}" for node, chance in grown.aside.items()}
-        found.append((tree.tokens.tolist(), tree.parents.tolist(), grown.children, aside, grown.deepest))
+        found.append((tree.tokens.tolist(), tree.parents.tolist(), grown.children, grown.deepest))
     return found
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.drafters.fixed import CAPACITY, VOCABULARY, Fixed, costing, device, draft, everything, host, said
 from tests.fake_device import FakeDevice
 from understudy.drafters.launch import DeviceTreeSearch
-from understudy.drafters.pace import EDGES, Calibration, Pace
+from understudy.drafters.pace import SHARPNESS, Calibration, Pace
 from understudy.drafters.policy import DraftPolicy, Limits, Shape
 from understudy.drafters.search import SearchDrafter
 from understudy.models.cost import PassCost
@@ -19,7 +19,7 @@ from understudy.sequence import TokenSequence
 
 def difference(found: list[Any], wanted: list[Any]) -> str:
     """The first thing that differs, in few words: pytest would compare all of it letter by letter."""
-    names = ("tokens", "parents", "children", "aside", "deepest")
+    names = ("tokens", "parents", "children", "deepest")
     for row, (one, other) in enumerate(zip(found, wanted, strict=True)):
         for name, a, b in zip(names, one, other, strict=True):
             if a != b:
@@ -35,10 +35,8 @@ def calibrations(seed: int) -> dict[bool, Calibration]:
 
     found = {}
     for sampled in (False, True):
-        hits = numbers(len(EDGES) + 1)
-        trials = [hit + more for hit, more in zip(hits, numbers(len(hits)), strict=True)]
-        ranks, aside = [n + 0.5 for n in numbers(4)], [n + 1 for n in numbers(2)]
-        found[sampled] = Calibration([-n for n in numbers(5)], hits, trials, ranks, aside)
+        missed, more = numbers(2)
+        found[sampled] = Calibration([-n for n in numbers(len(SHARPNESS))], missed, missed + more)
     return found
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.drafters import device_state as state
-from understudy.drafters.pace import EDGES, RANKS, SHARPNESS, Calibration
+from understudy.drafters.pace import RANKS, SHARPNESS, Calibration
 
 
 @given(st.integers(1, 8), st.integers(1, 40), st.integers(1, 300), st.integers(1, 64))
@@ -12,15 +12,14 @@ def test_there_is_room_for_all_that_a_draft_is_given(rows: int, stops: int, node
     integers, reals = state.SearchSizes(rows, 640, stops, nodes, widest).given()
     assert not set(integers) & set(reals)
     assert integers["stops"] == (rows, stops) and reals["cost"] == (widest,) and reals["share"] == (nodes + 1,)
-    calibration = Calibration()
-    for name, numbers in (("hits", calibration.hits), ("trials", calibration.trials), ("belief", calibration.weights)):
-        assert reals[name] == (rows, len(numbers))
-    assert reals["ranks"] == (rows, len(calibration.ranks)) == (rows, RANKS)
-    assert (len(calibration.hits), len(calibration.weights)) == (len(EDGES) + 1, len(SHARPNESS))
+    assert reals["belief"] == (rows, len(Calibration().weights)) == (rows, len(SHARPNESS))
+    assert reals["inside"] == (rows,)
 
 
 def test_columns_are_apart() -> None:
-    node = (state.TOKEN, state.PARENT, state.DEPTH, state.SPINE, state.BUCKET, state.FOUND, state.CHILDREN)
+    node = (state.TOKEN, state.PARENT, state.DEPTH, state.SPINE, state.FOUND, state.CHILDREN)
     candidate = (state.ROW, state.PLACE, state.FROM, state.WHAT, state.DEEP, state.CHAIN, state.VALID)
-    assert sorted(node) == sorted(candidate) == list(range(7)) and state.CHILDREN == 6, "children come last, RANKS of them"
+    assert sorted(node) == list(range(6)) and state.CHILDREN == 5, "children come last, RANKS of them"
+    assert sorted(candidate) == list(range(7))
     assert state.CHANCE + 1 == state.THROUGH and state.THROUGH + RANKS == state.KEY
+    assert state.KEY + RANKS == state.SCORES and state.SCORES + RANKS == state.COLUMNS

@@ -19,9 +19,9 @@ def test_a_candidate_becomes_a_node_and_is_in_the_pool_no_more() -> None:
     tree.add(aside)
     tree.add(first)
     assert (tree.tokens, tree.parents, tree.pool, tree.deepest) == ([8, 4, 3], [-1, 0, 0], [], 1)
-    assert tree.aside == {1: 0.2}, "only what is off the chain of first choices"
     assert tree.tree.tokens.tolist() == [8, 4, 3] and tree.tree.parents.tolist() == [-1, 0, 0]
-    assert tree.text(Candidate(0.5, 2, 5, 2, True)) == [7, 8, 3, 5]
+    assert tree.text(Candidate(0.5, 2, 5, 2, True)).tolist() == [7, 8, 3, 5]
+    assert tree.text(Candidate(1.0, -1, 8, 0, True)).tolist() == [7, 8], "the root is the sequence's last token"
 
 
 def test_a_guess_stays_if_it_is_the_first_choice_and_goes_with_all_after_it_if_not() -> None:

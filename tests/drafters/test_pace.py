@@ -1,8 +1,10 @@
 """When to stop: the marginal rule and what it learns."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from understudy.drafters.pace import EDGES, Calibration, Pace, bucket_of
+from understudy.drafters.pace import RANKS, Calibration, Pace
 
 
 def test_no_level_is_run_that_does_not_pay() -> None:
@@ -33,39 +35,40 @@ def test_the_rate_is_tokens_over_seconds() -> None:
 
 def test_chances_move_to_what_is_seen() -> None:
     calibration = Calibration()
-    first = calibration.chances([2.0, 1.0, 0.5])
+    scores = [2.0, 1.0, 0.5]
+    first = calibration.chances(scores)
     assert 0.5 < first[0] < 1 and sum(first) <= 1 and first == sorted(first, reverse=True)
+    for turn in range(500):
+        calibration.learn(scores, (0, 1, 2)[turn % 3])
+    even = calibration.chances(scores)
+    assert even[0] < 0.6 and even[2] > 0.15, "where any child may be right, chances fall slowly with the gap"
     for _ in range(500):
-        calibration.learn(bucket_of(1.0), 1)
-    second = calibration.chances([2.0, 1.0, 0.5])
-    assert second[0] < 0.1 and second[1] > 0.8
-    assert calibration.chances([9.0, 1.0])[0] > 0.9, "another margin has its own record"
+        calibration.learn(scores, 0)
+    assert calibration.chances(scores)[0] > 0.95, "and fast where the best always is"
 
 
-def test_buckets() -> None:
-    assert bucket_of(0) == 0 and bucket_of(float("inf")) == len(EDGES)
-
-
-def test_few_misses_teach_every_margin() -> None:
+@given(st.lists(st.floats(-50, 50), min_size=1, max_size=RANKS), st.integers(0, 40))
+def test_chances_fall_with_the_gap_and_leave_some_for_tokens_that_are_not_there(scores: list[float], misses: int) -> None:
+    scores.sort(reverse=True)
     calibration = Calibration()
-    before = calibration.chances([4.0, 1.0])[0]
-    for _ in range(6):
-        calibration.learn(bucket_of(1.0), None)
-    assert calibration.chances([4.0, 1.0])[0] < before, "misses at one margin make others less sure"
-    for _ in range(60):
-        calibration.learn(bucket_of(2.0), 0)
-    assert calibration.chances([4.0, 1.0])[0] > 0.9, "and what is seen again and again is believed again"
+    for _ in range(misses):
+        calibration.learn(scores, None)
+    chances = calibration.chances(scores)
+    assert chances == sorted(chances, reverse=True)
+    assert sum(chances) == pytest.approx(calibration.inside) and calibration.inside < 1
+    assert misses == 0 or calibration.inside < Calibration().inside
+    assert calibration.weights == Calibration().weights, "a miss says nothing of sharpness"
 
 
-def test_guesses_that_rest_on_guesses_are_trusted_as_far_as_they_came_true() -> None:
+def test_a_bonus_moves_to_where_what_is_foretold_comes_true() -> None:
     calibration = Calibration()
-    assert calibration.trust == 1.0
-    for _ in range(20):
-        calibration.compare(accepted=1, foretold=8)
-    assert calibration.trust == pytest.approx(1 / 8, rel=0.3)
-    for _ in range(40):
-        calibration.compare(accepted=3, foretold=2)
-    assert calibration.trust == 1.0, "never more than was foretold"
+    for _ in range(100):
+        foretold = calibration.chances([0.5, calibration.bonus[3]])[1]
+        calibration.learn_bonus(3, foretold, right=False)
+    assert calibration.bonus[3] == 0.0 and calibration.bonus[2] == Calibration().bonus[2], "each length has its own"
+    for _ in range(1000):
+        calibration.learn_bonus(3, 0.1, right=True)
+    assert 1 < calibration.bonus[3] < 10
 
 
 def test_a_level_is_not_dearer_than_a_wider_one_and_recovers_from_a_disturbance() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.drafters.growing_tree import Candidate, GrowingTree
-from understudy.drafters.pace import UNLIKELY, Pace
+from understudy.drafters.pace import UNLIKELY, Calibration, Pace
 from understudy.drafters.policy import DraftPolicy, Limits, Shape
 from understudy.models.cost import PassCost
 from understudy.params import SamplingParams
@@ -51,22 +51,28 @@ def test_nothing_is_drafted_past_the_tokens_that_are_left() -> None:
 
 def test_greedy_and_sampled_texts_teach_apart() -> None:
     policy = DraftPolicy(Limits(500))
+    assert policy.calibrations[False].bonus > policy.calibrations[True].bonus
     for temperature, sampled in ((0.0, False), (0.7, True)):
+        before = policy.calibrations[not sampled].seen
         tree = growing([], temperature)
-        tree.children = {0: (4, [5, 6])}
-        policy.learn(tree, torch.tensor([0]), torch.tensor([5]))
+        tree.children = {0: ([2.0, 1.5], [5, 6])}
+        tree.favoured = {0: (3, 1)}
+        old = list(policy.calibrations[sampled].bonus)
+        policy.learn(tree, torch.tensor([0]), torch.tensor([6]))
         calibration = policy.calibrations[sampled]
-        assert (calibration.hits[4], calibration.trials[4]) == (1, 1)
+        assert calibration.seen == Calibration().seen + 1 and calibration.missed == Calibration().missed
+        assert calibration.weights[0] > Calibration().weights[0], "a second choice that was right says that chances fall slowly"
+        assert calibration.bonus[3] > old[3] and calibration.bonus[:3] == old[:3], "the text was right"
+        assert policy.calibrations[not sampled].seen == before
         assert policy.calibration(tree.sequence) is calibration
 
 
-def test_accepted_nodes_off_the_chain_raise_the_trust_in_such_nodes() -> None:
+def test_a_token_that_is_not_among_the_children_is_a_miss() -> None:
     policy = DraftPolicy(Limits(500))
-    for _ in range(20):
-        tree = growing([])
-        tree.tokens, tree.parents, tree.aside = [8, 1, 2], [-1, 0, 0], {1: 0.5, 2: 0.5}
-        policy.learn(tree, torch.tensor([0]), torch.tensor([0, 0, 0]))
-    assert policy.calibrations[False].trust < 0.3, "none of what was foretold came true"
+    tree = growing([])
+    tree.children = {0: ([2.0, 1.5], [5, 6])}
+    policy.learn(tree, torch.tensor([0]), torch.tensor([7]))
+    assert policy.calibrations[False].inside < Calibration().inside
 
 
 def test_after_a_prompt_the_rate_is_guessed_and_afterwards_measured() -> None:
@@ -75,5 +81,11 @@ def test_after_a_prompt_the_rate_is_guessed_and_afterwards_measured() -> None:
     policy.record_round(1, 5.0, prefill=True)
     guessed = policy.pace.rate
     assert 0 < guessed <= 8
-    policy.record_round(40, 2.0, prefill=False)
-    assert policy.pace.rate == 20.0
+    for _ in range(99):
+        policy.record_round(40, 2.0, prefill=False)
+    measured = policy.pace.rate
+    assert 19.9 < measured < 20.1
+    policy.record_round(1, 5.0, prefill=True, texts=9)
+    assert policy.pace.rate == measured, "nine texts together would be faster than that"
+    policy.record_round(1, 5.0, prefill=True)
+    assert policy.pace.rate == guessed, "a text that repeated itself says little of the next one"

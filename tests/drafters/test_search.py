@@ -72,12 +72,12 @@ def test_a_proposer_is_told_which_nodes_of_its_tree_it_ran_and_of_prompts_none()
     searching = drafter(Shape(2, 3))
     sequence = TokenSequence(1, [3, 4], limit=9, prompt_length=2)
     chunk = TokenTree.chain([3])
-    before = searching.policy.calibrations[False].trials.copy()
+    before = searching.policy.calibrations[False].seen
     searching.observe(Verified(sequence, chunk, torch.tensor([0]), torch.empty(0), drafted=False))
-    assert searching.policy.calibrations[False].trials == before, "a prompt says nothing of drafts"
+    assert searching.policy.calibrations[False].seen == before, "a prompt says nothing of drafts"
     (tree,) = draft(searching, [sequence], [1])
     searching.observe(Verified(sequence, tree, torch.tensor([0]), tree.tokens, drafted=True))
-    assert sum(searching.policy.calibrations[False].trials) == sum(before) + 1
+    assert searching.policy.calibrations[False].seen == before + 1
     (first, ran_first), (second, ran) = searching.proposer.observed  # type: ignore[attr-defined]
     assert first.tree is chunk and not ran_first
     assert second.tree is tree and set(ran) == set(range(1 + 2 * 2)), "the last level rides along and was not run"

@@ -1,11 +1,18 @@
-"""Suggestions from the text: the draft says the same as without them, in fewer levels; what it would not have said is dropped."""
+"""What the text says: a draft says the same as without suggestions, in fewer levels, and what it would not have said is dropped;
+tokens that the text speaks for get a bonus."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.drafters.fixed import Fixed
 from tests.drafters.world import World, run
-from understudy.drafters.suggest import LONGEST, TextSuggester, match
+from understudy.drafters.growing_tree import Candidate, GrowingTree
+from understudy.drafters.pace import LONGEST
+from understudy.drafters.policy import DraftPolicy, Limits
+from understudy.drafters.suggest import TextSuggester, match
+from understudy.drafters.tree_search import TreeSearch
+from understudy.sequence import TokenSequence
 
 
 @settings(max_examples=40, deadline=None)
@@ -41,3 +48,29 @@ def test_the_longest_and_latest_match_is_found(text: list[int], longest: int) ->
         if text[end - size : end] == text[len(text) - size :]
     ]
     assert match(text, longest) == max(places, default=(0, 0))
+
+
+def test_the_text_speaks_for_what_stood_there_before() -> None:
+    sequence = TokenSequence(0, [5, 6, 7, 9, 5, 6], limit=20, prompt_length=6)
+    tree = GrowingTree(sequence, 5, [6])
+    suggester = TextSuggester()
+    root = Candidate(1.0, -1, 6, 0, True)
+    assert suggester.favoured(tree, root) == (7, 2)
+    tree.guess([7], 0)
+    assert suggester.favoured(tree, Candidate(0.5, 0, 7, 1, True)) == (9, 3), "the path counts as text"
+    assert suggester.favoured(tree, Candidate(0.5, 0, 8, 1, False)) == (-1, 0)
+
+
+def test_a_bonus_makes_the_repeated_token_the_first_choice() -> None:
+    policy = DraftPolicy(Limits(100))
+    search = TreeSearch(Fixed(0, 1.0), policy, TextSuggester())
+    sequence = TokenSequence(0, [5, 6, 7, 5, 6], limit=20, prompt_length=5)
+    tree = GrowingTree(sequence, 4, [6])
+    root = Candidate(1.0, -1, 6, 0, True)
+    search._add_children(tree, 0, root, [2.0, 1.5, 0.0], [3, 7, 4])
+    assert tree.children[0] == ([2.5, 2.0, 0.0], [7, 3, 4]) and tree.favoured == {0: (2, 0)}
+    assert [candidate.token for candidate in tree.pool if candidate.spine] == [7]
+    policy.calibrations[False].bonus[2] = 0.25
+    other = GrowingTree(sequence, 4, [6])
+    search._add_children(other, 0, root, [2.0, 1.5, 0.0], [3, 7, 4])
+    assert other.children[0] == ([2.0, 1.75, 0.0], [3, 7, 4]) and other.favoured == {0: (2, 1)}

@@ -25,8 +25,11 @@ class Head:
         self.following, self.chance, self.longer = following, chance, longer
         self.agreed = self.checked = 0
 
+    def favoured(self, tree: GrowingTree, tip: Candidate) -> tuple[int, int]:
+        return -1, 0
+
     def suggest(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
-        text = tree.text(tip)
+        text = tree.text(tip).tolist()
         start = len(text)
         for _ in range(most + self.longer):
             text.append(self.following(text))

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from understudy.cache import Cache, LayerShape
-from understudy.drafters.pace import Pace
+from understudy.drafters.pace import RANKS, Pace
 from understudy.drafters.policy import NO_SHAPE, DraftPolicy, Limits, Shape
 from understudy.drafters.proposer import ModelProposer
 from understudy.drafters.search import SearchDrafter
-from understudy.drafters.suggest import Suggester
+from understudy.drafters.suggest import Suggester, TextSuggester, match
 from understudy.drafters.tree_search import TreeSearch
 from understudy.engine import Choose, Engine
 from understudy.params import SamplingParams
@@ -19,6 +19,8 @@ from understudy.sequence import TokenSequence
 from understudy.tree import Nodes
 
 VOCABULARY = 7
+# The draft's logits of all tokens, best first.
+SCORES = (6.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125)
 COSTS = {1: 0.01, 8: 0.012}
 
 
@@ -69,7 +71,7 @@ class World(Cache):
         self.put(nodes)
         logits = torch.zeros(len(nodes), VOCABULARY)
         for node in range(len(nodes)):
-            logits[node, self.best(self.read(nodes, node))] = torch.tensor([6.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.1])
+            logits[node, self.best(self.read(nodes, node))] = torch.tensor(SCORES)
         return logits
 
     def verify(self, nodes: Nodes, wanted: Tensor, choose: Choose) -> tuple[Tensor, None]:
@@ -80,13 +82,24 @@ class World(Cache):
             logits[place, ranked(self.read(nodes, node), self.period)[0]] = 1
         return choose(logits, 0), None
 
+    def favoured(self, row: TokenSequence, text: list[int]) -> list[int]:
+        """The draft's best tokens after `text`, once the one that the text speaks for has its bonus."""
+        order = self.best(text)[:RANKS]
+        size, end = match(text)
+        token = text[end] if size else -1
+        if not isinstance(self.suggester, TextSuggester) or token not in order:
+            return order
+        bonus = self.drafter.policy.calibration(row).bonus[size]
+        scores = {t: SCORES[rank] + bonus * (t == token) for rank, t in enumerate(order)}
+        return sorted(order, key=lambda t: -scores[t])
+
     def check(self, row: TokenSequence) -> None:
         """All that is known of a tree's nodes is what the draft says after their texts."""
         tree = self.drafter.trees[row.row]
         texts: list[list[int]] = []
         for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
             texts.append([*(texts[parent] if i else row.tokens[:-1]), token])
-            assert i not in tree.children or tree.children[i][1] == self.best(texts[i])[:4]
+            assert i not in tree.children or tree.children[i][1] == self.favoured(row, texts[i])
             assert i == 0 or token in tree.children[parent][1], "a node that the draft did not say"
         assert len({tuple(text) for text in texts}) == len(texts), "a node is there twice"
         assert tree.deepest == max(len(text) for text in texts) - len(row.tokens)

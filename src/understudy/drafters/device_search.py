@@ -24,6 +24,7 @@ from .device_state import (
     CHAIN,
     CHANCE,
     CHILDREN,
+    COLUMNS,
     DEEP,
     DEPTH,
     FIGURES,
@@ -31,6 +32,7 @@ from .device_state import (
     KEY,
     PLACE,
     ROW,
+    SCORES,
     SPINE,
     THROUGH,
     VALID,
@@ -39,7 +41,7 @@ from .device_state import (
     SearchSizes,
 )
 from .growing_tree import MOST_NODES
-from .pace import EDGES, LEAST_FREE, LIKELIEST, PRIOR_WEIGHT, RANKS, SHARPNESS, STEEPEST, SURE, WIDEST
+from .pace import LEAST_FREE, LIKELIEST, RANKS, SHARPNESS, STEEPEST, WIDEST
 from .packed_tensors import PackedTensors, Shapes
 from .policy import Shape
 
@@ -60,13 +62,12 @@ class TensorSearch:
         rows = self.rows + 1
         self.given = PackedTensors.of(*sizes.given(), make)
         integers: Shapes = {"node": (rows, MOST_NODES, CHILDREN + RANKS), "count": (rows,), "figures": (len(FIGURES),)}
-        self.state = PackedTensors.of(integers, {"node chances": (rows, MOST_NODES, 1 + 2 * RANKS)}, make)
+        self.state = PackedTensors.of(integers, {"node chances": (rows, MOST_NODES, COLUMNS)}, make)
         self.next = PackedTensors.of(
             {"candidates": (VALID + 1, self.widest + 1)}, {"chances": (self.widest + 1,)}, make
         )
         where = self.state.memory.device
         self.tails = torch.zeros((rows, MOST_NODES, MOST_NODES), dtype=torch.int64, device=where)
-        self.edges = torch.tensor(EDGES, dtype=torch.float64, device=where)
         self.sharpness = torch.tensor(SHARPNESS, dtype=torch.float64, device=where)
 
     def begin(self, rows: int) -> None:
@@ -87,7 +88,7 @@ class TensorSearch:
     @property
     def _nowhere(self) -> int:
         """A dummy index in state.reals: what is written there is never read."""
-        return self.rows * MOST_NODES * (1 + 2 * RANKS) + CHANCE
+        return self.rows * MOST_NODES * COLUMNS + CHANCE
 
     def level(self, kind: LevelShape) -> None:
         """Run one level, and choose the candidates of the next one."""
@@ -169,30 +170,28 @@ class TensorSearch:
         row = taken[ROW]
         depth = taken[DEEP]
         finite = scores > -torch.inf
-        margin = torch.where(finite[:, 1], scores[:, 0] - scores[:, 1], torch.inf)
-        bucket = (margin[:, None] >= self.edges).sum(1)
-        curve = (1 / (1 + torch.exp(-(self.sharpness * margin[:, None]).clamp(max=STEEPEST)))).clamp(max=SURE)
-        belief = given["belief"][row]
-        prior = (belief * curve).sum(1) / belief.sum(1)
-        first = (given["hits"][row, bucket] + PRIOR_WEIGHT * prior) / (given["trials"][row, bucket] + PRIOR_WEIGHT)
-        ranks = given["ranks"][row]
-        others = (1 - first)[:, None] * ranks[:, : RANKS - 1] / ranks.sum(1)[:, None]
-        through = chances[:, None] * torch.cat([first[:, None], others], 1)
-        chain = taken[CHAIN] > 0
-        through[:, 1:] = through[:, 1:] * torch.where(chain, given["trust"][row], 1.0)[:, None]
+        through = chances[:, None] * self._chances(row, scores, finite)
         stopped = (tokens[:, :, None] == given["stops"][row][:, None]).any(-1)
         going = finite & ~stopped & (depth + 1 < given["remaining"][row] - 1)[:, None]
         through = torch.where(finite, through, -1.0)
-        numbers = [taken[WHAT], taken[FROM], depth, taken[CHAIN], bucket, finite.sum(1)]
+        numbers = [taken[WHAT], taken[FROM], depth, taken[CHAIN], finite.sum(1)]
         whole = torch.cat([torch.stack(numbers, 1), tokens], 1)
         self.state["node"].view(-1, CHILDREN + RANKS).index_copy_(0, node, whole)
         keys = torch.where(going, through, -1.0)
-        reals = torch.cat([chances[:, None], through, keys], 1)
-        self.state["node chances"].view(-1, 1 + 2 * RANKS).index_copy_(0, node, reals)
+        reals = torch.cat([chances[:, None], through, keys, scores], 1)
+        self.state["node chances"].view(-1, COLUMNS).index_copy_(0, node, reals)
+
+    def _chances(self, row: Tensor, scores: Tensor, finite: Tensor) -> Tensor:
+        """The chance of each child [w, RANKS], from the scores of the best children, as `Calibration.chances`."""
+        behind = torch.where(finite, scores[:, :1] - scores, 0.0)
+        # [w, SHARPNESS, RANKS]
+        weights = torch.exp(-(self.sharpness[:, None] * behind[:, None, :]).clamp(max=STEEPEST)) * finite[:, None, :]
+        soft = weights / weights.sum(-1, keepdim=True).clamp(min=1.0)
+        return self.given["inside"][row][:, None] * (self.given["belief"][row][:, :, None] * soft).sum(1)
 
     def _candidates(self, rows: int) -> tuple[Tensor, Tensor]:
         """Chances, -1 for none: [rows, MOST_NODES, 1] of tips of chains, [rows, MOST_NODES, RANKS] of all others."""
-        keys = self.state["node chances"][:rows, :, KEY:]
+        keys = self.state["node chances"][:rows, :, KEY:SCORES]
         roomy = self.state["count"][:rows] < self.given["most"][:rows]
         keys = torch.where(roomy[:, None, None], keys, -1.0)
         spine = self.state["node"][:rows, :, SPINE, None] > 0
@@ -270,7 +269,7 @@ class TensorSearch:
         no tip."""
         state = self.state
         known = state["node"].view(-1, CHILDREN + RANKS)[node]
-        place = node * (1 + 2 * RANKS) + THROUGH + rank
+        place = node * COLUMNS + THROUGH + rank
         token = known.gather(1, (CHILDREN + rank)[:, None])[:, 0]
         one = chain.new_ones(1)
         flags = [torch.cat([flag, one]).to(torch.int64) for flag in (chain, valid)]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .pace import EDGES, RANKS, SHARPNESS
+from .pace import RANKS, SHARPNESS
 from .packed_tensors import Shapes
 
-# Columns of state["node"], int64: the node's token, parent, depth, whether it is on the chain of first choices, the
-# bucket of its margin, how many children were found; from CHILDREN on, the tokens of its RANKS best children.
-TOKEN, PARENT, DEPTH, SPINE, BUCKET, FOUND, CHILDREN = range(7)
+# Columns of state["node"], int64: the node's token, parent, depth, whether it is on the chain of first choices, how many
+# children were found; from CHILDREN on, the tokens of its RANKS best children.
+TOKEN, PARENT, DEPTH, SPINE, FOUND, CHILDREN = range(6)
 # Columns of state["node chances"], float64: the node's chance; from THROUGH on, the chance of each child (-1: there
-# is none, or it is a node); from KEY on, the same of the children that may still be run.
-CHANCE, THROUGH, KEY = 0, 1, 1 + RANKS
+# is none, or it is a node); from KEY on, the same of the children that may still be run; from SCORES on, their scores.
+CHANCE, THROUGH, KEY, SCORES, COLUMNS = 0, 1, 1 + RANKS, 1 + 2 * RANKS, 1 + 3 * RANKS
 # Rows of next["candidates"], int64: the sequence's place in the draft, where the candidate's chance lies in
 # state.reals, its parent, token and depth, whether it is on the chain of first choices, and whether there is a
 # candidate at all.
@@ -41,13 +41,8 @@ class SearchSizes:
         """Names and shapes of the int64 and of the float64 inputs of one draft."""
         row = ("row", "length", "most", "remaining", "offset", "top_k", "root")
         integers: Shapes = dict.fromkeys(row, (self.rows,)) | {"stops": (self.rows, self.stops), "nodes": (1,)}
-        each: Shapes = dict.fromkeys(("temperature", "top_p", "min_p", "trust"), (self.rows,))
-        learned: Shapes = {
-            "hits": (self.rows, len(EDGES) + 1),
-            "trials": (self.rows, len(EDGES) + 1),
-            "belief": (self.rows, len(SHARPNESS)),
-            "ranks": (self.rows, RANKS),
-        }
+        each: Shapes = dict.fromkeys(("temperature", "top_p", "min_p", "inside"), (self.rows,))
+        learned: Shapes = {"belief": (self.rows, len(SHARPNESS))}
         common: Shapes = {
             "rate": (1,),
             "break even": (1,),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..sequence import TokenSequence
 from ..tree import TokenTree
@@ -39,10 +43,10 @@ class GrowingTree:
     parents: list[int] = field(default_factory=lambda: [-1])
     # Children of nodes that were run, which are no nodes themselves.
     pool: list[Candidate] = field(default_factory=list)
-    # For each node that was run: the bucket of its margin and its best children's tokens, best first.
-    children: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
-    # The chance of each node that is off the chain of first choices.
-    aside: dict[int, float] = field(default_factory=dict)
+    # For each node that was run: the scores and tokens of its best children, best first.
+    children: dict[int, tuple[list[float], list[int]]] = field(default_factory=dict)
+    # For nodes after which the text speaks for one of these children: the length of the match, and the child's rank.
+    favoured: dict[int, tuple[int, int]] = field(default_factory=dict)
     # The depth of the deepest node.
     deepest: int = 0
     # Nodes at most, and edges between the root and a node at most, that the caches have room for.
@@ -58,18 +62,23 @@ class GrowingTree:
         self.pool.remove(candidate)
         self.tokens.append(candidate.token)
         self.parents.append(candidate.parent)
-        if not candidate.spine:
-            self.aside[len(self.tokens) - 1] = candidate.chance
         self.deepest = max(self.deepest, candidate.depth)
 
-    def text(self, tip: Candidate) -> list[int]:
+    @cached_property
+    def past(self) -> NDArray[np.int64]:
+        """The tokens of the sequence."""
+        return np.asarray(self.sequence.tokens, dtype=np.int64)
+
+    def text(self, tip: Candidate) -> NDArray[np.int64]:
         """The tokens of the sequence and of the path from the root to `tip`, both ends included."""
+        if tip.parent < 0:
+            return self.past
         path = [tip.token]
         node = tip.parent
-        while node >= 0:
+        while node > 0:
             path.append(self.tokens[node])
             node = self.parents[node]
-        return self.sequence.tokens[:-1] + path[::-1]
+        return np.concatenate([self.past, np.asarray(path[::-1], dtype=np.int64)])
 
     def guess(self, tokens: Sequence[int], parent: int) -> None:
         """Add a chain of guesses after node `parent`. Each must be confirmed by `agree` or removed by `drop`."""

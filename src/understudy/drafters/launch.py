@@ -24,13 +24,12 @@ from ..sampling import offset
 from ..sequence import TokenSequence
 from .device_search import TensorSearch
 from .device_state import (
-    BUCKET,
-    CHANCE,
     CHILDREN,
     DEPTH,
     FIGURES,
     FOUND,
     PARENT,
+    SCORES,
     SPINE,
     THROUGH,
     TOKEN,
@@ -140,11 +139,8 @@ class DeviceTreeSearch:
             "top_p": params.top_p,
             "min_p": params.min_p,
             "temperature": params.temperature,
-            "trust": calibration.trust,
-            "hits": calibration.hits,
-            "trials": calibration.trials,
+            "inside": calibration.inside,
             "belief": calibration.weights,
-            "ranks": calibration.ranks,
         }
         for name, value in values.items():
             self.given[name][place] = torch.tensor(value, dtype=self.given[name].dtype)
@@ -262,10 +258,8 @@ def _grown(tree: GrowingTree, numbers: list[list[int]], chances: list[list[float
     tree.parents = [node[PARENT] for node in numbers]
     tree.deepest = max(node[DEPTH] for node in numbers)
     for i, (node, known) in enumerate(zip(numbers, chances, strict=True)):
-        if not node[SPINE]:
-            tree.aside[i] = known[CHANCE]
         tokens = node[CHILDREN : CHILDREN + node[FOUND]]
-        tree.children[i] = (node[BUCKET], tokens)
+        tree.children[i] = (known[SCORES : SCORES + node[FOUND]], tokens)
         for rank, token in enumerate(tokens):
             if (chance := known[THROUGH + rank]) >= 0:
                 tree.pool.append(Candidate(chance, i, token, node[DEPTH] + 1, bool(node[SPINE]) and rank == 0))

@@ -1,7 +1,7 @@
 """When to stop drafting: one more level is worth it while it is expected to give tokens faster than the loop gives
 them now.
 
-The chance that a drafted token is the target's comes from what was accepted before, by the proposer's own margin;
+The chance that a drafted token is the target's comes from the proposer's own scores and from what was accepted before;
 the cost of a level is measured by its width. No shape is fixed (SubSpec drafts 6 x 48 always, arXiv 2509.18344). All
 constants of the policy are here, for the search on the processor and for the one on a device."""
 
@@ -11,19 +11,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-# Margins (the best score less the second) fall in buckets with these edges; a middle for each bucket.
-EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-MIDDLES = (0.05, 0.17, 0.37, 0.62, 0.87, 1.2, 1.7, 2.5, 3.5, 5.0, 7.0, 10.0, 14.0)
 # The best children of a node that are looked at.
-RANKS = 4
-# Before a bucket was seen so many times, logistic curves weigh more than what was seen in it.
-PRIOR_WEIGHT = 6.0
-# No curve says a chance above this.
-SURE = 0.995
-# How fast agreement may rise with the margin; which of these curves fits is learned.
-SHARPNESS = (0.5, 1.0, 2.0, 4.0, 8.0)
-# Beyond this exponent a curve is flat in float64.
+RANKS = 6
+# How sharply chances fall with the gap to the best score; which of these fits is learned.
+SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+# What is believed of each before anything was seen, as a log weight: two is likeliest, twice and half of it are less likely.
+BELIEF = tuple(-abs(math.log2(sharpness / 2.0)) for sharpness in SHARPNESS)
+# How often the target's choice was not among the best children, of how many nodes, before anything was seen.
+MISSED = 0.1
+SEEN = 20.0
+# Beyond this exponent a chance is nothing.
 STEEPEST = 40.0
+# The share of chances that is spread evenly when they are judged, so that one surprise does not decide.
+SURPRISE = 0.02
+# What was seen loses so much of its weight with each node.
+FORGETTING = 0.99
+# Matches of this length or more, between the end of a text and an earlier place, are not told apart.
+LONGEST = 8
+# How much the text speaks for the token that stood at an earlier place, added to its score: before anything was seen (greedy and
+# sampled), at most, and how fast that is learned.
+BONUS = {False: 1.0, True: 0.25}
+MOST_BONUS = 4.0
+BONUS_STEP = 0.15
 # The most nodes of one sequence in a level, unless the shape is forced.
 WIDEST = 16
 # Nodes that a first tree may well have.
@@ -39,8 +48,6 @@ UNLIKELY = 0.01
 # Bounds of the chance at which a level pays.
 LEAST_BREAK_EVEN = 0.05
 MOST_BREAK_EVEN = 0.95
-# Nodes off the chain of first choices are trusted at least so much.
-LEAST_TRUST = 0.05
 # What was seen loses so much of its weight with each round, and with each checked suggestion.
 DECAY = 0.9
 AGREEMENT_DECAY = 0.98
@@ -48,67 +55,64 @@ AGREEMENT_DECAY = 0.98
 
 @dataclass
 class Calibration:
-    """Chance that the target agrees, by the draft's margin between its first and second token, learned online.
+    """Chances that the target chooses each child, from the draft's scores, learned online.
 
-    Margins are in the units of the scores whose argmax is chosen: logits when greedy, noisy scaled log p when
-    sampling. A margin that was not seen often has the chance of logistic curves; the curves that foretold best what was
-    seen weigh most."""
+    Scores are those whose argmax is chosen: logits when greedy, noisy scaled log p when sampling. The target's scores are the
+    draft's and some noise, so a child that lies further behind the best is less likely to be chosen: chances are the softmax of
+    scores times a sharpness. The sharpnesses that foretold best what was seen weigh most."""
 
     # Log weight of each SHARPNESS.
-    belief: list[float] = field(default_factory=lambda: [-3.0, -2.0, -1.0, -0.5, 0.0])
-    # By bucket: how often the first choice was the target's, of how many.
-    hits: list[float] = field(default_factory=lambda: [0.0] * (len(EDGES) + 1))
-    trials: list[float] = field(default_factory=lambda: [0.0] * (len(EDGES) + 1))
-    # Where the target's choices went that were not the first: to the second, third and fourth choice, or elsewhere.
-    ranks: list[float] = field(default_factory=lambda: [6.0, 2.0, 1.0, 1.0])
-    # Nodes off the chain of first choices, decaying: accepted, and foretold to be.
-    aside: list[float] = field(default_factory=lambda: [4.0, 4.0])
-
-    @property
-    def trust(self) -> float:
-        """The share of the foretold chances of nodes off the chain of first choices that came true: one guess rests
-        on another."""
-        return max(min(self.aside[0] / self.aside[1], 1.0), LEAST_TRUST)
-
-    def compare(self, accepted: float, foretold: float) -> None:
-        """Learn that of a tree's nodes off the chain of first choices `accepted` were, where `foretold` had been
-        expected."""
-        self.aside = [DECAY * self.aside[0] + accepted, max(DECAY * self.aside[1] + foretold, 1e-3)]
+    belief: list[float] = field(default_factory=lambda: list(BELIEF))
+    # How often the target's choice was not among the best children, of how many nodes.
+    missed: float = MISSED
+    seen: float = SEEN
+    # What is added to the score of the token that the text itself speaks for, by the length of the match.
+    bonus: list[float] = field(default_factory=lambda: [BONUS[False]] * (LONGEST + 1))
 
     @property
     def weights(self) -> list[float]:
-        """How much each of SHARPNESS is believed; the most believed has 1."""
-        return [math.exp(belief - max(self.belief)) for belief in self.belief]
+        """How much each of SHARPNESS is believed; they add up to 1."""
+        most = max(self.belief)
+        weights = [math.exp(belief - most) for belief in self.belief]
+        total = sum(weights)
+        return [weight / total for weight in weights]
+
+    @property
+    def inside(self) -> float:
+        """The chance that the target's choice is among the best children at all."""
+        return 1 - self.missed / self.seen
 
     def chances(self, scores: Sequence[float]) -> list[float]:
         """The chance of each child to be the target's choice, from the `scores` of the best children, best first."""
-        margin = scores[0] - scores[1] if len(scores) > 1 else math.inf
-        bucket = bucket_of(margin)
-        weights = self.weights
-        prior = sum(w * _curve(s, margin) for w, s in zip(weights, SHARPNESS, strict=True)) / sum(weights)
-        first = (self.hits[bucket] + PRIOR_WEIGHT * prior) / (self.trials[bucket] + PRIOR_WEIGHT)
-        total = sum(self.ranks)
-        return [first, *((1 - first) * share / total for share in self.ranks[: len(scores) - 1])]
+        found = [0.0] * len(scores)
+        for weight, sharpness in zip(self.weights, SHARPNESS, strict=True):
+            for rank, chance in enumerate(_softmax(scores, sharpness)):
+                found[rank] += weight * chance
+        return [self.inside * chance for chance in found]
 
-    def learn(self, bucket: int, rank: int | None) -> None:
-        """Learn that the target chose the child of this rank (None: none of them) after a node in `bucket`."""
-        self.trials[bucket] += 1
-        self.hits[bucket] += rank == 0
+    def learn(self, scores: Sequence[float], rank: int | None) -> None:
+        """Learn that the target chose the child of this rank after a node whose best children have these `scores`. None: none of
+        them, which says nothing of sharpness."""
+        self.seen += 1
+        self.missed += rank is None
+        if rank is None:
+            return
         for i, sharpness in enumerate(SHARPNESS):
-            chance = _curve(sharpness, MIDDLES[bucket])
-            self.belief[i] += math.log(chance if rank == 0 else 1 - chance)
-        if rank != 0:
-            self.ranks[len(self.ranks) - 1 if rank is None else min(rank, len(self.ranks)) - 1] += 1
+            chance = (1 - SURPRISE) * _softmax(scores, sharpness)[rank] + SURPRISE / len(scores)
+            self.belief[i] = FORGETTING * self.belief[i] + math.log(chance)
+
+    def learn_bonus(self, length: int, foretold: float, right: bool) -> None:
+        """Learn whether the token that the text spoke for, after a match of this `length`, was `right`, where its chance had been
+        `foretold`."""
+        bonus = self.bonus[length] + BONUS_STEP * (right - foretold)
+        self.bonus[length] = min(max(bonus, 0.0), MOST_BONUS)
 
 
-def _curve(sharpness: float, margin: float) -> float:
-    """A logistic curve: the chance that the first choice is right, as one sharpness foretells it."""
-    return min(1 / (1 + math.exp(-min(sharpness * margin, STEEPEST))), SURE)
-
-
-def bucket_of(margin: float) -> int:
-    """The number of the bucket between EDGES that `margin` falls in."""
-    return sum(margin >= edge for edge in EDGES)
+def _softmax(scores: Sequence[float], sharpness: float) -> list[float]:
+    """The softmax of `scores` (best first) times `sharpness`."""
+    weights = [math.exp(-min(sharpness * (scores[0] - score), STEEPEST)) for score in scores]
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 @dataclass
@@ -151,10 +155,15 @@ class Pace:
         loss = min(chance ** (1 / depth), LIKELIEST)
         return max(0, int(math.log(least / chance) / math.log(loss))) if chance > least else 0
 
-    def first_guess(self, seconds: float) -> None:
-        """Guess the rate before the first round: a pass takes `seconds` and gives FIRST_TOKENS."""
-        if not self.rate:
-            self.rate = FIRST_TOKENS / (seconds + FIRST_TOKENS * self.cost(1))
+    def first_guess(self, seconds: float, texts: int = 1) -> None:
+        """Guess the rate before the first round of a text: a pass takes `seconds` and gives each of `texts` FIRST_TOKENS. A lower
+        rate that was measured stays: a higher one may come from a text that repeated itself, and would keep drafts short."""
+        tokens = FIRST_TOKENS * texts
+        taken = seconds + FIRST_TOKENS * self.cost(1)
+        if not self.rate or tokens / taken < self.rate:
+            self.tokens = tokens
+            self.seconds = taken
+            self.rate = tokens / taken
 
     def cost(self, width: int) -> float:
         """Seconds of a level of `width` nodes: measured, else on the line through the nearest measured widths.

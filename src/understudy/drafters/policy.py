@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.cost import PassCost
 from ..sequence import TokenSequence
 from .growing_tree import MOST_NODES, GrowingTree
-from .pace import FIRST_NODES, UNLIKELY, Calibration, Pace
+from .pace import BONUS, FIRST_NODES, LONGEST, UNLIKELY, Calibration, Pace
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Limits:
 
 
 def calibrations() -> dict[bool, Calibration]:
-    return {False: Calibration(), True: Calibration()}
+    return {sampled: Calibration(bonus=[bonus] * (LONGEST + 1)) for sampled, bonus in BONUS.items()}
 
 
 @dataclass
@@ -59,7 +59,7 @@ class DraftPolicy:
     limits: Limits
     shape: Shape = NO_SHAPE
     pace: Pace = field(default_factory=Pace)
-    # By whether tokens are sampled: scores then are noisy, and margins mean something else.
+    # By whether tokens are sampled: scores then are noisy, and the gaps between them mean something else.
     calibrations: dict[bool, Calibration] = field(default_factory=calibrations)
 
     def calibration(self, sequence: TokenSequence) -> Calibration:
@@ -86,20 +86,21 @@ class DraftPolicy:
 
         path: [m] accepted nodes; choices: [n] the exact model's token after each node of the tree."""
         calibration = self.calibration(tree.sequence)
-        nodes = path.tolist()
-        if tree.aside:
-            foretold = sum(tree.aside.values()) / calibration.trust
-            calibration.compare(sum(node in tree.aside for node in nodes), foretold)
-        for node in nodes:
-            if node in tree.children:
-                bucket, tokens = tree.children[node]
-                token = int(choices[node])
-                calibration.learn(bucket, tokens.index(token) if token in tokens else None)
+        for node in path.tolist():
+            if node not in tree.children:
+                continue
+            scores, tokens = tree.children[node]
+            token = int(choices[node])
+            rank = tokens.index(token) if token in tokens else None
+            if node in tree.favoured:
+                length, favoured = tree.favoured[node]
+                calibration.learn_bonus(length, calibration.chances(scores)[favoured], rank == favoured)
+            calibration.learn(scores, rank)
 
-    def record_round(self, tokens: int, seconds: float, prefill: bool) -> None:
-        """Learn the rate of the whole loop. After a round that read a prompt, what a pass takes is known, so a rate
-        is guessed."""
+    def record_round(self, tokens: int, seconds: float, prefill: bool, texts: int = 1) -> None:
+        """Learn the rate of the whole loop. After a round that read a prompt, what a pass takes is known, so a rate is guessed
+        for the `texts` that are under way."""
         if prefill:
-            self.pace.first_guess(self.limits.cost.seconds(FIRST_NODES))
+            self.pace.first_guess(self.limits.cost.seconds(FIRST_NODES), texts)
         else:
             self.pace.record_round(tokens, seconds)

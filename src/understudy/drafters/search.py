@@ -75,7 +75,7 @@ class SearchDrafter:
         self.proposer.rewind(sequence, length)
 
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
-        self.policy.record_round(tokens, seconds, prefill)
+        self.policy.record_round(tokens, seconds, prefill, max(len(self.trees), 1))
 
     def warm(self, widths: Sequence[int] = MEASURED_WIDTHS, seconds: float = MEASURING_SECONDS) -> None:
         """Measure levels of `widths`, so that the first tree has a sensible shape. Cache row 0 must be empty."""

@@ -1,7 +1,8 @@
-"""Tokens that are suggested to a tree search, which checks a chain of them in one level.
+"""What the text itself says of the tokens to come, for a tree search to use.
 
-What a level costs is reading the proposer's weights, so more nodes in it cost little. A suggested token that the
-proposer would not have said itself is dropped, so trees are as they would be without suggestions, in fewer levels."""
+It suggests a chain of tokens, which the search checks in one level: what a level costs is reading the proposer's weights, so more
+nodes in it cost little. A suggested token that the search would not have chosen is dropped. And it speaks for one token after any
+node: a copy of 4 bits confuses tokens to which it gives nearly the same score, and texts repeat themselves."""
 
 from __future__ import annotations
 
@@ -10,14 +11,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .growing_tree import Candidate, GrowingTree
-from .pace import AGREEMENT_DECAY, LIKELIEST
+from .pace import AGREEMENT_DECAY, LIKELIEST, LONGEST
 
 # Values of the option `guess`; auto: where the processor drafts.
 WHEN = ("auto", "on", "off")
-# Matches of this length or more are not told apart.
-LONGEST = 8
 # Earlier places of the last token that are looked at, the latest first.
 PLACES = 64
 
@@ -42,6 +42,10 @@ NOTHING = Suggestion()
 class Suggester(Protocol):
     """Suggests cheaply what the proposer may say: from the text, or with a small trained head in front of it."""
 
+    def favoured(self, tree: GrowingTree, tip: Candidate) -> tuple[int, int]:
+        """The token that is likelier after `tip`, any node of the tree, than the proposer knows, and the length of the match that
+        says so, at most LONGEST; a length of 0: there is none."""
+
     def suggest(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
         """At most `most` tokens that may follow `tip`, the end of the tree's chain of first choices.
 
@@ -51,7 +55,7 @@ class Suggester(Protocol):
         """The proposer said the first `agreed` tokens of what was checked, and another token after them."""
 
 
-def match(text: Sequence[int], longest: int = LONGEST) -> tuple[int, int]:
+def match(text: Sequence[int] | NDArray[np.int64], longest: int = LONGEST) -> tuple[int, int]:
     """How many of the last tokens of `text` (at most `longest`) stand earlier in it too, and the index after that
     place.
 
@@ -73,18 +77,23 @@ def match(text: Sequence[int], longest: int = LONGEST) -> tuple[int, int]:
 @dataclass
 class TextSuggester:
     """Suggests what followed the last tokens at an earlier place of the text (prompt lookup), and learns how often
-    it agrees."""
+    the proposer agrees."""
 
     # By length of the match, decaying: suggested tokens that the proposer said, and those that were checked.
     agreed: list[float] = field(default_factory=lambda: [0.5 + 0.3 * size for size in range(LONGEST + 1)])
     tried: list[float] = field(default_factory=lambda: [3.0] * (LONGEST + 1))
+
+    def favoured(self, tree: GrowingTree, tip: Candidate) -> tuple[int, int]:
+        text = tree.text(tip)
+        size, end = match(text)
+        return (int(text[end]), size) if size else (-1, 0)
 
     def suggest(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
         text = tree.text(tip)
         size, end = match(text)
         if not size:
             return NOTHING
-        tokens = text[end : end + most]
+        tokens = text[end : end + most].tolist()
         while len(tokens) < most:  # a text that repeats itself goes on doing so
             tokens += tokens[: most - len(tokens)]
         stop = next((i for i, token in enumerate(tokens) if token in tree.sequence.stop_ids), most)

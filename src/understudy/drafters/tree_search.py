@@ -17,13 +17,15 @@ from torch import Tensor
 from ..sampling import scored
 from ..tree import Nodes, TokenTree
 from .growing_tree import Candidate, GrowingTree
-from .pace import RANKS, WIDEST, bucket_of
+from .pace import RANKS, WIDEST
 from .policy import DraftPolicy
 from .proposer import Proposer
 from .suggest import NOTHING, Suggester, Suggestion
 
 # A candidate, and the number of its tree.
 Option = tuple[Candidate, int]
+# The score and the token of a child.
+Child = tuple[float, int]
 
 
 @dataclass
@@ -111,15 +113,27 @@ class TreeSearch:
         """The best children of `node`, which was `candidate`, join the pool."""
         # A draft whose logits are no numbers has no children there; what they are is for the target to say.
         kept = [(score, token) for score, token in zip(scores, tokens, strict=True) if math.isfinite(score)]
+        kept = self._favour(tree, node, candidate, kept)
         finite = [score for score, _ in kept]
-        tokens = [token for _, token in kept]
-        margin = finite[0] - finite[1] if len(finite) > 1 else math.inf
-        tree.children[node] = (bucket_of(margin), tokens)
-        calibration = self.policy.calibration(tree.sequence)
-        for rank, (chance, token) in enumerate(zip(calibration.chances(finite), tokens, strict=False)):
+        tree.children[node] = (finite, [token for _, token in kept])
+        chances = self.policy.calibration(tree.sequence).chances(finite)
+        for rank, (chance, (_, token)) in enumerate(zip(chances, kept, strict=True)):
             spine = candidate.spine and rank == 0
-            through = candidate.chance * chance * (calibration.trust if candidate.spine and not spine else 1.0)
-            tree.pool.append(Candidate(through, node, token, candidate.depth + 1, spine))
+            tree.pool.append(Candidate(candidate.chance * chance, node, token, candidate.depth + 1, spine))
+
+    def _favour(self, tree: GrowingTree, node: int, candidate: Candidate, children: list[Child]) -> list[Child]:
+        """The best children of `node`, which was `candidate`, best first, once the one that the text speaks for has a higher
+        score."""
+        if self.suggester is None:
+            return children
+        favoured, length = self.suggester.favoured(tree, candidate)
+        if not length or all(token != favoured for _, token in children):
+            return children
+        bonus = self.policy.calibration(tree.sequence).bonus[length]
+        raised = [(score + bonus * (token == favoured), token) for score, token in children]
+        raised.sort(key=lambda child: -child[0])
+        tree.favoured[node] = length, [token for _, token in raised].index(favoured)
+        return raised
 
     def _add_suggestions(self, work: list[Work], used: int) -> None:
         """Suggested tokens become nodes after the tips, where checking them is likely to save more time than it takes.
