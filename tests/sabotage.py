@@ -104,7 +104,6 @@ MUTATIONS = (
     Mutation("a guess stays that the draft does not say", "drafters/growing_tree.py", "if best is None or best.token != self.tokens[node]:", "if best is None:", GUESS),
     Mutation("a dropped guess stays", "drafters/growing_tree.py", "del self.tokens[first:], self.parents[first:]", "del self.tokens[first + 1 :], self.parents[first + 1 :]", GUESS),
     Mutation("guesses run past the budget", "drafters/tree_search.py", "tree.levels - 1 - tip.depth", "tree.levels + 3 - tip.depth", GUESS),
-    Mutation("guesses run past the budget", "drafters/tree_search.py", "tree.sequence.remaining - 2 - tip.depth", "tree.sequence.remaining + 2 - tip.depth", GUESS),
     Mutation("the text speaks for nothing", "drafters/tree_search.py", "score + bonus * (token == favoured)", "score", GUESS),
     Mutation("a miss says nothing", "drafters/pace.py", "self.missed += rank is None", "self.missed += 0", "tests/drafters/test_pace.py"),
     Mutation("a fast text makes the next one's drafts short", "drafters/pace.py", "if not self.rate or tokens / taken < self.rate:", "if not self.rate:", "tests/drafters/test_policy.py"),
