@@ -47,7 +47,12 @@ MAY_IMPORT = {
     "options": {"tiers", "drafters", "devices", "weights", "codecs", "quantizers"},
     "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs"},
     "blueprint": {"cache", "recurrent", "options", "devices", "models", "weights", "plan"},
+    "planning": {
+        *("blueprint", "sources", "options"),
+        *("devices", "models", "weights", "plan", "drafters"),
+    },
     "loading": {
+        "planning",
         *("generation_config", "blueprint", "sources", "options"),
         *("devices", "models", "weights", "plan", "drafters", "tiers"),
     },
@@ -59,6 +64,7 @@ MAY_IMPORT = {
         "scheduler",
         "stats",
         "loading",
+        "planning",
         "sources",
         "options",
         "text",

@@ -12,8 +12,8 @@ from tests.tiny import save
 from understudy import LLM, loading, sources
 from understudy.devices import open_device
 from understudy.errors import CheckpointError, UsageError
-from understudy.loading import plan_for, plan_for_config
 from understudy.options import Options
+from understudy.planning import plan_for, plan_for_config
 
 
 @pytest.fixture(scope="module")

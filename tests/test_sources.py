@@ -8,8 +8,8 @@ import torch
 
 from tests.tiny import publish, save
 from understudy.errors import CheckpointError, UsageError
-from understudy.loading import plan_for_config
 from understudy.options import Options
+from understudy.planning import plan_for_config
 from understudy.sources import layout_of, locate, prepare_source
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.store import Store

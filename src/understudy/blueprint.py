@@ -107,15 +107,24 @@ class Blueprint:
         """The plan for the context that was asked for, or the longest of CONTEXTS that fits.
 
         `grown`: bytes that this process holds beyond a fresh one. Raises UsageError where nothing fits."""
-        longest = self.shape.positions or CONTEXTS[0]
-        asked = self.options.context
-        if asked is not None and asked > longest:
-            raise UsageError(f"--context {asked} is more than this model's {longest} positions.")
-        contexts = [asked] if asked else [min(context, longest) for context in CONTEXTS]
+        contexts = self._contexts()
         for context in contexts[:-1]:
             with suppress(UsageError):
                 return self.for_context(context, grown)
         return self.for_context(contexts[-1], grown)
+
+    @property
+    def least_bytes(self) -> int:
+        """The smallest budget for one sequence (or as many as were asked for) of the shortest context that may be planned."""
+        return smallest_budget(self.footprint, self.request(self._contexts()[-1], self.options.rows or 1))
+
+    def _contexts(self) -> list[int]:
+        """The contexts that may be planned, longest first. Raises UsageError for one that the model does not have."""
+        longest = self.shape.positions or CONTEXTS[0]
+        asked = self.options.context
+        if asked is not None and asked > longest:
+            raise UsageError(f"--context {asked} is more than this model's {longest} positions.")
+        return [asked] if asked else [min(context, longest) for context in CONTEXTS]
 
     def for_context(self, context: int, grown: int = 0) -> Plan:
         """The plan for `context` tokens a sequence. Raises UsageError, naming what would work, where it does not fit."""

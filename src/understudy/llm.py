@@ -16,12 +16,13 @@ from typing import Any, TypeGuard
 from .chat_template import chat_prompt, encode, plain_stops
 from .engine import Engine
 from .errors import UsageError
-from .loading import load, plan_for, plan_for_config
+from .loading import load
 from .models.numbers import explain
 from .options import Options
 from .params import SamplingParams
 from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
+from .planning import plan_for, plan_for_config
 from .policies import POLICIES
 from .registry import build
 from .request import Completion, Request, Step

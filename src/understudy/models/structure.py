@@ -43,6 +43,8 @@ def _weights_on_meta() -> Iterator[None]:
     def on_meta(original: Any) -> Any:
         def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **{**kwargs, "device": "meta"})
+            # transformers would draw first values for weights that hold none, which takes half of the time
+            self._is_hf_initialized = True  # type: ignore[assignment]
 
         return init
 

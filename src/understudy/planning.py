@@ -1,0 +1,197 @@
+"""Plans without loading: of a prepared model, of a checkpoint or a config whose sizes are foretold, here or on another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .blueprint import Blueprint
+from .devices import Device, open_device
+from .devices.codec_speed import fastest_codec
+from .devices.elsewhere import device_of
+from .drafters import DEFAULT_METHOD
+from .errors import UsageError
+from .models import structure
+from .models.configuration import tokenizer_of
+from .models.footprint import sizes_of_checkpoint
+from .models.streamed import attention_name
+from .models.wrapper import text_config
+from .options import AUTO, DTYPES, Options
+from .plan.machine import Machine
+from .plan.other_machine import OtherMachine
+from .plan.placement import Plan
+from .sources import Report, choose_codec, layout_of, locate, prepare_source, proven_config, stored_at
+from .weights.checkpoint import Checkpoint, TensorInfo
+from .weights.layout import ModelLayout
+from .weights.store import Store
+
+# Copies with fewer bits, which are tried where one of 4 does not fit.
+FEWER_BITS = (3, 2)
+# Foretold sizes are those of usual weights: a plan that misses its budget by less may fit after all.
+FORETOLD = 1.03
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """A model that is not prepared: what it would take is foretold from its tensors' shapes."""
+
+    # The transformers config.
+    config: Any
+    tensors: Mapping[str, TensorInfo]
+    # The part that each tensor plays.
+    layout: ModelLayout
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights."""
+        return self.tensors[self.layout.linears[0].weight].dtype
+
+    def blueprint(self, options: Options, machine: Machine, device: Device) -> Blueprint:
+        """Its blueprint. The codec must have been chosen."""
+        return Blueprint(
+            config=self.config,
+            sizes=sizes_of_checkpoint(self.tensors, self.layout, options.recipe, options.holds_substitute),
+            dtype=DTYPES.get(options.dtype) or self.dtype,
+            machine=machine,
+            device=device,
+            options=options,
+        )
+
+    def plan(self, options: Options, machine: Machine, device: Device, second: Blueprint | None = None) -> Plan:
+        """Its plan, beside a `second` model that drafts. The UsageError of one that does not fit says whether fewer bits would."""
+
+        def planned(wanted: Options) -> Plan:
+            return replace(self.blueprint(wanted, machine, device), second=second).plan()
+
+        try:
+            return planned(options)
+        except UsageError as error:
+            if options.recipe_quantizer != "int4" or not options.holds_substitute:
+                raise
+            for bits in FEWER_BITS:
+                try:
+                    planned(replace(options, recipe_quantizer=f"int{bits}"))
+                except UsageError:
+                    continue
+                raise UsageError(f"{error} It fits with --bits {bits}.") from None
+            raise
+
+
+def plan_for(model: str | Path | None, options: Options, other: OtherMachine | None = None) -> Plan:
+    """Where every byte would go, here or on the `other` machine. A checkpoint is not prepared for this: its sizes are foretold."""
+    device = planned_device(options, other)
+    source = locate(model, options)
+    config = proven_config(source.path, options)
+    if isinstance(source, Checkpoint):
+        layout = layout_of(source)
+        if other is None:
+            options = choose_codec(source, layout, options, device)
+        else:
+            options = chosen_elsewhere(options, other, source.info(layout.linears[0].weight).dtype, device)
+        if (path := stored_at(source, options)).is_dir():
+            source = Store.open(path)
+    if isinstance(source, Store):
+        machine = measured(source, options) if other is None else other.machine()
+        blueprint = Blueprint.of_store(source, config, options, machine, device)
+        return noted_elsewhere(with_second(blueprint, source.path, None).plan(), other)
+    file = source.info(layout.linears[0].weight).file
+    machine = Machine.inspect().measured(file, options.cache) if other is None else other.machine()
+    foretold = Foretold(config, source.tensors, layout)
+    second = with_second(foretold.blueprint(options, machine, device), source.path, None).second
+    plan = foretold.plan(options, machine, device, second)
+    if other is not None:
+        return noted_elsewhere(plan.noted("not prepared yet: sizes are foretold"), other)
+    return plan.noted("not prepared yet: sizes are foretold, and the link is the checkpoint's")
+
+
+def plan_for_config(place: str | Path, options: Options, other: OtherMachine | None = None) -> Plan:
+    """Where every byte would go for a config.json without weights, here or on the `other` machine.
+
+    `place`: the directory of the config.json, or the file itself."""
+    device = planned_device(options, other)
+    directory = path.parent if (path := Path(place).expanduser()).name == "config.json" else path
+    if not (directory / "config.json").is_file():
+        raise UsageError(f"There is no {directory / 'config.json'}: --config takes the directory of one.")
+    if options.revision is not None:
+        raise UsageError("--revision is for a model of the hub, and --config names a directory here.")
+    if options.drafter.second_model is not None:
+        name = options.method_name
+        raise UsageError(f"--method {name} compares tokenizers, and --config has none: give MODEL instead.")
+    config = proven_config(directory, options)
+    dtype = getattr(config, "dtype", None) or getattr(text_config(config), "dtype", None) or DTYPES.get(options.dtype)
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
+        raise UsageError(f"{directory / 'config.json'} does not say the weights' type: give it with --dtype.")
+    model = structure.skeleton(config, dtype, attention_name())
+    tensors = structure.foretold(model, dtype, directory)
+    layout = structure.layout(model, tensors)
+    options = chosen_elsewhere(options, other, dtype, device)
+    machine = Machine.inspect() if other is None else other.machine()
+    plan = Foretold(config, tensors, layout).plan(options, machine, device)
+    if other is not None:
+        return noted_elsewhere(plan.noted("from the config alone: sizes are foretold"), other)
+    return plan.noted("from the config alone: sizes are foretold, and there is no link to measure (--for describes a machine)")
+
+
+def planned_device(options: Options, other: OtherMachine | None) -> Device:
+    """The device to plan for: one of this machine, or that of the `other` machine. UsageError where --device contradicts it."""
+    if other is None:
+        return open_device(options.device, options.host_memory)
+    if options.device not in (AUTO, other.device):
+        raise UsageError(f"--device {options.device} contradicts --for {other.device}: leave one of them out.")
+    return device_of(other, options.host_memory)
+
+
+def chosen_elsewhere(options: Options, other: OtherMachine | None, dtype: torch.dtype, device: Device) -> Options:
+    """Options with a codec where it was left open: the fastest one for the link of the `other` machine, or for a usual link."""
+    if options.codec != AUTO:
+        return options
+    link = 0.0 if other is None else float(other.link or other.disk)
+    return replace(options, codec=fastest_codec(link, dtype, options.recipe_quantizer, device))
+
+
+def noted_elsewhere(plan: Plan, other: OtherMachine | None) -> Plan:
+    """The plan with what a reader must know where it is for the `other` machine."""
+    return plan if other is None else plan.noted(other.note)
+
+
+def refuse_what_cannot_fit(source: Checkpoint, config: Any, options: Options, device: Device) -> None:
+    """Raise UsageError, before minutes are spent on preparing `source`, where its plan would miss the budget clearly."""
+    layout = layout_of(source)
+    options = choose_codec(source, layout, options, device)
+    if options.output is None and stored_at(source, options).is_dir():
+        return
+    foretold = Foretold(config, source.tensors, layout)
+    machine = Machine.inspect()
+    blueprint = foretold.blueprint(options, machine, device)
+    if blueprint.least_bytes > blueprint.budget * FORETOLD:
+        foretold.plan(options, machine, device)
+
+
+def measured(store: Store, options: Options) -> Machine:
+    """The machine with the speed of the disk under this Store."""
+    return Machine.inspect().measured(store.streamed, options.cache)
+
+
+def with_second(blueprint: Blueprint, directory: Path, report: Report | None) -> Blueprint:
+    """With the second model that the drafter needs, prepared and held whole; as it is where none is needed.
+
+    Raises UsageError unless its tokens are those of the model in `directory`."""
+    model = blueprint.options.drafter.second_model
+    if model is None:
+        return blueprint
+    if not model:
+        name = blueprint.options.method_name
+        raise UsageError(f"{name} needs the model that drafts: --method {name}:MODEL.")
+    options = blueprint.options.held_whole()
+    store = prepare_source(locate(model, options), options, report, blueprint.device)
+    if tokenizer_of(store.path).get_vocab() != tokenizer_of(directory).get_vocab():
+        raise UsageError(
+            f"{model} cannot draft for this model: their tokenizers differ."
+            f" --method {DEFAULT_METHOD} needs no second model."
+        )
+    second = Blueprint.of_store(store, proven_config(store.path, options), options, blueprint.machine, blueprint.device)
+    return replace(blueprint, second=second)
