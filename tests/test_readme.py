@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 from tests.frontends.conftest import ROOT, environment
+from tests.tiny import FAMILIES, MORE_FAMILIES, WRAPPERS
 
 README = (ROOT / "README.md").read_text()
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line]
@@ -51,3 +53,12 @@ def test_make_targets_that_are_named_exist() -> None:
         assert set(re.findall(r"make (\w+)  |`make (\w+)`", page.read_text())) <= {
             pair for target in targets for pair in ((target, ""), ("", target))
         }
+
+
+def test_the_page_of_models_names_those_that_the_tests_run() -> None:
+    """`python tests/survey.py` writes the page."""
+    page = (ROOT / "docs" / "models.md").read_text()
+    running = set(re.findall(r"`([\w.-]+)`", page[page.index("## Kinds that run") : page.index("## Kinds that are refused")]))
+    tried = {kind for kind in {**FAMILIES, **MORE_FAMILIES, **WRAPPERS} if kind in CONFIG_MAPPING}
+    refused = re.findall(r"`([\w.-]+)`", page[page.index("## Kinds that are refused") :])
+    assert len(tried) > 50 and tried <= running and running.isdisjoint(refused)

@@ -50,7 +50,7 @@ def test_it_is_exact_in_both_precisions(family: str, tmp_path: Path) -> None:
     ("family", "device"),
     [
         ("gemma3_text", "cpu"), ("mistral", "cpu"), ("gemma2", "fake"), ("gemma4_text", "cpu"), ("gemma4-e", "cpu"),
-        ("gemma4-e", "fake"),
+        ("gemma4-e", "fake"), ("granite_swa", "fake"),
     ],
 )  # fmt: skip
 def test_a_text_longer_than_what_its_layers_hold(

@@ -64,7 +64,10 @@ def shape_of(**changes: Any) -> ModelShape:
     return ModelShape.of(AutoConfig.for_model("llama", **{**COMMON, **changes}))
 
 
-SIZES = WeightSizes(part_bytes=(), shared_bytes=7, decoding_bytes=11, widest_outputs=160, linears=(), tables=((256, 64),))
+SIZES = WeightSizes(
+    part_bytes=(), shared=((torch.bfloat16, 6), (torch.float32, 4)), decoding_bytes=11, widest_outputs=160, linears=(),
+    tables=((256, 64),),
+)  # fmt: skip
 
 
 def test_a_footprint_is_added_up_from_the_shape() -> None:
@@ -74,7 +77,7 @@ def test_a_footprint_is_added_up_from_the_shape() -> None:
     assert footprint.tile_logits_bytes == TILE * 256 * 2
     assert footprint.score_bytes_per_token == TILE * 2 * 4 * 3, "two query heads share one head of keys"
     assert footprint.embedding_bytes == EMBEDDING_ROOM + TILE * 64 * 2
-    assert (footprint.shared_bytes, footprint.decoding_bytes, footprint.levels) == (7, 11, None)
+    assert (footprint.shared_bytes, footprint.decoding_bytes, footprint.levels) == (12, 11, None)
 
 
 def test_a_table_beside_the_embedding_takes_its_rows_and_what_becomes_of_them() -> None:
@@ -114,3 +117,8 @@ def test_a_model_that_drafts_on_a_device_holds_its_table_and_its_levels(triton: 
     assert footprint.embedding_bytes == 256 * 64 * 4
     assert footprint.levels is not None and footprint.levels.node_bytes > 256 * (4 + 4 + 4)
     assert (footprint.levels.recorded_bytes > 0) == triton, "nothing is recorded without Triton"
+
+
+def test_what_both_views_share_is_there_twice_where_its_type_changes() -> None:
+    stored = WeightSizes((), ((torch.bfloat16, 100), (torch.float32, 40)), 0, 0, (), ())
+    assert [stored.shared_bytes(dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)] == [160, 260, 340]

@@ -1,5 +1,6 @@
 """What is not streamed is exact in both views, in the type in which transformers holds it."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from tests import fake_device
+from tests.fake_device import FakeDevice
 from tests.tiny import byte_tokenizer, generated, stock
 from understudy import LLM, SamplingParams
+from understudy.devices import DEVICES
 from understudy.errors import CheckpointError
 from understudy.models import kept, structure
 from understudy.models.streamed import StreamedLinear, attention_name
@@ -120,15 +124,21 @@ def test_each_is_held_in_the_type_in_which_transformers_holds_it(gated: None, tm
     assert {Scaled, nn.Linear} <= kinds
 
 
-def test_a_model_with_weights_that_are_kept_is_exact(gated: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "fake"])
+def test_a_model_with_weights_that_are_kept_is_exact(
+    gated: None, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_device, "open_fake", partial(FakeDevice, triton=False))
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
     prompt, params = [17, 45, 45, 200, 3], SamplingParams(max_new_tokens=24, ignore_eos=True)
+    options: dict[str, Any] = {"resident": "none", "memory": "1GiB", "device": device, "codec": "raw"}
     expected = generated(saved(tmp_path / "single", torch.float32), prompt, 24)
-    with LLM(tmp_path / "single", resident="none", memory="1GiB", context=128) as llm:
+    with LLM(tmp_path / "single", **options, context=128) as llm:
         assert llm.generate(prompt, params)[0].token_ids == expected
     saved(tmp_path / "half", torch.bfloat16)
     texts = []
     for method in ("none", "substitute"):
-        with LLM(tmp_path / "half", method=method, resident="none", memory="1GiB", context=128) as llm:
+        with LLM(tmp_path / "half", method=method, **options, context=128) as llm:
             done = llm.generate(prompt, params)[0]
             texts.append(done.token_ids)
     assert texts[0] == texts[1] and done.stats.accepted > 0 and done.stats.bytes_streamed > 0

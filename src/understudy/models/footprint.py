@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,8 +42,8 @@ class WeightSizes:
 
     # Each residual part, in the order of a pass.
     part_bytes: tuple[int, ...]
-    # Norms and biases.
-    shared_bytes: int
+    # Norms, biases and all else that both views share: bytes as they are stored, by their type.
+    shared: tuple[tuple[torch.dtype, int], ...]
     # The largest part that must be decoded into a buffer.
     decoding_bytes: int
     # The most outputs that a Linear of a decoder block has.
@@ -58,18 +58,31 @@ class WeightSizes:
         """All substitutes that are held."""
         return sum(linear.substitute_bytes for linear in self.linears)
 
+    def shared_bytes(self, dtype: torch.dtype) -> int:
+        """What both views share takes in a model that computes in `dtype`: as stored, and again where that is another type."""
+        copies = sum(nbytes // stored.itemsize * dtype.itemsize for stored, nbytes in self.shared if stored != dtype)
+        return sum(nbytes for _, nbytes in self.shared) + copies
+
 
 def sizes_of_store(store: Store, holds_substitute: bool) -> WeightSizes:
     """The sizes of a Store's weights, by its index. `holds_substitute`: the substitutes are held to draft with."""
     entries = list(store.linears.values())
     return WeightSizes(
         part_bytes=tuple(part.stored.span for part in store.parts()),
-        shared_bytes=sum(stored.nbytes for stored in store.shared.values()),
+        shared=_by_type((stored.dtype, stored.nbytes) for stored in store.shared.values()),
         decoding_bytes=largest(entries),
         widest_outputs=max(entry.shape[0] for entry in entries[:-1]),
         linears=tuple(_linear(entry, holds_substitute) for entry in entries),
         tables=tuple((stored.shape[0], stored.shape[1]) for stored in store.looked_up),
     )
+
+
+def _by_type(tensors: Iterable[tuple[torch.dtype, int]]) -> tuple[tuple[torch.dtype, int], ...]:
+    """The bytes of all tensors of each type."""
+    found: dict[torch.dtype, int] = {}
+    for dtype, nbytes in tensors:
+        found[dtype] = found.get(dtype, 0) + nbytes
+    return tuple(sorted(found.items(), key=str))
 
 
 def _linear(entry: LinearEntry, holds_substitute: bool) -> LinearSize:
@@ -93,7 +106,7 @@ def sizes_of_checkpoint(
     ]
     return WeightSizes(
         part_bytes=tuple(nbytes for linear in foretold for nbytes in linear.part_bytes),
-        shared_bytes=sum(tensors[name].nbytes for name in layout.shared),
+        shared=_by_type((tensors[name].dtype, tensors[name].nbytes) for name in layout.shared),
         decoding_bytes=max(linear.decoding_bytes for linear in foretold),
         widest_outputs=max(spec.shape[0] for spec in layout.linears[:-1]),
         linears=tuple(linear.size for linear in foretold),
@@ -148,7 +161,7 @@ def footprint_of(
     return Footprint(
         part_bytes=sizes.part_bytes,
         substitute_bytes=sizes.substitute_bytes,
-        shared_bytes=sizes.shared_bytes,
+        shared_bytes=sizes.shared_bytes(dtype),
         kv_bytes_per_token=token_bytes.pop(0, 0),
         tile_bytes=TILE * ((5 + taps) * shape.hidden_size + 2 * sizes.widest_outputs + beside) * dtype.itemsize,
         tile_logits_bytes=logits_bytes,

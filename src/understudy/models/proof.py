@@ -109,11 +109,13 @@ def fault(config: Any) -> str | None:
 
 
 def _misbuilt(config: Any) -> str | None:
-    """Why the model of a small `config` is not built as one that can be run: seen without its numbers, so in no time."""
-    model = structure.skeleton(config, torch.float32, attention_name())
+    """Why the model of a small `config` is not built as one that can be run: seen without its numbers, so in no time. Raises
+    CheckpointError where it cannot be built at all, perhaps because it is small."""
     try:
-        structure.check_structure(model)
-    except UnderstudyError as error:
+        structure.check_structure(structure.skeleton(config, torch.float32, attention_name()))
+    except CheckpointError as error:
+        if str(error).startswith(structure.CANNOT_BUILD):
+            raise
         return first_line(error)
     return None
 

@@ -31,6 +31,8 @@ from .ropes import fix_ropes
 from .wrapper import built, cut_to_text, is_wrapper, straight_to_text, text_parts
 
 _construction = threading.Lock()
+# How the refusal of a config begins of which transformers makes no model.
+CANNOT_BUILD = "transformers cannot build"
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     """The stock causal model of a transformers `config`, without weights; of a wrapper's, its language model and head.
 
     Raises CheckpointError where it cannot be built."""
-    what = f"transformers cannot build a {config.model_type!r} model from its config"
+    what = f"{CANNOT_BUILD} a {config.model_type!r} model from its config"
     with refused(what, config.to_dict()), _weights_on_meta():
         try:
             model = built(config, dtype=dtype, attn_implementation=attention)

@@ -1,0 +1,109 @@
+"""Asks every kind of causal model that transformers has whether it runs, and writes the answer to docs/models.md.
+
+    python tests/survey.py     (a few minutes; not part of the suite)
+
+A kind is tried as the tests have it, else with the values its config class has by default: by its config first, then by the
+proof that every model passes before it is run."""
+
+import sys
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.tiny import COMMON, FAMILIES, MORE_FAMILIES, WRAPPERS, wrapper
+from understudy.errors import UnderstudyError
+from understudy.models import proof
+from understudy.models.refusals import refuse_unsupported
+from understudy.models.wrapper import is_wrapper, text_config
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+RUNS = "runs"
+# Words of a refusal -> the heading under which the kind stands. The first that is found counts.
+REASONS = {
+    "mixture of experts": "Mixtures of experts",
+    "recurrent": "Recurrent layers of a kind that is not known yet",
+    "encoder-decoder": "Encoder-decoders",
+    "multimodal": "Several modalities, and no text model that could be taken out",
+    "both directions": "Encoders: each token sees those after it",
+    "later tokens": "Encoders: each token sees those after it",
+    "computes attention": "transformers' own code computes attention in a way of its own, which cannot be replaced",
+    "replace the attention": "transformers' own code computes attention in a way of its own, which cannot be replaced",
+    "class Conv1D": "Weights are not in nn.Linear modules",
+    "outside any plain Linear": "Weights are not in nn.Linear modules",
+}
+OTHER = "Something else, which a line names"
+HEAD = f"""# Does my model run?
+
+`understudy plan --config DIR` answers for any model, from its config.json alone. This page is made by `python tests/survey.py`,
+which asks the same of every kind of causal model of transformers {__version__}, under the name that a config.json gives as
+`model_type`. Before a model runs for the first time, a small random copy of it is compared with transformers in float32 (see
+[architecture](architecture.md)), so a kind that stands below may still be refused with switches that change what it computes, and
+a new one runs as soon as transformers has it, if it is built like these.
+
+## Kinds that run
+"""
+
+
+def config_of(kind: str) -> Any:
+    if kind in WRAPPERS:
+        return wrapper(kind)
+    for table in (FAMILIES, MORE_FAMILIES):
+        if kind in table:
+            return AutoConfig.for_model(kind, **{**COMMON, **table[kind]})
+    return CONFIG_MAPPING[kind]()
+
+
+def answer(kind: str) -> str:
+    """RUNS, or the line that says why not."""
+    try:
+        config = config_of(kind)
+        text = text_config(config)
+        values = {**text.to_dict(), "layer_types": getattr(text, "layer_types", None)}
+        refuse_unsupported(*((values,) if text is config else (config.to_dict(), values)))
+        return proof.fault(config) or RUNS
+    except UnderstudyError as refusal:
+        return " ".join(str(refusal).split())
+    except proof.STUMBLES as error:
+        return f"its config class has no usable values by default ({error})"
+
+
+def heading(said: str) -> str:
+    return next((name for words, name in REASONS.items() if words in said), OTHER)
+
+
+def page(answers: dict[str, str]) -> str:
+    """The whole page of the answers by kind."""
+    running = sorted(kind for kind, said in answers.items() if said == RUNS)
+    several = [kind for kind in running if is_wrapper(config_of(kind))]
+    plain = [kind for kind in running if kind not in several]
+    lines = [HEAD, ", ".join(f"`{kind}`" for kind in plain) + ".", ""]
+    lines += ["Of these multimodal kinds the text model runs: " + ", ".join(f"`{kind}`" for kind in several) + ".", ""]
+    lines += ["Where a kind has dense models and mixtures of experts, the dense ones run.", "", "## Kinds that are refused", ""]
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for kind, said in sorted(answers.items()):
+        if said != RUNS:
+            reasons[heading(said)].append(kind)
+    lines += ["| why | kinds |", "|---|---|"]
+    order = [*dict.fromkeys(REASONS.values()), OTHER]
+    lines += [f"| {why} | {', '.join(f'`{kind}`' for kind in reasons[why])} |" for why in order if reasons[why]]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    warnings.simplefilter("ignore")
+    answers = {}
+    known = {kind for kind in {**FAMILIES, **MORE_FAMILIES, **WRAPPERS} if kind in CONFIG_MAPPING}
+    for kind in sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *known}):
+        answers[kind] = answer(kind)
+        print(f"{kind}: {answers[kind]}", file=sys.stderr, flush=True)
+    PAGE.write_text(page(answers))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
