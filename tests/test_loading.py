@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.published import GEMMA4_12B, GEMMA4_31B, GEMMA4_E4B
 from tests.tiny import save
 from understudy import LLM, loading, planning, sources
 from understudy.devices import open_device
@@ -123,3 +124,28 @@ def test_host_memory_is_refused_where_there_is_no_device_in_front_of_it(tmp_path
             refused()
     with pytest.raises(UsageError, match="--host-memory is for an accelerator"):
         LLM.plan_only(config=tmp_path, **given)
+
+
+@pytest.mark.parametrize(
+    ("published", "machine", "context", "kv_bytes"),
+    [
+        # sliding layers hold every slot of so short a context: 50 of 16 heads of 256 + 256, 10 of 4 heads of 512 + 512
+        (GEMMA4_31B, "cuda:memory=24GB,link=25GB/s", 512, 832 * 2 * (50 * 16 * 512 + 10 * 4 * 1024)),
+        # 40 layers hold 1024 + 320 + 256 tokens, 8 layers 4096 + 320
+        (GEMMA4_12B, "cpu:memory=16GB,disk=3.5GB/s", 4096, 2 * (1600 * 40 * 8 * 512 + 4416 * 8 * 1024)),
+        # 18 layers hold nothing, and all tokens are held where those read: in four global layers and a sliding one
+        (GEMMA4_E4B, "cpu:memory=16GB,disk=3.5GB/s", 4096, 2 * (1088 * 19 * 2 * 512 + 4416 * 2 * (512 + 4 * 1024))),
+    ],
+    ids=["31B", "12B", "E4B"],
+)
+def test_keys_and_values_of_gemma_4_are_counted_layer_by_layer(
+    published: dict[str, Any], machine: str, context: int, kv_bytes: int, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    plan = LLM.plan_only(config=tmp_path, machine=machine, context=context, rows=1)
+    assert plan.items["KV cache"] == kv_bytes
+    assert 0 < plan.least_bytes <= plan.budget_bytes
+    text = "\n".join(plan.lines())
+    assert "smallest --memory" in text and "tok/s" in text
+    if machine.startswith("cpu"):
+        assert plan.items["embedding rows"] < 32 << 20, "tables of gigabytes stay on the disk"

@@ -39,13 +39,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma4_text": {
         "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "sliding_window": 16,
         "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 0,
-        "final_logit_softcapping": 10.0,
+        "final_logit_softcapping": 10.0, "tie_word_embeddings": False,
     },
     # the last four layers read the keys of earlier ones; a table beside the embedding has rows for each layer
     "gemma4-e": {
         "model_type": "gemma4_text", "head_dim": 16, "global_head_dim": 32, "sliding_window": 16, "num_hidden_layers": 8,
         "layer_types": ["sliding_attention", "full_attention"] * 4, "num_kv_shared_layers": 4, "use_double_wide_mlp": True,
-        "hidden_size_per_layer_input": 24, "vocab_size_per_layer_input": 256,
+        "hidden_size_per_layer_input": 24, "vocab_size_per_layer_input": 256, "tie_word_embeddings": False,
     },
     # the last two layers read the keys of earlier ones
     "gemma4_unified_text": {

@@ -72,6 +72,7 @@ def test_the_imitation_refuses_what_a_gpu_would() -> None:
     [
         ("qwen2", {"codec": "raw", "triton": False}),
         ("gemma3_text", {"codec": "raw", "triton": False}),
+        ("gemma4-e", {"codec": "raw", "triton": False}),
         ("llama", {"codec": "delta", "memory": "870MiB", "rows": 1, "resident": "auto"}),
         ("qwen2", {"method": "ngram", "quantizer": "int8", "triton": False}),
     ],
@@ -79,8 +80,10 @@ def test_the_imitation_refuses_what_a_gpu_would() -> None:
 def test_every_tensor_is_where_it_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, options: dict[str, Any]
 ) -> None:
-    changes = {"num_hidden_layers": 2} if family == "gemma3_text" else {"num_hidden_layers": 1}
-    layers = {"layer_types": ["sliding_attention", "full_attention"]} if family == "gemma3_text" else {}
+    layers_of_each = {"gemma3_text": 2, "gemma4-e": 4}.get(family, 1)
+    changes = {"num_hidden_layers": layers_of_each} | ({"num_kv_shared_layers": 2} if layers_of_each == 4 else {})
+    kinds = ["sliding_attention", "full_attention"] * (layers_of_each // 2)
+    layers = {"layer_types": kinds} if kinds else {}
     save(tmp_path / "model", family, torch.bfloat16, hidden_size=64, intermediate_size=96, **changes, **layers)
     triton = options.get("triton", True)
     options = {name: value for name, value in options.items() if name != "triton"}

@@ -72,6 +72,26 @@ def test_a_text_longer_than_what_its_layers_hold(
             assert done.stats.accepted > 0, "nothing drafted was accepted: the test shows nothing"
 
 
+@pytest.mark.parametrize("family", ["gemma4_text", "gemma4-e"])
+def test_bfloat16_texts_side_by_side_are_those_of_each_alone(family: str, tmp_path: Path) -> None:
+    """One to three rows, drafted and not, with a second turn that begins with the first one's text."""
+    save(tmp_path / "model", family, torch.bfloat16)
+    params = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    prompts = [PROMPT, [*PROMPT[3:], 8, 8], [(7 * i) % 250 for i in range(70)]]
+
+    def told(method: str, rows: int) -> list[list[int]]:
+        with LLM(tmp_path / "model", method=method, resident="none", memory="1GiB", context=256, rows=rows) as llm:
+            first = llm.generate(prompts[:rows], params)
+            second = llm.generate([[*p, *done.token_ids, 3] for p, done in zip(prompts, first, strict=False)], params)
+            assert method == "none" or min(done.stats.accepted for done in first) > 0
+            return [done.token_ids for done in (*first, *second)]
+
+    plain = told("none", 3)
+    assert len({token for text in plain for token in text}) > 12
+    assert told("substitute", 3) == plain
+    assert told("substitute", 1) == [plain[0], plain[3]]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_checkpoints(dtype: torch.dtype, tmp_path: Path) -> None:
     save(tmp_path / "model", "qwen3", dtype)

@@ -155,6 +155,29 @@ def test_a_rope_that_is_passed_over_is_noticed() -> None:
     assert min(proof.differences(replace(right, config=other)).values()) > 10 * proof.TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        # a layer without positions is given a rope
+        ("smollm3", {"no_rope_layers": [1, 1]}),
+        ("gemma4_text", {"final_logit_softcapping": None}),
+        # the rope of sliding layers in global ones, and another share of each head that is turned
+        ("gemma4_text", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}}),
+        ("gemma4-e", {"rope_parameters": {"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5}}}),
+    ],
+)
+def test_a_switch_of_a_layer_kind_that_is_passed_over_is_noticed(family: str, change: dict[str, Any]) -> None:
+    """Our copy of the model is built with another value than the stock one."""
+    right = specimen.Specimen.of(shrunk(config_of(family)))
+    other = shrunk(config_of(family))
+    for name, value in change.items():
+        own = getattr(other, name)
+        assert own != value
+        merged = {kind: rope | value.get(kind, {}) for kind, rope in own.items()} if isinstance(own, dict) else value
+        setattr(other, name, merged)
+    assert min(proof.differences(replace(right, config=other)).values()) > 10 * proof.TOLERANCE
+
+
 def test_a_proof_is_kept_for_the_same_switches_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proof.prove(AutoConfig.for_model("qwen2", num_hidden_layers=28, vocab_size=152064), tmp_path)
     kept = [json.loads(path.read_text()) for path in tmp_path.rglob("*.json")]

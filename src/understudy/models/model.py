@@ -73,7 +73,7 @@ class Model:
         self.weights = Weights(store, plan, settings, device, drafts=drafts, progress=progress)
         self.weights.share(self.module, dtype)
         # trees of models without recurrent layers may use all the slots there are
-        scratch = plan.record_nodes if any(layer.recurrent for layer in shape.layers) else SCRATCH
+        scratch = plan.record_nodes if any(layer.recurrent for layer in shape.layers) else None
         capacity = -(-(plan.context + SCRATCH) // 64) * 64
         self.cache = Cache(shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where, scratch=scratch, fold=device.fold)
         self.ring = self.weights.ring(plan.ring_bytes)
