@@ -146,6 +146,9 @@ MUTATIONS = (
     Mutation("a third bit is that of another row", "kernels/codes.py", "1 << 2 * v + j // 8", "1 << 2 * v + j % 2", "tests/kernels/test_codes.py"),
     Mutation("a tile is transposed but for one row", "kernels/transpose.py", "second = [i + side // 2 for i in first]", "second = [(i + side // 2) % (2 * side) for i in first[:-1]] + [first[-1]]", "tests/kernels/test_transpose.py"),
     Mutation("pairs of columns are swapped", "kernels/bfdot.py", "for j in range(16) for t in range(2)]", "for j in range(16) for t in (1, 0)]", "tests/kernels/test_bfdot.py"),
+    Mutation("an unknown tensor within the text model is overlooked", "models/aside.py", "        if part is None:", "        if False:", "tests/models/test_aside.py"),
+    Mutation("a wrapper's language model hands on other states", "models/wrapper.py", "        return Hidden(done.last_hidden_state)", "        return Hidden(done.last_hidden_state * 0.5)", "tests/models/test_wrapper.py"),
+    Mutation("a linked Store does not watch what it points to", "weights/building.py", "linked=linked_files(extents),", "linked=linked_files([]),", "tests/weights/test_integrity.py"),
     Mutation("a piece of work is taken twice", "kernels/team.py", 'atomic_rmw("add", place, ir.IntType(64)(1)', 'atomic_rmw("umax", place, ir.IntType(64)(1)', "tests/kernels/test_team.py"),
 )  # fmt: skip
 

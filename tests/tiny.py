@@ -161,6 +161,8 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "internvl": {"text": "qwen2"},
     "idefics3": {"text": "llama"},
     "voxtral": {"text": "llama"},
+    "qwen2_audio": {"text": "qwen2"},
+    "lfm2_vl": {"text": "lfm2"},
 }  # fmt: skip
 # Sizes of the other parts of a multimodal model, by the names that their configs may have.
 OTHER_PARTS: dict[str, int] = {
