@@ -39,6 +39,7 @@ class Stats:
     prompt_tokens: int = 3
     plan: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    read_again: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -215,8 +215,8 @@ def test_a_checkpoint_is_refused_before_anything_is_prepared(tmp_path: Path, mon
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     save(tmp_path / "model", "diffllama")
     for attempt in (LLM, LLM.prepare, LLM.plan_only):
-        with pytest.raises(CheckpointError, match=r"'diffllama'.*other logits"):
+        with pytest.raises(CheckpointError, match=r"'diffllama'.*attention more than once"):
             attempt(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=r"'diffllama'.*other logits"):
+    with pytest.raises(CheckpointError, match=r"'diffllama'.*attention more than once"):
         LLM.plan_only(config=tmp_path / "model")
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").rglob("index.json"))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from understudy.kernels.pack import BLOCK, block, blocks_of, unblock
 from understudy.quantizers import Linear, Tensors, dequantised
+from understudy.quantizers.inputs import Inputs
 
 
 class Signs:
@@ -20,7 +21,7 @@ class Signs:
     def size(self, rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> int:
         return blocks_of(rows) * BLOCK * (columns + 4)
 
-    def quantize(self, weight: Tensor) -> Tensors:
+    def quantize(self, weight: Tensor, inputs: Inputs | None = None) -> Tensors:
         sizes = torch.zeros(blocks_of(len(weight)), BLOCK)
         sizes.view(-1)[: len(weight)] = weight.float().abs().mean(1)
         return {"signs": block((weight >= 0).to(torch.uint8)), "sizes": sizes}

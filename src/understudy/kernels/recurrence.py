@@ -73,7 +73,11 @@ def working_bytes(shape: RecurrentShape) -> int:
 
 
 def fold_anywhere(state: RecurrentState, row: int, number: int) -> None:
-    """Make the state of `row` after FOLD * (number + 1) tokens, from the one after FOLD * number tokens and the records since."""
+    """Make the state of `row` after FOLD * (number + 1) tokens, from the one after FOLD * number tokens and the records since.
+
+    A layer with a convolution alone has no state."""
+    if not state.shape.value_heads:
+        return
     places = (FOLD * number + torch.arange(FOLD, device=state.keys.device)) % state.places
     keys, values, decays = state.keys[row, places], state.values[row, places], state.decays[row, places]
     shared = state.shape.value_heads // state.shape.key_heads
