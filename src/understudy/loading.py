@@ -20,10 +20,11 @@ from .options import Options
 from .plan.demand import MIB
 from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
-from .planning import measured, refuse_what_cannot_fit, with_second
+from .planning import Foretold, measured, refuse_what_cannot_fit, with_second
 from .sources import Report, locate, prepare_source, proven_config
 from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint
+from .weights.layout import ModelLayout
 from .weights.store import Store
 
 # What a process that prepares and compiles nothing grows by until weights are read. RUNTIME counts it already.
@@ -73,9 +74,12 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     device = open_device(options.device, options.host_memory)
     source = locate(model, options)
     files = SmallFiles.of(source.path, options)
-    if isinstance(source, Checkpoint):
-        refuse_what_cannot_fit(source, files.config, options, device)
-    store = prepare_source(source, options, report, device)
+
+    def check(config: Any, layout: ModelLayout, chosen: Options) -> None:
+        assert isinstance(source, Checkpoint), "only a checkpoint is prepared"
+        refuse_what_cannot_fit(Foretold(config, source.tensors, layout), chosen, device)
+
+    store = prepare_source(source, options, report, device, check)
     blueprint = Blueprint.of_store(store, files.config, options, measured(store, options), device)
     blueprint = with_second(blueprint, store.path, report)
     plan = blueprint.plan()

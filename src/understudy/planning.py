@@ -158,13 +158,8 @@ def noted_elsewhere(plan: Plan, other: OtherMachine | None) -> Plan:
     return plan if other is None else plan.noted(other.note)
 
 
-def refuse_what_cannot_fit(source: Checkpoint, config: Any, options: Options, device: Device) -> None:
-    """Raise UsageError, before minutes are spent on preparing `source`, where its plan would miss the budget clearly."""
-    layout = layout_of(source)
-    options = choose_codec(source, layout, options, device)
-    if options.output is None and stored_at(source, options).is_dir():
-        return
-    foretold = Foretold(config, source.tensors, layout)
+def refuse_what_cannot_fit(foretold: Foretold, options: Options, device: Device) -> None:
+    """Raise UsageError, before minutes are spent on preparing a model, where its plan would miss the budget clearly."""
     machine = Machine.inspect()
     blueprint = foretold.blueprint(options, machine, device)
     if blueprint.least_bytes > blueprint.budget * FORETOLD:

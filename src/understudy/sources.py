@@ -26,11 +26,14 @@ from .weights.checkpoint import Checkpoint
 from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
+from .weights.mixing import Moments
 from .weights.prepare import estimate, prepare
 from .weights.store import Store
 
 # Called with what is being done, what is done of it, and all there is to do (0: it has no parts).
 Report = Callable[[str, float, float], None]
+# Called with a checkpoint's config, its layout, and the options with all that was left open chosen.
+Check = Callable[[Any, ModelLayout, Options], None]
 
 
 def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
@@ -50,11 +53,16 @@ def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
 
 
 def prepare_source(
-    source: Store | Checkpoint, options: Options, report: Report | None, device: Device | None = None
+    source: Store | Checkpoint,
+    options: Options,
+    report: Report | None,
+    device: Device | None = None,
+    check: Check | None = None,
 ) -> Store:
     """The Store of a checkpoint: made now if it is not there yet, and then found again at the next start.
 
-    device: where the model will run; None: the one that `options` name, opened if a codec is to be chosen for it."""
+    device: where the model will run; None: the one that `options` name, opened if a codec is to be chosen for it. check: called
+    before a Store is made; what it raises is raised."""
     if isinstance(source, Store):
         return source
     config = proven_config(source.path, options)
@@ -68,16 +76,20 @@ def prepare_source(
     if not directory.is_dir():
         # Refused now, not after the minutes that preparing takes.
         tokenizer_of(source.path, source.info(layout.embedding).shape[0])
+        if check is not None:
+            check(config, layout, options)
     if report is not None and not directory.is_dir():
         size = format_size(estimate(source, layout, options.recipe))
         report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)
         if layout.aside:
             report(said_aside(source, layout, options.recipe.codec), 0, 0)
-    measure = None
-    if options.text is not None:
-        given = source, layout, config, tokenizer_of(source.path), options.text, report
-        measure = partial(calibration.moments_of_text, *given)
+    measure = None if options.text is None else partial(_moments, source, layout, config, options.text, report)
     return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
+
+
+def _moments(source: Checkpoint, layout: ModelLayout, config: Any, text: str, report: Report | None) -> Moments:
+    """The second moments of each Linear's inputs. A Store that is there needs none, nor the tokenizer that is read for them."""
+    return calibration.moments_of_text(source, layout, config, tokenizer_of(source.path), text, report)
 
 
 def said_aside(source: Checkpoint, layout: ModelLayout, coding: str) -> str:
