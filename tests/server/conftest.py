@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +63,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@contextmanager
+def loaded(checkpoint: Path, factory: pytest.TempPathFactory, **options: Any) -> Iterator[LLM]:
+    """The model with a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDERSTUDY_CACHE", str(factory.mktemp("cache")))
+        with LLM(checkpoint, context=512, **options) as model:
+            yield model
+
+
 @pytest.fixture(scope="session")
 def llm(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNDERSTUDY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with LLM(checkpoint, rows=3, context=512, resident="none") as loaded:
-            yield loaded
+    with loaded(checkpoint, tmp_path_factory, rows=3, resident="none") as model:
+        yield model
 
 
 @pytest.fixture(scope="session")
 def plain(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     """The same model without drafting, one text at a time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNDERSTUDY_CACHE", str(tmp_path_factory.mktemp("plain")))
-        with LLM(checkpoint, rows=1, context=512, method="none") as loaded:
-            yield loaded
+    with loaded(checkpoint, tmp_path_factory, rows=1, method="none") as model:
+        yield model
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ from .options import DEFAULTS, METHOD, PLACEMENT, QUIET, count, declare, number,
 from .parser import Command, Parser
 
 MISSING = "understudy serve needs the extra packages of a server: pip install 'understudy[serve]'."
-# Addresses that only this machine can reach.
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def _declare(parser: Parser) -> None:
@@ -79,11 +77,10 @@ def _check(args: Namespace) -> None:
 
 
 def _settings(args: Namespace, name: str) -> Any:
-    from ..server.settings import LOOPBACK as NAMES
-    from ..server.settings import Settings
+    from ..server.settings import LOOPBACK, Settings
 
     # A server that others can reach has names that are not known here; its key protects it.
-    hosts = (*NAMES, *(args.allowed_host or ())) if args.host in LOOPBACK or args.allowed_host else ()
+    hosts = (*LOOPBACK, *(args.allowed_host or ())) if _name(args.host) in LOOPBACK or args.allowed_host else ()
     keys = tuple(args.api_key or filter(None, [os.environ.get("UNDERSTUDY_API_KEY")]))
     return Settings(
         model_name=name,
@@ -104,8 +101,12 @@ def _uvicorn(args: Namespace) -> dict[str, Any]:
 
 def _url(args: Namespace) -> str:
     scheme = "https" if args.ssl_certfile else "http"
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    return f"{scheme}://{host}:{args.port}"
+    return f"{scheme}://{_name(args.host)}:{args.port}"
+
+
+def _name(address: str) -> str:
+    """An address as it stands in a URL and in the Host header."""
+    return f"[{address}]" if ":" in address else address
 
 
 command = Command("a server with the OpenAI API", _declare, _run)

@@ -151,7 +151,7 @@ class HttpAnswer:
         self.service.submit(self.requests)
 
     async def whole(self) -> dict[str, Any]:
-        """All of it as one object. Raises what ended a request."""
+        """All of it as one object. Raises ApiError for what ended a request."""
         last: dict[int, Step] = {}
         texts = [""] * len(self.requests)
         ids: list[list[int]] = [[] for _ in self.requests]
@@ -184,8 +184,9 @@ class HttpAnswer:
                     last[index] = step
                     for chunk in self._pieces(index, step):
                         yield chunk
-        except Exception as error:  # noqa: BLE001  the status was sent: the only way to tell is in the stream
-            yield f"data: {json.dumps(answer_to(error).body())}\n\n"
+        except ApiError as error:
+            # The status was sent: the only way to tell is in the stream.
+            yield self._event(error.body())
             return
         if self.body.stream_options is not None and self.body.stream_options.include_usage:
             yield self._event({**self._object(self.form.chunk), "choices": [], **self._figures(last)})
@@ -199,6 +200,7 @@ class HttpAnswer:
             yield self._chunk(self.form.piece(index, "", step.finish_reason))
 
     async def _steps(self) -> AsyncGenerator[tuple[int, Step] | None]:
+        """The steps of all requests. Raises ApiError for what ended one of them."""
         try:
             async with aclosing(self.call.steps(self.settings.keep_alive)) as steps:
                 async for found in steps:
@@ -206,6 +208,8 @@ class HttpAnswer:
         except TimeoutError:
             seconds = self.settings.request_timeout
             raise ApiError(408, f"The request took more than {seconds:g} s, this server's limit.", code="timeout") from None
+        if self.call.error is not None:
+            raise answer_to(self.call.error)
 
     def _with_ids(self, choice: dict[str, Any], index: int, ids: list[int], first: bool = False) -> dict[str, Any]:
         """`choice` with the ids of its tokens, and at `first` those of the prompt, where they were asked for."""

@@ -101,10 +101,7 @@ class Endpoints:
         headers = {IGNORED: ", ".join(ignored)} if (ignored := body.ignored()) else {}
         if body.stream:
             return EventStream(answer.events(), headers)
-        try:
-            return await whole(request, answer.whole, headers)
-        except Exception as error:
-            raise answer_to(error) from error
+        return await whole(request, answer.whole, headers)
 
     async def models(self) -> dict[str, Any]:
         """The one model that is served."""

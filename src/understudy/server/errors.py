@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import NumbersError, UnderstudyError, UsageError
+from ..errors import UnderstudyError, UsageError
 from .service import Unavailable
 
 # What a client reads in `type`, by status.
@@ -51,6 +51,6 @@ def answer_to(error: BaseException) -> ApiError:
         return ApiError(400, str(error))
     # Another try would end in the same way.
     once = {"x-should-retry": "false"}
-    if isinstance(error, NumbersError | UnderstudyError):
+    if isinstance(error, UnderstudyError):
         return ApiError(500, str(error), headers=once)
     return ApiError(500, "The server made a mistake; its log says more.", headers=once)

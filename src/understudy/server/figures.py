@@ -10,7 +10,7 @@ from ..stats import Stats
 
 
 def usage(requests: Sequence[Request]) -> dict[str, Any]:
-    """Tokens of all answers to one prompt, which counts once; of several prompts each counts."""
+    """Tokens of all answers and of their prompts, of which each different one counts once."""
     prompts = {tuple(request.sequence.tokens[: request.sequence.prompt_length]): request for request in requests}
     prompt_tokens = sum(len(prompt) for prompt in prompts)
     new_tokens = sum(request.sequence.produced for request in requests)

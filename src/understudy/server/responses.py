@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
-import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .errors import ApiError
 
+Found = TypeVar("Found")
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 # The status that logs get of a request whose client has left: nobody reads it.
 LEFT = 499
@@ -36,41 +37,34 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
-        await until_gone(receive, write)
+        await until_gone(receive, write())
 
 
 async def whole(request: Request, answer: Callable[[], Awaitable[dict[str, Any]]], headers: Mapping[str, str]) -> Response:
     """The object that `answer` gives, as JSON; `answer` is given up when the client leaves."""
-    found: list[dict[str, Any]] = []
-
-    async def work() -> None:
-        found.append(await answer())
-
-    await until_gone(request.receive, work)
-    return JSONResponse(found[0], headers=headers) if found else Response(status_code=LEFT)
+    found = await until_gone(request.receive, answer())
+    return Response(status_code=LEFT) if found is None else JSONResponse(found, headers=headers)
 
 
-async def until_gone(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work`, but give it up when the client has left. Raises what `work` raises."""
-    failed: list[Exception] = []
-    async with anyio.create_task_group() as group:
+async def until_gone(receive: Receive, work: Awaitable[Found]) -> Found | None:
+    """What `work` gives; None where the client left first: then it is given up. Raises what `work` raises."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    except OSError:
+        # The socket broke while it was written to: the client has left.
+        return None
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            group.cancel_scope.cancel()
 
-        group.start_soon(watch)
-        try:
-            await work()
-        except OSError:
-            # The socket broke while it was written to: the client has left.
-            pass
-        except Exception as error:  # noqa: BLE001  raised below as it is, not in a group of errors
-            failed.append(error)
-        group.cancel_scope.cancel()
-    if failed:
-        raise failed[0]
+async def _gone(receive: Receive) -> None:
+    """Return when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def error_response(error: ApiError) -> Response:

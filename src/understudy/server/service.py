@@ -52,8 +52,7 @@ class Service:
         self.llm.scheduler.wake()
         if self._thread.is_alive():
             self._thread.join()
-        for request in (*self.llm.scheduler.running, *self.llm.scheduler.waiting):
-            self.llm.scheduler.cancel(request)
+        self._end_all()
 
     def drain(self) -> None:
         """Take no more requests; those that were taken go on."""
@@ -124,6 +123,8 @@ class Call:
         self.service = service
         self.requests = requests
         self.deadline = time.perf_counter() + limit if limit else None
+        # What ended one of the requests before its time; the steps end with it.
+        self.error: BaseException | None = None
         self._ended: set[int] = set()
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -143,7 +144,8 @@ class Call:
     async def steps(self, silence: float) -> AsyncGenerator[tuple[int, Step] | None]:
         """Each step with the number of its request, and None after each `silence` seconds without one.
 
-        Leaving early gives the places of all requests back. Raises what ended one of them, or TimeoutError at the deadline."""
+        Leaving early gives the places of all requests back. They end early where one request does (see `error`). Raises
+        TimeoutError at the deadline."""
         try:
             while True:
                 # Looked at first: what a request has when it is finished is all there will be.
@@ -152,10 +154,9 @@ class Call:
                 for index, request in enumerate(self.requests):
                     while request.steps:
                         yield index, request.steps.popleft()
-                for request, done in zip(self.requests, finished, strict=True):
-                    if done and request.error is not None:
-                        raise request.error
-                if all(finished):
+                ended = zip(self.requests, finished, strict=True)
+                self.error = next((request.error for request, done in ended if done and request.error is not None), None)
+                if self.error is not None or all(finished):
                     return
                 if not await self._wait(silence):
                     yield None
