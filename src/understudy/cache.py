@@ -3,7 +3,7 @@ change; slots above it are scratch, which drafts write and the target overwrites
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -199,10 +199,6 @@ class Cache:
     def nbytes(self) -> int:
         return sum(state.nbytes for state in self.states)
 
-    def keeps(self, index: int) -> bool:
-        """Does layer `index` keep keys and values of its own?"""
-        return self.shapes[index].reads is None
-
     def layer(self, index: int, window: int) -> FullState:
         """The state of layer `index`, whose attention looks back at `window` tokens (0: all). CheckpointError where the config
         foretold a shorter window, so that not all of them are held."""
@@ -213,6 +209,24 @@ class Cache:
                 f"Layer {index} looks back at {looks}, its config says {layer.shape.window}: this model is not supported yet."
             )
         return layer
+
+    def write(self, index: int, nodes: Nodes, place: tuple[int, int] | None, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values [n, kv heads, size] of `nodes` at their slots in layer `index`, unless it reads another layer's.
+
+        place: the row and slot of a single node in memory of the host, where one is written faster."""
+        if self.shapes[index].reads is not None:
+            return
+        if place is None:
+            self.layers[index].write(nodes, keys, values)
+        else:
+            self.layers[index].write_one(*place, keys[0], values[0])
+
+    def advanced(self, index: int, tops: Iterable[tuple[int, int]]) -> RecurrentState:
+        """The state of the recurrent part of layer `index`, with all folded that chains up to `tops` (row, position) read."""
+        state = self.recurrent[index]
+        for row, position in tops:
+            state.advance(row, position)
+        return state
 
     def keep(self, row: int, path: Tensor) -> None:
         """Make the nodes of `path` [m], root first, the next m accepted tokens of `row`. Where a layer no longer holds what the

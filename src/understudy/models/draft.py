@@ -14,7 +14,7 @@ from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes
-from .streamed import CurrentPass, pass_cache
+from .streamed import CurrentPass, pass_cache, place_of_one
 
 
 @dataclass
@@ -63,22 +63,13 @@ class Level:
         self.nodes = nodes.to(view.device.where)
         nodes = self.nodes
         self.attention = view.device.draft_attention(nodes)
-        # The row and slot of a single node. On a device with memory of its own, reading them would make the host wait.
-        self.place: tuple[int, int] | None = None
-        if len(nodes) == 1 and not view.device.own_memory:
-            self.place = (int(nodes.rows[0]), int(nodes.slots[0]))
+        self.place = place_of_one(nodes, view.device)
 
     def linear(self, index: int, x: Tensor) -> Tensor:
         return self.linears[index](x)
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        state = self.cache.layers[layer]
-        if not self.cache.keeps(layer):
-            return
-        if self.place is None:
-            state.write(self.nodes, keys, values)
-        else:
-            state.write_one(*self.place, keys[0], values[0])
+        self.cache.write(layer, self.nodes, self.place, keys, values)
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.cache.layer(layer, spec.window)
@@ -88,7 +79,5 @@ class Level:
         return self.device.convolve(x, weight, bias, self.cache.recurrent[layer], self.nodes)
 
     def recur(self, layer: int, step: RuleStep) -> Tensor:
-        state = self.cache.recurrent[layer]
-        for row, position in self.tops:
-            state.advance(row, position)
+        state = self.cache.advanced(layer, self.tops)
         return self.device.recur(step, state, self.nodes, together=not self.tops)

@@ -4,7 +4,8 @@ Names are those that transformers would load: its own table of changes is used f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 
@@ -37,24 +38,37 @@ class Finder:
         transformers joins. Empty where there are none."""
         if (name := self(parameter)) is not None:
             return (name,)
-        for converter in self.converters:
-            if [(type(each).__name__, getattr(each, "dim", None)) for each in converter.operations] != [("Concatenate", 0)]:
-                continue
-            renamed = {name: converter.rename_source_key(target) for name, target in self.targets.items()}
-            matches = {match: name for name, (target, match) in renamed.items() if match and parameter in self.places(target)}
-            if matches.keys() == set(converter.source_patterns):
-                return tuple(matches[pattern] for pattern in converter.source_patterns)
+        for converter, matches in self._conversions(parameter):
+            joined = [(type(each).__name__, getattr(each, "dim", None)) for each in converter.operations] == [("Concatenate", 0)]
+            if joined and matches.keys() == set(converter.source_patterns):
+                return tuple(matches[pattern][-1] for pattern in converter.source_patterns)
         return ()
 
     def conversion(self, parameter: str) -> str | None:
         """What transformers makes `parameter` of, and how, where that takes more than another name; None where it does not."""
-        for converter in self.converters:
-            renamed = {name: converter.rename_source_key(target) for name, target in self.targets.items()}
-            sources = [name for name, (target, match) in renamed.items() if match and parameter in self.places(target)]
-            if sources:
-                operations = ", ".join(type(operation).__name__ for operation in converter.operations)
-                return f"{sources[0]!r} and {len(sources) - 1} more by {operations}"
+        for converter, matches in self._conversions(parameter):
+            sources = [name for names in matches.values() for name in names]
+            operations = ", ".join(type(operation).__name__ for operation in converter.operations)
+            return f"{sources[0]!r} and {len(sources) - 1} more by {operations}"
         return None
+
+    def _conversions(self, parameter: str) -> Iterator[tuple[Any, dict[str, list[str]]]]:
+        """The converters that make `parameter`, each with the checkpoint's names that it takes, by its patterns."""
+        for converter, made in self._converted:
+            matches: dict[str, list[str]] = {}
+            for name, (target, pattern) in made.items():
+                if pattern and parameter in self.places(target):
+                    matches.setdefault(pattern, []).append(name)
+            if matches:
+                yield converter, matches
+
+    @cached_property
+    def _converted(self) -> list[tuple[Any, dict[str, tuple[str, str | None]]]]:
+        """What each converter makes of each of the checkpoint's names, and by which of its patterns."""
+        return [
+            (converter, {name: converter.rename_source_key(target) for name, target in self.targets.items()})
+            for converter in self.converters
+        ]
 
 
 def finder(model: Any, names: Iterable[str]) -> Finder:

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..devices import Device
 from ..errors import StoreError
 from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
+from ..tree import Nodes
 from ..weights.layout import ModelLayout
 from . import hf
 from .embedding import lookups
@@ -92,6 +94,14 @@ def _pass_cache_class() -> Any:
 def pass_cache() -> Any:
     """A cache for stock model code that keeps nothing: to each layer, only the tokens of the pass under way seem to be there."""
     return _pass_cache_class()()
+
+
+def place_of_one(nodes: Nodes, device: Device) -> tuple[int, int] | None:
+    """The row and slot of a single node; None for more, and on a device with memory of its own: reading them would make the host
+    wait."""
+    if len(nodes) != 1 or device.own_memory:
+        return None
+    return int(nodes.rows[0]), int(nodes.slots[0])
 
 
 def attention_name() -> str:

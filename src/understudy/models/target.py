@@ -20,7 +20,7 @@ from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes
-from .streamed import CurrentPass, pass_cache
+from .streamed import CurrentPass, pass_cache, place_of_one
 
 TILE = 32
 Multiply = Callable[[int, list[Tensor], int], list[Tensor]]
@@ -45,10 +45,7 @@ class Tile:
         self.head = len(wanted) > 0
         self.there = nodes.to(view.device.where)
         self.tops = tops(nodes) if view.cache.recurrent else []
-        # the row and slot of a single node in memory of the host, where it is written faster
-        self.place: tuple[int, int] | None = None
-        if self.count == 1 and not view.device.own_memory:
-            self.place = (int(nodes.rows[0]), int(nodes.slots[0]))
+        self.place = place_of_one(nodes, view.device)
         # None: the only tile of a pass, which has nobody to wait for at its Linears.
         self.thread: greenlet | None = None
         self.result: Tensor | None = None
@@ -81,13 +78,7 @@ class Tile:
         return result
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        if not self.view.cache.keeps(layer):
-            return
-        state = self.view.cache.layers[layer]
-        if self.place is None:
-            state.write(self.there, keys[: self.count], values[: self.count])
-        else:
-            state.write_one(*self.place, keys[0], values[0])
+        self.view.cache.write(layer, self.there, self.place, keys[: self.count], values[: self.count])
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.view.cache.layer(layer, spec.window)
@@ -100,9 +91,7 @@ class Tile:
         return nn.functional.pad(out, (0, 0, 0, TILE - self.count))
 
     def recur(self, layer: int, step: RuleStep) -> Tensor:
-        state = self.view.cache.recurrent[layer]
-        for row, position in self.tops:
-            state.advance(row, position)
+        state = self.view.cache.advanced(layer, self.tops)
         out = self.view.device.recur(step[: self.count], state, self.there, together=False)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
 
