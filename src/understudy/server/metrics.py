@@ -85,9 +85,11 @@ class EngineFigures(Collector):
         llm = self.llm
         scheduler, cache = llm.scheduler, llm.engine.cache
         counters = scheduler.counters()
-        held = sum(cache.lengths[request.sequence.row] for request in scheduler.running) / (cache.rows * cache.capacity)
+        # A request that has ended stays in the list until its pass is over.
+        running = [request for request in scheduler.running if not request.finished]
+        held = sum(cache.lengths[request.sequence.row] for request in running) / (cache.rows * cache.capacity)
         gauges = (
-            ("num_requests_running", "Requests that have a cache row.", len(scheduler.running)),
+            ("num_requests_running", "Requests that have a cache row.", len(running)),
             ("num_requests_waiting", "Requests that wait for a cache row.", len(scheduler.waiting)),
             ("kv_cache_usage_perc", "Share of the KV cache that running requests use, 0 to 1.", held),
             ("peak_memory_bytes", "The most fast memory that was held at once.", llm.model.device.peak_bytes()),
