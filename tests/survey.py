@@ -29,7 +29,7 @@ REASONS = {
     "recurrent": "Recurrent layers of a kind that is not known yet",
     "encoder-decoder": "Encoder-decoders",
     "multimodal": "Several modalities, and no text model that could be taken out",
-    "both directions": "Encoders: each token sees those after it",
+    "an encoder, which": "Encoders: each token sees those after it",
     "later tokens": "Encoders: each token sees those after it",
     "computes attention": "transformers' own code computes attention in a way of its own, which cannot be replaced",
     "replace the attention": "transformers' own code computes attention in a way of its own, which cannot be replaced",

@@ -211,3 +211,12 @@ def test_skeletons_are_built_in_several_threads() -> None:
         thread.join()
     assert nn.Linear.__init__ is before
     assert len(built) == len(FEW) and all(structure.streamed_linears(model) for model in built)
+
+
+@pytest.mark.parametrize("kind", ["rembert", "roformer"])
+def test_an_encoder_whose_code_does_not_get_far_is_called_one(kind: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
+    config = AutoConfig.for_model(kind, **sizes)
+    model = structure.skeleton(config, torch.float32, "eager")
+    with pytest.raises(CheckpointError, match=r"is_decoder is false in it: an encoder, which writes no text"):
+        structure.check_structure(model)

@@ -194,7 +194,10 @@ def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
     embeddings = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)]
     hooks += [m.register_forward_pre_hook(lambda _, args, path=path: look(path, args[0])) for path, m in embeddings]
     config: Any = model.config
-    what = f"A pass of {type(model).__name__} does not run with its config"
+    # Old kinds are encoders by default, and transformers' code for those may not get as far as its attention.
+    encodes = getattr(config, "is_decoder", None) is False
+    why = " (is_decoder is false in it: an encoder, which writes no text)" if encodes else ""
+    what = f"A pass of {type(model).__name__} does not run with its config{why}"
     try:
         with torch.no_grad(), refused(what, config.to_dict(), "It is not supported."), watched(model):
             torch.func.functional_call(
