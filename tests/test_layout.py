@@ -77,8 +77,10 @@ MAY_IMPORT = {
         "tiers",
         "weights",
     },
-    "server": {"__version__", "request", "sampling", "stats"},
-    "frontends": {"llm", "server", "drafters", "stats", "plan", "weights", "tiers", "kernels", "demo", "devices"},
+    "service": {"request"},
+    "api": {"service", "request", "sampling", "stats"},
+    "server": {"__version__", "api", "service", "request"},
+    "frontends": {"llm", "server", "api", "drafters", "stats", "plan", "weights", "tiers", "kernels", "demo", "devices"},
 }
 LONGEST_LINE = 132
 MOST_PARAMETERS = 9

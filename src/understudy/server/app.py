@@ -16,16 +16,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
+from ..api import answers
+from ..api.answers import ApiAnswer, Form
+from ..api.errors import ApiError, answer_to
+from ..api.protocol import ChatBody, CompletionBody, DetokenizeBody, SamplingFields, TokenizeBody
 from ..errors import UnderstudyError
 from ..request import Request as Generation
-from . import answers
-from .answers import Form, HttpAnswer
-from .errors import ApiError, answer_to
+from ..service import Service, Unavailable
 from .guards import Guards
 from .metrics import Metrics
-from .protocol import ChatBody, CompletionBody, DetokenizeBody, SamplingFields, TokenizeBody
 from .responses import EventStream, error_response, whole
-from .service import Service, Unavailable
 from .settings import Settings
 
 IGNORED = "X-Understudy-Ignored"
@@ -91,10 +91,9 @@ class Endpoints:
     async def _answered(
         self, request: Request, body: SamplingFields, make: Callable[[], tuple[list[Generation], Form]]
     ) -> Response:
-        if body.model not in (None, "", self.settings.model_name):
-            raise ApiError(404, f"The model {body.model!r} is not here: this server has {self.settings.model_name!r}.", "model")
+        answers.check_model(body.model, self.settings)
         try:
-            answer = HttpAnswer(self.service, self.settings, body, *make())
+            answer = ApiAnswer(self.service, self.settings, body, *make())
         except Unavailable as error:
             self.metrics.rejected("unavailable" if self.service.trouble else "queue_full")
             raise answer_to(error) from None
@@ -109,8 +108,7 @@ class Endpoints:
 
     async def model(self, name: str) -> dict[str, Any]:
         """The model called `name`."""
-        if name != self.settings.model_name:
-            raise ApiError(404, f"The model {name!r} is not here: this server has {self.settings.model_name!r}.", "model")
+        answers.check_model(name, self.settings)
         return self._card()
 
     def _card(self) -> dict[str, Any]:

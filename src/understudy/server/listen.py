@@ -9,8 +9,8 @@ from typing import Any
 import uvicorn
 
 from ..errors import UsageError
+from ..service import Service
 from .app import create_app
-from .service import Service
 from .settings import Settings
 
 

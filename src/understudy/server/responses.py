@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import ApiError
+from ..api.errors import ApiError
 
 Found = TypeVar("Found")
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

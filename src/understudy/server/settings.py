@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..api.settings import AnswerSettings
+
 MIB = 1 << 20
 # Names that a browser or client calls this machine by.
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Limits and names of one server. Times are seconds, sizes bytes."""
+class Settings(AnswerSettings):
+    """Limits and names of one server, beside those of its answers. Times are seconds, sizes bytes."""
 
-    # What clients call the model.
-    model_name: str
     # Keys of which a request must carry one; none: no key is asked for.
     api_keys: tuple[str, ...] = ()
     # Requests that may wait for a place before others are turned away.
     max_queue: int = 64
-    # The longest a request may take; 0: as long as it needs.
-    request_timeout: float = 0.0
     # The largest body.
     body_limit: int = 32 * MIB
     # The longest a body may take to arrive.
     receive_timeout: float = 30.0
-    # Silence after which a stream says that it is alive.
-    keep_alive: float = 5.0
     # Names that the Host header may have; empty: any. They keep web pages from reaching a server that has no key.
     hosts: tuple[str, ...] = LOOPBACK
     # Origins of web pages that may call; none: no page may.
     origins: tuple[str, ...] = ()
-    # The most answers to one prompt.
-    max_choices: int = 16

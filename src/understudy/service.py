@@ -1,4 +1,6 @@
-"""One thread runs the passes of a model; handlers in an event loop hand requests in and await what each pass gave them."""
+"""One thread runs the passes of a model; tasks of event loops hand requests in and await what each pass gave them.
+
+The server, `understudy batch` and `AsyncLLM` are its users."""
 
 from __future__ import annotations
 
@@ -11,12 +13,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from ..errors import UnderstudyError
-from ..request import Request, Step
+from .errors import UnderstudyError
+from .request import Request, Step
 
 # Seconds between two looks at whether the thread should end, where there is nothing to do.
 IDLE = 0.5
-log = logging.getLogger("understudy.server")
+log = logging.getLogger("understudy.service")
 
 
 class Unavailable(UnderstudyError):
@@ -28,11 +30,12 @@ class Unavailable(UnderstudyError):
 
 
 class Service:
-    """Runs the passes of `llm` from `start` to `close`. At most `max_queue` requests wait for a place beside those that run.
+    """Runs the passes of `llm` from `start` to `close`.
 
+    At most `max_queue` requests wait for a place beside those that run; None: any number.
     `ended` is told of each request that ends, in the thread that ended it."""
 
-    def __init__(self, llm: Any, max_queue: int, ended: Callable[[Request], None] = lambda request: None):
+    def __init__(self, llm: Any, max_queue: int | None = None, ended: Callable[[Request], None] = lambda request: None):
         self.llm = llm
         self.max_queue = max_queue
         self.ended = ended
@@ -63,9 +66,11 @@ class Service:
         """Why no request would be served, in words; empty: it would."""
         if self.fault:
             return self.fault
+        if self._closing.is_set():
+            return "it was closed"
         if not self._thread.is_alive():
             return "the thread that runs passes has ended"
-        return "the server is shutting down" if self.draining else ""
+        return "it is shutting down" if self.draining else ""
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue `requests`, all or none. Raises Unavailable."""
@@ -73,7 +78,7 @@ class Service:
             raise Unavailable(f"No request is taken: {self.trouble}.", retry_after=0 if self.fault else 5)
         waiting = len(self.llm.scheduler.waiting)
         free = max(self.llm.scheduler.rows - len(self.llm.scheduler.running), 0)
-        if waiting + len(requests) > self.max_queue + free:
+        if self.max_queue is not None and waiting + len(requests) > self.max_queue + free:
             raise Unavailable(f"{waiting} requests wait already, {self.max_queue} may: try again later.", retry_after=10)
         for request in requests:
             self.llm.scheduler.submit(request)
@@ -109,13 +114,13 @@ class Service:
         """Nobody waits for passes that will not come."""
         scheduler = self.llm.scheduler
         for request in (*scheduler.running, *scheduler.waiting):
-            if self.fault and request.error is None:
-                request.error = Unavailable(f"The request was ended: {self.fault}.")
+            if request.error is None:
+                request.error = Unavailable(f"The request was ended: {self.fault or 'it was closed'}.")
             scheduler.cancel(request)
 
 
 class Call:
-    """The requests of one HTTP request, as its handler sees them. Made in the event loop that awaits them, and submitted later.
+    """Requests that one task follows together. Made in the event loop that awaits them, and submitted later.
 
     `limit`: seconds after which they are given up; 0: never."""
 

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from ..request import Request, Step
 from ..sampling import derived_seed
+from ..service import Call, Service
 from . import figures
 from .errors import ApiError, answer_to
 from .protocol import ChatBody, CompletionBody, SamplingFields
-from .service import Call, Service
-from .settings import Settings
+from .settings import AnswerSettings
 
 # Tokens of a text completion where the request does not say: what the OpenAI API takes.
 COMPLETION_TOKENS = 16
@@ -92,7 +92,13 @@ class TextForm:
         return self.piece(index, self.echoes[index] + text, reason)
 
 
-def chat_requests(llm: Any, body: ChatBody, settings: Settings) -> tuple[list[Request], Form]:
+def check_model(name: str | None, settings: AnswerSettings) -> None:
+    """Raise ApiError (404) for a model that is another one; no name is this one's."""
+    if name not in (None, "", settings.model_name):
+        raise ApiError(404, f"The model {name!r} is not here: only {settings.model_name!r} is.", param="model")
+
+
+def chat_requests(llm: Any, body: ChatBody, settings: AnswerSettings) -> tuple[list[Request], Form]:
     """The requests of a chat. Raises ApiError or UsageError."""
     body.refuse_unsupported()
     told = dict(body.chat_template_kwargs or {})
@@ -104,7 +110,7 @@ def chat_requests(llm: Any, body: ChatBody, settings: Settings) -> tuple[list[Re
     return _requests(llm, [ids], body, settings, chat=True), ChatForm()
 
 
-def completion_requests(llm: Any, body: CompletionBody, settings: Settings) -> tuple[list[Request], Form]:
+def completion_requests(llm: Any, body: CompletionBody, settings: AnswerSettings) -> tuple[list[Request], Form]:
     """The requests of text completions. Raises ApiError or UsageError."""
     body.refuse_unsupported()
     prompts = [llm.prompt_ids(prompt) for prompt in body.prompts()]
@@ -114,7 +120,7 @@ def completion_requests(llm: Any, body: CompletionBody, settings: Settings) -> t
 
 
 def _requests(
-    llm: Any, prompts: Sequence[list[int]], body: SamplingFields, settings: Settings, *, chat: bool
+    llm: Any, prompts: Sequence[list[int]], body: SamplingFields, settings: AnswerSettings, *, chat: bool
 ) -> list[Request]:
     """`n` requests for each prompt, each with a seed of its own: the first has the seed that was asked for."""
     count = 1 if body.n is None else body.n
@@ -135,11 +141,11 @@ def _requests(
 
 
 @dataclass
-class HttpAnswer:
-    """The answer to one HTTP request."""
+class ApiAnswer:
+    """The answer to one body: its requests are submitted when this is made. Raises Unavailable."""
 
     service: Service
-    settings: Settings
+    settings: AnswerSettings
     body: SamplingFields
     requests: Sequence[Request]
     form: Form

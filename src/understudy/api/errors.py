@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UnderstudyError, UsageError
-from .service import Unavailable
+from ..service import Unavailable
 
 # What a client reads in `type`, by status.
 TYPES = {
