@@ -1,9 +1,10 @@
 """Requests from many threads: each gets what it gets alone, and nobody who leaves or fails disturbs the others."""
 
+import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.test_engine import Guessing, Slab, following
+from understudy.batch import Batch
 from understudy.engine import Choose, Engine
-from understudy.errors import NumbersError
+from understudy.errors import NumbersError, TransferError
 from understudy.params import SamplingParams
 from understudy.policies import POLICIES, Policy, Selection
 from understudy.registry import build
@@ -186,13 +188,81 @@ def test_an_error_ends_the_requests_of_its_pass_and_no_others() -> None:
     one, two, later = (world.request([i, 2], 12) for i in range(3))
     for request in (one, two, later):
         world.scheduler.submit(request)
-    world.fault = OSError("the link broke")
-    with pytest.raises(OSError, match="link broke"):
+    world.fault = TransferError("the link broke")
+    with pytest.raises(TransferError, match="link broke"):
         world.scheduler.step()
     assert one.finished and two.finished and not later.finished
-    with pytest.raises(OSError, match="link broke"):
+    with pytest.raises(TransferError, match="link broke"):
         next(world.scheduler.follow(two))
     assert list(world.scheduler.follow(later)) == [] and later.completion().token_ids == alone([2, 2], 12)
+
+
+def test_a_bug_that_does_not_come_again_ends_nobody() -> None:
+    world = World(rows=2)
+    both = [world.request([i, 2], 12) for i in range(2)]
+    world.fault = RuntimeError("once")
+    world.scheduler.complete(both)
+    assert [request.completion().token_ids for request in both] == [alone([i, 2], 12) for i in range(2)]
+
+
+def breaking(function: Callable[..., Any], is_mine: Callable[..., bool], after: int) -> Callable[..., Any]:
+    """`function`, which raises from its call number `after` on for those arguments that `is_mine`."""
+    calls = itertools.count()
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        if is_mine(*arguments) and next(calls) >= after:
+            raise RuntimeError("a bug")
+        return function(*arguments, **options)
+
+    return broken
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+@pytest.mark.parametrize("stage", ["admission", "draft", "verify", "sampling", "learning", "detokenising", "writing", "counting"])
+def test_a_bug_at_any_stage_ends_its_own_request_alone(stage: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(rows=3)
+    requests = [world.request([i, 2, 3], 25, streams=True) for i in range(4)]
+    mine = requests[1]
+    engine = world.scheduler.engine
+
+    def serves_mine(*_: Any) -> bool:
+        return mine.sequence.row >= 0 and not mine.finished
+
+    def in_nodes(nodes: Nodes, *_: Any) -> bool:
+        return serves_mine() and bool((nodes.rows == mine.sequence.row).any())
+
+    def holds_mine(sequences: Sequence[TokenSequence]) -> bool:
+        return mine.sequence in sequences
+
+    places: dict[str, tuple[Any, str, Callable[..., bool]]] = {
+        "admission": (engine, "admit", lambda sequence: sequence is mine.sequence),
+        "draft": (engine.drafter, "draft", holds_mine),
+        "verify": (engine, "verify", in_nodes),
+        "sampling": (Batch, "choose", lambda batch, *_: any(m.sequence is mine.sequence and m.wanted for m in batch.members)),
+        "learning": (engine.drafter, "observe", lambda verified: verified.sequence is mine.sequence),
+        "detokenising": (mine.sequence, "stops", lambda _: True),
+        "writing": (mine.reply, "take", lambda *_: True),
+        "counting": (mine.meter, "count", lambda *_: True),
+    }
+    owner, name, is_mine = places[stage]
+    monkeypatch.setattr(owner, name, breaking(getattr(owner, name), is_mine, 0 if stage == "admission" else after))
+    later = world.request([1, 2, 3], 9)
+    for request in (*requests, later):
+        world.scheduler.submit(request)
+    for _ in range(200):
+        if world.scheduler.idle:
+            break
+        with suppress(RuntimeError):
+            world.scheduler.step()
+    assert world.scheduler.idle, "a request is stuck"
+    assert isinstance(mine.error, RuntimeError) and mine.finished
+    for i, request in enumerate(requests):
+        if request is not mine:
+            assert request.error is None
+            assert [token for step in request.steps for token in step.token_ids] == alone([i, 2, 3], 25)
+    # the row that it gave back serves the next one
+    assert later.completion().token_ids == alone([1, 2, 3], 9)
+    assert not engine.sequences
 
 
 def test_an_interrupt_ends_the_request_of_its_thread_alone() -> None:

@@ -35,6 +35,8 @@ class Advance:
     reads: bool
     # Nodes it had in the pass.
     nodes: int
+    # What went wrong once the target had chosen, in the part of the pass that is this sequence's own; it ended the sequence.
+    fault: Exception | None = None
 
 
 @dataclass
@@ -101,7 +103,7 @@ class Engine:
             batch = Batch.of(members, self.cache.lengths)
             choices, hidden = self.verify(batch.nodes, batch.wanted, batch.choose)
             parts = zip(batch.split(choices), batch.split_hidden(hidden), strict=True)
-            advances = [self._advance(member, chosen, states) for (member, chosen), states in parts]
+            advances = [self._own_advance(member, chosen, states) for (member, chosen), states in parts]
         except BaseException:
             self._undo(running)
             raise
@@ -124,6 +126,17 @@ class Engine:
             count = min(len(unread), room - younger)
             room -= count
             yield Member.chunk(sequence, unread[:count], count == len(unread))
+
+    def _own_advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
+        """What the pass gave one sequence. An error on the way ends that sequence, and no other."""
+        try:
+            return self._advance(member, choices, hidden)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                raise
+            self.release(member.sequence, "error")
+            self.forget(member.sequence.row)
+            return Advance(member.sequence, [], 0, 0, member.reads, len(member.tree), error)
 
     def _advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
         sequence, tree = member.sequence, member.tree

@@ -4,16 +4,19 @@ Passes run one at a time, in the thread of whoever waits for a result. A request
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 
-from .engine import Engine, common_prefix
+from .engine import Advance, Engine, common_prefix
 from .errors import NumbersError, UnderstudyError
 from .policies import Policy
 from .request import Request, Step
 from .sequence import TokenSequence
 from .stats import Counters, Share
+
+log = logging.getLogger(__name__)
 
 
 def no_numbers(tokens: Sequence[int], row: int) -> UnderstudyError:
@@ -81,7 +84,8 @@ class Scheduler:
     def step(self) -> None:
         """Run one pass, wait first for the pass of another thread. What it gives is in the requests.
 
-        An error ends every request that the pass served, and is raised; an interrupt ends none."""
+        An error that concerns all requests of the pass ends them, and is raised. A bug in what is done for one of several ends
+        that one: it is logged and kept in the request. An interrupt ends none."""
         with self._changed:
             self._changed.wait_for(lambda: not self._stepping)
             self._stepping = True
@@ -160,9 +164,25 @@ class Scheduler:
         for request in selection.admit:
             self.waiting.remove(request)
             self.running.append(request)
-            self._admit(request, free)
+            self._admit_or_end(request, free)
         assert bool(selection.run) or not self.running, "the policy lets nobody run"
-        return list(selection.run)
+        return [request for request in selection.run if not request.finished]
+
+    def _admit_or_end(self, request: Request, free: list[int]) -> None:
+        """Admit `request`; an error ends it, and no other request."""
+        try:
+            self._admit(request, free)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                raise
+            self.running.remove(request)
+            sequence = request.sequence
+            if any(sequence is admitted for admitted in self.engine.sequences):
+                self.engine.release(sequence, "error")
+            if sequence.row >= 0:
+                self.engine.forget(sequence.row)
+            sequence.finish_reason = "error"
+            self._blame(request, error)
 
     def _admit(self, request: Request, free: list[int]) -> None:
         """Take the row, out of `free`, that already holds the longest beginning of the prompt."""
@@ -179,16 +199,55 @@ class Scheduler:
                 advances = self.engine.step([request.sequence for request in running])
         except BaseException as error:
             if isinstance(error, Exception):
+                if len(running) > 1 and not isinstance(error, UnderstudyError):
+                    self._run_each(running)
+                    return
                 for request in running:
                     self._end(request, error)
             raise
         shares = Share.split(self.counters().since(before), advances)
         owners = {request.sequence: request for request in running}
-        for advance, share in zip(advances, shares, strict=True):
-            request = owners[advance.sequence]
-            if advance.sequence.finish_reason == "error":
-                request.error = self._explained(advance.sequence)
+        broken = [
+            (owners[advance.sequence], fault)
+            for advance, share in zip(advances, shares, strict=True)
+            if (fault := self._recorded(owners[advance.sequence], advance, share)) is not None
+        ]
+        # Last, so that each of the others has what the pass gave it.
+        for request, fault in broken:
+            self._blame(request, fault)
+
+    def _run_each(self, running: list[Request]) -> None:
+        """A pass for each of `running` alone, since the one for all of them failed by a bug. Those alone whose own pass fails end.
+
+        The failed pass has left every text as it was."""
+        for request in running:
+            try:
+                self._run([request])
+            except BaseException as error:
+                if not isinstance(error, Exception):
+                    raise
+                log.error("a request was ended by a bug", exc_info=error)
+
+    def _recorded(self, request: Request, advance: Advance, share: Share) -> Exception | None:
+        """Count what a pass gave `request`. Returns the bug that ended it, if there was one."""
+        if advance.fault is not None:
+            return advance.fault
+        if advance.sequence.finish_reason == "error":
+            request.error = self._explained(advance.sequence)
+        try:
             request.record(advance, share)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                raise
+            if any(advance.sequence is other for other in self.engine.sequences):
+                self.engine.release(advance.sequence, "error")
+            return error
+        return None
+
+    def _blame(self, request: Request, error: Exception) -> None:
+        """End `request` because of a bug in what was done for it alone."""
+        log.error("a request was ended by a bug", exc_info=error)
+        request.end(error)
 
     def _explained(self, sequence: TokenSequence) -> UnderstudyError:
         """Why the logits after the tokens of `sequence`, which was released, are no numbers. Its cache row is empty afterwards."""
