@@ -37,7 +37,14 @@ FORMAT = "tests/kernels/test_residual_bits.py"
 MAMBA = "tests/models/test_mamba.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
 FITTING = "tests/kernels/test_fitting.py tests/quantizers/test_inputs.py"
+ADJUST = "tests/test_adjust.py"
 MUTATIONS = (
+    Mutation("siblings count for a penalty", "tree.py", "else [*found[parent], token]", "else [*found[-1], token]", ADJUST),
+    Mutation("a bias comes after the temperature", "sampling.py", "piece if adjust is None else adjust(piece, start)", "piece if adjust is None else adjust(piece, start) * (params.temperature or 1)", ADJUST),
+    Mutation("a piece is adjusted as the first one", "batch.py", "member.adjustment.after(low - first)", "member.adjustment.after(0)", ADJUST),
+    Mutation("the prompt counts for every penalty", "sequence.py", "+ (place >= self.prompt_length)", "+ 1", ADJUST),
+    Mutation("a text may end one token early", "adjust.py", "if len(path) < missing:", "if len(path) < missing - 1:", ADJUST),
+    Mutation("drafts know nothing of penalties", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1, adjust)", "nodes.positions.to(logits.device) + 1)", "tests/test_penalties.py"),
     Mutation("fitting takes what does not help", "kernels/fitting.py", "if after[j] < before[j]:", "if after[j] > before[j]:", FITTING),
     Mutation("other groups' errors do not count", "kernels/fitting.py", "target = exact[r, j] - rest[r, j]", "target = exact[r, j]", FITTING),
     Mutation("directions are counted twice", "quantizers/inputs.py", "squares - directions.square().sum(1), LEAST", "squares, LEAST", FITTING),

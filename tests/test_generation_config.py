@@ -37,6 +37,9 @@ def test_the_file_gives_the_defaults() -> None:
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.6, 0.9, 20, 0.05)
     assert (params.max_new_tokens, params.stop) == (7, ("\n\n",))
     assert resolved({"do_sample": True}).temperature == 1.0, "as in transformers"
+    penalised = resolved({"repetition_penalty": 1.05, "min_new_tokens": 3})
+    assert (penalised.repetition_penalty, penalised.min_tokens) == (1.05, 3)
+    assert resolved({"repetition_penalty": 1.05}, repetition_penalty=1.0).repetition_penalty == 1.0
     assert resolved({}) == SamplingParams()
     assert resolved({"do_sample": True, "top_k": -1}).top_k == 0, "off, as in vLLM"
 
@@ -87,13 +90,14 @@ def test_what_is_not_supported_is_named(name: str) -> None:
 
 
 def test_what_comes_from_the_file_is_said_in_one_line() -> None:
-    found = defaults(**SAMPLED, max_new_tokens=9, repetition_penalty=1.05, bad_words_ids=[[1]])
+    found = defaults(**SAMPLED, max_new_tokens=9, repetition_penalty=1.05, num_beams=4, bad_words_ids=[[1]])
     assert found.lines(SamplingParams(top_p=0.5)) == [
-        f"From {NAME}: temperature 0.6, top_k 20, min_p 0.05, max_new_tokens 9 (--generation-config none: not).",
-        f"{NAME} asks for repetition_penalty 1.05, bad_words_ids: not supported, the text is the one without.",
+        f"From {NAME}: temperature 0.6, top_k 20, min_p 0.05, max_new_tokens 9, repetition_penalty 1.05"
+        " (--generation-config none: not).",
+        f"{NAME} asks for num_beams 4, bad_words_ids: not supported, the text is the one without.",
     ]
     assert found.lines(SamplingParams(temperature=0)) == [
-        f"From {NAME}: max_new_tokens 9 (--generation-config none: not).",
+        f"From {NAME}: max_new_tokens 9, repetition_penalty 1.05 (--generation-config none: not).",
         *found.warnings,
     ]
     assert defaults(eos_token_id=2, use_cache=True).lines(SamplingParams()) == []
@@ -106,6 +110,7 @@ def test_what_comes_from_the_file_is_said_in_one_line() -> None:
         *({"top_p": value} for value in (0, 2, "x")),
         *({"top_k": value} for value in (2.5, "x", {})),
         *({"min_p": value} for value in (-0.1, 1.1)),
+        *({"repetition_penalty": value} for value in (0, -1, "x")),
         *({name: value} for name in ("max_new_tokens", "max_length") for value in (0, -5, 1.5, "x")),
         *({"do_sample": value} for value in (1, "yes")),
         *({"stop_strings": value} for value in (3, [3], [""])),

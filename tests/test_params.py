@@ -9,6 +9,7 @@ import pytest
 from understudy.errors import UsageError
 from understudy.params import SamplingParams
 
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 FIELDS = ("temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens")
 
 
@@ -37,6 +38,13 @@ def test_replacing_and_pickling_keep_what_was_left_open() -> None:
     [
         *({name: value} for name in FIELDS for value in ("1", None, [1], float("nan"), -1)),
         *({name: 1.5} for name in ("seed", "top_k", "max_new_tokens")),
+        *({name: value} for name in PENALTIES for value in ("1", None, [1], float("nan"), float("inf"), 1000)),
+        *({name: value} for name in ("presence_penalty", "frequency_penalty") for value in (-2.5, 2.1)),
+        *({"repetition_penalty": value} for value in (0.0, -1.0)),
+        *({"logit_bias": value} for value in (3, "no", {1: "a"}, {"1": 2}, {1: 101}, {1: float("nan")})),
+        *({"logit_bias": value} for value in ([(1, 2, 3)], [(1, 2), (1, 3)], [3], None)),
+        *({"min_tokens": value} for value in (-1, 1.5, None, "2")),
+        *({name: value} for name in ("logprobs", "prompt_logprobs") for value in (-1, 1.5, "2")),
         {"stop": [3]},
         {"stop": 3},
         {"stop": None},
@@ -48,3 +56,21 @@ def test_a_value_that_makes_no_sense_is_one_line(given: dict[str, Any]) -> None:
     (name,) = given
     with pytest.raises(UsageError, match=f"^{name} must be"):
         SamplingParams(**given)
+
+
+def test_biases_are_pairs_in_order() -> None:
+    params = SamplingParams(logit_bias={7: 1, 3: -2.5})
+    assert params.biases == ((3, -2.5), (7, 1.0)) and replace(params, seed=1).biases == params.biases
+    assert hash(params) == hash(SamplingParams(logit_bias=[(3, -2.5), (7, 1)]))  # type: ignore[arg-type]
+
+
+def test_only_what_changes_logits_adjusts() -> None:
+    assert not SamplingParams(temperature=1, top_p=0.5, stop="x", logprobs=3).adjusts
+    for given in ({"repetition_penalty": 1.1}, {"presence_penalty": 0.1}, {"frequency_penalty": -1}, {"min_tokens": 1}):
+        assert SamplingParams(**given).adjusts  # type: ignore[arg-type]
+    assert SamplingParams(logit_bias={1: 1}).adjusts and not SamplingParams(logit_bias={1: 1}).penalises
+    assert SamplingParams(presence_penalty=0.1).penalises
+
+
+def test_a_prompt_alone_may_be_asked_for() -> None:
+    assert SamplingParams(max_new_tokens=0, prompt_logprobs=0).max_new_tokens == 0

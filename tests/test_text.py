@@ -94,3 +94,17 @@ def test_a_stop_text_in_a_long_run_of_bytes_is_cut_off_at_the_end() -> None:
     tokens = [letter] * 40 + [newline, newline, letter]
     assert [reply.feed(token) for token in tokens] == [False] * 43
     assert reply.take() == "" and reply.take(final=True) == "A" * 40 and reply.stopped
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3), st.integers(0, 9))
+def test_a_stop_text_within_the_first_tokens_does_not_count(text: str, stops: list[str], least: int) -> None:
+    expected = text
+    for end in range(least + 1, len(text) + 1):
+        if places := [end - len(stop) for stop in stops if text[:end].endswith(stop)]:
+            expected = text[: min(places)]
+            break
+    reply = TextStream(TOKENIZER, stops, least=least)
+    streamed(reply, ids(text))
+    assert reply.text == expected
+    assert reply.stopped == (expected != text)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from .adjust import Adjustment
 from .sampling import choose
 from .sequence import TokenSequence
 from .tree import Nodes, TokenTree
@@ -38,6 +40,12 @@ class Member:
     def chunk(cls, sequence: TokenSequence, tokens: Sequence[int], last: bool) -> Member:
         """Read `tokens`; after the `last` chunk of a text its next token is chosen."""
         return cls(sequence, TokenTree.chain(tokens), int(last), True)
+
+
+    @cached_property
+    def adjustment(self) -> Adjustment | None:
+        """What is done to the logits of the wanted nodes before a choice; None: nothing. A chunk wants none but its text's end."""
+        return Adjustment.of(self.sequence, lambda: [[]] if self.reads else self.tree.paths)
 
 
 @dataclass(frozen=True)
@@ -68,18 +76,19 @@ class Batch:
         """[k] int64 on the CPU: the token after each of `wanted[start : start + k]`, whose logits [k, vocab] are given."""
         end = start + len(logits)
         chosen = []
-        for sequence, first, last in self._spans():
+        for member, first, last in self._spans():
             low, high = max(first, start), min(last, end)
             if low < high:
                 after = self.after[low:high].to(logits.device)
-                chosen.append(choose(logits[low - start : high - start], sequence.params, after).cpu())
+                adjust = None if member.adjustment is None else member.adjustment.after(low - first)
+                chosen.append(choose(logits[low - start : high - start], member.sequence.params, after, adjust).cpu())
         return torch.cat(chosen)
 
-    def _spans(self) -> Iterator[tuple[TokenSequence, int, int]]:
-        """Each sequence with the first and the end of its places in `wanted`."""
+    def _spans(self) -> Iterator[tuple[Member, int, int]]:
+        """Each member with the first and the end of its places in `wanted`."""
         first = 0
         for member in self.members:
-            yield member.sequence, first, first + member.wanted
+            yield member, first, first + member.wanted
             first += member.wanted
 
     def split(self, choices: Tensor) -> list[tuple[Member, Tensor]]:

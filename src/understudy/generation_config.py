@@ -18,11 +18,22 @@ AUTO = "auto"
 NONE = "none"
 
 # Names that transformers gives the values which SamplingParams has too, and their types.
-SAMPLING = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "max_new_tokens": int}
+SAMPLING = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "max_new_tokens": int,
+    "repetition_penalty": float,
+    "min_new_tokens": int,
+}
+# Those that have another name there.
+OWN_NAMES = {"min_new_tokens": "min_tokens"}
+# Those that change greedy text too.
+ALWAYS = ("max_new_tokens", "max_length", "stop", "repetition_penalty", "min_tokens")
 
 # What changes the text and is not supported, with the values that leave the text as it is (None always does).
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),
     "presence_penalty": (0.0,),
     "frequency_penalty": (0.0,),
@@ -43,7 +54,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "sequence_bias": ([], {}),
     "exponential_decay_length_penalty": (),
     "min_length": (0,),
-    "min_new_tokens": (0,),
     "max_time": (),
     "guidance_scale": (1.0,),
     "watermarking_config": ({},),
@@ -77,7 +87,7 @@ class GenerationDefaults:
     def of(cls, content: Mapping[str, Any], path: Path) -> GenerationDefaults:
         """The defaults in `content`, the JSON object of the file `path`. CheckpointError for values that make no sense."""
         values = {name: _number(content, name, kind, path) for name, kind in SAMPLING.items()}
-        values = {name: value for name, value in values.items() if value is not None}
+        values = {OWN_NAMES.get(name, name): value for name, value in values.items() if value is not None}
         # Without `do_sample`, transformers takes the likeliest token, whatever the temperature.
         sampled = _switch(content, "do_sample", path)
         values["temperature"] = values.get("temperature", 1.0) if sampled else 0.0
@@ -122,7 +132,7 @@ class GenerationDefaults:
         if self.max_length is not None and not params.gives("max_new_tokens"):
             used["max_length"] = self.max_length
         if not sampled:
-            used = {name: used[name] for name in ("max_new_tokens", "max_length", "stop") if name in used}
+            used = {name: used[name] for name in ALWAYS if name in used}
         asked = (*self.unsupported, *(self.unsupported_sampling if sampled else ()))
         found = []
         if used:

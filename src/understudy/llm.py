@@ -13,6 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from .adjust import check_biases
 from .chat_template import chat_prompt, encode, plain_stops
 from .engine import Engine
 from .errors import UsageError
@@ -257,7 +258,8 @@ class LLM:
                 f"The prompt has {len(ids)} tokens, the context {self.context}: shorten it or raise --context."
             )
         params = self.generation.resolved(params, len(ids))
-        reply = TextStream(self.tokenizer, (*params.stop, *stops), ids)
+        check_biases(params, self.store.embedding.shape[0])
+        reply = TextStream(self.tokenizer, (*params.stop, *stops), ids, params.min_tokens)
         sequence = TokenSequence(
             row=-1,
             tokens=ids,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .adjust import Adjust
 from .params import SamplingParams
 
 _MASK = (1 << 63) - 1
@@ -86,11 +87,12 @@ def keep_likely(scores: Tensor, params: SamplingParams) -> Tensor:
     return scores
 
 
-def choose(logits: Tensor, params: SamplingParams, positions: Tensor) -> Tensor:
-    """[n] int64: the tokens the exact model puts at `positions` [n], one for each row of `logits` [n, vocab].
+def choose(logits: Tensor, params: SamplingParams, positions: Tensor, adjust: Adjust | None = None) -> Tensor:
+    """[n] int64: the tokens the exact model puts at `positions` [n], one for each row of `logits` [n, vocab], which `adjust`
+    changes before.
 
     NO_TOKEN where the best score is no number: NaN counts as the best, so one NaN or infinity among the logits is enough."""
-    return torch.cat([_best(scores) for scores in scored(logits, params, positions)])
+    return torch.cat([_best(scores) for scores in scored(logits, params, positions, adjust)])
 
 
 def _best(scores: Tensor) -> Tensor:
@@ -98,11 +100,16 @@ def _best(scores: Tensor) -> Tensor:
     return torch.where(scores.gather(-1, tokens).isfinite(), tokens, NO_TOKEN)[:, 0]
 
 
-def scored(logits: Tensor, params: SamplingParams, positions: Tensor) -> Iterator[Tensor]:
-    """`perturb` of all rows, at most `rows_at_once` at a time, so that it takes no more memory than `choosing_bytes`."""
+def scored(
+    logits: Tensor, params: SamplingParams, positions: Tensor, adjust: Adjust | None = None
+) -> Iterator[Tensor]:
+    """`perturb` of all rows, which `adjust` changes before, at most `rows_at_once` at a time, so that it takes no more memory than
+    `choosing_bytes`."""
     most = rows_at_once(logits.shape[-1])
     for start in range(0, len(positions), most):
-        yield perturb(logits[start : start + most], params, positions[start : start + most])
+        piece = logits[start : start + most]
+        piece = piece if adjust is None else adjust(piece, start)
+        yield perturb(piece, params, positions[start : start + most])
 
 
 def rows_at_once(vocabulary: int) -> int:

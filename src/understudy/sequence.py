@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .params import SamplingParams
 
 
@@ -35,6 +38,19 @@ class TokenSequence:
     read_again: int = 0
     # "stop", "length", "cancelled" or "error"; None while the text goes on.
     finish_reason: str | None = None
+    # What `tally` counted up to now, by token, and how many tokens it has looked at.
+    _counts: dict[int, int] = field(default_factory=dict, repr=False)
+    _counted: int = 0
+
+    def tally(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The different tokens [c] of the text, and how often each was generated [c]: 0 for those of the prompt alone."""
+        for place in range(self._counted, len(self.tokens)):
+            token = self.tokens[place]
+            self._counts[token] = self._counts.get(token, 0) + (place >= self.prompt_length)
+        self._counted = len(self.tokens)
+        size = len(self._counts)
+        counts = np.fromiter(self._counts.values(), np.float32, size)
+        return np.fromiter(self._counts, np.int64, size), counts
 
     @property
     def produced(self) -> int:

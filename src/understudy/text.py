@@ -9,11 +9,18 @@ from .detokenizer import Detokenizer
 
 
 class TextStream:
-    """The text of one sequence. `feed` is called once per new token; `stopped` says that a stop string was reached."""
+    """The text of one sequence. `feed` is called once per new token; `stopped` says that a stop string was reached.
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), prompt: Sequence[int] = ()):
+    A stop string that is complete within the first `least` tokens does not count."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), prompt: Sequence[int] = (), least: int = 0):
         self._tokens = Detokenizer(tokenizer, prompt)
         self._stops = tuple(stops)
+        self._least = least
+        # Tokens that were fed.
+        self._fed = 0
+        # Characters of `_pending` in which a stop string that ends there does not count.
+        self._exempt = 0
         # Characters of a text that may be the beginning of a stop string.
         self._reach = max(map(len, self._stops), default=1) - 1
         # Text that is final and was not taken.
@@ -25,7 +32,10 @@ class TextStream:
         """Take one token; True when the text now holds a stop string (which, with what follows it, is left out)."""
         searched = max(len(self._pending) - self._reach, 0)
         self._pending += self._tokens.add(token)
-        if self._stops:
+        self._fed += 1
+        if self._stops and self._fed <= self._least:
+            self._exempt = len(self._pending) + len(self._tokens.tail())
+        elif self._stops:
             self._cut(searched, self._tokens.tail())
         return self.stopped
 
@@ -37,13 +47,16 @@ class TextStream:
             self._pending += "" if self.stopped else rest
         kept = 0 if final or self.stopped else self._undecided()
         ready, self._pending = self._pending[: len(self._pending) - kept], self._pending[len(self._pending) - kept :]
+        self._exempt = max(self._exempt - len(ready), 0)
         self.text += ready
         return ready
 
     def _cut(self, searched: int, tail: str) -> None:
         """End the text before the first stop string in what is pending from `searched` on, followed by `tail`."""
         text = self._pending[searched:] + tail
-        if places := [place for place in map(text.find, self._stops) if place >= 0]:
+        exempt = self._exempt - searched
+        found = [(text.find(stop, max(exempt - len(stop) + 1, 0)), stop) for stop in self._stops]
+        if places := [place for place, _ in found if place >= 0]:
             self._pending = self._pending[:searched] + text[: min(places)]
             self.stopped = True
 

@@ -52,6 +52,11 @@ class TokenTree:
         return reach
 
     @cached_property
+    def paths(self) -> list[list[int]]:
+        """For each node the tokens between the root and it: its own is the last, that of the root is not among them."""
+        return paths(self.tokens.tolist(), self.parents.tolist())
+
+    @cached_property
     def depths(self) -> Tensor:
         """[n] int64: edges between the root and each node."""
         return torch.arange(len(self)) if self.is_chain else self.ancestors.sum(1) - 1
@@ -126,6 +131,14 @@ class Nodes:
         """[position + 1]: where the cache holds each position this node sees, in the order of positions."""
         prefix, position = int(self.prefix[node]), int(self.positions[node])
         return torch.cat([torch.arange(prefix), self.tail[node, : position + 1 - prefix]])
+
+
+def paths(tokens: Sequence[int], parents: Sequence[int]) -> list[list[int]]:
+    """For each node of a tree the tokens between the root and it, as `TokenTree.paths`."""
+    found: list[list[int]] = []
+    for token, parent in zip(tokens, parents, strict=True):
+        found.append([] if parent < 0 else [*found[parent], token])
+    return found
 
 
 def _tails(tree: TokenTree, length: int) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..adjust import Adjustment
 from ..sampling import scored
-from ..tree import Nodes, TokenTree
+from ..tree import Nodes, TokenTree, paths
 from .growing_tree import Candidate, GrowingTree
 from .pace import RANKS, WIDEST
 from .policy import DraftPolicy
@@ -90,7 +91,8 @@ class TreeSearch:
         """Find the best children after each node; logits: [n, vocab]. Suggested nodes stay until the proposer says
         otherwise."""
         tree = part.tree
-        pieces = scored(logits, tree.sequence.params, nodes.positions.to(logits.device) + 1)
+        adjust = Adjustment.of(tree.sequence, lambda: paths(tree.tokens, tree.parents)[part.first :])
+        pieces = scored(logits, tree.sequence.params, nodes.positions.to(logits.device) + 1, adjust)
         best = [scores.topk(min(RANKS, scores.shape[-1]), dim=-1) for scores in pieces]
         scores: list[list[float]] = torch.cat([piece.values for piece in best]).tolist()
         tokens: list[list[int]] = torch.cat([piece.indices for piece in best]).tolist()

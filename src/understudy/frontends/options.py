@@ -73,6 +73,15 @@ def token_ids(text: str) -> list[int]:
         raise UsageError(f"--prompt-ids takes whole numbers such as 1,2,3, not {text!r}.") from None
 
 
+def bias(text: str) -> tuple[int, float]:
+    """An argument type: `50=-3.5`."""
+    token, _, value = text.partition("=")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise ArgumentTypeError(f"takes a token id and a number such as 50=-3.5, not {text!r}") from None
+
+
 @dataclass(frozen=True)
 class Option:
     flag: str
@@ -131,6 +140,13 @@ SAMPLING = (
     _value("--top-p", "P", "sample from the likeliest tokens that make up this share", number),
     _value("--top-k", "K", "sample from the K likeliest tokens (0: all)", whole),
     _value("--min-p", "P", "leave out tokens below this share of the likeliest one", number),
+    _value("--repetition-penalty", "P", "divide the scores of tokens in prompt and answer by this (1: off)", number),
+    _value("--presence-penalty", "P", "take this from the score of a token that the answer has already, from -2 to 2", number),
+    _value("--frequency-penalty", "P", "the same, for each time that the answer has it", number),
+    _value(
+        "--logit-bias", "ID=B", "add B, -100 to 100, to the score of token ID; may be given several times", bias, action="append"
+    ),
+    _value("--min-tokens", "N", "no end before so many tokens of the answer", whole),
     _value("--seed", "N", "one seed, one text (default: drawn anew, and told)", whole),
     _value("--stop", "TEXT", "end before this text; may be given several times", action="append"),
     _switch("--ignore-eos", "go on past the model's own end mark"),
