@@ -31,6 +31,7 @@ BITS = "tests/models/test_bits.py"
 LLM = "tests/test_llm.py"
 CONTRACTS = "tests/test_contracts.py"
 GUESS, BEAM, GRAPHS = "tests/drafters/test_suggest.py", "tests/drafters/test_device_search.py", "tests/devices/test_graphs.py"
+READING = "tests/test_reading.py"
 LOOP = "tests/test_batch.py tests/test_engine.py tests/test_scheduler.py"
 STATS, ROUTE, FILE = "tests/test_stats.py", "tests/tiers/test_route.py", "tests/tiers/test_file.py"
 FORMAT = "tests/kernels/test_residual_bits.py"
@@ -131,8 +132,11 @@ MUTATIONS = (
     Mutation("a request's share is counted twice", "stats.py", "self.whole.add(share)", "self.whole.add(share), self.whole.add(share)", LOOP),
     Mutation("waiting counts as arithmetic too", "stats.py", "compute=(taken.verify - taken.wait) *", "compute=taken.verify *", STATS),
     Mutation("a round counts before its first token", "stats.py", "if self.first is not None:\n            self.decode", "if True:\n            self.decode", STATS),
-    Mutation("a chunk's token is chosen too early", "engine.py", "unread[:count], count == len(unread))", "unread[:count], True)", LOOP),
-    Mutation("the oldest prompt takes all the room", "engine.py", "min(len(unread), room - younger)", "min(len(unread), room)", LOOP),
+    Mutation("a chunk's token is chosen too early", "engine.py", "tokens[:count], count == len(tokens))", "tokens[:count], True)", LOOP),
+    Mutation("the oldest prompt takes all the room", "reading.py", "((0, left - left // 2), *", "((0, left), *", READING),
+    Mutation("long prompts are read before short ones", "reading.py", "key=lambda number: unread[number]", "key=lambda number: -unread[number]", READING),
+    Mutation("reading takes what time it likes", "reading.py", "min(max(cost.nodes_within(longest, most) - drafted, reading), most - drafted)", "most - drafted", f"{READING} {LOOP}"),
+    Mutation("nobody tells the loop what a pass takes", "engine.py", "readable(self.cost, drafted", "readable(PassCost(), drafted", LOOP),
     Mutation("a failed pass leaves the cache ahead", "engine.py", "            self._undo(running)\n", "", LOOP),
     Mutation("more is accepted than was taken", "engine.py", "min(len(path) - 1, len(taken))", "len(path) - 1", LOOP),
     Mutation("a token that is none is written", "engine.py", "return tokens[: count - 1]", "return tokens[:count]", LOOP),

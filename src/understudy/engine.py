@@ -12,6 +12,8 @@ from torch import Tensor
 from .batch import Batch, Member
 from .cache import Cache
 from .drafters import Drafter, Verified
+from .models.cost import PassCost
+from .reading import readable, shared
 from .sampling import NO_TOKEN
 from .sequence import TokenSequence
 from .tree import Nodes
@@ -54,11 +56,15 @@ class Engine:
 
     `verify(nodes, wanted, choose)` is the target: it calls `choose(logits, start)` once per tile, with the logits [k, vocab] of
     `wanted[start : start + k]`, and returns the concatenated results, with the hidden states of all nodes that the drafter asked
-    for. A pass has at most `max_nodes` nodes, so a longer prompt is
-    read in chunks, one in each pass, beside the trees of the others."""
+    for. A pass has at most `max_nodes` nodes, and it should not last too long by its `cost`, so a longer prompt is read in chunks,
+    one in each pass, beside the trees of the others."""
 
-    def __init__(self, verify: Verify, cache: Cache, drafter: Drafter, max_nodes: int = 1 << 40):
+    def __init__(
+        self, verify: Verify, cache: Cache, drafter: Drafter, max_nodes: int = 1 << 40, cost: PassCost | None = None
+    ):
         self.verify = verify
+        # What a pass takes; nothing is known of it where none is given.
+        self.cost = cost or PassCost()
         self.cache = cache
         self.drafter = drafter
         self.max_nodes = max_nodes
@@ -118,14 +124,15 @@ class Engine:
         return [Member.draft(*pair) for pair in zip(decoding, self.drafter.draft(decoding), strict=True)]
 
     def _chunks(self, reading: list[TokenSequence], drafts: list[Member]) -> Iterator[Member]:
-        """The next chunk of every text, beside `drafts`: the oldest takes what room there is, and leaves each other one a token."""
-        room = self.max_nodes - sum(len(member.tree) for member in drafts)
-        assert room >= len(reading), f"{len(reading)} prompts in a pass with room for {room} nodes"
-        for younger, sequence in zip(range(len(reading) - 1, -1, -1), reading, strict=True):
-            unread = sequence.tokens[self.cache.lengths[sequence.row] :]
-            count = min(len(unread), room - younger)
-            room -= count
-            yield Member.chunk(sequence, unread[:count], count == len(unread))
+        """The next chunk of every text, beside `drafts`."""
+        if not reading:
+            return
+        drafted = sum(len(member.tree) for member in drafts)
+        room = readable(self.cost, drafted, len(drafts), len(reading), self.max_nodes)
+        unread = [sequence.tokens[self.cache.lengths[sequence.row] :] for sequence in reading]
+        counts = shared([len(tokens) for tokens in unread], room)
+        for sequence, tokens, count in zip(reading, unread, counts, strict=True):
+            yield Member.chunk(sequence, tokens[:count], count == len(tokens))
 
     def _own_advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
         """What the pass gave one sequence. An error on the way ends that sequence, and no other."""

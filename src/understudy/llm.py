@@ -68,7 +68,7 @@ class LLM:
             warnings.warn(line, stacklevel=2)
         self._closing = weakref.finalize(self, self.model.close)
         drafter = self.options.drafter.open(self.model)
-        self.engine = Engine(self.model.verify, self.model.cache, drafter, self.plan.passes.tiles * self.plan.tile)
+        self.engine = Engine(self.model.verify, self.model.cache, drafter, self.plan.pass_nodes, self.model.cost)
         policy = build("policy", POLICIES, self.options.policy)
         counters = partial(Counters.of, self.model, self.engine)
         self.scheduler = Scheduler(

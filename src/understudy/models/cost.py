@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 # Before passes of different sizes were seen, a pass is taken to cost as much as its nodes and so many more.
@@ -49,6 +50,11 @@ class PassCost:
         seen, busy, waiting = self.last
         link = busy + waiting if waiting > 0.01 * busy else 0.0
         return max(busy + self.each * (self._whole(nodes) - self._whole(seen)), link)
+
+    def nodes_within(self, seconds: float, most: int) -> int:
+        """How many nodes, `most` at most, a pass of so many seconds may have; 0: even the smallest takes longer."""
+        units = -(-most // self.unit)
+        return min(bisect_right(range(1, units + 1), seconds, key=lambda count: self.seconds(count * self.unit)) * self.unit, most)
 
     def share(self, nodes: int) -> float:
         """Seconds a node of the next ones after `nodes`."""

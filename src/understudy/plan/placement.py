@@ -74,6 +74,11 @@ class Plan:
         return sum(self.items.values())
 
     @property
+    def pass_nodes(self) -> int:
+        """The most nodes of a pass."""
+        return self.passes.tiles * self.tile
+
+    @property
     def plain_tokens_per_second(self) -> float | None:
         """The limit of plain offloading: link bandwidth over bytes streamed per pass. None when nothing is streamed."""
         known = self.streamed_bytes and self.link_bytes_per_second
