@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_text_streams_and_stops_where_plain_decoding_stops(model: Path) -> None:
         assert stopped.finish_reason == "stop" and stopped.text == whole.text[:letters]
         assert stopped.token_ids == whole.token_ids[: len(stopped.token_ids)]
         ending = whole.token_ids[20]
-        llm.stop_ids = frozenset({ending})
+        llm.maker.stop_ids = frozenset({ending})
         ended = llm.generate(PROMPT, SamplingParams(max_new_tokens=40))[0]
         cut = whole.token_ids.index(ending) + 1
         assert ended.token_ids == whole.token_ids[:cut] and ended.finish_reason == "stop"
@@ -171,6 +172,59 @@ def test_callers_in_several_threads_share_the_passes_and_keep_their_texts(model:
             thread.join(120)
         assert [found[i] for i in range(3)] == plain
         assert llm.scheduler.idle and llm.model.supply.bytes_used > 0
+
+
+def test_hundreds_of_prompts_run_as_one_batch_that_goes_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results have the order of the prompts, and only few requests exist at a time."""
+    prompts = [[1 + n % 200, 2 + n % 7, n % 50] for n in range(300)]
+    params = [SamplingParams(max_new_tokens=2 + n % 5, ignore_eos=True, temperature=n % 2, seed=n) for n in range(300)]
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most, told = [0], []
+    with opened(model, rows=4, method="none") as llm:
+        make = llm.maker.request
+
+        def counted(*given: Any, **more: Any) -> Any:
+            alive.add(request := make(*given, **more))
+            most[0] = max(most[0], len(alive))
+            return request
+
+        monkeypatch.setattr(llm.maker, "request", counted)
+        found = llm.generate(prompts, params, progress=lambda *said: told.append(said))
+        passes = llm.engine.clock.passes
+        assert [len(done.token_ids) for done in found] == [own.max_new_tokens for own in params]
+        for n in range(0, 300, 23):
+            assert llm.generate(prompts[n], params[n])[0].token_ids == found[n].token_ids
+    tokens = sum(own.max_new_tokens for own in params)
+    assert tokens / 4 <= passes < 1.15 * tokens / 4, "the rows were not kept busy"
+    assert most[0] <= 2 * 4 + 1
+    assert told[0] == ("generating", 1, 300) and told[-1] == ("generating", 300, 300) and len(told) == 300
+
+
+def test_a_prompt_among_many_that_cannot_be_continued_is_named_before_any_work(model: Path) -> None:
+    with opened(model) as llm:
+        passes = llm.engine.clock.passes
+        for wrong, says in (([1] * 256, "has 256 tokens"), ([], "is empty"), ([700], "vocabulary"), (5, "a text or a list")):
+            with pytest.raises(UsageError, match=rf"^prompts\[2\]: .*{says}"):
+                llm.generate(["a", "b", wrong, "d"])  # type: ignore[list-item]
+        with pytest.raises(UsageError, match=r"^prompts\[1\]: params must be SamplingParams"):
+            llm.generate(["a", "b"], [SamplingParams(), {"top_p": 1}])  # type: ignore[list-item]
+        with pytest.raises(UsageError, match="2 prompts but 3 SamplingParams"):
+            llm.generate(["a", "b"], [SamplingParams()] * 3)
+        assert llm.engine.clock.passes == passes and llm.scheduler.idle
+
+
+def test_an_error_among_many_prompts_leaves_nothing_behind(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(model, rows=2) as llm:
+        few = SamplingParams(max_new_tokens=4, ignore_eos=True)
+
+        def interrupted(stage: str, done: float, total: float) -> None:
+            if done == 5:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([[n] for n in range(1, 40)], few, progress=interrupted)
+        assert llm.scheduler.idle
+        assert len(llm.generate([[n] for n in range(1, 9)], few)) == 8
 
 
 def test_a_request_is_charged_its_share_of_the_passes(model: Path) -> None:

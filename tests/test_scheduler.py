@@ -276,6 +276,41 @@ def test_an_interrupt_ends_the_request_of_its_thread_alone() -> None:
     assert list(world.scheduler.follow(other)) == [] and other.completion().token_ids == alone([3, 4], 12)
 
 
+def test_a_window_keeps_the_rows_busy_and_makes_requests_when_their_turn_comes() -> None:
+    world = World(rows=3)
+    work = [([i % 7, i % 5], 1 + i % 4) for i in range(60)]
+    made: list[Request] = []
+    ended: list[Request] = []
+
+    def coming() -> Iterator[Request]:
+        for prompt, count in work:
+            made.append(world.request(prompt, count))
+            yield made[-1]
+            assert len(made) - len(ended) <= 6
+
+    world.scheduler.complete(coming(), 6, ended.append)
+    assert [request.completion().token_ids for request in made] == [alone(*one) for one in work]
+    assert set(made) == set(ended) and len(ended) == 60 and ended != made
+    assert world.passes < sum(count for _, count in work) / 2
+
+
+def test_what_ends_a_batch_early_cancels_what_was_let_in_and_makes_no_more() -> None:
+    world = World(rows=2)
+    made: list[Request] = []
+
+    def coming() -> Iterator[Request]:
+        for i in range(60):
+            made.append(world.request([i % 7], 3))
+            yield made[-1]
+
+    def refuse(request: Request) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world.scheduler.complete(coming(), 5, refuse)
+    assert len(made) == 5 and world.scheduler.idle and all(request.finished for request in made)
+
+
 class OneAtATime:
     """A policy of another kind: each request has the passes to itself."""
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import islice
 
 from .engine import Advance, Engine, common_prefix
 from .errors import NumbersError, UnderstudyError
@@ -22,6 +24,10 @@ log = logging.getLogger(__name__)
 def no_numbers(tokens: Sequence[int], row: int) -> UnderstudyError:
     """What is known without looking into the model."""
     return NumbersError(f"The logits after token {len(tokens)} of a text are no numbers (NaN or infinity).")
+
+
+def _any_finished(requests: Sequence[Request]) -> bool:
+    return any(request.finished for request in requests)
 
 
 class Scheduler:
@@ -105,38 +111,53 @@ class Scheduler:
                     raise request.error
                 if finished:
                     return
-                self._wait_or_step(request)
+                self._wait_or_step(lambda: bool(request.steps) or request.finished)
         finally:
             if not request.finished:
                 self.cancel(request)
 
-    def complete(self, requests: Sequence[Request]) -> None:
-        """Submit `requests`, and return when all are finished. An error, or an interrupt, cancels those that are left.
+    def complete(
+        self,
+        requests: Iterable[Request],
+        window: int | None = None,
+        ended: Callable[[Request], None] = lambda request: None,
+    ) -> None:
+        """Submit `requests`, and return when all are finished; `ended` is told of each. An error or an interrupt cancels the rest.
 
-        A NumbersError concerns one request: it is raised when the others are finished."""
-        for request in requests:
-            self.submit(request)
-        failed: NumbersError | None = None
+        At most `window` of them are submitted and unfinished at a time (None: all), and each is made when its turn comes. A
+        NumbersError concerns one request: it is raised when the others are finished."""
+        coming = iter(requests)
+        going: list[Request] = []
+        failed: BaseException | None = None
         try:
-            for request in requests:
-                try:
-                    with closing(self.follow(request)) as steps:
-                        for _ in steps:
-                            pass
-                except NumbersError as error:
-                    failed = failed or error
-            if failed is not None:
-                raise failed
+            while going := self._topped_up(going, coming, window):
+                self._wait_or_step(partial(_any_finished, going))
+                for request in [request for request in going if request.finished]:
+                    going.remove(request)
+                    if request.error is None:
+                        ended(request)
+                    elif not isinstance(request.error, NumbersError):
+                        raise request.error
+                    failed = failed or request.error
         finally:
-            for request in requests:
+            for request in going:
                 if not request.finished:
                     self.cancel(request)
+        if failed is not None:
+            raise failed
 
-    def _wait_or_step(self, request: Request) -> None:
-        """Wait for news of `request`, or run a pass if no thread does."""
+    def _topped_up(self, going: list[Request], coming: Iterator[Request], window: int | None) -> list[Request]:
+        """`going` with the next of `coming`, `window` in all: those are submitted."""
+        for request in islice(coming, None if window is None else window - len(going)):
+            going.append(request)
+            self.submit(request)
+        return going
+
+    def _wait_or_step(self, news: Callable[[], bool]) -> None:
+        """Wait for news, or run a pass if no thread does."""
         with self._changed:
-            self._changed.wait_for(lambda: request.steps or request.finished or not self._stepping)
-            if request.steps or request.finished:
+            self._changed.wait_for(lambda: news() or not self._stepping)
+            if news():
                 return
             self._stepping = True
         self._step()

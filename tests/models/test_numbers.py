@@ -70,7 +70,7 @@ def test_the_other_requests_of_a_batch_go_on(value: float, tmp_path: Path) -> No
         wanted = llm.generate(other, params)[0].token_ids
         poison = Poison(llm, 10, value)
         llm.model.target.multiply = poison
-        requests = [llm._request(list(prompt), params) for prompt in (PROMPT, other)]
+        requests = [llm.request(list(prompt), params) for prompt in (PROMPT, other)]
         for request in requests:
             llm.scheduler.submit(request)
         llm.scheduler.step()

@@ -1,0 +1,115 @@
+"""Requests are made of prompts and conversations here, and checked before they cost anything."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .adjust import check_biases
+from .chat_template import chat_prompt, encode, plain_stops
+from .errors import UsageError
+from .params import SamplingParams
+from .prompts import Prompt, paired, token_ids
+from .request import Request
+from .sequence import TokenSequence
+from .stats import RequestMeter
+from .text import TextStream
+
+if TYPE_CHECKING:
+    from .loading import Loaded
+
+
+class RequestMaker:
+    """Makes the requests of one loaded model, as long as `closing` is alive. `method`: the name of who drafts, for figures."""
+
+    def __init__(self, loaded: Loaded, method: str, closing: weakref.finalize[..., Any]):
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.generation = loaded.generation
+        self.stop_ids = loaded.stop_ids
+        self.vocabulary = loaded.store.embedding.shape[0]
+        self.context = loaded.model.plan.context
+        self.method = method
+        self.closing = closing
+
+    def ids(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt. UsageError where it is empty or holds a token that is not in the vocabulary."""
+        ids = encode(self.tokenizer, prompt) if isinstance(prompt, str) else token_ids(prompt)
+        if not ids:
+            raise UsageError("The prompt is empty: give at least one token to continue.")
+        if wrong := [i for i in ids if not 0 <= i < self.vocabulary]:
+            raise UsageError(f"Token id {wrong[0]} is not in this model's vocabulary of {self.vocabulary}.")
+        return ids
+
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """The token ids of a conversation. UsageError for messages that the template, told `options`, does not take."""
+        return self.ids(chat_prompt(self.tokenizer, messages, **options))
+
+    def checked(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> deque[tuple[list[int], SamplingParams]]:
+        """Token ids and parameters of each prompt, as `LLM.generate` takes them.
+
+        Raises UsageError for the first prompt that cannot be continued; of several it says which."""
+        pairs = paired(prompts, params)
+        found: deque[tuple[list[int], SamplingParams]] = deque()
+        for index, (prompt, own) in enumerate(pairs):
+            try:
+                ids = self.ids(prompt)
+                self._resolved(ids, own)
+            except UsageError as error:
+                if len(pairs) == 1:
+                    raise
+                raise UsageError(f"prompts[{index}]: {error}") from None
+            found.append((ids, own))
+        return found
+
+    def request(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        *,
+        chat: bool = False,
+        stop_ids: Collection[int] = (),
+        streams: bool = False,
+    ) -> Request:
+        """A request to continue `ids`, which becomes its text.
+
+        Args:
+            chat: is it a conversation? Then a reply ends where a plain template's next turn begins.
+            stop_ids: tokens that end the text besides the model's own.
+            streams: are steps wanted?
+
+        Raises:
+            UsageError: the prompt is too long, or the model is closed."""
+        params = self._resolved(ids, params)
+        stops = plain_stops(self.tokenizer) if chat else ()
+        reply = TextStream(self.tokenizer, (*params.stop, *stops), ids, params.min_tokens)
+        own = frozenset() if params.ignore_eos else self.stop_ids
+        sequence = TokenSequence(
+            row=-1,
+            tokens=ids,
+            params=params,
+            stop_ids=own | frozenset(stop_ids),
+            stops=reply.feed,
+            limit=min(params.max_new_tokens, self.context - len(ids)),
+        )
+        seed = params.seed if params.temperature > 0 else None
+        meter = RequestMeter(self.model, self.method, len(ids), seed)
+        return Request(sequence, reply, meter, streams)
+
+    def _resolved(self, ids: Sequence[int], params: SamplingParams) -> SamplingParams:
+        """`params` with every value given, for a prompt of `ids`. UsageError where it cannot be continued."""
+        if not isinstance(params, SamplingParams):
+            raise UsageError(f"params must be SamplingParams, or a list of those, got {params!r}.")
+        if not self.closing.alive:
+            raise UsageError("This LLM is closed: load the model again.")
+        if len(ids) >= self.context:
+            raise UsageError(
+                f"The prompt has {len(ids)} tokens, the context {self.context}: shorten it or raise --context."
+            )
+        found = self.generation.resolved(params, len(ids))
+        check_biases(found, self.vocabulary)
+        return found
