@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from understudy import LLM, SamplingParams
-from understudy.cache import FullState, LayerShape
 from understudy.codecs import codec
 from understudy.devices import open_device
 from understudy.kernels import attention as by_cpu
 from understudy.kernels.attention import AttentionSpec
 from understudy.kernels.pack import block
+from understudy.layer_states import FullState, LayerShape
 from understudy.quantizers import quantizer
 from understudy.tiers import Extent, ReadSettings, Streaming
 from understudy.tiers.route import FixedRoute

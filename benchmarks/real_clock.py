@@ -173,5 +173,8 @@ class Watched:
     def rewind(self, sequence: TokenSequence, length: int) -> None:
         self.drafter.rewind(sequence, length)
 
+    def copy(self, row: int, sequence: TokenSequence, length: int) -> None:
+        self.drafter.copy(row, sequence, length)
+
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         self.drafter.record_round(tokens, seconds, prefill=prefill)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from tests.test_tree import path_to, trees
 from understudy import cache as caches
-from understudy.cache import Cache, FullState, LayerShape, SlidingState
+from understudy import layer_states
+from understudy.cache import Cache
 from understudy.errors import CheckpointError
 from understudy.kernels.attention import AttentionSpec, attend, attend_anywhere
 from understudy.kernels.draft_attention import LevelAttention
+from understudy.layer_states import FullState, LayerShape, SlidingState
 from understudy.tree import Nodes, TokenTree
 
 TILE = 32
@@ -120,8 +122,9 @@ class Twins:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """So little room above the window that a sliding layer's places are used again all the time."""
-    monkeypatch.setattr(caches, "SCRATCH", 60)
-    monkeypatch.setattr(caches, "GOING_BACK", 20)
+    for module in (caches, layer_states):
+        monkeypatch.setattr(module, "SCRATCH", 60)
+    monkeypatch.setattr(layer_states, "GOING_BACK", 20)
 
 
 @pytest.mark.usefixtures("small")

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from understudy.cache import Cache, LayerShape
+from understudy.cache import Cache
 from understudy.drafters import Base
-from understudy.engine import Choose, Engine, common_prefix
+from understudy.engine import Choose, Engine
+from understudy.layer_states import LayerShape
 from understudy.models.cost import PassCost
 from understudy.params import SamplingParams
 from understudy.sequence import TokenSequence
@@ -295,4 +296,3 @@ def test_a_prefix_is_read_once() -> None:
     engine.admit(TokenSequence(0, [*row.tokens[:4], 5, 6], SamplingParams(max_new_tokens=1)))
     engine.step()
     assert seen == [4, 2]
-    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2

@@ -261,7 +261,7 @@ def test_chat_reads_only_what_is_new(model: Path) -> None:
         talk = [{"role": "user", "content": "What is a tree?"}]
         first = llm.chat(talk, params)
         talk += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "And a leaf?"}]
-        kept = len(llm.engine.kept[0])
+        kept = len(llm.engine.kept[0].tokens)
         second = llm.chat(talk, params)
         assert kept > first.stats.prompt_tokens
     with opened(model, method="none") as llm:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from understudy.cache import Cache, LayerShape
+from understudy.cache import Cache
 from understudy.kernels.recurrence import RuleStep, fold_anywhere, recur_anywhere
+from understudy.layer_states import LayerShape
 from understudy.recurrent import FOLD, LATE, RecurrentShape, RecurrentState, Room, tops
 from understudy.tree import Nodes, TokenTree
 

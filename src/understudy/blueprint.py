@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from .cache import SCRATCH
 from .devices import Device
 from .errors import UsageError
+from .layer_states import SCRATCH
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
 from .models.shape import ModelShape
 from .models.target import TILE

@@ -4,158 +4,14 @@ change; slots above it are scratch, which drafts write and the target overwrites
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .recurrent import DEEPEST, Fold, RecurrentShape, RecurrentState, Room
+from .layer_states import SCRATCH, FullState, LayerShape, LayerState, state_of
+from .recurrent import DEEPEST, Fold, RecurrentState, Room
 from .tree import Nodes
-
-# slots past a row's length for the nodes of a tree
-SCRATCH = 320
-# tokens that a row can go back at least without its sliding layers having to be read again
-GOING_BACK = 256
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """What one decoder layer keeps of each token: keys and values, what its recurrent part needs, both or neither."""
-
-    # heads of keys and of values; 0: it has no attention
-    kv_heads: int
-    # numbers in a key
-    key_size: int
-    # numbers in a value
-    value_size: int
-    # tokens the layer looks back at, the token itself included; 0: all of them
-    window: int = 0
-    # an earlier layer whose keys and values it reads, keeping none of its own; None: it keeps its own
-    reads: int | None = None
-    # its recurrent part; None: it has none
-    recurrent: RecurrentShape | None = None
-    # do later layers read its keys and values? Then it holds those of all tokens, though it slides: when a later layer of a long
-    # prompt's first tile reads them, the last tile has written its own
-    shared: bool = False
-
-    @property
-    def numbers(self) -> int:
-        """Numbers kept for each token."""
-        return self.kv_heads * (self.key_size + self.value_size) if self.reads is None else 0
-
-    @property
-    def window_slots(self) -> int:
-        """Slots that a row needs to slide, however long the context; 0 where all tokens are held."""
-        return -(-(self.window + SCRATCH + GOING_BACK) // 64) * 64 if self.window and not self.shared else 0
-
-    def slots(self, capacity: int) -> int:
-        """Slots that a row of this layer takes in a cache whose rows have `capacity`."""
-        return min(self.window_slots or capacity, capacity)
-
-
-class LayerState(Protocol):
-    """What a cache asks of each layer's state, whatever it keeps."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def keep(self, row: int, length: int, path: Tensor) -> None:
-        """Make the nodes of `path` [m], root first, of the tree above `length`, the next m accepted tokens."""
-
-    def reach(self, row: int, length: int, written: int) -> int:
-        """The longest length, at most `length`, to which `row` can go back. Slots below `written` may have been written."""
-
-    def rewind(self, row: int, length: int) -> None:
-        """Go back to `length`, which can be reached."""
-
-    def copy(self, row: int, to: int, length: int) -> None:
-        """Give row `to` the first `length` tokens of `row`, which can be reached."""
-
-
-class FullState:
-    """Keys and values of one layer for every token of the context: [rows, kv heads, capacity, size].
-
-    Pages that no row has reached are never touched, so memory grows with use up to what the plan counted."""
-
-    def __init__(self, shape: LayerShape, rows: int, slots: int, dtype: torch.dtype, device: str = "cpu"):
-        self.shape = shape
-        self.keys = torch.zeros((rows, shape.kv_heads, slots, shape.key_size), dtype=dtype, device=device)
-        self.values = torch.zeros((rows, shape.kv_heads, slots, shape.value_size), dtype=dtype, device=device)
-
-    @property
-    def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
-
-    def places(self, slots: Tensor) -> Tensor:
-        """Where in the tensors `slots` lie, on the device of the tensors."""
-        return slots.to(self.keys.device)
-
-    def write(self, nodes: Nodes, keys: Tensor, values: Tensor) -> None:
-        """Put keys and values [n, kv heads, size] of `nodes` at their slots."""
-        rows, places = nodes.rows.to(self.keys.device), self.places(nodes.slots)
-        self.keys[rows, :, places] = keys.to(self.keys.dtype)
-        self.values[rows, :, places] = values.to(self.values.dtype)
-
-    def write_one(self, row: int, slot: int, keys: Tensor, values: Tensor) -> None:
-        """Put keys and values [kv heads, size] of a single node at its slot; in memory of the host this is faster."""
-        place = slot % self.keys.shape[2]
-        self.keys[row, :, place] = keys
-        self.values[row, :, place] = values
-
-    def keep(self, row: int, length: int, path: Tensor) -> None:
-        moved = path != torch.arange(len(path))
-        if not bool(moved.any()):
-            return
-        to = self.places(length + torch.arange(len(path))[moved])
-        source = self.places(length + path[moved])
-        for slab in (self.keys, self.values):
-            slab[row][:, to] = slab[row][:, source]
-
-    def serves(self, window: int) -> bool:
-        """Does it hold what attention with this `window` (0: none) looks at?"""
-        return True
-
-    def reach(self, row: int, length: int, written: int) -> int:
-        return length
-
-    def rewind(self, row: int, length: int) -> None: ...
-
-    def copy(self, row: int, to: int, length: int) -> None:
-        self.keys[to, :, :length] = self.keys[row, :, :length]
-        self.values[to, :, :length] = self.values[row, :, :length]
-
-
-class SlidingState(FullState):
-    """Keys and values of one layer that looks back at a window: slot s lies at place s % places, so that a row holds its window,
-    the scratch above it and a little of what came before, not the whole context: [rows, kv heads, places, size].
-
-    A prompt may be longer: its tiles are written one after another, and each looks back at its window alone."""
-
-    def places(self, slots: Tensor) -> Tensor:
-        return slots.to(self.keys.device) % self.keys.shape[2]
-
-    def serves(self, window: int) -> bool:
-        return 0 < window <= self.shape.window
-
-    def reach(self, row: int, length: int, written: int) -> int:
-        """`length` where the window of the next token is still held, else 0: what was overwritten depends, layer by layer, on
-        older and older tokens."""
-        oldest_wanted = max(length + 1 - self.shape.window, 0)
-        oldest_held = written - self.keys.shape[2]
-        return length if oldest_wanted >= oldest_held else 0
-
-    def copy(self, row: int, to: int, length: int) -> None:
-        self.keys[to] = self.keys[row]
-        self.values[to] = self.values[row]
-
-
-def state_of(shape: LayerShape, rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu") -> FullState:
-    """The state of a layer of `shape` in a cache of `rows` with `capacity` slots each."""
-    slots = shape.slots(capacity)
-    kind = SlidingState if slots < capacity else FullState
-    return kind(shape, rows, slots, dtype, device)
 
 
 class Cache:
@@ -241,7 +97,7 @@ class Cache:
         read again."""
         assert 0 <= length <= self.lengths[row], f"cannot rewind row {row} from {self.lengths[row]} to {length}"
         self._written[row] = self._highest(row)
-        reached = self._reach(row, length)
+        reached = self.reach(row, length)
         for state in self.states:
             state.rewind(row, reached)
         self.lengths[row] = reached
@@ -252,17 +108,32 @@ class Cache:
     def copy(self, row: int, to: int, length: int) -> int:
         """Give row `to` the first `length` tokens of `row`, in place of its own. Returns the length reached, which may be less."""
         assert row != to and 0 <= length <= self.lengths[row]
-        reached = self._reach(row, length)
+        reached = self.reach(row, length)
+        # A copy that fails half way leaves an empty row.
+        self.rewind(to, 0)
         for state in self.states:
             state.copy(row, to, reached)
         self.lengths[to] = reached
         self._written[to] = self._highest(row) if reached else 0
         return reached
 
+    def reach(self, row: int, length: int) -> int:
+        """The longest length, at most `length`, to which every layer of `row` can go back."""
+        while True:
+            reached = min((state.reach(row, length, self._highest(row)) for state in self.states), default=length)
+            if reached == length:
+                return reached
+            length = reached
+
     def save(self, row: int) -> None:
         """Keep what lets `row` come back to about its length, however long its text becomes; its last save is given up."""
         for state in self.recurrent.values():
             state.save(row)
+
+    @property
+    def goes_back(self) -> int:
+        """Tokens that every row can go back, however long its text is."""
+        return min((state.goes_back for state in self.states), default=self.capacity)
 
     @property
     def deepest(self) -> int:
@@ -285,11 +156,3 @@ class Cache:
         """One past the highest slot of `row` that may have been written: trees use the scratch, and a device's draft the slot after
         it as a dummy."""
         return max(self._written[row], self.lengths[row] + self.scratch + 1 if self.lengths[row] else 0)
-
-    def _reach(self, row: int, length: int) -> int:
-        """The longest length, at most `length`, that every layer can go back to."""
-        while True:
-            reached = min((state.reach(row, length, self._highest(row)) for state in self.states), default=length)
-            if reached == length:
-                return reached
-            length = reached

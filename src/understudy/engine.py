@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from .cache import Cache
 from .drafters import Drafter, Verified
 from .models.cost import PassCost
 from .reading import readable, shared
+from .reuse import WORTH_WAITING, KeptText, common_prefix, longest, row_for
 from .sampling import NO_TOKEN
 from .sequence import TokenSequence
 from .tree import Nodes
@@ -70,20 +71,45 @@ class Engine:
         self.max_nodes = max_nodes
         self.sequences: list[TokenSequence] = []
         self.clock = Clock()
-        # By cache row: the tokens whose keys and values a released sequence left there.
-        self.kept: dict[int, list[int]] = {}
+        # By cache row: what a released sequence left there, the one that was released first in front.
+        self.kept: dict[int, KeptText] = {}
+
+    def row_for(self, tokens: Sequence[int], free: Sequence[int]) -> int:
+        """The row of `free` in which a text that begins with `tokens` has least to read, and loses least of what others left."""
+        running = longest(self._running(), tokens, self.cache.reach)
+        return row_for(tokens, free, self.kept, running.length if running else 0)
 
     def admit(self, sequence: TokenSequence) -> TokenSequence:
-        """Let `sequence` take part from the next pass on. Tokens that its cache row already holds are not read again."""
+        """Let `sequence` take part from the next pass on. Tokens that any cache row holds already are not read again."""
         row = sequence.row
         assert sequence.tokens and all(row != other.row for other in self.sequences), f"row {row} is empty or taken"
         sequence.prompt_length = len(sequence.tokens)
         sequence.limit = sequence.limit or sequence.params.max_new_tokens
-        common = common_prefix(self.kept.pop(row, []), sequence.tokens[:-1])
-        self._rewind(sequence, common)
+        own = self.kept.pop(row, None)
+        common = common_prefix(own.tokens, sequence.to_share) if own else 0
+        if not self._copy(sequence, self.cache.reach(row, common)):
+            self._rewind(sequence, common)
         sequence.reused = self.cache.lengths[row]
         self.sequences.append(sequence)
         return sequence
+
+    def _running(self) -> Iterator[tuple[int, list[int]]]:
+        """Rows of sequences, with the tokens of each that are accepted and lie in the cache."""
+        for sequence in self.sequences:
+            yield sequence.row, sequence.tokens[: self.cache.lengths[sequence.row]]
+
+    def _copy(self, sequence: TokenSequence, held: int) -> bool:
+        """Copy the beginning of the text of `sequence` from the row that holds most of it, if that is more than the `held` tokens
+        that its own row can go on from. What its row held before is gone."""
+        others = [(row, tokens) for row, tokens in self._running() if row != sequence.row]
+        others += [(row, text.tokens) for row, text in self.kept.items()]
+        found = longest(others, sequence.to_share, self.cache.reach)
+        if found is None or found.length <= held:
+            return False
+        self.drafter.rewind(sequence, 0)
+        reached = self.cache.copy(found.row, sequence.row, found.length)
+        self.drafter.copy(found.row, sequence, reached)
+        return True
 
     def forget(self, row: int) -> None:
         """Hold nothing of the tokens that a released sequence left in cache row `row`."""
@@ -95,7 +121,8 @@ class Engine:
         sequence.finish_reason = sequence.finish_reason or reason
         self.sequences = [other for other in self.sequences if other is not sequence]
         self._rewind(sequence, len(sequence.tokens))
-        self.kept[sequence.row] = sequence.tokens[: self.cache.lengths[sequence.row]]
+        tokens = sequence.tokens[: self.cache.lengths[sequence.row]]
+        self.kept[sequence.row] = KeptText(tokens, min(sequence.prompt_length, len(tokens)))
 
     @torch.inference_mode()
     def step(self, sequences: Sequence[TokenSequence] | None = None) -> list[Advance]:
@@ -105,7 +132,7 @@ class Engine:
         members = self._drafts([sequence for sequence in running if not self._reading(sequence)])
         drafted = time.perf_counter()
         try:
-            members += self._chunks([sequence for sequence in running if self._reading(sequence)], members)
+            members += self._chunks(self._readers(running), members)
             batch = Batch.of(members, self.cache.lengths)
             choices, hidden = self.verify(batch.nodes, batch.wanted, batch.choose)
             parts = zip(batch.split(choices), batch.split_hidden(hidden), strict=True)
@@ -122,6 +149,27 @@ class Engine:
 
     def _drafts(self, decoding: list[TokenSequence]) -> list[Member]:
         return [Member.draft(*pair) for pair in zip(decoding, self.drafter.draft(decoding), strict=True)]
+
+    def _readers(self, running: Sequence[TokenSequence]) -> list[TokenSequence]:
+        """Those of `running` that read in this pass. What another row holds by now is copied first, and who shares much of what an
+        earlier one is about to read waits for it."""
+        readers: list[TokenSequence] = []
+        for sequence in running:
+            if not self._reading(sequence):
+                continue
+            length = self.cache.lengths[sequence.row]
+            if self._copy(sequence, length) and sequence.produced == 0:
+                sequence.reused += self.cache.lengths[sequence.row] - length
+            if not any(self._reads_for(reader, sequence) for reader in readers):
+                readers.append(sequence)
+        return readers
+
+    def _reads_for(self, reader: TokenSequence, sequence: TokenSequence) -> bool:
+        """Is `reader` about to read so much of the text of `sequence` that copying it later is better than reading it twice?"""
+        common = common_prefix(reader.tokens, sequence.to_share)
+        more = common - max(self.cache.lengths[sequence.row], self.cache.lengths[reader.row])
+        # Where layers cannot go back far, the reader must end about where the texts part.
+        return more >= WORTH_WAITING and len(reader.tokens) - common <= self.cache.goes_back
 
     def _chunks(self, reading: list[TokenSequence], drafts: list[Member]) -> Iterator[Member]:
         """The next chunk of every text, beside `drafts`."""
@@ -200,13 +248,3 @@ class Engine:
         self.clock.passes += 1
         tokens = sum(len(advance.tokens) for advance in advances)
         self.drafter.record_round(tokens, now - start, prefill=any(advance.reads for advance in advances))
-
-
-def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
-    """How many tokens two sequences share from their start."""
-    count = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

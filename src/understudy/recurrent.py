@@ -111,6 +111,10 @@ class RecurrentState:
         return sum(tensor.nbytes for tensor in held)
 
     @property
+    def goes_back(self) -> int:
+        return LATE
+
+    @property
     def places(self) -> int:
         """Records that a row holds."""
         return self.inputs.shape[1]

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 
-from .engine import Advance, Engine, common_prefix
+from .engine import Advance, Engine
 from .errors import NumbersError, UnderstudyError
 from .policies import Policy
 from .request import Request, Step
@@ -206,9 +206,8 @@ class Scheduler:
             self._blame(request, error)
 
     def _admit(self, request: Request, free: list[int]) -> None:
-        """Take the row, out of `free`, that already holds the longest beginning of the prompt."""
-        tokens, kept = request.sequence.tokens, self.engine.kept
-        row = max(free, key=lambda row: common_prefix(kept.get(row, ()), tokens))
+        """Take a row out of `free`."""
+        row = self.engine.row_for(request.sequence.tokens, free)
         free.remove(row)
         request.sequence.row = row
         self.engine.admit(request.sequence)

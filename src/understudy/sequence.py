@@ -32,8 +32,10 @@ class TokenSequence:
     limit: int = 0
     # How many of `tokens` are the prompt.
     prompt_length: int = 0
-    # How many tokens of the prompt its cache row held already when it was admitted.
+    # How many tokens of the prompt were not read, since a cache row held them already.
     reused: int = 0
+    # The most tokens of the text that may be taken from what was read before; None: all.
+    reusable: int | None = None
     # Tokens that its row held and had to give up, since a layer could not go back to where its text went on.
     read_again: int = 0
     # "stop", "length", "cancelled" or "error"; None while the text goes on.
@@ -56,6 +58,12 @@ class TokenSequence:
     def produced(self) -> int:
         """How many tokens were generated."""
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def to_share(self) -> list[int]:
+        """The tokens that may be taken from what was read before: all but the last one, after which the next one is chosen."""
+        most = len(self.tokens) - 1
+        return self.tokens[: most if self.reusable is None else min(most, self.reusable)]
 
     @property
     def remaining(self) -> int:

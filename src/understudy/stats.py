@@ -51,6 +51,8 @@ class Stats:
     seed: int | None = None
     # Tokens that the cache held and that were read again, since recurrent layers and windows cannot go back to every length.
     read_again: int = 0
+    # Tokens of the prompt that were not read, since the cache held them already.
+    cached_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -145,6 +147,7 @@ class RequestMeter:
         self.drafted = 0
         self.accepted = 0
         self.read_again = 0
+        self.cached_tokens = 0
 
     def count(self, advance: Advance, share: Share) -> None:
         """One pass is over. Passes up to the first token read the prompt, and do not count as rounds."""
@@ -154,6 +157,7 @@ class RequestMeter:
         self.drafted += advance.drafted
         self.accepted += advance.accepted
         self.read_again = advance.sequence.read_again
+        self.cached_tokens = advance.sequence.reused
         if self.first is not None:
             self.decode.add(share)
             self.rounds += 1
@@ -191,4 +195,5 @@ class RequestMeter:
             plan=plan.to_dict(),
             seed=self.seed,
             read_again=self.read_again,
+            cached_tokens=self.cached_tokens,
         )

@@ -49,6 +49,8 @@ class Fixed:
 
     def rewind(self, sequence: TokenSequence, length: int) -> None: ...
 
+    def copy(self, row: int, sequence: TokenSequence, length: int) -> None: ...
+
 
 def draft(drafter: Any, sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> list[TokenTree]:
     """A draft whose trees begin at `lengths`."""

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from understudy.cache import Cache, LayerShape
+from understudy.cache import Cache
 from understudy.devices.processor import Processor
 from understudy.drafters import Verified, spec_of
 from understudy.drafters.classic import CATCH_UP, SecondModelProposer
+from understudy.layer_states import LayerShape
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes, TokenTree
 

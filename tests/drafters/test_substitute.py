@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import torch
 
-from understudy.cache import Cache, LayerShape
+from understudy.cache import Cache
 from understudy.devices.processor import Processor
 from understudy.drafters import DEFAULT_METHOD, spec_of
 from understudy.drafters.search import SearchDrafter
 from understudy.drafters.substitute import SubstituteSpec
 from understudy.drafters.tree_search import TreeSearch
+from understudy.layer_states import LayerShape
 from understudy.models.cost import PassCost
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from understudy.cache import Cache, LayerShape
+from understudy.cache import Cache
 from understudy.drafters.pace import RANKS, Pace
 from understudy.drafters.policy import NO_SHAPE, DraftPolicy, Limits, Shape
 from understudy.drafters.proposer import ModelProposer
@@ -14,6 +14,7 @@ from understudy.drafters.search import SearchDrafter
 from understudy.drafters.suggest import Suggester, TextSuggester, match
 from understudy.drafters.tree_search import TreeSearch
 from understudy.engine import Choose, Engine
+from understudy.layer_states import LayerShape
 from understudy.params import SamplingParams
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.test_tree import trees
-from understudy.cache import FullState, LayerShape
 from understudy.kernels import attention
 from understudy.kernels.attention import AttentionSpec
+from understudy.layer_states import FullState, LayerShape
 from understudy.tree import Nodes, TokenTree
 
 

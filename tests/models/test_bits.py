@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tiny import save
-from understudy import LLM, cache
+from understudy import LLM, cache, layer_states
 from understudy.models.model import Model
 from understudy.tree import Nodes, TokenTree
 from understudy.verify import accept
@@ -25,11 +25,12 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     save(path, family, torch.bfloat16, hidden_size=192, intermediate_size=320)
     with pytest.MonkeyPatch.context() as patch:
         if sliding:  # so little room that the text does not fit in a layer that slides
-            patch.setattr(cache, "SCRATCH", 64)
-            patch.setattr(cache, "GOING_BACK", 0)
+            for module in (cache, layer_states):
+                patch.setattr(module, "SCRATCH", 64)
+            patch.setattr(layer_states, "GOING_BACK", 0)
         with LLM(path, resident="none", memory="1GiB", context=256, rows=2) as llm:
             kinds = {type(layer) for layer in llm.model.cache.layers}
-            assert kinds == ({cache.FullState, cache.SlidingState} if sliding else {cache.FullState})
+            assert kinds == ({layer_states.FullState, layer_states.SlidingState} if sliding else {layer_states.FullState})
             yield llm.model
 
 

@@ -10,8 +10,8 @@ from tests import fake_device
 from tests.fake_device import FakeDevice
 from tests.tiny import FAMILIES, MORE_FAMILIES, generated, save
 from understudy import LLM, SamplingParams
-from understudy.cache import SlidingState
 from understudy.devices import DEVICES
+from understudy.layer_states import SlidingState
 
 PROMPT = [17, 45, 45, 200, 3, 17, 45, 99, 120, 7, 8, 9, 250, 31, 17, 45, 45]
 

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig
 
 from tests.tiny import COMMON, FAMILIES
-from understudy.cache import LayerShape
 from understudy.errors import CheckpointError
+from understudy.layer_states import LayerShape
 from understudy.models import hf, structure
 from understudy.models.shape import ModelShape, cache_dtype
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.tiny import save
 from understudy import LLM
-from understudy.cache import SlidingState
+from understudy.layer_states import SlidingState
 from understudy.models.model import Model
 from understudy.models.target import TILE
 from understudy.tree import Nodes, TokenTree

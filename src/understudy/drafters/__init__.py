@@ -93,6 +93,10 @@ class Drafter(Protocol):
     def rewind(self, sequence: TokenSequence, length: int) -> None:
         """Forget all but the first `length` tokens of what was in the cache row of `sequence` (0: a new text)."""
 
+    def copy(self, row: int, sequence: TokenSequence, length: int) -> None:
+        """Keep for `sequence`, of which nothing is kept yet, what is kept of the first `length` tokens in cache row `row`: its text
+        begins with them."""
+
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         """Learn that a round of drafting and verifying gave `tokens` in `seconds`. `prefill`: it read prompts too."""
 
@@ -103,6 +107,8 @@ class Base:
     def observe(self, verified: Verified) -> None: ...
 
     def rewind(self, sequence: TokenSequence, length: int) -> None: ...
+
+    def copy(self, row: int, sequence: TokenSequence, length: int) -> None: ...
 
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None: ...
 

@@ -44,6 +44,9 @@ class SecondModelProposer(ModelProposer):
     def rewind(self, sequence: TokenSequence, length: int) -> None:
         self.cache.rewind(sequence.row, min(length, self.cache.lengths[sequence.row]))
 
+    def copy(self, row: int, sequence: TokenSequence, length: int) -> None:
+        self.cache.copy(row, sequence.row, min(length, self.cache.lengths[row]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassicSpec(SearchSpec):

@@ -40,6 +40,9 @@ class Proposer(Protocol):
     def rewind(self, sequence: TokenSequence, length: int) -> None:
         """Forget all but the first `length` tokens of what was in the cache row of `sequence`."""
 
+    def copy(self, row: int, sequence: TokenSequence, length: int) -> None:
+        """Keep for `sequence`, of which nothing is kept yet, what is kept of the first `length` tokens in cache row `row`."""
+
 
 class ModelProposer:
     """A model proposes, in a cache that somebody else keeps in step with the text."""
@@ -58,3 +61,5 @@ class ModelProposer:
     def observe(self, verified: Verified, ran: Collection[int]) -> None: ...
 
     def rewind(self, sequence: TokenSequence, length: int) -> None: ...
+
+    def copy(self, row: int, sequence: TokenSequence, length: int) -> None: ...

@@ -74,6 +74,9 @@ class SearchDrafter:
     def rewind(self, sequence: TokenSequence, length: int) -> None:
         self.proposer.rewind(sequence, length)
 
+    def copy(self, row: int, sequence: TokenSequence, length: int) -> None:
+        self.proposer.copy(row, sequence, length)
+
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         self.policy.record_round(tokens, seconds, prefill, max(len(self.trees), 1))
 

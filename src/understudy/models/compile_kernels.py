@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ..cache import FullState, LayerShape
 from ..devices.processor import Processor
 from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
+from ..layer_states import FullState, LayerShape
 from ..quantizers import quantizer
 from ..recurrent import RecurrentShape, RecurrentState, Room
 from ..tree import Nodes, TokenTree

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cache import SCRATCH, Cache
+from ..cache import Cache
 from ..devices import Device
 from ..errors import UnderstudyError, first_line
+from ..layer_states import SCRATCH
 from ..plan.placement import Plan
 from ..tiers import ReadSettings
 from ..tree import Nodes

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..cache import LayerShape
 from ..errors import CheckpointError
+from ..layer_states import LayerShape
 from .mixers import FEED_FORWARD, layer_values, recurrent_kinds
 from .ropes import longest_exact
 from .wrapper import text_config

@@ -33,6 +33,8 @@ class Metrics:
         self.rejections = counter("admission_rejections", "Requests that were turned away.", "reason")
         self.prompt = counter("prompt_tokens", "Tokens of prompts.")
         self.cached = counter("prompt_tokens_cached", "Tokens of prompts that did not have to be read again.")
+        self.queries = counter("prefix_cache_queries", "Tokens of prompts that were looked for in the cache.")
+        self.hits = counter("prefix_cache_hits", "Tokens of prompts that the cache held.")
         self.generated = counter("generation_tokens", "Tokens that were generated.")
         self.drafts = counter("spec_decode_num_drafts", "Trees that were drafted.")
         self.draft_tokens = counter("spec_decode_num_draft_tokens", "Nodes that were drafted.")
@@ -51,6 +53,8 @@ class Metrics:
         sums = (
             (self.prompt, stats.prompt_tokens),
             (self.cached, request.sequence.reused),
+            (self.queries, request.sequence.prompt_length),
+            (self.hits, request.sequence.reused),
             (self.generated, stats.new_tokens),
             (self.drafts, stats.rounds if stats.drafted else 0),
             (self.draft_tokens, stats.drafted),

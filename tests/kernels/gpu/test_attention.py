@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests.device import DEVICE
 from tests.test_tree import trees
-from understudy.cache import FullState, LayerShape, SlidingState
 from understudy.kernels import attention as by_cpu
 from understudy.kernels.attention import AttentionSpec
+from understudy.layer_states import FullState, LayerShape, SlidingState
 from understudy.tree import Nodes, TokenTree
 
 pytest.importorskip("triton")
