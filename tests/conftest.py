@@ -4,11 +4,15 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from understudy.tiers import DiskProbe, probe
 
 torch.set_num_threads(1)
 # A busy machine makes any example slow, which says nothing of the code.
@@ -22,6 +26,26 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Stores and measurements of the whole suite go to one new folder, never to the user's cache."""
     os.environ["UNDERSTUDY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _measured_once() -> Iterator[None]:
+    """The speeds of memory and of a disk are measured once, though every test has new directories: each takes a second.
+
+    Tests of the probes themselves import them before, and measure."""
+    disks: dict[int, DiskProbe] = {}
+    measure = probe.probe_disk
+
+    def probe_disk(file: Path) -> DiskProbe:
+        device = file.stat().st_dev
+        if device not in disks:
+            disks[device] = measure(file)
+        return disks[device]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "probe_disk", probe_disk)
+        patch.setattr(probe, "probe_memory", functools.cache(probe.probe_memory))
+        yield
 
 
 @pytest.fixture
