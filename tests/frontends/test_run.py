@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -99,11 +100,12 @@ def test_ctrl_c_keeps_what_was_generated(tmp_path: Path, as_json: bool) -> None:
     words = [*FAKE, "run", "demo", "x", *(["--json"] if as_json else [])]
     env = environment(tmp_path, UNDERSTUDY_FAKE="slow")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, **pipes, env=env, text=True, preexec_fn=hearing) as running:
+    with subprocess.Popen(words, **pipes, env=env, cwd=tmp_path, text=True, preexec_fn=hearing) as running:
         assert running.stdout is not None
         if as_json:
-            with pytest.raises(subprocess.TimeoutExpired):
-                running.wait(2.0)
+            while not (tmp_path / "begun").exists():
+                assert running.poll() is None
+                time.sleep(0.02)
         else:
             assert running.stdout.read(len(WORDS[0])) == WORDS[0]
         running.send_signal(signal.SIGINT)

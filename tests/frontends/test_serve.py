@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.frontends.conftest import REAL, Run, environment
+from understudy.frontends import main
 
 
 def free_port() -> int:
@@ -52,7 +54,10 @@ def test_a_port_that_is_taken_is_told_in_one_line(tiny: Path, command: Run) -> N
     assert done.returncode == 2 and f"port {port}" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_what_cannot_be_served_is_refused_before_the_model_is_loaded(tmp_path: Path, command: Run) -> None:
+def test_what_cannot_be_served_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for words, says in (
         (("--port", "0"), "--port"),
         (("--port", "70000"), "70000"),
@@ -60,5 +65,6 @@ def test_what_cannot_be_served_is_refused_before_the_model_is_loaded(tmp_path: P
         (("--ssl-certfile", "nowhere.pem", "--ssl-keyfile", "nowhere.key"), "nowhere.pem"),
         (("--max-queue", "-1"), "--max-queue"),
     ):
-        done = command("serve", *words)
-        assert done.returncode == 2 and says in done.stderr, done.stderr
+        assert main(["serve", *words]) == 2
+        said = capsys.readouterr().err
+        assert says in said and said.count("\n") == 1, said

@@ -123,20 +123,21 @@ def test_close_ends_what_is_queued(weights: Path) -> None:
 
 
 def test_after_cancel_nothing_is_written(weights: Path) -> None:
-    extents = [Extent(weights, 0, LENGTH)]
-    tier = DiskTier(extents, block=PAGE, threads=2, throttle=2e6)
+    # the first would take five seconds
+    extents = [Extent(weights, 0, LENGTH), Extent(weights, 0, 5 * PAGE)]
+    tier = DiskTier(extents, block=PAGE, threads=2, throttle=2e5)
     into = arena(aligned(LENGTH))
     one = tier.fetch(0, into)
     time.sleep(0.05)
     tier.cancel()
     assert tier.traffic.bytes_read < LENGTH / 2, "what was not begun is not read any more"
     into.fill_(7)
-    time.sleep(0.05)
+    time.sleep(0.1)
     assert bool((into == 7).all())
     with pytest.raises(TransferError, match="stopped"):
         one.wait()
-    tier.fetch(0, into).wait()
-    assert into.numpy().data[:LENGTH] == weights.read_bytes()
+    tier.fetch(1, into).wait()
+    assert into.numpy().data[: 5 * PAGE] == weights.read_bytes()[: 5 * PAGE]
     tier.close()
 
 
@@ -144,7 +145,7 @@ def test_throttle_is_the_speed_of_all_threads_together(weights: Path) -> None:
     tier = DiskTier([Extent(weights, 0, 100 * PAGE)], block=2 * PAGE, threads=4, throttle=4e6)
     began = time.perf_counter()
     fetch(tier, 0)[0].wait()
-    assert 0.09 < time.perf_counter() - began < 5
+    assert time.perf_counter() - began > 0.09
     tier.close()
 
 

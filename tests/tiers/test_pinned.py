@@ -159,13 +159,13 @@ def test_the_simulation_would_see_a_buffer_filled_too_early(weights: Path, refus
 
 def test_what_host_memory_does_not_hold_comes_from_disk_while_the_host_does_something_else(weights: Path) -> None:
     device = SimulatedDevice(2)
-    tier = PinnedTier(extents_of(weights, [PAGE, 2 * PAGE, 100]), device=device, held={1}, throttle=1e6)
+    # reading takes half a second, and asking for it no time
+    tier = PinnedTier(extents_of(weights, [PAGE, 2 * PAGE, 100]), device=device, held={1}, throttle=16e3)
     assert tier.host_bytes == 2 * PAGE
     into = [arena(2 * PAGE).fill_(STALE) for _ in range(3)]
-    began = time.perf_counter()
     fetches = [tier.fetch(index, into[index]) for index in range(3)]
-    assert time.perf_counter() - began < 0.5 and fetches[2].arrived is None
-    deadline = time.perf_counter() + 20
+    assert fetches[2].arrived is None
+    deadline = time.perf_counter() + 60
     while fetches[2].arrived is None and time.perf_counter() < deadline:  # nobody asks for anything
         time.sleep(0.01)
     assert [fetch.arrived is not None for fetch in fetches] == [True] * 3

@@ -280,7 +280,8 @@ def test_closed_means_closed(weights: Path) -> None:
 
 @pytest.fixture
 def disk_ring(weights: Path) -> Iterator[Ring]:
-    ring = Ring(DiskTier(extents_of(weights, [10 * PAGE] * 8), throttle=4e6), FixedRoute(range(8)), 20 * PAGE)
+    """Each part takes a tenth of a second."""
+    ring = Ring(DiskTier(extents_of(weights, [10 * PAGE] * 8), throttle=4e5), FixedRoute(range(8)), 20 * PAGE)
     yield ring
     ring.close()
 
@@ -290,8 +291,8 @@ def test_time_is_accounted_for(disk_ring: Ring) -> None:
         disk_ring.next().release()
     stats = disk_ring.stats
     assert 8 * 10 * PAGE <= stats.bytes_read <= 10 * 10 * PAGE
-    assert 0 < stats.wait_seconds < 10 and 0.07 < stats.busy_seconds < 10
-    assert 1e5 < stats.link_bytes_per_second < 4.5e6
+    assert 0 < stats.wait_seconds < 100 and 0.7 < stats.busy_seconds < 100
+    assert 1e3 < stats.link_bytes_per_second < 4.5e5
 
 
 def test_while_the_reader_works_the_link_does_too(disk_ring: Ring) -> None:
@@ -299,12 +300,12 @@ def test_while_the_reader_works_the_link_does_too(disk_ring: Ring) -> None:
     disk_ring.next().release()
     waited = disk_ring.stats.wait_seconds
     for _ in range(7):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while disk_ring.at_hand is None and time.monotonic() < deadline:
             time.sleep(0.005)
         assert disk_ring.at_hand is not None
         disk_ring.next().release()
-    assert disk_ring.stats.wait_seconds - waited < 0.07  # what it would have waited in all
+    assert disk_ring.stats.wait_seconds - waited < 0.7  # what it would have waited in all
 
 
 def test_a_tensor_outlives_its_ring(weights: Path) -> None:
