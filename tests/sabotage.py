@@ -38,11 +38,15 @@ FORMAT = "tests/kernels/test_residual_bits.py"
 MAMBA = "tests/models/test_mamba.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
 FITTING = "tests/kernels/test_fitting.py tests/quantizers/test_inputs.py"
+LOGPROBS = "tests/test_logprobs.py"
 ADJUST = "tests/test_adjust.py"
 MUTATIONS = (
     Mutation("siblings count for a penalty", "tree.py", "else [*found[parent], token]", "else [*found[-1], token]", ADJUST),
     Mutation("a bias comes after the temperature", "sampling.py", "piece if adjust is None else adjust(piece, start)", "piece if adjust is None else adjust(piece, start) * (params.temperature or 1)", ADJUST),
-    Mutation("a piece is adjusted as the first one", "batch.py", "member.adjustment.after(low - first)", "member.adjustment.after(0)", ADJUST),
+    Mutation("a piece is adjusted as the first one", "batch.py", "self.adjustment.after(place + len(known) - len(self.known))", "self.adjustment.after(0)", ADJUST),
+    Mutation("a prompt is scored from where its row's text ends", "making.py", "None if params.prompt_logprobs is None else 0", "None", LOGPROBS),
+    Mutation("log-probabilities lag behind", "batch.py", "[len(self.known)] if self.reads", "[0] if self.reads", LOGPROBS),
+    Mutation("a prompt's log-probabilities take more room than planned", "batch.py", "self.tile * tiles - first % self.tile", "self.tile * tiles", LOGPROBS),
     Mutation("the prompt counts for every penalty", "sequence.py", "+ (place >= self.prompt_length)", "+ 1", ADJUST),
     Mutation("a text may end one token early", "adjust.py", "if len(path) < missing:", "if len(path) < missing - 1:", ADJUST),
     Mutation("drafts know nothing of penalties", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1, adjust)", "nodes.positions.to(logits.device) + 1)", "tests/test_penalties.py"),
@@ -143,7 +147,7 @@ MUTATIONS = (
     Mutation("the oldest prompt takes all the room", "reading.py", "((0, left - left // 2), *", "((0, left), *", READING),
     Mutation("long prompts are read before short ones", "reading.py", "key=lambda number: unread[number]", "key=lambda number: -unread[number]", READING),
     Mutation("reading takes what time it likes", "reading.py", "min(max(cost.nodes_within(longest, most) - drafted, reading), most - drafted)", "most - drafted", f"{READING} {LOOP}"),
-    Mutation("nobody tells the loop what a pass takes", "engine.py", "readable(self.cost, drafted", "readable(PassCost(), drafted", LOOP),
+    Mutation("nobody tells the loop what a pass takes", "engine.py", "readable(self.cost, used", "readable(PassCost(), used", LOOP),
     Mutation("a failed pass leaves the cache ahead", "engine.py", "            self._undo(running)\n", "", LOOP),
     Mutation("more is accepted than was taken", "engine.py", "min(len(path) - 1, len(taken))", "len(path) - 1", LOOP),
     Mutation("a token that is none is written", "engine.py", "return tokens[: count - 1]", "return tokens[:count]", LOOP),

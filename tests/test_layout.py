@@ -16,7 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ANYONE = {"errors", "params", "registry"}
 MAY_IMPORT = {
     "tree": set(),
-    "sequence": set(),
+    "logprobs": set(),
+    "sequence": {"logprobs"},
     "recurrent": {"tree"},
     "layer_states": {"tree", "recurrent"},
     "cache": {"tree", "recurrent", "layer_states"},
@@ -40,12 +41,12 @@ MAY_IMPORT = {
         *("weights", "tiers", "codecs", "quantizers", "kernels", "plan"),
     },
     "drafters": {"adjust", "sequence", "cache", "tree", "verify", "sampling", "models", "plan", "devices"},
-    "batch": {"adjust", "sequence", "tree", "sampling"},
+    "batch": {"adjust", "logprobs", "sequence", "tree", "sampling"},
     "reading": {"models"},
     "reuse": set(),
-    "engine": {"batch", "reading", "reuse", "sequence", "cache", "tree", "verify", "sampling", "drafters", "models"},
+    "engine": {"batch", "reading", "reuse", "logprobs", "sequence", "cache", "tree", "verify", "sampling", "drafters", "models"},
     "stats": {"engine", "models", "plan"},
-    "request": {"engine", "sequence", "stats", "text"},
+    "request": {"engine", "logprobs", "sequence", "stats", "text"},
     "policies": set(),
     "scheduler": {"engine", "policies", "request", "sequence", "stats"},
     "options": {"tiers", "drafters", "devices", "weights", "codecs", "quantizers"},
@@ -65,6 +66,7 @@ MAY_IMPORT = {
     "llm": {
         "making",
         "prompts",
+        "batch",
         "engine",
         "policies",
         "request",

@@ -5,15 +5,17 @@ the weights serves them all."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .adjust import Adjustment
-from .sampling import choose
+from .logprobs import TokenLogprob
+from .sampling import NO_TOKEN, choose
 from .sequence import TokenSequence
 from .tree import Nodes, TokenTree
 
@@ -27,9 +29,14 @@ class Member:
     sequence: TokenSequence
     # A chunk is a chain of known tokens.
     tree: TokenTree
-    # How many of the last nodes the target chooses a token after: all of a draft, 1 or 0 of a chunk.
+    # How many of the last nodes have logits: all of a draft, and of a chunk whose log-probabilities are asked for; else 1 or 0.
     wanted: int
     reads: bool
+    # Tokens of the text after the first wanted nodes: those of a chunk whose log-probabilities are asked for. After the other
+    # wanted nodes the target chooses.
+    known: tuple[int, ...] = ()
+    # By wanted node: the log-probabilities that were asked for. Of a draft, those of the accepted path. Filled by `choose`.
+    logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
 
     @classmethod
     def draft(cls, sequence: TokenSequence, tree: TokenTree) -> Member:
@@ -42,10 +49,98 @@ class Member:
         return cls(sequence, TokenTree.chain(tokens), int(last), True)
 
 
+    @classmethod
+    def scored_chunk(cls, sequence: TokenSequence, first: int, count: int) -> Member:
+        """Read `count` tokens of `sequence` from token `first` on, with the logits of each."""
+        tokens = sequence.tokens
+        known = tuple(tokens[first + 1 : first + count + 1])
+        return cls(sequence, TokenTree.chain(tokens[first : first + count]), count, True, known)
+
+    @property
+    def chooses(self) -> int:
+        """After how many wanted nodes, the last ones, the target chooses a token."""
+        return self.wanted - len(self.known)
+
     @cached_property
     def adjustment(self) -> Adjustment | None:
         """What is done to the logits of the wanted nodes before a choice; None: nothing. A chunk wants none but its text's end."""
         return Adjustment.of(self.sequence, lambda: [[]] if self.reads else self.tree.paths)
+
+    def choose(self, logits: Tensor, place: int, after: Tensor) -> Tensor:
+        """[k] int64 on the CPU: the tokens at positions `after` [k], after wanted nodes `place` to `place + k`, whose logits
+        [k, vocab] are given. NO_TOKEN where those are no numbers.
+
+        The parts of a tree must come in order: log-probabilities are kept of its accepted path alone."""
+        known = self.known[place : place + len(logits)]
+        tokens = torch.tensor(known, dtype=torch.int64)
+        if len(known) < len(logits):
+            rest = slice(len(known), None)
+            adjust = self.adjustment and self.adjustment.after(place + len(known) - len(self.known))
+            chosen = choose(logits[rest], self.sequence.params, after[rest], adjust)
+            tokens = torch.cat([tokens, chosen.cpu()])
+        self._keep_logprobs(logits, tokens, place)
+        return tokens
+
+    def _keep_logprobs(self, logits: Tensor, tokens: Tensor, place: int) -> None:
+        params = self.sequence.params
+        if params.logprobs is None and not self.known:
+            return
+        for node, (row, token) in enumerate(zip(logits, tokens.tolist(), strict=True), place):
+            count = params.prompt_logprobs if node < len(self.known) else params.logprobs
+            if count is None or token == NO_TOKEN or not self._on_path(node):
+                continue
+            found = TokenLogprob.of(row, token, count)
+            if math.isnan(found.logprob):
+                tokens[node - place] = NO_TOKEN
+            else:
+                self.logprobs[node] = found
+
+    def _on_path(self, node: int) -> bool:
+        """Whether the target chose every token between the root and `node`; of a chunk, each node is on the path."""
+        parent = int(self.tree.parents[node])
+        before = self.logprobs.get(parent)
+        return self.reads or parent < 0 or (before is not None and before.token == int(self.tree.tokens[node]))
+
+
+    def score(self, path: Tensor, count: int) -> list[TokenLogprob]:
+        """The log-probabilities of the `count` new tokens after the nodes of `path`, where they are asked for. The sequence keeps
+        them too."""
+        if self.sequence.params.logprobs is None:
+            return []
+        nodes = [len(self.known)] if self.reads else path.tolist()
+        found = [self.logprobs[node] for node in nodes[:count]]
+        self.sequence.logprobs += found
+        return found
+
+    def score_prompt(self, length: int) -> None:
+        """The log-probabilities of the prompt's tokens in this chunk, before which the cache holds `length`, go to the sequence."""
+        if not self.known:
+            return
+        sequence = self.sequence
+        # A chunk that is read again brings none that are there already.
+        first = len(sequence.prompt_logprobs) - length
+        assert first >= 0, f"{length} tokens of a prompt were passed over, {len(sequence.prompt_logprobs)} have log-probabilities"
+        for node in range(first, min(len(self.known), sequence.prompt_length - length - 1)):
+            if node in self.logprobs:
+                sequence.prompt_logprobs.append(self.logprobs[node])
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many tiles of a pass may have logits: the memory that is planned for them. A tile without wanted nodes has none."""
+
+    # Nodes of a tile.
+    tile: int = 1 << 40
+    # Tiles of a pass with logits, at most.
+    most: int = 1 << 40
+
+    def tiles(self, first: int, count: int) -> int:
+        """In how many tiles nodes `first` to `first + count` of a pass lie."""
+        return -(-(first % self.tile + count) // self.tile)
+
+    def room(self, first: int, tiles: int) -> int:
+        """How many nodes from node `first` on lie in so many tiles; at least one."""
+        return max(self.tile * tiles - first % self.tile, 1)
 
 
 @dataclass(frozen=True)
@@ -80,8 +175,7 @@ class Batch:
             low, high = max(first, start), min(last, end)
             if low < high:
                 after = self.after[low:high].to(logits.device)
-                adjust = None if member.adjustment is None else member.adjustment.after(low - first)
-                chosen.append(choose(logits[low - start : high - start], member.sequence.params, after, adjust).cpu())
+                chosen.append(member.choose(logits[low - start : high - start], low - first, after))
         return torch.cat(chosen)
 
     def _spans(self) -> Iterator[tuple[Member, int, int]]:

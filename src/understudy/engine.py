@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from .batch import Batch, Member
+from .batch import Batch, Heads, Member
 from .cache import Cache
 from .drafters import Drafter, Verified
+from .logprobs import TokenLogprob
 from .models.cost import PassCost
 from .reading import readable, shared
 from .reuse import WORTH_WAITING, KeptText, common_prefix, longest, row_for
@@ -22,6 +23,9 @@ from .verify import accept
 
 Choose = Callable[[Tensor, int], Tensor]
 Verify = Callable[[Nodes, Tensor, Choose], tuple[Tensor, Tensor | None]]
+
+
+ANY_HEADS = Heads()
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Advance:
     reads: bool
     # Nodes it had in the pass.
     nodes: int
+    # Log-probabilities of the new tokens; empty where they are not asked for.
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     # What went wrong once the target had chosen, in the part of the pass that is this sequence's own; it ended the sequence.
     fault: Exception | None = None
 
@@ -58,10 +64,16 @@ class Engine:
     `verify(nodes, wanted, choose)` is the target: it calls `choose(logits, start)` once per tile, with the logits [k, vocab] of
     `wanted[start : start + k]`, and returns the concatenated results, with the hidden states of all nodes that the drafter asked
     for. A pass has at most `max_nodes` nodes, and it should not last too long by its `cost`, so a longer prompt is read in chunks,
-    one in each pass, beside the trees of the others."""
+    one in each pass, beside the trees of the others. No more of its tiles than `heads` says have logits."""
 
     def __init__(
-        self, verify: Verify, cache: Cache, drafter: Drafter, max_nodes: int = 1 << 40, cost: PassCost | None = None
+        self,
+        verify: Verify,
+        cache: Cache,
+        drafter: Drafter,
+        max_nodes: int = 1 << 40,
+        cost: PassCost | None = None,
+        heads: Heads = ANY_HEADS,
     ):
         self.verify = verify
         # What a pass takes; nothing is known of it where none is given.
@@ -69,6 +81,7 @@ class Engine:
         self.cache = cache
         self.drafter = drafter
         self.max_nodes = max_nodes
+        self.heads = heads
         self.sequences: list[TokenSequence] = []
         self.clock = Clock()
         # By cache row: what a released sequence left there, the one that was released first in front.
@@ -175,12 +188,21 @@ class Engine:
         """The next chunk of every text, beside `drafts`."""
         if not reading:
             return
-        drafted = sum(len(member.tree) for member in drafts)
-        room = readable(self.cost, drafted, len(drafts), len(reading), self.max_nodes)
+        used = sum(len(member.tree) for member in drafts)
+        heads = self.heads.most - self.heads.tiles(0, used)
+        room = readable(self.cost, used, len(drafts), len(reading), self.max_nodes)
         unread = [sequence.tokens[self.cache.lengths[sequence.row] :] for sequence in reading]
         counts = shared([len(tokens) for tokens in unread], room)
-        for sequence, tokens, count in zip(reading, unread, counts, strict=True):
-            yield Member.chunk(sequence, tokens[:count], count == len(tokens))
+        for place, (sequence, tokens, count) in enumerate(zip(reading, unread, counts, strict=True), 1):
+            if sequence.scores_prompt:
+                # Each text after this one has its end in one tile.
+                count = min(count, self.heads.room(used, heads - len(reading) + place))
+                heads -= self.heads.tiles(used, count)
+                yield Member.scored_chunk(sequence, len(sequence.tokens) - len(tokens), count)
+            else:
+                heads -= 1
+                yield Member.chunk(sequence, tokens[:count], count == len(tokens))
+            used += count
 
     def _own_advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
         """What the pass gave one sequence. An error on the way ends that sequence, and no other."""
@@ -191,19 +213,20 @@ class Engine:
                 raise
             self.release(member.sequence, "error")
             self.forget(member.sequence.row)
-            return Advance(member.sequence, [], 0, 0, member.reads, len(member.tree), error)
+            return Advance(member.sequence, [], 0, 0, member.reads, len(member.tree), fault=error)
 
     def _advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
         sequence, tree = member.sequence, member.tree
         if member.reads:
             path = torch.arange(len(tree))
-            new = choices.tolist()
+            new = [NO_TOKEN] if NO_TOKEN in choices else choices.tolist()[len(member.known) :]
+            member.score_prompt(self.cache.lengths[sequence.row])
         else:
             path, bonus = accept(tree, choices)
             new = [*tree.tokens[path[1:]].tolist(), bonus]
         self.drafter.observe(Verified(sequence, tree, path, choices, not member.reads, hidden))
         self.cache.keep(sequence.row, path)
-        if member.reads and member.wanted:
+        if member.reads and member.chooses:
             # The next text in this row often shares what was read so far.
             self.cache.save(sequence.row)
         taken = self._take(sequence, new)
@@ -211,7 +234,7 @@ class Engine:
         accepted = 0 if member.reads else min(len(path) - 1, len(taken))
         if sequence.finish_reason:
             self.release(sequence)
-        return Advance(sequence, taken, drafted, accepted, member.reads, len(tree))
+        return Advance(sequence, taken, drafted, accepted, member.reads, len(tree), member.score(path, len(taken)))
 
     def _take(self, sequence: TokenSequence, tokens: list[int]) -> list[int]:
         """Append tokens one by one, exactly as plain decoding would, until one of them ends the sequence."""
@@ -219,6 +242,10 @@ class Engine:
             if token == NO_TOKEN:
                 sequence.finish_reason = "error"
                 return tokens[: count - 1]
+            if sequence.remaining <= 0:
+                # Nothing was to be generated at all.
+                sequence.finish_reason = "length"
+                return []
             sequence.tokens.append(token)
             if token in sequence.stop_ids or sequence.stops(token):
                 sequence.finish_reason = "stop"

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .batch import Heads
 from .engine import Engine
 from .errors import UsageError
 from .loading import load
@@ -63,7 +64,8 @@ class LLM:
         self._closing = weakref.finalize(self, self.model.close)
         self.maker = RequestMaker(loaded, self.options.method, self._closing)
         drafter = self.options.drafter.open(self.model)
-        self.engine = Engine(self.model.verify, self.model.cache, drafter, self.plan.pass_nodes, self.model.cost)
+        heads = Heads(self.plan.tile, self.plan.passes.heads(self.plan.rows))
+        self.engine = Engine(self.model.verify, self.model.cache, drafter, self.plan.pass_nodes, self.model.cost, heads)
         policy = build("policy", POLICIES, self.options.policy)
         counters = partial(Counters.of, self.model, self.engine)
         self.scheduler = Scheduler(

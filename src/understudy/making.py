@@ -95,6 +95,8 @@ class RequestMaker:
             stop_ids=own | frozenset(stop_ids),
             stops=reply.feed,
             limit=min(params.max_new_tokens, self.context - len(ids)),
+            # Logits after each token of the prompt can only be had by reading it.
+            reusable=None if params.prompt_logprobs is None else 0,
         )
         seed = params.seed if params.temperature > 0 else None
         meter = RequestMeter(self.model, self.method, len(ids), seed)

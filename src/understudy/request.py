@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .engine import Advance
+from .logprobs import TokenLogprob
 from .sequence import TokenSequence
 from .stats import RequestMeter, Share, Stats
 from .text import TextStream
@@ -30,6 +31,9 @@ class Step:
     finish_reason: str | None
     # The figures so far.
     stats: Stats
+    # Log-probabilities of these tokens, and, in the first step, of the prompt's; None where they were not asked for.
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class Completion:
     token_ids: list[int]
     finish_reason: str
     stats: Stats
+    # Log-probabilities of the tokens, and of the prompt's tokens but the first; None where they were not asked for.
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(eq=False)
@@ -62,15 +69,22 @@ class Request:
     heard: Callable[[], None] = nobody
 
     def record(self, advance: Advance, share: Share) -> None:
-        """Count one pass and, if it gave tokens, make its step."""
+        """Count one pass and, if it gave tokens or was all there is, make its step."""
         self.meter.count(advance, share)
-        if self.streams and advance.tokens:
-            reason = self.sequence.finish_reason
-            text = self.reply.take(final=reason is not None)
-            self.steps.append(Step(text, advance.tokens, advance.drafted, advance.accepted, reason, self.meter.stats()))
+        if self.streams and (advance.tokens or self.sequence.finish_reason == "length"):
+            self.steps.append(self._step(advance))
         self.finished = self.sequence.finish_reason is not None
         if self.finished or advance.tokens:
             self.heard()
+
+    def _step(self, advance: Advance) -> Step:
+        sequence, reason = self.sequence, self.sequence.finish_reason
+        text = self.reply.take(final=reason is not None)
+        first = sequence.produced == len(advance.tokens)
+        logprobs = None if sequence.params.logprobs is None else advance.logprobs
+        prompt = sequence.prompt_logprobs if first and sequence.params.prompt_logprobs is not None else None
+        stats = self.meter.stats()
+        return Step(text, advance.tokens, advance.drafted, advance.accepted, reason, stats, logprobs, prompt)
 
     def end(self, error: BaseException | None = None) -> None:
         """End without a last step: because of `error`, or because it was cancelled."""
@@ -81,5 +95,9 @@ class Request:
     def completion(self) -> Completion:
         """All that was generated."""
         self.reply.take(final=True)
-        ids = self.sequence.tokens[self.sequence.prompt_length :]
-        return Completion(self.reply.text, ids, self.sequence.finish_reason or "cancelled", self.meter.stats())
+        sequence = self.sequence
+        ids = sequence.tokens[sequence.prompt_length :]
+        logprobs = None if sequence.params.logprobs is None else sequence.logprobs
+        prompt = None if sequence.params.prompt_logprobs is None else sequence.prompt_logprobs
+        reason = sequence.finish_reason or "cancelled"
+        return Completion(self.reply.text, ids, reason, self.meter.stats(), logprobs, prompt)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .logprobs import TokenLogprob
 from .params import SamplingParams
 
 
@@ -40,6 +41,9 @@ class TokenSequence:
     read_again: int = 0
     # "stop", "length", "cancelled" or "error"; None while the text goes on.
     finish_reason: str | None = None
+    # Log-probabilities of the generated tokens, and of the prompt's tokens but the first, as far as they are known and asked for.
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     # What `tally` counted up to now, by token, and how many tokens it has looked at.
     _counts: dict[int, int] = field(default_factory=dict, repr=False)
     _counted: int = 0
@@ -53,6 +57,12 @@ class TokenSequence:
         size = len(self._counts)
         counts = np.fromiter(self._counts.values(), np.float32, size)
         return np.fromiter(self._counts, np.int64, size), counts
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are asked for and not all known."""
+        asked = self.params.prompt_logprobs is not None
+        return asked and len(self.prompt_logprobs) < self.prompt_length - 1
 
     @property
     def produced(self) -> int:

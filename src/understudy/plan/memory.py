@@ -138,7 +138,7 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
     """The bytes of everything that does not depend on which weights stay, by the name that people see."""
     columns = -(-(context + request.scratch) // 64) * 64
     # Of each prompt in a pass, only the tile it ends in has logits.
-    heads = min(passes.tiles, passes.trees + request.rows)
+    heads = passes.heads(request.rows)
     levels = footprint.levels if request.widest_level else None
     return {
         "runtime": request.runtime_bytes + footprint.grown_bytes,

@@ -18,6 +18,10 @@ class Passes:
     # In all.
     tiles: int
 
+    def heads(self, rows: int) -> int:
+        """Tiles that may have logits: those of drafts, and the one in which each of `rows` prompts ends."""
+        return min(self.tiles, self.trees + rows)
+
 
 @dataclass(frozen=True)
 class Plan:
