@@ -167,6 +167,8 @@ MUTATIONS = (
     Mutation("a page that was read in part is passed over", "tiers/file.py", "start = got // ALIGNMENT * ALIGNMENT", "start = -(-got // ALIGNMENT) * ALIGNMENT", FILE),
     Mutation("a bin is one pattern narrower", "kernels/bins.py", "b.add(b.sub(larger, smaller), self.all(HALVES, 1))", "b.sub(larger, smaller)", FORMAT),
     Mutation("the outermost bins are no wider", "kernels/bins.py", "b.add(larger, self.all(HALVES, WIDER[self.bits])), larger)", "larger, larger)", FORMAT),
+    Mutation("few dense bits are read as nibbles", "kernels/residual_bits.py", "return 4 if self.dense >= 4 else 0", "return 4", FORMAT),
+    Mutation("the one scale of a row is moved on by a tile", "kernels/residual.py", "scales.stride(0) * 2 if scales.shape[0] > 1 else 0", "64", "tests/kernels/test_residual.py"),
     Mutation("a third bit is that of another row", "kernels/codes.py", "1 << 2 * v + j // 8", "1 << 2 * v + j % 2", "tests/kernels/test_codes.py"),
     Mutation("a tile is transposed but for one row", "kernels/transpose.py", "second = [i + side // 2 for i in first]", "second = [(i + side // 2) % (2 * side) for i in first[:-1]] + [first[-1]]", "tests/kernels/test_transpose.py"),
     Mutation("pairs of columns are swapped", "kernels/bfdot.py", "for j in range(16) for t in range(2)]", "for j in range(16) for t in (1, 0)]", "tests/kernels/test_bfdot.py"),

@@ -44,7 +44,7 @@ def packed(weight, spec):
     outputs=st.sampled_from([64, 100, 256]),
     columns=st.sampled_from([64, 128, 192, 320]),
     rows=st.integers(1, 37),
-    spec=st.sampled_from(["int4", "int3", "int2"]),
+    spec=st.sampled_from(["int4", "int3", "int2", "int8"]),
     seed=st.integers(0, 1000),
 )
 def test_rebuilt_on_the_way_and_as_they_are_give_the_same_bits(outputs, columns, rows, spec, seed):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from understudy.kernels.pack import block
-from understudy.kernels.residual import SLACK, Residual, decode, encode
+from understudy.kernels.residual import SLACK, Residual, decode, encode, tile_columns
 from understudy.quantizers import Tensors, quantizer
 
 
@@ -31,7 +31,7 @@ def same(found: Tensor, blocks: Tensor) -> bool:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from(["int2", "int3:group=16", "int4:group=32", "int4"]),
+    st.sampled_from(["int2", "int3:group=16", "int4:group=32", "int4", "int8"]),
     st.integers(1, 200), st.sampled_from([32, 64, 192]), st.integers(0, 99), st.sampled_from([0, 1, 7, 50]),
 )  # fmt: skip
 def test_every_bit_comes_back(spec: str, rows: int, columns: int, seed: int, odd: int) -> None:
@@ -39,9 +39,9 @@ def test_every_bit_comes_back(spec: str, rows: int, columns: int, seed: int, odd
     out = torch.full_like(blocks, float("nan"))
     decode(residual, substitute["codes"], substitute["scales"], out)
     assert same(out, blocks)
-    count, groups = len(blocks), len(substitute["scales"])
+    tiles = len(blocks) * columns // tile_columns(columns, len(substitute["scales"]), substitute["codes"].shape[2] // 8)
     table = residual.table.to(torch.int64)
-    assert table.shape == (count * groups + 1, 2) and bool((table.diff(dim=0) >= 0).all())
+    assert table.shape == (tiles + 1, 2) and bool((table.diff(dim=0) >= 0).all())
     assert table[-1, 1] == len(residual.exceptions)
     assert -(-int(table[-1, 0]) // 8) + SLACK == residual.stream.numel()
     assert (not odd) or len(residual.exceptions) > 0
@@ -62,6 +62,12 @@ def test_threads_share_the_blocks() -> None:
     out = torch.zeros_like(blocks)
     decode(residual, substitute["codes"], substitute["scales"], out)
     assert same(out, blocks)
+
+
+def test_a_tile_has_the_columns_of_a_group_and_no_more_than_a_place_can_name() -> None:
+    """Codes of 8 bits have one scale a row: their tiles are cut from it, so that a few columns are rebuilt at a time."""
+    assert tile_columns(256, 4, 4) == 64 and tile_columns(256, 1, 4) == 256
+    assert [tile_columns(columns, 1, 8) for columns in (4096, 576, 96)] == [128, 64, 32]
 
 
 def test_scales_may_be_a_view_of_some_blocks() -> None:

@@ -28,9 +28,9 @@ class ResidualBlocks(Descriptor):
     _fields_ = (
         ("count", NUMBER),
         ("columns", NUMBER),
-        # columns that share a scale
+        # columns of a tile, which share a scale
         ("group", NUMBER),
-        # bytes between the scales of one group and of the next
+        # bytes between the scales of one tile and of the next of its block
         ("scales_stride", NUMBER),
         # addresses: codes uint8 [count, columns, 8 * bits]; scales bfloat16 [groups, count * 64, 2]
         ("codes", NUMBER),
@@ -40,7 +40,7 @@ class ResidualBlocks(Descriptor):
         ("stream", NUMBER),
         ("table", NUMBER),
         ("exceptions", NUMBER),
-        # of a code: 2, 3 or 4
+        # of a code: 2, 3, 4 or 8
         ("bits", NUMBER),
     )
 

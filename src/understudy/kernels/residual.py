@@ -1,5 +1,5 @@
 """The residual of whole blocks: `kernels.residual_bits` applied tile by tile. A tile is one block's columns of one
-scale group.
+scale group, or of codes of 8 bits, which have one scale a row, some of its columns.
 
 Every tile knows where its bits and its exceptions begin, so tiles can be read in any order, by any number of
 threads."""
@@ -25,11 +25,13 @@ from .team import take, uint16_at, uint32_at
 SMALL = 1 << 16
 # bytes that are read past the end of the stream
 SLACK = 16
-DENSE_2, DENSE_3, DENSE_4 = DENSE[2], DENSE[3], DENSE[4]
+# columns of a tile of codes of 8 bits; fewer where they do not divide a weight's columns
+TILES = (128, 64, 32)
+DENSE_2, DENSE_3, DENSE_4, DENSE_8 = DENSE[2], DENSE[3], DENSE[4], DENSE[8]
 carray: Any = numpy_support.carray
 
-_read_2, _read_3, _read_4 = map(tile_reader, (2, 3, 4))
-_write_2, _write_3, _write_4 = map(tile_writer, (2, 3, 4))
+_read_2, _read_3, _read_4, _read_8 = map(tile_reader, (2, 3, 4, 8))
+_write_2, _write_3, _write_4, _write_8 = map(tile_writer, (2, 3, 4, 8))
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class Residual:
     exceptions: Tensor
 
 
+def tile_columns(columns: int, groups: int, bits: int) -> int:
+    """How many columns a tile has, of a weight with so many columns and groups of them that share a scale."""
+    if bits < 8:
+        return columns // groups
+    assert groups == 1, f"codes of 8 bits in {groups} groups"
+    return next(size for size in TILES if columns % size == 0)
+
+
 def encode(blocks: Tensor, codes: Tensor, scales: Tensor) -> Residual:
     """The residual of bfloat16 `blocks` [nb, K, 64] beside `codes` [nb, K, 8 * bits] and `scales` [groups, nb * 64,
     2]."""
@@ -55,13 +65,14 @@ def encode(blocks: Tensor, codes: Tensor, scales: Tensor) -> Residual:
     # bytes that a column's share of the stream can have
     most = 8 * (1 + MOST - DENSE[width])
     stream = torch.zeros(count * columns * most + SLACK, dtype=torch.uint8)
-    table = torch.zeros((count * scales.shape[0] + 1, 2), dtype=torch.int64)
+    tile = tile_columns(columns, scales.shape[0], width)
+    table = torch.zeros((count * (columns // tile) + 1, 2), dtype=torch.int64)
     odd = torch.zeros((count, columns), dtype=torch.int64)
     arrays = [tensor.numpy() for tensor in (dense, stream, table, odd)]
     words = bits(scales.contiguous()).view(np.uint32)[..., 0]
-    _encode(bits(blocks.contiguous()), codes.contiguous().numpy(), words, *arrays)
+    _encode(bits(blocks.contiguous()), codes.contiguous().numpy(), words, tile, *arrays)
     exceptions = torch.zeros((int(table[-1, 1]), 2), dtype=torch.uint16)
-    _list(bits(blocks.contiguous()), odd.numpy(), scales.shape[0], exceptions.numpy())
+    _list(bits(blocks.contiguous()), odd.numpy(), tile, exceptions.numpy())
     used = -(-int(table[-1, 0]) // 8) + SLACK
     return Residual(dense, stream[:used], table.to(torch.uint32), exceptions)
 
@@ -78,11 +89,13 @@ def described(residual: Residual, codes: Tensor, scales: Tensor) -> ResidualBloc
     tensors."""
     count, columns, width = codes.shape
     assert codes.is_contiguous() and scales.stride()[1:] == (2, 1)
+    tile = tile_columns(columns, scales.shape[0], width // 8)
     return ResidualBlocks(
         count=count,
         columns=columns,
-        group=columns // scales.shape[0],
-        scales_stride=scales.stride(0) * 2,
+        group=tile,
+        # all tiles of a block have the same scales where there is one group of them
+        scales_stride=scales.stride(0) * 2 if scales.shape[0] > 1 else 0,
         codes=codes.data_ptr(),
         scales=scales.data_ptr(),
         dense=residual.dense.data_ptr(),
@@ -126,6 +139,8 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
         _read_4(codes, scales, blocks.dense + first * 8 * DENSE_4, stream, start, group, out)
     elif bits == 3:
         _read_3(codes, scales, blocks.dense + first * 8 * DENSE_3, stream, start, group, out)
+    elif bits == 8:
+        _read_8(codes, scales, blocks.dense + first * 8 * DENSE_8, stream, start, group, out)
     else:
         _read_2(codes, scales, blocks.dense + first * 8 * DENSE_2, stream, start, group, out)
     weights = carray(uint16_at(out), group * 64)
@@ -134,44 +149,47 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
 
 
 @compiled
-def _encode(blocks: Any, codes: Any, scales: Any, dense: Any, stream: Any, table: Any, odd: Any) -> None:
+def _encode(
+    blocks: Any, codes: Any, scales: Any, tile: int, dense: Any, stream: Any, table: Any, odd: Any
+) -> None:
     """Fill dense part, stream and table; `odd` int64 [nb, K]: bit j is set where row j of a column is an exception."""
     count, columns, _ = blocks.shape
     groups, rows = scales.shape
-    group, bits = columns // groups, codes.shape[2] // 8
+    tiles, bits = columns // tile, codes.shape[2] // 8
     place, listed = 0, 0
     for b in range(count):
-        for g in range(groups):
-            first = b * columns + g * group
-            table[b * groups + g, 0], table[b * groups + g, 1] = place, listed
+        for t in range(tiles):
+            first, g = b * columns + t * tile, t * groups // tiles
+            table[b * tiles + t, 0], table[b * tiles + t, 1] = place, listed
             code, scale = codes.ctypes.data + first * 8 * bits, scales.ctypes.data + (g * rows + b * 64) * 4
             low, bit = dense.ctypes.data + first * (dense.size // (count * columns)), stream.ctypes.data
             weights, mark = blocks.ctypes.data + first * 128, odd.ctypes.data + first * 8
             if bits == 4:
-                place = _write_4(code, scale, low, bit, place, group, weights, mark)
+                place = _write_4(code, scale, low, bit, place, tile, weights, mark)
             elif bits == 3:
-                place = _write_3(code, scale, low, bit, place, group, weights, mark)
+                place = _write_3(code, scale, low, bit, place, tile, weights, mark)
+            elif bits == 8:
+                place = _write_8(code, scale, low, bit, place, tile, weights, mark)
             else:
-                place = _write_2(code, scale, low, bit, place, group, weights, mark)
-            for k in range(g * group, (g + 1) * group):
+                place = _write_2(code, scale, low, bit, place, tile, weights, mark)
+            for k in range(t * tile, (t + 1) * tile):
                 mask = odd[b, k]
                 while mask != 0:
                     mask &= mask - 1
                     listed += 1
-    table[count * groups, 0], table[count * groups, 1] = place, listed
+    table[count * tiles, 0], table[count * tiles, 1] = place, listed
 
 
 @compiled
-def _list(blocks: Any, odd: Any, groups: int, exceptions: Any) -> None:
+def _list(blocks: Any, odd: Any, tile: int, exceptions: Any) -> None:
     """The exceptions: for each bit of `odd`, its place in its tile and its weight."""
     count, columns, _ = blocks.shape
-    group = columns // groups
     n = 0
     for b in range(count):
         for k in range(columns):
             if odd[b, k] != 0:
                 for j in range(64):
                     if odd[b, k] >> j & 1:
-                        exceptions[n, 0] = (k % group) * 64 + j
+                        exceptions[n, 0] = (k % tile) * 64 + j
                         exceptions[n, 1] = blocks[b, k, j]
                         n += 1

@@ -2,7 +2,8 @@
 read it.
 
 For each column of a block, in the dense part: the low 4 bits of the places of all 64 rows (32 bytes, as codes of 4
-bits are packed), then bit 4 of all (8 bytes), and so on up to DENSE; in the stream, for the rows that have one, the
+bits are packed), then bit 4 of all (8 bytes), and so on up to DENSE (where that is less than 4: bit 0 of all, bit 1 of all, and so
+on); in the stream, for the rows that have one, the
 side (1: not that of the upper end), then the next bit, ... bit 9, rows in order. A weight outside its code's bin is an
 exception, listed apart."""
 
@@ -13,7 +14,7 @@ from numba.extending import intrinsic
 
 from .bins import HALVES, MOST, RUN, BinCode, Bins, Pair
 from .bit_stream import append_bits, take_bits
-from .vector import BIT, LONG, Vector
+from .vector import BIT, BYTE, LONG, Vector
 
 
 def tile_reader(bits: int) -> Any:
@@ -68,6 +69,11 @@ def tile_writer(bits: int) -> Any:
 class _TileCode(BinCode):
     """Code that reads and writes the columns of one group of one block."""
 
+    @property
+    def nibbles(self) -> int:
+        """How many of a place's low bits lie together in the dense part, two rows a byte: 4 or none."""
+        return 4 if self.dense >= 4 else 0
+
     def loop(self, count: Any, first: Any) -> Any:
         """Start a loop over `count` columns: its counter, the place in the stream, and what ends it, given the next
         place."""
@@ -110,10 +116,12 @@ class _TileCode(BinCode):
         """Bits 0 to 7 of each row's place in its bin, a byte a row, all 64 at once; and the place in the stream after
         them."""
         b = self.b
-        run = self.load(dense, RUN)
-        nibbles = [b.and_(run, self.all(RUN, 15)), b.lshr(run, self.all(RUN, 4))]
-        low = self.pick(nibbles[0], nibbles[1], list(range(64)))
-        for bit in range(4, self.dense):
+        low = self.all(Vector(BYTE, 64), 0)
+        if self.nibbles:
+            run = self.load(dense, RUN)
+            nibbles = [b.and_(run, self.all(RUN, 15)), b.lshr(run, self.all(RUN, 4))]
+            low = self.pick(nibbles[0], nibbles[1], list(range(64)))
+        for bit in range(self.nibbles, self.dense):
             low = self.more(low, self.load(self.at(dense, 8 * bit), LONG), bit)
         for bit in range(self.dense, 8):
             bits, place = take_bits(self, stream, place, self.having(bins, bit))
@@ -144,9 +152,10 @@ class _TileCode(BinCode):
         fits = self.mask([b.icmp_unsigned("<", x, y) for x, y in zip(places, self.limits(bins), strict=True)])
         fits = b.and_(fits, b.or_(straddles, b.not_(below)))
         self.store(b.not_(fits), odd)
-        low = [b.trunc(b.and_(x, self.all(HALVES, 15)), RUN) for x in places]
-        self.store(b.or_(low[0], b.shl(low[1], self.all(RUN, 4))), dense)
-        for bit in range(4, self.dense):
+        if self.nibbles:
+            low = [b.trunc(b.and_(x, self.all(HALVES, 15)), RUN) for x in places]
+            self.store(b.or_(low[0], b.shl(low[1], self.all(RUN, 4))), dense)
+        for bit in range(self.nibbles, self.dense):
             self.store(self.bit_of(places, bit), self.at(dense, 8 * bit))
         place = append_bits(self, stream, place, below, straddles)
         for bit in range(self.dense, MOST):

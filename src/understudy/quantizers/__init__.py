@@ -28,7 +28,7 @@ class Quantizer(Protocol):
     """Makes substitutes of weights [N, K], and the linear maps that use them."""
 
     name: str  # the spec that builds it again
-    grouped: bool  # whether its tensors are those of `quantizers.grouped`, which devices have products for
+    grouped: bool  # whether its tensors are codes and scales, which devices have products for
 
     def applies(self, rows: int, columns: int) -> bool:
         """Whether a weight of this shape can be quantised; `fitting` takes `exact` where it cannot."""

@@ -14,7 +14,7 @@ from .inputs import Inputs
 
 class Int8(Coded):
     name = "int8"
-    grouped = False
+    grouped = True
 
     def applies(self, rows: int, columns: int) -> bool:
         return columns % 32 == 0

@@ -38,8 +38,10 @@ UNFUSED = {"enable_fp_fusion": False}
 KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int]]] = {
     "residual": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 4, "DENSE": 5, "WIDER": 0}, UNFUSED),
     "residual of 3 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 3, "DENSE": 6, "WIDER": 48}, UNFUSED),
+    "residual of 8 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 8, "DENSE": 3, "WIDER": 0, "group": 128}, UNFUSED),
     "product": ("draft_product", "_multiply", PRODUCT, STEPS | {"M": 16}, {}),
     "product of 3 bits": ("draft_product", "_multiply_few", PRODUCT, STEPS | {"M": 16, "BITS": 3}, {}),
+    "product of 8 bits": ("draft_product", "_multiply_few", PRODUCT, STEPS | {"M": 16, "BITS": 8, "GROUP": 2304}, {}),
     "product in float32": ("draft_product", "_multiply", PRODUCT | {"x": "*fp32"}, STEPS | {"M": 64}, {}),
     "attention": ("attention", "_attend", ATTENTION, FLAGS | {"NARROW": True, "WIDE": False}, {"num_stages": 2}),
     "attention with long keys": ("attention", "_attend", ATTENTION, FLAGS | LONG, {"num_stages": 2}),

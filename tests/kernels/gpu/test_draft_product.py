@@ -22,10 +22,11 @@ from understudy.kernels.gpu import draft_product
         ((70, 64), 64, 70),
     ],
 )
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_it_is_the_product(bits: int, shape: tuple[int, int], group: int, rows: int, dtype: torch.dtype) -> None:
     torch.manual_seed(rows)
-    maker = quantizer(f"int{bits}:group={group if bits == 4 else group // 2}")
+    groups = f":group={group if bits == 4 else group // 2}" if bits < 8 else ""
+    maker = quantizer(f"int{bits}{groups}")
     tensors = maker.quantize(torch.randn(shape) * 0.05 + 0.01)
     x = torch.randn(rows, shape[1]).to(dtype)
     exact = x.double() @ maker.dequantize(tensors, shape).double().T
@@ -36,7 +37,7 @@ def test_it_is_the_product(bits: int, shape: tuple[int, int], group: int, rows: 
     assert error < (3e-3 if dtype == torch.bfloat16 else 1e-6)
 
 
-@pytest.mark.parametrize("spec", ["int3", "int4"])
+@pytest.mark.parametrize("spec", ["int3", "int4", "int8"])
 def test_the_columns_are_shared_out_and_none_is_counted_twice(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draft_product, "PROGRAMS", 3)
     torch.manual_seed(0)

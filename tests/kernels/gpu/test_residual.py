@@ -30,17 +30,18 @@ def came_back(blocks: Tensor, substitute: Tensors) -> Tensor:
     return data
 
 
-@pytest.mark.parametrize("spec", ["int4:group=32", "int4", "int4:group=256", "int3", "int3:group=16", "int2", "int2:group=128"])
+@pytest.mark.parametrize("spec", ["int4:group=32", "int4", "int4:group=256", "int3:group=16", "int2", "int2:group=128", "int8"])
 def test_ordinary_weights(spec: str) -> None:
     torch.manual_seed(0)
     weight = (torch.distributions.StudentT(3.0).sample((70, 256)) * 0.02).to(torch.bfloat16)
+    weight[5, 7] = -0.0
     data = came_back(block(weight), quantizer(spec).quantize(weight))
     kind, _, stream, exceptions = data[:32].view(torch.int64).tolist()
     assert kind == 1 and stream > 0 and exceptions > 0
 
 
 @pytest.mark.parametrize("name", TENSORS)
-@pytest.mark.parametrize("spec", ["int2", "int3", "int4"])
+@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int8"])
 def test_adversarial_weights(spec: str, name: str) -> None:
     weight = TENSORS[name]
     came_back(block(weight), quantizer(spec).quantize(weight))
@@ -52,7 +53,7 @@ def test_adversarial_weights(spec: str, name: str) -> None:
     st.sampled_from([(64, 32), (70, 64), (3, 96)]),
     st.floats(0, 1),
     st.booleans(),
-    st.sampled_from(["int2", "int3", "int4"]),
+    st.sampled_from(["int2", "int3", "int4", "int8"]),
 )
 def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], odd: float, sane: bool, spec: str) -> None:
     """`odd`: the share of the weights that are any 16 bits at all; the scales need not be of this weight."""

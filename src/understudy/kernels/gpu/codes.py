@@ -7,6 +7,8 @@ import triton.language as tl
 @triton.jit
 def column_of(run, row, BITS: tl.constexpr):
     """The code of each `row` (0 to 63) of the column whose 8 * BITS bytes begin at `run`, as int32."""
+    if BITS == 8:
+        return tl.load(run + row).to(tl.int32)
     if BITS == 4:
         return (tl.load(run + row % 32).to(tl.int32) >> (row // 32 * 4)) & 15
     code = (tl.load(run + row % 16).to(tl.int32) >> (row // 16 * 2)) & 3

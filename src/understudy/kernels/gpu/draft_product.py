@@ -1,4 +1,4 @@
-"""x @ W.T for a few rows x and a weight of 2, 3 or 4 bits, on a GPU: the draft's product. It reads each code once.
+"""x @ W.T for a few rows x and a weight of 2, 3, 4 or 8 bits, on a GPU: the draft's product. It reads each code once.
 
 The codes go into the matrix units as whole numbers, -8 to 7 for 4 bits, which bfloat16 holds exactly; scale and zero
 are applied to the sums of each group. Columns are shared out over programs so that all of the GPU reads, and what they
@@ -28,7 +28,7 @@ class GroupedProduct:
         self.codes, self.scales, self.rows = codes, scales.view(torch.int16), rows
         self.count, self.columns = codes.shape[:2]
         self.group = self.columns // scales.shape[0]
-        self.step = min(self.group, 64)
+        self.step = next(size for size in (64, 32, 16) if self.group % size == 0)
         steps = self.columns // self.step
         # steps of one program
         self.each = -(-steps // max(1, min(steps, PROGRAMS // self.count)))
@@ -87,7 +87,7 @@ def _multiply_few(
     M: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, EACH: tl.constexpr, WIDE: tl.constexpr,
     BITS: tl.constexpr,
 ):  # fmt: skip
-    """The same for 2 and 3 bits: a code's bits are picked out for each of the 64 rows, whose bytes lie in the
+    """The same for 2, 3 and 8 bits: a code's bits are picked out for each of the 64 rows, whose bytes lie in the
     cache."""
     b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     line, row = tl.arange(0, M), tl.arange(0, 64)

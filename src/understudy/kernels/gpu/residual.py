@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..bins import DENSE, WIDER
+from ..residual import tile_columns
 from .codes import column_of
 
 # columns that are decoded at once, unless a group has fewer
@@ -23,14 +24,15 @@ def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
 
     codes uint8 [nb, K, 8 * bits]; scales bfloat16 [groups, nb * 64, 2], whose rows may be part of longer ones."""
     count, columns, _ = out.shape
-    groups, bits = scales.shape[0], codes.shape[2] // 8
-    group = columns // groups
+    bits = codes.shape[2] // 8
+    group = tile_columns(columns, scales.shape[0], bits)
+    groups, stride = columns // group, scales.stride(0) if scales.shape[0] > 1 else 0
     assert codes.shape == (count, columns, 8 * bits) and codes.is_contiguous() and out.is_contiguous()
     assert scales.shape[1] == count * 64 and scales.stride()[1:] == (2, 1) and group % min(group, COLUMNS) == 0
     assert data.numel() % 64 == 0 and data.data_ptr() % 8 == 0 and out.dtype == torch.bfloat16
     views = [data.view(kind) for kind in (torch.int64, torch.int32, torch.int16)]
     _decode[(count * groups,)](
-        data, *views, codes, scales.view(torch.int16), scales.stride(0), out.view(torch.int16), count, groups,
+        data, *views, codes, scales.view(torch.int16), stride, out.view(torch.int16), count, groups,
         group=group, COLUMNS=min(group, COLUMNS), LISTED=LISTED, BITS=bits, DENSE=DENSE[bits], WIDER=WIDER[bits],
         num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
@@ -87,8 +89,10 @@ def _decode(
             place += tl.sum(sizes, 0)
             below = _bit(data + stream, here + (before & 255), straddles) != 0
             here += (totals & 255)[:, None]
-            value = column_of(data + dense + column * 8 * DENSE, row[None, :], 4)
-            for bit in tl.static_range(4, DENSE):
+            value = tl.zeros([COLUMNS, 64], tl.int32)
+            if DENSE >= 4:
+                value += column_of(data + dense + column * 8 * DENSE, row[None, :], 4)
+            for bit in tl.static_range(4 if DENSE >= 4 else 0, DENSE):
                 run = tl.load(data + dense + column * 8 * DENSE + 8 * bit + row[None, :] // 8).to(tl.int32)
                 value += ((run >> (row[None, :] % 8)) & 1) << bit
             for bit in tl.static_range(DENSE, 10):
