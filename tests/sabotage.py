@@ -167,6 +167,8 @@ MUTATIONS = (
     Mutation("a page that was read in part is passed over", "tiers/file.py", "start = got // ALIGNMENT * ALIGNMENT", "start = -(-got // ALIGNMENT) * ALIGNMENT", FILE),
     Mutation("a bin is one pattern narrower", "kernels/bins.py", "b.add(b.sub(larger, smaller), self.all(HALVES, 1))", "b.sub(larger, smaller)", FORMAT),
     Mutation("the outermost bins are no wider", "kernels/bins.py", "b.add(larger, self.all(HALVES, WIDER[self.bits])), larger)", "larger, larger)", FORMAT),
+    Mutation("a head has bits that do not fit", "planning.py", "return options if fits else", "return options if True else", "tests/test_planning.py"),
+    Mutation("the head's own bits are forgotten", "weights/mixing.py", "found[-1] = recipe.head", "pass", "tests/weights/test_mixing.py"),
     Mutation("few dense bits are read as nibbles", "kernels/residual_bits.py", "return 4 if self.dense >= 4 else 0", "return 4", FORMAT),
     Mutation("the one scale of a row is moved on by a tile", "kernels/residual.py", "scales.stride(0) * 2 if scales.shape[0] > 1 else 0", "64", "tests/kernels/test_residual.py"),
     Mutation("a third bit is that of another row", "kernels/codes.py", "1 << 2 * v + j // 8", "1 << 2 * v + j % 2", "tests/kernels/test_codes.py"),

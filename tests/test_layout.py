@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "blueprint": {"layer_states", "recurrent", "options", "devices", "models", "weights", "plan"},
     "planning": {
         *("blueprint", "sources", "options"),
-        *("devices", "models", "weights", "plan", "drafters"),
+        *("devices", "codecs", "models", "weights", "plan", "drafters"),
     },
     "loading": {
         "planning",

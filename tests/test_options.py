@@ -23,6 +23,9 @@ def options(tmp_path: Path, **given: Any) -> Options:
         ({"rows": 0}, "1 or more"),
         ({"bits": 5}, "4"),
         ({"bits": "mixed:bits=99"}, "between"),
+        ({"head_bits": 5}, "--head-bits must be one of"),
+        ({"head_bits": 8, "bits": "mixed"}, "a mix, which chooses"),
+        ({"recipe_head": "int8"}, "No option 'recipe_head'"),
         ({"bits": "mixed:calibrated=abc"}, "--calibrate FILE"),
         ({"calibrate": "text", "bits": 8}, "2, 3, 4 or mixed bits"),
         ({"link": True, "codec": "raw"}, "choose one of them"),
@@ -41,6 +44,17 @@ def test_bits_name_a_quantiser_unless_one_is_given(tmp_path: Path) -> None:
     assert options(tmp_path).recipe_quantizer == "int4" and options(tmp_path, bits=16).recipe_quantizer == "exact"
     assert options(tmp_path, bits="mixed").recipe_quantizer == "mixed:bits=3.5"
     assert options(tmp_path, bits=3, quantizer="int4:group=32").recipe_quantizer == "int4:group=32"
+
+
+def test_the_head_has_8_bits_of_its_own_beside_fewer_unless_it_is_told(tmp_path: Path) -> None:
+    for given in ({}, {"bits": 2}, {"quantizer": "int4:group=32"}):
+        assert options(tmp_path, **given).recipe_head == "int8" and options(tmp_path, **given).head_left_open
+    for given in ({"bits": 8}, {"bits": 16}, {"bits": "mixed"}, {"head_bits": 4}, {"bits": 3, "head_bits": 3}):
+        assert not options(tmp_path, **given).recipe_head and not options(tmp_path, **given).head_left_open
+    forced = options(tmp_path, head_bits=8, codec="raw")
+    assert forced.recipe.head == "int8" and not forced.head_left_open
+    assert options(tmp_path, bits=8, head_bits=4).recipe_head == "int4"
+    assert not options(tmp_path).held_whole().recipe.head
 
 
 def test_a_text_is_read_once(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.published import GEMMA4_31B, MISTRAL_SMALL_24B, MUSE_GLIMMER_30B, QWE
 from tests.tiny import save
 from understudy import LLM
 from understudy.errors import UsageError
+from understudy.plan.placement import Plan
 
 CARD = "cuda:memory=24GB,link=25GB/s,host=64GB,bandwidth=1000GB/s"
 LAPTOP = "cpu:memory=16GB,disk=3.5GB/s,bandwidth=60GB/s"
@@ -54,6 +55,24 @@ def test_a_large_model_is_planned_for_a_card_and_for_a_laptop(name: str, tmp_pat
     laptop = LLM.plan_only(config=tmp_path, machine=LAPTOP, bits=bits)
     speed = laptop.predicted(8, 8)
     assert speed is not None and laptop.plain_tokens_per_second is not None and speed > 5 * laptop.plain_tokens_per_second > 0
+
+
+def test_a_head_has_8_bits_where_they_fit(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MISTRAL_SMALL_24B))
+
+    def planned(head_bits: int | str, **options: Any) -> Plan:
+        return LLM.plan_only(config=tmp_path, machine=CARD, head_bits=head_bits, **options)
+
+    def copies(plan: Plan) -> int:
+        return plan.items["substitute"]
+
+    four, eight = planned(4), planned(8)
+    assert copies(eight) - copies(four) == pytest.approx(131072 * 5120 / 2, rel=0.15)
+    assert copies(planned("auto")) == copies(eight)
+    least = planned(4, context=512, rows=1).least_bytes
+    assert copies(planned("auto", context=512, rows=1, memory=least)) == copies(four)
+    with pytest.raises(UsageError, match="too small"):
+        planned(8, context=512, rows=1, memory=least)
 
 
 def test_a_checkpoint_that_cannot_fit_is_refused_before_it_is_prepared(

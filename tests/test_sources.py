@@ -88,6 +88,18 @@ def test_a_store_that_was_made_from_weights_alone_is_still_found(tmp_path: Path,
         Store.open(path).verify()
 
 
+def test_a_store_whose_head_has_the_bits_of_all_weights_is_still_found(tmp_path: Path, model: Path) -> None:
+    checkpoint = Checkpoint.open(model)
+    same = prepare_source(checkpoint, options(tmp_path, codec="raw", head_bits=4), None)
+    assert not same.recipe.head
+    assert prepare_source(checkpoint, options(tmp_path, codec="raw"), None).path == same.path
+    assert prepare_source(checkpoint, options(tmp_path, output=same.path, codec="raw"), None).path == same.path
+    own = prepare_source(checkpoint, options(tmp_path, codec="raw", head_bits=8), None)
+    assert own.recipe.head == "int8" and own.path != same.path
+    assert prepare_source(checkpoint, options(tmp_path, codec="raw"), None).path == own.path, "the better one is taken"
+    Store.open(own.path).verify()
+
+
 def test_a_revision_is_for_models_of_the_hub(tmp_path: Path, model: Path) -> None:
     chosen = options(tmp_path, revision="v2", offline=True)
     for name in (model, None):

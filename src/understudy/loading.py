@@ -20,11 +20,10 @@ from .options import Options
 from .plan.demand import MIB
 from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
-from .planning import Foretold, measured, refuse_what_cannot_fit, with_second
+from .planning import MemoryCeiling, measured, with_second
 from .sources import Report, locate, prepare_source, proven_config
 from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint
-from .weights.layout import ModelLayout
 from .weights.store import Store
 
 # What a process that prepares and compiles nothing grows by until weights are read. RUNTIME counts it already.
@@ -75,11 +74,8 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     source = locate(model, options)
     files = SmallFiles.of(source.path, options)
 
-    def check(config: Any, layout: ModelLayout, chosen: Options) -> None:
-        assert isinstance(source, Checkpoint), "only a checkpoint is prepared"
-        refuse_what_cannot_fit(Foretold(config, source.tensors, layout), chosen, device)
-
-    store = prepare_source(source, options, report, device, check)
+    ceiling = MemoryCeiling(source, device) if isinstance(source, Checkpoint) else None
+    store = prepare_source(source, options, report, device, ceiling)
     blueprint = Blueprint.of_store(store, files.config, options, measured(store, options), device)
     blueprint = with_second(blueprint, store.path, report)
     plan = blueprint.plan()

@@ -30,8 +30,11 @@ from .weights.recipe import (
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 BITS: dict[int | str, str] = {2: "int2", 3: "int3", 4: "int4", 8: "int8", 16: "exact"}
 AUTO = "auto"
+# The head's quantiser where its bits are left open and there is room, beside those of all other weights.
+HEAD = "int8"
+BESIDE = ("int2", "int3", "int4")
 # Fields that follow from the environment and from other options: nobody gives them.
-DERIVED = {"cache", "recipe_quantizer", "text"}
+DERIVED = {"cache", "recipe_quantizer", "recipe_head", "text"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Options:
     rows: int | None = None
     # Bits of a substitute's weight, or "mixed" for a mix.
     bits: int | str = 4
+    # Bits of the head's substitute; auto: 8 where there is room for them, else those of all others.
+    head_bits: int | str = AUTO
     # The name of a quantiser, which takes the place of `bits`.
     quantizer: str | None = None
     # A file of text that weighs a mix.
@@ -81,6 +86,8 @@ class Options:
     cache: Path = Path()
     # The full name of the quantiser of all weights, or of the mix.
     recipe_quantizer: str = "int4"
+    # The quantiser of the head; empty: that of all weights.
+    recipe_head: str = ""
     # The text in `calibrate`, read once; the one that comes along where none is named.
     text: str | None = None
 
@@ -103,6 +110,8 @@ class Options:
                 raise UsageError(f"{name} must be 1 or more, got {value}.")
         if options.quantizer is None and options.bits not in BITS and mixed(str(options.bits)) is None:
             raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))} or mixed, got {options.bits}.")
+        if options.head_bits not in (AUTO, *BITS):
+            raise UsageError(f"--head-bits must be one of {', '.join(map(str, BITS))} or auto, got {options.head_bits}.")
         options = options._with_recipe()
         return options._linked() if options.link else options
 
@@ -110,7 +119,12 @@ class Options:
     def recipe(self) -> Recipe:
         """How the Store is made. The codec must have been chosen."""
         assert self.codec != AUTO, "the codec was not chosen yet"
-        return Recipe(self.recipe_quantizer, self.codec, checksum_of(self.text))
+        return Recipe(self.recipe_quantizer, self.codec, checksum_of(self.text), self.recipe_head)
+
+    @property
+    def head_left_open(self) -> bool:
+        """May the head have the quantiser of all weights instead of its own?"""
+        return self.head_bits == AUTO and bool(self.recipe_head)
 
     @property
     def drafter(self) -> DrafterSpec:
@@ -129,8 +143,9 @@ class Options:
 
     def held_whole(self) -> Options:
         """For a second model that drafts: its own weights and type, held whole, prepared in the cache."""
-        recipe = {"quantizer": "exact", "recipe_quantizer": "exact", "calibrate": None, "text": None, "codec": FALLBACK}
-        return replace(self, **recipe, output=None, revision=None, dtype="auto", method=DEFAULT_METHOD)  # type: ignore[arg-type]
+        recipe: dict[str, Any] = {"quantizer": "exact", "recipe_quantizer": "exact", "recipe_head": "", "codec": FALLBACK}
+        recipe |= {"calibrate": None, "text": None}
+        return replace(self, **recipe, output=None, revision=None, dtype="auto", method=DEFAULT_METHOD)
 
     def _with_recipe(self) -> Options:
         """With the quantiser's full name and the text that the copy is fitted to."""
@@ -138,7 +153,17 @@ class Options:
         given = self.calibrate is not None and str(self.calibrate) != NO_TEXT
         check_calibration(named, given)
         text = calibration_text(self.calibrate) if uses_text(named) else None
-        return replace(self, recipe_quantizer=quantizer_name(named, text if given else None), text=text)
+        name = quantizer_name(named, text if given else None)
+        return replace(self, recipe_quantizer=name, recipe_head=self._head(name), text=text)
+
+    def _head(self, name: str) -> str:
+        """The head's own quantiser beside quantiser or mix `name`; empty where it has none. UsageError for one beside a mix."""
+        if self.head_bits == AUTO:
+            return HEAD if name.partition(":")[0] in BESIDE else ""
+        if mixed(name) is not None:
+            raise UsageError("--head-bits is not for a mix, which chooses the head's bits itself: choose one of them.")
+        head = BITS[self.head_bits]
+        return "" if head == name else head
 
     def _linked(self) -> Options:
         """With the codec that `link` means. Raises UsageError where another option contradicts it."""

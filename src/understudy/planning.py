@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .blueprint import Blueprint
+from .codecs import FALLBACK
 from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
 from .devices.elsewhere import device_of
@@ -72,6 +73,8 @@ class Foretold:
         except UsageError as error:
             if options.recipe_quantizer != "int4" or not options.holds_substitute:
                 raise
+            if options.head_bits == AUTO:
+                options = replace(options, recipe_head="")
             for bits in FEWER_BITS:
                 try:
                     planned(replace(options, recipe_quantizer=f"int{bits}"))
@@ -88,6 +91,8 @@ def plan_for(model: str | Path | None, options: Options, other: OtherMachine | N
     config = proven_config(source.path, options)
     if isinstance(source, Checkpoint):
         layout = layout_of(source)
+        foretold = Foretold(config, source.tensors, layout)
+        options = suited(foretold, options, Machine.inspect() if other is None else other.machine(), device)
         if other is None:
             options = choose_codec(source, layout, options, device)
         else:
@@ -100,7 +105,6 @@ def plan_for(model: str | Path | None, options: Options, other: OtherMachine | N
         return noted_elsewhere(with_second(blueprint, source.path, None).plan(), other)
     file = source.info(layout.linears[0].weight).file
     machine = Machine.inspect().measured(file, options.cache) if other is None else other.machine()
-    foretold = Foretold(config, source.tensors, layout)
     second = with_second(foretold.blueprint(options, machine, device), source.path, None).second
     plan = foretold.plan(options, machine, device, second)
     if other is not None:
@@ -128,9 +132,10 @@ def plan_for_config(place: str | Path, options: Options, other: OtherMachine | N
     model = structure.skeleton(config, dtype, attention_name())
     tensors = structure.foretold(model, dtype, directory)
     layout = structure.layout(model, tensors)
-    options = chosen_elsewhere(options, other, dtype, device)
     machine = Machine.inspect() if other is None else other.machine()
-    plan = Foretold(config, tensors, layout).plan(options, machine, device)
+    foretold = Foretold(config, tensors, layout)
+    options = chosen_elsewhere(suited(foretold, options, machine, device), other, dtype, device)
+    plan = foretold.plan(options, machine, device)
     if other is not None:
         return noted_elsewhere(plan.noted("from the config alone: sizes are foretold"), other)
     return plan.noted("from the config alone: sizes are foretold, and there is no link to measure (--for describes a machine)")
@@ -158,12 +163,33 @@ def noted_elsewhere(plan: Plan, other: OtherMachine | None) -> Plan:
     return plan if other is None else plan.noted(other.note)
 
 
-def refuse_what_cannot_fit(foretold: Foretold, options: Options, device: Device) -> None:
-    """Raise UsageError, before minutes are spent on preparing a model, where its plan would miss the budget clearly."""
-    machine = Machine.inspect()
-    blueprint = foretold.blueprint(options, machine, device)
-    if blueprint.least_bytes > blueprint.budget * FORETOLD:
-        foretold.plan(options, machine, device)
+@dataclass(frozen=True)
+class MemoryCeiling:
+    """What of a checkpoint fits on a device of this machine (a `sources.Ceiling`)."""
+
+    source: Checkpoint
+    device: Device
+
+    def suited(self, config: Any, layout: ModelLayout, options: Options) -> Options:
+        return suited(Foretold(config, self.source.tensors, layout), options, Machine.inspect(), self.device)
+
+    def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
+        """Before minutes are spent on preparing a model whose plan would miss the budget clearly."""
+        foretold, machine = Foretold(config, self.source.tensors, layout), Machine.inspect()
+        blueprint = foretold.blueprint(options, machine, self.device)
+        if blueprint.least_bytes > blueprint.budget * FORETOLD:
+            foretold.plan(options, machine, self.device)
+
+
+def suited(foretold: Foretold, options: Options, machine: Machine, device: Device) -> Options:
+    """Options whose head has the bits of all weights where its own were left open and do not fit with a little to spare."""
+    if not options.head_left_open:
+        return options
+    # of all codecs the one whose parts take most room
+    largest = replace(options, codec=FALLBACK) if options.codec == AUTO else options
+    blueprint = foretold.blueprint(largest, machine, device)
+    fits = blueprint.least_bytes * FORETOLD <= blueprint.budget
+    return options if fits else replace(options, recipe_head="")
 
 
 def measured(store: Store, options: Options) -> Machine:

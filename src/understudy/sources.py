@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -28,12 +28,21 @@ from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
 from .weights.mixing import Moments
 from .weights.prepare import estimate, prepare
+from .weights.recipe import Recipe
 from .weights.store import Store
 
 # Called with what is being done, what is done of it, and all there is to do (0: it has no parts).
 Report = Callable[[str, float, float], None]
-# Called with a checkpoint's config, its layout, and the options with all that was left open chosen.
-Check = Callable[[Any, ModelLayout, Options], None]
+
+
+class Ceiling(Protocol):
+    """What fits in the memory there is, asked before a checkpoint is prepared."""
+
+    def suited(self, config: Any, layout: ModelLayout, options: Options) -> Options:
+        """Options with what takes more room than there is left out, where they leave it open."""
+
+    def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
+        """Raise UsageError for what cannot fit. Options have all that was left open chosen."""
 
 
 def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
@@ -57,27 +66,28 @@ def prepare_source(
     options: Options,
     report: Report | None,
     device: Device | None = None,
-    check: Check | None = None,
+    ceiling: Ceiling | None = None,
 ) -> Store:
     """The Store of a checkpoint: made now if it is not there yet, and then found again at the next start.
 
-    device: where the model will run; None: the one that `options` name, opened if a codec is to be chosen for it. check: called
-    before a Store is made; what it raises is raised."""
+    device: where the model will run; None: the one that `options` name, opened if a codec is to be chosen for it. ceiling: what
+    fits there; None: all does. What its check raises before a Store is made is raised."""
     if isinstance(source, Store):
         return source
     config = proven_config(source.path, options)
     layout = layout_of(source)
+    if ceiling is not None:
+        options = ceiling.suited(config, layout, options)
     options = choose_codec(source, layout, options, device)
     directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
-    if options.calibrate is None and (directory / INDEX).is_file() and not Store.open(directory).recipe.calibrated:
-        # made by an earlier version, from the weights alone
-        options = replace(options, text=None)
+    if (directory / INDEX).is_file():
+        options = _as_made(options, Store.open(directory).recipe)
     progress = None if report is None else lambda done, total, name: report("preparing", done, total)
     if not directory.is_dir():
         # Refused now, not after the minutes that preparing takes.
         tokenizer_of(source.path, source.info(layout.embedding).shape[0])
-        if check is not None:
-            check(config, layout, options)
+        if ceiling is not None:
+            ceiling.check(config, layout, options)
     if report is not None and not directory.is_dir():
         size = format_size(estimate(source, layout, options.recipe))
         report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)
@@ -85,6 +95,13 @@ def prepare_source(
             report(said_aside(source, layout, options.recipe.codec), 0, 0)
     measure = None if options.text is None else partial(_moments, source, layout, config, options.text, report)
     return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
+
+
+def _as_made(options: Options, recipe: Recipe) -> Options:
+    """Options with what they leave open as in the Store that is there. Earlier versions fitted nothing to a text."""
+    if options.calibrate is None and not recipe.calibrated:
+        options = replace(options, text=None)
+    return replace(options, recipe_head=recipe.head) if options.head_bits == AUTO else options
 
 
 def _moments(source: Checkpoint, layout: ModelLayout, config: Any, text: str, report: Report | None) -> Moments:
@@ -119,10 +136,13 @@ def choose_codec(
 
 
 def _left_open(options: Options) -> list[Options]:
-    """All that options may mean, best first. Stores made by earlier versions were not fitted to a text."""
+    """All that options may mean, best first. Earlier versions fitted nothing to a text, and heads had the bits of all weights."""
+    heads = [options.recipe_head, ""] if options.head_left_open else [options.recipe_head]
     texts = [options.text] if options.calibrate is not None else [options.text, None]
     codecs = copying() if options.codec == AUTO else [options.codec]
-    return [replace(options, text=text, codec=name) for text in texts for name in codecs]
+    return [
+        replace(options, recipe_head=head, text=text, codec=name) for head in heads for text in texts for name in codecs
+    ]
 
 
 def stored_at(source: Checkpoint, options: Options) -> Path:

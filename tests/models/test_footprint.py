@@ -26,27 +26,32 @@ from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.recipe import Recipe
 from understudy.weights.store import Store
 
+# what --head-bits calls a quantiser
+BITS = {"int4": 4, "int8": 8, "exact": 16}
+
 
 def both(tmp_path: Path, recipe: Recipe, held: bool, **changes: Any) -> tuple[WeightSizes, WeightSizes]:
     """Sizes foretold from a checkpoint, and those of its Store."""
     save(tmp_path / "model", "llama", torch.bfloat16, **changes)
     checkpoint = Checkpoint.open(tmp_path / "model")
     foretold = sizes_of_checkpoint(checkpoint.tensors, layout_of(checkpoint), recipe, held)
-    store = LLM.prepare(tmp_path / "model", quantizer=recipe.quantizer, codec=recipe.codec, output=tmp_path / "store")
+    options = {"quantizer": recipe.quantizer, "head_bits": BITS[recipe.head or recipe.quantizer], "codec": recipe.codec}
+    store = LLM.prepare(tmp_path / "model", output=tmp_path / "store", **options)
+    assert Store.open(store.path).recipe.head == recipe.head
     return foretold, sizes_of_store(Store.open(store.path), held)
 
 
 @pytest.mark.parametrize("held", [True, False])
-@pytest.mark.parametrize("quantizer", ["int4", "int8", "exact"])
-def test_raw_weights_are_foretold_to_the_byte(tmp_path: Path, quantizer: str, held: bool) -> None:
-    foretold, known = both(tmp_path, Recipe(quantizer, "raw"), held)
+@pytest.mark.parametrize(("quantizer", "head"), [("int4", ""), ("int4", "int8"), ("int8", ""), ("exact", "")])
+def test_raw_weights_are_foretold_to_the_byte(tmp_path: Path, quantizer: str, head: str, held: bool) -> None:
+    foretold, known = both(tmp_path, Recipe(quantizer, "raw", head=head), held)
     assert foretold == known
     assert (known.substitute_bytes > 0) == (held or quantizer == "exact")
     assert bool(known.part_bytes) == (quantizer != "exact") and known.decoding_bytes == 0
 
 
 def test_delta_is_foretold_by_usual_weights_and_needs_its_substitute(tmp_path: Path) -> None:
-    foretold, known = both(tmp_path, Recipe("int4", "delta"), held=False, hidden_size=256, intermediate_size=512)
+    foretold, known = both(tmp_path, Recipe("int4", "delta", head="int8"), held=False, hidden_size=256, intermediate_size=512)
     assert foretold.linears == known.linears and known.substitute_bytes > 0, "it is decoded with the substitute"
     assert sum(foretold.part_bytes) == pytest.approx(sum(known.part_bytes), rel=0.1)
     assert foretold.decoding_bytes == known.decoding_bytes > 0

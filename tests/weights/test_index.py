@@ -28,12 +28,15 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert {name: getattr(store, name) for name in vars(contents)} == vars(contents)
     linked = {"/model/model.safetensors": (123, 456)}
     changed = replace(contents, source=replace(contents.source, linked=linked), recipe=Recipe("mixed:bits=3", "link"))
+    for recipe in (Recipe("mixed:bits=3", "link"), Recipe("int4", "delta", "abc", "int8"), Recipe("int8", "raw", head="int4")):
+        index.save(replace(changed, recipe=recipe), store.file("index.json"))
+        assert index.load(store.path).recipe == recipe
     index.save(changed, store.file("index.json"))
     assert index.load(store.path) == changed != contents
 
 
 def test_the_form_is_that_of_format_1(tmp_path: Path) -> None:
-    """Every key that a version of this format reads is there, also the head's quantiser, which is always the same."""
+    """Every key that a version of this format reads is there, also the head's quantiser, which was always the same."""
     store = _store(tmp_path)
     body = json.loads(store.file("index.json").read_text())
     content = body["content"]

@@ -1,5 +1,6 @@
 """A Store of mixed bits: chosen once by measured errors, kept in the journal, whole and exact like any other."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from understudy.quantizers.inputs import Inputs
 from understudy.weights import building
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.export import export
-from understudy.weights.mixing import errors_of
+from understudy.weights.layout import LinearSpec
+from understudy.weights.mixing import errors_of, quantizers_of
 from understudy.weights.prepare import estimate, prepare
 from understudy.weights.recipe import Recipe
 from understudy.weights.store import Store
@@ -56,6 +58,19 @@ def test_errors_decide_within_the_average(tmp_path: Path) -> None:
     assert sum(taken.values()) * 8 <= 3.5 * weights
     assert len({entry.quantizer for entry in entries.values()}) > 1
     assert taken["layers.2.up"] > min(taken[f"layers.{i}.up"] for i in (0, 1, 3))
+
+
+def test_a_head_has_its_own_bits_where_its_shape_allows_them(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path, tensors(tied=False))
+    made = layout(checkpoint)
+    for head, found in (("", "int4"), ("int8", "int8")):
+        assert quantizers_of(made, Recipe(head=head)) == ["int4"] * (len(made.linears) - 1) + [found]
+    narrow = replace(made, linears=(*made.linears[:-1], LinearSpec("head", "head.weight", (200, 48))))
+    assert quantizers_of(narrow, Recipe("int3:group=16", head="int8"))[-1] == "int3:group=16", "32 does not divide 48"
+    store = prepare(checkpoint, made, tmp_path / "store", Recipe(codec="delta", head="int8"))
+    assert [entry.quantizer for entry in store.linears.values()][-2:] == ["int4", "int8"]
+    assert {entry.codec for entry in store.linears.values()} == {"delta"}
+    store.verify()
 
 
 def _alike(squares: Tensor) -> Inputs:

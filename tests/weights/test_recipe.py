@@ -31,8 +31,9 @@ def test_content_and_recipe_make_the_directory() -> None:
         Recipe("int4:group=32", "raw").store_path("org/model", "f" * 32, CACHE),
         Recipe("int4", "raw").store_path("org/model", "e" * 32, CACHE),
         Recipe("int4", "raw", checksum_of("text")).store_path("org/model", "f" * 32, CACHE),
+        Recipe("int4", "raw", head="int8").store_path("org/model", "f" * 32, CACHE),
     }
-    assert len(paths) == 5 and all(path.parent == CACHE for path in paths)
+    assert len(paths) == 6 and all(path.parent == CACHE for path in paths)
     assert all(c.isalnum() or c in "-._" for path in paths for c in path.name)
 
 

@@ -44,6 +44,11 @@ def bits(text: str) -> int | str:
     return text if text.partition(":")[0] == "mixed" else whole(text)
 
 
+def head_bits(text: str) -> int | str:
+    """An argument type: a whole number, or "auto"."""
+    return text if text == "auto" else whole(text)
+
+
 def count(text: str) -> int:
     """An argument type: one or more."""
     if whole(text) < 1:
@@ -112,6 +117,7 @@ PREPARATION = (
     _value(
         "--bits", "2|3|4|8|mixed", "bits of the copy that drafts (default 4); mixed:bits=3.5 where they help most", bits
     ),
+    _value("--head-bits", "4|8|auto", "bits of the head's copy (auto: 8 where there is room for them)", head_bits),
     _value(
         "--calibrate", "FILE", "a text that the copy is fitted to (default: one that comes along; none: weights alone)", Path
     ),

@@ -14,13 +14,13 @@ from ..kernels.recurrence import working_bytes
 from ..plan.demand import MIB, Footprint, LevelSize
 from ..plan.residents import LinearSize
 from ..quantizers import fitting
-from ..quantizers.mixed import foretold as foretold_quantizers
 from ..recurrent import DEEPEST
 from ..sampling import BYTES_A_TOKEN, choosing_bytes
 from ..tiers.memory import ALIGNMENT
 from ..weights.checkpoint import TensorInfo
 from ..weights.entries import LinearEntry, part_blocks
 from ..weights.layout import LinearSpec, ModelLayout
+from ..weights.mixing import quantizers_of
 from ..weights.recipe import Recipe
 from ..weights.store import Store
 from .load import whole_bytes
@@ -100,9 +100,7 @@ def sizes_of_checkpoint(
     """The sizes that a Store of these tensors would have. Parts and a mix of bits are those of usual weights."""
     foretold = [
         _foretold(spec, tensors[spec.weight].dtype, wanted, recipe.codec, holds_substitute)
-        for spec, wanted in zip(
-            layout.linears, foretold_quantizers(recipe.quantizer, [spec.shape for spec in layout.linears]), strict=True
-        )
+        for spec, wanted in zip(layout.linears, quantizers_of(layout, recipe), strict=True)
     ]
     return WeightSizes(
         part_bytes=tuple(nbytes for linear in foretold for nbytes in linear.part_bytes),

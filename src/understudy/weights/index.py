@@ -100,14 +100,15 @@ def digest(content: Any) -> str:
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, str]:
-    """Format 1 also names the head's quantiser, which is that of all weights."""
-    names = {"quantizer": recipe.quantizer, "head_quantizer": recipe.quantizer, "codec": recipe.codec}
+    """Format 1 also names the head's quantiser where it is that of all weights."""
+    names = {"quantizer": recipe.quantizer, "head_quantizer": recipe.head or recipe.quantizer, "codec": recipe.codec}
     return names | ({"calibrated": recipe.calibrated} if recipe.calibrated else {})
 
 
 def _recipe_from_json(row: Mapping[str, str]) -> Recipe:
+    head = row["head_quantizer"]
     # the first Stores were made without a text
-    return Recipe(row["quantizer"], row["codec"], row.get("calibrated", ""))
+    return Recipe(row["quantizer"], row["codec"], row.get("calibrated", ""), "" if head == row["quantizer"] else head)
 
 
 def stored_to_json(stored: Stored) -> list[Any]:

@@ -22,12 +22,15 @@ SAMPLED = 4
 
 
 def quantizers_of(layout: ModelLayout, recipe: Recipe, errors: Sequence[Errors] | None = None) -> list[str]:
-    """The quantiser of each Linear. A mix chooses by `errors`; None: by those of usual weights."""
+    """The quantiser of each Linear, the head's last. A mix chooses by `errors`; None: by those of usual weights."""
     shapes = [spec.shape for spec in layout.linears]
     mix = mixed(recipe.quantizer)
-    if mix is None or errors is None:
-        return foretold(recipe.quantizer, shapes)
-    return mix.choose(shapes, errors)
+    if mix is not None and errors is not None:
+        return mix.choose(shapes, errors)
+    found = foretold(recipe.quantizer, shapes)
+    if recipe.head and fitting(recipe.head, *shapes[-1]).name == recipe.head:
+        found[-1] = recipe.head
+    return found
 
 
 def errors_of(checkpoint: Checkpoint, spec: LinearSpec, inputs: Inputs | None) -> Errors:

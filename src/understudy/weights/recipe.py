@@ -27,10 +27,13 @@ class Recipe:
     codec: str = FALLBACK
     # A checksum of the text that the copy was fitted to; empty: it was made from the weights alone.
     calibrated: str = ""
+    # The quantiser of the head alone; empty: that of all weights.
+    head: str = ""
 
     def store_path(self, model: str, fingerprint: str, cache: Path) -> Path:
         """The directory in `cache` for the Store of `model`, whose content has this fingerprint."""
-        recipe = [self.quantizer, self.calibrated, self.codec] if self.calibrated else [self.quantizer, self.codec]
+        head = f"head_{self.head}" if self.head else ""
+        recipe = filter(None, [self.quantizer, head, self.calibrated, self.codec])
         readable = "-".join([Path(model).name or "model", *recipe, fingerprint[:12]])
         return cache / "".join(c if c.isalnum() or c in "-._" else "_" for c in readable)
 
