@@ -153,7 +153,7 @@ MUTATIONS = (
     Mutation("a token that is none is written", "engine.py", "return tokens[: count - 1]", "return tokens[:count]", LOOP),
     Mutation("a bug in one request's pass ends all of them", "scheduler.py", "if len(running) > 1 and not isinstance(error, UnderstudyError):", "if False:", LOOP),
     Mutation("a bug after the choice ends all requests", "engine.py", "            if not isinstance(error, Exception):\n                raise\n            self.release", "            raise\n            self.release", LOOP),
-    Mutation("a cancelled request keeps its row", "scheduler.py", "                if not request.finished:\n                    self.engine.release", "                if False:\n                    self.engine.release", LOOP),
+    Mutation("a cancelled request keeps its row", "scheduler.py", "            if not request.finished:\n                self.engine.release", "            if False:\n                self.engine.release", LOOP),
     Mutation("the policy's order is ignored", "scheduler.py", "for request in selection.admit:", "for request in reversed(selection.admit):", LOOP),
     Mutation("everybody runs, whoever the policy selects", "scheduler.py", "return [request for request in selection.run if not request.finished]", "return list(self.running)", LOOP),
     Mutation("the shortest beginning is taken", "reuse.py", "if length == most and kept[row]", "if kept[row]", "tests/test_reuse.py"),

@@ -84,8 +84,7 @@ class Scheduler:
         """End `request` now, or at the end of the pass that is under way. No other request is touched. Does not block."""
         with self._changed:
             request.cancelled = True
-            if not self._stepping:
-                self._drop_cancelled()
+            self._drop_cancelled(running=not self._stepping)
 
     def step(self) -> None:
         """Run one pass, wait first for the pass of another thread. What it gives is in the requests.
@@ -283,14 +282,16 @@ class Scheduler:
         self.engine.release(request.sequence, "error")
         request.end(error)
 
-    def _drop_cancelled(self) -> None:
-        """Take cancelled requests out; `_changed` is held, and no pass is under way."""
-        for request in [request for request in (*self.waiting, *self.running) if request.cancelled]:
-            if request in self.waiting:
-                self.waiting.remove(request)
-                request.sequence.finish_reason = "cancelled"
-            else:
-                self.running.remove(request)
-                if not request.finished:
-                    self.engine.release(request.sequence)
+    def _drop_cancelled(self, running: bool = True) -> None:
+        """Take cancelled requests out of the queue and, with `running`, out of those that run: then no pass may be under way.
+
+        `_changed` is held."""
+        for request in [request for request in self.waiting if request.cancelled]:
+            self.waiting.remove(request)
+            request.sequence.finish_reason = "cancelled"
+            request.end(request.error)
+        for request in [request for request in self.running if request.cancelled] if running else ():
+            self.running.remove(request)
+            if not request.finished:
+                self.engine.release(request.sequence)
             request.end(request.error)

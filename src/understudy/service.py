@@ -76,8 +76,10 @@ class Service:
         """Queue `requests`, all or none. Raises Unavailable."""
         if self.trouble:
             raise Unavailable(f"No request is taken: {self.trouble}.", retry_after=0 if self.fault else 5)
-        waiting = len(self.llm.scheduler.waiting)
-        free = max(self.llm.scheduler.rows - len(self.llm.scheduler.running), 0)
+        # Those whose clients have left are gone by the next pass: a client that tries again does not queue behind itself.
+        waiting = sum(not request.cancelled for request in tuple(self.llm.scheduler.waiting))
+        running = sum(not request.cancelled for request in tuple(self.llm.scheduler.running))
+        free = max(self.llm.scheduler.rows - running, 0)
         if self.max_queue is not None and waiting + len(requests) > self.max_queue + free:
             raise Unavailable(f"{waiting} requests wait already, {self.max_queue} may: try again later.", retry_after=10)
         for request in requests:
@@ -110,13 +112,18 @@ class Service:
                 self.fault = self.fault or "the thread that runs passes has ended"
             self._end_all()
 
-    def _end_all(self) -> None:
-        """Nobody waits for passes that will not come."""
+    def abandon(self, why: str) -> None:
+        """End all requests with the error `why`: those who wait for one hear of it now, its place is free by the next pass."""
         scheduler = self.llm.scheduler
         for request in (*scheduler.running, *scheduler.waiting):
             if request.error is None:
-                request.error = Unavailable(f"The request was ended: {self.fault or 'it was closed'}.")
+                request.error = Unavailable(f"The request was ended: {why}.")
             scheduler.cancel(request)
+            request.heard()
+
+    def _end_all(self) -> None:
+        """Nobody waits for passes that will not come."""
+        self.abandon(self.fault or "it was closed")
 
 
 class Call:
@@ -160,7 +167,7 @@ class Call:
                     while request.steps:
                         yield index, request.steps.popleft()
                 ended = zip(self.requests, finished, strict=True)
-                self.error = next((request.error for request, done in ended if done and request.error is not None), None)
+                self.error = next((r.error for r, done in ended if (done or r.cancelled) and r.error is not None), None)
                 if self.error is not None or all(finished):
                     return
                 if not await self._wait(silence):

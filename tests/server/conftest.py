@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import uvicorn
 from tests.tiny import save
 from understudy import LLM
 from understudy.server.app import create_app
+from understudy.server.connections import TimedConnection
 from understudy.server.settings import Settings
 
 Start = Callable[..., "Running"]
@@ -26,13 +28,16 @@ Start = Callable[..., "Running"]
 class Running:
     """A server under way: `url` without a path, and the application's service."""
 
-    def __init__(self, app: Any):
+    def __init__(self, app: Any, settings: Settings):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.service = app.state.service
-        self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error", timeout_graceful_shutdown=5))
+        connection: Any = partial(TimedConnection, settings.receive_timeout)
+        self.server = uvicorn.Server(
+            uvicorn.Config(app, port=self.port, http=connection, log_level="error", timeout_graceful_shutdown=5)
+        )
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
         self.http = httpx.Client(base_url=self.url, timeout=60)
@@ -91,12 +96,26 @@ def start(llm: LLM) -> Iterator[Start]:
     servers: list[Running] = []
 
     def begin(**settings: Any) -> Running:
-        servers.append(Running(create_app(llm, Settings(**{"model_name": "tiny", **settings}))))
+        chosen = Settings(**{"model_name": "tiny", **settings})
+        servers.append(Running(create_app(llm, chosen), chosen))
         return servers[-1]
 
     yield begin
     for server in servers:
         server.stop()
+
+
+def slowed(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Passes wait for this event."""
+    go = threading.Event()
+    step = llm.engine.step
+
+    def waiting(*arguments: Any) -> Any:
+        go.wait(20)
+        return step(*arguments)
+
+    monkeypatch.setattr(llm.engine, "step", waiting)
+    return go
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.server.conftest import Running, Start, until
+from tests.server.conftest import Running, Start, slowed, until
 from understudy import LLM, SamplingParams
 
 PROMPT = "The quick brown fox"
@@ -153,46 +152,6 @@ def test_harmless_fields_are_ignored_and_named(server: Running) -> None:
 def test_a_prompt_that_is_too_long_has_a_code_for_programs(server: Running) -> None:
     error = server.post("/v1/completions", prompt=[1] * 600).json()["error"]
     assert error["code"] == "context_length_exceeded"
-
-
-def test_keys_hosts_and_kinds_are_checked(start: Start) -> None:
-    server = start(api_keys=("secret",))
-    asked = {"prompt": "x", "max_tokens": 1}
-    assert server.post("/v1/completions", **asked).status_code == 401
-    assert server.http.post("/v1/completions", json=asked, headers={"Authorization": "Bearer wrong"}).status_code == 401
-    assert server.http.post("/v1/completions", json=asked, headers={"Authorization": "Bearer secret"}).status_code == 200
-    assert server.http.post("/v1/completions", json=asked, headers={"x-api-key": "secret"}).status_code == 200
-    assert server.http.get("/metrics").status_code == 401 and server.http.get("/health").status_code == 200
-    key = {"x-api-key": "secret"}
-    assert server.http.get("/health", headers={"Host": "evil.example"}).status_code == 403
-    assert server.http.post("/v1/completions", content="{}", headers={**key, "content-type": "text/plain"}).status_code == 415
-    kind = {**key, "content-type": "application/json"}
-    assert server.http.post("/v1/completions", content=b"{", headers=kind).status_code == 400
-
-
-def test_large_and_slow_bodies_are_refused(start: Start) -> None:
-    server = start(body_limit=1000, receive_timeout=0.3)
-    assert server.post("/v1/completions", prompt="x" * 2000).status_code == 413
-    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with socket.create_connection(("127.0.0.1", server.port)) as slow:
-        slow.sendall(f"{head}Content-Length: 50\r\n\r\n{{".encode())
-        assert b" 408 " in slow.recv(200)
-    with socket.create_connection(("127.0.0.1", server.port)) as large:
-        large.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n7d0\r\n".encode() + b"x" * 2000 + b"\r\n")
-        assert b" 413 " in large.recv(200)
-
-
-def slowed(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Passes wait for this event."""
-    go = threading.Event()
-    step = llm.engine.step
-
-    def waiting(*arguments: Any) -> Any:
-        go.wait(20)
-        return step(*arguments)
-
-    monkeypatch.setattr(llm.engine, "step", waiting)
-    return go
 
 
 @pytest.mark.parametrize("streams", [True, False])

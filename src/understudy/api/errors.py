@@ -9,15 +9,12 @@ from typing import Any
 from ..errors import UnderstudyError, UsageError
 from ..service import Unavailable
 
-# What a client reads in `type`, by status.
+# What a client reads in `type`, by status; others are invalid requests (4xx) or errors of the server (5xx).
 TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
-    413: "invalid_request_error",
-    415: "invalid_request_error",
     503: "overloaded_error",
 }
 
@@ -36,7 +33,7 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         """The JSON object that a client gets."""
-        kind = TYPES.get(self.status, "server_error")
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 

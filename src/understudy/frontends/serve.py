@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import ssl
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +42,64 @@ def _declare(parser: Parser) -> None:
     )
     group.add_argument("--ssl-certfile", type=Path, metavar="FILE", help="TLS certificate")
     group.add_argument("--ssl-keyfile", type=Path, metavar="FILE", help="TLS key")
+    group.add_argument(
+        "--ssl-ca-certs", type=Path, metavar="FILE", help="authorities of which one must have signed a client's certificate"
+    )
+    group.add_argument(
+        "--receive-timeout",
+        default=30.0,
+        type=number,
+        metavar="SECONDS",
+        help="the longest a request may take to arrive (default 30)",
+    )
+    group.add_argument(
+        "--body-limit", default=32, type=count, metavar="MIB", help="the largest body of a request, in MiB (default 32)"
+    )
 
 
 def _run(args: Namespace) -> int:
     model = resolve(args.model)
     try:
-        from ..server.listen import listen, try_address
+        from ..server.listen import Listener
     except ImportError as error:
         raise UsageError(f"{MISSING} ({error.name} is missing)") from None
     _check(args)
-    try_address(args.host, args.port)
+    name = args.served_model_name or (DEMO if model is None else Path(model).name or model)
     live = Live(args.quiet)
-    from ..llm import LLM
+    with Listener(_settings(args, name), args.host, args.port, args.drain, **_tls(args)) as listener, terminating():
+        from ..llm import LLM
 
-    options = {name: value for name, value in placement(args).items() if name != "rows"}
-    if args.rows is not None:
-        options["rows"] = args.rows
-    with LLM(model, progress=Progress(live), **options) as llm:
-        live.clear()
-        name = args.served_model_name or (DEMO if model is None else Path(model).name or model)
-        room = f"{llm.plan.rows} requests together, {llm.context} tokens each"
-        live.say(f"Serving {name} at {_url(args)}/v1: {room}. Ctrl-C ends it.")
-        listen(llm, _settings(args, name), **_uvicorn(args))
+        shown = Progress(live)
+
+        def report(stage: str, done: float, total: float) -> None:
+            shown(stage, done, total)
+            listener.gate.loading.report(stage, done, total)
+
+        options = {name: value for name, value in placement(args).items() if name != "rows"}
+        if args.rows is not None:
+            options["rows"] = args.rows
+        with LLM(model, progress=report, **options) as llm:
+            live.clear()
+            room = f"{llm.plan.rows} requests together, {llm.context} tokens each"
+            live.say(f"Serving {name} at {_url(args)}/v1: {room}. Ctrl-C ends it.")
+            ended_by = listener.serve(llm)
+    if ended_by == signal.SIGINT:
+        raise KeyboardInterrupt
     return 0
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """While this is entered, SIGTERM ends the program as Ctrl-C does, also where it is the first process of a container."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check(args: Namespace) -> None:
@@ -69,11 +108,15 @@ def _check(args: Namespace) -> None:
         raise UsageError(f"--port must be from 1 to 65535, got {args.port}.")
     if bool(args.ssl_certfile) != bool(args.ssl_keyfile):
         raise UsageError("TLS needs both --ssl-certfile and --ssl-keyfile.")
-    for file in filter(None, (args.ssl_certfile, args.ssl_keyfile)):
+    if args.ssl_ca_certs and not args.ssl_certfile:
+        raise UsageError("--ssl-ca-certs needs --ssl-certfile and --ssl-keyfile too.")
+    for file in filter(None, (args.ssl_certfile, args.ssl_keyfile, args.ssl_ca_certs)):
         if not file.is_file():
             raise UsageError(f"There is no file {file}.")
     if not 0 <= args.request_timeout < float("inf"):
         raise UsageError(f"--request-timeout must be 0 (any) or more, got {args.request_timeout}.")
+    if not 0 < args.receive_timeout < float("inf"):
+        raise UsageError(f"--receive-timeout must be above 0, got {args.receive_timeout}.")
 
 
 def _settings(args: Namespace, name: str) -> Any:
@@ -89,14 +132,18 @@ def _settings(args: Namespace, name: str) -> Any:
         request_timeout=args.request_timeout,
         hosts=hosts,
         origins=tuple(args.allowed_origin or ()),
+        receive_timeout=args.receive_timeout,
+        body_limit=args.body_limit << 20,
     )
 
 
-def _uvicorn(args: Namespace) -> dict[str, Any]:
-    """What uvicorn is told."""
-    tls = {"ssl_certfile": args.ssl_certfile, "ssl_keyfile": args.ssl_keyfile}
-    given = {name: str(file) for name, file in tls.items() if file is not None}
-    return {"host": args.host, "port": args.port, "drain": args.drain, **given}
+def _tls(args: Namespace) -> dict[str, Any]:
+    """What uvicorn is told of certificates."""
+    files = {"ssl_certfile": args.ssl_certfile, "ssl_keyfile": args.ssl_keyfile, "ssl_ca_certs": args.ssl_ca_certs}
+    given: dict[str, Any] = {name: str(file) for name, file in files.items() if file is not None}
+    if args.ssl_ca_certs:
+        given["ssl_cert_reqs"] = ssl.CERT_REQUIRED
+    return given
 
 
 def _url(args: Namespace) -> str:

@@ -62,11 +62,12 @@ def create_app(llm: Any, settings: Settings) -> FastAPI:
     app.get("/version")(endpoints.version)
     app.get("/metrics")(endpoints.metrics_text)
     _tell_errors(app)
+    app.add_middleware(Guards, settings=settings)
     if settings.origins:
+        # Around the guards, so that a page can read why it was refused.
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"], expose_headers=[IGNORED]
         )
-    app.add_middleware(Guards, settings=settings)
     return app
 
 
@@ -176,7 +177,7 @@ def _tell_errors(app: FastAPI) -> None:
         return error_response(ApiError(400, what, param=where or None))
 
     async def unknown(request: Request, error: Any) -> Response:
-        return error_response(ApiError(error.status_code, str(error.detail)))
+        return error_response(ApiError(error.status_code, str(error.detail), headers=error.headers or {}))
 
     async def failed(request: Request, error: Exception) -> Response:
         return error_response(answer_to(error))

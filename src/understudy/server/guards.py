@@ -15,6 +15,8 @@ from .settings import Settings
 
 # Paths that need no key: what load balancers and monitors ask.
 OPEN = ("/health", "/version")
+# A body that is too large is read, and thrown away, up to so many times the limit.
+READ_ON = 4
 
 
 class Guards:
@@ -28,11 +30,15 @@ class Guards:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+            send = _without_body(send)
+        headers = Headers(scope=scope)
+        body = _Body(receive, self.settings)
         try:
-            self._check(scope["method"], scope["path"], Headers(scope=scope))
-            body = _Body(receive, self.settings)
+            self._check(scope["method"], scope["path"], headers)
             if scope["method"] == "POST":
-                await body.read()
+                await body.read(int(headers.get("content-length") or 0), headers.get("expect", "").lower() == "100-continue")
         except ApiError as error:
             await error_response(error)(scope, receive, send)
             return
@@ -49,16 +55,24 @@ class Guards:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method == "POST" and kind != "application/json":
             raise ApiError(415, f"The content type must be application/json, got {kind or 'none'}.")
-        if int(headers.get("content-length") or 0) > self.settings.body_limit:
-            raise _too_large(self.settings.body_limit)
 
     def _has_key(self, headers: Mapping[str, str]) -> bool:
         if not self.settings.api_keys:
             return True
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = [headers.get("x-api-key", "")] + ([bearer.strip()] if scheme.lower() == "bearer" else [])
-        # All are compared, and each in constant time, so that time tells nothing of a key.
-        return sum(hmac.compare_digest(key.encode(), own.encode()) for key in given for own in self.settings.api_keys) > 0
+        # Headers are bytes, which arrive here as latin-1. All are compared, and each in constant time, so that time tells nothing.
+        pairs = [(key.encode("latin-1"), own.encode()) for key in given for own in self.settings.api_keys]
+        return sum(hmac.compare_digest(*pair) for pair in pairs) > 0
+
+
+def _without_body(send: Send) -> Send:
+    """A `send` for answers to HEAD: the status and headers of GET, and no body."""
+
+    async def short(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return short
 
 
 class ClientLeft(Exception):
@@ -73,21 +87,34 @@ class _Body:
         self.settings = settings
         self.content: bytes | None = None
 
-    async def read(self) -> None:
-        """Raises ApiError for a body that is too large or too slow, ClientLeft where the client does not wait for its end."""
+    async def read(self, told: int, asks: bool) -> None:
+        """Raises ApiError for a body that is too large or too slow, ClientLeft where the client does not wait for its end.
+
+        told: bytes that the client says the body has; asks: does it wait for leave to send them?"""
+        limit = self.settings.body_limit
+        if told > limit and (asks or told > READ_ON * limit):
+            raise _too_large(limit)
         found = bytearray()
+        received = 0
         try:
             async with asyncio.timeout(self.settings.receive_timeout):
                 while True:
                     message = await self.receive()
                     if message["type"] == "http.disconnect":
                         raise ClientLeft
-                    found += message.get("body", b"")
-                    if len(found) > self.settings.body_limit:
-                        raise _too_large(self.settings.body_limit)
-                    if not message.get("more_body", False):
+                    piece = message.get("body", b"")
+                    received += len(piece)
+                    if received <= limit:
+                        found += piece
+                    more = message.get("more_body", False)
+                    # A client that is still sending would not read the answer: what is a little too large is read to its end.
+                    if received > limit and (not more or received > READ_ON * limit):
+                        raise _too_large(limit)
+                    if not more:
                         break
         except TimeoutError:
+            if received > limit:
+                raise _too_large(limit) from None
             seconds = self.settings.receive_timeout
             raise ApiError(408, f"The body did not arrive within {seconds:g} s.", headers={"Connection": "close"}) from None
         self.content = bytes(found)

@@ -1,46 +1,137 @@
-"""Running an application: uvicorn, which stops taking requests at SIGTERM and gives those under way time to end."""
+"""Listening: a thread of its own answers from before the model is loaded until a signal ends the server."""
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import ssl
+import threading
+import time
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import UsageError
 from ..service import Service
 from .app import create_app
+from .connections import TimedConnection
+from .guards import Guards
+from .loading import Loading
 from .settings import Settings
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds between two looks at whether the time for what still runs is over.
+LOOK = 0.1
+# Connections that the system keeps until they are accepted.
+BACKLOG = 2048
+# Seconds that clients have to read how their requests ended, after the time for what still runs.
+LAST_WORDS = 5
 
-class DrainingServer(uvicorn.Server):
-    """Tells the service at the first signal, so that it takes nothing more while answers under way go on."""
 
-    def __init__(self, config: uvicorn.Config, service: Service):
-        super().__init__(config)
+class Gate:
+    """The application of now: one that says how loading goes on, and later the one of the model."""
+
+    def __init__(self, settings: Settings):
+        self.loading = Loading()
+        self.app: ASGIApp = Guards(self.loading, settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+class Listener:
+    """Listens at `host` and `port` while it is entered; `serve` gives it a model.
+
+    `drain`: seconds that requests have to finish once a signal has come. `tls`: what uvicorn is told of certificates."""
+
+    def __init__(self, settings: Settings, host: str, port: int, drain: int, **tls: Any):
+        self.settings = settings
+        self.drain = drain
+        self.gate = Gate(settings)
+        options: dict[str, Any] = {"log_level": "warning", "server_header": False, "lifespan": "off", "ws": "none", **tls}
+        self.config = uvicorn.Config(
+            self.gate,
+            http=partial(TimedConnection, settings.receive_timeout),  # type: ignore[arg-type]
+            timeout_graceful_shutdown=drain + LAST_WORDS,
+            **options,
+        )
+        try:
+            self.config.load()
+        except (ssl.SSLError, OSError) as error:
+            raise UsageError(f"The TLS certificate or its key cannot be used: {error}.") from None
+        self.sockets = bound(host, port)
+        self.server = uvicorn.Server(self.config)
+        self.thread = threading.Thread(target=self.server.run, args=(self.sockets,), name="understudy-http", daemon=True)
+
+    def __enter__(self) -> Listener:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.server.force_exit = True
+        self.thread.join()
+
+    def serve(self, llm: Any) -> int | None:
+        """Serve `llm` until a signal comes and what runs then is finished. Returns the signal; called in the main thread.
+
+        A second signal ends the process without waiting for the pass under way."""
+        app = create_app(llm, self.settings)
+        service: Service = app.state.service
+        stopping = Stopping(service, self.server)
+        before = {sig: signal.signal(sig, stopping) for sig in SIGNALS}
+        service.start()
+        try:
+            self.gate.app = app
+            while self.thread.is_alive():
+                self.thread.join(LOOK)
+                if stopping.since is not None and time.monotonic() > stopping.since + self.drain:
+                    service.abandon("the server is shutting down")
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+            service.close()
+        return stopping.signal
+
+
+class Stopping:
+    """What signals do: the first lets nothing more in, the second ends the process at once."""
+
+    def __init__(self, service: Service, server: uvicorn.Server):
         self.service = service
+        self.server = server
+        # When the first signal came, by the monotonic clock.
+        self.since: float | None = None
+        # Which one it was.
+        self.signal: int | None = None
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def __call__(self, sig: int, frame: FrameType | None) -> None:
+        if self.since is not None:
+            os._exit(128 + sig)
+        self.since = time.monotonic()
+        self.signal = sig
         self.service.drain()
-        super().handle_exit(sig, frame)
+        self.server.should_exit = True
 
 
-def listen(llm: Any, settings: Settings, *, host: str, port: int, drain: int, **tls: str) -> None:
-    """Serve `llm` until a signal ends it. Raises UsageError where the address cannot be used."""
-    try_address(host, port)
-    app = create_app(llm, settings)
-    options: dict[str, Any] = {"log_level": "warning", "timeout_graceful_shutdown": drain, "server_header": False, **tls}
-    config = uvicorn.Config(app, host=host, port=port, **options)
-    DrainingServer(config, app.state.service).run()
-
-
-def try_address(host: str, port: int) -> None:
-    """Raise UsageError, in one line, for an address that is taken or not this machine's."""
+def bound(host: str, port: int) -> list[socket.socket]:
+    """Sockets at all addresses of `host`. Raises UsageError, in one line, for one that is taken or not this machine's."""
+    found: list[socket.socket] = []
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        for family, kind, proto, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            own = socket.socket(family, kind, proto)
+            found.append(own)
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            own.bind(address)
+            own.listen(BACKLOG)
     except (OSError, OverflowError) as error:
+        for own in found:
+            own.close()
         raise UsageError(f"Cannot listen at {host} port {port}: {error}. Choose another --port or --host.") from None
+    return found
