@@ -40,6 +40,7 @@ RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
 FITTING = "tests/kernels/test_fitting.py tests/quantizers/test_inputs.py"
 LOGPROBS = "tests/test_logprobs.py"
 ADJUST = "tests/test_adjust.py"
+RECTANGLE = "tests/test_rectangle.py tests/policies"
 MUTATIONS = (
     Mutation("siblings count for a penalty", "tree.py", "else [*found[parent], token]", "else [*found[-1], token]", ADJUST),
     Mutation("a bias comes after the temperature", "sampling.py", "piece if adjust is None else adjust(piece, start)", "piece if adjust is None else adjust(piece, start) * (params.temperature or 1)", ADJUST),
@@ -154,12 +155,18 @@ MUTATIONS = (
     Mutation("a bug in one request's pass ends all of them", "scheduler.py", "if len(running) > 1 and not isinstance(error, UnderstudyError):", "if False:", LOOP),
     Mutation("a bug after the choice ends all requests", "engine.py", "            if not isinstance(error, Exception):\n                raise\n            self.release", "            raise\n            self.release", LOOP),
     Mutation("a cancelled request keeps its row", "scheduler.py", "            if not request.finished:\n                self.engine.release", "            if False:\n                self.engine.release", LOOP),
+    Mutation("rows that are realigned lose their last token", "rectangle.py", "places = row * self.capacity + torch.arange(self.lengths[row])", "places = row * self.capacity + torch.arange(max(self.lengths[row] - 1, 0))", RECTANGLE),
+    Mutation("rows are realigned to the wrong column", "rectangle.py", "pads = length - self.lengths[row]", "pads = length - self.lengths[row] - (row == 1)", RECTANGLE),
+    Mutation("rows run out of slots", "rectangle.py", "max(ends, default=0) + self.scratch < self.capacity", "True", RECTANGLE),
+    Mutation("a row of its own pads is written without them", "rectangle.py", "row * self.capacity + pads for row, pads", "row * self.capacity + 0 * pads for row, pads", RECTANGLE),
+    Mutation("finished batches are joined", "policies/eqspec.py", "admitted = () if running else waiting[:free]", "admitted = waiting[:free]", RECTANGLE),
+    Mutation("the oldest request is left out for ever", "policies/exspec.py", "or self._left_out >= PATIENCE", "", RECTANGLE),
     Mutation("the policy's order is ignored", "scheduler.py", "for request in selection.admit:", "for request in reversed(selection.admit):", LOOP),
     Mutation("everybody runs, whoever the policy selects", "scheduler.py", "return [request for request in selection.run if not request.finished]", "return list(self.running)", LOOP),
     Mutation("the shortest beginning is taken", "reuse.py", "if length == most and kept[row]", "if kept[row]", "tests/test_reuse.py"),
     Mutation("choices go to other sequences", "batch.py", "torch.split(choices, [member.wanted for member in self.members])", "torch.split(choices, [member.wanted for member in self.members][::-1])", LOOP),
     Mutation("the noise of a choice is that of its node", "batch.py", "nodes.positions[joined] + 1", "nodes.positions[joined]", LOOP),
-    Mutation("hidden states go to other sequences", "batch.py", "torch.split(hidden, [len(member.tree) for member in self.members])", "torch.split(hidden, [len(member.tree) for member in self.members][::-1])", LOOP),
+    Mutation("hidden states go to other sequences", "batch.py", "torch.split(hidden, [member.size for member in self.members])", "torch.split(hidden, [member.size for member in self.members][::-1])", LOOP),
     Mutation("the last text is held back", "request.py", "self.reply.take(final=reason is not None)", "self.reply.take(final=False)", "tests/test_request.py"),
     Mutation("the fixed route forgets a part", "tiers/route.py", "(self._turn + 1) % len(self.parts)", "(self._turn + 1) % max(1, len(self.parts) - 1)", ROUTE),
     Mutation("a pass goes on where the last one ended", "tiers/route.py", "def rewind(self) -> None:\n        self._turn = 0", "def rewind(self) -> None:\n        pass", ROUTE),

@@ -37,17 +37,18 @@ class Member:
     known: tuple[int, ...] = ()
     # By wanted node: the log-probabilities that were asked for. Of a draft, those of the accepted path. Filled by `choose`.
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
+    # Nodes after those of the tree that mean nothing: no token is chosen after them.
+    padding: int = 0
 
     @classmethod
-    def draft(cls, sequence: TokenSequence, tree: TokenTree) -> Member:
-        """Verify every node of `tree`, which is rooted at the last token of `sequence`."""
-        return cls(sequence, tree, len(tree), False)
+    def draft(cls, sequence: TokenSequence, tree: TokenTree, padding: int = 0) -> Member:
+        """Verify every node of `tree`, which is rooted at the last token of `sequence`, beside `padding` others."""
+        return cls(sequence, tree, len(tree), False, padding=padding)
 
     @classmethod
     def chunk(cls, sequence: TokenSequence, tokens: Sequence[int], last: bool) -> Member:
         """Read `tokens`; after the `last` chunk of a text its next token is chosen."""
         return cls(sequence, TokenTree.chain(tokens), int(last), True)
-
 
     @classmethod
     def scored_chunk(cls, sequence: TokenSequence, first: int, count: int) -> Member:
@@ -55,6 +56,19 @@ class Member:
         tokens = sequence.tokens
         known = tuple(tokens[first + 1 : first + count + 1])
         return cls(sequence, TokenTree.chain(tokens[first : first + count]), count, True, known)
+
+    @property
+    def size(self) -> int:
+        """How many nodes it has in the pass."""
+        return len(self.tree) + self.padding
+
+    def nodes(self, length: int) -> Nodes:
+        """All of them, in a row whose cache holds `length` tokens. Padding follows the root, so it lies within any context."""
+        if not self.padding:
+            return Nodes.of(self.tree, self.sequence.row, length)
+        tokens = torch.cat([self.tree.tokens, self.tree.tokens[:1].expand(self.padding)])
+        parents = torch.cat([self.tree.parents, torch.zeros(self.padding, dtype=torch.int64)])
+        return Nodes.of(TokenTree(tokens, parents), self.sequence.row, length)
 
     @property
     def chooses(self) -> int:
@@ -158,12 +172,13 @@ class Batch:
     @classmethod
     def of(cls, members: Sequence[Member], lengths: Sequence[int]) -> Batch:
         """The batch of `members`; `lengths[row]` tokens of a cache row are accepted. There must be at least one member."""
-        nodes = Nodes.join([Nodes.of(member.tree, member.sequence.row, lengths[member.sequence.row]) for member in members])
+        nodes = Nodes.join([member.nodes(lengths[member.sequence.row]) for member in members])
         wanted = []
-        end = 0
+        first = 0
         for member in members:
-            end += len(member.tree)
+            end = first + len(member.tree)
             wanted.append(torch.arange(end - member.wanted, end))
+            first += member.size
         joined = torch.cat(wanted)
         return cls(tuple(members), nodes, joined, nodes.positions[joined] + 1)
 
@@ -195,4 +210,5 @@ class Batch:
         """For each member its own part of `hidden` [n, ...], hidden states of all nodes; None where there are none."""
         if hidden is None:
             return [None] * len(self.members)
-        return list(torch.split(hidden, [len(member.tree) for member in self.members]))
+        parts = torch.split(hidden, [member.size for member in self.members])
+        return [part[: len(member.tree)] for member, part in zip(self.members, parts, strict=True)]

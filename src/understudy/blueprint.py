@@ -15,7 +15,7 @@ from .devices import Device
 from .errors import UsageError
 from .layer_states import SCRATCH
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
-from .models.shape import ModelShape
+from .models.shape import ModelShape, cache_dtype
 from .models.target import TILE
 from .options import DTYPES, Options
 from .plan import widths
@@ -25,6 +25,7 @@ from .plan.memory import TREE_TILES, make_plan, smallest_budget
 from .plan.placement import Plan
 from .plan.residents import LEVELS, LinkSpeeds
 from .plan.sizes import format_size, parse_size
+from .policies import rows_together
 from .recurrent import DEEPEST
 from .weights.store import Store
 
@@ -146,6 +147,7 @@ class Blueprint:
         on_host = self.device.drafts_see_text
         widest_level = 0 if on_host else widths.widest(drafter.level_width, drafter.forced, rows)
         nodes = self._record_nodes()
+        padded = self._padded_rows(rows, slots)
         second = self.second.footprint.alone(rows, slots, widest_level, nodes) if self.second is not None else 0
         return PlanRequest(
             budget_bytes=budget,
@@ -158,6 +160,8 @@ class Blueprint:
             second_model_bytes=second,
             tree_nodes=drafter.max_nodes,
             record_nodes=nodes,
+            padded_rows=padded,
+            aligning_bytes=padded * context * self._widest_line(),
             widest_level=widest_level,
             speeds=self.speeds,
         )
@@ -178,6 +182,27 @@ class Blueprint:
                 " choose fewer."
             )
         return min(max(drafter.max_nodes or TREE_TILES * TILE, DEEPEST), SCRATCH)
+
+    def _padded_rows(self, rows: int, slots: int) -> int:
+        """Rows that a pass verifies in a left-padded rectangle; 0: each has a length of its own.
+
+        Raises UsageError where the model, or the device, has no such rows."""
+        policy = self.options.policy
+        padded = rows_together(self.options.batching, rows)
+        capacity = -(-slots // 64) * 64
+        whole = all(layer.recurrent is None and layer.slots(capacity) == capacity for layer in self.shape.layers)
+        if padded and not whole:
+            raise UsageError(
+                f"The policy {policy} pads rows on the left, and this model has layers that recur or slide: choose ragged."
+            )
+        if padded and self.device.own_memory:
+            raise UsageError(f"The policy {policy} is for the processor, not for {self.device.name}: choose ragged.")
+        return padded
+
+    def _widest_line(self) -> int:
+        """Bytes of the keys, or of the values, of a token in the widest layer: rows are realigned tensor by tensor."""
+        numbers = (layer.kv_heads * max(layer.key_size, layer.value_size) for layer in self.shape.layers)
+        return max(numbers) * cache_dtype(self.dtype).itemsize
 
     def replanned(self, free_bytes: int, reason: str) -> Plan:
         """A plan for `free_bytes` at most, with a note that says why. Raises UsageError where nothing fits any more."""

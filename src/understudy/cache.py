@@ -55,6 +55,10 @@ class Cache:
     def nbytes(self) -> int:
         return sum(state.nbytes for state in self.states)
 
+    def placed(self, nodes: Nodes) -> Nodes:
+        """`nodes` as the states number their rows."""
+        return nodes
+
     def layer(self, index: int, window: int) -> FullState:
         """The state of layer `index`, whose attention looks back at `window` tokens (0: all). CheckpointError where the config
         foretold a shorter window, so that not all of them are held."""

@@ -15,6 +15,7 @@ from .drafters import Drafter, Verified
 from .logprobs import TokenLogprob
 from .models.cost import PassCost
 from .reading import readable, shared
+from .rectangle import layout_of
 from .reuse import WORTH_WAITING, KeptText, common_prefix, longest, row_for
 from .sampling import NO_TOKEN
 from .sequence import TokenSequence
@@ -56,6 +57,8 @@ class Clock:
     # Includes waiting for weights.
     verify: float = 0.0
     passes: int = 0
+    # Sequences that took part in them, each pass counted.
+    rows: int = 0
 
 
 class Engine:
@@ -79,6 +82,7 @@ class Engine:
         # What a pass takes; nothing is known of it where none is given.
         self.cost = cost or PassCost()
         self.cache = cache
+        self.layout = layout_of(cache)
         self.drafter = drafter
         self.max_nodes = max_nodes
         self.heads = heads
@@ -103,6 +107,7 @@ class Engine:
         if not self._copy(sequence, self.cache.reach(row, common)):
             self._rewind(sequence, common)
         sequence.reused = self.cache.lengths[row]
+        self.layout.unpad(row)
         self.sequences.append(sequence)
         return sequence
 
@@ -161,7 +166,10 @@ class Engine:
         return sequence.produced == 0 or self.cache.lengths[sequence.row] < len(sequence.tokens) - 1
 
     def _drafts(self, decoding: list[TokenSequence]) -> list[Member]:
-        return [Member.draft(*pair) for pair in zip(decoding, self.drafter.draft(decoding), strict=True)]
+        self.layout.align([sequence.row for sequence in decoding])
+        trees = self.drafter.draft(decoding)
+        padding = self.layout.padding([len(tree) for tree in trees])
+        return [Member.draft(*parts) for parts in zip(decoding, trees, padding, strict=True)]
 
     def _readers(self, running: Sequence[TokenSequence]) -> list[TokenSequence]:
         """Those of `running` that read in this pass. What another row holds by now is copied first, and who shares much of what an
@@ -188,7 +196,7 @@ class Engine:
         """The next chunk of every text, beside `drafts`."""
         if not reading:
             return
-        used = sum(len(member.tree) for member in drafts)
+        used = sum(member.size for member in drafts)
         heads = self.heads.most - self.heads.tiles(0, used)
         room = readable(self.cost, used, len(drafts), len(reading), self.max_nodes)
         unread = [sequence.tokens[self.cache.lengths[sequence.row] :] for sequence in reading]
@@ -213,7 +221,7 @@ class Engine:
                 raise
             self.release(member.sequence, "error")
             self.forget(member.sequence.row)
-            return Advance(member.sequence, [], 0, 0, member.reads, len(member.tree), fault=error)
+            return Advance(member.sequence, [], 0, 0, member.reads, member.size, fault=error)
 
     def _advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
         sequence, tree = member.sequence, member.tree
@@ -226,6 +234,7 @@ class Engine:
             new = [*tree.tokens[path[1:]].tolist(), bonus]
         self.drafter.observe(Verified(sequence, tree, path, choices, not member.reads, hidden))
         self.cache.keep(sequence.row, path)
+        sequence.end = self.layout.end(sequence.row)
         if member.reads and member.chooses:
             # The next text in this row often shares what was read so far.
             self.cache.save(sequence.row)
@@ -234,7 +243,7 @@ class Engine:
         accepted = 0 if member.reads else min(len(path) - 1, len(taken))
         if sequence.finish_reason:
             self.release(sequence)
-        return Advance(sequence, taken, drafted, accepted, member.reads, len(tree), member.score(path, len(taken)))
+        return Advance(sequence, taken, drafted, accepted, member.reads, member.size, member.score(path, len(taken)))
 
     def _take(self, sequence: TokenSequence, tokens: list[int]) -> list[int]:
         """Append tokens one by one, exactly as plain decoding would, until one of them ends the sequence."""
@@ -273,5 +282,6 @@ class Engine:
         self.clock.draft += drafted - start
         self.clock.verify += now - drafted
         self.clock.passes += 1
+        self.clock.rows += len(advances)
         tokens = sum(len(advance.tokens) for advance in advances)
         self.drafter.record_round(tokens, now - start, prefill=any(advance.reads for advance in advances))

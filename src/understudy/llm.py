@@ -23,9 +23,7 @@ from .params import SamplingParams
 from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
 from .planning import plan_for, plan_for_config
-from .policies import POLICIES
 from .prompts import Prompt
-from .registry import build
 from .request import Completion, Request, Step
 from .scheduler import Scheduler
 from .sources import Report, locate, prepare_source
@@ -66,10 +64,9 @@ class LLM:
         drafter = self.options.drafter.open(self.model)
         heads = Heads(self.plan.tile, self.plan.passes.heads(self.plan.rows))
         self.engine = Engine(self.model.verify, self.model.cache, drafter, self.plan.pass_nodes, self.model.cost, heads)
-        policy = build("policy", POLICIES, self.options.policy)
         counters = partial(Counters.of, self.model, self.engine)
         self.scheduler = Scheduler(
-            self.engine, self.plan.rows, policy, counters, self.model.guard, partial(explain, self.model)
+            self.engine, self.plan.rows, self.options.batching, counters, self.model.guard, partial(explain, self.model)
         )
 
     @classmethod

@@ -85,7 +85,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
             plan = blueprint.plan(grown)
     bound = bind_as_planned(blueprint, plan, report)
     if blueprint.second is not None:
-        alone = replace(bound.plan, residents=frozenset(), whole=frozenset(), decoded=frozenset(), ring_bytes=0)
+        alone = replace(bound.plan, residents=frozenset(), whole=frozenset(), decoded=frozenset(), ring_bytes=0, padded_rows=0)
         bound.companion = bind(blueprint.second, alone, report)
     return Loaded(store, blueprint.machine, files.tokenizer, bound, files.stop_ids, files.generation)
 

@@ -13,6 +13,7 @@ from .codecs import CODECS, FALLBACK
 from .devices import device_names
 from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
+from .policies import DEFAULT_POLICY, Policy, policy_of
 from .quantizers.mixed import mixed
 from .registry import lookup
 from .tiers import tier_names
@@ -73,7 +74,7 @@ class Options:
     # The directory of the Store; None: one in the cache.
     output: str | Path | None = None
     # The policy that says which requests a pass serves.
-    policy: str = "ragged"
+    policy: str = DEFAULT_POLICY
     # Do not ask the hub.
     offline: bool = False
     # The branch, tag or commit of a model of the hub; None: its main one, or what the model's name says after "@".
@@ -99,6 +100,7 @@ class Options:
             lookup("option", name, known)
         options = cls(**given, cache=cache_directory(environment))
         spec_of(options.method)
+        policy_of(options.policy)
         lookup("dtype", options.dtype, {"auto": 0, **DTYPES})
         lookup("device", options.device, dict.fromkeys(device_names(), 0))
         lookup("tier", options.tier, dict.fromkeys(tier_names(), 0))
@@ -130,6 +132,11 @@ class Options:
     def drafter(self) -> DrafterSpec:
         """What the drafter of `method` needs. Raises UsageError for an unknown method or option."""
         return spec_of(self.method)
+
+    @property
+    def batching(self) -> Policy:
+        """A new policy of the kind and options of `policy`. Raises UsageError for an unknown one."""
+        return policy_of(self.policy)
 
     @property
     def method_name(self) -> str:

@@ -31,6 +31,8 @@ class TokenSequence:
     stops: Callable[[int], bool] = never
     # The most new tokens; 0 before it is admitted means params.max_new_tokens.
     limit: int = 0
+    # The slot of its cache row at which its next node lies; more than its length where rows are padded.
+    end: int = 0
     # How many of `tokens` are the prompt.
     prompt_length: int = 0
     # How many tokens of the prompt were not read, since a cache row held them already.

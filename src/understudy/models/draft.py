@@ -60,7 +60,7 @@ class Level:
         # Levels that a device searches have tails, and none of their nodes is another's ancestor; nothing of them is asked for.
         level = view.device.own_memory and nodes.tail.shape[1] > 0
         self.tops = tops(nodes) if view.cache.recurrent and not level else []
-        self.nodes = nodes.to(view.device.where)
+        self.nodes = view.cache.placed(nodes).to(view.device.where)
         nodes = self.nodes
         self.attention = view.device.draft_attention(nodes)
         self.place = place_of_one(nodes, view.device)

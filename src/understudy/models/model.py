@@ -16,6 +16,7 @@ from ..devices import Device
 from ..errors import UnderstudyError, first_line
 from ..layer_states import SCRATCH
 from ..plan.placement import Plan
+from ..rectangle import PaddedCache
 from ..tiers import ReadSettings
 from ..tree import Nodes
 from ..weights.entries import Stored
@@ -73,10 +74,7 @@ class Model:
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, settings, device, drafts=drafts, progress=progress)
         self.weights.share(self.module, dtype)
-        # trees of models without recurrent layers may use all the slots there are
-        scratch = plan.record_nodes if any(layer.recurrent for layer in shape.layers) else None
-        capacity = -(-(plan.context + SCRATCH) // 64) * 64
-        self.cache = Cache(shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where, scratch=scratch, fold=device.fold)
+        self.cache = _cache(shape, plan, dtype, device)
         self.ring = self.weights.ring(plan.ring_bytes)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
@@ -168,6 +166,17 @@ class Model:
         self.device.close()
         if self.ring is not None:
             self.ring.close()
+
+
+def _cache(shape: ModelShape, plan: Plan, dtype: torch.dtype, device: Device) -> Cache:
+    """The cache of the rows and the context of `plan`."""
+    capacity = -(-(plan.context + SCRATCH) // 64) * 64
+    common = shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where
+    if plan.padded_rows:
+        return PaddedCache(*common, scratch=min(plan.row_nodes, SCRATCH))
+    # trees of models without recurrent layers may use all the slots there are
+    scratch = plan.record_nodes if any(layer.recurrent for layer in shape.layers) else None
+    return Cache(*common, scratch=scratch, fold=device.fold)
 
 
 def _out_of_memory(said: str) -> UnderstudyError:

@@ -43,9 +43,10 @@ class Tile:
         self.hidden = hidden
         self.count = len(nodes)
         self.head = len(wanted) > 0
-        self.there = nodes.to(view.device.where)
+        placed = view.cache.placed(nodes)
+        self.there = placed.to(view.device.where)
         self.tops = tops(nodes) if view.cache.recurrent else []
-        self.place = place_of_one(nodes, view.device)
+        self.place = place_of_one(placed, view.device)
         # None: the only tile of a pass, which has nobody to wait for at its Linears.
         self.thread: greenlet | None = None
         self.result: Tensor | None = None

@@ -124,6 +124,9 @@ class PlanRequest:
     tree_nodes: int = 0
     # Nodes of each sequence's tree that recurrent layers have room for.
     record_nodes: int = 0
+    # Rows that a pass verifies in a left-padded rectangle, and bytes for realigning them; 0: each row has a length of its own.
+    padded_rows: int = 0
+    aligning_bytes: int = 0
     # Nodes of the widest draft level on a device; 0: none is drafted there.
     widest_level: int = 0
     speeds: LinkSpeeds = UNKNOWN

@@ -115,6 +115,7 @@ def _placed(
         context=request.context,
         rows=request.rows,
         record_nodes=request.record_nodes,
+        padded_rows=request.padded_rows,
         passes=passes,
         tile=request.tile,
         draft_level_bytes=substitute_bytes + whole_bytes,
@@ -153,6 +154,7 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
         "logits": footprint.tile_logits_bytes * heads + footprint.choosing_bytes,
         "decoding": footprint.decoding_bytes,
         "embedding" if footprint.levels else "embedding rows": footprint.embedding_bytes,
+        "realigning": request.aligning_bytes,
         "draft levels": levels.total(request.widest_level, request.rows) if levels else 0,
     }
 

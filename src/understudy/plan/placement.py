@@ -65,12 +65,20 @@ class Plan:
     method: str = ""
     # Nodes of each sequence's tree that recurrent layers have room for.
     record_nodes: int = 0
+    # Rows that a pass verifies in a left-padded rectangle; 0: each row has a length of its own.
+    padded_rows: int = 0
     # What a person should know, a line each.
     notes: tuple[str, ...] = ()
 
     def noted(self, *notes: str) -> Plan:
         """The same plan with more notes; empty ones are left out."""
         return replace(self, notes=(*self.notes, *filter(None, notes)))
+
+    @property
+    def row_nodes(self) -> int:
+        """The most nodes that the tree of each row of a rectangle may have."""
+        assert self.padded_rows, "rows of their own lengths share what there is"
+        return self.tile * self.passes.trees // self.padded_rows
 
     @property
     def used(self) -> int:
