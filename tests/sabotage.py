@@ -26,6 +26,7 @@ class Mutation:
     tests: str
 
 
+JOBS = "tests/jobs/test_ledger.py tests/jobs/test_records.py"
 CORE = "tests/test_tree.py tests/test_verify.py tests/test_cache.py"
 BITS = "tests/models/test_bits.py"
 LLM = "tests/test_llm.py"
@@ -93,6 +94,11 @@ MUTATIONS = (
     Mutation("what is held in float32 is rounded", "models/streamed.py", "kind = torch.float32 if any(map(in_float32, names)) else", "kind =", "tests/models/test_kept.py"),
     Mutation("logits that are no numbers choose a token", "sampling.py", "tokens, NO_TOKEN)[:, 0]", "tokens, tokens)[:, 0]", "tests/models/test_numbers.py"),
     Mutation("a request in trouble ends the others", "scheduler.py", "elif not isinstance(request.error, NumbersError):", "else:", LOOP),
+    Mutation("a torn record stays", "jobs/ledger.py", "        os.ftruncate(self.file, whole)\n", "", JOBS),
+    Mutation("a line is answered again after each stop", "jobs/ledger.py", "return bool(self.done[place])", "return False", JOBS),
+    Mutation("an answer to an older line counts", "jobs/ledger.py", "if not self.index.says(place, record[\"id\"]):", "if False:", JOBS),
+    Mutation("a custom_id stands twice", "jobs/ledger.py", "if len(twice):", "if False:", JOBS),
+    Mutation("a fault of the machine is a line's record", "jobs/run.py", "raise fault from None", "raise", "tests/jobs/test_run.py"),
     Mutation("a window lets everything in", "scheduler.py", "window - len(going)", "None", LOOP),
     Mutation("what is left when a batch fails goes on", "scheduler.py", "for request in going:\n                if not request.finished:", "for request in going[:0]:\n                if not request.finished:", LOOP),
     Mutation("a difference is not refused", "models/proof.py", "if not size < TOLERANCE:", "if False:", "tests/models/test_proof.py"),

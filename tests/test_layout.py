@@ -90,8 +90,9 @@ MAY_IMPORT = {
     },
     "service": {"request"},
     "api": {"service", "request", "sampling", "stats"},
+    "jobs": {"api", "service"},
     "server": {"__version__", "api", "service", "request"},
-    "frontends": {"llm", "server", "api", "drafters", "stats", "plan", "weights", "tiers", "kernels", "demo", "devices"},
+    "frontends": {"llm", "server", "api", "jobs", "drafters", "stats", "plan", "weights", "tiers", "kernels", "demo", "devices"},
 }
 LONGEST_LINE = 132
 MOST_PARAMETERS = 9

@@ -12,7 +12,7 @@ from understudy.frontends import COMMANDS, main
 
 MISTAKES = [
     (["rnu"], "Did you mean 'run'"),
-    (["--frob"], "Known: bench, chat, doctor"),
+    (["--frob"], "Known: batch, bench, chat, doctor"),
     (["run", "--memroy", "8GiB"], "did you mean --memory?"),
     (["run", "--memory"], "expected one argument"),
     (["run", "--memory", "much"], "8GiB"),
@@ -43,6 +43,11 @@ MISTAKES = [
     (["bench", "--prompts", "99"], "at most"),
     (["bench", "--temperatures", "0,warm"], "must be a number"),
     (["bench", "--methods", ","], "none,ngram,substitute"),
+    (["batch", "in.jsonl"], "-o/--output"),
+    (["batch", "-o", "out.jsonl"], "IN.jsonl"),
+    (["batch", "missing.jsonl", "-o", "out.jsonl"], "missing.jsonl: No such file"),
+    (["batch", "demo", "in.jsonl", "-o", "out.jsonl", "--window", "0"], "1 or more"),
+    (["batch", "demo", "in.jsonl", "out.jsonl", "-o", "out.jsonl"], "one word too many"),
     (["plan", "--prompt-ids", "1"], "unknown option --prompt-ids"),
 ]
 

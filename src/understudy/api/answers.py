@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -138,6 +138,13 @@ def _requests(
             own = replace(params, seed=derived_seed(params.seed, index)) if params.gives("seed") and index else params
             found.append(llm.request(list(prompt), own, chat=chat, stop_ids=body.stop_token_ids or ()))
     return found
+
+
+# What a body is read as, and how requests are made of it, for each path.
+URLS: Mapping[str, tuple[type[SamplingFields], Callable[[Any, Any, AnswerSettings], tuple[list[Request], Form]]]] = {
+    "/v1/chat/completions": (ChatBody, chat_requests),
+    "/v1/completions": (CompletionBody, completion_requests),
+}
 
 
 @dataclass

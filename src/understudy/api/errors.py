@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,15 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The answer to a body in which pydantic found `errors`: it tells the first."""
+    first = errors[0]
+    # Numbers are places in a list.
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    what = f"{where}: {first['msg']}" if where else str(first["msg"])
+    return ApiError(400, what, param=where or None)
+
+
 def answer_to(error: BaseException) -> ApiError:
     """The answer to a request that `error` ended."""
     if isinstance(error, ApiError):
@@ -50,4 +59,4 @@ def answer_to(error: BaseException) -> ApiError:
     once = {"x-should-retry": "false"}
     if isinstance(error, UnderstudyError):
         return ApiError(500, str(error), headers=once)
-    return ApiError(500, "The server made a mistake; its log says more.", headers=once)
+    return ApiError(500, "This is a bug of the server; its log says more.", headers=once)

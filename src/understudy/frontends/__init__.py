@@ -15,6 +15,7 @@ from .streams import complain, guard
 COMMANDS = {
     "run": "understudy.frontends.run:command",
     "chat": "understudy.frontends.chat:command",
+    "batch": "understudy.frontends.batch:command",
     "serve": "understudy.frontends.serve:command",
     "plan": "understudy.frontends.plan:command",
     "prepare": "understudy.frontends.prepare:command",

@@ -84,8 +84,10 @@ class Progress:
     # Bytes that take so long to read that a log should say at once what is going on.
     LARGE = 256 << 20
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, counted: str = "") -> None:
         self.live = live
+        # What totals count, such as "lines"; empty: bytes, where they are so large.
+        self.counted = counted
         self.stage = ""
         self.started = 0.0
         self.first = 0.0
@@ -117,11 +119,13 @@ class Progress:
             parts.append(f"{min(done / total, 1.0):.0%}")
         passed = moment - self.started
         gone = done - self.first
-        # So large a total counts bytes.
-        if total >= 2**20:
+        bytes_pass = not self.counted and total >= 2**20
+        if self.counted:
+            parts.append(f"{done:,.0f} of {total:,.0f} {self.counted}")
+        elif bytes_pass:
             parts.append(f"{format_size(done)} of {format_size(total)}")
         if passed > 1.0 and gone > 0:
-            if total >= 2**20:
+            if bytes_pass:
                 parts.append(rate(gone / passed))
             if total > done:
                 parts.append(f"{duration((total - done) * passed / gone)} left")

@@ -33,6 +33,11 @@ def resolve(model: str | None) -> str | None:
     return model
 
 
+def served_name(model: str | None, given: str | None) -> str:
+    """What requests call the model: what was `given`, or the last part of its directory, or its id."""
+    return given or (DEMO if model is None else Path(model).name or model)
+
+
 def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 

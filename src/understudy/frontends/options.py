@@ -164,6 +164,10 @@ DEFAULTS = (
         "whose generation_config.json has the defaults above: the model's (auto), nobody's, that of a directory",
     ),
 )
+REQUESTS = (
+    _value("--rows", "N", "requests that run together (default: what the memory suits)", count),
+    _value("--served-model-name", "NAME", "what requests call the model (default: its directory or id)"),
+)
 PROMPT = (
     _value("--prompt-file", "FILE", "read the prompt from a UTF-8 file", Path),
     _value("--prompt-ids", "1,2,3", "the prompt as token ids", token_ids),
@@ -172,7 +176,7 @@ JSON = _switch("--json", "print exactly one JSON object on stdout")
 QUIET = _switch("--quiet", "nothing on stderr but errors")
 OUTPUT = (JSON, QUIET)
 
-_TITLES = {"model and memory": PLACEMENT + METHOD, "text": SAMPLING + DEFAULTS + PROMPT, "output": OUTPUT}
+_TITLES = {"model and memory": PLACEMENT + METHOD, "text": SAMPLING + DEFAULTS + PROMPT, "requests": REQUESTS, "output": OUTPUT}
 
 
 def declare(parser: Parser, *groups: Sequence[Option]) -> None:
@@ -193,6 +197,11 @@ def _given(args: Namespace, options: Sequence[Option]) -> dict[str, Any]:
 def placement(args: Namespace) -> dict[str, Any]:
     """What the user said about the model and its memory, as keywords of LLM. A command follows one text at a time."""
     return {"rows": 1, **_given(args, PLACEMENT + METHOD + DEFAULTS)}
+
+
+def placement_of_many(args: Namespace) -> dict[str, Any]:
+    """As `placement`, for a command that runs as many texts together as the memory suits, or as the user said."""
+    return _given(args, (*PLACEMENT, *METHOD, *DEFAULTS, *(option for option in REQUESTS if option.name == "rows")))
 
 
 def preparation(args: Namespace) -> dict[str, Any]:

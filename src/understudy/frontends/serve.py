@@ -13,8 +13,8 @@ from typing import Any
 
 from ..errors import UsageError
 from .live import Live, Progress
-from .model import DEMO, resolve
-from .options import DEFAULTS, METHOD, PLACEMENT, QUIET, count, declare, number, placement
+from .model import resolve, served_name
+from .options import DEFAULTS, METHOD, PLACEMENT, QUIET, REQUESTS, count, declare, number, placement_of_many
 from .parser import Command, Parser
 
 MISSING = "understudy serve needs the extra packages of a server: pip install 'understudy[serve]'."
@@ -22,12 +22,10 @@ MISSING = "understudy serve needs the extra packages of a server: pip install 'u
 
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
-    declare(parser, PLACEMENT, METHOD, DEFAULTS, (QUIET,))
+    declare(parser, PLACEMENT, METHOD, DEFAULTS, REQUESTS, (QUIET,))
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: this machine alone)")
     group.add_argument("--port", default=8000, type=count, metavar="N", help="the port (default 8000)")
-    group.add_argument("--rows", type=count, metavar="N", help="requests that run together (default: what the memory suits)")
-    group.add_argument("--served-model-name", metavar="NAME", help="what clients call the model (default: its directory or id)")
     group.add_argument(
         "--api-key", action="append", metavar="KEY", help="a key that clients must send; may be given several times"
     )
@@ -64,7 +62,7 @@ def _run(args: Namespace) -> int:
     except ImportError as error:
         raise UsageError(f"{MISSING} ({error.name} is missing)") from None
     _check(args)
-    name = args.served_model_name or (DEMO if model is None else Path(model).name or model)
+    name = served_name(model, args.served_model_name)
     live = Live(args.quiet)
     with Listener(_settings(args, name), args.host, args.port, args.drain, **_tls(args)) as listener, terminating():
         from ..llm import LLM
@@ -75,10 +73,7 @@ def _run(args: Namespace) -> int:
             shown(stage, done, total)
             listener.gate.loading.report(stage, done, total)
 
-        options = {name: value for name, value in placement(args).items() if name != "rows"}
-        if args.rows is not None:
-            options["rows"] = args.rows
-        with LLM(model, progress=report, **options) as llm:
+        with LLM(model, progress=report, **placement_of_many(args)) as llm:
             live.clear()
             room = f"{llm.plan.rows} requests together, {llm.context} tokens each"
             live.say(f"Serving {name} at {_url(args)}/v1: {room}. Ctrl-C ends it.")

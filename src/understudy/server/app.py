@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from .. import __version__
 from ..api import answers
 from ..api.answers import ApiAnswer, Form
-from ..api.errors import ApiError, answer_to
+from ..api.errors import ApiError, answer_to, invalid
 from ..api.protocol import ChatBody, CompletionBody, DetokenizeBody, SamplingFields, TokenizeBody
 from ..errors import UnderstudyError
 from ..request import Request as Generation
@@ -169,12 +169,8 @@ class Endpoints:
 def _tell_errors(app: FastAPI) -> None:
     """Every error is answered in the form that clients know."""
 
-    async def invalid(request: Request, error: Any) -> Response:
-        first = error.errors()[0]
-        # Numbers are places in a list.
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        what = f"{where}: {first['msg']}" if where else str(first["msg"])
-        return error_response(ApiError(400, what, param=where or None))
+    async def unreadable(request: Request, error: Any) -> Response:
+        return error_response(invalid(error.errors()))
 
     async def unknown(request: Request, error: Any) -> Response:
         return error_response(ApiError(error.status_code, str(error.detail), headers=error.headers or {}))
@@ -182,7 +178,7 @@ def _tell_errors(app: FastAPI) -> None:
     async def failed(request: Request, error: Exception) -> Response:
         return error_response(answer_to(error))
 
-    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(RequestValidationError, unreadable)
     app.add_exception_handler(HTTPException, unknown)
     for kind in (ApiError, UnderstudyError, Exception):
         app.add_exception_handler(kind, failed)
