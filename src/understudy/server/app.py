@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ from ..request import Request as Generation
 from ..service import Service, Unavailable
 from .guards import Guards
 from .metrics import Metrics
-from .responses import EventStream, error_response, whole
+from .responses import EventStream, PatientJson, error_response
 from .settings import Settings
 
 IGNORED = "X-Understudy-Ignored"
@@ -81,27 +82,27 @@ class Endpoints:
         self.metrics = metrics
         self.began = int(time.time())
 
-    async def chat(self, request: Request, body: ChatBody) -> Response:
+    async def chat(self, body: ChatBody) -> Response:
         """The assistant's next message."""
-        return await self._answered(request, body, partial(answers.chat_requests, self.llm, body, self.settings))
+        return await self._answered(body, partial(answers.chat_requests, self.llm, body, self.settings))
 
-    async def completions(self, request: Request, body: CompletionBody) -> Response:
+    async def completions(self, body: CompletionBody) -> Response:
         """The continuation of one prompt, or of many."""
-        return await self._answered(request, body, partial(answers.completion_requests, self.llm, body, self.settings))
+        return await self._answered(body, partial(answers.completion_requests, self.llm, body, self.settings))
 
-    async def _answered(
-        self, request: Request, body: SamplingFields, make: Callable[[], tuple[list[Generation], Form]]
-    ) -> Response:
+    async def _answered(self, body: SamplingFields, make: Callable[[], tuple[list[Generation], Form]]) -> Response:
         answers.check_model(body.model, self.settings)
+        # A long text takes a while: other answers go on meanwhile.
+        requests, form = await asyncio.to_thread(make)
         try:
-            answer = ApiAnswer(self.service, self.settings, body, *make())
+            answer = ApiAnswer(self.service, self.settings, body, requests, form)
         except Unavailable as error:
             self.metrics.rejected("unavailable" if self.service.trouble else "queue_full")
             raise answer_to(error) from None
         headers = {IGNORED: ", ".join(ignored)} if (ignored := body.ignored()) else {}
         if body.stream:
             return EventStream(answer.events(), headers)
-        return await whole(request, answer.whole, headers)
+        return PatientJson(answer.whole, headers, self.settings.keep_alive)
 
     async def models(self) -> dict[str, Any]:
         """The one model that is served."""
@@ -121,7 +122,7 @@ class Endpoints:
             "max_model_len": self.llm.context,
         }
 
-    async def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
+    def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
         """Text, or a conversation, to token ids."""
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "Give either prompt or messages.", param="prompt")
@@ -134,7 +135,7 @@ class Endpoints:
             found["token_strs"] = self.llm.tokenizer.convert_ids_to_tokens(tokens)
         return found
 
-    async def detokenize(self, body: DetokenizeBody) -> dict[str, Any]:
+    def detokenize(self, body: DetokenizeBody) -> dict[str, Any]:
         """Token ids to text."""
         tokens = self.llm.prompt_ids(body.tokens) if body.tokens else []
         return {"prompt": self.llm.tokenizer.decode(tokens)}

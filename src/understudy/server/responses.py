@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ..api.errors import ApiError
 
 Found = TypeVar("Found")
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-# The status that logs get of a request whose client has left: nobody reads it.
-LEFT = 499
 
 
 class EventStream(Response):
@@ -40,10 +38,46 @@ class EventStream(Response):
         await until_gone(receive, write())
 
 
-async def whole(request: Request, answer: Callable[[], Awaitable[dict[str, Any]]], headers: Mapping[str, str]) -> Response:
-    """The object that `answer` gives, as JSON; `answer` is given up when the client leaves."""
-    found = await until_gone(request.receive, answer())
-    return Response(status_code=LEFT) if found is None else JSONResponse(found, headers=headers)
+class PatientJson(Response):
+    """The object that `answer` gives, as JSON; `answer` is given up when the client leaves.
+
+    After each `silence` seconds without it a line break goes out, which readers of JSON skip, so that nobody between takes the
+    connection for dead. The first of them brings the status 200: an error after it can only be told in the object."""
+
+    media_type = "application/json"
+
+    def __init__(self, answer: Callable[[], Coroutine[Any, Any, dict[str, Any]]], headers: Mapping[str, str], silence: float):
+        self.answer = answer
+        self.silence = silence
+        super().__init__(headers=dict(headers))
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await until_gone(receive, self._write(send))
+
+    async def _write(self, send: Send) -> None:
+        """Raises what `answer` raises, as long as nothing was sent."""
+        start: Message = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        working = asyncio.ensure_future(self.answer())
+        begun = False
+        try:
+            while not (await asyncio.wait((working,), timeout=self.silence))[0]:
+                if not begun:
+                    await send(start)
+                    begun = True
+                await send({"type": "http.response.body", "body": b"\n", "more_body": True})
+            error = working.exception()
+            if error is not None and not (begun and isinstance(error, ApiError)):
+                raise error
+            found = error.body() if isinstance(error, ApiError) else working.result()
+            body = json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            if not begun:
+                length = (b"content-length", str(len(body)).encode())
+                await send({**start, "headers": [*self.raw_headers, length]})
+            await send({"type": "http.response.body", "body": body})
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
 
 
 async def until_gone(receive: Receive, work: Awaitable[Found]) -> Found | None:
