@@ -42,6 +42,7 @@ FITTING = "tests/kernels/test_fitting.py tests/quantizers/test_inputs.py"
 LOGPROBS = "tests/test_logprobs.py"
 ADJUST = "tests/test_adjust.py"
 RECTANGLE = "tests/test_rectangle.py tests/policies"
+PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
 MUTATIONS = (
     Mutation("siblings count for a penalty", "tree.py", "else [*found[parent], token]", "else [*found[-1], token]", ADJUST),
     Mutation("a bias comes after the temperature", "sampling.py", "piece if adjust is None else adjust(piece, start)", "piece if adjust is None else adjust(piece, start) * (params.temperature or 1)", ADJUST),
@@ -111,6 +112,15 @@ MUTATIONS = (
     Mutation("what is copied was not compared", "reuse.py", "length = common_prefix(tokens, text)\n        if", "length = min(len(tokens), len(text))\n        if", "tests/test_reuse.py"),
     Mutation("more is copied than layers can give", "reuse.py", "(reached := reach(row, length)) >", "(reached := length) >", "tests/test_reuse.py"),
     Mutation("a copy takes the draft's scratch for accepted tokens", "engine.py", "yield sequence.row, sequence.tokens[: self.cache.lengths[sequence.row]]", "yield sequence.row, sequence.tokens", "tests/test_reuse.py"),
+    Mutation("a damaged prefix is taken", "prefixes/files.py", "if not _is_sealed(content):", "if False:", PREFIXES),
+    Mutation("another model's prefix is taken", "prefixes/files.py", 'return "" if {**told, "checksum": ""} == {**about, "checksum": ""} else', 'return "" if True else', PREFIXES),
+    Mutation("a prefix's name forgets what came before", "prefixes/disk.py", "hashlib.sha256(before + block)", "hashlib.sha256(block)", PREFIXES),
+    Mutation("a half-written prefix has its name", "prefixes/files.py", "with unfinished.open(", "with self.path(name).open(", PREFIXES),
+    Mutation("what is used most goes", "prefixes/files.py", "key=lambda file: file.used", "key=lambda file: -file.used", PREFIXES),
+    Mutation("a window from disk goes back to what was never there", "layer_states.py", "self.missing[row] = start", "pass", PREFIXES),
+    Mutation("a prefix from disk goes on from the wrong state", "recurrent.py", "before = length // FOLD - 1\n        places = self._places(FOLD * before + torch.arange(FOLD))\n        records", "before = length // FOLD\n        places = self._places(FOLD * before + torch.arange(FOLD))\n        records", "tests/test_reuse.py"),
+    Mutation("the place where texts part is not kept", "engine.py", "sequence.pause - length if length < sequence.pause < length + count else count", "count", PREFIXES),
+    Mutation("the type of keys does not matter to who reads them", "models/identity.py", '"type": str(model.dtype),', '"type": "",', "tests/models/test_identity.py"),
     Mutation("nobody waits for an equal prompt", "engine.py", "if not any(self._reads_for(reader, sequence) for reader in readers):", "if True:", "tests/test_reuse.py"),
     Mutation("a second model forgets what was copied", "drafters/classic.py", "self.cache.copy(row, sequence.row, min(length, self.cache.lengths[row]))", "pass", "tests/test_reuse.py"),
     Mutation("an abandoned pass is not rewound", "models/model.py", "            self.supply.abandon()\n", "", LLM),

@@ -15,6 +15,7 @@ from tests.test_engine import Guessing, Slab, following
 from tests.tiny import save
 from understudy import LLM, SamplingParams, reuse
 from understudy.engine import Choose, Engine
+from understudy.prefixes.disk import DiskPrefixes
 from understudy.reuse import KeptText, Prefix, common_prefix, longest, row_for
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes
@@ -234,6 +235,33 @@ def test_logits_of_copied_beginnings_have_the_bits_of_read_ones(llm: LLM, seed: 
     assert shared.found == apart.found and all(len(bits) == 1 for bits in apart.found.values())
     assert sum(request.sequence.reused for request in requests) > 0
     assert shared.read < apart.read
+
+
+def test_logits_of_beginnings_from_disk_have_the_bits_of_read_ones(llm: LLM, tmp_path: Path) -> None:
+    stem = texts(2)[0]
+    stem = [*stem, *range(1, 200), *range(1, 200), *range(1, 200), *range(1, 200)][:730]
+    prompts = [[*stem, *(i * part % 199 + part for i in range(90))] for part in (1, 2, 3)]
+    params = SamplingParams(max_new_tokens=8, ignore_eos=True)
+    apart = Logits(llm)
+    for prompt in prompts:
+        request = llm.request(prompt, params)
+        request.sequence.reusable = 0
+        llm.scheduler.complete([request])
+    llm.engine.verify = apart.verify
+    loaded = []
+    shared = Logits(llm)
+    for prompt in (*prompts, prompts[1]):
+        for row in range(3):
+            llm.engine.forget(row)
+        # As a new process would open them.
+        llm.engine.prefixes = DiskPrefixes.open(tmp_path, 1 << 30, "12" * 32, llm.model.cache)
+        request = llm.request(prompt, params)
+        llm.scheduler.complete([request])
+        llm.engine.prefixes.close()
+        loaded.append(request.sequence.loaded)
+    llm.engine.verify, llm.engine.prefixes = shared.verify, None
+    assert loaded == [0, 0, 704, 768], "the third finds what the second left where the first two part"
+    assert shared.found == apart.found and shared.read < apart.read
 
 
 @pytest.mark.parametrize("method", ["substitute", "classic"])

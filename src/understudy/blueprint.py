@@ -26,6 +26,7 @@ from .plan.placement import Plan
 from .plan.residents import LEVELS, LinkSpeeds
 from .plan.sizes import format_size, parse_size
 from .policies import rows_together
+from .prefixes import BLOCK, memory_for
 from .recurrent import DEEPEST
 from .weights.store import Store
 
@@ -158,6 +159,7 @@ class Blueprint:
             tile=TILE,
             runtime_bytes=self.device.runtime_bytes,
             second_model_bytes=second,
+            prefix_bytes=memory_for(self.footprint.prefix_file_bytes(BLOCK)) if self.options.prefix_cache is not None else 0,
             tree_nodes=drafter.max_nodes,
             record_nodes=nodes,
             padded_rows=padded,

@@ -3,7 +3,7 @@ change; slots above it are scratch, which drafts write and the target overwrites
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -129,6 +129,36 @@ class Cache:
                 return reached
             length = reached
 
+    @property
+    def needs_points(self) -> bool:
+        """Do layers keep what cannot be put together of tokens, so that a row goes on from a point alone?"""
+        return any(type(state) is not FullState for state in self.states)
+
+    def block_bytes(self, tokens: int) -> int:
+        """Bytes of what `taken` gives of so many tokens."""
+        held = [state for state in self.states if type(state) is FullState]
+        return sum(state.nbytes // (state.keys.shape[0] * state.keys.shape[2]) for state in held) * tokens
+
+    def taken(self, row: int, start: int, end: int) -> dict[str, Tensor]:
+        """Copies of what layers keep of tokens `start` to `end` of `row` alone, in memory of the host, by name."""
+        return _named([state.taken(row, start, end) for state in self.states])
+
+    def put(self, row: int, start: int, tensors: Mapping[str, Tensor], first: int) -> None:
+        """Put what was taken of tokens from `start` on into the slots of `row` from `first` on, which is its length at least."""
+        assert first >= self.lengths[row], f"slots from {first} on of a row of {self.lengths[row]} tokens"
+        for index, state in enumerate(self.states):
+            state.put(row, start, _own(index, tensors), first)
+
+    def point(self, row: int, length: int) -> dict[str, Tensor]:
+        """What else is needed to go on from `length` of `row`, which can be reached and is a multiple of 64."""
+        return _named([state.point(row, length) for state in self.states])
+
+    def resume(self, row: int, length: int, tensors: Mapping[str, Tensor]) -> None:
+        """Let `row` hold the `length` tokens that were put into it and go on from there, by what was a `point`."""
+        for index, state in enumerate(self.states):
+            state.resume(row, length, _own(index, tensors))
+        self.lengths[row] = self._written[row] = length
+
     def save(self, row: int) -> None:
         """Keep what lets `row` come back to about its length, however long its text becomes; its last save is given up."""
         for state in self.recurrent.values():
@@ -160,3 +190,14 @@ class Cache:
         """One past the highest slot of `row` that may have been written: trees use the scratch, and a device's draft the slot after
         it as a dummy."""
         return max(self._written[row], self.lengths[row] + self.scratch + 1 if self.lengths[row] else 0)
+
+
+def _named(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of all states, each under the number of its state."""
+    return {f"{index} {name}": tensor for index, state in enumerate(states) for name, tensor in state.items()}
+
+
+def _own(index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `tensors` that are state number `index`'s."""
+    mark = f"{index} "
+    return {name.removeprefix(mark): tensor for name, tensor in tensors.items() if name.startswith(mark)}

@@ -14,6 +14,7 @@ from .cache import Cache
 from .drafters import Drafter, Verified
 from .logprobs import TokenLogprob
 from .models.cost import PassCost
+from .prefixes.disk import DiskPrefixes
 from .reading import readable, shared
 from .rectangle import layout_of
 from .reuse import WORTH_WAITING, KeptText, common_prefix, longest, row_for
@@ -77,8 +78,11 @@ class Engine:
         max_nodes: int = 1 << 40,
         cost: PassCost | None = None,
         heads: Heads = ANY_HEADS,
+        prefixes: DiskPrefixes | None = None,
     ):
         self.verify = verify
+        # Keeps prefixes of prompts on disk; None: nobody does.
+        self.prefixes = prefixes
         # What a pass takes; nothing is known of it where none is given.
         self.cost = cost or PassCost()
         self.cache = cache
@@ -106,6 +110,8 @@ class Engine:
         common = common_prefix(own.tokens, sequence.to_share) if own else 0
         if not self._copy(sequence, self.cache.reach(row, common)):
             self._rewind(sequence, common)
+        if self.prefixes is not None:
+            sequence.loaded = self.prefixes.load(sequence)
         sequence.reused = self.cache.lengths[row]
         self.layout.unpad(row)
         self.sequences.append(sequence)
@@ -202,6 +208,7 @@ class Engine:
         unread = [sequence.tokens[self.cache.lengths[sequence.row] :] for sequence in reading]
         counts = shared([len(tokens) for tokens in unread], room)
         for place, (sequence, tokens, count) in enumerate(zip(reading, unread, counts, strict=True), 1):
+            count = self._until_pause(sequence, count)
             if sequence.scores_prompt:
                 # Each text after this one has its end in one tile.
                 count = min(count, self.heads.room(used, heads - len(reading) + place))
@@ -211,6 +218,11 @@ class Engine:
                 heads -= 1
                 yield Member.chunk(sequence, tokens[:count], count == len(tokens))
             used += count
+
+    def _until_pause(self, sequence: TokenSequence, count: int) -> int:
+        """How many of the next `count` tokens of `sequence` are read before it pauses."""
+        length = self.cache.lengths[sequence.row]
+        return sequence.pause - length if length < sequence.pause < length + count else count
 
     def _own_advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
         """What the pass gave one sequence. An error on the way ends that sequence, and no other."""
@@ -238,6 +250,8 @@ class Engine:
         if member.reads and member.chooses:
             # The next text in this row often shares what was read so far.
             self.cache.save(sequence.row)
+        if self.prefixes is not None:
+            self.prefixes.keep(sequence)
         taken = self._take(sequence, new)
         drafted = 0 if member.reads else len(tree) - 1
         accepted = 0 if member.reads else min(len(path) - 1, len(taken))

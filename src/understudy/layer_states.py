@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +75,18 @@ class LayerState(Protocol):
     def copy(self, row: int, to: int, length: int) -> None:
         """Give row `to` the first `length` tokens of `row`, which can be reached."""
 
+    def taken(self, row: int, start: int, end: int) -> dict[str, Tensor]:
+        """What is kept of tokens `start` to `end` of `row` alone: copies in memory of the host, by name."""
+
+    def put(self, row: int, start: int, tensors: Mapping[str, Tensor], first: int) -> None:
+        """Put what was taken of the tokens from `start` on into slots of `row`, from slot `first` on."""
+
+    def point(self, row: int, length: int) -> dict[str, Tensor]:
+        """What else is needed to go on from `length`, which can be reached: copies in memory of the host, by name."""
+
+    def resume(self, row: int, length: int, tensors: Mapping[str, Tensor]) -> None:
+        """Let `row`, whose tokens were put, hold `length` of them and go on from there, by what was a `point`."""
+
 
 class FullState:
     """Keys and values of one layer for every token of the context: [rows, kv heads, capacity, size].
@@ -131,12 +144,31 @@ class FullState:
         self.keys[to, :, :length] = self.keys[row, :, :length]
         self.values[to, :, :length] = self.values[row, :, :length]
 
+    def taken(self, row: int, start: int, end: int) -> dict[str, Tensor]:
+        slabs = {"keys": self.keys, "values": self.values}
+        return {name: slab[row, :, start:end].to("cpu", copy=True).contiguous() for name, slab in slabs.items()}
+
+    def put(self, row: int, start: int, tensors: Mapping[str, Tensor], first: int) -> None:
+        skipped = max(first - start, 0)
+        for slab, new in ((self.keys, tensors["keys"]), (self.values, tensors["values"])):
+            slab[row, :, start + skipped : start + new.shape[1]] = new[:, skipped:].to(slab.device)
+
+    def point(self, row: int, length: int) -> dict[str, Tensor]:
+        return {}
+
+    def resume(self, row: int, length: int, tensors: Mapping[str, Tensor]) -> None: ...
+
 
 class SlidingState(FullState):
     """Keys and values of one layer that looks back at a window: slot s lies at place s % places, so that a row holds its window,
     the scratch above it and a little of what came before, not the whole context: [rows, kv heads, places, size].
 
     A prompt may be longer: its tiles are written one after another, and each looks back at its window alone."""
+
+    def __init__(self, shape: LayerShape, rows: int, slots: int, dtype: torch.dtype, device: str = "cpu"):
+        super().__init__(shape, rows, slots, dtype, device)
+        # by row: slots below were never written, since the text went on from a point
+        self.missing = [0] * rows
 
     def places(self, slots: Tensor) -> Tensor:
         return slots.to(self.keys.device) % self.keys.shape[2]
@@ -152,12 +184,34 @@ class SlidingState(FullState):
         """`length` where the window of the next token is still held, else 0: what was overwritten depends, layer by layer, on
         older and older tokens."""
         oldest_wanted = max(length + 1 - self.shape.window, 0)
-        oldest_held = written - self.keys.shape[2]
+        oldest_held = max(written - self.keys.shape[2], self.missing[row])
         return length if oldest_wanted >= oldest_held else 0
+
+    def rewind(self, row: int, length: int) -> None:
+        if length == 0:
+            self.missing[row] = 0
 
     def copy(self, row: int, to: int, length: int) -> None:
         self.keys[to] = self.keys[row]
         self.values[to] = self.values[row]
+        self.missing[to] = self.missing[row]
+
+    def taken(self, row: int, start: int, end: int) -> dict[str, Tensor]:
+        return {}
+
+    def put(self, row: int, start: int, tensors: Mapping[str, Tensor], first: int) -> None: ...
+
+    def point(self, row: int, length: int) -> dict[str, Tensor]:
+        """The window of the token after `length`: [kv heads, tokens, size] each."""
+        places = self.places(torch.arange(max(length + 1 - self.shape.window, 0), length))
+        return {"keys": self.keys[row][:, places].cpu(), "values": self.values[row][:, places].cpu()}
+
+    def resume(self, row: int, length: int, tensors: Mapping[str, Tensor]) -> None:
+        start = max(length + 1 - self.shape.window, 0)
+        places = self.places(torch.arange(start, length))
+        for slab, new in ((self.keys, tensors["keys"]), (self.values, tensors["values"])):
+            slab[row][:, places] = new.to(slab.device)
+        self.missing[row] = start
 
 
 def state_of(shape: LayerShape, rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu") -> FullState:

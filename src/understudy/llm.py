@@ -17,12 +17,15 @@ from .engine import Engine
 from .errors import UsageError
 from .loading import load
 from .making import RequestMaker
+from .models.identity import identity_of
+from .models.model import Model
 from .models.numbers import explain
 from .options import Options
 from .params import SamplingParams
 from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
 from .planning import plan_for, plan_for_config
+from .prefixes.disk import DiskPrefixes
 from .prompts import Prompt
 from .request import Completion, Request, Step
 from .scheduler import Scheduler
@@ -59,11 +62,14 @@ class LLM:
         self.generation = loaded.generation
         for line in self.generation.warnings if progress is None else ():
             warnings.warn(line, stacklevel=2)
-        self._closing = weakref.finalize(self, self.model.close)
+        self.prefixes = _prefixes(self.model, self.options)
+        self._closing = weakref.finalize(self, _close, self.model, self.prefixes)
         self.maker = RequestMaker(loaded, self.options.method, self._closing)
         drafter = self.options.drafter.open(self.model)
         heads = Heads(self.plan.tile, self.plan.passes.heads(self.plan.rows))
-        self.engine = Engine(self.model.verify, self.model.cache, drafter, self.plan.pass_nodes, self.model.cost, heads)
+        self.engine = Engine(
+            self.model.verify, self.model.cache, drafter, self.plan.pass_nodes, self.model.cost, heads, self.prefixes
+        )
         counters = partial(Counters.of, self.model, self.engine)
         self.scheduler = Scheduler(
             self.engine, self.plan.rows, self.options.batching, counters, self.model.guard, partial(explain, self.model)
@@ -249,3 +255,16 @@ class LLM:
         with contextlib.closing(self.scheduler.follow(request)) as steps:
             yield from steps
 
+
+def _prefixes(model: Model, options: Options) -> DiskPrefixes | None:
+    """Where prefixes of prompts are kept on disk, if they are. Raises UsageError for what cannot be a directory."""
+    if options.prefix_cache is None:
+        return None
+    return DiskPrefixes.open(Path(options.prefix_cache), options.prefix_bytes, identity_of(model), model.cache)
+
+
+def _close(model: Model, prefixes: DiskPrefixes | None) -> None:
+    """Give back what a loaded model holds."""
+    if prefixes is not None:
+        prefixes.close()
+    model.close()

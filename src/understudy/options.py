@@ -13,6 +13,7 @@ from .codecs import CODECS, FALLBACK
 from .devices import device_names
 from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
+from .plan.sizes import parse_size
 from .policies import DEFAULT_POLICY, Policy, policy_of
 from .quantizers.mixed import mixed
 from .registry import lookup
@@ -34,6 +35,8 @@ AUTO = "auto"
 # The head's quantiser where its bits are left open and there is room, beside those of all other weights.
 HEAD = "int8"
 BESIDE = ("int2", "int3", "int4")
+# Bytes of prefixes on disk where the user does not say.
+PREFIXES = "4GB"
 # Fields that follow from the environment and from other options: nobody gives them.
 DERIVED = {"cache", "recipe_quantizer", "recipe_head", "text"}
 
@@ -81,6 +84,10 @@ class Options:
     revision: str | None = None
     # Where defaults of sampling come from: auto (the model's own generation_config.json), none, or the directory of one.
     generation_config: str | Path = AUTO
+    # A directory where prefixes of prompts are kept for later processes; None: they are not kept.
+    prefix_cache: str | Path | None = None
+    # The most that all files there may take; None: 4 GB.
+    prefix_cache_size: str | int | None = None
     # Bytes per second that the disk is slowed down to, for tests and benchmarks; 0: full speed.
     throttle: float = 0.0
     # Where Stores and measurements are kept.
@@ -114,6 +121,10 @@ class Options:
             raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))} or mixed, got {options.bits}.")
         if options.head_bits not in (AUTO, *BITS):
             raise UsageError(f"--head-bits must be one of {', '.join(map(str, BITS))} or auto, got {options.head_bits}.")
+        if options.prefix_cache_size is not None and options.prefix_cache is None:
+            raise UsageError("--prefix-cache-size is for --prefix-cache DIR, which was not given.")
+        if options.prefix_bytes < 1:
+            raise UsageError(f"--prefix-cache-size must be 1 byte or more, got {options.prefix_cache_size}.")
         options = options._with_recipe()
         return options._linked() if options.link else options
 
@@ -127,6 +138,11 @@ class Options:
     def head_left_open(self) -> bool:
         """May the head have the quantiser of all weights instead of its own?"""
         return self.head_bits == AUTO and bool(self.recipe_head)
+
+    @property
+    def prefix_bytes(self) -> int:
+        """The most bytes that files of prefixes may take."""
+        return parse_size(PREFIXES if self.prefix_cache_size is None else self.prefix_cache_size, "--prefix-cache-size")
 
     @property
     def drafter(self) -> DrafterSpec:
@@ -152,7 +168,8 @@ class Options:
         """For a second model that drafts: its own weights and type, held whole, prepared in the cache."""
         recipe: dict[str, Any] = {"quantizer": "exact", "recipe_quantizer": "exact", "recipe_head": "", "codec": FALLBACK}
         recipe |= {"calibrate": None, "text": None}
-        return replace(self, **recipe, output=None, revision=None, dtype="auto", method=DEFAULT_METHOD)
+        alone: dict[str, Any] = {"output": None, "revision": None, "prefix_cache": None, "prefix_cache_size": None}
+        return replace(self, **recipe, **alone, dtype="auto", method=DEFAULT_METHOD)
 
     def _with_recipe(self) -> Options:
         """With the quantiser's full name and the text that the copy is fitted to."""

@@ -7,7 +7,7 @@ target overwrites what a draft recorded, and rolling back is setting a number, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -158,6 +158,29 @@ class RecurrentState:
         self.newest[to] = self.newest[row]
         self.saved[to] = self.saved[row]
         self.rewind(to, length)
+
+    def taken(self, row: int, start: int, end: int) -> dict[str, Tensor]:
+        return {}
+
+    def put(self, row: int, start: int, tensors: Mapping[str, Tensor], first: int) -> None: ...
+
+    def point(self, row: int, length: int) -> dict[str, Tensor]:
+        """The state 64 tokens before `length`, a multiple of 64, and the records since."""
+        if self.newest[row] * FOLD > length:
+            assert self.saved[row] == length, f"row {row} has no state after {length} tokens"
+            records = {f"records {i}": saved[row].to("cpu", copy=True) for i, saved in enumerate(self._saved_records)}
+            return {"state": self._saved_states[row].to("cpu", copy=True), **records}
+        before = length // FOLD - 1
+        places = self._places(FOLD * before + torch.arange(FOLD))
+        records = {f"records {i}": held[row, places].cpu() for i, held in enumerate(self.records)}
+        return {"state": self.states[row, before % 2].to("cpu", copy=True), **records}
+
+    def resume(self, row: int, length: int, tensors: Mapping[str, Tensor]) -> None:
+        self.saved[row] = length
+        self._saved_states[row] = tensors["state"].to(self.states.device)
+        for i, saved in enumerate(self._saved_records):
+            saved[row] = tensors[f"records {i}"].to(saved.device)
+        self._restore(row)
 
     def save(self, row: int) -> None:
         """Keep what lets `row` go back to the last 64 tokens' end that is folded, however long its text becomes."""

@@ -134,6 +134,8 @@ PLACEMENT = (
     _choice("--dtype", lambda: DTYPES, "precision of the exact model (auto: the checkpoint's own)"),
     _choice("--resident", lambda: RESIDENT, "exact weights kept in fast memory (auto: what the budget leaves)"),
     _value("--context", "N", "longest prompt and answer together, in tokens", count),
+    _value("--prefix-cache", "DIR", "keep the beginnings of long prompts there, so that no later start reads them again", Path),
+    _value("--prefix-cache-size", "SIZE", "the most that they may take (default 4GB); what was used least recently goes", memory),
     *PREPARATION,
 )
 METHOD = (

@@ -91,6 +91,11 @@ class Footprint:
         """All that the cache of one sequence takes: `tokens` slots, and states and records for trees of `nodes` nodes."""
         return self.kv_bytes(tokens) + self.state_bytes + self.record_bytes * nodes
 
+    def prefix_file_bytes(self, tokens: int) -> int:
+        """The largest file of a prefix of which each holds `tokens` tokens: these, or what windows and recurrent layers hold."""
+        windows = sum(token_bytes * most for token_bytes, most in self.kv_windows)
+        return max(self.kv_bytes_per_token * tokens, windows + self.state_bytes)
+
     def alone(self, rows: int, tokens: int, widest_level: int, nodes: int = 0) -> int:
         """Bytes of a second model that only drafts, held whole, with `tokens` cache slots a sequence, whose trees have at most
         `nodes` nodes."""
@@ -120,6 +125,8 @@ class PlanRequest:
     runtime_bytes: int = RUNTIME
     # A second model that drafts.
     second_model_bytes: int = 0
+    # What keeping prefixes on disk takes.
+    prefix_bytes: int = 0
     # Nodes of each sequence's tree; 0: as many as pay.
     tree_nodes: int = 0
     # Nodes of each sequence's tree that recurrent layers have room for.

@@ -155,6 +155,7 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
         "decoding": footprint.decoding_bytes,
         "embedding" if footprint.levels else "embedding rows": footprint.embedding_bytes,
         "realigning": request.aligning_bytes,
+        **({"prefixes": request.prefix_bytes} if request.prefix_bytes else {}),
         "draft levels": levels.total(request.widest_level, request.rows) if levels else 0,
     }
 

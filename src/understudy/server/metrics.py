@@ -35,6 +35,7 @@ class Metrics:
         self.cached = counter("prompt_tokens_cached", "Tokens of prompts that did not have to be read again.")
         self.queries = counter("prefix_cache_queries", "Tokens of prompts that were looked for in the cache.")
         self.hits = counter("prefix_cache_hits", "Tokens of prompts that the cache held.")
+        self.loaded = counter("external_prefix_cache_hits", "Tokens of prompts that came from --prefix-cache.")
         self.generated = counter("generation_tokens", "Tokens that were generated.")
         self.drafts = counter("spec_decode_num_drafts", "Trees that were drafted.")
         self.draft_tokens = counter("spec_decode_num_draft_tokens", "Nodes that were drafted.")
@@ -55,6 +56,7 @@ class Metrics:
             (self.cached, request.sequence.reused),
             (self.queries, request.sequence.prompt_length),
             (self.hits, request.sequence.reused),
+            (self.loaded, request.sequence.loaded),
             (self.generated, stats.new_tokens),
             (self.drafts, stats.rounds if stats.drafted else 0),
             (self.draft_tokens, stats.drafted),
@@ -98,7 +100,7 @@ class EngineFigures(Collector):
             ("kv_cache_usage_perc", "Share of the KV cache that running requests use, 0 to 1.", held),
             ("peak_memory_bytes", "The most fast memory that was held at once.", llm.model.device.peak_bytes()),
         )
-        totals = (
+        totals: tuple[tuple[str, str, float], ...] = (
             ("passes", "Sweeps of the exact weights.", llm.engine.clock.passes),
             ("link_bytes", "Exact weights that came over the link.", counters.read),
             ("link_busy_seconds", "Time in which the link was busy.", counters.busy),
@@ -106,6 +108,13 @@ class EngineFigures(Collector):
             ("draft_seconds", "Time of drafting.", counters.draft),
             ("verify_seconds", "Time of passes, waiting for the link included.", counters.verify),
         )
+        if llm.prefixes is not None:
+            files = llm.prefixes.files
+            totals += (
+                ("prefix_files_damaged", "Files of --prefix-cache that were damaged.", files.damaged),
+                ("prefix_bytes_read", "Bytes read from --prefix-cache.", files.bytes_read),
+                ("prefix_bytes_written", "Bytes written to --prefix-cache.", files.bytes_written),
+            )
         for name, text, value in gauges:
             family = GaugeMetricFamily(f"understudy:{name}", text, labels=list(self.labels))
             family.add_metric(list(self.labels.values()), value)
