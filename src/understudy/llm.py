@@ -26,6 +26,7 @@ from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
 from .planning import plan_for, plan_for_config
 from .prefixes.disk import DiskPrefixes
+from .prefixes.files import directory_of
 from .prompts import Prompt
 from .request import Completion, Request, Step
 from .scheduler import Scheduler
@@ -54,6 +55,7 @@ class LLM:
 
     def __init__(self, model: str | Path | None = None, *, progress: Report | None = None, **options: Any):
         self.options = Options.of(options, os.environ)
+        kept = None if self.options.prefix_cache is None else directory_of(self.options.prefix_cache)
         loaded = load(model, self.options, progress)
         self.store = loaded.store
         self.machine = loaded.machine
@@ -62,7 +64,9 @@ class LLM:
         self.generation = loaded.generation
         for line in self.generation.warnings if progress is None else ():
             warnings.warn(line, stacklevel=2)
-        self.prefixes = _prefixes(self.model, self.options)
+        self.prefixes = None
+        if kept is not None:
+            self.prefixes = DiskPrefixes.open(kept, self.options.prefix_bytes, identity_of(self.model), self.model.cache)
         self._closing = weakref.finalize(self, _close, self.model, self.prefixes)
         self.maker = RequestMaker(loaded, self.options.method, self._closing)
         drafter = self.options.drafter.open(self.model)
@@ -254,13 +258,6 @@ class LLM:
         self.scheduler.submit(request)
         with contextlib.closing(self.scheduler.follow(request)) as steps:
             yield from steps
-
-
-def _prefixes(model: Model, options: Options) -> DiskPrefixes | None:
-    """Where prefixes of prompts are kept on disk, if they are. Raises UsageError for what cannot be a directory."""
-    if options.prefix_cache is None:
-        return None
-    return DiskPrefixes.open(Path(options.prefix_cache), options.prefix_bytes, identity_of(model), model.cache)
 
 
 def _close(model: Model, prefixes: DiskPrefixes | None) -> None:

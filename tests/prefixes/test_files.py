@@ -19,7 +19,7 @@ from torch import Tensor
 
 from understudy.errors import UsageError
 from understudy.prefixes import files as module
-from understudy.prefixes.files import PrefixFiles
+from understudy.prefixes.files import PrefixFiles, directory_of
 
 LIMIT = 1 << 20
 IDENTITY = "0123456789abcdef" * 4
@@ -42,12 +42,12 @@ def same(found: dict[str, Tensor] | None, expected: dict[str, Tensor]) -> bool:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    files = PrefixFiles(tmp_path / "a" / "b", LIMIT, IDENTITY)
+    files = PrefixFiles(tmp_path, LIMIT, IDENTITY)
     assert files.read(named(1)) is None and not files.has(named(1)) and files.damaged == 0
     files.write(named(1), some(1))
     files.write(named(2), {})
     assert same(files.read(named(1)), some(1)) and files.read(named(2)) == {}
-    assert PrefixFiles(tmp_path / "a" / "b", LIMIT, "f" * 64).read(named(1)) is None
+    assert PrefixFiles(tmp_path, LIMIT, "f" * 64).read(named(1)) is None
     assert files.bytes_read == files.bytes_written > 0 and files.damaged == 0
 
 
@@ -187,4 +187,5 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match=r"--prefix-cache .*file cannot be a directory"):
-        PrefixFiles(tmp_path / "file", LIMIT, IDENTITY)
+        directory_of(tmp_path / "file")
+    assert directory_of(str(tmp_path / "a" / "b")).is_dir()

@@ -51,8 +51,8 @@ class DiskPrefixes:
 
     @classmethod
     def open(cls, directory: Path, limit: int, identity: str, cache: Cache) -> DiskPrefixes:
-        """Prefixes of texts in the rows of `cache`, in `directory`, at most `limit` bytes. UsageError where it is no directory."""
-        files = PrefixFiles(directory.expanduser(), limit, identity)
+        """Prefixes of texts in the rows of `cache`, in `directory`, at most `limit` bytes."""
+        files = PrefixFiles(directory, limit, identity)
         return cls(files, PrefixWriter(files), cache)
 
     def load(self, sequence: TokenSequence) -> int:

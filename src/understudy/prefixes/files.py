@@ -46,8 +46,8 @@ class FoundFile:
 
 
 class PrefixFiles:
-    """Tensors by name in `directory`, of which files with other `identity` are no concern. At most `limit` bytes: what was used
-    least recently goes."""
+    """Tensors by name in `directory`, which is there. Files of another `identity` are no concern. All together have at most `limit`
+    bytes: what was used least recently goes."""
 
     def __init__(self, directory: Path, limit: int, identity: str):
         self.directory = directory
@@ -61,10 +61,6 @@ class PrefixFiles:
         # Bytes in the directory when it was last looked through, with what this process has written since.
         self._total: int | None = None
         self._since = 0
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--prefix-cache {directory} cannot be a directory ({error.strerror}): choose another.") from None
 
     def path(self, name: str) -> Path:
         return self.folder / (name + SUFFIX)
@@ -156,6 +152,16 @@ class PrefixFiles:
                         path.unlink()
                         continue
                     yield FoundFile(state.st_mtime, state.st_size, path)
+
+
+def directory_of(path: str | Path) -> Path:
+    """The directory `path`, made where there is none. Raises UsageError where it cannot be one."""
+    directory = Path(path).expanduser()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--prefix-cache {directory} cannot be a directory ({error.strerror}): choose another.") from None
+    return directory
 
 
 def _about(identity: str, name: str) -> dict[str, str]:
