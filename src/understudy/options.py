@@ -14,7 +14,7 @@ from .devices import device_names
 from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
 from .plan.sizes import parse_size
-from .policies import DEFAULT_POLICY, Policy, policy_of
+from .policies import DEFAULT_POLICY, PaddedPolicy, Policy, policy_of
 from .quantizers.mixed import mixed
 from .registry import lookup
 from .tiers import tier_names
@@ -121,12 +121,18 @@ class Options:
             raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))} or mixed, got {options.bits}.")
         if options.head_bits not in (AUTO, *BITS):
             raise UsageError(f"--head-bits must be one of {', '.join(map(str, BITS))} or auto, got {options.head_bits}.")
-        if options.prefix_cache_size is not None and options.prefix_cache is None:
-            raise UsageError("--prefix-cache-size is for --prefix-cache DIR, which was not given.")
-        if options.prefix_bytes < 1:
-            raise UsageError(f"--prefix-cache-size must be 1 byte or more, got {options.prefix_cache_size}.")
+        options._check_prefixes()
         options = options._with_recipe()
         return options._linked() if options.link else options
+
+    def _check_prefixes(self) -> None:
+        """Raise UsageError for what keeping prefixes on disk cannot do."""
+        if self.prefix_cache_size is not None and self.prefix_cache is None:
+            raise UsageError("--prefix-cache-size is for --prefix-cache DIR, which was not given.")
+        if self.prefix_bytes < 1:
+            raise UsageError(f"--prefix-cache-size must be 1 byte or more, got {self.prefix_cache_size}.")
+        if self.prefix_cache is not None and isinstance(self.batching, PaddedPolicy):
+            raise UsageError(f"--prefix-cache is not for left-padded batches, as {self.policy} has them: choose one of the two.")
 
     @property
     def recipe(self) -> Recipe:
