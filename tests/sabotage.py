@@ -119,7 +119,7 @@ MUTATIONS = (
     Mutation("what is used most goes", "prefixes/files.py", "key=lambda file: file.used", "key=lambda file: -file.used", PREFIXES),
     Mutation("a window from disk goes back to what was never there", "layer_states.py", "self.missing[row] = start", "pass", PREFIXES),
     Mutation("a prefix from disk goes on from the wrong state", "recurrent.py", "before = length // FOLD - 1\n        places = self._places(FOLD * before + torch.arange(FOLD))\n        records", "before = length // FOLD\n        places = self._places(FOLD * before + torch.arange(FOLD))\n        records", "tests/test_reuse.py"),
-    Mutation("the place where texts part is not kept", "engine.py", "sequence.pause - length if length < sequence.pause < length + count else count", "count", PREFIXES),
+    Mutation("the place where texts part is not kept", "sequence.py", "self.pause - length if length < self.pause < length + count else count", "count", PREFIXES),
     Mutation("the type of keys does not matter to who reads them", "models/identity.py", '"type": str(model.dtype),', '"type": "",', "tests/models/test_identity.py"),
     Mutation("nobody waits for an equal prompt", "engine.py", "if not any(self._reads_for(reader, sequence) for reader in readers):", "if True:", "tests/test_reuse.py"),
     Mutation("a second model forgets what was copied", "drafters/classic.py", "self.cache.copy(row, sequence.row, min(length, self.cache.lengths[row]))", "pass", "tests/test_reuse.py"),

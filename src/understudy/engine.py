@@ -208,7 +208,7 @@ class Engine:
         unread = [sequence.tokens[self.cache.lengths[sequence.row] :] for sequence in reading]
         counts = shared([len(tokens) for tokens in unread], room)
         for place, (sequence, tokens, count) in enumerate(zip(reading, unread, counts, strict=True), 1):
-            count = self._until_pause(sequence, count)
+            count = sequence.before_pause(len(sequence.tokens) - len(tokens), count)
             if sequence.scores_prompt:
                 # Each text after this one has its end in one tile.
                 count = min(count, self.heads.room(used, heads - len(reading) + place))
@@ -218,11 +218,6 @@ class Engine:
                 heads -= 1
                 yield Member.chunk(sequence, tokens[:count], count == len(tokens))
             used += count
-
-    def _until_pause(self, sequence: TokenSequence, count: int) -> int:
-        """How many of the next `count` tokens of `sequence` are read before it pauses."""
-        length = self.cache.lengths[sequence.row]
-        return sequence.pause - length if length < sequence.pause < length + count else count
 
     def _own_advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
         """What the pass gave one sequence. An error on the way ends that sequence, and no other."""

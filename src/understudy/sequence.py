@@ -75,6 +75,10 @@ class TokenSequence:
         """How many tokens were generated."""
         return len(self.tokens) - self.prompt_length
 
+    def before_pause(self, length: int, count: int) -> int:
+        """How many of the `count` tokens after the first `length` are read before reading pauses."""
+        return self.pause - length if length < self.pause < length + count else count
+
     @property
     def to_share(self) -> list[int]:
         """The tokens that may be taken from what was read before: all but the last one, after which the next one is chosen."""
