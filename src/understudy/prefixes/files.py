@@ -138,7 +138,8 @@ class PrefixFiles:
         self._since = 0
 
     def _files(self) -> Iterator[FoundFile]:
-        """Every file that a process has made here. Those that were left unfinished are deleted; others' files are let alone."""
+        """Every file that a process has made here. Those that were left unfinished are deleted, those under way and others' files
+        are let alone."""
         for folder in self.directory.iterdir():
             if not FOLDER.fullmatch(folder.name) or not folder.is_dir():
                 continue
@@ -148,10 +149,10 @@ class PrefixFiles:
                 # Another process may have deleted it.
                 with suppress(OSError):
                     state = path.stat()
-                    if path.name.endswith(UNFINISHED) and time.time() - state.st_mtime > LEFT:
+                    if not path.name.endswith(UNFINISHED):
+                        yield FoundFile(state.st_mtime, state.st_size, path)
+                    elif time.time() - state.st_mtime > LEFT:
                         path.unlink()
-                        continue
-                    yield FoundFile(state.st_mtime, state.st_size, path)
 
 
 def directory_of(path: str | Path) -> Path:
