@@ -91,7 +91,7 @@ MAY_IMPORT = {
         "weights",
     },
     "service": {"request"},
-    "api": {"service", "request", "sampling", "stats"},
+    "api": {"detokenizer", "logprobs", "service", "request", "sampling", "stats"},
     "jobs": {"api", "service"},
     "server": {"__version__", "api", "service", "request"},
     "frontends": {"llm", "server", "api", "jobs", "drafters", "stats", "plan", "weights", "tiers", "kernels", "demo", "devices"},

@@ -121,3 +121,13 @@ def slowed(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 @pytest.fixture
 def server(start: Start) -> Running:
     return start()
+
+
+@pytest.fixture
+def start_exact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server of the same model in float32, with drafting."""
+    with loaded(checkpoint, tmp_path_factory, rows=3, dtype="float32") as model:
+        settings = Settings(model_name="tiny")
+        running = Running(create_app(model, settings), settings)
+        yield running
+        running.stop()

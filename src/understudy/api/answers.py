@@ -11,85 +11,23 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from ..request import Request, Step
 from ..sampling import derived_seed
 from ..service import Call, Service
 from . import figures
 from .errors import ApiError, answer_to
+from .forms import ChatForm, Form, OldLogprobs, Said, TextForm
 from .protocol import ChatBody, CompletionBody, SamplingFields
 from .settings import AnswerSettings
+from .token_texts import TokenTexts
 
 # Tokens of a text completion where the request does not say: what the OpenAI API takes.
 COMPLETION_TOKENS = 16
 # A comment of a stream: it says that the server is alive, and clients skip it.
 ALIVE = ": alive\n\n"
 DONE = "data: [DONE]\n\n"
-
-
-class Form(Protocol):
-    """How one endpoint writes its objects."""
-
-    @property
-    def prefix(self) -> str:
-        """What ids begin with."""
-
-    @property
-    def whole(self) -> str:
-        """What kind of object a whole answer is."""
-
-    @property
-    def chunk(self) -> str:
-        """What kind of object a piece of a stream is."""
-
-    def begin(self, index: int) -> dict[str, Any] | None:
-        """The first choice of a stream, before any text; None: there is none."""
-
-    def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
-        """The choice of a chunk."""
-
-    def choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
-        """The choice of a whole answer."""
-
-
-class ChatForm:
-    """/v1/chat/completions."""
-
-    prefix = "chatcmpl"
-    whole = "chat.completion"
-    chunk = "chat.completion.chunk"
-
-    def begin(self, index: int) -> dict[str, Any] | None:
-        delta = {"role": "assistant", "content": ""}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-
-    def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
-        delta = {"content": text} if reason is None else {}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-
-    def choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
-
-
-@dataclass(frozen=True)
-class TextForm:
-    """/v1/completions. `echoes`: the text that each choice begins with, its prompt or nothing."""
-
-    echoes: Sequence[str]
-    prefix: str = "cmpl"
-    whole: str = "text_completion"
-    chunk: str = "text_completion"
-
-    def begin(self, index: int) -> dict[str, Any] | None:
-        return self.piece(index, self.echoes[index], None) if self.echoes[index] else None
-
-    def piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
-
-    def choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
-        return self.piece(index, self.echoes[index] + text, reason)
 
 
 def check_model(name: str | None, settings: AnswerSettings) -> None:
@@ -107,7 +45,7 @@ def chat_requests(llm: Any, body: ChatBody, settings: AnswerSettings) -> tuple[l
     elif body.add_generation_prompt is not None:
         told["add_generation_prompt"] = body.add_generation_prompt
     ids = llm.chat_ids([message.plain() for message in body.messages], **told)
-    return _requests(llm, [ids], body, settings, chat=True), ChatForm()
+    return _requests(llm, [ids], body, settings, chat=True), ChatForm(TokenTexts(llm.tokenizer))
 
 
 def completion_requests(llm: Any, body: CompletionBody, settings: AnswerSettings) -> tuple[list[Request], Form]:
@@ -115,8 +53,13 @@ def completion_requests(llm: Any, body: CompletionBody, settings: AnswerSettings
     body.refuse_unsupported()
     prompts = [llm.prompt_ids(prompt) for prompt in body.prompts()]
     requests = _requests(llm, prompts, body, settings, chat=False)
-    texts = [llm.tokenizer.decode(prompt) if body.echo else "" for prompt in prompts]
-    return requests, TextForm([text for text in texts for _ in range(body.n or 1)])
+    texts = TokenTexts(llm.tokenizer)
+    echoes = [llm.tokenizer.decode(prompt) if body.echo else "" for prompt in prompts for _ in range(body.n or 1)]
+    tokens = [prompt if body.echo else [] for prompt in prompts for _ in range(body.n or 1)]
+    # Without log-probabilities of the prompt, its text comes first and counts all the same.
+    scored = bool(body.echo) and body.logprobs is not None
+    logprobs = [OldLogprobs(texts, own, echo, 0 if scored else len(echo)) for own, echo in zip(tokens, echoes, strict=True)]
+    return requests, TextForm(echoes, logprobs, scored)
 
 
 def _requests(
@@ -166,19 +109,17 @@ class ApiAnswer:
     async def whole(self) -> dict[str, Any]:
         """All of it as one object. Raises ApiError for what ended a request."""
         last: dict[int, Step] = {}
-        texts = [""] * len(self.requests)
-        ids: list[list[int]] = [[] for _ in self.requests]
+        whole = [Said() for _ in self.requests]
         async with aclosing(self._steps()) as steps:
             async for found in steps:
                 if found is not None:
                     index, step = found
-                    texts[index] += step.text
-                    ids[index] += step.token_ids
+                    whole[index].add(self._said(step))
                     last[index] = step
         choices = []
-        for index, request in enumerate(self.requests):
-            choice = self.form.choice(index, texts[index], str(request.sequence.finish_reason))
-            choices.append(self._with_ids(choice, index, ids[index], first=True))
+        for index, (request, said) in enumerate(zip(self.requests, whole, strict=True)):
+            said.reason = str(request.sequence.finish_reason)
+            choices.append(self._with_ids(self.form.choice(index, said), index, said.token_ids, first=True))
         return {**self._object(self.form.whole), "choices": choices, **self._figures(last)}
 
     async def events(self) -> AsyncGenerator[str]:
@@ -207,10 +148,16 @@ class ApiAnswer:
 
     def _pieces(self, index: int, step: Step) -> Iterator[str]:
         """The chunks of one pass: its text, and then the reason why it was the last one."""
-        if step.text or self.body.return_token_ids:
-            yield self._chunk(self._with_ids(self.form.piece(index, step.text, None), index, step.token_ids))
+        said = self._said(step)
+        if step.text or self.body.return_token_ids or said.logprobs or said.prompt_logprobs is not None:
+            yield self._chunk(self._with_ids(self.form.piece(index, said), index, step.token_ids))
         if step.finish_reason is not None:
-            yield self._chunk(self.form.piece(index, "", step.finish_reason))
+            yield self._chunk(self.form.end(index, step.finish_reason))
+
+    def _said(self, step: Step) -> Said:
+        """What `step` says, as far as the body asks for it."""
+        prompt = step.prompt_logprobs if self.body.scores_prompt else None
+        return Said(step.text, step.token_ids, step.finish_reason, step.logprobs, prompt)
 
     async def _steps(self) -> AsyncGenerator[tuple[int, Step] | None]:
         """The steps of all requests. Raises ApiError for what ended one of them."""

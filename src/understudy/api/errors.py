@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,9 @@ TYPES = {
     408: "timeout_error",
     503: "overloaded_error",
 }
+
+# A field of a body.
+NAME = re.compile("[a-z][a-z_]+")
 
 
 @dataclass
@@ -54,7 +58,10 @@ def answer_to(error: BaseException) -> ApiError:
         retry = {"Retry-After": str(error.retry_after)} if error.retry_after else {"x-should-retry": "false"}
         return ApiError(503, str(error), code="overloaded", headers=retry)
     if isinstance(error, UsageError):
-        return ApiError(400, str(error))
+        # Messages about one value begin with its name, which the API may have another word for.
+        what = str(error).replace("max_new_tokens", "max_tokens")
+        name = what.partition(" ")[0]
+        return ApiError(400, what, param=name if NAME.fullmatch(name) else None)
     # Another try would end in the same way.
     once = {"x-should-retry": "false"}
     if isinstance(error, UnderstudyError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
@@ -12,15 +12,9 @@ from .errors import ApiError
 
 # Fields that would change the text and are not supported, with the values that leave it as it is (null always does).
 REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
     "top_logprobs": (0,),
     "prompt_logprobs": (),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
-    "min_tokens": (0,),
     "best_of": (1,),
     "use_beam_search": (False,),
     "suffix": ("",),
@@ -44,6 +38,10 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 }
 
 Number = Annotated[float, Field(strict=False)]
+
+# Likeliest tokens that may be asked for beside each token: as OpenAI's endpoints have it.
+MOST_CHAT_LOGPROBS = 20
+MOST_TEXT_LOGPROBS = 5
 
 
 class StreamOptions(BaseModel):
@@ -69,6 +67,12 @@ class SamplingFields(BaseModel):
     stop_token_ids: list[StrictInt] | None = None
     max_tokens: StrictInt | None = None
     ignore_eos: StrictBool | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    repetition_penalty: Number | None = None
+    # By token ids, which JSON writes as texts.
+    logit_bias: dict[str, Number] | None = None
+    min_tokens: StrictInt | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: StrictBool | None = None
@@ -87,13 +91,40 @@ class SamplingFields(BaseModel):
         """The most tokens that were asked for; None: the request does not say."""
         return self.max_tokens
 
+    def likeliest(self) -> int | None:
+        """How many likely tokens are told beside each token; None: no log-probabilities are."""
+        return None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are told."""
+        return False
+
+    def prompt_likeliest(self) -> int | None:
+        """The same for the tokens of the prompt, where a request is to work them out."""
+        return None
+
     def params(self, otherwise: int) -> SamplingParams:
-        """As SamplingParams, with `otherwise` tokens at most where the request does not say. UsageError for values out of range."""
-        names = ("temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos")
+        """As SamplingParams, with `otherwise` tokens at most where the request does not say.
+
+        Raises UsageError for values out of range, and ApiError."""
+        names = (
+            *("temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "min_tokens"),
+            *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+        )
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         longest = self.longest()
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return SamplingParams(**given, max_new_tokens=otherwise if longest is None else longest, stop=stop)
+        if longest is not None and (self.min_tokens or 0) > longest:
+            what = f"min_tokens must be at most max_tokens, got {self.min_tokens} and {longest}."
+            raise ApiError(400, what, param="min_tokens")
+        return SamplingParams(
+            **given,
+            max_new_tokens=otherwise if longest is None else longest,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            logit_bias=_biases(self.logit_bias or {}),
+            logprobs=self.likeliest(),
+            prompt_logprobs=self.prompt_likeliest(),
+        )
 
 
 class Message(BaseModel):
@@ -123,6 +154,13 @@ class ChatBody(SamplingFields):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: StrictBool | None = None
     continue_final_message: StrictBool | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: StrictInt | None = None
+
+    def likeliest(self) -> int | None:
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
+        return _at_most("top_logprobs", self.top_logprobs or 0, MOST_CHAT_LOGPROBS) if self.logprobs else None
 
     def longest(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -133,6 +171,20 @@ class CompletionBody(SamplingFields):
 
     prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
     echo: StrictBool | None = None
+    logprobs: StrictInt | Literal[False] | None = None
+
+    @property
+    def scores_prompt(self) -> bool:
+        return bool(self.echo) and self.likeliest() is not None
+
+    def likeliest(self) -> int | None:
+        if self.logprobs is None or self.logprobs is False:
+            return None
+        return _at_most("logprobs", self.logprobs, MOST_TEXT_LOGPROBS)
+
+    def prompt_likeliest(self) -> int | None:
+        # A prompt that is told back and not continued is read, and no more.
+        return (self.likeliest() or 0) if self.scores_prompt or (self.echo and self.max_tokens == 0) else None
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one."""
@@ -156,6 +208,21 @@ class DetokenizeBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     tokens: list[StrictInt]
+
+
+def _at_most(name: str, value: int, most: int) -> int:
+    """`value`, if it is from 0 to `most`. Raises ApiError (400)."""
+    if not 0 <= value <= most:
+        raise ApiError(400, f"{name} must be from 0 to {most}, got {value}.", param=name)
+    return value
+
+
+def _biases(given: Mapping[str, float]) -> dict[int, float]:
+    """The biases by token id. Raises ApiError (400) for what is no id."""
+    for name in given:
+        if not name.isascii() or not name.isdecimal():
+            raise ApiError(400, f"logit_bias must be numbers by token ids, got {name[:40]!r}.", param="logit_bias")
+    return {int(name[:20]): bias for name, bias in given.items()}
 
 
 def _text_of(part: Mapping[str, Any]) -> str:

@@ -18,8 +18,9 @@ from starlette.responses import JSONResponse, Response
 
 from .. import __version__
 from ..api import answers
-from ..api.answers import ApiAnswer, Form
+from ..api.answers import ApiAnswer
 from ..api.errors import ApiError, answer_to, invalid
+from ..api.forms import Form
 from ..api.protocol import ChatBody, CompletionBody, DetokenizeBody, SamplingFields, TokenizeBody
 from ..errors import UnderstudyError
 from ..request import Request as Generation
