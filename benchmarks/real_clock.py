@@ -30,17 +30,19 @@ class Costs:
     # A pass of one node, and what each further node adds.
     sweep: float = 1.2
     sweep_node: float = 0.008
+    # What the weights of a pass take to come, while arithmetic goes on.
+    link: float = 0.0
 
     @classmethod
     def of(cls, text: str) -> "Costs":
-        """From four numbers with commas between them, in the order of the fields."""
+        """From numbers with commas between them, in the order of the fields."""
         return cls(*(float(part) for part in text.split(",")))
 
     def draft_level(self, width: int) -> float:
         return self.level + self.level_node * (width - 1)
 
     def verify(self, nodes: int) -> float:
-        return self.sweep + self.sweep_node * (nodes - 1)
+        return max(self.sweep + self.sweep_node * (nodes - 1), self.link)
 
 
 @dataclass
