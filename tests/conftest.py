@@ -22,6 +22,18 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+# Tests whose lines are not counted, since counting them takes half as long again: kernels, which are machine code, and what runs
+# the whole in many combinations of parts that have tests of their own.
+UNCOUNTED = ("kernels/", "test_contracts.py", "models/test_bits.py", "models/test_families.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(tests).as_posix().startswith(UNCOUNTED):
+            item.add_marker(pytest.mark.no_cover)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Stores and measurements of the whole suite go to one new folder, never to the user's cache."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from tests.published import GEMMA4_31B, MISTRAL_SMALL_24B, MUSE_GLIMMER_30B, QWE
 from tests.tiny import save
 from understudy import LLM
 from understudy.errors import UsageError
+from understudy.models import structure
 from understudy.plan.placement import Plan
+from understudy.weights.checkpoint import TensorInfo
+from understudy.weights.layout import ModelLayout
 
 CARD = "cuda:memory=24GB,link=25GB/s,host=64GB,bandwidth=1000GB/s"
 LAPTOP = "cpu:memory=16GB,disk=3.5GB/s,bandwidth=60GB/s"
@@ -25,13 +29,24 @@ LARGE: dict[str, tuple[dict[str, Any], float, int, int]] = {
     "Muse-Glimmer-30B": (MUSE_GLIMMER_30B, 26.6, 13 * 2 * 2 * 128 * 2, 3),
     "Mistral-Small-24B": (MISTRAL_SMALL_24B, 22.9, 40 * 2 * 8 * 128 * 2, 4),
 }
+# The parts that tensors play, by their config.
+LAYOUTS: dict[str, ModelLayout] = {}
 
 
 @pytest.fixture
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One cache for all: a proof holds for its kind of config."""
+    """One cache for all: a proof holds for its kind of config. The many layers of a config are traced once, for all its plans."""
     place = tmp_path_factory.getbasetemp() / "large-models"
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(place))
+    trace = structure.layout
+
+    def layout(model: Any, held: Mapping[str, TensorInfo]) -> ModelLayout:
+        config = model.config.to_json_string()
+        if config not in LAYOUTS:
+            LAYOUTS[config] = trace(model, held)
+        return LAYOUTS[config]
+
+    monkeypatch.setattr(structure, "layout", layout)
     return place
 
 
