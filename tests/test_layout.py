@@ -91,6 +91,7 @@ MAY_IMPORT = {
         "weights",
     },
     "service": {"request"},
+    "async_llm": {"llm", "service", "prompts", "request", "sources"},
     "api": {"detokenizer", "logprobs", "service", "request", "sampling", "stats"},
     "jobs": {"api", "service"},
     "server": {"__version__", "api", "service", "request"},

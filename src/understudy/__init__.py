@@ -6,15 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .async_llm import AsyncLLM
     from .errors import UnderstudyError, UsageError
     from .llm import LLM, Completion, Step
     from .params import SamplingParams
     from .stats import Stats
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Completion", "SamplingParams", "Stats", "Step", "UnderstudyError", "UsageError"]
+__all__ = ["LLM", "AsyncLLM", "Completion", "SamplingParams", "Stats", "Step", "UnderstudyError", "UsageError"]
 
 _HOMES = {
+    "AsyncLLM": "async_llm",
     "LLM": "llm",
     "Completion": "llm",
     "Stats": "stats",

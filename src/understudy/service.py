@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -42,6 +43,8 @@ class Service:
         # Why nothing can run any more; empty while all is well.
         self.fault = ""
         self.draining = False
+        # The requests that came this way; others may use the scheduler too.
+        self._own: weakref.WeakSet[Request] = weakref.WeakSet()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="understudy-passes", daemon=True)
 
@@ -83,7 +86,11 @@ class Service:
         if self.max_queue is not None and waiting + len(requests) > self.max_queue + free:
             raise Unavailable(f"{waiting} requests wait already, {self.max_queue} may: try again later.", retry_after=10)
         for request in requests:
+            self._own.add(request)
             self.llm.scheduler.submit(request)
+        # Closed meanwhile: nobody looks for new requests any more.
+        if self._closing.is_set() or self.fault:
+            self._end_all()
 
     def cancel(self, request: Request) -> None:
         """Give the place of `request` back by the next pass."""
@@ -113,9 +120,9 @@ class Service:
             self._end_all()
 
     def abandon(self, why: str) -> None:
-        """End all requests with the error `why`: those who wait for one hear of it now, its place is free by the next pass."""
+        """End its requests with the error `why`: those who wait for one hear of it now, its place is free by the next pass."""
         scheduler = self.llm.scheduler
-        for request in (*scheduler.running, *scheduler.waiting):
+        for request in [request for request in (*scheduler.running, *scheduler.waiting) if request in self._own]:
             if request.error is None:
                 request.error = Unavailable(f"The request was ended: {why}.")
             scheduler.cancel(request)
