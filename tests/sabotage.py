@@ -40,6 +40,7 @@ MAMBA = "tests/models/test_mamba.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
 FITTING = "tests/kernels/test_fitting.py tests/quantizers/test_inputs.py"
 LOGPROBS = "tests/test_logprobs.py"
+FIELDS = "tests/server/test_fields.py"
 ADJUST = "tests/test_adjust.py"
 RECTANGLE = "tests/test_rectangle.py tests/policies"
 PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
@@ -48,10 +49,13 @@ MUTATIONS = (
     Mutation("a bias comes after the temperature", "sampling.py", "piece if adjust is None else adjust(piece, start)", "piece if adjust is None else adjust(piece, start) * (params.temperature or 1)", ADJUST),
     Mutation("a piece is adjusted as the first one", "batch.py", "self.adjustment.after(place + len(known) - len(self.known))", "self.adjustment.after(0)", ADJUST),
     Mutation("a prompt is scored from where its row's text ends", "making.py", "None if params.prompt_logprobs is None else 0", "None", LOGPROBS),
+    Mutation("a stream forgets the log-probabilities of a prompt", "api/answers.py", "step.prompt_logprobs if self.body.scores_prompt else None", "None", FIELDS),
     Mutation("log-probabilities lag behind", "batch.py", "[len(self.known)] if self.reads", "[0] if self.reads", LOGPROBS),
     Mutation("a prompt's log-probabilities take more room than planned", "batch.py", "self.tile * tiles - first % self.tile", "self.tile * tiles", LOGPROBS),
     Mutation("the prompt counts for every penalty", "sequence.py", "+ (place >= self.prompt_length)", "+ 1", ADJUST),
     Mutation("a text may end one token early", "adjust.py", "if len(path) < missing:", "if len(path) < missing - 1:", ADJUST),
+    Mutation("levels on a device know nothing of penalties", "drafters/device_search.py", "if kind.adjusted and self.adjustment is not None:", "if False:", BEAM),
+    Mutation("a path on a device ends before its node", "drafters/device_adjust.py", "torch.where(place < depth, taken[WHAT][:, None], -1)", "-1", BEAM),
     Mutation("drafts know nothing of penalties", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1, adjust)", "nodes.positions.to(logits.device) + 1)", "tests/test_penalties.py"),
     Mutation("fitting takes what does not help", "kernels/fitting.py", "if after[j] < before[j]:", "if after[j] > before[j]:", FITTING),
     Mutation("other groups' errors do not count", "kernels/fitting.py", "target = exact[r, j] - rest[r, j]", "target = exact[r, j]", FITTING),

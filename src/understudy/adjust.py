@@ -69,7 +69,8 @@ class Adjustment:
         count = torch.from_numpy(counts).to(scores.device)
         found = scores[:, columns]
         if params.repetition_penalty != 1:
-            penalty = params.repetition_penalty
+            # As a tensor: a device divides by a number by multiplying by its inverse, which has other bits.
+            penalty = torch.tensor([params.repetition_penalty], device=scores.device)
             repeated = torch.where(found < 0, found * penalty, found / penalty)
             found = torch.where(torch.from_numpy(seen).to(scores.device), repeated, found)
         found = found - count * params.frequency_penalty

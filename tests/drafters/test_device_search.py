@@ -47,10 +47,13 @@ def rows_of(draw: Any) -> list[TokenSequence]:
         params = SamplingParams(
             temperature=draw(st.sampled_from([0.0, 0.0, 0.7])), seed=draw(st.integers(0, 2**40)),
             top_k=draw(st.sampled_from([0, 5])), top_p=draw(st.sampled_from([1.0, 0.8])), min_p=draw(st.sampled_from([0.0, 0.05])),
+            repetition_penalty=draw(st.sampled_from([1.0, 1.0, 1.7])), presence_penalty=draw(st.sampled_from([0.0, 0.0, 0.8])),
+            frequency_penalty=draw(st.sampled_from([0.0, 0.0, -0.5])), min_tokens=draw(st.sampled_from([0, 0, 4])),
+            logit_bias=draw(st.dictionaries(st.integers(0, VOCABULARY - 1), st.sampled_from([-100.0, 1.5]), max_size=2)),
         )  # fmt: skip
-        tokens = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=5))
+        tokens = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=6))
         stops = frozenset(draw(st.lists(st.integers(0, VOCABULARY - 1), max_size=12)))
-        found.append(TokenSequence(index, tokens, params, stops, limit=draw(st.integers(1, 14)), prompt_length=len(tokens)))
+        found.append(TokenSequence(index, tokens, params, stops, limit=draw(st.integers(1, 14)) + 1, prompt_length=len(tokens) - 1))
     return found
 
 

@@ -20,6 +20,7 @@ from ..plan.widths import SCORED
 from ..plan.widths import WIDEST as WIDEST_TOGETHER
 from ..sampling import BatchParams, perturb_batch
 from ..tree import Nodes
+from .device_adjust import DeviceAdjustment, paths
 from .device_state import (
     CHAIN,
     CHANCE,
@@ -61,6 +62,8 @@ class TensorSearch:
         self.widest = sizes.widest
         rows = self.rows + 1
         self.given = PackedTensors.of(*sizes.given(), make)
+        # What levels of kinds that are adjusted ask.
+        self.adjustment: DeviceAdjustment | None = None
         integers: Shapes = {"node": (rows, MOST_NODES, CHILDREN + RANKS), "count": (rows,), "figures": (len(FIGURES),)}
         self.state = PackedTensors.of(integers, {"node chances": (rows, MOST_NODES, COLUMNS)}, make)
         self.next = PackedTensors.of(
@@ -104,8 +107,8 @@ class TensorSearch:
         reals = self.state.reals  # a candidate that is taken is none any more
         place = torch.where(valid, taken[PLACE], self._nowhere)
         reals.index_fill_(0, torch.cat([place, place + torch.where(place == self._nowhere, 0, RANKS)]), -1.0)
-        logits = self.forward(self._nodes(taken, torch.where(valid, index, most), node, valid))
-        found, values = self._best_children(kind, logits, row, self.given["length"][row] + taken[DEEP] + 1)
+        nodes = self._nodes(taken, torch.where(valid, index, most), node, valid)
+        found, values = self._best_children(kind, self.forward(nodes), taken, nodes.tail)
         self._add_nodes(taken, chances, node, valid, found, values)
         self.state["count"].add_((mine & valid[:, None]).sum(0))
         self.state["figures"][2:].add_(valid.any().to(torch.int64))
@@ -140,16 +143,22 @@ class TensorSearch:
         prefix = torch.where(valid, length + 1, 1)
         return Nodes(taken[WHAT], given["row"][row], slots, position, prefix, tail)
 
-    def _best_children(self, kind: LevelShape, logits: Tensor, row: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    def _best_children(self, kind: LevelShape, logits: Tensor, taken: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens [w, RANKS] of the best children of each node, and their scores; -inf where there are none."""
         given = self.given
+        row = taken[ROW]
+        length = given["length"][row]
+        path = paths(self.state["node"], taken, tail, length) if kind.adjusted else tail
+        after = length + taken[DEEP] + 1
         most = min(RANKS, logits.shape[-1])
         best = []
         names = ("temperature", "offset", "top_k", "top_p", "min_p")
-        count = SCORED if kind.sampled else len(logits)
+        count = SCORED if kind.sampled or kind.adjusted else len(logits)
         for start in range(0, len(logits), count):
             part = slice(start, start + count)
             scores = logits[part].float()
+            if kind.adjusted and self.adjustment is not None:
+                scores = self.adjustment(scores, row[part], path[part], given["stops"][row[part]])
             if kind.sampled:
                 batch = BatchParams(*(given[name][row[part]] for name in names))
                 scores = perturb_batch(scores, batch, after[part], kind.filtered)

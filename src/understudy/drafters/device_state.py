@@ -64,3 +64,5 @@ class LevelShape:
     # Are tokens sampled in any of them, and does a sampled one drop unlikely tokens?
     sampled: bool
     filtered: bool
+    # Are there biases or penalties in any of them?
+    adjusted: bool = False

@@ -22,6 +22,7 @@ from ..devices.graphs import CaptureError, Graph
 from ..plan.widths import GRAPHS, padded, widest
 from ..sampling import offset
 from ..sequence import TokenSequence
+from .device_adjust import DeviceAdjustment
 from .device_search import TensorSearch
 from .device_state import (
     CHILDREN,
@@ -86,6 +87,7 @@ class DeviceTreeSearch:
         any more."""
         self.graphs.clear()
         self.tensors: TensorSearch | None = None
+        self.adjustment: DeviceAdjustment | None = None
         self.stops = stops
         limits = self.policy.limits
         self.sizes = SearchSizes(self.rows, limits.capacity, stops, limits.nodes, self.widest)
@@ -123,7 +125,20 @@ class DeviceTreeSearch:
         for place, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
             self._give_sequence(place, sequence, length)
         self._give_costs()
+        self._give_adjustments(sequences)
         self._start(len(sequences))
+
+    def _give_adjustments(self, sequences: Sequence[TokenSequence]) -> None:
+        """Hand over what biases and penalties look at, where there are any: it takes a copy of its own."""
+        if not any(sequence.params.adjusts for sequence in sequences):
+            return
+        biases = max(len(sequence.params.biases) for sequence in sequences)
+        if self.adjustment is None or biases > self.adjustment.biases:
+            # Recorded levels look at the old place.
+            self.graphs.clear()
+            capacity = self.policy.limits.capacity
+            self.adjustment = DeviceAdjustment(self.rows, capacity, padded(max(biases, 1)), self.device.landing, self._room)
+        self.adjustment.give(sequences)
 
     def _give_sequence(self, place: int, sequence: TokenSequence, length: int) -> None:
         params = sequence.params
@@ -167,6 +182,7 @@ class DeviceTreeSearch:
         """Begin a draft of `rows` sequences on the device, with what was given."""
         if self.tensors is None:
             self.tensors = TensorSearch(self.proposer.forward, self._room, self.policy.shape, self.sizes)
+        self.tensors.adjustment = self.adjustment
         self.tensors.given.memory.copy_(self.given.memory, non_blocking=True)
         self.tensors.begin(rows)
 
@@ -249,7 +265,8 @@ def _level_shape(sequences: Sequence[TokenSequence]) -> LevelShape:
     """The kind of levels that draft for `sequences`; its width is not known yet."""
     sampled = [sequence.params for sequence in sequences if sequence.params.temperature > 0]
     filtered = any(params.top_k or params.top_p < 1 or params.min_p for params in sampled)
-    return LevelShape(0, len(sequences), bool(sampled), filtered)
+    adjusted = any(sequence.params.adjusts for sequence in sequences)
+    return LevelShape(0, len(sequences), bool(sampled), filtered, adjusted)
 
 
 def _grown(tree: GrowingTree, numbers: list[list[int]], chances: list[list[float]]) -> None:
