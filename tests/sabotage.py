@@ -128,7 +128,7 @@ MUTATIONS = (
     Mutation("a prefix from disk goes on from the wrong state", "recurrent.py", "before = length // FOLD - 1\n        places = self._places(FOLD * before + torch.arange(FOLD))\n        records", "before = length // FOLD\n        places = self._places(FOLD * before + torch.arange(FOLD))\n        records", "tests/test_reuse.py"),
     Mutation("the place where texts part is not kept", "sequence.py", "self.pause - length if length < self.pause < length + count else count", "count", PREFIXES),
     Mutation("the type of keys does not matter to who reads them", "models/identity.py", '"type": str(model.dtype),', '"type": "",', "tests/models/test_identity.py"),
-    Mutation("nobody waits for an equal prompt", "engine.py", "if not any(self._reads_for(reader, sequence) for reader in readers):", "if True:", "tests/test_reuse.py"),
+    Mutation("nobody waits for an equal prompt", "engine.py", "if not any(reads_for(self.cache, reader, sequence) for reader in readers):", "if True:", "tests/test_reuse.py"),
     Mutation("a second model forgets what was copied", "drafters/classic.py", "self.cache.copy(row, sequence.row, min(length, self.cache.lengths[row]))", "pass", "tests/test_reuse.py"),
     Mutation("an abandoned pass is not rewound", "models/model.py", "            self.supply.abandon()\n", "", LLM),
     Mutation("a part is read before it is here", "tiers/ring.py", "            slot.fetch.wait()", "            pass", f"tests/tiers {CONTRACTS}"),

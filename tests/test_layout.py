@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "drafters": {"adjust", "sequence", "cache", "tree", "verify", "sampling", "models", "plan", "devices"},
     "batch": {"adjust", "logprobs", "sequence", "tree", "sampling"},
     "reading": {"models"},
-    "reuse": set(),
+    "reuse": {"cache", "sequence"},
     "prefixes": {"cache", "sequence"},
     "engine": {
         *("batch", "reading", "reuse", "logprobs", "sequence", "cache", "rectangle", "tree", "verify", "sampling", "drafters"),

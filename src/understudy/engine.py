@@ -17,7 +17,7 @@ from .models.cost import PassCost
 from .prefixes.disk import DiskPrefixes
 from .reading import readable, shared
 from .rectangle import layout_of
-from .reuse import WORTH_WAITING, KeptText, common_prefix, longest, row_for
+from .reuse import KeptText, common_prefix, longest, reads_for, row_for
 from .sampling import NO_TOKEN
 from .sequence import TokenSequence
 from .tree import Nodes
@@ -101,17 +101,15 @@ class Engine:
         return row_for(tokens, free, self.kept, running.length if running else 0)
 
     def admit(self, sequence: TokenSequence) -> TokenSequence:
-        """Let `sequence` take part from the next pass on. Tokens that any cache row holds already are not read again."""
+        """Let `sequence` take part from the next pass on. Tokens that its cache row holds already are not read again; what lies
+        elsewhere comes with the pass, since that may take a while."""
         row = sequence.row
         assert sequence.tokens and all(row != other.row for other in self.sequences), f"row {row} is empty or taken"
         sequence.prompt_length = len(sequence.tokens)
         sequence.limit = sequence.limit or sequence.params.max_new_tokens
         own = self.kept.pop(row, None)
         common = common_prefix(own.tokens, sequence.to_share) if own else 0
-        if not self._copy(sequence, self.cache.reach(row, common)):
-            self._rewind(sequence, common)
-        if self.prefixes is not None:
-            sequence.loaded = self.prefixes.load(sequence)
+        self._rewind(sequence, common)
         sequence.reused = self.cache.lengths[row]
         self.layout.unpad(row)
         self.sequences.append(sequence)
@@ -122,18 +120,28 @@ class Engine:
         for sequence in self.sequences:
             yield sequence.row, sequence.tokens[: self.cache.lengths[sequence.row]]
 
-    def _copy(self, sequence: TokenSequence, held: int) -> bool:
-        """Copy the beginning of the text of `sequence` from the row that holds most of it, if that is more than the `held` tokens
-        that its own row can go on from. What its row held before is gone."""
+    def _take_over(self, sequence: TokenSequence) -> None:
+        """Let the row of `sequence` hold what other rows hold of its text by now, and what the disk does."""
+        held = self.cache.lengths[sequence.row]
+        self._copy(sequence)
+        if self.prefixes is not None and not sequence.sought:
+            sequence.sought = True
+            sequence.loaded = self.prefixes.load(sequence)
+        gained = self.cache.lengths[sequence.row] - held
+        if sequence.produced == 0:
+            sequence.reused += gained
+        sequence.read_again = max(sequence.read_again - gained, 0)
+
+    def _copy(self, sequence: TokenSequence) -> None:
+        """Copy the beginning of the text of `sequence` from the row that holds most of it, if that is more than its own does."""
         others = [(row, tokens) for row, tokens in self._running() if row != sequence.row]
         others += [(row, text.tokens) for row, text in self.kept.items()]
         found = longest(others, sequence.to_share, self.cache.reach)
-        if found is None or found.length <= held:
-            return False
+        if found is None or found.length <= self.cache.lengths[sequence.row]:
+            return
         self.drafter.rewind(sequence, 0)
         reached = self.cache.copy(found.row, sequence.row, found.length)
         self.drafter.copy(found.row, sequence, reached)
-        return True
 
     def forget(self, row: int) -> None:
         """Hold nothing of the tokens that a released sequence left in cache row `row`."""
@@ -178,25 +186,16 @@ class Engine:
         return [Member.draft(*parts) for parts in zip(decoding, trees, padding, strict=True)]
 
     def _readers(self, running: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """Those of `running` that read in this pass. What another row holds by now is copied first, and who shares much of what an
+        """Those of `running` that read in this pass. What is held elsewhere is taken over first, and who shares much of what an
         earlier one is about to read waits for it."""
         readers: list[TokenSequence] = []
         for sequence in running:
             if not self._reading(sequence):
                 continue
-            length = self.cache.lengths[sequence.row]
-            if self._copy(sequence, length) and sequence.produced == 0:
-                sequence.reused += self.cache.lengths[sequence.row] - length
-            if not any(self._reads_for(reader, sequence) for reader in readers):
+            self._take_over(sequence)
+            if not any(reads_for(self.cache, reader, sequence) for reader in readers):
                 readers.append(sequence)
         return readers
-
-    def _reads_for(self, reader: TokenSequence, sequence: TokenSequence) -> bool:
-        """Is `reader` about to read so much of the text of `sequence` that copying it later is better than reading it twice?"""
-        common = common_prefix(reader.tokens, sequence.to_share)
-        more = common - max(self.cache.lengths[sequence.row], self.cache.lengths[reader.row])
-        # Where layers cannot go back far, the reader must end about where the texts part.
-        return more >= WORTH_WAITING and len(reader.tokens) - common <= self.cache.goes_back
 
     def _chunks(self, reading: list[TokenSequence], drafts: list[Member]) -> Iterator[Member]:
         """The next chunk of every text, beside `drafts`."""

@@ -7,6 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from .cache import Cache
+from .sequence import TokenSequence
+
 # A text in a free row is given up first where less of its prompt than this many tokens would be lost.
 WORTH_KEEPING = 64
 # A prompt waits for another one that reads so many tokens of it: their arithmetic takes about as long as a sweep.
@@ -73,3 +76,11 @@ def row_for(text: Sequence[int], free: Sequence[int], kept: Mapping[int, KeptTex
             return row
     empty = [row for row in free if row not in kept]
     return empty[0] if empty else next(row for row in kept if row in free)
+
+
+def reads_for(cache: Cache, reader: TokenSequence, sequence: TokenSequence) -> bool:
+    """Is `reader` about to read so much of the text of `sequence` that copying it later is better than reading it twice?"""
+    common = common_prefix(reader.tokens, sequence.to_share)
+    more = common - max(cache.lengths[sequence.row], cache.lengths[reader.row])
+    # Where layers cannot go back far, the reader must end about where the texts part.
+    return more >= WORTH_WAITING and len(reader.tokens) - common <= cache.goes_back

@@ -39,8 +39,9 @@ class TokenSequence:
     reused: int = 0
     # The most tokens of the text that may be taken from what was read before; None: all.
     reusable: int | None = None
-    # How many of them came from the disk.
+    # How many of them came from the disk, and whether they were looked for there.
     loaded: int = 0
+    sought: bool = False
     # Reading stops once after so many tokens, so that what layers hold there can be kept; 0: nowhere.
     pause: int = 0
     # Tokens that its row held and had to give up, since a layer could not go back to where its text went on.

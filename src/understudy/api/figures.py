@@ -11,14 +11,18 @@ from ..stats import Stats
 
 def usage(requests: Sequence[Request]) -> dict[str, Any]:
     """Tokens of all answers and of their prompts, of which each different one counts once."""
-    prompts = {tuple(request.sequence.tokens[: request.sequence.prompt_length]): request for request in requests}
-    prompt_tokens = sum(len(prompt) for prompt in prompts)
+    # Of equal prompts one is read, and the others copy it.
+    cached: dict[tuple[int, ...], int] = {}
+    for request in requests:
+        prompt = tuple(request.sequence.tokens[: request.sequence.prompt_length])
+        cached[prompt] = min(request.sequence.reused, cached.get(prompt, len(prompt)))
+    prompt_tokens = sum(map(len, cached))
     new_tokens = sum(request.sequence.produced for request in requests)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": new_tokens,
         "total_tokens": prompt_tokens + new_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(request.sequence.reused for request in prompts.values())},
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
