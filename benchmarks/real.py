@@ -84,6 +84,7 @@ def work(given: argparse.Namespace) -> list[Row]:
     context = context_for(AutoTokenizer.from_pretrained(given.model), given)
     options: Row = {"method": method, "codec": codec, "context": context, "generation_config": "none"}
     options |= {"resident": given.resident, "bits": given.bits, "quantizer": given.quantizer}
+    options["head_bits"] = given.head_bits
     if given.memory is not None:
         options["memory"] = str(int(given.memory * given.planned))
     tokens = given.plain_tokens if method == "none" and given.plain_tokens else given.new_tokens
@@ -156,6 +157,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--resident", default="auto", help="exact weights in memory: auto, none, residual or whole")
     parser.add_argument("--bits", default="4")
     parser.add_argument("--quantizer")
+    parser.add_argument("--head-bits", default="auto", help="bits of the head's copy: 4, 8 or auto")
     parser.add_argument("--no-clock", action="store_true", help="everything in memory, seconds from --costs: the same in every run")
     parser.add_argument("--costs", help="seconds of a level, a node more in it, a pass, a node more in it")
     parser.add_argument("--ranks", action="store_true", help="also say where the target's token stands among the draft's best")
@@ -169,6 +171,7 @@ def arguments() -> argparse.Namespace:
         given.resident = "residual"
         given.costs = given.costs or "0.08,0.012,1.2,0.008"
     given.bits = int(given.bits) if given.bits.isdigit() else given.bits
+    given.head_bits = int(given.head_bits) if given.head_bits.isdigit() else given.head_bits
     return given
 
 

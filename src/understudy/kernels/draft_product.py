@@ -20,9 +20,12 @@ from .compiled import compiled, float_of, word_of
 from .descriptor import CodedMatrix, DraftRun, draft_run
 from .dot import group_dot, has_vnni
 from .team import float32_at, int8_at, take, together, uint16_at, uint32_at
+from .vector import prefetch
 
 # bytes of codes below which waking the other threads costs more than it saves
 ONE_THREAD = 1 << 17
+# how far before it is used memory is asked for what comes next: bytes of codes, and groups of columns
+CODES_AHEAD, SCALES_AHEAD = 4096, 2
 
 carray: Any = numpy_support.carray
 
@@ -181,6 +184,9 @@ def _block(b: int, run: Any, tile: int) -> None:
         codes = matrix.codes + (b * columns + g * step) * 8 * bits
         scales = matrix.scales + (g * step // matrix.group * matrix.blocks + b) * 256
         x, steps = run.scratch + g * step, first_steps + g * count * 8
+        prefetch(codes + CODES_AHEAD, step * bits // 8)
+        if matrix.group < columns:
+            prefetch(scales + SCALES_AHEAD * matrix.blocks * 256, 4)
         if bits == 2:
             _two(codes, x, columns, step, scales, steps, tile, count)
         elif bits == 3:
