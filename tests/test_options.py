@@ -51,9 +51,10 @@ def test_bits_name_a_quantiser_unless_one_is_given(tmp_path: Path) -> None:
 
 
 def test_the_head_has_8_bits_of_its_own_beside_fewer_unless_it_is_told(tmp_path: Path) -> None:
-    for given in ({}, {"bits": 2}, {"quantizer": "int4:group=32"}):
+    for given in ({}, {"bits": 2}):
         assert options(tmp_path, **given).recipe_head == "int8" and options(tmp_path, **given).head_left_open
-    for given in ({"bits": 8}, {"bits": 16}, {"bits": "mixed"}, {"head_bits": 4}, {"bits": 3, "head_bits": 3}):
+    alike = {"bits": 8}, {"bits": 16}, {"bits": "mixed"}, {"head_bits": 4}, {"bits": 3, "head_bits": 3}, {"quantizer": "int4"}
+    for given in alike:
         assert not options(tmp_path, **given).recipe_head and not options(tmp_path, **given).head_left_open
     forced = options(tmp_path, head_bits=8, codec="raw")
     assert forced.recipe.head == "int8" and not forced.head_left_open

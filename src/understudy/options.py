@@ -64,9 +64,9 @@ class Options:
     rows: int | None = None
     # Bits of a substitute's weight, or "mixed" for a mix.
     bits: int | str = 4
-    # Bits of the head's substitute; auto: 8 where there is room for them, else those of all others.
+    # Bits of the head's substitute; auto: 8 beside fewer `bits` where there is room for them, else those of all others.
     head_bits: int | str = AUTO
-    # The name of a quantiser, which takes the place of `bits`.
+    # The name of a quantiser of all weights, which takes the place of `bits`.
     quantizer: str | None = None
     # A file of text that weighs a mix.
     calibrate: str | Path | None = None
@@ -189,7 +189,7 @@ class Options:
     def _head(self, name: str) -> str:
         """The head's own quantiser beside quantiser or mix `name`; empty where it has none. UsageError for one beside a mix."""
         if self.head_bits == AUTO:
-            return HEAD if name.partition(":")[0] in BESIDE else ""
+            return HEAD if self.quantizer is None and name in BESIDE else ""
         if mixed(name) is not None:
             raise UsageError("--head-bits is not for a mix, which chooses the head's bits itself: choose one of them.")
         head = BITS[self.head_bits]
