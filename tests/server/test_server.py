@@ -201,7 +201,7 @@ def test_a_full_queue_turns_others_away(start: Start, llm: LLM, monkeypatch: pyt
 
 
 def test_a_request_that_takes_too_long_is_ended(start: Start, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = start(request_timeout=0.2, keep_alive=0.05)
+    server = start(request_timeout=0.2)
     go = slowed(llm, monkeypatch)
     response = server.post("/v1/completions", prompt="x", max_tokens=2)
     assert response.status_code == 408 and "0.2 s" in response.json()["error"]["message"]
