@@ -74,6 +74,15 @@ def test_whatever_a_row_went_through_the_next_token_reads_the_same(data: st.Data
         assert torch.equal(read(state, 0, length, 3), expected[length : length + 3])
 
 
+def test_a_row_goes_back_a_few_tokens_wherever_it_ends() -> None:
+    state = opened()
+    for length in range(1, 3 * FOLD):
+        read(state, 0, length - 1, 1)
+        state.keep(0, length - 1, torch.tensor([0]))
+        back = max(0, length - LATE)
+        assert state.reach(0, back, 0) == back
+
+
 def test_a_saved_row_goes_back_to_the_last_fold_before_it_was_saved() -> None:
     state, expected = opened(), whole()
     read(state, 0, 0, 300)
