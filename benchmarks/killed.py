@@ -2,22 +2,27 @@
 
     python benchmarks/killed.py MODEL --kills 20 --lines 200
 
-Each run of `understudy batch` is killed after a random number of further records, or while it still loads; every second time
-the last record is torn besides, as by a crash of the machine. The records are compared with those of a run that nobody killed."""
+Runs of `understudy batch` are processes that this one forks, once it has imported all that they need. Each is killed after a random
+number of further records, or while it still loads; every second time the last record is torn besides, as by a crash of the
+machine. The records are compared with those of a run that nobody killed."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
-import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import understudy.jobs.run
+import understudy.llm
 from understudy.frontends import main as command
+from understudy.models.streamed import attention_name
 
 # The longest wait for a record, or for a run to end, in seconds.
 PATIENCE = 300.0
@@ -52,18 +57,32 @@ def texts(path: Path) -> dict[str, Any]:
     return found
 
 
-def killed_after(command: list[str], output: Path, more: int, chance: random.Random, **options: Any) -> bool:
-    """Run `command` and kill it once `output` has `more` further lines, or while it loads (0). Whether it was still running."""
+def started(words: list[str]) -> ForkProcess:
+    """The command `understudy` with `words`, in a process of its own that has everything imported."""
+    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(command(words)))
+    process.start()
+    return process
+
+
+def killed_after(words: list[str], output: Path, more: int, chance: random.Random) -> bool:
+    """Run the command and kill it once `output` has `more` further lines, or while it loads (0). Whether it was still running."""
     before = records(output)
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **options)
+    process = started(words)
     try:
         end = time.monotonic() + (chance.random() if more == 0 else PATIENCE)
-        while process.poll() is None and time.monotonic() < end and (more == 0 or records(output) < before + more):
+        while process.is_alive() and time.monotonic() < end and (more == 0 or records(output) < before + more):
             time.sleep(0.002)
-        return process.poll() is None
+        return process.is_alive()
     finally:
         process.kill()
-        process.wait()
+        process.join()
+
+
+def status(words: list[str]) -> int | None:
+    """The exit status of a run that nobody kills; None: it did not end in time."""
+    process = started(words)
+    process.join(PATIENCE)
+    return process.exitcode
 
 
 def records(output: Path) -> int:
@@ -78,29 +97,25 @@ def tear(output: Path, chance: random.Random) -> None:
     output.write_bytes(whole[: chance.randint(last + 1, len(whole) - 1)])
 
 
-def survive(model: str, folder: Path, kills: int, count: int, seed: int = 0, **options: Any) -> dict[str, int]:
-    """Kill a run `kills` times and let it end. Returns what happened; AssertionError where a line is lost, doubled or another text.
-
-    options: those of subprocess.Popen."""
+def survive(model: str, folder: Path, kills: int, count: int, seed: int = 0) -> dict[str, int]:
+    """Kill a run `kills` times and let it end. Returns what happened; AssertionError for a line lost, doubled or changed."""
     chance = random.Random(seed)
     asked, output, calm = folder / "in.jsonl", folder / "out.jsonl", folder / "calm.jsonl"
     write_requests(asked, count, chance)
-    words = ["batch", model, str(asked), "--rows", "4", "--context", "256", "--memory", "1GiB", "--quiet"]
-    assert command([*words, "-o", str(calm)]) == 1, "some lines cannot be answered"
-    start = [sys.executable, "-m", "understudy", *words]
+    start = ["batch", model, str(asked), "--rows", "4", "--context", "256", "--memory", "1GiB", "--quiet"]
+    assert status([*start, "-o", str(calm)]) == 1, "some lines cannot be answered"
     happened = {"kills": 0, "while answering": 0, "torn": 0, "runs": 1}
     for done in range(kills):
         left = count - records(output)
         # The first one while it loads.
         more = chance.randint(0, max(2 * left // (kills - done + 1), 1)) if done else 0
-        happened["kills"] += killed_after([*start, "-o", str(output)], output, more, chance, **options)
+        happened["kills"] += killed_after([*start, "-o", str(output)], output, more, chance)
         happened["while answering"] += more > 0
         happened["runs"] += 1
         if done % 2 and records(output):
             tear(output, chance)
             happened["torn"] += 1
-    last = subprocess.run([*start, "-o", str(output)], capture_output=True, text=True, timeout=PATIENCE, check=False, **options)
-    assert last.returncode == 1, last.stderr
+    assert status([*start, "-o", str(output)]) == 1
     assert records(output) == count
     found, expected = texts(output), texts(calm)
     assert found == expected and len(found) == count
@@ -114,6 +129,9 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    # Imports what transformers imports when it is first asked for something.
+    attention_name()
+    assert understudy.jobs.run and understudy.llm
     with tempfile.TemporaryDirectory() as folder:
         happened = survive(args.model, Path(folder), args.kills, args.lines, args.seed)
     print(json.dumps(happened))
