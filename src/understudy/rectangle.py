@@ -24,8 +24,33 @@ from .tree import Nodes
 CARRIERS = {16: torch.complex128, 8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
+@dataclass
+class Alignment:
+    """What lying in rectangles has cost so far. Counted are rectangles of two rows and more."""
+
+    # Rectangles that were verified, and those of them whose rows had ended in the same column anyway.
+    passes: int = 0
+    still: int = 0
+    # Spent on moving rows.
+    seconds: float = 0.0
+    # Tokens whose keys and values were moved, and the bytes of these.
+    moved: int = 0
+    bytes: int = 0
+    # Columns of all rows in all rectangles, those of the trees included, and how many of them hold no token of a text or a draft.
+    columns: int = 0
+    padding: int = 0
+
+    def since(self, before: Alignment) -> Alignment:
+        """What was added to `before`."""
+        return Alignment(*(getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__))
+
+
 class Layout(Protocol):
     """Where the rows of a pass lie, to the engine."""
+
+    @property
+    def alignment(self) -> Alignment:
+        """What it has cost so far."""
 
     def align(self, rows: Sequence[int]) -> None:
         """Make `rows`, which are verified together next, lie as a pass wants them."""
@@ -45,6 +70,7 @@ class OwnLengths:
 
     def __init__(self, cache: Cache):
         self.cache = cache
+        self.alignment = Alignment()
 
     def align(self, rows: Sequence[int]) -> None: ...
 
@@ -55,23 +81,6 @@ class OwnLengths:
 
     def end(self, row: int) -> int:
         return self.cache.lengths[row]
-
-
-@dataclass
-class Alignment:
-    """What lying in rectangles has cost so far. Counted are rectangles of two rows and more."""
-
-    # Rectangles that were verified, and those of them whose rows had ended in the same column anyway.
-    passes: int = 0
-    still: int = 0
-    # Spent on moving rows.
-    seconds: float = 0.0
-    # Tokens whose keys and values were moved, and the bytes of these.
-    moved: int = 0
-    bytes: int = 0
-    # Columns of all rows in all rectangles, those of the trees included, and how many of them hold no token of a text or a draft.
-    columns: int = 0
-    padding: int = 0
 
 
 class PaddedState(FullState):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.frontends.conftest import FAKE, environment
 from tests.frontends.fake import WORDS
-from understudy.frontends.bench.prompts import TEXTS, prompts
+from understudy.frontends.bench.prompts import TEXTS, mixed_lengths, mixed_prompts, prompts
 from understudy.frontends.bench.rows import first_difference
 from understudy.frontends.show import duration, rate, to_json
 
@@ -123,3 +123,12 @@ def test_first_difference() -> None:
     assert first_difference([1, 2], [1, 2]) is None
     assert first_difference([1, 2], [1, 3]) == 1
     assert first_difference([1], [1, 3]) == 1
+
+
+def test_mixed_prompts_have_lengths_of_every_magnitude_and_no_two_end_alike() -> None:
+    lengths = mixed_lengths(40, 512, 0)
+    assert lengths == mixed_lengths(40, 512, 0) != mixed_lengths(40, 512, 1)
+    assert 16 <= min(lengths) < 32 and 256 < max(lengths) <= 512 and mixed_lengths(3, 5, 0) == [5] * 3
+    found = mixed_prompts(Letters(), lengths)
+    assert [len(ids) for ids in found] == lengths
+    assert len({tuple(ids[-16:]) for ids in found}) == len(found)

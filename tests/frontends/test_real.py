@@ -88,3 +88,25 @@ def test_bench_measures(said: Callable[..., str], tiny: Path) -> None:
     ]
     table = said("bench", str(tiny), *words, "--reference")
     assert "IDENTICAL over 3 methods" in table and "transformers in memory, greedy:" in table
+
+
+def test_bench_compares_ways_of_batching(said: Callable[..., str], tiny: Path) -> None:
+    words = [
+        *("bench", str(tiny), "--batching", "ragged,eqspec,exspec", "--rows", "3", "--prompts", "7", "--prompt-tokens", "40"),
+        *("--new-tokens", "20", "--methods", "ngram", "--resident", "none", "--temperatures"),
+    ]
+    table = said(*words, "0", "--alone", "2")
+    assert "IDENTICAL over 4 ways" in table and "2 of 2" in table and "3 of 6" in table
+    found = json.loads(said(*words, "0.6", "--json"))
+    lines = {line["policy"]: line for line in found["batching"]}
+    assert list(lines) == ["alone", "ragged", "eqspec", "exspec"] and found["identical"] and not found["differences"]
+    assert len({tuple(map(tuple, line["token_ids"])) for line in lines.values()}) == 1
+    for line in lines.values():
+        assert line["identical"] == line["compared"] == 7 and line["bytes_streamed"] > 0
+        assert line["tokens_per_second"] > 0 and line["times"][line["policy"]] == 1
+        assert line["tokens_per_pass"] == line["tokens"] / line["passes"]
+    assert lines["alone"]["rows_per_pass"] == 1 and all(1 < lines[name]["rows_per_pass"] <= 3 for name in ("ragged", "eqspec"))
+    assert lines["exspec"]["pool"] == 6 and lines["exspec"]["rows"] == 3
+    for name in ("eqspec", "exspec"):
+        assert 0 < lines[name]["padding_share"] < 1 and lines[name]["align_seconds"] > 0 and lines[name]["aligned_bytes"] > 0
+    assert all(lines[name]["rectangles"] == lines[name]["align_seconds"] == 0 for name in ("alone", "ragged"))

@@ -56,6 +56,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """An argument type: zero or more."""
+    if whole(text) < 0:
+        raise ArgumentTypeError(f"must be 0 or more, got {text!r}")
+    return int(text)
+
+
 def number(text: str) -> float:
     """An argument type: a number."""
     try:

@@ -1,10 +1,8 @@
 """`understudy bench`: methods side by side, each from a cold page cache. All must write the same tokens."""
 
 import gc
-import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -13,11 +11,16 @@ from typing import TYPE_CHECKING
 from ...drafters import DEFAULT_METHOD, methods_alone
 from ...errors import UsageError
 from ...params import SamplingParams
+from ...policies import POLICIES, policy_of
 from ..live import Live, Progress
 from ..model import resolve
-from ..options import OUTPUT, PLACEMENT, count, declare, number, placement, whole
+from ..options import OUTPUT, PLACEMENT, count, declare, not_negative, number, placement, whole
 from ..parser import Command, Parser
 from ..show import to_json
+from .batching import Workload
+from .batching import compare as compare_batching
+from .batching_table import batching_table
+from .cold import WARM_UP, drop_page_cache, forget_peak_memory
 from .prompts import TEXTS, prompts
 from .rows import Bench, Row, difference
 from .table import table
@@ -27,39 +30,63 @@ if TYPE_CHECKING:
     from ...weights.store import Store
 
 PLANS = ("none", "residual", "whole", "auto")
-WARM_UP = "import warnings\n"
 PEAK_SECONDS = 0.6
-CLEAR_REFS = Path("/proc/self/clear_refs")
+# Texts to continue, where nobody says how many.
+PROMPTS = 2
 
 
-def _names(text: str) -> list[str]:
-    """An argument type: method specs, where a comma may also stand between a method's own options."""
-    names: list[str] = []
+def names(text: str) -> list[str]:
+    """Specs with commas between, where a comma may also stand between the options of one."""
+    found: list[str] = []
     for part in filter(None, text.split(",")):
-        if "=" in part and ":" not in part and names:
-            names[-1] += f",{part}"
+        if "=" in part and ":" not in part and found:
+            found[-1] += f",{part}"
         else:
-            names.append(part)
-    if not names:
+            found.append(part)
+    return found
+
+
+def _methods(text: str) -> list[str]:
+    """An argument type: method specs."""
+    found = names(text)
+    if not found:
         raise UsageError(f"--methods takes names with commas between, such as {','.join(methods_alone())}.")
-    return names
+    return found
 
 
 def _numbers(text: str) -> list[float]:
     return [number(part) for part in text.split(",")]
 
 
+def _policies(text: str) -> list[str]:
+    """An argument type: policies, each of which is known."""
+    found = names(text)
+    if not found:
+        raise UsageError(f"--batching takes names with commas between, such as {','.join(POLICIES)}.")
+    for name in found:
+        policy_of(name)
+    return found
+
+
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
     group = parser.add_argument_group("what to measure")
-    group.add_argument("--methods", type=_names, metavar="A,B", help="default: all that need no second model")
+    group.add_argument("--methods", type=_methods, metavar="A,B", help="default: all that need no second model")
     group.add_argument(
         "--plan", action="store_true", help="compare what --resident keeps instead: none, residual, whole, auto"
     )
+    group.add_argument(
+        "--batching", type=_policies, metavar="A,B", help="compare ways of batching instead: ragged, eqspec, exspec"
+    )
+    group.add_argument("--rows", type=count, metavar="N", help="with --batching: requests that run together (default 8)")
+    group.add_argument(
+        "--alone", type=not_negative, metavar="N",
+        help="with --batching: of the requests, how many run one by one too, to compare with (default: all)",
+    )  # fmt: skip
     group.add_argument("--temperatures", type=_numbers, default=[0.0, 0.6], metavar="T,T", help="default 0,0.6")
-    group.add_argument("--prompts", type=count, default=2, metavar="N", help="texts to continue (default 2)")
-    group.add_argument("--prompt-tokens", type=count, default=64, metavar="N", help="length of each (default 64)")
-    group.add_argument("--new-tokens", type=count, default=128, metavar="N", help="tokens to write (default 128)")
+    group.add_argument("--prompts", type=count, metavar="N", help="texts to continue (default 2; with --batching 2 for each row)")
+    group.add_argument("--prompt-tokens", type=count, default=64, metavar="N", help="length of each, or the longest (default 64)")
+    group.add_argument("--new-tokens", type=count, default=128, metavar="N", help="tokens to write, at most (default 128)")
     group.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the sampled runs (default 0)")
     group.add_argument("--reference", action="store_true", help="compare greedy tokens with transformers' own")
     declare(parser, PLACEMENT, OUTPUT)
@@ -68,6 +95,11 @@ def _declare(parser: Parser) -> None:
 
 def _run(args: Namespace) -> int:
     model = resolve(args.model)
+    if args.batching is not None:
+        return _run_batching(args, model)
+    if wrong := [flag for flag, value in (("--rows", args.rows), ("--alone", args.alone)) if value is not None]:
+        raise UsageError(f"{wrong[0]} is for --batching: give that too, such as --batching ragged,eqspec,exspec.")
+    args.prompts = args.prompts or PROMPTS
     if args.prompts > len(TEXTS):
         raise UsageError(f"--prompts can be at most {len(TEXTS)}, got {args.prompts}.")
     if args.plot is not None:
@@ -89,6 +121,14 @@ def _run(args: Namespace) -> int:
 
         bench.reference = compare(model, bench, args.new_tokens, live)
     _print(bench, args)
+    return 1 if bench.differences else 0
+
+
+def _run_batching(args: Namespace, model: str | None) -> int:
+    asked = Workload.of(args, model)
+    bench = compare_batching(asked, Live(args.quiet))
+    print(to_json(bench.to_dict()) if args.json else "\n".join(batching_table(bench)))
+    sys.stdout.flush()
     return 1 if bench.differences else 0
 
 
@@ -132,26 +172,6 @@ def _link_peak(machine: "Machine", store: "Store") -> float:
 
     assert machine.disk is not None, "a model was loaded without its disk having been measured"
     return measure_disk(store.streamed, machine.disk.block, machine.disk.threads, PEAK_SECONDS)
-
-
-def forget_peak_memory() -> None:
-    """Let the kernel count this process's peak memory anew, so that each row has its own (if the kernel refuses, it only grows)."""
-    if os.access(CLEAR_REFS, os.W_OK):
-        CLEAR_REFS.write_text("5")
-
-
-def drop_page_cache(folder: Path) -> None:
-    """Ask the kernel to forget these files, so that the slow tier is really read. Nothing is deleted."""
-    for path in _files(folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file())
 
 
 def _print(bench: Bench, args: Namespace) -> None:

@@ -1,6 +1,8 @@
 """Fixed texts to measure with: ordinary Python, written for this purpose, so no model has seen it. They never change,
 since a changed prompt is another benchmark."""
 
+import random
+from collections.abc import Sequence
 from typing import Any
 
 TEXTS = (
@@ -199,11 +201,17 @@ def connected_components(graph):
 )
 
 
-def prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]:
-    """`count` prompts of exactly `length` tokens. Each ends where its text ends (a place to go on from); a longer one
-    has other texts before it."""
+# The shortest of prompts and answers of mixed lengths, in tokens.
+SHORTEST = 16
+# Tokens that are cut off the end of a text each time that it is used again.
+CUT = 13
+
+
+def prompts(tokenizer: Any, count: int, length: int, first: int = 0) -> list[list[int]]:
+    """`count` prompts of exactly `length` tokens, beginning with that of text number `first`. Each ends where its text ends
+    (a place to go on from); a longer one has other texts before it."""
     found = []
-    for index in range(count):
+    for index in range(first, first + count):
         ids: list[int] = []
         step = 0
         while len(ids) < length:
@@ -211,4 +219,22 @@ def prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]:
             ids = tokenizer.encode(text, add_special_tokens=False) + ids
             step += 1
         found.append(ids[-length:])
+    return found
+
+
+def mixed_lengths(count: int, longest: int, seed: int) -> list[int]:
+    """`count` lengths from SHORTEST (or `longest`, if that is less) to `longest`, each magnitude as likely as any other; always the
+    same ones."""
+    shortest = min(SHORTEST, longest)
+    drawn = random.Random(seed)
+    return [round(shortest * (longest / shortest) ** drawn.random()) for _ in range(count)]
+
+
+def mixed_prompts(tokenizer: Any, lengths: Sequence[int]) -> list[list[int]]:
+    """A prompt of each of `lengths` tokens. No two end alike: after each round through the texts, more is cut off their ends."""
+    found = []
+    for index, length in enumerate(lengths):
+        cut = index // len(TEXTS) * CUT
+        (whole,) = prompts(tokenizer, 1, length + cut, index)
+        found.append(whole[:length])
     return found
