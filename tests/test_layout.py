@@ -94,7 +94,7 @@ MAY_IMPORT = {
     "async_llm": {"llm", "service", "prompts", "request", "sources"},
     "api": {"detokenizer", "logprobs", "service", "request", "sampling", "stats"},
     "jobs": {"api", "service"},
-    "server": {"__version__", "api", "service", "request"},
+    "server": {"__version__", "chat_template", "api", "service", "request"},
     "frontends": {
         *("llm", "policies", "server", "api", "jobs", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
         *("demo", "devices"),

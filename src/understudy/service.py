@@ -180,8 +180,12 @@ class Call:
                 if not await self._wait(silence):
                     yield None
         finally:
-            for request in self.requests:
-                self.service.cancel(request)
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Give the places of all requests back by the next pass; those that have ended have none."""
+        for request in self.requests:
+            self.service.cancel(request)
 
     async def _wait(self, seconds: float) -> bool:
         """Whether there is news within `seconds`. Raises TimeoutError at the deadline."""

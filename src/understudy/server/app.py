@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from .. import __version__
 from ..api import answers
@@ -22,6 +23,7 @@ from ..api.answers import ApiAnswer
 from ..api.errors import ApiError, answer_to, invalid
 from ..api.forms import Form
 from ..api.protocol import ChatBody, CompletionBody, DetokenizeBody, SamplingFields, TokenizeBody
+from ..chat_template import encode
 from ..errors import UnderstudyError
 from ..request import Request as Generation
 from ..service import Service, Unavailable
@@ -31,9 +33,34 @@ from .responses import EventStream, PatientJson, error_response
 from .settings import Settings
 
 IGNORED = "X-Understudy-Ignored"
+# Ignored fields that are named, and characters of each name.
+MOST_NAMES, LONGEST_NAME = 20, 40
 NO_TELEMETRY: TelemetryConfig = {
     "tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False,
 }  # fmt: skip
+
+# What the OpenAPI document says of errors, and of answers that may be streams.
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request cannot be served.", "content": {"application/json": {"schema": ERROR}}},
+    "5XX": {"description": "The server cannot serve it now.", "content": {"application/json": {"schema": {"type": "object"}}}},
+}
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
 def create_app(llm: Any, settings: Settings) -> FastAPI:
@@ -49,12 +76,18 @@ def create_app(llm: Any, settings: Settings) -> FastAPI:
 
     # Pages of documentation load scripts from elsewhere: they are left out.
     app = FastAPI(
-        title="Understudy", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=NO_TELEMETRY
+        title="Understudy",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=NO_TELEMETRY,
+        responses=ERRORS,
     )
     app.state.service = service
     endpoints = Endpoints(llm, settings, service, metrics)
-    app.post("/v1/chat/completions")(endpoints.chat)
-    app.post("/v1/completions")(endpoints.completions)
+    app.post("/v1/chat/completions", responses=STREAMED)(endpoints.chat)
+    app.post("/v1/completions", responses=STREAMED)(endpoints.completions)
     app.get("/v1/models")(endpoints.models)
     app.get("/v1/models/{name:path}")(endpoints.model)
     app.post("/tokenize")(endpoints.tokenize)
@@ -62,7 +95,7 @@ def create_app(llm: Any, settings: Settings) -> FastAPI:
     app.get("/tokenizer_info")(endpoints.tokenizer_info)
     app.get("/health")(endpoints.health)
     app.get("/version")(endpoints.version)
-    app.get("/metrics")(endpoints.metrics_text)
+    app.get("/metrics", response_class=PlainTextResponse)(endpoints.metrics_text)
     _tell_errors(app)
     app.add_middleware(Guards, settings=settings)
     if settings.origins:
@@ -71,6 +104,12 @@ def create_app(llm: Any, settings: Settings) -> FastAPI:
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"], expose_headers=[IGNORED]
         )
     return app
+
+
+def ignored_header(names: Sequence[str]) -> dict[str, str]:
+    """The header that names the fields of a body that were ignored. Clients may call them anything: some are told, in ASCII."""
+    told = [quote(name[:LONGEST_NAME], safe=" ") for name in names[:MOST_NAMES]]
+    return {IGNORED: ", ".join(told)} if told else {}
 
 
 class Endpoints:
@@ -93,6 +132,7 @@ class Endpoints:
 
     async def _answered(self, body: SamplingFields, make: Callable[[], tuple[list[Generation], Form]]) -> Response:
         answers.check_model(body.model, self.settings)
+        headers = ignored_header(body.ignored())
         # A long text takes a while: other answers go on meanwhile.
         requests, form = await asyncio.to_thread(make)
         try:
@@ -100,10 +140,9 @@ class Endpoints:
         except Unavailable as error:
             self.metrics.rejected("unavailable" if self.service.trouble else "queue_full")
             raise answer_to(error) from None
-        headers = {IGNORED: ", ".join(ignored)} if (ignored := body.ignored()) else {}
         if body.stream:
-            return EventStream(answer.events(), headers)
-        return PatientJson(answer.whole, headers, self.settings.keep_alive)
+            return EventStream(answer.events(), headers, answer.call.cancel)
+        return PatientJson(answer.whole, headers, answer.call.cancel, self.settings.keep_alive)
 
     async def models(self) -> dict[str, Any]:
         """The one model that is served."""
@@ -130,7 +169,7 @@ class Endpoints:
         if body.messages is not None:
             tokens = self.llm.chat_ids([message.plain() for message in body.messages])
         else:
-            tokens = self.llm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"]
+            tokens = encode(self.llm.tokenizer, str(body.prompt), add_special_tokens=body.add_special_tokens)
         found: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": self.llm.context}
         if body.return_token_strs:
             found["token_strs"] = self.llm.tokenizer.convert_ids_to_tokens(tokens)

@@ -18,12 +18,15 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class EventStream(Response):
-    """Server-sent events. Status and headers go out at once; the events end when the client leaves."""
+    """Server-sent events. Status and headers go out at once; the events end when the client leaves.
+
+    `ended` is called when nothing more will be sent, even if no event was asked for."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str], headers: Mapping[str, str]):
+    def __init__(self, events: AsyncGenerator[str], headers: Mapping[str, str], ended: Callable[[], None]):
         self.events = events
+        self.ended = ended
         super().__init__(headers={**HEADERS, **headers})
         del self.headers["content-length"]
 
@@ -35,25 +38,38 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
-        await until_gone(receive, write())
+        try:
+            await until_gone(receive, write())
+        finally:
+            self.ended()
 
 
 class PatientJson(Response):
-    """The object that `answer` gives, as JSON; `answer` is given up when the client leaves.
+    """The object that `answer` gives, as JSON; `answer` is given up when the client leaves. `ended` is called at the end.
 
     After each `silence` seconds without it a line break goes out, which readers of JSON skip, so that nobody between takes the
     connection for dead. The first of them brings the status 200: an error after it can only be told in the object."""
 
     media_type = "application/json"
 
-    def __init__(self, answer: Callable[[], Coroutine[Any, Any, dict[str, Any]]], headers: Mapping[str, str], silence: float):
+    def __init__(
+        self,
+        answer: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
+        headers: Mapping[str, str],
+        ended: Callable[[], None],
+        silence: float,
+    ):
         self.answer = answer
+        self.ended = ended
         self.silence = silence
         super().__init__(headers=dict(headers))
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await until_gone(receive, self._write(send))
+        try:
+            await until_gone(receive, self._write(send))
+        finally:
+            self.ended()
 
     async def _write(self, send: Send) -> None:
         """Raises what `answer` raises, as long as nothing was sent."""
