@@ -180,6 +180,7 @@ MUTATIONS = (
     Mutation("a client that tries again queues behind its ghost", "service.py", "sum(not request.cancelled for request in tuple(self.llm.scheduler.waiting))", "len(self.llm.scheduler.waiting) + len(self.llm.scheduler.running)", "tests/server/test_waiting.py"),
     Mutation("whole answers show no life", "server/responses.py", "timeout=self.silence", "timeout=None", "tests/server/test_waiting.py"),
     Mutation("a head may take for ever", "server/connections.py", "self.loop.call_later(self.seconds", "self.loop.call_later(1000 + self.seconds", "tests/server/test_guards.py"),
+    Mutation("a prediction is not looked up", "sequence.py", "if not self.prediction:", "if True:", "tests/server/test_prediction.py"),
     Mutation("a cancelled request keeps its row", "scheduler.py", "            if not request.finished:\n                self.engine.release", "            if False:\n                self.engine.release", LOOP),
     Mutation("rows that are realigned lose their last token", "rectangle.py", "places = row * self.capacity + torch.arange(self.lengths[row])", "places = row * self.capacity + torch.arange(max(self.lengths[row] - 1, 0))", RECTANGLE),
     Mutation("rows are realigned to the wrong column", "rectangle.py", "pads = length - self.lengths[row]", "pads = length - self.lengths[row] - (row == 1)", RECTANGLE),

@@ -92,7 +92,7 @@ MAY_IMPORT = {
     },
     "service": {"request"},
     "async_llm": {"llm", "service", "prompts", "request", "sources"},
-    "api": {"detokenizer", "logprobs", "service", "request", "sampling", "stats"},
+    "api": {"chat_template", "detokenizer", "logprobs", "service", "request", "sampling", "stats"},
     "jobs": {"api", "service"},
     "server": {"__version__", "chat_template", "api", "service", "request"},
     "frontends": {

@@ -33,6 +33,8 @@ class TokenSequence:
     limit: int = 0
     # The slot of its cache row at which its next node lies; more than its length where rows are padded.
     end: int = 0
+    # Tokens that its continuation is likely to repeat, as the caller thinks: where drafters look for guesses besides `tokens`.
+    prediction: list[int] = field(default_factory=list)
     # How many of `tokens` are the prompt.
     prompt_length: int = 0
     # How many tokens of the prompt were not read, since a cache row held them already.
@@ -70,6 +72,13 @@ class TokenSequence:
         """Whether log-probabilities of the prompt are asked for and not all known."""
         asked = self.params.prompt_logprobs is not None
         return asked and len(self.prompt_logprobs) < self.prompt_length - 1
+
+    def lookup(self, reach: int) -> list[int]:
+        """The tokens in which a drafter looks for the last ones (at most `reach`) once more: the prediction, as if it had followed
+        the prompt once before, and the text."""
+        if not self.prediction:
+            return self.tokens
+        return [*self.tokens[max(self.prompt_length - reach, 0) : self.prompt_length], *self.prediction, *self.tokens]
 
     @property
     def produced(self) -> int:

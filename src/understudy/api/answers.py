@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..chat_template import encode
 from ..request import Request, Step
 from ..sampling import derived_seed
 from ..service import Call, Service
@@ -72,6 +73,8 @@ def _requests(
     if not prompts:
         raise ApiError(400, "prompt is empty.", param="prompt")
     params = body.params(llm.context if chat else COMPLETION_TOKENS)
+    text = "" if body.prediction is None else body.prediction.text()
+    prediction = encode(llm.tokenizer, text, add_special_tokens=False) if text else []
     found = []
     for prompt in prompts:
         if len(prompt) >= llm.context:
@@ -79,7 +82,9 @@ def _requests(
             raise ApiError(400, f"{what}: shorten it.", param="prompt", code="context_length_exceeded")
         for index in range(count):
             own = replace(params, seed=derived_seed(params.seed, index)) if params.gives("seed") and index else params
-            found.append(llm.request(list(prompt), own, chat=chat, stop_ids=body.stop_token_ids or ()))
+            request = llm.request(list(prompt), own, chat=chat, stop_ids=body.stop_token_ids or ())
+            request.sequence.prediction = prediction
+            found.append(request)
     return found
 
 

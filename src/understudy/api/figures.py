@@ -7,6 +7,7 @@ from typing import Any
 
 from ..request import Request
 from ..stats import Stats
+from .predicted import appeared
 
 
 def usage(requests: Sequence[Request]) -> dict[str, Any]:
@@ -18,12 +19,19 @@ def usage(requests: Sequence[Request]) -> dict[str, Any]:
         cached[prompt] = min(request.sequence.reused, cached.get(prompt, len(prompt)))
     prompt_tokens = sum(map(len, cached))
     new_tokens = sum(request.sequence.produced for request in requests)
+    predicted = sum(len(request.sequence.prediction) for request in requests)
+    texts = (request.sequence for request in requests)
+    accepted = sum(appeared(text.prediction, text.tokens[text.prompt_length :]) for text in texts)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": new_tokens,
         "total_tokens": prompt_tokens + new_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": predicted - accepted,
+        },
     }
 
 

@@ -51,6 +51,18 @@ class StreamOptions(BaseModel):
     include_usage: StrictBool = False
 
 
+class Prediction(BaseModel):
+    """A text that the answer is likely to repeat: it makes the answer faster where it does, and never another one."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal["content"] = "content"
+    content: StrictStr | list[dict[str, Any]]
+
+    def text(self) -> str:
+        """All of it. ApiError (400) for content that is not text."""
+        return self.content if isinstance(self.content, str) else "".join(_text_of(part) for part in self.content)
+
+
 class SamplingFields(BaseModel):
     """What chat and text completions have in common. A value that is left out, or null, is the model's own default."""
 
@@ -76,6 +88,7 @@ class SamplingFields(BaseModel):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: StrictBool | None = None
+    prediction: Prediction | None = None
 
     def refuse_unsupported(self) -> None:
         """Raise ApiError (400) for a field that would change the text and is not supported."""

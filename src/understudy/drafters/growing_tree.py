@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..sequence import TokenSequence
 from ..tree import TokenTree
+from .pace import LONGEST
 
 # The most nodes of one sequence's tree: the 6 x 48 of SubSpec (arXiv 2509.18344), and a few more.
 MOST_NODES = 320
@@ -66,11 +67,11 @@ class GrowingTree:
 
     @cached_property
     def past(self) -> NDArray[np.int64]:
-        """The tokens of the sequence."""
-        return np.asarray(self.sequence.tokens, dtype=np.int64)
+        """The tokens of the sequence, after those that it is predicted to repeat."""
+        return np.asarray(self.sequence.lookup(LONGEST), dtype=np.int64)
 
     def text(self, tip: Candidate) -> NDArray[np.int64]:
-        """The tokens of the sequence and of the path from the root to `tip`, both ends included."""
+        """The tokens of `past` and of the path from the root to `tip`, both ends included."""
         if tip.parent < 0:
             return self.past
         path = [tip.token]

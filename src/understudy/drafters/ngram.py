@@ -35,7 +35,7 @@ class NGram(Base):
 
     def _chain(self, sequence: TokenSequence) -> TokenTree:
         room = min(self.length, sequence.remaining - 1)
-        return TokenTree.chain(sequence.tokens[-1:] + continuation(sequence.tokens, self.match, room))
+        return TokenTree.chain(sequence.tokens[-1:] + continuation(sequence.lookup(self.match), self.match, room))
 
 
 @dataclass(frozen=True, kw_only=True)
