@@ -87,12 +87,14 @@ class RequestMaker:
         params = self._resolved(ids, params)
         stops = plain_stops(self.tokenizer) if chat else ()
         reply = TextStream(self.tokenizer, (*params.stop, *stops), ids, params.min_tokens)
-        own = frozenset() if params.ignore_eos else self.stop_ids
+        own = (frozenset() if params.ignore_eos else self.stop_ids) | frozenset(stop_ids)
+        if params.min_tokens and len(own.intersection(range(self.vocabulary))) == self.vocabulary:
+            raise UsageError("min_tokens must be 0 where every token ends the text: no token could be chosen.")
         sequence = TokenSequence(
             row=-1,
             tokens=ids,
             params=params,
-            stop_ids=own | frozenset(stop_ids),
+            stop_ids=own,
             stops=reply.feed,
             limit=min(params.max_new_tokens, self.context - len(ids)),
             # Logits after each token of the prompt can only be had by reading it.
