@@ -32,6 +32,7 @@ BITS = "tests/models/test_bits.py"
 LLM = "tests/test_llm.py"
 CONTRACTS = "tests/test_contracts.py"
 GUESS, BEAM, GRAPHS = "tests/drafters/test_suggest.py", "tests/drafters/test_device_search.py", "tests/devices/test_graphs.py"
+PACE = "tests/drafters/test_pace.py"
 READING = "tests/test_reading.py"
 LOOP = "tests/test_batch.py tests/test_engine.py tests/test_scheduler.py"
 STATS, ROUTE, FILE = "tests/test_stats.py", "tests/tiers/test_route.py", "tests/tiers/test_file.py"
@@ -168,6 +169,10 @@ MUTATIONS = (
     Mutation("waiting counts as arithmetic too", "stats.py", "compute=(taken.verify - taken.wait) *", "compute=taken.verify *", STATS),
     Mutation("a round counts before its first token", "stats.py", "if self.first is not None:\n            self.decode", "if True:\n            self.decode", STATS),
     Mutation("a chunk's token is chosen too early", "engine.py", "tokens[:count], count == len(tokens))", "tokens[:count], True)", LOOP),
+    Mutation("an early level takes the nodes of later ones", "drafters/pace.py", "if count + sum(self.levels_left(*tip, chance) for tip in tips) > room:", "if count > room:", PACE),
+    Mutation("one text's chain takes the nodes of all", "drafters/pace.py", "least = max(least, self.break_even)", "least = self.break_even", PACE),
+    Mutation("eight texts are expected to give what one gave", "drafters/policy.py", "ratio = texts / self.texts", "ratio = 1.0", "tests/drafters/test_policy.py"),
+    Mutation("what is read beside drafts makes them look slow", "engine.py", "seconds = max(now - start - beside, drafted - start)", "seconds = now - start", LOOP),
     Mutation("the oldest prompt takes all the room", "reading.py", "((0, left - left // 2), *", "((0, left), *", READING),
     Mutation("long prompts are read before short ones", "reading.py", "key=lambda number: unread[number]", "key=lambda number: -unread[number]", READING),
     Mutation("reading takes what time it likes", "reading.py", "min(max(cost.nodes_within(longest, most) - drafted, reading), most - drafted)", "most - drafted", f"{READING} {LOOP}"),

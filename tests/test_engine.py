@@ -296,3 +296,29 @@ def test_a_prefix_is_read_once() -> None:
     engine.admit(TokenSequence(0, [*row.tokens[:4], 5, 6], SamplingParams(max_new_tokens=1)))
     engine.step()
     assert seen == [4, 2]
+
+
+class Learning(Guessing):
+    """Notes what it is told of rounds."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed, nodes=6)
+        self.rounds: list[tuple[int, float, bool]] = []
+
+    def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
+        self.rounds.append((tokens, seconds, prefill))
+
+
+def test_what_is_read_beside_drafts_counts_neither_as_their_tokens_nor_as_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    slab, drafter = Slab(2), Learning(3)
+    clock = iter(range(0, 10_000, 4))
+    monkeypatch.setattr("understudy.engine.time.perf_counter", lambda: float(next(clock)))
+    engine = Engine(slab.verify, slab, drafter, 200, Costly())
+    engine.admit(TokenSequence(0, [1], SamplingParams(max_new_tokens=40)))
+    engine.step()
+    assert drafter.rounds == [(1, 8.0, True)], "a round that only read a prompt"
+    engine.admit(TokenSequence(1, [2] * 30, SamplingParams(max_new_tokens=5)))
+    advances = engine.step()
+    assert [advance.reads for advance in advances] == [False, True] and len(advances[1].tokens) == 1
+    tokens, seconds, prefill = drafter.rounds[-1]
+    assert tokens == len(advances[0].tokens) and seconds == pytest.approx(8.0 - 0.01 * 30) and not prefill

@@ -291,5 +291,10 @@ class Engine:
         self.clock.verify += now - drafted
         self.clock.passes += 1
         self.clock.rows += len(advances)
-        tokens = sum(len(advance.tokens) for advance in advances)
-        self.drafter.record_round(tokens, now - start, prefill=any(advance.reads for advance in advances))
+        drafts = [advance for advance in advances if not advance.reads]
+        counted = drafts or advances
+        nodes = sum(advance.nodes for advance in counted)
+        beside = self.cost.extra(nodes, sum(advance.nodes for advance in advances) - nodes)
+        # What a chunk adds is an estimate, and drafting alone took some time.
+        seconds = max(now - start - beside, drafted - start)
+        self.drafter.record_round(sum(len(advance.tokens) for advance in counted), seconds, prefill=not drafts)

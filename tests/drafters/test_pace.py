@@ -78,3 +78,41 @@ def test_a_level_is_not_dearer_than_a_wider_one_and_recovers_from_a_disturbance(
     assert pace.levels[1] == pytest.approx(0.09), "nothing makes a level shorter than it is"
     pace.record_level(1, 9.0)
     assert pace.levels[1] < 0.2
+
+
+@given(
+    st.lists(st.floats(0.001, 1), min_size=1, max_size=40), st.lists(st.tuples(st.floats(0.05, 1), st.integers(1, 9)), max_size=8),
+    st.integers(1, 300),
+)  # fmt: skip
+def test_a_level_leaves_room_for_what_is_likelier_later(
+    chances: list[float], tips: list[tuple[float, int]], room: int
+) -> None:
+    pace = Pace(levels={1: 0.01}, rate=10.0)
+    chances.sort(reverse=True)
+    count = pace.share(chances, tips, room)
+    assert 0 <= count <= min(len(chances), room) and count <= pace.share(chances, tips, room + 1)
+
+    def wanted(number: int) -> int:
+        return number + sum(pace.levels_left(*tip, chances[number - 1]) for tip in tips)
+
+    assert count == 0 or wanted(count) <= room
+    assert count == min(len(chances), room) or wanted(count + 1) > room, "there was room for one more"
+
+
+def test_a_sure_chain_keeps_its_nodes_and_no_more() -> None:
+    pace = Pace(levels={1: 0.01}, rate=10.0)
+    chances = [0.9] * 4 + [0.3] * 20
+    assert pace.share(chances, [(0.9, 1)], 100) == 24, "levels of it that have a chance above 0.3 fit beside all of them"
+    assert pace.share(chances, [(0.9, 1)], 20) == 10, "ten more levels of it are likelier than the rest"
+    assert pace.share(chances, [(0.9, 1)] * 4, 20) == 4, "and those of four texts fill the pass"
+
+
+def test_other_texts_scale_the_rate_that_was_measured() -> None:
+    pace = Pace()
+    pace.scale(8.0, 1.0)
+    assert pace.rate == 0.0, "nothing was measured yet"
+    pace.record_round(10, 2.0)
+    pace.scale(8.0, 2.0)
+    assert pace.rate == pytest.approx(20.0)
+    pace.record_round(80, 4.0)
+    assert pace.rate == pytest.approx(20.0), "what is measured then agrees"

@@ -1,5 +1,6 @@
 """What rides along, what is learned, and from whom."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,7 +86,19 @@ def test_after_a_prompt_the_rate_is_guessed_and_afterwards_measured() -> None:
         policy.record_round(40, 2.0, prefill=False)
     measured = policy.pace.rate
     assert 19.9 < measured < 20.1
-    policy.record_round(1, 5.0, prefill=True, texts=9)
-    assert policy.pace.rate == measured, "nine texts together would be faster than that"
     policy.record_round(1, 5.0, prefill=True)
     assert policy.pace.rate == guessed, "a text that repeated itself says little of the next one"
+
+
+def test_more_texts_give_more_tokens_in_the_time_that_their_nodes_take() -> None:
+    """While the link is slower, four times the nodes take no longer; else they do."""
+    for link, times in ((9.0, 4.0), (0.0, 4.0 * (0.5 + 0.01 * 20) / (0.5 + 0.01 * 80))):
+        policy = DraftPolicy(Limits(500, cost=PassCost()))
+        for nodes in (4, 32, 64, 100) * 9:
+            busy = 0.5 + 0.01 * nodes
+            policy.limits.cost.learn(nodes, busy, max(link - busy, 0.0))
+        policy.record_round(8, 2.0, prefill=False)
+        policy.serve(4, nodes=20)
+        assert policy.pace.rate == pytest.approx(4.0 * times, rel=0.05)
+        policy.serve(1, nodes=80)
+        assert policy.pace.rate == pytest.approx(4.0, rel=0.05) and policy.texts == 1

@@ -4,10 +4,12 @@ import random
 from collections.abc import Callable
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from tests.drafters.fixed import CAPACITY, VOCABULARY, Fixed, draft
+from tests.drafters.fixed import CAPACITY, VOCABULARY, Fixed, costing, device, draft, host
 from tests.drafters.world import World, run
 from understudy.drafters.growing_tree import Candidate, GrowingTree
 from understudy.drafters.pace import Pace
@@ -15,7 +17,9 @@ from understudy.drafters.policy import DraftPolicy, Limits, Shape
 from understudy.drafters.search import SearchDrafter
 from understudy.drafters.suggest import Suggestion
 from understudy.drafters.tree_search import TreeSearch
+from understudy.params import SamplingParams
 from understudy.sequence import TokenSequence
+from understudy.tree import Nodes
 
 
 class Head:
@@ -90,3 +94,26 @@ def test_a_forced_shape_is_kept_whatever_it_costs(width: int) -> None:
     (tree,) = draft(SearchDrafter(model, TreeSearch(model, policy), policy), [TokenSequence(0, [1], limit=99)], [5])
     assert len(tree) == 1 + 4 * width and int(tree.depths.max()) == 4
     assert [len(nodes) for nodes in model.ran] == [1, width, width, width], "the last level rides along, and is not run"
+
+
+class Uneven(Fixed):
+    """The text in cache row 0 is easy to guess, those in the others are hard."""
+
+    def forward(self, nodes: Nodes) -> Tensor:
+        sure = nn.functional.one_hot((nodes.tokens + 1) % VOCABULARY, VOCABULARY) * 9.0
+        return torch.where((nodes.rows == 0)[:, None], sure, 0.4 * super().forward(nodes))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99), st.integers(12, 90), st.sampled_from([host, device]))
+def test_nodes_go_to_the_texts_that_are_easy_to_guess_within_one_budget(
+    seed: int, budget: int, search: Callable[[Fixed, DraftPolicy], SearchDrafter]
+) -> None:
+    policy = DraftPolicy(Limits(CAPACITY, budget), pace=costing([0.01] * 7, 5.0))
+    sequences = [TokenSequence(row, [row + 1], SamplingParams(max_new_tokens=300), limit=300) for row in range(3)]
+    trees = draft(search(Uneven(seed, 2.0), policy), sequences, [0, 0, 0])
+    easy, *hard = map(len, trees)
+    assert sum(map(len, trees)) <= budget and min(hard) >= 1
+    assert easy > max(hard), "nodes of a text that is hard to guess took the place of likelier ones"
+    alone = draft(search(Uneven(seed, 2.0), policy), sequences[1:2], [0])
+    assert len(alone[0]) > hard[0], "alone, the hard text has them all"

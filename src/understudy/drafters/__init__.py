@@ -98,7 +98,8 @@ class Drafter(Protocol):
         begins with them."""
 
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
-        """Learn that a round of drafting and verifying gave `tokens` in `seconds`. `prefill`: it read prompts too."""
+        """Learn that a round of drafting and verifying gave `tokens` in `seconds`, what was read of prompts beside it left out.
+        `prefill`: it only read prompts."""
 
 
 class Base:

@@ -40,9 +40,10 @@ from .device_state import (
     WHAT,
     LevelShape,
     SearchSizes,
+    levels_left,
 )
 from .growing_tree import MOST_NODES
-from .pace import LEAST_FREE, LIKELIEST, RANKS, SHARPNESS, STEEPEST, WIDEST
+from .pace import LEAST_FREE, RANKS, SHARPNESS, STEEPEST, WIDEST
 from .packed_tensors import PackedTensors, Shapes
 from .policy import Shape
 
@@ -221,29 +222,27 @@ class TensorSearch:
         node = torch.where(chain, own[order.clamp(max=rows - 1)], beyond // RANKS)
         rank = torch.where(chain, 0, beyond % RANKS)
         best = own.index_select(0, tip.argmax()[None])  # kept at hand for a level that would be without a tip
-        depth = self.state["node"].view(-1, CHILDREN + RANKS)[best, DEPTH][0] + 1
+        depth = self.state["node"].view(-1, CHILDREN + RANKS)[own, DEPTH] + 1
         wish, left = self._wish(rows, tip, depth, chances)
         valid = torch.arange(len(order), device=at.device) < wish
         self._offer(torch.cat([node, best]), torch.cat([rank, rank.new_zeros(1)]), chain, valid, wish, left)
 
     def _wish(self, rows: int, tip: Tensor, depth: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
         """How many candidates pay (as `Pace.width`), and how many levels after the next one may (as
-        `Pace.levels_left`)."""
+        `Pace.levels_left`). tip, depth: the chance, -1 for none, and the depth of the end of each sequence's chain, [rows]."""
         given = self.given
         nodes = given["nodes"][0]
         rate = given["rate"][0]
         least = given["break even"][0]
         used = self.state["count"][:rows].clamp(min=1).sum()
-        best = tip.max()
-        chance = best.clamp(min=1e-300)
-        loss = (chance ** (1 / depth.double())).clamp(max=LIKELIEST)
-        left = torch.where(best > least, (torch.log(least / chance) / torch.log(loss)).trunc(), 0.0)
-        left = left.clamp(0, MOST_NODES).to(torch.int64)
+        left = levels_left(tip, depth, least[None])[0].gather(0, tip.argmax()[None])[0]
         room = nodes - used
         there = (tip >= 0).sum()
-        most = torch.minimum(torch.maximum(room // (1 + left), there), room)
-        most = most.clamp(max=min(WIDEST * rows, WIDEST_TOGETHER))
         count = torch.arange(1, len(chances) + 1, device=tip.device)
+        # As `Pace.share`: with each candidate more, chains may go on to its chance.
+        wanted = count + levels_left(tip, depth, torch.maximum(chances, least)).sum(1)
+        most = ((wanted <= room) & (chances >= 0)).sum().clamp(min=1)
+        most = most.clamp(max=min(WIDEST * rows, WIDEST_TOGETHER))
         gain = chances.clamp(min=0).cumsum(0)
         node = given["share"].index_select(0, torch.minimum(used, nodes)[None])
         value = gain - rate * (given["cost"][: len(chances)] + count * node)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .pace import RANKS, SHARPNESS
+import torch
+from torch import Tensor
+
+from .growing_tree import MOST_NODES
+from .pace import LIKELIEST, RANKS, SHARPNESS
 from .packed_tensors import Shapes
 
 # Columns of state["node"], int64: the node's token, parent, depth, whether it is on the chain of first choices, how many
@@ -66,3 +70,11 @@ class LevelShape:
     filtered: bool
     # Are there biases or penalties in any of them?
     adjusted: bool = False
+
+
+def levels_left(tip: Tensor, depth: Tensor, least: Tensor) -> Tensor:
+    """[m, rows] int64: `Pace.levels_left` of each chain, of chance `tip` at `depth` [rows], above each of `least` [m]."""
+    chance = tip.clamp(min=1e-300)
+    loss = (chance ** (1 / depth.double())).clamp(max=LIKELIEST)
+    left = (torch.log(least[:, None] / chance) / torch.log(loss)).trunc()
+    return torch.where(tip > least[:, None], left, 0.0).clamp(0, MOST_NODES).to(torch.int64)

@@ -143,15 +143,22 @@ class Pace:
         self.seconds = DECAY * self.seconds + seconds
         self.rate = self.tokens / self.seconds
 
+    def scale(self, tokens: float, seconds: float) -> None:
+        """Expect so many times the tokens of a round, in so many times the seconds: other texts take part."""
+        self.tokens *= tokens
+        self.seconds *= seconds
+        if self.seconds:
+            self.rate = self.tokens / self.seconds
+
     @property
     def break_even(self) -> float:
         """The acceptance chance at which a level of one node pays for itself, clamped."""
         return min(max(self.rate * self.cost(1), LEAST_BREAK_EVEN), MOST_BREAK_EVEN)
 
-    def levels_left(self, chance: float, depth: int) -> int:
-        """How many more levels are likely to pay, if a chain of this `chance` at `depth` goes on losing chance as it
-        has so far."""
-        least = self.break_even
+    def levels_left(self, chance: float, depth: int, least: float = 0.0) -> int:
+        """How many more levels are likely to pay, and to be likelier than `least`, if a chain of this `chance` at `depth` goes on
+        losing chance as it has so far."""
+        least = max(least, self.break_even)
         loss = min(chance ** (1 / depth), LIKELIEST)
         return max(0, int(math.log(least / chance) / math.log(loss))) if chance > least else 0
 
@@ -206,6 +213,17 @@ class Pace:
             best = 1
         return max(best, min(least, len(chances))) if best else 0
 
+    def share(self, chances: Sequence[float], tips: Sequence[tuple[float, int]], room: int) -> int:
+        """How many nodes with these `chances` (best first), of all texts together, the next level may run, so that the likeliest
+        nodes of all levels get the `room` that is left.
+
+        `tips`: chance and depth of the end of each text's chain. As far as it is likelier than a node, a chain goes first."""
+        best = 0
+        for count, chance in enumerate(chances[:room], 1):
+            if count + sum(self.levels_left(*tip, chance) for tip in tips) > room:
+                break
+            best = count
+        return best
 
     def together(self, chances: Sequence[float], beside: int) -> int:
         """How many suggested tokens with these `chances` (best first) a level of `beside` other nodes should check

@@ -61,6 +61,16 @@ class DraftPolicy:
     pace: Pace = field(default_factory=Pace)
     # By whether tokens are sampled: scores then are noisy, and the gaps between them mean something else.
     calibrations: dict[bool, Calibration] = field(default_factory=calibrations)
+    # Texts that were drafted for together in the rounds that `pace` knows.
+    texts: int = 1
+
+    def serve(self, texts: int, nodes: int) -> None:
+        """Expect what rounds of `texts` texts give; those so far had `self.texts`, the latest with `nodes` nodes of all trees."""
+        ratio = texts / self.texts
+        cost = self.limits.cost
+        before = cost.seconds(nodes)
+        self.pace.scale(ratio, cost.seconds(round(nodes * ratio)) / before if before else 1.0)
+        self.texts = texts
 
     def calibration(self, sequence: TokenSequence) -> Calibration:
         return self.calibrations[sequence.params.temperature > 0]
@@ -97,10 +107,10 @@ class DraftPolicy:
                 calibration.learn_bonus(length, calibration.chances(scores)[favoured], rank == favoured)
             calibration.learn(scores, rank)
 
-    def record_round(self, tokens: int, seconds: float, prefill: bool, texts: int = 1) -> None:
-        """Learn the rate of the whole loop. After a round that read a prompt, what a pass takes is known, so a rate is guessed
-        for the `texts` that are under way."""
+    def record_round(self, tokens: int, seconds: float, prefill: bool) -> None:
+        """Learn the rate of the whole loop. After a round that only read prompts, what a pass takes is known, and a rate is
+        guessed."""
         if prefill:
-            self.pace.first_guess(self.limits.cost.seconds(FIRST_NODES), texts)
+            self.pace.first_guess(self.limits.cost.seconds(FIRST_NODES), self.texts)
         else:
             self.pace.record_round(tokens, seconds)

@@ -58,6 +58,8 @@ class SearchDrafter:
             GrowingTree(sequence, length, sequence.tokens[-1:], most_nodes=limits.tree, most_levels=limits.levels)
             for sequence, length in zip(sequences, lengths, strict=True)
         ]
+        if trees:
+            self.policy.serve(len(trees), sum(len(tree.tokens) for tree in self.trees.values()))
         self.trees = {tree.sequence.row: tree for tree in trees}
         self.search.run(trees)
         self.policy.fill(trees)
@@ -78,7 +80,7 @@ class SearchDrafter:
         self.proposer.copy(row, sequence, length)
 
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
-        self.policy.record_round(tokens, seconds, prefill, max(len(self.trees), 1))
+        self.policy.record_round(tokens, seconds, prefill)
 
     def warm(self, widths: Sequence[int] = MEASURED_WIDTHS, seconds: float = MEASURING_SECONDS) -> None:
         """Measure levels of `widths`, so that the first tree has a sensible shape. Cache row 0 must be empty."""

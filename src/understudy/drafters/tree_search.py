@@ -182,9 +182,9 @@ class TreeSearch:
             return []
         best, at = max(tips, key=lambda option: option[0].chance)
         options.sort(key=lambda item: (-item[0].chance, not item[0].spine))
-        most = max(room // (1 + pace.levels_left(best.chance, best.depth)), len(tips))
-        most = min(most, room, WIDEST * len(trees))
         chances = [candidate.chance for candidate, _ in options]
+        most = max(pace.share(chances, [(tip.chance, tip.depth) for tip, _ in tips], room), 1)
+        most = min(most, WIDEST * len(trees))
         node = limits.cost.share(used)
         chosen = options[: pace.width(chances, 1, most, limits.filling(), node)]
         if chosen and not any(candidate.spine for candidate, _ in chosen):
