@@ -93,14 +93,14 @@ class Output:
         self.finished = 0
         self.failed = 0
         try:
-            self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self.file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise UsageError(f"Cannot write {path}: {error.strerror}.") from None
         try:
             self._lock()
             if overwrite:
                 os.ftruncate(self.file, 0)
-            os.lseek(self.file, self._read(), os.SEEK_SET)
+            self._read()
         except BaseException:
             self.close()
             raise
@@ -116,8 +116,8 @@ class Output:
         except OSError as error:
             raise UsageError(f"Cannot lock {self.path}: {error.strerror}. Choose a place for it on another disk.") from None
 
-    def _read(self) -> int:
-        """Count the records that are there, drop a torn last line, and return the bytes that remain."""
+    def _read(self) -> None:
+        """Count the records that are there, and drop a torn last line."""
         whole = 0
         with open(self.file, "rb", closefd=False) as file:
             for number, text in enumerate(file, 1):
@@ -126,7 +126,6 @@ class Output:
                 self._count(self._record(text, number))
                 whole += len(text)
         os.ftruncate(self.file, whole)
-        return whole
 
     def _record(self, text: bytes, number: int) -> dict[str, Any]:
         """The record in line `number`. UsageError where it answers no line of the input."""
