@@ -211,7 +211,7 @@ def test_a_request_that_takes_too_long_is_ended(start: Start, llm: LLM, monkeypa
 
 def test_a_pass_that_fails_ends_its_requests_and_no_others(server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     verify = llm.engine.verify
-    failures = [RuntimeError("a bug")]
+    failures = [RuntimeError("kaput")]
 
     def failing(*arguments: Any) -> Any:
         if failures:
@@ -220,7 +220,7 @@ def test_a_pass_that_fails_ends_its_requests_and_no_others(server: Running, llm:
 
     monkeypatch.setattr(llm.engine, "verify", failing)
     failed = server.post("/v1/completions", prompt="x", max_tokens=2)
-    assert failed.status_code == 500 and "a bug" not in failed.text and failed.headers["x-should-retry"] == "false"
+    assert failed.status_code == 500 and "kaput" not in failed.text and failed.headers["x-should-retry"] == "false"
     assert server.post("/v1/completions", prompt="x", max_tokens=2).status_code == 200
     assert server.http.get("/health").status_code == 200
 
