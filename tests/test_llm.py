@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.tiny import save
 from understudy import LLM, SamplingParams
@@ -102,6 +104,57 @@ def test_rows_run_together_and_each_gets_what_it_gets_alone(model: Path) -> None
         assert [c.token_ids for c in together] == alone
         assert sweeps == passes, "one sweep of the weights serves all rows"
         assert passes < sum(len(ids) for ids in alone)
+
+
+SHORT = [replace(params, max_new_tokens=9) for params in PARAMS]
+LENGTHS = (2, 17, 90, 230)
+
+
+@pytest.fixture(scope="module")
+def crowd(model: Path) -> Iterator[tuple[LLM, dict[tuple[int, int], list[int]]]]:
+    """A model with three rows whose passes hold few nodes, and what each of some requests gives alone, undrafted."""
+    with opened(model, method="none") as llm:
+        ids = llm.prompt_ids(PROMPT)
+        asked = {(length, which): params for length in LENGTHS for which, params in enumerate(SHORT)}
+        texts = {key: llm.generate([_prompt(ids, key[0])], params)[0].token_ids for key, params in asked.items()}
+    with opened(model, rows=3) as llm:
+        llm.engine.max_nodes = llm.model.tree_nodes + 32
+        yield llm, texts
+
+
+def _prompt(ids: list[int], length: int) -> list[int]:
+    return [*range(length % 7, length % 7 + 1), *(ids * length)[: length - 1]]
+
+
+ARRIVAL = st.tuples(st.integers(0, 6), st.sampled_from(LENGTHS), st.integers(0, len(SHORT) - 1), st.none() | st.integers(1, 5))
+
+
+@settings(max_examples=3, deadline=None)
+@given(st.lists(ARRIVAL, min_size=2, max_size=6))
+def test_who_comes_and_goes_changes_no_text_and_everybody_goes_on_in_every_pass(
+    crowd: tuple[LLM, dict[tuple[int, int], list[int]]], arrivals: list[tuple[int, int, int, int | None]]
+) -> None:
+    llm, texts = crowd
+    ids = llm.prompt_ids(PROMPT)
+    scheduler = llm.scheduler
+    requests = [llm.request(_prompt(ids, length), SHORT[which]) for _, length, which, _ in arrivals]
+    passes = 0
+    while passes <= 6 or not scheduler.idle:
+        for request, (first, _, _, stays) in zip(requests, arrivals, strict=True):
+            if passes == first:
+                scheduler.submit(request)
+            if stays is not None and passes == first + stays:
+                scheduler.cancel(request)
+        decoding = {request: request.sequence.produced for request in scheduler.running if request.sequence.produced}
+        if not scheduler.idle:
+            scheduler.step()
+        assert all(request.sequence.produced > count for request, count in decoding.items()), "a request stood still"
+        passes += 1
+    for request, (_, length, which, _) in zip(requests, arrivals, strict=True):
+        done, alone = request.completion(), texts[length, which]
+        whole = done.finish_reason == "length"
+        assert done.token_ids == (alone if whole else alone[: len(done.token_ids)])
+        assert whole or request.cancelled
 
 
 def test_a_prompt_takes_one_sweep_whatever_its_length(model: Path) -> None:
