@@ -1,11 +1,15 @@
 """How many tokens a second a continuous batch gives, by the number of rows and the policy.
 
     python benchmarks/batches.py MODEL --rows 1,2,4,8 --link 0.4e9
+    python benchmarks/batches.py MODEL --policies ragged,eqspec,exspec --rows 8
     python benchmarks/batches.py MODEL --rows 1,8 --costs 0.02,0.002,0.2,0.006,2    # by these seconds, whatever the clock says
 
 Each variant is a model of its own in one process, with the same endless queue of requests: prompts of 16 to 512 tokens, outputs
 of 16 to 256. The variants take turns of some seconds, so that what disturbs the machine disturbs all of them. The first pass of a
-turn is not counted: its ring was filled while the others ran. Every text is compared with that of the first variant."""
+turn is not counted: its ring was filled while the others ran. Every text is compared with that of the first variant.
+
+Rows are those that a pass verifies together; a policy with a pool has twice as many cache rows. Realigning the rows of eqspec and
+exspec is always timed by the clock."""
 
 import argparse
 import itertools
@@ -25,6 +29,8 @@ from understudy import LLM, SamplingParams
 from understudy.drafters.pace import Pace
 from understudy.drafters.search import SearchDrafter
 from understudy.engine import Advance
+from understudy.frontends.bench.batching import cache_rows
+from understudy.rectangle import Alignment
 from understudy.request import Request
 from understudy.sequence import TokenSequence
 
@@ -45,6 +51,8 @@ class Pass:
     reading: int
     tokens: int
     nodes: int
+    # Spent on moving rows until they end in one column.
+    realign: float
 
 
 @dataclass
@@ -83,6 +91,8 @@ class Variant:
     # What the latest pass gave.
     advances: Sequence[Advance] = ()
     told: ToldPace | None = None
+    # Moving rows and padding, in the passes that count.
+    alignment: Alignment = field(default_factory=Alignment)
 
     def __post_init__(self) -> None:
         if self.costs is not None:
@@ -114,15 +124,17 @@ class Variant:
             scheduler.submit(self.requests[-1])
         ring = self.llm.model.ring
         before = clock.draft, ring.stats.wait_seconds if ring else 0.0
+        realigned = self.llm.engine.layout.alignment.seconds
         start = time.perf_counter()
         scheduler.step()
         seconds = time.perf_counter() - start
-        draft = clock.draft - before[0]
+        realign = self.llm.engine.layout.alignment.seconds - realigned
+        draft = clock.draft - before[0] - realign
         waited = (ring.stats.wait_seconds if ring else 0.0) - before[1]
         nodes = sum(advance.nodes for advance in self.advances)
         if self.told is not None:
             draft, self.told.drafting, waited = self.told.drafting, 0.0, 0.0
-            seconds = draft + self.told.costs.verify(nodes)
+            seconds = draft + self.told.costs.verify(nodes) + realign
         return Pass(
             seconds,
             draft,
@@ -131,16 +143,19 @@ class Variant:
             sum(advance.reads for advance in self.advances),
             sum(len(advance.tokens) for advance in self.advances),
             nodes,
+            realign,
         )
 
     def turn(self, seconds: float) -> None:
         """Passes for so many seconds. By the clock the first is not counted."""
         if self.told is None:
             self.step()
+        before = replace(self.llm.engine.layout.alignment)
         left = seconds
         while left > 0:
             self.passes.append(self.step())
             left -= self.passes[-1].seconds
+        self.alignment = self.alignment.plus(self.llm.engine.layout.alignment.since(before))
 
 
 def workload(llm: LLM, temperature: float) -> Iterator[Request]:
@@ -182,6 +197,9 @@ def summary(variant: Variant, first: Variant) -> dict[str, Any]:
         "tokens_per_row": tokens / max(decoding, 1),
         "draft_share": sum(one.draft for one in passes) / seconds,
         "wait_share": sum(one.wait for one in passes) / seconds,
+        "realign_share": sum(one.realign for one in passes) / seconds,
+        "padding_share": variant.alignment.padding / max(variant.alignment.columns, 1),
+        "grouped_share": variant.alignment.still / max(variant.alignment.passes, 1),
         "same": same_texts(first, variant),
     }
 
@@ -189,15 +207,18 @@ def summary(variant: Variant, first: Variant) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The figures as a table for RESULTS.md."""
     lines = [
-        "| variant | tok/s | x first | s a pass | rows | of them reading | nodes | tokens a pass | a row | draft | wait | same |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| variant | tok/s | x first | s a pass | rows | of them reading | nodes | tokens a pass | a row | draft | wait "
+        "| realign | padding | grouped | same |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         ratio = row["tokens_per_second"] / rows[0]["tokens_per_second"]
         cells = [row["variant"], f"{row['tokens_per_second']:.1f}", f"{ratio:.2f}", f"{row['pass_seconds']:.2f}"]
         cells += [f"{row[name]:.1f}" for name in ("rows_per_pass", "reading_per_pass", "nodes_per_pass")]
         cells += [f"{row[name]:.1f}" for name in ("tokens_per_pass", "tokens_per_row")]
-        cells += [f"{row['draft_share']:.0%}", f"{row['wait_share']:.0%}", "yes" if row["same"] else "NO"]
+        cells += [f"{row[name]:.0%}" for name in ("draft_share", "wait_share")]
+        cells += [f"{row['realign_share']:.1%}", f"{row['padding_share']:.0%}", f"{row['grouped_share']:.0%}"]
+        cells.append("yes" if row["same"] else "NO")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -225,7 +246,7 @@ def main() -> None:
     options = {"memory": given.memory, "resident": given.resident, "method": given.method, "throttle": given.link, "context": 768}
     variants = []
     for policy, rows in itertools.product(given.policies.split(","), map(int, given.rows.split(","))):
-        llm = LLM(given.model, policy=policy, rows=rows, **options)
+        llm = LLM(given.model, policy=policy, rows=cache_rows(policy, rows), **options)
         costs = given.costs and Costs.of(given.costs)
         variants.append(Variant(f"{policy} {rows}", llm, workload(llm, given.temperature), costs=costs))
     turns = max(1, round(given.seconds / given.turn))

@@ -40,6 +40,10 @@ class Alignment:
     columns: int = 0
     padding: int = 0
 
+    def plus(self, other: Alignment) -> Alignment:
+        """Both together."""
+        return Alignment(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
     def since(self, before: Alignment) -> Alignment:
         """What was added to `before`."""
         return Alignment(*(getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__))
