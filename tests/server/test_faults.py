@@ -105,6 +105,7 @@ def test_a_bug_in_one_request_leaves_the_others_alone(
     assert ask(BROKEN, False)[0] == 200
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_ends_is_told_and_nobody_waits_for_it(start: Start, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start()
 
