@@ -1,4 +1,20 @@
-"""The server as clients use it: texts are those of the model alone, streams have the form that clients read, nothing hangs."""
+"""The server as clients use it: texts are those of the model alone, streams have the form that clients read, nothing hangs.
+
+What other servers got wrong in continuous batches with drafts, and where it is tested here:
+
+| fault | tests |
+|---|---|
+| a limit before a stop inside a run; tokens after a stop counted | test_engine.py: what_a_stop_token_cuts_off_was_not_accepted |
+| the first listed stop wins, not the first completed | test_text.py: stop_texts_are_found_in_whatever_pieces_they_come |
+| text, ids and figures end at different tokens | below: stops_are_texts_and_token_ids |
+| log-probabilities or penalties left out once tokens are drafted | test_fields.py |
+| one stream of seeds for all requests | below: several_prompts_and_several_answers_have_choices_in_order |
+| a cancel on a shared beginning, a hit that writes wrong slots, hits switched off by drafts | test_reuse.py; test_soak.py |
+| one bad request ends the thread, and health says ok | test_faults.py; test_scheduler.py |
+| a client that left runs on | test_waiting.py |
+| long prompts starve the others | test_engine.py: everybody_advances_in_every_pass_while_a_long_prompt_is_read |
+| scratch is never given back | test_soak.py |
+"""
 
 from __future__ import annotations
 
