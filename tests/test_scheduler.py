@@ -145,6 +145,7 @@ def test_a_caller_that_leaves_takes_only_its_own_request() -> None:
     world.scheduler.submit(waiting)
     world.scheduler.cancel(waiting)
     assert waiting.sequence.finish_reason == "cancelled" and waiting.sequence.row == -1
+    assert waiting.completion().token_ids == [] and waiting.completion().text == ""
     assert [t for step in world.scheduler.follow(queued) for t in step.token_ids] == alone([1, 2], 30)
     assert [t for step in world.scheduler.follow(staying) for t in step.token_ids] == alone([1, 0], 30)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .batch import Batch, Heads, Member
 from .cache import Cache
+from .clock import Clock
 from .drafters import Drafter, Verified
 from .logprobs import TokenLogprob
 from .models.cost import PassCost
@@ -48,18 +49,6 @@ class Advance:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     # What went wrong once the target had chosen, in the part of the pass that is this sequence's own; it ended the sequence.
     fault: Exception | None = None
-
-
-@dataclass
-class Clock:
-    """Where the time of all passes went, in seconds."""
-
-    draft: float = 0.0
-    # Includes waiting for weights.
-    verify: float = 0.0
-    passes: int = 0
-    # Sequences that took part in them, each pass counted.
-    rows: int = 0
 
 
 class Engine:
@@ -105,7 +94,6 @@ class Engine:
         elsewhere comes with the pass, since that may take a while."""
         row = sequence.row
         assert sequence.tokens and all(row != other.row for other in self.sequences), f"row {row} is empty or taken"
-        sequence.prompt_length = len(sequence.tokens)
         sequence.limit = sequence.limit or sequence.params.max_new_tokens
         own = self.kept.pop(row, None)
         common = common_prefix(own.tokens, sequence.to_share) if own else 0
@@ -287,14 +275,12 @@ class Engine:
 
     def _record(self, advances: Sequence[Advance], start: float, drafted: float) -> None:
         now = time.perf_counter()
-        self.clock.draft += drafted - start
-        self.clock.verify += now - drafted
-        self.clock.passes += 1
-        self.clock.rows += len(advances)
+        whole = sum(advance.nodes for advance in advances)
+        self.clock.count(len(advances), whole, drafted - start, now - drafted)
         drafts = [advance for advance in advances if not advance.reads]
         counted = drafts or advances
         nodes = sum(advance.nodes for advance in counted)
-        beside = self.cost.extra(nodes, sum(advance.nodes for advance in advances) - nodes)
+        beside = self.cost.extra(nodes, whole - nodes)
         # What a chunk adds is an estimate, and drafting alone took some time.
         seconds = max(now - start - beside, drafted - start)
         self.drafter.record_round(sum(len(advance.tokens) for advance in counted), seconds, prefill=not drafts)

@@ -209,6 +209,7 @@ class Scheduler:
         row = self.engine.row_for(request.sequence.tokens, free)
         free.remove(row)
         request.sequence.row = row
+        request.meter.begin()
         self.engine.admit(request.sequence)
 
     def _run(self, running: list[Request]) -> None:

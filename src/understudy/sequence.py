@@ -35,7 +35,7 @@ class TokenSequence:
     end: int = 0
     # Tokens that its continuation is likely to repeat, as the caller thinks: where drafters look for guesses besides `tokens`.
     prediction: list[int] = field(default_factory=list)
-    # How many of `tokens` are the prompt.
+    # How many of `tokens` are the prompt: all that there are at first, where nothing else is said.
     prompt_length: int = 0
     # How many tokens of the prompt were not read, since a cache row held them already.
     reused: int = 0
@@ -56,6 +56,9 @@ class TokenSequence:
     # What `tally` counted up to now, by token, and how many tokens it has looked at.
     _counts: dict[int, int] = field(default_factory=dict, repr=False)
     _counted: int = 0
+
+    def __post_init__(self) -> None:
+        self.prompt_length = self.prompt_length or len(self.tokens)
 
     def tally(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The different tokens [c] of the text, and how often each was generated [c]: 0 for those of the prompt alone."""

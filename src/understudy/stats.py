@@ -135,7 +135,10 @@ class RequestMeter:
         # The seed of sampled text; None for greedy text.
         self.seed = seed
         self.start = time.perf_counter()
-        # Seconds since `start`: at the first token, and at the latest pass.
+        # What plans tell does not change.
+        self.plan = model.plan.to_dict()
+        # Seconds since `start`: when it got a cache row, at the first token, and at the latest pass.
+        self.queued: float | None = None
         self.first: float | None = None
         self.latest = 0.0
         # The shares of the whole request, and of the time after its first token.
@@ -148,6 +151,10 @@ class RequestMeter:
         self.accepted = 0
         self.read_again = 0
         self.cached_tokens = 0
+
+    def begin(self) -> None:
+        """The request has a cache row now: it waits no longer."""
+        self.queued = time.perf_counter() - self.start
 
     def count(self, advance: Advance, share: Share) -> None:
         """One pass is over. Passes up to the first token read the prompt, and do not count as rounds."""
@@ -192,7 +199,7 @@ class RequestMeter:
             wait_seconds=self.decode.wait,
             compute_seconds=self.decode.compute,
             prompt_tokens=self.prompt_tokens,
-            plan=plan.to_dict(),
+            plan=self.plan,
             seed=self.seed,
             read_again=self.read_again,
             cached_tokens=self.cached_tokens,

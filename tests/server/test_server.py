@@ -272,7 +272,11 @@ def test_metrics_count_what_was_done(server: Running) -> None:
     assert 'understudy:request_success_total{finished_reason="length",model_name="tiny"} 1.0' in text
     values = {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("understudy:")}
     assert values["understudy:spec_decode_num_accepted_tokens_total"] > 0 and values["understudy:link_bytes_total"] > 0
-    assert values["understudy:num_requests_running"] == 0 and values["understudy:passes_total"] > 0
+    assert values["understudy:num_requests_running"] == 0 and values["understudy:ring_bytes"] > 0
+    passes = values["understudy:passes_total"]
+    assert values["understudy:pass_nodes_total"] > values["understudy:pass_rows_total"] >= passes > 0
+    parts = [values[f"understudy:request_{part}_time_seconds_sum"] for part in ("queue", "prefill", "decode")]
+    assert min(parts) > 0 and sum(parts) == pytest.approx(values["understudy:e2e_request_latency_seconds_sum"])
 
 
 def test_a_server_that_shuts_down_finishes_what_it_has(start: Start, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,7 @@ class ApiAnswer:
             sequence = self.requests[index].sequence
             choice["token_ids"] = ids
             if first:
-                choice["prompt_token_ids"] = sequence.tokens[: sequence.prompt_length or None]
+                choice["prompt_token_ids"] = sequence.tokens[: sequence.prompt_length]
         return choice
 
     def _figures(self, last: dict[int, Step]) -> dict[str, Any]:

@@ -42,6 +42,9 @@ class Metrics:
         self.accepted = counter("spec_decode_num_accepted_tokens", "Nodes that the target accepted.")
         self.first = histogram("time_to_first_token_seconds", "From a request to its first token.", SECONDS)
         self.whole = histogram("e2e_request_latency_seconds", "From a request to its end.", SECONDS)
+        self.queue = histogram("request_queue_time_seconds", "From a request to its cache row.", SECONDS)
+        self.prefill = histogram("request_prefill_time_seconds", "From a request's cache row to its first token.", SECONDS)
+        self.decode = histogram("request_decode_time_seconds", "From a request's first token to its last.", SECONDS)
         self.per_pass = histogram("tokens_per_pass", "Tokens that a pass gave a request, on average.", ACCEPTED)
         self.new = histogram("request_generation_tokens", "Tokens generated for a request.", TOKENS)
         self.registry.register(EngineFigures(llm, self.labels))
@@ -49,12 +52,13 @@ class Metrics:
     def ended(self, request: Request) -> None:
         """Count a request that has ended. Called once for each, in any thread."""
         stats = request.meter.stats()
+        queued = request.meter.queued
         reason = "error" if request.error is not None else str(request.sequence.finish_reason or "cancelled")
         self.success.labels(**self.labels, finished_reason=reason).inc()
         sums = (
             (self.prompt, stats.prompt_tokens),
             (self.cached, request.sequence.reused),
-            (self.queries, request.sequence.prompt_length),
+            (self.queries, 0 if queued is None else request.sequence.prompt_length),
             (self.hits, request.sequence.reused),
             (self.loaded, request.sequence.loaded),
             (self.generated, stats.new_tokens),
@@ -64,7 +68,11 @@ class Metrics:
         )
         for counted, amount in sums:
             counted.labels(**self.labels).inc(amount)
+        if queued is not None:
+            self.queue.labels(**self.labels).observe(queued)
         if stats.new_tokens:
+            self.prefill.labels(**self.labels).observe(stats.ttft_seconds - (queued or 0.0))
+            self.decode.labels(**self.labels).observe(stats.decode_seconds)
             self.first.labels(**self.labels).observe(stats.ttft_seconds)
             self.whole.labels(**self.labels).observe(stats.ttft_seconds + stats.decode_seconds)
             self.new.labels(**self.labels).observe(stats.new_tokens)
@@ -89,7 +97,7 @@ class EngineFigures(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         llm = self.llm
-        scheduler, cache = llm.scheduler, llm.engine.cache
+        scheduler, cache, clock = llm.scheduler, llm.engine.cache, llm.engine.clock
         counters = scheduler.counters()
         # A request that has ended stays in the list until its pass is over.
         running = [request for request in scheduler.running if not request.finished]
@@ -98,10 +106,13 @@ class EngineFigures(Collector):
             ("num_requests_running", "Requests that have a cache row.", len(running)),
             ("num_requests_waiting", "Requests that wait for a cache row.", len(scheduler.waiting)),
             ("kv_cache_usage_perc", "Share of the KV cache that running requests use, 0 to 1.", held),
+            ("ring_bytes", "Buffers that exact weights stream through.", llm.plan.ring_bytes),
             ("peak_memory_bytes", "The most fast memory that was held at once.", llm.model.device.peak_bytes()),
         )
         totals: tuple[tuple[str, str, float], ...] = (
-            ("passes", "Sweeps of the exact weights.", llm.engine.clock.passes),
+            ("passes", "Sweeps of the exact weights.", clock.passes),
+            ("pass_rows", "Requests that took part in passes, each pass counted.", clock.rows),
+            ("pass_nodes", "Nodes of all passes.", clock.nodes),
             ("link_bytes", "Exact weights that came over the link.", counters.read),
             ("link_busy_seconds", "Time in which the link was busy.", counters.busy),
             ("link_wait_seconds", "Time in which passes waited for the link.", counters.wait),
