@@ -118,7 +118,11 @@ class Blueprint:
     @property
     def least_bytes(self) -> int:
         """The smallest budget for one sequence (or as many as were asked for) of the shortest context that may be planned."""
-        return smallest_budget(self.footprint, self.request(self._contexts()[-1], self.options.rows or 1))
+        return self.least_for(self._contexts()[-1])
+
+    def least_for(self, context: int) -> int:
+        """The smallest budget for one sequence (or as many as were asked for) of `context` tokens."""
+        return smallest_budget(self.footprint, self.request(context, self.options.rows or 1))
 
     def _contexts(self) -> list[int]:
         """The contexts that may be planned, longest first. Raises UsageError for one that the model does not have."""

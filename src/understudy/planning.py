@@ -65,11 +65,17 @@ class Foretold:
     def plan(self, options: Options, machine: Machine, device: Device, second: Blueprint | None = None) -> Plan:
         """Its plan, beside a `second` model that drafts. The UsageError of one that does not fit says whether fewer bits would."""
 
+        def drawn(wanted: Options) -> Blueprint:
+            return replace(self.blueprint(wanted, machine, device), second=second)
+
         def planned(wanted: Options) -> Plan:
-            return replace(self.blueprint(wanted, machine, device), second=second).plan()
+            return drawn(wanted).plan()
 
         try:
-            return planned(options)
+            plan = planned(options)
+            # Where the head's bits are left open, the smallest budget is the one without its own.
+            least = drawn(replace(options, recipe_head="")).least_for(plan.context) if options.head_left_open else plan.least_bytes
+            return replace(plan, least_bytes=least)
         except UsageError as error:
             if options.recipe_quantizer != "int4" or not options.holds_substitute:
                 raise

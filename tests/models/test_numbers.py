@@ -1,6 +1,6 @@
 """Logits that are no numbers end their request with an error that says where they arose; the other requests go on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.errors import NumbersError
 from understudy.models.numbers import Watch
+from understudy.request import Request
 from understudy.sampling import NO_TOKEN, choose
 
 PROMPT = [17, 45, 45, 200, 3]
@@ -89,7 +90,11 @@ def test_a_batch_is_finished_before_its_error_is_raised(overflowing: Path, monke
     with LLM(overflowing, dtype="float16", method="none", memory="1GiB", context=128) as llm:
         ended: list[Any] = []
         real = llm.scheduler.complete
-        monkeypatch.setattr(llm.scheduler, "complete", lambda requests: (ended.extend(requests), real(requests)))
+
+        def complete(requests: Iterable[Request], *more: Any) -> None:
+            real((ended.append(request) or request for request in requests), *more)
+
+        monkeypatch.setattr(llm.scheduler, "complete", complete)
         with pytest.raises(NumbersError):
             llm.generate([PROMPT, [1, 2, 3]], SamplingParams(max_new_tokens=4))
         assert [request.sequence.finish_reason for request in ended] == ["error", "error"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NEEDED = (
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "jinja2"),
-    *("numpy", "numba", "greenlet", "psutil", "xxhash"),
+    *("numpy", "numba", "greenlet", "pydantic", "psutil", "xxhash"),
 )
 # The first version that works and the first that was not tried, as in pyproject.toml.
 TRANSFORMERS = ((5, 17), (5, 24))
