@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy import errors
-from understudy.errors import FOREIGN, CheckpointError, StoreError, UnderstudyError, UsageError, first_line, quoted
+from understudy.errors import (
+    FOREIGN,
+    Caught,
+    CheckpointError,
+    StoreError,
+    UnderstudyError,
+    UsageError,
+    first_line,
+    quoted,
+)
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UnderstudyError)]
 
@@ -51,3 +60,16 @@ def test_our_own_errors_bugs_and_interrupts_pass(error: BaseException) -> None:
 def test_more_kinds_may_be_quoted() -> None:
     with pytest.raises(CheckpointError, match=r"^What: bug\. Advice\.$"), quoted(CheckpointError, "What", "Advice.", Bug):
         raise Bug("bug")
+
+
+def test_an_error_that_is_caught_is_kept_and_interrupts_pass() -> None:
+    with Caught() as nothing:
+        pass
+    assert nothing.error is None
+    error = Bug("bug")
+    with Caught() as caught:
+        raise error
+    assert caught.error is error
+    for interrupt in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(interrupt), Caught():
+            raise interrupt

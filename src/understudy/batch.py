@@ -115,7 +115,6 @@ class Member:
         before = self.logprobs.get(parent)
         return self.reads or parent < 0 or (before is not None and before.token == int(self.tree.tokens[node]))
 
-
     def score(self, path: Tensor, count: int) -> list[TokenLogprob]:
         """The log-probabilities of the `count` new tokens after the nodes of `path`, where they are asked for. The sequence keeps
         them too."""

@@ -13,6 +13,7 @@ from .batch import Batch, Heads, Member
 from .cache import Cache
 from .clock import Clock
 from .drafters import Drafter, Verified
+from .errors import Caught
 from .logprobs import TokenLogprob
 from .models.cost import PassCost
 from .prefixes.disk import DiskPrefixes
@@ -208,14 +209,11 @@ class Engine:
 
     def _own_advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
         """What the pass gave one sequence. An error on the way ends that sequence, and no other."""
-        try:
+        with Caught() as bug:
             return self._advance(member, choices, hidden)
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                raise
-            self.release(member.sequence, "error")
-            self.forget(member.sequence.row)
-            return Advance(member.sequence, [], 0, 0, member.reads, member.size, fault=error)
+        self.release(member.sequence, "error")
+        self.forget(member.sequence.row)
+        return Advance(member.sequence, [], 0, 0, member.reads, member.size, fault=bug.error)
 
     def _advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
         sequence, tree = member.sequence, member.tree

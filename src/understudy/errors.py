@@ -1,7 +1,8 @@
 """Errors, each one line that says what went wrong and what to do next. Front ends print the message and exit with `exit_status`."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
 
 
 def first_line(error: BaseException) -> str:
@@ -30,6 +31,20 @@ def quoted(kind: type["UnderstudyError"], what: str, advice: str, *more: type[Ba
         if not bare and not isinstance(error, (*FOREIGN, *more)):
             raise
         raise kind(f"{what}: {first_line(error)}. {advice}") from None
+
+
+class Caught(AbstractContextManager["Caught"]):
+    """Keeps the error that its block raises, so that it ends one request and not what goes on beside it. Interrupts pass.
+
+    What is caught is for whoever asked for the work: it must be told, or logged, never dropped."""
+
+    def __init__(self) -> None:
+        # None: nothing was raised.
+        self.error: Exception | None = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        self.error = error if isinstance(error, Exception) else None
+        return self.error is not None
 
 
 class UnderstudyError(Exception):

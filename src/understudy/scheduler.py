@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 
 from .engine import Advance, Engine
-from .errors import NumbersError, UnderstudyError
+from .errors import Caught, NumbersError, UnderstudyError
 from .policies import Policy
 from .request import Request, Step
 from .sequence import TokenSequence
@@ -190,19 +190,18 @@ class Scheduler:
 
     def _admit_or_end(self, request: Request, free: list[int]) -> None:
         """Admit `request`; an error ends it, and no other request."""
-        try:
+        with Caught() as bug:
             self._admit(request, free)
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                raise
-            self.running.remove(request)
-            sequence = request.sequence
-            if any(sequence is admitted for admitted in self.engine.sequences):
-                self.engine.release(sequence, "error")
-            if sequence.row >= 0:
-                self.engine.forget(sequence.row)
-            sequence.finish_reason = "error"
-            self._blame(request, error)
+        if bug.error is None:
+            return
+        self.running.remove(request)
+        sequence = request.sequence
+        if any(sequence is admitted for admitted in self.engine.sequences):
+            self.engine.release(sequence, "error")
+        if sequence.row >= 0:
+            self.engine.forget(sequence.row)
+        sequence.finish_reason = "error"
+        self._blame(request, bug.error)
 
     def _admit(self, request: Request, free: list[int]) -> None:
         """Take a row out of `free`."""
@@ -214,17 +213,15 @@ class Scheduler:
 
     def _run(self, running: list[Request]) -> None:
         before = self.counters()
-        try:
-            with self.guard():
-                advances = self.engine.step([request.sequence for request in running])
-        except BaseException as error:
-            if isinstance(error, Exception):
-                if len(running) > 1 and not isinstance(error, UnderstudyError):
-                    self._run_each(running)
-                    return
-                for request in running:
-                    self._end(request, error)
-            raise
+        with Caught() as bug, self.guard():
+            advances = self.engine.step([request.sequence for request in running])
+        if bug.error is not None:
+            if len(running) > 1 and not isinstance(bug.error, UnderstudyError):
+                self._run_each(running)
+                return
+            for request in running:
+                self._end(request, bug.error)
+            raise bug.error
         shares = Share.split(self.counters().since(before), advances)
         owners = {request.sequence: request for request in running}
         broken = [
@@ -241,12 +238,10 @@ class Scheduler:
 
         The failed pass has left every text as it was."""
         for request in running:
-            try:
+            with Caught() as bug:
                 self._run([request])
-            except BaseException as error:
-                if not isinstance(error, Exception):
-                    raise
-                log.error("a request was ended by a bug", exc_info=error)
+            if bug.error is not None:
+                log.error("a request was ended by a bug", exc_info=bug.error)
 
     def _recorded(self, request: Request, advance: Advance, share: Share) -> Exception | None:
         """Count what a pass gave `request`. Returns the bug that ended it, if there was one."""
@@ -254,15 +249,11 @@ class Scheduler:
             return advance.fault
         if advance.sequence.finish_reason == "error":
             request.error = self._explained(advance.sequence)
-        try:
+        with Caught() as bug:
             request.record(advance, share)
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                raise
-            if any(advance.sequence is other for other in self.engine.sequences):
-                self.engine.release(advance.sequence, "error")
-            return error
-        return None
+        if bug.error is not None and any(advance.sequence is other for other in self.engine.sequences):
+            self.engine.release(advance.sequence, "error")
+        return bug.error
 
     def _blame(self, request: Request, error: Exception) -> None:
         """End `request` because of a bug in what was done for it alone."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from .errors import UnderstudyError
+from .errors import Caught, UnderstudyError
 from .request import Request, Step
 
 # Seconds between two looks at whether the thread should end, where there is nothing to do.
@@ -104,14 +104,14 @@ class Service:
             while not self._closing.is_set():
                 if not scheduler.wait_for_work(IDLE):
                     continue
-                try:
+                # A bug must not end the thread, or every client would wait for ever.
+                with Caught() as bug:
                     scheduler.step()
-                except UnderstudyError as error:
-                    log.error("%s", error)
-                    self.fault = str(error) if self.llm.model.lost else ""
-                except Exception:
-                    # A bug must not end the thread, or every client would wait for ever.
-                    log.exception("a pass failed")
+                if isinstance(bug.error, UnderstudyError):
+                    log.error("%s", bug.error)
+                    self.fault = str(bug.error) if self.llm.model.lost else ""
+                elif bug.error is not None:
+                    log.error("a pass failed", exc_info=bug.error)
                 if self.fault:
                     break
         finally:
