@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..plan.sizes import format_size
@@ -57,6 +58,13 @@ def summary(stats: "Stats", finish_reason: str) -> str:
     if finish_reason == "cancelled":
         parts.insert(0, "stopped")
     return " · ".join(parts)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table of `cells`, the head first, with a rule below it; columns end together."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.rjust, row, widths)) for row in cells]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -12,7 +12,7 @@ from ...drafters import DEFAULT_METHOD, methods_alone
 from ...errors import UsageError
 from ...params import SamplingParams
 from ...policies import POLICIES, policy_of
-from ..live import Live, Progress
+from ..live import Live
 from ..model import resolve
 from ..options import OUTPUT, PLACEMENT, count, declare, not_negative, number, placement, whole
 from ..parser import Command, Parser
@@ -20,7 +20,7 @@ from ..show import to_json
 from .batching import Workload
 from .batching import compare as compare_batching
 from .batching_table import batching_table
-from .cold import WARM_UP, drop_page_cache, forget_peak_memory
+from .cold import measured_model
 from .prompts import TEXTS, prompts
 from .rows import Bench, Row, difference
 from .table import table
@@ -136,18 +136,12 @@ def _measure(
     model: str | None, method: str, params: SamplingParams, args: Namespace, live: Live, bench: Bench, resident: str
 ) -> Row:
     """One method at one temperature: a model loaded anew, warmed up on another text, its files out of the page cache."""
-    from ...llm import LLM
-
     what = f"{method}{f', resident {resident},' if resident else ''} at T={params.temperature:g}"
     # The model's own defaults would change what is compared.
     options = {**placement(args), "method": method, "generation_config": "none"} | ({"resident": resident} if resident else {})
-    forget_peak_memory()
-    with LLM(model, progress=Progress(live), **options) as llm:
+    with measured_model(model, what, params, live, **options) as llm:
         bench.prompts = prompts(llm.tokenizer, args.prompts, args.prompt_tokens)
         bench.machine = llm.machine.to_dict()
-        live.draw(f"{what} · warming up")
-        llm.generate(WARM_UP, replace(params, max_new_tokens=2))
-        drop_page_cache(llm.store.path)
         completions = []
         for index, prompt in enumerate(bench.prompts):
             live.draw(f"{what} · prompt {index + 1} of {len(bench.prompts)}")

@@ -12,9 +12,9 @@ from ...drafters import DEFAULT_METHOD
 from ...errors import UsageError
 from ...params import SamplingParams
 from ...policies import policy_of, rows_together
-from ..live import Live, Progress
+from ..live import Live
 from ..options import placement
-from .cold import WARM_UP, drop_page_cache, forget_peak_memory
+from .cold import measured_model
 from .prompts import mixed_lengths, mixed_prompts
 from .rows import first_difference
 
@@ -49,14 +49,12 @@ class Workload:
 
     @classmethod
     def of(cls, args: Namespace, model: str | None) -> "Workload":
-        """Raises UsageError for what makes no sense together, and for a policy that nobody knows."""
+        """Raises UsageError for what makes no sense together. The policies are known: their argument type looked."""
         given = {"--plan": args.plan, "--reference": args.reference, "--plot": args.plot is not None}
         if wrong := [flag for flag, is_given in given.items() if is_given]:
             raise UsageError(f"--batching compares ways of batching, so {wrong[0]} makes no sense beside it.")
         if args.methods and len(args.methods) > 1:
             raise UsageError(f"--batching takes one method, got {', '.join(args.methods)}.")
-        for policy in args.batching:
-            policy_of(policy)
         rows = args.rows or ROWS
         requests = args.prompts or REQUESTS_A_ROW * rows
         return cls(
@@ -208,23 +206,17 @@ def cache_rows(policy: str, together: int) -> int:
 
 
 def _measured(bench: BatchingBench, way: str, temperature: float, live: Live) -> Batched:
-    from ...llm import LLM
-
     asked = bench.asked
     rows = 1 if way == ALONE else asked.rows
     policy = "ragged" if way == ALONE else way
     pool = cache_rows(policy, rows)
     what = f"{way} at T={temperature:g}"
-    forget_peak_memory()
     options = {**asked.options, "method": asked.method, "rows": pool, "policy": policy}
-    with LLM(asked.model, progress=Progress(live), **options) as llm:
+    params = asked.params(temperature)
+    with measured_model(asked.model, what, params[0], live, **options) as llm:
         lengths = mixed_lengths(asked.requests, asked.prompt_tokens, asked.seed)
         several = mixed_prompts(llm.tokenizer, lengths)
         bench.machine, bench.prompt_lengths = llm.machine.to_dict(), lengths
-        live.draw(f"{what} · warming up")
-        params = asked.params(temperature)
-        llm.generate(WARM_UP, replace(params[0], max_new_tokens=2))
-        drop_page_cache(llm.store.path)
         live.draw(f"{what} · {asked.requests} requests, {rows} together")
         count = asked.alone if way == ALONE else asked.requests
         line = _run(llm, several[:count], params[:count], rows)

@@ -1,6 +1,7 @@
 """Ways of batching as a table for people, and the verdict on the texts."""
 
 from ...plan.sizes import format_size
+from ..show import aligned
 from .batching import Batched, BatchingBench
 
 _HEAD = ("batching", "T", "rows", "tok/s", "x first", "identical", "tok/pass", "rows/pass", "passes", "padding", "grouped",
@@ -9,10 +10,7 @@ _HEAD = ("batching", "T", "rows", "tok/s", "x first", "identical", "tok/pass", "
 
 def batching_table(bench: BatchingBench) -> list[str]:
     """The lines of the table, then the verdict."""
-    cells = [_HEAD, *(_cells(bench, line) for line in bench.lines)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.rjust, row, widths)) for row in cells]
-    lines.insert(1, "-" * len(lines[0]))
+    lines = aligned([_HEAD, *(_cells(bench, line) for line in bench.lines)])
     asked = bench.asked
     shortest, longest = min(bench.prompt_lengths), max(bench.prompt_lengths)
     written = [params.max_new_tokens for params in asked.params(0.0)]

@@ -1,12 +1,36 @@
 """What every measurement does first: memory is counted anew, and the page cache forgets the model's files."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...params import SamplingParams
+from ..live import Live, Progress
+
+if TYPE_CHECKING:
+    from ...llm import LLM
 
 # A text that is continued before anything is measured.
 WARM_UP = "import warnings\n"
 CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+@contextmanager
+def measured_model(model: str | None, what: str, params: SamplingParams, live: Live, **options: Any) -> Iterator["LLM"]:
+    """A model loaded anew, warmed up on another text by `params`, its files out of the page cache. `what`: how it is called.
+
+    options: keywords of LLM."""
+    from ...llm import LLM
+
+    forget_peak_memory()
+    with LLM(model, progress=Progress(live), **options) as llm:
+        live.draw(f"{what} · warming up")
+        llm.generate(WARM_UP, replace(params, max_new_tokens=2))
+        drop_page_cache(llm.store.path)
+        yield llm
 
 
 def forget_peak_memory() -> None:

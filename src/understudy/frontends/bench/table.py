@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ...plan.sizes import format_size
-from ..show import rate
+from ..show import aligned, rate
 from .rows import Bench, Row, times
 
 _HEAD = ("method", "T", "tok/s", "x none", "tok/pass", "per pass", "link", "of peak", "limit", "reached",
@@ -16,9 +16,7 @@ def table(bench: Bench) -> list[str]:
     if any(row.resident for row in bench.rows):
         predicted = ["-" if row.predicted is None else f"{row.predicted:.2f}" for row in bench.rows]
         cells = [(*line[:3], cell, *line[3:]) for line, cell in zip(cells, ("predicted", *predicted), strict=True)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.rjust, line, widths)) for line in cells]
-    lines.insert(1, "-" * len(lines[0]))
+    lines = aligned(cells)
     peaks = sorted(row.link_peak for row in bench.rows)
     measured = f"{rate(peaks[0])} to {rate(peaks[-1])}"
     lines += ["", f"link peak, measured before each row: {measured}; limit = tok/pass x link peak / per pass"]
