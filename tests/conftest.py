@@ -7,12 +7,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
 
 from understudy.tiers import DiskProbe, probe
+
+if TYPE_CHECKING:
+    from understudy import LLM
 
 torch.set_num_threads(1)
 # A busy machine makes any example slow, which says nothing of the code.
@@ -58,6 +62,24 @@ def _measured_once() -> Iterator[None]:
         patch.setattr(probe, "probe_disk", probe_disk)
         patch.setattr(probe, "probe_memory", functools.cache(probe.probe_memory))
         yield
+
+
+@pytest.fixture(scope="module")
+def drafting(model: Path) -> "Iterator[LLM]":
+    """The checkpoint that a module's own fixture `model` made, drafted by its copy, three texts at a time."""
+    from tests.tiny import opened
+
+    with opened(model, rows=3) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path) -> "Iterator[LLM]":
+    """The same checkpoint without drafting, one text at a time."""
+    from tests.tiny import opened
+
+    with opened(model, method="none") as llm:
+        yield llm
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import tiny
 from tests.adversaries import ADVERSARIES, Failing, Short
 from tests.tiny import save
 from understudy import LLM, SamplingParams, blueprint
@@ -38,8 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def opened(model: Path, **options: Any) -> LLM:
-    return LLM(model, **{"resident": "none", "memory": "1GiB", "context": 256, "rows": 2, **options})
+opened = partial(tiny.opened, rows=2)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny import save
+from tests.tiny import opened, save
 from understudy import LLM, SamplingParams
 from understudy.errors import TransferError, UsageError
 
@@ -32,10 +32,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("llm") / "model"
     save(path, "llama", torch.bfloat16)
     return path
-
-
-def opened(model: Path, **options: Any) -> LLM:
-    return LLM(model, **{"resident": "none", "memory": "1GiB", "context": 256, "rows": 1, **options})
 
 
 @pytest.fixture(scope="module")

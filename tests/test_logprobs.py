@@ -1,8 +1,7 @@
 """Log-probabilities: those of transformers in float32, and the same bits with drafting, in any batch and in any chunks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import save
+from tests.tiny import opened, save
 from understudy import LLM, SamplingParams
 from understudy.batch import Heads
 from understudy.logprobs import TokenLogprob
@@ -44,27 +43,11 @@ def test_tiles_with_logits_stay_within_what_is_planned() -> None:
             assert heads.tiles(first, room) <= tiles < heads.tiles(first, room + 1)
 
 
-def opened(path: Path, **options: Any) -> LLM:
-    return LLM(path, **{"resident": "none", "memory": "1GiB", "context": 256, "rows": 1, **options})
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("logprobs") / "model"
     save(path, "llama", torch.bfloat16)
     return path
-
-
-@pytest.fixture(scope="module")
-def drafting(model: Path) -> Iterator[LLM]:
-    with opened(model, rows=3) as llm:
-        yield llm
-
-
-@pytest.fixture(scope="module")
-def plain(model: Path) -> Iterator[LLM]:
-    with opened(model, method="none") as llm:
-        yield llm
 
 
 @st.composite

@@ -1,6 +1,5 @@
 """Biases and penalties end to end: the same text with drafting and without, in any batch, and as transformers' generate."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import save
+from tests.tiny import opened, save
 from understudy import LLM, SamplingParams
 from understudy.errors import UsageError
 
@@ -28,27 +27,11 @@ EACH: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def opened(path: Path, **options: Any) -> LLM:
-    return LLM(path, **{"resident": "none", "memory": "1GiB", "context": 256, "rows": 1, **options})
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("penalties") / "model"
     save(path, "qwen2", torch.bfloat16)
     return path
-
-
-@pytest.fixture(scope="module")
-def drafting(model: Path) -> Iterator[LLM]:
-    with opened(model, rows=3) as llm:
-        yield llm
-
-
-@pytest.fixture(scope="module")
-def plain(model: Path) -> Iterator[LLM]:
-    with opened(model, method="none") as llm:
-        yield llm
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from understudy import LLM
+
 COMMON: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 256, "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 0,
@@ -232,6 +234,11 @@ def save(directory: Path, family: str = "llama", dtype: torch.dtype = torch.floa
     model.save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return model
+
+
+def opened(model: Path, **options: Any) -> LLM:
+    """A checkpoint as an LLM for short texts, one at a time, that streams every exact weight; `options` say otherwise."""
+    return LLM(model, **{"resident": "none", "memory": "1GiB", "context": 256, "rows": 1, **options})
 
 
 def publish(directory: Path, kind: str, dtype: torch.dtype = torch.bfloat16, size: str = "1GB", **changes: Any) -> Any:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.tiny import generated, save, stock
 from understudy import LLM, SamplingParams
 from understudy.errors import UsageError
-from understudy.policies import policy_of, rows_together
+from understudy.frontends.bench.batching import cache_rows
 from understudy.rectangle import PaddedCache
 
 # The tiny model's end mark, which is its padding too.
@@ -51,8 +51,7 @@ def plain(models: dict[str, Path]) -> dict[str, list[list[int]]]:
 
 
 def opened(model: Path, policy: str, together: int, **options: Any) -> LLM:
-    pool = together if rows_together(policy_of(policy), together) in (0, together) else 2 * together
-    return LLM(model, policy=policy, rows=pool, **{**OPTIONS, **options})
+    return LLM(model, policy=policy, rows=cache_rows(policy, together), **{**OPTIONS, **options})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
