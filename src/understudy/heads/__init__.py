@@ -1,0 +1,99 @@
+"""Draft heads: small trained modules that read hidden states of the target and say what it will say next.
+
+A head sees a text x_0 x_1 ... as pairs: the target's hidden states at a token, and the embedding of the token after it. From
+the pair (hidden states at x_j-1, x_j) it makes a *state* of x_j, from which its logits for the token after x_j come. Below the
+last accepted token there are no hidden states of the target: there a node's state is made from its parent's and its own token.
+
+Every kind of head is one subclass of `DraftHead`, found by name in HEADS. Drafters, suggesters and training know no kind by its
+name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+# The tap of what the last decoder block gives, before the final norm. (Tap -1 is what comes after the norm.)
+BEFORE_NORM = 1 << 20
+# What multiplies features [b, n, hidden size] with the target's own output head: logits [b, n, vocab].
+Score = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """The model that a head was trained for. What is empty or 0 is not known, and not compared."""
+
+    hidden_size: int
+    vocab_size: int
+    # Decoder blocks.
+    layers: int = 0
+    # The class in its config, such as LlamaForCausalLM.
+    architecture: str = ""
+    # A digest of its weights: what a Store calls its identity.
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What a head is, known before its weights are read."""
+
+    # A name in HEADS.
+    kind: str
+    target: TargetFacts
+    # Hidden states of the target that it reads, as numbers of `DrafterSpec.taps`; BEFORE_NORM is one more.
+    taps: tuple[int, ...]
+    # Tokens that it can say; 0: all of the target's.
+    draft_vocab_size: int = 0
+    # Heads of Medusa and Clover, which is how deep they draft; 0: as deep as pays.
+    heads: int = 0
+    # Decoder layers with keys and values of their own, and the arguments of the LlamaConfig that describes one.
+    layers: int = 0
+    layer: dict[str, Any] = field(default_factory=dict)
+    # What one kind alone knows, such as EAGLE-3's norm_before_residual.
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of one call stand, for layers with attention."""
+
+    # [b, n] positions of the tokens.
+    positions: Tensor
+    # For training: which tokens each one sees, as `torch.nn.functional.scaled_dot_product_attention` takes it. None where drafts
+    # are made: keys and values then go to a cache, through the attention that the layers' config names.
+    mask: Tensor | None = None
+
+
+class DraftHead(nn.Module, ABC):
+    """A trained head. All tensors have a leading batch dimension b, which is 1 where drafts are made."""
+
+    # Do nodes below the last accepted token have keys and values in the layers' cache?
+    attends_in_tree: ClassVar[bool] = False
+    # [draft vocab] int64, the target's token for each of the head's; None: they are the same.
+    token_map: Tensor | None = None
+
+    def __init__(self, config: HeadConfig):
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def begin(self, hidden: Tensor, embedded: Tensor, places: Places) -> Tensor:
+        """States [b, n, state size] of tokens with the embeddings `embedded` [b, n, hidden size].
+
+        hidden: [b, n, taps, hidden size], the target's hidden states at the token before each."""
+
+    @abstractmethod
+    def follow(self, states: Tensor, embedded: Tensor, depth: int, places: Places) -> Tensor:
+        """States [b, n, state size] of nodes `depth` edges below the last accepted token (1 or more), of which `embedded`
+        [b, n, hidden size] are the embeddings and `states` [b, n, state size] those of their parents."""
+
+    @abstractmethod
+    def scores(self, states: Tensor, depth: int, score: Score) -> Tensor:
+        """Logits [b, n, draft vocab] for the token after nodes with `states`, at `depth` (0: the last accepted token)."""
+
+
+HEADS: dict[str, str] = {}
+"""Kind -> subclass of DraftHead, found through the registry."""
