@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 # The tap of what the last decoder block gives, before the final norm. (Tap -1 is what comes after the norm.)
@@ -65,6 +66,9 @@ class Places:
     # For training: which tokens each one sees, as `torch.nn.functional.scaled_dot_product_attention` takes it. None where drafts
     # are made: keys and values then go to a cache, through the attention that the layers' config names.
     mask: Tensor | None = None
+    # For training in several steps: a cache of transformers, to which layers add their keys and values and in which they see those
+    # of the calls before, as `mask` says. None: a call sees its own tokens alone.
+    cache: Any = None
 
 
 class DraftHead(nn.Module, ABC):
@@ -73,11 +77,16 @@ class DraftHead(nn.Module, ABC):
     # Do nodes below the last accepted token have keys and values in the layers' cache?
     attends_in_tree: ClassVar[bool] = False
     # [draft vocab] int64, the target's token for each of the head's; None: they are the same.
-    token_map: Tensor | None = None
+    token_map: Tensor | None
+    # Multiplies features with an output head of its own; None: the target's is used. A pruned vocabulary always has one.
+    output: nn.Module | None
 
     def __init__(self, config: HeadConfig):
         super().__init__()
         self.config = config
+        size = config.draft_vocab_size
+        self.register_buffer("token_map", torch.zeros(size, dtype=torch.int64) if size else None)
+        self.output = nn.Linear(config.target.hidden_size, size, bias=False) if size else None
 
     @abstractmethod
     def begin(self, hidden: Tensor, embedded: Tensor, places: Places) -> Tensor:
@@ -91,8 +100,15 @@ class DraftHead(nn.Module, ABC):
         [b, n, hidden size] are the embeddings and `states` [b, n, state size] those of their parents."""
 
     @abstractmethod
+    def features(self, states: Tensor, depth: int) -> Tensor:
+        """What an output head multiplies [b, n, hidden size], for the token after nodes with `states`, at `depth` (0: the last
+        accepted token). They resemble what the target's own output head is given there."""
+
     def scores(self, states: Tensor, depth: int, score: Score) -> Tensor:
         """Logits [b, n, draft vocab] for the token after nodes with `states`, at `depth` (0: the last accepted token)."""
+        features = self.features(states, depth)
+        logits: Tensor = score(features) if self.output is None else self.output(features)
+        return logits
 
 
 HEADS: dict[str, str] = {}
