@@ -92,13 +92,14 @@ MAY_IMPORT = {
         "tiers",
         "weights",
     },
+    "scaling": set(),
     "service": {"request"},
     "async_llm": {"llm", "service", "prompts", "request", "sources"},
     "api": {"chat_template", "detokenizer", "logprobs", "service", "request", "sampling", "stats"},
     "jobs": {"api", "service"},
     "server": {"__version__", "chat_template", "api", "service", "request"},
     "frontends": {
-        *("llm", "policies", "server", "api", "jobs", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
+        *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
         *("demo", "devices"),
     },
 }

@@ -162,11 +162,11 @@ class Pace:
         loss = min(chance ** (1 / depth), LIKELIEST)
         return max(0, int(math.log(least / chance) / math.log(loss))) if chance > least else 0
 
-    def first_guess(self, seconds: float, texts: int = 1) -> None:
-        """Guess the rate before the first round of a text: a pass takes `seconds` and gives each of `texts` FIRST_TOKENS. A lower
+    def first_guess(self, seconds: float, texts: int = 1, each: float = FIRST_TOKENS) -> None:
+        """Guess the rate before the first round of a text: a pass takes `seconds` and gives each of `texts` so many tokens. A lower
         rate that was measured stays: a higher one may come from a text that repeated itself, and would keep drafts short."""
-        tokens = FIRST_TOKENS * texts
-        taken = seconds + FIRST_TOKENS * self.cost(1)
+        tokens = each * texts
+        taken = seconds + each * self.cost(1)
         if not self.rate or tokens / taken < self.rate:
             self.tokens = tokens
             self.seconds = taken

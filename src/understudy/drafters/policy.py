@@ -11,7 +11,8 @@ from torch import Tensor
 from ..models.cost import PassCost
 from ..sequence import TokenSequence
 from .growing_tree import MOST_NODES, GrowingTree
-from .pace import BONUS, FIRST_NODES, LONGEST, UNLIKELY, Calibration, Pace
+from .pace import BONUS, LONGEST, UNLIKELY, Calibration, Pace
+from .start import START, Start
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ class DraftPolicy:
     calibrations: dict[bool, Calibration] = field(default_factory=calibrations)
     # Texts that were drafted for together in the rounds that `pace` knows.
     texts: int = 1
+    # What is expected before the first pass.
+    start: Start = START
+
+    def __post_init__(self) -> None:
+        if self.start.pass_nodes:
+            self.limits.cost.prior = self.start.pass_nodes
 
     def serve(self, texts: int, nodes: int) -> None:
         """Expect what rounds of `texts` texts give; those so far had `self.texts`, the latest with `nodes` nodes of all trees."""
@@ -111,6 +118,7 @@ class DraftPolicy:
         """Learn the rate of the whole loop. After a round that only read prompts, what a pass takes is known, and a rate is
         guessed."""
         if prefill:
-            self.pace.first_guess(self.limits.cost.seconds(FIRST_NODES), self.texts)
+            nodes = min(self.start.nodes(self.texts), self.limits.nodes)
+            self.pace.first_guess(self.limits.cost.seconds(nodes), self.texts, self.start.tokens_per_pass)
         else:
             self.pace.record_round(tokens, seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-# Before passes of different sizes were seen, a pass is taken to cost as much as its nodes and so many more.
+# What a pass costs besides its nodes, in nodes, where nobody knows better.
 PRIOR_NODES = 32
 # The variance of the number of nodes at which what was seen weighs as much as this prior.
 PRIOR_VARIANCE = 64.0
@@ -18,6 +18,8 @@ class PassCost:
 
     # Nodes are computed so many at a time: a pass of one node costs what a pass of `unit` does.
     unit: int = 1
+    # Before passes of different sizes were seen, a pass is taken to cost as much as its nodes and so many more.
+    prior: float = PRIOR_NODES
     # Decaying sums of 1, n, b, n * n and n * b over passes of n nodes that took b seconds of arithmetic.
     sums: list[float] = field(default_factory=lambda: [0.0] * 5)
     # Nodes, seconds of arithmetic and seconds of waiting for weights of the latest pass.
@@ -36,7 +38,7 @@ class PassCost:
         count, nodes, busy, squares, products = self.sums
         nodes, busy = nodes / count, busy / count
         variance, together = squares / count - nodes * nodes, products / count - nodes * busy
-        return max((together + PRIOR_VARIANCE * busy / (nodes + PRIOR_NODES)) / (variance + PRIOR_VARIANCE), 0.0)
+        return max((together + PRIOR_VARIANCE * busy / (nodes + self.prior)) / (variance + PRIOR_VARIANCE), 0.0)
 
     def extra(self, nodes: int, more: int) -> float:
         """Seconds by which a pass of `nodes + more` outlasts one of `nodes`; none while the weights take longer to

@@ -16,6 +16,7 @@ from ..live import Live
 from ..model import resolve
 from ..options import OUTPUT, PLACEMENT, count, declare, not_negative, number, placement, whole
 from ..parser import Command, Parser
+from ..pictures import check
 from ..show import to_json
 from .batching import Workload
 from .batching import compare as compare_batching
@@ -103,8 +104,6 @@ def _run(args: Namespace) -> int:
     if args.prompts > len(TEXTS):
         raise UsageError(f"--prompts can be at most {len(TEXTS)}, got {args.prompts}.")
     if args.plot is not None:
-        from .plot import check
-
         check(args.plot)
     live = Live(args.quiet)
     bench = Bench(model or "demo")

@@ -3,23 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...errors import UnderstudyError
+from ..pictures import save
 from .rows import Bench, Row, times
-
-
-def check(path: Path) -> None:
-    """Raise UnderstudyError, before anything is measured, where no picture can be written to `path`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UnderstudyError("--plot needs matplotlib: pip install matplotlib.") from None
-    kinds = Figure().canvas.get_supported_filetypes()
-    if path.suffix and path.suffix[1:].lower() not in kinds:
-        raise UnderstudyError(f"Cannot write the picture to {path}: {path.suffix} is none of {', '.join(sorted(kinds))}.")
-    if path.is_dir():
-        raise UnderstudyError(f"Cannot write the picture to {path}: it is a directory.")
-    if not path.parent.is_dir():
-        raise UnderstudyError(f"Cannot write the picture to {path}: there is no directory {path.parent}.")
 
 
 def plot(bench: Bench, path: Path) -> None:
@@ -49,10 +34,7 @@ def plot(bench: Bench, path: Path) -> None:
     # A limit far above the speeds that were reached must not flatten the bars.
     axes.set_ylim(0, 1.25 * max(best, highest))
     figure.legend(loc="outside right upper")
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UnderstudyError(f"Cannot write the picture to {path}: {error}.") from None
+    save(figure, path)
 
 
 def _label(row: Row, rows: Sequence[Row]) -> str:
