@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..models.streamed import CurrentPass
+
 # The tap of what the last decoder block gives, before the final norm. (Tap -1 is what comes after the norm.)
 BEFORE_NORM = 1 << 20
 # What multiplies features [b, n, hidden size] with the target's own output head: logits [b, n, vocab].
@@ -53,6 +55,8 @@ class HeadConfig:
     # Decoder layers with keys and values of their own, and the arguments of the LlamaConfig that describes one.
     layers: int = 0
     layer: dict[str, Any] = field(default_factory=dict)
+    # Does it bring embeddings of its own, and not read the target's?
+    own_embedding: bool = False
     # What one kind alone knows, such as EAGLE-3's norm_before_residual.
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -80,13 +84,25 @@ class DraftHead(nn.Module, ABC):
     token_map: Tensor | None
     # Multiplies features with an output head of its own; None: the target's is used. A pruned vocabulary always has one.
     output: nn.Module | None
+    # [vocab, hidden size], the embeddings that it reads, which are not trained; None: the target's own.
+    embedding: Tensor | None
+    # Holds the pass that its layers hand their keys, values and attention to where drafts are made.
+    current: CurrentPass
 
     def __init__(self, config: HeadConfig):
         super().__init__()
         self.config = config
-        size = config.draft_vocab_size
+        self.current = CurrentPass()
+        size, target = config.draft_vocab_size, config.target
         self.register_buffer("token_map", torch.zeros(size, dtype=torch.int64) if size else None)
-        self.output = nn.Linear(config.target.hidden_size, size, bias=False) if size else None
+        self.output = nn.Linear(target.hidden_size, size, bias=False) if size else None
+        table = torch.zeros(target.vocab_size, target.hidden_size) if config.own_embedding else None
+        self.register_buffer("embedding", table)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers in the state of a token."""
+        return self.config.target.hidden_size
 
     @abstractmethod
     def begin(self, hidden: Tensor, embedded: Tensor, places: Places) -> Tensor:
@@ -111,5 +127,8 @@ class DraftHead(nn.Module, ABC):
         return logits
 
 
-HEADS: dict[str, str] = {}
+HEADS = {
+    "eagle": "understudy.heads.eagle:Eagle",
+    "medusa": "understudy.heads.medusa:Medusa",
+}
 """Kind -> subclass of DraftHead, found through the registry."""

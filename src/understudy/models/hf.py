@@ -68,6 +68,14 @@ def attention_interface() -> Any:
 
 
 @cache
+def llama() -> Any:
+    """The module of transformers' Llama, whose decoder layers draft heads are made of."""
+    with nullcontext() if torch.cuda.is_available() else _without("triton"):
+        from transformers.models.llama import modeling_llama
+    return modeling_llama
+
+
+@cache
 def register_attention(name: str, function: Callable[..., Any]) -> str:
     """Make `function` transformers' attention implementation `name`, and return the name."""
     attention_interface().register(name, function)

@@ -78,7 +78,7 @@ class Checkpoint:
                 raise CheckpointError(f"{gguf_advice(str(model))}.")
         refuse_adapter(path)
         config = read_object(path / "config.json")
-        shards = tuple(_read_shard(file) for file in _shard_files(path))
+        shards = tuple(read_shard(file) for file in shard_files(path))
         tensors = {info.name: info for shard in shards for info in shard.tensors}
         checkpoint = cls(str(model), path, config, shards, tensors)
         _check_index(path, tensors)
@@ -144,7 +144,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _shard_files(path: Path) -> list[Path]:
+def shard_files(path: Path) -> list[Path]:
     if (path / SAFETENSORS_INDEX).is_file():
         listed = read_object(path / SAFETENSORS_INDEX).get("weight_map")
         if not isinstance(listed, dict) or not listed:
@@ -172,7 +172,7 @@ def _check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
             raise CheckpointError(f"{path / file} lacks the tensor {name!r} that the index puts there. Get it again.")
 
 
-def _read_shard(path: Path) -> Shard:
+def read_shard(path: Path) -> Shard:
     try:
         size = path.stat().st_size
     except OSError as problem:

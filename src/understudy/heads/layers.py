@@ -1,0 +1,98 @@
+"""Decoder layers of draft heads: stock Llama layers, with attention to a cache where drafts are made, and of torch in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..layer_states import LayerShape
+from ..models import hf
+from ..models.streamed import CurrentPass, attention, pass_cache
+from . import HeadConfig, Places
+
+# Rotary positions that do not depend on how long a text is, as nothing in a head may depend on how a text was cut into passes.
+ROPES = ("default", "linear", "llama3", "yarn")
+
+
+def llama_config(config: HeadConfig) -> Any:
+    """The transformers LlamaConfig of the layers of a head. Raises CheckpointError where `config.layer` describes none."""
+    with hf.refused("The config of the head's layers cannot be used", config.layer, "Get the head again."):
+        from transformers import LlamaConfig
+
+        llama: Any = LlamaConfig(**config.layer)
+        llama._attn_implementation = hf.register_attention("understudy-head", head_attention)
+        kind = llama.rope_parameters["rope_type"]
+        if kind not in ROPES:
+            raise ValueError(f"rope_type {kind!r} is not one of {', '.join(ROPES)}")
+    return llama
+
+
+def layer_shapes(config: HeadConfig) -> tuple[LayerShape, ...]:
+    """What each layer of a head keeps of a token, in order."""
+    if not config.layers:
+        return ()
+    llama = llama_config(config)
+    return (LayerShape(llama.num_key_value_heads, llama.head_dim, llama.head_dim),) * config.layers
+
+
+def head_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None,
+    scaling: float | None = None, **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention function as transformers calls it: query [b, heads, n, size] -> [b, n, heads, size].
+
+    With a mask it is torch's, over the keys and values it is given. Without one it is the project's: the pass under way puts keys
+    and values in a cache and reads them there."""
+    if attention_mask is None:
+        return attention(module, query, key, value, None, scaling, **others)
+    whole = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
+    return whole.transpose(1, 2), None
+
+
+class Rope:
+    """Rotary positions of a head's layers, held once for each device. Not a module: its frequencies stay in float32."""
+
+    def __init__(self, llama: Any):
+        self.llama = llama
+        self._of: dict[Any, nn.Module] = {}
+
+    def __call__(self, x: Tensor, positions: Tensor) -> Any:
+        """Cosines and sines [b, n, size of a key] in the type of `x`, for tokens at `positions` [b, n]."""
+        if x.device not in self._of:
+            self._of[x.device] = hf.llama().LlamaRotaryEmbedding(self.llama).to(x.device)
+        return self._of[x.device](x, positions)
+
+
+class HeadLayers(nn.ModuleList):
+    """Decoder layers one after another, which share their rotary positions.
+
+    Each of `blocks` is called as a LlamaDecoderLayer is, and its attention knows the number of its layer."""
+
+    def __init__(self, llama: Any, blocks: Sequence[nn.Module], current: CurrentPass):
+        super().__init__(blocks)
+        self.rope = Rope(llama)
+        for module in self.modules():
+            if hasattr(module, "layer_idx"):
+                object.__setattr__(module, "understudy", current)
+
+    @classmethod
+    def of(cls, config: HeadConfig, current: CurrentPass) -> HeadLayers:
+        """The `config.layers` stock layers of a head."""
+        llama = llama_config(config)
+        return cls(llama, [hf.llama().LlamaDecoderLayer(llama, index) for index in range(config.layers)], current)
+
+    def forward(self, x: Tensor, places: Places) -> Tensor:
+        """x [b, n, hidden size] -> what the last layer gives, of the same shape."""
+        cache = pass_cache() if places.mask is None else places.cache
+        rope = self.rope(x, places.positions)
+        for block in self:
+            x = block(x, attention_mask=places.mask, past_key_values=cache, position_embeddings=rope)
+        return x
+
+
+def rms_norm(config: HeadConfig) -> nn.Module:
+    """A norm over the hidden size, as the head's layers have them."""
+    norm: nn.Module = hf.llama().LlamaRMSNorm(config.target.hidden_size, eps=config.layer.get("rms_norm_eps", 1e-6))
+    return norm

@@ -1,0 +1,39 @@
+"""Medusa: each head guesses one token further ahead, from one hidden state."""
+
+import torch
+from torch import Tensor
+
+from tests.heads.golden import FACTS, HIDDEN, VOCABULARY, assert_golden, randomized
+from understudy.heads import DraftHead, HeadConfig
+from understudy.heads.medusa import Medusa
+
+
+def made(**options: object) -> DraftHead:
+    return randomized(Medusa(HeadConfig("medusa", FACTS, (-1,), heads=3, options=dict(options))))
+
+
+def reference(head: DraftHead, hidden: Tensor, embedded: Tensor, path: Tensor) -> Tensor:
+    """Head k says the token k + 2 places after the last one that the target has run: the one that follows is the target's own."""
+    features = []
+    for depth in range(len(path) + 1):
+        x = hidden[-1, 0]
+        for block in range(head.config.options.get("blocks", 1)):
+            weight, bias = (head.state_dict()[f"heads.{depth}.{block}.linear.{name}"] for name in ("weight", "bias"))
+            inner = weight @ x + bias
+            x = x + inner * inner.sigmoid()
+        features.append(x)
+    return torch.stack(features)
+
+
+def test_each_depth_has_a_head_of_its_own() -> None:
+    for head in (made(), made(blocks=2)):
+        assert_golden(head, lambda *given, head=head: reference(head, *given), depth=2)  # type: ignore[misc]
+
+
+def test_output_heads_are_the_targets_or_its_own() -> None:
+    target = torch.nn.Linear(HIDDEN, VOCABULARY, bias=False)
+    states = torch.randn(1, 3, HIDDEN)
+    shared, own = made(), made(own_outputs=True)
+    assert torch.equal(shared.scores(states, 1, target), target(shared.features(states, 1)))
+    expected = own.features(states, 1) @ own.state_dict()["outputs.1.weight"].T
+    torch.testing.assert_close(own.scores(states, 1, target), expected)
