@@ -212,6 +212,8 @@ MUTATIONS = (
     Mutation("the one scale of a row is moved on by a tile", "kernels/residual.py", "scales.stride(0) * 2 if scales.shape[0] > 1 else 0", "64", "tests/kernels/test_residual.py"),
     Mutation("a third bit is that of another row", "kernels/codes.py", "1 << 2 * v + j // 8", "1 << 2 * v + j % 2", "tests/kernels/test_codes.py"),
     Mutation("a tile is transposed but for one row", "kernels/transpose.py", "second = [i + side // 2 for i in first]", "second = [(i + side // 2) % (2 * side) for i in first[:-1]] + [first[-1]]", "tests/kernels/test_transpose.py"),
+    Mutation("all outputs of a block are its first sixteen", "kernels/amx_dot.py", "self.tile(lines, self.at(here, 64 * v), LONG(256))", "self.tile(lines, here, LONG(256))", "tests/kernels/test_amx_dot.py"),
+    Mutation("the last columns are left out", "kernels/amx_dot.py", 'builder.icmp_unsigned("!=", whole, columns)', 'builder.icmp_unsigned(">", whole, columns)', "tests/kernels/test_amx_dot.py tests/kernels/test_exact_product.py"),
     Mutation("pairs of columns are swapped", "kernels/bfdot.py", "for j in range(16) for t in range(2)]", "for j in range(16) for t in (1, 0)]", "tests/kernels/test_bfdot.py"),
     Mutation("an unknown tensor within the text model is overlooked", "models/aside.py", "        if part is None:", "        if False:", "tests/models/test_aside.py"),
     Mutation("a wrapper's language model hands on other states", "models/wrapper.py", "        return Hidden(done.last_hidden_state)", "        return Hidden(done.last_hidden_state * 0.5)", "tests/models/test_wrapper.py"),

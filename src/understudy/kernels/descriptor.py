@@ -92,6 +92,10 @@ class ExactRun(Descriptor):
         ("out", NUMBER),
         # bytes between one row of the result and the next
         ("out_stride", NUMBER),
+        # rows of x that are multiplied, of which those after `rows` are padding
+        ("height", NUMBER),
+        # address of the shapes of tile registers (`amx_dot.shapes`); 0 where vectors multiply
+        ("shapes", NUMBER),
     )
 
 

@@ -2,7 +2,8 @@
 way.
 
 A few columns at a time are rebuilt into the processor's cache and multiply all rows there, so exact weights never pass
-through memory. Every output is one sum over the columns in order: its bits depend on its own row and weights alone."""
+through memory. Every output is one sum over the columns in order: its bits depend on its own row and weights alone.
+Where the processor has AMX (`amx_dot`), up to 16 rows take as long as one; elsewhere vectors multiply (`bfdot`)."""
 
 import ctypes
 import inspect
@@ -16,6 +17,7 @@ from numba.np import numpy_support
 from torch import Tensor
 
 from . import team
+from .amx_dot import ROWS, amx_dot, configure, has_amx, release, shapes
 from .bfdot import columns_dot, has_bfdot, pair_columns, to_brain
 from .compiled import compiled
 from .descriptor import (
@@ -73,9 +75,12 @@ class Operand:
 
 
 class BlockProduct:
-    """Multiplies by `operands`, each with its first block: described once, for any number of products."""
+    """Multiplies by `operands`, each with its first block: described once, for any number of products.
 
-    def __init__(self, operands: Sequence[tuple[Operand, int]]) -> None:
+    `amx`: whether AMX multiplies, not vectors, which gives other bits; by default where the machine has it."""
+
+    def __init__(self, operands: Sequence[tuple[Operand, int]], amx: bool | None = None) -> None:
+        self.amx = has_amx() if amx is None else amx
         self.columns = operands[0][0].columns
         group = max(op.group for op, _ in operands)
         self.width = min(self.columns, max(RUN // group, 1) * group)
@@ -95,12 +100,15 @@ class BlockProduct:
         x, width = tiles[0], self.width
         assert x.shape[1] == self.columns and blocks >= self.end
         assert out.is_contiguous() and out.dtype == torch.bfloat16
+        # rows that are multiplied: whole tiles of them where there are several
+        height = -(-rows // ROWS) * ROWS if self.amx and rows > ROWS else rows
         if rows > FEW or x.shape[0] < rows or x.stride() != (self.columns, 1):
             assert sum(map(len, tiles)) >= rows
-            x = _cut(tiles, rows, width)
-            row_bytes, run_bytes = width * 2, rows * width * 2
+            x = _cut(tiles, rows, height, width)
+            row_bytes, run_bytes = width * 2, height * width * 2
         else:
             row_bytes, run_bytes = self.columns * 2, width * 2
+        registers = shapes(min(height, ROWS), self.columns) if self.amx else None
         run = ExactRun(
             count=len(self._described),
             operands=ctypes.addressof(self._described),
@@ -112,15 +120,18 @@ class BlockProduct:
             run_bytes=run_bytes,
             out=out.data_ptr(),
             out_stride=blocks * 128,
+            height=height,
+            shapes=ctypes.addressof(registers) if registers else 0,
         )
-        team.run(_entry(), run, small=self._small)
+        team.run(_entry(self.amx), run, small=self._small)
 
 
-def _cut(tiles: Sequence[Tensor], rows: int, run: int) -> Tensor:
-    """The first `rows` rows of `tiles` as [runs of columns, rows, run], so that what is multiplied at once lies
-    together."""
+def _cut(tiles: Sequence[Tensor], rows: int, height: int, run: int) -> Tensor:
+    """The first `rows` rows of `tiles` as [runs of columns, height, run], so that what is multiplied at once lies
+    together; beyond `rows` there are zeros."""
     columns, start = tiles[0].shape[1], 0
-    x = torch.empty((-(-columns // run), rows, run), dtype=torch.bfloat16)
+    x = torch.empty((-(-columns // run), height, run), dtype=torch.bfloat16)
+    x[:, rows:] = 0
     whole = columns // run
     for tile in tiles:
         taken = tile[: rows - start]
@@ -133,34 +144,77 @@ def _cut(tiles: Sequence[Tensor], rows: int, run: int) -> Tensor:
 
 
 @cache
-def _entry() -> int:
-    return team.machine_code(inspect.unwrap(_work))
+def _entry(amx: bool) -> int:
+    assert has_amx() or not amx, "this machine has no AMX, or the system keeps it from this process"
+    return team.machine_code(inspect.unwrap(_work_amx if amx else _work))
 
 
 @compiled
 def _work(argument: Any) -> None:
-    """Multiply by blocks until none is left. Runs on every thread of the team with the same argument."""
+    """Multiply by blocks until none is left, by vectors. Runs on every thread of the team with the same argument."""
     run = exact_run(argument)
-    rows, columns = run.rows, run.columns
-    kept = np.empty(rows * 64 + run.width * 64 + 32, np.float32)
-    sums = (kept.ctypes.data + 63) // 64 * 64
-    paired = sums + rows * 256
-    end = run.operands + run.count * OPERAND_BYTES
+    kept, sums, paired = _room(run)
     while True:
-        b, place = take(argument), run.operands
-        while place < end and b >= residual_blocks(exact_operand(place).blocks).count:
-            b -= residual_blocks(exact_operand(place).blocks).count
-            place += OPERAND_BYTES
-        if place == end:
+        place, b = _taken(argument, run)
+        if place == 0:
             break
         operand = exact_operand(place)
-        carray(float32_at(sums), rows * 64)[:] = np.float32(0)
-        for k in range(0, columns, run.width):
-            width = min(columns - k, run.width)
+        carray(float32_at(sums), run.height * 64)[:] = np.float32(0)
+        for k in range(0, run.columns, run.width):
+            width = min(run.columns - k, run.width)
             _make(operand, b, k, width, paired, paired + run.width * 128)
             _add(run, operand, b, k, width, paired, sums)
-        for r in range(rows):
-            to_brain(sums + r * 256, run.out + operand.out + r * run.out_stride + b * 128)
+        _give(run, operand, b, sums)
+    # numba drops what is not named any more
+    kept[0] = np.float32(0)
+
+
+@compiled
+def _work_amx(argument: Any) -> None:
+    """`_work` by AMX."""
+    run = exact_run(argument)
+    kept, sums, paired = _room(run)
+    configure(run.shapes)
+    while True:
+        place, b = _taken(argument, run)
+        if place == 0:
+            break
+        operand = exact_operand(place)
+        carray(float32_at(sums), run.height * 64)[:] = np.float32(0)
+        for k in range(0, run.columns, run.width):
+            width = min(run.columns - k, run.width)
+            _make(operand, b, k, width, paired, paired + run.width * 128)
+            _add_amx(run, operand, b, k, width, paired, sums)
+        _give(run, operand, b, sums)
+    release()
+    kept[0] = np.float32(0)
+
+
+@compiled
+def _room(run: Any) -> Any:
+    """Room of one thread for sums [height, 64], for weights in pairs [width, 64] and before that: the room, and the addresses of
+    the first two in it."""
+    kept = np.empty(run.height * 64 + run.width * 64 + 32, np.float32)
+    sums = (kept.ctypes.data + 63) // 64 * 64
+    return kept, sums, sums + run.height * 256
+
+
+@compiled
+def _taken(argument: int, run: Any) -> Any:
+    """A block that no thread has: the address of its operand (0: none is left), and its number there."""
+    b, place = take(argument), run.operands
+    end = place + run.count * OPERAND_BYTES
+    while place < end and b >= residual_blocks(exact_operand(place).blocks).count:
+        b -= residual_blocks(exact_operand(place).blocks).count
+        place += OPERAND_BYTES
+    return place if place < end else 0, b
+
+
+@compiled
+def _give(run: Any, operand: Any, b: int, sums: int) -> None:
+    """Put block b's sums in the result."""
+    for r in range(run.rows):
+        to_brain(sums + r * 256, run.out + operand.out + r * run.out_stride + b * 128)
 
 
 @compiled
@@ -195,6 +249,15 @@ def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums:
         else:
             _dot_1(weights, width, x + r * stride, stride, sums + r * 256)
             r += 1
+
+
+@compiled
+def _add_amx(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums: int) -> None:
+    """`_add`, ROWS rows at a time."""
+    x = run.x + k // run.width * run.run_bytes
+    for r in range(0, run.height, ROWS):
+        _fetch_ahead(operand, b, k + width, width, r, min(run.height - r, ROWS), run.height)
+        amx_dot(weights, width, x + r * run.row_bytes, run.row_bytes, sums + r * 256)
 
 
 @compiled

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from llvmlite import binding  # type: ignore[import-untyped]
 
+from ..kernels.amx_dot import has_amx
 from ..kernels.compiled import stamp
 from .model import Model
 
@@ -39,7 +40,8 @@ def identity_of(model: Model) -> str:
 
 def _processor() -> list[str]:
     """What the processor's kernels are compiled for."""
-    return [platform.machine(), binding.get_host_cpu_name(), torch.backends.cpu.get_cpu_capability()]
+    multiplied = "amx" if has_amx() else "vectors"
+    return [platform.machine(), binding.get_host_cpu_name(), torch.backends.cpu.get_cpu_capability(), multiplied]
 
 
 def _accelerator(where: str) -> str:
