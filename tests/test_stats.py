@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from understudy.engine import Advance
 from understudy.sequence import TokenSequence
 from understudy.stats import Counters, RequestMeter, Share, Stats
+from understudy.tree import DraftCounts
 
 AMOUNT = st.floats(0, 1e6)
 TAKEN = st.builds(Counters, st.integers(0, 1 << 40), st.integers(0, 1 << 40), AMOUNT, AMOUNT, AMOUNT, AMOUNT)
@@ -85,6 +86,16 @@ def test_a_request_counts_rounds_from_its_first_token_on(monkeypatch: pytest.Mon
     assert (stats.draft_seconds, stats.wait_seconds, stats.compute_seconds) == (0.25, 1.0, 0.125), "of the rounds alone"
     assert stats.limit_tokens_per_second == 6.0 and stats.peak_memory_bytes == 5000
     assert (stats.prompt_tokens, stats.seed, stats.plan) == (40, 3, {"rows": 2})
+
+
+def test_levels_and_suggestions_are_those_of_all_drafts() -> None:
+    meter = RequestMeter(model(), "substitute", 4)
+    meter.count(advance(1, reads=True), Share())
+    meter.count(replace(advance(4), counts=DraftCounts(3, {"text": 4, "head": 1}, {"text": 2})), Share())
+    meter.count(replace(advance(2), counts=DraftCounts(4, {"head": 5}, {"head": 3})), Share())
+    stats = meter.stats()
+    assert stats.levels_per_round == 3.5
+    assert (stats.suggested, stats.agreed) == ({"text": 4, "head": 6}, {"text": 2, "head": 3})
 
 
 def test_figures_may_be_asked_for_before_there_is_any() -> None:

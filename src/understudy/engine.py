@@ -22,7 +22,7 @@ from .rectangle import layout_of
 from .reuse import KeptText, common_prefix, longest, reads_for, row_for
 from .sampling import NO_TOKEN
 from .sequence import TokenSequence
-from .tree import Nodes
+from .tree import UNCOUNTED, DraftCounts, Nodes
 from .verify import accept
 
 Choose = Callable[[Tensor, int], Tensor]
@@ -48,6 +48,8 @@ class Advance:
     nodes: int
     # Log-probabilities of the new tokens; empty where they are not asked for.
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    # What it took to draft its tree.
+    counts: DraftCounts = UNCOUNTED
     # What went wrong once the target had chosen, in the part of the pass that is this sequence's own; it ended the sequence.
     fault: Exception | None = None
 
@@ -237,7 +239,8 @@ class Engine:
         accepted = 0 if member.reads else min(len(path) - 1, len(taken))
         if sequence.finish_reason:
             self.release(sequence)
-        return Advance(sequence, taken, drafted, accepted, member.reads, member.size, member.score(path, len(taken)))
+        logprobs = member.score(path, len(taken))
+        return Advance(sequence, taken, drafted, accepted, member.reads, member.size, logprobs, tree.counts)
 
     def _take(self, sequence: TokenSequence, tokens: list[int]) -> list[int]:
         """Append tokens one by one, exactly as plain decoding would, until one of them ends the sequence."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -53,6 +54,11 @@ class Stats:
     read_again: int = 0
     # Tokens of the prompt that were not read, since the cache held them already.
     cached_tokens: int = 0
+    # Levels of its drafts, over `rounds`.
+    levels_per_round: float = 0.0
+    # Tokens that the text or a head suggested in front of the proposer, by that source, and those that the proposer said too.
+    suggested: dict[str, int] = field(default_factory=dict)
+    agreed: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -151,6 +157,9 @@ class RequestMeter:
         self.accepted = 0
         self.read_again = 0
         self.cached_tokens = 0
+        self.levels = 0
+        self.suggested: Counter[str] = Counter()
+        self.agreed: Counter[str] = Counter()
 
     def begin(self) -> None:
         """The request has a cache row now: it waits no longer."""
@@ -163,6 +172,9 @@ class RequestMeter:
         self.tokens += len(advance.tokens)
         self.drafted += advance.drafted
         self.accepted += advance.accepted
+        self.levels += advance.counts.levels
+        self.suggested.update(advance.counts.suggested)
+        self.agreed.update(advance.counts.agreed)
         self.read_again = advance.sequence.read_again
         self.cached_tokens = advance.sequence.reused
         if self.first is not None:
@@ -203,4 +215,7 @@ class RequestMeter:
             seed=self.seed,
             read_again=self.read_again,
             cached_tokens=self.cached_tokens,
+            levels_per_round=self.levels / self.rounds if self.rounds else 0.0,
+            suggested=dict(self.suggested),
+            agreed=dict(self.agreed),
         )

@@ -4,13 +4,27 @@ Invariant: a parent's index is smaller than its child's, and node i of a row's t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DraftCounts:
+    """What it took to draft a tree."""
+
+    # Levels that had nodes of it.
+    levels: int = 0
+    # By source: suggested tokens that were checked, and those that the proposer said too.
+    suggested: Mapping[str, int] = field(default_factory=dict)
+    agreed: Mapping[str, int] = field(default_factory=dict)
+
+
+UNCOUNTED = DraftCounts()
 
 
 @dataclass(frozen=True)
@@ -21,14 +35,16 @@ class TokenTree:
 
     tokens: Tensor
     parents: Tensor
+    # Of a tree that levels were run for.
+    counts: DraftCounts = UNCOUNTED
 
     @classmethod
     def chain(cls, tokens: Sequence[int]) -> TokenTree:
         return cls(torch.tensor(tokens, dtype=torch.int64), torch.arange(-1, len(tokens) - 1))
 
     @classmethod
-    def of(cls, tokens: Sequence[int], parents: Sequence[int]) -> TokenTree:
-        tree = cls(torch.tensor(tokens, dtype=torch.int64), torch.tensor(parents, dtype=torch.int64))
+    def of(cls, tokens: Sequence[int], parents: Sequence[int], counts: DraftCounts = UNCOUNTED) -> TokenTree:
+        tree = cls(torch.tensor(tokens, dtype=torch.int64), torch.tensor(parents, dtype=torch.int64), counts)
         assert bool((tree.parents < torch.arange(len(tree))).all()), f"a parent comes after its child: {parents}"
         return tree
 

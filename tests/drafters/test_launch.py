@@ -12,6 +12,7 @@ from understudy.drafters.policy import DraftPolicy, Limits, Shape
 from understudy.drafters.search import SearchDrafter
 from understudy.params import SamplingParams
 from understudy.sequence import TokenSequence
+from understudy.tree import DraftCounts
 
 
 @torch.inference_mode()
@@ -62,3 +63,8 @@ def test_warming_measures_widths_by_levels_that_leave_nothing() -> None:
     search = drafter.search
     assert sorted(drafter.policy.pace.levels) == [1, 2, 4, 8] and search.captured == 4 and search.replayed == 8
     assert search.tensors is not None and search.tensors.state["count"][:-1].sum() == 0
+
+
+def test_a_tree_says_how_many_levels_it_took() -> None:
+    (tree,) = draft(device(Fixed(0, 3.0), DraftPolicy(Limits(CAPACITY), Shape(2, 5))), [TokenSequence(0, [1], limit=99)], [5])
+    assert tree.counts == DraftCounts(5)

@@ -10,7 +10,7 @@ from tests.drafters.world import World, run
 from understudy.drafters.growing_tree import Candidate, GrowingTree
 from understudy.drafters.pace import LONGEST
 from understudy.drafters.policy import DraftPolicy, Limits
-from understudy.drafters.suggest import TextSuggester, match
+from understudy.drafters.suggest import HitRates, Origin, Suggestion, TextSuggester, checked, match
 from understudy.drafters.tree_search import TreeSearch
 from understudy.sequence import TokenSequence
 
@@ -35,8 +35,29 @@ def test_guesses_save_levels(rows: int) -> None:
     for world in worlds:
         run(world, [[1, 2, 3], [4]][:rows], 120)
     guessed, plain = worlds
+    drawn = guessed.drafter.trees.values()
+    assert any(tree.agreed["text"] for tree in drawn) and all(tree.agreed <= tree.suggested for tree in drawn)
     assert guessed.levels < (0.6 if rows == 1 else 0.7) * plain.levels and guessed.passes <= 1.2 * plain.passes
-    assert isinstance(guessed.suggester, TextSuggester) and sum(guessed.suggester.agreed) > 20
+    assert isinstance(guessed.suggester, TextSuggester) and sum(guessed.suggester.rates.agreed) > 20
+
+
+@pytest.mark.parametrize("agreed", range(6))
+def test_each_source_learns_of_its_own_tokens_alone(agreed: int) -> None:
+    sources = [Origin("head", 2), Origin("head", 4), Origin("text", 4), Origin("text", 4), Origin("text", 4)]
+    found = checked(Suggestion(range(5), [0.9] * 5, sources), agreed)
+    assert sum(said for _, said, _ in found) == min(agreed, 5)
+    assert sum(tried for _, _, tried in found) == min(agreed + 1, 5), "the first wrong one was asked for, those after it were not"
+    assert [source for source, _, _ in found] == list(dict.fromkeys(sources[: agreed + 1]))
+    assert all(said == tried for _, said, tried in found[:-1])
+
+
+@given(st.floats(0.1, 0.9), st.integers(1, 30))
+def test_a_hit_rate_goes_from_what_is_believed_to_what_is_seen(chance: float, times: int) -> None:
+    rates = HitRates.believing([chance, chance], 3.0)
+    assert rates.chance(0) == pytest.approx(chance)
+    for _ in range(times):
+        rates.learn(0, 3, 4)
+    assert abs(rates.chance(0) - 0.75) < abs(chance - 0.75) + 1e-9 and rates.chance(1) == pytest.approx(chance)
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, LONGEST))

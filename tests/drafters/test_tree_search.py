@@ -1,7 +1,7 @@
 """The search on the processor: any suggester may stand in front of the proposer, and no tree gets larger than it may."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from understudy.drafters.growing_tree import Candidate, GrowingTree
 from understudy.drafters.pace import Pace
 from understudy.drafters.policy import DraftPolicy, Limits, Shape
 from understudy.drafters.search import SearchDrafter
-from understudy.drafters.suggest import Suggestion
+from understudy.drafters.suggest import Origin, Promise, Suggestion, Tip
 from understudy.drafters.tree_search import TreeSearch
 from understudy.params import SamplingParams
 from understudy.sequence import TokenSequence
@@ -32,16 +32,23 @@ class Head:
     def favoured(self, tree: GrowingTree, tip: Candidate) -> tuple[int, int]:
         return -1, 0
 
-    def suggest(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
-        text = tree.text(tip).tolist()
+    def promise(self, tip: Tip, pace: Pace) -> Promise:
+        return Promise(self._after(tip).chances)
+
+    def suggest(self, tips: Sequence[Tip], pace: Pace) -> list[Suggestion]:
+        return [self._after(tip) for tip in tips]
+
+    def _after(self, tip: Tip) -> Suggestion:
+        text = tip.tree.text(tip.candidate).tolist()
         start = len(text)
-        for _ in range(most + self.longer):
+        for _ in range(tip.most + self.longer):
             text.append(self.following(text))
         tokens = text[start:]
-        return Suggestion(tokens, [self.chance ** (i + 1) for i in range(len(tokens))], source=start)
+        return Suggestion(tokens, [self.chance ** (i + 1) for i in range(len(tokens))], [Origin("head", start)] * len(tokens))
 
-    def learn(self, suggestion: Suggestion, agreed: int) -> None:
-        assert suggestion.source > 0 and 0 <= agreed <= len(suggestion.tokens)
+    def learn(self, tree: GrowingTree, suggestion: Suggestion, agreed: int) -> None:
+        assert suggestion.sources[0].kind > 0 and 0 <= agreed <= len(suggestion.tokens)
+        assert tree.agreed["head"] <= tree.suggested["head"]
         self.agreed += agreed
         self.checked += min(agreed + 1, len(suggestion.tokens))
 
@@ -93,6 +100,7 @@ def test_a_forced_shape_is_kept_whatever_it_costs(width: int) -> None:
     model, policy = Fixed(0, 3.0), DraftPolicy(Limits(CAPACITY), Shape(width, 4), Pace({1: 9.0}, rate=1e6))
     (tree,) = draft(SearchDrafter(model, TreeSearch(model, policy), policy), [TokenSequence(0, [1], limit=99)], [5])
     assert len(tree) == 1 + 4 * width and int(tree.depths.max()) == 4
+    assert tree.counts.levels == 4
     assert [len(nodes) for nodes in model.ran] == [1, width, width, width], "the last level rides along, and is not run"
 
 

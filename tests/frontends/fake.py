@@ -40,6 +40,9 @@ class Stats:
     plan: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     read_again: int = 0
+    levels_per_round: float = 0.0
+    suggested: dict[str, int] = field(default_factory=dict)
+    agreed: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

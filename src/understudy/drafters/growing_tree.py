@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..sequence import TokenSequence
-from ..tree import TokenTree
+from ..tree import DraftCounts, TokenTree
 from .pace import LONGEST
 
 # The most nodes of one sequence's tree: the 6 x 48 of SubSpec (arXiv 2509.18344), and a few more.
@@ -53,10 +54,16 @@ class GrowingTree:
     # Nodes at most, and edges between the root and a node at most, that the caches have room for.
     most_nodes: int = MOST_NODES
     most_levels: int = MOST_NODES
+    # Levels that had nodes of it.
+    levels_run: int = 0
+    # By source: suggested tokens that were checked, and those that the proposer said too.
+    suggested: Counter[str] = field(default_factory=Counter)
+    agreed: Counter[str] = field(default_factory=Counter)
 
     @property
     def tree(self) -> TokenTree:
-        return TokenTree.of(self.tokens, self.parents)
+        counts = DraftCounts(self.levels_run, dict(self.suggested), dict(self.agreed))
+        return TokenTree.of(self.tokens, self.parents, counts)
 
     def add(self, candidate: Candidate) -> None:
         """Make a candidate of the pool a node."""
@@ -97,6 +104,11 @@ class GrowingTree:
         self.pool.remove(best)
         self.deepest = max(self.deepest, best.depth)
         return best
+
+    def count(self, sources: Sequence[tuple[str, int]], agreed: int) -> None:
+        """Count a checked suggestion by the names of its `sources`: the proposer said its first `agreed` tokens."""
+        self.suggested.update(name for name, _ in sources)
+        self.agreed.update(name for name, _ in sources[:agreed])
 
     def drop(self, first: int) -> None:
         """Remove guessed nodes from node `first` on."""

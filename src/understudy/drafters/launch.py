@@ -102,8 +102,10 @@ class DeviceTreeSearch:
         deepest = max((tree.levels for tree in trees), default=0)
         if deepest > 0:
             self._give(sequences, [tree.length for tree in trees])
-            self._levels(_level_shape(sequences), len(sequences), min(self.policy.shape.depth, deepest))
+            levels = self._levels(_level_shape(sequences), len(sequences), min(self.policy.shape.depth, deepest))
             self._read(trees)
+            for tree in trees:
+                tree.levels_run = levels
 
     @torch.inference_mode()
     def measure(self, width: int) -> float:
@@ -189,9 +191,9 @@ class DeviceTreeSearch:
     def _room(self, nbytes: int) -> Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8, device=self.device.where)
 
-    def _levels(self, kind: LevelShape, width: int, forced: int) -> None:
+    def _levels(self, kind: LevelShape, width: int, forced: int) -> int:
         """Launch levels, the first of this width: `forced` of them, or until none pays if that is 0. Learn what they
-        took."""
+        took. Returns how many."""
         if forced:
             width = min(self.policy.shape.width, MOST_NODES) * kind.rows
         begun = self.device.mark()
@@ -209,6 +211,7 @@ class DeviceTreeSearch:
             if level.telling:
                 self.policy.pace.record_level(level.width, self.device.seconds_between(begun, level.done))
             begun = level.done
+        return len(levels)
 
     def _await(self, level: Launched) -> dict[str, int]:
         self.device.wait_for(level.done)

@@ -1,25 +1,35 @@
-"""What the text itself says of the tokens to come, for a tree search to use.
+"""Suggestions in front of a tree search, and the text itself as one who makes them.
 
-It suggests a chain of tokens, which the search checks in one level: what a level costs is reading the proposer's weights, so more
-nodes in it cost little. A suggested token that the search would not have chosen is dropped. And it speaks for one token after any
-node: a copy of 4 bits confuses tokens to which it gives nearly the same score, and texts repeat themselves."""
+A suggester says a chain of tokens, which the search checks in one level: what a level costs is reading the proposer's weights, so
+more nodes in it cost little. A suggested token that the search would not have chosen is dropped. And the text speaks for one token
+after any node: a copy of 4 bits confuses tokens to which it gives nearly the same score, and texts repeat themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import groupby
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .growing_tree import Candidate, GrowingTree
-from .pace import AGREEMENT_DECAY, LIKELIEST, LONGEST
+from .pace import AGREEMENT_DECAY, LIKELIEST, LONGEST, Pace
 
 # Values of the option `guess`; auto: where the processor drafts.
 WHEN = ("auto", "on", "off")
 # Earlier places of the last token that are looked at, the latest first.
 PLACES = 64
+
+
+class Origin(NamedTuple):
+    """Who suggests a token, and how sure it looks."""
+
+    # "text" or "head": what figures count by.
+    name: str
+    # Tokens of one kind are equally likely to be right, as far as is known. Of a text, the length of the match.
+    kind: int
 
 
 @dataclass(frozen=True)
@@ -29,14 +39,29 @@ class Suggestion:
     tokens: Sequence[int] = ()
     # The chance that the proposer says each token and all before it.
     chances: Sequence[float] = ()
-    # What the suggester wants to be told again in `learn`: for a text, the length of the match.
-    source: int = 0
+    # Where each token comes from.
+    sources: Sequence[Origin] = ()
 
     def first(self, count: int) -> Suggestion:
-        return Suggestion(self.tokens[:count], self.chances[:count], self.source)
+        return Suggestion(self.tokens[:count], self.chances[:count], self.sources[:count])
 
 
 NOTHING = Suggestion()
+
+
+class Tip(NamedTuple):
+    """The end of a tree's chain of first choices, and how many tokens may be suggested after it."""
+
+    tree: GrowingTree
+    candidate: Candidate
+    most: int
+
+
+class Promise(NamedTuple):
+    """What may be expected of a suggestion: the chances of its tokens, and the seconds that it takes to make."""
+
+    chances: Sequence[float] = ()
+    seconds: float = 0.0
 
 
 class Suggester(Protocol):
@@ -46,13 +71,51 @@ class Suggester(Protocol):
         """The token that is likelier after `tip`, any node of the tree, than the proposer knows, and the length of the match that
         says so, at most LONGEST; a length of 0: there is none."""
 
-    def suggest(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
-        """At most `most` tokens that may follow `tip`, the end of the tree's chain of first choices.
+    def promise(self, tip: Tip, pace: Pace) -> Promise:
+        """About what `suggest` would say after `tip`, found out at no cost."""
 
-        The search may ask for the same tip twice, and check only a part of the answer, or none of it."""
+    def suggest(self, tips: Sequence[Tip], pace: Pace) -> list[Suggestion]:
+        """For each of `tips`, of different trees, at most so many tokens as it has room for.
 
-    def learn(self, suggestion: Suggestion, agreed: int) -> None:
-        """The proposer said the first `agreed` tokens of what was checked, and another token after them."""
+        The search may check only a part of the answer, or none of it. Who takes time tells `pace` how much."""
+
+    def learn(self, tree: GrowingTree, suggestion: Suggestion, agreed: int) -> None:
+        """The proposer said the first `agreed` tokens of what was checked after the tip of `tree`, and another token after them."""
+
+
+@dataclass
+class HitRates:
+    """How often the proposer says a suggested token, by kind of source. What was seen loses weight with each suggestion."""
+
+    # By kind: suggested tokens that the proposer said, and those that were checked; before any was seen, what is believed.
+    agreed: list[float]
+    tried: list[float]
+
+    @classmethod
+    def believing(cls, chances: Sequence[float], weight: float) -> HitRates:
+        """Rates of so many kinds, whose `chances` are believed as if `weight` tokens of each had been seen."""
+        return cls([weight * chance for chance in chances], [weight] * len(chances))
+
+    def chance(self, kind: int) -> float:
+        """The chance that the proposer says a token of this kind."""
+        return min(self.agreed[kind] / self.tried[kind], LIKELIEST)
+
+    def learn(self, kind: int, agreed: int, tried: int) -> None:
+        """Learn that of `tried` tokens of this kind the proposer said `agreed`."""
+        self.agreed[kind] = AGREEMENT_DECAY * self.agreed[kind] + agreed
+        self.tried[kind] = AGREEMENT_DECAY * self.tried[kind] + tried
+
+
+def checked(suggestion: Suggestion, agreed: int) -> list[tuple[Origin, int, int]]:
+    """For each run of tokens from one source: it, how many of them the proposer said, and how many it was asked for, once it said
+    the first `agreed` tokens of `suggestion` and another after them."""
+    found = []
+    done = 0
+    for source, run in groupby(suggestion.sources[: agreed + 1]):
+        tried = len(list(run))
+        found.append((source, min(agreed - done, tried), tried))
+        done += tried
+    return found
 
 
 def match(text: Sequence[int] | NDArray[np.int64], longest: int = LONGEST) -> tuple[int, int]:
@@ -74,34 +137,48 @@ def match(text: Sequence[int] | NDArray[np.int64], longest: int = LONGEST) -> tu
     return (size, int(alive[0]) + 1) if len(alive) else (0, 0)
 
 
+TEXT = "text"
+# Before anything was seen: the chance that the proposer says what followed a match, by its length, and the weight of that belief.
+BELIEVED = tuple((0.5 + 0.3 * size) / 3 for size in range(LONGEST + 1))
+BELIEF_WEIGHT = 3.0
+
+
 @dataclass
 class TextSuggester:
     """Suggests what followed the last tokens at an earlier place of the text (prompt lookup), and learns how often
     the proposer agrees."""
 
-    # By length of the match, decaying: suggested tokens that the proposer said, and those that were checked.
-    agreed: list[float] = field(default_factory=lambda: [0.5 + 0.3 * size for size in range(LONGEST + 1)])
-    tried: list[float] = field(default_factory=lambda: [3.0] * (LONGEST + 1))
+    # By length of the match.
+    rates: HitRates = field(default_factory=lambda: HitRates.believing(BELIEVED, BELIEF_WEIGHT))
 
     def favoured(self, tree: GrowingTree, tip: Candidate) -> tuple[int, int]:
         text = tree.text(tip)
         size, end = match(text)
         return (int(text[end]), size) if size else (-1, 0)
 
-    def suggest(self, tree: GrowingTree, tip: Candidate, most: int) -> Suggestion:
-        text = tree.text(tip)
+    def promise(self, tip: Tip, pace: Pace) -> Promise:
+        return Promise(self.after(tip).chances)
+
+    def suggest(self, tips: Sequence[Tip], pace: Pace) -> list[Suggestion]:
+        return [self.after(tip) for tip in tips]
+
+    def after(self, tip: Tip, more: Sequence[int] = ()) -> Suggestion:
+        """What followed the text up to `tip`, and the tokens `more` after it, at its latest earlier place."""
+        text = tip.tree.text(tip.candidate)
+        if more:
+            text = np.concatenate([text, np.asarray(more, dtype=np.int64)])
         size, end = match(text)
-        if not size:
+        most = tip.most - len(more)
+        if not size or most <= 0:
             return NOTHING
         tokens = text[end : end + most].tolist()
-        while len(tokens) < most:  # a text that repeats itself goes on doing so
+        # A text that repeats itself goes on doing so.
+        while len(tokens) < most:
             tokens += tokens[: most - len(tokens)]
-        stop = next((i for i, token in enumerate(tokens) if token in tree.sequence.stop_ids), most)
-        chance = min(self.agreed[size] / self.tried[size], LIKELIEST)
-        return Suggestion(tokens[:stop], [chance ** (i + 1) for i in range(stop)], size)
+        stop = next((i for i, token in enumerate(tokens) if token in tip.tree.sequence.stop_ids), most)
+        chance = self.rates.chance(size)
+        return Suggestion(tokens[:stop], [chance ** (i + 1) for i in range(stop)], [Origin(TEXT, size)] * stop)
 
-    def learn(self, suggestion: Suggestion, agreed: int) -> None:
-        size = suggestion.source
-        tried = min(agreed + 1, len(suggestion.tokens))
-        self.agreed[size] = AGREEMENT_DECAY * self.agreed[size] + agreed
-        self.tried[size] = AGREEMENT_DECAY * self.tried[size] + tried
+    def learn(self, tree: GrowingTree, suggestion: Suggestion, agreed: int) -> None:
+        for source, said, tried in checked(suggestion, agreed):
+            self.rates.learn(source.kind, said, tried)

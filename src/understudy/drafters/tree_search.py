@@ -21,7 +21,7 @@ from .growing_tree import Candidate, GrowingTree
 from .pace import RANKS, WIDEST
 from .policy import DraftPolicy
 from .proposer import Proposer
-from .suggest import NOTHING, Suggester, Suggestion
+from .suggest import NOTHING, Suggester, Suggestion, Tip
 
 # A candidate, and the number of its tree.
 Option = tuple[Candidate, int]
@@ -76,13 +76,14 @@ class TreeSearch:
 
     def _level(self, work: list[Work], trees: list[GrowingTree]) -> None:
         """One forward over the newest nodes of each tree; their best children join the pools."""
-        start = time.perf_counter()
         self._add_suggestions(work, sum(len(tree.tokens) for tree in trees))
+        start = time.perf_counter()
         nodes = [Nodes.of(part.tree.tree, part.tree.sequence.row, part.tree.length, part.first) for part in work]
         flat = Nodes.join(nodes)
         logits = self.proposer.forward(flat)
         at = 0
         for part, own in zip(work, nodes, strict=True):
+            part.tree.levels_run += 1
             self._score(part, own, logits[at : at + len(own)])
             at += len(own)
         self.policy.pace.record_level(len(flat), time.perf_counter() - start)
@@ -107,7 +108,8 @@ class TreeSearch:
             self._add_children(tree, part.first + i, found, scores[i], tokens[i])
             agreed += 1
         if self.suggester is not None and part.suggestion.tokens:
-            self.suggester.learn(part.suggestion, agreed)
+            tree.count(part.suggestion.sources, agreed)
+            self.suggester.learn(tree, part.suggestion, agreed)
 
     def _add_children(
         self, tree: GrowingTree, node: int, candidate: Candidate, scores: list[float], tokens: list[int]
@@ -141,7 +143,7 @@ class TreeSearch:
         """Suggested tokens become nodes after the tips, where checking them is likely to save more time than it takes.
 
         used: nodes of all trees so far."""
-        found = [NOTHING if part.tip is None else self._suggested(part.tree, part.fresh[part.tip]) for part in work]
+        found = self._suggested(work)
         beside = sum(len(part.fresh) for part in work)
         most = max(min(self.policy.limits.nodes - used, WIDEST * len(work) - beside), 0)
         chances = sorted((chance for suggestion in found for chance in suggestion.chances), reverse=True)[:most]
@@ -153,12 +155,21 @@ class TreeSearch:
             part.tree.guess(part.suggestion.tokens, part.first + (part.tip or 0))
             count -= here
 
-    def _suggested(self, tree: GrowingTree, tip: Candidate) -> Suggestion:
-        """What is suggested after `tip`: tokens whose own children could still be used."""
-        room = min(tree.room(self.policy.limits.capacity) - 1, tree.levels - 1 - tip.depth, WIDEST)
-        if self.suggester is None or room <= 0:
-            return NOTHING
-        return self.suggester.suggest(tree, tip, room).first(room)
+    def _suggested(self, work: list[Work]) -> list[Suggestion]:
+        """What is suggested after the tip of each part: tokens whose own children could still be used."""
+        found = [NOTHING] * len(work)
+        tips = {i: self._tip(part.tree, part.fresh[part.tip]) for i, part in enumerate(work) if part.tip is not None}
+        open_tips = {i: tip for i, tip in tips.items() if tip.most > 0}
+        if self.suggester is None or not open_tips:
+            return found
+        said = self.suggester.suggest(list(open_tips.values()), self.policy.pace)
+        for (i, tip), suggestion in zip(open_tips.items(), said, strict=True):
+            found[i] = suggestion.first(tip.most)
+        return found
+
+    def _tip(self, tree: GrowingTree, candidate: Candidate) -> Tip:
+        room = min(tree.room(self.policy.limits.capacity) - 1, tree.levels - 1 - candidate.depth, WIDEST)
+        return Tip(tree, candidate, room)
 
     def _choose(self, trees: list[GrowingTree]) -> dict[int, list[Candidate]]:
         """The candidates of the next level by the number of their tree; they become nodes. Empty: drafting is over."""
@@ -195,10 +206,14 @@ class TreeSearch:
         """Is a level of `tip` worth its time with what is suggested after it? node: seconds that a node adds to the
         pass."""
         pace = self.policy.pace
-        chances = self._suggested(tree, tip).chances
-        count = pace.together(chances, 1)
-        tokens = 1 + sum(chances[:count])
-        return count > 0 and tip.chance * tokens > pace.rate * (pace.cost(1 + count) + tokens * node)
+        asked = self._tip(tree, tip)
+        if self.suggester is None or asked.most <= 0:
+            return False
+        promise = self.suggester.promise(asked, pace)
+        count = pace.together(promise.chances[: asked.most], 1)
+        tokens = 1 + sum(promise.chances[:count])
+        seconds = pace.cost(1 + count) + promise.seconds
+        return count > 0 and tip.chance * tokens > pace.rate * (seconds + tokens * node)
 
     def _forced(self, options: list[Option], trees: list[GrowingTree]) -> Sequence[Option]:
         """Of each tree the children of the newest level: the chain of first choices, then the likeliest,

@@ -1,5 +1,6 @@
 """The results of a bench: sums over the prompts, the ratios they imply, and whether all methods wrote the same tokens."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,10 @@ class Row:
     link_peak: float
     peak_memory_bytes: int
     resident: str = ""
+    # Levels of a draft, and by source the tokens that were suggested in front of the proposer, and those that it said too.
+    levels_per_pass: float = 0.0
+    suggested: dict[str, int] = field(default_factory=dict)
+    agreed: dict[str, int] = field(default_factory=dict)
     # Tokens per second by the plan, at the tokens per pass that were reached.
     predicted: float | None = None
 
@@ -54,6 +59,9 @@ class Row:
             sum(s.link_bytes_per_second * s.stream_seconds for s in stats) / max(busy, 1e-9),
             link_peak,
             max(s.peak_memory_bytes for s in stats),
+            levels_per_pass=sum(s.levels_per_round * s.rounds for s in stats) / max(passes, 1),
+            suggested=dict(sum((Counter(s.suggested) for s in stats), Counter())),
+            agreed=dict(sum((Counter(s.agreed) for s in stats), Counter())),
         )
 
     @property

@@ -6,7 +6,7 @@ from ...plan.sizes import format_size
 from ..show import aligned, rate
 from .rows import Bench, Row, times
 
-_HEAD = ("method", "T", "tok/s", "x none", "tok/pass", "per pass", "link", "of peak", "limit", "reached",
+_HEAD = ("method", "T", "tok/s", "x none", "tok/pass", "levels", "per pass", "link", "of peak", "limit", "reached",
          "draft", "wait", "compute", "rest", "first token", "memory")  # fmt: skip
 
 
@@ -39,6 +39,7 @@ def _cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
         f"{row.tokens_per_second:.2f}",
         f"{faster:.2f}" if faster is not None else "-",
         f"{row.tokens_per_pass:.2f}",
+        f"{row.levels_per_pass:.1f}" if row.levels_per_pass else "-",
         f"{row.bytes_per_pass / 1e6:.1f} MB" if streams else "-",
         rate(row.link_bytes_per_second) if streams else "-",
         f"{row.link_bytes_per_second / row.link_peak:.0%}" if streams else "-",
