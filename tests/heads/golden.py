@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from understudy.cache import Cache
 from understudy.heads import DraftHead, HeadConfig, Places, TargetFacts
@@ -32,6 +32,7 @@ LAYER: dict[str, Any] = {
 }  # fmt: skip
 # Features [1 + m, hidden size] after the last accepted token and a path of m below it: of the target's hidden states
 # [n, taps, hidden size], the embeddings [n, hidden size] of the tokens after them, and those [m, hidden size] of the path.
+HeadType = TypeVar("HeadType", bound=nn.Module)
 Reference = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -73,12 +74,33 @@ def layer(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     return x + feed_forward(norm(x, weights["post_attention_layernorm.weight"]), weights)
 
 
+def linear(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    return x @ weights["weight"].T + weights["bias"]
+
+
+def residual_block(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    inner = linear(x, part(weights, "linear."))
+    return x + inner * inner.sigmoid()
+
+
+def gated(x: Tensor, embedded: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """Clover's attention decoder for one token, x and embedded [hidden size]: as many cosines as attention heads."""
+    query = linear(norm(x, weights["norm.weight"]), part(weights, "query."))
+    key, value = (linear(embedded, part(weights, name)) for name in ("key.", "value."))
+    out, size = x.clone(), HIDDEN // HEADS
+    for head in range(HEADS):
+        own = slice(head * size, (head + 1) * size)
+        cosine = query[own] @ key[own] / (query[own].pow(2).sum().sqrt() * key[own].pow(2).sum().sqrt())
+        out[own] += cosine * value[own]
+    return out
+
+
 def part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those of `weights` whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-def randomized(head: DraftHead, seed: int = 0) -> DraftHead:
+def randomized(head: HeadType, seed: int = 0) -> HeadType:
     """`head` with random weights of a size that makes every part of it matter."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in head.state_dict().items():

@@ -78,7 +78,7 @@ def test_a_missing_head_is_refused(tmp_path: Path) -> None:
 
 def test_a_config_that_describes_no_head_is_refused(saved: Path) -> None:
     for wrong, said in (
-        ({"kind": "eagel"}, "kind 'eagel' is not known. Known: eagle"),
+        ({"kind": "eagel"}, "kind 'eagel' is not known. Known: clover"),
         ({"layers": "two"}, "layers is not usable"),
         ({"taps": [1.5]}, r"taps\.0 is not usable"),
         ({"understudy_head": 2}, "format 2; this version reads 1"),

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from tests.heads.golden import FACTS, HIDDEN, VOCABULARY, assert_golden, randomized
-from understudy.heads import DraftHead, HeadConfig
+from tests.heads.golden import FACTS, HIDDEN, VOCABULARY, assert_golden, part, randomized, residual_block
+from understudy.heads import DraftHead, HeadConfig, TargetWeights
 from understudy.heads.medusa import Medusa
 
 
@@ -18,9 +18,7 @@ def reference(head: DraftHead, hidden: Tensor, embedded: Tensor, path: Tensor) -
     for depth in range(len(path) + 1):
         x = hidden[-1, 0]
         for block in range(head.config.options.get("blocks", 1)):
-            weight, bias = (head.state_dict()[f"heads.{depth}.{block}.linear.{name}"] for name in ("weight", "bias"))
-            inner = weight @ x + bias
-            x = x + inner * inner.sigmoid()
+            x = residual_block(x, part(head.state_dict(), f"heads.{depth}.{block}."))
         features.append(x)
     return torch.stack(features)
 
@@ -37,3 +35,12 @@ def test_output_heads_are_the_targets_or_its_own() -> None:
     assert torch.equal(shared.scores(states, 1, target), target(shared.features(states, 1)))
     expected = own.features(states, 1) @ own.state_dict()["outputs.1.weight"].T
     torch.testing.assert_close(own.scores(states, 1, target), expected)
+
+
+def test_training_begins_with_what_the_target_says() -> None:
+    target = TargetWeights(torch.randn(VOCABULARY, HIDDEN))
+    head = made(own_outputs=True, blocks=2)
+    head.start(target)
+    states = torch.randn(1, 3, HIDDEN)
+    for depth in range(3):
+        torch.testing.assert_close(head.scores(states, depth, torch.nn.Identity()), states @ target.output.T)

@@ -10,7 +10,7 @@ name."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -75,6 +75,36 @@ class Places:
     cache: Any = None
 
 
+@dataclass(frozen=True)
+class TargetWeights:
+    """Weights of the target, of which those of a head begin as copies where the papers say so."""
+
+    # [vocab, hidden size], its output head.
+    output: Tensor
+    # [hidden size], its final norm; None: it has none of this kind.
+    norm: Tensor | None = None
+    # Its last decoder block, by the names in it, such as mlp.up_proj.weight.
+    layer: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def copy_layer(self, layer: nn.Module) -> None:
+        """Begin `layer` as the last block, as far as it has tensors of the same names and shapes."""
+        for name, parameter in layer.named_parameters():
+            if name in self.layer and self.layer[name].shape == parameter.shape:
+                parameter.copy_(self.layer[name])
+
+    @torch.no_grad()
+    def copy_norm(self, norm: Any) -> None:
+        """Begin `norm` as the final one, if that is known."""
+        if self.norm is not None:
+            norm.weight.copy_(self.norm)
+
+    @torch.no_grad()
+    def copy_output(self, output: Any, tokens: Tensor | None) -> None:
+        """Begin the Linear `output` as the rows of the output head for `tokens` (None: all)."""
+        output.weight.copy_(self.output if tokens is None else self.output[tokens.to(self.output.device)])
+
+
 class DraftHead(nn.Module, ABC):
     """A trained head. All tensors have a leading batch dimension b, which is 1 where drafts are made."""
 
@@ -104,6 +134,14 @@ class DraftHead(nn.Module, ABC):
         """Numbers in the state of a token."""
         return self.config.target.hidden_size
 
+    def start(self, target: TargetWeights) -> None:
+        """Take the values from which training begins, by the paper of this kind. Noise is of torch's global generator. The token
+        map must have its values already."""
+        if self.output is not None:
+            target.copy_output(self.output, self.token_map)
+        if self.embedding is not None:
+            self.embedding.copy_(target.output)
+
     @abstractmethod
     def begin(self, hidden: Tensor, embedded: Tensor, places: Places) -> Tensor:
         """States [b, n, state size] of tokens with the embeddings `embedded` [b, n, hidden size].
@@ -128,7 +166,10 @@ class DraftHead(nn.Module, ABC):
 
 
 HEADS = {
+    "clover": "understudy.heads.clover:Clover",
+    "clover2": "understudy.heads.clover2:Clover2",
     "eagle": "understudy.heads.eagle:Eagle",
+    "eagle3": "understudy.heads.eagle3:Eagle3",
     "medusa": "understudy.heads.medusa:Medusa",
 }
 """Kind -> subclass of DraftHead, found through the registry."""

@@ -92,7 +92,7 @@ class HeadLayers(nn.ModuleList):
         return x
 
 
-def rms_norm(config: HeadConfig) -> nn.Module:
-    """A norm over the hidden size, as the head's layers have them."""
-    norm: nn.Module = hf.llama().LlamaRMSNorm(config.target.hidden_size, eps=config.layer.get("rms_norm_eps", 1e-6))
+def rms_norm(config: HeadConfig, size: int = 0) -> nn.Module:
+    """A norm over `size` numbers, or over the hidden size, as the head's layers have them."""
+    norm: nn.Module = hf.llama().LlamaRMSNorm(size or config.target.hidden_size, eps=config.layer.get("rms_norm_eps", 1e-6))
     return norm

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from . import DraftHead, HeadConfig, Places, Score
+from . import DraftHead, HeadConfig, Places, Score, TargetWeights
 
 
 class ResidualBlock(nn.Module):
@@ -16,6 +19,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + nn.functional.silu(self.linear(x))
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Begin as the identity."""
+        self.linear.weight.zero_()
+        self.linear.bias.zero_()
 
 
 class Medusa(DraftHead):
@@ -45,6 +54,15 @@ class Medusa(DraftHead):
     def features(self, states: Tensor, depth: int) -> Tensor:
         features: Tensor = self.heads[depth](states)
         return features
+
+    def start(self, target: TargetWeights) -> None:
+        """Each head says what the target does."""
+        super().start(target)
+        blocks: Any = self.heads
+        for block in (block for head in blocks for block in head):
+            block.start()
+        for output in self.outputs or ():
+            target.copy_output(output, self.token_map)
 
     def scores(self, states: Tensor, depth: int, score: Score) -> Tensor:
         if self.outputs is None:
