@@ -148,6 +148,7 @@ MUTATIONS = (
     Mutation("a guess stays that the draft does not say", "drafters/growing_tree.py", "if best is None or best.token != self.tokens[node]:", "if best is None:", GUESS),
     Mutation("a dropped guess stays", "drafters/growing_tree.py", "del self.tokens[first:], self.parents[first:]", "del self.tokens[first + 1 :], self.parents[first + 1 :]", GUESS),
     Mutation("guesses run past the budget", "drafters/tree_search.py", "tree.levels - 1 - candidate.depth", "tree.levels + 3 - candidate.depth", GUESS),
+    Mutation("a level hands over hidden states in another order", "models/draft.py", "self.hidden[:, number] = states", "self.hidden[:, number] = states.flip(0)", "tests/models/test_taps.py"),
     Mutation("the text speaks for nothing", "drafters/tree_search.py", "score + bonus * (token == favoured)", "score", GUESS),
     Mutation("a miss says nothing", "drafters/pace.py", "self.missed += rank is None", "self.missed += 0", "tests/drafters/test_pace.py"),
     Mutation("a fast text makes the next one's drafts short", "drafters/pace.py", "if not self.rate or tokens / taken < self.rate:", "if not self.rate:", "tests/drafters/test_policy.py"),

@@ -16,11 +16,12 @@ from torch import Tensor
 from tests.tiny import save, stock
 from understudy import LLM, SamplingParams
 from understudy.drafters import DRAFTERS, Base, DrafterSpec, TargetModel, Verified
+from understudy.drafters.substitute import SubstituteSpec
 from understudy.errors import UsageError
 from understudy.models.streamed import CurrentPass
 from understudy.models.taps import install, places_of
 from understudy.sequence import TokenSequence
-from understudy.tree import TokenTree
+from understudy.tree import Nodes, TokenTree
 
 IDS = torch.tensor([[5, 99, 5, 12, 80, 7]])
 
@@ -157,6 +158,22 @@ def test_hidden_states_are_those_of_the_stock_model(family: str, tmp_path: Path)
         wanted = torch.stack([states[0][0], states[2][0], states[-1][0]], 1)
         assert heard.shape == wanted.shape and len(heard) >= len(text) - 1
         torch.testing.assert_close(heard, wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_level_of_a_draft_gives_the_hidden_states_of_its_nodes(tmp_path: Path) -> None:
+    stock = save(tmp_path / "model", "llama", torch.float32)
+    options = {"method": "substitute", "quantizer": "exact", "memory": "1GiB", "context": 256}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SubstituteSpec, "taps", (0, 2, -1))
+        with LLM(tmp_path / "model", **options) as llm:
+            branching = TokenTree.of([5, 99, 12, 80, 7], [-1, 0, 0, 2, 1])
+            logits, hidden = llm.model.draft_tapped(Nodes.of(branching, 0, 0))
+            assert torch.equal(logits, llm.model.draft(Nodes.of(branching, 0, 0)))
+    for text, nodes in (([5, 99, 7], [0, 1, 4]), ([5, 12, 80], [0, 2, 3])):
+        states = stock(torch.tensor([text]), output_hidden_states=True).hidden_states
+        wanted = torch.stack([states[0][0], states[2][0], states[-1][0]], 1)
+        torch.testing.assert_close(hidden[nodes], wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_the_plan_counts_what_taps_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,9 @@ class TargetModel(DraftModel, Protocol):
     def companion(self) -> DraftModel | None:
         """The second model that the drafter's spec named; None if it named none."""
 
+    def draft_tapped(self, nodes: Nodes) -> tuple[Tensor, Tensor]:
+        """As `draft`, and the substitute's hidden states at each node and each of the spec's `taps` [n, taps, hidden size]."""
+
     def filling(self) -> bool:
         """Is the link still busy filling the ring, so that drafting on costs nothing?"""
 

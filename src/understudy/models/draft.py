@@ -30,11 +30,12 @@ class Draft:
     linears: Sequence[Callable[[Tensor], Tensor]]
     device: Device
 
-    def __call__(self, nodes: Nodes) -> Tensor:
-        """Logits [n, vocab] after each of `nodes`, whose ancestors must have been run before (or be among them).
+    def __call__(self, nodes: Nodes, hidden: Tensor | None = None) -> Tensor:
+        """Logits [n, vocab] after each of `nodes`, whose ancestors must have been run before (or be among them). `hidden`
+        [n, taps, hidden size] is filled with their hidden states at the installed taps.
 
         Where `nodes` lie on the device already, the host is asked for nothing."""
-        level = Level(self, nodes)
+        level = Level(self, nodes, hidden)
         nodes = level.nodes
         ids = self.embed(nodes.tokens)[None]
         self.current.under_way = level
@@ -53,7 +54,9 @@ class Level:
 
     The number of nodes and the width of their tails are all that a recorded level is fixed to."""
 
-    def __init__(self, view: Draft, nodes: Nodes) -> None:
+    def __init__(self, view: Draft, nodes: Nodes, hidden: Tensor | None = None) -> None:
+        # [n, taps, hidden size]: where hidden states go; None: nobody asked for them.
+        self.hidden = hidden
         self.linears = view.linears
         self.cache = view.cache
         self.device = view.device
@@ -81,3 +84,7 @@ class Level:
     def recur(self, layer: int, step: RuleStep) -> Tensor:
         state = self.cache.advanced(layer, self.tops)
         return self.device.recur(step, state, self.nodes, together=not self.tops)
+
+    def tap(self, number: int, states: Tensor) -> None:
+        if self.hidden is not None:
+            self.hidden[:, number] = states

@@ -112,6 +112,13 @@ class Model:
         self.cost.learn(len(nodes), seconds - waited, waited)
         return settled, hidden
 
+    def draft_tapped(self, nodes: Nodes) -> tuple[Tensor, Tensor]:
+        """Logits [n, vocab] after each of `nodes` by the substitute, as `draft` gives them, and its hidden states [n, taps, hidden
+        size] at the taps, of which there must be one at least. They resemble the target's."""
+        hidden = self._hidden(len(nodes))
+        assert hidden is not None, "no hidden states are tapped"
+        return self.draft(nodes, hidden), hidden
+
     def _hidden(self, nodes: int) -> Tensor | None:
         """Room for the hidden states of so many nodes at all taps."""
         if not self.taps:
