@@ -10,7 +10,7 @@ WORKERS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench soak gpu-check clean
+.PHONY: demo test lint bench soak wheel gpu-check clean
 
 demo: $(READY)        ## the built-in model writes Python, every exact weight read from disk
 	$(BIN)/understudy run --resident none --temperature 0.6 --top-p 0.9 --seed 3 --max-new-tokens 160 < /dev/null
@@ -27,6 +27,10 @@ bench: $(READY)       ## methods side by side on the built-in model
 
 soak: $(READY)        ## 64 clients at a server for ten minutes, who leave, try again and send nonsense
 	$(BIN)/python benchmarks/soak.py --json soak.json
+
+wheel: $(READY)       ## a wheel with machine code of all kernels, for the instructions that this processor has
+	$(BIN)/python tools/ready_kernels.py
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 gpu-check:            ## all that needs a GPU, with the Python at hand: nothing is installed
 	python3 benchmarks/gpu_check.py --json gpu-check.json

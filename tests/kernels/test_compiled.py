@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from understudy import errors
 from understudy.kernels import attention_cpu, draft_product, exact_product, residual, team
-from understudy.kernels import compiled as module
 from understudy.kernels.compiled import compiled, float_of, stamp, word_of
 
 KERNELS = Path(draft_product.__file__).parent
@@ -54,10 +54,13 @@ def kernel(x):
 @pytest.fixture
 def made_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package with a kernel that adds a constant of another file of its folder."""
-    folder = tmp_path / "made_kernels"
-    folder.mkdir()
-    shutil.copy(module.__file__, folder / "compiled.py")
-    (folder / "__init__.py").touch()
+    folder = tmp_path / "made_package" / "kernels"
+    folder.mkdir(parents=True)
+    for name in ("compiled", "code_cache", "instructions"):
+        shutil.copy(KERNELS / f"{name}.py", folder)
+    shutil.copy(errors.__file__, folder.parent)
+    for place in (folder, folder.parent):
+        (place / "__init__.py").touch()
     (folder / "user.py").write_text(KERNEL)
     monkeypatch.syspath_prepend(tmp_path)
     # Python's own cache goes by the time of a file in seconds
@@ -69,10 +72,10 @@ def test_machine_code_of_other_sources_is_not_used(made_kernels: Path, monkeypat
     def run(step: int) -> tuple[int, int]:
         """What the kernel makes of 1, and how much of its machine code was on disk, as in a new process."""
         (made_kernels / "constants.py").write_text(f"STEP = {step}")
-        for name in [name for name in sys.modules if name.startswith("made_kernels")]:
+        for name in [name for name in sys.modules if name.startswith("made_package")]:
             monkeypatch.delitem(sys.modules, name)
         importlib.invalidate_caches()
-        kernel = importlib.import_module("made_kernels.user").kernel
+        kernel = importlib.import_module("made_package.kernels.user").kernel
         return kernel(1), sum(kernel.stats.cache_hits.values())
 
     assert [run(1), run(1), run(5), run(5), run(1)] == [(2, 0), (2, 1), (6, 0), (6, 1), (2, 1)]

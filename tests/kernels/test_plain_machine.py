@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from understudy.kernels import draft_product
-from understudy.kernels.vector import has
+from understudy.kernels.instructions import has
 
 # what the code of residuals is laid out for
 FAST = ("avx512bw", "avx512vl", "bmi2")
@@ -16,7 +16,7 @@ import torch, xxhash
 from understudy.codecs import codec
 from understudy.kernels import draft_product
 from understudy.kernels.pack import block
-from understudy.kernels.vector import has
+from understudy.kernels.instructions import has
 from understudy.quantizers import quantizer
 
 def bits(*tensors):

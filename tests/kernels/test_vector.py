@@ -5,12 +5,10 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from llvmlite import binding
 from numba import types
 from numba.extending import intrinsic
 
-from understudy.kernels import vector
-from understudy.kernels.vector import BYTE, WORD, Code, Vector, has, prefetch
+from understudy.kernels.vector import BYTE, WORD, Code, Vector, prefetch
 
 
 @intrinsic
@@ -55,13 +53,3 @@ def fetched(address: int, lines: int) -> int:
 @pytest.mark.parametrize(("address", "lines"), [(0, 0), (0, 3), (-64, 2), (1 << 62, 1)])
 def test_any_address_may_be_asked_of_memory(address: int, lines: int) -> None:
     assert fetched(address, lines) == lines
-
-
-def test_features_are_this_machines_unless_numba_compiles_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector.numba_config, "CPU_NAME", "")
-    monkeypatch.setattr(vector.numba_config, "CPU_FEATURES", "")
-    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: {"bmi2": True, "avx512bw": False})
-    assert has("bmi2") and has()
-    assert not has("bmi2", "avx512bw") and not has("of the future")
-    monkeypatch.setattr(vector.numba_config, "CPU_NAME", "generic")
-    assert not has("bmi2")

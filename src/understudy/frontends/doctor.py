@@ -106,12 +106,15 @@ def hardware(cache: Path) -> Iterator[Finding]:
 def _processor(machine: "Machine") -> Iterator[Finding]:
     import torch
 
+    from ..kernels import code_cache, instructions
     from ..kernels.draft_product import note
 
     yield Finding("processor", f"{machine.cpu}, {machine.cores} cores to use")
     known = _flags()
     flags = ", ".join(flag for flag in VECTORS if flag in known) or "none known"
     yield Finding("vectors", f"{flags} (torch uses {torch.backends.cpu.get_cpu_capability()})")
+    ready = "machine code came with the package" if code_cache.ready_here() else "compiled at first use"
+    yield Finding("kernels", f"{instructions.told()}, {ready}")
     yield Finding("4-bit drafting", "integer kernel on the processor", note())
 
 

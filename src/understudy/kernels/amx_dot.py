@@ -13,7 +13,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from .vector import BYTE, LONG, Code, has
+from .instructions import has
+from .vector import BYTE, LONG, Code
 
 # rows and columns of a tile
 ROWS, COLUMNS = 16, 32

@@ -10,7 +10,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from .vector import FLOAT, HALF, LONG, WORD, Code, Vector, has
+from .instructions import has
+from .vector import FLOAT, HALF, LONG, WORD, Code, Vector
 
 FLOATS, HALVES = Vector(FLOAT, 16), Vector(HALF, 32)
 

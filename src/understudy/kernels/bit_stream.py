@@ -5,7 +5,8 @@ With BMI2 one instruction spreads or gathers 64 bits; elsewhere a loop does."""
 
 from typing import Any
 
-from .vector import BYTE, LONG, Code, has
+from .instructions import has
+from .vector import BYTE, LONG, Code
 
 
 def take_bits(code: Code, stream: Any, place: Any, mask: Any) -> tuple[Any, Any]:

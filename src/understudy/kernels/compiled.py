@@ -1,4 +1,4 @@
-"""How a kernel is compiled: on first use, without the GIL, its machine code kept on disk where a directory allows it.
+"""How a kernel is compiled: on first use, without the GIL, unless its machine code is on disk already (`code_cache`).
 
 Machine code has the code of the kernels that it calls in it, and the constants of other files. numba looks at a kernel's own
 file alone before it takes what is on disk. So a kernel's name carries a stamp over all files of this folder: numba calls its
@@ -16,33 +16,49 @@ import numba
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 from torch import Tensor
+
+from . import instructions
+from .code_cache import CodeCache
+
+instructions.hold()
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
     """`function` as machine code. It runs beside other Python threads, so it may not call back into Python."""
-    return cast(F, kept(numba.njit, function, nogil=True, error_model="numpy"))
+    return _kept(function, nogil=True, error_model="numpy")
 
 
 def contracted(function: F) -> F:
     """`compiled`, where a product and the sum it goes into may be rounded once, together."""
-    return cast(F, kept(numba.njit, function, nogil=True, fastmath={"contract"}))
+    return _kept(function, nogil=True, fastmath={"contract"})
 
 
-def kept(compiler: Callable[..., Any], function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """`function` through numba's `compiler` with these arguments, its machine code kept on disk where numba finds a place.
+def _kept(function: F, **options: Any) -> F:
+    """`function` through numba with these options, its machine code kept on disk."""
+    _stamped(function)
+    dispatcher: Any = numba.njit(**options)(function)
+    dispatcher._cache = CodeCache(function)
+    return cast(F, dispatcher)
 
-    The function's name gets a stamp, so that the machine code of no other sources is found."""
+
+def c_function(function: Callable[[Any], None]) -> int:
+    """The address of machine code for `function`, which takes an int64 and can be called from C. It is kept on disk."""
+    _stamped(function)
+    code: Any = CFunc(function, ((types.int64,), types.void), locals={}, options={})
+    code._cache = CodeCache(function)
+    code.compile()
+    return int(code.address)
+
+
+def _stamped(function: Callable[..., Any]) -> None:
+    """Give the function's name a stamp, so that the machine code of no other sources is found."""
     mark = "-" + stamp(Path(__file__).parent)
     function.__qualname__ = function.__qualname__.removesuffix(mark) + mark
-    try:
-        return compiler(*arguments, cache=True, **options)(function)
-    except RuntimeError:
-        # numba found no directory it may write to: compile anew in every process
-        return compiler(*arguments, **options)(function)
 
 
 @functools.cache

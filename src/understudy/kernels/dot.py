@@ -13,7 +13,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from .codes import Codes
-from .vector import BYTE, FLOAT, LONG, WORD, Vector, has
+from .instructions import has
+from .vector import BYTE, FLOAT, LONG, WORD, Vector
 
 WORDS, FLOATS = Vector(WORD, 16), Vector(FLOAT, 16)
 RUN = Vector(BYTE, 64)

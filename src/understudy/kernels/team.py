@@ -14,7 +14,7 @@ import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 
-from .compiled import kept
+from .compiled import c_function
 
 types: Any = numba.types
 
@@ -40,8 +40,7 @@ def note() -> str:
 def machine_code(function: Callable[[Any], None]) -> int:
     """The address of machine code for `function`, which takes the address of a run's descriptor and can be called from
     C."""
-    code: Any = kept(numba.cfunc, function, types.void(types.int64))
-    return int(code.address)
+    return c_function(function)
 
 
 def run(address: int, descriptor: ctypes.Structure, small: bool = False) -> None:

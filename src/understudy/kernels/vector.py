@@ -5,21 +5,13 @@ AVX-512."""
 
 from typing import Any
 
-from llvmlite import binding, ir  # type: ignore[import-untyped]
-from numba import config as numba_config
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
 BIT, BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 FLOAT = ir.FloatType()
 Vector = ir.VectorType
-
-
-def has(*features: str) -> bool:
-    """Whether numba compiles for a machine with all these features (as LLVM calls them)."""
-    config: Any = numba_config
-    found = binding.get_host_cpu_features()
-    return not (config.CPU_NAME or config.CPU_FEATURES) and all(found.get(feature) for feature in features)
 
 
 class Code:

@@ -14,6 +14,7 @@ from llvmlite import binding  # type: ignore[import-untyped]
 
 from ..kernels.amx_dot import has_amx
 from ..kernels.compiled import stamp
+from ..kernels.instructions import asked
 from .model import Model
 
 LIBRARIES = ("torch", "transformers", "numba")
@@ -40,8 +41,10 @@ def identity_of(model: Model) -> str:
 
 def _processor() -> list[str]:
     """What the processor's kernels are compiled for."""
+    held = asked()
+    name = binding.get_host_cpu_name() if held is None else held.name
     multiplied = "amx" if has_amx() else "vectors"
-    return [platform.machine(), binding.get_host_cpu_name(), torch.backends.cpu.get_cpu_capability(), multiplied]
+    return [platform.machine(), name, torch.backends.cpu.get_cpu_capability(), multiplied]
 
 
 def _accelerator(where: str) -> str:

@@ -1,0 +1,112 @@
+"""Where a kernel's machine code comes from before it is compiled: what an earlier process kept, or what came with the package.
+
+numba keeps machine code by the function's signature, the processor it was made for and the function's own code. What comes with
+the package lies in `ready/NAME`, a folder for each of the sets of `instructions`; it was made by `kernels.ready`. Neither is
+needed: a file that is missing, damaged or of another version is as good as none, and a place that cannot be written to means that
+the kernel is compiled in each process."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba.core import caching
+
+from . import instructions
+
+# numba's classes have no types
+_FunctionCache: Any = caching.FunctionCache
+_ResultPlaces: Any = caching.CompileResultCacheImpl
+_CacheFile: Any = caching.IndexDataCacheFile
+
+# What comes with the package.
+READY = Path(__file__).parent / "ready"
+# What reading a file that is no longer whole may raise.
+DAMAGED = (OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError)
+
+
+class _Nowhere:
+    """The place of machine code where numba finds none: nothing is there, and nothing can be written."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        self.line = function.__code__.co_firstlineno
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> _Nowhere:
+        return cls(function, file)
+
+    def ensure_cache_path(self) -> None:
+        raise OSError("there is no place for machine code")
+
+    def get_cache_path(self) -> str:
+        return str(READY / "nowhere")
+
+    def get_source_stamp(self) -> str:
+        return ""
+
+    def get_disambiguator(self) -> str:
+        return str(self.line)
+
+
+class _Places(_ResultPlaces):  # type: ignore[misc]
+    """numba's own places, and none at the end, in the place of an error."""
+
+    _locator_classes = (*_ResultPlaces._locator_classes, _Nowhere)
+
+
+class CodeCache(_FunctionCache):  # type: ignore[misc]
+    """The machine code of one kernel on disk, for numba."""
+
+    _impl_class = _Places
+
+    def _load_overload(self, signature: Any, target: Any) -> Any:
+        """What is kept for `signature`: by an earlier process, else with the package; None where there is nothing."""
+        if not self._enabled:
+            return None
+        key = self._index_key(signature, target.codegen())
+        with suppress(*DAMAGED):
+            if (data := self._cache_file.load(key)) is not None:
+                return self._impl.rebuild(target, data)
+        with suppress(*DAMAGED):
+            return self._ready(key, target)
+        return None
+
+    def _ready(self, key: tuple[Any, ...], target: Any) -> Any:
+        """What came with the package for this processor; None where nothing did."""
+        chosen = ready_here()
+        if chosen is None:
+            return None
+        signature, (triple, _, _), code = key
+        file = self.ready_file(chosen.name)
+        data = file.load((signature, (triple, chosen.cpu, chosen.llvm_features), code))
+        return None if data is None else self._impl.rebuild(target, data)
+
+    def ready_file(self, name: str) -> Any:
+        """The file of this kernel's machine code for the set of instructions `name`, of what comes with the package."""
+        return _CacheFile(str(READY / name), self._impl.filename_base, _digest(self._py_func.__code__.co_filename))
+
+    def _save_overload(self, signature: Any, data: Any) -> None:
+        """Keep what was compiled, where there is a place and room for it."""
+        with suppress(OSError):
+            try:
+                super()._save_overload(signature, data)
+            except DAMAGED:
+                # the list of what is kept cannot be read: begin a new one
+                self._cache_file.flush()
+                super()._save_overload(signature, data)
+
+
+def ready_here() -> instructions.InstructionSet | None:
+    """The set of instructions in use, if machine code for it came with the package."""
+    chosen = instructions.asked() or instructions.best()
+    return chosen if chosen is not None and (READY / chosen.name).is_dir() else None
+
+
+@cache
+def _digest(file: str) -> bytes:
+    """What numba marks machine code of the source `file` with."""
+    return hashlib.sha256(Path(file).read_bytes()).digest()
