@@ -46,6 +46,14 @@ def test_layers_that_the_class_itself_leaves_aside() -> None:
     assert left_aside(model, finder(model, [name]), ()) == {"layers.61": (name,)}
 
 
+def test_layers_after_the_models_own_of_which_its_config_tells() -> None:
+    name = "model.layers.3.eh_proj.weight"
+    config = stock("llama", num_nextn_predict_layers=1).config
+    assert aside(config, name) == {"layers.3": (name,)}
+    with pytest.raises(CheckpointError, match=r"'model\.layers\.4\.eh_proj\.weight' fits nothing in"):
+        aside(config, "model.layers.4.eh_proj.weight")
+
+
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"])
 def test_what_a_model_computes_is_in_no_part(name: str) -> None:
     assert aside(stock("llama").config, name) == {}

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from .names import Finder
+from .wrapper import text_config
 
 # What transformers computes itself and old checkpoints hold all the same, where the model has something of the name.
 COMPUTED = ("rotary_emb.inv_freq", "position_ids")
@@ -46,7 +47,7 @@ class Sorting:
         self.own = {name for name, _ in named}
         others: Any = getattr(model, "understudy_parts", None)
         self.others: tuple[str, ...] = () if others is None else others.paths
-        patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+        patterns = (*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), *_further_layers(model.config))
         self.ignored = re.compile("|".join(f"({pattern})" for pattern in patterns) or r"(?!)")
         self.known = tuple(name for name in COMPUTED if any(own.endswith(name) for own in self.own))
 
@@ -77,6 +78,13 @@ class Sorting:
         steps = target.split(".")
         count = next((n for n, path in enumerate(_paths(steps)) if path not in self.modules), len(steps) - 1)
         return ".".join(steps[count - 1 : count + 1] if steps[count].isdigit() and count else steps[count : count + 1])
+
+
+def _further_layers(config: Any) -> Iterator[str]:
+    """Patterns of the names of layers after the model's own, which predict further tokens: the `config` says how many there are."""
+    text = text_config(config)
+    count = getattr(text, "num_nextn_predict_layers", None) or 0
+    yield from (rf"(^|\.)layers\.{number}\." for number in range(text.num_hidden_layers, text.num_hidden_layers + count))
 
 
 def _paths(steps: list[str]) -> Iterator[str]:
