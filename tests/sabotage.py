@@ -38,6 +38,7 @@ LOOP = "tests/test_batch.py tests/test_engine.py tests/test_scheduler.py"
 STATS, ROUTE, FILE = "tests/test_stats.py", "tests/tiers/test_route.py", "tests/tiers/test_file.py"
 FORMAT = "tests/kernels/test_residual_bits.py"
 MAMBA = "tests/models/test_mamba.py"
+MTP = "tests/heads/formats/test_mtp.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
 FITTING = "tests/kernels/test_fitting.py tests/quantizers/test_inputs.py"
 LOGPROBS = "tests/test_logprobs.py"
@@ -95,6 +96,9 @@ MUTATIONS = (
     Mutation("multipliers are left out", "models/mamba.py", "* self.mup_vector", "", "tests/models/test_families.py"),
     Mutation("a feed-forward layer keeps keys", "models/shape.py", "0 if keeps_nothing else kv_heads", "kv_heads", MAMBA),
     Mutation("attention that a class computes itself is not seen", "models/attended.py", "self.watch.elsewhere.append(name)", "pass", "tests/models/test_attended.py"),
+    Mutation("an MTP layer joins the hidden state and the embedding in the wrong order", "heads/mtp.py", "torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), dim=-1)", "torch.cat((self.hidden_norm(hidden), self.embedding_norm(embedded)), dim=-1)", MTP),
+    Mutation("a drafted token's MTP state is not normed", "heads/mtp.py", "self.norm(self.layers(self.join(joined), places))", "self.layers(self.join(joined), places)", MTP),
+    Mutation("an MTP layer is of the kind of the model's first", "heads/formats/mtp.py", "return max(configs, key", "return max(configs[:1], key", MTP),
     Mutation("heads that the config does not tell of are passed over", "models/attended.py", "if found != (told.kv_heads, told.key_size, told.value_size):", "if False:", "tests/models/test_attended.py"),
     Mutation("a Linear with a forward of its own streams", "models/kept.py", "if type(module).forward is nn.Linear.forward:", "if True:", "tests/models/test_kept.py"),
     Mutation("what is held in float32 is rounded", "models/streamed.py", "kind = torch.float32 if any(map(in_float32, names)) else", "kind =", "tests/models/test_kept.py"),

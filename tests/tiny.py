@@ -158,6 +158,7 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": sections(2, 3, 3),
     "qwen3_vl": {"head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True)},
     "glm4v": sections(2, 1, 1, partial_rotary_factor=0.5),
+    "glm_ocr": sections(2, 1, 1, partial_rotary_factor=0.5),
     "cohere2_vision": MIXED,
     "exaone4_5": MIXED,
     "internvl": {"text": "qwen2"},

@@ -161,11 +161,12 @@ class GoldenCase:
     def of(cls, config: HeadConfig, depth: int, seed: int = 1) -> GoldenCase:
         """One with a tree of two branches, `depth` edges deep."""
         generator = torch.Generator().manual_seed(seed)
-        text = torch.randint(VOCABULARY, (14,), generator=generator)
-        hidden = torch.randn(13, len(config.taps), HIDDEN, generator=generator)
-        table = torch.randn(VOCABULARY, HIDDEN, generator=generator)
+        size, vocabulary = config.target.hidden_size, config.target.vocab_size
+        text = torch.randint(vocabulary, (14,), generator=generator)
+        hidden = torch.randn(13, len(config.taps), size, generator=generator)
+        table = torch.randn(vocabulary, size, generator=generator)
         parents = [-1] + [max(0, index - 2) for index in range(1, 2 * depth + 1)]
-        tokens = [int(text[-1]), *torch.randint(VOCABULARY, (2 * depth,), generator=generator).tolist()]
+        tokens = [int(text[-1]), *torch.randint(vocabulary, (2 * depth,), generator=generator).tolist()]
         return cls(text, hidden, table, TokenTree.of(tokens, parents))
 
 

@@ -171,5 +171,6 @@ HEADS = {
     "eagle": "understudy.heads.eagle:Eagle",
     "eagle3": "understudy.heads.eagle3:Eagle3",
     "medusa": "understudy.heads.medusa:Medusa",
+    "mtp": "understudy.heads.mtp:MtpHead",
 }
 """Kind -> subclass of DraftHead, found through the registry."""

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import hf
 from . import DraftHead, HeadConfig, Places
-from .layers import HeadLayers, llama_config, rms_norm
+from .layers import HeadLayers, rms_norm
 
 
 class FusedLayer(nn.Module):
@@ -58,9 +57,8 @@ class Eagle3(DraftHead):
         each = (rms_norm(config) if options.get("fc_norm") else nn.Identity() for _ in range(taps))
         self.tap_norms = nn.ModuleList(each)
         self.fc = nn.Linear(taps * size, size, bias=bool(options.get("bias")))
-        llama = llama_config(config)
-        stock = [hf.llama().LlamaDecoderLayer(llama, index) for index in range(config.layers)]
-        self.layers = HeadLayers(llama, [FusedLayer(stock[0], config), *stock[1:]], self.current)
+        self.layers = HeadLayers.of(config, self.current)
+        self.layers[0] = FusedLayer(self.layers[0], config)
         self.norm = rms_norm(config)
 
     def begin(self, hidden: Tensor, embedded: Tensor, places: Places) -> Tensor:

@@ -1,14 +1,19 @@
-"""Decoder layers of draft heads: stock Llama layers, with attention to a cache where drafts are made, and of torch in training."""
+"""Decoder layers of draft heads: stock layers, of Llama or of the target's own class, with attention to a cache where drafts are
+made, and of torch in training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from ..layer_states import LayerShape
 from ..models import hf
+from ..models.ropes import fix_ropes
+from ..models.shape import ModelShape
 from ..models.streamed import CurrentPass, attention, pass_cache
 from . import HeadConfig, Places
 
@@ -22,17 +27,49 @@ def llama_config(config: HeadConfig) -> Any:
         from transformers import LlamaConfig
 
         llama: Any = LlamaConfig(**config.layer)
-        llama._attn_implementation = hf.register_attention("understudy-head", head_attention)
+        llama._attn_implementation = attention_of_heads()
         kind = llama.rope_parameters["rope_type"]
         if kind not in ROPES:
             raise ValueError(f"rope_type {kind!r} is not one of {', '.join(ROPES)}")
     return llama
 
 
+def attention_of_heads() -> str:
+    """The name under which stock layers find `head_attention`; registered with transformers at the first call."""
+    return hf.register_attention("understudy-head", head_attention)
+
+
+def stock_config(config: HeadConfig) -> Any:
+    """The transformers config of a text model that has the head's layers alone, where `config.layer` names its `model_type`.
+
+    Raises CheckpointError where it describes none."""
+    values = dict(config.layer)
+    with hf.refused("The config of the head's layers cannot be used", config.layer, "Get the head again."):
+        from transformers import CONFIG_MAPPING
+
+        return CONFIG_MAPPING[values.pop("model_type")](**values)
+
+
+def stock_decoder(config: HeadConfig) -> Any:
+    """The stock headless model of `stock_config`, whose tensors hold no memory. CheckpointError where it is built in another way
+    than its layers and its norm one after another."""
+    text = stock_config(config)
+    with hf.refused("The head's layers cannot be built", config.layer, "Get the head again."), torch.device("meta"):
+        from transformers import AutoModel
+
+        build: Any = AutoModel.from_config
+        model = build(text, dtype=torch.float32, attn_implementation=attention_of_heads())
+    if not all(isinstance(getattr(model, name, None), nn.Module) for name in ("layers", "norm", "rotary_emb")):
+        raise CheckpointError(f"Layers of {type(model).__name__} cannot be those of a head; this is not supported yet.")
+    return model
+
+
 def layer_shapes(config: HeadConfig) -> tuple[LayerShape, ...]:
     """What each layer of a head keeps of a token, in order."""
     if not config.layers:
         return ()
+    if "model_type" in config.layer:
+        return ModelShape.of(stock_config(config)).layers
     llama = llama_config(config)
     return (LayerShape(llama.num_key_value_heads, llama.head_dim, llama.head_dim),) * config.layers
 
@@ -52,16 +89,21 @@ def head_attention(
 
 
 class Rope:
-    """Rotary positions of a head's layers, held once for each device. Not a module: its frequencies stay in float32."""
+    """Rotary positions of a head's layers, held once for each device. Not a module: its frequencies stay in float32.
 
-    def __init__(self, llama: Any):
-        self.llama = llama
+    kind, config: transformers' class of rotary embeddings, and what it is made of."""
+
+    def __init__(self, kind: Callable[[Any], nn.Module], config: Any):
+        self.kind = kind
+        self.config = config
         self._of: dict[Any, nn.Module] = {}
 
     def __call__(self, x: Tensor, positions: Tensor) -> Any:
         """Cosines and sines [b, n, size of a key] in the type of `x`, for tokens at `positions` [b, n]."""
         if x.device not in self._of:
-            self._of[x.device] = hf.llama().LlamaRotaryEmbedding(self.llama).to(x.device)
+            rope = self.kind(self.config).to(x.device)
+            fix_ropes(rope)
+            self._of[x.device] = rope
         return self._of[x.device](x, positions)
 
 
@@ -70,9 +112,9 @@ class HeadLayers(nn.ModuleList):
 
     Each of `blocks` is called as a LlamaDecoderLayer is, and its attention knows the number of its layer."""
 
-    def __init__(self, llama: Any, blocks: Sequence[nn.Module], current: CurrentPass):
+    def __init__(self, rope: Rope, blocks: Iterable[nn.Module], current: CurrentPass):
         super().__init__(blocks)
-        self.rope = Rope(llama)
+        self.rope = rope
         for module in self.modules():
             if hasattr(module, "layer_idx"):
                 object.__setattr__(module, "understudy", current)
@@ -80,8 +122,9 @@ class HeadLayers(nn.ModuleList):
     @classmethod
     def of(cls, config: HeadConfig, current: CurrentPass) -> HeadLayers:
         """The `config.layers` stock layers of a head."""
-        llama = llama_config(config)
-        return cls(llama, [hf.llama().LlamaDecoderLayer(llama, index) for index in range(config.layers)], current)
+        llama, stock = llama_config(config), hf.llama()
+        blocks = [stock.LlamaDecoderLayer(llama, index) for index in range(config.layers)]
+        return cls(Rope(stock.LlamaRotaryEmbedding, llama), blocks, current)
 
     def forward(self, x: Tensor, places: Places) -> Tensor:
         """x [b, n, hidden size] -> what the last layer gives, of the same shape."""

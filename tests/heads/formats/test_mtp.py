@@ -1,0 +1,202 @@
+"""The MTP layer of a checkpoint, as each family publishes it, computes what an independent program of it computes; one that is not
+whole, or that cannot be run, is refused by name."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.modeling_layers import MtpLayer
+
+from tests.heads.golden import assert_golden
+from tests.mtp import MTP, publish_mtp, states
+from tests.tiny import opened, save
+from understudy.errors import CheckpointError
+from understudy.heads import Places
+from understudy.heads.files import head_bytes
+from understudy.heads.formats import mtp
+from understudy.heads.layers import layer_shapes
+from understudy.models.configuration import config_of
+from understudy.weights.entries import Stored
+from understudy.weights.export import export
+from understudy.weights.store import Store
+
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Store, Any]]:
+    """By family: a Store of its published checkpoint, and the stock model."""
+    made: dict[str, tuple[Store, Any]] = {}
+
+    def store_of(family: str) -> tuple[Store, Any]:
+        if family not in made:
+            place = tmp_path_factory.mktemp(family)
+            model = publish_mtp(place / "model", family, torch.float32)
+            with opened(place / "model", method="none", output=place / "store") as llm:
+                made[family] = llm.store, model
+        return made[family]
+
+    return store_of
+
+
+def source(store: Store) -> dict[str, Tensor]:
+    return load_file(store.path.parent / "model" / "model-mtp.safetensors")
+
+
+@torch.no_grad()
+def pairs(model: Any) -> tuple[Tensor, Tensor]:
+    """Of a random text: the last hidden states at each token but the last, and the next tokens' embeddings, [n, size] each."""
+    ids = torch.randint(0, 256, (1, COUNT + 1), generator=torch.Generator().manual_seed(5))
+    hidden = model.get_decoder()(input_ids=ids).last_hidden_state[0]
+    return hidden[:-1], model.get_input_embeddings()(ids)[0, 1:]
+
+
+def causal(window: int) -> Tensor:
+    ago = torch.arange(COUNT)[:, None] - torch.arange(COUNT)
+    return (ago >= 0) & (ago < (window or COUNT))
+
+
+@pytest.mark.parametrize("family", MTP)
+def test_states_and_those_that_follow_them_are_the_published_layers(family: str, stores: Any) -> None:
+    store, model = stores(family)
+    layer = mtp.found(store, model.config)
+    assert layer is not None and layer.config.taps == (-1,)
+    (shape,) = layer_shapes(layer.config)
+    assert shape.window == MTP[family].window
+    head = mtp.load(store, layer, torch.float32)
+    hidden, embedded = pairs(model)
+    places = Places(torch.arange(COUNT)[None], causal(shape.window))
+    expected = states(family, model.config, source(store), hidden, embedded)
+    found = head.begin(hidden[None, :, None], embedded[None], places)[0]
+    assert torch.allclose(found, expected, atol=2e-5), float((found - expected).abs().max())
+    assert torch.equal(head.features(found, 0), found) and head.output is None
+    again = states(family, model.config, source(store), expected[:-1], embedded[1:])
+    places = Places(torch.arange(COUNT - 1)[None], causal(shape.window)[1:, 1:])
+    assert torch.allclose(head.follow(expected[None, :-1], embedded[None, 1:], 1, places)[0], again, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", MTP)
+def test_a_tree_that_is_drafted_has_the_states_of_its_paths_alone(family: str, stores: Any) -> None:
+    """A text is read in pieces, and keys and values are in a cache."""
+    store, model = stores(family)
+    layer = mtp.found(store, model.config)
+    assert layer is not None
+    tensors = source(store)
+
+    def reference(hidden: Tensor, embedded: Tensor, path: Tensor) -> Tensor:
+        """Each state is the hidden state before the next token of the path; the whole is run anew for it."""
+        before, features = hidden[:, 0], torch.zeros(0, hidden.shape[-1])
+        for token in (*path, None):
+            features = torch.cat((features, states(family, model.config, tensors, before, embedded)[-1:]))
+            if token is not None:
+                before, embedded = torch.cat((before, features[-1:])), torch.cat((embedded, token[None]))
+        return features
+
+    assert_golden(mtp.load(store, layer, torch.float32), reference, depth=4)
+
+
+@pytest.mark.parametrize("family", MTP)
+def test_it_computes_what_transformers_does(family: str, stores: Any) -> None:
+    """Of layers that take the place of one in a model, transformers has a class; it does not find the names of all families."""
+    store, model = stores(family)
+    text = copy.deepcopy(model.config.get_text_config(decoder=True))
+    layer = mtp.found(store, model.config)
+    assert layer is not None
+    text.layer_types = layer.config.layer.get("layer_types")
+    text._attn_implementation = "eager"
+    decoder = model.get_decoder()
+    theirs = MtpLayer(text, type(decoder.layers[0]), type(decoder.norm), 0)
+    names = {"embedding_norm": "enorm", "hidden_norm": "hnorm", "join": "eh_proj", "layers.0": "mtp_block", "norm": "post_norm"}
+    tensors = source(store)
+    for own, published in layer.tensors.items():
+        module = next(name for name in names if own.startswith(f"{name}."))
+        theirs.get_parameter(own.replace(module, names[module], 1)).data = tensors[published]
+    hidden, embedded = pairs(model)
+    rope = decoder.rotary_emb(embedded[None], torch.arange(COUNT)[None])
+    mask = torch.where(causal(MTP[family].window), 0.0, float("-inf"))[None, None]
+    with torch.no_grad():
+        expected = theirs(embedded[None], hidden[None], rope, mask, torch.arange(COUNT)[None], None)[0]
+    assert torch.allclose(states(family, model.config, tensors, hidden, embedded), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", MTP)
+def test_what_it_takes_in_memory_is_its_tensors(family: str, stores: Any) -> None:
+    store, model = stores(family)
+    layer = mtp.found(store, model.config)
+    names = {name for name in source(store) if not name.endswith(("embed_tokens.weight", "shared_head.head.weight"))}
+    assert layer is not None and set(layer.tensors.values()) == names, "copies of the model's own tables are its own"
+    assert head_bytes(layer.config, torch.bfloat16) == 2 * sum(store.extra[name].nbytes // 4 for name in names)
+
+
+def test_a_store_of_such_a_checkpoint_gives_its_files_back(stores: Any, tmp_path: Path) -> None:
+    store, _ = stores("glm_ocr")
+    export(store, tmp_path / "out")
+    for file in (store.path.parent / "model").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+
+
+def test_tables_of_its_own_are_read(stores: Any) -> None:
+    store, model = stores("glm_ocr")
+    prefix = MTP["glm_ocr"].layer
+    names = [f"{prefix}embed_tokens.weight", f"{prefix}shared_head.head.weight"]
+    # each is not the model's table, but the other one
+    swapped = replace(store, extra={**store.extra, names[0]: store.extra[names[1]], names[1]: store.extra[names[0]]})
+    layer = mtp.found(swapped, model.config)
+    assert layer is not None and layer.config.own_embedding and set(names) < set(layer.tensors.values())
+    head = mtp.load(swapped, layer, torch.float32)
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert head.embedding is not None and torch.equal(head.embedding, output)
+    x = torch.randn(1, 2, 64)
+    assert torch.allclose(head.scores(x, 0, lambda _: torch.zeros(0)), x @ embedding.T, atol=1e-5)
+
+
+def test_a_checkpoint_without_one_has_none(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", "qwen2")
+    with opened(tmp_path / "model", method="none", output=tmp_path / "store") as llm:
+        assert mtp.found(llm.store, model.config) is None
+
+
+def refused(store: Store, model: Any, extra: dict[str, Stored]) -> str:
+    with pytest.raises(CheckpointError) as refusal:
+        mtp.found(replace(store, extra=extra), model.config)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(("family", "lacking", "ours"), [
+    ("qwen3_5_text", "mtp.norm.weight", "norm.weight"),
+    ("qwen3_5", "mtp.layers.0.self_attn.q_norm.weight", "layers.0.self_attn.q_norm.weight"),
+    ("glm4", "model.layers.3.eh_proj.weight", "join.weight"),
+])  # fmt: skip
+def test_one_that_is_not_whole_is_refused(family: str, lacking: str, ours: str, stores: Any) -> None:
+    store, model = stores(family)
+    extra = {name: stored for name, stored in store.extra.items() if name != lacking}
+    assert len(extra) < len(store.extra)
+    assert f"it has no {ours!r}" in refused(store, model, extra)
+
+
+def test_what_cannot_be_run_is_refused_by_name(stores: Any) -> None:
+    store, model = stores("qwen3_5_text")
+    some = store.extra["mtp.norm.weight"]
+    for name in ("mtp.layers.0.mlp.experts.3.up_proj.weight", "mtp.layers.0.mlp.gate.weight"):
+        assert f"is a mixture of experts ({name})" in refused(store, model, {**store.extra, name: some})
+    assert "has 2 layers" in refused(store, model, {**store.extra, "mtp.layers.1.input_layernorm.weight": some})
+    assert "'mtp.strange.weight' that fits nothing" in refused(store, model, {**store.extra, "mtp.strange.weight": some})
+    wrong = replace(store.extra["mtp.fc.weight"], shape=(64, 64))
+    assert "'mtp.fc.weight' has the shape [64, 64], not [64, 128]" in refused(store, model, {**store.extra, "mtp.fc.weight": wrong})
+
+
+def test_the_kind_of_layer_is_the_one_that_its_tensors_are(stores: Any) -> None:
+    """The model's first layers are of another kind than its MTP layer."""
+    store, model = stores("qwen3_5")
+    config = config_of(store.path).get_text_config(decoder=True)
+    layer = mtp.found(store, model.config)
+    assert layer is not None and layer.config.layer["layer_types"] == ["full_attention"] != config.layer_types[:1]

@@ -1,0 +1,161 @@
+"""Tiny checkpoints with a layer for multi-token prediction, written as such are published, and what that layer computes, in plain
+torch on whole texts."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.tiny import byte_tokenizer, stock
+
+
+@dataclass(frozen=True)
+class PublishedMtp:
+    """How a family's checkpoints name the tensors of their MTP layer, and what is peculiar to its decoder layers."""
+
+    # What is changed in the family's config of tests.tiny.
+    changes: Mapping[str, Any]
+    # Before the names of the decoder layer's tensors.
+    layer: str
+    # Names of the norms of the embedding and of the hidden state, of the matrix that joins them, and of the last norm.
+    norm_e: str
+    norm_h: str
+    join: str
+    norm: str
+    # The number of a layer of the same kind in the model.
+    like: int
+    # Norms of the layer: before and after attention, before and after the feed-forward network.
+    norms: tuple[str, str, str, str]
+    # Do its norms multiply by 1 + weight? Is its attention gated? Are pairs of its rope neighbours? The window of its attention.
+    zero_centred: bool = False
+    gated: bool = False
+    neighbours: bool = False
+    window: int = 0
+    # Copies of the model's embedding and output head that the layer brings.
+    copies: tuple[str, ...] = ()
+
+
+def _together(norms: tuple[str, str, str, str], like: int, changes: Mapping[str, Any], **peculiar: Any) -> PublishedMtp:
+    own = ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "fc", "norm")
+    return PublishedMtp(changes, "mtp.layers.0.", *(f"mtp.{name}.weight" for name in own), like=like, norms=norms, **peculiar)
+
+
+def _numbered(layer: str, copies: tuple[str, ...] = (), **changes: Any) -> PublishedMtp:
+    own = ("enorm", "hnorm", "eh_proj", "shared_head.norm")
+    norms = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
+    return PublishedMtp(
+        {"num_nextn_predict_layers": 1, **changes}, layer, *(f"{layer}{name}.weight" for name in own), like=1, norms=norms,
+        neighbours=True, copies=copies,
+    )  # fmt: skip
+
+
+_BEFORE = ("input_layernorm", "", "post_attention_layernorm", "")
+_AFTER = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
+MTP = {
+    "qwen3_5_text": _together(_BEFORE, 3, {"mtp_num_hidden_layers": 1}, zero_centred=True, gated=True),
+    "qwen3_5": _together(_BEFORE, 3, {"mtp_num_hidden_layers": 1}, zero_centred=True, gated=True),
+    "exaone4_5": _together(_AFTER, 0, {}, window=16),
+    "glm4": _numbered("model.layers.3."),
+    "glm_ocr": _numbered("model.language_model.layers.3.", ("embed_tokens", "shared_head.head")),
+}
+
+
+def mtp_tensors(family: str, dtype: torch.dtype, model: Any) -> dict[str, Tensor]:
+    """Random tensors of the MTP layer of a checkpoint of `family`, by their published names; `model`: its stock model."""
+    form = MTP[family]
+    like = stock(family, seed=7, **form.changes).get_decoder()
+    size = model.get_decoder().config.hidden_size
+    torch.manual_seed(11)
+    tensors = {f"{form.layer}{name}": tensor.detach() for name, tensor in like.layers[form.like].named_parameters()}
+    centre = 0.0 if form.zero_centred else 1.0
+    tensors |= {name: torch.full((size,), centre) for name in (form.norm_e, form.norm_h, form.norm)}
+    tensors[form.join] = torch.randn(size, 2 * size) * 0.15
+    for name, tensor in tensors.items():
+        if tensor.dim() == 1:
+            tensors[name] = tensor + torch.randn_like(tensor) * 0.2
+    tables = {"embed_tokens": model.get_input_embeddings(), "shared_head.head": model.get_output_embeddings()}
+    tensors |= {f"{form.layer}{name}.weight": tables[name].weight.detach() for name in form.copies}
+    return {name: tensor.to(dtype).contiguous().clone() for name, tensor in tensors.items()}
+
+
+def publish_mtp(
+    directory: Path, family: str, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None = None, **changes: Any
+) -> Any:
+    """Write a checkpoint of `family` with an MTP layer, `tensors` or random ones, in a file of its own. Returns the stock model."""
+    model = stock(family, dtype, **{**MTP[family].changes, **changes})
+    model.save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    more = mtp_tensors(family, dtype, model) if tensors is None else dict(tensors)
+    save_file(more, directory / "model-mtp.safetensors", {"format": "pt"})
+    names = dict.fromkeys(load_file(directory / "model.safetensors"), "model.safetensors")
+    index = {"metadata": {}, "weight_map": names | dict.fromkeys(more, "model-mtp.safetensors")}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return model
+
+
+def states(family: str, config: Any, tensors: Mapping[str, Tensor], hidden: Tensor, embedded: Tensor) -> Tensor:
+    """The layer's states [n, hidden size] of a whole text, in float32.
+
+    hidden [n, hidden size]: the model's last hidden states at the tokens before; embedded [n, hidden size]: of the tokens."""
+    form = MTP[family]
+    text = config.get_text_config(decoder=True)
+    weights = {name: tensor.float() for name, tensor in tensors.items()}
+    inner = {name.removeprefix(form.layer): w for name, w in weights.items() if name.startswith(form.layer)}
+
+    def norm(x: Tensor, weight: Tensor | None) -> Tensor:
+        if weight is None:
+            return x
+        scaled = x * (x.pow(2).mean(-1, keepdim=True) + text.rms_norm_eps).rsqrt()
+        return scaled * (1 + weight if form.zero_centred else weight)
+
+    before, after, before_mlp, after_mlp = (inner.get(f"{name}.weight") for name in form.norms)
+    x = torch.cat((norm(embedded, weights[form.norm_e]), norm(hidden, weights[form.norm_h])), -1) @ weights[form.join].T
+    x = x + norm(_attended(form, text, inner, norm(x, before), norm), after)
+    return norm(x + norm(_fed_forward(inner, norm(x, before_mlp)), after_mlp), weights[form.norm])
+
+
+def _fed_forward(inner: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    if "mlp.gate_up_proj.weight" in inner:
+        gate, up = (x @ inner["mlp.gate_up_proj.weight"].T).chunk(2, -1)
+    else:
+        gate, up = x @ inner["mlp.gate_proj.weight"].T, x @ inner["mlp.up_proj.weight"].T
+    return (F.silu(gate) * up) @ inner["mlp.down_proj.weight"].T
+
+
+def _attended(form: PublishedMtp, text: Any, inner: Mapping[str, Tensor], x: Tensor, norm: Any) -> Tensor:
+    count, heads, kv_heads = len(x), text.num_attention_heads, text.num_key_value_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+
+    def part(name: str, wide: int) -> Tensor:
+        y = x @ inner[f"self_attn.{name}_proj.weight"].T + inner.get(f"self_attn.{name}_proj.bias", 0.0)
+        return y.view(count, -1, wide)
+
+    query, key, value = part("q", size * 2 if form.gated else size), part("k", size), part("v", size)
+    query, gate = query.split(size, -1) if form.gated else (query, None)
+    query, key = norm(query, inner.get("self_attn.q_norm.weight")), norm(key, inner.get("self_attn.k_norm.weight"))
+    query, key = (_turned(each, text.rope_parameters, form.neighbours) for each in (query, key))
+    key, value = (each.repeat_interleave(heads // kv_heads, 1) for each in (key, value))
+    scores = torch.einsum("ihs,jhs->hij", query, key) * size**-0.5
+    ago = torch.arange(count)[:, None] - torch.arange(count)
+    seen = (ago >= 0) & (ago < (form.window or count))
+    mixed = torch.einsum("hij,jhs->ihs", scores.masked_fill(~seen, float("-inf")).softmax(-1), value)
+    mixed = mixed if gate is None else mixed * gate.sigmoid()
+    return mixed.reshape(count, -1) @ inner["self_attn.o_proj.weight"].T
+
+
+def _turned(x: Tensor, rope: Mapping[str, Any], neighbours: bool) -> Tensor:
+    """x [n, heads, size], rotated by positions 0 .. n - 1 in the first part of each head."""
+    turned = int(x.shape[-1] * rope.get("partial_rotary_factor", 1.0))
+    frequencies = rope["rope_theta"] ** -(torch.arange(0, turned, 2).float() / turned)
+    angle = torch.arange(len(x)).float()[:, None, None] * frequencies
+    first = x[..., 0:turned:2] if neighbours else x[..., : turned // 2]
+    second = x[..., 1:turned:2] if neighbours else x[..., turned // 2 : turned]
+    pair = (first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin())
+    mixed = torch.stack(pair, -1).flatten(-2) if neighbours else torch.cat(pair, -1)
+    return torch.cat((mixed, x[..., turned:]), -1)
