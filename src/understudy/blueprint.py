@@ -80,7 +80,7 @@ class Blueprint:
     def footprint(self) -> Footprint:
         """What the model takes in memory."""
         footprint = footprint_of(
-            self.sizes, self.shape, self.dtype, self.machine.cores, len(self.options.drafter.taps)
+            self.sizes, self.shape, self.dtype, self.machine.cores, len(self.options.handed_out)
         )
         if self.options.holds_substitute and not self.device.drafts_see_text:
             return on_device(footprint, self.sizes, self.shape, self.dtype, self.device)

@@ -122,5 +122,5 @@ def bind(blueprint: Blueprint, plan: Plan, report: Report | None) -> Model:
         drafts=options.holds_substitute,
         device=blueprint.device,
         report=report,
-        taps=options.drafter.taps,
+        taps=options.handed_out,
     )

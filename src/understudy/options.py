@@ -56,6 +56,8 @@ class Options:
     dtype: str = "auto"
     # The drafter and its options, as in "substitute:width=6".
     method: str = DEFAULT_METHOD
+    # Hidden states that a pass hands out; empty: those that the drafter reads.
+    taps: tuple[int, ...] = ()
     # Which exact weights stay in fast memory: auto, none, residual or whole.
     resident: str = "auto"
     # Tokens that a prompt and its continuation may have together.
@@ -164,6 +166,11 @@ class Options:
     def method_name(self) -> str:
         """The drafter's name, without its options."""
         return self.method.partition(":")[0]
+
+    @property
+    def handed_out(self) -> tuple[int, ...]:
+        """Hidden states that a pass hands out, as numbers of `DrafterSpec.taps`."""
+        return self.taps or self.drafter.taps
 
     @property
     def holds_substitute(self) -> bool:

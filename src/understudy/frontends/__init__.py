@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "understudy.frontends.serve:command",
     "plan": "understudy.frontends.plan:command",
     "prepare": "understudy.frontends.prepare:command",
+    "train": "understudy.frontends.train:command",
     "export": "understudy.frontends.export:command",
     "verify": "understudy.frontends.verify:command",
     "bench": "understudy.frontends.bench:command",

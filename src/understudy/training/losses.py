@@ -1,0 +1,124 @@
+"""What heads are trained to do, by their papers. A kind differs from others in a few numbers alone, which are in RECIPES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from ..heads import DraftHead
+from .chains import Guess, PieceBatch, shifted, unrolled
+from .target import FrozenTarget
+
+# Logits that are in memory at once, at most: numbers.
+MOST_LOGITS = 1 << 24
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """How heads of one kind are trained. The loss at depth i (0: the token after the last accepted one) counts decay^i."""
+
+    # Peak learning rate of a head for a model of hidden size 4096.
+    rate: float
+    decay: float = 1.0
+    # Weight of SmoothL1 between the head's features and the target's own.
+    feature: float = 0.0
+    # Weight of the cross entropy against the target's distribution.
+    soft: float = 0.0
+    # Weight of the cross entropy against the token of the text.
+    hard: float = 0.0
+    # Depths that are trained; 0: as many as the head has heads.
+    depths: int = 0
+    # What is added to the target's hidden states, evenly from minus this to this.
+    noise: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+
+    def depths_of(self, head: DraftHead) -> int:
+        return self.depths or head.config.heads
+
+
+RECIPES = {
+    # 2401.10774: lambda_k = 0.8^k
+    "medusa": HeadRecipe(rate=1e-3, decay=0.8, hard=1.0, betas=(0.9, 0.999)),
+    # 2408.00264, whose loss its forerunner (2405.00263) is given too: that paper does not write out its own
+    "clover": HeadRecipe(rate=1e-3, decay=0.7, feature=10.0, soft=1.0),
+    "clover2": HeadRecipe(rate=1e-3, decay=0.7, feature=10.0, soft=1.0),
+    # 2401.15077
+    "eagle": HeadRecipe(rate=1e-4, feature=1.0, soft=0.1, depths=1, noise=0.1),
+    # 2503.01840: training-time test of seven steps
+    "eagle3": HeadRecipe(rate=1e-4, decay=0.8, soft=1.0, depths=7),
+}
+"""Kind of head -> how it is trained."""
+
+
+def loss_of(head: DraftHead, target: FrozenTarget, batch: PieceBatch, recipe: HeadRecipe) -> Tensor:
+    """The loss [] of a head on a batch, by its kind's recipe: with the true tokens on every chain."""
+    total = torch.zeros((), device=batch.tokens.device)
+
+    def true_tokens(guess: Guess) -> Tensor:
+        return shifted(batch.tokens, guess.depth + 2)
+
+    for guess in unrolled(head, target.embed, batch, recipe.depths_of(head), true_tokens):
+        total = total + recipe.decay**guess.depth * _at(guess, head, target, batch, recipe)
+    return total
+
+
+def _at(guess: Guess, head: DraftHead, target: FrozenTarget, batch: PieceBatch, recipe: HeadRecipe) -> Tensor:
+    """The loss [] at one depth."""
+    wanted = shifted(batch.counted, guess.depth + 2)
+    states = guess.states[wanted]
+    teacher = shifted(batch.features, guess.depth + 1)[wanted].float()
+    total = states.new_zeros(())
+    if not len(states):
+        return total
+    if recipe.feature:
+        own = head.features(guess.states, guess.depth)[wanted]
+        total = total + recipe.feature * functional.smooth_l1_loss(own, teacher)
+    if recipe.soft or recipe.hard:
+        labels = shifted(batch.tokens, guess.depth + 2)[wanted]
+
+        def of_logits(states: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+            logits = head.scores(states[None], guess.depth, target.score)[0]
+            loss = recipe.hard * hard_loss(logits, labels, head.token_map) if recipe.hard else logits.new_zeros(())
+            return loss + recipe.soft * soft_loss(logits, teacher, head.token_map, target.score) if recipe.soft else loss
+
+        total = total + in_chunks(of_logits, target.facts.vocab_size, states, teacher, labels) / len(states)
+    return total
+
+
+def in_chunks(function: Callable[..., Tensor], width: int, *rows: Tensor) -> Tensor:
+    """The sum of `function(*rows)` over chunks of rows, of which each makes so many logits. What is in between is made again for
+    the gradient, so only one chunk's logits are in memory."""
+    size = max(MOST_LOGITS // width, 1)
+    if len(rows[0]) <= size:
+        return function(*rows)
+    parts = zip(*(torch.split(tensor, size) for tensor in rows), strict=True)
+    return torch.stack([checkpoint(function, *part, use_reentrant=False) for part in parts]).sum()
+
+
+def hard_loss(logits: Tensor, labels: Tensor, token_map: Tensor | None) -> Tensor:
+    """The sum of cross entropies against tokens `labels` [m]; those that the head cannot say do not count."""
+    if token_map is None:
+        return functional.cross_entropy(logits, labels, reduction="sum")
+    place = torch.searchsorted(token_map, labels).clamp(max=len(token_map) - 1)
+    known = token_map[place] == labels
+    return functional.cross_entropy(logits[known], place[known], reduction="sum")
+
+
+def soft_loss(logits: Tensor, teacher: Tensor, token_map: Tensor | None, score: Callable[[Tensor], Tensor]) -> Tensor:
+    """The sum of cross entropies against the target's own distribution after `teacher` [m, hidden size]. Of a pruned vocabulary,
+    the distribution over it, where the target's first choice is in it (EAGLE-3)."""
+    with torch.no_grad():
+        wanted = score(teacher[None])[0]
+        counted = None
+        if token_map is not None:
+            best = wanted.argmax(-1)
+            wanted = wanted[:, token_map]
+            counted = token_map[torch.searchsorted(token_map, best).clamp(max=len(token_map) - 1)] == best
+        wanted = wanted.softmax(-1)
+    losses = -(wanted * logits.log_softmax(-1)).sum(-1)
+    return (losses if counted is None else losses[counted]).sum()
