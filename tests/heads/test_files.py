@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.heads.golden import FACTS, LAYER, VOCABULARY, randomized
 from understudy.errors import CheckpointError, StoreError, UsageError
 from understudy.heads import BEFORE_NORM, DraftHead, HeadConfig
-from understudy.heads.files import built, check, config_of, head_bytes, load, save
+from understudy.heads.files import built, check, config_of, head_bytes, load, located, save
 
 EAGLE = HeadConfig("eagle", FACTS, (-1,), layers=2, layer=LAYER, options={"bias": False, "last_norm": True})
 
@@ -69,6 +69,19 @@ def test_what_cannot_be_written_is_one_line(head: DraftHead, tmp_path: Path) -> 
         save(head, tmp_path / "file" / "head")
 
 
+def test_a_head_is_a_directory_or_one_of_the_hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert located(str(saved)) == saved
+    with pytest.raises(CheckpointError, match="give a model directory or a Hugging Face id"):
+        located("./no-such-head")
+
+    def downloaded(name: str, offline: bool, wanted: tuple[str, ...]) -> Path:
+        assert name == "someone/head" and {"*.safetensors", "*.bin", "*.pt"} < set(wanted)
+        return saved
+
+    monkeypatch.setattr("understudy.heads.files.download", downloaded)
+    assert located("someone/head") == saved
+
+
 def test_a_missing_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="There is no head in"):
         config_of(tmp_path / "nothing")
@@ -88,15 +101,17 @@ def test_a_config_that_describes_no_head_is_refused(saved: Path) -> None:
     ):
         kept = (saved / "config.json").read_text()
         changed(saved, **wrong)
-        with pytest.raises(CheckpointError, match=said) as refusal:
-            load(saved, torch.float32)
-        assert "\n" not in str(refusal.value)
+        for read in (config_of, lambda path: load(path, torch.float32)):
+            with pytest.raises(CheckpointError, match=said) as refusal:
+                read(saved)
+            assert str(saved) in str(refusal.value) and "\n" not in str(refusal.value)
         (saved / "config.json").write_text(kept)
 
 
 def test_an_unknown_format_is_refused_with_those_that_are_read(saved: Path) -> None:
     (saved / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(CheckpointError, match=r"known format\. Read are: Understudy's own"):
+    save_file({"model.norm.weight": torch.ones(4)}, saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"Read are: Understudy's own, spec.*, EAGLE-3, EAGLE, Clover-2, Medusa"):
         config_of(saved)
 
 
@@ -112,6 +127,10 @@ def test_tensors_must_be_those_of_the_config(saved: Path) -> None:
         save_file(other, file)
         with pytest.raises(CheckpointError, match=said):
             load(saved, torch.float32)
+        # What needs no values is seen before anything is prepared.
+        if "NaN" not in said:
+            with pytest.raises(CheckpointError, match=said):
+                config_of(saved)
 
 
 def test_a_file_cut_short_is_refused(saved: Path) -> None:

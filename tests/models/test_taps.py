@@ -19,7 +19,7 @@ from understudy.drafters import DRAFTERS, Base, DrafterSpec, TargetModel, Verifi
 from understudy.drafters.substitute import SubstituteSpec
 from understudy.errors import UsageError
 from understudy.models.streamed import CurrentPass
-from understudy.models.taps import install, places_of
+from understudy.models.taps import MIDDLE, install, places_of
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes, TokenTree
 
@@ -77,6 +77,7 @@ def test_without_taps_nothing_is_hooked() -> None:
 def test_places_are_counted_from_both_ends(blocks: int, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, blocks))
     assert places_of([place, place - blocks - 1], blocks) == [place, place]
+    assert places_of([MIDDLE], blocks) == [blocks // 2]
     beyond = data.draw(st.sampled_from([blocks + 1, -blocks - 2]))
     with pytest.raises(UsageError):
         places_of([beyond], blocks)

@@ -46,7 +46,7 @@ class HeadConfig:
     # A name in HEADS.
     kind: str
     target: TargetFacts
-    # Hidden states of the target that it reads, as numbers of `DrafterSpec.taps`; BEFORE_NORM is one more.
+    # Hidden states of the target that it reads, as numbers of `DrafterSpec.taps`.
     taps: tuple[int, ...]
     # Tokens that it can say; 0: all of the target's.
     draft_vocab_size: int = 0

@@ -4,7 +4,7 @@ model.safetensors. Published formats are read too (`formats`)."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,10 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError, StoreError, UsageError, quoted
+from ..models.taps import MIDDLE
 from ..registry import find
 from ..weights.checkpoint import read_object
+from ..weights.hub import download
 from . import BEFORE_NORM, HEADS, DraftHead, HeadConfig, TargetFacts
-from .formats import FORMATS, HeadContent
+from .formats import ADVICE, FORMATS, HeadContent
 from .tensors import WEIGHTS, described, tensors_in
 
 CONFIG = "config.json"
@@ -28,21 +30,22 @@ MARK = "understudy_head"
 VERSION = 1
 
 
+def located(head: str) -> Path:
+    """The directory of `head`, which names one, or a head on the Hugging Face hub; that is downloaded into its cache. Raises
+    CheckpointError where there is neither."""
+    path = Path(head).expanduser()
+    return path if path.is_dir() else download(head, offline=False, wanted=("*.json", "*.safetensors", "*.bin", "*.pt"))
+
+
 def config_of(path: Path) -> HeadConfig:
-    """What the head in the directory `path` is; values of tensors are not read. Raises CheckpointError where it cannot be read."""
-    raw = _raw(path)
-    return _own_config(path, raw) if MARK in raw else _translated(path, raw, described(path)).config
+    """What the head in the directory `path` is; values of tensors are not read. Raises CheckpointError where it cannot be read, or
+    is not whole."""
+    return _opened(path, described)[0].config
 
 
 def load(path: Path, dtype: torch.dtype, device: str = "cpu") -> DraftHead:
     """The head in the directory `path`, not to be trained. Raises CheckpointError where it cannot be read, or is not whole."""
-    raw = _raw(path)
-    if MARK in raw:
-        content = HeadContent(_own_config(path, raw), tensors_in(path))
-    else:
-        content = _translated(path, raw, tensors_in(path))
-    head = built(content.config, "meta")
-    _refuse_other_tensors(path, content.tensors, head.state_dict())
+    content, head = _opened(path, tensors_in)
     tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in content.tensors.items()}
     _refuse_bad_values(path, content.config, tensors)
     head.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, assign=True)
@@ -55,7 +58,8 @@ def save(head: DraftHead, path: Path) -> None:
     Raises UsageError where something else is in `path`, StoreError where it cannot be written."""
     if path.exists() and not _is_ours(path):
         raise UsageError(f"{path} is there already, and holds no head of Understudy: choose another place.")
-    tensors = {name: tensor.detach().contiguous() for name, tensor in head.state_dict().items()}
+    # Tensors that are one in memory are each written.
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in head.state_dict().items()}
     config = json.dumps({MARK: VERSION, **asdict(head.config)}, indent=1) + "\n"
     with quoted(StoreError, f"The head cannot be written to {path}", "Is there room on the disk?", SafetensorError):
         path.mkdir(parents=True, exist_ok=True)
@@ -79,7 +83,8 @@ def check(config: HeadConfig, target: TargetFacts, name: str = "The head") -> No
                 f"{name} is for a model with {words_of.format(wanted)}, and this one has {words_of.format(there)}: take a head that"
                 " was trained for it."
             )
-    beyond = [tap for tap in config.taps if tap != BEFORE_NORM and not -target.layers - 1 <= tap <= target.layers]
+    numbers = [tap for tap in config.taps if tap not in (BEFORE_NORM, MIDDLE)]
+    beyond = [tap for tap in numbers if not -target.layers - 1 <= tap <= target.layers]
     if target.layers and beyond:
         raise UsageError(f"{name} reads hidden state {beyond[0]}, and this model of {target.layers} layers has none such.")
 
@@ -108,6 +113,15 @@ def _appears(file: Path) -> Iterator[Path]:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Inside, a CheckpointError says that it is about `path`."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _raw(path: Path) -> dict[str, Any]:
@@ -139,12 +153,23 @@ def _own_config(path: Path, raw: Mapping[str, Any]) -> HeadConfig:
         raise CheckpointError(f"{path / CONFIG}: {place} is not usable ({first['msg']}). Get it again.") from None
 
 
+def _opened(path: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[HeadContent, DraftHead]:
+    """The head in `path` with the tensors that `read` gives, and one like it without values."""
+    raw = _raw(path)
+    content = HeadContent(_own_config(path, raw), read(path)) if MARK in raw else _translated(path, raw, read(path))
+    with _about(path):
+        head = built(content.config, "meta")
+    _refuse_other_tensors(path, content.tensors, head.state_dict())
+    return content, head
+
+
 def _translated(path: Path, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> HeadContent:
     """The head that is published in `path`, by the first format that fits."""
     for name in FORMATS:
         found = find("format of heads", FORMATS, name)()
         if found.fits(raw, tensors):
-            content: HeadContent = found.translate(raw, tensors)
+            with _about(path), quoted(CheckpointError, "The head's config cannot be used", ADVICE):
+                content: HeadContent = found.translate(raw, tensors)
             return content
     known = ", ".join(["Understudy's own", *FORMATS])
     raise CheckpointError(f"{path} holds no head in a known format. Read are: {known}.")

@@ -15,6 +15,9 @@ from ..errors import UsageError
 from .streamed import CurrentPass
 from .structure import decoder_blocks
 
+# The tap of what the block in the middle is given: number n // 2 of n blocks.
+MIDDLE = 1 << 21
+
 
 @runtime_checkable
 class Tapped(Protocol):
@@ -26,6 +29,7 @@ class Tapped(Protocol):
 
 def places_of(taps: Sequence[int], blocks: int) -> list[int]:
     """`taps` in a model of so many decoder blocks, counted from the start. Raises UsageError for a place it has not."""
+    taps = [blocks // 2 if tap == MIDDLE else tap for tap in taps]
     for tap in taps:
         if not -blocks - 1 <= tap <= blocks:
             raise UsageError(f"The drafter reads hidden state {tap}, but this model of {blocks} layers has 0 to {blocks}.")

@@ -1,6 +1,7 @@
 """Models of the Hugging Face hub, as directories of its cache."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def name_and_revision(model: str, revision: str | None) -> tuple[str, str | None
     return name, chosen
 
 
-def download(model: str, offline: bool, revision: str | None = None) -> Path:
-    """The directory of `model`, at a `revision` (None: the main one); downloads what the cache lacks unless `offline`."""
+def download(model: str, offline: bool, revision: str | None = None, wanted: Sequence[str] = WANTED) -> Path:
+    """The directory of `model`, at a `revision` (None: the main one); downloads what the cache lacks unless `offline`. Names of the
+    files that are taken are like one of `wanted`."""
     from huggingface_hub import errors, snapshot_download
 
     missing = f"No directory {model!r}"
@@ -41,7 +43,7 @@ def download(model: str, offline: bool, revision: str | None = None) -> Path:
         raise CheckpointError(f"{missing}: give a model directory or a Hugging Face id.")
     try:
         found = snapshot_download(
-            name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=offline
+            name, revision=revision, allow_patterns=list(wanted), ignore_patterns=UNWANTED, local_files_only=offline
         )
     except errors.HFValidationError:
         raise CheckpointError(f"{missing}, and it is not a Hugging Face id (like 'owner/model').") from None
