@@ -21,7 +21,10 @@ from understudy.heads import Places
 from understudy.heads.files import head_bytes
 from understudy.heads.formats import mtp
 from understudy.heads.layers import layer_shapes
+from understudy.heads.source import Bearer
 from understudy.models.configuration import config_of
+from understudy.sources import layout_of
+from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.entries import Stored
 from understudy.weights.export import export
 from understudy.weights.store import Store
@@ -65,11 +68,11 @@ def causal(window: int) -> Tensor:
 @pytest.mark.parametrize("family", MTP)
 def test_states_and_those_that_follow_them_are_the_published_layers(family: str, stores: Any) -> None:
     store, model = stores(family)
-    layer = mtp.found(store, model.config)
+    layer = mtp.found(Bearer.of_store(store, model.config))
     assert layer is not None and layer.config.taps == (-1,)
     (shape,) = layer_shapes(layer.config)
     assert shape.window == MTP[family].window
-    head = mtp.load(store, layer, torch.float32)
+    head = layer.load(torch.float32, "cpu")
     hidden, embedded = pairs(model)
     places = Places(torch.arange(COUNT)[None], causal(shape.window))
     expected = states(family, model.config, source(store), hidden, embedded)
@@ -85,7 +88,7 @@ def test_states_and_those_that_follow_them_are_the_published_layers(family: str,
 def test_a_tree_that_is_drafted_has_the_states_of_its_paths_alone(family: str, stores: Any) -> None:
     """A text is read in pieces, and keys and values are in a cache."""
     store, model = stores(family)
-    layer = mtp.found(store, model.config)
+    layer = mtp.found(Bearer.of_store(store, model.config))
     assert layer is not None
     tensors = source(store)
 
@@ -98,7 +101,7 @@ def test_a_tree_that_is_drafted_has_the_states_of_its_paths_alone(family: str, s
                 before, embedded = torch.cat((before, features[-1:])), torch.cat((embedded, token[None]))
         return features
 
-    assert_golden(mtp.load(store, layer, torch.float32), reference, depth=4)
+    assert_golden(layer.load(torch.float32, "cpu"), reference, depth=4)
 
 
 @pytest.mark.parametrize("family", MTP)
@@ -106,7 +109,7 @@ def test_it_computes_what_transformers_does(family: str, stores: Any) -> None:
     """Of layers that take the place of one in a model, transformers has a class; it does not find the names of all families."""
     store, model = stores(family)
     text = copy.deepcopy(model.config.get_text_config(decoder=True))
-    layer = mtp.found(store, model.config)
+    layer = mtp.found(Bearer.of_store(store, model.config))
     assert layer is not None
     text.layer_types = layer.config.layer.get("layer_types")
     text._attn_implementation = "eager"
@@ -128,7 +131,7 @@ def test_it_computes_what_transformers_does(family: str, stores: Any) -> None:
 @pytest.mark.parametrize("family", MTP)
 def test_what_it_takes_in_memory_is_its_tensors(family: str, stores: Any) -> None:
     store, model = stores(family)
-    layer = mtp.found(store, model.config)
+    layer = mtp.found(Bearer.of_store(store, model.config))
     names = {name for name in source(store) if not name.endswith(("embed_tokens.weight", "shared_head.head.weight"))}
     assert layer is not None and set(layer.tensors.values()) == names, "copies of the model's own tables are its own"
     assert head_bytes(layer.config, torch.bfloat16) == 2 * sum(store.extra[name].nbytes // 4 for name in names)
@@ -149,38 +152,50 @@ def test_tables_of_its_own_are_read(stores: Any) -> None:
     names = [f"{prefix}embed_tokens.weight", f"{prefix}shared_head.head.weight"]
     # each is not the model's table, but the other one
     swapped = replace(store, extra={**store.extra, names[0]: store.extra[names[1]], names[1]: store.extra[names[0]]})
-    layer = mtp.found(swapped, model.config)
+    layer = mtp.found(Bearer.of_store(swapped, model.config))
     assert layer is not None and layer.config.own_embedding and set(names) < set(layer.tensors.values())
-    head = mtp.load(swapped, layer, torch.float32)
+    head = layer.load(torch.float32, "cpu")
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert head.embedding is not None and torch.equal(head.embedding, output)
     x = torch.randn(1, 2, 64)
     assert torch.allclose(head.scores(x, 0, lambda _: torch.zeros(0)), x @ embedding.T, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", MTP)
+def test_it_is_foretold_from_a_checkpoint_that_is_not_prepared(family: str, stores: Any) -> None:
+    store, model = stores(family)
+    checkpoint = Checkpoint.open(store.path.parent / "model")
+    foretold = mtp.found(Bearer.foretold(checkpoint.name, model.config, checkpoint.tensors, layout_of(checkpoint)))
+    layer = mtp.found(Bearer.of_store(store, model.config))
+    assert foretold is not None and layer is not None
+    assert (foretold.config, foretold.tensors) == (layer.config, layer.tensors)
+
+
 def test_a_checkpoint_without_one_has_none(tmp_path: Path) -> None:
     model = save(tmp_path / "model", "qwen2")
     with opened(tmp_path / "model", method="none", output=tmp_path / "store") as llm:
-        assert mtp.found(llm.store, model.config) is None
+        assert mtp.found(Bearer.of_store(llm.store, model.config)) is None
 
 
 def refused(store: Store, model: Any, extra: dict[str, Stored]) -> str:
     with pytest.raises(CheckpointError) as refusal:
-        mtp.found(replace(store, extra=extra), model.config)
+        mtp.found(Bearer.of_store(replace(store, extra=extra), model.config))
     assert "\n" not in str(refusal.value)
     return str(refusal.value)
 
 
-@pytest.mark.parametrize(("family", "lacking", "ours"), [
-    ("qwen3_5_text", "mtp.norm.weight", "norm.weight"),
-    ("qwen3_5", "mtp.layers.0.self_attn.q_norm.weight", "layers.0.self_attn.q_norm.weight"),
-    ("glm4", "model.layers.3.eh_proj.weight", "join.weight"),
+@pytest.mark.parametrize(("family", "lacking"), [
+    ("qwen3_5_text", "mtp.norm.weight"),
+    ("qwen3_5", "mtp.layers.0.self_attn.q_norm.weight"),
+    ("exaone4_5", "mtp.pre_fc_norm_hidden.weight"),
+    ("glm4", "model.layers.3.eh_proj.weight"),
+    ("glm_ocr", "model.language_model.layers.3.mlp.down_proj.weight"),
 ])  # fmt: skip
-def test_one_that_is_not_whole_is_refused(family: str, lacking: str, ours: str, stores: Any) -> None:
+def test_one_that_is_not_whole_is_refused(family: str, lacking: str, stores: Any) -> None:
     store, model = stores(family)
     extra = {name: stored for name, stored in store.extra.items() if name != lacking}
     assert len(extra) < len(store.extra)
-    assert f"it has no {ours!r}" in refused(store, model, extra)
+    assert f"there is no tensor {lacking!r}" in refused(store, model, extra)
 
 
 def test_what_cannot_be_run_is_refused_by_name(stores: Any) -> None:
@@ -198,5 +213,5 @@ def test_the_kind_of_layer_is_the_one_that_its_tensors_are(stores: Any) -> None:
     """The model's first layers are of another kind than its MTP layer."""
     store, model = stores("qwen3_5")
     config = config_of(store.path).get_text_config(decoder=True)
-    layer = mtp.found(store, model.config)
+    layer = mtp.found(Bearer.of_store(store, model.config))
     assert layer is not None and layer.config.layer["layer_types"] == ["full_attention"] != config.layer_types[:1]

@@ -16,10 +16,9 @@ import torch
 
 from ...errors import CheckpointError
 from ...models.wrapper import text_config
-from ...weights.entries import Contents
-from ...weights.store import Store
-from .. import DraftHead, HeadConfig, TargetFacts
+from .. import DraftHead, HeadConfig
 from ..files import built
+from ..source import Bearer
 
 # What may stand before the names of a text model's tensors.
 _PREFIX = r"(?:model\.|language_model\.)*"
@@ -36,43 +35,45 @@ _EXPERTS = re.compile(r"\.(experts|shared_experts?|block_sparse_moe)\.|\.mlp\.ga
 
 
 @dataclass(frozen=True)
-class MtpLayer:
+class MtpSource:
     """The MTP layer of a checkpoint: what it is, and which tensors it is made of."""
 
+    bearer: Bearer
     config: HeadConfig
     # Our name of each tensor -> the checkpoint's.
     tensors: Mapping[str, str]
 
+    def load(self, dtype: torch.dtype, device: str) -> DraftHead:
+        """The head. Raises StoreError where files of the Store are damaged. The model must be prepared."""
+        store = self.bearer.store
+        assert store is not None, "only the head of a prepared model can be loaded"
+        head = built(self.config, "meta")
+        tensors = {name: store.read(store.extra[source]).to(dtype).to(device) for name, source in self.tensors.items()}
+        head.load_state_dict(tensors, assign=True)
+        return head.requires_grad_(False).eval()
 
-def found(store: Contents, config: Any) -> MtpLayer | None:
-    """The MTP layer among the tensors that a Store keeps for export; None where there is none. `config`: the model's, as
-    transformers reads it.
+
+def found(bearer: Bearer) -> MtpSource | None:
+    """The MTP layer that the checkpoint of `bearer` brings along; None where there is none.
 
     Raises CheckpointError, naming a tensor, for one that is not whole or that cannot be run."""
-    text, name = text_config(config), store.source.name
-    layers = named(store.extra, text.num_hidden_layers)
+    text = text_config(bearer.config)
+    layers = named(bearer.aside, text.num_hidden_layers)
     if not layers:
         return None
     if len(layers) > 1:
-        raise CheckpointError(f"{name} has {len(layers)} layers for multi-token prediction; only one is supported so far.")
-    tensors = dict(next(iter(layers.values())))
+        raise CheckpointError(
+            f"{bearer.name} has {len(layers)} layers for multi-token prediction; only one is supported so far."
+        )
+    what = f"The layer for multi-token prediction of {bearer.name}"
+    copies = {"embedding": bearer.embeddings, "output.weight": bearer.outputs}
+    tensors = {own: name for own, name in next(iter(layers.values())).items() if name not in copies.get(own, ())}
     experts = next((name for name in tensors.values() if _EXPERTS.search(name)), None)
     if experts is not None:
-        raise CheckpointError(
-            f"The layer for multi-token prediction of {name} is a mixture of experts ({experts}); this is not supported yet."
-        )
-    _leave_out_shared(tensors, store)
-    head = _config(text, tensors)
-    _check(name, head, {own: store.extra[source].shape for own, source in tensors.items()}, tensors)
-    return MtpLayer(head, tensors)
-
-
-def load(store: Store, layer: MtpLayer, dtype: torch.dtype, device: str = "cpu") -> DraftHead:
-    """The head of the MTP `layer` of a Store. Raises StoreError where its files are damaged."""
-    head = built(layer.config, "meta")
-    tensors = {name: store.read(store.extra[source]).to(dtype).to(device) for name, source in layer.tensors.items()}
-    head.load_state_dict(tensors, assign=True)
-    return head.requires_grad_(False).eval()
+        raise CheckpointError(f"{what} is a mixture of experts ({experts}); this is not supported yet.")
+    config = _config(bearer, tensors)
+    _check(what, config, {own: bearer.aside[name] for own, name in tensors.items()}, tensors)
+    return MtpSource(bearer, config, tensors)
 
 
 def named(names: Iterable[str], blocks: int) -> dict[int, dict[str, str]]:
@@ -94,28 +95,17 @@ def named(names: Iterable[str], blocks: int) -> dict[int, dict[str, str]]:
     return layers
 
 
-def _leave_out_shared(tensors: dict[str, str], store: Contents) -> None:
-    """Leave the layer's copies of the model's own embedding and output head out of `tensors`."""
-    head = list(store.linears.values())[-1]
-    for name, own in (("embedding", store.embedding.checksum), ("output.weight", head.checksum)):
-        if name in tensors and store.extra[tensors[name]].checksum == own:
-            del tensors[name]
-
-
-def _config(text: Any, tensors: Mapping[str, str]) -> HeadConfig:
-    """What the layer is: of the kinds of layers that the config `text` tells apart, the first that has all of `tensors`, or else
-    the one that has most."""
-    facts = TargetFacts(text.hidden_size, text.vocab_size)
-    config = HeadConfig(
-        "mtp", facts, taps=(-1,), layers=1, own_embedding="embedding" in tensors, options={"own_output": "output.weight" in tensors}
-    )
-    configs = [replace(config, layer=layer) for layer in _alone(text)]
+def _config(bearer: Bearer, tensors: Mapping[str, str]) -> HeadConfig:
+    """What the layer is: of the kinds of layers that the config of `bearer` tells apart, the first that has all of `tensors`, or
+    else the one that has most."""
+    options = {"own_output": "output.weight" in tensors}
+    config = HeadConfig("mtp", bearer.facts, taps=(-1,), layers=1, own_embedding="embedding" in tensors, options=options)
+    configs = [replace(config, layer=layer) for layer in _alone(text_config(bearer.config))]
     return max(configs, key=lambda config: len(tensors.keys() & built(config, "meta").state_dict().keys()))
 
 
 def _alone(text: Any) -> Iterator[dict[str, Any]]:
-    """For each kind of layer of the config `text`, the values of a config that has one such layer alone. A kind that the config
-    names for this layer comes first."""
+    """For each kind of layer of the config `text`, the values of a config that has one such layer alone."""
     values = text.to_dict()
     count = text.num_hidden_layers
     lists = [key for key, value in values.items() if isinstance(value, list) and len(value) == count and not key.endswith("_id")]
@@ -124,13 +114,26 @@ def _alone(text: Any) -> Iterator[dict[str, Any]]:
         yield {**values, **{key: [values[key][index]] for key in lists}, "num_hidden_layers": 1}
 
 
-def _check(name: str, config: HeadConfig, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, str]) -> None:
-    """Raise CheckpointError unless tensors of these `shapes`, by our names, are all that the layer is made of."""
+def _check(what: str, config: HeadConfig, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, str]) -> None:
+    """Raise CheckpointError unless tensors of these `shapes`, by our names, are all that the layer is made of. `what`: its name in
+    messages."""
     needed = {name: tuple(tensor.shape) for name, tensor in built(config, "meta").state_dict().items()}
-    what = f"The layer for multi-token prediction of {name}"
     if missing := sorted(needed.keys() - shapes.keys()):
-        raise CheckpointError(f"{what} is not whole: it has no {missing[0]!r}. Get the checkpoint again.")
+        published = _published(missing[0], next(iter(tensors.values())))
+        raise CheckpointError(f"{what} is not whole: there is no tensor {published!r}. Get the checkpoint again.")
     if unknown := sorted(shapes.keys() - needed.keys()):
         raise CheckpointError(f"{what} has a tensor {tensors[unknown[0]]!r} that fits nothing in it; not supported yet.")
     if wrong := next((name for name in sorted(needed) if shapes[name] != needed[name]), None):
         raise CheckpointError(f"{what}: {tensors[wrong]!r} has the shape {list(shapes[wrong])}, not {list(needed[wrong])}.")
+
+
+def _published(own: str, other: str) -> str:
+    """What the checkpoint would call the tensor that is `own` by our names, where it has one called `other`."""
+    module, _, kind = own.rpartition(".")
+    names = [published for published, ours in _OWN.items() if ours == module]
+    if together := _TOGETHER.fullmatch(other):
+        before = other[: together.start("number" if together["number"] else "rest")].removesuffix("layers.")
+        return before + (f"{names[0]}.{kind}" if names else own)
+    numbered = _NUMBERED.fullmatch(other)
+    assert numbered is not None
+    return other[: numbered.start("rest")] + (f"{names[-1]}.{kind}" if names else own.removeprefix("layers.0."))

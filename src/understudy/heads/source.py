@@ -1,0 +1,88 @@
+"""Where a trained head comes from: a directory of its own, or the checkpoint of the model that it drafts for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..models.wrapper import text_config
+from ..weights.checkpoint import TensorInfo
+from ..weights.layout import ModelLayout
+from ..weights.store import Store
+from . import DraftHead, HeadConfig, TargetFacts, files
+
+
+class HeadSource(Protocol):
+    """A head that is not read yet."""
+
+    @property
+    def config(self) -> HeadConfig:
+        """What it is."""
+
+    def load(self, dtype: torch.dtype, device: str) -> DraftHead:
+        """The head, which computes in `dtype`, on `device`. Raises CheckpointError or StoreError where it cannot be read."""
+
+
+@dataclass(frozen=True)
+class HeadDirectory:
+    """A head in a directory of its own, ours or published."""
+
+    path: Path
+    config: HeadConfig
+
+    @classmethod
+    def of(cls, path: Path) -> HeadDirectory:
+        """The head in `path`. Raises CheckpointError where there is none that can be read."""
+        return cls(path, files.config_of(path))
+
+    def load(self, dtype: torch.dtype, device: str) -> DraftHead:
+        return files.load(self.path, dtype, device)
+
+
+@dataclass(frozen=True)
+class Bearer:
+    """The model that a head drafts for, and what its checkpoint holds beside its text model."""
+
+    # What users call it.
+    name: str
+    # Its transformers config.
+    config: Any
+    # Shapes of the tensors that its text model does not use, by name.
+    aside: Mapping[str, tuple[int, ...]]
+    # Those of them that are copies of its embedding table, and of its output head.
+    embeddings: frozenset[str]
+    outputs: frozenset[str]
+    # Where they can be read; None: it is not prepared yet.
+    store: Store | None = None
+
+    @classmethod
+    def of_store(cls, store: Store, config: Any) -> Bearer:
+        """A model that is prepared."""
+        head = list(store.linears.values())[-1]
+        shapes = {name: stored.shape for name, stored in store.extra.items()}
+        alike = {name: stored.checksum for name, stored in store.extra.items()}
+        return cls(
+            store.source.name, config, shapes, _named(alike, store.embedding.checksum), _named(alike, head.checksum), store
+        )  # fmt: skip
+
+    @classmethod
+    def foretold(cls, name: str, config: Any, tensors: Mapping[str, TensorInfo], layout: ModelLayout) -> Bearer:
+        """A model that is not prepared yet. Tables as large as its own are taken for copies."""
+        shapes = {name: tensors[name].shape for names in layout.aside.values() for name in names}
+        embedding, output = tensors[layout.embedding].shape, tensors[layout.linears[-1].weight].shape
+        return cls(name, config, shapes, _named(shapes, embedding), _named(shapes, output))
+
+    @property
+    def facts(self) -> TargetFacts:
+        """What a head is compared with."""
+        text = text_config(self.config)
+        return TargetFacts(text.hidden_size, text.vocab_size, text.num_hidden_layers)
+
+
+def _named(values: Mapping[str, Any], wanted: Any) -> frozenset[str]:
+    """The names of those of `values` that are as `wanted`."""
+    return frozenset(name for name, value in values.items() if value == wanted)
