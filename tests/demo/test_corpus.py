@@ -1,10 +1,11 @@
 """The corpus leaves out tests and tables, and keeps the same files apart everywhere."""
 
+import json
 from pathlib import Path
 
 import torch
 
-from understudy.demo.corpus import documents, is_held_out, standard_library
+from understudy.demo.corpus import documents, is_held_out, standard_library, write_records
 from understudy.demo.text import END, VOCABULARY, batches, encode, train_tokenizer
 
 
@@ -64,3 +65,11 @@ def test_each_document_is_ended(tmp_path: Path) -> None:
     (tokens,) = encode(tokenizer, documents(tmp_path))
     assert tokens[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(tokens[:-1]) == "import os\n"
+
+
+def test_records_have_what_is_not_held_out(tmp_path: Path) -> None:
+    for name in ("os.py", "sched.py"):
+        (tmp_path / name).write_text(f"name = '{name}'\nprint(name)\n")
+    write_records(tmp_path / "texts.jsonl", tmp_path)
+    lines = (tmp_path / "texts.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"text": "name = 'os.py'\nprint(name)\n"}]

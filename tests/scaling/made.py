@@ -26,7 +26,8 @@ def speed(depth: int, batch: int, width: int, tokens_per_pass: float = 3.0) -> S
     busy = 100 * (WHOLE + batch * (REQUEST + nodes * NODE))
     drafting = 100 * 0.03 * depth
     return Speed(
-        method=f"eagle:{depth}",
+        method="eagle" if depth else "none",
+        head=f"heads/eagle-depth{depth}-tokens16000" if depth else "",
         depth=depth,
         batch=batch,
         width=width,
@@ -35,8 +36,16 @@ def speed(depth: int, batch: int, width: int, tokens_per_pass: float = 3.0) -> S
         passes=100,
         rows=batch,
         nodes=batch * nodes,
+        verified=nodes,
+        tokens_per_pass=tokens_per_pass,
         draft_seconds=drafting,
         busy_seconds=busy,
         wait_seconds=0.0,
-        tokens_per_pass=tokens_per_pass,
     )
+
+
+# Beginnings of programs, in tokens of the built-in model.
+TEXTS = (
+    *([305, 831, 8, 65, 12, 303, 293, 271, 320, 272], [465, 2185, 461, 26, 271, 305, 859, 509, 270, 293]),
+    *([604, 636, 199, 604, 706, 543, 305, 1949, 770], [402, 455, 301, 2735, 8, 1376, 293, 199]),
+)

@@ -1,10 +1,14 @@
 """The text the demo model learns from: the standard library of any Python, without tests and generated tables.
 
 Which files are held out depends on their path alone, so every run on every machine keeps the same ones apart.
+
+    python -m understudy.demo.corpus --output FILE.jsonl     (what `understudy train` takes: those that are not held out)
 """
 
+import argparse
 import ast
 import hashlib
+import json
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,3 +62,23 @@ def _program(path: Path) -> str:
         return ""
     constants = sum(isinstance(node, ast.Constant) for node in nodes)
     return text + "\n" if text and constants <= LITERAL_SHARE * len(nodes) else ""
+
+
+def write_records(path: Path, root: Path | None = None) -> None:
+    """Write the programs that are not held out to a .jsonl file, each as {"text": ...} in a line."""
+    with path.open("w", encoding="utf-8") as file:
+        for document in documents(root):
+            if not document.held_out:
+                file.write(json.dumps({"text": document.text}) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Writes the texts that the demo model learned from, for training draft heads.")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, help="a folder of Python sources (default: this Python's own)")
+    given = parser.parse_args()
+    write_records(given.output, given.corpus)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "understudy.frontends.export:command",
     "verify": "understudy.frontends.verify:command",
     "bench": "understudy.frontends.bench:command",
+    "scale": "understudy.frontends.scale:command",
     "doctor": "understudy.frontends.doctor:command",
 }
 

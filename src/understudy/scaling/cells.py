@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -16,6 +17,8 @@ from ..errors import UnderstudyError, UsageError
 # The file that says what a directory's cells are an answer to, and the folder of their records.
 QUESTION = "scale.json"
 RECORDS = "cells"
+# What training writes beside a head.
+TRAINING = "training.json"
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,16 @@ class Cell:
     """One head to train: its kind, its decoder layers and the tokens it sees."""
 
     kind: str
+    # 0: its kind has no decoder layers.
     depth: int
+    # 0: what it learned from is not told.
     tokens: int
 
     @property
     def name(self) -> str:
         """What its head and its record are called on disk."""
-        return f"{self.kind}-depth{self.depth}-tokens{self.tokens}"
+        kind = re.sub(r"\W+", "-", self.kind)
+        return f"{kind}-depth{self.depth}-tokens{self.tokens}"
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,12 @@ class Accepted:
     judged: int
     # Seconds of training; 0: it was trained before.
     seconds: float = 0.0
+
+
+def tokens_of(head: Path) -> int:
+    """The tokens that the head in a directory learned from, as training wrote it there; 0: that is not told."""
+    path = head / TRAINING
+    return int(read_record(path).get("tokens", 0)) if path.exists() else 0
 
 
 def grid(kind: str, depths: Sequence[int], budgets: Sequence[int]) -> list[Cell]:
@@ -73,22 +85,22 @@ class Records:
         asked = json.loads(json.dumps(question))
         path = directory / QUESTION
         if path.exists():
-            for name, value in _read(path).items():
+            for name, value in read_record(path).items():
                 if asked.get(name) != value:
                     raise UsageError(
                         f"{directory} has heads measured with {name} {value}, not {asked.get(name)}: choose another directory."
                     )
-        _write(path, asked)
+        write_record(path, asked)
         return cls(directory)
 
     def find(self, name: str) -> dict[str, Any] | None:
         """The record called `name`; None: there is none yet."""
         path = self._path(name)
-        return _read(path) if path.exists() else None
+        return read_record(path) if path.exists() else None
 
     def keep(self, name: str, record: dict[str, Any]) -> None:
         """Write a record whole, or not at all."""
-        _write(self._path(name), record)
+        write_record(self._path(name), record)
 
     def accepted(self, cell: Cell) -> Accepted | None:
         """What was found of `cell`, if anything was."""
@@ -112,7 +124,8 @@ class Records:
         return self.directory / RECORDS / f"{name}.json"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UnderstudyError where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -122,8 +135,8 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
-    """A file appears whole, by a rename."""
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a file of JSON, which appears whole, by a rename. Raises UnderstudyError where it cannot be written."""
     temporary = path.with_suffix(".partial")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -37,8 +37,10 @@ class Law:
 
 def laws(found: Sequence[Accepted]) -> list[Law]:
     """The law of T at each depth, that of D at each budget, and both on average; only where two or more values of x differ."""
-    made = _laws("T", found, lambda one: one.cell.tokens, lambda one: one.cell.depth, "D")
-    return made + _laws("D", found, lambda one: one.cell.depth, lambda one: one.cell.tokens, "T")
+    told = [one for one in found if one.cell.tokens]
+    layered = [one for one in found if one.cell.depth]
+    made = _laws("T", told, lambda one: one.cell.tokens, lambda one: one.cell.depth, "D")
+    return made + _laws("D", layered, lambda one: one.cell.depth, lambda one: one.cell.tokens, "T")
 
 
 def _laws(
@@ -67,34 +69,32 @@ class Speed:
 
     # The drafter's name and options.
     method: str
-    # The head's decoder layers; 0: no head drafted.
+    # The directory of the head that drafted, "" for none, and its decoder layers.
+    head: str
     depth: int
     # Texts that ran together.
     batch: int
     # Nodes of a level of a draft; 0: nothing was drafted.
     width: int
+    # Tokens of all texts after their first, and the seconds of that.
     tokens: int
     seconds: float
+    # All passes, those that read prompts too, and the mean texts and nodes of one.
     passes: int
-    # Means over the passes: texts and nodes of a pass.
     rows: float
     nodes: float
+    # Nodes of one text in a pass that verified a draft, and tokens that this gave.
+    verified: float
+    tokens_per_pass: float
     # Seconds of all passes: drafting, arithmetic, and waiting for weights.
     draft_seconds: float
     busy_seconds: float
     wait_seconds: float
-    # Tokens that a pass gave a text.
-    tokens_per_pass: float
 
     @property
     def tokens_per_second(self) -> float:
         """Tokens of all texts, a second."""
-        return self.tokens / self.seconds
-
-    @property
-    def verified(self) -> float:
-        """Nodes of one text in a pass."""
-        return self.nodes / self.rows
+        return self.tokens / max(self.seconds, 1e-9)
 
 
 def throughput(speeds: Sequence[Speed]) -> Fit | None:
@@ -121,17 +121,16 @@ class Advice:
 
 
 def advice(found: Sequence[Accepted], speeds: Sequence[Speed], law: PassLaw | None) -> Advice:
-    """The depth that was fastest in the smallest batch, with the head of that depth that gives most tokens a pass. Without speeds,
-    the head that gives most."""
+    """The head that was fastest in the smallest batch; without speeds, the one that gives most tokens a pass."""
     best = max(found, key=lambda one: one.tokens_per_pass)
     least = min((speed.batch for speed in speeds), default=0)
-    drafted = [speed for speed in speeds if speed.batch == least and speed.depth]
+    drafted = [speed for speed in speeds if speed.batch == least and speed.head]
     why = f"most tokens a pass, {best.tokens_per_pass:.2f}; speeds were not measured"
     if drafted:
         fastest = max(drafted, key=lambda speed: speed.tokens_per_second)
-        best = max((one for one in found if one.cell.depth == fastest.depth), key=lambda one: one.tokens_per_pass)
+        best = next((one for one in found if one.head == fastest.head), best)
         why = f"fastest at batch {least}, {fastest.tokens_per_second:.1f} tok/s with {fastest.tokens_per_pass:.2f} tokens a pass"
-        plain = max((speed.tokens_per_second for speed in speeds if speed.batch == least and not speed.depth), default=0.0)
+        plain = max((speed.tokens_per_second for speed in speeds if speed.batch == least and not speed.head), default=0.0)
         if plain >= fastest.tokens_per_second:
             why += f", though without a head it is {plain:.1f} tok/s"
     batches = sorted({speed.batch for speed in speeds})

@@ -66,9 +66,7 @@ class Study:
         """The whole as JSON has it."""
         made = asdict(self)
         made["laws"] = [{**asdict(law), "formula": law.formula, "paper": PAPER[law.of]} for law in self.laws]
-        made["speeds"] = [
-            {**asdict(speed), "tokens_per_second": speed.tokens_per_second, "verified": speed.verified} for speed in self.speeds
-        ]
+        made["speeds"] = [{**asdict(speed), "tokens_per_second": speed.tokens_per_second} for speed in self.speeds]
         if self.passes is not None:
             made["passes"] |= {"width": self.passes.terms, "paper_width": PAPER_WIDTH}
         return made

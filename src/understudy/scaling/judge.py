@@ -1,0 +1,79 @@
+"""What a head is worth: tokens of a pass that drafts one chain, on texts that the target itself wrote after held-out beginnings.
+
+Such a text is greedy, so each of its tokens is what the target would choose there, and a chain is accepted as far as it has the
+text's tokens. All places of the texts are judged at once, without a pass of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..heads import DraftHead
+from ..training.batches import Batches
+from ..training.chains import Guess, PieceBatch, shifted, unrolled
+from ..training.data import Pieces
+from ..training.target import FrozenTarget
+
+# Tokens of the texts that are judged side by side.
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The worth of a head."""
+
+    # Tokens that a pass gives, the target's own after the chain included.
+    tokens_per_pass: float
+    # By depth: the share of the chains that were right up to there, of those that were right up to the depth before.
+    positions: tuple[float, ...]
+    # Chains.
+    judged: int
+
+
+def written(texts: Sequence[Sequence[int]], prompts: Sequence[int]) -> Pieces:
+    """Texts of tokens, of which the first `prompts[i]` of text i were given and the others are the target's."""
+    lengths = [len(text) for text in texts]
+    counted = [place >= prompt for length, prompt in zip(lengths, prompts, strict=True) for place in range(length)]
+    flat = torch.tensor([token for text in texts for token in text], dtype=torch.int64)
+    return Pieces(flat, torch.tensor(counted), (0, *accumulate(lengths)), (True,) * len(texts))
+
+
+@torch.no_grad()
+def judge(head: DraftHead, target: FrozenTarget, batches: Batches, levels: int) -> Judged:
+    """The worth of chains of `levels` tokens that `head` drafts at every place of `batches` where so many follow.
+
+    Raises UsageError where no text is that long."""
+    levels = min(levels, head.config.heads or levels)
+    chains = 0
+    right = [0] * levels
+    for group in batches.measured():
+        batch = batches.read(group)
+        whole = shifted(batch.counted, 2) & shifted(batch.counted, levels + 1)
+        chains += int(whole.sum())
+        for depth, agreed in enumerate(_agreed(head, target, batch, levels)):
+            whole = whole & agreed
+            right[depth] += int(whole.sum())
+    if not chains:
+        raise UsageError(f"No text has {levels + 1} tokens after its beginning: take longer ones.")
+    before = (chains, *right[:-1])
+    shares = tuple(count / reached if reached else 0.0 for count, reached in zip(right, before, strict=True))
+    return Judged(1 + sum(right) / chains, shares, chains)
+
+
+def _agreed(head: DraftHead, target: FrozenTarget, batch: PieceBatch, levels: int) -> list[Tensor]:
+    """By depth: [b, n - 1] bool, whether the head's token there is the text's. Its chain goes on with its own tokens."""
+    chosen: dict[int, Tensor] = {}
+
+    def own(guess: Guess) -> Tensor:
+        if guess.depth not in chosen:
+            best = head.scores(guess.states, guess.depth, target.score).argmax(-1)
+            chosen[guess.depth] = best if head.token_map is None else head.token_map[best]
+        return chosen[guess.depth]
+
+    guesses = unrolled(head, target.embed, batch, levels, own)
+    return [own(guess) == shifted(batch.tokens, guess.depth + 2) for guess in guesses]

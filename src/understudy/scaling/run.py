@@ -1,0 +1,276 @@
+"""`understudy scale`, step by step: texts of the target's own, heads that are trained and judged on them, speeds, and a study."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from ..drafters import DEFAULT_METHOD, PLAIN_METHOD
+from ..drafters.start import Start
+from ..errors import UsageError
+from ..heads import HeadConfig
+from ..heads.files import CONFIG, check, config_of, load
+from ..llm import LLM
+from ..models import configuration
+from ..models.shape import ModelShape
+from ..params import SamplingParams
+from ..registry import find
+from ..training import Report
+from ..training import run as training
+from ..training.batches import Batches
+from ..training.data import TextReader
+from ..training.dump import Dump, DumpSize
+from ..training.kinds import KINDS
+from ..training.target import FrozenTarget, facts_of
+from ..weights.store import Store
+from .cells import Accepted, Cell, Records, grid, tokens_of
+from .judge import BATCH_TOKENS, judge, written
+from .laws import Speed
+from .speed import Way, measured
+from .study import Study
+
+# The folder of heads, and the record of the texts that the target wrote.
+HEADS = "heads"
+TEXTS = "texts"
+# Tokens of the longest piece of a text, as training has it.
+CONTEXT = training.Order.context
+# Texts of each way of drafting whose speed is measured, for each that runs together.
+TURNS = 2
+
+
+@dataclass(frozen=True)
+class ScaleOrder:
+    """What is to be measured."""
+
+    # As for `LLM`.
+    model: str | None
+    # Where heads and records are kept.
+    output: Path
+    data: tuple[Path, ...]
+    # The kind of heads to train, and options of it besides its depth, such as "eagle" or "clover2:heads=4".
+    head: str = "eagle"
+    depths: tuple[int, ...] = (1, 2, 3, 4)
+    # Tokens that each head learns from.
+    budgets: tuple[int, ...] = (20_000, 40_000, 80_000)
+    # Heads that were trained before.
+    heads: tuple[Path, ...] = ()
+    seed: int = 0
+    # Texts that the target writes, tokens of the beginning of each, and tokens that it writes.
+    prompts: int = 24
+    prompt_tokens: int = 64
+    new_tokens: int = 96
+    # Levels of the drafts.
+    levels: int = 5
+    # Texts at once, and nodes of a level, whose speeds are measured; no batches: none is.
+    batches: tuple[int, ...] = (1, 2, 4)
+    widths: tuple[int, ...] = (1, 2, 4)
+    # Options of loading the model.
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.batches and max(self.batches) > self.prompts:
+            raise UsageError(f"{max(self.batches)} texts at once need as many prompts: give --prompts {max(self.batches)} or more.")
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The heads to train: none, where some are given. Those of a kind that knows no depth differ in their tokens alone."""
+        kind = find("head", KINDS, self.head.partition(":")[0])
+        depths = self.depths if "depth" in inspect.signature(kind).parameters else (0,)
+        return grid(self.head, depths, self.budgets) if not self.heads else []
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts that the target wrote."""
+
+    # The tokens of each, its prompt in front.
+    tokens: list[list[int]]
+    # The tokens of each prompt.
+    prompts: list[int]
+
+
+class Scale:
+    """A study under way. Whatever is done is on disk: the same order goes on where a run was killed."""
+
+    def __init__(self, order: ScaleOrder, report: Report):
+        self.order = order
+        self.report = report
+        for path in order.data:
+            if not path.is_file():
+                raise UsageError(f"There is no file {path}: --data takes text files, and conversations in .jsonl files.")
+        options = {name: value for name, value in order.options.items() if name not in {"memory", "resident", "tier"}}
+        self.store: Store = LLM.prepare(order.model, progress=report, **options)
+        self.config = configuration.config_of(self.store.path)
+        self.given = {path: config_of(path) for path in order.heads}
+        facts = facts_of(self.store, self.config)
+        for path, config in self.given.items():
+            check(config, facts, str(path))
+        self.records = Records.open(order.output, self._question())
+
+    def _question(self) -> dict[str, Any]:
+        """What the records are an answer to. Depths, budgets, batches and widths may grow later."""
+        digest = xxhash.xxh3_64()
+        for path in self.order.data:
+            digest.update(path.read_bytes())
+        names = ("head", "seed", "prompts", "prompt_tokens", "new_tokens", "levels")
+        asked = {name: getattr(self.order, name) for name in names}
+        return {"model": self.store.source.fingerprint, "data": digest.hexdigest(), **asked}
+
+    def run(self) -> Study:
+        """Do what is not done yet, and say what follows."""
+        for cell in self.records.left(self.order.cells):
+            self._train(cell)
+        texts = self._texts()
+        found = self._judged(texts)
+        speeds = list(self._speeds(found, texts))
+        study = Study.of(self.order.model or "demo", self.order.head, found, speeds)
+        for one in found:
+            start_of(one, study).save(Path(one.head))
+        return study
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest text."""
+        asked: int = self.order.options.get("context", CONTEXT)
+        return min(asked, ModelShape.of(self.config).positions or asked)
+
+    def _path(self, cell: Cell) -> Path:
+        return self.order.output / HEADS / cell.name
+
+    def _train(self, cell: Cell) -> None:
+        """Train the head of a cell, if that was not done before its record was written."""
+        path = self._path(cell)
+        if (path / CONFIG).exists():
+            return
+        # What is there without a config is left from a kill while it was written.
+        shutil.rmtree(path, ignore_errors=True)
+        order, dump = self.order, self.order.output / "dump"
+        spec = f"{cell.kind}{',' if ':' in cell.kind else ':'}depth={cell.depth}" if cell.depth else cell.kind
+        self.report(f"{cell.name}: {cell.tokens:,} tokens to learn from", 0, 0)
+        options = {name: value for name, value in order.options.items() if name != "context"}
+        asked = training.Order(
+            order.model, spec, order.data, path, dump, tokens=cell.tokens, seed=order.seed, context=self.context, options=options
+        )
+        training.train(asked, self.report)
+
+    def _texts(self) -> Texts:
+        """What the target writes after held-out beginnings; written now if it was not before."""
+        if (found := self.records.find(TEXTS)) is None:
+            prompts = self._prompts()
+            self.report(f"the target writes {len(prompts)} texts to judge heads by", 0, 0)
+            params = SamplingParams(0.0, max_new_tokens=self.order.new_tokens, ignore_eos=True)
+            with LLM(self.store.path, progress=self.report, **self._loading(DEFAULT_METHOD, rows=1)) as llm:
+                completions = llm.generate(prompts, params, progress=self.report)
+            texts = [[*prompt, *one.token_ids] for prompt, one in zip(prompts, completions, strict=True)]
+            found = {"prompts": [len(prompt) for prompt in prompts], "texts": texts}
+            self.records.keep(TEXTS, found)
+        return Texts(found["texts"], found["prompts"])
+
+    def _prompts(self) -> list[list[int]]:
+        """Beginnings of texts that no head learns from. Of a conversation, what stands before the first answer."""
+        order = self.order
+        tokenizer = configuration.tokenizer_of(self.store.path, self.store.embedding.shape[0])
+        pieces = TextReader(tokenizer, self.context).read(order.data)
+        found = []
+        for piece in sorted(pieces.chosen(held_out=True), key=lambda piece: pieces.keys[piece]):
+            tokens = pieces.tokens[pieces.part(piece)].tolist()
+            first = int(pieces.counted[pieces.part(piece)].nonzero()[0, 0])
+            # The first two tokens of any text do not count, since a head cannot guess them.
+            size = first if first > 2 else order.prompt_tokens
+            if len(tokens) >= size:
+                found.append(tokens[:size])
+        needed = max(order.batches, default=1)
+        if len(found) < needed:
+            raise UsageError(f"Of the data, {len(found)} texts kept apart are long enough, where {needed} are needed: give more.")
+        return found[: order.prompts]
+
+    def _loading(self, method: str, **more: Any) -> dict[str, Any]:
+        """Keywords of LLM."""
+        return {"generation_config": "none", **self.order.options, "context": self.context, "method": method, **more}
+
+    def _judged(self, texts: Texts) -> list[Accepted]:
+        """What each head is worth; judged now where that was not done before."""
+        heads = {cell: self._path(cell) for cell in self.order.cells} | self._given_cells()
+        known = {cell: self.records.accepted(cell) for cell in heads}
+        if missing := {cell: path for cell, path in heads.items() if known[cell] is None}:
+            batches, target = self._reading(texts, [config_of(path) for path in missing.values()])
+            for number, (cell, path) in enumerate(missing.items()):
+                self.report("judging heads", number, len(missing))
+                head = load(path, torch.float32)
+                judged = judge(head, target, replace(batches, taps=head.config.taps), self.order.levels)
+                accepted = Accepted(cell, str(path), judged.tokens_per_pass, judged.positions, judged.judged)
+                self.records.keep_accepted(accepted)
+                self.report(f"{cell.name}: {judged.tokens_per_pass:.3f} tokens a pass", 0, 0)
+                known[cell] = accepted
+            batches.dump.close()
+        return [one for one in known.values() if one is not None]
+
+    def _given_cells(self) -> dict[Cell, Path]:
+        """A cell for each head that was trained before. What it learned from is what its directory tells."""
+        return {Cell(config.kind, config.layers, tokens_of(path)): path for path, config in self.given.items()}
+
+    def _reading(self, texts: Texts, configs: Sequence[HeadConfig]) -> tuple[Batches, FrozenTarget]:
+        """The texts with the hidden states that heads of `configs` read, and what is needed of the target to judge them."""
+        pieces = written(texts.tokens, texts.prompts)
+        taps = tuple(sorted({-1, *(tap for config in configs for tap in config.taps)}))
+        size = DumpSize(taps, self.store.embedding.shape[1], next(iter(self.store.linears.values())).dtype)
+        folder = self.order.output / f"texts-{'-'.join(map(str, taps))}"
+        dump = Dump(folder, size, {"model": self.store.source.fingerprint})
+        dump.check(pieces, self.report)
+        if dump.missing(pieces):
+            with LLM(self.store.path, progress=self.report, **self._loading(PLAIN_METHOD, rows=1, taps=taps)) as llm:
+                dump.fill(pieces, llm.model, self.report)
+            gc.collect()
+        return Batches(pieces, dump, taps, BATCH_TOKENS, self.order.seed), FrozenTarget(self.store, self.config)
+
+    def _speeds(self, found: Sequence[Accepted], texts: Texts) -> Iterator[Speed]:
+        """Speeds of the best head of each depth in the smallest batch, and of the fastest of them in the others; of no head too."""
+        if not self.order.batches:
+            return
+        least, *others = sorted(set(self.order.batches))
+        plain = Way(PLAIN_METHOD, "", 0, least, 0, 0)
+        yield self._speed(plain, texts)
+        best = {(one.cell.kind, one.cell.depth): one for one in sorted(found, key=lambda one: one.tokens_per_pass)}
+        ways = [
+            Way(one.cell.kind.partition(":")[0], one.head, one.cell.depth, least, width, self.order.levels)
+            for one in best.values()
+            for width in sorted(set(self.order.widths))
+        ]
+        speeds = {way: self._speed(way, texts) for way in ways}
+        yield from speeds.values()
+        fastest = max(ways, key=lambda way: speeds[way].tokens_per_second)
+        for batch in others:
+            yield self._speed(replace(plain, batch=batch), texts)
+            for width in sorted(set(self.order.widths)):
+                yield self._speed(replace(fastest, batch=batch, width=width), texts)
+
+    def _speed(self, way: Way, texts: Texts) -> Speed:
+        """The speed of one way; measured now if it was not before."""
+        if (record := self.records.find(way.name)) is None:
+            params = SamplingParams(0.0, max_new_tokens=self.order.new_tokens, ignore_eos=True)
+            count = min(TURNS * way.batch, len(texts.prompts))
+            prompts = [tokens[:length] for tokens, length in zip(texts.tokens[:count], texts.prompts, strict=False)]
+            speed = measured(self.store.path, way, prompts, params, self._loading(way.method))
+            gc.collect()
+            record = asdict(speed)
+            self.records.keep(way.name, record)
+            self.report(f"{way.spec} at batch {way.batch}: {speed.tokens_per_second:.1f} tok/s", 0, 0)
+        return Speed(**record)
+
+
+def start_of(one: Accepted, study: Study) -> Start:
+    """What a drafter with this head should expect before its first pass."""
+    speeds = [speed for speed in study.speeds if speed.head == one.head]
+    tokens = max((speed.tokens_per_pass for speed in speeds), default=one.tokens_per_pass)
+    if study.passes is None:
+        return Start(tokens)
+    shared, own = study.passes.terms
+    return Start(tokens, shared, own, study.passes.whole / study.passes.node)

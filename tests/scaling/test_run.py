@@ -1,0 +1,86 @@
+"""A whole study of a tiny model: heads are trained and judged, and what is done is not done again."""
+
+import json
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import save
+from understudy.drafters.start import FILE, Start
+from understudy.errors import UsageError
+from understudy.scaling.run import Scale, ScaleOrder
+from understudy.training import run as training
+
+TEXTS = [
+    f"The {colour} {animal} sat on the {place}, and then the {animal} slept. " * 3
+    for colour, animal, place in product(("red", "black", "old"), ("cat", "dog", "hen"), ("mat", "roof", "wall", "bed"))
+]
+
+
+def quiet(stage: str, done: float, total: float) -> None:
+    """Reports nothing."""
+
+
+@pytest.fixture(scope="module")
+def order(tmp_path_factory: pytest.TempPathFactory) -> ScaleOrder:
+    folder = tmp_path_factory.mktemp("scale")
+    save(folder / "model", "llama", torch.bfloat16)
+    texts = folder / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return ScaleOrder(
+        str(folder / "model"), folder / "study", (texts,), depths=(1, 2), budgets=(500, 1500), prompts=2, prompt_tokens=24,
+        new_tokens=24, levels=3, batches=(), options={"context": 128},
+    )  # fmt: skip
+
+
+def test_a_study_goes_on_where_it_was_and_trains_nothing_twice(order: ScaleOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, trained = training.train, []
+
+    def counted(asked: training.Order, report: training.Report) -> training.Trained:
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(asked.output.name)
+        return train(asked, report)
+
+    monkeypatch.setattr(training, "train", counted)
+    with pytest.raises(KeyboardInterrupt):
+        Scale(order, quiet).run()
+    monkeypatch.setattr(training, "train", lambda asked, report: trained.append(asked.output.name) or train(asked, report))
+    study = Scale(order, quiet).run()
+    names = [f"eagle-depth{depth}-tokens{tokens}" for tokens in (500, 1500) for depth in (1, 2)]
+    assert trained == names and [one.cell.name for one in study.found] == names
+    assert {(law.of, law.at) for law in study.laws} >= {("T", "D = 1"), ("D", "T = 500"), ("T", "mean")}
+    assert all(1 <= one.tokens_per_pass <= 4 and one.judged > 0 and len(one.positions) == 3 for one in study.found)
+    for one in study.found:
+        assert Start.beside(Path(one.head)).tokens_per_pass == one.tokens_per_pass and (Path(one.head) / FILE).is_file()
+
+
+def test_a_finished_study_only_reads_its_records(order: ScaleOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    Scale(order, quiet).run()
+    for name in ("understudy.scaling.run.judge", "understudy.training.run.train"):
+        monkeypatch.setattr(name, lambda *_: pytest.fail("something is done again"))
+    assert len(Scale(order, quiet).run().found) == 4
+    with pytest.raises(UsageError, match="with seed 0, not 1: choose another directory"):
+        Scale(replace(order, seed=1), quiet)
+
+
+def test_heads_that_are_there_are_judged_and_none_is_trained(order: ScaleOrder) -> None:
+    heads = [Path(one.head) for one in Scale(order, quiet).run().found]
+    given = replace(order, heads=tuple(heads[:2]), output=order.output.with_name("given"))
+    found = Scale(given, quiet).run().found
+    again = {one.head: one.tokens_per_pass for one in Scale(order, quiet).run().found}
+    assert [(one.head, one.tokens_per_pass) for one in found] == [(str(head), again[str(head)]) for head in heads[:2]]
+
+
+def test_what_cannot_be_measured_is_said_before_any_work(order: ScaleOrder, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="8 texts at once need as many prompts"):
+        replace(order, batches=(1, 8))
+    with pytest.raises(UsageError, match="There is no file"):
+        Scale(replace(order, data=(tmp_path / "nothing",)), quiet)
+    save(tmp_path / "other", "qwen2", torch.bfloat16)
+    head = order.output / "heads" / "eagle-depth1-tokens500"
+    with pytest.raises(UsageError, match="take a head that"):
+        Scale(replace(order, model=str(tmp_path / "other"), heads=(head,), output=tmp_path / "study"), quiet)
