@@ -42,7 +42,7 @@ MAY_IMPORT = {
         *("weights", "tiers", "codecs", "quantizers", "kernels", "plan"),
     },
     "heads": {"tree", "layer_states", "cache", "models", "weights"},
-    "drafters": {"heads", "adjust", "sequence", "cache", "tree", "verify", "sampling", "models", "plan", "devices"},
+    "drafters": {"heads", "adjust", "sequence", "cache", "layer_states", "tree", "verify", "sampling", "models", "plan", "devices"},
     "batch": {"adjust", "logprobs", "sequence", "tree", "sampling"},
     "clock": set(),
     "reading": {"models"},

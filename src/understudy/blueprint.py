@@ -63,7 +63,7 @@ class Blueprint:
         """The blueprint of a model that is prepared."""
         return cls(
             config=config,
-            sizes=sizes_of_store(store, options.holds_substitute),
+            sizes=sizes_of_store(store, options.holds_substitute, options.holds_head),
             dtype=DTYPES.get(options.dtype) or next(iter(store.linears.values())).dtype,
             machine=machine,
             device=device,

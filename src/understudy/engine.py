@@ -128,11 +128,12 @@ class Engine:
         others = [(row, tokens) for row, tokens in self._running() if row != sequence.row]
         others += [(row, text.tokens) for row, text in self.kept.items()]
         found = longest(others, sequence.to_share, self.cache.reach)
-        if found is None or found.length <= self.cache.lengths[sequence.row]:
+        reached = self.drafter.reach(found.row, found.length) if found else 0
+        if found is None or reached <= self.cache.lengths[sequence.row]:
             return
         self.drafter.rewind(sequence, 0)
-        reached = self.cache.copy(found.row, sequence.row, found.length)
-        self.drafter.copy(found.row, sequence, reached)
+        self.cache.copy(found.row, sequence.row, reached)
+        self.drafter.copy(found.row, sequence, found.length)
 
     def forget(self, row: int) -> None:
         """Hold nothing of the tokens that a released sequence left in cache row `row`."""
@@ -264,9 +265,9 @@ class Engine:
     def _rewind(self, sequence: TokenSequence, length: int) -> None:
         """Hold at most the first `length` tokens of the row of `sequence`, in the target's cache and in the drafter's."""
         wanted = min(length, self.cache.lengths[sequence.row])
-        reached = self.cache.rewind(sequence.row, wanted)
+        self.drafter.rewind(sequence, wanted)
+        reached = self.cache.rewind(sequence.row, self.drafter.reach(sequence.row, wanted))
         sequence.read_again += wanted - reached
-        self.drafter.rewind(sequence, reached)
 
     def _undo(self, sequences: Sequence[TokenSequence]) -> None:
         """After a pass that failed half way: no cache row holds more than its sequence has tokens for."""

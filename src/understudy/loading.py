@@ -13,7 +13,7 @@ from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
 from .models.compile_kernels import compile_kernels
 from .models.configuration import stop_ids, tokenizer_of
-from .models.model import Model
+from .models.model import Model, Uses
 from .models.streamed import attention_name
 from .models.wrapper import text_config
 from .options import Options
@@ -80,7 +80,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     blueprint = with_second(blueprint, store.path, report)
     plan = blueprint.plan()
     if not device.own_memory:
-        compile_kernels(store, files.config, blueprint.dtype, options.holds_substitute, report)
+        compile_kernels(store, files.config, blueprint.dtype, options.holds_substitute or options.holds_head, report)
         if (grown := resident_bytes() - before - EXPECTED_GROWTH - plan.items["tokenizer"]) > 0:
             plan = blueprint.plan(grown)
     bound = bind_as_planned(blueprint, plan, report)
@@ -119,8 +119,7 @@ def bind(blueprint: Blueprint, plan: Plan, report: Report | None) -> Model:
         plan=plan,
         settings=ReadSettings(machine.disk.block, machine.disk.threads, options.throttle, options.tier),
         dtype=blueprint.dtype,
-        drafts=options.holds_substitute,
+        uses=Uses(options.holds_substitute, options.holds_head, options.handed_out),
         device=blueprint.device,
         report=report,
-        taps=options.handed_out,
     )

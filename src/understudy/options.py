@@ -177,6 +177,11 @@ class Options:
         """Are the substitutes held in fast memory to draft with?"""
         return self.drafter.holds_substitute
 
+    @property
+    def holds_head(self) -> bool:
+        """Is the substitute of the output head held, whether or not the others are?"""
+        return self.drafter.holds_head
+
     def held_whole(self) -> Options:
         """For a second model that drafts: its own weights and type, held whole, prepared in the cache."""
         recipe: dict[str, Any] = {"quantizer": "exact", "recipe_quantizer": "exact", "recipe_head": "", "codec": FALLBACK}

@@ -55,7 +55,7 @@ class Foretold:
         """Its blueprint. The codec must have been chosen."""
         return Blueprint(
             config=self.config,
-            sizes=sizes_of_checkpoint(self.tensors, self.layout, options.recipe, options.holds_substitute),
+            sizes=sizes_of_checkpoint(self.tensors, self.layout, options.recipe, options.holds_substitute, options.holds_head),
             dtype=DTYPES.get(options.dtype) or self.dtype,
             machine=machine,
             device=device,

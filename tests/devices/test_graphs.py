@@ -63,7 +63,7 @@ def test_text_drafted_by_graphs_is_plain_text_and_new_requests_record_nothing(
         done = fake.generate(PROMPTS[:1], params)
         assert graphs.captured > 0 and done[0].stats.accepted > 0
         first = graphs.captured, graphs.replayed
-        assert all(isinstance(table, EmbeddingTable) for table in fake.model.embed.tables) and fake.plan.items["draft levels"] > 0
+        assert all(isinstance(table, EmbeddingTable) for table in fake.model.lookup.tables) and fake.plan.items["draft levels"] > 0
         again = fake.generate([[40, 41, 42, 43, 44]], other)
         assert graphs.captured == first[0] and graphs.replayed > first[1] > 0
     assert [c.token_ids for c in done] == plain(model, PROMPTS[:1], params)

@@ -51,6 +51,9 @@ class Fixed:
 
     def copy(self, row: int, sequence: TokenSequence, length: int) -> None: ...
 
+    def reach(self, row: int, length: int) -> int:
+        return length
+
 
 def draft(drafter: Any, sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> list[TokenTree]:
     """A draft whose trees begin at `lengths`."""

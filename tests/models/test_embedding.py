@@ -44,7 +44,7 @@ def test_tables_beside_the_embedding_stay_where_they_are_too(tmp_path: Path) -> 
     name = "model.embed_tokens_per_layer.weight"
     with LLM(tmp_path / "model", memory="1GiB", context=128) as llm:
         done = llm.generate(PROMPT, SamplingParams(max_new_tokens=24, ignore_eos=True))[0]
-        store, tables = llm.store, llm.model.embed.tables
+        store, tables = llm.store, llm.model.lookup.tables
         assert done.token_ids == generated(model, PROMPT, 24) and done.stats.accepted > 0
         assert list(store.tables) == [name] and name not in store.shared and name not in llm.model.weights.shared
         assert torch.equal(store.read(store.tables[name]), model.get_parameter(name))

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from tests.tiny import save, stock
 from understudy import LLM, SamplingParams
+from understudy.devices import DEVICES
 from understudy.drafters import DRAFTERS, Base, DrafterSpec, TargetModel, Verified
 from understudy.drafters.substitute import SubstituteSpec
 from understudy.errors import UsageError
 from understudy.models.streamed import CurrentPass
-from understudy.models.taps import MIDDLE, install, places_of
+from understudy.models.taps import BEFORE_NORM, MIDDLE, install, places_of
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes, TokenTree
 
@@ -58,6 +59,22 @@ def test_taps_hear_what_the_stock_model_calls_its_hidden_states(models: dict[str
         torch.testing.assert_close(noting.heard[number], states[place][0])
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "granite", "qwen3_5_text", "cohere", "opt"])
+def test_what_lies_before_the_norm_is_what_the_norm_is_given(family: str) -> None:
+    """transformers keeps it in no list: its `hidden_states` end with the output of the norm."""
+    model, current, noting = stock(family), CurrentPass(), Noting()
+    install(model, [BEFORE_NORM, -1, -2], current)
+    current.under_way = noting  # type: ignore[assignment]
+    base = getattr(model, model.base_model_prefix)
+    with torch.no_grad():
+        states = model(IDS, output_hidden_states=True).hidden_states
+        norm = base.decoder.final_layer_norm if family == "opt" else base.norm
+        torch.testing.assert_close(norm(noting.heard[0]), states[-1][0])
+    torch.testing.assert_close(noting.heard[1], states[-1][0])
+    torch.testing.assert_close(noting.heard[2], states[-2][0])
+    assert not torch.allclose(noting.heard[0], noting.heard[1]) and not torch.allclose(noting.heard[0], noting.heard[2])
+
+
 def test_a_pass_that_takes_no_hidden_states_and_no_pass_at_all_are_left_alone(models: dict[str, Any]) -> None:
     model, current = stock("llama"), CurrentPass()
     install(model, [0, 1, -1], current)
@@ -76,8 +93,8 @@ def test_without_taps_nothing_is_hooked() -> None:
 @given(st.integers(1, 90), st.data())
 def test_places_are_counted_from_both_ends(blocks: int, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, blocks))
-    assert places_of([place, place - blocks - 1], blocks) == [place, place]
     assert places_of([MIDDLE], blocks) == [blocks // 2]
+    assert places_of([place, place - blocks - 1, BEFORE_NORM], blocks) == [place, place, BEFORE_NORM]
     beyond = data.draw(st.sampled_from([blocks + 1, -blocks - 2]))
     with pytest.raises(UsageError):
         places_of([beyond], blocks)
@@ -175,6 +192,38 @@ def test_a_level_of_a_draft_gives_the_hidden_states_of_its_nodes(tmp_path: Path)
         states = stock(torch.tensor([text]), output_hidden_states=True).hidden_states
         wanted = torch.stack([states[0][0], states[2][0], states[-1][0]], 1)
         torch.testing.assert_close(hidden[nodes], wanted, rtol=1e-3, atol=1e-3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListeningBeforeSpec(ListeningSpec):
+    """Listens at what lies before the norm and after it."""
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return (BEFORE_NORM, -1)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "float32"}, {"dtype": "bfloat16"}, {"device": "fake", "codec": "raw"}])
+def test_states_before_the_norm_become_those_after_it(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks and accepted nodes, also where rows alone are multiplied, and on a device; no bit of a text depends on it."""
+    monkeypatch.setitem(DRAFTERS, "before", f"{__name__}:ListeningBeforeSpec")
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:without_triton")
+    save(tmp_path / "model", "llama", torch.float32 if options.get("dtype") == "float32" else torch.bfloat16)
+    common: dict[str, Any] = {"memory": "1GiB", "context": 128, "rows": 1, "resident": "none", **options}
+    params = SamplingParams(max_new_tokens=10, ignore_eos=True)
+    with LLM(tmp_path / "model", method="none", **common) as llm:
+        plain = llm.generate([PROMPT[:40]], params)[0]
+    TEXTS[0] = PROMPT[:40] + plain.token_ids
+    with LLM(tmp_path / "model", method="before", **common) as llm:
+        done = llm.generate([PROMPT[:40]], params)[0]
+        drafter, model = llm.engine.drafter, llm.model
+        before, after = torch.cat(drafter.heard[0]).unbind(1)
+        with torch.inference_mode():
+            assert torch.equal(model.module.model.norm(before), after)
+    assert done.token_ids == plain.token_ids and drafter.accepted > 5 and len(before) >= 49
+    assert 0 < done.stats.bytes_streamed < plain.stats.bytes_streamed
 
 
 def test_the_plan_counts_what_taps_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,17 @@ class TargetModel(DraftModel, Protocol):
     def draft_tapped(self, nodes: Nodes) -> tuple[Tensor, Tensor]:
         """As `draft`, and the substitute's hidden states at each node and each of the spec's `taps` [n, taps, hidden size]."""
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens it knows."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Its input embeddings [n, hidden size] of tokens [n], on its device."""
+
+    def score(self, features: Tensor) -> Tensor:
+        """Logits [..., vocab] of features [..., hidden size] by the draft's copy of its output head, which a spec must ask for
+        (`holds_head`)."""
+
     def filling(self) -> bool:
         """Is the link still busy filling the ring, so that drafting on costs nothing?"""
 
@@ -100,6 +111,10 @@ class Drafter(Protocol):
         """Keep for `sequence`, of which nothing is kept yet, what is kept of the first `length` tokens in cache row `row`: its text
         begins with them."""
 
+    def reach(self, row: int, length: int) -> int:
+        """After how many of the first `length` tokens in cache row `row` the target must read on, at most, where a text begins with
+        them: fewer than `length` if what the drafter needs for the next token is not kept, so that it is observed again."""
+
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         """Learn that a round of drafting and verifying gave `tokens` in `seconds`, what was read of prompts beside it left out.
         `prefill`: it only read prompts."""
@@ -113,6 +128,9 @@ class Base:
     def rewind(self, sequence: TokenSequence, length: int) -> None: ...
 
     def copy(self, row: int, sequence: TokenSequence, length: int) -> None: ...
+
+    def reach(self, row: int, length: int) -> int:
+        return length
 
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None: ...
 
@@ -150,6 +168,11 @@ class DrafterSpec(ABC):
         return False
 
     @property
+    def holds_head(self) -> bool:
+        """Must the copy of the output head be held in fast memory, for `TargetModel.score`?"""
+        return False
+
+    @property
     def second_model(self) -> str | None:
         """The model that must be loaded beside the exact one; "": one is needed, but none was named. None: none is
         needed."""
@@ -159,7 +182,8 @@ class DrafterSpec(ABC):
     def taps(self) -> tuple[int, ...]:
         """Which hidden states of the target `observe` is given, as numbers in transformers' `hidden_states`.
 
-        0: what the first layer is given; k: what layer k gives, the first being 1; -1: what the head is given."""
+        0: what the first layer is given; k: what layer k gives, the first being 1; -1: what the head is given; and
+        `models.taps.BEFORE_NORM`."""
         return ()
 
     @abstractmethod

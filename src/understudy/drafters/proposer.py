@@ -43,6 +43,9 @@ class Proposer(Protocol):
     def copy(self, row: int, sequence: TokenSequence, length: int) -> None:
         """Keep for `sequence`, of which nothing is kept yet, what is kept of the first `length` tokens in cache row `row`."""
 
+    def reach(self, row: int, length: int) -> int:
+        """As `Drafter.reach`."""
+
 
 class ModelProposer:
     """A model proposes, in a cache that somebody else keeps in step with the text."""
@@ -63,3 +66,6 @@ class ModelProposer:
     def rewind(self, sequence: TokenSequence, length: int) -> None: ...
 
     def copy(self, row: int, sequence: TokenSequence, length: int) -> None: ...
+
+    def reach(self, row: int, length: int) -> int:
+        return length

@@ -79,6 +79,9 @@ class SearchDrafter:
     def copy(self, row: int, sequence: TokenSequence, length: int) -> None:
         self.proposer.copy(row, sequence, length)
 
+    def reach(self, row: int, length: int) -> int:
+        return self.proposer.reach(row, length)
+
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         self.policy.record_round(tokens, seconds, prefill)
 

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.streamed import CurrentPass
+from ..models.taps import BEFORE_NORM as BEFORE_NORM
 
-# The tap of what the last decoder block gives, before the final norm. (Tap -1 is what comes after the norm.)
-BEFORE_NORM = 1 << 20
 # What multiplies features [b, n, hidden size] with the target's own output head: logits [b, n, vocab].
 Score = Callable[[Tensor], Tensor]
 
@@ -128,6 +127,11 @@ class DraftHead(nn.Module, ABC):
         self.output = nn.Linear(target.hidden_size, size, bias=False) if size else None
         table = torch.zeros(target.vocab_size, target.hidden_size) if config.own_embedding else None
         self.register_buffer("embedding", table)
+
+    @property
+    def needs_target_output(self) -> bool:
+        """Are its logits those of the target's output head?"""
+        return self.output is None
 
     @property
     def state_size(self) -> int:

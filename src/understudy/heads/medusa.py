@@ -45,6 +45,10 @@ class Medusa(DraftHead):
             says = config.draft_vocab_size or config.target.vocab_size
             self.outputs = nn.ModuleList(nn.Linear(size, says, bias=False) for _ in range(config.heads))
 
+    @property
+    def needs_target_output(self) -> bool:
+        return super().needs_target_output and self.outputs is None
+
     def begin(self, hidden: Tensor, embedded: Tensor, places: Places) -> Tensor:
         return hidden[:, :, 0]
 

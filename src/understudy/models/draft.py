@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -49,12 +50,28 @@ class Draft:
             self.current.under_way = None
 
 
+class LevelView(Protocol):
+    """What a level runs in: the draft view, or a trained head with a cache of its own."""
+
+    @property
+    def linears(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """What multiplies by streamed Linear number i."""
+
+    @property
+    def cache(self) -> Cache:
+        """Where keys and values go."""
+
+    @property
+    def device(self) -> Device:
+        """Where it runs."""
+
+
 class Level:
     """One draft forward, a `Pass`: all its nodes, which lie on the view's device, side by side.
 
     The number of nodes and the width of their tails are all that a recorded level is fixed to."""
 
-    def __init__(self, view: Draft, nodes: Nodes, hidden: Tensor | None = None) -> None:
+    def __init__(self, view: LevelView, nodes: Nodes, hidden: Tensor | None = None) -> None:
         # [n, taps, hidden size]: where hidden states go; None: nobody asked for them.
         self.hidden = hidden
         self.linears = view.linears

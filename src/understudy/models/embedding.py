@@ -31,6 +31,9 @@ def lookups(model: Any, layout: ModelLayout) -> list[nn.Module]:
 class Table(Protocol):
     """One table in one stock embedding module."""
 
+    # The stock module.
+    module: nn.Module
+
     def __call__(self, tokens: Tensor) -> Tensor:
         """Make the module ready for tokens [n]; returns what to give it for them."""
 
@@ -132,6 +135,7 @@ class EmbeddingTable:
         compute = next(iter(module.parameters())).dtype
         stride = width * table.dtype.itemsize
         self.device = device
+        self.module = module
         weight = device.arena(rows * width * compute.itemsize).view(compute).view(rows, width)
         some = max(1, READ // stride)
         with path.open("rb", buffering=0) as file:

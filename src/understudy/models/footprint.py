@@ -64,15 +64,16 @@ class WeightSizes:
         return sum(nbytes for _, nbytes in self.shared) + copies
 
 
-def sizes_of_store(store: Store, holds_substitute: bool) -> WeightSizes:
-    """The sizes of a Store's weights, by its index. `holds_substitute`: the substitutes are held to draft with."""
+def sizes_of_store(store: Store, holds_substitute: bool, holds_head: bool = False) -> WeightSizes:
+    """The sizes of a Store's weights, by its index. `holds_substitute`: the substitutes are held to draft with; `holds_head`: that
+    of the output head is."""
     entries = list(store.linears.values())
     return WeightSizes(
         part_bytes=tuple(part.stored.span for part in store.parts()),
         shared=_by_type((stored.dtype, stored.nbytes) for stored in store.shared.values()),
         decoding_bytes=largest(entries),
         widest_outputs=max(entry.shape[0] for entry in entries[:-1]),
-        linears=tuple(_linear(entry, holds_substitute) for entry in entries),
+        linears=tuple(_linear(entry, holds_substitute or (holds_head and entry is entries[-1])) for entry in entries),
         tables=tuple((stored.shape[0], stored.shape[1]) for stored in store.looked_up),
     )
 
@@ -95,11 +96,13 @@ def _linear(entry: LinearEntry, holds_substitute: bool) -> LinearSize:
 
 
 def sizes_of_checkpoint(
-    tensors: Mapping[str, TensorInfo], layout: ModelLayout, recipe: Recipe, holds_substitute: bool
-) -> WeightSizes:
+    tensors: Mapping[str, TensorInfo], layout: ModelLayout, recipe: Recipe, holds_substitute: bool,
+    holds_head: bool = False,
+) -> WeightSizes:  # fmt: skip
     """The sizes that a Store of these tensors would have. Parts and a mix of bits are those of usual weights."""
+    head = layout.linears[-1]
     foretold = [
-        _foretold(spec, tensors[spec.weight].dtype, wanted, recipe.codec, holds_substitute)
+        _foretold(spec, tensors[spec.weight].dtype, wanted, recipe.codec, holds_substitute or (holds_head and spec is head))
         for spec, wanted in zip(layout.linears, quantizers_of(layout, recipe), strict=True)
     ]
     return WeightSizes(

@@ -60,6 +60,14 @@ def cache_class() -> Any:
 
 
 @cache
+def base_output_class() -> Any:
+    """The class of what a model without its head gives back."""
+    with nullcontext() if torch.cuda.is_available() else _without("triton"):
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+    return BaseModelOutputWithPast
+
+
+@cache
 def attention_interface() -> Any:
     """The registry of transformers' attention functions."""
     with nullcontext() if torch.cuda.is_available() else _without("triton"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from .draft import Draft
 from .embedding import EmbeddingRows, EmbeddingTable, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
 from .heads import refuse_wrong_head
+from .output_head import OutputHead
 from .shape import ModelShape, cache_dtype
 from .streamed import CurrentPass, attention_name, pair
 from .supply import Supply
@@ -35,6 +37,17 @@ from .target import TILE, Settle, Target, as_they_are
 from .weights import Weights
 
 Report = Callable[[str, float, float], None]
+
+
+@dataclass(frozen=True)
+class Uses:
+    """What a drafter uses of a model that verifies."""
+
+    # Substitutes of all Linears, and that of the output head.
+    drafts: bool
+    scores: bool
+    # Hidden states that passes hand out, see `models.taps`.
+    taps: tuple[int, ...] = ()
 
 
 class Model:
@@ -51,10 +64,9 @@ class Model:
         plan: Plan,
         settings: ReadSettings,
         dtype: torch.dtype,
-        drafts: bool,
+        uses: Uses,
         device: Device,
         report: Report | None = None,
-        taps: Sequence[int] = (),
     ) -> None:
         self.store = store
         self.config = config
@@ -66,24 +78,29 @@ class Model:
         self._lost: UnderstudyError | None = None
         refuse_wrong_head(self.module, store)
         self.current = CurrentPass()
-        install(self.module, taps, self.current)
+        install(self.module, uses.taps, self.current)
         pair(self.module, [spec.module for spec in store.layout.linears], self.current)
-        self.taps = tuple(taps)
+        self.taps = tuple(uses.taps)
         shape = ModelShape.of(config)
         self.hidden_size = shape.hidden_size
         progress = None if report is None else lambda done, total: report("loading", done, total)
-        self.weights = Weights(store, plan, settings, device, drafts=drafts, progress=progress)
+        self.weights = Weights(store, plan, settings, device, drafts=uses.drafts, scores=uses.scores, progress=progress)
         self.weights.share(self.module, dtype)
         self.cache = _cache(shape, plan, dtype, device)
         self.ring = self.weights.ring(plan.ring_bytes)
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
         self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
         # Where drafted tokens are chosen on the device, their rows must lie there.
-        self.embed = self._lookup(whole=drafts and not device.drafts_see_text)
+        self.lookup = self._lookup(whole=uses.drafts and not device.drafts_see_text)
         base = getattr(self.module, str(self.module.base_model_prefix))
-        views = (self.current, self.cache, self.embed)
+        views = (self.current, self.cache, self.lookup)
         self.target = Target(self.module, base, *views, self.supply.multiply, device, self.supply.skip_head)
-        self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if drafts else (), device)
+        self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if uses.drafts else (), device)
+        self.vocabulary = shape.vocabulary
+        self._score: OutputHead | None = None
+        if uses.drafts or uses.scores:
+            head = self.draft.linears[-1] if uses.drafts else self.weights.head(dtype)
+            self._score = OutputHead(self.module, self.current, len(store.linears) - 1, head)
 
     def _lookup(self, whole: bool) -> Lookup:
         """What is looked up by token: `whole` on the device, or the rows at hand."""
@@ -95,6 +112,18 @@ class Model:
             return EmbeddingRows(module, place, table, EMBEDDING_ROOM, self.device.where)
 
         return Lookup(map(opened, lookups(self.module, self.store.layout), self.store.looked_up))
+
+    @torch.inference_mode()
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings [n, hidden size] of tokens [n], on the device, as the model's first layer is given them but for what its
+        class does to them after the lookup."""
+        embedded: Tensor = self.lookup.tables[0].module(self.lookup.tables[0](tokens))
+        return embedded
+
+    def score(self, features: Tensor) -> Tensor:
+        """Logits [..., vocab] of features [..., hidden size], as after the final norm, by the draft's copy of the output head."""
+        assert self._score is not None, "the copy of the output head is not held"
+        return self._score(features)
 
     def verify(self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are) -> tuple[Tensor, Tensor | None]:
         """Run the target, and tell `cost` how long the arithmetic took and how long the pass waited for weights.
@@ -169,7 +198,7 @@ class Model:
         """Give back threads and files. Further calls do nothing."""
         if self.companion is not None:
             self.companion.close()
-        self.embed.close()
+        self.lookup.close()
         self.device.close()
         if self.ring is not None:
             self.ring.close()

@@ -2,7 +2,7 @@
 
 A tap is a place in transformers' list `hidden_states`: 0 is what the first decoder block is given, k is what block k
 gives (the first is number 1), and the last is what the head is given, after the final norm. -1 is the last, -2 the
-one before it."""
+one before it. BEFORE_NORM is what the list lacks: what the last block gives, before the final norm."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ..errors import UsageError
 from .streamed import CurrentPass
 from .structure import decoder_blocks
 
+# The tap of what the last decoder block gives, before the final norm.
+BEFORE_NORM = 1 << 20
 # The tap of what the block in the middle is given: number n // 2 of n blocks.
 MIDDLE = 1 << 21
 
@@ -28,12 +30,13 @@ class Tapped(Protocol):
 
 
 def places_of(taps: Sequence[int], blocks: int) -> list[int]:
-    """`taps` in a model of so many decoder blocks, counted from the start. Raises UsageError for a place it has not."""
+    """`taps` in a model of so many decoder blocks, counted from the start. BEFORE_NORM stays as it is. Raises UsageError for a
+    place that the model has not."""
     taps = [blocks // 2 if tap == MIDDLE else tap for tap in taps]
     for tap in taps:
-        if not -blocks - 1 <= tap <= blocks:
+        if tap != BEFORE_NORM and not -blocks - 1 <= tap <= blocks:
             raise UsageError(f"The drafter reads hidden state {tap}, but this model of {blocks} layers has 0 to {blocks}.")
-    return [tap % (blocks + 1) for tap in taps]
+    return [tap if tap == BEFORE_NORM else tap % (blocks + 1) for tap in taps]
 
 
 def install(model: nn.Module, taps: Sequence[int], current: CurrentPass) -> None:
@@ -42,15 +45,17 @@ def install(model: nn.Module, taps: Sequence[int], current: CurrentPass) -> None
 
     The decoder blocks are found by their Linears, which must still be there."""
     _, blocks = decoder_blocks(model)
-    base = getattr(model, str(model.base_model_prefix))
+    # Some classes call their base, others what lies in it.
+    decoder = model.get_decoder()  # type: ignore[operator]
     for number, place in enumerate(places_of(taps, len(blocks))):
         tap = _Tap(number, current)
         if place == 0:
             blocks[0].register_forward_pre_hook(tap.before, with_kwargs=True)
-        elif place < len(blocks):
-            blocks[place - 1].register_forward_hook(tap.after)
+        elif place < len(blocks) or place == BEFORE_NORM:
+            block = blocks[-1] if place == BEFORE_NORM else blocks[place - 1]
+            block.register_forward_hook(tap.after)
         else:
-            base.register_forward_hook(tap.after_all)
+            decoder.register_forward_hook(tap.after_all)
 
 
 class _Tap:

@@ -43,7 +43,7 @@ class Weights:
 
     `parts`: every part in the order of a pass. `residents`: parts that stay, by number. `substitutes`: a Linear's tensors.
     A Linear that the plan keeps whole becomes one whose substitute is the weight, of which nothing streams. One that it keeps
-    decoded has its exact weight beside its substitute.
+    decoded has its exact weight beside its substitute. `drafts`: all substitutes are held; `scores`: that of the output head is.
 
     Raises StoreError or TransferError where what is read is not what was prepared."""
 
@@ -55,6 +55,7 @@ class Weights:
         device: Device,
         *,
         drafts: bool,
+        scores: bool = False,
         progress: Callable[[float, float], None] | None = None,
     ) -> None:
         self.store = store
@@ -69,7 +70,7 @@ class Weights:
         whole = read_whole(store, shared, {}, settings, device, progress)
         for index in whole:
             self.entries[index] = replace(self.entries[index], quantizer="exact", codec=FALLBACK, parts=(), substitute={})
-        wanted = self._wanted(plan, drafts)
+        wanted = self._wanted(plan, drafts, scores)
         tensors = dict(zip(wanted, read_all(store, list(wanted.values()), settings, device, progress), strict=True))
         self.shared = {name: tensor for (kind, name, _), tensor in tensors.items() if kind == "shared"}
         self.residents = {n: tensor.view(torch.uint8) for (kind, _, n), tensor in tensors.items() if kind == "resident"}
@@ -100,20 +101,26 @@ class Weights:
             self.residents[number] = weight
             self.parts.append(PartRef(number, index, 0, len(weight), 0))
 
-    def _wanted(self, plan: Plan, drafts: bool) -> dict[Key, Stored]:
+    def _wanted(self, plan: Plan, drafts: bool, scores: bool) -> dict[Key, Stored]:
         """What is read into fast memory for good: norms and biases, substitutes that are held, resident parts."""
         wanted: dict[Key, Stored] = {("shared", name, 0): stored for name, stored in self.store.shared.items()}
         for index, entry in enumerate(self.entries):
-            if held(entry, drafts):
+            if held(entry, drafts or (scores and index == len(self.entries) - 1)):
                 wanted |= {("substitute", name, index): stored for name, stored in entry.substitute.items()}
         return wanted | {("resident", "", number): self.stored[number] for number in sorted(plan.residents)}
 
     def drafts(self, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
         """The linear map [n, K] -> [n, N] of each Linear's substitute, in the order of a pass."""
-        return [
-            self.device.draft_product(copy, tensors, entry.shape, dtype)
-            for entry, copy, tensors in zip(self.entries, self.quantizers, self.substitutes, strict=True)
-        ]
+        return [self._draft(index, dtype) for index in range(len(self.entries))]
+
+    def head(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The linear map of the output head's substitute."""
+        return self._draft(len(self.entries) - 1, dtype)
+
+    def _draft(self, index: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        return self.device.draft_product(
+            self.quantizers[index], self.substitutes[index], self.entries[index].shape, dtype
+        )
 
     def ring(self, capacity: int) -> Ring | None:
         """The stream of all parts that are not resident; None when there is nothing to stream."""

@@ -1,0 +1,83 @@
+"""Runs a trained head for nodes of the target's rows, with a KV cache of the head's own.
+
+Token j of a text is given to the head together with the target's hidden state at token j - 1, so the first token is never given to
+it: token j has slot j - 1 and position j - 1 in the head's cache. Whoever calls numbers nodes as the target does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..cache import Cache
+from ..heads import DraftHead, Places
+from ..layer_states import LayerShape
+from ..models.draft import Level
+from ..models.shape import cache_dtype
+from ..tree import Nodes
+from . import TargetModel
+
+
+class HeadRunner:
+    """A head on the target's device. What its layers keep of each token, `shapes` say.
+
+    States are rows of tensors [n, state size], one for each node of a call, in their order."""
+
+    # A head's own Linears are no streamed ones.
+    linears: Sequence[Callable[[Tensor], Tensor]] = ()
+
+    def __init__(self, head: DraftHead, shapes: Sequence[LayerShape], target: TargetModel, dtype: torch.dtype):
+        self.head = head
+        self.target = target
+        self.device = target.device
+        self.cache = Cache(shapes, target.cache.rows, target.cache.capacity, cache_dtype(dtype), target.device.where)
+
+    def begin(self, nodes: Nodes, hidden: Tensor) -> Tensor:
+        """States of `nodes`, before each of which the target has the hidden states `hidden` [n, taps, hidden size]. Their keys and
+        values are written."""
+        return self._run(nodes, lambda embedded, places: self.head.begin(hidden[None], embedded, places), attends=True)
+
+    def follow(self, nodes: Nodes, parents: Tensor, depth: int) -> Tensor:
+        """States of `nodes`, whose parents have the states `parents` [n, state size] and which lie `depth` edges below the last
+        accepted token. Their keys and values are written, where the head attends in a tree."""
+
+        def call(embedded: Tensor, places: Places) -> Tensor:
+            return self.head.follow(parents[None], embedded, depth, places)
+
+        return self._run(nodes, call, self.head.attends_in_tree)
+
+    def logits(self, states: Tensor, depth: int) -> Tensor:
+        """Logits [n, vocab] for the target's tokens after nodes with `states`, at `depth`; minus infinity where the head cannot say
+        a token."""
+        logits = self.head.scores(states[None], depth, self.target.score)[0]
+        if self.head.token_map is None:
+            return logits
+        whole = logits.new_full((len(logits), self.target.vocabulary), -torch.inf)
+        whole[:, self.head.token_map] = logits
+        return whole
+
+    @torch.inference_mode()
+    def _run(self, nodes: Nodes, call: Callable[[Tensor, Places], Tensor], attends: bool) -> Tensor:
+        embedded = self._embedded(nodes.tokens)[None]
+        own = _shifted(nodes).to(self.device.where)
+        current = self.head.current
+        current.under_way = Level(self, own) if attends and self.cache.shapes else None
+        try:
+            return call(embedded, Places(own.positions[None]))[0]
+        finally:
+            current.under_way = None
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """[n, hidden size]: the head's own embeddings of tokens [n], or the target's."""
+        table = self.head.embedding
+        return self.target.embed(tokens) if table is None else table[tokens.to(table.device)]
+
+
+def _shifted(nodes: Nodes) -> Nodes:
+    """`nodes` as the head's cache numbers them."""
+    return replace(
+        nodes, slots=nodes.slots - 1, positions=nodes.positions - 1, prefix=nodes.prefix - 1,
+        tail=torch.where(nodes.tail < 0, nodes.tail, nodes.tail - 1),
+    )  # fmt: skip
