@@ -47,6 +47,41 @@ ADJUST = "tests/test_adjust.py"
 RECTANGLE = "tests/test_rectangle.py tests/policies"
 PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
 MUTATIONS = (
+    Mutation(
+        "EAGLE joins a hidden state and an embedding the other way round",
+        "heads/eagle.py",
+        "torch.cat([embedded, before], -1)",
+        "torch.cat([before, embedded], -1)",
+        "tests/heads/test_eagle.py",
+    ),
+    Mutation(
+        "Clover adds values whole, as a softmax over one key would",
+        "heads/clover.py",
+        "(gate[..., None] * value)",
+        "(gate[..., None].abs().clamp(1) * value)",
+        "tests/heads/test_clover.py",
+    ),
+    Mutation(
+        "EAGLE-3's residual is another than its config says",
+        "heads/eagle3.py",
+        "normed if self.norm_before_residual else hidden",
+        "hidden if self.norm_before_residual else normed",
+        "tests/heads/test_eagle3.py",
+    ),
+    Mutation(
+        "hidden states of EAGLE-3 are taken one layer too early",
+        "heads/formats/eagle3.py",
+        "tuple(number + 1 for number in numbers)",
+        "tuple(number for number in numbers)",
+        "tests/heads/formats/test_eagle3.py",
+    ),
+    Mutation(
+        "a head with NaN is loaded",
+        "heads/files.py",
+        "if tensor.is_floating_point() and not bool(tensor.isfinite().all())",
+        "if tensor.is_floating_point() and tensor.dim() > 9",
+        "tests/heads/test_files.py",
+    ),
     Mutation("siblings count for a penalty", "tree.py", "else [*found[parent], token]", "else [*found[-1], token]", ADJUST),
     Mutation("a bias comes after the temperature", "sampling.py", "piece if adjust is None else adjust(piece, start)", "piece if adjust is None else adjust(piece, start) * (params.temperature or 1)", ADJUST),
     Mutation("a piece is adjusted as the first one", "batch.py", "self.adjustment.after(place + len(known) - len(self.known))", "self.adjustment.after(0)", ADJUST),

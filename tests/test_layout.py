@@ -199,8 +199,9 @@ def test_every_part_is_tested() -> None:
 
 
 # Parts of which every module has a test file of its own name, but for what the file named here tests.
-MIRRORED = ("models", "drafters", "policies", "plan", "weights", "tiers", "kernels")
+MIRRORED = ("heads", "heads/formats", "models", "drafters", "policies", "plan", "weights", "tiers", "kernels")
 TESTED_IN = {
+    "heads/mtp.py": "heads/formats/test_mtp.py",
     "kernels/attention_cpu.py": "kernels/test_attention.py",
     "tiers/cuda_streams.py": "gpu/test_pinned.py",
     "tiers/streams.py": "tiers/test_pinned.py",

@@ -49,9 +49,13 @@ def rotated(x: Tensor) -> Tensor:
 
 
 def attention(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """Causal self-attention of x [n, any size] with the projections of `weights`."""
-    query = rotated((x @ weights["self_attn.q_proj.weight"].T).view(len(x), HEADS, KEY))
-    key = rotated((x @ weights["self_attn.k_proj.weight"].T).view(len(x), KV_HEADS, KEY))
+    """Causal self-attention of x [n, any size] with the projections of `weights`, and with norms of each head's queries and keys
+    where they have such."""
+    query = (x @ weights["self_attn.q_proj.weight"].T).view(len(x), HEADS, KEY)
+    key = (x @ weights["self_attn.k_proj.weight"].T).view(len(x), KV_HEADS, KEY)
+    if "self_attn.q_norm.weight" in weights:
+        query, key = norm(query, weights["self_attn.q_norm.weight"]), norm(key, weights["self_attn.k_norm.weight"])
+    query, key = rotated(query), rotated(key)
     value = (x @ weights["self_attn.v_proj.weight"].T).view(len(x), KV_HEADS, KEY)
     out = torch.zeros(len(x), HEADS, KEY)
     for head in range(HEADS):

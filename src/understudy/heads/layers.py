@@ -121,7 +121,10 @@ class HeadLayers(nn.ModuleList):
 
     @classmethod
     def of(cls, config: HeadConfig, current: CurrentPass) -> HeadLayers:
-        """The `config.layers` stock layers of a head."""
+        """The `config.layers` stock layers of a head: of Llama, or of what `config.layer` names, which hold no memory yet."""
+        if "model_type" in config.layer:
+            decoder = stock_decoder(config)
+            return cls(Rope(type(decoder.rotary_emb), decoder.config), decoder.layers, current)
         llama, stock = llama_config(config), hf.llama()
         blocks = [stock.LlamaDecoderLayer(llama, index) for index in range(config.layers)]
         return cls(Rope(stock.LlamaRotaryEmbedding, llama), blocks, current)

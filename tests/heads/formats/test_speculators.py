@@ -8,10 +8,10 @@ import torch
 
 from tests.heads.formats import test_eagle, test_eagle3
 from tests.heads.formats.publish import LLAMA, assert_same, named, publish
-from tests.heads.golden import HIDDEN, VOCABULARY, assert_golden
+from tests.heads.golden import HIDDEN, KEY, VOCABULARY, assert_golden
 from tests.heads.test_eagle3 import reference
 from understudy.errors import CheckpointError
-from understudy.heads.files import load
+from understudy.heads.files import config_of, load, save
 
 
 def config(kind: str, **told: Any) -> dict[str, Any]:
@@ -32,6 +32,24 @@ def test_an_eagle3_head_is_read(tmp_path: Path) -> None:
     again = assert_same(publish(tmp_path / "head", config("eagle3", **told), tensors | copies), head)
     assert_golden(again, lambda *given: reference(head, *given), depth=2)
     assert again.config.target.architecture == "Qwen3ForCausalLM"
+
+
+def test_layers_of_qwen3_norm_queries_and_keys(tmp_path: Path) -> None:
+    head = test_eagle3.made(taps=(2, 4, 5))
+    tensors = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in test_eagle3.tensors_of(head).items()}
+    norms = {f"layers.0.self_attn.{name}_norm.weight": torch.rand(KEY) + 0.5 for name in "qk"}
+    layer = {"transformer_layer_config": LLAMA | {"model_type": "qwen3"}}
+    told = layer | {"draft_vocab_size": 12, "eagle_aux_hidden_state_layer_ids": [2, 4, 5]}
+    path = publish(tmp_path / "head", config("eagle3", **told), tensors | norms)
+    again = load(path, torch.float32)
+    assert config_of(path) == again.config
+    assert_golden(again, lambda *given: reference(again, *given), depth=2)
+    save(again, tmp_path / "ours")
+    assert load(tmp_path / "ours", torch.float32).state_dict().keys() == again.state_dict().keys()
+    layer["transformer_layer_config"]["layer_types"] = ["sliding_attention"]
+    publish(path, config("eagle3", **(told | layer)), tensors | norms)
+    with pytest.raises(CheckpointError, match="look back at a window"):
+        load(path, torch.float32)
 
 
 def test_numbers_of_layers_are_those_of_inputs_whatever_the_first_is(tmp_path: Path) -> None:

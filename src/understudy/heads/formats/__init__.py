@@ -67,7 +67,11 @@ def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def layer_of(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
-    """Arguments of the LlamaConfig of a head's decoder layers, by its config and by the biases among its `tensors`."""
+    """`HeadConfig.layer` of a head's decoder layers, by its config and by the biases and norms among its `tensors`.
+
+    Raises CheckpointError where layers look back at a window."""
+    if "sliding_attention" in (config.get("layer_types") or ()):
+        raise CheckpointError("The head's layers look back at a window (layer_types); this is not supported.")
     named = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
     told = {name: config[name] for name in (*named, "rms_norm_eps", "max_position_embeddings") if config.get(name) is not None}
     ropes = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
@@ -76,6 +80,9 @@ def layer_of(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
     told["rope_parameters"] = {**ropes, "rope_type": kind, "rope_theta": float(theta)}
     told["attention_bias"] = any(name.endswith("q_proj.bias") for name in tensors)
     told["mlp_bias"] = any(name.endswith("up_proj.bias") for name in tensors)
+    if any(name.endswith("self_attn.q_norm.weight") for name in tensors):
+        # Llama's layers have no norms of queries and keys, Qwen3's do.
+        told |= {"model_type": "qwen3", "num_hidden_layers": count(config, "num_hidden_layers")}
     return told
 
 
