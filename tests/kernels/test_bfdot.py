@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from understudy.kernels.bfdot import columns_dot, has_bfdot, pair_columns, to_brain
+from understudy.kernels.bfdot import columns_dot, pair_columns, to_brain
 from understudy.tiers.memory import arena
-
-pytestmark = pytest.mark.skipif(not has_bfdot(), reason="this processor does not multiply bfloat16")
 
 
 @numba.njit

@@ -8,12 +8,9 @@ from hypothesis import strategies as st
 from understudy.codecs import codec
 from understudy.kernels import exact_product
 from understudy.kernels.amx_dot import has_amx
-from understudy.kernels.bfdot import has_bfdot
 from understudy.kernels.exact_product import FEW, BlockProduct, Operand
 from understudy.kernels.pack import block
 from understudy.quantizers import fitting
-
-pytestmark = pytest.mark.skipif(not has_bfdot(), reason="this CPU multiplies no bfloat16; weights are made whole first")
 
 
 def drawn(outputs, columns, rows, seed):

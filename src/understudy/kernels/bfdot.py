@@ -1,8 +1,9 @@
 """Products of 1, 2 or 4 rows with columns of one block of exact weights, in bfloat16, as vector code.
 
-One instruction (AVX-512 BF16) multiplies two columns of sixteen outputs and adds both products to float32 sums. Each
-sum takes its columns in order, two by two, so a row's bits depend neither on how many rows run nor on how columns are
-cut."""
+With AVX-512 BF16 one instruction multiplies two columns of sixteen outputs and adds both products to float32 sums. Elsewhere
+both columns become float32, which only moves their bits, and are multiplied and added one after the other. Each sum takes its
+columns in order, so a row's bits depend neither on how many rows run nor on how columns are cut. They do depend on the
+processor: only the instruction takes numbers below 2**-126 for 0."""
 
 from typing import Any
 
@@ -13,7 +14,7 @@ from numba.extending import intrinsic
 from .instructions import has
 from .vector import FLOAT, HALF, LONG, WORD, Code, Vector
 
-FLOATS, HALVES = Vector(FLOAT, 16), Vector(HALF, 32)
+FLOATS, HALVES, WORDS = Vector(FLOAT, 16), Vector(HALF, 32), Vector(WORD, 16)
 
 
 class _Brain(ir.Type):  # type: ignore[misc]
@@ -24,7 +25,6 @@ class _Brain(ir.Type):  # type: ignore[misc]
 
 
 PAIRS = Vector(_Brain(), 32)
-BRAINS = Vector(_Brain(), 16)
 
 
 def has_bfdot() -> bool:
@@ -55,11 +55,18 @@ class _ColumnsDot(Code):
         super().__init__(context, builder)
         self.rows = rows
         self.weights, self.columns, self.x, self.stride, self.sums = arguments
+        self.lines = [self.at(self.x, self.b.mul(self.stride, LONG(r))) for r in range(rows)]
 
     def loop(self) -> None:
+        """Add all columns to all sums: at once where the processor's registers hold these, else 16 outputs at a time."""
+        whole = [0, 1, 2, 3]
+        for vectors in [whole] if has("avx512f") or self.rows == 1 else [[v] for v in whole]:
+            self.add(vectors)
+
+    def add(self, vectors: list[int]) -> None:
+        """Add all columns to the sums of these `vectors` of 16 outputs."""
         b = self.b
-        lines = [self.at(self.x, b.mul(self.stride, LONG(r))) for r in range(self.rows)]
-        places = [[self.at(self.sums, 256 * r + 64 * v) for v in range(4)] for r in range(self.rows)]
+        places = [[self.at(self.sums, 256 * r + 64 * v) for v in vectors] for r in range(self.rows)]
         started = [[self.load(place, FLOATS, 64) for place in line] for line in places]
         before = b.block
         body, done = b.append_basic_block("columns"), b.append_basic_block("done")
@@ -67,23 +74,41 @@ class _ColumnsDot(Code):
         b.position_at_end(body)
         column = b.phi(LONG)
         column.add_incoming(LONG(0), before)
-        sums = [[b.phi(FLOATS) for _ in range(4)] for _ in range(self.rows)]
+        sums = [[b.phi(FLOATS) for _ in vectors] for _ in range(self.rows)]
         here = self.at(self.weights, b.shl(column, LONG(7)))
-        pairs = [self.load(self.at(here, 64 * v), PAIRS, 64) for v in range(4)]
+        pairs = [self.parted(self.load(self.at(here, 64 * v), WORDS, 64)) for v in vectors]
         after = self.at(column, 2)
         for r in range(self.rows):
-            x = b.bitcast(self.spread(self.load(self.at(lines[r], b.shl(column, LONG(1))), WORD, 2)), PAIRS)
-            for v in range(4):
-                total = self.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, sums[r][v], x, pairs[v])
+            x = self.parted(self.spread(self.load(self.at(self.lines[r], b.shl(column, LONG(1))), WORD, 2)))
+            for v in range(len(vectors)):
+                total = self.added(sums[r][v], x, pairs[v])
                 sums[r][v].add_incoming(started[r][v], before)
                 sums[r][v].add_incoming(total, b.block)
                 started[r][v] = total
         column.add_incoming(after, b.block)
         b.cbranch(b.icmp_unsigned("<", after, self.columns), body, done)
         b.position_at_end(done)
-        for r in range(self.rows):
-            for v in range(4):
-                self.store(started[r][v], places[r][v], 64)
+        for line, totals in zip(places, started, strict=True):
+            for place, total in zip(line, totals, strict=True):
+                self.store(total, place, 64)
+
+    def parted(self, pairs: Any) -> list[Any]:
+        """What `added` takes of 16 pairs of bfloat16: the pairs, or the first and the second of each as float32."""
+        if has_bfdot():
+            return [self.b.bitcast(pairs, PAIRS)]
+        first, second = self.b.shl(pairs, self.all(WORDS, 16)), self.b.and_(pairs, self.all(WORDS, 0xFFFF0000))
+        return [self.b.bitcast(first, FLOATS), self.b.bitcast(second, FLOATS)]
+
+    def added(self, total: Any, x: list[Any], weights: list[Any]) -> Any:
+        """`total` and the products of two columns."""
+        if has_bfdot():
+            return self.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, *x, *weights)
+        for own, weight in zip(x, weights, strict=True):
+            if has("fma") or has("neon"):
+                total = self.intrinsic("llvm.fma.v16f32", FLOATS, own, weight, total)
+            else:
+                total = self.b.fadd(total, self.b.fmul(own, weight))
+        return total
 
 
 @intrinsic
@@ -102,6 +127,17 @@ def _pair_columns(typing: Any, source: Any, target: Any) -> Any:
     return types.void(types.int64, types.int64), generate
 
 
+def _rounded(code: Code, words: Any) -> Any:
+    """The bits of the nearest bfloat16 of 16 float32 with the bits `words`; of two, the even one. NaN stays NaN."""
+    b = code.b
+    upper = b.lshr(words, code.all(WORDS, 16))
+    odd = b.and_(upper, code.all(WORDS, 1))
+    nearest = b.lshr(b.add(words, b.add(odd, code.all(WORDS, 0x7FFF))), code.all(WORDS, 16))
+    magnitude = b.and_(words, code.all(WORDS, 0x7FFFFFFF))
+    nan = b.icmp_unsigned(">", magnitude, code.all(WORDS, 0x7F800000))
+    return b.select(nan, b.or_(upper, code.all(WORDS, 0x40)), nearest)
+
+
 @intrinsic
 def _to_brain(typing: Any, source: Any, target: Any) -> Any:
     """64 float32 to the nearest bfloat16."""
@@ -110,8 +146,8 @@ def _to_brain(typing: Any, source: Any, target: Any) -> Any:
         code = Code(context, builder)
         source, target = arguments
         for v in range(4):
-            brains = builder.fptrunc(code.load(code.at(source, 64 * v), FLOATS, 64), BRAINS)
-            code.store(builder.bitcast(brains, Vector(HALF, 16)), code.at(target, 32 * v))
+            words = builder.bitcast(code.load(code.at(source, 64 * v), FLOATS, 64), WORDS)
+            code.store(builder.trunc(_rounded(code, words), Vector(HALF, 16)), code.at(target, 32 * v))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import team
 from .amx_dot import ROWS, amx_dot, configure, has_amx, release, shapes
-from .bfdot import columns_dot, has_bfdot, pair_columns, to_brain
+from .bfdot import columns_dot, pair_columns, to_brain
 from .compiled import compiled
 from .descriptor import (
     OPERAND_BYTES,
@@ -46,7 +46,7 @@ _dot_1, _dot_2, _dot_4 = columns_dot(1), columns_dot(2), columns_dot(4)
 @cache
 def applies(dtype: torch.dtype, columns: int) -> bool:
     """Whether weights of this type and width can be multiplied here, on this machine."""
-    return has_bfdot() and dtype == torch.bfloat16 and columns % 2 == 0
+    return dtype == torch.bfloat16 and columns % 2 == 0
 
 
 class Operand:
