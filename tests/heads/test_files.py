@@ -69,6 +69,19 @@ def test_what_cannot_be_written_is_one_line(head: DraftHead, tmp_path: Path) -> 
         save(head, tmp_path / "file" / "head")
 
 
+def test_a_full_disk_leaves_the_older_head(head: DraftHead, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: dict[str, torch.Tensor], place: Path, metadata: dict[str, str]) -> None:
+        place.write_bytes(b"some of it")
+        raise OSError(28, "No space left on device")
+
+    before = (saved / "model.safetensors").read_bytes()
+    monkeypatch.setattr("understudy.heads.files.save_file", full)
+    with pytest.raises(StoreError, match=r"No space left on device\. Is there room on the disk\?"):
+        save(randomized(head, seed=5), saved)
+    assert (saved / "model.safetensors").read_bytes() == before
+    assert sorted(file.name for file in saved.iterdir()) == ["config.json", "model.safetensors"]
+
+
 def test_a_head_is_a_directory_or_one_of_the_hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert located(str(saved)) == saved
     with pytest.raises(CheckpointError, match="give a model directory or a Hugging Face id"):

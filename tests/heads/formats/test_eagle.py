@@ -20,7 +20,8 @@ def made(layers: int = 1, bias: bool = True) -> DraftHead:
 
 
 def tensors_of(head: DraftHead) -> dict[str, Tensor]:
-    return named(head, {}) | {"embed_tokens.weight": torch.randn(VOCABULARY, HIDDEN)}
+    saved_too = {"embed_tokens.weight": torch.randn(VOCABULARY, HIDDEN), "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3)}
+    return named(head, {}) | saved_too
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])

@@ -66,6 +66,8 @@ def test_a_whole_vocabulary_needs_no_map(tmp_path: Path) -> None:
     path = publish(tmp_path / "head", CONFIG | {"draft_vocab_size": VOCABULARY}, tensors | {"lm_head.weight": whole})
     again = load(path, torch.float32)
     assert again.token_map is not None and again.token_map.tolist() == list(range(VOCABULARY))
+    untold = {name: entry for name, entry in CONFIG.items() if name != "draft_vocab_size"}
+    assert load(publish(tmp_path / "untold", untold, tensors_of(head)), torch.float32).config.draft_vocab_size == SAYS
     publish(path, CONFIG, tensors)
     with pytest.raises(CheckpointError, match=f"says {SAYS} of {VOCABULARY} tokens, and lacks the tensor 'd2t'"):
         load(path, torch.float32)

@@ -87,10 +87,11 @@ def layer_of(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
 
 
 def renamed(tensors: Tensors, changes: Mapping[str, str], dropped: Iterable[str] = ()) -> dict[str, Tensor]:
-    """`tensors` without those called as in `dropped`; what begins as a key of `changes` begins as its value instead."""
+    """`tensors` without those called as in `dropped`; what begins as a key of `changes` begins as its value instead. Frequencies of
+    rotary positions, which older libraries saved too, are left out: the config tells them."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if name in dropped:
+        if name in dropped or name.endswith("rotary_emb.inv_freq"):
             continue
         old = next((old for old in changes if name.startswith(old)), "")
         found[changes.get(old, "") + name.removeprefix(old)] = tensor

@@ -61,7 +61,7 @@ def eagle3(
     if fc.shape[1] != len(taps) * size:
         reads = f"reads {fc.shape[1]} numbers, where {len(taps)} hidden states have {len(taps) * size}"
         raise CheckpointError(f"The head's 'fc.weight' {reads}. {ADVICE}")
-    says = count(config, "draft_vocab_size", vocabulary)
+    says = count(config, "draft_vocab_size", len(tensors["d2t"]) if "d2t" in tensors else vocabulary)
     options = {name: True for name in OPTIONS if config.get(name)} | ({"bias": True} if "fc.bias" in tensors else {})
     changes = {"lm_head.": "output.", "input_norm.": "joined_norm.", "fc_norm.": "tap_norms.", **names}
     found = with_output_biases(renamed(tensors, changes, DROPPED))
