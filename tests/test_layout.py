@@ -92,7 +92,7 @@ MAY_IMPORT = {
         "tiers",
         "weights",
     },
-    "scaling": {"llm", "training", "heads", "drafters", "models", "weights"},
+    "scaling": {"demo", "llm", "training", "heads", "drafters", "models", "weights"},
     "service": {"request"},
     "async_llm": {"llm", "service", "prompts", "request", "sources"},
     "api": {"chat_template", "detokenizer", "logprobs", "service", "request", "sampling", "stats"},

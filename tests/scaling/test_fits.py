@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.errors import UnderstudyError
@@ -31,6 +31,7 @@ def test_confidence_and_share_of_the_variance_are_those_of_a_book() -> None:
     assert fit.margins == pytest.approx((3.182 * 0.08**0.5, 3.182 * 0.88**0.5))
 
 
+@settings(max_examples=10)
 @given(st.integers(0, 2**20))
 def test_the_truth_lies_inside_the_interval_nearly_always(seed: int) -> None:
     """Of 200 fits to noisy points some 95% have the true slope in their interval."""

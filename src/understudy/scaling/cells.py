@@ -17,8 +17,6 @@ from ..errors import UnderstudyError, UsageError
 # The file that says what a directory's cells are an answer to, and the folder of their records.
 QUESTION = "scale.json"
 RECORDS = "cells"
-# What training writes beside a head.
-TRAINING = "training.json"
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,6 @@ class Accepted:
     judged: int
     # Seconds of training; 0: it was trained before.
     seconds: float = 0.0
-
-
-def tokens_of(head: Path) -> int:
-    """The tokens that the head in a directory learned from, as training wrote it there; 0: that is not told."""
-    path = head / TRAINING
-    return int(read_record(path).get("tokens", 0)) if path.exists() else 0
 
 
 def grid(kind: str, depths: Sequence[int], budgets: Sequence[int]) -> list[Cell]:

@@ -31,7 +31,7 @@ from ..training.dump import Dump, DumpSize
 from ..training.kinds import KINDS
 from ..training.target import FrozenTarget, facts_of
 from ..weights.store import Store
-from .cells import Accepted, Cell, Records, grid, tokens_of
+from .cells import Accepted, Cell, Records, grid, read_record
 from .judge import BATCH_TOKENS, judge, written
 from .laws import Speed
 from .speed import Way, measured
@@ -63,6 +63,9 @@ class ScaleOrder:
     # Heads that were trained before.
     heads: tuple[Path, ...] = ()
     seed: int = 0
+    # Tokens of a step of training, and those apart that its loss is measured on.
+    batch_tokens: int = 1024
+    measured: int = 8192
     # Texts that the target writes, tokens of the beginning of each, and tokens that it writes.
     prompts: int = 24
     prompt_tokens: int = 64
@@ -120,7 +123,7 @@ class Scale:
         digest = xxhash.xxh3_64()
         for path in self.order.data:
             digest.update(path.read_bytes())
-        names = ("head", "seed", "prompts", "prompt_tokens", "new_tokens", "levels")
+        names = ("head", "seed", "batch_tokens", "prompts", "prompt_tokens", "new_tokens", "levels")
         asked = {name: getattr(self.order, name) for name in names}
         return {"model": self.store.source.fingerprint, "data": digest.hexdigest(), **asked}
 
@@ -157,8 +160,9 @@ class Scale:
         self.report(f"{cell.name}: {cell.tokens:,} tokens to learn from", 0, 0)
         options = {name: value for name, value in order.options.items() if name != "context"}
         asked = training.Order(
-            order.model, spec, order.data, path, dump, tokens=cell.tokens, seed=order.seed, context=self.context, options=options
-        )
+            order.model, spec, order.data, path, dump, tokens=cell.tokens, measured=order.measured, seed=order.seed,
+            context=self.context, batch_tokens=order.batch_tokens, options=options,
+        )  # fmt: skip
         training.train(asked, self.report)
 
     def _texts(self) -> Texts:
@@ -215,7 +219,7 @@ class Scale:
 
     def _given_cells(self) -> dict[Cell, Path]:
         """A cell for each head that was trained before. What it learned from is what its directory tells."""
-        return {Cell(config.kind, config.layers, tokens_of(path)): path for path, config in self.given.items()}
+        return {Cell(config.kind, config.layers, _tokens(path)): path for path, config in self.given.items()}
 
     def _reading(self, texts: Texts, configs: Sequence[HeadConfig]) -> tuple[Batches, FrozenTarget]:
         """The texts with the hidden states that heads of `configs` read, and what is needed of the target to judge them."""
@@ -264,6 +268,12 @@ class Scale:
             self.records.keep(way.name, record)
             self.report(f"{way.spec} at batch {way.batch}: {speed.tokens_per_second:.1f} tok/s", 0, 0)
         return Speed(**record)
+
+
+def _tokens(head: Path) -> int:
+    """The tokens that a head learned from, as training wrote beside it; 0: that is not told."""
+    path = head / training.TRAINING
+    return int(read_record(path).get("tokens", 0)) if path.exists() else 0
 
 
 def start_of(one: Accepted, study: Study) -> Start:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from ..models.configuration import config_of, tokenizer_of
 from ..models.shape import ModelShape
 from ..plan.sizes import format_size
 from ..weights.store import Store
-from ..weights.writing import only_process
+from ..weights.writing import explained, only_process
 from . import Report
 from .batches import Batches
 from .checkpoints import Checkpoints, Reached
@@ -29,8 +30,8 @@ from .losses import RECIPES
 from .target import FrozenTarget, facts_of
 
 PARTIAL = ".partial"
-# Tokens to measure with, at most.
-MEASURED = 1 << 16
+# What is written beside a head of how it was trained.
+TRAINING = "training.json"
 # Rows of the cache that are tried in turn: with more rows, short texts fill a sweep.
 ROWS = (8, 4, 2, 1)
 # Hidden size that the papers' learning rates are for, and the highest rate for a smaller one.
@@ -54,6 +55,8 @@ class Order:
     # Tokens to learn from in all; 0: as many as there are in `epochs`.
     tokens: int = 0
     minutes: float = 0.0
+    # Tokens to measure with, at most.
+    measured: int = 1 << 16
     seed: int = 0
     # Tokens that the head can say; 0: all.
     draft_vocab: int = 0
@@ -124,6 +127,9 @@ def _train(order: Order, store: Store, work: Path, report: Report) -> Trained:
         checkpoints = Checkpoints(work, subject)
         reached = Training(head, target, recipe, batches, limits, rate, checkpoints, report).run()
         save(head.to(dump.size.dtype), order.output)
+        told = {"head": order.head, "tokens": reached.tokens, "seed": order.seed, "loss": reached.best}
+        with explained(order.output, "choose another directory with -o"):
+            (order.output / TRAINING).write_text(json.dumps(told) + "\n", encoding="utf-8")
         return Trained(order.output, reached)
     finally:
         dump.close()
@@ -133,7 +139,7 @@ def _pieces(order: Order, store: Store, config: Any, report: Report) -> Pieces:
     """The texts, as many of them as will be learned from."""
     tokenizer = tokenizer_of(store.path, store.embedding.shape[0])
     reader = TextReader(tokenizer, min(order.context, ModelShape.of(config).positions or order.context))
-    pieces = reader.read(order.data).limited(order.tokens, MEASURED)
+    pieces = reader.read(order.data).limited(order.tokens, order.measured)
     for note in reader.notes:
         report(note, 0, 0)
     learn, measure = (pieces.counted_tokens(held_out) for held_out in (False, True))

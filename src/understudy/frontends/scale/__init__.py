@@ -47,6 +47,7 @@ def _declare(parser: Parser) -> None:
     group.add_argument("--budgets", type=_counts, metavar="N,N", help="tokens to learn from (default 20k,40k,80k)")
     group.add_argument("--heads", nargs="+", type=Path, metavar="DIR", help="measure these heads, and train none")
     group.add_argument("--seed", type=not_negative, metavar="N", help="of training (default 0)")
+    group.add_argument("--batch-tokens", type=count, metavar="N", help="tokens of a step of training (default 1024)")
     group.add_argument("--prompts", type=count, metavar="N", help="texts that the model writes to judge heads by (default 24)")
     group.add_argument("--prompt-tokens", type=count, metavar="N", help="tokens of the beginning of each (default 64)")
     group.add_argument("--new-tokens", type=count, metavar="N", help="tokens that it writes after that (default 96)")
@@ -59,7 +60,8 @@ def _declare(parser: Parser) -> None:
 
 
 GIVEN = (
-    *("head", "depths", "budgets", "heads", "seed", "prompts", "prompt_tokens", "new_tokens", "levels", "batches", "widths"),
+    *("head", "depths", "budgets", "heads", "seed", "batch_tokens", "prompts", "prompt_tokens", "new_tokens", "levels"),
+    *("batches", "widths"),
 )
 
 
