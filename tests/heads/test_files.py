@@ -40,6 +40,7 @@ def test_a_head_is_read_as_it_was_written(head: DraftHead, saved: Path) -> None:
     assert again.state_dict().keys() == head.state_dict().keys()
     assert all(torch.equal(tensor, head.state_dict()[name]) for name, tensor in again.state_dict().items())
     assert sorted(file.name for file in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert (saved / "model.safetensors").stat().st_mode == (saved / "config.json").stat().st_mode
 
 
 def test_a_head_computes_in_the_type_asked_for_and_its_token_map_stays(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_head_is_a_directory_or_one_of_the_hub(saved: Path, monkeypatch: pytes
 def test_a_missing_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="There is no head in"):
         config_of(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"holds no head: there is no config\.json in it"):
         config_of(tmp_path)
 
 

@@ -109,7 +109,11 @@ def _appears(file: Path) -> Iterator[Path]:
     """Another name for `file`, under which it is written inside; it then takes its place, or is removed if that failed."""
     partial = file.with_name(f"{file.name}.partial")
     try:
+        partial.touch()
+        # Who may read a new file; safetensors lets its owner alone.
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
@@ -127,6 +131,8 @@ def _about(path: Path) -> Iterator[None]:
 def _raw(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise CheckpointError(f"There is no head in {path}: give the directory of one, with its {CONFIG}.")
+    if not (path / CONFIG).exists():
+        raise CheckpointError(f"{path} holds no head: there is no {CONFIG} in it.")
     return read_object(path / CONFIG)
 
 
