@@ -1,6 +1,7 @@
 """Laws have the coefficients that made the figures, and the advice is what the figures say."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,20 @@ def test_a_mean_is_of_what_all_have() -> None:
     found = {(law.of, law.at): law for law in laws(kept)}
     assert [x for x, _ in found["T", "mean"].points] == [1000, 4000]
     assert found["T", "mean"].fit.coefficients[0] == pytest.approx(TOKENS)
+
+
+def test_kinds_are_not_mixed() -> None:
+    """A Clover-2 of two layers is no deeper EAGLE."""
+    others = [replace(one, cell=replace(one.cell, kind="clover2"), tokens_per_pass=9.0) for one in heads((2,))]
+    found = {(law.of, law.at): law for law in laws([*heads((1,)), *others])}
+    assert set(found) == {("T", "clover2, D = 2"), ("T", "eagle, D = 1")}
+    assert found["T", "eagle, D = 1"].fit.coefficients[0] == pytest.approx(TOKENS)
+
+
+def test_what_is_not_told_is_in_no_law() -> None:
+    """Of a head whose training nobody told, and one without decoder layers."""
+    assert laws([replace(one, cell=replace(one.cell, tokens=0)) for one in heads((1,))]) == []
+    assert [law.of for law in laws([replace(one, cell=replace(one.cell, depth=0)) for one in heads((1,))])] == ["T"]
 
 
 def test_one_head_has_no_law() -> None:

@@ -11,7 +11,7 @@ from understudy.scaling.study import Study
 
 def test_a_study_has_all_three_laws_and_is_json() -> None:
     speeds = [speed(depth, batch, width) for depth in (1, 2) for batch in (1, 4) for width in (1, 4)]
-    study = Study.of("demo", "eagle", heads(), speeds)
+    study = Study.of("demo", heads(), speeds)
     assert study.notes == () and study.passes is not None and study.throughput is not None
     told = json.loads(json.dumps(study.to_dict()))
     assert told["passes"]["width"] == pytest.approx([80, 4]) and len(told["laws"]) == 8
@@ -20,11 +20,11 @@ def test_a_study_has_all_three_laws_and_is_json() -> None:
 
 
 def test_what_does_not_follow_is_said() -> None:
-    study = Study.of("demo", "eagle", heads((1,), (1000,)), [speed(1, 1, 2)])
+    study = Study.of("demo", heads((1,), (1000,)), [speed(1, 1, 2)])
     assert study.passes is None and study.laws == ()
     assert "two depths, or two budgets" in study.notes[0] and "No best width" in study.notes[1]
 
 
 def test_nothing_follows_from_nothing() -> None:
     with pytest.raises(UnderstudyError, match="No head was measured"):
-        Study.of("demo", "eagle", [], [])
+        Study.of("demo", [], [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2
 from statistics import fmean
 
@@ -36,11 +36,18 @@ class Law:
 
 
 def laws(found: Sequence[Accepted]) -> list[Law]:
-    """The law of T at each depth, that of D at each budget, and both on average; only where two or more values of x differ."""
-    told = [one for one in found if one.cell.tokens]
-    layered = [one for one in found if one.cell.depth]
-    made = _laws("T", told, lambda one: one.cell.tokens, lambda one: one.cell.depth, "D")
-    return made + _laws("D", layered, lambda one: one.cell.depth, lambda one: one.cell.tokens, "T")
+    """For each kind of head: the law of T at each depth, that of D at each budget, and both on average; only where two or more
+    values of x differ."""
+    kinds = sorted({one.cell.kind for one in found})
+    made = []
+    for kind in kinds:
+        own = [one for one in found if one.cell.kind == kind]
+        told = [one for one in own if one.cell.tokens]
+        layered = [one for one in own if one.cell.depth]
+        lines = _laws("T", told, lambda one: one.cell.tokens, lambda one: one.cell.depth, "D")
+        lines += _laws("D", layered, lambda one: one.cell.depth, lambda one: one.cell.tokens, "T")
+        made += [replace(law, at=f"{kind}, {law.at}") for law in lines] if len(kinds) > 1 else lines
+    return made
 
 
 def _laws(

@@ -62,6 +62,8 @@ class ScaleOrder:
     budgets: tuple[int, ...] = (20_000, 40_000, 80_000)
     # Heads that were trained before.
     heads: tuple[Path, ...] = ()
+    # Where hidden states are kept; None: in `output`.
+    dump: Path | None = None
     seed: int = 0
     # Tokens of a step of training, and those apart that its loss is measured on.
     batch_tokens: int = 1024
@@ -134,7 +136,7 @@ class Scale:
         texts = self._texts()
         found = self._judged(texts)
         speeds = list(self._speeds(found, texts))
-        study = Study.of(self.order.model or "demo", self.order.head, found, speeds)
+        study = Study.of(self.order.model or "demo", found, speeds)
         for one in found:
             start_of(one, study).save(Path(one.head))
         return study
@@ -155,7 +157,8 @@ class Scale:
             return
         # What is there without a config is left from a kill while it was written.
         shutil.rmtree(path, ignore_errors=True)
-        order, dump = self.order, self.order.output / "dump"
+        order = self.order
+        dump = order.dump or order.output / "dump"
         spec = f"{cell.kind}{',' if ':' in cell.kind else ':'}depth={cell.depth}" if cell.depth else cell.kind
         self.report(f"{cell.name}: {cell.tokens:,} tokens to learn from", 0, 0)
         options = {name: value for name, value in order.options.items() if name != "context"}

@@ -18,7 +18,6 @@ class Study:
     """What was measured, and what follows from it."""
 
     model: str
-    kind: str
     found: tuple[Accepted, ...]
     speeds: tuple[Speed, ...]
     laws: tuple[Law, ...]
@@ -30,9 +29,14 @@ class Study:
     notes: tuple[str, ...] = ()
     machine: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def kinds(self) -> str:
+        """The kinds of its heads."""
+        return ", ".join(sorted({one.cell.kind for one in self.found}))
+
     @classmethod
     def of(
-        cls, model: str, kind: str, found: Sequence[Accepted], speeds: Sequence[Speed], machine: dict[str, Any] | None = None
+        cls, model: str, found: Sequence[Accepted], speeds: Sequence[Speed], machine: dict[str, Any] | None = None
     ) -> Study:
         """What follows from the heads that were `found` and the `speeds` that were measured.
 
@@ -51,7 +55,6 @@ class Study:
                 notes.append(f"No best width is told. {error}")
         return cls(
             model=model,
-            kind=kind,
             found=tuple(found),
             speeds=tuple(speeds),
             laws=tuple(lines),

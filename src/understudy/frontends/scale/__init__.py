@@ -46,6 +46,7 @@ def _declare(parser: Parser) -> None:
     group.add_argument("--depths", type=_counts, metavar="N,N", help="decoder layers (default 1,2,3,4)")
     group.add_argument("--budgets", type=_counts, metavar="N,N", help="tokens to learn from (default 20k,40k,80k)")
     group.add_argument("--heads", nargs="+", type=Path, metavar="DIR", help="measure these heads, and train none")
+    group.add_argument("--dump", type=Path, metavar="DIR", help="keep hidden states there for other studies (default: in -o)")
     group.add_argument("--seed", type=not_negative, metavar="N", help="of training (default 0)")
     group.add_argument("--batch-tokens", type=count, metavar="N", help="tokens of a step of training (default 1024)")
     group.add_argument("--prompts", type=count, metavar="N", help="texts that the model writes to judge heads by (default 24)")
@@ -60,7 +61,7 @@ def _declare(parser: Parser) -> None:
 
 
 GIVEN = (
-    *("head", "depths", "budgets", "heads", "seed", "batch_tokens", "prompts", "prompt_tokens", "new_tokens", "levels"),
+    *("head", "depths", "budgets", "heads", "dump", "seed", "batch_tokens", "prompts", "prompt_tokens", "new_tokens", "levels"),
     *("batches", "widths"),
 )
 

@@ -21,7 +21,7 @@ def plot(study: Study, path: Path) -> None:
     for axes, name in ((by_tokens, "T"), (by_depth, "D")):
         _law(axes, name, [law for law in study.laws if law.of == name])
     _speeds(by_width, study)
-    figure.suptitle(f"{Path(study.model).name}: {study.kind} heads")
+    figure.suptitle(f"{Path(study.model).name}: {study.kinds} heads")
     save(figure, path)
 
 
@@ -29,7 +29,7 @@ def _law(axes: Any, name: str, laws: Sequence[Law]) -> None:
     """What was measured of one law as dots, and its lines."""
     for index, law in enumerate(laws):
         places, values = zip(*law.points, strict=True)
-        colour = "black" if law.at == "mean" else f"C{index}"
+        colour = "black" if law.at.endswith("mean") else f"C{index}"
         axes.plot(places, values, "o", color=colour)
         axes.plot(places, [law.fit.at(math.log(place)) for place in places], "-", color=colour, label=f"{law.at}: {law.formula}")
     axes.set_xscale("log")

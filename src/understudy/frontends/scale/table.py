@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ...scaling.cells import Cell
 from ...scaling.fits import Fit
 from ...scaling.laws import PAPER, PAPER_WIDTH, Law, Speed
 from ...scaling.study import Study
@@ -23,12 +24,12 @@ def table(study: Study) -> list[str]:
 
 def _heads(study: Study) -> list[str]:
     budgets = sorted({one.cell.tokens for one in study.found})
-    depths = sorted({one.cell.depth for one in study.found})
-    by_cell = {(one.cell.depth, one.cell.tokens): one.tokens_per_pass for one in study.found}
-    cells = [["D \\ T", *(f"{tokens:,}" for tokens in budgets)]]
-    for depth in depths:
-        row = [by_cell.get((depth, tokens)) for tokens in budgets]
-        cells.append([str(depth), *("" if value is None else f"{value:.3f}" for value in row)])
+    kinds = sorted({(one.cell.kind, one.cell.depth) for one in study.found})
+    by_cell = {one.cell: one.tokens_per_pass for one in study.found}
+    cells = [["head", "D", *(f"T = {tokens:,}" if tokens else "T not told" for tokens in budgets)]]
+    for kind, depth in kinds:
+        row = [by_cell.get(Cell(kind, depth, tokens)) for tokens in budgets]
+        cells.append([kind, str(depth or "-"), *("" if value is None else f"{value:.3f}" for value in row)])
     return aligned(cells)
 
 
