@@ -46,7 +46,16 @@ FIELDS = "tests/server/test_fields.py"
 ADJUST = "tests/test_adjust.py"
 RECTANGLE = "tests/test_rectangle.py tests/policies"
 PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
+HEADS = "tests/drafters/test_head_state.py tests/drafters/test_head_runner.py tests/drafters/test_head_proposer.py"
 MUTATIONS = (
+    Mutation("a head is given the state at its own token", "drafters/head_state.py", "known.hidden[first - 1 - known.first :][: len(tokens)]", "known.hidden[max(first - 2 - known.first, 0) :][: len(tokens)]", HEADS),
+    Mutation("a head keeps a token that a text has lost", "drafters/head_state.py", "self.cache.rewind(row, min(self.cache.lengths[row], max(length - 1, 0)))", "self.cache.rewind(row, min(self.cache.lengths[row], length))", HEADS),
+    Mutation("a head goes on without the state it needs", "drafters/head_state.py", "return min(length - 1, max(", "return min(length, max(", HEADS),
+    Mutation("a head's keys lie where the target's do", "drafters/head_runner.py", "slots=nodes.slots - 1", "slots=nodes.slots", HEADS),
+    Mutation("a head's tokens are taken for the target's", "drafters/head_runner.py", "whole[:, self.head.token_map] = logits", "whole[:, : logits.shape[1]] = logits", HEADS),
+    Mutation("a node's state is made of the root's", "drafters/head_proposer.py", "self.states[nodes.rows, nodes.parents % PLACES], depth)", "self.states[nodes.rows, self.roots[nodes.rows] % PLACES], depth)", HEADS),
+    Mutation("a head of another kind drafts", "drafters/trained.py", "if found.config.kind != self.kind:", "if False:", "tests/drafters/test_trained.py"),
+    Mutation("what lies before the norm is what comes before the last block", "models/taps.py", "block = blocks[-1] if place == BEFORE_NORM", "block = blocks[-2] if place == BEFORE_NORM", "tests/models/test_taps.py"),
     Mutation(
         "EAGLE joins a hidden state and an embedding the other way round",
         "heads/eagle.py",
@@ -180,7 +189,7 @@ MUTATIONS = (
     Mutation("the checksum is not looked at", "weights/store.py", "if found != stored.checksum:", "if False:", CONTRACTS),
     Mutation("the second model keeps stale keys", "drafters/classic.py", "self.cache.rewind(sequence.row, min(length, self.cache.lengths[sequence.row]))", "pass", CONTRACTS),
     Mutation("drafts run past the budget", "drafters/growing_tree.py", "if c.depth < self.levels", "if c.depth < self.levels + 4", LLM),
-    Mutation("trees are deeper than folded states reach", "drafters/search.py", "levels=min(cache.deepest for cache in caches)", "levels=MOST_NODES", "tests/models/test_hybrid.py"),
+    Mutation("trees are deeper than folded states reach", "drafters/search.py", "levels=min(proposer.deepest, target.cache.deepest)", "levels=proposer.deepest", "tests/models/test_hybrid.py"),
     Mutation("a recurrent row goes back where its state is gone", "recurrent.py", "self.newest[row] == 0 or length >= FOLD * self.newest[row]", "True", "tests/test_recurrent.py"),
     Mutation("a recurrent state is folded at once", "recurrent.py", "length + len(path) - LATE + FOLD", "length + len(path) + FOLD", "tests/test_recurrent.py"),
     Mutation("the end of a prompt is not saved", "engine.py", "self.cache.save(sequence.row)", "pass", "tests/models/test_hybrid.py"),

@@ -1,6 +1,6 @@
 """Contracts over the tables: an extension is tested by being registered. Lossless under adversarial tiers; route-free drafters."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import tiny
+from tests import tiny, trained
 from tests.adversaries import ADVERSARIES, Failing, Short
 from tests.tiny import save
 from understudy import LLM, SamplingParams, blueprint
@@ -48,7 +48,23 @@ def plain(model: Path) -> list[list[int]]:
         return [llm.generate([PROMPT], params)[0].token_ids for params in (GREEDY, SAMPLED)]
 
 
-def method(name: str, model: Path) -> str:
+@pytest.fixture(scope="module")
+def heads(model: Path, plain: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a head of a kind that agrees with the model, made when it is first asked for."""
+    folder, made = tmp_path_factory.mktemp("heads"), set()
+
+    def head(kind: str) -> Path:
+        if kind not in made:
+            trained.agreeing(folder / kind, model, kind, [PROMPT + text for text in plain])
+            made.add(kind)
+        return folder / kind
+
+    return head
+
+
+def method(name: str, model: Path, heads: Callable[[str], Path]) -> str:
+    if name in trained.SHAPES:
+        return f"{name}:{heads(name)}"
     return f"classic:{model}" if name == "classic" else name
 
 
@@ -60,12 +76,55 @@ def with_tier(monkeypatch: pytest.MonkeyPatch, adversary: Any) -> None:
 
 @pytest.mark.parametrize("tier", ADVERSARIES)
 @pytest.mark.parametrize("drafter", DRAFTERS)
-def test_lossless(drafter: str, tier: Any, model: Path, plain: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lossless(
+    drafter: str, tier: Any, model: Path, plain: list[list[int]], heads: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_tier(monkeypatch, ADVERSARIES[tier] if isinstance(ADVERSARIES, dict) else tier)
-    with opened(model, method=method(drafter, model)) as llm:
+    with opened(model, method=method(drafter, model, heads)) as llm:
         done = [llm.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
     assert [c.token_ids for c in done] == plain
     assert all(c.stats.bytes_streamed > 0 for c in done)
+    if drafter in trained.SHAPES:
+        # A head that is given a hidden state too early or too late agrees with nothing.
+        assert all(c.stats.accepted >= 12 for c in done), [c.stats.accepted for c in done]
+
+
+OTHERS = [[5, 99, 5, 12, 80, 7], [200, 3], PROMPT]
+PENALISED = replace(SAMPLED, repetition_penalty=1.3, presence_penalty=0.4, top_p=0.95, top_k=100, logit_bias={7: 2.0})
+
+
+@pytest.fixture(scope="module")
+def plainly(model: Path) -> list[list[list[int]]]:
+    """The texts of OTHERS, one by one, for each way of choosing tokens."""
+    with opened(model, method="none") as llm:
+        return [[llm.generate([prompt], params)[0].token_ids for prompt in OTHERS] for params in (GREEDY, SAMPLED, PENALISED)]
+
+
+@pytest.mark.parametrize(("policy", "resident"), [("ragged", "none"), ("eqspec", "auto"), ("exspec", "residual")])
+@pytest.mark.parametrize("kind", trained.SHAPES)
+def test_heads_are_lossless_in_any_batch_and_plan(
+    kind: str, policy: str, resident: str, model: Path, plainly: list[list[list[int]]], heads: Callable[[str], Path]
+) -> None:
+    with opened(model, method=f"{kind}:{heads(kind)}", policy=policy, resident=resident, rows=3) as llm:
+        for params, wanted in zip((GREEDY, SAMPLED, PENALISED), plainly, strict=True):
+            done = llm.generate(OTHERS, params)
+            assert [c.token_ids for c in done] == wanted
+            assert done[-1].stats.accepted > 0
+
+
+@pytest.mark.parametrize("kind", trained.SHAPES)
+def test_choices_of_one_prompt_are_those_of_texts_of_their_own(kind: str, model: Path, heads: Callable[[str], Path]) -> None:
+    """The prompt is read once, and what the head knows of it goes to the other rows."""
+    prompt = PROMPT * 20
+    params = [replace(SAMPLED, seed=seed) for seed in (3, 4, 5)]
+    with opened(model, method="none") as llm:
+        wanted = [llm.generate([prompt], each)[0].token_ids for each in params]
+    with opened(model, method=f"{kind}:{heads(kind)}", rows=3) as llm:
+        done = llm.generate([prompt] * 3, params)
+        state = llm.engine.drafter.proposer.state
+        assert all(state.cache.lengths[row] >= len(prompt) for row in range(3))
+    assert [c.token_ids for c in done] == wanted
+    assert sorted(c.stats.cached_tokens for c in done) == [0, len(prompt) - 1, len(prompt) - 1]
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -161,11 +220,15 @@ def test_a_flipped_bit_in_the_stream_is_found_before_any_text(model: Path) -> No
 
 
 @pytest.fixture(scope="module", params=[name for name in DRAFTERS if name != "none"])
-def drafting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+def drafting(
+    request: pytest.FixtureRequest, heads: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LLM]:
     model = tmp_path_factory.mktemp("route") / "model"  # float32: a draft's own rounding depends on its shapes
     save(model, "qwen2", torch.float32)
-    shape = "" if request.param == "ngram" else ("," if request.param == "classic" else ":") + "width=3,depth=5"
-    with opened(model, method=method(request.param, model) + shape) as llm:
+    named = method(request.param, model, heads)
+    depth = trained.SHAPES.get(request.param, {}).get("heads", 5)
+    shape = "" if request.param == "ngram" else ("," if ":" in named else ":") + f"width=3,depth={depth}"
+    with opened(model, method=named + shape) as llm:
         yield llm
 
 

@@ -58,10 +58,13 @@ MAY_IMPORT = {
     "scheduler": {"engine", "policies", "request", "sequence", "stats"},
     "options": {"policies", "plan", "tiers", "drafters", "devices", "weights", "codecs", "quantizers"},
     "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs"},
-    "blueprint": {"layer_states", "prefixes", "recurrent", "options", "policies", "devices", "models", "weights", "plan"},
+    "blueprint": {
+        *("heads", "drafters", "layer_states", "prefixes", "recurrent", "options", "policies", "devices", "models", "weights"),
+        "plan",
+    },
     "planning": {
         *("blueprint", "sources", "options"),
-        *("devices", "codecs", "models", "weights", "plan", "drafters"),
+        *("devices", "codecs", "models", "weights", "plan", "drafters", "heads"),
     },
     "loading": {
         "planning",

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from .devices import Device
+from .drafters.trained import held_bytes
 from .errors import UsageError
+from .heads.source import Bearer
 from .layer_states import SCRATCH
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
 from .models.shape import ModelShape, cache_dtype
@@ -55,6 +57,8 @@ class Blueprint:
     store: Store | None = None
     # The second model, where one drafts.
     second: Blueprint | None = None
+    # The model as a trained head is checked against it; None: no head drafts.
+    bearer: Bearer | None = None
 
     @classmethod
     def of_store(
@@ -69,6 +73,7 @@ class Blueprint:
             device=device,
             options=options,
             store=store,
+            bearer=Bearer.of_store(store, config),
         )
 
     @cached_property
@@ -163,6 +168,7 @@ class Blueprint:
             tile=TILE,
             runtime_bytes=self.device.runtime_bytes,
             second_model_bytes=second,
+            head_bytes=self._head_bytes(rows, slots),
             prefix_bytes=memory_for(self.footprint.prefix_file_bytes(BLOCK)) if self.options.prefix_cache is not None else 0,
             tree_nodes=drafter.max_nodes,
             record_nodes=nodes,
@@ -171,6 +177,13 @@ class Blueprint:
             widest_level=widest_level,
             speeds=self.speeds,
         )
+
+    def _head_bytes(self, rows: int, slots: int) -> int:
+        """Bytes of the trained head that drafts or suggests, and of all that it keeps of `rows` texts."""
+        head = self.options.drafter.head
+        if head is None or self.bearer is None:
+            return 0
+        return held_bytes(head.source(self.bearer).config, rows, slots, self.dtype)
 
     def _rows(self, budget: int, slots: int) -> int:
         """Sequences whose KV cache of `slots` tokens each is a small share of the budget: 1 to MOST_ROWS."""

@@ -20,7 +20,7 @@ from .options import Options
 from .plan.demand import MIB
 from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
-from .planning import MemoryCeiling, measured, with_second
+from .planning import MemoryCeiling, check_drafter, measured, with_second
 from .sources import Report, locate, prepare_source, proven_config
 from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint
@@ -74,6 +74,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     source = locate(model, options)
     files = SmallFiles.of(source.path, options)
 
+    check_drafter(source, files.config, options)
     ceiling = MemoryCeiling(source, device) if isinstance(source, Checkpoint) else None
     store = prepare_source(source, options, report, device, ceiling)
     blueprint = Blueprint.of_store(store, files.config, options, measured(store, options), device)

@@ -133,6 +133,10 @@ class Options:
             raise UsageError("--prefix-cache-size is for --prefix-cache DIR, which was not given.")
         if self.prefix_bytes < 1:
             raise UsageError(f"--prefix-cache-size must be 1 byte or more, got {self.prefix_cache_size}.")
+        if self.prefix_cache is not None and self.handed_out:
+            raise UsageError(
+                f"--prefix-cache keeps no hidden states, which --method {self.method_name} reads: choose one of the two."
+            )
         if self.prefix_cache is not None and isinstance(self.batching, PaddedPolicy):
             raise UsageError(f"--prefix-cache is not for left-padded batches, as {self.policy} has them: choose one of the two.")
 
@@ -155,7 +159,7 @@ class Options:
     @property
     def drafter(self) -> DrafterSpec:
         """What the drafter of `method` needs. Raises UsageError for an unknown method or option."""
-        return spec_of(self.method)
+        return spec_of(self.method).located(self.offline)
 
     @property
     def batching(self) -> Policy:

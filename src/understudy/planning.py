@@ -16,6 +16,7 @@ from .devices.codec_speed import fastest_codec
 from .devices.elsewhere import device_of
 from .drafters import DEFAULT_METHOD
 from .errors import UsageError
+from .heads.source import Bearer
 from .models import structure
 from .models.configuration import tokenizer_of
 from .models.footprint import sizes_of_checkpoint
@@ -51,6 +52,11 @@ class Foretold:
         """The type of its weights."""
         return self.tensors[self.layout.linears[0].weight].dtype
 
+    @property
+    def bearer(self) -> Bearer:
+        """The model, as a trained head is checked against it."""
+        return Bearer.foretold("The model", self.config, self.tensors, self.layout)
+
     def blueprint(self, options: Options, machine: Machine, device: Device) -> Blueprint:
         """Its blueprint. The codec must have been chosen."""
         return Blueprint(
@@ -60,6 +66,7 @@ class Foretold:
             machine=machine,
             device=device,
             options=options,
+            bearer=self.bearer,
         )
 
     def plan(self, options: Options, machine: Machine, device: Device, second: Blueprint | None = None) -> Plan:
@@ -95,6 +102,7 @@ def plan_for(model: str | Path | None, options: Options, other: OtherMachine | N
     device = planned_device(options, other)
     source = locate(model, options)
     config = proven_config(source.path, options)
+    check_drafter(source, config, options)
     if isinstance(source, Checkpoint):
         layout = layout_of(source)
         foretold = Foretold(config, source.tensors, layout)
@@ -140,11 +148,23 @@ def plan_for_config(place: str | Path, options: Options, other: OtherMachine | N
     layout = structure.layout(model, tensors)
     machine = Machine.inspect() if other is None else other.machine()
     foretold = Foretold(config, tensors, layout)
+    options.drafter.check(foretold.bearer)
     options = chosen_elsewhere(suited(foretold, options, machine, device), other, dtype, device)
     plan = foretold.plan(options, machine, device)
     if other is not None:
         return noted_elsewhere(plan.noted("from the config alone: sizes are foretold"), other)
     return plan.noted("from the config alone: sizes are foretold, and there is no link to measure (--for describes a machine)")
+
+
+def check_drafter(source: Checkpoint | Store, config: Any, options: Options) -> None:
+    """Raise UsageError where a trained head was chosen that does not fit the model in `source`, which may take long to prepare."""
+    drafter = options.drafter
+    if drafter.head is None:
+        return
+    if isinstance(source, Store):
+        drafter.check(Bearer.of_store(source, config))
+    else:
+        drafter.check(Foretold(config, source.tensors, layout_of(source)).bearer)
 
 
 def planned_device(options: Options, other: OtherMachine | None) -> Device:

@@ -123,6 +123,20 @@ class Nodes:
             self.tokens[part], self.rows[part], self.slots[part], self.positions[part], self.prefix[part], self.tail[part]
         )
 
+    def picked(self, places: Tensor) -> Nodes:
+        """Those at `places` [m], ascending."""
+        kept = (self.tokens, self.rows, self.slots, self.positions, self.prefix, self.tail)
+        return Nodes(*(tensor[places] for tensor in kept))
+
+    @property
+    def parents(self) -> Tensor:
+        """[n] the slots at which their parents lie, of nodes that have one."""
+        before = self.positions - 1
+        if not self.tail.shape[1]:
+            return before
+        off = before - self.prefix
+        return torch.where(off < 0, before, self.tail.gather(1, off.clamp(min=0)[:, None])[:, 0])
+
     def to(self, device: torch.device | str) -> Nodes:
         """The same nodes in the memory of `device`."""
         kept = (self.tokens, self.rows, self.slots, self.positions, self.prefix, self.tail)

@@ -8,18 +8,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..registry import build
 
 if TYPE_CHECKING:  # front ends look names up here, before torch is needed
+    import torch
     from torch import Tensor
 
     from ..cache import Cache
     from ..devices import Device
+    from ..heads.source import Bearer, HeadSource
     from ..models.cost import PassCost
     from ..sequence import TokenSequence
     from ..tree import Nodes, TokenTree
+    from ..weights.store import Store
 
 
 class DraftModel(Protocol):
@@ -60,6 +63,18 @@ class TargetModel(DraftModel, Protocol):
     def vocabulary(self) -> int:
         """Tokens it knows."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it computes in."""
+
+    @property
+    def store(self) -> Store:
+        """Its prepared weights."""
+
+    @property
+    def config(self) -> Any:
+        """Its transformers config."""
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Its input embeddings [n, hidden size] of tokens [n], on its device."""
 
@@ -91,6 +106,13 @@ class Verified:
     # The target's hidden states at each node and each of the spec's `taps` [n, taps, hidden size], in the model's
     # type and on its device; None without taps. They are a view of the whole pass: copy what is kept.
     hidden: Tensor | None = None
+
+
+class HeadChoice(Protocol):
+    """A trained head, as a drafter's options name it."""
+
+    def source(self, bearer: Bearer) -> HeadSource:
+        """The head for the model `bearer`, which may not be prepared yet. Raises UsageError where it fits another one."""
 
 
 class Drafter(Protocol):
@@ -173,6 +195,20 @@ class DrafterSpec(ABC):
         return False
 
     @property
+    def head(self) -> HeadChoice | None:
+        """The trained head that drafts or suggests; None: there is none."""
+        return None
+
+    def located(self, offline: bool) -> DrafterSpec:
+        """The same, with what it names on the hub here as files. Raises CheckpointError where that cannot be had."""
+        return self
+
+    def check(self, bearer: Bearer) -> None:
+        """Raise UsageError where this cannot draft for the model `bearer`, which may not be prepared yet."""
+        if self.head is not None:
+            self.head.source(bearer)
+
+    @property
     def second_model(self) -> str | None:
         """The model that must be loaded beside the exact one; "": one is needed, but none was named. None: none is
         needed."""
@@ -195,6 +231,11 @@ DRAFTERS = {
     "none": "understudy.drafters.none:NoDraftSpec",
     "ngram": "understudy.drafters.ngram:NGramSpec",
     "classic": "understudy.drafters.classic:ClassicSpec",
+    "eagle": "understudy.drafters.head_proposer:EagleSpec",
+    "eagle3": "understudy.drafters.head_proposer:Eagle3Spec",
+    "medusa": "understudy.drafters.head_proposer:MedusaSpec",
+    "clover": "understudy.drafters.head_proposer:CloverSpec",
+    "clover2": "understudy.drafters.head_proposer:Clover2Spec",
     "substitute": "understudy.drafters.substitute:SubstituteSpec",
 }
 """Method name -> subclass of DrafterSpec, found through the registry; `name:key=value` sets its options."""
@@ -212,5 +253,6 @@ def spec_of(method: str) -> DrafterSpec:
 
 
 def methods_alone() -> list[str]:
-    """The names of all methods that need no second model."""
-    return [name for name in DRAFTERS if spec_of(name).second_model is None]
+    """The names of all methods that need neither a second model nor a trained head."""
+    specs = {name: spec_of(name) for name in DRAFTERS}
+    return [name for name, spec in specs.items() if spec.second_model is None and spec.head is None]

@@ -26,6 +26,10 @@ class Proposer(Protocol):
     def device(self) -> Device:
         """Where it runs."""
 
+    @property
+    def deepest(self) -> int:
+        """Edges between a tree's root and its deepest node at most."""
+
     def prepare(self, sequences: Sequence[TokenSequence]) -> list[int]:
         """Read what was accepted since the last draft. Returns the length of each sequence in `cache`: its tree
         begins there."""
@@ -54,6 +58,7 @@ class ModelProposer:
         self.model = model
         self.cache = model.cache
         self.device = model.device
+        self.deepest = model.cache.deepest
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> list[int]:
         return [self.cache.lengths[sequence.row] for sequence in sequences]

@@ -20,6 +20,7 @@ from .growing_tree import MOST_NODES, GrowingTree
 from .pace import WIDEST
 from .policy import DraftPolicy, Limits, Shape
 from .proposer import Proposer
+from .start import START, Start
 from .suggest import WHEN, Suggester, TextSuggester
 
 # Widths of levels that are measured before the first draft, and the seconds that this may take.
@@ -87,6 +88,9 @@ class SearchDrafter:
 
     def warm(self, widths: Sequence[int] = MEASURED_WIDTHS, seconds: float = MEASURING_SECONDS) -> None:
         """Measure levels of `widths`, so that the first tree has a sensible shape. Cache row 0 must be empty."""
+        if self.policy.limits.levels < 2:
+            # Roots alone are run.
+            return
         deadline = time.perf_counter() + seconds
         for width in widths:
             if width > self.search.widest:
@@ -141,15 +145,20 @@ class SearchSpec(DrafterSpec):
         """Who suggests tokens for the proposer to check, where the processor drafts."""
         return None if self.guess == "off" or self.forced else TextSuggester()
 
+    @property
+    def start(self) -> Start:
+        """What is expected before the first pass."""
+        return START
+
     def open(self, target: TargetModel) -> SearchDrafter:
         """The drafter, which has measured what its levels cost."""
         proposer = self.proposer(target)
         caches = (proposer.cache, target.cache)
         limits = Limits(
             proposer.cache.capacity, target.tree_nodes, target.cost, target.filling,
-            tree=min(MOST_NODES, *(cache.scratch for cache in caches)), levels=min(cache.deepest for cache in caches),
+            tree=min(MOST_NODES, *(cache.scratch for cache in caches)), levels=min(proposer.deepest, target.cache.deepest),
         )  # fmt: skip
-        policy = DraftPolicy(limits, Shape(self.width, self.depth))
+        policy = DraftPolicy(limits, Shape(self.width, self.depth), start=self.start)
         drafter = SearchDrafter(proposer, self._search(proposer, policy, target), policy)
         drafter.warm()
         return drafter

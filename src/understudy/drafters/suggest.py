@@ -182,3 +182,13 @@ class TextSuggester:
     def learn(self, tree: GrowingTree, suggestion: Suggestion, agreed: int) -> None:
         for source, said, tried in checked(suggestion, agreed):
             self.rates.learn(source.kind, said, tried)
+
+
+class TextSpeaker(TextSuggester):
+    """The text in front of a proposer that can check no chains: it speaks for likely tokens, and suggests none."""
+
+    def promise(self, tip: Tip, pace: Pace) -> Promise:
+        return Promise()
+
+    def suggest(self, tips: Sequence[Tip], pace: Pace) -> list[Suggestion]:
+        return [NOTHING] * len(tips)

@@ -69,9 +69,10 @@ class TreeSearch:
             chosen = self._choose(trees)
 
     def measure(self, width: int) -> float:
-        tree = TokenTree(torch.zeros(width, dtype=torch.int64), torch.arange(-1, width - 1))
+        # Children of one root: no proposer needs more to be run before.
+        tree = TokenTree.of([0] * (width + 1), [-1] + [0] * width)
         start = time.perf_counter()
-        self.proposer.forward(Nodes.of(tree, 0, 0))
+        self.proposer.forward(Nodes.of(tree, 0, 0, 1))
         return time.perf_counter() - start
 
     def _level(self, work: list[Work], trees: list[GrowingTree]) -> None:

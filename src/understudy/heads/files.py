@@ -30,11 +30,11 @@ MARK = "understudy_head"
 VERSION = 1
 
 
-def located(head: str) -> Path:
+def located(head: str, offline: bool = False) -> Path:
     """The directory of `head`, which names one, or a head on the Hugging Face hub; that is downloaded into its cache. Raises
     CheckpointError where there is neither."""
     path = Path(head).expanduser()
-    return path if path.is_dir() else download(head, offline=False, wanted=("*.json", "*.safetensors", "*.bin", "*.pt"))
+    return path if path.is_dir() else download(head, offline, wanted=("*.json", "*.safetensors", "*.bin", "*.pt"))
 
 
 def config_of(path: Path) -> HeadConfig:

@@ -125,6 +125,8 @@ class PlanRequest:
     runtime_bytes: int = RUNTIME
     # A second model that drafts.
     second_model_bytes: int = 0
+    # A trained head that drafts or suggests, with its cache.
+    head_bytes: int = 0
     # What keeping prefixes on disk takes.
     prefix_bytes: int = 0
     # Nodes of each sequence's tree; 0: as many as pay.

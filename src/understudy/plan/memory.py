@@ -147,6 +147,7 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
         "substitute": footprint.substitute_bytes,
         "shared tensors": footprint.shared_bytes,
         "draft model": request.second_model_bytes,
+        **({"draft head": request.head_bytes} if request.head_bytes else {}),
         "KV cache": footprint.cache_bytes(columns, request.record_nodes) * request.rows,
         "activations": (
             footprint.tile_bytes * passes.tiles + footprint.score_bytes_per_token * columns + footprint.working_bytes

@@ -1,0 +1,79 @@
+"""Which trained head drafts, as a drafter's options name it: found, checked against the model that it is for, counted and opened.
+
+All but its weights is known before a model is prepared, so a head that does not fit is refused before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ..errors import UsageError
+from ..heads import HeadConfig, TargetFacts
+from ..heads.files import built, check, head_bytes
+from ..heads.layers import layer_shapes
+from ..heads.source import Bearer, HeadDirectory, HeadSource
+from ..models.shape import cache_dtype
+from . import TargetModel
+from .growing_tree import MOST_NODES
+from .head_runner import HeadRunner
+from .head_state import PIECE, HeadState
+
+
+@dataclass(frozen=True)
+class NamedHead:
+    """A head in a directory of its own."""
+
+    # What the method that names it wants it to be: a name in HEADS.
+    kind: str
+    # The directory; "": none was named.
+    place: str
+
+    @cached_property
+    def directory(self) -> HeadDirectory:
+        """What lies there. Raises UsageError for none, and for a head of another kind; CheckpointError where it cannot be read."""
+        if not self.place:
+            raise UsageError(f"{self.kind} needs the head that drafts: --method {self.kind}:HEAD, a directory or a hub id.")
+        found = HeadDirectory.of(Path(self.place).expanduser())
+        if found.config.kind != self.kind:
+            kind = found.config.kind
+            raise UsageError(f"{self.place} holds a head of kind {kind}, not {self.kind}: --method {kind}:{self.place}.")
+        return found
+
+    @property
+    def needs_target_output(self) -> bool:
+        """Are its logits those of the target's output head?"""
+        return built(self.directory.config, "meta").needs_target_output
+
+    def source(self, bearer: Bearer) -> HeadSource:
+        """The head for the model `bearer`. Raises UsageError where it was made for another one."""
+        found = self.directory
+        check(found.config, facts_of(bearer), f"The head {self.place}")
+        return found
+
+
+def facts_of(bearer: Bearer) -> TargetFacts:
+    """What a head is compared with, as far as it is known of a model that may not be prepared yet."""
+    named = getattr(bearer.config, "architectures", None) or [""]
+    fingerprint = "" if bearer.store is None else bearer.store.source.fingerprint
+    return replace(bearer.facts, architecture=named[0], fingerprint=fingerprint)
+
+
+def held_bytes(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype) -> int:
+    """Bytes that a head of `config` takes beside a model that computes in `dtype`: its tensors, its cache for `rows` rows of
+    `tokens` slots, a tree's states in each row, hidden states that wait to be read, and what reading a piece of a prompt takes."""
+    numbers: int = sum(shape.numbers for shape in layer_shapes(config))
+    kept = rows * tokens * numbers * cache_dtype(dtype).itemsize
+    states = rows * (MOST_NODES + 1) * built(config, "meta").state_size
+    waiting = rows * 2 * PIECE * len(config.taps) * config.target.hidden_size
+    widest: int = config.layer.get("intermediate_size", config.target.hidden_size)
+    reading = PIECE * (3 * widest + (4 + len(config.taps)) * config.target.hidden_size)
+    return head_bytes(config, dtype) + kept + (states + waiting + reading) * dtype.itemsize
+
+
+def opened(source: HeadSource, target: TargetModel) -> HeadState:
+    """The head on the target's device, which has read nothing yet. Raises CheckpointError where it cannot be read."""
+    head = source.load(target.dtype, target.device.where)
+    return HeadState(HeadRunner(head, layer_shapes(source.config), target, target.dtype))
