@@ -17,7 +17,7 @@ from .errors import Caught
 from .logprobs import TokenLogprob
 from .models.cost import PassCost
 from .prefixes.disk import DiskPrefixes
-from .reading import readable, shared
+from .reading import ReadingRoom, shared
 from .rectangle import layout_of
 from .reuse import KeptText, common_prefix, longest, reads_for, row_for
 from .sampling import NO_TOKEN
@@ -84,6 +84,7 @@ class Engine:
         self.heads = heads
         self.sequences: list[TokenSequence] = []
         self.clock = Clock()
+        self.reading_room = ReadingRoom()
         # By cache row: what a released sequence left there, the one that was released first in front.
         self.kept: dict[int, KeptText] = {}
 
@@ -191,13 +192,11 @@ class Engine:
 
     def _chunks(self, reading: list[TokenSequence], drafts: list[Member]) -> Iterator[Member]:
         """The next chunk of every text, beside `drafts`."""
-        if not reading:
-            return
         used = sum(member.size for member in drafts)
         heads = self.heads.most - self.heads.tiles(0, used)
-        room = readable(self.cost, used, len(drafts), len(reading), self.max_nodes)
         unread = [sequence.tokens[self.cache.lengths[sequence.row] :] for sequence in reading]
-        counts = shared([len(tokens) for tokens in unread], room)
+        sizes = [len(tokens) for tokens in unread]
+        counts = shared(sizes, self.reading_room.room(self.cost, used, len(drafts), sizes, self.max_nodes))
         for place, (sequence, tokens, count) in enumerate(zip(reading, unread, counts, strict=True), 1):
             count = sequence.before_pause(len(sequence.tokens) - len(tokens), count)
             if sequence.scores_prompt:

@@ -1,4 +1,4 @@
-"""The server beside the engine alone, in turns: what the event loop takes is told apart, and so is how late each piece of text is."""
+"""The server beside the engine alone, in turns: what the event loop takes is told, and how late each piece of text is."""
 
 import json
 from pathlib import Path
