@@ -20,8 +20,9 @@ from .cells import Accepted
 from .run import Scale, ScaleOrder
 
 CARD = "CARD.md"
-# Tokens of a step, and those apart that the loss is measured on.
-BATCH_TOKENS = 1024
+# Tokens of a text's longest piece, of a step, and those apart that the loss is measured on.
+CONTEXT = 256
+BATCH_TOKENS = 512
 MEASURED = 16384
 
 
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="a folder of Python sources (default: this Python's own)")
     parser.add_argument("--head", default="eagle:depth=1", help="kind:key=value, as for `understudy train`")
     parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--rate", type=float, default=0.0, help="peak learning rate (default: the paper's, for this width)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dump", type=Path, help="keep hidden states there")
     given = parser.parse_args()
@@ -68,11 +70,11 @@ def main() -> None:
         train(
             Order(
                 None, given.head, (texts,), given.output, given.dump or work / "dump", tokens=given.tokens, measured=MEASURED,
-                seed=given.seed, batch_tokens=BATCH_TOKENS,
+                seed=given.seed, context=CONTEXT, batch_tokens=BATCH_TOKENS, rate=given.rate,
             ),
             say,
         )  # fmt: skip
-    order = ScaleOrder(None, work / "study", (texts,), heads=(given.output,), batches=())
+    order = ScaleOrder(None, work / "study", (texts,), heads=(given.output,), batches=(), options={"context": CONTEXT})
     [found] = Scale(order, say).run().found
     told = json.loads((given.output / TRAINING).read_text())
     size = sum(path.stat().st_size for path in given.output.glob("*.safetensors"))

@@ -68,6 +68,8 @@ class ScaleOrder:
     # Tokens of a step of training, and those apart that its loss is measured on.
     batch_tokens: int = 1024
     measured: int = 8192
+    # Peak learning rate; 0: the paper's, for the model's width.
+    rate: float = 0.0
     # Texts that the target writes, tokens of the beginning of each, and tokens that it writes.
     prompts: int = 24
     prompt_tokens: int = 64
@@ -125,7 +127,7 @@ class Scale:
         digest = xxhash.xxh3_64()
         for path in self.order.data:
             digest.update(path.read_bytes())
-        names = ("head", "seed", "batch_tokens", "prompts", "prompt_tokens", "new_tokens", "levels")
+        names = ("head", "seed", "batch_tokens", "rate", "prompts", "prompt_tokens", "new_tokens", "levels")
         asked = {name: getattr(self.order, name) for name in names}
         return {"model": self.store.source.fingerprint, "data": digest.hexdigest(), **asked}
 
@@ -164,7 +166,7 @@ class Scale:
         options = {name: value for name, value in order.options.items() if name != "context"}
         asked = training.Order(
             order.model, spec, order.data, path, dump, tokens=cell.tokens, measured=order.measured, seed=order.seed,
-            context=self.context, batch_tokens=order.batch_tokens, options=options,
+            context=self.context, batch_tokens=order.batch_tokens, rate=order.rate, options=options,
         )  # fmt: skip
         training.train(asked, self.report)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import UsageError
 from ..live import Live, Progress
 from ..model import resolve
-from ..options import OUTPUT, PLACEMENT, count, declare, not_negative, placement
+from ..options import OUTPUT, PLACEMENT, count, declare, not_negative, number, placement
 from ..parser import Command, Parser
 from ..pictures import check
 from ..show import to_json
@@ -49,6 +49,7 @@ def _declare(parser: Parser) -> None:
     group.add_argument("--dump", type=Path, metavar="DIR", help="keep hidden states there for other studies (default: in -o)")
     group.add_argument("--seed", type=not_negative, metavar="N", help="of training (default 0)")
     group.add_argument("--batch-tokens", type=count, metavar="N", help="tokens of a step of training (default 1024)")
+    group.add_argument("--rate", type=number, metavar="R", help="peak learning rate (default: the paper's, for this width)")
     group.add_argument("--prompts", type=count, metavar="N", help="texts that the model writes to judge heads by (default 24)")
     group.add_argument("--prompt-tokens", type=count, metavar="N", help="tokens of the beginning of each (default 64)")
     group.add_argument("--new-tokens", type=count, metavar="N", help="tokens that it writes after that (default 96)")
@@ -61,8 +62,8 @@ def _declare(parser: Parser) -> None:
 
 
 GIVEN = (
-    *("head", "depths", "budgets", "heads", "dump", "seed", "batch_tokens", "prompts", "prompt_tokens", "new_tokens", "levels"),
-    *("batches", "widths"),
+    *("head", "depths", "budgets", "heads", "dump", "seed", "batch_tokens", "rate"),
+    *("prompts", "prompt_tokens", "new_tokens", "levels", "batches", "widths"),
 )
 
 
