@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("head", ["eagle:depth=2", "medusa:heads=2"])
+@pytest.mark.parametrize("head", ["eagle:depth=2", "medusa:heads=2", "clover:heads=2", "clover2:heads=2", "eagle3"])
 def test_a_head_learns(model: Path, tmp_path: Path, head: str) -> None:
     found, notes = trained(order(model, tmp_path, head))
     losses = [float(note.split("loss ")[1].split()[0]) for note in notes if "loss" in note]

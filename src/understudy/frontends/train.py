@@ -18,7 +18,8 @@ def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
     declare(parser, PLACEMENT, OUTPUT)
     group = parser.add_argument_group("training")
-    group.add_argument("--head", required=True, metavar="KIND", help="eagle:depth=D, medusa:heads=N; kind:key=value,...")
+    kinds = "eagle:depth=D, eagle3, clover2, clover or medusa; kind:key=value,..."
+    group.add_argument("--head", required=True, metavar="KIND", help=kinds)
     group.add_argument(
         "--data", required=True, nargs="+", type=Path, metavar="FILE", help="texts, or conversations in .jsonl files, one a line"
     )

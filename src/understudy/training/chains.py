@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..heads import DraftHead, Places
 
@@ -51,8 +53,12 @@ def shifted(x: Tensor, by: int) -> Tensor:
 def unrolled(head: DraftHead, embed: Callable[[Tensor], Tensor], batch: PieceBatch, depths: int, choose: Choose) -> Iterator[Guess]:
     """What `head` has at each of `depths` depths of a chain below every token of `batch` but the first.
 
-    A node sees the true tokens up to its root, and the nodes of its own chain."""
+    A node sees the true tokens up to its root, and the nodes of its own chain. `embed` gives the target's embeddings, of which a
+    head that brings its own takes no notice."""
     from transformers import DynamicCache
+
+    if head.embedding is not None:
+        embed = partial(functional.embedding, weight=head.embedding)
 
     tokens = batch.tokens[:, 1:]
     roots = tokens.shape[1]

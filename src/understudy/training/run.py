@@ -27,7 +27,7 @@ from .kinds import Basis, first_head
 from .kinds import config_of as head_config
 from .loop import Training, TrainingLimits
 from .losses import RECIPES
-from .target import FrozenTarget, facts_of
+from .target import FrozenTarget, facts_of, is_tied
 
 PARTIAL = ".partial"
 # What is written beside a head of how it was trained.
@@ -107,7 +107,7 @@ def _preparing(options: dict[str, Any]) -> dict[str, Any]:
 def _train(order: Order, store: Store, work: Path, report: Report) -> Trained:
     config = config_of(store.path)
     pieces = _pieces(order, store, config, report)
-    basis = Basis.of(facts_of(store, config), config, order.draft_vocab)
+    basis = Basis.of(facts_of(store, config), config, is_tied(store), order.draft_vocab)
     made = head_config(order.head, basis)
     dump = _dumped(order, made.taps, store, pieces, work, report)
     try:

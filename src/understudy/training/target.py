@@ -1,4 +1,5 @@
-"""The target while a head is trained: its embeddings and its output head, exact and frozen, and nothing of its layers."""
+"""The target while a head is trained: its embeddings and its output head, exact and frozen, and of its layers only copies of the
+last one's weights, with which some heads begin."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..heads import TargetFacts
+from ..heads import TargetFacts, TargetWeights
 from ..models.shape import ModelShape
 from ..models.unprepared import unprepared
 from ..models.wrapper import Hidden
@@ -24,21 +25,42 @@ class FrozenTarget(nn.Module):
         self.facts = facts_of(store, config)
         bound = unprepared(config, torch.float32, store.layout, lambda name: store.read(store.shared[name]), (1, 64))
         causal: Any = bound.module
-        self.causal = causal
+        self.causal: nn.Module = causal
         spec = store.layout.linears[-1]
         parent, _, name = spec.module.rpartition(".")
         streamed: Any = causal.get_submodule(spec.module)
         linear = nn.Linear(spec.shape[1], spec.shape[0], bias=False, device="meta")
-        linear.weight = nn.Parameter(torch.cat([rows.float() for rows in store.rows_of(store.linears[spec.module])]))
+        linear.weight = nn.Parameter(exact(store, spec.module))
         linear.bias = streamed.bias
         setattr(causal.get_submodule(parent), name, linear)
         self.head = linear
         self.table: Any = causal.get_input_embeddings()
-        tied = spec.weight == store.layout.embedding
-        self.table.weight = linear.weight if tied else nn.Parameter(store.read(store.embedding).float())
+        self.table.weight = linear.weight if is_tied(store) else nn.Parameter(store.read(store.embedding).float())
         self._features: Tensor | None = None
+        self.store = store
         bound.base.forward = self._base
         self.requires_grad_(False).eval()
+
+    @property
+    def weights(self) -> TargetWeights:
+        """Weights with which heads begin."""
+        linears = [spec.module for spec in self.store.layout.linears]
+        last = self._block_of(linears[-2])
+        norms = {name: norm_weight(module) for name, module in self.causal.get_submodule(last).named_modules()}
+        layer = {f"{name}.weight": weight for name, weight in norms.items() if weight is not None}
+        for module in linears:
+            if module.startswith(f"{last}."):
+                layer[f"{module.removeprefix(f'{last}.')}.weight"] = exact(self.store, module)
+        around: Any = self.causal.get_submodule(last.rpartition(".")[0].rpartition(".")[0])
+        final = [weight for module in around.children() if (weight := norm_weight(module)) is not None]
+        return TargetWeights(self.head.weight, final[-1] if final else None, layer)
+
+    def _block_of(self, linear: str) -> str:
+        """The path of the decoder block in which the Linear at path `linear` lies."""
+        parts = linear.split(".")
+        paths = [".".join(parts[:end]) for end in range(len(parts))]
+        listed = next(path for path in paths if isinstance(self.causal.get_submodule(path), nn.ModuleList))
+        return ".".join(parts[: listed.count(".") + 2])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The embeddings [b, n, hidden size] of tokens [b, n], as the model's own table gives them."""
@@ -57,6 +79,29 @@ class FrozenTarget(nn.Module):
         """In the place of all layers: the features at hand."""
         assert self._features is not None
         return Hidden(self._features)
+
+
+def exact(store: Store, module: str) -> Tensor:
+    """The exact weight of a Linear, in float32."""
+    return torch.cat([rows.float() for rows in store.rows_of(store.linears[module])])
+
+
+def is_tied(store: Store) -> bool:
+    """Are the embeddings the rows of the output head?"""
+    return store.layout.linears[-1].weight == store.layout.embedding
+
+
+@torch.no_grad()
+def norm_weight(module: nn.Module) -> Tensor | None:
+    """By what an RMSNorm multiplies, whether it holds that or what is added to 1; None for any other module."""
+    parameters = dict(module.named_parameters())
+    if list(parameters) != ["weight"] or parameters["weight"].dim() != 1:
+        return None
+    ones = torch.ones_like(parameters["weight"])
+    weight: Tensor = module(ones[None])[0]
+    x = torch.linspace(-1.0, 2.0, len(ones))
+    same = torch.allclose(module(x[None])[0], x / x.square().mean().sqrt() * weight, atol=1e-3)
+    return weight if same else None
 
 
 def facts_of(store: Store, config: Any) -> TargetFacts:
