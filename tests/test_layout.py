@@ -101,7 +101,7 @@ MAY_IMPORT = {
     "api": {"chat_template", "detokenizer", "logprobs", "service", "request", "sampling", "stats"},
     "jobs": {"api", "service"},
     "server": {"__version__", "chat_template", "api", "service", "request"},
-    "training": {"llm", "heads", "models", "weights", "plan", "tree", "chat_template"},
+    "training": {"llm", "jobs", "api", "heads", "models", "weights", "plan", "tree", "chat_template"},
     "frontends": {
         *("training",),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),

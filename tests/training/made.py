@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from understudy.training.run import Order, Trained, train
+from understudy.training.order import Order
+from understudy.training.run import Trained, train
 
 TEXT = "".join(f"def f{i}(x):\n    return x * {i} + {i % 7}\n\n" for i in range(60))
 

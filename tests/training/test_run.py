@@ -1,25 +1,23 @@
-"""A training from a file of text to a head on disk."""
+"""A training from a file to a head on disk, interrupted and not."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tests.tiny import save
 from tests.training.made import order, trained
-from understudy.errors import UsageError
+from understudy.errors import NumbersError, UsageError
 from understudy.heads import HEADS
 from understudy.heads.files import load
 from understudy.models.configuration import tokenizer_of
+from understudy.training import checkpoints, loop
 from understudy.training.kinds import KINDS
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("training") / "model"
-    save(directory, "llama-tied", torch.bfloat16)
-    return directory
+from understudy.training.order import Order
+from understudy.training.run import train
 
 
 @pytest.mark.parametrize("head", ["eagle:depth=2", "medusa:heads=2", "clover:heads=2", "clover2:heads=2", "eagle3"])
@@ -28,28 +26,116 @@ def test_a_head_learns(model: Path, tmp_path: Path, head: str) -> None:
     losses = [float(note.split("loss ")[1].split()[0]) for note in notes if "loss" in note]
     assert found.reached.best == pytest.approx(min(losses), abs=1e-4) and losses[-1] < 0.98 * losses[0]
     made = load(found.path, torch.float32)
-    assert made.config.kind == head.partition(":")[0] and made.config.target.layers == 3
-    assert not (tmp_path / "head.partial").exists()
+    assert made.config.kind == head.partition(":")[0] and made.config.target.layers == 2
+    facts = json.loads((found.path / "training.json").read_text())
+    assert facts["tokens"] == found.reached.tokens > 1000 and facts["measured"]["judged"]["tokens_per_pass"] >= 1
+    assert found.worth.substitute is not None and found.worth.substitute >= 1
+    assert any("hidden states take" in note for note in notes) and not (tmp_path / "head.partial").exists()
 
 
 def test_kinds_are_heads() -> None:
     assert set(KINDS) <= set(HEADS)
 
 
-def test_a_draft_vocabulary_is_the_most_frequent_tokens(model: Path, tmp_path: Path) -> None:
-    found, _ = trained(order(model, tmp_path, draft_vocab=20, epochs=1))
+def weights(path: Path) -> dict[str, Any]:
+    return load_file(path / "model.safetensors")
+
+
+def test_interrupted_and_resumed_gives_the_same_bits(
+    model: Path, hidden_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = order(model, tmp_path, dump=hidden_states, epochs=2)
+    whole, _ = trained(wanted)
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoints, "RARELY", 0.0)
+    wanted = replace(wanted, output=tmp_path / "again")
+    stages: list[str] = []
+    for stops in (3, 2):
+        steps = [0]
+
+        def report(stage: str, done: float, total: float, stops: int = stops, steps: list[int] = steps) -> None:
+            stages.append(stage)
+            steps[0] += stage == "training"
+            if steps[0] == stops:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(wanted, report)
+        assert (tmp_path / "again.partial" / "checkpoint.safetensors").exists()
+    assert "reading the texts" not in stages, "hidden states that lie there are not read again"
+    with pytest.raises(UsageError, match="holds a training with another --seed"):
+        trained(replace(wanted, seed=5))
+    resumed, _ = trained(wanted)
+    first, second = weights(whole.path), weights(resumed.path)
+    assert all(torch.equal(first[name], second[name]) for name in first) and set(first) == set(second)
+    assert (whole.reached.best, whole.reached.step) == (resumed.reached.best, resumed.reached.step)
+
+
+def test_no_number_stops_and_keeps_the_last_checkpoint(
+    model: Path, hidden_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = order(model, tmp_path, dump=hidden_states, epochs=1)
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoints, "RARELY", 0.0)
+    real, calls = loop.loss_of, [0]
+
+    def broken(*given: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            calls[0] += 1
+        return real(*given) * (torch.nan if calls[0] == 3 else 1.0)
+
+    monkeypatch.setattr(loop, "loss_of", broken)
+    said = r"The loss of step 3 is no number\. The checkpoint of step 2 stays in .*head\.partial\."
+    with pytest.raises(NumbersError, match=said):
+        trained(wanted)
+    monkeypatch.setattr(loop, "loss_of", real)
+    found, _ = trained(replace(wanted, rate=1e-4))
+    assert found.reached.step > 3 and all(bool(tensor.isfinite().all()) for tensor in weights(found.path).values())
+
+
+def test_a_draft_vocabulary_is_the_most_frequent_tokens(model: Path, hidden_states: Path, tmp_path: Path) -> None:
+    found, _ = trained(order(model, tmp_path, draft_vocab=20, dump=hidden_states, tokens=300))
     head = load(found.path, torch.float32)
     assert head.token_map is not None and head.token_map.tolist() == sorted(set(head.token_map.tolist()))
     assert set(tokenizer_of(model)("fx \n").input_ids) <= set(head.token_map.tolist())
+    output = weights(found.path)["output.weight"]
+    table = load_file(model / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(output, table[head.token_map]), "rows of the target's own head, which are not trained"
+
+
+def test_the_model_answers_the_prompts_itself(model: Path, tmp_path: Path) -> None:
+    wanted = order(model, tmp_path, own=True, epochs=1)
+    answered: list[float] = []
+
+    def stopped(stage: str, done: float, total: float) -> None:
+        if stage == "answering the prompts":
+            answered.append(done)
+            if done >= 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, stopped)
+    found, notes = trained(wanted)
+    left = next(int(note.split()[0]) for note in notes if "left to answer" in note)
+    total = next(int(note.split()[2]) for note in notes if "left to answer" in note)
+    assert 0 < left <= total - 2 and found.reached.step > 0
 
 
 def test_an_order_is_checked_before_any_work(model: Path, tmp_path: Path) -> None:
     wanted = order(model, tmp_path)
-    with pytest.raises(UsageError, match="no file"):
-        trained(replace(wanted, data=(tmp_path / "missing.txt",)))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").touch()
-    with pytest.raises(UsageError, match="there already"):
-        trained(replace(wanted, output=tmp_path / "full"))
-    with pytest.raises(UsageError, match=r"No head 'eagel'. Did you mean 'eagle'\?"):
-        trained(replace(wanted, head="eagel"))
+    cases: list[tuple[Order, str]] = [
+        (replace(wanted, data=(tmp_path / "missing.txt",)), "no file"),
+        (replace(wanted, output=tmp_path / "full"), "there already"),
+        (replace(wanted, epochs=0.0), "learns nothing"),
+        (replace(wanted, rate=float("nan")), "--rate must be"),
+        (replace(wanted, context=4), "--context must be"),
+        (replace(wanted, head="eagel"), r"No head 'eagel'. Did you mean 'eagle'\?"),
+        (replace(wanted, head="eagle:depth=0"), "depth must be 1 or more"),
+        (replace(wanted, options={"memory": "600MiB"}, batch_tokens=1 << 22), "Training this head takes about"),
+    ]
+    for bad, said in cases:
+        with pytest.raises(UsageError, match=said):
+            trained(bad)
+    assert (tmp_path / "full" / "precious").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UnderstudyError
@@ -11,7 +12,7 @@ from .live import Live, Progress
 from .model import resolve
 from .options import OUTPUT, PLACEMENT, count, declare, not_negative, number, placement
 from .parser import Command, Parser
-from .show import to_json
+from .show import duration, to_json
 
 
 def _declare(parser: Parser) -> None:
@@ -22,6 +23,9 @@ def _declare(parser: Parser) -> None:
     group.add_argument("--head", required=True, metavar="KIND", help=kinds)
     group.add_argument(
         "--data", required=True, nargs="+", type=Path, metavar="FILE", help="texts, or conversations in .jsonl files, one a line"
+    )
+    group.add_argument(
+        "--self", dest="own", action="store_true", help="learn from the model's own answers to the prompts of the data"
     )
     group.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="a new directory for the head")
     group.add_argument("--dump", type=Path, metavar="DIR", help="keep hidden states there for other trainings on these texts")
@@ -39,27 +43,33 @@ GIVEN = ("dump", "epochs", "tokens", "minutes", "draft_vocab", "seed", "batch_to
 
 def _run(args: Namespace) -> int:
     model = resolve(args.model)
-    from ..training.run import Order, train
-
-    live = Live(args.quiet)
     options = placement(args)
-    options.pop("rows")
+    del options["rows"]
     given = {name: value for name in GIVEN if (value := getattr(args, name)) is not None}
     if (context := options.pop("context", None)) is not None:
         given["context"] = context
-    order = Order(model, args.head, tuple(args.data), args.output, options=options, **given)
+    from ..training.order import Order
+    from ..training.run import train
+
+    live = Live(args.quiet)
+    order = Order(model, args.head, tuple(args.data), args.output, own=args.own, options=options, **given)
     try:
         trained = train(order, Progress(live))
     except (KeyboardInterrupt, UnderstudyError) as error:
         live.end()
         if isinstance(error, UnderstudyError):
             raise
-        live.say("stopped. The same command goes on from the last checkpoint.")
+        live.say("stopped. The same command goes on from there.")
         return INTERRUPTED
     live.clear()
+    reached, worth = trained.reached, trained.worth
+    live.say(f"{reached.tokens:,} tokens in {duration(reached.seconds)}, {reached.step:,} steps, loss {reached.best:.4f}")
+    for line in worth.lines(args.head):
+        live.say(line)
     live.say(f"The head is in {trained.path}.")
     if args.json:
-        print(to_json({"head": str(trained.path), "steps": trained.reached.step, "loss": trained.reached.best}))
+        found = {"head": str(trained.path), "tokens": reached.tokens, "steps": reached.step, "seconds": reached.seconds}
+        print(to_json({**found, "loss": reached.best, "measured": asdict(worth)}))
     return 0
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from ..demo.corpus import write_records
 from ..heads import HeadConfig
 from ..heads.files import config_of
-from ..training.run import TRAINING, Order, train
+from ..training.order import Order
+from ..training.run import TRAINING, train
 from .cells import Accepted
 from .run import Scale, ScaleOrder
 

@@ -28,11 +28,12 @@ from ..training import run as training
 from ..training.batches import Batches
 from ..training.data import TextReader
 from ..training.dump import Dump, DumpSize
+from ..training.judge import BATCH_TOKENS, judge, written
 from ..training.kinds import KINDS
+from ..training.order import Order
 from ..training.target import FrozenTarget, facts_of
 from ..weights.store import Store
 from .cells import Accepted, Cell, Records, grid, read_record
-from .judge import BATCH_TOKENS, judge, written
 from .laws import Speed
 from .speed import Way, measured
 from .study import Study
@@ -41,7 +42,7 @@ from .study import Study
 HEADS = "heads"
 TEXTS = "texts"
 # Tokens of the longest piece of a text, as training has it.
-CONTEXT = training.Order.context
+CONTEXT = Order.context
 # Texts of each way of drafting whose speed is measured, for each that runs together.
 TURNS = 2
 
@@ -164,7 +165,7 @@ class Scale:
         spec = f"{cell.kind}{',' if ':' in cell.kind else ':'}depth={cell.depth}" if cell.depth else cell.kind
         self.report(f"{cell.name}: {cell.tokens:,} tokens to learn from", 0, 0)
         options = {name: value for name, value in order.options.items() if name != "context"}
-        asked = training.Order(
+        asked = Order(
             order.model, spec, order.data, path, dump, tokens=cell.tokens, measured=order.measured, seed=order.seed,
             context=self.context, batch_tokens=order.batch_tokens, rate=order.rate, options=options,
         )  # fmt: skip

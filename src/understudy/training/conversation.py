@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from typing import Any
 
 from ..chat_template import chat_prompt, encode
@@ -18,15 +19,30 @@ def conversation_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The messages of a record with `messages`, or with `prompt` and `completion`. Raises Unusable where it has neither, and where
     no message is the assistant's."""
     if "messages" in record:
-        messages = record["messages"]
+        messages = _checked(record["messages"])
     elif {"prompt", "completion"} <= set(record):
-        messages = [*_messages(record["prompt"], "user"), *_messages(record["completion"], ASSISTANT)]
+        messages = _checked([*_messages(record["prompt"], "user"), *_messages(record["completion"], ASSISTANT)])
     else:
         raise Unusable("it has neither messages, nor a prompt and a completion, nor a text")
-    if not isinstance(messages, list) or not all(map(_is_message, messages)):
-        raise Unusable("its messages are no list of objects with a role and a content, both texts")
     if not any(message["role"] == ASSISTANT for message in messages):
         raise Unusable("no message is the assistant's")
+    return messages
+
+
+def question_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a record before the assistant's first. Raises Unusable where there are none."""
+    if not {"messages", "prompt"} & set(record):
+        raise Unusable("it has neither messages, nor a prompt, nor a text")
+    messages = _checked(record["messages"] if "messages" in record else _messages(record["prompt"], "user"))
+    asked = list(takewhile(lambda message: message["role"] != ASSISTANT, messages))
+    if not asked:
+        raise Unusable("nothing is asked before the assistant's first message")
+    return asked
+
+
+def _checked(messages: Any) -> list[dict[str, Any]]:
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise Unusable("its messages are no list of objects with a role and a content, both texts")
     return messages
 
 

@@ -24,6 +24,10 @@ HELD_OUT = 0.05
 SHORTEST = 3
 
 
+# A text: its tokens, which of them are to be guessed, and whether it is kept apart to measure with.
+Text = tuple[list[int], list[bool], bool]
+
+
 @dataclass(frozen=True)
 class Pieces:
     """Texts cut to pieces that the target reads as one. `edges[i]` to `edges[i + 1]` are the places of piece i in `tokens`."""
@@ -35,6 +39,14 @@ class Pieces:
     edges: tuple[int, ...]
     # By piece: is it kept apart to measure with?
     held_out: tuple[bool, ...]
+
+    @classmethod
+    def joined(cls, texts: Sequence[Text]) -> Pieces:
+        """Each of `texts` as a piece."""
+        flat = torch.tensor([token for tokens, _, _ in texts for token in tokens])
+        counted = torch.tensor([mark for _, marks, _ in texts for mark in marks])
+        edges = (0, *accumulate(len(tokens) for tokens, _, _ in texts))
+        return cls(flat, counted, edges, tuple(apart for _, _, apart in texts))
 
     def __len__(self) -> int:
         return len(self.held_out)
@@ -102,8 +114,7 @@ class TextReader:
     tokenizer: Any
     # Tokens of the longest piece.
     longest: int
-    # Each text: its tokens, which of them count, and whether it is kept apart.
-    texts: list[tuple[list[int], list[bool], bool]] = field(default_factory=list)
+    texts: list[Text] = field(default_factory=list)
     # What was passed over, a line each.
     notes: list[str] = field(default_factory=list)
 
@@ -113,7 +124,7 @@ class TextReader:
             if path.suffix == ".jsonl":
                 self._conversations(path)
             else:
-                text = _content(path)
+                text = content(path)
                 self._add(text, encode(self.tokenizer, text, verbose=False))
         if not self.texts:
             why = f" {self.notes[0]}" if self.notes else f" Each has fewer than {SHORTEST} tokens."
@@ -124,9 +135,9 @@ class TextReader:
         """The conversations of a file with one in each line. What cannot be used is passed over, with a note."""
         wrong: list[str] = []
         found = 0
-        for number, line in _lines(path):
+        for number, line in lines_of(path):
             try:
-                record = _record(line)
+                record = record_of(line)
                 if isinstance(text := record.get("text"), str):
                     self._add(line, encode(self.tokenizer, text, verbose=False))
                 else:
@@ -140,13 +151,17 @@ class TextReader:
             self.notes.append(f"{of_all} (the first: {wrong[0].rstrip('.')}).")
 
     def _add(self, source: str, tokens: list[int], counted: list[bool] | None = None) -> None:
-        """Take a text. Its `source` alone decides whether it is kept apart, whatever other texts there are."""
+        """Take a text that was made of `source`."""
         if len(tokens) >= SHORTEST:
-            digest = xxhash.xxh3_64_intdigest(source.encode("utf-8", "surrogatepass"))
-            self.texts.append((tokens, counted or [True] * len(tokens), digest < HELD_OUT * 2**64))
+            self.texts.append((tokens, counted or [True] * len(tokens), kept_apart(source)))
 
 
-def cut(texts: Sequence[tuple[list[int], list[bool], bool]], longest: int) -> Pieces:
+def kept_apart(source: str) -> bool:
+    """Is what was made of `source` kept apart to measure with? It depends on nothing else."""
+    return xxhash.xxh3_64_intdigest(source.encode("utf-8", "surrogatepass")) < HELD_OUT * 2**64
+
+
+def cut(texts: Sequence[Text], longest: int) -> Pieces:
     """The pieces of `texts`, none longer than `longest` tokens. Where all texts are on one side, the ends of some go to the other:
     there is always something to learn from and something to measure with. UsageError where that is not possible."""
     pieces = [piece for text in texts for piece in _pieces_of(text, longest) if any(piece[1])]
@@ -154,15 +169,7 @@ def cut(texts: Sequence[tuple[list[int], list[bool], bool]], longest: int) -> Pi
         raise UsageError("No token of the data is one that a head could learn to guess: the texts are too short.")
     if len({apart for _, _, apart in pieces}) == 1:
         pieces = _parted(pieces)
-    edges = [0]
-    for tokens, _, _ in pieces:
-        edges.append(edges[-1] + len(tokens))
-    flat = torch.tensor([token for tokens, _, _ in pieces for token in tokens])
-    counted = torch.tensor([mark for _, marks, _ in pieces for mark in marks])
-    return Pieces(flat, counted, tuple(edges), tuple(apart for _, _, apart in pieces))
-
-
-Text = tuple[list[int], list[bool], bool]
+    return Pieces.joined(pieces)
 
 
 def _pieces_of(text: Text, longest: int) -> Iterator[Text]:
@@ -188,7 +195,7 @@ def _parted(pieces: list[Text]) -> list[Text]:
     return halves
 
 
-def _content(path: Path) -> str:
+def content(path: Path) -> str:
     """The text of a file. Raises UsageError where it cannot be read or is no text."""
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -198,7 +205,7 @@ def _content(path: Path) -> str:
         raise UsageError(f"{path} is no UTF-8 text: give text files, or conversations in .jsonl files.") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file that are not blank, with their numbers from 1. Raises UsageError where it cannot be read."""
     try:
         with path.open("rb") as file:
@@ -209,7 +216,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from None
 
 
-def _record(line: str) -> Mapping[str, Any]:
+def record_of(line: str) -> Mapping[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -187,6 +187,8 @@ class Dump:
 
         Raises StoreError where the disk is full, and what `PieceReader.states` raises."""
         missing = self.missing(pieces)
+        if not missing:
+            return
         total = sum(map(pieces.length, missing))
         done = 0
         report("reading the texts", done, total)

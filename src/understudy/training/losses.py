@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ..heads import DraftHead
+from ..heads import DraftHead, HeadConfig
+from ..heads.files import head_bytes
+from ..plan.demand import RUNTIME
 from .chains import Guess, PieceBatch, shifted, unrolled
 from .target import FrozenTarget
 
@@ -122,3 +124,16 @@ def soft_loss(logits: Tensor, teacher: Tensor, token_map: Tensor | None, score: 
         wanted = wanted.softmax(-1)
     losses = -(wanted * logits.log_softmax(-1)).sum(-1)
     return (losses if counted is None else losses[counted]).sum()
+
+
+def training_bytes(config: HeadConfig, recipe: HeadRecipe, tied: bool, batch_tokens: int) -> int:
+    """About how many bytes training a head takes: weights with gradients and moments, the target's matrices, what a batch's
+    gradients are made of, and a chunk of logits."""
+    target = config.target
+    matrices = target.hidden_size * target.vocab_size * 4 * (1 if tied else 2)
+    weights = 4 * head_bytes(config, torch.float32)
+    wide = 8 * target.hidden_size + 4 * config.layer.get("intermediate_size", target.hidden_size)
+    depths = recipe.depths or config.heads
+    activations = batch_tokens * 4 * (len(config.taps) + 2 + depths) * target.hidden_size
+    activations += batch_tokens * 4 * wide * (depths if recipe.depths else 1) * max(config.layers, 1)
+    return int(RUNTIME + matrices + weights + activations + 4 * 4 * MOST_LOGITS)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..heads import DraftHead
-from ..training.batches import Batches
-from ..training.chains import Guess, PieceBatch, shifted, unrolled
-from ..training.data import Pieces
-from ..training.target import FrozenTarget
+from .batches import Batches
+from .chains import Guess, PieceBatch, shifted, unrolled
+from .data import Pieces
+from .target import FrozenTarget
 
 # Tokens of the texts that are judged side by side.
 BATCH_TOKENS = 2048

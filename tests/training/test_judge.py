@@ -12,8 +12,8 @@ from torch import Tensor
 
 from understudy.errors import UsageError
 from understudy.heads import DraftHead, HeadConfig, Places, Score, TargetFacts
-from understudy.scaling.judge import judge, written
 from understudy.training.chains import PieceBatch
+from understudy.training.judge import judge, written
 
 WORDS = 7
 

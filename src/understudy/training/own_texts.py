@@ -1,0 +1,131 @@
+"""Texts that the target writes itself: greedy ones, to measure with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..llm import LLM
+from ..params import SamplingParams
+from ..weights.store import Store
+from ..weights.writing import explained
+from . import Report
+from .data import Pieces
+from .dump import Dump
+from .judge import Judged, written
+
+FILE = "measured.json"
+# Texts to measure with, and tokens that the target writes of each.
+TEXTS = 12
+NEW_TOKENS = 64
+# Tokens of a prompt that is the beginning of a text, at most.
+LONGEST_PROMPT = 96
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Greedy texts of the target."""
+
+    # The tokens of each, its prompt in front, and the length of that.
+    texts: tuple[tuple[int, ...], ...]
+    prompts: tuple[int, ...]
+    # Tokens per pass while they were written, drafted by the substitute; None: there was no room for it.
+    substitute: float | None
+
+    @property
+    def pieces(self) -> Pieces:
+        """Each as a piece."""
+        return written(self.texts, self.prompts)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the target wrote."""
+        return sum(map(len, self.texts)) - sum(self.prompts)
+
+    @classmethod
+    def load(cls, path: Path) -> Measured | None:
+        """Those that a run before wrote to `path`; None where there are none."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(path.read_text())
+            return cls(tuple(map(tuple, found["texts"])), tuple(found["prompts"]), found["substitute"])
+        return None
+
+    def save(self, path: Path) -> None:
+        """Write them to `path`. Raises StoreError where that is not possible."""
+        with explained(path.parent):
+            path.write_text(json.dumps(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a head was measured to be worth on greedy texts of its target, and the substitute on the same."""
+
+    texts: int
+    # Tokens that the target wrote.
+    tokens: int
+    # Of chains of the head's first choices.
+    judged: Judged
+    # Accepted tokens per pass of the substitute's trees; None: there was no room for it.
+    substitute: float | None
+
+    def lines(self, name: str) -> list[str]:
+        """For people."""
+        shares = " ".join(f"{share:.0%}" for share in self.judged.positions)
+        found = [
+            f"accepted tokens per pass on {self.texts} texts of the model's own, {self.tokens:,} tokens, greedy:",
+            f"  {self.judged.tokens_per_pass:.2f}  chains of {name} (right by position: {shares})",
+        ]
+        if self.substitute is not None:
+            found.append(f"  {self.substitute:.2f}  trees of the substitute")
+        return found
+
+
+def measured_texts(store: Store, options: dict[str, Any], pieces: Pieces, dump: Dump, work: Path, report: Report) -> Measured:
+    """Texts that go on from the beginnings of pieces kept apart, whose hidden states are in `dump` then.
+
+    `options`: those of loading the model. What an earlier run in the directory `work` wrote is not written again."""
+    found = Measured.load(work / FILE)
+    if found is not None and not dump.missing(found.pieces):
+        return found
+    options = {"generation_config": "none", **options, "taps": dump.size.taps}
+    try:
+        llm = LLM(store.path, progress=report, **options)
+        drafts = True
+    except UsageError as error:
+        report(f"the substitute is not measured: {error}", 0, 0)
+        llm = LLM(store.path, progress=report, method="none", **options)
+        drafts = False
+    with llm:
+        found = _greedy(llm, _prompts(pieces, llm.context), drafts, report)
+        dump.fill(found.pieces, llm.model, report)
+    found.save(work / FILE)
+    return found
+
+
+def _prompts(pieces: Pieces, context: int) -> list[list[int]]:
+    """Prompts in pieces kept apart: what stands before the first token to be guessed, or parts of a text of which all are."""
+    found = []
+    for piece in pieces.chosen(held_out=True):
+        tokens = pieces.tokens[pieces.part(piece)].tolist()
+        first = int(pieces.counted[pieces.part(piece)].nonzero()[0])
+        if first > 2:
+            found.append(tokens[: min(first, context // 2)])
+            continue
+        most = min(LONGEST_PROMPT, max(2, len(tokens) // 2), context // 2)
+        found += [tokens[start : start + most] for start in range(0, len(tokens) - most + 1, 2 * most)]
+    return found[:: max(1, len(found) // TEXTS)][:TEXTS]
+
+
+def _greedy(llm: LLM, prompts: Sequence[list[int]], drafts: bool, report: Report) -> Measured:
+    """What the target writes after `prompts`. `drafts`: does the substitute draft?"""
+    params = SamplingParams(0.0, max_new_tokens=min(NEW_TOKENS, llm.context // 2), ignore_eos=True)
+    done = llm.generate(prompts, params, progress=lambda _, count, total: report("writing texts to measure with", count, total))
+    texts = tuple((*prompt, *own.token_ids) for prompt, own in zip(prompts, done, strict=True))
+    rounds = sum(own.stats.rounds for own in done)
+    per_pass = sum(own.stats.mean_accepted * own.stats.rounds for own in done) / rounds if drafts and rounds else None
+    return Measured(texts, tuple(map(len, prompts)), per_pass)
