@@ -100,8 +100,10 @@ def plainly(model: Path) -> list[list[list[int]]]:
         return [[llm.generate([prompt], params)[0].token_ids for prompt in OTHERS] for params in (GREEDY, SAMPLED, PENALISED)]
 
 
-@pytest.mark.parametrize(("policy", "resident"), [("ragged", "none"), ("eqspec", "auto"), ("exspec", "residual")])
-@pytest.mark.parametrize("kind", trained.SHAPES)
+@pytest.mark.parametrize(
+    ("kind", "policy", "resident"),
+    [*((kind, "ragged", "none") for kind in trained.SHAPES), ("eagle3", "eqspec", "auto"), ("clover", "exspec", "residual")],
+)
 def test_heads_are_lossless_in_any_batch_and_plan(
     kind: str, policy: str, resident: str, model: Path, plainly: list[list[list[int]]], heads: Callable[[str], Path]
 ) -> None:
@@ -112,7 +114,7 @@ def test_heads_are_lossless_in_any_batch_and_plan(
             assert done[-1].stats.accepted > 0
 
 
-@pytest.mark.parametrize("kind", trained.SHAPES)
+@pytest.mark.parametrize("kind", ["medusa", "eagle3"])
 def test_choices_of_one_prompt_are_those_of_texts_of_their_own(kind: str, model: Path, heads: Callable[[str], Path]) -> None:
     """The prompt is read once, and what the head knows of it goes to the other rows."""
     prompt = PROMPT * 20
