@@ -264,6 +264,8 @@ MUTATIONS = (
     Mutation("the one scale of a row is moved on by a tile", "kernels/residual.py", "scales.stride(0) * 2 if scales.shape[0] > 1 else 0", "64", "tests/kernels/test_residual.py"),
     Mutation("a third bit is that of another row", "kernels/codes.py", "1 << 2 * v + j // 8", "1 << 2 * v + j % 2", "tests/kernels/test_codes.py"),
     Mutation("a tile is transposed but for one row", "kernels/transpose.py", "second = [i + side // 2 for i in first]", "second = [(i + side // 2) % (2 * side) for i in first[:-1]] + [first[-1]]", "tests/kernels/test_transpose.py"),
+    Mutation("a fused block is taken over unseen", "models/draft.py", "if ours is not None and agrees(ours, sample, level):", "if ours is not None:", "tests/models/test_fused.py"),
+    Mutation("a drafted key is kept before it is turned", "kernels/draft_layer.py", "_turn(run, i, run.heads + head, turns, key)", "_turn(run, i, head, turns, key)", "tests/kernels/test_draft_layer.py"),
     Mutation("all outputs of a block are its first sixteen", "kernels/amx_dot.py", "self.tile(lines, self.at(here, 64 * v), LONG(256))", "self.tile(lines, here, LONG(256))", "tests/kernels/test_amx_dot.py"),
     Mutation("the last columns are left out", "kernels/amx_dot.py", 'builder.icmp_unsigned("!=", whole, columns)', 'builder.icmp_unsigned(">", whole, columns)', "tests/kernels/test_amx_dot.py tests/kernels/test_exact_product.py"),
     Mutation("pairs of columns are swapped", "kernels/bfdot.py", "for j in range(16) for t in range(2)]", "for j in range(16) for t in (1, 0)]", "tests/kernels/test_bfdot.py"),

@@ -7,7 +7,7 @@ from typing import Any
 import numba
 import pytest
 
-from understudy.kernels.descriptor import DecodeRun, DraftRun, ExactOperand, ExactRun, ResidualBlocks, reader
+from understudy.kernels.descriptor import DecodeRun, DraftRun, ExactOperand, ExactRun, LevelRun, ResidualBlocks, reader
 
 
 def names_of(kind: type[ctypes.Structure], before: str = "") -> Iterator[str]:
@@ -27,7 +27,7 @@ def put(structure: Any, path: str, value: int) -> None:
     setattr(structure, last, value)
 
 
-@pytest.mark.parametrize("kind", [DecodeRun, DraftRun, ExactOperand, ExactRun, ResidualBlocks])
+@pytest.mark.parametrize("kind", [DecodeRun, DraftRun, ExactOperand, ExactRun, LevelRun, ResidualBlocks])
 def test_a_kernel_reads_what_was_written(kind: type[ctypes.Structure]) -> None:
     names = list(names_of(kind))
     # two of them, to see that the second one begins where the first one ends

@@ -70,7 +70,7 @@ def _span(position: int, window: int, start: int) -> Any:
 
 
 @contracted
-def _exponential(line: Any, top: Any, power: Any) -> None:
+def exponential(line: Any, top: Any, power: Any) -> None:
     """exp(x - top) of each of BLOCK numbers, in place; our own (Cody-Waite, degree 6)."""
     scale = power.view(np.float32)
     for j in range(BLOCK):
@@ -96,13 +96,13 @@ def _softmax(line: Any, first: int, last: int, sink: Any, power: Any, extra: Any
     for j in range(first, last + 1):
         top = max(top, line[j])
     for start in range(first - first % BLOCK, last + 1, BLOCK):
-        _exponential(line[start : start + BLOCK], top, power)
+        exponential(line[start : start + BLOCK], top, power)
     total = np.float32(0.0)
     for j in range(first, last + 1):
         total += line[j]
     if sink > -np.inf:
         extra[:] = sink
-        _exponential(extra, top, power)
+        exponential(extra, top, power)
         total += extra[0]
     inverse = np.float32(1.0) / total
     for j in range(first, last + 1):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
@@ -36,6 +37,11 @@ def compiled(function: F) -> F:
 def contracted(function: F) -> F:
     """`compiled`, where a product and the sum it goes into may be rounded once, together."""
     return _kept(function, nogil=True, fastmath={"contract"})
+
+
+def loose(function: F) -> F:
+    """`contracted`, where sums may be made in any order as well: always the same for the same lengths. For drafts."""
+    return _kept(function, nogil=True, fastmath={"contract", "reassoc", "nsz"})
 
 
 def _kept(function: F, **options: Any) -> F:
@@ -75,6 +81,11 @@ def bits(tensor: Tensor) -> Any:
     """A numpy view of the tensor's bytes as unsigned integers of its element size; nothing is copied."""
     views = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
     return tensor.detach().view(views[tensor.element_size()]).numpy()
+
+
+def bits_of(number: float) -> int:
+    """The bits of `number` as float32, which a kernel's `float_of` turns back."""
+    return int(np.float32(number).view(np.uint32))
 
 
 @intrinsic

@@ -5,7 +5,8 @@ inner loop is integer. Blocks of 64 output rows are dealt out to torch's threads
 
 import ctypes
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,9 +17,11 @@ from numba.np import numpy_support
 from torch import Tensor
 
 from . import team
-from .compiled import compiled, float_of, word_of
-from .descriptor import CodedMatrix, DraftRun, draft_run
+from .attention_cpu import exponential
+from .compiled import bits_of, compiled, float_of
+from .descriptor import MATRIX_BYTES, CodedMatrix, DraftRun, coded_matrix, draft_run
 from .dot import group_dot, has_vnni
+from .numbers import read, to_int8, write
 from .team import float32_at, int8_at, take, together, uint16_at, uint32_at
 from .vector import prefetch
 
@@ -69,9 +72,10 @@ class Product:
         group = self.columns // scales.shape[0]
         # columns that share a step of int8
         self.step = next(size for size in (64, 32, 16) if group % size == 0)
+        self.nbytes = codes.nbytes
         # what the addresses point to
         self._kept = (codes, scales)
-        self._matrix = CodedMatrix(
+        self.matrix = CodedMatrix(
             blocks=blocks,
             columns=self.columns,
             step=self.step,
@@ -81,27 +85,76 @@ class Product:
             scales=scales.data_ptr(),
             outputs=rows,
         )
-        self._small = codes.nbytes < ONE_THREAD
+        self._alone = Joined([self])
 
     def __call__(self, x: Tensor) -> Tensor:  # [m, K] -> [m, rows]
+        return self._alone(x)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A root mean square norm: x / sqrt(mean of its squares + epsilon) * weight."""
+
+    # float32 [columns]
+    weight: Tensor
+    epsilon: float
+
+
+class Joined:
+    """Several products of the same rows in one run: their results side by side, or silu(first) * second where it is `gated`.
+
+    `norm` comes before the products, `biases` (one each, None: nothing) are added to them. All have one step."""
+
+    def __init__(
+        self, products: Sequence[Product], norm: Norm | None = None, biases: Sequence[Tensor | None] = (), gated: bool = False
+    ) -> None:
+        first = products[0]
+        assert all((p.columns, p.step) == (first.columns, first.step) for p in products)
+        assert not gated or [p.rows for p in products] == [first.rows] * 2
+        self.columns = first.columns
+        self.outputs = first.rows if gated else sum(p.rows for p in products)
+        # of one row: codes and steps, and the row itself where it is normed
+        self._row_bytes = self.columns + self.columns // first.step * 8
+        self._own_bytes = self.columns * 4 if norm else 0
+        floats = [bias.float().contiguous() if bias is not None else None for bias in biases]
+        self._matrices = (CodedMatrix * len(products))(*[p.matrix for p in products])
+        for matrix, bias in zip(self._matrices, floats, strict=False):
+            matrix.bias = bias.data_ptr() if bias is not None else 0
+        self._small = sum(p.nbytes for p in products) < ONE_THREAD
+        self._kept = (products, norm, floats)
+        self._run = DraftRun(
+            count=len(products),
+            matrices=ctypes.addressof(self._matrices),
+            blocks=sum(p.matrix.blocks for p in products) // (2 if gated else 1),
+            outputs=self.outputs,
+            gated=gated,
+            columns=self.columns,
+            step=first.step,
+            norm=norm.weight.data_ptr() if norm else 0,
+            epsilon=bits_of(norm.epsilon) if norm else 0,
+        )
+
+    def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """x [m, K] -> [m, outputs], with `added` of that shape added."""
         if x.dtype not in (torch.bfloat16, torch.float32):
             return self(x.float()).to(x.dtype)
         x = x.contiguous()
-        count = x.shape[0]
-        y = torch.empty((count, self.rows), dtype=x.dtype)
-        scratch = torch.empty(count * (self.columns + self.columns // self.step * 8), dtype=torch.uint8)
+        count = len(x)
+        y = torch.empty((count, self.outputs), dtype=x.dtype)
+        scratch = torch.empty(count * self._row_bytes + self._own_bytes, dtype=torch.uint8)
         lead, work = _entries()
-        run = DraftRun(
-            matrix=self._matrix,
-            rows=count,
-            x=x.data_ptr(),
-            y=y.data_ptr(),
-            itemsize=x.dtype.itemsize,
-            scratch=scratch.data_ptr(),
-            work=work,
-            parallel=team.parallel(),
-            threads=1 if self._small else torch.get_num_threads(),
-        )
+        run = DraftRun.from_buffer_copy(self._run)
+        run.rows = count
+        run.x = x.data_ptr()
+        run.y = y.data_ptr()
+        if added is not None:
+            assert added.dtype == x.dtype and added.is_contiguous() and added.numel() == y.numel()
+            run.added = added.data_ptr()
+        run.itemsize = x.itemsize
+        run.scratch = scratch.data_ptr()
+        run.work = work
+        run.parallel = team.parallel()
+        run.threads = 1 if self._small else torch.get_num_threads()
         lead(ctypes.addressof(run))
         return y
 
@@ -122,13 +175,18 @@ def _entries() -> tuple[Callable[[int], None], int]:
 def _lead(argument: Any) -> None:
     """Round x, then have all threads take blocks."""
     run = draft_run(argument)
-    rows, columns = run.rows, run.matrix.columns
+    rows, columns = run.rows, run.columns
     codes = carray(int8_at(run.scratch), (rows, columns))
-    steps = carray(float32_at(run.scratch + rows * columns), (columns // run.matrix.step, rows, 2))
-    if run.itemsize == 2:
-        _to_int8(carray(uint16_at(run.x), (rows, columns)), 16, codes, steps)
+    steps = carray(float32_at(run.scratch + rows * columns), (columns // run.step, rows, 2))
+    if run.norm != 0:
+        place = run.scratch + rows * columns + columns // run.step * rows * 8
+        for r in range(rows):
+            _normed(run, r, carray(float32_at(place), columns))
+            to_int8(carray(uint32_at(place), (1, columns)), 0, codes[r : r + 1], steps[:, r : r + 1])
+    elif run.itemsize == 2:
+        to_int8(carray(uint16_at(run.x), (rows, columns)), 16, codes, steps)
     else:
-        _to_int8(carray(uint32_at(run.x), (rows, columns)), 0, codes, steps)
+        to_int8(carray(uint32_at(run.x), (rows, columns)), 0, codes, steps)
     if run.parallel == 0 or run.threads == 1:
         _work(argument)
     else:
@@ -136,50 +194,73 @@ def _lead(argument: Any) -> None:
 
 
 @compiled
-def _to_int8(words: Any, shift: int, codes: Any, steps: Any) -> None:
-    """Round each group of each row to a step times -127..127: `codes`; in `steps` the step, and the step times the
-    codes' sum.
-
-    `words`: x as its bits, which are the upper ones of a float32 once shifted left by `shift`."""
-    width = words.shape[1] // steps.shape[0]
-    magic = np.float32(12582912.0)
-    for r in range(words.shape[0]):
-        for g in range(steps.shape[0]):
-            # magnitudes are compared by their bits as integers: the order is the same
-            largest: Any = 0
-            for k in range(g * width, (g + 1) * width):
-                largest = max(largest, np.int64(words[r, k]) << shift & 0x7FFFFFFF)
-            step = max(float_of(largest) * np.float32(1 / 127), np.float32(1e-30))
-            inverse = np.float32(1) / step
-            total = np.int32(0)
-            for k in range(g * width, (g + 1) * width):
-                code = np.int32((float_of(np.int64(words[r, k]) << shift) * inverse + magic) - magic)
-                total += code
-                codes[r, k] = code
-            steps[g, r, 0] = step
-            steps[g, r, 1] = step * np.float32(total)
+def _normed(run: Any, r: int, out: Any) -> None:
+    """Row r of x after the norm, as float32 [columns]."""
+    columns = run.columns
+    read(run.x + r * columns * run.itemsize, run.itemsize, out)
+    sums = np.zeros(16, np.float32)
+    for k in range(0, columns, 16):
+        for j in range(16):
+            sums[j] += out[k + j] * out[k + j]
+    total = np.float32(0)
+    for j in range(16):
+        total += sums[j]
+    factor = np.float32(1) / np.sqrt(total / np.float32(columns) + float_of(run.epsilon))
+    weight = carray(float32_at(run.norm), columns)
+    for k in range(columns):
+        out[k] = out[k] * factor * weight[k]
 
 
 @compiled
 def _work(argument: Any) -> None:
     """Take blocks until none is left. Runs on every thread of the team with the same argument."""
     run = draft_run(argument)
-    tile = np.empty((run.rows, 64), np.float32)
+    tiles = np.empty((1 + run.gated, run.rows, 64), np.float32)
+    line, power = np.empty(64, np.float32), np.empty(64, np.int32)
     while True:
         block = take(argument)
-        if block >= run.matrix.blocks:
+        if block >= run.blocks:
             break
-        tile[:] = np.float32(0)
-        _block(block, run, tile.ctypes.data)
-        _give(block, run, tile)
+        place, first = run.matrices, 0
+        if run.gated == 0:
+            while block >= coded_matrix(place).blocks:
+                block -= coded_matrix(place).blocks
+                first += coded_matrix(place).outputs
+                place += MATRIX_BYTES
+        # one call for both: numba puts the whole of it wherever it is called
+        for m in range(1 + run.gated):
+            _block(block, run, coded_matrix(place + m * MATRIX_BYTES), tiles[m])
+        tile = tiles[0]
+        if run.gated != 0:
+            for r in range(run.rows):
+                _gate(tile[r], tiles[1, r], line, power)
+        width = min(coded_matrix(place).outputs - block * 64, 64)
+        for r in range(run.rows):
+            offset = (r * run.outputs + first + block * 64) * run.itemsize
+            if run.added != 0:
+                read(run.added + offset, run.itemsize, line[:width])
+                for j in range(width):
+                    tile[r, j] += line[j]
+            write(tile[r, :width], run.y + offset, run.itemsize)
 
 
 @compiled
-def _block(b: int, run: Any, tile: int) -> None:
-    """All rows of x times block b, added to the tile."""
-    matrix, count = run.matrix, run.rows
-    columns, step, bits = matrix.columns, matrix.step, matrix.bits
-    first_steps = run.scratch + count * columns
+def _gate(first: Any, second: Any, line: Any, power: Any) -> None:
+    """first = silu(first) * second, of 64 numbers."""
+    for j in range(64):
+        line[j] = -abs(first[j])
+    exponential(line, np.float32(0), power)
+    for j in range(64):
+        share = np.float32(1) if first[j] >= 0 else line[j]
+        first[j] = first[j] * share / (np.float32(1) + line[j]) * second[j]
+
+
+@compiled
+def _block(b: int, run: Any, matrix: Any, sums: Any) -> None:
+    """sums [rows, 64] = all rows of x times block b of `matrix`, and its bias."""
+    count, columns, step, bits = run.rows, matrix.columns, matrix.step, matrix.bits
+    sums[:] = np.float32(0)
+    tile, first_steps = sums.ctypes.data, run.scratch + count * columns
     for g in range(columns // step):
         codes = matrix.codes + (b * columns + g * step) * 8 * bits
         scales = matrix.scales + (g * step // matrix.group * matrix.blocks + b) * 256
@@ -195,21 +276,9 @@ def _block(b: int, run: Any, tile: int) -> None:
             _four(codes, x, columns, step, scales, steps, tile, count)
         else:
             _eight(codes, x, columns, step, scales, steps, tile, count)
-
-
-@compiled
-def _give(b: int, run: Any, tile: Any) -> None:
-    """The tile as the block's columns of y, in its own dtype."""
-    outputs, count = run.matrix.outputs, run.rows
-    width = min(outputs - b * 64, 64)
-    if run.itemsize == 2:
-        halves = carray(uint16_at(run.y), (count, outputs))
+    if matrix.bias != 0:
+        width = min(matrix.outputs - b * 64, 64)
+        bias = carray(float32_at(matrix.bias + b * 256), width)
         for r in range(count):
             for j in range(width):
-                word = word_of(tile[r, j])
-                halves[r, b * 64 + j] = (word + 0x7FFF + (word >> 16 & 1)) >> 16
-    else:
-        floats = carray(float32_at(run.y), (count, outputs))
-        for r in range(count):
-            for j in range(width):
-                floats[r, b * 64 + j] = tile[r, j]
+                sums[r, j] += bias[j]

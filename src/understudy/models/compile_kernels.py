@@ -12,6 +12,7 @@ import torch
 
 from ..devices.processor import Processor
 from ..kernels.attention import AttentionSpec
+from ..kernels.draft_layer import attend
 from ..kernels.recurrence import RuleStep
 from ..layer_states import FullState, LayerShape
 from ..quantizers import quantizer
@@ -59,6 +60,8 @@ def _use_all(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> Non
     layers = ModelShape.of(config).layers
     for layer in [layer for layer in layers if layer.kv_heads][:1]:
         _attend(processor, layer, dtype)
+        if drafts:
+            _attend_drafted(layer, dtype)
     if any(layer.recurrent for layer in layers):
         _recur(processor, dtype)
     give_back()
@@ -70,6 +73,14 @@ def _attend(processor: Processor, layer: LayerShape, dtype: torch.dtype) -> None
     query = torch.zeros(1, layer.kv_heads, layer.key_size, dtype=dtype)
     nodes = Nodes.of(TokenTree.chain([0]), 0, 0)
     processor.attend(query, state.keys, state.values, nodes, AttentionSpec(scaling=1.0))
+
+
+def _attend_drafted(layer: LayerShape, dtype: torch.dtype) -> None:
+    """Attend with one drafted node of `layer`."""
+    state = FullState(layer, 1, 64, cache_dtype(dtype))
+    made = torch.zeros(1, layer.kv_heads * (2 * layer.key_size + layer.value_size), dtype=dtype)
+    turns = torch.zeros(2, 1, layer.key_size, dtype=dtype)
+    attend(made, (turns[0], turns[1]), state, Nodes.of(TokenTree.chain([0]), 0, 0), AttentionSpec(scaling=1.0))
 
 
 def _recur(processor: Processor, dtype: torch.dtype) -> None:

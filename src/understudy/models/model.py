@@ -96,6 +96,8 @@ class Model:
         views = (self.current, self.cache, self.lookup)
         self.target = Target(self.module, base, *views, self.supply.multiply, device, self.supply.skip_head)
         self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if uses.drafts else (), device)
+        # How many decoder blocks the draft runs in fewer steps than the stock ones.
+        self.fused = self.draft.fuse() if uses.drafts else 0
         self.vocabulary = shape.vocabulary
         self._score: OutputHead | None = None
         if uses.drafts or uses.scores:

@@ -1,0 +1,66 @@
+"""Numbers in memory, bfloat16 or float32, as float32 and back, and rounded to int8: for use inside kernels."""
+
+from typing import Any
+
+import numpy as np
+from numba.np import numpy_support
+
+from .compiled import compiled, float_of, word_of
+from .team import float32_at, uint16_at
+
+carray: Any = numpy_support.carray
+
+
+@compiled
+def read(address: int, itemsize: int, out: Any) -> None:
+    """Fill `out`, float32, with the numbers at `address`; itemsize: their bytes, 2 (bfloat16) or 4 (float32)."""
+    count = out.shape[0]
+    if itemsize == 2:
+        halves = carray(uint16_at(address), count)
+        for k in range(count):
+            out[k] = float_of(np.int64(halves[k]) << 16)
+    else:
+        # by a loop: copying arrays brings seconds of compiling with it
+        floats = carray(float32_at(address), count)
+        for k in range(count):
+            out[k] = floats[k]
+
+
+@compiled
+def write(numbers: Any, address: int, itemsize: int) -> None:
+    """Put `numbers`, float32, at `address`, rounded to the nearest bfloat16 where itemsize is 2."""
+    count = numbers.shape[0]
+    if itemsize == 2:
+        halves = carray(uint16_at(address), count)
+        for k in range(count):
+            word = word_of(numbers[k])
+            halves[k] = (word + 0x7FFF + (word >> 16 & 1)) >> 16
+    else:
+        floats = carray(float32_at(address), count)
+        for k in range(count):
+            floats[k] = numbers[k]
+
+
+@compiled
+def to_int8(words: Any, shift: int, codes: Any, steps: Any) -> None:
+    """Round each group of each row to a step times -127..127: `codes`; in `steps` the step, and the step times the
+    codes' sum.
+
+    `words`: x as its bits, which are the upper ones of a float32 once shifted left by `shift`."""
+    width = words.shape[1] // steps.shape[0]
+    magic = np.float32(12582912.0)
+    for r in range(words.shape[0]):
+        for g in range(steps.shape[0]):
+            # magnitudes are compared by their bits as integers: the order is the same
+            largest: Any = 0
+            for k in range(g * width, (g + 1) * width):
+                largest = max(largest, np.int64(words[r, k]) << shift & 0x7FFFFFFF)
+            step = max(float_of(largest) * np.float32(1 / 127), np.float32(1e-30))
+            inverse = np.float32(1) / step
+            total = np.int32(0)
+            for k in range(g * width, (g + 1) * width):
+                code = np.int32((float_of(np.int64(words[r, k]) << shift) * inverse + magic) - magic)
+                total += code
+                codes[r, k] = code
+            steps[g, r, 0] = step
+            steps[g, r, 1] = step * np.float32(total)

@@ -1,0 +1,77 @@
+"""A drafted layer between its products: turned queries attend over turned keys, which are kept, for any rows, trees and windows."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.kernels.test_draft_attention import rows_of_nodes
+from understudy.kernels import draft_layer
+from understudy.kernels.attention import AttentionSpec
+from understudy.kernels.attention import attend as exact
+from understudy.layer_states import FullState, LayerShape, SlidingState
+from understudy.tree import Nodes, TokenTree
+
+
+def turned(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """heads [n, any, size] turned as transformers does it."""
+    first, second = heads.chunk(2, -1)
+    return heads * cosines[:, None] + torch.cat([-second, first], -1) * sines[:, None]
+
+
+def filled(state: FullState) -> FullState:
+    for slab in (state.keys, state.values):
+        slab.copy_(torch.randn(slab.shape))
+    return state
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    nodes=rows_of_nodes(), window=st.sampled_from([0, 1, 7, 30]), group=st.integers(1, 3), size=st.sampled_from([8, 16, 20]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]), slides=st.booleans(),
+)  # fmt: skip
+def test_it_is_turning_keeping_and_the_exact_attention(
+    nodes: Nodes, window: int, group: int, size: int, dtype: torch.dtype, slides: bool
+) -> None:
+    torch.manual_seed(len(nodes))
+    shape = LayerShape(2, 16, size, window=window)
+    ours = filled(SlidingState(shape, 3, 48, dtype) if slides and window else FullState(shape, 3, 64, dtype))
+    other = type(ours)(shape, 3, ours.keys.shape[2], dtype)
+    other.keys.copy_(ours.keys)
+    other.values.copy_(ours.values)
+    count, heads = len(nodes), 2 * group
+    queries, keys, values = torch.randn(count, heads, 16), torch.randn(count, 2, 16), torch.randn(count, 2, size)
+    angles = torch.rand(count, 8).repeat(1, 2) * 6
+    made = torch.cat([part.flatten(1) for part in (queries, keys, values)], 1).to(dtype)
+    turns = angles.cos().to(dtype), angles.sin().to(dtype)
+    spec = AttentionSpec(0.3, window)
+    found = draft_layer.attend(made, turns, ours, nodes, spec)
+    cosines, sines = (turn.float() for turn in turns)
+    other.write(nodes, turned(keys.to(dtype).float(), cosines, sines), values)
+    wanted = exact(turned(queries.to(dtype).float(), cosines, sines), other.keys, other.values, nodes, spec)
+    close = 1e-5 if dtype == torch.float32 else 0.02
+    assert torch.allclose(ours.keys.float(), other.keys.float(), atol=close)
+    assert torch.equal(ours.values, other.values)
+    assert torch.allclose(found.float(), wanted.flatten(1), atol=close)
+
+
+def test_threads_and_other_nodes_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    nodes = Nodes.of(TokenTree.of([0] * 6, [-1, 0, 0, 1, 2, 2]), 0, 30)
+    state = filled(FullState(LayerShape(4, 16, 16), 1, 64, torch.bfloat16))
+    made, angles = torch.randn(6, 16 * (8 + 4 + 4)).bfloat16(), torch.rand(6, 16)
+    turns = angles.cos().bfloat16(), angles.sin().bfloat16()
+    together = draft_layer.attend(made, turns, state, nodes, AttentionSpec(0.3))
+    alone = [
+        draft_layer.attend(made[i : i + 1], (turns[0][i : i + 1], turns[1][i : i + 1]), state, nodes[i : i + 1], AttentionSpec(0.3))
+        for i in range(6)
+    ]
+    assert torch.equal(torch.cat(alone), together)
+    monkeypatch.setattr(draft_layer, "SMALL", 0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(draft_layer.attend(made, turns, state, nodes, AttentionSpec(0.3)), together)
+    finally:
+        torch.set_num_threads(before)
