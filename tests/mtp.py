@@ -13,6 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.tiny import byte_tokenizer, stock
+from understudy.heads import Places
+from understudy.heads.files import built
+from understudy.heads.formats.mtp import found
+from understudy.heads.source import Bearer
+from understudy.sources import layout_of
+from understudy.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -46,23 +52,24 @@ def _together(norms: tuple[str, str, str, str], like: int, changes: Mapping[str,
     return PublishedMtp(changes, "mtp.layers.0.", *(f"mtp.{name}.weight" for name in own), like=like, norms=norms, **peculiar)
 
 
-def _numbered(layer: str, copies: tuple[str, ...] = (), **changes: Any) -> PublishedMtp:
+def _numbered(layer: str, norms: tuple[str, str, str, str], copies: tuple[str, ...] = (), neighbours: bool = True) -> PublishedMtp:
     own = ("enorm", "hnorm", "eh_proj", "shared_head.norm")
-    norms = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
     return PublishedMtp(
-        {"num_nextn_predict_layers": 1, **changes}, layer, *(f"{layer}{name}.weight" for name in own), like=1, norms=norms,
-        neighbours=True, copies=copies,
+        {"num_nextn_predict_layers": 1}, layer, *(f"{layer}{name}.weight" for name in own), like=1, norms=norms,
+        neighbours=neighbours, copies=copies,
     )  # fmt: skip
 
 
+_AROUND = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
 _BEFORE = ("input_layernorm", "", "post_attention_layernorm", "")
 _AFTER = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
 MTP = {
     "qwen3_5_text": _together(_BEFORE, 3, {"mtp_num_hidden_layers": 1}, zero_centred=True, gated=True),
     "qwen3_5": _together(_BEFORE, 3, {"mtp_num_hidden_layers": 1}, zero_centred=True, gated=True),
     "exaone4_5": _together(_AFTER, 0, {}, window=16),
-    "glm4": _numbered("model.layers.3."),
-    "glm_ocr": _numbered("model.language_model.layers.3.", ("embed_tokens", "shared_head.head")),
+    "glm4": _numbered("model.layers.3.", _AROUND),
+    "glm_ocr": _numbered("model.language_model.layers.3.", _AROUND, ("embed_tokens", "shared_head.head")),
+    "qwen2": _numbered("model.layers.3.", _BEFORE, neighbours=False),
 }
 
 
@@ -97,6 +104,32 @@ def publish_mtp(
     index = {"metadata": {}, "weight_map": names | dict.fromkeys(more, "model-mtp.safetensors")}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return model
+
+
+def fit_mtp(directory: Path, model: Any, texts: list[list[int]], steps: int = 60) -> None:
+    """Fit the MTP layer of the checkpoint in `directory`, whose stock model is `model`, to greedy `texts` of one length, so that it
+    guesses them. Only that layer's file changes."""
+    checkpoint = Checkpoint.open(directory)
+    source = found(Bearer.foretold(checkpoint.name, model.config, checkpoint.tensors, layout_of(checkpoint)))
+    assert source is not None
+    published = load_file(directory / "model-mtp.safetensors")
+    head = built(source.config, "meta")
+    head.load_state_dict({own: published[name].float() for own, name in source.tensors.items()}, assign=True)
+    model, ids = model.float(), torch.tensor(texts)
+    with torch.no_grad():
+        hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-2, None]
+        embedded = model.get_input_embeddings()(ids)[:, 1:-1]
+    count = ids.shape[1] - 2
+    places = Places(torch.arange(count)[None].expand(len(ids), -1), torch.ones(count, count, dtype=torch.bool).tril())
+    optimizer = torch.optim.Adam(head.parameters(), 4e-3)
+    for _ in range(steps):
+        logits = head.features(head.begin(hidden, embedded, places), 0) @ model.get_output_embeddings().weight.detach().T
+        F.cross_entropy(logits.flatten(0, 1), ids[:, 2:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    fitted = {source.tensors[own]: tensor.detach() for own, tensor in head.state_dict().items()}
+    fitted = {name: fitted.get(name, tensor).to(tensor.dtype).contiguous() for name, tensor in published.items()}
+    save_file(fitted, directory / "model-mtp.safetensors", {"format": "pt"})
 
 
 def states(family: str, config: Any, tensors: Mapping[str, Tensor], hidden: Tensor, embedded: Tensor) -> Tensor:

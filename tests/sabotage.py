@@ -140,6 +140,7 @@ MUTATIONS = (
     Mutation("multipliers are left out", "models/mamba.py", "* self.mup_vector", "", "tests/models/test_families.py"),
     Mutation("a feed-forward layer keeps keys", "models/shape.py", "0 if keeps_nothing else kv_heads", "kv_heads", MAMBA),
     Mutation("attention that a class computes itself is not seen", "models/attended.py", "self.watch.elsewhere.append(name)", "pass", "tests/models/test_attended.py"),
+    Mutation("an MTP layer reads hidden states before the final norm", "heads/formats/mtp.py", "TAPS = (-1,)", "TAPS = (-2,)", "tests/drafters/test_mtp.py"),
     Mutation("an MTP layer joins the hidden state and the embedding in the wrong order", "heads/mtp.py", "torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), dim=-1)", "torch.cat((self.hidden_norm(hidden), self.embedding_norm(embedded)), dim=-1)", MTP),
     Mutation("a drafted token's MTP state is not normed", "heads/mtp.py", "self.norm(self.layers(self.join(joined), places))", "self.layers(self.join(joined), places)", MTP),
     Mutation("an MTP layer is of the kind of the model's first", "heads/formats/mtp.py", "return max(configs, key", "return max(configs[:1], key", MTP),

@@ -47,6 +47,8 @@ a new one runs as soon as transformers has it, if it is built like these.
 
 ## Kinds that run
 """
+# From this heading on the page is written by hand.
+BY_HAND = "## Layers for multi-token prediction"
 
 
 def config_of(kind: str) -> Any:
@@ -101,7 +103,8 @@ def main() -> int:
     for kind in sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *known}):
         answers[kind] = answer(kind)
         print(f"{kind}: {answers[kind]}", file=sys.stderr, flush=True)
-    PAGE.write_text(page(answers))
+    before = PAGE.read_text()
+    PAGE.write_text(page(answers) + "\n" + before[before.index(BY_HAND) :])
     return 0
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests import tiny, trained
 from tests.adversaries import ADVERSARIES, Failing, Short
-from tests.tiny import save
+from tests.mtp import fit_mtp, publish_mtp
 from understudy import LLM, SamplingParams, blueprint
 from understudy.codecs import CODECS
 from understudy.drafters import DRAFTERS
@@ -30,12 +30,17 @@ from understudy.tree import TokenTree
 PROMPT = [5, 99, 5, 12, 80, 5, 99, 5]
 GREEDY = SamplingParams(max_new_tokens=24, ignore_eos=True)
 SAMPLED = SamplingParams(max_new_tokens=24, ignore_eos=True, temperature=0.9, seed=3)
+# Methods that draft with a trained head.
+HEADS = (*trained.SHAPES, "mtp")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It brings a layer for multi-token prediction that knows what it says after PROMPT."""
     path = tmp_path_factory.mktemp("contracts") / "model"
-    save(path, "qwen2", torch.bfloat16)
+    stock = publish_mtp(path, "qwen2", torch.bfloat16)
+    with opened(path, method="none") as llm:
+        fit_mtp(path, stock, [PROMPT + llm.generate([PROMPT], params)[0].token_ids for params in (GREEDY, SAMPLED)])
     return path
 
 
@@ -84,7 +89,7 @@ def test_lossless(
         done = [llm.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
     assert [c.token_ids for c in done] == plain
     assert all(c.stats.bytes_streamed > 0 for c in done)
-    if drafter in trained.SHAPES:
+    if drafter in HEADS:
         # A head that is given a hidden state too early or too late agrees with nothing.
         assert all(c.stats.accepted >= 12 for c in done), [c.stats.accepted for c in done]
 
@@ -102,26 +107,26 @@ def plainly(model: Path) -> list[list[list[int]]]:
 
 @pytest.mark.parametrize(
     ("kind", "policy", "resident"),
-    [*((kind, "ragged", "none") for kind in trained.SHAPES), ("eagle3", "eqspec", "auto"), ("clover", "exspec", "residual")],
+    [*((kind, "ragged", "none") for kind in HEADS), ("eagle3", "eqspec", "auto"), ("clover", "exspec", "residual")],
 )
 def test_heads_are_lossless_in_any_batch_and_plan(
     kind: str, policy: str, resident: str, model: Path, plainly: list[list[list[int]]], heads: Callable[[str], Path]
 ) -> None:
-    with opened(model, method=f"{kind}:{heads(kind)}", policy=policy, resident=resident, rows=3) as llm:
+    with opened(model, method=method(kind, model, heads), policy=policy, resident=resident, rows=3) as llm:
         for params, wanted in zip((GREEDY, SAMPLED, PENALISED), plainly, strict=True):
             done = llm.generate(OTHERS, params)
             assert [c.token_ids for c in done] == wanted
             assert done[-1].stats.accepted > 0
 
 
-@pytest.mark.parametrize("kind", ["medusa", "eagle3"])
+@pytest.mark.parametrize("kind", ["medusa", "eagle3", "mtp"])
 def test_choices_of_one_prompt_are_those_of_texts_of_their_own(kind: str, model: Path, heads: Callable[[str], Path]) -> None:
     """The prompt is read once, and what the head knows of it goes to the other rows."""
     prompt = PROMPT * 20
     params = [replace(SAMPLED, seed=seed) for seed in (3, 4, 5)]
     with opened(model, method="none") as llm:
         wanted = [llm.generate([prompt], each)[0].token_ids for each in params]
-    with opened(model, method=f"{kind}:{heads(kind)}", rows=3) as llm:
+    with opened(model, method=method(kind, model, heads), rows=3) as llm:
         done = llm.generate([prompt] * 3, params)
         state = llm.engine.drafter.proposer.state
         assert all(state.cache.lengths[row] >= len(prompt) for row in range(3))
@@ -226,7 +231,7 @@ def drafting(
     request: pytest.FixtureRequest, heads: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LLM]:
     model = tmp_path_factory.mktemp("route") / "model"  # float32: a draft's own rounding depends on its shapes
-    save(model, "qwen2", torch.float32)
+    publish_mtp(model, "qwen2", torch.float32)
     named = method(request.param, model, heads)
     depth = trained.SHAPES.get(request.param, {}).get("heads", 5)
     shape = "" if request.param == "ngram" else ("," if ":" in named else ":") + f"width=3,depth={depth}"

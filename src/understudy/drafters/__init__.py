@@ -236,6 +236,7 @@ DRAFTERS = {
     "medusa": "understudy.drafters.head_proposer:MedusaSpec",
     "clover": "understudy.drafters.head_proposer:CloverSpec",
     "clover2": "understudy.drafters.head_proposer:Clover2Spec",
+    "mtp": "understudy.drafters.mtp:MtpSpec",
     "substitute": "understudy.drafters.substitute:SubstituteSpec",
 }
 """Method name -> subclass of DrafterSpec, found through the registry; `name:key=value` sets its options."""

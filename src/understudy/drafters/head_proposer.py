@@ -6,6 +6,7 @@ The host runs the search on every device; the head lies where the target does.""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from ..heads.files import located
 from ..heads.source import Bearer
 from ..sequence import TokenSequence
 from ..tree import Nodes
-from . import TargetModel, Verified
+from . import HeadChoice, TargetModel, Verified
 from .growing_tree import MOST_NODES
 from .head_state import HeadState
 from .policy import DraftPolicy
@@ -97,17 +98,38 @@ class HeadProposer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadSpec(SearchSpec):
-    """A tree search with a trained head of one `kind`, which lies in a directory of its own or on the hub."""
-
-    kind: ClassVar[str]
-    # The head: a directory, or the id of a model of the hub.
-    value: str = ""
+class TrainedSpec(SearchSpec):
+    """A tree search with a trained head, wherever that comes from."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.guess == "on":
-            raise UsageError(f"guess=on is for models that draft: a {self.kind} head needs the states before each node.")
+            raise UsageError("guess=on is for models that draft: a trained head needs the states before each node.")
+
+    @property
+    @abstractmethod
+    def head(self) -> HeadChoice: ...
+
+    def proposer(self, target: TargetModel) -> HeadProposer:
+        source = self.head.source(Bearer.of_store(target.store, target.config))
+        return HeadProposer(opened(source, target), target)
+
+    def suggester(self) -> Suggester | None:
+        return None if self.guess == "off" or self.forced else TextSpeaker()
+
+    def _search(self, proposer: Proposer, policy: DraftPolicy, target: TargetModel) -> Search:
+        from .tree_search import TreeSearch
+
+        return TreeSearch(proposer, policy, self.suggester())
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec(TrainedSpec):
+    """A trained head of one `kind`, which lies in a directory of its own or on the hub."""
+
+    kind: ClassVar[str]
+    # The head: a directory, or the id of a model of the hub.
+    value: str = ""
 
     @cached_property
     def head(self) -> NamedHead:
@@ -134,25 +156,13 @@ class HeadSpec(SearchSpec):
         return self.depth or self.heads
 
     def check(self, bearer: Bearer) -> None:
-        self.head.source(bearer)
+        super().check(bearer)
         if self.heads and self.depth > self.heads:
             raise UsageError(f"depth={self.depth} is too deep: the head {self.value} drafts {self.heads} levels at most.")
-
-    def proposer(self, target: TargetModel) -> HeadProposer:
-        source = self.head.source(Bearer.of_store(target.store, target.config))
-        return HeadProposer(opened(source, target), target)
-
-    def suggester(self) -> Suggester | None:
-        return None if self.guess == "off" or self.forced else TextSpeaker()
 
     @property
     def start(self) -> Start:
         return Start.beside(Path(self.value))
-
-    def _search(self, proposer: Proposer, policy: DraftPolicy, target: TargetModel) -> Search:
-        from .tree_search import TreeSearch
-
-        return TreeSearch(proposer, policy, self.suggester())
 
 
 @dataclass(frozen=True, kw_only=True)

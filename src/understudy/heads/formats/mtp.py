@@ -30,6 +30,8 @@ _OWN = {
     "enorm": "embedding_norm", "hnorm": "hidden_norm", "eh_proj": "join", "shared_head.norm": "norm",
     "shared_head.head": "output", "embed_tokens": "embedding",
 }  # fmt: skip
+# It reads what the model's output head is given.
+TAPS = (-1,)
 # In the names of tensors of a mixture of experts.
 _EXPERTS = re.compile(r"\.(experts|shared_experts?|block_sparse_moe)\.|\.mlp\.gate\.")
 
@@ -99,7 +101,7 @@ def _config(bearer: Bearer, tensors: Mapping[str, str]) -> HeadConfig:
     """What the layer is: of the kinds of layers that the config of `bearer` tells apart, the first that has all of `tensors`, or
     else the one that has most."""
     options = {"own_output": "output.weight" in tensors}
-    config = HeadConfig("mtp", bearer.facts, taps=(-1,), layers=1, own_embedding="embedding" in tensors, options=options)
+    config = HeadConfig("mtp", bearer.facts, taps=TAPS, layers=1, own_embedding="embedding" in tensors, options=options)
     configs = [replace(config, layer=layer) for layer in _alone(text_config(bearer.config))]
     return max(configs, key=lambda config: len(tensors.keys() & built(config, "meta").state_dict().keys()))
 

@@ -1,0 +1,80 @@
+"""`mtp` drafts with the layer that a checkpoint brings along: the text is plain, and what the layer knows of it is accepted."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.mtp import fit_mtp, publish_mtp
+from tests.tiny import opened, save
+from understudy import LLM, SamplingParams
+from understudy.drafters import spec_of
+from understudy.errors import CheckpointError, UsageError
+
+PROMPTS = [[5, 99, 5, 12, 80, 5, 99, 5], [7, 8, 9, 250, 31, 7, 8, 9]]
+GREEDY = SamplingParams(max_new_tokens=32, ignore_eos=True)
+SAMPLED = SamplingParams(max_new_tokens=32, ignore_eos=True, temperature=0.9, seed=3)
+
+
+def texts_of(llm: LLM) -> list[list[int]]:
+    return [done.token_ids for params in (GREEDY, SAMPLED) for done in llm.generate(PROMPTS, params)]
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[list[int]]]]:
+    """By family: a checkpoint whose layer was fitted to the texts that it writes, and these texts."""
+    made: dict[str, tuple[Path, list[list[int]]]] = {}
+
+    def of(family: str) -> tuple[Path, list[list[int]]]:
+        if family not in made:
+            place = tmp_path_factory.mktemp(family) / "model"
+            model = publish_mtp(place, family, torch.bfloat16)
+            with opened(place, method="none", rows=2, output=place.with_name("plain")) as llm:
+                texts = texts_of(llm)
+            fit_mtp(place, model, [prompt + text for prompt, text in zip(PROMPTS * 2, texts, strict=True)])
+            made[family] = place, texts
+        return made[family]
+
+    return of
+
+
+@pytest.mark.parametrize(("family", "link"), [("qwen3_5_text", False), ("glm4", True)])
+def test_drafted_text_is_plain_text_and_what_the_layer_knows_is_accepted(
+    family: str, link: bool, brought: Callable[[str], tuple[Path, list[list[int]]]]
+) -> None:
+    """A layer that is given the hidden states of other tokens than those before its own agrees with nothing."""
+    model, plain = brought(family)
+    with opened(model, method="mtp:width=2,depth=4", rows=2, link=link, output=model.with_name("store")) as llm:
+        done = [done for params in (GREEDY, SAMPLED) for done in llm.generate(PROMPTS, params)]
+        assert llm.plan.items["draft head"] > sum(stored.nbytes for stored in llm.store.extra.values())
+    assert [each.token_ids for each in done] == plain
+    assert all(each.stats.accepted >= 12 and each.stats.bytes_streamed > 0 for each in done), [x.stats.accepted for x in done]
+
+
+def test_a_checkpoint_without_such_a_layer_is_refused_before_any_work(tmp_path: Path) -> None:
+    save(tmp_path / "model", "qwen2", torch.bfloat16)
+    with pytest.raises(UsageError, match=r"no layer for multi-token .* none, ngram, substitute\.$") as refusal:
+        opened(tmp_path / "model", method="mtp", output=tmp_path / "store")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_one_that_lacks_a_tensor_is_refused_before_any_work(tmp_path: Path) -> None:
+    publish_mtp(tmp_path / "model", "glm4", torch.bfloat16)
+    file = tmp_path / "model" / "model-mtp.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.3.hnorm.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"model.layers.3.hnorm.weight": "model-mtp.safetensors", ', ""))
+    with pytest.raises(CheckpointError, match=r"there is no tensor 'model\.layers\.3\.hnorm\.weight'"):
+        opened(tmp_path / "model", method="mtp", output=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_it_takes_no_value() -> None:
+    assert spec_of("mtp:width=3,depth=5").deepest == 5
+    with pytest.raises(UsageError, match="should be key=value"):
+        spec_of("mtp:somewhere")
