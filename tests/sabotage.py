@@ -48,6 +48,9 @@ RECTANGLE = "tests/test_rectangle.py tests/policies"
 PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
 HEADS = "tests/drafters/test_head_state.py tests/drafters/test_head_runner.py tests/drafters/test_head_proposer.py"
 MUTATIONS = (
+    Mutation("a head is compared with the target's features one token too early", "training/losses.py", "teacher = shifted(batch.features, guess.depth + 1)", "teacher = shifted(batch.features, guess.depth)", "tests/training/test_losses.py"),
+    Mutation("nodes of a chain do not see one another in training", "training/chains.py", "mask = torch.cat([mask, own], 1)", "mask = torch.cat([mask, ~own & False], 1)", "tests/training/test_chains.py"),
+    Mutation("a training goes on without what AdamW kept", "training/checkpoints.py", 'moments = {moment: tensors[f"{moment}.{name}"].to(weight.device) for moment in MOMENTS}', "moments = {moment: torch.zeros_like(weight) for moment in MOMENTS}", "tests/training/test_run.py"),
     Mutation("a head is given the state at its own token", "drafters/head_state.py", "known.hidden[first - 1 - known.first :][: len(tokens)]", "known.hidden[max(first - 2 - known.first, 0) :][: len(tokens)]", HEADS),
     Mutation("a head keeps a token that a text has lost", "drafters/head_state.py", "self.cache.rewind(row, min(self.cache.lengths[row], max(length - 1, 0)))", "self.cache.rewind(row, min(self.cache.lengths[row], length))", HEADS),
     Mutation("a head goes on without the state it needs", "drafters/head_state.py", "return min(length - 1, max(", "return min(length, max(", HEADS),
