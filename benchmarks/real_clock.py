@@ -32,6 +32,8 @@ class Costs:
     sweep_node: float = 0.008
     # What the weights of a pass take to come, while arithmetic goes on.
     link: float = 0.0
+    # What a head in front of the draft takes to say a token.
+    step: float = 0.012
 
     @classmethod
     def of(cls, text: str) -> "Costs":
@@ -68,6 +70,12 @@ class FixedPace(Pace):
 
     def record_level(self, width: int, seconds: float) -> None:
         self.drafting += self.costs.draft_level(width)
+
+    def record_step(self, texts: int, seconds: float) -> None:
+        self.drafting += self.costs.step
+
+    def step(self, texts: int) -> float:
+        return self.costs.step
 
     def record_round(self, tokens: int, seconds: float) -> None:
         round_seconds = self.drafting + self.costs.verify(self.nodes)
@@ -177,6 +185,9 @@ class Watched:
 
     def copy(self, row: int, sequence: TokenSequence, length: int) -> None:
         self.drafter.copy(row, sequence, length)
+
+    def reach(self, row: int, length: int) -> int:
+        return self.drafter.reach(row, length)
 
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         self.drafter.record_round(tokens, seconds, prefill=prefill)

@@ -33,6 +33,7 @@ LLM = "tests/test_llm.py"
 CONTRACTS = "tests/test_contracts.py"
 GUESS, BEAM, GRAPHS = "tests/drafters/test_suggest.py", "tests/drafters/test_device_search.py", "tests/devices/test_graphs.py"
 PACE = "tests/drafters/test_pace.py"
+HEAD_SUGGEST = "tests/drafters/test_head_suggest.py"
 READING = "tests/test_reading.py"
 LOOP = "tests/test_batch.py tests/test_engine.py tests/test_scheduler.py"
 STATS, ROUTE, FILE = "tests/test_stats.py", "tests/tiers/test_route.py", "tests/tiers/test_file.py"
@@ -201,6 +202,9 @@ MUTATIONS = (
     Mutation("a dropped guess stays", "drafters/growing_tree.py", "del self.tokens[first:], self.parents[first:]", "del self.tokens[first + 1 :], self.parents[first + 1 :]", GUESS),
     Mutation("guesses run past the budget", "drafters/tree_search.py", "tree.levels - 1 - candidate.depth", "tree.levels + 3 - candidate.depth", GUESS),
     Mutation("a level hands over hidden states in another order", "models/draft.py", "self.hidden[:, number] = states", "self.hidden[:, number] = states.flip(0)", "tests/models/test_taps.py"),
+    Mutation("a head in front reads the hidden states of the node itself", "drafters/head_suggest.py", "torch.cat(self.hidden)[self.read :", "torch.cat(self.hidden)[self.read - 1 :", HEAD_SUGGEST),
+    Mutation("a head in front is asked whatever it takes", "drafters/pace.py", "return chance * self.cost(1) > self.step(texts) + self.cost(width + texts) - self.cost(width)", "return True", HEAD_SUGGEST),
+    Mutation("a head in front chooses with the noise of another place", "drafters/head_suggest.py", "torch.tensor([chain.end + 1]", "torch.tensor([chain.end]", HEAD_SUGGEST),
     Mutation("the text speaks for nothing", "drafters/tree_search.py", "score + bonus * (token == favoured)", "score", GUESS),
     Mutation("a miss says nothing", "drafters/pace.py", "self.missed += rank is None", "self.missed += 0", "tests/drafters/test_pace.py"),
     Mutation("a fast text makes the next one's drafts short", "drafters/pace.py", "if not self.rate or tokens / taken < self.rate:", "if not self.rate:", "tests/drafters/test_policy.py"),

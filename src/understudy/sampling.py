@@ -25,11 +25,12 @@ ROOM = 16 << 20
 BYTES_A_TOKEN = 48
 
 
-def gumbel(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
-    """[n, vocabulary] float32 Gumbel noise for tokens at `positions` [n]; a counter-based hash, the same on any device."""
+def gumbel(seed: int, positions: Tensor, vocabulary: int, tokens: Tensor | None = None) -> Tensor:
+    """[n, vocabulary] float32 Gumbel noise for tokens at `positions` [n]; a counter-based hash, the same on any device. `tokens`
+    [vocabulary] int64: which tokens these are, where they are not the first ones."""
     # Siblings share a position and its noise.
     places, which = torch.unique(positions.to(torch.int64), return_inverse=True)
-    return noise(places + offset(seed), vocabulary)[which]
+    return noise(places + offset(seed), vocabulary, tokens)[which]
 
 
 def offset(seed: int) -> int:
@@ -42,9 +43,9 @@ def derived_seed(seed: int, index: int) -> int:
     return (seed + index * 0x5851F42D4C957F2D) % 2**63
 
 
-def noise(keys: Tensor, vocabulary: int) -> Tensor:
-    """[n, vocabulary] float32 Gumbel noise, a function of keys [n] int64."""
-    token = torch.arange(vocabulary, device=keys.device, dtype=torch.int64)
+def noise(keys: Tensor, vocabulary: int, tokens: Tensor | None = None) -> Tensor:
+    """[n, vocabulary] float32 Gumbel noise, a function of keys [n] int64 and of `tokens`, as in `gumbel`."""
+    token = torch.arange(vocabulary, device=keys.device, dtype=torch.int64) if tokens is None else tokens
     bits = _mix(_mix(keys)[:, None] + token * _signed(0xD1B54A32D192ED03))
     uniform = ((bits >> 11) & ((1 << 52) - 1)).double() * 2.0**-52 + 2.0**-54
     return (-torch.log(-torch.log(uniform))).float()
@@ -62,14 +63,14 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
-def perturb(logits: Tensor, params: SamplingParams, positions: Tensor) -> Tensor:
+def perturb(logits: Tensor, params: SamplingParams, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
     """[n, vocab] float32 scores whose argmax is the token at each of `positions` [n]; greedy scores are the logits
-    themselves."""
+    themselves. `tokens`: as in `gumbel`."""
     scores = logits.float()
     if params.temperature == 0:
         return scores
     scores = keep_likely(scores / params.temperature, params)
-    return scores + gumbel(params.seed, positions, scores.shape[-1])
+    return scores + gumbel(params.seed, positions, scores.shape[-1], tokens)
 
 
 def keep_likely(scores: Tensor, params: SamplingParams) -> Tensor:

@@ -11,6 +11,7 @@ from understudy.drafters import Verified, spec_of
 from understudy.drafters.growing_tree import MOST_NODES
 from understudy.drafters.pace import WIDEST
 from understudy.drafters.policy import DraftPolicy, Limits, Shape
+from understudy.drafters.proposer import ModelProposer
 from understudy.drafters.search import MEASURED_WIDTHS, SearchDrafter, SearchSpec
 from understudy.drafters.suggest import TextSuggester
 from understudy.drafters.tree_search import TreeSearch
@@ -43,7 +44,7 @@ def test_a_forced_shape_says_how_large_its_trees_can_be(width: int, depth: int) 
         ("substitute:guess=of", "Did you mean 'off'"),
         ("substitute:width=2,depth=2,guess=on", "guess=on makes no sense with a forced width and depth"),
         ("substitute:width=-1,depth=-1", "got width=-1, depth=-1"),
-        ("substitute:2", "should be key=value. Known keys: width, depth, guess."),
+        ("substitute:2", "should be key=value. Known keys: width, depth, guess, suggest."),
         ("substitute:depth=two", "depth must be int, got 'two'"),
     ],
 )
@@ -59,7 +60,7 @@ def test_options_that_make_no_sense_are_named(method: str, words: str) -> None:
 def test_the_text_suggests_unless_it_is_told_not_to(method: str, suggests: bool) -> None:
     spec = spec_of(method)
     assert isinstance(spec, SearchSpec)
-    assert isinstance(spec.suggester(), TextSuggester) == suggests
+    assert isinstance(spec.suggester(ModelProposer(World(1, 4, 30, None))), TextSuggester) == suggests
 
 
 def test_a_forced_shape_takes_nothing_from_the_text() -> None:

@@ -28,6 +28,7 @@ class Head:
     def __init__(self, following: Callable[[list[int]], int], chance: float, longer: int = 0):
         self.following, self.chance, self.longer = following, chance, longer
         self.agreed = self.checked = 0
+        self.seen: dict[int, int] = {}
 
     def favoured(self, tree: GrowingTree, tip: Candidate) -> tuple[int, int]:
         return -1, 0
@@ -45,6 +46,9 @@ class Head:
             text.append(self.following(text))
         tokens = text[start:]
         return Suggestion(tokens, [self.chance ** (i + 1) for i in range(len(tokens))], [Origin("head", start)] * len(tokens))
+
+    def saw(self, tree: GrowingTree, places: Sequence[int]) -> None:
+        self.seen[tree.sequence.row] = self.seen.get(tree.sequence.row, 0) + len(places)
 
     def learn(self, tree: GrowingTree, suggestion: Suggestion, agreed: int) -> None:
         assert suggestion.sources[0].kind > 0 and 0 <= agreed <= len(suggestion.tokens)

@@ -88,7 +88,8 @@ class World(Cache):
         order = self.best(text)[:RANKS]
         size, end = match(text)
         token = text[end] if size else -1
-        if not isinstance(self.suggester, TextSuggester) or token not in order:
+        text_suggester = getattr(self.suggester, "text", self.suggester)
+        if not isinstance(text_suggester, TextSuggester) or token not in order:
             return order
         bonus = self.drafter.policy.calibration(row).bonus[size]
         scores = {t: SCORES[rank] + bonus * (t == token) for rank, t in enumerate(order)}

@@ -77,16 +77,21 @@ class GrowingTree:
         """The tokens of the sequence, after those that it is predicted to repeat."""
         return np.asarray(self.sequence.lookup(LONGEST), dtype=np.int64)
 
-    def text(self, tip: Candidate) -> NDArray[np.int64]:
-        """The tokens of `past` and of the path from the root to `tip`, both ends included."""
+    def path(self, tip: Candidate) -> list[int]:
+        """The tokens between the root and `tip`: its own is the last, that of the root is not among them."""
         if tip.parent < 0:
-            return self.past
+            return []
         path = [tip.token]
         node = tip.parent
         while node > 0:
             path.append(self.tokens[node])
             node = self.parents[node]
-        return np.concatenate([self.past, np.asarray(path[::-1], dtype=np.int64)])
+        return path[::-1]
+
+    def text(self, tip: Candidate, more: Sequence[int] = ()) -> NDArray[np.int64]:
+        """The tokens of `past`, of the path from the root to `tip`, both ends included, and `more` after it."""
+        path = [*self.path(tip), *more]
+        return np.concatenate([self.past, np.asarray(path, dtype=np.int64)]) if path else self.past
 
     def guess(self, tokens: Sequence[int], parent: int) -> None:
         """Add a chain of guesses after node `parent`. Each must be confirmed by `agree` or removed by `drop`."""

@@ -114,13 +114,13 @@ class TrainedSpec(SearchSpec):
         source = self.head.source(Bearer.of_store(target.store, target.config))
         return HeadProposer(opened(source, target), target)
 
-    def suggester(self) -> Suggester | None:
+    def suggester(self, proposer: Proposer) -> Suggester | None:
         return None if self.guess == "off" or self.forced else TextSpeaker()
 
     def _search(self, proposer: Proposer, policy: DraftPolicy, target: TargetModel) -> Search:
         from .tree_search import TreeSearch
 
-        return TreeSearch(proposer, policy, self.suggester())
+        return TreeSearch(proposer, policy, self.suggester(proposer))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,15 @@ class HeadRunner:
     def logits(self, states: Tensor, depth: int) -> Tensor:
         """Logits [n, vocab] for the target's tokens after nodes with `states`, at `depth`; minus infinity where the head cannot say
         a token."""
-        logits = self.head.scores(states[None], depth, self.target.score)[0]
+        return self.whole(self.scores(states, depth))
+
+    @torch.inference_mode()
+    def scores(self, states: Tensor, depth: int) -> Tensor:
+        """Logits [n, draft vocab] for the tokens that the head can say after nodes with `states`, at `depth`."""
+        return self.head.scores(states[None], depth, self.target.score)[0]
+
+    def whole(self, logits: Tensor) -> Tensor:
+        """`logits` [n, draft vocab] for all of the target's tokens [n, vocab]: minus infinity where the head cannot say one."""
         if self.head.token_map is None:
             return logits
         whole = logits.new_full((len(logits), self.target.vocabulary), -torch.inf)

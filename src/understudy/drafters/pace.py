@@ -115,12 +115,22 @@ def _softmax(scores: Sequence[float], sharpness: float) -> list[float]:
     return [weight / total for weight in weights]
 
 
+def averaged(old: float | None, seconds: float) -> float:
+    """What something takes, once it took `seconds`. What disturbs it makes it longer, never shorter."""
+    if old is None:
+        return seconds
+    share = 1.0 if seconds < 0.7 * old else 0.5 if seconds < old else 0.2
+    return old + share * (min(seconds, 4 * old) - old)
+
+
 @dataclass
 class Pace:
     """What a level costs, and how fast the loop is: moving averages of what was measured."""
 
     # Seconds of a level by its width in nodes.
     levels: dict[int, float] = field(default_factory=dict)
+    # Seconds in which a head in front of the proposer says one token for each of so many texts.
+    steps: dict[int, float] = field(default_factory=dict)
     # Tokens per second of the whole loop; 0: not known yet.
     rate: float = 0.0
     # Decaying sums over rounds; `rate` is their ratio.
@@ -129,12 +139,21 @@ class Pace:
 
     def record_level(self, width: int, seconds: float) -> None:
         """Learn that a level of `width` nodes took `seconds`."""
-        old = self.levels.get(width)
-        if old is None:
-            self.levels[width] = seconds
-        else:  # what disturbs a level makes it longer, never shorter
-            share = 1.0 if seconds < 0.7 * old else 0.5 if seconds < old else 0.2
-            self.levels[width] = old + share * (min(seconds, 4 * old) - old)
+        self.levels[width] = averaged(self.levels.get(width), seconds)
+
+    def record_step(self, texts: int, seconds: float) -> None:
+        """Learn that a head took `seconds` to say one token for each of `texts`."""
+        self.steps[texts] = averaged(self.steps.get(texts), seconds)
+
+    def step(self, texts: int) -> float:
+        """Seconds in which a head says one token for each of `texts`: as for the nearest number that was measured; 0 before any
+        was."""
+        return self.steps[min(self.steps, key=lambda known: abs(known - texts))] if self.steps else 0.0
+
+    def pays_to_ask(self, chance: float, texts: int, width: int) -> bool:
+        """Does it save time to let a head say one more token for each of `texts`, the last nodes of a level of `width`? A right one
+        saves a level; `chance`: how many of them are likely to be right."""
+        return chance * self.cost(1) > self.step(texts) + self.cost(width + texts) - self.cost(width)
 
     def record_round(self, tokens: int, seconds: float) -> None:
         """Learn that a round of drafting and verifying gave `tokens` in `seconds`. The last ten rounds or so decide

@@ -141,8 +141,8 @@ class SearchSpec(DrafterSpec):
     def proposer(self, target: TargetModel) -> Proposer:
         """Who proposes, for what `target` verifies."""
 
-    def suggester(self) -> Suggester | None:
-        """Who suggests tokens for the proposer to check, where the processor drafts."""
+    def suggester(self, proposer: Proposer) -> Suggester | None:
+        """Who suggests tokens for `proposer` to check, where the processor drafts."""
         return None if self.guess == "off" or self.forced else TextSuggester()
 
     @property
@@ -169,7 +169,7 @@ class SearchSpec(DrafterSpec):
 
         device = proposer.device
         if device.drafts_see_text:
-            return TreeSearch(proposer, policy, self.suggester())
+            return TreeSearch(proposer, policy, self.suggester(proposer))
         if self.guess == "on":
             raise UsageError(
                 f"guess=on is for drafts on the processor: on {device.name} tokens are chosen where the text is not."

@@ -4,20 +4,71 @@ copying back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+from ..errors import UsageError
+from ..heads import HEADS
+from ..heads.files import located
+from ..heads.source import Bearer
+from ..registry import lookup
 from . import TargetModel
-from .proposer import ModelProposer
+from .head_suggest import HeadSuggester, TappedProposer
+from .proposer import ModelProposer, Proposer
 from .search import SearchSpec
+from .suggest import Suggester, TextSuggester
+from .trained import NamedHead, opened
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubstituteSpec(SearchSpec):
-    """`substitute`: a tree search with the 4-bit copy, which is held for it."""
+    """`substitute`: a tree search with the 4-bit copy, which is held for it; `substitute:suggest=eagle:HEAD` puts a trained head in
+    front of it."""
+
+    # KIND:HEAD, a trained head whose tokens the copy checks, several in one level; "": none.
+    suggest: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.suggest:
+            return
+        kind, _, place = self.suggest.partition(":")
+        lookup("head", kind, HEADS)
+        if not place:
+            raise UsageError(f"suggest={kind} needs the head that suggests: suggest={kind}:HEAD, a directory or a hub id.")
+        if self.forced:
+            raise UsageError("suggest= makes no sense with a forced width and depth: nothing is suggested there.")
+
+    @cached_property
+    def head(self) -> NamedHead | None:
+        kind, _, place = self.suggest.partition(":")
+        return NamedHead(kind, place) if self.suggest else None
+
+    def located(self, offline: bool) -> SubstituteSpec:
+        if self.head is None:
+            return self
+        return replace(self, suggest=f"{self.head.kind}:{located(self.head.place, offline)}")
 
     @property
     def holds_substitute(self) -> bool:
         return True
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.head.directory.config.taps if self.head is not None else ()
+
     def proposer(self, target: TargetModel) -> ModelProposer:
-        return ModelProposer(target)
+        if self.head is None:
+            return ModelProposer(target)
+        if not target.device.drafts_see_text:
+            raise UsageError(
+                f"suggest= is for drafts on the processor: on {target.device.name} tokens are chosen where no head is asked."
+            )
+        source = self.head.source(Bearer.of_store(target.store, target.config))
+        return TappedProposer(target, opened(source, target))
+
+    def suggester(self, proposer: Proposer) -> Suggester | None:
+        text = super().suggester(proposer)
+        if not isinstance(proposer, TappedProposer):
+            return text
+        return HeadSuggester(proposer, text if isinstance(text, TextSuggester) else None)

@@ -79,6 +79,9 @@ class Suggester(Protocol):
 
         The search may check only a part of the answer, or none of it. Who takes time tells `pace` how much."""
 
+    def saw(self, tree: GrowingTree, places: Sequence[int]) -> None:
+        """The proposer ran the next nodes of the chain of first choices of `tree`, at `places` of its latest level."""
+
     def learn(self, tree: GrowingTree, suggestion: Suggestion, agreed: int) -> None:
         """The proposer said the first `agreed` tokens of what was checked after the tip of `tree`, and another token after them."""
 
@@ -100,7 +103,7 @@ class HitRates:
         """The chance that the proposer says a token of this kind."""
         return min(self.agreed[kind] / self.tried[kind], LIKELIEST)
 
-    def learn(self, kind: int, agreed: int, tried: int) -> None:
+    def learn(self, kind: int, agreed: float, tried: int) -> None:
         """Learn that of `tried` tokens of this kind the proposer said `agreed`."""
         self.agreed[kind] = AGREEMENT_DECAY * self.agreed[kind] + agreed
         self.tried[kind] = AGREEMENT_DECAY * self.tried[kind] + tried
@@ -164,9 +167,7 @@ class TextSuggester:
 
     def after(self, tip: Tip, more: Sequence[int] = ()) -> Suggestion:
         """What followed the text up to `tip`, and the tokens `more` after it, at its latest earlier place."""
-        text = tip.tree.text(tip.candidate)
-        if more:
-            text = np.concatenate([text, np.asarray(more, dtype=np.int64)])
+        text = tip.tree.text(tip.candidate, more)
         size, end = match(text)
         most = tip.most - len(more)
         if not size or most <= 0:
@@ -178,6 +179,8 @@ class TextSuggester:
         stop = next((i for i, token in enumerate(tokens) if token in tip.tree.sequence.stop_ids), most)
         chance = self.rates.chance(size)
         return Suggestion(tokens[:stop], [chance ** (i + 1) for i in range(stop)], [Origin(TEXT, size)] * stop)
+
+    def saw(self, tree: GrowingTree, places: Sequence[int]) -> None: ...
 
     def learn(self, tree: GrowingTree, suggestion: Suggestion, agreed: int) -> None:
         for source, said, tried in checked(suggestion, agreed):

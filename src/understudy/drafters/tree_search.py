@@ -85,13 +85,16 @@ class TreeSearch:
         at = 0
         for part, own in zip(work, nodes, strict=True):
             part.tree.levels_run += 1
-            self._score(part, own, logits[at : at + len(own)])
+            agreed = self._score(part, own, logits[at : at + len(own)])
+            if self.suggester is not None and part.tip is not None:
+                guesses = at + len(part.fresh)
+                self.suggester.saw(part.tree, [at + part.tip, *range(guesses, guesses + agreed)])
             at += len(own)
         self.policy.pace.record_level(len(flat), time.perf_counter() - start)
 
-    def _score(self, part: Work, nodes: Nodes, logits: Tensor) -> None:
+    def _score(self, part: Work, nodes: Nodes, logits: Tensor) -> int:
         """Find the best children after each node; logits: [n, vocab]. Suggested nodes stay until the proposer says
-        otherwise."""
+        otherwise. Returns how many of them stay."""
         tree = part.tree
         adjust = Adjustment.of(tree.sequence, lambda: paths(tree.tokens, tree.parents)[part.first :])
         pieces = scored(logits, tree.sequence.params, nodes.positions.to(logits.device) + 1, adjust)
@@ -111,6 +114,7 @@ class TreeSearch:
         if self.suggester is not None and part.suggestion.tokens:
             tree.count(part.suggestion.sources, agreed)
             self.suggester.learn(tree, part.suggestion, agreed)
+        return agreed
 
     def _add_children(
         self, tree: GrowingTree, node: int, candidate: Candidate, scores: list[float], tokens: list[int]
