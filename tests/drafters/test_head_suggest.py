@@ -234,6 +234,7 @@ def test_the_heads_token_is_chosen_with_the_noise_of_its_place(pruned: bool) -> 
         ("suggest=eagel:x", "Did you mean 'eagle'"),
         ("suggest=eagle", "suggest=eagle needs the head that suggests"),
         ("suggest=eagle:nowhere", "nowhere"),
+        ("suggest=mtp:x", "give no place"),
         ("suggest=eagle:x,width=2,depth=3", "suggest= makes no sense with a forced width and depth"),
     ],
 )
@@ -262,6 +263,12 @@ def test_options_beside_a_heads_directory_are_read(tiny: Path) -> None:
     assert spec.taps == (-1,) and spec.guess == "off" and spec.holds_substitute
     with pytest.raises(UsageError, match=r"holds a head of kind eagle, not medusa"):
         spec_of(f"substitute:suggest=medusa:{tiny / 'head'}").taps  # noqa: B018
+
+
+def test_a_layer_that_the_checkpoint_does_not_bring_is_refused_before_any_work(tiny: Path) -> None:
+    assert spec_of("substitute:suggest=mtp").taps
+    with pytest.raises(UsageError, match="brings no layer for multi-token prediction"):
+        LLM(tiny / "model", method="substitute:suggest=mtp", memory="1GiB", context=64)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

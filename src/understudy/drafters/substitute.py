@@ -10,14 +10,19 @@ from functools import cached_property
 from ..errors import UsageError
 from ..heads import HEADS
 from ..heads.files import located
+from ..heads.formats import mtp
 from ..heads.source import Bearer
 from ..registry import lookup
 from . import TargetModel
 from .head_suggest import HeadSuggester, TappedProposer
+from .mtp import BroughtHead
 from .proposer import ModelProposer, Proposer
 from .search import SearchSpec
 from .suggest import Suggester, TextSuggester
 from .trained import NamedHead, opened
+
+# The kind of head that lies in the checkpoint itself.
+BROUGHT = "mtp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,8 @@ class SubstituteSpec(SearchSpec):
     """`substitute`: a tree search with the 4-bit copy, which is held for it; `substitute:suggest=eagle:HEAD` puts a trained head in
     front of it."""
 
-    # KIND:HEAD, a trained head whose tokens the copy checks, several in one level; "": none.
+    # KIND:HEAD, a trained head whose tokens the copy checks, several in one level, or "mtp", the one that the checkpoint brings
+    # along; "": none.
     suggest: str = ""
 
     def __post_init__(self) -> None:
@@ -34,18 +40,22 @@ class SubstituteSpec(SearchSpec):
             return
         kind, _, place = self.suggest.partition(":")
         lookup("head", kind, HEADS)
-        if not place:
+        if place and kind == BROUGHT:
+            raise UsageError(f"suggest={BROUGHT} is the layer that the checkpoint brings along: give no place.")
+        if not place and kind != BROUGHT:
             raise UsageError(f"suggest={kind} needs the head that suggests: suggest={kind}:HEAD, a directory or a hub id.")
         if self.forced:
             raise UsageError("suggest= makes no sense with a forced width and depth: nothing is suggested there.")
 
     @cached_property
-    def head(self) -> NamedHead | None:
+    def head(self) -> NamedHead | BroughtHead | None:
         kind, _, place = self.suggest.partition(":")
+        if kind == BROUGHT:
+            return BroughtHead()
         return NamedHead(kind, place) if self.suggest else None
 
     def located(self, offline: bool) -> SubstituteSpec:
-        if self.head is None:
+        if not isinstance(self.head, NamedHead):
             return self
         return replace(self, suggest=f"{self.head.kind}:{located(self.head.place, offline)}")
 
@@ -55,6 +65,8 @@ class SubstituteSpec(SearchSpec):
 
     @property
     def taps(self) -> tuple[int, ...]:
+        if isinstance(self.head, BroughtHead):
+            return mtp.TAPS
         return self.head.directory.config.taps if self.head is not None else ()
 
     def proposer(self, target: TargetModel) -> ModelProposer:
