@@ -12,7 +12,8 @@ from pathlib import Path
 from understudy.heads.files import CONFIG
 from understudy.scaling.cells import Accepted
 from understudy.scaling.run import Scale, ScaleOrder
-from understudy.training.run import Order, train
+from understudy.training.order import Order
+from understudy.training.run import train
 
 # By kind, in the order that the papers find: what `--head` takes for it.
 KINDS = {

@@ -1,6 +1,6 @@
 """Trains the head of the built-in model on the sources that the model learned from, and writes the head's card.
 
-    python -m understudy.scaling.demo_head --output DIR [--head eagle:depth=1] [--tokens 200000]
+    python -m understudy.scaling.demo_head --output DIR [--head eagle:depth=1] [--every 5] [--epochs 4]
 
 A run that was killed goes on with the same command."""
 
@@ -58,8 +58,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, help="a folder of Python sources (default: this Python's own)")
     parser.add_argument("--head", default="eagle:depth=1", help="kind:key=value, as for `understudy train`")
-    parser.add_argument("--tokens", type=int, default=200_000)
-    parser.add_argument("--rate", type=float, default=0.0, help="peak learning rate (default: the paper's, for this width)")
+    parser.add_argument("--every", type=int, default=5, help="learn from one in so many files (default 5)")
+    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--rate", type=float, default=0.003, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dump", type=Path, help="keep hidden states there")
     given = parser.parse_args()
@@ -67,10 +68,12 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     texts = work / "texts.jsonl"
     write_records(texts, given.corpus)
+    lines = texts.read_text().splitlines(keepends=True)
+    texts.write_text("".join(lines[:: given.every]))
     if not (given.output / TRAINING).exists():
         train(
             Order(
-                None, given.head, (texts,), given.output, given.dump or work / "dump", tokens=given.tokens, measured=MEASURED,
+                None, given.head, (texts,), given.output, given.dump or work / "dump", epochs=given.epochs, measured=MEASURED,
                 seed=given.seed, context=CONTEXT, batch_tokens=BATCH_TOKENS, rate=given.rate,
             ),
             say,

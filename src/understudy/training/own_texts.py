@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from ..errors import UsageError
 from ..llm import LLM
 from ..params import SamplingParams
@@ -19,7 +21,6 @@ from .data import Pieces
 from .dump import Dump
 from .judge import Judged, written
 
-FILE = "measured.json"
 # Texts to measure with, and tokens that the target writes of each.
 TEXTS = 12
 NEW_TOKENS = 64
@@ -85,11 +86,13 @@ class Worth:
         return found
 
 
-def measured_texts(store: Store, options: dict[str, Any], pieces: Pieces, dump: Dump, work: Path, report: Report) -> Measured:
+def measured_texts(store: Store, options: dict[str, Any], pieces: Pieces, dump: Dump, report: Report) -> Measured:
     """Texts that go on from the beginnings of pieces kept apart, whose hidden states are in `dump` then.
 
-    `options`: those of loading the model. What an earlier run in the directory `work` wrote is not written again."""
-    found = Measured.load(work / FILE)
+    `options`: those of loading the model. What an earlier run with this dump wrote, for whichever head, is not written again."""
+    apart = "".join(pieces.keys[piece] for piece in pieces.chosen(held_out=True))
+    file = dump.directory / f"measured-{xxhash.xxh3_64_hexdigest(f'{apart} {options}'.encode())}.json"
+    found = Measured.load(file)
     if found is not None and not dump.missing(found.pieces):
         return found
     options = {"generation_config": "none", **options, "taps": dump.size.taps}
@@ -103,7 +106,7 @@ def measured_texts(store: Store, options: dict[str, Any], pieces: Pieces, dump: 
     with llm:
         found = _greedy(llm, _prompts(pieces, llm.context), drafts, report)
         dump.fill(found.pieces, llm.model, report)
-    found.save(work / FILE)
+    found.save(file)
     return found
 
 

@@ -100,7 +100,7 @@ class HeadRun:
         pieces = self._pieces()
         dump = self._dumped(pieces)
         try:
-            measured = measured_texts(self.store, self._loading, pieces, dump, self.work, self.report)
+            measured = measured_texts(self.store, self._loading, pieces, dump, self.report)
             gc.collect()
             target = FrozenTarget(self.store, self.config).to(self.order.device)
             batches = Batches(pieces, dump, self.wanted.taps, self.order.batch_tokens, self.order.seed, self.order.device)
