@@ -22,6 +22,8 @@ KINDS = {
     "clover2": "clover2:heads=5",
     "eagle": "eagle:depth=1",
 }
+# Kinds that read the same hidden states share what is kept of them.
+DUMPS = {"medusa": "dump", "eagle": "dump", "clover": "dump-before-norm", "clover2": "dump-before-norm"}
 # Extra tokens of a pass (beyond the first), as a multiple of Medusa's: Clover's paper (arXiv 2405.00263) has 1.50 to 1.76.
 PAPER = {"medusa": "1", "clover": "1.5 to 1.8", "clover2": "more than Clover", "eagle": "a little less than Clover-2"}
 
@@ -38,7 +40,7 @@ def trained(kind: str, given: argparse.Namespace) -> Path:
     if not (place / CONFIG).exists():
         print(f"training {KINDS[kind]}", flush=True)
         order = Order(
-            given.model, KINDS[kind], tuple(given.data), place, given.dump or given.output / "dump", tokens=given.tokens,
+            given.model, KINDS[kind], tuple(given.data), place, given.output / DUMPS[kind], tokens=given.tokens,
             measured=given.measured, seed=given.seed, context=given.context, batch_tokens=given.batch_tokens, rate=given.rate,
         )  # fmt: skip
         train(order, say)
@@ -63,7 +65,6 @@ def main() -> None:
     parser.add_argument("--model", help="a checkpoint or Store (default: the built-in model)")
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--dump", type=Path, help="keep hidden states there")
     parser.add_argument("--tokens", type=int, default=256_000)
     parser.add_argument("--measured", type=int, default=8192)
     parser.add_argument("--context", type=int, default=256)

@@ -67,6 +67,16 @@ def test_a_finished_study_only_reads_its_records(order: ScaleOrder, monkeypatch:
         Scale(replace(order, seed=1), quiet)
 
 
+def test_speeds_are_those_of_passes_that_were_run(order: ScaleOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = replace(order, batches=(1,), widths=(1,))
+    study = Scale(asked, quiet).run()
+    assert [(speed.method.partition(":")[0], speed.depth) for speed in study.speeds] == [("none", 0), ("eagle", 1), ("eagle", 2)]
+    assert study.speeds[0].tokens_per_pass == 1 and all(1 < speed.verified <= 4 for speed in study.speeds[1:])
+    assert study.advice.head in {speed.head for speed in study.speeds} and "fastest at batch 1" in study.advice.why
+    monkeypatch.setattr("understudy.scaling.run.measured", lambda *_: pytest.fail("a speed is measured again"))
+    assert Scale(asked, quiet).run().speeds == study.speeds
+
+
 def test_heads_that_are_there_are_judged_and_none_is_trained(order: ScaleOrder) -> None:
     heads = [Path(one.head) for one in Scale(order, quiet).run().found]
     given = replace(order, heads=tuple(heads[:2]), output=order.output.with_name("given"))

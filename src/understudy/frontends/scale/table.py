@@ -90,7 +90,7 @@ def _widths(study: Study) -> list[str]:
             f"the paper's model and machine: about {_sum(PAPER_WIDTH, '/ b')}.",
         ]
     if (fit := study.throughput) is not None:
-        lines.append(f"tok/s of the best width = {_sum(fit.coefficients, 'log2 b')} (R2 {_share(fit.r2)}).")
+        lines.append(f"tok/s of the best width = {_sum(fit.coefficients, 'log2 b')} (R2 {_share(fit.r2)}, {fit.points} points).")
     return lines
 
 
