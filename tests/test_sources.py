@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.tiny import publish, save
+from understudy import demo
 from understudy.errors import CheckpointError, UsageError
 from understudy.options import Options
 from understudy.planning import plan_for_config
@@ -45,6 +46,11 @@ def test_a_store_is_a_model_too(tmp_path: Path, model: Path) -> None:
     assert store.path == tmp_path / "store"
     found = locate(store.path, options(tmp_path))
     assert isinstance(found, Store) and prepare_source(found, chosen, None) is found
+
+
+def test_python_programs_call_the_built_in_model_what_commands_do(tmp_path: Path) -> None:
+    found, unnamed = (locate(name, options(tmp_path)) for name in ("demo", None))
+    assert found.path == unnamed.path == demo.path()
 
 
 def test_a_layout_names_every_matrix_once_and_the_head_last(model: Path) -> None:

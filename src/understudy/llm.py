@@ -44,7 +44,7 @@ class LLM:
     waits for a result runs the next pass for every request.
 
     Args:
-        model: the id of a Hugging Face model, a checkpoint directory or a prepared Store. None: the built-in model.
+        model: the id of a Hugging Face model, a checkpoint directory or a prepared Store. None or "demo": the built-in model.
         progress: called as `progress(stage, done, total)` while a model is prepared and loaded.
         options: the fields of `options.Options`, such as memory="8GiB", context=4096, device="cpu", method="substitute".
 

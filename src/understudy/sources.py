@@ -46,8 +46,8 @@ class Ceiling(Protocol):
 
 
 def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
-    """The Store or Checkpoint that `model` names; None is the built-in demo model."""
-    if model is None:
+    """The Store or Checkpoint that `model` names; None, and the name `demo`, are the built-in model."""
+    if model is None or model == demo.NAME:
         model = demo.path()
     path = Path(model).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+# What commands and Python programs call it.
+NAME = "demo"
 PROMPT = '''class Walker:
     """Visits the nodes of a tree."""
 

@@ -4,10 +4,10 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
+from ..demo import NAME as DEMO
 from ..errors import UsageError
 from ..weights.formats import other_format
 
-DEMO = "demo"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 
 
