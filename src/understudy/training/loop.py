@@ -86,7 +86,7 @@ class Training:
         for batch in self._batches_after(reached.step):
             self._step(self.batches.read(batch), reached)
             reached.seconds = time.monotonic() - self._began
-            self.report("training", min(reached.tokens, self.limits.tokens), self.limits.tokens)
+            self.report("training", self.limits.progress(reached), 1.0)
             reached.done = self.limits.progress(reached) >= 1
             if reached.done or reached.tokens >= reached.measured + self.limits.every:
                 self._measure(reached)
