@@ -1,5 +1,7 @@
 """A drafted layer between its products: turned queries attend over turned keys, which are kept, for any rows, trees and windows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from understudy.kernels import draft_layer
 from understudy.kernels.attention import AttentionSpec
 from understudy.kernels.attention import attend as exact
 from understudy.layer_states import FullState, LayerShape, SlidingState
+from understudy.rectangle import PaddedState
 from understudy.tree import Nodes, TokenTree
 
 
@@ -75,3 +78,21 @@ def test_threads_and_other_nodes_change_no_bit(monkeypatch: pytest.MonkeyPatch) 
         assert torch.equal(draft_layer.attend(made, turns, state, nodes, AttentionSpec(0.3)), together)
     finally:
         torch.set_num_threads(before)
+
+
+def test_rows_of_a_padded_cache_overlap() -> None:
+    """A row of such a cache begins at any of its places, and the heads of a row lie far apart."""
+    torch.manual_seed(1)
+    shape = LayerShape(2, 16, 16)
+    padded, plain = PaddedState(shape, [0, 0, 0], 64, torch.float32), FullState(shape, 1, 64, torch.float32)
+    nodes = Nodes.of(TokenTree.of([0] * 5, [-1, 0, 0, 1, 2]), 0, 9)
+    begins = 70
+    for slab, other in ((padded.keys, plain.keys), (padded.values, plain.values)):
+        other.copy_(torch.randn(other.shape))
+        slab[begins] = other[0]
+    made, angles = torch.randn(5, 16 * (4 + 2 + 2)), torch.rand(5, 16)
+    turns = angles.cos(), angles.sin()
+    placed = replace(nodes, rows=torch.full((5,), begins))
+    found = draft_layer.attend(made, turns, padded, placed, AttentionSpec(0.3))
+    assert torch.equal(found, draft_layer.attend(made, turns, plain, nodes, AttentionSpec(0.3)))
+    assert torch.equal(padded.keys[begins], plain.keys[0]) and torch.equal(padded.values[begins], plain.values[0])

@@ -1,5 +1,4 @@
-"""What a kernel is told of one run: structures of int64 numbers and addresses, their fields by the same names on both
-sides.
+"""What a kernel is told of one run: structures of int64 numbers and addresses, whose fields have one name on both sides.
 
 Python fills a structure, and a kernel is given its address. An address is of memory that the caller keeps for the run.
 Every run begins with the counter `taken`, from which the threads of a team take pieces of work (`team.take`)."""
@@ -184,14 +183,15 @@ class LevelRun(Descriptor):
         ("prefix", NUMBER),
         ("tail", NUMBER),
         ("beyond", NUMBER),
-        # tokens that a node sees, its own included; 0: all
+        # tokens that a node sees, its own included (0: all), and the most positions that one has up to its own
         ("window", NUMBER),
-        # the most positions that a node has before it, and itself
         ("longest", NUMBER),
-        # addresses of the cache [rows, kv heads, places, size]
+        # addresses of the cache [rows, kv heads, places, size], and how many lines of `size` lie between two rows and two heads
         ("keys", NUMBER),
         ("values", NUMBER),
         ("places", NUMBER),
+        ("row_lines", NUMBER),
+        ("head_lines", NUMBER),
         # the bits of a float32: factor of every score
         ("scaling", NUMBER),
         # address of the result [nodes, heads * value size]

@@ -37,6 +37,8 @@ def attend(made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: 
     slots = nodes.slots.numpy()
     keys, values = state.keys, state.values
     kv_heads, key_size, value_size = keys.shape[1], keys.shape[3], values.shape[3]
+    row_lines, head_lines = _lines(keys)
+    assert _lines(values) == (row_lines, head_lines), "keys and values lie in different orders"
     heads = (made.shape[1] - kv_heads * value_size) // key_size - kv_heads
     cosines, sines = (turn.contiguous() for turn in turns)
     out = torch.empty((len(made), heads * value_size), dtype=made.dtype)
@@ -62,12 +64,22 @@ def attend(made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: 
         keys=keys.data_ptr(),
         values=values.data_ptr(),
         places=keys.shape[2],
+        row_lines=row_lines,
+        head_lines=head_lines,
         scaling=bits_of(spec.scaling),
         out=out.data_ptr(),
     )
     work = len(made) * heads * key_size * (nodes.last + 1)
     team.run(_entry(), run, small=work < SMALL)
     return out
+
+
+def _lines(slab: Tensor) -> tuple[int, int]:
+    """How many lines of one key or value lie between two rows of `slab`, and between two heads: rows of a padded cache overlap."""
+    size = slab.shape[3]
+    row, head, place, number = slab.stride()
+    assert (place, number) == (size, 1) and row % size == head % size == 0, f"strides {slab.stride()}"
+    return row // size, head // size
 
 
 def _address(array: Any) -> int:
@@ -129,7 +141,8 @@ def _turn(run: Any, i: int, head: int, turns: Any, out: Any) -> None:
 @loose
 def _line(run: Any, i: int, head: int, slot: int) -> Any:
     """Which line of the cache holds slot `slot` of node i's row, for `head`."""
-    return (carray(int64_at(run.rows), run.nodes)[i] * run.kv_heads + head) * run.places + slot % run.places
+    row = carray(int64_at(run.rows), run.nodes)[i]
+    return row * run.row_lines + head * run.head_lines + slot % run.places
 
 
 @loose
