@@ -118,8 +118,8 @@ def test_drafting_on_is_free_until_the_ring_is_full(model: Model, monkeypatch: p
 
 def test_closing_twice_closes_once_and_the_second_model_too(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[str] = []
-    for name in ("embed", "ring", "device"):
+    for name in ("lookup", "ring", "device"):
         monkeypatch.setattr(getattr(model, name), "close", lambda name=name: closed.append(name), raising=False)
     monkeypatch.setattr(model, "companion", SimpleNamespace(close=lambda: closed.append("companion")))
     model.close()
-    assert sorted(closed) == ["companion", "device", "embed", "ring"]
+    assert sorted(closed) == ["companion", "device", "lookup", "ring"]

@@ -1,12 +1,13 @@
 """Bits where they help most: a quantiser for each weight, so that all together take a given number of bits on average.
 
 `mixed:bits=3.5` is a recipe, not a quantiser: 3.5 bits are what the weights' codes and scales take in memory, divided
-by the number of weights. Each Linear begins with the fewest bits; the next ones go where they lessen the error most
-for each byte. The error is that of a Linear's output, relative, squared; a block's Linears share what a block adds to
-the residual stream, the head sees all of it, so it counts as much as a third of them."""
+by the number of weights. Each Linear begins with the fewest bits, or all with the same; the next ones go where they
+lessen the error most for each byte. The error is that of a Linear's output, relative, squared; a block's Linears share
+what a block adds to the residual stream, the head sees all of it, so it counts as much as a third of them."""
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ..errors import UsageError
 from ..registry import build
@@ -43,23 +44,51 @@ class Mixed:
                 f"mixed: {self.bits:g} bits are too few: {least * 8 / weights + 0.005:.2f} is the least here."
             )
         counts = [1.0] * (len(shapes) - 1) + [max(1.0, len(shapes) * HEAD)]
+        weighed = [
+            _Weighed(size, {spec: count * error[spec] for spec in size} if can else {})
+            for size, error, count, can in zip(sizes, errors, counts, able, strict=True)
+        ]
+        # What gains most a byte first is not always best: the same bits everywhere, and more where there is room, may be better.
+        starts = [chosen]
+        for name in CHOICES:
+            same = [name if can else "exact" for can in able]
+            if sum(size[name] for size, can in zip(sizes, able, strict=True) if can) <= least + spare:
+                starts.append(same)
+        grown = [_grown(start, weighed, least + spare) for start in starts]
+        return min(grown, key=lambda mix: sum(one.errors.get(spec, 0.0) for one, spec in zip(weighed, mix, strict=True)))
 
-        def step(i: int) -> list[tuple[float, int, str]]:
-            """The best next step of Linear i among those there is room for: what it gains a byte, negative."""
-            size, error, now = sizes[i], errors[i], chosen[i]
-            more = [spec for spec in size if 0 < size[spec] - size[now] <= spare and error[spec] < error[now]]
-            return sorted(((error[s] - error[now]) * counts[i] / (size[s] - size[now]), i, s) for s in more)[:1]
 
-        steps = [first for i, can in enumerate(able) if can for first in step(i)]
-        heapq.heapify(steps)
-        while steps:
-            _, i, spec = heapq.heappop(steps)
-            cost = sizes[i][spec] - sizes[i][chosen[i]]
-            if cost <= spare:
-                chosen[i], spare = spec, spare - cost
-            for following in step(i):
-                heapq.heappush(steps, following)
-        return chosen
+@dataclass(frozen=True)
+class _Weighed:
+    """What each quantiser costs and gives one Linear."""
+
+    # Bytes by quantiser.
+    sizes: Mapping[str, int]
+    # Errors by quantiser, times what the Linear counts; empty: there is no choice for it.
+    errors: Mapping[str, float]
+
+
+def _grown(start: Sequence[str], linears: Sequence[_Weighed], room: int) -> list[str]:
+    """The choice `start`, whose bytes fit in `room`, bettered where that gains most a byte, as long as there is room."""
+    chosen = list(start)
+    spare = room - sum(one.sizes[spec] for one, spec in zip(linears, chosen, strict=True) if one.errors)
+
+    def step(i: int) -> list[tuple[float, int, str]]:
+        """The best next step of Linear i among those there is room for: what it gains a byte, negative."""
+        size, error, now = linears[i].sizes, linears[i].errors, chosen[i]
+        more = [spec for spec in error if 0 < size[spec] - size[now] <= spare and error[spec] < error[now]]
+        return sorted(((error[s] - error[now]) / (size[s] - size[now]), i, s) for s in more)[:1]
+
+    steps = [first for i, one in enumerate(linears) if one.errors for first in step(i)]
+    heapq.heapify(steps)
+    while steps:
+        _, i, spec = heapq.heappop(steps)
+        cost = linears[i].sizes[spec] - linears[i].sizes[chosen[i]]
+        if cost <= spare:
+            chosen[i], spare = spec, spare - cost
+        for following in step(i):
+            heapq.heappush(steps, following)
+    return chosen
 
 
 def mixed(spec: str) -> Mixed | None:
