@@ -18,9 +18,10 @@ def test_it_runs_the_model_from_the_end_of_each_row() -> None:
         ran.append(nodes)
         return logits
 
-    cache = SimpleNamespace(lengths=[4, 0, 7])
+    cache = SimpleNamespace(lengths=[4, 0, 7], deepest=24)
     model: Any = SimpleNamespace(cache=cache, device="here", draft=draft)
     proposer = ModelProposer(model)
+    assert proposer.deepest == 24, "trees are no deeper than the cache can take back"
     assert proposer.prepare([TokenSequence(2, [1]), TokenSequence(0, [1])]) == [7, 4]
     nodes = Nodes.of(TokenTree.chain([1, 2]), 0, 4)
     assert proposer.forward(nodes) is logits and ran == [nodes] and proposer.device == "here"
