@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,10 @@ class Options:
         """The most bytes that files of prefixes may take."""
         return parse_size(PREFIXES if self.prefix_cache_size is None else self.prefix_cache_size, "--prefix-cache-size")
 
-    @property
+    @cached_property
     def drafter(self) -> DrafterSpec:
-        """What the drafter of `method` needs. Raises UsageError for an unknown method or option."""
+        """What the drafter of `method` needs; a trained head is looked for once, then. Raises UsageError for an unknown method or
+        option, CheckpointError for a head that is nowhere."""
         return spec_of(self.method).located(self.offline)
 
     @property

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import UsageError
 from ..heads import HeadConfig, TargetFacts
-from ..heads.files import built, check, head_bytes
+from ..heads.files import built, check, tensor_bytes
 from ..heads.layers import layer_shapes
 from ..heads.source import Bearer, HeadDirectory, HeadSource
 from ..models.shape import cache_dtype
@@ -42,7 +42,7 @@ class NamedHead:
             raise UsageError(f"{self.place} holds a head of kind {kind}, not {self.kind}: --method {kind}:{self.place}.")
         return found
 
-    @property
+    @cached_property
     def needs_target_output(self) -> bool:
         """Are its logits those of the target's output head?"""
         return built(self.directory.config, "meta").needs_target_output
@@ -64,13 +64,14 @@ def facts_of(bearer: Bearer) -> TargetFacts:
 def held_bytes(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype) -> int:
     """Bytes that a head of `config` takes beside a model that computes in `dtype`: its tensors, its cache for `rows` rows of
     `tokens` slots, a tree's states in each row, hidden states that wait to be read, and what reading a piece of a prompt takes."""
+    head = built(config, "meta")
     numbers: int = sum(shape.numbers for shape in layer_shapes(config))
     kept = rows * tokens * numbers * cache_dtype(dtype).itemsize
-    states = rows * (MOST_NODES + 1) * built(config, "meta").state_size
+    states = rows * (MOST_NODES + 1) * head.state_size
     waiting = rows * 2 * PIECE * len(config.taps) * config.target.hidden_size
     widest: int = config.layer.get("intermediate_size", config.target.hidden_size)
     reading = PIECE * (3 * widest + (4 + len(config.taps)) * config.target.hidden_size)
-    return head_bytes(config, dtype) + kept + (states + waiting + reading) * dtype.itemsize
+    return tensor_bytes(head, dtype) + kept + (states + waiting + reading) * dtype.itemsize
 
 
 def opened(source: HeadSource, target: TargetModel) -> HeadState:

@@ -100,7 +100,12 @@ def built(config: HeadConfig, device: str = "cpu") -> DraftHead:
 
 def head_bytes(config: HeadConfig, dtype: torch.dtype) -> int:
     """Bytes of all tensors of a head of `config` that computes in `dtype`."""
-    tensors = built(config, "meta").state_dict().values()
+    return tensor_bytes(built(config, "meta"), dtype)
+
+
+def tensor_bytes(head: DraftHead, dtype: torch.dtype) -> int:
+    """Bytes of all tensors of `head`, if it computes in `dtype`."""
+    tensors = head.state_dict().values()
     return sum(tensor.numel() * (dtype.itemsize if tensor.is_floating_point() else tensor.itemsize) for tensor in tensors)
 
 
