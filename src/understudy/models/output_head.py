@@ -1,7 +1,7 @@
 """The stock model without what lies before its output head: features in, logits out, with the caps and scales of its own class.
 
-The head multiplies by the draft's copy of its weight, so nothing is streamed. Whatever a class does to its logits is done here by
-the same code: the model's own forward runs, with a base in its place that gives back the features."""
+Whatever a class does to its logits is done here by the same code: the model's own forward runs, with a base in its place that gives
+back the features. In drafts the head multiplies by the draft's copy of its weight, so nothing is streamed."""
 
 from __future__ import annotations
 
@@ -63,14 +63,12 @@ class HeadPass:
         return self.multiply(x)
 
 
-class OutputHead:
-    """Scores features [..., hidden size] as the output head of the stock `model` does: logits [..., vocab].
+class FeatureModel:
+    """Logits [..., vocab] of features [..., hidden size], as the stock `model` makes them of what its base gives.
 
-    `linear` is the draft's copy of its weight, streamed Linear number `index`."""
+    Gradients of the features pass through."""
 
-    def __init__(self, model: nn.Module, current: CurrentPass, index: int, linear: Callable[[Tensor], Tensor]):
-        self.current = current
-        self.under_way: Any = HeadPass(index, linear)
+    def __init__(self, model: nn.Module):
         decoder = model.get_decoder()  # type: ignore[operator]
         path = next(name for name, module in model.named_modules() if module is decoder)
         prefix = str(model.base_model_prefix)
@@ -79,15 +77,31 @@ class OutputHead:
         self.model = copy.copy(model)
         self.model._modules = {**model._modules, prefix: self.base}
 
-    @torch.inference_mode()
     def __call__(self, features: Tensor) -> Tensor:
         flat = features.reshape(1, -1, features.shape[-1])
         ids = torch.zeros(flat.shape[:2], dtype=torch.int64, device=flat.device)
-        before, self.current.under_way = self.current.under_way, self.under_way
         self.base.features = flat
         try:
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
         finally:
             self.base.features = None
-            self.current.under_way = before
         return logits.reshape(*features.shape[:-1], -1)
+
+
+class OutputHead:
+    """Scores features [..., hidden size] as the output head of the stock `model` does: logits [..., vocab].
+
+    `linear` is the draft's copy of its weight, streamed Linear number `index`."""
+
+    def __init__(self, model: nn.Module, current: CurrentPass, index: int, linear: Callable[[Tensor], Tensor]):
+        self.current = current
+        self.under_way: Any = HeadPass(index, linear)
+        self.model = FeatureModel(model)
+
+    @torch.inference_mode()
+    def __call__(self, features: Tensor) -> Tensor:
+        before, self.current.under_way = self.current.under_way, self.under_way
+        try:
+            return self.model(features)
+        finally:
+            self.current.under_way = before

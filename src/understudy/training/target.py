@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..heads import TargetFacts, TargetWeights
+from ..models.output_head import FeatureModel
 from ..models.shape import ModelShape
 from ..models.unprepared import unprepared
-from ..models.wrapper import Hidden
 from ..weights.store import Store
 
 
@@ -36,9 +36,8 @@ class FrozenTarget(nn.Module):
         self.head = linear
         self.table: Any = causal.get_input_embeddings()
         self.table.weight = linear.weight if is_tied(store) else nn.Parameter(store.read(store.embedding).float())
-        self._features: Tensor | None = None
         self.store = store
-        bound.base.forward = self._base
+        self.scored = FeatureModel(causal)
         self.requires_grad_(False).eval()
 
     @property
@@ -69,16 +68,7 @@ class FrozenTarget(nn.Module):
 
     def score(self, features: Tensor) -> Tensor:
         """Logits [b, n, vocab] of features [b, n, hidden size], with whatever the model does to its logits."""
-        self._features = features
-        causal: Any = self.causal
-        logits: Tensor = causal(input_ids=features.new_zeros(features.shape[:2], dtype=torch.int64)).logits
-        self._features = None
-        return logits
-
-    def _base(self, *_: Any, **__: Any) -> Hidden:
-        """In the place of all layers: the features at hand."""
-        assert self._features is not None
-        return Hidden(self._features)
+        return self.scored(features)
 
 
 def exact(store: Store, module: str) -> Tensor:
