@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.tiny import byte_tokenizer
@@ -85,6 +85,7 @@ def test_files_that_are_no_texts_are_refused(tmp_path: Path) -> None:
         TextReader(tokenizer(), 9).read([tmp_path])
 
 
+@example([(7, False)], 5)
 @given(st.lists(st.tuples(st.integers(3, 40), st.booleans()), min_size=1, max_size=8), st.integers(5, 16))
 def test_there_is_something_to_learn_from_and_to_measure_with(lengths: list[tuple[int, bool]], longest: int) -> None:
     texts = [(list(range(length)), [True] * length, apart) for length, apart in lengths]

@@ -168,7 +168,8 @@ def cut(texts: Sequence[Text], longest: int) -> Pieces:
     if not pieces:
         raise UsageError("No token of the data is one that a head could learn to guess: the texts are too short.")
     if len({apart for _, _, apart in pieces}) == 1:
-        pieces = _parted(pieces)
+        whole = next(text for text in texts if any(any(marks) for _, marks, _ in _pieces_of(text, longest)))
+        pieces = _parted(pieces) if len(pieces) > 1 else _halves(whole, longest)
     return Pieces.joined(pieces)
 
 
@@ -182,14 +183,18 @@ def _pieces_of(text: Text, longest: int) -> Iterator[Text]:
 
 
 def _parted(pieces: list[Text]) -> list[Text]:
-    """The same with the last pieces kept apart, or the end of the only one."""
+    """The same, of which there are several, with the last ones kept apart."""
     learn = [(tokens, counted, False) for tokens, counted, _ in pieces]
-    if len(learn) > 1:
-        kept = max(1, round(HELD_OUT * len(learn)))
-        return [*learn[:-kept], *((tokens, counted, True) for tokens, counted, _ in learn[-kept:])]
-    tokens, counted, _ = learn[0]
+    kept = max(1, round(HELD_OUT * len(learn)))
+    return [*learn[:-kept], *((tokens, counted, True) for tokens, counted, _ in learn[-kept:])]
+
+
+def _halves(text: Text, longest: int) -> list[Text]:
+    """The only text, hardly longer than `longest`, with its end kept apart. UsageError where it is too short for that."""
+    tokens, counted, _ = text
     size = max(SHORTEST, round(HELD_OUT * len(tokens)))
-    halves = [(tokens[:-size], counted[:-size], False), (tokens[-size:], [False, False, *counted[-size:][2:]], True)]
+    sides = ((slice(0, len(tokens) - size), False), (slice(len(tokens) - size, len(tokens)), True))
+    halves = [(tokens[part][:longest], [False, False, *counted[part][2:longest]], apart) for part, apart in sides]
     if len(tokens) < 2 * size or not all(any(marks) for _, marks, _ in halves):
         raise UsageError(f"The data has {len(tokens)} tokens: that is too little to learn from and to measure with.")
     return halves
