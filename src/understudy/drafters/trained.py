@@ -4,14 +4,14 @@ All but its weights is known before a model is prepared, so a head that does not
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from ..errors import UsageError
-from ..heads import HeadConfig, TargetFacts
+from ..heads import HeadConfig
 from ..heads.files import built, check, tensor_bytes
 from ..heads.layers import layer_shapes
 from ..heads.source import Bearer, HeadDirectory, HeadSource
@@ -50,15 +50,8 @@ class NamedHead:
     def source(self, bearer: Bearer) -> HeadSource:
         """The head for the model `bearer`. Raises UsageError where it was made for another one."""
         found = self.directory
-        check(found.config, facts_of(bearer), f"The head {self.place}")
+        check(found.config, bearer.facts, f"The head {self.place}")
         return found
-
-
-def facts_of(bearer: Bearer) -> TargetFacts:
-    """What a head is compared with, as far as it is known of a model that may not be prepared yet."""
-    named = getattr(bearer.config, "architectures", None) or [""]
-    fingerprint = "" if bearer.store is None else bearer.store.source.fingerprint
-    return replace(bearer.facts, architecture=named[0], fingerprint=fingerprint)
 
 
 def held_bytes(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype) -> int:

@@ -78,9 +78,11 @@ class Bearer:
 
     @property
     def facts(self) -> TargetFacts:
-        """What a head is compared with."""
+        """What a head notes of it, and is compared with, as far as it is known."""
         text = text_config(self.config)
-        return TargetFacts(text.hidden_size, text.vocab_size, text.num_hidden_layers)
+        named = getattr(self.config, "architectures", None) or [""]
+        fingerprint = "" if self.store is None else self.store.source.fingerprint
+        return TargetFacts(text.hidden_size, text.vocab_size, text.num_hidden_layers, named[0], fingerprint)
 
 
 def _named(values: Mapping[str, Any], wanted: Any) -> frozenset[str]:

@@ -18,6 +18,7 @@ from ..drafters.start import Start
 from ..errors import UsageError
 from ..heads import HeadConfig
 from ..heads.files import CONFIG, check, config_of, load
+from ..heads.source import Bearer
 from ..llm import LLM
 from ..models import configuration
 from ..models.shape import ModelShape
@@ -31,7 +32,7 @@ from ..training.dump import Dump, DumpSize
 from ..training.judge import BATCH_TOKENS, judge, written
 from ..training.kinds import KINDS
 from ..training.order import Order
-from ..training.target import FrozenTarget, facts_of
+from ..training.target import FrozenTarget
 from ..weights.store import Store
 from .cells import Accepted, Cell, Records, grid, read_record
 from .laws import Speed
@@ -118,7 +119,7 @@ class Scale:
         self.store: Store = LLM.prepare(order.model, progress=report, **options)
         self.config = configuration.config_of(self.store.path)
         self.given = {path: config_of(path) for path in order.heads}
-        facts = facts_of(self.store, self.config)
+        facts = Bearer.of_store(self.store, self.config).facts
         for path, config in self.given.items():
             check(config, facts, str(path))
         self.records = Records.open(order.output, self._question())

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import UsageError
 from ..heads import DraftHead, HeadConfig
 from ..heads.files import save
+from ..heads.source import Bearer
 from ..llm import LLM
 from ..models.configuration import config_of, tokenizer_of
 from ..models.shape import ModelShape
@@ -33,7 +34,7 @@ from .loop import Training, TrainingLimits
 from .losses import RECIPES, training_bytes
 from .order import Order
 from .own_texts import Worth, measured_texts
-from .target import FrozenTarget, facts_of, is_tied
+from .target import FrozenTarget, is_tied
 
 PARTIAL = ".partial"
 # What is written beside a head of how it was trained.
@@ -90,7 +91,7 @@ class HeadRun:
     def __post_init__(self) -> None:
         self.config: Any = config_of(self.store.path)
         self.longest = min(self.order.context, ModelShape.of(self.config).positions or self.order.context)
-        basis = Basis.of(facts_of(self.store, self.config), self.config, is_tied(self.store), self.order.draft_vocab)
+        basis = Basis.of(Bearer.of_store(self.store, self.config).facts, self.config, is_tied(self.store), self.order.draft_vocab)
         # Before any work, since it may be refused.
         self.wanted: HeadConfig = head_config(self.order.head, basis)
         self.recipe = RECIPES[self.wanted.kind]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..heads import TargetFacts, TargetWeights
+from ..heads import TargetWeights
+from ..heads.source import Bearer
 from ..models.output_head import FeatureModel
-from ..models.shape import ModelShape
 from ..models.unprepared import unprepared
 from ..weights.store import Store
 
@@ -22,7 +22,7 @@ class FrozenTarget(nn.Module):
 
     def __init__(self, store: Store, config: Any):
         super().__init__()
-        self.facts = facts_of(store, config)
+        self.facts = Bearer.of_store(store, config).facts
         bound = unprepared(config, torch.float32, store.layout, lambda name: store.read(store.shared[name]), (1, 64))
         causal: Any = bound.module
         self.causal: nn.Module = causal
@@ -92,10 +92,3 @@ def norm_weight(module: nn.Module) -> Tensor | None:
     x = torch.linspace(-1.0, 2.0, len(ones))
     same = torch.allclose(module(x[None])[0], x / x.square().mean().sqrt() * weight, atol=1e-3)
     return weight if same else None
-
-
-def facts_of(store: Store, config: Any) -> TargetFacts:
-    """What a head notes of the model in `store`, of which `config` is the transformers config."""
-    shape = ModelShape.of(config)
-    named = getattr(config, "architectures", None) or [""]
-    return TargetFacts(shape.hidden_size, store.embedding.shape[0], len(shape.layers), named[0], store.source.fingerprint)

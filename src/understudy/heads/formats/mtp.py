@@ -101,7 +101,9 @@ def _config(bearer: Bearer, tensors: Mapping[str, str]) -> HeadConfig:
     """What the layer is: of the kinds of layers that the config of `bearer` tells apart, the first that has all of `tensors`, or
     else the one that has most."""
     options = {"own_output": "output.weight" in tensors}
-    config = HeadConfig("mtp", bearer.facts, taps=TAPS, layers=1, own_embedding="embedding" in tensors, options=options)
+    # It lies in the model's own checkpoint, whose fingerprint is not known before that is prepared.
+    facts = replace(bearer.facts, fingerprint="")
+    config = HeadConfig("mtp", facts, taps=TAPS, layers=1, own_embedding="embedding" in tensors, options=options)
     configs = [replace(config, layer=layer) for layer in _alone(text_config(bearer.config))]
     return max(configs, key=lambda config: len(tensors.keys() & built(config, "meta").state_dict().keys()))
 
