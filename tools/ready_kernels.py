@@ -18,7 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        work(READY / given.one, Path(os.environ["READY_MODELS"]), record=given.one == os.environ.get("READY_RECORD"))
+        work(READY / given.one, Path(os.environ["READY_MODELS"]), record=bool(os.environ["READY_RECORD"]))
         return 0
     with tempfile.TemporaryDirectory() as place:
         for name in given.sets:
@@ -72,7 +72,7 @@ def make(name: str, ready: Path, place: Path) -> None:
         "PYTHONPATH": str(SOURCES),
     }  # fmt: skip
     # Each prepares its models anew, since preparing has kernels of its own.
-    for step, record in (("compiled", ""), ("recorded", name)):
+    for step, record in (("compiled", ""), ("recorded", "yes")):
         extra = {"UNDERSTUDY_CACHE": str(place / name / step), "READY_RECORD": record}
         subprocess.run([sys.executable, __file__, "--one", name], env={**environment, **extra}, check=True)
 
@@ -87,17 +87,12 @@ def work(ready: Path, models: Path, record: bool) -> None:
     torch.manual_seed(0)
     made = small_models(models)
     params = [SamplingParams(max_new_tokens=8, temperature=temperature, seed=1) for temperature in (0.0, 0.8)]
-    with recorded(ready) if record else unrecorded():
+    with recorded(ready) if record else nullcontext():
         for model in made:
             for options in RUNS:
                 with LLM(model, **options) as llm:
                     for each in params:
                         llm.generate([[1, 2, 3, 1, 2, 3], list(range(1, 80))], each)
-
-
-@contextmanager
-def unrecorded() -> Iterator[None]:
-    yield
 
 
 @contextmanager

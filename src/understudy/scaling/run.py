@@ -31,7 +31,7 @@ from ..training.data import TextReader
 from ..training.dump import Dump, DumpSize
 from ..training.judge import BATCH_TOKENS, judge, written
 from ..training.kinds import KINDS
-from ..training.order import Order
+from ..training.order import Order, check_data, making
 from ..training.target import FrozenTarget
 from ..weights.store import Store
 from .cells import Accepted, Cell, Records, grid, read_record
@@ -112,11 +112,8 @@ class Scale:
     def __init__(self, order: ScaleOrder, report: Report):
         self.order = order
         self.report = report
-        for path in order.data:
-            if not path.is_file():
-                raise UsageError(f"There is no file {path}: --data takes text files, and conversations in .jsonl files.")
-        options = {name: value for name, value in order.options.items() if name not in {"memory", "resident", "tier"}}
-        self.store: Store = LLM.prepare(order.model, progress=report, **options)
+        check_data(order.data)
+        self.store: Store = LLM.prepare(order.model, progress=report, **making(order.options))
         self.config = configuration.config_of(self.store.path)
         self.given = {path: config_of(path) for path in order.heads}
         facts = Bearer.of_store(self.store, self.config).facts

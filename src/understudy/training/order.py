@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..plan.sizes import format_size, parse_size
+
+# Options of an LLM that say nothing of how a Store is made.
+RUNNING = ("memory", "resident", "tier", "prefix_cache", "prefix_cache_size")
+
+
+def check_data(paths: Iterable[Path]) -> None:
+    """Raise UsageError for a path that is no file."""
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(f"There is no file {path}: --data takes text files, and conversations in .jsonl files.")
+
+
+def making(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options of loading a model that say how its Store is made."""
+    return {name: value for name, value in options.items() if name not in RUNNING}
 
 
 @dataclass(frozen=True)
@@ -46,9 +62,7 @@ class Order:
 
     def check(self) -> None:
         """Raise UsageError for what can be seen to be wrong before any work."""
-        for path in self.data:
-            if not path.is_file():
-                raise UsageError(f"There is no file {path}: --data takes text files, and conversations in .jsonl files.")
+        check_data(self.data)
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             raise UsageError(f"{self.output} is there already: name a new directory with -o.")
         for name in ("epochs", "minutes", "rate"):

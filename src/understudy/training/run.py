@@ -32,7 +32,7 @@ from .kinds import Basis, first_head
 from .kinds import config_of as head_config
 from .loop import Training, TrainingLimits
 from .losses import RECIPES, training_bytes
-from .order import Order
+from .order import Order, making
 from .own_texts import Worth, measured_texts
 from .target import FrozenTarget, is_tied
 
@@ -43,8 +43,6 @@ TRAINING = "training.json"
 MEASUREMENTS = 10
 # Rows of the cache that are tried in turn: with more rows, short texts fill a sweep.
 ROWS = (8, 4, 2, 1)
-# Options of an LLM that say nothing of how a Store is made.
-RUNNING = ("memory", "resident", "tier", "prefix_cache", "prefix_cache_size")
 # Guesses of the chains that a head is judged by.
 LEVELS = 6
 # Hidden size that the papers' learning rates are for, and the highest rate for a smaller one.
@@ -72,8 +70,7 @@ def train(order: Order, report: Report) -> Trained:
         order.output.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir(exist_ok=True)
     with only_process(work.with_name(work.name + ".lock"), lambda: report("waiting for another process that trains it", 0, 0)):
-        making = {name: value for name, value in order.options.items() if name not in RUNNING}
-        store = LLM.prepare(order.model, progress=report, **making)
+        store = LLM.prepare(order.model, progress=report, **making(order.options))
         trained = HeadRun(order, store, work, report).run()
         shutil.rmtree(work)
     return trained
