@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy import errors
-from understudy.kernels import attention_cpu, draft_product, exact_product, residual, team
-from understudy.kernels.compiled import compiled, float_of, stamp, word_of
+from understudy.kernels import attention_cpu, draft_product, exact_product, residual
+from understudy.kernels.compiled import compiled, float_of, machine_code, stamp, word_of
 
 KERNELS = Path(draft_product.__file__).parent
 
@@ -92,7 +92,7 @@ def test_machine_code_for_c_bears_the_stamp_once() -> None:
     def nothing(argument: int) -> None:
         pass
 
-    first, second = team.machine_code(nothing), team.machine_code(nothing)
+    first, second = machine_code(nothing), machine_code(nothing)
     assert first and second
     assert nothing.__qualname__.count(stamp(KERNELS)) == 1
 

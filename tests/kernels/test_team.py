@@ -9,6 +9,7 @@ import torch
 from numba.np import numpy_support
 
 from understudy.kernels import team
+from understudy.kernels.compiled import machine_code
 from understudy.kernels.team import take, uint32_at
 
 PIECES = 5000
@@ -41,7 +42,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("small", [True, False])
 def test_every_piece_is_taken_once(threads: int, small: bool) -> None:
-    pieces, address = Pieces(), team.machine_code(_work)
+    pieces, address = Pieces(), machine_code(_work)
     team.run(address, pieces, small)
     assert set(pieces.marks) == {1}
     askers = threads if team.parallel() and not small else 1
@@ -52,6 +53,6 @@ def test_without_torchs_threads_one_does_it_all_and_a_note_says_so(monkeypatch: 
     assert (team.note() == "") == bool(team.parallel())
     monkeypatch.setattr(team, "parallel", lambda: 0)
     pieces = Pieces()
-    team.run(team.machine_code(_work), pieces)
+    team.run(machine_code(_work), pieces)
     assert set(pieces.marks) == {1} and pieces.taken == PIECES + 1
     assert "one thread" in team.note()

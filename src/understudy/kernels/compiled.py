@@ -52,8 +52,9 @@ def _kept(function: F, **options: Any) -> F:
     return cast(F, dispatcher)
 
 
-def c_function(function: Callable[[Any], None]) -> int:
-    """The address of machine code for `function`, which takes an int64 and can be called from C. It is kept on disk."""
+def machine_code(function: Callable[[Any], None]) -> int:
+    """The address of machine code for `function`, which takes the address of a run's descriptor and can be called from C. It is
+    kept on disk."""
     _stamped(function)
     code: Any = CFunc(function, ((types.int64,), types.void), locals={}, options={})
     code._cache = CodeCache(function)

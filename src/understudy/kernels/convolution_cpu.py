@@ -13,7 +13,7 @@ from torch import Tensor
 from ..recurrent import RecurrentState
 from ..tree import Nodes
 from . import team
-from .compiled import contracted, float_of, word_of
+from .compiled import contracted, float_of, machine_code, word_of
 from .descriptor import ConvolutionRun, convolution_run
 from .team import float32_at, int64_at, take, uint16_at
 
@@ -56,7 +56,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, state: RecurrentSta
 
 @cache
 def _entry() -> int:
-    return team.machine_code(inspect.unwrap(_convolve))
+    return machine_code(inspect.unwrap(_convolve))
 
 
 @contracted

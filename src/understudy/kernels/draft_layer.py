@@ -17,7 +17,7 @@ from ..tree import Nodes
 from . import team
 from .attention import AttentionSpec
 from .attention_cpu import exponential
-from .compiled import bits_of, float_of, loose
+from .compiled import bits_of, float_of, loose, machine_code
 from .descriptor import LevelRun, level_run
 from .numbers import read, write
 from .team import float32_at, int64_at, take, uint16_at
@@ -89,7 +89,7 @@ def _address(array: Any) -> int:
 
 @cache
 def _entry() -> int:
-    return team.machine_code(inspect.unwrap(_work))
+    return machine_code(inspect.unwrap(_work))
 
 
 @loose

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import team
 from .attention_cpu import exponential
-from .compiled import bits_of, compiled, float_of
+from .compiled import bits_of, compiled, float_of, machine_code
 from .descriptor import MATRIX_BYTES, CodedMatrix, DraftRun, coded_matrix, draft_run
 from .dot import group_dot, has_vnni
 from .numbers import read, to_int8, write
@@ -168,7 +168,7 @@ def note() -> str:
 @cache
 def _entries() -> tuple[Callable[[int], None], int]:
     """`_lead` to call, and the address of `_work`, as machine code."""
-    lead, work = team.machine_code(_lead), team.machine_code(inspect.unwrap(_work))
+    lead, work = machine_code(_lead), machine_code(inspect.unwrap(_work))
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(lead), work
 
 

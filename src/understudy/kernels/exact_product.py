@@ -19,7 +19,7 @@ from torch import Tensor
 from . import team
 from .amx_dot import ROWS, amx_dot, configure, has_amx, release, shapes
 from .bfdot import columns_dot, pair_columns, to_brain
-from .compiled import compiled
+from .compiled import compiled, machine_code
 from .descriptor import (
     OPERAND_BYTES,
     ExactOperand,
@@ -146,7 +146,7 @@ def _cut(tiles: Sequence[Tensor], rows: int, height: int, run: int) -> Tensor:
 @cache
 def _entry(amx: bool) -> int:
     assert has_amx() or not amx, "this machine has no AMX, or the system keeps it from this process"
-    return team.machine_code(inspect.unwrap(_work_amx if amx else _work))
+    return machine_code(inspect.unwrap(_work_amx if amx else _work))
 
 
 @compiled

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..recurrent import FOLD, RecurrentState
 from ..tree import Nodes
 from . import team
-from .compiled import contracted
+from .compiled import contracted, machine_code
 from .descriptor import FoldRun, RecurrentRun, fold_run, recurrent_run
 from .recurrence import SPAN, RuleStep
 from .team import float32_at, int64_at, take
@@ -93,12 +93,12 @@ def _sizes(state: RecurrentState) -> dict[str, int]:
 @cache
 def _rule() -> tuple[int, int]:
     """Addresses of machine code for both halves of `recur`."""
-    return team.machine_code(inspect.unwrap(_multiply)), team.machine_code(inspect.unwrap(_read))
+    return machine_code(inspect.unwrap(_multiply)), machine_code(inspect.unwrap(_read))
 
 
 @cache
 def _folding() -> int:
-    return team.machine_code(inspect.unwrap(_fold))
+    return machine_code(inspect.unwrap(_fold))
 
 
 @contracted

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import team
 from .bins import DENSE, MOST
-from .compiled import bits, compiled
+from .compiled import bits, compiled, machine_code
 from .descriptor import DecodeRun, ResidualBlocks, decode_run
 from .residual_bits import tile_reader, tile_writer
 from .team import take, uint16_at, uint32_at
@@ -108,7 +108,7 @@ def described(residual: Residual, codes: Tensor, scales: Tensor) -> ResidualBloc
 
 @cache
 def _entry() -> int:
-    return team.machine_code(inspect.unwrap(_work))
+    return machine_code(inspect.unwrap(_work))
 
 
 @compiled

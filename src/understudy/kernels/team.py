@@ -14,8 +14,6 @@ import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 
-from .compiled import c_function
-
 types: Any = numba.types
 
 
@@ -35,12 +33,6 @@ def parallel() -> int:
 def note() -> str:
     """What a user should know about speed on this machine; empty when there is nothing to say."""
     return "" if parallel() else "torch's threads were not found: drafting runs on one thread, which is slower."
-
-
-def machine_code(function: Callable[[Any], None]) -> int:
-    """The address of machine code for `function`, which takes the address of a run's descriptor and can be called from
-    C."""
-    return c_function(function)
 
 
 def run(address: int, descriptor: ctypes.Structure, small: bool = False) -> None:
