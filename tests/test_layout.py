@@ -88,6 +88,7 @@ MAY_IMPORT = {
         "sources",
         "options",
         "cache",
+        "kernels",
         "sampling",
         "drafters",
         "models",

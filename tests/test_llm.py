@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.tiny import opened, save
 from understudy import LLM, SamplingParams
 from understudy.errors import TransferError, UsageError
+from understudy.kernels import team
 
 PROMPT = "def draft(tree):\n    for node in tree:"
 PARAMS = [
@@ -221,6 +222,22 @@ def test_callers_in_several_threads_share_the_passes_and_keep_their_texts(model:
             thread.join(120)
         assert [found[i] for i in range(3)] == plain
         assert llm.scheduler.idle and llm.model.supply.bytes_used > 0
+
+
+@pytest.mark.skipif(not team.parallel(), reason="torch's threads were not found")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="/proc does not tell threads")
+def test_the_caller_keeps_no_threads_that_another_threads_passes_would_wait_behind(model: Path) -> None:
+    threads = torch.get_num_threads()
+    with opened(model) as llm:
+        torch.set_num_threads(2)
+        try:
+            for call in (lambda: llm.generate(PROMPT, PARAMS[0]), lambda: list(llm.stream(PROMPT, PARAMS[0]))):
+                torch.ones(400, 400) @ torch.ones(400, 400)
+                before = len(list(Path("/proc/self/task").iterdir()))
+                call()
+                assert len(list(Path("/proc/self/task").iterdir())) < before
+        finally:
+            torch.set_num_threads(threads)
 
 
 def test_hundreds_of_prompts_run_as_one_batch_that_goes_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from .batch import Heads
 from .engine import Engine
 from .errors import UsageError
+from .kernels.team import disband
 from .loading import load
 from .making import RequestMaker
 from .models.identity import identity_of
@@ -78,6 +79,8 @@ class LLM:
         self.scheduler = Scheduler(
             self.engine, self.plan.rows, self.options.batching, counters, self.model.guard, partial(explain, self.model)
         )
+        # Passes may run in another thread from now on.
+        disband()
 
     @classmethod
     def plan_only(
@@ -178,7 +181,7 @@ class LLM:
                 progress("generating", len(found), total)
 
         # As many again as run together, so that one waits whenever a place is free.
-        self.scheduler.complete(made(), 2 * self.scheduler.rows, ended)
+        self._complete(made(), 2 * self.scheduler.rows, ended)
         return [found[place] for place in range(total)]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Step]:
@@ -205,7 +208,7 @@ class LLM:
             UsageError: the messages do not fit the model's chat template or its context.
             NumbersError, TransferError: as for `generate`."""
         request = self.maker.request(self.maker.chat_ids(messages), params or SamplingParams(), chat=True)
-        self.scheduler.complete([request])
+        self._complete([request])
         return request.completion()
 
     def stream_chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> Iterator[Step]:
@@ -253,11 +256,21 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _complete(self, *work: Any) -> None:
+        """`Scheduler.complete`, after which the calling thread keeps no other threads."""
+        try:
+            self.scheduler.complete(*work)
+        finally:
+            disband()
+
     def _stream(self, request: Request) -> Iterator[Step]:
         """The steps of `request`, which is queued when the first one is asked for: an iterator nobody begins costs nothing."""
         self.scheduler.submit(request)
-        with contextlib.closing(self.scheduler.follow(request)) as steps:
-            yield from steps
+        try:
+            with contextlib.closing(self.scheduler.follow(request)) as steps:
+                yield from steps
+        finally:
+            disband()
 
 
 def _close(model: Model, prefixes: DiskPrefixes | None) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,3 +57,24 @@ def test_without_torchs_threads_one_does_it_all_and_a_note_says_so(monkeypatch: 
     team.run(machine_code(_work), pieces)
     assert set(pieces.marks) == {1} and pieces.taken == PIECES + 1
     assert "one thread" in team.note()
+
+
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.skipif(not team.parallel(), reason="torch's threads were not found")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="/proc does not tell threads")
+def test_a_disbanded_team_has_no_threads_and_works_again(threads: int) -> None:
+    address, before = machine_code(_work), _threads()
+    for _ in range(2):
+        pieces = Pieces()
+        team.run(address, pieces)
+        assert set(pieces.marks) == {1}
+        assert team.disband()
+    assert _threads() <= before
+
+
+def test_a_library_that_keeps_its_threads_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "_entry", lambda name: 0)
+    assert not team.disband()
