@@ -99,8 +99,6 @@ class Draft:
     # The place of the target's token among the draft's best, from 0, after each accepted node that the draft had run;
     # DEEPEST_RANK: further down.
     ranks: tuple[int, ...]
-    # Levels that the draft ran.
-    levels: int
 
 
 class Ranking:
@@ -111,14 +109,12 @@ class Ranking:
         self.sequence: TokenSequence | None = None
         # By cache slot: the best tokens, best first.
         self.best: dict[int, list[int]] = {}
-        self.levels = 0
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.proposer, name)
 
     def forward(self, nodes: Nodes) -> Tensor:
         logits: Tensor = self.proposer.forward(nodes)  # type: ignore[attr-defined]
-        self.levels += 1
         if self.sequence is not None:
             after = nodes.positions.to(logits.device) + 1
             slots = iter(nodes.slots.tolist())
@@ -152,7 +148,6 @@ class Watched:
         if self.ranking is not None and sequences:
             self.ranking.sequence = sequences[0]
             self.ranking.best.clear()
-            self.ranking.levels = 0
             self.first = len(sequences[0].tokens) - 1
         trees = self.drafter.draft(sequences)
         if self.pace is not None and trees:
@@ -163,10 +158,8 @@ class Watched:
         if verified.drafted:
             path = verified.path.tolist()
             ended = path[-1] not in verified.tree.parents.tolist()
-            levels = self.ranking.levels if self.ranking is not None else 0
-            self.drafts.append(
-                Draft(len(verified.tree) - 1, len(path) - 1, ended, tuple(self._ranks(verified, path)), levels)
-            )
+            ranks = tuple(self._ranks(verified, path))
+            self.drafts.append(Draft(len(verified.tree) - 1, len(path) - 1, ended, ranks))
         self.drafter.observe(verified)
 
     def _ranks(self, verified: Verified, path: Sequence[int]) -> list[int]:

@@ -26,7 +26,7 @@ def figures(runs: Sequence[Row]) -> Row:
         "accepted": accepted,
         "accepted_of_drafted": accepted / drafted if drafted else None,
         "nodes_per_pass": 1 + drafted / len(drafts) if drafts else None,
-        "levels_per_pass": sum(draft["levels"] for draft in drafts) / len(drafts) if drafts else None,
+        "levels_per_pass": sum(run["levels"] for run in runs) / len(drafts) if drafts else None,
         "accepted_at": by_position(drafts),
         "hits": {k: sum(rank < k for rank in ranks) / len(ranks) for k in HITS} if ranks else None,
         "tokens_per_second": _share(tokens, sum(run["decode_seconds"] for run in runs)),
