@@ -157,7 +157,7 @@ MUTATIONS = (
     Mutation("a line is answered again after each stop", "jobs/ledger.py", "return bool(self.done[place])", "return False", JOBS),
     Mutation("an answer to an older line counts", "jobs/ledger.py", "if not self.index.says(place, record[\"id\"]):", "if False:", JOBS),
     Mutation("a custom_id stands twice", "jobs/ledger.py", "if len(twice):", "if False:", JOBS),
-    Mutation("a fault of the machine is a line's record", "jobs/run.py", "raise fault from None", "raise", "tests/jobs/test_run.py"),
+    Mutation("a fault of the machine is a line's record", "jobs/answering.py", "raise fault from None", "raise", "tests/jobs/test_run.py"),
     Mutation("a task that is cancelled keeps its place", "service.py", "if not request.finished:\n            self.llm.scheduler.cancel", "if False:\n            self.llm.scheduler.cancel", "tests/test_async_llm.py"),
     Mutation("closing ends the requests of others", "service.py", "if request in self._own]", "]", "tests/test_async_llm.py"),
     Mutation("results come in the order of their ends", "async_llm.py", "[found[place] for place in range(total)]", "list(found.values())", "tests/test_async_llm.py"),

@@ -102,9 +102,10 @@ MAY_IMPORT = {
     "api": {"chat_template", "detokenizer", "logprobs", "service", "request", "sampling", "stats"},
     "jobs": {"api", "service"},
     "server": {"__version__", "chat_template", "api", "service", "request"},
+    "cluster": {"api", "jobs", "llm", "plan", "server", "service"},
     "training": {"llm", "jobs", "api", "heads", "models", "weights", "plan", "tree", "chat_template"},
     "frontends": {
-        *("training",),
+        *("cluster", "training"),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
         *("demo", "devices"),
     },

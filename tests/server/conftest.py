@@ -36,7 +36,7 @@ class Running:
         self.service = app.state.service
         connection: Any = partial(TimedConnection, settings.receive_timeout)
         self.server = uvicorn.Server(
-            uvicorn.Config(app, port=self.port, http=connection, log_level="error", timeout_graceful_shutdown=5)
+            uvicorn.Config(app, port=self.port, http=connection, loop="asyncio", log_level="error", timeout_graceful_shutdown=5)
         )
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()

@@ -8,13 +8,14 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import UnderstudyError, UsageError
 from . import INTERRUPTED
+from .beyond import check_replicas, cluster, declare_replicas, elsewhere, options_of_replicas, planned
 from .live import Live, Progress
 from .model import resolve, served_name
 from .options import DEFAULTS, METHOD, OUTPUT, PLACEMENT, REQUESTS, count, declare, placement_of_many
@@ -22,7 +23,12 @@ from .parser import Command, Parser
 from .show import duration, to_json
 
 if TYPE_CHECKING:
+    from ..cluster.lines import ClusterJob
     from ..jobs.ledger import Output
+    from ..jobs.run import Job
+
+    # A job, and what runs it.
+    Working = tuple[Job | ClusterJob, Callable[[], None]]
 
 
 def _declare(parser: Parser) -> None:
@@ -39,10 +45,15 @@ def _declare(parser: Parser) -> None:
         "--window", type=count, metavar="N",
         help="requests at once: those that run and those that wait for a place (default: twice those that run)",
     )  # fmt: skip
+    group = declare_replicas(parser)
+    group.add_argument("--ray", action="store_true", help="answer on Ray, by as many replicas as --replicas says (default 1)")
 
 
 def _run(args: Namespace) -> int:
     model = resolve(args.model)
+    if args.replicas is not None and not args.ray:
+        raise UsageError("--replicas is for --ray, which was not given.")
+    check_replicas(args, "--ray", args.ray, args.replicas or 1)
     name = served_name(model, args.served_model_name)
     live = Live(args.quiet)
     with _opened(args.input, args.output, live) as file:
@@ -86,21 +97,15 @@ def _answer(args: Namespace, model: str | None, file: BinaryIO, output: Output, 
     began = time.monotonic()
     found: dict[str, Any] = {"output": str(output.path), "lines": total, "answered_before": before, "new_tokens": 0, "ignored": []}
     if before < total:
-        from ..api.settings import AnswerSettings
-        from ..jobs.run import Job
-        from ..llm import LLM
-
-        with LLM(model, progress=Progress(live), **placement_of_many(args)) as llm:
-            live.clear()
-            live.say(f"{total - before:,} of {total:,} requests are left to answer, {llm.plan.rows} together.")
-            counted = Progress(live, "lines")
+        counted = Progress(live, "lines")
+        work = _on_ray if args.ray else _here
+        with work(args, model, file, output, live) as (job, run):
+            live.say(f"{total - before:,} of {total:,} requests are left to answer, {job.window} at a time.")
             counted("answering", before, total)
-            settings = AnswerSettings(output.model_name)
-            window = args.window or 2 * llm.plan.rows
-            job = Job(llm, settings, file, output, window, lambda: counted("answering", output.finished, total))
+            job.told = lambda: counted("answering", output.finished, total)
             began = time.monotonic()
             try:
-                job.run()
+                run()
             except (KeyboardInterrupt, UnderstudyError) as error:
                 live.end()
                 live.say(f"{output.finished:,} of {total:,} lines are done. The same command goes on from there.")
@@ -115,6 +120,36 @@ def _answer(args: Namespace, model: str | None, file: BinaryIO, output: Output, 
     if args.json:
         print(to_json(found))
     return 1 if output.failed else 0
+
+
+@contextmanager
+def _here(args: Namespace, model: str | None, file: BinaryIO, output: Output, live: Live) -> Iterator[Working]:
+    """The job on one model in this process."""
+    from ..api.settings import AnswerSettings
+    from ..jobs.run import Job
+    from ..llm import LLM
+
+    with LLM(model, progress=Progress(live), **placement_of_many(args)) as llm:
+        live.clear()
+        job = Job(llm, AnswerSettings(output.model_name), file, output, args.window or 2 * llm.plan.rows)
+        yield job, job.run
+
+
+@contextmanager
+def _on_ray(args: Namespace, model: str | None, file: BinaryIO, output: Output, live: Live) -> Iterator[Working]:
+    """The job on replicas."""
+    from ..api.settings import AnswerSettings
+
+    options = options_of_replicas(args)
+    model = None if model is None else elsewhere(model)
+    plan = planned(model, options)
+    replicas = args.replicas or 1
+    with cluster(args, replicas, "--replicas") as place:
+        from ..cluster.lines import ClusterJob
+
+        settings = AnswerSettings(output.model_name)
+        job = ClusterJob(model, options, settings, file, output, args.window or 2 * plan.rows)
+        yield job, lambda: job.run(replicas, place)
 
 
 def _tell(found: dict[str, Any], live: Live) -> None:

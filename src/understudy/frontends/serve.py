@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import ssl
+import threading
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from .beyond import check_replicas, cluster, declare_replicas, elsewhere, options_of_replicas, planned
 from .live import Live, Progress
 from .model import resolve, served_name
 from .options import DEFAULTS, METHOD, PLACEMENT, QUIET, REQUESTS, count, declare, number, placement_of_many
@@ -53,17 +55,30 @@ def _declare(parser: Parser) -> None:
     group.add_argument(
         "--body-limit", default=32, type=count, metavar="MIB", help="the largest body of a request, in MiB (default 32)"
     )
+    group = declare_replicas(parser)
+    group.add_argument(
+        "--max-replicas", type=count, metavar="N", help="more of them where requests wait, up to N (default: --replicas)"
+    )
+    group.add_argument(
+        "--session-affinity", action="store_true", help="requests with one x-session-id header go to one of them"
+    )
 
 
 def _run(args: Namespace) -> int:
     model = resolve(args.model)
     try:
-        from ..server.listen import Listener
+        from ..server.listen import Listener, bound
     except ImportError as error:
         raise UsageError(f"{MISSING} ({error.name} is missing)") from None
     _check(args)
+    check_replicas(args, "--replicas", args.replicas is not None, args.replicas or 0)
     name = served_name(model, args.served_model_name)
     live = Live(args.quiet)
+    if args.replicas is not None:
+        # What holds the port is found out before any model is loaded.
+        for own in bound(args.host, args.port):
+            own.close()
+        return _run_replicas(args, model, name, live)
     with Listener(_settings(args, name), args.host, args.port, args.drain, **_tls(args)) as listener, terminating():
         from ..llm import LLM
 
@@ -81,6 +96,49 @@ def _run(args: Namespace) -> int:
     if ended_by == signal.SIGINT:
         raise KeyboardInterrupt
     return 0
+
+
+def _run_replicas(args: Namespace, model: str | None, name: str, live: Live) -> int:
+    """Serve by replicas until a signal comes."""
+    options = options_of_replicas(args)
+    model = None if model is None else elsewhere(model)
+    plan = planned(model, options)
+    most = args.max_replicas or args.replicas
+    with terminating(), cluster(args, args.replicas, "--replicas") as place:
+        from ..cluster import replicas
+
+        replicas.listen(args.host, args.port, **_tls_files(args))
+        try:
+            live.say(f"Loading {args.replicas} replicas of {name}, {place.cpus} processors each ...")
+            group = replicas.ReplicaGroup(args.replicas, most, plan.rows, args.drain, args.session_affinity)
+            replicas.start(model, options, _settings(args, name), group, place)
+            room = f"{args.replicas} replicas, {plan.rows} requests together in each, {plan.context} tokens each"
+            live.say(f"Serving {name} at {_url(args)}/v1: {room}. Ctrl-C ends it.")
+            ended_by = until_signal()
+        finally:
+            replicas.stop(ends=args.ray_address is None)
+    if ended_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    return 0
+
+
+def until_signal() -> int:
+    """The signal that ends the program, once it has come."""
+    came: list[int] = []
+    news = threading.Event()
+
+    def hear(sig: int, frame: object) -> None:
+        came.append(sig)
+        news.set()
+
+    before = {sig: signal.signal(sig, hear) for sig in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not news.wait(1.0):
+            pass
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
+    return came[0]
 
 
 @contextmanager
@@ -110,6 +168,8 @@ def _check(args: Namespace) -> None:
             raise UsageError(f"There is no file {file}.")
     if not 0 <= args.request_timeout < float("inf"):
         raise UsageError(f"--request-timeout must be 0 (any) or more, got {args.request_timeout}.")
+    if args.ssl_ca_certs and args.replicas is not None:
+        raise UsageError("--ssl-ca-certs is not for --replicas: Ray's port would let in clients without a certificate.")
     if not 0 < args.receive_timeout < float("inf"):
         raise UsageError(f"--receive-timeout must be above 0, got {args.receive_timeout}.")
 
@@ -132,10 +192,15 @@ def _settings(args: Namespace, name: str) -> Any:
     )
 
 
+def _tls_files(args: Namespace) -> dict[str, Any]:
+    """The files of certificates that were given."""
+    files = {"ssl_certfile": args.ssl_certfile, "ssl_keyfile": args.ssl_keyfile, "ssl_ca_certs": args.ssl_ca_certs}
+    return {name: str(file.absolute()) for name, file in files.items() if file is not None}
+
+
 def _tls(args: Namespace) -> dict[str, Any]:
     """What uvicorn is told of certificates."""
-    files = {"ssl_certfile": args.ssl_certfile, "ssl_keyfile": args.ssl_keyfile, "ssl_ca_certs": args.ssl_ca_certs}
-    given: dict[str, Any] = {name: str(file) for name, file in files.items() if file is not None}
+    given = _tls_files(args)
     if args.ssl_ca_certs:
         given["ssl_cert_reqs"] = ssl.CERT_REQUIRED
     return given

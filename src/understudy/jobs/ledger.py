@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +177,11 @@ class Output:
         if place is None:
             raise UsageError(f"Line {line.number} of the input has changed while it was read: run this again.")
         return bool(self.done[place])
+
+    def left(self, input: BinaryIO) -> Iterator[Line]:
+        """The lines of `input` that have no record yet, read from its beginning. Raises as `holds` does."""
+        input.seek(0)
+        return (line for line in lines(input) if not self.holds(line))
 
     def close(self) -> None:
         """Let others write. Further calls are an error."""

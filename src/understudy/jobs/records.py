@@ -75,7 +75,12 @@ def lines(file: BinaryIO) -> Iterator[Line]:
         while len(rest) > LONGEST and not rest.endswith(b"\n"):
             rest = file.readline(LONGEST + 1)
         if text := text.strip():
-            yield Line(number, text, _asked(text))
+            yield line_of(number, text)
+
+
+def line_of(number: int, text: bytes) -> Line:
+    """Line `number`, which reads `text`, without blanks around it."""
+    return Line(number, text, _asked(text))
 
 
 def _asked(text: bytes) -> Asked | BadLine:
@@ -122,6 +127,11 @@ def unread(line: Line, bad: BadLine) -> dict[str, Any]:
     """The record of a line that asks for nothing that can be done."""
     told = {"code": bad.code, "message": bad.message, "param": None, "line": line.number}
     return {**_begun(line), "response": None, "error": told}
+
+
+def tokens_of(record: dict[str, Any]) -> int:
+    """How many tokens were generated for `record`."""
+    return 0 if record["error"] else int(record["response"]["body"]["usage"]["completion_tokens"])
 
 
 def _begun(line: Line) -> dict[str, Any]:

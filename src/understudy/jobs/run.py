@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from pydantic import ValidationError
-
-from ..api.answers import URLS, ApiAnswer, check_model
-from ..api.errors import ApiError, answer_to, invalid
 from ..api.settings import AnswerSettings
-from ..errors import NumbersError, UnderstudyError, UsageError
 from ..service import Service
+from .answering import Answering
 from .ledger import Output
-from .records import Asked, BadLine, Line, answered, lines, refused, unread
-
-# Names of ignored fields that are kept for the summary.
-MOST_IGNORED = 12
+from .records import Line, tokens_of
 
 
 @dataclass
@@ -32,7 +25,7 @@ class Job:
     input: BinaryIO
     output: Output
     window: int
-    told: Callable[[], None]
+    told: Callable[[], None] = lambda: None
     # Tokens that were generated, in this run alone.
     tokens: int = 0
     # Fields that change nothing and that some body has.
@@ -43,17 +36,19 @@ class Job:
 
         Whatever ends it, the records of finished lines are on the disk."""
         service = Service(self.llm)
+        answering = Answering(self.llm, self.settings, service)
         service.start()
         try:
-            asyncio.run(self._answer_all(service))
+            asyncio.run(self._answer_all(answering))
         finally:
+            self.ignored = answering.ignored
             service.close()
 
-    async def _answer_all(self, service: Service) -> None:
+    async def _answer_all(self, answering: Answering) -> None:
         going: set[asyncio.Task[None]] = set()
         try:
-            for line in self._left():
-                going.add(asyncio.create_task(self._finish(service, line)))
+            for line in self.output.left(self.input):
+                going.add(asyncio.create_task(self._finish(answering, line)))
                 if len(going) == self.window:
                     going = await _some_done(going)
             while going:
@@ -63,49 +58,12 @@ class Job:
                 task.cancel()
             await asyncio.gather(*going, return_exceptions=True)
 
-    def _left(self) -> Iterator[Line]:
-        """The lines that have no record yet."""
-        self.input.seek(0)
-        return (line for line in lines(self.input) if not self.output.holds(line))
-
-    async def _finish(self, service: Service, line: Line) -> None:
+    async def _finish(self, answering: Answering, line: Line) -> None:
         """Answer one line and write its record."""
-        self.output.append(await self._record(service, line))
+        record = await answering.record(line)
+        self.tokens += tokens_of(record)
+        self.output.append(record)
         self.told()
-
-    async def _record(self, service: Service, line: Line) -> dict[str, Any]:
-        if isinstance(line.asked, BadLine):
-            return unread(line, line.asked)
-        try:
-            body = await self._answer(service, line.asked)
-        except ValidationError as error:
-            return refused(line, invalid(error.errors()))
-        except ApiError as error:
-            return refused(line, error)
-        self.tokens += body["usage"]["completion_tokens"]
-        return answered(line, body)
-
-    async def _answer(self, service: Service, asked: Asked) -> dict[str, Any]:
-        """The body of the answer. Raises ApiError or ValidationError for what concerns this line alone."""
-        kind, make = URLS[asked.url]
-        body = kind.model_validate(asked.body)
-        if body.stream:
-            raise ApiError(400, "stream is not for a batch: leave it out.", param="stream")
-        check_model(body.model, self.settings)
-        self.ignored |= set(body.ignored()[: MOST_IGNORED - len(self.ignored)])
-        try:
-            made = make(self.llm, body, self.settings)
-        except UnderstudyError as error:
-            raise answer_to(error) from None
-        answer = ApiAnswer(service, self.settings, body, *made)
-        try:
-            return await answer.whole()
-        except ApiError:
-            fault = answer.call.error
-            if isinstance(fault, UnderstudyError) and not isinstance(fault, (NumbersError, UsageError)):
-                # The machine's fault, not the line's: it may be answered another time.
-                raise fault from None
-            raise
 
 
 async def _some_done(going: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:

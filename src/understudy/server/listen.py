@@ -57,6 +57,8 @@ class Listener:
             self.gate,
             http=partial(TimedConnection, settings.receive_timeout),  # type: ignore[arg-type]
             timeout_graceful_shutdown=drain + LAST_WORDS,
+            # The same one, whatever else is installed.
+            loop="asyncio",
             **options,
         )
         try:

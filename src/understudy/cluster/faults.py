@@ -1,0 +1,36 @@
+"""What goes wrong in a replica, in one line: Ray tells it as the traceback of another process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.exceptions import RayError
+
+from .. import errors
+from ..errors import UnderstudyError, first_line
+
+# An error of this package at the end of a traceback.
+OWN = re.compile(r"understudy\.errors\.(\w+): (.+)")
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """What Ray raises inside becomes an UnderstudyError: a replica's own one where there is one, else `what` and Ray's words."""
+    try:
+        yield
+    except UnderstudyError:
+        raise
+    except (RayError, RuntimeError) as error:
+        raise plain(error, what) from None
+
+
+def plain(error: BaseException, what: str) -> UnderstudyError:
+    """The error to raise in place of `error`, which Ray raised."""
+    found = OWN.findall(str(error))
+    if not found:
+        return UnderstudyError(f"{what}: {first_line(error)}.")
+    name, message = found[-1]
+    kind = getattr(errors, name, UnderstudyError)
+    return kind(message.strip()) if issubclass(kind, UnderstudyError) else UnderstudyError(message.strip())

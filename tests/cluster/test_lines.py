@@ -1,0 +1,37 @@
+"""A batch job on replicas: one record for each line, the texts of a single model, through the loss of a replica."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import OPTIONS, until
+from understudy import LLM, SamplingParams
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+LINES, TOKENS = 40, 24
+
+
+def test_a_job_is_whole_after_a_replica_was_killed(demo: LLM, begin: Callable[..., Any], tmp_path: Path) -> None:
+    bodies = [{"prompt": f"def f{n}(", "max_tokens": TOKENS, "temperature": n % 2, "seed": n} for n in range(LINES)]
+    records = [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/completions", "body": body} for n, body in enumerate(bodies)]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records) + "nonsense\n")
+    output = tmp_path / "out.jsonl"
+    words = ("batch", "demo", "in.jsonl", "-o", str(output), "--ray", "--replicas", "2", "--replica-cpus", "1", "--window", "4")
+    command = begin(*words, *OPTIONS)
+    until(lambda: command.alive() or (output.exists() and output.read_text().count("\n") > 2), "the first records")
+    before = output.read_text().count("\n")
+    command.replicas()[0].kill()
+    # One line is nonsense, so not all are answered.
+    assert command.wait() == 1, command.said.read_text()
+    found = {record["custom_id"]: record for record in map(json.loads, output.read_text().splitlines())}
+    assert before < LINES and output.read_text().count("\n") == len(found) == LINES + 1
+    assert found[None]["error"]["code"] == "invalid_json"
+    for n, body in enumerate(bodies):
+        params = SamplingParams(max_new_tokens=TOKENS, temperature=body["temperature"], seed=n)
+        text = demo.generate(body["prompt"], params)[0].text
+        assert found[f"r{n}"]["response"]["body"]["choices"][0]["text"] == text

@@ -1,0 +1,71 @@
+"""Replicas on one machine: the texts of a single model, through the loss of a replica under load."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.cluster.conftest import OPTIONS, PATIENCE, until
+from tests.frontends.test_serve import free_port
+from understudy import LLM, SamplingParams
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+TOKENS = 64
+
+
+def streamed(url: str, prompt: str) -> tuple[str, bool]:
+    """The text of a streamed completion, and whether it came to its end. Raises httpx.HTTPError."""
+    body = {"prompt": prompt, "max_tokens": TOKENS, "stream": True, "ignore_eos": True}
+    text, ended = "", False
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=PATIENCE) as answer:
+        answer.raise_for_status()
+        for line in answer.iter_lines():
+            if line == "data: [DONE]":
+                ended = True
+            elif line.startswith("data: "):
+                event = json.loads(line.removeprefix("data: "))
+                text += event["choices"][0]["text"]
+    return text, ended
+
+
+def test_a_replica_that_is_killed_under_load_costs_no_wrong_text(demo: LLM, begin: Callable[..., Any]) -> None:
+    params = SamplingParams(max_new_tokens=TOKENS, ignore_eos=True)
+    prompts = [f"def f{n}(" for n in range(12)]
+    texts = dict(zip(prompts, [done.text for done in demo.generate(prompts, params)], strict=True))
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = begin("serve", "--replicas", "2", *OPTIONS, "--port", str(port), "--replica-cpus", "1", "--session-affinity")
+    until(lambda: command.alive() or "Serving demo" in command.said.read_text(), "it serves")
+    first, second = command.replicas()
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+
+    def ask(prompt: str) -> bool:
+        """Whether the text came whole. What came of another is its beginning, and it is not told as whole."""
+        with suppress(httpx.HTTPError):
+            text, ended = streamed(url, prompt)
+            assert text == texts[prompt] if ended else texts[prompt].startswith(text)
+            return ended
+        return False
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        going = [pool.submit(ask, prompt) for prompt in prompts]
+        until(lambda: any(future.done() for future in going), "an answer")
+        first.kill()
+        whole = [future.result(PATIENCE) for future in going]
+    assert any(whole)
+    # Those that failed are asked again, as clients do: the other replica answers.
+    for prompt, done in zip(prompts, whole, strict=True):
+        assert done or until(partial(ask, prompt), "a second try")
+    # Another one takes the place of the lost one.
+    found = until(lambda: len(now := command.replicas()) == 2 and now, "two replicas")
+    assert second.pid in {process.pid for process in found} and first.pid not in {process.pid for process in found}
+    command.process.send_signal(signal.SIGTERM)
+    assert command.wait() == 0 and "Traceback" not in command.said.read_text()
