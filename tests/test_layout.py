@@ -66,6 +66,9 @@ MAY_IMPORT = {
         *("blueprint", "sources", "options"),
         *("devices", "codecs", "models", "weights", "plan", "drafters", "heads"),
     },
+    "concessions": {"blueprint", "codecs", "drafters", "options", "plan"},
+    "chat_plan": {"blueprint", "codecs", "concessions", "options", "plan", "planning", "sources", "weights"},
+    "yardstick": {"llm", "codecs", "kernels", "quantizers", "plan"},
     "loading": {
         "planning",
         *("generation_config", "blueprint", "sources", "options"),
@@ -107,7 +110,7 @@ MAY_IMPORT = {
     "frontends": {
         *("cluster", "training"),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
-        *("demo", "devices"),
+        *("demo", "devices", "options", "chat_plan", "yardstick"),
     },
 }
 LONGEST_LINE = 132

@@ -114,7 +114,7 @@ class Blueprint:
         """The plan for the context that was asked for, or the longest of CONTEXTS that fits.
 
         `grown`: bytes that this process holds beyond a fresh one. Raises UsageError where nothing fits."""
-        contexts = self._contexts()
+        contexts = self.contexts()
         for context in contexts[:-1]:
             with suppress(UsageError):
                 return self.for_context(context, grown)
@@ -123,13 +123,13 @@ class Blueprint:
     @property
     def least_bytes(self) -> int:
         """The smallest budget for one sequence (or as many as were asked for) of the shortest context that may be planned."""
-        return self.least_for(self._contexts()[-1])
+        return self.least_for(self.contexts()[-1])
 
     def least_for(self, context: int) -> int:
         """The smallest budget for one sequence (or as many as were asked for) of `context` tokens."""
         return smallest_budget(self.footprint, self.request(context, self.options.rows or 1))
 
-    def _contexts(self) -> list[int]:
+    def contexts(self) -> list[int]:
         """The contexts that may be planned, longest first. Raises UsageError for one that the model does not have."""
         longest = self.shape.positions or CONTEXTS[0]
         asked = self.options.context
@@ -175,6 +175,7 @@ class Blueprint:
             padded_rows=padded,
             aligning_bytes=padded * context * self._widest_line(),
             widest_level=widest_level,
+            layers=len(self.shape.layers),
             speeds=self.speeds,
         )
 

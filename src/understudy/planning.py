@@ -126,11 +126,8 @@ def plan_for(model: str | Path | None, options: Options, other: OtherMachine | N
     return plan.noted("not prepared yet: sizes are foretold, and the link is the checkpoint's")
 
 
-def plan_for_config(place: str | Path, options: Options, other: OtherMachine | None = None) -> Plan:
-    """Where every byte would go for a config.json without weights, here or on the `other` machine.
-
-    `place`: the directory of the config.json, or the file itself."""
-    device = planned_device(options, other)
+def foretold_of_config(place: str | Path, options: Options) -> Foretold:
+    """The model of a config.json: in the directory `place`, or the file itself. Raises UsageError where nothing can be planned."""
     directory = path.parent if (path := Path(place).expanduser()).name == "config.json" else path
     if not (directory / "config.json").is_file():
         raise UsageError(f"There is no {directory / 'config.json'}: --config takes the directory of one.")
@@ -146,10 +143,19 @@ def plan_for_config(place: str | Path, options: Options, other: OtherMachine | N
     model = structure.skeleton(config, dtype, attention_name())
     tensors = structure.foretold(model, dtype, directory)
     layout = structure.layout(model, tensors)
-    machine = Machine.inspect() if other is None else other.machine()
     foretold = Foretold(config, tensors, layout)
     options.drafter.check(foretold.bearer)
-    options = chosen_elsewhere(suited(foretold, options, machine, device), other, dtype, device)
+    return foretold
+
+
+def plan_for_config(place: str | Path, options: Options, other: OtherMachine | None = None) -> Plan:
+    """Where every byte would go for a config.json without weights, here or on the `other` machine.
+
+    `place`: the directory of the config.json, or the file itself."""
+    device = planned_device(options, other)
+    foretold = foretold_of_config(place, options)
+    machine = Machine.inspect() if other is None else other.machine()
+    options = chosen_elsewhere(suited(foretold, options, machine, device), other, foretold.dtype, device)
     plan = foretold.plan(options, machine, device)
     if other is not None:
         return noted_elsewhere(plan.noted("from the config alone: sizes are foretold"), other)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..plan.conversation import Conversation
 from .beyond import check_replicas, cluster, declare_replicas, elsewhere, options_of_replicas, planned
 from .live import Live, Progress
 from .model import resolve, served_name
@@ -26,6 +27,11 @@ def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
     declare(parser, PLACEMENT, METHOD, DEFAULTS, REQUESTS, (QUIET,))
     group = parser.add_argument_group("server")
+    group.add_argument(
+        "--plan-for",
+        metavar="clients=4,turns=20,prompt=64,reply=192",
+        help="hold so many conversations: sets --rows and --context (`understudy plan --chat` says what that takes)",
+    )
     group.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: this machine alone)")
     group.add_argument("--port", default=8000, type=count, metavar="N", help="the port (default 8000)")
     group.add_argument(
@@ -71,6 +77,7 @@ def _run(args: Namespace) -> int:
     except ImportError as error:
         raise UsageError(f"{MISSING} ({error.name} is missing)") from None
     _check(args)
+    _plan_for(args)
     check_replicas(args, "--replicas", args.replicas is not None, args.replicas or 0)
     name = served_name(model, args.served_model_name)
     live = Live(args.quiet)
@@ -172,6 +179,17 @@ def _check(args: Namespace) -> None:
         raise UsageError("--ssl-ca-certs is not for --replicas: Ray's port would let in clients without a certificate.")
     if not 0 < args.receive_timeout < float("inf"):
         raise UsageError(f"--receive-timeout must be above 0, got {args.receive_timeout}.")
+
+
+def _plan_for(args: Namespace) -> None:
+    """Set the rows and the context that the conversations of --plan-for need. UsageError where either was given otherwise."""
+    if args.plan_for is None:
+        return
+    conversation = Conversation.parse(args.plan_for, "--plan-for")
+    for name, wanted in (("rows", conversation.clients), ("context", conversation.tokens)):
+        if getattr(args, name) not in (None, wanted):
+            raise UsageError(f"--{name} {getattr(args, name)} contradicts --plan-for, which needs {wanted}: leave one of them out.")
+        setattr(args, name, wanted)
 
 
 def _settings(args: Namespace, name: str) -> Any:

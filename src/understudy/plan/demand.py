@@ -138,4 +138,6 @@ class PlanRequest:
     aligning_bytes: int = 0
     # Nodes of the widest draft level on a device; 0: none is drafted there.
     widest_level: int = 0
+    # Decoder layers.
+    layers: int = 0
     speeds: LinkSpeeds = UNKNOWN

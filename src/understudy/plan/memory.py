@@ -65,7 +65,12 @@ def make_plan(footprint: Footprint, request: PlanRequest) -> Plan:
 
 def smallest_budget(footprint: Footprint, request: PlanRequest) -> int:
     """Bytes of the smallest budget for the rows and the context of `request`."""
-    fixed = _fixed(footprint, request, request.context, smallest_passes(request))
+    return budget_for(footprint, request, smallest_passes(request))
+
+
+def budget_for(footprint: Footprint, request: PlanRequest, passes: Passes) -> int:
+    """Bytes of the smallest budget in which passes are as large as `passes`: nothing stays, and the ring is the smallest."""
+    fixed = _fixed(footprint, request, request.context, passes)
     return int((sum(fixed.values()) + _least_ring(footprint)) / (1 - MARGIN)) + 1
 
 
@@ -116,6 +121,7 @@ def _placed(
         rows=request.rows,
         record_nodes=request.record_nodes,
         padded_rows=request.padded_rows,
+        layers=request.layers,
         passes=passes,
         tile=request.tile,
         draft_level_bytes=substitute_bytes + whole_bytes,

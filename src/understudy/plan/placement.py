@@ -52,6 +52,8 @@ class Plan:
     exact_bytes: int
     # Numbers of the Linears whose exact weights stay in fast memory as they are, beside their substitutes.
     decoded: frozenset[int] = frozenset()
+    # Decoder layers.
+    layers: int = 0
     speeds: LinkSpeeds = UNKNOWN
     # From where the weights stream; 0: not known.
     link_bytes_per_second: float = 0.0

@@ -1,0 +1,282 @@
+"""What a planned conversation takes, and what is given up in which order where memory is short: each step with budget and speed.
+
+SpecMemo (arXiv 2506.01986) shrinks the tree, then its heads, then the weights. Here exact weights that stay go first, since they
+only spare the link, then long pieces of prompts, wide trees, bits of the copy, and at last drafting."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .blueprint import Blueprint
+from .codecs import FALLBACK
+from .drafters import PLAIN_METHOD
+from .drafters.search import SearchSpec
+from .drafters.start import START, Start
+from .errors import UsageError
+from .options import AUTO, Options
+from .plan.conversation import Conversation
+from .plan.demand import MIB
+from .plan.memory import FEW_TILES, MARGIN, budget_for, make_plan, smallest_budget, smallest_passes, widened
+from .plan.placement import Passes, Plan
+from .plan.rounds import Arithmetic, Drafting, Round, expected
+from .plan.sizes import format_size
+from .plan.terms import terms
+
+# A budget that no model needs.
+PLENTY = 1 << 50
+# Of its speed with all the memory there could be, what drafting must keep to count as kept (SpecMemo's measure).
+KEPT = 0.96
+# What may be held while the rest gives way.
+FITS = ("context", "speed", "memory")
+# Copies with fewer bits, in the order in which they are tried.
+FEWER = ("mixed:bits=3.5", "3", "2")
+NO_SMALL_KEYS = "keys and values keep the model's type: 8 bits would not be exact, and there is no such form here"
+
+# Draws the blueprint of the model for other options.
+Drawn = Callable[[Options], Blueprint]
+
+
+@dataclass(frozen=True)
+class Concession:
+    """One arrangement, and the smallest budget that it works in."""
+
+    # What is given up, after all before it.
+    gives_up: str
+    # Options that say so, as a person writes them; empty: the plan does it by itself.
+    options: str
+    budget_bytes: int
+    expected: Round
+    plan: Plan
+    # The plan's bytes by the names that people see.
+    terms: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the plan."""
+        found = {"gives_up": self.gives_up, "options": self.options, "budget": self.budget_bytes}
+        return found | {"tokens_per_second": self.expected.tokens_per_second, "round": asdict(self.expected)}
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a conversation takes: the answer of `plan --chat`."""
+
+    conversation: Conversation
+    # What is held: one of FITS.
+    fit: str
+    budget_bytes: int
+    # In the order in which things are given up; the last is the lower bound.
+    steps: tuple[Concession, ...]
+    # The smallest arrangement at which drafting keeps KEPT of its speed; None: nothing drafts.
+    keeping: Concession | None
+    # What to run, with the memory it is given.
+    chosen: Concession
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lower_bound(self) -> Concession:
+        """Nothing drafts, nothing stays, and the ring is the smallest."""
+        return min(self.steps, key=lambda step: step.budget_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "conversation": {**asdict(self.conversation), "tokens": self.conversation.tokens},
+            "fit": self.fit,
+            "budget": self.budget_bytes,
+            "lower_bound": self.lower_bound.to_dict(),
+            "keeps_96_percent": self.keeping.to_dict() if self.keeping is not None else None,
+            "concessions": [step.to_dict() for step in self.steps],
+            "chosen": {**self.chosen.to_dict(), "terms": self.chosen.terms},
+            "plan": self.chosen.plan.to_dict(),
+            "notes": list(self.notes),
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        talk = self.conversation
+        clients = f"{talk.clients} conversations of " if talk.clients > 1 else ""
+        width = max(map(len, self.chosen.terms))
+        taken = [f"{name:<{width}}  {format_size(nbytes):>10}" for name, nbytes in self.chosen.terms.items()]
+        plan, bound = self.chosen.plan, self.lower_bound
+        found = [
+            f"{clients}{talk.turns} turns: {talk.tokens} tokens each",
+            *taken,
+            f"{'in all':<{width}}  {format_size(plan.used):>10}  of {format_size(plan.budget_bytes)}",
+            f"streamed in each pass: {format_size(plan.streamed_bytes)}",
+            f"lower bound: {mib(bound.budget_bytes)} ({bound.gives_up})",
+        ]
+        if self.keeping is not None:
+            speed = f"{self.keeping.expected.tokens_per_second:.2f} tok/s"
+            found.append(f"drafting keeps {KEPT:.0%} of its speed from {mib(self.keeping.budget_bytes)} on ({speed})")
+        how = f" with {self.chosen.options}" if self.chosen.options else ""
+        held = {"context": "the whole conversation", "speed": "the speed", "memory": "the least memory"}[self.fit]
+        reached = f"about {self.chosen.expected.tokens_per_second:.2f} tok/s"
+        run = f"--memory {mib(plan.budget_bytes).replace(' ', '')} --context {plan.context}"
+        found.append(f"held: {held}: {run}{how}, {reached}")
+        return [*found, "given up in this order, each with the smallest budget that it needs:", *self._table(), *self.notes]
+
+    def _table(self) -> list[str]:
+        """A line for each step: its budget, its speed, and what it costs beside the step before."""
+        found = []
+        before: float | None = None
+        for step in self.steps:
+            speed = step.expected.tokens_per_second
+            cost = f"{speed - before:+.2f}" if before is not None else ""
+            found.append(f"{mib(step.budget_bytes):>11}  {speed:8.2f} tok/s  {cost:>8}  {step.gives_up}")
+            before = speed
+        return found
+
+
+def mib(nbytes: int) -> str:
+    """Whole MiB, rounded up, so that what is named does work."""
+    return f"{-(-nbytes // MIB)} MiB"
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes steps for one conversation with one model."""
+
+    conversation: Conversation
+    arithmetic: Arithmetic
+    drawn: Drawn
+    # May the copy have other bits, and exact weights another codec? Not where they are prepared already.
+    changeable: bool
+
+    def step(self, options: Options, given: Sequence[str], budget: int | None = None, passes: Passes | None = None) -> Concession:
+        """The arrangement of `options` in `budget`, or in the smallest one for `passes`, or the smallest there is.
+
+        given: what is given up, and the options that say so. Raises UsageError where it does not fit."""
+        blueprint = self.drawn(options)
+        request = blueprint.request(self.conversation.tokens, self.conversation.clients)
+        if budget is None:
+            budget = budget_for(blueprint.footprint, request, passes or smallest_passes(request))
+        request = replace(request, budget_bytes=budget)
+        plan = replace(make_plan(blueprint.footprint, request), least_bytes=smallest_budget(blueprint.footprint, request))
+        plan = replace(plan, device=blueprint.device.name, method=options.method)
+        round_ = expected(plan, self.arithmetic, drafting_of(options, plan))
+        return Concession(given[0], given[1], budget, round_, plan, terms(plan, blueprint.footprint, request))
+
+    def steps(self, options: Options, head: str = "") -> Iterator[Concession]:
+        """All steps, in order. `head`: the method of a trained head that may draft in the place of the copy."""
+        blueprint = self.drawn(options)
+        request = blueprint.request(self.conversation.tokens, self.conversation.clients)
+        least = smallest_passes(request)
+        most = widened(least, PLENTY, blueprint.footprint, request)
+        few = min(FEW_TILES, most.tiles - most.trees)
+        everything = self.step(options, ("nothing: all that helps stays in fast memory", ""), PLENTY)
+        yield self.step(options, (everything.gives_up, ""), int(everything.plan.used / (1 - MARGIN)) + 1)
+        yield self.step(options, ("exact weights that stay", ""), passes=most)
+        yield self.step(options, ("long pieces of prompts", ""), passes=Passes(most.trees, most.trees + few))
+        yield self.step(options, ("wide trees: tiles of drafts", ""), passes=Passes(least.trees, least.trees + few))
+        yield self.step(options, ("pieces of prompts of more than a tile", ""))
+        if self.changeable and options.head_left_open:
+            yield self.step(replace(options, recipe_head=""), ("the output head's own 8 bits", f"--head-bits {options.bits}"))
+        if self.changeable and options.recipe_quantizer == "int4" and options.holds_substitute:
+            for bits in FEWER:
+                name = bits if bits.startswith("mixed") else f"int{bits}"
+                fewer = replace(options, recipe_quantizer=name, recipe_head="")
+                yield self.step(fewer, (f"bits of the copy: {bits.removeprefix('mixed:bits=')}", f"--bits {bits}"))
+        if head:
+            yield self.step(replace(options, method=head), ("the copy: a trained head drafts", f"--method {head}"))
+        said = f"--method {PLAIN_METHOD}" + (f" --codec {FALLBACK}" if self.recoded(options) else "")
+        yield self.step(self.plain(options), ("drafting: no copy, no residents, the smallest ring", said))
+
+    def recoded(self, options: Options) -> bool:
+        """Would plain decoding have exact weights in another codec, which needs no copy?"""
+        return self.changeable and options.codec not in ("link", FALLBACK)
+
+    def plain(self, options: Options) -> Options:
+        """Options under which nothing drafts, in the least memory."""
+        plain = replace(options, method=PLAIN_METHOD)
+        return replace(plain, codec=FALLBACK) if self.recoded(options) else plain
+
+    def turns_in(self, options: Options, budget: int) -> int:
+        """How many turns of the conversation `budget` holds with `options`, without drafting."""
+        blueprint = self.drawn(self.plain(options))
+
+        def needed(turns: int) -> int:
+            request = blueprint.request(replace(self.conversation, turns=turns).tokens, self.conversation.clients)
+            return smallest_budget(blueprint.footprint, request)
+
+        return bisect_right(range(1, self.conversation.turns + 1), budget, key=needed)
+
+    def keeping(self, options: Options, first: Concession, last: Concession) -> Concession:
+        """The smallest budget, to the MiB, at which drafting with `options` keeps KEPT of the speed of `first`; `last` is the
+        smallest arrangement of theirs."""
+        wanted = KEPT * first.expected.tokens_per_second
+        low, high = last.budget_bytes, first.budget_bytes
+        while high - low > MIB:
+            middle = (low + high) // 2
+            fast = self.step(options, ("", ""), middle).expected.tokens_per_second >= wanted
+            low, high = (low, middle) if fast else (middle, high)
+        return self.step(options, (f"{KEPT:.0%} of the speed is kept", ""), high)
+
+
+def start_of(options: Options) -> Start:
+    """What the drafter's search expects of a pass: measured by `understudy scale`, or what is always expected."""
+    drafter = options.drafter
+    return drafter.start if isinstance(drafter, SearchSpec) else START
+
+
+def drafting_of(options: Options, plan: Plan) -> Drafting | None:
+    """What the drafter of `options` is expected to give; None: nothing drafts, or nobody knows what is drafted."""
+    if options.holds_substitute:
+        return Drafting.by_copy(options.recipe_quantizer)
+    if "draft head" not in plan.items:
+        return None
+    tokens = start_of(options).tokens_per_pass
+    return replace(Drafting.seen(tokens, tokens + 1, 2 * tokens), head_bytes=plan.items["draft head"])
+
+
+def plan_chat(planner: Planner, options: Options, fit: str, head: str = "") -> Chat:
+    """What the conversation takes, and what to run on the budget of `options`. Raises UsageError where it cannot be held."""
+    if options.codec == AUTO:
+        raise AssertionError("the codec must be chosen before a conversation is planned")
+    blueprint = planner.drawn(options)
+    # Raises where the model has fewer positions.
+    blueprint.contexts()
+    budget = blueprint.budget
+    steps = tuple(planner.steps(options, head))
+    own = [step for step in steps if not step.options]
+    drafts = drafting_of(options, steps[0].plan) is not None
+    keeping = planner.keeping(options, own[0], own[-1]) if drafts else None
+    notes = [NO_SMALL_KEYS, "speeds are those of text like the built-in model's; other text is accepted more or less often"]
+    if not planner.changeable:
+        notes.append("the model is prepared: other bits of the copy or another codec would prepare it anew")
+    chosen = _chosen(planner, options, steps, keeping, (fit, budget))
+    return Chat(planner.conversation, fit, budget, steps, keeping, chosen, tuple(notes))
+
+
+def _chosen(
+    planner: Planner, options: Options, steps: Sequence[Concession], keeping: Concession | None, asked: tuple[str, int]
+) -> Concession:
+    """What to run, for what is to be held and the budget `asked`. Raises UsageError where it does not fit."""
+    fit, budget = asked
+    lowest = min(steps, key=lambda step: step.budget_bytes)
+    if lowest.budget_bytes > budget:
+        raise UsageError(_too_long(planner, options, lowest, budget))
+    if fit == "memory":
+        return lowest
+    if fit == "speed":
+        held = keeping or steps[0]
+        if held.budget_bytes > budget:
+            raise UsageError(
+                f"Drafting keeps {KEPT:.0%} of its speed from {mib(held.budget_bytes)} on, and --memory is {format_size(budget)}:"
+                " plan fewer turns or clients, or --fit context."
+            )
+        return held
+    first = next(step for step in steps if step.budget_bytes <= budget)
+    if not first.options:
+        return planner.step(options, (first.gives_up, ""), budget)
+    return first
+
+
+def _too_long(planner: Planner, options: Options, lowest: Concession, budget: int) -> str:
+    """The error of a conversation that does not even fit without drafting: how many turns do."""
+    talk = planner.conversation
+    text = f"{talk.turns} turns need {mib(lowest.budget_bytes)} at least ({lowest.gives_up}), and --memory is {format_size(budget)}"
+    fewer = planner.turns_in(options, budget)
+    return f"{text}: {fewer} turns fit." if fewer else f"{text}: no turn fits; use more memory or a smaller model."

@@ -1,0 +1,38 @@
+"""A conversation is planned for a config alone, and for a model that is prepared, whose copy stays as it is."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.published import MISTRAL_SMALL_24B
+from tests.tiny import save
+from understudy import LLM
+from understudy.chat_plan import chat_for
+from understudy.options import Options
+from understudy.plan.conversation import Conversation
+from understudy.plan.other_machine import OtherMachine
+from understudy.plan.rounds import Arithmetic
+
+TALK = Conversation(turns=3, prompt=20, reply=30)
+OTHER = OtherMachine.parse("cpu:memory=32GB,disk=3GB/s,bandwidth=60GB/s")
+READING = Arithmetic.of_bandwidth(60e9)
+
+
+def test_a_config_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "config.json").write_text(json.dumps(MISTRAL_SMALL_24B))
+    chat = chat_for(tmp_path, (TALK, "context", ""), Options.of({}, os.environ), READING, OTHER, config_alone=True)
+    assert any(step.options == "--bits 2" for step in chat.steps)
+    assert chat.chosen.plan.streamed_bytes > 0 and chat.lower_bound.budget_bytes < 8 << 30
+
+
+def test_a_prepared_model_keeps_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    save(tmp_path / "model", "llama", torch.bfloat16)
+    store = LLM.prepare(tmp_path / "model", output=tmp_path / "store")
+    chat = chat_for(store.path, (TALK, "context", ""), Options.of({}, os.environ), READING, OTHER)
+    assert not any("--bits" in step.options for step in chat.steps) and chat.steps[-1].options == "--method none"
+    assert any("prepared" in note for note in chat.notes)

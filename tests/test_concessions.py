@@ -1,0 +1,139 @@
+"""What a conversation takes: every byte has a name, each step needs less memory, and what is named does work."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import save
+from understudy import LLM
+from understudy.chat_plan import chat_for
+from understudy.concessions import KEPT, Chat
+from understudy.errors import UsageError
+from understudy.frontends import main
+from understudy.options import Options
+from understudy.plan.conversation import Conversation
+from understudy.plan.other_machine import OtherMachine
+from understudy.plan.rounds import Arithmetic
+from understudy.plan.sizes import parse_size
+
+TALK = Conversation(turns=4, prompt=24, reply=60)
+MACHINE = "cpu:memory=4GB,disk=0.5GB/s,bandwidth=20GB/s"
+OTHER = OtherMachine.parse(MACHINE)
+SLOW = Arithmetic(10**9, 10**9, 2 * 10**9, 10**-12, 10**-4, 10**-3, 10**-3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shaped as Llama, with layers enough that weights are most of it."""
+    place = tmp_path_factory.mktemp("chat") / "model"
+    save(place, "llama", torch.bfloat16, hidden_size=512, intermediate_size=1408, num_hidden_layers=6)
+    return place
+
+
+@pytest.fixture
+def planned(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+
+    def plan(fit: str = "context", talk: Conversation = TALK, **options: Any) -> Chat:
+        return chat_for(model, (talk, fit, ""), Options.of(options, os.environ), SLOW, OTHER)
+
+    return plan
+
+
+def test_steps_come_in_order_and_all_bytes_have_names(planned: Any) -> None:
+    chat = planned()
+    budgets = [step.budget_bytes for step in chat.steps]
+    assert budgets == sorted(budgets, reverse=True) and len(set(budgets)) > 5
+    for step in chat.steps:
+        assert sum(step.terms.values()) == step.plan.used <= step.budget_bytes
+    assert chat.steps[0].plan.streamed_bytes == 0 and chat.lower_bound is chat.steps[-1]
+    bound = chat.lower_bound.plan
+    assert not bound.residents and bound.streamed_bytes == bound.residual_bytes and chat.lower_bound.expected.levels == 0
+    assert chat.steps[0].expected.tokens_per_second > chat.lower_bound.expected.tokens_per_second
+    terms = chat.chosen.terms
+    layer_bytes = 2 * 2 * 128 * 2
+    assert terms["keys and values (layers that see all)"] == 6 * layer_bytes * TALK.tokens
+    assert terms["scratch of trees"] > 0 and terms["noise and choosing of tokens"] > 0
+
+
+def test_drafting_keeps_its_speed_from_the_named_budget_on(planned: Any) -> None:
+    chat = planned("speed")
+    assert chat.keeping is not None and chat.chosen is chat.keeping
+    wanted = KEPT * chat.steps[0].expected.tokens_per_second
+    assert chat.keeping.expected.tokens_per_second >= wanted
+    below = next(step for step in chat.steps if step.budget_bytes < chat.keeping.budget_bytes)
+    assert below.expected.tokens_per_second < wanted or below.budget_bytes > chat.keeping.budget_bytes - (2 << 20)
+
+
+def test_what_is_held_decides_what_is_run(planned: Any) -> None:
+    chat = planned("memory")
+    assert chat.chosen is chat.lower_bound
+    short = chat.steps[-2].budget_bytes
+    held = planned("context", memory=short)
+    assert held.chosen.budget_bytes <= short and held.chosen is not held.lower_bound
+    with pytest.raises(UsageError, match=r"keeps 96% of its speed from \d+ MiB on"):
+        planned("speed", memory=short)
+
+
+def test_what_is_named_does_work(planned: Any, model: Path) -> None:
+    chat = planned()
+    step = chat.steps[5]
+    assert not step.options or step.options.startswith("--head-bits")
+    words: dict[str, Any] = {"head_bits": 4} if step.options else {}
+    options = {"context": TALK.tokens, "rows": 1, "memory": step.budget_bytes, **words}
+    found = LLM.plan_only(model, machine=MACHINE, **options)
+    assert found.used <= step.budget_bytes
+    with pytest.raises(UsageError, match="too small"):
+        LLM.plan_only(model, machine=MACHINE, **{**options, "memory": step.plan.least_bytes - (1 << 20)})
+
+
+def test_clients_multiply_keys_and_values(planned: Any) -> None:
+    one, four = planned(), planned(talk=Conversation(4, 24, 60, clients=4))
+    for name in ("keys and values (layers that see all)", "scratch of trees"):
+        assert four.chosen.terms[name] == 4 * one.chosen.terms[name]
+
+
+def test_bad_input_is_one_line(planned: Any) -> None:
+    cases: list[tuple[str, Conversation, dict[str, Any]]] = [
+        (r"\d+ turns need \d+ MiB at least .*no turn fits", TALK, {"memory": "100MiB"}),
+        ("--context 4 contradicts", TALK, {"context": 4}),
+        ("loads two", TALK, {"method": "classic:x"}),
+        ("more than this model's 512 positions", Conversation(40, 24, 60), {}),
+    ]
+    for said, talk, options in cases:
+        with pytest.raises(UsageError, match=said) as error:
+            planned(talk=talk, **options)
+        assert "\n" not in str(error.value)
+
+
+def test_a_budget_that_holds_fewer_turns_says_how_many(planned: Any) -> None:
+    least = planned("memory").lower_bound.budget_bytes
+    turn_bytes = 6 * 2 * 2 * 128 * 2 * TALK.turn
+    with pytest.raises(UsageError, match=r"4 turns need .*: [123] turns fit"):
+        planned(memory=least - int(1.5 * turn_bytes))
+
+
+def test_the_command_prints_lines_or_json(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    words = ["plan", str(model), "--for", MACHINE, "--chat", "turns=4,prompt=24,reply=60"]
+    assert main([*words, "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "lower bound" in said and "keeps 96%" in said and "8 bits would not be exact" in said
+    assert main([*words, "--json", "--fit", "memory"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["chosen"] == {**found["lower_bound"], "terms": found["chosen"]["terms"]}
+    assert sum(found["chosen"]["terms"].values()) == found["plan"]["used"] <= found["budget"] == parse_size("4GB") * 9 // 10
+    assert main(["plan", str(model), "--fit", "speed"]) == 2 and "--fit is for --chat" in capsys.readouterr().err
+
+
+def test_the_turns_that_are_said_to_fit_do(planned: Any) -> None:
+    """A turn takes 258 KB here, a block of 64 slots 197: what fits in a budget is asked of the plan, not computed beside it."""
+    budget = planned("memory", talk=Conversation(2, 24, 60)).lower_bound.budget_bytes
+    with pytest.raises(UsageError, match=": 2 turns fit"):
+        planned(memory=budget)
