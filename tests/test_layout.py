@@ -41,7 +41,7 @@ MAY_IMPORT = {
         *("generation_config", "devices", "sampling", "cache", "layer_states", "rectangle", "tree", "recurrent"),
         *("weights", "tiers", "codecs", "quantizers", "kernels", "plan"),
     },
-    "heads": {"tree", "layer_states", "cache", "models", "weights"},
+    "heads": {"demo", "tree", "layer_states", "cache", "models", "weights"},
     "drafters": {"heads", "adjust", "sequence", "cache", "layer_states", "tree", "verify", "sampling", "models", "plan", "devices"},
     "batch": {"adjust", "logprobs", "sequence", "tree", "sampling"},
     "clock": set(),

@@ -21,3 +21,8 @@ PROMPT = '''class Walker:
 def path() -> Path:
     """The directory of the packaged model, in Hugging Face's format."""
     return Path(__file__).parent / "model"
+
+
+def head_path() -> Path:
+    """The directory of the packaged model's draft head (EAGLE, one layer), made by `understudy.scaling.demo_head`."""
+    return Path(__file__).parent / "head"

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import demo
 from ..errors import CheckpointError, StoreError, UsageError, quoted
 from ..models.taps import MIDDLE
 from ..registry import find
@@ -31,8 +32,10 @@ VERSION = 1
 
 
 def located(head: str, offline: bool = False) -> Path:
-    """The directory of `head`, which names one, or a head on the Hugging Face hub; that is downloaded into its cache. Raises
-    CheckpointError where there is neither."""
+    """The directory of `head`, which names one, or a head on the Hugging Face hub; that is downloaded into its cache. "demo" is the
+    built-in model's. Raises CheckpointError where there is neither."""
+    if head == demo.NAME:
+        return demo.head_path()
     path = Path(head).expanduser()
     return path if path.is_dir() else download(head, offline, wanted=("*.json", "*.safetensors", "*.bin", "*.pt"))
 
