@@ -49,6 +49,9 @@ RECTANGLE = "tests/test_rectangle.py tests/policies"
 PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
 HEADS = "tests/drafters/test_head_state.py tests/drafters/test_head_runner.py tests/drafters/test_head_proposer.py"
 MUTATIONS = (
+    Mutation("a command imports torch's compiler", "startup.py", "sys.meta_path.insert(0, finder)", "sys.meta_path.append(finder)", "tests/test_startup.py"),
+    Mutation("half of a library stays when it is imported again", "startup.py", "        del sys.modules[name]\n", "        pass\n", "tests/test_startup.py"),
+    Mutation("a Store is taken that does not fit", "sources.py", "return store if fits else None", "return store", "tests/test_sources.py"),
     Mutation("a head is compared with the target's features one token too early", "training/losses.py", "teacher = shifted(batch.features, guess.depth + 1)", "teacher = shifted(batch.features, guess.depth)", "tests/training/test_losses.py"),
     Mutation("nodes of a chain do not see one another in training", "training/chains.py", "mask = torch.cat([mask, own], 1)", "mask = torch.cat([mask, ~own & False], 1)", "tests/training/test_chains.py"),
     Mutation("a training goes on without what AdamW kept", "training/checkpoints.py", 'moments = {moment: tensors[f"{moment}.{name}"].to(weight.device) for moment in MOMENTS}', "moments = {moment: torch.zeros_like(weight) for moment in MOMENTS}", "tests/training/test_run.py"),

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # What each part may import of the others. All may import errors, params and registry.
 ANYONE = {"errors", "params", "registry"}
 MAY_IMPORT = {
+    "startup": set(),
     "tree": set(),
     "logprobs": set(),
     "sequence": {"logprobs"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "devices": {"plan", "kernels", "tiers", "codecs", "quantizers", "tree", "recurrent"},
     "models": {
         *("generation_config", "devices", "sampling", "cache", "layer_states", "rectangle", "tree", "recurrent"),
-        *("weights", "tiers", "codecs", "quantizers", "kernels", "plan"),
+        *("startup", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"),
     },
     "heads": {"demo", "tree", "layer_states", "cache", "models", "weights"},
     "drafters": {"heads", "adjust", "sequence", "cache", "layer_states", "tree", "verify", "sampling", "models", "plan", "devices"},
@@ -110,7 +111,7 @@ MAY_IMPORT = {
     "frontends": {
         *("cluster", "training"),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
-        *("demo", "devices", "options", "chat_plan", "yardstick"),
+        *("demo", "devices", "options", "chat_plan", "yardstick", "startup"),
     },
 }
 LONGEST_LINE = 132

@@ -1,5 +1,6 @@
 """From a name to a Store: what is named is found, and what is prepared once is found again."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,32 @@ def test_the_same_content_made_the_same_way_is_one_store(tmp_path: Path, model: 
     assert again.path == first.path and (again.path / "index.json").stat().st_mtime_ns == before
     other = prepare_source(source, options(tmp_path, bits=8), None)
     assert other.path != first.path
+
+
+class Room:
+    """A ceiling under which any Store fits, or none."""
+
+    def __init__(self, enough: bool) -> None:
+        self.enough = enough
+
+    def holds(self, *_: Any) -> bool:
+        return self.enough
+
+    def suited(self, config: Any, layout: Any, options: Options) -> Options:
+        return replace(options, recipe_head="")
+
+    def check(self, *_: Any) -> None:
+        pass
+
+
+def test_of_a_model_that_is_prepared_nothing_is_built(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = options(tmp_path)
+    first = prepare_source(locate(model, chosen), chosen, None)
+    small = prepare_source(locate(model, chosen), chosen, None, ceiling=Room(enough=False))
+    assert small.recipe.head == "" and first.recipe.head, "a Store that does not fit is not taken"
+    monkeypatch.setattr("understudy.sources.layout_of", None)
+    again = prepare_source(locate(model, chosen), chosen, None, ceiling=Room(enough=True))
+    assert again.path == first.path
 
 
 def test_a_store_is_a_model_too(tmp_path: Path, model: Path) -> None:

@@ -205,6 +205,10 @@ class MemoryCeiling:
     def suited(self, config: Any, layout: ModelLayout, options: Options) -> Options:
         return suited(Foretold(config, self.source.tensors, layout), options, Machine.inspect(), self.device)
 
+    def holds(self, store: Store, config: Any, options: Options) -> bool:
+        blueprint = Blueprint.of_store(store, config, options, Machine.inspect(), self.device)
+        return blueprint.least_bytes * FORETOLD <= blueprint.budget
+
     def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
         """Before minutes are spent on preparing a model whose plan would miss the budget clearly."""
         foretold, machine = Foretold(config, self.source.tensors, layout), Machine.inspect()

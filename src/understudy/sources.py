@@ -27,7 +27,7 @@ from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
 from .weights.mixing import Moments
-from .weights.prepare import estimate, prepare
+from .weights.prepare import estimate, found, prepare
 from .weights.recipe import Recipe
 from .weights.store import Store
 
@@ -40,6 +40,9 @@ class Ceiling(Protocol):
 
     def suited(self, config: Any, layout: ModelLayout, options: Options) -> Options:
         """Options with what takes more room than there is left out, where they leave it open."""
+
+    def holds(self, store: Store, config: Any, options: Options) -> bool:
+        """Does a Store that is there fit, with what options leave open as in it?"""
 
     def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
         """Raise UsageError for what cannot fit. Options have all that was left open chosen."""
@@ -75,6 +78,8 @@ def prepare_source(
     if isinstance(source, Store):
         return source
     config = proven_config(source.path, options)
+    if (store := _prepared(source, config, options, ceiling)) is not None:
+        return store
     layout = layout_of(source)
     if ceiling is not None:
         options = ceiling.suited(config, layout, options)
@@ -95,6 +100,21 @@ def prepare_source(
             report(said_aside(source, layout, options.recipe.codec), 0, 0)
     measure = None if options.text is None else partial(_moments, source, layout, config, options.text, report)
     return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
+
+
+def _prepared(source: Checkpoint, config: Any, options: Options, ceiling: Ceiling | None) -> Store | None:
+    """The Store of `source` that is in the cache, if one is there and fits: then nothing has to be known of the checkpoint but
+    its name and its files' sizes and dates. What options leave open is as in the first of those there may be."""
+    if options.output is not None:
+        return None
+    for candidate in _left_open(options):
+        directory = stored_at(source, candidate)
+        if not (directory / INDEX).is_file():
+            continue
+        store = found(directory, source, candidate.recipe)
+        fits = ceiling is None or not options.head_left_open or ceiling.holds(store, config, candidate)
+        return store if fits else None
+    return None
 
 
 def _as_made(options: Options, recipe: Recipe) -> Options:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .. import startup
 from ..errors import UnderstudyError
 from ..registry import find, lookup
 from .parser import Command, Parser
@@ -34,6 +35,8 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """The `understudy` command: the exit status is 0, 1 (could not), 2 (wrong use) or 130 (Ctrl-C)."""
     guard()
+    if argv is None:
+        startup.own()
     # Read when torch is loaded: threads that wait for each other spin for some microseconds, then sleep. Spinning on, as is
     # the default, takes the processor from those that work; sleeping at once costs a third of a draft level (docs/log.md).
     if "OMP_WAIT_POLICY" not in os.environ:

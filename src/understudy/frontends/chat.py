@@ -5,6 +5,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, StoreError, UnderstudyError, UsageError
+from . import opening
 from .live import Live, Progress
 from .model import resolve
 from .options import DEFAULTS, METHOD, OUTPUT, PLACEMENT, SAMPLING, declare, placement, sampling
@@ -29,9 +30,7 @@ def _run(args: Namespace) -> int:
     model = resolve(args.model)
     params = sampling(args)
     live = Live(args.quiet)
-    from ..llm import LLM
-
-    with LLM(model, progress=Progress(live), **placement(args)) as llm:
+    with opening.llm()(model, progress=Progress(live), **placement(args)) as llm:
         live.clear()
         for line in llm.generation.lines(params):
             live.say(line)

@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from ..errors import UsageError
+from . import opening
 from .live import Live
 from .model import resolve
 from .options import METHOD, OUTPUT, PLACEMENT, declare, placement
@@ -44,9 +45,7 @@ def _run(args: Namespace) -> int:
         return _plan_chat(args, model, live)
     if wrong := [flag for flag, value in (("--fit", args.fit), ("--draft-head", args.draft_head)) if value is not None]:
         raise UsageError(f"{wrong[0]} is for --chat: give that too, such as --chat turns=20,prompt=64,reply=192.")
-    from ..llm import LLM
-
-    plan = LLM.plan_only(model, config=args.config, machine=args.machine, **placement(args))
+    plan = opening.llm().plan_only(model, config=args.config, machine=args.machine, **placement(args))
     live.clear()
     print(to_json(plan.to_dict()) if args.json else "\n".join(plan.lines()))
     return 0

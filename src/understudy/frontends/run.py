@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from . import INTERRUPTED
+from . import INTERRUPTED, opening
 from .live import Live, Progress
 from .model import resolve
 from .options import DEFAULTS, METHOD, OUTPUT, PLACEMENT, PROMPT, SAMPLING, declare, placement, sampling
@@ -23,9 +23,7 @@ def _run(args: Namespace) -> int:
     params = sampling(args)
     live = Live(args.quiet)
     prompt = prompt_of(args, demo=model is None, live=live)
-    from ..llm import LLM
-
-    with LLM(model, progress=Progress(live), **placement(args)) as llm:
+    with opening.llm()(model, progress=Progress(live), **placement(args)) as llm:
         for line in llm.generation.lines(params):
             live.say(line)
         reply = receive(llm.stream(prompt, params), live, silent=args.json)

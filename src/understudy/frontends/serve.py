@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..plan.conversation import Conversation
+from . import opening
 from .beyond import check_replicas, cluster, declare_replicas, elsewhere, options_of_replicas, planned
 from .live import Live, Progress
 from .model import resolve, served_name
@@ -87,15 +88,13 @@ def _run(args: Namespace) -> int:
             own.close()
         return _run_replicas(args, model, name, live)
     with Listener(_settings(args, name), args.host, args.port, args.drain, **_tls(args)) as listener, terminating():
-        from ..llm import LLM
-
         shown = Progress(live)
 
         def report(stage: str, done: float, total: float) -> None:
             shown(stage, done, total)
             listener.gate.loading.report(stage, done, total)
 
-        with LLM(model, progress=report, **placement_of_many(args)) as llm:
+        with opening.llm()(model, progress=report, **placement_of_many(args)) as llm:
             live.clear()
             room = f"{llm.plan.rows} requests together, {llm.context} tokens each"
             live.say(f"Serving {name} at {_url(args)}/v1: {room}. Ctrl-C ends it.")

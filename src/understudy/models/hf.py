@@ -5,7 +5,6 @@ uses (docs/log.md). Triton is hidden while they are imported; a later `import tr
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, quoted
+from ..startup import hidden
 
 
 @contextmanager
@@ -38,23 +38,10 @@ def _missing(key: Any, config: Mapping[str, Any]) -> str:
     return f"{names[0]} cannot be {key!r}" if names else f"{key!r} is missing"
 
 
-@contextmanager
-def _without(module: str) -> Iterator[None]:
-    """Inside, importing `module` fails as if it were not installed, unless it was imported before."""
-    hidden = module not in sys.modules
-    if hidden:
-        sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if hidden:
-            del sys.modules[module]
-
-
 @cache
 def cache_class() -> Any:
     """The class of transformers' caches."""
-    with nullcontext() if torch.cuda.is_available() else _without("triton"):
+    with nullcontext() if torch.cuda.is_available() else hidden("triton"):
         from transformers import Cache
     return Cache
 
@@ -62,7 +49,7 @@ def cache_class() -> Any:
 @cache
 def base_output_class() -> Any:
     """The class of what a model without its head gives back."""
-    with nullcontext() if torch.cuda.is_available() else _without("triton"):
+    with nullcontext() if torch.cuda.is_available() else hidden("triton"):
         from transformers.modeling_outputs import BaseModelOutputWithPast
     return BaseModelOutputWithPast
 
@@ -70,7 +57,7 @@ def base_output_class() -> Any:
 @cache
 def attention_interface() -> Any:
     """The registry of transformers' attention functions."""
-    with nullcontext() if torch.cuda.is_available() else _without("triton"):
+    with nullcontext() if torch.cuda.is_available() else hidden("triton"):
         from transformers import AttentionInterface
     return AttentionInterface
 
@@ -78,7 +65,7 @@ def attention_interface() -> Any:
 @cache
 def llama() -> Any:
     """The module of transformers' Llama, whose decoder layers draft heads are made of."""
-    with nullcontext() if torch.cuda.is_available() else _without("triton"):
+    with nullcontext() if torch.cuda.is_available() else hidden("triton"):
         from transformers.models.llama import modeling_llama
     return modeling_llama
 

@@ -39,6 +39,7 @@ CANNOT_BUILD = "transformers cannot build"
 def _weights_on_meta() -> Iterator[None]:
     """nn.Linear and nn.Embedding built inside hold no memory; buffers and norms are real and keep their computed values.
 
+    No first values are drawn for them: on the meta device that does nothing, and takes what compiles models to find out.
     An embedding's padding index concerns gradients alone. It is left out: a pad token may then lie anywhere, and a lookup
     depends on nothing but the table."""
 
@@ -63,15 +64,24 @@ def _weights_on_meta() -> Iterator[None]:
 
         return init
 
+    def draw_nothing(self: nn.Module) -> None:
+        """Leave `self`, which holds no values, as it is."""
+
+    kinds: tuple[Any, ...] = nn.Linear, nn.Embedding
     with _construction:
         linear, embedding = nn.Linear.__init__, nn.Embedding.__init__
+        draws = [kind.reset_parameters for kind in kinds]
         try:
+            for kind in kinds:
+                kind.reset_parameters = draw_nothing
             nn.Linear.__init__ = on_meta(linear)  # type: ignore[method-assign]
             nn.Embedding.__init__ = without_padding(on_meta(embedding))  # type: ignore[method-assign]
             yield
         finally:
             nn.Linear.__init__ = linear  # type: ignore[method-assign]
             nn.Embedding.__init__ = embedding  # type: ignore[method-assign]
+            for kind, draw in zip(kinds, draws, strict=True):
+                kind.reset_parameters = draw
 
 
 def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:

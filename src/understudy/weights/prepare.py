@@ -57,12 +57,12 @@ def prepare(
         waiting = partial(report, 0.0, 1.0, "waiting for another process to prepare it")
         with only_process(directory.with_name(directory.name + ".lock"), waiting):
             if directory.is_dir() and any(directory.iterdir()):
-                return _already(directory, checkpoint, recipe)
+                return found(directory, checkpoint, recipe)
             needed = estimate(checkpoint, layout, recipe)
             return Building(checkpoint, layout, directory, recipe, report, measure).run(needed)
 
 
-def _already(directory: Path, checkpoint: Checkpoint, recipe: Recipe) -> Store:
+def found(directory: Path, checkpoint: Checkpoint, recipe: Recipe) -> Store:
     """The Store that is there. Raises StoreError for other files, and for another Store."""
     if not (directory / INDEX).is_file():
         raise StoreError(f"{directory} holds other files: {ELSEWHERE}.")

@@ -1,0 +1,185 @@
+"""A command's start: what no run of a model uses of the libraries it imports is left out, and garbage is collected later.
+
+transformers' model code marks functions for torch's compiler, and looks for tensors that are spread over machines. Importing both
+takes longer than all the rest of transformers, and neither is used here. So the compiler's package is deferred: its modules can be
+imported, marks for it do nothing, and whatever else it is asked for loads it after all. So is the list of all models, which is
+made by reading a thousand files. This is for processes of our own: in a program of somebody else's all is as it always is."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+LIBRARY = "transformers"
+# Where model code begins: what importing any model imports.
+FOUNDATION = "transformers.modeling_utils"
+# What a foundation may raise that misses what was left out; it is imported whole then.
+MISSED = (ImportError, AttributeError, NameError, TypeError, ValueError, RuntimeError)
+
+
+def unmarked(function: Any = None, *_: Any, **__: Any) -> Any:
+    """`function` as it is, in the place of a mark for a compiler that never sees it."""
+    return unmarked if function is None else function
+
+
+# Whether this process is a command's, and nobody else's program.
+_owned: list[bool] = [False]
+
+
+def own() -> None:
+    """Take this process for a command's own: `lean` has an effect from now on."""
+    _owned[0] = True
+
+
+# By package: what it answers before it is loaded.
+DEFERRED: Mapping[str, Mapping[str, Any]] = {
+    "torch._dynamo": {"disable": unmarked, "allow_in_graph": unmarked, "assume_constant_result": unmarked},
+    "transformers.models": {},
+}
+
+
+class Deferred(ModuleType):
+    """A package whose modules can be imported, and which itself is loaded when it is asked for anything else."""
+
+    def __getattr__(self, name: str) -> Any:
+        answers = DEFERRED[self.__name__]
+        if name in answers:
+            return answers[name]
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if PathFinder.find_spec(f"{self.__name__}.{name}", self.__path__) is not None:
+            return importlib.import_module(f"{self.__name__}.{name}")
+        load(self)
+        # A package may put another module in its own place.
+        return getattr(sys.modules[self.__name__], name)
+
+
+def load(package: Deferred) -> None:
+    """Make of a deferred `package` the real one."""
+    package.__class__ = ModuleType  # type: ignore[assignment]
+    assert package.__spec__ is not None and package.__spec__.loader is not None
+    package.__spec__.loader.exec_module(package)
+
+
+class _Deferral(Loader):
+    """Makes a deferred package, and gives it the loader of the real one."""
+
+    def __init__(self, real: Loader) -> None:
+        self.real = real
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return Deferred(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.real
+
+
+class _Finder(MetaPathFinder):
+    """Finds the packages of DEFERRED, and nothing else."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname in DEFERRED else None
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Deferral(spec.loader)
+        return spec
+
+
+@contextmanager
+def hidden(module: str) -> Iterator[None]:
+    """Inside, importing `module` fails as if it were not installed, unless it was imported before."""
+    hides = module not in sys.modules
+    if hides:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hides:
+            del sys.modules[module]
+
+
+@contextmanager
+def _deferring() -> Iterator[None]:
+    """Inside, the packages of DEFERRED are deferred."""
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+@contextmanager
+def _on_one_machine() -> Iterator[None]:
+    """Inside, torch says that it was built without what spreads tensors over machines, as it is on some systems."""
+    import torch.distributed as distributed
+
+    asked: Callable[[], bool] = distributed.is_available
+    distributed.is_available = lambda: False
+    try:
+        yield
+    finally:
+        distributed.is_available = asked
+
+
+@contextmanager
+def _collecting_later() -> Iterator[None]:
+    """Inside, garbage is not looked for; what is there at the end stays, and is never looked at again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()
+
+
+@contextmanager
+def lean() -> Iterator[None]:
+    """Inside, in a process of our `own`, imports take the least time; what model code stands on is imported already.
+
+    Where that cannot be imported without what is left out, it is imported whole when it is first used."""
+    if not _owned[0]:
+        yield
+        return
+    with _collecting_later():
+        import_foundation()
+        yield
+
+
+def import_foundation() -> bool:
+    """Import FOUNDATION without what no run of a model uses. False: it is imported already, or cannot be without."""
+    if FOUNDATION in sys.modules:
+        return False
+    import torch
+
+    with ExitStack() as stack:
+        stack.enter_context(_deferring())
+        stack.enter_context(_on_one_machine())
+        if not torch.cuda.is_available():
+            stack.enter_context(hidden("triton"))
+        try:
+            importlib.import_module(FOUNDATION)
+        except MISSED:
+            pass
+        else:
+            return True
+    _begin_again()
+    return False
+
+
+def _begin_again() -> None:
+    """Load what was deferred, and forget all of transformers that was imported without it."""
+    for package in [sys.modules.get(name) for name in DEFERRED]:
+        if isinstance(package, Deferred) and not package.__name__.startswith(LIBRARY):
+            load(package)
+    for name in [name for name in sys.modules if name.partition(".")[0] == LIBRARY]:
+        del sys.modules[name]

@@ -1,0 +1,91 @@
+"""A command's start leaves out what no run uses, and gives it back to whoever asks for it after all."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from understudy import startup
+
+# What takes longer to import than all that a run needs of transformers.
+UNUSED = ["torch._dynamo.symbolic_convert", "torch.distributed.tensor", "torch.distributed.fsdp", "sympy", "triton"]
+# A small model in transformers, first as a command imports it.
+BUILT = """
+import json, sys
+from understudy import startup
+{before}
+with startup.lean():
+    import understudy.llm
+from understudy.models.hf import attention_interface
+attention_interface()
+found = [name for name in json.loads(sys.argv[1]) if name in sys.modules]
+from transformers import AutoConfig, AutoModelForCausalLM
+import torch
+sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+config = AutoConfig.for_model("llama", **sizes)
+{after}
+torch.manual_seed(0)
+logits = AutoModelForCausalLM.from_config(config)(torch.tensor([[1, 2, 3]])).logits
+print(json.dumps([found, logits.sum().item()]))
+"""
+
+
+def built(before: str = "startup.own()", after: str = "") -> tuple[list[str], float]:
+    """Which of UNUSED a process has once it imported what commands import, and what a model in it computes."""
+    code = BUILT.format(before=before, after=after)
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(UNUSED)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found, logits = json.loads(done.stdout.splitlines()[-1])
+    return found, logits
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[list[str], float]:
+    """The same in a program of somebody else's."""
+    return built(before="")
+
+
+def test_a_command_imports_neither_a_compiler_nor_tensors_of_many_machines(whole: tuple[list[str], float]) -> None:
+    asked = """
+assert torch.distributed.is_available() and torch.ones(2).sum() == 2
+assert type(torch._dynamo) is startup.Deferred
+# asked for what it does not answer by itself, it is the real one from now on
+torch._dynamo.reset()
+assert torch._dynamo.disable is not startup.unmarked and "torch._dynamo.symbolic_convert" in sys.modules
+import transformers.models
+assert transformers.models.llama.LlamaConfig is type(config)
+"""
+    found, logits = built(after=asked)
+    assert found == []
+    assert logits == whole[1]
+    assert set(whole[0]) >= {"sympy", "torch._dynamo.symbolic_convert"}
+
+
+def test_what_cannot_be_imported_without_is_imported_whole(whole: tuple[list[str], float]) -> None:
+    # This version of a library asks the compiler for more than marks, and takes what it gets for something else.
+    odd = "startup.own(); startup.DEFERRED['torch._dynamo']['disable'] = 0; startup.DEFERRED['torch._dynamo']['allow_in_graph'] = 0"
+    found, logits = built(before=odd)
+    assert logits == whole[1] and "sympy" in found
+
+
+def test_a_module_is_hidden_for_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "somewhere_else.py").write_text("here = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    with startup.hidden("somewhere_else"), pytest.raises(ImportError):
+        import somewhere_else
+    import somewhere_else
+
+    assert somewhere_else.here
+    with startup.hidden("somewhere_else"):
+        import somewhere_else as again
+    assert again is somewhere_else
+
+
+def test_in_a_program_of_somebody_else_nothing_changes() -> None:
+    before = list(sys.meta_path)
+    with startup.lean():
+        assert sys.meta_path == before
