@@ -283,6 +283,9 @@ MUTATIONS = (
     Mutation("an unknown tensor within the text model is overlooked", "models/aside.py", "        if part is None:", "        if False:", "tests/models/test_aside.py"),
     Mutation("a wrapper's language model hands on other states", "models/wrapper.py", "        return Hidden(done.last_hidden_state)", "        return Hidden(done.last_hidden_state * 0.5)", "tests/models/test_wrapper.py"),
     Mutation("a linked Store does not watch what it points to", "weights/building.py", "linked=linked_files(extents),", "linked=linked_files([]),", "tests/weights/test_integrity.py"),
+    Mutation("a line that two replicas answered has two records", "cluster/lines.py", 'if self.output.holds(line_of(row["number"], row["text"])):', "if False:", "tests/cluster/test_lines.py"),
+    Mutation("a replica whose passes cannot run is well", "cluster/replicas.py", "        if service.fault:", "        if False:", "tests/cluster/test_replicas.py"),
+    Mutation("one resource of a machine is enough for a replica", "cluster/connection.py", "return min(int(resources", "return max(int(resources", "tests/cluster/test_connection.py"),
     Mutation("a piece of work is taken twice", "kernels/team.py", 'atomic_rmw("add", place, ir.IntType(64)(1)', 'atomic_rmw("umax", place, ir.IntType(64)(1)', "tests/kernels/test_team.py"),
     Mutation("a caller keeps its threads", "llm.py", "        finally:\n            disband()\n\n    def _stream", "        finally:\n            pass\n\n    def _stream", "tests/test_llm.py"),
 )  # fmt: skip

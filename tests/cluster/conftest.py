@@ -19,7 +19,7 @@ from tests.frontends.conftest import REAL, environment
 from understudy import LLM
 
 # Seconds that anything may take on a machine that others use too.
-PATIENCE = 200
+PATIENCE = 400
 OPTIONS = ("--memory", "1GiB", "--rows", "4", "--context", "512")
 
 

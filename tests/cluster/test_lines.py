@@ -7,13 +7,43 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.cluster.conftest import OPTIONS, until
 from understudy import LLM, SamplingParams
+from understudy.api.settings import AnswerSettings
+from understudy.jobs.ledger import Index, Output
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 LINES, TOKENS = 40, 24
+
+
+def test_a_line_that_is_answered_twice_has_one_record(demo: LLM, tmp_path: Path) -> None:
+    """As where a replica is lost after it answered: Ray asks another one. The replica's own code runs here."""
+    from understudy.cluster.lines import ClusterJob, LineReplica
+
+    body = {"prompt": "def f(", "max_tokens": 3, "user": "me"}
+    asked = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body})
+    (tmp_path / "in.jsonl").write_text(f"{asked}\nnonsense\n")
+    replica = LineReplica(None, {"rows": 2, "context": 64}, AnswerSettings("demo"))
+    with (tmp_path / "in.jsonl").open("rb") as file:
+        output = Output(tmp_path / "out.jsonl", Index.of(file, lambda done, total: None), "demo", overwrite=False)
+        told: list[int] = []
+        job = ClusterJob(None, {}, replica.settings, file, output, 4, lambda: told.append(1))
+        (group,) = job._groups(2)
+        for _ in range(2):
+            columns = {name: np.array(column, dtype=object) for name, column in group.to_pydict().items()}
+            answered = replica(columns)
+            for n in range(2):
+                job._keep({name: column[n] for name, column in answered.items()})
+        assert list(job._groups(2)) == []
+        output.close()
+    replica.service.close()
+    replica.llm.close()
+    assert len(told) == 2 and job.tokens == 3 and job.ignored == {"user"}
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert first["response"]["status_code"] == 200 and second["error"]["code"] == "invalid_json"
 
 
 def test_a_job_is_whole_after_a_replica_was_killed(demo: LLM, begin: Callable[..., Any], tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,7 +19,7 @@ from tests.cluster.conftest import OPTIONS, PATIENCE, until
 from tests.frontends.test_serve import free_port
 from understudy import LLM, SamplingParams
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 TOKENS = 64
 
 
@@ -36,6 +38,25 @@ def streamed(url: str, prompt: str) -> tuple[str, bool]:
     return text, ended
 
 
+def test_a_replica_whose_passes_cannot_run_is_not_well() -> None:
+    from understudy.cluster.replicas import Replica
+
+    service = SimpleNamespace(fault="")
+    replica = SimpleNamespace(application=SimpleNamespace(state=SimpleNamespace(service=service)))
+    Replica.check_health(replica)
+    service.fault = "the device is gone"
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        Replica.check_health(replica)
+
+
+def test_more_replicas_are_asked_for_where_more_wait_than_run() -> None:
+    from understudy.cluster.replicas import ReplicaGroup, _count
+
+    assert _count(ReplicaGroup(2, 2, 8, 30)) == {"num_replicas": 2}
+    bounds = {"min_replicas": 2, "max_replicas": 5, "target_ongoing_requests": 8}
+    assert _count(ReplicaGroup(2, 5, 8, 30)) == {"autoscaling_config": bounds}
+
+
 def test_a_replica_that_is_killed_under_load_costs_no_wrong_text(demo: LLM, begin: Callable[..., Any]) -> None:
     params = SamplingParams(max_new_tokens=TOKENS, ignore_eos=True)
     prompts = [f"def f{n}(" for n in range(12)]
@@ -46,6 +67,9 @@ def test_a_replica_that_is_killed_under_load_costs_no_wrong_text(demo: LLM, begi
     until(lambda: command.alive() or "Serving demo" in command.said.read_text(), "it serves")
     first, second = command.replicas()
     assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    # Whichever is asked tells the figures of both.
+    figures = httpx.get(f"{url}/metrics").text
+    assert len(set(re.findall(r'understudy:passes_total{.*replica="(\w+)"', figures))) == 2, figures
 
     def ask(prompt: str) -> bool:
         """Whether the text came whole. What came of another is its beginning, and it is not told as whole."""

@@ -58,7 +58,8 @@ def connected(address: str | None, replicas: int, place: ReplicaShare, program: 
         place = replace(place, cpus=max(cores // replicas, 1))
     own = {"num_cpus": max(cores, replicas * place.cpus), "object_store_memory": OBJECTS, "include_dashboard": False}
     where: dict[str, Any] = {"address": "local", **own} if address is None else {"address": address}
-    with quoted(UnderstudyError, f"Cannot use the Ray cluster {address or 'of this machine'}", "See `ray status`.", Exception):
+    what, advice = f"Cannot use the Ray cluster {address or 'of this machine'}", "One with a key needs RAY_AUTH_MODE=token here."
+    with quoted(UnderstudyError, what, advice, ray.exceptions.RayError):
         ray.init(**where, log_to_driver=False, logging_level="ERROR")
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -83,9 +84,11 @@ def _words(place: ReplicaShare) -> str:
 
 
 def _keep_strangers_out() -> None:
-    """A cluster of one's own listens at the machine's address, and runs what it is told: it asks for a key that nobody has."""
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    """A cluster of one's own listens at the machine's address, and runs what it is told: it asks for a key, which lies nowhere
+    but in its processes. Where the user has said how keys are handled, that holds."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _reach(address: str) -> None:

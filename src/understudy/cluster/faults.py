@@ -23,14 +23,14 @@ def told(what: str) -> Iterator[None]:
     except UnderstudyError:
         raise
     except (RayError, RuntimeError) as error:
-        raise plain(error, what) from None
+        raise plain(str(error), f"{what}: {first_line(error)}.") from None
 
 
-def plain(error: BaseException, what: str) -> UnderstudyError:
-    """The error to raise in place of `error`, which Ray raised."""
-    found = OWN.findall(str(error))
+def plain(told: str, otherwise: str) -> UnderstudyError:
+    """The error of this package that `told`, what Ray says of a failure, ends with; `otherwise` where there is none."""
+    found = OWN.findall(told)
     if not found:
-        return UnderstudyError(f"{what}: {first_line(error)}.")
+        return UnderstudyError(otherwise)
     name, message = found[-1]
     kind = getattr(errors, name, UnderstudyError)
     return kind(message.strip()) if issubclass(kind, UnderstudyError) else UnderstudyError(message.strip())

@@ -10,13 +10,15 @@ import ray
 from ray import serve
 from starlette.types import ASGIApp
 
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from ..llm import LLM
 from ..server.app import create_app
+from ..server.metrics import Metrics
 from ..server.settings import LOOPBACK, Settings
 from ..service import Service
 from .connection import ReplicaShare
-from .faults import told
+from .faults import plain, told
+from .figures import joined
 
 NAME = "understudy"
 # Requests to a replica that are not for its model, such as whether it is well, beside those that run and wait.
@@ -51,10 +53,20 @@ class Replica:
 
     def __init__(self, model: str | None, options: dict[str, Any], settings: Settings):
         self.llm = LLM(model, **options)
-        self.application = create_app(self.llm, settings)
+        self.application = create_app(self.llm, settings, self.figures_of_all)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self.application
+
+    def figures(self) -> tuple[str, bytes]:
+        """The name of this replica, and its figures for Prometheus."""
+        metrics: Metrics = self.application.state.metrics
+        return serve.get_replica_context().replica_id.unique_id, metrics.text()
+
+    async def figures_of_all(self) -> bytes:
+        """Those of every replica."""
+        found = serve.get_deployment_handle(NAME, NAME).broadcast("figures")
+        return joined(dict(await found.results_async(timeout_s=PATIENCE)))
 
     def check_health(self) -> None:
         """Raise where no request is served any more: Ray puts another replica in the place of this one."""
@@ -76,8 +88,12 @@ def start(model: str | None, options: dict[str, Any], settings: Settings, group:
         health_check_timeout_s=PATIENCE,
         request_router_config={"request_router_class": ROUTERS[group.sticky]},
     )
-    with told("The replicas cannot be loaded"):
+    try:
         serve.run(replica.bind(model, options, settings), name=NAME)
+    except RuntimeError as error:
+        application = serve.status().applications.get(NAME)
+        why = "" if application is None else application.deployments[NAME].message
+        raise plain(why, f"The replicas cannot be loaded: {first_line(error)}. Their logs say more (`ray logs`).") from None
 
 
 def _count(group: ReplicaGroup) -> dict[str, Any]:

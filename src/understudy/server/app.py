@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -63,8 +63,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
-def create_app(llm: Any, settings: Settings) -> FastAPI:
-    """The application that serves `llm`, an LLM. It runs passes from its start to its shutdown, and does not close `llm`."""
+def create_app(llm: Any, settings: Settings, figures: Callable[[], Awaitable[bytes]] | None = None) -> FastAPI:
+    """The application that serves `llm`, an LLM. It runs passes from its start to its shutdown, and does not close `llm`.
+
+    `figures`: what `/metrics` answers; None: the figures of this application, `state.metrics`."""
     metrics = Metrics(llm, settings.model_name)
     service = Service(llm, settings.max_queue, metrics.ended)
 
@@ -85,7 +87,8 @@ def create_app(llm: Any, settings: Settings) -> FastAPI:
         responses=ERRORS,
     )
     app.state.service = service
-    endpoints = Endpoints(llm, settings, service, metrics)
+    app.state.metrics = metrics
+    endpoints = Endpoints(llm, settings, service, metrics, figures)
     app.post("/v1/chat/completions", responses=STREAMED)(endpoints.chat)
     app.post("/v1/completions", responses=STREAMED)(endpoints.completions)
     app.get("/v1/models")(endpoints.models)
@@ -115,8 +118,16 @@ def ignored_header(names: Sequence[str]) -> dict[str, str]:
 class Endpoints:
     """The handlers of one application."""
 
-    def __init__(self, llm: Any, settings: Settings, service: Service, metrics: Metrics):
+    def __init__(
+        self,
+        llm: Any,
+        settings: Settings,
+        service: Service,
+        metrics: Metrics,
+        figures: Callable[[], Awaitable[bytes]] | None,
+    ):
         self.llm = llm
+        self.figures = figures
         self.settings = settings
         self.service = service
         self.metrics = metrics
@@ -204,7 +215,8 @@ class Endpoints:
 
     async def metrics_text(self) -> Response:
         """Figures for Prometheus."""
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = self.metrics.text() if self.figures is None else await self.figures()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _tell_errors(app: FastAPI) -> None:
