@@ -32,6 +32,8 @@ GREEDY = SamplingParams(max_new_tokens=24, ignore_eos=True)
 SAMPLED = SamplingParams(max_new_tokens=24, ignore_eos=True, temperature=0.9, seed=3)
 # Methods that draft with a trained head.
 HEADS = (*trained.SHAPES, "mtp")
+# Before the kind of a head that speaks in front of the 4-bit copy.
+SUGGESTED = "substitute:suggest="
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,8 @@ def heads(model: Path, plain: list[list[int]], tmp_path_factory: pytest.TempPath
 def method(name: str, model: Path, heads: Callable[[str], Path]) -> str:
     if name in trained.SHAPES:
         return f"{name}:{heads(name)}"
+    if name.startswith(SUGGESTED):
+        return SUGGESTED + method(name.removeprefix(SUGGESTED), model, heads)
     return f"classic:{model}" if name == "classic" else name
 
 
@@ -117,6 +121,20 @@ def test_heads_are_lossless_in_any_batch_and_plan(
             done = llm.generate(OTHERS, params)
             assert [c.token_ids for c in done] == wanted
             assert done[-1].stats.accepted > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "resident"), [("eagle", "ragged", "none"), ("medusa", "eqspec", "none"), ("mtp", "exspec", "auto")]
+)
+def test_heads_in_front_of_the_copy_are_lossless_in_any_batch_and_plan(
+    kind: str, policy: str, resident: str, model: Path, plainly: list[list[list[int]]], heads: Callable[[str], Path]
+) -> None:
+    with opened(model, method=method(SUGGESTED + kind, model, heads), policy=policy, resident=resident, rows=3) as llm:
+        for params, wanted in zip((GREEDY, SAMPLED, PENALISED), plainly, strict=True):
+            done = llm.generate(OTHERS, params)
+            assert [c.token_ids for c in done] == wanted
+            assert sum(c.stats.accepted for c in done) > 0
+            assert sum(sum(c.stats.suggested.values()) for c in done) > 0
 
 
 @pytest.mark.parametrize("kind", ["medusa", "eagle3", "mtp"])
