@@ -69,6 +69,7 @@ MAY_IMPORT = {
     },
     "concessions": {"blueprint", "codecs", "drafters", "options", "plan"},
     "chat_plan": {"blueprint", "codecs", "concessions", "options", "plan", "planning", "sources", "weights"},
+    "diagnosis": {"blueprint", "concessions", "options", "plan"},
     "yardstick": {"llm", "codecs", "kernels", "quantizers", "plan"},
     "loading": {
         "planning",
@@ -111,7 +112,7 @@ MAY_IMPORT = {
     "frontends": {
         *("cluster", "training"),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
-        *("demo", "devices", "options", "chat_plan", "yardstick", "startup"),
+        *("demo", "devices", "options", "chat_plan", "yardstick", "startup", "diagnosis"),
     },
 }
 LONGEST_LINE = 132

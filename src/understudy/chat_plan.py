@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .blueprint import Blueprint
 from .codecs import FALLBACK
-from .concessions import FITS, Chat, Planner, plan_chat
+from .concessions import FITS, Chat, Drawn, Planner, plan_chat
 from .errors import UsageError
 from .options import AUTO, Options
 from .plan.conversation import Conversation
@@ -37,8 +37,30 @@ def chat_for(
     or "". config_alone: `place` is the directory of a config.json. Raises UsageError for what contradicts, or does not fit."""
     conversation, fit, head = asked
     _check(conversation, fit, head, options)
-    device = planned_device(options, other)
     options = replace(options, context=conversation.tokens, rows=conversation.clients)
+    model = drawable(place, options, other, config_alone=config_alone)
+    planner = Planner(conversation, arithmetic, model.drawn, changeable=model.changeable)
+    return plan_chat(planner, model.options, fit, head)
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """A model whose blueprint can be drawn for any options: it is prepared, a checkpoint, or a config alone."""
+
+    drawn: Drawn
+    # With a codec chosen.
+    options: Options
+    # May the copy have other bits, and exact weights another codec?
+    changeable: bool
+
+
+def drawable(
+    place: str | Path | None, options: Options, other: OtherMachine | None = None, *, config_alone: bool = False
+) -> Drawable:
+    """The model in `place`, here or on the `other` machine. config_alone: `place` is the directory of a config.json.
+
+    Raises UsageError for options that contradict, CheckpointError for a model that cannot be found or used."""
+    device = planned_device(options, other)
     if config_alone:
         assert place is not None
         foretold = foretold_of_config(place, options)
@@ -54,7 +76,7 @@ def chat_for(
             def stored(wanted: Options) -> Blueprint:
                 return Blueprint.of_store(source, config, wanted, machine, device)
 
-            return plan_chat(Planner(conversation, arithmetic, stored, changeable=False), _with_codec(options), fit, head)
+            return Drawable(stored, _with_codec(options), changeable=False)
         layout = layout_of(source)
         foretold = Foretold(config, source.tensors, layout)
         info = source.info(layout.linears[0].weight)
@@ -70,7 +92,7 @@ def chat_for(
     def drawn(wanted: Options) -> Blueprint:
         return foretold.blueprint(wanted, machine, device)
 
-    return plan_chat(Planner(conversation, arithmetic, drawn, changeable=not options.link), options, fit, head)
+    return Drawable(drawn, options, changeable=not options.link)
 
 
 def _with_codec(options: Options) -> Options:

@@ -4,13 +4,9 @@ The built-in model is narrow, so its rounds tell what a layer takes beside its p
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,6 +16,7 @@ from .kernels.exact_product import BlockProduct, Operand
 from .kernels.pack import BLOCK, block
 from .llm import LLM, SamplingParams
 from .plan.machine import Machine
+from .plan.remembered import recall, remember
 from .plan.rounds import Arithmetic
 from .quantizers import quantizer
 
@@ -39,10 +36,10 @@ COPY = "int4"
 def measured(cache: Path, *, again: bool = False) -> Arithmetic:
     """The arithmetic of this machine with the threads that torch has: remembered in `cache`, or measured in some seconds."""
     key = f"{Machine.inspect().cpu}, {instructions.told()}, {torch.get_num_threads()} threads"
-    known = _remembered(cache / FILE)
+    known = recall(cache / FILE, lambda fields: Arithmetic(**fields))
     if again or key not in known:
         known[key] = measure()
-        _remember(cache / FILE, known)
+        remember(cache / FILE, known)
     return known[key]
 
 
@@ -119,23 +116,3 @@ def _seconds(actions: Sequence[Callable[[], object]], turns: int = 5) -> float:
             action()
         taken.append((time.perf_counter() - start) / len(actions))
     return sorted(taken)[turns // 2]
-
-
-def _remembered(path: Path) -> dict[str, Arithmetic]:
-    """What the file `path` holds, by machine; none where it is missing or not of this form."""
-    try:
-        known: dict[str, Any] = json.loads(path.read_text())
-        return {key: Arithmetic(**values) for key, values in known.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
-
-
-def _remember(path: Path, known: dict[str, Arithmetic]) -> None:
-    """Write `known`; where that is not possible, it is measured again the next time."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps({key: asdict(values) for key, values in known.items()}, indent=1) + "\n")
-        fresh.replace(path)
-    except OSError:
-        return

@@ -1,22 +1,26 @@
-"""`understudy doctor`: what this machine has, what would be used of it, what is missing and what to do about that."""
+"""`understudy doctor`: what this machine has and how fast it is, what limits a model, what is missing; what to do about it."""
 
 import importlib.util
 import os
 import platform
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..plan.sizes import format_size
+from .bench_machine import largest, measure
+from .findings import Finding, lines
 from .live import Live
-from .options import OUTPUT, declare
+from .model import resolve
+from .options import METHOD, OUTPUT, PLACEMENT, declare, placement
 from .parser import Command, Parser
 from .show import rate, to_json
 
 if TYPE_CHECKING:
+    from ..diagnosis import Diagnosis
     from ..plan.machine import Machine
 
 NEEDED = (
@@ -26,47 +30,55 @@ NEEDED = (
 # The first version that works and the first that was not tried, as in pyproject.toml.
 TRANSFORMERS = ((5, 17), (5, 24))
 VECTORS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "neon", "asimd")
-ENOUGH_TO_MEASURE = 4 << 20
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line. `advice` says what to do; `missing`: without it nothing runs."""
-
-    topic: str
-    value: str
-    advice: str = ""
-    missing: bool = False
 
 
 def _declare(parser: Parser) -> None:
-    declare(parser, OUTPUT)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="say what limits this model here, and what would help")
+    parser.add_argument("--bench", action="store_true", help="measure how fast this machine reads and computes (twenty seconds)")
+    declare(parser, PLACEMENT, METHOD, OUTPUT)
 
 
 def _run(args: Namespace) -> int:
+    model = resolve(args.model)
     live = Live(args.quiet)
     live.draw("looking around ...")
     found = list(software())
-    if not any(finding.missing for finding in found):
+    missing = any(finding.missing for finding in found)
+    said: dict[str, Any] = {}
+    if not missing:
         from ..weights.recipe import cache_directory
 
-        found += hardware(cache_directory(os.environ))
+        cache = cache_directory(os.environ)
+        found = [] if args.model is not None else found + list(hardware(cache))
+        if args.bench:
+            figures = measure(cache, live)
+            said["figures"] = figures.to_dict()
+            # What was measured anew takes the place of a quick look.
+            anew = list(figures.findings())
+            found = [finding for finding in found if finding.topic not in {each.topic for each in anew}] + anew
+        if args.model is not None:
+            diagnosis = _diagnosis(model, args, live)
+            said["diagnosis"] = diagnosis.to_dict()
     live.clear()
     if args.json:
-        print(to_json({"findings": [asdict(finding) for finding in found]}))
+        print(to_json({"findings": [asdict(finding) for finding in found], **said}))
     else:
-        print("\n".join(lines(found)))
-    return 1 if any(finding.missing for finding in found) else 0
+        print("\n".join(lines(found) + (diagnosis.lines() if "diagnosis" in said else [])))
+    return 1 if missing else 0
 
 
-def lines(found: list[Finding]) -> list[str]:
-    """The findings for people."""
-    text = []
-    for finding in found:
-        text.append(f"{finding.topic:16} {finding.value}")
-        if finding.advice:
-            text.append(f"{'':16} -> {finding.advice}")
-    return text
+def _diagnosis(model: str | None, args: Namespace, live: Live) -> "Diagnosis":
+    """What limits `model` here. Raises UnderstudyError for one that cannot be found, used or held."""
+    from ..chat_plan import drawable
+    from ..diagnosis import diagnose
+    from ..options import Options
+    from ..yardstick import measured
+
+    drawn = drawable(model, Options.of(placement(args), os.environ))
+    live.draw("measuring this machine's arithmetic, once ...")
+    arithmetic = measured(drawn.options.cache)
+    live.draw("planning ...")
+    return diagnose(drawn.drawn, drawn.options, arithmetic, drawn.changeable)
 
 
 def software() -> Iterator[Finding]:
@@ -154,7 +166,7 @@ def _storage(cache: Path) -> Iterator[Finding]:
 
     free = free_bytes(cache)
     yield Finding("Stores", f"{cache} ({_stores(cache)}, {format_size(free)} free)", _cache_advice(cache, free))
-    file = _largest(cache)
+    file = largest(cache)
     if file is None:
         yield Finding("disk speed", "not measured: no Store yet", "understudy prepare MODEL, then ask again")
         return
@@ -178,10 +190,4 @@ def _cache_advice(cache: Path, free: int) -> str:
     return "set UNDERSTUDY_CACHE to a directory on a larger disk" if free < 10 << 30 else ""
 
 
-def _largest(cache: Path) -> Path | None:
-    """The largest file of a Store, if it is large enough to measure a disk with."""
-    files = [path for path in cache.glob("*/*.bin") if path.stat().st_size >= ENOUGH_TO_MEASURE]
-    return max(files, key=lambda path: path.stat().st_size, default=None)
-
-
-command = Command("what this machine has, what would be used, what is missing", _declare, _run)
+command = Command("what this machine has, how fast it is, what limits a model here", _declare, _run)

@@ -2,7 +2,6 @@
 
 Container limits count as much as hardware. What has to be measured is measured once per directory and remembered."""
 
-import json
 import os
 import platform
 import resource
@@ -16,6 +15,7 @@ import psutil
 
 from ..tiers import DiskProbe
 from .cgroup import cpu_limit, memory_limits
+from .remembered import recall, remember
 from .sizes import format_size, parse_size
 
 __all__ = ["Gpu", "Machine", "format_size", "free_bytes", "memory_limit", "parse_size", "peak_memory_bytes"]
@@ -65,12 +65,12 @@ class Machine:
     def measured(self, file: Path, cache: Path, *, again: bool = False) -> "Machine":
         """With the speeds of memory and of the disk of `file`: remembered in `cache` by its directory, or measured."""
         key = f"{file.resolve().parent} on {self.cpu}"
-        known = _remembered(cache / "machine.json")
+        known = recall(cache / "machine.json", _speeds)
         if again or key not in known:
             from ..tiers import probe  # torch: not for those who only ask for a size
 
             known[key] = MeasuredSpeeds(probe.probe_disk(file), probe.probe_memory())
-            _remember(cache / "machine.json", known)
+            remember(cache / "machine.json", known)
         return replace(self, disk=known[key].disk, memory_bandwidth=known[key].memory_bandwidth)
 
     @property
@@ -136,21 +136,6 @@ def _gpu() -> Gpu | None:
     return Gpu(torch.cuda.get_device_name(), total, free)
 
 
-def _remembered(path: Path) -> dict[str, MeasuredSpeeds]:
-    """The speeds in the file `path`, by directory; none if it is missing or not in this form: measured again then."""
-    try:
-        known = dict(json.loads(path.read_text())).items()
-        return {key: MeasuredSpeeds(DiskProbe(**speeds["disk"]), float(speeds["memory_bandwidth"])) for key, speeds in known}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
-
-
-def _remember(path: Path, known: dict[str, MeasuredSpeeds]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps({key: asdict(speeds) for key, speeds in known.items()}, indent=1) + "\n")
-        fresh.replace(path)
-    except OSError:
-        # A cache that cannot be written costs another second next time, nothing else.
-        return
+def _speeds(fields: dict[str, Any]) -> MeasuredSpeeds:
+    """Speeds as they were written. Raises TypeError and KeyError for what is not of this form."""
+    return MeasuredSpeeds(DiskProbe(**fields["disk"]), float(fields["memory_bandwidth"]))

@@ -1,0 +1,31 @@
+"""What was measured of a machine, in a file of the cache directory, by what it was measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def recall(path: Path, made: Callable[[dict[str, Any]], T]) -> dict[str, T]:
+    """What the file `path` holds, by key, each as `made` makes it of its fields; nothing where it is missing or of another form."""
+    try:
+        return {key: made(fields) for key, fields in dict(json.loads(path.read_text())).items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def remember(path: Path, known: Mapping[str, Any]) -> None:
+    """Write the dataclasses `known` to the file `path`. A place that cannot be written to costs measuring again, nothing else."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        fresh.write_text(json.dumps({key: asdict(values) for key, values in known.items()}, indent=1) + "\n")
+        fresh.replace(path)
+    except OSError:
+        return
