@@ -1,4 +1,4 @@
-"""The integer dot product: VNNI and portable code give the same bits, and both what plain arithmetic gives."""
+"""The integer dot product: each way to multiply bytes gives the bits of float32, and these are what plain arithmetic gives."""
 
 from typing import Any
 
@@ -6,12 +6,14 @@ import numba
 import pytest
 import torch
 
-from understudy.kernels.dot import CENTRE, group_dot, has_vnni
+from understudy.kernels.byte_dot import WAYS, way
+from understudy.kernels.dot import CENTRE, best, group_dot
+from understudy.kernels.instructions import has
 from understudy.kernels.pack import unpack
 
 
-def _run(bits: int, rows: int, vnni: bool, given: dict[str, torch.Tensor]) -> torch.Tensor:
-    add_group = group_dot(bits, rows, vnni)
+def _run(bits: int, rows: int, name: str, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    add_group = group_dot(bits, rows, name)
 
     @numba.njit
     def call(codes: int, x: int, stride: int, columns: int, scales: int, steps: int, out: int) -> Any:
@@ -34,12 +36,20 @@ def test_both_codes_agree_with_arithmetic(bits: int, rows: int, columns: int) ->
     scales = torch.randn((64, 2), generator=generator).to(torch.bfloat16)
     steps = torch.rand((rows, 2), generator=generator)
     given = {"codes": codes, "x": x, "scales": scales, "steps": steps}
-    plain = _run(bits, rows, False, given)
+    plain = _run(bits, rows, "float32", given)
     values = codes if bits == 8 else unpack(codes[None], 64).T
     sums = x[:, :columns].double() @ values.double()
     scale, zero = scales.double().T
     offset = (zero - CENTRE[bits] * scale) * steps[:, 1:].double()
     wanted = 1 + sums * steps[:, :1].double() * scale + offset
     assert torch.allclose(plain.double(), wanted, rtol=1e-5, atol=1e-3)
-    if has_vnni():
-        assert torch.equal(_run(bits, rows, True, given), plain)
+    ways = [each for each in WAYS if has(*each.needs) and (bits < 8 or each.largest == 255)]
+    for each in ways:
+        assert torch.equal(_run(bits, rows, each.name, given), plain), each.name
+
+
+def test_codes_of_8_bits_are_multiplied_by_ways_that_take_them() -> None:
+    for bits in (2, 3, 4, 8):
+        found = best(bits)
+        assert found == way(28 if bits < 8 else 255) and (found is None or bits < 8 or found.largest == 255)
+    assert len({each.name for each in WAYS}) == len(WAYS)

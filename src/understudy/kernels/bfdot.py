@@ -1,9 +1,10 @@
 """Products of 1, 2 or 4 rows with columns of one block of exact weights, in bfloat16, as vector code.
 
-With AVX-512 BF16 one instruction multiplies two columns of sixteen outputs and adds both products to float32 sums. Elsewhere
+With AVX-512 BF16 one instruction multiplies two columns of sixteen outputs and adds both products to float32 sums, on ARM with BF16
+one does so for four outputs. Elsewhere
 both columns become float32, which only moves their bits, and are multiplied and added one after the other. Each sum takes its
 columns in order, so a row's bits depend neither on how many rows run nor on how columns are cut. They do depend on the
-processor: only the instruction takes numbers below 2**-126 for 0."""
+processor: only these instructions take numbers below 2**-126 for 0."""
 
 from typing import Any
 
@@ -29,7 +30,12 @@ PAIRS = Vector(_Brain(), 32)
 
 def has_bfdot() -> bool:
     """Whether numba compiles for a machine that multiplies bfloat16."""
-    return has("avx512bf16", "avx512bw")
+    return has("avx512bf16", "avx512bw") or has_arm_bfdot()
+
+
+def has_arm_bfdot() -> bool:
+    """Whether that machine is one of ARM."""
+    return has("neon", "bf16")
 
 
 def columns_dot(rows: int) -> Any:
@@ -101,6 +107,8 @@ class _ColumnsDot(Code):
 
     def added(self, total: Any, x: list[Any], weights: list[Any]) -> Any:
         """`total` and the products of two columns."""
+        if has_arm_bfdot():
+            return self.four_fours(total, x[0], weights[0])
         if has_bfdot():
             return self.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, *x, *weights)
         for own, weight in zip(x, weights, strict=True):
@@ -109,6 +117,17 @@ class _ColumnsDot(Code):
             else:
                 total = self.b.fadd(total, self.b.fmul(own, weight))
         return total
+
+
+    def four_fours(self, total: Any, x: Any, weights: Any) -> Any:
+        """`added` by ARM's instruction, which takes four outputs."""
+        quarters = []
+        for first in range(0, 16, 4):
+            sums = self.pick(total, total, list(range(first, first + 4)))
+            own, numbers = (self.pick(v, v, list(range(2 * first, 2 * first + 8))) for v in (x, weights))
+            quarters.append(self.intrinsic("llvm.aarch64.neon.bfdot.v4f32.v8bf16", sums.type, sums, own, numbers))
+        halves = [self.pick(a, b, list(range(8))) for a, b in (quarters[:2], quarters[2:])]
+        return self.pick(halves[0], halves[1], list(range(16)))
 
 
 @intrinsic

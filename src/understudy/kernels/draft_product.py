@@ -20,7 +20,7 @@ from . import team
 from .attention_cpu import exponential
 from .compiled import bits_of, compiled, float_of, machine_code
 from .descriptor import MATRIX_BYTES, CodedMatrix, DraftRun, coded_matrix, draft_run
-from .dot import group_dot, has_vnni
+from .dot import best, group_dot
 from .numbers import read, to_int8, write
 from .team import float32_at, int8_at, take, together, uint16_at, uint32_at
 from .vector import prefetch
@@ -161,7 +161,7 @@ class Joined:
 
 def note() -> str:
     """What a user should know about drafting speed on this machine; empty when there is nothing to say."""
-    slow = [] if has_vnni() else ["This CPU has no AVX-512 VNNI: 4-bit drafting uses portable code, which is slower."]
+    slow = [] if best(4) else ["Kernels are compiled for a CPU that multiplies no bytes: drafting uses float32, which is slower."]
     return " ".join(slow + [team.note()] * bool(team.note()))
 
 

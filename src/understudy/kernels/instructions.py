@@ -51,20 +51,27 @@ _V3 = _V2 | {"avx2", "fma", "bmi", "bmi2", "f16c", "lzcnt", "movbe"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _VNNI = _V4 | {"avx512vnni"}
 _BF16 = _VNNI | {"avx512bf16"}
-_AMX = _BF16 | {"amx-tile", "amx-bf16"}
+# each processor that has AMX moves bytes anywhere, too
+_AMX = _BF16 | {"amx-tile", "amx-bf16", "avx512vbmi"}
+_TILES = ("avx512vnni", "avx512bf16", "avx512vbmi", "amx-tile", "amx-bf16")
+_NEON = frozenset({"neon"})
+_DOT = _NEON | {"dotprod"}
 
 SETS = (
-    InstructionSet(
-        "amx", "x86_64", "x86-64-v4", ("avx512vnni", "avx512bf16", "amx-tile", "amx-bf16"), _AMX, "avx512", "AVX512_CORE_AMX"
-    ),
+    InstructionSet("amx", "x86_64", "x86-64-v4", _TILES, _AMX, "avx512", "AVX512_CORE_AMX"),
     InstructionSet("avx512bf16", "x86_64", "x86-64-v4", ("avx512vnni", "avx512bf16"), _BF16, "avx512", "AVX512_CORE_BF16"),
     InstructionSet("avx512vnni", "x86_64", "x86-64-v4", ("avx512vnni",), _VNNI, "avx512", "AVX512_CORE_VNNI"),
     InstructionSet("avx512", "x86_64", "x86-64-v4", (), _V4, "avx512", "AVX512_CORE"),
+    InstructionSet("avxvnni", "x86_64", "x86-64-v3", ("avxvnni",), _V3 | {"avxvnni"}, "avx2", "AVX2_VNNI"),
     InstructionSet("avx2", "x86_64", "x86-64-v3", (), _V3, "avx2", "AVX2"),
     InstructionSet("sse4", "x86_64", "x86-64-v2", (), _V2, "default", "SSE41"),
-    InstructionSet("neon", "aarch64", "generic", ("neon",), frozenset({"neon"}), "default", "ALL"),
+    InstructionSet(
+        "neonbf16", "aarch64", "generic", ("neon", "dotprod", "i8mm", "bf16"), _DOT | {"i8mm", "bf16"}, "default", "ALL"
+    ),
+    InstructionSet("neondot", "aarch64", "generic", ("neon", "dotprod"), _DOT, "default", "ALL"),
+    InstructionSet("neon", "aarch64", "generic", ("neon",), _NEON, "default", "ALL"),
 )
-"""Of each family of processors, the largest set first."""
+"""Of each family of processors, the largest set first. Processors with AVX-512 and no AVX-VNNI have every set but that one."""
 
 
 @cache

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kernels.dot import has_vnni
+from ..kernels.dot import best
 from ..kernels.pack import BLOCK, native_packing
 from . import Linear, Tensors
 from .grouped import Grouped
@@ -17,7 +17,7 @@ class Int4(Grouped):
         super().__init__(group)
 
     def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
-        if tensors["codes"].device.type == "cpu" and native_packing() and not has_vnni():
+        if tensors["codes"].device.type == "cpu" and native_packing() and best(4) is None:
             return _aten(tensors, shape)
         return super().linear(tensors, shape, dtype)
 
