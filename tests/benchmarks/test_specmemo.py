@@ -17,4 +17,6 @@ def test_planned_queries_are_more_than_any_fixed_split_holds() -> None:
     wide = specmemo.TREES[0]
     planned = specmemo.queries(specmemo.VICUNA, wide, gathers=False)
     assert planned > max(specmemo.queries(specmemo.VICUNA, wide, True, split) for split in specmemo.SPLITS) > 0
-    assert planned > specmemo.queries(specmemo.VICUNA, wide, gathers=True)
+    # With the gather on both sides, planning alone gives less, but more than a fixed split still.
+    alike = specmemo.queries(specmemo.VICUNA, wide, gathers=True)
+    assert planned > alike > max(specmemo.queries(specmemo.VICUNA, wide, True, split) for split in specmemo.SPLITS)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.codecs import CODECS, codec
-from understudy.devices import open_device
+from understudy.devices import open_device, processor
 from understudy.devices.processor import SHARE, Processor
 from understudy.kernels import attention
 from understudy.kernels.attention import AttentionSpec
@@ -52,6 +52,19 @@ def test_memory_that_is_not_there_is_recognised_and_nothing_else_is() -> None:
     assert device.out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.")) != ""
     for other in (RuntimeError("shapes differ"), ValueError("can't allocate memory"), KeyboardInterrupt()):
         assert device.out_of_memory(other) == "" and not device.lost(other)
+
+
+@pytest.mark.parametrize(("torchs", "allowed", "taken"), [(3, 2, 2), (2, 1, 1), (1, 2, 1)])
+def test_a_quota_and_a_count_of_threads_hold_for_products_and_attention(
+    torchs: int, allowed: int, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "cores", lambda: allowed)
+    before = torch.get_num_threads()
+    torch.set_num_threads(torchs)
+    try:
+        assert Processor().threads == torch.get_num_threads() == taken
+    finally:
+        torch.set_num_threads(before)
 
 
 @settings(max_examples=10, deadline=None)

@@ -36,7 +36,10 @@ SHARE = 0.9
 
 
 class Processor:
-    """The processor and the memory of this process. `threads` share the heads of attention; by default one a core."""
+    """The processor and the memory of this process. `threads` share the heads of attention; by default as many as torch has.
+
+    torch gets no more threads than processors that this process may keep busy: where a quota allows half of them, the others would
+    use it up early, and those that work would stand still with them."""
 
     name = "cpu"
     where = "cpu"
@@ -47,7 +50,9 @@ class Processor:
     graphs: Graphs | None = None
 
     def __init__(self, threads: int = 0) -> None:
-        self.threads = threads or cores()
+        if torch.get_num_threads() > cores():
+            torch.set_num_threads(cores())
+        self.threads = threads or torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
 
     def budget(self, asked: str | int | None, machine: Machine) -> int:
