@@ -1,10 +1,9 @@
 """Products of 1, 2 or 4 rows with columns of one block of exact weights, in bfloat16, as vector code.
 
 With AVX-512 BF16 one instruction multiplies two columns of sixteen outputs and adds both products to float32 sums, on ARM with BF16
-one does so for four outputs. Elsewhere
-both columns become float32, which only moves their bits, and are multiplied and added one after the other. Each sum takes its
-columns in order, so a row's bits depend neither on how many rows run nor on how columns are cut. They do depend on the
-processor: only these instructions take numbers below 2**-126 for 0."""
+one does so for four outputs. Elsewhere both columns become float32, which only moves their bits, and are multiplied and added one
+after the other. Each sum takes its columns in order, so a row's bits depend neither on how many rows run nor on how columns are
+cut. They do depend on the processor: only these instructions take numbers below 2**-126 for 0."""
 
 from typing import Any
 
@@ -117,7 +116,6 @@ class _ColumnsDot(Code):
             else:
                 total = self.b.fadd(total, self.b.fmul(own, weight))
         return total
-
 
     def four_fours(self, total: Any, x: Any, weights: Any) -> Any:
         """`added` by ARM's instruction, which takes four outputs."""
