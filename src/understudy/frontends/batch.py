@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ..jobs.ledger import Output
     from ..jobs.run import Job
 
-    # A job, and what runs it.
-    Working = tuple[Job | ClusterJob, Callable[[], None]]
+    # A job, what runs it, and how many requests run together.
+    Working = tuple[Job | ClusterJob, Callable[[], None], int]
 
 
 def _declare(parser: Parser) -> None:
@@ -99,8 +99,8 @@ def _answer(args: Namespace, model: str | None, file: BinaryIO, output: Output, 
     if before < total:
         counted = Progress(live, "lines")
         work = _on_ray if args.ray else _here
-        with work(args, model, file, output, live) as (job, run):
-            live.say(f"{total - before:,} of {total:,} requests are left to answer, {job.window} at a time.")
+        with work(args, model, file, output, live) as (job, run, together):
+            live.say(f"{total - before:,} of {total:,} requests are left to answer, {together} together.")
             counted("answering", before, total)
             job.told = lambda: counted("answering", output.finished, total)
             began = time.monotonic()
@@ -132,7 +132,7 @@ def _here(args: Namespace, model: str | None, file: BinaryIO, output: Output, li
     with LLM(model, progress=Progress(live), **placement_of_many(args)) as llm:
         live.clear()
         job = Job(llm, AnswerSettings(output.model_name), file, output, args.window or 2 * llm.plan.rows)
-        yield job, job.run
+        yield job, job.run, llm.plan.rows
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def _on_ray(args: Namespace, model: str | None, file: BinaryIO, output: Output, 
 
         settings = AnswerSettings(output.model_name)
         job = ClusterJob(model, options, settings, file, output, args.window or 2 * plan.rows)
-        yield job, lambda: job.run(replicas, place)
+        yield job, lambda: job.run(replicas, place), replicas * plan.rows
 
 
 def _tell(found: dict[str, Any], live: Live) -> None:
