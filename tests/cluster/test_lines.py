@@ -30,7 +30,7 @@ def test_a_line_that_is_answered_twice_has_one_record(demo: LLM, tmp_path: Path)
     with (tmp_path / "in.jsonl").open("rb") as file:
         output = Output(tmp_path / "out.jsonl", Index.of(file, lambda done, total: None), "demo", overwrite=False)
         told: list[int] = []
-        job = ClusterJob(None, {}, replica.settings, file, output, 4, lambda: told.append(1))
+        job = ClusterJob(replica.settings, file, output, 4, lambda: told.append(1))
         (group,) = job._groups(2)
         for _ in range(2):
             columns = {name: np.array(column, dtype=object) for name, column in group.to_pydict().items()}

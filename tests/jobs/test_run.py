@@ -48,8 +48,8 @@ class World:
         with self.input.open("rb") as file:
             output = Output(self.path, Index.of(file, lambda done, total: None), "tiny", overwrite=False)
             try:
-                job = Job(self.llm, AnswerSettings("tiny"), file, output, window, lambda: self.tell(stop_at))
-                job.run()
+                job = Job(AnswerSettings("tiny"), file, output, window, lambda: self.tell(stop_at))
+                job.run(self.llm)
                 return job
             finally:
                 output.close()

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -20,8 +19,8 @@ import ray.data
 
 from ..api.settings import AnswerSettings
 from ..jobs.answering import Answering
-from ..jobs.ledger import Output
-from ..jobs.records import Line, line_of, tokens_of
+from ..jobs.job import BatchJob
+from ..jobs.records import Line, line_of
 from ..llm import LLM
 from ..service import Service
 from .connection import ReplicaShare
@@ -54,27 +53,13 @@ async def _records(answering: Answering, lines: list[Line]) -> list[dict[str, An
     return await asyncio.gather(*map(answering.record, lines))
 
 
-@dataclass
-class ClusterJob:
-    """The lines of `input` that `output` has no record of, answered by `replicas` replicas; `window` at a time by each.
+class ClusterJob(BatchJob):
+    """A job on replicas."""
 
-    `told` is called whenever a line is done."""
+    def run(self, model: str | None, options: dict[str, Any], replicas: int, place: ReplicaShare) -> None:
+        """Answer all lines by `replicas` LLMs of `model` with `options`, each in its `place`.
 
-    model: str | None
-    options: dict[str, Any]
-    settings: AnswerSettings
-    input: BinaryIO
-    output: Output
-    window: int
-    told: Callable[[], None] = lambda: None
-    # Tokens that were generated for the records of this run.
-    tokens: int = 0
-    # Fields that change nothing and that some body has.
-    ignored: set[str] = field(default_factory=set)
-
-    def run(self, replicas: int, place: ReplicaShare) -> None:
-        """Answer all lines. Raises UnderstudyError where no line can be answered any more, KeyboardInterrupt at Ctrl-C.
-
+        Raises UnderstudyError where no line can be answered any more, KeyboardInterrupt at Ctrl-C.
         Whatever ends it, the records of finished lines are on the disk."""
         _quiet()
         size = max(self.window // TOGETHER, 1)
@@ -89,7 +74,7 @@ class ClusterJob:
             LineReplica,
             batch_size=size,
             compute=pool,
-            fn_constructor_args=(self.model, self.options, self.settings),
+            fn_constructor_args=(model, options, self.settings),
             **place.options(),
         )
         with told("The replicas cannot answer"):
@@ -106,11 +91,8 @@ class ClusterJob:
         """Write the record of a line, if it has none."""
         if self.output.holds(line_of(row["number"], row["text"])):
             return
-        record = json.loads(row["record"])
-        self.output.append(record)
-        self.tokens += tokens_of(record)
         self.ignored |= set(json.loads(row["ignored"]))
-        self.told()
+        self.keep(json.loads(row["record"]))
 
 
 def _quiet() -> None:

@@ -10,6 +10,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -23,12 +24,11 @@ from .parser import Command, Parser
 from .show import duration, to_json
 
 if TYPE_CHECKING:
-    from ..cluster.lines import ClusterJob
+    from ..jobs.job import BatchJob
     from ..jobs.ledger import Output
-    from ..jobs.run import Job
 
     # A job, what runs it, and how many requests run together.
-    Working = tuple[Job | ClusterJob, Callable[[], None], int]
+    Working = tuple[BatchJob, Callable[[], None], int]
 
 
 def _declare(parser: Parser) -> None:
@@ -131,8 +131,8 @@ def _here(args: Namespace, model: str | None, file: BinaryIO, output: Output, li
 
     with LLM(model, progress=Progress(live), **placement_of_many(args)) as llm:
         live.clear()
-        job = Job(llm, AnswerSettings(output.model_name), file, output, args.window or 2 * llm.plan.rows)
-        yield job, job.run, llm.plan.rows
+        job = Job(AnswerSettings(output.model_name), file, output, args.window or 2 * llm.plan.rows)
+        yield job, partial(job.run, llm), llm.plan.rows
 
 
 @contextmanager
@@ -147,9 +147,8 @@ def _on_ray(args: Namespace, model: str | None, file: BinaryIO, output: Output, 
     with cluster(args, replicas, "--replicas") as place:
         from ..cluster.lines import ClusterJob
 
-        settings = AnswerSettings(output.model_name)
-        job = ClusterJob(model, options, settings, file, output, args.window or 2 * plan.rows)
-        yield job, lambda: job.run(replicas, place), replicas * plan.rows
+        job = ClusterJob(AnswerSettings(output.model_name), file, output, args.window or 2 * plan.rows)
+        yield job, partial(job.run, model, options, replicas, place), replicas * plan.rows
 
 
 def _tell(found: dict[str, Any], live: Live) -> None:

@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
-from ..api.settings import AnswerSettings
 from ..service import Service
 from .answering import Answering
-from .ledger import Output
-from .records import Line, tokens_of
+from .job import BatchJob
+from .records import Line
 
 
-@dataclass
-class Job:
-    """The lines of `input` that `output` has no record of, answered by `llm`, an LLM; `window` of them at a time.
+class Job(BatchJob):
+    """A job on one model in this process."""
 
-    `told` is called whenever a line is done."""
+    def run(self, llm: Any) -> None:
+        """Answer all lines by `llm`, an LLM.
 
-    llm: Any
-    settings: AnswerSettings
-    input: BinaryIO
-    output: Output
-    window: int
-    told: Callable[[], None] = lambda: None
-    # Tokens that were generated, in this run alone.
-    tokens: int = 0
-    # Fields that change nothing and that some body has.
-    ignored: set[str] = field(default_factory=set)
-
-    def run(self) -> None:
-        """Answer all lines. Raises UnderstudyError where no line can be answered any more, KeyboardInterrupt at Ctrl-C.
-
+        Raises UnderstudyError where no line can be answered any more, KeyboardInterrupt at Ctrl-C.
         Whatever ends it, the records of finished lines are on the disk."""
-        service = Service(self.llm)
-        answering = Answering(self.llm, self.settings, service)
+        service = Service(llm)
+        answering = Answering(llm, self.settings, service)
         service.start()
         try:
             asyncio.run(self._answer_all(answering))
@@ -60,10 +44,7 @@ class Job:
 
     async def _finish(self, answering: Answering, line: Line) -> None:
         """Answer one line and write its record."""
-        record = await answering.record(line)
-        self.tokens += tokens_of(record)
-        self.output.append(record)
-        self.told()
+        self.keep(await answering.record(line))
 
 
 async def _some_done(going: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:

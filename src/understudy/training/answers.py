@@ -109,7 +109,7 @@ class Answers:
                 report("answering the prompts", output.finished, len(output.index))
 
             try:
-                Job(llm, AnswerSettings(NAME), requests, output, 2 * llm.plan.rows, told).run()
+                Job(AnswerSettings(NAME), requests, output, 2 * llm.plan.rows, told).run(llm)
             finally:
                 output.close()
 
