@@ -5,6 +5,8 @@ of x holds the same four numbers."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from .instructions import has
@@ -13,7 +15,7 @@ from .vector import BYTE, HALF, WORD, Code, Vector
 WORDS = Vector(WORD, 16)
 
 
-class ByteDot:
+class ByteDot(ABC):
     """Adds products of codes and int8 to sums."""
 
     name: str
@@ -40,15 +42,9 @@ class ByteDot:
         parts = zip(self.cut(totals), zip(*map(self.cut, codes), strict=True), zip(*x, strict=True), strict=True)
         return self.joined([self.part(total, list(own), list(numbers)) for total, own, numbers in parts])
 
+    @abstractmethod
     def part(self, total: Any, codes: list[Any], x: list[Any]) -> Any:
-        """`width` sums after the products of these codes."""
-        for own, numbers in zip(codes, x, strict=True):
-            total = self.one(total, own, numbers)
-        return total
-
-    def one(self, total: Any, codes: Any, x: Any) -> Any:
-        """`part` for one quad."""
-        raise NotImplementedError
+        """`width` sums after the products of `quads` quads."""
 
     def cut(self, words: Any) -> list[Any]:
         """16 words as vectors of `width`."""
@@ -68,7 +64,20 @@ class ByteDot:
         return self.b.bitcast(words, Vector(HALF, words.type.count * 2))
 
 
-class WideVnniDot(ByteDot):
+class QuadDot(ByteDot):
+    """A way that adds the products of each quad by itself."""
+
+    def part(self, total: Any, codes: list[Any], x: list[Any]) -> Any:
+        for own, numbers in zip(codes, x, strict=True):
+            total = self.one(total, own, numbers)
+        return total
+
+    @abstractmethod
+    def one(self, total: Any, codes: Any, x: Any) -> Any:
+        """`part` for one quad."""
+
+
+class WideVnniDot(QuadDot):
     """One instruction for 16 sums (AVX-512 VNNI)."""
 
     name, needs, width, holds_all = "avx512vnni", ("avx512vnni", "avx512bw"), 16, True
@@ -77,7 +86,7 @@ class WideVnniDot(ByteDot):
         return self.code.intrinsic("llvm.x86.avx512.vpdpbusd.512", total.type, total, codes, x)
 
 
-class VnniDot(ByteDot):
+class VnniDot(QuadDot):
     """One instruction for 8 sums (AVX-VNNI, which processors without AVX-512 have)."""
 
     name, needs, width = "avxvnni", ("avxvnni", "avx2"), 8
@@ -86,7 +95,7 @@ class VnniDot(ByteDot):
         return self.code.intrinsic("llvm.x86.avx512.vpdpbusd.256", total.type, total, codes, x)
 
 
-class HalvesDot(ByteDot):
+class HalvesDot(QuadDot):
     """Even and odd bytes of a word become halves of 16 bits, which AVX2 multiplies and adds in pairs: no sum can overflow."""
 
     name, needs, width = "avx2", ("avx2",), 8
@@ -117,7 +126,7 @@ class WideHalvesDot(HalvesDot):
 
 
 class BytesDot(ByteDot):
-    """BytesDot are multiplied and added in pairs, those of four quads in 16 bits, and these in pairs again (AVX2)."""
+    """Bytes are multiplied and added in pairs, those of four quads in 16 bits, and these in pairs again (AVX2)."""
 
     # 4 * 2 * 127 * 28 is less than 2**15
     name, needs, width, largest, quads = "avx2-bytes", ("avx2",), 8, 28, 4
@@ -138,7 +147,7 @@ class WideBytesDot(BytesDot):
     first, second = "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"
 
 
-class MixedDot(ByteDot):
+class MixedDot(QuadDot):
     """One instruction for 4 sums, codes without a sign (NEON with i8mm)."""
 
     name, needs, width = "i8mm", ("neon", "i8mm"), 4
@@ -155,8 +164,8 @@ class SignedDot(MixedDot):
     dot = "llvm.aarch64.neon.sdot.v4i32.v16i8"
 
 
-class PairsDot(ByteDot):
-    """BytesDot with a sign are multiplied into halves, and these added in pairs, twice (NEON)."""
+class PairsDot(QuadDot):
+    """Bytes with a sign are multiplied into halves, and these added in pairs, twice (NEON)."""
 
     name, needs, width, largest = "neon", ("neon",), 4, 127
 
@@ -171,26 +180,30 @@ class PairsDot(ByteDot):
         return self.b.add(total, self.code.intrinsic("llvm.aarch64.neon.addp.v4i32", total.type, *sums))
 
 
-class _CentredDot(ByteDot):
-    """Codes without a sign where bytes have one: 128 less of each, and 128 times x added. Comes before such a way in its class."""
-
-    def one(self, total: Any, codes: Any, x: Any) -> Any:
-        # as bytes with a sign, all -128; the product is the same for all rows, so it is made once
-        centre = self.code.all(codes.type, -0x7F7F7F80)
-        less = super().one(total, self.b.xor(codes, centre), x)
-        return self.b.sub(less, super().one(self.code.all(codes.type, 0), centre, x))
+def _centred(one: Callable[[Any, Any, Any], Any], code: Code, total: Any, codes: Any, x: Any) -> Any:
+    """`one` for codes without a sign where its bytes have one: 128 less of each, and 128 times x added."""
+    # as bytes with a sign, all -128; the product is the same for all rows, so it is made once
+    centre = code.all(codes.type, -0x7F7F7F80)
+    less = one(total, code.b.xor(codes, centre), x)
+    return code.b.sub(less, one(code.all(codes.type, 0), centre, x))
 
 
-class CentredSignedDot(_CentredDot, SignedDot):
+class CentredSignedDot(SignedDot):
     """Any codes by `SignedDot`."""
 
     name, largest = "dotprod-all", 255
 
+    def one(self, total: Any, codes: Any, x: Any) -> Any:
+        return _centred(super().one, self.code, total, codes, x)
 
-class CentredPairsDot(_CentredDot, PairsDot):
+
+class CentredPairsDot(PairsDot):
     """Any codes by `PairsDot`."""
 
     name, largest = "neon-all", 255
+
+    def one(self, total: Any, codes: Any, x: Any) -> Any:
+        return _centred(super().one, self.code, total, codes, x)
 
 
 WAYS: tuple[type[ByteDot], ...] = (
