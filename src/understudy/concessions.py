@@ -22,7 +22,7 @@ from .plan.demand import MIB
 from .plan.memory import FEW_TILES, MARGIN, budget_for, make_plan, smallest_budget, smallest_passes, widened
 from .plan.placement import Passes, Plan
 from .plan.rounds import Arithmetic, Drafting, Round, expected
-from .plan.sizes import format_size
+from .plan.sizes import format_size, whole_mib
 from .plan.terms import terms
 
 # A budget that no model needs.
@@ -106,15 +106,15 @@ class Chat:
             *taken,
             f"{'in all':<{width}}  {format_size(plan.used):>10}  of {format_size(plan.budget_bytes)}",
             f"streamed in each pass: {format_size(plan.streamed_bytes)}",
-            f"lower bound: {mib(bound.budget_bytes)} ({bound.gives_up})",
+            f"lower bound: {whole_mib(bound.budget_bytes)} ({bound.gives_up})",
         ]
         if self.keeping is not None:
             speed = f"{self.keeping.expected.tokens_per_second:.2f} tok/s"
-            found.append(f"drafting keeps {KEPT:.0%} of its speed from {mib(self.keeping.budget_bytes)} on ({speed})")
+            found.append(f"drafting keeps {KEPT:.0%} of its speed from {whole_mib(self.keeping.budget_bytes)} on ({speed})")
         how = f" with {self.chosen.options}" if self.chosen.options else ""
         held = {"context": "the whole conversation", "speed": "the speed", "memory": "the least memory"}[self.fit]
         reached = f"about {self.chosen.expected.tokens_per_second:.2f} tok/s"
-        run = f"--memory {mib(plan.budget_bytes).replace(' ', '')} --context {plan.context}"
+        run = f"--memory {whole_mib(plan.budget_bytes).replace(' ', '')} --context {plan.context}"
         found.append(f"held: {held}: {run}{how}, {reached}")
         return [*found, "given up in this order, each with the smallest budget that it needs:", *self._table(), *self.notes]
 
@@ -125,14 +125,9 @@ class Chat:
         for step in self.steps:
             speed = step.expected.tokens_per_second
             cost = f"{speed - before:+.2f}" if before is not None else ""
-            found.append(f"{mib(step.budget_bytes):>11}  {speed:8.2f} tok/s  {cost:>8}  {step.gives_up}")
+            found.append(f"{whole_mib(step.budget_bytes):>11}  {speed:8.2f} tok/s  {cost:>8}  {step.gives_up}")
             before = speed
         return found
-
-
-def mib(nbytes: int) -> str:
-    """Whole MiB, rounded up, so that what is named does work."""
-    return f"{-(-nbytes // MIB)} MiB"
 
 
 @dataclass(frozen=True)
@@ -174,11 +169,8 @@ class Planner:
         yield self.step(options, ("pieces of prompts of more than a tile", ""))
         if self.changeable and options.head_left_open:
             yield self.step(replace(options, recipe_head=""), ("the output head's own 8 bits", f"--head-bits {options.bits}"))
-        if self.changeable and options.recipe_quantizer == "int4" and options.holds_substitute:
-            for bits in FEWER:
-                name = bits if bits.startswith("mixed") else f"int{bits}"
-                fewer = replace(options, recipe_quantizer=name, recipe_head="")
-                yield self.step(fewer, (f"bits of the copy: {bits.removeprefix('mixed:bits=')}", f"--bits {bits}"))
+        for bits, fewer in fewer_bits(options) if self.changeable else ():
+            yield self.step(fewer, (f"bits of the copy: {bits.removeprefix('mixed:bits=')}", f"--bits {bits}"))
         if head:
             yield self.step(replace(options, method=head), ("the copy: a trained head drafts", f"--method {head}"))
         said = f"--method {PLAIN_METHOD}" + (f" --codec {FALLBACK}" if self.recoded(options) else "")
@@ -215,6 +207,15 @@ class Planner:
         return self.step(options, (f"{KEPT:.0%} of the speed is kept", ""), high)
 
 
+def fewer_bits(options: Options) -> Iterator[tuple[str, Options]]:
+    """What --bits may say to have a smaller copy than the usual one, each with `options` that say so; none where no copy drafts."""
+    if options.recipe_quantizer != "int4" or not options.holds_substitute:
+        return
+    for bits in FEWER:
+        name = bits if bits.startswith("mixed") else f"int{bits}"
+        yield bits, replace(options, recipe_quantizer=name, recipe_head="")
+
+
 def start_of(options: Options) -> Start:
     """What the drafter's search expects of a pass: measured by `understudy scale`, or what is always expected."""
     drafter = options.drafter
@@ -233,8 +234,7 @@ def drafting_of(options: Options, plan: Plan) -> Drafting | None:
 
 def plan_chat(planner: Planner, options: Options, fit: str, head: str = "") -> Chat:
     """What the conversation takes, and what to run on the budget of `options`. Raises UsageError where it cannot be held."""
-    if options.codec == AUTO:
-        raise AssertionError("the codec must be chosen before a conversation is planned")
+    assert options.codec != AUTO, "the codec must be chosen before a conversation is planned"
     blueprint = planner.drawn(options)
     # Raises where the model has fewer positions.
     blueprint.contexts()
@@ -264,8 +264,8 @@ def _chosen(
         held = keeping or steps[0]
         if held.budget_bytes > budget:
             raise UsageError(
-                f"Drafting keeps {KEPT:.0%} of its speed from {mib(held.budget_bytes)} on, and --memory is {format_size(budget)}:"
-                " plan fewer turns or clients, or --fit context."
+                f"Drafting keeps {KEPT:.0%} of its speed from {whole_mib(held.budget_bytes)} on, and --memory is"
+                f" {format_size(budget)}: plan fewer turns or clients, or --fit context."
             )
         return held
     first = next(step for step in steps if step.budget_bytes <= budget)
@@ -277,6 +277,7 @@ def _chosen(
 def _too_long(planner: Planner, options: Options, lowest: Concession, budget: int) -> str:
     """The error of a conversation that does not even fit without drafting: how many turns do."""
     talk = planner.conversation
-    text = f"{talk.turns} turns need {mib(lowest.budget_bytes)} at least ({lowest.gives_up}), and --memory is {format_size(budget)}"
+    needed = f"{talk.turns} turns need {whole_mib(lowest.budget_bytes)} at least ({lowest.gives_up})"
+    text = f"{needed}, and --memory is {format_size(budget)}"
     fewer = planner.turns_in(options, budget)
     return f"{text}: {fewer} turns fit." if fewer else f"{text}: no turn fits; use more memory or a smaller model."

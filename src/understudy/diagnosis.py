@@ -4,12 +4,11 @@ A limit is found by asking what would be reached without it: of all that takes t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .blueprint import Blueprint
-from .concessions import FEWER, drafting_of
+from .concessions import Drawn, drafting_of, fewer_bits
 from .options import Options
 from .plan.memory import make_plan
 from .plan.placement import Plan
@@ -22,8 +21,6 @@ BOUNDLESS = 1e6
 TWICE = 2
 # A gain below this share helps nobody.
 WORTH = 0.03
-
-Drawn = Callable[[Options], Blueprint]
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Diagnosis:
     @property
     def speed(self) -> float:
         """Tokens per second of one text."""
-        return self.expected.tokens_per_second / self.expected.rows
+        return self.expected.text_tokens_per_second
 
     def to_dict(self) -> dict[str, Any]:
         """The diagnosis as JSON."""
@@ -91,8 +88,7 @@ def diagnose(drawn: Drawn, options: Options, arithmetic: Arithmetic, changeable:
     drafting = drafting_of(options, plan)
 
     def speed(plan: Plan, arithmetic: Arithmetic) -> float:
-        round_ = expected(plan, arithmetic, drafting)
-        return round_.tokens_per_second / round_.rows
+        return expected(plan, arithmetic, drafting).text_tokens_per_second
 
     limits = [Change(what, speed(*without)) for what, without in _without(plan, arithmetic)]
     limits.sort(key=lambda limit: -limit.tokens_per_second)
@@ -128,11 +124,7 @@ def _helps(drawn: Drawn, options: Options, arithmetic: Arithmetic, changeable: b
         link = TWICE * plan.link_bytes_per_second
         faster = replace(options, throttle=link)
         tried.append((f"twice the link ({link / 1e9:.2f} GB/s)", options, drawn(faster).plan()))
-    if changeable and options.recipe_quantizer == "int4" and options.holds_substitute:
-        for bits in FEWER:
-            name = bits if bits.startswith("mixed") else f"int{bits}"
-            fewer = replace(options, recipe_quantizer=name, recipe_head="")
-            tried.append((f"--bits {bits}", fewer, drawn(fewer).plan()))
+    for bits, fewer in fewer_bits(options) if changeable else ():
+        tried.append((f"--bits {bits}", fewer, drawn(fewer).plan()))
     for what, other, changed in tried:
-        round_ = expected(changed, arithmetic, drafting_of(other, changed))
-        yield Change(what, round_.tokens_per_second / round_.rows)
+        yield Change(what, expected(changed, arithmetic, drafting_of(other, changed)).text_tokens_per_second)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ def measure() -> Arithmetic:
     copies = [{name: tensor.clone() for name, tensor in tensors.items()} for _ in range(COPIES)]
     x = torch.randn(1, SAMPLE[1]).bfloat16()
     linears = [copy.linear(own, SAMPLE, torch.bfloat16) for own in copies]
-    level = _seconds([_calling(linear, x) for linear in linears])
+    level = _seconds([partial(linear, x) for linear in linears])
     whole = block(weight)
     nbytes = whole.numel() * 2
     delta = codec("delta")
@@ -89,20 +90,12 @@ def _rounds(rates: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _calling(linear: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], object]:
-    return lambda: linear(x)
-
-
 def _pass(operands: Sequence[Operand], nodes: int) -> float:
     """Seconds in which one of `operands` multiplies `nodes` rows."""
     x = torch.randn(nodes, SAMPLE[1]).bfloat16()
     out = torch.empty(nodes, SAMPLE[0] // BLOCK, BLOCK, dtype=torch.bfloat16)
     products = [BlockProduct([(operand, 0)]) for operand in operands]
-    return _seconds([_multiplying(product, x, out) for product in products])
-
-
-def _multiplying(product: BlockProduct, x: torch.Tensor, out: torch.Tensor) -> Callable[[], object]:
-    return lambda: product([x], out)
+    return _seconds([partial(product, [x], out) for product in products])
 
 
 def _seconds(actions: Sequence[Callable[[], object]], turns: int = 5) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import UnderstudyError, UsageError, quoted
+from ..plan.machine import cores
 
 # Seconds in which a cluster must take a connection: Ray itself would wait for minutes, without a word.
 PATIENCE = 5.0
@@ -53,10 +54,10 @@ def connected(address: str | None, replicas: int, place: ReplicaShare, program: 
         _reach(address)
     import ray
 
-    cores = len(os.sched_getaffinity(0))
+    here = cores()
     if address is None and not place.cpus:
-        place = replace(place, cpus=max(cores // replicas, 1))
-    own = {"num_cpus": max(cores, replicas * place.cpus), "object_store_memory": OBJECTS, "include_dashboard": False}
+        place = replace(place, cpus=max(here // replicas, 1))
+    own = {"num_cpus": max(here, replicas * place.cpus), "object_store_memory": OBJECTS, "include_dashboard": False}
     where: dict[str, Any] = {"address": "local", **own} if address is None else {"address": address}
     what, advice = f"Cannot use the Ray cluster {address or 'of this machine'}", "One with a key needs RAY_AUTH_MODE=token here."
     with quoted(UnderstudyError, what, advice, ray.exceptions.RayError):

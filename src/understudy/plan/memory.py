@@ -11,7 +11,7 @@ from ..tiers.ring import smallest_ring
 from .demand import MIB, Footprint, PlanRequest
 from .placement import Passes, Plan
 from .residents import Kept, keep
-from .sizes import format_size
+from .sizes import format_size, whole_mib
 
 # More tiles of drafted nodes than this hardly ever pay.
 TREE_TILES = 4
@@ -174,10 +174,8 @@ def _round_trip(total: int) -> int:
 
 def _too_small(footprint: Footprint, request: PlanRequest, least: int, ring_bytes: int) -> str:
     """The error of a budget below `least` bytes: what would work."""
-    # Rounded up, so that what is named does work.
-    smallest = -(-least // MIB)
     budget = request.budget_bytes
-    text = f"--memory {format_size(budget)} is too small: the smallest that works here is {smallest} MiB"
+    text = f"--memory {format_size(budget)} is too small: the smallest that works here is {whole_mib(least)}"
     grown = footprint.grown_bytes
     if grown and least - int(grown / (1 - MARGIN)) <= budget:
         more = f"{format_size(grown)} more than a fresh one: start again"

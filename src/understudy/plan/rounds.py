@@ -96,7 +96,12 @@ class Round:
     @property
     def tokens_per_second(self) -> float:
         """Of all rows together."""
-        return self.rows * self.tokens / (self.draft_seconds + self.pass_seconds)
+        return self.rows * self.text_tokens_per_second
+
+    @property
+    def text_tokens_per_second(self) -> float:
+        """Of one row."""
+        return self.tokens / (self.draft_seconds + self.pass_seconds)
 
 
 def round_of(plan: Plan, arithmetic: Arithmetic, drafting: Drafting, levels: int, width: int = 1) -> Round:

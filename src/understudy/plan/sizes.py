@@ -19,6 +19,11 @@ def parse_size(text: str | int, what: str = "size") -> int:
     return int(float(match[1]) * UNITS[match[2].lower()]) if match[2] else int(float(match[1]))
 
 
+def whole_mib(nbytes: int) -> str:
+    """Whole MiB, rounded up, so that a budget which is named does work."""
+    return f"{-(-nbytes // (1 << 20))} MiB"
+
+
 def format_size(nbytes: float) -> str:
     """1.5 GiB, 37 MiB, 812 B: three figures at most."""
     assert nbytes >= 0, f"{nbytes} bytes"
