@@ -49,6 +49,8 @@ RECTANGLE = "tests/test_rectangle.py tests/policies"
 PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
 HEADS = "tests/drafters/test_head_state.py tests/drafters/test_head_runner.py tests/drafters/test_head_proposer.py"
 MUTATIONS = (
+    Mutation("a turn begins that its context ends", "room.py", "if tokens + least > self.context:", "if tokens > self.context:", "tests/test_room.py"),
+    Mutation("a turn begins that memory does not hold", "room.py", "if not needed or needed <= (free := spare_bytes()):", "if not needed or (free := spare_bytes()):", "tests/test_room.py"),
     Mutation("a limit is taken for decoding that is the product's", "diagnosis.py", "rebuilt_rate=arithmetic.plain_rate))", "rebuilt_rate=arithmetic.rebuilt_rate))", "tests/test_diagnosis.py"),
     Mutation("what a bench measures is not kept", "plan/remembered.py", "        fresh.replace(path)\n", "        pass\n", "tests/frontends/test_doctor.py"),
     Mutation("a command imports torch's compiler", "startup.py", "sys.meta_path.insert(0, finder)", "sys.meta_path.append(finder)", "tests/test_startup.py"),

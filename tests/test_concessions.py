@@ -101,8 +101,9 @@ def test_bad_input_is_one_line(planned: Any) -> None:
     cases: list[tuple[str, Conversation, dict[str, Any]]] = [
         (r"\d+ turns need \d+ MiB at least .*no turn fits", TALK, {"memory": "100MiB"}),
         ("--context 4 contradicts", TALK, {"context": 4}),
+        ("--rows 1 contradicts --chat, which needs 2", Conversation(4, 24, 60, clients=2), {"rows": 1}),
         ("loads two", TALK, {"method": "classic:x"}),
-        ("more than this model's 512 positions", Conversation(40, 24, 60), {}),
+        ("this model has 512 positions: they hold 5 such turns", Conversation(40, 24, 60), {}),
     ]
     for said, talk, options in cases:
         with pytest.raises(UsageError, match=said) as error:

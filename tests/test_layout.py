@@ -77,7 +77,8 @@ MAY_IMPORT = {
         *("devices", "models", "weights", "plan", "drafters", "tiers"),
     },
     "prompts": set(),
-    "making": {"adjust", "chat_template", "prompts", "request", "sequence", "stats", "text"},
+    "room": {"cache", "plan"},
+    "making": {"adjust", "chat_template", "prompts", "request", "room", "sequence", "stats", "text"},
     "llm": {
         "prefixes",
         "making",

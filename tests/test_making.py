@@ -23,7 +23,7 @@ def test_a_request_ends_at_the_context_at_the_latest(maker: RequestMaker) -> Non
     request = maker.request([1] * 60, SamplingParams(max_new_tokens=50))
     assert request.sequence.limit == 4 and not request.streams
     assert maker.request([1] * 60, SamplingParams(max_new_tokens=3)).sequence.limit == 3
-    with pytest.raises(UsageError, match="64 tokens, the context 64"):
+    with pytest.raises(UsageError, match="64 tokens and its reply needs 1 at least, but the context has room for 64"):
         maker.request([1] * 64, SamplingParams())
 
 

@@ -46,6 +46,8 @@ class Cache:
         self.capacity = capacity
         # one past the highest slot that passes have written, and trees above earlier lengths may have written
         self._written = [0] * rows
+        # one past the highest slot that any row has ever reached
+        self._reached = 0
 
     @property
     def rows(self) -> int:
@@ -54,6 +56,11 @@ class Cache:
     @property
     def nbytes(self) -> int:
         return sum(state.nbytes for state in self.states)
+
+    def growth(self, tokens: int) -> int:
+        """Bytes of memory that a text of `tokens` tokens takes beyond what the longest so far took. 0 on a device: all is taken at
+        once."""
+        return sum(state.growth(self._reached, tokens) for state in self.states if isinstance(state, FullState))
 
     def placed(self, nodes: Nodes) -> Nodes:
         """`nodes` as the states number their rows."""
@@ -185,6 +192,7 @@ class Cache:
             deep = int(nodes.positions[mine].max()) - self.lengths[row]
             assert chain or deep <= self.deepest, f"a tree of {deep} levels in row {row}"
             self._written[row] = max(self._highest(row), end)
+            self._reached = max(self._reached, end)
 
     def _highest(self, row: int) -> int:
         """One past the highest slot of `row` that may have been written: trees use the scratch, and a device's draft the slot after

@@ -103,9 +103,7 @@ def _with_codec(options: Options) -> Options:
 def _check(conversation: Conversation, fit: str, head: str, options: Options) -> None:
     """Raise UsageError for options that contradict one another."""
     lookup("fit", fit, dict.fromkeys(FITS, ""))
-    for name, value, wanted in (("context", options.context, conversation.tokens), ("rows", options.rows, conversation.clients)):
-        if value not in (None, wanted, 1):
-            raise UsageError(f"--{name} {value} contradicts the conversation, which needs {wanted}: leave it out.")
+    conversation.check_reserved("--chat", options.rows, options.context)
     if options.drafter.second_model is not None:
         raise UsageError(f"--chat plans for one model, and --method {options.method_name} loads two: choose another method.")
     if head and not options.holds_substitute:

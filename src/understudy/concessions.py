@@ -236,8 +236,7 @@ def plan_chat(planner: Planner, options: Options, fit: str, head: str = "") -> C
     """What the conversation takes, and what to run on the budget of `options`. Raises UsageError where it cannot be held."""
     assert options.codec != AUTO, "the codec must be chosen before a conversation is planned"
     blueprint = planner.drawn(options)
-    # Raises where the model has fewer positions.
-    blueprint.contexts()
+    planner.conversation.check_positions(blueprint.shape.positions)
     budget = blueprint.budget
     steps = tuple(planner.steps(options, head))
     own = [step for step in steps if not step.options]

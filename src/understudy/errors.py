@@ -59,6 +59,14 @@ class UsageError(UnderstudyError):
     exit_status = 2
 
 
+class RoomError(UsageError):
+    """A text that does not fit, with its reply, in the context or in the memory that is free. `code`: a word for programs."""
+
+    def __init__(self, message: str, code: str = "context_length_exceeded"):
+        super().__init__(message)
+        self.code = code
+
+
 class CheckpointError(UnderstudyError):
     """The source model cannot be read: missing, truncated, gated, or of an unsupported kind."""
 

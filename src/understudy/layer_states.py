@@ -106,6 +106,14 @@ class FullState:
     def goes_back(self) -> int:
         return self.keys.shape[2]
 
+    def growth(self, reached: int, slots: int) -> int:
+        """Bytes that `slots` slots of a row take where `reached` of them have been written. 0 on a device: all is there."""
+        if self.keys.device.type != "cpu":
+            return 0
+        most = self.keys.shape[2]
+        line = self.nbytes // (self.keys.shape[0] * most)
+        return line * max(min(slots, most) - min(reached, most), 0)
+
     def places(self, slots: Tensor) -> Tensor:
         """Where in the tensors `slots` lie, on the device of the tensors."""
         return slots.to(self.keys.device)

@@ -13,6 +13,7 @@ from .errors import UsageError
 from .params import SamplingParams
 from .prompts import Prompt, paired, token_ids
 from .request import Request
+from .room import TextRoom
 from .sequence import TokenSequence
 from .stats import RequestMeter
 from .text import TextStream
@@ -30,7 +31,7 @@ class RequestMaker:
         self.generation = loaded.generation
         self.stop_ids = loaded.stop_ids
         self.vocabulary = loaded.store.embedding.shape[0]
-        self.context = loaded.model.plan.context
+        self.room = TextRoom(loaded.model.plan.context, loaded.model.cache)
         self.method = method
         self.closing = closing
 
@@ -83,8 +84,9 @@ class RequestMaker:
             streams: are steps wanted?
 
         Raises:
-            UsageError: the prompt is too long, or the model is closed."""
-        params = self._resolved(ids, params)
+            RoomError: the prompt and the least of its reply are too long.
+            UsageError: a value has no sense here, or the model is closed."""
+        params = self._resolved(ids, params, chat=chat)
         stops = plain_stops(self.tokenizer) if chat else ()
         reply = TextStream(self.tokenizer, (*params.stop, *stops), ids, params.min_tokens)
         own = (frozenset() if params.ignore_eos else self.stop_ids) | frozenset(stop_ids)
@@ -96,7 +98,7 @@ class RequestMaker:
             params=params,
             stop_ids=own,
             stops=reply.feed,
-            limit=min(params.max_new_tokens, self.context - len(ids)),
+            limit=min(params.max_new_tokens, self.room.context - len(ids)),
             # Logits after each token of the prompt can only be had by reading it.
             reusable=None if params.prompt_logprobs is None else 0,
         )
@@ -104,16 +106,13 @@ class RequestMaker:
         meter = RequestMeter(self.model, self.method, len(ids), seed)
         return Request(sequence, reply, meter, streams)
 
-    def _resolved(self, ids: Sequence[int], params: SamplingParams) -> SamplingParams:
+    def _resolved(self, ids: Sequence[int], params: SamplingParams, *, chat: bool = False) -> SamplingParams:
         """`params` with every value given, for a prompt of `ids`. UsageError where it cannot be continued."""
         if not isinstance(params, SamplingParams):
             raise UsageError(f"params must be SamplingParams, or a list of those, got {params!r}.")
         if not self.closing.alive:
             raise UsageError("This LLM is closed: load the model again.")
-        if len(ids) >= self.context:
-            raise UsageError(
-                f"The prompt has {len(ids)} tokens, the context {self.context}: shorten it or raise --context."
-            )
         found = self.generation.resolved(params, len(ids))
+        self.room.check(len(ids), found, chat=chat)
         check_biases(found, self.vocabulary)
         return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from understudy.errors import CheckpointError, StoreError, TransferError, UsageError
+from understudy.errors import CheckpointError, RoomError, StoreError, TransferError, UsageError
 from understudy.generation_config import GenerationDefaults
 from understudy.params import SamplingParams
 
@@ -108,7 +108,7 @@ class Store:
 
 class LLM:
     """`UNDERSTUDY_FAKE` says what goes wrong: slow, failing, broken, parting (one method writes another token), or, in a chat,
-    refusing (messages that say so) or faulty (a template that can never be used)."""
+    refusing (messages that say so), full (a later turn that is too long) or faulty (a template that can never be used)."""
 
     def __init__(
         self, model: str | None = None, *, progress: Callable[..., None] | None = None, **options: Any
@@ -178,6 +178,8 @@ class LLM:
     def stream_chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> Iterator[Step]:
         if self.trouble == "refusing" and messages[-1]["content"] == "refuse this":
             raise UsageError("The chat template refuses the conversation.")
+        if self.trouble == "full" and len(messages) > 2 and messages[-1]["content"] == "too long":
+            raise RoomError("The conversation has 500 tokens.")
         if self.trouble == "faulty":
             raise CheckpointError("The chat template is faulty.")
         return self._chatting(messages, params)

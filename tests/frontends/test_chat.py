@@ -14,6 +14,13 @@ def test_at_a_terminal_a_turn_that_fails_is_as_if_it_had_not_been_asked(tmp_path
     assert "1    with" in received.partition(FIRST)[2], "the next turn is the first message the model is shown"
 
 
+def test_a_turn_that_does_not_fit_leaves_the_conversation_as_it_was(tmp_path: Path) -> None:
+    received = on_terminal(tmp_path, "chat", typed="hello\ntoo long\nshort\n/exit\n", UNDERSTUDY_FAKE="full")
+    before, _, after = received.partition("understudy: The conversation has 500 tokens. The conversation is as it was")
+    assert "1    with" in before and "/reset" in after
+    assert "3    with" in after, "the next turn follows the first one and its answer"
+
+
 def test_in_a_pipe_a_turn_that_fails_ends_it(understudy: Run) -> None:
     done = understudy("chat", stdin="hello\nrefuse this\nhello\n", UNDERSTUDY_FAKE="refusing")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, FIRST)

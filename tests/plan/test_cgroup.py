@@ -37,7 +37,7 @@ def test_version_2_every_ancestor_counts(tmp_path: Path) -> None:
         f"{at}/app/inner/memory.max": str(8 * GIB),
     }
     root = system(tmp_path, "0::/user.slice/app/inner", [V2], files)
-    assert memory_limits(root) == [MemoryLimit(8 * GIB, 0), MemoryLimit(4 * GIB, 2 * GIB)]
+    assert memory_limits(root) == [MemoryLimit(8 * GIB, 0, 0), MemoryLimit(4 * GIB, 2 * GIB, 2 * GIB - 7)]
     assert cpu_limit(root) == 1.5
 
 
@@ -47,7 +47,7 @@ def test_version_1(tmp_path: Path) -> None:
         f"{at}/memory.limit_in_bytes": str(NO_LIMIT_V1),
         f"{at}/jobs/memory.limit_in_bytes": str(2 * GIB),
         f"{at}/jobs/memory.usage_in_bytes": str(GIB),
-        f"{at}/jobs/memory.stat": f"inactive_file 1\ntotal_inactive_file {GIB // 2}",
+        f"{at}/jobs/memory.stat": f"inactive_file 1\ntotal_inactive_file {GIB // 2}\ntotal_active_file 9",
         f"{at}/jobs/one/memory.limit_in_bytes": str(NO_LIMIT_V1),
         "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1",
         "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
@@ -56,7 +56,7 @@ def test_version_1(tmp_path: Path) -> None:
     }
     cgroup = "9:name=systemd:/x\n4:memory:/jobs/one\n3:cpu,cpuacct:/jobs\n0::/"
     root = system(tmp_path, cgroup, [V1_MEMORY, V1_CPU], files)
-    assert memory_limits(root) == [MemoryLimit(2 * GIB, GIB // 2)]
+    assert memory_limits(root) == [MemoryLimit(2 * GIB, GIB // 2, GIB // 2 - 9)]
     assert cpu_limit(root) == 0.5
 
 
@@ -64,20 +64,20 @@ def test_a_container_that_mounts_only_its_own_group(tmp_path: Path) -> None:
     mount = V1_MEMORY.replace(" / /sys", " /docker/abc /sys")
     files = {"sys/fs/cgroup/memory/memory.limit_in_bytes": str(GIB)}
     root = system(tmp_path, "4:memory:/docker/abc", [mount], files)
-    assert memory_limits(root) == [MemoryLimit(GIB, 0)]
+    assert memory_limits(root) == [MemoryLimit(GIB, 0, 0)]
 
 
 def test_a_container_whose_own_path_it_cannot_see(tmp_path: Path) -> None:
     root = system(tmp_path, "0::/kubepods/pod7/abc", [V2], {"sys/fs/cgroup/memory.max": str(GIB)})
-    assert memory_limits(root) == [MemoryLimit(GIB, 0)]
+    assert memory_limits(root) == [MemoryLimit(GIB, 0, 0)]
 
 
 def test_a_path_outside_the_namespace(tmp_path: Path) -> None:
     root = system(tmp_path, "0::/../../other", [V2], {"sys/fs/cgroup/memory.max": str(GIB)})
-    assert memory_limits(root) == [MemoryLimit(GIB, 0)]
+    assert memory_limits(root) == [MemoryLimit(GIB, 0, 0)]
 
 
 def test_a_mount_point_with_a_blank(tmp_path: Path) -> None:
     mount = V2.replace("/sys/fs/cgroup", "/sys/my\\040groups")
     root = system(tmp_path, "0::/", [mount], {"sys/my groups/memory.max": str(GIB)})
-    assert memory_limits(root) == [MemoryLimit(GIB, 0)]
+    assert memory_limits(root) == [MemoryLimit(GIB, 0, 0)]

@@ -165,7 +165,25 @@ def test_harmless_fields_are_ignored_and_named(server: Running) -> None:
 
 def test_a_prompt_that_is_too_long_has_a_code_for_programs(server: Running) -> None:
     error = server.post("/v1/completions", prompt=[1] * 600).json()["error"]
-    assert error["code"] == "context_length_exceeded"
+    assert error["code"] == "context_length_exceeded" and error["param"] == "prompt"
+
+
+def test_a_turn_that_will_not_fit_is_refused_with_the_fields_name_and_the_next_one_is_served(server: Running, llm: LLM) -> None:
+    talk = [{"role": "user", "content": "word " * 20}, {"role": "assistant", "content": "x" * 80}] * 3
+    body = {"messages": [*talk, {"role": "user", "content": "and " * 40}], "max_tokens": 30}
+    response = server.post("/v1/chat/completions", **body, stream=True)
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] == "messages" and error["code"] == "context_length_exceeded"
+    assert "reply needs 16 at least" in error["message"] and f"room for {llm.context} in all" in error["message"]
+    body["messages"] = [*talk[:2], {"role": "user", "content": "and"}]
+    assert server.post("/v1/chat/completions", **body).status_code == 200
+
+
+def test_a_turn_that_memory_does_not_hold_is_refused_by_name(server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm.model.cache, "_reached", 0)
+    monkeypatch.setattr("understudy.room.spare_bytes", lambda: 64)
+    error = server.post("/v1/chat/completions", messages=CHAT, max_tokens=5).json()["error"]
+    assert error["param"] == "messages" and error["code"] == "out_of_memory" and "(max_tokens)" in error["message"]
 
 
 @pytest.mark.parametrize("streams", [True, False])

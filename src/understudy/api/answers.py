@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..chat_template import encode
+from ..errors import RoomError
 from ..request import Request, Step
 from ..sampling import derived_seed
 from ..service import Call, Service
@@ -77,12 +78,12 @@ def _requests(
     prediction = encode(llm.tokenizer, text, add_special_tokens=False) if text else []
     found = []
     for prompt in prompts:
-        if len(prompt) >= llm.context:
-            what = f"The prompt has {len(prompt)} tokens, this server's context is {llm.context}"
-            raise ApiError(400, f"{what}: shorten it.", param="prompt", code="context_length_exceeded")
         for index in range(count):
             own = replace(params, seed=derived_seed(params.seed, index)) if params.gives("seed") and index else params
-            request = llm.request(list(prompt), own, chat=chat, stop_ids=body.stop_token_ids or ())
+            try:
+                request = llm.request(list(prompt), own, chat=chat, stop_ids=body.stop_token_ids or ())
+            except RoomError as error:
+                raise replace(answer_to(error), param="messages" if chat else "prompt") from None
             request.sequence.prediction = prediction
             found.append(request)
     return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import UnderstudyError, UsageError
+from ..errors import RoomError, UnderstudyError, UsageError
 from ..service import Unavailable
 
 # What a client reads in `type`, by status; others are invalid requests (4xx) or errors of the server (5xx).
@@ -61,7 +61,8 @@ def answer_to(error: BaseException) -> ApiError:
         # Messages about one value begin with its name, which the API may have another word for.
         what = str(error).replace("max_new_tokens", "max_tokens")
         name = what.partition(" ")[0]
-        return ApiError(400, what, param=name if NAME.fullmatch(name) else None)
+        code = error.code if isinstance(error, RoomError) else None
+        return ApiError(400, what, param=name if NAME.fullmatch(name) else None, code=code)
     # Another try would end in the same way.
     once = {"x-should-retry": "false"}
     if isinstance(error, UnderstudyError):

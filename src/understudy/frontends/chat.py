@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError, StoreError, UnderstudyError, UsageError
+from ..errors import CheckpointError, RoomError, StoreError, UnderstudyError, UsageError
 from . import opening
 from .live import Live, Progress
 from .model import resolve
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..params import SamplingParams
 
 HELP = "Write a line and press Enter. /reset forgets the conversation, /exit (or Ctrl-D) ends it, Ctrl-C cuts it short."
+
+# After a turn that there is no room for.
+KEPT = "The conversation is as it was: write a shorter turn, or /reset."
 
 
 def _declare(parser: Parser) -> None:
@@ -76,7 +79,7 @@ def _answer(
         if not sys.stdin.isatty():
             raise
         live.end()
-        complain(str(error))
+        complain(f"{error} {KEPT}" if isinstance(error, RoomError) else str(error))
         return None
 
 

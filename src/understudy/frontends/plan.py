@@ -7,7 +7,7 @@ from ..errors import UsageError
 from . import opening
 from .live import Live
 from .model import resolve
-from .options import METHOD, OUTPUT, PLACEMENT, declare, placement
+from .options import METHOD, OUTPUT, PLACEMENT, declare, placement, placement_of_many
 from .parser import Command, Parser
 from .show import to_json
 
@@ -65,7 +65,7 @@ def _plan_chat(args: Namespace, model: str | None, live: Live) -> int:
         raise UsageError("Give MODEL or --config, not both.")
     conversation = Conversation.parse(args.chat, "--chat")
     other = None if args.machine is None else OtherMachine.parse(args.machine)
-    options = Options.of(placement(args), os.environ)
+    options = Options.of(placement_of_many(args), os.environ)
     if other is None:
         from ..yardstick import measured
 

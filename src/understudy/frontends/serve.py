@@ -185,10 +185,9 @@ def _plan_for(args: Namespace) -> None:
     if args.plan_for is None:
         return
     conversation = Conversation.parse(args.plan_for, "--plan-for")
-    for name, wanted in (("rows", conversation.clients), ("context", conversation.tokens)):
-        if getattr(args, name) not in (None, wanted):
-            raise UsageError(f"--{name} {getattr(args, name)} contradicts --plan-for, which needs {wanted}: leave one of them out.")
-        setattr(args, name, wanted)
+    conversation.check_reserved("--plan-for", args.rows, args.context)
+    args.rows = conversation.clients
+    args.context = conversation.tokens
 
 
 def _settings(args: Namespace, name: str) -> Any:

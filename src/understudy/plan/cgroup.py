@@ -12,10 +12,13 @@ UNLIMITED = 1 << 60  # version 1 writes "no limit" as the largest number of whol
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """A group's ceiling and what its processes hold now, without the file cache the kernel would drop first."""
+    """A group's ceiling and what its processes hold now, in bytes."""
 
     limit: int
+    # Without the file cache that the kernel would drop first.
     held: int
+    # Without any of the file cache: what the kernel cannot take back.
+    kept: int
 
 
 def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
@@ -26,11 +29,9 @@ def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
         if limit is None or limit >= UNLIMITED:
             continue
         used = _number(group / ("memory.current" if version == 2 else "memory.usage_in_bytes")) or 0
-        found.append(
-            MemoryLimit(
-                limit, max(0, used - _cached(group, "inactive_file" if version == 2 else "total_inactive_file"))
-            )
-        )
+        total = "" if version == 2 else "total_"
+        held = max(0, used - _cached(group, f"{total}inactive_file"))
+        found.append(MemoryLimit(limit, held, max(0, held - _cached(group, f"{total}active_file"))))
     return found
 
 

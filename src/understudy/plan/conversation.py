@@ -52,6 +52,20 @@ class Conversation:
         """Tokens of the whole conversation: the context it needs."""
         return self.turns * self.turn
 
+    def check_reserved(self, option: str, rows: int | None, context: int | None) -> None:
+        """Raise UsageError, naming `option`, where the rows or the context that were given (None: were not) are not its own."""
+        for name, given, wanted in (("rows", rows, self.clients), ("context", context, self.tokens)):
+            if given not in (None, wanted):
+                raise UsageError(f"--{name} {given} contradicts {option}, which needs {wanted}: leave one of them out.")
+
+    def check_positions(self, positions: int | None) -> None:
+        """Raise UsageError where a model of so many positions (None: any number) cannot hold it: how many turns it does."""
+        if positions is not None and self.tokens > positions:
+            raise UsageError(
+                f"{self.turns} turns have {self.tokens} tokens, and this model has {positions} positions: they hold"
+                f" {self.turns_within(positions)} such turns."
+            )
+
     def turns_within(self, context: int) -> int:
         """Turns that end within `context` tokens."""
         return context // self.turn

@@ -90,6 +90,12 @@ def memory_limit(root: Path = Path("/")) -> int:
     return int(rss + max(0, min([psutil.virtual_memory().available, *groups])))
 
 
+def spare_bytes(root: Path = Path("/")) -> int:
+    """The most that this process could hold beyond what it holds, where the kernel gives up all of the file cache that it can."""
+    groups = [group.limit - group.kept for group in memory_limits(root)]
+    return int(max(0, min([psutil.virtual_memory().available, *groups])))
+
+
 def resident_bytes() -> int:
     """The memory this process holds now."""
     return int(psutil.Process().memory_info().rss)
