@@ -3,8 +3,6 @@ interpreter, its copies are done late and in an order that chance decides, and i
 
 import random
 import time
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +10,6 @@ from torch import Tensor
 from tests.fake_graphs import FakeGraphs
 from tests.simulated import Event, SimulatedDevice, Stream
 from understudy.devices.accelerator import Accelerator
-from understudy.kernels.attention import AttentionSpec
-from understudy.quantizers import Linear
-from understudy.tree import Nodes
 
 GIB = 1 << 30
 
@@ -78,15 +73,6 @@ class FakeDevice(Accelerator):
         event = self.simulated.record(self.simulated.copies)
         event.seconds = time.perf_counter()
         return event
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
-        attend = partial(super().attend, query, keys, values, nodes, spec)
-        return self.recorder.kernel(attend) if self.triton else attend()
-
-    def draft_product(self, quantizer: Any, tensors: Any, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
-        multiply = super().draft_product(quantizer, tensors, shape, dtype)
-        kernel = self.triton and quantizer.grouped
-        return (lambda x: self.recorder.kernel(partial(multiply, x))) if kernel else multiply
 
 
 def open_fake() -> FakeDevice:

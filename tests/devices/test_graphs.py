@@ -20,7 +20,15 @@ from understudy.drafters.search import SearchDrafter
 from understudy.models.embedding import EmbeddingTable
 from understudy.plan.demand import SEARCH
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add(numbers: Any, total: Any) -> None:
+    at = tl.arange(0, 16)
+    tl.store(total + at, tl.load(total + at) + tl.load(numbers + at))
+
 
 PROMPTS = [[5, 99, 5, 12, 80, 5, 99, 5], [7, 8, 9], [1, 2]]
 GREEDY = SamplingParams(max_new_tokens=5, ignore_eos=True)
@@ -132,3 +140,18 @@ def test_of_errors_that_follow_from_each_other_the_first_is_said() -> None:
             raise RuntimeError("operation failed due to a previous error during capture")
     except RuntimeError as error:
         assert failure(error) == "drafts run without CUDA graphs, which is slower (CUDA out of memory)"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_launches_are_counted_and_kernels_of_our_own_are_recorded_with_the_rest() -> None:
+    graphs, numbers, total = FakeGraphs(), torch.arange(16, dtype=torch.int32), torch.zeros(16, dtype=torch.int32)
+
+    def work() -> None:
+        doubled = torch.empty(16, dtype=torch.int32)
+        torch.mul(numbers.view(4, 4).view(-1), 2, out=doubled)
+        _add[(1,)](doubled, total)
+
+    graph = graphs.capture(work)
+    assert graph.launches == ["mul", "_add"] and torch.equal(total, 2 * numbers)
+    graph.replay()
+    assert torch.equal(total, 4 * numbers)
