@@ -46,6 +46,10 @@ class DraftAttention(Protocol):
 # Takes operands of exact weights with their first blocks, and gives what multiplies tiles by them: tiles, and where results go.
 ExactProduct = Callable[["Sequence[tuple[Operand, int]]"], Callable[["Sequence[Tensor]", "Tensor"], None]]
 
+# Takes rows x [n, K], blocks of exact weights [nb, K, 64], and where the products go [n, nb, 64]. The bits of a row's products do
+# not depend on the other rows, nor on their number.
+RowProduct = Callable[["Tensor", "Tensor", "Tensor"], None]
+
 
 class Device(Protocol):
     """One place to compute, open and ready. Sizes are bytes, speeds bytes per second, times seconds."""
@@ -145,6 +149,10 @@ class Device(Protocol):
 
     def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
         """What multiplies by exact weights as they arrive, as `kernels.exact_product.BlockProduct`; None: they are decoded."""
+        ...
+
+    def row_product(self) -> RowProduct | None:
+        """What multiplies any number of rows by decoded weights, each row for itself; None: tiles of one shape do."""
         ...
 
     def refusal(self, codec: Codec) -> str:

@@ -24,7 +24,7 @@ from ..tiers.memory import arena
 from ..tiers.ring import Ring, open_ring
 from ..tiers.streams import Streams
 from ..tree import Nodes
-from . import DraftAttention, ExactProduct
+from . import DraftAttention, ExactProduct, RowProduct
 from .graphs import Graphs
 
 # bytes that are copied to measure the link
@@ -166,6 +166,14 @@ class Accelerator:
 
     def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
         return None
+
+    def row_product(self) -> RowProduct | None:
+        if not self.triton:
+            return None
+        # only now: it needs Triton
+        from ..kernels.gpu.exact_product import multiply_rows
+
+        return multiply_rows
 
     def refusal(self, codec: Codec) -> str:
         if self.triton or not codec.needs_triton:

@@ -27,7 +27,7 @@ from ..tiers import Streaming
 from ..tiers.memory import arena
 from ..tiers.ring import Ring, open_ring
 from ..tree import Nodes
-from . import DraftAttention, ExactProduct
+from . import DraftAttention, ExactProduct, RowProduct
 from .codec_speed import seconds_a_weight
 from .graphs import Graphs
 
@@ -107,6 +107,9 @@ class Processor:
 
     def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
         return exact_product.BlockProduct if exact_product.applies(dtype, columns) else None
+
+    def row_product(self) -> RowProduct | None:
+        return None
 
     def refusal(self, codec: Codec) -> str:
         return ""

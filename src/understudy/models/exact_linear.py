@@ -78,10 +78,15 @@ class ExactLinear:
         return self.quantizer.cut(self.tensors, first, count) if self.codec.needs_substitute else {}
 
     def multiply_tiles(self, data: Tensor, first: int, count: int, tiles: Sequence[Tensor], out: Tensor) -> None:
-        """Multiply `tiles` [TILE, K] one by one by decoded blocks, into `out` [tiles, TILE, all blocks, 64].
+        """Multiply `tiles` [rows, K] one by one by decoded blocks, into `out` [tiles, rows, all blocks, 64].
 
-        For where `product` is None: the shape never changes, so a row's bits do not depend on the other rows."""
+        For where `product` is None. A row's bits do not depend on the other rows: the device sees to that, or tiles have always
+        the same shape."""
         blocks = self.blocks(data, first, count)
+        if (multiply := self.device.row_product()) is not None:
+            for x, y in zip(tiles, out, strict=True):
+                multiply(x, blocks, y[:, first : first + count])
+            return
         if blocks.dtype != out.dtype:
             blocks = blocks.to(out.dtype)
         for x, y in zip(tiles, out, strict=True):

@@ -35,6 +35,7 @@ from .supply import Supply
 from .taps import install
 from .target import TILE, Settle, Target, as_they_are
 from .weights import Weights
+from .whole_pass import AT_ONCE, rows_apart
 
 Report = Callable[[str, float, float], None]
 
@@ -95,6 +96,7 @@ class Model:
         base = getattr(self.module, str(self.module.base_model_prefix))
         views = (self.current, self.cache, self.lookup)
         self.target = Target(self.module, base, *views, self.supply.multiply, device, self.supply.skip_head)
+        self._join_tiles()
         self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if uses.drafts else (), device)
         # How many decoder blocks the draft runs in fewer steps than the stock ones.
         self.fused = self.draft.fuse() if uses.drafts else 0
@@ -103,6 +105,17 @@ class Model:
         if uses.drafts or uses.scores:
             head = self.draft.linears[-1] if uses.drafts else self.weights.head(dtype)
             self._score = OutputHead(self.module, self.current, len(store.linears) - 1, head)
+
+    def _join_tiles(self) -> None:
+        """Let a pass be one forward, where the device has a product for that and this model's rows do not know each other."""
+        if self.device.row_product() is None or self.supply.fused(self.dtype):
+            return
+        if rows_apart(self.target, [entry.shape[0] for entry in self.weights.entries]):
+            self.target.whole = True
+            self.cost = PassCost(AT_ONCE)
+        else:
+            why = "rows of this model have other bits in passes of other sizes"
+            self.plan = self.plan.noted(f"passes run tile by tile, which is slower: {why}")
 
     def _lookup(self, whole: bool) -> Lookup:
         """What is looked up by token: `whole` on the device, or the rows at hand."""

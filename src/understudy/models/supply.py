@@ -65,8 +65,9 @@ class Supply:
         outputs = linear.entry.shape[0]
         blocks = blocks_of(outputs)
         product = linear.product(first.dtype)
-        # padding stays zero
-        out = first.new_zeros((len(tiles), height, blocks, BLOCK))
+        # Padding stays zero, where it is not multiplied like all other rows.
+        make = first.new_zeros if product is not None else first.new_empty
+        out = make((len(tiles), height, blocks, BLOCK))
         taken = out.view(-1, blocks, BLOCK)[:rows]
         if product is None:
             for held in self._arriving(index, together=False):

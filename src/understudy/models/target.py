@@ -2,13 +2,16 @@
 
 Nodes are packed in tiles of TILE rows. Every tile is one forward of the stock model in a greenlet of its own, always of the same
 shape; at each Linear it parks until all tiles are there, and the weight part that has just arrived multiplies them one by one.
-So weights arrive once per pass, and a node's bits do not depend on how many others ran with it: the shapes never change."""
+So weights arrive once per pass, and a node's bits do not depend on how many others ran with it: the shapes never change.
+Where a device gives each row the same bits in any shape, a pass is one forward instead (`whole_pass`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -20,7 +23,9 @@ from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes
+from .output_head import FeatureModel
 from .streamed import CurrentPass, pass_cache, place_of_one
+from .whole_pass import HeadAlone, WholePass, head_of
 
 TILE = 32
 Multiply = Callable[[int, list[Tensor], int], list[Tensor]]
@@ -105,7 +110,8 @@ class Tile:
 class Target:
     """The target view: runs passes with the exact weights. `model` is the stock causal model, `base` the same without its head.
 
-    multiply(index, tiles, rows) streams Linear `index` once; skip_head() ends a pass that wants no logits."""
+    multiply(index, tiles, rows) streams Linear `index` once; skip_head() ends a pass that wants no logits. `whole`: a pass is one
+    forward, not one for each tile."""
 
     model: nn.Module
     base: nn.Module
@@ -115,6 +121,7 @@ class Target:
     multiply: Multiply
     device: Device
     skip_head: Callable[[], None] = lambda: None
+    whole: bool = False
 
     def __call__(
         self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are, hidden: Tensor | None = None
@@ -128,6 +135,8 @@ class Target:
         Raises TransferError where weights do not arrive. The cache's lengths are untouched then, but the rows must be rewound: a
         layer with a sliding window may have lost what came before a long prompt."""
         self.cache.begin_pass(nodes)
+        if self.whole:
+            return self._all_at_once(nodes, wanted, settle, hidden)
         tiles: list[Tile] = []
         settled: list[Tensor] = []
         for start in range(0, len(nodes), TILE):
@@ -144,6 +153,31 @@ class Target:
             self.skip_head()
             return torch.empty(0)
         return torch.cat(settled)
+
+    def _all_at_once(self, nodes: Nodes, wanted: Tensor, settle: Settle, hidden: Tensor | None) -> Tensor:
+        """What `__call__` does, in one forward for all nodes; `settle` still gets the logits of TILE nodes at a time."""
+        try:
+            self.current.under_way = under_way = WholePass(self, nodes, hidden)
+            features = under_way.forward()
+            if not len(wanted):
+                self.skip_head()
+                return torch.empty(0)
+            logits = head_of(self, features, wanted)
+        finally:
+            self.current.under_way = None
+        pieces = torch.split(logits, TILE)
+        return torch.cat([settle(piece, number * TILE) for number, piece in enumerate(pieces)])
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits [n, vocab] of features [n, hidden size], by the exact weights of the output head."""
+        # No layer runs any more: nothing but Linears is asked of it.
+        last: Any = HeadAlone(self)
+        self.current.under_way = last
+        return self._features(features)
+
+    @cached_property
+    def _features(self) -> FeatureModel:
+        return FeatureModel(self.model)
 
     def _alone(self, tile: Tile) -> Generator[Tile, None, None]:
         """Run the only tile of a pass; yield it when it is done."""

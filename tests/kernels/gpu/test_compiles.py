@@ -23,6 +23,11 @@ ATTENTION = {
     "prefixes": "*i64", "tail": "*i64", "width": "i32", "kv_heads": "i32", "places": "i32", "scaling": "fp32",
     "softcap": "fp32", "window": "i32",
 }  # fmt: skip
+EXACT = {
+    "x": "*bf16", "blocks": "*bf16", "out": "*bf16", "count": "i32", "columns": "i32", "x_line": "i32", "out_line": "i32",
+}  # fmt: skip
+ROWS = {"HEIGHT": 64, "STEP": 64, "WHOLE": True, "WIDE": False}
+FEW_ROWS = {"HEIGHT": 16, "STEP": 32, "WHOLE": False, "WIDE": True}
 FLAGS = {
     "GROUP": 7, "M": 16, "DIM": 128, "D": 128, "SIZE": 128, "S": 128, "BLOCK": 64, "WINDOWED": False, "CAPPED": False,
     "SINKS": False,
@@ -43,6 +48,8 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "product of 3 bits": ("draft_product", "_multiply_few", PRODUCT, STEPS | {"M": 16, "BITS": 3}, {}),
     "product of 8 bits": ("draft_product", "_multiply_few", PRODUCT, STEPS | {"M": 16, "BITS": 8, "GROUP": 2304}, {}),
     "product in float32": ("draft_product", "_multiply", PRODUCT | {"x": "*fp32"}, STEPS | {"M": 64}, {}),
+    "exact product": ("exact_product", "_multiply_rows", EXACT, ROWS, {"num_stages": 3}),
+    "exact product in float32": ("exact_product", "_multiply_rows", EXACT | {"x": "*fp32", "out": "*fp32"}, FEW_ROWS, {}),
     "attention": ("attention", "_attend", ATTENTION, FLAGS | {"NARROW": True, "WIDE": False}, {"num_stages": 2}),
     "attention with long keys": ("attention", "_attend", ATTENTION, FLAGS | LONG, {"num_stages": 2}),
     "attention with sinks and short values": ("attention", "_attend", ATTENTION, FLAGS | SINKS, {"num_stages": 2}),

@@ -1,0 +1,173 @@
+"""A pass of the target in one forward of the stock model, whatever its number of nodes: for devices whose products, norms and
+attention give each row the same bits beside any others. `rows_apart` tries that on the model itself before it is relied on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.attention import AttentionSpec
+from ..kernels.recurrence import RuleStep
+from ..recurrent import tops
+from ..tree import Nodes, TokenTree
+from .streamed import pass_cache
+
+if TYPE_CHECKING:
+    from .target import Target
+
+# a pass has a multiple of so many rows, the last of them padding: torch sums rows of a matrix otherwise where there are fewer
+LEAST = 16
+# nodes that take as long as one
+AT_ONCE = 64
+# nodes at once of recurrent layers, which read states that those before have folded
+RECURRENT = 32
+# nodes of the passes that are compared with each other
+TRIED = (1, 40, 600)
+# of which so many have logits
+COMPARED = 48
+
+
+class WholePass:
+    """All nodes of a pass: one forward of the stock model, without its head."""
+
+    def __init__(self, view: Target, nodes: Nodes, hidden: Tensor | None = None) -> None:
+        self.view = view
+        self.nodes = nodes
+        # [len(nodes), taps, hidden size]: where hidden states go; None: nobody asked for them.
+        self.hidden = hidden
+        self.count = len(nodes)
+        self.padding = -self.count % LEAST
+        self.there = view.cache.placed(nodes).to(view.device.where)
+        # Keys and values of a layer that cannot take those of all nodes at once.
+        self._late: tuple[Tensor, Tensor] | None = None
+
+    def forward(self) -> Tensor:
+        """Run the stock model; returns what its base gives for each node [n, hidden size], as its head takes it."""
+        view = self.view
+        padding = (0, self.padding)
+        positions = nn.functional.pad(self.nodes.positions, padding)[None].to(view.device.where)
+        ids = view.embed(nn.functional.pad(self.nodes.tokens, padding))[None]
+        out = view.base(input_ids=ids, position_ids=positions, past_key_values=pass_cache(), use_cache=True)
+        features: Tensor = out.last_hidden_state[0, : self.count]
+        return features
+
+    def linear(self, index: int, x: Tensor) -> Tensor:
+        return self.view.multiply(index, [x], self.count)[0]
+
+    def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        keys, values = keys[: self.count], values[: self.count]
+        self._late = None
+        if self.count <= self.view.cache.layers[layer].goes_back:
+            self.view.cache.write(layer, self.there, None, keys, values)
+        else:
+            self._late = keys, values
+
+    def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
+        view = self.view
+        state = view.cache.layer(layer, spec.window)
+        if self._late is None:
+            out = view.device.attend(query[: self.count], state.keys, state.values, self.there, spec)
+        else:
+            out = self._by_and_by(layer, query, spec, *self._late)
+        return nn.functional.pad(out, (0, 0, 0, 0, 0, self.padding))
+
+    def _by_and_by(self, layer: int, query: Tensor, spec: AttentionSpec, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention of a layer that slides: what a node looks back at is overwritten by nodes far after it."""
+        view = self.view
+        state = view.cache.layer(layer, spec.window)
+        found = []
+        for part in _parts(self.count, state.goes_back):
+            nodes = self.there[part]
+            view.cache.write(layer, nodes, None, keys[part], values[part])
+            found.append(view.device.attend(query[part], state.keys, state.values, nodes, spec))
+        return torch.cat(found)
+
+    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        view = self.view
+        state = view.cache.recurrent[layer]
+        parts = _parts(self.count, RECURRENT)
+        out = torch.cat([view.device.convolve(x[part], weight, bias, state, self.there[part]) for part in parts])
+        return nn.functional.pad(out, (0, 0, 0, self.padding))
+
+    def recur(self, layer: int, step: RuleStep) -> Tensor:
+        view = self.view
+        found = []
+        for part in _parts(self.count, RECURRENT):
+            state = view.cache.advanced(layer, tops(self.nodes[part]))
+            found.append(view.device.recur(step[part], state, self.there[part], together=False))
+        return nn.functional.pad(torch.cat(found), (0, 0, 0, 0, 0, self.padding))
+
+    def tap(self, number: int, states: Tensor) -> None:
+        if self.hidden is not None:
+            self.hidden[:, number] = states[: self.count]
+
+
+class HeadAlone:
+    """The end of such a pass: only the output head is multiplied, by its exact weights."""
+
+    def __init__(self, view: Target) -> None:
+        self.view = view
+
+    def linear(self, index: int, x: Tensor) -> Tensor:
+        return self.view.multiply(index, [x], len(x))[0]
+
+
+def _parts(count: int, most: int) -> list[slice]:
+    return [slice(start, min(start + most, count)) for start in range(0, count, most)]
+
+
+class Rehearsal(WholePass):
+    """A pass in which attention gives back queries: it is each node's own affair on every device, and nothing is written for it."""
+
+    def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Nothing reads them."""
+
+    def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
+        size = self.view.cache.layers[layer].shape.value_size
+        return query[:, :, torch.arange(size, device=query.device) % query.shape[2]]
+
+
+@torch.inference_mode()
+def rows_apart(view: Target, outputs: list[int]) -> bool:
+    """Whether each node has the same bits in passes of different sizes: a chain's first nodes are compared, with stand-ins for
+    attention and for the weights, which need not be here. `outputs`: the outputs of each Linear.
+
+    Row 0 of the cache must be empty."""
+    cache = view.cache
+    tokens = [1 + 7 * place % 90 for place in range(min(max(TRIED), cache.capacity))]
+    weightless = replace(view, multiply=_stand_in(outputs), whole=True)
+    seen: list[Tensor] = []
+    try:
+        for count in TRIED:
+            nodes = Nodes.of(TokenTree.chain(tokens[:count]), 0, 0)
+            cache.begin_pass(nodes)
+            view.current.under_way = rehearsal = Rehearsal(weightless, nodes)
+            features = rehearsal.forward()
+            seen.append(head_of(weightless, features, torch.arange(min(count, COMPARED))))
+            cache.rewind(0, 0)
+    finally:
+        view.current.under_way = None
+    return all(torch.equal(logits, seen[-1][: len(logits)]) for logits in seen)
+
+
+def _stand_in(outputs: list[int]) -> Callable[[int, list[Tensor], int], list[Tensor]]:
+    """What gives outputs that are inputs in another order, each with a sign: no row knows another, and no weight is needed."""
+
+    def multiply(index: int, tiles: list[Tensor], _: int) -> list[Tensor]:
+        x = tiles[0]
+        place = torch.arange(outputs[index], device=x.device)
+        sign = 1 - 2 * ((place * (index + 3) // 5) % 2)
+        return [x.index_select(1, place * 31 % x.shape[1]) * sign.to(x.dtype)]
+
+    return multiply
+
+
+def head_of(view: Target, features: Tensor, wanted: Tensor) -> Tensor:
+    """Logits [k, vocab] of the `wanted` nodes, from the `features` [n, hidden size] of all."""
+    chosen = features[wanted.to(features.device)]
+    rows = nn.functional.pad(chosen, (0, 0, 0, -len(chosen) % LEAST))
+    return view.head(rows)[: len(chosen)]

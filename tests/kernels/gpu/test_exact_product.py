@@ -1,0 +1,44 @@
+"""Rows times exact weights on a GPU, here in Triton's interpreter: near float64, and each row the same bits among any others."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.device import DEVICE
+
+pytest.importorskip("triton")
+from understudy.kernels.gpu.exact_product import multiply_rows
+
+# relative errors of one rounding of the result
+ERRORS = {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 5e-4}
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from([1, 5, 16, 63, 64, 65, 130]),
+    st.sampled_from([16, 64, 90, 192]),
+    st.sampled_from(list(ERRORS)),
+    st.sampled_from([torch.bfloat16, torch.float32]),
+    st.integers(0, 1 << 20),
+)
+def test_each_row_is_multiplied_for_itself(
+    count: int, columns: int, dtype: torch.dtype, stored: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(count, columns).to(dtype).to(DEVICE)
+    blocks = torch.randn(2, columns, 64).to(stored).to(DEVICE)
+    # blocks 1 and 2 of a product of four
+    whole = torch.full((count, 4, 64), torch.nan, dtype=dtype, device=DEVICE)
+    multiply_rows(x, blocks, whole[:, 1:3])
+    found = whole[:, 1:3]
+    wanted = torch.einsum("nk,bkj->nbj", x.double(), blocks.to(dtype).double())
+    assert (found.double() - wanted).norm() <= ERRORS[dtype] * wanted.norm()
+    assert whole[:, [0, 3]].isnan().all()
+    order = torch.randperm(count, device=DEVICE)
+    shuffled = torch.empty_like(found)
+    multiply_rows(x[order], blocks, shuffled)
+    assert torch.equal(shuffled, found[order])
+    alone = torch.empty(1, 2, 64, dtype=dtype, device=DEVICE)
+    multiply_rows(x[-1:], blocks, alone)
+    assert torch.equal(alone[0], found[-1])
