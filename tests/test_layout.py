@@ -12,13 +12,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "understudy"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# What each part may import of the others. All may import errors, params and registry.
-ANYONE = {"errors", "params", "registry"}
+# What each part may import of the others. All may import errors, params, registry and constraint.
+ANYONE = {"errors", "params", "registry", "constraint"}
 MAY_IMPORT = {
     "startup": set(),
     "tree": set(),
     "logprobs": set(),
-    "sequence": {"logprobs"},
+    "grammar": set(),
+    "sequence": {"grammar", "logprobs"},
     "recurrent": {"tree"},
     "layer_states": {"tree", "recurrent"},
     "cache": {"tree", "recurrent", "layer_states"},
@@ -28,6 +29,8 @@ MAY_IMPORT = {
     "sampling": {"adjust"},
     "chat_template": set(),
     "detokenizer": set(),
+    "token_texts": {"detokenizer"},
+    "grammar_compiler": {"chat_template", "grammar", "token_texts"},
     "text": {"detokenizer"},
     "demo": set(),
     "generation_config": set(),
@@ -78,7 +81,9 @@ MAY_IMPORT = {
     },
     "prompts": set(),
     "room": {"cache", "plan"},
-    "making": {"adjust", "chat_template", "prompts", "request", "room", "sequence", "stats", "text"},
+    "making": {
+        *("adjust", "chat_template", "grammar", "grammar_compiler", "prompts", "request", "room", "sequence", "stats", "text"),
+    },
     "llm": {
         "prefixes",
         "making",
@@ -105,7 +110,7 @@ MAY_IMPORT = {
     "scaling": {"demo", "llm", "training", "heads", "drafters", "models", "weights"},
     "service": {"request"},
     "async_llm": {"llm", "service", "prompts", "request", "sources"},
-    "api": {"chat_template", "detokenizer", "logprobs", "service", "request", "sampling", "stats"},
+    "api": {"chat_template", "token_texts", "logprobs", "service", "request", "sampling", "stats"},
     "jobs": {"api", "service"},
     "server": {"__version__", "chat_template", "api", "service", "request"},
     "cluster": {"api", "jobs", "llm", "plan", "server", "service"},

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .async_llm import AsyncLLM
+    from .constraint import Constraint
     from .errors import UnderstudyError, UsageError
     from .llm import LLM, Completion, Step
     from .params import SamplingParams
     from .stats import Stats
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "Completion", "SamplingParams", "Stats", "Step", "UnderstudyError", "UsageError"]
+__all__ = ["LLM", "AsyncLLM", "Completion", "Constraint", "SamplingParams", "Stats", "Step", "UnderstudyError", "UsageError"]
 
 _HOMES = {
     "AsyncLLM": "async_llm",
     "LLM": "llm",
     "Completion": "llm",
+    "Constraint": "constraint",
     "Stats": "stats",
     "Step": "llm",
     "SamplingParams": "params",

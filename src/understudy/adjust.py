@@ -8,7 +8,8 @@ those of its siblings do not. So a token is the same whatever was drafted around
    multiplied where they are negative (Keskar et al., arXiv 1909.05858; RepetitionPenaltyLogitsProcessor of transformers).
 3. `frequency_penalty` times the number of times that a token was generated is taken off, then `presence_penalty` if it was
    generated at all; the prompt does not count (the OpenAI API; vLLM's apply_penalties).
-4. `min_tokens`: minus infinity is added to tokens that would end the text too early (MinNewTokensLengthLogitsProcessor)."""
+4. `min_tokens`: minus infinity is added to tokens that would end the text too early (MinNewTokensLengthLogitsProcessor).
+5. `constraint`: minus infinity is added to tokens that the grammar does not allow there."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ class Adjustment:
     @classmethod
     def of(cls, sequence: TokenSequence, paths: Callable[[], Sequence[Sequence[int]]]) -> Adjustment | None:
         """The adjustment of `sequence` after `paths()`; None where it asks for none."""
-        return cls(sequence, paths()) if sequence.params.adjusts else None
+        return cls(sequence, paths()) if sequence.params.adjusts or sequence.grammar is not None else None
 
     def after(self, first: int) -> Adjustment:
         """The same, without the first so many places."""
@@ -54,6 +55,7 @@ class Adjustment:
         if self.sequence.params.penalises:
             self._penalise(scores, paths)
         self._keep_going(scores, paths)
+        self._constrain(scores, paths)
         return scores
 
     def _bias(self, scores: Tensor) -> None:
@@ -100,6 +102,16 @@ class Adjustment:
         for row, path in zip(scores, paths, strict=True):
             if len(path) < missing:
                 row[stops] -= torch.inf
+
+
+    def _constrain(self, scores: Tensor, paths: Sequence[Sequence[int]]) -> None:
+        """Only what the grammar allows is chosen. A logit that is no number stays none."""
+        grammar = self.sequence.grammar
+        if grammar is None:
+            return
+        for row, path in zip(scores, paths, strict=True):
+            allowed = torch.from_numpy(grammar.allowed(path)).to(row.device)
+            row += torch.where(allowed, 0.0, -torch.inf)
 
 
 def check_biases(params: SamplingParams, vocabulary: int) -> None:

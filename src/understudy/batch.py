@@ -39,6 +39,8 @@ class Member:
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
     # Nodes after those of the tree that mean nothing: no token is chosen after them.
     padding: int = 0
+    # Of a text with a grammar: the nodes that the target's own choices led to so far. After the last one it chooses next.
+    followed: list[int] = field(default_factory=lambda: [0])
 
     @classmethod
     def draft(cls, sequence: TokenSequence, tree: TokenTree, padding: int = 0) -> Member:
@@ -89,11 +91,26 @@ class Member:
         tokens = torch.tensor(known, dtype=torch.int64)
         if len(known) < len(logits):
             rest = slice(len(known), None)
-            adjust = self.adjustment and self.adjustment.after(place + len(known) - len(self.known))
-            chosen = choose(logits[rest], self.sequence.params, after[rest], adjust)
-            tokens = torch.cat([tokens, chosen.cpu()])
+            chosen = self._chosen(logits[rest], place + len(known) - len(self.known), after[rest])
+            tokens = torch.cat([tokens, chosen])
         self._keep_logprobs(logits, tokens, place)
         return tokens
+
+    def _chosen(self, logits: Tensor, first: int, after: Tensor) -> Tensor:
+        """[k] on the CPU: the target's tokens at positions `after` [k], after the nodes from `first` on of those it chooses after.
+
+        With a grammar, only after nodes that its own choices lead to, NO_TOKEN after the others: no path that breaks the grammar is
+        looked at, and none is accepted."""
+        params = self.sequence.params
+        if self.sequence.grammar is None:
+            return choose(logits, params, after, self.adjustment and self.adjustment.after(first)).cpu()
+        assert self.adjustment is not None
+        chosen = torch.full((len(logits),), NO_TOKEN)
+        while first <= (node := self.followed[-1]) < first + len(logits):
+            row = slice(node - first, node - first + 1)
+            chosen[row] = choose(logits[row], params, after[row], self.adjustment.after(node)).cpu()
+            self.followed.append(len(self.tree) if self.reads else self.tree.child(node, int(chosen[node - first])))
+        return chosen
 
     def _keep_logprobs(self, logits: Tensor, tokens: Tensor, place: int) -> None:
         params = self.sequence.params

@@ -75,8 +75,16 @@ class StoreError(UnderstudyError):
     """The prepared model cannot be read or written."""
 
 
-class NumbersError(UnderstudyError):
-    """A model computed what is no number (NaN or infinity). The request ends; others go on."""
+class RequestError(UnderstudyError):
+    """A text cannot go on. Its request ends; others go on."""
+
+
+class NumbersError(RequestError):
+    """A model computed what is no number (NaN or infinity)."""
+
+
+class GrammarError(RequestError):
+    """No token of the model may follow, by the grammar that a text must fit."""
 
 
 class TransferError(UnderstudyError):

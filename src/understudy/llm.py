@@ -163,6 +163,7 @@ class LLM:
             UsageError: a prompt is empty or longer than `context`, a token id is not in the vocabulary, or the numbers of
                 prompts and params differ. Nothing is generated then; of several prompts it says which.
             NumbersError: the model computed NaN or infinity for a request.
+            GrammarError: no token may follow a text by its constraint.
             TransferError: weights could not be read."""
         work = self.maker.checked(prompts, params)
         total = len(work)
@@ -206,7 +207,7 @@ class LLM:
 
         Raises:
             UsageError: the messages do not fit the model's chat template or its context.
-            NumbersError, TransferError: as for `generate`."""
+            NumbersError, GrammarError, TransferError: as for `generate`."""
         request = self.maker.request(self.maker.chat_ids(messages), params or SamplingParams(), chat=True)
         self._complete([request])
         return request.completion()

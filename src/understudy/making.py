@@ -5,11 +5,14 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .adjust import check_biases
 from .chat_template import chat_prompt, encode, plain_stops
 from .errors import UsageError
+from .grammar import GrammarState
+from .grammar_compiler import GrammarCompiler
 from .params import SamplingParams
 from .prompts import Prompt, paired, token_ids
 from .request import Request
@@ -34,6 +37,7 @@ class RequestMaker:
         self.room = TextRoom(loaded.model.plan.context, loaded.model.cache)
         self.method = method
         self.closing = closing
+        self.grammars = GrammarCompiler(self.tokenizer, self.vocabulary)
 
     def ids(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt. UsageError where it is empty or holds a token that is not in the vocabulary."""
@@ -92,12 +96,14 @@ class RequestMaker:
         own = (frozenset() if params.ignore_eos else self.stop_ids) | frozenset(stop_ids)
         if params.min_tokens and len(own.intersection(range(self.vocabulary))) == self.vocabulary:
             raise UsageError("min_tokens must be 0 where every token ends the text: no token could be chosen.")
+        grammar = self._grammar(params, own)
         sequence = TokenSequence(
             row=-1,
             tokens=ids,
             params=params,
             stop_ids=own,
-            stops=reply.feed,
+            stops=reply.feed if grammar is None else partial(_ends, reply, grammar),
+            grammar=grammar,
             limit=min(params.max_new_tokens, self.room.context - len(ids)),
             # Logits after each token of the prompt can only be had by reading it.
             reusable=None if params.prompt_logprobs is None else 0,
@@ -105,6 +111,12 @@ class RequestMaker:
         seed = params.seed if params.temperature > 0 else None
         meter = RequestMeter(self.model, self.method, len(ids), seed)
         return Request(sequence, reply, meter, streams)
+
+    def _grammar(self, params: SamplingParams, stops: frozenset[int]) -> GrammarState | None:
+        """What the text must be, if `params` say so. `stops`: all tokens that end it, those that a caller named too."""
+        if params.constraint is None:
+            return None
+        return self.grammars.state(params.constraint, stops & self.stop_ids, stops)
 
     def _resolved(self, ids: Sequence[int], params: SamplingParams, *, chat: bool = False) -> SamplingParams:
         """`params` with every value given, for a prompt of `ids`. UsageError where it cannot be continued."""
@@ -115,4 +127,12 @@ class RequestMaker:
         found = self.generation.resolved(params, len(ids))
         self.room.check(len(ids), found, chat=chat)
         check_biases(found, self.vocabulary)
+        if found.constraint is not None:
+            self.grammars.check(found.constraint)
         return found
+
+
+def _ends(reply: TextStream, grammar: GrammarState, token: int) -> bool:
+    """Take the next token of a text: does the text end with it?"""
+    complete = grammar.take(token)
+    return reply.feed(token) or complete

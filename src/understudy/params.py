@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from .constraint import Constraint
 from .errors import UsageError
 
 
@@ -55,6 +56,8 @@ class SamplingParams:
         logprobs: report the log-probability of each token, and of so many of the likeliest ones at its place: of the logits
             as the model gives them, in float32, whatever the temperature, filters and penalties. None: do not.
         prompt_logprobs: the same for each token of the prompt but the first. The prompt is read anew, more slowly.
+        constraint: what the text must be, such as JSON by a schema: other tokens are never chosen. It ends where nothing may
+            follow, before min_tokens too; max_new_tokens and stop may cut it short.
 
     Raises:
         UsageError: a value has the wrong type or is out of range."""
@@ -86,6 +89,8 @@ class SamplingParams:
     # How many of the likeliest tokens are reported beside each one; None: no log-probabilities at all.
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    # None: any text.
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -104,6 +109,7 @@ class SamplingParams:
             *((name, Integral, "a whole number") for name in ("top_k", "seed", "max_new_tokens", "min_tokens")),
             *((name, (Integral, type(None)), "a whole number") for name in ("logprobs", "prompt_logprobs")),
             ("ignore_eos", int, "true or false"),
+            ("constraint", (Constraint, type(None)), "a Constraint"),
         )
         for name, kind, text in kinds:
             if not isinstance(getattr(self, name), kind):

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 
 from .engine import Advance, Engine
-from .errors import Caught, NumbersError, UnderstudyError
+from .errors import Caught, GrammarError, NumbersError, RequestError, UnderstudyError
 from .policies import Policy
 from .request import Request, Step
 from .sequence import TokenSequence
@@ -124,7 +124,7 @@ class Scheduler:
         """Submit `requests`, and return when all are finished; `ended` is told of each. An error or an interrupt cancels the rest.
 
         At most `window` of them are submitted and unfinished at a time (None: all), and each is made when its turn comes. A
-        NumbersError concerns one request: it is raised when the others are finished."""
+        RequestError concerns one request: it is raised when the others are finished."""
         coming = iter(requests)
         going: list[Request] = []
         failed: BaseException | None = None
@@ -135,7 +135,7 @@ class Scheduler:
                     going.remove(request)
                     if request.error is None:
                         ended(request)
-                    elif not isinstance(request.error, NumbersError):
+                    elif not isinstance(request.error, RequestError):
                         raise request.error
                     failed = failed or request.error
         finally:
@@ -261,7 +261,10 @@ class Scheduler:
         request.end(error)
 
     def _explained(self, sequence: TokenSequence) -> UnderstudyError:
-        """Why the logits after the tokens of `sequence`, which was released, are no numbers. Its cache row is empty afterwards."""
+        """Why no token was chosen after those of `sequence`, which was released: its grammar allows none, or the logits are no
+        numbers. Then its cache row is empty afterwards."""
+        if sequence.grammar is not None and (why := sequence.grammar.trouble):
+            return GrammarError(f"The text cannot go on: {why}.")
         try:
             with self.guard():
                 return self.explain(sequence.tokens, sequence.row)

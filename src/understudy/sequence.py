@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .grammar import GrammarState
 from .logprobs import TokenLogprob
 from .params import SamplingParams
 
@@ -29,6 +30,8 @@ class TokenSequence:
     stop_ids: frozenset[int] = frozenset()
     # Asked once for every new token, in order: does generation end with it?
     stops: Callable[[int], bool] = never
+    # What its text must be; None: anything.
+    grammar: GrammarState | None = None
     # The most new tokens; 0 before it is admitted means params.max_new_tokens.
     limit: int = 0
     # The slot of its cache row at which its next node lies; more than its length where rows are padded.

@@ -73,6 +73,15 @@ class TokenTree:
         return paths(self.tokens.tolist(), self.parents.tolist())
 
     @cached_property
+    def _children(self) -> dict[tuple[int, int], int]:
+        pairs = zip(self.parents.tolist(), self.tokens.tolist(), strict=True)
+        return {pair: node for node, pair in reversed([*enumerate(pairs)])}
+
+    def child(self, node: int, token: int) -> int:
+        """The first node that follows `node` with `token`; `len(self)` where there is none."""
+        return self._children.get((node, token), len(self))
+
+    @cached_property
     def depths(self) -> Tensor:
         """[n] int64: edges between the root and each node."""
         return torch.arange(len(self)) if self.is_chain else self.ancestors.sum(1) - 1

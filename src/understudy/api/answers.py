@@ -18,12 +18,12 @@ from ..errors import RoomError
 from ..request import Request, Step
 from ..sampling import derived_seed
 from ..service import Call, Service
+from ..token_texts import TokenTexts
 from . import figures
 from .errors import ApiError, answer_to
 from .forms import ChatForm, Form, OldLogprobs, Said, TextForm
 from .protocol import ChatBody, CompletionBody, SamplingFields
 from .settings import AnswerSettings
-from .token_texts import TokenTexts
 
 # Tokens of a text completion where the request does not say: what the OpenAI API takes.
 COMPLETION_TOKENS = 16

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..logprobs import TokenLogprob
-from .token_texts import TokenTexts
+from ..token_texts import TokenTexts
 
 # JSON has no infinity: the log-probability of what cannot be, as vLLM writes it.
 LEAST = -9999.0

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from ..params import SamplingParams
+from .constraints import constraint_of
 from .errors import ApiError
 
 # Fields that would change the text and are not supported, with the values that leave it as it is (null always does).
@@ -20,13 +21,8 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "bad_words": ([],),
     "allowed_token_ids": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "grammar": ("",),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -89,6 +85,14 @@ class SamplingFields(BaseModel):
     stream_options: StreamOptions | None = None
     return_token_ids: StrictBool | None = None
     prediction: Prediction | None = None
+    # What the text must be: one of these at most.
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | StrictBool | StrictStr | None = None
+    guided_regex: StrictStr | None = None
+    guided_choice: list[StrictStr] | None = None
+    guided_grammar: StrictStr | None = None
+    grammar: StrictStr | None = None
 
     def refuse_unsupported(self) -> None:
         """Raise ApiError (400) for a field that would change the text and is not supported."""
@@ -137,6 +141,7 @@ class SamplingFields(BaseModel):
             logit_bias=_biases(self.logit_bias or {}),
             logprobs=self.likeliest(),
             prompt_logprobs=self.prompt_likeliest(),
+            constraint=constraint_of(self),
         )
 
 

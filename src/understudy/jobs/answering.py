@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ..api.answers import URLS, ApiAnswer, check_model
 from ..api.errors import ApiError, answer_to, invalid
 from ..api.settings import AnswerSettings
-from ..errors import NumbersError, UnderstudyError, UsageError
+from ..errors import RequestError, UnderstudyError, UsageError
 from ..service import Service
 from .records import Asked, BadLine, Line, answered, refused, unread
 
@@ -57,7 +57,7 @@ class Answering:
             return await answer.whole()
         except ApiError:
             fault = answer.call.error
-            if isinstance(fault, UnderstudyError) and not isinstance(fault, (NumbersError, UsageError)):
+            if isinstance(fault, UnderstudyError) and not isinstance(fault, (RequestError, UsageError)):
                 # The machine's fault, not the line's: it may be answered another time.
                 raise fault from None
             raise

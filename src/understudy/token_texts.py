@@ -6,7 +6,7 @@ import json
 from functools import cached_property
 from typing import Any
 
-from ..detokenizer import BYTE
+from .detokenizer import BYTE
 
 # How SentencePiece writes a space.
 SPACE = "\u2581"

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import byte_tokenizer
 from understudy.api.forms import OldLogprobs, Said
-from understudy.api.token_texts import TokenTexts
 from understudy.logprobs import TokenLogprob
+from understudy.token_texts import TokenTexts
 
 
 def sentence_pieces() -> PreTrainedTokenizerFast:

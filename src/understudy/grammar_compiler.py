@@ -1,0 +1,161 @@
+"""Constraints to grammars of one model's tokens, by llguidance, which is imported for the first of them.
+
+Whoever may send a schema may send a hostile one: they are compiled in a thread of their own, one after the other, within limits of
+size and time, and what each costs at a token has limits too. The bytes of tokens are what this package says they are
+(`token_texts.py`), so what a grammar sees is the text that a caller gets, whatever the kind of tokenizer."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooLate
+from typing import Any
+
+from .chat_template import encode
+from .constraint import JSON_SCHEMA, REGEX, Constraint
+from .errors import UsageError, quoted
+from .grammar import GrammarState
+from .token_texts import TokenTexts
+
+# Grammars that are kept compiled, those used last.
+KEPT = 16
+# Seconds that a caller waits for a grammar, those before it included.
+PATIENCE = 10.0
+# Symbols of a grammar, and states of its lexer (1 to 2 KB each).
+MOST_SYMBOLS = 200_000
+MOST_STATES = 30_000
+# What may stand between two parts of JSON: a space, or a line break and an indentation. More would be valid, and a small model may
+# write nothing else for ever (llama.cpp's grammar of JSON has the same).
+SPACE = r"\x20|\x0A[\x20\x09]{0,20}"
+# Tokens that are decoded together to see what a tokenizer does to them.
+SAMPLE = 200
+# What llguidance calls a grammar in which nothing can be written, or that is too large; in words.
+REASONS = {
+    "NoExtension": "nothing can be written that fits it",
+    "TooComplex": "it is too complex",
+    "fuel exhausted": "it is too complex",
+    "too large": "it is too large",
+}
+
+
+class TokenBytes:
+    """The vocabulary as llguidance asks for it, and as token number `size` one that ends a text: to llguidance those of the model
+    mean nothing."""
+
+    def __init__(self, tokenizer: Any, size: int):
+        texts = TokenTexts(tokenizer)
+        self._tokenizer = tokenizer
+        data = [texts.data(token) for token in range(size)]
+        # No text has this byte, and llguidance marks special tokens by it.
+        self.tokens = [b"" if b"\xff" in piece else piece for piece in data] + [b"<end>"]
+        self.eos_token_id = size
+        self.bos_token_id = None
+        self.special_token_ids = sorted(texts.special | {token for token in range(size) if not self.tokens[token]} | {size})
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
+        return encode(self._tokenizer, decoded, add_special_tokens=False)
+
+
+class GrammarCompiler:
+    """Compiles constraints for a model with `tokenizer`, whose logits have `vocabulary` tokens. May be asked from any thread."""
+
+    def __init__(self, tokenizer: Any, vocabulary: int):
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        # llguidance's view of the tokenizer, made for the first constraint.
+        self._tokens: Any = None
+        # Matchers that have read nothing; they are copied for each text.
+        self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
+        self._guard = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, "understudy-grammar")
+
+    def check(self, constraint: Constraint) -> None:
+        """Compile `constraint`, if that was not done yet. UsageError, which begins with its name, where it cannot be used."""
+        self._matcher(constraint)
+
+    def state(self, constraint: Constraint, ends: Collection[int], stops: Collection[int] = ()) -> GrammarState:
+        """The state of an empty text, for a `GrammarState` with these `ends` and `stops`. Raises UsageError as `check` does."""
+        return GrammarState(self._matcher(constraint).deep_copy(), self._vocabulary, ends, stops)
+
+    def _matcher(self, constraint: Constraint) -> Any:
+        with self._guard:
+            if constraint in self._compiled:
+                self._compiled.move_to_end(constraint)
+                return self._compiled[constraint]
+        work = self._worker.submit(self._compile, constraint)
+        try:
+            found = work.result(PATIENCE)
+        except TooLate:
+            work.cancel()
+            raise UsageError(f"{constraint.name} was not compiled within {PATIENCE:g} s: make it simpler.") from None
+        with self._guard:
+            self._compiled[constraint] = found
+            if len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+        return found
+
+    def _compile(self, constraint: Constraint) -> Any:
+        """A matcher that has read nothing. UsageError where no text of this model's tokens fits the constraint."""
+        try:
+            from llguidance import LLMatcher, LLParserLimits
+        except ImportError:
+            what = f"{constraint.name} needs llguidance, which is not installed"
+            raise UsageError(f"{what}: pip install 'understudy[schema]'.") from None
+        if self._tokens is None:
+            self._tokens = _tokens_of(self._tokenizer, self._vocabulary, constraint.name)
+        limits = LLParserLimits(max_lexer_states=MOST_STATES, max_grammar_size=MOST_SYMBOLS, verbose_errors=False)
+        with quoted(UsageError, f"{constraint.name} cannot be used", "Mend it, or leave it out."):
+            matcher = LLMatcher(self._tokens, _source(constraint), log_level=0, limits=limits)
+            # Work that is put off until the first mask belongs to the check.
+            state = GrammarState(matcher, self._vocabulary, ())
+            writes = state.allowed(()).any()
+        if error := matcher.get_error():
+            raise UsageError(f"{constraint.name} cannot be used: {_reason(error)}.")
+        if not writes:
+            raise UsageError(f"{constraint.name} cannot be used: no token of this model can begin a text that fits it.")
+        return matcher
+
+
+def _source(constraint: Constraint) -> str:
+    """`constraint` as llguidance reads it. ValueError for a grammar in neither of its forms."""
+    from llguidance import LLMatcher, grammar_from
+
+    if constraint.kind == JSON_SCHEMA:
+        return LLMatcher.grammar_from_json_schema(constraint.text, defaults={"whitespace_pattern": SPACE})
+    if constraint.kind == REGEX:
+        return LLMatcher.grammar_from_regex(constraint.text)
+    return grammar_from("grammar", constraint.text)
+
+
+def _reason(error: str) -> str:
+    """The line of llguidance's error that says most, in plain words where it has none."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    for name, words in REASONS.items():
+        if name in lines[0]:
+            return words
+    said = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
+    return said[:160].rstrip(". :")
+
+
+def _tokens_of(tokenizer: Any, vocabulary: int, name: str) -> Any:
+    """The tokens of `tokenizer`, and of a model with `vocabulary` tokens, for llguidance.
+
+    UsageError, about the constraint `name`, where a text is not the bytes of its tokens, joined."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    # A model may know more tokens than its tokenizer, or fewer.
+    found = TokenBytes(tokenizer, max(vocabulary, len(tokenizer)))
+    if not _joins(tokenizer, found.tokens, set(found.special_token_ids)):
+        raise UsageError(f"{name} cannot be used: this model's tokenizer changes texts as it joins their tokens.")
+    return LLTokenizer(TokenizerWrapper(found))
+
+
+def _joins(tokenizer: Any, data: Sequence[bytes], special: Collection[int]) -> bool:
+    """Whether decoded tokens are their bytes, joined, but for spaces before the first of them."""
+    whole = [token for token, piece in enumerate(data) if token not in special and piece.isascii()]
+    sample = whole[:: max(len(whole) // SAMPLE, 1)]
+    joined = b"".join(data[token] for token in sample).decode()
+    return bool(sample) and str(tokenizer.decode(sample)).lstrip(" ") == joined.lstrip(" ")
