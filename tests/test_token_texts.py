@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import byte_tokenizer
-from understudy.api.forms import OldLogprobs, Said
+from understudy.api.forms import Said
+from understudy.api.text_form import OldLogprobs
 from understudy.logprobs import TokenLogprob
 from understudy.token_texts import TokenTexts
 

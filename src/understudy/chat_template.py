@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import CheckpointError, UnderstudyError, UsageError, first_line, quoted
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 OTHERWISE = "Mend its chat_template, or continue a plain text with `understudy run`."
 
 
@@ -19,24 +19,34 @@ def encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
 
 
 def chat_prompt(tokenizer: Any, messages: Messages, **options: Any) -> list[int]:
-    """The token ids of a conversation: by the tokenizer's own template, or a plain one where it has none.
+    """The token ids of a conversation, as `chat_text` writes it. Raises UsageError and CheckpointError as that does."""
+    return encode(tokenizer, chat_text(tokenizer, messages, **options), add_special_tokens=not has_template(tokenizer))
+
+
+def chat_text(tokenizer: Any, messages: Messages, **options: Any) -> str:
+    """The text of a conversation: by the tokenizer's own template, or a plain one where it has none.
 
     options: what a template is told besides the messages, such as add_generation_prompt=False or enable_thinking=False.
 
     Raises UsageError for messages that make no sense or that the template refuses, CheckpointError for a faulty template."""
     if not messages or not all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in messages):
         raise UsageError("A conversation is a list of messages, each with a role and a content.")
-    if getattr(tokenizer, "chat_template", None):
-        return encode(tokenizer, _rendered(tokenizer, messages, options), add_special_tokens=False)
+    if has_template(tokenizer):
+        return _rendered(tokenizer, messages, options)
     if options:
         raise UsageError(f"This model has no chat template that could be told {', '.join(sorted(options))}.")
     lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
-    return encode(tokenizer, "".join(lines) + "Assistant:")
+    return "".join(lines) + "Assistant:"
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer has a chat template; a plain one is used where it has none."""
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def plain_stops(tokenizer: Any) -> tuple[str, ...]:
     """Where a reply ends in the plain template."""
-    return () if getattr(tokenizer, "chat_template", None) else ("\nUser:",)
+    return () if has_template(tokenizer) else ("\nUser:",)
 
 
 def _rendered(tokenizer: Any, messages: Messages, options: Mapping[str, Any]) -> str:
@@ -69,7 +79,8 @@ def _applied(tokenizer: Any, messages: Sequence[Mapping[str, Any]], options: Map
     import jinja2
 
     template = tokenizer.chat_template
-    if isinstance(template, Mapping) and "default" not in template:
+    with_tools = bool(options.get("tools")) and isinstance(template, Mapping) and "tool_use" in template
+    if isinstance(template, Mapping) and "default" not in template and not with_tools:
         names = ", ".join(sorted(template))
         raise CheckpointError(f"This model has several chat templates ({names}) and none is called default. {OTHERWISE}")
     if not isinstance(template, (str, Mapping)):

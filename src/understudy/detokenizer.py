@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +69,16 @@ class Traits:
 class Detokenizer:
     """The text of a reply: what decoding the prompt and the reply together adds to the decoded prompt, special tokens left out.
 
-    So a reply that goes on in the middle of a line keeps the space it begins with. Without a prompt, it is the decoded reply."""
+    So a reply that goes on in the middle of a line keeps the space it begins with. Without a prompt, it is the decoded reply.
+    Special tokens in `kept` are written out; each ends the text before it."""
 
-    def __init__(self, tokenizer: Any, prompt: Sequence[int] = ()):
+    def __init__(self, tokenizer: Any, prompt: Sequence[int] = (), kept: Collection[int] = ()):
         self._tokenizer = tokenizer
         self._backend = tokenizer._tokenizer
         self._traits = Traits.of(tokenizer)
-        self._special = {id for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        added = self._backend.get_added_tokens_decoder()
+        self._special = {id for id, token in added.items() if token.special}
+        self._kept = {id: str(added[id].content) for id in kept}
         # The last tokens, those without a text left out.
         self._window = self._end_of([token for token in prompt if self._visible(token)])
         # What the prompt's tokens in the window decode to, until the first text of the reply is given out.
@@ -90,6 +93,8 @@ class Detokenizer:
 
     def add(self, token: int) -> str:
         """Take the next token. Returns the text that became final with it."""
+        if token in self._kept:
+            return self.finish() + self._kept[token]
         if not self._visible(token):
             return ""
         self._window.append(token)
@@ -117,7 +122,7 @@ class Detokenizer:
         return whole[self._start(whole) :]
 
     def finish(self) -> str:
-        """The text after the last final one; no token may follow."""
+        """The text after the last final one. Tokens that follow do not change it."""
         whole = self._decode(self._window)
         start = self._start(whole)
         self._before = None

@@ -228,7 +228,13 @@ class LLM:
         return self.maker.ids(prompt)
 
     def request(
-        self, ids: Sequence[int], params: SamplingParams, *, chat: bool = False, stop_ids: Collection[int] = ()
+        self,
+        ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        chat: bool = False,
+        stop_ids: Collection[int] = (),
+        kept: Collection[int] = (),
     ) -> Request:
         """A request with steps, for those who run `scheduler` themselves: it is not submitted.
 
@@ -237,10 +243,11 @@ class LLM:
             params: how tokens are chosen.
             chat: is it a conversation? Then a reply ends where a plain template's next turn begins.
             stop_ids: tokens that end the text besides the model's own.
+            kept: special tokens that are a part of the text.
 
         Raises:
             UsageError: the prompt is empty, too long, or not of this vocabulary."""
-        return self.maker.request(self.maker.ids(ids), params, chat=chat, stop_ids=stop_ids, streams=True)
+        return self.maker.request(self.maker.ids(ids), params, chat=chat, stop_ids=stop_ids, kept=kept, streams=True)
 
     def settle(self) -> None:
         """Wait until the ring is full, so that the link is idle when a measurement begins."""

@@ -78,6 +78,7 @@ class RequestMaker:
         *,
         chat: bool = False,
         stop_ids: Collection[int] = (),
+        kept: Collection[int] = (),
         streams: bool = False,
     ) -> Request:
         """A request to continue `ids`, which becomes its text.
@@ -85,6 +86,7 @@ class RequestMaker:
         Args:
             chat: is it a conversation? Then a reply ends where a plain template's next turn begins.
             stop_ids: tokens that end the text besides the model's own.
+            kept: special tokens that are a part of the text.
             streams: are steps wanted?
 
         Raises:
@@ -92,7 +94,7 @@ class RequestMaker:
             UsageError: a value has no sense here, or the model is closed."""
         params = self._resolved(ids, params, chat=chat)
         stops = plain_stops(self.tokenizer) if chat else ()
-        reply = TextStream(self.tokenizer, (*params.stop, *stops), ids, params.min_tokens)
+        reply = TextStream(self.tokenizer, (*params.stop, *stops), ids, params.min_tokens, kept)
         own = (frozenset() if params.ignore_eos else self.stop_ids) | frozenset(stop_ids)
         if params.min_tokens and len(own.intersection(range(self.vocabulary))) == self.vocabulary:
             raise UsageError("min_tokens must be 0 where every token ends the text: no token could be chosen.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from .detokenizer import Detokenizer
@@ -11,10 +11,18 @@ from .detokenizer import Detokenizer
 class TextStream:
     """The text of one sequence. `feed` is called once per new token; `stopped` says that a stop string was reached.
 
-    A stop string that is complete within the first `least` tokens does not count."""
+    A stop string that is complete within the first `least` tokens does not count. Special tokens in
+    `kept` are a part of the text."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), prompt: Sequence[int] = (), least: int = 0):
-        self._tokens = Detokenizer(tokenizer, prompt)
+    def __init__(
+        self,
+        tokenizer: Any,
+        stops: Sequence[str] = (),
+        prompt: Sequence[int] = (),
+        least: int = 0,
+        kept: Collection[int] = (),
+    ):
+        self._tokens = Detokenizer(tokenizer, prompt, kept)
         self._stops = tuple(stops)
         self._least = least
         # Tokens that were fed.
@@ -26,6 +34,8 @@ class TextStream:
         # Text that is final and was not taken.
         self._pending = ""
         self.text = ""
+        # Characters that were final after each token.
+        self.ends: list[int] = []
         self.stopped = False
 
     def feed(self, token: int) -> bool:
@@ -37,6 +47,7 @@ class TextStream:
             self._exempt = len(self._pending) + len(self._tokens.tail())
         elif self._stops:
             self._cut(searched, self._tokens.tail())
+        self.ends.append(len(self.text) + len(self._pending))
         return self.stopped
 
     def take(self, final: bool = False) -> str:

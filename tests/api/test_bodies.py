@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.api.answers import check_model
+from understudy.api.asking import check_model
 from understudy.api.errors import ApiError
 from understudy.api.settings import AnswerSettings
 

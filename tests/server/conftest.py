@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from understudy import LLM
 from understudy.server.app import create_app
 from understudy.server.connections import TimedConnection
 from understudy.server.settings import Settings
+from understudy.text import TextStream
 
 Start = Callable[..., "Running"]
 
@@ -131,3 +132,44 @@ def start_exact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         running = Running(create_app(model, settings), settings)
         yield running
         running.stop()
+
+
+class ScriptedText(TextStream):
+    """A reply whose text is decided beforehand: each token stands for the next of `pieces`, and the last one ends it."""
+
+    def __init__(self, llm: LLM, pieces: Sequence[str], stops: Sequence[str]):
+        super().__init__(llm.tokenizer, stops)
+        self._left = list(pieces)
+        self._tokens: Any = self
+
+    def add(self, token: int) -> str:
+        return self._left.pop(0)
+
+    def tail(self) -> str:
+        return ""
+
+    finish = tail
+
+    def feed(self, token: int) -> bool:
+        found = super().feed(token)
+        return found or not self._left
+
+
+def scripted(llm: LLM, monkeypatch: pytest.MonkeyPatch, *replies: Sequence[str]) -> list[dict[str, Any]]:
+    """The model says `replies`, one for each request in turn, in the given pieces; the last one again and again.
+
+    Passes, drafts and limits are those of the model. Returns how each request was made, in order."""
+    request = llm.request
+    asked: list[dict[str, Any]] = []
+
+    def made(ids: Sequence[int], params: Any, **options: Any) -> Any:
+        found = request(ids, params, **options)
+        reply = replies[min(len(asked), len(replies) - 1)]
+        asked.append({"prompt": llm.tokenizer.decode(ids), "params": params, **options})
+        found.reply = ScriptedText(llm, reply, params.stop)
+        found.sequence.stops = found.reply.feed
+        found.sequence.stop_ids = frozenset()
+        return found
+
+    monkeypatch.setattr(llm, "request", made)
+    return asked

@@ -139,7 +139,7 @@ def test_stops_are_texts_and_token_ids(server: Running, plain: LLM) -> None:
         ("/v1/chat/completions", {"messages": CHAT, "temperature": -1}, 400, "temperature"),
         ("/v1/chat/completions", {"messages": CHAT, "max_tokens": "many"}, 400, "max_tokens"),
         ("/v1/chat/completions", {"messages": CHAT, "n": 0}, 400, "n must be from 1"),
-        ("/v1/chat/completions", {"messages": CHAT, "tools": [{"type": "function"}]}, 400, "tools is not supported"),
+        ("/v1/chat/completions", {"messages": CHAT, "tools": [{"type": "function"}]}, 400, "tools.0.function"),
         ("/v1/completions", {"prompt": "x", "prompt_logprobs": 1}, 400, "prompt_logprobs is not supported"),
         ("/v1/chat/completions", {"messages": CHAT, "model": "gpt-4"}, 404, "'gpt-4' is not here"),
         ("/v1/completions", {"prompt": ""}, 400, "empty"),

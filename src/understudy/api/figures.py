@@ -10,8 +10,8 @@ from ..stats import Stats
 from .predicted import appeared
 
 
-def usage(requests: Sequence[Request]) -> dict[str, Any]:
-    """Tokens of all answers and of their prompts, of which each different one counts once."""
+def usage(requests: Sequence[Request], reasoning: int = 0) -> dict[str, Any]:
+    """Tokens of all answers and of their prompts, of which each different one counts once. reasoning: those of reasoning."""
     # Of equal prompts one is read, and the others copy it.
     cached: dict[tuple[int, ...], int] = {}
     for request in requests:
@@ -28,7 +28,7 @@ def usage(requests: Sequence[Request]) -> dict[str, Any]:
         "total_tokens": prompt_tokens + new_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": reasoning,
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": predicted - accepted,
         },

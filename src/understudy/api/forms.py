@@ -1,16 +1,26 @@
-"""How each endpoint writes a choice, its log-probabilities included."""
+"""How answers are written: what all endpoints have in common, and what the two completion endpoints do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ..logprobs import TokenLogprob
-from ..token_texts import TokenTexts
+from ..replies.splitter import ReplyPiece, ReplySplitter
+from ..request import Request
+from .errors import ApiError
+from .protocol import SamplingFields
 
 # JSON has no infinity: the log-probability of what cannot be, as vLLM writes it.
 LEAST = -9999.0
+# A comment of a stream: it says that the server is alive, and clients skip it.
+ALIVE = ": alive\n\n"
+DONE = "data: [DONE]\n\n"
 
 
 @dataclass
@@ -18,6 +28,8 @@ class Said:
     """What a choice says, or a piece of it."""
 
     text: str = ""
+    # The text split into reasoning, content and calls; calls leave the marks around them out.
+    pieces: list[ReplyPiece] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     # None while the choice goes on.
     reason: str | None = None
@@ -28,6 +40,7 @@ class Said:
     def add(self, other: Said) -> None:
         """Go on with `other`."""
         self.text += other.text
+        self.pieces += other.pieces
         self.token_ids += other.token_ids
         self.reason = other.reason
         if other.logprobs is not None:
@@ -35,153 +48,115 @@ class Said:
         if other.prompt_logprobs is not None:
             self.prompt_logprobs = other.prompt_logprobs
 
+    def joined(self, kind: str) -> str:
+        """All text of one kind."""
+        return "".join(piece.text for piece in self.pieces if piece.kind == kind)
+
 
 class Form(Protocol):
-    """How one endpoint writes its objects."""
+    """How one endpoint writes its answers."""
 
     @property
-    def prefix(self) -> str:
-        """What ids begin with."""
+    def splitters(self) -> Sequence[ReplySplitter | None]:
+        """What splits the text of each choice; None: nothing does."""
 
-    @property
-    def whole(self) -> str:
-        """What kind of object a whole answer is."""
+    def opening(self) -> Iterator[str]:
+        """The first events of a stream, before any text."""
 
-    @property
-    def chunk(self) -> str:
-        """What kind of object a piece of a stream is."""
+    def piece(self, index: int, said: Said) -> Iterator[str]:
+        """The events of what one pass gave a choice; the last one has a reason. The pieces of a choice come in order."""
 
-    def begin(self, index: int) -> dict[str, Any] | None:
-        """The first choice of a stream, before any text; None: there is none."""
+    def alive(self) -> str:
+        """An event that says that the server is alive."""
 
-    def piece(self, index: int, said: Said) -> dict[str, Any]:
-        """The choice of a chunk; the pieces of a choice come in order."""
+    def failure(self, error: ApiError) -> str:
+        """The event that ends a stream with an error."""
 
-    def end(self, index: int, reason: str) -> dict[str, Any]:
-        """The choice of a chunk that says why the text ended."""
+    def closing(self, figures: Mapping[str, Any]) -> Iterator[str]:
+        """The last events of a stream, after all choices have ended."""
 
-    def choice(self, index: int, said: Said) -> dict[str, Any]:
-        """The choice of a whole answer."""
-
-
-@dataclass(frozen=True)
-class ChatForm:
-    """/v1/chat/completions."""
-
-    texts: TokenTexts
-    prefix: str = "chatcmpl"
-    whole: str = "chat.completion"
-    chunk: str = "chat.completion.chunk"
-
-    def begin(self, index: int) -> dict[str, Any] | None:
-        delta = {"role": "assistant", "content": ""}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-
-    def piece(self, index: int, said: Said) -> dict[str, Any]:
-        delta = {"content": said.text}
-        return {"index": index, "delta": delta, "logprobs": self._logprobs(said), "finish_reason": None}
-
-    def end(self, index: int, reason: str) -> dict[str, Any]:
-        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
-
-    def choice(self, index: int, said: Said) -> dict[str, Any]:
-        message = {"role": "assistant", "content": said.text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": self._logprobs(said), "finish_reason": said.reason}
-
-    def _logprobs(self, said: Said) -> dict[str, Any] | None:
-        if said.logprobs is None:
-            return None
-        content = [
-            {**self._entry(found.token, found.logprob), "top_logprobs": [self._entry(*pair) for pair in found.top]}
-            for found in said.logprobs
-        ]
-        return {"content": content, "refusal": None}
-
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text, data = self.texts.text(token), self.texts.data(token)
-        return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(data)}
+    def whole(self, said: Sequence[Said], figures: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole answer."""
 
 
 @dataclass
-class OldLogprobs:
-    """Log-probabilities of one choice of /v1/completions, piece by piece. Offsets are characters of the choice's text."""
+class Chunked(ABC):
+    """What the completion endpoints have in common: a stream is chunks with a choice each, and `[DONE]`."""
 
-    texts: TokenTexts
-    # The prompt, and its text; empty where it is not a part of the choice.
-    prompt: Sequence[int] = ()
-    echo: str = ""
-    # Characters before the next token.
-    at: int = 0
+    body: SamplingFields
+    requests: Sequence[Request]
+    model: str
+    splitters: Sequence[ReplySplitter | None]
+    # What ids begin with, and what kind of object an answer and a chunk are.
+    prefix: ClassVar[str]
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
 
-    def told(self, said: Said) -> dict[str, Any] | None:
-        """Those of one piece; None where it has none."""
-        if said.logprobs is None and said.prompt_logprobs is None:
-            return None
-        told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        if said.prompt_logprobs is not None:
-            joined = b"".join(self.texts.data(token) for token in self.prompt).decode("utf-8", errors="replace")
-            # A decoder may leave out a space at the beginning.
-            self.at = len(self.echo) - len(joined) if joined.endswith(self.echo) else 0
-            self._add(told, self.prompt[0], None, None)
-            for found in said.prompt_logprobs:
-                self._add(told, found.token, found.logprob, found.top)
-            self.at = len(self.echo)
-        for found in said.logprobs or ():
-            self._add(told, found.token, found.logprob, found.top, hidden=found.token in self.texts.special)
-        return told
+    def __post_init__(self) -> None:
+        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
 
-    def _add(
-        self,
-        told: dict[str, list[Any]],
-        token: int,
-        logprob: float | None,
-        top: Sequence[tuple[int, float]] | None,
-        hidden: bool = False,
-    ) -> None:
-        data = self.texts.data(token)
-        # Bytes that go on with a character do not begin one.
-        goes_on = [byte & 0xC0 == 0x80 for byte in data]
-        told["text_offset"].append(max(self.at - (bool(goes_on) and goes_on[0]), 0))
-        told["tokens"].append(self.texts.name(token))
-        told["token_logprobs"].append(logprob if logprob is None else max(logprob, LEAST))
-        told["top_logprobs"].append(None if top is None or logprob is None else self._likeliest(token, logprob, top))
-        self.at += 0 if hidden else len(goes_on) - sum(goes_on)
-
-    def _likeliest(self, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> dict[str, float]:
-        """By text, the token itself too. Of two that read alike the likelier one."""
-        likeliest: dict[str, float] = {}
-        for other, value in (*top, (token, logprob)):
-            likeliest.setdefault(self.texts.name(other), max(value, LEAST))
-        return likeliest
-
-
-@dataclass(frozen=True)
-class TextForm:
-    """/v1/completions. `echoes`: the text that each choice begins with, its prompt or nothing."""
-
-    echoes: Sequence[str]
-    # For each choice.
-    logprobs: Sequence[OldLogprobs]
-    # Are log-probabilities of the prompt told? They and its text come with the first piece then.
-    scored: bool = False
-    prefix: str = "cmpl"
-    whole: str = "text_completion"
-    chunk: str = "text_completion"
-
+    @abstractmethod
     def begin(self, index: int) -> dict[str, Any] | None:
-        if not self.echoes[index] or self.scored:
-            return None
-        return self._choice(index, self.echoes[index], None, None)
+        """The first choice of a stream, before any text; None: there is none."""
 
-    def piece(self, index: int, said: Said) -> dict[str, Any]:
-        echo = self.echoes[index] if said.prompt_logprobs is not None else ""
-        return self._choice(index, echo + said.text, self.logprobs[index].told(said), None)
+    @abstractmethod
+    def pieces(self, index: int, said: Said) -> Iterator[dict[str, Any]]:
+        """The choices of what one pass gave; none where it gave nothing to tell."""
 
+    @abstractmethod
     def end(self, index: int, reason: str) -> dict[str, Any]:
-        return self._choice(index, "", None, reason)
+        """The choice of a chunk that says why the text ended."""
 
+    @abstractmethod
     def choice(self, index: int, said: Said) -> dict[str, Any]:
-        return self._choice(index, self.echoes[index] + said.text, self.logprobs[index].told(said), said.reason)
+        """The choice of a whole answer."""
 
-    def _choice(self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+    def opening(self) -> Iterator[str]:
+        for index in range(len(self.requests)):
+            begun = self.begin(index)
+            yield ALIVE if begun is None else self._chunk(self._with_ids(begun, index, [], first=True))
+
+    def piece(self, index: int, said: Said) -> Iterator[str]:
+        ids = said.token_ids
+        for choice in self.pieces(index, said):
+            yield self._chunk(self._with_ids(choice, index, ids))
+            ids = []
+        if said.reason is not None:
+            yield self._chunk(self.end(index, said.reason))
+
+    def alive(self) -> str:
+        return ALIVE
+
+    def failure(self, error: ApiError) -> str:
+        return event(error.body())
+
+    def closing(self, figures: Mapping[str, Any]) -> Iterator[str]:
+        if self.body.stream_options is not None and self.body.stream_options.include_usage:
+            yield event({**self._object(self.chunk_kind), "choices": [], **figures})
+        yield DONE
+
+    def whole(self, said: Sequence[Said], figures: Mapping[str, Any]) -> dict[str, Any]:
+        choices = [self._with_ids(self.choice(index, own), index, own.token_ids, first=True) for index, own in enumerate(said)]
+        return {**self._object(self.kind), "choices": choices, **figures}
+
+    def _with_ids(self, choice: dict[str, Any], index: int, ids: list[int], first: bool = False) -> dict[str, Any]:
+        """`choice` with the ids of its tokens, and at `first` those of the prompt, where they were asked for."""
+        if self.body.return_token_ids:
+            sequence = self.requests[index].sequence
+            choice["token_ids"] = ids
+            if first:
+                choice["prompt_token_ids"] = sequence.tokens[: sequence.prompt_length]
+        return choice
+
+    def _object(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "system_fingerprint": None}
+
+    def _chunk(self, choice: dict[str, Any]) -> str:
+        return event({**self._object(self.chunk_kind), "choices": [choice]})
+
+
+def event(content: Mapping[str, Any], name: str | None = None) -> str:
+    """A server-sent event of JSON."""
+    data = f"data: {json.dumps(content, ensure_ascii=False, allow_nan=False)}\n\n"
+    return data if name is None else f"event: {name}\n{data}"

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from ..params import SamplingParams
 from .constraints import constraint_of
 from .errors import ApiError
+from .messages import USE_TOOLS, Message, Tool, text_of
 
 # Fields that would change the text and are not supported, with the values that leave it as it is (null always does).
 REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -32,6 +33,9 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "thinking_token_budget": (),
 }
+
+# What to use in place of some of them.
+HINTS = {"functions": USE_TOOLS, "function_call": USE_TOOLS}
 
 Number = Annotated[float, Field(strict=False)]
 
@@ -56,7 +60,7 @@ class Prediction(BaseModel):
 
     def text(self) -> str:
         """All of it. ApiError (400) for content that is not text."""
-        return self.content if isinstance(self.content, str) else "".join(_text_of(part) for part in self.content)
+        return self.content if isinstance(self.content, str) else "".join(text_of(part) for part in self.content)
 
 
 class SamplingFields(BaseModel):
@@ -98,7 +102,8 @@ class SamplingFields(BaseModel):
         """Raise ApiError (400) for a field that would change the text and is not supported."""
         for name, value in (self.model_extra or {}).items():
             if name in REFUSED and value is not None and value not in REFUSED[name]:
-                raise ApiError(400, f"{name} is not supported: leave it out.", param=name, code="unsupported_parameter")
+                advice = HINTS.get(name, "leave it out")
+                raise ApiError(400, f"{name} is not supported: {advice}.", param=name, code="unsupported_parameter")
 
     def ignored(self) -> list[str]:
         """Fields that are not known and change nothing."""
@@ -145,25 +150,6 @@ class SamplingFields(BaseModel):
         )
 
 
-class Message(BaseModel):
-    """One message of a conversation."""
-
-    model_config = ConfigDict(extra="allow")
-    role: StrictStr
-    content: StrictStr | list[dict[str, Any]] | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """As a chat template takes it. ApiError (400) for content that is not text."""
-        if isinstance(self.content, list):
-            text = "".join(_text_of(part) for part in self.content)
-        else:
-            text = self.content or ""
-        if (self.model_extra or {}).get("tool_calls"):
-            raise ApiError(400, "messages with tool_calls are not supported.", param="messages")
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": text}
-
-
 class ChatBody(SamplingFields):
     """The body of /v1/chat/completions."""
 
@@ -174,6 +160,11 @@ class ChatBody(SamplingFields):
     continue_final_message: StrictBool | None = None
     logprobs: StrictBool | None = None
     top_logprobs: StrictInt | None = None
+    tools: list[Tool] | None = None
+    tool_choice: StrictStr | dict[str, Any] | None = None
+    parallel_tool_calls: StrictBool | None = None
+    # How much the model is to think: what a chat template makes of it.
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
     def likeliest(self) -> int | None:
         if self.top_logprobs and not self.logprobs:
@@ -217,6 +208,7 @@ class TokenizeBody(BaseModel):
     model_config = ConfigDict(extra="allow")
     prompt: StrictStr | None = None
     messages: list[Message] | None = None
+    tools: list[Tool] | None = None
     add_special_tokens: StrictBool = True
     return_token_strs: StrictBool = False
 
@@ -241,10 +233,3 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
         if not name.isascii() or not name.isdecimal():
             raise ApiError(400, f"logit_bias must be numbers by token ids, got {name[:40]!r}.", param="logit_bias")
     return {int(name[:20]): bias for name, bias in given.items()}
-
-
-def _text_of(part: Mapping[str, Any]) -> str:
-    """The text of one part of a message's content."""
-    if part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise ApiError(400, f"This model takes text only, got a part of type {part.get('type')!r}.", param="messages")
-    return str(part["text"])

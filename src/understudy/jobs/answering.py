@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..api.answers import URLS, ApiAnswer, check_model
+from ..api.answers import ApiAnswer
+from ..api.asking import URLS, check_model
 from ..api.errors import ApiError, answer_to, invalid
 from ..api.settings import AnswerSettings
 from ..errors import RequestError, UnderstudyError, UsageError

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from ..api.answers import URLS
+from ..api.asking import URLS
 from ..api.errors import ApiError
 
 # The longest line, in bytes: as long as the largest body that a server takes.

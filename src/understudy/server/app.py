@@ -18,8 +18,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from .. import __version__
-from ..api import answers
+from ..api import asking
 from ..api.answers import ApiAnswer
+from ..api.conversation import conversation_of
 from ..api.errors import ApiError, answer_to, invalid
 from ..api.forms import Form
 from ..api.protocol import ChatBody, CompletionBody, DetokenizeBody, SamplingFields, TokenizeBody
@@ -135,14 +136,14 @@ class Endpoints:
 
     async def chat(self, body: ChatBody) -> Response:
         """The assistant's next message."""
-        return await self._answered(body, partial(answers.chat_requests, self.llm, body, self.settings))
+        return await self._answered(body, partial(asking.chat_requests, self.llm, body, self.settings))
 
     async def completions(self, body: CompletionBody) -> Response:
         """The continuation of one prompt, or of many."""
-        return await self._answered(body, partial(answers.completion_requests, self.llm, body, self.settings))
+        return await self._answered(body, partial(asking.completion_requests, self.llm, body, self.settings))
 
     async def _answered(self, body: SamplingFields, make: Callable[[], tuple[list[Generation], Form]]) -> Response:
-        answers.check_model(body.model, self.settings)
+        asking.check_model(body.model, self.settings)
         headers = ignored_header(body.ignored())
         # A long text takes a while: other answers go on meanwhile.
         requests, form = await asyncio.to_thread(make)
@@ -161,7 +162,7 @@ class Endpoints:
 
     async def model(self, name: str) -> dict[str, Any]:
         """The model called `name`."""
-        answers.check_model(name, self.settings)
+        asking.check_model(name, self.settings)
         return self._card()
 
     def _card(self) -> dict[str, Any]:
@@ -178,7 +179,8 @@ class Endpoints:
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "Give either prompt or messages.", param="prompt")
         if body.messages is not None:
-            tokens = self.llm.chat_ids([message.plain() for message in body.messages])
+            asked = ChatBody(messages=body.messages, tools=body.tools)
+            tokens = conversation_of(self.llm, asked).ids
         else:
             tokens = encode(self.llm.tokenizer, str(body.prompt), add_special_tokens=body.add_special_tokens)
         found: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": self.llm.context}

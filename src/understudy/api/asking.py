@@ -1,0 +1,92 @@
+"""Requests of both completion endpoints, made of bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..chat_template import encode
+from ..errors import RoomError
+from ..request import Request
+from ..sampling import derived_seed
+from ..token_texts import TokenTexts
+from .chat_form import ChatForm
+from .conversation import conversation_of
+from .errors import ApiError, answer_to
+from .forms import Form
+from .protocol import ChatBody, CompletionBody, SamplingFields
+from .settings import AnswerSettings
+from .text_form import OldLogprobs, TextForm
+
+# Tokens of a text completion where the request does not say: what the OpenAI API takes.
+COMPLETION_TOKENS = 16
+
+
+def check_model(name: str | None, settings: AnswerSettings) -> None:
+    """Raise ApiError (404) for a model that is another one; no name is this one's."""
+    if name not in (None, "", settings.model_name):
+        raise ApiError(404, f"The model {name!r} is not here: only {settings.model_name!r} is.", param="model")
+
+
+def chat_requests(llm: Any, body: ChatBody, settings: AnswerSettings) -> tuple[list[Request], Form]:
+    """The requests of a chat. Raises ApiError, UsageError and CheckpointError."""
+    body.refuse_unsupported()
+    conversation = conversation_of(llm, body)
+    kept = () if conversation.form is None else conversation.form.kept(llm.tokenizer)
+    requests = _requests(llm, [conversation.ids], body, settings, chat=True, kept=kept)
+    splitters = [conversation.splitter() for _ in requests]
+    return requests, ChatForm(body, requests, settings.model_name, splitters, TokenTexts(llm.tokenizer))
+
+
+def completion_requests(llm: Any, body: CompletionBody, settings: AnswerSettings) -> tuple[list[Request], Form]:
+    """The requests of text completions. Raises ApiError or UsageError."""
+    body.refuse_unsupported()
+    prompts = [llm.prompt_ids(prompt) for prompt in body.prompts()]
+    requests = _requests(llm, prompts, body, settings, chat=False)
+    texts = TokenTexts(llm.tokenizer)
+    echoes = [llm.tokenizer.decode(prompt) if body.echo else "" for prompt in prompts for _ in range(body.n or 1)]
+    tokens = [prompt if body.echo else [] for prompt in prompts for _ in range(body.n or 1)]
+    # Without log-probabilities of the prompt, its text comes first and counts all the same.
+    scored = bool(body.echo) and body.logprobs is not None
+    logprobs = [OldLogprobs(texts, own, echo, 0 if scored else len(echo)) for own, echo in zip(tokens, echoes, strict=True)]
+    splitters = [None] * len(requests)
+    return requests, TextForm(body, requests, settings.model_name, splitters, echoes, logprobs, scored)
+
+
+def _requests(
+    llm: Any,
+    prompts: Sequence[list[int]],
+    body: SamplingFields,
+    settings: AnswerSettings,
+    *,
+    chat: bool,
+    kept: Collection[int] = (),
+) -> list[Request]:
+    """`n` requests for each prompt, each with a seed of its own: the first has the seed that was asked for."""
+    count = 1 if body.n is None else body.n
+    if not 1 <= count <= settings.max_choices:
+        raise ApiError(400, f"n must be from 1 to {settings.max_choices}, got {count}.", param="n")
+    if not prompts:
+        raise ApiError(400, "prompt is empty.", param="prompt")
+    params = body.params(llm.context if chat else COMPLETION_TOKENS)
+    text = "" if body.prediction is None else body.prediction.text()
+    prediction = encode(llm.tokenizer, text, add_special_tokens=False) if text else []
+    found = []
+    for prompt in prompts:
+        for index in range(count):
+            own = replace(params, seed=derived_seed(params.seed, index)) if params.gives("seed") and index else params
+            try:
+                request = llm.request(list(prompt), own, chat=chat, stop_ids=body.stop_token_ids or (), kept=kept)
+            except RoomError as error:
+                raise replace(answer_to(error), param="messages" if chat else "prompt") from None
+            request.sequence.prediction = prediction
+            found.append(request)
+    return found
+
+
+# What a body is read as, and how requests are made of it, for each path.
+URLS: Mapping[str, tuple[type[SamplingFields], Callable[[Any, Any, AnswerSettings], tuple[list[Request], Form]]]] = {
+    "/v1/chat/completions": (ChatBody, chat_requests),
+    "/v1/completions": (CompletionBody, completion_requests),
+}

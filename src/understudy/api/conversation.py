@@ -1,0 +1,113 @@
+"""A conversation on its way to a prompt, and how its reply will be read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..chat_template import chat_text, encode, has_template
+from ..errors import UnderstudyError
+from ..replies.format import ReplyFormat, chat_template_text, format_of
+from ..replies.splitter import ReplySplitter
+from ..replies.telling import told
+from .errors import ApiError
+from .messages import ToolUse, conversation, tool_use
+from .protocol import ChatBody
+
+# Variables of chat templates that switch reasoning on and off.
+SWITCHES = ("enable_thinking", "thinking")
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """The prompt of a conversation, and how the reply to it is read."""
+
+    ids: list[int]
+    # None: the reply is text alone.
+    form: ReplyFormat | None
+    # What the reply begins with in the prompt.
+    prefix: str
+    use: ToolUse
+
+    def splitter(self) -> ReplySplitter | None:
+        """What splits one reply; None: it is text alone."""
+        return None if self.form is None else ReplySplitter(self.form, self.prefix, self.use.most_calls)
+
+
+def conversation_of(llm: Any, body: ChatBody) -> ChatPrompt:
+    """The conversation that `body` asks to go on with. Raises ApiError, UsageError and CheckpointError."""
+    use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+    if use.required:
+        what = "tool_choice can only be auto or none: this server cannot make a model call a tool"
+        raise ApiError(400, f"{what}.", param="tool_choice", code="unsupported_parameter")
+    tokenizer = llm.tokenizer
+    messages, options = told(tokenizer, conversation(body.messages), use.tools)
+    options |= _thinking(tokenizer, body.reasoning_effort) | (body.chat_template_kwargs or {})
+    if body.continue_final_message:
+        options |= {"continue_final_message": True, "add_generation_prompt": bool(body.add_generation_prompt)}
+    elif body.add_generation_prompt is not None:
+        options["add_generation_prompt"] = body.add_generation_prompt
+    text, taken = _text(tokenizer, messages, options)
+    ids = llm.prompt_ids(encode(tokenizer, text, add_special_tokens=not has_template(tokenizer)))
+    form = format_of(tokenizer, use.tools)
+    prefix = "" if form is None else _prefix(tokenizer, form, text, taken, options)
+    return ChatPrompt(ids, form, prefix, use)
+
+
+def _thinking(tokenizer: Any, effort: str | None) -> dict[str, Any]:
+    """What the chat template is told of an effort: those of the variables that it reads."""
+    if effort is None:
+        return {}
+    values = {"reasoning_effort": effort, **dict.fromkeys(SWITCHES, effort != "none")}
+    text = chat_template_text(tokenizer)
+    return {name: value for name, value in values.items() if re.search(rf"(?<![\w.'\"]){name}\b(?!['\"])", text)}
+
+
+def _text(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> tuple[str, Sequence[Mapping[str, Any]]]:
+    """The text of the conversation, and the messages as the template took them: some want arguments of calls as texts."""
+    try:
+        return chat_text(tokenizer, messages, **options), messages
+    except UnderstudyError:
+        written = [_written(message) for message in messages]
+        if written == messages:
+            raise
+        try:
+            return chat_text(tokenizer, written, **options), written
+        except UnderstudyError:
+            pass
+        raise
+
+
+def _written(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with the arguments of its calls as JSON texts."""
+    found = dict(message)
+    if "tool_calls" in message:
+        calls = [(call, call["function"]) for call in message["tool_calls"]]
+        found["tool_calls"] = [
+            {**call, "function": {**own, "arguments": json.dumps(own["arguments"], ensure_ascii=False)}} for call, own in calls
+        ]
+    return found
+
+
+def _prefix(
+    tokenizer: Any, form: ReplyFormat, text: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> str:
+    """What of the prompt `text` belongs to the reply: a template may open its reasoning."""
+    if form.finds_start:
+        return text
+    if options.get("continue_final_message"):
+        return str(messages[-1]["content"])
+    if options.get("add_generation_prompt", True) is False or not has_template(tokenizer):
+        return ""
+    try:
+        without = chat_text(tokenizer, messages, **{**options, "add_generation_prompt": False})
+    except UnderstudyError:
+        return ""
+    pairs = zip(text, without, strict=False)
+    shared = next((place for place, (own, other) in enumerate(pairs) if own != other), min(len(text), len(without)))
+    return text[shared:]

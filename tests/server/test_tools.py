@@ -1,0 +1,148 @@
+"""Tools: told to the model, called whole and streamed, and answered."""
+
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from tests.server.conftest import Running, scripted
+from tests.server.test_server import CHAT, events
+from understudy import LLM
+
+TEMPLATE = (
+    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.name }}{{ call.function.arguments | tojson }}</tool_call>"
+    "{% endfor %}"
+    "{% if m.role == 'tool' %} of {{ m.name }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Tells the weather.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+TWO = ["Let me", " see.\n<tool", f"_call>{CALL[11:]}\n<tool_call>", '{"name": "clock", "arguments": {}}</tool', "_call>"]
+
+
+@pytest.fixture
+def calling(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> LLM:
+    monkeypatch.setattr(llm.tokenizer, "chat_template", TEMPLATE)
+    return llm
+
+
+def client_of(server: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def test_parallel_calls_are_read_whole_and_streamed(server: Running, calling: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = scripted(calling, monkeypatch, TWO)
+    body: dict[str, Any] = {"model": "tiny", "messages": CHAT, "tools": [WEATHER, CLOCK]}
+    choice = client_of(server).chat.completions.create(**body).choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.content == "Let me see."
+    whole = [call.to_dict() for call in choice.message.tool_calls or ()]
+    functions = [{"name": "get_weather", "arguments": '{"city": "Paris"}'}, {"name": "clock", "arguments": "{}"}]
+    assert [call["function"] for call in whole] == functions
+    assert len({call["id"] for call in whole}) == 2 and all(call["type"] == "function" for call in whole)
+    assert '"Tells the weather."' in asked[0]["prompt"] and '"name": "clock"' in asked[0]["prompt"]
+    chunks = list(client_of(server).chat.completions.create(**body, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(delta.content or "" for delta in deltas) == "Let me see."
+    calls = [call.to_dict() for delta in deltas for call in delta.tool_calls or ()]
+    assert [call["index"] for call in calls] == [0, 1] and [call["function"] for call in calls] == functions
+    assert all(call["id"] and call["type"] == "function" for call in calls)
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_a_conversation_with_calls_and_results_goes_on(server: Running, calling: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = scripted(calling, monkeypatch, [CALL], ["Sunny."])
+    messages: list[Any] = [*CHAT]
+    client = client_of(server)
+    tools: Any = [WEATHER]
+    first = client.chat.completions.create(model="tiny", messages=messages, tools=tools).choices[0].message
+    assert first.content is None and first.tool_calls
+    messages += [first, {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": [{"type": "text", "text": "sun"}]}]
+    second = client.chat.completions.create(model="tiny", messages=messages, tools=tools).choices[0]
+    assert second.message.content == "Sunny." and second.finish_reason == "stop" and not second.message.tool_calls
+    assert '<assistant><tool_call>get_weather{"city": "Paris"}</tool_call><tool>sun of get_weather' in asked[1]["prompt"]
+
+
+def test_tool_choice_none_tells_no_tools_and_reads_no_calls(server: Running, calling: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = scripted(calling, monkeypatch, [CALL])
+    body: dict[str, Any] = {"messages": CHAT, "tools": [WEATHER], "tool_choice": "none"}
+    message = server.post("/v1/chat/completions", **body).json()["choices"][0]["message"]
+    assert message["content"] == CALL and "tool_calls" not in message and "get_weather" not in asked[0]["prompt"]
+
+
+def test_one_call_alone_where_calls_may_not_be_parallel(server: Running, calling: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(calling, monkeypatch, TWO)
+    body: dict[str, Any] = {"messages": CHAT, "tools": [WEATHER, CLOCK], "parallel_tool_calls": False}
+    calls = server.post("/v1/chat/completions", **body).json()["choices"][0]["message"]["tool_calls"]
+    assert [call["function"]["name"] for call in calls] == ["get_weather"]
+
+
+def test_only_allowed_tools_are_told(server: Running, calling: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = scripted(calling, monkeypatch, ["x"])
+    allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "clock"}}]}
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    server.post("/v1/chat/completions", messages=CHAT, tools=[WEATHER, CLOCK], tool_choice=choice)
+    assert "clock" in asked[0]["prompt"] and "get_weather" not in asked[0]["prompt"]
+
+
+def test_a_call_that_the_length_cuts_off_is_content(server: Running, calling: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(calling, monkeypatch, ["<tool_call>", '{"name": ', '"clock"'])
+    choice = server.post("/v1/chat/completions", messages=CHAT, tools=[CLOCK], max_tokens=2).json()["choices"][0]
+    assert choice["finish_reason"] == "length" and choice["message"]["content"] == '<tool_call>{"name": '
+
+
+def test_log_probabilities_and_ids_of_all_tokens_are_told(server: Running, calling: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(calling, monkeypatch, TWO)
+    body: dict[str, Any] = {"messages": CHAT, "tools": [WEATHER, CLOCK], "logprobs": True, "return_token_ids": True}
+    whole = server.post("/v1/chat/completions", **body).json()["choices"][0]
+    assert len(whole["logprobs"]["content"]) == len(whole["token_ids"]) == len(TWO)
+    with server.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+        choices = [chunk["choices"][0] for chunk in events(response)]
+    told = [entry for choice in choices if choice["logprobs"] for entry in choice["logprobs"]["content"]]
+    assert told == whole["logprobs"]["content"]
+    assert [token for choice in choices for token in choice.get("token_ids", [])] == whole["token_ids"]
+
+
+LIST = {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "[1]"}}]}
+MADE = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({"functions": [{"name": "f"}]}, "functions", "use tools"),
+        ({"function_call": {"name": "f"}}, "function_call", "use tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type", "function"),
+        ({"tools": [CLOCK, CLOCK]}, "tools", "stands twice"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools", "empty"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]}, "tools.0.function.parameters", "valid"),
+        ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+        ({"tools": [CLOCK], "tool_choice": "sometimes"}, "tool_choice", "must be"),
+        ({"tools": [CLOCK], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "'f'"),
+        ({"messages": [*CHAT, {"role": "tool", "content": "x"}]}, "messages", "messages.1: a message of a tool has no"),
+        ({"messages": [*CHAT, MADE, {"role": "tool", "tool_call_id": "b", "content": "x"}]}, "messages", "'b'"),
+        ({"messages": [{**MADE, "role": "user"}]}, "messages", "only the assistant"),
+        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "messages", "use tools"),
+        ({"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]}, "messages", "use tools"),
+        ({"messages": [LIST]}, "messages", "messages.0.tool_calls.0.function.arguments is not"),
+    ],
+    ids=str,
+)
+def test_bad_tools_are_refused_by_name(server: Running, body: dict[str, Any], param: str, says: str) -> None:
+    response = server.post("/v1/chat/completions", **{"messages": CHAT, **body})
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] == param and says in error["message"], error
+
+
+def test_tokens_of_tools_are_counted_too(server: Running, calling: LLM) -> None:
+    bare = server.post("/tokenize", messages=CHAT).json()["count"]
+    told = server.post("/tokenize", messages=CHAT, tools=[WEATHER]).json()["count"]
+    assert told > bare + len(json.dumps(WEATHER)) // 2
