@@ -1,157 +1,246 @@
 """Everything that needs a GPU, checked and measured in one command, in under ten minutes, with the Python at hand.
 
     python benchmarks/gpu_check.py --json gpu.json        (or: make gpu-check)
+    python benchmarks/gpu_check.py --quick --profile      what shows all goals of speed, in 200 s, and where the time goes
+    python benchmarks/gpu_check.py --only exact plain raw rows8
     python benchmarks/gpu_check.py --fake                 the same code on a simulated device and a tiny model, without a GPU
 
-Exactness first: each kernel against the CPU's, bits where bits are promised; then tiny models, where drafted text must be plain
-text, and where it is not, the first token that differs is shown with how close the exact model's choice was there. Then speed: a
-stand-in is made here, and methods run one after another, each in a process of its own whose GPU memory is capped. Ends with
-one table, and what was wanted beside what was reached. The status is 1 if anything was not exact."""
+While a stand-in and its Stores are made, exactness: each kernel against the CPU's, bits where bits are promised; then drafted
+texts, which must be the plain ones; where one is not, the first token that differs is shown with how close the exact model's choice
+was there. Then speed: methods one after another, each in a process whose GPU memory is capped. Figures are written as they come,
+so that what was measured is there however it ends. Last come a table, and what was wanted beside what was reached. The status is 1
+if anything was not exact. `--keep DIR` leaves the stand-in and its Stores there for the next time."""
 
 import argparse
 import importlib.util
-import json
 import os
-import subprocess
+import shutil
+import signal
 import sys
-import tempfile
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from gpu_measure import FAKE, FAKE_RUNS, RUNS, Run, Size, measure
-from gpu_table import disagreement, goal_lines, goals, level_line, table
+import gpu_place
+import gpu_work
+from gpu_child import Child, prepare_path
+from gpu_print import printed
+from gpu_results import Results
+from gpu_rows import (
+    FAKE,
+    GIB,
+    GROUPS,
+    QUICK,
+    RUNS,
+    Run,
+    Size,
+    by_load,
+    chosen,
+    codecs_of,
+    simulated,
+    unknown,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
 NEEDED = (
     "torch", "transformers", "safetensors", "tokenizers", "jinja2", "numpy", "numba", "greenlet", "psutil", "xxhash", "triton",
 )  # fmt: skip
+# With less time than this no row is begun.
+LEAST_SECONDS = 5.0
+# Importing everything may take long on a slow disk.
+DESCRIBE_SECONDS = 180.0
+INSTEAD = "--fake runs the same on a simulated device"
 
 
 def missing() -> list[str]:
     return [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
-def prepare_path(fake: bool) -> None:
-    """Nothing need be installed: the package and its tests' helpers are imported from where they lie."""
-    for folder in (ROOT, ROOT / "src", ROOT / "benchmarks"):
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
-    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:3], os.environ.get("PYTHONPATH", "")])
-    if fake:
-        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-        from understudy.devices import DEVICES
-
-        DEVICES["fake"] = "tests.fake_device:open_fake"
+def lacks(names: Sequence[str]) -> str:
+    """What is missing here, and how to bring it to a machine without a network."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    bring = f"pip download --only-binary=:all: --no-deps --python-version {version} --platform manylinux_2_28_x86_64"
+    more = "--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64"
+    carry = f"`{bring} {more} -d wheels {' '.join(names)}` elsewhere, `pip install --no-index --no-deps wheels/*` here"
+    return f"gpu_check: these packages are missing: {', '.join(names)}. Without a network: {carry}."
 
 
-def speed(size: Size, runs: tuple[Run, ...], deadline: float, folder: Path) -> list[dict[str, Any]]:
-    """Every run in a process of its own, as long as there is time; what was left out says so."""
-    model = folder / "standin"
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "standin.py"),
-        "--output",
-        str(model),
-        "--widen",
-        str(size.widen),
-    ]
-    if size.device == "fake":  # the demo model would take too long
-        from tests.tiny import save
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, and where. `start`: how processes begin (see `multiprocessing`)."""
 
-        save(folder / "source", "llama", hidden_size=64, intermediate_size=96, num_hidden_layers=1)
-        command += ["--source", str(folder / "source")]
-    subprocess.run(command, check=True, timeout=max(1.0, deadline - time.monotonic()))
-    os.environ["UNDERSTUDY_CACHE"] = str(folder / "cache")
-    rows = []
-    for run in runs:
-        if run.method == "accelerate" and importlib.util.find_spec("accelerate") is None:
-            rows.append({"run": asdict(run), "error": "accelerate is not installed"})
-            continue
-        rows.append({"run": asdict(run), **one(run, model, size, deadline - time.monotonic())})
-        print(f"{run.name}: {rows[-1].get('tokens_per_second') or rows[-1]['error']}", file=sys.stderr, flush=True)
-    return rows
+    runs: tuple[Run, ...]
+    exact: bool
+    profile: bool
+    folder: Path
+    results: Results
+    start: str = "forkserver"
+
+    def begin(self, name: str, work: Callable[..., None], *given: Any) -> Child:
+        return Child.begin(self.start, work, self.folder / f"{name}.log", self.results.size.device == "fake", *given)
 
 
-def one(run: Run, model: Path, size: Size, seconds: float) -> dict[str, Any]:
-    asked = json.dumps({"run": asdict(run), "size": asdict(size), "model": str(model)})
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", asked]
-    if seconds < 5:
-        return {"error": "no time was left"}
+def describe(work: Work) -> tuple[Work, str]:
+    """`work` on this machine, with processes that can use its GPU; why that cannot be, if so."""
+    for start in ("forkserver", "spawn"):
+        work = replace(work, start=start)
+        child = work.begin("describe", gpu_work.describe, work.results.size.device)
+        found = list(child.messages(DESCRIBE_SECONDS))
+        failure = child.failure()
+        child.end()
+        if failure or not found:
+            return work, failure or "nothing is known of it"
+        work.results.machine, there, trouble = found[0]
+        # Where there is a GPU that a forked process cannot open, something that was imported has touched it.
+        if not trouble or not there:
+            break
+    return work, trouble
+
+
+def prepare(work: Work) -> None:
+    """Make the stand-in and its Stores, and compare meanwhile what must be exact: the one keeps the processor busy, the other
+    the GPU."""
+    size, results = work.results.size, work.results
+    children: list[Child] = []
+    if work.runs:
+        children.append(work.begin("stores", gpu_work.prepare, work.folder, size, codecs_of(work.runs)))
+    if work.exact:
+        children.append(work.begin("exactness", gpu_work.exact, size.device, size.exact_seconds))
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"error": "it was not done in time"}
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        while results.left > 0 and any(child.running for child in children):
+            hear(results, children)
+            if results.seconds > size.exact_seconds and not (work.runs and children[0].running):
+                break
+            time.sleep(0.1)
+        for child in children:
+            child.process.join(timeout=0)
+            if why := child.failure():
+                results.cut_short(f"{child.said.stem}: {why}")
+        hear(results, children)
+    finally:
+        for child in children:
+            child.end()
+
+
+def hear(results: Results, children: Sequence[Child]) -> None:
+    for child in children:
+        for kind, *told in child.ready():
+            (results.checked if kind == "checked" else results.was_made)(*told)
+
+
+def speed(work: Work) -> None:
+    """Every row as long as there is time; what was left out says so. Rows that share a load share a process; where one fails or
+    takes too long, another goes on after it."""
+    for runs in by_load(work.runs):
+        pending = list(runs)
+        while pending:
+            pending = load(work, pending)
+
+
+def load(work: Work, runs: list[Run]) -> list[Run]:
+    """Measure `runs` in one process. Returns those after the first that could not be measured."""
+    size, results = work.results.size, work.results
+    if runs[0].load.method == "accelerate" and importlib.util.find_spec("accelerate") is None:
+        results.measured(runs[0], {"error": "accelerate is not installed"})
+        return runs[1:]
+    if results.left < LEAST_SECONDS:
+        for run in runs:
+            results.measured(run, {"error": "no time was left"})
+        return []
+    model = str(gpu_place.standin_of(work.folder, size))
+    name = f"measure-{runs[0].short}"
+    child = work.begin(name, gpu_work.measure, runs, model, size, work.profile)
+    known = set()
+    try:
+        for short, figures in child.messages(size.row_seconds, results.end):
+            known.add(short)
+            results.measured(next(run for run in runs if run.short == short), figures)
+        failure = child.failure()
+    finally:
+        child.end()
+    left = [run for run in runs if run.short not in known]
+    if failure and left:
+        results.measured(left[0], {"error": failure})
+    elif failure:
+        results.measured(runs[-1], {"more_error": failure})
+    return left[1:] if failure else []
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Checks and measures everything that needs a GPU.")
+    parser.add_argument("--fake", action="store_true", help="on a simulated device and a tiny model")
+    parser.add_argument("--quick", action="store_true", help=f"what shows all goals of speed, in {QUICK['seconds']:.0f} s")
+    parser.add_argument("--profile", action="store_true", help="kernels, host functions and pauses of the link as well")
+    parser.add_argument("--widen", type=int, help="size of the stand-in; 20 (the default) is 3.3 billion parameters, 29 about 7")
+    parser.add_argument("--memory", type=float, help="cap on GPU memory, in GiB (default 4)")
+    parser.add_argument("--seconds", type=float, help="after which nothing new is begun (default 560)")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="NAME",
+        help=f"exact, {', '.join(GROUPS)}, or rows: {', '.join(run.short for run in RUNS)}",
+    )  # fmt: skip
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="make the stand-in and its Stores there, and leave them")
+    parser.add_argument("--json", type=Path, help="also write all figures here, as they come")
+    given = parser.parse_args()
+    given.only = [name for names in given.only for name in names.split(",")]
+    if strange := unknown(given.only):
+        parser.error(f"--only: there is no {', '.join(strange)}; rows are {', '.join(run.short for run in RUNS)}")
+    if (given.widen or 1) < 1 or (given.memory or 1) <= 0 or (given.seconds or 1) <= 0:
+        parser.error("--widen, --memory and --seconds must be more than 0")
+    return given
+
+
+def size_of(given: argparse.Namespace) -> Size:
+    size = FAKE if given.fake else Size()
+    if given.quick:
+        size = replace(size, **QUICK)
+    changes = {"widen": given.widen, "seconds": given.seconds, "memory": given.memory and int(given.memory * GIB)}
+    return replace(size, **{name: value for name, value in changes.items() if value})
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Checks and measures everything that needs a GPU.")
-    parser.add_argument("--fake", action="store_true", help="on a simulated device and a tiny model")
-    parser.add_argument("--widen", type=int, help="size of the stand-in; 29 is about 7 billion parameters")
-    parser.add_argument("--memory", type=float, help="cap on GPU memory, in GiB (default 8)")
-    parser.add_argument("--seconds", type=float, help="after which nothing new is begun (default 560)")
-    parser.add_argument("--only", choices=("exact", "speed"), help="one half of it")
-    parser.add_argument("--json", type=Path, help="also write all figures here")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    began = time.monotonic()
+    given = arguments()
     if lacking := missing():
-        print(f"gpu_check: these packages are missing: {', '.join(lacking)}", file=sys.stderr)
-        return 1
-    if given.one:
-        asked = json.loads(given.one)
-        size = Size(**asked["size"])
-        prepare_path(size.device == "fake")
-        print(json.dumps(measure(Run(**asked["run"]), asked["model"], size)))
-        return 0
-    import torch
-
-    if not given.fake and not torch.cuda.is_available():
-        print(
-            "gpu_check: there is no usable CUDA GPU here; --fake runs the same on a simulated device.", file=sys.stderr
-        )
+        print(lacks(lacking), file=sys.stderr)
         return 1
     prepare_path(given.fake)
-    size = FAKE if given.fake else Size()
-    changes = {"widen": given.widen, "seconds": given.seconds, "memory": given.memory and int(given.memory * (1 << 30))}
-    size = replace(size, **{name: value for name, value in changes.items() if value})
-    return check(size, FAKE_RUNS if given.fake else RUNS, began, given)
+    # Whoever ends this gets the table of what was measured until then.
+    signal.signal(signal.SIGTERM, stop)
+    size = size_of(given)
+    runs, exact = chosen(given.only, given.quick)
+    runs = simulated(runs) if given.fake else runs
+    if given.keep is not None:
+        given.keep.mkdir(parents=True, exist_ok=True)
+    folder = given.keep or gpu_place.place(size, codecs_of(runs))
+    results = Results(size, given.json)
+    try:
+        return check(Work(runs, exact, given.profile, folder.absolute(), results))
+    finally:
+        if given.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def check(size: Size, runs: tuple[Run, ...], began: float, given: argparse.Namespace) -> int:
-    results: dict[str, str] = {}
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["UNDERSTUDY_CACHE"] = str(Path(folder) / "cache")
-        if given.only != "speed":
-            from gpu_exact import exactness  # only now: it needs what was found to be here
-
-            for what, trouble in exactness(size.device):
-                results[what] = trouble
-                print(f"{'ok   ' if not trouble else 'WRONG'}  {what}{': ' + trouble if trouble else ''}", flush=True)
-        if given.only != "exact":
-            rows = speed(size, runs, began + size.seconds, Path(folder))
-    wrong = [what for what, trouble in results.items() if trouble] + disagreement(rows)
-    seconds = time.monotonic() - began
-    if given.json:
-        figures = {
-            "size": asdict(size), "exactness": results, "rows": rows, "goals": goals(rows), "wrong": wrong, "seconds": seconds,
-        }  # fmt: skip
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
-    print(
-        f"\n{size.device}, {seconds:.0f} s. {'NOT EXACT: ' + '; '.join(wrong) if wrong else 'All that was run is exact.'}"
-    )
-    if rows:
-        lines = [f"{row['run']['name']}: {level_line(row)}" for row in rows if "level_ms" in row]
-        print("\n".join(["", table(rows), *lines, "", goal_lines(goals(rows))]))
-    if size.device == "fake":
-        print("\nOn a simulated device no speed or size means anything: only that all of it runs.")
-    return 1 if wrong else 0
+def check(work: Work) -> int:
+    results = work.results
+    os.environ["UNDERSTUDY_CACHE"] = str(work.folder / "cache")
+    try:
+        work, trouble = describe(work)
+        if trouble:
+            print(f"gpu_check: there is no usable CUDA GPU here ({trouble}); {INSTEAD}.", file=sys.stderr)
+            return 1
+        prepare(work)
+        if not any(what.startswith("stores") for what in results.cut):
+            speed(work)
+    except KeyboardInterrupt:
+        results.cut_short("it was ended from outside")
+    results.write()
+    print(printed(results.figures()))
+    return 1 if results.wrong else 0
 
 
 if __name__ == "__main__":

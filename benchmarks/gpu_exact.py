@@ -4,7 +4,11 @@ Every check returns what was wrong; nothing if all is well."""
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +27,46 @@ from understudy.tiers.route import FixedRoute
 from understudy.tree import Nodes, TokenTree
 
 MIB = 1 << 20
+# Groups of texts of the built-in model that are compared, where there is time.
+MOST_WAVES = 4
 
 
-def exactness(device_name: str) -> Iterator[tuple[str, str]]:
-    """What was checked, and how it went: empty is well."""
+@dataclass(frozen=True)
+class Checked:
+    """A check: what was compared, what was wrong (empty: nothing), and the seconds it took."""
+
+    what: str
+    trouble: str
+    seconds: float
+
+
+def exactness(device_name: str, seconds: float) -> Iterator[Checked]:
+    """All checks, the quickest first; those of texts compare as many as there is time for."""
     torch.manual_seed(0)
+    began = time.perf_counter()
     device = open_device(device_name)
     small = device_name == "fake"
-    checks: tuple[tuple[str, Callable[..., str]], ...] = (
-        ("residuals decoded to the CPU's bits", residuals),
-        ("4-bit products against float64", products),
-        ("attention: error, and bits in a tree and alone", attention),
-        ("weights through the ring, slow reader", transfers),
-    )
-    for what, check in checks:
-        yield what, check(device, small)
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("residuals decoded to the CPU's bits", lambda: residuals(device, small)),
+        ("4-bit products against float64", lambda: products(device, small)),
+        ("attention: error, and bits in a tree and alone", lambda: attention(device, small)),
+        ("weights through the ring, slow reader", lambda: transfers(device, small)),
+    ]
     for family in ("llama",) if small else ("llama", "gemma3_text", "qwen2"):
-        yield f"tiny {family}: drafted text is plain text", tiny(device_name, family)
-    texts = "tiny model: three" if small else "demo model: a hundred"
-    yield f"{texts} drafted texts are the plain ones", demo(device_name)
-    yield "graph against eager: same tree, same text", graphs(device_name)
+        checks.append((f"tiny {family}: drafted text is plain text", partial(tiny, device_name, family)))
+    checks.append(("graph against eager: same tree, same text", lambda: graphs(device_name)))
+    for what, check in checks:
+        yield timed(what, check)
+    compared = Compared()
+    texts = timed("", lambda: demo(device_name, began + seconds - time.perf_counter(), compared))
+    model = "tiny" if small else "demo"
+    yield replace(texts, what=f"{model} model: {compared.texts} drafted texts, {compared.tokens} tokens, are the plain ones")
+
+
+def timed(what: str, check: Callable[[], str]) -> Checked:
+    began = time.perf_counter()
+    trouble = check()
+    return Checked(what, trouble, time.perf_counter() - began)
 
 
 def residuals(device: Any, small: bool) -> str:
@@ -141,38 +165,69 @@ def tiny(device_name: str, family: str, codec: str = "delta") -> str:
         return flips(model, codec, prompts, asked, options)
 
 
-def demo(device_name: str) -> str:
-    """The built-in model (simulated: a tiny one) continues a hundred texts: not one token may differ."""
+@dataclass
+class Compared:
+    """How much was compared so far."""
+
+    texts: int = 0
+    tokens: int = 0
+
+
+def demo(device_name: str, seconds: float, compared: Compared) -> str:
+    """The built-in model (simulated: a tiny one) continues texts, as many together as a tile has rows, greedy and sampled in turn,
+    until `seconds` are over or `MOST_WAVES` are done: not one token may differ."""
     import gpu_measure
     from tests.tiny import save
     from understudy.demo import path as demo_model
     from understudy.models.configuration import tokenizer_of
 
     fake = device_name == "fake"
-    count, tokens, rows = (3, 3, 2) if fake else (100, 256, 34)
-    options = {"memory": "2GiB", "resident": "none", "context": 320, "rows": rows, "device": device_name}
-    with tempfile.TemporaryDirectory() as folder:
+    began = time.perf_counter()
+    tokens, rows, waves = (3, 2, 2) if fake else (192, 32, MOST_WAVES)
+    options = {"memory": "2GiB", "resident": "none", "context": 32 + tokens, "rows": rows, "device": device_name, "codec": "raw"}
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as models:
         model = Path(folder) / "model" if fake else None
         if model is not None:
             save(model, "llama", torch.bfloat16, hidden_size=64, intermediate_size=96, num_hidden_layers=1)
-        text = list(range(200)) if fake else gpu_measure.prompt(tokenizer_of(demo_model()), 32 + 9 * count)
-        prompts = [text[9 * i : 9 * i + 32] for i in range(count)]
-        return flips(model, "raw", prompts, [SamplingParams(max_new_tokens=tokens, ignore_eos=True)], options)
+        text = list(range(200)) if fake else gpu_measure.prompt(tokenizer_of(demo_model()), 32 + 9 * rows * waves)
+        plainly, drafting = (models.enter_context(LLM(model, **given, **options)) for given in ({"method": "none"}, {}))
+        for wave in range(waves):
+            prompts = [text[9 * i : 9 * i + 32] for i in range(rows * wave, rows * (wave + 1))]
+            params = SamplingParams(max_new_tokens=tokens, ignore_eos=True, temperature=0.7 * (wave % 2), seed=wave)
+            plain = [done.token_ids for done in plainly.generate(prompts, params)]
+            wrong += parted(drafting, prompts, plain, params)
+            compared.texts += rows
+            compared.tokens += rows * tokens
+            taken = time.perf_counter() - began
+            if taken + taken / (wave + 1) > seconds:
+                break
+    return said(wrong, compared.texts)
 
 
 def flips(
     model: Path | None, codec: str, prompts: list[list[int]], asked: list[SamplingParams], options: dict[str, Any]
 ) -> str:
     """Where drafted texts are not the plain ones."""
-    found = []
+    wrong: list[str] = []
     with LLM(model, method="none", codec="raw", **options) as llm:
         plain = [[c.token_ids for c in llm.generate(prompts, params)] for params in asked]
     with LLM(model, codec=codec, **options) as llm:
         for params, texts in zip(asked, plain, strict=True):
-            for prompt, text, done in zip(prompts, texts, llm.generate(prompts, params), strict=True):
-                if done.token_ids != text:
-                    found.append(flip(llm, prompt, text, done.token_ids))
-    return "; ".join([f"{len(found)} of {len(asked) * len(prompts)} texts", *found[:4]]) if found else ""
+            wrong += parted(llm, prompts, texts, params)
+    return said(wrong, len(asked) * len(prompts))
+
+
+def parted(llm: Any, prompts: list[list[int]], plain: list[list[int]], params: SamplingParams) -> list[str]:
+    """Where the texts that `llm` drafts are not the plain ones."""
+    drafted = [done.token_ids for done in llm.generate(prompts, params)]
+    return [
+        flip(llm, prompt, text, other) for prompt, text, other in zip(prompts, plain, drafted, strict=True) if text != other
+    ]
+
+
+def said(wrong: list[str], texts: int) -> str:
+    return "; ".join([f"{len(wrong)} of {texts} texts", *wrong[:4]]) if wrong else ""
 
 
 def graphs(device_name: str) -> str:

@@ -1,90 +1,126 @@
-"""What `gpu_check` measures: one method in one process, with GPU memory capped by torch itself."""
+"""What `gpu_check` measures of one load of the model: its rows, one after another, with GPU memory capped by torch itself."""
 
+import statistics
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-GIB = 1 << 30
+from gpu_rows import GIB, Run, Size
 
-
-@dataclass(frozen=True)
-class Size:
-    """How much is done: k of the stand-in (parameters grow k*k times, 29: about 7 billion), memory cap, tokens of a prompt, of a
-    text, of plain text, of the long prompt."""
-
-    widen: int = 29
-    memory: int = 8 * GIB
-    prompt: int = 256
-    tokens: int = 256
-    plain_tokens: int = 8
-    long: int = 2000
-    seconds: float = 560.0
-    device: str = "cuda"
-
-
-FAKE = Size(widen=1, memory=GIB, prompt=16, tokens=5, plain_tokens=3, long=70, device="fake")
-SUBSTITUTE, PAPER = "substitute", "substitute:width=6,depth=48"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One row of the table. `long`: the long prompt, of which only the first tokens count."""
-
-    name: str
-    method: str
-    codec: str = "raw"
-    temperature: float = 0.0
-    resident: str = "none"
-    long: bool = False
-
-
-PLAIN, OFFLOAD = Run("plain", "none"), Run("accelerate, CPU offload", "accelerate")
-PAPERS = Run("paper: raw, fixed beam, no residents", PAPER)
-BEST = Run("drafted, delta", SUBSTITUTE, "delta", resident="auto")
-PLAIN_SAMPLED = Run("plain, T=0.6", "none", temperature=0.6)
-BEST_SAMPLED = Run("drafted, delta, T=0.6", SUBSTITUTE, "delta", 0.6, "auto")
-LONG = Run("drafted, raw, long prompt", SUBSTITUTE, long=True)
-RUNS = (  # what matters most comes first: time may run out
-    PLAIN, PAPERS, Run("drafted, raw", SUBSTITUTE, resident="auto"), BEST, PLAIN_SAMPLED, BEST_SAMPLED, LONG, OFFLOAD,
-    Run("paper, T=0.6", PAPER, temperature=0.6), Run("drafted, raw, no residents", SUBSTITUTE),
-    Run("drafted, delta, no residents", SUBSTITUTE, "delta"),
+Row = dict[str, Any]
+# Told of a row's short name and of figures of it, as soon as they are known.
+Send = Callable[[str, Row], None]
+KEPT = (
+    "tokens_per_second", "ttft_seconds", "mean_accepted", "rounds", "bytes_streamed", "link_bytes_per_second", "decode_seconds",
+    "peak_memory_bytes", "draft_seconds", "wait_seconds", "compute_seconds", "drafted", "accepted", "limit_tokens_per_second",
 )  # fmt: skip
-FAKE_RUNS = (PLAIN, replace(PAPERS, method="substitute:width=2,depth=3"), BEST, PLAIN_SAMPLED, BEST_SAMPLED, LONG, OFFLOAD)
+SUMMED = ("bytes_streamed", "draft_seconds", "wait_seconds", "compute_seconds", "drafted", "accepted")
+# A row is measured so often, where that takes no longer than `Size.again_seconds`.
+MOST_TIMES = 3
+TOKENS_OF_LONG = 4
 
 
-def measure(run: Run, model: str, size: Size) -> dict[str, Any]:
-    """One prompt read and continued, for the second time: the first compiles what has to be compiled."""
+def measure(send: Send, runs: Sequence[Run], model: str, size: Size, profile: bool) -> None:
+    """Every row of `runs`, which share a load."""
     import torch
 
+    began = time.perf_counter()
     if size.device == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, size.memory / total))
-    if run.method == "accelerate":
-        return accelerate(model, size)
-    from understudy import LLM, SamplingParams
+    load = runs[0].load
+    if load.method == "accelerate":
+        send(runs[0].short, accelerate(model, size))
+        return
+    from understudy import LLM
 
-    plain = run.method == "none"
-    length = size.long if run.long else size.prompt
-    tokens = 4 if run.long else size.plain_tokens if plain else size.tokens
-    options = {"method": run.method, "codec": run.codec, "resident": run.resident, "context": length + tokens, "rows": 1}
-    with LLM(model, device=size.device, memory=size.memory, progress=report, **options) as llm:
-        params = SamplingParams(max_new_tokens=tokens, ignore_eos=True, temperature=run.temperature, seed=1)
-        text = prompt(llm.tokenizer, length)
-        llm.generate([text], replace(params, max_new_tokens=4))
-        llm.engine.kept.clear()
-        done = llm.generate([text], params)[0]
-        stats = done.stats.to_dict()
-        memory = held(llm)  # before anything else is measured there
-        found = level(llm) if run == BEST else {}
+    options = {"method": load.method, "codec": load.codec, "resident": load.resident, "rows": load.rows}
+    context = max(length_of(run, size) + tokens_of(run, size) for run in runs)
+    with LLM(model, device=size.device, memory=size.memory, context=context, progress=report, **options) as llm:
+        loaded = time.perf_counter() - began
         peak = llm.model.device.link_bytes_per_second(0.0)
-    kept = ("tokens_per_second", "ttft_seconds", "mean_accepted", "rounds", "bytes_streamed", "link_bytes_per_second",
-            "peak_memory_bytes", "draft_seconds", "wait_seconds", "compute_seconds", "drafted", "accepted",
-            "limit_tokens_per_second")  # fmt: skip
-    figures = {name: stats[name] for name in kept}
+        for run in runs:
+            figures = written(llm, run, size)
+            # before anything else is measured there
+            memory = held(llm) if run == runs[0] else {}
+            send(run.short, {**planned(llm), **memory, **figures, "link_peak": peak, "load_seconds": loaded})
+        for run in runs:
+            more(llm, run, profile, send)
+
+
+def more(llm: Any, run: Run, profile: bool, send: Send) -> None:
+    """What is measured besides texts. What fails there takes nothing else with it."""
+    import gpu_passes
+    from understudy.errors import Caught
+
+    kinds = {"levels": gpu_passes.levels, "passes": gpu_passes.passes}
+    work = {kind: kinds[kind] for kind in run.more}
+    if profile and run.more:
+        from gpu_profile import profiled
+
+        work["profile"] = lambda llm: profiled(llm, run.more)
+    for kind, find in work.items():
+        with Caught() as trouble:
+            send(run.short, {kind: find(llm)})
+        if trouble.error is not None:
+            send(run.short, {f"{kind}_error": f"{type(trouble.error).__name__}: {trouble.error}"})
+
+
+def length_of(run: Run, size: Size) -> int:
+    return size.long if run.long else size.prompt
+
+
+def tokens_of(run: Run, size: Size) -> int:
+    return TOKENS_OF_LONG if run.long else size.plain_tokens if run.load.method == "none" else size.tokens
+
+
+def written(llm: Any, run: Run, size: Size) -> Row:
+    """Prompts read and continued: once to compile and to record what has to be, then measured; the median by its speed."""
+    from understudy import SamplingParams
+
+    length, tokens, rows = length_of(run, size), tokens_of(run, size), run.load.rows
+    text = prompt(llm.tokenizer, length + rows - 1)
+    prompts = [text[i : i + length] for i in range(rows)]
+    params = SamplingParams(max_new_tokens=tokens, ignore_eos=True, temperature=run.temperature, seed=1)
+    few = 2 if run.load.method == "none" or run.long else min(tokens, size.warm_tokens)
+    began = time.perf_counter()
+    llm.generate(prompts, replace(params, max_new_tokens=few))
+    warm = time.perf_counter() - began
+    found: list[tuple[Row, Any]] = []
+    began = time.perf_counter()
+    expected = 0.0
+    while not found or (len(found) < MOST_TIMES and expected < size.again_seconds):
+        llm.engine.kept.clear()
+        done = llm.generate(prompts, params)
+        found.append((together([each.stats.to_dict() for each in done]), done))
+        expected = (1 + 1 / len(found)) * (time.perf_counter() - began)
+    by = "ttft_seconds" if run.long else "tokens_per_second"
+    figures, done = sorted(found, key=lambda each: each[0][by])[len(found) // 2]
+    spread = [each[0][by] for each in found]
+    texts = {"token_ids": done[0].token_ids, "texts": [each.token_ids for each in done]}
+    return {**figures, **texts, "warm_seconds": warm, "measured": spread}
+
+
+def together(stats: list[Row]) -> Row:
+    """The figures of requests that ran together: of one request, its own."""
+    figures = {name: stats[0][name] for name in KEPT}
+    if len(stats) == 1:
+        return figures
+    seconds = max(each["decode_seconds"] for each in stats)
+    busy = sum(each["stream_seconds"] for each in stats)
+    figures |= {name: sum(each[name] for each in stats) for name in SUMMED}
+    figures["tokens_per_second"] = sum(each["tokens_per_second"] * each["decode_seconds"] for each in stats) / seconds
+    figures["link_bytes_per_second"] = figures["bytes_streamed"] / busy if busy else 0.0
+    figures["mean_accepted"] = statistics.mean(each["mean_accepted"] for each in stats)
+    figures["rounds"] = max(each["rounds"] for each in stats)
+    return figures | {"limit_tokens_per_second": None, "decode_seconds": seconds}
+
+
+def planned(llm: Any) -> Row:
     plan = llm.plan
-    planned = {"streamed": plan.streamed_bytes, "planned_bytes": plan.used, "link_peak": peak, "notes": list(plan.notes)}
-    return {"token_ids": done.token_ids, **planned, **memory, **found, **figures}
+    return {"streamed": plan.streamed_bytes, "planned_bytes": plan.used, "notes": list(plan.notes)}
 
 
 def prompt(tokenizer: Any, length: int) -> list[int]:
@@ -104,44 +140,12 @@ def held(llm: Any) -> dict[str, int]:
     return {"host_bytes": getattr(tier, "host_bytes", 0), "store_bytes": sum(files), "device_bytes": total - free}
 
 
-def level(llm: Any, width: int = 6) -> dict[str, float]:
-    """What a draft level of one row takes, padded from `width`, against reading its weights once at the speed of a copy there."""
-    drafter = llm.engine.drafter
-    padded = 1 << (width - 1).bit_length()
-    drafter.warm((padded,), 60.0)
-    taken = drafter.policy.pace.levels[padded]
-    bound = llm.plan.draft_level_bytes / bandwidth(llm.model.device)
-    graphs = len(drafter.search.graphs)
-    return {"level_ms": 1e3 * taken, "level_bound_ms": 1e3 * bound, "level_ratio": taken / bound, "graphs": graphs}
-
-
-def bandwidth(device: Any, most: int = 256 << 20) -> float:
-    """Bytes per second that the device's memory reads and writes in a copy; the largest that there is room for beside a model."""
-    import torch
-
-    size = 1 << 20 if device.where == "cpu" else most
-    try:
-        source, into = (torch.zeros(size, dtype=torch.uint8, device=device.where) for _ in range(2))
-    except torch.OutOfMemoryError:
-        if size <= 16 << 20:
-            raise
-        return bandwidth(device, size // 2)
-    best = float("inf")
-    for _ in range(8):
-        device.finish()
-        began = time.perf_counter()
-        into.copy_(source)
-        device.finish()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size / best
-
-
 def report(what: str, done: float, total: float) -> None:
     if not total:
-        print(what, file=sys.stderr)
+        print(what, file=sys.stderr, flush=True)
 
 
-def accelerate(model: str, size: Size) -> dict[str, Any]:
+def accelerate(model: str, size: Size) -> Row:
     """Hugging Face's own offloading: as many layers on the GPU as the cap allows, the others in host memory."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -9,6 +9,9 @@ output is what it was. Norms and embeddings repeat (the mean square does not cha
 still reads key head c*G + i // (H/G), so grouping and rotary positions are untouched), and the head, whose outputs are not
 widened, becomes a matrix of its own with W/k. In exact arithmetic the function is the same.
 
+With `--device cuda` the GPU does the arithmetic, in a few seconds for billions of weights. It draws other noise than a processor
+does from the same seed, so the bits differ; the checkpoint's config.json says where they were drawn.
+
 The noise is there for the quantiser: it makes the weights hard to round, and its size (in standard deviations of W/k) sets
 how often a 4-bit copy agrees with the exact model. benchmarks/README.md has the measured table.
 """
@@ -20,7 +23,9 @@ import shutil
 import struct
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -36,18 +41,20 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WIDENED = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 CHUNK_VALUES = 4 << 20
+GPU_CHUNK_VALUES = 32 << 20
 SHARD_BYTES = 2 << 30
 MODEL_TYPES = ("llama", "mistral")
 
 
 @dataclass(frozen=True)
 class Widening:
-    """What is asked for: `widen` copies, noise in standard deviations of W/k."""
+    """What is asked for: `widen` copies, noise in standard deviations of W/k, drawn on `device`."""
 
     widen: int
     noise: float
     dtype: str = "bfloat16"
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -96,10 +103,23 @@ def noisy_rows(weight: Tensor, widen: int, noise: float, generator: np.random.Ge
     return torch.from_numpy(drawn.reshape(len(weight), -1))
 
 
+def noisy_rows_there(weight: Tensor, widen: int, noise: float, generator: torch.Generator) -> Tensor:
+    """`noisy_rows` where `weight` lies, with noise of torch's own."""
+    plain = (weight / widen)[:, None, :]
+    if noise == 0 or widen == 1:
+        return plain.expand(-1, widen, -1).reshape(len(weight), -1)
+    drawn = torch.randn((len(weight), widen, weight.shape[1]), generator=generator, device=weight.device)
+    drawn -= drawn.mean(dim=1, keepdim=True)
+    return drawn.mul_(noise * math.sqrt(widen / (widen - 1))).add_(plain).view(len(weight), -1)
+
+
 def widened(piece: Piece, weight: Tensor, asked: Widening) -> Iterator[Tensor]:
-    """The tensor of the stand-in in order, a few rows at a time."""
+    """The tensor of the stand-in in order, a few rows at a time, on the device that was asked for."""
     if not piece.divide:
         yield weight.repeat(piece.rows) if weight.ndim == 1 else weight.repeat(1, piece.columns)
+        return
+    if asked.device != "cpu":
+        yield from widened_there(piece, weight, asked)
         return
     generator = np.random.Generator(np.random.SFC64([asked.seed, *piece.name.encode()]))
     deviation = asked.noise * float(weight.std()) / asked.widen
@@ -107,6 +127,18 @@ def widened(piece: Piece, weight: Tensor, asked: Widening) -> Iterator[Tensor]:
     for _ in range(piece.rows):
         for rows in weight.split(step):
             yield noisy_rows(rows, piece.columns, deviation, generator)
+
+
+def widened_there(piece: Piece, weight: Tensor, asked: Widening) -> Iterator[Tensor]:
+    """`widened` by another device than the processor."""
+    there = weight.to(asked.device)
+    seed = zlib.crc32(piece.name.encode(), asked.seed & 0xFFFFFFFF)
+    generator = torch.Generator(asked.device).manual_seed(seed)
+    deviation = asked.noise * float(weight.std()) / asked.widen
+    step = max(1, GPU_CHUNK_VALUES // (weight.shape[1] * piece.columns))
+    for _ in range(piece.rows):
+        for rows in there.split(step):
+            yield noisy_rows_there(rows, piece.columns, deviation, generator)
 
 
 def shards(found: list[Piece], item: int, limit: int) -> list[list[Piece]]:
@@ -155,7 +187,9 @@ def configuration(source: Path, asked: Widening) -> dict[str, Any]:
         raise SystemExit(f"standin: model_type is {config.get('model_type')!r}; --source must be a {kinds} model")
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
     config |= {name: config[name] * asked.widen for name in WIDENED}
-    note = {"widen": asked.widen, "noise": asked.noise, "seed": asked.seed}
+    note: dict[str, Any] = {"widen": asked.widen, "noise": asked.noise, "seed": asked.seed}
+    if asked.device != "cpu":
+        note["drawn_on"] = asked.device
     return config | {"tie_word_embeddings": False, "dtype": asked.dtype, "understudy_stand_in": note}
 
 
@@ -167,7 +201,9 @@ def make(
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Writes the stand-in to `output`, under another name until it is whole. Returns the bytes of its weights."""
+    """Writes the stand-in to `output`, under another name until it is whole. Returns the bytes of its weights.
+
+    One thread writes while the next values are made."""
     if output.exists():
         raise SystemExit(f"standin: {output} exists already; choose another --output or remove it")
     config = configuration(source, asked)
@@ -183,12 +219,17 @@ def make(
     for number, file in enumerate(files, 1):
         name = f"model-{number:05}-of-{len(files):05}.safetensors"
         names |= {piece.name: name for piece in file}
-        with (partial / name).open("wb", buffering=0) as out:
+        with (partial / name).open("wb", buffering=0) as out, ThreadPoolExecutor(1) as writer:
             out.write(header(file, label, dtype.itemsize))
+            writing: Future[int] | None = None
             for piece in file:
                 for rows in widened(piece, small[piece.source], asked):
-                    done += write(out, rows.to(dtype))
+                    values = rows.to(dtype).cpu()
+                    done += writing.result() if writing else 0
+                    writing = writer.submit(write, out, values)
                     progress(done, total)
+            done += writing.result() if writing else 0
+            progress(done, total)
     index = {"metadata": {"total_size": total}, "weight_map": names}
     (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     (partial / "config.json").write_text(json.dumps(config, indent=1))
@@ -221,6 +262,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=3.0, help="noise, in standard deviations of W/k")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="where noise is drawn; cuda: in seconds, and other noise")
     given = parser.parse_args()
     if given.widen < 1 or given.noise < 0:
         parser.error("--widen must be at least 1 and --noise at least 0")
@@ -229,7 +271,7 @@ def main() -> None:
 
         given.source = path()
     start = time.monotonic()
-    asked = Widening(given.widen, given.noise, given.dtype, given.seed)
+    asked = Widening(given.widen, given.noise, given.dtype, given.seed, given.device)
     total = make(given.source, given.output, asked, progress=lambda done, total: show(done, total, start))
     print(f"\n{given.output}: stand-in, {total / 1e9:.2f} GB in {time.monotonic() - start:.0f} s", file=sys.stderr)
 

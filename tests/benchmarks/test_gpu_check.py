@@ -1,10 +1,13 @@
 """The GPU check without a GPU: it says so; and each half of it runs on a simulated device."""
 
 import json
+import operator
 import os
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +17,63 @@ import torch
 pytest.importorskip("triton")
 import gpu_check
 import gpu_exact
-import gpu_measure
-import gpu_table
+import gpu_passes
+import gpu_profile
+from gpu_child import Child
+from gpu_results import Results
+from gpu_rows import BEST, FAKE, PLAIN, QUICK_RUNS, RAW, RAW_LOAD, RUNS, Load, Run, by_load, chosen
+from gpu_table import goals
 from tests.fake_device import FakeDevice
-from understudy import devices
+from tests.tiny import save
+from understudy import LLM, SamplingParams, devices
 from understudy.devices import DEVICES
 
 SCRIPT = Path(gpu_check.__file__)
+SMALL = replace(FAKE, prompt=6, tokens=3, plain_tokens=2, warm_tokens=1, long=40)
+# Nothing that is waited for takes so long, whatever else the machine does.
+LONG = 300.0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_in_one_line() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 1 and not done.stdout
-    assert done.stderr.splitlines() == [
-        "gpu_check: there is no usable CUDA GPU here; --fake runs the same on a simulated device."
-    ]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("gpu_check: there is no usable CUDA GPU here (") and line.endswith("on a simulated device.")
 
 
-def test_it_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_names_what_is_missing_and_how_to_bring_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(gpu_check, "NEEDED", ("torch", "no_such_package", "nor_this"))
     monkeypatch.setattr(sys, "argv", ["gpu_check"])
     assert gpu_check.main() == 1
-    assert capsys.readouterr().err == "gpu_check: these packages are missing: no_such_package, nor_this\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gpu_check: these packages are missing: no_such_package, nor_this. Without a network: `pip download ")
+    assert "-d wheels no_such_package nor_this`" in line
+
+
+@pytest.mark.parametrize("words", [["--only", "nonsense"], ["--widen", "-1"], ["--memory", "-2"]])
+def test_nonsense_is_refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_check", *words])
+    with pytest.raises(SystemExit):
+        gpu_check.main()
+    assert "gpu_check: error:" in capsys.readouterr().err
+
+
+def test_rows_are_picked_by_short_names() -> None:
+    assert chosen([], False) == (RUNS, True) and chosen([], True) == (QUICK_RUNS, True)
+    assert chosen(["exact"], False) == ((), True)
+    assert [run.short for run in chosen(["best", "plain"], True)[0]] == ["plain", "best"]
+    runs, exact = chosen(["sampled", "rows8"], False)
+    assert not exact and {run.temperature for run in runs} == {0.6, 0.0} and runs[-1].short != "plain"
+    shared = [[run.short for run in group] for group in by_load(QUICK_RUNS)]
+    assert shared[:2] == [["plain", "plain-sampled"], ["paper", "paper-sampled"]]
 
 
 def test_on_a_simulated_device_all_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
-    checks = dict(gpu_exact.exactness("fake"))
-    assert len(checks) == 7 and not any(checks.values()), checks
+    checks = list(gpu_exact.exactness("fake", 1.0))
+    assert len(checks) == 7 and not any(check.trouble for check in checks) and all(check.seconds > 0 for check in checks), checks
+    assert checks[-1].what == "tiny model: 2 drafted texts, 6 tokens, are the plain ones"
 
 
 def test_a_device_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,38 +95,105 @@ def test_a_device_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "margin" in gpu_exact.tiny("fake", "llama", codec="raw")
 
 
-def test_a_method_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {**os.environ, "TRITON_INTERPRET": "1"})
-    runs = (gpu_measure.PLAIN, gpu_measure.BEST)
-    rows = gpu_check.speed(gpu_measure.FAKE, runs, time.monotonic() + 250, tmp_path)
-    assert all(row["streamed"] > 0 and row["tokens_per_second"] > 0 and row["host_bytes"] > 0 for row in rows[:1]), rows
-    assert not gpu_table.disagreement(rows) and rows[1]["accepted"] > 0
-    assert len(gpu_table.table(rows).splitlines()) == 4
-    assert rows[1]["graphs"] > 0 and "ratio" in gpu_table.level_line(rows[1]) and "level_ms" not in rows[0]
-    reached = {goal["what"]: goal for goal in gpu_table.goals(rows)}
-    assert reached["drafted against plain, greedy"]["reached"] > 0 and reached["host memory against the Store"]["met"]
-    assert "accelerate, CPU offload: not run" in gpu_table.goal_lines(gpu_table.goals(rows))
-    rows[1]["token_ids"][0] += 1
-    assert gpu_table.disagreement(rows) == ["drafted, delta does not write what plain writes"]
-    late = gpu_check.one(runs[0], tmp_path, gpu_measure.FAKE, 1.0)
-    assert late == {"error": "no time was left"} and "no time" in gpu_table.table([{"run": rows[0]["run"], **late}])
-    assert "No directory" in gpu_check.one(runs[0], tmp_path / "none", gpu_measure.FAKE, 100.0)["error"]
-    json.dumps([rows, gpu_table.goals(rows)])
+def test_levels_passes_and_the_link_are_measured_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    monkeypatch.setattr(gpu_passes, "WIDTHS", (1, 2))
+    save(tmp_path / "model", "llama", torch.bfloat16, hidden_size=64, intermediate_size=96, num_hidden_layers=1)
+    options = {"memory": "1GiB", "resident": "none", "context": 64, "rows": 1, "device": "fake", "codec": "raw"}
+    with LLM(tmp_path / "model", method="substitute:width=2,depth=2", **options) as llm:
+        llm.generate([[5, 99, 5]], SamplingParams(max_new_tokens=1, ignore_eos=True))
+        monkeypatch.setattr(gpu_passes, "most_nodes", lambda llm: 5)
+        found = gpu_passes.passes(llm)
+        assert found["nodes"] == 5 and found["ratio"] > 0
+        assert all(each["ms"] >= each["device_ms"] > 0 and each["host_ms"] > 0 for each in (found["one"], found["many"]))
+        assert found["link_1"]["copies"] >= 2 and found["link_1"]["bytes"] > 0 and 0 <= found["link_1"]["idle_share"] <= 1
+        assert "fetch" not in vars(llm.model.ring.tier)
+        one = gpu_profile.examined(llm, gpu_profile.Work("", 1, gpu_passes.Pass.of(llm, 1).run))
+        assert one["kernels"] > 0 and one["functions"] and any("matmul" in kernel["name"] for kernel in one["top"])
+        found = gpu_passes.levels(llm)
+        assert set(found["widths"]) == {1, 2} and found["graphs"] > 0 and found["bound_ms"] > 0
+
+
+def test_busy_and_idle_times_are_those_of_overlapping_spans() -> None:
+    spans = [("a", 0.0, 1000.0), ("b", 500.0, 2000.0), ("a", 5000.0, 6000.0)]
+    assert gpu_profile.busy(spans, "kernel", 1) == {"kernel_ms": 3.0, "kernel_idle_ms": 3.0}
+    assert gpu_profile.top(spans, 2)[0] == {"name": "a", "count": 1.0, "ms": 1.0}
+
+
+def _work(folder: Path, runs: tuple[Run, ...], **size: Any) -> gpu_check.Work:
+    gpu_check.prepare_path(True)
+    return gpu_check.Work(runs, False, False, folder, Results(replace(SMALL, **size), folder / "gpu.json"))
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "TRITON_INTERPRET": "1", "UNDERSTUDY_CACHE": str(tmp_path / "cache")})
+
+
+def test_a_load_is_measured_in_a_process_of_its_own_and_what_fails_is_left_out(tmp_path: Path, environment: None) -> None:
+    broken = replace(PLAIN, short="broken", name="broken", load=Load("nonsense"))
+    work = _work(tmp_path, (PLAIN, broken, replace(RAW, load=Load("substitute:width=2,depth=2"), more=())))
+    gpu_check.prepare(work)
+    assert set(work.results.made) == {"stand-in", "Store, raw"} and not work.results.cut, work.results.cut
+    gpu_check.speed(work)
+    plain, failed, drafted = work.results.rows
+    assert plain["streamed"] > 0 and plain["host_bytes"] > 0 and plain["load_seconds"] > 0 and plain["warm_seconds"] > 0
+    assert "nonsense" in failed["error"]
+    assert drafted["drafted"] > 0 and drafted["token_ids"][:2] == plain["token_ids"]
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["run"]["short"] for row in written["rows"]] == ["plain", "broken", "raw"] and not written["wrong"]
+    drafted["token_ids"][0] += 1
+    assert work.results.wrong == ["drafted, raw, no residents does not write what plain writes"]
+
+
+def test_a_row_that_takes_too_long_is_ended(tmp_path: Path, environment: None) -> None:
+    work = _work(tmp_path, (PLAIN,), row_seconds=0.01)
+    gpu_check.speed(work)
+    assert [row["error"] for row in work.results.rows] == ["it was not done in time"]
+    work = _work(tmp_path, (PLAIN, replace(RAW, load=RAW_LOAD)), seconds=1.0)
+    gpu_check.speed(work)
+    assert [row["error"] for row in work.results.rows] == ["no time was left"] * 2
+    child = Child.begin("forkserver", operator.add, tmp_path / "child.log", True, 1)
+    assert list(child.messages(LONG)) == [] and "TypeError" in child.failure()
+    child.end()
+
+
+def test_who_ends_it_early_gets_what_was_measured(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    words = ["--fake", "--only", "plain", "speed", "--json", str(file), "--keep", str(tmp_path / "keep")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, str(SCRIPT), *words], **pipes) as process:
+        end = time.monotonic() + LONG
+        while not (file.exists() and json.loads(file.read_text())["rows"]) and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=LONG)
+    assert process.returncode == 0, err
+    assert "Cut short: it was ended from outside" in out and "| plain |" in out and "| of what is wanted |" in out
+    assert json.loads(file.read_text())["cut"] == ["it was ended from outside"]
+    assert (tmp_path / "keep" / "standin-1" / "config.json").exists()
+
+
+def _row(run: Run, **figures: Any) -> dict[str, Any]:
+    return {"run": asdict(run), **figures}
 
 
 def test_goals_are_met_or_missed_or_not_measured() -> None:
-    def row(run: gpu_measure.Run, **figures: Any) -> dict[str, Any]:
-        return {"run": {"name": run.name, "temperature": run.temperature}, **figures}
-
     rows = [
-        row(gpu_measure.PLAIN, tokens_per_second=1.5, link_bytes_per_second=9.0, link_peak=10.0, host_bytes=0, store_bytes=0),
-        row(gpu_measure.BEST, tokens_per_second=33.0, limit_tokens_per_second=40.0, level_ratio=1.4),
-        row(gpu_measure.PAPERS, tokens_per_second=16.5),
-        row(gpu_measure.PLAIN_SAMPLED, error="it was not done in time"),
-    ]  # fmt: skip
-    rows[1] |= {"device_bytes": 104, "planned_bytes": 100}
-    found = [(goal["reached"], goal["met"], goal["why"]) for goal in gpu_table.goals(rows)]
-    assert [met for _, met, _ in found] == [False, False, True, True, True, False, True, False, False, False]
-    assert found[3][0] == 2.0 and found[4][0] == 22.0 and found[0] == (None, False, "accelerate, CPU offload: not run")
-    assert "T=0.6: not run" in found[5][2] or "not done in time" in found[5][2]
-    assert found[7] == (None, False, "nothing was streamed")
+        _row(PLAIN, tokens_per_second=1.5, limit_tokens_per_second=1.5, link_bytes_per_second=9.0, link_peak=10.0, host_bytes=0),
+        _row(BEST, tokens_per_second=60.0, levels={"widths": {8: {"ratio": 1.4}}}, device_bytes=104, planned_bytes=100),
+        _row(RUNS[2], tokens_per_second=16.0),
+        _row(RAW, tokens_per_second=63.0, limit_tokens_per_second=70.0, passes={"ratio": 1.3}),
+        _row(RUNS[1], error="it was not done in time"),
+    ]
+    rows[0]["store_bytes"] = 0
+    found = {goal["what"]: goal for goal in goals(rows)}
+    assert found["draft level at width 8 against bytes/bandwidth"]["met"]
+    assert found["pass of 64 nodes against a pass of 1"]["share"] == pytest.approx(1.1 / 1.3)
+    # the fastest drafted row, whatever its codec
+    assert found["drafted (best) against plain, greedy"]["reached"] == 42.0
+    assert found["drafted (best) against the paper's method, greedy"]["reached"] == 63 / 16
+    assert found["drafted (best) against plain, T=0.6"]["why"] == "drafted: not run"
+    assert found["host memory against the Store"]["why"] == "nothing was streamed"
+    assert not found["peak VRAM off the plan by"]["met"]
+    assert found["8 requests together against one"]["why"] == "drafted, delta, 8 requests together: not run"

@@ -111,3 +111,15 @@ def test_it_comes_back_from_a_store_byte_for_byte(small: Path, codec: str, tmp_p
     export(store, tmp_path / "back")
     for path in (tmp_path / "wide").iterdir():
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_device_draws_noise_of_its_own_that_cancels_too() -> None:
+    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(2))
+    piece = standin.Piece("up", "up", 2, 4, True, (128, 128))
+    asked = standin.Widening(4, 3.0)
+    wide = torch.cat(list(standin.widened_there(piece, weight, asked))).view(2, 64, 4, 32)
+    assert torch.allclose(wide.sum(2), weight.expand(2, -1, -1), atol=1e-4)
+    assert (wide - weight[None, :, None] / 4).std() == pytest.approx(3 * weight.std().item() / 4, rel=0.05)
+    assert torch.equal(wide.view(128, 128), torch.cat(list(standin.widened_there(piece, weight, asked))))
+    other = torch.cat(list(standin.widened_there(piece, weight, standin.Widening(4, 3.0, seed=1))))
+    assert not torch.equal(wide.view(128, 128), other)

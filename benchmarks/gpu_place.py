@@ -1,0 +1,76 @@
+"""The model that `gpu_check` measures: a stand-in and its Stores, in the fastest place there is room for, and made once."""
+
+import json
+import math
+import os
+import shutil
+import struct
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpu_child import ROOT, Send
+from gpu_rows import Size
+
+SHARED_MEMORY = Path("/dev/shm")
+NOISE = 3.0
+# Bytes of the stand-in and of a Store with each codec, against those of the stand-in; what the host holds for the device besides.
+SHARES = {"raw": 1.4, "delta": 0.9}
+HELD, SPARE = 1.1, 12 << 30
+
+
+def standin_of(folder: Path, size: Size) -> Path:
+    return folder / f"standin-{size.widen}"
+
+
+def place(size: Size, codecs: Sequence[str]) -> Path:
+    """A new folder: in memory where there is room for all of it beside the work, else where temporary files go."""
+    needed = int(bytes_of(size) * (1 + sum(SHARES[codec] for codec in codecs)))
+    if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK):
+        available = min(shutil.disk_usage(SHARED_MEMORY).free, available_memory() - int(HELD * bytes_of(size)) - SPARE)
+        if available > needed:
+            return Path(tempfile.mkdtemp(prefix="gpu-check-", dir=SHARED_MEMORY))
+    return Path(tempfile.mkdtemp(prefix="gpu-check-"))
+
+
+def available_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def bytes_of(size: Size) -> int:
+    """Bytes of the stand-in's weights, a little more than they are."""
+    with (ROOT / "src/understudy/demo/model/model.safetensors").open("rb") as file:
+        header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
+    values = sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return 2 * values * size.widen**2
+
+
+def prepare(send: Send, folder: Path, size: Size, codecs: Sequence[str]) -> None:
+    """The stand-in, then a Store for each codec; what is there already is left. Sends what each took, in seconds."""
+    model = standin_of(folder, size)
+    began = time.perf_counter()
+    if not model.exists():
+        make(folder, model, size)
+    send("made", "stand-in", time.perf_counter() - began)
+    from understudy import LLM
+
+    for codec in codecs:
+        began = time.perf_counter()
+        LLM.prepare(model, codec=codec)
+        send("made", f"Store, {codec}", time.perf_counter() - began)
+
+
+def make(folder: Path, model: Path, size: Size) -> None:
+    import standin
+    from understudy.demo import path
+
+    if size.device == "fake":  # the demo model would take too long
+        from tests.tiny import save
+
+        save(folder / "source", "llama", hidden_size=64, intermediate_size=96, num_hidden_layers=1)
+        standin.make(folder / "source", model, standin.Widening(size.widen, NOISE))
+    else:
+        standin.make(path(), model, standin.Widening(size.widen, NOISE, device=size.device))

@@ -1,0 +1,47 @@
+"""What the processes of `gpu_check` do. Each imports what it needs only when it runs: the process that begins them all needs
+none of it, and must not open the GPU."""
+
+import os
+from typing import Any
+
+from gpu_child import Send
+
+
+def describe(send: Send, device: str) -> None:
+    """Send what this machine is, and why its GPU cannot be used, if so: whether it says that there is one, and its own words."""
+    import torch
+    import transformers
+
+    from understudy.errors import first_line
+
+    there = torch.cuda.is_available()
+    found: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__, "processors": os.cpu_count()}
+    trouble = ""
+    if device == "cuda":
+        try:
+            torch.zeros(1, device="cuda")
+        except (RuntimeError, AssertionError) as error:
+            trouble = first_line(error)
+        else:
+            properties = torch.cuda.get_device_properties(0)
+            found |= {"gpu": properties.name, "gpu_bytes": properties.total_memory}
+    send(found, there, trouble)
+
+
+def prepare(send: Send, *given: Any) -> None:
+    import gpu_place
+
+    gpu_place.prepare(send, *given)
+
+
+def exact(send: Send, *given: Any) -> None:
+    import gpu_exact
+
+    for checked in gpu_exact.exactness(*given):
+        send("checked", checked.what, checked.trouble, checked.seconds)
+
+
+def measure(send: Send, *given: Any) -> None:
+    import gpu_measure
+
+    gpu_measure.measure(send, *given)
