@@ -20,6 +20,11 @@ from understudy.weights.checkpoint import Checkpoint
 SETTINGS = ReadSettings(block=65536, threads=2)
 
 
+def supply_of(weights: Weights) -> Supply:
+    hauls = weights.hauls(1 << 20)
+    return Supply(weights.parts, weights.linears, weights.residents, hauls, weights.ring(1 << 20, hauls))
+
+
 @pytest.fixture(scope="module", params=["raw", "delta"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Supply, Supply, Checkpoint]]:
     """A supply that streams all parts, one that streams none, and the source."""
@@ -30,7 +35,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     supplies = []
     for residents in (frozenset[int](), frozenset(range(len(store.linears)))):
         weights = Weights(store, replace(plan, residents=residents), SETTINGS, Processor(1), drafts=False)
-        supplies.append(Supply(weights.parts, weights.linears, weights.residents, weights.ring(1 << 20)))
+        supplies.append(supply_of(weights))
     yield supplies[0], supplies[1], Checkpoint.open(path)
     assert supplies[0].ring is not None
     supplies[0].ring.close()
@@ -45,7 +50,7 @@ def test_weights_that_were_decoded_beforehand_give_the_same_bits(
     plan = LLM.plan_only(store.path, memory="1GiB", context=64)
     assert plan.decoded == frozenset(range(len(store.linears))) and not plan.residents
     weights = Weights(store, plan, SETTINGS, Processor(1), drafts=True)
-    supply = Supply(weights.parts, weights.linears, weights.residents, weights.ring(1 << 20))
+    supply = supply_of(weights)
     assert all(map(torch.equal, sweep(supply, rows), sweep(made[1], rows)))
 
 

@@ -88,8 +88,9 @@ class Model:
         self.weights = Weights(store, plan, settings, device, drafts=uses.drafts, scores=uses.scores, progress=progress)
         self.weights.share(self.module, dtype)
         self.cache = _cache(shape, plan, dtype, device)
-        self.ring = self.weights.ring(plan.ring_bytes)
-        self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, self.ring)
+        hauls = self.weights.hauls(plan.ring_bytes)
+        self.ring = self.weights.ring(plan.ring_bytes, hauls)
+        self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, hauls, self.ring)
         self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
         # Where drafted tokens are chosen on the device, their rows must lie there.
         self.lookup = self._lookup(whole=uses.drafts and not device.drafts_see_text)

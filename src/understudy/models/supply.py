@@ -14,6 +14,7 @@ from ..devices import ExactProduct
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
 from .exact_linear import ExactLinear
+from .hauls import Haul
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,30 @@ class PartRef:
     lead: int = 0
 
 
+@dataclass(frozen=True)
+class Berth:
+    """Where a part is found once the ring has brought it."""
+
+    # the number of its haul
+    haul: int
+    # where it begins in that
+    start: int
+    # is it the first that is used of the haul?
+    first: bool
+
+
 class Supply:
     """Multiplies with the exact weights of each Linear.
 
-    `linears`: how each multiplies; `residents`: bytes of parts in fast memory, by number; `ring` streams the others."""
+    `linears`: how each multiplies; `residents`: bytes of parts in fast memory, by number; `ring` streams the `hauls` of the
+    others."""
 
     def __init__(
         self,
         parts: Sequence[PartRef],
         linears: Sequence[ExactLinear],
         residents: Mapping[int, Tensor],
+        hauls: Sequence[Haul],
         ring: Ring | None,
     ):
         self.by_linear: list[list[PartRef]] = [[] for _ in linears]
@@ -49,6 +64,11 @@ class Supply:
             self.by_linear[part.linear].append(part)
         self.linears = linears
         self.residents = residents
+        self.berths = {
+            part: Berth(number, start, start == 0)
+            for number, haul in enumerate(hauls)
+            for part, start in zip(haul.parts, haul.starts, strict=True)
+        }
         self.ring = ring
         self.bytes_used = 0
         # by Linear: what multiplies by it where it stays in fast memory
@@ -60,19 +80,19 @@ class Supply:
 
     def multiply(self, index: int, tiles: Sequence[Tensor], rows: int) -> list[Tensor]:
         """Tiles [TILE, K], in all `rows` rows and then padding -> tiles [TILE, N]. Linear `index` is brought once for all."""
-        linear, first = self.linears[index], tiles[0]
-        height = first.shape[0]
+        linear, given = self.linears[index], tiles[0]
+        height = given.shape[0]
         outputs = linear.entry.shape[0]
         blocks = blocks_of(outputs)
-        product = linear.product(first.dtype)
+        product = linear.product(given.dtype)
         # Padding stays zero, where it is not multiplied like all other rows.
-        make = first.new_zeros if product is not None else first.new_empty
+        make = given.new_zeros if product is not None else given.new_empty
         out = make((len(tiles), height, blocks, BLOCK))
         taken = out.view(-1, blocks, BLOCK)[:rows]
         if product is None:
             for held in self._arriving(index, together=False):
-                for part, data in held:
-                    linear.multiply_tiles(data, part.first_block, part.blocks, tiles, out)
+                for data, first, count in _joined(held, linear):
+                    linear.multiply_tiles(data, first, count, tiles, out)
         elif (kept := self._kept(index, product)) is not None:
             kept(tiles, taken)
         else:
@@ -91,48 +111,57 @@ class Supply:
         return self._products[index]
 
     def _arriving(self, index: int, together: bool) -> Iterator[list[tuple[PartRef, Tensor]]]:
-        """The parts of Linear `index` in order, each with its bytes; `together`: as many at once as are here already."""
+        """The parts of Linear `index` in order, each with its bytes: one haul after another; `together`: as many at once as are
+        here already."""
         held: list[tuple[PartRef, Tensor]] = []
         slots: list[Slot] = []
         try:
             self._announce(index)
             for part in self.by_linear[index]:
-                if held and not (together and self._at_hand(part, slots)):
+                if held and self._begins(part) and not (together and self._at_hand(part, slots)):
                     yield held
                     self._release(slots)
                     held = []
                 if part.number in self.residents:
                     held.append((part, self.residents[part.number]))
-                else:
+                    continue
+                if self._begins(part):
                     slots.append(self._next(part))
-                    held.append((part, slots[-1].data[part.lead :]))
+                self.bytes_used += part.nbytes
+                start = self.berths[part.number].start + part.lead
+                held.append((part, slots[-1].data[start : start + part.nbytes]))
             if held:
                 yield held
         finally:
             self._release(slots)
+
+    def _begins(self, part: PartRef) -> bool:
+        """Whether `part` is resident, or the first of its haul."""
+        return part.number in self.residents or self.berths[part.number].first
 
     def _at_hand(self, part: PartRef, slots: Sequence[Slot]) -> bool:
         """Whether `part` can be used now, beside `slots`, without the ring running short of room."""
         if part.number in self.residents or self.ring is None:
             return True
         fits = sum(slot.size for slot in slots) + part.nbytes <= self.ring.capacity // 4
-        return fits and self.ring.at_hand == part.number
+        return fits and self.ring.at_hand == self.berths[part.number].haul
 
     def _announce(self, index: int) -> None:
         """Tell a route that does not know the order which parts Linear `index` is about to use."""
         if self.ring is not None and not self.ring.route.fixed:
-            self.ring.hint([part.number for part in self.by_linear[index] if part.number not in self.residents])
+            streamed = [part for part in self.by_linear[index] if part.number not in self.residents]
+            self.ring.hint([self.berths[part.number].haul for part in streamed if self._begins(part)])
 
     def _next(self, part: PartRef) -> Slot:
-        """`part`, once the ring has brought it. What a route brought on a wrong guess before it is released unread."""
+        """The haul of `part`, once the ring has brought it. What a route brought on a wrong guess before it is released unread."""
         assert self.ring is not None, f"part {part.number} is neither resident nor streamed"
+        wanted = self.berths[part.number].haul
         slot = self.ring.next()
-        while slot.index != part.number:
-            brought = f"the ring brought part {slot.index}, Linear {part.linear} needs {part.number}"
+        while slot.index != wanted:
+            brought = f"the ring brought haul {slot.index}, Linear {part.linear} needs {wanted}"
             assert not self.ring.route.fixed, brought
             slot.release()
             slot = self.ring.next()
-        self.bytes_used += part.nbytes
         return slot
 
     def _release(self, slots: list[Slot]) -> None:
@@ -147,10 +176,34 @@ class Supply:
         if self.ring is None or not self.ring.route.fixed:
             return
         for part in self.by_linear[-1]:
-            if part.number not in self.residents:
+            if part.number in self.residents:
+                continue
+            self.bytes_used += part.nbytes
+            if self._begins(part):
                 self._next(part).release()
 
     def abandon(self) -> None:
         """Begin the next pass with the first part again, after one was left half way."""
         if self.ring is not None:
             self.ring.rewind()
+
+
+def _joined(held: Sequence[tuple[PartRef, Tensor]], linear: ExactLinear) -> Iterator[tuple[Tensor, int, int]]:
+    """Bytes, first block and number of blocks of the parts `held`: neighbours as one, where their bytes are the weights themselves
+    and lie one after another."""
+    alike = linear.codec.in_place
+    number = 0
+    while number < len(held):
+        part, data = held[number]
+        blocks, nbytes = part.blocks, data.numel()
+        number += 1
+        while alike and number < len(held):
+            other, more = held[number]
+            behind = more.data_ptr() == data.data_ptr() + nbytes and other.first_block == part.first_block + blocks
+            if not behind or more.untyped_storage().data_ptr() != data.untyped_storage().data_ptr():
+                break
+            blocks += other.blocks
+            nbytes += more.numel()
+            number += 1
+        whole = data if nbytes == data.numel() else data.as_strided((nbytes,), (1,))
+        yield whole, part.first_block, blocks

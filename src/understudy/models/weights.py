@@ -19,6 +19,7 @@ from ..tiers.route import FixedRoute
 from ..weights.entries import LinearEntry, Stored
 from ..weights.store import Store
 from .exact_linear import ExactLinear
+from .hauls import Haul, hauls_of, largest_haul
 from .load import extent, read_all, read_whole, whole_bytes
 from .streamed import share
 from .supply import PartRef
@@ -122,19 +123,26 @@ class Weights:
             self.quantizers[index], self.substitutes[index], self.entries[index].shape, dtype
         )
 
-    def ring(self, capacity: int) -> Ring | None:
-        """The stream of all parts that are not resident; None when there is nothing to stream."""
-        streamed = [part.number for part in self.parts if part.number not in self.residents]
-        if not streamed:
+    def hauls(self, capacity: int) -> list[Haul]:
+        """What comes by one copy each through a ring of `capacity` bytes, in the order of a pass: all that is not resident."""
+        streamed = [(part.number, part.linear) for part in self.parts if part.number not in self.residents]
+        extents = {number: extent(self.store, self.stored[number]) for number, _ in streamed}
+        return hauls_of(streamed, extents, largest_haul(capacity) if self.device.own_memory else 0)
+
+    def ring(self, capacity: int, hauls: Sequence[Haul]) -> Ring | None:
+        """The stream of `hauls`; None when there is nothing to stream."""
+        if not hauls:
             return None
 
         def check(number: int, data: Tensor) -> None:
-            self.store.check(self.stored[number], data[self.stored[number].lead :])
+            for part, start in zip(hauls[number].parts, hauls[number].starts, strict=True):
+                stored = self.stored[part]
+                self.store.check(stored, data[start + stored.lead : start + stored.span])
 
-        extents = [extent(self.store, stored) for stored in self.stored]
-        places = spread([extents[number].nbytes for number in streamed], self.host_bytes)
-        held = [streamed[place] for place in sorted(places)]
-        return self.device.ring(Streaming(extents, FixedRoute(streamed), self.settings, check, held), capacity)
+        extents = [haul.extent for haul in hauls]
+        places = spread([extent.nbytes for extent in extents], self.host_bytes)
+        streaming = Streaming(extents, FixedRoute(range(len(hauls))), self.settings, check, sorted(places))
+        return self.device.ring(streaming, capacity)
 
     def share(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Give `module` norms and biases, one tensor for both views, and bring its buffers to the device."""
