@@ -2,4 +2,8 @@
 
 import torch
 
+from tests.interpreter import quicken
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+quicken()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.fake_graphs import FakeGraphs
+from tests.interpreter import quicken
 from tests.simulated import Event, SimulatedDevice, Stream
 from understudy.devices.accelerator import Accelerator
 
@@ -40,6 +41,8 @@ class FakeDevice(Accelerator):
     """`capacity`: bytes of memory it has."""
 
     def __init__(self, *, seed: int = 0, capacity: int = 4 * GIB, triton: bool = True, refuse_after: int = 1000):
+        if triton:
+            quicken()
         self.simulated = Inline(seed, refuse_after)
         super().__init__("fake", "cpu", self.simulated, without_triton="" if triton else "Triton is not installed")
         self.capacity, self.held = capacity, 0

@@ -46,7 +46,10 @@ MAY_IMPORT = {
         *("startup", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"),
     },
     "heads": {"demo", "tree", "layer_states", "cache", "models", "weights"},
-    "drafters": {"heads", "adjust", "sequence", "cache", "layer_states", "tree", "verify", "sampling", "models", "plan", "devices"},
+    "drafters": {
+        *("heads", "adjust", "sequence", "cache", "layer_states", "tree", "verify", "sampling", "models", "plan", "devices"),
+        "kernels",
+    },
     "batch": {"adjust", "logprobs", "sequence", "tree", "sampling"},
     "clock": set(),
     "reading": {"models"},
@@ -219,6 +222,8 @@ def test_every_part_is_tested() -> None:
 MIRRORED = ("heads", "heads/formats", "models", "drafters", "policies", "plan", "weights", "tiers", "kernels")
 TESTED_IN = {
     "heads/mtp.py": "heads/formats/test_mtp.py",
+    "drafters/kernel_search.py": "drafters/test_device_search.py",
+    "kernels/search_columns.py": "drafters/test_device_state.py",
     "kernels/attention_cpu.py": "kernels/test_attention.py",
     "tiers/cuda_streams.py": "gpu/test_pinned.py",
     "tiers/streams.py": "tiers/test_pinned.py",

@@ -71,8 +71,15 @@ def host(model: Fixed, policy: DraftPolicy) -> SearchDrafter:
     return SearchDrafter(model, TreeSearch(model, policy), policy)
 
 
-def device(model: Fixed, policy: DraftPolicy) -> SearchDrafter:
-    return SearchDrafter(model, DeviceTreeSearch(model, FakeDevice(), policy, said), policy)
+class Unaided(FakeDevice):
+    """It has no kernels for searches, so that torch's operations do them."""
+
+    def search_kernels(self) -> None:
+        return None
+
+
+def device(model: Fixed, policy: DraftPolicy, where: FakeDevice | None = None) -> SearchDrafter:
+    return SearchDrafter(model, DeviceTreeSearch(model, where or Unaided(), policy, said), policy)
 
 
 def everything(drafter: SearchDrafter, trees: Sequence[TokenTree]) -> list[Any]:

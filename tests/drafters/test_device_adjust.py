@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from understudy.adjust import Adjustment
 from understudy.drafters.device_adjust import DeviceAdjustment, paths
-from understudy.drafters.device_state import DEEP, ROW, VALID, WHAT
 from understudy.drafters.growing_tree import MOST_NODES
+from understudy.kernels.search_columns import DEEP, ROW, VALID, WHAT
 from understudy.params import SamplingParams
 from understudy.sequence import TokenSequence
 

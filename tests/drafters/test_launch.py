@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.drafters.fixed import CAPACITY, Fixed, costing, device, draft, everything, said
-from tests.fake_device import FakeDevice
+from tests.drafters.fixed import CAPACITY, Fixed, Unaided, costing, device, draft, everything, said
 from understudy.drafters.launch import DeviceTreeSearch
 from understudy.drafters.policy import DraftPolicy, Limits, Shape
 from understudy.drafters.search import SearchDrafter
@@ -32,7 +31,7 @@ def test_the_host_runs_ahead_and_a_tree_does_not_depend_on_who_was_faster() -> N
                 return figures
 
         model, policy = Fixed(3, 5.0), DraftPolicy(Limits(CAPACITY, 128), pace=costing([1e-4] * 7, 9.0))
-        drafter = SearchDrafter(model, Told(model, FakeDevice(seed=seed), policy, said), policy)
+        drafter = SearchDrafter(model, Told(model, Unaided(seed=seed), policy, said), policy)
         took = partial(lambda told, width, seconds: told.append(f"took {width}"), told)
         policy.pace.record_level = took  # type: ignore[method-assign]
         rows = [TokenSequence(i, [4 + i], limit=12, prompt_length=1) for i in range(2)]

@@ -4,7 +4,7 @@ The processor is a device like any other, so nothing outside this folder asks wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import UsageError
@@ -49,6 +49,31 @@ ExactProduct = Callable[["Sequence[tuple[Operand, int]]"], Callable[["Sequence[T
 # Takes rows x [n, K], blocks of exact weights [nb, K, 64], and where the products go [n, nb, 64]. The bits of a row's products do
 # not depend on the other rows, nor on their number.
 RowProduct = Callable[["Tensor", "Tensor", "Tensor"], None]
+
+
+class LevelKernels(Protocol):
+    """Kernels that run one level of a tree search after another, on arrays that lie on the device."""
+
+    @property
+    def taken(self) -> Tensor:
+        """[BECAME + 1, widest] int64: the candidates of the latest level; see `kernels.search_columns`."""
+
+    def begin(self, width: int) -> Nodes:
+        """Make `width` candidates nodes."""
+
+    def best(self, logits: Tensor, first: int, sampled: bool) -> Tensor:
+        """Of logits [n, vocab] after nodes `first` and so on, the best tokens, for `add`; noise is added where rows are
+        `sampled`."""
+
+    def add(self, keys: Tensor, first: int) -> None:
+        """Write these nodes, with the best of their children."""
+
+    def choose(self, rows: int, together: int) -> None:
+        """Choose the candidates of the next level, of `rows` rows: at most so many `together`, unless the shape is forced."""
+
+
+# Takes all that the kernels look at and change, by name, and sizes.
+OpenLevelKernels = Callable[["Mapping[str, Any]"], LevelKernels]
 
 
 class Device(Protocol):
@@ -145,6 +170,10 @@ class Device(Protocol):
 
     def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         """The linear map [m, K] -> [m, N] of a substitute, in `dtype`. Keeps `tensors`, which lie here."""
+        ...
+
+    def search_kernels(self) -> OpenLevelKernels | None:
+        """What opens the kernels of a tree search on this device; None: there are none, and torch's operations do it."""
         ...
 
     def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:

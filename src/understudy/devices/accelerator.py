@@ -24,7 +24,7 @@ from ..tiers.memory import arena
 from ..tiers.ring import Ring, open_ring
 from ..tiers.streams import Streams
 from ..tree import Nodes
-from . import DraftAttention, ExactProduct, RowProduct
+from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct
 from .graphs import Graphs
 
 # bytes that are copied to measure the link
@@ -163,6 +163,14 @@ class Accelerator:
 
             return GroupedProduct(tensors["codes"], tensors["scales"], shape[0])
         return quantizer.linear(tensors, shape, dtype)
+
+    def search_kernels(self) -> OpenLevelKernels | None:
+        if not self.triton:
+            return None
+        # only now: it needs Triton
+        from ..kernels.gpu.search import SearchKernels
+
+        return SearchKernels
 
     def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
         return None

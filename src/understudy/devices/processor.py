@@ -27,7 +27,7 @@ from ..tiers import Streaming
 from ..tiers.memory import arena
 from ..tiers.ring import Ring, open_ring
 from ..tree import Nodes
-from . import DraftAttention, ExactProduct, RowProduct
+from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct
 from .codec_speed import seconds_a_weight
 from .graphs import Graphs
 
@@ -104,6 +104,9 @@ class Processor:
 
     def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         return quantizer.linear(tensors, shape, dtype)
+
+    def search_kernels(self) -> OpenLevelKernels | None:
+        return None
 
     def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
         return exact_product.BlockProduct if exact_product.applies(dtype, columns) else None

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..kernels.search_columns import DEEP, ROW, TOKEN, WHAT
 from ..sequence import TokenSequence
-from .device_state import DEEP, ROW, TOKEN, WHAT
 from .growing_tree import MOST_NODES
 from .packed_tensors import PackedTensors, Shapes
 

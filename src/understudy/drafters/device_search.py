@@ -16,32 +16,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..kernels.search_columns import (
+    CHAIN,
+    CHANCE,
+    CHILDREN,
+    DEEP,
+    DEPTH,
+    FROM,
+    PLACE,
+    ROW,
+    SPINE,
+    THROUGH,
+    VALID,
+    WHAT,
+)
 from ..plan.widths import SCORED
 from ..plan.widths import WIDEST as WIDEST_TOGETHER
 from ..sampling import BatchParams, perturb_batch
 from ..tree import Nodes
 from .device_adjust import DeviceAdjustment, paths
-from .device_state import (
-    CHAIN,
-    CHANCE,
-    CHILDREN,
-    COLUMNS,
-    DEEP,
-    DEPTH,
-    FIGURES,
-    FROM,
-    KEY,
-    PLACE,
-    ROW,
-    SCORES,
-    SPINE,
-    THROUGH,
-    VALID,
-    WHAT,
-    LevelShape,
-    SearchSizes,
-    levels_left,
-)
+from .device_state import COLUMNS, FIGURES, KEY, SCORES, LevelShape, SearchSizes, levels_left
 from .growing_tree import MOST_NODES
 from .pace import LEAST_FREE, RANKS, SHARPNESS, STEEPEST, WIDEST
 from .packed_tensors import PackedTensors, Shapes
@@ -146,23 +140,14 @@ class TensorSearch:
 
     def _best_children(self, kind: LevelShape, logits: Tensor, taken: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens [w, RANKS] of the best children of each node, and their scores; -inf where there are none."""
-        given = self.given
-        row = taken[ROW]
-        length = given["length"][row]
+        length = self.given["length"][taken[ROW]]
         path = paths(self.state["node"], taken, tail, length) if kind.adjusted else tail
-        after = length + taken[DEEP] + 1
         most = min(RANKS, logits.shape[-1])
         best = []
-        names = ("temperature", "offset", "top_k", "top_p", "min_p")
         count = SCORED if kind.sampled or kind.adjusted else len(logits)
         for start in range(0, len(logits), count):
             part = slice(start, start + count)
-            scores = logits[part].float()
-            if kind.adjusted and self.adjustment is not None:
-                scores = self.adjustment(scores, row[part], path[part], given["stops"][row[part]])
-            if kind.sampled:
-                batch = BatchParams(*(given[name][row[part]] for name in names))
-                scores = perturb_batch(scores, batch, after[part], kind.filtered)
+            scores = self._scores(kind, logits[part], taken[:, part], path[part])
             best.append(scores.topk(most, dim=-1))
         values = torch.cat([piece.values for piece in best])
         tokens = torch.cat([piece.indices for piece in best])
@@ -171,6 +156,19 @@ class TensorSearch:
             torch.nn.functional.pad(tokens, missing),
             torch.nn.functional.pad(values.double(), missing, value=-torch.inf),
         )
+
+    def _scores(self, kind: LevelShape, logits: Tensor, taken: Tensor, path: Tensor) -> Tensor:
+        """[k, vocab] float32: the scores of tokens after k of the nodes `taken`. path: [k, MOST_NODES], as `paths`."""
+        given = self.given
+        row = taken[ROW]
+        scores = logits.float()
+        if kind.adjusted and self.adjustment is not None:
+            scores = self.adjustment(scores, row, path, given["stops"][row])
+        if kind.sampled:
+            names = ("temperature", "offset", "top_k", "top_p", "min_p")
+            batch = BatchParams(*(given[name][row] for name in names))
+            scores = perturb_batch(scores, batch, given["length"][row] + taken[DEEP] + 1, kind.filtered)
+        return scores
 
     def _add_nodes(
         self, taken: Tensor, chances: Tensor, node: Tensor, valid: Tensor, tokens: Tensor, scores: Tensor

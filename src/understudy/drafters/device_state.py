@@ -7,20 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.search_columns import THROUGH
 from .growing_tree import MOST_NODES
-from .pace import LIKELIEST, RANKS, SHARPNESS
+from .pace import LIKELIEST, RANKS, ROUNDING, SHARPNESS
 from .packed_tensors import Shapes
 
-# Columns of state["node"], int64: the node's token, parent, depth, whether it is on the chain of first choices, how many
-# children were found; from CHILDREN on, the tokens of its RANKS best children.
-TOKEN, PARENT, DEPTH, SPINE, FOUND, CHILDREN = range(6)
-# Columns of state["node chances"], float64: the node's chance; from THROUGH on, the chance of each child (-1: there
-# is none, or it is a node); from KEY on, the same of the children that may still be run; from SCORES on, their scores.
-CHANCE, THROUGH, KEY, SCORES, COLUMNS = 0, 1, 1 + RANKS, 1 + 2 * RANKS, 1 + 3 * RANKS
-# Rows of next["candidates"], int64: the sequence's place in the draft, where the candidate's chance lies in
-# state.reals, its parent, token and depth, whether it is on the chain of first choices, and whether there is a
-# candidate at all.
-ROW, PLACE, FROM, WHAT, DEEP, CHAIN, VALID = range(7)
+# Columns of state["node chances"] beside those that `kernels.search_columns` tells: from KEY on, the chance of each child that may
+# still be run; from SCORES on, the children's scores.
+KEY, SCORES, COLUMNS = THROUGH + RANKS, THROUGH + 2 * RANKS, THROUGH + 3 * RANKS
 # What state["figures"] tells the host: how many candidates pay, how many more levels are likely to, and levels run so
 # far.
 FIGURES = ("wish", "left", "level")
@@ -76,5 +70,5 @@ def levels_left(tip: Tensor, depth: Tensor, least: Tensor) -> Tensor:
     """[m, rows] int64: `Pace.levels_left` of each chain, of chance `tip` at `depth` [rows], above each of `least` [m]."""
     chance = tip.clamp(min=1e-300)
     loss = (chance ** (1 / depth.double())).clamp(max=LIKELIEST)
-    left = (torch.log(least[:, None] / chance) / torch.log(loss)).trunc()
+    left = (torch.log(least[:, None] / chance) / torch.log(loss) + ROUNDING).trunc()
     return torch.where(tip > least[:, None], left, 0.0).clamp(0, MOST_NODES).to(torch.int64)

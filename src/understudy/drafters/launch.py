@@ -19,25 +19,15 @@ from torch import Tensor
 
 from ..devices import Device
 from ..devices.graphs import CaptureError, Graph
+from ..kernels.search_columns import CHILDREN, DEPTH, FOUND, PARENT, SPINE, THROUGH, TOKEN
 from ..plan.widths import GRAPHS, padded, widest
 from ..sampling import offset
 from ..sequence import TokenSequence
 from .device_adjust import DeviceAdjustment
 from .device_search import TensorSearch
-from .device_state import (
-    CHILDREN,
-    DEPTH,
-    FIGURES,
-    FOUND,
-    PARENT,
-    SCORES,
-    SPINE,
-    THROUGH,
-    TOKEN,
-    LevelShape,
-    SearchSizes,
-)
+from .device_state import FIGURES, SCORES, LevelShape, SearchSizes
 from .growing_tree import MOST_NODES, Candidate, GrowingTree
+from .kernel_search import KernelSearch
 from .pace import WIDEST
 from .packed_tensors import PackedTensors
 from .policy import DraftPolicy
@@ -183,7 +173,9 @@ class DeviceTreeSearch:
     def _start(self, rows: int) -> None:
         """Begin a draft of `rows` sequences on the device, with what was given."""
         if self.tensors is None:
-            self.tensors = TensorSearch(self.proposer.forward, self._room, self.policy.shape, self.sizes)
+            kernels = self.device.search_kernels()
+            search = TensorSearch if kernels is None else partial(KernelSearch, kernels)
+            self.tensors = search(self.proposer.forward, self._room, self.policy.shape, self.sizes)
         self.tensors.adjustment = self.adjustment
         self.tensors.given.memory.copy_(self.given.memory, non_blocking=True)
         self.tensors.begin(rows)

@@ -41,6 +41,8 @@ FIRST_NODES = 32
 FIRST_TOKENS = 8
 # A chain never loses less of its chance than this in a level, and no suggestion is surer.
 LIKELIEST = 0.98
+# Whole levels that rounding may have made less are whole.
+ROUNDING = 1e-9
 # A candidate below this chance is not run even while drafting costs nothing,
 LEAST_FREE = 0.05
 # and one below this is not verified even for nothing.
@@ -179,7 +181,7 @@ class Pace:
         losing chance as it has so far."""
         least = max(least, self.break_even)
         loss = min(chance ** (1 / depth), LIKELIEST)
-        return max(0, int(math.log(least / chance) / math.log(loss))) if chance > least else 0
+        return max(0, int(math.log(least / chance) / math.log(loss) + ROUNDING)) if chance > least else 0
 
     def first_guess(self, seconds: float, texts: int = 1, each: float = FIRST_TOKENS) -> None:
         """Guess the rate before the first round of a text: a pass takes `seconds` and gives each of `texts` so many tokens. A lower

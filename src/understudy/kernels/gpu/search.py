@@ -1,0 +1,105 @@
+"""A level of a tree search in five kernels: its nodes, the best children of each (two), and the next level's candidates (two).
+
+They do what `drafters.device_search` says, on the same arrays, where the order of what they hold is told too. No program
+waits for another, and none depends on which comes first. Of equal scores the lower token goes first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ...tree import Nodes
+from . import INTERPRETED
+from .search_choice import offer, rank
+from .search_level import add, begin, best
+
+# Tokens of the vocabulary that one program looks through.
+CHUNK = 2048
+# Candidates that one program ranks, and that it compares them with at a time. The interpreter takes long over each program.
+RANKED = 2048 if INTERPRETED else 128
+COMPARED = 256 if INTERPRETED else 32
+# Lanes for RANKS children, SHARPNESS and a node's path.
+CHILD_LANES = 8
+SHARP_LANES = 16
+
+
+class SearchKernels:
+    """The kernels of one search. `arrays`: all that they look at and change, by the names of their parameters, and sizes."""
+
+    def __init__(self, arrays: Mapping[str, Any]):
+        self.arrays = dict(arrays)
+        self.widest: int = arrays["widest"]
+        self.most: int = arrays["MOST_NODES"]
+        self.where = arrays["node"].device
+        ints = {"dtype": torch.int64, "device": self.where}
+        self.arrays |= {
+            "WIDEST": self.widest,
+            "WIDE": triton.next_power_of_2(arrays["ROWS"]),
+            # The candidates that became nodes, and what the host will be told is so many levels.
+            "taken": torch.zeros((8, self.widest), **ints),
+            "begun": torch.zeros(1, **ints),
+            # The likeliest children, best first, by node and rank; -1 for none. The end of each row's chain.
+            "picked": torch.zeros(self.widest, **ints),
+            "tips": torch.zeros(arrays["ROWS"], **ints),
+            "taken_chances": torch.zeros(self.widest, dtype=torch.float64, device=self.where),
+            "picked_chances": torch.zeros(self.widest, dtype=torch.float64, device=self.where),
+        }
+
+    @property
+    def taken(self) -> Tensor:
+        """[8, widest] The candidates of this level: as the rows of candidates, and the node that each became."""
+        taken: Tensor = self.arrays["taken"]
+        return taken
+
+    def begin(self, width: int) -> Nodes:
+        """Make `width` candidates nodes, in order; those that are none, or find no room, are inert."""
+        made = {
+            name: torch.empty(width, dtype=torch.int64, device=self.where)
+            for name in ("tokens", "rows", "slots", "positions", "prefix")
+        }
+        made["tail"] = torch.empty((width, self.most), dtype=torch.int64, device=self.where)
+        sizes = {"P": _places(width), "W": width, "T": triton.next_power_of_2(self.most)}
+        self._launch(begin, (width // sizes["P"],), made, 4, **sizes)
+        return Nodes(**made)
+
+    def best(self, logits: Tensor, first: int, sampled: bool) -> Tensor:
+        """[n, chunks, RANKS] int64: the best tokens of each chunk of the vocabulary after nodes `first` and so on, each in one
+        number with its score. logits: [n, vocabulary]; noise is added to them where rows are `sampled`."""
+        count, vocabulary = logits.shape
+        chunk = min(CHUNK, triton.next_power_of_2(vocabulary))
+        chunks = triton.cdiv(vocabulary, chunk)
+        keys = torch.empty((count, chunks, self.arrays["RANKS"]), dtype=torch.int64, device=self.where)
+        given = {"logits": logits, "keys": keys, "first": first, "vocabulary": vocabulary, "stride": logits.stride(0)}
+        places = _places(count)
+        self._launch(best, (count // places, chunks), given, 4, P=places, CHUNK=chunk, SAMPLED=sampled)
+        return keys
+
+    def add(self, keys: Tensor, first: int) -> None:
+        """Write nodes `first` and so on with the best of their children in `keys`, and the chance of each."""
+        count, chunks, ranks = keys.shape
+        sizes = {"P": _places(count), "KEYS": chunks * ranks, "LANES": triton.next_power_of_2(chunks * ranks)}
+        given = {"keys": keys, "first": first}
+        self._launch(add, (count // sizes["P"],), given, 4, S=SHARP_LANES, C=CHILD_LANES, **sizes)
+
+    def choose(self, rows: int, together: int) -> None:
+        """Choose the candidates of the next level, of `rows` rows; at most `together` where no shape is forced."""
+        arrays = self.arrays
+        given = {"rows": rows, "together": together}
+        blocks = triton.cdiv(self.most * arrays["RANKS"], RANKED)
+        self._launch(rank, (rows, blocks), given, 4, BLOCK=RANKED, STEP=COMPARED)
+        self._launch(offer, (1,), given, 4, L=self.widest, R=triton.next_power_of_2(rows))
+
+    def _launch(self, kernel: Any, grid: tuple[int, ...], given: Mapping[str, Any], warps: int, **sizes: Any) -> None:
+        """Parameters are bound by name. Products and sums stay apart, as torch rounds them."""
+        known = {**self.arrays, **given, **sizes}
+        named = {name: known[name] for name in kernel.arg_names}
+        kernel[grid](**named, num_warps=warps, enable_fp_fusion=False)
+
+
+def _places(count: int) -> int:
+    """Places of a level, a power of two, that one program does."""
+    return count if INTERPRETED else 1

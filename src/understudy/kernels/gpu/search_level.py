@@ -1,0 +1,180 @@
+"""The nodes of a level of a tree search, in kernels: which they are, and the best children of each. See `search`.
+
+A program does P places of the level: one on a GPU."""
+
+import triton
+import triton.language as tl
+
+from .noise import gumbel
+from .search_columns import (
+    BECAME,
+    CHAIN,
+    CHILDREN,
+    DEEP,
+    DEPTH,
+    FOUND,
+    FROM,
+    PARENT,
+    PLACE,
+    ROW,
+    SPINE,
+    THROUGH,
+    VALID,
+    WHAT,
+)
+
+# Below any child.
+NONE = tl.constexpr(-0x7FFFFFFFFFFFFFFF)
+
+
+@triton.jit(do_not_specialize=["widest"])
+def begin(
+    candidates, chances, figures, count, most, length, cache_row, node_chances, tails, taken, taken_chances, begun, picked,
+    picked_chances, tips, tokens, rows, slots, positions, prefix, tail, widest,
+    P: tl.constexpr, W: tl.constexpr, T: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
+    MOST_NODES: tl.constexpr, RANKS: tl.constexpr, FORCED: tl.constexpr,
+):  # fmt: skip
+    """The candidates become nodes, as far as there is room; what is chosen later is cleared."""
+    place = tl.program_id(0) * P + tl.arange(0, P)
+    stride = widest + 1
+    each = tl.arange(0, W)
+    pick = place
+    if not FORCED:
+        # a tip that is kept at hand takes the last place where there is none
+        valid = (tl.load(candidates + VALID * stride + each) > 0).to(tl.int32)
+        chain = tl.load(candidates + CHAIN * stride + each).to(tl.int32) * valid
+        last = tl.where(tl.sum(chain, 0) == 0, tl.sum(valid, 0) - 1, -1)
+        pick = tl.where(place == last, widest, place)
+        each = tl.where(each == last, widest, each)
+    row = tl.load(candidates + ROW * stride + pick)
+    deep = tl.load(candidates + DEEP * stride + pick)
+    parent = tl.load(candidates + FROM * stride + pick)
+    token = tl.load(candidates + WHAT * stride + pick)
+    theirs = tl.load(candidates + ROW * stride + each)
+    alike = (theirs[None, :] == row[:, None]) & (tl.load(candidates + VALID * stride + each) > 0)[None, :]
+    before = tl.sum((alike & (tl.arange(0, W)[None, :] < place[:, None])).to(tl.int32), 1)
+    index = tl.load(count + row) + before
+    room = tl.load(most + row)
+    fresh = (tl.load(candidates + VALID * stride + pick) > 0) & (index < room)
+    node = row * MOST_NODES + index
+    chance = tl.load(candidates + PLACE * stride + pick)
+    tl.store(taken_chances + place, tl.load(chances + pick))
+    # what is taken is a candidate no longer; a root never was one
+    tl.store(node_chances + chance, tl.full([P], -1.0, tl.float64), fresh & (parent >= 0))
+    tl.store(node_chances + chance + RANKS, tl.full([P], -1.0, tl.float64), fresh & (parent >= 0))
+    start = tl.load(length + row)
+    slot = start + tl.where(fresh, index, room)
+    at = tl.arange(0, T)[None, :]
+    mine = fresh[:, None] & (at < MOST_NODES)
+    path = tl.load(tails + ((row * MOST_NODES + tl.maximum(parent, 0)) * MOST_NODES)[:, None] + at, mine, other=0)
+    path = tl.where(at == (deep - 1)[:, None], slot[:, None], path)
+    tl.store(tails + (node * MOST_NODES)[:, None] + at, path, mine)
+    tl.store(tail + (place * MOST_NODES)[:, None] + at, path, (place[:, None] >= 0) & (at < MOST_NODES))
+    tl.store(tokens + place, token)
+    tl.store(rows + place, tl.load(cache_row + row))
+    tl.store(slots + place, slot)
+    tl.store(positions + place, tl.where(fresh, start + deep, 0))
+    tl.store(prefix + place, tl.where(fresh, start + 1, 1))
+    tl.store(taken + ROW * widest + place, row)
+    tl.store(taken + FROM * widest + place, parent)
+    tl.store(taken + WHAT * widest + place, token)
+    tl.store(taken + DEEP * widest + place, deep)
+    tl.store(taken + CHAIN * widest + place, tl.load(candidates + CHAIN * stride + pick))
+    tl.store(taken + BECAME * widest + place, tl.where(fresh, node, -1))
+    if tl.program_id(0) == 0:
+        tl.store(begun, tl.load(figures + 2) + 1)
+        lane = tl.arange(0, WIDEST)
+        tl.store(picked + lane, tl.full([WIDEST], -1, tl.int64))
+        tl.store(picked_chances + lane, tl.full([WIDEST], -1.0, tl.float64))
+        ends = tl.arange(0, WIDE)
+        tl.store(tips + ends, tl.full([WIDE], -1, tl.int64), ends < ROWS)
+
+
+@triton.jit(do_not_specialize=["widest", "first"])
+def best(
+    logits, keys, taken, length, temperature, offset, widest, first, vocabulary, stride,
+    P: tl.constexpr, CHUNK: tl.constexpr, SAMPLED: tl.constexpr, RANKS: tl.constexpr,
+):  # fmt: skip
+    """One chunk of the vocabulary. A key is a score, in the order of whole numbers, and below it the token."""
+    place = tl.program_id(0) * P + tl.arange(0, P)
+    chunk = tl.program_id(1)
+    token = chunk * CHUNK + tl.arange(0, CHUNK)
+    at = place.to(tl.int64)[:, None] * stride + token[None, :]
+    inside = (place[:, None] >= 0) & (token < vocabulary)[None, :]
+    score = tl.load(logits + at, inside, other=-float("inf")).to(tl.float32)
+    if SAMPLED:
+        row = tl.load(taken + ROW * widest + first + place)
+        heat = tl.load(temperature + row)
+        if tl.max(heat, 0) > 0:
+            after = tl.load(length + row) + tl.load(taken + DEEP * widest + first + place) + 1
+            noise = gumbel((after + tl.load(offset + row))[:, None], token[None, :])
+            hot = (heat > 0)[:, None]
+            score = tl.div_rn(score, tl.where(heat > 0, heat, 1.0).to(tl.float32)[:, None]) + tl.where(hot, noise, 0.0)
+    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
+    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    # what is no number is no child
+    known = (score > -float("inf")) & (score < float("inf"))
+    key = tl.where(known, (order << 32) + (0x7FFFFFFF - token)[None, :], NONE)
+    out = keys + (place * tl.num_programs(1) + chunk) * RANKS
+    for rank in tl.static_range(RANKS):
+        highest = tl.max(key, 1)
+        tl.store(out + rank, highest)
+        key = tl.where(key == highest[:, None], NONE, key)
+
+
+@triton.jit(do_not_specialize=["widest", "first"])
+def add(
+    keys, taken, taken_chances, begun, node, node_chances, count, figures, remaining, stops, inside, belief, sharpness, steepest,
+    widest, first,
+    P: tl.constexpr, KEYS: tl.constexpr, LANES: tl.constexpr, S: tl.constexpr, C: tl.constexpr, SHARP: tl.constexpr,
+    STOPS: tl.constexpr, RANKS: tl.constexpr,
+):  # fmt: skip
+    """The new nodes, the best children of each, and the chance of each child, as `Calibration.chances`."""
+    place = tl.program_id(0) * P + tl.arange(0, P)
+    lane = tl.arange(0, LANES)[None, :]
+    key = tl.load(keys + (place * KEYS)[:, None] + lane, (place[:, None] >= 0) & (lane < KEYS), other=NONE)
+    rank = tl.arange(0, C)[None, :]
+    top = tl.full([P, C], NONE, tl.int64)
+    for i in tl.static_range(RANKS):
+        highest = tl.max(key, 1)[:, None]
+        top = tl.where(rank == i, highest, top)
+        key = tl.where(key == highest, NONE, key)
+    found = top > NONE
+    order = (top >> 32).to(tl.int32)
+    score = (order ^ ((order >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True).to(tl.float64)
+    score = tl.where(found, score, -float("inf"))
+    token = tl.where(found, 0x7FFFFFFF - (top - ((top >> 32) << 32)), 0)
+    place += first
+    number = tl.load(taken + BECAME * widest + place)
+    row = tl.load(taken + ROW * widest + place)
+    sharp = tl.arange(0, S)
+    steep = tl.load(sharpness + sharp, sharp < SHARP, other=0.0)[None, :, None]
+    behind = tl.where(found, tl.max(score, 1)[:, None] - score, 0.0)[:, None, :]
+    weight = tl.where(found[:, None, :], tl.exp(-tl.minimum(steep * behind, tl.load(steepest))), 0.0)
+    soft = weight / tl.maximum(tl.sum(weight, 2), 1.0)[:, :, None]
+    learned = (row[:, None] >= 0) & (sharp < SHARP)[None, :]
+    believed = tl.load(belief + row[:, None] * SHARP + sharp[None, :], learned, other=0.0)
+    chance = tl.load(inside + row)[:, None] * tl.sum(believed[:, :, None] * soft, 1)
+    known = tl.load(taken_chances + place)
+    through = tl.where(found, known[:, None] * chance, -1.0)
+    depth = tl.load(taken + DEEP * widest + place)
+    going = found & (depth + 1 < tl.load(remaining + row) - 1)[:, None]
+    for i in range(STOPS):
+        going = going & (token != tl.load(stops + row * STOPS + i)[:, None])
+    fresh = number >= 0
+    whole = node + number * (CHILDREN + RANKS)
+    tl.store(whole, tl.load(taken + WHAT * widest + place), fresh)
+    tl.store(whole + PARENT, tl.load(taken + FROM * widest + place), fresh)
+    tl.store(whole + DEPTH, depth, fresh)
+    tl.store(whole + SPINE, tl.load(taken + CHAIN * widest + place), fresh)
+    tl.store(whole + FOUND, tl.sum(found.to(tl.int64), 1), fresh)
+    these = fresh[:, None] & (rank < RANKS)
+    tl.store(whole[:, None] + CHILDREN + rank, token, these)
+    numbers = node_chances + number * (THROUGH + 3 * RANKS)
+    tl.store(numbers, known, fresh)
+    tl.store(numbers[:, None] + THROUGH + rank, through, these)
+    tl.store(numbers[:, None] + THROUGH + RANKS + rank, tl.where(going, through, -1.0), these)
+    tl.store(numbers[:, None] + THROUGH + 2 * RANKS + rank, score, these)
+    tl.atomic_add(count + row, tl.full([P], 1, tl.int64), fresh)
+    # every new node writes the same number
+    tl.store(figures + 2 + place * 0, tl.load(begun) + place * 0, fresh)

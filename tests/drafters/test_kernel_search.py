@@ -1,0 +1,110 @@
+"""The search in kernels gives the trees of the search in torch's operations, in few launches."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.drafters.fixed import CAPACITY, Fixed, Unaided, costing, device, draft, everything
+from tests.drafters.test_device_search import calibrations, difference, nodes_seen, rows_of, slow_levels
+from tests.fake_device import FakeDevice, without_triton
+from tests.fake_graphs import FakeGraphs
+from understudy.drafters.device_search import TensorSearch
+from understudy.drafters.device_state import LevelShape, SearchSizes
+from understudy.drafters.kernel_search import KernelSearch
+from understudy.drafters.policy import DraftPolicy, Limits, Shape
+from understudy.drafters.search import SearchDrafter
+from understudy.models.cost import PassCost
+from understudy.params import SamplingParams
+from understudy.plan.widths import widest
+from understudy.sequence import TokenSequence
+from understudy.tree import Nodes
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+def apart(one: SearchDrafter, other: SearchDrafter, rows: int) -> float:
+    """The largest difference of two drafts' chances, as a share."""
+    states = [drafter.search.tensors.state for drafter in (one, other)]
+    counts = [state["count"].tolist()[:rows] for state in states]
+    assert counts[0] == counts[1]
+    most = 0.0
+    for row, count in enumerate(counts[0]):
+        a, b = (state["node chances"][row, :count] for state in states)
+        assert torch.equal(torch.isfinite(a), torch.isfinite(b))
+        most = max([most, *((a - b).abs() / a.abs()).nan_to_num(0.0).flatten().tolist()])
+    return most
+
+
+@settings(max_examples=8)
+@given(
+    rows=rows_of(), seed=st.integers(0, 99), sharp=st.sampled_from([0.5, 2.0, 5.0]), rate=st.floats(0.0, 60.0),
+    cost=st.lists(st.floats(1e-3, 0.05), min_size=7, max_size=7), nodes=st.sampled_from([20, 64]), free=st.booleans(),
+    shape=st.sampled_from([Shape(), Shape(), Shape(1, 3), Shape(4, 3)]), each=st.floats(0, 2e-3),
+)  # fmt: skip
+@torch.inference_mode()
+def test_drafts_are_those_of_torchs_operations(
+    rows: list[TokenSequence], seed: int, sharp: float, rate: float, cost: list[float], nodes: int, free: bool, shape: Shape,
+    each: float,
+) -> None:  # fmt: skip
+    passes = PassCost(32)
+    for count in (nodes, 32, nodes):
+        passes.learn(count, 0.01 + count * each, 0.0)
+    limits = Limits(CAPACITY, nodes, passes, lambda: free)
+    model, lengths = Fixed(seed, sharp), [17 * (1 + row.row) for row in rows]
+    drafters = []
+    for where in (Unaided(seed=seed), FakeDevice(seed=seed)):
+        policy = DraftPolicy(limits, shape, pace=costing(cost, rate), calibrations=calibrations(seed))
+        drafters.append(device(model, policy, where))
+    wanted, found = (everything(drafter, draft(drafter, rows, lengths)) for drafter in drafters)
+    assert not difference(found, wanted)
+    if any(row.remaining > 1 for row in rows):
+        kernels, torchs = (drafter.search.tensors for drafter in reversed(drafters))
+        assert isinstance(kernels, KernelSearch) and not isinstance(torchs, KernelSearch)
+        assert apart(*drafters, len(rows)) < 1e-12
+
+
+@settings(max_examples=3)
+@given(rows=rows_of(), seed=st.integers(0, 99), shape=st.sampled_from([Shape(), Shape(3, 4)]), near=st.integers(0, 40))
+@torch.inference_mode()
+def test_nodes_see_their_own_path_and_inert_ones_lie_in_the_spare_slot(
+    rows: list[TokenSequence], seed: int, shape: Shape, near: int
+) -> None:
+    policy = DraftPolicy(Limits(CAPACITY, 64), shape, slow_levels())
+    nodes_seen(device(Fixed(seed, 2.0), policy, FakeDevice(seed=seed)), rows, near)
+
+
+def launches(search: Any, kind: LevelShape, shape: Shape) -> list[str]:
+    """What a level of this kind asks a GPU to run, with logits that are there."""
+    logits = torch.randn(kind.width, 40)
+
+    def forward(nodes: Nodes) -> torch.Tensor:
+        return logits
+
+    sizes = SearchSizes(kind.rows, CAPACITY, 8, 64, widest(shape.width or 16, shape.depth > 0, kind.rows))
+    made = search(forward, lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8), shape, sizes)
+    made.given["most"].fill_(99)
+    made.given["remaining"].fill_(99)
+    made.given["break even"].fill_(0.1)
+    made.begin(kind.rows)
+    return FakeGraphs().capture(lambda: made.level(kind)).launches
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("shape", [Shape(), Shape(8, 3)])
+def test_the_search_of_a_level_is_five_launches(rows: int, shape: Shape) -> None:
+    opened = FakeDevice().search_kernels()
+    for sampled in (False, True):
+        kind = LevelShape(8, rows, sampled, False)
+        found = launches(lambda *given: KernelSearch(opened, *given), kind, shape)
+        assert found == ["begin", "best", "add", "rank", "offer"] and len(found) <= 12
+    assert len(launches(TensorSearch, LevelShape(8, rows, False, False), shape)) > 60
+
+
+def test_without_triton_torch_searches() -> None:
+    drafter = device(Fixed(0, 2.0), DraftPolicy(Limits(CAPACITY)), without_triton())
+    draft(drafter, [TokenSequence(0, [1], SamplingParams(), limit=9, prompt_length=1)], [5])
+    assert type(drafter.search.tensors) is TensorSearch
