@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,35 @@ SINKS = {"DIM": 192, "D": 256, "GROUP": 1, "SINKS": True, "WINDOWED": True, "NAR
 STEPS = {"GROUP": 64, "STEP": 64, "EACH": 4, "WIDE": False}
 TILES = {"group": 64, "COLUMNS": 32, "LISTED": 64}
 UNFUSED = {"enable_fp_fusion": False}
+WHOLE, REALS = "*i64", "*fp64"
+LEVEL = {
+    "candidates": WHOLE, "chances": REALS, "figures": WHOLE, "count": WHOLE, "most": WHOLE, "length": WHOLE, "cache_row": WHOLE,
+    "node_chances": REALS, "tails": WHOLE, "taken": WHOLE, "taken_chances": REALS, "begun": WHOLE, "picked": WHOLE,
+    "picked_chances": REALS, "tips": WHOLE, "tokens": WHOLE, "rows": WHOLE, "slots": WHOLE, "positions": WHOLE, "prefix": WHOLE,
+    "tail": WHOLE, "widest": "i32",
+}  # fmt: skip
+LEVEL_SIZES = {"P": 1, "W": 64, "T": 512, "WIDEST": 64, "ROWS": 5, "WIDE": 8, "MOST_NODES": 320, "RANKS": 6, "FORCED": False}
+BEST = {
+    "logits": "*bf16", "keys": WHOLE, "taken": WHOLE, "length": WHOLE, "temperature": REALS, "offset": WHOLE, "widest": "i32",
+    "first": "i32", "vocabulary": "i32", "stride": "i32",
+}  # fmt: skip
+ADD = {
+    "keys": WHOLE, "taken": WHOLE, "taken_chances": REALS, "begun": WHOLE, "node": WHOLE, "node_chances": REALS, "count": WHOLE,
+    "figures": WHOLE, "remaining": WHOLE, "stops": WHOLE, "inside": REALS, "belief": REALS, "sharpness": REALS, "steepest": REALS,
+    "widest": "i32", "first": "i32",
+}  # fmt: skip
+ADD_SIZES = {"P": 1, "KEYS": 450, "LANES": 512, "S": 16, "C": 8, "SHARP": 9, "STOPS": 8, "RANKS": 6}
+RANK = {
+    "node": WHOLE, "node_chances": REALS, "count": WHOLE, "most": WHOLE, "figures": WHOLE, "picked": WHOLE, "picked_chances": REALS,
+    "tips": WHOLE, "rows": "i32",
+}  # fmt: skip
+RANK_SIZES = {"BLOCK": 128, "STEP": 32, "LIMIT": 64, "FORCED": False, "MOST_NODES": 320, "RANKS": 6}
+OFFER = {
+    "candidates": WHOLE, "chances": REALS, "figures": WHOLE, "node": WHOLE, "node_chances": REALS, "count": WHOLE, "picked": WHOLE,
+    "picked_chances": REALS, "tips": WHOLE, "nodes": WHOLE, "rate": REALS, "break_even": REALS, "free": REALS, "cost": REALS,
+    "share": REALS, "likely": REALS, "widest": "i32", "rows": "i32", "together": "i32",
+}  # fmt: skip
+OFFER_SIZES = {"L": 64, "R": 8, "FORCED": False, "LEVELS": 0, "MOST_NODES": 320, "RANKS": 6}
 KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int]]] = {
     "residual": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 4, "DENSE": 5, "WIDER": 0}, UNFUSED),
     "residual of 3 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 3, "DENSE": 6, "WIDER": 48}, UNFUSED),
@@ -50,6 +80,14 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "product in float32": ("draft_product", "_multiply", PRODUCT | {"x": "*fp32"}, STEPS | {"M": 64}, {}),
     "exact product": ("exact_product", "_multiply_rows", EXACT, ROWS, {"num_stages": 3}),
     "exact product in float32": ("exact_product", "_multiply_rows", EXACT | {"x": "*fp32", "out": "*fp32"}, FEW_ROWS, {}),
+    "nodes of a level": ("search_level", "begin", LEVEL, LEVEL_SIZES, UNFUSED),
+    "best children": ("search_level", "best", BEST, {"P": 1, "CHUNK": 2048, "SAMPLED": False, "RANKS": 6}, UNFUSED),
+    "best children, sampled": ("search_level", "best", BEST, {"P": 1, "CHUNK": 2048, "SAMPLED": True, "RANKS": 6}, UNFUSED),
+    "children of a level": ("search_level", "add", ADD, ADD_SIZES, UNFUSED),
+    "likeliest children": ("search_choice", "rank", RANK, RANK_SIZES, UNFUSED),
+    "likeliest children of a shape": ("search_choice", "rank", RANK, RANK_SIZES | {"FORCED": True, "LIMIT": 6}, UNFUSED),
+    "candidates of a level": ("search_choice", "offer", OFFER, OFFER_SIZES, UNFUSED),
+    "candidates of a shape": ("search_choice", "offer", OFFER, OFFER_SIZES | {"FORCED": True, "LEVELS": 48}, UNFUSED),
     "attention": ("attention", "_attend", ATTENTION, FLAGS | {"NARROW": True, "WIDE": False}, {"num_stages": 2}),
     "attention with long keys": ("attention", "_attend", ATTENTION, FLAGS | LONG, {"num_stages": 2}),
     "attention with sinks and short values": ("attention", "_attend", ATTENTION, FLAGS | SINKS, {"num_stages": 2}),
@@ -77,15 +115,19 @@ TARGET = 89
 SHARED = 99 << 10
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What came of each kernel, compiled in a process where Triton is not interpreted: one for all, as its imports take long."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+def made_of(kernels: dict[str, Any], target: int, cache: Path) -> dict[str, dict[str, Any]]:
+    """What came of `kernels`, compiled in a process where Triton is not interpreted: one for all, as its imports take long."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, "-c", SCRIPT, json.dumps(KERNELS), str(TARGET)]
+    command = [sys.executable, "-c", SCRIPT, json.dumps(kernels), str(target)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return made_of(KERNELS, TARGET, tmp_path_factory.mktemp("triton"))
 
 
 def instructions(ptx: str) -> Counter[str]:
@@ -104,3 +146,10 @@ def test_a_kernel_compiles(kernel: str, compiled: dict[str, dict[str, Any]]) -> 
     if kernel.startswith("residual"):
         assert not any("ftz" in word for word in found), "subnormal numbers must not become zeros"
         assert not any("fma" in word for word in found) and any(word.startswith("mul.") for word in found)
+
+
+@pytest.mark.parametrize("target", [80, 90])
+def test_a_search_compiles_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
+    names = ("nodes of a level", "best children", "children of a level", "likeliest children", "candidates of a level")
+    made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
+    assert all(made[name].get("cubin", 0) > 0 for name in names), made

@@ -84,7 +84,7 @@ def test_the_best_children_are_found_and_of_equal_ones_the_lower_token_is_first(
 
 @pytest.mark.parametrize("vocabulary", [50, 3000])
 def test_noise_is_that_of_the_target_and_rows_that_are_greedy_have_none(vocabulary: int) -> None:
-    logits = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(1)).bfloat16()
+    logits = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(1))
     search = opened(4)
     heat = torch.tensor([0.7, 0.0, 1.3, 0.1], dtype=torch.float64)
     search.given["temperature"].copy_(heat)
