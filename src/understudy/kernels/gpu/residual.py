@@ -1,8 +1,9 @@
-"""The residual decoded on a GPU: what `kernels.residual` and `kernels.residual_bits` do, a program for each tile.
+"""The residual decoded on a GPU: what `kernels.residual` and `kernels.residual_bits` do, a warp for each tile.
 
-The bytes are read as they travelled, header included, so that the host need not know what is in them. Where a row's
-bits lie in the stream is a running count over the rows and columns before it, which costs next to nothing here. The
-ends of bins are computed by the same float32 operations in the same order as on the CPU; nothing may be fused."""
+The bytes are read as they travelled, header included, so that the host need not know what is in them. Four lanes share a column's
+64 rows, two octets of them each (`octets`). Where a lane's bits of a plane lie in the stream is a running count over the lanes
+and columns before it; counts of all planes lie in the bytes of two words. A lane fetches the bits of its rows in one piece for
+each plane, and takes them off one by one."""
 
 import torch
 import triton
@@ -11,12 +12,22 @@ from torch import Tensor
 
 from ..bins import DENSE, WIDER
 from ..residual import tile_columns
-from .codes import column_of
+from . import INTERPRETED, helper
+from .bins import bins_of, ends_of
+from .halves import byte_of, in_order
+from .octets import codes_of, dense_of, passed, weights_of
 
-# columns that are decoded at once, unless a group has fewer
-COLUMNS = 32
+# columns that a warp decodes at once, unless a group has fewer; the interpreter is faster with few long steps
+COLUMNS = 64 if INTERPRETED else 8
+# lanes that share a column
+LANES = tl.constexpr(4)
+WARPS = 1
+# registers of a lane: with so few, sixteen warps have room on a processor of the GPU
+REGISTERS: int | None = 128
 # exceptions that are put back at once
-LISTED = 64
+LISTED = 32
+# 64-bit words of weights that are copied at once
+COPIED = 256
 
 
 def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
@@ -26,109 +37,121 @@ def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
     count, columns, _ = out.shape
     bits = codes.shape[2] // 8
     group = tile_columns(columns, scales.shape[0], bits)
-    groups, stride = columns // group, scales.stride(0) if scales.shape[0] > 1 else 0
+    groups, stride = columns // group, scales.stride(0) // 2 if scales.shape[0] > 1 else 0
     assert codes.shape == (count, columns, 8 * bits) and codes.is_contiguous() and out.is_contiguous()
-    assert scales.shape[1] == count * 64 and scales.stride()[1:] == (2, 1) and group % min(group, COLUMNS) == 0
-    assert data.numel() % 64 == 0 and data.data_ptr() % 8 == 0 and out.dtype == torch.bfloat16
-    views = [data.view(kind) for kind in (torch.int64, torch.int32, torch.int16)]
+    assert scales.shape[1] == count * 64 and scales.stride()[1:] == (2, 1) and scales.stride(0) % 2 == 0
+    assert data.numel() % 64 == 0 and out.dtype == torch.bfloat16
+    assert data.data_ptr() % 8 == codes.data_ptr() % 8 == out.data_ptr() % 8 == scales.data_ptr() % 4 == 0
     _decode[(count * groups,)](
-        data, *views, codes, scales.view(torch.int16), stride, out.view(torch.int16), count, groups,
-        group=group, COLUMNS=min(group, COLUMNS), LISTED=LISTED, BITS=bits, DENSE=DENSE[bits], WIDER=WIDER[bits],
-        num_warps=4, enable_fp_fusion=False,
+        data, codes, scales, out, stride, count, groups,
+        group=group, COLUMNS=min(group & -group, COLUMNS), LISTED=LISTED, COPIED=min(16 * (group & -group), COPIED),
+        BITS=bits, DENSE=DENSE[bits], WIDER=WIDER[bits], num_warps=WARPS, maxnreg=REGISTERS, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
 
 @triton.jit(do_not_specialize=["stride", "count", "groups"])
 def _decode(
-    data, longs, words, halves, codes, scales, stride, out, count, groups,
-    group: tl.constexpr, COLUMNS: tl.constexpr, LISTED: tl.constexpr,
+    data, codes, scales, out, stride, count, groups,
+    group: tl.constexpr, COLUMNS: tl.constexpr, LISTED: tl.constexpr, COPIED: tl.constexpr,
     BITS: tl.constexpr, DENSE: tl.constexpr, WIDER: tl.constexpr,
 ):  # fmt: skip
     """One tile: block `tile // groups`, its columns of one group. The header: kind, tiles + 1, stream bytes,
     exceptions."""
-    tile = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(0)
+    longs, words = data.to(tl.pointer_type(tl.int64)), data.to(tl.pointer_type(tl.uint32))
+    kind, streamed = tl.load(longs), tl.load(longs + 2)
+    table = words + 16 + tile.to(tl.int64) * 2
+    place, listed, last = tl.load(table), tl.load(table + 1), tl.load(table + 3)
     # the tile's first column, counted over all blocks
-    first = (tile // groups) * groups * group + (tile % groups) * group
-    row = tl.arange(0, 64)
+    first = (tile // groups).to(tl.int64) * groups * group + (tile % groups) * group
+    blocks = out.to(tl.pointer_type(tl.int64)) + first * 16
     # the weights as they are, behind the header
-    if tl.load(longs) == 0:
-        for c in range(0, group, COLUMNS):
-            at = (first + c + tl.arange(0, COLUMNS))[:, None] * 64 + row[None, :]
-            tl.store(out + at, tl.load(halves + 32 + at))
+    if kind == 0:
+        for at in range(0, group * 16, COPIED):
+            spot = at + tl.arange(0, COPIED)
+            tl.store(blocks + spot, tl.load(longs + 8 + first * 16 + spot))
     else:
-        at = (tile % groups) * stride + (tile // groups) * 128 + row * 2
-        scale = (tl.load(scales + at).to(tl.int32) << 16).to(tl.float32, bitcast=True)
-        zero = (tl.load(scales + at + 1).to(tl.int32) << 16).to(tl.float32, bitcast=True)
-        low_end, high_end = zero - scale * (2 ** (BITS - 1) + 0.5), zero - scale * (2 ** (BITS - 1) - 0.5)
-        dense = 64 + (tl.load(longs + 1) * 8 + 63) // 64 * 64
-        stream = dense + (count.to(tl.int64) * groups * group * 8 * DENSE + 63) // 64 * 64
-        place = tl.load(words + 16 + tile * 2).to(tl.int64) & 0xFFFFFFFF
-        for c in range(0, group, COLUMNS):
-            column = first + c + tl.arange(0, COLUMNS)[:, None]
-            whole = column_of(codes + column * 8 * BITS, row[None, :], BITS)
-            code = whole.to(tl.float32)
-            bottom = _upper(code * scale[None, :] + low_end[None, :])
-            top = _upper(code * scale[None, :] + high_end[None, :])
-            low, high = bottom & 0x7FFF, top & 0x7FFF
-            straddles = ((bottom ^ top) & 0x8000) != 0
-            far = tl.maximum(low, high)
-            if WIDER > 0:
-                far += tl.where(whole == tl.where((top & 0x8000) != 0, 0, 2**BITS - 1), WIDER, 0)
-            most = tl.where(straddles, 1023, far - tl.minimum(low, high) + 1)
-            # how many rows before this one have a side bit, a bit DENSE, ... a bit 9: counts of eight bits each
-            counts = straddles.to(tl.int64)
-            for bit in tl.static_range(DENSE, 10):
-                counts += (most >= (1 << bit)).to(tl.int64) << (8 * (bit - DENSE + 1))
-            before = tl.cumsum(counts, 1) - counts
-            totals = tl.sum(counts, 1)
-            sizes = totals & 255
-            for plane in tl.static_range(1, 11 - DENSE):
-                sizes += (totals >> (8 * plane)) & 255
-            here = (place + tl.cumsum(sizes, 0) - sizes)[:, None]
-            place += tl.sum(sizes, 0)
-            below = _bit(data + stream, here + (before & 255), straddles) != 0
-            here += (totals & 255)[:, None]
-            value = tl.zeros([COLUMNS, 64], tl.int32)
-            if DENSE >= 4:
-                value += column_of(data + dense + column * 8 * DENSE, row[None, :], 4)
-            for bit in tl.static_range(4 if DENSE >= 4 else 0, DENSE):
-                run = tl.load(data + dense + column * 8 * DENSE + 8 * bit + row[None, :] // 8).to(tl.int32)
-                value += ((run >> (row[None, :] % 8)) & 1) << bit
-            for bit in tl.static_range(DENSE, 10):
-                place_of = 8 * (bit - DENSE + 1)
-                value += _bit(data + stream, here + ((before >> place_of) & 255), most >= (1 << bit)) << bit
-                here += ((totals >> place_of) & 255)[:, None]
-            end = tl.where(straddles, tl.where(below, low, high), far)
-            sign = tl.where(below, top ^ 0x8000, top) & 0x8000
-            tl.store(out + column * 64 + row[None, :], ((end + 1 - value) | sign).to(tl.int16))
-        # what follows overwrites what other threads have just written
-        tl.debug_barrier()
-        listed = (stream + (tl.load(longs + 2) + 63) // 64 * 64) // 2
-        _put_back(words + 17 + tile * 2, halves + listed, out + first * 64, LISTED)
+        tiles = count.to(tl.int64) * groups
+        dense = 64 + ((tiles + 1) * 8 + 63) // 64 * 64
+        stream = dense + (tiles * group * 8 * DENSE + 63) // 64 * 64
+        sources = (
+            codes.to(tl.pointer_type(tl.int64)) + first * BITS,
+            longs + dense // 8 + first * DENSE,
+            words + stream // 4 + (place >> 5),
+            scales.to(tl.pointer_type(tl.uint32)) + (tile % groups).to(tl.int64) * stride + (tile // groups) * 64,
+        )
+        _columns(sources, place & 31, blocks.to(tl.pointer_type(tl.uint32)), group, COLUMNS, BITS, DENSE, WIDER)
+        if listed < last:
+            # what follows overwrites what other lanes have just written
+            tl.debug_barrier()
+            rest = words + (stream + (streamed + 63) // 64 * 64) // 4
+            _put_back(rest, listed, last, blocks.to(tl.pointer_type(tl.uint16)), LISTED)
 
 
-@triton.jit
-def _put_back(bounds, listed, out, LISTED: tl.constexpr):
-    """Write a tile's exceptions over what was decoded. `bounds`: the number of its first one; two further, of the last + 1."""
-    e = tl.load(bounds).to(tl.int64) & 0xFFFFFFFF
-    last = tl.load(bounds + 2).to(tl.int64) & 0xFFFFFFFF
-    while e < last:
+@helper
+def _put_back(rest, listed, last, blocks, LISTED: tl.constexpr):
+    """Write the exceptions from number `listed` to number `last` - 1 over what was decoded."""
+    for e in range(listed.to(tl.int64), last.to(tl.int64), LISTED):
         which = e + tl.arange(0, LISTED)
-        spot = tl.load(listed + which * 2, mask=which < last, other=0).to(tl.int64) & 0xFFFF
-        weight = tl.load(listed + which * 2 + 1, mask=which < last, other=0)
-        tl.store(out + spot, weight, mask=which < last)
-        e += LISTED
+        exception = tl.load(rest + which, mask=which < last, other=0)
+        tl.store(blocks + (exception & 0xFFFF), (exception >> 16).to(tl.uint16), mask=which < last)
 
 
-@triton.jit
-def _upper(number):
-    """The upper 16 bits of a float32."""
-    return (number.to(tl.int32, bitcast=True) >> 16) & 0xFFFF
+@helper
+def _columns(
+    sources, place, blocks, group: tl.constexpr,
+    COLUMNS: tl.constexpr, BITS: tl.constexpr, DENSE: tl.constexpr, WIDER: tl.constexpr,
+):  # fmt: skip
+    """All columns of a tile. `sources`: codes and dense part, in words of 64 bits, one for each bit of a code, or dense bit; the
+    stream in words of 32, whose bit `place` is the tile's first; and the scales of its rows."""
+    codes, dense, stream, scales = sources
+    octet = tl.arange(0, LANES)[None, :] * 2
+    ends = ends_of(scales + octet * 8, 16, BITS)
+    place = tl.zeros([COLUMNS, LANES], tl.uint32) + place
+    for c in range(0, group, COLUMNS):
+        column = c + tl.arange(0, COLUMNS)[:, None]
+        pairs = ()
+        counts = ()
+        for u in tl.static_range(2):
+            low, high = codes_of(codes + column * BITS, octet + u, BITS)
+            made, count = bins_of(low, high, ends, 8 * u, BITS, DENSE, WIDER)
+            pairs = pairs + (made,)
+            counts = counts + (count,)
+        windows, place = _windows(stream, place, counts[0][0] + counts[1][0], counts[0][1] + counts[1][1], DENSE)
+        for u in tl.static_range(2):
+            low, high = dense_of(dense + column * DENSE, octet + u, DENSE)
+            if u == 1:
+                windows = passed(windows, counts[0], DENSE)
+            words = weights_of(pairs[u], low, high, windows, DENSE)
+            weights = tl.reshape(in_order(words[0], words[1], words[2], words[3]), [COLUMNS, LANES, 4])
+            spot = (column * 32 + (octet + u) * 4)[:, :, None] + tl.arange(0, 4)[None, None, :]
+            tl.store(blocks + spot, weights)
 
 
-@triton.jit
-def _bit(stream, place, wanted):
-    """The bit at each `place` of the stream where it is `wanted`, else 0."""
-    byte = tl.load(stream + (place >> 3), mask=wanted, other=0).to(tl.int32)
-    return (byte >> (place & 7).to(tl.int32)) & 1
+@helper
+def _windows(stream, place, low, high, DENSE: tl.constexpr):
+    """The bits of each lane's rows, a word for each plane, and the place in the stream after these columns. `low`, `high`: how many
+    a lane has of each plane. In the stream the sides come first; here they are the last plane."""
+    PLANES: tl.constexpr = 11 - DENSE
+    before_low, before_high = tl.cumsum(low, 1) - low, tl.cumsum(high, 1) - high
+    totals_low, totals_high = tl.sum(low, 1, keep_dims=True), tl.sum(high, 1, keep_dims=True)
+    size = byte_of(totals_low, totals_high, 0)
+    for plane in tl.static_range(1, PLANES):
+        size += byte_of(totals_low, totals_high, plane)
+    here = place + tl.cumsum(size, 0) - size
+    sides = _window(stream, here + byte_of(before_low, before_high, PLANES - 1))
+    here += byte_of(totals_low, totals_high, PLANES - 1)
+    windows = ()
+    for plane in tl.static_range(PLANES - 1):
+        windows = windows + (_window(stream, here + byte_of(before_low, before_high, plane)),)
+        here += byte_of(totals_low, totals_high, plane)
+    return windows + (sides,), place + tl.sum(size, 0, keep_dims=True)
+
+
+@helper
+def _window(stream, place):
+    """The 32 bits of the stream from `place` on."""
+    at = stream + (place >> 5).to(tl.int32)
+    both = tl.load(at).to(tl.uint64) | (tl.load(at + 1).to(tl.uint64) << 32)
+    return (both >> (place & 31).to(tl.uint64)).to(tl.uint32)
