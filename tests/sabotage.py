@@ -45,10 +45,17 @@ FITTING = "tests/kernels/test_fitting.py tests/quantizers/test_inputs.py"
 LOGPROBS = "tests/test_logprobs.py"
 FIELDS = "tests/server/test_fields.py"
 ADJUST = "tests/test_adjust.py"
+GRAMMAR = "tests/test_grammar.py"
 RECTANGLE = "tests/test_rectangle.py tests/policies"
 PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
 HEADS = "tests/drafters/test_head_state.py tests/drafters/test_head_runner.py tests/drafters/test_head_proposer.py"
 MUTATIONS = (
+    Mutation("a path that breaks a grammar is gone on with", "grammar.py", "return read == len(rest)", "return True", GRAMMAR),
+    Mutation("an end mark is allowed within a form", "grammar.py", "found[self._ends] = False\n", "pass\n", GRAMMAR),
+    Mutation("a matcher does not roll back", "grammar.py", "self._matcher.rollback(len(self._path) - shared)", "pass", GRAMMAR),
+    Mutation("tokens that no tokenizer knows leak through a mask", "grammar_compiler.py", "max(vocabulary, len(tokenizer))", "len(tokenizer)", GRAMMAR),
+    Mutation("every node is masked as the first one", "adjust.py", "grammar.allowed(path)", "grammar.allowed([])", "tests/test_constrained.py"),
+    Mutation("a text goes on after its form is complete", "making.py", "return reply.feed(token) or complete", "return reply.feed(token)", "tests/test_constrained.py"),
     Mutation("a turn begins that its context ends", "room.py", "if tokens + least > self.context:", "if tokens > self.context:", "tests/test_room.py"),
     Mutation("a turn begins that memory does not hold", "room.py", "if not needed or needed <= (free := spare_bytes()):", "if not needed or (free := spare_bytes()):", "tests/test_room.py"),
     Mutation("a limit is taken for decoding that is the product's", "diagnosis.py", "rebuilt_rate=arithmetic.plain_rate))", "rebuilt_rate=arithmetic.rebuilt_rate))", "tests/test_diagnosis.py"),

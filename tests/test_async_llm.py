@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.tiny import save
-from understudy import LLM, AsyncLLM, SamplingParams
+from understudy import LLM, AsyncLLM, Constraint, SamplingParams
 from understudy.errors import TransferError, UsageError
 from understudy.service import Unavailable
 
@@ -233,6 +233,35 @@ def test_mistakes_are_told_before_any_work(llm: LLM) -> None:
             with pytest.raises(UsageError, match="conversation"):
                 await model.chat([])
             assert llm.engine.clock.passes == passes
+
+    asyncio.run(ask())
+
+
+def test_forms_are_compiled_while_the_event_loop_goes_on(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    check = llm.maker.grammars.check
+
+    def slow(constraint: Constraint) -> None:
+        assert go.wait(60)
+        check(constraint)
+
+    async def ask() -> None:
+        monkeypatch.setattr(llm.maker.grammars, "check", slow)
+        form = SamplingParams(constraint=Constraint.regex("[a-z]{5}"), max_new_tokens=9)
+        async with AsyncLLM(llm) as model:
+            async def streamed(steps: Any) -> str:
+                return "".join([step.text async for step in steps])
+
+            asked: list[Any] = [model.chat(CHAT, form), model.generate("a", form), streamed(model.stream("a", form))]
+            asked.append(streamed(model.stream_chat(CHAT, form)))
+            tasks = [asyncio.create_task(one) for one in asked]
+            # The loop is free, or this would never be reached.
+            await asyncio.sleep(0.05)
+            go.set()
+            chat, (alone,), text, chat_text = await asyncio.gather(*tasks)
+            assert chat.text == chat_text and alone.text == text and len(text) == len(chat_text) == 5
+            with pytest.raises(UsageError, match="constraint cannot be used"):
+                await streamed(model.stream("a", SamplingParams(constraint=Constraint.regex("("))))
 
     asyncio.run(ask())
 

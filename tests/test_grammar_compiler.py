@@ -242,3 +242,24 @@ def test_without_llguidance_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(UsageError, match=r"^--schema needs llguidance, .*pip install"):
         GrammarCompiler(byte_tokenizer(), 256).check(Constraint.json_object("--schema"))
+
+
+def test_a_server_makes_what_all_need_before_it_has_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = GrammarCompiler(byte_tokenizer(), 256)
+    own.warm()
+    monkeypatch.setattr(compiling, "_tokens_of", None)
+    own.check(Constraint.regex("a"))
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    GrammarCompiler(byte_tokenizer(), 256).warm()
+
+
+@pytest.mark.parametrize(("constraint", "says"), [
+    (Constraint.regex("(", "--regex"), "--regex cannot be used: unclosed group."),
+    (Constraint.json_schema(IMPOSSIBLE["contradictory"], "--schema"), "--schema cannot be used: Unsatisfiable"),
+    (Constraint.grammar("root ::= x", "--grammar"), "--grammar cannot be used: "),
+], ids=str)  # fmt: skip
+def test_much_is_known_before_there_is_a_tokenizer(constraint: Constraint, says: str) -> None:
+    with pytest.raises(UsageError) as error:
+        compiling.check_alone(constraint)
+    assert str(error.value).startswith(says) and "\n" not in str(error.value)
+    compiling.check_alone(Constraint.grammar('start: <|mark|> "a"'))

@@ -122,7 +122,7 @@ MAY_IMPORT = {
     "frontends": {
         *("cluster", "training"),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
-        *("demo", "devices", "options", "chat_plan", "yardstick", "startup", "diagnosis"),
+        *("demo", "devices", "options", "chat_plan", "yardstick", "startup", "diagnosis", "grammar_compiler"),
     },
 }
 LONGEST_LINE = 132

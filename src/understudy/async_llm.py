@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,7 +93,7 @@ class AsyncLLM:
     ) -> list[Completion]:
         """Continue prompts, any number of them. Args, Returns and Raises are those of `LLM.generate`."""
         llm = self.llm
-        work = llm.maker.checked(prompts, params)
+        work = await asyncio.to_thread(llm.maker.checked, prompts, params)
         total = len(work)
         found: dict[int, Completion] = {}
 
@@ -115,18 +116,29 @@ class AsyncLLM:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[Step]:
         """Continue one prompt, step by step, from when the first Step is asked for. Args and Raises are those of `LLM.stream`."""
         maker = self.llm.maker
-        return self._steps(maker.request(maker.ids(prompt), params or SamplingParams(), streams=True))
+        return self._begun(partial(maker.request, maker.ids(prompt), params or SamplingParams(), streams=True), params)
 
     async def chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> Completion:
         """The assistant's next message. Args, Returns and Raises are those of `LLM.chat`."""
         maker = self.llm.maker
-        return await self._completion(maker.request(maker.chat_ids(messages), params or SamplingParams(), chat=True))
+        make = partial(maker.request, maker.chat_ids(messages), params or SamplingParams(), chat=True)
+        return await self._completion(await asyncio.to_thread(make))
 
     def stream_chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> AsyncGenerator[Step]:
         """The assistant's next message, step by step. Args and Raises are those of `LLM.chat`."""
         maker = self.llm.maker
         ids = maker.chat_ids(messages)
-        return self._steps(maker.request(ids, params or SamplingParams(), chat=True, streams=True))
+        return self._begun(partial(maker.request, ids, params or SamplingParams(), chat=True, streams=True), params)
+
+    def _begun(self, make: Callable[[], Request], params: SamplingParams | None) -> AsyncGenerator[Step]:
+        """The steps of the request that `make` gives: now, or, where the form of its text must be compiled, in a thread, once the
+        first Step is asked for."""
+        return self._steps(make()) if params is None or params.constraint is None else self._formed(make)
+
+    async def _formed(self, make: Callable[[], Request]) -> AsyncGenerator[Step]:
+        async with aclosing(self._steps(await asyncio.to_thread(make))) as steps:
+            async for step in steps:
+                yield step
 
     async def _completion(self, request: Request) -> Completion:
         async with aclosing(self._steps(request)) as steps:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLate
+from contextlib import suppress
 from typing import Any
 
 from .chat_template import encode
@@ -72,6 +73,12 @@ class GrammarCompiler:
         self._guard = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "understudy-grammar")
 
+    def warm(self) -> None:
+        """Make what every constraint needs. Other threads wait meanwhile, up to a second with a large vocabulary, so a server does
+        it before it has clients. Where it cannot be made, the first constraint tells why."""
+        with suppress(UsageError):
+            self._worker.submit(self._prepare, "").result()
+
     def check(self, constraint: Constraint) -> None:
         """Compile `constraint`, if that was not done yet. UsageError, which begins with its name, where it cannot be used."""
         self._matcher(constraint)
@@ -97,18 +104,18 @@ class GrammarCompiler:
                 self._compiled.popitem(last=False)
         return found
 
+    def _prepare(self, name: str) -> None:
+        """Make llguidance's view of the tokenizer, for the constraint `name`. UsageError where that cannot be."""
+        _library(name)
+        if self._tokens is None:
+            self._tokens = _tokens_of(self._tokenizer, self._vocabulary, name)
+
     def _compile(self, constraint: Constraint) -> Any:
         """A matcher that has read nothing. UsageError where no text of this model's tokens fits the constraint."""
-        try:
-            from llguidance import LLMatcher, LLParserLimits
-        except ImportError:
-            what = f"{constraint.name} needs llguidance, which is not installed"
-            raise UsageError(f"{what}: pip install 'understudy[schema]'.") from None
-        if self._tokens is None:
-            self._tokens = _tokens_of(self._tokenizer, self._vocabulary, constraint.name)
-        limits = LLParserLimits(max_lexer_states=MOST_STATES, max_grammar_size=MOST_SYMBOLS, verbose_errors=False)
+        matching = _library(constraint.name).LLMatcher
+        self._prepare(constraint.name)
         with quoted(UsageError, f"{constraint.name} cannot be used", "Mend it, or leave it out."):
-            matcher = LLMatcher(self._tokens, _source(constraint), log_level=0, limits=limits)
+            matcher = matching(self._tokens, _source(constraint), log_level=0, limits=_limits())
             # Work that is put off until the first mask belongs to the check.
             state = GrammarState(matcher, self._vocabulary, ())
             writes = state.allowed(()).any()
@@ -117,6 +124,32 @@ class GrammarCompiler:
         if not writes:
             raise UsageError(f"{constraint.name} cannot be used: no token of this model can begin a text that fits it.")
         return matcher
+
+
+def check_alone(constraint: Constraint) -> None:
+    """What can be said of `constraint` before there is a tokenizer. Raises UsageError as `GrammarCompiler.check` does."""
+    matching = _library(constraint.name).LLMatcher
+    with quoted(UsageError, f"{constraint.name} cannot be used", "Mend it, or leave it out."):
+        error = matching.validate_grammar(_source(constraint), limits=_limits())
+    if error:
+        raise UsageError(f"{constraint.name} cannot be used: {_reason(error)}.")
+
+
+def _library(name: str) -> Any:
+    """llguidance. UsageError, about the constraint `name`, where it is not installed."""
+    try:
+        import llguidance
+    except ImportError:
+        what = f"{name} needs llguidance, which is not installed"
+        raise UsageError(f"{what}: pip install 'understudy[schema]'.") from None
+    return llguidance
+
+
+def _limits() -> Any:
+    """What a grammar may take to compile, and at each token."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(max_lexer_states=MOST_STATES, max_grammar_size=MOST_SYMBOLS, verbose_errors=False)
 
 
 def _source(constraint: Constraint) -> str:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, RoomError, StoreError, UnderstudyError, UsageError
 from . import opening
+from .form import formed
 from .live import Live, Progress
 from .model import resolve
-from .options import DEFAULTS, METHOD, OUTPUT, PLACEMENT, SAMPLING, declare, placement, sampling
+from .options import DEFAULTS, FORM, METHOD, OUTPUT, PLACEMENT, SAMPLING, declare, placement, sampling
 from .parser import Command, Parser
 from .reply import Answer, receive
 from .show import to_json
@@ -26,12 +27,12 @@ KEPT = "The conversation is as it was: write a shorter turn, or /reset."
 
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
-    declare(parser, PLACEMENT, METHOD, SAMPLING, DEFAULTS, OUTPUT)
+    declare(parser, PLACEMENT, METHOD, SAMPLING, FORM, DEFAULTS, OUTPUT)
 
 
 def _run(args: Namespace) -> int:
     model = resolve(args.model)
-    params = sampling(args)
+    params = formed(sampling(args), args)
     live = Live(args.quiet)
     with opening.llm()(model, progress=Progress(live), **placement(args)) as llm:
         live.clear()

@@ -166,6 +166,11 @@ SAMPLING = (
     _value("--stop", "TEXT", "end before this text; may be given several times", action="append"),
     _switch("--ignore-eos", "go on past the model's own end mark"),
 )
+FORM = (
+    _value("--schema", "FILE", "the answer is JSON that is valid by the JSON schema in this file", Path),
+    _value("--regex", "PATTERN", "the answer matches all of this regular expression"),
+    _value("--grammar", "FILE", "the answer is of the grammar in this file (Lark of llguidance, or GBNF)", Path),
+)
 DEFAULTS = (
     _value(
         "--generation-config",
@@ -185,7 +190,9 @@ JSON = _switch("--json", "print exactly one JSON object on stdout")
 QUIET = _switch("--quiet", "nothing on stderr but errors")
 OUTPUT = (JSON, QUIET)
 
-_TITLES = {"model and memory": PLACEMENT + METHOD, "text": SAMPLING + DEFAULTS + PROMPT, "requests": REQUESTS, "output": OUTPUT}
+TEXT = SAMPLING + FORM + DEFAULTS + PROMPT
+
+_TITLES = {"model and memory": PLACEMENT + METHOD, "text": TEXT, "requests": REQUESTS, "output": OUTPUT}
 
 
 def declare(parser: Parser, *groups: Sequence[Option]) -> None:

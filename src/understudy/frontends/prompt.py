@@ -5,6 +5,7 @@ import select
 import stat
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 from ..demo import PROMPT
 from ..errors import UsageError
@@ -35,13 +36,18 @@ def _text(args: Namespace, live: Live) -> str | None:
     if args.prompt is not None and args.prompt != "-":
         return _checked(os.fsencode(args.prompt), "the prompt")
     if args.prompt_file is not None:
-        try:
-            return _checked(args.prompt_file.read_bytes(), str(args.prompt_file))
-        except OSError as error:
-            raise UsageError(f"Cannot read the prompt from {args.prompt_file}: {error.strerror}.") from None
+        return read_text(args.prompt_file, "the prompt")
     if args.prompt == "-" or _piped():
         return _checked(_standard_input(live), "standard input")
     return None
+
+
+def read_text(file: Path, what: str) -> str:
+    """The text of `file`. UsageError, which says `what` it should be, where it cannot be read or is no UTF-8."""
+    try:
+        return _checked(file.read_bytes(), str(file))
+    except OSError as error:
+        raise UsageError(f"Cannot read {what} from {file}: {error.strerror}.") from None
 
 
 def _checked(data: bytes, source: str) -> str:

@@ -3,9 +3,10 @@
 from argparse import Namespace
 
 from . import INTERRUPTED, opening
+from .form import formed
 from .live import Live, Progress
 from .model import resolve
-from .options import DEFAULTS, METHOD, OUTPUT, PLACEMENT, PROMPT, SAMPLING, declare, placement, sampling
+from .options import DEFAULTS, FORM, METHOD, OUTPUT, PLACEMENT, PROMPT, SAMPLING, declare, placement, sampling
 from .parser import Command, Parser
 from .prompt import prompt_of
 from .reply import CANCELLED, receive
@@ -15,12 +16,12 @@ from .show import to_json
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue; - reads standard input")
-    declare(parser, PLACEMENT, METHOD, SAMPLING, DEFAULTS, PROMPT, OUTPUT)
+    declare(parser, PLACEMENT, METHOD, SAMPLING, FORM, DEFAULTS, PROMPT, OUTPUT)
 
 
 def _run(args: Namespace) -> int:
     model = resolve(args.model)
-    params = sampling(args)
+    params = formed(sampling(args), args)
     live = Live(args.quiet)
     prompt = prompt_of(args, demo=model is None, live=live)
     with opening.llm()(model, progress=Progress(live), **placement(args)) as llm:

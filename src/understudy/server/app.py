@@ -73,6 +73,7 @@ def create_app(llm: Any, settings: Settings, figures: Callable[[], Awaitable[byt
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(llm.maker.grammars.warm)
         service.start()
         yield
         service.close()
