@@ -6,7 +6,7 @@ Elsewhere a part is decoded first, and multiplies tiles of one fixed shape."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,11 +19,16 @@ from ..kernels.pack import BLOCK
 from ..quantizers import Quantizer
 from ..weights.entries import LinearEntry
 
+# parts that there is room for on a device to decode, before they multiply in one go
+TOGETHER = 4
+# the bytes of a part, its first block, and how many blocks it has
+Piece = tuple[Tensor, int, int]
+
 
 class ExactLinear:
     """The exact weights of one Linear on `device`, part by part. UsageError where the device cannot decode them.
 
-    `tensors`: the substitute, empty where the codec needs none. `buffer`: bytes a part is decoded into. `bare`: the weight
+    `tensors`: the substitute, empty where the codec needs none. `buffer`: bytes that parts are decoded into. `bare`: the weight
     is there as it is, whatever the entry's codec."""
 
     def __init__(
@@ -77,17 +82,57 @@ class ExactLinear:
     def _substitute(self, first: int, count: int) -> Mapping[str, Tensor]:
         return self.quantizer.cut(self.tensors, first, count) if self.codec.needs_substitute else {}
 
-    def multiply_tiles(self, data: Tensor, first: int, count: int, tiles: Sequence[Tensor], out: Tensor) -> None:
-        """Multiply `tiles` [rows, K] one by one by decoded blocks, into `out` [tiles, rows, all blocks, 64].
+    def multiply(self, parts: Sequence[Piece], tiles: Sequence[Tensor], out: Tensor) -> None:
+        """Multiply `tiles` [rows, K] by decoded `parts`, into `out` [tiles, rows, all blocks, 64].
 
-        For where `product` is None. A row's bits do not depend on the other rows: the device sees to that, or tiles have always
-        the same shape."""
-        blocks = self.blocks(data, first, count)
-        if (multiply := self.device.row_product()) is not None:
+        For where `product` is None. A row's bits do not depend on the other rows: the device's product sees to that, or tiles have
+        always the same shape and are multiplied one by one."""
+        multiply = self.device.row_product()
+        # Shapes stay the same with the parts, not with what happens to lie together.
+        runs = self._runs(parts) if multiply is not None else ((self.blocks(*part), part[1]) for part in parts)
+        for blocks, first in runs:
             for x, y in zip(tiles, out, strict=True):
-                multiply(x, blocks, y[:, first : first + count])
+                place = y[:, first : first + len(blocks)]
+                if multiply is not None:
+                    multiply(x, blocks, place)
+                else:
+                    place.copy_(torch.matmul(x, blocks.to(out.dtype)).transpose(0, 1))
+
+    def _runs(self, parts: Sequence[Piece]) -> Iterator[tuple[Tensor, int]]:
+        """The weights [nb, K, 64] of neighbours together, with their first block: as many as lie one after another, or as there is
+        room to decode. They are valid until the next are asked for."""
+        if self.codec.in_place:
+            for piece in joined(parts):
+                yield self.blocks(*piece), piece[1]
             return
-        if blocks.dtype != out.dtype:
-            blocks = blocks.to(out.dtype)
-        for x, y in zip(tiles, out, strict=True):
-            y[:, first : first + count] = torch.matmul(x, blocks).transpose(0, 1)
+        size = self.columns * BLOCK
+        weights = self.buffer[: self.buffer.numel() // self.entry.dtype.itemsize * self.entry.dtype.itemsize]
+        room = weights.view(self.entry.dtype)
+        room = room[: len(room) // size * size].view(-1, self.columns, BLOCK)
+        begin = end = parts[0][1]
+        for data, first, count in parts:
+            if first != end or end - begin + count > len(room):
+                yield room[: end - begin], begin
+                begin = end = first
+            place, substitute = room[end - begin : end - begin + count], self._substitute(first, count)
+            self.device.decode(self.codec, data.view(-1), count, self.columns, self.entry.dtype, substitute, place)
+            end += count
+        yield room[: end - begin], begin
+
+
+def joined(parts: Sequence[Piece]) -> Iterator[Piece]:
+    """The same `parts`, whose bytes are the weights themselves: those that lie one after another as one."""
+    number = 0
+    while number < len(parts):
+        data, first, count = parts[number]
+        nbytes = data.numel()
+        number += 1
+        while number < len(parts):
+            more, following, others = parts[number]
+            behind = more.data_ptr() == data.data_ptr() + nbytes and following == first + count
+            if not behind or more.untyped_storage().data_ptr() != data.untyped_storage().data_ptr():
+                break
+            nbytes += more.numel()
+            count += others
+            number += 1
+        yield (data if nbytes == data.numel() else data.as_strided((nbytes,), (1,))), first, count

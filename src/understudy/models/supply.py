@@ -91,8 +91,7 @@ class Supply:
         taken = out.view(-1, blocks, BLOCK)[:rows]
         if product is None:
             for held in self._arriving(index, together=False):
-                for data, first, count in _joined(held, linear):
-                    linear.multiply_tiles(data, first, count, tiles, out)
+                linear.multiply([(data, part.first_block, part.blocks) for part, data in held], tiles, out)
         elif (kept := self._kept(index, product)) is not None:
             kept(tiles, taken)
         else:
@@ -186,24 +185,3 @@ class Supply:
         """Begin the next pass with the first part again, after one was left half way."""
         if self.ring is not None:
             self.ring.rewind()
-
-
-def _joined(held: Sequence[tuple[PartRef, Tensor]], linear: ExactLinear) -> Iterator[tuple[Tensor, int, int]]:
-    """Bytes, first block and number of blocks of the parts `held`: neighbours as one, where their bytes are the weights themselves
-    and lie one after another."""
-    alike = linear.codec.in_place
-    number = 0
-    while number < len(held):
-        part, data = held[number]
-        blocks, nbytes = part.blocks, data.numel()
-        number += 1
-        while alike and number < len(held):
-            other, more = held[number]
-            behind = more.data_ptr() == data.data_ptr() + nbytes and other.first_block == part.first_block + blocks
-            if not behind or more.untyped_storage().data_ptr() != data.untyped_storage().data_ptr():
-                break
-            blocks += other.blocks
-            nbytes += more.numel()
-            number += 1
-        whole = data if nbytes == data.numel() else data.as_strided((nbytes,), (1,))
-        yield whole, part.first_block, blocks
