@@ -24,7 +24,7 @@ from .options import DTYPES, Options
 from .plan import widths
 from .plan.demand import Footprint, PlanRequest
 from .plan.machine import Machine
-from .plan.memory import TREE_TILES, make_plan, smallest_budget
+from .plan.memory import TREE_TILES, make_plan, smallest_budget, tree_tiles
 from .plan.placement import Plan
 from .plan.residents import LEVELS, LinkSpeeds
 from .plan.sizes import format_size, parse_size
@@ -174,6 +174,7 @@ class Blueprint:
             head_bytes=self._head_bytes(rows, slots),
             prefix_bytes=memory_for(self.footprint.prefix_file_bytes(BLOCK)) if self.options.prefix_cache is not None else 0,
             tree_nodes=drafter.max_nodes,
+            tree_tiles=tree_tiles(rows, self.device.own_memory),
             record_nodes=nodes,
             padded_rows=padded,
             aligning_bytes=padded * context * self._widest_line(),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from understudy.errors import UsageError
 from understudy.plan.demand import MIB, Footprint, PlanRequest
-from understudy.plan.memory import PASS_TILES, TREE_TILES, make_plan
+from understudy.plan.memory import PASS_TILES, TREE_TILES, make_plan, tree_tiles
 from understudy.plan.residents import LinearSize
 from understudy.tiers.ring import smallest_ring
 
@@ -90,3 +90,12 @@ def test_a_shorter_context_is_named_where_one_would_do(windows: tuple[tuple[int,
     assert make_plan(wants, request(680 * MIB, context=context)).context == context
     with pytest.raises(UsageError):
         make_plan(wants, request(680 * MIB, context=context + 64))
+
+
+def test_trees_grow_with_the_texts_and_more_so_where_nodes_are_free() -> None:
+    assert [tree_tiles(rows, free=False) for rows in (1, 2, 8)] == [4, 4, 7]
+    assert [tree_tiles(rows, free=True) for rows in (1, 2, 8)] == [8, 16, 32]
+    asked = PlanRequest(budget_bytes=4000 * MIB, rows=8, context=512, scratch=320)
+    few = make_plan(footprint([MIB] * 20, 20 * MIB), asked).passes
+    many = make_plan(footprint([MIB] * 20, 20 * MIB), replace(asked, tree_tiles=32)).passes
+    assert few.trees == 4 and many.trees == 32 and many.tiles > few.tiles

@@ -131,6 +131,8 @@ class PlanRequest:
     prefix_bytes: int = 0
     # Nodes of each sequence's tree; 0: as many as pay.
     tree_nodes: int = 0
+    # Tiles that the trees of all sequences may grow to, see `memory.tree_tiles`.
+    tree_tiles: int = 4
     # Nodes of each sequence's tree that recurrent layers have room for.
     record_nodes: int = 0
     # Rows that a pass verifies in a left-padded rectangle, and bytes for realigning them; 0: each row has a length of its own.

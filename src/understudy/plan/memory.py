@@ -13,8 +13,10 @@ from .placement import Passes, Plan
 from .residents import Kept, keep
 from .sizes import format_size, whole_mib
 
-# More tiles of drafted nodes than this hardly ever pay.
+# More tiles of drafted nodes than this hardly ever pay, for one text.
 TREE_TILES = 4
+# The same for all texts of a pass on a device.
+MOST_TREE_TILES = 32
 # Tiles of a prompt in one sweep, if there is any room: on a processor their arithmetic takes as long as the sweep.
 FEW_TILES = 4
 # Tiles of a prompt in one sweep: the arithmetic for so many takes longer than the weights take to come.
@@ -25,6 +27,12 @@ MARGIN = 0.02
 HELD_PARTS = 1
 
 
+def tree_tiles(rows: int, free: bool) -> int:
+    """Tiles of drafted nodes, of `rows` texts together, of which more would hardly ever pay. `free`: nodes of a pass cost next to
+    nothing beside its weights, as on a device with a product of rows."""
+    return min(2 * TREE_TILES * rows, MOST_TREE_TILES) if free else TREE_TILES + (rows - 1) // 2
+
+
 def smallest_passes(request: PlanRequest) -> Passes:
     """Trees of the size that was forced or of one tile, and as much of prompts beside them."""
     trees = -(-request.rows * max(request.tree_nodes, 1) // request.tile)
@@ -32,7 +40,7 @@ def smallest_passes(request: PlanRequest) -> Passes:
 
 
 def widened(passes: Passes, room: int, footprint: Footprint, request: PlanRequest) -> Passes:
-    """Spend `room` bytes on extra tiles: FEW_TILES for prompts, TREE_TILES for trees, half of the rest for prompts.
+    """Spend `room` bytes on extra tiles: FEW_TILES for prompts, those that pay for trees, half of the rest for prompts.
 
     The first hide a sweep on a processor, the second let trees grow, the last make longer pieces of prompts."""
     trees = passes.trees
@@ -42,7 +50,7 @@ def widened(passes: Passes, room: int, footprint: Footprint, request: PlanReques
     tree_bytes = max(footprint.tile_bytes + footprint.tile_logits_bytes, 1)
     few = min(max(FEW_TILES - prompt, 0), longest - prompt, room // tile_bytes)
     room -= few * tile_bytes
-    more = 0 if request.tree_nodes else min(max(TREE_TILES - trees, 0), room // tree_bytes)
+    more = 0 if request.tree_nodes else min(max(request.tree_tiles - trees, 0), room // tree_bytes)
     room -= more * tree_bytes
     rest = min(longest - prompt - few, room // 2 // tile_bytes)
     return Passes(trees + more, trees + more + prompt + few + rest)
