@@ -51,6 +51,7 @@ NEEDED = (
 LEAST_SECONDS = 5.0
 # Importing everything may take long on a slow disk.
 DESCRIBE_SECONDS = 180.0
+COMPILERS = {"copies": gpu_work.compile_copies, "attention": gpu_work.compile_attention}
 INSTEAD = "--fake runs the same on a simulated device"
 
 
@@ -106,6 +107,8 @@ def prepare(work: Work) -> None:
     children: list[Child] = []
     if work.runs:
         children.append(work.begin("stores", gpu_work.prepare, work.folder, size, codecs_of(work.runs)))
+        # Where nothing is compiled yet, processes of their own do it while the stand-in is made.
+        children += [work.begin(name, by) for name, by in COMPILERS.items() if size.device != "fake"]
     if work.exact:
         children.append(work.begin("exactness", gpu_work.exact, size.device, size.exact_seconds))
     try:

@@ -55,7 +55,7 @@ def more(llm: Any, run: Run, profile: bool, send: Send) -> None:
     import gpu_passes
     from understudy.errors import Caught
 
-    kinds = {"levels": gpu_passes.levels, "passes": gpu_passes.passes}
+    kinds = {"levels": gpu_passes.levels, "passes": gpu_passes.passes, "links": gpu_passes.links}
     work = {kind: kinds[kind] for kind in run.more}
     if profile and run.more:
         from gpu_profile import profiled

@@ -80,7 +80,7 @@ def most_nodes(llm: Any) -> int:
 
 
 def passes(llm: Any) -> Row:
-    """Passes of one node and of many in turn, each the median of a few, and how the link fared in them."""
+    """Passes of one node and of many in turn, each the median of a few."""
     found: dict[int, list[Row]] = {}
     below_the_prompt(llm)
     runs = {count: Pass.of(llm, count) for count in (NODES[0], most_nodes(llm))}
@@ -91,11 +91,15 @@ def passes(llm: Any) -> Row:
             found.setdefault(count, []).append(run.timed())
     medians = {count: {what: statistics.median(row[what] for row in rows) for what in rows[0]} for count, rows in found.items()}
     one, many = medians[NODES[0]], medians[most_nodes(llm)]
-    links = {f"link_{count}": link(llm, run) for count, run in runs.items()}
-    return {
-        "nodes": most_nodes(llm), "one": one, "many": many, "ratio": many["ms"] / one["ms"],
-        "device_ratio": many["device_ms"] / one["device_ms"] if one["device_ms"] else None, **links,
-    }  # fmt: skip
+    by_device = many["device_ms"] / one["device_ms"] if one["device_ms"] else None
+    ratio = many["ms"] / one["ms"]
+    return {"nodes": most_nodes(llm), "one": one, "many": many, "ratio": ratio, "device_ratio": by_device}
+
+
+def links(llm: Any) -> dict[int, Row]:
+    """How the link fared in passes of one node and of many."""
+    below_the_prompt(llm)
+    return {count: link(llm, Pass.of(llm, count)) for count in (NODES[0], most_nodes(llm))}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gpu_child import ROOT, Send
 from gpu_rows import Size
@@ -49,18 +50,64 @@ def bytes_of(size: Size) -> int:
 
 
 def prepare(send: Send, folder: Path, size: Size, codecs: Sequence[str]) -> None:
-    """The stand-in, then a Store for each codec; what is there already is left. Sends what each took, in seconds."""
+    """The stand-in, then a Store for each codec; what is there already is left. Sends what each took, in seconds.
+
+    What the text says of the inputs of Linears is measured once for all Stores."""
     model = standin_of(folder, size)
     began = time.perf_counter()
     if not model.exists():
         make(folder, model, size)
     send("made", "stand-in", time.perf_counter() - began)
     from understudy import LLM
+    from understudy.models import calibration
 
+    measure, known = calibration.moments_of_text, []
+
+    def measured(*given: Any) -> Any:
+        if not known:
+            began = time.perf_counter()
+            known.append(measure(*given))
+            send("made", "calibration", time.perf_counter() - began)
+        return known[0]
+
+    calibration.moments_of_text = measured
     for codec in codecs:
         began = time.perf_counter()
         LLM.prepare(model, codec=codec)
         send("made", f"Store, {codec}", time.perf_counter() - began)
+
+
+def compile_copies(send: Send) -> None:
+    """Compile what makes copies and residuals, on one small weight: half of what preparing a Store needs of a new machine."""
+    import torch
+
+    from understudy.codecs import codec
+    from understudy.kernels.pack import block
+    from understudy.quantizers import quantizer
+    from understudy.quantizers.inputs import Inputs
+
+    began = time.perf_counter()
+    weight = (torch.randn(64, 128) * 0.02).to(torch.bfloat16)
+    substitute = quantizer("int4").quantize(weight, Inputs.of(torch.randn(32, 128)))
+    codec("delta").encode(block(weight), substitute)
+    send("made", "kernels of copies", time.perf_counter() - began)
+
+
+def compile_attention(send: Send) -> None:
+    """Compile the processor's attention, the other half, on one small tree."""
+    import torch
+
+    from understudy.kernels.attention import AttentionSpec, attend
+    from understudy.layer_states import FullState, LayerShape
+    from understudy.tree import Nodes, TokenTree
+
+    began = time.perf_counter()
+    state = FullState(LayerShape(1, 64, 64), 1, 64, torch.bfloat16, "cpu")
+    state.keys.zero_()
+    state.values.zero_()
+    nodes = Nodes.of(TokenTree.chain([1, 2, 3]), 0, 0)
+    attend(torch.zeros(3, 1, 64, dtype=torch.bfloat16), state.keys, state.values, nodes, AttentionSpec(0.125, 0, 0.0))
+    send("made", "kernels of attention", time.perf_counter() - began)
 
 
 def make(folder: Path, model: Path, size: Size) -> None:

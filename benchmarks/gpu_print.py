@@ -25,7 +25,7 @@ def printed(figures: Row) -> str:
 def figures_of(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in rows:
-        for kind, lines_of in (("levels", level_lines), ("passes", pass_lines), ("profile", profile_lines)):
+        for kind, lines_of in SECTIONS:
             if kind in row:
                 lines += [f"{row['run']['name']}: {kind}", *(f"  {line}" for line in lines_of(row[kind]))]
             if f"{kind}_error" in row:
@@ -53,16 +53,21 @@ def pass_lines(found: Row) -> list[str]:
     for count, each in ((1, found["one"]), (found["nodes"], found["many"])):
         host = f"host {each['host_ms']:.1f}, {each['host_cpu_ms']:.1f} of it busy"
         took = f"{each['ms']:.1f} ms (device {each['device_ms']:.1f}, {host})"
-        lines.append(f"pass of {count}: {took}{link_words(found.get(f'link_{count}', {}))}")
+        lines.append(f"pass of {count}: {took}")
     device = f", by the device's clock {found['device_ratio']:.2f}" if found["device_ratio"] else ""
     return [*lines, f"{found['nodes']} nodes against 1: {found['ratio']:.2f}{device}"]
 
 
+def link_lines(found: Row) -> list[str]:
+    return [f"pass of {count}: {link_words(each)}" for count, each in found.items()]
+
+
 def link_words(found: Row) -> str:
     if "idle_share" not in found:
-        return ""
-    idle = f"idle {found['idle_share']:.0%} ({found['idle_ms']:.1f} of {found['span_ms']:.1f} ms, {found['pauses']} pauses"
-    return f"; link {idle}, the longest {found['longest_ms']:.2f} ms), {found['bytes_per_second'] / 1e9:.1f} GB/s while busy"
+        return "nothing was streamed"
+    idle = f"idle {found['idle_share']:.1%} ({found['idle_ms']:.2f} of {found['span_ms']:.1f} ms, {found['pauses']} pauses"
+    rate = f"{found['bytes_per_second'] / 1e9:.1f} GB/s in {found['copies']} copies"
+    return f"{idle}, the longest {found['longest_ms']:.2f} ms), {rate} while busy"
 
 
 def profile_lines(found: Row) -> list[str]:
@@ -75,3 +80,7 @@ def profile_lines(found: Row) -> list[str]:
         for kind in ("top", "calls", "functions"):
             lines += [f"  {one['ms']:9.3f} ms {one['count']:8.1f} x  {one['name'][:NAME]}" for one in each.get(kind, ())]
     return lines
+
+
+# What is measured besides texts, and its lines.
+SECTIONS = (("levels", level_lines), ("passes", pass_lines), ("links", link_lines), ("profile", profile_lines))

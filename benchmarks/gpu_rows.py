@@ -55,7 +55,7 @@ class Run:
     load: Load
     temperature: float = 0.0
     long: bool = False
-    # What is measured besides the text: "passes", "levels".
+    # What is measured besides the text: "passes", "links", "levels".
     more: tuple[str, ...] = ()
 
 
@@ -65,7 +65,7 @@ BEST_LOAD, RESIDENT_LOAD = replace(DELTA_LOAD, resident="auto"), replace(RAW_LOA
 PLAIN, PLAIN_SAMPLED = Run("plain", "plain", PLAINLY), Run("plain-sampled", "plain, T=0.6", PLAINLY, 0.6)
 PAPERS = Run("paper", "paper: raw, fixed beam, no residents", PAPERLY)
 PAPERS_SAMPLED = Run("paper-sampled", "paper, T=0.6", PAPERLY, 0.6)
-RAW = Run("raw", "drafted, raw, no residents", RAW_LOAD, more=("passes",))
+RAW = Run("raw", "drafted, raw, no residents", RAW_LOAD, more=("passes", "links"))
 LONG = Run("long", "drafted, raw, long prompt", RAW_LOAD, long=True)
 DELTA = Run("delta", "drafted, delta, no residents", DELTA_LOAD)
 BEST = Run("best", "drafted, delta", BEST_LOAD, more=("levels",))

@@ -34,6 +34,18 @@ def prepare(send: Send, *given: Any) -> None:
     gpu_place.prepare(send, *given)
 
 
+def compile_copies(send: Send) -> None:
+    import gpu_place
+
+    gpu_place.compile_copies(send)
+
+
+def compile_attention(send: Send) -> None:
+    import gpu_place
+
+    gpu_place.compile_attention(send)
+
+
 def exact(send: Send, *given: Any) -> None:
     import gpu_exact
 

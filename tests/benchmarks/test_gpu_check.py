@@ -106,10 +106,11 @@ def test_levels_passes_and_the_link_are_measured_by_themselves(tmp_path: Path, m
         found = gpu_passes.passes(llm)
         assert found["nodes"] == 5 and found["ratio"] > 0
         assert all(each["ms"] >= each["device_ms"] > 0 and each["host_ms"] > 0 for each in (found["one"], found["many"]))
-        assert found["link_1"]["copies"] >= 2 and found["link_1"]["bytes"] > 0 and 0 <= found["link_1"]["idle_share"] <= 1
+        links = gpu_passes.links(llm)
+        assert links[1]["copies"] >= 2 and links[1]["bytes"] > 0 and 0 <= links[1]["idle_share"] <= 1
         assert "fetch" not in vars(llm.model.ring.tier)
         one = gpu_profile.examined(llm, gpu_profile.Work("", 1, gpu_passes.Pass.of(llm, 1).run))
-        assert one["kernels"] > 0 and one["functions"] and any("matmul" in kernel["name"] for kernel in one["top"])
+        assert one["kernels"] > 0 and one["functions"] and any(kernel["name"].startswith("aten::") for kernel in one["top"])
         found = gpu_passes.levels(llm)
         assert set(found["widths"]) == {1, 2} and found["graphs"] > 0 and found["bound_ms"] > 0
 
