@@ -46,19 +46,19 @@ LEVEL = {
     "candidates": WHOLE, "chances": REALS, "figures": WHOLE, "count": WHOLE, "most": WHOLE, "length": WHOLE, "cache_row": WHOLE,
     "node_chances": REALS, "tails": WHOLE, "taken": WHOLE, "taken_chances": REALS, "begun": WHOLE, "picked": WHOLE,
     "picked_chances": REALS, "tips": WHOLE, "tokens": WHOLE, "rows": WHOLE, "slots": WHOLE, "positions": WHOLE, "prefix": WHOLE,
-    "tail": WHOLE, "widest": "i32",
+    "tail": WHOLE, "widest": "i32", "held": "i32", "width": "i32",
 }  # fmt: skip
-LEVEL_SIZES = {"P": 1, "W": 64, "T": 512, "WIDEST": 64, "ROWS": 5, "WIDE": 8, "MOST_NODES": 320, "RANKS": 6, "FORCED": False}
+LEVEL_SIZES = {"P": 2, "W": 64, "T": 512, "WIDEST": 64, "ROWS": 5, "WIDE": 8, "MOST_NODES": 320, "RANKS": 6, "FORCED": False}
 BEST = {
-    "logits": "*bf16", "keys": WHOLE, "taken": WHOLE, "length": WHOLE, "temperature": REALS, "offset": WHOLE, "widest": "i32",
+    "logits": "*bf16", "keys": WHOLE, "taken": WHOLE, "length": WHOLE, "temperature": REALS, "offset": WHOLE, "held": "i32",
     "first": "i32", "vocabulary": "i32", "stride": "i32",
 }  # fmt: skip
 ADD = {
     "keys": WHOLE, "taken": WHOLE, "taken_chances": REALS, "begun": WHOLE, "node": WHOLE, "node_chances": REALS, "count": WHOLE,
     "figures": WHOLE, "remaining": WHOLE, "stops": WHOLE, "inside": REALS, "belief": REALS, "sharpness": REALS, "steepest": REALS,
-    "widest": "i32", "first": "i32",
+    "held": "i32", "first": "i32", "places": "i32",
 }  # fmt: skip
-ADD_SIZES = {"P": 1, "KEYS": 450, "LANES": 512, "S": 16, "C": 8, "SHARP": 9, "STOPS": 8, "RANKS": 6}
+ADD_SIZES = {"P": 2, "KEYS": 450, "LANES": 512, "S": 16, "C": 8, "SHARP": 9, "STOPS": 8, "RANKS": 6}
 RANK = {
     "node": WHOLE, "node_chances": REALS, "count": WHOLE, "most": WHOLE, "figures": WHOLE, "picked": WHOLE, "picked_chances": REALS,
     "tips": WHOLE, "rows": "i32",

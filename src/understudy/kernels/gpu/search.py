@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from ...tree import Nodes
+from ..search_columns import BECAME
 from . import INTERPRETED
 from .search_choice import offer, rank
 from .search_level import add, begin, best
@@ -22,6 +23,8 @@ CHUNK = 2048
 # Candidates that one program ranks, and that it compares them with at a time. The interpreter takes long over each program.
 RANKED = 2048 if INTERPRETED else 128
 COMPARED = 256 if INTERPRETED else 32
+# Places of a level that a program does at least, see `search_level`.
+LEAST_PLACES = 2
 # Lanes for RANKS children, SHARPNESS and a node's path.
 CHILD_LANES = 8
 SHARP_LANES = 16
@@ -34,37 +37,42 @@ class SearchKernels:
         self.arrays = dict(arrays)
         self.widest: int = arrays["widest"]
         self.most: int = arrays["MOST_NODES"]
+        # Places that there is room for.
+        self.held = max(self.widest, LEAST_PLACES)
         self.where = arrays["node"].device
         ints = {"dtype": torch.int64, "device": self.where}
         self.arrays |= {
             "WIDEST": self.widest,
             "WIDE": triton.next_power_of_2(arrays["ROWS"]),
             # The candidates that became nodes, and what the host will be told is so many levels.
-            "taken": torch.zeros((8, self.widest), **ints),
+            "held": self.held,
+            "taken": torch.zeros((BECAME + 1, self.held), **ints),
             "begun": torch.zeros(1, **ints),
             # The likeliest children, best first, by node and rank; -1 for none. The end of each row's chain.
             "picked": torch.zeros(self.widest, **ints),
             "tips": torch.zeros(arrays["ROWS"], **ints),
-            "taken_chances": torch.zeros(self.widest, dtype=torch.float64, device=self.where),
+            "taken_chances": torch.zeros(self.held, dtype=torch.float64, device=self.where),
             "picked_chances": torch.zeros(self.widest, dtype=torch.float64, device=self.where),
         }
 
     @property
     def taken(self) -> Tensor:
-        """[8, widest] The candidates of this level: as the rows of candidates, and the node that each became."""
+        """[BECAME + 1, widest] The candidates of this level: as the rows of candidates, and the node that each became."""
         taken: Tensor = self.arrays["taken"]
-        return taken
+        return taken[:, : self.widest]
 
     def begin(self, width: int) -> Nodes:
         """Make `width` candidates nodes, in order; those that are none, or find no room, are inert."""
+        places = max(width, LEAST_PLACES)
         made = {
-            name: torch.empty(width, dtype=torch.int64, device=self.where)
+            name: torch.empty(places, dtype=torch.int64, device=self.where)
             for name in ("tokens", "rows", "slots", "positions", "prefix")
         }
-        made["tail"] = torch.empty((width, self.most), dtype=torch.int64, device=self.where)
-        sizes = {"P": _places(width), "W": width, "T": triton.next_power_of_2(self.most)}
-        self._launch(begin, (width // sizes["P"],), made, 4, **sizes)
-        return Nodes(**made)
+        made["tail"] = torch.empty((places, self.most), dtype=torch.int64, device=self.where)
+        each = places if INTERPRETED else LEAST_PLACES
+        sizes = {"P": each, "W": places, "T": triton.next_power_of_2(self.most)}
+        self._launch(begin, (places // each,), {**made, "width": width}, 4, **sizes)
+        return Nodes(**made)[:width]
 
     def best(self, logits: Tensor, first: int, sampled: bool) -> Tensor:
         """[n, chunks, RANKS] int64: the best tokens of each chunk of the vocabulary after nodes `first` and so on, each in one
@@ -74,16 +82,17 @@ class SearchKernels:
         chunks = triton.cdiv(vocabulary, chunk)
         keys = torch.empty((count, chunks, self.arrays["RANKS"]), dtype=torch.int64, device=self.where)
         given = {"logits": logits, "keys": keys, "first": first, "vocabulary": vocabulary, "stride": logits.stride(0)}
-        places = _places(count)
+        places = count if INTERPRETED else 1
         self._launch(best, (count // places, chunks), given, 4, P=places, CHUNK=chunk, SAMPLED=sampled)
         return keys
 
     def add(self, keys: Tensor, first: int) -> None:
         """Write nodes `first` and so on with the best of their children in `keys`, and the chance of each."""
         count, chunks, ranks = keys.shape
-        sizes = {"P": _places(count), "KEYS": chunks * ranks, "LANES": triton.next_power_of_2(chunks * ranks)}
-        given = {"keys": keys, "first": first}
-        self._launch(add, (count // sizes["P"],), given, 4, S=SHARP_LANES, C=CHILD_LANES, **sizes)
+        each = max(count, LEAST_PLACES) if INTERPRETED else LEAST_PLACES
+        sizes = {"P": each, "KEYS": chunks * ranks, "LANES": triton.next_power_of_2(chunks * ranks)}
+        given = {"keys": keys, "first": first, "places": count}
+        self._launch(add, (triton.cdiv(count, each),), given, 4, S=SHARP_LANES, C=CHILD_LANES, **sizes)
 
     def choose(self, rows: int, together: int) -> None:
         """Choose the candidates of the next level, of `rows` rows; at most `together` where no shape is forced."""
@@ -98,8 +107,3 @@ class SearchKernels:
         known = {**self.arrays, **given, **sizes}
         named = {name: known[name] for name in kernel.arg_names}
         kernel[grid](**named, num_warps=warps, enable_fp_fusion=False)
-
-
-def _places(count: int) -> int:
-    """Places of a level, a power of two, that one program does."""
-    return count if INTERPRETED else 1

@@ -1,6 +1,7 @@
 """The nodes of a level of a tree search, in kernels: which they are, and the best children of each. See `search`.
 
-A program does P places of the level: one on a GPU."""
+A program does P places of the level: two on a GPU, since compilers of Triton confuse the layouts of blocks of one. A level of one
+place has another one beside it then, in all that is written."""
 
 import triton
 import triton.language as tl
@@ -27,10 +28,10 @@ from .search_columns import (
 NONE = tl.constexpr(-0x7FFFFFFFFFFFFFFF)
 
 
-@triton.jit(do_not_specialize=["widest"])
+@triton.jit(do_not_specialize=["widest", "held", "width"])
 def begin(
     candidates, chances, figures, count, most, length, cache_row, node_chances, tails, taken, taken_chances, begun, picked,
-    picked_chances, tips, tokens, rows, slots, positions, prefix, tail, widest,
+    picked_chances, tips, tokens, rows, slots, positions, prefix, tail, widest, held, width,
     P: tl.constexpr, W: tl.constexpr, T: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
     MOST_NODES: tl.constexpr, RANKS: tl.constexpr, FORCED: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +42,7 @@ def begin(
     pick = place
     if not FORCED:
         # a tip that is kept at hand takes the last place where there is none
-        valid = (tl.load(candidates + VALID * stride + each) > 0).to(tl.int32)
+        valid = ((each < width) & (tl.load(candidates + VALID * stride + each) > 0)).to(tl.int32)
         chain = tl.load(candidates + CHAIN * stride + each).to(tl.int32) * valid
         last = tl.where(tl.sum(chain, 0) == 0, tl.sum(valid, 0) - 1, -1)
         pick = tl.where(place == last, widest, place)
@@ -55,7 +56,7 @@ def begin(
     before = tl.sum((alike & (tl.arange(0, W)[None, :] < place[:, None])).to(tl.int32), 1)
     index = tl.load(count + row) + before
     room = tl.load(most + row)
-    fresh = (tl.load(candidates + VALID * stride + pick) > 0) & (index < room)
+    fresh = (place < width) & (tl.load(candidates + VALID * stride + pick) > 0) & (index < room)
     node = row * MOST_NODES + index
     chance = tl.load(candidates + PLACE * stride + pick)
     tl.store(taken_chances + place, tl.load(chances + pick))
@@ -75,12 +76,12 @@ def begin(
     tl.store(slots + place, slot)
     tl.store(positions + place, tl.where(fresh, start + deep, 0))
     tl.store(prefix + place, tl.where(fresh, start + 1, 1))
-    tl.store(taken + ROW * widest + place, row)
-    tl.store(taken + FROM * widest + place, parent)
-    tl.store(taken + WHAT * widest + place, token)
-    tl.store(taken + DEEP * widest + place, deep)
-    tl.store(taken + CHAIN * widest + place, tl.load(candidates + CHAIN * stride + pick))
-    tl.store(taken + BECAME * widest + place, tl.where(fresh, node, -1))
+    tl.store(taken + ROW * held + place, row)
+    tl.store(taken + FROM * held + place, parent)
+    tl.store(taken + WHAT * held + place, token)
+    tl.store(taken + DEEP * held + place, deep)
+    tl.store(taken + CHAIN * held + place, tl.load(candidates + CHAIN * stride + pick))
+    tl.store(taken + BECAME * held + place, tl.where(fresh, node, -1))
     if tl.program_id(0) == 0:
         tl.store(begun, tl.load(figures + 2) + 1)
         lane = tl.arange(0, WIDEST)
@@ -90,9 +91,9 @@ def begin(
         tl.store(tips + ends, tl.full([WIDE], -1, tl.int64), ends < ROWS)
 
 
-@triton.jit(do_not_specialize=["widest", "first"])
+@triton.jit(do_not_specialize=["held", "first"])
 def best(
-    logits, keys, taken, length, temperature, offset, widest, first, vocabulary, stride,
+    logits, keys, taken, length, temperature, offset, held, first, vocabulary, stride,
     P: tl.constexpr, CHUNK: tl.constexpr, SAMPLED: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     """One chunk of the vocabulary. A key is a score, in the order of whole numbers, and below it the token."""
@@ -103,10 +104,10 @@ def best(
     inside = (place[:, None] >= 0) & (token < vocabulary)[None, :]
     score = tl.load(logits + at, inside, other=-float("inf")).to(tl.float32)
     if SAMPLED:
-        row = tl.load(taken + ROW * widest + first + place)
+        row = tl.load(taken + ROW * held + first + place)
         heat = tl.load(temperature + row)
         if tl.max(heat, 0) > 0:
-            after = tl.load(length + row) + tl.load(taken + DEEP * widest + first + place) + 1
+            after = tl.load(length + row) + tl.load(taken + DEEP * held + first + place) + 1
             noise = gumbel((after + tl.load(offset + row))[:, None], token[None, :])
             hot = (heat > 0)[:, None]
             score = tl.div_rn(score, tl.where(heat > 0, heat, 1.0).to(tl.float32)[:, None]) + tl.where(hot, noise, 0.0)
@@ -122,17 +123,17 @@ def best(
         key = tl.where(key == highest[:, None], NONE, key)
 
 
-@triton.jit(do_not_specialize=["widest", "first"])
+@triton.jit(do_not_specialize=["held", "first", "places"])
 def add(
     keys, taken, taken_chances, begun, node, node_chances, count, figures, remaining, stops, inside, belief, sharpness, steepest,
-    widest, first,
+    held, first, places,
     P: tl.constexpr, KEYS: tl.constexpr, LANES: tl.constexpr, S: tl.constexpr, C: tl.constexpr, SHARP: tl.constexpr,
     STOPS: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     """The new nodes, the best children of each, and the chance of each child, as `Calibration.chances`."""
     place = tl.program_id(0) * P + tl.arange(0, P)
     lane = tl.arange(0, LANES)[None, :]
-    key = tl.load(keys + (place * KEYS)[:, None] + lane, (place[:, None] >= 0) & (lane < KEYS), other=NONE)
+    key = tl.load(keys + (place * KEYS)[:, None] + lane, (place < places)[:, None] & (lane < KEYS), other=NONE)
     rank = tl.arange(0, C)[None, :]
     top = tl.full([P, C], NONE, tl.int64)
     for i in tl.static_range(RANKS):
@@ -144,29 +145,31 @@ def add(
     score = (order ^ ((order >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True).to(tl.float64)
     score = tl.where(found, score, -float("inf"))
     token = tl.where(found, 0x7FFFFFFF - (top - ((top >> 32) << 32)), 0)
+    here = place < places
     place += first
-    number = tl.load(taken + BECAME * widest + place)
-    row = tl.load(taken + ROW * widest + place)
+    number = tl.load(taken + BECAME * held + place, here, other=-1)
+    row = tl.load(taken + ROW * held + place, here, other=0)
     sharp = tl.arange(0, S)
     steep = tl.load(sharpness + sharp, sharp < SHARP, other=0.0)[None, :, None]
-    behind = tl.where(found, tl.max(score, 1)[:, None] - score, 0.0)[:, None, :]
+    highest = tl.max(score, 1)[:, None]
+    behind = (tl.where(found, highest, 0.0) - tl.where(found, score, 0.0))[:, None, :]
     weight = tl.where(found[:, None, :], tl.exp(-tl.minimum(steep * behind, tl.load(steepest))), 0.0)
     soft = weight / tl.maximum(tl.sum(weight, 2), 1.0)[:, :, None]
     learned = (row[:, None] >= 0) & (sharp < SHARP)[None, :]
     believed = tl.load(belief + row[:, None] * SHARP + sharp[None, :], learned, other=0.0)
     chance = tl.load(inside + row)[:, None] * tl.sum(believed[:, :, None] * soft, 1)
-    known = tl.load(taken_chances + place)
+    known = tl.load(taken_chances + place, here, other=0.0)
     through = tl.where(found, known[:, None] * chance, -1.0)
-    depth = tl.load(taken + DEEP * widest + place)
+    depth = tl.load(taken + DEEP * held + place, here, other=0)
     going = found & (depth + 1 < tl.load(remaining + row) - 1)[:, None]
     for i in range(STOPS):
         going = going & (token != tl.load(stops + row * STOPS + i)[:, None])
     fresh = number >= 0
     whole = node + number * (CHILDREN + RANKS)
-    tl.store(whole, tl.load(taken + WHAT * widest + place), fresh)
-    tl.store(whole + PARENT, tl.load(taken + FROM * widest + place), fresh)
+    tl.store(whole, tl.load(taken + WHAT * held + place, fresh, other=0), fresh)
+    tl.store(whole + PARENT, tl.load(taken + FROM * held + place, fresh, other=0), fresh)
     tl.store(whole + DEPTH, depth, fresh)
-    tl.store(whole + SPINE, tl.load(taken + CHAIN * widest + place), fresh)
+    tl.store(whole + SPINE, tl.load(taken + CHAIN * held + place, fresh, other=0), fresh)
     tl.store(whole + FOUND, tl.sum(found.to(tl.int64), 1), fresh)
     these = fresh[:, None] & (rank < RANKS)
     tl.store(whole[:, None] + CHILDREN + rank, token, these)
