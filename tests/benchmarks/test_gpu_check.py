@@ -135,7 +135,7 @@ def test_a_load_is_measured_in_a_process_of_its_own_and_what_fails_is_left_out(t
     broken = replace(PLAIN, short="broken", name="broken", load=Load("nonsense"))
     work = _work(tmp_path, (PLAIN, broken, replace(RAW, load=Load("substitute:width=2,depth=2"), more=())))
     gpu_check.prepare(work)
-    assert set(work.results.made) == {"stand-in", "Store, raw"} and not work.results.cut, work.results.cut
+    assert set(work.results.made) == {"stand-in", "calibration", "Store, raw"} and not work.results.cut, work.results.cut
     gpu_check.speed(work)
     plain, failed, drafted = work.results.rows
     assert plain["streamed"] > 0 and plain["host_bytes"] > 0 and plain["load_seconds"] > 0 and plain["warm_seconds"] > 0
