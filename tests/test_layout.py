@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "grammar": set(),
     "sequence": {"grammar", "logprobs"},
     "recurrent": {"tree"},
-    "layer_states": {"tree", "recurrent"},
+    "layer_states": {"tree", "recurrent", "tiers"},
     "cache": {"tree", "recurrent", "layer_states"},
     "rectangle": {"tree", "layer_states", "cache"},
     "verify": {"tree"},
@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "quantizers": {"kernels"},
     "weights": {"tiers", "codecs", "quantizers", "kernels"},
     "plan": {"tiers"},
-    "devices": {"plan", "kernels", "tiers", "codecs", "quantizers", "tree", "recurrent"},
+    "devices": {"plan", "startup", "kernels", "tiers", "codecs", "quantizers", "tree", "recurrent"},
     "models": {
         *("generation_config", "devices", "sampling", "cache", "layer_states", "rectangle", "tree", "recurrent"),
         *("startup", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"),

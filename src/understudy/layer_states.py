@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .recurrent import RecurrentShape
+from .tiers.memory import arena
 from .tree import Nodes
 
 # slots past a row's length for the nodes of a tree
@@ -88,6 +90,13 @@ class LayerState(Protocol):
         """Let `row`, whose tokens were put, hold `length` of them and go on from there, by what was a `point`."""
 
 
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Zeros of `shape`. Those of the host are pages that nothing has touched yet: an allocator may write what it had before."""
+    if device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return arena(math.prod(shape) * dtype.itemsize, huge=False).view(dtype).view(shape)
+
+
 class FullState:
     """Keys and values of one layer for every token of the context: [rows, kv heads, capacity, size].
 
@@ -95,8 +104,8 @@ class FullState:
 
     def __init__(self, shape: LayerShape, rows: int, slots: int, dtype: torch.dtype, device: str = "cpu"):
         self.shape = shape
-        self.keys = torch.zeros((rows, shape.kv_heads, slots, shape.key_size), dtype=dtype, device=device)
-        self.values = torch.zeros((rows, shape.kv_heads, slots, shape.value_size), dtype=dtype, device=device)
+        self.keys = _untouched((rows, shape.kv_heads, slots, shape.key_size), dtype, device)
+        self.values = _untouched((rows, shape.kv_heads, slots, shape.value_size), dtype, device)
 
     @property
     def nbytes(self) -> int:

@@ -11,13 +11,13 @@ from .blueprint import Blueprint
 from .devices import open_device
 from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
-from .models.compile_kernels import compile_kernels
+from .models.compile_kernels import compile_kernels, give_back
 from .models.configuration import stop_ids, tokenizer_of
 from .models.model import Model, Uses
 from .models.streamed import attention_name
 from .models.wrapper import text_config
 from .options import Options
-from .plan.demand import MIB
+from .plan.demand import EXPECTED_GROWTH
 from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
 from .planning import MemoryCeiling, check_drafter, measured, with_second
@@ -25,9 +25,6 @@ from .sources import Report, locate, prepare_source, proven_config
 from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint
 from .weights.store import Store
-
-# What a process that prepares and compiles nothing grows by until weights are read. RUNTIME counts it already.
-EXPECTED_GROWTH = 70 * MIB
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,8 @@ class SmallFiles:
         config = proven_config(directory, options)
         vocabulary = text_config(config).vocab_size
         tokenizer = tokenizer_of(directory, vocabulary)
+        # Before kernels take room in between: what a tokenizer is read from is several times as large as it is.
+        give_back()
         generation = defaults_of(options.generation_config, directory)
         file = locate_generation_config(options.generation_config, directory)
         ends, notes = stop_ids(file, config, tokenizer, vocabulary)

@@ -38,6 +38,11 @@ def own() -> None:
     _owned[0] = True
 
 
+def owned() -> bool:
+    """Whether this process is a command's own."""
+    return _owned[0]
+
+
 # By package: what it answers before it is loaded.
 DEFERRED: Mapping[str, Mapping[str, Any]] = {
     "torch._dynamo": {"disable": unmarked, "allow_in_graph": unmarked, "assume_constant_result": unmarked},

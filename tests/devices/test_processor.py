@@ -5,11 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from understudy import startup
 from understudy.codecs import CODECS, codec
 from understudy.devices import open_device, processor
 from understudy.devices.processor import SHARE, Processor
 from understudy.kernels import attention
 from understudy.kernels.attention import AttentionSpec
+from understudy.plan.demand import EXPECTED_GROWTH, REST, RUNTIME
 from understudy.plan.machine import Machine
 from understudy.tiers.memory import ALIGNMENT
 from understudy.tree import Nodes, TokenTree
@@ -23,6 +25,15 @@ def test_its_budget_is_what_was_asked_for_or_most_of_what_the_process_may_hold()
     assert device.budget(None, MACHINE) == int(SHARE * (10 << 30))
     assert device.link_bytes_per_second(5.0) == 5.0 and device.memory_bytes_per_second(MACHINE) == 3e9
     assert device.peak_bytes() > 50 << 20
+
+
+def test_a_commands_own_process_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Processor().runtime_bytes == RUNTIME, "nobody knows what of another program belongs to the model"
+    monkeypatch.setattr(startup, "_owned", [True])
+    monkeypatch.setattr(processor, "resident_bytes", lambda: 300 << 20)
+    assert Processor().runtime_bytes == (300 << 20) + EXPECTED_GROWTH + REST < RUNTIME
+    monkeypatch.setattr(processor, "resident_bytes", lambda: 600 << 20)
+    assert Processor().runtime_bytes == RUNTIME, "what an earlier model left is used again"
 
 
 @given(st.integers(1, 1 << 20))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import startup
 from ..codecs import Codec
 from ..errors import first_line
 from ..kernels import exact_product
@@ -17,8 +18,8 @@ from ..kernels.convolution_cpu import convolve
 from ..kernels.draft_attention import LevelAttention
 from ..kernels.recurrence import RuleStep
 from ..kernels.recurrence_cpu import fold, recur
-from ..plan.demand import RUNTIME
-from ..plan.machine import Machine, cores, peak_memory_bytes
+from ..plan.demand import EXPECTED_GROWTH, REST, RUNTIME
+from ..plan.machine import Machine, cores, peak_memory_bytes, resident_bytes
 from ..plan.placement import Plan
 from ..plan.sizes import parse_size
 from ..quantizers import Linear, Quantizer, Tensors
@@ -35,6 +36,12 @@ from .graphs import Graphs
 SHARE = 0.9
 
 
+def _runtime_bytes() -> int:
+    """What this process will hold beside a model. A command's own process is taken as it is, with all that it imports by now; in a
+    program of somebody else's nobody knows what belongs to the model."""
+    return min(resident_bytes() + EXPECTED_GROWTH + REST, RUNTIME) if startup.owned() else RUNTIME
+
+
 class Processor:
     """The processor and the memory of this process. `threads` share the heads of attention; by default as many as torch has.
 
@@ -44,7 +51,6 @@ class Processor:
     name = "cpu"
     where = "cpu"
     note = ""
-    runtime_bytes = RUNTIME
     own_memory = False
     drafts_see_text = True
     graphs: Graphs | None = None
@@ -53,6 +59,7 @@ class Processor:
         if torch.get_num_threads() > cores():
             torch.set_num_threads(cores())
         self.threads = threads or torch.get_num_threads()
+        self.runtime_bytes = _runtime_bytes()
         self._pool: ThreadPoolExecutor | None = None
 
     def budget(self, asked: str | int | None, machine: Machine) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import threading
 from collections.abc import Callable
@@ -112,6 +113,7 @@ def _use(store: Store, entry: LinearEntry, dtype: torch.dtype, drafts: bool, pro
 
 
 def give_back() -> None:
-    """Return what was freed to the system, where the C library can be asked to."""
+    """Return what nothing refers to any more to the system, where the C library can be asked to."""
+    gc.collect()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)

@@ -167,7 +167,7 @@ def footprint_of(
         tile_bytes=TILE * ((5 + taps) * shape.hidden_size + 2 * sizes.widest_outputs + beside) * dtype.itemsize,
         tile_logits_bytes=logits_bytes,
         choosing_bytes=choosing_bytes(shape.vocabulary) + (2 * logits_bytes if shape.changes_logits else 0),
-        embedding_bytes=EMBEDDING_ROOM * len(sizes.tables) + rows_bytes,
+        embedding_bytes=sum(min(EMBEDDING_ROOM, rows * width * dtype.itemsize) for rows, width in sizes.tables) + rows_bytes,
         decoding_bytes=sizes.decoding_bytes,
         score_bytes_per_token=TILE * shape.shared_heads * 4 * cores,
         tokenizer_bytes=shape.vocabulary * TOKENIZER,

@@ -8,8 +8,12 @@ from .residents import UNKNOWN, LinearSize, LinkSpeeds
 from .widths import GRAPHS, SCORED
 
 MIB = 1 << 20
-# Interpreter, torch, transformers, compiled kernels and allocator slack; measured, see docs/log.md.
+# Interpreter, torch, transformers, compiled kernels and allocator slack in a program of somebody else's; measured, see docs/log.md.
 RUNTIME = 490 * MIB
+# What a process that prepares and compiles nothing grows by until weights are read, its tokenizer aside: kernels that are on disk.
+EXPECTED_GROWTH = 68 * MIB
+# What it grows by from then on, beside all that a plan counts: modules of the model, threads, what libraries keep.
+REST = 20 * MIB
 # The driver's context and libraries on a device.
 RUNTIME_CUDA = 700 * MIB
 # The search's state on a device for each sequence: nodes, their children, where each one's path lies.

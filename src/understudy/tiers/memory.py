@@ -14,11 +14,11 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def arena(nbytes: int) -> Tensor:
-    """`nbytes` of zeros aligned to a page. They take memory only once touched, in huge pages where there are any."""
+def arena(nbytes: int, *, huge: bool = True) -> Tensor:
+    """`nbytes` of zeros aligned to a page. They take memory only once touched, with `huge` in huge pages where there are any."""
     assert nbytes >= 0, f"arena of {nbytes} bytes"
     pages = mmap.mmap(-1, max(aligned(nbytes), ALIGNMENT), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if nbytes >= 2 << 20 and hasattr(mmap, "MADV_HUGEPAGE"):
+    if huge and nbytes >= 2 << 20 and hasattr(mmap, "MADV_HUGEPAGE"):
         _advise_huge(pages)
     return torch.frombuffer(pages, dtype=torch.uint8)[:nbytes]
 
