@@ -78,7 +78,7 @@ MAY_IMPORT = {
     "diagnosis": {"blueprint", "concessions", "options", "plan"},
     "yardstick": {"llm", "codecs", "kernels", "quantizers", "plan"},
     "loading": {
-        "planning",
+        *("planning", "startup"),
         *("generation_config", "blueprint", "sources", "options"),
         *("devices", "models", "weights", "plan", "drafters", "tiers"),
     },

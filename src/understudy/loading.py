@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from . import startup
 from .blueprint import Blueprint
 from .devices import open_device
 from .generation_config import GenerationDefaults, defaults_of
@@ -17,7 +18,7 @@ from .models.model import Model, Uses
 from .models.streamed import attention_name
 from .models.wrapper import text_config
 from .options import Options
-from .plan.demand import EXPECTED_GROWTH
+from .plan.demand import EXPECTED_GROWTH, REST
 from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
 from .planning import MemoryCeiling, check_drafter, measured, with_second
@@ -81,13 +82,24 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     plan = blueprint.plan()
     if not device.own_memory:
         compile_kernels(store, files.config, blueprint.dtype, options.holds_substitute or options.holds_head, report)
-        if (grown := resident_bytes() - before - EXPECTED_GROWTH - plan.items["tokenizer"]) > 0:
+        if grown := _grown(before, plan):
             plan = blueprint.plan(grown)
     bound = bind_as_planned(blueprint, plan, report)
     if blueprint.second is not None:
         alone = replace(bound.plan, residents=frozenset(), whole=frozenset(), decoded=frozenset(), ring_bytes=0, padded_rows=0)
         bound.companion = bind(blueprint.second, alone, report)
     return Loaded(store, blueprint.machine, files.tokenizer, bound, files.stop_ids, files.generation)
+
+
+def _grown(before: int, plan: Plan) -> int:
+    """Bytes that this process holds beyond what `plan` counts, now that kernels are there; below 0: it holds less.
+
+    before: what it held when it had imported all that it needs. What a program of somebody else's holds less is its own."""
+    now = resident_bytes() - plan.items["tokenizer"]
+    more = now - before - EXPECTED_GROWTH
+    if more > 0 or not startup.owned():
+        return max(more, 0)
+    return min(now + REST - plan.items["runtime"], 0)
 
 
 def bind_as_planned(blueprint: Blueprint, plan: Plan, report: Report | None) -> Model:

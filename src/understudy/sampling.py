@@ -20,7 +20,7 @@ NO_TOKEN = -1
 # Rows of logits that are scored at a time.
 MOST_ROWS = 8
 # Bytes for scores, noise and temporaries: with a large vocabulary, fewer rows are scored at a time.
-ROOM = 16 << 20
+ROOM = 8 << 20
 # Bytes of scores, noise and temporaries for one token of the vocabulary in one row.
 BYTES_A_TOKEN = 48
 
@@ -119,8 +119,8 @@ def rows_at_once(vocabulary: int) -> int:
 
 
 def choosing_bytes(vocabulary: int) -> int:
-    """Bytes that `choose` and `scored` take beside the logits."""
-    return vocabulary * BYTES_A_TOKEN * rows_at_once(vocabulary)
+    """Bytes that `choose` and `scored` take beside the logits; as much again is kept by the allocator, piece after piece."""
+    return 2 * vocabulary * BYTES_A_TOKEN * rows_at_once(vocabulary)
 
 
 @dataclass(frozen=True)

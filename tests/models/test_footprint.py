@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from tests.fake_device import FakeDevice
 from tests.tiny import COMMON, FAMILIES, save
 from understudy import LLM
+from understudy.models.embedding import ROW
 from understudy.models.footprint import (
     EMBEDDING_ROOM,
     WeightSizes,
@@ -81,7 +82,7 @@ def test_a_footprint_is_added_up_from_the_shape() -> None:
     assert footprint.tile_bytes == TILE * (5 * 64 + 2 * 160) * 2
     assert footprint.tile_logits_bytes == TILE * 256 * 2
     assert footprint.score_bytes_per_token == TILE * 2 * 4 * 3, "two query heads share one head of keys"
-    assert footprint.embedding_bytes == 256 * 64 * 2 + TILE * 64 * 2, "no more rows are kept than there are"
+    assert footprint.embedding_bytes == 256 * (64 * 2 + ROW) + TILE * 64 * 2, "no more rows are kept than there are"
     large = footprint_of(replace(SIZES, tables=((1 << 20, 64),)), shape_of(), torch.bfloat16)
     assert large.embedding_bytes == EMBEDDING_ROOM + TILE * 64 * 2
     assert (footprint.shared_bytes, footprint.decoding_bytes, footprint.levels) == (12, 11, None)
@@ -91,7 +92,7 @@ def test_a_table_beside_the_embedding_takes_its_rows_and_what_becomes_of_them() 
     two = replace(SIZES, tables=((256, 64), (256, 96)))
     one, more = (footprint_of(sizes, shape_of(), torch.bfloat16) for sizes in (SIZES, two))
     assert more.tile_bytes - one.tile_bytes == TILE * 96 * 2
-    assert more.embedding_bytes - one.embedding_bytes == 256 * 96 * 2 + TILE * 96 * (2 + 4 * 4)
+    assert more.embedding_bytes - one.embedding_bytes == 256 * (96 * 2 + ROW) + TILE * 96 * (2 + 4 * 4)
     device = FakeDevice(triton=False)
     assert on_device(more, two, shape_of(), torch.bfloat16, device).embedding_bytes == 256 * (64 + 96) * 2
 

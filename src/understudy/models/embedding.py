@@ -21,6 +21,8 @@ from ..weights.layout import ModelLayout
 
 # Bytes of the table that are read at a time.
 READ = 16 << 20
+# Bytes that a row which is kept takes beside its numbers: a buffer, a tensor and its place, by the kernel's count.
+ROW = 2 << 10
 
 
 def lookups(model: Any, layout: ModelLayout) -> list[nn.Module]:
@@ -99,7 +101,7 @@ class EmbeddingRows(GatheredRows):
         self.dtype = table.dtype
         self.width = table.shape[1]
         self.stride = self.width * self.dtype.itemsize
-        self.keep = max(room // self.stride, 64)
+        self.keep = max(room // (self.stride + ROW), 64)
         self.cached: OrderedDict[int, Tensor] = OrderedDict()
         self.file = os.open(path, os.O_RDONLY)
 

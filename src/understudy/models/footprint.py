@@ -23,6 +23,7 @@ from ..weights.layout import LinearSpec, ModelLayout
 from ..weights.mixing import quantizers_of
 from ..weights.recipe import Recipe
 from ..weights.store import Store
+from .embedding import ROW
 from .load import whole_bytes
 from .shape import ModelShape, cache_dtype
 from .target import TILE
@@ -158,6 +159,7 @@ def footprint_of(
     recurrent = [layer.recurrent for layer in shape.layers if layer.recurrent is not None]
     record_bytes = sum(layer.record_bytes(cache_dtype(dtype)) for layer in recurrent)
     logits_bytes = TILE * blocks_of(shape.vocabulary) * BLOCK * dtype.itemsize
+    kept_bytes = sum(min(EMBEDDING_ROOM, rows * (width * dtype.itemsize + ROW)) for rows, width in sizes.tables)
     token_bytes = _kv_token_bytes(shape, dtype)
     return Footprint(
         part_bytes=sizes.part_bytes,
@@ -167,7 +169,7 @@ def footprint_of(
         tile_bytes=TILE * ((5 + taps) * shape.hidden_size + 2 * sizes.widest_outputs + beside) * dtype.itemsize,
         tile_logits_bytes=logits_bytes,
         choosing_bytes=choosing_bytes(shape.vocabulary) + (2 * logits_bytes if shape.changes_logits else 0),
-        embedding_bytes=sum(min(EMBEDDING_ROOM, rows * width * dtype.itemsize) for rows, width in sizes.tables) + rows_bytes,
+        embedding_bytes=kept_bytes + rows_bytes,
         decoding_bytes=sizes.decoding_bytes,
         score_bytes_per_token=TILE * shape.shared_heads * 4 * cores,
         tokenizer_bytes=shape.vocabulary * TOKENIZER,

@@ -67,7 +67,7 @@ class Footprint:
     score_bytes_per_token: int = 0
     # The tokenizer's tables.
     tokenizer_bytes: int = 0
-    # What this process holds beyond a fresh one.
+    # What this process holds beyond what was expected of it; below 0: it holds less.
     grown_bytes: int = 0
     # Keys and values of the layers that hold a window: bytes for one token of one sequence, and tokens held at most.
     kv_windows: tuple[tuple[int, int], ...] = ()

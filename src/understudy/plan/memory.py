@@ -185,7 +185,7 @@ def _too_small(footprint: Footprint, request: PlanRequest, least: int, ring_byte
     budget = request.budget_bytes
     text = f"--memory {format_size(budget)} is too small: the smallest that works here is {whole_mib(least)}"
     grown = footprint.grown_bytes
-    if grown and least - int(grown / (1 - MARGIN)) <= budget:
+    if grown > 0 and least - int(grown / (1 - MARGIN)) <= budget:
         more = f"{format_size(grown)} more than a fresh one: start again"
         text = f"{text} (this process, which prepared the model or compiled kernels, holds {more})"
     room = budget * (1 - MARGIN) - ring_bytes
