@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 
 from tests.published import GEMMA4_12B, GEMMA4_31B, GEMMA4_E4B
 from tests.tiny import save
-from understudy import LLM, loading, planning, sources
+from understudy import LLM, loading, planning, sources, startup
 from understudy.devices import open_device
 from understudy.errors import CheckpointError, UsageError
 from understudy.options import Options
+from understudy.plan.demand import EXPECTED_GROWTH, MIB, REST
 from understudy.planning import plan_for, plan_for_config
 
 
@@ -149,3 +151,26 @@ def test_keys_and_values_of_gemma_4_are_counted_layer_by_layer(
     assert "smallest --memory" in text and "tok/s" in text
     if machine.startswith("cpu"):
         assert plan.items["embedding rows"] < 32 << 20, "tables of gigabytes stay on the disk"
+
+
+@pytest.mark.parametrize(
+    ("own", "before", "now", "runtime", "grown"),
+    [
+        (True, 300, 360, 388, -12),
+        (True, 300, 500, 388, 128),
+        (True, 420, 420, 490, -54),
+        (True, 600, 600, 490, 0),
+        (False, 300, 310, 490, 0),
+        (False, 300, 500, 490, 132),
+    ],
+    ids=["as planned", "it compiled", "a second model", "an earlier model left much", "of another", "of another, which compiled"],
+)
+def test_what_a_process_holds_more_or_less_than_planned_is_counted_once_kernels_are_there(
+    model: Path, monkeypatch: pytest.MonkeyPatch, own: bool, before: int, now: int, runtime: int, grown: int
+) -> None:
+    assert (EXPECTED_GROWTH, REST) == (68 * MIB, 16 * MIB), "the numbers below are for these"
+    plan = LLM.plan_only(model, memory="1GiB", context=256)
+    plan = replace(plan, items={**plan.items, "runtime": runtime * MIB, "tokenizer": 0})
+    monkeypatch.setattr(startup, "_owned", [own])
+    monkeypatch.setattr(loading, "resident_bytes", lambda: now * MIB)
+    assert loading._grown(before * MIB, plan) == grown * MIB

@@ -94,12 +94,11 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
 def _grown(before: int, plan: Plan) -> int:
     """Bytes that this process holds beyond what `plan` counts, now that kernels are there; below 0: it holds less.
 
-    before: what it held when it had imported all that it needs. What a program of somebody else's holds less is its own."""
+    before: what it held when it had imported all that it needs. What an earlier model left is used again, and what a program of
+    somebody else's holds less is its own."""
     now = resident_bytes() - plan.items["tokenizer"]
-    more = now - before - EXPECTED_GROWTH
-    if more > 0 or not startup.owned():
-        return max(more, 0)
-    return min(now + REST - plan.items["runtime"], 0)
+    more = max(now - before - EXPECTED_GROWTH, 0)
+    return min(now + REST - plan.items["runtime"], more) if startup.owned() else more
 
 
 def bind_as_planned(blueprint: Blueprint, plan: Plan, report: Report | None) -> Model:

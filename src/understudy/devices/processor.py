@@ -18,7 +18,7 @@ from ..kernels.convolution_cpu import convolve
 from ..kernels.draft_attention import LevelAttention
 from ..kernels.recurrence import RuleStep
 from ..kernels.recurrence_cpu import fold, recur
-from ..plan.demand import EXPECTED_GROWTH, REST, RUNTIME
+from ..plan.demand import EXPECTED_GROWTH, MIB, REST, RUNTIME
 from ..plan.machine import Machine, cores, peak_memory_bytes, resident_bytes
 from ..plan.placement import Plan
 from ..plan.sizes import parse_size
@@ -32,6 +32,8 @@ from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct
 from .codec_speed import seconds_a_weight
 from .graphs import Graphs
 
+# Bytes to which a process's own memory is rounded up: two that hold the same differ by less.
+STEP = 8 * MIB
 # of the memory this process could hold, when nothing was asked for
 SHARE = 0.9
 
@@ -39,7 +41,11 @@ SHARE = 0.9
 def _runtime_bytes() -> int:
     """What this process will hold beside a model. A command's own process is taken as it is, with all that it imports by now; in a
     program of somebody else's nobody knows what belongs to the model."""
-    return min(resident_bytes() + EXPECTED_GROWTH + REST, RUNTIME) if startup.owned() else RUNTIME
+    if not startup.owned():
+        return RUNTIME
+    # In whole steps: what one process plans should be the plan of the next one too.
+    here = -(-resident_bytes() // STEP) * STEP
+    return min(here + EXPECTED_GROWTH + REST, RUNTIME)
 
 
 class Processor:
