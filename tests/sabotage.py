@@ -264,6 +264,8 @@ MUTATIONS = (
     Mutation("a bare JSON is a call of anything", "replies/format.py", 'if calls and name.startswith("bare_")', 'if False and name.startswith("bare_")', "tests/replies"),
     Mutation("reasoning that the template opens is content", "api/conversation.py", "return text[shared:]", 'return ""', "tests/server/test_reasoning.py"),
     Mutation("marks that are special tokens are lost", "api/asking.py", "conversation.form.kept(llm.tokenizer)", "()", "tests/server/test_marks.py"),
+    Mutation("a namespace is lost", "api/openai_responses/tools.py", '{} if own.namespace is None else {"namespace": own.namespace}', "{}", "tests/server/test_responses.py"),
+    Mutation("the billing line is told to the model", "api/anthropic_messages/body.py", "if not text.startswith(BILLING):", "if True:", "tests/server/test_messages.py"),
     Mutation("a prediction is not looked up", "sequence.py", "if not self.prediction:", "if True:", "tests/server/test_prediction.py"),
     Mutation("a cancelled request keeps its row", "scheduler.py", "            if not request.finished:\n                self.engine.release", "            if False:\n                self.engine.release", LOOP),
     Mutation("rows that are realigned lose their last token", "rectangle.py", "places = row * self.capacity + torch.arange(self.lengths[row])", "places = row * self.capacity + torch.arange(max(self.lengths[row] - 1, 0))", RECTANGLE),

@@ -36,7 +36,13 @@ class TextStream:
         self.text = ""
         # Characters that were final after each token.
         self.ends: list[int] = []
-        self.stopped = False
+        # The stop string that ended the text; None as long as none has.
+        self.stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was reached."""
+        return self.stop is not None
 
     def feed(self, token: int) -> bool:
         """Take one token; True when the text now holds a stop string (which, with what follows it, is left out)."""
@@ -69,7 +75,7 @@ class TextStream:
         found = [(text.find(stop, max(exempt - len(stop) + 1, 0)), stop) for stop in self._stops]
         if places := [place for place, _ in found if place >= 0]:
             self._pending = self._pending[:searched] + text[: min(places)]
-            self.stopped = True
+            self.stop = next(stop for place, stop in found if place == min(places))
 
     def _undecided(self) -> int:
         """How many characters at the end may be the beginning of a stop string."""

@@ -74,7 +74,7 @@ def loaded(checkpoint: Path, factory: pytest.TempPathFactory, **options: Any) ->
     """The model with a cache of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNDERSTUDY_CACHE", str(factory.mktemp("cache")))
-        with LLM(checkpoint, context=512, **options) as model:
+        with LLM(checkpoint, **{"context": 512, **options}) as model:
             yield model
 
 
@@ -89,6 +89,24 @@ def plain(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The same model without drafting, one text at a time."""
     with loaded(checkpoint, tmp_path_factory, rows=1, method="none") as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    """A model with room for the conversations of agents."""
+    directory = tmp_path_factory.mktemp("roomy")
+    save(directory, "llama-tied", torch.bfloat16, max_position_embeddings=8192)
+    with loaded(directory, tmp_path_factory, rows=1, context=8192) as model:
+        yield model
+
+
+@pytest.fixture
+def agents(roomy: LLM) -> Iterator[Running]:
+    """A server of the model with room."""
+    chosen = Settings(model_name="tiny")
+    running = Running(create_app(roomy, chosen), chosen)
+    yield running
+    running.stop()
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ def test_no_body_is_answered_with_an_error_of_the_server(server: Running, mode: 
     def ask(case: Case) -> None:
         if isinstance(case.body, dict):
             # A model that writes for minutes shows nothing more.
-            case.body = {**case.body, "max_tokens": 3, "max_completion_tokens": 3} if mode.is_positive else case.body
+            few = dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), 3)
+            case.body = {**case.body, **few} if mode.is_positive else case.body
         response = case.call(base_url=server.url, session=session)
         statuses.add(response.status_code)
         tried.add(case.operation.label)
@@ -53,6 +54,6 @@ def test_no_body_is_answered_with_an_error_of_the_server(server: Running, mode: 
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )(fuzz)()
-    assert "POST /v1/chat/completions" in tried and "POST /tokenize" in tried
+    assert {"POST /v1/chat/completions", "POST /v1/responses", "POST /v1/messages"} <= tried and "POST /tokenize" in tried
     assert (200 in statuses) if mode.is_positive else (400 in statuses)
     assert server.http.get("/health").status_code == 200

@@ -8,16 +8,24 @@ from typing import Any
 
 from ..chat_template import encode
 from ..errors import RoomError
+from ..replies.splitter import ReplySplitter
 from ..request import Request
 from ..sampling import derived_seed
 from ..token_texts import TokenTexts
+from .anthropic_messages.body import NAMES as MESSAGES_NAMES
+from .anthropic_messages.body import MessagesBody, MessagesChat
+from .anthropic_messages.form import MessagesForm
 from .chat_form import ChatForm
-from .conversation import conversation_of
+from .conversation import ChatPrompt, conversation_of
 from .errors import ApiError, answer_to
 from .forms import Form
+from .openai_responses.body import NAMES as RESPONSES_NAMES
+from .openai_responses.body import ResponsesBody, ResponsesChat
+from .openai_responses.form import ResponsesForm
 from .protocol import ChatBody, CompletionBody, SamplingFields
 from .settings import AnswerSettings
 from .text_form import OldLogprobs, TextForm
+from .turns import own_names
 
 # Tokens of a text completion where the request does not say: what the OpenAI API takes.
 COMPLETION_TOKENS = 16
@@ -31,12 +39,40 @@ def check_model(name: str | None, settings: AnswerSettings) -> None:
 
 def chat_requests(llm: Any, body: ChatBody, settings: AnswerSettings) -> tuple[list[Request], Form]:
     """The requests of a chat. Raises ApiError, UsageError and CheckpointError."""
+    requests, splitters = _chat(llm, body, settings)
+    return requests, ChatForm(body, requests, settings.model_name, splitters, TokenTexts(llm.tokenizer))
+
+
+def responses_requests(
+    llm: Any, body: ResponsesBody, chat: ResponsesChat, settings: AnswerSettings
+) -> tuple[list[Request], Form]:
+    """The request of a body of /v1/responses. Raises ApiError, UsageError and CheckpointError."""
+    with own_names(RESPONSES_NAMES):
+        requests, splitters = _chat(llm, chat.body, settings)
+    return requests, ResponsesForm(body, chat.tools, settings.model_name, splitters)
+
+
+def messages_requests(llm: Any, body: MessagesBody, chat: MessagesChat, settings: AnswerSettings) -> tuple[list[Request], Form]:
+    """The request of a body of /v1/messages. Raises ApiError, UsageError and CheckpointError."""
+    with own_names(MESSAGES_NAMES):
+        requests, splitters = _chat(llm, chat.body, settings)
+    return requests, MessagesForm(requests[0], settings.model_name, splitters, body.stop_sequences or ())
+
+
+def message_prompt(llm: Any, chat: MessagesChat) -> ChatPrompt:
+    """The prompt of a body of /v1/messages. Raises ApiError and CheckpointError."""
+    with own_names(MESSAGES_NAMES):
+        chat.body.refuse_unsupported()
+        return conversation_of(llm, chat.body)
+
+
+def _chat(llm: Any, body: ChatBody, settings: AnswerSettings) -> tuple[list[Request], list[ReplySplitter | None]]:
+    """The requests of a chat, and what splits the reply to each."""
     body.refuse_unsupported()
     conversation = conversation_of(llm, body)
     kept = () if conversation.form is None else conversation.form.kept(llm.tokenizer)
     requests = _requests(llm, [conversation.ids], body, settings, chat=True, kept=kept)
-    splitters = [conversation.splitter() for _ in requests]
-    return requests, ChatForm(body, requests, settings.model_name, splitters, TokenTexts(llm.tokenizer))
+    return requests, [conversation.splitter() for _ in requests]
 
 
 def completion_requests(llm: Any, body: CompletionBody, settings: AnswerSettings) -> tuple[list[Request], Form]:

@@ -19,6 +19,9 @@ TYPES = {
     503: "overloaded_error",
 }
 
+# The same in /v1/messages.
+MESSAGES_TYPES = {**TYPES, 413: "request_too_large"}
+
 # A field of a body.
 NAME = re.compile("[a-z][a-z_]+")
 
@@ -39,6 +42,17 @@ class ApiError(Exception):
         """The JSON object that a client gets."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def error_body(error: ApiError, path: str) -> dict[str, Any]:
+    """The JSON object that a client of `path` gets. /v1/messages has a form of its own."""
+    if not path.startswith("/v1/messages"):
+        return error.body()
+    kind = MESSAGES_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    # By these words its clients know that a conversation must become shorter.
+    what = f"prompt is too long: {error.message}" if error.code == "context_length_exceeded" else error.message
+    told = {"type": kind, "message": what, "param": error.param, "code": error.code}
+    return {"type": "error", "error": told, "request_id": None}
 
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:

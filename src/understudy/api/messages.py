@@ -122,6 +122,8 @@ def _chosen(choice: Any) -> tuple[str, list[str] | None]:
 
 def conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as a chat template takes them. ApiError (400) for what is no text, and for results of calls never made."""
+    if not messages:
+        raise ApiError(400, "messages: a conversation has one message at least.", param="messages")
     found: list[dict[str, Any]] = []
     # The names of the tools that were called, by the ids of the calls.
     called: dict[str, str] = {}

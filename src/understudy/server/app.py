@@ -15,14 +15,20 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from .. import __version__
 from ..api import asking
 from ..api.answers import ApiAnswer
+from ..api.anthropic_messages import body as messages_body
+from ..api.anthropic_messages.body import CountBody, MessagesBody
+from ..api.anthropic_messages.form import PATH as MESSAGES
 from ..api.conversation import conversation_of
-from ..api.errors import ApiError, answer_to, invalid
+from ..api.errors import ApiError, answer_to, error_body, invalid
 from ..api.forms import Form
+from ..api.openai_responses import body as responses_body
+from ..api.openai_responses.body import ResponsesBody
+from ..api.openai_responses.form import ResponsesForm
 from ..api.protocol import ChatBody, CompletionBody, DetokenizeBody, SamplingFields, TokenizeBody
 from ..chat_template import encode
 from ..errors import UnderstudyError
@@ -93,6 +99,9 @@ def create_app(llm: Any, settings: Settings, figures: Callable[[], Awaitable[byt
     endpoints = Endpoints(llm, settings, service, metrics, figures)
     app.post("/v1/chat/completions", responses=STREAMED)(endpoints.chat)
     app.post("/v1/completions", responses=STREAMED)(endpoints.completions)
+    app.post("/v1/responses", responses=STREAMED)(endpoints.responses)
+    app.post(MESSAGES, responses=STREAMED)(endpoints.messages)
+    app.post(f"{MESSAGES}/count_tokens")(endpoints.count_tokens)
     app.get("/v1/models")(endpoints.models)
     app.get("/v1/models/{name:path}")(endpoints.model)
     app.post("/tokenize")(endpoints.tokenize)
@@ -137,15 +146,47 @@ class Endpoints:
 
     async def chat(self, body: ChatBody) -> Response:
         """The assistant's next message."""
-        return await self._answered(body, partial(asking.chat_requests, self.llm, body, self.settings))
+        return await self._answered(body, body.ignored(), partial(asking.chat_requests, self.llm, body, self.settings))
 
     async def completions(self, body: CompletionBody) -> Response:
         """The continuation of one prompt, or of many."""
-        return await self._answered(body, partial(asking.completion_requests, self.llm, body, self.settings))
+        return await self._answered(body, body.ignored(), partial(asking.completion_requests, self.llm, body, self.settings))
 
-    async def _answered(self, body: SamplingFields, make: Callable[[], tuple[list[Generation], Form]]) -> Response:
+    async def responses(self, body: ResponsesBody) -> Response:
+        """The next items of a conversation, as Codex asks for them."""
+        asked = responses_body.chat_of(body)
+        try:
+            make = partial(asking.responses_requests, self.llm, body, asked, self.settings)
+            return await self._answered(asked.body, asked.ignored, make)
+        except ApiError as error:
+            if not body.stream or error.code != "context_length_exceeded":
+                raise
+            # Codex makes a conversation shorter where an event tells it to, and takes a status for the end.
+            form = ResponsesForm(body, asked.tools, self.settings.model_name, ())
+            return StreamingResponse([*form.opening(), form.failure(error)], media_type="text/event-stream")
+
+    async def messages(self, body: MessagesBody) -> Response:
+        """The assistant's next message, as Claude Code asks for it."""
+        asked = messages_body.chat_of(body)
+        make = partial(asking.messages_requests, self.llm, body, asked, self.settings)
+        return await self._answered(asked.body, asked.ignored, make, partial(error_body, path=MESSAGES))
+
+    async def count_tokens(self, body: CountBody) -> dict[str, Any]:
+        """How many tokens the prompt of a message has, its system message and tools counted."""
+        asked = messages_body.chat_of(body)
         asking.check_model(body.model, self.settings)
-        headers = ignored_header(body.ignored())
+        conversation = await asyncio.to_thread(asking.message_prompt, self.llm, asked)
+        return {"input_tokens": len(conversation.ids)}
+
+    async def _answered(
+        self,
+        body: SamplingFields,
+        ignored: Sequence[str],
+        make: Callable[[], tuple[list[Generation], Form]],
+        told: Callable[[ApiError], dict[str, Any]] = ApiError.body,
+    ) -> Response:
+        asking.check_model(body.model, self.settings)
+        headers = ignored_header(ignored)
         # A long text takes a while: other answers go on meanwhile.
         requests, form = await asyncio.to_thread(make)
         try:
@@ -155,7 +196,7 @@ class Endpoints:
             raise answer_to(error) from None
         if body.stream:
             return EventStream(answer.events(), headers, answer.call.cancel)
-        return PatientJson(answer.whole, headers, answer.call.cancel, self.settings.keep_alive)
+        return PatientJson(answer.whole, headers, answer.call.cancel, self.settings.keep_alive, told)
 
     async def models(self) -> dict[str, Any]:
         """The one model that is served."""
@@ -226,13 +267,14 @@ def _tell_errors(app: FastAPI) -> None:
     """Every error is answered in the form that clients know."""
 
     async def unreadable(request: Request, error: Any) -> Response:
-        return error_response(invalid(error.errors()))
+        return error_response(invalid(error.errors()), request.url.path)
 
     async def unknown(request: Request, error: Any) -> Response:
-        return error_response(ApiError(error.status_code, str(error.detail), headers=error.headers or {}))
+        told = ApiError(error.status_code, str(error.detail), headers=error.headers or {})
+        return error_response(told, request.url.path)
 
     async def failed(request: Request, error: Exception) -> Response:
-        return error_response(answer_to(error))
+        return error_response(answer_to(error), request.url.path)
 
     app.add_exception_handler(RequestValidationError, unreadable)
     app.add_exception_handler(HTTPException, unknown)

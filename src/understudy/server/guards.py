@@ -40,7 +40,7 @@ class Guards:
             if scope["method"] == "POST":
                 await body.read(int(headers.get("content-length") or 0), headers.get("expect", "").lower() == "100-continue")
         except ApiError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
         except ClientLeft:
             return

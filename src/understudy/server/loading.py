@@ -38,4 +38,4 @@ class Loading:
             return
         so_far = f" ({self.stage}: {self.progress:.0%})" if self.stage and self.progress is not None else ""
         error = ApiError(503, f"The model is being loaded{so_far}: try again later.", code="loading", headers=retry)
-        await error_response(error)(scope, receive, send)
+        await error_response(error, scope["path"])(scope, receive, send)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from ..api.errors import ApiError
+from ..api.errors import ApiError, error_body
 
 Found = TypeVar("Found")
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -58,10 +58,12 @@ class PatientJson(Response):
         headers: Mapping[str, str],
         ended: Callable[[], None],
         silence: float,
+        told: Callable[[ApiError], dict[str, Any]] = ApiError.body,
     ):
         self.answer = answer
         self.ended = ended
         self.silence = silence
+        self.told = told
         super().__init__(headers=dict(headers))
         del self.headers["content-length"]
 
@@ -85,7 +87,7 @@ class PatientJson(Response):
             error = working.exception()
             if error is not None and not (begun and isinstance(error, ApiError)):
                 raise error
-            found = error.body() if isinstance(error, ApiError) else working.result()
+            found = self.told(error) if isinstance(error, ApiError) else working.result()
             body = json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
             if not begun:
                 length = (b"content-length", str(len(body)).encode())
@@ -117,6 +119,6 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def error_response(error: ApiError) -> Response:
-    """The answer that tells `error`."""
-    return JSONResponse(error.body(), error.status, headers=dict(error.headers))
+def error_response(error: ApiError, path: str) -> Response:
+    """The answer that tells `error` to a client of `path`."""
+    return JSONResponse(error_body(error, path), error.status, headers=dict(error.headers))
