@@ -20,7 +20,7 @@ class Size:
     long: int = 2000
     # Seconds after which nothing is begun, that a row may take, for which a row is measured again, and of the exact half.
     seconds: float = 560.0
-    row_seconds: float = 60.0
+    row_seconds: float = 90.0
     again_seconds: float = 8.0
     exact_seconds: float = 90.0
     device: str = "cuda"
@@ -31,7 +31,7 @@ FAKE = Size(
     device="fake",
 )  # fmt: skip
 # For a GPU that is at hand for a few minutes.
-QUICK = {"seconds": 195.0, "row_seconds": 50.0, "again_seconds": 4.0, "exact_seconds": 50.0}
+QUICK = {"seconds": 195.0, "row_seconds": 75.0, "again_seconds": 4.0, "exact_seconds": 50.0}
 SUBSTITUTE, PAPER = "substitute", "substitute:width=6,depth=48"
 
 
