@@ -7,7 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -42,6 +43,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Stores and measurements of the whole suite go to one new folder, never to the user's cache."""
     os.environ["UNDERSTUDY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _patched_once() -> None:
+    """Triton's interpreter replaces the language anew for every function that a kernel calls, which takes longer than the function;
+    once for each kernel is enough."""
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+    patch, done = interpreter._patch_lang, set[frozenset[str]]()
+
+    def patch_once(function: Any) -> Any:
+        modules = frozenset(value.__name__ for value in function.__globals__.values() if isinstance(value, ModuleType))
+        if modules in done:
+            return interpreter._LangPatchScope()
+        scope = patch(function)
+        if not done:
+            restore = scope.restore
+            scope.restore = lambda: (done.clear(), restore())
+        done.add(modules)
+        return scope
+
+    interpreter._patch_lang = patch_once
 
 
 @pytest.fixture(autouse=True, scope="session")

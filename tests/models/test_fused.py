@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
+from tests.fake_device import FakeDevice
 from tests.tiny import save
 from understudy import LLM
+from understudy.devices import DEVICES
+from understudy.kernels import blocks
 from understudy.models import draft, fused
 from understudy.models.model import Model
 from understudy.tree import Nodes, TokenTree
@@ -54,6 +57,29 @@ def test_a_usual_model_drafts_the_same_in_fewer_steps(opened: Open, family: str,
     assert (ours - wanted).float().norm() < 0.1 * wanted.float().norm()
 
 
+@torch.inference_mode()
+def test_on_a_device_a_block_of_a_level_is_five_launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They give what the stock blocks give, from the same cache; levels of a text run stock blocks there."""
+    pytest.importorskip("triton")
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    save(tmp_path, "llama-tied", torch.bfloat16, num_hidden_layers=2)
+    with LLM(tmp_path, memory="2GiB", context=128, rows=1, device="fake", codec="raw", resident="none") as llm:
+        model, device = llm.model, cast(FakeDevice, llm.model.device)
+        assert model.fused == len(fused.usual_blocks(model.module)) == 2
+        text = Nodes.of(TokenTree.chain(TEXT), 0, 0)
+        level = Nodes.of(TokenTree.of([8, 9, 10, 11], [-1, 0, 0, 0]), 0, len(TEXT) - 1)[1:]
+        model.draft(text)
+        found: list[torch.Tensor] = []
+        graph = device.recorder.capture(lambda: found.append(model.draft(level)))
+        ours = [name for name in graph.launches if name in ("multiply", "_attend")]
+        assert ours == ["multiply", "_attend", *["multiply"] * 3] * 2 + ["multiply"]
+        first = graph.launches.index("multiply")
+        assert graph.launches[first : first + 10] == ours[:10], "something else runs between the kernels"
+        stock(model)
+        wanted = model.draft(level)
+    assert (found[0] - wanted).float().norm() < 0.1 * wanted.float().norm()
+
+
 @pytest.mark.parametrize("family", ["granite", "gemma2", "qwen3"])
 def test_blocks_that_compute_otherwise_stay_as_they_are(opened: Open, family: str) -> None:
     assert opened(family, torch.float32).model.fused == 0
@@ -63,9 +89,9 @@ def test_blocks_that_compute_otherwise_stay_as_they_are(opened: Open, family: st
 def test_a_block_that_gives_something_else_is_found(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     model = opened("llama", torch.float32).model
     stock(model)
-    blocks: list[Any] = fused.usual_blocks(model.module)
-    forward = blocks[1].forward
-    monkeypatch.setattr(blocks[1], "forward", lambda *given, **named: forward(*given, **named) * 1.2, raising=False)
+    found: list[Any] = fused.usual_blocks(model.module)
+    forward = found[1].forward
+    monkeypatch.setattr(found[1], "forward", lambda *given, **named: forward(*given, **named) * 1.2, raising=False)
     assert model.draft.fuse() == 2
 
 
@@ -73,8 +99,8 @@ def test_a_block_that_gives_something_else_is_found(opened: Open, monkeypatch: p
 def test_keys_that_are_turned_otherwise_are_found(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     model = opened("llama", torch.float32).model
     stock(model)
-    turn = fused.attend
-    monkeypatch.setattr(fused, "attend", lambda made, turns, *rest: turn(made, (turns[0], -turns[1]), *rest))
+    turn = blocks.attend
+    monkeypatch.setattr(blocks, "attend", lambda made, turns, *rest: turn(made, (turns[0], -turns[1]), *rest))
     assert model.draft.fuse() == 0
 
 
@@ -87,7 +113,7 @@ def test_levels_that_see_much_run_the_stock_block(opened: Open, monkeypatch: pyt
     nodes = Nodes.of(TokenTree.chain(TEXT), 0, 0)
     model.draft(nodes)
     assert calls == [0, 1, 2]
-    monkeypatch.setattr(fused, "MANY", len(TEXT) ** 2 - 1)
+    monkeypatch.setattr(blocks, "MANY", len(TEXT) ** 2 - 1)
     model.draft(nodes)
     assert calls == [0, 1, 2]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..codecs import Codec
     from ..kernels.attention import AttentionSpec
+    from ..kernels.blocks import BlockKernels
     from ..kernels.exact_product import Operand
     from ..kernels.recurrence import RuleStep
     from ..plan.machine import Machine
@@ -174,6 +175,10 @@ class Device(Protocol):
 
     def search_kernels(self) -> OpenLevelKernels | None:
         """What opens the kernels of a tree search on this device; None: there are none, and torch's operations do it."""
+        ...
+
+    def block_kernels(self) -> BlockKernels | None:
+        """What decoder blocks of the draft that run in fewer steps are made of; None: there is nothing."""
         ...
 
     def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:

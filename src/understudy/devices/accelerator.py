@@ -12,6 +12,7 @@ from torch import Tensor
 from ..codecs import Codec
 from ..errors import UsageError, first_line
 from ..kernels.attention import AttentionSpec, attend_anywhere
+from ..kernels.blocks import BlockKernels
 from ..kernels.recurrence import RuleStep, convolve_anywhere, fold_anywhere, recur_anywhere
 from ..plan.demand import RUNTIME, RUNTIME_CUDA
 from ..plan.machine import Machine
@@ -171,6 +172,14 @@ class Accelerator:
         from ..kernels.gpu.search import SearchKernels
 
         return SearchKernels
+
+    def block_kernels(self) -> BlockKernels | None:
+        if not self.triton:
+            return None
+        # only now: it needs Triton
+        from ..kernels.gpu.blocks import TritonBlocks
+
+        return TritonBlocks(self.where)
 
     def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
         return None

@@ -14,6 +14,7 @@ from ..codecs import Codec
 from ..errors import first_line
 from ..kernels import exact_product
 from ..kernels.attention import AttentionSpec, attend
+from ..kernels.blocks import BlockKernels, ProcessorBlocks
 from ..kernels.convolution_cpu import convolve
 from ..kernels.draft_attention import LevelAttention
 from ..kernels.recurrence import RuleStep
@@ -120,6 +121,9 @@ class Processor:
 
     def search_kernels(self) -> OpenLevelKernels | None:
         return None
+
+    def block_kernels(self) -> BlockKernels | None:
+        return ProcessorBlocks()
 
     def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
         return exact_product.BlockProduct if exact_product.applies(dtype, columns) else None

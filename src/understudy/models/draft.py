@@ -17,10 +17,10 @@ from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
-from .fused import BlockSamples, agrees, fused, take_over, usual_blocks
+from .fused import BlockSamples, FusedBlock, agrees, fused, take_over, usual_blocks
 from .streamed import CurrentPass, Pass, pass_cache, place_of_one
 
-# nodes of the level that compares fused blocks with the stock ones
+# nodes of a level that compares fused blocks with the stock ones
 COMPARED = 8
 
 
@@ -61,20 +61,29 @@ class Draft:
     def fuse(self) -> int:
         """Take over the decoder blocks that are as usual, where that gives what the stock blocks give: returns how many.
 
-        Row 0 of the cache must be empty: a level of COMPARED nodes runs there."""
-        blocks = usual_blocks(self.model)
-        if self.device.own_memory or self.cache.recurrent or not blocks:
+        Row 0 of the cache must be empty: levels of COMPARED nodes run there."""
+        blocks, kernels = usual_blocks(self.model), self.device.block_kernels()
+        if kernels is None or self.cache.recurrent or not blocks:
             return 0
-        nodes = Nodes.of(TokenTree.chain(range(COMPARED)), 0, 0)
-        with BlockSamples(blocks) as watched:
-            self._run(WatchedLevel(self, nodes, watched.specs))
-        level, found = Level(self, nodes), 0
-        for block, sample in watched.samples:
-            ours = fused(block, self.linears, sample)
-            if ours is not None and agrees(ours, sample, level):
-                take_over(block, ours, self.current, _level)
-                found += 1
-        return found
+        made: dict[nn.Module, FusedBlock | None] = {}
+        for nodes in _compared():
+            with BlockSamples(blocks) as watched:
+                self._run(WatchedLevel(self, nodes, watched.specs))
+            level = Level(self, nodes)
+            for block, sample in watched.samples if kernels.suits(nodes) else ():
+                ours = made[block] if block in made else fused(block, self.linears, sample, kernels)
+                made[block] = ours if ours is not None and agrees(ours, sample, level) else None
+        found = [(block, ours) for block, ours in made.items() if ours is not None]
+        for block, ours in found:
+            take_over(block, ours, self.current, _level)
+        return len(found)
+
+
+def _compared() -> tuple[Nodes, Nodes]:
+    """Levels that fused blocks are compared in: a text, and nodes that all follow it, of which none is another's ancestor."""
+    text = Nodes.of(TokenTree.chain(range(COMPARED)), 0, 0)
+    tree = TokenTree.of(range(COMPARED + 1), [-1, *[0] * COMPARED])
+    return text, Nodes.of(tree, 0, COMPARED - 1)[1:]
 
 
 class LevelView(Protocol):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..cache import Cache
 from ..kernels.attention import AttentionSpec
-from ..kernels.draft_layer import attend
-from ..kernels.draft_product import Joined, Norm, Product
+from ..kernels.blocks import BlockKernels, JoinedProduct
+from ..kernels.draft_product import Norm
 from ..tree import Nodes
 from .streamed import CurrentPass, Pass, StreamedLinear
 
@@ -29,8 +29,6 @@ PARTS = (
 # by how much keys, values and what a block adds to its input may differ from the stock block's: activations are rounded to int8 at
 # other places
 TOLERANCE = 0.1
-# nodes times tokens they see, of a level, beyond which the stock block's attention is the faster one
-MANY = 4096
 # of hidden states, keys and values
 TYPES = (torch.bfloat16, torch.float32)
 
@@ -58,7 +56,15 @@ class LevelPass(Protocol):
 class FusedBlock:
     """One decoder block, for levels of the draft: hidden states [1, n, hidden size] -> the same shape."""
 
-    def __init__(self, attention: tuple[Joined, Joined], mlp: tuple[Joined, Joined], layer: int, spec: AttentionSpec) -> None:
+    def __init__(
+        self,
+        kernels: BlockKernels,
+        attention: tuple[JoinedProduct, JoinedProduct],
+        mlp: tuple[JoinedProduct, JoinedProduct],
+        layer: int,
+        spec: AttentionSpec,
+    ) -> None:
+        self.kernels = kernels
         self.made, self.output = attention
         self.gated, self.down = mlp
         self.layer = layer
@@ -67,7 +73,7 @@ class FusedBlock:
     def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:
         x = hidden[0]
         state = level.cache.layer(self.layer, self.spec.window)
-        attended = attend(self.made(x), (turns[0][0], turns[1][0]), state, level.nodes, self.spec)
+        attended = self.kernels.attend(self.made(x), (turns[0][0], turns[1][0]), state, level.nodes, self.spec)
         x = self.output(attended, x)
         return self.down(self.gated(x), x)[None]
 
@@ -119,44 +125,51 @@ def _usual(block: nn.Module) -> bool:
     return True
 
 
-def fused(block: nn.Module, linears: Sequence[Callable[[Tensor], Tensor]], sample: Sample) -> FusedBlock | None:
+def fused(
+    block: nn.Module, linears: Sequence[Callable[[Tensor], Tensor]], sample: Sample, kernels: BlockKernels
+) -> FusedBlock | None:
     """The usual stock decoder `block`, which gave `sample`, as one of ours; None where a part of it is not as usual. Whether it
     computes the same is not known yet. `linears`: the draft's product of each Linear, by its index."""
+    joiner = Joiner(linears, kernels)
     attention: Any = block.self_attn
     mlp: Any = block.mlp
     before, after = (_norm(getattr(block, name)) for name in ("input_layernorm", "post_attention_layernorm"))
     plain = not sample.spec.softcap and sample.spec.sinks is None and sample.given.dtype in TYPES
     if before is None or after is None or not plain or not _is_silu(mlp.act_fn):
         return None
-    made = _joined([attention.q_proj, attention.k_proj, attention.v_proj], linears, before)
-    output, down = _joined([attention.o_proj], linears), _joined([mlp.down_proj], linears)
-    gated = _joined([mlp.gate_proj, mlp.up_proj], linears, after, gated=True)
+    made = joiner([attention.q_proj, attention.k_proj, attention.v_proj], before)
+    output, down = joiner([attention.o_proj]), joiner([mlp.down_proj])
+    gated = joiner([mlp.gate_proj, mlp.up_proj], after, gated=True)
     if made is None or output is None or gated is None or down is None:
         return None
-    return FusedBlock((made, output), (gated, down), sample.layer, sample.spec)
+    return FusedBlock(kernels, (made, output), (gated, down), sample.layer, sample.spec)
 
 
-def _joined(
-    modules: Sequence[nn.Module], linears: Sequence[Callable[[Tensor], Tensor]], norm: Norm | None = None, gated: bool = False
-) -> Joined | None:
-    """The products of these Linears of one input; None where they cannot be joined."""
-    products: list[Product] = []
-    biases: list[Tensor | None] = []
-    for module in modules:
-        product = linears[module.index] if isinstance(module, StreamedLinear) else None
-        if not isinstance(product, Product):
-            return None
-        products.append(product)
-        biases.append(None if module.bias is None else module.get_parameter("bias"))
-    if len({(product.columns, product.step) for product in products}) > 1:
-        return None
-    return Joined(products, norm, biases, gated)
+@dataclass(frozen=True)
+class Joiner:
+    """Joins the draft's products of several Linears of one input."""
+
+    # the draft's product of each Linear, by its index
+    linears: Sequence[Callable[[Tensor], Tensor]]
+    kernels: BlockKernels
+
+    def __call__(self, modules: Sequence[nn.Module], norm: Norm | None = None, gated: bool = False) -> JoinedProduct | None:
+        """None where they cannot be joined."""
+        products: list[Callable[[Tensor], Tensor]] = []
+        biases: list[Tensor | None] = []
+        for module in modules:
+            if not isinstance(module, StreamedLinear):
+                return None
+            products.append(self.linears[module.index])
+            biases.append(None if module.bias is None else module.get_parameter("bias"))
+        return self.kernels.join(products, norm, biases, gated)
 
 
 def agrees(block: FusedBlock, sample: Sample, level: LevelPass) -> bool:
     """Whether `block` gives what the stock block gave, and leaves the same keys and values in the cache."""
     state, row = level.cache.layer(block.layer, block.spec.window), int(level.nodes.rows[0])
-    if level.cache.shapes[block.layer].reads is not None or state.keys.dtype not in TYPES:
+    usual = level.cache.shapes[block.layer].reads is None and state.keys.dtype in TYPES
+    if not usual or any(turn.shape[-1] != state.keys.shape[3] for turn in sample.turns):
         return False
     places = state.places(level.nodes.slots)
     kept = [slab[row, :, places].float() for slab in (state.keys, state.values)]
@@ -174,7 +187,7 @@ def take_over(
 
     def forward(*given: Any, **named: Any) -> Any:
         under_way = level(current.under_way)
-        if under_way is None or len(under_way.nodes) * (under_way.nodes.last + 1) > MANY:
+        if under_way is None or not ours.kernels.suits(under_way.nodes):
             return stock(*given, **named)
         return ours(given[0] if given else named["hidden_states"], named["position_embeddings"], under_way)
 

@@ -16,7 +16,19 @@ RESIDUAL = {
     "data": "*u8", "codes": "*u8", "scales": "*bf16", "out": "*bf16", "stride": "i32", "count": "i32", "groups": "i32",
 }  # fmt: skip
 PRODUCT = {
-    "x": "*bf16", "codes": "*u8", "scales": "*i16", "y": "*fp32", "m": "i32", "columns": "i32", "count": "i32",
+    "x": "*bf16", "codes0": "*i32", "scales0": "*i32", "codes1": "*i32", "scales1": "*i32", "codes2": "*i32", "scales2": "*i32",
+    "shifts": "*i32", "norm": "*fp32", "bias": "*fp32", "other": "*bf16", "out": "*bf16", "scratch": "*fp32", "counters": "*i32",
+    "m": "i32", "count0": "i32", "count1": "i32", "count2": "i32", "rows0": "i32", "rows1": "i32", "rows2": "i32",
+    "beside": "i32", "apart": "i32", "epsilon": "fp32",
+}  # fmt: skip
+LAYER = {
+    "made": "*bf16", "cosines": "*bf16", "sines": "*bf16", "keys": "*bf16", "values": "*bf16", "rows": "*i64", "slots": "*i64",
+    "positions": "*i64", "prefixes": "*i64", "tail": "*i64", "out": "*bf16", "scratch": "*fp32", "counters": "*i32", "width": "i32",
+    "places": "i32", "scaling": "fp32", "window": "i32",
+}  # fmt: skip
+HEADS = {"KV": 8, "GROUP": 4, "DIM": 128, "D": 128, "SIZE": 128, "S": 128}
+LAYER_SIZES = HEADS | {
+    "M": 16, "BLOCK": 64, "SHARES": 8, "WORTH": 128, "WINDOWED": True, "NARROW": True, "WIDE": False,
 }  # fmt: skip
 ATTENTION = {
     "query": "*bf16", "keys": "*bf16", "values": "*bf16", "out": "*bf16", "sinks": "*bf16", "rows": "*i64", "positions": "*i64",
@@ -37,9 +49,16 @@ WIDE = {"DIM": 256, "D": 256, "SIZE": 256, "S": 256, "BLOCK": 32, "WINDOWED": Tr
 LONG = {"DIM": 256, "D": 256, "SIZE": 256, "S": 256, "NARROW": True, "WIDE": False}
 LONGEST = WIDE | {"DIM": 512, "D": 512, "SIZE": 512, "S": 512, "BLOCK": 16}
 SINKS = {"DIM": 192, "D": 256, "GROUP": 1, "SINKS": True, "WINDOWED": True, "NARROW": True, "WIDE": False}
-STEPS = {"GROUP": 64, "STEP": 64, "EACH": 4, "WIDE": False}
 TILES = {"group": 64, "COLUMNS": 8, "LISTED": 32, "COPIED": 256}
 A_WARP = {"num_warps": 1, "maxnreg": 128, "enable_fp_fusion": False}
+STEPS = {
+    "M": 16, "COLUMNS": 4096, "GROUP": 64, "STEP": 64, "ROUNDS": 4, "PARTS": 4, "SHARES": 4, "BITS": 4, "MATRICES": 3,
+    "GATED": False, "NORM": True, "BIAS": True, "OTHER": 0, "STAGES": 3, "WIDE": False,
+}  # fmt: skip
+GATED = STEPS | {"MATRICES": 2, "GATED": True}
+ALONE = STEPS | {"MATRICES": 1, "NORM": False, "OTHER": 1}
+EXACTLY = PRODUCT | {"x": "*fp32", "other": "*fp32", "out": "*fp32"}
+STAGED = {"num_stages": 3}
 UNFUSED = {"enable_fp_fusion": False}
 WHOLE, REALS = "*i64", "*fp64"
 LEVEL = {
@@ -74,10 +93,6 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "residual": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 4, "DENSE": 5, "WIDER": 0}, A_WARP),
     "residual of 3 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 3, "DENSE": 6, "WIDER": 48}, A_WARP),
     "residual of 8 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 8, "DENSE": 3, "WIDER": 0, "group": 128}, A_WARP),
-    "product": ("draft_product", "_multiply", PRODUCT, STEPS | {"M": 16}, {}),
-    "product of 3 bits": ("draft_product", "_multiply_few", PRODUCT, STEPS | {"M": 16, "BITS": 3}, {}),
-    "product of 8 bits": ("draft_product", "_multiply_few", PRODUCT, STEPS | {"M": 16, "BITS": 8, "GROUP": 2304}, {}),
-    "product in float32": ("draft_product", "_multiply", PRODUCT | {"x": "*fp32"}, STEPS | {"M": 64}, {}),
     "exact product": ("exact_product", "_multiply_rows", EXACT, ROWS, {"num_stages": 3}),
     "exact product in float32": ("exact_product", "_multiply_rows", EXACT | {"x": "*fp32", "out": "*fp32"}, FEW_ROWS, {}),
     "nodes of a level": ("search_level", "begin", LEVEL, LEVEL_SIZES, UNFUSED),
@@ -88,6 +103,16 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "likeliest children of a shape": ("search_choice", "rank", RANK, RANK_SIZES | {"FORCED": True, "LIMIT": 6}, UNFUSED),
     "candidates of a level": ("search_choice", "offer", OFFER, OFFER_SIZES, UNFUSED),
     "candidates of a shape": ("search_choice", "offer", OFFER, OFFER_SIZES | {"FORCED": True, "LEVELS": 48}, UNFUSED),
+    "products": ("coded_product", "multiply", PRODUCT, STEPS, STAGED),
+    "gated products": ("coded_product", "multiply", PRODUCT, GATED | {"M": 32}, STAGED),
+    "gated products on an A100": ("coded_product", "multiply", PRODUCT, GATED, STAGED | {"target": 80}),
+    "gated products on an H100": ("coded_product", "multiply", PRODUCT, GATED, STAGED | {"target": 90}),
+    "product of 3 bits": ("coded_product", "multiply", PRODUCT, ALONE | {"BITS": 3}, STAGED),
+    "product of 8 bits": ("coded_product", "multiply", PRODUCT, ALONE | {"BITS": 8, "GROUP": 4096, "SHARES": 1}, STAGED),
+    "products in float32": ("coded_product", "multiply", EXACTLY, STEPS, STAGED),
+    "draft layer": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2}),
+    "draft layer on an A100": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2, "target": 80}),
+    "draft layer on an H100": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2, "target": 90}),
     "attention": ("attention", "_attend", ATTENTION, FLAGS | {"NARROW": True, "WIDE": False}, {"num_stages": 2}),
     "attention with long keys": ("attention", "_attend", ATTENTION, FLAGS | LONG, {"num_stages": 2}),
     "attention with sinks and short values": ("attention", "_attend", ATTENTION, FLAGS | SINKS, {"num_stages": 2}),
@@ -102,9 +127,10 @@ found = {}
 for what, (module, name, signature, constants, options) in json.loads(sys.argv[1]).items():
     kernel = getattr(importlib.import_module("understudy.kernels.gpu." + module), name)
     signature |= {name: "constexpr" for name in constants}
+    target = GPUTarget("cuda", options.pop("target", int(sys.argv[2])), 32)
     source = ASTSource(kernel, signature=signature, constexprs=constants)
     try:
-        made = compile(source, target=GPUTarget("cuda", int(sys.argv[2]), 32), options=options)
+        made = compile(source, target=target, options=options)
         found[what] = {"cubin": len(made.asm["cubin"]), "shared": made.metadata.shared, "ptx": made.asm["ptx"]}
     except Exception as error:
         found[what] = {"error": repr(error)}

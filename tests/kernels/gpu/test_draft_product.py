@@ -1,13 +1,35 @@
-"""The GPU's product with a weight of few bits against float64, for every number of rows, group and dtype that drafts have."""
+"""The GPU's products with weights of few bits against float64: every number of rows, group and dtype that drafts have, alone and
+joined, with all that comes before and after."""
+
+from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import silu
 
 from tests.device import DEVICE
+from understudy.kernels.draft_product import Norm
 from understudy.quantizers import quantizer
 
 pytest.importorskip("triton")
 from understudy.kernels.gpu import draft_product
+from understudy.kernels.gpu.draft_product import GroupedProduct, JoinedGrouped
+
+# relative errors; the interpreter cuts off what it rounds to bfloat16
+NARROW, EXACT = 5e-3, 1e-6
+
+
+def made(spec: str, rows: int, columns: int) -> tuple[GroupedProduct, Tensor]:
+    """A product, and the weight it multiplies by in float64."""
+    maker = quantizer(spec)
+    tensors = maker.quantize(torch.randn(rows, columns) * 0.05 + 0.01)
+    product = GroupedProduct(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), rows)
+    return product, maker.dequantize(tensors, (rows, columns)).double()
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.cpu().double() - exact).norm() / exact.norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -26,25 +48,82 @@ from understudy.kernels.gpu import draft_product
 def test_it_is_the_product(bits: int, shape: tuple[int, int], group: int, rows: int, dtype: torch.dtype) -> None:
     torch.manual_seed(rows)
     groups = f":group={group if bits == 4 else group // 2}" if bits < 8 else ""
-    maker = quantizer(f"int{bits}{groups}")
-    tensors = maker.quantize(torch.randn(shape) * 0.05 + 0.01)
+    multiply, weight = made(f"int{bits}{groups}", *shape)
     x = torch.randn(rows, shape[1]).to(dtype)
-    exact = x.double() @ maker.dequantize(tensors, shape).double().T
-    multiply = draft_product.GroupedProduct(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), shape[0])
     found = multiply(x.to(DEVICE))
     assert found.dtype == dtype and found.shape == (rows, shape[0])
-    error = (found.cpu().double() - exact).norm() / exact.norm()
-    assert error < (3e-3 if dtype == torch.bfloat16 else 1e-6)
+    assert error(found, x.double() @ weight.T) < (NARROW if dtype == torch.bfloat16 else EXACT)
 
 
 @pytest.mark.parametrize("spec", ["int3", "int4", "int8"])
 def test_the_columns_are_shared_out_and_none_is_counted_twice(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draft_product, "PROGRAMS", 3)
+    """Seven steps in two shares of two rounds for two warps: the last round is not full. What counts the shares is ready for the
+    next call."""
+    monkeypatch.setattr(draft_product, "PARTS", 2)
+    monkeypatch.setattr(draft_product, "shared_out", lambda *_: draft_product.ColumnShares(2, 2))
     torch.manual_seed(0)
-    maker = quantizer(spec)
-    tensors = maker.quantize(torch.randn(64, 448))  # seven steps in three shares: the last one is short
-    multiply = draft_product.GroupedProduct(tensors["codes"].to(DEVICE), tensors["scales"].to(DEVICE), 64)
-    assert multiply.splits == 3 and multiply.each == 3
+    multiply, weight = made(spec, 64, 448)
+    launch = multiply._alone.launches[0]
     x = torch.randn(2, 448)
-    exact = x.double() @ maker.dequantize(tensors, (64, 448)).double().T
-    assert torch.allclose(multiply(x.to(DEVICE)).cpu().double(), exact, atol=1e-4)
+    found = [multiply(x.to(DEVICE)) for _ in range(2)]
+    assert torch.allclose(found[0].cpu().double(), x.double() @ weight.T, atol=1e-4)
+    assert torch.equal(found[0], found[1]) and not launch.counters.any()
+
+
+def norm_of(columns: int) -> Norm:
+    return Norm((torch.rand(columns) + 0.5).to(DEVICE), 1e-3)
+
+
+def normed(x: Tensor, norm: Norm) -> Tensor:
+    wide = x.double()
+    return wide / (wide.square().mean(1, keepdim=True) + norm.epsilon).sqrt() * norm.weight.cpu().double()
+
+
+def joined(specs: Sequence[str], outputs: Sequence[int], columns: int) -> tuple[list[GroupedProduct], list[Tensor]]:
+    pairs = [made(spec, rows, columns) for spec, rows in zip(specs, outputs, strict=True)]
+    return [product for product, _ in pairs], [weight for _, weight in pairs]
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize(("specs", "launches"), [(["int4"] * 3, 1), (["int4", "int4", "int3"], 2), (["int8", "int4", "int2"], 3)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products_of_one_input_lie_side_by_side(
+    dtype: torch.dtype, specs: list[str], launches: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a norm, with biases, and with something added; shared out or not."""
+    monkeypatch.setattr(draft_product, "PARTS", parts)
+    monkeypatch.setattr(draft_product, "processors", lambda device: 132)
+    torch.manual_seed(1)
+    products, weights = joined(specs, (128, 64, 70), 256)
+    norm, bias = norm_of(256), torch.randn(64)
+    together = JoinedGrouped(products, norm, [None, bias.to(DEVICE), None])
+    assert len(together.launches) == launches and (together.launches[0].shares.count > 1) == (parts == 1)
+    x, added = torch.randn(5, 256).to(dtype), torch.randn(5, 262).to(dtype)
+    exact = torch.cat([normed(x, norm) @ weight.T for weight in weights], 1) + added.double()
+    exact[:, 128:192] += bias.double()
+    assert error(together(x.to(DEVICE), added.to(DEVICE)), exact) < (2 * NARROW if dtype == torch.bfloat16 else EXACT)
+
+
+@pytest.mark.parametrize("specs", [["int4", "int4"], ["int4", "int3"]])
+@pytest.mark.parametrize(("rows", "parts"), [(3, 4), (40, 1)])
+def test_one_half_is_gated_by_the_other(specs: list[str], rows: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draft_product, "PARTS", parts)
+    monkeypatch.setattr(draft_product, "processors", lambda device: 132)
+    torch.manual_seed(2)
+    products, weights = joined(specs, (100, 100), 256)
+    norm, biases = norm_of(256), [torch.randn(100), torch.randn(100)]
+    together = JoinedGrouped(products, norm, [bias.to(DEVICE) for bias in biases], gated=True)
+    x = torch.randn(rows, 256)
+    first, second = (normed(x, norm) @ weight.T + bias for weight, bias in zip(weights, biases, strict=True))
+    assert error(together(x.to(DEVICE)), silu(first) * second) < EXACT
+
+
+def test_shares_fill_the_gpu() -> None:
+    """Few blocks are shared out more than many; there are no empty shares."""
+    few, many = (draft_product.shared_out(blocks, 80, 396) for blocks in (20, 2000))
+    assert few.count > 4 and many.count == 1 and many.rounds == 20
+    assert all(
+        (shares.count - 1) * shares.rounds * draft_product.PARTS < steps
+        for steps in range(1, 100)
+        for shares in [draft_product.shared_out(30, steps, 396)]
+    )

@@ -1,21 +1,34 @@
-"""x @ W.T for a few rows x and a weight of 2, 3, 4 or 8 bits, on a GPU: the draft's product. It reads each code once.
+"""x @ W.T for a few rows x and weights of 2, 3, 4 or 8 bits, on a GPU: the draft's products, each one launch of `coded_product`."""
 
-The codes go into the matrix units as whole numbers, -8 to 7 for 4 bits, which bfloat16 holds exactly; scale and zero
-are applied to the sums of each group. Columns are shared out over programs so that all of the GPU reads, and what they
-give is added."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from ..draft_product import Norm
 from . import INTERPRETED
-from .codes import column_of
+from .coded_product import multiply
 
-# enough to keep the memory of a large GPU busy
-PROGRAMS = 528
-# rows of x that one call of the kernel takes
+# warps of a program, which share its columns out once more
+PARTS = 4
+# programs that one multiprocessor holds at once
+RESIDENT = 3
+# what a program costs beside its rounds, and what adding its share to others does, in rounds
+STARTING, ADDING = 1, 1
+# rows of x that one launch takes, and those that one of its programs takes: of more numbers in registers there is no room
 MOST_ROWS = 64
+FEW_ROWS, MANY_ROWS = 16, 32
+# steps that are on their way from memory while one is computed with, and one
+STAGES = 3
+# products that one launch takes
+MOST_JOINED = 3
+# what `other` is, of the products' results y: nothing; added to y; multiplied by y after silu
+ALONE, ADDED, GATE = 0, 1, 2
 
 
 class GroupedProduct:
@@ -25,105 +38,152 @@ class GroupedProduct:
 
     def __init__(self, codes: Tensor, scales: Tensor, rows: int) -> None:
         assert codes.is_contiguous() and scales.is_contiguous(), "the codes and scales of a whole weight lie together"
-        self.codes, self.scales, self.rows = codes, scales.view(torch.int16), rows
+        self.codes, self.scales, self.rows = codes.view(torch.int32), scales.view(torch.int32), rows
         self.count, self.columns = codes.shape[:2]
+        self.bits = codes.shape[2] // 8
         self.group = self.columns // scales.shape[0]
         self.step = next(size for size in (64, 32, 16) if self.group % size == 0)
-        steps = self.columns // self.step
-        # steps of one program
-        self.each = -(-steps // max(1, min(steps, PROGRAMS // self.count)))
-        self.splits = -(-steps // self.each)
+        self._alone = JoinedGrouped([self])
 
     def __call__(self, x: Tensor) -> Tensor:  # [m, K] -> [m, rows]
-        return (
-            torch.cat([self._few(part) for part in torch.split(x, MOST_ROWS)]) if len(x) > MOST_ROWS else self._few(x)
-        )
+        return self._alone(x)
 
-    def _few(self, x: Tensor) -> Tensor:
+
+class JoinedGrouped:
+    """Several products of the same rows, their results side by side, or silu(first) * second where it is `gated`.
+
+    `norm` comes before the products, `biases` (one each, None: nothing) are added to them. Products whose codes have as many
+    bits and columns in a group are one launch."""
+
+    def __init__(
+        self,
+        products: Sequence[GroupedProduct],
+        norm: Norm | None = None,
+        biases: Sequence[Tensor | None] = (),
+        gated: bool = False,
+    ) -> None:
+        assert len(products) <= MOST_JOINED and len({product.columns for product in products}) == 1
+        self.columns = products[0].columns
+        self.outputs = products[0].rows if gated else sum(product.rows for product in products)
+        biases = list(biases) or [None] * len(products)
+        kinds = [(product.bits, product.group) for product in products]
+        cuts = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
+        self.launches = [
+            ProductLaunch(products[first:last], norm, biases[first:last], gated and not cuts)
+            for first, last in pairwise([0, *cuts, len(kinds)])
+        ]
+        self.halves = gated and bool(cuts)
+
+    def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """x [m, K] -> [m, outputs], with `added` of that shape added."""
         x = x.contiguous()
-        y = torch.empty((self.splits, len(x), self.count * 64), dtype=torch.float32, device=x.device)
-        bits = self.codes.shape[2] // 8
-        few = {} if bits == 4 else {"BITS": bits}
-        (_multiply if bits == 4 else _multiply_few)[(self.count, self.splits)](
-            x, self.codes, self.scales, y, len(x), self.columns, self.count, M=max(16, triton.next_power_of_2(len(x))),
-            GROUP=self.group, STEP=self.step, EACH=self.each, WIDE=INTERPRETED, **few, num_warps=4,
+        out = x.new_empty((len(x), self.outputs))
+        if self.halves:
+            assert added is None
+            first, second = self.launches
+            gate = x.new_empty((len(x), self.outputs), dtype=torch.float32)
+            first(x, gate)
+            second(x, out, gate, GATE)
+            return out
+        place = 0
+        for launch in self.launches:
+            part = out[:, place : place + launch.outputs]
+            if added is None:
+                launch(x, part)
+            else:
+                launch(x, part, added[:, place : place + launch.outputs], ADDED)
+            place += launch.outputs
+        return out
+
+
+@dataclass(frozen=True)
+class ColumnShares:
+    """How the columns of a launch are shared out."""
+
+    # shares, each of so many rounds in which every warp takes a step
+    count: int
+    rounds: int
+
+
+class ProductLaunch:
+    """Up to three products of one kind in one launch of the kernel."""
+
+    def __init__(
+        self, products: Sequence[GroupedProduct], norm: Norm | None, biases: Sequence[Tensor | None], gated: bool
+    ) -> None:
+        self.products, self.norm, self.gated = tuple(products), norm, gated
+        first = products[0]
+        self.columns, self.step = first.columns, first.step
+        self.blocks = sum(product.count for product in products)
+        self.outputs = first.rows if gated else sum(product.rows for product in products)
+        self.bias: Tensor | None = None
+        if any(bias is not None for bias in biases):
+            none = first.codes.new_zeros(max(product.rows for product in products), dtype=torch.float32)
+            pairs = zip(products, biases, strict=True)
+            self.bias = torch.cat([none[: product.rows] if bias is None else bias.float() for product, bias in pairs])
+        room = processors(first.codes.device) * RESIDENT
+        self.shares = shared_out(self.blocks, -(-self.columns // self.step), room)
+        self.shifts = shifts(first.bits, first.codes.device)
+        # of each block of outputs and tile of rows: programs that have come; zero between launches
+        self.counters = first.codes.new_zeros(self.blocks * (MOST_ROWS // FEW_ROWS))
+
+    def __call__(self, x: Tensor, out: Tensor, other: Tensor | None = None, what: int = ALONE) -> None:
+        """Put the products of x [m, K] in out [m, outputs]."""
+        for start in range(0, len(x), MOST_ROWS):
+            part = slice(start, start + MOST_ROWS)
+            self._some(x[part], out[part], None if other is None else other[part], what)
+
+    def _some(self, x: Tensor, out: Tensor, other: Tensor | None, what: int) -> None:
+        tile = FEW_ROWS if len(x) <= FEW_ROWS or x.dtype == torch.float32 else MANY_ROWS
+        tiles = -(-len(x) // tile)
+        joined = self.gated or self.shares.count > 1
+        parts = tiles * self.blocks * self.shares.count if joined else 0
+        scratch = torch.empty(parts * tile * 65, dtype=torch.float32, device=x.device)
+        products = (self.products * 3)[:3] if len(self.products) == 1 else (*self.products, self.products[-1])[:3]
+        rows = [product.rows for product in products]
+        counts = [product.count for product in products]
+        nothing = self.shifts
+        multiply[(self.blocks, self.shares.count, tiles)](
+            x, *(tensor for product in products for tensor in (product.codes, product.scales)), self.shifts,
+            nothing if self.norm is None else self.norm.weight, nothing if self.bias is None else self.bias,
+            nothing if other is None else other, out, scratch, self.counters, len(x), *counts, *rows,
+            0 if other is None else other.stride(0), out.stride(0), 0.0 if self.norm is None else self.norm.epsilon,
+            M=tile, COLUMNS=self.columns, GROUP=self.products[0].group, STEP=self.step, ROUNDS=self.shares.rounds, PARTS=PARTS,
+            SHARES=self.shares.count, BITS=self.products[0].bits, MATRICES=len(self.products), GATED=self.gated,
+            NORM=self.norm is not None, BIAS=self.bias is not None, OTHER=what, STAGES=STAGES, WIDE=INTERPRETED,
+            num_warps=PARTS, num_stages=STAGES,
         )  # fmt: skip
-        return (y[0] if self.splits == 1 else y.sum(0))[:, : self.rows].to(x.dtype)
 
 
-@triton.jit(do_not_specialize=["m", "count"])
-def _multiply(
-    x, codes, scales, y, m, columns, count,
-    M: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, EACH: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Block `b` of the output, columns `split * EACH * STEP` and so on. Rows 0-31 of a block are low halves, 32-63
-    high."""
-    b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    line, row = tl.arange(0, M), tl.arange(0, 32)
-    width = count.to(tl.int64) * 64
-    low = tl.zeros([M, 32], tl.float32)
-    high = tl.zeros([M, 32], tl.float32)
-    for i in range(EACH):
-        first = (split * EACH + i) * STEP
-        k = first + tl.arange(0, STEP)
-        inside = k < columns
-        rows = _rows(x, line, k, m, columns, WIDE)
-        packed = tl.load(codes + (b * columns + k[:, None]) * 32 + row[None, :], inside[:, None], other=0)
-        at = scales + (first // GROUP) * width * 2 + (b * 64 + row) * 2
-        known = row + first < columns + row
-        total = tl.sum(rows.to(tl.float32), 1)[:, None]
-        part = tl.dot(rows, _whole(packed & 15).to(rows.dtype), input_precision="ieee")
-        low += part * _number(at, known)[None, :] + total * _number(at + 1, known)[None, :]
-        part = tl.dot(rows, _whole(packed >> 4).to(rows.dtype), input_precision="ieee")
-        high += part * _number(at + 64, known)[None, :] + total * _number(at + 65, known)[None, :]
-    out = y + (split * m + line[:, None]) * width + b * 64 + row[None, :]
-    tl.store(out, low, line[:, None] < m)
-    tl.store(out + 32, high, line[:, None] < m)
+def shared_out(blocks: int, steps: int, room: int) -> ColumnShares:
+    """The shares in which `blocks` blocks of `steps` steps of columns are done first, where `room` programs run at once."""
+
+    def cost(count: int) -> int:
+        rounds = -(-steps // (count * PARTS))
+        return -(-blocks * count // room) * (rounds + STARTING + ADDING * (count > 1))
+
+    most = max(1, min(16, -(-steps // PARTS)))
+    count = min(range(1, most + 1), key=cost)
+    rounds = -(-steps // (count * PARTS))
+    return ColumnShares(-(-steps // (rounds * PARTS)), rounds)
 
 
-@triton.jit(do_not_specialize=["m", "count"])
-def _multiply_few(
-    x, codes, scales, y, m, columns, count,
-    M: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, EACH: tl.constexpr, WIDE: tl.constexpr,
-    BITS: tl.constexpr,
-):  # fmt: skip
-    """The same for 2, 3 and 8 bits: a code's bits are picked out for each of the 64 rows, whose bytes lie in the
-    cache."""
-    b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    line, row = tl.arange(0, M), tl.arange(0, 64)
-    width = count.to(tl.int64) * 64
-    total = tl.zeros([M, 64], tl.float32)
-    for i in range(EACH):
-        first = (split * EACH + i) * STEP
-        k = first + tl.arange(0, STEP)
-        rows = _rows(x, line, k, m, columns, WIDE)
-        run = codes + (b * columns + tl.minimum(k, columns - 1)[:, None]) * 8 * BITS
-        code = column_of(run, row[None, :], BITS).to(tl.float32) - 2 ** (BITS - 1)
-        part = tl.dot(rows, code.to(rows.dtype), input_precision="ieee")
-        at = scales + (first // GROUP) * width * 2 + (b * 64 + row) * 2
-        known = row + first < columns + row
-        sums = tl.sum(rows.to(tl.float32), 1)[:, None]
-        total += part * _number(at, known)[None, :] + sums * _number(at + 1, known)[None, :]
-    out = y + (split * m + line[:, None]) * width + b * 64 + row[None, :]
-    tl.store(out, total, line[:, None] < m)
+@cache
+def processors(device: torch.device) -> int:
+    """How many programs run at once on `device`, if each fills a multiprocessor; Triton's interpreter runs one."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
 
 
-@triton.jit
-def _rows(x, line, k, m, columns, WIDE: tl.constexpr):
-    """Columns `k` of each `line` of x [m, columns]; 0 outside it."""
-    rows = tl.load(x + line[:, None] * columns + k[None, :], (line[:, None] < m) & (k[None, :] < columns), other=0)
-    if WIDE:
-        rows = rows.to(tl.float32)
-    return rows
+@cache
+def shifts(bits: int, device: torch.device) -> Tensor:
+    """Where codes lie in a column's 32-bit words: for codes of 4 and 8 bits the shift of each code of a word, for others two
+    tables: of 2 bits of each code, and where a third lies.
 
-
-@triton.jit
-def _whole(code):
-    """0..15 as -8..7. By way of float32: Triton's interpreter cannot make a bfloat16 of a whole number."""
-    return code.to(tl.float32) - 8
-
-
-@triton.jit
-def _number(at, known):
-    """float32 numbers from bfloat16 ones that are loaded as 16-bit integers; 0 where not `known`."""
-    return (tl.load(at, known, other=0).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    They are loaded, not computed: only then does the compiler leave the codes in the registers in which the matrix units want
+    them."""
+    if bits in (4, 8):
+        return torch.arange(0, 32, bits, dtype=torch.int32, device=device)
+    low = torch.arange(0, 32, 2, dtype=torch.int32)
+    i, w = torch.arange(16)[:, None], torch.arange(4)[None, :]
+    third = 8 * (i // 4) + w // 2 + 2 * (i % 4)
+    return torch.cat([low, third.flatten().int()]).to(device)

@@ -1,0 +1,70 @@
+"""What decoder blocks of the draft that run in fewer steps are made of (`models.fused`), and the processor's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from ..layer_states import FullState
+from ..tree import Nodes
+from .attention import AttentionSpec
+from .draft_layer import attend
+from .draft_product import Joined, Norm, Product
+
+# nodes times tokens they see, of a level, beyond which the stock block's attention is the faster one on a processor
+MANY = 4096
+
+
+class JoinedProduct(Protocol):
+    """Several products of the same rows in one run; see `draft_product.Joined`."""
+
+    def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """x [m, K] -> [m, outputs], with `added` of that shape added."""
+
+
+class BlockKernels(Protocol):
+    """What one device joins products and attends with."""
+
+    def join(
+        self,
+        products: Sequence[Callable[[Tensor], Tensor]],
+        norm: Norm | None,
+        biases: Sequence[Tensor | None],
+        gated: bool,
+    ) -> JoinedProduct | None:
+        """The products of one input, side by side or gated, as `draft_product.Joined`; None where they cannot be joined."""
+
+    def attend(
+        self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec
+    ) -> Tensor:
+        """Attention of `nodes`, as `draft_layer.attend`."""
+
+    def suits(self, nodes: Nodes) -> bool:
+        """Is a level of `nodes` faster so than in stock blocks? It is told by shapes alone where nodes lie on a device."""
+
+
+class ProcessorBlocks:
+    """The processor's own."""
+
+    def join(
+        self,
+        products: Sequence[Callable[[Tensor], Tensor]],
+        norm: Norm | None,
+        biases: Sequence[Tensor | None],
+        gated: bool,
+    ) -> JoinedProduct | None:
+        """None where they are of another kind, or round their input in other steps."""
+        found = [product for product in products if isinstance(product, Product)]
+        if len(found) < len(products) or len({(product.columns, product.step) for product in found}) > 1:
+            return None
+        return Joined(found, norm, biases, gated)
+
+    def attend(
+        self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec
+    ) -> Tensor:
+        return attend(made, turns, state, nodes, spec)
+
+    def suits(self, nodes: Nodes) -> bool:
+        return len(nodes) * (nodes.last + 1) <= MANY

@@ -1,0 +1,215 @@
+"""What a draft's nodes do in one layer between the products of queries, keys and values and that of the output, in one launch:
+positions turn queries and keys, keys and values go to the cache, and each node attends.
+
+A program is one node, one head of keys and a share of the positions that the node sees; the share that is done last joins what
+all of them found, in one order. Nodes of a searched level are never each other's ancestors, so no program waits for a key that
+another one puts in the cache."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...layer_states import FullState
+from ...tree import Nodes
+from ..attention import AttentionSpec
+from . import INTERPRETED
+from .attention import _block, _dot
+from .draft_product import processors
+
+# programs that keep a multiprocessor busy, positions that are worth a share of their own, and shares at most
+BUSY = 2
+WORTH = 128
+MOST_SHARES = 16
+# pairs of a node and a head that may have several shares
+PAIRS = 8192
+
+
+class LayerAttention:
+    """The attention of fused layers on one GPU."""
+
+    def __init__(self, where: str) -> None:
+        # for each node and head: programs that are done; zero between launches
+        self.counters = torch.zeros(PAIRS, dtype=torch.int32, device=where)
+
+    def __call__(self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec) -> Tensor:
+        """Attention of `nodes`, whose queries, keys and values are side by side in `made` [n, ...], over `state`, which gets their
+        keys and values: [n, heads * value size].
+
+        `turns`: cosines and sines [n, key size] of the nodes' positions. There may be no softcap and no sinks in `spec`. None of
+        the nodes may be another's ancestor."""
+        assert searched(nodes) and not spec.softcap and spec.sinks is None and made.is_contiguous()
+        keys, values = state.keys, state.values
+        assert keys.is_contiguous() and values.is_contiguous()
+        count, kv_heads, places = len(made), keys.shape[1], keys.shape[2]
+        dim, size = keys.shape[3], values.shape[3]
+        heads = (made.shape[1] - kv_heads * size) // dim - kv_heads
+        cosines, sines = (turn.contiguous() for turn in turns)
+        wide, wide_value = (max(16, triton.next_power_of_2(numbers)) for numbers in (dim, size))
+        given = (made, cosines, sines, keys, values, nodes.rows, nodes.slots, nodes.positions)
+        sizes = {"KV": kv_heads, "GROUP": heads // kv_heads, "DIM": dim, "D": wide, "SIZE": size, "S": wide_value}
+        shares = shared_out(count * kv_heads, places, processors(made.device) * BUSY)
+        tile = max(16, triton.next_power_of_2(heads // kv_heads))
+        scratch = torch.empty(count * kv_heads * shares * tile * (wide_value + 2), dtype=torch.float32, device=made.device)
+        out = made.new_empty(count, heads * size)
+        narrow = made.dtype == keys.dtype == torch.bfloat16
+        _attend[(count, kv_heads, shares)](
+            *given, nodes.prefix, nodes.tail.contiguous(), out, scratch, self.counters, nodes.tail.shape[1], places,
+            spec.scaling, spec.window,
+            **sizes, M=tile, BLOCK=_block(max(wide, wide_value) * keys.element_size()), SHARES=shares, WORTH=WORTH,
+            WINDOWED=spec.window > 0, NARROW=narrow, WIDE=INTERPRETED or not narrow, num_warps=4,
+            num_stages=2 if narrow else 1,
+        )  # fmt: skip
+        return out
+
+
+def searched(nodes: Nodes) -> bool:
+    """Are they a level of a search, of which none is another's ancestor? It is told by shapes alone."""
+    return nodes.tail.shape[1] > 0
+
+
+def shared_out(pairs: int, places: int, room: int) -> int:
+    """Shares of the positions, a power of two, where so many pairs of a node and a head see at most `places`, and `room` programs
+    run at once. It depends on shapes alone: how many of them have something to do is for each program to see."""
+    most = min(MOST_SHARES, max(1, room // pairs), max(1, places // WORTH)) if pairs <= PAIRS else 1
+    return 1 << most.bit_length() - 1
+
+
+@triton.jit
+def _turned(made, cosines, sines, node, heads, whole, mask, DIM: tl.constexpr, D: tl.constexpr):
+    """Queries or keys of `node`, numbers `heads` [M] of its line of `whole` numbers, turned by its position: [M, D] float32."""
+    c = tl.arange(0, D)
+    held = mask[:, None] & (c < DIM)[None, :]
+    line = made + node * whole + heads[:, None] * DIM
+    straight = tl.load(line + c[None, :], held, other=0).to(tl.float32)
+    across = tl.load(line + ((c + DIM // 2) % DIM)[None, :], held, other=0).to(tl.float32)
+    cosine = tl.load(cosines + node * DIM + c, c < DIM, other=0).to(tl.float32)
+    sine = tl.load(sines + node * DIM + c, c < DIM, other=0).to(tl.float32)
+    return straight * cosine[None, :] + across * tl.where(c < DIM // 2, -sine, sine)[None, :]
+
+
+@triton.jit
+def _own(
+    made, cosines, sines, node, head,
+    KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
+):  # fmt: skip
+    """The key [1, D], turned, and the value [S] of `node` for one head, as float32."""
+    whole: tl.constexpr = (KV * GROUP + KV) * DIM + KV * SIZE
+    one = tl.arange(0, 1)
+    key = _turned(made, cosines, sines, node, KV * GROUP + head + one, whole, one == 0, DIM, D)
+    d = tl.arange(0, S)
+    value = tl.load(made + node * whole + (KV * GROUP + KV) * DIM + head * SIZE + d, d < SIZE, other=0).to(tl.float32)
+    return key, value
+
+
+@triton.jit
+def _put(key, value, keys, values, place, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr):
+    """Write a key [1, D] and a value [S] to line `place` of the cache."""
+    c, d = tl.arange(0, D), tl.arange(0, S)
+    tl.store(keys + place * DIM + c[None, :], key.to(keys.dtype.element_ty), (c < DIM)[None, :])
+    tl.store(values + place * SIZE + d, value.to(values.dtype.element_ty), d < SIZE)
+
+
+@triton.jit(do_not_specialize=["width", "places", "window"])
+def _attend(
+    made, cosines, sines, keys, values, rows, slots, positions, prefixes, tail, out, scratch, counters,
+    width, places, scaling, window,
+    KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
+    M: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, WORTH: tl.constexpr, WINDOWED: tl.constexpr,
+    NARROW: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    node, head, share = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    position, prefix = tl.load(positions + node), tl.load(prefixes + node)
+    low = position * 0
+    if WINDOWED:
+        low = tl.maximum(position + 1 - window, 0)
+    seen = position - low
+    shares = tl.minimum(tl.maximum((seen + WORTH - 1) // WORTH, 1), SHARES)
+    if share < shares:
+        each = (seen + shares - 1) // shares
+        begin = low + share * each
+        end = tl.minimum(begin + each, position)
+        slab = (tl.load(rows + node) * KV + head) * places
+        g, d = tl.arange(0, M), tl.arange(0, S)
+        whole: tl.constexpr = (KV * GROUP + KV) * DIM + KV * SIZE
+        query = _turned(made, cosines, sines, node, head * GROUP + g, whole, g < GROUP, DIM, D).to(made.dtype.element_ty)
+        top = tl.full([M], -float("inf"), tl.float32)
+        total = tl.zeros([M], tl.float32)
+        sums = tl.zeros([M, S], tl.float32)
+        if share == 0:
+            key, value = _own(made, cosines, sines, node, head, KV, GROUP, DIM, D, SIZE, S)
+            _put(key, value, keys, values, slab + tl.load(slots + node) % places, DIM, D, SIZE, S)
+            key = key.to(keys.dtype.element_ty).to(tl.float32)
+            top = tl.sum(query.to(tl.float32) * key, 1) * scaling
+            total = tl.full([M], 1.0, tl.float32)
+            sums += value.to(values.dtype.element_ty).to(tl.float32)[None, :]
+        top, total, sums = _through(
+            query, keys, values, tail, top, total, sums, node, slab, begin, end, prefix, width, places, scaling,
+            M, DIM, D, SIZE, S, BLOCK, NARROW, WIDE,
+        )  # fmt: skip
+        lines = (node * KV + head) * GROUP + g
+        held = (g < GROUP)[:, None] & (d < SIZE)[None, :]
+        into = out + lines[:, None] * SIZE + d[None, :]
+        if shares == 1:
+            tl.store(into, (sums / total[:, None]).to(out.dtype.element_ty), held)
+        else:
+            pair = node * KV + head
+            mine = scratch + (pair * SHARES + share) * (M * (S + 2))
+            tl.store(mine + g[:, None] * S + d[None, :], sums)
+            tl.store(mine + M * S + g, top)
+            tl.store(mine + M * S + M + g, total)
+            # all of it must be written before this program says so
+            tl.debug_barrier()
+            if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == shares - 1:
+                joined = _joined(scratch + pair * SHARES * (M * (S + 2)), shares, M, S)
+                tl.store(into, joined.to(out.dtype.element_ty), held)
+                tl.store(counters + pair, 0)
+
+
+@triton.jit
+def _through(
+    query, keys, values, tail, top, total, sums, node, slab, begin, end, prefix, width, places, scaling,
+    M: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
+    NARROW: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Go through positions `begin` to `end` that `node` sees, in blocks: the running softmax of M queries."""
+    c, d = tl.arange(0, D), tl.arange(0, S)
+    for start in range(begin, end, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        seen = place < end
+        beyond = place >= prefix
+        slot = tl.where(beyond, tl.load(tail + node * width + place - prefix, seen & beyond, other=0), place) % places
+        line = slab + slot[:, None]
+        k = tl.load(keys + line * DIM + c[None, :], seen[:, None] & (c[None, :] < DIM), other=0)
+        v = tl.load(values + line * SIZE + d[None, :], seen[:, None] & (d[None, :] < SIZE), other=0)
+        scores = tl.where(seen[None, :], _dot(query, tl.trans(k), WIDE) * scaling, -float("inf"))
+        highest = tl.maximum(top, tl.max(scores, 1))
+        fade = tl.exp(top - highest)
+        weights = tl.exp(scores - highest[:, None])
+        total = total * fade + tl.sum(weights, 1)
+        if NARROW:
+            sums = sums * fade[:, None] + _dot(weights.to(tl.bfloat16), v, WIDE)
+        else:
+            sums = sums * fade[:, None] + _dot(weights, v, WIDE)
+        top = highest
+    return top, total, sums
+
+
+@triton.jit
+def _joined(scratch, shares, M: tl.constexpr, S: tl.constexpr):
+    """What all shares found [M, S], joined in their order. They are read past the nearest cache."""
+    g, d = tl.arange(0, M), tl.arange(0, S)
+    top = tl.full([M], -float("inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    sums = tl.zeros([M, S], tl.float32)
+    for share in range(shares):
+        one = scratch + share * (M * (S + 2))
+        its_top = tl.load(one + M * S + g, cache_modifier=".cg")
+        highest = tl.maximum(top, its_top)
+        fade, its = tl.exp(top - highest), tl.exp(its_top - highest)
+        total = total * fade + tl.load(one + M * S + M + g, cache_modifier=".cg") * its
+        sums = sums * fade[:, None] + tl.load(one + g[:, None] * S + d[None, :], cache_modifier=".cg") * its[:, None]
+        top = highest
+    return sums / total[:, None]
