@@ -8,6 +8,8 @@ and does what comes after: so results are the same each time."""
 import triton
 import triton.language as tl
 
+from .four_bits import share_of_four
+
 
 @triton.jit(do_not_specialize=["m", "count0", "count1", "count2", "rows0", "rows1", "rows2", "beside", "apart"])
 def multiply(
@@ -16,32 +18,32 @@ def multiply(
     M: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, ROUNDS: tl.constexpr, PARTS: tl.constexpr,
     SHARES: tl.constexpr, BITS: tl.constexpr, MATRICES: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr,
     BIAS: tl.constexpr, OTHER: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
+    EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Share number `share` of the columns of one block of outputs, for M rows. All of a block's shares leave their sums in
     scratch; the last to come adds them."""
     b, share, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks = tl.num_programs(0)
-    block, first, rows, count = b, 0, rows0, count0
-    codes, scales = codes0, scales0
-    if GATED:
-        block = b // 2
-        if b % 2 == 1:
-            codes, scales = codes1, scales1
-    else:
-        # what is known when the kernel is compiled stands alone
-        if MATRICES > 1:  # noqa: SIM102
-            if b >= count0:
-                block, first, rows, count = b - count0, rows0, rows1, count1
-                codes, scales = codes1, scales1
-        if MATRICES > 2:  # noqa: SIM102
-            if b >= count0 + count1:
-                block, first, rows, count = b - count0 - count1, rows0 + rows1, rows2, count2
-                codes, scales = codes2, scales2
-    line = tile * M + tl.arange(0, M)
-    sums, squares = _share(
-        x, codes, scales, shifts, norm, line, block.to(tl.int64), share, m, count,
-        M, COLUMNS, GROUP, STEP, ROUNDS, PARTS, BITS, NORM, STAGES, WIDE,
+    block, first, rows, count, codes, scales = _matrix(
+        b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2, MATRICES, GATED
     )  # fmt: skip
+    line = tile * M + tl.arange(0, M)
+    if EARLY:
+        # the next launch may come in, and this one has come in, before the last one is done: only codes may be looked at till then
+        tl.extra.cuda.gdc_launch_dependents()
+        if AHEAD > 0:
+            _fetch(codes + block.to(tl.int64) * COLUMNS * (2 * BITS), share, COLUMNS, STEP * ROUNDS * PARTS, BITS, AHEAD)
+        tl.extra.cuda.gdc_wait()
+    if BITS == 4 and x.dtype.element_ty == tl.bfloat16 and not WIDE:
+        sums, squares = share_of_four(
+            x, codes, scales, norm, line, block.to(tl.int64), share, m, count,
+            M, COLUMNS, GROUP, STEP, ROUNDS, PARTS, NORM, STAGES,
+        )  # fmt: skip
+    else:
+        sums, squares = _share(
+            x, codes, scales, shifts, norm, line, block.to(tl.int64), share, m, count,
+            M, COLUMNS, GROUP, STEP, ROUNDS, PARTS, BITS, NORM, STAGES, WIDE,
+        )  # fmt: skip
     o = tl.arange(0, 64)
     if GATED or SHARES > 1:
         sizes = M * 65
@@ -72,6 +74,43 @@ def multiply(
         if BIAS:
             sums += _bias(bias, first + block * 64, block * 64, rows)
         _finish(sums, other, out, line, m, first, block, rows, beside, apart, OTHER)
+
+
+@triton.jit
+def _matrix(
+    b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2,
+    MATRICES: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """Of block `b` of all outputs: its number in its own matrix, the outputs of those before, and the rows, the blocks, the codes
+    and the scales of that one. Where outputs are gated, blocks of both matrices take turns."""
+    block, first, rows, count = b, 0, rows0, count0
+    codes, scales = codes0, scales0
+    if GATED:
+        block = b // 2
+        if b % 2 == 1:
+            codes, scales = codes1, scales1
+    else:
+        # what is known when the kernel is compiled stands alone
+        if MATRICES > 1:  # noqa: SIM102
+            if b >= count0:
+                block, first, rows, count = b - count0, rows0, rows1, count1
+                codes, scales = codes1, scales1
+        if MATRICES > 2:  # noqa: SIM102
+            if b >= count0 + count1:
+                block, first, rows, count = b - count0 - count1, rows0 + rows1, rows2, count2
+                codes, scales = codes2, scales2
+    return block, first, rows, count, codes, scales
+
+
+@triton.jit
+def _fetch(run, share, COLUMNS: tl.constexpr, EACH: tl.constexpr, BITS: tl.constexpr, AHEAD: tl.constexpr):
+    """Ask memory for the first lines, of 128 bytes, of a share's codes."""
+    lines = tl.minimum(tl.arange(0, AHEAD), EACH * BITS // 16 - 1)
+    at = tl.minimum(share * EACH, COLUMNS - 1).to(tl.int64) * (2 * BITS) + lines * 32
+    at = tl.minimum(at, COLUMNS * 2 * BITS - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(run + at).to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit

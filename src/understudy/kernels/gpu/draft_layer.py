@@ -17,10 +17,10 @@ from ...tree import Nodes
 from ..attention import AttentionSpec
 from . import INTERPRETED
 from .attention import _block, _dot
-from .draft_product import processors
+from .draft_product import comes_early, early_launch, processors
 
 # programs that keep a multiprocessor busy, positions that are worth a share of their own, and shares at most
-BUSY = 2
+BUSY = 8
 WORTH = 128
 MOST_SHARES = 16
 # pairs of a node and a head that may have several shares
@@ -54,13 +54,14 @@ class LayerAttention:
         tile = max(16, triton.next_power_of_2(heads // kv_heads))
         scratch = torch.empty(count * kv_heads * shares * tile * (wide_value + 2), dtype=torch.float32, device=made.device)
         out = made.new_empty(count, heads * size)
+        early = comes_early(made.device)
         narrow = made.dtype == keys.dtype == torch.bfloat16
         _attend[(count, kv_heads, shares)](
             *given, nodes.prefix, nodes.tail.contiguous(), out, scratch, self.counters, nodes.tail.shape[1], places,
             spec.scaling, spec.window,
             **sizes, M=tile, BLOCK=_block(max(wide, wide_value) * keys.element_size()), SHARES=shares, WORTH=WORTH,
             WINDOWED=spec.window > 0, NARROW=narrow, WIDE=INTERPRETED or not narrow, num_warps=4,
-            num_stages=2 if narrow else 1,
+            num_stages=2 if narrow else 1, EARLY=early, **early_launch(early),
         )  # fmt: skip
         return out
 
@@ -118,9 +119,12 @@ def _attend(
     width, places, scaling, window,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
     M: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, WORTH: tl.constexpr, WINDOWED: tl.constexpr,
-    NARROW: tl.constexpr, WIDE: tl.constexpr,
+    NARROW: tl.constexpr, WIDE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     node, head, share = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     position, prefix = tl.load(positions + node), tl.load(prefixes + node)
     low = position * 0
     if WINDOWED:
