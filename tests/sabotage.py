@@ -266,6 +266,7 @@ MUTATIONS = (
     Mutation("marks that are special tokens are lost", "api/asking.py", "conversation.form.kept(llm.tokenizer)", "()", "tests/server/test_marks.py"),
     Mutation("a namespace is lost", "api/openai_responses/tools.py", '{} if own.namespace is None else {"namespace": own.namespace}', "{}", "tests/server/test_responses.py"),
     Mutation("the billing line is told to the model", "api/anthropic_messages/body.py", "if not text.startswith(BILLING):", "if True:", "tests/server/test_messages.py"),
+    Mutation("a call that is required is left to the model", "api/asking.py", "params if must is None else", "params if True else", "tests/server/test_tools.py"),
     Mutation("a prediction is not looked up", "sequence.py", "if not self.prediction:", "if True:", "tests/server/test_prediction.py"),
     Mutation("a cancelled request keeps its row", "scheduler.py", "            if not request.finished:\n                self.engine.release", "            if False:\n                self.engine.release", LOOP),
     Mutation("rows that are realigned lose their last token", "rectangle.py", "places = row * self.capacity + torch.arange(self.lengths[row])", "places = row * self.capacity + torch.arange(max(self.lengths[row] - 1, 0))", RECTANGLE),

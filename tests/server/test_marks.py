@@ -17,6 +17,7 @@ from understudy.server.app import create_app
 from understudy.server.settings import Settings
 
 MARKS = ["[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]"]
+HERMES = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 
 
@@ -44,7 +45,13 @@ def test_special_tokens_mark_reasoning_and_calls(marked: LLM) -> None:
         assert message["reasoning"] == "hm" and message["content"] == "so"
         assert message["tool_calls"][0]["function"] == {"name": "clock", "arguments": '{"a": 1}'}
         assert found["usage"]["completion_tokens_details"]["reasoning_tokens"] == 2
+        # what the text must be begins after the reasoning, whose marks are tokens to a grammar
+        wanted = [*marked.tokenizer(f"[THINK]hm[/THINK]{HERMES}", add_special_tokens=False)["input_ids"]]
+        found = written(marked, server, wanted, tools=[CLOCK], max_tokens=len(wanted), tool_choice="required")
+        message = found["choices"][0]["message"]
+        assert message["reasoning"] == "hm" and message["tool_calls"][0]["function"]["name"] == "clock"
         # without tools, their marks are no part of the text
+        wanted = [*marked.tokenizer(text, add_special_tokens=False)["input_ids"]]
         plain = written(marked, server, wanted, max_tokens=len(wanted))["choices"][0]["message"]
         assert plain["content"] == 'soclock{"a": 1}' and "tool_calls" not in plain
     finally:

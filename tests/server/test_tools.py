@@ -85,6 +85,52 @@ def test_one_call_alone_where_calls_may_not_be_parallel(server: Running, calling
     assert [call["function"]["name"] for call in calls] == ["get_weather"]
 
 
+FORMS = [
+    "required",
+    {"type": "function", "function": {"name": "add"}},
+    {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "add"}}]}},
+]
+NUMBER = {"type": "integer", "minimum": 0, "maximum": 99}
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": NUMBER, "b": NUMBER},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("choice", FORMS, ids=["required", "named", "allowed"])
+def test_a_call_that_is_required_is_made_by_any_model(
+    server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch, choice: Any
+) -> None:
+    """The model is random: what it writes is what the grammar makes of it."""
+    monkeypatch.setattr(llm.tokenizer, "chat_template", "{% if tools %}{{ tools | length }}{% endif %}{{ messages[-1].content }}")
+    body: dict[str, Any] = {"messages": CHAT, "tools": [ADD], "tool_choice": choice, "max_tokens": 150, "temperature": 1.0}
+    body |= {"parallel_tool_calls": False, "seed": 3}
+    found = server.post("/v1/chat/completions", **body).json()
+    choice = found["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert choice["finish_reason"] == "tool_calls" and call["function"]["name"] == "add"
+    arguments = json.loads(call["function"]["arguments"])
+    assert set(arguments) == {"a", "b"} and all(0 <= value <= 99 for value in arguments.values())
+    assert found["understudy"]["accepted"] > 0
+    with server.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+        calls = [call for chunk in events(response) for call in chunk["choices"][0]["delta"].get("tool_calls", [])]
+    assert [call["function"] for call in calls] == [choice["message"]["tool_calls"][0]["function"]]
+
+
+def test_a_schema_that_cannot_be_enforced_is_refused(server: Running, calling: LLM) -> None:
+    response = server.post("/v1/chat/completions", messages=CHAT, tools=[BAD_SCHEMA], tool_choice="required")
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] == "tool_choice" and "cannot be used" in error["message"]
+
+
 def test_only_allowed_tools_are_told(server: Running, calling: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = scripted(calling, monkeypatch, ["x"])
     allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "clock"}}]}
@@ -111,6 +157,7 @@ def test_log_probabilities_and_ids_of_all_tokens_are_told(server: Running, calli
     assert [token for choice in choices for token in choice.get("token_ids", [])] == whole["token_ids"]
 
 
+BAD_SCHEMA = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "if": {}, "then": {}}}}
 LIST = {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "[1]"}}]}
 MADE = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
 
@@ -125,6 +172,7 @@ MADE = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "fun
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools", "empty"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]}, "tools.0.function.parameters", "valid"),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+        ({"tools": [CLOCK], "tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice", "one form"),
         ({"tools": [CLOCK], "tool_choice": "sometimes"}, "tool_choice", "must be"),
         ({"tools": [CLOCK], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "'f'"),
         ({"messages": [*CHAT, {"role": "tool", "content": "x"}]}, "messages", "messages.1: a message of a tool has no"),

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..chat_template import chat_text, encode, has_template
+from ..constraint import Constraint
 from ..errors import UnderstudyError
-from ..replies.format import ReplyFormat, chat_template_text, format_of
+from ..replies.format import ReplyFormat, chat_template_text, format_of, reasoning_of
 from ..replies.splitter import ReplySplitter
 from ..replies.telling import told
-from .errors import ApiError
+from .enforced import required_calls
 from .messages import ToolUse, conversation, tool_use
 from .protocol import ChatBody
 
@@ -31,6 +32,8 @@ class ChatPrompt:
     # What the reply begins with in the prompt.
     prefix: str
     use: ToolUse
+    # What the reply must be; None: anything.
+    must: Constraint | None = None
 
     def splitter(self) -> ReplySplitter | None:
         """What splits one reply; None: it is text alone."""
@@ -40,9 +43,6 @@ class ChatPrompt:
 def conversation_of(llm: Any, body: ChatBody) -> ChatPrompt:
     """The conversation that `body` asks to go on with. Raises ApiError, UsageError and CheckpointError."""
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
-    if use.required:
-        what = "tool_choice can only be auto or none: this server cannot make a model call a tool"
-        raise ApiError(400, f"{what}.", param="tool_choice", code="unsupported_parameter")
     tokenizer = llm.tokenizer
     messages, options = told(tokenizer, conversation(body.messages), use.tools)
     options |= _thinking(tokenizer, body.reasoning_effort) | (body.chat_template_kwargs or {})
@@ -52,9 +52,12 @@ def conversation_of(llm: Any, body: ChatBody) -> ChatPrompt:
         options["add_generation_prompt"] = body.add_generation_prompt
     text, taken = _text(tokenizer, messages, options)
     ids = llm.prompt_ids(encode(tokenizer, text, add_special_tokens=not has_template(tokenizer)))
-    form = format_of(tokenizer, use.tools)
+    form = format_of(tokenizer, use.tools, enforced=use.required)
     prefix = "" if form is None else _prefix(tokenizer, form, text, taken, options)
-    return ChatPrompt(ids, form, prefix, use)
+    if form is None or not use.required:
+        return ChatPrompt(ids, form, prefix, use)
+    must = required_calls(tokenizer, use, reasoning_of(tokenizer), ReplySplitter(form, prefix).begun)
+    return ChatPrompt(ids, form, prefix, use, must)
 
 
 def _thinking(tokenizer: Any, effort: str | None) -> dict[str, Any]:

@@ -100,10 +100,12 @@ def is_call(name: str) -> bool:
     return name.endswith("tool_calls")
 
 
-def format_of(tokenizer: Any, tools: Sequence[Mapping[str, Any]] = ()) -> ReplyFormat | None:
-    """How replies are read where `tools` may be called; None: as plain text. CheckpointError for a faulty response template."""
+def format_of(tokenizer: Any, tools: Sequence[Mapping[str, Any]] = (), enforced: bool = False) -> ReplyFormat | None:
+    """How replies are read where `tools` may be called; None: as plain text. CheckpointError for a faulty response template.
+
+    enforced: must one be called, as a grammar has it? Then it is written as Hermes did."""
     own = getattr(tokenizer, "response_template", None)
-    if own is not None:
+    if own is not None and not enforced:
         if not isinstance(own, Mapping) or not isinstance(own.get("fields"), Mapping):
             raise CheckpointError("The response template of this model is faulty: it has no fields.")
         fields = {name: field for name, field in own["fields"].items() if tools or not is_call(name)}
@@ -112,7 +114,7 @@ def format_of(tokenizer: Any, tools: Sequence[Mapping[str, Any]] = ()) -> ReplyF
     reasoning = reasoning_of(tokenizer)
     fields = {} if reasoning is None else dict(reasoning.fields())
     if tools:
-        fields |= family_of(tokenizer).fields
+        fields |= (HERMES if enforced else family_of(tokenizer)).fields
     return ReplyFormat({**fields, "content": {"content_args": AS_TEXT}}, START, tools) if fields else None
 
 

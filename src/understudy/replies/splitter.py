@@ -46,6 +46,11 @@ class ReplySplitter:
         # Blanks after a mark are not told, nor at the beginning of a reply that may begin with one.
         self._strips = bool(marked) or any(map(is_reasoning, form.fields))
 
+    @property
+    def begun(self) -> bool:
+        """Whether a reasoning has begun, in the prompt before anything was fed."""
+        return bool(self._reasonings)
+
     def feed(self, text: str) -> list[ReplyPiece]:
         """The pieces that are decided with `text`."""
         return self._pieces(self._parser.feed(text), ended=False, cut=False)
