@@ -4,14 +4,13 @@
 
 Every run is a command's own process: rows of text are read and continued to the end of the context, greedy and sampled, with and
 without log-probabilities, so that all that a plan counts is used. Then one more turn is asked for, which must be refused. The
-kernel's highest count of the process's memory (VmHWM) is compared with the plan and with the budget; on the simulated device, its
-own account. Needs the right to make memory cgroups. A killed benchmark goes on where it was."""
+kernel's highest count of the process's memory (VmHWM) is compared with the plan and with the budget. Needs the right to make memory
+cgroups. A killed benchmark goes on where it was."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -25,7 +24,6 @@ from typing import Any
 
 import capped
 
-ROOT = Path(__file__).parents[1]
 AGAIN = (sys.executable, str(Path(__file__)))
 MIB = 1 << 20
 # How near the count should come to the plan.
@@ -34,10 +32,6 @@ GOAL = 0.03
 ROOM = (0, 8, 40, 150)
 # Tokens of a vocabulary whose rows are all read.
 FEW = 10_000
-# One run in so many is on the simulated device.
-SIMULATED = 6
-# No limit.
-PLENTY = 8192 * MIB
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,6 @@ class Held:
     codec: str
     method: str
     resident: str
-    device: str
     # MiB above the smallest budget.
     room: int
     # A checkpoint in place of a random model; "": a random one.
@@ -71,7 +64,6 @@ class Held:
     def chosen(cls, chance: random.Random, number: int, real: str) -> Held:
         """Configuration `number`: every eighth is the checkpoint `real`, where one is given."""
         heads = chance.choice((4, 8))
-        simulated = number % SIMULATED == SIMULATED - 1
         return cls(
             hidden=heads * chance.choice((32, 64)),
             layers=chance.choice((2, 6, 12)),
@@ -79,21 +71,20 @@ class Held:
             kv_heads=chance.choice((1, 2, 4)),
             vocabulary=chance.choice((512, 2048, 8192)),
             window=chance.choice((0, 0, 128)),
-            context=chance.choice((128, 192)) if simulated else chance.choice((256, 512, 1024)),
+            context=chance.choice((256, 512, 1024)),
             rows=chance.choice((1, 1, 4)),
             bits=chance.choice((4, 4, 3, 2, 8)),
             codec=chance.choice(("delta", "raw")),
             method=chance.choice(("substitute", "substitute:width=8,depth=8", "none", "ngram")),
             resident=chance.choice(("auto", "none", "residual", "whole")),
-            device="fake" if simulated else "cpu",
             room=chance.choice(ROOM),
-            real=real if number % 8 == 3 and not simulated else "",
+            real=real if number % 8 == 3 else "",
         )
 
     def options(self) -> dict[str, Any]:
         """Keywords of LLM, but for the memory."""
-        names = ("context", "rows", "bits", "codec", "method", "resident", "device")
-        return {name: getattr(self, name) for name in names} | {"generation_config": "none"}
+        names = ("context", "rows", "bits", "codec", "method", "resident")
+        return {name: getattr(self, name) for name in names} | {"generation_config": "none", "device": "cpu"}
 
     def save(self, place: Path) -> None:
         """Write a random checkpoint of this shape, with a tokenizer of bytes."""
@@ -113,14 +104,6 @@ class Held:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(place)
-
-
-def with_simulated_device() -> None:
-    """Let options name the simulated device of the tests."""
-    from understudy.devices import DEVICES
-
-    sys.path.insert(0, str(ROOT))
-    DEVICES["fake"] = "tests.fake_device:open_fake"
 
 
 def own_process() -> Any:
@@ -167,7 +150,7 @@ def refusal(llm: Any) -> str:
 
 
 def measured(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """In the cgroup: what the process held at most, and what its plan said. On the simulated device: the device's own account."""
+    """In the cgroup: what the process held at most, and what its plan said."""
     with own_process()(model, **options) as llm:
         fill(llm)
         plan = llm.plan
@@ -207,11 +190,9 @@ def run(one: Held, runtime: int) -> dict[str, Any]:
     with made(one) as store:
         budget = least_of(store, one.options(), runtime) + one.room * MIB
         words = [*AGAIN, "--store", str(store), "--options", json.dumps(one.options()), "--memory", str(budget)]
-        # The simulated device's memory is the host's: there is no limit that both would share.
-        limit = PLENTY if one.device == "fake" else budget
         # Where kernels had to be compiled, that took memory, and the first try was refused: then it is made again.
         for _ in range(2):
-            done = capped.run(words, limit, cold=False, timeout=500)
+            done = capped.run(words, budget, cold=False, timeout=500)
             if done.returncode == 0:
                 break
     if done.returncode or done.killed_for_memory:
@@ -251,7 +232,6 @@ def main() -> None:
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--runtime", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    with_simulated_device()
     if given.runtime:
         own_process()
         from understudy.devices.processor import Processor
@@ -266,7 +246,6 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = json.loads(given.json.read_text()) if given.json.exists() else {}
     chance = random.Random(given.seed)
     wanted = [Held.chosen(chance, number, given.real) for number in range(given.configurations)]
-    os.environ.setdefault("TRITON_INTERPRET", "1")
     runtime = int(subprocess.run([*AGAIN, "--runtime"], stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
     for one in wanted:
         if one.name not in rows:

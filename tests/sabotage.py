@@ -57,6 +57,7 @@ MUTATIONS = (
     Mutation("every node is masked as the first one", "adjust.py", "grammar.allowed(path)", "grammar.allowed([])", "tests/test_constrained.py"),
     Mutation("a text goes on after its form is complete", "making.py", "return reply.feed(token) or complete", "return reply.feed(token)", "tests/test_constrained.py"),
     Mutation("a command plans with what another program may hold", "devices/processor.py", "if not startup.owned():", "if True:", "tests/devices/test_processor.py"),
+    Mutation("a model is prepared that memory does not hold", "planning.py", "if (spare := spare_bytes()) < needed:", "if (spare := spare_bytes()) < 0:", "tests/test_loading.py"),
     Mutation("a turn begins that its context ends", "room.py", "if tokens + least > self.context:", "if tokens > self.context:", "tests/test_room.py"),
     Mutation("a turn begins that memory does not hold", "room.py", "if not needed or needed <= (free := spare_bytes()):", "if not needed or (free := spare_bytes()):", "tests/test_room.py"),
     Mutation("a limit is taken for decoding that is the product's", "diagnosis.py", "rebuilt_rate=arithmetic.plain_rate))", "rebuilt_rate=arithmetic.rebuilt_rate))", "tests/test_diagnosis.py"),

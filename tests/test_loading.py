@@ -174,3 +174,13 @@ def test_what_a_process_holds_more_or_less_than_planned_is_counted_once_kernels_
     monkeypatch.setattr(startup, "_owned", [own])
     monkeypatch.setattr(loading, "resident_bytes", lambda: now * MIB)
     assert loading._grown(before * MIB, plan) == grown * MIB
+
+
+def test_what_memory_does_not_hold_is_refused_before_it_is_prepared(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    monkeypatch.setattr(planning, "spare_bytes", lambda: planning.PREPARING - 1)
+    with pytest.raises(UsageError, match=r"Preparing this model, which is done once, takes up to 241 MiB .* start again"):
+        LLM(model, memory="1GiB", context=256)
+    assert not list(tmp_path.glob("model-*")), "nothing was begun"

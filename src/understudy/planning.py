@@ -23,9 +23,10 @@ from .models.footprint import sizes_of_checkpoint
 from .models.streamed import attention_name
 from .models.wrapper import text_config
 from .options import AUTO, DTYPES, Options
-from .plan.machine import Machine
+from .plan.machine import Machine, spare_bytes
 from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
+from .plan.sizes import format_size, whole_mib
 from .sources import Report, choose_codec, layout_of, locate, prepare_source, proven_config, stored_at
 from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
@@ -33,6 +34,11 @@ from .weights.store import Store
 
 # Copies with fewer bits, which are tried where one of 4 does not fit.
 FEWER_BITS = (3, 2)
+# What preparing a model takes at most beside what a process holds when it has proven its kind, kernels that are compiled for it
+# included; by the kernel's count, see docs/log.md.
+PREPARING = 240 << 20
+# What its largest weight adds at most; 4 bytes a number.
+LARGEST = 112 << 20
 # Foretold sizes are those of usual weights: a plan that misses its budget by less may fit after all.
 FORETOLD = 1.03
 
@@ -215,6 +221,13 @@ class MemoryCeiling:
         blueprint = foretold.blueprint(options, machine, self.device)
         if blueprint.least_bytes > blueprint.budget * FORETOLD:
             foretold.plan(options, machine, self.device)
+        needed = PREPARING + min(4 * max(spec.shape[0] * spec.shape[1] for spec in layout.linears), LARGEST)
+        if (spare := spare_bytes()) < needed:
+            raise UsageError(
+                f"Preparing this model, which is done once, takes up to {whole_mib(needed)} beside what this process holds, and"
+                f" {format_size(spare)} is free: start again, which takes less once kernels are compiled, or run"
+                " `understudy prepare` where there is more."
+            )
 
 
 def suited(foretold: Foretold, options: Options, machine: Machine, device: Device) -> Options:

@@ -22,6 +22,5 @@ def test_configurations_are_those_of_the_seed_and_all_kinds_come() -> None:
     chance, again = random.Random(0), random.Random(0)
     some = [held.Held.chosen(chance, number, "/a/model") for number in range(50)]
     assert some == [held.Held.chosen(again, number, "/a/model") for number in range(50)]
-    assert {one.device for one in some} == {"cpu", "fake"} and {one.method for one in some} > {"none", "ngram"}
+    assert {one.method for one in some} > {"none", "ngram"} and {one.codec for one in some} == {"delta", "raw"}
     assert sum(bool(one.real) for one in some) >= 4 and len({one.name for one in some}) == 50
-    assert all(one.options()["device"] == one.device for one in some)

@@ -79,6 +79,16 @@ def test_speeds_are_measured_once_and_again_when_asked(weights: Path, tmp_path: 
     assert Machine.inspect().measured(weights, cache).link_bandwidth == 2e9
 
 
+def test_the_speed_of_memory_is_measured_once_for_all_directories(
+    weights: Path, tmp_path: Path, probes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine.inspect().measured(weights, tmp_path)
+    monkeypatch.setattr(probe, "probe_memory", lambda: 2e10)
+    other = Machine.inspect().measured(tmp_path / "elsewhere" / "residual.bin", tmp_path)
+    assert other.memory_bandwidth == 1e10 and other.link_bandwidth == 2e9
+    assert Machine.inspect().measured(weights, tmp_path, again=True).memory_bandwidth == 2e10
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"x": 3}', '{"x": {"disk": 1}}', '{"x": {"disk": {"y": 1}}}'])
 def test_a_spoilt_cache_is_measured_again(weights: Path, tmp_path: Path, probes: list[Path], text: str) -> None:
     (tmp_path / "machine.json").write_text(text)

@@ -69,7 +69,10 @@ class Machine:
         if again or key not in known:
             from ..tiers import probe  # torch: not for those who only ask for a size
 
-            known[key] = MeasuredSpeeds(probe.probe_disk(file), probe.probe_memory())
+            # The speed of memory is the same for every directory, and measuring it takes room.
+            same = [speeds.memory_bandwidth for name, speeds in known.items() if name.endswith(f" on {self.cpu}")]
+            bandwidth = probe.probe_memory() if again or not same else same[-1]
+            known[key] = MeasuredSpeeds(probe.probe_disk(file), bandwidth)
             remember(cache / "machine.json", known)
         return replace(self, disk=known[key].disk, memory_bandwidth=known[key].memory_bandwidth)
 
