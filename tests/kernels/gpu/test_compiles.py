@@ -49,8 +49,8 @@ WIDE = {"DIM": 256, "D": 256, "SIZE": 256, "S": 256, "BLOCK": 32, "WINDOWED": Tr
 LONG = {"DIM": 256, "D": 256, "SIZE": 256, "S": 256, "NARROW": True, "WIDE": False}
 LONGEST = WIDE | {"DIM": 512, "D": 512, "SIZE": 512, "S": 512, "BLOCK": 16}
 SINKS = {"DIM": 192, "D": 256, "GROUP": 1, "SINKS": True, "WINDOWED": True, "NARROW": True, "WIDE": False}
-TILES = {"group": 64, "COLUMNS": 8, "LISTED": 32, "COPIED": 256}
-A_WARP = {"num_warps": 1, "maxnreg": 128, "enable_fp_fusion": False}
+TILES = {"group": 64, "COLUMNS": 16, "LISTED": 32, "COPIED": 256}
+TWO_WARPS = {"num_warps": 2, "maxnreg": 128, "enable_fp_fusion": False}
 STEPS = {
     "M": 16, "COLUMNS": 4096, "GROUP": 64, "STEP": 64, "ROUNDS": 4, "PARTS": 4, "SHARES": 4, "BITS": 4, "MATRICES": 3,
     "GATED": False, "NORM": True, "BIAS": True, "OTHER": 0, "STAGES": 3, "WIDE": False, "EARLY": False, "AHEAD": 256,
@@ -91,9 +91,9 @@ OFFER = {
 }  # fmt: skip
 OFFER_SIZES = {"L": 64, "R": 8, "FORCED": False, "LEVELS": 0, "MOST_NODES": 320, "RANKS": 6}
 KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int]]] = {
-    "residual": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 4, "DENSE": 5, "WIDER": 0}, A_WARP),
-    "residual of 3 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 3, "DENSE": 6, "WIDER": 48}, A_WARP),
-    "residual of 8 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 8, "DENSE": 3, "WIDER": 0, "group": 128}, A_WARP),
+    "residual": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 4, "DENSE": 5, "WIDER": 0}, TWO_WARPS),
+    "residual of 3 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 3, "DENSE": 6, "WIDER": 48}, TWO_WARPS),
+    "residual of 8 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 8, "DENSE": 3, "WIDER": 0, "group": 128}, TWO_WARPS),
     "exact product": ("exact_product", "_multiply_rows", EXACT, ROWS, {"num_stages": 3}),
     "exact product in float32": ("exact_product", "_multiply_rows", EXACT | {"x": "*fp32", "out": "*fp32"}, FEW_ROWS, {}),
     "nodes of a level": ("search_level", "begin", LEVEL, LEVEL_SIZES, UNFUSED),

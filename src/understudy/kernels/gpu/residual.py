@@ -1,4 +1,4 @@
-"""The residual decoded on a GPU: what `kernels.residual` and `kernels.residual_bits` do, a warp for each tile.
+"""The residual decoded on a GPU: what `kernels.residual` and `kernels.residual_bits` do, two warps for each tile.
 
 The bytes are read as they travelled, header included, so that the host need not know what is in them. Four lanes share a column's
 64 rows, two octets of them each (`octets`). Where a lane's bits of a plane lie in the stream is a running count over the lanes
@@ -17,11 +17,12 @@ from .bins import bins_of, ends_of
 from .halves import byte_of, in_order
 from .octets import codes_of, dense_of, passed, weights_of
 
-# columns that a warp decodes at once, unless a group has fewer; the interpreter is faster with few long steps
-COLUMNS = 64 if INTERPRETED else 8
+# columns that are decoded at once, unless a group has fewer; the interpreter is faster with few long steps
+COLUMNS = 64 if INTERPRETED else 16
 # lanes that share a column
 LANES = tl.constexpr(4)
-WARPS = 1
+# warps that decode a tile
+WARPS = 2
 # registers of a lane: with so few, sixteen warps have room on a processor of the GPU
 REGISTERS: int | None = 128
 # exceptions that are put back at once
