@@ -32,6 +32,8 @@ class Constraint:
     text: str
     # What messages call it: the field or the option that it came from.
     name: str = field(default=NAME, compare=False)
+    # Rules in Lark of what comes before it, the first of them called `before`; empty: nothing does.
+    before: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():

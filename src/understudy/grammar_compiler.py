@@ -6,6 +6,7 @@ size and time, and what each costs at a token has limits too. The bytes of token
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -15,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from .chat_template import encode
-from .constraint import JSON_SCHEMA, REGEX, Constraint
+from .constraint import GRAMMAR, JSON_SCHEMA, REGEX, Constraint
 from .errors import UsageError, quoted
 from .grammar import GrammarState
 from .token_texts import TokenTexts
@@ -153,7 +154,18 @@ def _limits() -> Any:
 
 
 def _source(constraint: Constraint) -> str:
-    """`constraint` as llguidance reads it. ValueError for a grammar in neither of its forms."""
+    """`constraint` as llguidance reads it, with what comes before it. ValueError for a grammar in neither of its forms."""
+    own = _own_source(constraint)
+    if not constraint.before:
+        return own
+    # Grammars that may use one another are written in JSON, where those of schemas are already.
+    grammars = json.loads(own)["grammars"] if constraint.kind != GRAMMAR else [{"lark_grammar": own}]
+    first = {"lark_grammar": f"start: before @form\n{constraint.before}"}
+    return json.dumps({"grammars": [first, {**grammars[0], "name": "form"}]}, ensure_ascii=False)
+
+
+def _own_source(constraint: Constraint) -> str:
+    """`constraint` alone, as llguidance reads it."""
     from llguidance import LLMatcher, grammar_from
 
     if constraint.kind == JSON_SCHEMA:

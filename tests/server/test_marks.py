@@ -50,6 +50,10 @@ def test_special_tokens_mark_reasoning_and_calls(marked: LLM) -> None:
         found = written(marked, server, wanted, tools=[CLOCK], max_tokens=len(wanted), tool_choice="required")
         message = found["choices"][0]["message"]
         assert message["reasoning"] == "hm" and message["tool_calls"][0]["function"]["name"] == "clock"
+        wanted = [*marked.tokenizer('[THINK]hm[/THINK]\n{"a":1}', add_special_tokens=False)["input_ids"]]
+        form = {"type": "json_object"}
+        message = written(marked, server, wanted, max_tokens=len(wanted), response_format=form)["choices"][0]["message"]
+        assert message["reasoning"] == "hm" and message["content"] == '{"a":1}'
         # without tools, their marks are no part of the text
         wanted = [*marked.tokenizer(text, add_special_tokens=False)["input_ids"]]
         plain = written(marked, server, wanted, max_tokens=len(wanted))["choices"][0]["message"]

@@ -72,7 +72,7 @@ def _chat(llm: Any, body: ChatBody, settings: AnswerSettings) -> tuple[list[Requ
     body.refuse_unsupported()
     conversation = conversation_of(llm, body)
     kept = () if conversation.form is None else conversation.form.kept(llm.tokenizer)
-    requests = _requests(llm, [conversation.ids], body, settings, chat=True, kept=kept, must=conversation.must)
+    requests = _requests(llm, [conversation.ids], body, settings, chat=True, kept=kept, held_to=conversation.held_to)
     return requests, [conversation.splitter() for _ in requests]
 
 
@@ -99,7 +99,7 @@ def _requests(
     *,
     chat: bool,
     kept: Collection[int] = (),
-    must: Constraint | None = None,
+    held_to: Callable[[Constraint | None], Constraint | None] = lambda own: own,
 ) -> list[Request]:
     """`n` requests for each prompt, each with a seed of its own: the first has the seed that was asked for."""
     count = 1 if body.n is None else body.n
@@ -108,10 +108,7 @@ def _requests(
     if not prompts:
         raise ApiError(400, "prompt is empty.", param="prompt")
     params = body.params(llm.context if chat else COMPLETION_TOKENS)
-    if must is not None and params.constraint is not None:
-        what = f"{must.name} cannot stand beside {params.constraint.name}: a text has one form"
-        raise ApiError(400, f"{what}.", param=must.name)
-    params = params if must is None else replace(params, constraint=must)
+    params = replace(params, constraint=held_to(params.constraint))
     text = "" if body.prediction is None else body.prediction.text()
     prediction = encode(llm.tokenizer, text, add_special_tokens=False) if text else []
     found = []

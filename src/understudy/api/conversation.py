@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..chat_template import chat_text, encode, has_template
@@ -14,7 +14,8 @@ from ..errors import UnderstudyError
 from ..replies.format import ReplyFormat, chat_template_text, format_of, reasoning_of
 from ..replies.splitter import ReplySplitter
 from ..replies.telling import told
-from .enforced import required_calls
+from .enforced import NAME, before_form, required_calls
+from .errors import ApiError
 from .messages import ToolUse, conversation, tool_use
 from .protocol import ChatBody
 
@@ -32,8 +33,17 @@ class ChatPrompt:
     # What the reply begins with in the prompt.
     prefix: str
     use: ToolUse
-    # What the reply must be; None: anything.
+    # The calls that the reply must make; None: none.
     must: Constraint | None = None
+    # The rules of what comes before any form of the reply.
+    before: str = ""
+
+    def held_to(self, own: Constraint | None) -> Constraint | None:
+        """What the reply must be, where the body asks for `own`. ApiError (400) where that contradicts required calls."""
+        if own is not None and self.must is not None:
+            raise ApiError(400, f"{NAME} cannot stand beside {own.name}: a text has one form.", param=NAME)
+        form = self.must or own
+        return form and replace(form, before=self.before)
 
     def splitter(self) -> ReplySplitter | None:
         """What splits one reply; None: it is text alone."""
@@ -54,10 +64,10 @@ def conversation_of(llm: Any, body: ChatBody) -> ChatPrompt:
     ids = llm.prompt_ids(encode(tokenizer, text, add_special_tokens=not has_template(tokenizer)))
     form = format_of(tokenizer, use.tools, enforced=use.required)
     prefix = "" if form is None else _prefix(tokenizer, form, text, taken, options)
-    if form is None or not use.required:
-        return ChatPrompt(ids, form, prefix, use)
-    must = required_calls(tokenizer, use, reasoning_of(tokenizer), ReplySplitter(form, prefix).begun)
-    return ChatPrompt(ids, form, prefix, use, must)
+    reasoning = reasoning_of(tokenizer)
+    begun = form is not None and ReplySplitter(form, prefix).begun
+    before = "" if reasoning is None else before_form(tokenizer, reasoning, begun)
+    return ChatPrompt(ids, form, prefix, use, required_calls(use) if use.required else None, before)
 
 
 def _thinking(tokenizer: Any, effort: str | None) -> dict[str, Any]:

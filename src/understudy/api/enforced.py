@@ -1,6 +1,6 @@
 """Calls that a reply must make, as a grammar: whatever family the model is of, they are written as Hermes did.
 
-Reasoning comes before them, as it would without a grammar, and is free."""
+Reasoning comes before them, and before any form that a reply must have, and is free."""
 
 from __future__ import annotations
 
@@ -17,18 +17,30 @@ from .messages import ToolUse
 NAME = "tool_choice"
 
 
-def required_calls(tokenizer: Any, use: ToolUse, reasoning: Reasoning | None, opened: bool) -> Constraint:
+def required_calls(use: ToolUse) -> Constraint:
     """The grammar of a reply that calls one of the tools, or several where it may.
-
-    reasoning: how the model of `tokenizer` marks it; None: it does not. opened: has the prompt begun it?
 
     Raises UsageError for a tool whose parameters are too large or too deep."""
     bodies = " | ".join(f"body_{place}" for place in range(len(use.tools)))
     more = "" if use.most_calls == 1 else ' ("\\n" call)*'
-    lines = [f"start: {_before(tokenizer, reasoning, opened)}call{more}", f'call: "<tool_call>\\n" ({bodies}) "\\n</tool_call>"']
+    lines = [f"start: call{more}", f'call: "<tool_call>\\n" ({bodies}) "\\n</tool_call>"']
     for place, tool in enumerate(use.tools):
         lines += _body(place, tool["function"])
-    return Constraint.grammar("\n".join(lines + _thought(tokenizer, reasoning)), NAME)
+    return Constraint.grammar("\n".join(lines), NAME)
+
+
+def before_form(tokenizer: Any, reasoning: Reasoning, opened: bool) -> str:
+    """The rules of a reasoning, to its closing mark and the blanks after it, before what a reply must be. opened: has the prompt
+    begun it? If not, there may be none."""
+    blanks = "blanks: /[\\n ]{0,2}/"
+    if token := _special(tokenizer, reasoning.closed):
+        thought = [f"thought: free {token} blanks", "free: /(?s:.*)/", blanks]
+    else:
+        closed = re.escape(reasoning.closed).replace("/", "\\/")
+        thought = ["thought: free blanks", f"free[lazy]: /(?s:.*){closed}/", blanks]
+    begun = _special(tokenizer, reasoning.opened) or json.dumps(reasoning.opened)
+    title = f"{json.dumps(reasoning.title)} " if reasoning.title else ""
+    return "\n".join(["before: thought" if opened else f"before: ({begun} {title}thought)?", *thought])
 
 
 def _body(place: int, function: Mapping[str, Any]) -> list[str]:
@@ -37,27 +49,6 @@ def _body(place: int, function: Mapping[str, Any]) -> list[str]:
     told = json.dumps({**schema, "x-guidance": {"whitespace_pattern": SPACE}}, ensure_ascii=False)
     begin = json.dumps(f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": ', ensure_ascii=False)
     return [f'body_{place}: {begin} given_{place} "}}"', f"given_{place}: %json {told}"]
-
-
-def _before(tokenizer: Any, reasoning: Reasoning | None, opened: bool) -> str:
-    """What comes before the calls."""
-    if reasoning is None:
-        return ""
-    if opened:
-        return "thought "
-    title = f"{json.dumps(reasoning.title)} " if reasoning.title else ""
-    return f"({_special(tokenizer, reasoning.opened) or json.dumps(reasoning.opened)} {title}thought)? "
-
-
-def _thought(tokenizer: Any, reasoning: Reasoning | None) -> list[str]:
-    """The rules of a reasoning to its closing mark, and of the blanks after it."""
-    if reasoning is None:
-        return []
-    blanks = "blanks: /[\\n ]{0,2}/"
-    if token := _special(tokenizer, reasoning.closed):
-        return [f"thought: free {token} blanks", "free: /(?s:.*)/", blanks]
-    closed = re.escape(reasoning.closed).replace("/", "\\/")
-    return ["thought: free blanks", f"free[lazy]: /(?s:.*){closed}/", blanks]
 
 
 def _special(tokenizer: Any, mark: str) -> str:
