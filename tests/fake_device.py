@@ -38,7 +38,9 @@ class Inline(SimulatedDevice):
 
 
 class FakeDevice(Accelerator):
-    """`capacity`: bytes of memory it has."""
+    """`capacity`: bytes of memory it has. Its kernels run in an interpreter, so that each node of a pass costs much."""
+
+    nodes_are_free = False
 
     def __init__(self, *, seed: int = 0, capacity: int = 4 * GIB, triton: bool = True, refuse_after: int = 1000):
         if triton:

@@ -174,7 +174,7 @@ class Blueprint:
             head_bytes=self._head_bytes(rows, slots),
             prefix_bytes=memory_for(self.footprint.prefix_file_bytes(BLOCK)) if self.options.prefix_cache is not None else 0,
             tree_nodes=drafter.max_nodes,
-            tree_tiles=tree_tiles(rows, self.device.own_memory),
+            tree_tiles=tree_tiles(rows, self.device.nodes_are_free),
             record_nodes=nodes,
             padded_rows=padded,
             aligning_bytes=padded * context * self._widest_line(),

@@ -92,6 +92,8 @@ class Device(Protocol):
     own_memory: bool
     # whether the host searches for drafts, beside the text; else the search runs here, level by level
     drafts_see_text: bool
+    # whether the nodes of a pass cost next to nothing beside its weights, so that trees may be larger
+    nodes_are_free: bool
     # what records work to do it again as a whole; None where there is nothing that could
     graphs: Graphs | None
 

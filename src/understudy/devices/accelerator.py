@@ -46,6 +46,7 @@ class Accelerator:
     runtime_bytes = RUNTIME_CUDA
     own_memory = True
     drafts_see_text = False
+    nodes_are_free = True
 
     def __init__(
         self, name: str, where: str, streams: Streams, *, without_triton: str = "", graphs: Graphs | None = None

@@ -60,6 +60,7 @@ class Processor:
     note = ""
     own_memory = False
     drafts_see_text = True
+    nodes_are_free = False
     graphs: Graphs | None = None
 
     def __init__(self, threads: int = 0) -> None:
