@@ -28,7 +28,7 @@ LAYER = {
 }  # fmt: skip
 HEADS = {"KV": 8, "GROUP": 4, "DIM": 128, "D": 128, "SIZE": 128, "S": 128}
 LAYER_SIZES = HEADS | {
-    "M": 16, "BLOCK": 64, "SHARES": 8, "WORTH": 128, "WINDOWED": True, "NARROW": True, "WIDE": False, "EARLY": False,
+    "M": 16, "BLOCK": 64, "SHARES": 8, "WORTH": 128, "WINDOWED": True, "NARROW": True, "WIDE": False,
 }  # fmt: skip
 ATTENTION = {
     "query": "*bf16", "keys": "*bf16", "values": "*bf16", "out": "*bf16", "sinks": "*bf16", "rows": "*i64", "positions": "*i64",
@@ -53,13 +53,13 @@ TILES = {"group": 64, "COLUMNS": 16, "LISTED": 32, "COPIED": 256}
 TWO_WARPS = {"num_warps": 2, "maxnreg": 128, "enable_fp_fusion": False}
 STEPS = {
     "M": 16, "COLUMNS": 4096, "GROUP": 64, "STEP": 64, "ROUNDS": 4, "PARTS": 4, "SHARES": 4, "BITS": 4, "MATRICES": 3,
-    "GATED": False, "NORM": True, "BIAS": True, "OTHER": 0, "STAGES": 3, "WIDE": False, "EARLY": False, "AHEAD": 256,
+    "GATED": False, "NORM": True, "BIAS": True, "OTHER": 0, "STAGES": 3, "WIDE": False,
 }  # fmt: skip
 GATED = STEPS | {"MATRICES": 2, "GATED": True}
 ALONE = STEPS | {"MATRICES": 1, "NORM": False, "OTHER": 1}
 EXACTLY = PRODUCT | {"x": "*fp32", "other": "*fp32", "out": "*fp32"}
 STAGED = {"num_stages": 3}
-HOPPER = {"target": 90, "launch_pdl": True}
+HOPPER = {"target": 90}
 UNFUSED = {"enable_fp_fusion": False}
 WHOLE, REALS = "*i64", "*fp64"
 LEVEL = {
@@ -106,11 +106,11 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "candidates of a shape": ("search_choice", "offer", OFFER, OFFER_SIZES | {"FORCED": True, "LEVELS": 48}, UNFUSED),
     "products": ("coded_product", "multiply", PRODUCT, STEPS, STAGED),
     "gated products on an A100": ("coded_product", "multiply", PRODUCT, GATED, STAGED | {"target": 80}),
-    "gated products on an H100": ("coded_product", "multiply", PRODUCT, GATED | {"EARLY": True}, STAGED | HOPPER),
+    "gated products on an H100": ("coded_product", "multiply", PRODUCT, GATED, STAGED | HOPPER),
     "product of 8 bits": ("coded_product", "multiply", PRODUCT, ALONE | {"BITS": 8, "GROUP": 4096, "SHARES": 1}, STAGED),
     "products in float32": ("coded_product", "multiply", EXACTLY, STEPS, STAGED),
     "draft layer": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2}),
-    "draft layer on an H100": ("draft_layer", "_attend", LAYER, LAYER_SIZES | {"EARLY": True}, {"num_stages": 2} | HOPPER),
+    "draft layer on an H100": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2} | HOPPER),
     "attention": ("attention", "_attend", ATTENTION, FLAGS | {"NARROW": True, "WIDE": False}, {"num_stages": 2}),
     "attention with long keys": ("attention", "_attend", ATTENTION, FLAGS | LONG, {"num_stages": 2}),
     "attention with sinks and short values": ("attention", "_attend", ATTENTION, FLAGS | SINKS, {"num_stages": 2}),

@@ -57,7 +57,7 @@ def test_it_gives_what_the_processor_gives(
     """Also where several programs share the positions of a node; what counts them is ready for the next layer."""
     monkeypatch.setattr(draft_layer, "WORTH", 32)
     monkeypatch.setattr(draft_layer, "MOST_SHARES", 4)
-    monkeypatch.setattr(draft_layer, "processors", lambda device: room)
+    monkeypatch.setattr(draft_layer, "running", lambda device, each: room)
     torch.manual_seed(length)
     state, nodes, spec = state_of(dtype, size, window), level(length), AttentionSpec(0.2, window)
     made, turns = given(len(nodes), size, dtype)

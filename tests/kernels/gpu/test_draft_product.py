@@ -92,7 +92,7 @@ def test_products_of_one_input_lie_side_by_side(
 ) -> None:
     """After a norm, with biases, and with something added; shared out or not."""
     monkeypatch.setattr(draft_product, "PARTS", parts)
-    monkeypatch.setattr(draft_product, "processors", lambda device: 132)
+    monkeypatch.setattr(draft_product, "running", lambda device, each: 396)
     torch.manual_seed(1)
     products, weights = joined(specs, (128, 64, 70), 256)
     norm, bias = norm_of(256), torch.randn(64)
@@ -108,7 +108,7 @@ def test_products_of_one_input_lie_side_by_side(
 @pytest.mark.parametrize(("rows", "parts"), [(3, 4), (40, 1)])
 def test_one_half_is_gated_by_the_other(specs: list[str], rows: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draft_product, "PARTS", parts)
-    monkeypatch.setattr(draft_product, "processors", lambda device: 132)
+    monkeypatch.setattr(draft_product, "running", lambda device, each: 396)
     torch.manual_seed(2)
     products, weights = joined(specs, (100, 100), 256)
     norm, biases = norm_of(256), [torch.randn(100), torch.randn(100)]

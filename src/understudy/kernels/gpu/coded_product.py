@@ -18,7 +18,6 @@ def multiply(
     M: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, ROUNDS: tl.constexpr, PARTS: tl.constexpr,
     SHARES: tl.constexpr, BITS: tl.constexpr, MATRICES: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr,
     BIAS: tl.constexpr, OTHER: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
-    EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Share number `share` of the columns of one block of outputs, for M rows. All of a block's shares leave their sums in
     scratch; the last to come adds them."""
@@ -28,12 +27,6 @@ def multiply(
         b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2, MATRICES, GATED
     )  # fmt: skip
     line = tile * M + tl.arange(0, M)
-    if EARLY:
-        # the next launch may come in, and this one has come in, before the last one is done: only codes may be looked at till then
-        tl.extra.cuda.gdc_launch_dependents()
-        if AHEAD > 0:
-            _fetch(codes + block.to(tl.int64) * COLUMNS * (2 * BITS), share, COLUMNS, STEP * ROUNDS * PARTS, BITS, AHEAD)
-        tl.extra.cuda.gdc_wait()
     if BITS == 4 and x.dtype.element_ty == tl.bfloat16 and not WIDE:
         sums, squares = share_of_four(
             x, codes, scales, norm, line, block.to(tl.int64), share, m, count,
@@ -100,17 +93,6 @@ def _matrix(
                 block, first, rows, count = b - count0 - count1, rows0 + rows1, rows2, count2
                 codes, scales = codes2, scales2
     return block, first, rows, count, codes, scales
-
-
-@triton.jit
-def _fetch(run, share, COLUMNS: tl.constexpr, EACH: tl.constexpr, BITS: tl.constexpr, AHEAD: tl.constexpr):
-    """Ask memory for the first lines, of 128 bytes, of a share's codes."""
-    lines = tl.minimum(tl.arange(0, AHEAD), EACH * BITS // 16 - 1)
-    at = tl.minimum(share * EACH, COLUMNS - 1).to(tl.int64) * (2 * BITS) + lines * 32
-    at = tl.minimum(at, COLUMNS * 2 * BITS - 1)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(run + at).to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
-    )
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from ...tree import Nodes
 from ..attention import AttentionSpec
 from . import INTERPRETED
 from .attention import _block, _dot
-from .draft_product import comes_early, early_launch, processors
+from .draft_product import running
 
 # programs that keep a multiprocessor busy, positions that are worth a share of their own, and shares at most
 BUSY = 8
@@ -50,18 +50,17 @@ class LayerAttention:
         wide, wide_value = (max(16, triton.next_power_of_2(numbers)) for numbers in (dim, size))
         given = (made, cosines, sines, keys, values, nodes.rows, nodes.slots, nodes.positions)
         sizes = {"KV": kv_heads, "GROUP": heads // kv_heads, "DIM": dim, "D": wide, "SIZE": size, "S": wide_value}
-        shares = shared_out(count * kv_heads, places, processors(made.device) * BUSY)
+        shares = shared_out(count * kv_heads, places, running(made.device, BUSY))
         tile = max(16, triton.next_power_of_2(heads // kv_heads))
         scratch = torch.empty(count * kv_heads * shares * tile * (wide_value + 2), dtype=torch.float32, device=made.device)
         out = made.new_empty(count, heads * size)
-        early = comes_early(made.device)
         narrow = made.dtype == keys.dtype == torch.bfloat16
         _attend[(count, kv_heads, shares)](
             *given, nodes.prefix, nodes.tail.contiguous(), out, scratch, self.counters, nodes.tail.shape[1], places,
             spec.scaling, spec.window,
             **sizes, M=tile, BLOCK=_block(max(wide, wide_value) * keys.element_size()), SHARES=shares, WORTH=WORTH,
             WINDOWED=spec.window > 0, NARROW=narrow, WIDE=INTERPRETED or not narrow, num_warps=4,
-            num_stages=2 if narrow else 1, EARLY=early, **early_launch(early),
+            num_stages=2 if narrow else 1,
         )  # fmt: skip
         return out
 
@@ -119,12 +118,9 @@ def _attend(
     width, places, scaling, window,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
     M: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, WORTH: tl.constexpr, WINDOWED: tl.constexpr,
-    NARROW: tl.constexpr, WIDE: tl.constexpr, EARLY: tl.constexpr,
+    NARROW: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     node, head, share = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     position, prefix = tl.load(positions + node), tl.load(prefixes + node)
     low = position * 0
     if WINDOWED:

@@ -27,10 +27,6 @@ FEW_ROWS, MANY_ROWS = 16, 32
 STAGES = 3
 # products that one launch takes
 MOST_JOINED = 3
-# do launches come in before the last one is done, where they can?
-EARLY = False
-# lines of 128 bytes of its codes that a program asks memory for meanwhile
-AHEAD = 256
 # what `other` is, of the products' results y: nothing; added to y; multiplied by y after silu
 ALONE, ADDED, GATE = 0, 1, 2
 
@@ -125,9 +121,8 @@ class ProductLaunch:
             none = first.codes.new_zeros(max(product.rows for product in products), dtype=torch.float32)
             pairs = zip(products, biases, strict=True)
             self.bias = torch.cat([none[: product.rows] if bias is None else bias.float() for product, bias in pairs])
-        room = processors(first.codes.device) * RESIDENT
+        room = running(first.codes.device, RESIDENT)
         self.shares = shared_out(self.blocks, -(-self.columns // self.step), room)
-        self.early = comes_early(first.codes.device)
         self.shifts = shifts(first.bits, first.codes.device)
         # of each block of outputs and tile of rows: programs that have come; zero between launches
         self.counters = first.codes.new_zeros(self.blocks * (MOST_ROWS // FEW_ROWS))
@@ -156,7 +151,7 @@ class ProductLaunch:
             M=tile, COLUMNS=self.columns, GROUP=self.products[0].group, STEP=self.step, ROUNDS=self.shares.rounds, PARTS=PARTS,
             SHARES=self.shares.count, BITS=self.products[0].bits, MATRICES=len(self.products), GATED=self.gated,
             NORM=self.norm is not None, BIAS=self.bias is not None, OTHER=what, STAGES=STAGES, WIDE=INTERPRETED,
-            EARLY=self.early, AHEAD=AHEAD, num_warps=PARTS, num_stages=STAGES, **early_launch(self.early),
+            num_warps=PARTS, num_stages=STAGES,
         )  # fmt: skip
 
 
@@ -174,20 +169,9 @@ def shared_out(blocks: int, steps: int, room: int) -> ColumnShares:
 
 
 @cache
-def processors(device: torch.device) -> int:
-    """How many programs run at once on `device`, if each fills a multiprocessor; Triton's interpreter runs one."""
-    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
-
-
-@cache
-def comes_early(device: torch.device) -> bool:
-    """Can a launch on `device` come in before the last one is done, and wait there for its results?"""
-    return EARLY and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def early_launch(early: bool) -> dict[str, bool]:
-    """Triton's option for it."""
-    return {"launch_pdl": True} if early else {}
+def running(device: torch.device, each: int) -> int:
+    """How many programs run at once on `device`, if a multiprocessor runs `each`; Triton's interpreter runs one."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) * each if device.type == "cuda" else 1
 
 
 @cache
