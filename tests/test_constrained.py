@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.schemas import constraints, fits
 from tests.tiny import opened, save
 from understudy import LLM, Completion, Constraint, SamplingParams
+from understudy.devices import DEVICES
 from understudy.errors import GrammarError, UsageError
 
 PROMPT = [5, 99, 5, 12, 80, 5, 99, 5]
@@ -153,3 +154,16 @@ def test_what_cannot_be_compiled_is_one_line_before_anything_runs(drafting: LLM)
         with pytest.raises(UsageError, match=r"^prompts\[1\]: constraint cannot be used: ") as error:
             drafting.generate([PROMPT, PROMPT], [good, SamplingParams(constraint=constraint)])
         assert "\n" not in str(error.value)
+
+
+def test_a_device_that_drafts_without_masks_gives_the_same_text(
+    tmp_path: Path, plain: LLM, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its levels run where no grammar is; what they guess and the grammar refuses is never accepted."""
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:without_triton")
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    asked = [SamplingParams(max_new_tokens=9, temperature=t, seed=2, constraint=EACH["grammar"]) for t in (0.0, 0.9)]
+    with opened(model, device="fake", codec="raw", rows=2) as llm:
+        for params, done in zip(asked, llm.generate([PROMPT] * 2, asked), strict=True):
+            assert said(done) == said(plain.generate([PROMPT], params)[0])
+            assert done.stats.drafted > 0

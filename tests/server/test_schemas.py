@@ -89,3 +89,11 @@ def test_a_bad_form_is_a_400_with_the_name_of_the_field(server: Running, field: 
         assert response.status_code == 400 and error["param"] == field, error
         assert error["message"].startswith(field) and "\n" not in error["message"]
     assert server.post("/v1/completions", prompt="x", max_tokens=1).status_code == 200
+
+
+def test_a_form_is_kept_by_the_responses_api_too(server: Running) -> None:
+    form = {"type": "json_schema", "name": "person", "schema": SCHEMA}
+    found = server.post("/v1/responses", input=PROMPT, max_output_tokens=240, text={"format": form}).json()
+    Person.model_validate_json(found["output"][-1]["content"][0]["text"])
+    bad = server.post("/v1/responses", input=PROMPT, text={"format": {**form, "schema": {"type": "strin"}}})
+    assert bad.status_code == 400 and bad.json()["error"]["param"] == "text.format", bad.text
