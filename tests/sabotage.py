@@ -135,6 +135,7 @@ MUTATIONS = (
     Mutation("a single node is written to the first row", "models/streamed.py", "return int(nodes.rows[0]), int(nodes.slots[0])", "return 0, int(nodes.slots[0])", "tests/models/test_target.py tests/test_llm.py"),
     Mutation("rows that lie apart are taken for neighbours", "kernels/exact_product.py", "row_bytes, run_bytes = self.columns * 2, width * 2", "row_bytes, run_bytes = width * 2, width * 2", "tests/kernels/test_exact_product.py"),
     Mutation("room is spent on decoded weights twice", "plan/residents.py", "if owners[number] not in decoded),", "),", "tests/plan/test_residents.py"),
+    Mutation("on a GPU a lane's second octet takes the bits of its first", "kernels/gpu/octets.py", "windows[plane] >> byte_of(counts[0], counts[1], plane)", "windows[plane]", "tests/kernels/gpu/test_residual.py"),
     Mutation("an exception is not put back", "kernels/residual.py", "weights[exceptions[e, 0]] = exceptions[e, 1]", "pass", "tests/codecs"),
     Mutation("the path is not moved", "layer_states.py", "slab[row][:, to] =", "slab[row][:, source] =", CORE),
     Mutation("a layer that slides goes back to what it lost", "layer_states.py", "return length if oldest_wanted >= oldest_held else 0", "return length", CORE),

@@ -14,9 +14,18 @@ from understudy.kernels.pack import block
 from understudy.quantizers import Tensors, quantizer
 
 pytest.importorskip("triton")
+import triton.language as tl
+
 from understudy.kernels.gpu import residual
 
 delta = codec("delta")
+
+
+@pytest.fixture(autouse=True, params=[4])
+def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """As many lanes share a column as on a GPU, unless a test asks for others."""
+    monkeypatch.setattr(residual, "LANES", tl.constexpr(request.param))
+    return int(request.param)
 
 
 def came_back(blocks: Tensor, substitute: Tensors) -> Tensor:
@@ -68,6 +77,14 @@ def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], odd: 
         words = _words(*scales.shape, seed=seed + 1).nan_to_num(0.0, 1.0, -1.0).clamp(-1e30, 1e30)
         substitute = {**substitute, "scales": torch.where(torch.rand(scales.shape) < 0.3, words, scales)}
     came_back(block(weight), substitute)
+
+
+@pytest.mark.parametrize("lanes", [8], indirect=True)
+@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int8"])
+def test_an_octet_a_lane(spec: str, lanes: int) -> None:
+    torch.manual_seed(0)
+    weight = (torch.distributions.StudentT(3.0).sample((64, 64)) * 0.02).to(torch.bfloat16)
+    assert came_back(block(weight), quantizer(spec).quantize(weight))[0] == 1
 
 
 def test_what_was_not_packed_is_copied() -> None:

@@ -19,8 +19,8 @@ from .octets import codes_of, dense_of, passed, weights_of
 
 # columns that are decoded at once, unless a group has fewer; the interpreter is faster with few long steps
 COLUMNS = 64 if INTERPRETED else 16
-# lanes that share a column
-LANES = tl.constexpr(4)
+# lanes that share a column, each with the same number of octets; the interpreter does each step of an octet once for all lanes
+LANES = tl.constexpr(8 if INTERPRETED else 4)
 # warps that decode a tile
 WARPS = 2
 # registers of a lane: with so few, sixteen warps have room on a processor of the GPU
@@ -107,20 +107,24 @@ def _columns(
     """All columns of a tile. `sources`: codes and dense part, in words of 64 bits, one for each bit of a code, or dense bit; the
     stream in words of 32, whose bit `place` is the tile's first; and the scales of its rows."""
     codes, dense, stream, scales = sources
-    octet = tl.arange(0, LANES)[None, :] * 2
-    ends = ends_of(scales + octet * 8, 16, BITS)
+    octets: tl.constexpr = 8 // LANES
+    octet = tl.arange(0, LANES)[None, :] * octets
+    ends = ends_of(scales + octet * 8, 8 * octets, BITS)
     place = tl.zeros([COLUMNS, LANES], tl.uint32) + place
     for c in range(0, group, COLUMNS):
         column = c + tl.arange(0, COLUMNS)[:, None]
         pairs = ()
         counts = ()
-        for u in tl.static_range(2):
+        for u in tl.static_range(octets):
             low, high = codes_of(codes + column * BITS, octet + u, BITS)
             made, count = bins_of(low, high, ends, 8 * u, BITS, DENSE, WIDER)
             pairs = pairs + (made,)
             counts = counts + (count,)
-        windows, place = _windows(stream, place, counts[0][0] + counts[1][0], counts[0][1] + counts[1][1], DENSE)
-        for u in tl.static_range(2):
+        few, others = counts[0]
+        if octets == 2:
+            few, others = few + counts[1][0], others + counts[1][1]
+        windows, place = _windows(stream, place, few, others, DENSE)
+        for u in tl.static_range(octets):
             low, high = dense_of(dense + column * DENSE, octet + u, DENSE)
             if u == 1:
                 windows = passed(windows, counts[0], DENSE)
