@@ -13,7 +13,7 @@ RUNTIME = 490 * MIB
 # What a process that prepares and compiles nothing grows by until weights are read, its tokenizer aside: kernels that are on disk.
 EXPECTED_GROWTH = 68 * MIB
 # What it grows by from then on, beside all that a plan counts: modules of the model, threads, what libraries keep.
-REST = 16 * MIB
+REST = 20 * MIB
 # The driver's context and libraries on a device.
 RUNTIME_CUDA = 700 * MIB
 # The search's state on a device for each sequence: nodes, their children, where each one's path lies.
