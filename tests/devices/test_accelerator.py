@@ -113,3 +113,28 @@ def test_a_draft_attends_as_the_target_does(length: int, window: int, parents: l
     drafted = device.draft_attention(nodes)(query, keys, values, spec)
     assert torch.equal(drafted, device.attend(query, keys, values, nodes, spec))
     assert torch.allclose(drafted, attend(query, keys, values, nodes, spec), atol=1e-5)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_product_that_is_wrong_is_noticed_and_torch_multiplies(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from understudy.kernels.gpu.draft_product import GroupedProduct
+
+    if not right:
+        whole = GroupedProduct.__call__
+        monkeypatch.setattr(GroupedProduct, "__call__", lambda self, x: whole(self, x).roll(1, -1))
+    shape, maker, device = (150, 128), quantizer("int4"), FakeDevice()
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 0.05
+    tensors = maker.quantize(weight)
+    x = torch.randn(5, shape[1]).to(torch.bfloat16)
+    if right:
+        multiply = device.draft_product(maker, tensors, shape, torch.bfloat16)
+        assert not device.note
+    else:
+        with pytest.warns(RuntimeWarning, match="products of int4.* in bfloat16 gives wrong results on fake"):
+            multiply = device.draft_product(maker, tensors, shape, torch.bfloat16)
+        assert "wrong results" in device.note
+        # said once
+        device.draft_product(maker, tensors, shape, torch.bfloat16)
+    wanted = x.float() @ maker.dequantize(tensors, shape).T
+    assert (multiply(x).float() - wanted).norm() < 0.03 * wanted.norm()

@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.fake_device import FakeDevice
 from tests.weights.made import layout, tensors, write
 from understudy.codecs import CODECS
 from understudy.devices import Device
 from understudy.devices.processor import Processor
-from understudy.errors import StoreError, TransferError
+from understudy.errors import StoreError, TransferError, UsageError
 from understudy.kernels.pack import unblock
 from understudy.models import load
-from understudy.models.load import extent, read_all, read_whole
+from understudy.models.exact_linear import ExactLinear
+from understudy.models.load import extent, read_all, read_whole, refuse_wrong_decoding
+from understudy.models.weights import largest
+from understudy.quantizers import quantizer
 from understudy.tiers import ReadSettings
 from understudy.tiers.memory import ALIGNMENT
 from understudy.weights.checkpoint import Checkpoint
@@ -90,3 +94,27 @@ def test_extents_are_whole_pages_around_what_is_stored(tmp_path: Path) -> None:
         place = extent(store, stored)
         assert place.offset % ALIGNMENT == 0 and place.offset + stored.lead == stored.offset
         assert place.nbytes == stored.lead + stored.nbytes
+
+
+def test_a_device_that_decodes_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from understudy.kernels.gpu import residual
+
+    store = prepared(tmp_path, "delta")
+    device = FakeDevice()
+    linears = []
+    for entry in store.linears.values():
+        copy = read_all(store, list(entry.substitute.values()), SETTINGS, device)
+        held = dict(zip(entry.substitute, copy, strict=True))
+        linears.append(ExactLinear(entry, quantizer(entry.quantizer), held, device.arena(largest([entry])), device))
+    assert any(linear.codec.name == "delta" for linear in linears)
+    refuse_wrong_decoding(store, linears, SETTINGS)
+    decode = residual.decode
+
+    def one_bit_off(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
+        decode(data, codes, scales, out).view(torch.int16)[0, 3, 5] ^= 1
+        return out
+
+    monkeypatch.setattr(residual, "decode", one_bit_off)
+    with pytest.raises(UsageError, match=r"other weights than were prepared \(.*stored as delta beside int4.*--codec raw"):
+        refuse_wrong_decoding(store, linears, SETTINGS)

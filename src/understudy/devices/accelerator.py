@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..codecs import Codec
 from ..errors import UsageError, first_line
 from ..kernels.attention import AttentionSpec, attend_anywhere
 from ..kernels.blocks import BlockKernels
+from ..kernels.pack import BLOCK
 from ..kernels.recurrence import RuleStep, convolve_anywhere, fold_anywhere, recur_anywhere
 from ..plan.demand import RUNTIME, RUNTIME_CUDA
 from ..plan.machine import Machine
@@ -34,6 +36,9 @@ PROBE = 64 << 20
 SHARE = 0.95
 # of the memory this process could hold, when no --host-memory was given
 HOST_SHARE = 0.8
+# rows and blocks of outputs, and by how much products of few bits may be off torch's, relatively
+TRIED, TRIED_BLOCKS = 3, 4
+SOUND = 0.03
 SLOWER = "drafts and attention on the GPU are slower"
 
 
@@ -58,6 +63,8 @@ class Accelerator:
         self.without_triton = without_triton
         self.graphs = graphs if self.triton else None
         self.note = f"{without_triton}: {SLOWER}" if without_triton else ""
+        # By kind of draft products: whether our kernel for them was right here.
+        self._tried: dict[str, bool] = {}
 
     def memory(self) -> tuple[int, int]:
         """Bytes of its memory that are free now, and all of it."""
@@ -163,8 +170,28 @@ class Accelerator:
             # only now: it needs Triton
             from ..kernels.gpu.draft_product import GroupedProduct
 
-            return GroupedProduct(tensors["codes"], tensors["scales"], shape[0])
+            product = GroupedProduct(tensors["codes"], tensors["scales"], shape[0])
+            if self._sound(product, quantizer, tensors, shape, dtype):
+                return product
         return quantizer.linear(tensors, shape, dtype)
+
+    def _sound(
+        self, product: Linear, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype
+    ) -> bool:
+        """Whether our products of this kind are near torch's: tried once, since nothing else would tell before drafts are poor."""
+        kind = f"{quantizer.name} in {dtype}".replace("torch.", "")
+        if kind not in self._tried:
+            x = torch.sin(torch.arange(TRIED * shape[1], device=self.where) * 0.7).view(TRIED, -1).to(dtype)
+            some = min(TRIED_BLOCKS, tensors["codes"].shape[0])
+            outputs = min(some * BLOCK, shape[0])
+            weight = quantizer.dequantize(quantizer.cut(tensors, 0, some), (outputs, shape[1]))
+            found, wanted = product(x)[:, :outputs].float(), x.float() @ weight.float().T
+            self._tried[kind] = bool((found - wanted).norm() <= SOUND * wanted.norm())
+            if not self._tried[kind]:
+                wrong = f"the kernel for products of {kind} gives wrong results on {self.name}: {SLOWER}"
+                self.note = "; ".join(filter(None, [self.note, wrong]))
+                warnings.warn(wrong, RuntimeWarning, stacklevel=2)
+        return self._tried[kind]
 
     def search_kernels(self) -> OpenLevelKernels | None:
         if not self.triton:

@@ -12,13 +12,16 @@ from torch import Tensor
 from ..codecs import codec
 from ..devices import Device
 from ..devices.processor import Processor
-from ..kernels.pack import BLOCK, blocks_of
+from ..errors import UsageError
+from ..kernels.pack import BLOCK, blocks_of, unblock
 from ..quantizers import Tensors, quantizer
 from ..tiers import Extent, ReadSettings
 from ..tiers.disk import DiskFetch, DiskTier
-from ..tiers.memory import aligned
+from ..tiers.memory import aligned, arena
 from ..weights.entries import LinearEntry, Part, Stored
+from ..weights.files import checksum
 from ..weights.store import Store
+from .exact_linear import ExactLinear
 
 # reads that are under way together
 IN_FLIGHT = 16
@@ -132,6 +135,35 @@ def read_whole(
         if progress is not None:
             progress(edges[number], edges[-1])
     return found
+
+
+def refuse_wrong_decoding(store: Store, linears: Sequence[ExactLinear], settings: ReadSettings) -> None:
+    """Raise UsageError where a device's own kernels give other weights than were prepared: a compiler or a driver may be at fault.
+
+    Of each kind of stored weights that need such kernels, the smallest Linear is decoded and compared with its checksum."""
+    kinds: dict[tuple[str, str], ExactLinear] = {}
+    for linear in linears:
+        if linear.device.own_memory and linear.codec.needs_triton and linear.entry.parts:
+            kind = (linear.codec.name, linear.quantizer.name)
+            kinds[kind] = min(kinds.get(kind, linear), linear, key=lambda one: one.entry.nbytes)
+    for linear in kinds.values():
+        if _decoded_checksum(store, linear, settings) != linear.entry.checksum:
+            stored = f"{linear.entry.module}, stored as {linear.codec.name} beside {linear.quantizer.name}"
+            raise UsageError(
+                f"{linear.device.name} decodes other weights than were prepared ({stored}): its compiler or driver is at fault. Use"
+                " --codec raw, or --device cpu."
+            )
+
+
+def _decoded_checksum(store: Store, linear: ExactLinear, settings: ReadSettings) -> str:
+    """The checksum of a Linear's weight, decoded by its device."""
+    parts = linear.entry.parts
+    stored = [part.stored for part in parts]
+    pieces = []
+    for number, room in _arriving(store, stored, settings, lambda number: arena(aligned(stored[number].span)), PARTS_IN_FLIGHT):
+        data = room[stored[number].lead : stored[number].span].to(linear.device.where)
+        pieces.append(linear.blocks(data, parts[number].first_block, parts[number].blocks).to("cpu", copy=True))
+    return checksum([unblock(torch.cat(pieces), linear.entry.shape[0])])
 
 
 def _decode(entry: LinearEntry, part: Part, data: Tensor, substitute: Tensors, out: Tensor) -> None:

@@ -20,7 +20,7 @@ from ..weights.entries import LinearEntry, Stored
 from ..weights.store import Store
 from .exact_linear import TOGETHER, ExactLinear
 from .hauls import Haul, hauls_of, largest_haul
-from .load import extent, read_all, read_whole, whole_bytes
+from .load import extent, read_all, read_whole, refuse_wrong_decoding, whole_bytes
 from .streamed import share
 from .supply import PartRef
 
@@ -46,7 +46,8 @@ class Weights:
     A Linear that the plan keeps whole becomes one whose substitute is the weight, of which nothing streams. One that it keeps
     decoded has its exact weight beside its substitute. `drafts`: all substitutes are held; `scores`: that of the output head is.
 
-    Raises StoreError or TransferError where what is read is not what was prepared."""
+    Raises StoreError or TransferError where what is read is not what was prepared, UsageError where the device
+    decodes it wrongly."""
 
     def __init__(
         self,
@@ -94,6 +95,7 @@ class Weights:
                 zip(self.entries, self.quantizers, self.substitutes, strict=True)
             )
         ]
+        refuse_wrong_decoding(store, self.linears, settings)
 
     def _keep(self, weights: Mapping[int, Tensor]) -> None:
         """Give each Linear whose exact weight lies here as it is one resident part: all of it."""
