@@ -144,11 +144,10 @@ class FakeGraphs:
     def __init__(self, full: int = 0) -> None:
         self.captured = self.replayed = 0
         self.full = full
-        self.recorder: Recorder | None = None
 
     def capture(self, work: Callable[[], None]) -> FakeGraph:
         work()
-        recorder = self.recorder = Recorder()
+        recorder = Recorder()
         try:
             with recorder, own_kernels(recorder):
                 work()
@@ -158,7 +157,6 @@ class FakeGraphs:
         except RuntimeError as error:
             raise CaptureError(f"{SLOWER} ({str(error).split('. ')[0]})") from None
         finally:
-            self.recorder = None
             recorder.restore()
         self.captured += 1
         return FakeGraph(self, recorder)

@@ -33,6 +33,7 @@ LLM = "tests/test_llm.py"
 CONTRACTS = "tests/test_contracts.py"
 GUESS, BEAM, GRAPHS = "tests/drafters/test_suggest.py", "tests/drafters/test_device_search.py", "tests/devices/test_graphs.py"
 PACE = "tests/drafters/test_pace.py"
+SEARCH_KERNELS = "tests/drafters/test_kernel_search.py"
 HEAD_SUGGEST = "tests/drafters/test_head_suggest.py"
 READING = "tests/test_reading.py"
 LOOP = "tests/test_batch.py tests/test_engine.py tests/test_scheduler.py"
@@ -228,6 +229,8 @@ MUTATIONS = (
     Mutation("inert nodes write where others lie", "drafters/device_search.py", "torch.where(valid, index, most), node", "index, node", BEAM),
     Mutation("children of stop tokens are drafted on the device", "drafters/device_search.py", "going = finite & ~stopped &", "going = finite &", BEAM),
     Mutation("a request's seed does not reach the device", "drafters/launch.py", '"offset": offset(params.seed)', '"offset": offset(0)', f"{BEAM} {GRAPHS}"),
+    Mutation("in kernels what is taken stays a candidate", "kernels/gpu/search_level.py", "tl.store(node_chances + chance + RANKS, tl.full([P], -1.0, tl.float64), fresh & (parent >= 0))", "pass", SEARCH_KERNELS),
+    Mutation("in kernels newer nodes go first of equally likely ones", "kernels/gpu/search_choice.py", "rows + row * EACH + child)", "rows + row * EACH + EACH - child)", SEARCH_KERNELS),
     Mutation("a tail forgets the node itself", "drafters/device_search.py", "tail = torch.where(deep, slots[:, None], tail)", "pass", BEAM),
     Mutation("a run of bytes is given out before it ends", "detokenizer.py", "(self._traits.runs and self._is_byte(token))", "False", "tests/test_detokenizer.py"),
     Mutation("half a character is given out", "detokenizer.py", "self._traits.halves and text.endswith(LOST)", "False", "tests/test_detokenizer.py"),

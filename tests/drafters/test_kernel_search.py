@@ -1,5 +1,6 @@
 """The search in kernels gives the trees of the search in torch's operations, in few launches."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from tests.drafters.test_device_search import calibrations, difference, nodes_se
 from tests.fake_device import FakeDevice, without_triton
 from tests.fake_graphs import FakeGraphs
 from understudy.drafters.device_search import TensorSearch
-from understudy.drafters.device_state import LevelShape, SearchSizes
+from understudy.drafters.device_state import KEY, LevelShape, SearchSizes
 from understudy.drafters.kernel_search import KernelSearch
+from understudy.drafters.pace import RANKS
 from understudy.drafters.policy import DraftPolicy, Limits, Shape
 from understudy.drafters.search import SearchDrafter
+from understudy.kernels.search_columns import CHILDREN, DEPTH, SPINE, THROUGH, VALID
 from understudy.models.cost import PassCost
 from understudy.params import SamplingParams
 from understudy.plan.widths import widest
@@ -39,7 +42,7 @@ def apart(one: SearchDrafter, other: SearchDrafter, rows: int) -> float:
     return most
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     rows=rows_of(), seed=st.integers(0, 99), sharp=st.sampled_from([0.5, 2.0, 5.0]), rate=st.floats(0.0, 60.0),
     cost=st.lists(st.floats(1e-3, 0.05), min_size=7, max_size=7), nodes=st.sampled_from([20, 64]), free=st.booleans(),
@@ -77,19 +80,67 @@ def test_nodes_see_their_own_path_and_inert_ones_lie_in_the_spare_slot(
     nodes_seen(device(Fixed(seed, 2.0), policy, FakeDevice(seed=seed)), rows, near)
 
 
-def launches(search: Any, kind: LevelShape, shape: Shape) -> list[str]:
-    """What a level of this kind asks a GPU to run, with logits that are there."""
-    logits = torch.randn(kind.width, 40)
+@settings(max_examples=5)
+@given(
+    rows=st.integers(1, 4), seed=st.integers(0, 999), nodes=st.integers(1, 12), shape=st.sampled_from([Shape(), Shape(3, 5)]),
+    rate=st.sampled_from([0.0, 30.0, 300.0]),
+)  # fmt: skip
+def test_of_equally_likely_children_the_same_are_chosen(rows: int, seed: int, nodes: int, shape: Shape, rate: float) -> None:
+    """Chances are few powers of two, so that many are equal and sums are exact in any order."""
+    searches = [opened_search(kind, rows, shape) for kind in (TensorSearch, partial(KernelSearch, FakeDevice().search_kernels()))]
+    chance = torch.Generator().manual_seed(seed)
+    count = torch.randint(1, nodes + 1, (rows,), generator=chance)
+    children = torch.randint(-2, 4, (rows, nodes, RANKS), generator=chance)
+    keys = torch.where(children < 0, -1.0, 2.0**-children).double()
+    spine = torch.randint(1, nodes + 1, (rows, 1), generator=chance)
+    keys[torch.arange(nodes) >= count[:, None]] = -1.0
+    # of a chain, only what follows the last node is no node yet
+    keys[:, :, 0] = torch.where(torch.arange(nodes) < spine - 1, -1.0, keys[:, :, 0])
+    for search in searches:
+        search.given["rate"].fill_(rate)
+        search.given["cost"].copy_(0.01 + 0.001 * torch.arange(search.widest))
+        state = search.state
+        state["count"][:rows] = count
+        state["node"][:rows, :nodes, SPINE] = (torch.arange(nodes) < spine).long()
+        state["node"][:rows, :nodes, DEPTH] = torch.arange(nodes) // 3
+        state["node"][:rows, :nodes, CHILDREN:] = torch.arange(rows * nodes * RANKS).view(rows, nodes, RANKS)
+        state["node chances"][:rows, :nodes, THROUGH : THROUGH + RANKS] = keys
+        state["node chances"][:rows, :nodes, KEY : KEY + RANKS] = keys
+        state["figures"][2] = 1 + int(count.max() - 1) // 3
+    torchs, kernels = searches
+    (torchs._choose_forced if shape.depth else torchs._choose)(rows)
+    assert isinstance(kernels, KernelSearch)
+    kernels.kernels.choose(rows, min(16 * rows, 64))
+    assert torch.equal(torchs.state["figures"], kernels.state["figures"])
+    wish = int(torchs.state["figures"][0])
+    valid = torchs.next["candidates"][VALID] > 0
+    assert torch.equal(valid, kernels.next["candidates"][VALID] > 0) and int(valid[:-1].sum()) == wish
+    for name in ("candidates", "chances"):
+        assert torch.equal(torchs.next[name][..., :-1][..., valid[:-1]], kernels.next[name][..., :-1][..., valid[:-1]])
+    if wish and not shape.depth:
+        assert torch.equal(torchs.next["candidates"][:, -1], kernels.next["candidates"][:, -1])
+
+
+def opened_search(kind: Any, rows: int, shape: Shape, logits: torch.Tensor | None = None) -> TensorSearch:
+    """A search that has begun with `rows` roots. Its model says `logits`."""
 
     def forward(nodes: Nodes) -> torch.Tensor:
+        assert logits is not None
         return logits
 
-    sizes = SearchSizes(kind.rows, CAPACITY, 8, 64, widest(shape.width or 16, shape.depth > 0, kind.rows))
-    made = search(forward, lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8), shape, sizes)
+    sizes = SearchSizes(rows, CAPACITY, 8, 64, widest(shape.width or 16, shape.depth > 0, rows))
+    made: TensorSearch = kind(forward, lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8), shape, sizes)
     made.given["most"].fill_(99)
+    made.given["nodes"].fill_(64)
     made.given["remaining"].fill_(99)
     made.given["break even"].fill_(0.1)
-    made.begin(kind.rows)
+    made.begin(rows)
+    return made
+
+
+def launches(search: Any, kind: LevelShape, shape: Shape) -> list[str]:
+    """What a level of this kind asks a GPU to run, with logits that are there."""
+    made = opened_search(search, kind.rows, shape, torch.randn(kind.width, 40))
     return FakeGraphs().capture(lambda: made.level(kind)).launches
 
 
@@ -99,7 +150,7 @@ def test_the_search_of_a_level_is_five_launches(rows: int, shape: Shape) -> None
     opened = FakeDevice().search_kernels()
     for sampled in (False, True):
         kind = LevelShape(8, rows, sampled, False)
-        found = launches(lambda *given: KernelSearch(opened, *given), kind, shape)
+        found = launches(partial(KernelSearch, opened), kind, shape)
         assert found == ["begin", "best", "add", "rank", "offer"] and len(found) <= 12
     assert len(launches(TensorSearch, LevelShape(8, rows, False, False), shape)) > 60
 

@@ -49,10 +49,10 @@ class SearchKernels:
             "taken": torch.zeros((BECAME + 1, self.held), **ints),
             "begun": torch.zeros(1, **ints),
             # The likeliest children, best first, by node and rank; -1 for none. The end of each row's chain.
-            "picked": torch.zeros(self.widest, **ints),
-            "tips": torch.zeros(arrays["ROWS"], **ints),
+            "picked": torch.full((self.widest,), -1, **ints),
+            "tips": torch.full((arrays["ROWS"],), -1, **ints),
             "taken_chances": torch.zeros(self.held, dtype=torch.float64, device=self.where),
-            "picked_chances": torch.zeros(self.widest, dtype=torch.float64, device=self.where),
+            "picked_chances": torch.full((self.widest,), -1.0, dtype=torch.float64, device=self.where),
         }
 
     @property
