@@ -87,5 +87,9 @@ class GrammarError(RequestError):
     """No token of the model may follow, by the grammar that a text must fit."""
 
 
+class KernelError(UnderstudyError):
+    """A kernel of our own cannot be compiled or started on this device; what it was to do has not been done."""
+
+
 class TransferError(UnderstudyError):
     """Weights did not arrive. Generation stops; wrong bytes never become text."""

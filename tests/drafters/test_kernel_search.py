@@ -159,3 +159,34 @@ def test_without_triton_torch_searches() -> None:
     drafter = device(Fixed(0, 2.0), DraftPolicy(Limits(CAPACITY)), without_triton())
     draft(drafter, [TokenSequence(0, [1], SamplingParams(), limit=9, prompt_length=1)], [5])
     assert type(drafter.search.tensors) is TensorSearch
+
+
+@torch.inference_mode()
+def test_where_the_kernels_do_not_run_torch_searches_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler may refuse one of them on a real GPU, and the first level is where it does."""
+    from understudy.kernels.gpu import search
+
+    class Refused:
+        arg_names = ("rows", "together")
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            def run(**given: Any) -> None:
+                raise RuntimeError("PassManager::run failed\nmore")
+
+            return run
+
+    monkeypatch.setattr(search, "rank", Refused())
+    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
+    rows = [TokenSequence(0, [1, 2, 3], params, frozenset(), limit=20, prompt_length=2)]
+    model, heard = Fixed(3, 2.0), list[str]()
+    plain = device(model, DraftPolicy(Limits(CAPACITY, 64), Shape(2, 3), slow_levels()), Unaided(seed=3))
+    wanted = draft(plain, rows, [17])
+    for measured in (False, True):
+        drafter = device(model, DraftPolicy(Limits(CAPACITY, 64), Shape(2, 3), slow_levels()), FakeDevice(seed=3))
+        drafter.search.say = heard.append
+        if measured:
+            assert drafter.search.measure(2) > 0
+        found = draft(drafter, rows, [17])
+        assert [tree.tokens.tolist() for tree in found] == [tree.tokens.tolist() for tree in wanted] and len(wanted[0]) > 3
+        assert not isinstance(drafter.search.tensors, KernelSearch)
+    assert len(heard) == 2 and "search's kernels" in heard[0] and "slower" in heard[0] and "\n" not in heard[0]

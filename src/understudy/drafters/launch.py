@@ -12,13 +12,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..devices import Device
 from ..devices.graphs import CaptureError, Graph
+from ..errors import KernelError
 from ..kernels.search_columns import CHILDREN, DEPTH, FOUND, PARENT, SPINE, THROUGH, TOKEN
 from ..plan.widths import GRAPHS, padded, widest
 from ..sampling import offset
@@ -33,6 +34,7 @@ from .packed_tensors import PackedTensors
 from .policy import DraftPolicy
 from .proposer import Proposer
 
+T = TypeVar("T")
 # With fewer levels that are likely to pay after the next one, the last level's figures are awaited.
 LIKELY = 2
 # Stop tokens of a sequence that there is room for at first.
@@ -66,6 +68,8 @@ class DeviceTreeSearch:
         # Recorded levels, the latest used last.
         self.graphs: OrderedDict[LevelShape, Graph] = OrderedDict()
         self.recording = device.graphs is not None
+        # None: torch's operations search.
+        self.kernels = device.search_kernels()
         self.captured = 0
         self.replayed = 0
         # Was the link filling the ring when the draft began, and until now?
@@ -91,15 +95,23 @@ class DeviceTreeSearch:
         sequences = [tree.sequence for tree in trees]
         deepest = max((tree.levels for tree in trees), default=0)
         if deepest > 0:
-            self._give(sequences, [tree.length for tree in trees])
-            levels = self._levels(_level_shape(sequences), len(sequences), min(self.policy.shape.depth, deepest))
+            lengths = [tree.length for tree in trees]
+            levels = self._searched(lambda: self._draft(sequences, lengths, deepest))
             self._read(trees)
             for tree in trees:
                 tree.levels_run = levels
 
+    def _draft(self, sequences: Sequence[TokenSequence], lengths: Sequence[int], deepest: int) -> int:
+        """Launch the levels of one draft; returns how many."""
+        self._give(sequences, lengths)
+        return self._levels(_level_shape(sequences), len(sequences), min(self.policy.shape.depth, deepest))
+
     @torch.inference_mode()
     def measure(self, width: int) -> float:
         """Every place of the level is inert; that of a single greedy sequence is recorded by it."""
+        return self._searched(lambda: self._measure(width))
+
+    def _measure(self, width: int) -> float:
         self.free = False
         self._start(0)
         self.device.finish()
@@ -107,6 +119,16 @@ class DeviceTreeSearch:
         self._run_level(LevelShape(width, 1, False, False))
         self.device.finish()
         return time.perf_counter() - start
+
+    def _searched(self, work: Callable[[], T]) -> T:
+        """What `work` returns, from its beginning; done again by torch's operations where the device's own kernels do not run."""
+        try:
+            return work()
+        except KernelError as error:
+            self.kernels = None
+            self.say(f"{error}: torch's operations search, which is slower")
+            self._make(self.stops)
+        return work()
 
     def _give(self, sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> None:
         """Hand over, in one copy, all that the levels of a draft look at."""
@@ -173,8 +195,7 @@ class DeviceTreeSearch:
     def _start(self, rows: int) -> None:
         """Begin a draft of `rows` sequences on the device, with what was given."""
         if self.tensors is None:
-            kernels = self.device.search_kernels()
-            search = TensorSearch if kernels is None else partial(KernelSearch, kernels)
+            search = TensorSearch if self.kernels is None else partial(KernelSearch, self.kernels)
             self.tensors = search(self.proposer.forward, self._room, self.policy.shape, self.sizes)
         self.tensors.adjustment = self.adjustment
         self.tensors.given.memory.copy_(self.given.memory, non_blocking=True)

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.errors import TritonError
 
+from ...errors import KernelError, first_line
 from ...tree import Nodes
 from ..search_columns import BECAME
 from . import INTERPRETED
@@ -106,4 +108,10 @@ class SearchKernels:
         """Parameters are bound by name. Products and sums stay apart, as torch rounds them."""
         known = {**self.arrays, **given, **sizes}
         named = {name: known[name] for name in kernel.arg_names}
-        kernel[grid](**named, num_warps=warps, enable_fp_fusion=False)
+        try:
+            kernel[grid](**named, num_warps=warps, enable_fp_fusion=False)
+        except (TritonError, RuntimeError) as error:
+            # Memory that is not there and a GPU that is lost are no matter of this kernel.
+            if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
+                raise
+            raise KernelError(f"Triton does not run the search's kernels here ({first_line(error)})") from error
