@@ -161,5 +161,13 @@ def test_a_model_whose_rows_know_each_other_runs_tile_by_tile(tmp_path: Any, mon
         assert any("tile by tile" in note for note in llm.plan.notes)
 
 
+@pytest.mark.parametrize("context", [20, 128])
+def test_a_model_of_few_positions_is_tried_with_no_more(tmp_path: Any, context: int) -> None:
+    save(tmp_path, "opt", torch.bfloat16, max_position_embeddings=128)
+    with opened(tmp_path, method="none", context=context) as llm:
+        assert llm.model.target.whole and llm.model.cache.capacity > 128
+        assert len(llm.generate([[5, 6, 7]], SamplingParams(max_new_tokens=3, ignore_eos=True))[0].token_ids) == 3
+
+
 def test_each_kind_is_known() -> None:
     assert set(KINDS) <= set(FAMILIES)

@@ -111,7 +111,8 @@ class Model:
         """Let a pass be one forward, where the device has a product for that and this model's rows do not know each other."""
         if self.device.row_product() is None or self.supply.fused(self.dtype):
             return
-        if rows_apart(self.target, [entry.shape[0] for entry in self.weights.entries]):
+        outputs = [entry.shape[0] for entry in self.weights.entries]
+        if rows_apart(self.target, outputs, self.plan.context):
             self.target.whole = True
             self.cost = PassCost(AT_ONCE)
         else:

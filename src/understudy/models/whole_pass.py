@@ -132,13 +132,14 @@ class Rehearsal(WholePass):
 
 
 @torch.inference_mode()
-def rows_apart(view: Target, outputs: list[int]) -> bool:
+def rows_apart(view: Target, outputs: list[int], longest: int) -> bool:
     """Whether each node has the same bits in passes of different sizes: a chain's first nodes are compared, with stand-ins for
-    attention and for the weights, which need not be here. `outputs`: the outputs of each Linear.
+    attention and for the weights, which need not be here. `outputs`: the outputs of each Linear; `longest`: tokens of the longest
+    text, of which a model may have no more positions.
 
     Row 0 of the cache must be empty."""
     cache = view.cache
-    tokens = [1 + 7 * place % 90 for place in range(min(max(TRIED), cache.capacity))]
+    tokens = [1 + 7 * place % 90 for place in range(min(max(TRIED), longest))]
     weightless = replace(view, multiply=_stand_in(outputs), whole=True)
     seen: list[Tensor] = []
     try:
@@ -147,7 +148,7 @@ def rows_apart(view: Target, outputs: list[int]) -> bool:
             cache.begin_pass(nodes)
             view.current.under_way = rehearsal = Rehearsal(weightless, nodes)
             features = rehearsal.forward()
-            seen.append(head_of(weightless, features, torch.arange(min(count, COMPARED))))
+            seen.append(head_of(weightless, features, torch.arange(min(len(nodes), COMPARED))))
             cache.rewind(0, 0)
     finally:
         view.current.under_way = None
