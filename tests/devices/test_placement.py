@@ -43,6 +43,13 @@ class LooksLikeCuda(FakeDevice):
 
         return checked
 
+    def search_kernels(self) -> None:
+        """Torch's operations search: where tensors of the kernels lie, they are told by the search that they replace."""
+
+    def _sound(self, product: Any, quantizer: Any, tensors: Any, *given: Any) -> bool:
+        with self.placement.kernel(*tensors.values()):
+            return super()._sound(product, quantizer, tensors, *given)
+
     def decode(self, decoder: Any, data: Tensor, *given: Any) -> Tensor:
         if decoder.name == "raw":
             return super().decode(decoder, data, *given)
@@ -94,6 +101,9 @@ def test_every_tensor_is_where_it_is_used(
     ]
     monkeypatch.setitem(DEVICES, "fake", "")
     monkeypatch.setattr(SearchDrafter, "warm", lambda self: None)  # the interpreter is slow
+    if triton:
+        # It asks a real GPU how many programs run at once.
+        monkeypatch.setattr("understudy.kernels.gpu.draft_product.running", lambda device, each: 1)
     with Placement() as placement:
         monkeypatch.setattr(devices, "find", lambda *_: lambda: LooksLikeCuda(placement, triton=triton))
         with LLM(tmp_path / "model", **asked) as llm:

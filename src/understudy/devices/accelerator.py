@@ -181,7 +181,7 @@ class Accelerator:
         """Whether our products of this kind are near torch's: tried once, since nothing else would tell before drafts are poor."""
         kind = f"{quantizer.name} in {dtype}".replace("torch.", "")
         if kind not in self._tried:
-            x = torch.sin(torch.arange(TRIED * shape[1], device=self.where) * 0.7).view(TRIED, -1).to(dtype)
+            x = torch.sin(torch.arange(TRIED * shape[1], device=tensors["codes"].device) * 0.7).view(TRIED, -1).to(dtype)
             some = min(TRIED_BLOCKS, tensors["codes"].shape[0])
             outputs = min(some * BLOCK, shape[0])
             weight = quantizer.dequantize(quantizer.cut(tensors, 0, some), (outputs, shape[1]))
