@@ -1,4 +1,4 @@
-"""How answers are written: what all endpoints have in common, and what the two completion endpoints do."""
+"""How answers are written: what all endpoints have in common, and what the completion endpoints and the APIs of agents do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from ..logprobs import TokenLogprob
+from ..replies.calls import ToolCall
 from ..replies.splitter import ReplyPiece, ReplySplitter
 from ..request import Request
 from .errors import ApiError
@@ -154,6 +155,46 @@ class Chunked(ABC):
 
     def _chunk(self, choice: dict[str, Any]) -> str:
         return event({**self._object(self.chunk_kind), "choices": [choice]})
+
+
+class Parted(ABC):
+    """What the APIs of agents have in common: an answer is parts one after another, texts of some kind and calls.
+
+    `reason`: why the reply ended."""
+
+    # What a text is called, by the kind of the reply's pieces.
+    kinds: ClassVar[Mapping[str, str]]
+    reason = "stop"
+
+    @abstractmethod
+    def _told(self, kind: str, text: str) -> Iterator[str]:
+        """The events that go on with a text."""
+
+    @abstractmethod
+    def _called(self, call: ToolCall) -> Iterator[str]:
+        """The events of a call."""
+
+    @abstractmethod
+    def _close(self) -> Iterator[str]:
+        """The events that end the text under way, if there is one."""
+
+    def piece(self, index: int, said: Said) -> Iterator[str]:
+        for piece in said.pieces:
+            if piece.call is not None:
+                yield from self._close()
+                yield from self._called(piece.call)
+            else:
+                yield from self._told(self.kinds[piece.kind], piece.text)
+        if said.reason is not None:
+            self.reason = said.reason
+
+    def _tell(self, said: Sequence[Said]) -> None:
+        """Take in a whole answer, whose events nobody waits for."""
+        for index, one in enumerate(said):
+            for _ in self.piece(index, one):
+                pass
+        for _ in self._close():
+            pass
 
 
 def event(content: Mapping[str, Any], name: str | None = None) -> str:

@@ -6,13 +6,13 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ...replies.calls import ToolCall
 from ...replies.splitter import ReplySplitter
 from ...request import Request
 from ..errors import ApiError, error_body
-from ..forms import Said, event
+from ..forms import Parted, Said, event
 
 PATH = "/v1/messages"
 # What a stop is called where no text of the request ended the reply.
@@ -22,18 +22,18 @@ DELTAS = {"text": "text_delta", "thinking": "thinking_delta"}
 
 
 @dataclass
-class MessagesForm:
+class MessagesForm(Parted):
     """/v1/messages: one answer. `stops`: texts of the request that end a reply."""
 
     request: Request
     model: str
     splitters: Sequence[ReplySplitter | None]
     stops: Sequence[str]
+    kinds: ClassVar[Mapping[str, str]] = {"reasoning": "thinking", "content": "text"}
 
     def __post_init__(self) -> None:
         self.id = f"msg_{uuid.uuid4().hex}"
         self.blocks: list[dict[str, Any]] = []
-        self.reason = "stop"
         # Is the last block a text that may go on?
         self._open = False
 
@@ -47,16 +47,6 @@ class MessagesForm:
     def alive(self) -> str:
         return self._event("ping")
 
-    def piece(self, index: int, said: Said) -> Iterator[str]:
-        for piece in said.pieces:
-            if piece.call is not None:
-                yield from self._close()
-                yield from self._called(piece.call)
-            else:
-                yield from self._told("thinking" if piece.kind == "reasoning" else "text", piece.text)
-        if said.reason is not None:
-            self.reason = said.reason
-
     def failure(self, error: ApiError) -> str:
         return event(error_body(error, PATH), "error")
 
@@ -66,9 +56,7 @@ class MessagesForm:
         yield self._event("message_stop")
 
     def whole(self, said: Sequence[Said], figures: Mapping[str, Any]) -> dict[str, Any]:
-        for index, one in enumerate(said):
-            for _ in self.piece(index, one):
-                pass
+        self._tell(said)
         return {**self._message(), "content": self.blocks, **self._stop(), "usage": self._used(figures)}
 
     def _told(self, kind: str, text: str) -> Iterator[str]:

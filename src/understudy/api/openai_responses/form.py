@@ -10,12 +10,12 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ...replies.calls import ToolCall
 from ...replies.splitter import ReplySplitter
 from ..errors import ApiError
-from ..forms import Said, event
+from ..forms import Parted, Said, event
 from .body import ResponsesBody
 from .tools import ToolTable
 
@@ -23,7 +23,7 @@ ENCRYPTED = "reasoning.encrypted_content"
 
 
 @dataclass
-class ResponsesForm:
+class ResponsesForm(Parted):
     """/v1/responses: one answer."""
 
     body: ResponsesBody
@@ -33,10 +33,11 @@ class ResponsesForm:
     # Items that are done.
     output: list[dict[str, Any]] = field(default_factory=list)
 
+    kinds: ClassVar[Mapping[str, str]] = {"reasoning": "reasoning", "content": "message"}
+
     def __post_init__(self) -> None:
         self.id = f"resp_{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.reason = "stop"
         self._events = 0
         # The item whose text is under way, and that text.
         self._item: dict[str, Any] | None = None
@@ -49,16 +50,6 @@ class ResponsesForm:
     def alive(self) -> str:
         return self._event("response.in_progress", response=self._response("in_progress"))
 
-    def piece(self, index: int, said: Said) -> Iterator[str]:
-        for piece in said.pieces:
-            if piece.call is not None:
-                yield from self._close()
-                yield from self._called(piece.call)
-            else:
-                yield from self._told("reasoning" if piece.kind == "reasoning" else "message", piece.text)
-        if said.reason is not None:
-            self.reason = said.reason
-
     def failure(self, error: ApiError) -> str:
         response = self._response("failed", error={"code": error.code or "server_error", "message": error.message})
         return self._event("response.failed", response=response)
@@ -69,11 +60,7 @@ class ResponsesForm:
         yield self._event(f"response.{response['status']}", response=response)
 
     def whole(self, said: Sequence[Said], figures: Mapping[str, Any]) -> dict[str, Any]:
-        for index, one in enumerate(said):
-            for _ in self.piece(index, one):
-                pass
-        for _ in self._close():
-            pass
+        self._tell(said)
         return self._ended(figures)
 
     def _told(self, kind: str, text: str) -> Iterator[str]:
