@@ -16,7 +16,7 @@ from .drafters.trained import held_bytes
 from .errors import UsageError
 from .heads.source import Bearer
 from .layer_states import SCRATCH
-from .models.exact_linear import TOGETHER
+from .models.exact_linear import decoding_bytes
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
 from .models.shape import ModelShape, cache_dtype
 from .models.target import TILE
@@ -88,8 +88,7 @@ class Blueprint:
         footprint = footprint_of(
             self.sizes, self.shape, self.dtype, self.machine.cores, len(self.options.handed_out)
         )
-        if self.device.own_memory:
-            footprint = replace(footprint, decoding_bytes=footprint.decoding_bytes * TOGETHER)
+        footprint = replace(footprint, decoding_bytes=decoding_bytes(footprint.decoding_bytes, self.device))
         if self.options.holds_substitute and not self.device.drafts_see_text:
             return on_device(footprint, self.sizes, self.shape, self.dtype, self.device)
         return footprint

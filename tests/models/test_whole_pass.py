@@ -7,17 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.fake_device import FakeDevice
 from tests.tiny import FAMILIES, save
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES, RowProduct
-from understudy.devices.accelerator import Accelerator
 from understudy.kernels.attention import AttentionSpec, attend
 from understudy.layer_states import SlidingState
 from understudy.models.model import Model
 from understudy.models.target import TILE
 from understudy.tree import Nodes, TokenTree
-
-from ..fake_device import Inline
 
 # those with layers of every kind: full, sliding, recurrent, convolutions
 KINDS = ("llama", "gemma3_text", "gemma2", "qwen3_5_text", "bamba", "lfm2", "granite", "olmo2", "gemma4_text", "nemotron_h")
@@ -28,26 +26,12 @@ def one_by_one(x: Tensor, blocks: Tensor, out: Tensor) -> None:
         place.copy_(torch.einsum("k,bkj->bj", row.float(), blocks.float()))
 
 
-class RowDevice(Accelerator):
-    """An accelerator on the CPU without Triton, which multiplies and attends row by row, and sums a row as a GPU does: a matrix of
-    few rows in another order."""
+class RowDevice(FakeDevice):
+    """A device without Triton that multiplies and attends row by row, and sums a row as a GPU does: a matrix of few rows in another
+    order."""
 
     def __init__(self) -> None:
-        super().__init__("rows", "cpu", Inline(0), without_triton="it has none")
-
-    def memory(self) -> tuple[int, int]:
-        return 4 << 30, 4 << 30
-
-    def forget(self) -> None: ...
-
-    def peak_bytes(self) -> int:
-        return 0
-
-    def link_bytes_per_second(self, disk: float) -> float:
-        return 1e9
-
-    def landing(self, nbytes: int) -> Tensor:
-        return torch.zeros(nbytes, dtype=torch.uint8)
+        super().__init__(triton=False)
 
     def row_product(self) -> RowProduct | None:
         return one_by_one

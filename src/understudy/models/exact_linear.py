@@ -25,6 +25,11 @@ TOGETHER = 4
 Piece = tuple[Tensor, int, int]
 
 
+def decoding_bytes(largest: int, device: Device) -> int:
+    """Bytes that parts are decoded into on `device`, where the largest part takes `largest`."""
+    return largest * (TOGETHER if device.own_memory else 1)
+
+
 class ExactLinear:
     """The exact weights of one Linear on `device`, part by part. UsageError where the device cannot decode them.
 
@@ -69,7 +74,12 @@ class ExactLinear:
 
     def blocks(self, data: Tensor, first: int, count: int) -> Tensor:
         """The weights [count, K, 64] of these blocks, valid until the next call for any Linear: all share one buffer."""
-        substitute, room = self._substitute(first, count), self._room(count)
+        return self._decode((data, first, count), self._room(count))
+
+    def _decode(self, part: Piece, room: Tensor | None) -> Tensor:
+        """The weights of `part`, in `room` unless they are a view of its bytes."""
+        data, first, count = part
+        substitute = self._substitute(first, count)
         return self.device.decode(self.codec, data.view(-1), count, self.columns, self.entry.dtype, substitute, room)
 
     def _room(self, count: int) -> Tensor | None:
@@ -105,19 +115,26 @@ class ExactLinear:
             for piece in joined(parts):
                 yield self.blocks(*piece), piece[1]
             return
-        size = self.columns * BLOCK
-        weights = self.buffer[: self.buffer.numel() // self.entry.dtype.itemsize * self.entry.dtype.itemsize]
-        room = weights.view(self.entry.dtype)
-        room = room[: len(room) // size * size].view(-1, self.columns, BLOCK)
-        begin = end = parts[0][1]
-        for data, first, count in parts:
-            if first != end or end - begin + count > len(room):
-                yield room[: end - begin], begin
-                begin = end = first
-            place, substitute = room[end - begin : end - begin + count], self._substitute(first, count)
-            self.device.decode(self.codec, data.view(-1), count, self.columns, self.entry.dtype, substitute, place)
-            end += count
-        yield room[: end - begin], begin
+        most = self.buffer.numel() // (self.columns * BLOCK * self.entry.dtype.itemsize)
+        for run in neighbours(parts, most):
+            begin = run[0][1]
+            room = self._room(sum(count for _, _, count in run))
+            assert room is not None, "what is decoded takes room"
+            for part in run:
+                self._decode(part, room[part[1] - begin :][: part[2]])
+            yield room, begin
+
+
+def neighbours(parts: Sequence[Piece], most: int) -> Iterator[list[Piece]]:
+    """`parts` in runs of at most `most` blocks that follow one another."""
+    run: list[Piece] = []
+    for part in parts:
+        _, first, count = part
+        if run and (first != run[-1][1] + run[-1][2] or first + count - run[0][1] > most):
+            yield run
+            run = []
+        run.append(part)
+    yield run
 
 
 def joined(parts: Sequence[Piece]) -> Iterator[Piece]:

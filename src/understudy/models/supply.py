@@ -41,8 +41,11 @@ class Berth:
     haul: int
     # where it begins in that
     start: int
-    # is it the first that is used of the haul?
-    first: bool
+
+    @property
+    def first(self) -> bool:
+        """Is it the first of the haul?"""
+        return self.start == 0
 
 
 class Supply:
@@ -65,7 +68,7 @@ class Supply:
         self.linears = linears
         self.residents = residents
         self.berths = {
-            part: Berth(number, start, start == 0)
+            part: Berth(number, start)
             for number, haul in enumerate(hauls)
             for part, start in zip(haul.parts, haul.starts, strict=True)
         }

@@ -18,7 +18,7 @@ from ..tiers.ring import Ring
 from ..tiers.route import FixedRoute
 from ..weights.entries import LinearEntry, Stored
 from ..weights.store import Store
-from .exact_linear import TOGETHER, ExactLinear
+from .exact_linear import ExactLinear, decoding_bytes
 from .hauls import Haul, hauls_of, largest_haul
 from .load import extent, read_all, read_whole, refuse_wrong_decoding, whole_bytes
 from .streamed import share
@@ -88,7 +88,7 @@ class Weights:
         weights |= {i: self.substitutes[i]["weight"] for i, entry in enumerate(self.entries) if not entry.parts}
         self._keep(weights)
         self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
-        self._buffer = device.arena(largest(self.entries) * (TOGETHER if device.own_memory else 1))
+        self._buffer = device.arena(decoding_bytes(largest(self.entries), device))
         self.linears = [
             ExactLinear(entry, copy, tensors, self._buffer, device, bare=index in weights)
             for index, (entry, copy, tensors) in enumerate(
