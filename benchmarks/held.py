@@ -30,8 +30,6 @@ MIB = 1 << 20
 GOAL = 0.03
 # MiB above the smallest budget.
 ROOM = (0, 8, 40, 150)
-# Tokens of a vocabulary whose rows are all read.
-FEW = 10_000
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,9 @@ def fill(llm: Any) -> None:
     texts = [[chance.randrange(vocabulary) for _ in range(context - reply)] for _ in range(rows)]
     greedy = {"max_new_tokens": reply, "temperature": 0, "ignore_eos": True}
     llm.generate(texts, SamplingParams(**greedy))
-    # Rows of the embedding that are kept are those of different tokens.
-    known = min(vocabulary, 16 * rows * (context - reply)) if vocabulary < FEW else 0
+    # Rows of the embedding that are kept are those of different tokens: as many as there is room for.
+    row_bytes = llm.store.embedding.shape[1] * llm.model.dtype.itemsize
+    known = min(vocabulary, llm.plan.items["embedding rows"] // row_bytes)
     for first in range(0, known, rows * (context - reply)):
         some = [list(range(first + row, known, rows))[: context - reply] or [1] for row in range(rows)]
         llm.generate(some, SamplingParams(max_new_tokens=1, temperature=0))

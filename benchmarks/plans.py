@@ -80,7 +80,8 @@ def row(config: dict[str, Any]) -> list[str]:
             except UsageError:
                 return "-"
             how = SAID.get(chosen.options, chosen.options)
-            return f"{chosen.expected.tokens_per_second:.1f}" + (f" ({how})" if how else "")
+            speed = chosen.expected.tokens_per_second
+            return (f"{speed:.1f}" if speed >= 1 else f"{speed:.2f}") + (f" ({how})" if how else "")
 
         roomy = chat(BUDGETS[-1] * 10**9)
         bound, keeping = roomy.lower_bound.budget_bytes, roomy.keeping

@@ -33,6 +33,7 @@ def planned(streamed: int, link: float) -> Plan:
         residual_bytes=streamed,
         context=64,
         rows=1,
+        scratch=64,
         passes=Passes(1, 1),
         tile=32,
         draft_level_bytes=0,

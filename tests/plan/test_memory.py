@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from understudy.errors import UsageError
 from understudy.plan.demand import MIB, Footprint, PlanRequest
-from understudy.plan.memory import PASS_TILES, TREE_TILES, make_plan, tree_tiles
+from understudy.plan.memory import PASS_TILES, TREE_TILES, columns_of, make_plan, tree_tiles
 from understudy.plan.residents import LinearSize
 from understudy.tiers.ring import smallest_ring
 
@@ -65,6 +65,9 @@ def test_passes_grow_with_the_budget_and_are_counted(budget: int, tree: int, row
     except UsageError:
         return
     trees, tiles = plan.passes.trees, plan.passes.tiles
+    assert plan.used <= plan.budget_bytes
+    assert tree <= plan.scratch <= 320 and plan.scratch == min(tree or trees * 32, 320)
+    assert plan.items["KV cache"] == rows * wants.kv_bytes_per_token * columns_of(context, plan.scratch)
     assert trees * 32 >= rows * tree and (tree or trees <= TREE_TILES)
     assert trees < tiles <= trees + max(PASS_TILES, 1)
     assert plan.items["activations"] == wants.tile_bytes * tiles

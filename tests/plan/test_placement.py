@@ -19,6 +19,7 @@ PLAN = Plan(
     residual_bytes=800,
     context=64,
     rows=2,
+    scratch=64,
     passes=Passes(trees=1, tiles=3),
     tile=32,
     draft_level_bytes=300,

@@ -12,8 +12,8 @@ from understudy.plan.rounds import AGREES, WIDTHS, Arithmetic, Drafting, expecte
 
 PLAN = Plan(
     budget_bytes=2 * 10**9, items={"whole weights": 0}, residents=frozenset(), whole=frozenset(), ring_bytes=10**8,
-    streamed_bytes=10**9, residual_bytes=10**9, context=1024, rows=1, passes=Passes(2, 4), tile=32, draft_level_bytes=5 * 10**8,
-    exact_bytes=2 * 10**9, layers=20, speeds=LinkSpeeds(10**9, 10**10, 8),
+    streamed_bytes=10**9, residual_bytes=10**9, context=1024, rows=1, scratch=64, passes=Passes(2, 4), tile=32,
+    draft_level_bytes=5 * 10**8, exact_bytes=2 * 10**9, layers=20, speeds=LinkSpeeds(10**9, 10**10, 8),
 )  # fmt: skip
 ARITHMETIC = Arithmetic(10**10, 10**10, 2 * 10**10, 10**-12, 0.001, 0.002, 0.01)
 

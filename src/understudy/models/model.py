@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..cache import Cache
 from ..devices import Device
 from ..errors import UnderstudyError, first_line
-from ..layer_states import SCRATCH
+from ..plan.memory import columns_of
 from ..plan.placement import Plan
 from ..rectangle import PaddedCache
 from ..tiers import ReadSettings
@@ -223,12 +223,11 @@ class Model:
 
 def _cache(shape: ModelShape, plan: Plan, dtype: torch.dtype, device: Device) -> Cache:
     """The cache of the rows and the context of `plan`."""
-    capacity = -(-(plan.context + SCRATCH) // 64) * 64
+    capacity = columns_of(plan.context, plan.scratch)
     common = shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where
     if plan.padded_rows:
-        return PaddedCache(*common, scratch=min(plan.row_nodes, SCRATCH))
-    # trees of models without recurrent layers may use all the slots there are
-    scratch = plan.record_nodes if any(layer.recurrent for layer in shape.layers) else None
+        return PaddedCache(*common, scratch=min(plan.row_nodes, plan.scratch))
+    scratch = plan.record_nodes if any(layer.recurrent for layer in shape.layers) else plan.scratch
     return Cache(*common, scratch=scratch, fold=device.fold)
 
 

@@ -119,7 +119,7 @@ class PlanRequest:
     rows: int
     # Tokens of each sequence.
     context: int
-    # Cache slots past the context, for the nodes of a tree.
+    # Cache slots past the context at most, for the nodes of a tree.
     scratch: int
     # Which exact weights stay in fast memory: auto, none, residual or whole.
     resident: str = "auto"

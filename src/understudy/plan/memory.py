@@ -39,21 +39,44 @@ def smallest_passes(request: PlanRequest) -> Passes:
     return Passes(trees, trees - (-request.rows // request.tile))
 
 
+def tree_slots(footprint: Footprint, request: PlanRequest, passes: Passes) -> int:
+    """Cache slots past the context of each row, for the nodes of the largest tree that a row may have in `passes`."""
+    # Rows of a rectangle are moved until they end in the same column.
+    if request.padded_rows:
+        return request.scratch
+    nodes = request.tree_nodes or passes.trees * request.tile
+    recorded = request.record_nodes if footprint.record_bytes else 0
+    return min(max(nodes, recorded), request.scratch)
+
+
+def columns_of(context: int, scratch: int) -> int:
+    """Cache slots of a row that holds `context` tokens and has `scratch` slots for trees: they come in blocks of 64."""
+    return -(-(context + scratch) // 64) * 64
+
+
 def widened(passes: Passes, room: int, footprint: Footprint, request: PlanRequest) -> Passes:
     """Spend `room` bytes on extra tiles: FEW_TILES for prompts, those that pay for trees, half of the rest for prompts.
 
     The first hide a sweep on a processor, the second let trees grow, the last make longer pieces of prompts."""
-    trees = passes.trees
+
+    def cost(of: Passes) -> int:
+        return sum(_fixed(footprint, request, request.context, of).values())
+
+    def grown(start: Passes, most: int, share: int, trees: bool) -> Passes:
+        """`start` with as many more tiles, at most `most`, as fit in a `share`-th of what is left of the room."""
+
+        def more(tiles: int) -> Passes:
+            return Passes(start.trees + (tiles if trees else 0), start.tiles + tiles)
+
+        taken = cost(start)
+        left = max(room - taken + cost(passes), 0)
+        return more(bisect_right(range(1, max(most, 0) + 1), left // share, key=lambda tiles: cost(more(tiles)) - taken))
+
     prompt = passes.tiles - passes.trees
     longest = max(min(-(-request.context // request.tile), PASS_TILES), prompt)
-    tile_bytes = max(footprint.tile_bytes, 1)
-    tree_bytes = max(footprint.tile_bytes + footprint.tile_logits_bytes, 1)
-    few = min(max(FEW_TILES - prompt, 0), longest - prompt, room // tile_bytes)
-    room -= few * tile_bytes
-    more = 0 if request.tree_nodes else min(max(request.tree_tiles - trees, 0), room // tree_bytes)
-    room -= more * tree_bytes
-    rest = min(longest - prompt - few, room // 2 // tile_bytes)
-    return Passes(trees + more, trees + more + prompt + few + rest)
+    few = grown(passes, min(FEW_TILES, longest) - prompt, 1, trees=False)
+    trees = grown(few, 0 if request.tree_nodes else request.tree_tiles - few.trees, 1, trees=True)
+    return grown(trees, longest - (trees.tiles - trees.trees), 2, trees=False)
 
 
 def make_plan(footprint: Footprint, request: PlanRequest) -> Plan:
@@ -127,6 +150,7 @@ def _placed(
         residual_bytes=sum(footprint.part_bytes),
         context=request.context,
         rows=request.rows,
+        scratch=tree_slots(footprint, request, passes),
         record_nodes=request.record_nodes,
         padded_rows=request.padded_rows,
         layers=request.layers,
@@ -151,7 +175,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
 
 def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Passes) -> dict[str, int]:
     """The bytes of everything that does not depend on which weights stay, by the name that people see."""
-    columns = -(-(context + request.scratch) // 64) * 64
+    columns = columns_of(context, tree_slots(footprint, request, passes))
     # Of each prompt in a pass, only the tile it ends in has logits.
     heads = passes.heads(request.rows)
     levels = footprint.levels if request.widest_level else None

@@ -44,6 +44,8 @@ class Plan:
     context: int
     # Sequences that run together: rows of the KV cache.
     rows: int
+    # Cache slots past the context of each row, for the nodes of a tree.
+    scratch: int
     passes: Passes
     # Nodes of one tile.
     tile: int

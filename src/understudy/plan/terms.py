@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from .demand import Footprint, LevelSize, PlanRequest
+from .memory import columns_of
 from .placement import Plan
 from .widths import SCORED
 
 
 def terms(plan: Plan, footprint: Footprint, request: PlanRequest) -> dict[str, int]:
     """Bytes of fast memory by name. They add up to `plan.used`: each item of the plan, or its parts in its place."""
-    apart = {"KV cache": _cache(footprint, request), "logits": _logits(plan, footprint)}
+    apart = {"KV cache": _cache(plan, footprint, request), "logits": _logits(plan, footprint)}
     if footprint.levels is not None and request.widest_level:
         apart["draft levels"] = _levels(footprint.levels, request)
     found: dict[str, int] = {}
@@ -20,9 +21,9 @@ def terms(plan: Plan, footprint: Footprint, request: PlanRequest) -> dict[str, i
     return {name: nbytes for name, nbytes in found.items() if nbytes}
 
 
-def _cache(footprint: Footprint, request: PlanRequest) -> dict[str, int]:
-    """Of all rows: what the conversation fills, and what trees need beside it. Slots come in blocks of 64."""
-    columns = -(-(request.context + request.scratch) // 64) * 64
+def _cache(plan: Plan, footprint: Footprint, request: PlanRequest) -> dict[str, int]:
+    """Of all rows: what the conversation fills, and what trees need beside it."""
+    columns = columns_of(request.context, plan.scratch)
     windows = sum(token_bytes * min(columns, most) for token_bytes, most in footprint.kv_windows)
     records = footprint.record_bytes * request.record_nodes
     each = {
