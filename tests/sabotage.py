@@ -56,6 +56,8 @@ MUTATIONS = (
     Mutation("a matcher does not roll back", "grammar.py", "self._matcher.rollback(len(self._path) - shared)", "pass", GRAMMAR),
     Mutation("tokens that no tokenizer knows leak through a mask", "grammar_compiler.py", "max(vocabulary, len(tokenizer))", "len(tokenizer)", GRAMMAR),
     Mutation("every node is masked as the first one", "adjust.py", "grammar.allowed(path)", "grammar.allowed([])", "tests/test_constrained.py"),
+    Mutation("a node is forced as the end of the text is", "reasoning.py", "return self._due(self._at(tuple(path)))", "return self._due(self._at(()))", "tests/test_reasoning.py"),
+    Mutation("a mark is forced within a character", "reasoning.py", "_cut(place.tail)", "False", "tests/test_reasoning.py"),
     Mutation("a text goes on after its form is complete", "making.py", "return reply.feed(token) or complete", "return reply.feed(token)", "tests/test_constrained.py"),
     Mutation("a command plans with what another program may hold", "devices/processor.py", "if not startup.owned():", "if True:", "tests/devices/test_processor.py"),
     Mutation("a model is prepared that memory does not hold", "planning.py", "if (spare := spare_bytes()) < needed:", "if (spare := spare_bytes()) < 0:", "tests/test_loading.py"),

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "understudy"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# What each part may import of the others. All may import errors, params, registry and constraint.
-ANYONE = {"errors", "params", "registry", "constraint"}
+# What each part may import of the others. All may import errors, params, registry, and what params holds.
+ANYONE = {"errors", "params", "registry", "constraint", "reasoning"}
 MAY_IMPORT = {
     "startup": set(),
     "tree": set(),
@@ -86,6 +86,7 @@ MAY_IMPORT = {
     "room": {"cache", "plan"},
     "making": {
         *("adjust", "chat_template", "grammar", "grammar_compiler", "prompts", "request", "room", "sequence", "stats", "text"),
+        "token_texts",
     },
     "llm": {
         "prefixes",

@@ -11,16 +11,29 @@ if TYPE_CHECKING:
     from .errors import UnderstudyError, UsageError
     from .llm import LLM, Completion, Step
     from .params import SamplingParams
+    from .reasoning import ReasoningBudget
     from .stats import Stats
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "Completion", "Constraint", "SamplingParams", "Stats", "Step", "UnderstudyError", "UsageError"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "Completion",
+    "Constraint",
+    "ReasoningBudget",
+    "SamplingParams",
+    "Stats",
+    "Step",
+    "UnderstudyError",
+    "UsageError",
+]
 
 _HOMES = {
     "AsyncLLM": "async_llm",
     "LLM": "llm",
     "Completion": "llm",
     "Constraint": "constraint",
+    "ReasoningBudget": "reasoning",
     "Stats": "stats",
     "Step": "llm",
     "SamplingParams": "params",

@@ -9,7 +9,8 @@ those of its siblings do not. So a token is the same whatever was drafted around
 3. `frequency_penalty` times the number of times that a token was generated is taken off, then `presence_penalty` if it was
    generated at all; the prompt does not count (the OpenAI API; vLLM's apply_penalties).
 4. `min_tokens`: minus infinity is added to tokens that would end the text too early (MinNewTokensLengthLogitsProcessor).
-5. `constraint`: minus infinity is added to tokens that the grammar does not allow there."""
+5. `constraint`: minus infinity is added to tokens that the grammar does not allow there.
+6. `reasoning_budget`: where it is spent, the same is done to all but the next token of the mark that ends the reasoning."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Adjustment:
     @classmethod
     def of(cls, sequence: TokenSequence, paths: Callable[[], Sequence[Sequence[int]]]) -> Adjustment | None:
         """The adjustment of `sequence` after `paths()`; None where it asks for none."""
-        return cls(sequence, paths()) if sequence.params.adjusts or sequence.grammar is not None else None
+        held = sequence.grammar is not None or sequence.reasoning is not None
+        return cls(sequence, paths()) if held or sequence.params.adjusts else None
 
     def after(self, first: int) -> Adjustment:
         """The same, without the first so many places."""
@@ -56,6 +58,7 @@ class Adjustment:
             self._penalise(scores, paths)
         self._keep_going(scores, paths)
         self._constrain(scores, paths)
+        self._end_reasoning(scores, paths)
         return scores
 
     def _bias(self, scores: Tensor) -> None:
@@ -103,7 +106,6 @@ class Adjustment:
             if len(path) < missing:
                 row[stops] -= torch.inf
 
-
     def _constrain(self, scores: Tensor, paths: Sequence[Sequence[int]]) -> None:
         """Only what the grammar allows is chosen. A logit that is no number stays none."""
         grammar = self.sequence.grammar
@@ -112,6 +114,18 @@ class Adjustment:
         for row, path in zip(scores, paths, strict=True):
             allowed = torch.from_numpy(grammar.allowed(path)).to(row.device)
             row += torch.where(allowed, 0.0, -torch.inf)
+
+    def _end_reasoning(self, scores: Tensor, paths: Sequence[Sequence[int]]) -> None:
+        """A token that is forced is chosen, unless the grammar does not allow it. A logit that is no number stays none."""
+        reasoning = self.sequence.reasoning
+        if reasoning is None:
+            return
+        reasoning.follow(self.sequence.tokens[self.sequence.prompt_length :])
+        for row, path in zip(scores, paths, strict=True):
+            token = reasoning.forced(path)
+            if token is not None and row[token] > -torch.inf:
+                row[:token] -= torch.inf
+                row[token + 1 :] -= torch.inf
 
 
 def check_biases(params: SamplingParams, vocabulary: int) -> None:

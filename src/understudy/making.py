@@ -15,11 +15,13 @@ from .grammar import GrammarState
 from .grammar_compiler import GrammarCompiler
 from .params import SamplingParams
 from .prompts import Prompt, paired, token_ids
+from .reasoning import ReasoningBudget, ReasoningState, begins, check_closing
 from .request import Request
 from .room import TextRoom
 from .sequence import TokenSequence
 from .stats import RequestMeter
 from .text import TextStream
+from .token_texts import TokenTexts
 
 if TYPE_CHECKING:
     from .loading import Loaded
@@ -38,6 +40,7 @@ class RequestMaker:
         self.method = method
         self.closing = closing
         self.grammars = GrammarCompiler(self.tokenizer, self.vocabulary)
+        self.texts = TokenTexts(self.tokenizer)
 
     def ids(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt. UsageError where it is empty or holds a token that is not in the vocabulary."""
@@ -106,6 +109,7 @@ class RequestMaker:
             stop_ids=own,
             stops=reply.feed if grammar is None else partial(_ends, reply, grammar),
             grammar=grammar,
+            reasoning=self._reasoning(params.reasoning_budget, ids),
             limit=min(params.max_new_tokens, self.room.context - len(ids)),
             # Logits after each token of the prompt can only be had by reading it.
             reusable=None if params.prompt_logprobs is None else 0,
@@ -120,6 +124,19 @@ class RequestMaker:
             return None
         return self.grammars.state(params.constraint, stops & self.stop_ids, stops)
 
+    def _reasoning(self, budget: ReasoningBudget | None, ids: Sequence[int]) -> ReasoningState | None:
+        """Where a text after the prompt `ids` stands in `budget`. Raises UsageError as `_closing` does."""
+        if budget is None:
+            return None
+        begun = begins(budget, b"".join(map(self.texts.data, ids))) if budget.begun is None else budget.begun
+        return ReasoningState(budget, self._closing(budget), self.texts.data, begun)
+
+    def _closing(self, budget: ReasoningBudget) -> list[int]:
+        """The tokens that write the mark that ends a reasoning. UsageError where none do."""
+        closing = encode(self.tokenizer, budget.closed, add_special_tokens=False)
+        check_closing(budget, [self.texts.data(token) for token in closing])
+        return closing
+
     def _resolved(self, ids: Sequence[int], params: SamplingParams, *, chat: bool = False) -> SamplingParams:
         """`params` with every value given, for a prompt of `ids`. UsageError where it cannot be continued."""
         if not isinstance(params, SamplingParams):
@@ -131,6 +148,8 @@ class RequestMaker:
         check_biases(found, self.vocabulary)
         if found.constraint is not None:
             self.grammars.check(found.constraint)
+        if found.reasoning_budget is not None:
+            self._closing(found.reasoning_budget)
         return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .constraint import Constraint
 from .errors import UsageError
+from .reasoning import ReasoningBudget
 
 
 class NotGiven:
@@ -58,6 +59,8 @@ class SamplingParams:
         prompt_logprobs: the same for each token of the prompt but the first. The prompt is read anew, more slowly.
         constraint: what the text must be, such as JSON by a schema: other tokens are never chosen. It ends where nothing may
             follow, before min_tokens too; max_new_tokens and stop may cut it short.
+        reasoning_budget: how many tokens may be reasoning. Then the mark at its end is chosen, and the text goes on; a constraint
+            of a conversation begins there.
 
     Raises:
         UsageError: a value has the wrong type or is out of range."""
@@ -91,6 +94,8 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     # None: any text.
     constraint: Constraint | None = None
+    # None: reasoning may go on to the end.
+    reasoning_budget: ReasoningBudget | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -110,6 +115,7 @@ class SamplingParams:
             *((name, (Integral, type(None)), "a whole number") for name in ("logprobs", "prompt_logprobs")),
             ("ignore_eos", int, "true or false"),
             ("constraint", (Constraint, type(None)), "a Constraint"),
+            ("reasoning_budget", (ReasoningBudget, type(None)), "a ReasoningBudget"),
         )
         for name, kind, text in kinds:
             if not isinstance(getattr(self, name), kind):

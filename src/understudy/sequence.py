@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .grammar import GrammarState
 from .logprobs import TokenLogprob
 from .params import SamplingParams
+from .reasoning import ReasoningState
 
 
 def never(token: int) -> bool:
@@ -32,6 +33,8 @@ class TokenSequence:
     stops: Callable[[int], bool] = never
     # What its text must be; None: anything.
     grammar: GrammarState | None = None
+    # Where it stands in its budget of reasoning; None: it has none.
+    reasoning: ReasoningState | None = None
     # The most new tokens; 0 before it is admitted means params.max_new_tokens.
     limit: int = 0
     # The slot of its cache row at which its next node lies; more than its length where rows are padded.

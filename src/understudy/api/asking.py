@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..chat_template import encode
-from ..constraint import Constraint
 from ..errors import RoomError
+from ..params import SamplingParams
 from ..replies.splitter import ReplySplitter
 from ..request import Request
 from ..sampling import derived_seed
@@ -72,7 +72,7 @@ def _chat(llm: Any, body: ChatBody, settings: AnswerSettings) -> tuple[list[Requ
     body.refuse_unsupported()
     conversation = conversation_of(llm, body)
     kept = () if conversation.form is None else conversation.form.kept(llm.tokenizer)
-    requests = _requests(llm, [conversation.ids], body, settings, chat=True, kept=kept, held_to=conversation.held_to)
+    requests = _requests(llm, [conversation.ids], body, settings, chat=True, kept=kept, held=conversation.held)
     return requests, [conversation.splitter() for _ in requests]
 
 
@@ -99,7 +99,7 @@ def _requests(
     *,
     chat: bool,
     kept: Collection[int] = (),
-    held_to: Callable[[Constraint | None], Constraint | None] = lambda own: own,
+    held: Callable[[SamplingParams], SamplingParams] = lambda own: own,
 ) -> list[Request]:
     """`n` requests for each prompt, each with a seed of its own: the first has the seed that was asked for."""
     count = 1 if body.n is None else body.n
@@ -107,8 +107,7 @@ def _requests(
         raise ApiError(400, f"n must be from 1 to {settings.max_choices}, got {count}.", param="n")
     if not prompts:
         raise ApiError(400, "prompt is empty.", param="prompt")
-    params = body.params(llm.context if chat else COMPLETION_TOKENS)
-    params = replace(params, constraint=held_to(params.constraint))
+    params = held(body.params(llm.context if chat else COMPLETION_TOKENS))
     text = "" if body.prediction is None else body.prediction.text()
     prediction = encode(llm.tokenizer, text, add_special_tokens=False) if text else []
     found = []

@@ -11,6 +11,9 @@ from typing import Any
 from ..chat_template import chat_text, encode, has_template
 from ..constraint import Constraint
 from ..errors import UnderstudyError
+from ..params import SamplingParams
+from ..reasoning import ReasoningBudget
+from ..replies.families import Reasoning
 from ..replies.format import ReplyFormat, chat_template_text, format_of, reasoning_of
 from ..replies.splitter import ReplySplitter
 from ..replies.telling import told
@@ -37,13 +40,16 @@ class ChatPrompt:
     must: Constraint | None = None
     # The rules of what comes before any form of the reply.
     before: str = ""
+    # How much of the reply may be reasoning; None: any of it.
+    budget: ReasoningBudget | None = None
 
-    def held_to(self, own: Constraint | None) -> Constraint | None:
-        """What the reply must be, where the body asks for `own`. ApiError (400) where that contradicts required calls."""
+    def held(self, params: SamplingParams) -> SamplingParams:
+        """`params` with what the reply must be, and how long it may reason. ApiError (400) for a form beside required calls."""
+        own = params.constraint
         if own is not None and self.must is not None:
             raise ApiError(400, f"{NAME} cannot stand beside {own.name}: a text has one form.", param=NAME)
         form = self.must or own
-        return form and replace(form, before=self.before)
+        return replace(params, constraint=form and replace(form, before=self.before), reasoning_budget=self.budget)
 
     def splitter(self) -> ReplySplitter | None:
         """What splits one reply; None: it is text alone."""
@@ -55,7 +61,7 @@ def conversation_of(llm: Any, body: ChatBody) -> ChatPrompt:
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     tokenizer = llm.tokenizer
     messages, options = told(tokenizer, conversation(body.messages), use.tools)
-    options |= _thinking(tokenizer, body.reasoning_effort) | (body.chat_template_kwargs or {})
+    options |= _thinking(tokenizer, body.effort) | (body.chat_template_kwargs or {})
     if body.continue_final_message:
         options |= {"continue_final_message": True, "add_generation_prompt": bool(body.add_generation_prompt)}
     elif body.add_generation_prompt is not None:
@@ -67,7 +73,17 @@ def conversation_of(llm: Any, body: ChatBody) -> ChatPrompt:
     reasoning = reasoning_of(tokenizer)
     begun = form is not None and ReplySplitter(form, prefix).begun
     before = "" if reasoning is None else before_form(tokenizer, reasoning, begun)
-    return ChatPrompt(ids, form, prefix, use, required_calls(use) if use.required else None, before)
+    budget = _budget(reasoning, begun, body.reasoning_tokens)
+    return ChatPrompt(ids, form, prefix, use, required_calls(use) if use.required else None, before, budget)
+
+
+def _budget(reasoning: Reasoning | None, begun: bool, tokens: int | None) -> ReasoningBudget | None:
+    """The budget of a reply by a model that marks its `reasoning`; None where there is none to be limited."""
+    if tokens is None:
+        return None
+    marks = {} if reasoning is None else {"opened": reasoning.opened + reasoning.title, "closed": reasoning.closed}
+    budget = ReasoningBudget(tokens, **marks, begun=begun, name="thinking_token_budget")
+    return None if reasoning is None else budget
 
 
 def _thinking(tokenizer: Any, effort: str | None) -> dict[str, Any]:

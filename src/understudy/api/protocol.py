@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
@@ -35,9 +35,11 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 }
 
 # What to use in place of some of them.
-HINTS = {"functions": USE_TOOLS, "function_call": USE_TOOLS}
+HINTS = {"functions": USE_TOOLS, "function_call": USE_TOOLS, "thinking_token_budget": "reasoning is told apart in chats alone"}
 
 Number = Annotated[float, Field(strict=False)]
+Value = TypeVar("Value")
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 # Likeliest tokens that may be asked for beside each token: as OpenAI's endpoints have it.
 MOST_CHAT_LOGPROBS = 20
@@ -61,6 +63,14 @@ class Prediction(BaseModel):
     def text(self) -> str:
         """All of it. ApiError (400) for content that is not text."""
         return self.content if isinstance(self.content, str) else "".join(text_of(part) for part in self.content)
+
+
+class ReasoningFields(BaseModel):
+    """How much the model is to think, in words, and the most tokens that it may take."""
+
+    model_config = ConfigDict(extra="allow")
+    effort: Effort | None = None
+    max_tokens: StrictInt | None = None
 
 
 class SamplingFields(BaseModel):
@@ -164,7 +174,22 @@ class ChatBody(SamplingFields):
     tool_choice: StrictStr | dict[str, Any] | None = None
     parallel_tool_calls: StrictBool | None = None
     # How much the model is to think: what a chat template makes of it.
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    reasoning_effort: Effort | None = None
+    # Tokens of reasoning after which its end is forced: as vLLM has it, and as OpenRouter does.
+    thinking_token_budget: StrictInt | None = None
+    reasoning: ReasoningFields | None = None
+
+    @property
+    def effort(self) -> str | None:
+        """How much the model is to think. ApiError (400) where two fields say so and differ."""
+        own = None if self.reasoning is None else self.reasoning.effort
+        return _one_of("reasoning_effort", self.reasoning_effort, "reasoning.effort", own)
+
+    @property
+    def reasoning_tokens(self) -> int | None:
+        """The most tokens of reasoning; None: any number. ApiError (400) where two fields say so and differ."""
+        own = None if self.reasoning is None else self.reasoning.max_tokens
+        return _one_of("thinking_token_budget", self.thinking_token_budget, "reasoning.max_tokens", own)
 
     def likeliest(self) -> int | None:
         if self.top_logprobs and not self.logprobs:
@@ -218,6 +243,13 @@ class DetokenizeBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     tokens: list[StrictInt]
+
+
+def _one_of(first: str, one: Value | None, second: str, other: Value | None) -> Value | None:
+    """The value that one of two fields has. Raises ApiError (400) where both have one and differ."""
+    if one is not None and other is not None and one != other:
+        raise ApiError(400, f"{first} is {one!r} and {second} is {other!r}: leave one of them out.", param=first)
+    return other if one is None else one
 
 
 def _at_most(name: str, value: int, most: int) -> int:

@@ -58,6 +58,11 @@ def passed_on(extra: Mapping[str, Any], own: Collection[str]) -> tuple[dict[str,
     return {name: value for name, value in extra.items() if name in known}, sorted(set(extra) - known)
 
 
+def limited(tokens: Any) -> dict[str, Any]:
+    """The field of chat completions for the most `tokens` of reasoning; none where an API's own field does not say."""
+    return {} if tokens is None else {"thinking_token_budget": tokens}
+
+
 @contextmanager
 def own_names(names: Mapping[str, str]) -> Iterator[None]:
     """Errors inside name fields as an API does: `names` by those of chat completions. What is raised is an ApiError."""

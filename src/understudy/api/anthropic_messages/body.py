@@ -11,10 +11,15 @@ from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
 
 from ..errors import ApiError
 from ..protocol import ChatBody, Number
-from ..turns import Turns, chat_body, own_names, passed_on
+from ..turns import Turns, chat_body, limited, own_names, passed_on
 
 # Fields of chat completions by other names.
-NAMES = {"stop": "stop_sequences", "response_format": "output_config.format", "reasoning_effort": "output_config.effort"}
+NAMES = {
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "reasoning_effort": "output_config.effort",
+    "thinking_token_budget": "thinking.budget_tokens",
+}
 # How a block of the system message begins that Claude Code changes with each request: no prefix of a conversation could be reused.
 BILLING = "x-anthropic-billing-header"
 # Fields of what is done elsewhere: tools that a server runs, files that it keeps.
@@ -82,14 +87,13 @@ def chat_of(body: CountBody) -> MessagesChat:
         "parallel_tool_calls": parallel,
         "reasoning_effort": _effort(body),
         "response_format": _response_format(body),
+        **limited(_budget(body.thinking or {})),
     }
     if isinstance(body, MessagesBody):
         names = ("max_tokens", "temperature", "top_p", "top_k", "stream")
         fields |= {name: getattr(body, name) for name in names} | {"stop": body.stop_sequences or None}
     taken, ignored = passed_on(extra, {"messages", "stop", *fields})
     kinds = [f"messages.{kind}" for kind in skipped] + [f"tools.{kind}" for kind in left_out]
-    if "budget_tokens" in (body.thinking or {}):
-        kinds.append("thinking.budget_tokens")
     with own_names(NAMES):
         return MessagesChat(chat_body({**taken, **fields}), sorted({*ignored, *kinds}))
 
@@ -182,6 +186,11 @@ def _effort(body: CountBody) -> str | None:
     if kind == "disabled":
         return "none"
     return effort or ("medium" if kind == "enabled" else None)
+
+
+def _budget(thinking: Mapping[str, Any]) -> Any:
+    """The most tokens of thinking, where it is switched on; None: any number."""
+    return thinking.get("budget_tokens") if thinking.get("type") == "enabled" else None
 
 
 def _response_format(body: CountBody) -> dict[str, Any] | None:

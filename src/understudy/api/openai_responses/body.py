@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
 
 from ..errors import ApiError
 from ..protocol import ChatBody, Number
-from ..turns import Turns, chat_body, own_names, passed_on
+from ..turns import Turns, chat_body, limited, own_names, passed_on
 from .tools import ToolTable, made_call
 
 WHOLE = "nothing is stored here: send the whole conversation as input"
@@ -31,6 +31,7 @@ NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
+    "thinking_token_budget": "reasoning.max_tokens",
 }
 OUTPUTS = ("function_call_output", "custom_tool_call_output")
 TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal")
@@ -104,6 +105,7 @@ def chat_of(body: ResponsesBody) -> ResponsesChat:
         "stream": body.stream,
         "reasoning_effort": (body.reasoning or {}).get("effort"),
         "response_format": _response_format(body.text or {}),
+        **limited((body.reasoning or {}).get("max_tokens")),
     }
     taken, ignored = passed_on(extra, {"messages", *fields})
     kinds = [f"input.{kind}" for kind in skipped] + [f"tools.{kind}" for kind in table.skipped]
