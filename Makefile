@@ -13,7 +13,7 @@ PYTEST ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test coverage lint bench soak wheel gpu-check clean
+.PHONY: demo test coverage lint docs bench soak wheel gpu-check clean
 
 demo: $(READY)        ## the built-in model writes Python, every exact weight read from disk
 	$(BIN)/understudy run --resident none --temperature 0.6 --top-p 0.9 --seed 3 --max-new-tokens 160 < /dev/null
@@ -27,6 +27,9 @@ coverage:             ## the whole suite, and the lines that no test runs: takes
 lint: $(READY)        ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(READY)        ## the pages in docs/ as a site, with the Python API from docstrings: build/site/index.html
+	$(BIN)/python tools/pages.py
 
 bench: $(READY)       ## methods side by side on the built-in model
 	$(BIN)/understudy bench --resident none

@@ -1,6 +1,7 @@
 """Imports point one way, and every file stays small and says what it is for."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -132,6 +133,17 @@ COMPILED = re.compile(r"\b(jit|intrinsic|contracted)\b")
 VAGUE = re.compile(r"(Manager|Handler|Context|Backend|Utils?)$")
 
 
+@functools.cache
+def text_of(path: Path) -> str:
+    return path.read_text()
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax of a file, which several tests look at."""
+    return ast.parse(text_of(path))
+
+
 def part(path: Path) -> str:
     """`weights` of src/understudy/weights/store.py."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -141,7 +153,7 @@ def imported(path: Path) -> set[str]:
     """The parts of the package that this file imports when it runs (not only for type checking)."""
     package = ("understudy", *path.relative_to(PACKAGE).parts[:-1])
     found = set()
-    for node in _running(ast.parse(path.read_text())):
+    for node in _running(tree_of(path)):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = (*base, *(node.module or "").split("."))
@@ -181,8 +193,8 @@ def test_no_part_imports_itself_through_others() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_file_says_its_idea_and_stays_small(path: Path) -> None:
-    source = path.read_text()
-    tree = ast.parse(source)
+    source = text_of(path)
+    tree = tree_of(path)
     assert ast.get_docstring(tree), "no docstring says what this file is for"
     assert source.count("\n") <= 300
     for node in ast.walk(tree):
@@ -199,9 +211,9 @@ def marks(function: ast.FunctionDef) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_lines_and_lists_of_parameters_stay_short(path: Path) -> None:
-    source = path.read_text()
+    source = text_of(path)
     assert [number for number, line in enumerate(source.splitlines(), 1) if len(line) > LONGEST_LINE] == []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree_of(path)):
         # A compiled kernel takes bare pointers and numbers, which nothing can group.
         if isinstance(node, ast.FunctionDef) and not COMPILED.search(marks(node)):
             given = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
@@ -243,7 +255,7 @@ def test_every_module_has_its_test_file(part: str) -> None:
 def test_no_class_name_stands_twice() -> None:
     places: dict[str, list[str]] = {}
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
     assert len(places) > 100
@@ -252,8 +264,8 @@ def test_no_class_name_stands_twice() -> None:
 
 def test_machine_code_is_kept_in_one_place_alone() -> None:
     """What `kernels.compiled` keeps bears a stamp over the sources; what others kept could be that of older ones."""
-    assert not [path.name for path in FILES if re.search(r"\bcache=True", path.read_text())]
-    assert [path.name for path in FILES if "CodeCache(function)" in path.read_text()] == ["compiled.py"]
+    assert not [path.name for path in FILES if re.search(r"\bcache=True", text_of(path))]
+    assert [path.name for path in FILES if "CodeCache(function)" in text_of(path)] == ["compiled.py"]
 
 
 def test_the_package_is_small() -> None:
@@ -262,4 +274,4 @@ def test_the_package_is_small() -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
 def test_what_sabotage_would_break_is_there(mutation: Mutation) -> None:
-    assert mutation.old in (PACKAGE / mutation.file).read_text() and all((ROOT / name).exists() for name in mutation.tests.split())
+    assert mutation.old in text_of(PACKAGE / mutation.file) and all((ROOT / name).exists() for name in mutation.tests.split())

@@ -35,7 +35,8 @@ class AsyncLLM:
 
     Args:
         model: as for `LLM`, loaded when this is opened; or an LLM, which stays open afterwards.
-        progress, options: as for `LLM`.
+        progress: as for `LLM`.
+        options: as for `LLM`.
 
     Raises what `LLM` raises, when it is opened."""
 
