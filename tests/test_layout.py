@@ -120,7 +120,7 @@ MAY_IMPORT = {
     "jobs": {"api", "service"},
     "server": {"__version__", "chat_template", "api", "service", "request"},
     "cluster": {"api", "jobs", "llm", "plan", "server", "service"},
-    "training": {"llm", "jobs", "api", "heads", "models", "weights", "plan", "tree", "chat_template"},
+    "training": {"llm", "jobs", "api", "heads", "models", "weights", "plan", "kernels", "tree", "chat_template"},
     "frontends": {
         *("cluster", "training"),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),

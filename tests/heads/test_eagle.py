@@ -19,7 +19,7 @@ from tests.heads.golden import (
     part,
     randomized,
 )
-from understudy.heads import DraftHead, HeadConfig, Places
+from understudy.heads import DraftHead, HeadConfig, Places, TargetWeights
 from understudy.heads.eagle import Eagle
 
 SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -92,3 +92,17 @@ def test_logits_are_the_targets_head_of_the_features() -> None:
     states = torch.randn(1, 3, HIDDEN)
     assert torch.equal(head.scores(states, 2, target), target(states))
     assert head.attends_in_tree
+
+
+def test_a_deep_head_begins_as_a_shallow_one() -> None:
+    torch.manual_seed(1)
+    deep = made("as in Scylla")
+    deep.start(TargetWeights(torch.randn(VOCABULARY, HIDDEN)))
+    shallow = Eagle(HeadConfig("eagle", FACTS, (-1,), layers=1, layer=LAYER, options={"last_norm": True}))
+    shallow.load_state_dict(deep.state_dict(), strict=False)
+    places = Places(torch.arange(5)[None], torch.ones(5, 5, dtype=torch.bool).tril()[None, None])
+    inputs = torch.randn(1, 5, 1, HIDDEN), torch.randn(1, 5, HIDDEN), places
+    assert torch.equal(deep.begin(*inputs), shallow.begin(*inputs))
+    deep.requires_grad_(True).begin(*inputs).sum().backward()  # type: ignore[no-untyped-call]
+    learned = [name for name, parameter in deep.named_parameters() if parameter.grad is not None and bool(parameter.grad.any())]
+    assert {"layers.1.mlp.down_proj.weight", "layers.2.self_attn.o_proj.weight"} <= set(learned)

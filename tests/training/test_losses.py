@@ -84,15 +84,34 @@ def test_a_pruned_vocabulary_leaves_out_what_it_cannot_say(weights: dict[str, fl
         assert float(loss_of(pruned, target, batch, recipe)) == pytest.approx(by_hand(pruned, target, batch, recipe), rel=1e-4)
 
 
-def test_chunks_of_logits_change_no_loss_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_of_logits_change_no_loss_and_no_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for most in (losses.MOST_LOGITS, 9 * 4):
         monkeypatch.setattr(losses, "MOST_LOGITS", most)
-        head, target = head_of("clover2"), target_of()
-        loss = loss_of(head, target, batch_of(1), RECIPES["clover2"])
+        head, target = head_of(kind), target_of()
+        loss = 3 * loss_of(head, target, batch_of(len(head.config.taps)), RECIPES[kind])
         loss.backward()  # type: ignore[no-untyped-call]
-        found.append((loss.detach(), head.projection.weight.grad))
+        found.append([loss.detach(), *(parameter.grad for parameter in head.parameters() if parameter.grad is not None)])
+    assert len(found[0]) > 2
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_a_soft_loss_is_that_of_torch() -> None:
+    """With a vocabulary of 4 of 9 tokens: places whose first choice is none of them count nothing."""
+    torch.manual_seed(2)
+    token_map, teacher, target = torch.tensor([1, 2, 5, 8]), torch.randn(12, SIZE), target_of()
+    logits = [torch.randn(12, 4).requires_grad_() for _ in range(2)]
+    logits[1].data = logits[0].data.clone()
+    wanted = target.score(teacher)
+    known = (wanted.argmax(-1)[:, None] == token_map).any(-1)
+    assert 0 < int(known.sum()) < 12
+    plain = functional.cross_entropy(logits[0][known], wanted[known][:, token_map].softmax(-1), reduction="sum")
+    ours = losses.soft_loss(logits[1], teacher, token_map, target.score)
+    torch.testing.assert_close(ours, plain)
+    for loss in (plain, ours):
+        (2 * loss).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(logits[1].grad, logits[0].grad)
 
 
 def test_a_batch_with_nothing_to_guess_has_no_loss() -> None:

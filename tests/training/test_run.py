@@ -33,6 +33,19 @@ def test_a_head_learns(model: Path, tmp_path: Path, head: str) -> None:
     assert any("hidden states take" in note for note in notes) and not (tmp_path / "head.partial").exists()
 
 
+def test_products_of_bfloat16_train_as_well(
+    model: Path, hidden_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a processor that has none for matrices multiplies in float32."""
+    found = []
+    for has in (True, False):
+        monkeypatch.setattr(loop, "has", lambda *features, has=has: has and features == ("amx-bf16",))
+        head, _ = trained(order(model, tmp_path, dump=hidden_states, output=tmp_path / f"head-{has}"))
+        found.append((head.reached.best, weights(head.path)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=0.02)
+    assert any(not torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
+
+
 def test_kinds_are_heads() -> None:
     assert set(KINDS) <= set(HEADS)
 

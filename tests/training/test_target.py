@@ -8,7 +8,7 @@ import torch
 from tests.tiny import save
 from understudy import LLM
 from understudy.models.configuration import config_of
-from understudy.training.target import FrozenTarget, is_tied
+from understudy.training.target import FrozenLinear, FrozenTarget, is_tied
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gemma2", "granite"])
@@ -30,3 +30,15 @@ def test_scores_and_first_values_are_those_of_the_stock_model(tmp_path: Path, fa
     layer = target.weights.layer
     assert torch.equal(layer["self_attn.q_proj.weight"], stock.model.layers[-1].self_attn.q_proj.weight)
     assert not any(parameter.requires_grad for parameter in target.parameters())
+
+
+def test_what_autocast_multiplies_with_is_made_of_the_output_head_once() -> None:
+    linear = FrozenLinear(8, 3, bias=False).requires_grad_(False)
+    x = torch.randn(5, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        first, kept = linear(x), linear.cast
+        assert torch.equal(linear(x), first) and linear.cast is kept is not None
+    assert first.dtype == torch.bfloat16 and torch.equal(first, x.bfloat16() @ linear.weight.bfloat16().T)
+    first.sum().backward()
+    assert x.grad is not None and torch.allclose(x.grad, linear.weight.bfloat16().float().sum(0).expand(5, 8), atol=0.05)
+    assert torch.equal(linear(x), x @ linear.weight.T)

@@ -84,7 +84,11 @@ def head_attention(
     and values in a cache and reads them there."""
     if attention_mask is None:
         return attention(module, query, key, value, None, scaling, **others)
-    whole = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
+    # In float32 also where other products of a training have fewer bits: torch's gradient of attention is slow with those.
+    with torch.autocast(query.device.type, enabled=False):
+        whole = nn.functional.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), attention_mask, scale=scaling, enable_gqa=True
+        )
     return whole.transpose(1, 2), None
 
 

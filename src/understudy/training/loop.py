@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import NumbersError
 from ..heads import DraftHead
+from ..kernels.instructions import has
 from . import Report
 from .batches import Batches
 from .chains import PieceBatch
@@ -71,7 +72,7 @@ class Training:
 
         Raises NumbersError where a loss is no number: the last checkpoint stays. Raises StoreError where one cannot be written."""
         self.trained = {name: p for name, p in self.head.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(list(self.trained.values()), lr=self.rate, betas=self.recipe.betas, foreach=False)
+        self.optimizer = torch.optim.AdamW(list(self.trained.values()), lr=self.rate, betas=self.recipe.betas, fused=True)
         reached = self.checkpoints.restore(self.head, self.optimizer, self.trained)
         if not reached.done:
             self.head.train()
@@ -111,7 +112,7 @@ class Training:
             group["lr"] = self.rate * rate_at(self.limits.progress(reached))
         reached.step += 1
         reached.tokens += int(batch.counted.sum())
-        loss = loss_of(self.head, self.target, self._noisy(batch, reached.step), self.recipe)
+        loss = self._loss(self._noisy(batch, reached.step))
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.trained.values(), LONGEST_GRADIENT)
         if not bool(loss.isfinite() & norm.isfinite()):
@@ -120,6 +121,13 @@ class Training:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _loss(self, batch: PieceBatch) -> torch.Tensor:
+        """The loss [] of a batch. A processor that multiplies matrices of bfloat16 does so: weights, their gradients and all sums
+        stay in float32."""
+        where = self.batches.device
+        with torch.autocast(where, torch.bfloat16, enabled=where == "cpu" and has("amx-bf16")):
+            return loss_of(self.head, self.target, batch, self.recipe)
 
     def _noisy(self, batch: PieceBatch, step: int) -> PieceBatch:
         """The batch with the recipe's noise on what the head reads; it depends on the seed and the step alone."""
@@ -150,7 +158,7 @@ class Training:
         losses, counts = [], []
         for group in self.batches.measured():
             batch = self.batches.read(group)
-            losses.append(float(loss_of(self.head, self.target, batch, self.recipe)))
+            losses.append(float(self._loss(batch)))
             counts.append(int(batch.counted.sum()))
         self.head.train()
         loss = math.fsum(loss * count for loss, count in zip(losses, counts, strict=True)) / max(sum(counts), 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from ..heads import DraftHead, HeadConfig
 from ..heads.files import head_bytes
@@ -78,28 +79,68 @@ def _at(guess: Guess, head: DraftHead, target: FrozenTarget, batch: PieceBatch, 
     if not len(states):
         return total
     if recipe.feature:
-        own = head.features(guess.states, guess.depth)[wanted]
+        own = head.features(guess.states, guess.depth)[wanted].float()
         total = total + recipe.feature * functional.smooth_l1_loss(own, teacher)
     if recipe.soft or recipe.hard:
         labels = shifted(batch.tokens, guess.depth + 2)[wanted]
 
         def of_logits(states: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-            logits = head.scores(states[None], guess.depth, target.score)[0]
+            logits = head.scores(states[None], guess.depth, target.score)[0].float()
             loss = recipe.hard * hard_loss(logits, labels, head.token_map) if recipe.hard else logits.new_zeros(())
             return loss + recipe.soft * soft_loss(logits, teacher, head.token_map, target.score) if recipe.soft else loss
 
-        total = total + in_chunks(of_logits, target.facts.vocab_size, states, teacher, labels) / len(states)
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        total = total + in_chunks(of_logits, target.facts.vocab_size, (states, teacher, labels), trained) / len(states)
     return total
 
 
-def in_chunks(function: Callable[..., Tensor], width: int, *rows: Tensor) -> Tensor:
-    """The sum of `function(*rows)` over chunks of rows, of which each makes so many logits. What is in between is made again for
-    the gradient, so only one chunk's logits are in memory."""
+def in_chunks(function: Callable[..., Tensor], width: int, rows: Sequence[Tensor], trained: Sequence[Tensor]) -> Tensor:
+    """The sum of `function(*rows)` over chunks of rows, of which each makes so many logits. Only one chunk's logits are in memory.
+
+    Gradients go to the first of `rows` and to what `function` uses of `trained`."""
     size = max(MOST_LOGITS // width, 1)
     if len(rows[0]) <= size:
         return function(*rows)
-    parts = zip(*(torch.split(tensor, size) for tensor in rows), strict=True)
-    return torch.stack([checkpoint(function, *part, use_reentrant=False) for part in parts]).sum()
+    total: Tensor = _ChunkedSum.apply(function, size, len(rows), *rows, *trained)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _ChunkedSum(Function):
+    """A sum over chunks of rows whose gradient is made along with it, chunk by chunk: nothing of a chunk has to be kept or made
+    again."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], size: int, count: int, *tensors: Tensor) -> Tensor:
+        rows, trained = tensors[:count], tensors[count:]
+        needed = any(ctx.needs_input_grad)
+        total = rows[0].new_zeros(())
+        of_rows: list[Tensor] = []
+        of_trained: list[Tensor | None] = [None] * len(trained)
+        for first, *others in zip(*(torch.split(tensor, size) for tensor in rows), strict=True):
+            if not needed:
+                total += function(first, *others)
+                continue
+            with torch.enable_grad():
+                first = first.detach().requires_grad_()
+                part = function(first, *others)
+                found = torch.autograd.grad(part, (first, *trained), allow_unused=True)
+            total += part.detach()
+            of_rows.append(found[0])
+            of_trained = [_sum(old, new) for old, new in zip(of_trained, found[1:], strict=True)]
+        ctx.count = count
+        ctx.gradients = (torch.cat(of_rows), *of_trained) if needed else ()
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        first, *trained = (None if own is None else own * outer[0] for own in ctx.gradients)
+        return None, None, None, first, *[None] * (ctx.count - 1), *trained
+
+
+def _sum(*gradients: Tensor | None) -> Tensor | None:
+    """The sum of gradients, of which None is none."""
+    there = [one for one in gradients if one is not None]
+    return torch.stack(there).sum(0) if there else None
 
 
 def hard_loss(logits: Tensor, labels: Tensor, token_map: Tensor | None) -> Tensor:
@@ -121,16 +162,38 @@ def soft_loss(logits: Tensor, teacher: Tensor, token_map: Tensor | None, score: 
             best = wanted.argmax(-1)
             wanted = wanted[:, token_map]
             counted = token_map[torch.searchsorted(token_map, best).clamp(max=len(token_map) - 1)] == best
-        wanted = wanted.softmax(-1)
-    losses = -(wanted * logits.log_softmax(-1)).sum(-1)
-    return (losses if counted is None else losses[counted]).sum()
+            wanted = wanted[counted]
+        wanted = wanted.softmax(-1, torch.float32)
+    if counted is not None:
+        logits = logits[counted]
+    total: Tensor = _CrossEntropy.apply(logits, wanted)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _CrossEntropy(Function):
+    """The sum over rows of the cross entropy of `logits` against the distributions `wanted`, both [m, n]. Its gradient is
+    softmax(logits) - wanted: made along with it, in the memory of the logarithms, it takes half of the passes over numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, wanted: Tensor) -> Tensor:
+        said = logits.log_softmax(-1)
+        loss: Tensor = -torch.linalg.vecdot(wanted, said).sum()
+        if ctx.needs_input_grad[0]:
+            ctx.gradient = said.exp_().sub_(wanted)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        gradient: Tensor = ctx.gradient * outer[0]
+        return gradient, None
 
 
 def training_bytes(config: HeadConfig, recipe: HeadRecipe, tied: bool, batch_tokens: int) -> int:
     """About how many bytes training a head takes: weights with gradients and moments, the target's matrices, what a batch's
     gradients are made of, and a chunk of logits."""
     target = config.target
-    matrices = target.hidden_size * target.vocab_size * 4 * (1 if tied else 2)
+    # In float32, and the output head in bfloat16 too.
+    matrices = target.hidden_size * target.vocab_size * (4 * (1 if tied else 2) + 2)
     weights = 4 * head_bytes(config, torch.float32)
     wide = 8 * target.hidden_size + 4 * config.layer.get("intermediate_size", target.hidden_size)
     depths = recipe.depths or config.heads

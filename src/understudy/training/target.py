@@ -15,6 +15,19 @@ from ..models.unprepared import unprepared
 from ..weights.store import Store
 
 
+class FrozenLinear(nn.Linear):
+    """A Linear whose weight does not change: what it is in the type that torch's autocast multiplies in is made once."""
+
+    cast: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        if self.cast is None or self.cast.device != x.device:
+            self.cast = self.weight.detach().to(torch.get_autocast_dtype(x.device.type))
+        return nn.functional.linear(x, self.cast, self.bias)
+
+
 class FrozenTarget(nn.Module):
     """What a head is trained against. All of it is float32 and has no gradient of its own.
 
@@ -29,7 +42,7 @@ class FrozenTarget(nn.Module):
         spec = store.layout.linears[-1]
         parent, _, name = spec.module.rpartition(".")
         streamed: Any = causal.get_submodule(spec.module)
-        linear = nn.Linear(spec.shape[1], spec.shape[0], bias=False, device="meta")
+        linear = FrozenLinear(spec.shape[1], spec.shape[0], bias=False, device="meta")
         linear.weight = nn.Parameter(exact(store, spec.module))
         linear.bias = streamed.bias
         setattr(causal.get_submodule(parent), name, linear)
