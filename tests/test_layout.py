@@ -116,7 +116,10 @@ MAY_IMPORT = {
     "service": {"request"},
     "async_llm": {"llm", "service", "prompts", "request", "sources"},
     "replies": set(),
-    "api": {"chat_template", "grammar_compiler", "token_texts", "logprobs", "replies", "service", "request", "sampling", "stats"},
+    "api": {
+        *("text", "chat_template", "grammar_compiler", "token_texts", "logprobs"),
+        *("replies", "service", "request", "sampling", "stats"),
+    },
     "jobs": {"api", "service"},
     "server": {"__version__", "chat_template", "api", "service", "request"},
     "cluster": {"api", "jobs", "llm", "plan", "server", "service"},

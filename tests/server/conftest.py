@@ -29,9 +29,10 @@ Start = Callable[..., "Running"]
 class Running:
     """A server under way: `url` without a path, and the application's service."""
 
-    def __init__(self, app: Any, settings: Settings):
+    def __init__(self, app: Any, settings: Settings, port: int = 0):
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.service = app.state.service
@@ -114,9 +115,9 @@ def start(llm: LLM) -> Iterator[Start]:
     """Starts servers, and stops them at the end of the test."""
     servers: list[Running] = []
 
-    def begin(**settings: Any) -> Running:
+    def begin(port: int = 0, **settings: Any) -> Running:
         chosen = Settings(**{"model_name": "tiny", **settings})
-        servers.append(Running(create_app(llm, chosen), chosen))
+        servers.append(Running(create_app(llm, chosen), chosen, port))
         return servers[-1]
 
     yield begin

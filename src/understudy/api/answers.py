@@ -7,12 +7,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from ..replies.splitter import ReplyPiece
+from ..replies.splitter import ReplyPiece, joined
 from ..request import Request, Step
 from ..service import Call, Service
 from . import figures
 from .errors import ApiError, answer_to
 from .forms import Form, Said
+from .origins import Origins, TokenOrigin, TokenPart
 from .protocol import SamplingFields
 from .settings import AnswerSettings
 
@@ -29,6 +30,8 @@ class ApiAnswer:
 
     def __post_init__(self) -> None:
         self.call = Call(self.service, self.requests, self.settings.request_timeout)
+        # What follows each reply; None where the body does not ask how its tokens came about.
+        self._origins = [Origins(request.reply) if self.body.return_drafting else None for request in self.requests]
         self.service.submit(self.requests)
 
     async def whole(self) -> dict[str, Any]:
@@ -70,14 +73,32 @@ class ApiAnswer:
         prompt = step.prompt_logprobs if self.body.scores_prompt else None
         reason = step.finish_reason
         splitter = self.form.splitters[index]
-        if splitter is None:
-            pieces = [ReplyPiece("content", step.text)] if step.text else []
-        else:
-            pieces = splitter.feed(step.text)
-            if reason is not None:
-                pieces += splitter.finish(reason)
-                reason = "tool_calls" if splitter.calls and reason == "stop" else reason
-        return Said(step.text, pieces, step.token_ids, reason, step.logprobs, prompt)
+        origins = self._origins[index]
+        found = self._pieces(index, step)
+        pieces = [piece for piece, _ in found]
+        if splitter is not None and splitter.calls and reason == "stop":
+            reason = "tool_calls"
+        said = Said(step.text, pieces, step.token_ids, reason, step.logprobs, prompt)
+        if origins is not None:
+            said.pieces = joined(pieces)
+            said.tokens = [TokenPart(piece.kind, piece.text, origin) for piece, origin in found if piece.call is None]
+            said.figures = {**figures.drafting(step.stats), **figures.pace(step.stats, self.requests[index])}
+        return said
+
+    def _pieces(self, index: int, step: Step) -> list[tuple[ReplyPiece, TokenOrigin]]:
+        """The pieces of `step`, those of each token by themselves where the body asks for that."""
+        splitter, origins = self.form.splitters[index], self._origins[index]
+        texts = [(step.text, TokenOrigin(False, 0))] if origins is None else [*origins.divided(step)]
+        found: list[tuple[ReplyPiece, TokenOrigin]] = []
+        for text, origin in texts:
+            if splitter is not None:
+                found += [(piece, origin) for piece in splitter.feed(text)]
+            elif text:
+                found.append((ReplyPiece("content", text), origin))
+        if splitter is not None and step.finish_reason is not None:
+            latest = TokenOrigin(False, 0) if origins is None else origins.latest
+            found += [(piece, latest) for piece in splitter.finish(step.finish_reason)]
+        return found
 
     async def _steps(self) -> AsyncGenerator[tuple[int, Step] | None]:
         """The steps of all requests. Raises ApiError for what ended one of them."""

@@ -43,7 +43,7 @@ class ChatForm(Chunked):
             yield self._delta(index, delta, logprobs)
             logprobs = None
         # Tokens without a text of their own have log-probabilities and ids all the same.
-        if not said.pieces and (self.body.return_token_ids or said.logprobs):
+        if not said.pieces and (self.body.return_token_ids or self.body.return_drafting or said.logprobs):
             yield self._delta(index, {"content": ""}, logprobs)
 
     def end(self, index: int, reason: str) -> dict[str, Any]:

@@ -52,6 +52,17 @@ def timings(request: Request, stats: Stats) -> dict[str, Any]:
     }
 
 
+def pace(stats: Stats, request: Request) -> dict[str, Any]:
+    """How one answer goes at the moment, beside what drafting did. `row`: its row of the KV cache."""
+    return {
+        "row": request.sequence.row,
+        "tokens": stats.new_tokens,
+        "tokens_per_second": stats.tokens_per_second,
+        "link_bytes_per_second": stats.link_bytes_per_second,
+        "peak_memory_bytes": stats.peak_memory_bytes,
+    }
+
+
 def drafting(stats: Stats) -> dict[str, Any]:
     """What drafting did for one answer. Drafts are trees: compare acceptance lengths, not accepted / drafted."""
     return {

@@ -15,6 +15,7 @@ from ..replies.calls import ToolCall
 from ..replies.splitter import ReplyPiece, ReplySplitter
 from ..request import Request
 from .errors import ApiError
+from .origins import TokenPart
 from .protocol import SamplingFields
 
 # JSON has no infinity: the log-probability of what cannot be, as vLLM writes it.
@@ -37,6 +38,9 @@ class Said:
     # None where they were not asked for; those of the prompt come with the first piece.
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    # How its text came about, and the figures so far; None where they were not asked for.
+    tokens: list[TokenPart] | None = None
+    figures: dict[str, Any] | None = None
 
     def add(self, other: Said) -> None:
         """Go on with `other`."""
@@ -48,6 +52,8 @@ class Said:
             self.logprobs = [*(self.logprobs or []), *other.logprobs]
         if other.prompt_logprobs is not None:
             self.prompt_logprobs = other.prompt_logprobs
+        if other.tokens is not None:
+            self.tokens = [*(self.tokens or []), *other.tokens]
 
     def joined(self, kind: str) -> str:
         """All text of one kind."""
@@ -119,10 +125,11 @@ class Chunked(ABC):
             yield ALIVE if begun is None else self._chunk(self._with_ids(begun, index, [], first=True))
 
     def piece(self, index: int, said: Said) -> Iterator[str]:
-        ids = said.token_ids
+        ids, tokens, figures = said.token_ids, said.tokens, said.figures
         for choice in self.pieces(index, said):
-            yield self._chunk(self._with_ids(choice, index, ids))
-            ids = []
+            yield self._chunk(self._with_ids(with_tokens(choice, tokens), index, ids), figures)
+            # What a pass gave is told once, with the first of its chunks.
+            ids, tokens, figures = [], None, None
         if said.reason is not None:
             yield self._chunk(self.end(index, said.reason))
 
@@ -138,7 +145,8 @@ class Chunked(ABC):
         yield DONE
 
     def whole(self, said: Sequence[Said], figures: Mapping[str, Any]) -> dict[str, Any]:
-        choices = [self._with_ids(self.choice(index, own), index, own.token_ids, first=True) for index, own in enumerate(said)]
+        told = [with_tokens(self.choice(index, own), own.tokens) for index, own in enumerate(said)]
+        choices = [self._with_ids(told[index], index, own.token_ids, first=True) for index, own in enumerate(said)]
         return {**self._object(self.kind), "choices": choices, **figures}
 
     def _with_ids(self, choice: dict[str, Any], index: int, ids: list[int], first: bool = False) -> dict[str, Any]:
@@ -153,8 +161,14 @@ class Chunked(ABC):
     def _object(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "system_fingerprint": None}
 
-    def _chunk(self, choice: dict[str, Any]) -> str:
-        return event({**self._object(self.chunk_kind), "choices": [choice]})
+    def _chunk(self, choice: dict[str, Any], figures: Mapping[str, Any] | None = None) -> str:
+        more = {} if figures is None else {"understudy": figures}
+        return event({**self._object(self.chunk_kind), "choices": [choice], **more})
+
+
+def with_tokens(choice: dict[str, Any], tokens: Sequence[TokenPart] | None) -> dict[str, Any]:
+    """`choice` with how its tokens came about, where that was asked for."""
+    return choice if tokens is None else {**choice, "drafting": {"tokens": [token.told() for token in tokens]}}
 
 
 class Parted(ABC):

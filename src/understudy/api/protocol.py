@@ -98,6 +98,8 @@ class SamplingFields(BaseModel):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: StrictBool | None = None
+    # How each token came about, and figures with each chunk.
+    return_drafting: StrictBool | None = None
     prediction: Prediction | None = None
     # What the text must be: one of these at most.
     response_format: dict[str, Any] | None = None

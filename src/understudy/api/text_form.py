@@ -82,7 +82,8 @@ class TextForm(Chunked):
         return self._choice(index, self.echoes[index], None, None)
 
     def pieces(self, index: int, said: Said) -> Iterator[dict[str, Any]]:
-        if said.text or self.body.return_token_ids or said.logprobs or said.prompt_logprobs is not None:
+        asked = self.body.return_token_ids or self.body.return_drafting
+        if said.text or asked or said.logprobs or said.prompt_logprobs is not None:
             echo = self.echoes[index] if said.prompt_logprobs is not None else ""
             yield self._choice(index, echo + said.text, self.logprobs[index].told(said), None)
 

@@ -52,9 +52,15 @@ class Turns:
         return self.messages[-1]
 
 
+# Fields of chat completions that the APIs of agents have no place for in their answers.
+UNTOLD = frozenset(
+    {"n", "max_tokens", "logprobs", "top_logprobs", "stream_options", "return_token_ids", "return_drafting"}
+)
+
+
 def passed_on(extra: Mapping[str, Any], own: Collection[str]) -> tuple[dict[str, Any], list[str]]:
     """Fields of chat completions in `extra`, but for those that an API has its `own` words for, and the names of others."""
-    known = ({*ChatBody.model_fields, *REFUSED}) - {*own, "n", "max_tokens", "logprobs", "top_logprobs", "stream_options"}
+    known = ({*ChatBody.model_fields, *REFUSED}) - {*own, *UNTOLD}
     return {name: value for name, value in extra.items() if name in known}, sorted(set(extra) - known)
 
 

@@ -38,6 +38,7 @@ def _declare(parser: Parser) -> None:
     group.add_argument(
         "--api-key", action="append", metavar="KEY", help="a key that clients must send; may be given several times"
     )
+    group.add_argument("--no-page", action="store_true", help="only the API: no page for conversations at /")
     group.add_argument("--max-queue", default=64, type=count, metavar="N", help="requests that may wait (default 64)")
     group.add_argument(
         "--request-timeout", default=0.0, type=number, metavar="SECONDS", help="the longest a request may take (default: any)"
@@ -97,7 +98,8 @@ def _run(args: Namespace) -> int:
         with opening.llm()(model, progress=report, **placement_of_many(args)) as llm:
             live.clear()
             room = f"{llm.plan.rows} requests together, {llm.context} tokens each"
-            live.say(f"Serving {name} at {_url(args)}/v1: {room}. Ctrl-C ends it.")
+            page = "" if args.no_page else f" A page is at {_url(args)}/."
+            live.say(f"Serving {name} at {_url(args)}/v1: {room}.{page} Ctrl-C ends it.")
             ended_by = listener.serve(llm)
     if ended_by == signal.SIGINT:
         raise KeyboardInterrupt
@@ -205,6 +207,7 @@ def _settings(args: Namespace, name: str) -> Any:
         origins=tuple(args.allowed_origin or ()),
         receive_timeout=args.receive_timeout,
         body_limit=args.body_limit << 20,
+        page=not args.no_page,
     )
 
 

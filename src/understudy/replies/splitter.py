@@ -81,7 +81,7 @@ class ReplySplitter:
                 found += self._called(name, event["value"], ended, cut)
             elif kind == "region_chunk" and not is_call(name):
                 found += self._told(name, event["text"])
-        return _joined(found)
+        return joined(found)
 
     def _told(self, name: str, text: str) -> list[ReplyPiece]:
         """The piece that goes on with a text."""
@@ -107,7 +107,7 @@ class ReplySplitter:
         return [ReplyPiece("call", call=call) for call in kept]
 
 
-def _joined(pieces: list[ReplyPiece]) -> list[ReplyPiece]:
+def joined(pieces: list[ReplyPiece]) -> list[ReplyPiece]:
     """The pieces with texts of one kind that follow one another in one."""
     found: list[ReplyPiece] = []
     for piece in pieces:

@@ -36,8 +36,10 @@ from ..request import Request as Generation
 from ..service import Service, Unavailable
 from .guards import Guards
 from .metrics import Metrics
+from .page import PageFiles
 from .responses import EventStream, PatientJson, error_response
 from .settings import Settings
+from .state import state_of
 
 IGNORED = "X-Understudy-Ignored"
 # Ignored fields that are named, and characters of each name.
@@ -109,8 +111,11 @@ def create_app(llm: Any, settings: Settings, figures: Callable[[], Awaitable[byt
     app.get("/tokenizer_info")(endpoints.tokenizer_info)
     app.get("/health")(endpoints.health)
     app.get("/version")(endpoints.version)
+    app.get("/understudy")(endpoints.state)
     app.get("/metrics", response_class=PlainTextResponse)(endpoints.metrics_text)
     _tell_errors(app)
+    if settings.page:
+        app.add_middleware(PageFiles)
     app.add_middleware(Guards, settings=settings)
     if settings.origins:
         # Around the guards, so that a page can read why it was refused.
@@ -256,6 +261,10 @@ class Endpoints:
     async def version(self) -> dict[str, str]:
         """The version of the server."""
         return {"version": __version__}
+
+    async def state(self) -> dict[str, Any]:
+        """What lies where by the plan, and what the engine is at."""
+        return state_of(self.llm, self.settings)
 
     async def metrics_text(self) -> Response:
         """Figures for Prometheus."""

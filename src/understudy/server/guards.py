@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..api.errors import ApiError
+from .page import PAGE
 from .responses import error_response
 from .settings import Settings
 
@@ -50,7 +51,7 @@ class Guards:
         host = headers.get("host", "")
         if self.settings.hosts and _name(host) not in self.settings.hosts:
             raise ApiError(403, f"The host {host!r} is not one of this server's names (--allowed-host adds one).")
-        if path not in OPEN and method != "OPTIONS" and not self._has_key(headers):
+        if path not in OPEN and not (self.settings.page and path in PAGE) and method != "OPTIONS" and not self._has_key(headers):
             raise ApiError(401, "A valid key is needed: Authorization: Bearer KEY.", code="invalid_api_key")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method == "POST" and kind != "application/json":

@@ -21,6 +21,7 @@ from .app import create_app
 from .connections import TimedConnection
 from .guards import Guards
 from .loading import Loading
+from .page import PageFiles
 from .settings import Settings
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -37,7 +38,7 @@ class Gate:
 
     def __init__(self, settings: Settings):
         self.loading = Loading()
-        self.app: ASGIApp = Guards(self.loading, settings)
+        self.app: ASGIApp = Guards(PageFiles(self.loading) if settings.page else self.loading, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.app(scope, receive, send)

@@ -15,6 +15,9 @@ SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640,
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 ACCEPTED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
+# Names, what they mean, and values.
+Figures = tuple[tuple[str, str, float], ...]
+
 
 class Metrics:
     """Counts the requests of the model `name` that end, and reads the engine's own figures when it is asked."""
@@ -95,21 +98,41 @@ class EngineFigures(Collector):
         self.llm = llm
         self.labels = labels
 
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        llm = self.llm
-        scheduler, cache, clock = llm.scheduler, llm.engine.cache, llm.engine.clock
-        counters = scheduler.counters()
+    def running(self) -> list[Request]:
+        """The requests that have a cache row."""
         # A request that has ended stays in the list until its pass is over.
-        running = [request for request in scheduler.running if not request.finished]
+        return [request for request in tuple(self.llm.scheduler.running) if not request.finished]
+
+    def values(self) -> dict[str, float]:
+        """All figures by their names."""
+        return {name: value for name, _, value in (*self._gauges(), *self._totals())}
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        for name, text, value in self._gauges():
+            family = GaugeMetricFamily(f"understudy:{name}", text, labels=list(self.labels))
+            family.add_metric(list(self.labels.values()), value)
+            yield family
+        for name, text, value in self._totals():
+            total = CounterMetricFamily(f"understudy:{name}", text, labels=list(self.labels))
+            total.add_metric(list(self.labels.values()), value)
+            yield total
+
+    def _gauges(self) -> Figures:
+        llm = self.llm
+        cache, running = llm.engine.cache, self.running()
         held = sum(cache.lengths[request.sequence.row] for request in running) / (cache.rows * cache.capacity)
-        gauges = (
+        return (
             ("num_requests_running", "Requests that have a cache row.", len(running)),
-            ("num_requests_waiting", "Requests that wait for a cache row.", len(scheduler.waiting)),
+            ("num_requests_waiting", "Requests that wait for a cache row.", len(llm.scheduler.waiting)),
             ("kv_cache_usage_perc", "Share of the KV cache that running requests use, 0 to 1.", held),
             ("ring_bytes", "Buffers that exact weights stream through.", llm.plan.ring_bytes),
             ("peak_memory_bytes", "The most fast memory that was held at once.", llm.model.device.peak_bytes()),
         )
-        totals: tuple[tuple[str, str, float], ...] = (
+
+    def _totals(self) -> Figures:
+        llm = self.llm
+        clock, counters = llm.engine.clock, llm.scheduler.counters()
+        totals: Figures = (
             ("passes", "Sweeps of the exact weights.", clock.passes),
             ("pass_rows", "Requests that took part in passes, each pass counted.", clock.rows),
             ("pass_nodes", "Nodes of all passes.", clock.nodes),
@@ -126,11 +149,4 @@ class EngineFigures(Collector):
                 ("prefix_bytes_read", "Bytes read from --prefix-cache.", files.bytes_read),
                 ("prefix_bytes_written", "Bytes written to --prefix-cache.", files.bytes_written),
             )
-        for name, text, value in gauges:
-            family = GaugeMetricFamily(f"understudy:{name}", text, labels=list(self.labels))
-            family.add_metric(list(self.labels.values()), value)
-            yield family
-        for name, text, value in totals:
-            total = CounterMetricFamily(f"understudy:{name}", text, labels=list(self.labels))
-            total.add_metric(list(self.labels.values()), value)
-            yield total
+        return totals

@@ -27,3 +27,5 @@ class Settings(AnswerSettings):
     hosts: tuple[str, ...] = LOOPBACK
     # Origins of web pages that may call; none: no page may.
     origins: tuple[str, ...] = ()
+    # Whether a page for people is served at /.
+    page: bool = True
