@@ -50,7 +50,12 @@ GRAMMAR = "tests/test_grammar.py"
 RECTANGLE = "tests/test_rectangle.py tests/policies"
 PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
 HEADS = "tests/drafters/test_head_state.py tests/drafters/test_head_runner.py tests/drafters/test_head_proposer.py"
+SEVERAL = "tests/server/test_models.py"
 MUTATIONS = (
+    Mutation("a model is unloaded while it is used", "server/models.py", "while wanted.waiting and any(place.users for place in leaving):", "while False:", SEVERAL),
+    Mutation("a model in use never makes way", "server/models.py", "place.closed = place.closed or left <= 0", "pass", SEVERAL),
+    Mutation("a model is loaded beside others that leave it too little", "shelf.py", "return same and not plan.streamed_bytes", "return True", "tests/test_shelf.py"),
+    Mutation("a client that waits for its model is told nothing", "server/pending.py", "            yield beginning.alive()\n", "            pass\n", SEVERAL),
     Mutation("a path that breaks a grammar is gone on with", "grammar.py", "return read == len(rest)", "return True", GRAMMAR),
     Mutation("an end mark is allowed within a form", "grammar.py", "found[self._ends] = False\n", "pass\n", GRAMMAR),
     Mutation("a matcher does not roll back", "grammar.py", "self._matcher.rollback(len(self._path) - shared)", "pass", GRAMMAR),
@@ -317,7 +322,7 @@ MUTATIONS = (
     Mutation("a wrapper's language model hands on other states", "models/wrapper.py", "        return Hidden(done.last_hidden_state)", "        return Hidden(done.last_hidden_state * 0.5)", "tests/models/test_wrapper.py"),
     Mutation("a linked Store does not watch what it points to", "weights/building.py", "linked=linked_files(extents),", "linked=linked_files([]),", "tests/weights/test_integrity.py"),
     Mutation("a line that two replicas answered has two records", "cluster/lines.py", 'if self.output.holds(line_of(row["number"], row["text"])):', "if False:", "tests/cluster/test_lines.py"),
-    Mutation("a replica whose passes cannot run is well", "cluster/replicas.py", "        if service.fault:", "        if False:", "tests/cluster/test_replicas.py"),
+    Mutation("a replica whose passes cannot run is well", "cluster/replicas.py", "        if models.fault:", "        if False:", "tests/cluster/test_replicas.py"),
     Mutation("one resource of a machine is enough for a replica", "cluster/connection.py", "return min(int(resources", "return max(int(resources", "tests/cluster/test_connection.py"),
     Mutation("a piece of work is taken twice", "kernels/team.py", 'atomic_rmw("add", place, ir.IntType(64)(1)', 'atomic_rmw("umax", place, ir.IntType(64)(1)', "tests/kernels/test_team.py"),
     Mutation("a caller keeps its threads", "llm.py", "        finally:\n            disband()\n\n    def _stream", "        finally:\n            pass\n\n    def _stream", "tests/test_llm.py"),

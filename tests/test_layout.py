@@ -112,6 +112,7 @@ MAY_IMPORT = {
         "tiers",
         "weights",
     },
+    "shelf": {"llm", "options", "plan", "sources"},
     "scaling": {"demo", "llm", "training", "heads", "drafters", "models", "weights"},
     "service": {"request"},
     "async_llm": {"llm", "service", "prompts", "request", "sources"},
@@ -127,7 +128,7 @@ MAY_IMPORT = {
     "frontends": {
         *("cluster", "training"),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
-        *("demo", "devices", "options", "chat_plan", "yardstick", "startup", "diagnosis", "grammar_compiler"),
+        *("demo", "devices", "options", "chat_plan", "yardstick", "shelf", "startup", "diagnosis", "grammar_compiler"),
     },
 }
 LONGEST_LINE = 132

@@ -27,7 +27,7 @@ Start = Callable[..., "Running"]
 
 
 class Running:
-    """A server under way: `url` without a path, and the application's service."""
+    """A server under way: `url` without a path, and the service of the model that it began with, if there is one."""
 
     def __init__(self, app: Any, settings: Settings, port: int = 0):
         with socket.socket() as probe:
@@ -35,7 +35,7 @@ class Running:
             probe.bind(("127.0.0.1", port))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.service = app.state.service
+        self.service: Any = next((served.service for served in app.state.models.loaded.values()), None)
         connection: Any = partial(TimedConnection, settings.receive_timeout)
         self.server = uvicorn.Server(
             uvicorn.Config(app, port=self.port, http=connection, loop="asyncio", log_level="error", timeout_graceful_shutdown=5)

@@ -20,6 +20,7 @@ from tests.server.conftest import slowed, until
 from understudy import LLM
 from understudy.errors import UsageError
 from understudy.server.listen import Listener, Stopping
+from understudy.server.models import ServedModels
 from understudy.server.settings import Settings
 
 SETTINGS = Settings(model_name="tiny", keep_alive=0.05)
@@ -37,7 +38,7 @@ def served(listener: Listener, llm: LLM, client: Callable[[], Any]) -> Any:
     with ThreadPoolExecutor(1) as pool:
         found: Future[Any] = pool.submit(client)
         found.add_done_callback(lambda future: os.kill(os.getpid(), signal.SIGTERM) if future.exception() else None)
-        assert listener.serve(llm) == signal.SIGTERM
+        assert listener.serve(ServedModels.of(llm, SETTINGS)) == signal.SIGTERM
         return found.result(30)
 
 
@@ -138,8 +139,8 @@ def test_a_second_signal_ends_the_process_at_once(llm: LLM, monkeypatch: pytest.
     monkeypatch.setattr(os, "_exit", ended.append)
     with Listener(SETTINGS, "127.0.0.1", free_port(), drain=30) as listener:
         drained = threading.Event()
-        service: Any = type("Fake", (), {"drain": lambda self: drained.set()})()
-        stopping = Stopping(service, listener.server)
+        models: Any = type("Fake", (), {"drain": lambda self: drained.set()})()
+        stopping = Stopping(models, listener.server)
         stopping(signal.SIGINT, None)
         assert drained.is_set() and listener.server.should_exit and not ended
         stopping(signal.SIGINT, None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..replies.splitter import ReplyPiece, joined
@@ -18,6 +19,12 @@ from .protocol import SamplingFields
 from .settings import AnswerSettings
 
 
+def too_slow(settings: AnswerSettings) -> ApiError:
+    """What ends a request that took too long."""
+    seconds = settings.request_timeout
+    return ApiError(408, f"The request took more than {seconds:g} s, this server's limit.", code="timeout")
+
+
 @dataclass
 class ApiAnswer:
     """The answer to one body: its requests are submitted when this is made. Raises Unavailable."""
@@ -27,9 +34,14 @@ class ApiAnswer:
     body: SamplingFields
     requests: Sequence[Request]
     form: Form
+    # When the body came, by the clock of `time.perf_counter`.
+    since: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.call = Call(self.service, self.requests, self.settings.request_timeout)
+        limit = self.settings.request_timeout
+        # What waiting for the model took is a part of it; 0 would be any time.
+        left = max(limit - (time.perf_counter() - self.since), 0.001) if limit else 0.0
+        self.call = Call(self.service, self.requests, left)
         # What follows each reply; None where the body does not ask how its tokens came about.
         self._origins = [Origins(request.reply) if self.body.return_drafting else None for request in self.requests]
         self.service.submit(self.requests)
@@ -107,8 +119,7 @@ class ApiAnswer:
                 async for found in steps:
                     yield found
         except TimeoutError:
-            seconds = self.settings.request_timeout
-            raise ApiError(408, f"The request took more than {seconds:g} s, this server's limit.", code="timeout") from None
+            raise too_slow(self.settings) from None
         if self.call.error is not None:
             raise answer_to(self.call.error)
 

@@ -21,7 +21,7 @@ from .conversation import ChatPrompt, conversation_of
 from .errors import ApiError, answer_to
 from .forms import Form
 from .openai_responses.body import NAMES as RESPONSES_NAMES
-from .openai_responses.body import ResponsesBody, ResponsesChat
+from .openai_responses.body import ResponsesChat
 from .openai_responses.form import ResponsesForm
 from .protocol import ChatBody, CompletionBody, SamplingFields
 from .settings import AnswerSettings
@@ -35,7 +35,13 @@ COMPLETION_TOKENS = 16
 def check_model(name: str | None, settings: AnswerSettings) -> None:
     """Raise ApiError (404) for a model that is another one; no name is this one's."""
     if name not in (None, "", settings.model_name):
-        raise ApiError(404, f"The model {name!r} is not here: only {settings.model_name!r} is.", param="model")
+        raise no_model(str(name), [settings.model_name])
+
+
+def no_model(name: str, known: Sequence[str]) -> ApiError:
+    """The answer (404) to a request for a model that is none of those that are `known`."""
+    here = f"only {known[0]!r} is" if len(known) == 1 else f"{', '.join(map(repr, known))} are"
+    return ApiError(404, f"The model {name!r} is not here: {here}.", param="model", code="model_not_found")
 
 
 def chat_requests(llm: Any, body: ChatBody, settings: AnswerSettings) -> tuple[list[Request], Form]:
@@ -44,13 +50,11 @@ def chat_requests(llm: Any, body: ChatBody, settings: AnswerSettings) -> tuple[l
     return requests, ChatForm(body, requests, settings.model_name, splitters, TokenTexts(llm.tokenizer))
 
 
-def responses_requests(
-    llm: Any, body: ResponsesBody, chat: ResponsesChat, settings: AnswerSettings
-) -> tuple[list[Request], Form]:
-    """The request of a body of /v1/responses. Raises ApiError, UsageError and CheckpointError."""
+def responses_requests(llm: Any, form: ResponsesForm, chat: ResponsesChat, settings: AnswerSettings) -> tuple[list[Request], Form]:
+    """The request of a body of /v1/responses, told in `form`. Raises ApiError, UsageError and CheckpointError."""
     with own_names(RESPONSES_NAMES):
-        requests, splitters = _chat(llm, chat.body, settings)
-    return requests, ResponsesForm(body, chat.tools, settings.model_name, splitters)
+        requests, form.splitters = _chat(llm, chat.body, settings)
+    return requests, form
 
 
 def messages_requests(llm: Any, body: MessagesBody, chat: MessagesChat, settings: AnswerSettings) -> tuple[list[Request], Form]:

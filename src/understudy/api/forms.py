@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -84,6 +84,39 @@ class Form(Protocol):
 
     def whole(self, said: Sequence[Said], figures: Mapping[str, Any]) -> dict[str, Any]:
         """The whole answer."""
+
+
+class Beginning(Protocol):
+    """What a stream says before there is a model that answers. A `Form` is one too."""
+
+    def opening(self) -> Iterator[str]:
+        """The first events."""
+
+    def alive(self) -> str:
+        """An event that says that the server is alive."""
+
+    def failure(self, error: ApiError) -> str:
+        """The event that ends the stream with an error."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """The beginning of a stream whose form is made with its requests."""
+
+    # An event that says that the server is alive.
+    sign: str = ALIVE
+    # The name of events that tell errors, and the object that such an event has; no name: events have none.
+    told: Callable[[ApiError], Mapping[str, Any]] = ApiError.body
+    name: str | None = None
+
+    def opening(self) -> Iterator[str]:
+        yield self.sign
+
+    def alive(self) -> str:
+        return self.sign
+
+    def failure(self, error: ApiError) -> str:
+        return event(self.told(error), self.name)
 
 
 @dataclass

@@ -233,6 +233,7 @@ class TokenizeBody(BaseModel):
     """The body of /tokenize: a text, or a conversation."""
 
     model_config = ConfigDict(extra="allow")
+    model: StrictStr | None = None
     prompt: StrictStr | None = None
     messages: list[Message] | None = None
     tools: list[Tool] | None = None
@@ -244,6 +245,7 @@ class DetokenizeBody(BaseModel):
     """The body of /detokenize."""
 
     model_config = ConfigDict(extra="allow")
+    model: StrictStr | None = None
     tokens: list[StrictInt]
 
 

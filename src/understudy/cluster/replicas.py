@@ -14,8 +14,8 @@ from ..errors import UsageError, first_line
 from ..llm import LLM
 from ..server.app import create_app
 from ..server.metrics import Metrics
+from ..server.models import ServedModels
 from ..server.settings import LOOPBACK, Settings
-from ..service import Service
 from .connection import ReplicaShare
 from .faults import plain, told
 from .figures import joined
@@ -70,9 +70,9 @@ class Replica:
 
     def check_health(self) -> None:
         """Raise where no request is served any more: Ray puts another replica in the place of this one."""
-        service: Service = self.application.state.service
-        if service.fault:
-            raise RuntimeError(service.fault)
+        models: ServedModels = self.application.state.models
+        if models.fault:
+            raise RuntimeError(models.fault)
 
 
 def start(model: str | None, options: dict[str, Any], settings: Settings, group: ReplicaGroup, place: ReplicaShare) -> None:

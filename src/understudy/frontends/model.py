@@ -1,6 +1,7 @@
 """The MODEL argument: a Hugging Face id, a checkpoint directory, a Store directory, or `demo` (also when left out)."""
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -36,6 +37,28 @@ def resolve(model: str | None) -> str | None:
 def served_name(model: str | None, given: str | None) -> str:
     """What requests call the model: what was `given`, or the last part of its directory, or its id."""
     return given or (DEMO if model is None else Path(model).name or model)
+
+
+def served_models(models: Sequence[str], named: Sequence[str], name: str | None) -> dict[str, str | None]:
+    """What LLM takes for each model of a server, by the name that requests call it. `named`: "NAME=MODEL", as --model has them;
+    `name`: what --served-model-name says. UsageError where two have one name."""
+    pairs: list[tuple[str, str | None]] = []
+    for model in models:
+        found = resolve(model)
+        pairs.append((served_name(found, name), found))
+    for given in named:
+        own, mark, model = given.partition("=")
+        if not (own and mark and model):
+            raise UsageError(f"--model takes NAME=MODEL, such as small=Qwen/Qwen3-4B, not {given!r}.")
+        pairs.append((own, resolve(model)))
+    if name is not None and (named or len(pairs) > 1):
+        raise UsageError("--served-model-name is for one MODEL: --model NAME=MODEL gives each of several its name.")
+    if not pairs:
+        pairs = [(served_name(None, name), None)]
+    found_names = [own for own, _ in pairs]
+    if twice := next((own for own in found_names if found_names.count(own) > 1), None):
+        raise UsageError(f"Two models would be called {twice!r}: name one of them otherwise, with --model NAME=MODEL.")
+    return dict(pairs)
 
 
 def _short(text: str) -> str:

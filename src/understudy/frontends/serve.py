@@ -7,27 +7,41 @@ import signal
 import ssl
 import threading
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..plan.conversation import Conversation
 from . import opening
 from .beyond import check_replicas, cluster, declare_replicas, elsewhere, options_of_replicas, planned
 from .live import Live, Progress
-from .model import resolve, served_name
+from .model import served_models
 from .options import DEFAULTS, METHOD, PLACEMENT, QUIET, REQUESTS, count, declare, number, placement_of_many
 from .parser import Command, Parser
+
+if TYPE_CHECKING:
+    from ..server.models import ServedModels
+    from ..sources import Report
 
 MISSING = "understudy serve needs the extra packages of a server: pip install 'understudy[serve]'."
 
 
 def _declare(parser: Parser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL",
+        help="the model (default: the built-in demo); of several, those are loaded that requests name, and that memory holds",
+    )  # fmt: skip
     declare(parser, PLACEMENT, METHOD, DEFAULTS, REQUESTS, (QUIET,))
     group = parser.add_argument_group("server")
+    group.add_argument(
+        "--model", action="append", metavar="NAME=MODEL", help="a model that requests call NAME; may be given several times"
+    )
+    group.add_argument(
+        "--turn", default=30.0, type=number, metavar="SECONDS",
+        help="of several models, how long one that is in use keeps its place while another is asked for (default 30)",
+    )  # fmt: skip
     group.add_argument(
         "--plan-for",
         metavar="clients=4,turns=20,prompt=64,reply=192",
@@ -73,7 +87,7 @@ def _declare(parser: Parser) -> None:
 
 
 def _run(args: Namespace) -> int:
-    model = resolve(args.model)
+    models = served_models(args.models, args.model or (), args.served_model_name)
     try:
         from ..server.listen import Listener, bound
     except ImportError as error:
@@ -81,29 +95,54 @@ def _run(args: Namespace) -> int:
     _check(args)
     _plan_for(args)
     check_replicas(args, "--replicas", args.replicas is not None, args.replicas or 0)
-    name = served_name(model, args.served_model_name)
     live = Live(args.quiet)
     if args.replicas is not None:
+        if len(models) > 1:
+            raise UsageError(f"--replicas are of one model, and {len(models)} were given.")
         # What holds the port is found out before any model is loaded.
         for own in bound(args.host, args.port):
             own.close()
+        ((name, model),) = models.items()
         return _run_replicas(args, model, name, live)
-    with Listener(_settings(args, name), args.host, args.port, args.drain, **_tls(args)) as listener, terminating():
+    with Listener(_settings(args, next(iter(models))), args.host, args.port, args.drain, **_tls(args)) as listener, terminating():
         shown = Progress(live)
 
         def report(stage: str, done: float, total: float) -> None:
             shown(stage, done, total)
             listener.gate.loading.report(stage, done, total)
 
-        with opening.llm()(model, progress=report, **placement_of_many(args)) as llm:
-            live.clear()
-            room = f"{llm.plan.rows} requests together, {llm.context} tokens each"
-            page = "" if args.no_page else f" A page is at {_url(args)}/."
-            live.say(f"Serving {name} at {_url(args)}/v1: {room}.{page} Ctrl-C ends it.")
-            ended_by = listener.serve(llm)
+        served = _loaded(args, models, report)
+        live.clear()
+        page = "" if args.no_page else f" A page is at {_url(args)}/."
+        live.say(f"Serving {_told(served, _url(args))}{page} Ctrl-C ends it.")
+        ended_by = listener.serve(served)
     if ended_by == signal.SIGINT:
         raise KeyboardInterrupt
     return 0
+
+
+def _loaded(args: Namespace, models: Mapping[str, str | None], report: Report) -> ServedModels:
+    """The models to serve, of which the first is loaded."""
+    opening.llm()
+    from ..server.models import ServedModels
+    from ..shelf import ModelShelf
+
+    shelf = ModelShelf(models, placement_of_many(args), report)
+    first = next(iter(models))
+    if len(models) > 1:
+        shelf.check()
+    served = ServedModels(list(models), _settings(args, first), shelf, args.turn)
+    served.put(first, shelf.load(first, {}, threading.Event()))
+    return served
+
+
+def _told(served: ServedModels, url: str) -> str:
+    """What is served, where, and how much of it at once."""
+    llm = served.loaded[served.first].llm
+    room = f"{llm.plan.rows} requests together, {llm.context} tokens each"
+    if len(served.places) == 1:
+        return f"{served.first} at {url}/v1: {room}."
+    return f"{', '.join(served.places)} at {url}/v1. {served.first} is loaded: {room}. Others are loaded when requests name them."
 
 
 def _run_replicas(args: Namespace, model: str | None, name: str, live: Live) -> int:
@@ -178,6 +217,8 @@ def _check(args: Namespace) -> None:
         raise UsageError(f"--request-timeout must be 0 (any) or more, got {args.request_timeout}.")
     if args.ssl_ca_certs and args.replicas is not None:
         raise UsageError("--ssl-ca-certs is not for --replicas: Ray's port would let in clients without a certificate.")
+    if not 0 <= args.turn < float("inf"):
+        raise UsageError(f"--turn must be 0 or more, got {args.turn}.")
     if not 0 < args.receive_timeout < float("inf"):
         raise UsageError(f"--receive-timeout must be above 0, got {args.receive_timeout}.")
 

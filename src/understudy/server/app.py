@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,24 +18,21 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 
 from .. import __version__
 from ..api import asking
-from ..api.answers import ApiAnswer
 from ..api.anthropic_messages import body as messages_body
 from ..api.anthropic_messages.body import CountBody, MessagesBody
 from ..api.anthropic_messages.form import PATH as MESSAGES
-from ..api.conversation import conversation_of
 from ..api.errors import ApiError, answer_to, error_body, invalid
-from ..api.forms import Form
+from ..api.forms import Patience, event
 from ..api.openai_responses import body as responses_body
 from ..api.openai_responses.body import ResponsesBody
 from ..api.openai_responses.form import ResponsesForm
-from ..api.protocol import ChatBody, CompletionBody, DetokenizeBody, SamplingFields, TokenizeBody
-from ..chat_template import encode
+from ..api.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from ..errors import UnderstudyError
-from ..request import Request as Generation
-from ..service import Service, Unavailable
+from . import tokens
 from .guards import Guards
-from .metrics import Metrics
+from .models import ServedModels
 from .page import PageFiles
+from .pending import AskedBody, PendingAnswer
 from .responses import EventStream, PatientJson, error_response
 from .settings import Settings
 from .state import state_of
@@ -76,15 +72,22 @@ def create_app(llm: Any, settings: Settings, figures: Callable[[], Awaitable[byt
     """The application that serves `llm`, an LLM. It runs passes from its start to its shutdown, and does not close `llm`.
 
     `figures`: what `/metrics` answers; None: the figures of this application, `state.metrics`."""
-    metrics = Metrics(llm, settings.model_name)
-    service = Service(llm, settings.max_queue, metrics.ended)
+    return create_app_of(ServedModels.of(llm, settings), figures)
+
+
+def create_app_of(models: ServedModels, figures: Callable[[], Awaitable[bytes]] | None = None) -> FastAPI:
+    """The application that serves `models`. It runs passes from its start to its shutdown, and closes `models` then.
+
+    `figures`: as for `create_app`."""
+    settings = models.settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(llm.maker.grammars.warm)
-        service.start()
+        for served in models.loaded.values():
+            await asyncio.to_thread(served.llm.maker.grammars.warm)
+        models.start()
         yield
-        service.close()
+        await asyncio.to_thread(models.close)
 
     # Pages of documentation load scripts from elsewhere: they are left out.
     app = FastAPI(
@@ -96,9 +99,9 @@ def create_app(llm: Any, settings: Settings, figures: Callable[[], Awaitable[byt
         telemetry=NO_TELEMETRY,
         responses=ERRORS,
     )
-    app.state.service = service
-    app.state.metrics = metrics
-    endpoints = Endpoints(llm, settings, service, metrics, figures)
+    app.state.models = models
+    app.state.metrics = models.metrics
+    endpoints = Endpoints(models, figures)
     app.post("/v1/chat/completions", responses=STREAMED)(endpoints.chat)
     app.post("/v1/completions", responses=STREAMED)(endpoints.completions)
     app.post("/v1/responses", responses=STREAMED)(endpoints.responses)
@@ -134,141 +137,120 @@ def ignored_header(names: Sequence[str]) -> dict[str, str]:
 class Endpoints:
     """The handlers of one application."""
 
-    def __init__(
-        self,
-        llm: Any,
-        settings: Settings,
-        service: Service,
-        metrics: Metrics,
-        figures: Callable[[], Awaitable[bytes]] | None,
-    ):
-        self.llm = llm
+    def __init__(self, models: ServedModels, figures: Callable[[], Awaitable[bytes]] | None):
+        self.models_served = models
         self.figures = figures
-        self.settings = settings
-        self.service = service
-        self.metrics = metrics
-        self.began = int(time.time())
+        self.settings = models.settings
 
     async def chat(self, body: ChatBody) -> Response:
         """The assistant's next message."""
-        return await self._answered(body, body.ignored(), partial(asking.chat_requests, self.llm, body, self.settings))
+        return await self._answered(AskedBody(body, body.ignored(), lambda llm, own: asking.chat_requests(llm, body, own)))
 
     async def completions(self, body: CompletionBody) -> Response:
         """The continuation of one prompt, or of many."""
-        return await self._answered(body, body.ignored(), partial(asking.completion_requests, self.llm, body, self.settings))
+        return await self._answered(AskedBody(body, body.ignored(), lambda llm, own: asking.completion_requests(llm, body, own)))
 
     async def responses(self, body: ResponsesBody) -> Response:
         """The next items of a conversation, as Codex asks for them."""
-        asked = responses_body.chat_of(body)
+        chat = responses_body.chat_of(body)
+        form = ResponsesForm(body, chat.tools, self.models_served.place(body.model).name, ())
         try:
-            make = partial(asking.responses_requests, self.llm, body, asked, self.settings)
-            return await self._answered(asked.body, asked.ignored, make)
+            asked = AskedBody(chat.body, chat.ignored, lambda llm, own: asking.responses_requests(llm, form, chat, own), form)
+            return await self._answered(asked)
         except ApiError as error:
             if not body.stream or error.code != "context_length_exceeded":
                 raise
             # Codex makes a conversation shorter where an event tells it to, and takes a status for the end.
-            form = ResponsesForm(body, asked.tools, self.settings.model_name, ())
             return StreamingResponse([*form.opening(), form.failure(error)], media_type="text/event-stream")
 
     async def messages(self, body: MessagesBody) -> Response:
         """The assistant's next message, as Claude Code asks for it."""
-        asked = messages_body.chat_of(body)
-        make = partial(asking.messages_requests, self.llm, body, asked, self.settings)
-        return await self._answered(asked.body, asked.ignored, make, partial(error_body, path=MESSAGES))
+        chat = messages_body.chat_of(body)
+        told = partial(error_body, path=MESSAGES)
+        patience = Patience(event({"type": "ping"}, "ping"), told, "error")
+        asked = AskedBody(chat.body, chat.ignored, lambda llm, own: asking.messages_requests(llm, body, chat, own), patience)
+        return await self._answered(asked, told)
 
-    async def count_tokens(self, body: CountBody) -> dict[str, Any]:
+    async def count_tokens(self, body: CountBody) -> Response:
         """How many tokens the prompt of a message has, its system message and tools counted."""
-        asked = messages_body.chat_of(body)
-        asking.check_model(body.model, self.settings)
-        conversation = await asyncio.to_thread(asking.message_prompt, self.llm, asked)
-        return {"input_tokens": len(conversation.ids)}
+        chat = messages_body.chat_of(body)
+        told = partial(error_body, path=MESSAGES)
+        return await self._worked_out(body.model, lambda llm: {"input_tokens": len(asking.message_prompt(llm, chat).ids)}, told)
 
-    async def _answered(
-        self,
-        body: SamplingFields,
-        ignored: Sequence[str],
-        make: Callable[[], tuple[list[Generation], Form]],
-        told: Callable[[ApiError], dict[str, Any]] = ApiError.body,
+    async def _answered(self, asked: AskedBody, told: Callable[[ApiError], dict[str, Any]] = ApiError.body) -> Response:
+        headers = ignored_header(asked.ignored)
+        pending = PendingAnswer(self.models_served, asked)
+        await pending.begun()
+        if asked.body.stream:
+            return EventStream(pending.events(), headers, pending.end)
+        return PatientJson(pending.whole, headers, pending.end, self.settings.keep_alive, told)
+
+    async def _worked_out(
+        self, name: str | None, work: Callable[[Any], dict[str, Any]], told: Callable[[ApiError], dict[str, Any]] = ApiError.body
     ) -> Response:
-        asking.check_model(body.model, self.settings)
-        headers = ignored_header(ignored)
-        # A long text takes a while: other answers go on meanwhile.
-        requests, form = await asyncio.to_thread(make)
-        try:
-            answer = ApiAnswer(self.service, self.settings, body, requests, form)
-        except Unavailable as error:
-            self.metrics.rejected("unavailable" if self.service.trouble else "queue_full")
-            raise answer_to(error) from None
-        if body.stream:
-            return EventStream(answer.events(), headers, answer.call.cancel)
-        return PatientJson(answer.whole, headers, answer.call.cancel, self.settings.keep_alive, told)
+        """What `work` makes of the model called `name`, once that is loaded."""
+        self.models_served.place(name)
+
+        async def found() -> dict[str, Any]:
+            lease = await self.models_served.lease(name)
+            try:
+                return await asyncio.to_thread(work, lease.served.llm)
+            except UnderstudyError as error:
+                raise answer_to(error) from None
+            finally:
+                lease.release()
+
+        return PatientJson(found, {}, lambda: None, self.settings.keep_alive, told)
 
     async def models(self) -> dict[str, Any]:
-        """The one model that is served."""
-        return {"object": "list", "data": [self._card()]}
+        """The models that are served."""
+        return {"object": "list", "data": [self._card(name) for name in self.models_served.places]}
 
     async def model(self, name: str) -> dict[str, Any]:
         """The model called `name`."""
-        asking.check_model(name, self.settings)
-        return self._card()
+        return self._card(name)
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, Any]:
+        place = self.models_served.place(name)
         return {
-            "id": self.settings.model_name,
+            "id": place.name,
             "object": "model",
-            "created": self.began,
+            "created": self.models_served.began,
             "owned_by": "understudy",
-            "max_model_len": self.llm.context,
+            "max_model_len": self.models_served.context(place),
+            "status": {"value": place.status},
         }
 
-    def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
+    async def tokenize(self, body: TokenizeBody) -> Response:
         """Text, or a conversation, to token ids."""
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "Give either prompt or messages.", param="prompt")
-        if body.messages is not None:
-            asked = ChatBody(messages=body.messages, tools=body.tools)
-            tokens = conversation_of(self.llm, asked).ids
-        else:
-            tokens = encode(self.llm.tokenizer, str(body.prompt), add_special_tokens=body.add_special_tokens)
-        found: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": self.llm.context}
-        if body.return_token_strs:
-            found["token_strs"] = self.llm.tokenizer.convert_ids_to_tokens(tokens)
-        return found
+        return await self._worked_out(body.model, partial(tokens.encoded, body))
 
-    def detokenize(self, body: DetokenizeBody) -> dict[str, Any]:
+    async def detokenize(self, body: DetokenizeBody) -> Response:
         """Token ids to text."""
-        tokens = self.llm.prompt_ids(body.tokens) if body.tokens else []
-        return {"prompt": self.llm.tokenizer.decode(tokens)}
+        return await self._worked_out(body.model, partial(tokens.decoded, body))
 
-    async def tokenizer_info(self) -> dict[str, Any]:
-        """What a client needs to know of the tokenizer."""
-        tokenizer = self.llm.tokenizer
-        return {
-            "tokenizer_class": type(tokenizer).__name__,
-            "vocab_size": len(tokenizer),
-            "model_max_length": self.llm.context,
-            "bos_token": tokenizer.bos_token,
-            "eos_token": tokenizer.eos_token,
-            "pad_token": tokenizer.pad_token,
-            "chat_template": tokenizer.chat_template,
-        }
+    async def tokenizer_info(self, model: str | None = None) -> Response:
+        """What a client needs to know of the tokenizer of `model`."""
+        return await self._worked_out(model, tokens.facts)
 
     async def health(self) -> Response:
         """200 as long as requests are served."""
-        trouble = self.service.trouble
+        trouble = self.models_served.trouble
         return JSONResponse({"status": trouble or "ok"}, 503 if trouble else 200)
 
     async def version(self) -> dict[str, str]:
         """The version of the server."""
         return {"version": __version__}
 
-    async def state(self) -> dict[str, Any]:
-        """What lies where by the plan, and what the engine is at."""
-        return state_of(self.llm, self.settings)
+    async def state(self, model: str | None = None) -> dict[str, Any]:
+        """What lies where by the plan, and what the engine is at: of `model`, or of what is loaded in its place."""
+        return state_of(self.models_served.shown(model))
 
     async def metrics_text(self) -> Response:
         """Figures for Prometheus."""
-        text = self.metrics.text() if self.figures is None else await self.figures()
+        text = self.models_served.metrics.text() if self.figures is None else await self.figures()
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

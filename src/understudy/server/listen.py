@@ -16,11 +16,11 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import UsageError
-from ..service import Service
-from .app import create_app
+from .app import create_app_of
 from .connections import TimedConnection
 from .guards import Guards
 from .loading import Loading
+from .models import ServedModels
 from .page import PageFiles
 from .settings import Settings
 
@@ -79,33 +79,32 @@ class Listener:
         self.server.force_exit = True
         self.thread.join()
 
-    def serve(self, llm: Any) -> int | None:
-        """Serve `llm` until a signal comes and what runs then is finished. Returns the signal; called in the main thread.
+    def serve(self, models: ServedModels) -> int | None:
+        """Serve `models` until a signal comes and what runs then is finished, and close them. Called in the main thread.
 
-        A second signal ends the process without waiting for the pass under way."""
-        app = create_app(llm, self.settings)
-        service: Service = app.state.service
-        stopping = Stopping(service, self.server)
+        Returns the signal. A second one ends the process without waiting for the pass under way."""
+        app = create_app_of(models)
+        stopping = Stopping(models, self.server)
         before = {sig: signal.signal(sig, stopping) for sig in SIGNALS}
-        service.start()
+        models.start()
         try:
             self.gate.app = app
             while self.thread.is_alive():
                 self.thread.join(LOOK)
                 if stopping.since is not None and time.monotonic() > stopping.since + self.drain:
-                    service.abandon("the server is shutting down")
+                    models.abandon("the server is shutting down")
         finally:
             for sig, handler in before.items():
                 signal.signal(sig, handler)
-            service.close()
+            models.close()
         return stopping.signal
 
 
 class Stopping:
     """What signals do: the first lets nothing more in, the second ends the process at once."""
 
-    def __init__(self, service: Service, server: uvicorn.Server):
-        self.service = service
+    def __init__(self, models: ServedModels, server: uvicorn.Server):
+        self.models = models
         self.server = server
         # When the first signal came, by the monotonic clock.
         self.since: float | None = None
@@ -117,7 +116,7 @@ class Stopping:
             os._exit(128 + sig)
         self.since = time.monotonic()
         self.signal = sig
-        self.service.drain()
+        self.models.drain()
         self.server.should_exit = True
 
 

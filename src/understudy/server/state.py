@@ -6,20 +6,20 @@ from typing import Any
 
 from .. import __version__
 from ..request import Request
-from .metrics import EngineFigures
-from .settings import Settings
+from .metrics import counters, gauges, running
+from .places import ServedModel
 
 
-def state_of(llm: Any, settings: Settings) -> dict[str, Any]:
-    """The plan of `llm`, the figures of its engine, and the requests that run now, without their texts."""
-    engine = EngineFigures(llm, {})
+def state_of(served: ServedModel) -> dict[str, Any]:
+    """The plan of a model, the figures of its engine, and the requests that run now, without their texts."""
+    llm = served.llm
     return {
-        "model": settings.model_name,
+        "model": served.settings.model_name,
         "version": __version__,
         "context": llm.context,
         "plan": llm.plan.to_dict(),
-        "figures": engine.values(),
-        "running": [running_text(llm, request) for request in engine.running()],
+        "figures": {**gauges(llm), **counters(llm)},
+        "running": [running_text(llm, request) for request in running(llm)],
     }
 
 

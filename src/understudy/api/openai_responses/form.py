@@ -44,6 +44,9 @@ class ResponsesForm(Parted):
         self._text = ""
 
     def opening(self) -> Iterator[str]:
+        # A stream that waited for its model has begun already.
+        if self._events:
+            return
         yield self._event("response.created", response=self._response("in_progress"))
         yield self.alive()
 
