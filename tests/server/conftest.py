@@ -71,7 +71,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def loaded(checkpoint: Path, factory: pytest.TempPathFactory, **options: Any) -> Iterator[LLM]:
+def loaded(checkpoint: Path | None, factory: pytest.TempPathFactory, **options: Any) -> Iterator[LLM]:
     """The model with a cache of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNDERSTUDY_CACHE", str(factory.mktemp("cache")))
