@@ -52,6 +52,8 @@ PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
 HEADS = "tests/drafters/test_head_state.py tests/drafters/test_head_runner.py tests/drafters/test_head_proposer.py"
 SEVERAL = "tests/server/test_models.py"
 MUTATIONS = (
+    Mutation("a model is deleted while it is used", "weights/holding.py", "fcntl.flock(file, fcntl.LOCK_SH)", "pass", "tests/weights/test_holding.py"),
+    Mutation("a Store of a changed checkpoint is well", "inventory.py", "        trouble = CHANGED\n    return", "        pass\n    return", "tests/test_inventory.py"),
     Mutation("a model is unloaded while it is used", "server/models.py", "while wanted.waiting and any(place.users for place in leaving):", "while False:", SEVERAL),
     Mutation("a model in use never makes way", "server/models.py", "place.closed = place.closed or left <= 0", "pass", SEVERAL),
     Mutation("a model is loaded beside others that leave it too little", "shelf.py", "return same and not plan.streamed_bytes", "return True", "tests/test_shelf.py"),

@@ -112,7 +112,8 @@ MAY_IMPORT = {
         "tiers",
         "weights",
     },
-    "shelf": {"llm", "options", "plan", "sources"},
+    "shelf": {"llm", "options", "plan", "sources", "weights"},
+    "inventory": {"demo", "weights"},
     "scaling": {"demo", "llm", "training", "heads", "drafters", "models", "weights"},
     "service": {"request"},
     "async_llm": {"llm", "service", "prompts", "request", "sources"},
@@ -128,7 +129,7 @@ MAY_IMPORT = {
     "frontends": {
         *("cluster", "training"),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
-        *("demo", "devices", "options", "chat_plan", "yardstick", "shelf", "startup", "diagnosis", "grammar_compiler"),
+        *("demo", "devices", "options", "chat_plan", "yardstick", "shelf", "inventory", "startup", "diagnosis", "grammar_compiler"),
     },
 }
 LONGEST_LINE = 132

@@ -31,7 +31,7 @@ def planned(model: str, memory: int = MEMORY, **_: Any) -> Any:
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> ModelShelf:
     monkeypatch.setattr(shelf.LLM, "plan_only", staticmethod(planned))
-    monkeypatch.setattr(shelf, "locate", lambda model, options: None)
+    monkeypatch.setattr(shelf, "locate", lambda model, options: SimpleNamespace(path=Path(model)))
     found = ModelShelf({"small": "30", "half": "50", "large": "95", "huge": "200"}, {}, lambda *_: None)
     found.check()
     assert found.contexts == dict.fromkeys(found.sources, 64)
@@ -55,7 +55,12 @@ def test_those_used_longest_ago_make_way_as_far_as_needed(models: ModelShelf) ->
 def test_what_others_hold_is_taken_off(models: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[dict[str, Any]] = []
     told: list[str] = []
-    monkeypatch.setattr(shelf, "LLM", lambda model, progress, **options: made.append({"model": model, **options}))
+
+    def load(model: str, progress: Any, **options: Any) -> Any:
+        made.append({"model": model, **options})
+        return SimpleNamespace(store=SimpleNamespace(path=Path(model)))
+
+    monkeypatch.setattr(shelf, "LLM", load)
     models.report = lambda stage, done, total: told.append(stage)
     models.load("small", {}, threading.Event())
     models.load("small", loaded(models, "half"), threading.Event())

@@ -33,6 +33,7 @@ from .request import Completion, Request, Step
 from .scheduler import Scheduler
 from .sources import Report, locate, prepare_source
 from .stats import Counters, Stats
+from .weights.holding import Hold
 from .weights.store import Store
 
 __all__ = ["LLM", "Completion", "SamplingParams", "Stats", "Step"]
@@ -68,7 +69,7 @@ class LLM:
         self.prefixes = None
         if kept is not None:
             self.prefixes = DiskPrefixes.open(kept, self.options.prefix_bytes, identity_of(self.model), self.model.cache)
-        self._closing = weakref.finalize(self, _close, self.model, self.prefixes)
+        self._closing = weakref.finalize(self, _close, self.model, self.prefixes, loaded.hold)
         self.maker = RequestMaker(loaded, self.options.method, self._closing)
         drafter = self.options.drafter.open(self.model)
         heads = Heads(self.plan.tile, self.plan.passes.heads(self.plan.rows))
@@ -281,8 +282,9 @@ class LLM:
             disband()
 
 
-def _close(model: Model, prefixes: DiskPrefixes | None) -> None:
+def _close(model: Model, prefixes: DiskPrefixes | None, hold: Hold) -> None:
     """Give back what a loaded model holds."""
+    hold.close()
     if prefixes is not None:
         prefixes.close()
     model.close()

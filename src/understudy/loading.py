@@ -25,6 +25,7 @@ from .planning import MemoryCeiling, check_drafter, measured, with_second
 from .sources import Report, locate, prepare_source, proven_config
 from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint
+from .weights.holding import Hold
 from .weights.store import Store
 
 
@@ -40,6 +41,8 @@ class Loaded:
     stop_ids: frozenset[int]
     # What the model's generation_config.json says.
     generation: GenerationDefaults
+    # Keeps the files from being deleted meanwhile.
+    hold: Hold
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,15 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     before = resident_bytes()
     device = open_device(options.device, options.host_memory)
     source = locate(model, options)
+    # Held from now on, so that nobody deletes what is read, nor what is made of it.
+    hold = Hold()
+    hold.add(source.path)
     files = SmallFiles.of(source.path, options)
 
     check_drafter(source, files.config, options)
     ceiling = MemoryCeiling(source, device) if isinstance(source, Checkpoint) else None
     store = prepare_source(source, options, report, device, ceiling)
+    hold.add(store.path)
     blueprint = Blueprint.of_store(store, files.config, options, measured(store, options), device)
     blueprint = with_second(blueprint, store.path, report)
     plan = blueprint.plan()
@@ -85,10 +92,11 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
         if grown := _grown(before, plan):
             plan = blueprint.plan(grown)
     bound = bind_as_planned(blueprint, plan, report)
-    if blueprint.second is not None:
+    if blueprint.second is not None and blueprint.second.store is not None:
+        hold.add(blueprint.second.store.path)
         alone = replace(bound.plan, residents=frozenset(), whole=frozenset(), decoded=frozenset(), ring_bytes=0, padded_rows=0)
         bound.companion = bind(blueprint.second, alone, report)
-    return Loaded(store, blueprint.machine, files.tokenizer, bound, files.stop_ids, files.generation)
+    return Loaded(store, blueprint.machine, files.tokenizer, bound, files.stop_ids, files.generation, hold)
 
 
 def _grown(before: int, plan: Plan) -> int:

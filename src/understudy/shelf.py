@@ -17,6 +17,7 @@ from .llm import LLM
 from .options import Options
 from .plan.placement import Plan
 from .sources import Report, locate
+from .weights.holding import Hold
 
 
 @dataclass
@@ -30,11 +31,14 @@ class ModelShelf:
     report: Report
     # The plan of each model when it is loaded alone.
     plans: dict[str, Plan] = field(default_factory=dict)
+    # Keeps the files of models that are served from being deleted, loaded or not.
+    hold: Hold = field(default_factory=Hold)
 
     def check(self) -> None:
         """Plan each model before any is loaded. Raises UnderstudyError, with its name, for the first one that cannot be."""
         for name, model in self.sources.items():
             with _named(name):
+                self.hold.add(locate(model, Options.of(self.options, os.environ)).path)
                 self.plans[name] = LLM.plan_only(model, **self.options)
 
     @property
@@ -63,7 +67,13 @@ class ModelShelf:
 
         if len(self.sources) > 1:
             report(f"Loading {name}" + (f" beside {', '.join(beside)}" if beside else ""), 0, 0)
-        return LLM(self.sources[name], progress=report, **self._options(name, list(beside.values())))
+        llm = LLM(self.sources[name], progress=report, **self._options(name, list(beside.values())))
+        self.hold.add(llm.store.path)
+        return llm
+
+    def close(self) -> None:
+        """The models are served no more: their files may be deleted."""
+        self.hold.close()
 
     def _fits(self, name: str, beside: list[LLM]) -> bool:
         """Would the model give up nothing for those that stay?"""

@@ -81,6 +81,9 @@ class CountedShelf:
                 raise UnderstudyError("ended")
         return IdleModel()
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 def served(shelf: CountedShelf, turn: float = 30.0) -> ServedModels:
     return ServedModels(list(shelf.contexts), SETTINGS, shelf, turn)

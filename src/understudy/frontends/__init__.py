@@ -19,6 +19,8 @@ COMMANDS = {
     "batch": "understudy.frontends.batch:command",
     "serve": "understudy.frontends.serve:command",
     "plan": "understudy.frontends.plan:command",
+    "ls": "understudy.frontends.ls:command",
+    "rm": "understudy.frontends.rm:command",
     "prepare": "understudy.frontends.prepare:command",
     "train": "understudy.frontends.train:command",
     "export": "understudy.frontends.export:command",

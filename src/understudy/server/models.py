@@ -113,6 +113,8 @@ class ServedModels:
         with self._exchanging:
             for name in self.loaded:
                 self._unload(name)
+            if self.shelf is not None:
+                self.shelf.close()
 
     def place(self, name: str | None) -> ModelPlace:
         """The place called `name`; none is the first. Raises ApiError (404) for one that is not here."""

@@ -27,6 +27,9 @@ class Shelf(Protocol):
     def load(self, name: str, beside: Mapping[str, Any], ended: threading.Event) -> Any:
         """The LLM called `name`, loaded while those of `beside` stay. Raises UnderstudyError; also once `ended` is set."""
 
+    def close(self) -> None:
+        """Nothing is loaded any more."""
+
 
 @dataclass(frozen=True)
 class ServedModel:

@@ -233,7 +233,7 @@ class Building:
 
     def _source(self, extents: Iterable[Stored]) -> Source:
         return Source(
-            name=self.checkpoint.name,
+            name=self.checkpoint.origin,
             fingerprint=self.checkpoint.fingerprint,
             shards=tuple((shard.path.name, shard.header.decode()) for shard in self.checkpoint.shards),
             files={file.name: file_checksum(file) for file in self.checkpoint.copied_files()},

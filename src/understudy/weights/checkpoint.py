@@ -84,6 +84,12 @@ class Checkpoint:
         _check_index(path, tensors)
         return checkpoint
 
+    @property
+    def origin(self) -> str:
+        """What finds the checkpoint again: the hub's name for it, or its directory, from the root."""
+        given = Path(self.name).expanduser()
+        return str(given.absolute()) if given.is_dir() else self.name
+
     def info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
             raise CheckpointError(f"{self.path} has no tensor {name!r}, which its config.json calls for. Get it again.")

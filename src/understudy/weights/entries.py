@@ -95,7 +95,7 @@ class LinearEntry:
 class Source:
     """What a Store was made from, enough to make the source again."""
 
-    # What the user called the checkpoint.
+    # The hub's name of the checkpoint, or its directory; the first Stores have it as the user wrote it.
     name: str
     # `Checkpoint.fingerprint`.
     fingerprint: str
