@@ -1,5 +1,6 @@
 """`understudy scale`: what it prints and draws of given figures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from tests.scaling.made import heads, speed
@@ -16,6 +17,13 @@ def test_the_table_has_heads_laws_speeds_and_advice() -> None:
     assert "A pass of b texts with k nodes each takes 400.0 + b (20.00 + 5.000 k) ms" in text
     assert "k = 80.0 / b + 4.0" in text and "Nodes of a text in a pass: 84 at batch 1, 24 at batch 4." in text
     assert "Use heads/eagle-depth1-tokens16000" in text
+
+
+def test_the_table_says_what_layers_add_and_how_sure_that_is() -> None:
+    found = [replace(one, by_text=((60 * one.cell.depth, 100), (50, 100))) for one in heads((1, 2), (1000,))]
+    text = "\n".join(table(Study.of("demo", found, [])))
+    assert "standard error over texts" in text and "+0.347 +-0.300" in text
+    assert "standard error" not in "\n".join(table(Study.of("demo", heads(), [])))
 
 
 def test_the_table_of_few_figures_says_what_is_missing() -> None:

@@ -1,6 +1,7 @@
 """Records of measured heads: whole or not there, and of one question."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,23 @@ def test_a_run_goes_on_with_the_cells_that_have_no_record(tmp_path: Path) -> Non
         records.keep_accepted(found(cells[done]))
     again = Records.open(tmp_path, QUESTION)
     assert not list(again.left(cells)) and [again.accepted(cell) for cell in cells] == [found(cell) for cell in cells]
+
+
+def test_heads_are_compared_on_the_same_texts() -> None:
+    cells = grid("eagle", [1, 2], [9])
+    one, two = (replace(found(cell, 1.5 + 0.5 * cell.depth), by_text=((4 * cell.depth, 8), (4, 8))) for cell in cells)
+    more, error = two.over(one)
+    assert more == 0.5 and error == pytest.approx(0.25) and one.error == 0.0 and two.error == pytest.approx(0.25)
+    assert two.over(replace(one, by_text=((4, 8),)))[1] is None and found(one.cell).error is None
+
+
+def test_a_record_from_before_texts_were_told_apart_is_read(tmp_path: Path) -> None:
+    [cell] = grid("eagle", [1], [100])
+    records = Records.open(tmp_path, QUESTION)
+    record = asdict(found(cell))
+    del record["by_text"]
+    records.keep(cell.name, record)
+    assert records.accepted(cell) == found(cell)
 
 
 def test_what_a_killed_run_left_half_written_is_no_record(tmp_path: Path) -> None:

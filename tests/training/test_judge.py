@@ -13,7 +13,7 @@ from torch import Tensor
 from understudy.errors import UsageError
 from understudy.heads import DraftHead, HeadConfig, Places, Score, TargetFacts
 from understudy.training.chains import PieceBatch
-from understudy.training.judge import judge, written
+from understudy.training.judge import judge, standard_error, written
 
 WORDS = 7
 
@@ -43,7 +43,7 @@ def batches(texts: list[list[int]], prompts: list[int]) -> Any:
         nothing = torch.zeros(1, tokens.shape[1], 1, 1)
         return PieceBatch(tokens, pieces.counted[pieces.part(group[0])][None], nothing, nothing[:, :, 0])
 
-    return SimpleNamespace(measured=lambda: [[i] for i in range(len(texts))], read=read)
+    return SimpleNamespace(pieces=pieces, measured=lambda: [[i] for i in range(len(texts))], read=read)
 
 
 def judged(texts: list[list[int]], prompts: list[int], levels: int, heads: int = 0) -> Any:
@@ -71,6 +71,7 @@ def test_the_worth_is_what_walking_from_every_place_finds(texts: list[list[int]]
     reached = [sum(run >= depth for run in runs) for depth in range(levels + 1)]
     shares = [after / before if before else 0 for before, after in pairwise(reached)]
     assert found.positions == pytest.approx(shares)
+    assert sum(right for right, _ in found.by_text) == sum(runs) and sum(chains for _, chains in found.by_text) == len(runs)
 
 
 def test_a_head_of_few_heads_drafts_as_deep_as_it_has_some() -> None:
@@ -81,3 +82,11 @@ def test_a_head_of_few_heads_drafts_as_deep_as_it_has_some() -> None:
 def test_texts_that_are_too_short_are_refused() -> None:
     with pytest.raises(UsageError, match="No text has 6 tokens after its beginning"):
         judged([[0, 1, 2, 3, 4, 5, 6]], [3], 5)
+
+
+def test_a_standard_error_is_that_of_means_over_texts() -> None:
+    by_text = [(5, 10), (9, 10), (1, 10)]
+    # Equally many places of each text: the error of the mean of 0.5, 0.9 and 0.1.
+    assert standard_error(by_text) == pytest.approx(0.4 / 3**0.5)
+    better = [(right + 1, places) for right, places in by_text]
+    assert standard_error(better, by_text) == pytest.approx(0) and standard_error(by_text[:1]) is None

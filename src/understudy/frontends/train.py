@@ -28,6 +28,9 @@ def _declare(parser: Parser) -> None:
         "--self", dest="own", action="store_true", help="learn from the model's own answers to the prompts of the data"
     )
     group.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="a new directory for the head")
+    group.add_argument(
+        "--start", type=Path, metavar="DIR", help="begin as the trained head there; --head may have more decoder layers"
+    )
     group.add_argument("--dump", type=Path, metavar="DIR", help="keep hidden states there for other trainings on these texts")
     group.add_argument("--epochs", type=number, metavar="N", help="how often to learn from all texts (default 3)")
     group.add_argument("--tokens", type=count, metavar="N", help="end after so many tokens")
@@ -38,7 +41,7 @@ def _declare(parser: Parser) -> None:
     group.add_argument("--rate", type=number, metavar="R", help="peak learning rate (default: the paper's, for this width)")
 
 
-GIVEN = ("dump", "epochs", "tokens", "minutes", "draft_vocab", "seed", "batch_tokens", "rate")
+GIVEN = ("dump", "start", "epochs", "tokens", "minutes", "draft_vocab", "seed", "batch_tokens", "rate")
 
 
 def _run(args: Namespace) -> int:

@@ -31,14 +31,10 @@ class Eagle(DraftHead):
             first.input_layernorm = nn.Identity()
         self.norm = rms_norm(config) if options.get("last_norm") else nn.Identity()
 
-    @torch.no_grad()
     def start(self, target: TargetWeights) -> None:
         """Layers after the first begin by adding nothing, so a deep head begins as a shallow one and learns as soon."""
         super().start(target)
-        blocks: list[Any] = list(self.layers)
-        for layer in blocks[1:]:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
+        self.layers.add_nothing(1)
 
     def begin(self, hidden: Tensor, embedded: Tensor, places: Places) -> Tensor:
         return self._feature(hidden[:, :, 0], embedded, places)

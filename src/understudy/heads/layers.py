@@ -133,6 +133,14 @@ class HeadLayers(nn.ModuleList):
         blocks = [stock.LlamaDecoderLayer(llama, index) for index in range(config.layers)]
         return cls(Rope(stock.LlamaRotaryEmbedding, llama), blocks, current)
 
+    @torch.no_grad()
+    def add_nothing(self, first: int) -> None:
+        """Let layers from number `first` on add nothing to what they are given; they learn to add something from the first step."""
+        blocks: list[Any] = list(self)
+        for block in blocks[first:]:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+
     def forward(self, x: Tensor, places: Places) -> Tensor:
         """x [b, n, hidden size] -> what the last layer gives, of the same shape."""
         cache = pass_cache() if places.mask is None else places.cache

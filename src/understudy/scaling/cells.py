@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnderstudyError, UsageError
+from ..training.judge import standard_error
 
 # The file that says what a directory's cells are an answer to, and the folder of their records.
 QUESTION = "scale.json"
@@ -51,6 +52,19 @@ class Accepted:
     judged: int
     # Seconds of training; 0: it was trained before.
     seconds: float = 0.0
+    # By text: the tokens that its chains had right, and its chains. Empty: it was judged before that was kept.
+    by_text: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of `tokens_per_pass`; None: not known."""
+        return standard_error(self.by_text)
+
+    def over(self, other: Accepted) -> tuple[float, float | None]:
+        """How many tokens more a pass gives than with `other`, judged on the same texts, and the standard error of that."""
+        same = [number for _, number in self.by_text] == [number for _, number in other.by_text]
+        error = standard_error(self.by_text, other.by_text) if same else None
+        return self.tokens_per_pass - other.tokens_per_pass, error
 
 
 def grid(kind: str, depths: Sequence[int], budgets: Sequence[int]) -> list[Cell]:
@@ -100,7 +114,8 @@ class Records:
         if found is None:
             return None
         try:
-            return Accepted(**{**found, "cell": Cell(**found["cell"]), "positions": tuple(found["positions"])})
+            by_text = tuple(map(tuple, found.get("by_text", ())))
+            return Accepted(**{**found, "cell": Cell(**found["cell"]), "positions": tuple(found["positions"]), "by_text": by_text})
         except (KeyError, TypeError):
             raise UnderstudyError(f"{self._path(cell.name)} is no record of a head: delete it to measure that again.") from None
 

@@ -29,12 +29,13 @@ from ..training import run as training
 from ..training.batches import Batches
 from ..training.data import TextReader
 from ..training.dump import Dump, DumpSize
-from ..training.judge import BATCH_TOKENS, judge, written
+from ..training.judge import BATCH_TOKENS, judge
 from ..training.kinds import KINDS
 from ..training.order import Order, check_data, making
+from ..training.own_texts import Measured, TextSizes, beginnings, greedy_texts
 from ..training.target import FrozenTarget
 from ..weights.store import Store
-from .cells import Accepted, Cell, Records, grid, read_record
+from .cells import Accepted, Cell, Records, grid
 from .laws import Speed
 from .speed import Way, measured
 from .study import Study
@@ -94,16 +95,6 @@ class ScaleOrder:
         kind = find("head", KINDS, self.head.partition(":")[0])
         depths = self.depths if "depth" in inspect.signature(kind).parameters else (0,)
         return grid(self.head, depths, self.budgets) if not self.heads else []
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Texts that the target wrote."""
-
-    # The tokens of each, its prompt in front.
-    tokens: list[list[int]]
-    # The tokens of each prompt.
-    prompts: list[int]
 
 
 class Scale:
@@ -169,42 +160,33 @@ class Scale:
         )  # fmt: skip
         training.train(asked, self.report)
 
-    def _texts(self) -> Texts:
+    def _texts(self) -> Measured:
         """What the target writes after held-out beginnings; written now if it was not before."""
-        if (found := self.records.find(TEXTS)) is None:
-            prompts = self._prompts()
-            self.report(f"the target writes {len(prompts)} texts to judge heads by", 0, 0)
-            params = SamplingParams(0.0, max_new_tokens=self.order.new_tokens, ignore_eos=True)
-            with LLM(self.store.path, progress=self.report, **self._loading(DEFAULT_METHOD, rows=1)) as llm:
-                completions = llm.generate(prompts, params, progress=self.report)
-            texts = [[*prompt, *one.token_ids] for prompt, one in zip(prompts, completions, strict=True)]
-            found = {"prompts": [len(prompt) for prompt in prompts], "texts": texts}
-            self.records.keep(TEXTS, found)
-        return Texts(found["texts"], found["prompts"])
+        if (record := self.records.find(TEXTS)) is not None:
+            return Measured.of(record)
+        prompts = self._prompts()
+        self.report(f"the target writes {len(prompts)} texts to judge heads by", 0, 0)
+        with LLM(self.store.path, progress=self.report, **self._loading(DEFAULT_METHOD, rows=1)) as llm:
+            found = greedy_texts(llm, prompts, self.order.new_tokens, True, self.report)
+        self.records.keep(TEXTS, asdict(found))
+        return found
 
     def _prompts(self) -> list[list[int]]:
-        """Beginnings of texts that no head learns from. Of a conversation, what stands before the first answer."""
+        """Beginnings of texts that no head learns from. UsageError where there are fewer than run together."""
         order = self.order
         tokenizer = configuration.tokenizer_of(self.store.path, self.store.embedding.shape[0])
         pieces = TextReader(tokenizer, self.context).read(order.data)
-        found = []
-        for piece in sorted(pieces.chosen(held_out=True), key=lambda piece: pieces.keys[piece]):
-            tokens = pieces.tokens[pieces.part(piece)].tolist()
-            first = int(pieces.counted[pieces.part(piece)].nonzero()[0, 0])
-            # The first two tokens of any text do not count, since a head cannot guess them.
-            size = first if first > 2 else order.prompt_tokens
-            if len(tokens) >= size:
-                found.append(tokens[:size])
+        found = beginnings(pieces, TextSizes(order.prompts, order.prompt_tokens, order.new_tokens), self.context)
         needed = max(order.batches, default=1)
         if len(found) < needed:
             raise UsageError(f"Of the data, {len(found)} texts kept apart are long enough, where {needed} are needed: give more.")
-        return found[: order.prompts]
+        return found
 
     def _loading(self, method: str, **more: Any) -> dict[str, Any]:
         """Keywords of LLM."""
         return {"generation_config": "none", **self.order.options, "context": self.context, "method": method, **more}
 
-    def _judged(self, texts: Texts) -> list[Accepted]:
+    def _judged(self, texts: Measured) -> list[Accepted]:
         """What each head is worth; judged now where that was not done before."""
         heads = {cell: self._path(cell) for cell in self.order.cells} | self._given_cells()
         known = {cell: self.records.accepted(cell) for cell in heads}
@@ -214,7 +196,9 @@ class Scale:
                 self.report("judging heads", number, len(missing))
                 head = load(path, torch.float32)
                 judged = judge(head, target, replace(batches, taps=head.config.taps), self.order.levels)
-                accepted = Accepted(cell, str(path), judged.tokens_per_pass, judged.positions, judged.judged)
+                accepted = Accepted(
+                    cell, str(path), judged.tokens_per_pass, judged.positions, judged.judged, by_text=judged.by_text
+                )
                 self.records.keep_accepted(accepted)
                 self.report(f"{cell.name}: {judged.tokens_per_pass:.3f} tokens a pass", 0, 0)
                 known[cell] = accepted
@@ -223,11 +207,11 @@ class Scale:
 
     def _given_cells(self) -> dict[Cell, Path]:
         """A cell for each head that was trained before. What it learned from is what its directory tells."""
-        return {Cell(config.kind, config.layers, _tokens(path)): path for path, config in self.given.items()}
+        return {Cell(config.kind, config.layers, training.tokens_of(path)): path for path, config in self.given.items()}
 
-    def _reading(self, texts: Texts, configs: Sequence[HeadConfig]) -> tuple[Batches, FrozenTarget]:
+    def _reading(self, texts: Measured, configs: Sequence[HeadConfig]) -> tuple[Batches, FrozenTarget]:
         """The texts with the hidden states that heads of `configs` read, and what is needed of the target to judge them."""
-        pieces = written(texts.tokens, texts.prompts)
+        pieces = texts.pieces
         taps = tuple(sorted({-1, *(tap for config in configs for tap in config.taps)}))
         size = DumpSize(taps, self.store.embedding.shape[1], next(iter(self.store.linears.values())).dtype)
         folder = self.order.output / f"texts-{'-'.join(map(str, taps))}"
@@ -239,7 +223,7 @@ class Scale:
             gc.collect()
         return Batches(pieces, dump, taps, BATCH_TOKENS, self.order.seed), FrozenTarget(self.store, self.config)
 
-    def _speeds(self, found: Sequence[Accepted], texts: Texts) -> Iterator[Speed]:
+    def _speeds(self, found: Sequence[Accepted], texts: Measured) -> Iterator[Speed]:
         """Speeds of the best head of each depth in the smallest batch, and of the fastest of them in the others; of no head too."""
         if not self.order.batches:
             return
@@ -260,24 +244,18 @@ class Scale:
             for width in sorted(set(self.order.widths)):
                 yield self._speed(replace(fastest, batch=batch, width=width), texts)
 
-    def _speed(self, way: Way, texts: Texts) -> Speed:
+    def _speed(self, way: Way, texts: Measured) -> Speed:
         """The speed of one way; measured now if it was not before."""
         if (record := self.records.find(way.name)) is None:
             params = SamplingParams(0.0, max_new_tokens=self.order.new_tokens, ignore_eos=True)
             count = min(TURNS * way.batch, len(texts.prompts))
-            prompts = [tokens[:length] for tokens, length in zip(texts.tokens[:count], texts.prompts, strict=False)]
+            prompts = [tokens[:length] for tokens, length in zip(texts.texts[:count], texts.prompts, strict=False)]
             speed = measured(self.store.path, way, prompts, params, self._loading(way.method))
             gc.collect()
             record = asdict(speed)
             self.records.keep(way.name, record)
             self.report(f"{way.spec} at batch {way.batch}: {speed.tokens_per_second:.1f} tok/s", 0, 0)
         return Speed(**record)
-
-
-def _tokens(head: Path) -> int:
-    """The tokens that a head learned from, as training wrote beside it; 0: that is not told."""
-    path = head / training.TRAINING
-    return int(read_record(path).get("tokens", 0)) if path.exists() else 0
 
 
 def start_of(one: Accepted, study: Study) -> Start:

@@ -5,6 +5,7 @@ text's tokens. All places of the texts are judged at once, without a pass of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -33,6 +34,25 @@ class Judged:
     positions: tuple[float, ...]
     # Chains.
     judged: int
+    # By text, in their order: the tokens that its chains had right, and its chains.
+    by_text: tuple[tuple[int, int], ...]
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of `tokens_per_pass`, as `standard_error` has it."""
+        return standard_error(self.by_text)
+
+
+def standard_error(by_text: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]] = ()) -> float | None:
+    """The standard error of the mean of counts (sum, number), one of each text: texts are independent of one another, and places of
+    one are not. With `other` counts on the same texts: that of the difference of both means. None for fewer than two texts."""
+    if len(by_text) < 2:
+        return None
+    whole = sum(number for _, number in by_text)
+    sums = [one - two for (one, _), (two, _) in zip(by_text, other or [(0, 0)] * len(by_text), strict=True)]
+    mean = sum(sums) / whole
+    spread = sum((own - mean * number) ** 2 for own, (_, number) in zip(sums, by_text, strict=True))
+    return math.sqrt(len(by_text) / (len(by_text) - 1) * spread) / whole
 
 
 def written(texts: Sequence[Sequence[int]], prompts: Sequence[int]) -> Pieces:
@@ -49,20 +69,22 @@ def judge(head: DraftHead, target: FrozenTarget, batches: Batches, levels: int) 
 
     Raises UsageError where no text is that long."""
     levels = min(levels, head.config.heads or levels)
-    chains = 0
-    right = [0] * levels
+    # By text: its chains, and those that were right up to each depth.
+    counts = torch.zeros(len(batches.pieces), 1 + levels, dtype=torch.int64)
     for group in batches.measured():
         batch = batches.read(group)
         whole = shifted(batch.counted, 2) & shifted(batch.counted, levels + 1)
-        chains += int(whole.sum())
+        counts[group, 0] = whole.sum(1)
         for depth, agreed in enumerate(_agreed(head, target, batch, levels)):
             whole = whole & agreed
-            right[depth] += int(whole.sum())
+            counts[group, 1 + depth] = whole.sum(1)
+    chains, *right = counts.sum(0).tolist()
     if not chains:
         raise UsageError(f"No text has {levels + 1} tokens after its beginning: take longer ones.")
     before = (chains, *right[:-1])
     shares = tuple(count / reached if reached else 0.0 for count, reached in zip(right, before, strict=True))
-    return Judged(1 + sum(right) / chains, shares, chains)
+    by_text = tuple((sum(own), number) for number, *own in counts.tolist() if number)
+    return Judged(1 + sum(right) / chains, shares, chains, by_text)
 
 
 def _agreed(head: DraftHead, target: FrozenTarget, batch: PieceBatch, levels: int) -> list[Tensor]:

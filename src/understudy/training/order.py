@@ -39,6 +39,8 @@ class Order:
     output: Path
     # Where hidden states are kept for later trainings; None: they go when the head is done.
     dump: Path | None = None
+    # A trained head of the same kind to begin with, which may have fewer decoder layers; None: begin as the paper says.
+    start: Path | None = None
     # Learn from the model's own answers to the prompts of the data, and not from the data itself?
     own: bool = False
     epochs: float = 3.0

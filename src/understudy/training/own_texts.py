@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +21,15 @@ from .data import Pieces
 from .dump import Dump
 from .judge import Judged, written
 
-# Texts to measure with, and tokens that the target writes of each.
-TEXTS = 12
-NEW_TOKENS = 64
-# Tokens of a prompt that is the beginning of a text, at most.
-LONGEST_PROMPT = 96
+
+@dataclass(frozen=True)
+class TextSizes:
+    """How many texts the target writes, and of what length."""
+
+    texts: int = 12
+    # Tokens of a prompt that is the beginning of a text, at most, and those that the target writes after one.
+    prompt: int = 96
+    new: int = 64
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,15 @@ class Measured:
         return sum(map(len, self.texts)) - sum(self.prompts)
 
     @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Measured:
+        """Those that `asdict` made `record` of, perhaps through JSON. Raises KeyError or TypeError where that has none."""
+        return cls(tuple(map(tuple, record["texts"])), tuple(record["prompts"]), record.get("substitute"))
+
+    @classmethod
     def load(cls, path: Path) -> Measured | None:
         """Those that a run before wrote to `path`; None where there are none."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(path.read_text())
-            return cls(tuple(map(tuple, found["texts"])), tuple(found["prompts"]), found["substitute"])
+            return cls.of(json.loads(path.read_text()))
         return None
 
     def save(self, path: Path) -> None:
@@ -104,29 +112,32 @@ def measured_texts(store: Store, options: dict[str, Any], pieces: Pieces, dump: 
         llm = LLM(store.path, progress=report, method="none", **options)
         drafts = False
     with llm:
-        found = _greedy(llm, _prompts(pieces, llm.context), drafts, report)
+        sizes = TextSizes()
+        found = greedy_texts(llm, beginnings(pieces, sizes, llm.context), sizes.new, drafts, report)
         dump.fill(found.pieces, llm.model, report)
     found.save(file)
     return found
 
 
-def _prompts(pieces: Pieces, context: int) -> list[list[int]]:
-    """Prompts in pieces kept apart: what stands before the first token to be guessed, or parts of a text of which all are."""
+def beginnings(pieces: Pieces, sizes: TextSizes, context: int) -> list[list[int]]:
+    """Prompts in pieces kept apart, as many as `sizes` has texts where there are so many, from all over the pieces: what stands
+    before the first token to be guessed, or parts of a text of which all are. None is longer than half of `context`."""
     found = []
     for piece in pieces.chosen(held_out=True):
         tokens = pieces.tokens[pieces.part(piece)].tolist()
         first = int(pieces.counted[pieces.part(piece)].nonzero()[0])
+        # The first two tokens of any text do not count, since a head cannot guess them.
         if first > 2:
             found.append(tokens[: min(first, context // 2)])
             continue
-        most = min(LONGEST_PROMPT, max(2, len(tokens) // 2), context // 2)
+        most = min(sizes.prompt, max(2, len(tokens) // 2), context // 2)
         found += [tokens[start : start + most] for start in range(0, len(tokens) - most + 1, 2 * most)]
-    return found[:: max(1, len(found) // TEXTS)][:TEXTS]
+    return found[:: max(1, len(found) // sizes.texts)][: sizes.texts]
 
 
-def _greedy(llm: LLM, prompts: Sequence[list[int]], drafts: bool, report: Report) -> Measured:
-    """What the target writes after `prompts`. `drafts`: does the substitute draft?"""
-    params = SamplingParams(0.0, max_new_tokens=min(NEW_TOKENS, llm.context // 2), ignore_eos=True)
+def greedy_texts(llm: LLM, prompts: Sequence[list[int]], new: int, drafts: bool, report: Report) -> Measured:
+    """What the target writes after `prompts`, `new` tokens of each. `drafts`: does the substitute draft?"""
+    params = SamplingParams(0.0, max_new_tokens=min(new, llm.context // 2), ignore_eos=True)
     done = llm.generate(prompts, params, progress=lambda _, count, total: report("writing texts to measure with", count, total))
     texts = tuple((*prompt, *own.token_ids) for prompt, own in zip(prompts, done, strict=True))
     rounds = sum(own.stats.rounds for own in done)

@@ -19,6 +19,7 @@ from ..llm import LLM
 from ..models.configuration import config_of, tokenizer_of
 from ..models.shape import ModelShape
 from ..plan.sizes import format_size
+from ..weights.checkpoint import read_object
 from ..weights.store import Store
 from ..weights.writing import explained, only_process
 from . import Report
@@ -27,6 +28,7 @@ from .batches import Batches
 from .checkpoints import Checkpoints, Reached
 from .data import Pieces, TextReader, cut
 from .dump import Dump, DumpSize
+from .grow import begin_as, check_start
 from .judge import judge
 from .kinds import Basis, first_head
 from .kinds import config_of as head_config
@@ -91,6 +93,8 @@ class HeadRun:
         basis = Basis.of(Bearer.of_store(self.store, self.config).facts, self.config, is_tied(self.store), self.order.draft_vocab)
         # Before any work, since it may be refused.
         self.wanted: HeadConfig = head_config(self.order.head, basis)
+        if self.order.start is not None:
+            check_start(self.order.start, self.wanted)
         self.recipe = RECIPES[self.wanted.kind]
         self.order.check_memory(training_bytes(self.wanted, self.recipe, basis.tied, self.order.batch_tokens))
 
@@ -173,13 +177,17 @@ class HeadRun:
         """The head, with the best weights that were found."""
         order, pieces = self.order, batches.pieces
         tokens = pieces.frequent(self.wanted.draft_vocab_size) if self.wanted.draft_vocab_size else None
-        head = first_head(self.wanted, target, tokens, order.seed).to(order.device)
+        head = first_head(self.wanted, target, tokens, order.seed)
+        if order.start is not None:
+            begin_as(head, order.start)
+        head = head.to(order.device)
         learn = pieces.counted_tokens(held_out=False)
         total = order.tokens or int(order.epochs * learn)
         limits = TrainingLimits(total, order.minutes, every=max(total // MEASUREMENTS, 1))
         subject = {
             "--head": order.head, "model": self.store.source.fingerprint, "--data": pieces.digest, "--seed": order.seed,
             "number of tokens": total, "--draft-vocab": order.draft_vocab, "--batch-tokens": order.batch_tokens,
+            "--start": str(order.start) if order.start else None,
         }  # fmt: skip
         rate = order.rate or min(self.recipe.rate * USUAL / target.facts.hidden_size, HIGHEST_RATE)
         checkpoints = Checkpoints(self.work, subject)
@@ -188,7 +196,15 @@ class HeadRun:
     def _save(self, head: DraftHead, reached: Reached, worth: Worth) -> None:
         """The head in its directory, beside how it was trained."""
         save(head, self.order.output)
-        facts = {"head": self.order.head, "tokens": reached.tokens, "steps": reached.step, "seconds": reached.seconds}
+        before = tokens_of(self.order.start) if self.order.start else 0
+        facts: dict[str, Any] = {"head": self.order.head, "tokens": before + reached.tokens, "steps": reached.step}
+        facts |= {"seconds": reached.seconds, "start_tokens": before}
         facts |= {"loss": reached.best, "best_step": reached.best_step, "seed": self.order.seed, "measured": asdict(worth)}
         with explained(self.order.output, "choose another directory with -o"):
             (self.order.output / TRAINING).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def tokens_of(head: Path) -> int:
+    """The tokens that the head in a directory learned from, with those of a head that it began as; 0: that is not told."""
+    path = head / TRAINING
+    return int(read_object(path).get("tokens", 0)) if path.exists() else 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ...scaling.cells import Cell
+from ...scaling.cells import Accepted, Cell
 from ...scaling.fits import Fit
 from ...scaling.laws import PAPER, PAPER_WIDTH, Law, Speed
 from ...scaling.study import Study
@@ -13,6 +13,9 @@ def table(study: Study) -> list[str]:
     """The lines of the whole."""
     lines = [f"{study.model}: accepted tokens of a pass, by decoder layers (D) and tokens of training (T)", ""]
     lines += _heads(study)
+    if deeper := _deeper(study.found):
+        lines += ["", "More than the shallowest head of the same training, on the same texts (+- a standard error over texts):", ""]
+        lines += deeper
     if study.laws:
         lines += ["", "Laws (ln is the natural logarithm; the paper's are Scylla's, arXiv 2505.07858, T in billions there):", ""]
         lines += _laws(study.laws)
@@ -25,12 +28,26 @@ def table(study: Study) -> list[str]:
 def _heads(study: Study) -> list[str]:
     budgets = sorted({one.cell.tokens for one in study.found})
     kinds = sorted({(one.cell.kind, one.cell.depth) for one in study.found})
-    by_cell = {one.cell: one.tokens_per_pass for one in study.found}
+    by_cell = {one.cell: f"{one.tokens_per_pass:.3f}{_error(one.error)}" for one in study.found}
     cells = [["head", "D", *(f"T = {tokens:,}" if tokens else "T not told" for tokens in budgets)]]
     for kind, depth in kinds:
-        row = [by_cell.get(Cell(kind, depth, tokens)) for tokens in budgets]
-        cells.append([kind, str(depth or "-"), *("" if value is None else f"{value:.3f}" for value in row)])
+        cells.append([kind, str(depth or "-"), *(by_cell.get(Cell(kind, depth, tokens), "") for tokens in budgets)])
     return aligned(cells)
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f" +-{value:.3f}"
+
+
+def _deeper(found: Sequence[Accepted]) -> list[str]:
+    """What each head gives more than the one with fewest layers of its kind and training; nothing where errors are not known."""
+    cells = [["head", "D", "T", "more"]]
+    for one in sorted(found, key=lambda one: (one.cell.kind, one.cell.tokens, one.cell.depth)):
+        alike = [other for other in found if (other.cell.kind, other.cell.tokens) == (one.cell.kind, one.cell.tokens)]
+        more, error = one.over(min(alike, key=lambda other: other.cell.depth))
+        if error:
+            cells.append([one.cell.kind, str(one.cell.depth), f"{one.cell.tokens:,}", f"{more:+.3f}{_error(error)}"])
+    return aligned(cells) if len(cells) > 1 else []
 
 
 def _laws(laws: Sequence[Law]) -> list[str]:
