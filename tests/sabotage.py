@@ -51,6 +51,7 @@ RECTANGLE = "tests/test_rectangle.py tests/policies"
 PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
 HEADS = "tests/drafters/test_head_state.py tests/drafters/test_head_runner.py tests/drafters/test_head_proposer.py"
 SEVERAL = "tests/server/test_models.py"
+PAGE = "tests/server/test_page.py"
 MUTATIONS = (
     Mutation("a model is deleted while it is used", "weights/holding.py", "fcntl.flock(file, fcntl.LOCK_SH)", "pass", "tests/weights/test_holding.py"),
     Mutation("a Store of a changed checkpoint is well", "inventory.py", "        trouble = CHANGED\n    return", "        pass\n    return", "tests/test_inventory.py"),
@@ -58,6 +59,10 @@ MUTATIONS = (
     Mutation("a model in use never makes way", "server/models.py", "place.closed = place.closed or left <= 0", "pass", SEVERAL),
     Mutation("a model is loaded beside others that leave it too little", "shelf.py", "return same and not plan.streamed_bytes", "return True", "tests/test_shelf.py"),
     Mutation("a client that waits for its model is told nothing", "server/pending.py", "            yield beginning.alive()\n", "            pass\n", SEVERAL),
+    Mutation("the exact model's own token counts as guessed", "api/origins.py", "place < step.accepted", "place <= step.accepted", "tests/api/test_origins.py"),
+    Mutation("text that was held back belongs to the newest token", "api/origins.py", "self._reply.ends[self._token] <= at", "self._token < last", "tests/api/test_origins.py"),
+    Mutation("a server with a page asks nobody for a key", "server/guards.py", "(self.settings.page and path in PAGE)", "self.settings.page", PAGE),
+    Mutation("a page may run what a model writes", "server/page.py", "script-src 'self'", "script-src 'self' 'unsafe-inline'", PAGE),
     Mutation("a path that breaks a grammar is gone on with", "grammar.py", "return read == len(rest)", "return True", GRAMMAR),
     Mutation("an end mark is allowed within a form", "grammar.py", "found[self._ends] = False\n", "pass\n", GRAMMAR),
     Mutation("a matcher does not roll back", "grammar.py", "self._matcher.rollback(len(self._path) - shared)", "pass", GRAMMAR),

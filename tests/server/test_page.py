@@ -32,6 +32,9 @@ def test_the_page_and_all_that_it_names_are_served(server: Running) -> None:
         for module, file in NAMED.findall(answer.text) if "/vendor/" not in path else ():
             left |= {f"/page/{module}" if module else f"/{file}"} - found
     assert found == set(PAGE) - {"/page/index.html"} and len(found) > 10
+    # Scripts and styles are files of this server, and no text becomes HTML but by DOMPurify.
+    assert "unsafe" not in POLICY and "*" not in POLICY and "http" not in POLICY and "script-src 'self';" in POLICY
+    assert "require-trusted-types-for 'script'; trusted-types dompurify" in POLICY
 
 
 def test_a_file_that_the_browser_has_is_not_sent_again(server: Running) -> None:

@@ -69,7 +69,7 @@ export class Answers {
       for await (const chunk of chunks(body, run.controller.signal)) this.told(conversation, message, take(message, chunk));
       message.state = "done";
     } catch (error) {
-      if (error.name === "AbortError") message.state = "stopped";
+      if (run.controller.signal.aborted) message.state = "stopped";
       else if (error instanceof ServerError) this.failed(message, error);
       else throw error;
     } finally {

@@ -69,7 +69,8 @@ function slowOf(plan, slow) {
     part.style.flexGrow = String(size);
     if (size) bar.append(part);
   }
-  const what = plan.streamed ? `${bytes(plan.streamed)} of them are read in every pass` : "read once, at the start";
+  const share = plan.streamed < plan.total ? `${bytes(plan.streamed)} of them` : "all of them";
+  const what = plan.streamed ? `${share} read in every pass` : "read once, at the start";
   return element("div", { className: "place" }, element("h4", {}, slow), element("p", { className: "of" }, `${bytes(plan.total)} of exact weights, ${what}`), bar);
 }
 

@@ -27,6 +27,8 @@ let before = null;
 let alive = false;
 let said = 0;
 let deleted = null;
+// Whether the key was asked for since one was last given.
+let keyAsked = false;
 
 const answers = new Answers(told);
 const messages = new Messages(byId("messages"), act);
@@ -222,10 +224,10 @@ async function look() {
     state = null;
     if (error.status === 401) {
       server("This server asks for a key", "down");
-      if (!alive) askKey();
+      if (!keyAsked) askKey();
     } else server(error.status ? error.message : "The server does not answer; looking again", "down");
     if (alive && !error.status) announce("The server does not answer.");
-    alive = error.status === 401;
+    alive = error.status > 0;
   }
   timer = setTimeout(look, document.hidden ? 4 * LATER : answers.running.size || (state?.running.length ?? 0) ? SOON : LATER);
 }
@@ -264,6 +266,7 @@ function showEngine() {
 function askKey() {
   const dialog = byId("key-dialog");
   if (dialog.open) return;
+  keyAsked = true;
   byId("key-note").textContent = api.key.get() ? "The server does not know the last one. It is kept until this tab is closed." : "It is kept until this tab is closed.";
   byId("key").value = "";
   dialog.showModal();
@@ -323,6 +326,10 @@ function listen() {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
       ask();
+    } else if (event.key === "ArrowUp" && !question.value) {
+      const edits = document.querySelectorAll('#messages [aria-label="Edit question"]');
+      if (edits.length) event.preventDefault();
+      edits[edits.length - 1]?.click();
     }
   });
   on("stop", () => {
@@ -381,6 +388,7 @@ function listen() {
 
 function giveKey() {
   api.key.set(byId("key").value.trim());
+  keyAsked = false;
   byId("key-dialog").close();
   look();
 }

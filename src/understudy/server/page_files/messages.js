@@ -20,7 +20,10 @@ function addToken(box, text, drafted, number) {
     group.dataset.pass = number;
     box.append(group);
   }
-  group.append(tokenSpan(text, drafted, number));
+  // A line under the space before a word would say nothing.
+  const word = drafted ? text : text.trimStart();
+  if (word.length < text.length) group.append(text.slice(0, text.length - word.length));
+  if (word) group.append(tokenSpan(word, drafted, number));
 }
 
 /** A text with its marks; what no mark covers stands as it is. */
@@ -171,6 +174,7 @@ export class Messages {
   }
 
   edit(item, message, index) {
+    if (this.list.querySelector("[aria-busy=true]")) return;
     const area = element("textarea", { value: message.content, "aria-label": "Edit the question" });
     const send = element("button", { type: "button", className: "solid" }, "Ask again");
     const cancel = element("button", { type: "button", className: "quiet" }, "Cancel");
