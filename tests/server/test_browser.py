@@ -52,6 +52,10 @@ class Pace:
         """Let all passes run from now on."""
         self._free.set()
 
+    def hold(self) -> None:
+        """Let none run from now on."""
+        self._free.clear()
+
 
 @pytest.fixture
 def pace(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pace]:
@@ -185,8 +189,9 @@ def test_a_conversation_outlives_a_reload_even_in_the_middle_of_an_answer(
     scripted(llm, monkeypatch, ["It is ", "**four**."], words(120))
     tab = tabs(start())
     tab.ask("Two and two?")
-    pace.let(20)
+    pace.go()
     tab.finished()
+    pace.hold()
     tab.ask("Count")
     pace.let(2)
     tab.page.wait_for_selector(".answer[aria-busy=true] .exact")
@@ -206,7 +211,7 @@ def test_a_conversation_outlives_a_reload_even_in_the_middle_of_an_answer(
 def test_two_tabs_share_conversations_and_the_passes_of_the_engine(
     start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch, pace: Pace
 ) -> None:
-    scripted(llm, monkeypatch, words(120))
+    scripted(llm, monkeypatch, words(400))
     server = start()
     one, two = tabs(server), tabs(server)
     one.ask("First")
@@ -216,7 +221,9 @@ def test_two_tabs_share_conversations_and_the_passes_of_the_engine(
     # a third one beside it, in the same tab
     two.page.click("#new")
     two.ask("Third")
-    pace.let(4)
+    until(lambda: len(llm.scheduler.waiting) + len(llm.scheduler.running) == 3)
+    # One that began before they came, and two in which they take part: the first text is far from its end.
+    pace.let(3)
     two.page.wait_for_selector(".answer .exact")
     two.page.click("#open-engine")
     two.wait("document.querySelectorAll('.rows .taken').length === 3")

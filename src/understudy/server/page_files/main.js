@@ -242,7 +242,12 @@ async function lookOnce() {
     return;
   }
   const last = state?.figures ?? null;
-  state = await api.object("understudy");
+  const model = current.model ? `?model=${encodeURIComponent(current.model)}` : "";
+  state = await api.object(`understudy${model}`).catch((error) => {
+    // A model that this server does not have: what it has is shown.
+    if (error.status === 404 && model) return api.object("understudy");
+    throw error;
+  });
   if (!alive) announce("The server is ready.");
   alive = true;
   server(`${state.model} · ${state.context.toLocaleString("en")} tokens of context`, "ready");

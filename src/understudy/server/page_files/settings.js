@@ -35,7 +35,7 @@ export class Settings {
       // A number that the field does not take is not sent.
       if (field.value !== "" && field.validity.valid) sampling[name] = field.valueAsNumber;
     }
-    const model = byId("model-field").hidden ? this.conversation.model : byId("model").value;
+    const model = byId("model-field").hidden ? "" : byId("model").value;
     Object.assign(this.conversation, { system: byId("system").value, sampling, model });
     byId("open-settings").classList.toggle("used", Boolean(this.conversation.system.trim() || Object.keys(sampling).length));
     this.changed();
@@ -50,6 +50,8 @@ export class Settings {
       byId("model").replaceChildren(...names.map((name) => element("option", { value: name }, name)));
       byId("model").value = names.includes(this.conversation.model) ? this.conversation.model : names[0];
       byId("model-field").hidden = names.length < 2;
+      // A model that is not here any more is asked for no longer.
+      if (!names.includes(this.conversation.model)) this.read();
     } catch (error) {
       if (!(error instanceof ServerError)) throw error;
     }
