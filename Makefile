@@ -5,8 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-# Processes that run tests side by side.
-WORKERS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
+# Processes that run tests side by side: one more than processors, since tests of servers and of other processes wait.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 5 : n + 1)))
 
 # More words for pytest, as in: make test PYTEST=tests/models
 PYTEST ?=
@@ -19,7 +19,7 @@ demo: $(READY)        ## the built-in model writes Python, every exact weight re
 	$(BIN)/understudy run --resident none --temperature 0.6 --top-p 0.9 --seed 3 --max-new-tokens 160 < /dev/null
 
 test: $(READY)        ## the whole suite, torch on one thread in each of a few processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 coverage:             ## the whole suite, and the lines that no test runs: takes twice as long
 	$(MAKE) test PYTEST='--cov --cov-report=term:skip-covered'

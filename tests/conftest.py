@@ -3,12 +3,14 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is compiled of tests and of the package is kept: a process that compiles it anew takes a third longer to start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import functools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from understudy.tiers import DiskProbe, probe
 if TYPE_CHECKING:
     from understudy import LLM
 
+sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 # A busy machine makes any example slow, which says nothing of the code.
 settings.register_profile("suite", deadline=None)
@@ -37,36 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(tests).as_posix().startswith(UNCOUNTED):
             item.add_marker(pytest.mark.no_cover)
+    # Files that take longest come first, so that none of them is begun when all others are done: those with few tests of which
+    # each takes long. (`make test` tells xdist to keep this order; its own begins with the files of many tests.)
+    longest = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in longest)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Stores and measurements of the whole suite go to one new folder, never to the user's cache."""
     os.environ["UNDERSTUDY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _patched_once() -> None:
-    """Triton's interpreter replaces the language anew for every function that a kernel calls, which takes longer than the function;
-    once for each kernel is enough."""
-    try:
-        from triton.runtime import interpreter
-    except ImportError:
-        return
-    patch, done = interpreter._patch_lang, set[frozenset[str]]()
-
-    def patch_once(function: Any) -> Any:
-        modules = frozenset(value.__name__ for value in function.__globals__.values() if isinstance(value, ModuleType))
-        if modules in done:
-            return interpreter._LangPatchScope()
-        scope = patch(function)
-        if not done:
-            restore = scope.restore
-            scope.restore = lambda: (done.clear(), restore())
-        done.add(modules)
-        return scope
-
-    interpreter._patch_lang = patch_once
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,8 @@
-"""Triton's interpreter, made quicker: it puts its own functions in the place of Triton's anew whenever a kernel calls a function,
-which takes longer than what the function does."""
+"""Triton's interpreter, made quicker: it makes types and shapes anew for each operation of each program, and for each call of a
+function it puts its own functions in the place of Triton's. Both take longer than what is computed, which stays Triton's own."""
 
 import inspect
+from collections.abc import Callable, Hashable
 from typing import Any
 
 # Modules whose functions are the interpreter's now.
@@ -9,15 +10,22 @@ PATCHED: set[str] = set()
 
 
 def quicken() -> None:
-    """From now on a module is patched once for each kernel that runs. Nothing, where Triton is not installed."""
+    """From now on types and shapes are made once, and a module is patched once for each kernel that runs. Nothing, where Triton is
+    not installed."""
     try:
-        import triton.language as tl
         from triton.runtime import interpreter
     except ImportError:
         return
-    patch = interpreter._patch_lang
-    if patch.__name__ == "patched":
+    if interpreter._patch_lang.__name__ == "patched":
         return
+    _patch_modules_once(interpreter)
+    _make_types_once(interpreter)
+
+
+def _patch_modules_once(interpreter: Any) -> None:
+    import triton.language as tl
+
+    patch = interpreter._patch_lang
 
     def patched(function: Any) -> Any:
         modules = {value.__name__ for value in function.__globals__.values() if inspect.ismodule(value) and value in (tl, tl.core)}
@@ -35,3 +43,55 @@ def quicken() -> None:
         return scope
 
     interpreter._patch_lang = patched
+
+
+def _make_types_once(interpreter: Any) -> None:
+    from triton.language import core
+
+    # What numpy calls a type does not depend on the shape of a block.
+    made: dict[str, Any] = {}
+    original = interpreter._get_np_dtype
+
+    def of_numpy(kind: Any) -> Any:
+        name = kind.scalar.name
+        if name not in made:
+            made[name] = original(kind)
+        return made[name]
+
+    interpreter._get_np_dtype = of_numpy
+    equal = core.dtype.__eq__
+    core.dtype.__eq__ = lambda self, other: self is other or equal(self, other)
+
+    def extent(one: Any) -> Any:
+        return one.value if isinstance(one, core.constexpr) else one
+
+    def of_block(element: Any, shape: Any) -> Hashable:
+        return element.name, getattr(element, "address_space", None), tuple(map(extent, shape))
+
+    def of_tensor(handle: Any, kind: Any) -> Hashable:
+        return tuple(map(extent, kind.shape)) if kind.is_block() else ()
+
+    _remember(core.block_type, ("element_ty", "shape"), of_block, own=())
+    _remember(core.tensor, ("handle", "type"), of_tensor, own=("handle", "type", "dtype"))
+
+
+def _remember(kind: Any, names: tuple[str, str], key_of: Callable[..., Hashable], own: tuple[str, ...]) -> None:
+    """Objects of the class `kind`, made of two arguments called `names`, get the attributes of the first one that was made with the
+    same key; those in `own` are each object's own: the arguments, and `dtype`, the scalar type of the second."""
+    make = kind.__init__
+    known: dict[Hashable, dict[str, Any]] = {}
+
+    def init(self: Any, *given: Any, **more: Any) -> None:
+        first, second = (*given, *(more[name] for name in names[len(given) :]))
+        key = key_of(first, second)
+        if key not in known:
+            # Raises where the arguments are none.
+            make(self, first, second)
+            known[key] = {name: value for name, value in vars(self).items() if name not in own}
+            return
+        found = vars(self)
+        found.update(known[key])
+        if own:
+            found.update(handle=first, type=second, dtype=second.scalar)
+
+    kind.__init__ = init

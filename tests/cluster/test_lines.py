@@ -16,7 +16,7 @@ from understudy.api.settings import AnswerSettings
 from understudy.jobs.ledger import Index, Output
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
-LINES, TOKENS = 40, 24
+LINES, TOKENS = 24, 24
 
 
 def test_a_line_that_is_answered_twice_has_one_record(demo: LLM, tmp_path: Path) -> None:
