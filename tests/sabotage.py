@@ -70,6 +70,7 @@ MUTATIONS = (
     Mutation("every node is masked as the first one", "adjust.py", "grammar.allowed(path)", "grammar.allowed([])", "tests/test_constrained.py"),
     Mutation("a node is forced as the end of the text is", "reasoning.py", "return self._due(self._at(tuple(path)))", "return self._due(self._at(()))", "tests/test_reasoning.py"),
     Mutation("a mark is forced within a character", "reasoning.py", "_cut(place.tail)", "False", "tests/test_reasoning.py"),
+    Mutation("marks have log-probabilities among a message's", "api/told_logprobs.py", "if end > start or begin == end == start:", "if True:", "tests/server/test_responses.py"),
     Mutation("a text goes on after its form is complete", "making.py", "return reply.feed(token) or complete", "return reply.feed(token)", "tests/test_constrained.py"),
     Mutation("a command plans with what another program may hold", "devices/processor.py", "if not startup.owned():", "if True:", "tests/devices/test_processor.py"),
     Mutation("a model is prepared that memory does not hold", "planning.py", "if (spare := spare_bytes()) < needed:", "if (spare := spare_bytes()) < 0:", "tests/test_loading.py"),

@@ -86,6 +86,30 @@ def test_every_line_has_the_text_it_has_alone(llm: LLM, tmp_path: Path) -> None:
     assert passes < job.tokens / 2, "requests did not run together"
 
 
+def test_the_apis_of_agents_are_answered_too(llm: LLM, tmp_path: Path) -> None:
+    world = World(llm, tmp_path, [{"prompt": "x", "max_tokens": 4}])
+    lines = [
+        ("/v1/responses", {"input": "Hi", "max_output_tokens": 6, "user": "me"}),
+        ("/v1/messages", {"messages": CHAT, "max_tokens": 5}),
+        ("/v1/messages", {"messages": CHAT}),
+        ("/v1/responses", {"input": "Hi", "previous_response_id": "r"}),
+        ("/v1/messages", {"messages": CHAT, "max_tokens": 5, "stream": True}),
+    ]
+    records = ({"custom_id": f"a{n}", "method": "POST", "url": url, "body": body} for n, (url, body) in enumerate(lines))
+    with world.input.open("a") as file:
+        file.write("".join(f"{json.dumps(record)}\n" for record in records))
+    job = world.run()
+    found = world.records()
+    first, second = (found[f"a{n}"]["response"]["body"] for n in range(2))
+    text = llm.chat([{"role": "user", "content": "Hi"}], SamplingParams(max_new_tokens=6)).text
+    assert first["output"][0]["content"][0]["text"] == text and first["status"] == "incomplete"
+    assert second["content"][0]["text"] == llm.chat(CHAT, SamplingParams(max_new_tokens=5)).text
+    assert job.tokens == 4 + first["usage"]["output_tokens"] + second["usage"]["output_tokens"] and job.ignored == {"user"}
+    errors = [found[f"a{n}"] for n in (2, 3, 4)]
+    assert [record["error"]["param"] for record in errors] == ["max_tokens", "previous_response_id", "stream"]
+    assert errors[0]["response"]["body"]["type"] == "error" and errors[0]["response"]["status_code"] == 400
+
+
 def test_what_is_wrong_with_a_line_is_in_its_record(llm: LLM, tmp_path: Path) -> None:
     wrong: list[tuple[Any, int, str]] = [
         ({"prompt": "x", "max_tokens": "many"}, 400, "max_tokens"),

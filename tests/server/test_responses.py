@@ -143,6 +143,43 @@ def test_a_text_may_be_held_to_a_schema(server: Running) -> None:
     assert isinstance(json.loads(found["output"][0]["content"][0]["text"])["a"], int)
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_log_probabilities_of_a_message_are_those_of_its_own_tokens(
+    server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch, streams: bool
+) -> None:
+    """Tokens of reasoning, of marks and of blanks between are left out, and parts join to the text of the message."""
+    monkeypatch.setattr(llm.tokenizer, "chat_template", THINKS)
+    scripted(llm, monkeypatch, ["hm", "</think>", "\n\n", "It ", "is", " 4."])
+    body: Any = {"model": "tiny", "input": "x", "top_logprobs": 3, "include": ["message.output_text.logprobs"], "temperature": 0.9}
+    client = client_of(server)
+    if streams:
+        events = list(client.responses.create(**body, stream=True, extra_body={"seed": 2}))
+        deltas = [event for event in events if event.type == "response.output_text.delta"]
+        (done,) = (event for event in events if event.type == "response.output_text.done")
+        told: Any = [entry for event in deltas for entry in event.logprobs]
+        assert [entry.to_dict() for entry in done.logprobs] == [entry.to_dict() for entry in told]
+        final = events[-1].response  # type: ignore[union-attr]
+    else:
+        final = client.responses.create(**body, extra_body={"seed": 2})
+        told = final.output[1].content[0].logprobs
+    chat = server.post(
+        "/v1/chat/completions", messages=[{"role": "user", "content": "x"}], logprobs=True, top_logprobs=3, temperature=0.9, seed=2
+    ).json()["choices"][0]["logprobs"]["content"]
+    assert [entry.to_dict() for entry in told] == chat[3:6], "the bits are those of a chat"
+    part = final.output[1].content[0]
+    assert [entry.to_dict() for entry in part.logprobs] == chat[3:6] and part.text == "It is 4."
+    assert all(len(entry.top_logprobs) == 3 for entry in told) and final.to_dict()["top_logprobs"] == 3
+
+
+def test_log_probabilities_join_to_the_text(server: Running) -> None:
+    """By the tokens of the model itself, in which characters may have several."""
+    body = {"input": "x", "max_output_tokens": 40, "include": ["message.output_text.logprobs"], "temperature": 1.0, "seed": 5}
+    part = server.post("/v1/responses", **body).json()["output"][0]["content"][0]
+    data = bytes(byte for entry in part["logprobs"] for byte in entry["bytes"])
+    assert data.decode(errors="replace") == part["text"] and all(entry["top_logprobs"] == [] for entry in part["logprobs"])
+    assert server.post("/v1/responses", **{**body, "include": []}).json()["output"][0]["content"][0]["logprobs"] == []
+
+
 def test_what_is_skipped_is_named(server: Running) -> None:
     tools = [{"type": "web_search"}, {"type": "image_generation"}]
     items = [{"role": "user", "content": "x"}, {"type": "web_search_call", "id": "ws_1"}]
@@ -174,6 +211,8 @@ def test_what_is_skipped_is_named(server: Running) -> None:
         ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format", "'xml'"),
         ({"input": "x", "reasoning": {"effort": "huge"}}, "reasoning.effort", "Input should be"),
         ({"input": "x", "best_of": 3}, "best_of", "not supported"),
+        ({"input": "x", "top_logprobs": 21}, "top_logprobs", "0 to 20"),
+        ({"input": "x", "top_logprobs": "3"}, "top_logprobs", "integer"),
     ],
     ids=str,
 )

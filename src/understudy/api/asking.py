@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+
+from pydantic import BaseModel
 
 from ..chat_template import encode
 from ..errors import RoomError
@@ -15,21 +18,40 @@ from ..sampling import derived_seed
 from ..token_texts import TokenTexts
 from .anthropic_messages.body import NAMES as MESSAGES_NAMES
 from .anthropic_messages.body import MessagesBody, MessagesChat
+from .anthropic_messages.body import chat_of as messages_chat
+from .anthropic_messages.form import PATH as MESSAGES
 from .anthropic_messages.form import MessagesForm
 from .chat_form import ChatForm
 from .conversation import ChatPrompt, conversation_of
-from .errors import ApiError, answer_to
-from .forms import Form
+from .errors import ApiError, answer_to, error_body
+from .forms import Beginning, Form, Patience, event
 from .openai_responses.body import NAMES as RESPONSES_NAMES
-from .openai_responses.body import ResponsesChat
+from .openai_responses.body import ResponsesBody, ResponsesChat
+from .openai_responses.body import chat_of as responses_chat
 from .openai_responses.form import ResponsesForm
 from .protocol import ChatBody, CompletionBody, SamplingFields
 from .settings import AnswerSettings
 from .text_form import OldLogprobs, TextForm
+from .told_logprobs import SpokenLogprobs
 from .turns import own_names
 
+# What makes the requests of a body, and the form of their answer, for a loaded model and its settings.
+Make = Callable[[Any, AnswerSettings], tuple[list[Request], Form]]
 # Tokens of a text completion where the request does not say: what the OpenAI API takes.
 COMPLETION_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class AskedBody:
+    """What one body asks for."""
+
+    # Its fields as those of a completion.
+    body: SamplingFields
+    # Fields that are ignored.
+    ignored: list[str]
+    make: Make
+    # What a stream says while the model is loaded.
+    beginning: Beginning = field(default_factory=Patience)
 
 
 def check_model(name: str | None, settings: AnswerSettings) -> None:
@@ -54,6 +76,7 @@ def responses_requests(llm: Any, form: ResponsesForm, chat: ResponsesChat, setti
     """The request of a body of /v1/responses, told in `form`. Raises ApiError, UsageError and CheckpointError."""
     with own_names(RESPONSES_NAMES):
         requests, form.splitters = _chat(llm, chat.body, settings)
+    form.spoken = SpokenLogprobs(requests[0].reply, TokenTexts(llm.tokenizer))
     return requests, form
 
 
@@ -127,8 +150,34 @@ def _requests(
     return found
 
 
-# What a body is read as, and how requests are made of it, for each path.
-URLS: Mapping[str, tuple[type[SamplingFields], Callable[[Any, Any, AnswerSettings], tuple[list[Request], Form]]]] = {
-    "/v1/chat/completions": (ChatBody, chat_requests),
-    "/v1/completions": (CompletionBody, completion_requests),
+def asked_chat(body: ChatBody, model: str) -> AskedBody:
+    """What a body of /v1/chat/completions asks for."""
+    return AskedBody(body, body.ignored(), lambda llm, own: chat_requests(llm, body, own))
+
+
+def asked_completion(body: CompletionBody, model: str) -> AskedBody:
+    """What a body of /v1/completions asks for."""
+    return AskedBody(body, body.ignored(), lambda llm, own: completion_requests(llm, body, own))
+
+
+def asked_responses(body: ResponsesBody, model: str) -> AskedBody:
+    """What a body of /v1/responses asks for. Raises ApiError (400)."""
+    chat = responses_chat(body)
+    form = ResponsesForm(body, chat.tools, model, ())
+    return AskedBody(chat.body, chat.ignored, lambda llm, own: responses_requests(llm, form, chat, own), form)
+
+
+def asked_messages(body: MessagesBody, model: str) -> AskedBody:
+    """What a body of /v1/messages asks for. Raises ApiError (400)."""
+    chat = messages_chat(body)
+    patience = Patience(event({"type": "ping"}, "ping"), partial(error_body, path=MESSAGES), "error")
+    return AskedBody(chat.body, chat.ignored, lambda llm, own: messages_requests(llm, body, chat, own), patience)
+
+
+# What a body is read as, and what it asks for by that and the model's name, for each path.
+URLS: Mapping[str, tuple[type[BaseModel], Callable[[Any, str], AskedBody]]] = {
+    "/v1/chat/completions": (ChatBody, asked_chat),
+    "/v1/completions": (CompletionBody, asked_completion),
+    "/v1/responses": (ResponsesBody, asked_responses),
+    MESSAGES: (MessagesBody, asked_messages),
 }

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..replies.calls import ToolCall
 from ..token_texts import TokenTexts
-from .forms import LEAST, Chunked, Said
+from .forms import Chunked, Said
+from .told_logprobs import entries
 
 
 @dataclass
@@ -63,15 +64,7 @@ class ChatForm(Chunked):
     def _logprobs(self, said: Said) -> dict[str, Any] | None:
         if said.logprobs is None:
             return None
-        content = [
-            {**self._entry(found.token, found.logprob), "top_logprobs": [self._entry(*pair) for pair in found.top]}
-            for found in said.logprobs
-        ]
-        return {"content": content, "refusal": None}
-
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text, data = self.texts.text(token), self.texts.data(token)
-        return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(data)}
+        return {"content": entries(self.texts, said.logprobs), "refusal": None}
 
 
 def thought(text: str) -> dict[str, str]:

@@ -43,17 +43,17 @@ class Answering:
 
     async def _answer(self, asked: Asked) -> dict[str, Any]:
         """The body of the answer. Raises ApiError or ValidationError for what concerns this line alone."""
-        kind, make = URLS[asked.url]
-        body = kind.model_validate(asked.body)
-        if body.stream:
+        kind, asks = URLS[asked.url]
+        posed = asks(kind.model_validate(asked.body), self.settings.model_name)
+        if posed.body.stream:
             raise ApiError(400, "stream is not for a batch: leave it out.", param="stream")
-        check_model(body.model, self.settings)
-        self.ignored |= set(body.ignored()[: MOST_IGNORED - len(self.ignored)])
+        check_model(posed.body.model, self.settings)
+        self.ignored |= set(posed.ignored[: MOST_IGNORED - len(self.ignored)])
         try:
-            made = make(self.llm, body, self.settings)
+            made = posed.make(self.llm, self.settings)
         except UnderstudyError as error:
             raise answer_to(error) from None
-        answer = ApiAnswer(self.service, self.settings, body, *made)
+        answer = ApiAnswer(self.service, self.settings, posed.body, *made)
         try:
             return await answer.whole()
         except ApiError:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from ..api.asking import URLS
-from ..api.errors import ApiError
+from ..api.errors import ApiError, error_body
 
 # The longest line, in bytes: as long as the largest body that a server takes.
 LONGEST = 32 << 20
@@ -99,7 +99,7 @@ def _asked(text: bytes) -> Asked | BadLine:
         return BadLine("invalid_method", f"method must be POST, got {repr(record.get('method'))[:80]}.", custom_id)
     url = record.get("url")
     if not isinstance(url, str) or url not in URLS:
-        return BadLine("invalid_url", f"url must be {' or '.join(URLS)}, got {repr(url)[:80]}.", custom_id)
+        return BadLine("invalid_url", f"url must be one of {', '.join(URLS)}, got {repr(url)[:80]}.", custom_id)
     body = record.get("body")
     if not isinstance(body, dict):
         return BadLine("invalid_body", f"body must be an object, got {repr(body)[:80]}.", custom_id)
@@ -118,7 +118,8 @@ def answered(line: Line, body: dict[str, Any]) -> dict[str, Any]:
 
 def refused(line: Line, error: ApiError) -> dict[str, Any]:
     """The record of a line whose body ended in `error`."""
-    body = error.body()
+    url = "" if isinstance(line.asked, BadLine) else line.asked.url
+    body = error_body(error, url)
     told = {"code": error.code or body["error"]["type"], "message": error.message, "param": error.param, "line": line.number}
     return {**_begun(line), "response": _response(error.status, body), "error": told}
 
@@ -131,7 +132,11 @@ def unread(line: Line, bad: BadLine) -> dict[str, Any]:
 
 def tokens_of(record: dict[str, Any]) -> int:
     """How many tokens were generated for `record`."""
-    return 0 if record["error"] else int(record["response"]["body"]["usage"]["completion_tokens"])
+    if record["error"]:
+        return 0
+    usage = record["response"]["body"]["usage"]
+    # The APIs of agents have another word for them.
+    return int(usage["completion_tokens"] if "completion_tokens" in usage else usage["output_tokens"])
 
 
 def _begun(line: Line) -> dict[str, Any]:

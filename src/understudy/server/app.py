@@ -22,17 +22,14 @@ from ..api.anthropic_messages import body as messages_body
 from ..api.anthropic_messages.body import CountBody, MessagesBody
 from ..api.anthropic_messages.form import PATH as MESSAGES
 from ..api.errors import ApiError, answer_to, error_body, invalid
-from ..api.forms import Patience, event
-from ..api.openai_responses import body as responses_body
 from ..api.openai_responses.body import ResponsesBody
-from ..api.openai_responses.form import ResponsesForm
 from ..api.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from ..errors import UnderstudyError
 from . import tokens
 from .guards import Guards
 from .models import ServedModels
 from .page import PageFiles
-from .pending import AskedBody, PendingAnswer
+from .pending import PendingAnswer
 from .responses import EventStream, PatientJson, error_response
 from .settings import Settings
 from .state import state_of
@@ -144,32 +141,26 @@ class Endpoints:
 
     async def chat(self, body: ChatBody) -> Response:
         """The assistant's next message."""
-        return await self._answered(AskedBody(body, body.ignored(), lambda llm, own: asking.chat_requests(llm, body, own)))
+        return await self._answered(asking.asked_chat(body, self._name(body)))
 
     async def completions(self, body: CompletionBody) -> Response:
         """The continuation of one prompt, or of many."""
-        return await self._answered(AskedBody(body, body.ignored(), lambda llm, own: asking.completion_requests(llm, body, own)))
+        return await self._answered(asking.asked_completion(body, self._name(body)))
 
     async def responses(self, body: ResponsesBody) -> Response:
         """The next items of a conversation, as Codex asks for them."""
-        chat = responses_body.chat_of(body)
-        form = ResponsesForm(body, chat.tools, self.models_served.place(body.model).name, ())
+        asked = asking.asked_responses(body, self._name(body))
         try:
-            asked = AskedBody(chat.body, chat.ignored, lambda llm, own: asking.responses_requests(llm, form, chat, own), form)
             return await self._answered(asked)
         except ApiError as error:
             if not body.stream or error.code != "context_length_exceeded":
                 raise
             # Codex makes a conversation shorter where an event tells it to, and takes a status for the end.
-            return StreamingResponse([*form.opening(), form.failure(error)], media_type="text/event-stream")
+            return StreamingResponse([*asked.beginning.opening(), asked.beginning.failure(error)], media_type="text/event-stream")
 
     async def messages(self, body: MessagesBody) -> Response:
         """The assistant's next message, as Claude Code asks for it."""
-        chat = messages_body.chat_of(body)
-        told = partial(error_body, path=MESSAGES)
-        patience = Patience(event({"type": "ping"}, "ping"), told, "error")
-        asked = AskedBody(chat.body, chat.ignored, lambda llm, own: asking.messages_requests(llm, body, chat, own), patience)
-        return await self._answered(asked, told)
+        return await self._answered(asking.asked_messages(body, self._name(body)), partial(error_body, path=MESSAGES))
 
     async def count_tokens(self, body: CountBody) -> Response:
         """How many tokens the prompt of a message has, its system message and tools counted."""
@@ -177,7 +168,11 @@ class Endpoints:
         told = partial(error_body, path=MESSAGES)
         return await self._worked_out(body.model, lambda llm: {"input_tokens": len(asking.message_prompt(llm, chat).ids)}, told)
 
-    async def _answered(self, asked: AskedBody, told: Callable[[ApiError], dict[str, Any]] = ApiError.body) -> Response:
+    def _name(self, body: Any) -> str:
+        """The name of the model that `body` asks for. Raises ApiError (404)."""
+        return self.models_served.place(body.model).name
+
+    async def _answered(self, asked: asking.AskedBody, told: Callable[[ApiError], dict[str, Any]] = ApiError.body) -> Response:
         headers = ignored_header(asked.ignored)
         pending = PendingAnswer(self.models_served, asked)
         await pending.begun()

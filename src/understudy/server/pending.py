@@ -5,39 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..api.answers import ApiAnswer, too_slow
+from ..api.asking import AskedBody
 from ..api.errors import ApiError, answer_to
-from ..api.forms import Beginning, Form, Patience
-from ..api.protocol import SamplingFields
-from ..api.settings import AnswerSettings
 from ..errors import UnderstudyError
-from ..request import Request
 from ..service import Unavailable
 from .models import ServedModels
 from .places import Lease
 
 log = logging.getLogger("understudy.server")
-# What makes the requests of a body, and the form of their answer, for a loaded model and its settings.
-Make = Callable[[Any, AnswerSettings], tuple[list[Request], Form]]
-
-
-@dataclass(frozen=True)
-class AskedBody:
-    """What one body asks for."""
-
-    # Its fields as those of a completion.
-    body: SamplingFields
-    # Fields that are ignored.
-    ignored: list[str]
-    make: Make
-    # What a stream says while the model is loaded.
-    beginning: Beginning = field(default_factory=Patience)
-
 
 class PendingAnswer:
     """The answer to one body. It begins at once where its model is loaded, and later where that must be loaded first.

@@ -22,7 +22,6 @@ STORED: Mapping[str, str] = {
     "conversation": WHOLE,
     "prompt": "send its text as instructions",
     "background": "leave it out",
-    "top_logprobs": "chat completions have them",
 }
 # Fields of chat completions by other names.
 NAMES = {
@@ -33,6 +32,8 @@ NAMES = {
     "reasoning_effort": "reasoning.effort",
     "thinking_token_budget": "reasoning.max_tokens",
 }
+# What `include` names where log-probabilities are wanted.
+LOGPROBS = "message.output_text.logprobs"
 OUTPUTS = ("function_call_output", "custom_tool_call_output")
 TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal")
 
@@ -53,13 +54,14 @@ class ResponsesBody(BaseModel):
     reasoning: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
     include: list[StrictStr] | None = None
+    top_logprobs: StrictInt | None = None
     stream: StrictBool | None = None
     store: StrictBool | None = None
     metadata: dict[str, Any] | None = None
 
     def told(self) -> dict[str, Any]:
         """What an answer repeats of it."""
-        names = ("instructions", "max_output_tokens", "temperature", "top_p")
+        names = ("instructions", "max_output_tokens", "temperature", "top_p", "top_logprobs")
         return {
             **{name: getattr(self, name) for name in names},
             "metadata": self.metadata or {},
@@ -105,6 +107,8 @@ def chat_of(body: ResponsesBody) -> ResponsesChat:
         "stream": body.stream,
         "reasoning_effort": (body.reasoning or {}).get("effort"),
         "response_format": _response_format(body.text or {}),
+        "logprobs": True if body.top_logprobs or LOGPROBS in (body.include or ()) else None,
+        "top_logprobs": body.top_logprobs,
         **limited((body.reasoning or {}).get("max_tokens")),
     }
     taken, ignored = passed_on(extra, {"messages", *fields})

@@ -16,6 +16,7 @@ from ...replies.calls import ToolCall
 from ...replies.splitter import ReplySplitter
 from ..errors import ApiError
 from ..forms import Parted, Said, event
+from ..told_logprobs import SpokenLogprobs
 from .body import ResponsesBody
 from .tools import ToolTable
 
@@ -32,6 +33,8 @@ class ResponsesForm(Parted):
     splitters: Sequence[ReplySplitter | None]
     # Items that are done.
     output: list[dict[str, Any]] = field(default_factory=list)
+    # Which log-probabilities belong to a message; None before there is a request.
+    spoken: SpokenLogprobs | None = None
 
     kinds: ClassVar[Mapping[str, str]] = {"reasoning": "reasoning", "content": "message"}
 
@@ -42,6 +45,13 @@ class ResponsesForm(Parted):
         # The item whose text is under way, and that text.
         self._item: dict[str, Any] | None = None
         self._text = ""
+        # The log-probabilities of its tokens, where they were asked for.
+        self._logprobs: list[dict[str, Any]] = []
+
+    def piece(self, index: int, said: Said) -> Iterator[str]:
+        if self.spoken is not None:
+            self.spoken.add(said)
+        yield from super().piece(index, said)
 
     def opening(self) -> Iterator[str]:
         # A stream that waited for its model has begun already.
@@ -73,7 +83,10 @@ class ResponsesForm(Parted):
             yield from self._open(kind)
         self._text += text
         name = "response.output_text.delta" if kind == "message" else "response.reasoning_text.delta"
-        more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+        more: dict[str, Any] = {}
+        if kind == "message":
+            more["logprobs"] = [] if self.spoken is None else self.spoken.of(text)
+            self._logprobs += more["logprobs"]
         yield self._event(name, **self._place(), content_index=0, delta=text, **more)
 
     def _open(self, kind: str) -> Iterator[str]:
@@ -83,6 +96,7 @@ class ResponsesForm(Parted):
         else:
             self._item = {"type": "reasoning", "id": f"rs_{uuid.uuid4().hex}", "summary": [], "content": []}
         self._text = ""
+        self._logprobs = []
         yield self._event("response.output_item.added", output_index=len(self.output), item=self._item)
         yield self._event("response.content_part.added", **self._place(), content_index=0, part=self._part(""))
 
@@ -92,7 +106,7 @@ class ResponsesForm(Parted):
             return
         kind, text = self._item["type"], self._text
         name = "response.output_text.done" if kind == "message" else "response.reasoning_text.done"
-        more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+        more: dict[str, Any] = {"logprobs": self._logprobs} if kind == "message" else {}
         yield self._event(name, **self._place(), content_index=0, text=text, **more)
         yield self._event("response.content_part.done", **self._place(), content_index=0, part=self._part(text))
         done = {**self._item, "content": [self._part(text)]}
@@ -126,7 +140,7 @@ class ResponsesForm(Parted):
 
     def _part(self, text: str) -> dict[str, Any]:
         if self._item is not None and self._item["type"] == "message":
-            return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+            return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*self._logprobs]}
         return {"type": "reasoning_text", "text": text}
 
     def _ended(self, figures: Mapping[str, Any]) -> dict[str, Any]:
