@@ -2,17 +2,23 @@
 interpreter, its copies are done late and in an order that chance decides, and its memory holds garbage at first."""
 
 import random
+import threading
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.fake_graphs import FakeGraphs
 from tests.interpreter import quicken
 from tests.simulated import Event, SimulatedDevice, Stream
+from understudy.devices import RowProduct
 from understudy.devices.accelerator import Accelerator
 
 GIB = 1 << 30
+# Triton's interpreter is for one thread at a time, whatever the number of devices.
+INTERPRETER = threading.RLock()
 
 
 class Inline(SimulatedDevice):
@@ -42,14 +48,24 @@ class FakeDevice(Accelerator):
 
     nodes_are_free = False
 
-    def __init__(self, *, seed: int = 0, capacity: int = 4 * GIB, triton: bool = True, refuse_after: int = 1000):
+    def __init__(
+        self, *, seed: int = 0, capacity: int = 4 * GIB, triton: bool = True, refuse_after: int = 1000, name: str = "fake"
+    ):
         if triton:
             quicken()
         self.simulated = Inline(seed, refuse_after)
-        super().__init__("fake", "cpu", self.simulated, without_triton="" if triton else "Triton is not installed")
-        self.capacity, self.held = capacity, 0
+        super().__init__(name, "cpu", self.simulated, without_triton="" if triton else "Triton is not installed")
+        # `taken`: bytes that somebody else holds.
+        self.capacity, self.taken = capacity, 0
+        self.arenas: list[tuple[StorageWeakRef, int]] = []
         self.recorder = FakeGraphs()
         self.graphs = self.recorder if self.triton else None
+
+    @property
+    def held(self) -> int:
+        """Bytes that are not given back: whose tensors still are."""
+        self.arenas = [(storage, nbytes) for storage, nbytes in self.arenas if not storage.expired()]
+        return self.taken + sum(nbytes for _, nbytes in self.arenas)
 
     def memory(self) -> tuple[int, int]:
         return self.capacity - self.held, self.capacity
@@ -65,8 +81,16 @@ class FakeDevice(Accelerator):
     def arena(self, nbytes: int) -> Tensor:
         if self.held + nbytes > self.capacity:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {nbytes >> 20} MiB.")
-        self.held += nbytes
-        return super().arena(nbytes).fill_(0xFF)
+        made = super().arena(nbytes).fill_(0xFF)
+        self.arenas.append((StorageWeakRef(made.untyped_storage()), nbytes))
+        return made
+
+    def row_product(self) -> RowProduct | None:
+        return _one_at_a_time(super().row_product())
+
+    def decode(self, *given: Any, **options: Any) -> Tensor:
+        with INTERPRETER:
+            return super().decode(*given, **options)
 
     def landing(self, nbytes: int) -> Tensor:
         return torch.full((nbytes,), 0xFF, dtype=torch.uint8)
@@ -78,6 +102,15 @@ class FakeDevice(Accelerator):
         event = self.simulated.record(self.simulated.copies)
         event.seconds = time.perf_counter()
         return event
+
+
+def _one_at_a_time(product: RowProduct | None) -> RowProduct | None:
+    def multiply(*given: Any) -> None:
+        assert product is not None
+        with INTERPRETER:
+            product(*given)
+
+    return product and multiply
 
 
 def open_fake() -> FakeDevice:

@@ -118,11 +118,11 @@ def test_a_device_is_measured_once_and_its_levels_are_counted(tmp_path: Path) ->
 @pytest.mark.parametrize(("asked", "free", "budget"), [(None, GIB, GIB), ("3GiB", GIB, GIB), ("1GiB", 2 * GIB, GIB)])
 def test_less_memory_than_planned_is_planned_for_anew(tmp_path: Path, asked: Any, free: int, budget: int) -> None:
     placed = made(tmp_path, FakeDevice(), memory=asked, context=256, rows=1)
-    plan = placed.replanned(free, "20 MiB were missing")
+    plan = placed.replanned([free], "20 MiB were missing")
     assert plan.budget_bytes == budget and plan.used <= budget
     assert plan.notes[-1] == "fake had less memory than planned (20 MiB were missing): planned anew for 1 GiB"
     with pytest.raises(UsageError, match="too small"):
-        placed.replanned(MIB, "hardly anything is left")
+        placed.replanned([MIB], "hardly anything is left")
 
 
 def test_states_and_records_of_recurrent_layers_are_counted_for_each_sequence(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ It is known before any weight is read, so `understudy plan` and loading make the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 
 from .devices import Device
+from .devices.accelerator import host_room
+from .devices.several import links_together
 from .drafters.trained import held_bytes
 from .errors import UsageError
 from .heads.source import Bearer
@@ -22,7 +25,8 @@ from .models.shape import ModelShape, cache_dtype
 from .models.target import TILE
 from .options import DTYPES, Options
 from .plan import widths
-from .plan.demand import Footprint, PlanRequest
+from .plan.demand import RUNTIME, Footprint, PlanRequest
+from .plan.lanes import LaneRequest, joined, plan_lanes
 from .plan.machine import Machine
 from .plan.memory import TREE_TILES, make_plan, smallest_budget, tree_tiles
 from .plan.placement import Plan
@@ -58,6 +62,10 @@ class Blueprint:
     store: Store | None = None
     # The second model, where one drafts.
     second: Blueprint | None = None
+    # Further devices, which exact weights are dealt out to.
+    further: tuple[Device, ...] = ()
+    # Bytes that each device may use at most, the first in front; empty: what is free there.
+    ceilings: tuple[int, ...] = ()
     # The model as a trained head is checked against it; None: no head drafts.
     bearer: Bearer | None = None
 
@@ -97,10 +105,20 @@ class Blueprint:
     def speeds(self) -> LinkSpeeds:
         """How fast weights come and are read, measured once."""
         return LinkSpeeds(
-            link_bytes_per_second=self.device.link_bytes_per_second(self.disk),
+            link_bytes_per_second=self.links[0],
             memory_bytes_per_second=self.device.memory_bytes_per_second(self.machine),
             draft_levels=LEVELS if self.options.holds_substitute else 0,
         )
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """All devices, the first in front."""
+        return (self.device, *self.further)
+
+    @cached_property
+    def links(self) -> list[float]:
+        """Bytes per second at which streamed weights come to each device, while they come to all; measured once."""
+        return links_together(self.devices, self.disk) if self.further else [self.device.link_bytes_per_second(self.disk)]
 
     @property
     def disk(self) -> float:
@@ -110,7 +128,14 @@ class Blueprint:
     @property
     def budget(self) -> int:
         """Bytes of fast memory that may be used now. Raises UsageError where the user wants more than there is."""
-        return self.device.budget(self.options.memory, self.machine)
+        return self._budget(0)
+
+    def _budget(self, place: int) -> int:
+        """The budget of device number `place`. What --memory says is each accelerator's, and the process's: processors share it."""
+        most = self.devices[place].budget(self.options.memory, self.machine)
+        if not self.device.own_memory:
+            most //= len(self.devices)
+        return min(most, self.ceilings[place]) if self.ceilings else most
 
     def plan(self, grown: int = 0) -> Plan:
         """The plan for the context that was asked for, or the longest of CONTEXTS that fits.
@@ -147,8 +172,27 @@ class Blueprint:
         request = self.request(context)
         if smallest_budget(footprint, request) > request.budget_bytes:
             request = alone
+        if self.further:
+            return replace(self._over_devices(footprint, request), least_bytes=least, method=self.options.method)
         plan = replace(make_plan(footprint, request), least_bytes=least, method=self.options.method)
         return self.device.behind(plan, self.options.host_memory, self.machine, self.disk)
+
+    def _over_devices(self, footprint: Footprint, request: PlanRequest) -> Plan:
+        """The plan with exact weights dealt out to all devices. What streams shares host memory and the disk."""
+        lanes = [
+            LaneRequest(device.name, self._budget(place), device.runtime_bytes if device.own_memory else 0, self.links[place])
+            for place, device in enumerate(self.further, 1)
+        ]
+        first, *others = plan_lanes(footprint, request, lanes)
+        plans = [replace(first, device=self.device.name), *others]
+        if self.device.own_memory:
+            room = host_room(self.options.host_memory, self.machine.memory_limit)
+            streamed = max(sum(plan.streamed_bytes for plan in plans), 1)
+            shares = [RUNTIME + room * plan.streamed_bytes // streamed for plan in plans]
+            disk = self.disk / len(plans)
+            placed = zip(self.devices, plans, shares, strict=True)
+            plans = [device.behind(plan, share, self.machine, disk) for device, plan, share in placed]
+        return joined(plans)
 
     def request(self, context: int, rows: int | None = None) -> PlanRequest:
         """What a plan for `rows` sequences of `context` tokens must hold. None: as many as were asked for, or suit the budget."""
@@ -227,11 +271,13 @@ class Blueprint:
         numbers = (layer.kv_heads * max(layer.key_size, layer.value_size) for layer in self.shape.layers)
         return max(numbers) * cache_dtype(self.dtype).itemsize
 
-    def replanned(self, free_bytes: int, reason: str) -> Plan:
-        """A plan for `free_bytes` at most, with a note that says why. Raises UsageError where nothing fits any more."""
+    def replanned(self, free: Sequence[int], reason: str) -> Plan:
+        """A plan for at most `free` bytes of each device, with a note that says why. UsageError where nothing fits any more."""
         asked = self.options.memory
-        memory = free_bytes if asked is None else min(parse_size(asked), free_bytes)
-        plan = replace(self, options=replace(self.options, memory=memory)).plan()
-        return plan.noted(
-            f"{self.device.name} had less memory than planned ({reason}): planned anew for {format_size(memory)}"
-        )
+        most = None if asked is None else parse_size(asked) // (1 if self.device.own_memory else len(self.devices))
+        rooms = tuple(room if most is None else min(room, most) for room in free)
+        short = [place for place, room in enumerate(rooms) if most is None or room < most] or [0]
+        plan = replace(self, options=replace(self.options, memory=None), ceilings=rooms).plan()
+        names = " and ".join(self.devices[place].name for place in short)
+        sizes = " and ".join(format_size(rooms[place]) for place in short)
+        return plan.noted(f"{names} had less memory than planned ({reason}): planned anew for {sizes}")

@@ -9,7 +9,6 @@ from typing import Any
 
 from . import startup
 from .blueprint import Blueprint
-from .devices import open_device
 from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
 from .models.compile_kernels import compile_kernels, give_back
@@ -21,7 +20,7 @@ from .options import Options
 from .plan.demand import EXPECTED_GROWTH, REST
 from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
-from .planning import MemoryCeiling, check_drafter, measured, with_second
+from .planning import MemoryCeiling, check_drafter, measured, planned_devices, with_second
 from .sources import Report, locate, prepare_source, proven_config
 from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint
@@ -73,7 +72,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     # Imports transformers' model code, which RUNTIME counts, before memory is measured.
     attention_name()
     before = resident_bytes()
-    device = open_device(options.device, options.host_memory)
+    device, *further = planned_devices(options, None)
     source = locate(model, options)
     # Held from now on, so that nobody deletes what is read, nor what is made of it.
     hold = Hold()
@@ -85,7 +84,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     store = prepare_source(source, options, report, device, ceiling)
     hold.add(store.path)
     blueprint = Blueprint.of_store(store, files.config, options, measured(store, options), device)
-    blueprint = with_second(blueprint, store.path, report)
+    blueprint = replace(with_second(blueprint, store.path, report), further=tuple(further))
     plan = blueprint.plan()
     if not device.own_memory:
         compile_kernels(store, files.config, blueprint.dtype, options.holds_substitute or options.holds_head, report)
@@ -95,6 +94,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     if blueprint.second is not None and blueprint.second.store is not None:
         hold.add(blueprint.second.store.path)
         alone = replace(bound.plan, residents=frozenset(), whole=frozenset(), decoded=frozenset(), ring_bytes=0, padded_rows=0)
+        alone = replace(alone, parts=None, lanes=())
         bound.companion = bind(blueprint.second, alone, report)
     return Loaded(store, blueprint.machine, files.tokenizer, bound, files.stop_ids, files.generation, hold)
 
@@ -120,9 +120,10 @@ def bind_as_planned(blueprint: Blueprint, plan: Plan, report: Report | None) -> 
             raise
     # Outside of the handler, which holds what was loaded so far.
     gc.collect()
-    device.forget()
+    for one in blueprint.devices:
+        one.forget()
     now = replace(blueprint.machine, memory_limit=memory_limit())
-    plan = blueprint.replanned(device.budget(None, now), reason)
+    plan = blueprint.replanned([one.budget(None, now) for one in blueprint.devices], reason)
     if report is not None:
         report(plan.notes[-1], 0, 0)
     return bind(blueprint, plan, report)
@@ -139,6 +140,6 @@ def bind(blueprint: Blueprint, plan: Plan, report: Report | None) -> Model:
         settings=ReadSettings(machine.disk.block, machine.disk.threads, options.throttle, options.tier),
         dtype=blueprint.dtype,
         uses=Uses(options.holds_substitute, options.holds_head, options.handed_out),
-        device=blueprint.device,
+        devices=blueprint.devices,
         report=report,
     )

@@ -12,6 +12,7 @@ import torch
 
 from .codecs import CODECS, FALLBACK
 from .devices import device_names
+from .devices.several import several
 from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
 from .plan.sizes import parse_size
@@ -51,6 +52,8 @@ class Options:
     # Host memory behind an accelerator.
     host_memory: str | int | None = None
     device: str = "auto"
+    # Several devices of one kind, such as "cuda:0,cuda:1": exact weights are dealt out, the first runs all else. None: one device.
+    devices: str | None = None
     # Where streamed weights come from, a tier's name; auto: what the device is made for.
     tier: str = AUTO
     # The type to compute in; auto: that of the weights.
@@ -124,9 +127,20 @@ class Options:
             raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))} or mixed, got {options.bits}.")
         if options.head_bits not in (AUTO, *BITS):
             raise UsageError(f"--head-bits must be one of {', '.join(map(str, BITS))} or auto, got {options.head_bits}.")
+        options._check_devices()
         options._check_prefixes()
         options = options._with_recipe()
         return options._linked() if options.link else options
+
+    def _check_devices(self) -> None:
+        """Raise UsageError for several devices that cannot work together, or beside other options."""
+        if self.devices is None:
+            return
+        several(self.devices)
+        if self.device != AUTO:
+            raise UsageError(f"--devices {self.devices} contradicts --device {self.device}: leave one of them out.")
+        if self.resident == "whole":
+            raise UsageError("--resident whole is for one device: with --devices, parts stay beside the copy (residual) or none.")
 
     def _check_prefixes(self) -> None:
         """Raise UsageError for what keeping prefixes on disk cannot do."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from .blueprint import Blueprint
 from .codecs import FALLBACK
 from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
-from .devices.elsewhere import device_of
+from .devices.elsewhere import devices_of
+from .devices.several import open_devices, several
 from .drafters import DEFAULT_METHOD
 from .errors import UsageError
 from .heads.source import Bearer
@@ -75,11 +76,13 @@ class Foretold:
             bearer=self.bearer,
         )
 
-    def plan(self, options: Options, machine: Machine, device: Device, second: Blueprint | None = None) -> Plan:
-        """Its plan, beside a `second` model that drafts. The UsageError of one that does not fit says whether fewer bits would."""
+    def plan(self, options: Options, machine: Machine, devices: Sequence[Device], second: Blueprint | None = None) -> Plan:
+        """Its plan on `devices`, beside a `second` model that drafts.
+
+        The UsageError of one that does not fit says whether fewer bits would."""
 
         def drawn(wanted: Options) -> Blueprint:
-            return replace(self.blueprint(wanted, machine, device), second=second)
+            return replace(self.blueprint(wanted, machine, devices[0]), second=second, further=tuple(devices[1:]))
 
         def planned(wanted: Options) -> Plan:
             return drawn(wanted).plan()
@@ -105,7 +108,7 @@ class Foretold:
 
 def plan_for(model: str | Path | None, options: Options, other: OtherMachine | None = None) -> Plan:
     """Where every byte would go, here or on the `other` machine. A checkpoint is not prepared for this: its sizes are foretold."""
-    device = planned_device(options, other)
+    device, *further = planned_devices(options, other)
     source = locate(model, options)
     config = proven_config(source.path, options)
     check_drafter(source, config, options)
@@ -121,12 +124,12 @@ def plan_for(model: str | Path | None, options: Options, other: OtherMachine | N
             source = Store.open(path)
     if isinstance(source, Store):
         machine = measured(source, options) if other is None else other.machine()
-        blueprint = Blueprint.of_store(source, config, options, machine, device)
+        blueprint = replace(Blueprint.of_store(source, config, options, machine, device), further=tuple(further))
         return noted_elsewhere(with_second(blueprint, source.path, None).plan(), other)
     file = source.info(layout.linears[0].weight).file
     machine = Machine.inspect().measured(file, options.cache) if other is None else other.machine()
     second = with_second(foretold.blueprint(options, machine, device), source.path, None).second
-    plan = foretold.plan(options, machine, device, second)
+    plan = foretold.plan(options, machine, (device, *further), second)
     if other is not None:
         return noted_elsewhere(plan.noted("not prepared yet: sizes are foretold"), other)
     return plan.noted("not prepared yet: sizes are foretold, and the link is the checkpoint's")
@@ -158,11 +161,11 @@ def plan_for_config(place: str | Path, options: Options, other: OtherMachine | N
     """Where every byte would go for a config.json without weights, here or on the `other` machine.
 
     `place`: the directory of the config.json, or the file itself."""
-    device = planned_device(options, other)
+    device, *further = planned_devices(options, other)
     foretold = foretold_of_config(place, options)
     machine = Machine.inspect() if other is None else other.machine()
     options = chosen_elsewhere(suited(foretold, options, machine, device), other, foretold.dtype, device)
-    plan = foretold.plan(options, machine, device)
+    plan = foretold.plan(options, machine, (device, *further))
     if other is not None:
         return noted_elsewhere(plan.noted("from the config alone: sizes are foretold"), other)
     return plan.noted("from the config alone: sizes are foretold, and there is no link to measure (--for describes a machine)")
@@ -179,13 +182,26 @@ def check_drafter(source: Checkpoint | Store, config: Any, options: Options) -> 
         drafter.check(Foretold(config, source.tensors, layout_of(source)).bearer)
 
 
-def planned_device(options: Options, other: OtherMachine | None) -> Device:
-    """The device to plan for: one of this machine, or that of the `other` machine. UsageError where --device contradicts it."""
+def planned_devices(options: Options, other: OtherMachine | None) -> list[Device]:
+    """The devices to plan for, the first in front: of this machine, or of the `other` machine.
+
+    UsageError where --device or --devices contradicts it."""
     if other is None:
-        return open_device(options.device, options.host_memory)
-    if options.device not in (AUTO, other.device):
-        raise UsageError(f"--device {options.device} contradicts --for {other.device}: leave one of them out.")
-    return device_of(other, options.host_memory)
+        if options.devices is not None:
+            return open_devices(options.devices, options.host_memory)
+        return [open_device(options.device, options.host_memory)]
+    named = several(options.devices) if options.devices is not None else [(options.device, 0)]
+    if named[0][0] not in (AUTO, other.device):
+        asked = f"--device {options.device}" if options.devices is None else f"--devices {options.devices}"
+        raise UsageError(f"{asked} contradicts --for {other.device}: leave one of them out.")
+    return devices_of(other, options.host_memory, [number for _, number in named] if options.devices is not None else [])
+
+
+def planned_device(options: Options, other: OtherMachine | None) -> Device:
+    """The device of what is planned for one alone. UsageError for several."""
+    if options.devices is not None:
+        raise UsageError(f"This plans for one device: leave --devices {options.devices} out.")
+    return planned_devices(options, other)[0]
 
 
 def chosen_elsewhere(options: Options, other: OtherMachine | None, dtype: torch.dtype, device: Device) -> Options:
@@ -220,7 +236,7 @@ class MemoryCeiling:
         foretold, machine = Foretold(config, self.source.tensors, layout), Machine.inspect()
         blueprint = foretold.blueprint(options, machine, self.device)
         if blueprint.least_bytes > blueprint.budget * FORETOLD:
-            foretold.plan(options, machine, self.device)
+            foretold.plan(options, machine, [self.device])
         needed = PREPARING + min(4 * max(spec.shape[0] * spec.shape[1] for spec in layout.linears), LARGEST)
         if (spare := spare_bytes()) < needed:
             raise UsageError(

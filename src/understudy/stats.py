@@ -80,12 +80,13 @@ class Counters:
 
     @classmethod
     def of(cls, model: Model, engine: Engine) -> Counters:
-        ring = model.ring.stats if model.ring is not None else None
+        # Links of several devices work and wait side by side.
+        rings = [ring.stats for ring in model.rings]
         return cls(
             used=model.supply.bytes_used,
-            read=ring.bytes_read if ring else 0,
-            wait=ring.wait_seconds if ring else 0.0,
-            busy=ring.busy_seconds if ring else 0.0,
+            read=sum(ring.bytes_read for ring in rings),
+            wait=max((ring.wait_seconds for ring in rings), default=0.0),
+            busy=max((ring.busy_seconds for ring in rings), default=0.0),
             draft=engine.clock.draft,
             verify=engine.clock.verify,
         )

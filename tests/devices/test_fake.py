@@ -133,7 +133,7 @@ def test_memory_that_somebody_took_after_planning_is_planned_for_once(
 
         def arena(self, nbytes: int) -> torch.Tensor:
             if self.theirs:
-                self.held, self.theirs = self.held + self.theirs, 0
+                self.taken, self.theirs = self.taken + self.theirs, 0
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has more. And so on.")
             return super().arena(nbytes)
 

@@ -11,6 +11,8 @@ from ..errors import UsageError
 from ..registry import find, lookup
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
     from torch import Tensor
 
@@ -96,6 +98,10 @@ class Device(Protocol):
     nodes_are_free: bool
     # what records work to do it again as a whole; None where there is nothing that could
     graphs: Graphs | None
+
+    def at_work(self) -> AbstractContextManager[object]:
+        """A block in which the calling thread works with it, where a machine has several of its kind."""
+        ...
 
     # Memory
 
@@ -258,6 +264,11 @@ def open_device(name: str, host_memory: str | int | None = None) -> Device:
     """The device called `name`. UsageError where it cannot be used, or where `host_memory` is asked for behind none."""
     lookup("device", name, dict.fromkeys(device_names(), ""))
     device: Device = find("device", DEVICES, DEFAULT if name == AUTO else name)()
-    if host_memory is not None and not device.own_memory:
-        raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
+    refuse_host_memory(device, host_memory)
     return device
+
+
+def refuse_host_memory(device: Device, asked: str | int | None) -> None:
+    """Raise UsageError where host memory is `asked` for behind a device that has none behind it."""
+    if asked is not None and not device.own_memory:
+        raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")

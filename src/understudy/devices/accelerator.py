@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +67,10 @@ class Accelerator:
         # By kind of draft products: whether our kernel for them was right here.
         self._tried: dict[str, bool] = {}
 
+    def at_work(self) -> AbstractContextManager[object]:
+        """Nothing to do: one that is alone is every thread's already."""
+        return nullcontext()
+
     def memory(self) -> tuple[int, int]:
         """Bytes of its memory that are free now, and all of it."""
         free, total = torch.cuda.mem_get_info(self.where)
@@ -119,7 +124,7 @@ class Accelerator:
 
     def behind(self, plan: Plan, host_memory: str | int | None, machine: Machine, disk: float) -> Plan:
         """The link of `plan` is that from host memory; what the host does not hold comes over the `disk` first."""
-        room = _host_room(host_memory, machine.memory_limit)
+        room = host_room(host_memory, machine.memory_limit)
         link = plan.link_bytes_per_second
         late = plan.streamed_bytes - min(room, plan.streamed_bytes)
         seconds = max(plan.streamed_bytes / link if link else 0.0, late / disk if disk else 0.0)
@@ -268,7 +273,7 @@ class Accelerator:
         """It has no threads of its own."""
 
 
-def _host_room(asked: str | int | None, limit: int) -> int:
+def host_room(asked: str | int | None, limit: int) -> int:
     """Bytes of exact weights that the host may hold: what was asked for, or most of `limit`, without the process itself."""
     whole = int(limit * HOST_SHARE) if asked is None else parse_size(asked)
     if whole < RUNTIME:

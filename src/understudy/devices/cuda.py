@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from subprocess import SubprocessError
 from typing import Any
 
@@ -21,8 +22,26 @@ TROUBLE = (RuntimeError, AssertionError, OSError, SubprocessError, ImportError)
 INSTEAD = "use --device cpu"
 
 
+class CudaDevice(Accelerator):
+    """GPU `number` of several. Within `at_work` it is the thread's current one."""
+
+    def __init__(self, number: int, cuda: Any, without_triton: str) -> None:
+        name = f"cuda:{number}"
+        super().__init__(name, name, CudaStreams(), graphs=CudaGraphs(), without_triton=without_triton)
+        self.number = number
+        self.cuda = cuda
+
+    def at_work(self) -> AbstractContextManager[object]:
+        block: AbstractContextManager[object] = self.cuda.device(self.number)
+        return block
+
+    def forget(self) -> None:
+        with self.at_work():
+            self.cuda.empty_cache()
+
+
 def kernels_run() -> str:
-    """Why the project's own kernels cannot run, in a few words; empty: one of them ran."""
+    """Why the project's own kernels cannot run on the current GPU, in a few words; empty: one of them ran."""
     try:
         # only now: it may not be installed
         from triton.errors import TritonError
@@ -37,18 +56,24 @@ def kernels_run() -> str:
     return ""
 
 
-def open_cuda(cuda: Any = torch.cuda, kernels: Callable[[], str] = kernels_run) -> Accelerator:
-    """The current CUDA device. UsageError where PyTorch has no CUDA, or where the driver or GPU is missing or too old.
+def open_cuda(cuda: Any = torch.cuda, kernels: Callable[[], str] = kernels_run, *, number: int | None = None) -> Accelerator:
+    """GPU `number`, or the current one. UsageError where PyTorch has no CUDA, or where the driver or GPU is missing or too old.
 
     Where kernels cannot be compiled, or the driver is too old for them, plain torch does their work, and a note says so."""
+    asked = "--device cuda" if number is None else f"cuda:{number}"
     try:
         cuda.init()
     except (RuntimeError, AssertionError) as error:
         # an AssertionError: torch was compiled without CUDA
         reason = first_line(error) if str(error) else "no reason given"
-        raise UsageError(f"--device cuda: there is no usable GPU or driver here ({reason}); {INSTEAD}.") from None
-    found = tuple(cuda.get_device_capability())
-    if found < LEAST:
-        name, has = cuda.get_device_name(), ".".join(map(str, found))
-        raise UsageError(f"--device cuda: {name} has compute capability {has}, 8.0 is needed for bfloat16; {INSTEAD}.")
-    return Accelerator("cuda", "cuda", CudaStreams(), graphs=CudaGraphs(), without_triton=kernels())
+        raise UsageError(f"{asked}: there is no usable GPU or driver here ({reason}); {INSTEAD}.") from None
+    if number is not None and number >= (there := int(cuda.device_count())):
+        raise UsageError(f"{asked} is not there: this machine has {there} GPU{'s' * (there != 1)}, cuda:0 being the first.")
+    with nullcontext() if number is None else cuda.device(number):
+        found = tuple(cuda.get_device_capability())
+        if found < LEAST:
+            name, has = cuda.get_device_name(), ".".join(map(str, found))
+            raise UsageError(f"{asked}: {name} has compute capability {has}, 8.0 is needed for bfloat16; {INSTEAD}.")
+        if number is not None:
+            return CudaDevice(number, cuda, kernels())
+        return Accelerator("cuda", "cuda", CudaStreams(), graphs=CudaGraphs(), without_triton=kernels())

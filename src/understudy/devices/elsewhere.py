@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..codecs import Codec
 from ..errors import UsageError
 from ..plan.machine import Machine
@@ -29,8 +31,8 @@ class DistantProcessor(Processor):
 class DistantAccelerator(Accelerator):
     """An accelerator of another machine, with all of its memory free and kernels that run."""
 
-    def __init__(self, other: OtherMachine) -> None:
-        super().__init__(other.device, "meta", CudaStreams(), graphs=CudaGraphs())
+    def __init__(self, other: OtherMachine, name: str) -> None:
+        super().__init__(name, "meta", CudaStreams(), graphs=CudaGraphs())
         self.other = other
 
     def memory(self) -> tuple[int, int]:
@@ -43,15 +45,20 @@ class DistantAccelerator(Accelerator):
         return float(self.other.bandwidth)
 
 
-def device_of(other: OtherMachine, host_memory: str | int | None) -> Device:
-    """The device of `other`. UsageError for more `host_memory` than it has, or behind a processor."""
+def devices_of(other: OtherMachine, host_memory: str | int | None, numbers: Sequence[int] = ()) -> list[Device]:
+    """The devices of `other` with these numbers, all alike; the only one where there are none.
+
+    UsageError for more `host_memory` than it has, or behind a processor, and for several processors."""
     if other.device == "cpu":
         if host_memory is not None:
             raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
-        return DistantProcessor()
+        if numbers:
+            raise UsageError("--for cpu describes one processor: leave --devices out.")
+        return [DistantProcessor()]
     if host_memory is not None:
         _within(parse_size(host_memory), other.host)
-    return DistantAccelerator(other)
+    names = [f"{other.device}:{number}" for number in numbers] or [other.device]
+    return [DistantAccelerator(other, name) for name in names]
 
 
 def _within(wanted: int, there: int) -> int:

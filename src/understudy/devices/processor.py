@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from .. import startup
 from ..codecs import Codec
-from ..errors import first_line
+from ..errors import UsageError, first_line
 from ..kernels import exact_product
 from ..kernels.attention import AttentionSpec, attend
 from ..kernels.blocks import BlockKernels, ProcessorBlocks
@@ -27,6 +29,7 @@ from ..quantizers import Linear, Quantizer, Tensors
 from ..recurrent import RecurrentState
 from ..tiers import Streaming
 from ..tiers.memory import arena
+from ..tiers.numa import processors_by_node, running_on
 from ..tiers.ring import Ring, open_ring
 from ..tree import Nodes
 from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct
@@ -49,13 +52,23 @@ def _runtime_bytes() -> int:
     return min(here + EXPECTED_GROWTH + REST, RUNTIME)
 
 
+def _node(number: int) -> frozenset[int]:
+    """The processors of NUMA node `number`. UsageError where there is no such node."""
+    nodes = processors_by_node()
+    if number not in nodes:
+        there = ", ".join(f"cpu:{node}" for node in sorted(nodes))
+        raise UsageError(f"cpu:{number} is not there: this process may run on {there} (NUMA nodes, which sockets are as a rule).")
+    return nodes[number]
+
+
 class Processor:
-    """The processor and the memory of this process. `threads` share the heads of attention; by default as many as torch has.
+    """The processor and the memory of this process; with a `number`, the processors of that NUMA node. `threads` share the heads of
+    attention; by default as many as torch has.
 
     torch gets no more threads than processors that this process may keep busy: where a quota allows half of them, the others would
     use it up early, and those that work would stand still with them."""
 
-    name = "cpu"
+    name: str = "cpu"
     where = "cpu"
     note = ""
     own_memory = False
@@ -63,12 +76,25 @@ class Processor:
     nodes_are_free = False
     graphs: Graphs | None = None
 
-    def __init__(self, threads: int = 0) -> None:
+    def __init__(self, threads: int = 0, *, number: int | None = None) -> None:
         if torch.get_num_threads() > cores():
             torch.set_num_threads(cores())
+        # Of a node: the processors that its threads run on. Empty: wherever the system lets them.
+        self.cpus: frozenset[int] = frozenset()
+        if number is not None:
+            self.name = f"cpu:{number}"
+            self.cpus = _node(number)
         self.threads = threads or torch.get_num_threads()
         self.runtime_bytes = _runtime_bytes()
         self._pool: ThreadPoolExecutor | None = None
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Of a node: the thread, and those that it starts, run there, so what they touch first lies there."""
+        with running_on(self.cpus):
+            if self.cpus and torch.get_num_threads() > len(self.cpus):
+                torch.set_num_threads(len(self.cpus))
+            yield
 
     def budget(self, asked: str | int | None, machine: Machine) -> int:
         return int(machine.memory_limit * SHARE) if asked is None else parse_size(asked)

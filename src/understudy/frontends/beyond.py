@@ -45,6 +45,8 @@ def check_replicas(args: Namespace, asks: str, asked: bool, replicas: int) -> No
         return
     if importlib.util.find_spec("ray") is None:
         raise UsageError(f"{asks} {MISSING}")
+    if args.devices is not None:
+        raise UsageError(f"--devices is for one process: leave it out with {asks}, or give each replica one --device.")
     if args.memory is None:
         raise UsageError(f"{asks} needs --memory SIZE, for each of them: replicas may share a machine.")
     if args.host_memory is None and args.device == "cuda":

@@ -60,6 +60,11 @@ class ExactLinear:
         """What multiplies rows of `dtype` by parts that are not decoded first; None where there is nothing that does."""
         return self.device.exact_product(dtype, self.columns) if dtype == self.entry.dtype else None
 
+    def on_host(self, host: Device) -> ExactLinear:
+        """The same weights, as `host` decodes them in memory of its own."""
+        tensors = {name: tensor.to(host.where) for name, tensor in self.tensors.items()}
+        return ExactLinear(self.entry, self.quantizer, tensors, self.buffer.new_empty(self.buffer.shape, device=host.where), host)
+
     @property
     def one_by_one(self) -> bool:
         """Whether one operand must be done with before the next is asked for."""

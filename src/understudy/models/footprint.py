@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..codecs import suited
+from ..codecs import codec, suited
 from ..devices import Device
 from ..kernels.pack import BLOCK, blocks_of
 from ..kernels.recurrence import working_bytes
@@ -88,11 +88,13 @@ def _by_type(tensors: Iterable[tuple[torch.dtype, int]]) -> tuple[tuple[torch.dt
 
 
 def _linear(entry: LinearEntry, holds_substitute: bool) -> LinearSize:
-    held_here = held(entry, holds_substitute)
+    substitute_bytes = sum(stored.nbytes for stored in entry.substitute.values())
     return LinearSize(
-        substitute_bytes=sum(stored.nbytes for stored in entry.substitute.values()) if held_here else 0,
+        substitute_bytes=substitute_bytes if held(entry, holds_substitute) else 0,
         exact_bytes=whole_bytes(entry.shape[1], blocks_of(entry.shape[0]), entry.dtype),
         parts=len(entry.parts),
+        blocks=blocks_of(entry.shape[0]),
+        decoding_bytes=substitute_bytes if codec(entry.codec).needs_substitute else 0,
     )
 
 
@@ -139,8 +141,15 @@ def _foretold(spec: LinearSpec, dtype: torch.dtype, wanted: str, coding: str, ho
     bits = chosen.bits(dtype, quantizer.name)
     # A linked part may begin anywhere on a page: at most a page is read before it.
     lead = ALIGNMENT if chosen.linked else 0
+    copy_bytes = quantizer.size(rows, columns, dtype)
     return ForetoldLinear(
-        size=LinearSize(quantizer.size(rows, columns, dtype) if held_here else 0, exact_bytes, len(whole)),
+        size=LinearSize(
+            substitute_bytes=copy_bytes if held_here else 0,
+            exact_bytes=exact_bytes,
+            parts=len(whole),
+            blocks=blocks_of(rows),
+            decoding_bytes=copy_bytes if chosen.needs_substitute else 0,
+        ),
         part_bytes=tuple(int(nbytes / dtype.itemsize * bits / 8) + lead for nbytes in whole),
         decoding_bytes=0 if chosen.in_place else max(whole),
     )

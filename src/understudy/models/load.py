@@ -137,17 +137,53 @@ def read_whole(
     return found
 
 
+def read_cut(
+    store: Store, portions: Mapping[int, tuple[LinearEntry, int, int]], settings: ReadSettings, device: Device
+) -> dict[int, dict[str, Tensor]]:
+    """Of each Linear's substitute, what belongs to the blocks that its portion says: entry, first block and how many.
+
+    They lie in one arena of `device`; each is read whole, one after another. Raises StoreError or TransferError."""
+    wanted = [(index, name, stored) for index, (entry, _, _) in portions.items() for name, stored in entry.substitute.items()]
+
+    def room_of(index: int, stored: Stored) -> int:
+        entry, _, blocks = portions[index]
+        return aligned(-(-stored.nbytes * blocks // blocks_of(entry.shape[0])))
+
+    memory = device.arena(sum(room_of(index, stored) for index, _, stored in wanted))
+    found: dict[int, dict[str, Tensor]] = {index: {} for index in portions}
+    whole: dict[str, Tensor] = {}
+    stored_ones = [stored for _, _, stored in wanted]
+    used = 0
+    for number, room in _arriving(
+        store, stored_ones, settings, lambda number: arena(aligned(stored_ones[number].span)), PARTS_IN_FLIGHT
+    ):
+        index, name, stored = wanted[number]
+        entry, first, blocks = portions[index]
+        whole[name] = _tensor(room, stored)
+        if len(whole) < len(entry.substitute):
+            continue
+        for name, tensor in quantizer(entry.quantizer).cut(whole, first, blocks).items():
+            place = memory[used : used + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            place.copy_(tensor)
+            found[index][name] = place
+            used += aligned(tensor.nbytes)
+        whole.clear()
+    return found
+
+
 def refuse_wrong_decoding(store: Store, linears: Sequence[ExactLinear], settings: ReadSettings) -> None:
     """Raise UsageError where a device's own kernels give other weights than were prepared: a compiler or a driver may be at fault.
 
-    Of each kind of stored weights that need such kernels, the smallest Linear is decoded and compared with its checksum."""
+    Of each kind of stored weights that need such kernels, the smallest Linear is decoded and compared with its checksum; where a
+    device has only some of its blocks, with what the host decodes."""
     kinds: dict[tuple[str, str], ExactLinear] = {}
     for linear in linears:
         if linear.device.own_memory and linear.codec.needs_triton and linear.entry.parts:
             kind = (linear.codec.name, linear.quantizer.name)
             kinds[kind] = min(kinds.get(kind, linear), linear, key=lambda one: one.entry.nbytes)
     for linear in kinds.values():
-        if _decoded_checksum(store, linear, settings) != linear.entry.checksum:
+        wanted = linear.entry.checksum or _decoded_checksum(store, linear, settings, Processor(threads=1))
+        if _decoded_checksum(store, linear, settings, linear.device) != wanted:
             stored = f"{linear.entry.module}, stored as {linear.codec.name} beside {linear.quantizer.name}"
             raise UsageError(
                 f"{linear.device.name} decodes other weights than were prepared ({stored}): its compiler or driver is at fault. Use"
@@ -155,14 +191,15 @@ def refuse_wrong_decoding(store: Store, linears: Sequence[ExactLinear], settings
             )
 
 
-def _decoded_checksum(store: Store, linear: ExactLinear, settings: ReadSettings) -> str:
-    """The checksum of a Linear's weight, decoded by its device."""
+def _decoded_checksum(store: Store, linear: ExactLinear, settings: ReadSettings, device: Device) -> str:
+    """The checksum of a Linear's weight, decoded by `device`."""
     parts = linear.entry.parts
     stored = [part.stored for part in parts]
+    there = linear if device is linear.device else linear.on_host(device)
     pieces = []
     for number, room in _arriving(store, stored, settings, lambda number: arena(aligned(stored[number].span)), PARTS_IN_FLIGHT):
-        data = room[stored[number].lead : stored[number].span].to(linear.device.where)
-        pieces.append(linear.blocks(data, parts[number].first_block, parts[number].blocks).to("cpu", copy=True))
+        data = room[stored[number].lead : stored[number].span].to(device.where)
+        pieces.append(there.blocks(data, parts[number].first_block, parts[number].blocks).to("cpu", copy=True))
     return checksum([unblock(torch.cat(pieces), linear.entry.shape[0])])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from ..cache import Cache
 from ..devices import Device
-from ..errors import UnderstudyError, first_line
+from ..errors import UnderstudyError
 from ..plan.memory import columns_of
 from ..plan.placement import Plan
 from ..rectangle import PaddedCache
 from ..tiers import ReadSettings
+from ..tiers.ring import Ring
 from ..tree import Nodes
 from ..weights.entries import Stored
 from ..weights.store import Store
@@ -28,6 +29,7 @@ from .draft import Draft
 from .embedding import EmbeddingRows, EmbeddingTable, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
 from .heads import refuse_wrong_head
+from .lanes import JoinedSupply, LaneLost, lost_line, open_lanes, refuse_other_bits
 from .output_head import OutputHead
 from .shape import ModelShape, cache_dtype
 from .streamed import CurrentPass, attention_name, pair
@@ -66,9 +68,10 @@ class Model:
         settings: ReadSettings,
         dtype: torch.dtype,
         uses: Uses,
-        device: Device,
+        devices: Sequence[Device],
         report: Report | None = None,
     ) -> None:
+        device, *further = devices
         self.store = store
         self.config = config
         self.plan = plan
@@ -90,7 +93,13 @@ class Model:
         self.cache = _cache(shape, plan, dtype, device)
         hauls = self.weights.hauls(plan.ring_bytes)
         self.ring = self.weights.ring(plan.ring_bytes, hauls)
+        self.supply: Supply | JoinedSupply
         self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, hauls, self.ring)
+        self.lanes = open_lanes(further, plan, store, settings)
+        if self.lanes:
+            refuse_other_bits(device, self.lanes)
+            outputs = [entry.shape[0] for entry in self.weights.entries]
+            self.supply = JoinedSupply(self.supply, self.weights.portions, self.lanes, outputs)
         self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
         # Where drafted tokens are chosen on the device, their rows must lie there.
         self.lookup = self._lookup(whole=uses.drafts and not device.drafts_see_text)
@@ -179,10 +188,12 @@ class Model:
         if self._lost is not None:
             raise self._lost
         try:
-            yield
+            with self.device.at_work():
+                yield
         except BaseException as error:
-            if self.device.lost(error):
-                self._lost = _lost(self.device.name, error)
+            if isinstance(error, LaneLost) or self.device.lost(error):
+                self._lost = error if isinstance(error, LaneLost) else UnderstudyError(lost_line(self.device.name, error))
+                self._close_lanes()
                 raise self._lost from None
             self.supply.abandon()
             if what := self.device.out_of_memory(error):
@@ -194,8 +205,19 @@ class Model:
         """Can nothing be computed any more, until the model is loaded again?"""
         return self._lost is not None
 
+    @property
+    def rings(self) -> list[Ring]:
+        """The stream of each device that has one."""
+        return [ring for ring in (self.ring, *(lane.ring for lane in self.lanes)) if ring is not None]
+
     def _waited(self) -> float:
-        return self.ring.stats.wait_seconds if self.ring is not None else 0.0
+        """Seconds for which the device that waited longest has waited: they wait side by side."""
+        return max((ring.stats.wait_seconds for ring in self.rings), default=0.0)
+
+    def _close_lanes(self) -> None:
+        """Give back what further devices hold."""
+        for lane in self.lanes:
+            lane.close()
 
     def say(self, note: str) -> None:
         """Warn the user and add the note to the plan, which is the one that `LLM.plan` and all figures show."""
@@ -208,13 +230,14 @@ class Model:
         return self.tile * self.plan.passes.trees
 
     def filling(self) -> bool:
-        """Is the link still busy filling the ring, so that drafting on costs nothing?"""
-        return self.ring is not None and not self.ring.full
+        """Is a link still busy filling its ring, so that drafting on costs nothing?"""
+        return any(not ring.full for ring in self.rings)
 
     def close(self) -> None:
         """Give back threads and files. Further calls do nothing."""
         if self.companion is not None:
             self.companion.close()
+        self._close_lanes()
         self.lookup.close()
         self.device.close()
         if self.ring is not None:
@@ -235,6 +258,3 @@ def _out_of_memory(said: str) -> UnderstudyError:
     what = f"The device ran out of memory in this request ({said})"
     return UnderstudyError(f"{what}: shorten the prompt, or choose a smaller --context or --memory. Others can go on.")
 
-
-def _lost(name: str, error: BaseException) -> UnderstudyError:
-    return UnderstudyError(f"{name} stopped working in the middle of a request ({first_line(error)}): load the model again.")

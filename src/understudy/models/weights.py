@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..codecs import FALLBACK, codec
 from ..devices import Device
+from ..kernels.pack import BLOCK, blocks_of
 from ..plan.placement import Plan
 from ..plan.residents import spread
 from ..quantizers import Quantizer, quantizer
 from ..tiers import ReadSettings, Streaming
 from ..tiers.ring import Ring
 from ..tiers.route import FixedRoute
-from ..weights.entries import LinearEntry, Stored
+from ..weights.entries import LinearEntry, Part, Stored
 from ..weights.store import Store
 from .exact_linear import ExactLinear, decoding_bytes
 from .hauls import Haul, hauls_of, largest_haul
@@ -39,7 +40,82 @@ def largest(entries: Iterable[LinearEntry]) -> int:
     return max((whole_bytes(e.shape[1], part.blocks, e.dtype) for e in decoded for part in e.parts), default=0)
 
 
-class Weights:
+@dataclass(frozen=True)
+class Portion:
+    """The blocks of a Linear that a device multiplies by: its parts, which follow one another."""
+
+    first: int
+    # 0: the device has none of this Linear.
+    blocks: int
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, entry: LinearEntry, parts: Sequence[Part]) -> Portion:
+        """That of some `parts` of a Linear; all of its blocks where it has no parts at all."""
+        if not entry.parts:
+            return cls(0, blocks_of(entry.shape[0]), ())
+        first = parts[0].first_block if parts else 0
+        shifted = tuple(replace(part, first_block=part.first_block - first) for part in parts)
+        return cls(first, sum(part.blocks for part in parts), shifted)
+
+    def cut(self, entry: LinearEntry) -> LinearEntry:
+        """The Linear of these blocks alone; the entry as it is where these are all."""
+        if self.blocks == blocks_of(entry.shape[0]):
+            return entry
+        outputs = min(entry.shape[0] - self.first * BLOCK, self.blocks * BLOCK)
+        # No checksum is known of some of its rows.
+        return replace(entry, shape=(outputs, entry.shape[1]), parts=self.parts, checksum="")
+
+
+def portions_of(entries: Sequence[LinearEntry], mine: Collection[int] | None) -> list[Portion]:
+    """The portion of each Linear whose parts are numbers `mine`; None: all of them."""
+    portions = []
+    number = 0
+    for entry in entries:
+        own = [part for place, part in enumerate(entry.parts, number) if mine is None or place in mine]
+        number += len(entry.parts)
+        portions.append(Portion.of(entry, own))
+    return portions
+
+
+class PartStream:
+    """The parts of a model that a device has: some stay there, the others stream.
+
+    `parts`: all of them in the order of a pass. `stored`: where each part of the model lies, by number; `residents`: the bytes of
+    those that stay, by number."""
+
+    store: Store
+    settings: ReadSettings
+    device: Device
+    # Bytes of host memory that may hold them in front of the disk.
+    host_bytes: int
+    stored: list[Stored]
+    parts: list[PartRef]
+    residents: dict[int, Tensor]
+
+    def hauls(self, capacity: int) -> list[Haul]:
+        """What comes by one copy each through a ring of `capacity` bytes, in the order of a pass: all that is not resident."""
+        streamed = [(part.number, part.linear) for part in self.parts if part.number not in self.residents]
+        extents = {number: extent(self.store, self.stored[number]) for number, _ in streamed}
+        return hauls_of(streamed, extents, largest_haul(capacity) if self.device.own_memory else 0)
+
+    def ring(self, capacity: int, hauls: Sequence[Haul]) -> Ring | None:
+        """The stream of `hauls`; None when there is nothing to stream."""
+        if not hauls:
+            return None
+
+        def check(number: int, data: Tensor) -> None:
+            for part, start in zip(hauls[number].parts, hauls[number].starts, strict=True):
+                stored = self.stored[part]
+                self.store.check(stored, data[start + stored.lead : start + stored.span])
+
+        extents = [haul.extent for haul in hauls]
+        places = spread([extent.nbytes for extent in extents], self.host_bytes)
+        streaming = Streaming(extents, FixedRoute(range(len(hauls))), self.settings, check, sorted(places))
+        return self.device.ring(streaming, capacity)
+
+
+class Weights(PartStream):
     """The weights of a model on a device, and where those that stream come from.
 
     `parts`: every part in the order of a pass. `residents`: parts that stay, by number. `substitutes`: a Linear's tensors.
@@ -67,7 +143,8 @@ class Weights:
         self.entries = [store.linears[spec.module] for spec in store.layout.linears]
         # every part in the Store, by number: those of Linears that are kept whole too
         self.stored = [part.stored for entry in self.entries for part in entry.parts]
-        self.parts = _streamable(self.entries, plan.whole | plan.decoded)
+        self.parts = streamable(self.entries, plan.whole | plan.decoded, plan.parts)
+        self.portions = portions_of(self.entries, plan.parts)
         shared = {index: self.entries[index] for index in sorted(plan.whole)}
         whole = read_whole(store, shared, {}, settings, device, progress)
         for index in whole:
@@ -90,12 +167,17 @@ class Weights:
         self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
         self._buffer = device.arena(decoding_bytes(largest(self.entries), device))
         self.linears = [
-            ExactLinear(entry, copy, tensors, self._buffer, device, bare=index in weights)
-            for index, (entry, copy, tensors) in enumerate(
-                zip(self.entries, self.quantizers, self.substitutes, strict=True)
-            )
+            self._exact(portion, index, bare=index in weights) for index, portion in enumerate(self.portions)
         ]
         refuse_wrong_decoding(store, self.linears, settings)
+
+    def _exact(self, portion: Portion, index: int, bare: bool) -> ExactLinear:
+        """What multiplies by this device's portion of Linear `index`."""
+        entry, copy, tensors = self.entries[index], self.quantizers[index], self.substitutes[index]
+        cut = portion.cut(entry)
+        if cut is not entry and tensors:
+            tensors = dict(copy.cut(tensors, portion.first, portion.blocks))
+        return ExactLinear(cut, copy, tensors, self._buffer, self.device, bare=bare)
 
     def _keep(self, weights: Mapping[int, Tensor]) -> None:
         """Give each Linear whose exact weight lies here as it is one resident part: all of it."""
@@ -125,27 +207,6 @@ class Weights:
             self.quantizers[index], self.substitutes[index], self.entries[index].shape, dtype
         )
 
-    def hauls(self, capacity: int) -> list[Haul]:
-        """What comes by one copy each through a ring of `capacity` bytes, in the order of a pass: all that is not resident."""
-        streamed = [(part.number, part.linear) for part in self.parts if part.number not in self.residents]
-        extents = {number: extent(self.store, self.stored[number]) for number, _ in streamed}
-        return hauls_of(streamed, extents, largest_haul(capacity) if self.device.own_memory else 0)
-
-    def ring(self, capacity: int, hauls: Sequence[Haul]) -> Ring | None:
-        """The stream of `hauls`; None when there is nothing to stream."""
-        if not hauls:
-            return None
-
-        def check(number: int, data: Tensor) -> None:
-            for part, start in zip(hauls[number].parts, hauls[number].starts, strict=True):
-                stored = self.stored[part]
-                self.store.check(stored, data[start + stored.lead : start + stored.span])
-
-        extents = [haul.extent for haul in hauls]
-        places = spread([extent.nbytes for extent in extents], self.host_bytes)
-        streaming = Streaming(extents, FixedRoute(range(len(hauls))), self.settings, check, sorted(places))
-        return self.device.ring(streaming, capacity)
-
     def share(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Give `module` norms and biases, one tensor for both views, and bring its buffers to the device."""
         share(module, self.store.layout, self.shared, dtype)
@@ -153,13 +214,17 @@ class Weights:
             buffer.data = buffer.to(self.device.where)
 
 
-def _streamable(entries: Sequence[LinearEntry], whole: Collection[int]) -> list[PartRef]:
-    """The parts of all Linears but those in `whole`, in the order of a pass. Numbers count the parts of all Linears."""
+def streamable(
+    entries: Sequence[LinearEntry], whole: Collection[int] = (), mine: Collection[int] | None = None
+) -> list[PartRef]:
+    """The parts of all Linears but those in `whole`, in the order of a pass. Numbers count the parts of all Linears. `mine`: those
+    that a device has (None: all); the first of each Linear begins with its block 0."""
     parts = []
     number = 0
-    for index, entry in enumerate(entries):
+    for index, (entry, portion) in enumerate(zip(entries, portions_of(entries, mine), strict=True)):
         for part in entry.parts:
-            if index not in whole:
-                parts.append(PartRef(number, index, part.first_block, part.blocks, part.stored.nbytes, part.stored.lead))
+            if index not in whole and (mine is None or number in mine):
+                first = part.first_block - portion.first
+                parts.append(PartRef(number, index, first, part.blocks, part.stored.nbytes, part.stored.lead))
             number += 1
     return parts

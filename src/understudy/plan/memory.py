@@ -25,6 +25,8 @@ PASS_TILES = 64
 MARGIN = 0.02
 # Parts that the ring must hold beside the one that arrives.
 HELD_PARTS = 1
+# Bytes of a ring beside weights that stay, where there is room.
+USUAL_RING = 256 * MIB
 
 
 def tree_tiles(rows: int, free: bool) -> int:
@@ -89,8 +91,14 @@ def make_plan(footprint: Footprint, request: PlanRequest) -> Plan:
     if least > request.budget_bytes:
         raise UsageError(_too_small(footprint, request, least, ring_bytes))
     passes = widened(passes, usable - sum(fixed.values()) - ring_bytes, footprint, request)
+    return with_passes(footprint, request, passes)
+
+
+def with_passes(footprint: Footprint, request: PlanRequest, passes: Passes) -> Plan:
+    """The plan whose passes are as large as `passes`, for which the budget must do."""
     fixed = _fixed(footprint, request, request.context, passes)
-    kept, ring_bytes = _kept(footprint, request, usable - sum(fixed.values()), ring_bytes)
+    usable = int(request.budget_bytes * (1 - MARGIN))
+    kept, ring_bytes = _kept(footprint, request, usable - sum(fixed.values()), _least_ring(footprint))
     return _placed(footprint, request, passes, fixed, kept, ring_bytes)
 
 
@@ -109,12 +117,17 @@ def _least_ring(footprint: Footprint) -> int:
     return smallest_ring(footprint.part_bytes, HELD_PARTS) if footprint.part_bytes else 0
 
 
+def usual_ring(footprint: Footprint, spare: float) -> float:
+    """Bytes of the ring where some weights stay in `spare` bytes beside it."""
+    return max(_least_ring(footprint), min(spare / 4, USUAL_RING))
+
+
 def _kept(footprint: Footprint, request: PlanRequest, spare: int, least: int) -> tuple[Kept, int]:
     """What stays in `spare` bytes, and the ring's bytes, at least `least`; 0 where everything stays."""
     if request.resident == "none":
         ring_bytes = max(least, min(spare, _round_trip(sum(footprint.part_bytes))))
     else:
-        ring_bytes = max(least, min(spare // 4, 256 * MIB))
+        ring_bytes = max(least, min(spare // 4, USUAL_RING))
 
     def kept_in(room: int) -> Kept:
         return keep(footprint.part_bytes, footprint.linears, room, request.resident, request.speeds, ring_bytes)

@@ -71,6 +71,10 @@ class Plan:
     record_nodes: int = 0
     # Rows that a pass verifies in a left-padded rectangle; 0: each row has a length of its own.
     padded_rows: int = 0
+    # Numbers of the residual parts that are this device's; None: there is no other device.
+    parts: frozenset[int] | None = None
+    # What each further device holds: its own parts, what decodes them, and their stream. Their bytes are not in `items`.
+    lanes: tuple[Plan, ...] = ()
     # What a person should know, a line each.
     notes: tuple[str, ...] = ()
 
@@ -138,7 +142,14 @@ class Plan:
             "used": self.used,
             "smallest_budget": self.least_bytes,
             "limit_plain_tokens_per_second": self.plain_tokens_per_second,
+            **({"lanes": [lane.lane_dict() for lane in self.lanes]} if self.lanes else {}),
         }
+
+    def lane_dict(self) -> dict[str, Any]:
+        """The plan of a further device as JSON."""
+        whole = self.to_dict()
+        names = ("device", "budget", "items", "used", "residents", "ring", "streamed", "total", "link_bytes_per_second")
+        return {"parts": len(self.parts or ()), **{name: whole[name] for name in (*names, "host_memory", "notes")}}
 
     def lines(self) -> list[str]:
         """For people: one line per kind of memory, then what is streamed and how fast that can be."""
@@ -147,7 +158,16 @@ class Plan:
         lines.append(
             f"{'in all':<{width}}  {format_size(self.used):>10}  of {format_size(self.budget_bytes)} ({self.device})"
         )
-        return [*lines, *self._least_lines(), *self._kept_lines(), *self._speed_lines(), *self.notes]
+        lanes = [lane.lane_line() for lane in self.lanes]
+        return [*lines, *self._least_lines(), *self._kept_lines(), *lanes, *self._speed_lines(), *self.notes]
+
+    def lane_line(self) -> str:
+        """What a further device holds, for people."""
+        kept = self.items["resident weights"]
+        return (
+            f"{self.device}: {format_size(self.used)} of {format_size(self.budget_bytes)}: {len(self.parts or ())} parts of exact"
+            f" weights, of which {format_size(kept)} stay and {format_size(self.streamed_bytes)} come in each pass"
+        )
 
     def _least_lines(self) -> list[str]:
         # rounded up, so that what is named does work

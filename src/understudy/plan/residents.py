@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 # Levels of a draft before any was seen: about what drafters begin with.
 LEVELS = 8
@@ -32,6 +33,16 @@ class LinearSize:
     exact_bytes: int
     # How many residual parts it has.
     parts: int
+    # Blocks of 64 outputs.
+    blocks: int = 0
+    # What a device holds of its substitute to decode all parts with; 0: they need none.
+    decoding_bytes: int = 0
+
+    @property
+    def part_blocks(self) -> list[int]:
+        """Blocks of each part: `blocks` cut evenly."""
+        edges = [self.blocks * place // self.parts for place in range(self.parts + 1)] if self.parts else []
+        return [last - first for first, last in pairwise(edges)]
 
     @property
     def extra_bytes(self) -> int:

@@ -10,16 +10,33 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PCI = Path("/sys/bus/pci/devices")
+NODES = Path("/sys/devices/system/node")
 
 
 def processors_near(address: str, devices: Path = PCI) -> frozenset[int]:
     """The processors next to the PCI device at `address` ("0000:65:00.0"); empty where the kernel does not say."""
     try:
-        text = (devices / address / "local_cpulist").read_text(encoding="ascii")
-        spans = [span.partition("-") for span in text.strip().split(",") if span]
-        return frozenset(cpu for low, _, high in spans for cpu in range(int(low), int(high or low) + 1))
+        return _processors((devices / address / "local_cpulist").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return frozenset()
+
+
+def processors_by_node(nodes: Path | None = None) -> dict[int, frozenset[int]]:
+    """The processors that this process may run on, by NUMA node; all of them in node 0 where the kernel does not say."""
+    allowed = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset(range(os.cpu_count() or 1))
+    found: dict[int, frozenset[int]] = {}
+    with suppress(OSError, ValueError):
+        for node in (nodes or NODES).glob("node[0-9]*"):
+            here = allowed & _processors((node / "cpulist").read_text(encoding="ascii"))
+            if here:
+                found[int(node.name.removeprefix("node"))] = here
+    return found or {0: allowed}
+
+
+def _processors(text: str) -> frozenset[int]:
+    """The processors in the kernel's "0-3,8". Raises ValueError for anything else."""
+    spans = [span.partition("-") for span in text.strip().split(",") if span]
+    return frozenset(cpu for low, _, high in spans for cpu in range(int(low), int(high or low) + 1))
 
 
 @contextmanager

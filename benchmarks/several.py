@@ -1,0 +1,147 @@
+"""Tokens per second of a 70B model over 1 to 8 devices, 1 to 10 texts at once: simulated from what one H100 measured. Configs only.
+
+    python benchmarks/several.py > table.md
+
+Each device has 64 GB, as a half of SpecMemo's MI250 has. A pass is walked Linear by Linear: every device multiplies by its own
+blocks once they are there, and the next Linear begins when the last device is done and its outputs have come to the first."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from understudy.plan.placement import Plan
+
+MACHINE = "cuda:memory=64GB,link=53GB/s,host=256GB"
+DEVICES, ROWS = (1, 2, 4, 8), (1, 2, 4, 8, 10)
+# From arXiv 2506.01986: Llama-2-70B-Chat on 8 MI250, tokens per second by texts at once; their batched plain decoding at 4 and 10.
+SPECMEMO, PLAIN = {1: 5.7, 2: 14.5, 4: 28.8, 8: 41.6, 10: 46.0}, {4: 14.2, 10: 29.8}
+CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class Times:
+    """What one device takes. Rates are bytes per second, times seconds; all but `handoff` were measured (benchmarks/RESULTS.md)."""
+
+    # Exact weights of 16 bits that a pass of one node multiplies by: 6.54 GB in 10 ms.
+    exact_rate: float = 6.54e9 / 10e-3
+    # What each more node adds, as a share of that: 2,000 nodes took 95 ms.
+    node_share: float = (95 - 10) / 10 / 2000
+    # The copy of 4 bits, in whole decoder blocks of 8 nodes: 38 us of bytes at 3.35 TB/s in 168 us.
+    copy_rate: float = 38e-6 * 3.35e12 / 168e-6
+    # Nodes up to which a draft level takes as long as that.
+    level_nodes: int = 8
+    # Assumed: from the end of a lane's product until the first device has its outputs and the next inputs are there.
+    handoff: float = 30e-6
+
+
+@dataclass(frozen=True)
+class Portions:
+    """What one device does in a pass, Linear by Linear."""
+
+    # Bytes of exact weights that it multiplies by, and those of them that stream.
+    exact: Sequence[int]
+    streamed: Sequence[int]
+    # Bytes of its stream that have come before a pass begins, and bytes per second of the rest.
+    ahead: int
+    link: float
+
+
+def pass_seconds(devices: Sequence[Portions], nodes: int, times: Times) -> float:
+    """How long a pass of `nodes` nodes takes: all devices are done with a Linear before the next one begins."""
+    now = 0.0
+    come = [-one.ahead for one in devices]
+    slower = (1 + times.node_share * (nodes - 1)) / times.exact_rate
+    for index in range(len(devices[0].exact)):
+        ends = [now]
+        for place, one in enumerate(devices):
+            if not one.exact[index]:
+                continue
+            come[place] += one.streamed[index]
+            there = max(come[place], 0) / one.link if one.streamed[index] else 0.0
+            ends.append(max(now, there) + one.exact[index] * slower + (times.handoff if place else 0.0))
+        now = max(ends)
+    return now
+
+
+def best(devices: Sequence[Portions], copy_bytes: int, rows: int, most: int, times: Times) -> tuple[float, str]:
+    """Tokens per second of the best shape of trees of at most `most` nodes in all, and that shape. The copy of 4 bits drafts
+    them, which is taken to agree as it does on the built-in model."""
+    from understudy.plan.rounds import MOST_LEVELS, WIDTHS, Drafting
+
+    drafting = Drafting.by_copy("int4")
+    found = []
+    for levels in range(1, MOST_LEVELS + 1):
+        for width in WIDTHS:
+            nodes = rows * (1 + levels * width)
+            if nodes > most:
+                continue
+            level = copy_bytes / times.copy_rate * max(1.0, rows * width / times.level_nodes)
+            seconds = levels * level + pass_seconds(devices, nodes, times)
+            found.append((rows * drafting.tokens(levels, width) / seconds, f"{levels} x {width}"))
+    return max(found)
+
+
+def portions(config: dict[str, object], count: int) -> tuple[list[Portions], Plan]:
+    """What each of `count` devices does, by its plan."""
+    from understudy.options import Options
+    from understudy.plan.other_machine import OtherMachine
+    from understudy.planning import foretold_of_config, planned_devices
+
+    named = ",".join(f"cuda:{number}" for number in range(count)) if count > 1 else None
+    asked = {"devices": named, "codec": "raw", "context": CONTEXT, "rows": ROWS[-1], "resident": "residual"}
+    options = Options.of(asked, os.environ)
+    other = OtherMachine.parse(MACHINE)
+    first, *further = planned_devices(options, other)
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "config.json").write_text(json.dumps(config))
+        blueprint = foretold_of_config(place, options).blueprint(options, other.machine(), first)
+    blueprint = replace(blueprint, further=tuple(further))
+    plan, sizes = blueprint.plan(), blueprint.footprint
+    devices = []
+    for one in (plan, *plan.lanes):
+        mine = frozenset(range(len(sizes.part_bytes))) if one.parts is None else one.parts
+        exact, streamed, start = [], [], 0
+        for linear in sizes.linears:
+            own = [number for number in range(start, start + linear.parts) if number in mine]
+            exact.append(sum(sizes.part_bytes[number] for number in own))
+            streamed.append(sum(sizes.part_bytes[number] for number in own if number not in one.residents))
+            start += linear.parts
+        devices.append(Portions(exact, streamed, one.ring_bytes, float(other.link)))
+    return devices, plan
+
+
+def main() -> None:
+    from plans import SHAPES
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--plan", action="store_true", help="what each plan says, before the table")
+    parser.add_argument("--handoff", type=float, default=Times.handoff * 1e6, help="microseconds, which nobody measured")
+    given = parser.parse_args()
+    times = Times(handoff=given.handoff * 1e-6)
+    lines = []
+    for count in DEVICES:
+        devices, plan = portions(SHAPES["Llama 3 70B"], count)
+        if given.plan:
+            print("\n".join(plan.lines()), end="\n\n")
+        streamed = sum(sum(one.streamed) for one in devices) / 1e9
+        cells = [best(devices, plan.items["substitute"], rows, plan.passes.trees * plan.tile, times) for rows in ROWS]
+        plain = [rows / pass_seconds(devices, rows, times) for rows in ROWS]
+        lines.append(f"{count} | {streamed:.0f} GB | drafted | " + " | ".join(f"{speed:.1f} ({shape})" for speed, shape in cells))
+        lines.append(f"{count} | {streamed:.0f} GB | plain | " + " | ".join(f"{speed:.1f}" for speed in plain))
+    lines.append("8 | | SpecMemo | " + " | ".join(str(SPECMEMO[rows]) for rows in ROWS))
+    lines.append("8 | | batched plain there | " + " | ".join(str(PLAIN.get(rows, "-")) for rows in ROWS))
+    heads = ["devices", "streamed in each pass", "", *(f"{rows} text{'s' * (rows > 1)}" for rows in ROWS)]
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    print("\n".join(f"| {line} |" for line in lines))
+
+
+if __name__ == "__main__":
+    main()

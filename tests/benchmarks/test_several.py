@@ -1,0 +1,34 @@
+"""The walk of a pass over devices: shares are multiplied side by side, links add up, and each Linear waits for the last device."""
+
+import pytest
+
+from several import Portions, Times, pass_seconds
+
+GB = 10**9
+TIMES = Times(exact_rate=100 * GB, node_share=0.01, handoff=1e-3)
+EVERYTHING = 10 * GB
+
+
+def devices(count: int, streamed: float = 0.0, ahead: int = 0) -> list[Portions]:
+    """So many devices with equal shares of ten Linears, of which a part streams at 10 GB/s."""
+    share = EVERYTHING // 10 // count
+    return [Portions([share] * 10, [int(share * streamed)] * 10, ahead, 10 * GB) for _ in range(count)]
+
+
+def test_shares_are_multiplied_side_by_side() -> None:
+    assert pass_seconds(devices(1), 1, TIMES) == pytest.approx(0.1)
+    assert pass_seconds(devices(4), 1, TIMES) == pytest.approx(0.1 / 4 + 10 * TIMES.handoff)
+    assert pass_seconds(devices(1), 101, TIMES) == pytest.approx(0.2)
+
+
+def test_links_add_up_and_what_has_come_before_is_not_waited_for() -> None:
+    one, two = (pass_seconds(devices(count, 1.0), 1, TIMES) for count in (1, 2))
+    assert one == pytest.approx(1.0, rel=0.05) and two == pytest.approx(0.5, rel=0.05)
+    assert pass_seconds(devices(1, 1.0, ahead=EVERYTHING // 2), 1, TIMES) == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_linear_waits_for_the_last_device() -> None:
+    fast, slow = devices(2)
+    slow = Portions(slow.exact, slow.exact, 0, slow.link)
+    assert pass_seconds([fast, slow], 1, TIMES) == pytest.approx(pass_seconds([slow, fast], 1, TIMES), rel=0.1)
+    assert pass_seconds([fast, slow], 1, TIMES) > 4 * pass_seconds([fast, fast], 1, TIMES)
