@@ -8,7 +8,7 @@ const SHOWN = 48;
 const GROUPS = [
   ["copy", "4-bit copy", ["substitute", "draft model"]],
   ["exact", "exact weights kept here", ["resident weights", "whole weights"]],
-  ["ring", "exact weights passing through", ["ring"]],
+  ["ring", "exact weights in transit", ["ring"]],
   ["cache", "KV cache", ["KV cache"]],
   ["room", "room to work", null],
   ["runtime", "program and tokenizer", ["runtime", "tokenizer"]],
