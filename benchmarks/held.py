@@ -224,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--configurations", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="numbers of configurations, with commas between them: no others are run")
     parser.add_argument("--json", type=Path, default=Path("held.json"))
     parser.add_argument("--real", default="", help="a checkpoint that some of the configurations run")
     parser.add_argument("--store", help=argparse.SUPPRESS)
@@ -245,6 +246,8 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = json.loads(given.json.read_text()) if given.json.exists() else {}
     chance = random.Random(given.seed)
     wanted = [Held.chosen(chance, number, given.real) for number in range(given.configurations)]
+    if given.only:
+        wanted = [wanted[int(number)] for number in given.only.split(",")]
     runtime = int(subprocess.run([*AGAIN, "--runtime"], stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
     for one in wanted:
         if one.name not in rows:

@@ -63,7 +63,8 @@ MAY_IMPORT = {
     "stats": {"engine", "models", "plan"},
     "request": {"engine", "logprobs", "sequence", "stats", "text"},
     "policies": set(),
-    "scheduler": {"engine", "policies", "request", "sequence", "stats"},
+    "admission": {"engine", "policies", "request", "sequence"},
+    "scheduler": {"admission", "engine", "policies", "request", "sequence", "stats"},
     "options": {"policies", "plan", "tiers", "drafters", "devices", "weights", "codecs", "quantizers"},
     "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs"},
     "blueprint": {
@@ -84,7 +85,7 @@ MAY_IMPORT = {
         *("devices", "models", "weights", "plan", "drafters", "tiers"),
     },
     "prompts": set(),
-    "room": {"cache", "plan"},
+    "room": {"cache", "plan", "sequence"},
     "making": {
         *("adjust", "chat_template", "grammar", "grammar_compiler", "prompts", "request", "room", "sequence", "stats", "text"),
         "token_texts",

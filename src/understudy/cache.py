@@ -46,8 +46,8 @@ class Cache:
         self.capacity = capacity
         # one past the highest slot that passes have written, and trees above earlier lengths may have written
         self._written = [0] * rows
-        # one past the highest slot that any row has ever reached
-        self._reached = 0
+        # one past the highest slot that each row has ever reached: memory that was taken stays
+        self._reached = [0] * rows
 
     @property
     def rows(self) -> int:
@@ -57,10 +57,12 @@ class Cache:
     def nbytes(self) -> int:
         return sum(state.nbytes for state in self.states)
 
-    def growth(self, tokens: int) -> int:
-        """Bytes of memory that a text of `tokens` tokens takes beyond what the longest so far took. 0 on a device: all is taken at
-        once."""
-        return sum(state.growth(self._reached, tokens) for state in self.states if isinstance(state, FullState))
+    def growth(self, tokens: int, row: int | None = None) -> int:
+        """Bytes of memory that a text of `tokens` tokens, with its trees, takes beyond what `row` has taken so far; None: the row
+        that has taken most. 0 on a device: all is taken at once."""
+        reached = max(self._reached) if row is None else self._reached[row]
+        slots = tokens + self.scratch
+        return sum(state.growth(reached, slots) for state in self.states if isinstance(state, FullState))
 
     def placed(self, nodes: Nodes) -> Nodes:
         """`nodes` as the states number their rows."""
@@ -125,6 +127,7 @@ class Cache:
         for state in self.states:
             state.copy(row, to, reached)
         self.lengths[to] = reached
+        self._reached[to] = max(self._reached[to], reached)
         self._written[to] = self._highest(row) if reached else 0
         return reached
 
@@ -165,6 +168,7 @@ class Cache:
         for index, state in enumerate(self.states):
             state.resume(row, length, _own(index, tensors))
         self.lengths[row] = self._written[row] = length
+        self._reached[row] = max(self._reached[row], length)
 
     def save(self, row: int) -> None:
         """Keep what lets `row` come back to about its length, however long its text becomes; its last save is given up."""
@@ -192,7 +196,7 @@ class Cache:
             deep = int(nodes.positions[mine].max()) - self.lengths[row]
             assert chain or deep <= self.deepest, f"a tree of {deep} levels in row {row}"
             self._written[row] = max(self._highest(row), end)
-            self._reached = max(self._reached, end)
+            self._reached[row] = max(self._reached[row], end)
 
     def _highest(self, row: int) -> int:
         """One past the highest slot of `row` that may have been written: trees use the scratch, and a device's draft the slot after

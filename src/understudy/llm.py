@@ -78,8 +78,9 @@ class LLM:
         )
         counters = partial(Counters.of, self.model, self.engine)
         self.scheduler = Scheduler(
-            self.engine, self.plan.rows, self.options.batching, counters, self.model.guard, partial(explain, self.model)
-        )
+            self.engine, self.plan.rows, self.options.batching, counters, self.model.guard, partial(explain, self.model),
+            self.maker.room.lacking,
+        )  # fmt: skip
         # Passes may run in another thread from now on.
         disband()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .cache import Cache
@@ -10,9 +11,17 @@ from .errors import RoomError, UsageError
 from .params import SamplingParams
 from .plan.machine import spare_bytes
 from .plan.sizes import format_size
+from .sequence import TokenSequence
 
 # Tokens that a reply in a conversation has room for at least, unless fewer were asked for: one that ends after a word is no turn.
 LEAST_REPLY = 16
+
+
+def short(needed: int) -> int | None:
+    """The bytes of memory that are free now, where they are fewer than `needed`; None: they suffice."""
+    if not needed or needed <= (free := spare_bytes()):
+        return None
+    return free
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,21 @@ class TextRoom:
             )
         self._check_memory(what, tokens, min(params.max_new_tokens, self.context - tokens))
 
+    def lacking(self, sequences: Sequence[TokenSequence]) -> str:
+        """What memory that is free now lacks for all of `sequences`, which have rows, to reach their ends, in words; empty:
+        nothing."""
+        needed = sum(self.cache.growth(min(sequence.longest, self.context), sequence.row) for sequence in sequences)
+        if (free := short(needed)) is None:
+            return ""
+        return (
+            f"The text needs up to {format_size(needed)} more memory, and {format_size(free)} is free now: ask for a shorter reply"
+            " (max_new_tokens) or end other programs."
+        )
+
     def _check_memory(self, what: str, tokens: int, reply: int) -> None:
         """Raise RoomError unless memory that is free now holds a text of `tokens` tokens with a reply of `reply` tokens."""
         needed = self.cache.growth(tokens + reply)
-        if not needed or needed <= (free := spare_bytes()):
+        if (free := short(needed)) is None:
             return
         room = bisect_right(range(self.context + 1), free, key=self.cache.growth) - 1
         raise RoomError(

@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 
+from .admission import Admission, nothing
 from .engine import Advance, Engine
-from .errors import Caught, GrammarError, NumbersError, RequestError, UnderstudyError
+from .errors import Caught, GrammarError, NumbersError, RequestError, RoomError, UnderstudyError
 from .policies import Policy
 from .request import Request, Step
 from .sequence import TokenSequence
@@ -34,7 +35,8 @@ class Scheduler:
     """Waiting and running requests of one engine, which has `rows` cache rows.
 
     `counters()` tells what has been used so far. Each pass runs inside `guard()`, which mends the model after an error.
-    `explain(tokens, row)` says why the logits after `tokens` are no numbers; it may use cache row `row`."""
+    `explain(tokens, row)` says why the logits after `tokens` are no numbers; it may use cache row `row`. `lacking` is that of
+    `Admission`."""
 
     def __init__(
         self,
@@ -44,10 +46,11 @@ class Scheduler:
         counters: Callable[[], Counters],
         guard: Callable[[], AbstractContextManager[None]] = nullcontext,
         explain: Callable[[Sequence[int], int], UnderstudyError] = no_numbers,
+        lacking: Callable[[Sequence[TokenSequence]], str] = nothing,
     ):
         self.engine = engine
         self.rows = rows
-        self.policy = policy
+        self.admission = Admission(engine, rows, policy, lacking)
         self.counters = counters
         self.guard = guard
         self.explain = explain
@@ -124,7 +127,7 @@ class Scheduler:
         """Submit `requests`, and return when all are finished; `ended` is told of each. An error or an interrupt cancels the rest.
 
         At most `window` of them are submitted and unfinished at a time (None: all), and each is made when its turn comes. A
-        RequestError concerns one request: it is raised when the others are finished."""
+        RequestError or a RoomError concerns one request: it is raised when the others are finished."""
         coming = iter(requests)
         going: list[Request] = []
         failed: BaseException | None = None
@@ -135,7 +138,7 @@ class Scheduler:
                     going.remove(request)
                     if request.error is None:
                         ended(request)
-                    elif not isinstance(request.error, RequestError):
+                    elif not isinstance(request.error, RequestError | RoomError):
                         raise request.error
                     failed = failed or request.error
         finally:
@@ -166,7 +169,7 @@ class Scheduler:
         try:
             with self._changed:
                 self._drop_cancelled()
-                running = self._select()
+                running = self.admission.select(self.running, self.waiting)
             if running:
                 self._run(running)
         finally:
@@ -175,41 +178,6 @@ class Scheduler:
                 self.running = [request for request in self.running if not request.finished]
                 self._stepping = False
                 self._changed.notify_all()
-
-    def _select(self) -> list[Request]:
-        """The requests of the next pass, as the policy decides; those it admits get their cache rows."""
-        free = sorted(set(range(self.rows)) - {request.sequence.row for request in self.running})
-        selection = self.policy.select(tuple(self.running), tuple(self.waiting), len(free))
-        assert len(selection.admit) <= len(free), f"{len(selection.admit)} requests admitted to {len(free)} free rows"
-        for request in selection.admit:
-            self.waiting.remove(request)
-            self.running.append(request)
-            self._admit_or_end(request, free)
-        assert bool(selection.run) or not self.running, "the policy lets nobody run"
-        return [request for request in selection.run if not request.finished]
-
-    def _admit_or_end(self, request: Request, free: list[int]) -> None:
-        """Admit `request`; an error ends it, and no other request."""
-        with Caught() as bug:
-            self._admit(request, free)
-        if bug.error is None:
-            return
-        self.running.remove(request)
-        sequence = request.sequence
-        if any(sequence is admitted for admitted in self.engine.sequences):
-            self.engine.release(sequence, "error")
-        if sequence.row >= 0:
-            self.engine.forget(sequence.row)
-        sequence.finish_reason = "error"
-        self._blame(request, bug.error)
-
-    def _admit(self, request: Request, free: list[int]) -> None:
-        """Take a row out of `free`."""
-        row = self.engine.row_for(request.sequence.tokens, free)
-        free.remove(row)
-        request.sequence.row = row
-        request.meter.begin()
-        self.engine.admit(request.sequence)
 
     def _run(self, running: list[Request]) -> None:
         before = self.counters()

@@ -105,6 +105,11 @@ class TokenSequence:
         return self.tokens[: most if self.reusable is None else min(most, self.reusable)]
 
     @property
+    def longest(self) -> int:
+        """How many tokens it has at most in the end, those of the prompt included."""
+        return self.prompt_length + (self.limit or self.params.max_new_tokens)
+
+    @property
     def remaining(self) -> int:
         """How many more tokens may be generated."""
         return self.limit - self.produced

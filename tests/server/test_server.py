@@ -180,7 +180,7 @@ def test_a_turn_that_will_not_fit_is_refused_with_the_fields_name_and_the_next_o
 
 
 def test_a_turn_that_memory_does_not_hold_is_refused_by_name(server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm.model.cache, "_reached", 0)
+    monkeypatch.setattr(llm.model.cache, "_reached", [0] * llm.plan.rows)
     monkeypatch.setattr("understudy.room.spare_bytes", lambda: 64)
     error = server.post("/v1/chat/completions", messages=CHAT, max_tokens=5).json()["error"]
     assert error["param"] == "messages" and error["code"] == "out_of_memory" and "(max_tokens)" in error["message"]
