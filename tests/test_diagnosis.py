@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from tests.published import MISTRAL_SMALL_24B
-from understudy.chat_plan import Drawable, drawable
 from understudy.diagnosis import WORTH, Diagnosis, diagnose
+from understudy.drawable import Drawable, drawable
 from understudy.options import Options
 from understudy.plan.other_machine import OtherMachine
 from understudy.plan.rounds import Arithmetic

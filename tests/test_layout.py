@@ -76,7 +76,8 @@ MAY_IMPORT = {
         *("devices", "codecs", "models", "weights", "plan", "drafters", "heads"),
     },
     "concessions": {"blueprint", "codecs", "drafters", "options", "plan"},
-    "chat_plan": {"blueprint", "codecs", "concessions", "options", "plan", "planning", "sources", "weights"},
+    "drawable": {"blueprint", "codecs", "devices", "options", "plan", "planning", "sources", "weights"},
+    "chat_plan": {"concessions", "drawable", "options", "plan"},
     "diagnosis": {"blueprint", "concessions", "options", "plan"},
     "yardstick": {"llm", "codecs", "kernels", "quantizers", "plan"},
     "loading": {
@@ -101,7 +102,7 @@ MAY_IMPORT = {
         "scheduler",
         "stats",
         "loading",
-        "planning",
+        "drawable",
         "sources",
         "options",
         "cache",
@@ -130,7 +131,8 @@ MAY_IMPORT = {
     "frontends": {
         *("cluster", "training"),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
-        *("demo", "devices", "options", "chat_plan", "yardstick", "shelf", "inventory", "startup", "diagnosis", "grammar_compiler"),
+        *("demo", "devices", "options", "chat_plan", "drawable", "yardstick", "shelf", "inventory", "startup", "diagnosis"),
+        "grammar_compiler",
     },
 }
 LONGEST_LINE = 132

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from tests.published import GEMMA4_12B, GEMMA4_31B, GEMMA4_E4B
 from tests.tiny import save
 from understudy import LLM, loading, planning, sources, startup
 from understudy.devices import open_device
+from understudy.drawable import plan_for
 from understudy.errors import CheckpointError, UsageError
 from understudy.options import Options
 from understudy.plan.demand import EXPECTED_GROWTH, MIB, REST
-from understudy.planning import plan_for, plan_for_config
+from understudy.plan.memory import columns_of
 
 
 @pytest.fixture(scope="module")
@@ -70,32 +72,32 @@ def test_a_config_alone_is_planned_for_as_its_checkpoint(tmp_path: Path, codec: 
         alone.mkdir()
         shutil.copy(tmp_path / family / "config.json", alone)
         chosen = options(tmp_path, memory="1GiB", context=256, codec=codec, rows=1)
-        found, expected = plan_for_config(alone, chosen), plan_for(tmp_path / family, chosen)
+        found, expected = plan_for(alone, chosen, config_alone=True), plan_for(tmp_path / family, chosen)
         assert (found.items, found.residents, found.residual_bytes) == (expected.items, expected.residents, expected.residual_bytes)
         assert found.plain_tokens_per_second is None
-        assert plan_for_config(alone / "config.json", chosen).items == found.items
+        assert plan_for(alone / "config.json", chosen, config_alone=True).items == found.items
 
 
 @pytest.mark.parametrize(("bits", "memory", "codec"), [(4, 5.0e9, "raw"), (4, 5.0e9, "delta"), (3, 4.0e9, "raw")])
 def test_seven_billion_parameters_fit(tmp_path: Path, bits: int, memory: float, codec: str) -> None:
     directory = config_in(tmp_path / "qwen", **QWEN_7B)
     chosen = options(tmp_path, memory=int(memory), context=2048, codec=codec, rows=1, bits=bits)
-    plan = plan_for_config(directory, chosen)
+    plan = plan_for(directory, chosen, config_alone=True)
     assert plan.context == 2048 and plan.used <= memory * 0.98
     assert plan.items["substitute"] == pytest.approx(7.07e9 * (bits + 0.5) / 8, rel=0.01)
-    assert plan.items["KV cache"] == 2 * 28 * 4 * 128 * 2 * 2368
+    assert plan.items["KV cache"] == 2 * 28 * 4 * 128 * 2 * columns_of(2048, plan.scratch)
 
 
 def test_configs_that_cannot_be_planned_for_are_refused(tmp_path: Path) -> None:
     chosen = options(tmp_path, memory="1GiB", rows=1)
     with pytest.raises(CheckpointError, match=r"'mixtral' is not supported yet"):
-        plan_for_config(config_in(tmp_path / "experts", model_type="mixtral", num_local_experts=8), chosen)
+        plan_for(config_in(tmp_path / "experts", model_type="mixtral", num_local_experts=8), chosen, config_alone=True)
     with pytest.raises(UsageError, match=r"--config takes the directory of one"):
-        plan_for_config(tmp_path / "nowhere", chosen)
+        plan_for(tmp_path / "nowhere", chosen, config_alone=True)
     untyped = config_in(tmp_path / "untyped", **{k: v for k, v in QWEN_7B.items() if k != "torch_dtype"})
     with pytest.raises(UsageError, match=r"--dtype"):
-        plan_for_config(untyped, chosen)
-    plan_for_config(untyped, options(tmp_path, memory="6GB", dtype="bfloat16", rows=1))
+        plan_for(untyped, chosen, config_alone=True)
+    plan_for(untyped, options(tmp_path, memory="6GB", dtype="bfloat16", rows=1), config_alone=True)
     with pytest.raises(CheckpointError, match=r"plan --config"):
         plan_for(untyped, chosen)
     with pytest.raises(UsageError, match="not both"):
@@ -132,20 +134,20 @@ def test_host_memory_is_refused_where_there_is_no_device_in_front_of_it(tmp_path
     ("published", "machine", "context", "kv_bytes"),
     [
         # sliding layers hold every slot of so short a context: 50 of 16 heads of 256 + 256, 10 of 4 heads of 512 + 512
-        (GEMMA4_31B, "cuda:memory=24GB,link=25GB/s", 512, 832 * 2 * (50 * 16 * 512 + 10 * 4 * 1024)),
-        # 40 layers hold 1024 + 320 + 256 tokens, 8 layers 4096 + 320
-        (GEMMA4_12B, "cpu:memory=16GB,disk=3.5GB/s", 4096, 2 * (1600 * 40 * 8 * 512 + 4416 * 8 * 1024)),
+        (GEMMA4_31B, "cuda:memory=24GB,link=25GB/s", 512, lambda slots: slots * 2 * (50 * 16 * 512 + 10 * 4 * 1024)),
+        # 40 layers hold 1024 + 320 + 256 tokens, 8 layers all
+        (GEMMA4_12B, "cpu:memory=16GB,disk=3.5GB/s", 4096, lambda slots: 2 * (1600 * 40 * 8 * 512 + slots * 8 * 1024)),
         # 18 layers hold nothing, and all tokens are held where those read: in four global layers and a sliding one
-        (GEMMA4_E4B, "cpu:memory=16GB,disk=3.5GB/s", 4096, 2 * (1088 * 19 * 2 * 512 + 4416 * 2 * (512 + 4 * 1024))),
+        (GEMMA4_E4B, "cpu:memory=16GB,disk=3.5GB/s", 4096, lambda slots: 2 * (1088 * 19 * 2 * 512 + slots * 2 * (512 + 4 * 1024))),
     ],
     ids=["31B", "12B", "E4B"],
 )
 def test_keys_and_values_of_gemma_4_are_counted_layer_by_layer(
-    published: dict[str, Any], machine: str, context: int, kv_bytes: int, tmp_path: Path
+    published: dict[str, Any], machine: str, context: int, kv_bytes: Callable[[int], int], tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(published))
     plan = LLM.plan_only(config=tmp_path, machine=machine, context=context, rows=1)
-    assert plan.items["KV cache"] == kv_bytes
+    assert plan.items["KV cache"] == kv_bytes(columns_of(context, plan.scratch))
     assert 0 < plan.least_bytes <= plan.budget_bytes
     text = "\n".join(plan.lines())
     assert "smallest --memory" in text and "tok/s" in text
@@ -180,7 +182,7 @@ def test_what_memory_does_not_hold_is_refused_before_it_is_prepared(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
-    monkeypatch.setattr(planning, "spare_bytes", lambda: planning.PREPARING - 1)
+    monkeypatch.setattr("understudy.plan.machine.spare_bytes", lambda: planning.PREPARING - 1)
     with pytest.raises(UsageError, match=r"Preparing this model, which is done once, takes up to 241 MiB .* start again"):
         LLM(model, memory="1GiB", context=256)
     assert not list(tmp_path.glob("model-*")), "nothing was begun"

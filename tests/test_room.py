@@ -1,7 +1,6 @@
 """A growing conversation never dies half way: a turn that will not fit is refused before a pass, and what was said stays."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -64,12 +63,6 @@ def test_a_conversation_grows_until_a_turn_is_refused_and_goes_on_from_there(llm
     assert len(shorter.token_ids) == 2 and shorter.stats.read_again == 0
 
 
-def taken(cache: Cache) -> int:
-    """Bytes that all rows have taken so far."""
-    whole = Cache(cache.shapes, 1, cache.capacity, torch.bfloat16, scratch=0)
-    return sum(whole.growth(reached) for reached in cache._reached)
-
-
 def test_what_texts_have_reached_is_not_needed_again() -> None:
     cache = Cache([FULL, SLIDING], 2, 1024, torch.bfloat16, scratch=0)
     whole = cache.growth(100)
@@ -94,34 +87,6 @@ def test_a_turn_that_memory_does_not_hold_is_refused_before_a_pass(llm: LLM, mon
     assert "max_new_tokens" in str(error.value) and error.value.code == "out_of_memory"
     llm.generate([[1] * 30], SamplingParams(max_new_tokens=30, ignore_eos=True))
     assert cache._reached[0] >= 59
-
-
-def test_texts_that_fit_one_by_one_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is counted for all that run: two texts that do not fit together run one after the other, in the same row."""
-    save(tmp_path / "model", "llama", torch.bfloat16)
-    params = SamplingParams(temperature=0, max_new_tokens=40, ignore_eos=True)
-    prompts = [[place + 1] * 40 for place in range(3)]
-    with LLM(tmp_path / "model", context=200, rows=3) as llm:
-        expected = [done.token_ids for done in llm.generate(prompts, params)]
-    with LLM(tmp_path / "model", context=200, rows=3) as llm:
-        cache, together = llm.model.cache, []
-        most = cache.growth(80) * 3 // 2
-        monkeypatch.setattr(room, "spare_bytes", lambda: most - taken(cache))
-        run = llm.engine.step
-        monkeypatch.setattr(llm.engine, "step", lambda sequences: (together.append(len(sequences)), run(sequences))[1])
-        assert [done.token_ids for done in llm.generate(prompts, params)] == expected
-    assert set(together) == {1}, "never two at a time"
-    assert sum(reached > 0 for reached in cache._reached) == 1, "memory that was taken is used again"
-
-
-def test_a_text_that_memory_no_longer_holds_alone_is_ended_before_it_begins(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm.model.cache, "_reached", [0])
-    request = llm.request([1] * 30, SamplingParams(max_new_tokens=30))
-    before = llm.model.passes
-    monkeypatch.setattr(room, "spare_bytes", lambda: 64)
-    with pytest.raises(RoomError, match=r"needs up to .* more memory, and 64 B is free now: ask for a shorter reply") as error:
-        llm.scheduler.complete([request])
-    assert error.value.code == "out_of_memory" and llm.scheduler.idle and llm.model.passes == before
 
 
 def test_on_a_device_all_is_taken_at_once() -> None:

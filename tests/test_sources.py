@@ -9,9 +9,9 @@ import torch
 
 from tests.tiny import publish, save
 from understudy import demo
+from understudy.drawable import plan_for
 from understudy.errors import CheckpointError, UsageError
 from understudy.options import Options
-from understudy.planning import plan_for_config
 from understudy.sources import layout_of, locate, prepare_source
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.store import Store
@@ -139,7 +139,7 @@ def test_a_revision_is_for_models_of_the_hub(tmp_path: Path, model: Path) -> Non
         with pytest.raises(UsageError, match="--revision is for a model of the hub"):
             locate(name, chosen)
     with pytest.raises(UsageError, match="--revision is for a model of the hub"):
-        plan_for_config(model, chosen)
+        plan_for(model, chosen, config_alone=True)
     with pytest.raises(CheckpointError, match=r"someone/nothing at v2 is not in the local cache"):
         locate("someone/nothing", chosen)
     assert chosen.held_whole().revision is None

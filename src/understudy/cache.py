@@ -25,7 +25,8 @@ class Cache:
         self, shapes: Sequence[LayerShape], rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu", *,
         scratch: int | None = None, fold: Fold | None = None,
     ):  # fmt: skip
-        self.scratch = SCRATCH if scratch is None else scratch
+        # Layers that slide have room for no more.
+        self.scratch = SCRATCH if scratch is None else min(scratch, SCRATCH)
         # each state once
         self.states: list[LayerState] = []
         # by layer: the keys and values that it reads, and what its recurrent part reads

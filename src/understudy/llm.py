@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .batch import Heads
+from .drawable import plan_for
 from .engine import Engine
 from .errors import UsageError
 from .kernels.team import disband
@@ -25,7 +26,6 @@ from .options import Options
 from .params import SamplingParams
 from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
-from .planning import plan_for, plan_for_config
 from .prefixes.disk import DiskPrefixes
 from .prefixes.files import directory_of
 from .prompts import Prompt
@@ -113,7 +113,7 @@ class LLM:
             return plan_for(model, Options.of(options, os.environ), other)
         if model is not None:
             raise UsageError("Give MODEL or --config, not both.")
-        return plan_for_config(config, Options.of(options, os.environ), other)
+        return plan_for(config, Options.of(options, os.environ), other, config_alone=True)
 
     @classmethod
     def prepare(cls, model: str | Path | None = None, *, progress: Report | None = None, **options: Any) -> Store:

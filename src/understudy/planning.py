@@ -1,4 +1,4 @@
-"""Plans without loading: of a prepared model, of a checkpoint or a config whose sizes are foretold, here or on another machine."""
+"""What plans are made of before a model is loaded: sizes that are foretold, a device, a codec, and what memory holds."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from .models.footprint import sizes_of_checkpoint
 from .models.streamed import attention_name
 from .models.wrapper import text_config
 from .options import AUTO, DTYPES, Options
-from .plan.machine import Machine, spare_bytes
+from .plan.machine import Machine, check_spare
 from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
-from .plan.sizes import format_size, whole_mib
-from .sources import Report, choose_codec, layout_of, locate, prepare_source, proven_config, stored_at
+from .sources import Report, layout_of, locate, prepare_source, proven_config
 from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
 from .weights.store import Store
@@ -106,35 +105,6 @@ class Foretold:
             raise
 
 
-def plan_for(model: str | Path | None, options: Options, other: OtherMachine | None = None) -> Plan:
-    """Where every byte would go, here or on the `other` machine. A checkpoint is not prepared for this: its sizes are foretold."""
-    device, *further = planned_devices(options, other)
-    source = locate(model, options)
-    config = proven_config(source.path, options)
-    check_drafter(source, config, options)
-    if isinstance(source, Checkpoint):
-        layout = layout_of(source)
-        foretold = Foretold(config, source.tensors, layout)
-        options = suited(foretold, options, Machine.inspect() if other is None else other.machine(), device)
-        if other is None:
-            options = choose_codec(source, layout, options, device)
-        else:
-            options = chosen_elsewhere(options, other, source.info(layout.linears[0].weight).dtype, device)
-        if (path := stored_at(source, options)).is_dir():
-            source = Store.open(path)
-    if isinstance(source, Store):
-        machine = measured(source, options) if other is None else other.machine()
-        blueprint = replace(Blueprint.of_store(source, config, options, machine, device), further=tuple(further))
-        return noted_elsewhere(with_second(blueprint, source.path, None).plan(), other)
-    file = source.info(layout.linears[0].weight).file
-    machine = Machine.inspect().measured(file, options.cache) if other is None else other.machine()
-    second = with_second(foretold.blueprint(options, machine, device), source.path, None).second
-    plan = foretold.plan(options, machine, (device, *further), second)
-    if other is not None:
-        return noted_elsewhere(plan.noted("not prepared yet: sizes are foretold"), other)
-    return plan.noted("not prepared yet: sizes are foretold, and the link is the checkpoint's")
-
-
 def foretold_of_config(place: str | Path, options: Options) -> Foretold:
     """The model of a config.json: in the directory `place`, or the file itself. Raises UsageError where nothing can be planned."""
     directory = path.parent if (path := Path(place).expanduser()).name == "config.json" else path
@@ -155,20 +125,6 @@ def foretold_of_config(place: str | Path, options: Options) -> Foretold:
     foretold = Foretold(config, tensors, layout)
     options.drafter.check(foretold.bearer)
     return foretold
-
-
-def plan_for_config(place: str | Path, options: Options, other: OtherMachine | None = None) -> Plan:
-    """Where every byte would go for a config.json without weights, here or on the `other` machine.
-
-    `place`: the directory of the config.json, or the file itself."""
-    device, *further = planned_devices(options, other)
-    foretold = foretold_of_config(place, options)
-    machine = Machine.inspect() if other is None else other.machine()
-    options = chosen_elsewhere(suited(foretold, options, machine, device), other, foretold.dtype, device)
-    plan = foretold.plan(options, machine, (device, *further))
-    if other is not None:
-        return noted_elsewhere(plan.noted("from the config alone: sizes are foretold"), other)
-    return plan.noted("from the config alone: sizes are foretold, and there is no link to measure (--for describes a machine)")
 
 
 def check_drafter(source: Checkpoint | Store, config: Any, options: Options) -> None:
@@ -212,11 +168,6 @@ def chosen_elsewhere(options: Options, other: OtherMachine | None, dtype: torch.
     return replace(options, codec=fastest_codec(link, dtype, options.recipe_quantizer, device))
 
 
-def noted_elsewhere(plan: Plan, other: OtherMachine | None) -> Plan:
-    """The plan with what a reader must know where it is for the `other` machine."""
-    return plan if other is None else plan.noted(other.note)
-
-
 @dataclass(frozen=True)
 class MemoryCeiling:
     """What of a checkpoint fits on a device of this machine (a `sources.Ceiling`)."""
@@ -237,13 +188,12 @@ class MemoryCeiling:
         blueprint = foretold.blueprint(options, machine, self.device)
         if blueprint.least_bytes > blueprint.budget * FORETOLD:
             foretold.plan(options, machine, [self.device])
+        self.check_preparing(layout)
+
+    def check_preparing(self, layout: ModelLayout) -> None:
         needed = PREPARING + min(4 * max(spec.shape[0] * spec.shape[1] for spec in layout.linears), LARGEST)
-        if (spare := spare_bytes()) < needed:
-            raise UsageError(
-                f"Preparing this model, which is done once, takes up to {whole_mib(needed)} beside what this process holds, and"
-                f" {format_size(spare)} is free: start again, which takes less once kernels are compiled, or run"
-                " `understudy prepare` where there is more."
-            )
+        advice = "start again, which takes less once kernels are compiled, or run `understudy prepare` where there is more"
+        check_spare(needed, "Preparing this model, which is done once,", advice)
 
 
 def suited(foretold: Foretold, options: Options, machine: Machine, device: Device) -> Options:

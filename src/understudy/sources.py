@@ -44,6 +44,9 @@ class Ceiling(Protocol):
     def holds(self, store: Store, config: Any, options: Options) -> bool:
         """Does a Store that is there fit, with what options leave open as in it?"""
 
+    def check_preparing(self, layout: ModelLayout) -> None:
+        """Raise UsageError where there is no room to prepare a checkpoint, or to measure which codec suits it."""
+
     def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
         """Raise UsageError for what cannot fit. Options have all that was left open chosen."""
 
@@ -82,6 +85,9 @@ def prepare_source(
         return store
     layout = layout_of(source)
     if ceiling is not None:
+        # What chooses a codec and prepares takes more memory than a model that is prepared may need.
+        if not any(place.is_dir() for place in _places(source, options)):
+            ceiling.check_preparing(layout)
         options = ceiling.suited(config, layout, options)
     options = choose_codec(source, layout, options, device)
     directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
@@ -163,6 +169,13 @@ def _left_open(options: Options) -> list[Options]:
     return [
         replace(options, recipe_head=head, text=text, codec=name) for head in heads for text in texts for name in codecs
     ]
+
+
+def _places(source: Checkpoint, options: Options) -> list[Path]:
+    """Where a Store of `source` may be, whatever options leave open."""
+    if options.output is not None:
+        return [Path(options.output).expanduser()]
+    return [stored_at(source, candidate) for candidate in _left_open(options)]
 
 
 def stored_at(source: Checkpoint, options: Options) -> Path:

@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AutoConfig
 
 from tests.tiny import COMMON, FAMILIES, save
 from understudy import LLM
-from understudy.errors import CheckpointError
+from understudy.errors import CheckpointError, UsageError
 from understudy.models import proof, shape, specimen, streamed
 from understudy.models.draft import Draft
 from understudy.models.embedding import Lookup
@@ -220,3 +220,13 @@ def test_a_checkpoint_is_refused_before_anything_is_prepared(tmp_path: Path, mon
     with pytest.raises(CheckpointError, match=r"'diffllama'.*attention more than once"):
         LLM.plan_only(config=tmp_path / "model")
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").rglob("index.json"))
+
+
+def test_memory_is_looked_at_before_a_proof_and_not_for_one_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("understudy.plan.machine.spare_bytes", lambda: proof.PROVING - 1)
+    with pytest.raises(UsageError, match=r"^Trying this kind of model in small, .* takes up to 160 MiB .* 160 MiB is free: .*\.$"):
+        proof.prove(config_of("llama"), tmp_path)
+    monkeypatch.setattr("understudy.plan.machine.spare_bytes", lambda: proof.PROVING)
+    proof.prove(config_of("llama"), tmp_path)
+    monkeypatch.setattr("understudy.plan.machine.spare_bytes", lambda: 0)
+    proof.prove(config_of("llama"), tmp_path)

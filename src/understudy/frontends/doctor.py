@@ -69,8 +69,8 @@ def _run(args: Namespace) -> int:
 
 def _diagnosis(model: str | None, args: Namespace, live: Live) -> "Diagnosis":
     """What limits `model` here. Raises UnderstudyError for one that cannot be found, used or held."""
-    from ..chat_plan import drawable
     from ..diagnosis import diagnose
+    from ..drawable import drawable
     from ..options import Options
     from ..yardstick import measured
 

@@ -3,13 +3,19 @@
 from typing import TYPE_CHECKING
 
 from .. import startup
+from ..plan.demand import IMPORTED
+from ..plan.machine import check_spare
 
 if TYPE_CHECKING:
     from ..llm import LLM
 
 
 def llm() -> "type[LLM]":
-    """The class `LLM`. For commands that do nothing but run models, see `startup`."""
+    """The class `LLM`. For commands that do nothing but run models, see `startup`.
+
+    Raises UsageError where memory does not hold what is imported."""
+    if startup.owned():
+        check_spare(IMPORTED, "What runs a model")
     with startup.lean():
         from ..llm import LLM
     return LLM

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..cache import Cache
 from ..devices.processor import Processor
 from ..errors import CheckpointError, UnderstudyError, first_line
+from ..plan.machine import check_spare
 from ..tree import Nodes, TokenTree
 from ..weights.checkpoint import TensorInfo
 from . import structure
@@ -38,6 +39,8 @@ from .unprepared import unprepared
 TOLERANCE = 2e-3
 # Few layers, narrow ones: where a copy cannot be made so, a larger one that changes less of the config.
 SIZES = ((True, True), (False, True), (True, False))
+# Bytes that a proof takes at most beside what a process holds, kernels that are compiled for it included; see docs/log.md.
+PROVING = 160 << 20
 # What another library's model code raises when it is given what it was not written for.
 STUMBLES = (
     RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, ImportError, OSError,
@@ -47,10 +50,13 @@ STUMBLES = (
 
 def prove(config: Any, cache: Path) -> None:
     """Raises CheckpointError, naming the model type and what is wrong, unless a small copy of `config` gives the logits that it
-    gives in transformers. What was proven once is kept in the directory `cache`, as long as neither library changes."""
+    gives in transformers. What was proven once is kept in the directory `cache`, as long as neither library changes.
+
+    Raises UsageError where memory does not hold the copy."""
     kept = cache / "proofs" / f"{config.model_type}-{_key(config)}.json"
     if kept.is_file():
         return
+    check_spare(PROVING, "Trying this kind of model in small, which is done once,")
     start = time.perf_counter()
     if (why := fault(config)) is not None:
         raise CheckpointError(f"Model type {config.model_type!r} is not supported with this config: {why}.")

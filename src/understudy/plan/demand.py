@@ -10,6 +10,8 @@ from .widths import GRAPHS, SCORED
 MIB = 1 << 20
 # Interpreter, torch, transformers, compiled kernels and allocator slack in a program of somebody else's; measured, see docs/log.md.
 RUNTIME = 490 * MIB
+# What importing all that a run needs takes of memory that the kernel cannot take back, and a little of what it could.
+IMPORTED = 224 * MIB
 # What a process that prepares and compiles nothing grows by until weights are read, its tokenizer aside: kernels that are on disk.
 EXPECTED_GROWTH = 68 * MIB
 # What it grows by from then on, beside all that a plan counts: modules of the model, threads, what libraries keep.

@@ -13,10 +13,11 @@ from typing import Any
 
 import psutil
 
+from ..errors import UsageError
 from ..tiers import DiskProbe
 from .cgroup import cpu_limit, memory_limits
 from .remembered import recall, remember
-from .sizes import format_size, parse_size
+from .sizes import format_size, parse_size, whole_mib
 
 __all__ = ["Gpu", "Machine", "format_size", "free_bytes", "memory_limit", "parse_size", "peak_memory_bytes"]
 
@@ -97,6 +98,14 @@ def spare_bytes(root: Path = Path("/")) -> int:
     """The most that this process could hold beyond what it holds, where the kernel gives up all of the file cache that it can."""
     groups = [group.limit - group.kept for group in memory_limits(root)]
     return int(max(0, min([psutil.virtual_memory().available, *groups])))
+
+
+def check_spare(needed: int, what: str, advice: str = "end other programs, or give it more memory") -> None:
+    """Raise UsageError unless this process can hold `needed` bytes beyond what it holds, which `what` takes at most."""
+    if (spare := spare_bytes()) < needed:
+        raise UsageError(
+            f"{what} takes up to {whole_mib(needed)} beside what this process holds, and {format_size(spare)} is free: {advice}."
+        )
 
 
 def resident_bytes() -> int:

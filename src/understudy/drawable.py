@@ -1,0 +1,145 @@
+"""Models that are planned for and not loaded: prepared ones, checkpoints and configs alone, here or on another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from .blueprint import Blueprint
+from .codecs import FALLBACK
+from .devices import Device
+from .options import AUTO, Options
+from .plan.machine import Machine
+from .plan.other_machine import OtherMachine
+from .plan.placement import Plan
+from .planning import (
+    Foretold,
+    check_drafter,
+    chosen_elsewhere,
+    foretold_of_config,
+    measured,
+    planned_device,
+    planned_devices,
+    suited,
+    with_second,
+)
+from .sources import choose_codec, layout_of, locate, proven_config, stored_at
+from .weights.checkpoint import Checkpoint
+from .weights.store import Store
+
+# How a model that is not prepared is known, and what its link is.
+FROM_CONFIG = "from the config alone", "there is no link to measure (--for describes a machine)"
+FROM_CHECKPOINT = "not prepared yet", "the link is the checkpoint's"
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """A model whose blueprint can be drawn for any options."""
+
+    # With a codec chosen.
+    options: Options
+    machine: Machine
+    # The first drafts; the others hold exact weights beside it.
+    devices: tuple[Device, ...]
+    # Draws its blueprint.
+    drawn: Callable[[Options], Blueprint]
+    # Where its tokenizer is; None: it has none.
+    directory: Path | None
+    # What it would take, where it is not prepared; None: it is.
+    foretold: Foretold | None = None
+    # What a reader of its plans must know.
+    notes: tuple[str, ...] = ()
+
+    @property
+    def changeable(self) -> bool:
+        """May the copy have other bits, and exact weights another codec?"""
+        return self.foretold is not None and not self.options.link
+
+    def plan(self) -> Plan:
+        """Where every byte would go. Raises UsageError where it does not fit."""
+        blueprint = self.drawn(self.options)
+        if self.directory is not None:
+            blueprint = with_second(blueprint, self.directory, None)
+        if self.foretold is None:
+            return replace(blueprint, further=self.devices[1:]).plan().noted(*self.notes)
+        return self.foretold.plan(self.options, self.machine, self.devices, blueprint.second).noted(*self.notes)
+
+
+def drawable(
+    place: str | Path | None, options: Options, other: OtherMachine | None = None, *,
+    config_alone: bool = False, as_it_is: bool = False,
+) -> Drawable:  # fmt: skip
+    """The model in `place`, here or on the `other` machine.
+
+    config_alone: `place` is a config.json, or its directory. as_it_is: what would run with these options is wanted: a Store that is
+    there takes the place of its checkpoint, and the head has the bits that fit. Else sizes are foretold for any options.
+
+    Raises UsageError for options that contradict, CheckpointError for a model that cannot be found or used."""
+    devices = tuple(planned_devices(options, other)) if as_it_is else (planned_device(options, other),)
+    device = devices[0]
+    machine = Machine.inspect() if other is None else other.machine()
+    if config_alone:
+        assert place is not None
+        foretold = foretold_of_config(place, options)
+        options = suited(foretold, options, machine, device) if as_it_is else options
+        options = chosen_elsewhere(options, other, foretold.dtype, device)
+        return _foretold(foretold, options, machine, devices, None, _said(other, *FROM_CONFIG))
+    source = locate(place, options)
+    config = proven_config(source.path, options)
+    check_drafter(source, config, options)
+    if isinstance(source, Store):
+        return _stored(source, config, options, devices, other)
+    foretold = Foretold(config, source.tensors, layout_of(source))
+    options = suited(foretold, options, machine, device) if as_it_is else options
+    if other is not None:
+        options = chosen_elsewhere(options, other, foretold.dtype, device)
+    else:
+        options = choose_codec(source, foretold.layout, options, device)
+    store = Store.open(path) if (path := stored_at(source, options)).is_dir() else None
+    if store is not None and as_it_is:
+        return _stored(store, config, options, devices, other)
+    if other is None:
+        machine = machine.measured(_file(source, foretold) if store is None else store.streamed, options.cache)
+    return _foretold(foretold, options, machine, devices, source.path, _said(other, *FROM_CHECKPOINT))
+
+
+def _stored(
+    store: Store, config: object, options: Options, devices: tuple[Device, ...], other: OtherMachine | None
+) -> Drawable:
+    """A model that is prepared. It has its codec already: what is not chosen is of no consequence."""
+    options = replace(options, codec=FALLBACK) if options.codec == AUTO else options
+    machine = measured(store, options) if other is None else other.machine()
+
+    def drawn(wanted: Options) -> Blueprint:
+        return Blueprint.of_store(store, config, wanted, machine, devices[0])
+
+    return Drawable(options, machine, devices, drawn, store.path, notes=() if other is None else (other.note,))
+
+
+def _foretold(
+    foretold: Foretold, options: Options, machine: Machine, devices: tuple[Device, ...], directory: Path | None,
+    notes: tuple[str, ...],
+) -> Drawable:  # fmt: skip
+    """A model that is not prepared."""
+    drawn = partial(foretold.blueprint, machine=machine, device=devices[0])
+    return Drawable(options, machine, devices, drawn, directory, foretold, notes)
+
+
+def _file(source: Checkpoint, foretold: Foretold) -> Path:
+    """The file whose disk is the link of a checkpoint that is not prepared."""
+    return source.info(foretold.layout.linears[0].weight).file
+
+
+def _said(other: OtherMachine | None, how: str, link: str) -> tuple[str, ...]:
+    """What a reader must know of the plan of a model that is not prepared: `how` it is known, and what its `link` is here."""
+    told = f"{how}: sizes are foretold"
+    return (f"{told}, and {link}",) if other is None else (told, other.note)
+
+
+def plan_for(
+    place: str | Path | None, options: Options, other: OtherMachine | None = None, *, config_alone: bool = False
+) -> Plan:
+    """Where every byte would go, here or on the `other` machine. Nothing is prepared for it. Args, Raises: those of `drawable`."""
+    return drawable(place, options, other, config_alone=config_alone, as_it_is=True).plan()
