@@ -19,6 +19,7 @@ COMMANDS = {
     "batch": "understudy.frontends.batch:command",
     "serve": "understudy.frontends.serve:command",
     "plan": "understudy.frontends.plan:command",
+    "pull": "understudy.frontends.pull:command",
     "ls": "understudy.frontends.ls:command",
     "rm": "understudy.frontends.rm:command",
     "prepare": "understudy.frontends.prepare:command",

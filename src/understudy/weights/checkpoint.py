@@ -16,9 +16,9 @@ from ..errors import CheckpointError
 from .entries import INDEX
 from .files import buffer, read_bytes, read_tensor
 from .formats import gguf_advice, other_format, refuse_adapter
+from .hub import SAFETENSORS_INDEX as SAFETENSORS_INDEX
 from .hub import download
 
-SAFETENSORS_INDEX = "model.safetensors.index.json"
 # What belongs to a model beside its weights.
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 DTYPES = {
