@@ -54,6 +54,7 @@ SEVERAL = "tests/server/test_models.py"
 PAGE = "tests/server/test_page.py"
 MUTATIONS = (
     Mutation("weights are downloaded that no index names", "weights/hub.py", "if file not in weights or file.name in needed", "if True", "tests/frontends/test_pull.py"),
+    Mutation("a file of options wins over the command line", "frontends/config_file.py", "words += [] if known[key].dest in given else own", "words += own", "tests/frontends/test_config_file.py"),
     Mutation("a model is deleted while it is used", "weights/holding.py", "fcntl.flock(file, fcntl.LOCK_SH)", "pass", "tests/weights/test_holding.py"),
     Mutation("a Store of a changed checkpoint is well", "inventory.py", "        trouble = CHANGED\n    return", "        pass\n    return", "tests/test_inventory.py"),
     Mutation("a model is unloaded while it is used", "server/models.py", "while wanted.waiting and any(place.users for place in leaving):", "while False:", SEVERAL),

@@ -19,7 +19,7 @@ from . import INTERRUPTED
 from .beyond import check_replicas, cluster, declare_replicas, elsewhere, options_of_replicas, planned
 from .live import Live, Progress
 from .model import resolve, served_name
-from .options import DEFAULTS, METHOD, OUTPUT, PLACEMENT, REQUESTS, count, declare, placement_of_many
+from .options import CONFIG_FILE, DEFAULTS, METHOD, OUTPUT, PLACEMENT, REQUESTS, count, declare, placement_of_many
 from .parser import Command, Parser
 from .show import duration, to_json
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
     parser.add_argument("input", metavar="IN.jsonl", help="OpenAI's batch records, one a line; - reads standard input")
-    declare(parser, PLACEMENT, METHOD, DEFAULTS, REQUESTS, OUTPUT)
+    declare(parser, PLACEMENT, METHOD, DEFAULTS, REQUESTS, CONFIG_FILE, OUTPUT)
     group = parser.add_argument_group("batch")
     group.add_argument(
         "-o", "--output", required=True, type=Path, metavar="OUT.jsonl",

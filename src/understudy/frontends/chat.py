@@ -9,7 +9,7 @@ from . import opening
 from .form import formed
 from .live import Live, Progress
 from .model import resolve
-from .options import DEFAULTS, FORM, METHOD, OUTPUT, PLACEMENT, SAMPLING, declare, placement, sampling
+from .options import CONFIG_FILE, DEFAULTS, FORM, METHOD, OUTPUT, PLACEMENT, SAMPLING, declare, placement, sampling
 from .parser import Command, Parser
 from .reply import Answer, receive
 from .show import to_json
@@ -27,7 +27,7 @@ KEPT = "The conversation is as it was: write a shorter turn, or /reset."
 
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
-    declare(parser, PLACEMENT, METHOD, SAMPLING, FORM, DEFAULTS, OUTPUT)
+    declare(parser, PLACEMENT, METHOD, SAMPLING, FORM, DEFAULTS, CONFIG_FILE, OUTPUT)
 
 
 def _run(args: Namespace) -> int:

@@ -187,13 +187,16 @@ PROMPT = (
     _value("--prompt-file", "FILE", "read the prompt from a UTF-8 file", Path),
     _value("--prompt-ids", "1,2,3", "the prompt as token ids", token_ids),
 )
+CONFIG_FILE = (
+    _value("--config", "FILE", "options from a TOML file, each under its long name; the command line wins over it", Path),
+)
 JSON = _switch("--json", "print exactly one JSON object on stdout")
 QUIET = _switch("--quiet", "nothing on stderr but errors")
 OUTPUT = (JSON, QUIET)
 
 TEXT = SAMPLING + FORM + DEFAULTS + PROMPT
 
-_TITLES = {"model and memory": PLACEMENT + METHOD, "text": TEXT, "requests": REQUESTS, "output": OUTPUT}
+_TITLES = {"model and memory": PLACEMENT + METHOD, "text": TEXT, "requests": REQUESTS, "output": CONFIG_FILE + OUTPUT}
 
 
 def declare(parser: Parser, *groups: Sequence[Option]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from . import opening
+from .config_file import names_options
 from .live import Live
 from .model import resolve
 from .options import METHOD, OUTPUT, PLACEMENT, declare, placement, placement_of_many
@@ -15,8 +16,10 @@ from .show import to_json
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
     parser.add_argument(
-        "--config", type=Path, metavar="DIR", help="the directory of a config.json, in the place of MODEL: no weights are needed"
-    )
+        "--config", type=Path, metavar="DIR|FILE.toml",
+        help="the directory of a config.json, in the place of MODEL: no weights are needed; or a TOML file of options",
+    )  # fmt: skip
+    parser.config_is_of_model = True
     parser.add_argument(
         "--for",
         dest="machine",
@@ -40,6 +43,9 @@ def _declare(parser: Parser) -> None:
 
 def _run(args: Namespace) -> int:
     model = resolve(args.model)
+    if args.config is not None and names_options(args.config, of_model=True):
+        # Its options have been read.
+        args.config = None
     live = Live(args.quiet)
     if args.chat is not None:
         return _plan_chat(args, model, live)

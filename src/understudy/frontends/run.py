@@ -6,7 +6,19 @@ from . import INTERRUPTED, opening
 from .form import formed
 from .live import Live, Progress
 from .model import resolve
-from .options import DEFAULTS, FORM, METHOD, OUTPUT, PLACEMENT, PROMPT, SAMPLING, declare, placement, sampling
+from .options import (
+    CONFIG_FILE,
+    DEFAULTS,
+    FORM,
+    METHOD,
+    OUTPUT,
+    PLACEMENT,
+    PROMPT,
+    SAMPLING,
+    declare,
+    placement,
+    sampling,
+)
 from .parser import Command, Parser
 from .prompt import prompt_of
 from .reply import CANCELLED, receive
@@ -16,7 +28,7 @@ from .show import to_json
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue; - reads standard input")
-    declare(parser, PLACEMENT, METHOD, SAMPLING, FORM, DEFAULTS, PROMPT, OUTPUT)
+    declare(parser, PLACEMENT, METHOD, SAMPLING, FORM, DEFAULTS, PROMPT, CONFIG_FILE, OUTPUT)
 
 
 def _run(args: Namespace) -> int:

@@ -18,7 +18,18 @@ from . import opening
 from .beyond import check_replicas, cluster, declare_replicas, elsewhere, options_of_replicas, planned
 from .live import Live, Progress
 from .model import served_models
-from .options import DEFAULTS, METHOD, PLACEMENT, QUIET, REQUESTS, count, declare, number, placement_of_many
+from .options import (
+    CONFIG_FILE,
+    DEFAULTS,
+    METHOD,
+    PLACEMENT,
+    QUIET,
+    REQUESTS,
+    count,
+    declare,
+    number,
+    placement_of_many,
+)
 from .parser import Command, Parser
 
 if TYPE_CHECKING:
@@ -33,7 +44,7 @@ def _declare(parser: Parser) -> None:
         "models", nargs="*", metavar="MODEL",
         help="the model (default: the built-in demo); of several, those are loaded that requests name, and that memory holds",
     )  # fmt: skip
-    declare(parser, PLACEMENT, METHOD, DEFAULTS, REQUESTS, (QUIET,))
+    declare(parser, PLACEMENT, METHOD, DEFAULTS, REQUESTS, CONFIG_FILE, (QUIET,))
     group = parser.add_argument_group("server")
     group.add_argument(
         "--model", action="append", metavar="NAME=MODEL", help="a model that requests call NAME; may be given several times"
