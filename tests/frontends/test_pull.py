@@ -155,16 +155,15 @@ def test_room_on_the_disk_is_looked_at_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from understudy.frontends import main
-    from understudy.frontends import pull as pulling
     from understudy.weights.hub import RemoteFile, RemoteModel
 
     files = (RemoteFile("config.json", 5, True), RemoteFile("model.safetensors", 4 << 30, False))
     fetched: list[object] = []
     monkeypatch.setattr(RemoteModel, "fetch", lambda self, report: fetched.append(self))
     monkeypatch.setattr("understudy.weights.hub.remote", lambda *_: RemoteModel(NAME, COMMIT, tmp_path, files))
-    monkeypatch.setattr(pulling, "free_bytes", lambda _: 1 << 30)
+    monkeypatch.setattr("understudy.plan.machine.free_bytes", lambda _: 1 << 30)
     assert main(["pull", NAME]) == 2 and not fetched
     assert "4 GiB are missing and 1 GiB are free" in capsys.readouterr().err
-    monkeypatch.setattr(pulling, "free_bytes", lambda _: 5 << 30)
+    monkeypatch.setattr("understudy.plan.machine.free_bytes", lambda _: 5 << 30)
     assert main(["pull", NAME]) == 0 and len(fetched) == 1
     assert main(["pull", str(tmp_path)]) == 2

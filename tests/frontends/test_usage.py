@@ -12,7 +12,7 @@ from understudy.frontends import COMMANDS, main
 
 MISTAKES = [
     (["rnu"], "Did you mean 'run'"),
-    (["--frob"], "Known: batch, bench, chat, doctor"),
+    (["--frob"], "Known: batch, bench, chat, completion"),
     (["run", "--memroy", "8GiB"], "did you mean --memory?"),
     (["run", "--memory"], "expected one argument"),
     (["run", "--memory", "much"], "8GiB"),

@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": "understudy.frontends.bench:command",
     "scale": "understudy.frontends.scale:command",
     "doctor": "understudy.frontends.doctor:command",
+    "completion": "understudy.frontends.completion:command",
 }
 
 # The exit status that shells report for a program ended by Ctrl-C.
@@ -99,7 +100,7 @@ def _overview() -> str:
     ]
     for name in COMMANDS:
         command: Command = find("command", COMMANDS, name)
-        lines.append(f"  {name:9}{command.summary}")
+        lines.append(f"  {name:11}{command.summary}")
     lines += [
         "",
         "MODEL is a Hugging Face id, a checkpoint directory or a Store directory; without one, the built-in demo.",

@@ -5,9 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..plan.machine import free_bytes
 from ..plan.sizes import format_size
-from ..weights.recipe import cache_directory
 from .options import JSON, declare
 from .parser import Command, Parser
 from .show import to_json
@@ -22,6 +20,8 @@ def _declare(parser: Parser) -> None:
 
 def _run(args: Namespace) -> int:
     from ..inventory import inventory
+    from ..plan.machine import free_bytes
+    from ..weights.recipe import cache_directory
 
     cache = cache_directory(os.environ)
     models = inventory(cache)

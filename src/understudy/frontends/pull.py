@@ -5,7 +5,6 @@ from argparse import Namespace
 from pathlib import Path
 
 from ..errors import UsageError
-from ..plan.machine import free_bytes
 from ..plan.sizes import format_size
 from .live import Live, Progress
 from .options import OUTPUT, declare
@@ -25,6 +24,7 @@ def _run(args: Namespace) -> int:
     live = Live(args.quiet)
     # The client draws bars of its own for what it does beside downloading.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from ..plan.machine import free_bytes
     from ..weights.hub import remote
 
     model = remote(args.model, args.revision)

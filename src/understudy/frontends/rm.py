@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..plan.sizes import format_size
-from ..weights.recipe import cache_directory
 from .options import OUTPUT, declare
 from .parser import Command, Parser
 from .show import to_json
@@ -34,6 +33,7 @@ def _run(args: Namespace) -> int:
     if not args.names and not args.stale:
         raise UsageError("Name what to delete (`understudy ls` shows it), or give --stale.")
     from ..inventory import inventory
+    from ..weights.recipe import cache_directory
 
     removal = _chosen(args, inventory(cache_directory(os.environ)))
     told = [f"the download {model.name}" for model in removal.models]
