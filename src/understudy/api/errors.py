@@ -22,8 +22,8 @@ TYPES = {
 # The same in /v1/messages.
 MESSAGES_TYPES = {**TYPES, 413: "request_too_large"}
 
-# A field of a body.
-NAME = re.compile("[a-z][a-z_]+")
+# A field of a body, or one of a tool in it.
+NAME = re.compile(r"[a-z][a-z_]+|tools\.\d+\.[a-z_.]+")
 
 
 @dataclass

@@ -1,0 +1,194 @@
+"""Bad input of agents, in each of the three APIs: a line with the field's name, and whoever else asks is served as before."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import Running, Start, scripted, until
+from tests.server.test_tools import ADD, CALL, TEMPLATE, WEATHER
+from understudy import LLM
+
+APIS = ("/v1/chat/completions", "/v1/responses", "/v1/messages")
+# As Mistral's does: turns alternate.
+STRICT = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+CYCLE = {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
+SCHEMAS = {
+    "impossible": {"type": "object", "properties": {"a": False}, "required": ["a"]},
+    "cyclic": CYCLE,
+    "huge": {"enum": ["x" * 300_000]},
+    "deep": json.loads('{"items":' * 150 + "true" + "}" * 150),
+}
+
+
+def asked(path: str, messages: list[dict[str, Any]], most: int = 9, **more: Any) -> dict[str, Any]:
+    """The body of a conversation in the API of `path`."""
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    return {("input" if path == "/v1/responses" else "messages"): messages, limit: most, **more}
+
+
+def user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+def tools_of(path: str, tool: dict[str, Any], **parameters: Any) -> list[dict[str, Any]]:
+    """`tool` as the API of `path` has it, with other `parameters` where they are given."""
+    own = {"description": "", **tool["function"], **parameters}
+    if path == "/v1/messages":
+        return [{"name": own["name"], "input_schema": own["parameters"]}]
+    return [{"type": "function", **own} if path == "/v1/responses" else {"type": "function", "function": own}]
+
+
+def form(path: str, schema: Any) -> dict[str, Any]:
+    """The field that holds an answer to `schema`, and its name."""
+    whole = {"type": "json_schema", "name": "x", "schema": schema}
+    if path == "/v1/chat/completions":
+        return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+    return {"text": {"format": whole}} if path == "/v1/responses" else {"output_config": {"format": whole}}
+
+
+def refused(response: httpx.Response, says: str, status: int = 400) -> dict[str, Any]:
+    """The error of a response, which is one line that has `says` in it."""
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert says in error["message"] and "\n" not in error["message"] and len(error["message"]) < 400, error
+    return error
+
+
+NAMED = {"/v1/chat/completions": "response_format", "/v1/responses": "text.format", "/v1/messages": "output_config.format"}
+
+
+@pytest.mark.parametrize("path", APIS)
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schemas_that_cannot_be_used(server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch, path: str, name: str) -> None:
+    # One that tells no tools: what they take has room in any context.
+    monkeypatch.setattr(llm.tokenizer, "chat_template", "{{ messages[-1].content }}")
+    for streams in (False, True):
+        found = refused(server.post(path, **asked(path, user("x")), **form(path, SCHEMAS[name]), stream=streams), NAMED[path])
+        assert found["param"] == NAMED[path]
+    if name == "cyclic":
+        # A circle in the arguments of a call is found where they begin to be written.
+        return
+    tools = tools_of(path, ADD, parameters=SCHEMAS[name])
+    must: Any = {"type": "any"} if path == "/v1/messages" else "required"
+    error = refused(server.post(path, **asked(path, user("x")), tools=tools, tool_choice=must), "")
+    assert error["param"] in ("tool_choice", "tools.0.function.parameters")
+    # A call that is the model's choice is not held to them.
+    assert server.post(path, **asked(path, user("x"), 1), tools=tools).status_code == 200
+
+
+@pytest.mark.parametrize("path", APIS)
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_call_that_the_length_cuts_off_is_never_half_told(
+    server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch, path: str, streams: bool
+) -> None:
+    monkeypatch.setattr(llm.tokenizer, "chat_template", TEMPLATE)
+    scripted(llm, monkeypatch, [*(CALL[start : start + 5] for start in range(0, len(CALL), 5))])
+    found = server.post(path, **asked(path, user("x"), 10), tools=tools_of(path, WEATHER), stream=streams)
+    assert found.status_code == 200
+    assert "get_weather" in found.text and "input_json_delta" not in found.text
+    assert ENDED[path] in found.text.replace('":"', '": "')
+    assert not any(kind in found.text for kind in ('"tool_calls": [', '"function_call"', '"tool_use"')), found.text
+
+
+# How each API says that the length ended an answer.
+ENDED = {
+    "/v1/chat/completions": '"finish_reason": "length"',
+    "/v1/responses": '"max_output_tokens"',
+    "/v1/messages": '"stop_reason": "max_tokens"',
+}
+CHAT_ORDERS = [
+    ([{"role": "tool", "tool_call_id": "c", "content": "x"}], "a call that no message before it makes"),
+    ([*user("x"), {"role": "tool", "content": "x"}], "has no tool_call_id"),
+    ([*user("x"), *user("y")], "must alternate"),
+    ([{"role": "assistant", "content": "x"}, *user("y")], "must alternate"),
+    ([{"role": "user", "content": "x", "tool_calls": [{"id": "c", "function": {"name": "f"}}]}], "only the assistant"),
+]
+
+
+@pytest.mark.parametrize(("messages", "says"), CHAT_ORDERS, ids=lambda value: str(value)[:50])
+def test_roles_out_of_order(
+    server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch, messages: list[dict[str, Any]], says: str
+) -> None:
+    monkeypatch.setattr(llm.tokenizer, "chat_template", STRICT)
+    refused(server.post("/v1/chat/completions", messages=messages, max_tokens=2), says)
+    assert server.post("/v1/chat/completions", messages=user("x"), max_tokens=1).status_code == 200
+
+
+def test_turns_of_one_role_are_one_in_the_apis_of_agents(server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their clients send such; what answers a call that was never made is refused there too."""
+    monkeypatch.setattr(llm.tokenizer, "chat_template", STRICT)
+    for path in APIS[1:]:
+        assert server.post(path, **asked(path, [*user("x"), *user("y")], 1)).status_code == 200
+        refused(server.post(path, **asked(path, [{"role": "assistant", "content": "x"}, *user("y")])), "must alternate")
+    answer = [{"type": "function_call_output", "call_id": "c", "output": "x"}]
+    refused(server.post("/v1/responses", input=[*user("x"), *answer]), "'c'")
+    result = {"type": "tool_result", "tool_use_id": "c", "content": "x"}
+    refused(server.post("/v1/messages", messages=user([result]), max_tokens=2), "'c'")
+
+
+@pytest.mark.parametrize("path", APIS)
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"\xc3", b"\xed\xa0\x80", rb"\ud800"])
+def test_text_that_is_no_unicode(server: Running, path: str, text: bytes) -> None:
+    body = json.dumps(asked(path, user("TEXT"), 2)).encode().replace(b"TEXT", text)
+    response = server.http.post(path, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400 and "\n" not in response.json()["error"]["message"], response.text
+
+
+PARTS = {
+    "/v1/chat/completions": [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
+        {"type": "file", "file": {"file_id": "f"}},
+    ],
+    "/v1/responses": [
+        {"type": "input_image", "image_url": "data:image/png;base64,AA=="},
+        {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
+        {"type": "input_file", "file_id": "f"},
+    ],
+    "/v1/messages": [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}},
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}},
+    ],
+}
+
+
+@pytest.mark.parametrize(("path", "part"), [(path, part) for path, parts in PARTS.items() for part in parts], ids=str)
+def test_images_audio_and_files(server: Running, path: str, part: dict[str, Any]) -> None:
+    text = {"type": "input_text" if path == "/v1/responses" else "text", "text": "What is it?"}
+    error = refused(server.post(path, **asked(path, user([text, part]))), "text only")
+    assert part["type"] in error["message"]
+
+
+@pytest.mark.parametrize("path", APIS)
+def test_a_body_of_50_megabytes(server: Running, path: str) -> None:
+    """By the limit that a server has where nobody sets one."""
+    body = json.dumps(asked(path, user("TEXT"))).encode().replace(b"TEXT", b"x" * (50 << 20))
+    response = server.http.post(path, content=body, headers={"content-type": "application/json"})
+    refused(response, "larger than", 413)
+
+
+@pytest.mark.parametrize("path", APIS)
+def test_a_client_that_never_reads_keeps_nobody_waiting(start: Start, llm: LLM, path: str) -> None:
+    """Its answer is larger than what lies between the two, and its row is free as soon as the text is written."""
+    server = start()
+    body = json.dumps(asked(path, user("x"), 400, stream=True, ignore_eos=True)).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket() as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        silent.connect(("127.0.0.1", server.port))
+        silent.sendall(head.encode() + body)
+        until(lambda: llm.scheduler.running)
+        for _ in range(3):
+            assert server.post(path, **asked(path, user("y"), 3)).status_code == 200
+        until(lambda: llm.scheduler.idle)
+        assert server.post(path, **asked(path, user("z"), 3)).status_code == 200
+    assert server.http.get("/health").status_code == 200
