@@ -96,6 +96,8 @@ MUTATIONS = (
     Mutation("of a head that is trained in chunks, the last chunk alone counts", "training/losses.py", "return torch.stack(there).sum(0) if there else None", "return there[-1] if there else None", "tests/training/test_losses.py"),
     Mutation("layers that a head grows disturb it at first", "training/grow.py", "layers.add_nothing(start.config.layers)", "layers.add_nothing(head.config.layers)", "tests/training/test_grow.py"),
     Mutation("places of one text count as if they were of several", "training/judge.py", "counts[group, 0] = whole.sum(1)", "counts[group, 0] = whole.sum()", "tests/training/test_judge.py"),
+    Mutation("a head goes on from a prefix that it does not know", "engine.py", "self.cache.rewind(sequence.row, self.drafter.reach(sequence.row, length))", "pass", "tests/drafters/test_own_cache.py"),
+    Mutation("a head takes what another one kept", "prefixes/disk.py", 'f"{self.identity} {identity}", skipped))', "self.identity, skipped))", "tests/drafters/test_own_cache.py"),
     Mutation("nodes of a chain do not see one another in training", "training/chains.py", "mask = torch.cat([mask, own], 1)", "mask = torch.cat([mask, ~own & False], 1)", "tests/training/test_chains.py"),
     Mutation("a training goes on without what AdamW kept", "training/checkpoints.py", 'moments = {moment: tensors[f"{moment}.{name}"].to(weight.device) for moment in MOMENTS}', "moments = {moment: torch.zeros_like(weight) for moment in MOMENTS}", "tests/training/test_run.py"),
     Mutation("a head is given the state at its own token", "drafters/head_state.py", "known.hidden[first - 1 - known.first :][: len(tokens)]", "known.hidden[max(first - 2 - known.first, 0) :][: len(tokens)]", HEADS),

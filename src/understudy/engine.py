@@ -118,11 +118,20 @@ class Engine:
         self._copy(sequence)
         if self.prefixes is not None and not sequence.sought:
             sequence.sought = True
-            sequence.loaded = self.prefixes.load(sequence)
+            copied = self.cache.lengths[sequence.row]
+            if self.prefixes.load(sequence):
+                self._fall_back(sequence)
+            sequence.loaded = max(self.cache.lengths[sequence.row] - copied, 0)
         gained = self.cache.lengths[sequence.row] - held
         if sequence.produced == 0:
             sequence.reused += gained
         sequence.read_again = max(sequence.read_again - gained, 0)
+
+    def _fall_back(self, sequence: TokenSequence) -> None:
+        """Go on from where the drafter can, in a row to which more than it knows of was added."""
+        length = self.cache.lengths[sequence.row]
+        self.drafter.rewind(sequence, length)
+        self.cache.rewind(sequence.row, self.drafter.reach(sequence.row, length))
 
     def _copy(self, sequence: TokenSequence) -> None:
         """Copy the beginning of the text of `sequence` from the row that holds most of it, if that is more than its own does."""

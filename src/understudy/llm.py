@@ -72,6 +72,8 @@ class LLM:
         self._closing = weakref.finalize(self, _close, self.model, self.prefixes, loaded.hold)
         self.maker = RequestMaker(loaded, self.options.method, self._closing)
         drafter = self.options.drafter.open(self.model)
+        if self.prefixes is not None and (own := drafter.own_cache) is not None:
+            self.prefixes.add(own.cache, own.identity, own.skipped)
         heads = Heads(self.plan.tile, self.plan.passes.heads(self.plan.rows))
         self.engine = Engine(
             self.model.verify, self.model.cache, drafter, self.plan.pass_nodes, self.model.cost, heads, self.prefixes

@@ -148,10 +148,8 @@ class Options:
             raise UsageError("--prefix-cache-size is for --prefix-cache DIR, which was not given.")
         if self.prefix_bytes < 1:
             raise UsageError(f"--prefix-cache-size must be 1 byte or more, got {self.prefix_cache_size}.")
-        if self.prefix_cache is not None and self.handed_out:
-            raise UsageError(
-                f"--prefix-cache keeps no hidden states, which --method {self.method_name} reads: choose one of the two."
-            )
+        if self.prefix_cache is not None and self.taps:
+            raise UsageError("--prefix-cache keeps no hidden states, and taps hand out those of all tokens: choose one of the two.")
         if self.prefix_cache is not None and isinstance(self.batching, PaddedPolicy):
             raise UsageError(f"--prefix-cache is not for left-padded batches, as {self.policy} has them: choose one of the two.")
 

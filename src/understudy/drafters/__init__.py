@@ -137,13 +137,30 @@ class Drafter(Protocol):
         """After how many of the first `length` tokens in cache row `row` the target must read on, at most, where a text begins with
         them: fewer than `length` if what the drafter needs for the next token is not kept, so that it is observed again."""
 
+    @property
+    def own_cache(self) -> OwnCache | None:
+        """What is to be kept on disk with the prefixes of texts; None: the drafter needs nothing to go on after one."""
+
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         """Learn that a round of drafting and verifying gave `tokens` in `seconds`, what was read of prompts beside it left out.
         `prefill`: it only read prompts."""
 
 
+@dataclass(frozen=True)
+class OwnCache:
+    """A cache that a drafter keeps of the text of each row, as far as it has read it: it may go to disk beside the target's."""
+
+    cache: Cache
+    # Tokens at the beginning of a text that have no slot in it.
+    skipped: int
+    # Stands for all that its bits depend on beside the target's hidden states.
+    identity: str
+
+
 class Base:
     """The methods of a drafter that keeps no state."""
+
+    own_cache: OwnCache | None = None
 
     def observe(self, verified: Verified) -> None: ...
 

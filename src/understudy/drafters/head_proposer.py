@@ -21,7 +21,7 @@ from ..heads.files import located
 from ..heads.source import Bearer
 from ..sequence import TokenSequence
 from ..tree import Nodes
-from . import HeadChoice, TargetModel, Verified
+from . import HeadChoice, OwnCache, TargetModel, Verified
 from .growing_tree import MOST_NODES
 from .head_state import HeadState
 from .policy import DraftPolicy
@@ -95,6 +95,10 @@ class HeadProposer:
 
     def reach(self, row: int, length: int) -> int:
         return self.state.reach(row, length)
+
+    @cached_property
+    def own_cache(self) -> OwnCache:
+        return self.state.own_cache()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,12 @@ it: token j has slot j - 1 and position j - 1 in the head's cache. Whoever calls
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
+import xxhash
 from torch import Tensor
 
 from ..cache import Cache
@@ -47,6 +49,14 @@ class HeadRunner:
             return self.head.follow(parents[None], embedded, depth, places)
 
         return self._run(nodes, call, self.head.attends_in_tree)
+
+    def identity(self) -> str:
+        """A digest of the head, by which its keys and values are told from those of others."""
+        digest = xxhash.xxh3_128(json.dumps(asdict(self.head.config), sort_keys=True).encode())
+        for name, tensor in self.head.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def logits(self, states: Tensor, depth: int) -> Tensor:
         """Logits [n, vocab] for the target's tokens after nodes with `states`, at `depth`; minus infinity where the head cannot say

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..sequence import TokenSequence
 from ..tree import Nodes, TokenTree
-from . import Verified
+from . import OwnCache, Verified
 from .head_runner import HeadRunner
 
 # Tokens of a row that are read at once, while its prompt is.
@@ -127,6 +127,10 @@ class HeadState:
             known = self.known[part.row]
             self.known[part.row] = known.part(known.end - KEPT, known.end)
         return states
+
+    def own_cache(self) -> OwnCache:
+        """The head's keys and values of tokens. With those of a prefix back in it, the target reads the token after them again."""
+        return OwnCache(self.cache, 1, self.runner.identity())
 
     def rewind(self, row: int, length: int) -> None:
         """Forget all but the first `length` tokens of the text in `row`."""

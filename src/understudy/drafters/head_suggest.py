@@ -19,7 +19,7 @@ from ..adjust import Adjustment
 from ..sampling import perturb
 from ..sequence import TokenSequence
 from ..tree import Nodes, TokenTree
-from . import TargetModel, Verified
+from . import OwnCache, TargetModel, Verified
 from .growing_tree import Candidate, GrowingTree
 from .head_state import HeadState
 from .pace import Pace
@@ -63,6 +63,10 @@ class TappedProposer(ModelProposer):
 
     def reach(self, row: int, length: int) -> int:
         return self.reader.reach(row, length)
+
+    @property
+    def own_cache(self) -> OwnCache:
+        return self.reader.own_cache()
 
 
 @dataclass

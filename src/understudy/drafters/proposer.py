@@ -11,7 +11,7 @@ from ..cache import Cache
 from ..devices import Device
 from ..sequence import TokenSequence
 from ..tree import Nodes
-from . import DraftModel, Verified
+from . import DraftModel, OwnCache, Verified
 
 
 class Proposer(Protocol):
@@ -50,6 +50,10 @@ class Proposer(Protocol):
     def reach(self, row: int, length: int) -> int:
         """As `Drafter.reach`."""
 
+    @property
+    def own_cache(self) -> OwnCache | None:
+        """As `Drafter.own_cache`."""
+
 
 class ModelProposer:
     """A model proposes, in a cache that somebody else keeps in step with the text."""
@@ -74,3 +78,7 @@ class ModelProposer:
 
     def reach(self, row: int, length: int) -> int:
         return length
+
+    @property
+    def own_cache(self) -> OwnCache | None:
+        return None

@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..registry import lookup
 from ..sequence import TokenSequence
 from ..tree import TokenTree
-from . import DrafterSpec, TargetModel, Verified
+from . import DrafterSpec, OwnCache, TargetModel, Verified
 from .growing_tree import MOST_NODES, GrowingTree
 from .pace import WIDEST
 from .policy import DraftPolicy, Limits, Shape
@@ -82,6 +82,10 @@ class SearchDrafter:
 
     def reach(self, row: int, length: int) -> int:
         return self.proposer.reach(row, length)
+
+    @property
+    def own_cache(self) -> OwnCache | None:
+        return self.proposer.own_cache
 
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         self.policy.record_round(tokens, seconds, prefill)

@@ -38,16 +38,34 @@ class TextBlocks:
 
 
 class DiskPrefixes:
-    """Gives rows of `cache` the beginnings of texts that `files` hold, and has `writer` keep those of prompts that were read."""
+    """Gives rows of `cache` the beginnings of texts that `files` hold, and has `writer` keep those of prompts that were read. What
+    was added, caches that a drafter has of the same texts, goes with it.
 
-    def __init__(self, files: PrefixFiles, writer: PrefixWriter, cache: Cache):
+    `identity`: what bits depend on beside the text; `skipped`: tokens at the beginning of a text without a slot in `cache`."""
+
+    def __init__(self, files: PrefixFiles, writer: PrefixWriter, cache: Cache, identity: str = "", skipped: int = 0):
         self.files = files
         self.writer = writer
         self.cache = cache
+        self.identity = identity or files.identity
+        self.skipped = skipped
+        self.beside: list[DiskPrefixes] = []
         # Files that are there, or will be.
         self._known: set[str] = set()
-        writer.lost = self._known.discard
+        writer.lost = self._forget
         self._blocks: weakref.WeakKeyDictionary[TokenSequence, TextBlocks] = weakref.WeakKeyDictionary()
+
+    def add(self, cache: Cache, identity: str, skipped: int) -> None:
+        """Keep what `cache` holds of texts too, whose bits depend on what `identity` stands for besides."""
+        lost = self.writer.lost
+        self.beside.append(DiskPrefixes(self.files, self.writer, cache, f"{self.identity} {identity}", skipped))
+        self.writer.lost = lost
+
+    def _forget(self, name: str) -> None:
+        """A file is gone."""
+        self._known.discard(name)
+        for other in self.beside:
+            other._known.discard(name)
 
     @classmethod
     def open(cls, directory: Path, limit: int, identity: str, cache: Cache) -> DiskPrefixes:
@@ -56,13 +74,21 @@ class DiskPrefixes:
         return cls(files, PrefixWriter(files), cache)
 
     def load(self, sequence: TokenSequence) -> int:
-        """Let the row of `sequence` hold as much of its text as there is on disk. Returns the tokens that this added.
+        """Let the row of `sequence` hold as much of its text as there is on disk, here and in what was added. Returns the tokens
+        that this added here.
 
         Where a layer cannot go on from the end of what is there, and this text may not be the last to share it, reading is to
         pause there (`sequence.pause`), so that it can be kept."""
+        added = self._load(sequence, sequence.to_share)
+        if added:
+            for other in self.beside:
+                other._load(sequence, sequence.to_share[: self.cache.lengths[sequence.row] + other.skipped])
+        return added
+
+    def _load(self, sequence: TokenSequence, text: Sequence[int]) -> int:
         row = sequence.row
         held = self.cache.lengths[row]
-        names = self._of(sequence).of(sequence.to_share)
+        names = self._of(sequence).of(text[self.skipped :])
         known = next((i for i, name in enumerate(names) if not self._there(name + TOKENS)), len(names))
         least = held // BLOCK
         for end in range(known, least, -1):
@@ -73,7 +99,7 @@ class DiskPrefixes:
                 self.writer.touch([name + TOKENS for name in names[: reached // BLOCK]])
                 least = reached // BLOCK
                 break
-        if self.cache.needs_points and least < known < len(sequence.tokens) // BLOCK:
+        if not self.skipped and self.cache.needs_points and least < known < len(sequence.tokens) // BLOCK:
             sequence.pause = known * BLOCK
         return self.cache.lengths[row] - held
 
@@ -81,15 +107,19 @@ class DiskPrefixes:
         """Hand over the blocks of the prompt of `sequence` that its row holds and no file does, as many as there is room for."""
         if self.writer.fault or sequence.prompt_length < LEAST:
             return
-        length = min(self.cache.lengths[sequence.row], sequence.prompt_length)
+        for each in (self, *self.beside):
+            each._keep(sequence)
+
+    def _keep(self, sequence: TokenSequence) -> None:
+        length = min(self.cache.lengths[sequence.row], sequence.prompt_length - self.skipped)
         blocks = self._of(sequence)
-        names = blocks.of(sequence.tokens[:length])
+        names = blocks.of(sequence.tokens[self.skipped :][:length])
         while blocks.kept < len(names):
             if not self._keep_block(sequence.row, blocks.kept, names[blocks.kept]):
                 return
             blocks.kept += 1
         end = len(names) * BLOCK
-        last = length == sequence.prompt_length or length == sequence.pause
+        last = length + self.skipped in (sequence.prompt_length, sequence.pause)
         if last and names and end not in blocks.points and self._keep_point(sequence.row, end, names[-1]):
             blocks.points.add(end)
             self.writer.touch([name + TOKENS for name in names])
@@ -99,7 +129,7 @@ class DiskPrefixes:
         self.writer.close()
 
     def _of(self, sequence: TokenSequence) -> TextBlocks:
-        return self._blocks.setdefault(sequence, TextBlocks(self.files.identity))
+        return self._blocks.setdefault(sequence, TextBlocks(f"{self.identity}{sequence.tokens[: self.skipped] or ''}"))
 
     def _there(self, name: str) -> bool:
         if name not in self._known and self.files.has(name):
