@@ -17,6 +17,7 @@ from tests.mtp import fit_mtp, publish_mtp
 from understudy import LLM, SamplingParams, blueprint
 from understudy.codecs import CODECS
 from understudy.drafters import DRAFTERS
+from understudy.drafters.pace import Pace
 from understudy.drafters.policy import calibrations
 from understudy.errors import StoreError, TransferError
 from understudy.plan.demand import Footprint, PlanRequest
@@ -127,8 +128,11 @@ def test_heads_are_lossless_in_any_batch_and_plan(
     ("kind", "policy", "resident"), [("eagle", "ragged", "none"), ("medusa", "eqspec", "none"), ("mtp", "exspec", "auto")]
 )
 def test_heads_in_front_of_the_copy_are_lossless_in_any_batch_and_plan(
-    kind: str, policy: str, resident: str, model: Path, plainly: list[list[list[int]]], heads: Callable[[str], Path]
-) -> None:
+    kind: str, policy: str, resident: str, model: Path, plainly: list[list[list[int]]], heads: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # Whether it pays is a question of seconds, and so of what else the machine does.
+    monkeypatch.setattr(Pace, "pays_to_ask", lambda *_: True)
     with opened(model, method=method(SUGGESTED + kind, model, heads), policy=policy, resident=resident, rows=3) as llm:
         for params, wanted in zip((GREEDY, SAMPLED, PENALISED), plainly, strict=True):
             done = llm.generate(OTHERS, params)
