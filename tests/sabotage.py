@@ -346,6 +346,9 @@ MUTATIONS = (
     Mutation("a line that two replicas answered has two records", "cluster/lines.py", 'if self.output.holds(line_of(row["number"], row["text"])):', "if False:", "tests/cluster/test_lines.py"),
     Mutation("a replica whose passes cannot run is well", "cluster/replicas.py", "        if models.fault:", "        if False:", "tests/cluster/test_replicas.py"),
     Mutation("one resource of a machine is enough for a replica", "cluster/connection.py", "return min(int(resources", "return max(int(resources", "tests/cluster/test_connection.py"),
+    Mutation("slower threads are chosen", "devices/thread_choice.py", "if mean < self.usual *", "if mean > self.usual *", "tests/devices/test_thread_choice.py"),
+    Mutation("torch's threads in a pass change", "devices/processor.py", '"pass": alone', '"pass": options', "tests/devices/test_thread_choice.py"),
+    Mutation("threads are not given back", "kernels/team.py", "        _shared.kernels = before", "        pass", "tests/kernels/test_team.py"),
     Mutation("a piece of work is taken twice", "kernels/team.py", 'atomic_rmw("add", place, ir.IntType(64)(1)', 'atomic_rmw("umax", place, ir.IntType(64)(1)', "tests/kernels/test_team.py"),
     Mutation("a caller keeps its threads", "llm.py", "        finally:\n            disband()\n\n    def _stream", "        finally:\n            pass\n\n    def _stream", "tests/test_llm.py"),
 )  # fmt: skip

@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "prefixes": {"cache", "sequence"},
     "engine": {
         *("batch", "reading", "reuse", "logprobs", "sequence", "cache", "rectangle", "tree", "verify", "sampling", "drafters"),
-        *("clock", "models", "prefixes"),
+        *("clock", "models", "prefixes", "kernels"),
     },
     "stats": {"engine", "models", "plan"},
     "request": {"engine", "logprobs", "sequence", "stats", "text"},

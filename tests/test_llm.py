@@ -1,6 +1,7 @@
 """The product's promise, end to end on a prepared Store: whatever drafts, whatever streams, the text is plain decoding's."""
 
 import importlib.util
+import random
 import subprocess
 import sys
 import threading
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 
 from tests.tiny import opened, save
 from understudy import LLM, SamplingParams
+from understudy.devices.thread_choice import SizeChoice, Threads, choices
 from understudy.errors import TransferError, UsageError
 from understudy.kernels import team
+from understudy.plan.machine import cores
 
 PROMPT = "def draft(tree):\n    for node in tree:"
 PARAMS = [
@@ -238,6 +241,28 @@ def test_the_caller_keeps_no_threads_that_another_threads_passes_would_wait_behi
                 assert len(list(Path("/proc/self/task").iterdir())) < before
         finally:
             torch.set_num_threads(threads)
+
+
+def test_no_number_of_threads_that_shares_the_work_changes_a_text(
+    model: Path, plain: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, chance, taken = torch.get_num_threads(), random.Random(5), set()
+
+    def any_of(choice: SizeChoice) -> Threads:
+        found = chance.choice(choice.options)
+        taken.add(found)
+        return found
+
+    monkeypatch.setattr(SizeChoice, "threads", property(any_of))
+    torch.set_num_threads(4)
+    try:
+        with opened(model, rows=3) as llm:
+            done = [llm.generate(PROMPT, params)[0] for params in PARAMS]
+            together = [completion.token_ids for completion in llm.generate([PROMPT] * 3, PARAMS)]
+    finally:
+        torch.set_num_threads(threads)
+    assert taken == set(choices(min(4, cores()))) and all(c.stats.mean_accepted > 1 for c in done)
+    assert [c.token_ids for c in done] == together == plain
 
 
 def test_hundreds_of_prompts_run_as_one_batch_that_goes_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

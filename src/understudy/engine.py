@@ -14,6 +14,7 @@ from .cache import Cache
 from .clock import Clock
 from .drafters import Drafter, Verified
 from .errors import Caught
+from .kernels import team
 from .logprobs import TokenLogprob
 from .models.cost import PassCost
 from .prefixes.disk import DiskPrefixes
@@ -159,6 +160,7 @@ class Engine:
         self.kept[sequence.row] = KeptText(tokens, min(sequence.prompt_length, len(tokens)))
 
     @torch.inference_mode()
+    @team.stock_alone()
     def step(self, sequences: Sequence[TokenSequence] | None = None) -> list[Advance]:
         """One pass for `sequences` (all, if none are named). An exception leaves every text as it was before the pass."""
         running = self.sequences if sequences is None else sequences

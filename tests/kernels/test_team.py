@@ -1,6 +1,7 @@
 """A team of threads takes every piece of work once, however many threads there are."""
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,29 @@ def test_a_disbanded_team_has_no_threads_and_works_again(threads: int) -> None:
 def test_a_library_that_keeps_its_threads_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "_entry", lambda name: 0)
     assert not team.disband()
+
+
+@pytest.mark.parametrize("kernels", [1, 3])
+def test_threads_are_given_for_a_while_to_one_thread_of_the_process(kernels: int) -> None:
+    pieces, address, before = Pieces(), machine_code(_work), torch.get_num_threads()
+    seen: list[int] = []
+    with team.shared_by(kernels, 2):
+        team.run(address, pieces)
+        assert torch.get_num_threads() == 2
+        other = threading.Thread(target=lambda: seen.append(team.threads()))
+        other.start()
+        other.join()
+        with team.shared_by(2, 1):
+            assert (team.threads(), torch.get_num_threads()) == (2, 1)
+        assert (team.threads(), torch.get_num_threads()) == (kernels, 2)
+    assert pieces.taken == PIECES + (kernels if team.parallel() else 1)
+    assert torch.get_num_threads() == before == team.threads()
+    assert kernels not in seen or kernels == before
+
+
+def test_without_openmp_torch_is_told_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(team, "_entry", lambda name: 0)
+    with team.shared_by(1, before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

@@ -5,7 +5,8 @@ The processor is a device like any other, so nothing outside this folder asks wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import UsageError
 from ..registry import find, lookup
@@ -45,6 +46,10 @@ class DraftAttention(Protocol):
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
         """query [n, heads, key size] over a layer's keys and values [rows, kv heads, places, size] -> [n, heads, value size]."""
 
+
+# A draft level, a call of a trained head, what it says of tokens, a pass whose Linears multiply by kernels of our own, and one of
+# torch's own products, whose bits may depend on the number of threads.
+SharedWork = Literal["level", "head", "head logits", "pass", "stock pass"]
 
 # Takes operands of exact weights with their first blocks, and gives what multiplies tiles by them: tiles, and where results go.
 ExactProduct = Callable[["Sequence[tuple[Operand, int]]"], Callable[["Sequence[Tensor]", "Tensor"], None]]
@@ -216,6 +221,11 @@ class Device(Protocol):
 
     def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
         """The time a weight stored by `codec` beside `quantizer`'s copy takes to be used here, once its bytes have come."""
+        ...
+
+    def sharing(self, work: SharedWork, nodes: int) -> AbstractContextManager[None]:
+        """Around work of this kind on so many `nodes`: it is shared by as many of the host's threads as such work was fastest on,
+        and is timed for that. It says nothing of work that the device itself does."""
         ...
 
     # Time

@@ -28,7 +28,7 @@ from ..tiers.memory import arena
 from ..tiers.ring import Ring, open_ring
 from ..tiers.streams import Streams
 from ..tree import Nodes
-from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct
+from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork
 from .graphs import Graphs
 
 # bytes that are copied to measure the link
@@ -246,6 +246,9 @@ class Accelerator:
     def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
         """Less than any link takes to bring it."""
         return 0.0
+
+    def sharing(self, work: SharedWork, nodes: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def finish(self) -> None:
         self.streams.finish(self.streams.current_stream())

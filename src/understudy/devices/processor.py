@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import startup
 from ..codecs import Codec
 from ..errors import UsageError, first_line
-from ..kernels import exact_product
+from ..kernels import exact_product, team
 from ..kernels.attention import AttentionSpec, attend
 from ..kernels.blocks import BlockKernels, ProcessorBlocks
 from ..kernels.convolution_cpu import convolve
@@ -32,9 +32,10 @@ from ..tiers.memory import arena
 from ..tiers.numa import processors_by_node, running_on
 from ..tiers.ring import Ring, open_ring
 from ..tree import Nodes
-from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct
+from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork
 from .codec_speed import seconds_a_weight
 from .graphs import Graphs
+from .thread_choice import ThreadChoice, Threads, choices
 
 # Bytes to which a process's own memory is rounded up: two that hold the same differ by less.
 STEP = 8 * MIB
@@ -85,6 +86,12 @@ class Processor:
             self.name = f"cpu:{number}"
             self.cpus = _node(number)
         self.threads = threads or torch.get_num_threads()
+        options = choices(self.threads)
+        # Torch's own operations have the same threads in all passes, since their bits might depend on them.
+        alone = [option for option in options if option.stock == 1]
+        every = [Threads(self.threads, self.threads)]
+        drafts = dict.fromkeys(("level", "head", "head logits"), options)
+        self._shared = ThreadChoice({**drafts, "pass": alone, "stock pass": every})
         self.runtime_bytes = _runtime_bytes()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -129,7 +136,7 @@ class Processor:
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
         if self._pool is None and self.threads > 1:
             self._pool = ThreadPoolExecutor(self.threads, "attention")
-        return attend(query, keys, values, nodes, spec, pool=self._pool, threads=self.threads)
+        return attend(query, keys, values, nodes, spec, pool=self._pool, threads=min(self.threads, team.threads()))
 
     def draft_attention(self, nodes: Nodes) -> DraftAttention:
         return LevelAttention(nodes)
@@ -176,6 +183,9 @@ class Processor:
     def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
         """Measured, once for each codec and quantiser."""
         return seconds_a_weight(codec.name, quantizer)
+
+    def sharing(self, work: SharedWork, nodes: int) -> AbstractContextManager[None]:
+        return self._shared.timed(work, nodes)
 
     def finish(self) -> None:
         """All is done already."""

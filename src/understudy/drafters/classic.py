@@ -33,7 +33,8 @@ class SecondModelProposer(ModelProposer):
         missing = sequence.tokens[self.cache.lengths[sequence.row] : -1]
         for start in range(0, len(missing), CATCH_UP):
             chain = TokenTree.chain(missing[start : start + CATCH_UP])
-            self.forward(Nodes.of(chain, sequence.row, self.cache.lengths[sequence.row]))
+            with self.device.sharing("level", len(chain)):
+                self.forward(Nodes.of(chain, sequence.row, self.cache.lengths[sequence.row]))
             self.cache.keep(sequence.row, torch.arange(len(chain)))
 
     def observe(self, verified: Verified, ran: Collection[int]) -> None:

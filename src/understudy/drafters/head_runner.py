@@ -66,7 +66,8 @@ class HeadRunner:
     @torch.inference_mode()
     def scores(self, states: Tensor, depth: int) -> Tensor:
         """Logits [n, draft vocab] for the tokens that the head can say after nodes with `states`, at `depth`."""
-        return self.head.scores(states[None], depth, self.target.score)[0]
+        with self.device.sharing("head logits", len(states)):
+            return self.head.scores(states[None], depth, self.target.score)[0]
 
     def whole(self, logits: Tensor) -> Tensor:
         """`logits` [n, draft vocab] for all of the target's tokens [n, vocab]: minus infinity where the head cannot say one."""
@@ -83,7 +84,8 @@ class HeadRunner:
         current = self.head.current
         current.under_way = Level(self, own) if attends and self.cache.shapes else None
         try:
-            return call(embedded, Places(own.positions[None]))[0]
+            with self.device.sharing("head", len(nodes)):
+                return call(embedded, Places(own.positions[None]))[0]
         finally:
             current.under_way = None
 

@@ -72,7 +72,8 @@ class TreeSearch:
         # Children of one root: no proposer needs more to be run before.
         tree = TokenTree.of([0] * (width + 1), [-1] + [0] * width)
         start = time.perf_counter()
-        self.proposer.forward(Nodes.of(tree, 0, 0, 1))
+        with self.proposer.device.sharing("level", width):
+            self.proposer.forward(Nodes.of(tree, 0, 0, 1))
         return time.perf_counter() - start
 
     def _level(self, work: list[Work], trees: list[GrowingTree]) -> None:
@@ -81,6 +82,12 @@ class TreeSearch:
         start = time.perf_counter()
         nodes = [Nodes.of(part.tree.tree, part.tree.sequence.row, part.tree.length, part.first) for part in work]
         flat = Nodes.join(nodes)
+        with self.proposer.device.sharing("level", len(flat)):
+            self._run_level(work, nodes, flat)
+        self.policy.pace.record_level(len(flat), time.perf_counter() - start)
+
+    def _run_level(self, work: list[Work], nodes: list[Nodes], flat: Nodes) -> None:
+        """Run the `nodes` of the trees, all of them together `flat`, and take up their best children."""
         logits = self.proposer.forward(flat)
         at = 0
         for part, own in zip(work, nodes, strict=True):
@@ -90,7 +97,6 @@ class TreeSearch:
                 guesses = at + len(part.fresh)
                 self.suggester.saw(part.tree, [at + part.tip, *range(guesses, guesses + agreed)])
             at += len(own)
-        self.policy.pace.record_level(len(flat), time.perf_counter() - start)
 
     def _score(self, part: Work, nodes: Nodes, logits: Tensor) -> int:
         """Find the best children after each node; logits: [n, vocab]. Suggested nodes stay until the proposer says

@@ -154,7 +154,7 @@ class Joined:
         run.scratch = scratch.data_ptr()
         run.work = work
         run.parallel = team.parallel()
-        run.threads = 1 if self._small else torch.get_num_threads()
+        run.threads = 1 if self._small else team.threads()
         lead(ctypes.addressof(run))
         return y
 

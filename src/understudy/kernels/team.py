@@ -4,7 +4,9 @@ Torch's CPU build brings an OpenMP library; its entry `GOMP_parallel` calls one 
 The kernel's threads share out the work by a counter: `take` hands each next piece to whoever asks first."""
 
 import ctypes
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,18 +50,74 @@ def disband() -> bool:
     return bool(pause) and ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(pause)(SOFT_PAUSE) == 0
 
 
+class _Shared(threading.local):
+    """What `shared_by` said last in each thread."""
+
+    # None: nothing was said.
+    kernels: int | None = None
+
+
+_shared = _Shared()
+
+
+def threads() -> int:
+    """How many threads share a kernel that the calling thread runs: as many as torch has, or as `shared_by` says."""
+    return _shared.kernels or torch.get_num_threads()
+
+
+@contextmanager
+def shared_by(kernels: int, stock: int) -> Iterator[None]:
+    """Within it, `kernels` threads share a kernel that the calling thread runs, and `stock` threads an operation of torch's own.
+
+    Other threads of the process keep theirs."""
+    before, torchs = _shared.kernels, torch.get_num_threads()
+    _shared.kernels = kernels
+    try:
+        if stock != torchs:
+            _give_torch(stock)
+        yield
+    finally:
+        _shared.kernels = before
+        if stock != torchs:
+            _give_torch(torchs)
+
+
+@contextmanager
+def stock_alone() -> Iterator[None]:
+    """Within it, an operation of torch's own runs on the calling thread alone, unless `shared_by` says otherwise: it is done before
+    another thread of a busy machine has its turn. Kernels keep their threads."""
+    with shared_by(threads(), 1):
+        yield
+
+
+def _give_torch(count: int) -> None:
+    """Let torch's own operations run on so many threads, where the calling thread asks for them."""
+    # torch's own function says it to every thread of the process, and to each library that it multiplies with
+    address = _entry("omp_set_num_threads")
+    if address:
+        _setter(address)(count)
+    else:
+        torch.set_num_threads(count)
+
+
+@cache
+def _setter(address: int) -> Callable[[int], None]:
+    """omp_set_num_threads, to be called."""
+    return ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
+
+
 def note() -> str:
     """What a user should know about speed on this machine; empty when there is nothing to say."""
     return "" if parallel() else "torch's threads were not found: drafting runs on one thread, which is slower."
 
 
 def run(address: int, descriptor: ctypes.Structure, small: bool = False) -> None:
-    """Call the machine code at `address` with `descriptor` on all of torch's threads; on this one alone if `small`."""
-    threads = 1 if small else torch.get_num_threads()
-    if threads == 1 or not parallel():
+    """Call the machine code at `address` with `descriptor` on all `threads`; on this one alone if `small`."""
+    count = 1 if small else threads()
+    if count == 1 or not parallel():
         _alone(address)(ctypes.addressof(descriptor))
     else:
-        _team(parallel())(address, ctypes.addressof(descriptor), threads, 0)
+        _team(parallel())(address, ctypes.addressof(descriptor), count, 0)
 
 
 @cache

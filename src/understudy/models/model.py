@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache import Cache
-from ..devices import Device
+from ..devices import Device, SharedWork
 from ..errors import UnderstudyError
 from ..plan.memory import columns_of
 from ..plan.placement import Plan
@@ -100,7 +100,9 @@ class Model:
             refuse_other_bits(device, self.lanes)
             outputs = [entry.shape[0] for entry in self.weights.entries]
             self.supply = JoinedSupply(self.supply, self.weights.portions, self.lanes, outputs)
-        self.cost = PassCost(1 if self.supply.fused(dtype) else TILE)
+        fused = self.supply.fused(dtype)
+        self._work: SharedWork = "pass" if fused else "stock pass"
+        self.cost = PassCost(1 if fused else TILE)
         # Where drafted tokens are chosen on the device, their rows must lie there.
         self.lookup = self._lookup(whole=uses.drafts and not device.drafts_see_text)
         base = getattr(self.module, str(self.module.base_model_prefix))
@@ -160,8 +162,9 @@ class Model:
         start = time.perf_counter()
         waited = self._waited()
         hidden = self._hidden(len(nodes))
-        settled = self.target(nodes, wanted, settle, hidden)
-        self.device.finish()
+        with self.device.sharing(self._work, len(nodes)):
+            settled = self.target(nodes, wanted, settle, hidden)
+            self.device.finish()
         seconds = time.perf_counter() - start
         waited = self._waited() - waited
         self.cost.learn(len(nodes), seconds - waited, waited)

@@ -1,0 +1,170 @@
+"""Chooses how many threads share work, by what the same work took on more or fewer of them.
+
+Threads of one kernel wait for each other. Where other processes want the processors too, one that waits may lose its turn, and
+the kernel then lasts some milliseconds longer: on a busy machine fewer threads are faster, often many times. For small work they
+are on an idle one. No rule tells that beforehand, so it is tried now and then, for as little as it can cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ..kernels import team
+
+# Runs of a trial of fewer threads, and of more: what disturbs many threads does not disturb each run.
+FEWER_RUNS, MORE_RUNS = 4, 16
+# Seconds after which a trial is over, since long runs are disturbed alike.
+LONG = 0.5
+# A trial that lost so many runs' time is over.
+LOST_RUNS = 3.0
+# Runs between two trials at least, and how many times as long they take at least as the last trials lost.
+APART = 16
+COST = 50.0
+# Seconds between two trials at most: what else runs on the machine changes.
+LONGEST_APART = 60.0
+# How much faster more threads must be.
+FASTER = 0.95
+# The share of the latest run in what a run is said to take.
+LATEST = 0.125
+# Runs before the first trial; the first of all may have compiled something.
+FIRST_RUNS = 1
+
+
+@dataclass(frozen=True)
+class Threads:
+    """How many threads share a kernel, and how many an operation of torch's own."""
+
+    kernels: int
+    stock: int
+
+
+def choices(most: int) -> list[Threads]:
+    """From `most` threads for all to one for all: torch's own operations are the first to run alone, since each does little."""
+    counts = []
+    count = most
+    while count > 1:
+        counts.append(count)
+        count //= 2
+    both = [Threads(most, most)] if most > 1 else []
+    return [*both, *(Threads(count, 1) for count in counts), Threads(1, 1)]
+
+
+@dataclass
+class _Trial:
+    """Runs of another choice."""
+
+    place: int
+    runs: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class SizeChoice:
+    """What is chosen for work of one kind and size."""
+
+    options: Sequence[Threads]
+    # Which of them is in use when none is tried.
+    place: int = 0
+    # Runs since the last trial, and seconds of them.
+    runs: int = -1
+    since: float = 0.0
+    # Seconds of a run; 0: none was seen.
+    usual: float = 0.0
+    # Seconds that must pass between trials, as they cost something.
+    apart: float = 0.0
+    # Which of them was tried last: the fewest threads are tried first.
+    tried: int = 0
+    trials: int = 0
+    trial: _Trial | None = None
+
+    @property
+    def threads(self) -> Threads:
+        """On how many threads the next run is."""
+        return self.options[self.place if self.trial is None else self.trial.place]
+
+    def record(self, seconds: float) -> None:
+        """Learn that the run on `threads` took so long."""
+        if self.trial is not None:
+            self._try(self.trial, seconds)
+            return
+        self.runs += 1
+        if not self.runs and not self.trials:
+            return
+        self.since += seconds
+        self.usual = self.usual + LATEST * (seconds - self.usual) if self.usual else seconds
+        if self.runs >= (APART if self.trials else FIRST_RUNS) and self.since >= self.apart:
+            self._begin()
+
+    def suggest(self, place: int) -> None:
+        """Try this choice next: other work just found it faster."""
+        if self.trial is None and place != self.place:
+            self.trials += 1
+            self.trial = _Trial(place)
+
+    def _begin(self) -> None:
+        """Begin a trial of the next of the other choices, which take turns."""
+        others = [place for place in reversed(range(len(self.options))) if place != self.place]
+        if not others:
+            return
+        self.tried = next((place for place in others if place < self.tried), others[0]) if self.trials else others[0]
+        self.trials += 1
+        self.trial = _Trial(self.tried)
+
+    def _try(self, trial: _Trial, seconds: float) -> None:
+        trial.runs += 1
+        trial.seconds += seconds
+        more = trial.place < self.place
+        lost = trial.seconds - trial.runs * self.usual
+        enough = trial.runs >= (MORE_RUNS if more else FEWER_RUNS) or trial.seconds > LONG
+        if not enough and lost < LOST_RUNS * self.usual:
+            return
+        self.apart = min(COST * max(lost, 0.0), LONGEST_APART)
+        self.runs = 0
+        self.since = 0.0
+        self.trial = None
+        mean = trial.seconds / trial.runs
+        if mean < self.usual * (FASTER if more else 1.0):
+            self.place = trial.place
+            self.usual = mean
+            # The others are judged anew.
+            self._begin()
+
+
+@dataclass
+class ThreadChoice:
+    """Chooses for each kind of work, such as a draft level or a pass, and for each size of it on its own.
+
+    What makes one faster on fewer threads is often another process, which all of them feel: it is tried on them next."""
+
+    # Of each kind of work.
+    options: Mapping[str, Sequence[Threads]]
+    sizes: dict[tuple[str, int], SizeChoice] = field(default_factory=dict)
+    # What was found to be faster last.
+    found: Threads | None = None
+
+    @contextmanager
+    def timed(self, kind: str, nodes: int) -> Iterator[None]:
+        """Within it, work of this kind on so many `nodes` is shared by as many threads as are likely to be fastest."""
+        # sizes that differ by less than two times are one
+        key = kind, nodes.bit_length()
+        if key not in self.sizes:
+            options = self.options[kind]
+            self.sizes[key] = SizeChoice(options, _nearest(options, self.found or options[0]))
+        choice = self.sizes[key]
+        place, threads = choice.place, choice.threads
+        with team.shared_by(threads.kernels, threads.stock):
+            start = time.perf_counter()
+            yield
+            choice.record(time.perf_counter() - start)
+        if choice.place != place:
+            self.found = choice.options[choice.place]
+            for other in self.sizes.values():
+                other.suggest(_nearest(other.options, self.found))
+
+
+def _nearest(options: Sequence[Threads], wanted: Threads) -> int:
+    """Which of `options`, most threads first, has as many threads as `wanted`, or as few as there are."""
+    fits = [option.kernels <= wanted.kernels and option.stock <= wanted.stock for option in options]
+    return fits.index(True) if True in fits else len(options) - 1

@@ -1,0 +1,145 @@
+"""Work is shared by as many threads as it is fastest on, and to find out costs little."""
+
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from understudy.devices.processor import Processor
+from understudy.devices.thread_choice import COST, SizeChoice, ThreadChoice, Threads, choices
+from understudy.kernels import team
+
+Machine = Callable[[Threads], float]
+
+
+def busy(threads: Threads) -> float:
+    """Seconds of a run where each thread but the first may have to wait for another process's turn."""
+    late = any(random.random() < 0.3 for _ in range(threads.kernels + threads.stock - 2))
+    return 0.004 * random.uniform(0.9, 1.1) / threads.kernels + 0.02 * late
+
+
+def idle(threads: Threads) -> float:
+    return 0.1 / threads.kernels * random.uniform(0.97, 1.03)
+
+
+def run(choice: SizeChoice, machine: Machine, seconds: float) -> list[Threads]:
+    """The choices of runs that last so long together."""
+    taken, left = [], seconds
+    while left > 0:
+        taken.append(choice.threads)
+        took = machine(choice.threads)
+        choice.record(took)
+        left -= took
+    return taken
+
+
+def test_torchs_own_operations_are_the_first_to_run_alone() -> None:
+    assert choices(1) == [Threads(1, 1)]
+    assert choices(2) == [Threads(2, 2), Threads(2, 1), Threads(1, 1)]
+    assert choices(6) == [Threads(6, 6), Threads(6, 1), Threads(3, 1), Threads(1, 1)]
+
+
+@pytest.mark.parametrize("most", [2, 4, 16])
+@pytest.mark.parametrize("seed", range(4))
+def test_beside_busy_processes_one_thread_works(most: int, seed: int) -> None:
+    random.seed(seed)
+    choice = SizeChoice(choices(most))
+    run(choice, busy, 2.0)
+    taken = run(choice, busy, 10.0)
+    assert taken.count(Threads(1, 1)) > 0.75 * len(taken)
+
+
+@pytest.mark.parametrize("most", [2, 4, 16])
+@pytest.mark.parametrize("seed", range(4))
+def test_on_an_idle_machine_all_threads_work(most: int, seed: int) -> None:
+    random.seed(seed)
+    choice = SizeChoice(choices(most))
+    run(choice, idle, 4.0)
+    taken = run(choice, idle, 60.0)
+    assert sum(threads.kernels == most for threads in taken) > 0.85 * len(taken)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_follows_a_machine_that_becomes_busy_and_idle_again(seed: int) -> None:
+    random.seed(seed)
+    choice = SizeChoice(choices(4))
+    for machine, kernels in ((idle, 4), (busy, 1), (idle, 4)):
+        run(choice, machine, 70.0)
+        taken = run(choice, machine, 20.0)
+        assert sum(threads.kernels == kernels for threads in taken) > 0.7 * len(taken), machine.__name__
+
+
+@given(st.lists(st.floats(0.001, 2.0), min_size=3, max_size=3), st.integers(40, 400))
+def test_trials_cost_a_small_share_of_the_time_however_slow_the_others_are(seconds: list[float], runs: int) -> None:
+    options = choices(2)
+    choice = SizeChoice(options)
+    took = dict(zip(options, seconds, strict=True))
+    total = 0.0
+    for _ in range(runs):
+        total += took[choice.threads]
+        choice.record(took[choice.threads])
+    # what is paid before anything is known, and the first trial of each
+    entry = 8 * seconds[0] + 8 * max(seconds) + 4 * min(seconds)
+    reached = took[options[choice.place]]
+    assert total <= entry + runs * max(reached, seconds[0]) * (1 + 3 / COST)
+
+
+def test_work_of_each_kind_and_size_is_judged_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    choice = ThreadChoice({"level": choices(2)})
+    # small work is faster alone, large work together
+    for _ in range(300):
+        for nodes in (1, 64):
+            with choice.timed("level", nodes):
+                now[0] += 0.001 if (nodes == 1) == (team.threads() == 1) else 0.003
+    kernels = {key: size.options[size.place].kernels for key, size in choice.sizes.items()}
+    assert kernels == {("level", 1): 1, ("level", 7): 2}
+    assert torch.get_num_threads() == team.threads(), "what comes after has its threads again"
+
+
+def test_what_one_kind_of_work_finds_others_try_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    choice = ThreadChoice({"level": choices(4), "pass": choices(4)[1:]})
+
+    def run(kind: str, nodes: int) -> int:
+        with choice.timed(kind, nodes):
+            # large work is faster together, whatever else runs
+            now[0] += 1 / team.threads() if nodes == 64 else team.threads()
+            return team.threads()
+
+    first = [run("pass", 8) for _ in range(2)]
+    large = [run("level", 64) for _ in range(6)]
+    assert first == [4, 4] and large[-1] == 4
+    assert [run("level", 1) for _ in range(12)][-1] == 1
+    assert run("pass", 8) == 1, "tried at once"
+    assert [run("level", 64) for _ in range(3)] == [1, 4, 4], "tried once, and found to be slower"
+    assert [run("pass", 8) for _ in range(40)].count(1) > 25
+    assert run("level", 2) == 1, "new work begins with it"
+
+
+def test_a_run_that_fails_teaches_nothing_and_gives_threads_back() -> None:
+    choice = ThreadChoice({"pass": [Threads(3, 1)]})
+    with pytest.raises(ZeroDivisionError), choice.timed("pass", 1):
+        assert team.threads() == 3
+        raise ZeroDivisionError
+    assert not choice.sizes["pass", 1].usual and team.threads() == torch.get_num_threads()
+
+
+def test_a_processor_keeps_torchs_threads_where_torch_multiplies() -> None:
+    device = Processor(threads=2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with device.sharing("stock pass", 8):
+            assert torch.get_num_threads() == team.threads() == 2
+        for _ in range(40):
+            with device.sharing("pass", 8):
+                assert torch.get_num_threads() == 1, "the bits of torch's operations never depend on what is chosen"
+    finally:
+        torch.set_num_threads(before)
