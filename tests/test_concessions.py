@@ -91,6 +91,26 @@ def test_what_is_named_does_work(planned: Any, model: Path) -> None:
         LLM.plan_only(model, machine=MACHINE, **{**options, "memory": step.plan.least_bytes - (1 << 20)})
 
 
+def test_a_long_conversation_gives_up_old_keys_and_values(tmp_path: Path) -> None:
+    save(tmp_path, "llama", torch.bfloat16, max_position_embeddings=65536)
+    talk = Conversation(turns=100, prompt=64, reply=256)
+
+    def planned(**options: Any) -> Chat:
+        return chat_for(tmp_path, (talk, "context", ""), Options.of(options, os.environ), SLOW, OTHER)
+
+    chat = planned()
+    place = next(place for place, step in enumerate(chat.steps) if step.options.startswith("--spill 1024"))
+    before, spills = chat.steps[place - 1 : place + 1]
+    assert not before.options and spills.budget_bytes < before.budget_bytes
+    assert spills.expected.tokens_per_second < before.expected.tokens_per_second, "reading them costs nothing"
+    assert all(step.options.startswith("--spill 1024") for step in chat.steps[place:])
+    for step in chat.steps:
+        assert sum(step.terms.values()) == step.plan.used <= step.budget_bytes
+    held = planned(memory=spills.budget_bytes)
+    assert held.chosen.plan.spill_latest == 1024 and "go to disk" in "\n".join(held.lines())
+    assert not any(step.options.startswith("--spill") for step in planned(spill="none").steps)
+
+
 def test_clients_multiply_keys_and_values(planned: Any) -> None:
     one, four = planned(), planned(talk=Conversation(4, 24, 60, clients=4))
     for name in ("keys and values (layers that see all)", "scratch of trees"):

@@ -21,11 +21,11 @@ from .heads.source import Bearer
 from .layer_states import SCRATCH
 from .models.exact_linear import decoding_bytes
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
-from .models.shape import ModelShape, cache_dtype
+from .models.shape import ModelShape
 from .models.target import TILE
-from .options import DTYPES, Options
+from .options import AUTO, DTYPES, Options
 from .plan import widths
-from .plan.demand import RUNTIME, Footprint, PlanRequest
+from .plan.demand import RUNTIME, Footprint, PlanRequest, Spilling
 from .plan.lanes import LaneRequest, joined, plan_lanes
 from .plan.machine import Machine
 from .plan.memory import TREE_TILES, make_plan, smallest_budget, tree_tiles
@@ -35,6 +35,7 @@ from .plan.sizes import format_size, parse_size
 from .policies import rows_together
 from .prefixes import BLOCK, memory_for
 from .recurrent import DEEPEST
+from .spilled import LATEST, fast_slots
 from .weights.store import Store
 
 # Contexts that are tried, in this order, where the user chose none.
@@ -154,7 +155,30 @@ class Blueprint:
 
     def least_for(self, context: int) -> int:
         """The smallest budget for one sequence (or as many as were asked for) of `context` tokens."""
-        return smallest_budget(self.footprint, self.request(context, self.options.rows or 1))
+        return smallest_budget(self.footprint, self._smallest(context))
+
+    def _smallest(self, context: int) -> PlanRequest:
+        """What is requested where memory is shortest: one sequence (or as many as were asked for), whose keys and values spill if
+        they may and that takes less."""
+        stays = self.request(context, self.options.rows or 1)
+        if self.options.spill != AUTO or self.options.context is None or not self.can_spill:
+            return stays
+        both = stays, replace(stays, spilling=Spilling(LATEST, fast_slots(LATEST)))
+        return min(both, key=lambda one: smallest_budget(self.footprint, one))
+
+    @property
+    def can_spill(self) -> bool:
+        """May keys and values of this model spill on this device?"""
+        apart = self.further or rows_together(self.options.batching, 1)
+        return self.footprint.spill is not None and self.device.spilled_attention() is not None and not apart
+
+    def _spilling(self) -> Spilling | None:
+        """How keys and values spill by what was asked for. Raises UsageError where they cannot."""
+        tokens = self.options.spill
+        if isinstance(tokens, int) and not self.can_spill:
+            why = "it takes one processor, and layers that see the whole text with heads of a multiple of 16 bytes"
+            raise UsageError(f"--spill {tokens}: keys and values cannot spill here, {why}: leave it out.")
+        return Spilling(tokens, fast_slots(tokens)) if isinstance(tokens, int) else None
 
     def contexts(self) -> list[int]:
         """The contexts that may be planned, longest first. Raises UsageError for one that the model does not have."""
@@ -167,11 +191,10 @@ class Blueprint:
     def for_context(self, context: int, grown: int = 0) -> Plan:
         """The plan for `context` tokens a sequence. Raises UsageError, naming what would work, where it does not fit."""
         footprint = replace(self.footprint, grown_bytes=grown)
-        alone = self.request(context, self.options.rows or 1)
-        least = smallest_budget(footprint, alone)
-        request = self.request(context)
-        if smallest_budget(footprint, request) > request.budget_bytes:
-            request = alone
+        least = smallest_budget(footprint, smallest := self._smallest(context))
+        # The first that fits: as many sequences as suit the budget, few, and few that spill.
+        requests = (self.request(context), self.request(context, self.options.rows or 1), smallest)
+        request = next((one for one in requests if smallest_budget(footprint, one) <= one.budget_bytes), smallest)
         if self.further:
             return replace(self._over_devices(footprint, request), least_bytes=least, method=self.options.method)
         plan = replace(make_plan(footprint, request), least_bytes=least, method=self.options.method)
@@ -220,9 +243,10 @@ class Blueprint:
             tree_tiles=tree_tiles(rows, self.device.nodes_are_free),
             record_nodes=nodes,
             padded_rows=padded,
-            aligning_bytes=padded * context * self._widest_line(),
+            aligning_bytes=padded * context * self.shape.widest_line(self.dtype),
             widest_level=widest_level,
             layers=len(self.shape.layers),
+            spilling=self._spilling(),
             speeds=self.speeds,
         )
 
@@ -244,10 +268,8 @@ class Blueprint:
         models = (self, self.second) if self.second is not None else (self,)
         recurrent = any(layer.recurrent is not None for model in models for layer in model.shape.layers)
         if recurrent and drafter.deepest > DEEPEST:
-            raise UsageError(
-                f"--method {self.options.method} drafts {drafter.deepest} levels, and recurrent layers take back {DEEPEST} at most:"
-                " choose fewer."
-            )
+            deep = f"drafts {drafter.deepest} levels, and recurrent layers take back {DEEPEST} at most"
+            raise UsageError(f"--method {self.options.method} {deep}: choose fewer.")
         return min(max(drafter.max_nodes or TREE_TILES * TILE, DEEPEST), SCRATCH)
 
     def _padded_rows(self, rows: int, slots: int) -> int:
@@ -265,11 +287,6 @@ class Blueprint:
         if padded and self.device.own_memory:
             raise UsageError(f"The policy {policy} is for the processor, not for {self.device.name}: choose ragged.")
         return padded
-
-    def _widest_line(self) -> int:
-        """Bytes of the keys, or of the values, of a token in the widest layer: rows are realigned tensor by tensor."""
-        numbers = (layer.kv_heads * max(layer.key_size, layer.value_size) for layer in self.shape.layers)
-        return max(numbers) * cache_dtype(self.dtype).itemsize
 
     def replanned(self, free: Sequence[int], reason: str) -> Plan:
         """A plan for at most `free` bytes of each device, with a note that says why. UsageError where nothing fits any more."""

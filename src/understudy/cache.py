@@ -4,6 +4,7 @@ change; slots above it are scratch, which drafts write and the target overwrites
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from .errors import CheckpointError
 from .layer_states import SCRATCH, FullState, LayerShape, LayerState, state_of
 from .recurrent import DEEPEST, Fold, RecurrentState, Room
+from .spilled import Spill, SpilledState, SpillStore, spillable
 from .tree import Nodes
 
 
@@ -19,11 +21,11 @@ class Cache:
     `lengths[row]` tokens of a row are accepted.
 
     `scratch`: nodes of a row's tree at most (None: SCRATCH). `fold`: how states of recurrent layers are folded; needed where there
-    are such layers."""
+    are such layers. `spill`: how old tokens of layers that see all go to a file; None: they stay in memory."""
 
     def __init__(
         self, shapes: Sequence[LayerShape], rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu", *,
-        scratch: int | None = None, fold: Fold | None = None,
+        scratch: int | None = None, fold: Fold | None = None, spill: Spill | None = None,
     ):  # fmt: skip
         # Layers that slide have room for no more.
         self.scratch = SCRATCH if scratch is None else min(scratch, SCRATCH)
@@ -33,9 +35,15 @@ class Cache:
         self.layers: list[FullState] = []
         self.recurrent: dict[int, RecurrentState] = {}
         self.shapes = tuple(shapes)
+        # where keys and values go that fast memory does not hold; None: nothing spills
+        spilling = [shape for shape in shapes if spill is not None and spillable(shape, dtype.itemsize)]
+        self.spill_store = SpillStore(spill, spilling, rows, capacity, dtype) if spill is not None else None
         for index, shape in enumerate(shapes):
             if shape.reads is None:
-                self.layers.append(state_of(shape, rows, capacity, dtype, device))
+                if self.spill_store is not None and shape in spilling:
+                    self.layers.append(SpilledState(shape, rows, self.spill_store, dtype))
+                else:
+                    self.layers.append(state_of(shape, rows, capacity, dtype, device))
                 self.states.append(self.layers[-1])
             else:
                 self.layers.append(self.layers[shape.reads])
@@ -68,6 +76,15 @@ class Cache:
     def placed(self, nodes: Nodes) -> Nodes:
         """`nodes` as the states number their rows."""
         return nodes
+
+    @cached_property
+    def spilled(self) -> SpilledState | None:
+        """One of the states that spill, which all have the same bases between passes; None: none does."""
+        return next((state for state in self.layers if isinstance(state, SpilledState)), None)
+
+    def spills(self, index: int) -> bool:
+        """Do old tokens of layer `index` lie in a file?"""
+        return self.spilled is not None and isinstance(self.layers[index], SpilledState)
 
     def layer(self, index: int, window: int) -> FullState:
         """The state of layer `index`, whose attention looks back at `window` tokens (0: all). CheckpointError where the config
@@ -143,11 +160,11 @@ class Cache:
     @property
     def needs_points(self) -> bool:
         """Do layers keep what cannot be put together of tokens, so that a row goes on from a point alone?"""
-        return any(type(state) is not FullState for state in self.states)
+        return any(type(state) not in (FullState, SpilledState) for state in self.states)
 
     def block_bytes(self, tokens: int) -> int:
         """Bytes of what `taken` gives of so many tokens."""
-        held = [state for state in self.states if type(state) is FullState]
+        held = [state for state in self.layers if type(state) in (FullState, SpilledState)]
         return sum(state.nbytes // (state.keys.shape[0] * state.keys.shape[2]) for state in held) * tokens
 
     def taken(self, row: int, start: int, end: int) -> dict[str, Tensor]:
@@ -170,6 +187,11 @@ class Cache:
             state.resume(row, length, _own(index, tensors))
         self.lengths[row] = self._written[row] = length
         self._reached[row] = max(self._reached[row], length)
+
+    def close(self) -> None:
+        """Give the disk's room back. Further calls do nothing."""
+        if self.spill_store is not None:
+            self.spill_store.file.close()
 
     def save(self, row: int) -> None:
         """Keep what lets `row` come back to about its length, however long its text becomes; its last save is given up."""

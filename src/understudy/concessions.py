@@ -1,7 +1,7 @@
 """What a planned conversation takes, and what is given up in which order where memory is short: each step with budget and speed.
 
 SpecMemo (arXiv 2506.01986) shrinks the tree, then its heads, then the weights. Here exact weights that stay go first, since they
-only spare the link, then long pieces of prompts, wide trees, bits of the copy, and at last drafting."""
+only spare the link, then long pieces of prompts, wide trees, old keys and values, bits of the copy, and at last drafting."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .plan.placement import Passes, Plan
 from .plan.rounds import Arithmetic, Drafting, Round, expected
 from .plan.sizes import format_size, whole_mib
 from .plan.terms import terms
+from .spilled import LATEST
 
 # A budget that no model needs.
 PLENTY = 1 << 50
@@ -167,14 +168,29 @@ class Planner:
         yield self.step(options, ("long pieces of prompts", ""), passes=Passes(most.trees, most.trees + few))
         yield self.step(options, ("wide trees: tiles of drafts", ""), passes=Passes(least.trees, least.trees + few))
         yield self.step(options, ("pieces of prompts of more than a tile", ""))
+        spill = ""
+        if (spilled := self.spilling(options)) is not options:
+            options, spill = spilled, f"--spill {spilled.spill} "
+            yield self.step(options, ("keys and values of old tokens in fast memory: they go to disk", spill.strip()))
         if self.changeable and options.head_left_open:
-            yield self.step(replace(options, recipe_head=""), ("the output head's own 8 bits", f"--head-bits {options.bits}"))
+            said = f"{spill}--head-bits {options.bits}"
+            yield self.step(replace(options, recipe_head=""), ("the output head's own 8 bits", said))
         for bits, fewer in fewer_bits(options) if self.changeable else ():
-            yield self.step(fewer, (f"bits of the copy: {bits.removeprefix('mixed:bits=')}", f"--bits {bits}"))
+            yield self.step(fewer, (f"bits of the copy: {bits.removeprefix('mixed:bits=')}", f"{spill}--bits {bits}"))
         if head:
-            yield self.step(replace(options, method=head), ("the copy: a trained head drafts", f"--method {head}"))
-        said = f"--method {PLAIN_METHOD}" + (f" --codec {FALLBACK}" if self.recoded(options) else "")
+            yield self.step(replace(options, method=head), ("the copy: a trained head drafts", f"{spill}--method {head}"))
+        said = f"{spill}--method {PLAIN_METHOD}" + (f" --codec {FALLBACK}" if self.recoded(options) else "")
         yield self.step(self.plain(options), ("drafting: no copy, no residents, the smallest ring", said))
+
+    def spilling(self, options: Options) -> Options:
+        """Options under which keys and values of old tokens go to disk; the same ones where they may not, or that saves nothing."""
+        if options.spill != AUTO or not self.drawn(options).can_spill:
+            return options
+        spilled = replace(options, spill=LATEST)
+        tokens, clients = self.conversation.tokens, self.conversation.clients
+        drawn = self.drawn(options), self.drawn(spilled)
+        stays, spills = (smallest_budget(one.footprint, one.request(tokens, clients)) for one in drawn)
+        return spilled if spills < stays else options
 
     def recoded(self, options: Options) -> bool:
         """Would plain decoding have exact weights in another codec, which needs no copy?"""
@@ -187,7 +203,7 @@ class Planner:
 
     def turns_in(self, options: Options, budget: int) -> int:
         """How many turns of the conversation `budget` holds with `options`, without drafting."""
-        blueprint = self.drawn(self.plain(options))
+        blueprint = self.drawn(self.plain(self.spilling(options)))
 
         def needed(turns: int) -> int:
             request = blueprint.request(replace(self.conversation, turns=turns).tokens, self.conversation.clients)

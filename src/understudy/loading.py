@@ -87,14 +87,15 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     blueprint = replace(with_second(blueprint, store.path, report), further=tuple(further))
     plan = blueprint.plan()
     if not device.own_memory:
-        compile_kernels(store, files.config, blueprint.dtype, options.holds_substitute or options.holds_head, report)
+        copies = options.holds_substitute or options.holds_head
+        compile_kernels(store, files.config, blueprint.dtype, copies, report, spills=plan.spill_latest > 0)
         if grown := _grown(before, plan):
             plan = blueprint.plan(grown)
     bound = bind_as_planned(blueprint, plan, report)
     if blueprint.second is not None and blueprint.second.store is not None:
         hold.add(blueprint.second.store.path)
-        alone = replace(bound.plan, residents=frozenset(), whole=frozenset(), decoded=frozenset(), ring_bytes=0, padded_rows=0)
-        alone = replace(alone, parts=None, lanes=())
+        alone = replace(bound.plan, residents=frozenset(), whole=frozenset(), decoded=frozenset(), ring_bytes=0)
+        alone = replace(alone, padded_rows=0, spill_latest=0, parts=None, lanes=())
         bound.companion = bind(blueprint.second, alone, report)
     return Loaded(store, blueprint.machine, files.tokenizer, bound, files.stop_ids, files.generation, hold)
 
@@ -142,4 +143,5 @@ def bind(blueprint: Blueprint, plan: Plan, report: Report | None) -> Model:
         uses=Uses(options.holds_substitute, options.holds_head, options.handed_out),
         devices=blueprint.devices,
         report=report,
+        spill_to=options.cache,
     )

@@ -37,6 +37,10 @@ AUTO = "auto"
 # The head's quantiser where its bits are left open and there is room, beside those of all other weights.
 HEAD = "int8"
 BESIDE = ("int2", "int3", "int4")
+# What `spill` says where nothing may spill.
+STAY = "none"
+# Tokens that stay in fast memory at least where others spill.
+LEAST_LATEST = 64
 # Bytes of prefixes on disk where the user does not say.
 PREFIXES = "4GB"
 # Fields that follow from the environment and from other options: nobody gives them.
@@ -66,6 +70,9 @@ class Options:
     resident: str = "auto"
     # Tokens that a prompt and its continuation may have together.
     context: int | None = None
+    # Latest tokens of a text whose keys and values stay in fast memory while those of older ones go to disk; none: all stay; auto:
+    # they go where the context that was asked for does not fit otherwise.
+    spill: int | str = AUTO
     # Sequences that run together.
     rows: int | None = None
     # Bits of a substitute's weight, or "mixed" for a mix.
@@ -128,6 +135,7 @@ class Options:
         if options.head_bits not in (AUTO, *BITS):
             raise UsageError(f"--head-bits must be one of {', '.join(map(str, BITS))} or auto, got {options.head_bits}.")
         options._check_devices()
+        options._check_spill()
         options._check_prefixes()
         options = options._with_recipe()
         return options._linked() if options.link else options
@@ -141,6 +149,15 @@ class Options:
             raise UsageError(f"--devices {self.devices} contradicts --device {self.device}: leave one of them out.")
         if self.resident == "whole":
             raise UsageError("--resident whole is for one device: with --devices, parts stay beside the copy (residual) or none.")
+
+    def _check_spill(self) -> None:
+        """Raise UsageError for what spilling cannot do."""
+        if self.spill in (AUTO, STAY):
+            return
+        if not isinstance(self.spill, int) or self.spill < LEAST_LATEST:
+            raise UsageError(f"--spill must be auto, none or a number of tokens, {LEAST_LATEST} or more, got {self.spill}.")
+        if isinstance(self.batching, PaddedPolicy):
+            raise UsageError(f"--spill is not for left-padded batches, as {self.policy} has them: choose one of the two.")
 
     def _check_prefixes(self) -> None:
         """Raise UsageError for what keeping prefixes on disk cannot do."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..plan.placement import Plan
     from ..quantizers import Linear, Quantizer, Tensors
     from ..recurrent import RecurrentState
+    from ..spilled import SpilledState
     from ..tiers import Streaming
     from ..tiers.ring import Ring
     from ..tree import Nodes
@@ -57,6 +58,11 @@ ExactProduct = Callable[["Sequence[tuple[Operand, int]]"], Callable[["Sequence[T
 # Takes rows x [n, K], blocks of exact weights [nb, K, 64], and where the products go [n, nb, 64]. The bits of a row's products do
 # not depend on the other rows, nor on their number.
 RowProduct = Callable[["Tensor", "Tensor", "Tensor"], None]
+
+
+# Takes query [n, heads, key size], a layer's state and the nodes, and gives what `Device.attend` would, to the bit. Raises
+# TransferError where the file cannot be read.
+SpilledAttention = Callable[["Tensor", "SpilledState", "Nodes", "AttentionSpec"], "Tensor"]
 
 
 class LevelKernels(Protocol):
@@ -159,6 +165,10 @@ class Device(Protocol):
         [n, heads, value size].
 
         All of them lie here. The bits of a node do not depend on the other nodes."""
+        ...
+
+    def spilled_attention(self) -> SpilledAttention | None:
+        """What attends over keys and values of which a file holds most; None: they cannot spill here."""
         ...
 
     def draft_attention(self, nodes: Nodes) -> DraftAttention:

@@ -28,7 +28,7 @@ from ..tiers.memory import arena
 from ..tiers.ring import Ring, open_ring
 from ..tiers.streams import Streams
 from ..tree import Nodes
-from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork
+from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork, SpilledAttention
 from .graphs import Graphs
 
 # bytes that are copied to measure the link
@@ -152,6 +152,9 @@ class Accelerator:
 
             return attend(query, keys, values, nodes, spec)
         return attend_anywhere(query, keys, values, nodes, spec)
+
+    def spilled_attention(self) -> SpilledAttention | None:
+        return None
 
     def draft_attention(self, nodes: Nodes) -> DraftAttention:
         """The target's own: it looks at nothing but what lies here, so that a level can be recorded."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import startup
 from ..codecs import Codec
 from ..errors import UsageError, first_line
-from ..kernels import exact_product, team
+from ..kernels import exact_product, spilled_attention, team
 from ..kernels.attention import AttentionSpec, attend
 from ..kernels.blocks import BlockKernels, ProcessorBlocks
 from ..kernels.convolution_cpu import convolve
@@ -27,12 +27,13 @@ from ..plan.placement import Plan
 from ..plan.sizes import parse_size
 from ..quantizers import Linear, Quantizer, Tensors
 from ..recurrent import RecurrentState
+from ..spilled import SpilledState
 from ..tiers import Streaming
 from ..tiers.memory import arena
 from ..tiers.numa import processors_by_node, running_on
 from ..tiers.ring import Ring, open_ring
 from ..tree import Nodes
-from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork
+from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork, SpilledAttention
 from .codec_speed import seconds_a_weight
 from .graphs import Graphs
 from .thread_choice import ThreadChoice, Threads, choices
@@ -134,9 +135,20 @@ class Processor:
         return open_ring("disk", streaming, capacity)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
+        return attend(query, keys, values, nodes, spec, pool=self._attending(), threads=min(self.threads, team.threads()))
+
+    def spilled_attention(self) -> SpilledAttention | None:
+        def attend(query: Tensor, state: SpilledState, nodes: Nodes, spec: AttentionSpec) -> Tensor:
+            threads = min(self.threads, team.threads())
+            return spilled_attention.attend(query, state, nodes, spec, pool=self._attending(), threads=threads)
+
+        return attend
+
+    def _attending(self) -> ThreadPoolExecutor | None:
+        """Threads that share attention; None: there is one."""
         if self._pool is None and self.threads > 1:
             self._pool = ThreadPoolExecutor(self.threads, "attention")
-        return attend(query, keys, values, nodes, spec, pool=self._pool, threads=min(self.threads, team.threads()))
+        return self._pool
 
     def draft_attention(self, nodes: Nodes) -> DraftAttention:
         return LevelAttention(nodes)

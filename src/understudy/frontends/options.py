@@ -71,6 +71,11 @@ def number(text: str) -> float:
         raise ArgumentTypeError(f"must be a number, got {text!r}") from None
 
 
+def spill(text: str) -> str | int:
+    """An argument type: auto, none, or a number of tokens."""
+    return text if text in ("auto", "none") else count(text)
+
+
 def memory(text: str) -> str:
     """An argument type: a size, checked at once and read by LLM."""
     parse_size(text)
@@ -142,6 +147,7 @@ PLACEMENT = (
     _choice("--dtype", lambda: DTYPES, "precision of the exact model (auto: the checkpoint's own)"),
     _choice("--resident", lambda: RESIDENT, "exact weights kept in fast memory (auto: what the budget leaves)"),
     _value("--context", "N", "longest prompt and answer together, in tokens", count),
+    _value("--spill", "auto|none|N", "keys and values of all but the latest N tokens go to disk (auto: if they must)", spill),
     _value("--prefix-cache", "DIR", "keep the beginnings of long prompts there, so that no later start reads them again", Path),
     _value("--prefix-cache-size", "SIZE", "the most that they may take (default 4GB); what was used least recently goes", memory),
     *PREPARATION,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..tree import Nodes
 from . import attention_cpu
 
-_NO_SINKS = np.empty(0, np.float32)
+NO_SINKS = np.empty(0, np.float32)
 # nodes that `attend_anywhere` runs together
 GROUP = 32
 # products of a query and a key; below about a millisecond, sharing the heads out costs more than it saves
@@ -42,8 +42,8 @@ def attend(
     heads are shared out over `threads` of `pool`, which changes no bit."""
     q = query.float().contiguous().numpy()
     out = np.empty((*q.shape[:2], values.shape[3]), np.float32)
-    sinks = _NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
-    k, v, heads = _bits(keys), _bits(values), keys.shape[1]
+    sinks = NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
+    k, v, heads = bits_of_slab(keys), bits_of_slab(values), keys.shape[1]
     rows, positions, prefix, tail = nodes.arrays
 
     def heads_of(first: int, last: int) -> None:
@@ -59,7 +59,8 @@ def attend(
     return torch.from_numpy(out).to(query.dtype)
 
 
-def _bits(slab: Tensor) -> np.ndarray:
+def bits_of_slab(slab: Tensor) -> np.ndarray:
+    """Keys or values as the CPU's kernel reads them: float32, or uint16 holding bfloat16."""
     if slab.dtype == torch.bfloat16:
         return slab.view(torch.uint16).numpy()
     assert slab.dtype == torch.float32, f"the CPU kernel reads float32 and bfloat16 caches, not {slab.dtype}"

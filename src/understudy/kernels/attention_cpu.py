@@ -155,6 +155,71 @@ def _weigh(weights: Any, block: Any, first: int, last: int, out: Any) -> None:
 
 
 @contracted
+def score(
+    query: Any, keys: Any, head: int, first_query: int, seen: Any, how: Any, part: Any, rooms: Any, line: Any
+) -> None:  # fmt: skip
+    """Scores of a head of `keys` [rows, heads, places, size] with the query heads from `first_query` on, in blocks part[0] up to
+    part[1] of 64 positions: line[i, g, part[2] + position].
+
+    seen: rows, positions, prefix and tail of the nodes; how: window, scale and cap; rooms: scratch, as `attend` makes it."""
+    rows, positions, prefix, tail = seen
+    window, scale, cap = how
+    bits, shared, own, acc = rooms
+    count, group = line.shape[0], line.shape[1]
+    for b in range(part[0], part[1]):
+        start, loaded = b * BLOCK, -1
+        place = part[2] + start
+        for i in range(count):
+            first, last = _span(positions[i], window, start)
+            if first > last:
+                continue
+            block, loaded = _load(keys, rows[i], head, prefix[i], tail[i], start, last, True, bits, shared, own, loaded)
+            for g in range(group):
+                _scores(query[i, first_query + g], block, acc)
+                found = line[i, g, place : place + BLOCK]
+                for j in range(BLOCK):
+                    found[j] = acc[j] * scale
+                if cap > 0:
+                    for j in range(BLOCK):
+                        found[j] = cap * np.tanh(found[j] / cap)
+
+
+@contracted
+def settle(line: Any, positions: Any, window: int, sinks: Any, first_query: int, out: Any) -> None:
+    """Make weights of all scores in `line`, in place, and zero the sums in `out`. positions: absolute ones."""
+    power, extra = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
+    for i in range(line.shape[0]):
+        low = max(0, positions[i] + 1 - window) if window > 0 else 0
+        for g in range(line.shape[1]):
+            sink = sinks[first_query + g] if sinks.shape[0] > 0 else np.float32(-np.inf)
+            _softmax(line[i, g], low, positions[i], sink, power, extra)
+            out[i, first_query + g, :] = 0
+
+
+@contracted
+def weigh(
+    line: Any, values: Any, head: int, first_query: int, seen: Any, window: int, part: Any, rooms: Any, out: Any
+) -> None:  # fmt: skip
+    """Add to `out` [n, query heads, size] a head of `values` in blocks part[0] up to part[1], by the weights in `line`.
+
+    Arguments are those of `score`."""
+    rows, positions, prefix, tail = seen
+    bits, shared, own = rooms
+    count, group = line.shape[0], line.shape[1]
+    for b in range(part[0], part[1]):
+        start, loaded = b * BLOCK, -1
+        place = part[2] + start
+        for i in range(count):
+            first, last = _span(positions[i], window, start)
+            if first > last:
+                continue
+            block, loaded = _load(values, rows[i], head, prefix[i], tail[i], start, last, False, bits, shared, own, loaded)
+            for g in range(group):
+                weights = line[i, g, place : place + BLOCK]
+                _weigh(weights, block, first - start, last - start, out[i, first_query + g])
+
+
+@contracted
 def attend(
     query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any,
     window: int, scaling: float, softcap: float, sinks: Any, first_head: int, last_head: int, out: Any,
@@ -167,49 +232,17 @@ def attend(
     count, heads, dim = query.shape
     size = values.shape[3]
     group = heads // keys.shape[1]
-    scale, cap = np.float32(scaling), np.float32(softcap)
+    how = window, np.float32(scaling), np.float32(softcap)
     longest = 0
     for i in range(count):
         longest = max(longest, positions[i] + 1)
     blocks = (longest + BLOCK - 1) // BLOCK
     line = np.empty((count, group, blocks * BLOCK), np.float32)
-    shared, own = np.zeros((dim, BLOCK), np.float32), np.zeros((dim, BLOCK), np.float32)
-    shared_v, own_v = np.zeros((BLOCK, size), np.float32), np.zeros((BLOCK, size), np.float32)
     bits = np.empty(max(dim, size) if keys.itemsize == 2 else 0, np.uint32)
-    power, extra = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
-    acc = np.empty(BLOCK, np.float32)
+    scoring = bits, np.zeros((dim, BLOCK), np.float32), np.zeros((dim, BLOCK), np.float32), np.empty(BLOCK, np.float32)
+    weighing = bits, np.zeros((BLOCK, size), np.float32), np.zeros((BLOCK, size), np.float32)
+    seen, part = (rows, positions, prefix, tail), (0, blocks, 0)
     for head in range(first_head, last_head):
-        for b in range(blocks):
-            start, loaded = b * BLOCK, -1
-            for i in range(count):
-                first, last = _span(positions[i], window, start)
-                if first > last:
-                    continue
-                block, loaded = _load(
-                    keys, rows[i], head, prefix[i], tail[i], start, last, True, bits, shared, own, loaded
-                )
-                for g in range(group):
-                    _scores(query[i, head * group + g], block, acc)
-                    for j in range(BLOCK):
-                        line[i, g, start + j] = acc[j] * scale
-                    if cap > 0:
-                        for j in range(BLOCK):
-                            line[i, g, start + j] = cap * np.tanh(line[i, g, start + j] / cap)
-        for i in range(count):
-            low = max(0, positions[i] + 1 - window) if window > 0 else 0
-            for g in range(group):
-                sink = sinks[head * group + g] if sinks.shape[0] > 0 else np.float32(-np.inf)
-                _softmax(line[i, g], low, positions[i], sink, power, extra)
-                out[i, head * group + g, :] = 0
-        for b in range(blocks):
-            start, loaded = b * BLOCK, -1
-            for i in range(count):
-                first, last = _span(positions[i], window, start)
-                if first > last:
-                    continue
-                block, loaded = _load(
-                    values, rows[i], head, prefix[i], tail[i], start, last, False, bits, shared_v, own_v, loaded
-                )
-                for g in range(group):
-                    weights = line[i, g, start : start + BLOCK]
-                    _weigh(weights, block, first - start, last - start, out[i, head * group + g])
+        score(query, keys, head, head * group, seen, how, part, scoring, line)
+        settle(line, positions, window, sinks, head * group, out)
+        weigh(line, values, head, head * group, seen, window, part, weighing, out)

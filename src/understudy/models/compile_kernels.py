@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..devices.processor import Processor
+from ..kernels import spilled_attention
 from ..kernels.attention import AttentionSpec
 from ..kernels.draft_layer import attend
 from ..kernels.recurrence import RuleStep
@@ -35,14 +36,19 @@ def compile_kernels(
     dtype: torch.dtype,
     drafts: bool,
     report: Callable[[str, float, float], None] | None = None,
+    *,
+    spills: bool = False,
 ) -> None:
     """Use every kernel that running `store` on the processor needs once, on the smallest weight of each kind.
+    `spills`: so are those for keys and values that lie in a file.
 
     Machine code that an earlier run kept on disk is only read; `report` is told when compiling takes longer than LONG."""
     tell = threading.Timer(LONG, lambda: report and report("Compiling kernels for this processor, once", 0, 0))
     tell.daemon = True
     tell.start()
     try:
+        if spills:
+            spilled_attention.compile_kernels(cache_dtype(dtype))
         _use_all(store, config, dtype, drafts)
     finally:
         tell.cancel()

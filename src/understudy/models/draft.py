@@ -119,6 +119,10 @@ class Level:
         self.nodes = view.cache.placed(nodes).to(view.device.where)
         nodes = self.nodes
         self.attention = view.device.draft_attention(nodes)
+        # The same where old tokens lie in a file: texts seem shorter there.
+        spilled = view.cache.spilled
+        self.short = nodes if spilled is None else spilled.local(nodes)
+        self.short_attention = self.attention if self.short is nodes else view.device.draft_attention(self.short)
         self.place = place_of_one(nodes, view.device)
 
     def linear(self, index: int, x: Tensor) -> Tensor:
@@ -129,7 +133,12 @@ class Level:
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.cache.layer(layer, spec.window)
-        return self.attention(query, state.keys, state.values, spec)
+        attention = self.short_attention if self.cache.spills(layer) else self.attention
+        return attention(query, state.keys, state.values, spec)
+
+    def nodes_in(self, layer: int) -> Nodes:
+        """Its nodes as they lie in fast memory in `layer`."""
+        return self.short if self.cache.spills(layer) else self.nodes
 
     def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self.device.convolve(x, weight, bias, self.cache.recurrent[layer], self.nodes)

@@ -11,11 +11,12 @@ from ..codecs import codec, suited
 from ..devices import Device
 from ..kernels.pack import BLOCK, blocks_of
 from ..kernels.recurrence import working_bytes
-from ..plan.demand import MIB, Footprint, LevelSize
+from ..plan.demand import MIB, Footprint, LevelSize, SpillSizes
 from ..plan.residents import LinearSize
 from ..quantizers import fitting
 from ..recurrent import DEEPEST
 from ..sampling import BYTES_A_TOKEN, choosing_bytes
+from ..spilled import FEWEST, ROOMS, SCORES, heads_together, room_bytes, spillable
 from ..tiers.memory import ALIGNMENT
 from ..weights.checkpoint import TensorInfo
 from ..weights.entries import LinearEntry, part_blocks
@@ -185,6 +186,7 @@ def footprint_of(
         linears=sizes.linears,
         state_bytes=sum(layer.row_bytes(DEEPEST, cache_dtype(dtype)) for layer in recurrent) - DEEPEST * record_bytes,
         record_bytes=record_bytes,
+        spill=_spill_sizes(shape, dtype, cores),
         kv_windows=tuple((nbytes, slots) for slots, nbytes in sorted(token_bytes.items())),
     )
 
@@ -197,6 +199,22 @@ def _kv_token_bytes(shape: ModelShape, dtype: torch.dtype) -> dict[int, int]:
             continue
         found[layer.window_slots] = found.get(layer.window_slots, 0) + layer.numbers * cache_dtype(dtype).itemsize
     return found
+
+
+def _spill_sizes(shape: ModelShape, dtype: torch.dtype, threads: int) -> SpillSizes | None:
+    """What spilling takes; None unless all layers that see the whole text can spill."""
+    itemsize = cache_dtype(dtype).itemsize
+    whole = [layer for layer in shape.layers if layer.numbers and not layer.window_slots]
+    if not whole or not all(spillable(layer, itemsize) for layer in whole):
+        return None
+    query_heads = max(heads_together(layer.kv_heads, threads) for layer in whole) * shape.shared_heads
+    return SpillSizes(
+        token_bytes=sum(layer.numbers for layer in whole) * itemsize,
+        rooms_bytes=ROOMS * max(room_bytes(layer, itemsize, threads) for layer in whole),
+        score_bytes_per_token=FEWEST * query_heads * 4,
+        most_score_bytes=SCORES,
+        threads=threads,
+    )
 
 
 def on_device(

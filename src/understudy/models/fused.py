@@ -52,6 +52,9 @@ class LevelPass(Protocol):
     cache: Cache
     nodes: Nodes
 
+    def nodes_in(self, layer: int) -> Nodes:
+        """Its nodes as they lie in fast memory in `layer`."""
+
 
 class FusedBlock:
     """One decoder block, for levels of the draft: hidden states [1, n, hidden size] -> the same shape."""
@@ -73,7 +76,7 @@ class FusedBlock:
     def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:
         x = hidden[0]
         state = level.cache.layer(self.layer, self.spec.window)
-        attended = self.kernels.attend(self.made(x), (turns[0][0], turns[1][0]), state, level.nodes, self.spec)
+        attended = self.kernels.attend(self.made(x), (turns[0][0], turns[1][0]), state, level.nodes_in(self.layer), self.spec)
         x = self.output(attended, x)
         return self.down(self.gated(x), x)[None]
 
@@ -187,7 +190,7 @@ def take_over(
 
     def forward(*given: Any, **named: Any) -> Any:
         under_way = level(current.under_way)
-        if under_way is None or not ours.kernels.suits(under_way.nodes):
+        if under_way is None or not ours.kernels.suits(under_way.nodes_in(ours.layer)):
             return stock(*given, **named)
         return ours(given[0] if given else named["hidden_states"], named["position_embeddings"], under_way)
 

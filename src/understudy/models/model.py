@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..errors import UnderstudyError
 from ..plan.memory import columns_of
 from ..plan.placement import Plan
 from ..rectangle import PaddedCache
+from ..spilled import Spill
 from ..tiers import ReadSettings
 from ..tiers.ring import Ring
 from ..tree import Nodes
@@ -70,6 +72,7 @@ class Model:
         uses: Uses,
         devices: Sequence[Device],
         report: Report | None = None,
+        spill_to: Path = Path(),
     ) -> None:
         device, *further = devices
         self.store = store
@@ -90,7 +93,10 @@ class Model:
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, settings, device, drafts=uses.drafts, scores=uses.scores, progress=progress)
         self.weights.share(self.module, dtype)
-        self.cache = _cache(shape, plan, dtype, device)
+        spill = Spill(spill_to, settings, plan.spill_latest, plan.spill_threads) if plan.spill_latest else None
+        self.cache = _cache(shape, plan, dtype, device, spill)
+        if self.cache.spill_store is not None:
+            self.plan = self.plan.noted(self.cache.spill_store.file.note)
         hauls = self.weights.hauls(plan.ring_bytes)
         self.ring = self.weights.ring(plan.ring_bytes, hauls)
         self.supply: Supply | JoinedSupply
@@ -242,19 +248,20 @@ class Model:
             self.companion.close()
         self._close_lanes()
         self.lookup.close()
+        self.cache.close()
         self.device.close()
         if self.ring is not None:
             self.ring.close()
 
 
-def _cache(shape: ModelShape, plan: Plan, dtype: torch.dtype, device: Device) -> Cache:
+def _cache(shape: ModelShape, plan: Plan, dtype: torch.dtype, device: Device, spill: Spill | None) -> Cache:
     """The cache of the rows and the context of `plan`."""
     capacity = columns_of(plan.context, plan.scratch)
     common = shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where
     if plan.padded_rows:
         return PaddedCache(*common, scratch=min(plan.row_nodes, plan.scratch))
     scratch = plan.record_nodes if any(layer.recurrent for layer in shape.layers) else plan.scratch
-    return Cache(*common, scratch=scratch, fold=device.fold)
+    return Cache(*common, scratch=scratch, fold=device.fold, spill=spill)
 
 
 def _out_of_memory(said: str) -> UnderstudyError:

@@ -18,10 +18,11 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from ..cache import Cache
-from ..devices import Device
+from ..devices import Device, SpilledAttention
 from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
+from ..spilled import SpilledState
 from ..tree import Nodes
 from .output_head import FeatureModel
 from .streamed import CurrentPass, pass_cache, place_of_one
@@ -87,8 +88,12 @@ class Tile:
         self.view.cache.write(layer, self.there, self.place, keys[: self.count], values[: self.count])
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
-        state = self.view.cache.layer(layer, spec.window)
-        out = self.view.device.attend(query[: self.count], state.keys, state.values, self.there, spec)
+        state, view = self.view.cache.layer(layer, spec.window), self.view
+        if isinstance(state, SpilledState):
+            assert view.attend_spilled is not None, "keys and values spill where nothing attends to them"
+            out = view.attend_spilled(query[: self.count], state, self.there, spec)
+        else:
+            out = view.device.attend(query[: self.count], state.keys, state.values, self.there, spec)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
 
     def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -174,6 +179,11 @@ class Target:
         last: Any = HeadAlone(self)
         self.current.under_way = last
         return self._features(features)
+
+    @cached_property
+    def attend_spilled(self) -> SpilledAttention | None:
+        """What attends where keys and values spill."""
+        return self.device.spilled_attention()
 
     @cached_property
     def _features(self) -> FeatureModel:

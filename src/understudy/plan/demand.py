@@ -44,6 +44,35 @@ class LevelSize:
 
 
 @dataclass(frozen=True)
+class Spilling:
+    """How many tokens of each text stay in fast memory where keys and values spill to a file."""
+
+    # The latest tokens that stay at least.
+    latest: int
+    # Slots of a row that this takes.
+    slots: int
+
+
+@dataclass(frozen=True)
+class SpillSizes:
+    """Bytes that a model takes where keys and values of layers that see all spill, for `threads` that attend side by side."""
+
+    # Keys and values of those layers, for one token of one sequence.
+    token_bytes: int
+    # The rooms for what comes from the file.
+    rooms_bytes: int
+    # Attention scores of the fewest nodes that attend together, for each token of context, and those of the most, in all.
+    score_bytes_per_token: int
+    most_score_bytes: int
+    # Threads that attend side by side.
+    threads: int
+
+    def scores(self, columns: int) -> int:
+        """Attention scores over `columns` positions."""
+        return max(self.score_bytes_per_token * columns, self.most_score_bytes)
+
+
+@dataclass(frozen=True)
 class Footprint:
     """The bytes that a model takes in memory."""
 
@@ -82,6 +111,8 @@ class Footprint:
     linears: tuple[LinearSize, ...] = ()
     # The levels of a draft that is searched on a device; None: the host searches, or nothing drafts.
     levels: LevelSize | None = None
+    # What spilling takes; None: these layers cannot spill, or nothing here does.
+    spill: SpillSizes | None = None
 
     @property
     def exact_bytes(self) -> int:
@@ -93,9 +124,12 @@ class Footprint:
         windows = sum(token_bytes * min(tokens, most) for token_bytes, most in self.kv_windows)
         return self.kv_bytes_per_token * tokens + windows
 
-    def cache_bytes(self, tokens: int, nodes: int) -> int:
-        """All that the cache of one sequence takes: `tokens` slots, and states and records for trees of `nodes` nodes."""
-        return self.kv_bytes(tokens) + self.state_bytes + self.record_bytes * nodes
+    def cache_bytes(self, tokens: int, nodes: int, spilling: Spilling | None = None) -> int:
+        """All that the cache of one sequence takes: `tokens` slots, and states and records for trees of `nodes` nodes.
+
+        spilling: of layers that see all, only so many slots lie in fast memory."""
+        spilled = self.spill.token_bytes * (tokens - spilling.slots) if self.spill is not None and spilling is not None else 0
+        return self.kv_bytes(tokens) + self.state_bytes + self.record_bytes * nodes - max(spilled, 0)
 
     def prefix_file_bytes(self, tokens: int) -> int:
         """The largest file of a prefix of which each holds `tokens` tokens: these, or what windows and recurrent layers hold."""
@@ -148,4 +182,6 @@ class PlanRequest:
     widest_level: int = 0
     # Decoder layers.
     layers: int = 0
+    # How keys and values spill; None: they all stay in fast memory.
+    spilling: Spilling | None = None
     speeds: LinkSpeeds = UNKNOWN

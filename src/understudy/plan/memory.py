@@ -174,7 +174,17 @@ def _placed(
         speeds=request.speeds,
         link_bytes_per_second=request.speeds.link_bytes_per_second,
     )
-    return replace(plan, notes=_notes(plan))
+    return replace(_with_spill(plan, footprint, request), notes=_notes(plan))
+
+
+def _with_spill(plan: Plan, footprint: Footprint, request: PlanRequest) -> Plan:
+    """`plan` with what it says of keys and values that spill."""
+    if footprint.spill is None or request.spilling is None or not spills(request, request.context):
+        return plan
+    beyond = footprint.spill.token_bytes * max(request.context - request.spilling.latest, 0) * request.rows
+    return replace(
+        plan, spill_latest=request.spilling.latest, spill_threads=footprint.spill.threads, spilled_bytes=beyond
+    )
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:
@@ -189,6 +199,8 @@ def _notes(plan: Plan) -> tuple[str, ...]:
 def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Passes) -> dict[str, int]:
     """The bytes of everything that does not depend on which weights stay, by the name that people see."""
     columns = columns_of(context, tree_slots(footprint, request, passes))
+    spill = footprint.spill if spills(request, context) else None
+    scores = spill.scores(columns) if spill is not None else footprint.score_bytes_per_token * columns
     # Of each prompt in a pass, only the tile it ends in has logits.
     heads = passes.heads(request.rows)
     levels = footprint.levels if request.widest_level else None
@@ -199,10 +211,9 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
         "shared tensors": footprint.shared_bytes,
         "draft model": request.second_model_bytes,
         **({"draft head": request.head_bytes} if request.head_bytes else {}),
-        "KV cache": footprint.cache_bytes(columns, request.record_nodes) * request.rows,
-        "activations": (
-            footprint.tile_bytes * passes.tiles + footprint.score_bytes_per_token * columns + footprint.working_bytes
-        ),
+        "KV cache": footprint.cache_bytes(columns, request.record_nodes, request.spilling if spill else None) * request.rows,
+        **({"spilled keys and values on their way": spill.rooms_bytes} if spill is not None else {}),
+        "activations": footprint.tile_bytes * passes.tiles + scores + footprint.working_bytes,
         "logits": footprint.tile_logits_bytes * heads + footprint.choosing_bytes,
         "decoding": footprint.decoding_bytes,
         "embedding" if footprint.levels else "embedding rows": footprint.embedding_bytes,
@@ -210,6 +221,11 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
         **({"prefixes": request.prefix_bytes} if request.prefix_bytes else {}),
         "draft levels": levels.total(request.widest_level, request.rows) if levels else 0,
     }
+
+
+def spills(request: PlanRequest, context: int) -> bool:
+    """Do keys and values of rows of `context` tokens spill?"""
+    return request.spilling is not None and request.spilling.slots < context
 
 
 def _round_trip(total: int) -> int:

@@ -75,6 +75,12 @@ class Plan:
     parts: frozenset[int] | None = None
     # What each further device holds: its own parts, what decodes them, and their stream. Their bytes are not in `items`.
     lanes: tuple[Plan, ...] = ()
+    # Latest tokens of each text whose keys and values stay in fast memory, while older ones lie in a file; 0: all stay.
+    spill_latest: int = 0
+    # Threads that attend to those in the file side by side.
+    spill_threads: int = 1
+    # Bytes in that file when all texts are as long as they may be: a pass reads them once for each tile of theirs.
+    spilled_bytes: int = 0
     # What a person should know, a line each.
     notes: tuple[str, ...] = ()
 
@@ -138,6 +144,8 @@ class Plan:
                 "levels": self.speeds.draft_levels,
             },
             "host_memory": self.host_bytes,
+            "spill": self.spill_latest,
+            "spilled": self.spilled_bytes,
             "notes": list(self.notes),
             "used": self.used,
             "smallest_budget": self.least_bytes,
@@ -159,7 +167,7 @@ class Plan:
             f"{'in all':<{width}}  {format_size(self.used):>10}  of {format_size(self.budget_bytes)} ({self.device})"
         )
         lanes = [lane.lane_line() for lane in self.lanes]
-        return [*lines, *self._least_lines(), *self._kept_lines(), *lanes, *self._speed_lines(), *self.notes]
+        return [*lines, *self._least_lines(), *self._kept_lines(), *self._spill_lines(), *lanes, *self._speed_lines(), *self.notes]
 
     def lane_line(self) -> str:
         """What a further device holds, for people."""
@@ -183,6 +191,24 @@ class Plan:
         if self.decoded:
             kept.append(f"{len(self.decoded)} Linears whole beside the substitute")
         return [f"kept in fast memory: {', '.join(kept)}"] if kept else []
+
+    def _spill_lines(self) -> list[str]:
+        if not self.spill_latest:
+            return []
+        line = (
+            f"keys and values: those of the latest {self.spill_latest} tokens of a text stay in fast memory, older ones go to disk,"
+            f" up to {format_size(self.spilled_bytes)}"
+        )
+        if (seconds := self.spill_seconds) is not None:
+            line += f"; when the context is full, a pass takes {seconds:.2g} s longer for them"
+        return [line]
+
+    @property
+    def spill_seconds(self) -> float | None:
+        """Seconds that a pass reads spilled keys and values when all texts are as long as they may be; None where the speed of the
+        link is not known."""
+        link = self.speeds.link_bytes_per_second
+        return self.spilled_bytes / link if link or not self.spilled_bytes else None
 
     def _speed_lines(self) -> list[str]:
         share = self.streamed_bytes / self.residual_bytes if self.residual_bytes else 0.0

@@ -122,7 +122,7 @@ def round_of(plan: Plan, arithmetic: Arithmetic, drafting: Drafting, levels: int
         early = min(plan.ring_bytes, plan.streamed_bytes, drafted * link)
         late = (plan.streamed_bytes - early) / link
     tokens = drafting.tokens(levels, width)
-    return Round(levels, tokens, drafted, max(busy, late) + arithmetic.round_rest, rows)
+    return Round(levels, tokens, drafted, max(busy, late) + (plan.spill_seconds or 0.0) + arithmetic.round_rest, rows)
 
 
 def expected(plan: Plan, arithmetic: Arithmetic, drafting: Drafting | None) -> Round:

@@ -24,13 +24,15 @@ def terms(plan: Plan, footprint: Footprint, request: PlanRequest) -> dict[str, i
 def _cache(plan: Plan, footprint: Footprint, request: PlanRequest) -> dict[str, int]:
     """Of all rows: what the conversation fills, and what trees need beside it."""
     columns = columns_of(request.context, plan.scratch)
+    held = footprint.cache_bytes(columns, 0, request.spilling if plan.spill_latest else None) - footprint.cache_bytes(0, 0)
     windows = sum(token_bytes * min(columns, most) for token_bytes, most in footprint.kv_windows)
     records = footprint.record_bytes * request.record_nodes
+    scratch = footprint.kv_bytes_per_token * (columns - request.context)
     each = {
-        "keys and values (layers that see all)": footprint.kv_bytes_per_token * request.context,
+        "keys and values (layers that see all)": held - windows - scratch,
         "keys and values (sliding windows)": windows,
         "states of recurrent layers": footprint.state_bytes,
-        "scratch of trees": footprint.kv_bytes_per_token * (columns - request.context) + records,
+        "scratch of trees": scratch + records,
     }
     return {name: nbytes * request.rows for name, nbytes in each.items()}
 

@@ -112,7 +112,10 @@ class DiskTier:
         return self._meter.traffic
 
     def fetch(self, index: int, into: Tensor) -> DiskFetch:
-        extent = self.extents[index]
+        return self.read(self.extents[index], into)
+
+    def read(self, extent: Extent, into: Tensor) -> DiskFetch:
+        """Begin to fill `into` with `extent`, which lies in one of the extents."""
         assert into.numel() >= aligned(extent.nbytes), f"{into.numel()} bytes of room for {extent.nbytes}"
         assert into.data_ptr() % ALIGNMENT == 0, f"a slot at {into.data_ptr():#x} is not aligned to {ALIGNMENT}"
         room = into.numpy().data
