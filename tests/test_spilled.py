@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.tiny import generated, opened, save
 from understudy import LLM, SamplingParams
 from understudy.cache import Cache
+from understudy.drawable import plan_for
 from understudy.errors import UsageError
 from understudy.layer_states import LayerShape
 from understudy.options import Options
-from understudy.planning import plan_for
 from understudy.spilled import CHUNK, FIRST, LATEST, STEP, Spill, SpilledState, fast_slots, heads_together, spillable
 from understudy.tiers import ReadSettings
 from understudy.tree import Nodes, TokenTree
