@@ -144,12 +144,11 @@ class Plan:
                 "levels": self.speeds.draft_levels,
             },
             "host_memory": self.host_bytes,
-            "spill": self.spill_latest,
-            "spilled": self.spilled_bytes,
             "notes": list(self.notes),
             "used": self.used,
             "smallest_budget": self.least_bytes,
             "limit_plain_tokens_per_second": self.plain_tokens_per_second,
+            **({"spill": self.spill_latest, "spilled": self.spilled_bytes} if self.spill_latest else {}),
             **({"lanes": [lane.lane_dict() for lane in self.lanes]} if self.lanes else {}),
         }
 
