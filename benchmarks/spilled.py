@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32000)
     parser.add_argument("--context", type=int, default=32768)
     parser.add_argument("--made-for", type=int, default=4096)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/understudy-spilled"))
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "understudy-spilled")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     model = model_with_positions(args.work)

@@ -218,6 +218,9 @@ def work(
     tokenizer = train_tokenizer([document.text for document in learned])
     if rank == 0:
         tokenizer.save_pretrained(output)
+        # The package has a limit, and half of this file would be spaces.
+        saved = output / "tokenizer.json"
+        saved.write_text(json.dumps(json.loads(saved.read_text()), ensure_ascii=False, separators=(",", ":")) + "\n")
     texts = encode(tokenizer, learned)
     held_out = encode(tokenizer, kept_apart)
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{size} CPU cores"
