@@ -285,3 +285,8 @@ def test_the_package_is_small() -> None:
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
 def test_what_sabotage_would_break_is_there(mutation: Mutation) -> None:
     assert mutation.old in text_of(PACKAGE / mutation.file) and all((ROOT / name).exists() for name in mutation.tests.split())
+
+
+def test_the_packages_data_is_small() -> None:
+    data = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts]
+    assert len(data) > 10 and sum(path.stat().st_size for path in data) <= 20_000_000
