@@ -12,7 +12,7 @@ import torch
 
 from tests.published import GEMMA4_12B, GEMMA4_31B, GEMMA4_E4B
 from tests.tiny import save
-from understudy import LLM, loading, planning, sources, startup
+from understudy import LLM, loading, planning, startup
 from understudy.devices import open_device
 from understudy.drawable import plan_for
 from understudy.errors import CheckpointError, UsageError
@@ -109,8 +109,7 @@ def test_the_device_is_opened_once(codec: str, model: Path, tmp_path: Path, monk
     """Also where a codec is chosen for it, a Store prepared, and a second model loaded beside the first."""
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     calls: list[str] = []
-    for module in (loading, planning, sources):
-        monkeypatch.setattr(module, "open_device", lambda name, *_: calls.append(name) or open_device(name))
+    monkeypatch.setattr(planning, "open_device", lambda name, *_: calls.append(name) or open_device(name))
     chosen = {"memory": "1GiB", "context": 64, "rows": 1, "codec": codec, "method": f"classic:{model}"}
     LLM.plan_only(model, **chosen)
     assert calls == ["auto"]

@@ -62,11 +62,14 @@ def test_what_was_used_since_is_each_counters_difference() -> None:
 def test_counters_without_a_ring_have_streamed_nothing() -> None:
     engine: Any = SimpleNamespace(clock=SimpleNamespace(draft=1.5, verify=2.5))
     supply = SimpleNamespace(bytes_used=70)
-    alone: Any = SimpleNamespace(ring=None, supply=supply)
+    alone: Any = SimpleNamespace(rings=[], supply=supply)
     assert Counters.of(alone, engine) == Counters(70, 0, 0.0, 0.0, 1.5, 2.5)
     ring = SimpleNamespace(stats=SimpleNamespace(bytes_read=9, wait_seconds=0.25, busy_seconds=0.5))
-    streaming: Any = SimpleNamespace(ring=ring, supply=supply)
+    streaming: Any = SimpleNamespace(rings=[ring], supply=supply)
     assert Counters.of(streaming, engine) == Counters(70, 9, 0.25, 0.5, 1.5, 2.5)
+    other = SimpleNamespace(stats=SimpleNamespace(bytes_read=5, wait_seconds=0.75, busy_seconds=0.25))
+    streaming.rings.append(other)
+    assert Counters.of(streaming, engine) == Counters(70, 14, 0.75, 0.5, 1.5, 2.5), "links work side by side"
 
 
 def test_a_request_counts_rounds_from_its_first_token_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,10 +41,10 @@ def streamed(url: str, prompt: str) -> tuple[str, bool]:
 def test_a_replica_whose_passes_cannot_run_is_not_well() -> None:
     from understudy.cluster.replicas import Replica
 
-    service = SimpleNamespace(fault="")
-    replica = SimpleNamespace(application=SimpleNamespace(state=SimpleNamespace(service=service)))
+    models = SimpleNamespace(fault="")
+    replica = SimpleNamespace(application=SimpleNamespace(state=SimpleNamespace(models=models)))
     Replica.check_health(replica)
-    service.fault = "the device is gone"
+    models.fault = "the device is gone"
     with pytest.raises(RuntimeError, match="the device is gone"):
         Replica.check_health(replica)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.fake_device import FakeDevice
 from understudy.cache import Cache
+from understudy.devices.processor import Processor
 from understudy.drafters import Verified
 from understudy.drafters.launch import DeviceTreeSearch
 from understudy.drafters.pace import Pace
@@ -26,7 +27,7 @@ VOCABULARY, CAPACITY, ROWS = 24, 800, 3
 class Fixed:
     """Notes what it was asked to run. `lengths`: where the tree of each cache row begins."""
 
-    device = None
+    device = Processor(threads=1)
 
     def __init__(self, seed: int, sharp: float):
         chance = torch.Generator().manual_seed(seed)

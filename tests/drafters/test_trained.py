@@ -59,7 +59,6 @@ def test_what_does_not_fit_is_refused_before_any_work(model: Path, tmp_path: Pat
     assert "depth=5 is too deep" in refused(model, f"medusa:{other},width=2,depth=5")
     assert "eagle needs the head that drafts: --method eagle:HEAD" in refused(model, "eagle")
     assert "No directory" in refused(model, f"eagle:{tmp_path / 'nowhere'}")
-    assert "keeps no hidden states" in refused(model, f"medusa:{other}", prefix_cache=tmp_path / "prefixes")
     with pytest.raises(UsageError, match="guess=on is for models that draft"):
         spec_of(f"medusa:{other},guess=on")
 

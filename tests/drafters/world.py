@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from understudy.cache import Cache
+from understudy.devices.processor import Processor
 from understudy.drafters.pace import RANKS, Pace
 from understudy.drafters.policy import NO_SHAPE, DraftPolicy, Limits, Shape
 from understudy.drafters.proposer import ModelProposer
@@ -47,7 +48,7 @@ class World(Cache):
 
     def __init__(self, rows: int, period: int, misses: int, suggester: Suggester | None, shape: Shape = NO_SHAPE):
         super().__init__([LayerShape(1, 1, 1)], rows, 320, torch.float32)
-        self.cache, self.device = self, None
+        self.cache, self.device = self, Processor(threads=1)
         self.period, self.misses, self.levels, self.passes = period, misses, 0, 0
         self.suggester = suggester
         policy = DraftPolicy(Limits(320, 60), shape, Steady(dict(COSTS), rate=20.0))

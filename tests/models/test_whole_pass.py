@@ -61,7 +61,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("whole")
     save(path, request.param, torch.bfloat16)
     DEVICES["rows"] = f"{__name__}:open_rows"
-    with opened(path, method="none") as llm:
+    # it holds a tree
+    with opened(path, method="ngram") as llm:
         yield llm.model
     del DEVICES["rows"]
 
@@ -148,8 +149,8 @@ def test_a_model_whose_rows_know_each_other_runs_tile_by_tile(tmp_path: Any, mon
 @pytest.mark.parametrize("context", [20, 128])
 def test_a_model_of_few_positions_is_tried_with_no_more(tmp_path: Any, context: int) -> None:
     save(tmp_path, "opt", torch.bfloat16, max_position_embeddings=128)
-    with opened(tmp_path, method="none", context=context) as llm:
-        assert llm.model.target.whole and llm.model.cache.capacity > 128
+    with opened(tmp_path, method="ngram", context=context) as llm:
+        assert llm.model.target.whole and llm.model.cache.capacity > context
         assert len(llm.generate([[5, 6, 7]], SamplingParams(max_new_tokens=3, ignore_eos=True))[0].token_ids) == 3
 
 

@@ -3,8 +3,6 @@
 from typing import TYPE_CHECKING
 
 from .. import startup
-from ..plan.demand import IMPORTED
-from ..plan.machine import check_spare
 
 if TYPE_CHECKING:
     from ..llm import LLM
@@ -15,6 +13,10 @@ def llm() -> "type[LLM]":
 
     Raises UsageError where memory does not hold what is imported."""
     if startup.owned():
+        # What they import takes time that `--help` need not.
+        from ..plan.demand import IMPORTED
+        from ..plan.machine import check_spare
+
         check_spare(IMPORTED, "What runs a model")
     with startup.lean():
         from ..llm import LLM

@@ -94,7 +94,7 @@ def _linear(entry: LinearEntry, holds_substitute: bool) -> LinearSize:
         substitute_bytes=substitute_bytes if held(entry, holds_substitute) else 0,
         exact_bytes=whole_bytes(entry.shape[1], blocks_of(entry.shape[0]), entry.dtype),
         parts=len(entry.parts),
-        blocks=blocks_of(entry.shape[0]),
+        blocks=blocks_of(entry.shape[0]) if entry.parts else 0,
         decoding_bytes=substitute_bytes if codec(entry.codec).needs_substitute else 0,
     )
 

@@ -62,7 +62,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "The request cannot be served.", "content": {"application/json": {"schema": ERROR}}},
     "5XX": {"description": "The server cannot serve it now.", "content": {"application/json": {"schema": {"type": "object"}}}},
 }
-STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
 def create_app(llm: Any, settings: Settings, figures: Callable[[], Awaitable[bytes]] | None = None) -> FastAPI:
