@@ -81,7 +81,7 @@ def inventory(cache: Path) -> list[KnownModel]:
         if not path.is_dir() or not ((path / INDEX).is_file() or path.name.endswith(index.PARTIAL)):
             continue
         store = _store(path, models)
-        models.setdefault(store.model, _elsewhere(store.model)).stores.append(store)
+        _known(models, store.model).stores.append(store)
     return sorted(models.values(), key=lambda model: (not model.name, model.name))
 
 
@@ -96,6 +96,13 @@ def _of_hub() -> list[KnownModel]:
         snapshots = tuple(sorted(file.parent for file in path.glob("snapshots/*/config.json")))
         found.append(KnownModel(name, "hub", path, disk_bytes(path), snapshots))
     return found
+
+
+def _known(models: dict[str, KnownModel], name: str) -> KnownModel:
+    """The model of that name. One that `models` does not have is looked for on disk, once."""
+    if name not in models:
+        models[name] = _elsewhere(name)
+    return models[name]
 
 
 def _elsewhere(name: str) -> KnownModel:
@@ -125,7 +132,7 @@ def _store(path: Path, models: dict[str, KnownModel]) -> KnownStore:
         integrity.check(path, contents)
     except StoreError:
         trouble = CHANGED if source.linked else DAMAGED
-    checkpoints = models.get(name, _elsewhere(name)).checkpoints
+    checkpoints = _known(models, name).checkpoints
     if not trouble and checkpoints and not any(_same(place, source.fingerprint) for place in checkpoints):
         trouble = CHANGED
     return KnownStore(path, name, nbytes, words, trouble, used)

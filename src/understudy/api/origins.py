@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..request import Step
@@ -30,8 +30,7 @@ class TokenPart:
 
     def told(self) -> dict[str, Any]:
         """The object that answers have for it."""
-        origin = asdict(self.origin)
-        return {"text": self.text, "kind": self.kind, "drafted": origin["drafted"], "pass": origin["number"]}
+        return {"text": self.text, "kind": self.kind, "drafted": self.origin.drafted, "pass": self.origin.number}
 
 
 class Origins:

@@ -13,7 +13,6 @@ from starlette.types import ASGIApp
 from ..errors import UsageError, first_line
 from ..llm import LLM
 from ..server.app import create_app
-from ..server.metrics import Metrics
 from ..server.models import ServedModels
 from ..server.settings import LOOPBACK, Settings
 from .connection import ReplicaShare
@@ -60,8 +59,8 @@ class Replica:
 
     def figures(self) -> tuple[str, bytes]:
         """The name of this replica, and its figures for Prometheus."""
-        metrics: Metrics = self.application.state.metrics
-        return serve.get_replica_context().replica_id.unique_id, metrics.text()
+        models: ServedModels = self.application.state.models
+        return serve.get_replica_context().replica_id.unique_id, models.metrics.text()
 
     async def figures_of_all(self) -> bytes:
         """Those of every replica."""

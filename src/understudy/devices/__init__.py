@@ -5,7 +5,6 @@ The processor is a device like any other, so nothing outside this folder asks wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import UsageError

@@ -10,7 +10,7 @@ from ..plan.machine import Machine
 from ..plan.other_machine import OtherMachine
 from ..plan.sizes import format_size, parse_size
 from ..tiers.cuda_streams import CudaStreams
-from . import Device
+from . import Device, refuse_host_memory
 from .accelerator import Accelerator
 from .graphs import CudaGraphs
 from .processor import Processor
@@ -50,11 +50,11 @@ def devices_of(other: OtherMachine, host_memory: str | int | None, numbers: Sequ
 
     UsageError for more `host_memory` than it has, or behind a processor, and for several processors."""
     if other.device == "cpu":
-        if host_memory is not None:
-            raise UsageError("--host-memory is for an accelerator; on the CPU --memory is all the memory there is.")
+        processor = DistantProcessor()
+        refuse_host_memory(processor, host_memory)
         if numbers:
             raise UsageError("--for cpu describes one processor: leave --devices out.")
-        return [DistantProcessor()]
+        return [processor]
     if host_memory is not None:
         _within(parse_size(host_memory), other.host)
     names = [f"{other.device}:{number}" for number in numbers] or [other.device]

@@ -135,20 +135,21 @@ class Processor:
         return open_ring("disk", streaming, capacity)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
-        return attend(query, keys, values, nodes, spec, pool=self._attending(), threads=min(self.threads, team.threads()))
+        pool, threads = self._attending()
+        return attend(query, keys, values, nodes, spec, pool=pool, threads=threads)
 
     def spilled_attention(self) -> SpilledAttention | None:
         def attend(query: Tensor, state: SpilledState, nodes: Nodes, spec: AttentionSpec) -> Tensor:
-            threads = min(self.threads, team.threads())
-            return spilled_attention.attend(query, state, nodes, spec, pool=self._attending(), threads=threads)
+            pool, threads = self._attending()
+            return spilled_attention.attend(query, state, nodes, spec, pool=pool, threads=threads)
 
         return attend
 
-    def _attending(self) -> ThreadPoolExecutor | None:
-        """Threads that share attention; None: there is one."""
+    def _attending(self) -> tuple[ThreadPoolExecutor | None, int]:
+        """Threads that may share attention (None: there is one), and how many of them do now."""
         if self._pool is None and self.threads > 1:
             self._pool = ThreadPoolExecutor(self.threads, "attention")
-        return self._pool
+        return self._pool, min(self.threads, team.threads())
 
     def draft_attention(self, nodes: Nodes) -> DraftAttention:
         return LevelAttention(nodes)

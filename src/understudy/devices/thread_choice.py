@@ -100,8 +100,7 @@ class SizeChoice:
     def suggest(self, place: int) -> None:
         """Try this choice next: other work just found it faster."""
         if self.trial is None and place != self.place:
-            self.trials += 1
-            self.trial = _Trial(place)
+            self._try_next(place)
 
     def _begin(self) -> None:
         """Begin a trial of the next of the other choices, which take turns."""
@@ -109,8 +108,12 @@ class SizeChoice:
         if not others:
             return
         self.tried = next((place for place in others if place < self.tried), others[0]) if self.trials else others[0]
+        self._try_next(self.tried)
+
+    def _try_next(self, place: int) -> None:
+        """Begin a trial of this choice with the next run."""
         self.trials += 1
-        self.trial = _Trial(self.tried)
+        self.trial = _Trial(place)
 
     def _try(self, trial: _Trial, seconds: float) -> None:
         trial.runs += 1

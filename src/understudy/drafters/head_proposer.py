@@ -96,9 +96,9 @@ class HeadProposer:
     def reach(self, row: int, length: int) -> int:
         return self.state.reach(row, length)
 
-    @cached_property
+    @property
     def own_cache(self) -> OwnCache:
-        return self.state.own_cache()
+        return self.state.own_cache
 
 
 @dataclass(frozen=True, kw_only=True)

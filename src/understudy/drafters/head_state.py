@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -128,6 +129,7 @@ class HeadState:
             self.known[part.row] = known.part(known.end - KEPT, known.end)
         return states
 
+    @cached_property
     def own_cache(self) -> OwnCache:
         """The head's keys and values of tokens. With those of a prefix back in it, the target reads the token after them again."""
         return OwnCache(self.cache, 1, self.runner.identity())

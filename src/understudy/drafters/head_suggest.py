@@ -66,7 +66,7 @@ class TappedProposer(ModelProposer):
 
     @property
     def own_cache(self) -> OwnCache:
-        return self.reader.own_cache()
+        return self.reader.own_cache
 
 
 @dataclass

@@ -68,7 +68,7 @@ STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-strea
 def create_app(llm: Any, settings: Settings, figures: Callable[[], Awaitable[bytes]] | None = None) -> FastAPI:
     """The application that serves `llm`, an LLM. It runs passes from its start to its shutdown, and does not close `llm`.
 
-    `figures`: what `/metrics` answers; None: the figures of this application, `state.metrics`."""
+    `figures`: what `/metrics` answers; None: the figures of this application, `state.models.metrics`."""
     return create_app_of(ServedModels.of(llm, settings), figures)
 
 
@@ -97,7 +97,6 @@ def create_app_of(models: ServedModels, figures: Callable[[], Awaitable[bytes]] 
         responses=ERRORS,
     )
     app.state.models = models
-    app.state.metrics = models.metrics
     endpoints = Endpoints(models, figures)
     app.post("/v1/chat/completions", responses=STREAMED)(endpoints.chat)
     app.post("/v1/completions", responses=STREAMED)(endpoints.completions)

@@ -19,6 +19,7 @@ from .places import Lease
 
 log = logging.getLogger("understudy.server")
 
+
 class PendingAnswer:
     """The answer to one body. It begins at once where its model is loaded, and later where that must be loaded first.
 
