@@ -35,7 +35,8 @@ class Running:
             probe.bind(("127.0.0.1", port))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.service: Any = next((served.service for served in app.state.models.loaded.values()), None)
+        self.models = app.state.models
+        self.service: Any = next((served.service for served in self.models.loaded.values()), None)
         connection: Any = partial(TimedConnection, settings.receive_timeout)
         self.server = uvicorn.Server(
             uvicorn.Config(app, port=self.port, http=connection, loop="asyncio", log_level="error", timeout_graceful_shutdown=5)
@@ -52,6 +53,9 @@ class Running:
         """End it without waiting for what runs: connections break."""
         self.server.force_exit = True
         self.stop()
+        # A process that is killed takes its threads along; here they would go on to run the passes of other tests.
+        for served in self.models.loaded.values():
+            served.service.close()
 
     def stop(self) -> None:
         self.http.close()
