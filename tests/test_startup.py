@@ -11,6 +11,8 @@ from understudy import startup
 
 # What takes longer to import than all that a run needs of transformers.
 UNUSED = ["torch._dynamo.symbolic_convert", "torch.distributed.tensor", "torch.distributed.fsdp", "sympy", "triton"]
+# What torch imports itself for those who compile or export a model, or draw from distributions.
+UNUSED += ["torch._prims", "torch._refs", "torch.export.exported_program", "torch.distributions.normal", "torch.masked.maskedtensor"]
 # A small model in transformers, first as a command imports it.
 BUILT = """
 import json, sys
@@ -63,6 +65,26 @@ assert transformers.models.llama.LlamaConfig is type(config)
     assert found == []
     assert logits == whole[1]
     assert set(whole[0]) >= {"sympy", "torch._dynamo.symbolic_convert"}
+
+
+USES = {
+    "exported": "print(float(torch.export.export(torch.nn.ReLU(), (torch.ones(2),)).module()(torch.tensor([-1.0, 3.0])).sum()))",
+    "compiled": "print(float(torch.compile(lambda x: x.relu().sum() + 1, backend='eager')(torch.tensor([-1.0, 2.0]))))",
+    "control flow": "print(float(torch.cond(torch.tensor(True), lambda: torch.ones(3).sum(), lambda: torch.zeros(()))))",
+    "distributions": "print(float(torch.distributions.Normal(torch.tensor(3.0), torch.tensor(1.0)).mean))",
+    "masked": "print(float(torch.masked.sum(torch.ones(4), mask=torch.tensor([True, True, False, True]))))",
+    # An operator whose shape without numbers is written in Python.
+    "shapes": "startup.load_shapes(); print(float(torch.ones(3, 1, device='meta').histc().numel() / 100 * 3))",
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_torch_left_out_is_there_for_who_asks(use: str) -> None:
+    code = f"import sys; from understudy import startup; startup.own()\nwith startup.lean():\n    import torch\n{USES[use]}"
+    begun = "assert type(sys.modules['torch._meta_registrations']) is startup.Deferred"
+    code = code.replace("import torch\n", f"import torch\n    {begun}\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "3.0\n"), done.stderr
 
 
 def test_what_cannot_be_imported_without_is_imported_whole(whole: tuple[list[str], float]) -> None:

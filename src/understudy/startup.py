@@ -2,8 +2,10 @@
 
 transformers' model code marks functions for torch's compiler, and looks for tensors that are spread over machines. Importing both
 takes longer than all the rest of transformers, and neither is used here. So the compiler's package is deferred: its modules can be
-imported, marks for it do nothing, and whatever else it is asked for loads it after all. So is the list of all models, which is
-made by reading a thousand files. This is for processes of our own: in a program of somebody else's all is as it always is."""
+imported, marks for it do nothing, and whatever else it is asked for loads it after all. So is what torch itself imports for those
+who compile or export a model, which is a fifth of its time: the shapes of results without numbers, written in Python (`torch.export`
+and `torch._meta_registrations` with all that they stand on), distributions and masked tensors. So is the list of all models, which
+is made by reading a thousand files. This is for processes of our own: in a program of somebody else's all is as it always is."""
 
 from __future__ import annotations
 
@@ -43,15 +45,36 @@ def owned() -> bool:
     return _owned[0]
 
 
-# By package: what it answers before it is loaded.
+def later(module: str, name: str) -> Callable[..., Any]:
+    """The function `name` of `module`, which is loaded when it is first called."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        package = sys.modules[module]
+        if isinstance(package, Deferred):
+            load(package)
+        return getattr(sys.modules[module], name)(*arguments, **named)
+
+    return call
+
+
+# The shapes of results without numbers, by torch operator. Those who trace a model need them; nobody asks a module for them.
+SHAPES = ("torch._meta_registrations", "torch.distributed._meta_registrations")
+# By module: what it answers before it is loaded.
 DEFERRED: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(SHAPES, {}),
     "torch._dynamo": {"disable": unmarked, "allow_in_graph": unmarked, "assume_constant_result": unmarked},
+    "torch._higher_order_ops": {name: later("torch._higher_order_ops", name) for name in ("cond", "while_loop")},
+    "torch.distributions": {},
+    "torch.export": {},
+    "torch.masked": {},
     "transformers.models": {},
 }
+# Those that trace models, for which SHAPES are loaded too.
+TRACERS = ("torch._dynamo", "torch.export")
 
 
 class Deferred(ModuleType):
-    """A package whose modules can be imported, and which itself is loaded when it is asked for anything else."""
+    """A module that is loaded when it is asked for anything; the modules of a package can be imported before."""
 
     def __getattr__(self, name: str) -> Any:
         answers = DEFERRED[self.__name__]
@@ -59,22 +82,32 @@ class Deferred(ModuleType):
             return answers[name]
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        if PathFinder.find_spec(f"{self.__name__}.{name}", self.__path__) is not None:
+        within = self.__dict__.get("__path__")
+        if within is not None and PathFinder.find_spec(f"{self.__name__}.{name}", within) is not None:
             return importlib.import_module(f"{self.__name__}.{name}")
         load(self)
         # A package may put another module in its own place.
         return getattr(sys.modules[self.__name__], name)
 
 
-def load(package: Deferred) -> None:
-    """Make of a deferred `package` the real one."""
-    package.__class__ = ModuleType  # type: ignore[assignment]
-    assert package.__spec__ is not None and package.__spec__.loader is not None
-    package.__spec__.loader.exec_module(package)
+def load(module: Deferred) -> None:
+    """Make of a deferred `module` the real one."""
+    module.__class__ = ModuleType  # type: ignore[assignment]
+    assert module.__spec__ is not None and module.__spec__.loader is not None
+    if module.__name__ in TRACERS:
+        load_shapes()
+    module.__spec__.loader.exec_module(module)
+
+
+def load_shapes() -> None:
+    """Load SHAPES where they are deferred. Whoever runs a model without numbers calls this first."""
+    for module in [sys.modules.get(name) for name in SHAPES]:
+        if isinstance(module, Deferred):
+            load(module)
 
 
 class _Deferral(Loader):
-    """Makes a deferred package, and gives it the loader of the real one."""
+    """Makes a deferred module, and gives it the loader of the real one."""
 
     def __init__(self, real: Loader) -> None:
         self.real = real
@@ -88,13 +121,25 @@ class _Deferral(Loader):
 
 
 class _Finder(MetaPathFinder):
-    """Finds the packages of DEFERRED, and nothing else."""
+    """Finds the modules of DEFERRED, and nothing else."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(fullname, path, target) if fullname in DEFERRED else None
         if spec is not None and spec.loader is not None:
             spec.loader = _Deferral(spec.loader)
         return spec
+
+
+class _Waker(MetaPathFinder):
+    """Finds nothing; where a module of a deferred tracer is imported, loads the tracer first.
+
+    Their modules import each other in circles, which can be entered by the package alone."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        for name in TRACERS:
+            package = sys.modules.get(name)
+            if fullname.startswith(f"{name}.") and isinstance(package, Deferred):
+                load(package)
 
 
 @contextmanager
@@ -112,13 +157,13 @@ def hidden(module: str) -> Iterator[None]:
 
 @contextmanager
 def _deferring() -> Iterator[None]:
-    """Inside, the packages of DEFERRED are deferred."""
+    """Inside, the modules of DEFERRED are deferred."""
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
+        sys.meta_path[sys.meta_path.index(finder)] = _Waker()
 
 
 @contextmanager
@@ -164,10 +209,10 @@ def import_foundation() -> bool:
     """Import FOUNDATION without what no run of a model uses. False: it is imported already, or cannot be without."""
     if FOUNDATION in sys.modules:
         return False
-    import torch
-
     with ExitStack() as stack:
         stack.enter_context(_deferring())
+        import torch
+
         stack.enter_context(_on_one_machine())
         if not torch.cuda.is_available():
             stack.enter_context(hidden("triton"))
