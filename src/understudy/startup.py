@@ -3,9 +3,9 @@
 transformers' model code marks functions for torch's compiler, and looks for tensors that are spread over machines. Importing both
 takes longer than all the rest of transformers, and neither is used here. So the compiler's package is deferred: its modules can be
 imported, marks for it do nothing, and whatever else it is asked for loads it after all. So is what torch itself imports for those
-who compile or export a model, which is a fifth of its time: the shapes of results without numbers, written in Python (`torch.export`
-and `torch._meta_registrations` with all that they stand on), distributions and masked tensors. So is the list of all models, which
-is made by reading a thousand files. This is for processes of our own: in a program of somebody else's all is as it always is."""
+who compile or export a model, a fifth of all imports: the shapes of results without numbers, written in Python (`torch.export` and
+`torch._meta_registrations` with all that they stand on), distributions and masked tensors. So is the list of all models, which is
+made by reading a thousand files. This is for processes of our own: in a program of somebody else's all is as it always is."""
 
 from __future__ import annotations
 

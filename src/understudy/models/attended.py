@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .. import startup
 from ..errors import CheckpointError
 from .shape import ModelShape
 
@@ -80,6 +81,7 @@ class _Elsewhere(TorchFunctionMode):
 @contextmanager
 def watched(model: nn.Module) -> Iterator[None]:
     """Inside runs one pass of the stock `model` over TOKENS meta tokens. Raises CheckpointError for what the watch refuses."""
+    startup.load_shapes()
     config: Any = model.config
     watch = AttentionWatch(type(model).__name__, ModelShape.of(config))
     attending = [module for module in model.modules() if hasattr(module, "layer_idx")]

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .. import startup
 from ..errors import CheckpointError
 from ..weights.checkpoint import TensorInfo
 from ..weights.encoding import check_weight
@@ -186,7 +185,6 @@ def execution_order(model: nn.Module, linears: Mapping[str, nn.Linear]) -> list[
 
 def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
     """What a forward pass of the stock `model` does. Raises CheckpointError for one that could not be run in tiles."""
-    startup.load_shapes()
     order: list[str] = []
     hooks = [m.register_forward_pre_hook(lambda *_, path=path: order.append(path)) for path, m in linears.items()]
     mixing: list[str] = []
