@@ -61,7 +61,7 @@ def later(module: str, name: str) -> Callable[..., Any]:
 SHAPES = ("torch._meta_registrations", "torch.distributed._meta_registrations")
 # By module: what it answers before it is loaded.
 DEFERRED: Mapping[str, Mapping[str, Any]] = {
-    **dict.fromkeys(SHAPES, {}),
+    **{name: {} for name in SHAPES},
     "torch._dynamo": {"disable": unmarked, "allow_in_graph": unmarked, "assume_constant_result": unmarked},
     "torch._higher_order_ops": {name: later("torch._higher_order_ops", name) for name in ("cond", "while_loop")},
     "torch.distributions": {},
