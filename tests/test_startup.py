@@ -12,7 +12,7 @@ from understudy import startup
 # What takes longer to import than all that a run needs of transformers.
 UNUSED = ["torch._dynamo.symbolic_convert", "torch.distributed.tensor", "torch.distributed.fsdp", "sympy", "triton"]
 # What torch imports itself for those who compile or export a model, or draw from distributions.
-UNUSED += ["torch._prims", "torch._refs", "torch.export.exported_program", "torch.distributions.normal", "torch.masked.maskedtensor"]
+UNUSED += ["torch._prims", "torch._refs", "torch.export.exported_program", "torch.distributions.normal"]
 # A small model in transformers, first as a command imports it.
 BUILT = """
 import json, sys
