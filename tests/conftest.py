@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import functools
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,19 @@ def _measured_once() -> Iterator[None]:
         patch.setattr(probe, "probe_disk", probe_disk)
         patch.setattr(probe, "probe_memory", functools.cache(probe.probe_memory))
         yield
+
+
+def pytest_unconfigure() -> None:
+    # What libraries count at the end is counted whole.
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _older_objects_are_not_searched() -> None:
+    """Each load of a model collects garbage. What was there before this file began (modules, all tests, what they share) is left
+    out of that: looking at it took more than the rest of a load."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
