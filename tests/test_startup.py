@@ -22,11 +22,12 @@ with startup.lean():
     import understudy.llm
 from understudy.models.hf import attention_interface
 attention_interface()
-found = [name for name in json.loads(sys.argv[1]) if name in sys.modules]
 from transformers import AutoConfig, AutoModelForCausalLM
 import torch
 sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
 config = AutoConfig.for_model("llama", **sizes)
+AutoModelForCausalLM.from_config(config)
+found = [name for name in json.loads(sys.argv[1]) if name in sys.modules]
 {after}
 torch.manual_seed(0)
 logits = AutoModelForCausalLM.from_config(config)(torch.tensor([[1, 2, 3]])).logits

@@ -22,6 +22,8 @@ from typing import Any
 LIBRARY = "transformers"
 # Where model code begins: what importing any model imports.
 FOUNDATION = "transformers.modeling_utils"
+# What most models import beside it.
+MASKS = "transformers.masking_utils"
 # What a foundation may raise that misses what was left out; it is imported whole then.
 MISSED = (ImportError, AttributeError, NameError, TypeError, ValueError, RuntimeError)
 
@@ -59,9 +61,12 @@ def later(module: str, name: str) -> Callable[..., Any]:
 
 # The shapes of results without numbers, by torch operator. Those who trace a model need them; nobody asks a module for them.
 SHAPES = ("torch._meta_registrations", "torch.distributed._meta_registrations")
+# What masks made by a function of positions need of the compiler; it brings what exports models. We make no such masks.
+INDEXING = "torch._dynamo._trace_wrapped_higher_order_op"
 # By module: what it answers before it is loaded.
 DEFERRED: Mapping[str, Mapping[str, Any]] = {
     **{name: {} for name in SHAPES},
+    INDEXING: {"TransformGetItemToIndex": later(INDEXING, "TransformGetItemToIndex")},
     "torch._dynamo": {"disable": unmarked, "allow_in_graph": unmarked, "assume_constant_result": unmarked},
     "torch._higher_order_ops": {name: later("torch._higher_order_ops", name) for name in ("cond", "while_loop")},
     "torch.distributions": {},
@@ -71,6 +76,8 @@ DEFERRED: Mapping[str, Mapping[str, Any]] = {
 }
 # Those that trace models, for which SHAPES are loaded too.
 TRACERS = ("torch._dynamo", "torch.export")
+# What begins to compile or to export. (A module of theirs that model code imports for its marks begins nothing.)
+BEGINNINGS = ("torch._dynamo.backends", "torch._inductor", "torch.export")
 
 
 class Deferred(ModuleType):
@@ -131,14 +138,15 @@ class _Finder(MetaPathFinder):
 
 
 class _Waker(MetaPathFinder):
-    """Finds nothing; where a module of a deferred tracer is imported, loads the tracer first.
+    """Finds nothing; where the first of BEGINNINGS is imported, loads TRACERS first.
 
-    Their modules import each other in circles, which can be entered by the package alone."""
+    Their modules import each other in circles, which can be entered by the packages alone."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        for name in TRACERS:
-            package = sys.modules.get(name)
-            if fullname.startswith(f"{name}.") and isinstance(package, Deferred):
+        if not any(f"{fullname}.".startswith(f"{beginning}.") for beginning in BEGINNINGS):
+            return
+        for package in [sys.modules.get(name) for name in TRACERS]:
+            if isinstance(package, Deferred):
                 load(package)
 
 
@@ -218,6 +226,7 @@ def import_foundation() -> bool:
             stack.enter_context(hidden("triton"))
         try:
             importlib.import_module(FOUNDATION)
+            importlib.import_module(MASKS)
         except MISSED:
             pass
         else:
