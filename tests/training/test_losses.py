@@ -29,6 +29,12 @@ class Target:
     def score(self, features: Tensor) -> Tensor:
         return features @ self.weight.T
 
+    def score_among(self, features: Tensor, tokens: Tensor) -> Tensor:
+        return features @ self.weight[tokens].T
+
+    def first_choices(self, features: Tensor) -> Tensor:
+        return self.score(features).argmax(-1)
+
 
 def target_of() -> Any:
     return Target(torch.randn(9, SIZE, generator=torch.Generator().manual_seed(7)), TargetFacts(SIZE, 9))
@@ -84,6 +90,25 @@ def test_a_pruned_vocabulary_leaves_out_what_it_cannot_say(weights: dict[str, fl
         assert float(loss_of(pruned, target, batch, recipe)) == pytest.approx(by_hand(pruned, target, batch, recipe), rel=1e-4)
 
 
+def test_first_choices_that_are_known_change_no_loss_and_are_not_found_again() -> None:
+    class Knows(Target):
+        def first_choices(self, features: Tensor) -> Tensor:
+            raise AssertionError("they are known")
+
+    torch.manual_seed(0)
+    head, target = head_of("eagle3"), target_of()
+    pruned = type(head)(replace(head.config, draft_vocab_size=4))
+    assert pruned.token_map is not None
+    pruned.token_map.copy_(torch.tensor([1, 2, 5, 8]))
+    batch = batch_of(3, length=12)
+    choices = target.first_choices(batch.features)
+    assert 0 < int((choices[..., None] == pruned.token_map).any(-1).sum()) < choices.numel()
+    knowing: Any = Knows(target.weight, target.facts)
+    with torch.no_grad():
+        found = loss_of(pruned, target, batch, RECIPES["eagle3"])
+        assert torch.equal(loss_of(pruned, knowing, replace(batch, choices=choices), RECIPES["eagle3"]), found)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_of_logits_change_no_loss_and_no_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
@@ -107,7 +132,7 @@ def test_the_gradient_of_a_soft_loss_is_that_of_torch() -> None:
     known = (wanted.argmax(-1)[:, None] == token_map).any(-1)
     assert 0 < int(known.sum()) < 12
     plain = functional.cross_entropy(logits[0][known], wanted[known][:, token_map].softmax(-1), reduction="sum")
-    ours = losses.soft_loss(logits[1], teacher, token_map, target.score)
+    ours = losses.soft_loss(logits[1], teacher, token_map, target)
     torch.testing.assert_close(ours, plain)
     for loss in (plain, ours):
         (2 * loss).backward()  # type: ignore[no-untyped-call]

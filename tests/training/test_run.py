@@ -18,6 +18,7 @@ from understudy.training import checkpoints, loop
 from understudy.training.kinds import KINDS
 from understudy.training.order import Order
 from understudy.training.run import train
+from understudy.training.target import FrozenTarget
 
 
 @pytest.mark.parametrize("head", ["eagle:depth=2", "medusa:heads=2", "clover:heads=2", "clover2:heads=2", "eagle3"])
@@ -33,17 +34,35 @@ def test_a_head_learns(model: Path, tmp_path: Path, head: str) -> None:
     assert any("hidden states take" in note for note in notes) and not (tmp_path / "head.partial").exists()
 
 
+@pytest.mark.parametrize("feature", ["amx-bf16", "avx512bf16"])
 def test_products_of_bfloat16_train_as_well(
-    model: Path, hidden_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, hidden_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature: str
 ) -> None:
-    """And a processor that has none for matrices multiplies in float32."""
+    """And a processor that has none of them multiplies in float32."""
     found = []
     for has in (True, False):
-        monkeypatch.setattr(loop, "has", lambda *features, has=has: has and features == ("amx-bf16",))
+        monkeypatch.setattr(loop, "has", lambda *features, has=has: has and features == (feature,))
         head, _ = trained(order(model, tmp_path, dump=hidden_states, output=tmp_path / f"head-{has}"))
         found.append((head.reached.best, weights(head.path)))
     assert found[0][0] == pytest.approx(found[1][0], rel=0.02)
     assert any(not torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
+
+
+def test_the_first_choices_of_a_text_are_found_once(
+    model: Path, hidden_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many epochs there are, of every piece that a pruned head learns from or is measured with."""
+    found = []
+    real = FrozenTarget.first_choices
+
+    def counted(self: FrozenTarget, features: torch.Tensor) -> torch.Tensor:
+        found.append(features.flatten().tolist())
+        return real(self, features)
+
+    monkeypatch.setattr(FrozenTarget, "first_choices", counted)
+    head, _ = trained(order(model, tmp_path, dump=hidden_states, epochs=3, draft_vocab=40))
+    assert head.reached.step > 3 and len(found) > 3
+    assert len({tuple(features) for features in found}) == len(found)
 
 
 def test_kinds_are_heads() -> None:

@@ -21,6 +21,11 @@ def test_scores_and_first_values_are_those_of_the_stock_model(tmp_path: Path, fa
     with torch.no_grad():
         wanted = stock(tokens, output_hidden_states=True)
         torch.testing.assert_close(target.score(wanted.hidden_states[-1]), wanted.logits, rtol=1e-3, atol=1e-3)
+        among, features_of = torch.tensor([2, 9, 5]), wanted.hidden_states[-1][0]
+        some = target.score_among(features_of, among)
+        torch.testing.assert_close(some, wanted.logits[0][:, among], rtol=1e-3, atol=1e-3)
+        assert torch.equal(target.score_among(features_of, among.flip(0)), some.flip(1)), "other tokens, other rows"
+        assert torch.equal(target.first_choices(features_of), target.score(features_of).argmax(-1)), "all tokens again"
         assert torch.equal(target.embed(tokens), stock.get_input_embeddings()(tokens))
         norm = target.weights.norm
         assert norm is not None
@@ -42,3 +47,17 @@ def test_what_autocast_multiplies_with_is_made_of_the_output_head_once() -> None
     first.sum().backward()
     assert x.grad is not None and torch.allclose(x.grad, linear.weight.bfloat16().float().sum(0).expand(5, 8), atol=0.05)
     assert torch.equal(linear(x), x @ linear.weight.T)
+
+
+def test_some_rows_of_the_output_head_are_taken_out_once() -> None:
+    linear = FrozenLinear(8, 6, bias=True).requires_grad_(False)
+    x, rows = torch.randn(5, 8), torch.tensor([4, 1])
+    with linear.only(rows):
+        torch.testing.assert_close(linear(x), (x @ linear.weight.T + linear.bias)[:, rows])
+        kept = linear.chosen
+    with linear.only(rows):
+        linear(x)
+        assert linear.chosen is kept is not None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear(x).dtype == torch.bfloat16
+    assert linear(x).shape == (5, 6)

@@ -25,6 +25,8 @@ class PieceBatch:
     hidden: Tensor
     # [b, n, hidden size]: what the target's output head was given.
     features: Tensor
+    # [b, n] int64: the target's first choice after each token; None: not known.
+    choices: Tensor | None = None
 
 
 @dataclass(frozen=True)

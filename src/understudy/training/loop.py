@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ WARM_UP = 0.04
 LONGEST_GRADIENT = 1.0
 # The share of the peak learning rate at the end.
 LEAST_RATE = 0.02
+# Instructions either of which makes products of bfloat16 more than twice as fast as those of float32.
+MULTIPLIES_BFLOAT16 = ("amx-bf16", "avx512bf16")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Training:
     rate: float
     checkpoints: Checkpoints
     report: Report
+    # By piece: the target's first choices after its tokens [n] int32, found once and not in each epoch.
+    choices: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def run(self) -> Reached:
         """Train to the end. The head then has the weights with the lowest loss on the texts kept apart.
@@ -85,7 +89,7 @@ class Training:
         """Steps until the training is done."""
         self._began = time.monotonic() - reached.seconds
         for batch in self._batches_after(reached.step):
-            self._step(self.batches.read(batch), reached)
+            self._step(self._read(batch), reached)
             reached.seconds = time.monotonic() - self._began
             self.report("training", self.limits.progress(reached), 1.0)
             reached.done = self.limits.progress(reached) >= 1
@@ -107,6 +111,21 @@ class Training:
                     yield batch
             epoch += 1
 
+    def _read(self, group: list[int]) -> PieceBatch:
+        """The batch of these pieces, with the target's first choices where a head that cannot say all tokens learns from them."""
+        batch = self.batches.read(group)
+        if self.head.token_map is None or not self.recipe.soft:
+            return batch
+        choices = torch.zeros_like(batch.tokens)
+        for row, piece in enumerate(group):
+            length = self.batches.pieces.length(piece)
+            if piece not in self.choices:
+                # Each piece for itself, so that what is found does not depend on where a run was killed.
+                with self._fewer_bits():
+                    self.choices[piece] = self.target.first_choices(batch.features[row, :length]).int().cpu()
+            choices[row, :length] = self.choices[piece]
+        return replace(batch, choices=choices)
+
     def _step(self, batch: PieceBatch, reached: Reached) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * rate_at(self.limits.progress(reached))
@@ -123,11 +142,15 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _loss(self, batch: PieceBatch) -> torch.Tensor:
-        """The loss [] of a batch. A processor that multiplies matrices of bfloat16 does so: weights, their gradients and all sums
-        stay in float32."""
-        where = self.batches.device
-        with torch.autocast(where, torch.bfloat16, enabled=where == "cpu" and has("amx-bf16")):
+        """The loss [] of a batch."""
+        with self._fewer_bits():
             return loss_of(self.head, self.target, batch, self.recipe)
+
+    def _fewer_bits(self) -> torch.autocast:
+        """A processor that multiplies matrices of bfloat16 does so meanwhile: weights, their gradients and all sums stay in
+        float32."""
+        where = self.batches.device
+        return torch.autocast(where, torch.bfloat16, enabled=where == "cpu" and any(map(has, MULTIPLIES_BFLOAT16)))
 
     def _noisy(self, batch: PieceBatch, step: int) -> PieceBatch:
         """The batch with the recipe's noise on what the head reads; it depends on the seed and the step alone."""
@@ -135,7 +158,7 @@ class Training:
             return batch
         generator = torch.Generator().manual_seed((self.batches.seed + 1) * 1_000_003 + step)
         noise = (2 * torch.rand(batch.hidden.shape, generator=generator) - 1) * self.recipe.noise
-        return PieceBatch(batch.tokens, batch.counted, batch.hidden + noise.to(batch.hidden.device), batch.features)
+        return replace(batch, hidden=batch.hidden + noise.to(batch.hidden.device))
 
     def _measure(self, reached: Reached) -> None:
         """The loss on the texts kept apart: the best weights are kept, and too many losses without a gain are the end."""
@@ -157,7 +180,7 @@ class Training:
         self.head.eval()
         losses, counts = [], []
         for group in self.batches.measured():
-            batch = self.batches.read(group)
+            batch = self._read(group)
             losses.append(float(self._loss(batch)))
             counts.append(int(batch.counted.sum()))
         self.head.train()

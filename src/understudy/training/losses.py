@@ -15,10 +15,7 @@ from ..heads import DraftHead, HeadConfig
 from ..heads.files import head_bytes
 from ..plan.demand import RUNTIME
 from .chains import Guess, PieceBatch, shifted, unrolled
-from .target import FrozenTarget
-
-# Logits that are in memory at once, at most: numbers.
-MOST_LOGITS = 1 << 24
+from .target import MOST_LOGITS, FrozenTarget
 
 
 @dataclass(frozen=True)
@@ -82,15 +79,18 @@ def _at(guess: Guess, head: DraftHead, target: FrozenTarget, batch: PieceBatch, 
         own = head.features(guess.states, guess.depth)[wanted].float()
         total = total + recipe.feature * functional.smooth_l1_loss(own, teacher)
     if recipe.soft or recipe.hard:
-        labels = shifted(batch.tokens, guess.depth + 2)[wanted]
+        rows = [states, teacher, shifted(batch.tokens, guess.depth + 2)[wanted]]
+        if batch.choices is not None:
+            rows.append(shifted(batch.choices, guess.depth + 1)[wanted])
 
-        def of_logits(states: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        def of_logits(states: Tensor, teacher: Tensor, labels: Tensor, choices: Tensor | None = None) -> Tensor:
             logits = head.scores(states[None], guess.depth, target.score)[0].float()
             loss = recipe.hard * hard_loss(logits, labels, head.token_map) if recipe.hard else logits.new_zeros(())
-            return loss + recipe.soft * soft_loss(logits, teacher, head.token_map, target.score) if recipe.soft else loss
+            return loss + recipe.soft * soft_loss(logits, teacher, head.token_map, target, choices) if recipe.soft else loss
 
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        total = total + in_chunks(of_logits, target.facts.vocab_size, (states, teacher, labels), trained) / len(states)
+        width = target.facts.vocab_size if batch.choices is None else head.config.draft_vocab_size
+        total = total + in_chunks(of_logits, width, rows, trained) / len(states)
     return total
 
 
@@ -152,20 +152,21 @@ def hard_loss(logits: Tensor, labels: Tensor, token_map: Tensor | None) -> Tenso
     return functional.cross_entropy(logits[known], place[known], reduction="sum")
 
 
-def soft_loss(logits: Tensor, teacher: Tensor, token_map: Tensor | None, score: Callable[[Tensor], Tensor]) -> Tensor:
+def soft_loss(
+    logits: Tensor, teacher: Tensor, token_map: Tensor | None, target: FrozenTarget, choices: Tensor | None = None
+) -> Tensor:
     """The sum of cross entropies against the target's own distribution after `teacher` [m, hidden size]. Of a pruned vocabulary,
-    the distribution over it, where the target's first choice is in it (EAGLE-3)."""
+    the distribution over it, where the target's first choice is in it (EAGLE-3).
+
+    choices: [m], the target's first choices, where they are known: then nothing is scored but what the head can say."""
+    if token_map is not None:
+        if choices is None:
+            choices = target.first_choices(teacher)
+        counted = token_map[torch.searchsorted(token_map, choices).clamp(max=len(token_map) - 1)] == choices
+        logits, teacher = logits[counted], teacher[counted]
     with torch.no_grad():
-        wanted = score(teacher[None])[0]
-        counted = None
-        if token_map is not None:
-            best = wanted.argmax(-1)
-            wanted = wanted[:, token_map]
-            counted = token_map[torch.searchsorted(token_map, best).clamp(max=len(token_map) - 1)] == best
-            wanted = wanted[counted]
-        wanted = wanted.softmax(-1, torch.float32)
-    if counted is not None:
-        logits = logits[counted]
+        scored = target.score(teacher) if token_map is None else target.score_among(teacher, token_map)
+        wanted = scored.softmax(-1, torch.float32)
     total: Tensor = _CrossEntropy.apply(logits, wanted)  # type: ignore[no-untyped-call]
     return total
 

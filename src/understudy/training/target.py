@@ -3,6 +3,8 @@ last one's weights, with which some heads begin."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,18 +16,45 @@ from ..models.output_head import FeatureModel
 from ..models.unprepared import unprepared
 from ..weights.store import Store
 
+# Logits that are in memory at once, at most: numbers.
+MOST_LOGITS = 1 << 24
+
 
 class FrozenLinear(nn.Linear):
     """A Linear whose weight does not change: what it is in the type that torch's autocast multiplies in is made once."""
 
     cast: Tensor | None = None
+    # Rows that alone are multiplied (None: all), the rows of the latest such product, and their weights in its type.
+    rows: Tensor | None = None
+    named: Tensor | None = None
+    chosen: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self._weight(x)
+        if self.rows is None:
+            return nn.functional.linear(x, weight, self.bias)
+        if self.chosen is None or self.chosen.dtype != weight.dtype or self.chosen.device != weight.device:
+            self.chosen = weight.detach()[self.rows]
+        return nn.functional.linear(x, self.chosen, None if self.bias is None else self.bias[self.rows])
+
+    def _weight(self, x: Tensor) -> Tensor:
         if not torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
+            return self.weight
         if self.cast is None or self.cast.device != x.device:
             self.cast = self.weight.detach().to(torch.get_autocast_dtype(x.device.type))
-        return nn.functional.linear(x, self.cast, self.bias)
+        return self.cast
+
+    @contextmanager
+    def only(self, rows: Tensor) -> Iterator[None]:
+        """Multiply by these rows alone meanwhile. Their weights are taken out once, as long as it is the same tensor that names
+        them."""
+        if rows is not self.named:
+            self.named, self.chosen = rows, None
+        self.rows = rows
+        try:
+            yield
+        finally:
+            self.rows = None
 
 
 class FrozenTarget(nn.Module):
@@ -82,6 +111,17 @@ class FrozenTarget(nn.Module):
     def score(self, features: Tensor) -> Tensor:
         """Logits [b, n, vocab] of features [b, n, hidden size], with whatever the model does to its logits."""
         return self.scored(features)
+
+    def score_among(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Logits [m, t] of features [m, hidden size] for `tokens` [t] alone, as `score` has them."""
+        with self.head.only(tokens):
+            return self.scored(features)
+
+    @torch.no_grad()
+    def first_choices(self, features: Tensor) -> Tensor:
+        """The likeliest tokens [m] after features [m, hidden size]."""
+        parts = torch.split(features, max(MOST_LOGITS // self.facts.vocab_size, 1))
+        return torch.cat([self.score(part[None])[0].argmax(-1) for part in parts])
 
 
 def exact(store: Store, module: str) -> Tensor:
