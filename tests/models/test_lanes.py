@@ -102,7 +102,7 @@ def test_simulated_devices_give_the_tokens_of_one(store: Path, fakes: list[FakeD
     with llm(store / "raw", "fake:0,fake:1,fake:2") as many:
         done = many.generate(PROMPTS, GREEDY)
         assert [completion.token_ids for completion in done] == plain and done[0].stats.accepted > 0
-        assert all(device.simulated.copied > 1 << 20 for device in fakes[1:])
+        assert all(device.simulated.copied > 1 << 18 for device in fakes[1:])
         # A pass that is left half way is begun anew on all of them.
         many.model.supply.abandon()
         assert [completion.token_ids for completion in many.generate(PROMPTS, GREEDY)] == plain

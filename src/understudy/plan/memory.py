@@ -229,8 +229,9 @@ def spills(request: PlanRequest, context: int) -> bool:
 
 
 def _round_trip(total: int) -> int:
-    """A ring of the whole model would be a resident model read again and again; half of it loses nothing."""
-    return total // 2 + 16 * MIB
+    """A ring of the whole model would be a resident model read again and again; half of it loses nothing. One of a few megabytes is
+    read twice ahead, not a hundred times: filling the ring would take longer than all else at load."""
+    return min(total // 2 + 16 * MIB, 2 * total)
 
 
 def _too_small(footprint: Footprint, request: PlanRequest, least: int, ring_bytes: int) -> str:
