@@ -205,7 +205,10 @@ def module() -> ModuleType:
 
 
 if __name__ == "__main__":
+    from understudy import startup
     from understudy.frontends import main
 
     sys.modules["understudy.llm"] = module()
+    # What only a model needs is most of what a process takes to start.
+    startup.import_foundation = lambda: False
     sys.exit(main())
