@@ -1,6 +1,8 @@
 """A command's start leaves out what no run uses, and gives it back to whoever asks for it after all."""
 
+import ctypes
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +114,36 @@ def test_in_a_program_of_somebody_else_nothing_changes() -> None:
     before = list(sys.meta_path)
     with startup.lean():
         assert sys.meta_path == before
+
+
+# Bytes that the C library got from the system for one block of 4 MiB alone, once a larger one was freed.
+LARGE_BLOCKS = """
+import ctypes
+from understudy import startup
+{before}
+library = ctypes.CDLL(None)
+names = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
+class Counts(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in names]
+library.mallinfo2.restype = Counts
+library.malloc.restype = ctypes.c_void_p
+library.malloc.argtypes = [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+library.free(library.malloc(16 << 20))
+before = library.mallinfo2().hblkhd
+held = library.malloc(4 << 20)
+print(library.mallinfo2().hblkhd - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="this C library does not tell what it got")
+@pytest.mark.parametrize(
+    ("before", "wanted", "goes_back"), [("startup.own()", "", True), ("", "", False), ("startup.own()", "33554432", False)]
+)
+def test_large_memory_of_a_command_goes_back_once_it_is_free(before: str, wanted: str, goes_back: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != startup.MMAP_VARIABLE}
+    if wanted:
+        environment[startup.MMAP_VARIABLE] = wanted
+    code = LARGE_BLOCKS.format(before=before)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert (int(done.stdout) >= 4 << 20) == goes_back

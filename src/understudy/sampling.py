@@ -119,8 +119,8 @@ def rows_at_once(vocabulary: int) -> int:
 
 
 def choosing_bytes(vocabulary: int) -> int:
-    """Bytes that `choose` and `scored` take beside the logits; as much again is kept by the allocator, piece after piece."""
-    return 2 * vocabulary * BYTES_A_TOKEN * rows_at_once(vocabulary)
+    """Bytes that `choose` and `scored` take beside the logits."""
+    return vocabulary * BYTES_A_TOKEN * rows_at_once(vocabulary)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ made by reading a thousand files. This is for processes of our own: in a program
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,9 +39,21 @@ def unmarked(function: Any = None, *_: Any, **__: Any) -> Any:
 _owned: list[bool] = [False]
 
 
+# Bytes of memory that the C library gets for itself and gives back once it is free. So it begins, but it takes more and more for small
+# whenever some is freed, up to 32 MiB, and what is small leaves gaps: a process held up to 13 MiB more then, and never the same.
+GIVEN_BACK = 128 << 10
+# Of the C library: which setting that is, and its name in the environment.
+MMAP_THRESHOLD = -3
+MMAP_VARIABLE = "MALLOC_MMAP_THRESHOLD_"
+
+
 def own() -> None:
-    """Take this process for a command's own: `lean` has an effect from now on."""
+    """Take this process for a command's own: `lean` has an effect from now on, and large memory goes back once it is free."""
     _owned[0] = True
+    if sys.platform == "linux" and MMAP_VARIABLE not in os.environ:
+        # The GNU C library has it, others have not.
+        if (setting := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+            setting(MMAP_THRESHOLD, GIVEN_BACK)
 
 
 def owned() -> bool:
