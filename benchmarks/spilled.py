@@ -90,12 +90,13 @@ def main() -> None:
     stays = answer([*command(model, "run"), *text, "--ignore-eos", "--spill", "none"])
     same = spilled[0]["token_ids"] == stays[0]["token_ids"]
     print(f"budget for {args.made_for} tokens: {budget >> 20} MiB; most in the cgroup: {peak >> 20} MiB; same text: {same}\n")
-    print("| keys and values | context | KV cache | processor s | first token s | tok/s | tokens a pass |")
-    print("|---|---|---|---|---|---|---|")
+    print("| keys and values | latest in memory | context | KV cache | processor s | first token s | tok/s | tokens a pass |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, (found, seconds) in (("spill", spilled), ("stay", stays)):
         stats: dict[str, float] = found["stats"]  # type: ignore[assignment]
         plan: dict[str, dict[str, int]] = stats["plan"]  # type: ignore[assignment]
-        cells = (args.context, f"{plan['items']['KV cache'] >> 20} MiB", f"{seconds:.0f}", f"{stats['ttft_seconds']:.0f}")
+        held = plan.get("spill", "all")
+        cells = (held, args.context, f"{plan['items']['KV cache'] >> 20} MiB", f"{seconds:.0f}", f"{stats['ttft_seconds']:.0f}")
         print(f"| {name} | {' | '.join(map(str, cells))} | {stats['tokens_per_second']:.2f} | {stats['mean_accepted']:.1f} |")
     group.rmdir()
     if not same or peak > budget:

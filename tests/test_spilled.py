@@ -215,9 +215,11 @@ def test_a_context_that_does_not_fit_spills_by_itself(model: Path) -> None:
     asked["memory"] = (spills.least_bytes + stays.least_bytes) // 2
     with pytest.raises(UsageError, match="too small"):
         opened(model, **asked, spill="none")
+    # Half of what the smallest plan leaves holds more tokens than it must.
     with opened(model, **asked) as llm:
-        assert llm.plan.spill_latest == LATEST and llm.plan.used <= asked["memory"]
-        assert llm.model.cache.nbytes <= llm.plan.items["KV cache"] < stays.items["KV cache"] / 10
+        assert 10000 < llm.plan.spill_latest < 40000 and llm.plan.used <= asked["memory"]
+        assert llm.model.cache.nbytes <= llm.plan.items["KV cache"] < stays.items["KV cache"] * 0.7
+        assert llm.model.cache.spilled.keys.shape[2] == fast_slots(llm.plan.spill_latest)
 
 
 @pytest.mark.parametrize(

@@ -28,14 +28,14 @@ from .plan import widths
 from .plan.demand import RUNTIME, Footprint, PlanRequest, Spilling
 from .plan.lanes import LaneRequest, joined, plan_lanes
 from .plan.machine import Machine
-from .plan.memory import TREE_TILES, make_plan, smallest_budget, tree_tiles
+from .plan.memory import TREE_TILES, make_plan, roomier, smallest_budget, tree_tiles
 from .plan.placement import Plan
 from .plan.residents import LEVELS, LinkSpeeds
 from .plan.sizes import format_size, parse_size
 from .policies import rows_together
 from .prefixes import BLOCK, memory_for
 from .recurrent import DEEPEST
-from .spilled import LATEST, fast_slots
+from .spilled import LATEST, STEP, fast_slots
 from .weights.store import Store
 
 # Contexts that are tried, in this order, where the user chose none.
@@ -71,9 +71,7 @@ class Blueprint:
     bearer: Bearer | None = None
 
     @classmethod
-    def of_store(
-        cls, store: Store, config: Any, options: Options, machine: Machine, device: Device
-    ) -> Blueprint:
+    def of_store(cls, store: Store, config: Any, options: Options, machine: Machine, device: Device) -> Blueprint:
         """The blueprint of a model that is prepared."""
         return cls(
             config=config,
@@ -94,9 +92,7 @@ class Blueprint:
     @cached_property
     def footprint(self) -> Footprint:
         """What the model takes in memory."""
-        footprint = footprint_of(
-            self.sizes, self.shape, self.dtype, self.machine.cores, len(self.options.handed_out)
-        )
+        footprint = footprint_of(self.sizes, self.shape, self.dtype, self.machine.cores, len(self.options.handed_out))
         footprint = replace(footprint, decoding_bytes=decoding_bytes(footprint.decoding_bytes, self.device))
         if self.options.holds_substitute and not self.device.drafts_see_text:
             return on_device(footprint, self.sizes, self.shape, self.dtype, self.device)
@@ -195,6 +191,8 @@ class Blueprint:
         # The first that fits: as many sequences as suit the budget, few, and few that spill.
         requests = (self.request(context), self.request(context, self.options.rows or 1), smallest)
         request = next((one for one in requests if smallest_budget(footprint, one) <= one.budget_bytes), smallest)
+        if request.spilling is not None and self.options.spill == AUTO:
+            request = roomier(footprint, request, [Spilling(most, fast_slots(most)) for most in range(LATEST, context, STEP)])
         if self.further:
             return replace(self._over_devices(footprint, request), least_bytes=least, method=self.options.method)
         plan = replace(make_plan(footprint, request), least_bytes=least, method=self.options.method)

@@ -39,8 +39,8 @@ def unmarked(function: Any = None, *_: Any, **__: Any) -> Any:
 _owned: list[bool] = [False]
 
 
-# Bytes of memory that the C library gets for itself and gives back once it is free. So it begins, but it takes more and more for small
-# whenever some is freed, up to 32 MiB, and what is small leaves gaps: a process held up to 13 MiB more then, and never the same.
+# What has so many bytes, the C library gets from the system alone and gives back once it is free. It begins so, and takes for small
+# whatever is as large as what was freed, up to 32 MiB. Small memory leaves gaps: a process held up to 13 MiB more, never the same.
 GIVEN_BACK = 128 << 10
 # Of the C library: which setting that is, and its name in the environment.
 MMAP_THRESHOLD = -3

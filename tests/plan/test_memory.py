@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.errors import UsageError
-from understudy.plan.demand import MIB, Footprint, PlanRequest
-from understudy.plan.memory import PASS_TILES, TREE_TILES, columns_of, make_plan, tree_tiles
+from understudy.plan.demand import MIB, Footprint, PlanRequest, Spilling, SpillSizes
+from understudy.plan.memory import PASS_TILES, TREE_TILES, columns_of, make_plan, roomier, smallest_budget, tree_tiles
 from understudy.plan.residents import LinearSize
 from understudy.tiers.ring import smallest_ring
 
@@ -102,3 +102,21 @@ def test_trees_grow_with_the_texts_and_more_so_where_nodes_are_free() -> None:
     few = make_plan(footprint([MIB] * 20, 20 * MIB), asked).passes
     many = make_plan(footprint([MIB] * 20, 20 * MIB), replace(asked, tree_tiles=32)).passes
     assert few.trees == 4 and many.trees == 32 and many.tiles > few.tiles
+
+
+@given(st.integers(0, 600), st.integers(2048, 16384))
+def test_half_of_what_is_left_holds_more_tokens_where_old_ones_spill(extra: int, context: int) -> None:
+    sizes = SpillSizes(token_bytes=40_000, rooms_bytes=4 * MIB, score_bytes_per_token=64, most_score_bytes=MIB, threads=1)
+    wants = replace(footprint([4 * MIB] * 20, 20 * MIB), spill=sizes)
+    choices = [Spilling(latest, latest + 640) for latest in range(1024, context, 256)]
+    asked = replace(request(0, context=context), spilling=choices[0])
+    least = smallest_budget(wants, asked)
+    asked = replace(asked, budget_bytes=least + extra * MIB)
+    found = roomier(wants, asked, choices)
+    taken = smallest_budget(wants, found) - least
+    assert 0 <= taken <= extra * MIB // 2 and make_plan(wants, found).used <= asked.budget_bytes
+    more = [smallest_budget(wants, replace(asked, spilling=one)) - least for one in choices if one.latest > found.spilling.latest]
+    assert not more or more[0] > extra * MIB // 2
+    # What does not fit is refused as it is.
+    short = replace(asked, budget_bytes=least - MIB)
+    assert roomier(wants, short, choices) == short

@@ -4,11 +4,12 @@ with the smallest budget that would do."""
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import UsageError
 from ..tiers.ring import smallest_ring
-from .demand import MIB, Footprint, PlanRequest
+from .demand import MIB, Footprint, PlanRequest, Spilling
 from .placement import Passes, Plan
 from .residents import Kept, keep
 from .sizes import format_size, whole_mib
@@ -111,6 +112,18 @@ def budget_for(footprint: Footprint, request: PlanRequest, passes: Passes) -> in
     """Bytes of the smallest budget in which passes are as large as `passes`: nothing stays, and the ring is the smallest."""
     fixed = _fixed(footprint, request, request.context, passes)
     return int((sum(fixed.values()) + _least_ring(footprint)) / (1 - MARGIN)) + 1
+
+
+def roomier(footprint: Footprint, request: PlanRequest, choices: Sequence[Spilling]) -> PlanRequest:
+    """`request`, which spills, with the last of `choices` that takes at most half of what its smallest plan leaves of the budget.
+    Each of `choices` holds more than the one before. Drafts see more then, and passes read less from the disk."""
+    least = smallest_budget(footprint, request)
+
+    def needed(spilling: Spilling) -> int:
+        return smallest_budget(footprint, replace(request, spilling=spilling))
+
+    fitting = bisect_right(choices, (least + request.budget_bytes) // 2, key=needed)
+    return replace(request, spilling=choices[fitting - 1]) if fitting else request
 
 
 def _least_ring(footprint: Footprint) -> int:
