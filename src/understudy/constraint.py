@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import UsageError
+from .schema_ends import ends
 
 # The longest text of a schema, a regular expression or a grammar, in characters.
 MOST_CHARACTERS = 1 << 18
@@ -32,8 +33,8 @@ class Constraint:
     text: str
     # What messages call it: the field or the option that it came from.
     name: str = field(default=NAME, compare=False)
-    # Rules in Lark of what comes before it, the first of them called `before`; empty: nothing does.
-    before: str = ""
+    # A grammar in Lark of the whole text, which calls what the constraint allows `@form`; empty: the text is that alone.
+    around: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
@@ -55,6 +56,8 @@ class Constraint:
         if not isinstance(value, Mapping):
             raise UsageError(f"{name} must be a JSON schema, which is an object or true.")
         _check_depth(value, name)
+        if not ends(value):
+            raise UsageError(f"{name} cannot be used: it requires itself, in itself, without end.")
         try:
             text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         except (TypeError, ValueError) as error:

@@ -6,6 +6,7 @@ size and time, and what each costs at a token has limits too. The bytes of token
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections import OrderedDict
@@ -23,6 +24,8 @@ from .token_texts import TokenTexts
 
 # Grammars that are kept compiled, those used last.
 KEPT = 16
+# Constraints of which it is kept whether they can be used, those looked at last.
+JUDGED = 1024
 # Seconds that a caller waits for a grammar, those before it included.
 PATIENCE = 10.0
 # Symbols of a grammar, and states of its lexer (1 to 2 KB each).
@@ -71,6 +74,8 @@ class GrammarCompiler:
         self._tokens: Any = None
         # Matchers that have read nothing; they are copied for each text.
         self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
+        # By a digest of a constraint why it cannot be used, without its name; empty: it can.
+        self._judged: OrderedDict[bytes, str] = OrderedDict()
         self._guard = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "understudy-grammar")
 
@@ -84,6 +89,28 @@ class GrammarCompiler:
         """Compile `constraint`, if that was not done yet. UsageError, which begins with its name, where it cannot be used."""
         self._matcher(constraint)
 
+    def trouble(self, constraint: Constraint) -> str:
+        """Why `constraint` cannot be used, as `check` would say it; empty: it can. Its grammar is not kept."""
+        key = hashlib.sha256(repr((constraint.kind, constraint.text, constraint.around)).encode()).digest()
+        with self._guard:
+            known = self._judged.get(key)
+        if known is None:
+            known = self._looked_at(constraint)
+        with self._guard:
+            self._judged[key] = known
+            self._judged.move_to_end(key)
+            if len(self._judged) > JUDGED:
+                self._judged.popitem(last=False)
+        return f"{constraint.name} {known}" if known else ""
+
+    def _looked_at(self, constraint: Constraint) -> str:
+        """What keeps `constraint` from being compiled, without its name; empty: nothing does."""
+        try:
+            self._by_worker(constraint)
+        except UsageError as error:
+            return str(error).removeprefix(f"{constraint.name} ")
+        return ""
+
     def state(self, constraint: Constraint, ends: Collection[int], stops: Collection[int] = ()) -> GrammarState:
         """The state of an empty text, for a `GrammarState` with these `ends` and `stops`. Raises UsageError as `check` does."""
         return GrammarState(self._matcher(constraint).deep_copy(), self._vocabulary, ends, stops)
@@ -93,17 +120,21 @@ class GrammarCompiler:
             if constraint in self._compiled:
                 self._compiled.move_to_end(constraint)
                 return self._compiled[constraint]
-        work = self._worker.submit(self._compile, constraint)
-        try:
-            found = work.result(PATIENCE)
-        except TooLate:
-            work.cancel()
-            raise UsageError(f"{constraint.name} was not compiled within {PATIENCE:g} s: make it simpler.") from None
+        found = self._by_worker(constraint)
         with self._guard:
             self._compiled[constraint] = found
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
         return found
+
+    def _by_worker(self, constraint: Constraint) -> Any:
+        """`_compile`, in the thread that does it. UsageError where that takes too long."""
+        work = self._worker.submit(self._compile, constraint)
+        try:
+            return work.result(PATIENCE)
+        except TooLate:
+            work.cancel()
+            raise UsageError(f"{constraint.name} was not compiled within {PATIENCE:g} s: make it simpler.") from None
 
     def _prepare(self, name: str) -> None:
         """Make llguidance's view of the tokenizer, for the constraint `name`. UsageError where that cannot be."""
@@ -154,14 +185,14 @@ def _limits() -> Any:
 
 
 def _source(constraint: Constraint) -> str:
-    """`constraint` as llguidance reads it, with what comes before it. ValueError for a grammar in neither of its forms."""
+    """`constraint` as llguidance reads it, with what stands around it. ValueError for a grammar in neither of its forms."""
     own = _own_source(constraint)
-    if not constraint.before:
+    if not constraint.around:
         return own
     # Grammars that may use one another are written in JSON, where those of schemas are already.
     grammars = json.loads(own)["grammars"] if constraint.kind != GRAMMAR else [{"lark_grammar": own}]
-    first = {"lark_grammar": f"start: before @form\n{constraint.before}"}
-    return json.dumps({"grammars": [first, {**grammars[0], "name": "form"}]}, ensure_ascii=False)
+    whole = {"lark_grammar": constraint.around}
+    return json.dumps({"grammars": [whole, {**grammars[0], "name": "form"}]}, ensure_ascii=False)
 
 
 def _own_source(constraint: Constraint) -> str:

@@ -1,13 +1,12 @@
 """What a reply must be begins after its reasoning, and calls that it must make are calls of the tools."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
 from tests.test_text import ids
 from tests.tiny import byte_tokenizer
-from understudy.api.enforced import before_form, required_calls
+from understudy.api.enforced import Thought, required_calls
 from understudy.api.messages import ToolUse
 from understudy.constraint import Constraint
 from understudy.grammar_compiler import GrammarCompiler
@@ -19,6 +18,9 @@ FORMS = {
     "regex": (Constraint.regex("[ab]+"), "ab", "c"),
     "grammar": (Constraint.grammar('start: "yes" | "no"'), "no", "maybe"),
 }
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 
 
 def fits(constraint: Constraint, text: str) -> bool:
@@ -33,17 +35,16 @@ def fits(constraint: Constraint, text: str) -> bool:
 def test_a_form_begins_after_the_reasoning(reasoning: Reasoning, form: str) -> None:
     bare, good, bad = FORMS[form]
     thought = f"is it {bad}? < / >\n\n{reasoning.closed}\n\n"
-    opened = replace(bare, before=before_form(byte_tokenizer(), reasoning, opened=True))
+    opened = Thought.of(byte_tokenizer(), reasoning, begun=True).then(bare)
     assert fits(opened, thought + good) and not fits(opened, thought + bad)
-    free = replace(bare, before=before_form(byte_tokenizer(), reasoning, opened=False))
+    free = Thought.of(byte_tokenizer(), reasoning, begun=False).then(bare)
     begun = f"{reasoning.opened}{reasoning.title}{thought}"
     assert fits(free, good) and fits(free, begun + good) and not fits(free, begun + bad) and not fits(free, bad)
 
 
 def test_required_calls_are_calls_of_the_tools_with_their_arguments() -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
     names = ("f", 'g"é')
-    tools = [{"type": "function", "function": {"name": name, "parameters": schema}} for name in names]
+    tools = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in names]
     call = '<tool_call>\n{"name": "f", "arguments": {"a": 3}}\n</tool_call>'
     other = '<tool_call>\n{"name": "g\\"é", "arguments": {"a": 3}}\n</tool_call>'
     many = required_calls(ToolUse(tools, True))

@@ -9,6 +9,9 @@ import pytest
 from tests.server.conftest import Running, scripted
 from tests.server.test_server import CHAT, events
 from understudy import LLM
+from understudy.api import strict_calls
+from understudy.replies import format as reply_format
+from understudy.replies.families import CallShape, Family
 
 TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
@@ -125,10 +128,92 @@ def test_a_call_that_is_required_is_made_by_any_model(
     assert [call["function"] for call in calls] == [choice["message"]["tool_calls"][0]["function"]]
 
 
-def test_a_schema_that_cannot_be_enforced_is_refused(server: Running, calling: LLM) -> None:
-    response = server.post("/v1/chat/completions", messages=CHAT, tools=[BAD_SCHEMA], tool_choice="required")
-    error = response.json()["error"]
-    assert response.status_code == 400 and error["param"] == "tool_choice" and "cannot be used" in error["message"]
+# The same tool in each API.
+BAD_SCHEMA = {"type": "object", "if": {}, "then": {}}
+ENDLESS = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+BIG = {"type": "object", "description": "x" * (1 << 18)}
+WRONG_TYPE = {"type": "object", "properties": {"a": {"type": "strin"}}}
+NAMED = {"chat": {"type": "function", "function": {"name": "f"}}, "responses": {"type": "function", "name": "f"}}
+CHOICES: dict[str, dict[str, Any]] = {
+    "chat": {"required": "required", "named": NAMED["chat"], "auto": "auto"},
+    "responses": {"required": "required", "named": NAMED["responses"], "auto": "auto"},
+    "messages": {"required": {"type": "any"}, "named": {"type": "tool", "name": "f"}, "auto": {"type": "auto"}},
+}
+
+
+def asked_with(api: str, parameters: Any, choice: str, strict: bool | None = None) -> tuple[str, dict[str, Any]]:
+    """The path and the body that ask for an answer that may, or must, call a tool with these parameters."""
+    told = {"name": "f", "strict": strict}
+    path, tool, body = {
+        "chat": ("/v1/chat/completions", {"type": "function", "function": {**told, "parameters": parameters}}, {"messages": CHAT}),
+        "responses": ("/v1/responses", {"type": "function", **told, "parameters": parameters}, {"input": "Hello"}),
+        "messages": ("/v1/messages", {**told, "input_schema": parameters}, {"messages": CHAT, "max_tokens": 5}),
+    }[api]
+    return path, {"tools": [tool], "tool_choice": CHOICES[api][choice], **body}
+
+
+@pytest.mark.parametrize("api", CHOICES)
+@pytest.mark.parametrize("choice", ["required", "named", "auto"])
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [(BAD_SCHEMA, "Unimplemented"), (ENDLESS, "without end"), (BIG, "characters"), (WRONG_TYPE, "Invalid type: strin")],
+    ids=["not supported", "cyclic", "huge", "no schema"],
+)
+def test_a_bad_schema_is_a_400_that_names_the_tool(
+    server: Running, calling: LLM, api: str, choice: str, parameters: Any, says: str
+) -> None:
+    path, body = asked_with(api, parameters, choice)
+    for stream in (False, True):
+        response = server.post(path, **body, stream=stream)
+        if parameters is BAD_SCHEMA and choice == "auto":
+            assert response.status_code == 200, "it is told to the model, and enforced nowhere"
+            continue
+        error = response.json()["error"]
+        assert response.status_code == 400 and error["param"] == "tools" and error["code"] == "invalid_function_parameters"
+        assert error["message"].startswith("tools: the parameters of 'f' ") and says in error["message"]
+    assert server.http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("api", CHOICES)
+def test_strict_is_kept_or_refused_where_calls_are_the_models_choice(
+    server: Running, calling: LLM, monkeypatch: pytest.MonkeyPatch, api: str
+) -> None:
+    parameters = ADD["function"]["parameters"]
+    path, body = asked_with(api, parameters, "auto", strict=True)
+    asked: list[Any] = []
+    request = calling.request
+    monkeypatch.setattr(calling, "request", lambda ids, params, **more: asked.append(params) or request(ids, params, **more))  # type: ignore[func-returns-value]
+    assert server.post(path, **body).status_code == 200
+    assert asked[0].constraint is not None and '"maximum": 99' in asked[0].constraint.text
+    assert server.post(path, **asked_with(api, parameters, "auto", strict=False)[1]).status_code == 200
+    assert asked[1].constraint is None
+    path, body = asked_with(api, BAD_SCHEMA, "auto", strict=True)
+    response = server.post(path, **body)
+    assert response.status_code == 400 and "Unimplemented" in response.json()["error"]["message"]
+    # A model that writes its calls in XML.
+    monkeypatch.setattr(calling.tokenizer, "chat_template", TEMPLATE + "{# <tool_call> <function= #}")
+    path, body = asked_with(api, parameters, "auto", strict=True)
+    response = server.post(path, **body)
+    assert response.status_code == 400 and "leave strict out" in response.json()["error"]["message"]
+
+
+def test_strict_calls_of_a_random_model_fit(server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mark before calls is one that it writes soon."""
+    field = {"open_pattern": "7", "close": ";", "repeats": True, "content": "json"}
+    short = Family("short", (), {"tool_calls": field}, "7", (CallShape(close=";"),))
+    for module in (strict_calls, reply_format):
+        monkeypatch.setattr(module, "family_of", lambda tokenizer: short)
+    monkeypatch.setattr(llm.tokenizer, "chat_template", "{{ messages[-1].content }}")
+    mark = llm.tokenizer("7")["input_ids"][0]
+    tool = {"type": "function", "function": {**ADD["function"], "strict": True}}
+    body: dict[str, Any] = {"messages": CHAT, "tools": [tool], "max_tokens": 300, "temperature": 1.0, "seed": 4}
+    body |= {"logit_bias": {str(mark): 25.0}, "ignore_eos": True}
+    found = server.post("/v1/chat/completions", **body).json()
+    calls = found["choices"][0]["message"]["tool_calls"]
+    assert calls and found["understudy"]["accepted"] > 0 and found["understudy"]["bytes_streamed"] > 0
+    for call in calls:
+        arguments = json.loads(call["function"]["arguments"])
+        assert set(arguments) == {"a", "b"} and all(0 <= value <= 99 for value in arguments.values())
 
 
 def test_only_allowed_tools_are_told(server: Running, calling: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +242,6 @@ def test_log_probabilities_and_ids_of_all_tokens_are_told(server: Running, calli
     assert [token for choice in choices for token in choice.get("token_ids", [])] == whole["token_ids"]
 
 
-BAD_SCHEMA = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "if": {}, "then": {}}}}
 LIST = {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "[1]"}}]}
 MADE = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
 

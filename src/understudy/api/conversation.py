@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ..chat_template import chat_text, encode, has_template
@@ -17,10 +18,12 @@ from ..replies.families import Reasoning
 from ..replies.format import ReplyFormat, chat_template_text, format_of, reasoning_of
 from ..replies.splitter import ReplySplitter
 from ..replies.telling import told
-from .enforced import NAME, before_form, required_calls
+from .enforced import NAME, Thought, required_calls
 from .errors import ApiError
 from .messages import ToolUse, conversation, tool_use
 from .protocol import ChatBody
+from .strict_calls import strict_reply
+from .tool_schemas import check_tools
 
 # Variables of chat templates that switch reasoning on and off.
 SWITCHES = ("enable_thinking", "thinking")
@@ -38,18 +41,24 @@ class ChatPrompt:
     use: ToolUse
     # The calls that the reply must make; None: none.
     must: Constraint | None = None
-    # The rules of what comes before any form of the reply.
-    before: str = ""
+    # The reasoning that comes before any form of the reply.
+    thought: Thought = field(default_factory=Thought)
+    # What the reply must be by a form of its own, where its calls are held to schemas; None: they are not.
+    strict: Callable[[Constraint | None], Constraint] | None = None
     # How much of the reply may be reasoning; None: any of it.
     budget: ReasoningBudget | None = None
 
     def held(self, params: SamplingParams) -> SamplingParams:
-        """`params` with what the reply must be, and how long it may reason. ApiError (400) for a form beside required calls."""
+        """`params` with what the reply must be, and how long it may reason. ApiError (400) for a form that calls bar."""
         own = params.constraint
         if own is not None and self.must is not None:
             raise ApiError(400, f"{NAME} cannot stand beside {own.name}: a text has one form.", param=NAME)
         form = self.must or own
-        return replace(params, constraint=form and replace(form, before=self.before), reasoning_budget=self.budget)
+        if self.strict is not None:
+            form = self.strict(own)
+        elif form is not None:
+            form = self.thought.then(form)
+        return replace(params, constraint=form, reasoning_budget=self.budget)
 
     def splitter(self) -> ReplySplitter | None:
         """What splits one reply; None: it is text alone."""
@@ -59,6 +68,7 @@ class ChatPrompt:
 def conversation_of(llm: Any, body: ChatBody) -> ChatPrompt:
     """The conversation that `body` asks to go on with. Raises ApiError, UsageError and CheckpointError."""
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+    check_tools(llm.maker.grammars, use)
     tokenizer = llm.tokenizer
     messages, options = told(tokenizer, conversation(body.messages), use.tools)
     options |= _thinking(tokenizer, body.effort) | (body.chat_template_kwargs or {})
@@ -72,9 +82,14 @@ def conversation_of(llm: Any, body: ChatBody) -> ChatPrompt:
     prefix = "" if form is None else _prefix(tokenizer, form, text, taken, options)
     reasoning = reasoning_of(tokenizer)
     begun = form is not None and ReplySplitter(form, prefix).begun
-    before = "" if reasoning is None else before_form(tokenizer, reasoning, begun)
+    thought = Thought.of(tokenizer, reasoning, begun)
     budget = _budget(reasoning, begun, body.reasoning_tokens)
-    return ChatPrompt(ids, form, prefix, use, required_calls(use) if use.required else None, before, budget)
+    must = required_calls(use) if use.required else None
+    strict = None
+    # Calls that must be made are held to all schemas anyway.
+    if form is not None and use.strict and must is None:
+        strict = partial(strict_reply, tokenizer, form, use, thought)
+    return ChatPrompt(ids, form, prefix, use, must, thought, strict, budget)
 
 
 def _budget(reasoning: Reasoning | None, begun: bool, tokens: int | None) -> ReasoningBudget | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..constraint import Constraint
@@ -18,9 +19,7 @@ NAME = "tool_choice"
 
 
 def required_calls(use: ToolUse) -> Constraint:
-    """The grammar of a reply that calls one of the tools, or several where it may.
-
-    Raises UsageError for a tool whose parameters are too large or too deep."""
+    """The grammar of a reply that calls one of the tools, or several where it may."""
     bodies = " | ".join(f"body_{place}" for place in range(len(use.tools)))
     more = "" if use.most_calls == 1 else ' ("\\n" call)*'
     lines = [f"start: call{more}", f'call: "<tool_call>\\n" ({bodies}) "\\n</tool_call>"']
@@ -29,29 +28,57 @@ def required_calls(use: ToolUse) -> Constraint:
     return Constraint.grammar("\n".join(lines), NAME)
 
 
-def before_form(tokenizer: Any, reasoning: Reasoning, opened: bool) -> str:
-    """The rules of a reasoning, to its closing mark and the blanks after it, before what a reply must be. opened: has the prompt
-    begun it? If not, there may be none."""
-    blanks = "blanks: /[\\n ]{0,2}/"
-    if token := _special(tokenizer, reasoning.closed):
-        thought = [f"thought: free {token} blanks", "free: /(?s:.*)/", blanks]
-    else:
-        closed = re.escape(reasoning.closed).replace("/", "\\/")
-        thought = ["thought: free blanks", f"free[lazy]: /(?s:.*){closed}/", blanks]
-    begun = _special(tokenizer, reasoning.opened) or json.dumps(reasoning.opened)
-    title = f"{json.dumps(reasoning.title)} " if reasoning.title else ""
-    return "\n".join(["before: thought" if opened else f"before: ({begun} {title}thought)?", *thought])
+@dataclass(frozen=True)
+class Thought:
+    """The reasoning that a reply begins with, or may begin with, for a grammar."""
+
+    # Rules in Lark, the first of them called `before`, of what comes before a form; empty: nothing does.
+    before: str = ""
+    # What the reply writes before it; empty: the prompt did, or there is no reasoning.
+    opened: str = ""
+
+    @classmethod
+    def of(cls, tokenizer: Any, reasoning: Reasoning | None, begun: bool) -> Thought:
+        """A reasoning, to its closing mark and the blanks after it. begun: has the prompt begun it? If not, there may be none."""
+        if reasoning is None:
+            return cls()
+        blanks = "blanks: /[\\n ]{0,2}/"
+        if token := special(tokenizer, reasoning.closed):
+            thought = [f"thought: free {token} blanks", "free: /(?s:.*)/", blanks]
+        else:
+            thought = ["thought: free blanks", f"free[lazy]: /(?s:.*){escaped(reasoning.closed)}/", blanks]
+        title = f"{json.dumps(reasoning.title)} " if reasoning.title else ""
+        start = f"before: ({mark(tokenizer, reasoning.opened)} {title}thought)?"
+        return cls("\n".join(["before: thought" if begun else start, *thought]), "" if begun else reasoning.opened)
+
+    def then(self, form: Constraint) -> Constraint:
+        """`form` after the reasoning."""
+        return replace(form, around=f"start: before @form\n{self.before}") if self.before else form
+
+
+def arguments(place: int, parameters: Mapping[str, Any]) -> str:
+    """The rule `given_<place>` of the arguments of a call."""
+    told = json.dumps({"type": "object", **parameters, "x-guidance": {"whitespace_pattern": SPACE}}, ensure_ascii=False)
+    return f"given_{place}: %json {told}"
+
+
+def mark(tokenizer: Any, text: str) -> str:
+    """A text as grammars write it, be it a special token or none."""
+    return special(tokenizer, text) or json.dumps(text, ensure_ascii=False)
+
+
+def special(tokenizer: Any, text: str) -> str:
+    """A special token as grammars write it: its text is none to them; empty where `text` is no special token."""
+    added = tokenizer._tokenizer.get_added_tokens_decoder().items()
+    return next((f"<[{id}]>" for id, token in added if token.special and token.content == text), "")
+
+
+def escaped(text: str) -> str:
+    """A text within a regular expression of a grammar."""
+    return re.escape(text).replace("/", "\\/")
 
 
 def _body(place: int, function: Mapping[str, Any]) -> list[str]:
     """The rules of a call of one tool."""
-    schema = json.loads(Constraint.json_schema(function["parameters"], f"tools.{place}.function.parameters").text)
-    told = json.dumps({**schema, "x-guidance": {"whitespace_pattern": SPACE}}, ensure_ascii=False)
     begin = json.dumps(f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": ', ensure_ascii=False)
-    return [f'body_{place}: {begin} given_{place} "}}"', f"given_{place}: %json {told}"]
-
-
-def _special(tokenizer: Any, mark: str) -> str:
-    """A special token as grammars write it: its text is none to them; empty where `mark` is no special token."""
-    added = tokenizer._tokenizer.get_added_tokens_decoder().items()
-    return next((f"<[{id}]>" for id, token in added if token.special and token.content == mark), "")
+    return [f'body_{place}: {begin} given_{place} "}}"', arguments(place, function["parameters"])]

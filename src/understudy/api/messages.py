@@ -80,11 +80,14 @@ class ToolUse:
     required: bool = False
     # The most calls of one reply; None: any number.
     most_calls: int | None = None
+    # The names of those whose arguments must fit their schemas, wherever a call comes from.
+    strict: frozenset[str] = frozenset()
 
 
 def tool_use(tools: Sequence[Tool] | None, choice: Any, parallel: bool | None) -> ToolUse:
     """What `tools`, `tool_choice` and `parallel_tool_calls` of a body come to. Raises ApiError (400)."""
     told = [tool.plain() for tool in tools or ()]
+    strict = frozenset(tool.function.name for tool in tools or () if tool.function.strict)
     names = [tool["function"]["name"] for tool in told]
     for place, name in enumerate(names):
         if not name or name in names[:place]:
@@ -98,7 +101,8 @@ def tool_use(tools: Sequence[Tool] | None, choice: Any, parallel: bool | None) -
     if mode == "none":
         return ToolUse()
     kept = [tool for tool, name in zip(told, names, strict=True) if chosen is None or name in chosen]
-    return ToolUse(kept, mode == "required", 1 if parallel is False else None)
+    held = strict.intersection(tool["function"]["name"] for tool in kept)
+    return ToolUse(kept, mode == "required", 1 if parallel is False else None, held)
 
 
 def _chosen(choice: Any) -> tuple[str, list[str] | None]:

@@ -33,6 +33,21 @@ class Reasoning:
 
 
 @dataclass(frozen=True)
+class CallShape:
+    """How a call is written whose arguments are JSON, for a grammar to hold it to. Blanks may stand between its parts."""
+
+    # What the arguments are called beside `name`, in a JSON object; empty: the bare name stands before them.
+    key: str = "arguments"
+    # What stands between a bare name and the arguments.
+    between: str = ""
+    # Do calls stand in a JSON list, one or many?
+    listed: bool = False
+    # What stands after them, and whether it must.
+    close: str = ""
+    closes: bool = True
+
+
+@dataclass(frozen=True)
 class Family:
     """How calls are written: `fields` of a response template, whose names end with tool_calls. Those that begin with bare_ have no
     mark of their own: they count only where they name a tool of the request."""
@@ -41,6 +56,11 @@ class Family:
     # Texts, all of which the chat template has.
     marks: tuple[str, ...]
     fields: Fields = field(default_factory=dict)
+    # What stands before calls of these shapes; empty: nothing does, they are the whole reply. No shapes: no grammar knows them.
+    opened: str = ""
+    shapes: tuple[CallShape, ...] = ()
+    # A regular expression of how a whole reply begins that may be a call; needed where nothing stands before calls.
+    begins: str = ""
 
 
 # Each is looked for in the chat template, and then among the tokenizer's tokens.
@@ -59,6 +79,8 @@ HERMES = Family(
     "hermes",
     ("<tool_call>",),
     {"tool_calls": {"open_pattern": r"\s*<tool_call>", "close": "</tool_call>", "repeats": True, **_JSON}},
+    "<tool_call>",
+    (CallShape(close="</tool_call>"),),
 )
 
 FAMILIES = (
@@ -106,6 +128,8 @@ FAMILIES = (
                 "transform": NAMED,
             },
         },
+        "[TOOL_CALLS]",
+        (CallShape(listed=True), CallShape(key="", between="[ARGS]")),
     ),
     Family(
         "gemma-4",
@@ -140,6 +164,8 @@ FAMILIES = (
         "phi-4, granite-3",
         ("<|tool_call|>",),
         {"tool_calls": {"open_pattern": r"\s*<\|tool_call\|>", "close": "<|/tool_call|>", "repeats": True, **_JSON}},
+        "<|tool_call|>",
+        tuple(CallShape(listed=listed, close="<|/tool_call|>", closes=False) for listed in (True, False)),
     ),
     Family("olmo-3", ("<function_calls>",), {"tool_calls": {"open_pattern": r"\s*<function_calls>", "close": "</function_calls>"}}),
     # JSON that nothing marks, as the whole reply; the mark of Llama 3.1 stands before calls of its own tools.
@@ -150,6 +176,8 @@ FAMILIES = (
             "tool_calls": {"open_pattern": r"\A\s*<\|python_tag\|>", **_JSON},
             "bare_tool_calls": {"open_pattern": r'\A\s*(?=\{\s*"(?:name|type|function|parameters)"|\[\s*\w+\()', **_JSON},
         },
+        shapes=(CallShape(key="parameters"),),
+        begins=r'\s*(\{\s*"(name|type|function|parameters)"|\[\s*\w+\()',
     ),
     # A line with the name, and one with the arguments.
     Family(

@@ -159,8 +159,8 @@ def _tools(tools: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], li
     for tool in tools:
         kind = tool.get("type")
         if kind in (None, "custom"):
-            function = {"name": tool.get("name"), "description": tool.get("description"), "parameters": tool.get("input_schema")}
-            found.append({"type": "function", "function": function})
+            names = {"name": "name", "description": "description", "parameters": "input_schema", "strict": "strict"}
+            found.append({"type": "function", "function": {own: tool.get(name) for own, name in names.items()}})
         else:
             skipped.append(str(kind)[:40])
     return found, skipped
