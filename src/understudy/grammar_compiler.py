@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLate
 from contextlib import suppress
@@ -64,8 +65,16 @@ class TokenBytes:
         return encode(self._tokenizer, decoded, add_special_tokens=False)
 
 
+def untold(seconds: float, refused: bool) -> None:
+    """Who hears of grammars that nobody counts."""
+
+
 class GrammarCompiler:
-    """Compiles constraints for a model with `tokenizer`, whose logits have `vocabulary` tokens. May be asked from any thread."""
+    """Compiles constraints for a model with `tokenizer`, whose logits have `vocabulary` tokens. May be asked from any thread.
+
+    `tell` hears of each that was compiled or could not be: the seconds, and whether it was refused. Called in any thread."""
+
+    tell: Callable[[float, bool], None] = staticmethod(untold)
 
     def __init__(self, tokenizer: Any, vocabulary: int):
         self._tokenizer = tokenizer
@@ -129,12 +138,18 @@ class GrammarCompiler:
 
     def _by_worker(self, constraint: Constraint) -> Any:
         """`_compile`, in the thread that does it. UsageError where that takes too long."""
+        start = time.perf_counter()
         work = self._worker.submit(self._compile, constraint)
+        refused = True
         try:
-            return work.result(PATIENCE)
+            found = work.result(PATIENCE)
+            refused = False
+            return found
         except TooLate:
             work.cancel()
             raise UsageError(f"{constraint.name} was not compiled within {PATIENCE:g} s: make it simpler.") from None
+        finally:
+            self.tell(time.perf_counter() - start, refused)
 
     def _prepare(self, name: str) -> None:
         """Make llguidance's view of the tokenizer, for the constraint `name`. UsageError where that cannot be."""

@@ -1,6 +1,7 @@
 """Tools: told to the model, called whole and streamed, and answered."""
 
 import json
+from collections import OrderedDict
 from typing import Any
 
 import openai
@@ -278,3 +279,37 @@ def test_tokens_of_tools_are_counted_too(server: Running, calling: LLM) -> None:
     bare = server.post("/tokenize", messages=CHAT).json()["count"]
     told = server.post("/tokenize", messages=CHAT, tools=[WEATHER]).json()["count"]
     assert told > bare + len(json.dumps(WEATHER)) // 2
+
+
+def test_metrics_count_tools_grammars_and_reasoning(server: Running, calling: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def figures() -> dict[str, float]:
+        lines = server.http.get("/metrics").text.splitlines()
+        names = ("tool_requests_total", "tool_calls_total", "reasoning_tokens_total", "grammar_requests_total")
+        names += ("grammar_rejections_total", "grammar_compile_seconds_count", "grammar_compile_seconds_sum")
+        values = {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line[0] != "#"}
+        return {name: values.get(f"understudy:{name}", 0.0) for name in names}
+
+    before = figures()
+    monkeypatch.setattr(calling.maker.grammars, "_judged", OrderedDict())
+    monkeypatch.setattr(calling.tokenizer, "chat_template", TEMPLATE + "{# <think></think> #}")
+    with monkeypatch.context() as script:
+        scripted(calling, script, ["<think>", "so", "</think>", *TWO], TWO)
+        for stream in (False, True):
+            assert server.post("/v1/chat/completions", messages=CHAT, tools=[WEATHER, CLOCK], stream=stream).status_code == 200
+    body: dict[str, Any] = {"messages": CHAT, "max_tokens": 5}
+    assert server.post("/v1/chat/completions", **body, response_format={"type": "json_object"}).status_code == 200
+    bad = {"type": "json_schema", "json_schema": {"schema": {"type": "metric"}}}
+    assert server.post("/v1/chat/completions", **body, response_format=bad).status_code == 400
+    server.post("/v1/chat/completions", **body)
+    found = {name: value - before[name] for name, value in figures().items()}
+    seconds = found.pop("grammar_compile_seconds_sum")
+    assert 0 < seconds < 30
+    # Compiled were the schemas of two tools, any object, and what is none.
+    assert found.pop("grammar_compile_seconds_count") in (3, 4), "any object may have been compiled before"
+    assert found == {
+        "tool_requests_total": 2,
+        "tool_calls_total": 4,
+        "reasoning_tokens_total": 1,
+        "grammar_requests_total": 1,
+        "grammar_rejections_total": 1,
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,21 @@ def too_slow(settings: AnswerSettings) -> ApiError:
     return ApiError(408, f"The request took more than {seconds:g} s, this server's limit.", code="timeout")
 
 
+@dataclass(frozen=True)
+class ReplyCounts:
+    """What was read out of the replies of one answer."""
+
+    # How many replies might call tools, and how many calls they made.
+    with_tools: int
+    calls: int
+    # Tokens of reasoning.
+    reasoning: int
+
+
+def uncounted(counts: ReplyCounts) -> None:
+    """Who hears of replies that nobody counts."""
+
+
 @dataclass
 class ApiAnswer:
     """The answer to one body: its requests are submitted when this is made. Raises Unavailable."""
@@ -36,6 +51,8 @@ class ApiAnswer:
     form: Form
     # When the body came, by the clock of `time.perf_counter`.
     since: float = field(default_factory=time.perf_counter)
+    # Told what its replies were when the answer ends, however it does.
+    tell: Callable[[ReplyCounts], None] = uncounted
 
     def __post_init__(self) -> None:
         limit = self.settings.request_timeout
@@ -120,14 +137,22 @@ class ApiAnswer:
                     yield found
         except TimeoutError:
             raise too_slow(self.settings) from None
+        finally:
+            self.tell(self._counts())
         if self.call.error is not None:
             raise answer_to(self.call.error)
 
-    def _figures(self, last: dict[int, Step]) -> dict[str, Any]:
+    def _counts(self) -> ReplyCounts:
         pairs = zip(self.requests, self.form.splitters, strict=True)
         replies = [(splitter, request.reply) for request, splitter in pairs if splitter is not None]
-        reasoning = sum(splitter.reasoning_tokens(reply.text, reply.ends) for splitter, reply in replies)
-        found: dict[str, Any] = {"usage": figures.usage(self.requests, reasoning)}
+        return ReplyCounts(
+            with_tools=sum(splitter.may_call for splitter, _ in replies),
+            calls=sum(splitter.calls for splitter, _ in replies),
+            reasoning=sum(splitter.reasoning_tokens(reply.text, reply.ends) for splitter, reply in replies),
+        )
+
+    def _figures(self, last: dict[int, Step]) -> dict[str, Any]:
+        found: dict[str, Any] = {"usage": figures.usage(self.requests, self._counts().reasoning)}
         if len(self.requests) == 1:
             stats = last[0].stats
             found["timings"] = figures.timings(self.requests[0], stats)

@@ -47,6 +47,11 @@ class ReplySplitter:
         self._strips = bool(marked) or any(map(is_reasoning, form.fields))
 
     @property
+    def may_call(self) -> bool:
+        """Whether the reply may call tools."""
+        return bool(self._form.tools)
+
+    @property
     def begun(self) -> bool:
         """Whether a reasoning has begun, in the prompt before anything was fed."""
         return bool(self._reasonings)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from ..api.answers import ReplyCounts
 from ..request import Request
 
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560)
@@ -68,6 +70,12 @@ class Metrics:
         self.decode = histogram("request_decode_time_seconds", "From a request's first token to its last.", SECONDS)
         self.per_pass = histogram("tokens_per_pass", "Tokens that a pass gave a request, on average.", ACCEPTED)
         self.new = histogram("request_generation_tokens", "Tokens generated for a request.", TOKENS)
+        self.with_tools = counter("tool_requests", "Requests that might call tools.")
+        self.calls = counter("tool_calls", "Calls of tools that were made.")
+        self.reasoning = counter("reasoning_tokens", "Tokens that were reasoning, of those that were generated.")
+        self.constrained = counter("grammar_requests", "Requests whose text had to fit a grammar.")
+        self.refused = counter("grammar_rejections", "Grammars that could not be compiled.")
+        self.compiling = histogram("grammar_compile_seconds", "Compiling a grammar.", SECONDS)
         self.loads = counter("model_loads", "Times that the model was loaded.")
         self.engines = EngineFigures(names)
         self.registry.register(self.engines)
@@ -75,11 +83,23 @@ class Metrics:
     def loaded(self, name: str, llm: Any) -> None:
         """The model called `name` is loaded now."""
         self.loads.labels(name).inc()
+        llm.maker.grammars.tell = partial(self.compiled, name)
         self.engines.loaded(name, llm)
 
     def unloaded(self, name: str) -> None:
         """The model called `name` is loaded no more; its counters stay."""
         self.engines.unloaded(name)
+
+    def compiled(self, name: str, seconds: float, refused: bool) -> None:
+        """Count a grammar of the model called `name` that was compiled, or could not be. May be called in any thread."""
+        self.compiling.labels(name).observe(seconds)
+        self.refused.labels(name).inc(refused)
+
+    def answered(self, name: str, counts: ReplyCounts) -> None:
+        """Count what was read out of the replies of an answer by the model called `name`."""
+        self.with_tools.labels(name).inc(counts.with_tools)
+        self.calls.labels(name).inc(counts.calls)
+        self.reasoning.labels(name).inc(counts.reasoning)
 
     def ended(self, name: str, request: Request) -> None:
         """Count a request to the model called `name` that has ended. Called once for each, in any thread."""
@@ -97,6 +117,7 @@ class Metrics:
             (self.drafts, stats.rounds if stats.drafted else 0),
             (self.draft_tokens, stats.drafted),
             (self.accepted, stats.accepted),
+            (self.constrained, request.sequence.grammar is not None),
         )
         for counted, amount in sums:
             counted.labels(name).inc(amount)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
+from functools import partial
 from typing import Any
 
 from ..api.answers import ApiAnswer, too_slow
@@ -87,7 +88,8 @@ class PendingAnswer:
             # A long text takes a while: other answers go on meanwhile.
             requests, form = await asyncio.to_thread(self.asked.make, served.llm, served.settings)
             try:
-                answer = ApiAnswer(served.service, served.settings, self.asked.body, requests, form, since)
+                tell = partial(self.models.metrics.answered, served.settings.model_name)
+                answer = ApiAnswer(served.service, served.settings, self.asked.body, requests, form, since, tell)
             except Unavailable:
                 self._rejected(served.service.trouble)
                 raise
