@@ -5,7 +5,7 @@ that was asked for. What may follow depends on the path alone, whatever was draf
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -39,17 +39,21 @@ class GrammarState:
     def __init__(self, matcher: Matcher, vocabulary: int, ends: Collection[int], stops: Collection[int] = ()):
         self._matcher = matcher
         self._vocabulary = vocabulary
-        self._ends = sorted(token for token in ends if token < vocabulary)
         self._stops = sorted(token for token in {*ends, *stops} if token < vocabulary)
+        # Tokens that the grammar knows as its own, and those that may follow where it is complete, in bits.
+        self._own = ~self._packed(ends)
+        self._last = self._packed(self._stops)
         # The tokens after the text that the matcher has read.
         self._path: list[int] = []
-        # By path after the text: what may follow; None where the path itself breaks the grammar.
-        self._known: dict[tuple[int, ...], Mask | None] = {}
+        # By path after the text: what may follow, in bits; None where the path itself breaks the grammar.
+        self._known: dict[tuple[int, ...], NDArray[np.uint8] | None] = {}
 
     def allowed(self, path: Sequence[int]) -> Mask:
         """[vocabulary] which tokens may follow the text and `path` after it: none where `path` breaks the grammar."""
-        found = self._mask(tuple(path))
-        return np.zeros(self._vocabulary, np.bool_) if found is None else found
+        found = self._bits(tuple(path))
+        if found is None:
+            return np.zeros(self._vocabulary, np.bool_)
+        return np.unpackbits(found, count=self._vocabulary, bitorder="little").view(np.bool_)
 
     def take(self, token: int) -> bool:
         """Go on with `token`, which is `allowed`. Returns whether the text must end with it: nothing may follow any more."""
@@ -65,7 +69,7 @@ class GrammarState:
         self._go(())
         if not self._matcher.is_accepting():
             return False
-        after = self.allowed(()).copy()
+        after = self.allowed(())
         after[self._stops] = False
         return not after.any()
 
@@ -78,19 +82,21 @@ class GrammarState:
             return f"the grammar became too complex after the text so far ({error.splitlines()[0][:80]})"
         return "" if allowed else "no token of this model may follow the text so far"
 
-    def _mask(self, path: tuple[int, ...]) -> Mask | None:
+    def _bits(self, path: tuple[int, ...]) -> NDArray[np.uint8] | None:
         if path not in self._known:
             self._known[path] = self._computed() if self._go(path) else None
         return self._known[path]
 
-    def _computed(self) -> Mask:
-        """What may follow where the matcher stands."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        found = np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
-        found[self._ends] = False
-        if self._matcher.is_accepting():
-            found[self._stops] = True
-        return found
+    def _computed(self) -> NDArray[np.uint8]:
+        """What may follow where the matcher stands, in bits."""
+        found = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: len(self._own)] & self._own
+        return found | self._last if self._matcher.is_accepting() else found
+
+    def _packed(self, tokens: Iterable[int]) -> NDArray[np.uint8]:
+        """A bit for each token of the vocabulary: whether it is one of `tokens`."""
+        found = np.zeros(self._vocabulary, np.bool_)
+        found[[token for token in tokens if token < self._vocabulary]] = True
+        return np.packbits(found, bitorder="little")
 
     def _go(self, path: tuple[int, ...]) -> bool:
         """Let the matcher stand after `path`. Returns whether it can; if not, it stands where the path leaves the grammar."""
