@@ -26,6 +26,7 @@ from .models.target import TILE
 from .options import AUTO, DTYPES, Options
 from .plan import widths
 from .plan.demand import RUNTIME, Footprint, PlanRequest, Spilling
+from .plan.grammars import grammar_bytes
 from .plan.lanes import LaneRequest, joined, plan_lanes
 from .plan.machine import Machine
 from .plan.memory import TREE_TILES, make_plan, roomier, smallest_budget, tree_tiles
@@ -237,6 +238,7 @@ class Blueprint:
             second_model_bytes=second,
             head_bytes=self._head_bytes(rows, slots),
             prefix_bytes=memory_for(self.footprint.prefix_file_bytes(BLOCK)) if self.options.prefix_cache is not None else 0,
+            grammar_bytes=grammar_bytes(self.shape.vocabulary, rows) if self.options.grammars else 0,
             tree_nodes=drafter.max_nodes,
             tree_tiles=tree_tiles(rows, self.device.nodes_are_free),
             record_nodes=nodes,

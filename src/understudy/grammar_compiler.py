@@ -21,10 +21,9 @@ from .chat_template import encode
 from .constraint import GRAMMAR, JSON_SCHEMA, REGEX, Constraint
 from .errors import UsageError, quoted
 from .grammar import GrammarState
+from .plan.grammars import KEPT
 from .token_texts import TokenTexts
 
-# Grammars that are kept compiled, those used last.
-KEPT = 16
 # Constraints of which it is kept whether they can be used, those looked at last.
 JUDGED = 1024
 # Seconds that a caller waits for a grammar, those before it included.
@@ -81,7 +80,7 @@ class GrammarCompiler:
         self._vocabulary = vocabulary
         # llguidance's view of the tokenizer, made for the first constraint.
         self._tokens: Any = None
-        # Matchers that have read nothing; they are copied for each text.
+        # Matchers that have read nothing, the KEPT used last; they are copied for each text.
         self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
         # By a digest of a constraint why it cannot be used, without its name; empty: it can.
         self._judged: OrderedDict[bytes, str] = OrderedDict()

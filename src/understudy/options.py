@@ -101,6 +101,8 @@ class Options:
     prefix_cache: str | Path | None = None
     # The most that all files there may take; None: 4 GB.
     prefix_cache_size: str | int | None = None
+    # Plan for grammars that texts are held to.
+    grammars: bool = False
     # Bytes per second that the disk is slowed down to, for tests and benchmarks; 0: full speed.
     throttle: float = 0.0
     # Where Stores and measurements are kept.

@@ -19,7 +19,7 @@ from . import INTERRUPTED
 from .beyond import check_replicas, cluster, declare_replicas, elsewhere, options_of_replicas, planned
 from .live import Live, Progress
 from .model import resolve, served_name
-from .options import CONFIG_FILE, DEFAULTS, METHOD, OUTPUT, PLACEMENT, REQUESTS, count, declare, placement_of_many
+from .options import CONFIG_FILE, DEFAULTS, METHOD, OUTPUT, PLACEMENT, REQUESTS, count, declare, placement_for_clients
 from .parser import Command, Parser
 from .show import duration, to_json
 
@@ -129,7 +129,7 @@ def _here(args: Namespace, model: str | None, file: BinaryIO, output: Output, li
     from ..jobs.run import Job
     from ..llm import LLM
 
-    with LLM(model, progress=Progress(live), **placement_of_many(args)) as llm:
+    with LLM(model, progress=Progress(live), **placement_for_clients(args)) as llm:
         live.clear()
         job = Job(AnswerSettings(output.model_name), file, output, args.window or 2 * llm.plan.rows)
         yield job, partial(job.run, llm), llm.plan.rows

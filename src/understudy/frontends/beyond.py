@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..plan.sizes import parse_size
-from .options import count, placement_of_many
+from .options import count, placement_for_clients
 from .parser import Parser
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def elsewhere(path: str | Path) -> str:
 
 def options_of_replicas(args: Namespace) -> dict[str, Any]:
     """What the user said of each model, as keywords of LLM."""
-    given = placement_of_many(args)
+    given = placement_for_clients(args)
     if given.get("generation_config") not in (None, "auto", "none"):
         given["generation_config"] = Path(given["generation_config"])
     return {name: value.absolute() if isinstance(value, Path) else value for name, value in given.items()}

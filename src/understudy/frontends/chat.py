@@ -34,7 +34,7 @@ def _run(args: Namespace) -> int:
     model = resolve(args.model)
     params = formed(sampling(args), args)
     live = Live(args.quiet)
-    with opening.llm()(model, progress=Progress(live), **placement(args)) as llm:
+    with opening.llm()(model, progress=Progress(live), **placement(args), grammars=params.constraint is not None) as llm:
         live.clear()
         for line in llm.generation.lines(params):
             live.say(line)

@@ -6,6 +6,7 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,11 @@ def placement(args: Namespace) -> dict[str, Any]:
 def placement_of_many(args: Namespace) -> dict[str, Any]:
     """As `placement`, for a command that runs as many texts together as the memory suits, or as the user said."""
     return _given(args, (*PLACEMENT, *METHOD, *DEFAULTS, *(option for option in REQUESTS if option.name == "rows")))
+
+
+def placement_for_clients(args: Namespace) -> dict[str, Any]:
+    """As `placement_of_many`, for texts that may be held to forms, where what does that is installed."""
+    return {**placement_of_many(args), "grammars": find_spec("llguidance") is not None}
 
 
 def preparation(args: Namespace) -> dict[str, Any]:

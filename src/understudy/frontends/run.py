@@ -36,7 +36,7 @@ def _run(args: Namespace) -> int:
     params = formed(sampling(args), args)
     live = Live(args.quiet)
     prompt = prompt_of(args, demo=model is None, live=live)
-    with opening.llm()(model, progress=Progress(live), **placement(args)) as llm:
+    with opening.llm()(model, progress=Progress(live), **placement(args), grammars=params.constraint is not None) as llm:
         for line in llm.generation.lines(params):
             live.say(line)
         reply = receive(llm.stream(prompt, params), live, silent=args.json)

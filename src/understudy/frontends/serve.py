@@ -28,7 +28,7 @@ from .options import (
     count,
     declare,
     number,
-    placement_of_many,
+    placement_for_clients,
 )
 from .parser import Command, Parser
 
@@ -138,7 +138,7 @@ def _loaded(args: Namespace, models: Mapping[str, str | None], report: Report) -
     from ..server.models import ServedModels
     from ..shelf import ModelShelf
 
-    shelf = ModelShelf(models, placement_of_many(args), report)
+    shelf = ModelShelf(models, placement_for_clients(args), report)
     first = next(iter(models))
     if len(models) > 1:
         shelf.check()

@@ -169,6 +169,8 @@ class PlanRequest:
     head_bytes: int = 0
     # What keeping prefixes on disk takes.
     prefix_bytes: int = 0
+    # Grammars that texts are held to.
+    grammar_bytes: int = 0
     # Nodes of each sequence's tree; 0: as many as pay.
     tree_nodes: int = 0
     # Tiles that the trees of all sequences may grow to, see `memory.tree_tiles`.

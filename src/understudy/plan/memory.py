@@ -232,6 +232,7 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
         "embedding" if footprint.levels else "embedding rows": footprint.embedding_bytes,
         "realigning": request.aligning_bytes,
         **({"prefixes": request.prefix_bytes} if request.prefix_bytes else {}),
+        **({"grammars": request.grammar_bytes} if request.grammar_bytes else {}),
         "draft levels": levels.total(request.widest_level, request.rows) if levels else 0,
     }
 
