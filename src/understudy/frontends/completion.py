@@ -14,7 +14,8 @@ MISSING = "understudy completion needs shtab: pip install 'understudy[completion
 
 
 def _declare(parser: Parser) -> None:
-    parser.add_argument("shell", choices=SHELLS, help="bash: put `source <(understudy completion bash)` in ~/.bashrc")
+    told = "in ~/.bashrc `source <(understudy completion bash)`; the same for zsh, in ~/.zshrc after compinit"
+    parser.add_argument("shell", choices=SHELLS, help=f"{told}; for fish `understudy completion fish | source`")
 
 
 def _run(args: Namespace) -> int:
@@ -22,7 +23,9 @@ def _run(args: Namespace) -> int:
         import shtab
     except ImportError:
         raise UsageError(MISSING) from None
-    print(shtab.complete(whole_parser(shtab.FILE, shtab.DIRECTORY), args.shell))
+    script = shtab.complete(whole_parser(shtab.FILE, shtab.DIRECTORY), args.shell)
+    # shtab's script for zsh knows that it is evaluated, and not that it is sourced.
+    print(script.replace("== eval ]]", "== (eval|file) ]]") if args.shell == "zsh" else script)
     return 0
 
 
