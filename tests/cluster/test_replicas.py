@@ -69,7 +69,13 @@ def test_a_replica_that_is_killed_under_load_costs_no_wrong_text(demo: LLM, begi
     assert httpx.get(f"{url}/health").json() == {"status": "ok"}
     # Whichever is asked tells the figures of both.
     figures = httpx.get(f"{url}/metrics").text
-    assert len(set(re.findall(r'understudy:passes_total{.*replica="(\w+)"', figures))) == 2, figures
+    names = set(re.findall(r'understudy:passes_total{.*replica="(\w+)"', figures))
+    assert len(names) == 2, figures
+    # The page is there, and what it shows of the engine is of one of them, which it names.
+    page = httpx.get(f"{url}/")
+    assert page.status_code == 200 and "trusted-types" in page.headers["content-security-policy"]
+    assert httpx.get(f"{url}/page/main.js").status_code == 200
+    assert httpx.get(f"{url}/understudy").json()["replica"] in names
 
     def ask(prompt: str) -> bool:
         """Whether the text came whole. What came of another is its beginning, and it is not told as whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from tests.server.conftest import Running, Start, scripted, until
 from understudy import LLM
+from understudy.server import app as application
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed").Axe
@@ -473,3 +475,29 @@ def test_everything_can_be_reached_by_the_keyboard(start: Start, tabs: Open, llm
     wanted = {"new", "Hello", "open-settings", "open-more", "open-engine", "question", "send"}
     wanted |= {"Edit question", "Copy", "Regenerate", "How it came about"}
     assert wanted <= set(reached), wanted - set(reached)
+
+
+def test_of_several_replicas_the_page_says_which_one_it_shows(
+    start: Start, tabs: Open, llm: LLM, pace: Pace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look may be answered by another one: no text is taken for this tab's, and no figures of two are compared."""
+    names = itertools.cycle(["first", "second"])
+    state = application.Endpoints.state
+
+    async def of_either(self: Any, model: str | None = None) -> dict[str, Any]:
+        self.replica = next(names)
+        return await state(self, model)
+
+    # The route is made of the handler's own signature.
+    of_either.__annotations__ = {"model": str | None}
+    monkeypatch.setattr(application.Endpoints, "state", of_either)
+    tab = tabs(start())
+    tab.ask("Hello")
+    tab.page.click("#open-engine")
+    tab.wait("document.querySelector('#batch .taken')")
+    for name in ("first", "second"):
+        tab.wait("name => document.querySelector('#batch .hint').innerText.includes(`replica ${name}, one of several`)", name)
+    assert tab.text("#batch .taken .name") == "a text" and "texts in each pass" not in tab.text("#batch .hint")
+    pace.go()
+    tab.finished()
+    assert tab.wrong == []

@@ -71,6 +71,7 @@ def test_the_page_is_there_before_the_model(llm: LLM) -> None:
 def test_the_state_says_what_lies_where_and_who_runs(server: Running, llm: LLM) -> None:
     found = server.http.get("/understudy").json()
     assert found["plan"] == json.loads(json.dumps(llm.plan.to_dict())) and found["running"] == []
+    assert found["replica"] is None
     before = found["figures"]
     server.post("/v1/completions", prompt="The quick brown fox", max_tokens=8)
     after = server.http.get("/understudy").json()["figures"]

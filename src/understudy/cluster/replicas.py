@@ -52,15 +52,20 @@ class Replica:
 
     def __init__(self, model: str | None, options: dict[str, Any], settings: Settings):
         self.llm = LLM(model, **options)
-        self.application = create_app(self.llm, settings, self.figures_of_all)
+        self.application = create_app(self.llm, settings, self.figures_of_all, self.name)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self.application
 
+    @property
+    def name(self) -> str:
+        """What Ray calls this replica."""
+        return str(serve.get_replica_context().replica_id.unique_id)
+
     def figures(self) -> tuple[str, bytes]:
         """The name of this replica, and its figures for Prometheus."""
         models: ServedModels = self.application.state.models
-        return serve.get_replica_context().replica_id.unique_id, models.metrics.text()
+        return self.name, models.metrics.text()
 
     async def figures_of_all(self) -> bytes:
         """Those of every replica."""

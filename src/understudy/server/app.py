@@ -65,17 +65,22 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
-def create_app(llm: Any, settings: Settings, figures: Callable[[], Awaitable[bytes]] | None = None) -> FastAPI:
+def create_app(
+    llm: Any, settings: Settings, figures: Callable[[], Awaitable[bytes]] | None = None, replica: str | None = None
+) -> FastAPI:
     """The application that serves `llm`, an LLM. It runs passes from its start to its shutdown, and does not close `llm`.
 
-    `figures`: what `/metrics` answers; None: the figures of this application, `state.models.metrics`."""
-    return create_app_of(ServedModels.of(llm, settings), figures)
+    `figures`: what `/metrics` answers; None: the figures of this application, `state.models.metrics`. `replica`: what this one of
+    several behind one address is called; None: it is alone."""
+    return create_app_of(ServedModels.of(llm, settings), figures, replica)
 
 
-def create_app_of(models: ServedModels, figures: Callable[[], Awaitable[bytes]] | None = None) -> FastAPI:
+def create_app_of(
+    models: ServedModels, figures: Callable[[], Awaitable[bytes]] | None = None, replica: str | None = None
+) -> FastAPI:
     """The application that serves `models`. It runs passes from its start to its shutdown, and closes `models` then.
 
-    `figures`: as for `create_app`."""
+    `figures` and `replica`: as for `create_app`."""
     settings = models.settings
 
     @asynccontextmanager
@@ -97,7 +102,7 @@ def create_app_of(models: ServedModels, figures: Callable[[], Awaitable[bytes]] 
         responses=ERRORS,
     )
     app.state.models = models
-    endpoints = Endpoints(models, figures)
+    endpoints = Endpoints(models, figures, replica)
     app.post("/v1/chat/completions", responses=STREAMED)(endpoints.chat)
     app.post("/v1/completions", responses=STREAMED)(endpoints.completions)
     app.post("/v1/responses", responses=STREAMED)(endpoints.responses)
@@ -133,9 +138,10 @@ def ignored_header(names: Sequence[str]) -> dict[str, str]:
 class Endpoints:
     """The handlers of one application."""
 
-    def __init__(self, models: ServedModels, figures: Callable[[], Awaitable[bytes]] | None):
+    def __init__(self, models: ServedModels, figures: Callable[[], Awaitable[bytes]] | None, replica: str | None):
         self.models_served = models
         self.figures = figures
+        self.replica = replica
         self.settings = models.settings
 
     async def chat(self, body: ChatBody) -> Response:
@@ -240,7 +246,7 @@ class Endpoints:
 
     async def state(self, model: str | None = None) -> dict[str, Any]:
         """What lies where by the plan, and what the engine is at: of `model`, or of what is loaded in its place."""
-        return state_of(self.models_served.shown(model))
+        return {**state_of(self.models_served.shown(model)), "replica": self.replica}
 
     async def metrics_text(self) -> Response:
         """Figures for Prometheus."""

@@ -127,7 +127,7 @@ export function batch(state, names, before) {
   const rows = element("ul", { className: "rows" });
   for (let row = 0; row < state.plan.rows; row += 1) {
     const text = running.get(row);
-    const name = text ? (names.get(row) ?? "another client") : "free";
+    const name = text ? (names.get(row) ?? (state.replica ? "a text" : "another client")) : "free";
     const far = !text ? "" : text.tokens ? plural(text.tokens, "token") : `reading ${text.held} of ${text.prompt_tokens}`;
     rows.append(element("li", { className: text ? "taken" : "" }, element("span", { className: "name" }, name), element("span", { className: "far" }, far)));
   }
@@ -135,7 +135,8 @@ export function batch(state, names, before) {
   const more = state.figures.passes - passes;
   const together = before && more > 0 ? `${((state.figures.pass_rows - pass_rows) / more).toFixed(1)} texts in each pass` : "";
   const waiting = state.figures.num_requests_waiting ? plural(state.figures.num_requests_waiting, "waits", "wait") : "";
-  const line = [`${state.running.length} of ${plural(state.plan.rows, "row")} taken`, waiting, together].filter(Boolean).join(" · ");
+  const one = state.replica ? `replica ${state.replica}, one of several` : "";
+  const line = [one, `${state.running.length} of ${plural(state.plan.rows, "row")} taken`, waiting, together].filter(Boolean).join(" · ");
   return element("div", {}, element("p", { className: "hint" }, line), rows);
 }
 

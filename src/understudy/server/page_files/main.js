@@ -241,7 +241,7 @@ async function lookOnce() {
     state = null;
     return;
   }
-  const last = state?.figures ?? null;
+  const last = state;
   const model = current.model ? `?model=${encodeURIComponent(current.model)}` : "";
   state = await api.object(`understudy${model}`).catch((error) => {
     // A model that this server does not have: what it has is shown.
@@ -251,7 +251,8 @@ async function lookOnce() {
   if (!alive) announce("The server is ready.");
   alive = true;
   server(`${state.model} · ${state.context.toLocaleString("en")} tokens of context`, "ready");
-  before = last;
+  // Of several replicas any one answers: only figures of the same can be compared.
+  before = last && last.replica === state.replica ? last.figures : null;
   if (isOpen("engine")) showEngine();
 }
 
@@ -259,7 +260,8 @@ function showEngine() {
   if (!state) return;
   const names = new Map();
   for (const { conversation, message } of answers.running.values()) {
-    if (message.figures && message.figures.row >= 0) names.set(message.figures.row, store.title(conversation));
+    // Of several replicas nobody tells which one an answer comes from.
+    if (!state.replica && message.figures && message.figures.row >= 0) names.set(message.figures.row, store.title(conversation));
   }
   byId("batch").replaceChildren(batch(state, names, before));
   byId("plan").replaceChildren(picture(state.plan, linkSpeed(state, before)));
