@@ -49,10 +49,11 @@ class Running:
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(path, json=body)
 
-    def kill(self) -> None:
-        """End it without waiting for what runs: connections break."""
+    def kill(self, freed: Callable[[], None] = lambda: None) -> None:
+        """End it without waiting for what runs: connections break. `freed` then lets passes go on that the test holds back."""
         self.server.force_exit = True
         self.stop()
+        freed()
         # A process that is killed takes its threads along; here they would go on to run the passes of other tests.
         for served in self.models.loaded.values():
             served.service.close()
