@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from .devices import Device
-from .devices.accelerator import host_room
-from .devices.several import links_together
+from .devices.several import Behind, hop_between, links_together, plan_over
 from .drafters.trained import held_bytes
 from .errors import UsageError
 from .heads.source import Bearer
@@ -25,14 +24,14 @@ from .models.shape import ModelShape
 from .models.target import TILE
 from .options import AUTO, DTYPES, Options
 from .plan import widths
-from .plan.demand import RUNTIME, Footprint, PlanRequest, Spilling
+from .plan.demand import Footprint, PlanRequest, Spilling
 from .plan.grammars import grammar_bytes
-from .plan.lanes import LaneRequest, joined, plan_lanes
 from .plan.machine import Machine
 from .plan.memory import TREE_TILES, make_plan, roomier, smallest_budget, tree_tiles
-from .plan.placement import Plan
+from .plan.placement import STAGES, Plan
 from .plan.residents import LEVELS, LinkSpeeds
 from .plan.sizes import format_size, parse_size
+from .plan.splits import Hop
 from .policies import rows_together
 from .prefixes import BLOCK, memory_for
 from .recurrent import DEEPEST
@@ -195,26 +194,22 @@ class Blueprint:
         if request.spilling is not None and self.options.spill == AUTO:
             request = roomier(footprint, request, [Spilling(most, fast_slots(most)) for most in range(LATEST, context, STEP)])
         if self.further:
-            return replace(self._over_devices(footprint, request), least_bytes=least, method=self.options.method)
+            plan = replace(self._over_devices(footprint, request), method=self.options.method)
+            return plan if plan.split == STAGES else replace(plan, least_bytes=least)
         plan = replace(make_plan(footprint, request), least_bytes=least, method=self.options.method)
         return self.device.behind(plan, self.options.host_memory, self.machine, self.disk)
 
     def _over_devices(self, footprint: Footprint, request: PlanRequest) -> Plan:
-        """The plan with exact weights dealt out to all devices. What streams shares host memory and the disk."""
-        lanes = [
-            LaneRequest(device.name, self._budget(place), device.runtime_bytes if device.own_memory else 0, self.links[place])
-            for place, device in enumerate(self.further, 1)
-        ]
-        first, *others = plan_lanes(footprint, request, lanes)
-        plans = [replace(first, device=self.device.name), *others]
-        if self.device.own_memory:
-            room = host_room(self.options.host_memory, self.machine.memory_limit)
-            streamed = max(sum(plan.streamed_bytes for plan in plans), 1)
-            shares = [RUNTIME + room * plan.streamed_bytes // streamed for plan in plans]
-            disk = self.disk / len(plans)
-            placed = zip(self.devices, plans, shares, strict=True)
-            plans = [device.behind(plan, share, self.machine, disk) for device, plan, share in placed]
-        return joined(plans)
+        """The plan over all devices."""
+        budgets = [self._budget(place) for place in range(len(self.devices))]
+        behind = Behind(self.options.host_memory, self.machine, self.disk)
+        return plan_over(self.devices, budgets, self.links, self.hop, self.options.split, footprint, request, behind)
+
+    @cached_property
+    def hop(self) -> Hop:
+        """From one device to another, measured once."""
+        memory = self.speeds.memory_bytes_per_second
+        return hop_between(self.devices, memory if self.device.own_memory else memory / len(self.devices))
 
     def request(self, context: int, rows: int | None = None) -> PlanRequest:
         """What a plan for `rows` sequences of `context` tokens must hold. None: as many as were asked for, or suit the budget."""

@@ -20,11 +20,12 @@ class Cache:
     """A state for each layer, and one for each recurrent part; layers that read another's keys and values have its state.
     `lengths[row]` tokens of a row are accepted.
 
-    `scratch`: nodes of a row's tree at most (None: SCRATCH). `fold`: how states of recurrent layers are folded; needed where there
-    are such layers. `spill`: how old tokens of layers that see all go to a file; None: they stay in memory."""
+    `device`: the memory that states lie in, or that of each layer. `scratch`: nodes of a row's tree at most (None: SCRATCH).
+    `fold`: how states of recurrent layers are folded; needed where there are such layers. `spill`: how old tokens of layers that
+    see all go to a file; None: they stay in memory."""
 
     def __init__(
-        self, shapes: Sequence[LayerShape], rows: int, capacity: int, dtype: torch.dtype, device: str = "cpu", *,
+        self, shapes: Sequence[LayerShape], rows: int, capacity: int, dtype: torch.dtype, device: str | Sequence[str] = "cpu", *,
         scratch: int | None = None, fold: Fold | None = None, spill: Spill | None = None,
     ):  # fmt: skip
         # Layers that slide have room for no more.
@@ -38,18 +39,19 @@ class Cache:
         # where keys and values go that fast memory does not hold; None: nothing spills
         spilling = [shape for shape in shapes if spill is not None and spillable(shape, dtype.itemsize)]
         self.spill_store = SpillStore(spill, spilling, rows, capacity, dtype) if spill is not None else None
-        for index, shape in enumerate(shapes):
+        memories = [device] * len(shapes) if isinstance(device, str) else device
+        for index, (shape, memory) in enumerate(zip(shapes, memories, strict=True)):
             if shape.reads is None:
                 if self.spill_store is not None and shape in spilling:
                     self.layers.append(SpilledState(shape, rows, self.spill_store, dtype))
                 else:
-                    self.layers.append(state_of(shape, rows, capacity, dtype, device))
+                    self.layers.append(state_of(shape, rows, capacity, dtype, memory))
                 self.states.append(self.layers[-1])
             else:
                 self.layers.append(self.layers[shape.reads])
             if shape.recurrent is not None:
                 assert fold is not None, "nothing folds the states of recurrent layers"
-                self.recurrent[index] = RecurrentState(shape.recurrent, Room(rows, self.scratch, dtype, device), fold)
+                self.recurrent[index] = RecurrentState(shape.recurrent, Room(rows, self.scratch, dtype, memory), fold)
                 self.states.append(self.recurrent[index])
         self.lengths = [0] * rows
         self.capacity = capacity
@@ -187,6 +189,15 @@ class Cache:
             state.resume(row, length, _own(index, tensors))
         self.lengths[row] = self._written[row] = length
         self._reached[row] = max(self._reached[row], length)
+
+    def drop(self) -> None:
+        """Give back the memory of all states: only their shapes are left, and no token is read any more."""
+        for state in self.states:
+            for name, tensors in vars(state).items():
+                if isinstance(tensors, Tensor):
+                    setattr(state, name, tensors.to("meta"))
+                elif isinstance(tensors, tuple) and all(isinstance(one, Tensor) for one in tensors):
+                    setattr(state, name, tuple(one.to("meta") for one in tensors))
 
     def close(self) -> None:
         """Give the disk's room back. Further calls do nothing."""

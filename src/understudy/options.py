@@ -15,6 +15,7 @@ from .devices import device_names
 from .devices.several import several
 from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
+from .plan.placement import BLOCKS, STAGES
 from .plan.sizes import parse_size
 from .policies import DEFAULT_POLICY, PaddedPolicy, Policy, policy_of
 from .quantizers.mixed import mixed
@@ -58,6 +59,8 @@ class Options:
     device: str = "auto"
     # Several devices of one kind, such as "cuda:0,cuda:1": exact weights are dealt out, the first runs all else. None: one device.
     devices: str | None = None
+    # How a model is split over several devices: blocks (of outputs), stages (of layers), or auto, the faster.
+    split: str = AUTO
     # Where streamed weights come from, a tier's name; auto: what the device is made for.
     tier: str = AUTO
     # The type to compute in; auto: that of the weights.
@@ -144,8 +147,13 @@ class Options:
 
     def _check_devices(self) -> None:
         """Raise UsageError for several devices that cannot work together, or beside other options."""
+        lookup("split", self.split, dict.fromkeys((AUTO, BLOCKS, STAGES), 0))
         if self.devices is None:
+            if self.split != AUTO:
+                raise UsageError(f"--split {self.split} is for several devices: name them with --devices.")
             return
+        if self.split == STAGES and isinstance(self.batching, PaddedPolicy):
+            raise UsageError(f"--split stages is not for left-padded batches, as {self.policy} has them: choose one of the two.")
         several(self.devices)
         if self.device != AUTO:
             raise UsageError(f"--devices {self.devices} contradicts --device {self.device}: leave one of them out.")

@@ -184,6 +184,9 @@ class MemoryCeiling:
 
     def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
         """Before minutes are spent on preparing a model whose plan would miss the budget clearly."""
+        if options.devices is not None:
+            # Each of them may hold a part of it.
+            return self.check_preparing(layout)
         foretold, machine = Foretold(config, self.source.tensors, layout), Machine.inspect()
         blueprint = foretold.blueprint(options, machine, self.device)
         if blueprint.least_bytes > blueprint.budget * FORETOLD:

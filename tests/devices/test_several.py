@@ -1,6 +1,7 @@
 """What --devices may name: two or more of one kind, each once; what is not there is said in one line."""
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -9,10 +10,13 @@ from tests.devices.test_cuda import Torch
 from tests.fake_device import FakeDevice
 from understudy.devices import DEVICES
 from understudy.devices.cuda import CudaDevice, open_cuda
+from understudy.devices.elsewhere import devices_of
 from understudy.devices.processor import Processor
-from understudy.devices.several import links_together, open_devices, several
+from understudy.devices.several import ASSUMED, hop_between, links_together, open_devices, several
 from understudy.errors import UsageError
 from understudy.options import Options
+from understudy.plan.other_machine import OtherMachine
+from understudy.plan.splits import Hop
 
 
 @pytest.mark.parametrize(
@@ -106,3 +110,35 @@ def test_links_are_measured_while_all_are_busy() -> None:
             return 5e9
 
     assert links_together([Waiting(triton=False), Waiting(triton=False)], 3e9) == [5e9, 5e9]
+
+
+def test_hops_are_measured_there_and_back() -> None:
+    """The slowest further device counts; a device's own reading is measured where nobody knows it."""
+
+    class Far(FakeDevice):
+        def at_work(self) -> Any:
+            return Slow()
+
+    class Slow:
+        def __enter__(self) -> None:
+            time.sleep(0.004)
+
+        def __exit__(self, *_: Any) -> None: ...
+
+    near = [FakeDevice(triton=False), FakeDevice(triton=False)]
+    hop = hop_between(near, 0.0)
+    assert 0 < hop.seconds < 0.002 and hop.bytes_per_second > 1e7 and hop.memory > 1e7
+    far = hop_between([*near, Far(triton=False)], 5e9)
+    assert far.seconds >= 0.002 and far.memory == 5e9
+    elsewhere = devices_of(OtherMachine.parse("cuda:memory=64GB,link=50GB/s,host=256GB"), None, [0, 1])
+    assert hop_between(elsewhere, 0.0) == Hop(ASSUMED, 50e9, 0.0)
+
+
+def test_a_split_is_for_several_devices() -> None:
+    for given, said in (
+        ({"split": "stages"}, "--split stages is for several devices: name them with --devices"),
+        ({"devices": "cpu:0,cpu:1", "split": "stage"}, "No split 'stage'. Did you mean 'stages'"),
+        ({"devices": "cpu:0,cpu:1", "split": "stages", "policy": "eqspec"}, "--split stages is not for left-padded batches"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            Options.of(given, {})

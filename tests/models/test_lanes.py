@@ -11,63 +11,35 @@ import torch
 
 from tests import fake_device
 from tests.fake_device import GIB, FakeDevice
-from tests.tiny import save
-from understudy import LLM, SamplingParams
+from tests.several_devices import GREEDY, PROMPTS, four_nodes, llm, prepared, simulated
+from understudy import LLM
 from understudy.devices import DEVICES
 from understudy.errors import UnderstudyError, UsageError
 from understudy.frontends import main
-from understudy.models.lanes import JoinedSupply, LaneLost, open_lanes, refuse_other_bits
+from understudy.models.lanes import JoinedSupply, open_lanes, refuse_other_bits
 from understudy.models.supply import Supply
 from understudy.models.target import TILE
 from understudy.models.weights import Weights
 from understudy.tiers import ReadSettings
-from understudy.weights import entries
 
-PROMPTS = [[5, 99, 5, 12, 80, 5, 99, 5], [7, 8, 9]]
-GREEDY = SamplingParams(max_new_tokens=6, ignore_eos=True)
-SMALL = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}
-# Bytes of a part, so that Linears have several.
-PART = 16384
-ALLOWED = frozenset({0})
 SETTINGS = ReadSettings(block=65536, threads=2)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A model in bfloat16 whose Linears have 1 to 3 parts, stored as residuals of a copy."""
-    path = tmp_path_factory.mktemp("lanes")
-    save(path / "model", "qwen2", torch.bfloat16, **SMALL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(entries, "PART_BYTES", PART)
-        LLM.prepare(path / "model", codec="delta", output=path / "delta")
-        LLM.prepare(path / "model", codec="raw", output=path / "raw")
+    path = prepared(tmp_path_factory.mktemp("lanes"))
     yield path
     assert {len(entry.parts) for entry in LLM.prepare(path / "raw").linears.values()} >= {1, 2}
 
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with three NUMA nodes."""
-    monkeypatch.setattr("understudy.devices.processor.processors_by_node", lambda: dict.fromkeys(range(3), ALLOWED))
+    four_nodes(monkeypatch)
 
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> list[FakeDevice]:
-    """Simulated devices fake:0, fake:1 and so on, without Triton; all that were opened."""
-    made: list[FakeDevice] = []
-
-    def numbered(*, number: int = 0) -> FakeDevice:
-        made.append(FakeDevice(seed=len(made), triton=False, name=f"fake:{number}"))
-        return made[-1]
-
-    monkeypatch.setattr(fake_device, "numbered", numbered, raising=False)
-    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:numbered")
-    return made
-
-
-def llm(model: Path, devices: str | None, **options: Any) -> LLM:
-    where = {} if devices is None else {"devices": devices}
-    return LLM(model, **{"memory": "3GiB", "resident": "none", "context": 128, "rows": 2, **where, **options})
+    return simulated(monkeypatch)
 
 
 @pytest.mark.parametrize("method", ["none", "substitute"])
@@ -116,7 +88,8 @@ def test_the_interpreted_kernels_of_a_gpu_decode_and_multiply_portions(store: Pa
     monkeypatch.setattr(fake_device, "numbered", lambda *, number=0: FakeDevice(seed=number, name=f"fake:{number}"), raising=False)
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:numbered")
     opened = LLM.prepare(store / "delta")
-    plan = LLM.plan_only(store / "delta", devices="fake:0,fake:1", memory="2GiB", resident="none", context=128, method="none")
+    asked = {"devices": "fake:0,fake:1", "split": "blocks", "memory": "2GiB", "resident": "none", "context": 128, "method": "none"}
+    plan = LLM.plan_only(store / "delta", **asked)
     first, further = FakeDevice(seed=2), FakeDevice(seed=3, name="fake:1")
     weights = Weights(opened, plan, SETTINGS, first, drafts=False)
     alone = Weights(opened, replace(plan, parts=None, lanes=()), SETTINGS, FakeDevice(seed=4), drafts=False)
@@ -136,30 +109,11 @@ def test_the_interpreted_kernels_of_a_gpu_decode_and_multiply_portions(store: Pa
         lane.close()
 
 
-def test_a_lost_lane_ends_requests_and_the_others_memory_is_given_back(
-    store: Path, fakes: list[FakeDevice], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with llm(store / "raw", "fake:0,fake:1,fake:2", method="none") as many:
-        many.generate(PROMPTS, GREEDY)
-        lost = many.model.lanes[0]
-        assert lost.supply is not None and fakes[2].held > 0
-
-        def broken(*_: Any) -> Any:
-            raise RuntimeError("CUDA error: unspecified launch failure\nmore lines")
-
-        monkeypatch.setattr(lost.supply, "multiply", broken)
-        line = r"^fake:1 stopped working in the middle of a request \(CUDA error: unspecified launch failure\): load the model"
-        for prompts in ([[9, 9, 4]], PROMPTS):
-            with pytest.raises(LaneLost, match=line):
-                many.generate(prompts, GREEDY)
-        assert many.model.lost and not [lane for lane in many.model.lanes if lane.supply or lane.ring]
-        assert fakes[2].held == 0, "the lane that was not lost"
-
-
+@pytest.mark.parametrize("split", ["blocks", "stages"])
 def test_an_error_of_a_lane_fails_one_request_and_the_next_works(
-    store: Path, fakes: list[FakeDevice], monkeypatch: pytest.MonkeyPatch
+    store: Path, fakes: list[FakeDevice], monkeypatch: pytest.MonkeyPatch, split: str
 ) -> None:
-    with llm(store / "raw", "fake:0,fake:1", method="none") as many:
+    with llm(store / "raw", "fake:0,fake:1", split, method="none") as many:
         plain = many.generate(PROMPTS, GREEDY)[0].token_ids
         supply = many.model.lanes[0].supply
         assert supply is not None
@@ -177,8 +131,9 @@ def test_an_error_of_a_lane_fails_one_request_and_the_next_works(
         assert many.generate(PROMPTS, GREEDY)[0].token_ids == plain and len(calls) > 3
 
 
+@pytest.mark.parametrize("split", ["blocks", "stages"])
 def test_memory_taken_on_one_of_them_after_planning_is_planned_for_once(
-    store: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, monkeypatch: pytest.MonkeyPatch, split: str
 ) -> None:
     class Shared(FakeDevice):
         """Somebody else takes `theirs` of its memory when the first is asked for."""
@@ -202,13 +157,13 @@ def test_memory_taken_on_one_of_them_after_planning_is_planned_for_once(
 
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:numbered")
     monkeypatch.setattr(fake_device, "numbered", numbered(GIB), raising=False)
-    with llm(store / "raw", "fake:0,fake:1", method="none", memory="2.5GiB") as many:
+    with llm(store / "raw", "fake:0,fake:1", split, method="none", memory="2.5GiB") as many:
         assert many.generate(PROMPTS, GREEDY)[0].token_ids
         assert "fake:1 had less memory than planned" in many.plan.notes[-1] and "planned anew for 1.9 GiB" in many.plan.notes[-1]
         assert many.plan.budget_bytes == 2.5 * GIB and many.plan.lanes[0].budget_bytes == int(2 * GIB * 0.95)
     monkeypatch.setattr(fake_device, "numbered", numbered(int(2.9 * GIB)))
     with pytest.raises(UsageError, match=r"^fake:1: --memory .* is too small: the smallest that works there is \d+ MiB\.$"):
-        llm(store / "raw", "fake:0,fake:1", method="none")
+        llm(store / "raw", "fake:0,fake:1", split, method="none")
 
 
 def test_a_device_that_multiplies_with_other_bits_is_refused() -> None:
@@ -237,12 +192,12 @@ def test_the_command_plans_and_runs_over_devices(
     store: Path, fakes: list[FakeDevice], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = [str(store / "raw"), "--memory", "2GiB", "--resident", "none", "--context", "128", "--json"]
-    assert main(["plan", *words, "--devices", "fake:0,fake:1"]) == 0
+    assert main(["plan", *words, "--devices", "fake:0,fake:1", "--split", "blocks"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert [lane["device"] for lane in plan["lanes"]] == ["fake:1"] and plan["lanes"][0]["streamed"] > 0
     assert any("so that links of 1.0 and 1.0 GB/s end together" in note for note in plan["notes"])
     texts = []
-    for where in (["--device", "fake"], ["--devices", "fake:0,fake:1"]):
+    for where in (["--device", "fake"], ["--devices", "fake:0,fake:1", "--split", "blocks"]):
         ids = ["--prompt-ids", "5,99,5", "--max-new-tokens", "4", "--ignore-eos"]
         assert main(["run", *words, *ids, *where]) == 0
         texts.append(json.loads(capsys.readouterr().out))

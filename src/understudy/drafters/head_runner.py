@@ -6,8 +6,9 @@ it: token j has slot j - 1 and position j - 1 in the head's cache. Whoever calls
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from types import MappingProxyType
 
 import torch
 import xxhash
@@ -28,7 +29,9 @@ class HeadRunner:
     States are rows of tensors [n, state size], one for each node of a call, in their order."""
 
     # A head's own Linears are no streamed ones.
-    linears: Sequence[Callable[[Tensor], Tensor]] = ()
+    linears: Mapping[int, Callable[[Tensor], Tensor]] = MappingProxyType({})
+    # It lies where the target's head does.
+    stages = None
 
     def __init__(self, head: DraftHead, shapes: Sequence[LayerShape], target: TargetModel, dtype: torch.dtype):
         self.head = head

@@ -124,6 +124,7 @@ def _switch(flag: str, help: str) -> Option:
 
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+SPLITS = ("auto", "blocks", "stages")
 RESIDENT = ("auto", "none", "residual", "whole")
 
 PREPARATION = (
@@ -144,6 +145,7 @@ PLACEMENT = (
     _value("--host-memory", "SIZE", "ceiling on host memory behind an accelerator, such as 32GiB", memory),
     _choice("--device", device_names, "where to compute"),
     _value("--devices", "A:0,A:1", "devices of one kind that share the exact weights: cuda:0,cuda:1 (--memory is each one's)"),
+    _choice("--split", lambda: SPLITS, "--devices share blocks of outputs, or have stages of layers (auto: what should be faster)"),
     _choice("--tier", tier_names, "where streamed weights come from (auto: what the device is made for)"),
     _choice("--dtype", lambda: DTYPES, "precision of the exact model (auto: the checkpoint's own)"),
     _choice("--resident", lambda: RESIDENT, "exact weights kept in fast memory (auto: what the budget leaves)"),

@@ -4,7 +4,8 @@ the target overwrites. Bits do not matter here, so the device may use its fastes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ..cache import Cache
-from ..devices import Device
+from ..devices import Device, DraftAttention
 from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
 from .fused import BlockSamples, FusedBlock, agrees, fused, take_over, usual_blocks
-from .streamed import CurrentPass, Pass, pass_cache, place_of_one
+from .stages import Stages
+from .streamed import CurrentPass, Pass, Placed, pass_cache, place_of_one
 
 # nodes of a level that compares fused blocks with the stock ones
 COMPARED = 8
@@ -34,8 +36,10 @@ class Draft:
     current: CurrentPass
     cache: Cache
     embed: Callable[[Tensor], Tensor]
-    linears: Sequence[Callable[[Tensor], Tensor]]
+    linears: Mapping[int, Callable[[Tensor], Tensor]]
     device: Device
+    # Which device runs which layers; None: there is one, or it runs all of them.
+    stages: Stages | None = None
 
     def __call__(self, nodes: Nodes, hidden: Tensor | None = None) -> Tensor:
         """Logits [n, vocab] after each of `nodes`, whose ancestors must have been run before (or be among them). `hidden`
@@ -45,6 +49,10 @@ class Draft:
         return self._run(Level(self, nodes, hidden))
 
     def _run(self, level: Level) -> Tensor:
+        with self.stages.walk() if self.stages is not None else nullcontext():
+            return self._forward(level)
+
+    def _forward(self, level: Level) -> Tensor:
         nodes = level.nodes
         ids = self.embed(nodes.tokens)[None]
         self.current.under_way = level
@@ -62,7 +70,7 @@ class Draft:
         """Take over the decoder blocks that are as usual, where that gives what the stock blocks give: returns how many.
 
         Row 0 of the cache must be empty: levels of COMPARED nodes run there."""
-        blocks, kernels = usual_blocks(self.model), self.device.block_kernels()
+        blocks, kernels = self._here(usual_blocks(self.model)), self.device.block_kernels()
         if kernels is None or self.cache.recurrent or not blocks:
             return 0
         made: dict[nn.Module, FusedBlock | None] = {}
@@ -79,6 +87,15 @@ class Draft:
         return len(found)
 
 
+    def _here(self, blocks: list[nn.Module]) -> list[nn.Module]:
+        """Those of `blocks` whose memory is the first device's: its kernels know no other."""
+        if self.stages is None:
+            return blocks
+        layers = [int(getattr(block.self_attn, "layer_idx", -1)) for block in blocks]
+        there = [self.stages.device(layer).where for layer in layers]
+        return [block for block, where in zip(blocks, there, strict=True) if where == self.device.where]
+
+
 def _compared() -> tuple[Nodes, Nodes]:
     """Levels that fused blocks are compared in: a text, and nodes that all follow it, of which none is another's ancestor."""
     text = Nodes.of(TokenTree.chain(range(COMPARED)), 0, 0)
@@ -90,7 +107,7 @@ class LevelView(Protocol):
     """What a level runs in: the draft view, or a trained head with a cache of its own."""
 
     @property
-    def linears(self) -> Sequence[Callable[[Tensor], Tensor]]:
+    def linears(self) -> Mapping[int, Callable[[Tensor], Tensor]]:
         """What multiplies by streamed Linear number i."""
 
     @property
@@ -99,7 +116,11 @@ class LevelView(Protocol):
 
     @property
     def device(self) -> Device:
-        """Where it runs."""
+        """Where it runs, the first one."""
+
+    @property
+    def stages(self) -> Stages | None:
+        """Which device runs which layers; None: one runs all of them."""
 
 
 class Level:
@@ -116,9 +137,11 @@ class Level:
         # Levels that a device searches have tails, and none of their nodes is another's ancestor; nothing of them is asked for.
         level = view.device.own_memory and nodes.tail.shape[1] > 0
         self.tops = tops(nodes) if view.cache.recurrent and not level else []
-        self.nodes = view.cache.placed(nodes).to(view.device.where)
-        nodes = self.nodes
+        self.placed = Placed(view.cache.placed(nodes), view.device, view.stages)
+        self.nodes = nodes = self.placed.first
         self.attention = view.device.draft_attention(nodes)
+        # That of each further device.
+        self._attentions: dict[str, DraftAttention] = {view.device.where: self.attention}
         # The same where old tokens lie in a file: texts seem shorter there.
         spilled = view.cache.spilled
         self.short = nodes if spilled is None else spilled.local(nodes)
@@ -129,23 +152,29 @@ class Level:
         return self.linears[index](x)
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self.cache.write(layer, self.nodes, self.place, keys, values)
+        self.cache.write(layer, self.placed.at(layer)[1], self.place, keys, values)
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.cache.layer(layer, spec.window)
-        attention = self.short_attention if self.cache.spills(layer) else self.attention
-        return attention(query, state.keys, state.values, spec)
+        if self.cache.spills(layer):
+            return self.short_attention(query, state.keys, state.values, spec)
+        device, there = self.placed.at(layer)
+        if device.where not in self._attentions:
+            self._attentions[device.where] = device.draft_attention(there)
+        return self._attentions[device.where](query, state.keys, state.values, spec)
 
     def nodes_in(self, layer: int) -> Nodes:
         """Its nodes as they lie in fast memory in `layer`."""
-        return self.short if self.cache.spills(layer) else self.nodes
+        return self.short if self.cache.spills(layer) else self.placed.at(layer)[1]
 
     def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self.device.convolve(x, weight, bias, self.cache.recurrent[layer], self.nodes)
+        device, there = self.placed.at(layer)
+        return device.convolve(x, weight, bias, self.cache.recurrent[layer], there)
 
     def recur(self, layer: int, step: RuleStep) -> Tensor:
         state = self.cache.advanced(layer, self.tops)
-        return self.device.recur(step, state, self.nodes, together=not self.tops)
+        device, there = self.placed.at(layer)
+        return device.recur(step, state, there, together=not self.tops)
 
     def tap(self, number: int, states: Tensor) -> None:
         if self.hidden is not None:

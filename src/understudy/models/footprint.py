@@ -11,7 +11,7 @@ from ..codecs import codec, suited
 from ..devices import Device
 from ..kernels.pack import BLOCK, blocks_of
 from ..kernels.recurrence import working_bytes
-from ..plan.demand import MIB, Footprint, LevelSize, SpillSizes
+from ..plan.demand import MIB, Footprint, LayerSize, LevelSize, SpillSizes
 from ..plan.residents import LinearSize
 from ..quantizers import fitting
 from ..recurrent import DEEPEST
@@ -96,7 +96,13 @@ def _linear(entry: LinearEntry, holds_substitute: bool) -> LinearSize:
         parts=len(entry.parts),
         blocks=blocks_of(entry.shape[0]) if entry.parts else 0,
         decoding_bytes=substitute_bytes if codec(entry.codec).needs_substitute else 0,
+        layer=_layer_of(entry.module),
     )
+
+
+def _layer_of(module: str) -> int:
+    """The number of the decoder layer that a Linear of this name is in: the first number in it; -1 where it has none."""
+    return next((int(part) for part in module.split(".") if part.isdecimal()), -1)
 
 
 def sizes_of_checkpoint(
@@ -136,7 +142,7 @@ def _foretold(spec: LinearSpec, dtype: torch.dtype, wanted: str, coding: str, ho
     chosen = suited(coding, dtype, quantizer.name)
     exact_bytes = whole_bytes(columns, blocks_of(rows), dtype)
     if quantizer.name == "exact":
-        return ForetoldLinear(LinearSize(quantizer.size(rows, columns, dtype), exact_bytes, 0), (), 0)
+        return ForetoldLinear(LinearSize(quantizer.size(rows, columns, dtype), exact_bytes, 0, layer=_layer_of(spec.module)), (), 0)
     held_here = holds_substitute or chosen.needs_substitute
     whole = [whole_bytes(columns, blocks, dtype) for _, blocks in part_blocks(spec.shape, dtype)]
     bits = chosen.bits(dtype, quantizer.name)
@@ -150,6 +156,7 @@ def _foretold(spec: LinearSpec, dtype: torch.dtype, wanted: str, coding: str, ho
             parts=len(whole),
             blocks=blocks_of(rows),
             decoding_bytes=copy_bytes if chosen.needs_substitute else 0,
+            layer=_layer_of(spec.module),
         ),
         part_bytes=tuple(int(nbytes / dtype.itemsize * bits / 8) + lead for nbytes in whole),
         decoding_bytes=0 if chosen.in_place else max(whole),
@@ -188,6 +195,21 @@ def footprint_of(
         record_bytes=record_bytes,
         spill=_spill_sizes(shape, dtype, cores),
         kv_windows=tuple((nbytes, slots) for slots, nbytes in sorted(token_bytes.items())),
+        layers=tuple(_layer_size(shape, index, dtype) for index in range(len(shape.layers))),
+        state_line=shape.hidden_size * dtype.itemsize,
+    )
+
+
+def _layer_size(shape: ModelShape, index: int, dtype: torch.dtype) -> LayerSize:
+    """What layer `index` keeps of one sequence."""
+    layer, kept = shape.layers[index], cache_dtype(dtype)
+    records = layer.recurrent.record_bytes(kept) if layer.recurrent is not None else 0
+    return LayerSize(
+        token_bytes=layer.numbers * kept.itemsize,
+        slots=layer.window_slots,
+        state_bytes=layer.recurrent.row_bytes(DEEPEST, kept) - DEEPEST * records if layer.recurrent is not None else 0,
+        record_bytes=records,
+        reads=index if layer.reads is None else layer.reads,
     )
 
 

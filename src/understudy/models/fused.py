@@ -6,7 +6,7 @@ same hidden states, when the model is loaded. All others run as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -129,7 +129,7 @@ def _usual(block: nn.Module) -> bool:
 
 
 def fused(
-    block: nn.Module, linears: Sequence[Callable[[Tensor], Tensor]], sample: Sample, kernels: BlockKernels
+    block: nn.Module, linears: Mapping[int, Callable[[Tensor], Tensor]], sample: Sample, kernels: BlockKernels
 ) -> FusedBlock | None:
     """The usual stock decoder `block`, which gave `sample`, as one of ours; None where a part of it is not as usual. Whether it
     computes the same is not known yet. `linears`: the draft's product of each Linear, by its index."""
@@ -153,7 +153,7 @@ class Joiner:
     """Joins the draft's products of several Linears of one input."""
 
     # the draft's product of each Linear, by its index
-    linears: Sequence[Callable[[Tensor], Tensor]]
+    linears: Mapping[int, Callable[[Tensor], Tensor]]
     kernels: BlockKernels
 
     def __call__(self, modules: Sequence[nn.Module], norm: Norm | None = None, gated: bool = False) -> JoinedProduct | None:

@@ -1,7 +1,8 @@
-"""Lanes: further devices, each of which multiplies by its own blocks of every Linear while the first device does so by its own.
+"""Lanes: further devices, each with a thread, a ring and a supply of its own.
 
-A lane has a thread, a ring and a supply of its own; it is given the inputs of a Linear and gives its outputs back. What one
-device does alone (attention, norms, the KV cache, drafts) stays on the first."""
+By blocks, each multiplies by its own blocks of every Linear while the first device does so by its own: it is given the inputs of a
+Linear and gives its outputs back, and what one device does alone (attention, norms, the KV cache, drafts) stays on the first. In
+stages, each has all Linears of some layers (`stages`)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from ..codecs import codec
 from ..devices import Device
 from ..errors import UnderstudyError, UsageError, first_line
 from ..kernels.pack import BLOCK, blocks_of
-from ..plan.placement import Plan
+from ..plan.placement import STAGES, Plan
 from ..quantizers import quantizer
 from ..tiers import ReadSettings
 from ..tiers.ring import Ring
@@ -26,7 +27,7 @@ from ..weights.store import Store
 from .exact_linear import ExactLinear, decoding_bytes
 from .load import read_all, read_cut, refuse_wrong_decoding
 from .supply import Supply
-from .weights import PartStream, Portion, largest, portions_of, streamable
+from .weights import PartStream, Portion, Weights, largest, portions_of, streamable
 
 T = TypeVar("T")
 # Rows, columns and blocks of the product by which devices are compared.
@@ -50,10 +51,7 @@ class LaneWeights(PartStream):
         self.stored = [part.stored for entry in entries for part in entry.parts]
         self.parts = streamable(entries, mine=plan.parts)
         # A Linear without parts is the first device's.
-        self.portions = [
-            portion if entry.parts else Portion(0, 0, ())
-            for entry, portion in zip(entries, portions_of(entries, plan.parts), strict=True)
-        ]
+        self.portions = portions_of(entries, plan.parts, whole=())
         stay = sorted(plan.residents)
         tensors = read_all(store, [self.stored[number] for number in stay], settings, device)
         self.residents = {number: tensor.view(torch.uint8) for number, tensor in zip(stay, tensors, strict=True)}
@@ -72,13 +70,17 @@ class LaneWeights(PartStream):
 
 
 class Lane:
-    """A further device with its blocks of each Linear. Raises what loading them raises; `close` gives its memory back."""
+    """A further device with its blocks of each Linear, or with its stage. `drafts`: it holds the copies of a stage's Linears to
+    draft with. Raises what loading them raises; `close` gives its memory back."""
 
-    def __init__(self, device: Device, plan: Plan, store: Store, settings: ReadSettings) -> None:
+    def __init__(self, device: Device, plan: Plan, store: Store, settings: ReadSettings, drafts: bool = False) -> None:
         self.device = device
         self.ring: Ring | None = None
         self.supply: Supply | None = None
         self.portions: list[Portion] = []
+        # What it has of a stage; None by blocks, and once it is closed.
+        self.stage: Weights | None = None
+        self._drafts = drafts
         self._thread = ThreadPoolExecutor(1, f"lane {device.name}")
         self._at_work = ExitStack()
         try:
@@ -89,7 +91,11 @@ class Lane:
 
     def _load(self, plan: Plan, store: Store, settings: ReadSettings) -> None:
         self._at_work.enter_context(self.device.at_work())
-        weights = LaneWeights(store, plan, settings, self.device)
+        weights: LaneWeights | Weights
+        if plan.split == STAGES:
+            weights = self.stage = Weights(store, plan, settings, self.device, drafts=self._drafts)
+        else:
+            weights = LaneWeights(store, plan, settings, self.device)
         hauls = weights.hauls(plan.ring_bytes)
         self.ring = weights.ring(plan.ring_bytes, hauls)
         self.portions = weights.portions
@@ -118,11 +124,33 @@ class Lane:
 
         return self.run(work)
 
+    def product(self, index: int, tiles: Sequence[Tensor], rows: int) -> list[Tensor]:
+        """Products of `tiles`, which are on this device, with Linear `index` of its stage. An accelerator is given its work by the
+        calling thread; a NUMA node's own thread multiplies, since the threads it started run there."""
+        if not self.device.own_memory:
+            return self.multiply(index, tiles, rows).result()
+        assert self.supply is not None, f"{self.device.name} is closed"
+        return self.supply.multiply(index, tiles, rows)
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of exact weights that passes have used."""
+        return self.supply.bytes_used if self.supply is not None else 0
+
+    def abandon(self) -> None:
+        """Begin the next pass with the first part again, after one was left half way."""
+        if self.supply is not None:
+            self.run(self.supply.abandon).result()
+
     def close(self) -> None:
         """Give back its thread and its memory. Further calls do nothing."""
         if self.ring is not None:
             self.ring.close()
-        self.ring = self.supply = None
+        if self.supply is not None:
+            self.supply.drop()
+        if self.stage is not None:
+            self.stage.drop()
+        self.ring = self.supply = self.stage = None
         try:
             self.run(self._at_work.close).result()
         except RuntimeError:
@@ -137,12 +165,15 @@ def lost_line(name: str, error: BaseException) -> str:
     return f"{name} stopped working in the middle of a request ({first_line(error)}): load the model again."
 
 
-def open_lanes(devices: Sequence[Device], plan: Plan, store: Store, settings: ReadSettings) -> list[Lane]:
-    """The lane of each of `devices`, by the plans in `plan.lanes`. If one cannot be opened, the others are closed."""
+def open_lanes(
+    devices: Sequence[Device], plan: Plan, store: Store, settings: ReadSettings, drafts: bool = False
+) -> list[Lane]:
+    """The lane of each of `devices`, by the plans in `plan.lanes`. If one cannot be opened, the others are closed. `drafts`: those
+    of stages hold copies to draft with."""
     lanes: list[Lane] = []
     try:
         for device, own in zip(devices, plan.lanes, strict=True):
-            lanes.append(Lane(device, own, store, settings))
+            lanes.append(Lane(device, own, store, settings, drafts))
     except BaseException:
         for lane in lanes:
             lane.close()
@@ -191,7 +222,7 @@ class JoinedSupply:
     @property
     def bytes_used(self) -> int:
         """Bytes of exact weights that passes have used."""
-        return self.first.bytes_used + sum(lane.supply.bytes_used for lane in self.lanes if lane.supply is not None)
+        return self.first.bytes_used + sum(lane.bytes_used for lane in self.lanes)
 
     def fused(self, dtype: torch.dtype) -> bool:
         """Whether every Linear multiplies just the rows there are."""

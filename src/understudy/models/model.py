@@ -31,9 +31,10 @@ from .draft import Draft
 from .embedding import EmbeddingRows, EmbeddingTable, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
 from .heads import refuse_wrong_head
-from .lanes import JoinedSupply, LaneLost, lost_line, open_lanes, refuse_other_bits
+from .lanes import LaneLost, lost_line, open_lanes
 from .output_head import OutputHead
 from .shape import ModelShape, cache_dtype
+from .split import drafts_of_all, give_back, staged, supply_of_all
 from .streamed import CurrentPass, attention_name, pair
 from .supply import Supply
 from .taps import install
@@ -80,11 +81,14 @@ class Model:
         self.plan = plan
         self.dtype = dtype
         self.device = device
+        self.devices = tuple(devices)
         self.module = structure.skeleton(config, dtype, attention_name())
         # Why nothing on the device can be trusted any more.
         self._lost: UnderstudyError | None = None
         refuse_wrong_head(self.module, store)
         self.current = CurrentPass()
+        # Found by their Linears, which `pair` takes away.
+        self.blocks = structure.decoder_blocks(self.module)[1]
         install(self.module, uses.taps, self.current)
         pair(self.module, [spec.module for spec in store.layout.linears], self.current)
         self.taps = tuple(uses.taps)
@@ -94,18 +98,16 @@ class Model:
         self.weights = Weights(store, plan, settings, device, drafts=uses.drafts, scores=uses.scores, progress=progress)
         self.weights.share(self.module, dtype)
         spill = Spill(spill_to, settings, plan.spill_latest, plan.spill_threads) if plan.spill_latest else None
-        self.cache = _cache(shape, plan, dtype, device, spill)
+        self.stages = staged(self.blocks, devices, plan)
+        places = [device.where if self.stages is None else self.stages.device(layer).where for layer in range(len(shape.layers))]
+        self.cache = _cache(shape, plan, dtype, device, places, spill)
         if self.cache.spill_store is not None:
             self.plan = self.plan.noted(self.cache.spill_store.file.note)
         hauls = self.weights.hauls(plan.ring_bytes)
         self.ring = self.weights.ring(plan.ring_bytes, hauls)
-        self.supply: Supply | JoinedSupply
-        self.supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, hauls, self.ring)
-        self.lanes = open_lanes(further, plan, store, settings)
-        if self.lanes:
-            refuse_other_bits(device, self.lanes)
-            outputs = [entry.shape[0] for entry in self.weights.entries]
-            self.supply = JoinedSupply(self.supply, self.weights.portions, self.lanes, outputs)
+        supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, hauls, self.ring)
+        self.lanes = open_lanes(further, plan, store, settings, uses.drafts)
+        self.supply = supply_of_all(supply, self.weights, self.lanes, plan)
         fused = self.supply.fused(dtype)
         self._work: SharedWork = "pass" if fused else "stock pass"
         self.cost = PassCost(1 if fused else TILE)
@@ -113,16 +115,22 @@ class Model:
         self.lookup = self._lookup(whole=uses.drafts and not device.drafts_see_text)
         base = getattr(self.module, str(self.module.base_model_prefix))
         views = (self.current, self.cache, self.lookup)
-        self.target = Target(self.module, base, *views, self.supply.multiply, device, self.supply.skip_head)
+        self.target = Target(
+            self.module, base, *views, self.supply.multiply, device, self.supply.skip_head, stages=self.stages
+        )
         self._join_tiles()
-        self.draft = Draft(self.module, *views, self.weights.drafts(dtype) if uses.drafts else (), device)
+        if self.stages is not None:
+            self.stages.fit(self.target.whole, 1 if fused else TILE, streams=bool(plan.streamed_bytes))
+        drafts = drafts_of_all(self.weights, self.lanes, dtype) if uses.drafts else {}
+        self.draft = Draft(self.module, *views, drafts, device, self.stages)
         # How many decoder blocks the draft runs in fewer steps than the stock ones.
         self.fused = self.draft.fuse() if uses.drafts else 0
         self.vocabulary = shape.vocabulary
         self._score: OutputHead | None = None
         if uses.drafts or uses.scores:
-            head = self.draft.linears[-1] if uses.drafts else self.weights.head(dtype)
-            self._score = OutputHead(self.module, self.current, len(store.linears) - 1, head)
+            last = len(store.linears) - 1
+            head = self.draft.linears[last] if uses.drafts else self.weights.head(dtype)
+            self._score = OutputHead(self.module, self.current, last, head)
 
     def _join_tiles(self) -> None:
         """Let a pass be one forward, where the device has a product for that and this model's rows do not know each other."""
@@ -202,7 +210,8 @@ class Model:
         except BaseException as error:
             if isinstance(error, LaneLost) or self.device.lost(error):
                 self._lost = error if isinstance(error, LaneLost) else UnderstudyError(lost_line(self.device.name, error))
-                self._close_lanes()
+                self._score = None
+                give_back(self, error)
                 raise self._lost from None
             self.supply.abandon()
             if what := self.device.out_of_memory(error):
@@ -223,10 +232,12 @@ class Model:
         """Seconds for which the device that waited longest has waited: they wait side by side."""
         return max((ring.stats.wait_seconds for ring in self.rings), default=0.0)
 
-    def _close_lanes(self) -> None:
+    def close_lanes(self) -> None:
         """Give back what further devices hold."""
         for lane in self.lanes:
             lane.close()
+        if self.stages is not None:
+            self.stages.close()
 
     def say(self, note: str) -> None:
         """Warn the user and add the note to the plan, which is the one that `LLM.plan` and all figures show."""
@@ -246,7 +257,7 @@ class Model:
         """Give back threads and files. Further calls do nothing."""
         if self.companion is not None:
             self.companion.close()
-        self._close_lanes()
+        self.close_lanes()
         self.lookup.close()
         self.cache.close()
         self.device.close()
@@ -254,14 +265,16 @@ class Model:
             self.ring.close()
 
 
-def _cache(shape: ModelShape, plan: Plan, dtype: torch.dtype, device: Device, spill: Spill | None) -> Cache:
-    """The cache of the rows and the context of `plan`."""
+def _cache(
+    shape: ModelShape, plan: Plan, dtype: torch.dtype, device: Device, places: Sequence[str], spill: Spill | None
+) -> Cache:
+    """The cache of the rows and the context of `plan`. `places`: the memory that each layer's state lies in."""
     capacity = columns_of(plan.context, plan.scratch)
-    common = shape.layers, plan.rows, capacity, cache_dtype(dtype), device.where
+    common = shape.layers, plan.rows, capacity, cache_dtype(dtype)
     if plan.padded_rows:
-        return PaddedCache(*common, scratch=min(plan.row_nodes, plan.scratch))
+        return PaddedCache(*common, device.where, scratch=min(plan.row_nodes, plan.scratch))
     scratch = plan.record_nodes if any(layer.recurrent for layer in shape.layers) else plan.scratch
-    return Cache(*common, scratch=scratch, fold=device.fold, spill=spill)
+    return Cache(*common, places, scratch=scratch, fold=device.fold, spill=spill)
 
 
 def _out_of_memory(said: str) -> UnderstudyError:

@@ -189,7 +189,7 @@ def _passes(specimen: Specimen) -> dict[str, Tensor]:
         return [x @ weights[index] for x in tiles]
 
     target = Target(model.module, model.base, model.current, model.cache, embed, multiply, device)
-    linears = [partial(torch.matmul, other=weight) for weight in weights]
+    linears = {index: partial(torch.matmul, other=weight) for index, weight in enumerate(weights)}
     draft = Draft(model.module, model.current, model.cache, embed, linears, device)
     with torch.inference_mode():
         # The first tile runs without its head, as most of a prompt does.

@@ -4,6 +4,7 @@ Both only hand their input to the pass under way, so the stock model code around
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Protocol
@@ -43,8 +44,9 @@ class Pass(Protocol):
         """What the rule of recurrent `layer` gives after each node [n, value heads, value size], float32; `step` is recorded."""
 
 
-class CurrentPass:
-    """Holder of the pass under way. One per model; not a module, so that it is shared and never moved or saved."""
+class CurrentPass(threading.local):
+    """Holder of the pass that the calling thread has under way. One per model; not a module, so that it is shared and never moved
+    or saved."""
 
     under_way: Pass | None = None
 
@@ -94,6 +96,32 @@ def _pass_cache_class() -> Any:
 def pass_cache() -> Any:
     """A cache for stock model code that keeps nothing: to each layer, only the tokens of the pass under way seem to be there."""
     return _pass_cache_class()()
+
+
+class LayerDevices(Protocol):
+    """Which device runs which decoder layer."""
+
+    def device(self, layer: int) -> Device:
+        """The device that runs decoder layer `layer`."""
+
+
+class Placed:
+    """The nodes of a pass in the memory of `device`, or in that of each layer's device where there are `stages`."""
+
+    def __init__(self, nodes: Nodes, device: Device, stages: LayerDevices | None) -> None:
+        self.first = nodes.to(device.where)
+        self.device = device
+        self.stages = stages
+        self._there = {device.where: self.first}
+
+    def at(self, layer: int) -> tuple[Device, Nodes]:
+        """The device of `layer`, with the nodes there."""
+        if self.stages is None:
+            return self.device, self.first
+        device = self.stages.device(layer)
+        if device.where not in self._there:
+            self._there[device.where] = self.first.to(device.where)
+        return device, self._there[device.where]
 
 
 def place_of_one(nodes: Nodes, device: Device) -> tuple[int, int] | None:

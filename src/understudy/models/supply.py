@@ -184,6 +184,11 @@ class Supply:
             if self._begins(part):
                 self._next(part).release()
 
+    def drop(self) -> None:
+        """Let go of all weights: nothing is multiplied any more."""
+        self.residents, self.linears = {}, ()
+        self._products.clear()
+
     def abandon(self) -> None:
         """Begin the next pass with the first part again, after one was left half way."""
         if self.ring is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from ..recurrent import tops
 from ..spilled import SpilledState
 from ..tree import Nodes
 from .output_head import FeatureModel
-from .streamed import CurrentPass, pass_cache, place_of_one
+from .stages import Stages
+from .streamed import CurrentPass, Placed, pass_cache, place_of_one
 from .whole_pass import HeadAlone, WholePass, head_of
 
 TILE = 32
@@ -35,6 +36,11 @@ Settle = Callable[[Tensor, int], Tensor]
 
 def as_they_are(logits: Tensor, first: int) -> Tensor:
     return logits
+
+
+def _further(settle: Settle, before: int, logits: Tensor, first: int) -> Tensor:
+    """`settle`, for a piece of a pass with `before` wanted nodes before it."""
+    return settle(logits, before + first)
 
 
 class Tile:
@@ -50,7 +56,7 @@ class Tile:
         self.count = len(nodes)
         self.head = len(wanted) > 0
         placed = view.cache.placed(nodes)
-        self.there = placed.to(view.device.where)
+        self.placed = Placed(placed, view.device, view.stages)
         self.tops = tops(nodes) if view.cache.recurrent else []
         self.place = place_of_one(placed, view.device)
         # None: the only tile of a pass, which has nobody to wait for at its Linears.
@@ -85,25 +91,29 @@ class Tile:
         return result
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        self.view.cache.write(layer, self.there, self.place, keys[: self.count], values[: self.count])
+        _, there = self.placed.at(layer)
+        self.view.cache.write(layer, there, self.place, keys[: self.count], values[: self.count])
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state, view = self.view.cache.layer(layer, spec.window), self.view
+        device, there = self.placed.at(layer)
         if isinstance(state, SpilledState):
             assert view.attend_spilled is not None, "keys and values spill where nothing attends to them"
-            out = view.attend_spilled(query[: self.count], state, self.there, spec)
+            out = view.attend_spilled(query[: self.count], state, there, spec)
         else:
-            out = view.device.attend(query[: self.count], state.keys, state.values, self.there, spec)
+            out = device.attend(query[: self.count], state.keys, state.values, there, spec)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
 
     def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         state = self.view.cache.recurrent[layer]
-        out = self.view.device.convolve(x[: self.count], weight, bias, state, self.there)
+        device, there = self.placed.at(layer)
+        out = device.convolve(x[: self.count], weight, bias, state, there)
         return nn.functional.pad(out, (0, 0, 0, TILE - self.count))
 
     def recur(self, layer: int, step: RuleStep) -> Tensor:
         state = self.view.cache.advanced(layer, self.tops)
-        out = self.view.device.recur(step[: self.count], state, self.there, together=False)
+        device, there = self.placed.at(layer)
+        out = device.recur(step[: self.count], state, there, together=False)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
 
     def tap(self, number: int, states: Tensor) -> None:
@@ -116,7 +126,7 @@ class Target:
     """The target view: runs passes with the exact weights. `model` is the stock causal model, `base` the same without its head.
 
     multiply(index, tiles, rows) streams Linear `index` once; skip_head() ends a pass that wants no logits. `whole`: a pass is one
-    forward, not one for each tile."""
+    forward, not one for each tile. `stages`: which device runs which layers; None: there is one, or it runs all of them."""
 
     model: nn.Module
     base: nn.Module
@@ -127,6 +137,7 @@ class Target:
     device: Device
     skip_head: Callable[[], None] = lambda: None
     whole: bool = False
+    stages: Stages | None = None
 
     def __call__(
         self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are, hidden: Tensor | None = None
@@ -140,6 +151,19 @@ class Target:
         Raises TransferError where weights do not arrive. The cache's lengths are untouched then, but the rows must be rewound: a
         layer with a sliding window may have lost what came before a long prompt."""
         self.cache.begin_pass(nodes)
+        if self.stages is None:
+            return self._together(nodes, wanted, settle, hidden)
+        work = []
+        for start, end in self.stages.pieces(len(nodes)):
+            first, last = torch.searchsorted(wanted, torch.tensor([start, end])).tolist()
+            room = None if hidden is None else hidden[start:end]
+            told = partial(_further, settle, first)
+            work.append(partial(self._together, nodes[start:end], wanted[first:last] - start, told, room))
+        settled = [found for found in self.stages.flow(work) if len(found)]
+        return torch.cat(settled) if settled else torch.empty(0)
+
+    def _together(self, nodes: Nodes, wanted: Tensor, settle: Settle, hidden: Tensor | None) -> Tensor:
+        """What `__call__` does, for nodes that use each weight at the same time."""
         if self.whole:
             return self._all_at_once(nodes, wanted, settle, hidden)
         tiles: list[Tile] = []

@@ -67,14 +67,18 @@ class Portion:
         return replace(entry, shape=(outputs, entry.shape[1]), parts=self.parts, checksum="")
 
 
-def portions_of(entries: Sequence[LinearEntry], mine: Collection[int] | None) -> list[Portion]:
-    """The portion of each Linear whose parts are numbers `mine`; None: all of them."""
+def portions_of(
+    entries: Sequence[LinearEntry], mine: Collection[int] | None, whole: Collection[int] | None = None
+) -> list[Portion]:
+    """The portion of each Linear whose parts are numbers `mine`; None: all of them. `whole`: the Linears that are this device's
+    where they have no parts; None: all of them."""
     portions = []
     number = 0
-    for entry in entries:
+    for index, entry in enumerate(entries):
         own = [part for place, part in enumerate(entry.parts, number) if mine is None or place in mine]
         number += len(entry.parts)
-        portions.append(Portion.of(entry, own))
+        here = bool(entry.parts) or whole is None or index in whole
+        portions.append(Portion.of(entry, own) if here else Portion(0, 0, ()))
     return portions
 
 
@@ -144,7 +148,9 @@ class Weights(PartStream):
         # every part in the Store, by number: those of Linears that are kept whole too
         self.stored = [part.stored for entry in self.entries for part in entry.parts]
         self.parts = streamable(self.entries, plan.whole | plan.decoded, plan.parts)
-        self.portions = portions_of(self.entries, plan.parts)
+        # Linears of which anything is here; None: all.
+        self.mine = plan.linears
+        self.portions = portions_of(self.entries, plan.parts, self.mine)
         shared = {index: self.entries[index] for index in sorted(plan.whole)}
         whole = read_whole(store, shared, {}, settings, device, progress)
         for index in whole:
@@ -162,7 +168,7 @@ class Weights(PartStream):
         decoded = {index: self.entries[index] for index in sorted(plan.decoded)}
         copies = {} if device.own_memory else {index: self.substitutes[index] for index in decoded}
         weights = read_whole(store, decoded, copies, settings, device, progress)
-        weights |= {i: self.substitutes[i]["weight"] for i, entry in enumerate(self.entries) if not entry.parts}
+        weights |= {i: self.substitutes[i]["weight"] for i, entry in enumerate(self.entries) if not entry.parts and self._here(i)}
         self._keep(weights)
         self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
         self._buffer = device.arena(decoding_bytes(largest(self.entries), device))
@@ -170,6 +176,10 @@ class Weights(PartStream):
             self._exact(portion, index, bare=index in weights) for index, portion in enumerate(self.portions)
         ]
         refuse_wrong_decoding(store, self.linears, settings)
+
+    def _here(self, index: int) -> bool:
+        """Is anything of Linear `index` on this device?"""
+        return self.mine is None or index in self.mine
 
     def _exact(self, portion: Portion, index: int, bare: bool) -> ExactLinear:
         """What multiplies by this device's portion of Linear `index`."""
@@ -188,15 +198,17 @@ class Weights(PartStream):
 
     def _wanted(self, plan: Plan, drafts: bool, scores: bool) -> dict[Key, Stored]:
         """What is read into fast memory for good: norms and biases, substitutes that are held, resident parts."""
-        wanted: dict[Key, Stored] = {("shared", name, 0): stored for name, stored in self.store.shared.items()}
+        # What no Linear is comes with the head.
+        shared = self.store.shared if self._here(len(self.entries) - 1) else {}
+        wanted: dict[Key, Stored] = {("shared", name, 0): stored for name, stored in shared.items()}
         for index, entry in enumerate(self.entries):
-            if held(entry, drafts or (scores and index == len(self.entries) - 1)):
+            if self._here(index) and held(entry, drafts or (scores and index == len(self.entries) - 1)):
                 wanted |= {("substitute", name, index): stored for name, stored in entry.substitute.items()}
         return wanted | {("resident", "", number): self.stored[number] for number in sorted(plan.residents)}
 
-    def drafts(self, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
-        """The linear map [n, K] -> [n, N] of each Linear's substitute, in the order of a pass."""
-        return [self._draft(index, dtype) for index in range(len(self.entries))]
+    def drafts(self, dtype: torch.dtype) -> dict[int, Callable[[Tensor], Tensor]]:
+        """The linear map [n, K] -> [n, N] of the substitute of each Linear that is here, by its number."""
+        return {index: self._draft(index, dtype) for index in range(len(self.entries)) if self._here(index)}
 
     def head(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """The linear map of the output head's substitute."""
@@ -206,6 +218,12 @@ class Weights(PartStream):
         return self.device.draft_product(
             self.quantizers[index], self.substitutes[index], self.entries[index].shape, dtype
         )
+
+    def drop(self) -> None:
+        """Let go of all that lies on the device: nothing is computed with it any more."""
+        self.residents, self.shared, self.linears = {}, {}, []
+        self.substitutes = [{} for _ in self.entries]
+        self._buffer = self._buffer.new_empty(0)
 
     def share(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Give `module` norms and biases, one tensor for both views, and bring its buffers to the device."""

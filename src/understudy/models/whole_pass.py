@@ -14,7 +14,7 @@ from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
-from .streamed import pass_cache
+from .streamed import Placed, pass_cache
 
 if TYPE_CHECKING:
     from .target import Target
@@ -41,7 +41,7 @@ class WholePass:
         self.hidden = hidden
         self.count = len(nodes)
         self.padding = -self.count % LEAST
-        self.there = view.cache.placed(nodes).to(view.device.where)
+        self.placed = Placed(view.cache.placed(nodes), view.device, view.stages)
         # Keys and values of a layer that cannot take those of all nodes at once.
         self._late: tuple[Tensor, Tensor] | None = None
 
@@ -62,7 +62,7 @@ class WholePass:
         keys, values = keys[: self.count], values[: self.count]
         self._late = None
         if self.count <= self.view.cache.layers[layer].goes_back:
-            self.view.cache.write(layer, self.there, None, keys, values)
+            self.view.cache.write(layer, self.placed.at(layer)[1], None, keys, values)
         else:
             self._late = keys, values
 
@@ -70,7 +70,8 @@ class WholePass:
         view = self.view
         state = view.cache.layer(layer, spec.window)
         if self._late is None:
-            out = view.device.attend(query[: self.count], state.keys, state.values, self.there, spec)
+            device, there = self.placed.at(layer)
+            out = device.attend(query[: self.count], state.keys, state.values, there, spec)
         else:
             out = self._by_and_by(layer, query, spec, *self._late)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, self.padding))
@@ -79,26 +80,29 @@ class WholePass:
         """Attention of a layer that slides: what a node looks back at is overwritten by nodes far after it."""
         view = self.view
         state = view.cache.layer(layer, spec.window)
+        device, there = self.placed.at(layer)
         found = []
         for part in _parts(self.count, state.goes_back):
-            nodes = self.there[part]
+            nodes = there[part]
             view.cache.write(layer, nodes, None, keys[part], values[part])
-            found.append(view.device.attend(query[part], state.keys, state.values, nodes, spec))
+            found.append(device.attend(query[part], state.keys, state.values, nodes, spec))
         return torch.cat(found)
 
     def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         view = self.view
         state = view.cache.recurrent[layer]
         parts = _parts(self.count, RECURRENT)
-        out = torch.cat([view.device.convolve(x[part], weight, bias, state, self.there[part]) for part in parts])
+        device, there = self.placed.at(layer)
+        out = torch.cat([device.convolve(x[part], weight, bias, state, there[part]) for part in parts])
         return nn.functional.pad(out, (0, 0, 0, self.padding))
 
     def recur(self, layer: int, step: RuleStep) -> Tensor:
         view = self.view
+        device, there = self.placed.at(layer)
         found = []
         for part in _parts(self.count, RECURRENT):
             state = view.cache.advanced(layer, tops(self.nodes[part]))
-            found.append(view.device.recur(step[part], state, self.there[part], together=False))
+            found.append(device.recur(step[part], state, there[part], together=False))
         return nn.functional.pad(torch.cat(found), (0, 0, 0, 0, 0, self.padding))
 
     def tap(self, number: int, states: Tensor) -> None:

@@ -73,6 +73,21 @@ class SpillSizes:
 
 
 @dataclass(frozen=True)
+class LayerSize:
+    """What one decoder layer keeps of one sequence. Sizes are bytes."""
+
+    # Keys and values of one token.
+    token_bytes: int
+    # Tokens that it holds at most; 0: the whole context.
+    slots: int = 0
+    # Of a recurrent part: states with the records that the next token reads, and each record of a tree's nodes.
+    state_bytes: int = 0
+    record_bytes: int = 0
+    # The layer whose keys and values it reads: its own number, or an earlier one.
+    reads: int = 0
+
+
+@dataclass(frozen=True)
 class Footprint:
     """The bytes that a model takes in memory."""
 
@@ -113,6 +128,10 @@ class Footprint:
     levels: LevelSize | None = None
     # What spilling takes; None: these layers cannot spill, or nothing here does.
     spill: SpillSizes | None = None
+    # Each decoder layer.
+    layers: tuple[LayerSize, ...] = ()
+    # The state that a layer hands on, for one node.
+    state_line: int = 0
 
     @property
     def exact_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Several devices: the parts of each Linear are dealt out, so links add up, and so does the room for what stays.
+"""Several devices by blocks: the parts of each Linear are dealt out, so links add up, and so does the room for what stays.
 
 The first device runs all else: the draft, attention, norms, the KV cache. Each further one is a *lane*: it multiplies by its blocks
 of 64 outputs and gives the results to the first. An output is one sum over its columns wherever it is made, so no bit changes."""
@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..tiers.memory import ALIGNMENT
 from .demand import Footprint, PlanRequest
 from .memory import MARGIN, budget_for, make_plan, usual_ring, with_passes
-from .placement import Passes, Plan
+from .placement import BLOCKS, Passes, Plan
 from .residents import LinearSize, LinkSpeeds
 from .sizes import format_size, whole_mib
 
@@ -111,17 +111,19 @@ def plan_lanes(footprint: Footprint, request: PlanRequest, lanes: Sequence[LaneR
     assert request.resident != "whole", "a Linear that is kept whole cannot be dealt out"
     first = replace(request, resident="none" if request.resident == "none" else "residual")
     passes = make_plan(footprint, first).passes
-    asked = (first, *(_asked(first, lane) for lane in lanes))
+    asked = (first, *(asked_of(first, lane) for lane in lanes))
     owners = dealt(footprint.part_bytes, _parts(footprint), shares(sum(footprint.part_bytes), _rooms(footprint, asked, passes)))
     plans = []
     for place, one in enumerate(asked):
         mine = [number for number, owner in enumerate(owners) if owner == place]
-        plans.append(_planned(_portion(footprint, mine, first=place == 0), one, passes, mine, lanes[place - 1] if place else None))
+        portion = _portion(footprint, mine, first=place == 0)
+        plans.append(planned_for(portion, one, passes, mine, lanes[place - 1] if place else None))
     return tuple(plans)
 
 
-def joined(plans: Sequence[Plan]) -> Plan:
-    """The plan of all devices together: that of the first, with what streams in all, and how fast where links add up."""
+def joined(plans: Sequence[Plan], notes: Sequence[str] = ()) -> Plan:
+    """The plan of all devices together: that of the first, with what streams in all, and how fast where links add up. `notes`: what
+    is to be said of it; none: how blocks are dealt out."""
     first, *lanes = plans
     streamed = sum(plan.streamed_bytes for plan in plans)
     known = [plan for plan in plans if plan.streamed_bytes and plan.link_bytes_per_second]
@@ -135,7 +137,8 @@ def joined(plans: Sequence[Plan]) -> Plan:
         speeds=replace(first.speeds, link_bytes_per_second=link if first.speeds.link_bytes_per_second else 0.0),
         lanes=tuple(lanes),
     )
-    return whole.noted(_why(plans), _slow_drafts(plans), *(f"{lane.device}: {note}" for lane in lanes for note in lane.notes))
+    own = notes or (_why(plans), _slow_drafts(plans))
+    return whole.noted(*own, *(f"{lane.device}: {note}" for lane in lanes for note in lane.notes))
 
 
 def _why(plans: Sequence[Plan]) -> str:
@@ -162,7 +165,7 @@ def _parts(footprint: Footprint) -> list[int]:
     return [linear.parts for linear in footprint.linears]
 
 
-def _asked(first: PlanRequest, lane: LaneRequest) -> PlanRequest:
+def asked_of(first: PlanRequest, lane: LaneRequest) -> PlanRequest:
     """What a lane must hold: nothing of drafts, caches and heads."""
     return replace(
         first,
@@ -220,7 +223,7 @@ def _portion(footprint: Footprint, mine: Collection[int], first: bool) -> Footpr
     )
 
 
-def _planned(
+def planned_for(
     footprint: Footprint, request: PlanRequest, passes: Passes, mine: Sequence[int], lane: LaneRequest | None
 ) -> Plan:
     """The plan of a device that has the parts `mine`, of which `footprint` tells. Raises UsageError where they do not fit."""
@@ -232,6 +235,8 @@ def _planned(
     plan = with_passes(footprint, request, passes)
     return replace(
         plan,
+        split=BLOCKS,
+        linears=None if lane is None else frozenset(),
         parts=frozenset(mine),
         residents=frozenset(mine[place] for place in plan.residents),
         device=lane.name if lane is not None else plan.device,

@@ -8,6 +8,9 @@ from typing import Any
 from .residents import LEVELS, UNKNOWN, LinkSpeeds
 from .sizes import format_size
 
+# How a model is split over devices.
+BLOCKS, STAGES = "blocks", "stages"
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -73,6 +76,12 @@ class Plan:
     padded_rows: int = 0
     # Numbers of the residual parts that are this device's; None: there is no other device.
     parts: frozenset[int] | None = None
+    # Numbers of the Linears of which anything is here that is no part; None: all of them.
+    linears: frozenset[int] | None = None
+    # How the model is split over devices, by "blocks" of outputs or in "stages" of layers; empty: there is one device.
+    split: str = ""
+    # The first decoder layer of this device's stage, and one past the last.
+    stage: tuple[int, int] = (0, 0)
     # What each further device holds: its own parts, what decodes them, and their stream. Their bytes are not in `items`.
     lanes: tuple[Plan, ...] = ()
     # Latest tokens of each text whose keys and values stay in fast memory, while older ones lie in a file; 0: all stay.

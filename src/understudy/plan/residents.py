@@ -37,6 +37,8 @@ class LinearSize:
     blocks: int = 0
     # What a device holds of its substitute to decode all parts with; 0: they need none.
     decoding_bytes: int = 0
+    # The decoder layer it is in; -1: none, as the head.
+    layer: int = -1
 
     @property
     def part_blocks(self) -> list[int]:

@@ -1,0 +1,113 @@
+"""By blocks of outputs or in stages of layers: what a pass takes either way, and which of the two is taken.
+
+By blocks, all devices work on each Linear at the same time, and all links bring weights all the time; but each Linear waits for
+its inputs to go to the others and its outputs to come back. In stages, one device after the other works, a few states go on at
+the end of each stage, and a link brings weights only as long as its ring has room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import UsageError
+from .lanes import joined
+from .placement import BLOCKS, STAGES, Plan
+from .sizes import format_size
+
+# The name of each way, as notes have it.
+NAMES = {BLOCKS: "by blocks of outputs", STAGES: "in stages of layers"}
+
+
+@dataclass(frozen=True)
+class Hop:
+    """From one device to another, measured between those that are slowest."""
+
+    # Until a few bytes are there, and work with them has begun.
+    seconds: float
+    # Of many bytes.
+    bytes_per_second: float
+    # Bytes per second of weights that a device reads; 0: not known.
+    memory: float = 0.0
+
+    def of(self, nbytes: float) -> float:
+        """Seconds until so many bytes are there."""
+        return self.seconds + nbytes / self.bytes_per_second
+
+
+@dataclass(frozen=True)
+class PassShape:
+    """A pass, as far as devices have to do with each other."""
+
+    nodes: int
+    # Bytes of the state that a layer hands on, for one node.
+    line: int
+    # Linears whose blocks may be dealt out.
+    linears: int
+
+
+def pass_seconds(plans: Sequence[Plan], shape: PassShape, hop: Hop) -> float:
+    """What a pass should take by the plans of all devices, each of which reads weights as fast as `hop` says."""
+    sent = hop.of(shape.nodes * shape.line)
+    memory = hop.memory or float("inf")
+    links = [plan.streamed_bytes / plan.link_bytes_per_second if plan.link_bytes_per_second else 0.0 for plan in plans]
+    if plans[0].split == BLOCKS:
+        total = max(sum(plan.residual_bytes for plan in plans), 1)
+        exact = plans[0].exact_bytes / memory
+        works = [exact * plan.residual_bytes / total for plan in plans]
+        return max(*links, *works) + shape.linears * 2 * sent
+    waits = [
+        max(plan.streamed_bytes - plan.ring_bytes, 0) / plan.link_bytes_per_second if plan.link_bytes_per_second else 0.0
+        for plan in plans
+    ]
+    works = [plan.exact_bytes / memory for plan in plans]
+    alone = sum(max(wait, work) for wait, work in zip(waits, works, strict=True))
+    return max(alone, *links) + len(plans) * sent
+
+
+def chosen(
+    split: str, ways: Mapping[str, Callable[[], Sequence[Plan]]], shape: PassShape, hop: Hop
+) -> tuple[Sequence[Plan], str]:
+    """The plans of one of the `ways` to split a model, and why it is that: `split`, or, where that is none of them, the faster of
+    those that fit. Raises UsageError where it does not fit, or none does."""
+    plans: dict[str, Sequence[Plan]] = {}
+    refused: dict[str, UsageError] = {}
+    for name, plan in ways.items():
+        try:
+            plans[name] = plan()
+        except UsageError as error:
+            refused[name] = error
+    seconds = {name: pass_seconds(made, shape, hop) for name, made in plans.items()}
+    best = split if split in ways else min(seconds, key=lambda name: seconds[name], default="")
+    if best not in plans:
+        raise refused[best or BLOCKS]
+    others = [f"{NAMES[name]} {_told(taken)}" for name, taken in seconds.items() if name != best]
+    others += [f"{NAMES[name]} it does not fit ({str(error).rstrip('.')})" for name, error in refused.items()]
+    between = f"{hop.seconds * 1e6:.0f} us and {format_size(int(hop.bytes_per_second))}/s from device to device"
+    asked = ", as --split says" if split in ways else ""
+    nodes = f"{shape.nodes} node{'s' * (shape.nodes > 1)}"
+    takes = ", ".join([f"a pass of {nodes} should take {_told(seconds[best])}", *others])
+    return plans[best], f"{NAMES[best]}{asked}: {takes} ({between})"
+
+
+def _told(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def joined_stages(plans: Sequence[Plan]) -> Plan:
+    """The plan of all devices together, each of which has a stage: that of the first, with what streams in all, and as fast as a
+    pass gets it when one stage waits after the other."""
+    layers = ", ".join(f"{plan.device} {plan.stage[0]} to {plan.stage[1] - 1}" for plan in plans)
+    each = "each with its copy and its keys and values"
+    whole = joined(plans, [f"decoder layers over {len(plans)} devices in stages ({layers}), {each}"])
+    streamed = whole.streamed_bytes
+    known = [plan for plan in plans if plan.streamed_bytes and plan.link_bytes_per_second]
+    waits = sum(max(plan.streamed_bytes - plan.ring_bytes, 0) / plan.link_bytes_per_second for plan in known)
+    seconds = max([waits, *(plan.streamed_bytes / plan.link_bytes_per_second for plan in known)])
+    link = streamed / seconds if seconds else plans[0].link_bytes_per_second
+    return replace(
+        whole,
+        exact_bytes=sum(plan.exact_bytes for plan in plans),
+        draft_level_bytes=sum(plan.draft_level_bytes for plan in plans),
+        link_bytes_per_second=link,
+        speeds=replace(whole.speeds, link_bytes_per_second=link if whole.speeds.link_bytes_per_second else 0.0),
+    )

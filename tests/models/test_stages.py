@@ -1,0 +1,178 @@
+"""Devices in stages give the tokens of one, however a pass is cut into pieces and whatever its layers keep."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fake_device import FakeDevice
+from tests.several_devices import GREEDY, PROMPTS, four_nodes, llm, prepared, simulated
+from tests.tiny import save
+from understudy import LLM, SamplingParams
+from understudy.devices.processor import Processor
+from understudy.errors import UnderstudyError, UsageError
+from understudy.models.stages import PassLeft, PieceTurns, Stages
+
+LONG = [[(7 * place) % 250 for place in range(100)], [5, 6, 7] * 20]
+ONE, TWO, MANY = Processor(1), Processor(1), 400
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("stages"))
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    four_nodes(monkeypatch)
+
+
+def tokens(model: LLM, prompts: list[list[int]] = PROMPTS, params: SamplingParams = GREEDY) -> list[list[int]]:
+    return [done.token_ids for done in model.generate(prompts, params)]
+
+
+@pytest.mark.parametrize("method", ["none", "substitute"])
+def test_processors_give_the_tokens_of_one(store: Path, nodes: None, method: str) -> None:
+    """Streamed by each stage's own ring, and kept, where passes are cut into pieces."""
+    with llm(store / "delta", None, method="none") as one:
+        plain = [tokens(one), tokens(one, LONG)]
+        streamed = one.plan.streamed_bytes
+    for devices, resident in (("cpu:0,cpu:1,cpu:2", "none"), ("cpu:1,cpu:0", "auto")):
+        with llm(store / "delta", devices, "stages", method=method, resident=resident) as many:
+            stages = many.model.stages
+            assert stages is not None and stages.layers[0][0] == 0 and stages.layers[-1][1] == 3
+            done = many.generate(PROMPTS, GREEDY)
+            assert [[one.token_ids for one in done], tokens(many, LONG)] == plain
+            assert (done[0].stats.accepted > 0) == (method == "substitute")
+            if resident == "none":
+                assert len(many.model.rings) == 3 and all(ring.stats.bytes_read > 0 for ring in many.model.rings)
+                assert many.plan.streamed_bytes == streamed and many.model.supply.bytes_used % streamed == 0
+                assert stages.pieces_run == 0, "weights would come anew for each piece"
+            else:
+                assert not many.model.rings and stages.pieces_run > 1
+            owned = [plan.linears or frozenset() for plan in (many.plan, *many.plan.lanes)]
+            assert sorted(index for own in owned for index in own) == list(range(len(many.model.weights.entries)))
+
+
+def test_simulated_devices_give_the_tokens_of_one(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their copies are late and in any order; drafts go from stage to stage."""
+    fakes = simulated(monkeypatch)
+    with llm(store / "raw", None, device="fake", method="none") as one:
+        plain = tokens(one)
+    with llm(store / "raw", "fake:0,fake:1,fake:2", "stages") as many:
+        done = many.generate(PROMPTS, GREEDY)
+        assert [completion.token_ids for completion in done] == plain and done[0].stats.accepted > 0
+        assert all(device.simulated.copied > 1 << 20 for device in fakes[1:]) and fakes[-3].graphs is None
+        # A pass that is left half way is begun anew on all of them.
+        many.model.supply.abandon()
+        assert tokens(many) == plain
+
+
+def test_pieces_of_any_size_change_nothing(store: Path, nodes: None) -> None:
+    """Texts of any length, sampled or not, drafted for or not, and cuts anywhere, within a tree too."""
+    with llm(store / "delta", None, method="none") as one, llm(store / "delta", "cpu:0,cpu:1", "stages", resident="auto") as many:
+        stages = many.model.stages
+        assert stages is not None
+
+        @given(
+            st.lists(st.lists(st.integers(0, 250), min_size=1, max_size=60), min_size=1, max_size=3),
+            st.lists(st.integers(1, 40), min_size=1, max_size=6),
+            st.sampled_from([0.0, 1.0]),
+        )
+        @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        def same(prompts: list[list[int]], sizes: list[int], temperature: float) -> None:
+            def pieces(count: int) -> list[tuple[int, int]]:
+                found, start = [], 0
+                while start < count:
+                    end = min(start + sizes[len(found) % len(sizes)], count)
+                    found.append((start, end))
+                    start = end
+                return found
+
+            params = SamplingParams(max_new_tokens=5, ignore_eos=True, temperature=temperature, seed=3)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(stages, "pieces", pieces)
+                assert tokens(many, prompts, params) == tokens(one, prompts, params)
+
+        same()
+        assert stages.pieces_run > 20
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "gemma4-e", "gemma3_text"])
+def test_layers_that_recur_slide_or_read_each_other(family: str, nodes: None, tmp_path: Path) -> None:
+    save(tmp_path / "model", family, torch.bfloat16)
+    LLM.prepare(tmp_path / "model", codec="raw", output=tmp_path / "raw")
+    with llm(tmp_path / "raw", None, method="none") as one:
+        plain = tokens(one, LONG)
+    with llm(tmp_path / "raw", "cpu:0,cpu:1", "stages", resident="auto") as many:
+        done = many.generate(LONG, GREEDY)
+        assert [completion.token_ids for completion in done] == plain and done[0].stats.accepted > 0
+        stages, shapes = many.model.stages, many.model.cache.shapes
+        assert stages is not None and stages.pieces_run > 1
+        first, second = stages.layers
+        assert all(shapes[layer].reads is None or shapes[layer].reads >= second[0] for layer in range(*second))  # type: ignore[operator]
+        assert first[1] == second[0] > 0
+    if family == "gemma4-e":
+        with pytest.raises(UsageError, match=r"layers of this model read keys and values of others: they make 3 stages at most"):
+            llm(tmp_path / "raw", "cpu:0,cpu:1,cpu:2,cpu:3", "stages")
+
+
+def test_an_error_in_one_piece_fails_the_pass_and_the_next_one_works(
+    store: Path, nodes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with llm(store / "delta", "cpu:0,cpu:1", "stages", resident="auto", method="none") as many:
+        plain = tokens(many, LONG)
+        supply = many.model.lanes[0].supply
+        assert supply is not None
+        multiply, calls = supply.multiply, []
+
+        def full(*given: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 9:
+                raise torch.OutOfMemoryError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+            return multiply(*given)
+
+        monkeypatch.setattr(supply, "multiply", full)
+        with pytest.raises(UnderstudyError, match=r"^The device ran out of memory in this request"):
+            many.generate([[9] * 90], GREEDY)
+        assert tokens(many, LONG) == plain and len(calls) > 9
+
+
+def test_pieces_are_as_many_as_take_least_time() -> None:
+    stages = Stages([ONE, TWO], [(0, 2), (2, 4)])
+
+    def seconds(count: int) -> float:
+        return (2 + count - 1) * (32 + MANY / count)
+
+    assert stages.pieces(MANY) == [(0, MANY)], "nothing is known yet: weights may stream"
+    stages.fit(whole=False, step=1, streams=False)
+    best = min(range(1, 20), key=seconds)
+    assert len(stages.pieces(MANY)) == best > 2
+    assert stages.pieces(3) == [(0, 3)]
+    stages.fit(whole=False, step=32, streams=False)
+    assert all(start % 32 == 0 for start, _ in stages.pieces(MANY)) and stages.pieces(MANY)[-1][1] == MANY
+    stages.close()
+
+
+def test_nobody_waits_for_a_piece_that_failed() -> None:
+    turns = PieceTurns(2)
+    turns.take(0, 0, 0)
+    turns.leave()
+    with pytest.raises(PassLeft):
+        turns.take(0, 1, 0)
+
+
+def test_a_device_lost_on_the_way_is_named(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = simulated(monkeypatch)
+    with llm(store / "raw", "fake:0,fake:1", "stages", method="none", resident="auto") as many:
+
+        def broken(*_: Any) -> Any:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        assert len(fakes) == 2
+        monkeypatch.setattr(FakeDevice, "attend", broken)
+        with pytest.raises(UnderstudyError, match=r"^fake:0 stopped working in the middle of a request"):
+            many.generate(PROMPTS, GREEDY)
