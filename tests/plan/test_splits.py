@@ -29,6 +29,8 @@ def test_fast_hops_are_for_blocks_and_slow_ones_for_stages() -> None:
     assert why.startswith("by blocks of outputs: a pass of 2 nodes should take") and "in stages of layers" in why and "1 us" in why
     plans, why = chosen("auto", both, SHAPE, SLOW)  # type: ignore[arg-type]
     assert plans[0].split == "stages" and why.startswith("in stages of layers: a pass of 2 nodes should take")
+    plans, why = chosen("auto", both, replace(SHAPE, recorded=True), SLOW)  # type: ignore[arg-type]
+    assert plans[0].split == "blocks" and "recorded graphs, which stay on one device" in why
     plans, why = chosen("blocks", both, SHAPE, SLOW)  # type: ignore[arg-type]
     assert plans[0].split == "blocks" and "as --split says" in why
 

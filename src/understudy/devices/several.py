@@ -150,7 +150,8 @@ def plan_over(
     ways = {BLOCKS: partial(placed, plan_lanes), STAGES: partial(placed, plan_stages)}
     if request.padded_rows:
         ways.pop(STAGES)
-    shape = PassShape(request.rows, footprint.state_line, sum(linear.parts > 1 for linear in footprint.linears))
+    recorded = first.graphs is not None and bool(request.speeds.draft_levels)
+    shape = PassShape(request.rows, footprint.state_line, sum(linear.parts > 1 for linear in footprint.linears), recorded)
     plans, why = chosen(split, ways, shape, hop)
     return (joined if plans[0].split == BLOCKS else joined_stages)(plans).noted(why)
 

@@ -43,6 +43,8 @@ class PassShape:
     line: int
     # Linears whose blocks may be dealt out.
     linears: int
+    # Whether draft levels are recorded on the first device, as those of stages cannot be.
+    recorded: bool = False
 
 
 def pass_seconds(plans: Sequence[Plan], shape: PassShape, hop: Hop) -> float:
@@ -77,13 +79,14 @@ def chosen(
         except UsageError as error:
             refused[name] = error
     seconds = {name: pass_seconds(made, shape, hop) for name, made in plans.items()}
-    best = split if split in ways else min(seconds, key=lambda name: seconds[name], default="")
+    recorded = split not in ways and shape.recorded and BLOCKS in plans
+    best = split if split in ways else BLOCKS if recorded else min(seconds, key=lambda name: seconds[name], default="")
     if best not in plans:
         raise refused[best or BLOCKS]
     others = [f"{NAMES[name]} {_told(taken)}" for name, taken in seconds.items() if name != best]
     others += [f"{NAMES[name]} it does not fit ({str(error).rstrip('.')})" for name, error in refused.items()]
     between = f"{hop.seconds * 1e6:.0f} us and {format_size(int(hop.bytes_per_second))}/s from device to device"
-    asked = ", as --split says" if split in ways else ""
+    asked = ", as --split says" if split in ways else ", since drafts are recorded graphs, which stay on one device" if recorded else ""
     nodes = f"{shape.nodes} node{'s' * (shape.nodes > 1)}"
     takes = ", ".join([f"a pass of {nodes} should take {_told(seconds[best])}", *others])
     return plans[best], f"{NAMES[best]}{asked}: {takes} ({between})"
