@@ -176,6 +176,7 @@ def asked_of(first: PlanRequest, lane: LaneRequest) -> PlanRequest:
         head_bytes=0,
         prefix_bytes=0,
         aligning_bytes=0,
+        grammar_bytes=0,
         widest_level=0,
     )
 

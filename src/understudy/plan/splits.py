@@ -86,7 +86,8 @@ def chosen(
     others = [f"{NAMES[name]} {_told(taken)}" for name, taken in seconds.items() if name != best]
     others += [f"{NAMES[name]} it does not fit ({str(error).rstrip('.')})" for name, error in refused.items()]
     between = f"{hop.seconds * 1e6:.0f} us and {format_size(int(hop.bytes_per_second))}/s from device to device"
-    asked = ", as --split says" if split in ways else ", since drafts are recorded graphs, which stay on one device" if recorded else ""
+    graphs = ", since drafts are recorded graphs, which stay on one device" if recorded else ""
+    asked = ", as --split says" if split in ways else graphs
     nodes = f"{shape.nodes} node{'s' * (shape.nodes > 1)}"
     takes = ", ".join([f"a pass of {nodes} should take {_told(seconds[best])}", *others])
     return plans[best], f"{NAMES[best]}{asked}: {takes} ({between})"
