@@ -2,8 +2,10 @@
 
     python benchmarks/several.py > table.md
 
-Each device has 64 GB, as a half of SpecMemo's MI250 has. A pass is walked Linear by Linear: every device multiplies by its own
-blocks once they are there, and the next Linear begins when the last device is done and its outputs have come to the first."""
+Each device has 64 GB, as a half of SpecMemo's MI250 has. By blocks a pass is walked Linear by Linear: every device multiplies by
+its own blocks once they are there, and the next Linear begins when the last device is done and its outputs have come to the
+first. In stages it is walked piece by piece: each goes through the layers of one device after the other, behind the one before
+it."""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +40,8 @@ class Times:
     copy_rate: float = 38e-6 * 3.35e12 / 168e-6
     # Nodes up to which a draft level takes as long as that.
     level_nodes: int = 8
-    # Assumed: from the end of a lane's product until the first device has its outputs and the next inputs are there.
+    # Assumed: from the end of a lane's product until the first device has its outputs and the next inputs are there, and from the
+    # end of a stage until the next one has begun.
     handoff: float = 30e-6
 
 
@@ -71,7 +74,49 @@ def pass_seconds(devices: Sequence[Portions], nodes: int, times: Times) -> float
     return now
 
 
-def best(devices: Sequence[Portions], copy_bytes: int, rows: int, most: int, times: Times) -> tuple[float, str]:
+def staged_seconds(devices: Sequence[Portions], pieces: Sequence[int], times: Times) -> float:
+    """How long a pass in stages takes that is cut into `pieces` of so many nodes: a device has one piece at a time, in their order,
+    and the first one multiplies by the last Linear behind the last stage. What streams must be there when its stage ends."""
+    first, *further = devices
+    stages = [sum(first.exact[:-1]), *(sum(one.exact) for one in further)]
+    waits = [max(sum(one.streamed) - one.ahead, 0) / one.link for one in devices]
+    free = [0.0] * len(devices)
+    ends = []
+    for nodes in pieces:
+        slower = (1 + times.node_share * (nodes - 1)) / times.exact_rate
+        now = 0.0
+        for place, exact in enumerate(stages):
+            now = free[place] = max(now, free[place]) + max(exact * slower, waits[place]) + (times.handoff if place else 0.0)
+        ends.append((now + times.handoff, first.exact[-1] * slower))
+    now = free[0]
+    for there, takes in ends:
+        now = max(now, there) + takes
+    return now
+
+
+def cut(nodes: int, count: int) -> list[int]:
+    """Nodes of each piece of a pass of `nodes` over `count` devices, of which nothing streams."""
+    from understudy.devices.processor import Processor
+    from understudy.models.stages import Stages
+
+    stages = Stages([Processor(1)] * count, [(place, place + 1) for place in range(count)])
+    stages.fit(whole=True, step=1, streams=False)
+    stages.close()
+    return [end - start for start, end in stages.pieces(nodes)]
+
+
+Walk = Callable[[Sequence[Portions], int, Times], float]
+
+
+def in_stages(devices: Sequence[Portions], nodes: int, times: Times) -> float:
+    """How long a pass of `nodes` nodes takes in stages, cut as it would be."""
+    streams = any(sum(one.streamed) for one in devices)
+    return staged_seconds(devices, [nodes] if streams else cut(nodes, len(devices)), times)
+
+
+def best(
+    devices: Sequence[Portions], copy_bytes: int, rows: int, most: int, times: Times, walk: Walk = pass_seconds
+) -> tuple[float, str]:
     """Tokens per second of the best shape of trees of at most `most` nodes in all, and that shape. The copy of 4 bits drafts
     them, which is taken to agree as it does on the built-in model."""
     from understudy.plan.rounds import MOST_LEVELS, WIDTHS, Drafting
@@ -84,19 +129,21 @@ def best(devices: Sequence[Portions], copy_bytes: int, rows: int, most: int, tim
             if nodes > most:
                 continue
             level = copy_bytes / times.copy_rate * max(1.0, rows * width / times.level_nodes)
-            seconds = levels * level + pass_seconds(devices, nodes, times)
+            level += len(devices) * times.handoff if walk is in_stages else 0.0
+            seconds = levels * level + walk(devices, nodes, times)
             found.append((rows * drafting.tokens(levels, width) / seconds, f"{levels} x {width}"))
     return max(found)
 
 
-def portions(config: dict[str, object], count: int) -> tuple[list[Portions], Plan]:
-    """What each of `count` devices does, by its plan."""
+def portions(config: dict[str, object], count: int, split: str) -> tuple[list[Portions], Plan]:
+    """What each of `count` devices does, by its plan with this `split`."""
     from understudy.options import Options
     from understudy.plan.other_machine import OtherMachine
     from understudy.planning import foretold_of_config, planned_devices
 
     named = ",".join(f"cuda:{number}" for number in range(count)) if count > 1 else None
-    asked = {"devices": named, "codec": "raw", "context": CONTEXT, "rows": ROWS[-1], "resident": "residual"}
+    asked: dict[str, object] = {"codec": "raw", "context": CONTEXT, "rows": ROWS[-1], "resident": "residual"}
+    asked |= {"devices": named, "split": split} if named else {}
     options = Options.of(asked, os.environ)
     other = OtherMachine.parse(MACHINE)
     first, *further = planned_devices(options, other)
@@ -127,15 +174,19 @@ def main() -> None:
     given = parser.parse_args()
     times = Times(handoff=given.handoff * 1e-6)
     lines = []
-    for count in DEVICES:
-        devices, plan = portions(SHAPES["Llama 3 70B"], count)
+    for count, split in [(number, name) for number in DEVICES for name in ("blocks", "stages")[:number]]:
+        walk: Walk = in_stages if split == "stages" else pass_seconds
+        devices, plan = portions(SHAPES["Llama 3 70B"], count, split)
         if given.plan:
             print("\n".join(plan.lines()), end="\n\n")
         streamed = sum(sum(one.streamed) for one in devices) / 1e9
-        cells = [best(devices, plan.items["substitute"], rows, plan.passes.trees * plan.tile, times) for rows in ROWS]
-        plain = [rows / pass_seconds(devices, rows, times) for rows in ROWS]
-        lines.append(f"{count} | {streamed:.0f} GB | drafted | " + " | ".join(f"{speed:.1f} ({shape})" for speed, shape in cells))
-        lines.append(f"{count} | {streamed:.0f} GB | plain | " + " | ".join(f"{speed:.1f}" for speed in plain))
+        most = plan.passes.trees * plan.tile
+        copies = sum(one.items["substitute"] for one in ((plan, *plan.lanes) if split == "stages" else (plan,)))
+        cells = [best(devices, copies, rows, most, times, walk) for rows in ROWS]
+        plain = [rows / walk(devices, rows, times) for rows in ROWS]
+        what = f"{count} | {streamed:.0f} GB | {split if count > 1 else 'alone'}"
+        lines.append(f"{what}, drafted | " + " | ".join(f"{speed:.1f} ({shape})" for speed, shape in cells))
+        lines.append(f"{what}, plain | " + " | ".join(f"{speed:.1f}" for speed in plain))
     lines.append("8 | | SpecMemo | " + " | ".join(str(SPECMEMO[rows]) for rows in ROWS))
     lines.append("8 | | batched plain there | " + " | ".join(str(PLAIN.get(rows, "-")) for rows in ROWS))
     heads = ["devices", "streamed in each pass", "", *(f"{rows} text{'s' * (rows > 1)}" for rows in ROWS)]

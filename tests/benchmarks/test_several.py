@@ -1,8 +1,9 @@
-"""The walk of a pass over devices: shares are multiplied side by side, links add up, and each Linear waits for the last device."""
+"""The walk of a pass over devices: by blocks links add up, and each Linear waits for the last; in stages pieces follow one
+another."""
 
 import pytest
 
-from several import Portions, Times, pass_seconds
+from several import Portions, Times, cut, in_stages, pass_seconds, staged_seconds
 
 GB = 10**9
 TIMES = Times(exact_rate=100 * GB, node_share=0.01, handoff=1e-3)
@@ -32,3 +33,26 @@ def test_a_linear_waits_for_the_last_device() -> None:
     slow = Portions(slow.exact, slow.exact, 0, slow.link)
     assert pass_seconds([fast, slow], 1, TIMES) == pytest.approx(pass_seconds([slow, fast], 1, TIMES), rel=0.1)
     assert pass_seconds([fast, slow], 1, TIMES) > 4 * pass_seconds([fast, fast], 1, TIMES)
+
+
+def stages(count: int, streamed: float = 0.0, ahead: int = 0) -> list[Portions]:
+    """So many devices with equal shares, one Linear each; the first has no head."""
+    share = EVERYTHING // count
+    return [Portions([share, 0], [int(share * streamed), 0], ahead, 10 * GB) for _ in range(count)]
+
+
+def test_stages_are_one_after_another_and_pieces_behind_each_other() -> None:
+    handoffs = 4 * TIMES.handoff
+    assert staged_seconds(stages(4), [1], TIMES) == pytest.approx(0.1 + handoffs)
+    # (stages + pieces - 1) stage times: of each device's, and of the nodes of each piece.
+    assert staged_seconds(stages(4), [1] * 5, TIMES) == pytest.approx((4 + 5 - 1) * 0.1 / 4 + handoffs, rel=0.1)
+    assert staged_seconds(stages(4), [101], TIMES) == pytest.approx(0.2 + handoffs)
+    assert staged_seconds(stages(2), [501, 500], TIMES) < staged_seconds(stages(2), [1001], TIMES) == pytest.approx(1.1, rel=0.05)
+
+
+def test_stages_wait_for_what_has_not_come_and_the_head_is_last() -> None:
+    assert staged_seconds(stages(2, 1.0, ahead=EVERYTHING // 4), [1], TIMES) == pytest.approx(0.5, rel=0.05)
+    headed = [Portions([GB, 9 * GB], [0, 0], 0, GB), Portions([GB, 0], [0, 0], 0, GB)]
+    assert staged_seconds(headed, [1], TIMES) == pytest.approx(0.11, rel=0.05)
+    assert in_stages(stages(2), 4000, TIMES) < staged_seconds(stages(2), [4000], TIMES)
+    assert sum(cut(4000, 8)) == 4000 and len(cut(4000, 8)) > 4 and cut(3, 8) == [3]

@@ -65,7 +65,7 @@ def test_simulated_devices_give_the_tokens_of_one(store: Path, monkeypatch: pyte
     with llm(store / "raw", "fake:0,fake:1,fake:2", "stages") as many:
         done = many.generate(PROMPTS, GREEDY)
         assert [completion.token_ids for completion in done] == plain and done[0].stats.accepted > 0
-        assert all(device.simulated.copied > 1 << 20 for device in fakes[1:]) and fakes[-3].graphs is None
+        assert len(many.model.rings) == 3 and all(device.simulated.copied > 0 for device in fakes[1:])
         # A pass that is left half way is begun anew on all of them.
         many.model.supply.abandon()
         assert tokens(many) == plain
