@@ -238,7 +238,7 @@ def test_two_tabs_share_conversations_and_the_passes_of_the_engine(
     two.page.get_by_role("button", name="First").click()
     two.wait("document.querySelector('h1').innerText === 'First'")
     two.ask("Me too")
-    assert two.text("#toast-text") == "Another tab is answering in this conversation."
+    two.wait("document.querySelector('#toast-text').innerText === 'Another tab is answering in this conversation.'")
     pace.go()
     one.finished()
     two.finished()
