@@ -72,8 +72,14 @@ def test_what_is_no_conversation_is_refused(messages: Any) -> None:
 
 
 def test_a_text_that_the_tokenizer_cannot_take_is_one_line() -> None:
-    with pytest.raises(UsageError, match="cannot take this text"):
+    def picky(text: str) -> dict[str, list[int]]:
+        raise ValueError("not this one")
+
+    with pytest.raises(UsageError, match="cannot take this text: not this one"):
+        encode(picky, "any")
+    with pytest.raises(UsageError, match=r"not valid Unicode: .ud800, half of a character"):
         encode(byte_tokenizer(), "half a pair: \ud800")
+    assert encode(byte_tokenizer(), "\U0001f600")
 
 
 IN_PARTS = (

@@ -101,6 +101,8 @@ class Adjustment:
     def _keep_going(self, scores: Tensor, paths: Sequence[Sequence[int]]) -> None:
         """No token that ends the text is chosen where too few were generated. A logit that is no number stays none."""
         missing = self.sequence.params.min_tokens - self.sequence.produced
+        if missing <= 0:
+            return
         stops = torch.tensor(sorted(self.sequence.stop_ids), dtype=torch.int64, device=scores.device)
         for row, path in zip(scores, paths, strict=True):
             if len(path) < missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,9 @@ OTHERWISE = "Mend its chat_template, or continue a plain text with `understudy r
 
 def encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
     """The token ids of `text`. UsageError where the tokenizer cannot take it."""
+    if not text.isascii() and (half := re.search("[\ud800-\udfff]", text)):
+        what = f"The text is not valid Unicode: {ascii(half[0])[1:-1]}, half of a character, stands alone in it"
+        raise UsageError(f"{what}. Send the whole character, or leave it out.")
     with quoted(UsageError, "The tokenizer cannot take this text", "Write it in other characters."):
         return list(tokenizer(text, **options)["input_ids"])
 

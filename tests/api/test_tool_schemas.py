@@ -34,7 +34,7 @@ def refused(use: ToolUse) -> str:
         check_tools(COMPILER, use)
     except ApiError as error:
         assert error.status == 400 and error.param == "tools" and error.code == "invalid_function_parameters"
-        assert error.message.startswith("tools: the parameters of 'f' ") and "\n" not in error.message
+        assert error.message.startswith("tools: the schema of 'f' ") and "\n" not in error.message
         return error.message
     return ""
 

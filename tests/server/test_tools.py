@@ -171,7 +171,7 @@ def test_a_bad_schema_is_a_400_that_names_the_tool(
             continue
         error = response.json()["error"]
         assert response.status_code == 400 and error["param"] == "tools" and error["code"] == "invalid_function_parameters"
-        assert error["message"].startswith("tools: the parameters of 'f' ") and says in error["message"]
+        assert error["message"].startswith("tools: the schema of 'f' ") and says in error["message"]
     assert server.http.get("/health").status_code == 200
 
 

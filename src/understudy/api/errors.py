@@ -60,6 +60,8 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     first = errors[0]
     # Numbers are places in a list.
     where = ".".join(str(part) for part in first["loc"] if part != "body")
+    if not where and first["type"] == "missing":
+        return ApiError(400, "The request has no body: it must be a JSON object.")
     what = f"{where}: {first['msg']}" if where else str(first["msg"])
     return ApiError(400, what, param=where or None)
 

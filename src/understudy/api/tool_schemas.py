@@ -36,7 +36,7 @@ def check_tools(grammars: Compiler, use: ToolUse) -> None:
 
 def _trouble(grammars: Compiler, function: Mapping[str, Any], held: bool) -> str:
     """What is wrong with the parameters of a tool; empty: nothing is."""
-    name, schema = f"the parameters of {function['name']!r}", function["parameters"]
+    name, schema = f"the schema of {function['name']!r}", function["parameters"]
     kind = schema.get("type", "object")
     if kind != "object":
         return f"{name} must be of type object, got {repr(kind)[:40]}."

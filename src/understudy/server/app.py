@@ -41,6 +41,9 @@ NO_TELEMETRY: TelemetryConfig = {
     "tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False,
 }  # fmt: skip
 
+# What FastAPI says of a body that it could not parse.
+UNPARSED = "There was an error parsing the body"
+
 # What the OpenAPI document says of errors, and of answers that may be streams.
 ERROR = {
     "type": "object",
@@ -261,7 +264,9 @@ def _tell_errors(app: FastAPI) -> None:
         return error_response(invalid(error.errors()), request.url.path)
 
     async def unknown(request: Request, error: Any) -> Response:
-        told = ApiError(error.status_code, str(error.detail), headers=error.headers or {})
+        # What a body is read with says no more than this where its bytes are no text.
+        what = "The body is not JSON in UTF-8." if str(error.detail) == UNPARSED else str(error.detail)
+        told = ApiError(error.status_code, what, headers=error.headers or {})
         return error_response(told, request.url.path)
 
     async def failed(request: Request, error: Exception) -> Response:
