@@ -15,6 +15,10 @@ const escaped = (text) =>
 const marked = new Marked({
   gfm: true,
   breaks: false,
+  // Between <script> and its end marked takes text for tags that are to be as they are.
+  walkTokens(token) {
+    if (token.type === "text") token.escaped = false;
+  },
   renderer: {
     // Tags that a model writes are shown as they stand.
     html: ({ text }) => escaped(text),
