@@ -35,16 +35,25 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
 # the whole in many combinations of parts that have tests of their own.
 UNCOUNTED = ("kernels/", "test_contracts.py", "models/test_bits.py", "models/test_families.py")
 
+# Files that take longest, in this order; after them come those with a test that is marked slow or that waits for Ray.
+LONGEST = (
+    *("models/test_families.py", "test_contracts.py", "models/test_hybrid.py", "cluster/test_replicas.py", "devices/test_fake.py"),
+    *("cluster/test_lines.py", "test_llm.py", "weights/test_roundtrip.py", "benchmarks/test_gpu_check.py"),
+    *("policies/test_identity.py", "models/test_hauls.py", "test_docs.py", "server/test_agents.py", "models/test_bits.py"),
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     for item in items:
         if item.path.relative_to(tests).as_posix().startswith(UNCOUNTED):
             item.add_marker(pytest.mark.no_cover)
-    # Files that take longest come first, so that none of them is begun when all others are done: those with few tests of which
-    # each takes long. (`make test` tells xdist to keep this order; its own begins with the files of many tests.)
-    longest = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in longest)
+    # Files that take longest come first, so that none of them is begun when all others are done. (`make test` tells xdist to keep
+    # this order; its own begins with the files of many tests.)
+    first = {tests / name: place for place, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in first), f"of these files some are gone: {LONGEST}"
+    marked = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ray")}
+    items.sort(key=lambda item: (first.get(item.path, len(first)), item.path not in marked))
 
 
 @pytest.fixture(autouse=True, scope="session")
