@@ -95,7 +95,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     if blueprint.second is not None and blueprint.second.store is not None:
         hold.add(blueprint.second.store.path)
         alone = replace(bound.plan, residents=frozenset(), whole=frozenset(), decoded=frozenset(), ring_bytes=0)
-        alone = replace(alone, padded_rows=0, spill_latest=0, parts=None, lanes=())
+        alone = replace(alone, padded_rows=0, spill_latest=0, parts=None, lanes=(), linears=None, split="", stage=(0, 0))
         bound.companion = bind(blueprint.second, alone, report)
     return Loaded(store, blueprint.machine, files.tokenizer, bound, files.stop_ids, files.generation, hold)
 

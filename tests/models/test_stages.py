@@ -57,6 +57,16 @@ def test_processors_give_the_tokens_of_one(store: Path, nodes: None, method: str
             assert sorted(index for own in owned for index in own) == list(range(len(many.model.weights.entries)))
 
 
+def test_a_second_model_drafts_on_the_first_device_alone(store: Path, nodes: None) -> None:
+    """It is whole there, whatever stage the first model has."""
+    with llm(store / "raw", None, method="none") as one:
+        plain = tokens(one)
+    with llm(store / "raw", "cpu:0,cpu:1", "stages", resident="auto", method=f"classic:{store / 'model'}") as many:
+        done = many.generate(PROMPTS, GREEDY)
+        assert [completion.token_ids for completion in done] == plain and done[0].stats.accepted > 0
+        assert many.model.stages is not None and many.model.companion is not None and many.model.companion.stages is None
+
+
 def test_simulated_devices_give_the_tokens_of_one(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their copies are late and in any order; drafts go from stage to stage."""
     fakes = simulated(monkeypatch)
