@@ -32,8 +32,38 @@ def test_a_guess_stays_if_it_is_the_first_choice_and_goes_with_all_after_it_if_n
     assert tree.agree(1) == Candidate(0.9, 0, 3, 1, True) and tree.deepest == 1
     tree.pool.append(Candidate(0.8, 1, 9, 2, True))
     assert tree.agree(2) is None, "the proposer says 9 there"
-    tree.drop(2)
+    tree.drop([2, 3])
     assert (tree.tokens, tree.parents) == ([8, 3], [-1, 0])
+
+
+def test_a_wrong_guess_with_nodes_behind_it_keeps_its_place_until_the_tree_is_done() -> None:
+    tree = growing()
+    tree.guess([3, 4], 0)
+    tree.guess([5], 0)
+    tree.pool = [Candidate(0.9, 0, 5, 1, True), Candidate(0.2, 0, 6, 1, False)]
+    assert tree.agree(1) is None and tree.agree(2) is None and tree.agree(3) is not None
+    tree.drop([1, 2])
+    assert tree.tokens == [8, 3, 4, 5] and tree.size == 2
+    tree.pool.append(Candidate(0.8, 3, 7, 2, True))
+    tree.add(tree.pool[-1])
+    tree.children = {0: ([1.0], [5]), 3: ([2.0], [7])}
+    tree.favoured = {3: (4, 0)}
+    tree.settle()
+    assert (tree.tokens, tree.parents) == ([8, 5, 7], [-1, 0, 1]) and tree.size == 3
+    assert tree.children == {0: ([1.0], [5]), 1: ([2.0], [7])} and tree.favoured == {1: (4, 0)}
+    assert tree.pool == [Candidate(0.2, 0, 6, 1, False)]
+    tree.settle()
+    assert tree.tokens == [8, 5, 7]
+
+
+def test_wrong_guesses_at_the_end_give_their_places_back() -> None:
+    tree = growing()
+    tree.guess([3], 0)
+    tree.guess([4], 0)
+    tree.drop([1])
+    assert tree.tokens == [8, 3, 4]
+    tree.drop([2])
+    assert tree.tokens == [8] and not tree.wrong
 
 
 @given(st.integers(1, 9), st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), max_size=12))

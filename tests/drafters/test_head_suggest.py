@@ -18,9 +18,10 @@ from understudy.adjust import Adjustment
 from understudy.devices.processor import Processor
 from understudy.drafters import spec_of
 from understudy.drafters.growing_tree import Candidate, GrowingTree
+from understudy.drafters.head_chain import Chain
 from understudy.drafters.head_runner import HeadRunner
 from understudy.drafters.head_state import HeadState
-from understudy.drafters.head_suggest import HEAD, PROBES, Chain, HeadSuggester, TappedProposer
+from understudy.drafters.head_suggest import HEAD, OTHERS, PROBES, HeadSuggester, TappedProposer
 from understudy.drafters.policy import DraftPolicy, Limits
 from understudy.drafters.search import SearchDrafter
 from understudy.drafters.suggest import NOTHING, TEXT, TextSuggester, Tip
@@ -92,13 +93,16 @@ class Reading(DraftHead):
             text = world.texts[int(state)]
             order = world.best(text)
             if world.wrong and len(text) % world.wrong == 0:
-                order = [*order[1:], order[0]]
+                order = [order[1], order[0], *order[2:]] if world.second else [*order[1:], order[0]]
             logits[0, i, order] = torch.tensor(SCORES)
         return logits if self.token_map is None else logits[..., self.token_map]
 
 
 class HeadWorld(World):
     """The world of repeating texts, with hidden states: a hidden state is the number of the text up to it."""
+
+    # Where the head is wrong, is the right token the next that it would say?
+    second = False
 
     def __init__(self, rows: int, wrong: int = 0, text: TextSuggester | None = None, pace: Any = None, asks: bool = True):
         super().__init__(rows, 4, 30, None)
@@ -203,6 +207,19 @@ def test_a_head_that_is_always_wrong_is_soon_asked_no_more() -> None:
     assert wrong.suggester.passed_over > PROBES
 
 
+def test_a_head_whose_first_token_is_always_wrong_is_asked_for_its_second() -> None:
+    """And those that were right are learned from apart: the head is worth its time by them."""
+    second, wrong = HeadWorld(1, 1), HeadWorld(1, 1)
+    second.second = True
+    for world in (second, wrong):
+        run(world, [[1, 2, 3]], 120)
+    assert second.levels < 0.75 * wrong.levels and isinstance(second.suggester, HeadSuggester)
+    assert second.suggester.rates[False].chance(-1) < 0.3 and second.suggester.spared[False].chance(0) > 0.3
+    agreed, tried = (getattr(second.suggester.other_rates[False], name) for name in ("agreed", "tried"))
+    assert max(right / asked for right, asked in zip(agreed, tried, strict=True)) > 0.7
+    assert second.suggester.passed_over < PROBES
+
+
 @pytest.mark.parametrize("pruned", [False, True])
 def test_the_heads_token_is_chosen_with_the_noise_of_its_place(pruned: bool) -> None:
     world = HeadWorld(1)
@@ -222,8 +239,10 @@ def test_the_heads_token_is_chosen_with_the_noise_of_its_place(pruned: bool) -> 
             whole[:, [0, 3, 5]] = -torch.inf
         adjust = Adjustment.of(sequence, lambda: [[4, 6]])
         wanted = choose(whole.nan_to_num(neginf=-1e9), params, torch.tensor([5]), adjust)
-        token, sureness = world.suggester._choose(chain, logits[:, kept] if pruned else logits)
+        (token, sureness), *others = world.suggester._choose(chain, logits[:, kept] if pruned else logits)
         assert token == int(wanted[0]) and 0 < sureness <= 1
+        assert len(others) == OTHERS and all(0 <= less <= sureness and other != token for other, less in others)
+        assert not pruned or {other for other, _ in others} <= set(kept.tolist())
         found.add(token)
     assert len(found) > 2
 

@@ -26,6 +26,10 @@ def test_costs_lie_on_the_line_between_measured_widths() -> None:
     assert pace.cost(2) == pytest.approx(0.2) and pace.cost(1) == 0.1 and pace.cost(6) > 0.3
 
 
+def test_a_node_is_told_as_a_share_of_a_level() -> None:
+    assert Pace(levels={1: 0.1, 2: 0.12}).node_share == pytest.approx(0.2) and Pace().node_share == 0.0
+
+
 def test_the_rate_is_tokens_over_seconds() -> None:
     pace = Pace()
     for _ in range(200):

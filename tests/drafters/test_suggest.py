@@ -10,7 +10,7 @@ from tests.drafters.world import World, run
 from understudy.drafters.growing_tree import Candidate, GrowingTree
 from understudy.drafters.pace import LONGEST
 from understudy.drafters.policy import DraftPolicy, Limits
-from understudy.drafters.suggest import HitRates, Origin, Suggestion, TextSuggester, checked, match
+from understudy.drafters.suggest import Checked, HitRates, Origin, Other, Suggestion, TextSuggester, match
 from understudy.drafters.tree_search import TreeSearch
 from understudy.sequence import TokenSequence
 
@@ -44,11 +44,23 @@ def test_guesses_save_levels(rows: int) -> None:
 @pytest.mark.parametrize("agreed", range(6))
 def test_each_source_learns_of_its_own_tokens_alone(agreed: int) -> None:
     sources = [Origin("head", 2), Origin("head", 4), Origin("text", 4), Origin("text", 4), Origin("text", 4)]
-    found = checked(Suggestion(range(5), [0.9] * 5, sources), agreed)
+    found = Checked(Suggestion(range(5), [0.9] * 5, sources), agreed).chain
     assert sum(said for _, said, _ in found) == min(agreed, 5)
     assert sum(tried for _, _, tried in found) == min(agreed + 1, 5), "the first wrong one was asked for, those after it were not"
     assert [source for source, _, _ in found] == list(dict.fromkeys(sources[: agreed + 1]))
     assert all(said == tried for _, said, tried in found[:-1])
+
+
+def test_others_are_checked_where_the_chain_was_right_up_to_them() -> None:
+    others = [Other(after, 9 - after, chance, Origin("head", after)) for after, chance in ((0, 0.3), (2, 0.2), (2, 0.1), (3, 0.05))]
+    whole = Suggestion([1, 2, 3], [0.9, 0.6, 0.4], [Origin("text", 5)] * 3, others)
+    told = Checked(whole, 2, others[1])
+    assert told.others == [(Origin("head", 0), False), (Origin("head", 2), True), (Origin("head", 2), False)]
+    assert told.right == ["text", "text", "head"] and told.suggested == ["text"] * 3 + ["head"] * 4
+    assert whole.first(2).others == others[:1] and whole.first(3).others == others[:3], "no deeper than the chain may be"
+    part = whole.likelier(0.2, 9)
+    assert (part.tokens, part.others) == ([1, 2, 3], others[:2])
+    assert whole.likelier(0.5, 9).others == [] and whole.likelier(0.0, 4).others == others[:1]
 
 
 @given(st.floats(0.1, 0.9), st.integers(1, 30))

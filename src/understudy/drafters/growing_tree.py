@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -49,6 +49,8 @@ class GrowingTree:
     children: dict[int, tuple[list[float], list[int]]] = field(default_factory=dict)
     # For nodes after which the text speaks for one of these children: the length of the match, and the child's rank.
     favoured: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # Guesses that were wrong and have later nodes behind them: no node follows them, and they go when the tree is done.
+    wrong: set[int] = field(default_factory=set)
     # The depth of the deepest node.
     deepest: int = 0
     # Nodes at most, and edges between the root and a node at most, that the caches have room for.
@@ -110,14 +112,31 @@ class GrowingTree:
         self.deepest = max(self.deepest, best.depth)
         return best
 
-    def count(self, sources: Sequence[tuple[str, int]], agreed: int) -> None:
-        """Count a checked suggestion by the names of its `sources`: the proposer said its first `agreed` tokens."""
-        self.suggested.update(name for name, _ in sources)
-        self.agreed.update(name for name, _ in sources[:agreed])
+    def drop(self, nodes: Sequence[int]) -> None:
+        """Remove guessed `nodes`, which no other node follows. Those with other nodes behind them keep their places until `settle`,
+        since the proposer has keys and values there."""
+        self.wrong.update(nodes)
+        while len(self.tokens) - 1 in self.wrong:
+            self.wrong.remove(len(self.tokens) - 1)
+            del self.tokens[-1], self.parents[-1]
 
-    def drop(self, first: int) -> None:
-        """Remove guessed nodes from node `first` on."""
-        del self.tokens[first:], self.parents[first:]
+    @property
+    def size(self) -> int:
+        """Nodes, without guesses that were wrong."""
+        return len(self.tokens) - len(self.wrong)
+
+    def settle(self) -> None:
+        """Number the nodes without guesses that were wrong: the tree is done, and no proposer runs more of it."""
+        if not self.wrong:
+            return
+        left = [node for node in range(len(self.tokens)) if node not in self.wrong]
+        number = {old: new for new, old in enumerate(left)} | {-1: -1}
+        self.tokens = [self.tokens[node] for node in left]
+        self.parents = [number[self.parents[node]] for node in left]
+        self.pool = [replace(candidate, parent=number[candidate.parent]) for candidate in self.pool]
+        self.children = {number[node]: children for node, children in self.children.items()}
+        self.favoured = {number[node]: favoured for node, favoured in self.favoured.items()}
+        self.wrong.clear()
 
     def room(self, capacity: int) -> int:
         """How many more nodes it may have, in a cache of `capacity` slots a row."""

@@ -1,4 +1,5 @@
-"""A trained head in front of the substitute: it says a chain of tokens, which the substitute checks in one level.
+"""A trained head in front of the substitute: it says a chain of tokens, and at each place of it the next likeliest ones, which the
+substitute checks in one level.
 
 At the root of a tree the head reads the target's own hidden states, as a drafter of its own would. Below that it reads those that
 the substitute had at the nodes of the chain of first choices, which are close to them, so every level begins afresh; only between
@@ -10,7 +11,6 @@ from __future__ import annotations
 import time
 from bisect import bisect
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,10 +21,12 @@ from ..sequence import TokenSequence
 from ..tree import Nodes, TokenTree
 from . import OwnCache, TargetModel, Verified
 from .growing_tree import Candidate, GrowingTree
+from .head_chain import Chain, Trunk
 from .head_state import HeadState
 from .pace import Pace
 from .proposer import ModelProposer
-from .suggest import NOTHING, HitRates, Origin, Promise, Suggestion, TextSuggester, Tip, checked
+from .suggest import BELIEVED as TEXT_BELIEVED
+from .suggest import NOTHING, Checked, HitRates, Origin, Promise, Suggestion, TextSuggester, Tip
 
 HEAD = "head"
 # Bounds of the probability that a head gives its token: tokens between two of them are of one kind, and of another if the text
@@ -34,6 +36,11 @@ SURENESS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99)
 BELIEVED = (0.12, 0.25, 0.35, 0.5, 0.6, 0.75, 0.85, 0.93, 0.97)
 BELIEF_WEIGHT = 4.0
 BELIEVED_OF_ANY = 0.6
+# How many tokens are suggested in the place of each of the chain's, the same bounds of their probabilities, and what is believed.
+OTHERS = 2
+OTHER_SURENESS = (0.02, 0.05, 0.1, 0.2, 0.35)
+OTHERS_BELIEVED = (0.01, 0.03, 0.07, 0.12, 0.2, 0.3)
+BELIEVED_SPARED = 0.1
 # Where a head does not pay, it is asked all the same once in so many levels: texts change.
 PROBES = 16
 
@@ -69,65 +76,6 @@ class TappedProposer(ModelProposer):
         return self.reader.own_cache
 
 
-@dataclass
-class Trunk:
-    """The chain of first choices of a tree, as far as the proposer has run it."""
-
-    tree: GrowingTree
-    # [m, taps, hidden size] pieces: the proposer's hidden states at its nodes, the root first.
-    hidden: list[Tensor] = field(default_factory=list)
-    # Nodes below the root that the head has read. None: not even the root.
-    read: int | None = None
-
-    def unread(self, tip: Candidate) -> tuple[list[int], Tensor]:
-        """The tokens of the nodes that the head has not read, up to `tip`, and the hidden states at the node before each."""
-        assert self.read is not None
-        tokens = self.tree.path(tip)[self.read :]
-        return tokens, torch.cat(self.hidden)[self.read : self.read + len(tokens)]
-
-
-@dataclass
-class Chain:
-    """What is suggested after a tip so far, and what the text would say after that."""
-
-    tip: Tip
-    text: Suggestion
-    tokens: list[int] = field(default_factory=list)
-    chances: list[float] = field(default_factory=list)
-    sources: list[Origin] = field(default_factory=list)
-
-    @property
-    def chance(self) -> float:
-        """The chance that the proposer says all of it."""
-        return self.chances[-1] if self.chances else 1.0
-
-    @property
-    def sampled(self) -> bool:
-        return self.tip.tree.sequence.params.temperature > 0
-
-    @property
-    def end(self) -> int:
-        """The position of its last token, or of the tip."""
-        return self.tip.tree.length + self.tip.candidate.depth + len(self.tokens)
-
-    @property
-    def last(self) -> int:
-        return self.tokens[-1] if self.tokens else self.tip.candidate.token
-
-    @property
-    def over(self) -> bool:
-        """May nothing follow?"""
-        return len(self.tokens) >= self.tip.most or bool(self.tokens and self.last in self.tip.tree.sequence.stop_ids)
-
-    def whole(self) -> Suggestion:
-        """The chain, and what the text says after it; a token that ends the text is not suggested."""
-        tokens, chances, sources = list(self.tokens), list(self.chances), list(self.sources)
-        if tokens and tokens[-1] in self.tip.tree.sequence.stop_ids:
-            return Suggestion(tokens[:-1], chances[:-1], sources[:-1])
-        chances += [self.chance * chance for chance in self.text.chances]
-        return Suggestion([*tokens, *self.text.tokens], chances, [*sources, *self.text.sources])
-
-
 def head_rates() -> dict[bool, HitRates]:
     """By whether tokens are sampled: how often the proposer says the head's token, by how sure the head was and whether the text
     says the same. Last of all: the mean chance of what the head says, checked or not."""
@@ -144,6 +92,12 @@ class HeadSuggester:
         self.runner = proposer.reader.runner
         self.text = text
         self.rates = head_rates()
+        # The same for tokens that are suggested in the place of the chain's.
+        self.other_rates = {sampled: HitRates.believing(OTHERS_BELIEVED, BELIEF_WEIGHT) for sampled in (False, True)}
+        # And what the text says where the head says something else, by the length of the match: less often right than elsewhere.
+        self.text_instead = HitRates.believing([0.5 * chance for chance in TEXT_BELIEVED], BELIEF_WEIGHT)
+        # How many levels the others after one token are likely to save, beyond what checking them takes.
+        self.spared = {sampled: HitRates.believing([BELIEVED_SPARED], BELIEF_WEIGHT) for sampled in (False, True)}
         # By cache row.
         self.trunks: dict[int, Trunk] = {}
         # Times that the head was not worth asking.
@@ -155,13 +109,16 @@ class HeadSuggester:
     def saw(self, tree: GrowingTree, places: Sequence[int]) -> None:
         self._trunk(tree).hidden.append(self.proposer.hidden[list(places)])
 
-    def learn(self, tree: GrowingTree, suggestion: Suggestion, agreed: int) -> None:
-        rates = self.rates[tree.sequence.params.temperature > 0]
-        for origin, said, tried in checked(suggestion, agreed):
+    def learn(self, tree: GrowingTree, checked: Checked) -> None:
+        sampled = tree.sequence.params.temperature > 0
+        for origin, said, tried in checked.chain:
             if origin.name == HEAD:
-                rates.learn(origin.kind, said, tried)
+                self.rates[sampled].learn(origin.kind, said, tried)
             elif self.text is not None:
                 self.text.rates.learn(origin.kind, said, tried)
+        for origin, right in checked.others:
+            rates = self.other_rates[sampled] if origin.name == HEAD else self.text_instead
+            rates.learn(origin.kind, int(right), 1)
 
     def promise(self, tip: Tip, pace: Pace) -> Promise:
         chain = self._chain(tip)
@@ -186,7 +143,7 @@ class HeadSuggester:
         going, states = self._begin(going)
         depth = 0
         while going:
-            self._say(going, states, depth)
+            self._say(going, states, depth, pace)
             now = time.perf_counter()
             pace.record_step(len(going), now - start)
             start = now
@@ -220,7 +177,7 @@ class HeadSuggester:
 
     def _pays(self, going: Sequence[Chain], pace: Pace) -> bool:
         """Is a token for each of these chains likely to save more time than the head takes to say it?"""
-        chance = sum(chain.chance * self._rate(chain) for chain in going)
+        chance = sum(chain.chance * (self._rate(chain) + self.spared[chain.sampled].chance(0)) for chain in going)
         return pace.pays_to_ask(chance, len(going), len(going) + sum(len(chain.tokens) for chain in going))
 
     def _asks(self, going: Sequence[Chain], pace: Pace) -> bool:
@@ -259,25 +216,41 @@ class HeadSuggester:
         nodes = [Nodes.of(TokenTree.chain([chain.last]), chain.tip.tree.sequence.row, chain.end) for chain in going]
         return self.runner.follow(Nodes.join(nodes), states, depth)
 
-    def _say(self, going: Sequence[Chain], states: Tensor, depth: int) -> None:
+    def _say(self, going: Sequence[Chain], states: Tensor, depth: int, pace: Pace) -> None:
         """Add to each chain the token that the head says after it, of which it has the state."""
         logits = self.runner.scores(states, depth)
         for chain, own in zip(going, logits, strict=True):
-            token, sureness = self._choose(chain, own[None])
+            said = self._choose(chain, own[None])
+            (token, sureness), *others = said
             kind = bisect(SURENESS, sureness)
-            if chain.text.tokens and chain.text.tokens[0] == token:
+            text = chain.text
+            if text.tokens and text.tokens[0] == token:
                 kind += len(BELIEVED)
             rates = self.rates[chain.sampled]
             rates.learn(-1, rates.chance(kind), 1)
-            chain.chances.append(chain.chance * rates.chance(kind))
-            chain.tokens.append(token)
-            chain.sources.append(Origin(HEAD, kind))
+            instead = self._others(chain, token, others)
+            self.spared[chain.sampled].learn(0, sum(max(chance - pace.node_share, 0.0) for _, chance, _ in instead), 1)
+            chain.add(token, rates.chance(kind), Origin(HEAD, kind), instead)
             over = self.text is None or chain.over
             chain.text = NOTHING if over or self.text is None else self.text.after(chain.tip, chain.tokens)
 
-    def _choose(self, chain: Chain, logits: Tensor) -> tuple[int, float]:
-        """The head's token after `chain`, with the noise that the proposer chooses by, and how sure it is; logits: [1, draft
-        vocab]."""
+    def _others(self, chain: Chain, token: int, said: Sequence[tuple[int, float]]) -> list[tuple[int, float, Origin]]:
+        """What may be right where the head's `token` is not: what the text says, and what the head `said` next, with their
+        chances."""
+        found = []
+        text = chain.text
+        if text.tokens and text.tokens[0] != token:
+            found.append((text.tokens[0], self.text_instead.chance(text.sources[0].kind), text.sources[0]))
+        rates = self.other_rates[chain.sampled]
+        for other, sureness in said:
+            if not found or other != found[0][0]:
+                kind = bisect(OTHER_SURENESS, sureness)
+                found.append((other, rates.chance(kind), Origin(HEAD, kind)))
+        return found
+
+    def _choose(self, chain: Chain, logits: Tensor) -> list[tuple[int, float]]:
+        """The head's token after `chain`, with the noise that the proposer chooses by, and OTHERS that it would say next, each with
+        how sure it is; logits: [1, draft vocab]."""
         tree = chain.tip.tree
         tokens = self.runner.head.token_map
         adjust = Adjustment.of(tree.sequence, lambda: [[*tree.path(chain.tip.candidate), *chain.tokens]])
@@ -286,6 +259,7 @@ class HeadSuggester:
             logits = adjust(logits, 0) if tokens is None else adjust(logits, 0)[:, tokens]
         position = torch.tensor([chain.end + 1], device=logits.device)
         scores = perturb(logits, tree.sequence.params, position, tokens)[0]
-        best = int(scores.argmax())
-        sureness = float(torch.exp(scores[best] - torch.logsumexp(scores, -1)))
-        return best if tokens is None else int(tokens[best]), sureness
+        best = scores.topk(min(1 + OTHERS, len(scores)))
+        chances = torch.exp(best.values - torch.logsumexp(scores, -1)).tolist()
+        chosen = best.indices if tokens is None else tokens[best.indices]
+        return list(zip(chosen.tolist(), chances, strict=True))

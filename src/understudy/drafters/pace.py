@@ -152,6 +152,12 @@ class Pace:
         was."""
         return self.steps[min(self.steps, key=lambda known: abs(known - texts))] if self.steps else 0.0
 
+    @property
+    def node_share(self) -> float:
+        """What a second node adds to a level of one, as a share of that; 0 before any was measured."""
+        one = self.cost(1)
+        return (self.cost(2) - one) / one if one else 0.0
+
     def pays_to_ask(self, chance: float, texts: int, width: int) -> bool:
         """Does it save time to let a head say one more token for each of `texts`, the last nodes of a level of `width`? A right one
         saves a level; `chance`: how many of them are likely to be right."""

@@ -32,21 +32,86 @@ class Origin(NamedTuple):
     kind: int
 
 
+class Other(NamedTuple):
+    """A token that the proposer may say in place of the one of a chain."""
+
+    # Tokens of the chain before it.
+    after: int
+    token: int
+    # The chance that the proposer says those tokens and it.
+    chance: float
+    origin: Origin
+
+
 @dataclass(frozen=True)
 class Suggestion:
-    """A chain of tokens that the proposer may say next."""
+    """A chain of tokens that the proposer may say next, and others in their place."""
 
     tokens: Sequence[int] = ()
     # The chance that the proposer says each token and all before it.
     chances: Sequence[float] = ()
     # Where each token comes from.
     sources: Sequence[Origin] = ()
+    # The likeliest first.
+    others: Sequence[Other] = ()
+
+    @property
+    def all_chances(self) -> list[float]:
+        """The chances of the chain's tokens and of the others."""
+        return [*self.chances, *(other.chance for other in self.others)]
 
     def first(self, count: int) -> Suggestion:
-        return Suggestion(self.tokens[:count], self.chances[:count], self.sources[:count])
+        """What lies no deeper than `count` tokens."""
+        others = [other for other in self.others if other.after < count]
+        return Suggestion(self.tokens[:count], self.chances[:count], self.sources[:count], others)
+
+    def likelier(self, least: float, most: int) -> Suggestion:
+        """The tokens of a chance of `least` or more, at most so many."""
+        count = min(sum(chance >= least for chance in self.chances), most)
+        others = [other for other in self.others if other.after <= count and other.chance >= least]
+        return Suggestion(self.tokens[:count], self.chances[:count], self.sources[:count], others[: most - count])
 
 
 NOTHING = Suggestion()
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the proposer said of a suggestion: the first `agreed` tokens of its chain, then `other`, and then another token; None:
+    it said no other of the suggestion."""
+
+    suggestion: Suggestion
+    agreed: int
+    other: Other | None = None
+
+    @property
+    def chain(self) -> list[tuple[Origin, int, int]]:
+        """For each run of the chain's tokens from one source: it, how many of them the proposer said, and how many it was asked
+        for."""
+        found = []
+        done = 0
+        for source, run in groupby(self.suggestion.sources[: self.agreed + 1]):
+            tried = len(list(run))
+            found.append((source, min(self.agreed - done, tried), tried))
+            done += tried
+        return found
+
+    @property
+    def others(self) -> list[tuple[Origin, bool]]:
+        """For each of the others that the proposer was asked for: its origin, and whether it was right."""
+        return [(other.origin, other is self.other) for other in self.suggestion.others if other.after <= self.agreed]
+
+    @property
+    def suggested(self) -> list[str]:
+        """The sources of all tokens that were checked."""
+        suggestion = self.suggestion
+        return [source.name for source in (*suggestion.sources, *(other.origin for other in suggestion.others))]
+
+    @property
+    def right(self) -> list[str]:
+        """The sources of those that were right."""
+        said = [source.name for source in self.suggestion.sources[: self.agreed]]
+        return said if self.other is None else [*said, self.other.origin.name]
 
 
 class Tip(NamedTuple):
@@ -82,8 +147,8 @@ class Suggester(Protocol):
     def saw(self, tree: GrowingTree, places: Sequence[int]) -> None:
         """The proposer ran the next nodes of the chain of first choices of `tree`, at `places` of its latest level."""
 
-    def learn(self, tree: GrowingTree, suggestion: Suggestion, agreed: int) -> None:
-        """The proposer said the first `agreed` tokens of what was checked after the tip of `tree`, and another token after them."""
+    def learn(self, tree: GrowingTree, checked: Checked) -> None:
+        """What was suggested after the tip of `tree` was checked."""
 
 
 @dataclass
@@ -107,18 +172,6 @@ class HitRates:
         """Learn that of `tried` tokens of this kind the proposer said `agreed`."""
         self.agreed[kind] = AGREEMENT_DECAY * self.agreed[kind] + agreed
         self.tried[kind] = AGREEMENT_DECAY * self.tried[kind] + tried
-
-
-def checked(suggestion: Suggestion, agreed: int) -> list[tuple[Origin, int, int]]:
-    """For each run of tokens from one source: it, how many of them the proposer said, and how many it was asked for, once it said
-    the first `agreed` tokens of `suggestion` and another after them."""
-    found = []
-    done = 0
-    for source, run in groupby(suggestion.sources[: agreed + 1]):
-        tried = len(list(run))
-        found.append((source, min(agreed - done, tried), tried))
-        done += tried
-    return found
 
 
 def match(text: Sequence[int] | NDArray[np.int64], longest: int = LONGEST) -> tuple[int, int]:
@@ -182,8 +235,8 @@ class TextSuggester:
 
     def saw(self, tree: GrowingTree, places: Sequence[int]) -> None: ...
 
-    def learn(self, tree: GrowingTree, suggestion: Suggestion, agreed: int) -> None:
-        for source, said, tried in checked(suggestion, agreed):
+    def learn(self, tree: GrowingTree, checked: Checked) -> None:
+        for source, said, tried in checked.chain:
             self.rates.learn(source.kind, said, tried)
 
 

@@ -21,7 +21,7 @@ from .growing_tree import Candidate, GrowingTree
 from .pace import RANKS, WIDEST
 from .policy import DraftPolicy
 from .proposer import Proposer
-from .suggest import NOTHING, Suggester, Suggestion, Tip
+from .suggest import NOTHING, Checked, Suggester, Suggestion, Tip
 
 # A candidate, and the number of its tree.
 Option = tuple[Candidate, int]
@@ -46,6 +46,13 @@ class Work:
         """Which of `fresh` is the end of the chain of first choices."""
         return next((i for i, candidate in enumerate(self.fresh) if candidate.spine), None)
 
+    def add_suggestion(self) -> None:
+        """Make the suggested tokens nodes, the chain first."""
+        tip, start = self.first + (self.tip or 0), len(self.tree.tokens)
+        self.tree.guess(self.suggestion.tokens, tip)
+        for other in self.suggestion.others:
+            self.tree.guess([other.token], start + other.after - 1 if other.after else tip)
+
 
 class TreeSearch:
     """Grows trees with `proposer`. Suggestions of `suggester` are checked in the same levels; None: there are none."""
@@ -67,6 +74,8 @@ class TreeSearch:
             work = [Work(trees[i], fresh, len(trees[i].tokens) - len(fresh)) for i, fresh in chosen.items()]
             self._level(work, trees)
             chosen = self._choose(trees)
+        for tree in trees:
+            tree.settle()
 
     def measure(self, width: int) -> float:
         # Children of one root: no proposer needs more to be run before.
@@ -78,7 +87,7 @@ class TreeSearch:
 
     def _level(self, work: list[Work], trees: list[GrowingTree]) -> None:
         """One forward over the newest nodes of each tree; their best children join the pools."""
-        self._add_suggestions(work, sum(len(tree.tokens) for tree in trees))
+        self._add_suggestions(work, sum(tree.size for tree in trees))
         start = time.perf_counter()
         nodes = [Nodes.of(part.tree.tree, part.tree.sequence.row, part.tree.length, part.first) for part in work]
         flat = Nodes.join(nodes)
@@ -94,13 +103,12 @@ class TreeSearch:
             part.tree.levels_run += 1
             agreed = self._score(part, own, logits[at : at + len(own)])
             if self.suggester is not None and part.tip is not None:
-                guesses = at + len(part.fresh)
-                self.suggester.saw(part.tree, [at + part.tip, *range(guesses, guesses + agreed)])
+                self.suggester.saw(part.tree, [at + part.tip, *(at + node - part.first for node in agreed)])
             at += len(own)
 
-    def _score(self, part: Work, nodes: Nodes, logits: Tensor) -> int:
+    def _score(self, part: Work, nodes: Nodes, logits: Tensor) -> list[int]:
         """Find the best children after each node; logits: [n, vocab]. Suggested nodes stay until the proposer says
-        otherwise. Returns how many of them stay."""
+        otherwise. Returns those that stay."""
         tree = part.tree
         adjust = Adjustment.of(tree.sequence, lambda: paths(tree.tokens, tree.parents)[part.first :])
         pieces = scored(logits, tree.sequence.params, nodes.positions.to(logits.device) + 1, adjust)
@@ -109,18 +117,27 @@ class TreeSearch:
         tokens: list[list[int]] = torch.cat([piece.indices for piece in best]).tolist()
         for i, candidate in enumerate(part.fresh):
             self._add_children(tree, part.first + i, candidate, scores[i], tokens[i])
-        agreed = 0
-        for i in range(len(part.fresh), len(nodes)):
-            found = tree.agree(part.first + i)
-            if found is None:
-                tree.drop(part.first + i)
-                break
-            self._add_children(tree, part.first + i, found, scores[i], tokens[i])
-            agreed += 1
-        if self.suggester is not None and part.suggestion.tokens:
-            tree.count(part.suggestion.sources, agreed)
-            self.suggester.learn(tree, part.suggestion, agreed)
+        guesses = range(part.first + len(part.fresh), part.first + len(nodes))
+        agreed: list[int] = []
+        for node in guesses:
+            found = tree.agree(node)
+            if found is not None:
+                i = node - part.first
+                self._add_children(tree, node, found, scores[i], tokens[i])
+                agreed.append(node)
+        tree.drop([node for node in guesses if node not in agreed])
+        if self.suggester is not None and guesses:
+            told = self._checked(part, agreed, guesses.start)
+            tree.suggested.update(told.suggested)
+            tree.agreed.update(told.right)
+            self.suggester.learn(tree, told)
         return agreed
+
+    def _checked(self, part: Work, agreed: list[int], first: int) -> Checked:
+        """What the proposer said of the suggestion of `part`, whose nodes begin at `first`, where it `agreed` to these."""
+        chain = sum(node < first + len(part.suggestion.tokens) for node in agreed)
+        other = part.suggestion.others[agreed[-1] - first - len(part.suggestion.tokens)] if len(agreed) > chain else None
+        return Checked(part.suggestion, chain, other)
 
     def _add_children(
         self, tree: GrowingTree, node: int, candidate: Candidate, scores: list[float], tokens: list[int]
@@ -157,14 +174,13 @@ class TreeSearch:
         found = self._suggested(work)
         beside = sum(len(part.fresh) for part in work)
         most = max(min(self.policy.limits.nodes - used, WIDEST * len(work) - beside), 0)
-        chances = sorted((chance for suggestion in found for chance in suggestion.chances), reverse=True)[:most]
+        chances = sorted((chance for suggestion in found for chance in suggestion.all_chances), reverse=True)[:most]
         count = self.policy.pace.together(chances, beside)
         least = chances[count - 1] if count else 2.0
         for part, suggestion in zip(work, found, strict=True):
-            here = min(sum(chance >= least for chance in suggestion.chances), count)
-            part.suggestion = suggestion.first(here)
-            part.tree.guess(part.suggestion.tokens, part.first + (part.tip or 0))
-            count -= here
+            part.suggestion = suggestion.likelier(least, count)
+            part.add_suggestion()
+            count -= len(part.suggestion.all_chances)
 
     def _suggested(self, work: list[Work]) -> list[Suggestion]:
         """What is suggested after the tip of each part: tokens whose own children could still be used."""
@@ -198,7 +214,7 @@ class TreeSearch:
         """The likeliest, as many as pay and as the pass has room for when the levels to come want their nodes too."""
         pace, limits = self.policy.pace, self.policy.limits
         tips = [option for option in options if option[0].spine]
-        used = sum(len(tree.tokens) for tree in trees)
+        used = sum(tree.size for tree in trees)
         room = limits.nodes - used
         if not tips or room <= 0:
             return []
