@@ -3,8 +3,8 @@
     python benchmarks/head_in_front.py MODEL --head eagle:HEAD --prompts 1 --new-tokens 64 --temperatures 0,0.6
 
 Each prompt of real_prompts.py is answered by both ways, one right after the other and every second time in the other order, so that
-what disturbs the machine disturbs both. Texts must be the same. The ratio of tokens per second is that of both ways' sums; beside it
-stands the median of the prompts' own ratios.
+what disturbs the machine disturbs both. Texts must be the same. The ratio of tokens per second is that of both ways' sums; beside
+it stands the median of the prompts' own ratios.
 
 --no-clock: drafters are told the seconds of --costs, so trees and levels are the same in every run on any machine, however busy."""
 
@@ -27,7 +27,7 @@ class Told:
     """What one way took for one answer."""
 
     tokens: tuple[int, ...]
-    # Of the rounds after the one that read the prompt; by the clock, or by told costs.
+    # Of the rounds after the one that read the prompt, and of their drafts; by the clock, or by told costs.
     seconds: float
     drafting: float
     rounds: int
@@ -54,9 +54,10 @@ class Way:
         before = pace.total if pace else 0.0
         reply = self.llm.chat([{"role": "user", "content": prompt}], params)
         stats = reply.stats
-        seconds = pace.total - before if pace else stats.decode_seconds
+        # Told costs do not say which part of a round was drafting.
+        seconds, drafting = (pace.total - before, 0.0) if pace else (stats.decode_seconds, stats.draft_seconds)
         return Told(
-            tuple(reply.token_ids), seconds, stats.draft_seconds, stats.rounds, stats.levels_per_round * stats.rounds,
+            tuple(reply.token_ids), seconds, drafting, stats.rounds, stats.levels_per_round * stats.rounds,
             dict(stats.suggested), dict(stats.agreed),
         )  # fmt: skip
 
@@ -71,23 +72,25 @@ def line(name: str, runs: Sequence[Told]) -> str:
         asked = sum(run.suggested.get(source, 0) for run in runs)
         right = sum(run.agreed.get(source, 0) for run in runs)
         said.append(f"{right} of {asked}" if asked else "")
-    share = sum(run.drafting for run in runs) / seconds
-    figures = f"{tokens / seconds:.2f} | {tokens / rounds:.2f} | {levels / rounds:.2f} | {levels / tokens:.3f} | {share:.0%}"
+    drafting = sum(run.drafting for run in runs)
+    share = f"{drafting / seconds:.0%}" if drafting else ""
+    figures = f"{tokens / seconds:.2f} | {tokens / rounds:.2f} | {levels / rounds:.2f} | {levels / tokens:.3f} | {share}"
     return f"| {name} | {figures} | {said[0]} | {said[1]} |"
 
 
-def table(temperature: float, pairs: Sequence[tuple[Told, Told]]) -> None:
-    """Print what both ways took."""
-    print(f"\nT = {temperature:g}, {len(pairs)} answers\n")
-    print("| | tok/s | tokens per pass | levels per round | levels per token | drafting | right from text | right from head |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name, runs in zip(NAMES, zip(*pairs, strict=True), strict=True):
-        print(line(name, runs))
+def table(temperature: float, pairs: Sequence[tuple[Told, Told]]) -> list[str]:
+    """The lines that say what both ways took."""
+    lines = [
+        f"T = {temperature:g}, {len(pairs)} answers", "",
+        "| | tok/s | tokens per pass | levels per round | levels per token | drafting | right from text | right from head |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [line(name, runs) for name, runs in zip(NAMES, zip(*pairs, strict=True), strict=True)]
     ratios = [first.seconds / second.seconds for first, second in pairs]
     whole = sum(first.seconds for first, _ in pairs) / sum(second.seconds for _, second in pairs)
     levels = [sum(run.levels for run in runs) / sum(run.rounds for run in runs) for runs in zip(*pairs, strict=True)]
-    print(f"\ntokens per second: {whole:.2f} x (median of answers {statistics.median(ratios):.2f} x); "
-          f"levels per round: {levels[1] / levels[0]:.2f} x", flush=True)  # fmt: skip
+    speed = f"tokens per second: {whole:.2f} x (median of answers {statistics.median(ratios):.2f} x)"
+    return [*lines, "", f"{speed}; levels per round: {levels[1] / levels[0]:.2f} x"]
 
 
 def arguments() -> argparse.Namespace:
@@ -124,7 +127,7 @@ def main() -> None:
             if found[0].tokens != found[1].tokens:
                 raise SystemExit(f"THE TEXTS DIFFER: {prompt.category}")
             pairs.append((found[0], found[1]))
-        table(temperature, pairs)
+        print("\n".join(["", *table(temperature, pairs)]), flush=True)
 
 
 if __name__ == "__main__":
