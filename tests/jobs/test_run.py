@@ -115,7 +115,7 @@ def test_what_is_wrong_with_a_line_is_in_its_record(llm: LLM, tmp_path: Path) ->
         ({"prompt": "x", "max_tokens": "many"}, 400, "max_tokens"),
         ({"prompt": "x", "temperature": -1}, 400, "temperature"),
         ({"prompt": [1] * 300}, 400, "shorten"),
-        ({"prompt": "\ud800"}, 400, "tokenizer cannot take"),
+        ({"prompt": "\ud800"}, 400, "is not valid Unicode"),
         ({"messages": []}, 400, "conversation"),
         ({"prompt": "x", "stream": True}, 400, "not for a batch"),
         ({"prompt": "x", "model": "gpt-4"}, 404, "only 'tiny' is"),

@@ -48,6 +48,7 @@ class IdleModel:
         self.closed = False
         self.prefixes = None
         counters = SimpleNamespace(read=0, busy=0.0, wait=0.0, draft=0.0, verify=0.0)
+        self.maker = SimpleNamespace(grammars=SimpleNamespace(tell=None))
         self.engine = SimpleNamespace(clock=SimpleNamespace(passes=1, rows=0, nodes=0))
         self.scheduler: Any = SimpleNamespace(
             running=(), waiting=(), wake=lambda: None, wait_for_work=lambda seconds: time.sleep(0.001), counters=lambda: counters
