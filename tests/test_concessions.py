@@ -145,7 +145,7 @@ def test_the_command_prints_lines_or_json(
     words = ["plan", str(model), "--for", MACHINE, "--chat", "turns=4,prompt=24,reply=60"]
     assert main([*words, "--quiet"]) == 0
     said = capsys.readouterr().out
-    assert "lower bound" in said and "keeps 96%" in said and "8 bits would not be exact" in said
+    assert "lower bound" in said and "keeps 96%" in said and "is not exact" in said
     assert main([*words, "--json", "--fit", "memory"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["chosen"] == {**found["lower_bound"], "terms": found["chosen"]["terms"]}

@@ -22,7 +22,7 @@ from .models.exact_linear import decoding_bytes
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
 from .models.shape import ModelShape
 from .models.target import TILE
-from .options import AUTO, DTYPES, Options
+from .options import AUTO, DTYPES, SMALL, Options
 from .plan import widths
 from .plan.demand import Footprint, PlanRequest, Spilling
 from .plan.grammars import grammar_bytes
@@ -74,20 +74,19 @@ class Blueprint:
     def of_store(cls, store: Store, config: Any, options: Options, machine: Machine, device: Device) -> Blueprint:
         """The blueprint of a model that is prepared."""
         return cls(
-            config=config,
+            config=config, machine=machine, device=device, options=options, store=store,
             sizes=sizes_of_store(store, options.holds_substitute, options.holds_head),
             dtype=DTYPES.get(options.dtype) or next(iter(store.linears.values())).dtype,
-            machine=machine,
-            device=device,
-            options=options,
-            store=store,
             bearer=Bearer.of_store(store, config),
-        )
+        )  # fmt: skip
 
     @cached_property
     def shape(self) -> ModelShape:
-        """The model's sizes, read off its config."""
-        return ModelShape.of(self.config)
+        """The model's sizes, read off its config. Raises UsageError for keys and values of 8 bits where there are none."""
+        shape = ModelShape.of(self.config)
+        if self.options.small_keys and self.device.own_memory:
+            raise UsageError(f"--kv-bits {SMALL} is for the processor, not for {self.device.name}: leave it out.")
+        return shape.small() if self.options.small_keys else shape
 
     @cached_property
     def footprint(self) -> Footprint:
@@ -242,6 +241,7 @@ class Blueprint:
             widest_level=widest_level,
             layers=len(self.shape.layers),
             spilling=self._spilling(),
+            kv_bits=SMALL if self.options.small_keys else 0,
             speeds=self.speeds,
         )
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from .concessions import FITS, Chat, Planner, plan_chat
 from .drawable import drawable
 from .errors import UsageError
-from .options import Options
+from .options import SMALL, STAY, Options
 from .plan.conversation import Conversation
 from .plan.other_machine import OtherMachine
 from .plan.rounds import Arithmetic
+from .plan.sizes import format_size
 from .registry import lookup
+from .small_keys import NOT_EXACT
 
 
 def chat_for(
@@ -28,7 +30,20 @@ def chat_for(
     options = replace(options, context=conversation.tokens, rows=conversation.clients)
     model = drawable(place, options, other, config_alone=config_alone)
     planner = Planner(conversation, arithmetic, model.drawn, changeable=model.changeable)
-    return plan_chat(planner, model.options, fit, head)
+    chat = plan_chat(planner, model.options, fit, head)
+    return replace(chat, notes=(_of_keys(planner, model.options), *chat.notes))
+
+
+def _of_keys(planner: Planner, options: Options) -> str:
+    """What is said of the precision of keys and values, which is given up for nobody who does not ask for that."""
+    if options.small_keys:
+        return NOT_EXACT
+    kept, drawn = "keys and values keep the model's type", planner.drawn(options)
+    if drawn.device.own_memory or isinstance(options.spill, int) or options.prefix_cache is not None:
+        return f"{kept}: fewer bits would not be exact, and there are none here"
+    small, talk = planner.drawn(replace(options, kv_bits=SMALL, spill=STAY)), planner.conversation
+    least, most = (one.footprint.cache_bytes(talk.tokens, 0) * talk.clients for one in (small, drawn))
+    return f"{kept}: --kv-bits {SMALL} takes {format_size(most - least)} less and is not exact"
 
 
 def _check(conversation: Conversation, fit: str, head: str, options: Options) -> None:

@@ -34,7 +34,6 @@ KEPT = 0.96
 FITS = ("context", "speed", "memory")
 # Copies with fewer bits, in the order in which they are tried.
 FEWER = ("mixed:bits=3.5", "3", "2")
-NO_SMALL_KEYS = "keys and values keep the model's type: 8 bits would not be exact, and there is no such form here"
 
 # Draws the blueprint of the model for other options.
 Drawn = Callable[[Options], Blueprint]
@@ -258,7 +257,7 @@ def plan_chat(planner: Planner, options: Options, fit: str, head: str = "") -> C
     own = [step for step in steps if not step.options]
     drafts = drafting_of(options, steps[0].plan) is not None
     keeping = planner.keeping(options, own[0], own[-1]) if drafts else None
-    notes = [NO_SMALL_KEYS, "speeds are those of text like the built-in model's; other text is accepted more or less often"]
+    notes = ["speeds are those of text like the built-in model's; other text is accepted more or less often"]
     if not planner.changeable:
         notes.append("the model is prepared: other bits of the copy or another codec would prepare it anew")
     chosen = _chosen(planner, options, steps, keeping, (fit, budget))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .recurrent import RecurrentShape
+from .small_keys import LINES, STEP_BYTES, stored
 from .tiers.memory import arena
 from .tree import Nodes
 
@@ -39,11 +40,19 @@ class LayerShape:
     # do later layers read its keys and values? Then it holds those of all tokens, though it slides: when a later layer of a long
     # prompt's first tile reads them, the last tile has written its own
     shared: bool = False
+    # are its keys and values kept in 8 bits?
+    small: bool = False
 
     @property
     def numbers(self) -> int:
         """Numbers kept for each token."""
         return self.kv_heads * (self.key_size + self.value_size) if self.reads is None else 0
+
+    def token_bytes(self, itemsize: int) -> int:
+        """Bytes kept for each token, where a number has `itemsize` bytes or, in 8 bits, one."""
+        if not self.small or not self.numbers:
+            return self.numbers * itemsize
+        return self.numbers + 2 * self.kv_heads * STEP_BYTES
 
     @property
     def window_slots(self) -> int:
@@ -98,14 +107,16 @@ def _untouched(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tenso
 
 
 class FullState:
-    """Keys and values of one layer for every token of the context: [rows, kv heads, capacity, size].
+    """Keys and values of one layer for every token of the context: [rows, kv heads, capacity, size], or lines of `small_keys`.
 
     Pages that no row has reached are never touched, so memory grows with use up to what the plan counted."""
 
     def __init__(self, shape: LayerShape, rows: int, slots: int, dtype: torch.dtype, device: str = "cpu"):
         self.shape = shape
-        self.keys = _untouched((rows, shape.kv_heads, slots, shape.key_size), dtype, device)
-        self.values = _untouched((rows, shape.kv_heads, slots, shape.value_size), dtype, device)
+        more = STEP_BYTES if shape.small else 0
+        kept = LINES if shape.small else dtype
+        self.keys = _untouched((rows, shape.kv_heads, slots, shape.key_size + more), kept, device)
+        self.values = _untouched((rows, shape.kv_heads, slots, shape.value_size + more), kept, device)
 
     @property
     def nbytes(self) -> int:
@@ -130,14 +141,14 @@ class FullState:
     def write(self, nodes: Nodes, keys: Tensor, values: Tensor) -> None:
         """Put keys and values [n, kv heads, size] of `nodes` at their slots."""
         rows, places = nodes.rows.to(self.keys.device), self.places(nodes.slots)
-        self.keys[rows, :, places] = keys.to(self.keys.dtype)
-        self.values[rows, :, places] = values.to(self.values.dtype)
+        self.keys[rows, :, places] = stored(keys, self.keys)
+        self.values[rows, :, places] = stored(values, self.values)
 
     def write_one(self, row: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Put keys and values [kv heads, size] of a single node at its slot; in memory of the host this is faster."""
         place = slot % self.keys.shape[2]
-        self.keys[row, :, place] = keys
-        self.values[row, :, place] = values
+        self.keys[row, :, place] = stored(keys, self.keys)
+        self.values[row, :, place] = stored(values, self.values)
 
     def keep(self, row: int, length: int, path: Tensor) -> None:
         moved = path != torch.arange(len(path))

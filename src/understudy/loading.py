@@ -21,6 +21,7 @@ from .plan.demand import EXPECTED_GROWTH, REST
 from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
 from .planning import MemoryCeiling, check_drafter, measured, planned_devices, with_second
+from .small_keys import NOT_EXACT
 from .sources import Report, locate, prepare_source, proven_config
 from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint
@@ -88,14 +89,16 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     plan = blueprint.plan()
     if not device.own_memory:
         copies = options.holds_substitute or options.holds_head
-        compile_kernels(store, files.config, blueprint.dtype, copies, report, spills=plan.spill_latest > 0)
+        compile_kernels(store, files.config, blueprint.dtype, copies, report, spills=plan.spill_latest > 0, small=plan.kv_bits > 0)
         if grown := _grown(before, plan):
             plan = blueprint.plan(grown)
+    if plan.kv_bits and report is not None:
+        report(NOT_EXACT, 0, 0)
     bound = bind_as_planned(blueprint, plan, report)
     if blueprint.second is not None and blueprint.second.store is not None:
         hold.add(blueprint.second.store.path)
         alone = replace(bound.plan, residents=frozenset(), whole=frozenset(), decoded=frozenset(), ring_bytes=0)
-        alone = replace(alone, padded_rows=0, spill_latest=0, parts=None, lanes=(), linears=None, split="", stage=(0, 0))
+        alone = replace(alone, padded_rows=0, spill_latest=0, kv_bits=0, parts=None, lanes=(), linears=None, split="", stage=(0, 0))
         bound.companion = bind(blueprint.second, alone, report)
     return Loaded(store, blueprint.machine, files.tokenizer, bound, files.stop_ids, files.generation, hold)
 

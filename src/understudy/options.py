@@ -38,6 +38,8 @@ AUTO = "auto"
 # The head's quantiser where its bits are left open and there is room, beside those of all other weights.
 HEAD = "int8"
 BESIDE = ("int2", "int3", "int4")
+# What `kv_bits` may say beside auto.
+SMALL = 8
 # What `spill` says where nothing may spill.
 STAY = "none"
 # Tokens that stay in fast memory at least where others spill.
@@ -76,6 +78,8 @@ class Options:
     # Latest tokens of a text whose keys and values stay in fast memory while those of older ones go to disk; none: all stay; auto:
     # they go where the context that was asked for does not fit otherwise.
     spill: int | str = AUTO
+    # Bits of keys' and values' numbers: 8, which is not exact, or auto: those of the model's own type.
+    kv_bits: int | str = AUTO
     # Sequences that run together.
     rows: int | None = None
     # Bits of a substitute's weight, or "mixed" for a mix.
@@ -141,6 +145,7 @@ class Options:
             raise UsageError(f"--head-bits must be one of {', '.join(map(str, BITS))} or auto, got {options.head_bits}.")
         options._check_devices()
         options._check_spill()
+        options._check_kv_bits()
         options._check_prefixes()
         options = options._with_recipe()
         return options._linked() if options.link else options
@@ -168,6 +173,26 @@ class Options:
             raise UsageError(f"--spill must be auto, none or a number of tokens, {LEAST_LATEST} or more, got {self.spill}.")
         if isinstance(self.batching, PaddedPolicy):
             raise UsageError(f"--spill is not for left-padded batches, as {self.policy} has them: choose one of the two.")
+
+    def _check_kv_bits(self) -> None:
+        """Raise UsageError for what keys and values of 8 bits cannot do."""
+        if self.kv_bits == AUTO:
+            return
+        if self.kv_bits != SMALL:
+            raise UsageError(f"--kv-bits must be {SMALL} or {AUTO}, got {self.kv_bits}.")
+        if self.devices is not None:
+            raise UsageError(f"--kv-bits {SMALL} is for one processor: leave it or --devices {self.devices} out.")
+        if isinstance(self.spill, int):
+            raise UsageError(f"--kv-bits {SMALL} is not for keys and values that spill: leave it or --spill {self.spill} out.")
+        if self.prefix_cache is not None:
+            raise UsageError(f"--kv-bits {SMALL} is not for --prefix-cache, whose files hold exact ones: choose one of the two.")
+        if isinstance(self.batching, PaddedPolicy):
+            raise UsageError(f"--kv-bits {SMALL} is not for left-padded batches, as {self.policy} has them: choose one of the two.")
+
+    @property
+    def small_keys(self) -> bool:
+        """Have keys and values 8 bits?"""
+        return self.kv_bits == SMALL
 
     def _check_prefixes(self) -> None:
         """Raise UsageError for what keeping prefixes on disk cannot do."""
@@ -231,7 +256,7 @@ class Options:
         """For a second model that drafts: its own weights and type, held whole, prepared in the cache."""
         recipe: dict[str, Any] = {"quantizer": "exact", "recipe_quantizer": "exact", "recipe_head": "", "codec": FALLBACK}
         recipe |= {"calibrate": None, "text": None}
-        alone: dict[str, Any] = {"output": None, "revision": None, "prefix_cache": None, "prefix_cache_size": None}
+        alone: dict[str, Any] = {"output": None, "revision": None, "prefix_cache": None, "prefix_cache_size": None, "kv_bits": AUTO}
         return replace(self, **recipe, **alone, dtype="auto", method=DEFAULT_METHOD)
 
     def _with_recipe(self) -> Options:

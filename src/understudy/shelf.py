@@ -46,6 +46,11 @@ class ModelShelf:
         """Tokens that each model's texts may have when it is loaded alone."""
         return {name: plan.context for name, plan in self.plans.items()}
 
+    @property
+    def exact(self) -> dict[str, bool]:
+        """Of each model: are its texts the exact model's?"""
+        return {name: not plan.kv_bits for name, plan in self.plans.items()}
+
     def leaving(self, name: str, loaded: Mapping[str, LLM]) -> list[str]:
         """Which of the `loaded` models, those used longest ago first, must go so that `name` can be loaded.
 

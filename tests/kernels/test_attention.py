@@ -13,14 +13,15 @@ from tests.test_tree import trees
 from understudy.kernels import attention
 from understudy.kernels.attention import AttentionSpec
 from understudy.layer_states import FullState, LayerShape
+from understudy.small_keys import size_in, stored
 from understudy.tree import Nodes, TokenTree
 
 
 def filled(shape: LayerShape, rows: int, capacity: int, dtype: torch.dtype) -> FullState:
     """A layer's state of random keys and values."""
     state = FullState(shape, rows, capacity, dtype, "cpu")
-    state.keys.normal_()
-    state.values.normal_()
+    for slab in (state.keys, state.values):
+        slab.copy_(stored(torch.randn(*slab.shape[:3], size_in(slab)), slab))
     return state
 
 
@@ -33,13 +34,15 @@ def filled(shape: LayerShape, rows: int, capacity: int, dtype: torch.dtype) -> F
     st.sampled_from([(4, 2, 64, 64), (3, 1, 20, 20), (2, 2, 32, 32), (4, 2, 24, 20), (2, 1, 16, 64)]),
     st.booleans(),
     st.sampled_from([torch.float32, torch.bfloat16]),
+    st.booleans(),
 )
 def test_the_kernel_is_attention_over_what_each_node_sees(
-    tree: TokenTree, length: int, window: int, softcap: float, shape: tuple[int, int, int, int], sinks: bool, dtype: torch.dtype
-) -> None:
+    tree: TokenTree, length: int, window: int, softcap: float, shape: tuple[int, int, int, int], sinks: bool, dtype: torch.dtype,
+    small: bool,
+) -> None:  # fmt: skip
     heads, kv_heads, dim, size = shape
     torch.manual_seed(length)
-    state = filled(LayerShape(kv_heads, dim, size), 2, 256, dtype)
+    state = filled(LayerShape(kv_heads, dim, size, small=small), 2, 256, dtype)
     nodes = Nodes.join([Nodes.of(tree, 1, length), Nodes.of(TokenTree.chain([1] * 5), 0, 61)])
     query = torch.randn(len(nodes), heads, dim).to(dtype)
     spec = AttentionSpec(0.3, window, softcap, 2 * torch.randn(heads).to(dtype) if sinks else None)

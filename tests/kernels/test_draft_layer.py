@@ -14,6 +14,7 @@ from understudy.kernels.attention import AttentionSpec
 from understudy.kernels.attention import attend as exact
 from understudy.layer_states import FullState, LayerShape, SlidingState
 from understudy.rectangle import PaddedState
+from understudy.small_keys import plain, size_in, stored
 from understudy.tree import Nodes, TokenTree
 
 
@@ -25,20 +26,20 @@ def turned(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 def filled(state: FullState) -> FullState:
     for slab in (state.keys, state.values):
-        slab.copy_(torch.randn(slab.shape))
+        slab.copy_(stored(torch.randn(*slab.shape[:3], size_in(slab)), slab))
     return state
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     nodes=rows_of_nodes(), window=st.sampled_from([0, 1, 7, 30]), group=st.integers(1, 3), size=st.sampled_from([8, 16, 20]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]), slides=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]), slides=st.booleans(), small=st.booleans(),
 )  # fmt: skip
 def test_it_is_turning_keeping_and_the_exact_attention(
-    nodes: Nodes, window: int, group: int, size: int, dtype: torch.dtype, slides: bool
+    nodes: Nodes, window: int, group: int, size: int, dtype: torch.dtype, slides: bool, small: bool
 ) -> None:
     torch.manual_seed(len(nodes))
-    shape = LayerShape(2, 16, size, window=window)
+    shape = LayerShape(2, 16, size, window=window, small=small)
     ours = filled(SlidingState(shape, 3, 48, dtype) if slides and window else FullState(shape, 3, 64, dtype))
     other = type(ours)(shape, 3, ours.keys.shape[2], dtype)
     other.keys.copy_(ours.keys)
@@ -54,9 +55,11 @@ def test_it_is_turning_keeping_and_the_exact_attention(
     other.write(nodes, turned(keys.to(dtype).float(), cosines, sines), values)
     wanted = exact(turned(queries.to(dtype).float(), cosines, sines), other.keys, other.values, nodes, spec)
     close = 1e-5 if dtype == torch.float32 else 0.02
-    assert torch.allclose(ours.keys.float(), other.keys.float(), atol=close)
-    assert torch.equal(ours.values, other.values)
-    assert torch.allclose(found.float(), wanted.flatten(1), atol=close)
+    # Codes of numbers that are turned in another order may be one step apart.
+    off = 0.06 if small else close
+    assert torch.allclose(plain(ours.keys).float(), plain(other.keys).float(), atol=off)
+    assert torch.allclose(plain(ours.values).float(), plain(other.values).float(), atol=off if small else 0.0)
+    assert torch.allclose(found.float(), wanted.flatten(1), atol=off)
 
 
 def test_threads_and_other_nodes_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:

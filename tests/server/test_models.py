@@ -63,6 +63,7 @@ class CountedShelf:
 
     def __init__(self, names: str, at_once: int = 1):
         self.contexts = dict.fromkeys(names, 64)
+        self.exact = dict.fromkeys(names, True)
         self.at_once = at_once
         self.loads: list[str] = []
         self.go = threading.Event()
@@ -275,6 +276,7 @@ def test_models_are_swapped_and_say_what_they_say_alone(several: Several, alone:
     shelf.go.set()
     cards = {card["id"]: card for card in server.http.get("/v1/models").json()["data"]}
     assert list(cards) == ["a", "b"] and {card["max_model_len"] for card in cards.values()} == {256}
+    assert all(card["exact"] is True for card in cards.values())
     assert {card["status"]["value"] for card in cards.values()} == {"unloaded"}
     gone = []
     for name in ("a", "b", "a"):

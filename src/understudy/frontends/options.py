@@ -77,6 +77,11 @@ def spill(text: str) -> str | int:
     return text if text in ("auto", "none") else count(text)
 
 
+def kv_bits(text: str) -> str | int:
+    """An argument type: auto, or a number of bits, which Options checks."""
+    return text if text == "auto" else count(text)
+
+
 def memory(text: str) -> str:
     """An argument type: a size, checked at once and read by LLM."""
     parse_size(text)
@@ -151,6 +156,7 @@ PLACEMENT = (
     _choice("--resident", lambda: RESIDENT, "exact weights kept in fast memory (auto: what the budget leaves)"),
     _value("--context", "N", "longest prompt and answer together, in tokens", count),
     _value("--spill", "auto|none|N", "keys and values of all but the latest N tokens go to disk (auto: if they must)", spill),
+    _value("--kv-bits", "8|auto", "8: keys and values take half the memory and are not exact (auto: the model's type)", kv_bits),
     _value("--prefix-cache", "DIR", "keep the beginnings of long prompts there, so that no later start reads them again", Path),
     _value("--prefix-cache-size", "SIZE", "the most that they may take (default 4GB); what was used least recently goes", memory),
     *PREPARATION,

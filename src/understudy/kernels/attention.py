@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..small_keys import LINES, plain, size_in
 from ..tree import Nodes
 from . import attention_cpu
 
@@ -41,7 +42,7 @@ def attend(
     keys, values: a layer's [rows, kv heads, places, size], slot s at place s % places, which already hold the nodes' own. The
     heads are shared out over `threads` of `pool`, which changes no bit."""
     q = query.float().contiguous().numpy()
-    out = np.empty((*q.shape[:2], values.shape[3]), np.float32)
+    out = np.empty((*q.shape[:2], size_in(values)), np.float32)
     sinks = NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
     k, v, heads = bits_of_slab(keys), bits_of_slab(values), keys.shape[1]
     rows, positions, prefix, tail = nodes.arrays
@@ -60,10 +61,10 @@ def attend(
 
 
 def bits_of_slab(slab: Tensor) -> np.ndarray:
-    """Keys or values as the CPU's kernel reads them: float32, or uint16 holding bfloat16."""
+    """Keys or values as the CPU's kernel reads them: float32, uint16 holding bfloat16, or lines of bytes."""
     if slab.dtype == torch.bfloat16:
         return slab.view(torch.uint16).numpy()
-    assert slab.dtype == torch.float32, f"the CPU kernel reads float32 and bfloat16 caches, not {slab.dtype}"
+    assert slab.dtype in (torch.float32, LINES), f"the CPU kernel reads float32 and bfloat16 caches, not {slab.dtype}"
     return slab.numpy()
 
 
@@ -81,7 +82,7 @@ def attend_anywhere(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, s
 
 
 def _attend_group(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
-    (count, heads, dim), kv_heads, size = query.shape, keys.shape[1], values.shape[3]
+    (count, heads, dim), kv_heads, size = query.shape, keys.shape[1], size_in(values)
     q, rows, position, prefix, tail = (
         nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, GROUP - count))
         for tensor in (query.float(), nodes.rows[:, None], nodes.positions[:, None], nodes.prefix[:, None], nodes.tail)
@@ -98,7 +99,7 @@ def _attend_group(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spe
         beyond = tail.gather(1, (place - prefix).clamp(0, tail.shape[1] - 1))
         slots = torch.where(place < prefix, place, beyond) % keys.shape[2]
         k, v = (
-            slab.transpose(1, 2)[rows, slots].float().transpose(1, 2) for slab in (keys, values)
+            plain(slab.transpose(1, 2)[rows, slots]).float().transpose(1, 2) for slab in (keys, values)
         )  # [GROUP, kv, 64, d]
         scores = q @ k.transpose(-1, -2) * spec.scaling
         if spec.softcap:

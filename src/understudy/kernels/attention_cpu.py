@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .compiled import contracted
+from .compiled import contracted, float_of
 
 BLOCK = 64
 _LOG2E = np.float32(1.4426950408889634)
@@ -19,18 +19,27 @@ _LN2_LOW = np.float32(1.42860677e-06)
 def _gather(
     slab: Any, row: int, head: int, prefix: int, tail: Any, first: int, last: int, transposed: bool, bits: Any, block: Any,
 ) -> None:  # fmt: skip
-    """Keys (transposed: [d, 64]) or values ([64, d]) at positions first..last as float32; 16-bit slabs hold bfloat16.
+    """Keys (transposed: [d, 64]) or values ([64, d]) at positions first..last as float32. 16-bit slabs hold bfloat16, bytes are
+    the lines of `small_keys`.
 
     Slot s lies at place s % places: a layer that looks back at a window has fewer places than the context has slots."""
-    places, dim = slab.shape[2], slab.shape[3]
+    places, dim = slab.shape[2], block.shape[0] if transposed else block.shape[1]
     for j in range(last - first + 1):
         position = first + j
         slot = position if position < prefix else tail[position - prefix]
         place = slot % places
         if bits.shape[0] > 0:
-            for c in range(dim):
-                bits[c] = np.uint32(slab[row, head, place, c]) << np.uint32(16)
             line = bits.view(np.float32)
+            if slab.itemsize == 1:
+                word = np.int64(0)
+                for c in range(4):
+                    word |= np.int64(slab[row, head, place, dim + c]) << (8 * c)
+                step = float_of(word)
+                for c in range(dim):
+                    line[c] = step * np.float32(np.int8(slab[row, head, place, c]))
+            else:
+                for c in range(dim):
+                    bits[c] = np.uint32(slab[row, head, place, c]) << np.uint32(16)
             if transposed:
                 for c in range(dim):
                     block[c, j] = line[c]
@@ -225,12 +234,12 @@ def attend(
     window: int, scaling: float, softcap: float, sinks: Any, first_head: int, last_head: int, out: Any,
 ) -> None:  # fmt: skip
     """query: [n, heads, key size] float32; out: [n, heads, value size] float32. keys, values: [rows, kv heads, places, size]
-    float32, or uint16 holding bfloat16.
+    float32, uint16 holding bfloat16, or uint8: lines of `small_keys`.
 
     rows, positions, prefix: [n]; tail: [n, t] (see tree.Nodes). window 0: all positions are seen; else the last `window`.
     sinks: [heads] float32, or empty. Serves kv heads first_head..last_head-1."""
     count, heads, dim = query.shape
-    size = values.shape[3]
+    size = out.shape[2]
     group = heads // keys.shape[1]
     how = window, np.float32(scaling), np.float32(softcap)
     longest = 0
@@ -238,7 +247,7 @@ def attend(
         longest = max(longest, positions[i] + 1)
     blocks = (longest + BLOCK - 1) // BLOCK
     line = np.empty((count, group, blocks * BLOCK), np.float32)
-    bits = np.empty(max(dim, size) if keys.itemsize == 2 else 0, np.uint32)
+    bits = np.empty(max(dim, size) if keys.itemsize < 4 else 0, np.uint32)
     scoring = bits, np.zeros((dim, BLOCK), np.float32), np.zeros((dim, BLOCK), np.float32), np.empty(BLOCK, np.float32)
     weighing = bits, np.zeros((BLOCK, size), np.float32), np.zeros((BLOCK, size), np.float32)
     seen, part = (rows, positions, prefix, tail), (0, blocks, 0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..small_keys import plain
 from ..tree import Nodes
 from .attention import AttentionSpec
 
@@ -30,7 +31,7 @@ class LevelAttention:
         outs = []
         for start, end, row in self.spans:
             columns, mask = self._mask(start, end, spec.window, keys.shape[2], query.shape[1] // keys.shape[1])
-            k, v = keys[row, :, :columns].to(query.dtype), values[row, :, :columns].to(query.dtype)
+            k, v = (plain(slab[row, :, :columns]).to(query.dtype) for slab in (keys, values))
             outs.append(_grouped(query[start:end], k, v, mask, spec))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 

@@ -13,14 +13,15 @@ from numba.np import numpy_support
 from torch import Tensor
 
 from ..layer_states import FullState
+from ..small_keys import size_in
 from ..tree import Nodes
 from . import team
 from .attention import AttentionSpec
 from .attention_cpu import exponential
 from .compiled import bits_of, float_of, loose, machine_code
 from .descriptor import LevelRun, level_run
-from .numbers import read, write
-from .team import float32_at, int64_at, take, uint16_at
+from .numbers import read, step_of, write, write_codes
+from .team import float32_at, int64_at, take, uint8_at, uint16_at
 
 # products of a query and a key below which other threads are not worth waking
 SMALL = 400_000
@@ -36,7 +37,7 @@ def attend(made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: 
     rows, positions, prefix, tail = nodes.arrays
     slots = nodes.slots.numpy()
     keys, values = state.keys, state.values
-    kv_heads, key_size, value_size = keys.shape[1], keys.shape[3], values.shape[3]
+    kv_heads, key_size, value_size = keys.shape[1], size_in(keys), size_in(values)
     row_lines, head_lines = _lines(keys)
     assert _lines(values) == (row_lines, head_lines), "keys and values lie in different orders"
     heads = (made.shape[1] - kv_heads * value_size) // key_size - kv_heads
@@ -151,11 +152,26 @@ def _keep(run: Any, i: int, head: int, turns: Any, line: Any) -> None:
     place = _line(run, i, head, carray(int64_at(run.slots), run.nodes)[i])
     key, value = line[: run.key_size], line[: run.value_size]
     _turn(run, i, run.heads + head, turns, key)
-    write(key, run.keys + place * run.key_size * run.cache_itemsize, run.cache_itemsize)
+    _put(key, run.keys + place * _width(run.key_size, run.cache_itemsize), run.cache_itemsize)
     before = (run.heads + run.kv_heads) * run.key_size
     made = i * (before + run.kv_heads * run.value_size) + before + head * run.value_size
     read(run.made + made * run.itemsize, run.itemsize, value)
-    write(value, run.values + place * run.value_size * run.cache_itemsize, run.cache_itemsize)
+    _put(value, run.values + place * _width(run.value_size, run.cache_itemsize), run.cache_itemsize)
+
+
+@loose
+def _width(size: int, itemsize: int) -> Any:
+    """Bytes of a key or a value in the cache: lines of `small_keys` end with their step."""
+    return size + 4 if itemsize == 1 else size * itemsize
+
+
+@loose
+def _put(numbers: Any, address: int, itemsize: int) -> None:
+    """Put `numbers` into the cache at `address`."""
+    if itemsize == 1:
+        write_codes(numbers, address)
+    else:
+        write(numbers, address, itemsize)
 
 
 @loose
@@ -171,7 +187,7 @@ def _through(run: Any, i: int, head: int, low: int, high: int, lines: Any, weigh
             count = min(min(prefix, high + 1) - position, run.places - position % run.places)
         else:
             slot = tail[i, position - prefix]
-        address = slab + _line(run, i, head, slot) * size * run.cache_itemsize
+        address = slab + _line(run, i, head, slot) * _width(size, run.cache_itemsize)
         part = weights[:, position - low : position - low + count]
         if run.cache_itemsize == 2:
             halves = carray(uint16_at(address), (count, size))
@@ -179,6 +195,12 @@ def _through(run: Any, i: int, head: int, low: int, high: int, lines: Any, weigh
                 _score_halves(halves, lines, scaling, part)
             else:
                 _weigh_halves(halves, part, lines)
+        elif run.cache_itemsize == 1:
+            codes = carray(uint8_at(address), (count, size + 4))
+            if scoring:
+                _score_codes(codes, lines, scaling, part)
+            else:
+                _weigh_codes(codes, part, lines)
         else:
             floats = carray(float32_at(address), (count, size))
             if scoring:
@@ -200,6 +222,19 @@ def _score_halves(keys: Any, queries: Any, scaling: Any, out: Any) -> None:
 
 
 @loose
+def _score_codes(keys: Any, queries: Any, scaling: Any, out: Any) -> None:
+    """`_score_halves` of lines of `small_keys`."""
+    size = queries.shape[1]
+    for p in range(keys.shape[0]):
+        step = step_of(keys[p], size) * scaling
+        for g in range(queries.shape[0]):
+            total = np.float32(0)
+            for c in range(size):
+                total += queries[g, c] * np.float32(np.int8(keys[p, c]))
+            out[g, p] = total * step
+
+
+@loose
 def _score_floats(keys: Any, queries: Any, scaling: Any, out: Any) -> None:
     """`_score_halves` in float32."""
     for p in range(keys.shape[0]):
@@ -217,6 +252,18 @@ def _weigh_halves(values: Any, weights: Any, sums: Any) -> None:
         for g in range(sums.shape[0]):
             for c in range(sums.shape[1]):
                 sums[g, c] += weights[g, p] * float_of(np.int64(values[p, c]) << 16)
+
+
+@loose
+def _weigh_codes(values: Any, weights: Any, sums: Any) -> None:
+    """`_weigh_halves` of lines of `small_keys`."""
+    size = sums.shape[1]
+    for p in range(values.shape[0]):
+        step = step_of(values[p], size)
+        for g in range(sums.shape[0]):
+            weight = weights[g, p] * step
+            for c in range(size):
+                sums[g, c] += weight * np.float32(np.int8(values[p, c]))
 
 
 @loose

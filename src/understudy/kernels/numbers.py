@@ -6,7 +6,7 @@ import numpy as np
 from numba.np import numpy_support
 
 from .compiled import compiled, float_of, word_of
-from .team import float32_at, uint16_at
+from .team import float32_at, uint8_at, uint16_at
 
 carray: Any = numpy_support.carray
 
@@ -39,6 +39,32 @@ def write(numbers: Any, address: int, itemsize: int) -> None:
         floats = carray(float32_at(address), count)
         for k in range(count):
             floats[k] = numbers[k]
+
+
+@compiled
+def write_codes(numbers: Any, address: int) -> None:
+    """Put `numbers`, float32, at `address` as a line of `small_keys`: a byte for each, and their step."""
+    size = numbers.shape[0]
+    line = carray(uint8_at(address), size + 4)
+    largest = np.float32(0)
+    for k in range(size):
+        largest = max(largest, abs(numbers[k]))
+    step = max(largest / np.float32(127), np.float32(1e-30))
+    magic = np.float32(12582912.0)
+    for k in range(size):
+        line[k] = np.int32((numbers[k] / step + magic) - magic) & 255
+    word = word_of(step)
+    for c in range(4):
+        line[size + c] = word >> (8 * c) & 255
+
+
+@compiled
+def step_of(line: Any, size: int) -> Any:
+    """The step, float32, of a line of `small_keys` with `size` codes."""
+    word = np.int64(0)
+    for c in range(4):
+        word |= np.int64(line[size + c]) << (8 * c)
+    return float_of(word)
 
 
 @compiled

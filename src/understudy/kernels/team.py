@@ -176,5 +176,6 @@ def _at(kind: Any) -> Any:
 
 take: Any = _take
 together: Any = _together
-int8_at, uint16_at, uint32_at, float32_at = map(_at, (types.int8, types.uint16, types.uint32, types.float32))
+int8_at, uint8_at, uint16_at = map(_at, (types.int8, types.uint8, types.uint16))
+uint32_at, float32_at = map(_at, (types.uint32, types.float32))
 int64_at: Any = _at(types.int64)

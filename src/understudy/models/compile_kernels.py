@@ -38,9 +38,10 @@ def compile_kernels(
     report: Callable[[str, float, float], None] | None = None,
     *,
     spills: bool = False,
+    small: bool = False,
 ) -> None:
     """Use every kernel that running `store` on the processor needs once, on the smallest weight of each kind.
-    `spills`: so are those for keys and values that lie in a file.
+    `spills`: so are those for keys and values that lie in a file; `small`: those for such of 8 bits, in place of others.
 
     Machine code that an earlier run kept on disk is only read; `report` is told when compiling takes longer than LONG."""
     tell = threading.Timer(LONG, lambda: report and report("Compiling kernels for this processor, once", 0, 0))
@@ -49,13 +50,14 @@ def compile_kernels(
     try:
         if spills:
             spilled_attention.compile_kernels(cache_dtype(dtype))
-        _use_all(store, config, dtype, drafts)
+        shape = ModelShape.of(config)
+        _use_all(store, shape.small() if small else shape, dtype, drafts)
     finally:
         tell.cancel()
 
 
 @torch.inference_mode()
-def _use_all(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> None:
+def _use_all(store: Store, shape: ModelShape, dtype: torch.dtype, drafts: bool) -> None:
     """`compile_kernels` itself; gives the memory that compiling took back to the system."""
     # one thread: attention is not shared out for so little
     processor = Processor(threads=1)
@@ -64,7 +66,7 @@ def _use_all(store: Store, config: Any, dtype: torch.dtype, drafts: bool) -> Non
         smallest[entry.quantizer, entry.codec, entry.dtype] = entry
     for entry in smallest.values():
         _use(store, entry, dtype, drafts, processor)
-    layers = ModelShape.of(config).layers
+    layers = shape.layers
     for layer in [layer for layer in layers if layer.kv_heads][:1]:
         _attend(processor, layer, dtype)
         if drafts:

@@ -219,7 +219,7 @@ def _kv_token_bytes(shape: ModelShape, dtype: torch.dtype) -> dict[int, int]:
     for layer in shape.layers:
         if layer.reads is not None:
             continue
-        found[layer.window_slots] = found.get(layer.window_slots, 0) + layer.numbers * cache_dtype(dtype).itemsize
+        found[layer.window_slots] = found.get(layer.window_slots, 0) + layer.token_bytes(cache_dtype(dtype).itemsize)
     return found
 
 

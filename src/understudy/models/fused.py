@@ -17,6 +17,7 @@ from ..cache import Cache
 from ..kernels.attention import AttentionSpec
 from ..kernels.blocks import BlockKernels, JoinedProduct
 from ..kernels.draft_product import Norm
+from ..small_keys import LINES, plain, size_in
 from ..tree import Nodes
 from .streamed import CurrentPass, Pass, StreamedLinear
 
@@ -137,8 +138,8 @@ def fused(
     attention: Any = block.self_attn
     mlp: Any = block.mlp
     before, after = (_norm(getattr(block, name)) for name in ("input_layernorm", "post_attention_layernorm"))
-    plain = not sample.spec.softcap and sample.spec.sinks is None and sample.given.dtype in TYPES
-    if before is None or after is None or not plain or not _is_silu(mlp.act_fn):
+    usual = not sample.spec.softcap and sample.spec.sinks is None and sample.given.dtype in TYPES
+    if before is None or after is None or not usual or not _is_silu(mlp.act_fn):
         return None
     made = joiner([attention.q_proj, attention.k_proj, attention.v_proj], before)
     output, down = joiner([attention.o_proj]), joiner([mlp.down_proj])
@@ -171,14 +172,14 @@ class Joiner:
 def agrees(block: FusedBlock, sample: Sample, level: LevelPass) -> bool:
     """Whether `block` gives what the stock block gave, and leaves the same keys and values in the cache."""
     state, row = level.cache.layer(block.layer, block.spec.window), int(level.nodes.rows[0])
-    usual = level.cache.shapes[block.layer].reads is None and state.keys.dtype in TYPES
-    if not usual or any(turn.shape[-1] != state.keys.shape[3] for turn in sample.turns):
+    usual = level.cache.shapes[block.layer].reads is None and state.keys.dtype in (*TYPES, LINES)
+    if not usual or any(turn.shape[-1] != size_in(state.keys) for turn in sample.turns):
         return False
     places = state.places(level.nodes.slots)
-    kept = [slab[row, :, places].float() for slab in (state.keys, state.values)]
+    kept = [plain(slab[row, :, places]).float() for slab in (state.keys, state.values)]
     added = (sample.gave - sample.given).float()
     pairs = [(added, block(sample.given, sample.turns, level).float() - sample.given.float())]
-    pairs += [(old, slab[row, :, places].float()) for old, slab in zip(kept, (state.keys, state.values), strict=True)]
+    pairs += [(old, plain(slab[row, :, places]).float()) for old, slab in zip(kept, (state.keys, state.values), strict=True)]
     return all(bool((new - old).norm() <= TOLERANCE * old.norm()) for old, new in pairs)
 
 

@@ -55,6 +55,10 @@ class ModelShape:
             positions=longest_exact(config),
         )
 
+    def small(self) -> ModelShape:
+        """The same with keys and values of 8 bits."""
+        return replace(self, layers=tuple(replace(layer, small=True) for layer in self.layers))
+
     def widest_line(self, dtype: torch.dtype) -> int:
         """Bytes of the keys, or of the values, of a token in the widest layer of a model that computes in `dtype`."""
         return max(layer.kv_heads * max(layer.key_size, layer.value_size) for layer in self.layers) * cache_dtype(dtype).itemsize

@@ -205,4 +205,6 @@ class PlanRequest:
     layers: int = 0
     # How keys and values spill; None: they all stay in fast memory.
     spilling: Spilling | None = None
+    # Bits of a key's or value's number, where not the model's own type; 0: that.
+    kv_bits: int = 0
     speeds: LinkSpeeds = UNKNOWN

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import UsageError
+from ..small_keys import NOT_EXACT
 from ..tiers.ring import smallest_ring
 from .demand import MIB, Footprint, PlanRequest, Spilling
 from .placement import Passes, Plan
@@ -180,6 +181,7 @@ def _placed(
         record_nodes=request.record_nodes,
         padded_rows=request.padded_rows,
         layers=request.layers,
+        kv_bits=request.kv_bits,
         passes=passes,
         tile=request.tile,
         draft_level_bytes=substitute_bytes + whole_bytes,
@@ -202,9 +204,11 @@ def _with_spill(plan: Plan, footprint: Footprint, request: PlanRequest) -> Plan:
 
 def _notes(plan: Plan) -> tuple[str, ...]:
     tokens = (plan.passes.tiles - plan.passes.trees) * plan.tile
+    said = (NOT_EXACT,) if plan.kv_bits else ()
     if not plan.streamed_bytes or tokens >= plan.context:
-        return ()
+        return said
     return (
+        *said,
         f"prompts are read {tokens} tokens at a time; each piece is a sweep of the weights (more --memory: longer pieces)",
     )
 

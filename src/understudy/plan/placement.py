@@ -84,6 +84,8 @@ class Plan:
     stage: tuple[int, int] = (0, 0)
     # What each further device holds: its own parts, what decodes them, and their stream. Their bytes are not in `items`.
     lanes: tuple[Plan, ...] = ()
+    # Bits of a key's or value's number, where not the model's own type: the text is not the exact model's then. 0: that type.
+    kv_bits: int = 0
     # Latest tokens of each text whose keys and values stay in fast memory, while older ones lie in a file; 0: all stay.
     spill_latest: int = 0
     # Threads that attend to those in the file side by side.
@@ -157,6 +159,7 @@ class Plan:
             "used": self.used,
             "smallest_budget": self.least_bytes,
             "limit_plain_tokens_per_second": self.plain_tokens_per_second,
+            **({"kv_bits": self.kv_bits} if self.kv_bits else {}),
             **({"spill": self.spill_latest, "spilled": self.spilled_bytes} if self.spill_latest else {}),
             **({"lanes": [lane.lane_dict() for lane in self.lanes]} if self.lanes else {}),
         }

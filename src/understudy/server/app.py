@@ -221,6 +221,7 @@ class Endpoints:
             "created": self.models_served.began,
             "owned_by": "understudy",
             "max_model_len": self.models_served.context(place),
+            "exact": self.models_served.exact(place),
             "status": {"value": place.status},
         }
 

@@ -138,6 +138,12 @@ class ServedModels:
             return int(place.served.llm.context)
         return 0 if self.shelf is None else self.shelf.contexts[place.name]
 
+    def exact(self, place: ModelPlace) -> bool:
+        """Are the texts of this model the exact model's? Keys and values of 8 bits are for those who ask for them."""
+        if place.served is not None:
+            return not place.served.llm.plan.kv_bits
+        return self.shelf is None or self.shelf.exact[place.name]
+
     async def lease(self, name: str | None) -> Lease:
         """The right to use a model, once it is loaded. Cancelling gives up the wait.
 

@@ -20,6 +20,10 @@ class Shelf(Protocol):
     def contexts(self) -> Mapping[str, int]:
         """Tokens that each model's texts may have when it is loaded alone."""
 
+    @property
+    def exact(self) -> Mapping[str, bool]:
+        """Of each model: are its texts the exact model's?"""
+
     def leaving(self, name: str, loaded: Mapping[str, Any]) -> list[str]:
         """Which of the `loaded` models must go so that `name` can be loaded; those used longest ago come first in `loaded`.
         UnderstudyError where it cannot be loaded whoever goes."""
