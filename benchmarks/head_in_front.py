@@ -6,6 +6,8 @@ Each prompt of real_prompts.py is answered by both ways, one right after the oth
 what disturbs the machine disturbs both. Texts must be the same. The ratio of tokens per second is that of both ways' sums; beside
 it stands the median of the prompts' own ratios.
 
+By the clock, the model that is loaded second may be slower for being second: compare speeds in processes of their own too.
+
 --no-clock: drafters are told the seconds of --costs, so trees and levels are the same in every run on any machine, however busy."""
 
 import argparse
