@@ -12,12 +12,15 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -82,6 +85,8 @@ DEFERRED: Mapping[str, Mapping[str, Any]] = {
     **{name: {} for name in SHAPES},
     INDEXING: {"TransformGetItemToIndex": later(INDEXING, "TransformGetItemToIndex")},
     "torch._dynamo": {"disable": unmarked, "allow_in_graph": unmarked, "assume_constant_result": unmarked},
+    # An annotation.
+    "torch._higher_order_ops.invoke_subgraph": {"NestedCompileRegionOptions": object},
     "torch._higher_order_ops": {name: later("torch._higher_order_ops", name) for name in ("cond", "while_loop")},
     "torch.distributions": {},
     "torch.export": {},
@@ -222,9 +227,42 @@ def lean() -> Iterator[None]:
     if not _owned[0]:
         yield
         return
+    with _collecting_later(), _loading_torch(), hidden("coverage"):
+        # What multiplies needs it; nothing in it needs torch.
+        importlib.import_module("numba")
     with _collecting_later():
         import_foundation()
         yield
+
+
+@contextmanager
+def _loading_torch() -> Iterator[None]:
+    """Inside, a thread loads torch's largest library, which takes as long as many modules and leaves Python's lock to others. At
+    the end it is there, or torch will say itself what is wrong with it."""
+    library = _library_of_torch()
+    thread = threading.Thread(target=_load_library, args=(library,)) if library is not None else None
+    if thread is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        if thread is not None:
+            thread.join()
+
+
+def _library_of_torch() -> Path | None:
+    """The library of a torch for processors alone, unless it is loaded already. (One for GPUs loads others before it.)"""
+    spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "lib"
+    library = folder / "libtorch_cpu.so"
+    return library if library.exists() and not (folder / "libtorch_cuda.so").exists() else None
+
+
+def _load_library(library: Path) -> None:
+    with suppress(OSError):
+        ctypes.CDLL(str(library))
 
 
 def import_foundation() -> bool:
@@ -236,6 +274,8 @@ def import_foundation() -> bool:
         import torch
 
         stack.enter_context(_on_one_machine())
+        # It spreads models over devices, which we do ourselves.
+        stack.enter_context(hidden("accelerate"))
         if not torch.cuda.is_available():
             stack.enter_context(hidden("triton"))
         try:

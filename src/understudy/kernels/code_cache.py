@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from numba.core import caching
+from numba.core.runtime import rtsys
 
 from . import instructions
 
@@ -62,6 +63,13 @@ class CodeCache(_FunctionCache):  # type: ignore[misc]
     """The machine code of one kernel on disk, for numba."""
 
     _impl_class = _Places
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """What is kept for `signature`, linked with numba's runtime. What only compiling needs, numba loads once it compiles: here
+        it would take a tenth of a second of each process (`BaseContext.refresh`)."""
+        rtsys.initialize(target)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(signature, target)
 
     def _load_overload(self, signature: Any, target: Any) -> Any:
         """What is kept for `signature`: by an earlier process, else with the package; None where there is nothing."""

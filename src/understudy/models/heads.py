@@ -60,7 +60,7 @@ def refuse_wrong_head(model: nn.Module, store: Store) -> None:
     spec, table = store.layout.linears[-1], store.layout.embedding
     if spec.weight != table:
         return
-    head = finder(model, store.extra)(f"{spec.module}.weight")
+    head = finder(model, store.extra)(f"{spec.module}.weight") if store.extra else None
     if not ties_head(model) or (head is not None and store.extra[head].checksum != store.embedding.checksum):
         raise StoreError(
             f"{store.path} was prepared with the embedding in the place of the model's own head: delete it and prepare it again."
