@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from numba.core import caching
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 
 from . import instructions
 
