@@ -35,8 +35,10 @@ def write(model: str, resident: str, seconds: float) -> dict[str, float]:
     """Figures of one process that writes for about `seconds`: rates, and counts a token.
 
     It says `ready` once the model is loaded, and starts when it reads a line."""
+    from understudy.frontends import SPINS
+
     # As the command line has it; read when torch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "50000")
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     import torch
 
     from understudy import LLM, SamplingParams

@@ -32,6 +32,10 @@ COMMANDS = {
     "completion": "understudy.frontends.completion:command",
 }
 
+# How often a thread looks whether the others are done before it sleeps: some hundred microseconds. Looking on, as is OpenMP's
+# default, takes the processor from those that work, above all on a busy machine (docs/log.md).
+SPINS = "5000"
+
 # The exit status that shells report for a program ended by Ctrl-C.
 INTERRUPTED = 130
 
@@ -41,10 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     guard()
     if argv is None:
         startup.own()
-    # Read when torch is loaded: threads that wait for each other spin for some microseconds, then sleep. Spinning on, as is
-    # the default, takes the processor from those that work; sleeping at once costs a third of a draft level (docs/log.md).
+    # Read when torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "50000")
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         status = _flushed(sys.argv[1:] if argv is None else list(argv))
     except UnderstudyError as error:
