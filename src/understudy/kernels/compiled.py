@@ -30,8 +30,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """`function` as machine code. It runs beside other Python threads, so it may not call back into Python."""
-    return _kept(function, nogil=True, error_model="numpy")
+    """`function` as machine code. It runs beside other Python threads, so it may not call back into Python.
+
+    Its sums and products are rounded as they are written, whoever calls it: where nothing is said of that, numba compiles it as the
+    first kernel that calls it is, and keeps that for all."""
+    return _kept(function, nogil=True, error_model="numpy", fastmath=False)
 
 
 def contracted(function: F) -> F:
