@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,16 +21,21 @@ ALL = torch.arange(len(NODES))
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
     save(path, "llama", torch.bfloat16)
+    return path
+
+
+@pytest.fixture
+def llm(path: Path) -> Iterator[LLM]:
+    # For each test its own: one that loses its device gives all memory back.
     with LLM(path, method="none", resident="none", memory="1GiB", context=128, rows=2) as llm:
         yield llm
 
 
 @pytest.fixture
-def model(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Model:
-    monkeypatch.setattr(llm.model, "_lost", None)
+def model(llm: LLM) -> Model:
     return llm.model  # type: ignore[return-value]
 
 
