@@ -228,6 +228,12 @@ def test_two_tabs_share_conversations_and_the_passes_of_the_engine(
     pace.let(3)
     two.page.wait_for_selector(".answer .exact")
     two.page.click("#open-engine")
+    # On a busy machine the page may have asked for the last time before all of them ran: another pass is news.
+    for _ in range(8):
+        two.page.wait_for_timeout(500)
+        if two.page.evaluate("document.querySelectorAll('.rows .taken').length") == 3:
+            break
+        pace.let(1)
     two.wait("document.querySelectorAll('.rows .taken').length === 3")
     names = two.page.locator(".rows .name").all_inner_texts()
     assert sorted(names) == ["Second", "Third", "another client"]
