@@ -77,7 +77,7 @@ USES = {
     "distributions": "print(float(torch.distributions.Normal(torch.tensor(3.0), torch.tensor(1.0)).mean))",
     "masked": "print(float(torch.masked.sum(torch.ones(4), mask=torch.tensor([True, True, False, True]))))",
     # An operator whose shape without numbers is written in Python.
-    "shapes": "startup.load_shapes(); print(float(torch.ones(3, 1, device='meta').histc().numel() / 100 * 3))",
+    "shapes": "startup.load_all(startup.SHAPES); print(float(torch.ones(3, 1, device='meta').histc().numel() / 100 * 3))",
 }
 
 

@@ -83,10 +83,9 @@ class Blueprint:
     @cached_property
     def shape(self) -> ModelShape:
         """The model's sizes, read off its config. Raises UsageError for keys and values of 8 bits where there are none."""
-        shape = ModelShape.of(self.config)
         if self.options.small_keys and self.device.own_memory:
             raise UsageError(f"--kv-bits {SMALL} is for the processor, not for {self.device.name}: leave it out.")
-        return shape.small() if self.options.small_keys else shape
+        return ModelShape.of(self.config, small=self.options.small_keys)
 
     @cached_property
     def footprint(self) -> Footprint:

@@ -43,7 +43,6 @@ class GrammarState:
         # Tokens that the grammar knows as its own, and those that may follow where it is complete, in bits.
         self._own = ~self._packed(ends)
         self._last = self._packed(self._stops)
-        self._ending = frozenset(self._stops)
         # The tokens after the text that the matcher has read.
         self._path: list[int] = []
         # By path after the text: what may follow, in bits; None where the path itself breaks the grammar.
@@ -67,9 +66,6 @@ class GrammarState:
     @property
     def complete(self) -> bool:
         """Whether the text is whole by its grammar, and can only end."""
-        if self._path and self._path[0] not in self._ending:
-            # A pass has gone on from here already.
-            return False
         self._go(())
         if not self._matcher.is_accepting():
             return False

@@ -157,8 +157,8 @@ class Options:
             if self.split != AUTO:
                 raise UsageError(f"--split {self.split} is for several devices: name them with --devices.")
             return
-        if self.split == STAGES and isinstance(self.batching, PaddedPolicy):
-            raise UsageError(f"--split stages is not for left-padded batches, as {self.policy} has them: choose one of the two.")
+        if self.split == STAGES:
+            self._check_not_padded("--split stages")
         several(self.devices)
         if self.device != AUTO:
             raise UsageError(f"--devices {self.devices} contradicts --device {self.device}: leave one of them out.")
@@ -171,8 +171,12 @@ class Options:
             return
         if not isinstance(self.spill, int) or self.spill < LEAST_LATEST:
             raise UsageError(f"--spill must be auto, none or a number of tokens, {LEAST_LATEST} or more, got {self.spill}.")
+        self._check_not_padded("--spill")
+
+    def _check_not_padded(self, option: str) -> None:
+        """Raise UsageError for an `option` that left-padded batches cannot have."""
         if isinstance(self.batching, PaddedPolicy):
-            raise UsageError(f"--spill is not for left-padded batches, as {self.policy} has them: choose one of the two.")
+            raise UsageError(f"{option} is not for left-padded batches, as {self.policy} has them: choose one of the two.")
 
     def _check_kv_bits(self) -> None:
         """Raise UsageError for what keys and values of 8 bits cannot do."""
@@ -186,8 +190,7 @@ class Options:
             raise UsageError(f"--kv-bits {SMALL} is not for keys and values that spill: leave it or --spill {self.spill} out.")
         if self.prefix_cache is not None:
             raise UsageError(f"--kv-bits {SMALL} is not for --prefix-cache, whose files hold exact ones: choose one of the two.")
-        if isinstance(self.batching, PaddedPolicy):
-            raise UsageError(f"--kv-bits {SMALL} is not for left-padded batches, as {self.policy} has them: choose one of the two.")
+        self._check_not_padded(f"--kv-bits {SMALL}")
 
     @property
     def small_keys(self) -> bool:
@@ -202,8 +205,8 @@ class Options:
             raise UsageError(f"--prefix-cache-size must be 1 byte or more, got {self.prefix_cache_size}.")
         if self.prefix_cache is not None and self.taps:
             raise UsageError("--prefix-cache keeps no hidden states, and taps hand out those of all tokens: choose one of the two.")
-        if self.prefix_cache is not None and isinstance(self.batching, PaddedPolicy):
-            raise UsageError(f"--prefix-cache is not for left-padded batches, as {self.policy} has them: choose one of the two.")
+        if self.prefix_cache is not None:
+            self._check_not_padded("--prefix-cache")
 
     @property
     def recipe(self) -> Recipe:

@@ -16,7 +16,7 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -68,15 +68,14 @@ def later(module: str, name: str) -> Callable[..., Any]:
     """The function `name` of `module`, which is loaded when it is first called."""
 
     def call(*arguments: Any, **named: Any) -> Any:
-        package = sys.modules[module]
-        if isinstance(package, Deferred):
-            load(package)
+        load_all([module])
         return getattr(sys.modules[module], name)(*arguments, **named)
 
     return call
 
 
-# The shapes of results without numbers, by torch operator. Those who trace a model need them; nobody asks a module for them.
+# The shapes of results without numbers, by torch operator. Whoever runs a model without numbers loads them first (`load_all`):
+# nobody asks a module for them.
 SHAPES = ("torch._meta_registrations", "torch.distributed._meta_registrations")
 # What masks made by a function of positions need of the compiler; it brings what exports models. We make no such masks.
 INDEXING = "torch._dynamo._trace_wrapped_higher_order_op"
@@ -121,13 +120,13 @@ def load(module: Deferred) -> None:
     module.__class__ = ModuleType  # type: ignore[assignment]
     assert module.__spec__ is not None and module.__spec__.loader is not None
     if module.__name__ in TRACERS:
-        load_shapes()
+        load_all(SHAPES)
     module.__spec__.loader.exec_module(module)
 
 
-def load_shapes() -> None:
-    """Load SHAPES where they are deferred. Whoever runs a model without numbers calls this first."""
-    for module in [sys.modules.get(name) for name in SHAPES]:
+def load_all(names: Iterable[str]) -> None:
+    """Load those of the modules `names` that are deferred."""
+    for module in [sys.modules.get(name) for name in names]:
         if isinstance(module, Deferred):
             load(module)
 
@@ -162,11 +161,8 @@ class _Waker(MetaPathFinder):
     Their modules import each other in circles, which can be entered by the packages alone."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        if not any(f"{fullname}.".startswith(f"{beginning}.") for beginning in BEGINNINGS):
-            return
-        for package in [sys.modules.get(name) for name in TRACERS]:
-            if isinstance(package, Deferred):
-                load(package)
+        if any(f"{fullname}.".startswith(f"{beginning}.") for beginning in BEGINNINGS):
+            load_all(TRACERS)
 
 
 @contextmanager
@@ -227,10 +223,10 @@ def lean() -> Iterator[None]:
     if not _owned[0]:
         yield
         return
-    with _collecting_later(), _loading_torch(), hidden("coverage"):
-        # What multiplies needs it; nothing in it needs torch.
-        importlib.import_module("numba")
     with _collecting_later():
+        with _loading_torch(), hidden("coverage"):
+            # What multiplies needs it; nothing in it needs torch.
+            importlib.import_module("numba")
         import_foundation()
         yield
 
@@ -291,8 +287,6 @@ def import_foundation() -> bool:
 
 def _begin_again() -> None:
     """Load what was deferred, and forget all of transformers that was imported without it."""
-    for package in [sys.modules.get(name) for name in DEFERRED]:
-        if isinstance(package, Deferred) and not package.__name__.startswith(LIBRARY):
-            load(package)
+    load_all(name for name in DEFERRED if not name.startswith(LIBRARY))
     for name in [name for name in sys.modules if name.partition(".")[0] == LIBRARY]:
         del sys.modules[name]

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .compiled import contracted, float_of
+from .compiled import contracted
+from .numbers import step_of
 
 BLOCK = 64
 _LOG2E = np.float32(1.4426950408889634)
@@ -31,10 +32,7 @@ def _gather(
         if bits.shape[0] > 0:
             line = bits.view(np.float32)
             if slab.itemsize == 1:
-                word = np.int64(0)
-                for c in range(4):
-                    word |= np.int64(slab[row, head, place, dim + c]) << (8 * c)
-                step = float_of(word)
+                step = step_of(slab[row, head, place], dim)
                 for c in range(dim):
                     line[c] = step * np.float32(np.int8(slab[row, head, place, c]))
             else:

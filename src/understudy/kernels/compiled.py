@@ -32,9 +32,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(function: F) -> F:
     """`function` as machine code. It runs beside other Python threads, so it may not call back into Python.
 
-    Its sums and products are rounded as they are written, whoever calls it: where nothing is said of that, numba compiles it as the
-    first kernel that calls it is, and keeps that for all."""
-    return _kept(function, nogil=True, error_model="numpy", fastmath=False)
+    Its sums and products are rounded as they are written."""
+    return _kept(function, nogil=True, error_model="numpy")
 
 
 def contracted(function: F) -> F:
@@ -47,10 +46,12 @@ def loose(function: F) -> F:
     return _kept(function, nogil=True, fastmath={"contract", "reassoc", "nsz"})
 
 
-def _kept(function: F, **options: Any) -> F:
-    """`function` through numba with these options, its machine code kept on disk."""
+def _kept(function: F, *, fastmath: bool | set[str] = False, **options: Any) -> F:
+    """`function` through numba with these options, its machine code kept on disk.
+
+    Where numba is told nothing of `fastmath`, it compiles a kernel as the first that calls it is, and keeps that for all."""
     _stamped(function)
-    dispatcher: Any = numba.njit(**options)(function)
+    dispatcher: Any = numba.njit(fastmath=fastmath, **options)(function)
     dispatcher._cache = CodeCache(function)
     return cast(F, dispatcher)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .compiled import bits as words_of
 from .compiled import compiled, float_of, word_of
+from .numbers import nearest
 from .pack import pack_run
 
 ROUNDS = 10
@@ -125,12 +126,12 @@ def _refit(sums: Any, fit: Any, group: int) -> None:
 
 @compiled
 def nearest_code(weight: Any, inverse: Any, zero: Any, centre: Any) -> Any:
-    """The nearest code less its centre. Adding and taking away 1.5 * 2**23 rounds to the nearest integer."""
-    magic, last = np.float32(12582912.0), centre - np.float32(1)
+    """The nearest code less its centre."""
+    last = centre - np.float32(1)
     u = (weight - zero) * inverse
     u = u if u > -centre else -centre
     u = u if u < last else last
-    return (u + magic) - magic
+    return nearest(u)
 
 
 @compiled

@@ -42,6 +42,13 @@ def write(numbers: Any, address: int, itemsize: int) -> None:
 
 
 @compiled
+def nearest(number: Any) -> Any:
+    """The nearest integer to a float32, as one: adding and taking away 1.5 * 2**23 rounds to it."""
+    magic = np.float32(12582912.0)
+    return (number + magic) - magic
+
+
+@compiled
 def write_codes(numbers: Any, address: int) -> None:
     """Put `numbers`, float32, at `address` as a line of `small_keys`: a byte for each, and their step."""
     size = numbers.shape[0]
@@ -50,9 +57,8 @@ def write_codes(numbers: Any, address: int) -> None:
     for k in range(size):
         largest = max(largest, abs(numbers[k]))
     step = max(largest / np.float32(127), np.float32(1e-30))
-    magic = np.float32(12582912.0)
     for k in range(size):
-        line[k] = np.int32((numbers[k] / step + magic) - magic) & 255
+        line[k] = np.int32(nearest(numbers[k] / step)) & 255
     word = word_of(step)
     for c in range(4):
         line[size + c] = word >> (8 * c) & 255
@@ -74,7 +80,6 @@ def to_int8(words: Any, shift: int, codes: Any, steps: Any) -> None:
 
     `words`: x as its bits, which are the upper ones of a float32 once shifted left by `shift`."""
     width = words.shape[1] // steps.shape[0]
-    magic = np.float32(12582912.0)
     for r in range(words.shape[0]):
         for g in range(steps.shape[0]):
             # magnitudes are compared by their bits as integers: the order is the same
@@ -85,7 +90,7 @@ def to_int8(words: Any, shift: int, codes: Any, steps: Any) -> None:
             inverse = np.float32(1) / step
             total = np.int32(0)
             for k in range(g * width, (g + 1) * width):
-                code = np.int32((float_of(np.int64(words[r, k]) << shift) * inverse + magic) - magic)
+                code = np.int32(nearest(float_of(np.int64(words[r, k]) << shift) * inverse))
                 total += code
                 codes[r, k] = code
             steps[g, r, 0] = step

@@ -81,7 +81,7 @@ class _Elsewhere(TorchFunctionMode):
 @contextmanager
 def watched(model: nn.Module) -> Iterator[None]:
     """Inside runs one pass of the stock `model` over TOKENS meta tokens. Raises CheckpointError for what the watch refuses."""
-    startup.load_shapes()
+    startup.load_all(startup.SHAPES)
     config: Any = model.config
     watch = AttentionWatch(type(model).__name__, ModelShape.of(config))
     attending = [module for module in model.modules() if hasattr(module, "layer_idx")]

@@ -50,8 +50,7 @@ def compile_kernels(
     try:
         if spills:
             spilled_attention.compile_kernels(cache_dtype(dtype))
-        shape = ModelShape.of(config)
-        _use_all(store, shape.small() if small else shape, dtype, drafts)
+        _use_all(store, ModelShape.of(config, small=small), dtype, drafts)
     finally:
         tell.cancel()
 

@@ -173,16 +173,13 @@ def footprint_of(
     width, *others = (width for _, width in sizes.tables)
     beside = sum(others)
     rows_bytes = TILE * (width + beside) * dtype.itemsize + 4 * TILE * beside * 4
-    recurrent = [layer.recurrent for layer in shape.layers if layer.recurrent is not None]
-    record_bytes = sum(layer.record_bytes(cache_dtype(dtype)) for layer in recurrent)
     logits_bytes = TILE * blocks_of(shape.vocabulary) * BLOCK * dtype.itemsize
     kept_bytes = sum(min(EMBEDDING_ROOM, rows * (width * dtype.itemsize + ROW)) for rows, width in sizes.tables)
-    token_bytes = _kv_token_bytes(shape, dtype)
-    return Footprint(
+    footprint = Footprint(
         part_bytes=sizes.part_bytes,
         substitute_bytes=sizes.substitute_bytes,
         shared_bytes=sizes.shared_bytes(dtype),
-        kv_bytes_per_token=token_bytes.pop(0, 0),
+        kv_bytes_per_token=0,
         tile_bytes=TILE * ((5 + taps) * shape.hidden_size + 2 * sizes.widest_outputs + beside) * dtype.itemsize,
         tile_logits_bytes=logits_bytes,
         choosing_bytes=choosing_bytes(shape.vocabulary) + (2 * logits_bytes if shape.changes_logits else 0),
@@ -191,13 +188,10 @@ def footprint_of(
         score_bytes_per_token=TILE * shape.shared_heads * 4 * cores,
         tokenizer_bytes=shape.vocabulary * TOKENIZER,
         linears=sizes.linears,
-        state_bytes=sum(layer.row_bytes(DEEPEST, cache_dtype(dtype)) for layer in recurrent) - DEEPEST * record_bytes,
-        record_bytes=record_bytes,
         spill=_spill_sizes(shape, dtype, cores),
-        kv_windows=tuple((nbytes, slots) for slots, nbytes in sorted(token_bytes.items())),
-        layers=tuple(_layer_size(shape, index, dtype) for index in range(len(shape.layers))),
         state_line=shape.hidden_size * dtype.itemsize,
     )
+    return footprint.with_layers([_layer_size(shape, index, dtype) for index in range(len(shape.layers))])
 
 
 def _layer_size(shape: ModelShape, index: int, dtype: torch.dtype) -> LayerSize:
@@ -205,22 +199,12 @@ def _layer_size(shape: ModelShape, index: int, dtype: torch.dtype) -> LayerSize:
     layer, kept = shape.layers[index], cache_dtype(dtype)
     records = layer.recurrent.record_bytes(kept) if layer.recurrent is not None else 0
     return LayerSize(
-        token_bytes=layer.numbers * kept.itemsize,
+        token_bytes=layer.token_bytes(kept.itemsize),
         slots=layer.window_slots,
         state_bytes=layer.recurrent.row_bytes(DEEPEST, kept) - DEEPEST * records if layer.recurrent is not None else 0,
         record_bytes=records,
         reads=index if layer.reads is None else layer.reads,
     )
-
-
-def _kv_token_bytes(shape: ModelShape, dtype: torch.dtype) -> dict[int, int]:
-    """Bytes of one token's keys and values in layers that hold at most so many slots (0: the whole context)."""
-    found: dict[int, int] = {}
-    for layer in shape.layers:
-        if layer.reads is not None:
-            continue
-        found[layer.window_slots] = found.get(layer.window_slots, 0) + layer.token_bytes(cache_dtype(dtype).itemsize)
-    return found
 
 
 def _spill_sizes(shape: ModelShape, dtype: torch.dtype, threads: int) -> SpillSizes | None:

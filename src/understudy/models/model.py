@@ -92,7 +92,7 @@ class Model:
         install(self.module, uses.taps, self.current)
         pair(self.module, [spec.module for spec in store.layout.linears], self.current)
         self.taps = tuple(uses.taps)
-        shape = ModelShape.of(config).small() if plan.kv_bits else ModelShape.of(config)
+        shape = ModelShape.of(config, small=plan.kv_bits > 0)
         self.hidden_size = shape.hidden_size
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, settings, device, drafts=uses.drafts, scores=uses.scores, progress=progress)

@@ -37,13 +37,13 @@ class ModelShape:
     positions: int | None
 
     @classmethod
-    def of(cls, config: Any) -> ModelShape:
-        """The shape of the text model that a transformers `config` describes."""
+    def of(cls, config: Any, *, small: bool = False) -> ModelShape:
+        """The shape of the text model that a transformers `config` describes. `small`: keys and values have 8 bits."""
         config = text_config(config)
         configs = _layer_configs(config)
         reads = layers_read(config)
         alone = [_layer_shape(layer_config, index, reads[index]) for index, layer_config in enumerate(configs)]
-        layers = tuple(replace(layer, shared=index in reads) for index, layer in enumerate(alone))
+        layers = tuple(replace(layer, shared=index in reads, small=small) for index, layer in enumerate(alone))
         heads = [_heads(layer_config, index) for index, layer_config in enumerate(configs)]
         return cls(
             layers=layers,
@@ -54,10 +54,6 @@ class ModelShape:
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
             positions=longest_exact(config),
         )
-
-    def small(self) -> ModelShape:
-        """The same with keys and values of 8 bits."""
-        return replace(self, layers=tuple(replace(layer, small=True) for layer in self.layers))
 
     def widest_line(self, dtype: torch.dtype) -> int:
         """Bytes of the keys, or of the values, of a token in the widest layer of a model that computes in `dtype`."""

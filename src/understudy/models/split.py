@@ -25,7 +25,7 @@ AnySupply = Supply | JoinedSupply | StagedSupply
 
 
 def staged(blocks: nn.ModuleList, devices: Sequence[Device], plan: Plan) -> Stages | None:
-    """Which device runs which layers of `module`, where the plan splits it so: its blocks then lie there, and forwards go from
+    """Which device runs which of a model's decoder `blocks`, where the plan splits it so: they then lie there, and forwards go from
     one to the next. None: the first runs all of them."""
     if plan.split != STAGES:
         return None

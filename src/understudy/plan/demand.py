@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from .residents import UNKNOWN, LinearSize, LinkSpeeds
 from .widths import GRAPHS, SCORED
@@ -132,6 +133,22 @@ class Footprint:
     layers: tuple[LayerSize, ...] = ()
     # The state that a layer hands on, for one node.
     state_line: int = 0
+
+    def with_layers(self, layers: Sequence[LayerSize]) -> Footprint:
+        """The same with what these decoder layers keep, and no others."""
+        # By slots that are held at most (0: the whole context), bytes of one token.
+        tokens: dict[int, int] = {}
+        for layer in layers:
+            if layer.token_bytes:
+                tokens[layer.slots] = tokens.get(layer.slots, 0) + layer.token_bytes
+        return replace(
+            self,
+            kv_bytes_per_token=tokens.pop(0, 0),
+            kv_windows=tuple((nbytes, slots) for slots, nbytes in sorted(tokens.items())),
+            state_bytes=sum(layer.state_bytes for layer in layers),
+            record_bytes=sum(layer.record_bytes for layer in layers),
+            layers=tuple(layers),
+        )
 
     @property
     def exact_bytes(self) -> int:

@@ -51,19 +51,25 @@ def pass_seconds(plans: Sequence[Plan], shape: PassShape, hop: Hop) -> float:
     """What a pass should take by the plans of all devices, each of which reads weights as fast as `hop` says."""
     sent = hop.of(shape.nodes * shape.line)
     memory = hop.memory or float("inf")
-    links = [plan.streamed_bytes / plan.link_bytes_per_second if plan.link_bytes_per_second else 0.0 for plan in plans]
+    links = [_brought(plan, plan.streamed_bytes) for plan in plans]
     if plans[0].split == BLOCKS:
         total = max(sum(plan.residual_bytes for plan in plans), 1)
         exact = plans[0].exact_bytes / memory
         works = [exact * plan.residual_bytes / total for plan in plans]
         return max(*links, *works) + shape.linears * 2 * sent
-    waits = [
-        max(plan.streamed_bytes - plan.ring_bytes, 0) / plan.link_bytes_per_second if plan.link_bytes_per_second else 0.0
-        for plan in plans
-    ]
     works = [plan.exact_bytes / memory for plan in plans]
-    alone = sum(max(wait, work) for wait, work in zip(waits, works, strict=True))
+    alone = sum(max(_waited(plan), work) for plan, work in zip(plans, works, strict=True))
     return max(alone, *links) + len(plans) * sent
+
+
+def _brought(plan: Plan, nbytes: int) -> float:
+    """Seconds in which the link of a device brings so many bytes; 0 where nobody knows how fast it is."""
+    return nbytes / plan.link_bytes_per_second if plan.link_bytes_per_second else 0.0
+
+
+def _waited(plan: Plan) -> float:
+    """Seconds that a stage waits for weights that its ring did not hold when its turn came."""
+    return _brought(plan, max(plan.streamed_bytes - plan.ring_bytes, 0))
 
 
 def chosen(
@@ -104,9 +110,7 @@ def joined_stages(plans: Sequence[Plan]) -> Plan:
     each = "each with its copy and its keys and values"
     whole = joined(plans, [f"decoder layers over {len(plans)} devices in stages ({layers}), {each}"])
     streamed = whole.streamed_bytes
-    known = [plan for plan in plans if plan.streamed_bytes and plan.link_bytes_per_second]
-    waits = sum(max(plan.streamed_bytes - plan.ring_bytes, 0) / plan.link_bytes_per_second for plan in known)
-    seconds = max([waits, *(plan.streamed_bytes / plan.link_bytes_per_second for plan in known)])
+    seconds = max(sum(map(_waited, plans)), *(_brought(plan, plan.streamed_bytes) for plan in plans))
     link = streamed / seconds if seconds else plans[0].link_bytes_per_second
     return replace(
         whole,

@@ -119,19 +119,11 @@ def _stage(footprint: Footprint, first: int, last: int, front: bool) -> Footprin
         part_bytes += footprint.part_bytes[number : number + linear.parts] if kept is not NOTHING else ()
         number += linear.parts
     layers = footprint.layers[first:last]
-    windows: dict[int, int] = {}
-    for layer in layers:
-        windows[layer.slots] = windows.get(layer.slots, 0) + layer.token_bytes
     own = replace(
-        footprint,
+        footprint.with_layers(layers),
         part_bytes=tuple(part_bytes),
         linears=linears,
         substitute_bytes=sum(linear.substitute_bytes for linear in linears),
-        kv_bytes_per_token=windows.pop(0, 0),
-        kv_windows=tuple((nbytes, slots) for slots, nbytes in sorted(windows.items())),
-        state_bytes=sum(layer.state_bytes for layer in layers),
-        record_bytes=sum(layer.record_bytes for layer in layers),
-        layers=layers,
         spill=None,
     )
     if front:
