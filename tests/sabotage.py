@@ -340,7 +340,7 @@ MUTATIONS = (
     Mutation("a fused block is taken over unseen", "models/draft.py", "ours if ours is not None and agrees(ours, sample, level) else None", "ours", "tests/models/test_fused.py"),
     Mutation("shares of columns are counted on from the last launch", "kernels/gpu/coded_product.py", "tl.store(counter, 0)", "tl.store(counter, 1)", "tests/kernels/gpu/test_draft_product.py"),
     Mutation("a norm's squares are those of one share", "kernels/gpu/coded_product.py", "squares += tl.load(scratch + M * 64 + line + s * M * 65, cache_modifier=\".cg\")", "squares += 0", "tests/kernels/gpu/test_draft_product.py"),
-    Mutation("high halves have the scales of low ones", "kernels/gpu/four_bits.py", "total, at + 32, inside", "total, at, inside", "tests/kernels/gpu/test_four_bits.py"),
+    Mutation("high halves have the scales of low ones", "kernels/gpu/four_bits.py", "total, p13)", "total, p02)", "tests/kernels/gpu/test_four_bits.py"),
     Mutation("a drafted key is not kept on a GPU", "kernels/gpu/draft_layer.py", "_put(key, value, keys, values, slab + tl.load(slots + node) % places, DIM, D, SIZE, S)", "pass", "tests/kernels/gpu/test_draft_layer.py"),
     Mutation("a drafted key is kept before it is turned", "kernels/draft_layer.py", "_turn(run, i, run.heads + head, turns, key)", "_turn(run, i, head, turns, key)", "tests/kernels/test_draft_layer.py"),
     Mutation("all outputs of a block are its first sixteen", "kernels/amx_dot.py", "self.tile(lines, self.at(here, 64 * v), LONG(256))", "self.tile(lines, here, LONG(256))", "tests/kernels/test_amx_dot.py"),

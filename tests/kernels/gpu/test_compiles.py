@@ -55,8 +55,11 @@ STEPS = {
     "M": 16, "COLUMNS": 4096, "GROUP": 64, "STEP": 64, "ROUNDS": 4, "PARTS": 4, "SHARES": 4, "BITS": 4, "MATRICES": 3,
     "GATED": False, "NORM": True, "BIAS": True, "OTHER": 0, "STAGES": 3, "WIDE": False,
 }  # fmt: skip
-GATED = STEPS | {"MATRICES": 2, "GATED": True}
+BOTH = {"MATRICES": 2, "GATED": True}
 ALONE = STEPS | {"MATRICES": 1, "NORM": False, "OTHER": 1}
+PAIRS = {name: kind for name, kind in PRODUCT.items() if name != "shifts"}
+PAIR_STEPS = {name: value for name, value in STEPS.items() if name not in ("M", "PARTS", "BITS", "WIDE")} | {"N": 8, "SHARES": 16}
+ONE_WARP = {"num_stages": 3, "num_warps": 1}
 EXACTLY = PRODUCT | {"x": "*fp32", "other": "*fp32", "out": "*fp32"}
 STAGED = {"num_stages": 3}
 HOPPER = {"target": 90}
@@ -104,9 +107,11 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "likeliest children of a shape": ("search_choice", "rank", RANK, RANK_SIZES | {"FORCED": True, "LIMIT": 6}, UNFUSED),
     "candidates of a level": ("search_choice", "offer", OFFER, OFFER_SIZES, UNFUSED),
     "candidates of a shape": ("search_choice", "offer", OFFER, OFFER_SIZES | {"FORCED": True, "LEVELS": 48}, UNFUSED),
-    "products": ("coded_product", "multiply", PRODUCT, STEPS, STAGED),
-    "gated products on an A100": ("coded_product", "multiply", PRODUCT, GATED, STAGED | {"target": 80}),
-    "gated products on an H100": ("coded_product", "multiply", PRODUCT, GATED, STAGED | HOPPER),
+    "products of 3 bits": ("coded_product", "multiply", PRODUCT, STEPS | {"BITS": 3}, STAGED),
+    "products of 4 bits": ("four_bits", "multiply_pairs", PAIRS, PAIR_STEPS, ONE_WARP),
+    "products of 4 bits and many rows": ("four_bits", "multiply_pairs", PAIRS, PAIR_STEPS | {"N": 16, "SHARES": 2}, ONE_WARP),
+    "gated products on an A100": ("four_bits", "multiply_pairs", PAIRS, PAIR_STEPS | BOTH, ONE_WARP | {"target": 80}),
+    "gated products on an H100": ("four_bits", "multiply_pairs", PAIRS, PAIR_STEPS | BOTH, ONE_WARP | HOPPER),
     "product of 8 bits": ("coded_product", "multiply", PRODUCT, ALONE | {"BITS": 8, "GROUP": 4096, "SHARES": 1}, STAGED),
     "products in float32": ("coded_product", "multiply", EXACTLY, STEPS, STAGED),
     "draft layer": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2}),

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import silu
 
 from understudy.kernels.draft_product import Norm
 from understudy.quantizers import quantizer
@@ -63,24 +65,45 @@ def dot(self: Any, a: Any, b: Any, d: Any, *how: Any) -> Any:
     return interpreter.TensorHandle(np.matmul(*wide) + d.data, d.dtype.scalar)
 
 
-@pytest.mark.parametrize("shares", [1, 2])
-@pytest.mark.parametrize(("columns", "group"), [(448, 64), (256, 128), (96, 32)])
-def test_it_is_the_product(columns: int, group: int, shares: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a norm before and without, against float64."""
+@pytest.fixture
+def followed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draft_product, "INTERPRETED", False)
-    monkeypatch.setattr(draft_product, "PARTS", 2)
-    monkeypatch.setattr(draft_product, "shared_out", lambda *_: draft_product.ColumnShares(shares, 4 // shares))
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_inline_asm", inline_asm)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
-    torch.manual_seed(columns)
+
+
+def made(rows: int, columns: int, group: int) -> tuple[draft_product.GroupedProduct, Tensor]:
+    """A product, and the weight it multiplies by in float64."""
     maker = quantizer(f"int4:group={group}")
-    tensors = maker.quantize(torch.randn(130, columns) * 0.05 + 0.01)
-    weight = maker.dequantize(tensors, (130, columns)).double()
-    product = draft_product.GroupedProduct(tensors["codes"], tensors["scales"], 130)
-    x, norm = torch.randn(5, columns).bfloat16(), Norm(torch.rand(columns) + 0.5, 1e-3)
+    tensors = maker.quantize(torch.randn(rows, columns) * 0.05 + 0.01)
+    product = draft_product.GroupedProduct(tensors["codes"], tensors["scales"], rows)
+    return product, maker.dequantize(tensors, (rows, columns)).double()
+
+
+def near(found: Tensor, exact: Tensor) -> bool:
+    return bool((found.double() - exact).norm() < 0.01 * exact.norm())
+
+
+@pytest.mark.usefixtures("followed_by_hand")
+@pytest.mark.parametrize("shares", [1, 2])
+@pytest.mark.parametrize(("columns", "group", "rows"), [(448, 64, 5), (256, 128, 19), (96, 32, 8)])
+def test_it_is_the_product(columns: int, group: int, rows: int, shares: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone, after a norm, three of one input with a bias and something added, and one half gated by the other: against float64."""
+    monkeypatch.setattr(draft_product, "shared_out", lambda _, steps, *__: draft_product.ColumnShares(shares, -(-steps // shares)))
+    torch.manual_seed(columns)
+    products, weights = zip(*(made(outputs, columns, group) for outputs in (130, 64, 200)), strict=True)
+    gates, gating = zip(*(made(150, columns, group) for _ in range(2)), strict=True)
+    x, norm = torch.randn(rows, columns).bfloat16(), Norm(torch.rand(columns) + 0.5, 1e-3)
+    added, bias, biases = torch.randn(rows, 394).bfloat16(), torch.randn(64), [torch.randn(150), torch.randn(150)]
     normed = x.double() / (x.double().square().mean(1, keepdim=True) + 1e-3).sqrt() * norm.weight.double()
-    for found, exact in (
-        (product(x), x.double() @ weight.T),
-        (draft_product.JoinedGrouped([product], norm)(x), normed @ weight.T),
-    ):
-        assert (found.double() - exact).norm() < 0.01 * exact.norm()
+    assert near(products[0](x), x.double() @ weights[0].T)
+    assert near(draft_product.JoinedGrouped(products[:1], norm)(x), normed @ weights[0].T)
+    together = draft_product.JoinedGrouped(products, norm, [None, bias, None])
+    exact = torch.cat([normed @ weight.T for weight in weights], 1) + added.double()
+    exact[:, 130:194] += bias.double()
+    found = together(x, added)
+    assert near(found, exact) and torch.equal(found, together(x, added))
+    gate, up = (normed @ weight.T + more.double() for weight, more in zip(gating, biases, strict=True))
+    assert near(draft_product.JoinedGrouped(gates, norm, biases, gated=True)(x), silu(gate) * up)
+    launch = together.launches[0]
+    assert launch.pairs == 2 + 1 + 2 and not launch.counters.any()

@@ -8,8 +8,6 @@ and does what comes after: so results are the same each time."""
 import triton
 import triton.language as tl
 
-from .four_bits import share_of_four
-
 
 @triton.jit(do_not_specialize=["m", "count0", "count1", "count2", "rows0", "rows1", "rows2", "beside", "apart"])
 def multiply(
@@ -27,16 +25,10 @@ def multiply(
         b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2, MATRICES, GATED
     )  # fmt: skip
     line = tile * M + tl.arange(0, M)
-    if BITS == 4 and x.dtype.element_ty == tl.bfloat16 and not WIDE:
-        sums, squares = share_of_four(
-            x, codes, scales, norm, line, block.to(tl.int64), share, m, count,
-            M, COLUMNS, GROUP, STEP, ROUNDS, PARTS, NORM, STAGES,
-        )  # fmt: skip
-    else:
-        sums, squares = _share(
-            x, codes, scales, shifts, norm, line, block.to(tl.int64), share, m, count,
-            M, COLUMNS, GROUP, STEP, ROUNDS, PARTS, BITS, NORM, STAGES, WIDE,
-        )  # fmt: skip
+    sums, squares = _share(
+        x, codes, scales, shifts, norm, line, block.to(tl.int64), share, m, count,
+        M, COLUMNS, GROUP, STEP, ROUNDS, PARTS, BITS, NORM, STAGES, WIDE,
+    )  # fmt: skip
     o = tl.arange(0, 64)
     if GATED or SHARES > 1:
         sizes = M * 65

@@ -1,10 +1,11 @@
-"""x @ W.T for a few rows x and weights of 2, 3, 4 or 8 bits, on a GPU: the draft's products, each one launch of `coded_product`."""
+"""x @ W.T for a few rows x and weights of 2, 3, 4 or 8 bits, on a GPU: the draft's products, each one launch of `four_bits` where x
+is bfloat16 and weights have 4 bits, else of `coded_product`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..draft_product import Norm
 from . import INTERPRETED
 from .coded_product import multiply
+from .four_bits import multiply_pairs
 
 # warps of a program, which share its columns out once more
 PARTS = 4
@@ -23,6 +25,9 @@ STARTING, ADDING = 1, 1
 # rows of x that one launch takes, and those that one of its programs takes: of more numbers in registers there is no room
 MOST_ROWS = 64
 FEW_ROWS, MANY_ROWS = 16, 32
+# the same for pairs of blocks of 4 bits, whose programs are one warp; and how many of those one multiprocessor holds at once
+FEWEST_ROWS = 8
+PAIRS_RESIDENT = 12
 # steps that are on their way from memory while one is computed with, and one
 STAGES = 3
 # products that one launch takes
@@ -121,8 +126,11 @@ class ProductLaunch:
             none = first.codes.new_zeros(max(product.rows for product in products), dtype=torch.float32)
             pairs = zip(products, biases, strict=True)
             self.bias = torch.cat([none[: product.rows] if bias is None else bias.float() for product, bias in pairs])
-        room = running(first.codes.device, RESIDENT)
-        self.shares = shared_out(self.blocks, -(-self.columns // self.step), room)
+        steps = -(-self.columns // self.step)
+        self.shares = shared_out(self.blocks, steps, running(first.codes.device, RESIDENT), PARTS)
+        # Two blocks of a matrix, or one of both that are gated.
+        self.pairs = first.count if gated else sum(-(-product.count // 2) for product in products)
+        self.pair_shares = shared_out(self.pairs, steps, running(first.codes.device, PAIRS_RESIDENT), 1)
         self.shifts = shifts(first.bits, first.codes.device)
         # of each block of outputs and tile of rows: programs that have come; zero between launches
         self.counters = first.codes.new_zeros(self.blocks * (MOST_ROWS // FEW_ROWS))
@@ -134,38 +142,71 @@ class ProductLaunch:
             self._some(x[part], out[part], None if other is None else other[part], what)
 
     def _some(self, x: Tensor, out: Tensor, other: Tensor | None, what: int) -> None:
+        if self.products[0].bits == 4 and x.dtype == torch.bfloat16 and not INTERPRETED:
+            self._pairs(x, out, other, what)
+            return
         tile = FEW_ROWS if len(x) <= FEW_ROWS or x.dtype == torch.float32 else MANY_ROWS
         tiles = -(-len(x) // tile)
         joined = self.gated or self.shares.count > 1
         parts = tiles * self.blocks * self.shares.count if joined else 0
         scratch = torch.empty(parts * tile * 65, dtype=torch.float32, device=x.device)
-        products = (self.products * 3)[:3] if len(self.products) == 1 else (*self.products, self.products[-1])[:3]
-        rows = [product.rows for product in products]
-        counts = [product.count for product in products]
-        nothing = self.shifts
         multiply[(self.blocks, self.shares.count, tiles)](
-            x, *(tensor for product in products for tensor in (product.codes, product.scales)), self.shifts,
-            nothing if self.norm is None else self.norm.weight, nothing if self.bias is None else self.bias,
-            nothing if other is None else other, out, scratch, self.counters, len(x), *counts, *rows,
-            0 if other is None else other.stride(0), out.stride(0), 0.0 if self.norm is None else self.norm.epsilon,
-            M=tile, COLUMNS=self.columns, GROUP=self.products[0].group, STEP=self.step, ROUNDS=self.shares.rounds, PARTS=PARTS,
-            SHARES=self.shares.count, BITS=self.products[0].bits, MATRICES=len(self.products), GATED=self.gated,
-            NORM=self.norm is not None, BIAS=self.bias is not None, OTHER=what, STAGES=STAGES, WIDE=INTERPRETED,
-            num_warps=PARTS, num_stages=STAGES,
+            x, *self._weights, self.shifts, *self._around(other), out, scratch, self.counters, *self._numbers(x, out, other),
+            M=tile, STEP=self.step, ROUNDS=self.shares.rounds, PARTS=PARTS, SHARES=self.shares.count,
+            BITS=self.products[0].bits, WIDE=INTERPRETED, **self._kind(what), num_warps=PARTS, num_stages=STAGES,
         )  # fmt: skip
 
+    def _pairs(self, x: Tensor, out: Tensor, other: Tensor | None, what: int) -> None:
+        tile = FEWEST_ROWS if len(x) <= FEWEST_ROWS else FEW_ROWS
+        tiles, shares = -(-len(x) // tile), self.pair_shares
+        scratch = torch.empty(tiles * self.pairs * shares.count * tile * 129, dtype=torch.float32, device=x.device)
+        multiply_pairs[(self.pairs, shares.count, tiles)](
+            x, *self._weights, *self._around(other), out, scratch, self.counters, *self._numbers(x, out, other),
+            N=tile, STEP=self.step, ROUNDS=shares.rounds, SHARES=shares.count, **self._kind(what),
+            num_warps=1, num_stages=STAGES,
+        )  # fmt: skip
 
-def shared_out(blocks: int, steps: int, room: int) -> ColumnShares:
-    """The shares in which `blocks` blocks of `steps` steps of columns are done first, where `room` programs run at once."""
+    @cached_property
+    def _three(self) -> tuple[GroupedProduct, ...]:
+        """The products, the last one as often as it takes to make three."""
+        return (*self.products, *self.products[-1:] * MOST_JOINED)[:MOST_JOINED]
+
+    @cached_property
+    def _weights(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for product in self._three for tensor in (product.codes, product.scales))
+
+    def _around(self, other: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The norm's weight, the bias and `other`; any tensor for what there is none of."""
+        norm, bias = None if self.norm is None else self.norm.weight, self.bias
+        first, second, third = (self.shifts if tensor is None else tensor for tensor in (norm, bias, other))
+        return first, second, third
+
+    def _numbers(self, x: Tensor, out: Tensor, other: Tensor | None) -> tuple[float, ...]:
+        """Rows of x, blocks and rows of three products, the strides of `other` and `out`, and the norm's epsilon."""
+        counts, rows = [product.count for product in self._three], [product.rows for product in self._three]
+        apart = 0 if other is None else other.stride(0), out.stride(0)
+        return (len(x), *counts, *rows, *apart, 0.0 if self.norm is None else self.norm.epsilon)
+
+    def _kind(self, what: int) -> dict[str, int]:
+        """What both kernels are compiled for; `what` is done with `other`."""
+        return {
+            "COLUMNS": self.columns, "GROUP": self.products[0].group, "MATRICES": len(self.products), "GATED": self.gated,
+            "NORM": self.norm is not None, "BIAS": self.bias is not None, "OTHER": what, "STAGES": STAGES,
+        }  # fmt: skip
+
+
+def shared_out(blocks: int, steps: int, room: int, parts: int) -> ColumnShares:
+    """The shares in which `blocks` blocks of `steps` steps of columns are done first, where `room` programs of `parts` warps run at
+    once."""
 
     def cost(count: int) -> int:
-        rounds = -(-steps // (count * PARTS))
+        rounds = -(-steps // (count * parts))
         return -(-blocks * count // room) * (rounds + STARTING + ADDING * (count > 1))
 
-    most = max(1, min(16, -(-steps // PARTS)))
+    most = max(1, min(16, -(-steps // parts)))
     count = min(range(1, most + 1), key=cost)
-    rounds = -(-steps // (count * PARTS))
-    return ColumnShares(-(-steps // (rounds * PARTS)), rounds)
+    rounds = -(-steps // (count * parts))
+    return ColumnShares(-(-steps // (rounds * parts)), rounds)
 
 
 @cache
