@@ -15,6 +15,8 @@ from understudy.grammar_compiler import GrammarCompiler
 
 VOCABULARY = 260  # four tokens more than the tokenizer knows
 ENDS, STOPS = {0}, {70, 258}
+# The same parts in places after which other tokens follow.
+SHARED = Constraint.grammar('start: pair+\npair: "a" N "x" | "b" N "y" | "(" start ")"\nN: /[0-9]{1,3}/')
 COMPILER = GrammarCompiler(byte_tokenizer(), VOCABULARY)
 
 
@@ -78,8 +80,40 @@ def test_ends_are_allowed_where_the_text_is_whole_alone() -> None:
     assert "no token" in dead.trouble and not dead.complete
 
 
+def test_a_path_knows_nothing_of_what_another_one_needs() -> None:
+    """Both paths have read as many parts, and stand in the same one; what follows it they do not share."""
+    constraint = Constraint.grammar('start: "a" N "x" | "b" N "y"\nN: /[0-9]{1,3}/')
+    a, b, x, y, one = (token for letter in "abxy1" for token in byte_tokenizer()(letter)["input_ids"])
+    state = fresh(constraint, [])
+    assert state.allowed([a, one])[x] and not state.allowed([a, one])[y]
+    assert state.allowed([b, one])[y] and not state.allowed([b, one])[x]
+    state.take(b)
+    state.take(one)
+    assert (state.allowed([]) == fresh(constraint, [b, one]).allowed([])).all()
+    assert state.take(y)
+
+
+@given(st.one_of(st.just(SHARED), constraints()), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None, phases=[Phase.generate])
+def test_a_text_is_held_to_its_grammar_whatever_was_looked_at_beside_it(constraint: Constraint, seed: int) -> None:
+    """Paths are looked at at random before each token: the mask is that of a state which was asked for nothing else."""
+    chance = random.Random(seed)
+    state, alone = fresh(constraint, []), fresh(constraint, [])
+    for _ in range(30):
+        for _ in range(4):
+            path: list[int] = []
+            for _ in range(chance.randrange(6)):
+                path.append(follow(state, chance, path))
+        assert (state.allowed([]) == alone.allowed([])).all()
+        ordinary = [token for token in alone.allowed([]).nonzero()[0].tolist() if token not in ENDS | STOPS]
+        if not ordinary:
+            return
+        token = chance.choice(ordinary)
+        assert state.take(token) == alone.take(token)
+
+
 def test_paths_cost_what_lies_between_them() -> None:
-    """A place that was asked for is not computed again, nor by the text that went on with it."""
+    """A place that was asked for is not computed again but where two paths part, nor by the text that went on with it."""
     state = fresh(Constraint.regex("[abc]{1,9}"), [])
     a, b, c = byte_tokenizer()("abc")["input_ids"]
     computed: list[int] = []
@@ -87,8 +121,9 @@ def test_paths_cost_what_lies_between_them() -> None:
     state._computed = lambda: computed.append(1) or compute()  # type: ignore[method-assign, func-returns-value]
     for path in ([], [a], [a, b], [c], [a, b], [a], []):
         state.allowed(path)
-    assert len(computed) == 4
+    assert len(computed) == 5
     state.take(a)
+    assert len(computed) == 6
     state.allowed([b])
     state.allowed([])
-    assert len(computed) == 4
+    assert len(computed) == 6

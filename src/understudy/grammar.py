@@ -45,6 +45,8 @@ class GrammarState:
         self._last = self._packed(self._stops)
         # The tokens after the text that the matcher has read.
         self._path: list[int] = []
+        # After how many of them the matcher computed a mask last.
+        self._masked = 0
         # By path after the text: what may follow, in bits; None where the path itself breaks the grammar.
         self._known: dict[tuple[int, ...], NDArray[np.uint8] | None] = {}
 
@@ -60,6 +62,7 @@ class GrammarState:
         read = self._go((token,))
         assert read, f"token {token} was chosen, and the grammar does not allow it"
         del self._path[0]
+        self._masked -= 1
         self._known = {path[1:]: mask for path, mask in self._known.items() if path[:1] == (token,)}
         return self.complete
 
@@ -89,6 +92,7 @@ class GrammarState:
 
     def _computed(self) -> NDArray[np.uint8]:
         """What may follow where the matcher stands, in bits."""
+        self._masked = len(self._path)
         found = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: len(self._own)] & self._own
         return found | self._last if self._matcher.is_accepting() else found
 
@@ -107,6 +111,11 @@ class GrammarState:
             self._matcher.rollback(len(self._path) - shared)
             del self._path[shared:]
         rest = list(path[shared:])
+        if rest and self._masked > shared:
+            # llguidance keeps its last mask by the number of its parser's row and the state of its lexer, and keeps it as that
+            # row is rolled back. On another path a row of that number may allow other tokens. The mask of the place where the paths
+            # part is right on both, and is kept instead.
+            self._known[path[:shared]] = self._computed()
         read = self._matcher.try_consume_tokens(rest) if rest else 0
         self._path += rest[:read]
         return read == len(rest)
