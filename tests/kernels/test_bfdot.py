@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from understudy.kernels.bfdot import columns_dot, pair_columns, to_brain
+from understudy.kernels.bfdot import LAID, MOST, ahead, columns_dot, lay_columns, to_brain
 from understudy.tiers.memory import arena
 
 
 @numba.njit
-def paired(source: int, target: int, pairs: int) -> None:
+def laid(source: int, target: int, pairs: int) -> None:
     for i in range(pairs):
-        pair_columns(source + i * 256, target + i * 256)
+        lay_columns(source + i * 256, target + i * 2 * LAID)
 
 
 @numba.njit
@@ -32,7 +32,7 @@ def adder(rows: int) -> Any:
     return call
 
 
-ADD = {rows: adder(rows) for rows in (1, 2, 4)}
+ADD = {rows: adder(rows) for rows in (1, 2, 4, MOST)}
 
 
 def lines(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -43,23 +43,23 @@ def lines(*shape: int, dtype: torch.dtype) -> Tensor:
 
 def sums_of(rows: int, weights: Tensor, x: Tensor, sums: Tensor) -> Tensor:
     """`sums` [rows, 64] with the products of x [rows, K] and weights [K, 64] added."""
-    pairs = lines(*weights.shape, dtype=torch.bfloat16)
-    paired(weights.contiguous().data_ptr(), pairs.data_ptr(), len(weights) // 2)
+    taken = lines(len(weights), LAID, dtype=torch.uint8)
+    laid(weights.contiguous().data_ptr(), taken.data_ptr(), len(weights) // 2)
     out = lines(rows, 64, dtype=torch.float32).copy_(sums)
-    ADD[rows](pairs.data_ptr(), len(weights), x.data_ptr(), x.stride(0) * 2, out.data_ptr())
+    ADD[rows](taken.data_ptr(), len(weights), x.data_ptr(), x.stride(0) * 2, out.data_ptr())
     return out
 
 
 @pytest.fixture
 def operands() -> tuple[Tensor, Tensor, Tensor]:
-    """weights [48, 64], x [4, 48] whose rows lie further apart, sums [4, 64]"""
+    """weights [142, 64], x [MOST, 142] whose rows lie further apart, sums [MOST, 64]"""
     generator = torch.Generator().manual_seed(3)
-    weights = torch.randn(48, 64, generator=generator).to(torch.bfloat16)
-    x = torch.randn(4, 60, generator=generator).to(torch.bfloat16)[:, :48]
-    return weights, x, torch.randn(4, 64, generator=generator)
+    weights = torch.randn(142, 64, generator=generator).to(torch.bfloat16)
+    x = torch.randn(MOST, 160, generator=generator).to(torch.bfloat16)[:, :142]
+    return weights, x, torch.randn(MOST, 64, generator=generator)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 2, 4, MOST])
 def test_sums_are_those_of_arithmetic_and_of_each_row_alone(rows: int, operands: tuple[Tensor, Tensor, Tensor]) -> None:
     weights, x, sums = operands
     found = sums_of(rows, weights, x[:rows], sums[:rows])
@@ -69,18 +69,20 @@ def test_sums_are_those_of_arithmetic_and_of_each_row_alone(rows: int, operands:
         assert torch.equal(found[row], sums_of(1, weights, x[row : row + 1], sums[row : row + 1])[0])
 
 
-@pytest.mark.parametrize("cut", [2, 16, 46])
+@pytest.mark.parametrize("cut", [2, 16, 46, 130])
 def test_columns_may_be_cut_anywhere_between_pairs(cut: int, operands: tuple[Tensor, Tensor, Tensor]) -> None:
     weights, x, sums = operands
-    first = sums_of(4, weights[:cut], x[:, :cut], sums)
-    assert torch.equal(sums_of(4, weights[cut:], x[:, cut:], first), sums_of(4, weights, x, sums))
+    first = sums_of(MOST, weights[:cut], x[:, :cut], sums)
+    assert torch.equal(sums_of(MOST, weights[cut:], x[:, cut:], first), sums_of(MOST, weights, x, sums))
 
 
-def test_two_columns_lie_as_pairs() -> None:
-    columns = torch.arange(128, dtype=torch.int16).view(2, 64)
-    pairs = lines(64, 2, dtype=torch.int16)
-    paired(columns.data_ptr(), pairs.data_ptr(), 1)
-    assert torch.equal(pairs, columns.T)
+def test_two_columns_lie_as_pairs_or_as_floats() -> None:
+    columns = torch.randn(2, 64, generator=torch.Generator().manual_seed(5)).to(torch.bfloat16)
+    found = lines(2, LAID, dtype=torch.uint8)
+    laid(columns.data_ptr(), found.data_ptr(), 1)
+    assert torch.equal(found.view(torch.float32), columns.float()) if ahead() else torch.equal(
+        found.view(torch.bfloat16).view(64, 2), columns.T
+    )
 
 
 def test_floats_are_rounded_to_the_nearest_bfloat16() -> None:

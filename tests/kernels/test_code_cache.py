@@ -38,6 +38,7 @@ def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _, cpu, features = codegen.magic_tuple()
     chosen = instructions.InstructionSet("here", "any", cpu, tuple(features.replace("+", "").split(",")), frozenset(), "", "")
     monkeypatch.setattr(instructions.InstructionSet, "llvm_features", features)
+    monkeypatch.setattr(instructions, "asked", lambda: None)
     monkeypatch.setattr(instructions, "best", lambda: chosen)
     monkeypatch.setattr(code_cache, "READY", place)
     (place / "here").mkdir(parents=True)

@@ -44,7 +44,7 @@ def test_same_bits() -> None:
     with redirect_stdout(said):
         exec(compile(SCRIPT, "script", "exec"), {})
     native = said.getvalue().split()
-    paths = {"NUMBA_CPU_NAME": "generic", "PYTHONPATH": draft_product.__file__.rpartition("/understudy/")[0]}
+    paths = {"UNDERSTUDY_ISA": "", "NUMBA_CPU_NAME": "generic", "PYTHONPATH": draft_product.__file__.rpartition("/understudy/")[0]}
     result = subprocess.run([sys.executable, "-c", SCRIPT], env={**os.environ, **paths}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     plain = result.stdout.split()

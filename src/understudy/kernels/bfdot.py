@@ -1,9 +1,10 @@
-"""Products of 1, 2 or 4 rows with columns of one block of exact weights, in bfloat16, as vector code.
+"""Products of a few rows with columns of one block of exact weights, in bfloat16, as vector code.
 
 With AVX-512 BF16 one instruction multiplies two columns of sixteen outputs and adds both products to float32 sums, on ARM with BF16
 one does so for four outputs. Elsewhere both columns become float32, which only moves their bits, and are multiplied and added one
-after the other. Each sum takes its columns in order, so a row's bits depend neither on how many rows run nor on how columns are
-cut. They do depend on the processor: only these instructions take numbers below 2**-126 for 0."""
+after the other. Where the processor has too few registers for that (AVX2), weights become float32 ahead, once for all rows, and
+rows do so RUN columns at a time, for all outputs. Each sum takes its columns in order, so a row's bits depend neither on how many
+rows run nor on how columns are cut. They do depend on the processor: only these instructions take numbers below 2**-126 for 0."""
 
 from typing import Any
 
@@ -15,6 +16,11 @@ from .instructions import has
 from .vector import FLOAT, HALF, LONG, WORD, Code, Vector
 
 FLOATS, HALVES, WORDS = Vector(FLOAT, 16), Vector(HALF, 32), Vector(WORD, 16)
+# columns of x that are float32 at once, where they have to be
+RUN = 128
+
+
+Lines = list[list[Any]]
 
 
 class _Brain(ir.Type):  # type: ignore[misc]
@@ -37,10 +43,20 @@ def has_arm_bfdot() -> bool:
     return has("neon", "bf16")
 
 
+def ahead() -> bool:
+    """Whether weights and rows become float32 before they are multiplied: that machine has 16 registers, too few to do so then."""
+    return not (has_bfdot() or has("avx512f") or has("neon"))
+
+
+# bytes of a column of 64 weights as `columns_dot` takes it, and the most rows at once
+LAID = 256 if ahead() else 128
+MOST = 6 if ahead() and has("avx2") else 4
+
+
 def columns_dot(rows: int) -> Any:
     """Code for use in a kernel: sums += x @ weights.T for `rows` rows of x, bfloat16, `stride` bytes apart, over
-    `columns` columns (even) of 64 weights at `weights`, paired. `sums`: float32 [rows, 64]. All but the numbers are
-    addresses."""
+    `columns` columns (even) of 64 weights at `weights`, which `lay_columns` put there. `sums`: float32 [rows, 64]. All but the
+    numbers are addresses."""
 
     @intrinsic
     def add_columns(typing: Any, weights: Any, columns: Any, x: Any, stride: Any, sums: Any) -> Any:
@@ -61,15 +77,40 @@ class _ColumnsDot(Code):
         self.rows = rows
         self.weights, self.columns, self.x, self.stride, self.sums = arguments
         self.lines = [self.at(self.x, self.b.mul(self.stride, LONG(r))) for r in range(rows)]
+        # address of room for the rows as float32 [rows, RUN]
+        self.wide: Any = None
 
     def loop(self) -> None:
-        """Add all columns to all sums: at once where the processor's registers hold these, else 16 outputs at a time."""
-        whole = [0, 1, 2, 3]
-        for vectors in [whole] if has("avx512f") or self.rows == 1 else [[v] for v in whole]:
-            self.add(vectors)
+        """Add all columns to all sums."""
+        if not ahead():
+            self.all_outputs(self.weights, self.columns)
+            return
+        self.wide = self.room(FLOATS, self.rows * RUN // 16)
+        with self.over(self.columns, RUN) as (start, _):
+            left = self.b.sub(self.columns, start)
+            count = self.b.select(self.b.icmp_signed("<", left, LONG(RUN)), left, LONG(RUN))
+            self.widen(start, count)
+            self.all_outputs(self.at(self.weights, self.b.mul(start, LONG(LAID))), count)
 
-    def add(self, vectors: list[int]) -> None:
-        """Add all columns to the sums of these `vectors` of 16 outputs."""
+    def widen(self, start: Any, count: Any) -> None:
+        """Put `count` columns of the rows, from `start` on, in the room at `wide`, as float32 [rows, RUN]."""
+        b = self.b
+        whole = b.and_(count, LONG(-16))
+        for first, end, width in ((LONG(0), whole, 16), (whole, count, 2)):
+            with self.over(end, width, first) as (column, _):
+                for r, line in enumerate(self.lines):
+                    value = self.load(self.at(line, b.shl(b.add(start, column), LONG(1))), Vector(HALF, width))
+                    self.store(widened(self, value), self.at(self.wide, self.at(b.shl(column, LONG(2)), 4 * RUN * r)), 4)
+
+    def all_outputs(self, weights: Any, columns: Any) -> None:
+        """Add `columns` columns of `weights`: to all outputs at once where the processor's registers hold their sums, else to some
+        after others."""
+        at_once = 4 if has("avx512f") or self.rows == 1 else 2 if self.rows == 2 and ahead() else 1
+        for first in range(0, 4, at_once):
+            self.add(list(range(first, first + at_once)), weights, columns)
+
+    def add(self, vectors: list[int], weights: Any, columns: Any) -> None:
+        """Add columns to the sums of these `vectors` of 16 outputs."""
         b = self.b
         places = [[self.at(self.sums, 256 * r + 64 * v) for v in vectors] for r in range(self.rows)]
         started = [[self.load(place, FLOATS, 64) for place in line] for line in places]
@@ -80,22 +121,39 @@ class _ColumnsDot(Code):
         column = b.phi(LONG)
         column.add_incoming(LONG(0), before)
         sums = [[b.phi(FLOATS) for _ in vectors] for _ in range(self.rows)]
-        here = self.at(self.weights, b.shl(column, LONG(7)))
-        pairs = [self.parted(self.load(self.at(here, 64 * v), WORDS, 64)) for v in vectors]
+        here = self.at(weights, b.mul(column, LONG(LAID)))
+        lines = [self.at(here, 64 * v) for v in vectors]
+        totals = self.float_step(column, lines, sums) if ahead() else self.paired_step(column, lines, sums)
         after = self.at(column, 2)
-        for r in range(self.rows):
-            x = self.parted(self.spread(self.load(self.at(self.lines[r], b.shl(column, LONG(1))), WORD, 2)))
-            for v in range(len(vectors)):
-                total = self.added(sums[r][v], x, pairs[v])
-                sums[r][v].add_incoming(started[r][v], before)
-                sums[r][v].add_incoming(total, b.block)
-                started[r][v] = total
+        for line, start, total in zip(sums, started, totals, strict=True):
+            for phi, first, last in zip(line, start, total, strict=True):
+                phi.add_incoming(first, before)
+                phi.add_incoming(last, b.block)
         column.add_incoming(after, b.block)
-        b.cbranch(b.icmp_unsigned("<", after, self.columns), body, done)
+        b.cbranch(b.icmp_unsigned("<", after, columns), body, done)
         b.position_at_end(done)
-        for line, totals in zip(places, started, strict=True):
-            for place, total in zip(line, totals, strict=True):
-                self.store(total, place, 64)
+        for line, total in zip(places, totals, strict=True):
+            for place, value in zip(line, total, strict=True):
+                self.store(value, place, 64)
+
+    def float_step(self, column: Any, weights: list[Any], sums: Lines) -> Lines:
+        """The sums and the products of two columns, which are float32 already: of all rows by the first, then by the second."""
+        place = self.at(self.wide, self.b.shl(column, LONG(2)))
+        for second in (0, 1):
+            values = [self.load(self.at(line, LAID * second), FLOATS, 64) for line in weights]
+            for r, line in enumerate(sums):
+                x = self.spread(self.load(self.at(place, 4 * (RUN * r + second)), FLOAT, 4))
+                sums = [*sums[:r], [self.fused(t, x, v) for t, v in zip(line, values, strict=True)], *sums[r + 1 :]]
+        return sums
+
+    def paired_step(self, column: Any, weights: list[Any], sums: Lines) -> Lines:
+        """The sums and the products of two columns that lie as pairs."""
+        pairs = [self.parted(self.load(line, WORDS, 64)) for line in weights]
+        totals = []
+        for own, line in zip(self.lines, sums, strict=True):
+            x = self.parted(self.spread(self.load(self.at(own, self.b.shl(column, LONG(1))), WORD, 2)))
+            totals.append([self.added(t, x, v) for t, v in zip(line, pairs, strict=True)])
+        return totals
 
     def parted(self, pairs: Any) -> list[Any]:
         """What `added` takes of 16 pairs of bfloat16: the pairs, or the first and the second of each as float32."""
@@ -111,11 +169,14 @@ class _ColumnsDot(Code):
         if has_bfdot():
             return self.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, *x, *weights)
         for own, weight in zip(x, weights, strict=True):
-            if has("fma") or has("neon"):
-                total = self.intrinsic("llvm.fma.v16f32", FLOATS, own, weight, total)
-            else:
-                total = self.b.fadd(total, self.b.fmul(own, weight))
+            total = self.fused(total, own, weight)
         return total
+
+    def fused(self, total: Any, x: Any, weight: Any) -> Any:
+        """total + x * weight, rounded once where the processor can."""
+        if has("fma") or has("neon"):
+            return self.intrinsic("llvm.fma.v16f32", FLOATS, x, weight, total)
+        return self.b.fadd(total, self.b.fmul(x, weight))
 
     def four_fours(self, total: Any, x: Any, weights: Any) -> Any:
         """`added` by ARM's instruction, which takes four outputs."""
@@ -128,17 +189,28 @@ class _ColumnsDot(Code):
         return self.pick(halves[0], halves[1], list(range(16)))
 
 
+def widened(code: Code, values: Any) -> Any:
+    """Numbers with the bits `values`, bfloat16, as float32."""
+    words = Vector(WORD, values.type.count)
+    return code.b.bitcast(code.b.shl(code.b.zext(values, words), code.all(words, 16)), Vector(FLOAT, words.count))
+
+
 @intrinsic
-def _pair_columns(typing: Any, source: Any, target: Any) -> Any:
-    """Two columns of 64 weights side by side: 16 pairs for outputs 0 to 15, 16 for the next, and so on."""
+def _lay_columns(typing: Any, source: Any, target: Any) -> Any:
+    """Two columns of 64 weights as `columns_dot` takes them, LAID bytes each: side by side, 16 pairs for outputs 0 to 15, 16 for
+    the next, and so on; or one after the other as float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = Code(context, builder)
         source, target = arguments
-        columns = [code.load(code.at(source, 64 * half), HALVES) for half in range(4)]
-        for v in range(4):
-            order = [32 * t + v % 2 * 16 + j for j in range(16) for t in range(2)]
-            code.store(code.pick(columns[v // 2], columns[2 + v // 2], order), code.at(target, 64 * v), 64)
+        if not ahead():
+            columns = [code.load(code.at(source, 64 * half), HALVES) for half in range(4)]
+            for v in range(4):
+                order = [32 * t + v % 2 * 16 + j for j in range(16) for t in range(2)]
+                code.store(code.pick(columns[v // 2], columns[2 + v // 2], order), code.at(target, 64 * v), 64)
+        else:
+            for v in range(8):
+                code.store(widened(code, code.load(code.at(source, 32 * v), Vector(HALF, 16))), code.at(target, 64 * v), 64)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
@@ -170,5 +242,5 @@ def _to_brain(typing: Any, source: Any, target: Any) -> Any:
     return types.void(types.int64, types.int64), generate
 
 
-pair_columns: Any = _pair_columns
+lay_columns: Any = _lay_columns
 to_brain: Any = _to_brain

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import team
 from .amx_dot import ROWS, amx_dot, configure, has_amx, release, shapes
-from .bfdot import columns_dot, pair_columns, to_brain
+from .bfdot import LAID, MOST, columns_dot, lay_columns, to_brain
 from .compiled import compiled, machine_code
 from .descriptor import (
     OPERAND_BYTES,
@@ -40,7 +40,7 @@ RUN = 128
 FEW = 8
 carray: Any = numpy_support.carray
 
-_dot_1, _dot_2, _dot_4 = columns_dot(1), columns_dot(2), columns_dot(4)
+_dot_1, _dot_2, _dot_4, _dot_most = map(columns_dot, (1, 2, 4, MOST))
 
 
 @cache
@@ -153,7 +153,7 @@ def _entry(amx: bool) -> int:
 def _work(argument: Any) -> None:
     """Multiply by blocks until none is left, by vectors. Runs on every thread of the team with the same argument."""
     run = exact_run(argument)
-    kept, sums, paired = _room(run)
+    kept, sums, laid = _room(run)
     while True:
         place, b = _taken(argument, run)
         if place == 0:
@@ -162,8 +162,8 @@ def _work(argument: Any) -> None:
         carray(float32_at(sums), run.height * 64)[:] = np.float32(0)
         for k in range(0, run.columns, run.width):
             width = min(run.columns - k, run.width)
-            _make(operand, b, k, width, paired, paired + run.width * 128)
-            _add(run, operand, b, k, width, paired, sums)
+            _make(operand, b, k, width, laid, laid + run.width * LAID)
+            _add(run, operand, b, k, width, laid, sums)
         _give(run, operand, b, sums)
     # numba drops what is not named any more
     kept[0] = np.float32(0)
@@ -173,7 +173,7 @@ def _work(argument: Any) -> None:
 def _work_amx(argument: Any) -> None:
     """`_work` by AMX."""
     run = exact_run(argument)
-    kept, sums, paired = _room(run)
+    kept, sums, laid = _room(run)
     configure(run.shapes)
     while True:
         place, b = _taken(argument, run)
@@ -183,8 +183,8 @@ def _work_amx(argument: Any) -> None:
         carray(float32_at(sums), run.height * 64)[:] = np.float32(0)
         for k in range(0, run.columns, run.width):
             width = min(run.columns - k, run.width)
-            _make(operand, b, k, width, paired, paired + run.width * 128)
-            _add_amx(run, operand, b, k, width, paired, sums)
+            _make(operand, b, k, width, laid, laid + run.width * LAID)
+            _add_amx(run, operand, b, k, width, laid, sums)
         _give(run, operand, b, sums)
     release()
     kept[0] = np.float32(0)
@@ -192,9 +192,9 @@ def _work_amx(argument: Any) -> None:
 
 @compiled
 def _room(run: Any) -> Any:
-    """Room of one thread for sums [height, 64], for weights in pairs [width, 64] and before that: the room, and the addresses of
-    the first two in it."""
-    kept = np.empty(run.height * 64 + run.width * 64 + 32, np.float32)
+    """Room of one thread for sums [height, 64], for weights as they are multiplied [width, LAID bytes] and before that: the room,
+    and the addresses of the first two in it."""
+    kept = np.empty(run.height * 64 + run.width * (LAID + 128) // 4 + 32, np.float32)
     sums = (kept.ctypes.data + 63) // 64 * 64
     return kept, sums, sums + run.height * 256
 
@@ -218,9 +218,9 @@ def _give(run: Any, operand: Any, b: int, sums: int) -> None:
 
 
 @compiled
-def _make(operand: Any, b: int, k: int, width: int, paired: int, rebuilt: int) -> None:
-    """Put `width` columns of block b, from k on, side by side in pairs at `paired`; `rebuilt` is room for them before
-    that."""
+def _make(operand: Any, b: int, k: int, width: int, laid: int, rebuilt: int) -> None:
+    """Put `width` columns of block b, from k on, at `laid` as `columns_dot` takes them; `rebuilt` is room for them
+    before that."""
     blocks, source = residual_blocks(operand.blocks), rebuilt
     if operand.plain != 0:
         source = operand.plain + (b * blocks.columns + k) * 128
@@ -229,7 +229,7 @@ def _make(operand: Any, b: int, k: int, width: int, paired: int, rebuilt: int) -
         for g in range(k // group, (k + width) // group):
             rebuild(blocks, b, g, rebuilt + (g * group - k) * 128)
     for pair in range(0, width, 2):
-        pair_columns(source + pair * 128, paired + pair * 128)
+        lay_columns(source + pair * 128, laid + pair * LAID)
 
 
 @compiled
@@ -239,16 +239,19 @@ def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums:
     x = run.x + k // run.width * run.run_bytes
     r = 0
     while r < rows:
-        _fetch_ahead(operand, b, k + width, width, r, min(rows - r, 4), rows)
-        if rows - r >= 4:
+        left = rows - r
+        # as many as registers hold the sums of; 8 are two times 4, since few at once are slow
+        count = MOST if left >= MOST and left != 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+        _fetch_ahead(operand, b, k + width, width, r, count, rows)
+        if count == MOST:
+            _dot_most(weights, width, x + r * stride, stride, sums + r * 256)
+        elif count == 4:
             _dot_4(weights, width, x + r * stride, stride, sums + r * 256)
-            r += 4
-        elif rows - r >= 2:
+        elif count == 2:
             _dot_2(weights, width, x + r * stride, stride, sums + r * 256)
-            r += 2
         else:
             _dot_1(weights, width, x + r * stride, stride, sums + r * 256)
-            r += 1
+        r += count
 
 
 @compiled

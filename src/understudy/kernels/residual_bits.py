@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 
 from .bins import HALVES, MOST, RUN, BinCode, Bins, Pair
 from .bit_stream import append_bits, take_bits
+from .residual_avx2 import Avx2Tile, reads_by_avx2
 from .vector import BIT, BYTE, LONG, Vector
 
 
@@ -29,6 +30,8 @@ def tile_reader(bits: int) -> Any:
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             codes, scales, dense, stream, start, columns, blocks = arguments
+            if reads_by_avx2():
+                return Avx2Tile(context, builder, bits, scales).read(codes, dense, stream, start, columns, blocks)
             code = _TileCode(context, builder, bits, scales)
             column, place, finish = code.loop(columns, start)
             bins = code.bins(code.at(codes, builder.mul(column, LONG(8 * bits))))

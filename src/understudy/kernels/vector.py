@@ -7,10 +7,12 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
+from numba.core import cgutils as numba_cgutils
 from numba.extending import intrinsic
 
 BIT, BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 FLOAT = ir.FloatType()
+cgutils: Any = numba_cgutils
 Vector = ir.VectorType
 
 
@@ -57,6 +59,15 @@ class Code:
             kind = ir.FunctionType(result, [argument.type for argument in arguments])
             function = ir.Function(self.b.module, kind, name)
         return self.b.call(function, arguments)
+
+    def room(self, kind: Any, count: int) -> Any:
+        """The address of memory for `count` values of this kind, which the running kernel has until it ends."""
+        return self.b.ptrtoint(cgutils.alloca_once(self.b, kind, count), LONG)
+
+    def over(self, end: Any, step: int, first: Any = None) -> Any:
+        """A loop over first (or 0), first + step, ... below `end`: `with` gives the number and another value."""
+        start = LONG(0) if first is None else first
+        return cgutils.for_range_slice(self.b, start, end, LONG(step), LONG)
 
     def ours(self, function: Any, *arguments: Any) -> Any:
         """Call a Python function of int64s, compiled here."""

@@ -1,0 +1,71 @@
+"""AVX2's way to read a tile gives the bits of the other way, whatever the codes, the number of columns and the weights."""
+
+from typing import Any
+
+import numba
+import pytest
+import torch
+from numba import types
+from numba.extending import intrinsic
+
+from understudy.kernels.instructions import has
+from understudy.kernels.pack import block
+from understudy.kernels.residual import encode, tile_columns
+from understudy.kernels.residual_avx2 import Avx2Tile
+from understudy.quantizers import quantizer
+
+pytestmark = pytest.mark.skipif(not has("avx2", "bmi2"), reason="kernels are not compiled for AVX2")
+
+
+def reader(bits: int) -> Any:
+    """What reads a tile by AVX2, also where the kernels of this machine would not."""
+
+    @intrinsic
+    def read(typing: Any, codes: Any, scales: Any, dense: Any, stream: Any, start: Any, columns: Any, blocks: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            codes, scales, *rest = arguments
+            return Avx2Tile(context, builder, bits, scales).read(codes, *rest)
+
+        return types.int64(*[types.int64] * 7), generate
+
+    made: Any = read
+
+    @numba.njit
+    def call(codes: int, scales: int, dense: int, stream: int, start: int, columns: int, blocks: int) -> int:
+        return int(made(codes, scales, dense, stream, start, columns, blocks))
+
+    return call
+
+
+READ = {bits: reader(bits) for bits in (2, 3, 4, 8)}
+
+
+@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int3:group=16", "int8"])
+@pytest.mark.parametrize(("columns", "odd"), [(192, 0), (384, 7), (96, 50)])
+def test_tiles_come_back_but_for_their_exceptions(spec: str, columns: int, odd: int) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    weight = (torch.randn(64, columns, generator=generator) * torch.randn(64, 1, generator=generator).exp() * 0.05).bfloat16()
+    # zeros of both signs lie in bins that straddle zero
+    weight[:, ::5], weight[::3, 1::5] = 0.0, -0.0
+    if odd:
+        words = weight.view(torch.int16).view(-1)[::odd]
+        words.copy_(torch.randint(-(2**15), 2**15, words.shape, generator=generator, dtype=torch.int16))
+    made = quantizer(spec).quantize(weight)
+    bits, blocks, codes, scales = int(spec[3]), block(weight), made["codes"], made["scales"]
+    residual = encode(blocks, codes, scales)
+    tile = tile_columns(columns, len(scales), bits)
+    table = residual.table.to(torch.int64)
+    out = torch.zeros_like(blocks)
+    per_column = residual.dense.numel() // columns
+    for t in range(columns // tile):
+        first = t * tile
+        after = READ[bits](
+            codes.data_ptr() + first * 8 * bits, scales[t * len(scales) // (columns // tile)].data_ptr(),
+            residual.dense.data_ptr() + first * per_column, residual.stream.data_ptr(), int(table[t, 0]), tile,
+            out.data_ptr() + first * 128,
+        )  # fmt: skip
+        assert after == table[t + 1, 0], "it read another number of bits"
+        for place, word in residual.exceptions[int(table[t, 1]) : int(table[t + 1, 1])].view(torch.int16).tolist():
+            out.view(torch.int16)[0, first + place // 64, place % 64] = word
+    assert torch.equal(out.view(torch.int16), blocks.view(torch.int16))
+    assert int(table[-1, 0]) > columns, "hardly a weight had bits in the stream"
