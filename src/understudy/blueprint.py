@@ -20,6 +20,7 @@ from .heads.source import Bearer
 from .layer_states import SCRATCH
 from .models.exact_linear import decoding_bytes
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
+from .models.hauls import MOST_BYTES
 from .models.shape import ModelShape
 from .models.target import TILE
 from .options import AUTO, DTYPES, SMALL, Options
@@ -91,7 +92,9 @@ class Blueprint:
     def footprint(self) -> Footprint:
         """What the model takes in memory."""
         footprint = footprint_of(self.sizes, self.shape, self.dtype, self.machine.cores, len(self.options.handed_out))
-        footprint = replace(footprint, decoding_bytes=decoding_bytes(footprint.decoding_bytes, self.device))
+        together = MOST_BYTES if self.device.own_memory else 0
+        room = decoding_bytes(footprint.decoding_bytes, self.device)
+        footprint = replace(footprint, decoding_bytes=room, together_bytes=together)
         if self.options.holds_substitute and not self.device.drafts_see_text:
             return on_device(footprint, self.sizes, self.shape, self.dtype, self.device)
         return footprint

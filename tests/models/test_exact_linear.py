@@ -1,7 +1,5 @@
 """An exact Linear gives every bit of its weight back, part by part, and multiplies by it whichever way the device can."""
 
-from itertools import accumulate, pairwise
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +8,7 @@ from torch import Tensor
 
 from tests.fake_device import FakeDevice
 from understudy.codecs import CODECS, codec
-from understudy.devices import Device, RowProduct
+from understudy.devices import Device
 from understudy.devices.processor import Processor
 from understudy.errors import UsageError
 from understudy.kernels.exact_product import applies
@@ -41,17 +39,6 @@ def weights(seed: int) -> Tensor:
     return torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(seed)).bfloat16() * 0.05
 
 
-class Rows(Processor):
-    """A processor that multiplies by rows, as a device does."""
-
-    def __init__(self, product: RowProduct) -> None:
-        super().__init__(1)
-        self.product = product
-
-    def row_product(self) -> RowProduct | None:
-        return self.product
-
-
 @pytest.mark.parametrize("name", CODECS)
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000))
@@ -70,29 +57,6 @@ def test_tiles_are_multiplied_by_decoded_parts(name: str) -> None:
     made.multiply(parts, list(tiles), out)
     found = out.view(2, 32, -1)[:, :, :ROWS].float()
     assert torch.allclose(found, tiles.float() @ weight.float().T, atol=2e-2, rtol=2e-2)
-
-
-@pytest.mark.parametrize("name", CODECS)
-@pytest.mark.parametrize("room", [2, 3, 9])
-def test_neighbours_multiply_together_as_far_as_there_is_room(name: str, room: int) -> None:
-    """With a product of rows, blocks of several parts are one weight; the buffer holds `room` blocks."""
-    weight, x = weights(1), torch.randn(7, COLUMNS).bfloat16()
-    seen: list[int] = []
-
-    def by_rows(x: Tensor, blocks: Tensor, out: Tensor) -> None:
-        seen.append(len(blocks))
-        out.copy_(torch.einsum("nk,bkj->nbj", x.float(), blocks.float()))
-
-    made, parts = linear(name, weight, Rows(by_rows))
-    made.buffer = torch.empty(room * COLUMNS * 64 * 2, dtype=torch.uint8)
-    # as they come in one haul
-    whole = torch.cat([data.view(-1) for data, _, _ in parts])
-    edges = [0, *accumulate(data.numel() for data, _, _ in parts)]
-    lying = [(whole[a:b], first, count) for (a, b), (_, first, count) in zip(pairwise(edges), parts, strict=True)]
-    out = torch.full((1, 7, 3, 64), torch.nan, dtype=torch.bfloat16)
-    made.multiply(lying, [x], out)
-    assert torch.allclose(out.view(7, -1)[:, :ROWS].float(), x.float() @ weight.float().T, atol=2e-2, rtol=2e-2)
-    assert seen == [3] if room > 2 or made.codec.in_place else seen == [1, 2]
 
 
 @pytest.mark.skipif(not applies(torch.bfloat16, COLUMNS), reason="no bfloat16 instructions")

@@ -111,9 +111,10 @@ def test_a_device_that_decodes_wrongly_is_refused(tmp_path: Path, monkeypatch: p
     refuse_wrong_decoding(store, linears, SETTINGS)
     decode = residual.decode
 
-    def one_bit_off(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
-        decode(data, codes, scales, out).view(torch.int16)[0, 3, 5] ^= 1
-        return out
+    def one_bit_off(*given: Tensor) -> Tensor:
+        made = decode(*given)
+        made.view(torch.int16)[0, 3, 5] ^= 1
+        return made
 
     monkeypatch.setattr(residual, "decode", one_bit_off)
     with pytest.raises(UsageError, match=r"other weights than were prepared \(.*stored as delta beside int4.*--codec raw"):

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.fake_device import FakeDevice
 from tests.tiny import save
 from understudy import LLM
 from understudy.devices.processor import Processor
+from understudy.models import hauls
 from understudy.models.supply import Supply
 from understudy.models.target import TILE
-from understudy.models.weights import Weights
+from understudy.models.weights import Weights, streamable
 from understudy.tiers import ReadSettings
 from understudy.weights.checkpoint import Checkpoint
 
@@ -82,6 +84,55 @@ def test_a_sweep_multiplies_by_every_weight_and_reads_each_byte_once(
         x = torch.cat(tiles(streaming, index, rows))[:rows].float()
         weight = checkpoint.read(streaming.linears[index].entry.weight).float()
         assert torch.allclose(one.float(), x @ weight.T, atol=5e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["streamed", "mixed"])
+@pytest.mark.parametrize("codec", ["raw", "delta"])
+def test_a_device_is_asked_for_few_pieces_of_work(
+    codec: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each haul one decoding, one product, one copy and four events; the bits are those of parts that come one by one."""
+    exact_product = pytest.importorskip("understudy.kernels.gpu.exact_product")
+    # a part for each block of 64 outputs
+    monkeypatch.setattr("understudy.weights.entries.PART_BYTES", 8192)
+    save(tmp_path / "model", "llama", torch.bfloat16, num_hidden_layers=1, hidden_size=64, intermediate_size=192)
+    store = LLM.prepare(tmp_path / "model", codec=codec, output=tmp_path / "store")
+    plan = LLM.plan_only(store.path, memory="1GiB", resident="none", context=64)
+    numbers = [part.number for part in streamable(list(store.linears.values()))]
+    stay = frozenset(numbers[3:5] + numbers[-2:]) if kept else frozenset()
+    found = []
+    for most in (0, 32 << 20):
+        monkeypatch.undo()
+        monkeypatch.setattr(hauls, "MOST_BYTES", most)
+        device = FakeDevice()
+        weights = Weights(store, replace(plan, residents=stay), SETTINGS, device, drafts=False)
+        supply = supply_of(weights)
+        asked: list[str] = []
+        for owner, name in ((device, "decode"), (device.simulated, "record"), (device.simulated, "copy")):
+            noted(monkeypatch, owner, name, asked)
+        noted(monkeypatch, exact_product, "multiply_rows", asked)
+        found.append([*sweep(supply, 1), *sweep(supply, 33)])
+        asked.clear()
+        sweep(supply, 1)
+        pieces = sum(len(step.runs) for steps in supply._steps.values() for step in steps)
+        assert asked.count("multiply_rows") == pieces and asked.count("decode") == pieces * (codec == "delta")
+        assert supply.ring is not None
+        copies, used = asked.count("copy"), len(supply.ring.tier.extents)
+        # the ring does not begin at the same place in each pass, so that one more or less has room
+        assert abs(copies - used) <= 2 and asked.count("record") == 2 * copies + 2 * used
+        supply.ring.close()
+    assert pieces < len(numbers) - 2 and all(map(torch.equal, *found))
+
+
+def noted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, asked: list[str]) -> None:
+    """Note every call of a method."""
+    method = getattr(owner, name)
+
+    def noting(*given: object, **options: object) -> object:
+        asked.append(name)
+        return method(*given, **options)
+
+    monkeypatch.setattr(owner, name, noting)
 
 
 def test_a_pass_that_was_left_half_way_is_followed_by_a_right_one(made: tuple[Supply, Supply, Checkpoint]) -> None:

@@ -25,10 +25,13 @@ def sizes(drawn: list[tuple[int, int]], share: float = 0.5) -> tuple[list[int], 
     st.integers(0, 60 * PART),
     st.sampled_from(["none", "residual", "whole", "auto"]),
     st.sampled_from([0.5, 1.0]),
+    st.sampled_from([0, 3 * PART]),
 )
-def test_what_is_kept_fits_and_is_counted(drawn: list[tuple[int, int]], room: int, resident: str, share: float) -> None:
+def test_what_is_kept_fits_and_is_counted(
+    drawn: list[tuple[int, int]], room: int, resident: str, share: float, together: int
+) -> None:
     parts, linears = sizes(drawn, share)
-    kept = keep(parts, linears, room, resident, LinkSpeeds(1e9, 12e9, 8), 4 * PART)
+    kept = keep(parts, linears, room, resident, LinkSpeeds(1e9, 12e9, 8), 4 * PART, together)
     owners = [i for i, linear in enumerate(linears) for _ in range(linear.parts)]
     apart = kept.whole | kept.decoded
     assert not any(owners[number] in apart for number in kept.parts) and not kept.whole & kept.decoded
@@ -77,6 +80,19 @@ def test_the_fastest_is_taken_when_everything_fits_only_whole() -> None:
     assert kept.whole == frozenset(range(50)) and kept.streamed_bytes == 0
 
 
+def test_neighbours_of_a_linear_stay_together() -> None:
+    """So that what streams and what stays are few pieces; as much stays, but for less than a group."""
+    parts, linears = sizes([(12, 1)] * 20, share=1.0)
+    room = sum(parts) // 3
+    apart, grouped = (keep(parts, linears, room, "residual", LinkSpeeds(), PART, most) for most in (0, 4 * PART))
+
+    def pieces(kept: frozenset[int]) -> int:
+        return sum(number % 12 == 0 or (number in kept) != (number - 1 in kept) for number in range(len(parts)))
+
+    assert pieces(grouped.parts) <= 20 * 3 < pieces(apart.parts) / 2
+    assert room - 4 * PART < grouped.taken_bytes <= room and not grouped.whole
+
+
 @given(st.lists(st.integers(1, 8 * PART), min_size=3, max_size=60), st.integers(0, 100 * PART))
 def test_residents_are_spread_over_the_pass(parts: list[int], room: int) -> None:
     chosen = spread(parts, room)
@@ -91,5 +107,7 @@ def test_a_round_is_drafting_then_what_the_ring_did_not_hold() -> None:
     speeds = LinkSpeeds(link_bytes_per_second=100.0, memory_bytes_per_second=1000.0, draft_levels=4)
     assert speeds.round_seconds(streamed=500, ring=0, draft_level=250, exact=800) == 1.0 + 5.0
     assert speeds.round_seconds(streamed=500, ring=60, draft_level=250, exact=800) == 1.0 + 4.4
-    assert speeds.round_seconds(streamed=500, ring=900, draft_level=250, exact=800) == 1.0 + 4.0, "drafting lasts a second"
+    assert speeds.round_seconds(streamed=500, ring=900, draft_level=250, exact=800) == 1.0 + 4.0, (
+        "drafting lasts a second"
+    )
     assert speeds.round_seconds(streamed=0, ring=0, draft_level=250, exact=800) == 1.0 + 0.8

@@ -2,6 +2,7 @@
 
 Decoding gives back every bit, NaN payloads and signed zeros too, as blocks [nb, K, 64] of the weight's dtype."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
@@ -42,10 +43,22 @@ class Codec(Protocol):
     ) -> Tensor:
         """The blocks [count, columns, 64] that were encoded: in `out` if given, else new or a view of `data`."""
 
+    def places(self, starts: Sequence[int], counts: Sequence[int], where: str) -> Tensor | None:
+        """What `decode_on_device` takes, in the memory `where`, to decode in one go parts of `counts` neighbouring blocks, whose
+        bytes begin at `starts`; None: it decodes one part at a time."""
+
     def decode_on_device(
-        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
+        self,
+        data: Tensor,
+        count: int,
+        columns: int,
+        dtype: torch.dtype,
+        substitute: Tensors,
+        out: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """The same where all tensors lie in a device's own memory. The host reads nothing of them."""
+        """As `decode`, where all tensors lie in a device's own memory. The host reads nothing of them. `places`: those of several
+        parts in `data`."""
 
     def operand(
         self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None

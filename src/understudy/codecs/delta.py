@@ -3,6 +3,8 @@
 A part is a header of 64 bytes, the table of tiles, the dense part, the stream and the exceptions (`kernels.residual`), each
 at a multiple of 64 bytes. What would not be smaller is kept as it is, behind the same header."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -58,14 +60,27 @@ class Delta:
         residual.decode(made, substitute["codes"], substitute["scales"], blocks)
         return blocks
 
+    def places(self, starts: Sequence[int], counts: Sequence[int], where: str) -> Tensor | None:
+        # only now: it needs Triton
+        from ..kernels.gpu import residual as gpu
+
+        return gpu.table_of(starts, counts, where)
+
     def decode_on_device(
-        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
+        self,
+        data: Tensor,
+        count: int,
+        columns: int,
+        dtype: torch.dtype,
+        substitute: Tensors,
+        out: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         # only now: it needs Triton
         from ..kernels.gpu import residual as gpu
 
         blocks = data.new_empty((count, columns, 64), dtype=dtype) if out is None else out
-        return gpu.decode(data, substitute["codes"], substitute["scales"], blocks)
+        return gpu.decode(data, substitute["codes"], substitute["scales"], blocks, places)
 
     def operand(
         self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +29,18 @@ class Verbatim(ABC):
     ) -> Tensor:
         """As `Codec.decode`."""
 
+    def places(self, starts: Sequence[int], counts: Sequence[int], where: str) -> Tensor | None:
+        return None
+
     def decode_on_device(
-        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
+        self,
+        data: Tensor,
+        count: int,
+        columns: int,
+        dtype: torch.dtype,
+        substitute: Tensors,
+        out: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
+        assert places is None, "parts are decoded one at a time"
         return self.decode(data, count, columns, dtype, substitute, out)

@@ -191,7 +191,9 @@ class Device(Protocol):
         """Make the state of `row` after 64 * (number + 1) tokens, from the one after 64 * number tokens and the records since."""
         ...
 
-    def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+    def draft_product(
+        self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype
+    ) -> Linear:
         """The linear map [m, K] -> [m, N] of a substitute, in `dtype`. Keeps `tensors`, which lie here."""
         ...
 
@@ -224,8 +226,10 @@ class Device(Protocol):
         dtype: torch.dtype,
         substitute: Tensors,
         out: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """The exact blocks [count, columns, 64] of a part whose bytes are here: in `out`, or a view of `data`."""
+        """The exact blocks [count, columns, 64] of a part whose bytes are here: in `out`, or a view of `data`. `places`: as in
+        `Codec.decode_on_device`."""
         ...
 
     def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:

@@ -243,8 +243,9 @@ class Accelerator:
         dtype: torch.dtype,
         substitute: Tensors,
         out: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        return codec.decode_on_device(data, count, columns, dtype, substitute, out)
+        return codec.decode_on_device(data, count, columns, dtype, substitute, out, places)
 
     def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
         """Less than any link takes to bring it."""

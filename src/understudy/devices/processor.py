@@ -59,7 +59,9 @@ def _node(number: int) -> frozenset[int]:
     nodes = processors_by_node()
     if number not in nodes:
         there = ", ".join(f"cpu:{node}" for node in sorted(nodes))
-        raise UsageError(f"cpu:{number} is not there: this process may run on {there} (NUMA nodes, which sockets are as a rule).")
+        raise UsageError(
+            f"cpu:{number} is not there: this process may run on {there} (NUMA nodes, which sockets are as a rule)."
+        )
     return nodes[number]
 
 
@@ -163,7 +165,9 @@ class Processor:
     def fold(self, state: RecurrentState, row: int, number: int) -> None:
         fold(state, row, number)
 
-    def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+    def draft_product(
+        self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype
+    ) -> Linear:
         return quantizer.linear(tensors, shape, dtype)
 
     def search_kernels(self) -> OpenLevelKernels | None:
@@ -190,7 +194,9 @@ class Processor:
         dtype: torch.dtype,
         substitute: Tensors,
         out: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
+        assert places is None, "a processor decodes one part at a time"
         return codec.decode(data, count, columns, dtype, substitute, out)
 
     def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:

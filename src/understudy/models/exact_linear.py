@@ -6,7 +6,7 @@ Elsewhere a part is decoded first, and multiplies tiles of one fixed shape."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from ..quantizers import Quantizer
 from ..weights.entries import LinearEntry
 
 # parts that there is room for on a device to decode, before they multiply in one go
-TOGETHER = 4
+TOGETHER = 8
 # the bytes of a part, its first block, and how many blocks it has
 Piece = tuple[Tensor, int, int]
 
@@ -63,7 +63,9 @@ class ExactLinear:
     def on_host(self, host: Device) -> ExactLinear:
         """The same weights, as `host` decodes them in memory of its own."""
         tensors = {name: tensor.to(host.where) for name, tensor in self.tensors.items()}
-        return ExactLinear(self.entry, self.quantizer, tensors, self.buffer.new_empty(self.buffer.shape, device=host.where), host)
+        return ExactLinear(
+            self.entry, self.quantizer, tensors, self.buffer.new_empty(self.buffer.shape, device=host.where), host
+        )
 
     @property
     def one_by_one(self) -> bool:
@@ -74,87 +76,41 @@ class ExactLinear:
         """Blocks first to first + count - 1 from their bytes `data`, as `product` takes them, and `first`.
 
         For parts stored in the source file it is valid only until the next call (see `one_by_one`)."""
-        substitute = self._substitute(first, count)
-        return self.codec.operand(data.view(-1), count, self.columns, substitute, self._room(count)), first
+        substitute = self.substitute(first, count)
+        return self.codec.operand(data.view(-1), count, self.columns, substitute, self.room(count)), first
 
     def blocks(self, data: Tensor, first: int, count: int) -> Tensor:
         """The weights [count, K, 64] of these blocks, valid until the next call for any Linear: all share one buffer."""
-        return self._decode((data, first, count), self._room(count))
+        return self.decode((data, first, count), self.room(count))
 
-    def _decode(self, part: Piece, room: Tensor | None) -> Tensor:
+    def decode(self, part: Piece, room: Tensor | None) -> Tensor:
         """The weights of `part`, in `room` unless they are a view of its bytes."""
         data, first, count = part
-        substitute = self._substitute(first, count)
+        substitute = self.substitute(first, count)
         return self.device.decode(self.codec, data.view(-1), count, self.columns, self.entry.dtype, substitute, room)
 
-    def _room(self, count: int) -> Tensor | None:
+    @property
+    def most_blocks(self) -> int:
+        """How many blocks there is room to decode at a time."""
+        return self.buffer.numel() // (self.columns * BLOCK * self.entry.dtype.itemsize)
+
+    def room(self, count: int) -> Tensor | None:
         """Where `count` blocks are decoded; None where decoding is a view of the data."""
         if self.codec.in_place:
             return None
         shape, dtype = (count, self.columns, BLOCK), self.entry.dtype
         return self.buffer[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
-    def _substitute(self, first: int, count: int) -> Mapping[str, Tensor]:
+    def substitute(self, first: int, count: int) -> Mapping[str, Tensor]:
+        """What decoding `count` blocks from block `first` on needs of the substitute."""
         return self.quantizer.cut(self.tensors, first, count) if self.codec.needs_substitute else {}
 
     def multiply(self, parts: Sequence[Piece], tiles: Sequence[Tensor], out: Tensor) -> None:
         """Multiply `tiles` [rows, K] by decoded `parts`, into `out` [tiles, rows, all blocks, 64].
 
-        For where `product` is None. A row's bits do not depend on the other rows: the device's product sees to that, or tiles have
-        always the same shape and are multiplied one by one."""
-        multiply = self.device.row_product()
-        # Shapes stay the same with the parts, not with what happens to lie together.
-        runs = self._runs(parts) if multiply is not None else ((self.blocks(*part), part[1]) for part in parts)
-        for blocks, first in runs:
+        For where there is neither `product` nor the device's product of rows. Tiles have always the same shape and are multiplied
+        one by one, and parts too, so that a row's bits depend neither on other rows nor on what happens to lie together."""
+        for part in parts:
+            blocks, first = self.blocks(*part), part[1]
             for x, y in zip(tiles, out, strict=True):
-                place = y[:, first : first + len(blocks)]
-                if multiply is not None:
-                    multiply(x, blocks, place)
-                else:
-                    place.copy_(torch.matmul(x, blocks.to(out.dtype)).transpose(0, 1))
-
-    def _runs(self, parts: Sequence[Piece]) -> Iterator[tuple[Tensor, int]]:
-        """The weights [nb, K, 64] of neighbours together, with their first block: as many as lie one after another, or as there is
-        room to decode. They are valid until the next are asked for."""
-        if self.codec.in_place:
-            for piece in joined(parts):
-                yield self.blocks(*piece), piece[1]
-            return
-        most = self.buffer.numel() // (self.columns * BLOCK * self.entry.dtype.itemsize)
-        for run in neighbours(parts, most):
-            begin = run[0][1]
-            room = self._room(sum(count for _, _, count in run))
-            assert room is not None, "what is decoded takes room"
-            for part in run:
-                self._decode(part, room[part[1] - begin :][: part[2]])
-            yield room, begin
-
-
-def neighbours(parts: Sequence[Piece], most: int) -> Iterator[list[Piece]]:
-    """`parts` in runs of at most `most` blocks that follow one another."""
-    run: list[Piece] = []
-    for part in parts:
-        _, first, count = part
-        if run and (first != run[-1][1] + run[-1][2] or first + count - run[0][1] > most):
-            yield run
-            run = []
-        run.append(part)
-    yield run
-
-
-def joined(parts: Sequence[Piece]) -> Iterator[Piece]:
-    """The same `parts`, whose bytes are the weights themselves: those that lie one after another as one."""
-    number = 0
-    while number < len(parts):
-        data, first, count = parts[number]
-        nbytes = data.numel()
-        number += 1
-        while number < len(parts):
-            more, following, others = parts[number]
-            behind = more.data_ptr() == data.data_ptr() + nbytes and following == first + count
-            if not behind or more.untyped_storage().data_ptr() != data.untyped_storage().data_ptr():
-                break
-            nbytes += more.numel()
-            count += others
-            number += 1
-        yield (data if nbytes == data.numel() else data.as_strided((nbytes,), (1,))), first, count
+                y[:, first : first + len(blocks)].copy_(torch.matmul(x, blocks.to(out.dtype)).transpose(0, 1))

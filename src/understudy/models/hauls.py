@@ -43,17 +43,37 @@ class Haul:
 
 def hauls_of(parts: Sequence[tuple[int, int]], extents: Mapping[int, Extent], most: int) -> list[Haul]:
     """The hauls of `parts`, each with the number of its Linear, in the order of a pass; of at most `most` bytes, unless a single
-    part is larger. `extents`: where each part lies."""
-    hauls: list[Haul] = []
+    part is larger. What follows one another is cut about evenly. `extents`: where each part lies."""
+    return [haul for chain in _chains(parts, extents, most) for haul in _cut(chain, extents, most)]
+
+
+def _chains(parts: Sequence[tuple[int, int]], extents: Mapping[int, Extent], most: int) -> list[list[int]]:
+    """Parts of one Linear that follow one another in the file, of which any neighbours could be a haul by where they lie."""
+    chains: list[list[int]] = []
     before = -1
     for number, linear in parts:
-        extent = extents[number]
-        joined = hauls[-1].with_next(number, extent, most) if linear == before else None
+        last = extents[chains[-1][-1]] if chains else None
+        behind = last is not None and Haul.of(0, last).with_next(0, extents[number], 1 << 62) is not None
+        if most and behind and linear == before:
+            chains[-1].append(number)
+        else:
+            chains.append([number])
+        before = linear
+    return chains
+
+
+def _cut(chain: Sequence[int], extents: Mapping[int, Extent], most: int) -> list[Haul]:
+    """The parts of `chain` in hauls of at most `most` bytes and of about the same size."""
+    whole = sum(aligned(extents[number].nbytes) for number in chain)
+    wanted = -(-whole // -(-whole // max(most, 1)))
+    hauls = [Haul.of(chain[0], extents[chain[0]])]
+    for number in chain[1:]:
+        full = hauls[-1].extent.nbytes >= wanted
+        joined = None if full else hauls[-1].with_next(number, extents[number], most)
         if joined is None:
-            hauls.append(Haul.of(number, extent))
+            hauls.append(Haul.of(number, extents[number]))
         else:
             hauls[-1] = joined
-        before = linear
     return hauls
 
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..devices import ExactProduct
+from ..devices import ExactProduct, RowProduct
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
 from .exact_linear import ExactLinear
 from .hauls import Haul
+from .part_runs import Lying, PartRun, lying_in, runs_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,18 @@ class PartRef:
     nbytes: int
     # Bytes that are fetched before the part's own.
     lead: int = 0
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What a device uses in one go on the way through a Linear: runs of one haul, or some that stay in fast memory."""
+
+    # the first part of the haul, which the ring brings; None: `data` is there for good
+    brought: PartRef | None
+    data: Tensor | None
+    # bytes that come of the parts' own
+    nbytes: int
+    runs: tuple[PartRun, ...]
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,8 @@ class Supply:
         }
         self.ring = ring
         self.bytes_used = 0
+        # by Linear: the steps of a device that has a product of rows
+        self._steps: dict[int, list[Stretch]] = {}
         # by Linear: what multiplies by it where it stays in fast memory
         self._products: dict[int, Callable[[Sequence[Tensor], Tensor], None] | None] = {}
 
@@ -92,7 +107,9 @@ class Supply:
         make = given.new_zeros if product is not None else given.new_empty
         out = make((len(tiles), height, blocks, BLOCK))
         taken = out.view(-1, blocks, BLOCK)[:rows]
-        if product is None:
+        if product is None and (by_rows := linear.device.row_product()) is not None:
+            self._by_rows(index, by_rows, tiles, out)
+        elif product is None:
             for held in self._arriving(index, together=False):
                 linear.multiply([(data, part.first_block, part.blocks) for part, data in held], tiles, out)
         elif (kept := self._kept(index, product)) is not None:
@@ -103,12 +120,67 @@ class Supply:
         made = out.view(len(tiles), height, -1)
         return list(made if outputs == blocks * BLOCK else made[:, :, :outputs])
 
+    def _by_rows(self, index: int, multiply: RowProduct, tiles: Sequence[Tensor], out: Tensor) -> None:
+        """Multiply `tiles` by all parts of Linear `index`, haul by haul, into `out` [tiles, rows, all blocks, 64]."""
+        if index not in self._steps:
+            self._steps[index] = self._steps_of(index)
+        self._announce(index)
+        for step in self._steps[index]:
+            slot = None if step.brought is None else self._next(step.brought)
+            try:
+                data = step.data if slot is None else slot.data
+                assert data is not None, "what is not brought is here"
+                for run in step.runs:
+                    blocks = run.blocks(data)
+                    for x, y in zip(tiles, out, strict=True):
+                        multiply(x, blocks, y[:, run.first : run.first + run.count])
+                self.bytes_used += step.nbytes
+            finally:
+                if slot is not None:
+                    slot.release()
+
+    def _steps_of(self, index: int) -> list[Stretch]:
+        """What a device uses together of Linear `index`, in order."""
+        linear = self.linears[index]
+        steps = []
+        for parts in self._stretches(index):
+            first = parts[0]
+            if first.number in self.residents:
+                data, lying = lying_in([(self.residents[p.number], p.first_block, p.blocks) for p in parts])
+                steps.append(Stretch(None, data, 0, tuple(runs_of(linear, lying))))
+            else:
+                lying = [Lying(self.berths[p.number].start + p.lead, p.nbytes, p.first_block, p.blocks) for p in parts]
+                steps.append(Stretch(first, None, sum(p.nbytes for p in parts), tuple(runs_of(linear, lying))))
+        return steps
+
+    def _stretches(self, index: int) -> Iterator[list[PartRef]]:
+        """The parts of Linear `index`: those of each haul together, and neighbours that lie one behind the other in fast memory."""
+        held: list[PartRef] = []
+        for part in self.by_linear[index]:
+            if held and self._parts_from(held[-1], part):
+                yield held
+                held = []
+            held.append(part)
+        if held:
+            yield held
+
+    def _parts_from(self, before: PartRef, part: PartRef) -> bool:
+        """Whether `part` does not lie in one stretch of memory with the one `before` it."""
+        stay = [one.number in self.residents for one in (before, part)]
+        if all(stay):
+            one, other = self.residents[before.number], self.residents[part.number]
+            same = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+            return not same or other.data_ptr() < one.data_ptr() + one.nbytes
+        return any(stay) or self.berths[part.number].first
+
     def _kept(self, index: int, product: ExactProduct) -> Callable[[Sequence[Tensor], Tensor], None] | None:
         """What multiplies by Linear `index` where all its parts stay in fast memory, made once; None where some stream."""
         if index not in self._products:
             linear, parts = self.linears[index], self.by_linear[index]
             stay = not linear.one_by_one and all(part.number in self.residents for part in parts)
-            operands = [linear.operand(self.residents[p.number], p.first_block, p.blocks) for p in parts] if stay else []
+            operands = (
+                [linear.operand(self.residents[p.number], p.first_block, p.blocks) for p in parts] if stay else []
+            )
             self._products[index] = product(operands) if stay else None
         return self._products[index]
 
@@ -188,6 +260,7 @@ class Supply:
         """Let go of all weights: nothing is multiplied any more."""
         self.residents, self.linears = {}, ()
         self._products.clear()
+        self._steps.clear()
 
     def abandon(self) -> None:
         """Begin the next pass with the first part again, after one was left half way."""

@@ -110,6 +110,8 @@ class Footprint:
     embedding_bytes: int
     # The largest part that must be decoded into a buffer.
     decoding_bytes: int = 0
+    # Up to how many bytes neighbouring parts of a Linear stay or stream together; 0: each by itself.
+    together_bytes: int = 0
     # Attention scores for each token of context.
     score_bytes_per_token: int = 0
     # The tokenizer's tables.

@@ -220,6 +220,7 @@ def _portion(footprint: Footprint, mine: Collection[int], first: bool) -> Footpr
         choosing_bytes=0,
         embedding_bytes=0,
         decoding_bytes=footprint.decoding_bytes,
+        together_bytes=footprint.together_bytes,
         linears=tuple(linears),
     )
 

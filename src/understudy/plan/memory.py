@@ -144,7 +144,8 @@ def _kept(footprint: Footprint, request: PlanRequest, spare: int, least: int) ->
         ring_bytes = max(least, min(spare // 4, USUAL_RING))
 
     def kept_in(room: int) -> Kept:
-        return keep(footprint.part_bytes, footprint.linears, room, request.resident, request.speeds, ring_bytes)
+        sizes = footprint.part_bytes, footprint.linears
+        return keep(*sizes, room, request.resident, request.speeds, ring_bytes, footprint.together_bytes)
 
     kept = kept_in(spare)
     if not kept.streamed_bytes:

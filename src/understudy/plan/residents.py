@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 # Levels of a draft before any was seen: about what drafters begin with.
 LEVELS = 8
 # Of the room for residents, given to whole Linears; the fastest is taken.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+# So many groups of residual parts fit into their room at least.
+GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -95,24 +97,31 @@ UNKNOWN = LinkSpeeds()
 
 
 def keep(
-    parts: Sequence[int], linears: Sequence[LinearSize], room: int, resident: str, speeds: LinkSpeeds, ring: int
+    parts: Sequence[int],
+    linears: Sequence[LinearSize],
+    room: int,
+    resident: str,
+    speeds: LinkSpeeds,
+    ring: int,
+    together: int = 0,
 ) -> Kept:
     """What stays in `room` bytes, where the parts have the bytes `parts` and the ring has `ring`.
 
-    `resident`: none, residual, whole, or auto, which takes the fastest of SHARES."""
+    `resident`: none, residual, whole, or auto, which takes the fastest of SHARES. `together`: bytes up to which neighbouring parts
+    of a Linear stay or stream together, so that few pieces of work are asked for; 0: each by itself."""
     if resident == "none":
         return _mixture(parts, linears, 0, 0)
     if resident == "whole":
         return _mixture(parts, linears, room, 0)
     if resident == "residual":
-        return _mixture(parts, linears, 0, room)
-    fastest = _fastest(parts, linears, room, speeds, ring)
+        return _mixture(parts, linears, 0, room, together)
+    mixtures = [_mixture(parts, linears, int(room * share), room, together) for share in SHARES]
+    fastest = _fastest(mixtures, linears, speeds, ring)
     return fastest if fastest.streamed_bytes else _decoded(parts, linears, room, fastest, speeds)
 
 
-def _fastest(parts: Sequence[int], linears: Sequence[LinearSize], room: int, speeds: LinkSpeeds, ring: int) -> Kept:
-    """The mixture whose rounds take the least time; residual parts alone where speeds are not known."""
-    mixtures = [_mixture(parts, linears, int(room * share), room) for share in SHARES]
+def _fastest(mixtures: Sequence[Kept], linears: Sequence[LinearSize], speeds: LinkSpeeds, ring: int) -> Kept:
+    """The one of `mixtures` whose rounds take the least time; residual parts alone, the first, where speeds are not known."""
     if not (speeds.link_bytes_per_second and speeds.memory_bytes_per_second):
         return mixtures[0]
     exact = sum(linear.exact_bytes for linear in linears)
@@ -126,9 +135,7 @@ def _fastest(parts: Sequence[int], linears: Sequence[LinearSize], room: int, spe
     return min(mixtures, key=seconds)
 
 
-def _decoded(
-    parts: Sequence[int], linears: Sequence[LinearSize], room: int, kept: Kept, speeds: LinkSpeeds
-) -> Kept:
+def _decoded(parts: Sequence[int], linears: Sequence[LinearSize], room: int, kept: Kept, speeds: LinkSpeeds) -> Kept:
     """`kept`, of which nothing streams, with as many Linears decoded as `room` allows; whole ones where nothing drafts."""
     if not speeds.draft_levels:
         whole = _mixture(parts, linears, room, 0)
@@ -155,7 +162,7 @@ def _owners(linears: Sequence[LinearSize]) -> list[int]:
     return [i for i, linear in enumerate(linears) for _ in range(linear.parts)]
 
 
-def _mixture(parts: Sequence[int], linears: Sequence[LinearSize], for_whole: int, room: int) -> Kept:
+def _mixture(parts: Sequence[int], linears: Sequence[LinearSize], for_whole: int, room: int, together: int = 0) -> Kept:
     """Whole Linears in `for_whole` bytes, then residual parts of the others in what is left of `room`."""
     able = [i for i, linear in enumerate(linears) if linear.parts]
     chosen = spread([linears[i].extra_bytes for i in able], for_whole) if for_whole else frozenset()
@@ -163,7 +170,10 @@ def _mixture(parts: Sequence[int], linears: Sequence[LinearSize], for_whole: int
     taken = sum(linears[i].extra_bytes for i in whole)
     owners = _owners(linears)
     rest = [number for number, owner in enumerate(owners) if owner not in whole]
-    kept = frozenset(rest[i] for i in spread([parts[number] for number in rest], max(room - taken, 0)))
+    left = max(room - taken, 0)
+    groups = _grouped(rest, owners, parts, min(together, left // GROUPS))
+    chosen = spread([sum(parts[number] for number in group) for group in groups], left)
+    kept = frozenset(number for i in chosen for number in groups[i])
     nbytes = sum(parts[number] for number in kept)
     return Kept(
         parts=kept,
@@ -171,6 +181,23 @@ def _mixture(parts: Sequence[int], linears: Sequence[LinearSize], for_whole: int
         taken_bytes=taken + nbytes,
         streamed_bytes=sum(parts[number] for number in rest) - nbytes,
     )
+
+
+def _grouped(numbers: Sequence[int], owners: Sequence[int], parts: Sequence[int], most: int) -> list[list[int]]:
+    """The parts `numbers`, ascending, those of a Linear in groups of about `most` bytes or fewer, which are about equal."""
+    groups: list[list[int]] = []
+    for _, found in groupby(numbers, key=lambda number: owners[number]):
+        own = list(found)
+        whole = sum(parts[number] for number in own)
+        wanted = whole / -(-whole // most) if 0 < most < whole else most
+        room = 0.0
+        for number in own:
+            if room < parts[number] / 2:
+                groups.append([])
+                room = wanted
+            groups[-1].append(number)
+            room -= parts[number]
+    return groups
 
 
 def spread(sizes: Sequence[int], room: int) -> frozenset[int]:

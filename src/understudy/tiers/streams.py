@@ -64,7 +64,8 @@ class PinnedFetch:
         self._device, self._stream = device, stream
         self._settled = threading.Event()
         self._error: UnderstudyError | None = None
-        self._wait: tuple[Any, Any] | None = None
+        # when the caller's stream came to where it needs the copy
+        self._asked: Any = None
 
     def begin(self, source: Tensor) -> None:
         """Give the copy to the stream: after the releases that make room for it. Does not block the host."""
@@ -90,12 +91,11 @@ class PinnedFetch:
         if self._error is not None:
             raise type(self._error)(str(self._error))
         stream = self._device.current_stream()
-        before = self._device.record(stream)
+        self._asked = self._device.record(stream)
         self._device.await_event(stream, self.arrived)
-        self._wait = before, self._device.record(stream)
 
     def waited(self) -> float:
         """Seconds that the caller's stream waited, as far as that is known."""
-        if self._wait is None or not self._device.happened(self._wait[1]):
+        if self._asked is None or not self._device.happened(self._asked):
             return 0.0
-        return self._device.seconds_between(*self._wait)
+        return max(0.0, self._device.seconds_between(self._asked, self.arrived))

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton")
 
 RESIDUAL = {
-    "data": "*u8", "codes": "*u8", "scales": "*bf16", "out": "*bf16", "stride": "i32", "count": "i32", "groups": "i32",
+    "data": "*u8", "codes": "*u8", "scales": "*bf16", "out": "*bf16", "table": "*i64", "stride": "i32", "groups": "i32",
 }  # fmt: skip
 PRODUCT = {
     "x": "*bf16", "codes0": "*i32", "scales0": "*i32", "codes1": "*i32", "scales1": "*i32", "codes2": "*i32", "scales2": "*i32",

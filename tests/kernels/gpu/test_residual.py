@@ -114,3 +114,26 @@ def test_slices_of_a_substitute() -> None:
     data = delta.encode(blocks, maker.cut(whole, 1, 2))
     found = residual.decode(data.to(DEVICE), part["codes"], part["scales"], torch.zeros_like(blocks, device=DEVICE))
     assert torch.equal(found.cpu().view(torch.int16), blocks.view(torch.int16))
+
+
+def test_parts_that_lie_apart_are_decoded_in_one_launch() -> None:
+    """Packed parts of different sizes and one that was kept as it is, with other bytes between them."""
+    torch.manual_seed(1)
+    weight = torch.randn(384, 128).to(torch.bfloat16)
+    weight[128:192] = _words(64, 128, seed=3)
+    maker, blocks = quantizer("int4"), block(weight)
+    whole = maker.quantize(torch.where(weight.abs() < 4, weight, 0))
+    counts, starts, data, first = [2, 1, 3], [], torch.empty(0, dtype=torch.uint8), 0
+    for count in counts:
+        data = torch.cat([data, torch.full((192,), 0xFF, dtype=torch.uint8)])
+        starts.append(len(data))
+        data = torch.cat([data, delta.encode(blocks[first : first + count], maker.cut(whole, first, count))])
+        first += count
+    assert [int(data[start]) for start in starts] == [1, 0, 1]
+    out = torch.full_like(blocks, torch.nan, device=DEVICE)
+    substitute = {name: tensor.to(DEVICE) for name, tensor in whole.items()}
+    places = delta.places(starts, counts, DEVICE)
+    found = delta.decode_on_device(data.to(DEVICE), 6, 128, torch.bfloat16, substitute, out, places)
+    assert torch.equal(found.cpu().view(torch.int16), blocks.view(torch.int16))
+    with pytest.raises(AssertionError, match="parts begin at"):
+        delta.places([32], [1], DEVICE)

@@ -3,7 +3,9 @@
 The bytes are read as they travelled, header included, so that the host need not know what is in them. Four lanes share a column's
 64 rows, two octets of them each (`octets`). Where a lane's bits of a plane lie in the stream is a running count over the lanes
 and columns before it; counts of all planes lie in the bytes of two words. A lane fetches the bits of its rows in one piece for
-each plane, and takes them off one by one."""
+each plane, and takes them off one by one. Neighbouring parts that came together are decoded in one launch."""
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -29,10 +31,25 @@ REGISTERS: int | None = 128
 LISTED = 32
 # 64-bit words of weights that are copied at once
 COPIED = 256
+# bytes of which the start of a part, and of each of its sections, is a multiple
+ALIGNED = 64
+UNIT = tl.constexpr(ALIGNED)
 
 
-def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
-    """The blocks into `out`, bfloat16 [nb, K, 64], from the bytes of a part as `codecs.delta` wrote them.
+def table_of(starts: Sequence[int], counts: Sequence[int], where: str | torch.device) -> Tensor:
+    """What `decode` takes of parts of `counts` neighbouring blocks whose bytes begin at `starts`: for each block where its part
+    begins, in units of `ALIGNED` bytes, the part's first block, and how many blocks the part has; int64 [blocks, 3]."""
+    assert all(start % ALIGNED == 0 for start in starts), f"parts begin at {list(starts)}"
+    rows, first = [], 0
+    for start, count in zip(starts, counts, strict=True):
+        rows += [(start // ALIGNED, first, count)] * count
+        first += count
+    return torch.tensor(rows, device=where)
+
+
+def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor, table: Tensor | None = None) -> Tensor:
+    """The blocks into `out`, bfloat16 [nb, K, 64], from the bytes of parts as `codecs.delta` wrote them: of all that `table` says
+    lie in `data`, or of the one that `data` is.
 
     codes uint8 [nb, K, 8 * bits]; scales bfloat16 [groups, nb * 64, 2], whose rows may be part of longer ones."""
     count, columns, _ = out.shape
@@ -41,44 +58,51 @@ def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
     groups, stride = columns // group, scales.stride(0) // 2 if scales.shape[0] > 1 else 0
     assert codes.shape == (count, columns, 8 * bits) and codes.is_contiguous() and out.is_contiguous()
     assert scales.shape[1] == count * 64 and scales.stride()[1:] == (2, 1) and scales.stride(0) % 2 == 0
-    assert data.numel() % 64 == 0 and out.dtype == torch.bfloat16
+    if table is None:
+        assert data.numel() % ALIGNED == 0, f"a part of {data.numel()} bytes"
+        table = table_of([0], [count], data.device)
+    assert len(table) == count and out.dtype == torch.bfloat16
     assert data.data_ptr() % 8 == codes.data_ptr() % 8 == out.data_ptr() % 8 == scales.data_ptr() % 4 == 0
     _decode[(count * groups,)](
-        data, codes, scales, out, stride, count, groups,
+        data, codes, scales, out, table, stride, groups,
         group=group, COLUMNS=min(group & -group, COLUMNS), LISTED=LISTED, COPIED=min(16 * (group & -group), COPIED),
         BITS=bits, DENSE=DENSE[bits], WIDER=WIDER[bits], num_warps=WARPS, maxnreg=REGISTERS, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
 
-@triton.jit(do_not_specialize=["stride", "count", "groups"])
+@triton.jit(do_not_specialize=["stride", "groups"])
 def _decode(
-    data, codes, scales, out, stride, count, groups,
+    data, codes, scales, out, table, stride, groups,
     group: tl.constexpr, COLUMNS: tl.constexpr, LISTED: tl.constexpr, COPIED: tl.constexpr,
     BITS: tl.constexpr, DENSE: tl.constexpr, WIDER: tl.constexpr,
 ):  # fmt: skip
-    """One tile: block `tile // groups`, its columns of one group. The header: kind, tiles + 1, stream bytes,
-    exceptions."""
+    """One tile: block `tile // groups`, its columns of one group, of which `table` says in which part it lies. The part's header:
+    kind, tiles + 1, stream bytes, exceptions."""
     tile = tl.program_id(0)
-    longs, words = data.to(tl.pointer_type(tl.int64)), data.to(tl.pointer_type(tl.uint32))
+    entry = table + (tile // groups) * 3
+    begin, skipped, count = tl.load(entry) * UNIT, tl.load(entry + 1), tl.load(entry + 2)
+    longs, words = data.to(tl.pointer_type(tl.int64)) + begin // 8, data.to(tl.pointer_type(tl.uint32)) + begin // 4
     kind, streamed = tl.load(longs), tl.load(longs + 2)
-    table = words + 16 + tile.to(tl.int64) * 2
-    place, listed, last = tl.load(table), tl.load(table + 1), tl.load(table + 3)
-    # the tile's first column, counted over all blocks
-    first = (tile // groups).to(tl.int64) * groups * group + (tile % groups) * group
+    # its place among the tiles of its part
+    within = tile - skipped * groups
+    spans = words + 16 + within * 2
+    place, listed, last = tl.load(spans), tl.load(spans + 1), tl.load(spans + 3)
+    # the tile's first column, counted over all blocks, and over those of its part
+    first, inside = tile.to(tl.int64) * group, within * group
     blocks = out.to(tl.pointer_type(tl.int64)) + first * 16
     # the weights as they are, behind the header
     if kind == 0:
         for at in range(0, group * 16, COPIED):
             spot = at + tl.arange(0, COPIED)
-            tl.store(blocks + spot, tl.load(longs + 8 + first * 16 + spot))
+            tl.store(blocks + spot, tl.load(longs + 8 + inside * 16 + spot))
     else:
-        tiles = count.to(tl.int64) * groups
+        tiles = count * groups
         dense = 64 + ((tiles + 1) * 8 + 63) // 64 * 64
         stream = dense + (tiles * group * 8 * DENSE + 63) // 64 * 64
         sources = (
             codes.to(tl.pointer_type(tl.int64)) + first * BITS,
-            longs + dense // 8 + first * DENSE,
+            longs + dense // 8 + inside * DENSE,
             words + stream // 4 + (place >> 5),
             scales.to(tl.pointer_type(tl.uint32)) + (tile % groups).to(tl.int64) * stride + (tile // groups) * 64,
         )
