@@ -18,9 +18,17 @@ def skeleton(config: Any) -> nn.Module:
     return structure.skeleton(config, torch.bfloat16, attention_name())
 
 
-def aside(config: Any, *names: str, used: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+def aside(config: Any, *names: str, used: tuple[str, ...] = (), whole: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
     model = skeleton(config)
-    return left_aside(model, finder(model, [*names, *used]), used)
+    return left_aside(model, finder(model, [*names, *used]), used, whole)
+
+
+def test_a_mask_within_the_text_model_is_no_weight() -> None:
+    """Whole numbers and truth values are left aside, as transformers does; what may be a weight is refused."""
+    names = "model.layers.0.self_attn.mask", "model.layers.1.self_attn.bias"
+    assert aside(stock("llama").config, *names, whole=names) == {"mask": names[:1], "bias": names[1:]}
+    with pytest.raises(CheckpointError, match=r"'model\.layers\.1\.self_attn\.bias' fits nothing in"):
+        aside(stock("llama").config, *names, whole=names[:1])
 
 
 def test_other_parts_of_a_wrapper_by_their_names() -> None:

@@ -16,13 +16,16 @@ from .wrapper import text_config
 COMPUTED = ("rotary_emb.inv_freq", "position_ids")
 
 
-def left_aside(model: nn.Module, find: Finder, used: Collection[str]) -> dict[str, tuple[str, ...]]:
+def left_aside(
+    model: nn.Module, find: Finder, used: Collection[str], whole: Collection[str] = ()
+) -> dict[str, tuple[str, ...]]:
     """The checkpoint's tensors that are not among those `used` by the stock `model`, by the part that they belong to: a tower, or
-    further heads that guess tokens. `find`: the finder of all the checkpoint's names.
+    further heads that guess tokens. `find`: the finder of all the checkpoint's names; `whole`: those of whole numbers or truth
+    values, which within the text model are masks and tables that some programs store, as no weight is of such.
 
     Tensors that the model computes itself are in no part. Raises CheckpointError, naming it, for a tensor that lies within the
     text model and is none of its own: the config must be that of another model."""
-    sort = Sorting(model, find)
+    sort = Sorting(model, find, whole)
     aside: dict[str, list[str]] = {}
     for name in find.targets:
         if name in used or sort.computed(name):
@@ -40,8 +43,9 @@ def left_aside(model: nn.Module, find: Finder, used: Collection[str]) -> dict[st
 class Sorting:
     """Sorts the tensors that a stock `model` does not use."""
 
-    def __init__(self, model: nn.Module, find: Finder) -> None:
+    def __init__(self, model: nn.Module, find: Finder, whole: Collection[str]) -> None:
         self.find = find
+        self.whole = whole
         self.modules = {path for path, _ in model.named_modules()}
         named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         self.own = {name for name, _ in named}
@@ -63,7 +67,7 @@ class Sorting:
         """The part, beside the text model, that tensor `name` belongs to; None: it lies within the text model.
 
         It is a part of the model's class that was cut off, or one that transformers leaves aside too: the class says so, or has no
-        module for it."""
+        module for it, or it can be no weight."""
         places = self.find.places(self.find.targets[name])
         for other in self.others:
             if any(place == other or place.startswith(f"{other}.") for place in places):
@@ -71,7 +75,8 @@ class Sorting:
         first = places[0].partition(".")[0]
         if first not in self.modules and self.find.prefix + first not in self.modules:
             return first
-        return self._missing(places[0]) if any(self.ignored.search(place) for place in (name, *places[:1])) else None
+        ignored = name in self.whole or any(self.ignored.search(place) for place in (name, *places[:1]))
+        return self._missing(places[0]) if ignored else None
 
     def _missing(self, target: str) -> str:
         """Of `target`'s path, the first name that is no module of the model; a number with the name before it."""

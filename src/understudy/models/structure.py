@@ -258,7 +258,8 @@ def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
     needed |= {name: tuple(model.get_parameter(f"{path}.weight").shape) for name, path in zip(looked_up, aside, strict=True)}
     for name, shape in needed.items():
         check_weight(tensors[name], shape)
-    return ModelLayout(specs, table, tuple(shared), tables, left_aside(model, find, needed))
+    whole = {name for name, info in tensors.items() if not (info.dtype.is_floating_point or info.dtype.is_complex)}
+    return ModelLayout(specs, table, tuple(shared), tables, left_aside(model, find, needed, whole))
 
 
 def _pieces(names: Sequence[str], tensors: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
