@@ -1,0 +1,31 @@
+"""The products' own benchmark: in the interpreter all launches are near torch's, and what is asked wrongly is said."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_product.py"
+
+
+def run(*given: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run([sys.executable, str(SCRIPT), *given], capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_all_launches_are_right_in_each_variant(tmp_path: Path) -> None:
+    done = run("--fake", "--rows", "2", "--set", "PARTS=2", "STAGES=2", "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 0, done.stderr
+    usual, changed = json.loads((tmp_path / "found.json").read_text())["variants"]
+    assert changed["changes"] == {"PARTS": 2, "STAGES": 2} and not usual["changes"]
+    assert all(0 < each["rows"]["2"]["error"] < 0.02 and each["rows"]["2"]["us"] > 0 for each in (usual, changed))
+
+
+@pytest.mark.parametrize("wrong", [["--set", "NOSUCH=1"], ["--set", "STAGES=two"], ["--hidden", "100"], ["--rows", "0"]])
+def test_what_is_asked_wrongly_is_said(wrong: list[str]) -> None:
+    done = run("--fake", *wrong)
+    assert done.returncode and "gpu_product" in done.stderr and "Traceback" not in done.stderr
