@@ -20,7 +20,7 @@ from understudy.models.footprint import sizes_of_checkpoint
 from understudy.models.streamed import attention_name
 from understudy.options import Options
 from understudy.plan.demand import MIB
-from understudy.plan.machine import Machine
+from understudy.plan.machine import Gpu, Machine
 from understudy.plan.memory import columns_of
 from understudy.tiers import DiskProbe
 
@@ -53,6 +53,16 @@ def test_a_plan_is_that_of_the_longest_context_that_fits(tmp_path: Path) -> None
     assert narrow.plan() == narrow.for_context(1024)
     with pytest.raises(UsageError, match="too small"):
         narrow.for_context(2048)
+
+
+def test_a_gpu_that_nobody_asked_for_is_named(tmp_path: Path) -> None:
+    machine = replace(MACHINE, gpu=Gpu("a card", 24 * GIB, 23 * GIB))
+    hint = "a card is not used: --device cuda runs the model on it"
+    for device, notes in (("auto", [hint]), ("cpu", [])):
+        found = made(tmp_path, memory="1GiB")
+        plan = replace(found, machine=machine, options=replace(found.options, device=device)).plan()
+        assert [note for note in plan.notes if "a card" in note] == notes
+    assert hint not in made(tmp_path, memory="1GiB").plan().notes
 
 
 def test_the_context_that_was_asked_for_is_kept_to(tmp_path: Path) -> None:

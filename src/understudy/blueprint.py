@@ -198,7 +198,8 @@ class Blueprint:
             plan = replace(self._over_devices(footprint, request), method=self.options.method)
             return plan if plan.split == STAGES else replace(plan, least_bytes=least)
         plan = replace(make_plan(footprint, request), least_bytes=least, method=self.options.method)
-        return self.device.behind(plan, self.options.host_memory, self.machine, self.disk)
+        plan = self.device.behind(plan, self.options.host_memory, self.machine, self.disk)
+        return plan if self.options.device != AUTO else plan.noted(self.machine.unused_gpu)
 
     def _over_devices(self, footprint: Footprint, request: PlanRequest) -> Plan:
         """The plan over all devices."""

@@ -63,6 +63,11 @@ class Machine:
         """All that can be known without measuring."""
         return cls(_cpu_name(), cores(), psutil.virtual_memory().total, memory_limit(), _gpu())
 
+    @property
+    def unused_gpu(self) -> str:
+        """What to say where the processor was not asked for, and runs the model all the same; empty where there is no GPU."""
+        return "" if self.gpu is None else f"{self.gpu.name} is not used: --device cuda runs the model on it"
+
     def measured(self, file: Path, cache: Path, *, again: bool = False) -> "Machine":
         """With the speeds of memory and of the disk of `file`: remembered in `cache` by its directory, or measured."""
         key = f"{file.resolve().parent} on {self.cpu}"
