@@ -4,7 +4,8 @@ interpreter, its copies are done late and in an order that chance decides, and i
 import random
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from tests.fake_graphs import FakeGraphs
 from tests.interpreter import quicken
 from tests.simulated import Event, SimulatedDevice, Stream
-from understudy.devices import RowProduct
+from understudy.devices import RowProduct, TokenChooser
 from understudy.devices.accelerator import Accelerator
 
 GIB = 1 << 30
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 # Triton's interpreter is for one thread at a time, whatever the number of devices.
 INTERPRETER = threading.RLock()
 
@@ -88,6 +90,9 @@ class FakeDevice(Accelerator):
     def row_product(self) -> RowProduct | None:
         return _one_at_a_time(super().row_product())
 
+    def token_chooser(self) -> TokenChooser | None:
+        return _one_at_a_time(super().token_chooser())
+
     def decode(self, *given: Any, **options: Any) -> Tensor:
         with INTERPRETER:
             return super().decode(*given, **options)
@@ -104,13 +109,13 @@ class FakeDevice(Accelerator):
         return event
 
 
-def _one_at_a_time(product: RowProduct | None) -> RowProduct | None:
-    def multiply(*given: Any) -> None:
-        assert product is not None
+def _one_at_a_time(kernel: Kernel | None) -> Kernel | None:
+    def run(*given: Any) -> Any:
+        assert kernel is not None
         with INTERPRETER:
-            product(*given)
+            return kernel(*given)
 
-    return product and multiply
+    return None if kernel is None else cast(Kernel, run)
 
 
 def open_fake() -> FakeDevice:

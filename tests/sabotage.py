@@ -150,7 +150,7 @@ MUTATIONS = (
     ),
     Mutation("siblings count for a penalty", "tree.py", "else [*found[parent], token]", "else [*found[-1], token]", ADJUST),
     Mutation("a bias comes after the temperature", "sampling.py", "piece if adjust is None else adjust(piece, start)", "piece if adjust is None else adjust(piece, start) * (params.temperature or 1)", ADJUST),
-    Mutation("a piece is adjusted as the first one", "batch.py", "self.adjustment and self.adjustment.after(first))", "self.adjustment and self.adjustment.after(0))", ADJUST),
+    Mutation("a piece is adjusted as the first one", "batch.py", "self.adjustment and self.adjustment.after(first), chooser)", "self.adjustment and self.adjustment.after(0), chooser)", ADJUST),
     Mutation("a prompt is scored from where its row's text ends", "making.py", "None if params.prompt_logprobs is None else 0", "None", LOGPROBS),
     Mutation("a stream forgets the log-probabilities of a prompt", "api/answers.py", "step.prompt_logprobs if self.body.scores_prompt else None", "None", FIELDS),
     Mutation("log-probabilities lag behind", "batch.py", "[len(self.known)] if self.reads", "[0] if self.reads", LOGPROBS),

@@ -3,10 +3,11 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from understudy.batch import Batch, Member
 from understudy.params import SamplingParams
-from understudy.sampling import choose
+from understudy.sampling import choose, offset
 from understudy.sequence import TokenSequence
 from understudy.tree import TokenTree
 
@@ -47,6 +48,37 @@ def test_choices_are_those_of_each_sequence_alone(made: list[Member], piece: int
             assert choices.equal(choose(logits[at : at + member.wanted], member.sequence.params, after))
         at += member.wanted
         node += len(member.tree)
+
+
+class Chooser:
+    """Chooses as torch does, row by row; `asked`: how many rows each time."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __call__(self, logits: Tensor, temperatures: Tensor, keys: Tensor) -> Tensor:
+        self.asked.append(len(logits))
+        found = []
+        for row, heat, key in zip(logits, temperatures.tolist(), keys.tolist(), strict=True):
+            params = SamplingParams(temperature=heat, seed=0)
+            found.append(choose(row[None], params, torch.tensor([key - offset(0)])))
+        return torch.cat(found)
+
+
+@given(members(), st.integers(0, 1000), st.booleans())
+@settings(deadline=None)
+def test_a_device_chooses_for_all_at_once_where_nothing_is_filtered(made: list[Member], seed: int, mixed: bool) -> None:
+    if mixed:
+        for params in (SamplingParams(temperature=0.7, top_p=0.5, seed=3), SamplingParams(logit_bias={2: 3.0}, seed=5)):
+            made.append(Member.draft(TokenSequence(len(made), [0], params), TokenTree.of([1, 2, 3], [-1, 0, 0])))
+    lengths, chooser = [4] * len(made), Chooser()
+    own, batch = Batch.of(made, lengths), Batch.of(made, lengths, chooser)
+    if not len(batch.wanted):
+        return
+    logits = torch.randn(len(batch.wanted), VOCABULARY, generator=torch.Generator().manual_seed(seed))
+    found = batch.choose(logits, 0)
+    assert torch.equal(found, own.choose(logits, 0))
+    assert chooser.asked == [len(logits)] if not mixed else sum(chooser.asked) == len(logits) - 3
 
 
 def test_a_chunk_in_the_middle_of_a_prompt_wants_nothing() -> None:

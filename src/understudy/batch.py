@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .adjust import Adjustment
 from .logprobs import TokenLogprob
-from .sampling import NO_TOKEN, choose
+from .sampling import NO_TOKEN, Chooser, choose, draws
 from .sequence import TokenSequence
 from .tree import Nodes, TokenTree
 
@@ -82,33 +82,40 @@ class Member:
         """What is done to the logits of the wanted nodes before a choice; None: nothing. A chunk wants none but its text's end."""
         return Adjustment.of(self.sequence, lambda: [[]] if self.reads else self.tree.paths)
 
-    def choose(self, logits: Tensor, place: int, after: Tensor) -> Tensor:
+    @property
+    def looks_alike(self) -> bool:
+        """Whether the tokens after its wanted nodes can be chosen with those of others: each from its logits and noise alone."""
+        sequence = self.sequence
+        more = sequence.grammar is not None or sequence.params.logprobs is not None or bool(self.known)
+        return not more and not sequence.params.filters and self.adjustment is None
+
+    def choose(self, logits: Tensor, place: int, after: Tensor, chooser: Chooser | None = None) -> Tensor:
         """[k] int64 on the CPU: the tokens at positions `after` [k], after wanted nodes `place` to `place + k`, whose logits
-        [k, vocab] are given. NO_TOKEN where those are no numbers.
+        [k, vocab] are given. NO_TOKEN where those are no numbers. `chooser`: as `sampling.choose` takes it.
 
         The parts of a tree must come in order: log-probabilities are kept of its accepted path alone."""
         known = self.known[place : place + len(logits)]
         tokens = torch.tensor(known, dtype=torch.int64)
         if len(known) < len(logits):
             rest = slice(len(known), None)
-            chosen = self._chosen(logits[rest], place + len(known) - len(self.known), after[rest])
+            chosen = self._chosen(logits[rest], place + len(known) - len(self.known), after[rest], chooser)
             tokens = torch.cat([tokens, chosen])
         self._keep_logprobs(logits, tokens, place)
         return tokens
 
-    def _chosen(self, logits: Tensor, first: int, after: Tensor) -> Tensor:
+    def _chosen(self, logits: Tensor, first: int, after: Tensor, chooser: Chooser | None) -> Tensor:
         """[k] on the CPU: the target's tokens at positions `after` [k], after the nodes from `first` on of those it chooses after.
 
         With a grammar, only after nodes that its own choices lead to, NO_TOKEN after the others: no path that breaks the grammar is
         looked at, and none is accepted."""
         params = self.sequence.params
         if self.sequence.grammar is None:
-            return choose(logits, params, after, self.adjustment and self.adjustment.after(first)).cpu()
+            return choose(logits, params, after, self.adjustment and self.adjustment.after(first), chooser).cpu()
         assert self.adjustment is not None
         chosen = torch.full((len(logits),), NO_TOKEN)
         while first <= (node := self.followed[-1]) < first + len(logits):
             row = slice(node - first, node - first + 1)
-            chosen[row] = choose(logits[row], params, after[row], self.adjustment.after(node)).cpu()
+            chosen[row] = choose(logits[row], params, after[row], self.adjustment.after(node), chooser).cpu()
             self.followed.append(len(self.tree) if self.reads else self.tree.child(node, int(chosen[node - first])))
         return chosen
 
@@ -184,9 +191,11 @@ class Batch:
     wanted: Tensor
     # [m] int64: the positions of those tokens.
     after: Tensor
+    # What chooses tokens where nothing is filtered, of all members at once where it can; None: torch does, of each.
+    chooser: Chooser | None = None
 
     @classmethod
-    def of(cls, members: Sequence[Member], lengths: Sequence[int]) -> Batch:
+    def of(cls, members: Sequence[Member], lengths: Sequence[int], chooser: Chooser | None = None) -> Batch:
         """The batch of `members`; `lengths[row]` tokens of a cache row are accepted. There must be at least one member."""
         nodes = Nodes.join([member.nodes(lengths[member.sequence.row]) for member in members])
         wanted = []
@@ -196,17 +205,21 @@ class Batch:
             wanted.append(torch.arange(end - member.wanted, end))
             first += member.size
         joined = torch.cat(wanted)
-        return cls(tuple(members), nodes, joined, nodes.positions[joined] + 1)
+        return cls(tuple(members), nodes, joined, nodes.positions[joined] + 1, chooser)
 
     def choose(self, logits: Tensor, start: int) -> Tensor:
         """[k] int64 on the CPU: the token after each of `wanted[start : start + k]`, whose logits [k, vocab] are given."""
         end = start + len(logits)
+        spans = [(member, max(first, start), min(last, end), first) for member, first, last in self._spans()]
+        spans = [span for span in spans if span[1] < span[2]]
+        if self.chooser is not None and all(member.looks_alike for member, *_ in spans):
+            drawn = [draws(member.sequence.params, self.after[low:high]) for member, low, high, _ in spans]
+            temperatures, keys = map(torch.cat, zip(*drawn, strict=True))
+            return self.chooser(logits, temperatures, keys)
         chosen = []
-        for member, first, last in self._spans():
-            low, high = max(first, start), min(last, end)
-            if low < high:
-                after = self.after[low:high].to(logits.device)
-                chosen.append(member.choose(logits[low - start : high - start], low - first, after))
+        for member, low, high, first in spans:
+            after = self.after[low:high]
+            chosen.append(member.choose(logits[low - start : high - start], low - first, after, self.chooser))
         return torch.cat(chosen)
 
     def _spans(self) -> Iterator[tuple[Member, int, int]]:

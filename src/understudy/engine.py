@@ -21,15 +21,13 @@ from .prefixes.disk import DiskPrefixes
 from .reading import ReadingRoom, shared
 from .rectangle import layout_of
 from .reuse import KeptText, common_prefix, longest, reads_for, row_for
-from .sampling import NO_TOKEN
+from .sampling import NO_TOKEN, Chooser
 from .sequence import TokenSequence
 from .tree import UNCOUNTED, DraftCounts, Nodes
 from .verify import accept
 
 Choose = Callable[[Tensor, int], Tensor]
 Verify = Callable[[Nodes, Tensor, Choose], tuple[Tensor, Tensor | None]]
-
-
 ANY_HEADS = Heads()
 
 
@@ -72,8 +70,11 @@ class Engine:
         cost: PassCost | None = None,
         heads: Heads = ANY_HEADS,
         prefixes: DiskPrefixes | None = None,
+        chooser: Chooser | None = None,
     ):
         self.verify = verify
+        # Chooses tokens after many nodes in few steps; None: the operations of torch do.
+        self.chooser = chooser
         # Keeps prefixes of prompts on disk; None: nobody does.
         self.prefixes = prefixes
         # What a pass takes; nothing is known of it where none is given.
@@ -169,7 +170,7 @@ class Engine:
         drafted = time.perf_counter()
         try:
             members += self._chunks(self._readers(running), members)
-            batch = Batch.of(members, self.cache.lengths)
+            batch = Batch.of(members, self.cache.lengths, self.chooser)
             choices, hidden = self.verify(batch.nodes, batch.wanted, batch.choose)
             parts = zip(batch.split(choices), batch.split_hidden(hidden), strict=True)
             advances = [self._own_advance(member, chosen, states) for (member, chosen), states in parts]

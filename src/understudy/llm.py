@@ -76,8 +76,9 @@ class LLM:
             self.prefixes.add(own.cache, own.identity, own.skipped)
         heads = Heads(self.plan.tile, self.plan.passes.heads(self.plan.rows))
         self.engine = Engine(
-            self.model.verify, self.model.cache, drafter, self.plan.pass_nodes, self.model.cost, heads, self.prefixes
-        )
+            self.model.verify, self.model.cache, drafter, self.plan.pass_nodes, self.model.cost, heads, self.prefixes,
+            self.model.device.token_chooser(),
+        )  # fmt: skip
         counters = partial(Counters.of, self.model, self.engine)
         self.scheduler = Scheduler(
             self.engine, self.plan.rows, self.options.batching, counters, self.model.guard, partial(explain, self.model),

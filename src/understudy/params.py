@@ -158,6 +158,11 @@ class SamplingParams:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     @property
+    def filters(self) -> bool:
+        """Whether unlikely tokens are dropped before one is drawn."""
+        return self.temperature > 0 and bool(self.top_k or self.top_p < 1 or self.min_p > 0)
+
+    @property
     def adjusts(self) -> bool:
         """Whether logits are changed before the temperature."""
         return self.penalises or bool(self.logit_bias) or self.min_tokens > 0

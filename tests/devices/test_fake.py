@@ -77,6 +77,7 @@ def test_in_bfloat16_drafting_changes_no_token(models: dict[torch.dtype, Path], 
     model, prompts = models[torch.bfloat16], [PROMPT, [7, 8, 9]]
     with llm(model, method="none") as fake:
         plain = [completion.token_ids for completion in fake.generate(prompts, GREEDY)]
+        sampled = [fake.generate([prompt], SAMPLED)[0].token_ids for prompt in prompts]
         assert fake.plan.streamed_bytes > 50_000
     for options in ({"codec": "raw", "host_memory": RUNTIME + 50_000}, {"codec": "delta"}):
         with llm(model, **options) as fake:
@@ -85,6 +86,10 @@ def test_in_bfloat16_drafting_changes_no_token(models: dict[torch.dtype, Path], 
             assert isinstance(tier, PinnedTier)
             assert (tier.host_bytes <= 50_000) == ("host_memory" in options)
             assert {entry.codec for entry in fake.store.linears.values()} == {options["codec"]}
+            if "host_memory" not in options:
+                # the nodes of both trees get their tokens in one launch
+                assert fake.engine.chooser is not None
+                assert [completion.token_ids for completion in fake.generate(prompts, SAMPLED)] == sampled != plain
         assert [completion.token_ids for completion in done] == plain
         assert done[0].stats.accepted > 0
 

@@ -54,6 +54,10 @@ SharedWork = Literal["level", "head", "head logits", "pass", "stock pass"]
 # Takes operands of exact weights with their first blocks, and gives what multiplies tiles by them: tiles, and where results go.
 ExactProduct = Callable[["Sequence[tuple[Operand, int]]"], Callable[["Sequence[Tensor]", "Tensor"], None]]
 
+# Takes logits [k, vocabulary] that lie here and, from the host, temperatures [k] float64 and keys of noise [k] int64; gives the
+# tokens [k] int64 that the exact model puts after them to the host, as `sampling.Chooser`.
+TokenChooser = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
+
 # Takes rows x [n, K], blocks of exact weights [nb, K, 64], and where the products go [n, nb, 64]. The bits of a row's products do
 # not depend on the other rows, nor on their number.
 RowProduct = Callable[["Tensor", "Tensor", "Tensor"], None]
@@ -191,9 +195,7 @@ class Device(Protocol):
         """Make the state of `row` after 64 * (number + 1) tokens, from the one after 64 * number tokens and the records since."""
         ...
 
-    def draft_product(
-        self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype
-    ) -> Linear:
+    def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         """The linear map [m, K] -> [m, N] of a substitute, in `dtype`. Keeps `tensors`, which lie here."""
         ...
 
@@ -213,21 +215,18 @@ class Device(Protocol):
         """What multiplies any number of rows by decoded weights, each row for itself; None: tiles of one shape do."""
         ...
 
+    def token_chooser(self) -> TokenChooser | None:
+        """What chooses the tokens after any number of nodes in few steps; None: the operations of torch do."""
+        ...
+
     def refusal(self, codec: Codec) -> str:
         """Why weights stored by `codec` cannot be decoded here, and what to do, in one line; empty: they can."""
         ...
 
     def decode(
-        self,
-        codec: Codec,
-        data: Tensor,
-        count: int,
-        columns: int,
-        dtype: torch.dtype,
-        substitute: Tensors,
-        out: Tensor | None = None,
-        places: Tensor | None = None,
-    ) -> Tensor:
+        self, codec: Codec, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors,
+        out: Tensor | None = None, places: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The exact blocks [count, columns, 64] of a part whose bytes are here: in `out`, or a view of `data`. `places`: as in
         `Codec.decode_on_device`."""
         ...

@@ -28,7 +28,7 @@ from ..tiers.memory import arena
 from ..tiers.ring import Ring, open_ring
 from ..tiers.streams import Streams
 from ..tree import Nodes
-from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork, SpilledAttention
+from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork, SpilledAttention, TokenChooser
 from .graphs import Graphs
 
 # bytes that are copied to measure the link
@@ -227,6 +227,14 @@ class Accelerator:
         from ..kernels.gpu.exact_product import multiply_rows
 
         return multiply_rows
+
+    def token_chooser(self) -> TokenChooser | None:
+        if not self.triton:
+            return None
+        # only now: it needs Triton
+        from ..kernels.gpu.token_choice import chosen_tokens
+
+        return chosen_tokens
 
     def refusal(self, codec: Codec) -> str:
         if self.triton or not codec.needs_triton:

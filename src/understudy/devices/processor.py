@@ -33,7 +33,7 @@ from ..tiers.memory import arena
 from ..tiers.numa import processors_by_node, running_on
 from ..tiers.ring import Ring, open_ring
 from ..tree import Nodes
-from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork, SpilledAttention
+from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork, SpilledAttention, TokenChooser
 from .codec_speed import seconds_a_weight
 from .graphs import Graphs
 from .thread_choice import ThreadChoice, Threads, choices
@@ -180,6 +180,9 @@ class Processor:
         return exact_product.BlockProduct if exact_product.applies(dtype, columns) else None
 
     def row_product(self) -> RowProduct | None:
+        return None
+
+    def token_chooser(self) -> TokenChooser | None:
         return None
 
     def refusal(self, codec: Codec) -> str:

@@ -280,7 +280,7 @@ class DeviceTreeSearch:
 def _level_shape(sequences: Sequence[TokenSequence]) -> LevelShape:
     """The kind of levels that draft for `sequences`; its width is not known yet."""
     sampled = [sequence.params for sequence in sequences if sequence.params.temperature > 0]
-    filtered = any(params.top_k or params.top_p < 1 or params.min_p for params in sampled)
+    filtered = any(params.filters for params in sampled)
     adjusted = any(sequence.params.adjusts for sequence in sequences)
     return LevelShape(0, len(sequences), bool(sampled), filtered, adjusted)
 

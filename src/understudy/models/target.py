@@ -144,8 +144,8 @@ class Target:
     ) -> Tensor:
         """Run `nodes` and write their keys and values to the cache. Returns the joined results of `settle`.
 
-        `settle(logits [k, vocab], first)` is called once per tile, with the logits of wanted[first : first + k] (`wanted`:
-        indices of nodes, ascending). Logits are never all in memory at once. `hidden` [len(nodes), taps, hidden size] is filled
+        `settle(logits [k, vocab], first)` is called once per tile, or for all at once where a pass is one forward, with the logits
+        of wanted[first : first + k] (`wanted`: indices of nodes, ascending). `hidden` [len(nodes), taps, hidden size] is filled
         with the hidden states of all nodes at the installed taps.
 
         Raises TransferError where weights do not arrive. The cache's lengths are untouched then, but the rows must be rewound: a
@@ -184,7 +184,7 @@ class Target:
         return torch.cat(settled)
 
     def _all_at_once(self, nodes: Nodes, wanted: Tensor, settle: Settle, hidden: Tensor | None) -> Tensor:
-        """What `__call__` does, in one forward for all nodes; `settle` still gets the logits of TILE nodes at a time."""
+        """What `__call__` does, in one forward for all nodes, with all logits at once."""
         try:
             self.current.under_way = under_way = WholePass(self, nodes, hidden)
             features = under_way.forward()
@@ -194,8 +194,7 @@ class Target:
             logits = head_of(self, features, wanted)
         finally:
             self.current.under_way = None
-        pieces = torch.split(logits, TILE)
-        return torch.cat([settle(piece, number * TILE) for number, piece in enumerate(pieces)])
+        return settle(logits, 0)
 
     def head(self, features: Tensor) -> Tensor:
         """Logits [n, vocab] of features [n, hidden size], by the exact weights of the output head."""

@@ -76,6 +76,9 @@ BEST = {
     "logits": "*bf16", "keys": WHOLE, "taken": WHOLE, "length": WHOLE, "temperature": REALS, "offset": WHOLE, "held": "i32",
     "first": "i32", "vocabulary": "i32", "stride": "i32",
 }  # fmt: skip
+CHOICE = {
+    "logits": "*bf16", "given": WHOLE, "found": WHOLE, "count": "i32", "vocabulary": "i32", "stride": "i32",
+}  # fmt: skip
 ADD = {
     "keys": WHOLE, "taken": WHOLE, "taken_chances": REALS, "begun": WHOLE, "node": WHOLE, "node_chances": REALS, "count": WHOLE,
     "figures": WHOLE, "remaining": WHOLE, "stops": WHOLE, "inside": REALS, "belief": REALS, "sharpness": REALS, "steepest": REALS,
@@ -102,6 +105,8 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "nodes of a level": ("search_level", "begin", LEVEL, LEVEL_SIZES, UNFUSED),
     "best children": ("search_level", "best", BEST, {"P": 1, "CHUNK": 2048, "SAMPLED": False, "RANKS": 6}, UNFUSED),
     "best children, sampled": ("search_level", "best", BEST, {"P": 1, "CHUNK": 2048, "SAMPLED": True, "RANKS": 6}, UNFUSED),
+    "chosen tokens": ("token_choice", "_best", CHOICE, {"P": 1, "CHUNK": 2048, "SAMPLED": False}, UNFUSED),
+    "chosen tokens, sampled": ("token_choice", "_best", CHOICE, {"P": 1, "CHUNK": 2048, "SAMPLED": True}, UNFUSED),
     "children of a level": ("search_level", "add", ADD, ADD_SIZES, UNFUSED),
     "likeliest children": ("search_choice", "rank", RANK, RANK_SIZES, UNFUSED),
     "likeliest children of a shape": ("search_choice", "rank", RANK, RANK_SIZES | {"FORCED": True, "LIMIT": 6}, UNFUSED),

@@ -1,7 +1,27 @@
-"""The noise of a sampled token in a kernel: that of `sampling.noise`, a counter-based hash of its place and the token."""
+"""Scores of tokens in a kernel, as `sampling.perturb` makes them, and their order. The noise is that of `sampling.noise`, a
+counter-based hash of a place and a token."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def heated(score, heat, key, token):
+    """The scores float32 [places, tokens] of places with temperatures `heat` float64, whose noise is that of `key` int64; where the
+    temperature is 0, the scores themselves."""
+    if tl.max(heat, 0) > 0:
+        hot = (heat > 0)[:, None]
+        scaled = tl.div_rn(score, tl.where(heat > 0, heat, 1.0).to(tl.float32)[:, None])
+        score = scaled + tl.where(hot, gumbel(key[:, None], token[None, :]), 0.0)
+    return score
+
+
+@triton.jit
+def in_order(score, token):
+    """A whole number for each score and its token: larger for a better score, and for the lower token of equal ones."""
+    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
+    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    return (order << 32) + (0x7FFFFFFF - token)[None, :]
 
 
 @triton.jit

@@ -6,7 +6,7 @@ place has another one beside it then, in all that is written."""
 import triton
 import triton.language as tl
 
-from .noise import gumbel
+from .noise import heated, in_order
 from .search_columns import (
     BECAME,
     CHAIN,
@@ -106,16 +106,11 @@ def best(
     if SAMPLED:
         row = tl.load(taken + ROW * held + first + place)
         heat = tl.load(temperature + row)
-        if tl.max(heat, 0) > 0:
-            after = tl.load(length + row) + tl.load(taken + DEEP * held + first + place) + 1
-            noise = gumbel((after + tl.load(offset + row))[:, None], token[None, :])
-            hot = (heat > 0)[:, None]
-            score = tl.div_rn(score, tl.where(heat > 0, heat, 1.0).to(tl.float32)[:, None]) + tl.where(hot, noise, 0.0)
-    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
-    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+        after = tl.load(length + row) + tl.load(taken + DEEP * held + first + place) + 1
+        score = heated(score, heat, after + tl.load(offset + row), token)
     # what is no number is no child
     known = (score > -float("inf")) & (score < float("inf"))
-    key = tl.where(known, (order << 32) + (0x7FFFFFFF - token)[None, :], NONE)
+    key = tl.where(known, in_order(score, token), NONE)
     out = keys + (place * tl.num_programs(1) + chunk) * RANKS
     for rank in tl.static_range(RANKS):
         highest = tl.max(key, 1)
