@@ -20,7 +20,7 @@ from ..weights.entries import Stored, part_blocks
 from ..weights.layout import ModelLayout
 from .embedding import EmbeddingRows, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
-from .target import TILE, Target
+from .target import Target
 from .unprepared import unprepared
 
 MOST_TOKENS = 512
@@ -51,9 +51,9 @@ class Reading:
         self.last: Tensor | None = None
 
     def __call__(self, index: int, tiles: Sequence[Tensor], *_: int) -> list[Tensor]:
-        """tiles: each [TILE, K] -> each [TILE, N]; the last one is padded."""
+        """tiles: one, [rows, K] -> [rows, N], of which the last rows may be padding."""
         spec = self.layout.linears[index]
-        x = torch.cat(list(tiles))
+        (x,) = tiles
         assert index == len(self.moments), "Linears run in their order, once"
         self._note(x[: self.count])
         y = x.new_zeros(len(x), spec.shape[0])
@@ -64,7 +64,7 @@ class Reading:
                 y[:, slice(*rows)] = x @ self.checkpoint.read_rows(spec.weight, *rows).to(x.dtype).T
         if self.progress is not None:
             self.progress(index + 1, len(self.layout.linears))
-        return list(torch.split(y, TILE))
+        return [y]
 
     def _note(self, x: Tensor) -> None:
         same = self.last is not None and torch.equal(self.last, x)
@@ -90,11 +90,15 @@ def second_moments(
     modules = lookups(model.module, layout)
     rows = Lookup(_rows(checkpoint, *each) for each in zip(modules, layout.looked_up, strict=True))
     reading = Reading(checkpoint, layout, len(tokens), progress)
+    processor = Processor()
     try:
         with torch.inference_mode():
-            Target(model.module, model.base, model.current, model.cache, rows, reading, Processor(threads=1))(
+            views = model.current, model.cache, rows, reading
+            # One forward for all tokens, on all processors: nothing asks for the bits that a tile would have.
+            Target(model.module, model.base, *views, processor, whole=True)(
                 Nodes.of(TokenTree.chain(tokens), 0, 0), torch.arange(len(tokens)), lambda logits, first: logits[:0]
             )
     finally:
         rows.close()
+        processor.close()
     return reading.moments
