@@ -110,7 +110,9 @@ def prepare(work: Work) -> None:
         # Where nothing is compiled yet, processes of their own do it while the stand-in is made.
         children += [work.begin(name, by) for name, by in COMPILERS.items() if size.device != "fake"]
     if work.exact:
-        children.append(work.begin("exactness", gpu_work.exact, size.device, size.exact_seconds))
+        left = size.exact_seconds - results.seconds - LEAST_SECONDS
+        groups = gpu_work.EXACT_GROUPS[: size.exact_groups]
+        children += [work.begin(f"exactness of {name}", gpu_work.exact, size.device, left, name) for name in groups]
     try:
         while results.left > 0 and any(child.running for child in children):
             hear(results, children)

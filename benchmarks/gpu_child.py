@@ -108,6 +108,8 @@ def _run(work: Callable[..., None], sent: Any, said: str, fake: bool, environmen
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     prepare_path(fake)
+    # Locks that libraries make (progress bars do) are this process's own then: nobody is left to give them back when it ends.
+    multiprocessing.set_start_method("fork", force=True)
     if fake:
         from understudy.devices import DEVICES
 

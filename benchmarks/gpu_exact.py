@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +41,36 @@ class Checked:
     seconds: float
 
 
-def exactness(device_name: str, seconds: float) -> Iterator[Checked]:
-    """All checks, the quickest first; those of texts compare as many as there is time for."""
+def exactness(device_name: str, seconds: float, group: str) -> Iterator[Checked]:
+    """The checks of `group`, one of `gpu_work.EXACT_GROUPS`; texts of the built-in model are as many as there is time for. Most of
+    the time goes to compiling kernels, one after another, so groups are for processes side by side."""
     torch.manual_seed(0)
     began = time.perf_counter()
-    device = open_device(device_name)
     small = device_name == "fake"
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("residuals decoded to the CPU's bits", lambda: residuals(device, small)),
-        ("4-bit products against float64", lambda: products(device, small)),
-        ("attention: error, and bits in a tree and alone", lambda: attention(device, small)),
+    if group == "kernels":
+        yield from starmap(timed, of_kernels(device_name, small))
+    elif group == "demo":
+        compared = Compared()
+        texts = timed("", lambda: demo(device_name, began + seconds - time.perf_counter(), compared))
+        model = "tiny" if small else "demo"
+        yield replace(texts, what=f"{model} model: {compared.texts} drafted texts, {compared.tokens} tokens, are the plain ones")
+    else:
+        # The interpreter takes seconds to decode what the kernels' own check has decoded already.
+        stored = "raw" if small else "delta"
+        yield timed(f"tiny {group}: drafted text is plain text", partial(tiny, device_name, group, stored))
+        if group == "llama":
+            yield timed("graph against eager: same tree, same text", lambda: graphs(device_name))
+
+
+def of_kernels(device_name: str, small: bool) -> list[tuple[str, Callable[[], str]]]:
+    """Each kernel and the ring by themselves."""
+    device = open_device(device_name)
+    return [
         ("weights through the ring, slow reader", lambda: transfers(device, small)),
+        ("attention: error, and bits in a tree and alone", lambda: attention(device, small)),
+        ("4-bit products against float64", lambda: products(device, small)),
+        ("residuals decoded to the CPU's bits", lambda: residuals(device, small)),
     ]
-    # The interpreter takes seconds to decode what the first check has decoded already.
-    stored = "raw" if small else "delta"
-    for family in ("llama",) if small else ("llama", "gemma3_text", "qwen2"):
-        checks.append((f"tiny {family}: drafted text is plain text", partial(tiny, device_name, family, stored)))
-    checks.append(("graph against eager: same tree, same text", lambda: graphs(device_name)))
-    for what, check in checks:
-        yield timed(what, check)
-    compared = Compared()
-    texts = timed("", lambda: demo(device_name, began + seconds - time.perf_counter(), compared))
-    model = "tiny" if small else "demo"
-    yield replace(texts, what=f"{model} model: {compared.texts} drafted texts, {compared.tokens} tokens, are the plain ones")
 
 
 def timed(what: str, check: Callable[[], str]) -> Checked:

@@ -3,7 +3,8 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -93,14 +94,33 @@ def written(llm: Any, run: Run, size: Size) -> Row:
     expected = 0.0
     while not found or (len(found) < MOST_TIMES and expected < size.again_seconds):
         llm.engine.kept.clear()
-        done = llm.generate(prompts, params)
-        found.append((together([each.stats.to_dict() for each in done]), done))
+        with passes_of(llm) as each_pass:
+            done = llm.generate(prompts, params)
+        figures = together([each.stats.to_dict() for each in done])
+        found.append(({**figures, "passes of text": each_pass}, done))
         expected = (1 + 1 / len(found)) * (time.perf_counter() - began)
     by = "ttft_seconds" if run.long else "tokens_per_second"
     figures, done = sorted(found, key=lambda each: each[0][by])[len(found) // 2]
     spread = [each[0][by] for each in found]
     texts = {"token_ids": done[0].token_ids, "texts": [each.token_ids for each in done]}
     return {**figures, **texts, "warm_seconds": warm, "measured": spread}
+
+
+@contextmanager
+def passes_of(llm: Any) -> Iterator[list[tuple[int, float, float]]]:
+    """Of each pass inside: its nodes, and the milliseconds of the draft before it and of the pass itself."""
+    clock, seen = llm.engine.clock, []
+    count = clock.count
+
+    def noting(rows: int, nodes: int, draft: float, verify: float) -> None:
+        seen.append((nodes, round(1e3 * draft, 1), round(1e3 * verify, 1)))
+        count(rows, nodes, draft, verify)
+
+    clock.count = noting
+    try:
+        yield seen
+    finally:
+        del clock.count
 
 
 def together(stats: list[Row]) -> Row:

@@ -43,6 +43,11 @@ def costs(rows: Sequence[Row]) -> str:
     return f"Seconds of loading (once for rows that share it) + of the first text: {', '.join(found)}"
 
 
+def text_lines(found: Sequence[tuple[int, float, float]]) -> list[str]:
+    """Where the time of a text went, pass by pass."""
+    return [f"{nodes} nodes: draft {draft:.1f} ms, pass {verify:.1f} ms" for nodes, draft, verify in found]
+
+
 def level_lines(found: Row) -> list[str]:
     bound = f"bytes/bandwidth {found['bound_ms']:.3f} ms, {found['graphs']} graphs"
     return [bound, *(f"width {width}: {each['ms']:.3f} ms, {each['ratio']:.2f} x" for width, each in found["widths"].items())]
@@ -83,4 +88,7 @@ def profile_lines(found: Row) -> list[str]:
 
 
 # What is measured besides texts, and its lines.
-SECTIONS = (("levels", level_lines), ("passes", pass_lines), ("links", link_lines), ("profile", profile_lines))
+SECTIONS = (
+    ("passes of text", text_lines), ("levels", level_lines), ("passes", pass_lines), ("links", link_lines),
+    ("profile", profile_lines),
+)  # fmt: skip

@@ -23,15 +23,17 @@ class Size:
     row_seconds: float = 90.0
     again_seconds: float = 8.0
     exact_seconds: float = 90.0
+    # How many groups of what must be exact are checked, see `gpu_work`.
+    exact_groups: int = 5
     device: str = "cuda"
 
 
 FAKE = Size(
     widen=1, memory=GIB, prompt=16, tokens=5, plain_tokens=3, warm_tokens=2, long=70, row_seconds=240, again_seconds=0,
-    device="fake",
+    exact_groups=3, device="fake",
 )  # fmt: skip
 # For a GPU that is at hand for a few minutes.
-QUICK = {"seconds": 195.0, "row_seconds": 75.0, "again_seconds": 4.0, "exact_seconds": 50.0}
+QUICK = {"seconds": 195.0, "row_seconds": 75.0, "again_seconds": 4.0, "exact_seconds": 60.0, "exact_groups": 3}
 SUBSTITUTE, PAPER = "substitute", "substitute:width=6,depth=48"
 
 

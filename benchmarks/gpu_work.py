@@ -6,6 +6,10 @@ from typing import Any
 
 from gpu_child import Send
 
+# What `gpu_exact` checks side by side: kernels, texts of the built-in model, and of tiny models of other families.
+EXACT_GROUPS = ("kernels", "demo", "llama", "gemma3_text", "qwen2")
+EXACT_THREADS = 2
+
 
 def describe(send: Send, device: str) -> None:
     """Send what this machine is, and why its GPU cannot be used, if so: whether it says that there is one, and its own words."""
@@ -47,8 +51,12 @@ def compile_attention(send: Send) -> None:
 
 
 def exact(send: Send, *given: Any) -> None:
+    import torch
+
     import gpu_exact
 
+    # What it computes beside the GPU is little, and other processes need the processors.
+    torch.set_num_threads(min(EXACT_THREADS, torch.get_num_threads()))
     for checked in gpu_exact.exactness(*given):
         send("checked", checked.what, checked.trouble, checked.seconds)
 

@@ -19,6 +19,7 @@ import gpu_check
 import gpu_exact
 import gpu_passes
 import gpu_profile
+import gpu_work
 from gpu_child import Child
 from gpu_results import Results
 from gpu_rows import BEST, FAKE, PLAIN, QUICK_RUNS, RAW, RAW_LOAD, RUNS, Load, Run, by_load, chosen
@@ -71,9 +72,34 @@ def test_rows_are_picked_by_short_names() -> None:
 
 def test_on_a_simulated_device_all_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
-    checks = list(gpu_exact.exactness("fake", 1.0))
+    groups = gpu_work.EXACT_GROUPS[: FAKE.exact_groups]
+    checks = [check for group in groups for check in gpu_exact.exactness("fake", 1.0, group)]
     assert len(checks) == 7 and not any(check.trouble for check in checks) and all(check.seconds > 0 for check in checks), checks
-    assert checks[-1].what == "tiny model: 2 drafted texts, 6 tokens, are the plain ones"
+    assert checks[4].what == "tiny model: 2 drafted texts, 6 tokens, are the plain ones"
+    assert groups[-1] in checks[5].what
+
+
+def _locks(send: Any) -> None:
+    """What a progress bar makes, and no end of its own."""
+    import multiprocessing
+
+    held = multiprocessing.RLock()
+    send("made", repr(held))
+
+
+def test_processes_leave_nothing_behind(tmp_path: Path) -> None:
+    """Neither one that ends nor one that is ended: what keeps track of locks says so at the end of all."""
+    script = (
+        "import gpu_child\nfrom tests.benchmarks.test_gpu_check import _locks\ngpu_child.prepare_path(True)\n"
+        f"child = gpu_child.Child.begin('forkserver', _locks, __import__('pathlib').Path({str(tmp_path / 'log')!r}), True)\n"
+        "assert 'RLock' in next(child.messages(100))[1]\nchild.end()"
+    )
+    root = Path(gpu_check.__file__).parents[1]
+    paths = os.pathsep.join([str(root), str(root / "benchmarks"), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0 and "leaked" not in done.stderr, done.stderr
 
 
 def test_a_device_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
