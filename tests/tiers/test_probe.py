@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from understudy.errors import TransferError
+from understudy.tiers import probe
 from understudy.tiers.probe import CANDIDATES, choose, measure_disk, probe_disk, probe_memory
 
 MIB = 1 << 20
@@ -20,11 +21,24 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_probe_is_short_and_its_choice_was_offered(weights: Path) -> None:
     began = time.perf_counter()
-    probe = probe_disk(weights, seconds=0.4)
+    found = probe_disk(weights, seconds=0.4)
     # a busy machine takes its time; one that reads the file round and round does not end
     assert time.perf_counter() - began < 60
-    assert (probe.block, probe.threads) in CANDIDATES
-    assert probe.bytes_per_second > 1e6
+    assert (found.block, found.threads) in CANDIDATES
+    assert found.bytes_per_second > 1e6
+
+
+@pytest.mark.parametrize(("nbytes", "seconds"), [(20 * MIB, 0.2), (512 * MIB, 0.4), (4096 * MIB, 0.8)])
+def test_a_small_file_is_measured_for_less_time(
+    nbytes: int, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sparse.bin"
+    with path.open("wb") as file:
+        file.truncate(nbytes)
+    asked: list[float] = []
+    monkeypatch.setattr(probe._Run, "rate", lambda _, turn: asked.append(turn) or 1e9)
+    probe_disk(path)
+    assert len(asked) > len(CANDIDATES) and sum(asked) == pytest.approx(seconds)
 
 
 def test_measuring_a_range(weights: Path) -> None:

@@ -24,6 +24,8 @@ CANDIDATES = tuple(
 )
 # a faster candidate with larger reads must be this much faster
 CLEAR_LEAD = 1.05
+# Seconds that a probe takes, where a file is read in less than a few of them the least: what comes in a moment is not worth more.
+SECONDS, LEAST_SECONDS, LARGE = 0.8, 0.2, 1 << 30
 # bytes of memory that the measured reads fill, over and over
 ROOM = 64 * MIB
 
@@ -44,12 +46,16 @@ def probe_disk(
     *,
     start: int = 0,
     stop: int | None = None,
-    seconds: float = 0.8,
+    seconds: float | None = None,
     candidates: Sequence[tuple[int, int]] = CANDIDATES,
 ) -> DiskProbe:
-    """The candidate (block, threads) that reads this file fastest. A first round drops the slower half."""
+    """The candidate (block, threads) that reads this file fastest. A first round drops the slower half.
+
+    seconds: what the probe may take; None: as many as suit the file's size."""
     file = File(path)
     try:
+        if seconds is None:
+            seconds = min(max(SECONDS * file.size / LARGE, LEAST_SECONDS), SECONDS)
         room = _room()
         runs = {candidate: _Run(file, room, *candidate, start, stop) for candidate in candidates}
         turn = seconds / (2 * len(runs))
