@@ -26,9 +26,9 @@ from typing import Any
 import prompts
 from real_clock import Costs, FixedCost
 from understudy import LLM, SamplingParams
+from understudy.advance import Advance
 from understudy.drafters.pace import Pace
 from understudy.drafters.search import SearchDrafter
-from understudy.engine import Advance
 from understudy.frontends.bench.batching import cache_rows
 from understudy.rectangle import Alignment
 from understudy.request import Request

@@ -5,11 +5,12 @@
 Each device has 64 GB, as a half of SpecMemo's MI250 has. By blocks a pass is walked Linear by Linear: every device multiplies by
 its own blocks once they are there, and the next Linear begins when the last device is done and its outputs have come to the
 first. In stages it is walked piece by piece: each goes through the layers of one device after the other, behind the one before
-it."""
+it; or groups of texts go through the stages side by side, each with its draft levels and its pass."""
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import os
 import tempfile
@@ -135,6 +136,54 @@ def best(
     return max(found)
 
 
+def side_by_side(groups: Sequence[Sequence[tuple[int, float]]]) -> float:
+    """Seconds until all `groups` are done: each has work of so many seconds on one device after the other, and a device has one of
+    them at a time, the one that came first."""
+    free: dict[int, float] = {}
+    last = 0.0
+    waiting = [(0.0, group, 0) for group in range(len(groups))]
+    while waiting:
+        came, group, step = heapq.heappop(waiting)
+        device, seconds = groups[group][step]
+        free[device] = last = max(came, free.get(device, 0.0)) + seconds
+        if step + 1 < len(groups[group]):
+            heapq.heappush(waiting, (free[device], group, step + 1))
+    return max(free.values(), default=last)
+
+
+def one_group(
+    devices: Sequence[Portions], copy_bytes: int, rows: int, levels: int, width: int, times: Times
+) -> list[tuple[int, float]]:
+    """What a group of so many rows does, device by device: a draft of `levels` levels, and the pass that verifies it."""
+    first, *further = devices
+    nodes = rows * (1 + levels * width)
+    slower = (1 + times.node_share * (nodes - 1)) / times.exact_rate
+    level = copy_bytes / times.copy_rate / len(devices) * max(1.0, rows * width / times.level_nodes) + times.handoff
+    stages = [sum(first.exact[:-1]), *(sum(one.exact) for one in further)]
+    passed = [(place, exact * slower + times.handoff) for place, exact in enumerate(stages)]
+    return [(place, level) for place in range(len(devices))] * levels + [*passed, (0, first.exact[-1] * slower)]
+
+
+def best_in_groups(
+    devices: Sequence[Portions], copy_bytes: int, rows: int, most: int, times: Times, several: int = 2
+) -> tuple[float, str]:
+    """As `best`, where groups of rows go through the stages side by side: the best number of them too, at least `several`."""
+    from understudy.plan.rounds import MOST_LEVELS, WIDTHS, Drafting
+
+    drafting = Drafting.by_copy("int4")
+    found = []
+    for count in range(min(several, rows), min(len(devices), rows) + 1):
+        sizes = [(place + 1) * rows // count - place * rows // count for place in range(count)]
+        for levels in range(1, MOST_LEVELS + 1):
+            for width in WIDTHS:
+                if max(sizes) * (1 + levels * width) > most // count:
+                    continue
+                groups = [one_group(devices, copy_bytes, size, levels, width, times) for size in sizes]
+                speed = rows * drafting.tokens(levels, width) / side_by_side(groups)
+                found.append((speed, f"{count} of {levels} x {width}"))
+    return max(found)
+
+
 def portions(config: dict[str, object], count: int, split: str) -> tuple[list[Portions], Plan]:
     """What each of `count` devices does, by its plan with this `split`."""
     from understudy.options import Options
@@ -186,6 +235,9 @@ def main() -> None:
         plain = [rows / walk(devices, rows, times) for rows in ROWS]
         what = f"{count} | {streamed:.0f} GB | {split if count > 1 else 'alone'}"
         lines.append(f"{what}, drafted | " + " | ".join(f"{speed:.1f} ({shape})" for speed, shape in cells))
+        if split == "stages" and not streamed:
+            grouped = [best_in_groups(devices, copies, rows, most, times) for rows in ROWS]
+            lines.append(f"{what}, groups, drafted | " + " | ".join(f"{speed:.1f} ({shape})" for speed, shape in grouped))
         lines.append(f"{what}, plain | " + " | ".join(f"{speed:.1f}" for speed in plain))
     lines.append("8 | | SpecMemo | " + " | ".join(str(SPECMEMO[rows]) for rows in ROWS))
     lines.append("8 | | batched plain there | " + " | ".join(str(PLAIN.get(rows, "-")) for rows in ROWS))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.engine import Advance
+from understudy.advance import Advance
 from understudy.params import SamplingParams
 from understudy.request import Request
 from understudy.sequence import TokenSequence

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.engine import Advance
+from understudy.advance import Advance
 from understudy.sequence import TokenSequence
 from understudy.stats import Counters, RequestMeter, Share, Stats
 from understudy.tree import DraftCounts

@@ -20,6 +20,8 @@ from .sequence import TokenSequence
 from .tree import Nodes, TokenTree
 
 NOTHING = torch.empty(0, dtype=torch.int64)
+# What a pass found for a member: the target's tokens after its wanted nodes, and its nodes' hidden states; None: none are kept.
+Part = tuple["Member", Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,24 @@ class Heads:
         return max(self.tile * tiles - first % self.tile, 1)
 
 
+def chunks(
+    reading: Sequence[TokenSequence], unread: Sequence[Sequence[int]], counts: Sequence[int], used: int, heads: Heads
+) -> Iterator[Member]:
+    """The next `counts` tokens of each of the texts `reading`, of which `unread` are not read yet, after `used` nodes of drafts."""
+    tiles = heads.most - heads.tiles(0, used)
+    for place, (sequence, tokens, count) in enumerate(zip(reading, unread, counts, strict=True), 1):
+        count = sequence.before_pause(len(sequence.tokens) - len(tokens), count)
+        if sequence.scores_prompt:
+            # Each text after this one has its end in one tile.
+            count = min(count, heads.room(used, tiles - len(reading) + place))
+            tiles -= heads.tiles(used, count)
+            yield Member.scored_chunk(sequence, len(sequence.tokens) - len(tokens), count)
+        else:
+            tiles -= 1
+            yield Member.chunk(sequence, tokens[:count], count == len(tokens))
+        used += count
+
+
 @dataclass(frozen=True)
 class Batch:
     """The nodes of a pass, the nodes whose logits are wanted, and the sequence that each of them belongs to."""
@@ -228,6 +248,11 @@ class Batch:
         for member in self.members:
             yield member, first, first + member.wanted
             first += member.wanted
+
+    def parts(self, choices: Tensor, hidden: Tensor | None) -> list[Part]:
+        """Each member with its own part of `choices` and `hidden`, as `split` and `split_hidden` give them."""
+        parts = zip(self.split(choices), self.split_hidden(hidden), strict=True)
+        return [(member, chosen, states) for (member, chosen), states in parts]
 
     def split(self, choices: Tensor) -> list[tuple[Member, Tensor]]:
         """Each member with its own part of `choices` [m], the tokens chosen after the wanted nodes."""

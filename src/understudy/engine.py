@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .batch import Batch, Heads, Member
+from .advance import Advance
+from .batch import Batch, Heads, Member, Part, chunks
+from .beside import Beside, GroupChoice, evenly
 from .cache import Cache
 from .clock import Clock
 from .drafters import Drafter, Verified
 from .errors import Caught
 from .kernels import team
-from .logprobs import TokenLogprob
 from .models.cost import PassCost
 from .prefixes.disk import DiskPrefixes
 from .reading import ReadingRoom, shared
@@ -23,34 +24,12 @@ from .rectangle import layout_of
 from .reuse import KeptText, common_prefix, longest, reads_for, row_for
 from .sampling import NO_TOKEN, Chooser
 from .sequence import TokenSequence
-from .tree import UNCOUNTED, DraftCounts, Nodes
+from .tree import Nodes
 from .verify import accept
 
 Choose = Callable[[Tensor, int], Tensor]
 Verify = Callable[[Nodes, Tensor, Choose], tuple[Tensor, Tensor | None]]
 ANY_HEADS = Heads()
-
-
-@dataclass(frozen=True)
-class Advance:
-    """What one pass gave one sequence."""
-
-    sequence: TokenSequence
-    # The new tokens; empty while a prompt is being read.
-    tokens: list[int]
-    # Nodes that were drafted for it, and how many of them became tokens.
-    drafted: int
-    accepted: int
-    # Did it read tokens of its own text in this pass, in place of verifying a draft?
-    reads: bool
-    # Nodes it had in the pass.
-    nodes: int
-    # Log-probabilities of the new tokens; empty where they are not asked for.
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    # What it took to draft its tree.
-    counts: DraftCounts = UNCOUNTED
-    # What went wrong once the target had chosen, in the part of the pass that is this sequence's own; it ended the sequence.
-    fault: Exception | None = None
 
 
 class Engine:
@@ -71,20 +50,20 @@ class Engine:
         heads: Heads = ANY_HEADS,
         prefixes: DiskPrefixes | None = None,
         chooser: Chooser | None = None,
+        beside: Beside | None = None,
     ):
         self.verify = verify
-        # Chooses tokens after many nodes in few steps; None: the operations of torch do.
-        self.chooser = chooser
-        # Keeps prefixes of prompts on disk; None: nobody does.
-        self.prefixes = prefixes
-        # What a pass takes; nothing is known of it where none is given.
         self.cost = cost or PassCost()
+        # Keeps prefixes of prompts on disk, chooses tokens after many nodes in few steps, and lets groups of texts be under way at the
+        # same time; None: nobody does.
+        self.prefixes, self.chooser, self.beside = prefixes, chooser, beside
         self.cache = cache
         self.layout = layout_of(cache)
         self.drafter = drafter
         self.max_nodes = max_nodes
         self.heads = heads
         self.sequences: list[TokenSequence] = []
+        self.grouping = GroupChoice()
         self.clock = Clock()
         self.reading_room = ReadingRoom()
         # By cache row: what a released sequence left there, the one that was released first in front.
@@ -166,18 +145,51 @@ class Engine:
         """One pass for `sequences` (all, if none are named). An exception leaves every text as it was before the pass."""
         running = self.sequences if sequences is None else sequences
         start = time.perf_counter()
-        members = self._drafts([sequence for sequence in running if not self._reading(sequence)])
+        decoding = [sequence for sequence in running if not self._reading(sequence)]
+        if groups := self._groups(decoding, len(running)):
+            return self._side_by_side(groups, start)
+        members = self._drafts(decoding)
         drafted = time.perf_counter()
         try:
             members += self._chunks(self._readers(running), members)
-            batch = Batch.of(members, self.cache.lengths, self.chooser)
-            choices, hidden = self.verify(batch.nodes, batch.wanted, batch.choose)
-            parts = zip(batch.split(choices), batch.split_hidden(hidden), strict=True)
-            advances = [self._own_advance(member, chosen, states) for (member, chosen), states in parts]
+            advances = [self._own_advance(*part) for part in self._verified(members)]
         except BaseException:
             self._undo(running)
             raise
         self._record(advances, start, drafted)
+        return advances
+
+    def _verified(self, members: Sequence[Member]) -> list[Part]:
+        """What the target says of `members`, in one pass."""
+        batch = Batch.of(members, self.cache.lengths, self.chooser)
+        return batch.parts(*self.verify(batch.nodes, batch.wanted, batch.choose))
+
+    def _groups(self, decoding: Sequence[TokenSequence], running: int) -> list[Sequence[TokenSequence]]:
+        """The groups in which texts are drafted for and verified side by side; none: all have one pass, as where one of `running`
+        texts reads."""
+        if self.beside is None:
+            return []
+        texts = len(decoding)
+        count = self.grouping.of(texts, self.beside.groups(texts)) if texts == running else 1
+        return evenly(decoding, count) if self.drafter.split(count, texts) and count > 1 else []
+
+    def _side_by_side(self, groups: Sequence[Sequence[TokenSequence]], start: float) -> list[Advance]:
+        """One pass for each of `groups`: while one is verified, others are drafted for. All of them fail together."""
+        assert self.beside is not None
+        ends = []
+
+        def work(group: Sequence[TokenSequence]) -> list[Part]:
+            members = self._drafts(list(group))
+            ends.append(time.perf_counter())
+            return self._verified(members)
+
+        try:
+            found = self.beside.side_by_side([partial(work, group) for group in groups])
+            advances = [self._own_advance(*part) for parts in found for part in parts]
+        except BaseException:
+            self._undo([sequence for group in groups for sequence in group])
+            raise
+        self._record(advances, start, sum(ends) / len(ends), len(groups))
         return advances
 
     def _reading(self, sequence: TokenSequence) -> bool:
@@ -205,21 +217,10 @@ class Engine:
     def _chunks(self, reading: list[TokenSequence], drafts: list[Member]) -> Iterator[Member]:
         """The next chunk of every text, beside `drafts`."""
         used = sum(member.size for member in drafts)
-        heads = self.heads.most - self.heads.tiles(0, used)
         unread = [sequence.tokens[self.cache.lengths[sequence.row] :] for sequence in reading]
         sizes = [len(tokens) for tokens in unread]
         counts = shared(sizes, self.reading_room.room(self.cost, used, len(drafts), sizes, self.max_nodes))
-        for place, (sequence, tokens, count) in enumerate(zip(reading, unread, counts, strict=True), 1):
-            count = sequence.before_pause(len(sequence.tokens) - len(tokens), count)
-            if sequence.scores_prompt:
-                # Each text after this one has its end in one tile.
-                count = min(count, self.heads.room(used, heads - len(reading) + place))
-                heads -= self.heads.tiles(used, count)
-                yield Member.scored_chunk(sequence, len(sequence.tokens) - len(tokens), count)
-            else:
-                heads -= 1
-                yield Member.chunk(sequence, tokens[:count], count == len(tokens))
-            used += count
+        return chunks(reading, unread, counts, used, self.heads)
 
     def _own_advance(self, member: Member, choices: Tensor, hidden: Tensor | None) -> Advance:
         """What the pass gave one sequence. An error on the way ends that sequence, and no other."""
@@ -264,11 +265,7 @@ class Engine:
                 # Nothing was to be generated at all.
                 sequence.finish_reason = "length"
                 return []
-            sequence.tokens.append(token)
-            if token in sequence.stop_ids or sequence.stops(token):
-                sequence.finish_reason = "stop"
-            elif sequence.remaining <= 0:
-                sequence.finish_reason = "length"
+            sequence.take(token)
             if sequence.finish_reason:
                 return tokens[:count]
         return tokens
@@ -286,14 +283,17 @@ class Engine:
             if sequence in self.sequences:
                 self._rewind(sequence, len(sequence.tokens) - 1)
 
-    def _record(self, advances: Sequence[Advance], start: float, drafted: float) -> None:
+    def _record(self, advances: Sequence[Advance], start: float, drafted: float, groups: int = 1) -> None:
+        """Learn from a step that began at `start` and had drafted at `drafted`. A group's rate is that of its own texts."""
         now = time.perf_counter()
         whole = sum(advance.nodes for advance in advances)
         self.clock.count(len(advances), whole, drafted - start, now - drafted)
         drafts = [advance for advance in advances if not advance.reads]
-        counted = drafts or advances
-        nodes = sum(advance.nodes for advance in counted)
+        nodes = sum(advance.nodes for advance in drafts or advances)
         beside = self.cost.extra(nodes, whole - nodes)
         # What a chunk adds is an estimate, and drafting alone took some time.
         seconds = max(now - start - beside, drafted - start)
-        self.drafter.record_round(sum(len(advance.tokens) for advance in counted), seconds, prefill=not drafts)
+        tokens = sum(len(advance.tokens) for advance in drafts or advances)
+        if drafts == advances:
+            self.grouping.learn(len(drafts), groups, tokens, seconds)
+        self.drafter.record_round(tokens, seconds * groups, prefill=not drafts)

@@ -77,7 +77,7 @@ class LLM:
         heads = Heads(self.plan.tile, self.plan.passes.heads(self.plan.rows))
         self.engine = Engine(
             self.model.verify, self.model.cache, drafter, self.plan.pass_nodes, self.model.cost, heads, self.prefixes,
-            self.model.device.token_chooser(),
+            self.model.device.token_chooser(), self.model.stages,
         )  # fmt: skip
         counters = partial(Counters.of, self.model, self.engine)
         self.scheduler = Scheduler(

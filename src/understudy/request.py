@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .engine import Advance
+from .advance import Advance
 from .logprobs import TokenLogprob
 from .sequence import TokenSequence
 from .stats import RequestMeter, Share, Stats

@@ -12,7 +12,8 @@ from functools import partial
 from itertools import islice
 
 from .admission import Admission, nothing
-from .engine import Advance, Engine
+from .advance import Advance
+from .engine import Engine
 from .errors import Caught, GrammarError, NumbersError, RequestError, RoomError, UnderstudyError
 from .policies import Policy
 from .request import Request, Step

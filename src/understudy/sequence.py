@@ -113,3 +113,11 @@ class TokenSequence:
     def remaining(self) -> int:
         """How many more tokens may be generated."""
         return self.limit - self.produced
+
+    def take(self, token: int) -> None:
+        """Go on with `token`, as plain decoding would; it may end the text."""
+        self.tokens.append(token)
+        if token in self.stop_ids or self.stops(token):
+            self.finish_reason = "stop"
+        elif self.remaining <= 0:
+            self.finish_reason = "length"

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .engine import Advance, Engine
+from .advance import Advance
+from .engine import Engine
 from .models.model import Model
 
 

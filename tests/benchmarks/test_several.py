@@ -3,7 +3,18 @@ another."""
 
 import pytest
 
-from several import Portions, Times, cut, in_stages, pass_seconds, staged_seconds
+from several import (
+    Portions,
+    Times,
+    best,
+    best_in_groups,
+    cut,
+    in_stages,
+    one_group,
+    pass_seconds,
+    side_by_side,
+    staged_seconds,
+)
 
 GB = 10**9
 TIMES = Times(exact_rate=100 * GB, node_share=0.01, handoff=1e-3)
@@ -56,3 +67,25 @@ def test_stages_wait_for_what_has_not_come_and_the_head_is_last() -> None:
     assert staged_seconds(headed, [1], TIMES) == pytest.approx(0.11, rel=0.05)
     assert in_stages(stages(2), 4000, TIMES) < staged_seconds(stages(2), [4000], TIMES)
     assert sum(cut(4000, 8)) == 4000 and len(cut(4000, 8)) > 4 and cut(3, 8) == [3]
+
+
+def test_groups_keep_all_devices_busy() -> None:
+    """Two groups take little more than one; so many that each device always has one take what the busiest device has to do."""
+    work = [(place, 1.0) for place in range(4)] * 3
+    assert side_by_side([work]) == 12
+    assert side_by_side([work] * 2) == 13 and side_by_side([work] * 4) == 15
+    assert side_by_side([work] * 8) >= 8 * 3
+    assert side_by_side([[(0, 2.0)], [(0, 1.0)], [(1, 5.0)]]) == 5
+
+
+def test_groups_pay_where_nodes_take_time() -> None:
+    """One group is what `best` counts; more of them only save what rows add to each other's levels and passes."""
+    four = stages(4)
+    copy = EVERYTHING // 4
+    alone = sum(seconds for _, seconds in one_group(four, copy, 1, 5, 1, TIMES))
+    assert alone == pytest.approx(5 * (copy / TIMES.copy_rate + 4 * TIMES.handoff) + in_stages(four, 6, TIMES), rel=0.15)
+    together = best(four, copy, 1, 64, TIMES, in_stages)[0]
+    assert best_in_groups(four, copy, 1, 64, TIMES, several=1)[0] == pytest.approx(together, rel=0.1)
+    free, dear = (Times(100 * GB, share, handoff=1e-4, level_nodes=nodes) for share, nodes in ((0.0, 1000), (0.05, 1)))
+    assert best_in_groups(four, copy, 8, 512, free)[0] < 1.05 * best(four, copy, 8, 512, free, in_stages)[0]
+    assert best_in_groups(four, copy, 8, 512, dear)[0] > 1.5 * best(four, copy, 8, 512, dear, in_stages)[0]

@@ -1,5 +1,6 @@
 """Devices in stages give the tokens of one, however a pass is cut into pieces and whatever its layers keep."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from tests.fake_device import FakeDevice
 from tests.several_devices import GREEDY, PROMPTS, four_nodes, llm, prepared, simulated
 from tests.tiny import save
-from understudy import LLM, SamplingParams
+from understudy import LLM, Constraint, SamplingParams
 from understudy.devices.processor import Processor
 from understudy.errors import UnderstudyError, UsageError
-from understudy.models.stages import PassLeft, PieceTurns, Stages
+from understudy.models.stages import Stages
+from understudy.models.walk import Walk
 
 LONG = [[(7 * place) % 250 for place in range(100)], [5, 6, 7] * 20]
 ONE, TWO, MANY = Processor(1), Processor(1), 400
@@ -167,12 +169,64 @@ def test_pieces_are_as_many_as_take_least_time() -> None:
     stages.close()
 
 
-def test_nobody_waits_for_a_piece_that_failed() -> None:
-    turns = PieceTurns(2)
-    turns.take(0, 0, 0)
-    turns.leave()
-    with pytest.raises(PassLeft):
-        turns.take(0, 1, 0)
+def lasting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let work at each stage last a while, in which other threads run."""
+    enter = Walk.enter
+
+    def slow(walk: Walk, stop: int) -> None:
+        came = stop > walk.stop
+        enter(walk, stop)
+        if came:
+            time.sleep(0.002)
+
+    monkeypatch.setattr(Walk, "enter", slow)
+
+
+def test_groups_of_texts_go_through_the_stages_side_by_side(store: Path, nodes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampled or not, with a grammar or not, drafts of one group run while another is verified, and no token changes."""
+    lasting(monkeypatch)
+    prompts = [[5, 99, 5, 12, 80, 5, 99, 5], [7, 8, 9], [11] * 20, [1, 2, 3, 1, 2]]
+    asked = [
+        SamplingParams(max_new_tokens=24, ignore_eos=True),
+        SamplingParams(max_new_tokens=30, ignore_eos=True, temperature=1.0, seed=4, repetition_penalty=1.1),
+        SamplingParams(max_new_tokens=20, constraint=Constraint.regex("[a-f]{8,60}[.]"), logprobs=2),
+        SamplingParams(max_new_tokens=9, ignore_eos=True),
+    ]
+
+    def said(model: LLM) -> list[Any]:
+        return [(done.token_ids, done.logprobs) for done in model.generate(prompts, asked)]
+
+    with llm(store / "delta", None, method="none", rows=4) as one:
+        plain = said(one)
+    for devices, most in (("cpu:0,cpu:1", 2), ("cpu:0,cpu:1,cpu:2", 3)):
+        with llm(store / "delta", devices, "stages", resident="auto", rows=4) as many:
+            stages = many.model.stages
+            assert stages is not None and stages.groups(4) == most and stages.groups(1) == 1
+            done = many.generate(prompts, asked)
+            assert [(one.token_ids, one.logprobs) for one in done] == plain
+            assert said(many) == plain and sum(one.stats.accepted for one in done) > 0
+            assert stages.groups_run >= 2 * most and stages.occupancy.most_busy == most and not stages.occupancy.busy
+    with llm(store / "delta", "cpu:0,cpu:1", "stages", resident="none", rows=4) as streamed:
+        assert said(streamed) == plain
+        assert streamed.model.stages is not None and streamed.model.stages.groups_run == 0, "weights come once for all texts"
+
+
+def test_groups_that_fail_are_told_once_and_later_ones_work(store: Path, nodes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with llm(store / "delta", "cpu:0,cpu:1", "stages", resident="auto") as many:
+        plain, stages = tokens(many), many.model.stages
+        assert stages is not None and (before := stages.groups_run) > 0
+        forward, calls = many.model.draft._forward, []
+
+        def full(level: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 9:
+                raise torch.OutOfMemoryError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+            return forward(level)
+
+        monkeypatch.setattr(many.model.draft, "_forward", full)
+        with pytest.raises(UnderstudyError, match=r"^The device ran out of memory in this request"):
+            many.generate(PROMPTS, SamplingParams(max_new_tokens=40, ignore_eos=True))
+        assert tokens(many) == plain and stages.groups_run > before and not stages.occupancy.busy
 
 
 def test_a_device_lost_on_the_way_is_named(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

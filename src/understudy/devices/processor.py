@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,15 @@ def _node(number: int) -> frozenset[int]:
     return nodes[number]
 
 
+class _Pinned(threading.local):
+    """Where the calling thread was at work last, if that was a NUMA node: the threads that share its kernels run there."""
+
+    cpus: frozenset[int] = frozenset()
+
+
+_pinned = _Pinned()
+
+
 class Processor:
     """The processor and the memory of this process; with a `number`, the processors of that NUMA node. `threads` share the heads of
     attention; by default as many as torch has.
@@ -100,10 +110,14 @@ class Processor:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Of a node: the thread, and those that it starts, run there, so what they touch first lies there."""
-        with running_on(self.cpus):
+        """Of a node: the thread, and those that it starts, run there, so what they touch first lies there. A thread that was at
+        another node starts them anew."""
+        with running_on(self.cpus, within=self.cpus):
             if self.cpus and torch.get_num_threads() > len(self.cpus):
                 torch.set_num_threads(len(self.cpus))
+            if self.cpus and _pinned.cpus not in (frozenset(), self.cpus):
+                team.disband()
+            _pinned.cpus = self.cpus or _pinned.cpus
             yield
 
     def budget(self, asked: str | int | None, machine: Machine) -> int:

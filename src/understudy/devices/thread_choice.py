@@ -6,6 +6,7 @@ are on an idle one. No rule tells that beforehand, so it is tried now and then, 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,21 +147,31 @@ class ThreadChoice:
     sizes: dict[tuple[str, int], SizeChoice] = field(default_factory=dict)
     # What was found to be faster last.
     found: Threads | None = None
+    # Work of several threads is timed at the same time.
+    _guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
     def timed(self, kind: str, nodes: int) -> Iterator[None]:
         """Within it, work of this kind on so many `nodes` is shared by as many threads as are likely to be fastest."""
         # sizes that differ by less than two times are one
         key = kind, nodes.bit_length()
-        if key not in self.sizes:
-            options = self.options[kind]
-            self.sizes[key] = SizeChoice(options, _nearest(options, self.found or options[0]))
-        choice = self.sizes[key]
-        place, threads = choice.place, choice.threads
+        with self._guard:
+            if key not in self.sizes:
+                options = self.options[kind]
+                self.sizes[key] = SizeChoice(options, _nearest(options, self.found or options[0]))
+            choice = self.sizes[key]
+            threads = choice.threads
         with team.shared_by(threads.kernels, threads.stock):
             start = time.perf_counter()
             yield
-            choice.record(time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+        with self._guard:
+            self._learn(choice, seconds)
+
+    def _learn(self, choice: SizeChoice, seconds: float) -> None:
+        """Learn what a run on the threads of `choice` took; others are told where it now has another number of them."""
+        place = choice.place
+        choice.record(seconds)
         if choice.place != place:
             self.found = choice.options[choice.place]
             for other in self.sizes.values():

@@ -122,6 +122,10 @@ class Drafter(Protocol):
         """A tree for each sequence, rooted at its last token, with at most `sequence.remaining - 1` levels below the
         root."""
 
+    def split(self, groups: int, texts: int) -> bool:
+        """Expect that `draft` is called for so many groups of `texts` texts in all, at the same time and each in a thread of its
+        own, and that each group has a pass of its own. False where that cannot be: then there is one group."""
+
     def observe(self, verified: Verified) -> None:
         """Learn what the exact model found: called for each tree and for each chunk of a prompt, before its nodes
         are kept."""
@@ -161,6 +165,9 @@ class Base:
     """The methods of a drafter that keeps no state."""
 
     own_cache: OwnCache | None = None
+
+    def split(self, groups: int, texts: int) -> bool:
+        return groups == 1
 
     def observe(self, verified: Verified) -> None: ...
 

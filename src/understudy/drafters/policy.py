@@ -3,7 +3,10 @@ accepted ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -66,10 +69,39 @@ class DraftPolicy:
     texts: int = 1
     # What is expected before the first pass.
     start: Start = START
+    # Groups of texts that are drafted for at the same time, each of them for a pass of its own; `texts` and `pace` are one group's.
+    groups: int = 1
+    # What is known of rounds of one group, or of several, while the other way is in use.
+    other: tuple[Pace, int] | None = None
+    # Held by the one of their threads that decides: what is learned and the texts' own state know no other guard.
+    turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         if self.start.pass_nodes:
             self.limits.cost.prior = self.start.pass_nodes
+
+    def split(self, groups: int) -> None:
+        """Expect rounds of so many groups: what levels take, and the rate, are others for one than for several."""
+        if (groups > 1) != (self.groups > 1):
+            now = self.pace, self.texts
+            self.pace, self.texts = self.other or (deepcopy(self.pace), self.texts)
+            self.other = now
+        self.groups = groups
+
+    @property
+    def most_nodes(self) -> int:
+        """The most nodes that the trees of one pass have together: groups share the memory of a pass, in whole units."""
+        unit = self.limits.cost.unit if self.groups > 1 else 1
+        return self.limits.nodes // (self.groups * unit) * unit
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Within it the other groups have their `turn`, which the caller holds: a model runs."""
+        self.turn.release()
+        try:
+            yield
+        finally:
+            self.turn.acquire()
 
     def serve(self, texts: int, nodes: int) -> None:
         """Expect what rounds of `texts` texts give; those so far had `self.texts`, the latest with `nodes` nodes of all trees."""
@@ -86,7 +118,7 @@ class DraftPolicy:
         """Add likely children that were never run, where they cost the pass less time than they may save."""
         used = sum(len(tree.tokens) for tree in trees)
         pool = [(c, tree) for tree in trees for c in tree.pool if c.depth <= tree.levels]
-        room = self.limits.nodes - used
+        room = self.most_nodes - used
         if self.shape.depth:
             pool = [(c, tree) for c, tree in pool if c.depth == tree.deepest + 1]
             room = sum(min(self.shape.width, sum(tree is own for _, own in pool)) for tree in trees)
@@ -118,7 +150,7 @@ class DraftPolicy:
         """Learn the rate of the whole loop. After a round that only read prompts, what a pass takes is known, and a rate is
         guessed."""
         if prefill:
-            nodes = min(self.start.nodes(self.texts), self.limits.nodes)
+            nodes = min(self.start.nodes(self.texts), self.most_nodes)
             self.pace.first_guess(self.limits.cost.seconds(nodes), self.texts, self.start.tokens_per_pass)
         else:
             self.pace.record_round(tokens, seconds)

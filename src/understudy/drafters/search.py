@@ -19,7 +19,7 @@ from . import DrafterSpec, OwnCache, TargetModel, Verified
 from .growing_tree import MOST_NODES, GrowingTree
 from .pace import WIDEST
 from .policy import DraftPolicy, Limits, Shape
-from .proposer import Proposer
+from .proposer import ModelProposer, Proposer
 from .start import START, Start
 from .suggest import WHEN, Suggester, TextSuggester
 
@@ -43,28 +43,54 @@ class Search(Protocol):
 
 
 class SearchDrafter:
-    """Trees of `search`, filled up with nodes that ride along; `policy` learns from what is accepted."""
+    """Trees of `search`, filled up with nodes that ride along; `policy` learns from what is accepted. `apart`: drafts for several
+    groups of texts may be made at the same time."""
 
-    def __init__(self, proposer: Proposer, search: Search, policy: DraftPolicy):
+    def __init__(self, proposer: Proposer, search: Search, policy: DraftPolicy, apart: bool = False):
         self.proposer = proposer
         self.search = search
         self.policy = policy
+        self.apart = apart
         # The latest tree of each sequence, by cache row.
         self.trees: dict[int, GrowingTree] = {}
 
+    def split(self, groups: int, texts: int) -> bool:
+        policy, latest = self.policy, self._latest
+        policy.split(groups if self.apart else 1)
+        if not policy.most_nodes:
+            policy.split(1)
+        if policy.groups > 1:
+            policy.serve(-(-texts // groups), latest)
+            self.trees = {}
+        return policy.groups == groups
+
+    @property
+    def _latest(self) -> int:
+        """Nodes of all trees of the latest round, or of one group's."""
+        return sum(len(tree.tokens) for tree in self.trees.values()) // self.policy.groups
+
     def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
+        with self.policy.turn:
+            trees = self._roots(sequences)
+        self.search.run(trees)
+        with self.policy.turn:
+            self.policy.fill(trees)
+        return [tree.tree for tree in trees]
+
+    def _roots(self, sequences: Sequence[TokenSequence]) -> list[GrowingTree]:
+        """A tree of one node for each sequence."""
         lengths = self.proposer.prepare(sequences)
         limits = self.policy.limits
         trees = [
             GrowingTree(sequence, length, sequence.tokens[-1:], most_nodes=limits.tree, most_levels=limits.levels)
             for sequence, length in zip(sequences, lengths, strict=True)
         ]
-        if trees:
-            self.policy.serve(len(trees), sum(len(tree.tokens) for tree in self.trees.values()))
-        self.trees = {tree.sequence.row: tree for tree in trees}
-        self.search.run(trees)
-        self.policy.fill(trees)
-        return [tree.tree for tree in trees]
+        if self.policy.groups == 1:
+            if trees:
+                self.policy.serve(len(trees), self._latest)
+            self.trees = {}
+        self.trees |= {tree.sequence.row: tree for tree in trees}
+        return trees
 
     def observe(self, verified: Verified) -> None:
         ran: Collection[int] = ()
@@ -163,7 +189,9 @@ class SearchSpec(DrafterSpec):
             tree=min(MOST_NODES, *(cache.scratch for cache in caches)), levels=min(proposer.deepest, target.cache.deepest),
         )  # fmt: skip
         policy = DraftPolicy(limits, Shape(self.width, self.depth), start=self.start)
-        drafter = SearchDrafter(proposer, self._search(proposer, policy, target), policy)
+        # The copy runs where its layers do, and waits its turn there; nothing else does.
+        apart = type(proposer) is ModelProposer and proposer.model is target and proposer.device.drafts_see_text
+        drafter = SearchDrafter(proposer, self._search(proposer, policy, target), policy, apart)
         drafter.warm()
         return drafter
 

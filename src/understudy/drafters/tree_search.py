@@ -65,6 +65,10 @@ class TreeSearch:
         self.suggester = suggester
 
     def run(self, trees: list[GrowingTree]) -> None:
+        with self.policy.turn:
+            self._run(trees)
+
+    def _run(self, trees: list[GrowingTree]) -> None:
         chosen = {
             i: [Candidate(1.0, -1, tree.tokens[0], 0, True)]
             for i, tree in enumerate(trees)
@@ -97,7 +101,8 @@ class TreeSearch:
 
     def _run_level(self, work: list[Work], nodes: list[Nodes], flat: Nodes) -> None:
         """Run the `nodes` of the trees, all of them together `flat`, and take up their best children."""
-        logits = self.proposer.forward(flat)
+        with self.policy.elsewhere():
+            logits = self.proposer.forward(flat)
         at = 0
         for part, own in zip(work, nodes, strict=True):
             part.tree.levels_run += 1
@@ -173,7 +178,7 @@ class TreeSearch:
         used: nodes of all trees so far."""
         found = self._suggested(work)
         beside = sum(len(part.fresh) for part in work)
-        most = max(min(self.policy.limits.nodes - used, WIDEST * len(work) - beside), 0)
+        most = max(min(self.policy.most_nodes - used, WIDEST * len(work) - beside), 0)
         chances = sorted((chance for suggestion in found for chance in suggestion.all_chances), reverse=True)[:most]
         count = self.policy.pace.together(chances, beside)
         least = chances[count - 1] if count else 2.0
@@ -215,7 +220,7 @@ class TreeSearch:
         pace, limits = self.policy.pace, self.policy.limits
         tips = [option for option in options if option[0].spine]
         used = sum(tree.size for tree in trees)
-        room = limits.nodes - used
+        room = self.policy.most_nodes - used
         if not tips or room <= 0:
             return []
         best, at = max(tips, key=lambda option: option[0].chance)

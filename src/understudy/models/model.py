@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -109,6 +110,8 @@ class Model:
         self.lanes = open_lanes(further, plan, store, settings, uses.drafts)
         self.supply = supply_of_all(supply, self.weights, self.lanes, plan)
         fused = self.supply.fused(dtype)
+        # Passes of several groups of texts end at the same time.
+        self._learning = threading.Lock()
         self._work: SharedWork = "pass" if fused else "stock pass"
         self.cost = PassCost(1 if fused else TILE)
         # Where drafted tokens are chosen on the device, their rows must lie there.
@@ -181,7 +184,8 @@ class Model:
             self.device.finish()
         seconds = time.perf_counter() - start
         waited = self._waited() - waited
-        self.cost.learn(len(nodes), seconds - waited, waited)
+        with self._learning:
+            self.cost.learn(len(nodes), seconds - waited, waited)
         return settled, hidden
 
     def draft_tapped(self, nodes: Nodes) -> tuple[Tensor, Tensor]:

@@ -11,109 +11,29 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..devices import Device
 from ..kernels import team
-from .lanes import Lane, LaneLost, lost_line
+from .lanes import Lane
 from .supply import Supply
+from .walk import Occupancy, PassLeft, PieceTurns, Walk
 
+T = TypeVar("T")
 # A pass of no nodes takes as long as so many nodes of one, in tiles and in one forward, as far as cutting it goes.
 BESIDE_NODES, BESIDE_ROWS = 32, 256
 
 
-class PassLeft(Exception):
-    """Another piece of this pass failed."""
-
-
-class PieceTurns:
-    """Whose turn it is at each stop of a pass that is cut into pieces: they come in their order, one at a time on each device."""
-
-    def __init__(self, stops: int) -> None:
-        self.due = [0] * stops
-        self.busy: set[int] = set()
-        self.left = False
-        self._changed = threading.Condition()
-
-    def take(self, stop: int, piece: int, device: int) -> None:
-        """Wait until `piece` may come to `stop`, which is on `device`. Raises PassLeft where the pass was left meanwhile."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.left or (self.due[stop] == piece and device not in self.busy))
-            if self.left:
-                raise PassLeft
-            self.busy.add(device)
-
-    def give(self, stop: int, device: int) -> None:
-        """Let the next piece come to `stop`."""
-        with self._changed:
-            self.due[stop] += 1
-            self.busy.discard(device)
-            self._changed.notify_all()
-
-    def leave(self) -> None:
-        """End all that wait, now and later: a piece has failed."""
-        with self._changed:
-            self.left = True
-            self._changed.notify_all()
-
-
-class Walk:
-    """One forward on its way from stop to stop: the stages in their order, then the first device again."""
-
-    def __init__(self, devices: Sequence[Device], turns: PieceTurns | None, piece: int) -> None:
-        self.devices = devices
-        self.turns = turns
-        self.piece = piece
-        self.stop = -1
-        self._work = ExitStack()
-
-    @property
-    def place(self) -> int:
-        """The number of the device it is on."""
-        return self.stop % len(self.devices)
-
-    def enter(self, stop: int) -> None:
-        """Go on to `stop`, once it is this piece's turn there. The first of its tiles that comes takes all along: what the others
-        still have to do where they were is each one's own."""
-        if stop <= self.stop:
-            return
-        self.leave()
-        device = stop % len(self.devices)
-        if self.turns is not None:
-            self.turns.take(stop, self.piece, device)
-        self.stop = stop
-        self._work.enter_context(self.devices[device].at_work())
-
-    def leave(self) -> None:
-        """Let the next piece come to where this one is."""
-        self._work.close()
-        if self.stop >= 0 and self.turns is not None:
-            self.turns.give(self.stop, self.place)
-        self.stop = -1
-
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Begin at the first stop, and leave the last one. LaneLost where a further device is lost."""
-        try:
-            self.enter(0)
-            yield
-        except RuntimeError as error:
-            device = self.devices[self.place]
-            if self.stop < 1 or self.place == 0 or not device.lost(error):
-                raise
-            raise LaneLost(lost_line(device.name, error)) from None
-        finally:
-            self.leave()
-
-
-class _Here(threading.local):
-    """The walk of the calling thread."""
+class _Way(threading.local):
+    """The walk of the calling thread, and whether other groups of texts are under way beside its own."""
 
     walk: Walk | None = None
+    grouped: bool = False
 
 
 class Stages:
@@ -123,10 +43,12 @@ class Stages:
         self.devices = devices
         self.layers = layers
         self.fit(whole=False, step=1, streams=True)
-        # Pieces of all passes so far that were cut.
+        # Pieces of all passes so far that were cut, and groups of texts that went side by side.
         self.pieces_run = 0
+        self.groups_run = 0
+        self.occupancy = Occupancy()
         self._numbers = [number for number, (first, last) in enumerate(layers) for _ in range(first, last)]
-        self._here = _Here()
+        self._way = _Way()
         self._pool = ThreadPoolExecutor(2 * len(devices), "stages")
 
     def device(self, layer: int) -> Device:
@@ -152,25 +74,26 @@ class Stages:
 
     def enter(self, stop: int) -> None:
         """Take the calling thread's forward to `stop`; nothing happens where it has none."""
-        if self._here.walk is not None:
-            self._here.walk.enter(stop)
+        if self._way.walk is not None:
+            self._way.walk.enter(stop)
 
     @contextmanager
     def walk(self, turns: PieceTurns | None = None, piece: int = 0) -> Iterator[None]:
         """Around one forward of the calling thread."""
-        walk = Walk(self.devices, turns, piece)
-        self._here.walk = walk
+        walk = Walk(self.devices, self.occupancy, turns, piece)
+        self._way.walk = walk
         try:
             with walk.under_way():
                 yield
         finally:
-            self._here.walk = None
+            self._way.walk = None
 
     def pieces(self, nodes: int) -> list[tuple[int, int]]:
         """First and one past the last node of each piece of a pass: `count` pieces take (stages + count - 1) * (beside + nodes /
-        count) of the time of a node at a stage, which is least near the count that is taken."""
+        count) of the time of a node at a stage, which is least near the count that is taken. Beside other groups a pass is whole:
+        they have the devices meanwhile."""
         count = 1
-        if not self.streams:
+        if not self.streams and not self._way.grouped:
             count = max(round(math.sqrt((len(self.devices) - 1) * nodes / self.beside)), 1)
         size = -(-nodes // count)
         size = -(-size // self.step) * self.step
@@ -183,18 +106,47 @@ class Stages:
             with self.walk():
                 return [run[0]()]
         self.pieces_run += len(run)
-        turns = PieceTurns(len(self.devices) + 1)
-        kernels, stock = team.threads(), torch.get_num_threads()
+        turns = PieceTurns(len(self.devices) + 1, self.occupancy)
 
         def piece(number: int, work: Callable[[], Tensor]) -> Tensor:
             try:
-                with torch.inference_mode(), team.shared_by(kernels, stock), self.walk(turns, number):
+                with self.walk(turns, number):
                     return work()
             except BaseException:
                 turns.leave()
                 raise
 
-        asked = [self._pool.submit(piece, number, work) for number, work in enumerate(run)]
+        return self._all([partial(piece, number, work) for number, work in enumerate(run)])
+
+    def groups(self, texts: int) -> int:
+        """In how many groups so many texts should go through the stages, each with its draft and its pass: one for each device, so
+        that each has work; 1 where weights stream, which come once for all of them."""
+        return 1 if self.streams else max(min(len(self.devices), texts), 1)
+
+    def side_by_side(self, work: Sequence[Callable[[], T]]) -> list[T]:
+        """What each of `work` gives, the draft and the pass of a group of texts: all under way at the same time, each in a thread
+        of its own. Raises what one of them raised, once all are over."""
+        self.groups_run += len(work)
+
+        def group(own: Callable[[], T]) -> T:
+            self._way.grouped = True
+            try:
+                with self.devices[0].at_work():
+                    return own()
+            finally:
+                self._way.grouped = False
+
+        return self._all([partial(group, own) for own in work])
+
+    def _all(self, work: Sequence[Callable[[], T]]) -> list[T]:
+        """What each of `work` gives, each in a thread of its own with the caller's share of the processor."""
+        kernels, stock = team.threads(), torch.get_num_threads()
+
+        def alone(own: Callable[[], T]) -> T:
+            with torch.inference_mode(), team.shared_by(kernels, stock):
+                return own()
+
+        asked = [self._pool.submit(alone, own) for own in work]
         failures = [error for done in asked if (error := done.exception()) is not None]
         if failures:
             raise next((error for error in failures if not isinstance(error, PassLeft)), failures[0])

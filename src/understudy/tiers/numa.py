@@ -40,17 +40,20 @@ def _processors(text: str) -> frozenset[int]:
 
 
 @contextmanager
-def running_on(cpus: Collection[int]) -> Iterator[None]:
-    """Pin this thread to `cpus` inside the block, where it is allowed to run on any of them."""
+def running_on(cpus: Collection[int], within: Collection[int] | None = None) -> Iterator[None]:
+    """Pin this thread to `cpus` inside the block, where it is allowed to run on any of them. `within`: processors that this process
+    may run on; None: those that the thread is pinned to now, or was before it started this one."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    wanted = allowed & set(cpus)
-    if not wanted or wanted == allowed:
+    wanted = (allowed if within is None else set(within)) & set(cpus)
+    if not allowed or not wanted or wanted == allowed:
         yield
         return
-    os.sched_setaffinity(0, wanted)
+    # The process may have lost those processors.
+    with suppress(OSError):
+        os.sched_setaffinity(0, wanted)
     try:
         yield
     finally:
-        # the process may have lost those processors inside the block
+        # As above, inside the block.
         with suppress(OSError):
             os.sched_setaffinity(0, allowed)
