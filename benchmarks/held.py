@@ -126,7 +126,7 @@ def fill(llm: Any) -> None:
     llm.generate(texts, SamplingParams(**greedy))
     # Rows of the embedding that are kept are those of different tokens: as many as there is room for.
     row_bytes = llm.store.embedding.shape[1] * llm.model.dtype.itemsize
-    known = min(vocabulary, llm.plan.items["embedding rows"] // row_bytes)
+    known = min(vocabulary, llm.plan.items.get("embedding rows", 0) // row_bytes)
     for first in range(0, known, rows * (context - reply)):
         some = [list(range(first + row, known, rows))[: context - reply] or [1] for row in range(rows)]
         llm.generate(some, SamplingParams(max_new_tokens=1, temperature=0))

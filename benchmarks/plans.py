@@ -51,7 +51,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def row(config: dict[str, Any]) -> list[str]:
     """The cells of one shape: the lower bound, the budget from which speed is kept, and what each budget gives."""
-    from understudy.concessions import Chat, Planner, plan_chat
+    from understudy.chat_table import Chat
+    from understudy.concessions import Planner, plan_chat
     from understudy.errors import UsageError
     from understudy.options import Options
     from understudy.plan.conversation import Conversation

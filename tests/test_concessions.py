@@ -11,7 +11,7 @@ import torch
 from tests.tiny import save
 from understudy import LLM
 from understudy.chat_plan import chat_for
-from understudy.concessions import KEPT, Chat
+from understudy.chat_table import KEPT, Chat
 from understudy.errors import UsageError
 from understudy.frontends import main
 from understudy.options import Options
@@ -109,6 +109,24 @@ def test_a_long_conversation_gives_up_old_keys_and_values(tmp_path: Path) -> Non
     held = planned(memory=spills.budget_bytes)
     assert held.chosen.plan.spill_latest == 1024 and "go to disk" in "\n".join(held.lines())
     assert not any(step.options.startswith("--spill") for step in planned(spill="none").steps)
+
+
+def test_what_is_not_exact_is_shown_and_never_chosen(planned: Any) -> None:
+    """It has a budget and a speed as all steps have, and works in that budget."""
+    chat = planned("memory")
+    small, own = chat.inexact, chat.exact_steps[-1]
+    assert small is not None and small.options == "--kv-bits 8" and small.plan.kv_bits == 8
+    held = "keys and values (layers that see all)"
+    assert small.budget_bytes < own.budget_bytes and small.terms[held] < 0.6 * own.terms[held]
+    assert small.expected.tokens_per_second > 0 and sum(small.terms.values()) == small.plan.used <= small.budget_bytes
+    lines = chat.lines()
+    row = lines[lines.index("only where you ask for it:") + 1]
+    assert f"{small.expected.tokens_per_second:.2f} tok/s" in row and "8 bits, which is not exact" in row
+    assert any("--kv-bits 8 needs" in line and "is not exact" in line for line in lines)
+    assert small not in chat.steps and chat.chosen.plan.kv_bits == 0
+    assert chat.to_dict()["only_if_asked"]["options"] == "--kv-bits 8"
+    asked = planned("memory", kv_bits=8)
+    assert asked.inexact is None and asked.chosen.plan.kv_bits == 8 and "not always the same" in "\n".join(asked.lines())
 
 
 def test_clients_multiply_keys_and_values(planned: Any) -> None:

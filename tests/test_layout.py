@@ -81,9 +81,10 @@ MAY_IMPORT = {
         *("blueprint", "sources", "options"),
         *("devices", "codecs", "models", "weights", "plan", "drafters", "heads"),
     },
-    "concessions": {"spilled", "blueprint", "codecs", "drafters", "options", "plan"},
+    "chat_table": {"plan"},
+    "concessions": {"chat_table", "spilled", "blueprint", "codecs", "drafters", "options", "plan"},
     "drawable": {"blueprint", "codecs", "devices", "options", "plan", "planning", "sources", "weights"},
-    "chat_plan": {"concessions", "drawable", "options", "plan", "small_keys"},
+    "chat_plan": {"chat_table", "concessions", "drawable", "options", "plan", "small_keys"},
     "diagnosis": {"blueprint", "concessions", "options", "plan"},
     "yardstick": {"llm", "codecs", "kernels", "quantizers", "plan"},
     "loading": {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from .concessions import FITS, Chat, Planner, plan_chat
+from .chat_table import Chat, Concession
+from .concessions import FITS, Planner, plan_chat
 from .drawable import drawable
 from .errors import UsageError
 from .options import SMALL, STAY, Options
@@ -31,19 +32,28 @@ def chat_for(
     model = drawable(place, options, other, config_alone=config_alone)
     planner = Planner(conversation, arithmetic, model.drawn, changeable=model.changeable)
     chat = plan_chat(planner, model.options, fit, head)
-    return replace(chat, notes=(_of_keys(planner, model.options), *chat.notes))
+    chat = replace(chat, inexact=_inexact(planner, model.options))
+    return replace(chat, notes=(_of_keys(chat, model.options), *chat.notes))
 
 
-def _of_keys(planner: Planner, options: Options) -> str:
+def _inexact(planner: Planner, options: Options) -> Concession | None:
+    """The smallest arrangement with keys and values of few bits; None where they are asked for already, or cannot be had."""
+    device = planner.drawn(options).device
+    if options.small_keys or device.own_memory or isinstance(options.spill, int) or options.prefix_cache is not None:
+        return None
+    said = f"precision of keys and values: {SMALL} bits, which is not exact"
+    return planner.step(replace(options, kv_bits=SMALL, spill=STAY), (said, f"--kv-bits {SMALL}"))
+
+
+def _of_keys(chat: Chat, options: Options) -> str:
     """What is said of the precision of keys and values, which is given up for nobody who does not ask for that."""
     if options.small_keys:
         return NOT_EXACT
-    kept, drawn = "keys and values keep the model's type", planner.drawn(options)
-    if drawn.device.own_memory or isinstance(options.spill, int) or options.prefix_cache is not None:
+    kept = "keys and values keep the model's type"
+    if chat.inexact is None:
         return f"{kept}: fewer bits would not be exact, and there are none here"
-    small, talk = planner.drawn(replace(options, kv_bits=SMALL, spill=STAY)), planner.conversation
-    least, most = (one.footprint.cache_bytes(talk.tokens, 0) * talk.clients for one in (small, drawn))
-    return f"{kept}: --kv-bits {SMALL} takes {format_size(most - least)} less and is not exact"
+    less = chat.exact_steps[-1].budget_bytes - chat.inexact.budget_bytes
+    return f"{kept}: {chat.inexact.options} needs {format_size(less)} less and is not exact"
 
 
 def _check(conversation: Conversation, fit: str, head: str, options: Options) -> None:

@@ -54,9 +54,10 @@ class Engine:
     ):
         self.verify = verify
         self.cost = cost or PassCost()
-        # Keeps prefixes of prompts on disk, chooses tokens after many nodes in few steps, and lets groups of texts be under way at the
-        # same time; None: nobody does.
-        self.prefixes, self.chooser, self.beside = prefixes, chooser, beside
+        # None: nobody keeps prefixes on disk, chooses many tokens in few steps, or lets groups of texts be under way together.
+        self.prefixes = prefixes
+        self.chooser = chooser
+        self.beside = beside
         self.cache = cache
         self.layout = layout_of(cache)
         self.drafter = drafter
