@@ -1,6 +1,7 @@
 """The GPU check without a GPU: it says so; and each half of it runs on a simulated device."""
 
 import json
+import multiprocessing
 import operator
 import os
 import signal
@@ -79,12 +80,13 @@ def test_on_a_simulated_device_all_is_exact(monkeypatch: pytest.MonkeyPatch) -> 
     assert groups[-1] in checks[5].what
 
 
-def _locks(send: Any) -> None:
-    """What a progress bar makes, and no end of its own."""
-    import multiprocessing
+HELD: list[Any] = []
 
-    held = multiprocessing.RLock()
-    send("made", repr(held))
+
+def _locks(send: Any) -> None:
+    """Make what a progress bar makes, which lasts as long as the process."""
+    HELD.append(multiprocessing.RLock())
+    send("made", repr(HELD[0]))
 
 
 def test_processes_leave_nothing_behind(tmp_path: Path) -> None:
