@@ -154,8 +154,8 @@ class FullState:
         moved = path != torch.arange(len(path))
         if not bool(moved.any()):
             return
-        to = self.places(length + torch.arange(len(path))[moved])
-        source = self.places(length + path[moved])
+        # one copy to a device for both
+        to, source = self.places(length + torch.stack([torch.arange(len(path)), path])[:, moved])
         for slab in (self.keys, self.values):
             slab[row][:, to] = slab[row][:, source]
 
