@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import starmap
+from itertools import pairwise, starmap
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from understudy.kernels.attention import AttentionSpec
 from understudy.kernels.pack import block
 from understudy.layer_states import FullState, LayerShape
 from understudy.quantizers import quantizer
+from understudy.sampling import draws, perturb
 from understudy.tiers import Extent, ReadSettings, Streaming
 from understudy.tiers.route import FixedRoute
 from understudy.tree import Nodes, TokenTree
@@ -68,6 +69,7 @@ def of_kernels(device_name: str, small: bool) -> list[tuple[str, Callable[[], st
     return [
         ("weights through the ring, slow reader", lambda: transfers(device, small)),
         ("attention: error, and bits in a tree and alone", lambda: attention(device, small)),
+        ("tokens after many nodes and after each alone", lambda: choices(device, small)),
         ("4-bit products against float64", lambda: products(device, small)),
         ("residuals decoded to the CPU's bits", lambda: residuals(device, small)),
     ]
@@ -94,7 +96,40 @@ def residuals(device: Any, small: bool) -> str:
         found = device.decode(delta, data, *blocks.shape[:2], torch.bfloat16, there, out).cpu()
         differ = int((found.view(torch.int16) != blocks.view(torch.int16)).sum())
         wrong += [f"{name}: {differ} of {blocks.numel()}"] if differ else []
-    return "; ".join(wrong)
+    return "; ".join([*wrong, *together(device, blocks, substitute)])
+
+
+def together(device: Any, blocks: torch.Tensor, substitute: Any) -> list[str]:
+    """Parts of different sizes with gaps between them, decoded in one launch."""
+    delta, maker, cuts = codec("delta"), quantizer("int4"), [0, 1, len(blocks) // 2 + 1, len(blocks)]
+    pieces, starts, counts = [], [], []
+    for first, last in pairwise(dict.fromkeys(cuts)):
+        pieces += [torch.zeros(192, dtype=torch.uint8)]
+        starts.append(sum(map(len, pieces)))
+        counts.append(last - first)
+        pieces.append(delta.encode(blocks[first:last], maker.cut(substitute, first, last - first)))
+    there = {key: tensor.to(device.where) for key, tensor in substitute.items()}
+    out, places = torch.full_like(blocks, torch.nan, device=device.where), delta.places(starts, counts, device.where)
+    size = (len(blocks), blocks.shape[1], torch.bfloat16)
+    found = device.decode(delta, torch.cat(pieces).to(device.where), *size, there, out, places).cpu()
+    differ = int((found.view(torch.int16) != blocks.view(torch.int16)).sum())
+    return [f"parts together: {differ} of {blocks.numel()}"] if differ else []
+
+
+def choices(device: Any, small: bool) -> str:
+    """Tokens after many nodes are those after each alone, and their scores are the best."""
+    chooser, count = device.token_chooser(), 4 if small else 70
+    logits = torch.randn(count, 300 if small else 50_000).to(torch.bfloat16)
+    params = [SamplingParams(temperature=0.6 * (row % 2), seed=row // 2) for row in range(count)]
+    positions = torch.arange(count) // 3
+    drawn = [draws(params[row], positions[row : row + 1]) for row in range(count)]
+    there = logits.to(device.where)
+    found = chooser(there, *map(torch.cat, zip(*drawn, strict=True)))
+    alone = torch.cat([chooser(there[row : row + 1], *drawn[row]) for row in range(count)])
+    scores = torch.cat([perturb(logits[row : row + 1], params[row], positions[row : row + 1]) for row in range(count)])
+    behind = (scores.amax(1) - scores.gather(1, found[:, None])[:, 0]) / scores.amax(1)
+    trouble = [] if torch.equal(found, alone) else [f"{int((found != alone).sum())} of {count} differ alone"]
+    return "; ".join(trouble + ([] if behind.max() < 1e-5 else [f"one is {float(behind.max()):.1e} behind the best"]))
 
 
 def products(device: Any, small: bool) -> str:
