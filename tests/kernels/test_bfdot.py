@@ -22,8 +22,8 @@ def rounded(source: int, target: int) -> None:
     to_brain(source, target)
 
 
-def adder(rows: int) -> Any:
-    inner = columns_dot(rows)
+def adder(rows: int, as_they_are: bool = False) -> Any:
+    inner = columns_dot(rows, laid=not as_they_are)
 
     @numba.njit
     def call(weights: int, columns: int, x: int, stride: int, sums: int) -> None:
@@ -67,6 +67,15 @@ def test_sums_are_those_of_arithmetic_and_of_each_row_alone(rows: int, operands:
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)
     for row in range(rows):
         assert torch.equal(found[row], sums_of(1, weights, x[row : row + 1], sums[row : row + 1])[0])
+
+
+@pytest.mark.skipif(not ahead(), reason="this machine multiplies by pairs of columns")
+@pytest.mark.parametrize("rows", [1, 2])
+def test_weights_as_they_are_give_the_same_bits(rows: int, operands: tuple[Tensor, Tensor, Tensor]) -> None:
+    weights, x, sums = operands
+    out = lines(rows, 64, dtype=torch.float32).copy_(sums[:rows])
+    adder(rows, as_they_are=True)(weights.data_ptr(), len(weights), x.data_ptr(), x.stride(0) * 2, out.data_ptr())
+    assert torch.equal(out, sums_of(rows, weights, x[:rows], sums[:rows]))
 
 
 @pytest.mark.parametrize("cut", [2, 16, 46, 130])

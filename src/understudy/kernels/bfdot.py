@@ -1,10 +1,11 @@
 """Products of a few rows with columns of one block of exact weights, in bfloat16, as vector code.
 
-With AVX-512 BF16 one instruction multiplies two columns of sixteen outputs and adds both products to float32 sums, on ARM with BF16
-one does so for four outputs. Elsewhere both columns become float32, which only moves their bits, and are multiplied and added one
-after the other. Where the processor has too few registers for that (AVX2), weights become float32 ahead, once for all rows, and
-rows do so RUN columns at a time, for all outputs. Each sum takes its columns in order, so a row's bits depend neither on how many
-rows run nor on how columns are cut. They do depend on the processor: only these instructions take numbers below 2**-126 for 0."""
+With AVX-512 BF16 one instruction multiplies two columns of sixteen outputs and adds both products to float32 sums, on ARM with
+BF16 one does so for four outputs. Elsewhere both columns become float32, which only moves their bits, and are multiplied and added
+one after the other. Where the processor has too few registers for that (AVX2), weights become float32 ahead, once for all rows
+(unless these are one or two), and rows do so RUN columns at a time, for all outputs. Each sum takes its columns in order, so a
+row's bits depend neither on how many rows run nor on how columns are cut. They do depend on the processor: only these instructions
+take numbers below 2**-126 for 0."""
 
 from typing import Any
 
@@ -53,15 +54,17 @@ LAID = 256 if ahead() else 128
 MOST = 6 if ahead() and has("avx2") else 4
 
 
-def columns_dot(rows: int) -> Any:
+def columns_dot(rows: int, laid: bool = True) -> Any:
     """Code for use in a kernel: sums += x @ weights.T for `rows` rows of x, bfloat16, `stride` bytes apart, over
     `columns` columns (even) of 64 weights at `weights`, which `lay_columns` put there. `sums`: float32 [rows, 64]. All but the
-    numbers are addresses."""
+    numbers are addresses.
+
+    laid: False: weights are bfloat16 as they are, which is faster for one row or two. Only where a machine does so `ahead`."""
 
     @intrinsic
     def add_columns(typing: Any, weights: Any, columns: Any, x: Any, stride: Any, sums: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _ColumnsDot(context, builder, rows, *arguments).loop()
+            _ColumnsDot(context, builder, rows, *arguments, laid=laid).loop()
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), generate
@@ -72,9 +75,12 @@ def columns_dot(rows: int) -> Any:
 class _ColumnsDot(Code):
     """The code of one `add_columns`."""
 
-    def __init__(self, context: Any, builder: Any, rows: int, *arguments: Any) -> None:
+    def __init__(self, context: Any, builder: Any, rows: int, *arguments: Any, laid: bool = True) -> None:
         super().__init__(context, builder)
         self.rows = rows
+        self.laid = laid
+        # bytes of a column of weights
+        self.pitch = LAID if laid else 128
         self.weights, self.columns, self.x, self.stride, self.sums = arguments
         self.lines = [self.at(self.x, self.b.mul(self.stride, LONG(r))) for r in range(rows)]
         # address of room for the rows as float32 [rows, RUN]
@@ -90,7 +96,7 @@ class _ColumnsDot(Code):
             left = self.b.sub(self.columns, start)
             count = self.b.select(self.b.icmp_signed("<", left, LONG(RUN)), left, LONG(RUN))
             self.widen(start, count)
-            self.all_outputs(self.at(self.weights, self.b.mul(start, LONG(LAID))), count)
+            self.all_outputs(self.at(self.weights, self.b.mul(start, LONG(self.pitch))), count)
 
     def widen(self, start: Any, count: Any) -> None:
         """Put `count` columns of the rows, from `start` on, in the room at `wide`, as float32 [rows, RUN]."""
@@ -121,8 +127,8 @@ class _ColumnsDot(Code):
         column = b.phi(LONG)
         column.add_incoming(LONG(0), before)
         sums = [[b.phi(FLOATS) for _ in vectors] for _ in range(self.rows)]
-        here = self.at(weights, b.mul(column, LONG(LAID)))
-        lines = [self.at(here, 64 * v) for v in vectors]
+        here = self.at(weights, b.mul(column, LONG(self.pitch)))
+        lines = [self.at(here, (64 if self.laid else 32) * v) for v in vectors]
         totals = self.float_step(column, lines, sums) if ahead() else self.paired_step(column, lines, sums)
         after = self.at(column, 2)
         for line, start, total in zip(sums, started, totals, strict=True):
@@ -137,14 +143,18 @@ class _ColumnsDot(Code):
                 self.store(value, place, 64)
 
     def float_step(self, column: Any, weights: list[Any], sums: Lines) -> Lines:
-        """The sums and the products of two columns, which are float32 already: of all rows by the first, then by the second."""
+        """The sums and the products of two columns as float32: of all rows by the first, then by the second."""
         place = self.at(self.wide, self.b.shl(column, LONG(2)))
         for second in (0, 1):
-            values = [self.load(self.at(line, LAID * second), FLOATS, 64) for line in weights]
+            values = [self.weights_at(self.at(line, self.pitch * second)) for line in weights]
             for r, line in enumerate(sums):
                 x = self.spread(self.load(self.at(place, 4 * (RUN * r + second)), FLOAT, 4))
                 sums = [*sums[:r], [self.fused(t, x, v) for t, v in zip(line, values, strict=True)], *sums[r + 1 :]]
         return sums
+
+    def weights_at(self, address: Any) -> Any:
+        """16 weights as float32."""
+        return self.load(address, FLOATS, 64) if self.laid else widened(self, self.load(address, Vector(HALF, 16)))
 
     def paired_step(self, column: Any, weights: list[Any], sums: Lines) -> Lines:
         """The sums and the products of two columns that lie as pairs."""

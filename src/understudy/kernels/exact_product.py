@@ -18,17 +18,9 @@ from torch import Tensor
 
 from . import team
 from .amx_dot import ROWS, amx_dot, configure, has_amx, release, shapes
-from .bfdot import LAID, MOST, columns_dot, lay_columns, to_brain
+from .bfdot import LAID, MOST, ahead, columns_dot, lay_columns, to_brain
 from .compiled import compiled, machine_code
-from .descriptor import (
-    OPERAND_BYTES,
-    ExactOperand,
-    ExactRun,
-    ResidualBlocks,
-    exact_operand,
-    exact_run,
-    residual_blocks,
-)
+from .descriptor import OPERAND_BYTES, ExactOperand, ExactRun, ResidualBlocks, exact_operand, exact_run, residual_blocks
 from .residual import DENSE_2, DENSE_3, DENSE_4, DENSE_8, SMALL, Residual, described, rebuild
 from .team import float32_at, take, uint32_at
 from .vector import prefetch
@@ -41,6 +33,9 @@ FEW = 8
 carray: Any = numpy_support.carray
 
 _dot_1, _dot_2, _dot_4, _dot_most = map(columns_dot, (1, 2, 4, MOST))
+# passes of so many rows multiply by weights as they are
+DIRECT = 2 if ahead() else 0
+_direct_1, _direct_2 = columns_dot(1, laid=not DIRECT), columns_dot(2, laid=not DIRECT)
 
 
 @cache
@@ -162,8 +157,8 @@ def _work(argument: Any) -> None:
         carray(float32_at(sums), run.height * 64)[:] = np.float32(0)
         for k in range(0, run.columns, run.width):
             width = min(run.columns - k, run.width)
-            _make(operand, b, k, width, laid, laid + run.width * LAID)
-            _add(run, operand, b, k, width, laid, sums)
+            weights = _make(operand, b, k, width, laid, laid + run.width * LAID, run.rows <= DIRECT)
+            _add(run, operand, b, k, width, weights, sums)
         _give(run, operand, b, sums)
     # numba drops what is not named any more
     kept[0] = np.float32(0)
@@ -183,8 +178,8 @@ def _work_amx(argument: Any) -> None:
         carray(float32_at(sums), run.height * 64)[:] = np.float32(0)
         for k in range(0, run.columns, run.width):
             width = min(run.columns - k, run.width)
-            _make(operand, b, k, width, laid, laid + run.width * LAID)
-            _add_amx(run, operand, b, k, width, laid, sums)
+            weights = _make(operand, b, k, width, laid, laid + run.width * LAID, False)
+            _add_amx(run, operand, b, k, width, weights, sums)
         _give(run, operand, b, sums)
     release()
     kept[0] = np.float32(0)
@@ -218,9 +213,9 @@ def _give(run: Any, operand: Any, b: int, sums: int) -> None:
 
 
 @compiled
-def _make(operand: Any, b: int, k: int, width: int, laid: int, rebuilt: int) -> None:
-    """Put `width` columns of block b, from k on, at `laid` as `columns_dot` takes them; `rebuilt` is room for them
-    before that."""
+def _make(operand: Any, b: int, k: int, width: int, laid: int, rebuilt: int, direct: bool) -> int:
+    """The address of `width` columns of block b, from k on: `laid`, where they are put as `columns_dot` takes them, or if `direct`
+    as they are. `rebuilt` is room for them before that."""
     blocks, source = residual_blocks(operand.blocks), rebuilt
     if operand.plain != 0:
         source = operand.plain + (b * blocks.columns + k) * 128
@@ -228,8 +223,11 @@ def _make(operand: Any, b: int, k: int, width: int, laid: int, rebuilt: int) -> 
         group = blocks.group
         for g in range(k // group, (k + width) // group):
             rebuild(blocks, b, g, rebuilt + (g * group - k) * 128)
+    if direct:
+        return source
     for pair in range(0, width, 2):
         lay_columns(source + pair * 128, laid + pair * LAID)
+    return laid
 
 
 @compiled
@@ -237,6 +235,13 @@ def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums:
     """sums [rows, 64] += x times these columns, while memory is asked for the columns that come next."""
     rows, stride = run.rows, run.row_bytes
     x = run.x + k // run.width * run.run_bytes
+    if rows <= DIRECT:
+        _fetch_ahead(operand, b, k + width, width, 0, rows, rows)
+        if rows == 2:
+            _direct_2(weights, width, x, stride, sums)
+        else:
+            _direct_1(weights, width, x, stride, sums)
+        return
     r = 0
     while r < rows:
         left = rows - r
