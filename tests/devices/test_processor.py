@@ -1,5 +1,7 @@
 """The processor as a device: its memory is the process's own, and what it is asked for is done when the call returns."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -99,3 +101,26 @@ def test_threads_change_no_bit_of_attention_and_are_given_back(threads: int, win
 
 def test_every_codec_can_be_decoded_on_it() -> None:
     assert [Processor().refusal(codec(name)) for name in CODECS] == [""] * len(CODECS)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say where threads run")
+def test_a_thread_that_goes_to_another_node_starts_its_helpers_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward goes from the node of one stage to that of the next: those that share its kernels must be there too."""
+    allowed = os.sched_getaffinity(0)
+    nodes = {0: frozenset({min(allowed)}), 1: frozenset({max(allowed)})}
+    ended: list[set[int]] = []
+    monkeypatch.setattr(processor, "processors_by_node", lambda: nodes)
+    monkeypatch.setattr(processor.team, "disband", lambda: ended.append(os.sched_getaffinity(0)))
+    monkeypatch.setattr(processor, "_pinned", processor._Pinned())
+    threads = torch.get_num_threads()
+    first, second = Processor(number=0), Processor(number=1)
+    try:
+        with first.at_work():
+            with first.at_work():
+                assert os.sched_getaffinity(0) == nodes[0] and not ended
+            with second.at_work():
+                assert os.sched_getaffinity(0) == nodes[1]
+        assert os.sched_getaffinity(0) == allowed
+    finally:
+        torch.set_num_threads(threads)
+    assert ended == ([set(nodes[1])] if len(allowed) > 1 else [])

@@ -1,6 +1,7 @@
 """Devices in stages give the tokens of one, however a pass is cut into pieces and whatever its layers keep."""
 
 import time
+from _thread import interrupt_main
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,23 @@ def test_groups_that_fail_are_told_once_and_later_ones_work(store: Path, nodes: 
         with pytest.raises(UnderstudyError, match=r"^The device ran out of memory in this request"):
             many.generate(PROMPTS, SamplingParams(max_new_tokens=40, ignore_eos=True))
         assert tokens(many) == plain and stages.groups_run > before and not stages.occupancy.busy
+
+
+def test_an_interrupt_waits_for_all_groups() -> None:
+    """What they write would otherwise come after the pass was undone."""
+    stages, ended = Stages([ONE, TWO], [(0, 2), (2, 4)]), []
+
+    def work() -> int:
+        time.sleep(0.1)
+        interrupt_main()
+        time.sleep(0.3)
+        ended.append(1)
+        return 0
+
+    with pytest.raises(KeyboardInterrupt):
+        stages.side_by_side([work, lambda: 1])
+    assert ended == [1] and stages.side_by_side([lambda: 1, lambda: 2]) == [1, 2]
+    stages.close()
 
 
 def test_a_device_lost_on_the_way_is_named(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,3 +31,16 @@ def test_the_thread_goes_there_and_comes_back() -> None:
         with running_on(cpus):
             assert os.sched_getaffinity(0) == allowed
     assert os.sched_getaffinity(0) == allowed
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say where threads run")
+def test_a_pinned_thread_goes_elsewhere_within_what_the_process_may_run_on() -> None:
+    allowed = os.sched_getaffinity(0)
+    first, last = {min(allowed)}, {max(allowed)}
+    with running_on(first, within=first):
+        with running_on(last, within=last):
+            assert os.sched_getaffinity(0) == last
+        assert os.sched_getaffinity(0) == first
+        with running_on({4000}, within={4000}):
+            assert os.sched_getaffinity(0) == first, "a processor that is not there"
+    assert os.sched_getaffinity(0) == allowed

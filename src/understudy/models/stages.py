@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -146,8 +146,15 @@ class Stages:
             with torch.inference_mode(), team.shared_by(kernels, stock):
                 return own()
 
-        asked = [self._pool.submit(alone, own) for own in work]
-        failures = [error for done in asked if (error := done.exception()) is not None]
+        asked: list[Future[T]] = []
+        try:
+            for own in work:
+                asked.append(self._pool.submit(alone, own))
+            failures = [error for done in asked if (error := done.exception()) is not None]
+        except BaseException:
+            # An interrupt: nothing may be under way any more when the pass is undone.
+            wait(asked)
+            raise
         if failures:
             raise next((error for error in failures if not isinstance(error, PassLeft)), failures[0])
         return [done.result() for done in asked]
