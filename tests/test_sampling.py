@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from understudy import sampling
 from understudy.errors import UsageError
 from understudy.params import SamplingParams
 from understudy.sampling import choose, gumbel, keep_likely
@@ -73,3 +75,22 @@ def test_a_single_stop_text_is_one_stop() -> None:
     assert SamplingParams(stop="end").stop == ("end",)  # type: ignore[arg-type]
     with pytest.raises(UsageError):
         SamplingParams(stop=("",))
+
+
+def test_on_a_device_filters_always_see_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums that torch makes there depend on their number; a token may not."""
+    vocabulary, seen = 100, []
+    keep = sampling.keep_likely
+
+    def noting(scores: Tensor, params: SamplingParams) -> Tensor:
+        seen.append(len(scores))
+        return keep(scores, params)
+
+    monkeypatch.setattr(sampling, "keep_likely", noting)
+    params = SamplingParams(temperature=0.7, top_p=0.9, top_k=5, seed=1)
+    for device in ("meta", "cpu"):
+        for count in (1, 3, 8, 11):
+            logits, places = torch.randn(count, vocabulary, device=device), torch.arange(count, device=device)
+            pieces = list(sampling.scored(logits, params, places))
+            assert sum(map(len, pieces)) == count and all(piece.shape[1] == vocabulary for piece in pieces)
+    assert seen == [8] * 5 + [1, 3, 8, 8, 3]

@@ -127,12 +127,18 @@ def scored(
     logits: Tensor, params: SamplingParams, positions: Tensor, adjust: Adjust | None = None
 ) -> Iterator[Tensor]:
     """`perturb` of all rows, which `adjust` changes before, at most `rows_at_once` at a time, so that it takes no more memory than
-    `choosing_bytes`."""
+    `choosing_bytes`.
+
+    On a device, where torch sums rows otherwise by how many there are, filters always see that many."""
     most = rows_at_once(logits.shape[-1])
     for start in range(0, len(positions), most):
-        piece = logits[start : start + most]
+        piece, places = logits[start : start + most], positions[start : start + most]
         piece = piece if adjust is None else adjust(piece, start)
-        yield perturb(piece, params, positions[start : start + most])
+        there = len(piece)
+        if params.filters and piece.device.type != "cpu" and there < most:
+            rows = torch.arange(most, device=piece.device).clamp(max=there - 1)
+            piece, places = piece[rows], places[rows]
+        yield perturb(piece, params, places)[:there]
 
 
 def rows_at_once(vocabulary: int) -> int:
