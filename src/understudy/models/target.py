@@ -186,12 +186,14 @@ class Target:
     def _all_at_once(self, nodes: Nodes, wanted: Tensor, settle: Settle, hidden: Tensor | None) -> Tensor:
         """What `__call__` does, in one forward for all nodes, with all logits at once."""
         try:
+            # Copied now: after the layers the host would wait for all of them.
+            there = wanted.to(self.device.where)
             self.current.under_way = under_way = WholePass(self, nodes, hidden)
             features = under_way.forward()
             if not len(wanted):
                 self.skip_head()
                 return torch.empty(0)
-            logits = head_of(self, features, wanted)
+            logits = head_of(self, features, there)
         finally:
             self.current.under_way = None
         return settle(logits, 0)
