@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.fake_device import FakeDevice
 from tests.several_devices import GREEDY, PROMPTS, four_nodes, llm, prepared, simulated
+from tests.test_constrained import mixed
 from tests.tiny import save
 from understudy import LLM, Constraint, SamplingParams
 from understudy.devices.processor import Processor
@@ -210,6 +211,26 @@ def test_groups_of_texts_go_through_the_stages_side_by_side(store: Path, nodes: 
     with llm(store / "delta", "cpu:0,cpu:1", "stages", resident="none", rows=4) as streamed:
         assert said(streamed) == plain
         assert streamed.model.stages is not None and streamed.model.stages.groups_run == 0, "weights come once for all texts"
+
+
+def test_any_mix_of_texts_in_groups_is_as_each_alone(store: Path, nodes: None) -> None:
+    """Constraints, penalties, stop texts, sampling; texts join and leave between passes."""
+    with (
+        llm(store / "delta", None, method="none", rows=4) as one,
+        llm(store / "delta", "cpu:0,cpu:1,cpu:2", "stages", resident="auto", rows=4) as many,
+    ):
+
+        def said(model: LLM, asked: list[tuple[list[int], SamplingParams]]) -> list[Any]:
+            done = model.generate([prompt for prompt, _ in asked], [params for _, params in asked])
+            return [(each.token_ids, each.text, each.finish_reason, each.logprobs) for each in done]
+
+        @given(st.lists(mixed(), min_size=2, max_size=7))
+        @settings(max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+        def same(asked: list[tuple[list[int], SamplingParams]]) -> None:
+            assert said(many, asked) == said(one, asked)
+
+        same()
+        assert many.model.stages is not None and many.model.stages.groups_run > 8
 
 
 def test_groups_that_fail_are_told_once_and_later_ones_work(store: Path, nodes: None, monkeypatch: pytest.MonkeyPatch) -> None:
