@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from understudy import LLM, SamplingParams
-from understudy.codecs import codec
+from understudy.codecs import Encoded, codec
 from understudy.devices import open_device
 from understudy.kernels import attention as by_cpu
 from understudy.kernels.attention import AttentionSpec
@@ -93,7 +93,7 @@ def residuals(device: Any, small: bool) -> str:
         data = delta.encode(blocks, substitute).to(device.where)
         there = {key: tensor.to(device.where) for key, tensor in substitute.items()}
         out = torch.full_like(blocks, torch.nan, device=device.where)
-        found = device.decode(delta, data, *blocks.shape[:2], torch.bfloat16, there, out).cpu()
+        found = device.decode(delta, Encoded(data, *blocks.shape[:2], torch.bfloat16, there), out).cpu()
         differ = int((found.view(torch.int16) != blocks.view(torch.int16)).sum())
         wrong += [f"{name}: {differ} of {blocks.numel()}"] if differ else []
     return "; ".join([*wrong, *together(device, blocks, substitute)])
@@ -110,8 +110,8 @@ def together(device: Any, blocks: torch.Tensor, substitute: Any) -> list[str]:
         pieces.append(delta.encode(blocks[first:last], maker.cut(substitute, first, last - first)))
     there = {key: tensor.to(device.where) for key, tensor in substitute.items()}
     out, places = torch.full_like(blocks, torch.nan, device=device.where), delta.places(starts, counts, device.where)
-    size = (len(blocks), blocks.shape[1], torch.bfloat16)
-    found = device.decode(delta, torch.cat(pieces).to(device.where), *size, there, out, places).cpu()
+    data = torch.cat(pieces).to(device.where)
+    found = device.decode(delta, Encoded(data, *blocks.shape[:2], torch.bfloat16, there, places), out).cpu()
     differ = int((found.view(torch.int16) != blocks.view(torch.int16)).sum())
     return [f"parts together: {differ} of {blocks.numel()}"] if differ else []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .codecs import codec
+from .codecs import Encoded, codec
 from .kernels import instructions
 from .kernels.exact_product import BlockProduct, Operand
 from .kernels.pack import BLOCK, block
@@ -58,7 +58,7 @@ def measure() -> Arithmetic:
     nbytes = whole.numel() * 2
     delta = codec("delta")
     data = delta.encode(whole, tensors)
-    packed = [delta.operand(data.clone(), len(whole), SAMPLE[1], own, None) for own in copies]
+    packed = [delta.operand(Encoded(data.clone(), len(whole), SAMPLE[1], weight.dtype, own)) for own in copies]
     plain = [Operand.plain(whole.clone()) for _ in range(COPIES)]
     rebuilt_one, rebuilt_more = _pass(packed, 1), _pass(packed, NODES)
     plain_one = _pass(plain, 1)

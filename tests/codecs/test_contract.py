@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from understudy.codecs import CODECS, Codec, codec
+from understudy.codecs import CODECS, Codec, Encoded, codec
 from understudy.kernels.pack import block
 from understudy.quantizers import QUANTIZERS, quantizer
 
@@ -18,10 +18,11 @@ def _check(made: Codec, weight: Tensor, spec: str = "int4") -> Tensor:
     assert data.dtype == torch.uint8 and data.dim() == 1
     arrived = torch.zeros(-(-data.numel() // 4096) * 4096, dtype=torch.uint8)[: data.numel()].copy_(data)
     count, columns, _ = blocks.shape
-    back = made.decode(arrived, count, columns, weight.dtype, substitute)
+    part = Encoded(arrived, count, columns, weight.dtype, substitute)
+    back = made.decode(part)
     assert torch.equal(back.view(torch.uint8), blocks.view(torch.uint8))
     out = torch.empty_like(blocks)
-    again = made.decode(arrived, count, columns, weight.dtype, substitute, out)
+    again = made.decode(part, out)
     assert again.data_ptr() == out.data_ptr() and torch.equal(out.view(torch.uint8), blocks.view(torch.uint8))
     return data
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from understudy.codecs import codec
+from understudy.codecs import Encoded, codec
 from understudy.kernels.pack import block
 from understudy.quantizers import Tensors, quantizer
 
@@ -18,7 +18,7 @@ def _bits(weight: Tensor, spec: str = "int4", substitute: Tensors | None = None)
     substitute = substitute or quantizer(spec).quantize(weight)
     blocks = block(weight)
     data = delta.encode(blocks, substitute)
-    back = delta.decode(data, *blocks.shape[:2], torch.bfloat16, substitute)
+    back = delta.decode(Encoded(data, *blocks.shape[:2], torch.bfloat16, substitute))
     assert torch.equal(back.view(torch.int16), blocks.view(torch.int16))
     return data.numel() * 8 / blocks.numel()
 
@@ -124,7 +124,7 @@ def test_slices_of_a_substitute(spec: str) -> None:
     part = maker.cut(whole, 2, 3)
     blocks = block(weight)[2:5]
     data = delta.encode(blocks, part)
-    back = delta.decode(data, 3, 128, torch.bfloat16, part)
+    back = delta.decode(Encoded(data, 3, 128, torch.bfloat16, part))
     assert torch.equal(back.view(torch.int16), blocks.view(torch.int16))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fake_device import GIB, FakeDevice
-from understudy.codecs import CODECS, codec
+from understudy.codecs import CODECS, Encoded, codec
 from understudy.devices.accelerator import Accelerator
 from understudy.errors import UsageError
 from understudy.kernels.attention import AttentionSpec, attend
@@ -91,7 +91,7 @@ def test_codecs_say_themselves_whether_they_need_triton(name: str, triton: bool)
     blocks = block(torch.randn(64, 64).bfloat16())
     substitute = quantizer("int4").quantize(torch.randn(64, 64).bfloat16())
     data, out = decoder.encode(blocks, substitute), torch.full_like(blocks, torch.nan)
-    found = device.decode(decoder, data, 1, 64, torch.bfloat16, substitute, None if decoder.in_place else out)
+    found = device.decode(decoder, Encoded(data, 1, 64, torch.bfloat16, substitute), None if decoder.in_place else out)
     assert torch.equal(found.view(torch.int16), blocks.view(torch.int16))
 
 

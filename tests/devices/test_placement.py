@@ -11,6 +11,7 @@ from tests.fake_device import FakeDevice
 from tests.placement import Placement
 from tests.tiny import save
 from understudy import LLM, SamplingParams, devices
+from understudy.codecs import Encoded
 from understudy.devices import DEVICES
 from understudy.drafters.search import SearchDrafter
 from understudy.quantizers import Linear
@@ -50,11 +51,11 @@ class LooksLikeCuda(FakeDevice):
         with self.placement.kernel(*tensors.values()):
             return super()._sound(product, quantizer, tensors, *given)
 
-    def decode(self, decoder: Any, data: Tensor, *given: Any) -> Tensor:
+    def decode(self, decoder: Any, part: Encoded, out: Tensor | None = None) -> Tensor:
         if decoder.name == "raw":
-            return super().decode(decoder, data, *given)
-        with self.placement.kernel(data, *given[3].values(), given[4]):
-            return super().decode(decoder, data, *given)
+            return super().decode(decoder, part, out)
+        with self.placement.kernel(part.data, *part.substitute.values(), out):
+            return super().decode(decoder, part, out)
 
 
 def test_the_imitation_refuses_what_a_gpu_would() -> None:

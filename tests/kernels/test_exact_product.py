@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from understudy.codecs import codec
+from understudy.codecs import Encoded, codec
 from understudy.kernels import exact_product
 from understudy.kernels.amx_dot import has_amx
 from understudy.kernels.exact_product import FEW, BlockProduct, Operand
@@ -37,7 +37,7 @@ def packed(weight, spec):
         piece = maker.cut(substitute, first, 1)
         data = made.encode(whole[first : first + 1], piece)
         assert data.numel() < whole[first].nbytes, "the residual is no smaller than the weights: nothing was packed"
-        operands.append((made.operand(data, 1, weight.shape[1], piece), first))
+        operands.append((made.operand(Encoded(data, 1, weight.shape[1], torch.bfloat16, piece)), first))
     return operands
 
 

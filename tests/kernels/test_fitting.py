@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from understudy.codecs import codec
+from understudy.codecs import Encoded, codec
 from understudy.kernels import fitting
 from understudy.kernels.pack import block
 from understudy.quantizers import Tensors, quantizer
@@ -61,7 +61,7 @@ def test_weights_stay_in_the_bins_of_their_codes() -> None:
     for inputs in (None, Inputs.of(_activations(2))):
         substitute = made.quantize(_weight(), inputs)
         data = delta.encode(blocks, substitute)
-        assert torch.equal(delta.decode(data, *blocks.shape[:2], torch.bfloat16, substitute), blocks)
+        assert torch.equal(delta.decode(Encoded(data, *blocks.shape[:2], torch.bfloat16, substitute)), blocks)
         sizes.append(data.numel())
     assert sizes[1] < 1.04 * sizes[0]
 

@@ -15,7 +15,7 @@ from understudy.kernels.instructions import has
 FAST = ("avx512bw", "avx512vl", "bmi2")
 SCRIPT = """
 import torch, xxhash
-from understudy.codecs import codec
+from understudy.codecs import Encoded, codec
 from understudy.kernels import draft_product
 from understudy.kernels.pack import block
 from understudy.kernels.instructions import has
@@ -30,7 +30,7 @@ x = torch.randn(3, 128)
 for spec in ("int2", "int3", "int4"):
     made = quantizer(spec).quantize(weight)
     data = codec("delta").encode(block(weight), made)
-    back = codec("delta").decode(data, 3, 128, torch.bfloat16, made)
+    back = codec("delta").decode(Encoded(data, 3, 128, torch.bfloat16, made))
     assert torch.equal(back.view(torch.int16), block(weight).view(torch.int16))
     product = draft_product.Product(made["codes"], made["scales"], 130)
     print(*bits(made["codes"], made["scales"], data, product(x)))

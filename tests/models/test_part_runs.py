@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.fake_device import FakeDevice
-from understudy.codecs import CODECS, codec
+from understudy.codecs import CODECS, Codec, Encoded, codec
 from understudy.devices import Device
 from understudy.devices.processor import Processor
 from understudy.kernels.pack import block
@@ -91,9 +91,9 @@ def test_a_run_on_a_device_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> Non
     asked: list[int] = []
     decode = device.decode
 
-    def counting(kind: object, data: Tensor, count: int, *given: object) -> Tensor:
-        asked.append(count)
-        return decode(kind, data, count, *given)
+    def counting(kind: Codec, part: Encoded, out: Tensor | None = None) -> Tensor:
+        asked.append(part.count)
+        return decode(kind, part, out)
 
     monkeypatch.setattr(device, "decode", counting)
     made, blocks = linear("delta", device, 4)

@@ -1,9 +1,13 @@
 """A codec from outside the package: every byte of the weight, inverted."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from understudy.codecs import Encoded
 from understudy.codecs.raw import Raw
+from understudy.kernels.exact_product import Operand
 
 
 class Inverted(Raw):
@@ -15,12 +19,10 @@ class Inverted(Raw):
         Inverted.encoded += 1
         return ~super().encode(blocks, substitute)  # type: ignore[arg-type]
 
-    def decode(
-        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: object, out: Tensor | None = None
-    ) -> Tensor:
+    def decode(self, part: Encoded, out: Tensor | None = None) -> Tensor:
         Inverted.decoded += 1
-        return super().decode(~data, count, columns, dtype, substitute, out)  # type: ignore[arg-type]
+        return super().decode(replace(part, data=~part.data), out)
 
-    def operand(self, data: Tensor, count: int, columns: int, substitute: object, out: Tensor | None = None):  # type: ignore[no-untyped-def]
-        blocks = self.decode(data, count, columns, torch.bfloat16, substitute, out)
-        return super().operand(blocks.view(torch.uint8).view(-1), count, columns, substitute)  # type: ignore[arg-type]
+    def operand(self, part: Encoded, out: Tensor | None = None) -> Operand:
+        blocks = self.decode(part, out)
+        return super().operand(replace(part, data=blocks.view(torch.uint8).view(-1)))

@@ -3,6 +3,7 @@
 Decoding gives back every bit, NaN payloads and signed zeros too, as blocks [nb, K, 64] of the weight's dtype."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.exact_product import Operand
+from ..kernels.pack import BLOCK
 from ..quantizers import Tensors
 from ..registry import build
 
@@ -18,6 +20,28 @@ CODECS: dict[str, str] = {
     "raw": "understudy.codecs.raw:Raw",
     "link": "understudy.codecs.link:InSource",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Neighbouring blocks of a weight, as a codec stored them."""
+
+    # uint8 [any]
+    data: Tensor
+    # blocks, and columns of each
+    count: int
+    columns: int
+    # the weight's
+    dtype: torch.dtype
+    # that of the same blocks; empty where the codec needs none
+    substitute: Tensors
+    # where several parts of them lie in `data`, as `Codec.places` says; None: they are one part
+    places: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """That of the blocks."""
+        return self.count, self.columns, BLOCK
 
 
 class Codec(Protocol):
@@ -38,31 +62,17 @@ class Codec(Protocol):
     def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
         """uint8 bytes, any number of them."""
 
-    def decode(
-        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
-    ) -> Tensor:
-        """The blocks [count, columns, 64] that were encoded: in `out` if given, else new or a view of `data`."""
+    def decode(self, part: Encoded, out: Tensor | None = None) -> Tensor:
+        """The blocks [count, columns, 64] that were encoded: in `out` if given, else new or a view of the data."""
 
     def places(self, starts: Sequence[int], counts: Sequence[int], where: str) -> Tensor | None:
-        """What `decode_on_device` takes, in the memory `where`, to decode in one go parts of `counts` neighbouring blocks, whose
-        bytes begin at `starts`; None: it decodes one part at a time."""
+        """What lets `decode_on_device` decode parts of `counts` neighbouring blocks in one go, whose bytes begin at `starts`, in
+        the memory `where`; None: it decodes one part at a time."""
 
-    def decode_on_device(
-        self,
-        data: Tensor,
-        count: int,
-        columns: int,
-        dtype: torch.dtype,
-        substitute: Tensors,
-        out: Tensor | None = None,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        """As `decode`, where all tensors lie in a device's own memory. The host reads nothing of them. `places`: those of several
-        parts in `data`."""
+    def decode_on_device(self, part: Encoded, out: Tensor | None = None) -> Tensor:
+        """As `decode`, where all tensors lie in a device's own memory. The host reads nothing of them."""
 
-    def operand(
-        self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None
-    ) -> Operand:
+    def operand(self, part: Encoded, out: Tensor | None = None) -> Operand:
         """Those blocks, to be multiplied (bfloat16, where `kernels.exact_product` applies). In `out`: what must be made whole."""
 
 

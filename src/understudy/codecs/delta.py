@@ -14,6 +14,7 @@ from ..kernels.exact_product import Operand
 from ..kernels.pack import flat
 from ..kernels.residual import Residual
 from ..quantizers import Tensors
+from . import Encoded
 
 HEADER, PLAIN, PACKED = 64, 0, 1
 BITS = {"int2": 9.8, "int3": 8.7, "int4": 7.7, "int8": 4.4}  # of usual weights, about
@@ -49,15 +50,13 @@ class Delta:
                 return data
         return torch.cat((torch.full((HEADER,), PLAIN, dtype=torch.uint8), flat(blocks.contiguous())))
 
-    def decode(
-        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
-    ) -> Tensor:
-        made = _opened(data, count, columns, substitute)
+    def decode(self, part: Encoded, out: Tensor | None = None) -> Tensor:
+        made = _opened(part)
         if isinstance(made, Tensor):
-            blocks = made.view(dtype).view(count, columns, 64)
+            blocks = made.view(part.dtype).view(part.shape)
             return blocks if out is None else out.copy_(blocks)
-        blocks = torch.empty((count, columns, 64), dtype=dtype) if out is None else out
-        residual.decode(made, substitute["codes"], substitute["scales"], blocks)
+        blocks = torch.empty(part.shape, dtype=part.dtype) if out is None else out
+        residual.decode(made, part.substitute["codes"], part.substitute["scales"], blocks)
         return blocks
 
     def places(self, starts: Sequence[int], counts: Sequence[int], where: str) -> Tensor | None:
@@ -66,39 +65,29 @@ class Delta:
 
         return gpu.table_of(starts, counts, where)
 
-    def decode_on_device(
-        self,
-        data: Tensor,
-        count: int,
-        columns: int,
-        dtype: torch.dtype,
-        substitute: Tensors,
-        out: Tensor | None = None,
-        places: Tensor | None = None,
-    ) -> Tensor:
+    def decode_on_device(self, part: Encoded, out: Tensor | None = None) -> Tensor:
         # only now: it needs Triton
         from ..kernels.gpu import residual as gpu
 
-        blocks = data.new_empty((count, columns, 64), dtype=dtype) if out is None else out
-        return gpu.decode(data, substitute["codes"], substitute["scales"], blocks, places)
+        blocks = part.data.new_empty(part.shape, dtype=part.dtype) if out is None else out
+        return gpu.decode(part.data, part.substitute["codes"], part.substitute["scales"], blocks, part.places)
 
-    def operand(
-        self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None
-    ) -> Operand:
-        made = _opened(data, count, columns, substitute)
+    def operand(self, part: Encoded, out: Tensor | None = None) -> Operand:
+        made = _opened(part)
         if isinstance(made, Tensor):
-            return Operand.plain(made.view(torch.bfloat16).view(count, columns, 64))
-        return Operand.packed(made, substitute["codes"], substitute["scales"])
+            return Operand.plain(made.view(torch.bfloat16).view(part.shape))
+        return Operand.packed(made, part.substitute["codes"], part.substitute["scales"])
 
 
-def _opened(data: Tensor, count: int, columns: int, substitute: Tensors) -> Residual | Tensor:
-    """What a part holds: a residual, or the weights' own bytes."""
+def _opened(part: Encoded) -> Residual | Tensor:
+    """What it holds: a residual, or the weights' own bytes."""
+    data = part.data
     kind, tiles, stream, exceptions = data[:32].view(torch.int64).tolist()
     if kind == PLAIN:
         return data[HEADER:]
     sections, place = [], HEADER
-    dense = 8 * DENSE[substitute["codes"].shape[2] // 8]
-    for size in (tiles * 8, count * columns * dense, stream, exceptions * 4):
+    dense = 8 * DENSE[part.substitute["codes"].shape[2] // 8]
+    for size in (tiles * 8, part.count * part.columns * dense, stream, exceptions * 4):
         sections.append(data[place : place + size])
         place += _padded(size)
     assert kind == PACKED and place == data.numel(), f"a residual of {data.numel()} bytes has {place}, kind {kind}"

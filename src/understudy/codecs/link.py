@@ -6,6 +6,7 @@ from torch import Tensor
 from ..kernels.exact_product import Operand
 from ..kernels.pack import BLOCK, block, unblock
 from ..quantizers import Tensors
+from . import Encoded
 from .verbatim import Verbatim
 
 
@@ -17,15 +18,12 @@ class InSource(Verbatim):
     def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
         return unblock(blocks, len(blocks) * BLOCK).view(-1).view(torch.uint8)
 
-    def decode(
-        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
-    ) -> Tensor:
-        whole = data if data.storage_offset() % dtype.itemsize == 0 else data.clone()  # a header may have any length
-        blocks = block(whole.view(dtype).view(-1, columns), out)
-        assert len(blocks) == count, f"{data.numel()} bytes are {len(blocks)} blocks, not {count}"
+    def decode(self, part: Encoded, out: Tensor | None = None) -> Tensor:
+        # a header may have any length
+        whole = part.data if part.data.storage_offset() % part.dtype.itemsize == 0 else part.data.clone()
+        blocks = block(whole.view(part.dtype).view(-1, part.columns), out)
+        assert len(blocks) == part.count, f"{whole.numel()} bytes are {len(blocks)} blocks, not {part.count}"
         return blocks
 
-    def operand(
-        self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None
-    ) -> Operand:
-        return Operand.plain(self.decode(data, count, columns, torch.bfloat16, substitute, out))
+    def operand(self, part: Encoded, out: Tensor | None = None) -> Operand:
+        return Operand.plain(self.decode(part, out))

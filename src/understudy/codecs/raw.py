@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..kernels.exact_product import Operand
 from ..quantizers import Tensors
+from . import Encoded
 from .verbatim import Verbatim
 
 
@@ -16,13 +17,9 @@ class Raw(Verbatim):
     def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
         return blocks.contiguous().view(torch.uint8).view(-1)
 
-    def decode(
-        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
-    ) -> Tensor:
-        blocks = data.view(dtype).view(count, columns, 64)
+    def decode(self, part: Encoded, out: Tensor | None = None) -> Tensor:
+        blocks = part.data.view(part.dtype).view(part.shape)
         return blocks if out is None else out.copy_(blocks)
 
-    def operand(
-        self, data: Tensor, count: int, columns: int, substitute: Tensors, out: Tensor | None = None
-    ) -> Operand:
-        return Operand.plain(data.view(torch.bfloat16).view(count, columns, 64))
+    def operand(self, part: Encoded, out: Tensor | None = None) -> Operand:
+        return Operand.plain(part.data.view(torch.bfloat16).view(part.shape))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..quantizers import Tensors
+from . import Encoded
 
 
 class Verbatim(ABC):
@@ -24,23 +24,12 @@ class Verbatim(ABC):
         return dtype.itemsize * 8
 
     @abstractmethod
-    def decode(
-        self, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors, out: Tensor | None = None
-    ) -> Tensor:
+    def decode(self, part: Encoded, out: Tensor | None = None) -> Tensor:
         """As `Codec.decode`."""
 
     def places(self, starts: Sequence[int], counts: Sequence[int], where: str) -> Tensor | None:
         return None
 
-    def decode_on_device(
-        self,
-        data: Tensor,
-        count: int,
-        columns: int,
-        dtype: torch.dtype,
-        substitute: Tensors,
-        out: Tensor | None = None,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        assert places is None, "parts are decoded one at a time"
-        return self.decode(data, count, columns, dtype, substitute, out)
+    def decode_on_device(self, part: Encoded, out: Tensor | None = None) -> Tensor:
+        assert part.places is None, "parts are decoded one at a time"
+        return self.decode(part, out)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..codecs import Codec
+    from ..codecs import Codec, Encoded
     from ..kernels.attention import AttentionSpec
     from ..kernels.blocks import BlockKernels
     from ..kernels.exact_product import Operand
@@ -223,12 +223,8 @@ class Device(Protocol):
         """Why weights stored by `codec` cannot be decoded here, and what to do, in one line; empty: they can."""
         ...
 
-    def decode(
-        self, codec: Codec, data: Tensor, count: int, columns: int, dtype: torch.dtype, substitute: Tensors,
-        out: Tensor | None = None, places: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """The exact blocks [count, columns, 64] of a part whose bytes are here: in `out`, or a view of `data`. `places`: as in
-        `Codec.decode_on_device`."""
+    def decode(self, codec: Codec, part: Encoded, out: Tensor | None = None) -> Tensor:
+        """The exact blocks [count, columns, 64] of a part whose bytes are here: in `out`, or a view of its data."""
         ...
 
     def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..codecs import Codec
+from ..codecs import Codec, Encoded
 from ..errors import UsageError, first_line
 from ..kernels.attention import AttentionSpec, attend_anywhere
 from ..kernels.blocks import BlockKernels
@@ -242,18 +242,8 @@ class Accelerator:
         why = f"need Triton on {self.name}, and {self.without_triton}"
         return f"Weights stored as {codec.name} {why}: mend that, or use --codec raw."
 
-    def decode(
-        self,
-        codec: Codec,
-        data: Tensor,
-        count: int,
-        columns: int,
-        dtype: torch.dtype,
-        substitute: Tensors,
-        out: Tensor | None = None,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        return codec.decode_on_device(data, count, columns, dtype, substitute, out, places)
+    def decode(self, codec: Codec, part: Encoded, out: Tensor | None = None) -> Tensor:
+        return codec.decode_on_device(part, out)
 
     def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
         """Less than any link takes to bring it."""

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 
 from .. import codecs
-from ..codecs import Codec, candidates
+from ..codecs import Codec, Encoded, candidates
 from ..kernels.pack import block
 from ..quantizers import fitting
 from . import Device
@@ -52,7 +52,8 @@ def seconds_a_weight(name: str, quantizer: str) -> float:
     x = torch.randn(ROWS, SAMPLE[1]).bfloat16()
     seconds = _best(lambda: x @ weight.T)
     if not codec.in_place:
-        seconds += _best(lambda: codec.decode(data, len(whole), SAMPLE[1], weight.dtype, substitute, out))
+        part = Encoded(data, len(whole), SAMPLE[1], weight.dtype, substitute)
+        seconds += _best(lambda: codec.decode(part, out))
     return seconds / weight.numel()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import startup
-from ..codecs import Codec
+from ..codecs import Codec, Encoded
 from ..errors import UsageError, first_line
 from ..kernels import exact_product, spilled_attention, team
 from ..kernels.attention import AttentionSpec, attend
@@ -202,19 +202,9 @@ class Processor:
     def refusal(self, codec: Codec) -> str:
         return ""
 
-    def decode(
-        self,
-        codec: Codec,
-        data: Tensor,
-        count: int,
-        columns: int,
-        dtype: torch.dtype,
-        substitute: Tensors,
-        out: Tensor | None = None,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        assert places is None, "a processor decodes one part at a time"
-        return codec.decode(data, count, columns, dtype, substitute, out)
+    def decode(self, codec: Codec, part: Encoded, out: Tensor | None = None) -> Tensor:
+        assert part.places is None, "a processor decodes one part at a time"
+        return codec.decode(part, out)
 
     def seconds_a_weight(self, codec: Codec, quantizer: str) -> float:
         """Measured, once for each codec and quantiser."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..codecs import FALLBACK, Codec, codec
+from ..codecs import FALLBACK, Codec, Encoded, codec
 from ..devices import Device, ExactProduct
 from ..errors import UsageError
 from ..kernels.exact_product import Operand
@@ -76,8 +76,7 @@ class ExactLinear:
         """Blocks first to first + count - 1 from their bytes `data`, as `product` takes them, and `first`.
 
         For parts stored in the source file it is valid only until the next call (see `one_by_one`)."""
-        substitute = self.substitute(first, count)
-        return self.codec.operand(data.view(-1), count, self.columns, substitute, self.room(count)), first
+        return self.codec.operand(self._encoded((data, first, count)), self.room(count)), first
 
     def blocks(self, data: Tensor, first: int, count: int) -> Tensor:
         """The weights [count, K, 64] of these blocks, valid until the next call for any Linear: all share one buffer."""
@@ -85,9 +84,11 @@ class ExactLinear:
 
     def decode(self, part: Piece, room: Tensor | None) -> Tensor:
         """The weights of `part`, in `room` unless they are a view of its bytes."""
+        return self.device.decode(self.codec, self._encoded(part), room)
+
+    def _encoded(self, part: Piece) -> Encoded:
         data, first, count = part
-        substitute = self.substitute(first, count)
-        return self.device.decode(self.codec, data.view(-1), count, self.columns, self.entry.dtype, substitute, room)
+        return Encoded(data.view(-1), count, self.columns, self.entry.dtype, self.substitute(first, count))
 
     @property
     def most_blocks(self) -> int:

@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ..codecs import codec
+from ..codecs import Encoded, codec
 from ..devices import Device
 from ..devices.processor import Processor
 from ..errors import UsageError
@@ -208,4 +208,4 @@ def _decode(entry: LinearEntry, part: Part, data: Tensor, substitute: Tensors, o
     columns, first = entry.shape[1], part.first_block
     pieces = quantizer(entry.quantizer).cut(substitute, first, part.blocks) if substitute else {}
     place = out[first : first + part.blocks]
-    codec(entry.codec).decode(data.view(-1), part.blocks, columns, entry.dtype, pieces, place)
+    codec(entry.codec).decode(Encoded(data.view(-1), part.blocks, columns, entry.dtype, pieces), place)

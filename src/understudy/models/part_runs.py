@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..codecs import Encoded
 from ..kernels.pack import BLOCK
 from .exact_linear import ExactLinear, Piece
 
@@ -46,10 +47,8 @@ class PartRun:
             start, end = self.parts[0].start, self.parts[-1].start + self.parts[-1].nbytes
             return data[start:end].view(linear.entry.dtype).view(self.count, linear.columns, BLOCK)
         if self._places is not None:
-            device, dtype = linear.device, linear.entry.dtype
-            return device.decode(
-                linear.codec, data, self.count, linear.columns, dtype, self._substitute, room, self._places
-            )
+            whole = Encoded(data, self.count, linear.columns, linear.entry.dtype, self._substitute, self._places)
+            return linear.device.decode(linear.codec, whole, room)
         for part in self.parts:
             piece = data[part.start : part.start + part.nbytes], part.first_block, part.blocks
             linear.decode(piece, room[part.first_block - self.first :][: part.blocks])

@@ -15,7 +15,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from ..codecs import codec
+from ..codecs import Encoded, codec
 from ..errors import StoreError
 from ..kernels.pack import BLOCK, unblock
 from ..quantizers import Tensors, quantizer
@@ -90,7 +90,7 @@ class Store(Contents):
             yield unblock(substitute["weight"], rows)
         for part in entry.parts:
             pieces = quantiser.cut(substitute, part.first_block, part.blocks)
-            blocks = decoder.decode(self.read(part.stored), part.blocks, columns, entry.dtype, pieces)
+            blocks = decoder.decode(Encoded(self.read(part.stored), part.blocks, columns, entry.dtype, pieces))
             yield unblock(blocks, min(rows - part.first_block * BLOCK, part.blocks * BLOCK))
 
     def verify(self, progress: Progress | None = None) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.codecs.test_delta import TENSORS, _words
 from tests.device import DEVICE
-from understudy.codecs import codec
+from understudy.codecs import Encoded, codec
 from understudy.codecs.delta import LARGEST
 from understudy.kernels.pack import block
 from understudy.quantizers import Tensors, quantizer
@@ -31,7 +31,7 @@ def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 def came_back(blocks: Tensor, substitute: Tensors) -> Tensor:
     """What was encoded (1 byte says how), after checking that both decoders give it back, into memory full of NaNs."""
     data = delta.encode(blocks, substitute)
-    expected = delta.decode(data, *blocks.shape[:2], torch.bfloat16, substitute)
+    expected = delta.decode(Encoded(data, *blocks.shape[:2], torch.bfloat16, substitute))
     out = torch.full_like(blocks, torch.nan, device=DEVICE)
     codes, scales = substitute["codes"].to(DEVICE), substitute["scales"].to(DEVICE)
     found = residual.decode(data.to(DEVICE), codes, scales, out)
@@ -133,7 +133,7 @@ def test_parts_that_lie_apart_are_decoded_in_one_launch() -> None:
     out = torch.full_like(blocks, torch.nan, device=DEVICE)
     substitute = {name: tensor.to(DEVICE) for name, tensor in whole.items()}
     places = delta.places(starts, counts, DEVICE)
-    found = delta.decode_on_device(data.to(DEVICE), 6, 128, torch.bfloat16, substitute, out, places)
+    found = delta.decode_on_device(Encoded(data.to(DEVICE), 6, 128, torch.bfloat16, substitute, places), out)
     assert torch.equal(found.cpu().view(torch.int16), blocks.view(torch.int16))
     with pytest.raises(AssertionError, match="parts begin at"):
         delta.places([32], [1], DEVICE)
