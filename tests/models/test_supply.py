@@ -1,5 +1,6 @@
 """Parts are multiplied in order, wherever they come from; a pass that is left, or wants no logits, spoils nothing."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from understudy.models.supply import Supply
 from understudy.models.target import TILE
 from understudy.models.weights import Weights, streamable
 from understudy.tiers import ReadSettings
+from understudy.tiers.pinned import PinnedTier
 from understudy.weights.checkpoint import Checkpoint
 
 SETTINGS = ReadSettings(block=65536, threads=2)
@@ -86,6 +88,14 @@ def test_a_sweep_multiplies_by_every_weight_and_reads_each_byte_once(
         assert torch.allclose(one.float(), x @ weight.T, atol=5e-2, rtol=2e-2)
 
 
+def all_under_way(supply: Supply) -> None:
+    """Wait until the device was asked for every copy that the ring wants: a thread asks for those of the first passes."""
+    assert supply.ring is not None and isinstance(supply.ring.tier, PinnedTier)
+    staging = supply.ring.tier._staging
+    while staging is not None and staging.busy:
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["streamed", "mixed"])
 @pytest.mark.parametrize("codec", ["raw", "delta"])
 def test_a_device_is_asked_for_few_pieces_of_work(
@@ -112,8 +122,10 @@ def test_a_device_is_asked_for_few_pieces_of_work(
             noted(monkeypatch, owner, name, asked)
         noted(monkeypatch, exact_product, "multiply_rows", asked)
         found.append([*sweep(supply, 1), *sweep(supply, 33)])
+        all_under_way(supply)
         asked.clear()
         sweep(supply, 1)
+        all_under_way(supply)
         pieces = sum(len(step.runs) for steps in supply._steps.values() for step in steps)
         assert asked.count("multiply_rows") == pieces and asked.count("decode") == pieces * (codec == "delta")
         assert supply.ring is not None
