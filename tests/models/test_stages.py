@@ -1,5 +1,6 @@
 """Devices in stages give the tokens of one, however a pass is cut into pieces and whatever its layers keep."""
 
+import signal
 import time
 from _thread import interrupt_main
 from pathlib import Path
@@ -253,6 +254,8 @@ def test_groups_that_fail_are_told_once_and_later_ones_work(store: Path, nodes: 
 
 def test_an_interrupt_waits_for_all_groups() -> None:
     """What they write would otherwise come after the pass was undone."""
+    # A process that was begun in the background ignores interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     stages, ended = Stages([ONE, TWO], [(0, 2), (2, 4)]), []
 
     def work() -> int:
@@ -262,8 +265,11 @@ def test_an_interrupt_waits_for_all_groups() -> None:
         ended.append(1)
         return 0
 
-    with pytest.raises(KeyboardInterrupt):
-        stages.side_by_side([work, lambda: 1])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            stages.side_by_side([work, lambda: 1])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended == [1] and stages.side_by_side([lambda: 1, lambda: 2]) == [1, 2]
     stages.close()
 

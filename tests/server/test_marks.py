@@ -65,7 +65,7 @@ def test_special_tokens_mark_reasoning_and_calls(marked: LLM) -> None:
 def written(llm: LLM, server: Running, wanted: list[int], **body: Any) -> dict[str, Any]:
     """The answer of a target that chooses the tokens `wanted`, whatever is drafted."""
 
-    def choose(member: Member, logits: torch.Tensor, place: int, after: torch.Tensor) -> torch.Tensor:
+    def choose(member: Member, logits: torch.Tensor, place: int, after: torch.Tensor, *_: object) -> torch.Tensor:
         begin = member.sequence.prompt_length
         return torch.tensor([wanted[min(max(int(at) - begin, 0), len(wanted) - 1)] for at in after])
 

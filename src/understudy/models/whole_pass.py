@@ -61,10 +61,16 @@ class WholePass:
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         keys, values = keys[: self.count], values[: self.count]
         self._late = None
-        if self.count <= self.view.cache.layers[layer].goes_back:
+        if self.count <= self._at_once(layer):
             self.view.cache.write(layer, self.placed.at(layer)[1], None, keys, values)
         else:
             self._late = keys, values
+
+    def _at_once(self, layer: int) -> int:
+        """Nodes whose keys and values `layer` takes at once, with none of them in the place of one that they look back at: those of
+        a tree, or as many as a row can go back."""
+        cache = self.view.cache
+        return max(cache.layers[layer].goes_back, cache.scratch)
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         view = self.view
@@ -82,7 +88,7 @@ class WholePass:
         state = view.cache.layer(layer, spec.window)
         device, there = self.placed.at(layer)
         found = []
-        for part in _parts(self.count, state.goes_back):
+        for part in _parts(self.count, self._at_once(layer)):
             nodes = there[part]
             view.cache.write(layer, nodes, None, keys[part], values[part])
             found.append(device.attend(query[part], state.keys, state.values, nodes, spec))
@@ -129,6 +135,12 @@ class Rehearsal(WholePass):
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Nothing reads them."""
+
+    def _at_once(self, layer: int) -> int:
+        """Nodes whose keys and values `layer` takes at once, with none of them in the place of one that they look back at: those of
+        a tree, or as many as a row can go back."""
+        cache = self.view.cache
+        return max(cache.layers[layer].goes_back, cache.scratch)
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         size = self.view.cache.layers[layer].shape.value_size
