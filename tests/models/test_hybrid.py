@@ -125,6 +125,15 @@ def test_no_tree_is_deeper_than_folded_states_reach(plain: tuple[Path, Any]) -> 
     assert 8 < deepest <= DEEPEST
 
 
+def test_a_second_model_without_states_drafts_no_deeper(plain: tuple[Path, Any], tmp_path: Path) -> None:
+    place, expected = plain
+    save(tmp_path, "llama", torch.bfloat16, max_position_embeddings=2048)
+    with LLM(place, method=f"classic:{tmp_path}", resident="none", memory="1GiB", context=1024, rows=1) as llm:
+        drafter: Any = llm.engine.drafter
+        assert drafter.proposer.deepest > DEEPEST == drafter.policy.limits.levels
+        assert llm.generate(TEXT[:100], PARAMS)[0].token_ids == expected(TEXT[:100])
+
+
 @pytest.mark.parametrize("triton", [True, False])
 def test_a_device_with_memory_of_its_own_writes_the_same_text(
     triton: bool, checkpoint: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
