@@ -53,6 +53,15 @@ def test_each_gives_plain_decodings_text_and_drafts_are_accepted(
         assert done.stats.accepted > done.stats.rounds / 2, "the draft is scored as the target is"
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_drafts_see_the_bias_and_not_the_text_alone(temperature: float, model: Path) -> None:
+    """Nothing but the bias speaks for the token, and nothing guesses from the text."""
+    with opened(model, method="substitute:guess=off") as llm:
+        params = SamplingParams(logit_bias={12: 100}, temperature=temperature, max_new_tokens=40, ignore_eos=True)
+        (done,) = llm.generate([PROMPT], params)
+    assert done.token_ids == [12] * 40 and done.stats.accepted > 30
+
+
 @st.composite
 def mixed(draw: st.DrawFn) -> tuple[list[int], SamplingParams]:
     prompt = draw(st.lists(st.integers(1, 255), min_size=1, max_size=12))
