@@ -60,9 +60,7 @@ def _node(number: int) -> frozenset[int]:
     nodes = processors_by_node()
     if number not in nodes:
         there = ", ".join(f"cpu:{node}" for node in sorted(nodes))
-        raise UsageError(
-            f"cpu:{number} is not there: this process may run on {there} (NUMA nodes, which sockets are as a rule)."
-        )
+        raise UsageError(f"cpu:{number} is not there: this process may run on {there} (NUMA nodes, which sockets are as a rule).")
     return nodes[number]
 
 
@@ -179,9 +177,7 @@ class Processor:
     def fold(self, state: RecurrentState, row: int, number: int) -> None:
         fold(state, row, number)
 
-    def draft_product(
-        self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype
-    ) -> Linear:
+    def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         return quantizer.linear(tensors, shape, dtype)
 
     def search_kernels(self) -> OpenLevelKernels | None:

@@ -63,9 +63,7 @@ class ExactLinear:
     def on_host(self, host: Device) -> ExactLinear:
         """The same weights, as `host` decodes them in memory of its own."""
         tensors = {name: tensor.to(host.where) for name, tensor in self.tensors.items()}
-        return ExactLinear(
-            self.entry, self.quantizer, tensors, self.buffer.new_empty(self.buffer.shape, device=host.where), host
-        )
+        return ExactLinear(self.entry, self.quantizer, tensors, self.buffer.new_empty(self.buffer.shape, device=host.where), host)
 
     @property
     def one_by_one(self) -> bool:

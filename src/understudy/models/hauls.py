@@ -34,8 +34,7 @@ class Haul:
     def with_next(self, part: int, extent: Extent, most: int) -> Haul | None:
         """This and `part` behind it; None where it lies elsewhere, or both are more than `most` bytes."""
         begin = aligned(self.extent.nbytes)
-        here = extent.path == self.extent.path and extent.offset == self.extent.offset + begin
-        if not here or begin + extent.nbytes > most:
+        if not _behind(self.extent, extent) or begin + extent.nbytes > most:
             return None
         whole = Extent(self.extent.path, self.extent.offset, begin + extent.nbytes)
         return Haul((*self.parts, part), (*self.starts, begin), whole)
@@ -52,14 +51,17 @@ def _chains(parts: Sequence[tuple[int, int]], extents: Mapping[int, Extent], mos
     chains: list[list[int]] = []
     before = -1
     for number, linear in parts:
-        last = extents[chains[-1][-1]] if chains else None
-        behind = last is not None and Haul.of(0, last).with_next(0, extents[number], 1 << 62) is not None
-        if most and behind and linear == before:
+        if most and linear == before and _behind(extents[chains[-1][-1]], extents[number]):
             chains[-1].append(number)
         else:
             chains.append([number])
         before = linear
     return chains
+
+
+def _behind(first: Extent, second: Extent) -> bool:
+    """Does `second` lie right after `first` in one file?"""
+    return second.path == first.path and second.offset == first.offset + aligned(first.nbytes)
 
 
 def _cut(chain: Sequence[int], extents: Mapping[int, Extent], most: int) -> list[Haul]:

@@ -21,7 +21,7 @@ def multiply(
     scratch; the last to come adds them."""
     b, share, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks = tl.num_programs(0)
-    block, first, rows, count, codes, scales = _matrix(
+    block, first, rows, count, codes, scales = matrix_of(
         b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2, MATRICES, GATED
     )  # fmt: skip
     line = tile * M + tl.arange(0, M)
@@ -62,7 +62,7 @@ def multiply(
 
 
 @triton.jit
-def _matrix(
+def matrix_of(
     b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2,
     MATRICES: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip

@@ -175,6 +175,11 @@ class ProductLaunch:
     def _weights(self) -> tuple[Tensor, ...]:
         return tuple(tensor for product in self._three for tensor in (product.codes, product.scales))
 
+    @cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        """Blocks of three products, then rows."""
+        return (*(product.count for product in self._three), *(product.rows for product in self._three))
+
     def _around(self, other: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The norm's weight, the bias and `other`; any tensor for what there is none of."""
         norm, bias = None if self.norm is None else self.norm.weight, self.bias
@@ -183,9 +188,8 @@ class ProductLaunch:
 
     def _numbers(self, x: Tensor, out: Tensor, other: Tensor | None) -> tuple[float, ...]:
         """Rows of x, blocks and rows of three products, the strides of `other` and `out`, and the norm's epsilon."""
-        counts, rows = [product.count for product in self._three], [product.rows for product in self._three]
         apart = 0 if other is None else other.stride(0), out.stride(0)
-        return (len(x), *counts, *rows, *apart, 0.0 if self.norm is None else self.norm.epsilon)
+        return (len(x), *self._sizes, *apart, 0.0 if self.norm is None else self.norm.epsilon)
 
     def _kind(self, what: int) -> dict[str, int]:
         """What both kernels are compiled for; `what` is done with `other`."""

@@ -9,6 +9,8 @@ has sums of its own, which are put in order only as results are written. A progr
 import triton
 import triton.language as tl
 
+from .coded_product import matrix_of
+
 # Of two neighbours in a column of 32-bit words with eight codes of 4 bits each: the bits of 128 + code, as two bfloat16s, for each
 # of the eight, low halves of bytes before high ones. One instruction a code; the interpreter knows none of it.
 EIGHT = tl.constexpr("""{
@@ -44,25 +46,17 @@ def multiply_pairs(
     gated the same block of both. All of a pair's shares leave their sums in scratch; the last to come adds them."""
     b, share, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     word = tl.arange(0, 16)
-    begin, first, rows, count = 2 * b, 0, rows0, count0
-    codes, scales = codes0, scales0
     if GATED:
-        begin = b
+        begin, first, rows, count = b, 0, rows0, count0
         one = b.to(tl.int64)
         run = tl.where(word < 8, codes0 + one * COLUMNS * 8, codes1 + one * COLUMNS * 8)
         near = tl.where(word < 8, scales0 + one * 64, scales1 + one * 64)
     else:
-        half0 = (count0 + 1) // 2
-        # what is known when the kernel is compiled stands alone
-        if MATRICES > 1:  # noqa: SIM102
-            if b >= half0:
-                begin, first, rows, count = 2 * (b - half0), rows0, rows1, count1
-                codes, scales = codes1, scales1
-        if MATRICES > 2:
-            half1 = half0 + (count1 + 1) // 2
-            if b >= half1:
-                begin, first, rows, count = 2 * (b - half1), rows0 + rows1, rows2, count2
-                codes, scales = codes2, scales2
+        two, first, rows, _, codes, scales = matrix_of(
+            b, codes0, scales0, codes1, scales1, codes2, scales2, (count0 + 1) // 2, (count1 + 1) // 2, (count2 + 1) // 2,
+            rows0, rows1, rows2, MATRICES, False,
+        )  # fmt: skip
+        begin, count = 2 * two, (rows + 63) // 64
         # an odd block is its own neighbour, which writes nothing
         one = tl.where(word < 8, begin, tl.minimum(begin + 1, count - 1)).to(tl.int64)
         run, near = codes + one * COLUMNS * 8, scales + one * 64
@@ -76,18 +70,12 @@ def multiply_pairs(
     )  # fmt: skip
     # all of this program's sums must be written before it says so
     tl.debug_barrier()
-    if SHARES > 1:
-        if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == SHARES - 1:
-            _finish(
-                whole, bias, other, out, line, m, first, begin, rows, beside, apart, epsilon,
-                N, COLUMNS, SHARES, GATED, NORM, BIAS, OTHER,
-            )  # fmt: skip
-            tl.store(counters + pair, 0)
-    else:
+    if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == SHARES - 1:
         _finish(
             whole, bias, other, out, line, m, first, begin, rows, beside, apart, epsilon,
             N, COLUMNS, SHARES, GATED, NORM, BIAS, OTHER,
         )  # fmt: skip
+        tl.store(counters + pair, 0)
 
 
 @triton.jit
