@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ANYONE = {"errors", "params", "registry", "constraint", "schema_ends", "reasoning"}
 MAY_IMPORT = {
     "startup": set(),
+    "seeds": set(),
     "tree": set(),
     "logprobs": set(),
     "grammar": set(),
@@ -40,14 +41,14 @@ MAY_IMPORT = {
     "kernels": {"tree", "layer_states", "recurrent", "small_keys", "spilled"},
     "tiers": set(),
     "codecs": {"kernels", "quantizers"},
-    "quantizers": {"kernels"},
+    "quantizers": {"kernels", "seeds"},
     "weights": {"tiers", "codecs", "quantizers", "kernels"},
     "plan": {"small_keys", "tiers"},
     "devices": {"plan", "startup", "kernels", "tiers", "codecs", "quantizers", "tree", "recurrent", "spilled"},
     "models": {
         *("spilled", "generation_config", "devices", "sampling", "cache", "layer_states", "rectangle", "tree", "recurrent"),
         "small_keys",
-        *("startup", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"),
+        *("seeds", "startup", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"),
     },
     "heads": {"demo", "tree", "layer_states", "cache", "models", "weights"},
     "drafters": {
@@ -134,7 +135,7 @@ MAY_IMPORT = {
     "jobs": {"api", "service"},
     "server": {"__version__", "chat_template", "api", "service", "request"},
     "cluster": {"api", "jobs", "llm", "plan", "server", "service"},
-    "training": {"llm", "jobs", "api", "heads", "models", "weights", "plan", "kernels", "tree", "chat_template"},
+    "training": {"llm", "jobs", "api", "seeds", "heads", "models", "weights", "plan", "kernels", "tree", "chat_template"},
     "frontends": {
         *("cluster", "training"),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),

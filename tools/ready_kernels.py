@@ -5,7 +5,8 @@
 
 It runs small random models under each set (UNDERSTUDY_ISA), twice: once to compile, once to see which machine code a run takes
 from disk. That goes to src/understudy/kernels/ready/NAME, which a wheel takes with it and git does not. It serves the numba and
-the Python that made it; with others, kernels are compiled at the first run, as without it."""
+the Python that made it; with others, kernels are compiled at the first run, as without it. What is found out once about the
+built-in model goes there too, for the torch and the transformers that it was found with."""
 
 from __future__ import annotations
 
@@ -61,7 +62,23 @@ def main() -> int:
             make(name, READY / name, Path(place))
             size = sum(path.stat().st_size for path in (READY / name).iterdir())
             print(f"{name}: {size / (1 << 20):.1f} MiB in {time.monotonic() - start:.0f} s", flush=True)
+    know_built_in(READY)
     return 0
+
+
+def know_built_in(ready: Path) -> None:
+    """Write what is found out once about the built-in model to the folder `ready`: the proof that it runs exactly, and what a pass
+    of it does. What was there is replaced."""
+    from understudy.demo import path
+    from understudy.models.configuration import config_of
+    from understudy.models.proof import prove
+    from understudy.sources import layout_of
+    from understudy.weights.checkpoint import Checkpoint
+
+    for folder in ("proofs", "traces"):
+        shutil.rmtree(ready / folder, ignore_errors=True)
+    prove(config_of(path()), ready)
+    layout_of(Checkpoint.open(path()), ready)
 
 
 def make(name: str, ready: Path, place: Path) -> None:

@@ -91,7 +91,7 @@ def drawable(
     check_drafter(source, config, options)
     if isinstance(source, Store):
         return _stored(source, config, options, devices, other)
-    foretold = Foretold(config, source.tensors, layout_of(source))
+    foretold = Foretold(config, source.tensors, layout_of(source, options.cache))
     options = suited(foretold, options, machine, device) if as_it_is else options
     if other is not None:
         options = chosen_elsewhere(options, other, foretold.dtype, device)

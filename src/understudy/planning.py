@@ -135,7 +135,7 @@ def check_drafter(source: Checkpoint | Store, config: Any, options: Options) -> 
     if isinstance(source, Store):
         drafter.check(Bearer.of_store(source, config))
     else:
-        drafter.check(Foretold(config, source.tensors, layout_of(source)).bearer)
+        drafter.check(Foretold(config, source.tensors, layout_of(source, options.cache)).bearer)
 
 
 def planned_devices(options: Options, other: OtherMachine | None) -> list[Device]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from .devices.codec_speed import fastest_codec
 from .errors import CheckpointError, UsageError
 from .models import calibration, structure
 from .models.configuration import config_of, tokenizer_of
+from .models.known import keep, key_of, recall
 from .models.proof import prove
 from .models.streamed import attention_name
 from .options import AUTO, Options
@@ -83,7 +84,7 @@ def prepare_source(
     config = proven_config(source.path, options)
     if (store := _prepared(source, config, options, ceiling)) is not None:
         return store
-    layout = layout_of(source)
+    layout = layout_of(source, options.cache)
     if ceiling is not None:
         # What chooses a codec and prepares takes more memory than a model that is prepared may need.
         if not any(place.is_dir() for place in _places(source, options)):
@@ -190,7 +191,17 @@ def proven_config(directory: Path, options: Options) -> Any:
     return config
 
 
-def layout_of(checkpoint: Checkpoint) -> ModelLayout:
-    """Which tensor plays which part. Raises CheckpointError for models that cannot be run exactly."""
-    model = structure.skeleton(config_of(checkpoint.path), torch.bfloat16, attention_name())
-    return structure.layout(model, checkpoint.tensors)
+def layout_of(checkpoint: Checkpoint, cache: Path) -> ModelLayout:
+    """Which tensor plays which part. Raises CheckpointError for models that cannot be run exactly. What a pass of the model does
+    is kept in the directory `cache`."""
+    config = config_of(checkpoint.path)
+    model = structure.skeleton(config, torch.bfloat16, attention_name())
+    # Where the checkpoint lies does not matter.
+    values = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+    name = f"traces/{config.model_type}-{key_of(config, values)}.json"
+    try:
+        seen = structure.Trace(**(recall(cache, name) or {}))
+    except TypeError:
+        seen = structure.trace(model, structure.streamed_linears(model))
+        keep(cache, name, asdict(seen))
+    return structure.layout(model, checkpoint.tensors, seen)

@@ -21,7 +21,7 @@ TOKENS = [(7 * i * i + 3 * i) % 256 for i in range(70)]
 def test_as_hooks_see_it(family: str, tmp_path: Path) -> None:
     model = save(tmp_path / "model", family)
     checkpoint = Checkpoint.open(tmp_path / "model")
-    layout = layout_of(checkpoint)
+    layout = layout_of(checkpoint, tmp_path)
     seen: dict[str, Tensor] = {}
 
     def note(name: str, module: Any, inputs: tuple[Tensor, ...]) -> None:

@@ -35,7 +35,7 @@ def both(tmp_path: Path, recipe: Recipe, held: bool, **changes: Any) -> tuple[We
     """Sizes foretold from a checkpoint, and those of its Store."""
     save(tmp_path / "model", "llama", torch.bfloat16, **changes)
     checkpoint = Checkpoint.open(tmp_path / "model")
-    foretold = sizes_of_checkpoint(checkpoint.tensors, layout_of(checkpoint), recipe, held)
+    foretold = sizes_of_checkpoint(checkpoint.tensors, layout_of(checkpoint, tmp_path), recipe, held)
     options = {"quantizer": recipe.quantizer, "head_bits": BITS[recipe.head or recipe.quantizer], "codec": recipe.codec}
     store = LLM.prepare(tmp_path / "model", output=tmp_path / "store", **options)
     assert Store.open(store.path).recipe.head == recipe.head

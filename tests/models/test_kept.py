@@ -157,4 +157,4 @@ def test_a_convolution_that_the_stock_code_runs_is_refused(monkeypatch: pytest.M
     monkeypatch.setattr(modeling_llama.LlamaMLP, "__init__", init)
     model = structure.skeleton(stock("llama").config, torch.float32, attention_name())
     with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.act_fn is a convolution over neighbouring tokens"):
-        structure.execution_order(model, structure.streamed_linears(model))
+        structure.trace(model, structure.streamed_linears(model))

@@ -24,7 +24,7 @@ def test_recurrent_layers_are_told_by_the_config() -> None:
 def test_a_pass_uses_every_linear_of_a_mixer_once(family: str, linear: str, count: int) -> None:
     model = structure.skeleton(stock(family).config, torch.float32, attention_name())
     linears = structure.streamed_linears(model)
-    order = structure.execution_order(model, linears)
+    order = structure.trace(model, linears).order
     assert set(order) == set(linears) and sum(linear in path for path in order) == count
 
 

@@ -44,7 +44,7 @@ def test_each_layer_has_the_shape_its_attention_is_called_with(family: str) -> N
     CALLS.clear()
     KEYS.clear()
     model = structure.skeleton(config, torch.float32, hf.register_attention("noted", noted))
-    structure.execution_order(model, structure.streamed_linears(model))
+    structure.trace(model, structure.streamed_linears(model))
     shape = ModelShape.of(config)
     read = {layer.reads for layer in CALLS.values()}
     called = {index: replace(layer, shared=index in read) for index, layer in CALLS.items()}

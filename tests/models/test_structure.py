@@ -93,7 +93,7 @@ def test_the_order_is_that_of_a_pass_of_the_stock_model(family: str) -> None:
     with torch.no_grad():
         model(torch.tensor([[1, 2, 3]]))
     bare = skeleton(family)
-    found = structure.execution_order(bare, structure.streamed_linears(bare))
+    found = structure.trace(bare, structure.streamed_linears(bare)).order
     assert found == seen and len(set(found)) == len(linears)
     assert bare.get_submodule(found[-1]) is bare.get_output_embeddings()  # type: ignore[operator]
     assert not any(module._forward_pre_hooks for module in bare.modules()), "hooks are taken away"
@@ -103,11 +103,11 @@ def test_a_linear_that_is_unused_or_used_twice_is_refused() -> None:
     model = skeleton()
     linears = structure.streamed_linears(model)
     with pytest.raises(CheckpointError, match="uses spare not at all"):
-        structure.execution_order(model, linears | {"spare": nn.Linear(2, 2)})
+        structure.trace(model, linears | {"spare": nn.Linear(2, 2)})
     last = model.model.layers[2].mlp  # type: ignore[union-attr, index]
     last.up_proj = last.gate_proj  # type: ignore[union-attr]
     with pytest.raises(CheckpointError, match=r"uses model\.layers\.2\.mlp\.\w+ more than once"):
-        structure.execution_order(model, structure.streamed_linears(model))
+        structure.trace(model, structure.streamed_linears(model))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

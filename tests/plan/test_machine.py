@@ -1,6 +1,8 @@
 """What the machine is said to have is what this process may use."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,8 +77,37 @@ def test_speeds_are_measured_once_and_again_when_asked(weights: Path, tmp_path: 
     assert (second.disk, second.memory_bandwidth) == (first.disk, first.memory_bandwidth)
     assert probes == [weights]
     assert Machine.inspect().measured(weights, cache, again=True).link_bandwidth == 2e9
-    assert Machine.inspect().measured(tmp_path / "elsewhere.bin", cache).link_bandwidth == 3e9
+    assert Machine.inspect().measured(large(tmp_path / "elsewhere.bin"), cache).link_bandwidth == 3e9
     assert Machine.inspect().measured(weights, cache).link_bandwidth == 2e9
+
+
+def large(file: Path) -> Path:
+    """A file that is worth a probe of its own; it takes no room."""
+    file.parent.mkdir(exist_ok=True)
+    with file.open("wb") as made:
+        made.truncate(probe.SMALL + 1)
+    return file
+
+
+def test_a_small_file_is_taken_to_be_as_fast_as_the_disk_it_is_on(
+    weights: Path, tmp_path: Path, probes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "elsewhere" / "small.bin"
+    small.parent.mkdir()
+    small.write_bytes(b"weights")
+    cache = tmp_path / "cache"
+    assert Machine.inspect().measured(weights, cache).link_bandwidth == 1e9
+    assert Machine.inspect().measured(small, cache).link_bandwidth == 1e9 and probes == [weights]
+    assert Machine.inspect().measured(small, cache, again=True).link_bandwidth == 2e9
+    other = tmp_path / "other" / "small.bin"
+    other.parent.mkdir()
+    other.write_bytes(b"weights")
+    assert replace(Machine.inspect(), cpu="another").measured(other, cache).link_bandwidth == 3e9
+    # as if it were on another disk
+    stat = Path.stat
+    told = lambda path, **kind: os.stat_result((*stat(path, **kind)[:2], 4711, *stat(path, **kind)[3:]))  # noqa: E731
+    monkeypatch.setattr(Path, "stat", lambda path, **kind: told(path, **kind) if path == other else stat(path, **kind))
+    assert Machine.inspect().measured(other, cache).link_bandwidth == 4e9
 
 
 def test_the_speed_of_memory_is_measured_once_for_all_directories(
@@ -84,7 +115,7 @@ def test_the_speed_of_memory_is_measured_once_for_all_directories(
 ) -> None:
     Machine.inspect().measured(weights, tmp_path)
     monkeypatch.setattr(probe, "probe_memory", lambda: 2e10)
-    other = Machine.inspect().measured(tmp_path / "elsewhere" / "residual.bin", tmp_path)
+    other = Machine.inspect().measured(large(tmp_path / "elsewhere" / "residual.bin"), tmp_path)
     assert other.memory_bandwidth == 1e10 and other.link_bandwidth == 2e9
     assert Machine.inspect().measured(weights, tmp_path, again=True).memory_bandwidth == 2e10
 

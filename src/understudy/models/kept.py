@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..kernels.pack import BLOCK
+from ..seeds import seeded
 
 # Numbers that one weight of a decoder block may have and not stream: it lies in fast memory beside the substitute.
 MOST_KEPT = 1 << 20
@@ -38,7 +39,7 @@ def is_linear(module: nn.Module) -> bool:
         return False
     if type(module).forward is nn.Linear.forward:
         return True
-    small, random = copy.copy(module), torch.Generator().manual_seed(0)
+    small, random = copy.copy(module), seeded(0)
     inputs, outputs = 6, 4
     weight = torch.randn(outputs, inputs, generator=random)
     bias = None if module.bias is None else torch.randn(outputs, generator=random)

@@ -5,17 +5,15 @@ branching tree drafted and verified, and what follows an accepted path, two text
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
@@ -28,6 +26,7 @@ from ..weights.checkpoint import TensorInfo
 from . import structure
 from .draft import Draft
 from .embedding import Lookup, TensorRows, lookups
+from .known import keep, key_of, recall, transformers_version
 from .shrink import shrunk, values_of
 from .specimen import ACCEPTED, LEAVES, LEVELS, PARENTS, Specimen, Text, Unprovable
 from .streamed import attention_name
@@ -53,34 +52,23 @@ def prove(config: Any, cache: Path) -> None:
     gives in transformers. What was proven once is kept in the directory `cache`, as long as neither library changes.
 
     Raises UsageError where memory does not hold the copy."""
-    kept = cache / "proofs" / f"{config.model_type}-{_key(config)}.json"
-    if kept.is_file():
+    name = f"proofs/{config.model_type}-{key_of(config, _switches(config))}.json"
+    if recall(cache, name) is not None:
         return
     check_spare(PROVING, "Trying this kind of model in small, which is done once,")
     start = time.perf_counter()
     if (why := fault(config)) is not None:
         raise CheckpointError(f"Model type {config.model_type!r} is not supported with this config: {why}.")
-    said = {"model_type": config.model_type, "transformers": _version(), "seconds": round(time.perf_counter() - start, 3)}
-    # A cache that cannot be written costs another proof at the next start, nothing else.
-    with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(said))
+    seconds = round(time.perf_counter() - start, 3)
+    keep(cache, name, {"model_type": config.model_type, "transformers": transformers_version(), "seconds": seconds})
 
 
-def _key(config: Any) -> str:
-    """What a proof holds for: the switches of a config, transformers, torch, and the code of our own passes."""
+def _switches(config: Any) -> dict[str, Any]:
+    """The values of a config that a proof holds for."""
     try:
-        values = values_of(shrunk(config))
+        return values_of(shrunk(config))
     except STUMBLES:
-        values = values_of(config)
-    switches = json.dumps([type(config).__name__, values, _version(), torch.__version__], sort_keys=True, default=str)
-    code = xxhash.xxh3_128(switches.encode())
-    package = Path(__file__).parents[1]
-    kernels = [f"kernels/{name}.py" for name in ("attention*", "recurrence*", "convolution_cpu", "weighted")]
-    for place in ("models/*.py", *kernels, "cache.py", "recurrent.py", "tree.py", "devices/processor.py"):
-        for file in sorted(package.glob(place)):
-            code.update(file.read_bytes())
-    return code.hexdigest()
+        return values_of(config)
 
 
 @contextmanager
@@ -111,7 +99,7 @@ def fault(config: Any) -> str | None:
             reasons.append(first_line(error))
             continue
         return _fault_of(specimen)
-    return f"no small copy of it runs in transformers {_version()} to compare with ({reasons[0]})"
+    return f"no small copy of it runs in transformers {transformers_version()} to compare with ({reasons[0]})"
 
 
 def _misbuilt(config: Any) -> str | None:
@@ -132,17 +120,11 @@ def _fault_of(specimen: Specimen) -> str | None:
     except UnderstudyError as error:
         return first_line(error)
     except STUMBLES as error:
-        return f"its code in transformers {_version()} does not run with streamed weights ({first_line(error)})"
+        return f"its code in transformers {transformers_version()} does not run with streamed weights ({first_line(error)})"
     for what, size in found.items():
         if not size < TOLERANCE:
-            return f"{what} gives other logits than in transformers {_version()}, seen with a small random copy"
+            return f"{what} gives other logits than in transformers {transformers_version()}, seen with a small random copy"
     return None
-
-
-def _version() -> str:
-    import transformers
-
-    return str(transformers.__version__)
 
 
 def differences(specimen: Specimen) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..seeds import seeded
 from ..tree import TokenTree
 from . import structure
 from .mixers import recurs
@@ -82,7 +83,7 @@ def stock_copy(config: Any) -> nn.Module:
 def _randomise(model: nn.Module) -> None:
     """Weights that keep activations near one, so that neither a softmax nor a norm hides a difference; biases and norms that do
     something; recurrent states that remember for some hundred tokens."""
-    random = torch.Generator().manual_seed(SEED)
+    random = seeded(SEED)
     stored = model.state_dict(keep_vars=True)
     with torch.no_grad():
         held = {name: t for name, t in stored.items() if t.is_floating_point() and not t.is_meta}
@@ -99,7 +100,7 @@ def _randomise(model: nn.Module) -> None:
 def texts_for(config: Any) -> tuple[Text, ...]:
     """Random texts that hold the special tokens of `config` where they lie in its vocabulary."""
     config = text_config(config)
-    random = torch.Generator().manual_seed(SEED)
+    random = seeded(SEED)
     vocabulary = config.vocab_size
     special = [getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
     texts = []

@@ -178,11 +178,6 @@ class Trace:
     looked_up: list[str]
 
 
-def execution_order(model: nn.Module, linears: Mapping[str, nn.Linear]) -> list[str]:
-    """The order in which one forward pass uses `linears`."""
-    return trace(model, linears).order
-
-
 def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
     """What a forward pass of the stock `model` does. Raises CheckpointError for one that could not be run in tiles."""
     order: list[str] = []
@@ -225,10 +220,11 @@ def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
     return Trace(order, looked_up)
 
 
-def layout(model: nn.Module, tensors: Mapping[str, Any]) -> ModelLayout:
-    """Match the model's parameters, and the buffers that are stored, with the checkpoint's tensor names."""
+def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = None) -> ModelLayout:
+    """Match the model's parameters, and the buffers that are stored, with the checkpoint's tensor names. seen: what a pass does,
+    where that is known."""
     linears = streamed_linears(model)
-    seen = trace(model, linears)
+    seen = seen or trace(model, linears)
     order, head = seen.order, seen.order[-1]
     embedding = next(path for path, m in model.named_modules() if m is model.get_input_embeddings())  # type: ignore[operator]
     find = finder(model, tensors)

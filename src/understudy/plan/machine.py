@@ -78,9 +78,17 @@ class Machine:
             # The speed of memory is the same for every directory, and measuring it takes room.
             same = [speeds.memory_bandwidth for name, speeds in known.items() if name.endswith(f" on {self.cpu}")]
             bandwidth = probe.probe_memory() if again or not same else same[-1]
-            known[key] = MeasuredSpeeds(probe.probe_disk(file), bandwidth)
+            near = None if again or file.stat().st_size > probe.SMALL else self._near(file, known)
+            known[key] = MeasuredSpeeds(near or probe.probe_disk(file), bandwidth)
             remember(cache / "machine.json", known)
         return replace(self, disk=known[key].disk, memory_bandwidth=known[key].memory_bandwidth)
+
+    def _near(self, file: Path, known: "dict[str, MeasuredSpeeds]") -> DiskProbe | None:
+        """The disk under `file` as it was measured for another directory on it; None where it was not."""
+        mine = f" on {self.cpu}"
+        places = [(Path(name.removesuffix(mine)), speeds.disk) for name, speeds in known.items() if name.endswith(mine)]
+        device = file.stat().st_dev
+        return next((disk for place, disk in places if place.is_dir() and place.stat().st_dev == device), None)
 
     @property
     def link_bandwidth(self) -> float:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..seeds import seeded
+
 # vectors that are kept, and as many more that are looked at to find them
 DIRECTIONS = 16
 SPARE = 8
@@ -49,7 +51,7 @@ class Inputs:
 def _directions(x: Tensor) -> Tensor:
     """The largest principal directions of x [n, K], each as long as its share: [r, K]. Found by iterating a subspace."""
     count = min(DIRECTIONS + SPARE, *x.shape)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     basis = torch.randn((x.shape[1], count), generator=generator)
     for _ in range(ROUNDS):
         left = torch.linalg.qr(x @ basis).Q

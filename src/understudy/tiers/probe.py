@@ -26,6 +26,8 @@ CANDIDATES = tuple(
 CLEAR_LEAD = 1.05
 # Seconds that a probe takes, where a file is read in less than a few of them the least: what comes in a moment is not worth more.
 SECONDS, LEAST_SECONDS, LARGE = 0.8, 0.2, 1 << 30
+# Files up to this size are not worth a probe of their own, where another file of the same disk had one.
+SMALL = int(LARGE * LEAST_SECONDS / SECONDS)
 # bytes of memory that the measured reads fill, over and over
 ROOM = 64 * MIB
 
@@ -129,7 +131,7 @@ class _Run:
             rates[number] = nbytes / (now - began)
 
 
-def probe_memory(nbytes: int = 128 * MIB, seconds: float = 0.15) -> float:
+def probe_memory(nbytes: int = 128 * MIB, seconds: float = 0.06) -> float:
     """Bytes per second at which all threads torch uses can read memory that is in no processor's cache."""
     values = arena(nbytes).fill_(1).view(torch.float32)
     best, until = 0.0, time.perf_counter() + seconds

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..seeds import seeded
 from .chains import PieceBatch
 from .data import Pieces
 from .dump import Dump
@@ -29,7 +30,7 @@ class Batches:
 
     def epoch(self, number: int) -> list[list[int]]:
         """The pieces of each batch of an epoch, all of those to learn from."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        generator = seeded(self.seed * 1_000_003 + number)
         learn = self.pieces.chosen(held_out=False)
         order = [learn[place] for place in torch.randperm(len(learn), generator=generator).tolist()]
         batches: list[list[int]] = []

@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import NumbersError
 from ..heads import DraftHead
 from ..kernels.instructions import has
+from ..seeds import seeded
 from . import Report
 from .batches import Batches
 from .chains import PieceBatch
@@ -156,7 +157,7 @@ class Training:
         """The batch with the recipe's noise on what the head reads; it depends on the seed and the step alone."""
         if not self.recipe.noise:
             return batch
-        generator = torch.Generator().manual_seed((self.batches.seed + 1) * 1_000_003 + step)
+        generator = seeded((self.batches.seed + 1) * 1_000_003 + step)
         noise = (2 * torch.rand(batch.hidden.shape, generator=generator) - 1) * self.recipe.noise
         return replace(batch, hidden=batch.hidden + noise.to(batch.hidden.device))
 

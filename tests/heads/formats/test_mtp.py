@@ -162,10 +162,10 @@ def test_tables_of_its_own_are_read(stores: Any) -> None:
 
 
 @pytest.mark.parametrize("family", MTP)
-def test_it_is_foretold_from_a_checkpoint_that_is_not_prepared(family: str, stores: Any) -> None:
+def test_it_is_foretold_from_a_checkpoint_that_is_not_prepared(family: str, stores: Any, tmp_path: Path) -> None:
     store, model = stores(family)
     checkpoint = Checkpoint.open(store.path.parent / "model")
-    foretold = mtp.found(Bearer.foretold(checkpoint.name, model.config, checkpoint.tensors, layout_of(checkpoint)))
+    foretold = mtp.found(Bearer.foretold(checkpoint.name, model.config, checkpoint.tensors, layout_of(checkpoint, tmp_path)))
     layer = mtp.found(Bearer.of_store(store, model.config))
     assert foretold is not None and layer is not None
     assert (foretold.config, foretold.tensors) == (layer.config, layer.tensors)
