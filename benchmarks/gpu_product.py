@@ -1,27 +1,37 @@
 """The draft's products alone on a GPU: blocks of random weights, one launch after another in a CUDA graph, beside their bytes.
 
+    python benchmarks/gpu_product.py --form all --seconds 150 --json products.json       which form to take, in one run
     python benchmarks/gpu_product.py --rows 1 8 16 64
-    python benchmarks/gpu_product.py --set PAIRS_RESIDENT=12 STAGES=3 --set PAIRS_RESIDENT=8 --json products.json
-    python benchmarks/gpu_product.py --fake --rows 2
+    python benchmarks/gpu_product.py --set PAIRS_RESIDENT=12 STAGES=3 --form flat --form weights:rows=32,stages=4
+    python benchmarks/gpu_product.py --fake --rows 2 --form flat
 
-Each `--set` is a variant: constants of `kernels/gpu/draft_product.py` with other values. Each launch's results are compared with
-torch's product by the same weights (status 1 if one is wrong). For each number of rows: microseconds a block, and how many times
-what its bytes take at the speed of a sum over memory. `--fake` runs the same, small, in Triton's interpreter, where no time means
-anything."""
+What is used comes first. Each `--set` is a variant: constants of `kernels/gpu/draft_product.py` with other values. Each `--form` is
+another kernel of `gpu_candidates` in its place, by a name in `gpu_forms` (`all`: each of them), with changes. First each variant is
+compiled and compared with torch's product by the same weights, in a process of its own, many at once; what is wrong, or fails, is
+not timed (status 1). Then for each number of rows: microseconds a block, and how many times what its bytes take at the speed of a
+sum over memory; last a table, and which variant is fastest. Nothing is begun after `--seconds`. `--fake` runs the same, small, in
+Triton's interpreter, where no time means anything."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+import gpu_forms
+from gpu_child import prepare_path
 
 # bytes that are summed to see what memory gives
 SUMMED = 1 << 30
@@ -31,6 +41,10 @@ GROUP = 64
 NORMED, ADDED = ("qkv", "gate up"), ("o", "down")
 # hidden size, inner size, blocks
 USUAL, SMALL = (5120, 8960, 8), (256, 192, 1)
+# the largest relative error of a launch
+SOUND = 0.02
+# seconds in which a variant is compiled and compared
+CHECKED_IN = 120.0
 
 
 def weight(rows: int, columns: int, where: str) -> tuple[Tensor, Tensor, int]:
@@ -126,7 +140,7 @@ def bytes_per_second(fake: bool) -> float:
     return SUMMED / min(seconds(floats.sum, False) for _ in range(2))
 
 
-def variant(given: Sequence[str]) -> dict[str, int]:
+def constants(given: Sequence[str]) -> dict[str, int]:
     """NAME=VALUE, each a constant of `draft_product`."""
     from understudy.kernels.gpu import draft_product
 
@@ -139,60 +153,142 @@ def variant(given: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def measured(asked: argparse.Namespace, changes: dict[str, int], bandwidth: float) -> dict[str, Any]:
-    from understudy.kernels.draft_product import Norm
-    from understudy.kernels.gpu import draft_product
+@dataclass(frozen=True)
+class Variant:
+    """What is timed: the words that ask for it (none: what is used), constants, and another form."""
 
-    where = "cpu" if asked.fake else "cuda"
-    before = {name: getattr(draft_product, name) for name in changes}
-    vars(draft_product).update(changes)
-    draft_product.running.cache_clear()
-    try:
+    words: tuple[str, ...] = ()
+    changes: dict[str, int] = field(default_factory=dict)
+    form: gpu_forms.Form | None = None
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.words[1:]) or "as it is"
+
+    def timed(self, asked: argparse.Namespace, bandwidth: float) -> dict[str, Any]:
+        """Errors and, where a bandwidth is given, microseconds, for each number of rows."""
+        from understudy.kernels.gpu import draft_product
+
+        before = {name: getattr(draft_product, name) for name in self.changes}
+        vars(draft_product).update(self.changes)
+        draft_product.running.cache_clear()
+        try:
+            with gpu_forms.in_place(self.form):
+                return {"name": self.name, "changes": self.changes, "rows": dict(self._rows(asked, bandwidth))}
+        finally:
+            vars(draft_product).update(before)
+            draft_product.running.cache_clear()
+
+    def _rows(self, asked: argparse.Namespace, bandwidth: float) -> Iterator[tuple[int, dict[str, float]]]:
+        from understudy.kernels.draft_product import Norm
+
+        where = "cpu" if asked.fake else "cuda"
         torch.manual_seed(0)
         norm = Norm(torch.rand(asked.hidden, device=where) + 0.5, 1e-5)
-        blocks = [Block(asked.hidden, asked.inside, norm, where) for _ in range(asked.blocks)]
-        bound = sum(block.nbytes for block in blocks) / bandwidth
-        found: dict[str, Any] = {"changes": changes, "bytes": blocks[0].nbytes, "rows": {}}
+        blocks = [Block(asked.hidden, asked.inside, norm, where) for _ in range(asked.blocks if bandwidth else 1)]
         for rows in asked.rows:
             given = given_of(rows, asked.hidden, asked.inside, where)
-            off = blocks[0].off(given)
-            taken = seconds(lambda given=given: [block.run(given) for block in blocks], asked.fake)
-            found["rows"][rows] = {"us": 1e6 * taken / len(blocks), "x bytes": taken / bound, "error": off}
-            said = f"{1e6 * taken / len(blocks):.1f} us a block, {taken / bound:.2f} x its bytes, error {off:.1e}"
-            print(f"{changes or 'as it is'}, {rows} rows: {said}", flush=True)
-        return found
-    finally:
-        vars(draft_product).update(before)
-        draft_product.running.cache_clear()
+            found = {"error": blocks[0].off(given)}
+            if bandwidth:
+                taken = seconds(lambda given=given: [block.run(given) for block in blocks], asked.fake)
+                bound = sum(block.nbytes for block in blocks) / bandwidth
+                found |= {"us": 1e6 * taken / len(blocks), "x bytes": taken / bound}
+                said = f"{found['us']:.1f} us a block, {found['x bytes']:.2f} x its bytes, error {found['error']:.1e}"
+                print(f"{self.name}, {rows} rows: {said}", flush=True)
+            yield rows, found
 
 
-def main() -> int:
+def checked(asked: argparse.Namespace, variant: Variant) -> str:
+    """What is wrong with `variant`, compiled and compared in a process of its own, which may fail; nothing if all is well."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "found.json"
+        sizes = [f"--{name}={getattr(asked, name)}" for name in ("hidden", "inside")]
+        fake = ["--fake"] if asked.fake else []
+        words = [*sizes, "--rows", *map(str, asked.rows), *fake, *variant.words, "--only-compare", "--json", str(file)]
+        try:
+            done = subprocess.run(
+                [sys.executable, __file__, *words], capture_output=True, text=True, timeout=min(CHECKED_IN, asked.seconds)
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return "it was not compiled in time"
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1].strip()
+        worst = max(row["error"] for row in json.loads(file.read_text())["rows"].values())
+        return "" if worst <= SOUND else f"its results are off by {worst:.1e}"
+
+
+def table(found: Sequence[dict[str, Any]], rows: Sequence[int]) -> str:
+    """Microseconds of each variant that was timed, and the fastest for each number of rows."""
+    lines = [f"| microseconds a block | {' | '.join(f'{count} rows' for count in rows)} |", "|---" * (len(rows) + 1) + "|"]
+    lines += [f"| {one['name']} | {' | '.join(format(one['rows'][count]['us'], '.1f') for count in rows)} |" for one in found]
+    for count in rows:
+        best = min(found, key=lambda one: one["rows"][count]["us"])
+        usual = found[0]["rows"][count]["us"]
+        lines.append(f"{count} rows: {best['name']} takes {best['rows'][count]['us'] / usual:.2f} of what {found[0]['name']} does")
+    return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Times the draft's 4-bit products on a GPU.")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 64])
     parser.add_argument("--hidden", type=int, help=f"multiple of 256 (default {USUAL[0]})")
     parser.add_argument("--inside", type=int, help=f"multiple of 64 (default {USUAL[1]})")
     parser.add_argument("--blocks", type=int, help=f"so many, so that no cache holds them (default {USUAL[2]})")
     parser.add_argument("--set", nargs="+", action="append", default=[], metavar="NAME=VALUE", dest="variants")
+    parser.add_argument("--form", action="append", default=[], metavar="NAME[:field=value,...]", dest="forms")
+    parser.add_argument("--seconds", type=float, default=240.0, help="after which nothing is begun")
     parser.add_argument("--fake", action="store_true", help="in Triton's interpreter")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="all that was found, written after each variant")
+    parser.add_argument("--only-compare", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     for name, size in zip(("hidden", "inside", "blocks"), SMALL if asked.fake else USUAL, strict=True):
         if getattr(asked, name) is None:
             setattr(asked, name, size)
     sizes_fit = asked.hidden > 0 and asked.hidden % 256 == 0 and asked.inside > 0 and asked.inside % 64 == 0
-    if not sizes_fit or min(asked.blocks, *asked.rows) < 1:
-        parser.error("--rows and --blocks must be 1 or more, --hidden a multiple of 256, --inside of 64")
-    if asked.fake:
-        os.environ["TRITON_INTERPRET"] = "1"
-    elif not torch.cuda.is_available():
+    if not sizes_fit or min(asked.blocks, *asked.rows, asked.seconds) <= 0:
+        parser.error("--rows, --blocks and --seconds must be more than 0, --hidden a multiple of 256, --inside of 64")
+    if not asked.fake and not torch.cuda.is_available():
         parser.error("there is no GPU here; --fake runs the same in Triton's interpreter")
-    variants: list[dict[str, int]] = [{}, *(variant(each) for each in asked.variants)]
+    return asked
+
+
+def wanted(asked: argparse.Namespace) -> list[Variant]:
+    """What is used, then each variant that was asked for; in a process that only compares, that alone."""
+    forms = [name for form in asked.forms for name in (gpu_forms.FORMS if form == "all" else (form,))]
+    found = [Variant(("--set", *each), constants(each)) for each in asked.variants]
+    found += [Variant(("--form", form), form=gpu_forms.named(form)) for form in forms]
+    return found if asked.only_compare and found else [Variant(), *found]
+
+
+def main() -> int:
+    asked = arguments()
+    began = time.monotonic()
+    prepare_path(asked.fake)
+    if asked.fake:
+        gpu_forms.interpreted()
+    variants = wanted(asked)
+    if asked.only_compare:
+        asked.json.write_text(json.dumps(variants[0].timed(asked, 0.0)))
+        return 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        troubles = dict(zip([each.name for each in variants], pool.map(lambda each: checked(asked, each), variants), strict=True))
+    for name, trouble in troubles.items():
+        print(f"{'WRONG' if trouble else 'right'}  {name}{': ' + trouble if trouble else ''}", flush=True)
     bandwidth = bytes_per_second(asked.fake)
     print(f"{'interpreter' if asked.fake else torch.cuda.get_device_name()}: a sum reads {bandwidth / 1e9:.0f} GB/s")
-    found = [measured(asked, changes, bandwidth) for changes in variants]
-    if asked.json:
-        asked.json.write_text(json.dumps({"bytes_per_second": bandwidth, "variants": found}, indent=1))
-    return int(any(row["error"] > 0.02 for each in found for row in each["rows"].values()))
+    found: list[dict[str, Any]] = []
+    for each in variants:
+        if troubles[each.name]:
+            continue
+        if found and time.monotonic() - began > asked.seconds:
+            print(f"{each.name}: no time was left", flush=True)
+            continue
+        found.append(each.timed(asked, bandwidth))
+        if asked.json:
+            asked.json.write_text(json.dumps({"bytes_per_second": bandwidth, "troubles": troubles, "variants": found}, indent=1))
+    if found:
+        print(table(found, asked.rows))
+    return int(any(troubles.values()))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,25 @@ def run(*given: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_all_launches_are_right_in_each_variant(tmp_path: Path) -> None:
-    done = run("--fake", "--rows", "2", "--set", "PARTS=2", "STAGES=2", "--json", str(tmp_path / "found.json"))
-    assert done.returncode == 0, done.stderr
-    usual, changed = json.loads((tmp_path / "found.json").read_text())["variants"]
-    assert changed["changes"] == {"PARTS": 2, "STAGES": 2} and not usual["changes"]
-    assert all(0 < each["rows"]["2"]["error"] < 0.02 and each["rows"]["2"]["us"] > 0 for each in (usual, changed))
+    words = ("--set", "WIDE_RESIDENT=8", "STAGES=2", "--form", "flat", "--form", "two:shares=4")
+    done = run("--fake", "--rows", "2", *words, "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [each["name"] for each in found["variants"]] == ["as it is", "WIDE_RESIDENT=8 STAGES=2", "flat", "two:shares=4"]
+    assert not any(found["troubles"].values()) and found["variants"][1]["changes"] == {"WIDE_RESIDENT": 8, "STAGES": 2}
+    assert all(0 < each["rows"]["2"]["error"] < 0.02 and each["rows"]["2"]["us"] > 0 for each in found["variants"])
+    assert "| flat |" in done.stdout and "2 rows: " in done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("wrong", [["--set", "NOSUCH=1"], ["--set", "STAGES=two"], ["--hidden", "100"], ["--rows", "0"]])
+def test_what_fails_is_said_and_the_rest_is_timed(tmp_path: Path) -> None:
+    done = run("--fake", "--rows", "2", "--set", "STAGES=2", "MOST_JOINED=1", "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 1 and "WRONG  STAGES=2 MOST_JOINED=1: AssertionError" in done.stdout
+    assert [each["name"] for each in json.loads((tmp_path / "found.json").read_text())["variants"]] == ["as it is"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--set", "NOSUCH=1"], ["--set", "STAGES=two"], ["--form", "nosuch"], ["--hidden", "100"], ["--rows", "0"]]
+)
 def test_what_is_asked_wrongly_is_said(wrong: list[str]) -> None:
     done = run("--fake", *wrong)
     assert done.returncode and "gpu_product" in done.stderr and "Traceback" not in done.stderr

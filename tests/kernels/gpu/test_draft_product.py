@@ -120,10 +120,10 @@ def test_one_half_is_gated_by_the_other(specs: list[str], rows: int, parts: int,
 
 def test_shares_fill_the_gpu() -> None:
     """Few blocks are shared out more than many; there are no empty shares."""
-    few, many = (draft_product.shared_out(blocks, 80, 396, 4) for blocks in (20, 2000))
+    few, many = (draft_product.shared_out(blocks, 80, 396, 4, 16) for blocks in (20, 2000))
     assert few.count > 4 and many.count == 1 and many.rounds == 20
     assert all(
         (shares.count - 1) * shares.rounds * 4 < steps
         for steps in range(1, 100)
-        for shares in [draft_product.shared_out(30, steps, 396, 4)]
+        for shares in [draft_product.shared_out(30, steps, 396, 4, 16)]
     )

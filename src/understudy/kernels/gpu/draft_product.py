@@ -25,11 +25,17 @@ STARTING, ADDING = 1, 1
 # rows of x that one launch takes, and those that one of its programs takes: of more numbers in registers there is no room
 MOST_ROWS = 64
 FEW_ROWS, MANY_ROWS = 16, 32
-# the same for pairs of blocks of 4 bits, whose programs are one warp; and how many of those one multiprocessor holds at once
+# shares of the columns at most
+MOST_SHARES = 16
+# the same for pairs of blocks of 4 bits, whose programs are one warp; how many of those one multiprocessor holds at once, and of
+# those for FEW_ROWS
 FEWEST_ROWS = 8
 PAIRS_RESIDENT = 12
+WIDE_RESIDENT = 12
 # steps that are on their way from memory while one is computed with, and one
 STAGES = 3
+# bytes of codes that are loaded at once
+ALIGNED = 16
 # products that one launch takes
 MOST_JOINED = 3
 # what `other` is, of the products' results y: nothing; added to y; multiplied by y after silu
@@ -43,6 +49,7 @@ class GroupedProduct:
 
     def __init__(self, codes: Tensor, scales: Tensor, rows: int) -> None:
         assert codes.is_contiguous() and scales.is_contiguous(), "the codes and scales of a whole weight lie together"
+        assert codes.data_ptr() % ALIGNED == 0, "codes are loaded 16 bytes at once"
         self.codes, self.scales, self.rows = codes.view(torch.int32), scales.view(torch.int32), rows
         self.count, self.columns = codes.shape[:2]
         self.bits = codes.shape[2] // 8
@@ -127,10 +134,13 @@ class ProductLaunch:
             pairs = zip(products, biases, strict=True)
             self.bias = torch.cat([none[: product.rows] if bias is None else bias.float() for product, bias in pairs])
         steps = -(-self.columns // self.step)
-        self.shares = shared_out(self.blocks, steps, running(first.codes.device, RESIDENT), PARTS)
+        self.shares = shared_out(self.blocks, steps, running(first.codes.device, RESIDENT), PARTS, MOST_SHARES)
         # Two blocks of a matrix, or one of both that are gated.
         self.pairs = first.count if gated else sum(-(-product.count // 2) for product in products)
-        self.pair_shares = shared_out(self.pairs, steps, running(first.codes.device, PAIRS_RESIDENT), 1)
+        self.pair_shares = {
+            tile: shared_out(self.pairs, steps, running(first.codes.device, each), 1, MOST_SHARES)
+            for tile, each in ((FEW_ROWS, WIDE_RESIDENT), (FEWEST_ROWS, PAIRS_RESIDENT))
+        }
         self.shifts = shifts(first.bits, first.codes.device)
         # of each block of outputs and tile of rows: programs that have come; zero between launches
         self.counters = first.codes.new_zeros(self.blocks * (MOST_ROWS // FEW_ROWS))
@@ -158,7 +168,7 @@ class ProductLaunch:
 
     def _pairs(self, x: Tensor, out: Tensor, other: Tensor | None, what: int) -> None:
         tile = FEWEST_ROWS if len(x) <= FEWEST_ROWS else FEW_ROWS
-        tiles, shares = -(-len(x) // tile), self.pair_shares
+        tiles, shares = -(-len(x) // tile), self.pair_shares[tile]
         scratch = torch.empty(tiles * self.pairs * shares.count * tile * 129, dtype=torch.float32, device=x.device)
         multiply_pairs[(self.pairs, shares.count, tiles)](
             x, *self._weights, *self._around(other), out, scratch, self.counters, *self._numbers(x, out, other),
@@ -199,16 +209,15 @@ class ProductLaunch:
         }  # fmt: skip
 
 
-def shared_out(blocks: int, steps: int, room: int, parts: int) -> ColumnShares:
-    """The shares in which `blocks` blocks of `steps` steps of columns are done first, where `room` programs of `parts` warps run at
-    once."""
+def shared_out(blocks: int, steps: int, room: int, parts: int, most: int) -> ColumnShares:
+    """The shares, at most `most`, in which `blocks` blocks of `steps` steps of columns are done first, where `room` programs of
+    `parts` warps run at once."""
 
     def cost(count: int) -> int:
         rounds = -(-steps // (count * parts))
         return -(-blocks * count // room) * (rounds + STARTING + ADDING * (count > 1))
 
-    most = max(1, min(16, -(-steps // parts)))
-    count = min(range(1, most + 1), key=cost)
+    count = min(range(1, max(1, min(most, -(-steps // parts))) + 1), key=cost)
     rounds = -(-steps // (count * parts))
     return ColumnShares(-(-steps // (rounds * parts)), rounds)
 

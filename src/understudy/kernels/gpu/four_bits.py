@@ -49,7 +49,8 @@ def multiply_pairs(
     if GATED:
         begin, first, rows, count = b, 0, rows0, count0
         one = b.to(tl.int64)
-        run = tl.where(word < 8, codes0 + one * COLUMNS * 8, codes1 + one * COLUMNS * 8)
+        # the compiler does not see that both begin at 16 bytes, and would load each word by itself
+        run = tl.multiple_of(tl.where(word < 8, codes0 + one * COLUMNS * 8, codes1 + one * COLUMNS * 8), 16)
         near = tl.where(word < 8, scales0 + one * 64, scales1 + one * 64)
     else:
         two, first, rows, _, codes, scales = matrix_of(
