@@ -23,7 +23,7 @@ from understudy.kernels.attention import AttentionSpec
 from understudy.kernels.pack import block
 from understudy.layer_states import FullState, LayerShape
 from understudy.quantizers import quantizer
-from understudy.sampling import draws, perturb
+from understudy.sampling import draws, joined, perturb
 from understudy.tiers import Extent, ReadSettings, Streaming
 from understudy.tiers.route import FixedRoute
 from understudy.tree import Nodes, TokenTree
@@ -120,12 +120,13 @@ def choices(device: Any, small: bool) -> str:
     """Tokens after many nodes are those after each alone, and their scores are the best."""
     chooser, count = device.token_chooser(), 4 if small else 70
     logits = torch.randn(count, 300 if small else 50_000).to(torch.bfloat16)
-    params = [SamplingParams(temperature=0.6 * (row % 2), seed=row // 2) for row in range(count)]
+    keeping: list[dict[str, Any]] = [{}, {"top_p": 0.9}, {"top_k": 40, "min_p": 0.02}]
+    params = [SamplingParams(temperature=0.6 * (row % 2), seed=row // 2, **keeping[row % 3]) for row in range(count)]
     positions = torch.arange(count) // 3
     drawn = [draws(params[row], positions[row : row + 1]) for row in range(count)]
     there = logits.to(device.where)
-    found = chooser(there, *map(torch.cat, zip(*drawn, strict=True)))
-    alone = torch.cat([chooser(there[row : row + 1], *drawn[row]) for row in range(count)])
+    found = chooser(there, joined(drawn))
+    alone = torch.cat([chooser(there[row : row + 1], drawn[row]) for row in range(count)])
     scores = torch.cat([perturb(logits[row : row + 1], params[row], positions[row : row + 1]) for row in range(count)])
     behind = (scores.amax(1) - scores.gather(1, found[:, None])[:, 0]) / scores.amax(1)
     trouble = [] if torch.equal(found, alone) else [f"{int((found != alone).sum())} of {count} differ alone"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .adjust import Adjustment
 from .logprobs import TokenLogprob
-from .sampling import NO_TOKEN, Chooser, choose, draws
+from .sampling import NO_TOKEN, Chooser, choose, draws, joined
 from .sequence import TokenSequence
 from .tree import Nodes, TokenTree
 
@@ -86,10 +86,10 @@ class Member:
 
     @property
     def looks_alike(self) -> bool:
-        """Whether the tokens after its wanted nodes can be chosen with those of others: each from its logits and noise alone."""
+        """Whether the tokens after its wanted nodes can be chosen with those of others: each from its logits and draws alone."""
         sequence = self.sequence
         more = sequence.grammar is not None or sequence.params.logprobs is not None or bool(self.known)
-        return not more and not sequence.params.filters and self.adjustment is None
+        return not more and self.adjustment is None
 
     def choose(self, logits: Tensor, place: int, after: Tensor, chooser: Chooser | None = None) -> Tensor:
         """[k] int64 on the CPU: the tokens at positions `after` [k], after wanted nodes `place` to `place + k`, whose logits
@@ -211,7 +211,7 @@ class Batch:
     wanted: Tensor
     # [m] int64: the positions of those tokens.
     after: Tensor
-    # What chooses tokens where nothing is filtered, of all members at once where it can; None: torch does, of each.
+    # What chooses tokens, of all members at once where it can; None: torch does, of each.
     chooser: Chooser | None = None
 
     @classmethod
@@ -234,8 +234,7 @@ class Batch:
         spans = [span for span in spans if span[1] < span[2]]
         if self.chooser is not None and all(member.looks_alike for member, *_ in spans):
             drawn = [draws(member.sequence.params, self.after[low:high]) for member, low, high, _ in spans]
-            temperatures, keys = map(torch.cat, zip(*drawn, strict=True))
-            return self.chooser(logits, temperatures, keys)
+            return self.chooser(logits, joined(drawn))
         chosen = []
         for member, low, high, first in spans:
             after = self.after[low:high]

@@ -5,7 +5,7 @@ noise the target uses.
 token = argmax(filtered log p / T + Gumbel(seed, position, token)); exact in distribution (Gumbel-max; shared noise
 after Daliri et al., arXiv 2408.07978)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +24,12 @@ ROOM = 8 << 20
 # Bytes of scores, noise and temporaries for one token of the vocabulary in one row.
 BYTES_A_TOKEN = 48
 
-# Takes logits [k, vocabulary], and of each row its temperature [k] float64 and the key [k] int64 of its noise (see `draws`); gives
-# the tokens [k] int64 that `choose` would without filters, in few steps. A row's token does not depend on the other rows.
-Chooser = Callable[[Tensor, Tensor, Tensor], Tensor]
+# How tokens are drawn from k rows of logits, by name, on the host: temperature, top_p and min_p [k] float64, top_k [k] int64, and
+# the `key` [k] int64 of the noise of each.
+Draws = Mapping[str, Tensor]
+# Takes logits [k, vocabulary] and how to draw from each row; gives the tokens [k] int64 that `choose` would, in few steps. A row's
+# token does not depend on the other rows.
+Chooser = Callable[[Tensor, Draws], Tensor]
 
 
 def gumbel(seed: int, positions: Tensor, vocabulary: int, tokens: Tensor | None = None) -> Tensor:
@@ -99,23 +102,30 @@ def choose(
     logits: Tensor, params: SamplingParams, positions: Tensor, adjust: Adjust | None = None, chooser: Chooser | None = None
 ) -> Tensor:
     """[n] int64: the tokens the exact model puts at `positions` [n], one for each row of `logits` [n, vocab], which `adjust`
-    changes before. `chooser`: what chooses where nothing is filtered; None: the operations of torch do.
+    changes before. `chooser`: what chooses; None: the operations of torch do.
 
     NO_TOKEN where the best score is no number: NaN counts as the best, so one NaN or infinity among the logits is enough."""
-    if chooser is None or params.filters:
+    if chooser is None:
         return torch.cat([_best(scores) for scores in scored(logits, params, positions.to(logits.device), adjust)])
-    temperatures, keys = draws(params, positions)
+    drawn = draws(params, positions)
     if adjust is None:
-        return chooser(logits, temperatures, keys)
+        return chooser(logits, drawn)
     most = rows_at_once(logits.shape[-1])
     parts = [slice(start, start + most) for start in range(0, len(positions), most)]
-    return torch.cat([chooser(adjust(logits[part], part.start), temperatures[part], keys[part]) for part in parts])
+    of_parts = [{name: numbers[part] for name, numbers in drawn.items()} for part in parts]
+    return torch.cat([chooser(adjust(logits[part], part.start), own) for part, own in zip(parts, of_parts, strict=True)])
 
 
-def draws(params: SamplingParams, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """What a `Chooser` takes of tokens at `positions` [n]: temperatures [n] float64, and the keys [n] of their noise."""
-    temperatures = torch.full(positions.shape, float(params.temperature), dtype=torch.float64)
-    return temperatures, positions.to(torch.int64) + offset(params.seed)
+def draws(params: SamplingParams, positions: Tensor) -> Draws:
+    """What a `Chooser` takes of tokens at `positions` [n]."""
+    names = ("temperature", "top_p", "min_p")
+    reals = {name: torch.full(positions.shape, float(getattr(params, name)), dtype=torch.float64) for name in names}
+    return {**reals, "top_k": torch.full(positions.shape, params.top_k), "key": positions.to(torch.int64) + offset(params.seed)}
+
+
+def joined(drawn: Sequence[Draws]) -> Draws:
+    """Those of all rows, in order."""
+    return {name: torch.cat([own[name] for own in drawn]) for name in drawn[0]}
 
 
 def _best(scores: Tensor) -> Tensor:
@@ -129,7 +139,7 @@ def scored(
     """`perturb` of all rows, which `adjust` changes before, at most `rows_at_once` at a time, so that it takes no more memory than
     `choosing_bytes`.
 
-    On a device, where torch sums rows otherwise by how many there are, filters always see that many."""
+    On a device where torch chooses, and sums rows otherwise by how many there are, filters always see that many."""
     most = rows_at_once(logits.shape[-1])
     for start in range(0, len(positions), most):
         piece, places = logits[start : start + most], positions[start : start + most]

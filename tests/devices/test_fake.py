@@ -9,17 +9,25 @@ import torch
 from tests import fake_device
 from tests.fake_device import GIB, FakeDevice
 from tests.tiny import save
-from understudy import LLM, SamplingParams
+from understudy import LLM, SamplingParams, sampling
 from understudy.devices import DEVICES
+from understudy.drafters import device_search
 from understudy.errors import UnderstudyError, UsageError
 from understudy.plan.demand import RUNTIME
 from understudy.tiers.pinned import PinnedTier
 
 pytest.importorskip("triton")
 
+from understudy.kernels.gpu import search, token_choice
+from understudy.kernels.gpu.filters import least_keys
+
 PROMPT = [5, 99, 5, 12, 80, 5, 99, 5]
 GREEDY = SamplingParams(max_new_tokens=7, ignore_eos=True)
 SAMPLED = SamplingParams(max_new_tokens=5, ignore_eos=True, temperature=0.9, seed=3)
+FILTERED = [
+    SamplingParams(max_new_tokens=6, ignore_eos=True, temperature=0.8, seed=5, **keeping)
+    for keeping in ({"top_p": 0.6}, {"top_k": 4, "min_p": 0.02}, {"top_p": 0.9, "top_k": 20, "presence_penalty": 0.4})
+]
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 
 
@@ -92,6 +100,41 @@ def test_in_bfloat16_drafting_changes_no_token(models: dict[torch.dtype, Path], 
                 assert [completion.token_ids for completion in fake.generate(prompts, SAMPLED)] == sampled != plain
         assert [completion.token_ids for completion in done] == plain
         assert done[0].stats.accepted > 0
+
+
+def test_filtered_tokens_are_chosen_by_kernels_in_drafts_and_passes_and_drafting_changes_none(
+    models: dict[torch.dtype, Path], opened: list[FakeDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a greedy text too. No operation of torch drops a token."""
+    filtered: list[int] = []
+
+    def counted(logits: torch.Tensor, *given: Any) -> torch.Tensor:
+        filtered.append(len(logits))
+        return least_keys(logits, *given)
+
+    def by_torch(*given: Any) -> Any:
+        raise AssertionError("torch filters")
+
+    for module in (search, token_choice):
+        monkeypatch.setattr(module, "least_keys", counted)
+    for name in ("keep_likely", "perturb", "perturb_batch"):
+        monkeypatch.setattr(sampling, name, by_torch)
+    monkeypatch.setattr(device_search, "perturb_batch", by_torch)
+    model, prompts = models[torch.bfloat16], [PROMPT, [7, 8, 9]]
+    asked = [[params, GREEDY] for params in FILTERED]
+    with llm(model, method="none") as fake:
+        plain = [[done.token_ids for done in fake.generate(prompts, params)] for params in asked]
+        assert filtered and plain[0] != plain[1] != plain[2]
+    filtered.clear()
+    with llm(model) as fake:
+        found = [fake.generate(prompts, params) for params in asked]
+        search_run = fake.engine.drafter.search  # type: ignore[attr-defined]
+        assert any(kind.filtered for kind in search_run.graphs) and search_run.replayed > 0
+        assert any("outline" in graph.launches and "sort" not in graph.launches for graph in search_run.graphs.values())
+    assert [[done.token_ids for done in each] for each in found] == plain
+    assert sum(done.stats.accepted for each in found for done in each) > 0
+    # the nodes of a level and of a pass
+    assert len(filtered) > 6 and max(filtered) > 1
 
 
 def test_without_triton_it_is_slower_and_says_so(

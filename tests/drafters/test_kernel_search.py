@@ -152,6 +152,8 @@ def test_the_search_of_a_level_is_five_launches(rows: int, shape: Shape) -> None
         kind = LevelShape(8, rows, sampled, False)
         found = launches(partial(KernelSearch, opened), kind, shape)
         assert found == ["begin", "best", "add", "rank", "offer"] and len(found) <= 12
+    found = launches(partial(KernelSearch, opened), LevelShape(8, rows, True, True), shape)
+    assert found == ["begin", "outline", "cut", "best", "add", "rank", "offer"]
     assert len(launches(TensorSearch, LevelShape(8, rows, False, False), shape)) > 60
 
 

@@ -54,9 +54,9 @@ SharedWork = Literal["level", "head", "head logits", "pass", "stock pass"]
 # Takes operands of exact weights with their first blocks, and gives what multiplies tiles by them: tiles, and where results go.
 ExactProduct = Callable[["Sequence[tuple[Operand, int]]"], Callable[["Sequence[Tensor]", "Tensor"], None]]
 
-# Takes logits [k, vocabulary] that lie here and, from the host, temperatures [k] float64 and keys of noise [k] int64; gives the
-# tokens [k] int64 that the exact model puts after them to the host, as `sampling.Chooser`.
-TokenChooser = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
+# Takes logits [k, vocabulary] that lie here and, from the host, how each row is drawn from; gives the tokens [k] int64 that the
+# exact model puts after them to the host, as `sampling.Chooser`.
+TokenChooser = Callable[["Tensor", "Mapping[str, Tensor]"], "Tensor"]
 
 # Takes rows x [n, K], blocks of exact weights [nb, K, 64], and where the products go [n, nb, 64]. The bits of a row's products do
 # not depend on the other rows, nor on their number.
@@ -78,9 +78,9 @@ class LevelKernels(Protocol):
     def begin(self, width: int) -> Nodes:
         """Make `width` candidates nodes."""
 
-    def best(self, logits: Tensor, first: int, sampled: bool) -> Tensor:
-        """Of logits [n, vocab] after nodes `first` and so on, the best tokens, for `add`; noise is added where rows are
-        `sampled`."""
+    def best(self, logits: Tensor, first: int, sampled: bool, filtered: bool) -> Tensor:
+        """Of logits [n, vocab] after nodes `first` and so on, the best tokens, for `add`; noise is added where rows are `sampled`,
+        after unlikely tokens are dropped where some of these are `filtered`."""
 
     def add(self, keys: Tensor, first: int) -> None:
         """Write these nodes, with the best of their children."""

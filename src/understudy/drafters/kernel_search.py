@@ -1,7 +1,7 @@
 """The tree search of `device_search` with a device's own kernels in place of torch's operations: five launches a level, where there
-were some 250.
+were some 250, and seven where top-k, top-p or min-p drop tokens.
 
-The arrays are the same, and so are the trees. Tokens that biases, penalties or filters change are scored by torch first."""
+The arrays are the same, and so are the trees. What biases and penalties do to logits is torch's."""
 
 from __future__ import annotations
 
@@ -63,17 +63,19 @@ class KernelSearch(TensorSearch):
         kernels = self.kernels
         nodes = kernels.begin(kind.width)
         logits = self.forward(nodes)
-        for first, scores, sampled in self._scored(kind, logits, nodes.tail):
-            kernels.add(kernels.best(scores, first, sampled), first)
+        for first, scores in self._adjusted(kind, logits, nodes.tail):
+            kernels.add(kernels.best(scores, first, kind.sampled, kind.filtered), first)
         kernels.choose(kind.rows, min(WIDEST * kind.rows, WIDEST_TOGETHER))
 
-    def _scored(self, kind: LevelShape, logits: Tensor, tail: Tensor) -> Iterator[tuple[int, Tensor, bool]]:
-        """Scores after the nodes of a level from a first one on, and whether noise is still to be added."""
-        if not (kind.filtered or kind.adjusted):
-            yield 0, logits, kind.sampled
+    def _adjusted(self, kind: LevelShape, logits: Tensor, tail: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Logits after the nodes of a level from a first one on, biased and penalised where that is asked for."""
+        if self.adjustment is None or not kind.adjusted:
+            yield 0, logits
             return
+        given = self.given
         taken = self.kernels.taken[:, : kind.width]
-        path = paths(self.state["node"], taken, tail, self.given["length"][taken[ROW]]) if kind.adjusted else tail
+        row = taken[ROW]
+        path = paths(self.state["node"], taken, tail, given["length"][row])
         for first in range(0, kind.width, SCORED):
             part = slice(first, first + SCORED)
-            yield first, self._scores(kind, logits[part], taken[:, part], path[part]), False
+            yield first, self.adjustment(logits[part], row[part], path[part], given["stops"][row[part]])

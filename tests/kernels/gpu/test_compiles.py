@@ -74,12 +74,20 @@ LEVEL = {
 }  # fmt: skip
 LEVEL_SIZES = {"P": 2, "W": 64, "T": 512, "WIDEST": 64, "ROWS": 5, "WIDE": 8, "MOST_NODES": 320, "RANKS": 6, "FORCED": False}
 BEST = {
-    "logits": "*bf16", "keys": WHOLE, "taken": WHOLE, "length": WHOLE, "temperature": REALS, "offset": WHOLE, "held": "i32",
-    "first": "i32", "vocabulary": "i32", "stride": "i32",
+    "logits": "*bf16", "keys": WHOLE, "taken": WHOLE, "length": WHOLE, "temperature": REALS, "offset": WHOLE, "least": WHOLE,
+    "held": "i32", "first": "i32", "vocabulary": "i32", "stride": "i32",
 }  # fmt: skip
 CHOICE = {
-    "logits": "*bf16", "given": WHOLE, "found": WHOLE, "count": "i32", "vocabulary": "i32", "stride": "i32",
+    "logits": "*bf16", "given": WHOLE, "least": WHOLE, "found": WHOLE, "count": "i32", "vocabulary": "i32", "stride": "i32",
 }  # fmt: skip
+FILTER = {
+    "logits": "*bf16", "which": WHOLE, "temperature": REALS, "top_k": WHOLE, "top_p": REALS, "min_p": REALS, "lists": WHOLE,
+    "sums": "*fp32", "count": "i32", "vocabulary": "i32", "stride": "i32",
+}  # fmt: skip
+CUT = FILTER | {"least": WHOLE}
+OUTLINE_SIZES = {"P": 1, "CHUNK": 2048, "LISTED": 32, "CHUNKS": 75}
+CUT_SIZES = {"P": 1, "LISTED": 32, "CHUNKS": 75, "WIDE": 128, "SIZE": 4096, "BLOCK": 4096, "TOKEN": 18}
+SAMPLED = {"P": 1, "CHUNK": 2048, "SAMPLED": True, "FILTERED": False}
 ADD = {
     "keys": WHOLE, "taken": WHOLE, "taken_chances": REALS, "begun": WHOLE, "node": WHOLE, "node_chances": REALS, "count": WHOLE,
     "figures": WHOLE, "remaining": WHOLE, "stops": WHOLE, "inside": REALS, "belief": REALS, "sharpness": REALS, "steepest": REALS,
@@ -104,10 +112,15 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "exact product": ("exact_product", "_multiply_rows", EXACT, ROWS, {"num_stages": 3}),
     "exact product in float32": ("exact_product", "_multiply_rows", EXACT | {"x": "*fp32", "out": "*fp32"}, FEW_ROWS, {}),
     "nodes of a level": ("search_level", "begin", LEVEL, LEVEL_SIZES, UNFUSED),
-    "best children": ("search_level", "best", BEST, {"P": 1, "CHUNK": 2048, "SAMPLED": False, "RANKS": 6}, UNFUSED),
-    "best children, sampled": ("search_level", "best", BEST, {"P": 1, "CHUNK": 2048, "SAMPLED": True, "RANKS": 6}, UNFUSED),
-    "chosen tokens": ("token_choice", "_best", CHOICE, {"P": 1, "CHUNK": 2048, "SAMPLED": False}, UNFUSED),
-    "chosen tokens, sampled": ("token_choice", "_best", CHOICE, {"P": 1, "CHUNK": 2048, "SAMPLED": True}, UNFUSED),
+    "best children": ("search_level", "best", BEST, SAMPLED | {"SAMPLED": False, "RANKS": 6}, UNFUSED),
+    "best children, sampled": ("search_level", "best", BEST, SAMPLED | {"RANKS": 6}, UNFUSED),
+    "best children, filtered": ("search_level", "best", BEST, SAMPLED | {"FILTERED": True, "RANKS": 6}, UNFUSED),
+    "outlines of a filter": ("filters", "outline", FILTER, OUTLINE_SIZES, UNFUSED),
+    "cuts of a filter": ("filters", "cut", CUT, CUT_SIZES, UNFUSED | {"num_warps": 8}),
+    "cuts of a filter in float32": ("filters", "cut", CUT | {"logits": "*fp32"}, CUT_SIZES, UNFUSED | {"num_warps": 8}),
+    "chosen tokens": ("token_choice", "_best", CHOICE, SAMPLED | {"SAMPLED": False}, UNFUSED),
+    "chosen tokens, sampled": ("token_choice", "_best", CHOICE, SAMPLED, UNFUSED),
+    "chosen tokens, filtered": ("token_choice", "_best", CHOICE, SAMPLED | {"FILTERED": True}, UNFUSED),
     "children of a level": ("search_level", "add", ADD, ADD_SIZES, UNFUSED),
     "likeliest children": ("search_choice", "rank", RANK, RANK_SIZES, UNFUSED),
     "likeliest children of a shape": ("search_choice", "rank", RANK, RANK_SIZES | {"FORCED": True, "LIMIT": 6}, UNFUSED),
@@ -193,6 +206,9 @@ def test_a_kernel_compiles(kernel: str, compiled: dict[str, dict[str, Any]]) -> 
 
 @pytest.mark.parametrize("target", [80, 90])
 def test_a_search_compiles_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
-    names = ("nodes of a level", "best children", "children of a level", "likeliest children", "candidates of a level")
+    names = (
+        *("nodes of a level", "best children", "children of a level", "likeliest children", "candidates of a level"),
+        *("best children, filtered", "outlines of a filter", "cuts of a filter", "chosen tokens, filtered"),
+    )
     made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
     assert all(made[name].get("cubin", 0) > 0 for name in names), made

@@ -46,9 +46,9 @@ def opened(rows: int) -> KernelSearch:
     return search
 
 
-def found(search: KernelSearch, logits: Tensor, sampled: bool) -> tuple[Tensor, Tensor]:
+def found(search: KernelSearch, logits: Tensor, sampled: bool, filtered: bool = False) -> tuple[Tensor, Tensor]:
     """Tokens and scores of the children of each root, FOUND of them."""
-    search.kernels.add(search.kernels.best(logits.to(DEVICE), 0, sampled), 0)
+    search.kernels.add(search.kernels.best(logits.to(DEVICE), 0, sampled, filtered), 0)
     rows = len(search.given["row"])
     nodes, chances = (search.state[name][:rows, 0].cpu() for name in ("node", "node chances"))
     assert nodes[:, FOUND].eq(chances[:, SCORES:].gt(-torch.inf).sum(1)).all()
@@ -94,5 +94,22 @@ def test_noise_is_that_of_the_target_and_rows_that_are_greedy_have_none(vocabula
     wanted = perturb_batch(logits, params, search.given["length"].cpu() + 1, False).topk(RANKS)
     assert torch.equal(tokens, wanted.indices) and torch.allclose(scores, wanted.values.double(), rtol=2e-7, atol=0)
     assert (scores[1] - logits[1].topk(RANKS).values.double()).abs().max() == 0
+
+
+@pytest.mark.parametrize("vocabulary", [50, 3000])
+def test_children_are_chosen_of_what_filters_keep(vocabulary: int) -> None:
+    logits = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(3))
+    search = opened(4)
+    reals = {"temperature": [0.7, 0.0, 1.3, 0.9], "top_p": [0.3, 0.1, 1.0, 1.0], "min_p": [0.0, 0.5, 0.2, 0.0]}
+    numbers = {name: torch.tensor(values, dtype=torch.float64) for name, values in reals.items()}
+    numbers |= {"top_k": torch.tensor([0, 1, 0, 3]), "offset": search.given["offset"].cpu()}
+    for name, values in numbers.items():
+        search.given[name].copy_(values)
+    tokens, scores = found(search, logits, True, True)
+    wanted = perturb_batch(logits, BatchParams(**numbers), search.given["length"].cpu() + 1, True).double().topk(RANKS)
+    there = wanted.values > -torch.inf
+    assert torch.equal(scores > -torch.inf, there) and torch.equal(tokens[there], wanted.indices[there])
+    assert torch.allclose(scores[there], wanted.values[there], rtol=2e-7, atol=0)
+    assert there.sum(1).tolist()[1::2] == [RANKS, 3], "a greedy row drops nothing, and top_k is a row's own"
 
 

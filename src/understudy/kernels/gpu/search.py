@@ -1,11 +1,13 @@
-"""A level of a tree search in five kernels: its nodes, the best children of each (two), and the next level's candidates (two).
+"""A level of a tree search in five kernels: its nodes, the best children of each (two), and the next level's candidates (two). Two
+more of `filters` come before the children where unlikely tokens are dropped.
 
 They do what `drafters.device_search` says, on the same arrays, where the order of what they hold is told too. No program
 waits for another, and none depends on which comes first. Of equal scores the lower token goes first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,8 +17,9 @@ from triton.errors import TritonError
 
 from ...errors import KernelError, first_line
 from ...tree import Nodes
-from ..search_columns import BECAME
+from ..search_columns import BECAME, ROW
 from . import INTERPRETED
+from .filters import least_keys
 from .search_choice import offer, rank
 from .search_level import add, begin, best
 
@@ -76,16 +79,24 @@ class SearchKernels:
         self._launch(begin, (places // each,), {**made, "width": width}, 4, **sizes)
         return Nodes(**made)[:width]
 
-    def best(self, logits: Tensor, first: int, sampled: bool) -> Tensor:
+    def best(self, logits: Tensor, first: int, sampled: bool, filtered: bool) -> Tensor:
         """[n, chunks, RANKS] int64: the best tokens of each chunk of the vocabulary after nodes `first` and so on, each in one
-        number with its score. logits: [n, vocabulary]; noise is added to them where rows are `sampled`."""
+        number with its score. logits: [n, vocabulary]; noise is added to them where rows are `sampled`, after unlikely tokens are
+        dropped where some of these are `filtered`."""
         count, vocabulary = logits.shape
         chunk = min(CHUNK, triton.next_power_of_2(vocabulary))
         chunks = triton.cdiv(vocabulary, chunk)
         keys = torch.empty((count, chunks, self.arrays["RANKS"]), dtype=torch.int64, device=self.where)
-        given = {"logits": logits, "keys": keys, "first": first, "vocabulary": vocabulary, "stride": logits.stride(0)}
+        least = keys
+        if filtered:
+            with _refusals():
+                least = least_keys(logits, self.arrays["taken"][ROW, first : first + count], self.arrays)
+        given = {
+            "logits": logits, "keys": keys, "least": least, "first": first, "vocabulary": vocabulary, "stride": logits.stride(0),
+        }  # fmt: skip
         places = count if INTERPRETED else 1
-        self._launch(best, (count // places, chunks), given, 4, P=places, CHUNK=chunk, SAMPLED=sampled)
+        sizes = {"P": places, "CHUNK": chunk, "SAMPLED": sampled, "FILTERED": filtered}
+        self._launch(best, (count // places, chunks), given, 4, **sizes)
         return keys
 
     def add(self, keys: Tensor, first: int) -> None:
@@ -108,10 +119,17 @@ class SearchKernels:
         """Parameters are bound by name. Products and sums stay apart, as torch rounds them."""
         known = {**self.arrays, **given, **sizes}
         named = {name: known[name] for name in kernel.arg_names}
-        try:
+        with _refusals():
             kernel[grid](**named, num_warps=warps, enable_fp_fusion=False)
-        except (TritonError, RuntimeError) as error:
-            # Memory that is not there and a GPU that is lost are no matter of this kernel.
-            if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
-                raise
-            raise KernelError(f"Triton does not run the search's kernels here ({first_line(error)})") from error
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What Triton says of a kernel that it does not run is a KernelError."""
+    try:
+        yield
+    except (TritonError, RuntimeError) as error:
+        # Memory that is not there and a GPU that is lost are no matter of this kernel.
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
+            raise
+        raise KernelError(f"Triton does not run the search's kernels here ({first_line(error)})") from error

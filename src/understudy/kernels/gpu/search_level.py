@@ -6,7 +6,7 @@ place has another one beside it then, in all that is written."""
 import triton
 import triton.language as tl
 
-from .noise import heated, in_order
+from .noise import heated, in_order, score_of
 from .search_columns import (
     BECAME,
     CHAIN,
@@ -93,8 +93,8 @@ def begin(
 
 @triton.jit(do_not_specialize=["held", "first"])
 def best(
-    logits, keys, taken, length, temperature, offset, held, first, vocabulary, stride,
-    P: tl.constexpr, CHUNK: tl.constexpr, SAMPLED: tl.constexpr, RANKS: tl.constexpr,
+    logits, keys, taken, length, temperature, offset, least, held, first, vocabulary, stride,
+    P: tl.constexpr, CHUNK: tl.constexpr, SAMPLED: tl.constexpr, FILTERED: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     """One chunk of the vocabulary. A key is a score, in the order of whole numbers, and below it the token."""
     place = tl.program_id(0) * P + tl.arange(0, P)
@@ -107,7 +107,10 @@ def best(
         row = tl.load(taken + ROW * held + first + place)
         heat = tl.load(temperature + row)
         after = tl.load(length + row) + tl.load(taken + DEEP * held + first + place) + 1
-        score = heated(score, heat, after + tl.load(offset + row), token)
+        lowest = after
+        if FILTERED:
+            lowest = tl.load(least + place)
+        score = heated(score, heat, after + tl.load(offset + row), token, lowest, FILTERED)
     # what is no number is no child
     known = (score > -float("inf")) & (score < float("inf"))
     key = tl.where(known, in_order(score, token), NONE)
@@ -136,9 +139,7 @@ def add(
         top = tl.where(rank == i, highest, top)
         key = tl.where(key == highest, NONE, key)
     found = top > NONE
-    order = (top >> 32).to(tl.int32)
-    score = (order ^ ((order >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True).to(tl.float64)
-    score = tl.where(found, score, -float("inf"))
+    score = tl.where(found, score_of(top).to(tl.float64), -float("inf"))
     token = tl.where(found, 0x7FFFFFFF - (top - ((top >> 32) << 32)), 0)
     here = place < places
     place += first
