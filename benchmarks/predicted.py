@@ -23,7 +23,8 @@ from typing import Any
 
 GOAL = 0.15
 PROMPT = "import os\nimport sys\n\n\ndef main(argv):\n    "
-TOKENS = 96
+# Of each text, drafted and plain. Several follow one another at once, so that the link is not ahead when a text begins.
+TOKENS, PLAIN_TOKENS, TEXTS = 208, 24, 3
 # The copies of which a reference run tells what a text gives.
 REFERENCE_METHOD = "substitute"
 MIB = 1 << 20
@@ -116,13 +117,11 @@ def run(configuration: Configuration, text: dict[str, float] | None) -> dict[str
     before = measure()
     with LLM(model, **options) as llm:
         drafting = Drafting(**text) if text and configuration.method != "none" else None
-        params = SamplingParams(temperature=0, max_new_tokens=TOKENS, ignore_eos=True)
+        tokens = PLAIN_TOKENS if configuration.method == "none" else TOKENS
+        params = SamplingParams(temperature=0, max_new_tokens=tokens, ignore_eos=True)
         llm.generate(PROMPT, params)
-        taken = []
         start, waited = time.perf_counter(), waiting_seconds()
-        for _ in range(3):
-            llm.settle()
-            taken.append(llm.generate(PROMPT, params)[0].stats)
+        taken = [llm.generate(PROMPT, params)[0].stats for _ in range(TEXTS)]
         waited = (waiting_seconds() - waited) / (time.perf_counter() - start)
         stats = sorted(taken, key=lambda one: one.tokens_per_second)[1]
         after = measure()

@@ -23,7 +23,7 @@ from understudy.plan.sizes import parse_size
 TALK = Conversation(turns=4, prompt=24, reply=60)
 MACHINE = "cpu:memory=4GB,disk=0.5GB/s,bandwidth=20GB/s"
 OTHER = OtherMachine.parse(MACHINE)
-SLOW = Arithmetic(10**9, 10**9, 2 * 10**9, 10**-12, 10**-4, 10**-3, 10**-3)
+SLOW = Arithmetic(10**9, 10**-10, 10**9, 2 * 10**9, 10**-12, 10**-4, 10**-5, 10**-3, 10**-5, 10**-3)
 
 
 @pytest.fixture(scope="module")

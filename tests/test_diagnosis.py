@@ -13,7 +13,7 @@ from understudy.plan.other_machine import OtherMachine
 from understudy.plan.rounds import Arithmetic
 
 # Everything but the disk takes next to no time.
-QUICK = Arithmetic(1e13, 1e13, 1e13, 0.0, 0.0, 0.0, 0.0)
+QUICK = Arithmetic.of_bandwidth(1e13)
 
 
 @pytest.fixture(scope="module")

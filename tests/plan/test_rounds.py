@@ -15,7 +15,7 @@ PLAN = Plan(
     streamed_bytes=10**9, residual_bytes=10**9, context=1024, rows=1, scratch=64, passes=Passes(2, 4), tile=32,
     draft_level_bytes=5 * 10**8, exact_bytes=2 * 10**9, layers=20, speeds=LinkSpeeds(10**9, 10**10, 8),
 )  # fmt: skip
-ARITHMETIC = Arithmetic(10**10, 10**10, 2 * 10**10, 10**-12, 0.001, 0.002, 0.01)
+ARITHMETIC = Arithmetic(10**10, 10**-11, 10**10, 2 * 10**10, 10**-12, 0.001, 0.0003, 0.002, 0.0001, 0.01)
 
 
 def test_a_round_adds_up() -> None:
@@ -27,9 +27,19 @@ def test_a_round_adds_up() -> None:
     assert found.tokens == pytest.approx(sum(0.9**depth for depth in range(5)))
     in_memory = replace(PLAN, streamed_bytes=0)
     busy = round_of(in_memory, ARITHMETIC, Drafting(0.9), 4).pass_seconds
-    assert busy == pytest.approx(0.2 + 5 * 0.002 + 20 * 0.002 + 0.01)
+    assert busy == pytest.approx(0.2 + 5 * 0.002 + 20 * (0.002 + 5 * 0.0001) + 0.01)
     decoded = replace(in_memory, items={"whole weights": PLAN.exact_bytes})
     assert round_of(decoded, ARITHMETIC, Drafting(0.9), 4).pass_seconds == pytest.approx(busy - 0.1)
+
+
+def test_a_wider_level_and_a_wider_pass_take_longer() -> None:
+    in_memory = replace(PLAN, streamed_bytes=0)
+    found = round_of(in_memory, ARITHMETIC, Drafting(0.9, reach=2.0), 4, 3)
+    # levels of six nodes: five more than one
+    assert found.draft_seconds == pytest.approx(4 * (0.05 + 5 * 0.005 + 20 * (0.001 + 5 * 0.0003)))
+    assert found.pass_seconds == pytest.approx(0.2 + 25 * 0.002 + 20 * (0.002 + 25 * 0.0001) + 0.01)
+    both = round_of(replace(in_memory, rows=2), ARITHMETIC, Drafting(0.9, reach=2.0), 4, 3)
+    assert both.draft_seconds == pytest.approx(4 * (0.05 + 11 * 0.005 + 20 * (0.001 + 11 * 0.0003)))
 
 
 @settings(max_examples=25)

@@ -50,9 +50,12 @@ class Figures:
         yield Finding("exact products", _weights(arithmetic.plain_rate, EXACT_BYTES, "weights as they lie, one node"))
         yield Finding("decoding", _weights(arithmetic.rebuilt_rate, EXACT_BYTES, "rebuilt and multiplied, one node"))
         more = 100 * arithmetic.node_seconds * arithmetic.rebuilt_rate
-        yield Finding("more nodes", f"{more:.1f}% of a pass for each")
-        layer = f"{1e6 * arithmetic.level_layer:.0f} us in a draft level, {1e6 * arithmetic.pass_layer:.0f} us in a pass"
-        yield Finding("each layer", f"{layer}, beside its products")
+        wider = 100 * arithmetic.copy_node_seconds * arithmetic.copy_rate
+        yield Finding("more nodes", f"{more:.1f}% of a pass for each, {wider:.1f}% of a draft level")
+        level, tile = (f"{1e6 * seconds:.0f} us in a {what}" for seconds, what in (
+            (arithmetic.level_layer, "draft level"), (arithmetic.pass_layer, "tile of a pass")))  # fmt: skip
+        nodes = f"{1e6 * arithmetic.level_node:.1f} and {1e6 * arithmetic.pass_node:.1f} us for each node"
+        yield Finding("each layer", f"{level}, {tile}, {nodes}, beside its products")
         yield Finding("each round", f"{1e3 * arithmetic.round_rest:.1f} ms beside draft and pass")
 
 

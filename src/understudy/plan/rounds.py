@@ -5,7 +5,7 @@ compared with the one that is reached."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,21 +28,33 @@ class Arithmetic:
 
     # A draft level of one node, by bytes of the copy.
     copy_rate: float
+    # Seconds that each more node of a level takes for each byte of the copy.
+    copy_node_seconds: float
     # A pass of one node, by bytes of exact weights in 16 bits: rebuilt from code and residual, and as they lie.
     rebuilt_rate: float
     plain_rate: float
     # Seconds that each more node of a pass takes for each byte of exact weights.
     node_seconds: float
-    # One decoder layer beside its products: in a draft level, and in a pass.
+    # One decoder layer beside its products: in a draft level of one node, and for each more node of a level.
     level_layer: float
+    level_node: float
+    # The same in a pass: for each tile of it, and for each of its nodes.
     pass_layer: float
+    pass_node: float
     # What a round takes besides: searching, choosing, keeping.
     round_rest: float
 
     @classmethod
     def of_bandwidth(cls, bandwidth: float) -> Arithmetic:
         """A machine of which only the speed of its memory is known, in bytes per second: only reading takes time."""
-        return cls(bandwidth, bandwidth, bandwidth, 0.0, 0.0, 0.0, 0.0)
+        rates = {"copy_rate": bandwidth, "rebuilt_rate": bandwidth, "plain_rate": bandwidth}
+        return cls(**{field.name: rates.get(field.name, 0.0) for field in fields(cls)})
+
+    def level_seconds(self, nbytes: int, layers: int, nodes: float) -> float:
+        """A draft level of so many nodes, by a copy of so many bytes and layers."""
+        more = max(nodes - 1, 0.0)
+        products = nbytes * (1 / self.copy_rate + more * self.copy_node_seconds)
+        return products + layers * (self.level_layer + more * self.level_node)
 
 
 @dataclass(frozen=True)
@@ -107,15 +119,17 @@ class Round:
 def round_of(plan: Plan, arithmetic: Arithmetic, drafting: Drafting, levels: int, width: int = 1) -> Round:
     """The round of `plan` whose drafts have so many levels of `width` nodes. The link fills the ring while drafting."""
     rows = plan.rows
-    level = plan.draft_level_bytes / arithmetic.copy_rate + plan.layers * arithmetic.level_layer
+    wide = rows * drafting.reach * width
+    level = arithmetic.level_seconds(plan.draft_level_bytes, plan.layers, wide)
     if drafting.head_bytes:
-        level = drafting.head_bytes / arithmetic.plain_rate + arithmetic.level_layer
+        level = replace(arithmetic, copy_rate=arithmetic.plain_rate).level_seconds(drafting.head_bytes, 1, wide)
     drafted = levels * level
     nodes = rows * (1 + round(levels * drafting.reach * width))
     plain = plan.exact_bytes if plan.residual_bytes >= plan.exact_bytes else plan.items.get("whole weights", 0)
     reading = (plan.exact_bytes - plain) / arithmetic.rebuilt_rate + plain / arithmetic.plain_rate
     tiles = -(-nodes // plan.tile)
-    busy = reading + nodes * arithmetic.node_seconds * plan.exact_bytes + tiles * plan.layers * arithmetic.pass_layer
+    layer = tiles * arithmetic.pass_layer + nodes * arithmetic.pass_node
+    busy = reading + nodes * arithmetic.node_seconds * plan.exact_bytes + plan.layers * layer
     link = plan.speeds.link_bytes_per_second
     late = 0.0
     if plan.streamed_bytes and link:
