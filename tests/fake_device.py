@@ -16,6 +16,8 @@ from tests.interpreter import quicken
 from tests.simulated import Event, SimulatedDevice, Stream
 from understudy.devices import RowProduct, TokenChooser
 from understudy.devices.accelerator import Accelerator
+from understudy.kernels.attention import AttentionSpec, attend
+from understudy.tree import Nodes
 
 GIB = 1 << 30
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
@@ -116,6 +118,25 @@ def _one_at_a_time(kernel: Kernel | None) -> Kernel | None:
             return kernel(*given)
 
     return None if kernel is None else cast(Kernel, run)
+
+
+def one_by_one(x: Tensor, blocks: Tensor, out: Tensor) -> None:
+    for row, place in zip(x, out, strict=True):
+        place.copy_(torch.einsum("k,bkj->bj", row.float(), blocks.float()))
+
+
+class RowDevice(FakeDevice):
+    """A device without Triton that multiplies and attends row by row, and sums a row as a GPU does: a matrix of few rows in another
+    order."""
+
+    def __init__(self, *, seed: int = 0, name: str = "fake") -> None:
+        super().__init__(seed=seed, triton=False, name=name)
+
+    def row_product(self) -> RowProduct | None:
+        return one_by_one
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
+        return attend(query, keys, values, nodes, spec)
 
 
 def open_fake() -> FakeDevice:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import fake_device
-from tests.fake_device import FakeDevice
+from tests.fake_device import FakeDevice, RowDevice
 from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
@@ -36,12 +36,14 @@ def four_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("understudy.devices.processor.processors_by_node", lambda: dict.fromkeys(range(4), ALLOWED))
 
 
-def simulated(monkeypatch: pytest.MonkeyPatch) -> list[FakeDevice]:
-    """Make devices fake:0, fake:1 and so on, without Triton; returns all that were opened."""
+def simulated(monkeypatch: pytest.MonkeyPatch, by_rows: bool = False) -> list[FakeDevice]:
+    """Make devices fake:0, fake:1 and so on, without Triton; returns all that were opened. `by_rows`: they multiply row by row, so
+    that a pass is one forward."""
     made: list[FakeDevice] = []
 
     def numbered(*, number: int = 0) -> FakeDevice:
-        made.append(FakeDevice(seed=len(made), triton=False, name=f"fake:{number}"))
+        seed, name = len(made), f"fake:{number}"
+        made.append(RowDevice(seed=seed, name=name) if by_rows else FakeDevice(seed=seed, triton=False, name=name))
         return made[-1]
 
     monkeypatch.setattr(fake_device, "numbered", numbered, raising=False)

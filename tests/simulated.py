@@ -83,7 +83,8 @@ class SimulatedDevice:
 
     @alone
     def copy(self, stream: Stream, source: Tensor, into: Tensor) -> None:
-        self.copied += len(source)
+        self.copied += source.numel() * source.itemsize
+        source, into = source.reshape(-1), into.view(-1)
         half = len(source) // 2  # a reader may come between the two
         stream.then(lambda: into[:half].copy_(source[:half]))
         stream.then(lambda: into[half:].copy_(source[half:]))

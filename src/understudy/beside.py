@@ -24,7 +24,7 @@ class Beside(Protocol):
     """Devices that several groups of texts can use at the same time, each group another one."""
 
     def groups(self, texts: int) -> int:
-        """In how many groups so many texts should go; 1: all together."""
+        """In how many groups so many texts could go at most; 1: all together."""
 
     def side_by_side(self, work: Sequence[Callable[[], T]]) -> list[T]:
         """What each of `work` gives, all under way at the same time. Raises what one of them raised, once all are over."""
@@ -32,18 +32,23 @@ class Beside(Protocol):
 
 @dataclass
 class GroupChoice:
-    """Chooses between groups of texts side by side and all texts together, by the tokens a second that each gave."""
+    """Chooses in how many groups texts go side by side, down to all of them together, by the tokens a second that each way gave."""
 
     # By number of texts and of groups: rounds, and decaying sums of their tokens and seconds.
     seen: dict[tuple[int, int], tuple[int, float, float]] = field(default_factory=dict)
 
     def of(self, texts: int, groups: int) -> int:
-        """In how many groups the next round of so many texts should go: `groups` or 1."""
-        (many, *found), (one, *alone) = (self.seen.get((texts, count), (0, 0.0, 0.0)) for count in (groups, 1))
-        if groups < 2 or many < TRIED or one < TRIED:
-            return groups if many < TRIED else 1
-        better, other = (groups, 1) if found[0] * alone[1] > alone[0] * found[1] else (1, groups)
-        return other if (many + one) % APART < TRIED else better
+        """In how many groups the next round of so many texts should go: `groups`, half as many, and so on, or 1."""
+        ways = [groups >> halved for halved in range(groups.bit_length())]
+        seen = {way: self.seen.get((texts, way), (0, 0.0, 0.0)) for way in ways}
+        for way, (rounds, _, _) in seen.items():
+            if rounds < TRIED:
+                return way
+        # Of ways that give as much, the one with fewer groups.
+        best = max(reversed(ways), key=lambda way: seen[way][1] / seen[way][2] if seen[way][2] else 0.0)
+        trial, place = divmod(sum(rounds for rounds, _, _ in seen.values()), APART)
+        others = [way for way in ways if way != best]
+        return others[trial % len(others)] if others and place < TRIED else best
 
     def learn(self, texts: int, groups: int, tokens: int, seconds: float) -> None:
         """Learn what a round of so many texts gave, in so many groups."""

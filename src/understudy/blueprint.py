@@ -242,6 +242,7 @@ class Blueprint:
             padded_rows=padded,
             aligning_bytes=padded * context * self.shape.widest_line(self.dtype),
             widest_level=widest_level,
+            apart=drafter.apart,
             layers=len(self.shape.layers),
             spilling=self._spilling(),
             kv_bits=SMALL if self.options.small_keys else 0,

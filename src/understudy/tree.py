@@ -4,7 +4,7 @@ Invariant: a parent's index is smaller than its child's, and node i of a row's t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -148,8 +148,11 @@ class Nodes:
 
     def to(self, device: torch.device | str) -> Nodes:
         """The same nodes in the memory of `device`."""
-        kept = (self.tokens, self.rows, self.slots, self.positions, self.prefix, self.tail)
-        return Nodes(*(tensor.to(device) for tensor in kept))
+        return self.moved(lambda kept: [tensor.to(device) for tensor in kept])
+
+    def moved(self, bring: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> Nodes:
+        """The same nodes where `bring` gives tensors back."""
+        return Nodes(*bring((self.tokens, self.rows, self.slots, self.positions, self.prefix, self.tail)))
 
     @classmethod
     def join(cls, several: Sequence[Nodes]) -> Nodes:

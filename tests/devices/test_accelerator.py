@@ -139,3 +139,14 @@ def test_a_product_that_is_wrong_is_noticed_and_torch_multiplies(right: bool, mo
         device.draft_product(maker, tensors, shape, torch.bfloat16)
     wanted = x.float() @ maker.dequantize(tensors, shape).T
     assert (multiply(x).float() - wanted).norm() < 0.03 * wanted.norm()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_sent_to_another_device_is_there_at_return(seed: int) -> None:
+    """Copies are late, in any order; nobody waits for other work."""
+    device = FakeDevice(seed=seed, triton=False)
+    sources = [torch.arange(35.0).view(1, 5, 7), torch.arange(6).view(2, 3).T, torch.tensor(4), torch.empty(3, 0)]
+    for _ in range(3):
+        made = device.sent(sources, "cpu")
+        assert all(torch.equal(one, source) and one is not source for one, source in zip(made, sources, strict=True))
+    assert device.simulated.copied == 3 * (35 * 4 + 6 * 8 + 8) and not device.simulated.copies.work

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.fake_device import FakeDevice
+from tests.fake_device import RowDevice
 from tests.tiny import FAMILIES, save
 from understudy import LLM, SamplingParams
-from understudy.devices import DEVICES, RowProduct
-from understudy.kernels.attention import AttentionSpec, attend
+from understudy.devices import DEVICES
 from understudy.layer_states import SlidingState
 from understudy.models.model import Model
 from understudy.models.target import TILE
@@ -19,25 +18,6 @@ from understudy.tree import Nodes, TokenTree
 
 # those with layers of every kind: full, sliding, recurrent, convolutions
 KINDS = ("llama", "gemma3_text", "gemma2", "qwen3_5_text", "bamba", "lfm2", "granite", "olmo2", "gemma4_text", "nemotron_h")
-
-
-def one_by_one(x: Tensor, blocks: Tensor, out: Tensor) -> None:
-    for row, place in zip(x, out, strict=True):
-        place.copy_(torch.einsum("k,bkj->bj", row.float(), blocks.float()))
-
-
-class RowDevice(FakeDevice):
-    """A device without Triton that multiplies and attends row by row, and sums a row as a GPU does: a matrix of few rows in another
-    order."""
-
-    def __init__(self) -> None:
-        super().__init__(triton=False)
-
-    def row_product(self) -> RowProduct | None:
-        return one_by_one
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
-        return attend(query, keys, values, nodes, spec)
 
 
 def open_rows() -> RowDevice:

@@ -40,3 +40,10 @@ def test_a_layer_with_a_window_takes_no_more_than_its_slots() -> None:
 
 def test_exact_bytes_are_those_of_all_linears() -> None:
     assert FOOTPRINT.exact_bytes == 1200
+
+
+def test_groups_side_by_side_have_a_search_and_a_level_each() -> None:
+    """Beside the search for all texts, whose level is not run at the same time."""
+    alone = LEVELS.total(8, rows=4)
+    assert LEVELS.total(8, rows=4, groups=2) == alone + 2 * 3 * 100, "two levels of four nodes take what one of eight does"
+    assert LEVELS.total(64, rows=4, groups=4) == 4 * (32 * 10 + SCORED * 7) + (5 + 4 * 3) * 100 + 1000

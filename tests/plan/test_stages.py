@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.plan.test_lanes import ASKED, GB, LINEARS, MODEL, PART
 from understudy.errors import UsageError
-from understudy.plan.demand import MIB, LayerSize
+from understudy.plan.demand import MIB, LayerSize, LevelSize
 from understudy.plan.lanes import LaneRequest, asked_of, plan_lanes
 from understudy.plan.memory import smallest_passes
 from understudy.plan.splits import joined_stages
@@ -84,3 +84,33 @@ def test_what_stages_cannot_be_is_said() -> None:
     reading = replace(LAYERED, layers=tuple(LayerSize(160, reads=0 if layer == 5 else layer) for layer in range(6)))
     with pytest.raises(UsageError, match=r"they make 1 stages at most"):
         plan_stages(reading, ASKED, lanes(900))
+
+
+DRAFTING = replace(LAYERED, levels=LevelSize(node_bytes=MIB // 4, noise_bytes=MIB // 8))
+
+
+@pytest.mark.parametrize(
+    ("devices", "rows", "level", "groups"), [(2, 8, 32, 2), (6, 8, 32, 4), (6, 3, 32, 3), (6, 8, 0, 6), (3, 1, 8, 1)]
+)
+def test_groups_are_planned_for_where_the_copy_drafts(devices: int, rows: int, level: int, groups: int) -> None:
+    """On devices with memory of their own (which have levels) four at most; what their searches take is the first one's."""
+    asked = replace(ASKED, budget_bytes=900 * MIB, rows=rows, widest_level=level, apart=True)
+    plans = plan_stages(DRAFTING, asked, lanes(*[900] * (devices - 1)))
+    assert [plan.groups for plan in plans] == [groups] * devices
+    assert plans[0].items["draft levels"] == (DRAFTING.levels.total(level, rows, groups) if level and DRAFTING.levels else 0)
+    others = plan_stages(DRAFTING, replace(asked, apart=False), lanes(*[900] * (devices - 1)))
+    assert {plan.groups for plan in others} == {1}
+
+
+def test_groups_are_left_out_before_weights_stream_or_nothing_fits() -> None:
+    asked = replace(ASKED, rows=4, widest_level=64, apart=True)
+
+    def planned(memory: int) -> list[tuple[int, bool]]:
+        plans = plan_stages(DRAFTING, replace(asked, budget_bytes=memory * MIB), lanes(memory))
+        assert all(plan.used <= plan.budget_bytes for plan in plans)
+        return [(plan.groups, plan.streamed_bytes > 0) for plan in plans]
+
+    found = {memory: planned(memory) for memory in range(320, 700, 10)}
+    assert all(len({groups for groups, _ in each}) == 1 for each in found.values())
+    kinds = list(dict.fromkeys((each[0][0], any(streams for _, streams in each)) for each in found.values()))
+    assert kinds == [(1, True), (1, False), (2, False)]

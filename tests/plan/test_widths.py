@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.plan.widths import WIDEST, padded, widest
+from understudy.plan.widths import WIDEST, of_group, padded, widest
 
 
 @given(st.integers(1, 4096))
@@ -26,3 +26,15 @@ def test_a_level_is_padded_to_the_next_power_of_two(nodes: int) -> None:
 )
 def test_the_widest_level(level_width: int, forced: bool, rows: int, expected: int) -> None:
     assert widest(level_width, forced, rows) == expected
+
+
+@given(st.integers(1, 40), st.booleans(), st.integers(2, 70))
+def test_a_group_of_half_the_texts_has_room_for_a_level_of_each(level_width: int, forced: bool, rows: int) -> None:
+    together = widest(level_width, forced, rows)
+    some, width = of_group(together, rows)
+    assert 2 * some in (rows, rows + 1) and some <= width <= max(together, padded(some)) and padded(width) == width
+    assert not forced or width >= some * level_width
+
+
+def test_where_nothing_is_drafted_a_group_has_no_level() -> None:
+    assert of_group(0, 5) == (3, 0)

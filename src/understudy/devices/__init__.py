@@ -236,6 +236,11 @@ class Device(Protocol):
         and is timed for that. It says nothing of work that the device itself does."""
         ...
 
+    def sent(self, sources: Sequence[Tensor], where: str) -> list[Tensor]:
+        """`sources`, which lie here and are made already, in memory `where`: they are there at return, and what is under way here
+        or there is not waited for."""
+        ...
+
     # Time
 
     def finish(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -66,6 +67,8 @@ class Accelerator:
         self.note = f"{without_triton}: {SLOWER}" if without_triton else ""
         # By kind of draft products: whether our kernel for them was right here.
         self._tried: dict[str, bool] = {}
+        # The stream by which tensors go to other devices.
+        self._sending: Any = None
 
     def at_work(self) -> AbstractContextManager[object]:
         """Nothing to do: one that is alone is every thread's already."""
@@ -107,8 +110,7 @@ class Accelerator:
         source, into = arena(PROBE), self.arena(PROBE)
         refusal = self.streams.register(source)
         stream = self.streams.copy_stream()
-        best = 0.0
-        # the first also touches the memory
+        best = 0.0  # of four: the first also touches the memory
         for _ in range(4):
             began = time.perf_counter()
             self.streams.copy(stream, source, into)
@@ -251,6 +253,15 @@ class Accelerator:
 
     def sharing(self, work: SharedWork, nodes: int) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def sent(self, sources: Sequence[Tensor], where: str) -> list[Tensor]:
+        made = [torch.empty(source.shape, dtype=source.dtype, device=where) for source in sources]
+        with self.at_work():
+            stream = self._sending = self._sending or self.streams.copy_stream()
+            for source, into in zip(sources, made, strict=True):
+                self.streams.copy(stream, source, into)
+            self.streams.finish(stream)
+        return made
 
     def finish(self) -> None:
         self.streams.finish(self.streams.current_stream())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -208,6 +208,9 @@ class Processor:
 
     def sharing(self, work: SharedWork, nodes: int) -> AbstractContextManager[None]:
         return self._shared.timed(work, nodes)
+
+    def sent(self, sources: Sequence[Tensor], where: str) -> list[Tensor]:
+        return [source.to(where) for source in sources]
 
     def finish(self) -> None:
         """All is done already."""

@@ -49,6 +49,10 @@ class TargetModel(DraftModel, Protocol):
         """What a pass takes, learned from the passes so far."""
 
     @property
+    def groups(self) -> int:
+        """Groups of texts that may be under way at the same time."""
+
+    @property
     def tree_nodes(self) -> int:
         """The most nodes that the trees of all sequences may have together in one pass."""
 
@@ -84,6 +88,10 @@ class TargetModel(DraftModel, Protocol):
 
     def filling(self) -> bool:
         """Is the link still busy filling the ring, so that drafting on costs nothing?"""
+
+    @property
+    def drops(self) -> list[Callable[[], None]]:
+        """What lets go of memory that a drafter has on the device: called where the device is lost."""
 
     def say(self, note: str) -> None:
         """Show `note` to the user and keep it with the plan's notes."""
@@ -211,6 +219,11 @@ class DrafterSpec(ABC):
     @property
     def holds_substitute(self) -> bool:
         """Must the 4-bit copy be held in fast memory to draft?"""
+        return False
+
+    @property
+    def apart(self) -> bool:
+        """Can groups of texts be drafted for at the same time, where the target's layers lie on several devices?"""
         return False
 
     @property

@@ -240,7 +240,7 @@ class TensorSearch:
         # As `Pace.share`: with each candidate more, chains may go on to its chance.
         wanted = count + levels_left(tip, depth, torch.maximum(chances, least)).sum(1)
         most = ((wanted <= room) & (chances >= 0)).sum().clamp(min=1)
-        most = most.clamp(max=min(WIDEST * rows, WIDEST_TOGETHER))
+        most = most.clamp(max=min(WIDEST * rows, WIDEST_TOGETHER, self.widest))
         gain = chances.clamp(min=0).cumsum(0)
         node = given["share"].index_select(0, torch.minimum(used, nodes)[None])
         value = gain - rate * (given["cost"][: len(chances)] + count * node)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..kernels.search_columns import THROUGH
-from .growing_tree import MOST_NODES
+from ..kernels.search_columns import CHILDREN, DEPTH, FOUND, PARENT, SPINE, THROUGH, TOKEN
+from ..sequence import TokenSequence
+from .growing_tree import MOST_NODES, Candidate, GrowingTree
 from .pace import LIKELIEST, RANKS, ROUNDING, SHARPNESS
 from .packed_tensors import Shapes
 
@@ -65,6 +67,14 @@ class LevelShape:
     # Are there biases or penalties in any of them?
     adjusted: bool = False
 
+    @classmethod
+    def of(cls, sequences: Sequence[TokenSequence]) -> LevelShape:
+        """The kind of levels that draft for `sequences`; its width is not known yet."""
+        sampled = [sequence.params for sequence in sequences if sequence.params.temperature > 0]
+        filtered = any(params.filters for params in sampled)
+        adjusted = any(sequence.params.adjusts for sequence in sequences)
+        return cls(0, len(sequences), bool(sampled), filtered, adjusted)
+
 
 def levels_left(tip: Tensor, depth: Tensor, least: Tensor) -> Tensor:
     """[m, rows] int64: `Pace.levels_left` of each chain, of chance `tip` at `depth` [rows], above each of `least` [m]."""
@@ -72,3 +82,16 @@ def levels_left(tip: Tensor, depth: Tensor, least: Tensor) -> Tensor:
     loss = (chance ** (1 / depth.double())).clamp(max=LIKELIEST)
     left = (torch.log(least[:, None] / chance) / torch.log(loss) + ROUNDING).trunc()
     return torch.where(tip > least[:, None], left, 0.0).clamp(0, MOST_NODES).to(torch.int64)
+
+
+def grown(tree: GrowingTree, numbers: list[list[int]], chances: list[list[float]]) -> None:
+    """Put the nodes in `tree`, with their children that were never run and what calibration learns from."""
+    tree.tokens = [node[TOKEN] for node in numbers]
+    tree.parents = [node[PARENT] for node in numbers]
+    tree.deepest = max(node[DEPTH] for node in numbers)
+    for i, (node, known) in enumerate(zip(numbers, chances, strict=True)):
+        tokens = node[CHILDREN : CHILDREN + node[FOUND]]
+        tree.children[i] = (known[SCORES : SCORES + node[FOUND]], tokens)
+        for rank, token in enumerate(tokens):
+            if (chance := known[THROUGH + rank]) >= 0:
+                tree.pool.append(Candidate(chance, i, token, node[DEPTH] + 1, bool(node[SPINE]) and rank == 0))

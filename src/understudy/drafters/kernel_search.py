@@ -65,7 +65,7 @@ class KernelSearch(TensorSearch):
         logits = self.forward(nodes)
         for first, scores in self._adjusted(kind, logits, nodes.tail):
             kernels.add(kernels.best(scores, first, kind.sampled, kind.filtered), first)
-        kernels.choose(kind.rows, min(WIDEST * kind.rows, WIDEST_TOGETHER))
+        kernels.choose(kind.rows, min(WIDEST * kind.rows, WIDEST_TOGETHER, self.widest))
 
     def _adjusted(self, kind: LevelShape, logits: Tensor, tail: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Logits after the nodes of a level from a first one on, biased and penalised where that is asked for."""

@@ -20,14 +20,13 @@ from torch import Tensor
 from ..devices import Device
 from ..devices.graphs import CaptureError, Graph
 from ..errors import KernelError
-from ..kernels.search_columns import CHILDREN, DEPTH, FOUND, PARENT, SPINE, THROUGH, TOKEN
 from ..plan.widths import GRAPHS, padded, widest
 from ..sampling import offset
 from ..sequence import TokenSequence
 from .device_adjust import DeviceAdjustment
 from .device_search import TensorSearch
-from .device_state import FIGURES, SCORES, LevelShape, SearchSizes
-from .growing_tree import MOST_NODES, Candidate, GrowingTree
+from .device_state import FIGURES, LevelShape, SearchSizes, grown
+from .growing_tree import MOST_NODES, GrowingTree
 from .kernel_search import KernelSearch
 from .pace import WIDEST
 from .packed_tensors import PackedTensors
@@ -56,15 +55,17 @@ class Launched:
 
 class DeviceTreeSearch:
     """Grows trees with `proposer`, whose inputs and outputs all lie on `device`. `say` is told what the user should
-    know."""
+    know. `rows`, `level`: the most sequences, and nodes of a level; 0: as many as the cache has rows, and as wide as suits them."""
 
-    def __init__(self, proposer: Proposer, device: Device, policy: DraftPolicy, say: Callable[[str], None]):
+    def __init__(
+        self, proposer: Proposer, device: Device, policy: DraftPolicy, say: Callable[[str], None], rows: int = 0, level: int = 0
+    ):
         self.proposer = proposer
         self.device = device
         self.policy = policy
         self.say = say
-        self.rows = proposer.cache.rows
-        self.widest = widest(min(policy.shape.width, MOST_NODES) or WIDEST, policy.shape.depth > 0, self.rows)
+        self.rows = rows or proposer.cache.rows
+        self.widest = level or widest(min(policy.shape.width, MOST_NODES) or WIDEST, policy.shape.depth > 0, self.rows)
         # Recorded levels, the latest used last.
         self.graphs: OrderedDict[LevelShape, Graph] = OrderedDict()
         self.recording = device.graphs is not None
@@ -77,8 +78,7 @@ class DeviceTreeSearch:
         self._make(STOPS)
 
     def _make(self, stops: int) -> None:
-        """Make room for what a draft is given, with so many stop tokens a sequence; recorded levels are of no use
-        any more."""
+        """Make room for what a draft is given, with so many stop tokens a sequence; recorded levels are of no use any more."""
         self.graphs.clear()
         self.tensors: TensorSearch | None = None
         self.adjustment: DeviceAdjustment | None = None
@@ -90,8 +90,16 @@ class DeviceTreeSearch:
         self.figures = self.device.landing(3 * 8 * len(FIGURES)).view(torch.int64).view(3, -1)
         self.result: PackedTensors | None = None
 
+    def drop(self) -> None:
+        """Let go of all memory on the device."""
+        self._make(self.stops)
+
     @torch.inference_mode()
     def run(self, trees: list[GrowingTree]) -> None:
+        with self.policy.turn:
+            self._run(trees)
+
+    def _run(self, trees: list[GrowingTree]) -> None:
         sequences = [tree.sequence for tree in trees]
         deepest = max((tree.levels for tree in trees), default=0)
         if deepest > 0:
@@ -104,7 +112,7 @@ class DeviceTreeSearch:
     def _draft(self, sequences: Sequence[TokenSequence], lengths: Sequence[int], deepest: int) -> int:
         """Launch the levels of one draft; returns how many."""
         self._give(sequences, lengths)
-        return self._levels(_level_shape(sequences), len(sequences), min(self.policy.shape.depth, deepest))
+        return self._levels(LevelShape.of(sequences), len(sequences), min(self.policy.shape.depth, deepest))
 
     @torch.inference_mode()
     def measure(self, width: int) -> float:
@@ -181,7 +189,7 @@ class DeviceTreeSearch:
         given = self.given
         pace = self.policy.pace
         limits = self.policy.limits
-        given["nodes"][0] = limits.nodes
+        given["nodes"][0] = self.policy.most_nodes
         given["rate"][0] = pace.rate
         given["break even"][0] = pace.break_even
         self.free = limits.filling()
@@ -202,11 +210,11 @@ class DeviceTreeSearch:
         self.tensors.begin(rows)
 
     def _room(self, nbytes: int) -> Tensor:
-        return torch.zeros(nbytes, dtype=torch.uint8, device=self.device.where)
+        return self.device.arena(nbytes).zero_()
 
     def _levels(self, kind: LevelShape, width: int, forced: int) -> int:
-        """Launch levels, the first of this width: `forced` of them, or until none pays if that is 0. Learn what they
-        took. Returns how many."""
+        """Launch levels, the first of this width: `forced` of them, or until none pays if that is 0. Learn what they took. Returns
+        how many."""
         if forced:
             width = min(self.policy.shape.width, MOST_NODES) * kind.rows
         begun = self.device.mark()
@@ -219,15 +227,19 @@ class DeviceTreeSearch:
             if figures["wish"] and figures["left"] < LIKELY and len(levels) > 1:
                 figures = self._await(levels[-1])
             width = figures["wish"]
-        self.device.wait_for(levels[-1].done)
+        self._wait(levels[-1].done)
         for level in levels:
             if level.telling:
                 self.policy.pace.record_level(level.width, self.device.seconds_between(begun, level.done))
             begun = level.done
         return len(levels)
 
+    def _wait(self, event: Any) -> None:
+        with self.policy.elsewhere():
+            self.device.wait_for(event)
+
     def _await(self, level: Launched) -> dict[str, int]:
-        self.device.wait_for(level.done)
+        self._wait(level.done)
         return dict(zip(FIGURES, level.figures.tolist(), strict=True))
 
     def _launch(self, kind: LevelShape, width: int, number: int) -> Launched:
@@ -237,13 +249,13 @@ class DeviceTreeSearch:
             self.tensors.given["free"].fill_(0.0)
         kind = replace(kind, width=width)
         telling = kind in self.graphs or not self.recording  # recording takes longer
-        self._run_level(kind)
+        with self.policy.elsewhere():
+            self._run_level(kind)
         figures = self.figures[number % 3]
         return Launched(width, figures, self.device.late(self.tensors.state["figures"], figures), telling)
 
     def _run_level(self, kind: LevelShape) -> None:
-        """Replay the graph of this kind of level, which its first level records. Without graphs, run it operation by
-        operation."""
+        """Replay the graph of this kind of level, which its first level records. Without graphs, run it operation by operation."""
         assert self.tensors is not None
         graph = self.graphs.get(kind)
         if graph is not None:
@@ -269,30 +281,9 @@ class DeviceTreeSearch:
         state = self.tensors.state
         if self.result is None:
             self.result = state.alike(self.device.landing)
-        self.device.wait_for(self.device.late(state.memory, self.result.memory))
+        self._wait(self.device.late(state.memory, self.result.memory))
         for i, tree in enumerate(trees):
             count = int(self.result["count"][i])
             if count:
                 numbers, chances = (self.result[name][i, :count].tolist() for name in ("node", "node chances"))
-                _grown(tree, numbers, chances)
-
-
-def _level_shape(sequences: Sequence[TokenSequence]) -> LevelShape:
-    """The kind of levels that draft for `sequences`; its width is not known yet."""
-    sampled = [sequence.params for sequence in sequences if sequence.params.temperature > 0]
-    filtered = any(params.filters for params in sampled)
-    adjusted = any(sequence.params.adjusts for sequence in sequences)
-    return LevelShape(0, len(sequences), bool(sampled), filtered, adjusted)
-
-
-def _grown(tree: GrowingTree, numbers: list[list[int]], chances: list[list[float]]) -> None:
-    """Put the nodes in `tree`, with their children that were never run and what calibration learns from."""
-    tree.tokens = [node[TOKEN] for node in numbers]
-    tree.parents = [node[PARENT] for node in numbers]
-    tree.deepest = max(node[DEPTH] for node in numbers)
-    for i, (node, known) in enumerate(zip(numbers, chances, strict=True)):
-        tokens = node[CHILDREN : CHILDREN + node[FOUND]]
-        tree.children[i] = (known[SCORES : SCORES + node[FOUND]], tokens)
-        for rank, token in enumerate(tokens):
-            if (chance := known[THROUGH + rank]) >= 0:
-                tree.pool.append(Candidate(chance, i, token, node[DEPTH] + 1, bool(node[SPINE]) and rank == 0))
+                grown(tree, numbers, chances)

@@ -9,6 +9,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from ..errors import UsageError
@@ -19,7 +20,7 @@ from . import DrafterSpec, OwnCache, TargetModel, Verified
 from .growing_tree import MOST_NODES, GrowingTree
 from .pace import WIDEST
 from .policy import DraftPolicy, Limits, Shape
-from .proposer import ModelProposer, Proposer
+from .proposer import Proposer
 from .start import START, Start
 from .suggest import WHEN, Suggester, TextSuggester
 
@@ -189,13 +190,12 @@ class SearchSpec(DrafterSpec):
             tree=min(MOST_NODES, *(cache.scratch for cache in caches)), levels=min(proposer.deepest, target.cache.deepest),
         )  # fmt: skip
         policy = DraftPolicy(limits, Shape(self.width, self.depth), start=self.start)
-        # The copy runs where its layers do, and waits its turn there; nothing else does.
-        apart = type(proposer) is ModelProposer and proposer.model is target and proposer.device.drafts_see_text
-        drafter = SearchDrafter(proposer, self._search(proposer, policy, target), policy, apart)
+        drafter = SearchDrafter(proposer, self._search(proposer, policy, target), policy, self.apart)
         drafter.warm()
         return drafter
 
     def _search(self, proposer: Proposer, policy: DraftPolicy, target: TargetModel) -> Search:
+        from .group_search import GroupSearch
         from .launch import DeviceTreeSearch
         from .tree_search import TreeSearch
 
@@ -206,4 +206,7 @@ class SearchSpec(DrafterSpec):
             raise UsageError(
                 f"guess=on is for drafts on the processor: on {device.name} tokens are chosen where the text is not."
             )
-        return DeviceTreeSearch(proposer, device, policy, target.say)
+        opened = partial(DeviceTreeSearch, proposer, device, policy, target.say)
+        search = GroupSearch(opened(), opened, policy) if self.apart and target.groups > 1 else opened()
+        target.drops.append(search.drop)
+        return search

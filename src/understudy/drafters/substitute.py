@@ -64,6 +64,11 @@ class SubstituteSpec(SearchSpec):
         return True
 
     @property
+    def apart(self) -> bool:
+        # The copy runs where its layers do, and waits its turn there; a head in front keeps what it reads of one draft.
+        return self.head is None
+
+    @property
     def taps(self) -> tuple[int, ...]:
         if isinstance(self.head, BroughtHead):
             return mtp.TAPS

@@ -84,6 +84,8 @@ class Model:
         self.device = device
         self.devices = tuple(devices)
         self.module = structure.skeleton(config, dtype, attention_name())
+        # What a drafter lets go of once the device is lost.
+        self.drops: list[Callable[[], None]] = []
         # Why nothing on the device can be trusted any more.
         self._lost: UnderstudyError | None = None
         refuse_wrong_head(self.module, store)
@@ -110,8 +112,7 @@ class Model:
         self.lanes = open_lanes(further, plan, store, settings, uses.drafts)
         self.supply = supply_of_all(supply, self.weights, self.lanes, plan)
         fused = self.supply.fused(dtype)
-        # Passes of several groups of texts end at the same time.
-        self._learning = threading.Lock()
+        self._learning = threading.Lock()  # passes of several groups of texts end at the same time
         self._work: SharedWork = "pass" if fused else "stock pass"
         self.cost = PassCost(1 if fused else TILE)
         # Where drafted tokens are chosen on the device, their rows must lie there.
@@ -122,8 +123,7 @@ class Model:
             self.module, base, *views, self.supply.multiply, device, self.supply.skip_head, stages=self.stages
         )
         self._join_tiles()
-        if self.stages is not None:
-            self.stages.fit(self.target.whole, 1 if fused else TILE, streams=bool(plan.streamed_bytes))
+        self._fit_stages()
         drafts = drafts_of_all(self.weights, self.lanes, dtype) if uses.drafts else {}
         self.draft = Draft(self.module, *views, drafts, device, self.stages)
         # How many decoder blocks the draft runs in fewer steps than the stock ones.
@@ -146,6 +146,12 @@ class Model:
         else:
             why = "rows of this model have other bits in passes of other sizes"
             self.plan = self.plan.noted(f"passes run tile by tile, which is slower: {why}")
+
+    def _fit_stages(self) -> None:
+        """Tell the stages, where there are some, what passes are like."""
+        if self.stages is not None:
+            step = 1 if self.supply.fused(self.dtype) else TILE
+            self.stages.fit(self.target.whole, step, streams=bool(self.plan.streamed_bytes), groups=self.groups)
 
     def _lookup(self, whole: bool) -> Lookup:
         """What is looked up by token: `whole` on the device, or the rows at hand."""
@@ -249,6 +255,13 @@ class Model:
         warnings.warn(note, RuntimeWarning, stacklevel=2)
 
     @property
+    def groups(self) -> int:
+        """Groups of texts that may be under way at the same time: as many as the plan has memory for, each with nodes of its own.
+        One where a pass on a device goes tile by tile: when all tiles are done where they are is not known there."""
+        by_tiles = self.device.own_memory and not self.target.whole
+        return 1 if by_tiles else max(min(self.plan.groups, self.tree_nodes // self.cost.unit), 1)
+
+    @property
     def tree_nodes(self) -> int:
         """The most nodes that the trees of all sequences may have together in one pass."""
         return self.tile * self.plan.passes.trees
@@ -284,4 +297,3 @@ def _cache(
 def _out_of_memory(said: str) -> UnderstudyError:
     what = f"The device ran out of memory in this request ({said})"
     return UnderstudyError(f"{what}: shorten the prompt, or choose a smaller --context or --memory. Others can go on.")
-

@@ -71,6 +71,8 @@ def give_back(model: Model, error: BaseException) -> None:
     first = model.supply if isinstance(model.supply, Supply) else model.supply.first
     first.drop()
     model.weights.drop()
+    for drop in model.drops:
+        drop()
     model.draft.linears = {}
     model.module.to("meta")
     # They hold products of whole blocks.

@@ -55,12 +55,15 @@ class Stages:
         """The device that runs decoder layer `layer`."""
         return self.devices[self._numbers[layer]]
 
-    def fit(self, whole: bool, step: int, streams: bool) -> None:
+    def fit(self, whole: bool, step: int, streams: bool, groups: int = 1) -> None:
         """Say what passes are like. `whole`: a piece is one forward, not one for each tile; `step`: pieces have a multiple of so
-        many nodes; `streams`: weights arrive anew for each piece, so that a pass is not cut."""
+        many nodes; `streams`: weights arrive anew for each piece, so that a pass is not cut; `groups`: so many of texts may be
+        under way at the same time."""
+        self.whole = whole
         self.beside = BESIDE_ROWS if whole else BESIDE_NODES
         self.step = step
         self.streams = streams
+        self.most_groups = groups
 
     def install(self, blocks: nn.ModuleList) -> None:
         """Let forwards of a model with these decoder `blocks` go from device to device, and norms lie where they are used."""
@@ -72,6 +75,11 @@ class Stages:
                 blocks[layer].register_forward_pre_hook(_Carry(self, where, stop).before, with_kwargs=True)
         blocks[-1].register_forward_hook(_Carry(self, self.devices[0].where, len(self.devices)).after)
 
+    def carried(self, tensors: Sequence[Tensor], where: str, fresh: bool, again: bool = False) -> list[Tensor]:
+        """As `Walk.carried`, for the calling thread's forward."""
+        walk = self._way.walk
+        return [one.to(where) for one in tensors] if walk is None else walk.carried(tensors, where, fresh, again)
+
     def enter(self, stop: int) -> None:
         """Take the calling thread's forward to `stop`; nothing happens where it has none."""
         if self._way.walk is not None:
@@ -80,7 +88,8 @@ class Stages:
     @contextmanager
     def walk(self, turns: PieceTurns | None = None, piece: int = 0) -> Iterator[None]:
         """Around one forward of the calling thread."""
-        walk = Walk(self.devices, self.occupancy, turns, piece)
+        beside = self.whole and (turns is not None or self._way.grouped)
+        walk = Walk(self.devices, self.occupancy, turns, piece, beside)
         self._way.walk = walk
         try:
             with walk.under_way():
@@ -119,9 +128,9 @@ class Stages:
         return self._all([partial(piece, number, work) for number, work in enumerate(run)])
 
     def groups(self, texts: int) -> int:
-        """In how many groups so many texts should go through the stages, each with its draft and its pass: one for each device, so
-        that each has work; 1 where weights stream, which come once for all of them."""
-        return 1 if self.streams else max(min(len(self.devices), texts), 1)
+        """The most groups in which so many texts could go through the stages, each with its draft and its pass; 1 where weights
+        stream, which come once for all of them."""
+        return 1 if self.streams else max(min(self.most_groups, texts), 1)
 
     def side_by_side(self, work: Sequence[Callable[[], T]]) -> list[T]:
         """What each of `work` gives, the draft and the pass of a group of texts: all under way at the same time, each in a thread
@@ -176,22 +185,34 @@ class _Carry:
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         if self.stop is not None:
             self.stages.enter(self.stop)
-        return _carried(args, self.where), _carried(kwargs, self.where)
+        return self._carried(args), self._carried(kwargs, again=True)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         assert self.stop is not None
         self.stages.enter(self.stop)
-        return _carried(output, self.where)
+        return self._carried(output)
+
+    def _carried(self, value: Any, again: bool = False) -> Any:
+        """`value` with all tensors in it where the forward is now."""
+        tensors: list[Tensor] = []
+
+        def noted(one: Tensor) -> Tensor:
+            tensors.append(one)
+            return one
+
+        _with_tensors(value, noted)
+        there = iter(self.stages.carried(tensors, self.where, self.stop is not None, again))
+        return _with_tensors(value, lambda _: next(there))
 
 
-def _carried(value: Any, where: str) -> Any:
-    """`value` with all tensors in it in memory `where`."""
+def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with each tensor in it as `change` gives it, in their order."""
     if isinstance(value, Tensor):
-        return value.to(where)
+        return change(value)
     if isinstance(value, tuple | list):
-        return type(value)(_carried(one, where) for one in value)
+        return type(value)(_with_tensors(one, change) for one in value)
     if isinstance(value, dict):
-        return {name: _carried(one, where) for name, one in value.items()}
+        return {name: _with_tensors(one, change) for name, one in value.items()}
     return value
 
 

@@ -5,8 +5,8 @@ Both only hand their input to the pass under way, so the stock model code around
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -104,6 +104,9 @@ class LayerDevices(Protocol):
     def device(self, layer: int) -> Device:
         """The device that runs decoder layer `layer`."""
 
+    def carried(self, tensors: Sequence[Tensor], where: str, fresh: bool) -> list[Tensor]:
+        """`tensors` in memory `where`, that of the device that the calling thread's forward is on; `fresh`: none is there yet."""
+
 
 class Placed:
     """The nodes of a pass in the memory of `device`, or in that of each layer's device where there are `stages`."""
@@ -112,16 +115,17 @@ class Placed:
         self.first = nodes.to(device.where)
         self.device = device
         self.stages = stages
-        self._there = {device.where: self.first}
+        self._there = {device.name: self.first}
 
     def at(self, layer: int) -> tuple[Device, Nodes]:
         """The device of `layer`, with the nodes there."""
         if self.stages is None:
             return self.device, self.first
         device = self.stages.device(layer)
-        if device.where not in self._there:
-            self._there[device.where] = self.first.to(device.where)
-        return device, self._there[device.where]
+        if device.name not in self._there:
+            bring = partial(self.stages.carried, where=device.where, fresh=True)
+            self._there[device.name] = self.first.moved(bring)
+        return device, self._there[device.name]
 
 
 def place_of_one(nodes: Nodes, device: Device) -> tuple[int, int] | None:

@@ -1,11 +1,18 @@
 """Forwards on their way through stages: which of them is on which device. One at a time is at work on each, so what a device keeps
-for its work (buffers, tables at hand) needs no other guard."""
+for its work (buffers, tables at hand) needs no other guard.
+
+A device with memory of its own works after it was asked, in the order it was asked in. Where several forwards are under way, one
+that asked ahead would keep the others waiting for devices that it has not come to: so it goes on only once its work is done where
+it is, and what it takes along does not queue behind what others have asked for."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
 
 from ..devices import Device
 from .lanes import LaneLost, lost_line
@@ -79,15 +86,21 @@ class PieceTurns:
 
 class Walk:
     """One forward on its way from stop to stop: the stages in their order, then the first device again. `turns`: whose turn it is
-    among the pieces of a pass; None: it is a whole one."""
+    among the pieces of a pass; None: it is a whole one. `beside`: are others under way at the same time, and each is one forward,
+    not several tiles, so that all it was asked at a stop is done when it goes on?"""
 
-    def __init__(self, devices: Sequence[Device], occupancy: Occupancy, turns: PieceTurns | None = None, piece: int = 0) -> None:
+    def __init__(
+        self, devices: Sequence[Device], occupancy: Occupancy, turns: PieceTurns | None = None, piece: int = 0, beside: bool = False
+    ) -> None:
         self.devices = devices
         self.occupancy = occupancy
         self.turns = turns
         self.piece = piece
+        self.beside = beside
         self.stop = -1
         self._work = ExitStack()
+        # What was brought to this stop, with what it was elsewhere, by the number of that object.
+        self._brought: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def place(self) -> int:
@@ -100,6 +113,7 @@ class Walk:
         if stop <= self.stop:
             return
         self.leave()
+        self._brought.clear()
         device = stop % len(self.devices)
         if self.turns is not None:
             self.turns.take(stop, self.piece, device)
@@ -109,6 +123,12 @@ class Walk:
         self._work.enter_context(self.devices[device].at_work())
 
     def leave(self) -> None:
+        """Let the next forward come to where this one is, once it is done there. Raises what a device that is lost raises."""
+        if self.stop >= 0 and self.beside:
+            self.devices[self.place].finish()
+        self.abandon()
+
+    def abandon(self) -> None:
         """Let the next forward come to where this one is."""
         self._work.close()
         if self.stop >= 0 and self.turns is not None:
@@ -117,16 +137,33 @@ class Walk:
             self.occupancy.give(self.place)
         self.stop = -1
 
+    def carried(self, tensors: Sequence[Tensor], where: str, fresh: bool, again: bool = False) -> list[Tensor]:
+        """`tensors` in memory `where`, that of the device it is on. `fresh`: it has just come there; `again`: each layer there is
+        given them, so that they are brought once."""
+        there = torch.device(where)
+        found = {id(one): self._brought[id(one)][1] for one in tensors if id(one) in self._brought}
+        new = {id(one): one for one in tensors if id(one) not in found and (fresh or one.device != there)}
+        made: dict[int, Tensor] = {}
+        for device in self.devices if self.beside else ():
+            own = [one for one in new.values() if id(one) not in made and one.device == torch.device(device.where)]
+            made |= zip(map(id, own), device.sent(own, where), strict=True) if own else {}
+        made |= {key: one.to(where) for key, one in new.items() if key not in made}
+        if again:
+            self._brought |= {key: (new[key], one) for key, one in made.items()}
+        found |= made
+        return [found.get(id(one), one) for one in tensors]
+
     @contextmanager
     def under_way(self) -> Iterator[None]:
         """Begin at the first stop, and leave the last one. LaneLost where a further device is lost."""
         try:
             self.enter(0)
             yield
+            self.leave()
         except RuntimeError as error:
             device = self.devices[self.place]
             if self.stop < 1 or self.place == 0 or not device.lost(error):
                 raise
             raise LaneLost(lost_line(device.name, error)) from None
         finally:
-            self.leave()
+            self.abandon()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .residents import UNKNOWN, LinearSize, LinkSpeeds
-from .widths import GRAPHS, SCORED
+from .widths import GRAPHS, SCORED, of_group
 
 MIB = 1 << 20
 # Interpreter, torch, transformers, compiled kernels and allocator slack in a program of somebody else's; measured, see docs/log.md.
@@ -38,10 +38,20 @@ class LevelSize:
     # What all recorded levels keep.
     recorded_bytes: int = GRAPHS * GRAPH
 
-    def total(self, widest_level: int, rows: int) -> int:
-        """Bytes for levels of at most `widest_level` nodes of `rows` sequences. The search keeps a spare sequence."""
-        noise = self.noise_bytes * min(widest_level, SCORED)
-        return self.node_bytes * widest_level + noise + self.sequence_bytes * (rows + 1) + self.recorded_bytes
+    def total(self, widest_level: int, rows: int, groups: int = 1) -> int:
+        """Bytes for levels of at most `widest_level` nodes of `rows` sequences, all together or in so many groups side by side.
+        Each search keeps a spare sequence."""
+        kept = self.sequence_bytes * (rows + 1) + self.recorded_bytes
+        level = self.node_bytes * widest_level + self.noise(widest_level)
+        if groups > 1:
+            some, width = of_group(widest_level, rows)
+            kept += groups * self.sequence_bytes * (some + 1)
+            level = max(level, groups * (self.node_bytes * width + self.noise(width)))
+        return kept + level
+
+    def noise(self, widest_level: int) -> int:
+        """Bytes for the noise of a level of so many nodes."""
+        return self.noise_bytes * min(widest_level, SCORED)
 
 
 @dataclass(frozen=True)
@@ -220,6 +230,9 @@ class PlanRequest:
     aligning_bytes: int = 0
     # Nodes of the widest draft level on a device; 0: none is drafted there.
     widest_level: int = 0
+    # Can groups of texts be drafted for at the same time, and how many of them may be under way on several devices?
+    apart: bool = False
+    groups: int = 1
     # Decoder layers.
     layers: int = 0
     # How keys and values spill; None: they all stay in fast memory.

@@ -185,6 +185,7 @@ def _placed(
         kv_bits=request.kv_bits,
         passes=passes,
         tile=request.tile,
+        groups=request.groups,
         draft_level_bytes=substitute_bytes + whole_bytes,
         exact_bytes=footprint.exact_bytes,
         speeds=request.speeds,
@@ -238,7 +239,7 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
         "realigning": request.aligning_bytes,
         **({"prefixes": request.prefix_bytes} if request.prefix_bytes else {}),
         **({"grammars": request.grammar_bytes} if request.grammar_bytes else {}),
-        "draft levels": levels.total(request.widest_level, request.rows) if levels else 0,
+        "draft levels": levels.total(request.widest_level, request.rows, request.groups) if levels else 0,
     }
 
 

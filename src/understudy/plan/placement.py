@@ -82,6 +82,8 @@ class Plan:
     split: str = ""
     # The first decoder layer of this device's stage, and one past the last.
     stage: tuple[int, int] = (0, 0)
+    # Groups of texts that may be under way at the same time, each at another stage.
+    groups: int = 1
     # What each further device holds: its own parts, what decodes them, and their stream. Their bytes are not in `items`.
     lanes: tuple[Plan, ...] = ()
     # Bits of a key's or value's number, where not the model's own type: the text is not the exact model's then. 0: that type.

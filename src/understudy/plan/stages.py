@@ -21,16 +21,33 @@ from .residents import LinearSize
 TOO_LITTLE = 1e9
 # Bytes per second of fast memory where nobody knows better: all devices are alike then.
 LIKELY = 1e12
+# Groups of texts on devices that have memory of their own: one host asks for the work of all of them, one thing after another.
+MOST_GROUPS = 4
 NOTHING = LinearSize(0, 0, 0)
 
 
 def plan_stages(footprint: Footprint, request: PlanRequest, lanes: Sequence[LaneRequest]) -> tuple[Plan, ...]:
     """The plan of the first device, and one for each of `lanes`: what streams is what streams there, and so is the link.
 
-    Raises UsageError where one of them has too little memory, or there are fewer layers than devices."""
+    Groups of texts may be under way at the same time where nothing streams beside what they need: weights would come anew for
+    each. Raises UsageError where one of them has too little memory, or there are fewer layers than devices."""
     count, devices = len(footprint.layers), len(lanes) + 1
     if count < devices:
         raise UsageError(f"--split stages: {count} decoder layers are too few for {devices} devices.")
+    most = min(devices, request.rows, MOST_GROUPS if request.widest_level else devices) if request.apart else 1
+    if most > 1:
+        try:
+            plans = _plan_stages(footprint, replace(request, groups=most), lanes)
+        except UsageError:
+            # What they need beside one group does not fit.
+            plans = ()
+        if plans and not any(plan.streamed_bytes for plan in plans):
+            return plans
+    return _plan_stages(footprint, request, lanes)
+
+
+def _plan_stages(footprint: Footprint, request: PlanRequest, lanes: Sequence[LaneRequest]) -> tuple[Plan, ...]:
+    """The plans for as many groups of texts as `request` says."""
     first = replace(request, resident="none" if request.resident == "none" else "residual", spilling=None)
     asked = [first, *(replace(asked_of(first, lane), widest_level=first.widest_level) for lane in lanes)]
     smallest = smallest_passes(first)

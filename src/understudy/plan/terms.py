@@ -5,14 +5,13 @@ from __future__ import annotations
 from .demand import Footprint, LevelSize, PlanRequest
 from .memory import columns_of
 from .placement import Plan
-from .widths import SCORED
 
 
 def terms(plan: Plan, footprint: Footprint, request: PlanRequest) -> dict[str, int]:
     """Bytes of fast memory by name. They add up to `plan.used`: each item of the plan, or its parts in its place."""
     apart = {"KV cache": _cache(plan, footprint, request), "logits": _logits(plan, footprint)}
     if footprint.levels is not None and request.widest_level:
-        apart["draft levels"] = _levels(footprint.levels, request)
+        apart["draft levels"] = _levels(footprint.levels, request, plan.groups)
     found: dict[str, int] = {}
     for name, nbytes in plan.items.items():
         parts = apart.get(name) if nbytes else None
@@ -44,9 +43,9 @@ def _logits(plan: Plan, footprint: Footprint) -> dict[str, int]:
     }
 
 
-def _levels(levels: LevelSize, request: PlanRequest) -> dict[str, int]:
-    noise = levels.noise_bytes * min(request.widest_level, SCORED)
-    whole = levels.total(request.widest_level, request.rows)
+def _levels(levels: LevelSize, request: PlanRequest, groups: int) -> dict[str, int]:
+    noise = levels.noise(request.widest_level)
+    whole = levels.total(request.widest_level, request.rows, groups)
     return {
         "draft levels": whole - noise - levels.recorded_bytes,
         "noise of draft levels": noise,

@@ -22,3 +22,10 @@ def widest(level_width: int, forced: bool, rows: int) -> int:
         return 0
     nodes = level_width * rows
     return padded(nodes if forced else max(min(nodes, WIDEST), rows))
+
+
+def of_group(widest_level: int, rows: int) -> tuple[int, int]:
+    """The most sequences of one of several groups, of `rows` in all, and its widest level where that of all together has
+    `widest_level` nodes."""
+    half = -(-rows // 2)
+    return half, padded(-(-widest_level * half // rows)) if widest_level else 0
