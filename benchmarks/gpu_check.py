@@ -7,9 +7,10 @@
 
 While a stand-in and its Stores are made, exactness: each kernel against the CPU's, bits where bits are promised; then drafted
 texts, which must be the plain ones; where one is not, the first token that differs is shown with how close the exact model's choice
-was there. Then speed: methods one after another, each in a process whose GPU memory is capped. Figures are written as they come,
-so that what was measured is there however it ends. Last come a table, and what was wanted beside what was reached. The status is 1
-if anything was not exact. `--keep DIR` leaves the stand-in and its Stores there for the next time."""
+was there. What takes longer than that goes on after speed. Speed: methods one after another, each in a process whose GPU memory is
+capped. Figures are written as they come, so that what was measured is there however it ends. Last come a table, and what was wanted
+beside what was reached. The status is 1 if anything was not exact. `--keep DIR` leaves the stand-in and its Stores there for the
+next time."""
 
 import argparse
 import importlib.util
@@ -100,33 +101,65 @@ def describe(work: Work) -> tuple[Work, str]:
     return work, trouble
 
 
-def prepare(work: Work) -> None:
+def prepare(work: Work) -> list[str]:
     """Make the stand-in and its Stores, and compare meanwhile what must be exact: the one keeps the processor busy, the other
-    the GPU."""
+    the GPU. Returns the groups of what must be exact that were not done in their time."""
     size, results = work.results.size, work.results
     children: list[Child] = []
     if work.runs:
         children.append(work.begin("stores", gpu_work.prepare, work.folder, size, codecs_of(work.runs)))
         # Where nothing is compiled yet, processes of their own do it while the stand-in is made.
         children += [work.begin(name, by) for name, by in COMPILERS.items() if size.device != "fake"]
-    if work.exact:
-        left = size.exact_seconds - results.seconds - LEAST_SECONDS
-        groups = gpu_work.EXACT_GROUPS[: size.exact_groups]
-        children += [work.begin(f"exactness of {name}", gpu_work.exact, size.device, left, name) for name in groups]
+    most = size.exact_seconds if work.runs else size.seconds
+    exact = compare(work, gpu_work.EXACT_GROUPS[: size.exact_groups], most - results.seconds) if work.exact else {}
     try:
-        while results.left > 0 and any(child.running for child in children):
-            hear(results, children)
-            if results.seconds > size.exact_seconds and not (work.runs and children[0].running):
-                break
-            time.sleep(0.1)
-        for child in children:
-            child.process.join(timeout=0)
-            if why := child.failure():
-                results.cut_short(f"{child.said.stem}: {why}")
-        hear(results, children)
+        await_all(results, [*children, *exact.values()], lambda: results.seconds > most and not (work.runs and children[0].running))
+        late = [name for name, child in exact.items() if child.running]
+        say_failures(results, [*children, *(child for name, child in exact.items() if name not in late)])
+        return late
     finally:
-        for child in children:
+        for child in (*children, *exact.values()):
             child.end()
+
+
+def finish(work: Work, groups: Sequence[str]) -> None:
+    """Compare what must be exact and was not compared before the rows: its kernels are compiled by now."""
+    results = work.results
+    children = compare(work, groups, results.left) if results.left > LEAST_SECONDS else {}
+    try:
+        await_all(results, list(children.values()), lambda: False)
+        say_failures(results, list(children.values()))
+    finally:
+        for child in children.values():
+            child.end()
+    for group in groups:
+        if group not in children:
+            results.cut_short(f"exactness of {group}: no time was left")
+
+
+def compare(work: Work, groups: Sequence[str], seconds: float) -> dict[str, Child]:
+    """Processes that compare `groups` of what must be exact, in about so many seconds."""
+    device = work.results.size.device
+    return {
+        name: work.begin(f"exactness of {name}", gpu_work.exact, device, seconds - LEAST_SECONDS, name) for name in groups
+    }
+
+
+def await_all(results: Results, children: Sequence[Child], enough: Callable[[], bool]) -> None:
+    """Hear `children` until all have ended, it is enough, or no time is left."""
+    while results.left > 0 and any(child.running for child in children):
+        hear(results, children)
+        if enough():
+            break
+        time.sleep(0.1)
+    hear(results, children)
+
+
+def say_failures(results: Results, children: Sequence[Child]) -> None:
+    for child in children:
+        child.process.join(timeout=0)
+        if why := child.failure():
+            results.cut_short(f"{child.said.stem}: {why}")
 
 
 def hear(results: Results, children: Sequence[Child]) -> None:
@@ -238,9 +271,10 @@ def check(work: Work) -> int:
         if trouble:
             print(f"gpu_check: there is no usable CUDA GPU here ({trouble}); {INSTEAD}.", file=sys.stderr)
             return 1
-        prepare(work)
+        late = prepare(work)
         if not any(what.startswith("stores") for what in results.cut):
             speed(work)
+        finish(work, late)
     except KeyboardInterrupt:
         results.cut_short("it was ended from outside")
     results.write()

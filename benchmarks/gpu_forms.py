@@ -58,7 +58,9 @@ class Form:
         if norm is not None and len(x) >= self.normed:
             before, x = x, torch.empty_like(x)
             width = 1 << (launch.columns - 1).bit_length()
-            kernels.normed[(len(x),)](before, norm.weight, x, norm.epsilon, COLUMNS=launch.columns, WIDTH=width, num_warps=8)
+            kernels.normed[(len(x),)](
+                before, norm.weight, x, norm.epsilon, COLUMNS=launch.columns, WIDTH=width, num_warps=8, enable_fp_fusion=True
+            )  # fmt: skip
             kind["NORM"] = False
         tile = self.tile(len(x))
         tiles = -(-len(x) // tile)
@@ -69,14 +71,15 @@ class Form:
         getattr(kernels, self.kernel)[(launch.pairs, shares.count, tiles)](
             x, *launch._weights, picks(x.device), *around, out, scratch, launch.counters, *numbers,
             N=tile, STEP=launch.step, ROUNDS=shares.rounds, SHARES=shares.count, **kind, PARTS=self.parts, LAST=self.last,
-            SCALED=self.scaled, FLAT=self.flat, num_warps=self.warps, num_stages=self.stages, **more,
+            SCALED=self.scaled, FLAT=self.flat, num_warps=self.warps, num_stages=self.stages, enable_fp_fusion=True,
+            **more,
         )  # fmt: skip
         if not self.last:
             m, count0, count1, _, *rest = numbers
             left = {name: kind[name] for name in ("COLUMNS", "MATRICES", "GATED", "NORM", "BIAS", "OTHER")}
             kernels.finish[(launch.pairs, 8 // CODES, tiles)](
                 scratch, *around[1:], out, m, (count0 + 1) // 2, (count1 + 1) // 2, *rest,
-                N=tile, SHARES=shares.count * self.parts, CODES=CODES, **left, num_warps=4,
+                N=tile, SHARES=shares.count * self.parts, CODES=CODES, **left, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
 
     def shared_out(self, launch: Any, tile: int) -> Any:

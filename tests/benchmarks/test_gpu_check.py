@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 pytest.importorskip("triton")
 import gpu_check
 import gpu_exact
+import gpu_measure
 import gpu_passes
 import gpu_profile
 import gpu_work
@@ -147,6 +149,52 @@ def test_busy_and_idle_times_are_those_of_overlapping_spans() -> None:
     spans = [("a", 0.0, 1000.0), ("b", 500.0, 2000.0), ("a", 5000.0, 6000.0)]
     assert gpu_profile.busy(spans, "kernel", 1) == {"kernel_ms": 3.0, "kernel_idle_ms": 3.0}
     assert gpu_profile.top(spans, 2)[0] == {"name": "a", "count": 1.0, "ms": 1.0}
+
+
+def _dawdle(send: Any, seconds: float) -> None:
+    time.sleep(seconds)
+    send("checked", "what takes long", "", seconds)
+
+
+def test_what_is_not_compared_in_its_time_goes_on_after_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: None
+) -> None:
+    work = replace(_work(tmp_path, (PLAIN,), exact_seconds=0.01), exact=True)
+    lasting = [LONG, 0.0]
+
+    def compare(work: gpu_check.Work, groups: Any, seconds: float) -> dict[str, Child]:
+        return {name: work.begin(name, _dawdle, lasting[0]) for name in groups[:1]}
+
+    monkeypatch.setattr(gpu_check, "compare", compare)
+    late = gpu_check.prepare(work)
+    assert late == ["kernels"] and "Store, raw" in work.results.made and not work.results.exactness and not work.results.cut
+    lasting.pop(0)
+    gpu_check.finish(work, late)
+    assert "what takes long" in work.results.exactness and not work.results.cut
+    work.results.began -= work.results.size.seconds
+    gpu_check.finish(work, late)
+    assert work.results.cut == ["exactness of kernels: no time was left"]
+
+
+def test_what_is_used_for_the_first_time_in_a_measured_text_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton import knobs
+
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    save(tmp_path / "model", "llama", torch.bfloat16, hidden_size=64, intermediate_size=96, num_hidden_layers=1)
+    options = {"memory": "1GiB", "resident": "none", "context": 64, "rows": 1, "device": "fake", "codec": "raw"}
+    with LLM(tmp_path / "model", method="substitute:width=2,depth=2", **options) as llm:
+        params = SamplingParams(max_new_tokens=4, ignore_eos=True)
+        search = llm.engine.drafter.search
+        search.graphs.clear()
+        before = search.captured
+        with gpu_measure.first_uses(llm) as first:
+            llm.generate([[5, 99, 5]], params)
+            knobs.runtime.jit_post_compile_hook(fn=SimpleNamespace(name="one.kernel"))
+        assert first[0] == "one.kernel" and first[1:] == ["a level"] * (search.captured - before) and len(first) > 1
+        llm.engine.kept.clear()
+        with gpu_measure.first_uses(llm) as again:
+            llm.generate([[5, 99, 5]], params)
+        assert not again and knobs.runtime.jit_post_compile_hook is None
 
 
 def _work(folder: Path, runs: tuple[Run, ...], **size: Any) -> gpu_check.Work:

@@ -1,5 +1,6 @@
 """The kernels compile to machine code for real GPUs, which needs Triton but no GPU; and what must not be fused is not."""
 
+import ast
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton")
+from understudy.kernels import gpu
 
 RESIDUAL = {
     "data": "*u8", "codes": "*u8", "scales": "*bf16", "out": "*bf16", "table": "*i64", "stride": "i32", "groups": "i32",
@@ -212,3 +214,16 @@ def test_a_search_compiles_for_gpus_of_servers(target: int, tmp_path: Path) -> N
     )
     made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
     assert all(made[name].get("cubin", 0) > 0 for name in names), made
+
+
+def test_every_launch_says_whether_products_and_sums_are_fused() -> None:
+    """Bits depend on it, and what Triton does where nothing is said is not the same in all its versions."""
+    found = 0
+    for file in Path(gpu.__file__).parent.glob("*.py"):
+        for call in ast.walk(ast.parse(file.read_text())):
+            # as in kernel[grid](...)
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Subscript):
+                found += 1
+                said = [word.arg for word in call.keywords]
+                assert "enable_fp_fusion" in said, f"{file.name}:{call.lineno}"
+    assert found >= 10

@@ -40,7 +40,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: Atte
         spec.scaling, spec.softcap, spec.window, GROUP=group, M=max(16, triton.next_power_of_2(group)), DIM=dim, D=wide,
         SIZE=size, S=wide_value, BLOCK=_block(max(wide, wide_value) * keys.element_size()),
         WINDOWED=spec.window > 0, CAPPED=spec.softcap > 0, SINKS=spec.sinks is not None, NARROW=narrow,
-        WIDE=INTERPRETED or not narrow, num_warps=4, num_stages=2 if narrow else 1,
+        WIDE=INTERPRETED or not narrow, num_warps=4, num_stages=2 if narrow else 1, enable_fp_fusion=True,
     )  # fmt: skip
     return out
 

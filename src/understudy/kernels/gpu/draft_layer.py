@@ -60,7 +60,7 @@ class LayerAttention:
             spec.scaling, spec.window,
             **sizes, M=tile, BLOCK=_block(max(wide, wide_value) * keys.element_size()), SHARES=shares, WORTH=WORTH,
             WINDOWED=spec.window > 0, NARROW=narrow, WIDE=INTERPRETED or not narrow, num_warps=4,
-            num_stages=2 if narrow else 1,
+            num_stages=2 if narrow else 1, enable_fp_fusion=True,
         )  # fmt: skip
         return out
 

@@ -164,6 +164,7 @@ class ProductLaunch:
             x, *self._weights, self.shifts, *self._around(other), out, scratch, self.counters, *self._numbers(x, out, other),
             M=tile, STEP=self.step, ROUNDS=self.shares.rounds, PARTS=PARTS, SHARES=self.shares.count,
             BITS=self.products[0].bits, WIDE=INTERPRETED, **self._kind(what), num_warps=PARTS, num_stages=STAGES,
+            enable_fp_fusion=True,
         )  # fmt: skip
 
     def _pairs(self, x: Tensor, out: Tensor, other: Tensor | None, what: int) -> None:
@@ -173,7 +174,7 @@ class ProductLaunch:
         multiply_pairs[(self.pairs, shares.count, tiles)](
             x, *self._weights, *self._around(other), out, scratch, self.counters, *self._numbers(x, out, other),
             N=tile, STEP=self.step, ROUNDS=shares.rounds, SHARES=shares.count, **self._kind(what),
-            num_warps=1, num_stages=STAGES,
+            num_warps=1, num_stages=STAGES, enable_fp_fusion=True,
         )  # fmt: skip
 
     @cached_property

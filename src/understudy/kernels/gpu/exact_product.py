@@ -31,7 +31,7 @@ def multiply_rows(x: Tensor, blocks: Tensor, out: Tensor) -> None:
     step = STEP_FLOAT32 if single else STEP
     _multiply_rows[(len(blocks), triton.cdiv(count, height))](
         x, blocks, out, count, columns, x.stride(0), out.stride(0), HEIGHT=height, STEP=step,
-        WHOLE=columns % step == 0, WIDE=INTERPRETED or single, num_warps=4, num_stages=3,
+        WHOLE=columns % step == 0, WIDE=INTERPRETED or single, num_warps=4, num_stages=3, enable_fp_fusion=True,
     )  # fmt: skip
 
 
