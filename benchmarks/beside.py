@@ -40,7 +40,7 @@ def simulated(llm: LLM, level: float, whole: float) -> None:
     forward, together, enter = draft._run, target._together, Walk.enter
 
     def run(given: Any) -> Any:
-        here.stage = level / count * max(1.0, len(given.nodes) / times.level_nodes)
+        here.stage = level / count * times.wider(len(given.nodes))
         return forward(given)
 
     def verified(nodes: Any, *others: Any) -> Any:

@@ -17,7 +17,7 @@ from several import (
 )
 
 GB = 10**9
-TIMES = Times(exact_rate=100 * GB, node_share=0.01, handoff=1e-3)
+TIMES = Times(exact_rate=100 * GB, node_share=0.01, handoff=1e-3, asking=0.0)
 EVERYTHING = 10 * GB
 
 
@@ -71,21 +71,39 @@ def test_stages_wait_for_what_has_not_come_and_the_head_is_last() -> None:
 
 def test_groups_keep_all_devices_busy() -> None:
     """Two groups take little more than one; so many that each device always has one take what the busiest device has to do."""
-    work = [(place, 1.0) for place in range(4)] * 3
+    work = [(place, 1.0, 0.0) for place in range(4)] * 3
     assert side_by_side([work]) == 12
     assert side_by_side([work] * 2) == 13 and side_by_side([work] * 4) == 15
     assert side_by_side([work] * 8) >= 8 * 3
-    assert side_by_side([[(0, 2.0)], [(0, 1.0)], [(1, 5.0)]]) == 5
+    assert side_by_side([[(0, 2.0, 0.0)], [(0, 1.0, 0.0)], [(1, 5.0, 0.0)]]) == 5
+
+
+def test_the_host_asks_for_one_group_at_a_time() -> None:
+    """Where it needs as long to ask as a device takes, groups gain nothing; for a tenth of that they do."""
+    slow, quick = ([(place, 1.0, asking) for place in range(4)] * 3 for asking in (1.0, 0.1))
+    assert side_by_side([slow]) == 12 and side_by_side([slow] * 2) == 24
+    assert side_by_side([quick]) == 12 and side_by_side([quick] * 2) < 14
+    assert side_by_side([[(0, 1.0, 3.0)]]) == 3, "what was not asked for is not done"
+    asked = Times(100 * GB, 0.0, handoff=0.0, asking=1.0)
+    assert in_stages(stages(4), 1, asked) == 4.0 and in_stages(stages(4), 1, Times(100 * GB, 0.0, handoff=0.0, asking=0.0)) < 1
+
+
+def test_wide_levels_take_what_their_products_took() -> None:
+    """As long with 16 nodes as with one, and three times as long with 64."""
+    assert Times().wider(1) == Times().wider(16) == 1.0 and Times().wider(64) == pytest.approx(443 / 149)
 
 
 def test_groups_pay_where_nodes_take_time() -> None:
     """One group is what `best` counts; more of them only save what rows add to each other's levels and passes."""
     four = stages(4)
     copy = EVERYTHING // 4
-    alone = sum(seconds for _, seconds in one_group(four, copy, 1, 5, 1, TIMES))
+    alone = sum(seconds for _, seconds, _ in one_group(four, copy, 1, 5, 1, TIMES))
     assert alone == pytest.approx(5 * (copy / TIMES.copy_rate + 4 * TIMES.handoff) + in_stages(four, 6, TIMES), rel=0.15)
     together = best(four, copy, 1, 64, TIMES, in_stages)[0]
     assert best_in_groups(four, copy, 1, 64, TIMES, several=1)[0] == pytest.approx(together, rel=0.1)
-    free, dear = (Times(100 * GB, share, handoff=1e-4, level_nodes=nodes) for share, nodes in ((0.0, 1000), (0.05, 1)))
+    free, dear = (
+        Times(100 * GB, share, handoff=1e-4, level_nodes=nodes, level_share=1.0, asking=0.0)
+        for share, nodes in ((0.0, 1000), (0.05, 1))
+    )
     assert best_in_groups(four, copy, 8, 512, free)[0] < 1.05 * best(four, copy, 8, 512, free, in_stages)[0]
     assert best_in_groups(four, copy, 8, 512, dear)[0] > 1.5 * best(four, copy, 8, 512, dear, in_stages)[0]
