@@ -72,8 +72,8 @@ def main() -> None:
     import torch
 
     from understudy import LLM
-    from understudy.beside import GroupChoice
     from understudy.devices import processor
+    from understudy.ways import WayChoice
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--devices", type=int, default=8)
@@ -100,7 +100,7 @@ def main() -> None:
         for name, groups in ways.items():
             cells, stages.occupancy.most_busy = [], 0
             for rows in given.rows:
-                llm.engine.grouping = GroupChoice()
+                llm.engine.grouping = WayChoice()
                 if groups is not None:
                     llm.engine.grouping.of = groups  # type: ignore[method-assign]
                 # The first run learns what this takes.

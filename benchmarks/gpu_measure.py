@@ -16,6 +16,7 @@ Send = Callable[[str, Row], None]
 KEPT = (
     "tokens_per_second", "ttft_seconds", "mean_accepted", "rounds", "bytes_streamed", "link_bytes_per_second", "decode_seconds",
     "peak_memory_bytes", "draft_seconds", "wait_seconds", "compute_seconds", "drafted", "accepted", "limit_tokens_per_second",
+    "levels_per_round", "ahead_levels", "ahead_used", "ahead_dropped",
 )  # fmt: skip
 SUMMED = ("bytes_streamed", "draft_seconds", "wait_seconds", "compute_seconds", "drafted", "accepted")
 # A row is measured so often, where that takes no longer than `Size.again_seconds`.

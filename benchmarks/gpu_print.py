@@ -16,7 +16,7 @@ def printed(figures: Row) -> str:
     lines = [*figures_of(rows), "", f"{where}, {figures['seconds']:.0f} s. {verdict}"]
     lines += [f"Cut short: {why}" for why in figures["cut"]]
     if rows:
-        lines += ["", table(rows), "", costs(rows), "", goal_lines(figures["goals"])]
+        lines += ["", table(rows), "", costs(rows), levels(rows), "", goal_lines(figures["goals"])]
     if figures["size"]["device"] == "fake":
         lines += ["", "On a simulated device no speed or size means anything: only that all of it runs."]
     return "\n".join(lines)
@@ -41,6 +41,17 @@ def costs(rows: Sequence[Row]) -> str:
         f"{row['run']['short']} {row['load_seconds']:.1f} + {row['warm_seconds']:.1f}" for row in rows if "load_seconds" in row
     ]
     return f"Seconds of loading (once for rows that share it) + of the first text: {', '.join(found)}"
+
+
+def levels(rows: Sequence[Row]) -> str:
+    """How many levels passes waited for, and what became of those that were run beside passes."""
+    found = []
+    for row in rows:
+        if row.get("levels_per_round"):
+            made = row["ahead_used"] + row["ahead_dropped"]
+            ahead = f" ({row['ahead_levels']} ahead, {row['ahead_used']} of {made} drafts used)" if made else ""
+            found.append(f"{row['run']['short']} {row['levels_per_round']:.1f}{ahead}")
+    return f"Draft levels that a pass waited for: {', '.join(found)}"
 
 
 def text_lines(found: Sequence[tuple[int, float, float]]) -> list[str]:

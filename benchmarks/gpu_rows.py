@@ -76,10 +76,18 @@ BEST_SAMPLED = Run("best-sampled", "drafted, delta, T=0.6", BEST_LOAD, 0.6)
 RESIDENT = Run("resident", "drafted, raw", RESIDENT_LOAD)
 RESIDENT_SAMPLED = Run("resident-sampled", "drafted, raw, T=0.6", RESIDENT_LOAD, 0.6)
 ROWS8 = Run("rows8", "drafted, delta, 8 requests together", replace(BEST_LOAD, rows=8))
+# The same plans with a draft ahead of every pass, and with none; the rows above take the faster way, as they find it.
+AHEAD_LOAD, ALONE_LOAD = (replace(RAW_LOAD, method=f"{SUBSTITUTE}:ahead={when}") for when in ("on", "off"))
+AHEAD, ALONE = Run("raw-ahead", "drafted ahead, raw", AHEAD_LOAD), Run("raw-alone", "drafted, none ahead, raw", ALONE_LOAD)
+AHEAD_SAMPLED = Run("raw-ahead-sampled", "drafted ahead, raw, T=0.6", AHEAD_LOAD, 0.6)
+ALONE_SAMPLED = Run("raw-alone-sampled", "drafted, none ahead, raw, T=0.6", ALONE_LOAD, 0.6)
+BEST_AHEAD = Run("best-ahead", "drafted ahead, delta", replace(BEST_LOAD, method=AHEAD_LOAD.method))
+BEST_ALONE = Run("best-alone", "drafted, none ahead, delta", replace(BEST_LOAD, method=ALONE_LOAD.method))
 OFFLOAD = Run("accelerate", "accelerate, CPU offload", Load("accelerate"))
 # What matters most comes first: time may run out.
 RUNS = (
     PLAIN, PLAIN_SAMPLED, PAPERS, PAPERS_SAMPLED, RAW, LONG, DELTA, BEST, BEST_SAMPLED, ROWS8, RESIDENT, RESIDENT_SAMPLED, OFFLOAD,
+    AHEAD, ALONE, AHEAD_SAMPLED, ALONE_SAMPLED, BEST_AHEAD, BEST_ALONE,
 )  # fmt: skip
 # The fewest that show all goals of speed.
 QUICK_RUNS = RUNS[:10]
@@ -88,6 +96,7 @@ FAKE_PAPER = Load("substitute:width=2,depth=3")
 GROUPS = {
     "speed": tuple(run.short for run in RUNS),
     "sampled": tuple(run.short for run in RUNS if run.temperature),
+    "ahead": tuple(run.short for run in RUNS if ":ahead=" in run.load.method),
 }
 EXACT = "exact"
 

@@ -62,7 +62,7 @@ class FakeDevice(Accelerator):
         # `taken`: bytes that somebody else holds.
         self.capacity, self.taken = capacity, 0
         self.arenas: list[tuple[StorageWeakRef, int]] = []
-        self.recorder = FakeGraphs()
+        self.recorder = FakeGraphs(guard=INTERPRETER)
         self.graphs = self.recorder if self.triton else None
 
     @property
@@ -94,6 +94,10 @@ class FakeDevice(Accelerator):
 
     def token_chooser(self) -> TokenChooser | None:
         return _one_at_a_time(super().token_chooser())
+
+    def attend(self, *given: Any) -> Tensor:
+        with INTERPRETER:
+            return super().attend(*given)
 
     def decode(self, *given: Any, **options: Any) -> Tensor:
         with INTERPRETER:

@@ -4,8 +4,9 @@ Kernels of our own, which Triton interprets, are operations too. `FakeGraph.laun
 As on a GPU: recording changes nothing, what would ask the device for a value fails, and whatever Python looked at while it was
 recorded stays as it was then."""
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -130,22 +131,39 @@ class FakeGraph:
         return self.recorder.launches
 
     def replay(self) -> None:
-        self.graphs.replayed += 1
+        graphs = self.graphs
+        graphs.replayed += 1
+        assert graphs.thread in (None, threading.get_ident()), "graphs of one pool run at the same time"
+        graphs.aside += graphs.thread is not None
         with torch._C.DisableTorchFunction():
             for work, made in self.recorder.steps:
-                result = work()
-                for into, tensor in zip(made, tensors(result)[: len(made)], strict=True):
-                    into.copy_(tensor)
+                with graphs.guard:
+                    result = work()
+                    for into, tensor in zip(made, tensors(result)[: len(made)], strict=True):
+                        into.copy_(tensor)
 
 
 class FakeGraphs:
-    """`captured`, `replayed`: how often. `full`: so many captures from now find no memory left."""
+    """`captured`, `replayed`: how often; `aside`: of these, in a thread that works beside others. `full`: so many captures from now
+    find no memory left. `guard`: held by the one thread whose work a kernel or an operation is."""
 
-    def __init__(self, full: int = 0) -> None:
-        self.captured = self.replayed = 0
+    def __init__(self, full: int = 0, guard: AbstractContextManager[Any] | None = None) -> None:
+        self.captured = self.replayed = self.aside = 0
         self.full = full
+        self.guard = nullcontext() if guard is None else guard
+        self.thread: int | None = None
+
+    @contextmanager
+    def beside(self, after: Any) -> Iterator[None]:
+        assert self.thread is None, "two threads work beside others"
+        self.thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            self.thread = None
 
     def capture(self, work: Callable[[], None]) -> FakeGraph:
+        assert self.thread is None, "recorded while a thread works beside others"
         work()
         recorder = Recorder()
         try:

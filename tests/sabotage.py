@@ -33,6 +33,7 @@ LLM = "tests/test_llm.py"
 CONTRACTS = "tests/test_contracts.py"
 GUESS, BEAM, GRAPHS = "tests/drafters/test_suggest.py", "tests/drafters/test_device_search.py", "tests/devices/test_graphs.py"
 PACE = "tests/drafters/test_pace.py"
+AHEAD = "tests/drafters/test_ahead.py"
 SEARCH_KERNELS = "tests/drafters/test_kernel_search.py"
 HEAD_SUGGEST = "tests/drafters/test_head_suggest.py"
 READING = "tests/test_reading.py"
@@ -174,7 +175,7 @@ MUTATIONS = (
     Mutation("room is spent on decoded weights twice", "plan/residents.py", "if owners[number] not in decoded),", "),", "tests/plan/test_residents.py"),
     Mutation("on a GPU a lane's second octet takes the bits of its first", "kernels/gpu/octets.py", "windows[plane] >> byte_of(counts[0], counts[1], plane)", "windows[plane]", "tests/kernels/gpu/test_residual.py"),
     Mutation("an exception is not put back", "kernels/residual.py", "weights[exceptions[e, 0]] = exceptions[e, 1]", "pass", "tests/codecs"),
-    Mutation("the path is not moved", "layer_states.py", "slab[row][:, to] =", "slab[row][:, source] =", CORE),
+    Mutation("the path is not moved", "layer_states.py", "slab[row][:, into] =", "slab[row][:, source] =", CORE),
     Mutation("a layer that slides goes back to what it lost", "layer_states.py", "return length if oldest_wanted >= oldest_held else 0", "return length", CORE),
     Mutation("what a chunk overwrote is forgotten", "cache.py", "self._written[row] = max(self._highest(row), end)", "pass", CORE),
     Mutation("a layer reads another layer's keys", "models/shape.py", "own = {kind: index for index, kind in enumerate(kinds[: max(first, 0)])}", "own = {kind: kinds.index(kind) for kind in kinds}", "tests/models/test_shape.py"),
@@ -264,7 +265,11 @@ MUTATIONS = (
     Mutation("a fast text makes the next one's drafts short", "drafters/pace.py", "if not self.rate or tokens / taken < self.rate:", "if not self.rate:", "tests/drafters/test_policy.py"),
     Mutation("inert nodes write where others lie", "drafters/device_search.py", "torch.where(valid, index, most), node", "index, node", BEAM),
     Mutation("children of stop tokens are drafted on the device", "drafters/device_search.py", "going = finite & ~stopped &", "going = finite &", BEAM),
-    Mutation("a request's seed does not reach the device", "drafters/launch.py", '"offset": offset(params.seed)', '"offset": offset(0)', f"{BEAM} {GRAPHS}"),
+    Mutation("a request's seed does not reach the device", "drafters/device_given.py", '"offset": offset(params.seed)', '"offset": offset(0)', f"{BEAM} {GRAPHS}"),
+    Mutation("what is drafted ahead reads keys that the pass overwrites", "drafters/ahead.py", "self.search.prepare(origin, copies)", "self.search.prepare(origin, copies - len(tree.tokens))", AHEAD),
+    Mutation("what was drafted ahead stays where it lay", "drafters/ahead.py", "flight.origin.slot + torch.tensor(kept)", "tree.length + torch.arange(len(kept))", AHEAD),
+    Mutation("what was drafted ahead is used after any bonus token", "drafters/device_subtree.py", "(nodes[:, PARENT] == 0) & (nodes[:, TOKEN] == token)", "nodes[:, PARENT] == 0", AHEAD),
+    Mutation("a subtree's tails begin at the old root", "drafters/device_subtree.py", "tails[node, depths[node] - 1]", "tails[node, depths[node]]", f"{AHEAD} tests/drafters/test_device_subtree.py"),
     Mutation("in kernels what is taken stays a candidate", "kernels/gpu/search_level.py", "tl.store(node_chances + chance + RANKS, tl.full([P], -1.0, tl.float64), fresh & (parent >= 0))", "pass", SEARCH_KERNELS),
     Mutation("in kernels newer nodes go first of equally likely ones", "kernels/gpu/search_choice.py", "rows + row * EACH + child)", "rows + row * EACH + EACH - child)", SEARCH_KERNELS),
     Mutation("a tail forgets the node itself", "drafters/device_search.py", "tail = torch.where(deep, slots[:, None], tail)", "pass", BEAM),

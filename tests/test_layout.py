@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "heads": {"demo", "tree", "layer_states", "cache", "models", "weights"},
     "drafters": {
         *("heads", "adjust", "sequence", "cache", "layer_states", "tree", "verify", "sampling", "models", "plan", "devices"),
-        "kernels",
+        *("kernels", "ways"),
     },
     "batch": {"adjust", "logprobs", "sequence", "tree", "sampling"},
     "clock": set(),
@@ -62,9 +62,10 @@ MAY_IMPORT = {
     "prefixes": {"cache", "sequence"},
     "advance": {"logprobs", "sequence", "tree"},
     "beside": {"sequence"},
+    "ways": set(),
     "engine": {
         *("advance", "beside", "batch", "reading", "reuse", "sequence", "cache", "rectangle", "tree", "verify", "sampling"),
-        *("drafters", "clock", "models", "prefixes", "kernels"),
+        *("drafters", "clock", "models", "prefixes", "kernels", "ways"),
     },
     "stats": {"advance", "engine", "models", "plan"},
     "request": {"advance", "logprobs", "sequence", "stats", "text"},

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .advance import Advance
 from .batch import Batch, Heads, Member, Part, chunks
-from .beside import Beside, GroupChoice, evenly
+from .beside import Beside, evenly
 from .cache import Cache
 from .clock import Clock
 from .drafters import Drafter, Verified
@@ -26,6 +26,7 @@ from .sampling import NO_TOKEN, Chooser
 from .sequence import TokenSequence
 from .tree import Nodes
 from .verify import accept
+from .ways import WayChoice
 
 Choose = Callable[[Tensor, int], Tensor]
 Verify = Callable[[Nodes, Tensor, Choose], tuple[Tensor, Tensor | None]]
@@ -64,7 +65,7 @@ class Engine:
         self.max_nodes = max_nodes
         self.heads = heads
         self.sequences: list[TokenSequence] = []
-        self.grouping = GroupChoice()
+        self.grouping = WayChoice()
         self.clock = Clock()
         self.reading_room = ReadingRoom()
         # By cache row: what a released sequence left there, the one that was released first in front.
@@ -163,11 +164,11 @@ class Engine:
     def _verified(self, members: Sequence[Member]) -> list[Part]:
         """What the target says of `members`, in one pass."""
         batch = Batch.of(members, self.cache.lengths, self.chooser)
-        return batch.parts(*self.verify(batch.nodes, batch.wanted, batch.choose))
+        with self.drafter.meanwhile():
+            return batch.parts(*self.verify(batch.nodes, batch.wanted, batch.choose))
 
     def _groups(self, decoding: Sequence[TokenSequence], running: int) -> list[Sequence[TokenSequence]]:
-        """The groups in which texts are drafted for and verified side by side; none: all have one pass, as where one of `running`
-        texts reads."""
+        """The groups in which texts are drafted for and verified side by side; none: all of the `running` have one pass."""
         if self.beside is None:
             return []
         texts = len(decoding)
@@ -262,8 +263,7 @@ class Engine:
             if token == NO_TOKEN:
                 sequence.finish_reason = "error"
                 return tokens[: count - 1]
-            if sequence.remaining <= 0:
-                # Nothing was to be generated at all.
+            if sequence.remaining <= 0:  # nothing was to be generated at all
                 sequence.finish_reason = "length"
                 return []
             sequence.take(token)

@@ -154,10 +154,14 @@ class FullState:
         moved = path != torch.arange(len(path))
         if not bool(moved.any()):
             return
+        self.move(row, *(length + torch.stack([path, torch.arange(len(path))])[:, moved]))
+
+    def move(self, row: int, slots: Tensor, to: Tensor) -> None:
+        """Put what lies in `slots` [m] of `row` in the slots `to` [m] too; all is read before any is written."""
         # one copy to a device for both
-        to, source = self.places(length + torch.stack([torch.arange(len(path)), path])[:, moved])
+        source, into = self.places(torch.stack([slots, to]))
         for slab in (self.keys, self.values):
-            slab[row][:, to] = slab[row][:, source]
+            slab[row][:, into] = slab[row][:, source]
 
     def serves(self, window: int) -> bool:
         """Does it hold what attention with this `window` (0: none) looks at?"""

@@ -55,8 +55,12 @@ class Stats:
     read_again: int = 0
     # Tokens of the prompt that were not read, since the cache held them already.
     cached_tokens: int = 0
-    # Levels of its drafts, over `rounds`.
+    # Levels of its drafts that passes waited for, over `rounds`.
     levels_per_round: float = 0.0
+    # Levels that were run ahead, beside passes, and how many of these drafts the next one went on from or dropped.
+    ahead_levels: int = 0
+    ahead_used: int = 0
+    ahead_dropped: int = 0
     # Tokens that the text or a head suggested in front of the proposer, by that source, and those that the proposer said too.
     suggested: dict[str, int] = field(default_factory=dict)
     agreed: dict[str, int] = field(default_factory=dict)
@@ -160,6 +164,7 @@ class RequestMeter:
         self.read_again = 0
         self.cached_tokens = 0
         self.levels = 0
+        self.ahead_levels = self.ahead_used = self.ahead_dropped = 0
         self.suggested: Counter[str] = Counter()
         self.agreed: Counter[str] = Counter()
 
@@ -175,6 +180,9 @@ class RequestMeter:
         self.drafted += advance.drafted
         self.accepted += advance.accepted
         self.levels += advance.counts.levels
+        self.ahead_levels += advance.counts.ahead_levels
+        self.ahead_used += advance.counts.ahead_used
+        self.ahead_dropped += advance.counts.ahead_dropped
         self.suggested.update(advance.counts.suggested)
         self.agreed.update(advance.counts.agreed)
         self.read_again = advance.sequence.read_again
@@ -218,6 +226,9 @@ class RequestMeter:
             read_again=self.read_again,
             cached_tokens=self.cached_tokens,
             levels_per_round=self.levels / self.rounds if self.rounds else 0.0,
+            ahead_levels=self.ahead_levels,
+            ahead_used=self.ahead_used,
+            ahead_dropped=self.ahead_dropped,
             suggested=dict(self.suggested),
             agreed=dict(self.agreed),
         )

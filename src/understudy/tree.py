@@ -17,11 +17,15 @@ from torch import Tensor
 class DraftCounts:
     """What it took to draft a tree."""
 
-    # Levels that had nodes of it.
+    # Levels that had nodes of it and that the pass waited for.
     levels: int = 0
     # By source: suggested tokens that were checked, and those that the proposer said too.
     suggested: Mapping[str, int] = field(default_factory=dict)
     agreed: Mapping[str, int] = field(default_factory=dict)
+    # Levels that were run beside the pass before, and whether the tree went on from them or they were dropped.
+    ahead_levels: int = 0
+    ahead_used: int = 0
+    ahead_dropped: int = 0
 
 
 UNCOUNTED = DraftCounts()

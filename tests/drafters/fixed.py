@@ -100,4 +100,4 @@ class Steady(Pace):
 def costing(cost: Sequence[float], rate: float) -> Pace:
     """Levels that cost what their padded width costs; no level takes longer than a wider one."""
     by_width = sorted(cost)
-    return Steady({n: by_width[int(math.log2(padded(n)))] for n in range(1, 65)}, rate)
+    return Steady({n: by_width[int(math.log2(padded(n)))] for n in range(1, 65)}, rate=rate)

@@ -78,6 +78,9 @@ class LevelKernels(Protocol):
     def begin(self, width: int) -> Nodes:
         """Make `width` candidates nodes."""
 
+    def clear(self) -> None:
+        """Forget what was chosen, as `begin` does."""
+
     def best(self, logits: Tensor, first: int, sampled: bool, filtered: bool) -> Tensor:
         """Of logits [n, vocab] after nodes `first` and so on, the best tokens, for `add`; noise is added where rows are `sampled`,
         after unlikely tokens are dropped where some of these are `filtered`."""

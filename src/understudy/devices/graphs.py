@@ -5,6 +5,7 @@ Recorded work must not ask the device for values. From one replay to the next th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,11 @@ class Graphs(Protocol):
         """Do `work` once, then record it; recording itself changes no tensor. CaptureError where only recording fails."""
         ...
 
+    def beside(self, after: Any) -> AbstractContextManager[object]:
+        """A block in which what the calling thread asks of the device is done beside what others ask of it, once the event `after`
+        has happened. Nothing may be recorded or replayed elsewhere meanwhile."""
+        ...
+
 
 class CudaGraphs:
     """CUDA graphs. They share one pool of memory, since they run one after another and nothing in it outlives a replay."""
@@ -43,6 +49,7 @@ class CudaGraphs:
     def __init__(self) -> None:
         self._pool: Any = None
         self._stream: Any = None
+        self._beside: Any = None
 
     def capture(self, work: Callable[[], None]) -> Graph:
         if self._pool is None:
@@ -64,6 +71,13 @@ class CudaGraphs:
             raise CaptureError(failure(error)) from None
         recorded: Graph = graph
         return recorded
+
+    def beside(self, after: Any) -> AbstractContextManager[object]:
+        if self._beside is None:
+            self._beside = cuda.Stream()
+        self._beside.wait_event(after)
+        block: AbstractContextManager[object] = cuda.stream(self._beside)
+        return block
 
 
 def failure(error: RuntimeError) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -127,16 +128,17 @@ class Drafter(Protocol):
     """Guesses trees of tokens, and learns from what the exact model says of them."""
 
     def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
-        """A tree for each sequence, rooted at its last token, with at most `sequence.remaining - 1` levels below the
-        root."""
+        """A tree for each sequence, rooted at its last token, with at most `sequence.remaining - 1` levels below the root."""
 
     def split(self, groups: int, texts: int) -> bool:
         """Expect that `draft` is called for so many groups of `texts` texts in all, at the same time and each in a thread of its
         own, and that each group has a pass of its own. False where that cannot be: then there is one group."""
 
+    def meanwhile(self) -> AbstractContextManager[object]:
+        """A block in which the pass that verifies the latest trees runs: what is drafted beside it is done when the block ends."""
+
     def observe(self, verified: Verified) -> None:
-        """Learn what the exact model found: called for each tree and for each chunk of a prompt, before its nodes
-        are kept."""
+        """Learn what the exact model found: called for each tree and each chunk of a prompt, before its nodes are kept."""
 
     def rewind(self, sequence: TokenSequence, length: int) -> None:
         """Forget all but the first `length` tokens of what was in the cache row of `sequence` (0: a new text)."""
@@ -176,6 +178,9 @@ class Base:
 
     def split(self, groups: int, texts: int) -> bool:
         return groups == 1
+
+    def meanwhile(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def observe(self, verified: Verified) -> None: ...
 
@@ -247,8 +252,7 @@ class DrafterSpec(ABC):
 
     @property
     def second_model(self) -> str | None:
-        """The model that must be loaded beside the exact one; "": one is needed, but none was named. None: none is
-        needed."""
+        """The model that must be loaded beside the exact one; "": one is needed, but none was named. None: none is needed."""
         return None
 
     @property

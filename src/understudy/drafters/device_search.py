@@ -16,26 +16,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..kernels.search_columns import (
-    CHAIN,
-    CHANCE,
-    CHILDREN,
-    DEEP,
-    DEPTH,
-    FROM,
-    PLACE,
-    ROW,
-    SPINE,
-    THROUGH,
-    VALID,
-    WHAT,
-)
+from ..kernels.search_columns import CHAIN, CHANCE, CHILDREN, DEEP, DEPTH, FROM, PLACE, ROW, SPINE, THROUGH, VALID, WHAT
 from ..plan.widths import SCORED
 from ..plan.widths import WIDEST as WIDEST_TOGETHER
 from ..sampling import BatchParams, perturb_batch
 from ..tree import Nodes
 from .device_adjust import DeviceAdjustment, paths
 from .device_state import COLUMNS, FIGURES, KEY, SCORES, LevelShape, SearchSizes, levels_left
+from .device_subtree import Grown
 from .growing_tree import MOST_NODES
 from .pace import LEAST_FREE, RANKS, SHARPNESS, STEEPEST, WIDEST
 from .packed_tensors import PackedTensors, Shapes
@@ -46,11 +34,10 @@ class TensorSearch:
     """The state of a draft on a device, and the levels that change it.
 
     `forward(nodes)` gives logits [n, vocab]. Sequences are numbered by their place in the draft; number `rows` is a
-    dummy. `tails[r, i, j]` is the slot of the ancestor of node i of sequence r that is j + 1 levels below the root."""
+    dummy. `tails[r, i, j]` is the slot in which node i of sequence r sees position `straight + j`: where the root lies straight
+    behind the text, that is the slot of its ancestor j + 1 levels below the root."""
 
-    def __init__(
-        self, forward: Callable[[Nodes], Tensor], make: Callable[[int], Tensor], shape: Shape, sizes: SearchSizes
-    ):
+    def __init__(self, forward: Callable[[Nodes], Tensor], make: Callable[[int], Tensor], shape: Shape, sizes: SearchSizes):
         self.forward = forward
         self.shape = shape
         self.rows = sizes.rows
@@ -82,6 +69,20 @@ class TensorSearch:
         candidates[CHAIN] = 1
         candidates[VALID, :rows] = (given["remaining"][:rows] > 1).to(torch.int64)
         self.next["chances"].fill_(1.0)
+
+    def see(self, row: int, slots: Tensor) -> None:
+        """Let the root of sequence `row`, once it is run, see `slots` [m] beyond what lies straight."""
+        self.tails[row, 0, : len(slots)] = slots.to(self.tails.device)
+
+    def take_over(self, grown: Grown) -> None:
+        """Hold `grown` of the only sequence of a draft that has begun, and choose the candidates of its next level."""
+        self.state.memory.copy_(grown.state.memory, non_blocking=True)
+        self.tails[0, : len(grown.tails)] = grown.tails.to(self.tails.device, non_blocking=True)
+        self.choose_first()
+
+    def choose_first(self) -> None:
+        """Choose the candidates of one sequence's next level where no level was run before."""
+        self._choose(1)
 
     @property
     def _nowhere(self) -> int:
@@ -127,15 +128,15 @@ class TensorSearch:
         given = self.given
         row = taken[ROW]
         depth = taken[DEEP]
-        length = given["length"][row]
-        slots = length + index
+        length, straight = given["length"][row], given["straight"][row]
+        slots = given["slot"][row] + index
         flat = self.tails.view(-1, MOST_NODES)
         tail = flat.index_select(0, row * MOST_NODES + taken[FROM].clamp(min=0))
-        deep = torch.arange(MOST_NODES, device=tail.device) == (depth - 1)[:, None]
+        deep = torch.arange(MOST_NODES, device=tail.device) == (length + depth - straight)[:, None]
         tail = torch.where(deep, slots[:, None], tail)
         flat.index_copy_(0, node, tail)
         position = torch.where(valid, length + depth, 0)
-        prefix = torch.where(valid, length + 1, 1)
+        prefix = torch.where(valid, straight, 1)
         return Nodes(taken[WHAT], given["row"][row], slots, position, prefix, tail)
 
     def _best_children(self, kind: LevelShape, logits: Tensor, taken: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ class SearchSizes:
 
     def given(self) -> tuple[Shapes, Shapes]:
         """Names and shapes of the int64 and of the float64 inputs of one draft."""
-        row = ("row", "length", "most", "remaining", "offset", "top_k", "root")
+        row = ("row", "length", "slot", "straight", "most", "remaining", "offset", "top_k", "root")
         integers: Shapes = dict.fromkeys(row, (self.rows,)) | {"stops": (self.rows, self.stops), "nodes": (1,)}
         each: Shapes = dict.fromkeys(("temperature", "top_p", "min_p", "inside"), (self.rows,))
         learned: Shapes = {"belief": (self.rows, len(SHARPNESS))}

@@ -58,13 +58,17 @@ class GrowingTree:
     most_levels: int = MOST_NODES
     # Levels that had nodes of it.
     levels_run: int = 0
+    # Levels that were run ahead for it, beside the pass before, and whether it went on from them.
+    ahead_levels: int = 0
+    ahead_used: bool = False
     # By source: suggested tokens that were checked, and those that the proposer said too.
     suggested: Counter[str] = field(default_factory=Counter)
     agreed: Counter[str] = field(default_factory=Counter)
 
     @property
     def tree(self) -> TokenTree:
-        counts = DraftCounts(self.levels_run, dict(self.suggested), dict(self.agreed))
+        used, dropped = int(self.ahead_used), int(self.ahead_levels > 0 and not self.ahead_used)
+        counts = DraftCounts(self.levels_run, dict(self.suggested), dict(self.agreed), self.ahead_levels, used, dropped)
         return TokenTree.of(self.tokens, self.parents, counts)
 
     def add(self, candidate: Candidate) -> None:

@@ -67,6 +67,10 @@ class KernelSearch(TensorSearch):
             kernels.add(kernels.best(scores, first, kind.sampled, kind.filtered), first)
         kernels.choose(kind.rows, min(WIDEST * kind.rows, WIDEST_TOGETHER, self.widest))
 
+    def choose_first(self) -> None:
+        self.kernels.clear()
+        self.kernels.choose(1, min(WIDEST, WIDEST_TOGETHER, self.widest))
+
     def _adjusted(self, kind: LevelShape, logits: Tensor, tail: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Logits after the nodes of a level from a first one on, biased and penalised where that is asked for."""
         if self.adjustment is None or not kind.adjusted:

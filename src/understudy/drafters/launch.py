@@ -21,11 +21,12 @@ from ..devices import Device
 from ..devices.graphs import CaptureError, Graph
 from ..errors import KernelError
 from ..plan.widths import GRAPHS, padded, widest
-from ..sampling import offset
 from ..sequence import TokenSequence
 from .device_adjust import DeviceAdjustment
+from .device_given import DraftOrigin, give_costs, give_origins
 from .device_search import TensorSearch
 from .device_state import FIGURES, LevelShape, SearchSizes, grown
+from .device_subtree import Grown
 from .growing_tree import MOST_NODES, GrowingTree
 from .kernel_search import KernelSearch
 from .pace import WIDEST
@@ -88,7 +89,7 @@ class DeviceTreeSearch:
         self.given = PackedTensors.of(*self.sizes.given(), self.device.landing)
         self.given.memory.zero_()
         self.figures = self.device.landing(3 * 8 * len(FIGURES)).view(torch.int64).view(3, -1)
-        self.result: PackedTensors | None = None
+        self.found: PackedTensors | None = None
 
     def drop(self) -> None:
         """Let go of all memory on the device."""
@@ -100,19 +101,50 @@ class DeviceTreeSearch:
             self._run(trees)
 
     def _run(self, trees: list[GrowingTree]) -> None:
-        sequences = [tree.sequence for tree in trees]
         deepest = max((tree.levels for tree in trees), default=0)
         if deepest > 0:
-            lengths = [tree.length for tree in trees]
-            levels = self._searched(lambda: self._draft(sequences, lengths, deepest))
+            origins = [DraftOrigin.of(tree.sequence, tree.length) for tree in trees]
+            levels = self._searched(lambda: self._draft(origins, min(self.policy.shape.depth, deepest)))
             self._read(trees)
             for tree in trees:
                 tree.levels_run = levels
 
-    def _draft(self, sequences: Sequence[TokenSequence], lengths: Sequence[int], deepest: int) -> int:
+    def _draft(self, origins: Sequence[DraftOrigin], forced: int) -> int:
         """Launch the levels of one draft; returns how many."""
-        self._give(sequences, lengths)
-        return self._levels(LevelShape.of(sequences), len(sequences), min(self.policy.shape.depth, deepest))
+        self._give(origins)
+        self._start(len(origins))
+        return self._levels(LevelShape.of([origin.sequence for origin in origins]), len(origins), forced)
+
+    def prepare(self, origin: DraftOrigin, seen: Tensor) -> None:
+        """Hand over what levels of `run_ahead` look at. The root sees the slots `seen` [m] beyond what lies straight."""
+        self._give([origin], free=True)
+        # Whether the ring fills is no matter beside a pass.
+        self.free = False
+        self._start(1)
+        assert self.tensors is not None
+        self.tensors.see(0, seen)
+
+    def run_ahead(self, origin: DraftOrigin, going: Callable[[], bool]) -> int:
+        """Launch levels after `prepare` as long as `going` says so, they pay and are recorded. Returns how many, once all are done.
+
+        What they take beside a pass is not what levels take, and is not learned."""
+        with self.policy.turn:
+            return self._levels(LevelShape.of([origin.sequence]), 1, 0, going)
+
+    def go_on(self, tree: GrowingTree, held: Grown) -> None:
+        """Go on from nodes that lie in the cache as those of `tree`, which has its root alone, until no level pays."""
+        with self.policy.turn:
+            tree.levels_run = self._searched(lambda: self._go_on(DraftOrigin.of(tree.sequence, tree.length), held))
+            self._read([tree])
+
+    def _go_on(self, origin: DraftOrigin, held: Grown) -> int:
+        self._give([origin])
+        self._start(1)
+        assert self.tensors is not None
+        self.tensors.take_over(held)
+        figures = self.figures[2]
+        known = Launched(0, figures, self.device.late(self.tensors.state["figures"], figures), False)
+        return self._levels(LevelShape.of([origin.sequence]), self._await(known)["wish"], 0)
 
     @torch.inference_mode()
     def measure(self, width: int) -> float:
@@ -138,17 +170,16 @@ class DeviceTreeSearch:
             self._make(self.stops)
         return work()
 
-    def _give(self, sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> None:
-        """Hand over, in one copy, all that the levels of a draft look at."""
+    def _give(self, origins: Sequence[DraftOrigin], free: bool = False) -> None:
+        """Put down all that the levels of a draft look at. `free`: they cost nothing, whether or not the link fills the ring."""
+        sequences = [origin.sequence for origin in origins]
         stops = max(len(sequence.stop_ids) for sequence in sequences)
         if stops > self.stops:
             self._make(padded(stops))
-        self.given["stops"].fill_(-1)
-        for place, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
-            self._give_sequence(place, sequence, length)
-        self._give_costs()
+        give_origins(self.given, origins, self.policy)
+        self.free = free or self.policy.limits.filling()
+        give_costs(self.given, self.policy, self.widest, self.free)
         self._give_adjustments(sequences)
-        self._start(len(sequences))
 
     def _give_adjustments(self, sequences: Sequence[TokenSequence]) -> None:
         """Hand over what biases and penalties look at, where there are any: it takes a copy of its own."""
@@ -162,44 +193,6 @@ class DeviceTreeSearch:
             self.adjustment = DeviceAdjustment(self.rows, capacity, padded(max(biases, 1)), self.device.landing, self._room)
         self.adjustment.give(sequences)
 
-    def _give_sequence(self, place: int, sequence: TokenSequence, length: int) -> None:
-        params = sequence.params
-        calibration = self.policy.calibration(sequence)
-        values = {
-            "row": sequence.row,
-            "length": length,
-            "most": min(self.policy.limits.tree, self.policy.limits.capacity - 1 - length),
-            "remaining": min(sequence.remaining, self.policy.limits.levels + 1),
-            "root": sequence.tokens[-1],
-            "offset": offset(params.seed),
-            "top_k": params.top_k,
-            "top_p": params.top_p,
-            "min_p": params.min_p,
-            "temperature": params.temperature,
-            "inside": calibration.inside,
-            "belief": calibration.weights,
-        }
-        for name, value in values.items():
-            self.given[name][place] = torch.tensor(value, dtype=self.given[name].dtype)
-        stops = sorted(sequence.stop_ids)
-        self.given["stops"][place, : len(stops)] = torch.tensor(stops, dtype=torch.int64)
-
-    def _give_costs(self) -> None:
-        """The pace, and what each width of a level and each node of a pass costs now."""
-        given = self.given
-        pace = self.policy.pace
-        limits = self.policy.limits
-        given["nodes"][0] = self.policy.most_nodes
-        given["rate"][0] = pace.rate
-        given["break even"][0] = pace.break_even
-        self.free = limits.filling()
-        given["free"][0] = float(self.free)
-        costs = {width: pace.cost(width) for width in sorted({padded(i + 1) for i in range(self.widest)})}
-        given["cost"].copy_(torch.tensor([costs[padded(i + 1)] for i in range(self.widest)]))
-        unit = limits.cost.unit  # so many nodes cost the same each
-        shares = [limits.cost.share(first) for first in range(0, limits.nodes + unit, unit)]
-        given["share"].copy_(torch.tensor([shares[-(-used // unit)] for used in range(limits.nodes + 1)]))
-
     def _start(self, rows: int) -> None:
         """Begin a draft of `rows` sequences on the device, with what was given."""
         if self.tensors is None:
@@ -212,23 +205,27 @@ class DeviceTreeSearch:
     def _room(self, nbytes: int) -> Tensor:
         return self.device.arena(nbytes).zero_()
 
-    def _levels(self, kind: LevelShape, width: int, forced: int) -> int:
+    def _levels(self, kind: LevelShape, width: int, forced: int, going: Callable[[], bool] | None = None) -> int:
         """Launch levels, the first of this width: `forced` of them, or until none pays if that is 0. Learn what they took. Returns
-        how many."""
+        how many. `going`: see `run_ahead`."""
         if forced:
             width = min(self.policy.shape.width, MOST_NODES) * kind.rows
         begun = self.device.mark()
         levels: list[Launched] = []
         while width and (not forced or len(levels) < forced):
-            levels.append(self._launch(kind, padded(width), len(levels)))
+            width = padded(width)
+            if going is not None and not (replace(kind, width=width) in self.graphs and going()):
+                break
+            levels.append(self._launch(kind, width, len(levels)))
             if forced:
                 continue
             figures = self._await(levels[-2] if len(levels) > 1 else levels[-1])
             if figures["wish"] and figures["left"] < LIKELY and len(levels) > 1:
                 figures = self._await(levels[-1])
             width = figures["wish"]
-        self._wait(levels[-1].done)
-        for level in levels:
+        if levels:
+            self._wait(levels[-1].done)
+        for level in levels if going is None else ():
             if level.telling:
                 self.policy.pace.record_level(level.width, self.device.seconds_between(begun, level.done))
             begun = level.done
@@ -275,15 +272,24 @@ class DeviceTreeSearch:
                 self.graphs.clear()
                 self.say(str(error))
 
-    def _read(self, trees: Sequence[GrowingTree]) -> None:
-        """Bring back the whole search in one copy, and put it in `trees` as the processor's own search would have."""
+    def result(self) -> PackedTensors:
+        """The whole search, in one copy in memory of the host."""
+        with self.policy.turn:
+            return self._brought()
+
+    def _brought(self) -> PackedTensors:
         assert self.tensors is not None
         state = self.tensors.state
-        if self.result is None:
-            self.result = state.alike(self.device.landing)
-        self._wait(self.device.late(state.memory, self.result.memory))
+        if self.found is None:
+            self.found = state.alike(self.device.landing)
+        self._wait(self.device.late(state.memory, self.found.memory))
+        return self.found
+
+    def _read(self, trees: Sequence[GrowingTree]) -> None:
+        """Bring back the search, and put it in `trees` as the processor's own search would have."""
+        result = self._brought()
         for i, tree in enumerate(trees):
-            count = int(self.result["count"][i])
+            count = int(result["count"][i])
             if count:
-                numbers, chances = (self.result[name][i, :count].tolist() for name in ("node", "node chances"))
+                numbers, chances = (result[name][i, :count].tolist() for name in ("node", "node chances"))
                 grown(tree, numbers, chances)

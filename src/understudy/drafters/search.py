@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import UsageError
 from ..registry import lookup
@@ -23,6 +24,9 @@ from .policy import DraftPolicy, Limits, Shape
 from .proposer import Proposer
 from .start import START, Start
 from .suggest import WHEN, Suggester, TextSuggester
+
+if TYPE_CHECKING:
+    from .ahead import AheadSearch
 
 # Widths of levels that are measured before the first draft, and the seconds that this may take.
 MEASURED_WIDTHS = (1, 2, 4, 8)
@@ -45,13 +49,16 @@ class Search(Protocol):
 
 class SearchDrafter:
     """Trees of `search`, filled up with nodes that ride along; `policy` learns from what is accepted. `apart`: drafts for several
-    groups of texts may be made at the same time."""
+    groups of texts may be made at the same time. `ahead`: what runs `search` beside passes too; None: nothing does."""
 
-    def __init__(self, proposer: Proposer, search: Search, policy: DraftPolicy, apart: bool = False):
+    def __init__(
+        self, proposer: Proposer, search: Search, policy: DraftPolicy, apart: bool = False, ahead: AheadSearch | None = None
+    ):
         self.proposer = proposer
         self.search = search
         self.policy = policy
         self.apart = apart
+        self.ahead = ahead
         # The latest tree of each sequence, by cache row.
         self.trees: dict[int, GrowingTree] = {}
 
@@ -73,7 +80,7 @@ class SearchDrafter:
     def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
         with self.policy.turn:
             trees = self._roots(sequences)
-        self.search.run(trees)
+        (self.search if self.ahead is None else self.ahead).run(trees)
         with self.policy.turn:
             self.policy.fill(trees)
         return [tree.tree for tree in trees]
@@ -93,6 +100,9 @@ class SearchDrafter:
         self.trees |= {tree.sequence.row: tree for tree in trees}
         return trees
 
+    def meanwhile(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.ahead is None else self.ahead.meanwhile(list(self.trees.values()))
+
     def observe(self, verified: Verified) -> None:
         ran: Collection[int] = ()
         if verified.drafted:
@@ -102,6 +112,8 @@ class SearchDrafter:
         self.proposer.observe(verified, ran)
 
     def rewind(self, sequence: TokenSequence, length: int) -> None:
+        if self.ahead is not None:
+            self.ahead.forget(sequence)
         self.proposer.rewind(sequence, length)
 
     def copy(self, row: int, sequence: TokenSequence, length: int) -> None:
@@ -116,6 +128,8 @@ class SearchDrafter:
 
     def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
         self.policy.record_round(tokens, seconds, prefill)
+        if self.ahead is not None and not prefill:
+            self.ahead.record_round(tokens, seconds)
 
     def warm(self, widths: Sequence[int] = MEASURED_WIDTHS, seconds: float = MEASURING_SECONDS) -> None:
         """Measure levels of `widths`, so that the first tree has a sensible shape. Cache row 0 must be empty."""
@@ -176,6 +190,10 @@ class SearchSpec(DrafterSpec):
         """Who suggests tokens for `proposer` to check, where the processor drafts."""
         return None if self.guess == "off" or self.forced else TextSuggester()
 
+    def run_ahead(self, search: Search, target: TargetModel) -> AheadSearch | None:
+        """What runs `search` beside passes of `target` too; None: nothing does."""
+        return None
+
     @property
     def start(self) -> Start:
         """What is expected before the first pass."""
@@ -190,7 +208,8 @@ class SearchSpec(DrafterSpec):
             tree=min(MOST_NODES, *(cache.scratch for cache in caches)), levels=min(proposer.deepest, target.cache.deepest),
         )  # fmt: skip
         policy = DraftPolicy(limits, Shape(self.width, self.depth), start=self.start)
-        drafter = SearchDrafter(proposer, self._search(proposer, policy, target), policy, self.apart)
+        search = self._search(proposer, policy, target)
+        drafter = SearchDrafter(proposer, search, policy, self.apart, self.run_ahead(search, target))
         drafter.warm()
         return drafter
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..heads import HEADS
@@ -17,9 +18,12 @@ from . import TargetModel
 from .head_suggest import HeadSuggester, TappedProposer
 from .mtp import BroughtHead
 from .proposer import ModelProposer, Proposer
-from .search import SearchSpec
-from .suggest import Suggester, TextSuggester
+from .search import Search, SearchSpec
+from .suggest import WHEN, Suggester, TextSuggester
 from .trained import NamedHead, opened
+
+if TYPE_CHECKING:
+    from .ahead import AheadSearch
 
 # The kind of head that lies in the checkpoint itself.
 BROUGHT = "mtp"
@@ -33,9 +37,14 @@ class SubstituteSpec(SearchSpec):
     # KIND:HEAD, a trained head whose tokens the copy checks, several in one level, or "mtp", the one that the checkpoint brings
     # along; "": none.
     suggest: str = ""
+    # Is the next tree drafted while a pass runs, on a device with memory of its own? "auto": where that gives more tokens a second.
+    ahead: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        lookup("ahead", self.ahead, dict.fromkeys(WHEN, 0))
+        if self.forced and self.ahead == "on":
+            raise UsageError("ahead=on makes no sense with a forced width and depth: no draft goes on from another one there.")
         if not self.suggest:
             return
         kind, _, place = self.suggest.partition(":")
@@ -83,6 +92,20 @@ class SubstituteSpec(SearchSpec):
             )
         source = self.head.source(Bearer.of_store(target.store, target.config))
         return TappedProposer(target, opened(source, target))
+
+    def run_ahead(self, search: Search, target: TargetModel) -> AheadSearch | None:
+        from .ahead import AheadSearch, obstacle
+        from .launch import DeviceTreeSearch
+
+        device, asked = target.device, self.ahead == "on"
+        if asked and device.drafts_see_text:
+            raise UsageError(f"ahead=on is for a device with memory of its own: on {device.name} drafts would slow passes down.")
+        if self.ahead == "off" or self.forced or device.drafts_see_text:
+            return None
+        why = obstacle(search, target.cache)
+        if asked and why:
+            target.say(f"no draft is made ahead of a pass, though ahead=on asks for it: {why}")
+        return AheadSearch(search, target.cache, asked) if isinstance(search, DeviceTreeSearch) and not why else None
 
     def suggester(self, proposer: Proposer) -> Suggester | None:
         text = super().suggester(proposer)

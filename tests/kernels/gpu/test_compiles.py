@@ -69,7 +69,8 @@ HOPPER = {"target": 90}
 UNFUSED = {"enable_fp_fusion": False}
 WHOLE, REALS = "*i64", "*fp64"
 LEVEL = {
-    "candidates": WHOLE, "chances": REALS, "figures": WHOLE, "count": WHOLE, "most": WHOLE, "length": WHOLE, "cache_row": WHOLE,
+    "candidates": WHOLE, "chances": REALS, "figures": WHOLE, "count": WHOLE, "most": WHOLE, "length": WHOLE, "slot": WHOLE,
+    "straight": WHOLE, "cache_row": WHOLE,
     "node_chances": REALS, "tails": WHOLE, "taken": WHOLE, "taken_chances": REALS, "begun": WHOLE, "picked": WHOLE,
     "picked_chances": REALS, "tips": WHOLE, "tokens": WHOLE, "rows": WHOLE, "slots": WHOLE, "positions": WHOLE, "prefix": WHOLE,
     "tail": WHOLE, "widest": "i32", "held": "i32", "width": "i32",

@@ -79,6 +79,12 @@ class SearchKernels:
         self._launch(begin, (places // each,), {**made, "width": width}, 4, **sizes)
         return Nodes(**made)[:width]
 
+    def clear(self) -> None:
+        """Forget what was chosen, where no level begins before the next choice."""
+        self.arrays["picked"].fill_(-1)
+        self.arrays["picked_chances"].fill_(-1.0)
+        self.arrays["tips"].fill_(-1)
+
     def best(self, logits: Tensor, first: int, sampled: bool, filtered: bool) -> Tensor:
         """[n, chunks, RANKS] int64: the best tokens of each chunk of the vocabulary after nodes `first` and so on, each in one
         number with its score. logits: [n, vocabulary]; noise is added to them where rows are `sampled`, after unlikely tokens are

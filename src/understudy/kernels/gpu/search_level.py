@@ -30,8 +30,8 @@ NONE = tl.constexpr(-0x7FFFFFFFFFFFFFFF)
 
 @triton.jit(do_not_specialize=["widest", "held", "width"])
 def begin(
-    candidates, chances, figures, count, most, length, cache_row, node_chances, tails, taken, taken_chances, begun, picked,
-    picked_chances, tips, tokens, rows, slots, positions, prefix, tail, widest, held, width,
+    candidates, chances, figures, count, most, length, slot, straight, cache_row, node_chances, tails, taken, taken_chances,
+    begun, picked, picked_chances, tips, tokens, rows, slots, positions, prefix, tail, widest, held, width,
     P: tl.constexpr, W: tl.constexpr, T: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
     MOST_NODES: tl.constexpr, RANKS: tl.constexpr, FORCED: tl.constexpr,
 ):  # fmt: skip
@@ -64,18 +64,19 @@ def begin(
     tl.store(node_chances + chance, tl.full([P], -1.0, tl.float64), fresh & (parent >= 0))
     tl.store(node_chances + chance + RANKS, tl.full([P], -1.0, tl.float64), fresh & (parent >= 0))
     start = tl.load(length + row)
-    slot = start + tl.where(fresh, index, room)
+    here = tl.load(slot + row) + tl.where(fresh, index, room)
+    below = tl.load(straight + row)
     at = tl.arange(0, T)[None, :]
     mine = fresh[:, None] & (at < MOST_NODES)
     path = tl.load(tails + ((row * MOST_NODES + tl.maximum(parent, 0)) * MOST_NODES)[:, None] + at, mine, other=0)
-    path = tl.where(at == (deep - 1)[:, None], slot[:, None], path)
+    path = tl.where(at == (start + deep - below)[:, None], here[:, None], path)
     tl.store(tails + (node * MOST_NODES)[:, None] + at, path, mine)
     tl.store(tail + (place * MOST_NODES)[:, None] + at, path, (place[:, None] >= 0) & (at < MOST_NODES))
     tl.store(tokens + place, token)
     tl.store(rows + place, tl.load(cache_row + row))
-    tl.store(slots + place, slot)
+    tl.store(slots + place, here)
     tl.store(positions + place, tl.where(fresh, start + deep, 0))
-    tl.store(prefix + place, tl.where(fresh, start + 1, 1))
+    tl.store(prefix + place, tl.where(fresh, below, 1))
     tl.store(taken + ROW * held + place, row)
     tl.store(taken + FROM * held + place, parent)
     tl.store(taken + WHAT * held + place, token)
