@@ -60,6 +60,26 @@ def test_steps_come_in_order_and_all_bytes_have_names(planned: Any) -> None:
     assert terms["scratch of trees"] > 0 and terms["noise and choosing of tokens"] > 0
 
 
+@pytest.mark.parametrize("clients", [3, 200, 1000])
+def test_each_step_needs_less_for_any_number_of_clients(planned: Any, clients: int) -> None:
+    """Also where more of them read at once than a step leaves pieces of prompts for."""
+    chat = planned(talk=Conversation(turns=2, prompt=8, reply=8, clients=clients))
+    budgets = [step.budget_bytes for step in chat.steps]
+    assert budgets == sorted(budgets, reverse=True) and all(step.plan.rows == clients for step in chat.steps)
+    assert all(step.plan.used <= step.budget_bytes for step in chat.steps)
+
+
+def test_the_turns_that_fit_are_told(planned: Any) -> None:
+    least = planned().lower_bound.budget_bytes
+    with pytest.raises(UsageError, match=r"^4 turns need .*: (1 turn fits|[23] turns fit)\.$"):
+        planned(memory=least - 1)
+    one = planned(talk=Conversation(turns=1, prompt=24, reply=60)).lower_bound.budget_bytes
+    with pytest.raises(UsageError, match=r"^4 turns need .*: 1 turn fits\.$"):
+        planned(memory=one)
+    with pytest.raises(UsageError, match=r"no turn fits; use more memory or a smaller model\.$"):
+        planned(memory="1MiB")
+
+
 def test_drafting_keeps_its_speed_from_the_named_budget_on(planned: Any) -> None:
     chat = planned("speed")
     assert chat.keeping is not None and chat.chosen is chat.keeping

@@ -67,7 +67,8 @@ class Planner:
         request = blueprint.request(self.conversation.tokens, self.conversation.clients)
         least = smallest_passes(request)
         most = widened(least, PLENTY, blueprint.footprint, request)
-        few = min(FEW_TILES, most.tiles - most.trees)
+        # Where many read at once, the smallest passes have more.
+        few = max(min(FEW_TILES, most.tiles - most.trees), least.tiles - least.trees)
         everything = self.step(options, ("nothing: all that helps stays in fast memory", ""), PLENTY)
         yield self.step(options, (everything.gives_up, ""), int(everything.plan.used / (1 - MARGIN)) + 1)
         yield self.step(options, ("exact weights that stay", ""), passes=most)
@@ -201,4 +202,5 @@ def _too_long(planner: Planner, options: Options, lowest: Concession, budget: in
     needed = f"{talk.turns} turns need {whole_mib(lowest.budget_bytes)} at least ({lowest.gives_up})"
     text = f"{needed}, and --memory is {format_size(budget)}"
     fewer = planner.turns_in(options, budget)
-    return f"{text}: {fewer} turns fit." if fewer else f"{text}: no turn fits; use more memory or a smaller model."
+    fit = "1 turn fits" if fewer == 1 else f"{fewer} turns fit"
+    return f"{text}: {fit}." if fewer else f"{text}: no turn fits; use more memory or a smaller model."
