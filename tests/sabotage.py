@@ -175,7 +175,7 @@ MUTATIONS = (
     Mutation("room is spent on decoded weights twice", "plan/residents.py", "if owners[number] not in decoded),", "),", "tests/plan/test_residents.py"),
     Mutation("on a GPU a lane's second octet takes the bits of its first", "kernels/gpu/octets.py", "windows[plane] >> byte_of(counts[0], counts[1], plane)", "windows[plane]", "tests/kernels/gpu/test_residual.py"),
     Mutation("an exception is not put back", "kernels/residual.py", "weights[exceptions[e, 0]] = exceptions[e, 1]", "pass", "tests/codecs"),
-    Mutation("the path is not moved", "layer_states.py", "slab[row][:, into] =", "slab[row][:, source] =", CORE),
+    Mutation("the path is not moved", "layer_states.py", "slab.index_copy_(1, to, slab", "slab.index_copy_(1, source, slab", CORE),
     Mutation("a layer that slides goes back to what it lost", "layer_states.py", "return length if oldest_wanted >= oldest_held else 0", "return length", CORE),
     Mutation("what a chunk overwrote is forgotten", "cache.py", "self._written[row] = max(self._highest(row), end)", "pass", CORE),
     Mutation("a layer reads another layer's keys", "models/shape.py", "own = {kind: index for index, kind in enumerate(kinds[: max(first, 0)])}", "own = {kind: kinds.index(kind) for kind in kinds}", "tests/models/test_shape.py"),

@@ -12,7 +12,7 @@ from understudy.cache import Cache
 from understudy.kernels.recurrence import RuleStep, fold_anywhere, recur_anywhere
 from understudy.layer_states import LayerShape
 from understudy.recurrent import FOLD, LATE, RecurrentShape, RecurrentState, Room, tops
-from understudy.tree import Nodes, TokenTree
+from understudy.tree import AcceptedPath, Nodes, TokenTree
 
 SHAPE = RecurrentShape(channels=2, taps=3, key_heads=1, value_heads=2, key_size=2, value_size=3)
 TEXT = torch.Generator().manual_seed(5)
@@ -56,7 +56,7 @@ def test_whatever_a_row_went_through_the_next_token_reads_the_same(data: st.Data
             count = data.draw(st.integers(1, 200))
             if length + count < 890:
                 assert torch.equal(read(state, 0, length, count), expected[length : length + count])
-                state.keep(0, length, torch.arange(count))
+                state.keep(0, length, AcceptedPath(torch.arange(count)))
                 length += count
         elif what == "save":
             state.save(0)
@@ -78,7 +78,7 @@ def test_a_row_goes_back_a_few_tokens_wherever_it_ends() -> None:
     state = opened()
     for length in range(1, 3 * FOLD):
         read(state, 0, length - 1, 1)
-        state.keep(0, length - 1, torch.tensor([0]))
+        state.keep(0, length - 1, AcceptedPath(torch.tensor([0])))
         back = max(0, length - LATE)
         assert state.reach(0, back, 0) == back
 
@@ -86,10 +86,10 @@ def test_a_row_goes_back_a_few_tokens_wherever_it_ends() -> None:
 def test_a_saved_row_goes_back_to_the_last_fold_before_it_was_saved() -> None:
     state, expected = opened(), whole()
     read(state, 0, 0, 300)
-    state.keep(0, 0, torch.arange(300))
+    state.keep(0, 0, AcceptedPath(torch.arange(300)))
     state.save(0)
     read(state, 0, 300, 500)
-    state.keep(0, 300, torch.arange(500))
+    state.keep(0, 300, AcceptedPath(torch.arange(500)))
     assert state.reach(0, 700, 0) == state.reach(0, 300, 0) == 256 and state.reach(0, 255, 0) == 0
     state.rewind(0, 256)
     assert torch.equal(read(state, 0, 256, 90), expected[256:346])
@@ -101,7 +101,7 @@ def test_a_saved_row_goes_back_to_the_last_fold_before_it_was_saved() -> None:
 def test_a_pass_that_fails_in_a_long_prompt_goes_back_to_its_start_and_a_tree_costs_nothing() -> None:
     state = opened()
     read(state, 0, 0, 70)
-    state.keep(0, 0, torch.arange(70))
+    state.keep(0, 0, AcceptedPath(torch.arange(70)))
     read(state, 0, 70, 20)
     assert state.reach(0, 70, 0) == 70
     read(state, 0, 70, 500)

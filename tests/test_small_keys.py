@@ -15,7 +15,7 @@ from understudy.errors import UsageError
 from understudy.kernels.numbers import step_of, write_codes
 from understudy.layer_states import FullState, LayerShape, SlidingState
 from understudy.small_keys import LINES, NOT_EXACT, STEP_BYTES, packed, plain, size_in, stored
-from understudy.tree import Nodes, TokenTree
+from understudy.tree import AcceptedPath, Nodes, TokenTree
 
 
 @given(st.integers(0, 1000), st.sampled_from([8, 20, 64]), st.sampled_from([torch.float32, torch.bfloat16]), st.floats(1e-6, 1e4))
@@ -54,7 +54,7 @@ def test_a_layer_holds_lines_and_moves_them_as_they_are(kind: type[FullState]) -
     state.write(nodes, keys, values)
     state.write_one(0, 15, keys[0], values[0])
     assert torch.equal(state.keys[0, :, 10:15], packed(keys).transpose(0, 1)) and torch.equal(state.keys[0, :, 15], packed(keys[0]))
-    state.keep(0, 10, torch.tensor([0, 2, 4]))
+    state.keep(0, 10, AcceptedPath(torch.tensor([0, 2, 4])))
     state.copy(0, 1, 13)
     assert torch.equal(plain(state.values[1, :, 11]), plain(packed(values[2])))
     assert torch.equal(plain(state.values[1, :, 12]), plain(packed(values[4])))

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.tree import Nodes, TokenTree
+from understudy.tree import AcceptedPath, Nodes, TokenTree
 
 
 @st.composite
@@ -70,3 +70,12 @@ def test_a_parent_after_its_child_is_a_bug() -> None:
 def test_torch_dtypes_are_those_of_indices(tree: TokenTree, length: int) -> None:
     nodes = Nodes.of(tree, 0, length)
     assert {t.dtype for t in (nodes.tokens, nodes.rows, nodes.slots, nodes.positions, nodes.prefix, nodes.tail)} == {torch.int64}
+
+
+def test_what_an_accepted_path_moves_is_worked_out_once() -> None:
+    here = torch.device("cpu")
+    path = AcceptedPath(torch.tensor([0, 1, 4, 9]))
+    moves = path.moves(100, here)
+    assert moves is not None and moves.tolist() == [[102, 103], [104, 109]] and len(path) == 4
+    assert path.moves(100, here) is moves and path.moves(90, here) is not moves
+    assert AcceptedPath(torch.arange(5)).moves(100, here) is None

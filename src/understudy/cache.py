@@ -13,7 +13,7 @@ from .errors import CheckpointError
 from .layer_states import SCRATCH, FullState, LayerShape, LayerState, state_of
 from .recurrent import DEEPEST, Fold, RecurrentState, Room
 from .spilled import Spill, SpilledState, SpillStore, spillable
-from .tree import Nodes
+from .tree import AcceptedPath, Nodes
 
 
 class Cache:
@@ -120,8 +120,9 @@ class Cache:
     def keep(self, row: int, path: Tensor) -> None:
         """Make the nodes of `path` [m], root first, the next m accepted tokens of `row`. Where a layer no longer holds what the
         next token looks at (after a pass over a long chain of which little was accepted), the row's length becomes 0."""
+        accepted = AcceptedPath(path)
         for state in self.states:
-            state.keep(row, self.lengths[row], path)
+            state.keep(row, self.lengths[row], accepted)
         self.lengths[row] += len(path)
         self.rewind(row, self.lengths[row])
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .recurrent import RecurrentShape
 from .small_keys import LINES, STEP_BYTES, stored
 from .tiers.memory import arena
-from .tree import Nodes
+from .tree import AcceptedPath, Nodes
 
 # slots past a row's length for the nodes of a tree
 SCRATCH = 320
@@ -74,8 +74,8 @@ class LayerState(Protocol):
     def goes_back(self) -> int:
         """Tokens that every row can go back, however long its text is."""
 
-    def keep(self, row: int, length: int, path: Tensor) -> None:
-        """Make the nodes of `path` [m], root first, of the tree above `length`, the next m accepted tokens."""
+    def keep(self, row: int, length: int, path: AcceptedPath) -> None:
+        """Make the nodes of `path`, of the tree above `length`, the next accepted tokens."""
 
     def reach(self, row: int, length: int, written: int) -> int:
         """The longest length, at most `length`, to which `row` can go back. Slots below `written` may have been written."""
@@ -150,18 +150,22 @@ class FullState:
         self.keys[row, :, place] = stored(keys, self.keys)
         self.values[row, :, place] = stored(values, self.values)
 
-    def keep(self, row: int, length: int, path: Tensor) -> None:
-        moved = path != torch.arange(len(path))
-        if not bool(moved.any()):
+    def keep(self, row: int, length: int, path: AcceptedPath) -> None:
+        moves = path.moves(length, self.keys.device)
+        if moves is None:
             return
-        self.move(row, *(length + torch.stack([path, torch.arange(len(path))])[:, moved]))
+        self._put_over(row, moves)
 
     def move(self, row: int, slots: Tensor, to: Tensor) -> None:
         """Put what lies in `slots` [m] of `row` in the slots `to` [m] too; all is read before any is written."""
         # one copy to a device for both
-        source, into = self.places(torch.stack([slots, to]))
-        for slab in (self.keys, self.values):
-            slab[row][:, into] = slab[row][:, source]
+        self._put_over(row, torch.stack([to, slots]))
+
+    def _put_over(self, row: int, moves: Tensor) -> None:
+        """moves: [2, m] slots to write and to read."""
+        to, source = self.places(moves)
+        for slab in (self.keys[row], self.values[row]):
+            slab.index_copy_(1, to, slab.index_select(1, source))
 
     def serves(self, window: int) -> bool:
         """Does it hold what attention with this `window` (0: none) looks at?"""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .cache import Cache
 from .layer_states import FullState, LayerShape
-from .tree import Nodes
+from .tree import AcceptedPath, Nodes
 
 # Types whose elements are copied as they are, by their bytes: a gather copies few long elements faster than many short ones.
 CARRIERS = {16: torch.complex128, 8: torch.int64, 4: torch.int32, 2: torch.int16}
@@ -118,7 +118,7 @@ class PaddedState(FullState):
         """The element of the views that is `row` as it lies now."""
         return row * self.slots + self.pads[row]
 
-    def keep(self, row: int, length: int, path: Tensor) -> None:
+    def keep(self, row: int, length: int, path: AcceptedPath) -> None:
         super().keep(self.first(row), length, path)
 
     def copy(self, row: int, to: int, length: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .tree import Nodes
+from .tree import AcceptedPath, Nodes
 
 # tokens between two states that are folded
 FOLD = 64
@@ -125,12 +125,11 @@ class RecurrentState:
             self.fold(self, row, self.newest[row])
             self.newest[row] += 1
 
-    def keep(self, row: int, length: int, path: Tensor) -> None:
-        """Make the nodes of `path` [m], root first, of the tree above `length`, the next m accepted tokens."""
-        moved = path != torch.arange(len(path))
-        if bool(moved.any()):
-            to = self._places(length + torch.arange(len(path))[moved])
-            source = self._places(length + path[moved])
+    def keep(self, row: int, length: int, path: AcceptedPath) -> None:
+        """Make the nodes of `path`, of the tree above `length`, the next accepted tokens."""
+        moves = path.moves(length, self.inputs.device)
+        if moves is not None:
+            to, source = self._places(moves)
             for tensor in self.records:
                 tensor[row, to] = tensor[row, source]
         self.advance(row, length + len(path) - LATE + FOLD)

@@ -16,7 +16,7 @@ from .layer_states import SCRATCH, FullState, LayerShape
 from .tiers import ReadSettings
 from .tiers.memory import ALIGNMENT, arena
 from .tiers.spill import SpillFile
-from .tree import Nodes
+from .tree import AcceptedPath, Nodes
 
 # Tokens at the beginning of a text that stay in fast memory: models look at them from everywhere (arXiv 2309.17453).
 FIRST = 64
@@ -144,7 +144,7 @@ class SpilledState(FullState):
         self._make_room(row, slot + 1)
         super().write_one(row, slot - self.bases[row], keys, values)
 
-    def keep(self, row: int, length: int, path: Tensor) -> None:
+    def keep(self, row: int, length: int, path: AcceptedPath) -> None:
         super().keep(row, length - self.bases[row], path)
 
     def rewind(self, row: int, length: int) -> None:

@@ -91,6 +91,29 @@ class TokenTree:
         return torch.arange(len(self)) if self.is_chain else self.ancestors.sum(1) - 1
 
 
+class AcceptedPath:
+    """`nodes` [m] of a tree, root first, that become the next m accepted tokens. Which of them move is worked out once for all
+    layers."""
+
+    def __init__(self, nodes: Tensor) -> None:
+        self.nodes = nodes
+        moved = nodes != torch.arange(len(nodes))
+        # [2, k]: where nodes go that do not lie there, and where they lie, counted from the root
+        self._moves = torch.stack([torch.arange(len(nodes))[moved], nodes[moved]]) if bool(moved.any()) else None
+        self._slots: dict[tuple[int, torch.device], Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def moves(self, length: int, where: torch.device) -> Tensor | None:
+        """[2, k] on the device `where`: slots to write and to read, of a root at slot `length`; None where nothing moves."""
+        if self._moves is None:
+            return None
+        if (length, where) not in self._slots:
+            self._slots[length, where] = (length + self._moves).to(where)
+        return self._slots[length, where]
+
+
 @dataclass(frozen=True)
 class Nodes:
     """Tree nodes of one or many rows, flat: what one forward pass runs.

@@ -99,8 +99,10 @@ class Calibration:
         self.missed += rank is None
         if rank is None:
             return
+        gaps = [scores[0] - score for score in scores]
         for i, sharpness in enumerate(SHARPNESS):
-            chance = (1 - SURPRISE) * _softmax(scores, sharpness)[rank] + SURPRISE / len(scores)
+            weights = _weights(gaps, sharpness)
+            chance = (1 - SURPRISE) * (weights[rank] / sum(weights)) + SURPRISE / len(scores)
             self.belief[i] = FORGETTING * self.belief[i] + math.log(chance)
 
     def learn_bonus(self, length: int, foretold: float, right: bool) -> None:
@@ -112,9 +114,14 @@ class Calibration:
 
 def _softmax(scores: Sequence[float], sharpness: float) -> list[float]:
     """The softmax of `scores` (best first) times `sharpness`."""
-    weights = [math.exp(-min(sharpness * (scores[0] - score), STEEPEST)) for score in scores]
+    weights = _weights([scores[0] - score for score in scores], sharpness)
     total = sum(weights)
     return [weight / total for weight in weights]
+
+
+def _weights(gaps: Sequence[float], sharpness: float) -> list[float]:
+    """What a softmax divides by their sum, of scores that lie by `gaps` behind the best. A round asks it for hundreds of nodes."""
+    return [math.exp(-fall if (fall := sharpness * gap) < STEEPEST else -STEEPEST) for gap in gaps]
 
 
 def averaged(old: float | None, seconds: float) -> float:
