@@ -36,6 +36,7 @@ PACE = "tests/drafters/test_pace.py"
 AHEAD = "tests/drafters/test_ahead.py"
 SEARCH_KERNELS = "tests/drafters/test_kernel_search.py"
 HEAD_SUGGEST = "tests/drafters/test_head_suggest.py"
+DEVICE_GUESSES, FILTERS = "tests/drafters/test_device_guesses.py", "tests/kernels/gpu/test_filters.py"
 READING = "tests/test_reading.py"
 LOOP = "tests/test_batch.py tests/test_engine.py tests/test_scheduler.py"
 STATS, ROUTE, FILE = "tests/test_stats.py", "tests/tiers/test_route.py", "tests/tiers/test_file.py"
@@ -255,7 +256,7 @@ MUTATIONS = (
     Mutation("the end of a prompt is not saved", "engine.py", "self.cache.save(sequence.row)", "pass", "tests/models/test_hybrid.py"),
     Mutation("a guess stays that the draft does not say", "drafters/growing_tree.py", "if best is None or best.token != self.tokens[node]:", "if best is None:", GUESS),
     Mutation("a dropped guess stays", "drafters/growing_tree.py", "self.wrong.update(nodes)", "self.wrong.update(nodes[1:])", GUESS),
-    Mutation("guesses run past the budget", "drafters/tree_search.py", "tree.levels - 1 - candidate.depth", "tree.levels + 3 - candidate.depth", GUESS),
+    Mutation("guesses run past the budget", "drafters/suggest.py", "tree.levels - 1 - candidate.depth", "tree.levels + 3 - candidate.depth", GUESS),
     Mutation("a level hands over hidden states in another order", "models/draft.py", "self.hidden[:, number] = states", "self.hidden[:, number] = states.flip(0)", "tests/models/test_taps.py"),
     Mutation("a head in front reads the hidden states of the node itself", "drafters/head_chain.py", "torch.cat(self.hidden)[self.read :", "torch.cat(self.hidden)[self.read - 1 :", HEAD_SUGGEST),
     Mutation("a head in front is asked whatever it takes", "drafters/pace.py", "return chance * self.cost(1) > self.step(texts) + self.cost(width + texts) - self.cost(width)", "return True", HEAD_SUGGEST),
@@ -272,7 +273,12 @@ MUTATIONS = (
     Mutation("a subtree's tails begin at the old root", "drafters/device_subtree.py", "tails[node, depths[node] - 1]", "tails[node, depths[node]]", f"{AHEAD} tests/drafters/test_device_subtree.py"),
     Mutation("in kernels what is taken stays a candidate", "kernels/gpu/search_level.py", "tl.store(node_chances + chance + RANKS, tl.full([P], -1.0, tl.float64), fresh & (parent >= 0))", "pass", SEARCH_KERNELS),
     Mutation("in kernels newer nodes go first of equally likely ones", "kernels/gpu/search_choice.py", "rows + row * EACH + child)", "rows + row * EACH + EACH - child)", SEARCH_KERNELS),
-    Mutation("a tail forgets the node itself", "drafters/device_search.py", "tail = torch.where(deep, slots[:, None], tail)", "pass", BEAM),
+    Mutation("a tail forgets the node itself", "drafters/device_search.py", "tail = torch.where(at == (length + depth - first)[:, None], slots[:, None], tail)", "pass", BEAM),
+    Mutation("in kernels a guess stays that the draft does not say", "kernels/gpu/search_level.py", "tl.minimum(held, agreed + 1)", "held", DEVICE_GUESSES),
+    Mutation("in kernels a guess that stays is a candidate too", "kernels/gpu/search_level.py", "tl.where(taken, -1.0, chance)", "chance", DEVICE_GUESSES),
+    Mutation("a guess stays on a device that the draft does not say", "drafters/device_guesses.py", "agreed[:, 0] + 1)", "agreed[:, 0] + 2)", DEVICE_GUESSES),
+    Mutation("of equally likely tokens top-p keeps one too few", "kernels/gpu/filters.py", "found >= need", "found > need", FILTERS),
+    Mutation("what was listed is always enough for a filter", "kernels/gpu/filters.py", "(drops & beyond)", "(drops & ~drops)", FILTERS),
     Mutation("a run of bytes is given out before it ends", "detokenizer.py", "(self._traits.runs and self._is_byte(token))", "False", "tests/test_detokenizer.py"),
     Mutation("half a character is given out", "detokenizer.py", "self._traits.halves and text.endswith(LOST)", "False", "tests/test_detokenizer.py"),
     Mutation("the file wins over what is given", "generation_config.py", "for name, value in self.values.items() if not params.gives(name)}\n        if self.max", "for name, value in self.values.items()}\n        if self.max", "tests/test_generation_config.py"),

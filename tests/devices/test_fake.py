@@ -1,5 +1,6 @@
 """The whole way of a token on a device: the same tokens as on the CPU, and with drafting those without, to the bit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,16 @@ import pytest
 import torch
 
 from tests import fake_device
+from tests.drafters.world import COSTS, Steady
 from tests.fake_device import GIB, FakeDevice
 from tests.tiny import save
 from understudy import LLM, SamplingParams, sampling
 from understudy.devices import DEVICES
 from understudy.drafters import device_search
+from understudy.drafters.search import SearchDrafter
 from understudy.errors import UnderstudyError, UsageError
 from understudy.plan.demand import RUNTIME
+from understudy.sequence import TokenSequence
 from understudy.tiers.pinned import PinnedTier
 
 pytest.importorskip("triton")
@@ -135,6 +139,37 @@ def test_filtered_tokens_are_chosen_by_kernels_in_drafts_and_passes_and_drafting
     assert sum(done.stats.accepted for each in found for done in each) > 0
     # the nodes of a level and of a pass
     assert len(filtered) > 6 and max(filtered) > 1
+
+
+def test_what_the_text_suggests_is_accepted_from_one_level_and_changes_no_token(
+    models: dict[torch.dtype, Path], opened: list[FakeDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = replace(SAMPLED, max_new_tokens=10)
+    with llm(models[torch.bfloat16], method="none") as fake:
+        plain = fake.generate([PROMPT], params)[0].token_ids
+
+    def lookup(sequence: TokenSequence, reach: int) -> list[int]:
+        """The text, after what it will say."""
+        return [*PROMPT, *plain, *sequence.tokens]
+
+    def priced(drafter: SearchDrafter, *_: Any) -> None:
+        """What an interpreter takes says nothing."""
+        drafter.policy.pace = Steady(dict(COSTS), rate=60.0)
+
+    monkeypatch.setattr(TokenSequence, "lookup", lookup)
+    monkeypatch.setattr(SearchDrafter, "warm", priced)
+    levels, rounds = [], []
+    for guess in ("off", "on"):
+        with llm(models[torch.bfloat16], method=f"substitute:guess={guess}") as fake:
+            done = fake.generate([PROMPT], params)[0]
+            recorded = fake.engine.drafter.search.graphs  # type: ignore[attr-defined]
+        assert done.token_ids == plain
+        levels.append(done.stats.levels_per_round * done.stats.rounds)
+        rounds.append(done.stats.rounds)
+        assert any(kind.guessed for kind in recorded) == (done.stats.suggested != {}) == (guess != "off")
+        assert (done.stats.agreed.get("text", 0) >= 2) == (guess != "off")
+        assert done.stats.accepted >= done.stats.agreed.get("text", 0)
+    assert levels[1] < levels[0] and rounds[1] <= rounds[0]
 
 
 def test_without_triton_it_is_slower_and_says_so(

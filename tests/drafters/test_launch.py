@@ -21,9 +21,9 @@ def test_the_host_runs_ahead_and_a_tree_does_not_depend_on_who_was_faster() -> N
         told: list[str] = []
 
         class Told(DeviceTreeSearch):
-            def _launch(self, kind: Any, width: int, number: int, told: list[str] = told) -> Any:
+            def _launch(self, kind: Any, number: int, told: list[str] = told) -> Any:
                 told.append(f"launch {number}")
-                return super()._launch(kind, width, number)
+                return super()._launch(kind, number)
 
             def _await(self, level: Any, told: list[str] = told) -> dict[str, int]:
                 figures = super()._await(level)

@@ -75,18 +75,20 @@ class LevelKernels(Protocol):
     def taken(self) -> Tensor:
         """[BECAME + 1, widest] int64: the candidates of the latest level; see `kernels.search_columns`."""
 
-    def begin(self, width: int) -> Nodes:
-        """Make `width` candidates nodes."""
+    def begin(self, width: int, guessed: bool) -> Nodes:
+        """Make `width` candidates nodes; `guessed`: they are roots and chains behind these."""
 
     def clear(self) -> None:
         """Forget what was chosen, as `begin` does."""
 
     def best(self, logits: Tensor, first: int, sampled: bool, filtered: bool) -> Tensor:
-        """Of logits [n, vocab] after nodes `first` and so on, the best tokens, for `add`; noise is added where rows are `sampled`,
-        after unlikely tokens are dropped where some of these are `filtered`."""
+        """Of logits [n, vocab] after nodes `first` and so on, the best tokens, for `add`: with noise, `filtered` before."""
 
     def add(self, keys: Tensor, first: int) -> None:
         """Write these nodes, with the best of their children."""
+
+    def agree(self, rows: int) -> None:
+        """Keep of the chains behind `rows` roots what are first choices one after another."""
 
     def choose(self, rows: int, together: int) -> None:
         """Choose the candidates of the next level, of `rows` rows: at most so many `together`, unless the shape is forced."""
@@ -242,13 +244,11 @@ class Device(Protocol):
     def sent(self, sources: Sequence[Tensor], where: str) -> list[Tensor]:
         """`sources`, which lie here and are made already, in memory `where`: they are there at return, and what is under way here
         or there is not waited for."""
-        ...
 
     # Time
 
     def finish(self) -> None:
         """Wait until all that was asked so far is done."""
-        ...
 
     def mark(self) -> Any:
         """An event that happens when all that was asked so far is done. Does not wait."""

@@ -1,13 +1,12 @@
 """The tree search as a function from tensors to tensors: a level of it can be recorded and replayed on a device.
 
-All shapes are fixed and no value is asked for. A level takes the candidates that the level before it chose, appends
-them as nodes, runs the draft on them, and chooses candidates for the next level. Candidates that do not pay are
-inert: they run on a cache slot after the largest tree and leave no trace.
+All shapes are fixed and no value is asked for. A level takes the candidates that the level before it chose, appends them as
+nodes, runs the draft on them, and chooses candidates for the next level. Candidates that do not pay are inert: they run on a
+cache slot after the largest tree and leave no trace.
 
-The rules are those of `tree_search.TreeSearch`, in float64 too, with three differences. A level costs what its
-padded width costs. A level has at most plan.widths.WIDEST nodes of all sequences together, unless its shape is
-forced. The padded width of a level is chosen before the number of candidates is known (see `launch`): those that
-find no place in it stay candidates."""
+The rules are those of `tree_search.TreeSearch`, in float64 too, with three differences. A level costs what its padded width
+costs. A level has at most plan.widths.WIDEST nodes of all sequences together, unless its shape is forced. The padded width of a
+level is chosen before the number of candidates is known (see `launch`): those that find no place in it stay candidates."""
 
 from __future__ import annotations
 
@@ -22,6 +21,7 @@ from ..plan.widths import WIDEST as WIDEST_TOGETHER
 from ..sampling import BatchParams, perturb_batch
 from ..tree import Nodes
 from .device_adjust import DeviceAdjustment, paths
+from .device_guesses import keep_agreed, put_guesses, straight
 from .device_state import COLUMNS, FIGURES, KEY, SCORES, LevelShape, SearchSizes, levels_left
 from .device_subtree import Grown
 from .growing_tree import MOST_NODES
@@ -55,8 +55,8 @@ class TensorSearch:
         self.tails = torch.zeros((rows, MOST_NODES, MOST_NODES), dtype=torch.int64, device=where)
         self.sharpness = torch.tensor(SHARPNESS, dtype=torch.float64, device=where)
 
-    def begin(self, rows: int) -> None:
-        """Begin a draft of the first `rows` sequences with what `given` holds: their roots are the candidates."""
+    def begin(self, rows: int, guesses: int = 0) -> None:
+        """Begin a draft of the first `rows` sequences with what `given` holds: their roots, and `guesses` nodes behind them."""
         self.state.integers.zero_()
         self.state.reals.fill_(-1.0)
         self.next.memory.zero_()
@@ -69,6 +69,8 @@ class TensorSearch:
         candidates[CHAIN] = 1
         candidates[VALID, :rows] = (given["remaining"][:rows] > 1).to(torch.int64)
         self.next["chances"].fill_(1.0)
+        if guesses:
+            put_guesses(given["guess"][:, :guesses], candidates[:, rows : rows + guesses], self.state["node"])
 
     def see(self, row: int, slots: Tensor) -> None:
         """Let the root of sequence `row`, once it is run, see `slots` [m] beyond what lies straight."""
@@ -103,16 +105,17 @@ class TensorSearch:
         reals = self.state.reals  # a candidate that is taken is none any more
         place = torch.where(valid, taken[PLACE], self._nowhere)
         reals.index_fill_(0, torch.cat([place, place + torch.where(place == self._nowhere, 0, RANKS)]), -1.0)
-        nodes = self._nodes(taken, torch.where(valid, index, most), node, valid)
-        found, values = self._best_children(kind, self.forward(nodes), taken, nodes.tail)
+        nodes = self._nodes(taken, torch.where(valid, index, most), node, valid, kind.guessed)
+        found, values = self._best_children(kind, self.forward(straight(nodes) if kind.guessed else nodes), taken, nodes.tail)
         self._add_nodes(taken, chances, node, valid, found, values)
         self.state["count"].add_((mine & valid[:, None]).sum(0))
+        if kind.guessed:
+            keep_agreed(self.state, kind.rows, self.widest)
         self.state["figures"][2:].add_(valid.any().to(torch.int64))
         (self._choose_forced if self.shape.depth else self._choose)(kind.rows)
 
     def _taken(self, width: int) -> tuple[Tensor, Tensor]:
-        """The candidates [VALID + 1, width] of this level and their chances: the likeliest, a tip of a chain among
-        them."""
+        """The candidates [VALID + 1, width] of this level and their chances: the likeliest, a tip of a chain among them."""
         candidates = self.next["candidates"]
         if self.shape.depth:
             return candidates[:, :width], self.next["chances"][:width]
@@ -122,21 +125,23 @@ class TensorSearch:
         pick = torch.where((pick == valid.sum() - 1) & without, self.widest, pick)
         return candidates.index_select(1, pick), self.next["chances"].index_select(0, pick)
 
-    def _nodes(self, taken: Tensor, index: Tensor, node: Tensor, valid: Tensor) -> Nodes:
-        """The new nodes [w], at `index` [w] in their trees. Inert ones lie in the slot after the largest tree, and
-        see the first position alone."""
+    def _nodes(self, taken: Tensor, index: Tensor, node: Tensor, valid: Tensor, guessed: bool) -> Nodes:
+        """The new nodes [w], at `index` [w] in their trees; chains, if they are `guessed`. Inert ones lie in the slot after the
+        largest tree, and see the first position alone."""
         given = self.given
         row = taken[ROW]
         depth = taken[DEEP]
-        length, straight = given["length"][row], given["straight"][row]
+        length, first = given["length"][row], given["straight"][row]
         slots = given["slot"][row] + index
         flat = self.tails.view(-1, MOST_NODES)
         tail = flat.index_select(0, row * MOST_NODES + taken[FROM].clamp(min=0))
-        deep = torch.arange(MOST_NODES, device=tail.device) == (length + depth - straight)[:, None]
-        tail = torch.where(deep, slots[:, None], tail)
+        at = torch.arange(MOST_NODES, device=tail.device)
+        if guessed:
+            tail = torch.where(at < depth[:, None], given["slot"][row][:, None] + 1 + at, 0)
+        tail = torch.where(at == (length + depth - first)[:, None], slots[:, None], tail)
         flat.index_copy_(0, node, tail)
         position = torch.where(valid, length + depth, 0)
-        prefix = torch.where(valid, straight, 1)
+        prefix = torch.where(valid, first + depth * guessed, 1)
         return Nodes(taken[WHAT], given["row"][row], slots, position, prefix, tail)
 
     def _best_children(self, kind: LevelShape, logits: Tensor, taken: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:

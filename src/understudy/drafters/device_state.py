@@ -40,7 +40,9 @@ class SearchSizes:
     def given(self) -> tuple[Shapes, Shapes]:
         """Names and shapes of the int64 and of the float64 inputs of one draft."""
         row = ("row", "length", "slot", "straight", "most", "remaining", "offset", "top_k", "root")
-        integers: Shapes = dict.fromkeys(row, (self.rows,)) | {"stops": (self.rows, self.stops), "nodes": (1,)}
+        # Of each suggested node of the first level: the sequence's place in the draft, the token and the depth.
+        guess: Shapes = {"guess": (3, self.widest)}
+        integers: Shapes = {**dict.fromkeys(row, (self.rows,)), "stops": (self.rows, self.stops), "nodes": (1,), **guess}
         each: Shapes = dict.fromkeys(("temperature", "top_p", "min_p", "inside"), (self.rows,))
         learned: Shapes = {"belief": (self.rows, len(SHARPNESS))}
         common: Shapes = {
@@ -66,6 +68,8 @@ class LevelShape:
     filtered: bool
     # Are there biases or penalties in any of them?
     adjusted: bool = False
+    # Are its nodes roots and chains that are suggested behind them?
+    guessed: bool = False
 
     @classmethod
     def of(cls, sequences: Sequence[TokenSequence]) -> LevelShape:

@@ -1,5 +1,5 @@
 """The tree search of `device_search` with a device's own kernels in place of torch's operations: five launches a level, where there
-were some 250, and seven where top-k, top-p or min-p drop tokens.
+were some 250, two more where top-k, top-p or min-p drop tokens, and one more where a text's guesses are checked.
 
 The arrays are the same, and so are the trees. What biases and penalties do to logits is torch's."""
 
@@ -17,6 +17,7 @@ from ..plan.widths import SCORED
 from ..plan.widths import WIDEST as WIDEST_TOGETHER
 from ..tree import Nodes
 from .device_adjust import paths
+from .device_guesses import straight
 from .device_search import TensorSearch
 from .device_state import LevelShape, SearchSizes
 from .growing_tree import MOST_NODES
@@ -61,10 +62,12 @@ class KernelSearch(TensorSearch):
 
     def level(self, kind: LevelShape) -> None:
         kernels = self.kernels
-        nodes = kernels.begin(kind.width)
-        logits = self.forward(nodes)
+        nodes = kernels.begin(kind.width, kind.guessed)
+        logits = self.forward(straight(nodes) if kind.guessed else nodes)
         for first, scores in self._adjusted(kind, logits, nodes.tail):
             kernels.add(kernels.best(scores, first, kind.sampled, kind.filtered), first)
+        if kind.guessed:
+            kernels.agree(kind.rows)
         kernels.choose(kind.rows, min(WIDEST * kind.rows, WIDEST_TOGETHER, self.widest))
 
     def choose_first(self) -> None:

@@ -1,9 +1,8 @@
 """Drafting on a device: levels of `device_search` are launched one after another, without waiting for the latest one.
 
-Level n + 1 is launched as soon as the results of level n - 1 arrive, so its width lags one level behind. The lag is
-always the same, so a tree depends on the search alone and not on timing. Near the end of a draft the host waits for
-the last level in place of launching one that may be useless: that pause is a small part of what a useless level
-takes."""
+Level n + 1 is launched as soon as the results of level n - 1 arrive, so its width lags one level behind. The lag is always the
+same, so a tree depends on the search alone and not on timing. Near the end of a draft the host waits for the last level in
+place of launching one that may be useless: that pause is a small part of what a useless level takes."""
 
 from __future__ import annotations
 
@@ -24,6 +23,7 @@ from ..plan.widths import GRAPHS, padded, widest
 from ..sequence import TokenSequence
 from .device_adjust import DeviceAdjustment
 from .device_given import DraftOrigin, give_costs, give_origins
+from .device_guesses import DeviceGuesses, give_guesses
 from .device_search import TensorSearch
 from .device_state import FIGURES, LevelShape, SearchSizes, grown
 from .device_subtree import Grown
@@ -33,8 +33,10 @@ from .pace import WIDEST
 from .packed_tensors import PackedTensors
 from .policy import DraftPolicy
 from .proposer import Proposer
+from .suggest import Suggester, Suggestion
 
 T = TypeVar("T")
+Going = Callable[[], bool]
 # With fewer levels that are likely to pay after the next one, the last level's figures are awaited.
 LIKELY = 2
 # Stop tokens of a sequence that there is room for at first.
@@ -55,18 +57,20 @@ class Launched:
 
 
 class DeviceTreeSearch:
-    """Grows trees with `proposer`, whose inputs and outputs all lie on `device`. `say` is told what the user should
-    know. `rows`, `level`: the most sequences, and nodes of a level; 0: as many as the cache has rows, and as wide as suits them."""
+    """Grows trees with `proposer`, whose inputs and outputs all lie on `device`; `say` is told what the user should know. `rows`,
+    `level`: the most sequences, and nodes of a level; 0: as suits the cache. `suggester` says chains that first levels check."""
 
     def __init__(
-        self, proposer: Proposer, device: Device, policy: DraftPolicy, say: Callable[[str], None], rows: int = 0, level: int = 0
-    ):
+        self, proposer: Proposer, device: Device, policy: DraftPolicy, say: Callable[[str], None], rows: int = 0, level: int = 0,
+        suggester: Suggester | None = None,
+    ):  # fmt: skip
         self.proposer = proposer
         self.device = device
         self.policy = policy
         self.say = say
         self.rows = rows or proposer.cache.rows
         self.widest = level or widest(min(policy.shape.width, MOST_NODES) or WIDEST, policy.shape.depth > 0, self.rows)
+        self.guesses = DeviceGuesses(suggester, policy, self.widest)
         # Recorded levels, the latest used last.
         self.graphs: OrderedDict[LevelShape, Graph] = OrderedDict()
         self.recording = device.graphs is not None
@@ -104,27 +108,29 @@ class DeviceTreeSearch:
         deepest = max((tree.levels for tree in trees), default=0)
         if deepest > 0:
             origins = [DraftOrigin.of(tree.sequence, tree.length) for tree in trees]
-            levels = self._searched(lambda: self._draft(origins, min(self.policy.shape.depth, deepest)))
+            found = self.guesses.chosen(trees)
+            levels = self._searched(lambda: self._draft(origins, found, min(self.policy.shape.depth, deepest)))
             self._read(trees)
+            self.guesses.learn(trees, found)
             for tree in trees:
                 tree.levels_run = levels
 
-    def _draft(self, origins: Sequence[DraftOrigin], forced: int) -> int:
-        """Launch the levels of one draft; returns how many."""
+    def _draft(self, origins: Sequence[DraftOrigin], found: Sequence[Suggestion], forced: int) -> int:
+        """Launch the levels of one draft, the first of which checks what was `found`; returns how many."""
         self._give(origins)
-        self._start(len(origins))
-        return self._levels(LevelShape.of([origin.sequence for origin in origins]), len(origins), forced)
+        guesses = give_guesses(self.given, found)
+        self._start(len(origins), guesses)
+        return self._levels(LevelShape.of([one.sequence for one in origins]), len(origins) + guesses, forced, None, guesses > 0)
 
     def prepare(self, origin: DraftOrigin, seen: Tensor) -> None:
         """Hand over what levels of `run_ahead` look at. The root sees the slots `seen` [m] beyond what lies straight."""
         self._give([origin], free=True)
-        # Whether the ring fills is no matter beside a pass.
-        self.free = False
+        self.free = False  # whether the ring fills is no matter beside a pass
         self._start(1)
         assert self.tensors is not None
         self.tensors.see(0, seen)
 
-    def run_ahead(self, origin: DraftOrigin, going: Callable[[], bool]) -> int:
+    def run_ahead(self, origin: DraftOrigin, going: Going) -> int:
         """Launch levels after `prepare` as long as `going` says so, they pay and are recorded. Returns how many, once all are done.
 
         What they take beside a pass is not what levels take, and is not learned."""
@@ -193,30 +199,30 @@ class DeviceTreeSearch:
             self.adjustment = DeviceAdjustment(self.rows, capacity, padded(max(biases, 1)), self.device.landing, self._room)
         self.adjustment.give(sequences)
 
-    def _start(self, rows: int) -> None:
-        """Begin a draft of `rows` sequences on the device, with what was given."""
+    def _start(self, rows: int, guesses: int = 0) -> None:
+        """Begin a draft of `rows` sequences on the device, with what was given: `guesses` nodes of it lie behind the roots."""
         if self.tensors is None:
             search = TensorSearch if self.kernels is None else partial(KernelSearch, self.kernels)
             self.tensors = search(self.proposer.forward, self._room, self.policy.shape, self.sizes)
         self.tensors.adjustment = self.adjustment
         self.tensors.given.memory.copy_(self.given.memory, non_blocking=True)
-        self.tensors.begin(rows)
+        self.tensors.begin(rows, guesses)
 
     def _room(self, nbytes: int) -> Tensor:
         return self.device.arena(nbytes).zero_()
 
-    def _levels(self, kind: LevelShape, width: int, forced: int, going: Callable[[], bool] | None = None) -> int:
-        """Launch levels, the first of this width: `forced` of them, or until none pays if that is 0. Learn what they took. Returns
-        how many. `going`: see `run_ahead`."""
+    def _levels(self, kind: LevelShape, width: int, forced: int, going: Going | None = None, guessed: bool = False) -> int:
+        """Launch `forced` levels, or until none pays if that is 0, the first of this width, and learn what they took. Returns how
+        many. `going`: see `run_ahead`. `guessed`: the first one also checks guesses."""
         if forced:
             width = min(self.policy.shape.width, MOST_NODES) * kind.rows
         begun = self.device.mark()
         levels: list[Launched] = []
         while width and (not forced or len(levels) < forced):
-            width = padded(width)
-            if going is not None and not (replace(kind, width=width) in self.graphs and going()):
+            this = replace(kind, width=padded(width), guessed=guessed and not levels)
+            if going is not None and not (this in self.graphs and going()):
                 break
-            levels.append(self._launch(kind, width, len(levels)))
+            levels.append(self._launch(this, len(levels)))
             if forced:
                 continue
             figures = self._await(levels[-2] if len(levels) > 1 else levels[-1])
@@ -239,17 +245,16 @@ class DeviceTreeSearch:
         self._wait(level.done)
         return dict(zip(FIGURES, level.figures.tolist(), strict=True))
 
-    def _launch(self, kind: LevelShape, width: int, number: int) -> Launched:
+    def _launch(self, kind: LevelShape, number: int) -> Launched:
         assert self.tensors is not None
         if self.free and not self.policy.limits.filling():
             self.free = False
             self.tensors.given["free"].fill_(0.0)
-        kind = replace(kind, width=width)
         telling = kind in self.graphs or not self.recording  # recording takes longer
         with self.policy.elsewhere():
             self._run_level(kind)
         figures = self.figures[number % 3]
-        return Launched(width, figures, self.device.late(self.tensors.state["figures"], figures), telling)
+        return Launched(kind.width, figures, self.device.late(self.tensors.state["figures"], figures), telling)
 
     def _run_level(self, kind: LevelShape) -> None:
         """Replay the graph of this kind of level, which its first level records. Without graphs, run it operation by operation."""

@@ -8,7 +8,7 @@ constants of the policy are here, for the search on the processor and for the on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 # The best children of a node that are looked at.
@@ -259,16 +259,16 @@ class Pace:
             best = count
         return best
 
-    def together(self, chances: Sequence[float], beside: int) -> int:
+    def together(self, chances: Sequence[float], beside: int, padded: Callable[[int], int] = int) -> int:
         """How many suggested tokens with these `chances` (best first) a level of `beside` other nodes should check
-        as well.
+        as well. A level of so many nodes takes the time of `padded` ones.
 
         A right one saves a level, and each makes this level longer."""
         best = 0
         best_value = saved = 0.0
         for count, chance in enumerate(chances, 1):
             saved += chance * self.cost(1)
-            value = saved - (self.cost(beside + count) - self.cost(beside))
+            value = saved - (self.cost(padded(beside + count)) - self.cost(padded(beside)))
             if value > best_value:
                 best = count
                 best_value = value

@@ -153,7 +153,7 @@ class SearchSpec(DrafterSpec):
     # A forced shape: so many nodes in each level, so many levels; 0: both are decided by what pays.
     width: int = 0
     depth: int = 0
-    # Are tokens that the text itself suggests checked? "auto": where the processor drafts.
+    # Are tokens that the text itself suggests checked? "auto": where levels may hold a node and its parent.
     guess: str = "auto"
 
     def __post_init__(self) -> None:
@@ -187,7 +187,7 @@ class SearchSpec(DrafterSpec):
         """Who proposes, for what `target` verifies."""
 
     def suggester(self, proposer: Proposer) -> Suggester | None:
-        """Who suggests tokens for `proposer` to check, where the processor drafts."""
+        """Who suggests tokens for `proposer` to check."""
         return None if self.guess == "off" or self.forced else TextSuggester()
 
     def run_ahead(self, search: Search, target: TargetModel) -> AheadSearch | None:
@@ -221,11 +221,13 @@ class SearchSpec(DrafterSpec):
         device = proposer.device
         if device.drafts_see_text:
             return TreeSearch(proposer, policy, self.suggester(proposer))
-        if self.guess == "on":
-            raise UsageError(
-                f"guess=on is for drafts on the processor: on {device.name} tokens are chosen where the text is not."
-            )
-        opened = partial(DeviceTreeSearch, proposer, device, policy, target.say)
+        suggester = self.suggester(proposer)
+        if proposer.cache.recurrent:
+            # Levels of theirs hold no node and its parent, or the host would wait.
+            if self.guess == "on":
+                raise UsageError(f"guess=on is not for models with recurrent layers that draft on {device.name}: leave it out.")
+            suggester = None
+        opened = partial(DeviceTreeSearch, proposer, device, policy, target.say, suggester=suggester)
         search = GroupSearch(opened(), opened, policy) if self.apart and target.groups > 1 else opened()
         target.drops.append(search.drop)
         return search

@@ -6,7 +6,7 @@ after any node: a copy of 4 bits confuses tokens to which it gives nearly the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .growing_tree import Candidate, GrowingTree
 from .pace import AGREEMENT_DECAY, LIKELIEST, LONGEST, Pace
 
-# Values of the option `guess`; auto: where the processor drafts.
+# Values of the option `guess`; auto: where chains of tokens can be checked.
 WHEN = ("auto", "on", "off")
 # Earlier places of the last token that are looked at, the latest first.
 PLACES = 64
@@ -121,6 +121,12 @@ class Tip(NamedTuple):
     candidate: Candidate
     most: int
 
+    @classmethod
+    def of(cls, tree: GrowingTree, candidate: Candidate, capacity: int, most: int) -> Tip:
+        """The end `candidate` of the chain of `tree`, in a cache of `capacity` slots a row: at most `most` tokens may follow, whose
+        own children could still be used."""
+        return cls(tree, candidate, min(tree.room(capacity) - 1, tree.levels - 1 - candidate.depth, most))
+
 
 class Promise(NamedTuple):
     """What may be expected of a suggestion: the chances of its tokens, and the seconds that it takes to make."""
@@ -149,6 +155,19 @@ class Suggester(Protocol):
 
     def learn(self, tree: GrowingTree, checked: Checked) -> None:
         """What was suggested after the tip of `tree` was checked."""
+
+
+def worth_checking(found: Sequence[Suggestion], most: int, pays: Callable[[Sequence[float]], int]) -> list[Suggestion]:
+    """Of what was `found` for different texts, the likeliest tokens of all together, at most `most`: as many as `pays` says of
+    their chances, best first."""
+    chances = sorted((chance for suggestion in found for chance in suggestion.all_chances), reverse=True)[: max(most, 0)]
+    count = pays(chances)
+    least = chances[count - 1] if count else 2.0
+    kept = []
+    for suggestion in found:
+        kept.append(suggestion.likelier(least, count))
+        count -= len(kept[-1].all_chances)
+    return kept
 
 
 @dataclass

@@ -21,7 +21,7 @@ from .growing_tree import Candidate, GrowingTree
 from .pace import RANKS, WIDEST
 from .policy import DraftPolicy
 from .proposer import Proposer
-from .suggest import NOTHING, Checked, Suggester, Suggestion, Tip
+from .suggest import NOTHING, Checked, Suggester, Suggestion, Tip, worth_checking
 
 # A candidate, and the number of its tree.
 Option = tuple[Candidate, int]
@@ -178,14 +178,11 @@ class TreeSearch:
         used: nodes of all trees so far."""
         found = self._suggested(work)
         beside = sum(len(part.fresh) for part in work)
-        most = max(min(self.policy.most_nodes - used, WIDEST * len(work) - beside), 0)
-        chances = sorted((chance for suggestion in found for chance in suggestion.all_chances), reverse=True)[:most]
-        count = self.policy.pace.together(chances, beside)
-        least = chances[count - 1] if count else 2.0
-        for part, suggestion in zip(work, found, strict=True):
-            part.suggestion = suggestion.likelier(least, count)
+        most = min(self.policy.most_nodes - used, WIDEST * len(work) - beside)
+        kept = worth_checking(found, most, lambda chances: self.policy.pace.together(chances, beside))
+        for part, suggestion in zip(work, kept, strict=True):
+            part.suggestion = suggestion
             part.add_suggestion()
-            count -= len(part.suggestion.all_chances)
 
     def _suggested(self, work: list[Work]) -> list[Suggestion]:
         """What is suggested after the tip of each part: tokens whose own children could still be used."""
@@ -200,8 +197,7 @@ class TreeSearch:
         return found
 
     def _tip(self, tree: GrowingTree, candidate: Candidate) -> Tip:
-        room = min(tree.room(self.policy.limits.capacity) - 1, tree.levels - 1 - candidate.depth, WIDEST)
-        return Tip(tree, candidate, room)
+        return Tip.of(tree, candidate, self.policy.limits.capacity, WIDEST)
 
     def _choose(self, trees: list[GrowingTree]) -> dict[int, list[Candidate]]:
         """The candidates of the next level by the number of their tree; they become nodes. Empty: drafting is over."""

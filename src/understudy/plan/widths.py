@@ -2,6 +2,8 @@
 
 # Nodes of all sequences together in one level: the draft's products read each code once for so many.
 WIDEST = 64
+# What a level of any number of sequences has room for: a text's guesses behind the root are checked together.
+GUESSED = 32
 # Nodes whose noise is made at a time.
 SCORED = 16
 # Recorded levels that are kept.
@@ -17,11 +19,11 @@ def padded(nodes: int) -> int:
 def widest(level_width: int, forced: bool, rows: int) -> int:
     """The widest level of `rows` sequences with at most `level_width` nodes each; 0 where there are no levels.
 
-    It has at most WIDEST nodes, unless the width is `forced` or there are more sequences."""
+    It has at most WIDEST nodes and at least GUESSED, unless the width is `forced` or there are more sequences."""
     if not level_width:
         return 0
     nodes = level_width * rows
-    return padded(nodes if forced else max(min(nodes, WIDEST), rows))
+    return padded(nodes if forced else max(min(nodes, WIDEST), rows, GUESSED))
 
 
 def of_group(widest_level: int, rows: int) -> tuple[int, int]:

@@ -30,6 +30,7 @@ LAYER = {
     "places": "i32", "scaling": "fp32", "window": "i32",
 }  # fmt: skip
 HEADS = {"KV": 8, "GROUP": 4, "DIM": 128, "D": 128, "SIZE": 128, "S": 128}
+CHAINS = {name: kind for name, kind in LAYER.items() if name in (*list(LAYER)[:8], "places")}
 LAYER_SIZES = HEADS | {
     "M": 16, "BLOCK": 64, "SHARES": 8, "WORTH": 128, "WINDOWED": True, "NARROW": True, "WIDE": False,
 }  # fmt: skip
@@ -75,7 +76,9 @@ LEVEL = {
     "picked_chances": REALS, "tips": WHOLE, "tokens": WHOLE, "rows": WHOLE, "slots": WHOLE, "positions": WHOLE, "prefix": WHOLE,
     "tail": WHOLE, "widest": "i32", "held": "i32", "width": "i32",
 }  # fmt: skip
-LEVEL_SIZES = {"P": 2, "W": 64, "T": 512, "WIDEST": 64, "ROWS": 5, "WIDE": 8, "MOST_NODES": 320, "RANKS": 6, "FORCED": False}
+LEVEL_SIZES = {
+    "P": 2, "W": 64, "T": 512, "WIDEST": 64, "ROWS": 5, "WIDE": 8, "MOST_NODES": 320, "RANKS": 6, "FORCED": False, "GUESSED": False,
+}  # fmt: skip
 BEST = {
     "logits": "*bf16", "keys": WHOLE, "taken": WHOLE, "length": WHOLE, "temperature": REALS, "offset": WHOLE, "least": WHOLE,
     "held": "i32", "first": "i32", "vocabulary": "i32", "stride": "i32",
@@ -97,6 +100,7 @@ ADD = {
     "held": "i32", "first": "i32", "places": "i32",
 }  # fmt: skip
 ADD_SIZES = {"P": 2, "KEYS": 450, "LANES": 512, "S": 16, "C": 8, "SHARP": 9, "STOPS": 8, "RANKS": 6}
+AGREE, AGREE_SIZES = {"node": WHOLE, "node_chances": REALS, "count": WHOLE}, {"N": 64, "LANES": 16, "MOST_NODES": 320, "RANKS": 6}
 RANK = {
     "node": WHOLE, "node_chances": REALS, "count": WHOLE, "most": WHOLE, "figures": WHOLE, "picked": WHOLE, "picked_chances": REALS,
     "tips": WHOLE, "rows": "i32",
@@ -115,6 +119,9 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "exact product": ("exact_product", "_multiply_rows", EXACT, ROWS, {"num_stages": 3}),
     "exact product in float32": ("exact_product", "_multiply_rows", EXACT | {"x": "*fp32", "out": "*fp32"}, FEW_ROWS, {}),
     "nodes of a level": ("search_level", "begin", LEVEL, LEVEL_SIZES, UNFUSED),
+    "nodes of a text's guesses": ("search_level", "begin", LEVEL, LEVEL_SIZES | {"GUESSED": True}, UNFUSED),
+    "agreement with guesses": ("search_level", "agree", AGREE, AGREE_SIZES, UNFUSED | {"num_warps": 1}),
+    "keys of chains": ("draft_layer", "_put_all", CHAINS, HEADS, {"num_warps": 1}),
     "best children": ("search_level", "best", BEST, SAMPLED | {"SAMPLED": False, "RANKS": 6}, UNFUSED),
     "best children, sampled": ("search_level", "best", BEST, SAMPLED | {"RANKS": 6}, UNFUSED),
     "best children, filtered": ("search_level", "best", BEST, SAMPLED | {"FILTERED": True, "RANKS": 6}, UNFUSED),

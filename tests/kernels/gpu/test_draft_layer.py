@@ -1,6 +1,7 @@
 """A layer's part between its products on a GPU: what the processor's gives, and the same keys and values in the cache."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -36,12 +37,18 @@ def level(length: int) -> Nodes:
     return Nodes.of(TokenTree.of(range(10), [-1, 0, 0, 1, 1, 2, 2, 2, 3, 3]), 1, length)[5:]
 
 
+def chains(length: int) -> Nodes:
+    """Chains behind the texts of two rows."""
+    return Nodes.join([Nodes.of(TokenTree.chain(range(count)), row, length + row) for row, count in ((0, 7), (2, 4))])
+
+
 def given(count: int, size: int, dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     angles = torch.randn(count, size // 2).repeat(1, 2)
     return torch.randn(count, (HEADS + 2 * KV_HEADS) * size).to(dtype), (angles.cos().to(dtype), angles.sin().to(dtype))
 
 
 @pytest.mark.parametrize("room", [264, 1])
+@pytest.mark.parametrize("made_of", [level, chains])
 @pytest.mark.parametrize(
     ("dtype", "size", "length", "window"),
     [
@@ -52,14 +59,15 @@ def given(count: int, size: int, dtype: torch.dtype) -> tuple[Tensor, tuple[Tens
     ],
 )
 def test_it_gives_what_the_processor_gives(
-    dtype: torch.dtype, size: int, length: int, window: int, room: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    dtype: torch.dtype, size: int, length: int, window: int, made_of: Callable[[int], Nodes], room: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Also where several programs share the positions of a node; what counts them is ready for the next layer."""
     monkeypatch.setattr(draft_layer, "WORTH", 32)
     monkeypatch.setattr(draft_layer, "MOST_SHARES", 4)
     monkeypatch.setattr(draft_layer, "running", lambda device, each: room)
     torch.manual_seed(length)
-    state, nodes, spec = state_of(dtype, size, window), level(length), AttentionSpec(0.2, window)
+    state, nodes, spec = state_of(dtype, size, window), made_of(length), AttentionSpec(0.2, window)
     made, turns = given(len(nodes), size, dtype)
     other = on_device(state)
     wanted = processor.attend(made, turns, state, nodes, spec)

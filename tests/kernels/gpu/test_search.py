@@ -42,7 +42,7 @@ def opened(rows: int) -> KernelSearch:
     given["belief"].copy_(torch.tensor(Calibration().weights).expand(rows, -1))
     given["offset"].copy_(torch.tensor(SEEDS[:rows] + (0,) * (rows - len(SEEDS))))
     search.begin(rows)
-    search.kernels.begin(4)
+    search.kernels.begin(4, False)
     return search
 
 

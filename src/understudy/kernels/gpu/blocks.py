@@ -12,7 +12,7 @@ from ...tree import Nodes
 from ..attention import AttentionSpec
 from ..blocks import JoinedProduct
 from ..draft_product import Norm
-from .draft_layer import LayerAttention, searched
+from .draft_layer import LayerAttention, suits
 from .draft_product import MOST_JOINED, GroupedProduct, JoinedGrouped
 
 
@@ -42,4 +42,4 @@ class TritonBlocks:
 
     def suits(self, nodes: Nodes) -> bool:
         """Levels of a search are, however many nodes they have: what is decided by values would make the host wait."""
-        return searched(nodes)
+        return suits(nodes)

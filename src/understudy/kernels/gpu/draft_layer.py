@@ -2,8 +2,8 @@
 positions turn queries and keys, keys and values go to the cache, and each node attends.
 
 A program is one node, one head of keys and a share of the positions that the node sees; the share that is done last joins what
-all of them found, in one order. Nodes of a searched level are never each other's ancestors, so no program waits for a key that
-another one puts in the cache."""
+all of them found, in one order. No program waits for a key that another one puts in the cache: most nodes of a searched level are
+not each other's ancestors, and where they are chains, all keys are put there by a launch before."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ WORTH = 128
 MOST_SHARES = 16
 # pairs of a node and a head that may have several shares
 PAIRS = 8192
+# nodes of chains that go through a layer at once
+CHAINED = 64
 
 
 class LayerAttention:
@@ -38,9 +40,8 @@ class LayerAttention:
         """Attention of `nodes`, whose queries, keys and values are side by side in `made` [n, ...], over `state`, which gets their
         keys and values: [n, heads * value size].
 
-        `turns`: cosines and sines [n, key size] of the nodes' positions. There may be no softcap and no sinks in `spec`. None of
-        the nodes may be another's ancestor."""
-        assert searched(nodes) and not spec.softcap and spec.sinks is None and made.is_contiguous()
+        `turns`: cosines and sines [n, key size] of the nodes' positions. There may be no softcap and no sinks in `spec`."""
+        assert suits(nodes) and not spec.softcap and spec.sinks is None and made.is_contiguous()
         keys, values = state.keys, state.values
         assert keys.is_contiguous() and values.is_contiguous()
         count, kv_heads, places = len(made), keys.shape[1], keys.shape[2]
@@ -55,6 +56,8 @@ class LayerAttention:
         scratch = torch.empty(count * kv_heads * shares * tile * (wide_value + 2), dtype=torch.float32, device=made.device)
         out = made.new_empty(count, heads * size)
         narrow = made.dtype == keys.dtype == torch.bfloat16
+        if not searched(nodes):
+            _put_all[(count, kv_heads)](*given, places, **sizes, num_warps=1, enable_fp_fusion=True)
         _attend[(count, kv_heads, shares)](
             *given, nodes.prefix, nodes.tail.contiguous(), out, scratch, self.counters, nodes.tail.shape[1], places,
             spec.scaling, spec.window,
@@ -68,6 +71,11 @@ class LayerAttention:
 def searched(nodes: Nodes) -> bool:
     """Are they a level of a search, of which none is another's ancestor? It is told by shapes alone."""
     return nodes.tail.shape[1] > 0
+
+
+def suits(nodes: Nodes) -> bool:
+    """Are they such a level, or chains of as many nodes as a level has?"""
+    return searched(nodes) or len(nodes) <= CHAINED
 
 
 def shared_out(pairs: int, places: int, room: int) -> int:
@@ -110,6 +118,18 @@ def _put(key, value, keys, values, place, DIM: tl.constexpr, D: tl.constexpr, SI
     c, d = tl.arange(0, D), tl.arange(0, S)
     tl.store(keys + place * DIM + c[None, :], key.to(keys.dtype.element_ty), (c < DIM)[None, :])
     tl.store(values + place * SIZE + d, value.to(values.dtype.element_ty), d < SIZE)
+
+
+@triton.jit(do_not_specialize=["places"])
+def _put_all(
+    made, cosines, sines, keys, values, rows, slots, positions, places,
+    KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
+):  # fmt: skip
+    """The key and the value of one node for one head go to the cache, as `_attend` puts them there."""
+    node, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    key, value = _own(made, cosines, sines, node, head, KV, GROUP, DIM, D, SIZE, S)
+    slab = (tl.load(rows + node) * KV + head) * places
+    _put(key, value, keys, values, slab + tl.load(slots + node) % places, DIM, D, SIZE, S)
 
 
 @triton.jit(do_not_specialize=["width", "places", "window"])

@@ -1,5 +1,5 @@
 """A level of a tree search in five kernels: its nodes, the best children of each (two), and the next level's candidates (two). Two
-more of `filters` come before the children where unlikely tokens are dropped.
+more of `filters` come before the children where unlikely tokens are dropped, and one after them where a text's guesses are checked.
 
 They do what `drafters.device_search` says, on the same arrays, where the order of what they hold is told too. No program
 waits for another, and none depends on which comes first. Of equal scores the lower token goes first."""
@@ -21,7 +21,7 @@ from ..search_columns import BECAME, ROW
 from . import INTERPRETED
 from .filters import least_keys
 from .search_choice import offer, rank
-from .search_level import add, begin, best
+from .search_level import add, agree, begin, best
 
 # Tokens of the vocabulary that one program looks through.
 CHUNK = 2048
@@ -33,6 +33,8 @@ LEAST_PLACES = 2
 # Lanes for RANKS children, SHARPNESS and a node's path.
 CHILD_LANES = 8
 SHARP_LANES = 16
+# Lanes for a node's chances.
+CHANCE_LANES = 16
 
 
 class SearchKernels:
@@ -66,8 +68,9 @@ class SearchKernels:
         taken: Tensor = self.arrays["taken"]
         return taken[:, : self.widest]
 
-    def begin(self, width: int) -> Nodes:
-        """Make `width` candidates nodes, in order; those that are none, or find no room, are inert."""
+    def begin(self, width: int, guessed: bool) -> Nodes:
+        """Make `width` candidates nodes, in order; those that are none, or find no room, are inert. `guessed`: they are roots and
+        chains behind these."""
         places = max(width, LEAST_PLACES)
         made = {
             name: torch.empty(places, dtype=torch.int64, device=self.where)
@@ -76,7 +79,7 @@ class SearchKernels:
         made["tail"] = torch.empty((places, self.most), dtype=torch.int64, device=self.where)
         each = places if INTERPRETED else LEAST_PLACES
         sizes = {"P": each, "W": places, "T": triton.next_power_of_2(self.most)}
-        self._launch(begin, (places // each,), {**made, "width": width}, 4, **sizes)
+        self._launch(begin, (places // each,), {**made, "width": width}, 4, **sizes, GUESSED=guessed)
         return Nodes(**made)[:width]
 
     def clear(self) -> None:
@@ -112,6 +115,10 @@ class SearchKernels:
         sizes = {"P": each, "KEYS": chunks * ranks, "LANES": triton.next_power_of_2(chunks * ranks)}
         given = {"keys": keys, "first": first, "places": count}
         self._launch(add, (triton.cdiv(count, each),), given, 4, S=SHARP_LANES, C=CHILD_LANES, **sizes)
+
+    def agree(self, rows: int) -> None:
+        """Of the chains behind `rows` roots, keep the tokens that are first choices one after another."""
+        self._launch(agree, (rows,), {}, 1, N=self.widest, LANES=CHANCE_LANES)
 
     def choose(self, rows: int, together: int) -> None:
         """Choose the candidates of the next level, of `rows` rows; at most `together` where no shape is forced."""

@@ -33,7 +33,7 @@ def begin(
     candidates, chances, figures, count, most, length, slot, straight, cache_row, node_chances, tails, taken, taken_chances,
     begun, picked, picked_chances, tips, tokens, rows, slots, positions, prefix, tail, widest, held, width,
     P: tl.constexpr, W: tl.constexpr, T: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
-    MOST_NODES: tl.constexpr, RANKS: tl.constexpr, FORCED: tl.constexpr,
+    MOST_NODES: tl.constexpr, RANKS: tl.constexpr, FORCED: tl.constexpr, GUESSED: tl.constexpr,
 ):  # fmt: skip
     """The candidates become nodes, as far as there is room; what is chosen later is cleared."""
     place = tl.program_id(0) * P + tl.arange(0, P)
@@ -69,6 +69,9 @@ def begin(
     at = tl.arange(0, T)[None, :]
     mine = fresh[:, None] & (at < MOST_NODES)
     path = tl.load(tails + ((row * MOST_NODES + tl.maximum(parent, 0)) * MOST_NODES)[:, None] + at, mine, other=0)
+    if GUESSED:
+        # chains behind roots lie one after another
+        path = tl.where(at < deep[:, None], start[:, None] + 1 + at, path)
     path = tl.where(at == (start + deep - below)[:, None], here[:, None], path)
     tl.store(tails + (node * MOST_NODES)[:, None] + at, path, mine)
     tl.store(tail + (place * MOST_NODES)[:, None] + at, path, (place[:, None] >= 0) & (at < MOST_NODES))
@@ -76,6 +79,9 @@ def begin(
     tl.store(rows + place, tl.load(cache_row + row))
     tl.store(slots + place, here)
     tl.store(positions + place, tl.where(fresh, start + deep, 0))
+    if GUESSED:
+        # and each node at the slot of its own position
+        below += deep
     tl.store(prefix + place, tl.where(fresh, below, 1))
     tl.store(taken + ROW * held + place, row)
     tl.store(taken + FROM * held + place, parent)
@@ -178,3 +184,32 @@ def add(
     tl.atomic_add(count + row, tl.full([P], 1, tl.int64), fresh)
     # every new node writes the same number
     tl.store(figures + 2 + place * 0, tl.load(begun) + place * 0, fresh)
+
+
+@triton.jit
+def agree(
+    node, node_chances, count,
+    N: tl.constexpr, LANES: tl.constexpr, MOST_NODES: tl.constexpr, RANKS: tl.constexpr,
+):  # fmt: skip
+    """Of the chain behind one root, the tokens stay that are the first choice after the one before; each then has the chance of all
+    up to it, and is a candidate no longer."""
+    row = tl.program_id(0)
+    held = tl.load(count + row)
+    place = tl.arange(0, N)
+    before = node + (row * MOST_NODES + place) * (CHILDREN + RANKS)
+    there = place + 1 < held
+    token = tl.load(before + CHILDREN + RANKS, there, other=0)
+    right = there & (tl.load(before + CHILDREN, there, other=0) == token) & (tl.load(before + FOUND, there, other=0) > 0)
+    agreed = tl.min(tl.where(right, N, place), 0)
+    tl.store(count + row, tl.minimum(held, agreed + 1))
+    lane = tl.arange(0, LANES)
+    mine = lane < THROUGH + 2 * RANKS
+    known = tl.full([], 1.0, tl.float64)
+    for i in range(agreed + 1):
+        numbers = node_chances + (row * MOST_NODES + i) * (THROUGH + 3 * RANKS)
+        chance = tl.load(numbers + lane, mine, other=-1.0)
+        first = tl.sum(tl.where(lane == THROUGH, chance, 0.0), 0)
+        chance = tl.where(chance >= 0, chance * known, chance)
+        taken = (i < agreed) & ((lane == THROUGH) | (lane == THROUGH + RANKS))
+        tl.store(numbers + lane, tl.where(taken, -1.0, chance), mine)
+        known *= first
