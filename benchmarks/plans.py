@@ -22,6 +22,7 @@ SAID = {
     "--bits mixed:bits=3.5": "3.5 bits", "--bits 3": "3 bits", "--bits 2": "2 bits", "--head-bits 4": "head 4 bits",
     "--method none --codec raw": "none", "--method none": "none",
 }  # fmt: skip
+SPILL = "--spill 1024"
 
 
 def usual(kind: str, sizes: tuple[int, int, int, int, int, int]) -> dict[str, Any]:
@@ -31,6 +32,13 @@ def usual(kind: str, sizes: tuple[int, int, int, int, int, int]) -> dict[str, An
         "model_type": kind, **dict(zip(names, sizes, strict=True)), "max_position_embeddings": 32768, "dtype": "bfloat16",
         "tie_word_embeddings": False,
     }  # fmt: skip
+
+
+def said(options: str) -> str:
+    """What the options of a step give up, in a few words."""
+    rest = options.removeprefix(SPILL).strip()
+    words = ["spill"] if rest != options else []
+    return ", ".join([*words, *([SAID.get(rest, rest)] if rest else [])])
 
 
 HYBRID: dict[str, Any] = {
@@ -80,7 +88,7 @@ def row(config: dict[str, Any]) -> list[str]:
                 chosen = chat(budget * 10**9).chosen
             except UsageError:
                 return "-"
-            how = SAID.get(chosen.options, chosen.options)
+            how = said(chosen.options)
             speed = chosen.expected.tokens_per_second
             return (f"{speed:.1f}" if speed >= 1 else f"{speed:.2f}") + (f" ({how})" if how else "")
 

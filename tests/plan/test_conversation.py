@@ -15,6 +15,7 @@ def test_all_that_is_said_counts(turns: int, prompt: int, reply: int, clients: i
     found = Conversation.parse(text, "--chat")
     assert found == Conversation(turns, prompt, reply, clients, template)
     assert found.tokens == turns * (prompt + reply + template)
+    assert found == Conversation.parse(text.replace(",", ", "), "--chat")
     assert found.turns_within(found.tokens) == turns and found.turns_within(found.tokens - 1) == turns - 1
 
 
@@ -32,6 +33,7 @@ def test_one_client_and_a_template_are_taken_where_nobody_says() -> None:
         ("turns=two,prompt=3,reply=4", "turns must be given once"),
         ("turns=2,turns=3,prompt=3,reply=4", "turns must be given once"),
         ("turns=2,promt=3,reply=4", "prompt"),
+        ("turns=0,prompt=3,reply=4", "^--plan-for turns=0,prompt=3,reply=4: turns"),
     ],
 )
 def test_what_is_no_conversation_is_refused_in_one_line(text: str, said: str) -> None:

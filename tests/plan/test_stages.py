@@ -98,6 +98,8 @@ def test_groups_are_planned_for_where_the_copy_drafts(devices: int, rows: int, l
     plans = plan_stages(DRAFTING, asked, lanes(*[900] * (devices - 1)))
     assert [plan.groups for plan in plans] == [groups] * devices
     assert plans[0].items["draft levels"] == (DRAFTING.levels.total(level, rows, groups) if level and DRAFTING.levels else 0)
+    told = f"texts go through the stages in up to {groups} groups side by side, where that is faster"
+    assert (told in joined_stages(plans).notes) == (groups > 1)
     others = plan_stages(DRAFTING, replace(asked, apart=False), lanes(*[900] * (devices - 1)))
     assert {plan.groups for plan in others} == {1}
 

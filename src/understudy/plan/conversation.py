@@ -31,12 +31,13 @@ class Conversation:
     def parse(cls, text: str, option: str) -> Conversation:
         """What `text` says, such as FORM. Raises UsageError, naming `option`, where it is not of that form."""
         values: dict[str, int] = {}
-        for pair in filter(None, text.split(",")):
+        for pair in filter(None, map(str.strip, text.split(","))):
             name, _, value = pair.partition("=")
             lookup(f"value of {option}", name, dict.fromkeys(NAMES, ""))
             least = 0 if name == "template" else 1
             if name in values or not (value.isascii() and value.isdigit()) or int(value) < least:
-                raise UsageError(f"{option}: {name} must be given once, as a whole number of {least} or more: {option} {FORM}.")
+                what = f"{name} must be given once, as a whole number of {least} or more"
+                raise UsageError(f"{option} {text}: {what}: {option} {FORM}.")
             values[name] = int(value)
         if missing := [name for name in ("turns", "prompt", "reply") if name not in values]:
             raise UsageError(f"{option} {text}: {' and '.join(missing)} must be given: {option} {FORM}.")

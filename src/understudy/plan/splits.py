@@ -108,7 +108,9 @@ def joined_stages(plans: Sequence[Plan]) -> Plan:
     pass gets it when one stage waits after the other."""
     layers = ", ".join(f"{plan.device} {plan.stage[0]} to {plan.stage[1] - 1}" for plan in plans)
     each = "each with its copy and its keys and values"
-    whole = joined(plans, [f"decoder layers over {len(plans)} devices in stages ({layers}), {each}"])
+    groups = plans[0].groups
+    grouped = [f"texts go through the stages in up to {groups} groups side by side, where that is faster"] if groups > 1 else []
+    whole = joined(plans, [f"decoder layers over {len(plans)} devices in stages ({layers}), {each}", *grouped])
     streamed = whole.streamed_bytes
     seconds = max(sum(map(_waited, plans)), *(_brought(plan, plan.streamed_bytes) for plan in plans))
     link = streamed / seconds if seconds else plans[0].link_bytes_per_second
