@@ -64,6 +64,24 @@ def test_a_layer_that_reads_anothers_keys_holds_nothing() -> None:
     assert torch.equal(cache.layer(2, 0).keys[1, :, :2].transpose(0, 1), keys[[0, 2]]), "what is shared moves once"
 
 
+@given(st.data())
+def test_scratch_moves_as_it_was_where_slots_overlap(data: st.DataObject) -> None:
+    cache = Cache([LayerShape(3, 4, 5), SHAPE], 2, 64, torch.float32)
+    for layer in cache.layers:
+        for slab in (layer.keys, layer.values):
+            slab.copy_(torch.arange(2 * 64)[:, None].view(2, 1, 64, 1).expand_as(slab))
+    slots = torch.tensor(data.draw(st.lists(st.integers(0, 63), min_size=1, max_size=20, unique=True)))
+    to = data.draw(st.integers(0, 64 - len(slots))) + torch.arange(len(slots))
+    cache.move(1, slots, to)
+    for layer in cache.layers:
+        assert torch.equal(layer.keys[1, :, to, 0], (64 + slots).expand(layer.keys.shape[1], -1).float())
+        others = [slot for slot in range(64) if slot not in to.tolist()]
+        assert torch.equal(layer.values[1, 0, others, 0], 64.0 + torch.tensor(others)) and layer.keys[0, 0, 63, 0] == 63
+    sliding = Cache([LayerShape(2, 8, 8, 16)], 1, 1024, torch.float32)
+    with pytest.raises(AssertionError, match="nodes of a SlidingState do not lie in any slots"):
+        sliding.move(0, slots, to)
+
+
 class Twins:
     """The same tokens in a cache whose layer slides and in one whose layer holds everything."""
 

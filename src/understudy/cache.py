@@ -129,9 +129,14 @@ class Cache:
     def move(self, row: int, slots: Tensor, to: Tensor) -> None:
         """Put what layers hold of the nodes in scratch slots `slots` [m] of `row` in scratch slots `to` [m] as well. All states
         must be of keys and values of all tokens, in fast memory."""
+        # Each memory is told once.
+        there: dict[torch.device, Tensor] = {}
         for state in self.states:
             assert type(state) is FullState, f"nodes of a {type(state).__name__} do not lie in any slots"
-            state.move(row, slots, to)
+            where = state.keys.device
+            if where not in there:
+                there[where] = torch.stack([slots, to]).to(where)
+            state.move(row, *there[where])
 
     def rewind(self, row: int, length: int) -> int:
         """Forget the tokens of `row` from `length` on. Returns the length reached, which may be less: the tokens beyond it must be

@@ -50,7 +50,7 @@ def subtree(state: PackedTensors, kept: list[int], length: int, into: PackedTens
     nodes = state["node"][0][kept]
     chances = state["node chances"][0][kept]
     new = {old: number for number, old in enumerate(kept)}
-    parents = [new.get(int(parent), -1) for parent in nodes[:, PARENT]]
+    parents = [new.get(parent, -1) for parent in nodes[:, PARENT].tolist()]
     nodes[:, PARENT] = torch.tensor(parents)
     nodes[:, DEPTH] -= int(nodes[0, DEPTH])
     nodes[:, SPINE] = torch.tensor(_spine(nodes.tolist(), parents))
