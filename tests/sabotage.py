@@ -269,7 +269,7 @@ MUTATIONS = (
     Mutation("a request's seed does not reach the device", "drafters/device_given.py", '"offset": offset(params.seed)', '"offset": offset(0)', f"{BEAM} {GRAPHS}"),
     Mutation("what is drafted ahead reads keys that the pass overwrites", "drafters/ahead.py", "self.search.prepare(origin, copies)", "self.search.prepare(origin, copies - len(tree.tokens))", AHEAD),
     Mutation("what was drafted ahead stays where it lay", "drafters/ahead.py", "flight.origin.slot + torch.tensor(kept)", "tree.length + torch.arange(len(kept))", AHEAD),
-    Mutation("what was drafted ahead is used after any bonus token", "drafters/device_subtree.py", "(nodes[:, PARENT] == 0) & (nodes[:, TOKEN] == token)", "nodes[:, PARENT] == 0", AHEAD),
+    Mutation("what was drafted ahead is used after any bonus token", "drafters/device_subtree.py", "(nodes[:, PARENT] == 0) & (nodes[:, TOKEN] == token)", "nodes[:, PARENT] == 0", f"{AHEAD} tests/drafters/test_device_subtree.py"),
     Mutation("a subtree's tails begin at the old root", "drafters/device_subtree.py", "tails[node, depths[node] - 1]", "tails[node, depths[node]]", f"{AHEAD} tests/drafters/test_device_subtree.py"),
     Mutation("in kernels what is taken stays a candidate", "kernels/gpu/search_level.py", "tl.store(node_chances + chance + RANKS, tl.full([P], -1.0, tl.float64), fresh & (parent >= 0))", "pass", SEARCH_KERNELS),
     Mutation("in kernels newer nodes go first of equally likely ones", "kernels/gpu/search_choice.py", "rows + row * EACH + child)", "rows + row * EACH + EACH - child)", SEARCH_KERNELS),
