@@ -15,7 +15,7 @@ from tests.fake_device import FakeDevice
 from tests.tiny import generated, save
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
-from understudy.errors import TransferError
+from understudy.errors import TransferError, UsageError
 from understudy.recurrent import DEEPEST
 
 FAMILIES = ["qwen3_5_text", "lfm2", "falcon_h1"]
@@ -151,3 +151,6 @@ def test_a_device_with_memory_of_its_own_writes_the_same_text(
         assert done.token_ids == generated(model, prompt, count)
         assert done.stats.accepted > 0
         assert not triton or llm.engine.drafter.search.replayed > 0  # type: ignore[attr-defined]
+        assert not done.stats.suggested, "no level of its states holds a node and its parent"
+    with pytest.raises(UsageError, match=r"guess=on is not for models with recurrent layers that draft on fake: leave it out\."):
+        LLM(place, resident="none", **options | {"method": "substitute:guess=on"})
