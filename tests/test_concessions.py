@@ -69,6 +69,31 @@ def test_each_step_needs_less_for_any_number_of_clients(planned: Any, clients: i
     assert all(step.plan.used <= step.budget_bytes for step in chat.steps)
 
 
+def test_without_a_copy_keys_and_values_stay_where_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go to disk for a copy; where there is none any more, that is given back before drafting ends in the least memory."""
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16}
+    sizes |= {"num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 8192}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "bfloat16", **sizes}))
+    talk = Conversation(turns=20, prompt=90, reply=90)
+
+    def planned(memory: str | int) -> Chat:
+        options = Options.of({"memory": memory}, os.environ)
+        return chat_for(tmp_path, (talk, "context", ""), options, SLOW, OTHER, config_alone=True)
+
+    chat = planned("3GB")
+    names = [step.gives_up for step in chat.steps]
+    assert "keys and values of old tokens in fast memory: they go to disk" in names
+    roomy, least = chat.steps[-2:]
+    assert roomy.gives_up == "drafting, while all keys and values stay in fast memory"
+    assert roomy.plan.spill_latest == 0 < least.plan.spill_latest and "--spill" not in roomy.options and "--spill" in least.options
+    assert roomy.expected.tokens_per_second > least.expected.tokens_per_second and roomy.expected.levels == 0
+    budgets = [step.budget_bytes for step in chat.steps]
+    assert budgets == sorted(budgets, reverse=True)
+    held = planned(roomy.budget_bytes)
+    assert held.chosen.options == roomy.options
+
+
 def test_the_turns_that_fit_are_told(planned: Any) -> None:
     least = planned().lower_bound.budget_bytes
     with pytest.raises(UsageError, match=r"^4 turns need .*: (1 turn fits|[23] turns fit)\.$"):

@@ -75,7 +75,7 @@ class Planner:
         yield self.step(options, ("long pieces of prompts", ""), passes=Passes(most.trees, most.trees + few))
         yield self.step(options, ("wide trees: tiles of drafts", ""), passes=Passes(least.trees, least.trees + few))
         yield self.step(options, ("pieces of prompts of more than a tile", ""))
-        spill = ""
+        spill, stays = "", options
         if (spilled := self.spilling(options)) is not options:
             options, spill = spilled, f"--spill {spilled.spill} "
             yield self.step(options, ("keys and values of old tokens in fast memory: they go to disk", spill.strip()))
@@ -86,8 +86,18 @@ class Planner:
             yield self.step(fewer, (f"bits of the copy: {bits.removeprefix('mixed:bits=')}", f"{spill}--bits {bits}"))
         if head:
             yield self.step(replace(options, method=head), ("the copy: a trained head drafts", f"{spill}--method {head}"))
-        said = f"{spill}--method {PLAIN_METHOD}" + (f" --codec {FALLBACK}" if self.recoded(options) else "")
-        yield self.step(self.plain(options), ("drafting: no copy, no residents, the smallest ring", said))
+        said = f"--method {PLAIN_METHOD}" + (f" --codec {FALLBACK}" if self.recoded(options) else "")
+        if spill:
+            # Without a copy all keys and values may fit, which is faster than to bring them from disk.
+            roomy = self.step(self.plain(stays), ("drafting, while all keys and values stay in fast memory", said))
+            smallest = replace(options, method=head) if head else self.fewest_bits(options)
+            if roomy.budget_bytes < self.step(smallest, ("", "")).budget_bytes:
+                yield roomy
+        yield self.step(self.plain(options), ("drafting: no copy, no residents, the smallest ring", spill + said))
+
+    def fewest_bits(self, options: Options) -> Options:
+        """`options` with the smallest copy that may be had."""
+        return [options, *(fewer for _, fewer in fewer_bits(options) if self.changeable)][-1]
 
     def spilling(self, options: Options) -> Options:
         """Options under which keys and values of old tokens go to disk; the same ones where they may not, or that saves nothing."""
