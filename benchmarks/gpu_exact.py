@@ -61,6 +61,7 @@ def exactness(device_name: str, seconds: float, group: str) -> Iterator[Checked]
         yield timed(f"tiny {group}: drafted text is plain text", partial(tiny, device_name, group, stored))
         if group == "llama":
             yield timed("graph against eager: same tree, same text", lambda: graphs(device_name))
+            yield timed("drafts beside passes: plain text", lambda: ahead(device_name))
 
 
 def of_kernels(device_name: str, small: bool) -> list[tuple[str, Callable[[], str]]]:
@@ -312,6 +313,29 @@ def graphs(device_name: str) -> str:
                     trouble.append("; ".join(llm.model.plan.notes) or "no level was a graph")
     same = [one == other for one, other in zip(*found, strict=True)]
     return "; ".join(trouble + [f"{what} differ" for what, alike in zip(("trees", "texts"), same, strict=True) if not alike])
+
+
+def ahead(device_name: str) -> str:
+    """Texts with a draft ahead of every pass, which must have been made."""
+    from tests.tiny import save
+
+    fake, levels = device_name == "fake", 0
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1} if fake else {"hidden_size": 256}
+        save(model, "llama", torch.bfloat16, **shape)
+        options = {"memory": "2GiB", "resident": "none", "context": 512, "rows": 1, "device": device_name, "codec": "raw"}
+        params = [SamplingParams(max_new_tokens=8 if fake else 128, ignore_eos=True, temperature=t, seed=3) for t in (0.0, 0.8)]
+        prompts, wrong = [[5, 99, 5, 12, 80, 5, 99, 5]], []
+        with LLM(model, method="none", **options) as llm:
+            plain = [[done.token_ids for done in llm.generate(prompts, each)] for each in params]
+        with LLM(model, method="substitute:ahead=on", **options) as llm:
+            for each, texts in zip(params, plain, strict=True):
+                done = llm.generate(prompts, each)
+                levels += done[0].stats.ahead_levels
+                if [completion.token_ids for completion in done] != texts:
+                    wrong.append(f"at T={each.temperature} the text is another")
+    return "; ".join(wrong if levels else [*wrong, "no level was run beside a pass"])
 
 
 def flip(llm: Any, prompt: list[int], plain: list[int], drafted: list[int]) -> str:

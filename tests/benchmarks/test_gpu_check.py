@@ -77,7 +77,7 @@ def test_on_a_simulated_device_all_is_exact(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
     groups = gpu_work.EXACT_GROUPS[: FAKE.exact_groups]
     checks = [check for group in groups for check in gpu_exact.exactness("fake", 1.0, group)]
-    assert len(checks) == 8 and not any(check.trouble for check in checks) and all(check.seconds > 0 for check in checks), checks
+    assert len(checks) == 9 and not any(check.trouble for check in checks) and all(check.seconds > 0 for check in checks), checks
     assert checks[5].what == "tiny model: 2 drafted texts, 6 tokens, are the plain ones"
     assert groups[-1] in checks[6].what
 
