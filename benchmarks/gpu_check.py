@@ -3,6 +3,7 @@
     python benchmarks/gpu_check.py --json gpu.json        (or: make gpu-check)
     python benchmarks/gpu_check.py --quick --profile      what shows all goals of speed, in 200 s, and where the time goes
     python benchmarks/gpu_check.py --only exact plain raw rows8
+    python benchmarks/gpu_check.py --only resident        a level of the draft with fused, stock and compiled blocks
     python benchmarks/gpu_check.py --fake                 the same code on a simulated device and a tiny model, without a GPU
 
 While a stand-in and its Stores are made, exactness: each kernel against the CPU's, bits where bits are promised; then drafted

@@ -54,10 +54,13 @@ def measure(send: Send, runs: Sequence[Run], model: str, size: Size, profile: bo
 
 def more(llm: Any, run: Run, profile: bool, send: Send) -> None:
     """What is measured besides texts. What fails there takes nothing else with it."""
+    import gpu_compile
     import gpu_passes
     from understudy.errors import Caught
 
-    kinds = {"levels": gpu_passes.levels, "passes": gpu_passes.passes, "links": gpu_passes.links}
+    kinds = {
+        "levels": gpu_passes.levels, "passes": gpu_passes.passes, "links": gpu_passes.links, "compiled": gpu_compile.compared,
+    }  # fmt: skip
     work = {kind: kinds[kind] for kind in run.more}
     if profile and run.more:
         from gpu_profile import profiled

@@ -64,6 +64,16 @@ def level_lines(found: Row) -> list[str]:
     return [bound, *(f"width {width}: {each['ms']:.3f} ms, {each['ratio']:.2f} x" for width, each in found["widths"].items())]
 
 
+def compiled_lines(found: Row) -> list[str]:
+    """A level with blocks of three kinds."""
+    times = [f"{name} {found[f'{name}_ms']:.3f} ms" for name in ("fused", "stock", "compiled") if found[f"{name}_ms"] is not None]
+    lines = [f"width {found['width']}: blocks {', '.join(times)}"] if times else []
+    if "compile_seconds" in found:
+        made = f"{found['graphs']} graphs, {found['breaks']} breaks, made in {found['compile_seconds']:.0f} s"
+        lines.append(f"compiled: {made}, logits off by {found['off']:.1e}")
+    return [*lines, *([f"compiled: left out, since {found['why']}"] if "why" in found else [])]
+
+
 def pass_lines(found: Row) -> list[str]:
     lines = []
     for count, each in ((1, found["one"]), (found["nodes"], found["many"])):
@@ -101,5 +111,5 @@ def profile_lines(found: Row) -> list[str]:
 # What is measured besides texts, and its lines.
 SECTIONS = (
     ("passes of text", text_lines), ("levels", level_lines), ("passes", pass_lines), ("links", link_lines),
-    ("profile", profile_lines),
+    ("profile", profile_lines), ("compiled", compiled_lines),
 )  # fmt: skip

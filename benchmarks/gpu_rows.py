@@ -58,7 +58,7 @@ class Run:
     load: Load
     temperature: float = 0.0
     long: bool = False
-    # What is measured besides the text: "passes", "links", "levels".
+    # What is measured besides the text: "passes", "links", "levels", "compiled".
     more: tuple[str, ...] = ()
 
 
@@ -73,7 +73,7 @@ LONG = Run("long", "drafted, raw, long prompt", RAW_LOAD, long=True)
 DELTA = Run("delta", "drafted, delta, no residents", DELTA_LOAD)
 BEST = Run("best", "drafted, delta", BEST_LOAD, more=("levels",))
 BEST_SAMPLED = Run("best-sampled", "drafted, delta, T=0.6", BEST_LOAD, 0.6)
-RESIDENT = Run("resident", "drafted, raw", RESIDENT_LOAD)
+RESIDENT = Run("resident", "drafted, raw", RESIDENT_LOAD, more=("compiled",))
 RESIDENT_SAMPLED = Run("resident-sampled", "drafted, raw, T=0.6", RESIDENT_LOAD, 0.6)
 ROWS8 = Run("rows8", "drafted, delta, 8 requests together", replace(BEST_LOAD, rows=8))
 # The same plans with a draft ahead of every pass, and with none; the rows above take the faster way, as they find it.
