@@ -150,7 +150,7 @@ def by_bytes(
         inside = start < COLUMNS
         column = start + k
         given = tl.load(x + line[None, :] * COLUMNS + column[:, None], known[None, :] & inside[:, None], other=0)
-        words = tl.load(run[:, None] + column[None, :] * 8, inside[:, None], other=0)[None, :, :]
+        words = tl.load(run[None, :, None] + column[None, None, :] * 8, inside[:, None, None], other=0)
         at = scales + start // GROUP * count * 64
         p_low, p_high = tl.load(at, inside[None, :], other=0), tl.load(at + 32, inside[None, :], other=0)
         if NORM:

@@ -90,7 +90,7 @@ class Form:
         return draft_product.shared_out(launch.pairs, -(-launch.columns // launch.step), room, self.parts, self.shares)
 
 
-# Residents are what 65,536 registers have room for, by what kernels were compiled to.
+# Residents are what 65,536 registers have room for, by what kernels were compiled to with Triton 3.6.
 FORMS = {
     "narrow": Form("by_columns", (16, 8, 4, 4), registers=128),
     "narrow-apart": Form("by_columns", (16, 8, 4, 4), registers=128, last=False),
@@ -98,11 +98,11 @@ FORMS = {
     "two": Form("by_columns", (8, 4, 4, 4), parts=2, registers=128),
     "four": Form("by_columns", (4, 2, 2, 2), parts=4, registers=128),
     "four-apart": Form("by_columns", (4, 2, 2, 2), parts=4, registers=128, last=False),
-    "bytes": Form("by_bytes", (6, 4, 3, 2), rows=32, normed=17, shares=24),
-    "bytes-apart": Form("by_bytes", (6, 4, 3, 2), rows=32, normed=17, shares=24, last=False),
-    "weights": Form("by_bytes", (6, 5, 3, 3), rows=64, scaled=True, normed=17, shares=24),
-    "flat": Form("by_bytes", (5, 5, 4, 2), rows=64, scaled=True, flat=True, normed=1, shares=24),
-    "flat-apart": Form("by_bytes", (5, 5, 4, 2), rows=64, scaled=True, flat=True, normed=1, shares=24, last=False),
+    "bytes": Form("by_bytes", (7, 4, 3, 2), rows=32, normed=17, shares=24),
+    "bytes-apart": Form("by_bytes", (7, 4, 3, 2), rows=32, normed=17, shares=24, last=False),
+    "weights": Form("by_bytes", (6, 6, 4, 2), rows=64, scaled=True, normed=17, shares=24),
+    "flat": Form("by_bytes", (8, 6, 4, 2), rows=64, scaled=True, flat=True, normed=1, shares=24),
+    "flat-apart": Form("by_bytes", (8, 6, 4, 2), rows=64, scaled=True, flat=True, normed=1, shares=24, last=False),
 }
 
 
