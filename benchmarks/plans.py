@@ -59,8 +59,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def row(config: dict[str, Any]) -> list[str]:
     """The cells of one shape: the lower bound, the budget from which speed is kept, and what each budget gives."""
-    from understudy.chat_table import Chat
-    from understudy.concessions import Planner, plan_chat
+    from understudy.concessions import Planner, chosen_step, plan_chat
     from understudy.errors import UsageError
     from understudy.options import Options
     from understudy.plan.conversation import Conversation
@@ -80,19 +79,18 @@ def row(config: dict[str, Any]) -> list[str]:
         reading = Arithmetic.of_bandwidth(other.bandwidth)
         planner = Planner(talk, reading, lambda wanted: foretold.blueprint(wanted, other.machine(), device), changeable=True)
 
-        def chat(memory: int) -> Chat:
-            return plan_chat(planner, replace(first, memory=memory), "context")
+        # Steps and their smallest budgets are the same for all budgets.
+        roomy = plan_chat(planner, replace(first, memory=BUDGETS[-1] * 10**9), "context")
 
         def cell(budget: int) -> str:
             try:
-                chosen = chat(budget * 10**9).chosen
+                chosen = chosen_step(planner, first, roomy.steps, roomy.keeping, ("context", budget * 10**9))
             except UsageError:
                 return "-"
             how = said(chosen.options)
             speed = chosen.expected.tokens_per_second
             return (f"{speed:.1f}" if speed >= 1 else f"{speed:.2f}") + (f" ({how})" if how else "")
 
-        roomy = chat(BUDGETS[-1] * 10**9)
         bound, keeping = roomy.lower_bound.budget_bytes, roomy.keeping
         kept = f"{keeping.budget_bytes / 1e9:.1f} GB" if keeping is not None else "-"
         return [f"{bound / 1e9:.1f} GB", kept, *map(cell, BUDGETS)]

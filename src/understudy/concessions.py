@@ -178,11 +178,11 @@ def plan_chat(planner: Planner, options: Options, fit: str, head: str = "") -> C
     notes = ["speeds are those of text like the built-in model's; other text is accepted more or less often"]
     if not planner.changeable:
         notes.append("the model is prepared: other bits of the copy or another codec would prepare it anew")
-    chosen = _chosen(planner, options, steps, keeping, (fit, budget))
+    chosen = chosen_step(planner, options, steps, keeping, (fit, budget))
     return Chat(planner.conversation, fit, budget, steps, keeping, chosen, tuple(notes))
 
 
-def _chosen(
+def chosen_step(
     planner: Planner, options: Options, steps: Sequence[Concession], keeping: Concession | None, asked: tuple[str, int]
 ) -> Concession:
     """What to run, for what is to be held and the budget `asked`. Raises UsageError where it does not fit."""
