@@ -65,6 +65,8 @@ def test_forms_compile_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
     kernels["normed"] = ("gpu_candidates", "normed", row, WIDE_ROW, {})
     for name, form in gpu_forms.FORMS.items():
         kind = {"PARTS": form.parts, "LAST": form.last, "SCALED": form.scaled, "FLAT": form.flat, "NORM": form.normed > 8}
+        # only of so many rows does every Triton make one product of all warps
+        kind |= {"N": form.rows} if form.flat else {}
         options = {"num_warps": form.warps, "num_stages": form.stages, **({"maxnreg": form.registers} if form.registers else {})}
         kernels[name] = ("gpu_candidates", form.kernel, PAIRS | {"picks": "*i32"}, PAIR_STEPS | kind, options)
     made = made_of(kernels, target, tmp_path)
