@@ -110,7 +110,8 @@ def fit_mtp(directory: Path, model: Any, texts: list[list[int]], steps: int = 60
     """Fit the MTP layer of the checkpoint in `directory`, whose stock model is `model`, to greedy `texts` of one length, so that it
     guesses them. Only that layer's file changes."""
     checkpoint = Checkpoint.open(directory)
-    source = found(Bearer.foretold(checkpoint.name, model.config, checkpoint.tensors, layout_of(checkpoint)))
+    layout = layout_of(checkpoint, directory.parent / "known")
+    source = found(Bearer.foretold(checkpoint.name, model.config, checkpoint.tensors, layout))
     assert source is not None
     published = load_file(directory / "model-mtp.safetensors")
     head = built(source.config, "meta")

@@ -80,9 +80,9 @@ def test_python_programs_call_the_built_in_model_what_commands_do(tmp_path: Path
     assert found.path == unnamed.path == demo.path()
 
 
-def test_a_layout_names_every_matrix_once_and_the_head_last(model: Path) -> None:
+def test_a_layout_names_every_matrix_once_and_the_head_last(model: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(model)
-    layout = layout_of(checkpoint)
+    layout = layout_of(checkpoint, tmp_path)
     names = [spec.weight for spec in layout.linears]
     assert len(set(names)) == len(names) == 3 * 7 + 1 and names[-1] == "lm_head.weight"
     assert {*names, layout.embedding, *layout.shared} == set(checkpoint.tensors)

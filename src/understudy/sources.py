@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from . import demo
 from .codecs import codec, copying
@@ -196,12 +198,22 @@ def layout_of(checkpoint: Checkpoint, cache: Path) -> ModelLayout:
     is kept in the directory `cache`."""
     config = config_of(checkpoint.path)
     model = structure.skeleton(config, torch.bfloat16, attention_name())
+    return structure.layout(model, checkpoint.tensors, _traced(model, config, cache))
+
+
+def _traced(model: nn.Module, config: Any, cache: Path) -> structure.Trace:
+    """What a pass of the stock `model` does: as in the directory `cache`, or traced and kept there. Classes that are not of
+    transformers' own may change behind the same config, so they are always traced."""
+    linears = structure.streamed_linears(model)
+    if not type(model).__module__.startswith("transformers."):
+        return structure.trace(model, linears)
     # Where the checkpoint lies does not matter.
     values = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
     name = f"traces/{config.model_type}-{key_of(config, values)}.json"
-    try:
+    with suppress(TypeError):
         seen = structure.Trace(**(recall(cache, name) or {}))
-    except TypeError:
-        seen = structure.trace(model, structure.streamed_linears(model))
-        keep(cache, name, asdict(seen))
-    return structure.layout(model, checkpoint.tensors, seen)
+        if sorted(seen.order) == sorted(linears):
+            return seen
+    seen = structure.trace(model, linears)
+    keep(cache, name, asdict(seen))
+    return seen

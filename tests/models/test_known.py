@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaForCausalLM
 
 from tests.tiny import save
 from understudy.errors import CheckpointError
@@ -56,7 +56,7 @@ def test_a_proof_that_came_with_the_package_is_not_made_again(tmp_path: Path, mo
         proof.prove(AutoConfig.for_model("qwen2", hidden_act="gelu"), tmp_path / "cache")
 
 
-@pytest.mark.parametrize("damage", [None, "{}", '{"order": [], "other": 1}'])
+@pytest.mark.parametrize("damage", [None, "{}", '{"order": [], "other": 1}', '{"order": [], "looked_up": []}'])
 def test_a_pass_is_traced_once_for_a_config(damage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traced: list[Any] = []
     trace = structure.trace
@@ -71,3 +71,14 @@ def test_a_pass_is_traced_once_for_a_config(damage: str | None, tmp_path: Path, 
     assert len(traced) == (1 if damage is None else 2)
     save(tmp_path / "other", num_hidden_layers=1)
     assert len(layout_of(Checkpoint.open(tmp_path / "other"), tmp_path / "cache").linears) < len(first.linears)
+
+
+def test_a_class_of_somebody_elses_is_always_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[Any] = []
+    trace = structure.trace
+    monkeypatch.setattr(structure, "trace", lambda *args: traced.append(args) or trace(*args))
+    monkeypatch.setattr(LlamaForCausalLM, "__module__", "somebody.elses")
+    save(tmp_path / "model")
+    for _ in range(2):
+        layout_of(Checkpoint.open(tmp_path / "model"), tmp_path / "cache")
+    assert len(traced) == 2 and not (tmp_path / "cache").exists()
