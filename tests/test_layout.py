@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "rectangle": {"tree", "layer_states", "cache"},
     "verify": {"tree"},
     "adjust": {"sequence"},
-    "sampling": {"adjust"},
+    "sampling": {"adjust", "kernels"},
     "chat_template": set(),
     "detokenizer": set(),
     "token_texts": {"detokenizer"},

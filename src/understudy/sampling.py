@@ -19,6 +19,8 @@ _MASK = (1 << 63) - 1
 NO_TOKEN = -1
 # Rows of logits that are scored at a time.
 MOST_ROWS = 8
+# The largest top-k for which the processor's kernel looks: it keeps so many tokens in order.
+MOST_KEPT = 256
 # Bytes for scores, noise and temporaries: with a large vocabulary, fewer rows are scored at a time.
 ROOM = 8 << 20
 # Bytes of scores, noise and temporaries for one token of the vocabulary in one row.
@@ -106,7 +108,8 @@ def choose(
 
     NO_TOKEN where the best score is no number: NaN counts as the best, so one NaN or infinity among the logits is enough."""
     if chooser is None:
-        return torch.cat([_best(scores) for scores in scored(logits, params, positions.to(logits.device), adjust)])
+        values, tokens = likeliest(logits, params, positions.to(logits.device), 1, adjust)
+        return torch.where(values.isfinite(), tokens, NO_TOKEN)[:, 0]
     drawn = draws(params, positions)
     if adjust is None:
         return chooser(logits, drawn)
@@ -128,27 +131,53 @@ def joined(drawn: Sequence[Draws]) -> Draws:
     return {name: torch.cat([own[name] for own in drawn]) for name in drawn[0]}
 
 
-def _best(scores: Tensor) -> Tensor:
+def likeliest(
+    logits: Tensor, params: SamplingParams, positions: Tensor, count: int, adjust: Adjust | None = None
+) -> tuple[Tensor, Tensor]:
+    """The `count` best scores [n, count] float32 of the tokens at `positions` [n], best first, and these tokens [n, count] int64.
+    logits: [n, vocab], which `adjust` changes before.
+
+    Where rows are sampled on the processor, a kernel finds them, unless a logit is no number."""
+    count = min(count, logits.shape[-1])
+    found = [_of_piece(piece, params, places, count) for piece, places in _pieces(logits, positions, adjust)]
+    values, tokens = zip(*found, strict=True)
+    return torch.cat(values), torch.cat(tokens)
+
+
+def _of_piece(logits: Tensor, params: SamplingParams, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`likeliest` of at most `rows_at_once` rows."""
+    if logits.device.type == "cpu" and params.temperature > 0 and params.top_k <= MOST_KEPT:
+        scores = logits.float() / params.temperature
+        if bool(scores.amax(-1).isfinite().all()):
+            from .kernels.likeliest import likeliest as found  # numba: not for those who only read these names
+
+            keys = positions.to(torch.int64) + offset(params.seed)
+            return found(scores, keys, count, params.top_k, params.top_p, params.min_p)
+    scores = _scored(logits, params, positions)
+    if count > 1:
+        values, tokens = scores.topk(count, dim=-1)
+        return values, tokens
     tokens = scores.argmax(-1, keepdim=True)
-    return torch.where(scores.gather(-1, tokens).isfinite(), tokens, NO_TOKEN)[:, 0]
+    return scores.gather(-1, tokens), tokens
 
 
-def scored(
-    logits: Tensor, params: SamplingParams, positions: Tensor, adjust: Adjust | None = None
-) -> Iterator[Tensor]:
-    """`perturb` of all rows, which `adjust` changes before, at most `rows_at_once` at a time, so that it takes no more memory than
-    `choosing_bytes`.
-
-    On a device where torch chooses, and sums rows otherwise by how many there are, filters always see that many."""
+def _pieces(logits: Tensor, positions: Tensor, adjust: Adjust | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of `logits`, which `adjust` changes, and their positions, at most `rows_at_once` at a time, so that scores take
+    no more memory than `choosing_bytes`."""
     most = rows_at_once(logits.shape[-1])
     for start in range(0, len(positions), most):
-        piece, places = logits[start : start + most], positions[start : start + most]
-        piece = piece if adjust is None else adjust(piece, start)
-        there = len(piece)
-        if params.filters and piece.device.type != "cpu" and there < most:
-            rows = torch.arange(most, device=piece.device).clamp(max=there - 1)
-            piece, places = piece[rows], places[rows]
-        yield perturb(piece, params, places)[:there]
+        piece = logits[start : start + most]
+        yield piece if adjust is None else adjust(piece, start), positions[start : start + most]
+
+
+def _scored(logits: Tensor, params: SamplingParams, positions: Tensor) -> Tensor:
+    """`perturb` of at most `rows_at_once` rows. On a device where torch chooses, and sums rows otherwise by how many there are,
+    filters always see that many."""
+    there, most = len(logits), rows_at_once(logits.shape[-1])
+    if params.filters and logits.device.type != "cpu" and there < most:
+        rows = torch.arange(most, device=logits.device).clamp(max=there - 1)
+        logits, positions = logits[rows], positions[rows]
+    return perturb(logits, params, positions)[:there]
 
 
 def rows_at_once(vocabulary: int) -> int:
@@ -157,7 +186,7 @@ def rows_at_once(vocabulary: int) -> int:
 
 
 def choosing_bytes(vocabulary: int) -> int:
-    """Bytes that `choose` and `scored` take beside the logits."""
+    """Bytes that `choose` and `likeliest` take beside the logits."""
     return vocabulary * BYTES_A_TOKEN * rows_at_once(vocabulary)
 
 

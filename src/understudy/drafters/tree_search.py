@@ -11,11 +11,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..adjust import Adjustment
-from ..sampling import scored
+from ..sampling import likeliest
 from ..tree import Nodes, TokenTree, paths
 from .growing_tree import Candidate, GrowingTree
 from .pace import RANKS, WIDEST
@@ -116,10 +115,9 @@ class TreeSearch:
         otherwise. Returns those that stay."""
         tree = part.tree
         adjust = Adjustment.of(tree.sequence, lambda: paths(tree.tokens, tree.parents)[part.first :])
-        pieces = scored(logits, tree.sequence.params, nodes.positions.to(logits.device) + 1, adjust)
-        best = [scores.topk(min(RANKS, scores.shape[-1]), dim=-1) for scores in pieces]
-        scores: list[list[float]] = torch.cat([piece.values for piece in best]).tolist()
-        tokens: list[list[int]] = torch.cat([piece.indices for piece in best]).tolist()
+        best = likeliest(logits, tree.sequence.params, nodes.positions.to(logits.device) + 1, RANKS, adjust)
+        scores: list[list[float]] = best[0].tolist()
+        tokens: list[list[int]] = best[1].tolist()
         for i, candidate in enumerate(part.fresh):
             self._add_children(tree, part.first + i, candidate, scores[i], tokens[i])
         guesses = range(part.first + len(part.fresh), part.first + len(nodes))
