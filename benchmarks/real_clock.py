@@ -12,7 +12,7 @@ from understudy.drafters import Drafter, Verified
 from understudy.drafters.pace import Pace
 from understudy.drafters.search import SearchDrafter
 from understudy.models.cost import PassCost
-from understudy.sampling import scored
+from understudy.sampling import likeliest
 from understudy.sequence import TokenSequence
 from understudy.tree import Nodes, TokenTree
 
@@ -118,9 +118,8 @@ class Ranking:
         if self.sequence is not None:
             after = nodes.positions.to(logits.device) + 1
             slots = iter(nodes.slots.tolist())
-            for scores in scored(logits, self.sequence.params, after):
-                for tokens in scores.topk(DEEPEST_RANK, dim=-1).indices.tolist():
-                    self.best[next(slots)] = tokens
+            for tokens in likeliest(logits, self.sequence.params, after, DEEPEST_RANK)[1].tolist():
+                self.best[next(slots)] = tokens
         return logits
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from understudy.kernels.recurrence import RuleStep, convolve_anywhere, fold_anywhere, recur_anywhere
 from understudy.recurrent import DEEPEST, RecurrentShape, RecurrentState, Room, tops
-from understudy.tree import Nodes, TokenTree
+from understudy.tree import AcceptedPath, Nodes, TokenTree
 
 SHAPE = RecurrentShape(channels=5, taps=4, key_heads=2, value_heads=4, key_size=3, value_size=6)
 
@@ -97,7 +97,7 @@ def test_a_node_of_a_tree_has_the_bits_of_its_path_read_alone(length: int, depth
     for at in range(0, length, 37):
         chunk = min(37, length - at)
         run(state, text, TokenTree.chain([0] * chunk), at, 32, torch.arange(chunk))
-        state.keep(0, at, torch.arange(chunk))
+        state.keep(0, at, AcceptedPath(torch.arange(chunk)))
     # each node of the path has a sibling in front of it, which leaves a record at a slot of its own
     tree = TokenTree.of([0] * (2 * depth + 1), [-1, *(2 * (i // 2) for i in range(2 * depth))])
     depths = torch.tensor([0, *(1 + i // 2 for i in range(2 * depth))])

@@ -13,7 +13,7 @@ from understudy.kernels import recurrence_cpu
 from understudy.kernels.recurrence import RuleStep, fold_anywhere, recur_anywhere
 from understudy.kernels.recurrence_cpu import fold, recur
 from understudy.recurrent import FOLD, RecurrentShape, RecurrentState, Room, tops
-from understudy.tree import Nodes, TokenTree
+from understudy.tree import AcceptedPath, Nodes, TokenTree
 
 # heads of keys and of values, sizes of both: below a vector, beside one, several, and as in real models
 SHAPES = [(2, 4, 3, 6), (1, 3, 20, 17), (2, 2, 32, 64), (1, 4, 128, 64), (1, 2, 128, 128)]
@@ -76,7 +76,7 @@ def read_text(state: RecurrentState, step: RuleStep, count: int, tile: int, row:
     nodes = Nodes.of(TokenTree.chain([0] * count), row, 0)
     mine = step[:count]
     found = [read(state, mine[at : at + tile], nodes[at : at + tile]) for at in range(0, count, tile)]
-    state.keep(row, 0, torch.arange(count))
+    state.keep(row, 0, AcceptedPath(torch.arange(count)))
     return torch.cat([*found, torch.empty(0, *step.value.shape[1:])])
 
 
