@@ -132,7 +132,6 @@ def compiled(blocks: Sequence[nn.Module], backend: str) -> Iterator[None]:
 
         return forward
 
-    usual = ALL_ATTENTION_FUNCTIONS[attention_name()]
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     ALL_ATTENTION_FUNCTIONS[attention_name()] = traced_attention
@@ -141,7 +140,8 @@ def compiled(blocks: Sequence[nn.Module], backend: str) -> Iterator[None]:
     try:
         yield
     finally:
-        ALL_ATTENTION_FUNCTIONS[attention_name()] = usual
+        # What is registered for all is found again; set here, it would hide what is registered later.
+        del ALL_ATTENTION_FUNCTIONS[attention_name()]
         for block in blocks:
             vars(block).pop("forward", None)
         torch._dynamo.reset()
