@@ -1,16 +1,19 @@
 """Each kind of weight is used once before the weights are loaded; the user is told only where that takes long."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.tiny import save
-from understudy import LLM
+from understudy import LLM, SamplingParams
+from understudy.kernels import likeliest
 from understudy.models import compile_kernels as module
 from understudy.models.compile_kernels import compile_kernels
 from understudy.models.configuration import config_of
 from understudy.models.exact_linear import ExactLinear
+from understudy.sampling import choose
 
 
 @pytest.mark.parametrize("drafts", [True, False])
@@ -28,6 +31,18 @@ def test_one_weight_of_each_kind_is_used(drafts: bool, tmp_path: Path, monkeypat
     compile_kernels(store, config_of(store.path), torch.bfloat16, drafts)
     kinds = {(entry.quantizer, entry.codec) for entry in store.linears.values() if entry.parts}
     assert len(kinds) > 1 and sorted((exact.entry.quantizer, exact.entry.codec) for exact in used) == sorted(kinds)
+
+
+def test_sampling_compiles_nothing_any_more(tmp_path: Path) -> None:
+    """What compiling leaves behind counts as what a process holds before the plan is made."""
+    save(tmp_path / "model", "llama", torch.bfloat16)
+    store = LLM.prepare(tmp_path / "model", codec="raw", output=tmp_path / "store")
+    compile_kernels(store, config_of(store.path), torch.bfloat16, True)
+    kernel: Any = likeliest._row
+    before = list(kernel.signatures)
+    for filters in ({}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}):
+        choose(torch.randn(2, 50), SamplingParams(temperature=0.7, **filters), torch.arange(2))
+    assert len(before) == 1 and list(kernel.signatures) == before
 
 
 def test_kernels_of_recurrent_layers_are_used_where_there_are_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
