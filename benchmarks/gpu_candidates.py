@@ -9,8 +9,7 @@ of its own. `normed` is a norm by itself, for so many rows that each warp would 
 import triton
 import triton.language as tl
 
-from understudy.kernels.gpu.coded_product import matrix_of
-from understudy.kernels.gpu.four_bits import EIGHT, _added, _finish
+from understudy.kernels.gpu.four_bits import EIGHT, _added, last_finishes, place_of
 
 # Of two neighbours in a column of words, the bits of 128 + code of the low and the high half of one byte, as two bfloat16s each.
 BYTE = tl.constexpr("""{
@@ -46,7 +45,7 @@ def by_columns(
 ):  # fmt: skip
     """`multiply_pairs` with an axis for warps: share, then warp, is a share of the columns."""
     b, share, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    run, near, first, begin, rows, count = _place(
+    run, near, first, begin, rows, count = place_of(
         b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2, COLUMNS, MATRICES, GATED
     )  # fmt: skip
     word, part, k, n = tl.arange(0, 16), tl.arange(0, PARTS), tl.arange(0, STEP), tl.arange(0, N)
@@ -101,14 +100,10 @@ def by_columns(
         # all 16 lines are the same
         tl.store(spot + 128 * N, squares, (part[:, None, None] * 0 + word[None, :, None] + n[None, None, :] * 0) < 1)
     if LAST:
-        # all of this program's sums must be written before it says so
-        tl.debug_barrier()
-        if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == SHARES - 1:
-            _finish(
-                whole, bias, other, out, line, m, first, begin, rows, beside, apart, epsilon,
-                N, COLUMNS, SHARES * PARTS, GATED, NORM, BIAS, OTHER,
-            )  # fmt: skip
-            tl.store(counters + pair, 0)
+        last_finishes(
+            counters + pair, whole, bias, other, out, line, m, first, begin, rows, beside, apart, epsilon,
+            N, COLUMNS, SHARES, PARTS, GATED, NORM, BIAS, OTHER,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["m", "count0", "count1", "count2", "rows0", "rows1", "rows2", "beside", "apart"])
@@ -121,7 +116,7 @@ def by_bytes(
 ):  # fmt: skip
     """Share number `share` of the columns of one pair of blocks, by four warps: warp p has byte p of each word."""
     b, share, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    run, near, first, begin, rows, count = _place(
+    run, near, first, begin, rows, count = place_of(
         b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2, COLUMNS, MATRICES, GATED
     )  # fmt: skip
     word, byte, k, n = tl.arange(0, 16), tl.arange(0, 4), tl.arange(0, STEP), tl.arange(0, N)
@@ -184,39 +179,10 @@ def by_bytes(
         # all 64 lines are the same
         tl.store(spot + 128 * N, squares, first_line)
     if LAST:
-        # all of this program's sums must be written before it says so
-        tl.debug_barrier()
-        if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == SHARES - 1:
-            _finish(
-                whole, bias, other, out, line, m, first, begin, rows, beside, apart, epsilon,
-                N, COLUMNS, SHARES, GATED, NORM, BIAS, OTHER,
-            )  # fmt: skip
-            tl.store(counters + pair, 0)
-
-
-@triton.jit
-def _place(
-    b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2,
-    COLUMNS: tl.constexpr, MATRICES: tl.constexpr, GATED: tl.constexpr,
-):  # fmt: skip
-    """Of pair `b`: its words [16] and their scales in a column, the outputs before its matrix, its first block there, and that
-    matrix's rows and blocks."""
-    word = tl.arange(0, 16)
-    if GATED:
-        begin, first, rows, count = b, 0, rows0, count0
-        one = b.to(tl.int64)
-        run = tl.multiple_of(tl.where(word < 8, codes0 + one * COLUMNS * 8, codes1 + one * COLUMNS * 8), 16)
-        near = tl.where(word < 8, scales0 + one * 64, scales1 + one * 64)
-    else:
-        two, first, rows, _, codes, scales = matrix_of(
-            b, codes0, scales0, codes1, scales1, codes2, scales2, (count0 + 1) // 2, (count1 + 1) // 2, (count2 + 1) // 2,
-            rows0, rows1, rows2, MATRICES, False,
+        last_finishes(
+            counters + pair, whole, bias, other, out, line, m, first, begin, rows, beside, apart, epsilon,
+            N, COLUMNS, SHARES, 1, GATED, NORM, BIAS, OTHER,
         )  # fmt: skip
-        begin, count = 2 * two, (rows + 63) // 64
-        # an odd block is its own neighbour, which writes nothing
-        one = tl.where(word < 8, begin, tl.minimum(begin + 1, count - 1)).to(tl.int64)
-        run, near = codes + one * COLUMNS * 8, scales + one * 64
-    return run + word % 8, near + word % 8 * 4, first, begin, rows, count
 
 
 @triton.jit

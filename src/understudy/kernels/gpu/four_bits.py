@@ -45,6 +45,30 @@ def multiply_pairs(
     """Share number `share` of the columns of one pair of blocks, for N rows: two neighbours of one matrix, or where outputs are
     gated the same block of both. All of a pair's shares leave their sums in scratch; the last to come adds them."""
     b, share, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    run, near, first, begin, rows, count = place_of(
+        b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2, COLUMNS, MATRICES, GATED
+    )  # fmt: skip
+    line = tile * N + tl.arange(0, N)
+    size: tl.constexpr = N * 129
+    pair = tile * tl.num_programs(0) + b
+    whole = scratch + (pair * SHARES).to(tl.int64) * size
+    _share(
+        x, run, near, norm, whole + share * size, line, share, m, count,
+        N, COLUMNS, GROUP, STEP, ROUNDS, NORM, STAGES,
+    )  # fmt: skip
+    last_finishes(
+        counters + pair, whole, bias, other, out, line, m, first, begin, rows, beside, apart, epsilon,
+        N, COLUMNS, SHARES, 1, GATED, NORM, BIAS, OTHER,
+    )  # fmt: skip
+
+
+@triton.jit
+def place_of(
+    b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2,
+    COLUMNS: tl.constexpr, MATRICES: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """Of pair `b`: its words [16] and their scales in a column, the outputs before its matrix, its first block there, and that
+    matrix's rows and blocks."""
     word = tl.arange(0, 16)
     if GATED:
         begin, first, rows, count = b, 0, rows0, count0
@@ -61,22 +85,25 @@ def multiply_pairs(
         # an odd block is its own neighbour, which writes nothing
         one = tl.where(word < 8, begin, tl.minimum(begin + 1, count - 1)).to(tl.int64)
         run, near = codes + one * COLUMNS * 8, scales + one * 64
-    line = tile * N + tl.arange(0, N)
-    size: tl.constexpr = N * 129
-    pair = tile * tl.num_programs(0) + b
-    whole = scratch + (pair * SHARES).to(tl.int64) * size
-    _share(
-        x, run + word % 8, near + word % 8 * 4, norm, whole + share * size, line, share, m, count,
-        N, COLUMNS, GROUP, STEP, ROUNDS, NORM, STAGES,
-    )  # fmt: skip
+    return run + word % 8, near + word % 8 * 4, first, begin, rows, count
+
+
+@triton.jit
+def last_finishes(
+    counter, whole, bias, other, out, line, m, first, begin, rows, beside, apart, epsilon,
+    N: tl.constexpr, COLUMNS: tl.constexpr, SHARES: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr,
+    BIAS: tl.constexpr, OTHER: tl.constexpr,
+):  # fmt: skip
+    """Say that this program's sums are there. The last of a pair's SHARES programs adds all, PARTS from each, and writes
+    outputs."""
     # all of this program's sums must be written before it says so
     tl.debug_barrier()
-    if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == SHARES - 1:
+    if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SHARES - 1:
         _finish(
             whole, bias, other, out, line, m, first, begin, rows, beside, apart, epsilon,
-            N, COLUMNS, SHARES, GATED, NORM, BIAS, OTHER,
+            N, COLUMNS, SHARES * PARTS, GATED, NORM, BIAS, OTHER,
         )  # fmt: skip
-        tl.store(counters + pair, 0)
+        tl.store(counter, 0)
 
 
 @triton.jit
