@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .adjust import Adjust
+from .kernels.noise_constants import MIX_FIRST, MIX_SECOND, TOKEN_STEP
 from .params import SamplingParams
 
 _MASK = (1 << 63) - 1
@@ -58,7 +59,7 @@ def derived_seed(seed: int, index: int) -> int:
 def noise(keys: Tensor, vocabulary: int, tokens: Tensor | None = None) -> Tensor:
     """[n, vocabulary] float32 Gumbel noise, a function of keys [n] int64 and of `tokens`, as in `gumbel`."""
     token = torch.arange(vocabulary, device=keys.device, dtype=torch.int64) if tokens is None else tokens
-    bits = _mix(_mix(keys)[:, None] + token * _signed(0xD1B54A32D192ED03))
+    bits = _mix(_mix(keys)[:, None] + token * _signed(TOKEN_STEP))
     uniform = ((bits >> 11) & ((1 << 52) - 1)).double() * 2.0**-52 + 2.0**-54
     return (-torch.log(-torch.log(uniform))).float()
 
@@ -70,8 +71,8 @@ def _signed(value: int) -> int:
 
 def _mix(x: Tensor) -> Tensor:
     """splitmix64's finaliser on int64 with wrap-around; shifts are made logical by masking."""
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(MIX_FIRST)
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(MIX_SECOND)
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
@@ -110,13 +111,9 @@ def choose(
     if chooser is None:
         values, tokens = likeliest(logits, params, positions.to(logits.device), 1, adjust)
         return torch.where(values.isfinite(), tokens, NO_TOKEN)[:, 0]
-    drawn = draws(params, positions)
     if adjust is None:
-        return chooser(logits, drawn)
-    most = rows_at_once(logits.shape[-1])
-    parts = [slice(start, start + most) for start in range(0, len(positions), most)]
-    of_parts = [{name: numbers[part] for name, numbers in drawn.items()} for part in parts]
-    return torch.cat([chooser(adjust(logits[part], part.start), own) for part, own in zip(parts, of_parts, strict=True)])
+        return chooser(logits, draws(params, positions))
+    return torch.cat([chooser(piece, draws(params, places)) for piece, places in _pieces(logits, positions, adjust)])
 
 
 def draws(params: SamplingParams, positions: Tensor) -> Draws:

@@ -1,20 +1,15 @@
 """The products' own benchmark: in the interpreter all launches are near torch's, and what is asked wrongly is said."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.scripts import run_benchmark
+
 pytest.importorskip("triton")
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_product.py"
-
-
-def run(*given: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run([sys.executable, str(SCRIPT), *given], capture_output=True, text=True, timeout=300, env=environment)
+run = partial(run_benchmark, "gpu_product.py", timeout=300)
 
 
 def test_all_launches_are_right_in_each_variant(tmp_path: Path) -> None:

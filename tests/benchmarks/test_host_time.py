@@ -1,20 +1,15 @@
 """What the host does in a round is measured where nothing else is done: levels, passes and copies are asked for."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.scripts import run_benchmark
+
 pytest.importorskip("triton")
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "host_time.py"
-
-
-def run(*given: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run([sys.executable, str(SCRIPT), *given], capture_output=True, text=True, timeout=600, env=environment)
+run = partial(run_benchmark, "host_time.py", timeout=600)
 
 
 def test_rounds_are_launched_and_their_functions_named(tmp_path: Path) -> None:

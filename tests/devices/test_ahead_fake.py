@@ -1,19 +1,16 @@
 """Drafting ahead of passes on a device that is not there, for the whole way of a token: texts are plain texts, under any plan."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests import fake_device
 from tests.fake_device import FakeDevice
 from tests.fake_graphs import FakeGraphs
 from tests.tiny import save
 from understudy import LLM, SamplingParams
-from understudy.devices import DEVICES
 from understudy.drafters.search import SearchDrafter
 from understudy.errors import UsageError
 
@@ -32,15 +29,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ahead") / "model"
     save(path, "qwen2", torch.bfloat16, **SMALL)
     return path
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeDevice]]:
-    made: list[FakeDevice] = []
-    monkeypatch.setattr(fake_device, "open_fake", lambda: made.append(FakeDevice(seed=len(made))) or made[-1])
-    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
-    monkeypatch.setattr(SearchDrafter, "warm", lambda self: None)
-    yield made
 
 
 def llm(model: Path, **options: Any) -> LLM:

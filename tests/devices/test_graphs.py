@@ -1,6 +1,5 @@
 """Draft levels as graphs, on a device that is not there: text is plain text, and what cannot be recorded is said and goes on."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ from tests.fake_device import FakeDevice
 from tests.fake_graphs import FakeGraphs
 from tests.tiny import save
 from understudy import LLM, SamplingParams
-from understudy.devices import DEVICES
 from understudy.devices.graphs import CaptureError, failure
 from understudy.drafters.device_search import TensorSearch
 from understudy.drafters.launch import DeviceTreeSearch
-from understudy.drafters.search import SearchDrafter
 from understudy.models.embedding import EmbeddingTable
 from understudy.plan.demand import SEARCH
 
@@ -40,15 +37,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("graphs") / "model"
     save(path, "qwen2", torch.float32, hidden_size=64, intermediate_size=96, num_hidden_layers=1)
     return path
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeDevice]]:
-    made: list[FakeDevice] = []
-    monkeypatch.setattr(fake_device, "open_fake", lambda: made.append(FakeDevice(seed=len(made))) or made[-1])
-    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
-    monkeypatch.setattr(SearchDrafter, "warm", lambda self: None)
-    yield made
 
 
 def llm(model: Path, **options: Any) -> LLM:

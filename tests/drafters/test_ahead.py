@@ -8,6 +8,7 @@ from tests.drafters.fixed import Unaided
 from tests.drafters.remembering import CAPACITY, loop
 from tests.fake_device import FakeDevice
 from understudy.advance import Advance
+from understudy.drafters.ahead import likeliest_chain
 from understudy.engine import Engine
 from understudy.params import SamplingParams
 from understudy.sequence import TokenSequence
@@ -106,7 +107,8 @@ def test_nothing_is_drafted_ahead_of_what_ends_or_is_adjusted_or_has_no_room() -
     slots = len(tree.tokens) + tree.deepest
     for beyond, there in ((3, True), (2, False)):
         tree.length = CAPACITY - slots - beyond
-        assert (drafter.ahead._origin(tree) is not None) == there, "room for the copies, two nodes and the spare slot"
+        origin = drafter.ahead._origin(tree, likeliest_chain(tree))
+        assert (origin is not None) == there, "room for the copies, two nodes and the spare slot"
 
 
 def test_a_text_that_is_left_or_goes_back_drops_what_was_drafted_ahead() -> None:

@@ -122,11 +122,12 @@ class AheadSearch:
     def meanwhile(self, trees: list[GrowingTree]) -> Iterator[None]:
         """A block in which the pass that verifies `trees` runs."""
         self.flight = self.round = None
-        origin = self._origin(trees[0]) if len(trees) == 1 and self.search.recording else None
+        path = likeliest_chain(trees[0]) if len(trees) == 1 and self.search.recording else []
+        origin = self._origin(trees[0], path) if path else None
         if origin is None or not self._chosen(trees[0].sequence):
             yield
             return
-        flight = self._prepare(trees[0], origin)
+        flight = self._prepare(trees[0], path, origin)
         with ThreadPoolExecutor(1, "understudy-ahead") as thread:
             levels = thread.submit(self._fly, flight, self.search.device.mark())
             try:
@@ -136,9 +137,10 @@ class AheadSearch:
         flight.levels = levels.result()
         self.flight = flight if flight.levels else None
 
-    def _origin(self, tree: GrowingTree) -> DraftOrigin | None:
-        """Where a draft ahead of the pass over `tree` begins: at the end of its likeliest chain. None where there can be none."""
-        sequence, path = tree.sequence, _likeliest(tree)
+    def _origin(self, tree: GrowingTree, path: list[int]) -> DraftOrigin | None:
+        """Where a draft ahead of the pass over `tree` begins: at the end of `path`, its likeliest chain. None where there can be
+        none."""
+        sequence = tree.sequence
         token, depth = tree.tokens[path[-1]], len(path) - 1
         slot = tree.length + len(tree.tokens) + depth
         # What a node sees beyond the text must fit into its tail.
@@ -156,9 +158,8 @@ class AheadSearch:
         self.round = _Round(sequence, way, self.search.captured)
         return way > 1
 
-    def _prepare(self, tree: GrowingTree, origin: DraftOrigin) -> Flight:
-        """Copy what the nodes of the chain left in the cache, and hand over what the levels look at."""
-        path = _likeliest(tree)
+    def _prepare(self, tree: GrowingTree, path: list[int], origin: DraftOrigin) -> Flight:
+        """Copy what the nodes of the chain `path` left in the cache, and hand over what the levels look at."""
         copies = tree.length + len(tree.tokens) + torch.arange(len(path) - 1)
         self.cache.move(origin.sequence.row, tree.length + torch.tensor(path[:-1], dtype=torch.int64), copies)
         self.search.prepare(origin, copies)
@@ -185,15 +186,15 @@ class AheadSearch:
             self.choice.learn(kind, over.way, over.tokens, over.seconds + self.drafting)
 
 
-def _likeliest(tree: GrowingTree) -> list[int]:
+def likeliest_chain(tree: GrowingTree) -> list[int]:
     """The nodes of the likeliest chain of `tree`, the root first: each is its parent's first choice of those that are nodes."""
-    below: dict[int, list[int]] = {}
+    children: dict[int, list[int]] = {}
     for node, parent in enumerate(tree.parents):
-        below.setdefault(parent, []).append(node)
+        children.setdefault(parent, []).append(node)
     path = [0]
-    while path[-1] in below:
+    while path[-1] in children:
         _, tokens = tree.children[path[-1]]
-        path.append(min(below[path[-1]], key=lambda node: tokens.index(tree.tokens[node])))
+        path.append(min(children[path[-1]], key=lambda node: tokens.index(tree.tokens[node])))
     return path
 
 

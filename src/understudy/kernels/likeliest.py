@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from .compiled import compiled, word_of
+from .noise_constants import MIX_FIRST, MIX_SECOND, TOKEN_STEP
 
-# As in `sampling.noise`.
-MIX_FIRST, MIX_SECOND, TOKEN_STEP = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD1B54A32D192ED03
 # Highest scores that are looked at before all others; the first bound comes from them.
 BEFORE = 16
 # Tokens whose bounds are worked out together.

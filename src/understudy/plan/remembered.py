@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,10 +23,13 @@ def recall(path: Path, made: Callable[[dict[str, Any]], T]) -> dict[str, T]:
 
 def remember(path: Path, known: Mapping[str, Any]) -> None:
     """Write the dataclasses `known` to the file `path`. A place that cannot be written to costs measuring again, nothing else."""
-    try:
+    write_json(path, {key: asdict(values) for key, values in known.items()})
+
+
+def write_json(path: Path, said: Mapping[str, Any]) -> None:
+    """Write `said` to the file `path` as a whole, by a rename. Where nothing can be written, nothing is."""
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps({key: asdict(values) for key, values in known.items()}, indent=1) + "\n")
+        fresh.write_text(json.dumps(said, indent=1) + "\n")
         fresh.replace(path)
-    except OSError:
-        return

@@ -4,6 +4,10 @@ counter-based hash of a place and a token."""
 import triton
 import triton.language as tl
 
+from ..noise_constants import MIX_FIRST, MIX_SECOND, TOKEN_STEP
+
+FIRST, SECOND, STEP = tl.constexpr(MIX_FIRST), tl.constexpr(MIX_SECOND), tl.constexpr(TOKEN_STEP)
+
 
 @triton.jit
 def scaled(score, heat):
@@ -54,7 +58,7 @@ def score_of(key):
 @triton.jit
 def gumbel(key, token):
     """float32 Gumbel noise of each `token` int32 at the places that each `key` int64 stands for; the shapes of both together."""
-    bits = _mix(_mix(key.to(tl.uint64)) + token.to(tl.uint64) * 0xD1B54A32D192ED03)
+    bits = _mix(_mix(key.to(tl.uint64)) + token.to(tl.uint64) * STEP)
     uniform = ((bits >> 11) & 0xFFFFFFFFFFFFF).to(tl.float64) * 2.0**-52 + 2.0**-54
     return (-tl.log(-tl.log(uniform))).to(tl.float32)
 
@@ -62,6 +66,6 @@ def gumbel(key, token):
 @triton.jit
 def _mix(x):
     """splitmix64's finaliser."""
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    x = (x ^ (x >> 30)) * FIRST
+    x = (x ^ (x >> 27)) * SECOND
     return x ^ (x >> 31)
