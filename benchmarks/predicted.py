@@ -2,11 +2,13 @@
 
     python benchmarks/predicted.py --configurations 30 --json predicted.json
 
-What a text gives (how often its tokens are guessed) is read off one reference run of each copy; all else is foretold: levels,
-passes, the link, residents and budgets. Every configuration runs in a process of its own, so that `--memory` holds. The machine's
-arithmetic is measured there before and after its runs. Where the two differ, or the process waited for a processor, the machine was
-disturbed: the configuration is run again, up to `--tries` times, and what stays disturbed does not count. A killed run goes on:
-configurations that the file has already, undisturbed, are not run again."""
+What a text gives (tokens by how much is drafted) is read off reference runs of each copy, with everything in memory and over slow
+links; all else is foretold: how much is drafted, levels, passes, the link, residents and budgets.
+
+Every configuration runs in a process of its own, so that `--memory` holds. The machine's arithmetic is measured there before and
+after its runs. Where the two differ, or the process waited for a processor, the machine was disturbed: the configuration is run again,
+up to `--tries` times, and what stays disturbed does not count. A killed run goes on: configurations that the file has already,
+undisturbed, are not run again."""
 
 from __future__ import annotations
 
@@ -17,18 +19,22 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import prompts
 
 GOAL = 0.15
+# Shapes of drafts that were measured, as `DraftShape` has them.
+Text = list[dict[str, float]]
 # Of each text, drafted and plain: several that follow one another at once, so that the link is not ahead when one begins. They are
 # sampled, since a small model's greedy texts repeat themselves after a while.
 TEMPERATURE, TOKENS, PLAIN_TOKENS, TEXTS = 0.6, 256, 12, 3
-# The copies of which a reference run tells what a text gives.
+# Reference runs tell what a text gives: with everything in memory, and with all weights streamed at so many bytes per second, which
+# makes drafts longer.
 REFERENCE_METHOD = "substitute"
+REFERENCE_LINKS = (100_000_000, 25_000_000)
 MIB = 1 << 20
 # A machine is disturbed where its speeds before and after differ by more, or where threads wait longer for a processor than this
 # share of the time.
@@ -104,10 +110,11 @@ def quiet(row: dict[str, Any]) -> bool:
     return known and row["waited"] <= WAITED and row["changed"] <= CHANGED
 
 
-def run(configuration: Configuration, text: dict[str, float] | None) -> dict[str, Any]:
+def run(configuration: Configuration, text: Text | None) -> dict[str, Any]:
     """In a process of its own: what the plan expects, given what the `text` gives, and what is reached."""
     from understudy import LLM, SamplingParams
-    from understudy.plan.rounds import Drafting, expected
+    from understudy.plan.drafts import DraftShape, SeenDrafts
+    from understudy.plan.rounds import expected
     from understudy.yardstick import measure
 
     options = configuration.options()
@@ -118,7 +125,7 @@ def run(configuration: Configuration, text: dict[str, float] | None) -> dict[str
         options["memory"] = least + (configuration.room + 16) * MIB
     before = measure()
     with LLM(model, **options) as llm:
-        drafting = Drafting(**text) if text and configuration.method != "none" else None
+        drafts = SeenDrafts.of([DraftShape(**point) for point in text]) if text and configuration.method != "none" else None
         tokens = PLAIN_TOKENS if configuration.method == "none" else TOKENS
         asked = [
             (text, SamplingParams(temperature=TEMPERATURE, seed=seed, max_new_tokens=tokens, ignore_eos=True))
@@ -129,25 +136,25 @@ def run(configuration: Configuration, text: dict[str, float] | None) -> dict[str
         taken = [llm.generate(*text)[0].stats for text in asked]
         waited = (waiting_seconds() - waited) / (time.perf_counter() - start)
         after = measure()
-        foretold = expected(llm.plan, between(before, after), drafting)
+        foretold = expected(llm.plan, between(before, after), drafts)
         rounds = sum(stats.rounds for stats in taken)
         levels = sum(stats.levels_per_round * stats.rounds for stats in taken)
         seconds = sum(stats.decode_seconds for stats in taken)
         drafting_seconds = sum(stats.draft_seconds for stats in taken)
         return {
-            "predicted": foretold.tokens_per_second, "levels": foretold.levels, "tokens": foretold.tokens,
-            "draft_seconds": foretold.draft_seconds, "pass_seconds": foretold.pass_seconds,
+            "predicted": foretold.tokens_per_second, "levels": foretold.shape.levels, "tokens": foretold.shape.tokens,
+            "predicted_nodes": foretold.shape.nodes, "draft_seconds": foretold.draft_seconds, "pass_seconds": foretold.pass_seconds,
             "reached": sum(stats.new_tokens - 1 for stats in taken) / seconds, "reached_levels": levels / rounds,
             "reached_tokens": sum(stats.mean_accepted * stats.rounds for stats in taken) / rounds,
             "reached_draft_seconds": drafting_seconds / rounds, "reached_pass_seconds": (seconds - drafting_seconds) / rounds,
             "nodes": sum(stats.drafted for stats in taken) / rounds,
-            "agreed": sum(sum(stats.agreed.values()) for stats in taken) / max(levels, 1),
+            "level_nodes": sum(stats.nodes_per_level * stats.levels_per_round * stats.rounds for stats in taken) / max(levels, 1),
             "streamed": llm.plan.streamed_bytes, "budget": llm.plan.budget_bytes,
             "waited": waited, "changed": changed(before, after),
         }  # fmt: skip
 
 
-def alone(configuration: Configuration, text: dict[str, float] | None) -> dict[str, Any]:
+def alone(configuration: Configuration, text: Text | None) -> dict[str, Any]:
     """`run` in a process of its own."""
     words = [sys.executable, __file__, "--one", json.dumps(asdict(configuration)), "--text", json.dumps(text)]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -157,14 +164,14 @@ def alone(configuration: Configuration, text: dict[str, float] | None) -> dict[s
     return found
 
 
-def text_of(model: str, bits: int) -> dict[str, float]:
-    """What the text gives a copy of so many bits, by a run with everything in memory."""
-    from understudy.plan.rounds import Drafting
-
-    found = alone(Configuration(model, REFERENCE_METHOD, bits, "delta", "auto", 0, 512, 0), None)
-    reach = 1 + found["agreed"]
-    drafting = Drafting.seen(found["reached_tokens"], found["reached_levels"], found["nodes"], reach)
-    return {"agrees": drafting.agrees, "reach": drafting.reach}
+def text_of(model: str, bits: int) -> Text:
+    """What the text gives a copy of so many bits, by reference runs."""
+    first = Configuration(model, REFERENCE_METHOD, bits, "delta", "residual", 0, 512, 0)
+    runs = [first, *(replace(first, resident="none", throttle=link) for link in REFERENCE_LINKS)]
+    found = [alone(one, None) for one in runs]
+    names = {"levels": "reached_levels", "level_nodes": "level_nodes", "nodes": "nodes", "tokens": "reached_tokens"}
+    points = [{name: one[key] for name, key in names.items()} for one in found]
+    return sorted(points, key=lambda point: point["levels"])
 
 
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:

@@ -138,7 +138,7 @@ def best(
 ) -> tuple[float, str]:
     """Tokens per second of the best shape of trees of at most `most` nodes in all, and that shape. The copy of 4 bits drafts
     them, which is taken to agree as it does on the built-in model."""
-    from understudy.plan.rounds import MOST_LEVELS, WIDTHS, Drafting
+    from understudy.plan.drafts import MOST_LEVELS, WIDTHS, Drafting
 
     drafting = Drafting.by_copy("int4")
     found = []
@@ -198,7 +198,7 @@ def best_in_groups(
     devices: Sequence[Portions], copy_bytes: int, rows: int, most: int, times: Times, several: int = 2
 ) -> tuple[float, str]:
     """As `best`, where groups of rows go through the stages side by side: the best number of them too, at least `several`."""
-    from understudy.plan.rounds import MOST_LEVELS, WIDTHS, Drafting
+    from understudy.plan.drafts import MOST_LEVELS, WIDTHS, Drafting
 
     drafting = Drafting.by_copy("int4")
     found = []

@@ -23,7 +23,7 @@ from understudy.plan.sizes import parse_size
 TALK = Conversation(turns=4, prompt=24, reply=60)
 MACHINE = "cpu:memory=4GB,disk=0.5GB/s,bandwidth=20GB/s"
 OTHER = OtherMachine.parse(MACHINE)
-SLOW = Arithmetic(10**9, 10**-10, 10**9, 2 * 10**9, 10**-12, 10**-4, 10**-5, 10**-3, 10**-5, 10**-3)
+SLOW = Arithmetic(10**9, 10**-10, 10**9, 2 * 10**9, 10**-12, 10**-4, 10**-5, 0.0, 10**-3, 10**-5, 0.0, 10**-4, 10**-3)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_steps_come_in_order_and_all_bytes_have_names(planned: Any) -> None:
         assert sum(step.terms.values()) == step.plan.used <= step.budget_bytes
     assert chat.steps[0].plan.streamed_bytes == 0 and chat.lower_bound is chat.steps[-1]
     bound = chat.lower_bound.plan
-    assert not bound.residents and bound.streamed_bytes == bound.residual_bytes and chat.lower_bound.expected.levels == 0
+    assert not bound.residents and bound.streamed_bytes == bound.residual_bytes and chat.lower_bound.expected.shape.levels == 0
     assert chat.steps[0].expected.tokens_per_second > chat.lower_bound.expected.tokens_per_second
     terms = chat.chosen.terms
     layer_bytes = 2 * 2 * 128 * 2
@@ -87,7 +87,7 @@ def test_without_a_copy_keys_and_values_stay_where_they_fit(tmp_path: Path, monk
     roomy, least = chat.steps[-2:]
     assert roomy.gives_up == "drafting, while all keys and values stay in fast memory"
     assert roomy.plan.spill_latest == 0 < least.plan.spill_latest and "--spill" not in roomy.options and "--spill" in least.options
-    assert roomy.expected.tokens_per_second > least.expected.tokens_per_second and roomy.expected.levels == 0
+    assert roomy.expected.tokens_per_second > least.expected.tokens_per_second and roomy.expected.shape.levels == 0
     budgets = [step.budget_bytes for step in chat.steps]
     assert budgets == sorted(budgets, reverse=True)
     held = planned(roomy.budget_bytes)

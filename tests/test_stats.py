@@ -94,10 +94,10 @@ def test_a_request_counts_rounds_from_its_first_token_on(monkeypatch: pytest.Mon
 def test_levels_and_suggestions_are_those_of_all_drafts() -> None:
     meter = RequestMeter(model(), "substitute", 4)
     meter.count(advance(1, reads=True), Share())
-    meter.count(replace(advance(4), counts=DraftCounts(3, {"text": 4, "head": 1}, {"text": 2})), Share())
-    meter.count(replace(advance(2), counts=DraftCounts(4, {"head": 5}, {"head": 3})), Share())
+    meter.count(replace(advance(4), counts=DraftCounts(3, 9, {"text": 4, "head": 1}, {"text": 2})), Share())
+    meter.count(replace(advance(2), counts=DraftCounts(4, 12, {"head": 5}, {"head": 3})), Share())
     stats = meter.stats()
-    assert stats.levels_per_round == 3.5
+    assert stats.levels_per_round == 3.5 and stats.nodes_per_level == 3.0
     assert (stats.suggested, stats.agreed) == ({"text": 4, "head": 6}, {"text": 2, "head": 3})
 
 

@@ -1,14 +1,16 @@
 """Arithmetic is measured once for each machine, and what cannot be read is measured again."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from tests.plan.test_rounds import PLAN
 from understudy import yardstick
 from understudy.plan.rounds import Arithmetic
 
-FOUND = Arithmetic(*map(float, range(1, 11)))
+FOUND = Arithmetic(*map(float, range(1, 14)))
 
 
 def test_it_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,17 +30,29 @@ def test_the_built_in_model_tells_what_a_layer_takes(tmp_path: Path, monkeypatch
     monkeypatch.setattr(yardstick, "TOKENS", 8)
     found = yardstick.measure()
     assert min(found.copy_rate, found.rebuilt_rate, found.plain_rate) > 1e6
-    assert found.level_layer > 0 and found.pass_layer > 0 and found.round_rest >= 0
-    assert min(found.node_seconds, found.copy_node_seconds, found.level_node, found.pass_node) >= 0
+    assert found.level_layer > 0 and found.pass_layer > 0 and found.part_seconds > 0
+    assert min(asdict(found).values()) >= 0
 
 
-def test_what_a_node_takes_is_told_from_what_a_layer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    # levels of 1 and of 4 nodes, passes of 7 and of 25
-    seen = {
-        1: {"level": (1.0, 0.5), "pass": (7.0, 1.07), "rest": (7.0, 3.0)},
-        4: {"level": (4.0, 0.8), "pass": (25.0, 1.25), "rest": (25.0, 9.0)},
-    }
-    monkeypatch.setattr(yardstick, "_round", lambda products, width: seen[width])
-    found = yardstick._beside(Arithmetic.of_bandwidth(1e9))
-    wanted = {"level_layer": 0.5, "level_node": 0.1, "pass_layer": 1.0, "pass_node": 0.01, "round_rest": 3.0}
-    assert found == pytest.approx(wanted)
+def test_what_rounds_take_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Arithmetic(
+        copy_rate=1e9, copy_node_seconds=1e-11, rebuilt_rate=1e9, plain_rate=2e9, node_seconds=1e-12,
+        level_layer=0.01, level_node=0.002, level_rest=0.03, pass_layer=0.02, pass_node=0.003, pass_tile=0.01,
+        part_seconds=0.004, round_rest=0.05,
+    )  # fmt: skip
+    in_memory = replace(PLAN, streamed_bytes=0)
+
+    def rounds(method: str, resident: str) -> yardstick._Rounds:
+        plan = replace(PLAN, streamed_parts=40) if resident == "none" else in_memory
+        shapes = {"none": (1.0, 0.0), "substitute": (50.0, 5.0)}
+        shapes |= {f"substitute:width={width},depth=6": (1.0 + 6 * width, width) for width in yardstick.WIDTHS}
+        nodes, level_nodes = shapes[method]
+        rest = 0.0 if "width" in method else known.level_rest
+        level = replace(known, level_rest=rest).level_seconds(plan.draft_level_bytes, plan.layers, level_nodes)
+        return yardstick._Rounds(plan, nodes, level_nodes, level, known.busy_seconds(plan, nodes), known.round_rest)
+
+    monkeypatch.setattr(yardstick._Rounds, "of", rounds)
+    products = Arithmetic.of_bandwidth(1e9)
+    names = ("copy_rate", "copy_node_seconds", "rebuilt_rate", "plain_rate", "node_seconds")
+    products = replace(products, **{name: getattr(known, name) for name in names})
+    assert asdict(yardstick._beside(products)) == pytest.approx(asdict(known))

@@ -31,7 +31,7 @@ class Concession:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the plan."""
         found = {"gives_up": self.gives_up, "options": self.options, "budget": self.budget_bytes}
-        return found | {"tokens_per_second": self.expected.tokens_per_second, "round": asdict(self.expected)}
+        return found | {"tokens_per_second": self.expected.tokens_per_second, "round": self.expected.to_dict()}
 
 
 @dataclass(frozen=True)

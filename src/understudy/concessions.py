@@ -19,9 +19,10 @@ from .errors import UsageError
 from .options import AUTO, Options
 from .plan.conversation import Conversation
 from .plan.demand import MIB
+from .plan.drafts import Drafting
 from .plan.memory import FEW_TILES, MARGIN, budget_for, make_plan, smallest_budget, smallest_passes, widened
 from .plan.placement import Passes, Plan
-from .plan.rounds import Arithmetic, Drafting, expected
+from .plan.rounds import Arithmetic, expected
 from .plan.sizes import format_size, whole_mib
 from .plan.terms import terms
 from .spilled import LATEST

@@ -51,7 +51,7 @@ class Diagnosis:
         """The diagnosis as JSON."""
         return {
             "tokens_per_second": self.speed,
-            "tokens_per_pass": self.expected.tokens,
+            "tokens_per_pass": self.expected.shape.tokens,
             "draft_seconds": self.expected.draft_seconds,
             "pass_seconds": self.expected.pass_seconds,
             "memory": self.plan.used,
@@ -64,9 +64,9 @@ class Diagnosis:
     def lines(self) -> list[str]:
         """For people."""
         streamed = f", {format_size(self.plan.streamed_bytes)} streamed per pass" if self.plan.streamed_bytes else ""
-        ran = self.expected
+        ran, shape = self.expected, self.expected.shape
         lines = [
-            f"{'expected':16} {self.speed:.1f} tok/s: {ran.tokens:.1f} tokens per pass, drafts of {ran.levels} levels"
+            f"{'expected':16} {self.speed:.1f} tok/s: {shape.tokens:.1f} tokens per pass, drafts of {shape.levels:.0f} levels"
             f" take {1e3 * ran.draft_seconds:.0f} ms, a pass {1e3 * ran.pass_seconds:.0f} ms",
             f"{'memory':16} {format_size(self.plan.used)} of {format_size(self.plan.budget_bytes)}{streamed}",
             f"{'limited by':16} {self.limits[0].what}: {self.limits[0].tokens_per_second:.1f} tok/s if it took no time",
@@ -110,10 +110,11 @@ def _without(plan: Plan, arithmetic: Arithmetic) -> Iterator[tuple[str, tuple[Pl
     yield "decoding (exact weights are rebuilt)", (plan, replace(arithmetic, rebuilt_rate=arithmetic.plain_rate))
     alone = {"rebuilt_rate": 1 / max(rebuilding, 1e-20), "plain_rate": arithmetic.plain_rate * BOUNDLESS, "node_seconds": 0.0}
     yield "products (of exact weights)", (plan, replace(arithmetic, **alone))
-    levels = {"level_layer": 0.0, "level_node": 0.0}
+    levels = {"level_layer": 0.0, "level_node": 0.0, "level_rest": 0.0}
     drafted = {"copy_rate": arithmetic.copy_rate * BOUNDLESS, "copy_node_seconds": 0.0}
     yield "drafting", (plan, replace(arithmetic, **drafted, **levels))
-    yield "work beside the products", (plan, replace(arithmetic, **levels, pass_layer=0.0, pass_node=0.0, round_rest=0.0))
+    passes = {"pass_layer": 0.0, "pass_node": 0.0, "pass_tile": 0.0, "part_seconds": 0.0, "round_rest": 0.0}
+    yield "work beside the products", (plan, replace(arithmetic, **levels, **passes))
 
 
 def _helps(drawn: Drawn, options: Options, arithmetic: Arithmetic, changeable: bool, plan: Plan) -> Iterator[Change]:

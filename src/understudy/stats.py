@@ -57,6 +57,8 @@ class Stats:
     cached_tokens: int = 0
     # Levels of its drafts that passes waited for, over `rounds`.
     levels_per_round: float = 0.0
+    # Nodes that each of these levels ran, wrong guesses among them.
+    nodes_per_level: float = 0.0
     # Levels that were run ahead, beside passes, and how many of these drafts the next one went on from or dropped.
     ahead_levels: int = 0
     ahead_used: int = 0
@@ -163,7 +165,7 @@ class RequestMeter:
         self.accepted = 0
         self.read_again = 0
         self.cached_tokens = 0
-        self.levels = 0
+        self.levels = self.level_nodes = 0
         self.ahead_levels = self.ahead_used = self.ahead_dropped = 0
         self.suggested: Counter[str] = Counter()
         self.agreed: Counter[str] = Counter()
@@ -180,6 +182,7 @@ class RequestMeter:
         self.drafted += advance.drafted
         self.accepted += advance.accepted
         self.levels += advance.counts.levels
+        self.level_nodes += advance.counts.nodes
         self.ahead_levels += advance.counts.ahead_levels
         self.ahead_used += advance.counts.ahead_used
         self.ahead_dropped += advance.counts.ahead_dropped
@@ -226,6 +229,7 @@ class RequestMeter:
             read_again=self.read_again,
             cached_tokens=self.cached_tokens,
             levels_per_round=self.levels / self.rounds if self.rounds else 0.0,
+            nodes_per_level=self.level_nodes / self.levels if self.levels else 0.0,
             ahead_levels=self.ahead_levels,
             ahead_used=self.ahead_used,
             ahead_dropped=self.ahead_dropped,

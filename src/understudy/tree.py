@@ -19,6 +19,8 @@ class DraftCounts:
 
     # Levels that had nodes of it and that the pass waited for.
     levels: int = 0
+    # Nodes that all its levels ran, wrong guesses among them.
+    nodes: int = 0
     # By source: suggested tokens that were checked, and those that the proposer said too.
     suggested: Mapping[str, int] = field(default_factory=dict)
     agreed: Mapping[str, int] = field(default_factory=dict)

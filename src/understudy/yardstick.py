@@ -4,9 +4,10 @@ The built-in model is narrow, so its rounds tell what a layer takes beside its p
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .kernels.exact_product import BlockProduct, Operand
 from .kernels.pack import BLOCK, block
 from .llm import LLM, SamplingParams
 from .plan.machine import Machine
+from .plan.placement import Plan
 from .plan.remembered import recall, remember
 from .plan.rounds import Arithmetic
 from .quantizers import Linear, quantizer
@@ -28,10 +30,11 @@ SAMPLE = 2048, 2048
 COPIES = 12
 # Nodes of the wider of two levels and of two passes, which tell what a node costs.
 LEVEL_NODES, PASS_NODES = 5, 17
-# The rounds of the built-in model that are measured: levels, and nodes of a level.
-LEVELS, WIDTHS = 6, (1, 4)
+# The rounds of the built-in model that are measured: levels, and nodes of a level; the last fill two tiles of a pass.
+LEVELS, WIDTHS = 6, (1, 4, 8)
 # The least of so many texts of so many tokens counts.
-TEXTS, TOKENS = 3, 48
+TEXTS, TOKENS, PLAIN_TOKENS = 3, 48, 12
+TEMPERATURE, SEED = 0.6, 1
 PROMPT = "import os\nimport sys\n\n\ndef main(argv):\n    "
 COPY = "int4"
 
@@ -72,41 +75,67 @@ def measure() -> Arithmetic:
         rebuilt_rate=nbytes / rebuilt_one,
         node_seconds=max(rebuilt_more - rebuilt_one, 0.0) / (PASS_NODES - 1) / nbytes,
     )
-    return replace(products, **_beside(products))
+    return _beside(products)
 
 
-def _beside(products: Arithmetic) -> dict[str, float]:
-    """What the built-in model's rounds take beside `products`, by the rounds of a narrow and of a wide tree."""
-    narrow, wide = (_round(products, width) for width in WIDTHS)
-    found: dict[str, float] = {}
-    for what in ("level", "pass"):
-        (first, taken), (last, most) = narrow[what], wide[what]
-        node = max(most - taken, 0.0) / (last - first)
-        # A level of one node, and a pass of none.
-        least = 1 if what == "level" else 0
-        found |= {f"{what}_node": node, f"{what}_layer": max(taken - (first - least) * node, 0.0)}
-    return found | {"round_rest": narrow["rest"][1]}
+def _beside(products: Arithmetic) -> Arithmetic:
+    """`products` with what the built-in model's rounds take beside them, each found once those before it are known."""
+    plain, streamed = _Rounds.of("none", "residual"), _Rounds.of("none", "none")
+    narrow, wide, widest = (_Rounds.of(f"substitute:width={width},depth={LEVELS}", "residual") for width in WIDTHS)
+    ordinary = _Rounds.of("substitute", "residual")
+    layers = plain.plan.layers
+    found = replace(products, round_rest=plain.rest)
+    found = replace(found, pass_layer=_more(plain.busy, found.busy_seconds(plain.plan, 1)) / layers)
+    found = replace(found, part_seconds=_more(streamed.busy, plain.busy) / streamed.plan.streamed_parts)
+    slope = (wide.busy - narrow.busy) / (wide.nodes - narrow.nodes) - products.node_seconds * plain.plan.exact_bytes
+    found = replace(found, pass_node=max(slope, 0.0) / layers)
+    tiles = math.ceil(widest.nodes / widest.plan.tile) - 1
+    found = replace(found, pass_tile=_more(widest.busy, found.busy_seconds(widest.plan, widest.nodes)) / tiles / layers)
+    one, more = (_more(rounds.level, rounds.level_seconds(found)) / layers for rounds in (narrow, wide))
+    found = replace(found, level_layer=one, level_node=_more(more, one) / (wide.level_nodes - narrow.level_nodes))
+    return replace(found, level_rest=_more(ordinary.level, ordinary.level_seconds(found)))
 
 
-def _round(products: Arithmetic, width: int) -> dict[str, tuple[float, float]]:
-    """Of the built-in model's rounds with LEVELS levels of `width` nodes: the nodes of a level and of a pass, each with the seconds
-    that a layer takes beside its `products`; and the nodes of a pass with the seconds of the rest of a round."""
-    with LLM(None, method=f"substitute:width={width},depth={LEVELS}", rows=1, resident="residual", context=256) as llm:
-        params = SamplingParams(temperature=0, max_new_tokens=TOKENS, ignore_eos=True)
-        llm.generate(PROMPT, params)
-        stats = min((llm.generate(PROMPT, params)[0].stats for _ in range(TEXTS)), key=lambda stats: stats.decode_seconds)
-        plan = llm.plan
-    levels = max(stats.levels_per_round * stats.rounds, 1)
-    wide, nodes = stats.drafted / levels, 1 + stats.drafted / stats.rounds
-    level = stats.draft_seconds / levels - products.level_seconds(plan.draft_level_bytes, plan.layers, wide)
-    busy = stats.compute_seconds / stats.rounds
-    busy -= plan.exact_bytes * (1 / products.rebuilt_rate + nodes * products.node_seconds)
-    rest = stats.decode_seconds - stats.draft_seconds - stats.wait_seconds - stats.compute_seconds
-    return {
-        "level": (wide, max(level, 0.0) / plan.layers),
-        "pass": (nodes, max(busy, 0.0) / plan.layers),
-        "rest": (nodes, max(rest, 0.0) / stats.rounds),
-    }
+def _more(whole: float, known: float) -> float:
+    """What `whole` takes beyond what is `known` of it."""
+    return max(whole - known, 0.0)
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """Rounds of the built-in model, on average: nodes of a pass and of a level, and seconds."""
+
+    plan: Plan
+    nodes: float
+    level_nodes: float
+    level: float
+    # A pass, but for waiting for the link.
+    busy: float
+    # What is neither drafting nor a pass.
+    rest: float
+
+    @classmethod
+    def of(cls, method: str, resident: str) -> _Rounds:
+        """Those of the fastest of several texts, once one was generated."""
+        with LLM(None, method=method, rows=1, resident=resident, context=256) as llm:
+            tokens = PLAIN_TOKENS if method == "none" else TOKENS
+            params = SamplingParams(temperature=TEMPERATURE, seed=SEED, max_new_tokens=tokens, ignore_eos=True)
+            llm.generate(PROMPT, params)
+            stats = min((llm.generate(PROMPT, params)[0].stats for _ in range(TEXTS)), key=lambda stats: stats.decode_seconds)
+            levels = max(stats.levels_per_round * stats.rounds, 1)
+            rest = stats.decode_seconds - stats.draft_seconds - stats.wait_seconds - stats.compute_seconds
+            return cls(
+                plan=llm.plan,
+                nodes=1 + stats.drafted / stats.rounds,
+                level_nodes=stats.nodes_per_level,
+                level=stats.draft_seconds / levels,
+                busy=stats.compute_seconds / stats.rounds,
+                rest=max(rest, 0.0) / stats.rounds,
+            )
+
+    def level_seconds(self, arithmetic: Arithmetic) -> float:
+        """What a level should take by what is known."""
+        return arithmetic.level_seconds(self.plan.draft_level_bytes, self.plan.layers, self.level_nodes)
 
 
 def _level(linears: Sequence[Linear], nodes: int) -> float:

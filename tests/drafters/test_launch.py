@@ -66,4 +66,4 @@ def test_warming_measures_widths_by_levels_that_leave_nothing() -> None:
 
 def test_a_tree_says_how_many_levels_it_took() -> None:
     (tree,) = draft(device(Fixed(0, 3.0), DraftPolicy(Limits(CAPACITY), Shape(2, 5))), [TokenSequence(0, [1], limit=99)], [5])
-    assert tree.counts == DraftCounts(5)
+    assert tree.counts == DraftCounts(5, 9)

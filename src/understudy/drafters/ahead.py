@@ -110,6 +110,7 @@ class AheadSearch:
         kept = below(state, top)
         self.cache.move(tree.sequence.row, flight.origin.slot + torch.tensor(kept), tree.length + torch.arange(len(kept)))
         self.search.go_on(tree, subtree(state, kept, tree.length, self.room))
+        tree.nodes_run -= len(kept)
         assert tree.tokens[0] == tree.sequence.tokens[-1], "a draft follows the text"
         return True
 

@@ -54,6 +54,7 @@ class DeviceGuesses:
                 told = Checked(suggestion, agreed(tree, suggestion.tokens))
                 tree.suggested.update(told.suggested)
                 tree.agreed.update(told.right)
+                tree.nodes_run += len(suggestion.tokens) - told.agreed
                 self.suggester.learn(tree, told)
 
 

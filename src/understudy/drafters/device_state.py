@@ -93,6 +93,7 @@ def grown(tree: GrowingTree, numbers: list[list[int]], chances: list[list[float]
     tree.tokens = [node[TOKEN] for node in numbers]
     tree.parents = [node[PARENT] for node in numbers]
     tree.deepest = max(node[DEPTH] for node in numbers)
+    tree.nodes_run = len(numbers)
     for i, (node, known) in enumerate(zip(numbers, chances, strict=True)):
         tokens = node[CHILDREN : CHILDREN + node[FOUND]]
         tree.children[i] = (known[SCORES : SCORES + node[FOUND]], tokens)

@@ -58,6 +58,8 @@ class GrowingTree:
     most_levels: int = MOST_NODES
     # Levels that had nodes of it.
     levels_run: int = 0
+    # Nodes that they ran, wrong guesses among them.
+    nodes_run: int = 0
     # Levels that were run ahead for it, beside the pass before, and whether it went on from them.
     ahead_levels: int = 0
     ahead_used: bool = False
@@ -68,7 +70,8 @@ class GrowingTree:
     @property
     def tree(self) -> TokenTree:
         used, dropped = int(self.ahead_used), int(self.ahead_levels > 0 and not self.ahead_used)
-        counts = DraftCounts(self.levels_run, dict(self.suggested), dict(self.agreed), self.ahead_levels, used, dropped)
+        suggested, agreed = dict(self.suggested), dict(self.agreed)
+        counts = DraftCounts(self.levels_run, self.nodes_run, suggested, agreed, self.ahead_levels, used, dropped)
         return TokenTree.of(self.tokens, self.parents, counts)
 
     def add(self, candidate: Candidate) -> None:

@@ -105,6 +105,7 @@ class TreeSearch:
         at = 0
         for part, own in zip(work, nodes, strict=True):
             part.tree.levels_run += 1
+            part.tree.nodes_run += len(own)
             agreed = self._score(part, own, logits[at : at + len(own)])
             if self.suggester is not None and part.tip is not None:
                 self.suggester.saw(part.tree, [at + part.tip, *(at + node - part.first for node in agreed)])

@@ -132,6 +132,7 @@ def joined(plans: Sequence[Plan], notes: Sequence[str] = ()) -> Plan:
     whole = replace(
         first,
         streamed_bytes=streamed,
+        streamed_parts=sum(plan.streamed_parts for plan in plans),
         residual_bytes=sum(plan.residual_bytes for plan in plans),
         link_bytes_per_second=link,
         speeds=replace(first.speeds, link_bytes_per_second=link if first.speeds.link_bytes_per_second else 0.0),

@@ -175,6 +175,7 @@ def _placed(
         decoded=kept.decoded,
         ring_bytes=ring_bytes,
         streamed_bytes=kept.streamed_bytes,
+        streamed_parts=kept.streamed_parts,
         residual_bytes=sum(footprint.part_bytes),
         context=request.context,
         rows=request.rows,

@@ -55,6 +55,8 @@ class Plan:
     # Weights that one draft level reads, and that one pass reads.
     draft_level_bytes: int
     exact_bytes: int
+    # Residual parts that a pass streams.
+    streamed_parts: int = 0
     # Numbers of the Linears whose exact weights stay in fast memory as they are, beside their substitutes.
     decoded: frozenset[int] = frozenset()
     # Decoder layers.

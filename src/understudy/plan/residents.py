@@ -66,8 +66,9 @@ class Kept:
     decoded: frozenset[int] = field(default_factory=frozenset, kw_only=True)
     # What both take beyond the substitutes.
     taken_bytes: int
-    # What a pass still streams.
+    # What a pass still streams: bytes, and residual parts.
     streamed_bytes: int
+    streamed_parts: int = 0
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ def _mixture(parts: Sequence[int], linears: Sequence[LinearSize], for_whole: int
         whole=whole,
         taken_bytes=taken + nbytes,
         streamed_bytes=sum(parts[number] for number in rest) - nbytes,
+        streamed_parts=len(rest) - len(kept),
     )
 
 
