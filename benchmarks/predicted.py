@@ -6,8 +6,8 @@ What a text gives (tokens by how much is drafted) is read off reference runs of 
 links; all else is foretold: how much is drafted, levels, passes, the link, residents and budgets.
 
 Every configuration runs in a process of its own, so that `--memory` holds. The machine's arithmetic is measured there before and
-after its runs. Where the two differ, or the process waited for a processor, the machine was disturbed: the configuration is run again,
-up to `--tries` times, and what stays disturbed does not count. A killed run goes on: configurations that the file has already,
+after its runs. Where the two differ, or the process waited for a processor, the machine was disturbed: the configuration is run
+again, up to `--tries` times, and what stays disturbed does not count. A killed run goes on: what the file has already,
 undisturbed, are not run again."""
 
 from __future__ import annotations
