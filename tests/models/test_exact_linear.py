@@ -72,6 +72,33 @@ def test_a_product_without_decoding_multiplies_rows_by_the_same_weights(name: st
     assert torch.allclose(found, x.float() @ weight.float().T, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.skipif(not applies(torch.bfloat16, COLUMNS), reason="no bfloat16 instructions")
+@pytest.mark.parametrize("name", CODECS)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), rows=st.integers(1, 6))
+def test_a_part_that_lies_elsewhere_in_the_next_pass_multiplies_as_before(name: str, seed: int, rows: int) -> None:
+    weight, x = weights(seed), torch.randn(rows, COLUMNS, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    made, parts = linear(name, weight, Processor(1))
+    product = made.product(torch.bfloat16)
+    assert product is not None
+    outs, operands, multiply = [], {}, {}
+    for _ in range(3):
+        out = torch.empty(rows, 3, 64, dtype=torch.bfloat16)
+        for data, first, count in parts:
+            data = data.clone()
+            operand = made.operand(data, first, count)
+            if operands.setdefault(first, operand[0]) is not operand[0] or first not in multiply:
+                operands[first], multiply[first] = operand[0], product([operand])
+            multiply[first]([x], out)
+            # what lay there is gone
+            data.fill_(255)
+        outs.append(out)
+    assert all(torch.equal(out.view(torch.int16), outs[0].view(torch.int16)) for out in outs)
+    if name in ("raw", "delta"):
+        (data, first, count), *_ = parts
+        assert made.operand(data, first, count)[0] is operands[first], "it is made once"
+
+
 def test_rows_of_another_type_are_multiplied_by_decoded_parts() -> None:
     made, _ = linear("raw", weights(3), Processor(1))
     assert made.product(torch.float32) is None

@@ -89,8 +89,10 @@ def test_a_sweep_multiplies_by_every_weight_and_reads_each_byte_once(
 
 
 def all_under_way(supply: Supply) -> None:
-    """Wait until the device was asked for every copy that the ring wants: a thread asks for those of the first passes."""
+    """Wait until the device was asked for every copy that the ring has room for: a thread asks for those of the first passes."""
     assert supply.ring is not None and isinstance(supply.ring.tier, PinnedTier)
+    # Whether it is full is asked where there is time to fill it.
+    assert supply.ring.full in (True, False)
     staging = supply.ring.tier._staging
     while staging is not None and staging.busy:
         time.sleep(0.001)

@@ -316,3 +316,19 @@ def test_a_tensor_outlives_its_ring(weights: Path) -> None:
     del ring
     check(slot, extents)
     assert torch.equal(slot.data, slot.data.clone())
+
+
+@pytest.mark.parametrize(("parts", "goes"), [(32, 8), (3, 64)], ids=["plenty", "little"])
+def test_room_of_small_parts_is_asked_for_again_in_few_goes_while_plenty_is_ahead(weights: Path, parts: int, goes: int) -> None:
+    """A ring of many parts asks for several at once; one of few asks for each as soon as there is room."""
+    extents = extents_of(weights, [PAGE] * 64)
+    ring = Ring(DiskTier(extents), FixedRoute(range(64)), parts * PAGE)
+    seen, before = 0, ring._coming[-1]
+    for _ in range(64):
+        ring.next().release()
+        seen += ring._coming[-1] is not before
+        before = ring._coming[-1]
+    assert seen == goes
+    assert not ring.full or ring._place() is None
+    assert ring._place() is None, "whoever asks whether it is full has it filled"
+    ring.close()

@@ -30,6 +30,8 @@ RUN = 128
 # rows of one tile that are multiplied where they lie; more are put together first, since lines of so many rows of a wide
 # matrix push each other out of the cache
 FEW = 8
+# the addresses of a `ResidualBlocks` that are in a part's own bytes
+MOVED = ("dense", "stream", "table", "exceptions")
 carray: Any = numpy_support.carray
 
 _dot_1, _dot_2, _dot_4, _dot_most = map(columns_dot, (1, 2, 4, MOST))
@@ -54,7 +56,10 @@ class Operand:
         # address of plain weights; 0 where they are rebuilt
         self.weights = plain
         self.description = ctypes.addressof(described)
-        self._kept = (described, *kept)
+        self._described = described
+        self._kept = kept
+        # where it was moved to
+        self._data: Tensor | None = None
 
     @classmethod
     def plain(cls, blocks: Tensor) -> "Operand":
@@ -67,6 +72,25 @@ class Operand:
     def packed(cls, residual: Residual, codes: Tensor, scales: Tensor) -> "Operand":
         """The weights that `residual` and `codes` [nb, K, 8 * bits] with their `scales` stand for."""
         return cls(described(residual, codes, scales), 0, residual, codes, scales)
+
+    def lies_in(self, data: Tensor) -> bool:
+        """Whether all that it reads, but for codes and scales, is in the bytes `data`."""
+        start = data.data_ptr()
+        return all(start <= place < start + data.nbytes for place in self._places())
+
+    def move(self, by: int, data: Tensor) -> None:
+        """Let it read the same bytes where they lie now, in `data`, `by` bytes further on. No product may be under way."""
+        if self.weights:
+            self.weights += by
+        else:
+            for name in MOVED:
+                if place := getattr(self._described, name):
+                    setattr(self._described, name, place + by)
+        self._data = data
+
+    def _places(self) -> list[int]:
+        """Addresses of what it reads, but for codes and scales; where there is nothing to read there is none."""
+        return [place for place in [self.weights, *(getattr(self._described, name) for name in MOVED)] if place]
 
 
 class BlockProduct:
@@ -85,12 +109,15 @@ class BlockProduct:
             *[ExactOperand(op.description, op.weights, first * 128) for op, first in operands]
         )
         self._small = sum(op.blocks for op, _ in operands) * self.columns * 64 < SMALL
-        self._kept = tuple(operands)
+        self._operands = tuple(operands)
 
     def __call__(self, tiles: Sequence[Tensor], out: Tensor) -> None:
         """out[:, first : first + nb] = x @ weights.T for each operand; out [rows, all blocks, 64], bfloat16.
 
         x is the first `rows` rows of all `tiles` [any, K], one tile after another, bfloat16."""
+        for told, (operand, _) in zip(self._described, self._operands, strict=True):
+            # It may have moved.
+            told.plain = operand.weights
         rows, blocks, _ = out.shape
         x, width = tiles[0], self.width
         assert x.shape[1] == self.columns and blocks >= self.end

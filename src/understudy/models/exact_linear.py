@@ -52,6 +52,8 @@ class ExactLinear:
         self.buffer = buffer
         self.device = device
         self.codec: Codec = codec(FALLBACK if bare else entry.codec)
+        # by first block: an operand that can be moved, and where its bytes lie now
+        self._operands: dict[int, tuple[Operand, int]] = {}
         self.columns = entry.shape[1]
         if refusal := device.refusal(self.codec):
             raise UsageError(refusal)
@@ -73,8 +75,18 @@ class ExactLinear:
     def operand(self, data: Tensor, first: int, count: int) -> tuple[Operand, int]:
         """Blocks first to first + count - 1 from their bytes `data`, as `product` takes them, and `first`.
 
-        For parts stored in the source file it is valid only until the next call (see `one_by_one`)."""
-        return self.codec.operand(self._encoded((data, first, count)), self.room(count)), first
+        Valid until the next call for these blocks, whose bytes may lie elsewhere then: it is made once and moved. For parts stored
+        in the source file it is valid only until the next call for any (see `one_by_one`)."""
+        start = data.data_ptr()
+        if known := self._operands.get(first):
+            operand, before = known
+            operand.move(start - before, data)
+        else:
+            operand = self.codec.operand(self._encoded((data, first, count)), self.room(count))
+            if not operand.lies_in(data):
+                return operand, first
+        self._operands[first] = operand, start
+        return operand, first
 
     def blocks(self, data: Tensor, first: int, count: int) -> Tensor:
         """The weights [count, K, 64] of these blocks, valid until the next call for any Linear: all share one buffer."""

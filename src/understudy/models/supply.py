@@ -4,13 +4,14 @@ Both ways end in the same product of the same blocks in the same order, so the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..devices import ExactProduct, RowProduct
+from ..devices import ExactProduct, RowProduct, RowsTimes
+from ..kernels.exact_product import Operand
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
 from .exact_linear import ExactLinear
@@ -90,7 +91,9 @@ class Supply:
         # by Linear: the steps of a device that has a product of rows
         self._steps: dict[int, list[Stretch]] = {}
         # by Linear: what multiplies by it where it stays in fast memory
-        self._products: dict[int, Callable[[Sequence[Tensor], Tensor], None] | None] = {}
+        self._products: dict[int, RowsTimes | None] = {}
+        # by their first part and how many there are: operands that came together, and what multiplies by them
+        self._together: dict[tuple[int, int], tuple[Sequence[tuple[Operand, int]], RowsTimes]] = {}
 
     def fused(self, dtype: torch.dtype) -> bool:
         """Whether every Linear multiplies just the rows there are."""
@@ -116,7 +119,7 @@ class Supply:
             kept(tiles, taken)
         else:
             for held in self._arriving(index, together=not linear.one_by_one):
-                product([linear.operand(data, part.first_block, part.blocks) for part, data in held])(tiles, taken)
+                self._multiplying(linear, product, held)(tiles, taken)
         made = out.view(len(tiles), height, -1)
         return list(made if outputs == blocks * BLOCK else made[:, :, :outputs])
 
@@ -173,7 +176,7 @@ class Supply:
             return not same or other.data_ptr() < one.data_ptr() + one.nbytes
         return any(stay) or self.berths[part.number].first
 
-    def _kept(self, index: int, product: ExactProduct) -> Callable[[Sequence[Tensor], Tensor], None] | None:
+    def _kept(self, index: int, product: ExactProduct) -> RowsTimes | None:
         """What multiplies by Linear `index` where all its parts stay in fast memory, made once; None where some stream."""
         if index not in self._products:
             linear, parts = self.linears[index], self.by_linear[index]
@@ -183,6 +186,18 @@ class Supply:
             )
             self._products[index] = product(operands) if stay else None
         return self._products[index]
+
+    def _multiplying(self, linear: ExactLinear, product: ExactProduct, held: Sequence[tuple[PartRef, Tensor]]) -> RowsTimes:
+        """What multiplies by the parts of `linear` that are `held`; made once for those that come together, where nothing but the
+        place of their bytes changes."""
+        operands = [linear.operand(data, part.first_block, part.blocks) for part, data in held]
+        key = held[0][0].number, len(held)
+        known = self._together.get(key)
+        if known is not None and all(a is b for (a, _), (b, _) in zip(known[0], operands, strict=True)):
+            return known[1]
+        made = product(operands)
+        self._together[key] = operands, made
+        return made
 
     def _arriving(self, index: int, together: bool) -> Iterator[list[tuple[PartRef, Tensor]]]:
         """The parts of Linear `index` in order, each with its bytes: one haul after another; `together`: as many at once as are
@@ -260,6 +275,7 @@ class Supply:
         """Let go of all weights: nothing is multiplied any more."""
         self.residents, self.linears = {}, ()
         self._products.clear()
+        self._together.clear()
         self._steps.clear()
 
     def abandon(self) -> None:

@@ -2,8 +2,9 @@
 
 Each part has two marks. *Ready*: its fetch is done, it may be read. *Released*: its reader is finished, its bytes may
 be overwritten. Room is given out in the order of the fetches and comes back in that order, so a fetch can never
-overtake a reader. The ring runs ahead by itself: whoever releases a part starts the next fetch. With a fixed route,
-the first parts of the next pass come in while the last of this one are used."""
+overtake a reader. The ring runs ahead by itself: whoever releases a part starts the next fetch, or, while plenty is ahead
+of the reader, the fetches of several small parts at once, which a tier may make one read. With a fixed route, the first
+parts of the next pass come in while the last of this one are used."""
 
 import threading
 import time
@@ -18,6 +19,11 @@ from . import AUTO, Fetch, Streaming, Tier, open_tier
 from .memory import aligned, arena
 from .route import Route
 from .streams import Streams
+
+# Room that comes back in small pieces is used again once it is this much, or this share of the ring if that is less,
+BATCH, SHARE = 4 << 20, 4
+# as long as this share of the ring is ahead of the reader: here already, or asked for.
+PLENTY = 2
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,12 @@ class Ring:
         self._lock = threading.Lock()
         # asked for, not given out yet
         self._coming: deque[Slot] = deque()
+        # bytes of those
+        self._ahead = 0
         # given out, room not back yet
         self._given: deque[Slot] = deque()
+        # bytes of room that came back since fetches were last begun
+        self._back = 0
         # named by the route, but there was no room yet
         self._waiting: int | None = None
         self._failure: UnderstudyError | None = None
@@ -97,7 +107,7 @@ class Ring:
     def next(self) -> Slot:
         """The next part, once it is here. What went wrong with it is raised now, and again until a `rewind`."""
         with self._lock:
-            self._run_ahead()
+            self._refill()
             if self._failure is not None:
                 raise self._failure
             assert self._coming or self._upcoming() is not None, "the route names no part: hint what will be used"
@@ -110,6 +120,7 @@ class Ring:
             raise
         with self._lock:
             self._given.append(self._coming.popleft())
+            self._ahead -= slot.size
         return slot
 
     def hint(self, parts: Sequence[int]) -> None:
@@ -130,8 +141,8 @@ class Ring:
             slot.released = True
             self.tier.release()
             while self._given and self._given[0].released:
-                self._given.popleft()
-            self._run_ahead()
+                self._back += self._given.popleft().size
+            self._refill()
 
     def rewind(self) -> None:
         """Begin a pass anew, after one was left half way or failed. Slots given out before are void."""
@@ -143,6 +154,7 @@ class Ring:
             self.tier.cancel()
             self._given.clear()
             self._coming.clear()
+            self._ahead = 0
             self.route.rewind()
             self._waiting = None
             self._failure = None
@@ -168,6 +180,7 @@ class Ring:
         with self._lock:
             if self._failure is not None:
                 return True
+            self._run_ahead()
             return self._place() is None and all(map(_done, reversed(self._coming)))
 
     @property
@@ -187,8 +200,14 @@ class Ring:
             self._on_ready(slot.index, slot.data)
             self._unseen.discard(slot.index)
 
+    def _refill(self) -> None:
+        """Run ahead, unless so much is ahead of the reader that more room may come back first."""
+        if self._back >= min(BATCH, self.capacity // SHARE) or self._ahead < self.capacity // PLENTY:
+            self._run_ahead()
+
     def _run_ahead(self) -> None:
         """Ask for as many parts as there is room for."""
+        self._back = 0
         while self._failure is None and self._begin_one():
             pass
 
@@ -200,6 +219,7 @@ class Ring:
         length = self.tier.extents[index].nbytes
         slot = Slot(self, index, self._memory[start : start + length], start, aligned(length))
         self._coming.append(slot)
+        self._ahead += slot.size
         self._waiting = None
         try:
             slot.fetch = self.tier.fetch(index, self._memory[start : start + slot.size])
