@@ -15,7 +15,8 @@ import torch
 
 from .codecs import Encoded, codec
 from .kernels import instructions
-from .kernels.exact_product import BlockProduct, Operand
+from .kernels.exact_operand import Operand
+from .kernels.exact_product import BlockProduct
 from .kernels.pack import BLOCK, block
 from .llm import LLM, SamplingParams
 from .plan.machine import Machine

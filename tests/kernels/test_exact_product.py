@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from understudy.codecs import Encoded, codec
 from understudy.kernels import exact_product
 from understudy.kernels.amx_dot import has_amx
-from understudy.kernels.exact_product import FEW, BlockProduct, Operand
+from understudy.kernels.exact_operand import Operand
+from understudy.kernels.exact_product import FEW, BlockProduct
 from understudy.kernels.pack import block
 from understudy.quantizers import fitting
 

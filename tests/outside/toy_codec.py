@@ -7,7 +7,7 @@ from torch import Tensor
 
 from understudy.codecs import Encoded
 from understudy.codecs.raw import Raw
-from understudy.kernels.exact_product import Operand
+from understudy.kernels.exact_operand import Operand
 
 
 class Inverted(Raw):

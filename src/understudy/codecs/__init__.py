@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.exact_product import Operand
+from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK
 from ..quantizers import Tensors
 from ..registry import build

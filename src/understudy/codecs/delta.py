@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..kernels import residual
 from ..kernels.bins import DENSE
-from ..kernels.exact_product import Operand
+from ..kernels.exact_operand import Operand
 from ..kernels.pack import flat
 from ..kernels.residual import Residual
 from ..quantizers import Tensors

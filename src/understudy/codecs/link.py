@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kernels.exact_product import Operand
+from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK, block, unblock
 from ..quantizers import Tensors
 from . import Encoded

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..codecs import Codec, Encoded
     from ..kernels.attention import AttentionSpec
     from ..kernels.blocks import BlockKernels
-    from ..kernels.exact_product import Operand
+    from ..kernels.exact_operand import Operand
     from ..kernels.recurrence import RuleStep
     from ..plan.machine import Machine
     from ..plan.placement import Plan
@@ -51,10 +51,8 @@ class DraftAttention(Protocol):
 # torch's own products, whose bits may depend on the number of threads.
 SharedWork = Literal["level", "head", "head logits", "pass", "stock pass"]
 
-# Multiplies the rows of tiles by some exact weights: tiles, and where results go.
-RowsTimes = Callable[["Sequence[Tensor]", "Tensor"], None]
-# Takes operands of exact weights with their first blocks, and gives what multiplies by them.
-ExactProduct = Callable[["Sequence[tuple[Operand, int]]"], RowsTimes]
+# Takes operands of exact weights with their first blocks, and gives what multiplies tiles by them: tiles, and where results go.
+ExactProduct = Callable[["Sequence[tuple[Operand, int]]"], Callable[["Sequence[Tensor]", "Tensor"], None]]
 
 # Takes logits [k, vocabulary] that lie here and, from the host, how each row is drawn from; gives the tokens [k] int64 that the
 # exact model puts after them to the host, as `sampling.Chooser`.

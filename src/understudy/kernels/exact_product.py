@@ -20,8 +20,9 @@ from . import team
 from .amx_dot import ROWS, amx_dot, configure, has_amx, release, shapes
 from .bfdot import LAID, MOST, ahead, columns_dot, lay_columns, to_brain
 from .compiled import compiled, machine_code
-from .descriptor import OPERAND_BYTES, ExactOperand, ExactRun, ResidualBlocks, exact_operand, exact_run, residual_blocks
-from .residual import DENSE_2, DENSE_3, DENSE_4, DENSE_8, SMALL, Residual, described, rebuild
+from .descriptor import OPERAND_BYTES, ExactOperand, ExactRun, exact_operand, exact_run, residual_blocks
+from .exact_operand import Operand
+from .residual import DENSE_2, DENSE_3, DENSE_4, DENSE_8, SMALL, rebuild
 from .team import float32_at, take, uint32_at
 from .vector import prefetch
 
@@ -30,8 +31,6 @@ RUN = 128
 # rows of one tile that are multiplied where they lie; more are put together first, since lines of so many rows of a wide
 # matrix push each other out of the cache
 FEW = 8
-# the addresses of a `ResidualBlocks` that are in a part's own bytes
-MOVED = ("dense", "stream", "table", "exceptions")
 carray: Any = numpy_support.carray
 
 _dot_1, _dot_2, _dot_4, _dot_most = map(columns_dot, (1, 2, 4, MOST))
@@ -44,53 +43,6 @@ _direct_1, _direct_2 = columns_dot(1, laid=not DIRECT), columns_dot(2, laid=not 
 def applies(dtype: torch.dtype, columns: int) -> bool:
     """Whether weights of this type and width can be multiplied here, on this machine."""
     return dtype == torch.bfloat16 and columns % 2 == 0
-
-
-class Operand:
-    """Blocks of weights as `multiply` takes them. Keeps the tensors in which they lie."""
-
-    def __init__(self, described: ResidualBlocks, plain: int, *kept: object) -> None:
-        self.blocks: int = described.count
-        self.columns: int = described.columns
-        self.group: int = described.group
-        # address of plain weights; 0 where they are rebuilt
-        self.weights = plain
-        self.description = ctypes.addressof(described)
-        self._described = described
-        self._kept = kept
-        # where it was moved to
-        self._data: Tensor | None = None
-
-    @classmethod
-    def plain(cls, blocks: Tensor) -> "Operand":
-        """Weights [nb, K, 64] as they are."""
-        assert blocks.is_contiguous() and blocks.dtype == torch.bfloat16
-        shape = ResidualBlocks(count=blocks.shape[0], columns=blocks.shape[1], group=1)
-        return cls(shape, blocks.data_ptr(), blocks)
-
-    @classmethod
-    def packed(cls, residual: Residual, codes: Tensor, scales: Tensor) -> "Operand":
-        """The weights that `residual` and `codes` [nb, K, 8 * bits] with their `scales` stand for."""
-        return cls(described(residual, codes, scales), 0, residual, codes, scales)
-
-    def lies_in(self, data: Tensor) -> bool:
-        """Whether all that it reads, but for codes and scales, is in the bytes `data`."""
-        start = data.data_ptr()
-        return all(start <= place < start + data.nbytes for place in self._places())
-
-    def move(self, by: int, data: Tensor) -> None:
-        """Let it read the same bytes where they lie now, in `data`, `by` bytes further on. No product may be under way."""
-        if self.weights:
-            self.weights += by
-        else:
-            for name in MOVED:
-                if place := getattr(self._described, name):
-                    setattr(self._described, name, place + by)
-        self._data = data
-
-    def _places(self) -> list[int]:
-        """Addresses of what it reads, but for codes and scales; where there is nothing to read there is none."""
-        return [place for place in [self.weights, *(getattr(self._described, name) for name in MOVED)] if place]
 
 
 class BlockProduct:

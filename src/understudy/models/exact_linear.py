@@ -14,7 +14,7 @@ from torch import Tensor
 from ..codecs import FALLBACK, Codec, Encoded, codec
 from ..devices import Device, ExactProduct
 from ..errors import UsageError
-from ..kernels.exact_product import Operand
+from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK
 from ..quantizers import Quantizer
 from ..weights.entries import LinearEntry

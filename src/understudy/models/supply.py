@@ -4,19 +4,22 @@ Both ways end in the same product of the same blocks in the same order, so the p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..devices import ExactProduct, RowProduct, RowsTimes
-from ..kernels.exact_product import Operand
+from ..devices import ExactProduct, RowProduct
+from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
 from .exact_linear import ExactLinear
 from .hauls import Haul
 from .part_runs import Lying, PartRun, lying_in, runs_of
+
+# Multiplies the rows of tiles by some exact weights: tiles, and where results go.
+RowsTimes = Callable[[Sequence[Tensor], Tensor], None]
 
 
 @dataclass(frozen=True)

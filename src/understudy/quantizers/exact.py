@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import exact_product
+from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK, block, blocks_of, unblock
 from . import Linear, Tensors
 from .inputs import Inputs
@@ -39,7 +40,7 @@ class Identity:
     def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         blocks = tensors["weight"]
         if blocks.device.type == "cpu" and exact_product.applies(blocks.dtype, shape[1]):
-            return partial(_multiply, exact_product.BlockProduct([(exact_product.Operand.plain(blocks), 0)]), shape[0])
+            return partial(_multiply, exact_product.BlockProduct([(Operand.plain(blocks), 0)]), shape[0])
 
         def apply(x: Tensor) -> Tensor:
             y = torch.matmul(x.to(blocks.dtype), blocks)  # [nb, m, 64]

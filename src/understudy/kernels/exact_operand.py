@@ -1,0 +1,59 @@
+"""Blocks of exact weights as products take them: where they lie, or codes and residual from which they are rebuilt."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from .descriptor import ResidualBlocks
+from .residual import Residual, described
+
+# the addresses of a `ResidualBlocks` that are in a part's own bytes
+MOVED = ("dense", "stream", "table", "exceptions")
+
+
+class Operand:
+    """Blocks of weights as `exact_product.BlockProduct` takes them. Keeps the tensors in which they lie."""
+
+    def __init__(self, described: ResidualBlocks, plain: int, *kept: object) -> None:
+        self.blocks: int = described.count
+        self.columns: int = described.columns
+        self.group: int = described.group
+        # address of plain weights; 0 where they are rebuilt
+        self.weights = plain
+        self.description = ctypes.addressof(described)
+        self._described = described
+        self._kept = kept
+        # where it was moved to
+        self._data: Tensor | None = None
+
+    @classmethod
+    def plain(cls, blocks: Tensor) -> "Operand":
+        """Weights [nb, K, 64] as they are."""
+        assert blocks.is_contiguous() and blocks.dtype == torch.bfloat16
+        shape = ResidualBlocks(count=blocks.shape[0], columns=blocks.shape[1], group=1)
+        return cls(shape, blocks.data_ptr(), blocks)
+
+    @classmethod
+    def packed(cls, residual: Residual, codes: Tensor, scales: Tensor) -> "Operand":
+        """The weights that `residual` and `codes` [nb, K, 8 * bits] with their `scales` stand for."""
+        return cls(described(residual, codes, scales), 0, residual, codes, scales)
+
+    def lies_in(self, data: Tensor) -> bool:
+        """Whether all that it reads, but for codes and scales, is in the bytes `data`."""
+        start = data.data_ptr()
+        return all(start <= place < start + data.nbytes for place in self._places())
+
+    def move(self, by: int, data: Tensor) -> None:
+        """Let it read the same bytes where they lie now, in `data`, `by` bytes further on. No product may be under way."""
+        if self.weights:
+            self.weights += by
+        else:
+            for name in MOVED:
+                if place := getattr(self._described, name):
+                    setattr(self._described, name, place + by)
+        self._data = data
+
+    def _places(self) -> list[int]:
+        """Addresses of what it reads, but for codes and scales; where there is nothing to read there is none."""
+        return [place for place in [self.weights, *(getattr(self._described, name) for name in MOVED)] if place]

@@ -1,0 +1,35 @@
+"""An operand knows where its weights lie, and stands for the same ones when their bytes lie elsewhere."""
+
+import torch
+
+from understudy.codecs import Encoded, codec
+from understudy.kernels.exact_operand import MOVED, Operand
+from understudy.kernels.pack import block
+from understudy.quantizers import quantizer
+
+
+def made(name: str) -> tuple[Operand, torch.Tensor]:
+    """An operand of two blocks stored by codec `name`, and its bytes."""
+    weight = torch.randn(128, 256, generator=torch.Generator().manual_seed(1)).bfloat16() * 0.05
+    tensors = quantizer("int4").quantize(weight)
+    data = codec(name).encode(block(weight), tensors)
+    return codec(name).operand(Encoded(data, 2, 256, torch.bfloat16, tensors)), data
+
+
+def places(operand: Operand) -> list[int]:
+    return [operand.weights, *(getattr(operand._described, name) for name in MOVED)]
+
+
+def test_it_moves_with_its_bytes() -> None:
+    for name, addresses in (("raw", 1), ("delta", 3)):
+        operand, data = made(name)
+        before = places(operand)
+        description, codes = operand.description, operand._described.codes
+        assert sum(place > 0 for place in before) >= addresses
+        assert operand.lies_in(data) and not operand.lies_in(data.clone())
+        other = data.clone()
+        by = other.data_ptr() - data.data_ptr()
+        operand.move(by, other)
+        assert places(operand) == [place + by if place else 0 for place in before], "where nothing lies nothing moves"
+        assert operand.lies_in(other) and not operand.lies_in(data)
+        assert (operand.description, operand._described.codes) == (description, codes), "the copy stays where it is"
