@@ -95,12 +95,13 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--plain-tokens", type=int, default=12, help="tokens that plain decoding writes")
     parser.add_argument("--resident", default="none")
+    parser.add_argument("--throttle", help="hold the link to so many bytes a second, such as 2GB")
     parser.add_argument("--peers", default="accelerate,transformers")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rows: list[Any] = []
     for codec in given.codecs.split(","):
-        more = ["--resident", given.resident]
+        more = ["--resident", given.resident, *(["--throttle", given.throttle] if given.throttle else [])]
         rows += bench(given.model, given.memory, codec, "none", "0", 1, given.plain_tokens, more)
         rows += bench(
             given.model, given.memory, codec, "substitute", given.temperatures, given.prompts, given.new_tokens, more

@@ -90,6 +90,15 @@ def test_bench_measures(said: Callable[..., str], tiny: Path) -> None:
     assert "IDENTICAL over 3 methods" in table and "transformers in memory, greedy:" in table
 
 
+def test_bench_holds_the_link_to_a_slower_disks_speed(said: Callable[..., str], tiny: Path) -> None:
+    words = [*("bench", str(tiny), "--methods", "none", "--prompts", "1"), *("--new-tokens", "5", "--temperatures", "0")]
+    words += ["--resident", "none"]
+    free, held = (json.loads(said(*words, "--json", *more))["rows"][0] for more in ([], ["--throttle", "2MB"]))
+    assert held["link_peak"] == 2e6 < free["link_peak"] and held["bytes_per_pass"] == free["bytes_per_pass"] > 0
+    assert 0 < held["tokens_per_second"] <= 1.3 * held["limit_tokens_per_second"]
+    assert held["token_ids"] == free["token_ids"]
+
+
 def test_bench_compares_ways_of_batching(said: Callable[..., str], tiny: Path) -> None:
     words = [
         *("bench", str(tiny), "--batching", "ragged,eqspec,exspec", "--rows", "3", "--prompts", "7", "--prompt-tokens", "40"),

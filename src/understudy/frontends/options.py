@@ -88,6 +88,11 @@ def memory(text: str) -> str:
     return text
 
 
+def speed(text: str) -> float:
+    """An argument type: bytes a second."""
+    return float(parse_size(text, "speed"))
+
+
 def token_ids(text: str) -> list[int]:
     """An argument type: `1,2,3`."""
     try:
@@ -164,6 +169,7 @@ PLACEMENT = (
 METHOD = (
     _value("--method", "NAME", "who drafts: substitute (default), none, ngram or classic:MODEL; name:key=value,..."),
 )
+LINK = (_value("--throttle", "SIZE", "hold the link to so many bytes a second, such as 2GB: what a slower disk would give", speed),)
 LENGTH = (_value("--max-new-tokens", "N", "longest answer, in tokens (default: the model's own, else 128)", count),)
 SAMPLING = (
     *LENGTH,
@@ -211,7 +217,7 @@ OUTPUT = (JSON, QUIET)
 
 TEXT = SAMPLING + FORM + DEFAULTS + PROMPT
 
-_TITLES = {"model and memory": PLACEMENT + METHOD, "text": TEXT, "requests": REQUESTS, "output": CONFIG_FILE + OUTPUT}
+_TITLES = {"model and memory": PLACEMENT + METHOD + LINK, "text": TEXT, "requests": REQUESTS, "output": CONFIG_FILE + OUTPUT}
 
 
 def declare(parser: Parser, *groups: Sequence[Option]) -> None:
@@ -231,7 +237,7 @@ def _given(args: Namespace, options: Sequence[Option]) -> dict[str, Any]:
 
 def placement(args: Namespace) -> dict[str, Any]:
     """What the user said about the model and its memory, as keywords of LLM. A command follows one text at a time."""
-    return {"rows": 1, **_given(args, PLACEMENT + METHOD + DEFAULTS)}
+    return {"rows": 1, **_given(args, PLACEMENT + METHOD + LINK + DEFAULTS)}
 
 
 def placement_of_many(args: Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ...params import SamplingParams
 from ...policies import POLICIES, policy_of
 from ..live import Live
 from ..model import resolve
-from ..options import OUTPUT, PLACEMENT, count, declare, not_negative, number, placement, whole
+from ..options import LINK, OUTPUT, PLACEMENT, count, declare, not_negative, number, placement, whole
 from ..parser import Command, Parser
 from ..pictures import check
 from ..show import to_json
@@ -90,7 +90,7 @@ def _declare(parser: Parser) -> None:
     group.add_argument("--new-tokens", type=count, default=128, metavar="N", help="tokens to write, at most (default 128)")
     group.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the sampled runs (default 0)")
     group.add_argument("--reference", action="store_true", help="compare greedy tokens with transformers' own")
-    declare(parser, PLACEMENT, OUTPUT)
+    declare(parser, PLACEMENT, LINK, OUTPUT)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the result (needs matplotlib)")
 
 
@@ -151,7 +151,7 @@ def _measure(
     del llm
     # Measuring the link takes memory that the plan has not counted.
     gc.collect()
-    row = Row.of(method, params.temperature, completions, _link_peak(machine, store))
+    row = Row.of(method, params.temperature, completions, _link_peak(machine, store, args.throttle or 0.0))
     if resident:
         predicted = plan.predicted(row.tokens_per_pass, row.tokens_per_pass)
         row = replace(row, resident=resident, predicted=predicted)
@@ -159,12 +159,14 @@ def _measure(
     return row
 
 
-def _link_peak(machine: "Machine", store: "Store") -> float:
-    """Bytes per second of the link now, with nothing else running: each row is compared with the peak of its own minute."""
+def _link_peak(machine: "Machine", store: "Store", throttle: float) -> float:
+    """Bytes per second of the link now, with nothing else running: each row is compared with the peak of its own minute. throttle:
+    the most that it is held to; 0: nothing."""
     from ...tiers.probe import measure_disk
 
     assert machine.disk is not None, "a model was loaded without its disk having been measured"
-    return measure_disk(store.streamed, machine.disk.block, machine.disk.threads, PEAK_SECONDS)
+    measured = measure_disk(store.streamed, machine.disk.block, machine.disk.threads, PEAK_SECONDS)
+    return min(measured, throttle) if throttle else measured
 
 
 def _print(bench: Bench, args: Namespace) -> None:
