@@ -1,10 +1,14 @@
 """A tree while it grows: what becomes a node, what a guess turns out to be, what may still have children."""
 
+import random
+
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.drafters.growing_tree import MOST_NODES, Candidate, GrowingTree
 from understudy.sequence import TokenSequence
+from understudy.tree import Nodes
 
 
 def growing(limit: int = 9, stops: frozenset[int] = frozenset()) -> GrowingTree:
@@ -20,8 +24,8 @@ def test_a_candidate_becomes_a_node_and_is_in_the_pool_no_more() -> None:
     tree.add(first)
     assert (tree.tokens, tree.parents, tree.pool, tree.deepest) == ([8, 4, 3], [-1, 0, 0], [], 1)
     assert tree.tree.tokens.tolist() == [8, 4, 3] and tree.tree.parents.tolist() == [-1, 0, 0]
-    assert tree.text(Candidate(0.5, 2, 5, 2, True)).tolist() == [7, 8, 3, 5]
-    assert tree.text(Candidate(1.0, -1, 8, 0, True)).tolist() == [7, 8], "the root is the sequence's last token"
+    assert tree.path(Candidate(0.5, 2, 5, 2, True)) == [3, 5] and tree.past.tolist() == [7, 8]
+    assert tree.path(Candidate(1.0, -1, 8, 0, True)) == [], "the root is the sequence's last token"
 
 
 def test_a_guess_stays_if_it_is_the_first_choice_and_goes_with_all_after_it_if_not() -> None:
@@ -88,3 +92,24 @@ def test_a_tree_is_as_deep_as_the_text_may_become_and_the_caches_take_back() -> 
     tree.most_levels = 3
     tree.pool = [Candidate(0.5, 0, 1, depth, False) for depth in range(1, 9)]
     assert tree.levels == 3 and [c.depth for c in tree.expandable()] == [1, 2]
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 99), st.integers(0, 3)), min_size=1, max_size=12))
+def test_nodes_of_a_level_are_those_of_the_whole_tree(levels: list[tuple[int, int, int]]) -> None:
+    tree = growing(limit=99)
+    for count, seed, wrong in levels:
+        first, chance = len(tree.tokens), random.Random(seed)
+        parents = [chance.randrange(first) for _ in range(count)]
+        for parent in parents:
+            tree.tokens.append(chance.randrange(50))
+            tree.parents.append(parent)
+        tree.guess([3] * wrong, chance.randrange(len(tree.tokens)))
+        own, whole = tree.nodes(first), Nodes.of(tree.tree, 0, 1, first)
+        names = ("tokens", "rows", "slots", "positions", "prefix")
+        assert all(torch.equal(getattr(own, name), getattr(whole, name)) for name in names)
+        wide = own.tail.shape[1]
+        assert torch.equal(own.tail, whole.tail[:, :wide]) and bool((whole.tail[:, wide:] == -1).all())
+        assert [own.slots_in_order(i).tolist() for i in range(len(own))] == [
+            whole.slots_in_order(i).tolist() for i in range(len(whole))
+        ]
+        tree.drop(range(len(tree.tokens) - wrong, len(tree.tokens)))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.drafters.fixed import CAPACITY, VOCABULARY, Fixed, costing, device, draft, host
+from tests.drafters.plain_search import Recorded
 from tests.drafters.world import World, run
 from understudy.drafters.growing_tree import Candidate, GrowingTree
 from understudy.drafters.pace import Pace
@@ -44,7 +45,7 @@ class Head:
         return [self._after(tip) for tip in tips]
 
     def _after(self, tip: Tip) -> Suggestion:
-        text = tip.tree.text(tip.candidate).tolist()
+        text = [*tip.tree.past.tolist(), *tip.tree.path(tip.candidate)]
         start = len(text)
         others = []
         for after in range(tip.most + self.longer):
@@ -157,3 +158,24 @@ def test_nodes_go_to_the_texts_that_are_easy_to_guess_within_one_budget(
     assert easy > max(hard), "nodes of a text that is hard to guess took the place of likelier ones"
     alone = draft(search(Uneven(seed, 2.0), policy), sequences[1:2], [0])
     assert len(alone[0]) > hard[0], "alone, the hard text has them all"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(3, 30), st.booleans(), st.floats(5, 60),
+    st.dictionaries(st.integers(1, 24), st.floats(0.004, 0.03), min_size=1, max_size=8),
+)  # fmt: skip
+def test_trees_are_those_of_the_plain_rules(rows: int, misses: int, guesses: bool, rate: float, costs: dict[int, float]) -> None:
+    worlds = [Recorded(rows, misses, costs, rate, guesses, plain) for plain in (True, False)]
+    for world in worlds:
+        run(world, [[1, 2, 3], [4], [5, 5]][:rows], 60)
+    plain, quick = (world.grown for world in worlds)
+    assert plain == quick and len(plain) > 2 and worlds[0].levels == worlds[1].levels
+    assert worlds[0].drafter.policy.calibrations[False].belief == worlds[1].drafter.policy.calibrations[False].belief
+
+
+def test_plain_rules_grow_trees_that_branch_and_check_the_text() -> None:
+    world = Recorded(2, 10, {1: 0.01, 8: 0.012}, 20.0, guesses=True, plain=True)
+    run(world, [[1, 2, 3], [4]], 60)
+    assert any(len(set(tree.parents)) < len(tree.parents) for tree in world.grown), "some node has two children"
+    assert world.passes < 60 and max(len(tree.tokens) for tree in world.grown) > 16

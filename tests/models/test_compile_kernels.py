@@ -8,12 +8,16 @@ import torch
 
 from tests.tiny import save
 from understudy import LLM, SamplingParams
-from understudy.kernels import likeliest
+from understudy.drafters.growing_tree import Candidate, GrowingTree
+from understudy.drafters.pace import Calibration
+from understudy.drafters.suggest import TextSuggester, match
+from understudy.kernels import choosing, likeliest
 from understudy.models import compile_kernels as module
 from understudy.models.compile_kernels import compile_kernels
 from understudy.models.configuration import config_of
 from understudy.models.exact_linear import ExactLinear
 from understudy.sampling import choose
+from understudy.sequence import TokenSequence
 
 
 @pytest.mark.parametrize("drafts", [True, False])
@@ -43,6 +47,18 @@ def test_sampling_compiles_nothing_any_more(tmp_path: Path) -> None:
     for filters in ({}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}):
         choose(torch.randn(2, 50), SamplingParams(temperature=0.7, **filters), torch.arange(2))
     assert len(before) == 1 and list(kernel.signatures) == before
+
+
+def test_a_search_compiles_nothing_any_more(tmp_path: Path) -> None:
+    save(tmp_path / "model", "llama", torch.bfloat16)
+    store = LLM.prepare(tmp_path / "model", codec="raw", output=tmp_path / "store")
+    compile_kernels(store, config_of(store.path), torch.bfloat16, True)
+    kernels: list[Any] = [choosing._chances, choosing._match]
+    before = [list(kernel.signatures) for kernel in kernels]
+    tree = GrowingTree(TokenSequence(0, [7, 8, 7], limit=9, prompt_length=3), 2, [7])
+    assert TextSuggester().favoured(tree, Candidate(1.0, -1, 7, 0, True)) == (8, 1) and match([1, 2, 1], 2) == (1, 1)
+    assert len(Calibration().chances([1.0, 0.5])) == 2
+    assert [len(kept) for kept in before] == [1, 1] and [list(kernel.signatures) for kernel in kernels] == before
 
 
 def test_kernels_of_recurrent_layers_are_used_where_there_are_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..sequence import TokenSequence
-from ..tree import DraftCounts, TokenTree
+from ..tree import DraftCounts, Nodes, TokenTree
 from .pace import LONGEST
 
 # The most nodes of one sequence's tree: the 6 x 48 of SubSpec (arXiv 2509.18344), and a few more.
 MOST_NODES = 320
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A token that may become a node."""
 
     # The chance that the target's path goes through it.
@@ -66,6 +67,8 @@ class GrowingTree:
     # By source: suggested tokens that were checked, and those that the proposer said too.
     suggested: Counter[str] = field(default_factory=Counter)
     agreed: Counter[str] = field(default_factory=Counter)
+    # Of each node that `nodes` was asked for: its depth, and the nodes between it and the straight line from the root, itself too.
+    _places: list[tuple[int, tuple[int, ...]]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def tree(self) -> TokenTree:
@@ -73,6 +76,24 @@ class GrowingTree:
         suggested, agreed = dict(self.suggested), dict(self.agreed)
         counts = DraftCounts(self.levels_run, self.nodes_run, suggested, agreed, self.ahead_levels, used, dropped)
         return TokenTree.of(self.tokens, self.parents, counts)
+
+    def nodes(self, first: int) -> Nodes:
+        """The nodes from `first` on, as `Nodes.of` of `tree` has them, with tails as wide as theirs. None before `first` may have
+        changed since the call before, as while levels are added."""
+        known = self._places
+        del known[first:]
+        for node in range(len(known), len(self.tokens)):
+            depth, path = known[self.parents[node]] if node else (-1, ())
+            # the straight line: the first child of the root, its first one, and so on, as long as they are numbered so
+            known.append((depth + 1, (*path, node) if path or depth + 1 != node else ()))
+        own, length, tokens = known[first:], self.length, self.tokens[first:]
+        positions = [length + depth for depth, _ in own]
+        prefix = [length + depth + 1 - len(path) for depth, path in own]
+        slots = range(length + first, length + len(self.tokens))
+        flat = torch.tensor([tokens, [self.sequence.row] * len(own), list(slots), positions, prefix])
+        wide = max(len(path) for _, path in own)
+        tails = [[*(length + node for node in path), *[-1] * (wide - len(path))] for _, path in own]
+        return Nodes(flat[0], flat[1], flat[2], flat[3], flat[4], torch.tensor(tails, dtype=torch.int64).view(len(own), wide))
 
     def add(self, candidate: Candidate) -> None:
         """Make a candidate of the pool a node."""
@@ -97,11 +118,6 @@ class GrowingTree:
             node = self.parents[node]
         return path[::-1]
 
-    def text(self, tip: Candidate, more: Sequence[int] = ()) -> NDArray[np.int64]:
-        """The tokens of `past`, of the path from the root to `tip`, both ends included, and `more` after it."""
-        path = [*self.path(tip), *more]
-        return np.concatenate([self.past, np.asarray(path, dtype=np.int64)]) if path else self.past
-
     def guess(self, tokens: Sequence[int], parent: int) -> None:
         """Add a chain of guesses after node `parent`. Each must be confirmed by `agree` or removed by `drop`."""
         for token in tokens:
@@ -112,7 +128,9 @@ class GrowingTree:
     def agree(self, node: int) -> Candidate | None:
         """If guess `node` is the proposer's own first choice after the chain, take that candidate from the pool;
         None if not."""
-        best = next((c for c in self.pool if c.parent == self.parents[node] and c.spine), None)
+        parent = self.parents[node]
+        # those of the newest nodes are the last
+        best = next((c for c in reversed(self.pool) if c.spine and c.parent == parent), None)
         if best is None or best.token != self.tokens[node]:
             return None
         self.pool.remove(best)
@@ -140,7 +158,7 @@ class GrowingTree:
         number = {old: new for new, old in enumerate(left)} | {-1: -1}
         self.tokens = [self.tokens[node] for node in left]
         self.parents = [number[self.parents[node]] for node in left]
-        self.pool = [replace(candidate, parent=number[candidate.parent]) for candidate in self.pool]
+        self.pool = [candidate._replace(parent=number[candidate.parent]) for candidate in self.pool]
         self.children = {number[node]: children for node, children in self.children.items()}
         self.favoured = {number[node]: favoured for node, favoured in self.favoured.items()}
         self.wrong.clear()
@@ -156,4 +174,5 @@ class GrowingTree:
 
     def expandable(self) -> list[Candidate]:
         """Candidates with children that could still be used: not at the token budget, not after a stop token."""
-        return [c for c in self.pool if c.depth < self.levels and c.token not in self.sequence.stop_ids]
+        levels, stops = self.levels, self.sequence.stop_ids
+        return [c for c in self.pool if c.depth < levels and c.token not in stops]

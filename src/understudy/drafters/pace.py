@@ -8,8 +8,12 @@ constants of the policy are here, for the search on the processor and for the on
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 # The best children of a node that are looked at.
 RANKS = 6
@@ -70,6 +74,9 @@ class Calibration:
     seen: float = SEEN
     # What is added to the score of the token that the text itself speaks for, by the length of the match.
     bonus: list[float] = field(default_factory=lambda: [BONUS[False]] * (LONGEST + 1))
+    # `weights` of the belief that they were last asked for: a draft asks for each of its nodes.
+    _weights: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), init=False, repr=False, compare=False)
+    _weights_for: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def weights(self) -> list[float]:
@@ -86,11 +93,11 @@ class Calibration:
 
     def chances(self, scores: Sequence[float]) -> list[float]:
         """The chance of each child to be the target's choice, from the `scores` of the best children, best first."""
-        found = [0.0] * len(scores)
-        for weight, sharpness in zip(self.weights, SHARPNESS, strict=True):
-            for rank, chance in enumerate(_softmax(scores, sharpness)):
-                found[rank] += weight * chance
-        return [self.inside * chance for chance in found]
+        from ..kernels.choosing import chances  # numba: not for those who only read these names
+
+        if self._weights_for != self.belief:
+            self._weights_for, self._weights = list(self.belief), np.array(self.weights)
+        return chances(scores, _SHARPNESS, self._weights, self.inside, STEEPEST)
 
     def learn(self, scores: Sequence[float], rank: int | None) -> None:
         """Learn that the target chose the child of this rank after a node whose best children have these `scores`. None: none of
@@ -112,16 +119,22 @@ class Calibration:
         self.bonus[length] = min(max(bonus, 0.0), MOST_BONUS)
 
 
-def _softmax(scores: Sequence[float], sharpness: float) -> list[float]:
-    """The softmax of `scores` (best first) times `sharpness`."""
-    weights = _weights([scores[0] - score for score in scores], sharpness)
-    total = sum(weights)
-    return [weight / total for weight in weights]
+_SHARPNESS = np.array(SHARPNESS)
 
 
 def _weights(gaps: Sequence[float], sharpness: float) -> list[float]:
-    """What a softmax divides by their sum, of scores that lie by `gaps` behind the best. A round asks it for hundreds of nodes."""
+    """What a softmax divides by their sum, of scores that lie by `gaps` behind the best."""
     return [math.exp(-fall if (fall := sharpness * gap) < STEEPEST else -STEEPEST) for gap in gaps]
+
+
+def _fall(chance: float, depth: int) -> float:
+    """The logarithm of what a level leaves of the chance of a chain that has this `chance` at `depth`."""
+    return math.log(min(chance ** (1 / depth), LIKELIEST)) if chance > 0 else -math.inf
+
+
+def _levels(chance: float, fall: float, least: float) -> int:
+    """How many levels a chain of this `chance` stays likelier than `least`, if it loses as much in each as `fall` says."""
+    return max(0, int(math.log(least / chance) / fall + ROUNDING)) if chance > least else 0
 
 
 def averaged(old: float | None, seconds: float) -> float:
@@ -145,6 +158,10 @@ class Pace:
     # Decaying sums over rounds; `rate` is their ratio.
     tokens: float = 0.0
     seconds: float = 0.0
+    # What `cost` makes of `levels`: those that it saw last, their widths, and for each what the quickest wider one takes.
+    _seen: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _widths: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
+    _wider: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def record_level(self, width: int, seconds: float) -> None:
         """Learn that a level of `width` nodes took `seconds`."""
@@ -192,9 +209,7 @@ class Pace:
     def levels_left(self, chance: float, depth: int, least: float = 0.0) -> int:
         """How many more levels are likely to pay, and to be likelier than `least`, if a chain of this `chance` at `depth` goes on
         losing chance as it has so far."""
-        least = max(least, self.break_even)
-        loss = min(chance ** (1 / depth), LIKELIEST)
-        return max(0, int(math.log(least / chance) / math.log(loss) + ROUNDING)) if chance > least else 0
+        return _levels(chance, _fall(chance, depth), max(least, self.break_even))
 
     def first_guess(self, seconds: float, texts: int = 1, each: float = FIRST_TOKENS) -> None:
         """Guess the rate before the first round of a text: a pass takes `seconds` and gives each of `texts` so many tokens. A lower
@@ -210,25 +225,33 @@ class Pace:
         """Seconds of a level of `width` nodes: measured, else on the line through the nearest measured widths.
 
         No level takes longer than a wider one did."""
-        known = sorted(self.levels)
+        if self._seen != self.levels:
+            self._look()
+        known = self._widths
         if not known:
             return 0.0
-        wider = min((self.levels[w] for w in known if w > width), default=math.inf)
-        return min(self._cost(width, known), wider)
+        place = bisect_left(known, width)
+        if place < len(known) and known[place] == width:
+            return min(self.levels[width], self._wider[place + 1])
+        return min(self._between(width, place), self._wider[place])
 
-    def _cost(self, width: int, known: Sequence[int]) -> float:
-        if width in self.levels:
-            return self.levels[width]
-        below = [w for w in known if w < width]
-        above = [w for w in known if w > width]
-        if below and above:
-            low = below[-1]
-            high = above[0]
-            return self.levels[low] + (self.levels[high] - self.levels[low]) * (width - low) / (high - low)
-        if not below:
+    def _look(self) -> None:
+        """Take in what was measured since `cost` was last asked."""
+        self._seen, self._widths, self._wider = dict(self.levels), sorted(self.levels), [math.inf]
+        for width in reversed(self._widths):
+            self._wider.append(min(self.levels[width], self._wider[-1]))
+        self._wider.reverse()
+
+    def _between(self, width: int, place: int) -> float:
+        """Seconds of a level of a `width` that was not measured, which would be number `place` of those that were."""
+        known = self._widths
+        if not place:
             return self.levels[known[0]]
-        low = below[-1]
-        return self.levels[low] * (1 + 0.2 * (width - low) / low)
+        low = known[place - 1]
+        if place == len(known):
+            return self.levels[low] * (1 + 0.2 * (width - low) / low)
+        high = known[place]
+        return self.levels[low] + (self.levels[high] - self.levels[low]) * (width - low) / (high - low)
 
     def width(self, chances: Sequence[float], least: int, most: int, free: bool, node: float = 0.0) -> int:
         """How many of the nodes with these `chances` (best first) the next level should run; 0: stop drafting.
@@ -253,8 +276,9 @@ class Pace:
 
         `tips`: chance and depth of the end of each text's chain. As far as it is likelier than a node, a chain goes first."""
         best = 0
+        pays, falls = self.break_even, [(chance, _fall(chance, depth)) for chance, depth in tips]
         for count, chance in enumerate(chances[:room], 1):
-            if count + sum(self.levels_left(*tip, chance) for tip in tips) > room:
+            if count + sum(_levels(*fall, max(chance, pays)) for fall in falls) > room:
                 break
             best = count
         return best

@@ -193,29 +193,25 @@ class HitRates:
         self.tried[kind] = AGREEMENT_DECAY * self.tried[kind] + tried
 
 
-def match(text: Sequence[int] | NDArray[np.int64], longest: int = LONGEST) -> tuple[int, int]:
-    """How many of the last tokens of `text` (at most `longest`) stand earlier in it too, and the index after that
-    place.
+def match(text: Sequence[int] | NDArray[np.int64], longest: int = LONGEST, more: Sequence[int] = ()) -> tuple[int, int]:
+    """How many of the last tokens of `text` with `more` after it (at most `longest`) stand earlier in it too, and the index after
+    that place.
 
     Of equally long matches, the latest. (0, 0): the last token stands nowhere else."""
-    tokens = np.asarray(text)
-    ends = np.flatnonzero(tokens[:-1] == tokens[-1])[::-1][:PLACES] if len(tokens) > 1 else np.zeros(0, np.int64)
-    alive = ends
-    size = 1
-    while len(alive) and size < longest:
-        earlier = alive[alive >= size]
-        earlier = earlier[tokens[earlier - size] == tokens[-1 - size]]
-        if not len(earlier):
-            break
-        alive = earlier
-        size += 1
-    return (size, int(alive[0]) + 1) if len(alive) else (0, 0)
+    from ..kernels.choosing import match as found  # numba: not for those who only read these names
+
+    return found(np.asarray(text, dtype=np.int64), more, longest, PLACES)
 
 
 TEXT = "text"
 # Before anything was seen: the chance that the proposer says what followed a match, by its length, and the weight of that belief.
 BELIEVED = tuple((0.5 + 0.3 * size) / 3 for size in range(LONGEST + 1))
 BELIEF_WEIGHT = 3.0
+
+
+def _at(past: NDArray[np.int64], path: Sequence[int], index: int) -> int:
+    """The token at `index` of `past` with `path` after it."""
+    return int(past[index]) if index < len(past) else path[index - len(past)]
 
 
 @dataclass
@@ -227,9 +223,9 @@ class TextSuggester:
     rates: HitRates = field(default_factory=lambda: HitRates.believing(BELIEVED, BELIEF_WEIGHT))
 
     def favoured(self, tree: GrowingTree, tip: Candidate) -> tuple[int, int]:
-        text = tree.text(tip)
-        size, end = match(text)
-        return (int(text[end]), size) if size else (-1, 0)
+        path = tree.path(tip)
+        size, end = match(tree.past, more=path)
+        return (_at(tree.past, path, end), size) if size else (-1, 0)
 
     def promise(self, tip: Tip, pace: Pace) -> Promise:
         return Promise(self.after(tip).chances)
@@ -239,12 +235,12 @@ class TextSuggester:
 
     def after(self, tip: Tip, more: Sequence[int] = ()) -> Suggestion:
         """What followed the text up to `tip`, and the tokens `more` after it, at its latest earlier place."""
-        text = tip.tree.text(tip.candidate, more)
-        size, end = match(text)
+        past, path = tip.tree.past, [*tip.tree.path(tip.candidate), *more]
+        size, end = match(past, more=path)
         most = tip.most - len(more)
         if not size or most <= 0:
             return NOTHING
-        tokens = text[end : end + most].tolist()
+        tokens = [*past[end : end + most].tolist(), *path[max(end - len(past), 0) :]][:most]
         # A text that repeats itself goes on doing so.
         while len(tokens) < most:
             tokens += tokens[: most - len(tokens)]

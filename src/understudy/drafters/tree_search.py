@@ -28,6 +28,14 @@ Option = tuple[Candidate, int]
 Child = tuple[float, int]
 
 
+def _likeliest(options: list[Option], most: int) -> list[Option]:
+    """The likeliest of `options`, at most so many, the likeliest first; of equal ones that on its chain, else the first."""
+    if len(options) > most:
+        least = sorted([candidate.chance for candidate, _ in options], reverse=True)[most - 1]
+        options = [option for option in options if option[0].chance >= least]
+    return sorted(options, key=lambda option: (-option[0].chance, not option[0].spine))[:most]
+
+
 @dataclass
 class Work:
     """What the next level runs of one tree: its newest nodes, and suggested ones after them."""
@@ -92,7 +100,7 @@ class TreeSearch:
         """One forward over the newest nodes of each tree; their best children join the pools."""
         self._add_suggestions(work, sum(tree.size for tree in trees))
         start = time.perf_counter()
-        nodes = [Nodes.of(part.tree.tree, part.tree.sequence.row, part.tree.length, part.first) for part in work]
+        nodes = [part.tree.nodes(part.first) for part in work]
         flat = Nodes.join(nodes)
         with self.proposer.device.sharing("level", len(flat)):
             self._run_level(work, nodes, flat)
@@ -219,10 +227,9 @@ class TreeSearch:
         if not tips or room <= 0:
             return []
         best, at = max(tips, key=lambda option: option[0].chance)
-        options.sort(key=lambda item: (-item[0].chance, not item[0].spine))
+        options = _likeliest(options, WIDEST * len(trees))
         chances = [candidate.chance for candidate, _ in options]
         most = max(pace.share(chances, [(tip.chance, tip.depth) for tip, _ in tips], room), 1)
-        most = min(most, WIDEST * len(trees))
         node = limits.cost.share(used)
         chosen = options[: pace.width(chances, 1, most, limits.filling(), node)]
         if chosen and not any(candidate.spine for candidate, _ in chosen):

@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..devices.processor import Processor
 from ..kernels import spilled_attention
 from ..kernels.attention import AttentionSpec
+from ..kernels.choosing import chances, match
 from ..kernels.draft_layer import attend
 from ..kernels.likeliest import likeliest
 from ..kernels.recurrence import RuleStep
@@ -73,9 +75,17 @@ def _use_all(store: Store, shape: ModelShape, dtype: torch.dtype, drafts: bool) 
             _attend_drafted(layer, dtype)
     if any(layer.recurrent for layer in layers):
         _recur(processor, dtype)
+    _choose()
     # what finds the tokens of sampled rows
     likeliest(torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64), 1)
     give_back()
+
+
+def _choose() -> None:
+    """Ask for what a tree search asks for."""
+    one = np.ones(1)
+    chances([0.0], one, one, 1.0, 1.0)
+    match(np.zeros(1, dtype=np.int64), [0], 1, 1)
 
 
 def _attend(processor: Processor, layer: LayerShape, dtype: torch.dtype) -> None:
