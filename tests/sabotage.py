@@ -358,6 +358,7 @@ MUTATIONS = (
     Mutation("the one scale of a row is moved on by a tile", "kernels/residual.py", "scales.stride(0) * 2 if scales.shape[0] > 1 else 0", "64", "tests/kernels/test_residual.py"),
     Mutation("a third bit is that of another row", "kernels/codes.py", "1 << 2 * v + j // 8", "1 << 2 * v + j % 2", "tests/kernels/test_codes.py"),
     Mutation("a tile is transposed but for one row", "kernels/transpose.py", "second = [i + side // 2 for i in first]", "second = [(i + side // 2) % (2 * side) for i in first[:-1]] + [first[-1]]", "tests/kernels/test_transpose.py"),
+    Mutation("blocks run in one call whatever lies between them", "models/fused.py", "if given is gave and torch.equal(given, then)", "if True", "tests/models/test_fused.py"),
     Mutation("a fused block is taken over unseen", "models/draft.py", "ours if ours is not None and agrees(ours, sample, level) else None", "ours", "tests/models/test_fused.py"),
     Mutation("shares of columns are counted on from the last launch", "kernels/gpu/coded_product.py", "tl.store(counter, 0)", "tl.store(counter, 1)", "tests/kernels/gpu/test_draft_product.py"),
     Mutation("a norm's squares are those of one share", "kernels/gpu/coded_product.py", "squares += tl.load(scratch + M * 64 + line + s * M * 65, cache_modifier=\".cg\")", "squares += 0", "tests/kernels/gpu/test_draft_product.py"),

@@ -107,15 +107,56 @@ def test_keys_that_are_turned_otherwise_are_found(opened: Open, monkeypatch: pyt
 @torch.inference_mode()
 def test_levels_that_see_much_run_the_stock_block(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     model = opened("llama", torch.float32).model
-    calls: list[int] = []
-    call = fused.FusedBlock.__call__
-    monkeypatch.setattr(fused.FusedBlock, "__call__", lambda self, *given: calls.append(self.layer) or call(self, *given))
+    calls = noted(monkeypatch)
     nodes = Nodes.of(TokenTree.chain(TEXT), 0, 0)
     model.draft(nodes)
-    assert calls == [0, 1, 2]
+    assert calls == [[0, 1, 2]]
     monkeypatch.setattr(blocks, "MANY", len(TEXT) ** 2 - 1)
     model.draft(nodes)
-    assert calls == [0, 1, 2]
+    assert calls == [[0, 1, 2]]
+
+
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The layers of each chain and of each block alone, as they run from now on."""
+    calls: list[list[int]] = []
+    alone, chained = fused.FusedBlock.__call__, fused.BlockChain.__call__
+    monkeypatch.setattr(fused.FusedBlock, "__call__", lambda self, *given: calls.append([self.layer]) or alone(self, *given))
+
+    def chain(self: fused.BlockChain, *given: Any) -> torch.Tensor:
+        calls.append([block.layer for block in self.blocks])
+        return chained(self, *given)
+
+    monkeypatch.setattr(fused.BlockChain, "__call__", chain)
+    return calls
+
+
+@torch.inference_mode()
+def test_levels_in_one_call_are_those_of_blocks_one_by_one(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened("mistral", torch.bfloat16).model
+    calls = noted(monkeypatch)
+    for parents in ([-1, 0, 0, 1, 1], [-1, 0], [-1]):
+        nodes = Nodes.of(TokenTree.of(TEXT[: len(parents)], parents), 1, 20)
+        together = model.draft(nodes)
+        hidden = torch.zeros(len(nodes), 0, 0)
+        assert torch.equal(together, model.draft(nodes, hidden)), "who taps hidden states has blocks run one by one"
+    assert calls == [[0, 1, 2], [0], [1], [2]] * 3
+
+
+@torch.inference_mode()
+def test_blocks_with_something_between_them_run_apart(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened("llama", torch.float32).model
+    stock(model)
+    blocks_there: list[Any] = fused.usual_blocks(model.module)
+    hooks = [
+        blocks_there[2].register_forward_pre_hook(lambda module, args, named: ((args[0] * 1.5, *args[1:]), named), with_kwargs=True)
+    ]
+    calls = noted(monkeypatch)
+    assert model.draft.fuse() == 3
+    calls.clear()
+    model.draft(Nodes.of(TokenTree.chain(TEXT[:4]), 0, 0))
+    assert calls == [[0, 1], [2]]
+    for hook in hooks:
+        hook.remove()
 
 
 def test_a_norm_is_known_by_what_it_does() -> None:

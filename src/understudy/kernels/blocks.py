@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from ..layer_states import FullState
 from ..tree import Nodes
 from .attention import AttentionSpec
+from .draft_chain import Chain, Part
 from .draft_layer import attend
 from .draft_product import Joined, Norm, Product
 
@@ -22,6 +23,24 @@ class JoinedProduct(Protocol):
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """x [m, K] -> [m, outputs], with `added` of that shape added."""
+
+
+class BlockParts(NamedTuple):
+    """What one block is made of, in the order in which it runs: products of queries, keys and values, how it attends, the product
+    of its output, both halves of the MLP, and the product after them."""
+
+    made: JoinedProduct
+    spec: AttentionSpec
+    output: JoinedProduct
+    gated: JoinedProduct
+    down: JoinedProduct
+
+
+class ChainedBlocks(Protocol):
+    """Several blocks in one call; see `draft_chain.Chain`."""
+
+    def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], states: Sequence[FullState], nodes: Nodes) -> Tensor:
+        """hidden [1, n, hidden size] -> the same shape."""
 
 
 class BlockKernels(Protocol):
@@ -40,6 +59,9 @@ class BlockKernels(Protocol):
         self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec
     ) -> Tensor:
         """Attention of `nodes`, as `draft_layer.attend`."""
+
+    def chain(self, parts: Sequence[BlockParts]) -> ChainedBlocks | None:
+        """Blocks of which each is given what the one before it gave, in one call; None where each takes one of its own."""
 
     def suits(self, nodes: Nodes) -> bool:
         """Is a level of `nodes` faster so than in stock blocks? It is told by shapes alone where nodes lie on a device."""
@@ -66,5 +88,14 @@ class ProcessorBlocks:
     ) -> Tensor:
         return attend(made, turns, state, nodes, spec)
 
+    def chain(self, parts: Sequence[BlockParts]) -> ChainedBlocks | None:
+        own = [Part(_own(p.made), p.spec, _own(p.output), _own(p.gated), _own(p.down)) for p in parts]
+        return Chain(own)
+
     def suits(self, nodes: Nodes) -> bool:
         return len(nodes) * (nodes.last + 1) <= MANY
+
+
+def _own(product: JoinedProduct) -> Joined:
+    assert isinstance(product, Joined), "a block of another device"
+    return product

@@ -33,46 +33,41 @@ def attend(made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: 
     and values: [n, heads * value size].
 
     `turns`: cosines and sines [n, key size] of the nodes' positions. There may be no softcap and no sinks in `spec`."""
-    assert not spec.softcap and spec.sinks is None and made.is_contiguous()
+    run, kept = described(made.shape[1], made.itemsize, turns, state, nodes, spec)
+    assert made.is_contiguous()
+    out = torch.empty((len(made), run.heads * run.value_size), dtype=made.dtype)
+    run.made, run.out = made.data_ptr(), out.data_ptr()
+    team.run(entry(), run, small=is_small(run))
+    del kept
+    return out
+
+
+def described(
+    columns: int, itemsize: int, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec
+) -> tuple[LevelRun, object]:
+    """`attend` of what has so many `columns` and bytes of an element, but for the addresses of that and of the result; and what
+    must be kept while it runs."""
+    assert not spec.softcap and spec.sinks is None
     rows, positions, prefix, tail = nodes.arrays
-    slots = nodes.slots.numpy()
     keys, values = state.keys, state.values
     kv_heads, key_size, value_size = keys.shape[1], size_in(keys), size_in(values)
     row_lines, head_lines = _lines(keys)
     assert _lines(values) == (row_lines, head_lines), "keys and values lie in different orders"
-    heads = (made.shape[1] - kv_heads * value_size) // key_size - kv_heads
     cosines, sines = (turn.contiguous() for turn in turns)
-    out = torch.empty((len(made), heads * value_size), dtype=made.dtype)
     run = LevelRun(
-        nodes=len(made),
-        heads=heads,
-        kv_heads=kv_heads,
-        key_size=key_size,
-        value_size=value_size,
-        itemsize=made.itemsize,
-        cache_itemsize=keys.itemsize,
-        made=made.data_ptr(),
-        cosines=cosines.data_ptr(),
-        sines=sines.data_ptr(),
-        rows=_address(rows),
-        slots=_address(slots),
-        positions=_address(positions),
-        prefix=_address(prefix),
-        tail=_address(tail),
-        beyond=tail.shape[1],
-        window=spec.window,
-        longest=nodes.last + 1,
-        keys=keys.data_ptr(),
-        values=values.data_ptr(),
-        places=keys.shape[2],
-        row_lines=row_lines,
-        head_lines=head_lines,
-        scaling=bits_of(spec.scaling),
-        out=out.data_ptr(),
-    )
-    work = len(made) * heads * key_size * (nodes.last + 1)
-    team.run(_entry(), run, small=work < SMALL)
-    return out
+        nodes=len(nodes), heads=(columns - kv_heads * value_size) // key_size - kv_heads, kv_heads=kv_heads,
+        key_size=key_size, value_size=value_size, itemsize=itemsize, cache_itemsize=keys.itemsize,
+        cosines=cosines.data_ptr(), sines=sines.data_ptr(), rows=_address(rows), slots=_address(nodes.slots.numpy()),
+        positions=_address(positions), prefix=_address(prefix), tail=_address(tail), beyond=tail.shape[1],
+        window=spec.window, longest=nodes.last + 1, keys=keys.data_ptr(), values=values.data_ptr(), places=keys.shape[2],
+        row_lines=row_lines, head_lines=head_lines, scaling=bits_of(spec.scaling),
+    )  # fmt: skip
+    return run, (nodes, cosines, sines)
+
+
+def is_small(run: LevelRun) -> bool:
+    """Is `run` not worth waking other threads for?"""
+    return int(run.nodes * run.heads * run.key_size * run.longest) < SMALL
 
 
 def _lines(slab: Tensor) -> tuple[int, int]:
@@ -89,7 +84,8 @@ def _address(array: Any) -> int:
 
 
 @cache
-def _entry() -> int:
+def entry() -> int:
+    """The address of what attends."""
     return machine_code(inspect.unwrap(_work))
 
 

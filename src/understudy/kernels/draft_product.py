@@ -141,22 +141,30 @@ class Joined:
         x = x.contiguous()
         count = len(x)
         y = torch.empty((count, self.outputs), dtype=x.dtype)
-        scratch = torch.empty(count * self._row_bytes + self._own_bytes, dtype=torch.uint8)
-        lead, work = _entries()
-        run = DraftRun.from_buffer_copy(self._run)
-        run.rows = count
+        scratch = torch.empty(self.room(count), dtype=torch.uint8)
+        lead, _ = entries()
+        run = self.described(count, x.itemsize)
         run.x = x.data_ptr()
         run.y = y.data_ptr()
         if added is not None:
             assert added.dtype == x.dtype and added.is_contiguous() and added.numel() == y.numel()
             run.added = added.data_ptr()
-        run.itemsize = x.itemsize
         run.scratch = scratch.data_ptr()
-        run.work = work
-        run.parallel = team.parallel()
-        run.threads = 1 if self._small else team.threads()
-        lead(ctypes.addressof(run))
+        _lead_of(lead)(ctypes.addressof(run))
         return y
+
+    def room(self, count: int) -> int:
+        """Bytes of `DraftRun.scratch` for so many rows."""
+        return count * self._row_bytes + self._own_bytes
+
+    def described(self, count: int, itemsize: int) -> DraftRun:
+        """The run of `count` rows of elements of so many bytes, by the threads that share it now, but for the addresses of what is
+        given, added and made, and of its room."""
+        run = DraftRun.from_buffer_copy(self._run)
+        run.rows, run.itemsize = count, itemsize
+        run.work, run.parallel = entries()[1], team.parallel()
+        run.threads = 1 if self._small else team.threads()
+        return run
 
 
 def note() -> str:
@@ -166,10 +174,15 @@ def note() -> str:
 
 
 @cache
-def _entries() -> tuple[Callable[[int], None], int]:
-    """`_lead` to call, and the address of `_work`, as machine code."""
-    lead, work = machine_code(_lead), machine_code(inspect.unwrap(_work))
-    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(lead), work
+def entries() -> tuple[int, int]:
+    """The addresses of `_lead` and `_work` as machine code."""
+    return machine_code(_lead), machine_code(inspect.unwrap(_work))
+
+
+@cache
+def _lead_of(address: int) -> Callable[[int], None]:
+    """`_lead` to call."""
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(address)
 
 
 def _lead(argument: Any) -> None:

@@ -144,6 +144,18 @@ def _take(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
+def _call(typing: Any, entry: Any, argument: Any) -> Any:
+    """Call the machine code at `entry` with `argument` from within a kernel."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)]).as_pointer()
+        builder.call(builder.inttoptr(arguments[0], kind), [arguments[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
 def _together(typing: Any, entry: Any, work: Any, argument: Any, threads: Any) -> Any:
     """Call entry(work, argument, threads, 0) from within a kernel; `entry` is the address of GOMP_parallel."""
 
@@ -175,6 +187,7 @@ def _at(kind: Any) -> Any:
 
 
 take: Any = _take
+call: Any = _call
 together: Any = _together
 int8_at, uint8_at, uint16_at = map(_at, (types.int8, types.uint8, types.uint16))
 uint32_at, float32_at = map(_at, (types.uint32, types.float32))

@@ -16,6 +16,7 @@ from ..devices.processor import Processor
 from ..kernels import spilled_attention
 from ..kernels.attention import AttentionSpec
 from ..kernels.choosing import chances, match
+from ..kernels.draft_chain import lead
 from ..kernels.draft_layer import attend
 from ..kernels.likeliest import likeliest
 from ..kernels.recurrence import RuleStep
@@ -73,6 +74,7 @@ def _use_all(store: Store, shape: ModelShape, dtype: torch.dtype, drafts: bool) 
         _attend(processor, layer, dtype)
         if drafts:
             _attend_drafted(layer, dtype)
+            lead()
     if any(layer.recurrent for layer in layers):
         _recur(processor, dtype)
     _choose()

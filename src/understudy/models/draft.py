@@ -4,6 +4,7 @@ the target overwrites. Bits do not matter here, so the device may use its fastes
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
-from .fused import BlockSamples, FusedBlock, agrees, fused, take_over, usual_blocks
+from .fused import BlockSamples, FusedBlock, agrees, chain_up, fused, take_over, usual_blocks
 from .stages import Stages
 from .streamed import CurrentPass, Pass, Placed, pass_cache, place_of_one
 
@@ -74,15 +75,18 @@ class Draft:
         if kernels is None or self.cache.recurrent or not blocks:
             return 0
         made: dict[nn.Module, FusedBlock | None] = {}
+        handed_on = set(itertools.pairwise(blocks))
         for nodes in _compared():
             with BlockSamples(blocks) as watched:
                 self._run(WatchedLevel(self, nodes, watched.specs))
+            handed_on &= watched.handed_on
             level = Level(self, nodes)
             for block, sample in watched.samples if kernels.suits(nodes) else ():
                 ours = made[block] if block in made else fused(block, self.linears, sample, kernels)
                 made[block] = ours if ours is not None and agrees(ours, sample, level) else None
-        found = [(block, ours) for block, ours in made.items() if ours is not None]
-        for block, ours in found:
+        found = {block: ours for block, ours in made.items() if ours is not None}
+        chain_up(found, handed_on)
+        for block, ours in found.items():
             take_over(block, ours, self.current, _level)
         return len(found)
 
@@ -147,6 +151,11 @@ class Level:
         self.short = nodes if spilled is None else spilled.local(nodes)
         self.short_attention = self.attention if self.short is nodes else view.device.draft_attention(self.short)
         self.place = place_of_one(nodes, view.device)
+
+    @property
+    def undivided(self) -> bool:
+        """Do all layers see the same nodes, and does nobody look at what lies between them?"""
+        return self.hidden is None and self.short is self.nodes and self.placed.stages is None
 
     def linear(self, index: int, x: Tensor) -> Tensor:
         return self.linears[index](x)

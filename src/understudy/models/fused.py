@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..cache import Cache
 from ..kernels.attention import AttentionSpec
-from ..kernels.blocks import BlockKernels, JoinedProduct
+from ..kernels.blocks import BlockKernels, BlockParts, ChainedBlocks, JoinedProduct
 from ..kernels.draft_product import Norm
 from ..small_keys import LINES, plain, size_in
 from ..tree import Nodes
@@ -53,6 +53,10 @@ class LevelPass(Protocol):
     cache: Cache
     nodes: Nodes
 
+    @property
+    def undivided(self) -> bool:
+        """Do all layers see the same nodes, and does nobody look at what lies between them?"""
+
     def nodes_in(self, layer: int) -> Nodes:
         """Its nodes as they lie in fast memory in `layer`."""
 
@@ -73,6 +77,12 @@ class FusedBlock:
         self.gated, self.down = mlp
         self.layer = layer
         self.spec = spec
+        # The blocks that run in one call, this among them; None: it runs alone.
+        self.chain: BlockChain | None = None
+
+    @property
+    def parts(self) -> BlockParts:
+        return BlockParts(self.made, self.spec, self.output, self.gated, self.down)
 
     def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:
         x = hidden[0]
@@ -82,6 +92,19 @@ class FusedBlock:
         return self.down(self.gated(x), x)[None]
 
 
+class BlockChain:
+    """Blocks that follow each other, where the model hands on what each gives as it is."""
+
+    def __init__(self, blocks: Sequence[FusedBlock], run: ChainedBlocks) -> None:
+        self.blocks = blocks
+        self.run = run
+
+    def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:
+        """What the last of them gives, of what the first is given."""
+        states = [level.cache.layer(block.layer, block.spec.window) for block in self.blocks]
+        return self.run(hidden, (turns[0][0], turns[1][0]), states, level.nodes_in(self.blocks[0].layer))
+
+
 class BlockSamples:
     """Inside, levels leave `specs` by layer, and the stock `blocks` what they were given and gave."""
 
@@ -89,6 +112,8 @@ class BlockSamples:
         self.blocks = blocks
         self.specs: dict[int, AttentionSpec] = {}
         self._seen: list[tuple[nn.Module, Tensor, Tensor, tuple[Tensor, Tensor]]] = []
+        # What each of those gave, as it was then.
+        self._then: list[Tensor] = []
         self._hooks: list[Any] = []
 
     def __enter__(self) -> BlockSamples:
@@ -104,6 +129,17 @@ class BlockSamples:
         turns = named.get("position_embeddings")
         if isinstance(gave, Tensor) and isinstance(hidden, Tensor) and isinstance(turns, tuple) and len(turns) == 2:
             self._seen.append((block, hidden, gave, turns))
+            self._then.append(gave.clone())
+
+    @property
+    def handed_on(self) -> set[tuple[nn.Module, nn.Module]]:
+        """Pairs of blocks of which the second was given just what the first had given, and the same turns."""
+        pairs = list(zip(self._seen, self._seen[1:], self._then, strict=False))
+        return {
+            (first, second)
+            for (first, _, gave, turns), (second, given, _, others), then in pairs
+            if given is gave and torch.equal(given, then) and all(a is b for a, b in zip(turns, others, strict=True))
+        }
 
     @property
     def samples(self) -> list[tuple[nn.Module, Sample]]:
@@ -169,6 +205,23 @@ class Joiner:
         return self.kernels.join(products, norm, biases, gated)
 
 
+def chain_up(made: Mapping[nn.Module, FusedBlock], handed_on: set[tuple[nn.Module, nn.Module]]) -> None:
+    """Let blocks of `made`, in the order of the model, run in one call as far as each is `handed_on` what the one before gave."""
+    chains: list[list[FusedBlock]] = []
+    last: nn.Module | None = None
+    for block, ours in made.items():
+        if last is None or (last, block) not in handed_on:
+            chains.append([])
+        chains[-1].append(ours)
+        last = block
+    for blocks in chains:
+        run = blocks[0].kernels.chain([ours.parts for ours in blocks]) if len(blocks) > 1 else None
+        if run is not None:
+            whole = BlockChain(blocks, run)
+            for ours in blocks:
+                ours.chain = whole
+
+
 def agrees(block: FusedBlock, sample: Sample, level: LevelPass) -> bool:
     """Whether `block` gives what the stock block gave, and leaves the same keys and values in the cache."""
     state, row = level.cache.layer(block.layer, block.spec.window), int(level.nodes.rows[0])
@@ -193,7 +246,11 @@ def take_over(
         under_way = level(current.under_way)
         if under_way is None or not ours.kernels.suits(under_way.nodes_in(ours.layer)):
             return stock(*given, **named)
-        return ours(given[0] if given else named["hidden_states"], named["position_embeddings"], under_way)
+        hidden, turns = given[0] if given else named["hidden_states"], named["position_embeddings"]
+        if ours.chain is None or not under_way.undivided:
+            return ours(hidden, turns, under_way)
+        # what all of the chain give is what the first gave
+        return ours.chain(hidden, turns, under_way) if ours.chain.blocks[0] is ours else hidden
 
     object.__setattr__(block, "forward", forward)
 

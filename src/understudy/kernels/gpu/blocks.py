@@ -10,7 +10,7 @@ from torch import Tensor
 from ...layer_states import FullState
 from ...tree import Nodes
 from ..attention import AttentionSpec
-from ..blocks import JoinedProduct
+from ..blocks import BlockParts, ChainedBlocks, JoinedProduct
 from ..draft_product import Norm
 from .draft_layer import LayerAttention, suits
 from .draft_product import MOST_JOINED, GroupedProduct, JoinedGrouped
@@ -39,6 +39,10 @@ class TritonBlocks:
         self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec
     ) -> Tensor:
         return self._attention(made, turns, state, nodes, spec)
+
+    def chain(self, parts: Sequence[BlockParts]) -> ChainedBlocks | None:
+        # launches are recorded, and cost the host nothing
+        return None
 
     def suits(self, nodes: Nodes) -> bool:
         """Levels of a search are, however many nodes they have: what is decided by values would make the host wait."""
