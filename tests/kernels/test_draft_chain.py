@@ -99,4 +99,4 @@ def test_a_table_is_made_once_for_a_number_of_nodes_and_goes_with_the_keys() -> 
     moved = filled(torch.bfloat16)
     chain(hidden, turns, moved, nodes)
     assert len(chain._tables) == 1, "what says where old keys lie is gone"
-    assert draft_chain.LINE_BYTES == made[0][0].shape[1] * 8
+    assert made[0][0].shape[1] * 8 == draft_chain.LINE_BYTES
