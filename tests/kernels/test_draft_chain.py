@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.kernels.test_blocks import product
 from understudy.kernels import draft_chain, draft_layer, team
 from understudy.kernels.attention import AttentionSpec
-from understudy.kernels.draft_chain import Chain, Part
+from understudy.kernels.draft_chain import CodedBlock, LevelChain
 from understudy.kernels.draft_layer import attend
 from understudy.kernels.draft_product import Joined, Norm
 from understudy.layer_states import FullState, LayerShape
@@ -19,12 +19,12 @@ HIDDEN, SIZE = 64, 16
 TURNS = torch.rand(1, 40, SIZE // 2).repeat(1, 1, 2)
 
 
-def part(kv_heads: int, heads: int, between: int, window: int) -> Part:
+def part(kv_heads: int, heads: int, between: int, window: int) -> CodedBlock:
     norm = Norm(torch.rand(HIDDEN) + 0.5, 1e-5)
     made = [product(count * SIZE, HIDDEN, 64) for count in (heads, kv_heads, kv_heads)]
     gated = Joined([product(between, HIDDEN, 64) for _ in range(2)], norm, gated=True)
     output, down = Joined([product(HIDDEN, heads * SIZE, 32)]), Joined([product(HIDDEN, between, 64)])
-    return Part(Joined(made, norm), AttentionSpec(0.25, window), output, gated, down)
+    return CodedBlock(Joined(made, norm), AttentionSpec(0.25, window), output, gated, down)
 
 
 PARTS = [part(2, 4, 128, 0), part(1, 4, 64, 7), part(4, 4, 192, 0)]
@@ -54,7 +54,7 @@ def given_to(nodes: Nodes, dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, Te
     return hidden, (angles.cos().to(dtype), angles.sin().to(dtype))
 
 
-def same(chain: Chain, nodes: Nodes, dtype: torch.dtype) -> None:
+def same(chain: LevelChain, nodes: Nodes, dtype: torch.dtype) -> None:
     ours, others = filled(dtype), filled(dtype)
     hidden, turns = given_to(nodes, dtype)
     before = hidden.clone()
@@ -76,18 +76,18 @@ def test_a_chain_gives_what_its_blocks_give(chances: list[int], length: int, row
     same(CHAIN, nodes[len(nodes) // 2 :], dtype)
 
 
-CHAIN = Chain(PARTS)
+CHAIN = LevelChain(PARTS)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_any_threads_give_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "threads", lambda: threads)
     monkeypatch.setattr(draft_layer, "SMALL", 0)
-    same(Chain(PARTS), Nodes.of(TokenTree.of([0] * 6, [-1, 0, 0, 1, 2, 2]), 1, 30), torch.bfloat16)
+    same(LevelChain(PARTS), Nodes.of(TokenTree.of([0] * 6, [-1, 0, 0, 1, 2, 2]), 1, 30), torch.bfloat16)
 
 
 def test_a_table_is_made_once_for_a_number_of_nodes_and_goes_with_the_keys() -> None:
-    chain, states = Chain(PARTS), filled(torch.bfloat16)
+    chain, states = LevelChain(PARTS), filled(torch.bfloat16)
     made = []
     for length in (3, 9, 20):
         for count in (1, 4):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..layer_states import FullState
 from ..tree import Nodes
 from .attention import AttentionSpec
-from .draft_chain import Chain, Part
+from .draft_chain import CodedBlock, LevelChain
 from .draft_layer import attend
 from .draft_product import Joined, Norm, Product
 
@@ -37,7 +37,7 @@ class BlockParts(NamedTuple):
 
 
 class ChainedBlocks(Protocol):
-    """Several blocks in one call; see `draft_chain.Chain`."""
+    """Several blocks in one call; see `draft_chain.LevelChain`."""
 
     def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], states: Sequence[FullState], nodes: Nodes) -> Tensor:
         """hidden [1, n, hidden size] -> the same shape."""
@@ -89,8 +89,8 @@ class ProcessorBlocks:
         return attend(made, turns, state, nodes, spec)
 
     def chain(self, parts: Sequence[BlockParts]) -> ChainedBlocks | None:
-        own = [Part(_own(p.made), p.spec, _own(p.output), _own(p.gated), _own(p.down)) for p in parts]
-        return Chain(own)
+        own = [CodedBlock(_own(p.made), p.spec, _own(p.output), _own(p.gated), _own(p.down)) for p in parts]
+        return LevelChain(own)
 
     def suits(self, nodes: Nodes) -> bool:
         return len(nodes) * (nodes.last + 1) <= MANY

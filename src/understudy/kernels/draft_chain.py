@@ -33,7 +33,7 @@ OWN = ("cosines", "sines", "rows", "slots", "positions", "prefix", "tail", "beyo
 APART = 64
 
 
-class Part(NamedTuple):
+class CodedBlock(NamedTuple):
     """What one block is made of: products of queries, keys and values, how it attends, and the other products."""
 
     made: Joined
@@ -64,10 +64,10 @@ class ChainRun(Descriptor):
 chain_run = reader(ChainRun)
 
 
-class Chain:
+class LevelChain:
     """Runs `parts`, each of which is given what the one before it gave."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[CodedBlock]) -> None:
         self.parts = parts
         # By what they depend on: the table for a number of nodes, and the bytes of room that a level needs.
         self._tables: dict[tuple[object, ...], tuple[NDArray[np.int64], int]] = {}
