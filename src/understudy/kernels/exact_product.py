@@ -20,6 +20,7 @@ from . import team
 from .amx_dot import ROWS, amx_dot, configure, has_amx, release, shapes
 from .bfdot import LAID, MOST, ahead, columns_dot, lay_columns, to_brain
 from .compiled import compiled, machine_code
+from .cut_rows import cut_rows
 from .descriptor import OPERAND_BYTES, ExactOperand, ExactRun, exact_operand, exact_run, residual_blocks
 from .exact_operand import Operand
 from .residual import DENSE_2, DENSE_3, DENSE_4, DENSE_8, SMALL, rebuild
@@ -77,8 +78,7 @@ class BlockProduct:
         # rows that are multiplied: whole tiles of them where there are several
         height = -(-rows // ROWS) * ROWS if self.amx and rows > ROWS else rows
         if rows > FEW or x.shape[0] < rows or x.stride() != (self.columns, 1):
-            assert sum(map(len, tiles)) >= rows
-            x = _cut(tiles, rows, height, width)
+            x = cut_rows(tiles, rows, height, width)
             row_bytes, run_bytes = width * 2, height * width * 2
         else:
             row_bytes, run_bytes = self.columns * 2, width * 2
@@ -98,23 +98,6 @@ class BlockProduct:
             shapes=ctypes.addressof(registers) if registers else 0,
         )
         team.run(_entry(self.amx), run, small=self._small)
-
-
-def _cut(tiles: Sequence[Tensor], rows: int, height: int, run: int) -> Tensor:
-    """The first `rows` rows of `tiles` as [runs of columns, height, run], so that what is multiplied at once lies
-    together; beyond `rows` there are zeros."""
-    columns, start = tiles[0].shape[1], 0
-    x = torch.empty((-(-columns // run), height, run), dtype=torch.bfloat16)
-    x[:, rows:] = 0
-    whole = columns // run
-    for tile in tiles:
-        taken = tile[: rows - start]
-        part = x[:, start : start + len(taken)]
-        part[:whole] = taken[:, : whole * run].reshape(len(taken), whole, run).transpose(0, 1)
-        if whole < len(x):
-            part[whole, :, : columns - whole * run] = taken[:, whole * run :]
-        start += len(taken)
-    return x
 
 
 @cache

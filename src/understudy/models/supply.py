@@ -124,7 +124,7 @@ class Supply:
             for held in self._arriving(index, together=not linear.one_by_one):
                 self._multiplying(linear, product, held)(tiles, taken)
         made = out.view(len(tiles), height, -1)
-        return list(made if outputs == blocks * BLOCK else made[:, :, :outputs])
+        return list((made if outputs == blocks * BLOCK else made[:, :, :outputs]).unbind())
 
     def _by_rows(self, index: int, multiply: RowProduct, tiles: Sequence[Tensor], out: Tensor) -> None:
         """Multiply `tiles` by all parts of Linear `index`, haul by haul, into `out` [tiles, rows, all blocks, 64]."""
