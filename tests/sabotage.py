@@ -232,6 +232,7 @@ MUTATIONS = (
     Mutation("more is copied than layers can give", "reuse.py", "(reached := reach(row, length)) >", "(reached := length) >", "tests/test_reuse.py"),
     Mutation("a copy takes the draft's scratch for accepted tokens", "engine.py", "yield sequence.row, sequence.tokens[: self.cache.lengths[sequence.row]]", "yield sequence.row, sequence.tokens", "tests/test_reuse.py"),
     Mutation("a damaged prefix is taken", "prefixes/files.py", "if not _is_sealed(content):", "if False:", PREFIXES),
+    Mutation("a damaged embedding is taken", "models/model.py", "self.store.prove(table)", "pass", "tests/models/test_embedding.py"),
     Mutation("another model's prefix is taken", "prefixes/files.py", 'return "" if {**told, "checksum": ""} == {**about, "checksum": ""} else', 'return "" if True else', PREFIXES),
     Mutation("a prefix's name forgets what came before", "prefixes/disk.py", "hashlib.sha256(before + block)", "hashlib.sha256(block)", PREFIXES),
     Mutation("a half-written prefix has its name", "prefixes/files.py", "with unfinished.open(", "with self.path(name).open(", PREFIXES),

@@ -14,6 +14,7 @@ from understudy import LLM, SamplingParams
 from understudy.devices.graphs import CaptureError, failure
 from understudy.drafters.device_search import TensorSearch
 from understudy.drafters.launch import DeviceTreeSearch
+from understudy.errors import StoreError
 from understudy.models.embedding import EmbeddingTable
 from understudy.plan.demand import SEARCH
 
@@ -64,6 +65,19 @@ def test_text_drafted_by_graphs_is_plain_text_and_new_requests_record_nothing(
         assert graphs.captured == first[0] and graphs.replayed > first[1] > 0
     assert [c.token_ids for c in done] == plain(model, PROMPTS[:1], params)
     assert [c.token_ids for c in again] == plain(model, [[40, 41, 42, 43, 44]], other)
+
+
+def test_a_flipped_bit_in_a_table_on_the_device_is_found_when_it_is_loaded(model: Path, opened: list[FakeDevice]) -> None:
+    with llm(model) as fake:
+        table = fake.store.looked_up[0]
+        file = fake.store.file(table.file)
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole[: table.offset + 100] + bytes([whole[table.offset + 100] ^ 4]) + whole[table.offset + 101 :])
+        with pytest.raises(StoreError, match=f"{table.file} is damaged"):
+            llm(model)
+    finally:
+        file.write_bytes(whole)
 
 
 def test_rows_draft_in_the_same_levels(model: Path, opened: list[FakeDevice]) -> None:

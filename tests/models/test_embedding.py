@@ -1,6 +1,8 @@
 """An embedding is a lookup in a table, and depends on nothing else: on no padding index, and on no other token of the call."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from transformers import AutoConfig
 
 from tests.tiny import generated, save, stock
 from understudy import LLM, SamplingParams
-from understudy.errors import TransferError
+from understudy.errors import StoreError, TransferError
 from understudy.models import structure
 from understudy.models.embedding import EmbeddingRows
 from understudy.weights.entries import Stored
@@ -51,6 +53,24 @@ def test_tables_beside_the_embedding_stay_where_they_are_too(tmp_path: Path) -> 
         assert [(type(table), table.module.weight.shape[1]) for table in tables] == [(EmbeddingRows, 64), (EmbeddingRows, 8 * 24)]
         assert all(len(table.module.weight) <= 32 for table in tables), "rows of a tile, not a table"
     assert [table.file for table in tables] == [-1, -1], "all files are closed"
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma4-e"])
+def test_a_flipped_bit_in_a_table_is_found_before_any_text(family: str, link: bool, tmp_path: Path) -> None:
+    save(tmp_path / "model", family)
+    with LLM(tmp_path / "model", memory="1GiB", context=128, link=link) as llm:
+        store, table = llm.store.path, llm.store.looked_up[-1]
+        file = llm.store.file(table.file)
+    times = file.stat()
+    damaged = bytearray(file.read_bytes())
+    damaged[table.offset + table.nbytes // 2] ^= 4
+    file.write_bytes(damaged)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    place = f"{re.escape(str(file))} is damaged in bytes {table.offset} to {table.offset + table.nbytes}"
+    for method in ("none", "substitute"):
+        with pytest.raises(StoreError, match=place):
+            LLM(store, memory="1GiB", context=128, method=method)
 
 
 @pytest.mark.parametrize("pad", [255, 256, -300])

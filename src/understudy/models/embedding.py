@@ -18,9 +18,8 @@ from ..devices import Device
 from ..errors import TransferError
 from ..weights.entries import Stored
 from ..weights.layout import ModelLayout
+from ..weights.store import Store
 
-# Bytes of the table that are read at a time.
-READ = 16 << 20
 # Bytes that a row which is kept takes beside its numbers: a buffer, a tensor and its place, by the kernel's count.
 ROW = 2 << 10
 
@@ -130,25 +129,20 @@ class EmbeddingRows(GatheredRows):
 
 
 class EmbeddingTable:
-    """The stock embedding module with its whole weight, on `device`. Raises TransferError if the file is cut short."""
+    """The stock embedding module with its whole weight, on `device`. Raises StoreError where the table is damaged."""
 
-    def __init__(self, module: nn.Module, path: Path, table: Stored, device: Device):
+    def __init__(self, module: nn.Module, store: Store, table: Stored, device: Device):
         rows, width = table.shape
         compute = next(iter(module.parameters())).dtype
-        stride = width * table.dtype.itemsize
         self.device = device
         self.module = module
-        weight = device.arena(rows * width * compute.itemsize).view(compute).view(rows, width)
-        some = max(1, READ // stride)
-        with path.open("rb", buffering=0) as file:
-            for first in range(0, rows, some):
-                count = min(some, rows - first)
-                data = os.pread(file.fileno(), count * stride, table.offset + first * stride)
-                if len(data) != count * stride:
-                    raise TransferError(f"{path} is cut short in embedding row {first + len(data) // stride}; prepare again.")
-                piece = torch.frombuffer(bytearray(data), dtype=table.dtype).view(count, width)
-                weight[first : first + count].copy_(piece.to(compute))
-        module.weight = nn.Parameter(weight, requires_grad=False)
+        weight = device.arena(rows * width * compute.itemsize).view(compute)
+        done = 0
+        for data in store.pieces(table):
+            numbers = data.view(table.dtype)
+            weight[done : done + len(numbers)].copy_(numbers.to(compute))
+            done += len(numbers)
+        module.weight = nn.Parameter(weight.view(rows, width), requires_grad=False)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """tokens: [n] ids, anywhere -> the same on the device."""

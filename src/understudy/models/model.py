@@ -154,13 +154,14 @@ class Model:
             self.stages.fit(self.target.whole, step, streams=bool(self.plan.streamed_bytes), groups=self.groups)
 
     def _lookup(self, whole: bool) -> Lookup:
-        """What is looked up by token: `whole` on the device, or the rows at hand."""
+        """What is looked up by token: `whole` on the device, or the rows at hand. Raises StoreError where a table is damaged."""
 
         def opened(module: nn.Module, table: Stored) -> EmbeddingRows | EmbeddingTable:
-            place = self.store.file(table.file)
             if whole:
-                return EmbeddingTable(module, place, table, self.device)
-            return EmbeddingRows(module, place, table, EMBEDDING_ROOM, self.device.where)
+                return EmbeddingTable(module, self.store, table, self.device)
+            # A checksum is one of the whole table, and rows are read when tokens need them.
+            self.store.prove(table)
+            return EmbeddingRows(module, self.store.file(table.file), table, EMBEDDING_ROOM, self.device.where)
 
         return Lookup(map(opened, lookups(self.module, self.store.layout), self.store.looked_up))
 
