@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import publish, save
-from understudy import demo
+from understudy import LLM, SamplingParams, demo
 from understudy.drawable import plan_for
 from understudy.errors import CheckpointError, UsageError
 from understudy.options import Options
@@ -57,7 +57,9 @@ class Room:
         pass
 
 
-def test_of_a_model_that_is_prepared_nothing_is_built(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_model_that_is_prepared_nothing_is_built(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = options(tmp_path)
     first = prepare_source(locate(model, chosen), chosen, None)
     small = prepare_source(locate(model, chosen), chosen, None, ceiling=Room(enough=False))
@@ -152,3 +154,60 @@ def test_what_is_left_aside_is_said_in_one_line(link: bool, kept: str, tmp_path:
     prepare_source(locate(tmp_path / "model", chosen), chosen, lambda what, *_: said.append(what))
     lines = [line for line in said if line.startswith("Left aside")]
     assert len(lines) == 1 and lines[0].endswith(f"mtp, multi_modal_projector, vision_tower (kept {kept})"), lines
+
+
+@pytest.mark.parametrize(
+    ("made", "given", "named"),
+    [
+        ({}, {"bits": 3}, "--bits 3"),
+        ({"bits": 3}, {"bits": 8}, "--bits 8"),
+        ({"bits": "mixed:bits=4"}, {"bits": "mixed:bits=3.5"}, "--bits mixed:bits=3.5"),
+        ({"head_bits": 4}, {"head_bits": 8}, "--head-bits 8"),
+        ({}, {"head_bits": 4}, "--head-bits 4"),
+        ({}, {"calibrate": "none"}, "--calibrate none"),
+        ({"codec": "raw"}, {"codec": "delta"}, "--codec delta"),
+        ({"codec": "raw"}, {"link": True}, "--link"),
+        ({}, {"output": "other"}, "--output other"),
+    ],
+)
+def test_a_store_is_not_prepared_anew_and_options_that_ask_for_another_are_refused(
+    made: dict[str, Any], given: dict[str, Any], named: str, tmp_path: Path, model: Path
+) -> None:
+    chosen = options(tmp_path, **{"codec": "raw", **made})
+    store = prepare_source(locate(model, chosen), chosen, None)
+    with pytest.raises(UsageError, match=f"^{named} is for preparing, and {store.path} is prepared already"):
+        locate(store.path, options(tmp_path, **given))
+    # What it was made with may be said again.
+    found = locate(store.path, chosen)
+    assert isinstance(found, Store) and found.recipe == store.recipe
+
+
+def test_a_mix_may_be_named_without_the_text_that_weighs_it(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "text").write_text("one two three four five six seven eight nine ten")
+    chosen = options(tmp_path, codec="raw", bits="mixed:bits=4", calibrate=tmp_path / "text")
+    store = prepare_source(locate(model, chosen), chosen, None)
+    assert "calibrated" in store.recipe.quantizer
+    for given in ({"bits": "mixed:bits=4"}, {"calibrate": tmp_path / "text"}):
+        assert isinstance(locate(store.path, options(tmp_path, **given)), Store)
+    with pytest.raises(UsageError, match="--calibrate none"):
+        locate(store.path, options(tmp_path, bits="mixed:bits=4", calibrate="none"))
+
+
+def test_a_second_models_store_is_one_that_is_held_whole(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    asked = {"memory": "1GiB", "context": 64, "bits": 3, "codec": "delta"}
+    streamed = LLM.prepare(model, output=tmp_path / "streamed")
+    with pytest.raises(
+        UsageError, match=f"held whole, and {streamed.path} keeps it beside a copy: name its checkpoint"
+    ):
+        LLM(model, method=f"classic:{streamed.path}", **asked)
+    whole = LLM.prepare(model, quantizer="exact", output=tmp_path / "whole")
+    texts = []
+    for method in ("none", f"classic:{whole.path}"):
+        with LLM(model, method=method, **asked) as llm:
+            done = llm.generate([5, 9, 33], SamplingParams(max_new_tokens=12, ignore_eos=True))[0]
+            assert method == "none" or done.stats.accepted > 0
+        texts.append(done.token_ids)
+    assert texts[0] == texts[1]

@@ -218,7 +218,7 @@ def measured(store: Store, options: Options) -> Machine:
 def with_second(blueprint: Blueprint, directory: Path, report: Report | None) -> Blueprint:
     """With the second model that the drafter needs, prepared and held whole; as it is where none is needed.
 
-    Raises UsageError unless its tokens are those of the model in `directory`."""
+    Raises UsageError unless its tokens are those of the model in `directory`, and for a Store that is not made to be held whole."""
     model = blueprint.options.drafter.second_model
     if model is None:
         return blueprint
@@ -226,7 +226,11 @@ def with_second(blueprint: Blueprint, directory: Path, report: Report | None) ->
         name = blueprint.options.method_name
         raise UsageError(f"{name} needs the model that drafts: --method {name}:MODEL.")
     options = blueprint.options.held_whole()
-    store = prepare_source(locate(model, options), options, report, blueprint.device)
+    source = locate(model, options, as_it_is=True)
+    if isinstance(source, Store) and source.recipe.quantizer != options.recipe_quantizer:
+        remedy = f"name its checkpoint, --method {blueprint.options.method_name}:MODEL"
+        raise UsageError(f"A second model is held whole, and {source.path} keeps it beside a copy: {remedy}.")
+    store = prepare_source(source, options, report, blueprint.device)
     if tokenizer_of(store.path).get_vocab() != tokenizer_of(directory).get_vocab():
         raise UsageError(
             f"{model} cannot draft for this model: their tokenizers differ."

@@ -25,13 +25,14 @@ from .models.streamed import attention_name
 from .options import AUTO, Options
 from .plan.machine import Machine
 from .plan.sizes import format_size
+from .quantizers.mixed import Mixed, mixed
 from .weights.checkpoint import Checkpoint
 from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
 from .weights.mixing import Moments
 from .weights.prepare import estimate, found, prepare
-from .weights.recipe import Recipe
+from .weights.recipe import Recipe, checksum_of
 from .weights.store import Store
 
 # Called with what is being done, what is done of it, and all there is to do (0: it has no parts).
@@ -54,8 +55,11 @@ class Ceiling(Protocol):
         """Raise UsageError for what cannot fit. Options have all that was left open chosen."""
 
 
-def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
-    """The Store or Checkpoint that `model` names; None, and the name `demo`, are the built-in model."""
+def locate(model: str | Path | None, options: Options, *, as_it_is: bool = False) -> Store | Checkpoint:
+    """The Store or Checkpoint that `model` names; None, and the name `demo`, are the built-in model.
+
+    Raises CheckpointError and StoreError for what cannot be found or read, and UsageError where a Store was made otherwise than
+    `options` ask for, unless it may be taken `as_it_is`."""
     if model is None or model == demo.NAME:
         model = demo.path()
     path = Path(model).expanduser()
@@ -66,8 +70,34 @@ def locate(model: str | Path | None, options: Options) -> Store | Checkpoint:
     if path.is_dir() and options.revision is not None:
         raise UsageError(f"--revision is for a model of the hub, and {path} is a directory here.")
     if (path / "index.json").is_file():
-        return Store.open(path)
+        store = Store.open(path)
+        if not as_it_is:
+            _check_asked(store, options)
+        return store
     return Checkpoint.open(model, offline=options.offline, revision=options.revision)
+
+
+def _check_asked(store: Store, options: Options) -> None:
+    """Raise UsageError where `options` ask for another Store than this one, which is never changed."""
+    made = store.recipe
+    bits = options.quantizer or options.bits
+    head = options.recipe_head or options.recipe_quantizer
+    others = {
+        f"--bits {bits}": bits != Options.bits and _textless(options.recipe_quantizer) != _textless(made.quantizer),
+        f"--head-bits {options.head_bits}": options.head_bits != AUTO and head != (made.head or made.quantizer),
+        f"--calibrate {options.calibrate}": options.calibrate is not None and checksum_of(options.text) != made.calibrated,
+        "--link" if options.link else f"--codec {options.codec}": options.codec not in (AUTO, made.codec),
+        f"--output {options.output}": options.output is not None,
+    }
+    for option, other in others.items():
+        if other:
+            remedy = "leave it out, or name the checkpoint"
+            raise UsageError(f"{option} is for preparing, and {store.path} is prepared already: {remedy}.")
+
+
+def _textless(name: str) -> str:
+    """The name of a quantiser, that of a mix without the text that weighs it."""
+    return name if (mix := mixed(name)) is None else Mixed(bits=mix.bits).name
 
 
 def prepare_source(

@@ -70,6 +70,16 @@ def test_broken_shard_is_named(tmp_path: Path, damage: object) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_shard_that_links_to_nothing_is_named_with_what_it_links_to(shards: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "model", tensors(), shards=shards)
+    file = sorted(path.glob("*.safetensors"))[-1]
+    file.unlink()
+    file.symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=f"^{file} is a link to {tmp_path / 'gone'}, which is not there"):
+        Checkpoint.open(path)
+
+
 def test_tensor_that_the_index_puts_elsewhere_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "model", tensors(), shards=2)
     file = path / "model.safetensors.index.json"

@@ -161,6 +161,8 @@ def shard_files(path: Path) -> list[Path]:
     else:
         files = sorted(path.glob("model*.safetensors"))
     for file in files:
+        if not file.exists() and file.is_symlink():
+            raise CheckpointError(f"{file} is a link to {file.readlink()}, which is not there. Get the model again.")
         if not file.is_file():
             raise CheckpointError(f"{file} is missing, though {SAFETENSORS_INDEX} lists it. Get the model again.")
     if not files:
