@@ -103,6 +103,15 @@ def test_what_comes_from_the_file_is_said_in_one_line() -> None:
     assert defaults(eos_token_id=2, use_cache=True).lines(SamplingParams()) == []
 
 
+def test_what_is_given_for_sampled_text_and_changes_nothing_is_said() -> None:
+    given = {"top_p": 0.5, "top_k": 3, "seed": 7}
+    told = "top_p 0.5, top_k 3, seed 7: without effect, the text is greedy (a temperature above 0 draws tokens)."
+    assert defaults().lines(SamplingParams(**given)) == [told]
+    assert defaults(**SAMPLED).lines(SamplingParams(temperature=0, **given))[-1:] == [told]
+    assert defaults().lines(SamplingParams(temperature=1, **given)) == []
+    assert told not in defaults(**SAMPLED).lines(SamplingParams(**given))
+
+
 @pytest.mark.parametrize(
     "content",
     [

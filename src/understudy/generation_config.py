@@ -31,6 +31,8 @@ SAMPLING = {
 OWN_NAMES = {"min_new_tokens": "min_tokens"}
 # Those that change greedy text too.
 ALWAYS = ("max_new_tokens", "max_length", "stop", "repetition_penalty", "min_tokens")
+# Those that change sampled text only.
+SAMPLED_ONLY = ("top_p", "top_k", "min_p", "seed")
 
 # What changes the text and is not supported, with the values that leave the text as it is (None always does).
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -140,6 +142,9 @@ class GenerationDefaults:
             found.append(f"From {NAME}: {shown} (--generation-config none: not).")
         if asked:
             found.append(f"{NAME} asks for {', '.join(asked)}: not supported, the text is the one without.")
+        idle = [] if sampled else [f"{name} {getattr(params, name)}" for name in SAMPLED_ONLY if params.gives(name)]
+        if idle:
+            found.append(f"{', '.join(idle)}: without effect, the text is greedy (a temperature above 0 draws tokens).")
         return [*found, *self.notes]
 
     @property

@@ -25,14 +25,13 @@ from .models.streamed import attention_name
 from .options import AUTO, Options
 from .plan.machine import Machine
 from .plan.sizes import format_size
-from .quantizers.mixed import Mixed, mixed
 from .weights.checkpoint import Checkpoint
 from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
 from .weights.mixing import Moments
 from .weights.prepare import estimate, found, prepare
-from .weights.recipe import Recipe, checksum_of
+from .weights.recipe import Recipe, checksum_of, textless
 from .weights.store import Store
 
 # Called with what is being done, what is done of it, and all there is to do (0: it has no parts).
@@ -83,7 +82,7 @@ def _check_asked(store: Store, options: Options) -> None:
     bits = options.quantizer or options.bits
     head = options.recipe_head or options.recipe_quantizer
     others = {
-        f"--bits {bits}": bits != Options.bits and _textless(options.recipe_quantizer) != _textless(made.quantizer),
+        f"--bits {bits}": bits != Options.bits and textless(options.recipe_quantizer) != textless(made.quantizer),
         f"--head-bits {options.head_bits}": options.head_bits != AUTO and head != (made.head or made.quantizer),
         f"--calibrate {options.calibrate}": options.calibrate is not None and checksum_of(options.text) != made.calibrated,
         "--link" if options.link else f"--codec {options.codec}": options.codec not in (AUTO, made.codec),
@@ -93,11 +92,6 @@ def _check_asked(store: Store, options: Options) -> None:
         if other:
             remedy = "leave it out, or name the checkpoint"
             raise UsageError(f"{option} is for preparing, and {store.path} is prepared already: {remedy}.")
-
-
-def _textless(name: str) -> str:
-    """The name of a quantiser, that of a mix without the text that weighs it."""
-    return name if (mix := mixed(name)) is None else Mixed(bits=mix.bits).name
 
 
 def prepare_source(

@@ -263,7 +263,7 @@ class Building:
         free = shutil.disk_usage(self.work).free
         if missing > free:
             raise StoreError(
-                f"The Store needs {missing / 1e9:.1f} GB more in {self.directory.parent}, where {free / 1e9:.1f} GB are"
+                f"The Store needs {-(-missing // 10**6):,} MB more in {self.directory.parent}, where {free // 10**6:,} MB are"
                 f" free: free some space, or {ELSEWHERE}."
             )
 

@@ -92,3 +92,9 @@ def quantizer_name(quantizer: str, text: str | None) -> str:
     if text is None:
         return mix.name
     return Mixed(bits=mix.bits, calibrated=checksum_of(text)).name
+
+
+def textless(quantizer: str) -> str:
+    """The full name of a quantiser or mix without the text that weighs it."""
+    mix = mixed(quantizer)
+    return quantizer if mix is None else Mixed(bits=mix.bits).name
