@@ -16,7 +16,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # What each part may import of the others. All may import errors, params, registry, and what params holds.
 ANYONE = {"errors", "params", "registry", "constraint", "schema_ends", "reasoning"}
 MAY_IMPORT = {
-    "startup": set(),
+    "torch_import": set(),
+    "startup": {"torch_import"},
+    "library_lists": {"plan"},
     "seeds": set(),
     "tree": set(),
     "logprobs": set(),
@@ -140,7 +142,8 @@ MAY_IMPORT = {
     "frontends": {
         *("cluster", "training"),
         *("llm", "policies", "server", "api", "jobs", "scaling", "drafters", "stats", "plan", "weights", "tiers", "kernels"),
-        *("demo", "devices", "options", "chat_plan", "drawable", "yardstick", "shelf", "inventory", "startup", "diagnosis"),
+        *("demo", "devices", "options", "chat_plan", "drawable", "yardstick", "shelf", "inventory", "startup", "library_lists"),
+        "diagnosis",
         "grammar_compiler",
     },
 }

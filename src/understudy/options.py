@@ -16,6 +16,7 @@ from .devices.several import several
 from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
 from .plan.placement import BLOCKS, STAGES
+from .plan.remembered import cache_directory
 from .plan.sizes import parse_size
 from .policies import DEFAULT_POLICY, PaddedPolicy, Policy, policy_of
 from .quantizers.mixed import mixed
@@ -24,7 +25,6 @@ from .tiers import tier_names
 from .weights.recipe import (
     NO_TEXT,
     Recipe,
-    cache_directory,
     calibration_text,
     check_calibration,
     checksum_of,

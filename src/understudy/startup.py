@@ -12,23 +12,22 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
-import importlib.util
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from .torch_import import REGISTERING, loading, name_files
 
 LIBRARY = "transformers"
 # Where model code begins: what importing any model imports.
 FOUNDATION = "transformers.modeling_utils"
 # What most models import beside it.
-MASKS = "transformers.masking_utils"
+BESIDE = ("transformers.masking_utils", "transformers.modeling_layers")
 # What a foundation may raise that misses what was left out; it is imported whole then.
 MISSED = (ImportError, AttributeError, NameError, TypeError, ValueError, RuntimeError)
 
@@ -224,41 +223,11 @@ def lean() -> Iterator[None]:
         yield
         return
     with _collecting_later():
-        with _loading_torch(), hidden("coverage"):
+        with loading(), hidden("coverage"):
             # What multiplies needs it; nothing in it needs torch.
             importlib.import_module("numba")
         import_foundation()
         yield
-
-
-@contextmanager
-def _loading_torch() -> Iterator[None]:
-    """Inside, a thread loads torch's largest library, which takes as long as many modules and leaves Python's lock to others. At
-    the end it is there, or torch will say itself what is wrong with it."""
-    library = _library_of_torch()
-    thread = threading.Thread(target=_load_library, args=(library,)) if library is not None else None
-    if thread is not None:
-        thread.start()
-    try:
-        yield
-    finally:
-        if thread is not None:
-            thread.join()
-
-
-def _library_of_torch() -> Path | None:
-    """The library of a torch for processors alone, unless it is loaded already. (One for GPUs loads others before it.)"""
-    spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0]) / "lib"
-    library = folder / "libtorch_cpu.so"
-    return library if library.exists() and not (folder / "libtorch_cuda.so").exists() else None
-
-
-def _load_library(library: Path) -> None:
-    with suppress(OSError):
-        ctypes.CDLL(str(library))
 
 
 def import_foundation() -> bool:
@@ -267,6 +236,7 @@ def import_foundation() -> bool:
         return False
     with ExitStack() as stack:
         stack.enter_context(_deferring())
+        name_files(REGISTERING)
         import torch
 
         stack.enter_context(_on_one_machine())
@@ -275,8 +245,8 @@ def import_foundation() -> bool:
         if not torch.cuda.is_available():
             stack.enter_context(hidden("triton"))
         try:
-            importlib.import_module(FOUNDATION)
-            importlib.import_module(MASKS)
+            for name in (FOUNDATION, *BESIDE):
+                importlib.import_module(name)
         except MISSED:
             pass
         else:

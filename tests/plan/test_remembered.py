@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.plan.remembered import recall, remember
+from understudy.plan.remembered import cache_directory, recall, remember
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,9 @@ def test_a_place_that_cannot_be_written_to_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "speeds.json" / "full").mkdir(parents=True)
     remember(tmp_path / "speeds.json", {"here": Speed(1.0)})
     assert recall(tmp_path / "speeds.json", made) == {}
+
+
+def test_where_stores_live() -> None:
+    assert cache_directory({"UNDERSTUDY_CACHE": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
+    assert cache_directory({"XDG_CACHE_HOME": "/b"}) == Path("/b/understudy")
+    assert cache_directory({}) == Path("~/.cache/understudy").expanduser()

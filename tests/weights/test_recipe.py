@@ -7,7 +7,6 @@ import pytest
 from understudy.errors import UsageError
 from understudy.weights.recipe import (
     Recipe,
-    cache_directory,
     calibration_text,
     check_calibration,
     checksum_of,
@@ -15,12 +14,6 @@ from understudy.weights.recipe import (
 )
 
 CACHE = Path("/cache")
-
-
-def test_where_stores_live() -> None:
-    assert cache_directory({"UNDERSTUDY_CACHE": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
-    assert cache_directory({"XDG_CACHE_HOME": "/b"}) == Path("/b/understudy")
-    assert cache_directory({}) == Path("~/.cache/understudy").expanduser()
 
 
 def test_content_and_recipe_make_the_directory() -> None:

@@ -46,7 +46,7 @@ def _run(args: Namespace) -> int:
     missing = any(finding.missing for finding in found)
     said: dict[str, Any] = {}
     if not missing:
-        from ..weights.recipe import cache_directory
+        from ..plan.remembered import cache_directory
 
         cache = cache_directory(os.environ)
         found = [] if args.model is not None else found + list(hardware(cache))

@@ -21,7 +21,7 @@ def _declare(parser: Parser) -> None:
 def _run(args: Namespace) -> int:
     from ..inventory import inventory
     from ..plan.machine import free_bytes
-    from ..weights.recipe import cache_directory
+    from ..plan.remembered import cache_directory
 
     cache = cache_directory(os.environ)
     models = inventory(cache)

@@ -1,5 +1,7 @@
 """`LLM` as commands get it: imported when it is needed, in the least time."""
 
+import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from .. import startup
@@ -12,12 +14,16 @@ def llm() -> "type[LLM]":
     """The class `LLM`. For commands that do nothing but run models, see `startup`.
 
     Raises UsageError where memory does not hold what is imported."""
-    if startup.owned():
-        # What they import takes time that `--help` need not.
-        from ..plan.demand import IMPORTED
-        from ..plan.machine import check_spare
+    with ExitStack() as stack:
+        if startup.owned():
+            # What they import takes time that `--help` need not.
+            from ..library_lists import kept_lists
+            from ..plan.demand import IMPORTED
+            from ..plan.machine import check_spare
+            from ..plan.remembered import cache_directory
 
-        check_spare(IMPORTED, "What runs a model")
-    with startup.lean():
+            check_spare(IMPORTED, "What runs a model")
+            stack.enter_context(kept_lists(cache_directory(os.environ)))
+        stack.enter_context(startup.lean())
         from ..llm import LLM
     return LLM

@@ -33,7 +33,7 @@ def _run(args: Namespace) -> int:
     if not args.names and not args.stale:
         raise UsageError("Name what to delete (`understudy ls` shows it), or give --stale.")
     from ..inventory import inventory
-    from ..weights.recipe import cache_directory
+    from ..plan.remembered import cache_directory
 
     removal = _chosen(args, inventory(cache_directory(os.environ)))
     told = [f"the download {model.name}" for model in removal.models]

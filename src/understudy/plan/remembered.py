@@ -13,6 +13,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def cache_directory(environment: Mapping[str, str]) -> Path:
+    """Where Stores live unless the user says otherwise, and what was measured."""
+    if chosen := environment.get("UNDERSTUDY_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "understudy"
+
+
 def recall(path: Path, made: Callable[[dict[str, Any]], T]) -> dict[str, T]:
     """What the file `path` holds, by key, each as `made` makes it of its fields; nothing where it is missing or of another form."""
     try:

@@ -17,7 +17,7 @@ class Int4(Grouped):
         super().__init__(group)
 
     def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
-        if tensors["codes"].device.type == "cpu" and native_packing() and best(4) is None:
+        if tensors["codes"].device.type == "cpu" and best(4) is None and native_packing():
             return _aten(tensors, shape)
         return super().linear(tensors, shape, dtype)
 

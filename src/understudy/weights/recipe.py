@@ -1,6 +1,5 @@
 """How a Store is made, and the directory that follows from it. It imports nothing heavy: options use it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +35,6 @@ class Recipe:
         recipe = filter(None, [self.quantizer, head, self.calibrated, self.codec])
         readable = "-".join([Path(model).name or "model", *recipe, fingerprint[:12]])
         return cache / "".join(c if c.isalnum() or c in "-._" else "_" for c in readable)
-
-
-def cache_directory(environment: Mapping[str, str]) -> Path:
-    """Where Stores live unless the user says otherwise."""
-    if chosen := environment.get("UNDERSTUDY_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "understudy"
 
 
 def uses_text(quantizer: str) -> bool:
