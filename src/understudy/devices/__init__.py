@@ -36,8 +36,7 @@ DEVICES: dict[str, str] = {
     "cuda": "understudy.devices.cuda:open_cuda",
 }
 AUTO = "auto"
-# what "auto" stands for
-DEFAULT = "cpu"
+DEFAULT = "cpu"  # what "auto" stands for
 
 
 class DraftAttention(Protocol):
@@ -61,7 +60,6 @@ TokenChooser = Callable[["Tensor", "Mapping[str, Tensor]"], "Tensor"]
 # Takes rows x [n, K], blocks of exact weights [nb, K, 64], and where the products go [n, nb, 64]. The bits of a row's products do
 # not depend on the other rows, nor on their number.
 RowProduct = Callable[["Tensor", "Tensor", "Tensor"], None]
-
 
 # Takes query [n, heads, key size], a layer's state and the nodes, and gives what `Device.attend` would, to the bit. Raises
 # TransferError where the file cannot be read.
