@@ -146,5 +146,5 @@ def bind(blueprint: Blueprint, plan: Plan, report: Report | None) -> Model:
         uses=Uses(options.holds_substitute, options.holds_head, options.handed_out),
         devices=blueprint.devices,
         report=report,
-        spill_to=options.cache,
+        directory=options.cache,
     )

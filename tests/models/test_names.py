@@ -1,13 +1,15 @@
 """A parameter is found under each name that transformers would load it from."""
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig
 
 from tests.tiny import COMMON, FAMILIES, generated, save
-from understudy import LLM, SamplingParams
-from understudy.models import structure
+from understudy import LLM, SamplingParams, startup
+from understudy.models import names, structure
 from understudy.models.names import finder
 from understudy.models.streamed import attention_name
 
@@ -46,3 +48,63 @@ def test_a_parameter_that_transformers_joins_of_several() -> None:
 
 def config_of_family(family: str) -> Any:
     return AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})
+
+
+@pytest.fixture()
+def commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is a command's."""
+    monkeypatch.setattr(startup, "_owned", [True])
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Gets an entry whenever names are looked for in transformers' table."""
+    calls: list[Any] = []
+    found = names.finder
+
+    def find(*given: Any) -> Any:
+        calls.append(given)
+        return found(*given)
+
+    monkeypatch.setattr(names, "finder", find)
+    return calls
+
+
+WANTED = ("model.norm.weight", "model.layers.0.linear_attn.q_conv1d.weight", "model.layers.1.nothing")
+
+
+@pytest.mark.usefixtures("commands")
+def test_a_command_looks_for_names_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = structure.skeleton(config_of_family("olmo_hybrid"), torch.float32, attention_name())
+    pieces = ["model.norm.weight", "model.layers.0.linear_attn.q_conv1d.weight"]
+    calls = counted(monkeypatch)
+    expected = {WANTED[0]: (pieces[0],), WANTED[1]: (pieces[1],), WANTED[2]: ()}
+    for _ in range(2):
+        assert names.sources(model, WANTED, pieces, tmp_path) == expected
+    assert len(calls) == 1
+    # another checkpoint, and other parameters
+    assert names.sources(model, WANTED, pieces[:1], tmp_path) == expected | {WANTED[1]: ()}
+    assert names.sources(model, WANTED[:1], pieces, tmp_path) == {WANTED[0]: (pieces[0],)}
+    assert len(calls) == 3
+
+
+@pytest.mark.usefixtures("commands")
+@pytest.mark.parametrize("damage", ["", "{}", '{"sources": {}}', '{"sources": 3}', '{"sources": {"model.norm.weight": ["gone"]}}'])
+def test_what_was_kept_and_cannot_be_used_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    model = structure.skeleton(AutoConfig.for_model("llama", **COMMON), torch.float32, attention_name())
+    names.sources(model, WANTED[:1], WANTED[:1], tmp_path)
+    (file,) = (tmp_path / "names").iterdir()
+    file.write_text(damage)
+    calls = counted(monkeypatch)
+    for _ in range(2):
+        assert names.sources(model, WANTED[:1], WANTED[:1], tmp_path) == {WANTED[0]: (WANTED[0],)}
+    assert len(calls) == 1
+
+
+def test_a_program_of_somebody_elses_may_change_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = structure.skeleton(AutoConfig.for_model("llama", **COMMON), torch.float32, attention_name())
+    calls = counted(monkeypatch)
+    for _ in range(2):
+        assert names.sources(model, WANTED[:1], WANTED[:1], tmp_path) == {WANTED[0]: (WANTED[0],)}
+    assert len(calls) == 2 and list(tmp_path.iterdir()) == []

@@ -74,7 +74,7 @@ class Model:
         uses: Uses,
         devices: Sequence[Device],
         report: Report | None = None,
-        spill_to: Path = Path(),
+        directory: Path | None = None,
     ) -> None:
         device, *further = devices
         self.store = store
@@ -99,8 +99,8 @@ class Model:
         self.hidden_size = shape.hidden_size
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, settings, device, drafts=uses.drafts, scores=uses.scores, progress=progress)
-        self.weights.share(self.module, dtype)
-        spill = Spill(spill_to, settings, plan.spill_latest, plan.spill_threads) if plan.spill_latest else None
+        self.weights.share(self.module, dtype, directory)
+        spill = Spill(directory or Path(), settings, plan.spill_latest, plan.spill_threads) if plan.spill_latest else None
         self.stages = staged(self.blocks, devices, plan)
         places = [device.where if self.stages is None else self.stages.device(layer).where for layer in range(len(shape.layers))]
         self.cache = _cache(shape, plan, dtype, device, places, spill)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +22,7 @@ from ..weights.layout import ModelLayout
 from . import hf
 from .embedding import lookups
 from .kept import float32_names
-from .names import finder
+from .names import sources
 from .structure import stored_buffers
 
 
@@ -175,19 +176,23 @@ def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:
             object.__setattr__(module, "understudy", current)
 
 
-def share(model: nn.Module, layout: ModelLayout, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def share(
+    model: nn.Module, layout: ModelLayout, tensors: Mapping[str, Tensor], dtype: torch.dtype, directory: Path | None = None
+) -> None:
     """Give every parameter but those that are looked up by token, and every buffer that the checkpoint holds, its tensor of
-    `tensors`, in the type in which transformers holds it in a model that computes in `dtype`.
+    `tensors`, in the type in which transformers holds it in a model that computes in `dtype`. Their names are kept in `directory`.
 
     Raises StoreError for a parameter that has none."""
     looked_up = {id(module.weight) for module in lookups(model, layout)}
-    find, in_float32 = finder(model, tensors), float32_names(model, dtype)
+    in_float32 = float32_names(model, dtype)
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in looked_up:
             places.setdefault(id(parameter), []).append(name)
+    buffers = list(stored_buffers(model))
+    found = sources(model, [*(name for names in places.values() for name in names), *buffers], tensors.keys(), directory)
     for names in places.values():
-        stored = next((found for found in map(find.sources, names) if found), None)
+        stored = next((found[name] for name in names if found[name]), None)
         if stored is None:
             raise StoreError(f"There is no tensor {names[0]!r}, which {type(model).__name__} needs.")
         kind = torch.float32 if any(map(in_float32, names)) else model.get_parameter(names[0]).dtype
@@ -195,10 +200,10 @@ def share(model: nn.Module, layout: ModelLayout, tensors: Mapping[str, Tensor], 
         parameter = nn.Parameter(whole.to(kind), requires_grad=False)
         for name in names:
             _put(model, name, parameter)
-    for name in stored_buffers(model):
-        if (found := find(name)) is not None:
+    for name in buffers:
+        if len(found[name]) == 1:
             kind = torch.float32 if in_float32(name) else model.get_buffer(name).dtype
-            _put(model, name, tensors[found].to(kind))
+            _put(model, name, tensors[found[name][0]].to(kind))
 
 
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -225,9 +226,10 @@ class Weights(PartStream):
         self.substitutes = [{} for _ in self.entries]
         self._buffer = self._buffer.new_empty(0)
 
-    def share(self, module: nn.Module, dtype: torch.dtype) -> None:
-        """Give `module` norms and biases, one tensor for both views, and bring its buffers to the device."""
-        share(module, self.store.layout, self.shared, dtype)
+    def share(self, module: nn.Module, dtype: torch.dtype, directory: Path | None) -> None:
+        """Give `module` norms and biases, one tensor for both views, and bring its buffers to the device. What they are called is
+        kept in `directory`, if there is one."""
+        share(module, self.store.layout, self.shared, dtype, directory)
         for buffer in module.buffers():
             buffer.data = buffer.to(self.device.where)
 
