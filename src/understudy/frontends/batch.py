@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import UnderstudyError, UsageError
-from . import INTERRUPTED
+from . import INTERRUPTED, opening
 from .beyond import check_replicas, cluster, declare_replicas, elsewhere, options_of_replicas, planned
 from .live import Live, Progress
 from .model import resolve, served_name
@@ -57,7 +57,8 @@ def _run(args: Namespace) -> int:
     name = served_name(model, args.served_model_name)
     live = Live(args.quiet)
     with _opened(args.input, args.output, live) as file:
-        from ..jobs.ledger import Index, Output
+        with opening.lean():
+            from ..jobs.ledger import Index, Output
 
         reading = Progress(live)
         index = Index.of(file, lambda done, total: reading("reading the requests", done, total))
@@ -127,9 +128,8 @@ def _here(args: Namespace, model: str | None, file: BinaryIO, output: Output, li
     """The job on one model in this process."""
     from ..api.settings import AnswerSettings
     from ..jobs.run import Job
-    from ..llm import LLM
 
-    with LLM(model, progress=Progress(live), **placement_for_clients(args)) as llm:
+    with opening.llm()(model, progress=Progress(live), **placement_for_clients(args)) as llm:
         live.clear()
         job = Job(AnswerSettings(output.model_name), file, output, args.window or 2 * llm.plan.rows)
         yield job, partial(job.run, llm), llm.plan.rows

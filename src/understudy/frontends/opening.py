@@ -1,7 +1,8 @@
-"""`LLM` as commands get it: imported when it is needed, in the least time."""
+"""`LLM` as commands get it, and all that stands on it: imported when it is needed, in the least time."""
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from .. import startup
@@ -14,6 +15,14 @@ def llm() -> "type[LLM]":
     """The class `LLM`. For commands that do nothing but run models, see `startup`.
 
     Raises UsageError where memory does not hold what is imported."""
+    with lean():
+        from ..llm import LLM
+    return LLM
+
+
+@contextmanager
+def lean() -> Iterator[None]:
+    """Inside, what runs models is imported in the least time, as for `llm`."""
     with ExitStack() as stack:
         if startup.owned():
             # What they import takes time that `--help` need not.
@@ -25,5 +34,4 @@ def llm() -> "type[LLM]":
             check_spare(IMPORTED, "What runs a model")
             stack.enter_context(kept_lists(cache_directory(os.environ)))
         stack.enter_context(startup.lean())
-        from ..llm import LLM
-    return LLM
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import ssl
@@ -100,7 +101,10 @@ def _declare(parser: Parser) -> None:
 def _run(args: Namespace) -> int:
     models = served_models(args.models, args.model or (), args.served_model_name)
     try:
-        from ..server.listen import Listener, bound
+        # Missed before all that takes longer is imported.
+        importlib.import_module("uvicorn")
+        with opening.lean():
+            from ..server.listen import Listener, bound
     except ImportError as error:
         raise UsageError(f"{MISSING} ({error.name} is missing)") from None
     _check(args)
