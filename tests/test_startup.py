@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -147,3 +148,27 @@ def test_large_memory_of_a_command_goes_back_once_it_is_free(before: str, wanted
     code = LARGE_BLOCKS.format(before=before)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert (int(done.stdout) >= 4 << 20) == goes_back
+
+# A command that ends before a model is loaded, and what it has imported by then.
+ENDED = """
+import json, sys
+from understudy.frontends import main
+unused = json.loads(sys.argv.pop(1))
+status = main()
+print(json.dumps([status, "torch" in sys.modules, [name for name in unused if name in sys.modules]]))
+"""
+
+
+@pytest.mark.parametrize("command", ["serve", "batch"])
+def test_commands_of_many_requests_leave_out_the_same(command: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = {
+            "serve": ["demo", "--port", str(taken.getsockname()[1])],
+            "batch": ["demo", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")],
+        }[command]
+        done = subprocess.run(
+            [sys.executable, "-c", ENDED, json.dumps(UNUSED), command, *arguments],
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+    assert json.loads(done.stdout) == [2, True, []], done.stderr
