@@ -188,6 +188,10 @@ MUTATIONS = (
     Mutation("the noise forgets the position", "sampling.py", "noise(places + offset(seed)", "noise(0 * places + offset(seed)", "tests/test_sampling.py"),
     Mutation("the kernel's noise forgets the position", "sampling.py", "keys = positions.to(torch.int64) + offset", "keys = 0 * positions + offset", "tests/kernels/test_likeliest.py"),
     Mutation("a token that may win gets no noise", "kernels/likeliest.py", "(z + np.float32(127.0))", "(z + np.float32(126.0))", "tests/kernels/test_likeliest.py"),
+    Mutation("rounding may lose a token that wins", "kernels/likeliest.py", "bound + room + MARGIN_EACH * abs(part[i]))", "bound)", "tests/kernels/test_likeliest.py"),
+    Mutation("the last of equal tokens wins", "kernels/likeliest.py", "values[place - 1] < value", "values[place - 1] <= value", "tests/kernels/test_likeliest.py"),
+    Mutation("min-p is forgotten beside top-p", "kernels/likeliest.py", "            if scores[token] >= floor:", "            if True:", "tests/kernels/test_likeliest.py"),
+    Mutation("a Store of other bits is taken", "sources.py", "bits != Options.bits and textless", "False and textless", "tests/test_sources.py"),
     Mutation("draft and target use other noise", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1", "nodes.positions.to(logits.device)", LLM),
     Mutation("the window is one too wide", "kernels/attention_cpu.py", "low = max(0, positions[i] + 1 - window)", "low = max(0, positions[i] - window)", "tests/models/test_families.py"),
     Mutation("the softmax sees what lies beyond", "kernels/attention_cpu.py", "_softmax(line[i, g], low, positions[i], sink, power, extra)", "_softmax(line[i, g], low, positions[i] // 64 * 64 + 63, sink, power, extra)", BITS),
@@ -406,6 +410,8 @@ def main() -> int:
         shutil.copy(ROOT / "pyproject.toml", copy)
         missed = 0
         chosen = [mutation for mutation in MUTATIONS if " ".join(sys.argv[1:]) in mutation.what]
+        if not chosen:
+            sys.exit(f"No mutation has {' '.join(sys.argv[1:])!r} in its name.")
         for mutation in chosen:
             found = noticed(mutation, copy)
             missed += not found

@@ -17,6 +17,7 @@ from understudy.sampling import NO_TOKEN, choose, offset, perturb
 KEEPING: tuple[dict[str, Any], ...] = (
     {}, {"top_k": 1}, {"top_k": 7}, {"top_k": 10**6}, {"top_p": 0.9}, {"top_p": 0.05}, {"top_p": 0.999}, {"min_p": 0.1},
     {"min_p": 1.0}, {"top_k": 40, "top_p": 0.8}, {"top_k": 5, "top_p": 0.95, "min_p": 0.02},
+    {"top_p": 0.99, "min_p": 0.4},
 )  # fmt: skip
 
 
@@ -105,3 +106,25 @@ def test_choices_use_it_and_logits_that_are_no_numbers_do_not(monkeypatch: pytes
     choose(logits, SamplingParams(temperature=0.7, top_k=sampling.MOST_KEPT + 1), torch.arange(8))
     choose(logits, SamplingParams(), torch.arange(8))
     assert asked == [8, 2, 8, 8]
+
+
+def test_min_p_leaves_out_what_top_p_keeps() -> None:
+    logits = torch.tensor([[0.0, -0.1, -2.0, -2.0, -2.0]])
+    params = SamplingParams(temperature=1.0, seed=3, top_p=0.99, min_p=0.5)
+    values, tokens = by_kernel(logits, params, torch.tensor([7]), 5)
+    assert values[0].isfinite().tolist() == [True, True, False, False, False] and set(tokens[0, :2].tolist()) == {0, 1}
+
+
+def test_of_scores_that_rounding_makes_equal_the_first_token_is_the_best() -> None:
+    """Where scores are large, so many are as high as the best one that a bound without room for rounding loses the first."""
+    params = SamplingParams(temperature=1.0, seed=11)
+    positions = torch.arange(64)
+    for size in (1e6, 1e7):
+        logits = torch.full((64, 3000), size)
+        # The bound comes from the highest score, which is the last one.
+        logits[:, -1] += 8
+        scores = perturb(logits, params, positions)
+        best = scores.max(-1, keepdim=True).values
+        assert ((scores == best).sum(-1) > 1).any(), "ties"
+        values, tokens = by_kernel(logits, params, positions, 1)
+        assert torch.equal(values, best) and torch.equal(tokens[:, 0], (scores == best).int().argmax(-1))
