@@ -36,3 +36,10 @@ def test_a_template_that_can_never_be_used_is_told_before_anything_is_asked(tmp_
 def test_what_is_no_text_ends_it_in_one_line(understudy: Run, tmp_path: Path) -> None:
     done = understudy("chat", stdin="caf\udce9\n", PYTHONIOENCODING="utf-8:strict")
     assert done.returncode == 2 and "Standard input is not text in utf-8" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_system_prompt_stands_before_all_turns_and_outlives_a_reset(understudy: Run) -> None:
+    done = understudy("chat", "--system", "Be brief.", stdin="one\ntwo\n/reset\nthree\n")
+    assert [line[0] for line in done.stdout.splitlines()] == ["2", "4", "2"], "messages that the model is shown"
+    plain = understudy("chat", stdin="one\ntwo\n/reset\nthree\n")
+    assert [line[0] for line in plain.stdout.splitlines()] == ["1", "3", "1"]

@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, RoomError, StoreError, UnderstudyError, UsageError
@@ -27,12 +28,14 @@ KEPT = "The conversation is as it was: write a shorter turn, or /reset."
 
 def _declare(parser: Parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model (default: the built-in demo)")
+    parser.add_argument("--system", metavar="TEXT", help="the system prompt: what the model is told before the first turn")
     declare(parser, PLACEMENT, METHOD, SAMPLING, FORM, DEFAULTS, CONFIG_FILE, OUTPUT)
 
 
 def _run(args: Namespace) -> int:
     model = resolve(args.model)
     params = formed(sampling(args), args)
+    first = [{"role": "system", "content": args.system}] if args.system else []
     live = Live(args.quiet)
     with opening.llm()(model, progress=Progress(live), **placement(args), grammars=params.constraint is not None) as llm:
         live.clear()
@@ -40,19 +43,20 @@ def _run(args: Namespace) -> int:
             live.say(line)
         if sys.stdin.isatty():
             # A template that cannot be used is told before anything is asked. Nothing runs: no step is taken.
-            llm.stream_chat([{"role": "user", "content": "Hello"}], params)
+            llm.stream_chat([*first, {"role": "user", "content": "Hello"}], params)
             live.say(HELP)
-        _converse(llm, params, live, args.json)
+        _converse(llm, params, live, args.json, first)
     return 0
 
 
-def _converse(llm: "LLM", params: "SamplingParams", live: Live, as_json: bool) -> None:
-    messages: list[dict[str, str]] = []
+def _converse(llm: "LLM", params: "SamplingParams", live: Live, as_json: bool, first: Sequence[dict[str, str]]) -> None:
+    """Turn after turn, as long as lines come. `first`: what stands before all turns."""
+    messages = [*first]
     while (line := _line()) is not None:
         if line == "/exit":
             return
         if line == "/reset":
-            messages.clear()
+            messages[:] = first
             live.say("(forgotten)")
         elif line.startswith("/"):
             live.say(f"No command {line.split()[0]}. {HELP}")
