@@ -5,10 +5,10 @@
 What a text gives (tokens by how much is drafted) is read off reference runs of each copy, with everything in memory and over slow
 links; all else is foretold: how much is drafted, levels, passes, the link, residents and budgets.
 
-Every configuration runs in a process of its own, so that `--memory` holds. The machine's arithmetic is measured there before and
-after its runs. Where the two differ, or the process waited for a processor, the machine was disturbed: the configuration is run
-again, up to `--tries` times, and what stays disturbed does not count. A killed run goes on: what the file has already,
-undisturbed, are not run again."""
+Every configuration runs in a process of its own, so that `--memory` holds. The machine's arithmetic is measured before and after
+its runs. Where the two differ, or the process waited for a processor, the machine was disturbed: the configuration is run again, up
+to `--tries` times, and what stays disturbed does not count. A killed run goes on: what the file has already, undisturbed, is not
+run again."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Text = list[dict[str, float]]
 # Of each text, drafted and plain: several that follow one another at once, so that the link is not ahead when one begins. They are
 # sampled, since a small model's greedy texts repeat themselves after a while.
 TEMPERATURE, TOKENS, PLAIN_TOKENS, TEXTS = 0.6, 256, 12, 3
-# Reference runs tell what a text gives: with everything in memory, and with all weights streamed at so many bytes per second, which
-# makes drafts longer.
+# Reference runs tell what a text gives: with everything in memory, and with all weights streamed at so many bytes per second (0: as
+# fast as they come), which makes drafts longer.
 REFERENCE_METHOD = "substitute"
-REFERENCE_LINKS = (100_000_000, 25_000_000)
+REFERENCE_LINKS = (0, 100_000_000, 25_000_000)
 MIB = 1 << 20
 # A machine is disturbed where its speeds before and after differ by more, or where threads wait longer for a processor than this
 # share of the time.
@@ -110,11 +110,12 @@ def quiet(row: dict[str, Any]) -> bool:
     return known and row["waited"] <= WAITED and row["changed"] <= CHANGED
 
 
-def run(configuration: Configuration, text: Text | None) -> dict[str, Any]:
-    """In a process of its own: what the plan expects, given what the `text` gives, and what is reached."""
+def run(configuration: Configuration, text: Text | None, known: dict[str, float] | None) -> dict[str, Any]:
+    """In a process of its own: what the plan expects, given what the `text` gives, and what is reached. known: the machine's
+    arithmetic just before, if it was measured."""
     from understudy import LLM, SamplingParams
     from understudy.plan.drafts import DraftShape, SeenDrafts
-    from understudy.plan.rounds import expected
+    from understudy.plan.rounds import Arithmetic, expected
     from understudy.yardstick import measure
 
     options = configuration.options()
@@ -123,7 +124,7 @@ def run(configuration: Configuration, text: Text | None) -> dict[str, Any]:
         least = LLM.plan_only(model, **options).least_bytes
         # What compiling kernels leaves behind in a process counts too.
         options["memory"] = least + (configuration.room + 16) * MIB
-    before = measure()
+    before = measure() if known is None else Arithmetic(**known)
     with LLM(model, **options) as llm:
         drafts = SeenDrafts.of([DraftShape(**point) for point in text]) if text and configuration.method != "none" else None
         tokens = PLAIN_TOKENS if configuration.method == "none" else TOKENS
@@ -150,13 +151,13 @@ def run(configuration: Configuration, text: Text | None) -> dict[str, Any]:
             "nodes": sum(stats.drafted for stats in taken) / rounds,
             "level_nodes": sum(stats.nodes_per_level * stats.levels_per_round * stats.rounds for stats in taken) / max(levels, 1),
             "streamed": llm.plan.streamed_bytes, "budget": llm.plan.budget_bytes,
-            "waited": waited, "changed": changed(before, after),
+            "waited": waited, "changed": changed(before, after), "arithmetic": asdict(after),
         }  # fmt: skip
 
 
-def alone(configuration: Configuration, text: Text | None) -> dict[str, Any]:
+def alone(configuration: Configuration, text: Text | None, known: dict[str, float] | None = None) -> dict[str, Any]:
     """`run` in a process of its own."""
-    words = [sys.executable, __file__, "--one", json.dumps(asdict(configuration)), "--text", json.dumps(text)]
+    words = [sys.executable, __file__, "--one", json.dumps([asdict(configuration), text, known])]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"predicted: {configuration.name}: {done.stderr.strip().splitlines()[-1]}")
@@ -197,12 +198,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("predicted.json"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--text", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(run(Configuration(**json.loads(given.one)), json.loads(given.text))))
+        configuration, text, arithmetic = json.loads(given.one)
+        print(json.dumps(run(Configuration(**configuration), text, arithmetic)))
         return
     known: dict[str, Any] = json.loads(given.json.read_text()) if given.json.exists() else {"texts": {}, "rows": {}}
+    # The machine's arithmetic, once it was measured.
+    before: dict[str, float] | None = None
     chance = random.Random(given.seed)
     wanted = [Configuration.random(given.model, chance) for _ in range(given.configurations)]
     for configuration in dict.fromkeys(wanted):
@@ -213,8 +216,9 @@ def main() -> None:
             if quiet(known["rows"].get(configuration.name, {})):
                 break
             start = time.monotonic()
-            found = alone(configuration, known["texts"][key])
+            found = alone(configuration, known["texts"][key], before)
             known["rows"][configuration.name] = found
+            before = found["arithmetic"]
             told = "quiet" if quiet(found) else f"disturbed: waited {found['waited']:.0%}, speeds changed {found['changed']:.0%}"
             print(f"{configuration.name}: {time.monotonic() - start:.0f} s, {told}", file=sys.stderr)
             given.json.write_text(json.dumps(known, indent=1) + "\n")

@@ -24,6 +24,7 @@ from .plan.placement import Plan
 from .plan.remembered import recall, remember
 from .plan.rounds import Arithmetic
 from .quantizers import Linear, quantizer
+from .weights.sample_text import TEXT
 
 FILE = "arithmetic.json"
 # Outputs and columns of the weight that is measured, and how many there are: together they fit in no cache.
@@ -33,10 +34,10 @@ COPIES = 12
 LEVEL_NODES, PASS_NODES = 5, 17
 # The rounds of the built-in model that are measured: levels, and nodes of a level; the last fill two tiles of a pass.
 LEVELS, WIDTHS = 6, (1, 4, 8)
-# The least of so many texts of so many tokens counts.
-TEXTS, TOKENS, PLAIN_TOKENS = 3, 48, 12
-TEMPERATURE, SEED = 0.6, 1
-PROMPT = "import os\nimport sys\n\n\ndef main(argv):\n    "
+# So many texts of so many tokens are written, after the beginning of a text, so that what attends has something to look at.
+TEXTS, TOKENS, PLAIN_TOKENS = 3, 96, 12
+TEMPERATURE = 0.6
+PROMPT, CONTEXT = TEXT[:600], 512
 COPY = "int4"
 
 
@@ -117,21 +118,21 @@ class _Rounds:
 
     @classmethod
     def of(cls, method: str, resident: str) -> _Rounds:
-        """Those of the fastest of several texts, once one was generated."""
-        with LLM(None, method=method, rows=1, resident=resident, context=256) as llm:
-            tokens = PLAIN_TOKENS if method == "none" else TOKENS
-            params = SamplingParams(temperature=TEMPERATURE, seed=SEED, max_new_tokens=tokens, ignore_eos=True)
-            llm.generate(PROMPT, params)
-            stats = min((llm.generate(PROMPT, params)[0].stats for _ in range(TEXTS)), key=lambda stats: stats.decode_seconds)
-            levels = max(stats.levels_per_round * stats.rounds, 1)
-            rest = stats.decode_seconds - stats.draft_seconds - stats.wait_seconds - stats.compute_seconds
+        """Those of several texts, once one was generated."""
+        with LLM(None, method=method, rows=1, resident=resident, context=CONTEXT) as llm:
+            params = SamplingParams(temperature=TEMPERATURE, ignore_eos=True)
+            params = replace(params, max_new_tokens=PLAIN_TOKENS if method == "none" else TOKENS)
+            texts = [llm.generate(PROMPT, replace(params, seed=seed))[0].stats for seed in range(TEXTS + 1)][1:]
+            rounds = sum(text.rounds for text in texts)
+            levels = max(sum(text.levels_per_round * text.rounds for text in texts), 1)
+            known = sum(text.draft_seconds + text.wait_seconds + text.compute_seconds for text in texts)
             return cls(
                 plan=llm.plan,
-                nodes=1 + stats.drafted / stats.rounds,
-                level_nodes=stats.nodes_per_level,
-                level=stats.draft_seconds / levels,
-                busy=stats.compute_seconds / stats.rounds,
-                rest=max(rest, 0.0) / stats.rounds,
+                nodes=1 + sum(text.drafted for text in texts) / rounds,
+                level_nodes=sum(text.nodes_per_level * text.levels_per_round * text.rounds for text in texts) / levels,
+                level=sum(text.draft_seconds for text in texts) / levels,
+                busy=sum(text.compute_seconds for text in texts) / rounds,
+                rest=max(sum(text.decode_seconds for text in texts) - known, 0.0) / rounds,
             )
 
     def level_seconds(self, arithmetic: Arithmetic) -> float:
@@ -153,7 +154,7 @@ def _pass(operands: Sequence[Operand], nodes: int) -> float:
     return _seconds([partial(product, [x], out) for product in products])
 
 
-def _seconds(actions: Sequence[Callable[[], object]], turns: int = 5) -> float:
+def _seconds(actions: Sequence[Callable[[], object]], turns: int = 15) -> float:
     """Seconds of one of `actions`, on average over the median of several turns through all of them."""
     for action in actions:
         action()
