@@ -27,9 +27,9 @@ from .quantizers import Linear, quantizer
 from .weights.sample_text import TEXT
 
 FILE = "arithmetic.json"
-# Outputs and columns of the weight that is measured, and how many there are: together they fit in no cache.
+# Outputs and columns of the weight that is measured, and how many there are, of 4 bits and exact: together they fit in no cache.
 SAMPLE = 2048, 2048
-COPIES = 12
+COPIES, EXACT = 40, 12
 # Nodes of the wider of two levels and of two passes, which tell what a node costs.
 LEVEL_NODES, PASS_NODES = 5, 17
 # The rounds of the built-in model that are measured: levels, and nodes of a level; the last fill two tiles of a pass.
@@ -65,8 +65,8 @@ def measure() -> Arithmetic:
     nbytes = whole.numel() * 2
     delta = codec("delta")
     data = delta.encode(whole, tensors)
-    packed = [delta.operand(Encoded(data.clone(), len(whole), SAMPLE[1], weight.dtype, own)) for own in copies]
-    plain = [Operand.plain(whole.clone()) for _ in range(COPIES)]
+    packed = [delta.operand(Encoded(data.clone(), len(whole), SAMPLE[1], weight.dtype, own)) for own in copies[:EXACT]]
+    plain = [Operand.plain(whole.clone()) for _ in range(EXACT)]
     rebuilt_one, rebuilt_more = _pass(packed, 1), _pass(packed, PASS_NODES)
     plain_one = _pass(plain, 1)
     products = Arithmetic.of_bandwidth(nbytes / plain_one)
