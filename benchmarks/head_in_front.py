@@ -59,7 +59,7 @@ class Way:
         # Told costs do not say which part of a round was drafting.
         seconds, drafting = (pace.total - before, 0.0) if pace else (stats.decode_seconds, stats.draft_seconds)
         return Told(
-            tuple(reply.token_ids), seconds, drafting, stats.rounds, stats.levels_per_round * stats.rounds,
+            tuple(reply.token_ids), seconds, drafting, stats.rounds, stats.levels,
             dict(stats.suggested), dict(stats.agreed),
         )  # fmt: skip
 

@@ -139,7 +139,7 @@ def run(configuration: Configuration, text: Text | None, known: dict[str, float]
         after = measure()
         foretold = expected(llm.plan, between(before, after), drafts)
         rounds = sum(stats.rounds for stats in taken)
-        levels = sum(stats.levels_per_round * stats.rounds for stats in taken)
+        levels = sum(stats.levels for stats in taken)
         seconds = sum(stats.decode_seconds for stats in taken)
         drafting_seconds = sum(stats.draft_seconds for stats in taken)
         return {
@@ -149,7 +149,7 @@ def run(configuration: Configuration, text: Text | None, known: dict[str, float]
             "reached_tokens": sum(stats.mean_accepted * stats.rounds for stats in taken) / rounds,
             "reached_draft_seconds": drafting_seconds / rounds, "reached_pass_seconds": (seconds - drafting_seconds) / rounds,
             "nodes": sum(stats.drafted for stats in taken) / rounds,
-            "level_nodes": sum(stats.nodes_per_level * stats.levels_per_round * stats.rounds for stats in taken) / max(levels, 1),
+            "level_nodes": sum(stats.level_nodes for stats in taken) / max(levels, 1),
             "streamed": llm.plan.streamed_bytes, "budget": llm.plan.budget_bytes,
             "waited": waited, "changed": changed(before, after), "arithmetic": asdict(after),
         }  # fmt: skip

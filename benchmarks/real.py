@@ -66,7 +66,7 @@ def conversation(llm: Any, watched: Any, prompt: Any, params: Any, turns: int) -
                 "wait_seconds": stats.wait_seconds,
                 "compute_seconds": stats.compute_seconds,
                 "rounds": stats.rounds,
-                "levels": stats.levels_per_round * stats.rounds,
+                "levels": stats.levels,
                 "bytes_streamed": stats.bytes_streamed,
                 "peak_memory_bytes": stats.peak_memory_bytes,
             }

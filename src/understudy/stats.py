@@ -67,6 +67,16 @@ class Stats:
     suggested: dict[str, int] = field(default_factory=dict)
     agreed: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def levels(self) -> float:
+        """Levels of all its drafts that passes waited for."""
+        return self.levels_per_round * self.rounds
+
+    @property
+    def level_nodes(self) -> float:
+        """Nodes that those levels ran."""
+        return self.nodes_per_level * self.levels
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -124,12 +124,12 @@ class _Rounds:
             params = replace(params, max_new_tokens=PLAIN_TOKENS if method == "none" else TOKENS)
             texts = [llm.generate(PROMPT, replace(params, seed=seed))[0].stats for seed in range(TEXTS + 1)][1:]
             rounds = sum(text.rounds for text in texts)
-            levels = max(sum(text.levels_per_round * text.rounds for text in texts), 1)
+            levels = max(sum(text.levels for text in texts), 1)
             known = sum(text.draft_seconds + text.wait_seconds + text.compute_seconds for text in texts)
             return cls(
                 plan=llm.plan,
                 nodes=1 + sum(text.drafted for text in texts) / rounds,
-                level_nodes=sum(text.nodes_per_level * text.levels_per_round * text.rounds for text in texts) / levels,
+                level_nodes=sum(text.level_nodes for text in texts) / levels,
                 level=sum(text.draft_seconds for text in texts) / levels,
                 busy=sum(text.compute_seconds for text in texts) / rounds,
                 rest=max(sum(text.decode_seconds for text in texts) - known, 0.0) / rounds,

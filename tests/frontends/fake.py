@@ -41,6 +41,7 @@ class Stats:
     seed: int | None = None
     read_again: int = 0
     levels_per_round: float = 0.0
+    levels: float = 0.0
     suggested: dict[str, int] = field(default_factory=dict)
     agreed: dict[str, int] = field(default_factory=dict)
 

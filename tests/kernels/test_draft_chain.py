@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.kernels.test_blocks import product
 from understudy.kernels import draft_chain, draft_layer, team
 from understudy.kernels.attention import AttentionSpec
-from understudy.kernels.draft_chain import CodedBlock, LevelChain
+from understudy.kernels.draft_chain import BlockParts, LevelChain
 from understudy.kernels.draft_layer import attend
 from understudy.kernels.draft_product import Joined, Norm
 from understudy.layer_states import FullState, LayerShape
@@ -19,12 +19,12 @@ HIDDEN, SIZE = 64, 16
 TURNS = torch.rand(1, 40, SIZE // 2).repeat(1, 1, 2)
 
 
-def part(kv_heads: int, heads: int, between: int, window: int) -> CodedBlock:
+def part(kv_heads: int, heads: int, between: int, window: int) -> BlockParts[Joined]:
     norm = Norm(torch.rand(HIDDEN) + 0.5, 1e-5)
     made = [product(count * SIZE, HIDDEN, 64) for count in (heads, kv_heads, kv_heads)]
     gated = Joined([product(between, HIDDEN, 64) for _ in range(2)], norm, gated=True)
     output, down = Joined([product(HIDDEN, heads * SIZE, 32)]), Joined([product(HIDDEN, between, 64)])
-    return CodedBlock(Joined(made, norm), AttentionSpec(0.25, window), output, gated, down)
+    return BlockParts(Joined(made, norm), AttentionSpec(0.25, window), output, gated, down)
 
 
 PARTS = [part(2, 4, 128, 0), part(1, 4, 64, 7), part(4, 4, 192, 0)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from ..layer_states import FullState
 from ..tree import Nodes
 from .attention import AttentionSpec
-from .draft_chain import CodedBlock, LevelChain
+from .draft_chain import BlockParts, LevelChain
 from .draft_layer import attend
 from .draft_product import Joined, Norm, Product
 
@@ -23,17 +23,6 @@ class JoinedProduct(Protocol):
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """x [m, K] -> [m, outputs], with `added` of that shape added."""
-
-
-class BlockParts(NamedTuple):
-    """What one block is made of, in the order in which it runs: products of queries, keys and values, how it attends, the product
-    of its output, both halves of the MLP, and the product after them."""
-
-    made: JoinedProduct
-    spec: AttentionSpec
-    output: JoinedProduct
-    gated: JoinedProduct
-    down: JoinedProduct
 
 
 class ChainedBlocks(Protocol):
@@ -60,7 +49,7 @@ class BlockKernels(Protocol):
     ) -> Tensor:
         """Attention of `nodes`, as `draft_layer.attend`."""
 
-    def chain(self, parts: Sequence[BlockParts]) -> ChainedBlocks | None:
+    def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
         """Blocks of which each is given what the one before it gave, in one call; None where each takes one of its own."""
 
     def suits(self, nodes: Nodes) -> bool:
@@ -88,8 +77,8 @@ class ProcessorBlocks:
     ) -> Tensor:
         return attend(made, turns, state, nodes, spec)
 
-    def chain(self, parts: Sequence[BlockParts]) -> ChainedBlocks | None:
-        own = [CodedBlock(_own(p.made), p.spec, _own(p.output), _own(p.gated), _own(p.down)) for p in parts]
+    def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
+        own = [BlockParts(_own(p.made), p.spec, _own(p.output), _own(p.gated), _own(p.down)) for p in parts]
         return LevelChain(own)
 
     def suits(self, nodes: Nodes) -> bool:

@@ -7,7 +7,7 @@ addresses. Each run is the one that `draft_product.Joined` and `draft_layer.atte
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from .compiled import machine_code
 from .descriptor import NUMBER, Descriptor, DraftRun, LevelRun, reader
 from .draft_product import Joined, entries
 
+# a joined product of some device
+P = TypeVar("P")
 # where the five runs of a block begin in its line of the table, in numbers: products of queries, keys and values; attention;
 # output; both halves of the MLP; the way back
 SIZES = [len(kind._fields_) for kind in (DraftRun, LevelRun, DraftRun, DraftRun, DraftRun)]
@@ -33,14 +35,15 @@ OWN = ("cosines", "sines", "rows", "slots", "positions", "prefix", "tail", "beyo
 APART = 64
 
 
-class CodedBlock(NamedTuple):
-    """What one block is made of: products of queries, keys and values, how it attends, and the other products."""
+class BlockParts(NamedTuple, Generic[P]):
+    """What one block is made of, in the order in which it runs: products of queries, keys and values, how it attends, the product
+    of its output, both halves of the MLP, and the product after them."""
 
-    made: Joined
+    made: P
     spec: AttentionSpec
-    output: Joined
-    gated: Joined
-    down: Joined
+    output: P
+    gated: P
+    down: P
 
 
 class ChainRun(Descriptor):
@@ -67,7 +70,7 @@ chain_run = reader(ChainRun)
 class LevelChain:
     """Runs `parts`, each of which is given what the one before it gave."""
 
-    def __init__(self, parts: Sequence[CodedBlock]) -> None:
+    def __init__(self, parts: Sequence[BlockParts[Joined]]) -> None:
         self.parts = parts
         # By what they depend on: the table for a number of nodes, and the bytes of room that a level needs.
         self._tables: dict[tuple[object, ...], tuple[NDArray[np.int64], int]] = {}

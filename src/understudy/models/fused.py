@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..cache import Cache
 from ..kernels.attention import AttentionSpec
-from ..kernels.blocks import BlockKernels, BlockParts, ChainedBlocks, JoinedProduct
+from ..kernels.blocks import BlockKernels, ChainedBlocks, JoinedProduct
+from ..kernels.draft_chain import BlockParts
 from ..kernels.draft_product import Norm
 from ..small_keys import LINES, plain, size_in
 from ..tree import Nodes
@@ -81,7 +82,7 @@ class FusedBlock:
         self.chain: BlockChain | None = None
 
     @property
-    def parts(self) -> BlockParts:
+    def parts(self) -> BlockParts[JoinedProduct]:
         return BlockParts(self.made, self.spec, self.output, self.gated, self.down)
 
     def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:

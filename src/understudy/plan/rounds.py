@@ -14,6 +14,7 @@ from .drafts import NO_DRAFT, Drafts, DraftShape
 if TYPE_CHECKING:
     from .placement import Plan
 
+
 @dataclass(frozen=True)
 class Arithmetic:
     """How fast this machine computes, measured on it. Speeds are bytes per second, times seconds."""

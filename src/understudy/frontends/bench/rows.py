@@ -59,7 +59,7 @@ class Row:
             sum(s.link_bytes_per_second * s.stream_seconds for s in stats) / max(busy, 1e-9),
             link_peak,
             max(s.peak_memory_bytes for s in stats),
-            levels_per_pass=sum(s.levels_per_round * s.rounds for s in stats) / max(passes, 1),
+            levels_per_pass=sum(s.levels for s in stats) / max(passes, 1),
             suggested=dict(sum((Counter(s.suggested) for s in stats), Counter())),
             agreed=dict(sum((Counter(s.agreed) for s in stats), Counter())),
         )

@@ -10,7 +10,8 @@ from torch import Tensor
 from ...layer_states import FullState
 from ...tree import Nodes
 from ..attention import AttentionSpec
-from ..blocks import BlockParts, ChainedBlocks, JoinedProduct
+from ..blocks import ChainedBlocks, JoinedProduct
+from ..draft_chain import BlockParts
 from ..draft_product import Norm
 from .draft_layer import LayerAttention, suits
 from .draft_product import MOST_JOINED, GroupedProduct, JoinedGrouped
@@ -40,7 +41,7 @@ class TritonBlocks:
     ) -> Tensor:
         return self._attention(made, turns, state, nodes, spec)
 
-    def chain(self, parts: Sequence[BlockParts]) -> ChainedBlocks | None:
+    def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
         # launches are recorded, and cost the host nothing
         return None
 
