@@ -57,7 +57,11 @@ def test_tables_beside_the_embedding_stay_where_they_are_too(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("link", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gemma4-e"])
-def test_a_flipped_bit_in_a_table_is_found_before_any_text(family: str, link: bool, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_table_is_found_before_any_text(
+    family: str, link: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The Store that is damaged is this test's own: other tests open those in the suite's cache.
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     save(tmp_path / "model", family)
     with LLM(tmp_path / "model", memory="1GiB", context=128, link=link) as llm:
         store, table = llm.store.path, llm.store.looked_up[-1]
