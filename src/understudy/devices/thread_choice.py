@@ -2,7 +2,10 @@
 
 Threads of one kernel wait for each other. Where other processes want the processors too, one that waits may lose its turn, and
 the kernel then lasts some milliseconds longer: on a busy machine fewer threads are faster, often many times. For small work they
-are on an idle one. No rule tells that beforehand, so it is tried now and then, for as little as it can cost."""
+are on an idle one. No rule tells that beforehand, so it is tried now and then, for as little as it can cost.
+
+A trial of long work costs most, and long work is slower on all threads only where something disturbs them: then they have less
+processor time than there is. Where they have it all, such a trial waits until it is a small share of the time."""
 
 from __future__ import annotations
 
@@ -31,6 +34,11 @@ FASTER = 0.95
 LATEST = 0.125
 # Runs before the first trial; the first of all may have compiled something.
 FIRST_RUNS = 1
+# Seconds from which on a run is long.
+LONG_RUN = 0.02
+# Long runs that have less than this share of their threads' processor time are disturbed: idle machines give 0.75 to 1, since some
+# of the work is one thread's; one busy process for each processor leaves 0.33 to 0.55.
+DISTURBED = 0.7
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class SizeChoice:
     since: float = 0.0
     # Seconds of a run; 0: none was seen.
     usual: float = 0.0
+    # Whether the latest long run had too little processor time.
+    disturbed: bool = False
     # Seconds that must pass between trials, as they cost something.
     apart: float = 0.0
     # Which of them was tried last: the fewest threads are tried first.
@@ -85,8 +95,8 @@ class SizeChoice:
         """On how many threads the next run is."""
         return self.options[self.place if self.trial is None else self.trial.place]
 
-    def record(self, seconds: float) -> None:
-        """Learn that the run on `threads` took so long."""
+    def record(self, seconds: float, share: float = 0.0) -> None:
+        """Learn that the run on `threads` took so long, and had this share of their processor time."""
         if self.trial is not None:
             self._try(self.trial, seconds)
             return
@@ -95,8 +105,21 @@ class SizeChoice:
             return
         self.since += seconds
         self.usual = self.usual + LATEST * (seconds - self.usual) if self.usual else seconds
-        if self.runs >= (APART if self.trials else FIRST_RUNS) and self.since >= self.apart:
+        self._notice(share)
+        if self.runs >= (APART if self.trials else FIRST_RUNS) and self.since >= self.wait:
             self._begin()
+
+    @property
+    def wait(self) -> float:
+        """Seconds that must pass before a trial."""
+        calm = self.usual >= LONG_RUN and not self.disturbed
+        return max(self.apart, min(COST * LOST_RUNS * self.usual, LONGEST_APART)) if calm else self.apart
+
+    def _notice(self, share: float) -> None:
+        """Learn from the share of processor time that a run had. What was found before does not hold where that became too little."""
+        before, self.disturbed = self.disturbed, share < DISTURBED
+        if self.disturbed and not before and self.usual >= LONG_RUN:
+            self.apart = 0.0
 
     def suggest(self, place: int) -> None:
         """Try this choice next: other work just found it faster."""
@@ -162,16 +185,16 @@ class ThreadChoice:
             choice = self.sizes[key]
             threads = choice.threads
         with team.shared_by(threads.kernels, threads.stock):
-            start = time.perf_counter()
+            used, start = time.process_time(), time.perf_counter()
             yield
-            seconds = time.perf_counter() - start
+            seconds, used = time.perf_counter() - start, time.process_time() - used
         with self._guard:
-            self._learn(choice, seconds)
+            self._learn(choice, seconds, used / (seconds * threads.kernels) if seconds else 1.0)
 
-    def _learn(self, choice: SizeChoice, seconds: float) -> None:
+    def _learn(self, choice: SizeChoice, seconds: float, share: float) -> None:
         """Learn what a run on the threads of `choice` took; others are told where it now has another number of them."""
         place = choice.place
-        choice.record(seconds)
+        choice.record(seconds, share)
         if choice.place != place:
             self.found = choice.options[choice.place]
             for other in self.sizes.values():
