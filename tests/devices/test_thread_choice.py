@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.devices.processor import Processor
-from understudy.devices.thread_choice import COST, SizeChoice, ThreadChoice, Threads, choices
+from understudy.devices.thread_choice import COST, LONG_RUN, LONGEST_APART, SizeChoice, ThreadChoice, Threads, choices
 from understudy.kernels import team
 
 Machine = Callable[[Threads], float]
@@ -86,6 +86,55 @@ def test_trials_cost_a_small_share_of_the_time_however_slow_the_others_are(secon
     entry = 8 * seconds[0] + 8 * max(seconds) + 4 * min(seconds)
     reached = took[options[choice.place]]
     assert total <= entry + runs * max(reached, seconds[0]) * (1 + 3 / COST)
+
+
+@pytest.mark.parametrize("long", [LONG_RUN, 0.7, 5.0])
+def test_long_work_that_has_its_processors_tries_fewer_threads_only_as_a_small_share_of_the_time(long: float) -> None:
+    choice = SizeChoice(choices(2)[1:])
+    spent = 0.0
+    while choice.trial is None:
+        choice.record(long, share=0.9)
+        spent += long
+    assert spent >= min(3 * COST * long, LONGEST_APART)
+    assert choice.threads == Threads(1, 1), "it is tried all the same: not all that disturbs takes processor time"
+
+
+def test_long_work_whose_processor_time_was_taken_away_tries_fewer_threads_at_once() -> None:
+    choice = SizeChoice(choices(2)[1:])
+    for _ in range(2):
+        choice.record(0.7, share=0.45)
+    assert choice.threads == Threads(1, 1)
+    choice.record(1.2, share=1.0)
+    assert choice.threads == Threads(2, 1), "slower, so two go on"
+    for _ in range(30):
+        choice.record(0.7, share=0.45)
+    assert choice.trials == 1, "a trial that lost is not repeated for as long as nothing changed"
+    choice.record(0.5, share=0.95)
+    choice.record(0.7, share=0.45)
+    assert choice.trials == 2 and choice.threads == Threads(1, 1), "something came that was not there before"
+
+
+def test_short_work_is_tried_whatever_its_share() -> None:
+    choice = SizeChoice(choices(2)[1:])
+    for _ in range(2):
+        choice.record(LONG_RUN / 2, share=0.9)
+    assert choice.threads == Threads(1, 1)
+
+
+def test_the_share_of_processor_time_is_that_of_the_threads_that_worked(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, used = [0.0], [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "process_time", lambda: used[0])
+    choice = ThreadChoice({"pass": choices(2)[1:]})
+
+    def run(processors: float) -> int:
+        with choice.timed("pass", 8):
+            now[0] += 1.0
+            used[0] += processors
+            return team.threads()
+
+    assert [run(1.9) for _ in range(30)] == [2] * 30
+    assert [run(0.9) for _ in range(2)] == [2, 1], "two threads that had one processor between them are tried as one"
 
 
 def test_work_of_each_kind_and_size_is_judged_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ class SizeChoice:
         return max(self.apart, min(COST * LOST_RUNS * self.usual, LONGEST_APART)) if calm else self.apart
 
     def _notice(self, share: float) -> None:
-        """Learn from the share of processor time that a run had. What was found before does not hold where that became too little."""
+        """Learn from the share of processor time that a run had. Where it became too little, earlier findings do not hold."""
         before, self.disturbed = self.disturbed, share < DISTURBED
         if self.disturbed and not before and self.usual >= LONG_RUN:
             self.apart = 0.0
