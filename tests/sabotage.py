@@ -382,6 +382,7 @@ MUTATIONS = (
     Mutation("slower threads are chosen", "devices/thread_choice.py", "if mean < self.usual *", "if mean > self.usual *", "tests/devices/test_thread_choice.py"),
     Mutation("calm long work tries fewer threads at once", "devices/thread_choice.py", "self.since >= self.wait", "self.since >= self.apart", "tests/devices/test_thread_choice.py"),
     Mutation("what disturbs long work is not noticed", "devices/thread_choice.py", "share < DISTURBED", "False", "tests/devices/test_thread_choice.py"),
+    Mutation("more threads wait for a calm machine too", "devices/thread_choice.py", " and self.threads.kernels == self.options[0].kernels", "", "tests/devices/test_thread_choice.py"),
     Mutation("the share of processor time forgets the threads", "devices/thread_choice.py", "used / (seconds * threads.kernels)", "used / seconds", "tests/devices/test_thread_choice.py"),
     Mutation("torch's threads in a pass change", "devices/processor.py", '"pass": alone', '"pass": options', "tests/devices/test_thread_choice.py"),
     Mutation("threads are not given back", "kernels/team.py", "        _shared.kernels = before", "        pass", "tests/kernels/test_team.py"),

@@ -114,6 +114,19 @@ def test_long_work_whose_processor_time_was_taken_away_tries_fewer_threads_at_on
     assert choice.trials == 2 and choice.threads == Threads(1, 1), "something came that was not there before"
 
 
+def test_long_work_on_one_thread_that_has_its_processor_tries_two_again_soon() -> None:
+    choice = SizeChoice(choices(2)[1:])
+    for seconds, share in ((0.7, 0.45), (0.7, 0.45), (0.6, 1.0)):
+        choice.record(seconds, share)
+    assert choice.place == 1, "one thread was faster"
+    choice.record(0.7, share=0.45)
+    spent = 0.0
+    while choice.threads == Threads(1, 1):
+        choice.record(0.6, share=1.0)
+        spent += 0.6
+    assert choice.trial is not None and spent < 16, "as long as the last trial lost little"
+
+
 def test_short_work_is_tried_whatever_its_share() -> None:
     choice = SizeChoice(choices(2)[1:])
     for _ in range(2):

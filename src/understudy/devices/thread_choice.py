@@ -81,7 +81,7 @@ class SizeChoice:
     since: float = 0.0
     # Seconds of a run; 0: none was seen.
     usual: float = 0.0
-    # Whether the latest long run had too little processor time.
+    # Whether the latest run had too little processor time.
     disturbed: bool = False
     # Seconds that must pass between trials, as they cost something.
     apart: float = 0.0
@@ -111,8 +111,8 @@ class SizeChoice:
 
     @property
     def wait(self) -> float:
-        """Seconds that must pass before a trial."""
-        calm = self.usual >= LONG_RUN and not self.disturbed
+        """Seconds that must pass before a trial. One of more threads is not delayed where there is processor time for them."""
+        calm = self.usual >= LONG_RUN and not self.disturbed and self.threads.kernels == self.options[0].kernels
         return max(self.apart, min(COST * LOST_RUNS * self.usual, LONGEST_APART)) if calm else self.apart
 
     def _notice(self, share: float) -> None:
