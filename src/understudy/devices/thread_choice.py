@@ -96,7 +96,7 @@ class SizeChoice:
         return self.options[self.place if self.trial is None else self.trial.place]
 
     def record(self, seconds: float, share: float = 0.0) -> None:
-        """Learn that the run on `threads` took so long, and had this share of their processor time."""
+        """Learn that the run on `threads` took so long, and had this share of their processor time; 0: none, or nobody knows."""
         if self.trial is not None:
             self._try(self.trial, seconds)
             return
