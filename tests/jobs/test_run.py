@@ -13,7 +13,9 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.api.settings import AnswerSettings
 from understudy.errors import TransferError
+from understudy.jobs.answering import Answering
 from understudy.jobs.ledger import Index, Output
+from understudy.jobs.records import Line
 from understudy.jobs.run import Job
 from understudy.service import Unavailable
 
@@ -135,16 +137,26 @@ def test_what_is_wrong_with_a_line_is_in_its_record(llm: LLM, tmp_path: Path) ->
 
 @pytest.mark.parametrize("window", [1, 5])
 def test_a_window_bounds_what_is_under_way(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
-    most = [0]
-    step = llm.engine.step
+    under_way, most, in_engine = [0], [0], [0]
+    record, step = Answering.record, llm.engine.step
+
+    async def recorded(self: Answering, line: Line) -> Any:
+        under_way[0] += 1
+        most[0] = max(most[0], under_way[0])
+        try:
+            return await record(self, line)
+        finally:
+            under_way[0] -= 1
 
     def counted(*arguments: Any) -> Any:
-        most[0] = max(most[0], len(llm.scheduler.running) + len(llm.scheduler.waiting))
+        in_engine[0] = max(in_engine[0], len(llm.scheduler.running) + len(llm.scheduler.waiting))
         return step(*arguments)
 
+    monkeypatch.setattr(Answering, "record", recorded)
     monkeypatch.setattr(llm.engine, "step", counted)
     World(llm, tmp_path, [{"prompt": f"{n}", "max_tokens": 3} for n in range(15)]).run(window)
-    assert most[0] == window
+    # A busy machine may answer one line before the engine sees the next, so the engine's own count only has a bound.
+    assert most[0] == window and 1 <= in_engine[0] <= window
 
 
 def test_an_interrupt_keeps_what_is_done(llm: LLM, tmp_path: Path) -> None:
