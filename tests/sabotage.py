@@ -381,6 +381,8 @@ MUTATIONS = (
     Mutation("one resource of a machine is enough for a replica", "cluster/connection.py", "return min(int(resources", "return max(int(resources", "tests/cluster/test_connection.py"),
     Mutation("slower threads are chosen", "devices/thread_choice.py", "if mean < self.usual *", "if mean > self.usual *", "tests/devices/test_thread_choice.py"),
     Mutation("calm long work tries fewer threads at once", "devices/thread_choice.py", "self.since >= self.wait", "self.since >= self.apart", "tests/devices/test_thread_choice.py"),
+    Mutation("shorter work disturbs calm long work", "devices/thread_choice.py", "self.trial is None and not self.calm and", "self.trial is None and", "tests/devices/test_thread_choice.py"),
+    Mutation("a suggestion to calm work is forgotten", "devices/thread_choice.py", "self._follow()\n        if self.trial is None and self.runs", "if self.trial is None and self.runs", "tests/devices/test_thread_choice.py"),
     Mutation("what disturbs long work is not noticed", "devices/thread_choice.py", "share < DISTURBED", "False", "tests/devices/test_thread_choice.py"),
     Mutation("more threads wait for a calm machine too", "devices/thread_choice.py", " and self.threads.kernels == self.options[0].kernels", "", "tests/devices/test_thread_choice.py"),
     Mutation("the share of processor time forgets the threads", "devices/thread_choice.py", "used / (seconds * threads.kernels)", "used / seconds", "tests/devices/test_thread_choice.py"),

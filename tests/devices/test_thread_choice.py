@@ -114,6 +114,31 @@ def test_long_work_whose_processor_time_was_taken_away_tries_fewer_threads_at_on
     assert choice.trials == 2 and choice.threads == Threads(1, 1), "something came that was not there before"
 
 
+def test_long_work_that_has_its_processors_follows_shorter_work_only_once_they_are_taken_away() -> None:
+    choice = SizeChoice(choices(2)[1:])
+    for seconds, share in ((0.7, 0.45), (0.7, 0.45), (0.71, 1.0), (0.7, 0.9)):
+        choice.record(seconds, share)
+    choice.suggest(1)
+    assert choice.trials == 1 and choice.trial is None
+    for _ in range(8):
+        choice.record(0.7, share=0.9)
+    assert choice.trials == 1, "as if nothing had been suggested"
+    choice.record(0.7, share=0.45)
+    assert choice.threads == Threads(1, 1) and choice.suggested is None, "at once, not after sixteen runs"
+    choice.record(1.2, share=1.0)
+    for _ in range(8):
+        choice.record(0.7, share=0.45)
+    assert choice.trials == 2, "a suggestion is tried once"
+
+
+def test_long_work_on_one_thread_follows_shorter_work_that_found_two_faster_at_once() -> None:
+    choice = SizeChoice(choices(2)[1:], place=1)
+    for _ in range(2):
+        choice.record(0.7, share=1.0)
+    choice.suggest(0)
+    assert choice.threads == Threads(2, 1)
+
+
 def test_long_work_on_one_thread_that_has_its_processor_tries_two_again_soon() -> None:
     choice = SizeChoice(choices(2)[1:])
     for seconds, share in ((0.7, 0.45), (0.7, 0.45), (0.6, 1.0)):

@@ -5,7 +5,8 @@ the kernel then lasts some milliseconds longer: on a busy machine fewer threads 
 are on an idle one. No rule tells that beforehand, so it is tried now and then, for as little as it can cost.
 
 A trial of long work costs most, and long work is slower on all threads only where something disturbs them: then they have less
-processor time than there is. Where they have it all, such a trial waits until it is a small share of the time."""
+processor time than there is. Where they have it all, such a trial waits until it is a small share of the time, also one that
+shorter work suggests."""
 
 from __future__ import annotations
 
@@ -87,6 +88,8 @@ class SizeChoice:
     apart: float = 0.0
     # Which of them was tried last: the fewest threads are tried first.
     tried: int = 0
+    # Which of them other work found to be faster, since the last trial.
+    suggested: int | None = None
     trials: int = 0
     trial: _Trial | None = None
 
@@ -106,14 +109,19 @@ class SizeChoice:
         self.since += seconds
         self.usual = self.usual + LATEST * (seconds - self.usual) if self.usual else seconds
         self._notice(share)
-        if self.runs >= (APART if self.trials else FIRST_RUNS) and self.since >= self.wait:
+        self._follow()
+        if self.trial is None and self.runs >= (APART if self.trials else FIRST_RUNS) and self.since >= self.wait:
             self._begin()
 
     @property
+    def calm(self) -> bool:
+        """Whether nothing takes the processor time of long work. A trial of more threads is not delayed where there is some."""
+        return self.usual >= LONG_RUN and not self.disturbed and self.threads.kernels == self.options[0].kernels
+
+    @property
     def wait(self) -> float:
-        """Seconds that must pass before a trial. One of more threads is not delayed where there is processor time for them."""
-        calm = self.usual >= LONG_RUN and not self.disturbed and self.threads.kernels == self.options[0].kernels
-        return max(self.apart, min(COST * LOST_RUNS * self.usual, LONGEST_APART)) if calm else self.apart
+        """Seconds that must pass before a trial."""
+        return max(self.apart, min(COST * LOST_RUNS * self.usual, LONGEST_APART)) if self.calm else self.apart
 
     def _notice(self, share: float) -> None:
         """Learn from the share of processor time that a run had. Where it became too little, earlier findings do not hold."""
@@ -122,9 +130,15 @@ class SizeChoice:
             self.apart = 0.0
 
     def suggest(self, place: int) -> None:
-        """Try this choice next: other work just found it faster."""
-        if self.trial is None and place != self.place:
-            self._try_next(place)
+        """Try this choice next, since other work just found it faster; calm work tries it once it no longer is."""
+        if self.trial is None or self.trial.place != place:
+            self.suggested = place
+            self._follow()
+
+    def _follow(self) -> None:
+        """Begin a trial of what was suggested, if this is the time for it."""
+        if self.suggested is not None and self.trial is None and not self.calm and self.suggested != self.place:
+            self._try_next(self.suggested)
 
     def _begin(self) -> None:
         """Begin a trial of the next of the other choices, which take turns."""
@@ -137,6 +151,7 @@ class SizeChoice:
     def _try_next(self, place: int) -> None:
         """Begin a trial of this choice with the next run."""
         self.trials += 1
+        self.suggested = None
         self.trial = _Trial(place)
 
     def _try(self, trial: _Trial, seconds: float) -> None:
