@@ -55,7 +55,7 @@ class Constraint:
             raise UsageError(f"{name} is false: no JSON is valid by it.")
         if not isinstance(value, Mapping):
             raise UsageError(f"{name} must be a JSON schema, which is an object or true.")
-        _check_depth(value, name)
+        check_depth(value, name)
         if not ends(value):
             raise UsageError(f"{name} cannot be used: it requires itself, in itself, without end.")
         try:
@@ -102,7 +102,7 @@ def _too_deep(name: str) -> str:
     return f"{name} is nested deeper than {DEEPEST} levels."
 
 
-def _check_depth(value: Any, name: str) -> None:
+def check_depth(value: Any, name: str) -> None:
     """UsageError where objects and lists are nested deeper than DEEPEST, or are too many."""
     level = [value]
     for _ in range(DEEPEST + 1):

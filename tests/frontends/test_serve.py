@@ -66,6 +66,9 @@ def test_what_cannot_be_served_is_refused_before_the_model_is_loaded(
         (("--ssl-certfile", "nowhere.pem"), "--ssl-keyfile"),
         (("--ssl-certfile", "nowhere.pem", "--ssl-keyfile", "nowhere.key"), "nowhere.pem"),
         (("--max-queue", "-1"), "--max-queue"),
+        (("--api-key", "", "--port", str(free_port())), "--api-key"),
+        (("--allowed-host", "http://box", "--port", str(free_port())), "--allowed-host"),
+        (("--allowed-origin", "box", "--port", str(free_port())), "--allowed-origin"),
     ):
         assert main(["serve", *words]) == 2
         said = capsys.readouterr().err

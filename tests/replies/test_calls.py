@@ -45,3 +45,19 @@ def test_what_is_no_call_is_none(value: object) -> None:
 @given(st.text(max_size=40))
 def test_no_text_is_an_error(text: str) -> None:
     assert calls_of(text) is None or all(call.name for call in calls_of(text) or ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'{"name": "f", "arguments": {"a": "\ud83d"}}',
+        r'{"name": "f", "arguments": {"\udc00": 1}}',
+        r'{"name": "f\ud83d", "arguments": {}}',
+        '{"name": "f", "arguments": {"a": NaN}}',
+        '{"name": "f", "arguments": {"a": -Infinity}}',
+    ],
+)
+def test_what_no_answer_could_be_written_with_is_no_call(text: str) -> None:
+    assert calls_of(text) is None
+    (found,) = calls_of(r'{"name": "f", "arguments": {"a": "\ud83c\udf4e"}}') or ()
+    assert json.loads(found.arguments) == {"a": "🍎"}

@@ -196,3 +196,36 @@ def test_a_client_that_never_reads_keeps_nobody_waiting(start: Start, llm: LLM, 
         until(lambda: llm.scheduler.idle)
         assert server.post(path, **asked(path, user("z"), 3)).status_code == 200
     assert server.http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("text", "param", "says"),
+    [
+        ('"metadata": {"a": NaN}', "metadata", "a number that JSON does not know"),
+        ('"reasoning": {"a": -Infinity}', "reasoning", "a number that JSON does not know"),
+        (r'"metadata": {"a": "\ud83d"}', "metadata", "half of a character"),
+        (r'"tools": [{"type": "web_search", "a": "\ud83d"}]', "tools", "half of a character"),
+    ],
+    ids=str,
+)
+def test_what_an_answer_could_not_repeat_is_refused(server: Running, text: str, param: str, says: str, stream: bool) -> None:
+    content = f'{{"input": "x", "max_output_tokens": 2, "stream": {json.dumps(stream)}, {text}}}'
+    response = server.http.post("/v1/responses", content=content, headers={"content-type": "application/json"})
+    assert refused(response, says)["param"] == param
+
+
+@pytest.mark.parametrize("path", APIS)
+def test_no_template_is_taken_from_a_client(server: Running, path: str) -> None:
+    for name, value in (("chat_template", "{{ 1 }}"), ("tokenize", True), ("messages", []), ("continue_final_message", True)):
+        response = server.post(path, **asked(path, user("x"), chat_template_kwargs={name: value}))
+        assert refused(response, name)["param"] == "chat_template_kwargs"
+    deep = json.loads('{"a":' * 900 + "1" + "}" * 900)
+    refused(server.post(path, **asked(path, user("x"), chat_template_kwargs=deep)), "nested deeper than 100 levels")
+
+
+@pytest.mark.parametrize("path", APIS[:1])
+def test_deep_arguments_of_an_earlier_call_are_refused(server: Running, path: str) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a":' * 600 + "1" + "}" * 600}}
+    messages = [*user("x"), {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c", "content": "y"}]
+    refused(server.post(path, **asked(path, messages)), "messages.1.tool_calls.0.function.arguments is nested deeper")

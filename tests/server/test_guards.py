@@ -36,6 +36,9 @@ def test_keys_hosts_and_kinds_are_checked(start: Start) -> None:
     assert server.http.get("/health", headers={"Host": "evil.example"}).status_code == 403
     assert server.http.post("/v1/completions", content="{}", headers={**key, "content-type": "text/plain"}).status_code == 415
     kind = {**key, "content-type": "application/json"}
+    packed = server.http.post("/v1/completions", content=b"{}", headers={**kind, "Content-Encoding": "gzip"})
+    assert packed.status_code == 415 and "Content-Encoding: gzip" in packed.json()["error"]["message"]
+    assert server.http.get("/health", headers={"Host": "LOCALHOST:1"}).status_code == 200
     assert server.http.post("/v1/completions", content=b"{", headers=kind).status_code == 400
 
 

@@ -23,6 +23,7 @@ from .errors import ApiError
 from .messages import ToolUse, conversation, tool_use
 from .protocol import ChatBody
 from .strict_calls import strict_reply
+from .template_options import template_options
 from .tool_schemas import check_tools
 
 # Variables of chat templates that switch reasoning on and off.
@@ -71,7 +72,7 @@ def conversation_of(llm: Any, body: ChatBody) -> ChatPrompt:
     check_tools(llm.maker.grammars, use)
     tokenizer = llm.tokenizer
     messages, options = told(tokenizer, conversation(body.messages), use.tools)
-    options |= _thinking(tokenizer, body.effort) | (body.chat_template_kwargs or {})
+    options |= _thinking(tokenizer, body.effort) | template_options(tokenizer, body.chat_template_kwargs)
     if body.continue_final_message:
         options |= {"continue_final_message": True, "add_generation_prompt": bool(body.add_generation_prompt)}
     elif body.add_generation_prompt is not None:

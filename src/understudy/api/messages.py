@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictStr
 
+from ..constraint import check_depth
 from .errors import ApiError
 
 # The parameters of a tool that has none.
@@ -171,6 +172,7 @@ def _call(call: MadeCall, where: str) -> dict[str, Any]:
         arguments = None
     if not isinstance(arguments, dict):
         raise ApiError(400, f"{where}.function.arguments is not the JSON text of an object.", param="messages")
+    check_depth(arguments, f"{where}.function.arguments")
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 

@@ -13,8 +13,9 @@ from starlette.types import ASGIApp
 from ..errors import UsageError, first_line
 from ..llm import LLM
 from ..server.app import create_app
+from ..server.callers import is_loopback
 from ..server.models import ServedModels
-from ..server.settings import LOOPBACK, Settings
+from ..server.settings import Settings
 from .connection import ReplicaShare
 from .faults import plain, told
 from .figures import joined
@@ -116,10 +117,9 @@ def listen(host: str, port: int, **tls: Any) -> None:
     if any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in ray.util.list_named_actors(all_namespaces=True)):
         raise UsageError("Ray Serve runs on that cluster already, with a port of its own: `serve shutdown` there ends it.")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    own = host in LOOPBACK or host.strip("[]") in LOOPBACK
     with told(f"Cannot listen at {host} port {port}"):
         serve.start(
-            proxy_location="HeadOnly" if own else "EveryNode",
+            proxy_location="HeadOnly" if is_loopback(host) else "EveryNode",
             http_options={"host": host, "port": port, **tls},
             logging_config={"log_level": "ERROR", "enable_access_log": False},
         )

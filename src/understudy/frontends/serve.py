@@ -249,18 +249,16 @@ def _plan_for(args: Namespace) -> None:
 
 
 def _settings(args: Namespace, name: str) -> Any:
-    from ..server.settings import LOOPBACK, Settings
+    from ..server.callers import checked_keys, checked_origins, host_names
+    from ..server.settings import Settings
 
-    # A server that others can reach has names that are not known here; its key protects it.
-    hosts = (*LOOPBACK, *(args.allowed_host or ())) if _name(args.host) in LOOPBACK or args.allowed_host else ()
-    keys = tuple(args.api_key or filter(None, [os.environ.get("UNDERSTUDY_API_KEY")]))
     return Settings(
         model_name=name,
-        api_keys=keys,
+        api_keys=checked_keys(args.api_key or filter(None, [os.environ.get("UNDERSTUDY_API_KEY")])),
         max_queue=args.max_queue,
         request_timeout=args.request_timeout,
-        hosts=hosts,
-        origins=tuple(args.allowed_origin or ()),
+        hosts=host_names(args.host, args.allowed_host or ()),
+        origins=checked_origins(args.allowed_origin or ()),
         receive_timeout=args.receive_timeout,
         body_limit=args.body_limit << 20,
         page=not args.no_page,
@@ -282,13 +280,10 @@ def _tls(args: Namespace) -> dict[str, Any]:
 
 
 def _url(args: Namespace) -> str:
+    from ..server.callers import in_url
+
     scheme = "https" if args.ssl_certfile else "http"
-    return f"{scheme}://{_name(args.host)}:{args.port}"
-
-
-def _name(address: str) -> str:
-    """An address as it stands in a URL and in the Host header."""
-    return f"[{address}]" if ":" in address else address
+    return f"{scheme}://{in_url(args.host)}:{args.port}"
 
 
 command = Command("a server with the OpenAI API", _declare, _run)

@@ -37,20 +37,17 @@ def calls_of(value: Any) -> list[ToolCall] | None:
         return calls_of(inner)
     name = inner if isinstance(inner, str) else value.get("name")
     arguments: Any = next((value[key] for key in ("arguments", "parameters", "args") if key in value), {})
-    text = _object_text(arguments)
-    return None if not isinstance(name, str) or not name or text is None else [ToolCall(name, text)]
-
-
-def _object_text(arguments: Any) -> str | None:
-    """`arguments` as the JSON text of an object; None where they are none."""
     if isinstance(arguments, str):
         arguments = _loaded(arguments or "{}")
-    if not isinstance(arguments, Mapping):
+    if not isinstance(name, str) or not name or not isinstance(arguments, Mapping):
         return None
     try:
-        return json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        # A model may have escaped half of a character, which no answer can be written with.
+        f"{name}{text}".encode()
     except (TypeError, ValueError, RecursionError):
         return None
+    return [ToolCall(name, text)]
 
 
 def _loaded(text: str) -> Any:

@@ -56,6 +56,9 @@ class Guards:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method == "POST" and kind != "application/json":
             raise ApiError(415, f"The content type must be application/json, got {kind or 'none'}.")
+        packed = headers.get("content-encoding", "").strip().lower()
+        if method == "POST" and packed not in ("", "identity"):
+            raise ApiError(415, f"The body must be sent as it is, without Content-Encoding: {packed[:40]}.")
 
     def _has_key(self, headers: Mapping[str, str]) -> bool:
         if not self.settings.api_keys:
@@ -133,6 +136,5 @@ def _too_large(limit: int) -> ApiError:
 
 def _name(host: str) -> str:
     """A Host header without its port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].lower()
+    host = host.lower()
+    return host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..api.settings import AnswerSettings
+from .callers import LOOPBACK
 
 MIB = 1 << 20
-# Names that a browser or client calls this machine by.
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)

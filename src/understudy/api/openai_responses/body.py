@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,7 @@ def chat_of(body: ResponsesBody) -> ResponsesChat:
     for name, advice in STORED.items():
         if extra.get(name):
             raise ApiError(400, f"{name} is not supported: {advice}.", param=name, code="unsupported_parameter")
+    _check_told(body)
     table = ToolTable()
     table.add(body.tools or ())
     turns, skipped = _turns(body, table)
@@ -116,6 +118,22 @@ def chat_of(body: ResponsesBody) -> ResponsesChat:
     with own_names(NAMES):
         chat = chat_body({**taken, **fields})
     return ResponsesChat(chat, table, sorted({*ignored, *kinds}))
+
+
+def _check_told(body: ResponsesBody) -> None:
+    """Raise ApiError (400) for a field that no answer could repeat: Python reads what is no JSON, such as NaN."""
+    for name, value in body.told().items():
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            why = "it holds half of a character"
+        except ValueError:
+            why = "it holds a number that JSON does not know"
+        except RecursionError:
+            why = "it is nested too deep"
+        else:
+            continue
+        raise ApiError(400, f"{name} cannot be repeated in the answer: {why}.", param=name)
 
 
 def _turns(body: ResponsesBody, table: ToolTable) -> tuple[Turns, list[str]]:
