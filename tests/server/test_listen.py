@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ import trustme
 
 from tests.server.conftest import slowed, until
 from understudy import LLM
+from understudy.api import forms
 from understudy.errors import UsageError
+from understudy.server import listen
 from understudy.server.listen import Listener, Stopping
 from understudy.server.models import ServedModels
 from understudy.server.settings import Settings
@@ -131,6 +136,38 @@ def test_what_does_not_finish_in_time_is_told_so(llm: LLM, monkeypatch: pytest.M
         whole, streamed = served(listener, llm, client)
     assert "shutting down" in whole.json()["error"]["message"]
     assert "shutting down" in streamed and "[DONE]" not in streamed
+    assert llm.scheduler.idle
+
+
+def test_who_does_not_read_or_send_is_left_behind(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    monkeypatch.setattr(listen, "LAST_WORDS", 0.5)
+    # more than the system's buffers of a connection hold
+    monkeypatch.setattr(forms, "ALIVE", ": " + "alive " * 300_000 + "\n\n")
+    go = slowed(llm, monkeypatch)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    body = json.dumps({**ASKED, "stream": True}).encode()
+
+    def client() -> float:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+            until(lambda: answers(http))
+        with closing(socket.create_connection(("127.0.0.1", port))) as silent, closing(socket.socket()) as deaf:
+            silent.sendall(head + b"Content-Length: 50\r\n\r\n{")
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            deaf.connect(("127.0.0.1", port))
+            deaf.sendall(head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            until(lambda: len(llm.scheduler.running) + len(llm.scheduler.waiting) == 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            began = time.monotonic()
+            go.set()
+            until(lambda: not listener.thread.is_alive())
+            return time.monotonic() - began
+
+    with Listener(SETTINGS, "127.0.0.1", port, drain=0) as listener:
+        assert 0.5 <= served(listener, llm, client) < 4
+    assert "Traceback" not in capfd.readouterr().err
     assert llm.scheduler.idle
 
 

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -31,6 +32,8 @@ LOOK = 0.1
 BACKLOG = 2048
 # Seconds that clients have to read how their requests ended, after the time for what still runs.
 LAST_WORDS = 5
+# Seconds after that in which the connections that are left are closed.
+CLOSING = 5
 
 
 class Gate:
@@ -57,7 +60,7 @@ class Listener:
         self.config = uvicorn.Config(
             self.gate,
             http=partial(TimedConnection, settings.receive_timeout),  # type: ignore[arg-type]
-            timeout_graceful_shutdown=drain + LAST_WORDS,
+            timeout_graceful_shutdown=drain + LAST_WORDS + CLOSING,
             # The same one, whatever else is installed.
             loop="asyncio",
             **options,
@@ -91,13 +94,23 @@ class Listener:
             self.gate.app = app
             while self.thread.is_alive():
                 self.thread.join(LOOK)
-                if stopping.since is not None and time.monotonic() > stopping.since + self.drain:
+                late = 0.0 if stopping.since is None else time.monotonic() - stopping.since - self.drain
+                if late > 0:
                     models.abandon("the server is shutting down")
+                if late > LAST_WORDS:
+                    self._hang_up()
         finally:
             for sig, handler in before.items():
                 signal.signal(sig, handler)
             models.close()
         return stopping.signal
+
+    def _hang_up(self) -> None:
+        """Close all connections: of clients that do not read, and of those whose requests do not arrive."""
+        for connection in list(self.server.server_state.connections):
+            # The loop may be gone.
+            with suppress(RuntimeError):
+                connection.loop.call_soon_threadsafe(connection.transport.abort)
 
 
 class Stopping:
