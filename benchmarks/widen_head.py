@@ -20,6 +20,7 @@ from standin import DTYPES
 from understudy.errors import UnderstudyError, UsageError
 from understudy.heads import DraftHead, HeadConfig
 from understudy.heads.files import built, load, save
+from understudy.heads.held import Holding
 
 WIDENED = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
@@ -89,7 +90,7 @@ def main() -> None:
     if given.widen < 1:
         parser.error("--widen must be at least 1")
     try:
-        wide = widened(load(given.head, torch.float32), given.widen)
+        wide = widened(load(given.head, Holding(torch.float32)), given.widen)
         save(wide.to(DTYPES[given.dtype][0]), given.output)
     except UnderstudyError as error:
         raise SystemExit(f"widen_head: {error}") from None

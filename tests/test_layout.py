@@ -52,7 +52,7 @@ MAY_IMPORT = {
         "small_keys",
         *("seeds", "startup", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"),
     },
-    "heads": {"demo", "tree", "layer_states", "cache", "models", "weights"},
+    "heads": {"demo", "tree", "layer_states", "cache", "models", "weights", "quantizers", "kernels"},
     "drafters": {
         *("heads", "adjust", "sequence", "cache", "layer_states", "tree", "verify", "sampling", "models", "plan", "devices"),
         *("kernels", "ways"),

@@ -254,7 +254,7 @@ class Blueprint:
         head = self.options.drafter.head
         if head is None or self.bearer is None:
             return 0
-        return held_bytes(head.source(self.bearer).config, rows, slots, self.dtype)
+        return held_bytes(head.source(self.bearer).config, rows, slots, self.dtype, head.bits)
 
     def _rows(self, budget: int, slots: int) -> int:
         """Sequences whose KV cache of `slots` tokens each is a small share of the budget: 1 to MOST_ROWS."""

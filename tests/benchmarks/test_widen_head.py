@@ -13,6 +13,7 @@ import widen_head
 from tests.heads.golden import HIDDEN, LAYER, VOCABULARY, randomized
 from understudy.heads import DraftHead, HeadConfig, Places, TargetFacts
 from understudy.heads.files import built, config_of, load, save
+from understudy.heads.held import Holding
 
 K = 3
 LAYERS = 6
@@ -74,7 +75,8 @@ def test_the_command_writes_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     widen_head.main()
     assert config_of(tmp_path / "wide") == widen_head.configuration(head.config, 2)
     expected = widen_head.widened(head, 2).state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in load(tmp_path / "wide", torch.float32).state_dict().items())
+    again = load(tmp_path / "wide", Holding(torch.float32)).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.items())
     monkeypatch.setattr(sys, "argv", [arguments[0], str(tmp_path / "nothing"), *arguments[2:]])
     with pytest.raises(SystemExit, match="widen_head: There is no head in"):
         widen_head.main()

@@ -18,6 +18,10 @@ from understudy.errors import CheckpointError, UsageError
 from understudy.heads import HeadConfig, TargetFacts
 from understudy.heads.files import built
 from understudy.heads.files import save as save_head
+from understudy.heads.held import FewBits
+
+PROMPT = [5, 99, 5, 12, 80, 5, 99, 5]
+PARAMS = [SamplingParams(max_new_tokens=16, ignore_eos=True, temperature=t, seed=3) for t in (0.0, 0.8)]
 
 
 def written(directory: Path, kind: str, **changes: Any) -> Path:
@@ -87,6 +91,37 @@ def test_the_plan_counts_what_a_head_takes(kind: str, model: Path, tmp_path: Pat
         assert (llm.plan.items["substitute"] > 0) == (llm.store.recipe.codec == "delta" or kind != "eagle3")
     foretold = LLM.plan_only(model, **options, memory="1GiB", resident="none").items["draft head"]
     assert foretold == counted
+
+
+@pytest.fixture(scope="module")
+def agreeing(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
+    """An EAGLE that was trained on the texts that the model writes after PROMPT, and those texts."""
+    head = tmp_path_factory.mktemp("agreeing") / "eagle"
+    with opened(model, method="none", context=128) as llm:
+        plain = [llm.generate([PROMPT], params)[0].token_ids for params in PARAMS]
+    trained.agreeing(head, model, "eagle", [PROMPT + text for text in plain])
+    return head, plain
+
+
+@pytest.mark.parametrize("method", ["eagle:{},guess=off,bits={}", "substitute:suggest=eagle:{},suggest_bits={}"])
+def test_with_fewer_bits_texts_are_the_same_and_the_plan_counts_less(method: str, model: Path, agreeing: Any) -> None:
+    head, plain = agreeing
+    counted = []
+    for bits in (16, 8, 4):
+        with opened(model, method=method.format(head, bits), context=128) as llm:
+            done = [llm.generate([PROMPT], params)[0] for params in PARAMS]
+            runner: Any = (lambda p: getattr(p, "runner", None) or p.reader.runner)(llm.engine.drafter.proposer)  # type: ignore[attr-defined]
+            kinds = {module.kind.name for module in runner.head.modules() if isinstance(module, FewBits)}
+            counted.append(llm.plan.items["draft head"])
+        assert kinds == ({f"int{bits}"} if bits < 16 else set())
+        assert [one.token_ids for one in done] == plain
+        assert all(one.stats.accepted > 6 for one in done), "the head drafts as well as before"
+    assert counted[0] > counted[1] > counted[2]
+    assert "bits must be one of 4, 8, 16" in refused(model, method.format(head, 5))
+
+
+def test_bits_of_no_head_are_refused(model: Path) -> None:
+    assert "suggest_bits= is for a head in front of the copy" in refused(model, "substitute:suggest_bits=4")
 
 
 def test_a_head_of_the_hub_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

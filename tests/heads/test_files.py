@@ -13,6 +13,7 @@ from tests.heads.golden import FACTS, LAYER, VOCABULARY, randomized
 from understudy.errors import CheckpointError, StoreError, UsageError
 from understudy.heads import BEFORE_NORM, DraftHead, HeadConfig
 from understudy.heads.files import built, check, config_of, head_bytes, load, located, save
+from understudy.heads.held import Holding
 
 EAGLE = HeadConfig("eagle", FACTS, (-1,), layers=2, layer=LAYER, options={"bias": False, "last_norm": True})
 
@@ -35,7 +36,7 @@ def changed(saved: Path, **values: Any) -> None:
 
 def test_a_head_is_read_as_it_was_written(head: DraftHead, saved: Path) -> None:
     assert config_of(saved) == EAGLE
-    again = load(saved, torch.float32)
+    again = load(saved, Holding(torch.float32))
     assert again.config == EAGLE and not again.training
     assert again.state_dict().keys() == head.state_dict().keys()
     assert all(torch.equal(tensor, head.state_dict()[name]) for name, tensor in again.state_dict().items())
@@ -48,7 +49,7 @@ def test_a_head_computes_in_the_type_asked_for_and_its_token_map_stays(tmp_path:
     assert head.token_map is not None
     head.token_map += torch.tensor([3, 1, 4, 2, 39])
     save(head, tmp_path / "head")
-    again = load(tmp_path / "head", torch.bfloat16)
+    again = load(tmp_path / "head", Holding(torch.bfloat16))
     assert {weight.dtype for weight in again.parameters()} == {torch.bfloat16}
     assert again.token_map is not None and again.token_map.tolist() == [3, 1, 4, 2, 39]
     floating = sum(weight.numel() for weight in again.parameters())
@@ -58,7 +59,7 @@ def test_a_head_computes_in_the_type_asked_for_and_its_token_map_stays(tmp_path:
 def test_a_head_takes_the_place_of_an_older_one_and_of_nothing_else(head: DraftHead, saved: Path) -> None:
     randomized(head, seed=5)
     save(head, saved)
-    assert torch.equal(load(saved, torch.float32).state_dict()["fc.weight"], head.state_dict()["fc.weight"])
+    assert torch.equal(load(saved, Holding(torch.float32)).state_dict()["fc.weight"], head.state_dict()["fc.weight"])
     (saved / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UsageError, match="holds no head of Understudy"):
         save(head, saved)
@@ -115,7 +116,7 @@ def test_a_config_that_describes_no_head_is_refused(saved: Path) -> None:
     ):
         kept = (saved / "config.json").read_text()
         changed(saved, **wrong)
-        for read in (config_of, lambda path: load(path, torch.float32)):
+        for read in (config_of, lambda path: load(path, Holding(torch.float32))):
             with pytest.raises(CheckpointError, match=said) as refusal:
                 read(saved)
             assert str(saved) in str(refusal.value) and "\n" not in str(refusal.value)
@@ -140,7 +141,7 @@ def test_tensors_must_be_those_of_the_config(saved: Path) -> None:
     ):
         save_file(other, file)
         with pytest.raises(CheckpointError, match=said):
-            load(saved, torch.float32)
+            load(saved, Holding(torch.float32))
         # What needs no values is seen before anything is prepared.
         if "NaN" not in said:
             with pytest.raises(CheckpointError, match=said):
@@ -152,10 +153,10 @@ def test_a_file_cut_short_is_refused(saved: Path) -> None:
     for length in (0, 5, 200, len(whole) - 1):
         (saved / "model.safetensors").write_bytes(whole[:length])
         with pytest.raises(CheckpointError):
-            load(saved, torch.float32)
+            load(saved, Holding(torch.float32))
     (saved / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="holds no head"):
-        load(saved, torch.float32)
+        load(saved, Holding(torch.float32))
 
 
 @pytest.mark.parametrize("tokens", [[0, VOCABULARY], [-1, 3]])
@@ -165,7 +166,7 @@ def test_a_token_outside_of_the_targets_vocabulary_is_refused(tokens: list[int],
     head.token_map += torch.tensor(tokens)
     save(head, tmp_path / "head")
     with pytest.raises(CheckpointError, match=f"none of the {VOCABULARY} of its target"):
-        load(tmp_path / "head", torch.float32)
+        load(tmp_path / "head", Holding(torch.float32))
 
 
 @pytest.mark.parametrize(

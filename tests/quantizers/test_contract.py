@@ -5,7 +5,7 @@ import torch
 
 from understudy.errors import UsageError
 from understudy.kernels import pack
-from understudy.quantizers import QUANTIZERS, Quantizer, dequantised, fitting, quantizer
+from understudy.quantizers import QUANTIZERS, Quantizer, dequantised, fitting, quantised, quantizer
 
 ERRORS = {
     "exact": 0.004,
@@ -69,6 +69,13 @@ def test_pieces_make_the_whole(maker: Quantizer) -> None:
     assert merged.keys() == whole.keys() and all(torch.equal(merged[name], whole[name]) for name in whole)
     part = maker.cut(whole, 2, 2)
     assert torch.equal(maker.dequantize(part, (128, 128)), maker.dequantize(whole, (300, 128))[128:256])
+
+
+@pytest.mark.parametrize("rows", [40, 64, 128, 300, 384])
+def test_a_weight_that_comes_in_pieces_is_the_whole(maker: Quantizer, rows: int) -> None:
+    weight = _weight((rows, 128))
+    whole, made = maker.quantize(weight), quantised(maker, iter(weight.split(128)), rows)
+    assert made.keys() == whole.keys() and all(torch.equal(made[name], whole[name]) for name in whole)
 
 
 def test_special_values_do_no_harm(maker: Quantizer) -> None:

@@ -13,6 +13,7 @@ from tests.training.made import order, trained
 from understudy.errors import NumbersError, UsageError
 from understudy.heads import HEADS
 from understudy.heads.files import load
+from understudy.heads.held import Holding
 from understudy.models.configuration import tokenizer_of
 from understudy.training import checkpoints, loop
 from understudy.training.kinds import KINDS
@@ -26,7 +27,7 @@ def test_a_head_learns(model: Path, tmp_path: Path, head: str) -> None:
     found, notes = trained(order(model, tmp_path, head))
     losses = [float(note.split("loss ")[1].split()[0]) for note in notes if "loss" in note]
     assert found.reached.best == pytest.approx(min(losses), abs=1e-4) and losses[-1] < 0.98 * losses[0]
-    made = load(found.path, torch.float32)
+    made = load(found.path, Holding(torch.float32))
     assert made.config.kind == head.partition(":")[0] and made.config.target.layers == 2
     facts = json.loads((found.path / "training.json").read_text())
     assert facts["tokens"] == found.reached.tokens > 1000 and facts["measured"]["judged"]["tokens_per_pass"] >= 1
@@ -127,7 +128,7 @@ def test_no_number_stops_and_keeps_the_last_checkpoint(
 
 def test_a_draft_vocabulary_is_the_most_frequent_tokens(model: Path, hidden_states: Path, tmp_path: Path) -> None:
     found, _ = trained(order(model, tmp_path, draft_vocab=20, dump=hidden_states, tokens=300))
-    head = load(found.path, torch.float32)
+    head = load(found.path, Holding(torch.float32))
     assert head.token_map is not None and head.token_map.tolist() == sorted(set(head.token_map.tolist()))
     assert set(tokenizer_of(model)("fx \n").input_ids) <= set(head.token_map.tolist())
     output = weights(found.path)["output.weight"]

@@ -19,11 +19,12 @@ if TYPE_CHECKING:  # front ends look names up here, before torch is needed
 
     from ..cache import Cache
     from ..devices import Device
-    from ..heads.source import Bearer, HeadSource
+    from ..heads.source import Bearer
     from ..models.cost import PassCost
     from ..sequence import TokenSequence
     from ..tree import Nodes, TokenTree
     from ..weights.store import Store
+    from .trained import HeadChoice
 
 
 class DraftModel(Protocol):
@@ -115,13 +116,6 @@ class Verified:
     # The target's hidden states at each node and each of the spec's `taps` [n, taps, hidden size], in the model's
     # type and on its device; None without taps. They are a view of the whole pass: copy what is kept.
     hidden: Tensor | None = None
-
-
-class HeadChoice(Protocol):
-    """A trained head, as a drafter's options name it."""
-
-    def source(self, bearer: Bearer) -> HeadSource:
-        """The head for the model `bearer`, which may not be prepared yet. Raises UsageError where it fits another one."""
 
 
 class Drafter(Protocol):

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..heads.files import located
+from ..heads.held import check_bits
 from ..heads.source import Bearer
 from ..sequence import TokenSequence
 from ..tree import Nodes
-from . import HeadChoice, OwnCache, TargetModel, Verified
+from . import OwnCache, TargetModel, Verified
 from .growing_tree import MOST_NODES
 from .head_state import HeadState
 from .policy import DraftPolicy
@@ -29,7 +30,7 @@ from .proposer import Proposer
 from .search import Search, SearchSpec
 from .start import Start
 from .suggest import Suggester, TextSpeaker
-from .trained import NamedHead, opened
+from .trained import BITS, HeadChoice, NamedHead, opened
 
 # A tree's nodes lie in so many slots, one after another, whose numbers differ by this remainder.
 PLACES = MOST_NODES + 1
@@ -105,8 +106,12 @@ class HeadProposer:
 class TrainedSpec(SearchSpec):
     """A tree search with a trained head, wherever that comes from."""
 
+    # Of the head's weights where it drafts: 4, 8, or 16, which is as the model computes.
+    bits: int = BITS
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_bits(self.bits, "bits")
         if self.guess == "on":
             raise UsageError("guess=on is for models that draft: a trained head needs the states before each node.")
 
@@ -116,7 +121,7 @@ class TrainedSpec(SearchSpec):
 
     def proposer(self, target: TargetModel) -> HeadProposer:
         source = self.head.source(Bearer.of_store(target.store, target.config))
-        return HeadProposer(opened(source, target), target)
+        return HeadProposer(opened(source, target, self.bits), target)
 
     def suggester(self, proposer: Proposer) -> Suggester | None:
         return None if self.guess == "off" or self.forced else TextSpeaker()
@@ -137,7 +142,7 @@ class HeadSpec(TrainedSpec):
 
     @cached_property
     def head(self) -> NamedHead:
-        return NamedHead(self.kind, self.value)
+        return NamedHead(self.kind, self.value, self.bits)
 
     def located(self, offline: bool) -> HeadSpec:
         return replace(self, value=str(located(self.value, offline))) if self.value else self

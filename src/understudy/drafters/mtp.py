@@ -9,10 +9,15 @@ from ..heads.formats import mtp
 from ..heads.source import Bearer, HeadSource
 from . import methods_alone
 from .head_proposer import TrainedSpec
+from .trained import BITS
 
 
+@dataclass(frozen=True)
 class BroughtHead:
     """The layer for multi-token prediction among the tensors that a model's text part does not use."""
+
+    # Bits of its weights where it drafts.
+    bits: int = BITS
 
     def source(self, bearer: Bearer) -> HeadSource:
         """That of the model `bearer`. Raises UsageError where it has none, and CheckpointError for one that is not whole or cannot
@@ -32,7 +37,7 @@ class MtpSpec(TrainedSpec):
 
     @property
     def head(self) -> BroughtHead:
-        return BroughtHead()
+        return BroughtHead(self.bits)
 
     @property
     def taps(self) -> tuple[int, ...]:

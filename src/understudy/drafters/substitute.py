@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..heads import HEADS
 from ..heads.files import located
 from ..heads.formats import mtp
+from ..heads.held import check_bits
 from ..heads.source import Bearer
 from ..registry import lookup
 from . import TargetModel
@@ -20,7 +21,7 @@ from .mtp import BroughtHead
 from .proposer import ModelProposer, Proposer
 from .search import Search, SearchSpec
 from .suggest import WHEN, Suggester, TextSuggester
-from .trained import NamedHead, opened
+from .trained import BITS, NamedHead, opened
 
 if TYPE_CHECKING:
     from .ahead import AheadSearch
@@ -37,6 +38,8 @@ class SubstituteSpec(SearchSpec):
     # KIND:HEAD, a trained head whose tokens the copy checks, several in one level, or "mtp", the one that the checkpoint brings
     # along; "": none.
     suggest: str = ""
+    # Of that head's weights: 4, 8, or 16, which is as the model computes.
+    suggest_bits: int = BITS
     # Is the next tree drafted while a pass runs, on a device with memory of its own? "auto": where that gives more tokens a second.
     ahead: str = "auto"
 
@@ -45,7 +48,10 @@ class SubstituteSpec(SearchSpec):
         lookup("ahead", self.ahead, dict.fromkeys(WHEN, 0))
         if self.forced and self.ahead == "on":
             raise UsageError("ahead=on makes no sense with a forced width and depth: no draft goes on from another one there.")
+        check_bits(self.suggest_bits, "suggest_bits")
         if not self.suggest:
+            if self.suggest_bits != BITS:
+                raise UsageError("suggest_bits= is for a head in front of the copy: name it, as in suggest=KIND:HEAD.")
             return
         kind, _, place = self.suggest.partition(":")
         lookup("head", kind, HEADS)
@@ -60,8 +66,8 @@ class SubstituteSpec(SearchSpec):
     def head(self) -> NamedHead | BroughtHead | None:
         kind, _, place = self.suggest.partition(":")
         if kind == BROUGHT:
-            return BroughtHead()
-        return NamedHead(kind, place) if self.suggest else None
+            return BroughtHead(self.suggest_bits)
+        return NamedHead(kind, place, self.suggest_bits) if self.suggest else None
 
     def located(self, offline: bool) -> SubstituteSpec:
         if not isinstance(self.head, NamedHead):
@@ -91,7 +97,7 @@ class SubstituteSpec(SearchSpec):
                 f"suggest= is for drafts on the processor: on {target.device.name} tokens are chosen where no head is asked."
             )
         source = self.head.source(Bearer.of_store(target.store, target.config))
-        return TappedProposer(target, opened(source, target))
+        return TappedProposer(target, opened(source, target, self.suggest_bits))
 
     def run_ahead(self, search: Search, target: TargetModel) -> AheadSearch | None:
         from .ahead import AheadSearch, obstacle

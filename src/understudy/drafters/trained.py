@@ -7,12 +7,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from ..errors import UsageError
-from ..heads import HeadConfig
-from ..heads.files import built, check, tensor_bytes
+from ..heads import HeadConfig, held
+from ..heads.files import built, check
+from ..heads.held import Holding
 from ..heads.layers import layer_shapes
 from ..heads.source import Bearer, HeadDirectory, HeadSource
 from ..models.shape import cache_dtype
@@ -20,6 +22,20 @@ from . import TargetModel
 from .growing_tree import MOST_NODES
 from .head_runner import HeadRunner
 from .head_state import PIECE, HeadState
+
+# Bits of a head's weights where nobody says how many: its guesses are as good as with all of them, and it takes half of the memory.
+BITS = 8
+
+
+class HeadChoice(Protocol):
+    """A trained head, as a drafter's options name it."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of its weights where it drafts."""
+
+    def source(self, bearer: Bearer) -> HeadSource:
+        """The head for the model `bearer`, which may not be prepared yet. Raises UsageError where it fits another one."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,8 @@ class NamedHead:
     kind: str
     # The directory; "": none was named.
     place: str
+    # Bits of its weights where it drafts.
+    bits: int = BITS
 
     @cached_property
     def directory(self) -> HeadDirectory:
@@ -54,9 +72,10 @@ class NamedHead:
         return found
 
 
-def held_bytes(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype) -> int:
-    """Bytes that a head of `config` takes beside a model that computes in `dtype`: its tensors, its cache for `rows` rows of
-    `tokens` slots, a tree's states in each row, hidden states that wait to be read, and what reading a piece of a prompt takes."""
+def held_bytes(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype, bits: int) -> int:
+    """Bytes that a head of `config` takes beside a model that computes in `dtype`: its tensors, with so many `bits` a weight,
+    its cache for `rows` rows of `tokens` slots, a tree's states in each row, hidden states that wait to be read, and what reading a
+    piece of a prompt takes."""
     head = built(config, "meta")
     numbers: int = sum(shape.numbers for shape in layer_shapes(config))
     kept = rows * tokens * numbers * cache_dtype(dtype).itemsize
@@ -64,10 +83,13 @@ def held_bytes(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype) -
     waiting = rows * 2 * PIECE * len(config.taps) * config.target.hidden_size
     widest: int = config.layer.get("intermediate_size", config.target.hidden_size)
     reading = PIECE * (3 * widest + (4 + len(config.taps)) * config.target.hidden_size)
-    return tensor_bytes(head, dtype) + kept + (states + waiting + reading) * dtype.itemsize
+    return held.held_bytes(head, dtype, bits) + kept + (states + waiting + reading) * dtype.itemsize
 
 
-def opened(source: HeadSource, target: TargetModel) -> HeadState:
-    """The head on the target's device, which has read nothing yet. Raises CheckpointError where it cannot be read."""
-    head = source.load(target.dtype, target.device.where)
+def opened(source: HeadSource, target: TargetModel, bits: int) -> HeadState:
+    """The head on the target's device, its weights in so many bits, which has read nothing yet.
+
+    Raises CheckpointError or StoreError where it cannot be read."""
+    device = target.device
+    head = source.load(Holding(target.dtype, device.where, bits, device.draft_product))
     return HeadState(HeadRunner(head, layer_shapes(source.config), target, target.dtype))

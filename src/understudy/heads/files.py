@@ -4,7 +4,7 @@ model.safetensors. Published formats are read too (`formats`)."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -23,7 +23,8 @@ from ..weights.checkpoint import read_object
 from ..weights.hub import download
 from . import BEFORE_NORM, HEADS, DraftHead, HeadConfig, TargetFacts
 from .formats import ADVICE, FORMATS, HeadContent
-from .tensors import WEIGHTS, described, tensors_in
+from .held import WHOLE, Holding, held_bytes, hold
+from .tensors import WEIGHTS, HeadTensors, described
 
 CONFIG = "config.json"
 # The key of config.json that tells a head of this package, and its only value so far.
@@ -43,16 +44,20 @@ def located(head: str, offline: bool = False) -> Path:
 def config_of(path: Path) -> HeadConfig:
     """What the head in the directory `path` is; values of tensors are not read. Raises CheckpointError where it cannot be read, or
     is not whole."""
-    return _opened(path, described)[0].config
+    return _opened(path, _raw(path), described(path))[0].config
 
 
-def load(path: Path, dtype: torch.dtype, device: str = "cpu") -> DraftHead:
-    """The head in the directory `path`, not to be trained. Raises CheckpointError where it cannot be read, or is not whole."""
-    content, head = _opened(path, tensors_in)
-    tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in content.tensors.items()}
-    _refuse_bad_values(path, content.config, tensors)
-    head.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, assign=True)
-    return head.requires_grad_(False).eval()
+def load(path: Path, holding: Holding) -> DraftHead:
+    """The head in the directory `path`, held as `holding` says, not to be trained.
+
+    Raises CheckpointError where it cannot be read, or is not whole."""
+    raw = _raw(path)
+    read = HeadTensors.of(path)
+    content, head = _opened(path, raw, read.tensors)
+    if (tokens := content.tensors.get("token_map")) is not None:
+        _refuse_other_tokens(path, content.config, tokens)
+    values = ((name, read.values(tensor)) for name, tensor in content.tensors.items())
+    return hold(head, values, holding, lambda name, tensor: _refuse_bad_values(path, name, tensor))
 
 
 def save(head: DraftHead, path: Path) -> None:
@@ -103,13 +108,7 @@ def built(config: HeadConfig, device: str = "cpu") -> DraftHead:
 
 def head_bytes(config: HeadConfig, dtype: torch.dtype) -> int:
     """Bytes of all tensors of a head of `config` that computes in `dtype`."""
-    return tensor_bytes(built(config, "meta"), dtype)
-
-
-def tensor_bytes(head: DraftHead, dtype: torch.dtype) -> int:
-    """Bytes of all tensors of `head`, if it computes in `dtype`."""
-    tensors = head.state_dict().values()
-    return sum(tensor.numel() * (dtype.itemsize if tensor.is_floating_point() else tensor.itemsize) for tensor in tensors)
+    return held_bytes(built(config, "meta"), dtype, WHOLE)
 
 
 @contextmanager
@@ -167,10 +166,9 @@ def _own_config(path: Path, raw: Mapping[str, Any]) -> HeadConfig:
         raise CheckpointError(f"{path / CONFIG}: {place} is not usable ({first['msg']}). Get it again.") from None
 
 
-def _opened(path: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[HeadContent, DraftHead]:
-    """The head in `path` with the tensors that `read` gives, and one like it without values."""
-    raw = _raw(path)
-    content = HeadContent(_own_config(path, raw), read(path)) if MARK in raw else _translated(path, raw, read(path))
+def _opened(path: Path, raw: Mapping[str, Any], tensors: dict[str, Tensor]) -> tuple[HeadContent, DraftHead]:
+    """The head in `path`, whose config is `raw` and whose files hold `tensors`, and one like it without values."""
+    content = HeadContent(_own_config(path, raw), tensors) if MARK in raw else _translated(path, raw, tensors)
     with _about(path):
         head = built(content.config, "meta")
     _refuse_other_tensors(path, content.tensors, head.state_dict())
@@ -203,14 +201,14 @@ def _refuse_other_tensors(path: Path, tensors: Mapping[str, Tensor], wanted: Map
             raise CheckpointError(f"{path}: the tensor {name!r} is {shapes}. Get the head again.")
 
 
-def _refuse_bad_values(path: Path, config: HeadConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError where weights are no numbers, or tokens that the head says are none of the target's."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{path}: the tensor {name!r} has NaN or infinite values. Get the head again.")
-    tokens = tensors.get("token_map")
-    if tokens is None:
-        return
+def _refuse_bad_values(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise CheckpointError where weights are no numbers."""
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise CheckpointError(f"{path}: the tensor {name!r} has NaN or infinite values. Get the head again.")
+
+
+def _refuse_other_tokens(path: Path, config: HeadConfig, tokens: Tensor) -> None:
+    """Raise CheckpointError where the head says tokens that are none of the target's."""
     highest, vocabulary = int(tokens.max()), config.target.vocab_size
     if int(tokens.min()) < 0 or highest >= vocabulary:
         worst = highest if highest >= vocabulary else int(tokens.min())

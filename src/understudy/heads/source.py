@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from ..models.wrapper import text_config
 from ..weights.checkpoint import TensorInfo
 from ..weights.layout import ModelLayout
 from ..weights.store import Store
 from . import DraftHead, HeadConfig, TargetFacts, files
+from .held import Holding
 
 
 class HeadSource(Protocol):
@@ -23,8 +22,8 @@ class HeadSource(Protocol):
     def config(self) -> HeadConfig:
         """What it is."""
 
-    def load(self, dtype: torch.dtype, device: str) -> DraftHead:
-        """The head, which computes in `dtype`, on `device`. Raises CheckpointError or StoreError where it cannot be read."""
+    def load(self, holding: Holding) -> DraftHead:
+        """The head, held as `holding` says. Raises CheckpointError or StoreError where it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class HeadDirectory:
         """The head in `path`. Raises CheckpointError where there is none that can be read."""
         return cls(path, files.config_of(path))
 
-    def load(self, dtype: torch.dtype, device: str) -> DraftHead:
-        return files.load(self.path, dtype, device)
+    def load(self, holding: Holding) -> DraftHead:
+        return files.load(self.path, holding)
 
 
 @dataclass(frozen=True)

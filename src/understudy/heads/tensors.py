@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, quoted
-from ..weights.checkpoint import SAFETENSORS_INDEX, read_shard, shard_files
-from ..weights.files import read_tensor
+from ..kernels.pack import flat
+from ..weights.checkpoint import SAFETENSORS_INDEX, TensorInfo, read_shard, shard_files
+from ..weights.files import byte_chunks, read_tensor
 
 WEIGHTS = "model.safetensors"
 # Other files of weights, in the order in which they are looked for.
@@ -29,26 +34,82 @@ def weight_files(path: Path) -> list[Path]:
 
 def described(path: Path) -> dict[str, Tensor]:
     """The tensors in the directory `path` on the meta device. Raises CheckpointError where a file is damaged or cut short."""
-    return _tensors(path, "meta")
+    return HeadTensors.of(path, "meta").tensors
 
 
-def tensors_in(path: Path) -> dict[str, Tensor]:
-    """The tensors in the directory `path`, in memory. Raises CheckpointError where a file is damaged or cut short."""
-    return _tensors(path, "cpu")
+@dataclass(frozen=True)
+class Values:
+    """The values of a tensor, which need not be in memory yet."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    # Its bytes, in pieces of any size.
+    chunks: Callable[[], Iterable[Tensor]]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Values:
+        return cls(tensor.dtype, tuple(tensor.shape), lambda: [flat(tensor.contiguous())])
+
+    def whole(self) -> Tensor:
+        """A new tensor with all of them."""
+        if 0 in self.shape:
+            return torch.empty(self.shape, dtype=self.dtype)
+        return next(iter(self.rows(self.shape[0]))) if self.shape else next(iter(self.rows(1)))[0]
+
+    def rows(self, count: int) -> Iterator[Tensor]:
+        """New tensors with `count` rows each, in order; the last one has what is left."""
+        shape = self.shape or (1,)
+        row = math.prod(shape[1:]) * self.dtype.itemsize
+        left, into, filled = shape[0], torch.empty(0, dtype=torch.uint8), 0
+        for chunk in self.chunks():
+            while len(chunk):
+                if not len(into):
+                    into = torch.empty(min(count, left) * row, dtype=torch.uint8)
+                some = min(len(chunk), len(into) - filled)
+                into[filled : filled + some] = chunk[:some]
+                chunk, filled = chunk[some:], filled + some
+                if filled == len(into):
+                    left -= len(into) // row
+                    yield into.view(self.dtype).view(-1, *shape[1:])
+                    into, filled = into[:0], 0
 
 
-def _tensors(path: Path, where: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for file in weight_files(path):
-        found |= _of_safetensors(file, where) if file.suffix == ".safetensors" else _of_torch(file, where)
-    return found
+@dataclass(frozen=True)
+class HeadTensors:
+    """The tensors of a head's directory by their names. Matrices of safetensors files are on the meta device: their values are read
+    when asked for, so that no more of them need be held than one piece."""
 
+    tensors: dict[str, Tensor]
+    # Where the values of those on the meta device are, by id.
+    files: dict[int, TensorInfo]
 
-def _of_safetensors(file: Path, where: str) -> dict[str, Tensor]:
-    infos = read_shard(file).tensors
-    if where == "meta":
-        return {info.name: torch.empty(info.shape, dtype=info.dtype, device=where) for info in infos}
-    return {info.name: read_tensor(info.file, info.offset, info.dtype, info.shape, CheckpointError) for info in infos}
+    @classmethod
+    def of(cls, path: Path, where: str = "cpu") -> HeadTensors:
+        """Those in the directory `path`. Raises CheckpointError where a file is damaged or cut short."""
+        made = cls({}, {})
+        for file in weight_files(path):
+            if file.suffix == ".safetensors":
+                made._add(file, where)
+            else:
+                made.tensors.update(_of_torch(file, where))
+        return made
+
+    def _add(self, file: Path, where: str) -> None:
+        for info in read_shard(file).tensors:
+            if where == "meta" or len(info.shape) > 1:
+                tensor = torch.empty(info.shape, dtype=info.dtype, device="meta")
+                self.files[id(tensor)] = info
+            else:
+                tensor = read_tensor(info.file, info.offset, info.dtype, info.shape, CheckpointError)
+            self.tensors[info.name] = tensor
+
+    def values(self, tensor: Tensor) -> Values:
+        """The values of one of `tensors`, or of one that was made of them and is in memory."""
+        if not tensor.is_meta:
+            return Values.of(tensor)
+        info = self.files[id(tensor)]
+        size = tensor.numel() * tensor.itemsize
+        return Values(info.dtype, tuple(info.shape), partial(byte_chunks, info.file, info.offset, size, CheckpointError))
 
 
 def _of_torch(file: Path, where: str) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 All tensors of a substitute are cut by blocks of 64 output rows, so a weight may be quantised piece by piece."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Protocol
 
@@ -65,6 +65,30 @@ def fitting(spec: str, rows: int, columns: int) -> Quantizer:
     """The quantiser that `spec` names if it can do this shape, else `exact`."""
     wanted = quantizer(spec)
     return wanted if wanted.applies(rows, columns) else quantizer("exact")
+
+
+def quantised(maker: Quantizer, pieces: Iterable[Tensor], rows: int) -> Tensors:
+    """The substitute of a weight of so many rows. Its `pieces` come in order, of two or more whole blocks each, but for the
+    last; only one of them is held beside the substitute."""
+    whole: Tensors = {}
+    first, total = 0, -(-rows // 64)
+    for piece in pieces:
+        made, blocks = maker.quantize(piece), -(-len(piece) // 64)
+        if blocks == total:
+            return made
+        if not whole:
+            one = maker.cut(made, 0, 1)
+            whole = {name: _enlarged(tensor, one[name], blocks, total) for name, tensor in made.items()}
+        for name, place in maker.cut(whole, first, blocks).items():
+            place.copy_(made[name])
+        first += blocks
+    return whole
+
+
+def _enlarged(tensor: Tensor, one: Tensor, blocks: int, total: int) -> Tensor:
+    """Memory for what `tensor` is for so many blocks, and `one` for one of them, of `total` blocks."""
+    sizes = [size if size == own else own * total for size, own in zip(tensor.shape, one.shape, strict=True)]
+    return tensor.new_empty(sizes)
 
 
 def dequantised(maker: Quantizer, tensors: Tensors, shape: tuple[int, int]) -> Linear:

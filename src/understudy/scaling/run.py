@@ -18,6 +18,7 @@ from ..drafters.start import Start
 from ..errors import UsageError
 from ..heads import HeadConfig
 from ..heads.files import CONFIG, check, config_of, load
+from ..heads.held import Holding
 from ..heads.source import Bearer
 from ..llm import LLM
 from ..models import configuration
@@ -194,7 +195,7 @@ class Scale:
             batches, target = self._reading(texts, [config_of(path) for path in missing.values()])
             for number, (cell, path) in enumerate(missing.items()):
                 self.report("judging heads", number, len(missing))
-                head = load(path, torch.float32)
+                head = load(path, Holding(torch.float32))
                 judged = judge(head, target, replace(batches, taps=head.config.taps), self.order.levels)
                 accepted = Accepted(
                     cell, str(path), judged.tokens_per_pass, judged.positions, judged.judged, by_text=judged.by_text

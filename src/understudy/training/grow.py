@@ -11,6 +11,7 @@ import torch
 from ..errors import UsageError
 from ..heads import DraftHead, HeadConfig
 from ..heads.files import check, config_of, load
+from ..heads.held import Holding
 from ..heads.layers import HeadLayers
 
 # What must be the same in both, and how people call it.
@@ -35,7 +36,7 @@ def check_start(path: Path, wanted: HeadConfig) -> None:
 def begin_as(head: DraftHead, path: Path) -> None:
     """Give `head`, which begins as its paper says, the weights of the trained head in `path`. What it has more of layers adds
     nothing yet. Raises CheckpointError where the weights cannot be read."""
-    start = load(path, torch.float32)
+    start = load(path, Holding(torch.float32))
     for layers in head.modules():
         if isinstance(layers, HeadLayers):
             layers.add_nothing(start.config.layers)

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.heads.golden import EPSILON, HEADS, HIDDEN, KEY, KV_HEADS, THETA, VOCABULARY
 from understudy.heads import DraftHead
 from understudy.heads.files import config_of, load
+from understudy.heads.held import Holding
 
 # What the config.json of a published head with the layers of tests/heads/golden.py has.
 LLAMA: dict[str, Any] = {
@@ -46,7 +47,7 @@ def named(head: DraftHead, names: Mapping[str, str]) -> dict[str, Tensor]:
 
 def assert_same(path: Path, head: DraftHead) -> DraftHead:
     """The head that is published in `path` is `head`: the same tensors, and the same config but for what the format cannot tell."""
-    again = load(path, torch.float32)
+    again = load(path, Holding(torch.float32))
     assert config_of(path) == again.config
     assert again.state_dict().keys() == head.state_dict().keys()
     for name, tensor in head.state_dict().items():

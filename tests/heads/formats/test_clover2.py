@@ -12,6 +12,7 @@ from understudy.errors import CheckpointError
 from understudy.heads import BEFORE_NORM, HeadConfig
 from understudy.heads.clover2 import Clover2
 from understudy.heads.files import load
+from understudy.heads.held import Holding
 
 NAMES = {
     "clover_head_mlp_rnn.input_layernorm.": "first_decoder.norm.", "clover_head_mlp_rnn.q.": "first_decoder.query.",
@@ -40,8 +41,8 @@ def test_a_published_head_is_read(tmp_path: Path) -> None:
     for wrong, said in (({}, "None for clover"), ({"clover": {"num_heads": 5}}, "None for num_layers")):
         publish(path, LLAMA | wrong, tensors)
         with pytest.raises(CheckpointError, match=said):
-            load(path, torch.float32)
+            load(path, Holding(torch.float32))
     del tensors["clover_embed_tokens.weight"]
     publish(path, LLAMA | {"clover": CLOVER}, tensors)
     with pytest.raises(CheckpointError, match="lacks its embeddings"):
-        load(path, torch.float32)
+        load(path, Holding(torch.float32))

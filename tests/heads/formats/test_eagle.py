@@ -13,6 +13,7 @@ from understudy.errors import CheckpointError
 from understudy.heads import DraftHead, HeadConfig
 from understudy.heads.eagle import Eagle
 from understudy.heads.files import load
+from understudy.heads.held import Holding
 
 
 def made(layers: int = 1, bias: bool = True) -> DraftHead:
@@ -36,17 +37,18 @@ def test_a_published_head_is_read(file: str, layers: int, bias: bool, tmp_path: 
 
 def test_older_ropes_are_understood(tmp_path: Path) -> None:
     path = publish(tmp_path / "head", LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}}, tensors_of(made()))
-    ropes = load(path, torch.float32).config.layer["rope_parameters"]
+    ropes = load(path, Holding(torch.float32)).config.layer["rope_parameters"]
     assert ropes == {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}
     publish(path, LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, tensors_of(made()))
     with pytest.raises(CheckpointError, match="rope_type 'dynamic' is not one of"):
-        load(path, torch.float32)
+        load(path, Holding(torch.float32))
 
 
 def test_biases_of_queries_alone_leave_the_output_without(tmp_path: Path) -> None:
     head = made()
     biases = {f"layers.0.self_attn.{name}_proj.bias": torch.randn(size) for name, size in (("q", 24), ("k", 12), ("v", 12))}
-    again = load(publish(tmp_path / "head", LLAMA | {"qkv_bias": True}, tensors_of(head) | biases), torch.float32).state_dict()
+    path = publish(tmp_path / "head", LLAMA | {"qkv_bias": True}, tensors_of(head) | biases)
+    again = load(path, Holding(torch.float32)).state_dict()
     assert all(torch.equal(again[name], bias) for name, bias in biases.items())
     assert not bool(again["layers.0.self_attn.o_proj.bias"].any())
 
@@ -63,7 +65,7 @@ def test_a_config_that_is_none_is_refused_with_the_directory(tmp_path: Path) -> 
     ):
         path = publish(tmp_path / "head", LLAMA | wrong, tensors_of(made()))
         with pytest.raises(CheckpointError, match=said) as refusal:
-            load(path, torch.float32)
+            load(path, Holding(torch.float32))
         assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -73,14 +75,14 @@ def test_a_damaged_file_of_torch_is_refused(tmp_path: Path) -> None:
     for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"no pickle at all"):
         (path / "pytorch_model.bin").write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
-            load(path, torch.float32)
+            load(path, Holding(torch.float32))
 
 
 def test_code_in_a_file_of_torch_is_not_run(tmp_path: Path) -> None:
     path = publish(tmp_path / "head", LLAMA, {}, "pytorch_model.bin")
     torch.save({"fc.weight": _Touch(tmp_path / "touched")}, path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load(path, torch.float32)
+        load(path, Holding(torch.float32))
     assert not (tmp_path / "touched").exists()
 
 

@@ -16,6 +16,7 @@ from understudy.heads import DraftHead, HeadConfig
 from understudy.heads.eagle3 import Eagle3
 from understudy.heads.files import config_of, load
 from understudy.heads.formats.eagle3 import DEFAULT_TAPS
+from understudy.heads.held import Holding
 from understudy.models.taps import places_of
 
 SAYS = 12
@@ -64,13 +65,13 @@ def test_a_whole_vocabulary_needs_no_map(tmp_path: Path) -> None:
     tensors = {name: tensor for name, tensor in tensors_of(head).items() if name not in ("d2t", "t2d")}
     whole = torch.randn(VOCABULARY, HIDDEN)
     path = publish(tmp_path / "head", CONFIG | {"draft_vocab_size": VOCABULARY}, tensors | {"lm_head.weight": whole})
-    again = load(path, torch.float32)
+    again = load(path, Holding(torch.float32))
     assert again.token_map is not None and again.token_map.tolist() == list(range(VOCABULARY))
     untold = {name: entry for name, entry in CONFIG.items() if name != "draft_vocab_size"}
-    assert load(publish(tmp_path / "untold", untold, tensors_of(head)), torch.float32).config.draft_vocab_size == SAYS
+    assert load(publish(tmp_path / "untold", untold, tensors_of(head)), Holding(torch.float32)).config.draft_vocab_size == SAYS
     publish(path, CONFIG, tensors)
     with pytest.raises(CheckpointError, match=f"says {SAYS} of {VOCABULARY} tokens, and lacks the tensor 'd2t'"):
-        load(path, torch.float32)
+        load(path, Holding(torch.float32))
 
 
 def target_states(layers: int) -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
@@ -122,5 +123,5 @@ def test_what_is_not_supported_is_refused(tmp_path: Path) -> None:
     ):
         path = publish(tmp_path / "head", CONFIG | config, tensors | other)
         with pytest.raises(CheckpointError, match=said) as refusal:
-            load(path, torch.float32)
+            load(path, Holding(torch.float32))
         assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)

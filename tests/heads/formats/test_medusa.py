@@ -12,6 +12,7 @@ from tests.heads.test_medusa import reference
 from understudy.errors import CheckpointError
 from understudy.heads import DraftHead, HeadConfig
 from understudy.heads.files import load
+from understudy.heads.held import Holding
 from understudy.heads.medusa import Medusa
 
 LEGACY = {"medusa_num_heads": 2, "medusa_num_layers": 1, "base_model_name_or_path": "some/model"}
@@ -53,7 +54,7 @@ def test_a_published_head_is_read_whatever_number_its_config_has(file: str, bloc
 def test_a_head_of_vllm_is_read(prefix: str, tmp_path: Path) -> None:
     head = made()
     tensors = {name: tensor for name, tensor in in_vllm(head, prefix).items() if not name.endswith("bias")}
-    again = load(publish(tmp_path / "head", VLLM, tensors), torch.float32).state_dict()
+    again = load(publish(tmp_path / "head", VLLM, tensors), Holding(torch.float32)).state_dict()
     for name, tensor in head.state_dict().items():
         assert torch.equal(again[name], torch.zeros_like(tensor) if name.endswith("bias") else tensor)
 
@@ -69,7 +70,7 @@ def test_a_truncated_vocabulary_is_mapped(tmp_path: Path) -> None:
     tensors["token_map"][2] = VOCABULARY
     publish(tmp_path / "head", VLLM, tensors)
     with pytest.raises(CheckpointError, match="none of the 40 of its target"):
-        load(tmp_path / "head", torch.float32)
+        load(tmp_path / "head", Holding(torch.float32))
 
 
 def test_the_targets_own_output_head_is_not_held_again(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_the_targets_own_output_head_is_not_held_again(tmp_path: Path) -> None:
     tensors = in_vllm(head) | {"lm_head.weight": torch.randn(VOCABULARY, HIDDEN)}
     assert_same(publish(tmp_path / "head", VLLM | {"original_lm_head": True}, tensors), head)
     publish(tmp_path / "head", VLLM, tensors)
-    again = load(tmp_path / "head", torch.float32).state_dict()
+    again = load(tmp_path / "head", Holding(torch.float32)).state_dict()
     assert all(torch.equal(again[f"outputs.{number}.weight"], tensors["lm_head.weight"]) for number in range(3))
 
 
@@ -85,4 +86,4 @@ def test_a_head_without_an_output_for_its_first_is_refused(tmp_path: Path) -> No
     tensors = {name: tensor for name, tensor in in_vllm(made()).items() if name != "lm_heads.0.weight"}
     path = publish(tmp_path / "head", VLLM, tensors)
     with pytest.raises(CheckpointError, match="lacks the output head of its first"):
-        load(path, torch.float32)
+        load(path, Holding(torch.float32))

@@ -20,6 +20,7 @@ from understudy.errors import CheckpointError
 from understudy.heads import Places
 from understudy.heads.files import head_bytes
 from understudy.heads.formats import mtp
+from understudy.heads.held import Holding
 from understudy.heads.layers import layer_shapes
 from understudy.heads.source import Bearer
 from understudy.models.configuration import config_of
@@ -72,7 +73,7 @@ def test_states_and_those_that_follow_them_are_the_published_layers(family: str,
     assert layer is not None and layer.config.taps == (-1,)
     (shape,) = layer_shapes(layer.config)
     assert shape.window == MTP[family].window
-    head = layer.load(torch.float32, "cpu")
+    head = layer.load(Holding(torch.float32))
     hidden, embedded = pairs(model)
     places = Places(torch.arange(COUNT)[None], causal(shape.window))
     expected = states(family, model.config, source(store), hidden, embedded)
@@ -101,7 +102,7 @@ def test_a_tree_that_is_drafted_has_the_states_of_its_paths_alone(family: str, s
                 before, embedded = torch.cat((before, features[-1:])), torch.cat((embedded, token[None]))
         return features
 
-    assert_golden(layer.load(torch.float32, "cpu"), reference, depth=4)
+    assert_golden(layer.load(Holding(torch.float32)), reference, depth=4)
 
 
 @pytest.mark.parametrize("family", MTP)
@@ -154,7 +155,7 @@ def test_tables_of_its_own_are_read(stores: Any) -> None:
     swapped = replace(store, extra={**store.extra, names[0]: store.extra[names[1]], names[1]: store.extra[names[0]]})
     layer = mtp.found(Bearer.of_store(swapped, model.config))
     assert layer is not None and layer.config.own_embedding and set(names) < set(layer.tensors.values())
-    head = layer.load(torch.float32, "cpu")
+    head = layer.load(Holding(torch.float32))
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert head.embedding is not None and torch.equal(head.embedding, output)
     x = torch.randn(1, 2, 64)

@@ -12,6 +12,7 @@ from tests.heads.golden import HIDDEN, KEY, VOCABULARY, assert_golden
 from tests.heads.test_eagle3 import reference
 from understudy.errors import CheckpointError
 from understudy.heads.files import config_of, load, save
+from understudy.heads.held import Holding
 
 
 def config(kind: str, **told: Any) -> dict[str, Any]:
@@ -41,15 +42,15 @@ def test_layers_of_qwen3_norm_queries_and_keys(tmp_path: Path) -> None:
     layer = {"transformer_layer_config": LLAMA | {"model_type": "qwen3"}}
     told = layer | {"draft_vocab_size": 12, "eagle_aux_hidden_state_layer_ids": [2, 4, 5]}
     path = publish(tmp_path / "head", config("eagle3", **told), tensors | norms)
-    again = load(path, torch.float32)
+    again = load(path, Holding(torch.float32))
     assert config_of(path) == again.config
     assert_golden(again, lambda *given: reference(again, *given), depth=2)
     save(again, tmp_path / "ours")
-    assert load(tmp_path / "ours", torch.float32).state_dict().keys() == again.state_dict().keys()
+    assert load(tmp_path / "ours", Holding(torch.float32)).state_dict().keys() == again.state_dict().keys()
     layer["transformer_layer_config"]["layer_types"] = ["sliding_attention"]
     publish(path, config("eagle3", **(told | layer)), tensors | norms)
     with pytest.raises(CheckpointError, match="look back at a window"):
-        load(path, torch.float32)
+        load(path, Holding(torch.float32))
 
 
 def test_numbers_of_layers_are_those_of_inputs_whatever_the_first_is(tmp_path: Path) -> None:
@@ -57,9 +58,9 @@ def test_numbers_of_layers_are_those_of_inputs_whatever_the_first_is(tmp_path: P
     tensors = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in published.items()}
     told = {"draft_vocab_size": 12, "eagle_aux_hidden_state_layer_ids": [1, 4, 8]}
     path = publish(tmp_path / "head", config("eagle3", **told), tensors)
-    assert load(path, torch.float32).config.taps == (1, 4, 8)
+    assert load(path, Holding(torch.float32)).config.taps == (1, 4, 8)
     publish(path, config("eagle3", draft_vocab_size=12), tensors)
-    assert load(path, torch.float32).config.taps == test_eagle3.DEFAULT_TAPS
+    assert load(path, Holding(torch.float32)).config.taps == test_eagle3.DEFAULT_TAPS
 
 
 def test_an_eagle_head_is_read(tmp_path: Path) -> None:
@@ -69,10 +70,10 @@ def test_an_eagle_head_is_read(tmp_path: Path) -> None:
     assert_same(publish(tmp_path / "head", config("eagle", **told), tensors), head)
     publish(tmp_path / "head", config("eagle", **(told | {"layernorms": True})), tensors)
     with pytest.raises(CheckpointError, match="with layernorms is not supported"):
-        load(tmp_path / "head", torch.float32)
+        load(tmp_path / "head", Holding(torch.float32))
 
 
 def test_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
     path = publish(tmp_path / "head", config("dflash"), {"fc.weight": torch.zeros(2, 2)})
     with pytest.raises(CheckpointError, match="type 'dflash' are not supported; eagle3 and eagle are"):
-        load(path, torch.float32)
+        load(path, Holding(torch.float32))

@@ -102,8 +102,8 @@ def with_output_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """`tensors` in which each attention that has biases has one of its output too: of zeros where it has none as published."""
     for name in [name for name in tensors if name.endswith("q_proj.bias")]:
         output = name.replace("q_proj", "o_proj")
-        weight = tensors[output.replace("bias", "weight")]
-        tensors.setdefault(output, weight.new_zeros(len(weight)))
+        size = len(tensors[output.replace("bias", "weight")])
+        tensors.setdefault(output, tensors[name].new_zeros(size))
     return tensors
 
 

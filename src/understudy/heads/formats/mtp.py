@@ -10,15 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-
-import torch
 
 from ...errors import CheckpointError
 from ...models.wrapper import text_config
 from .. import DraftHead, HeadConfig
 from ..files import built
+from ..held import Holding, hold
 from ..source import Bearer
+from ..tensors import Values
 
 # What may stand before the names of a text model's tensors.
 _PREFIX = r"(?:model\.|language_model\.)*"
@@ -45,14 +46,13 @@ class MtpSource:
     # Our name of each tensor -> the checkpoint's.
     tensors: Mapping[str, str]
 
-    def load(self, dtype: torch.dtype, device: str) -> DraftHead:
+    def load(self, holding: Holding) -> DraftHead:
         """The head. Raises StoreError where files of the Store are damaged. The model must be prepared."""
         store = self.bearer.store
         assert store is not None, "only the head of a prepared model can be loaded"
-        head = built(self.config, "meta")
-        tensors = {name: store.read(store.extra[source]).to(dtype).to(device) for name, source in self.tensors.items()}
-        head.load_state_dict(tensors, assign=True)
-        return head.requires_grad_(False).eval()
+        stored = {name: store.extra[source] for name, source in self.tensors.items()}
+        values = ((name, Values(own.dtype, own.shape, partial(store.pieces, own))) for name, own in stored.items())
+        return hold(built(self.config, "meta"), values, holding)
 
 
 def found(bearer: Bearer) -> MtpSource | None:
