@@ -44,7 +44,7 @@ def test_a_forced_shape_says_how_large_its_trees_can_be(width: int, depth: int) 
         ("substitute:guess=of", "Did you mean 'off'"),
         ("substitute:width=2,depth=2,guess=on", "guess=on makes no sense with a forced width and depth"),
         ("substitute:width=-1,depth=-1", "got width=-1, depth=-1"),
-        ("substitute:2", "should be key=value. Known keys: width, depth, guess, suggest, ahead."),
+        ("substitute:2", "should be key=value. Known keys: width, depth, guess, suggest, suggest_bits, ahead."),
         ("substitute:depth=two", "depth must be int, got 'two'"),
     ],
 )
