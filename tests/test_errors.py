@@ -28,7 +28,7 @@ def test_every_kind_has_an_exit_status(kind: type[UnderstudyError]) -> None:
 @given(st.text())
 def test_what_an_error_says_is_one_line_that_is_not_empty(text: str) -> None:
     said = first_line(ValueError(text))
-    assert len(said.splitlines()) == 1 and said == said.rstrip(". ")
+    assert len(said.splitlines()) == 1 and said == said.rstrip(".: ")
     assert said == "ValueError" or said in text
 
 

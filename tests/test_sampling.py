@@ -9,7 +9,7 @@ from torch import Tensor
 from understudy import sampling
 from understudy.errors import UsageError
 from understudy.params import SamplingParams
-from understudy.sampling import choose, gumbel, keep_likely
+from understudy.sampling import choose, gumbel, keep_likely, perturb
 
 
 def test_the_noise_is_gumbel() -> None:
@@ -60,6 +60,15 @@ def test_filters_keep_the_likeliest_and_no_more_than_they_should(values: list[fl
 def test_greedy_is_the_argmax() -> None:
     logits = torch.randn(5, 40)
     assert torch.equal(choose(logits, SamplingParams(), torch.arange(5)), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-30, 1e-20])
+def test_a_temperature_near_0_takes_the_likeliest(temperature: float) -> None:
+    logits = torch.randn(5, 40) * 1e4
+    for filters in ({}, {"top_p": 0.5}, {"top_k": 3, "min_p": 0.1}):
+        params = SamplingParams(temperature=temperature, **filters)  # type: ignore[arg-type]
+        assert torch.equal(choose(logits, params, torch.arange(5)), logits.argmax(-1))
+        assert torch.equal(perturb(logits, params, torch.arange(5)).argmax(-1), logits.argmax(-1))
 
 
 @pytest.mark.parametrize(

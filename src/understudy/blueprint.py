@@ -21,6 +21,7 @@ from .layer_states import SCRATCH
 from .models.exact_linear import decoding_bytes
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
 from .models.hauls import MOST_BYTES
+from .models.ropes import limit_said
 from .models.shape import ModelShape
 from .models.target import TILE
 from .options import AUTO, DTYPES, SMALL, Options
@@ -182,7 +183,7 @@ class Blueprint:
         longest = self.shape.positions or CONTEXTS[0]
         asked = self.options.context
         if asked is not None and asked > longest:
-            raise UsageError(f"--context {asked} is more than this model's {longest} positions.")
+            raise UsageError(f"--context {asked} is more than this model's {longest} positions{limit_said(self.config)}.")
         return [asked] if asked else [min(context, longest) for context in CONTEXTS]
 
     def for_context(self, context: int, grown: int = 0) -> Plan:

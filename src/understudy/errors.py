@@ -8,7 +8,7 @@ from types import TracebackType
 def first_line(error: BaseException) -> str:
     """The first line of another library's error message, or the error's class name if the message is empty."""
     lines = str(error).strip().splitlines()
-    said = lines[0].rstrip(". ") if lines else ""
+    said = lines[0].rstrip(".: ") if lines else ""
     return said or type(error).__name__
 
 

@@ -22,6 +22,8 @@ class OpenInt(NotGiven, int):
     """A whole number that the user left open."""
 
 
+# A lower temperature than this counts as this: logits that are divided by less are no float32 numbers.
+LEAST_TEMPERATURE = 1e-20
 # The largest bias of a token in either direction, as in the OpenAI API.
 MOST_BIAS = 100.0
 # The largest presence and frequency penalty in either direction, as there.
@@ -106,6 +108,8 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         self._check_kinds()
         self._check_ranges()
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            object.__setattr__(self, "temperature", LEAST_TEMPERATURE)
 
     def _check_kinds(self) -> None:
         penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")

@@ -40,6 +40,7 @@ def refused(call: Any, *words: str) -> str:
     [
         {"hidden_act": "no_such_act"}, {"hidden_act": None}, {"hidden_act": 5},
         {"rms_norm_eps": "1e-5"}, {"num_hidden_layers": 3.0}, {"num_hidden_layers": 0}, {"num_hidden_layers": -1},
+        {"num_hidden_layers": 10**9},
         {"hidden_size": "64"}, {"hidden_size": -64}, {"hidden_size": 0}, {"intermediate_size": None}, {"intermediate_size": -4},
         {"vocab_size": None}, {"vocab_size": 0}, {"vocab_size": [256]},
         {"num_attention_heads": 5}, {"num_attention_heads": 0}, {"num_key_value_heads": 3}, {"num_key_value_heads": -2},

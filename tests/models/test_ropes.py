@@ -11,7 +11,7 @@ from tests.tiny import generated, save, stock
 from understudy import LLM, SamplingParams
 from understudy.errors import CheckpointError, UsageError
 from understudy.models import structure
-from understudy.models.ropes import check_ropes, fix_ropes, longest_exact
+from understudy.models.ropes import check_ropes, fix_ropes, limit_said, longest_exact
 
 PROMPT = [17, 45, 45, 200, 3, 17, 45, 99, 120, 7, 8, 9, 250, 31, 17, 45, 45]
 LONG = {
@@ -47,9 +47,15 @@ def test_the_tokens_are_those_of_transformers_to_the_last_position(rope: str, tm
             assert llm.generate([*PROMPT, *wanted[:30]], params)[0].token_ids == wanted[30:]
 
 
+@pytest.mark.parametrize("rope", ROPES)
+def test_a_limit_is_told_where_the_config_names_more_positions(rope: str) -> None:
+    config = stock("llama", rope_parameters=deepcopy(ROPES[rope]), max_position_embeddings=224).config
+    assert ("longrope" in limit_said(config)) == (rope == "longrope")
+
+
 def test_a_context_in_which_a_rope_would_change_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "llama", rope_parameters=deepcopy(LONG), max_position_embeddings=224)
-    with pytest.raises(UsageError, match="56 positions"):
+    with pytest.raises(UsageError, match=r"57 is more than this model's 56 positions: past them its rope \(longrope\) changes"):
         LLM.plan_only(tmp_path, context=57, memory="1GiB")
     assert LLM.plan_only(None, config=tmp_path, dtype="float32", context=56, memory="1GiB").context == 56
 

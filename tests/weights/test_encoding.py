@@ -58,6 +58,8 @@ def test_what_is_no_weight_of_floats_is_refused(tmp_path: Path) -> None:
         check_weight(info, (384, 64))
     with pytest.raises(CheckpointError, match=rf"{NAME} is uint16, where bfloat16.*not quantised"):
         check_weight(replace(info, dtype=torch.uint16), info.shape)
+    with pytest.raises(CheckpointError, match=f"{NAME} is float64, where bfloat16.*load the model in float32 and save it"):
+        check_weight(replace(info, dtype=torch.float64), info.shape)
     with pytest.raises(CheckpointError, match=f"{NAME} is F4, where"):
         check_weight(replace(info, dtype=torch.uint8, unknown="F4"), info.shape)
     refuse_unusable(info, torch.ones(3))

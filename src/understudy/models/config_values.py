@@ -13,6 +13,8 @@ SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "max_position_embeddings",
 )  # fmt: skip
+# More layers than any model has: transformers' config alone would take gigabytes for a billion of them.
+MOST_LAYERS = 10_000
 
 
 def check_kind(content: Mapping[str, Any], place: Path) -> None:
@@ -37,6 +39,8 @@ def check_sizes(content: Mapping[str, Any], place: Path) -> None:
         value = content.get(name)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise CheckpointError(f"{place}: {name} must be a whole number of 1 or more, got {value!r}.")
+    if (content.get("num_hidden_layers") or 0) > MOST_LAYERS:
+        raise CheckpointError(f"{place}: num_hidden_layers must be at most {MOST_LAYERS}, got {content['num_hidden_layers']}.")
     heads, groups = content.get("num_attention_heads"), content.get("num_key_value_heads")
     if heads and groups and heads % groups:
         raise CheckpointError(f"{place}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}.")

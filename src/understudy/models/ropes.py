@@ -26,6 +26,15 @@ def longest_exact(config: Any) -> int | None:
     return min((limit for limit in limits if limit), default=None)
 
 
+def limit_said(config: Any) -> str:
+    """What a refusal of a longer context adds where the transformers `config` names more positions than a text may have; else
+    nothing."""
+    longest = longest_exact(config)
+    if longest is None or longest >= (getattr(config, "max_position_embeddings", None) or 0):
+        return ""
+    return f": past them its rope ({LONGROPE}) changes for the tokens before them too, so that no text would be exact"
+
+
 def check_ropes(config: Any, place: Path) -> None:
     """Raise CheckpointError for a rope in the transformers `config`, read from the file `place`, whose values no rope can have."""
     for rope in _ropes(config):

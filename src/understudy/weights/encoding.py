@@ -72,10 +72,9 @@ class Encoding:
 def check_weight(info: TensorInfo, shape: tuple[int, ...]) -> None:
     """Raise CheckpointError unless the tensor is a weight of floats in the shape that the model wants."""
     if info.dtype not in FLOATS:
-        raise CheckpointError(
-            f"{info.file}: {info.name} is {info.kind}, where bfloat16, float16 or float32 is needed: choose a checkpoint that is"
-            " not quantised."
-        )
+        wide = info.dtype == torch.float64
+        advice = "load the model in float32 and save it" if wide else "choose a checkpoint that is not quantised"
+        raise CheckpointError(f"{info.file}: {info.name} is {info.kind}, where bfloat16, float16 or float32 is needed: {advice}.")
     if info.shape != shape:
         raise CheckpointError(f"{info.file}: {info.name} is {list(info.shape)}, where the config asks for {list(shape)}.")
 
