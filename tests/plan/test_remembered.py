@@ -40,6 +40,7 @@ def test_a_place_that_cannot_be_written_to_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "speeds.json" / "full").mkdir(parents=True)
     remember(tmp_path / "speeds.json", {"here": Speed(1.0)})
     assert recall(tmp_path / "speeds.json", made) == {}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "speeds.json"]
 
 
 def test_where_stores_live() -> None:

@@ -34,9 +34,12 @@ def remember(path: Path, known: Mapping[str, Any]) -> None:
 
 
 def write_json(path: Path, said: Mapping[str, Any]) -> None:
-    """Write `said` to the file `path` as a whole, by a rename. Where nothing can be written, nothing is."""
+    """Write `said` to the file `path` as a whole, by a rename. Where nothing can be written, nothing is, nor is any part left."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(said, indent=1) + "\n")
-        fresh.replace(path)
+        try:
+            fresh.write_text(json.dumps(said, indent=1) + "\n")
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
