@@ -21,6 +21,14 @@ def test_a_turn_that_does_not_fit_leaves_the_conversation_as_it_was(tmp_path: Pa
     assert "3    with" in after, "the next turn follows the first one and its answer"
 
 
+def test_at_a_terminal_a_line_can_be_edited_and_comes_back_with_the_arrow_up(tmp_path: Path) -> None:
+    left = "\x1b[D"
+    received = on_terminal(tmp_path, "chat", typed=f"refuse his{left * 3}t\nhello\n/exit\n", UNDERSTUDY_FAKE="refusing")
+    assert received.count(FIRST) == 1
+    received = on_terminal(tmp_path, "chat", typed="refuse this\n\x1b[A\n/exit\n", UNDERSTUDY_FAKE="refusing")
+    assert received.count(FIRST) == 2
+
+
 def test_in_a_pipe_a_turn_that_fails_ends_it(understudy: Run) -> None:
     done = understudy("chat", stdin="hello\nrefuse this\nhello\n", UNDERSTUDY_FAKE="refusing")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, FIRST)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 HELP = "Write a line and press Enter. /reset forgets the conversation, /exit (or Ctrl-D) ends it, Ctrl-C cuts it short."
 
+# Where the next line is waited for.
+PROMPT = "> "
+
 # After a turn that there is no room for.
 KEPT = "The conversation is as it was: write a shorter turn, or /reset."
 
@@ -97,14 +100,21 @@ def _finish(reply: Answer, as_json: bool) -> None:
 
 
 def _line() -> str | None:
-    """The next line the user wrote; None when there are no more."""
-    if sys.stdin.isatty():
-        import readline  # noqa: F401  # line editing and history
+    """The next line the user wrote; None when there are no more.
 
-        sys.stderr.write("> ")
-        sys.stderr.flush()
+    At a terminal lines can be edited, come back with the arrow keys, and may have line breaks that are pasted. Left to itself, a
+    terminal also cuts a line off after 4,095 bytes."""
     try:
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            import readline  # noqa: F401  # what `input` reads lines with
+
+            return input(PROMPT).strip()
+        if sys.stdin.isatty():
+            sys.stderr.write(PROMPT)
+            sys.stderr.flush()
         line = sys.stdin.readline()
+    except EOFError:
+        return None
     except UnicodeDecodeError as error:
         raise UsageError(f"Standard input is not text in {error.encoding}: {error.reason}.") from None
     return line.strip() if line else None
