@@ -98,3 +98,13 @@ def test_a_template_for_contents_in_parts_takes_a_text(template: str, expected: 
 
 def test_contents_in_parts_are_left_as_they_are() -> None:
     assert rendered(IN_PARTS, [{"role": "user", "content": [{"type": "text", "text": "Ho"}]}]) == "user:Ho;"
+
+
+def test_a_plain_conversation_may_go_on_with_its_last_message() -> None:
+    tokenizer: Any = byte_tokenizer()
+    tokenizer.chat_template = None
+    begun = [*HELLO, {"role": "assistant", "content": "Hel"}]
+    told = chat_prompt(tokenizer, begun, continue_final_message=True, add_generation_prompt=False)
+    assert tokenizer.decode(told) == "User: Hi\nAssistant: Hel"
+    with pytest.raises(UsageError, match="could be told add_generation_prompt"):
+        chat_prompt(tokenizer, begun, add_generation_prompt=False)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.test_scheduler import World, alone
+from understudy.errors import UsageError
 from understudy.request import Request
 from understudy.service import Call, Service, Unavailable
 
@@ -68,8 +69,11 @@ def test_several_event_loops_share_one_service(world: World, service: Service) -
 
 def test_without_a_limit_any_number_waits(world: World) -> None:
     few = served(world, max_queue=1)
-    with pytest.raises(Unavailable, match="1 may"):
+    with pytest.raises(UsageError, match="asks for 4 texts, and 3 may"):
         few.submit([world.request([n], 2) for n in range(4)])
+    few.submit([world.request([n], 2) for n in range(3)])
+    with pytest.raises(Unavailable, match="1 may"):
+        few.submit([world.request([n], 2) for n in range(3)])
     few.close()
     service = served(world)
     requests = [world.request([n], 2, True) for n in range(40)]

@@ -37,10 +37,12 @@ def chat_text(tokenizer: Any, messages: Messages, **options: Any) -> str:
         raise UsageError("A conversation is a list of messages, each with a role and a content.")
     if has_template(tokenizer):
         return _rendered(tokenizer, messages, options)
-    if options:
-        raise UsageError(f"This model has no chat template that could be told {', '.join(sorted(options))}.")
-    lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
-    return "".join(lines) + "Assistant:"
+    goes_on = options.get("continue_final_message") is True
+    plain = {"continue_final_message", "add_generation_prompt"} if goes_on else set()
+    if others := sorted(set(options) - plain):
+        raise UsageError(f"This model has no chat template that could be told {', '.join(others)}.")
+    lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+    return "\n".join(lines if goes_on else [*lines, "Assistant:"])
 
 
 def has_template(tokenizer: Any) -> bool:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from .errors import Caught, UnderstudyError
+from .errors import Caught, UnderstudyError, UsageError
 from .request import Request, Step
 
 # Seconds between two looks at whether the thread should end, where there is nothing to do.
@@ -76,9 +76,12 @@ class Service:
         return "it is shutting down" if self.draining else ""
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue `requests`, all or none. Raises Unavailable."""
+        """Queue `requests`, all or none. Raises Unavailable, and UsageError for more than could ever wait together."""
         if self.trouble:
             raise Unavailable(f"No request is taken: {self.trouble}.", retry_after=0 if self.fault else 5)
+        most = None if self.max_queue is None else self.max_queue + self.llm.scheduler.rows
+        if most is not None and len(requests) > most:
+            raise UsageError(f"One request asks for {len(requests)} texts, and {most} may run and wait here: divide it.")
         # Those whose clients have left are gone by the next pass: a client that tries again does not queue behind itself.
         waiting = sum(not request.cancelled for request in tuple(self.llm.scheduler.waiting))
         running = sum(not request.cancelled for request in tuple(self.llm.scheduler.running))

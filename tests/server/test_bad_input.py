@@ -229,3 +229,40 @@ def test_deep_arguments_of_an_earlier_call_are_refused(server: Running, path: st
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a":' * 600 + "1" + "}" * 600}}
     messages = [*user("x"), {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c", "content": "y"}]
     refused(server.post(path, **asked(path, messages)), "messages.1.tool_calls.0.function.arguments is nested deeper")
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "param"),
+    [
+        ("/v1/responses", {"tool_choice": {"type": "function", "name": "f", "namespace": ["x"]}}, "tool_choice"),
+        ("/v1/responses", {"input": [{"type": "additional_tools", "tools": 5}]}, "tools"),
+        ("/v1/responses", {"input": [{"type": "function_call", "call_id": "a", "name": "f", "namespace": 5}]}, "input"),
+        ("/v1/messages", {"tool_choice": {"type": ["any"]}}, "tool_choice"),
+        ("/v1/chat/completions", {"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+    ],
+    ids=str,
+)
+def test_values_of_odd_kinds_are_refused_by_name(server: Running, path: str, more: dict[str, Any], param: str) -> None:
+    error = refused(server.post(path, **{**asked(path, user("x")), **more}), "")
+    assert error["param"] == param
+
+
+def test_more_texts_than_may_ever_wait_are_no_reason_to_try_again(start: Start, llm: LLM) -> None:
+    server = start(max_queue=2)
+    body = {"prompt": ["x"] * (llm.plan.rows + 3), "max_tokens": 1}
+    response = server.post("/v1/completions", **body)
+    refused(response, f"asks for {llm.plan.rows + 3} texts, and {llm.plan.rows + 2} may run and wait")
+    assert "retry-after" not in response.headers
+    assert server.post("/v1/completions", **{**body, "prompt": body["prompt"][:-1]}).status_code == 200
+
+
+def test_a_conversation_has_the_tokens_that_a_chat_reads(server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm.tokenizer, "chat_template", TEMPLATE)
+    asks = scripted(llm, monkeypatch, ["x"])
+    messages = [*user("a"), {"role": "assistant", "content": "b"}]
+    for more in ({}, {"continue_final_message": True}, {"chat_template_kwargs": {"add_generation_prompt": False}}):
+        server.post("/v1/chat/completions", **asked("/v1/chat/completions", messages, **more))
+        tokens = server.post("/tokenize", messages=messages, **more).json()["tokens"]
+        assert llm.tokenizer.decode(tokens) == asks[-1]["prompt"], more
+    assert len({ask["prompt"] for ask in asks}) == 2

@@ -208,3 +208,21 @@ def test_what_is_skipped_is_named(server: Running) -> None:
     found = server.post("/v1/messages", messages=messages, max_tokens=1, tools=tools, metadata={"user_id": "u"})
     assert found.status_code == 200, found.text
     assert found.headers["x-understudy-ignored"] == "messages.redacted_thinking, metadata, tools.web_search_20250305"
+
+
+def test_a_last_message_of_the_assistant_is_the_beginning_of_the_reply(
+    server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = scripted(llm, monkeypatch, [" three"])
+    begun = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One, two,"}]
+    found = server.post("/v1/messages", messages=begun, max_tokens=9).json()
+    assert found["content"] == [{"type": "text", "text": " three"}]
+    assert asked[0]["prompt"] == "User: Count.\nAssistant: One, two,"
+    counted = server.post("/v1/messages/count_tokens", messages=begun).json()["input_tokens"]
+    assert counted == found["usage"]["input_tokens"] + found["usage"]["cache_read_input_tokens"]
+    # a template says it in its own way, and the client may want a message of its own
+    monkeypatch.setattr(llm.tokenizer, "chat_template", TEMPLATE)
+    server.post("/v1/messages", messages=begun, max_tokens=9)
+    assert asked[1]["prompt"].endswith("<assistant>One, two,")
+    server.post("/v1/messages", messages=begun, max_tokens=9, continue_final_message=False)
+    assert asked[2]["prompt"].endswith("<assistant>One, two,<assistant>")

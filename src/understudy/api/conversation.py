@@ -73,8 +73,11 @@ def conversation_of(llm: Any, body: ChatBody) -> ChatPrompt:
     tokenizer = llm.tokenizer
     messages, options = told(tokenizer, conversation(body.messages), use.tools)
     options |= _thinking(tokenizer, body.effort) | template_options(tokenizer, body.chat_template_kwargs)
+    if body.continue_final_message and body.add_generation_prompt:
+        what = "add_generation_prompt begins a message, and continue_final_message goes on with the last one: leave one out."
+        raise ApiError(400, what, param="add_generation_prompt")
     if body.continue_final_message:
-        options |= {"continue_final_message": True, "add_generation_prompt": bool(body.add_generation_prompt)}
+        options |= {"continue_final_message": True, "add_generation_prompt": False}
     elif body.add_generation_prompt is not None:
         options["add_generation_prompt"] = body.add_generation_prompt
     text, taken = _text(tokenizer, messages, options)

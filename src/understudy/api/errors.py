@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from ..errors import RoomError, UnderstudyError, UsageError
@@ -24,6 +25,10 @@ MESSAGES_TYPES = {**TYPES, 413: "request_too_large"}
 
 # A field of a body, or one of a tool in it.
 NAME = re.compile(r"[a-z][a-z_]+|tools\.\d+\.[a-z_.]+")
+
+# What pydantic adds to the place of a value that may be of several kinds, and how it begins to say what one is not.
+KIND = re.compile(r"str|bool|int|float|(list|dict|literal)\[.*")
+MISSED = "Input should be "
 
 
 @dataclass
@@ -56,14 +61,20 @@ def error_body(error: ApiError, path: str) -> dict[str, Any]:
 
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The answer to a body in which pydantic found `errors`: it tells the first."""
-    first = errors[0]
-    # Numbers are places in a list.
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    if not where and first["type"] == "missing":
+    """The answer to a body in which pydantic found `errors`: it tells what the first field must be."""
+    where = _place(errors[0]["loc"])
+    if not where and errors[0]["type"] == "missing":
         return ApiError(400, "The request has no body: it must be a JSON object.")
-    what = f"{where}: {first['msg']}" if where else str(first["msg"])
-    return ApiError(400, what, param=where or None)
+    # A value may be of several kinds: each says what it misses.
+    kinds = dict.fromkeys(str(error["msg"]) for error in errors if _place(error["loc"]) == where)
+    said = " or ".join(msg.removeprefix(MISSED) if place else msg for place, msg in enumerate(kinds))
+    return ApiError(400, f"{where}: {said}" if where else said, param=where or None)
+
+
+def _place(parts: Sequence[Any]) -> str:
+    """The field that pydantic tells of, as the client wrote it: numbers are places in a list, and kinds of values are left out."""
+    named = takewhile(lambda part: not KIND.fullmatch(str(part)), (part for part in parts if part != "body"))
+    return ".".join(map(str, named))
 
 
 def answer_to(error: BaseException) -> ApiError:

@@ -237,6 +237,9 @@ class TokenizeBody(BaseModel):
     prompt: StrictStr | None = None
     messages: list[Message] | None = None
     tools: list[Tool] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: StrictBool | None = None
+    continue_final_message: StrictBool | None = None
     add_special_tokens: StrictBool = True
     return_token_strs: StrictBool = False
 

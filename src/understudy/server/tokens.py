@@ -12,7 +12,8 @@ from ..chat_template import encode
 def encoded(body: TokenizeBody, llm: Any) -> dict[str, Any]:
     """The answer of /tokenize."""
     if body.messages is not None:
-        tokens = conversation_of(llm, ChatBody(messages=body.messages, tools=body.tools)).ids
+        names = ("messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+        tokens = conversation_of(llm, ChatBody(**{name: getattr(body, name) for name in names})).ids
     else:
         tokens = encode(llm.tokenizer, str(body.prompt), add_special_tokens=body.add_special_tokens)
     found: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": llm.context}

@@ -87,6 +87,7 @@ def chat_of(body: CountBody) -> MessagesChat:
         "parallel_tool_calls": parallel,
         "reasoning_effort": _effort(body),
         "response_format": _response_format(body),
+        **_begun(turns, extra),
         **limited(_budget(body.thinking or {})),
     }
     if isinstance(body, MessagesBody):
@@ -172,9 +173,19 @@ def _choice(given: Mapping[str, Any] | None) -> tuple[Any, bool | None]:
         return None, None
     kinds: dict[Any, Any] = {"auto": "auto", "none": "none", "any": "required"}
     kinds["tool"] = {"type": "function", "function": {"name": given.get("name")}}
-    if given.get("type") not in kinds:
+    if given.get("type") not in list(kinds):
         raise ApiError(400, f"tool_choice must be of type auto, any, tool or none, got {repr(given)[:80]}.", param="tool_choice")
     return kinds[given["type"]], False if given.get("disable_parallel_tool_use") else None
+
+
+def _begun(turns: Turns, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes on with a last message of the assistant that says something and calls nothing: it is the reply's beginning.
+
+    Fields of chat completions in `extra` may say otherwise."""
+    last = turns.messages[-1] if turns.messages else {}
+    begun = last.get("role") == "assistant" and last["content"] and "tool_calls" not in last
+    told = {"continue_final_message", "add_generation_prompt"}.intersection(extra)
+    return {"continue_final_message": True} if begun and not told else {}
 
 
 def _effort(body: CountBody) -> str | None:

@@ -40,14 +40,15 @@ class ToolTable:
     # Types of tools that were skipped.
     skipped: list[str] = field(default_factory=list)
 
-    def add(self, tools: Sequence[Any], namespace: str | None = None) -> None:
-        """Take tools as the client sent them. Raises ApiError (400)."""
-        for tool in tools:
+    def add(self, tools: Any, namespace: str | None = None) -> None:
+        """Take tools, a list, as the client sent them. Raises ApiError (400)."""
+        for tool in _listed(tools, "tools"):
             kind = tool.get("type") if isinstance(tool, Mapping) else None
             if not isinstance(kind, str):
                 raise ApiError(400, f"tools: a tool is an object with a type, got {repr(tool)[:80]}.", param="tools")
             if kind == "namespace":
-                self.add(_list(tool, "tools"), _name(tool))
+                space = _name(tool)
+                self.add(tool.get("tools"), None if space == NO_NAMESPACE else space)
             elif kind in ("function", "custom"):
                 self._add_one(tool, namespace, kind == "custom")
             else:
@@ -55,7 +56,7 @@ class ToolTable:
 
     def _add_one(self, tool: Mapping[str, Any], namespace: str | None, custom: bool) -> None:
         name = _name(tool)
-        own = KnownTool(name, None if namespace == NO_NAMESPACE else namespace, custom)
+        own = KnownTool(name, namespace, custom)
         told = self.told(own)
         self.known[told] = own
         function = {"name": told, "description": tool.get("description")}
@@ -77,7 +78,7 @@ class ToolTable:
         if not isinstance(given, Mapping):
             return given
         if given.get("type") == "allowed_tools":
-            tools = [self._chosen(tool) for tool in _list(given, "tools")]
+            tools = [self._chosen(tool) for tool in _listed(given.get("tools"), "tools")]
             return {"type": "allowed_tools", "allowed_tools": {"mode": given.get("mode", "auto"), "tools": tools}}
         return self._chosen(given)
 
@@ -85,7 +86,7 @@ class ToolTable:
         if not isinstance(given, Mapping) or given.get("type") not in ("function", "custom"):
             what = f"tool_choice can only name a function or a custom tool, got {repr(given)[:80]}"
             raise ApiError(400, f"{what}.", param="tool_choice")
-        name = self.told(KnownTool(_name(given, "tool_choice"), given.get("namespace")))
+        name = self.told(KnownTool(_name(given, "tool_choice"), _namespace(given, "tool_choice")))
         return {"type": "function", "function": {"name": name}}
 
     def item(self, call: ToolCall, id: str) -> dict[str, Any]:
@@ -109,8 +110,7 @@ def made_call(item: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(content, str) or not isinstance(id, str):
         raise ApiError(400, f"input: a {item['type']} needs call_id, name and its arguments as texts.", param="input")
     arguments = json.dumps({INPUT: content}, ensure_ascii=False) if custom else content
-    namespace = item.get("namespace")
-    known = KnownTool(_name(item, "input"), None if namespace == NO_NAMESPACE else namespace)
+    known = KnownTool(_name(item, "input"), _namespace(item, "input"))
     return {"id": id, "type": "function", "function": {"name": ToolTable.told(known), "arguments": arguments}}
 
 
@@ -134,8 +134,15 @@ def _name(tool: Mapping[str, Any], param: str = "tools") -> str:
     return name
 
 
-def _list(value: Mapping[str, Any], key: str) -> list[Any]:
-    found = value.get(key)
-    if not isinstance(found, list):
+def _namespace(given: Mapping[str, Any], param: str) -> str | None:
+    """The namespace that a tool or a call is in; None: it is in none."""
+    found = given.get("namespace")
+    if found is not None and not isinstance(found, str):
+        raise ApiError(400, f"{param}: a namespace is a text, got {repr(found)[:80]}.", param=param)
+    return None if found == NO_NAMESPACE else found
+
+
+def _listed(found: Any, key: str) -> Sequence[Any]:
+    if not isinstance(found, (list, tuple)):
         raise ApiError(400, f"{key} must be a list, got {repr(found)[:80]}.", param="tools")
     return found
