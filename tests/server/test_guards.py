@@ -98,6 +98,7 @@ def test_methods_that_a_path_does_not_have_are_told_in_the_form_of_errors(server
         ("GET", "/v1/chat/completions", "POST"),
         ("OPTIONS", "/v1/chat/completions", "POST"),
         ("OPTIONS", "/health", "GET"),
+        ("PUT", "/", "GET"),
     ):
         refused = server.http.request(method, path)
         assert refused.status_code == 405 and refused.headers["allow"] == allowed

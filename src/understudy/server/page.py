@@ -13,6 +13,9 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..api.errors import ApiError
+from .responses import error_response
+
 FOLDER = Path(__file__).with_name("page_files")
 KINDS: Mapping[str, str] = {
     ".html": "text/html; charset=utf-8",
@@ -50,8 +53,14 @@ class PageFiles:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = PAGE.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "GET" else None
-        await (self.app if path is None else _answer(path, Headers(scope=scope)))(scope, receive, send)
+        path = PAGE.get(scope["path"]) if scope["type"] == "http" else None
+        if path is None:
+            await self.app(scope, receive, send)
+        elif scope["method"] != "GET":
+            refusal = ApiError(405, "Method Not Allowed", headers={"Allow": "GET"})
+            await error_response(refusal, scope["path"])(scope, receive, send)
+        else:
+            await _answer(path, Headers(scope=scope))(scope, receive, send)
 
 
 def _answer(path: Path, headers: Headers) -> Response:
