@@ -141,6 +141,8 @@ def test_stops_are_texts_and_token_ids(server: Running, plain: LLM) -> None:
         ("/v1/chat/completions", {"messages": CHAT, "n": 0}, 400, "n must be from 1"),
         ("/v1/chat/completions", {"messages": CHAT, "tools": [{"type": "function"}]}, 400, "tools.0.function"),
         ("/v1/completions", {"prompt": "x", "prompt_logprobs": 1}, 400, "prompt_logprobs is not supported"),
+        ("/v1/completions", {"prompt": "x", "repeat_penalty": 1.1}, 400, "use repetition_penalty instead"),
+        ("/v1/completions", {"prompt": "x", "mirostat": 2}, 400, "mirostat is not supported"),
         ("/v1/chat/completions", {"messages": CHAT, "model": "gpt-4"}, 404, "'gpt-4' is not here"),
         ("/v1/completions", {"prompt": ""}, 400, "empty"),
         ("/v1/completions", {"prompt": []}, 400, "empty"),
@@ -159,6 +161,7 @@ def test_bad_requests_are_told_in_one_line(server: Running, path: str, body: dic
 
 def test_harmless_fields_are_ignored_and_named(server: Running) -> None:
     neutral = {"presence_penalty": 0, "logit_bias": {}, "tools": [], "response_format": {"type": "text"}}
+    neutral |= {"typical_p": 1.0, "mirostat": 0}
     response = server.post("/v1/completions", prompt="x", max_tokens=1, user="me", store=False, **neutral)
     assert response.status_code == 200 and response.headers["x-understudy-ignored"] == "store, user"
 

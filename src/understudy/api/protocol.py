@@ -32,10 +32,18 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "truncate_prompt_tokens": (),
     "thinking_token_budget": (),
+    # What samplers of llama.cpp and its relatives are called, with the values that switch them off.
+    **dict.fromkeys(("mirostat", "top_a", "xtc_probability", "dry_multiplier", "dynatemp_range", "no_repeat_ngram_size"), (0,)),
+    **dict.fromkeys(("repeat_penalty", "typical_p", "tfs_z"), (1,)),
 }
 
 # What to use in place of some of them.
-HINTS = {"functions": USE_TOOLS, "function_call": USE_TOOLS, "thinking_token_budget": "reasoning is told apart in chats alone"}
+HINTS = {
+    "functions": USE_TOOLS,
+    "function_call": USE_TOOLS,
+    "thinking_token_budget": "reasoning is told apart in chats alone",
+    "repeat_penalty": "use repetition_penalty instead",
+}
 
 Number = Annotated[float, Field(strict=False)]
 Value = TypeVar("Value")
