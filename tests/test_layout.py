@@ -74,7 +74,8 @@ MAY_IMPORT = {
     "policies": set(),
     "admission": {"engine", "policies", "request", "sequence"},
     "scheduler": {"admission", "advance", "engine", "policies", "request", "sequence", "stats"},
-    "options": {"policies", "plan", "tiers", "drafters", "devices", "weights", "codecs", "quantizers"},
+    "option_kinds": set(),
+    "options": {"option_kinds", "policies", "plan", "tiers", "drafters", "devices", "weights", "codecs", "quantizers"},
     "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs"},
     "blueprint": {
         "spilled",

@@ -15,6 +15,7 @@ from .devices import device_names
 from .devices.several import several
 from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
+from .option_kinds import check_kinds
 from .plan.placement import BLOCKS, STAGES
 from .plan.remembered import cache_directory
 from .plan.sizes import parse_size
@@ -46,6 +47,8 @@ STAY = "none"
 LEAST_LATEST = 64
 # Bytes of prefixes on disk where the user does not say.
 PREFIXES = "4GB"
+# Options whose sizes are checked where they are read.
+SIZES = {"memory", "host_memory", "prefix_cache_size"}
 # Fields that follow from the environment and from other options: nobody gives them.
 DERIVED = {"cache", "recipe_quantizer", "recipe_head", "text"}
 
@@ -65,7 +68,7 @@ class Options:
     split: str = AUTO
     # Where streamed weights come from, a tier's name; auto: what the device is made for.
     tier: str = AUTO
-    # The type to compute in; auto: that of the weights.
+    # The type to compute in, by name or as torch's own; auto: that of the weights.
     dtype: str = "auto"
     # The drafter and its options, as in "substitute:width=6".
     method: str = DEFAULT_METHOD
@@ -127,7 +130,10 @@ class Options:
         known = {field.name: field for field in fields(cls) if field.name not in DERIVED}
         for name in given:
             lookup("option", name, known)
+        if isinstance(given.get("dtype"), torch.dtype):
+            given = {**given, "dtype": str(given["dtype"]).removeprefix("torch.")}
         options = cls(**given, cache=cache_directory(environment))
+        check_kinds(options, skipped=SIZES)
         spec_of(options.method)
         policy_of(options.policy)
         lookup("dtype", options.dtype, {"auto": 0, **DTYPES})
