@@ -163,6 +163,29 @@ def test_a_head_draws_the_same_trees_in_fewer_levels(rows: int, count: int) -> N
     assert all(tree.suggested[HEAD] >= tree.agreed[HEAD] for tree in trees)
 
 
+def test_reading_what_was_accepted_is_no_part_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("understudy.drafters.head_suggest.time.perf_counter", lambda: now[0])
+    world = HeadWorld(1)
+    read, follow, reads = HeadState.read, HeadRunner.follow, [0]
+
+    def slowly(state: HeadState, sequences: Any) -> Any:
+        reads[0] += 1
+        now[0] += 30.0
+        return read(state, sequences)
+
+    def step(runner: HeadRunner, *given: Any) -> Any:
+        now[0] += 0.25
+        return follow(runner, *given)
+
+    taken: list[float] = []
+    monkeypatch.setattr(HeadState, "read", slowly)
+    monkeypatch.setattr(HeadRunner, "follow", step)
+    monkeypatch.setattr(world.drafter.policy.pace, "record_step", lambda texts, seconds: taken.append(seconds))
+    run(world, PROMPTS[:1], 40)
+    assert reads[0] > 1 and {0.0, 0.25} == set(taken)
+
+
 @settings(max_examples=6, deadline=None)
 @given(st.integers(2, 12), st.integers(1, 3), st.booleans(), st.booleans())
 def test_any_head_with_or_without_the_text_changes_no_token_and_no_node(wrong: int, rows: int, text: bool, dear: bool) -> None:

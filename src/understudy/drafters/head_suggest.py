@@ -139,8 +139,12 @@ class HeadSuggester:
 
     def _ask(self, going: list[Chain], pace: Pace) -> None:
         """Let the head add tokens to the chains that are `going`, as long as it pays."""
+        trunks = [self._trunk(chain.tip.tree) for chain in going]
+        new = [trunk.tree.sequence for trunk in trunks if trunk.read is None]
+        # A prompt, or what was accepted: read once, however often the head is asked after it, and so no part of a step.
+        roots = self.reader.read(new) if new else {}
         start = time.perf_counter()
-        going, states = self._begin(going)
+        going, states = self._begin(going, trunks, roots)
         depth = 0
         while going:
             self._say(going, states, depth, pace)
@@ -186,12 +190,12 @@ class HeadSuggester:
         self.passed_over += 1
         return self.passed_over % PROBES == 0
 
-    def _begin(self, going: Sequence[Chain]) -> tuple[list[Chain], Tensor]:
-        """Read what the head has not read of each chain's tree, up to its tip. Returns the chains whose tip has a state, and the
-        states [n, state size]."""
-        trunks = [self._trunk(chain.tip.tree) for chain in going]
-        new = [trunk.tree.sequence for trunk in trunks if trunk.read is None]
-        states = self.reader.read(new) if new else {}
+    def _begin(
+        self, going: Sequence[Chain], trunks: Sequence[Trunk], roots: dict[int, Tensor]
+    ) -> tuple[list[Chain], Tensor]:
+        """Read what the head has not read of each chain's tree, its trunk, below the root up to the tip. `roots`: states of roots
+        that were just read, by row. Returns the chains whose tip has a state, and the states [n, state size]."""
+        states = dict(roots)
         unread = []
         for chain, trunk in zip(going, trunks, strict=True):
             trunk.read = trunk.read or 0
