@@ -150,6 +150,8 @@ MUTATIONS = (
         "if tensor.is_floating_point() and tensor.dim() > 9",
         "tests/heads/test_files.py",
     ),
+    Mutation("many nodes that a head in front begins with are one step", "drafters/head_suggest.py", "rows <= FEW * len(going)", "True", HEAD_SUGGEST),
+    Mutation("a head in front is not measured before the first draft", "drafters/substitute.py", "        made.measure()\n", "", HEAD_SUGGEST),
     Mutation("a step of a head in front takes what reading took", "drafters/head_suggest.py", "self.reader.read(new) if new else {}\n        start = time.perf_counter()", "self.reader.read(new) if new else {}\n        start = 0.0", HEAD_SUGGEST),
     Mutation("a head's own output has as few bits as the rest of it", "heads/held.py", "max(bits, OUTPUT_BITS) if", "bits if", "tests/heads/test_held.py"),
     Mutation("a matrix of few bits forgets its bias", "heads/held.py", "return y if self.bias is None else y + self.bias", "return y", "tests/heads"),

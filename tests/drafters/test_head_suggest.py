@@ -21,7 +21,7 @@ from understudy.drafters.growing_tree import Candidate, GrowingTree
 from understudy.drafters.head_chain import Chain
 from understudy.drafters.head_runner import HeadRunner
 from understudy.drafters.head_state import HeadState
-from understudy.drafters.head_suggest import HEAD, OTHERS, PROBES, HeadSuggester, TappedProposer
+from understudy.drafters.head_suggest import FEW, HEAD, OTHERS, PROBES, HeadSuggester, TappedProposer
 from understudy.drafters.policy import DraftPolicy, Limits
 from understudy.drafters.search import SearchDrafter
 from understudy.drafters.suggest import NOTHING, TEXT, TextSuggester, Tip
@@ -163,16 +163,24 @@ def test_a_head_draws_the_same_trees_in_fewer_levels(rows: int, count: int) -> N
     assert all(tree.suggested[HEAD] >= tree.agreed[HEAD] for tree in trees)
 
 
-def test_reading_what_was_accepted_is_no_part_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> tuple[HeadWorld, list[float]]:
+    """A world in which reading what was accepted takes 30 seconds, each node that a head begins with one and a half, and a token
+    after those a quarter of a second; and what its pace was told of steps."""
     now = [0.0]
     monkeypatch.setattr("understudy.drafters.head_suggest.time.perf_counter", lambda: now[0])
-    world = HeadWorld(1)
-    read, follow, reads = HeadState.read, HeadRunner.follow, [0]
+    world = HeadWorld(1, 3)
+    read, begin, follow = HeadState.read, HeadRunner.begin, HeadRunner.follow
 
     def slowly(state: HeadState, sequences: Any) -> Any:
-        reads[0] += 1
-        now[0] += 30.0
-        return read(state, sequences)
+        before = now[0]
+        found = read(state, sequences)
+        now[0] = before + 30.0
+        return found
+
+    def started(runner: HeadRunner, nodes: Nodes, hidden: Tensor) -> Any:
+        now[0] += 1.5 * len(nodes)
+        return begin(runner, nodes, hidden)
 
     def step(runner: HeadRunner, *given: Any) -> Any:
         now[0] += 0.25
@@ -180,10 +188,36 @@ def test_reading_what_was_accepted_is_no_part_of_a_step(monkeypatch: pytest.Monk
 
     taken: list[float] = []
     monkeypatch.setattr(HeadState, "read", slowly)
+    monkeypatch.setattr(HeadRunner, "begin", started)
     monkeypatch.setattr(HeadRunner, "follow", step)
     monkeypatch.setattr(world.drafter.policy.pace, "record_step", lambda texts, seconds: taken.append(seconds))
-    run(world, PROMPTS[:1], 40)
-    assert reads[0] > 1 and {0.0, 0.25} == set(taken)
+    return world, taken
+
+
+def test_what_is_read_once_is_no_part_of_a_step(steps: tuple[HeadWorld, list[float]], monkeypatch: pytest.MonkeyPatch) -> None:
+    world, taken = steps
+    # Now and then it is not asked for some levels, and has more to read then.
+    asks, asked = HeadSuggester._asks, [0]
+
+    def seldom(suggester: HeadSuggester, *given: Any) -> bool:
+        asked[0] += 1
+        return asks(suggester, *given) and asked[0] % 12 > 8
+
+    monkeypatch.setattr(HeadSuggester, "_asks", seldom)
+    run(world, PROMPTS[:1], 60)
+    assert 0.25 in taken and max(taken) <= 1.5 * FEW, "neither the text nor many nodes"
+    assert 1.5 in taken, f"{sorted(set(taken))}"
+
+
+def test_a_step_is_measured_before_the_first_draft(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM(tiny / "model", method=f"substitute:suggest=eagle:{tiny / 'head'}", memory="1GiB", context=256) as llm:
+        drafter: Any = llm.engine.drafter
+        suggester, pace = drafter.search.suggester, drafter.policy.pace
+        assert 0 < suggester.first_step < 1 and not pace.steps
+        assert suggester.reader.cache.lengths == [0] * len(suggester.reader.cache.lengths)
+        suggester.first_step = 1e3
+        llm.generate([[1, 2, 3]], SamplingParams(max_new_tokens=6, ignore_eos=True))
+        assert suggester.passed_over > 0 and pace.steps == {1: 1e3}, "it looks too slow to be asked"
 
 
 @settings(max_examples=6, deadline=None)

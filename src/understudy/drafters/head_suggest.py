@@ -41,6 +41,11 @@ OTHERS = 2
 OTHER_SURENESS = (0.02, 0.05, 0.1, 0.2, 0.35)
 OTHERS_BELIEVED = (0.01, 0.03, 0.07, 0.12, 0.2, 0.3)
 BELIEVED_SPARED = 0.1
+# The most nodes that the head may read for each chain before its first token, for that to count as a step. Where it was not asked
+# for some levels, it has more to read.
+FEW = 4
+# Runs of a step before the first draft, of which the fastest counts: the first reads weights that no cache has.
+MEASURED = 3
 # Where a head does not pay, it is asked all the same once in so many levels: texts change.
 PROBES = 16
 
@@ -100,8 +105,23 @@ class HeadSuggester:
         self.spared = {sampled: HitRates.believing([BELIEVED_SPARED], BELIEF_WEIGHT) for sampled in (False, True)}
         # By cache row.
         self.trunks: dict[int, Trunk] = {}
+        # Seconds of a step as it was measured at first; 0: it was not.
+        self.first_step = 0.0
         # Times that the head was not worth asking.
         self.passed_over = 0
+
+    @torch.inference_mode()
+    def measure(self) -> None:
+        """Find out what a step takes, before the first draft: a head that looks slow is hardly asked. Row 0 must be empty."""
+        config, target = self.runner.head.config, self.proposer.target
+        shape = 1, len(config.taps), config.target.hidden_size
+        hidden = torch.zeros(shape, dtype=target.dtype, device=target.device.where)
+        for _ in range(MEASURED):
+            start = time.perf_counter()
+            states = self.runner.begin(Nodes.of(TokenTree.chain([0]), 0, 1), hidden)
+            self.runner.scores(states, 0).topk(1)
+            seconds = time.perf_counter() - start
+            self.first_step = min(self.first_step or seconds, seconds)
 
     def favoured(self, tree: GrowingTree, tip: Candidate) -> tuple[int, int]:
         return self.text.favoured(tree, tip) if self.text is not None else (-1, 0)
@@ -133,6 +153,8 @@ class HeadSuggester:
     def suggest(self, tips: Sequence[Tip], pace: Pace) -> list[Suggestion]:
         chains = [self._chain(tip) for tip in tips]
         going = [chain for chain in chains if not self._text_is_surer(chain)]
+        if self.first_step and not pace.steps:
+            pace.record_step(1, self.first_step)
         if going and self._asks(going, pace):
             self._ask(going, pace)
         return [chain.whole() for chain in chains]
@@ -144,12 +166,13 @@ class HeadSuggester:
         # A prompt, or what was accepted: read once, however often the head is asked after it, and so no part of a step.
         roots = self.reader.read(new) if new else {}
         start = time.perf_counter()
-        going, states = self._begin(going, trunks, roots)
+        going, states, rows = self._begin(going, trunks, roots)
         depth = 0
         while going:
             self._say(going, states, depth, pace)
             now = time.perf_counter()
-            pace.record_step(len(going), now - start)
+            if depth or rows <= FEW * len(going):
+                pace.record_step(len(going), now - start)
             start = now
             depth += 1
             kept = [i for i, chain in enumerate(going) if self._goes_on(chain, depth)]
@@ -192,9 +215,10 @@ class HeadSuggester:
 
     def _begin(
         self, going: Sequence[Chain], trunks: Sequence[Trunk], roots: dict[int, Tensor]
-    ) -> tuple[list[Chain], Tensor]:
+    ) -> tuple[list[Chain], Tensor, int]:
         """Read what the head has not read of each chain's tree, its trunk, below the root up to the tip. `roots`: states of roots
-        that were just read, by row. Returns the chains whose tip has a state, and the states [n, state size]."""
+        that were just read, by row. Returns the chains whose tip has a state, the states [n, state size], and how many nodes were
+        read."""
         states = dict(roots)
         unread = []
         for chain, trunk in zip(going, trunks, strict=True):
@@ -213,7 +237,7 @@ class HeadSuggester:
             states |= {trunk.tree.sequence.row: own[-1] for (trunk, _, _), own in zip(unread, parts, strict=True)}
         known = [chain for chain in going if chain.tip.tree.sequence.row in states]
         rows = [states[chain.tip.tree.sequence.row] for chain in known]
-        return known, torch.stack(rows) if rows else torch.empty(0)
+        return known, torch.stack(rows) if rows else torch.empty(0), sum(len(tokens) for _, tokens, _ in unread)
 
     def _follow(self, going: Sequence[Chain], states: Tensor, depth: int) -> Tensor:
         """States of the last tokens of the chains, `depth` below their tips, from those of the tokens before."""

@@ -117,4 +117,6 @@ class SubstituteSpec(SearchSpec):
         text = super().suggester(proposer)
         if not isinstance(proposer, TappedProposer):
             return text
-        return HeadSuggester(proposer, text if isinstance(text, TextSuggester) else None)
+        made = HeadSuggester(proposer, text if isinstance(text, TextSuggester) else None)
+        made.measure()
+        return made
