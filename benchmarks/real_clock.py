@@ -5,6 +5,7 @@ trees, and with them tokens per pass, are the same in every run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -143,6 +144,10 @@ class Watched:
                     drafter.policy.limits, cost=FixedCost(costs=costs), filling=lambda: False
                 )
 
+    def __getattr__(self, name: str) -> Any:
+        """All else that a drafter does."""
+        return getattr(self.drafter, name)
+
     def draft(self, sequences: Sequence[TokenSequence]) -> list[TokenTree]:
         if self.ranking is not None and sequences:
             self.ranking.sequence = sequences[0]
@@ -171,15 +176,3 @@ class Watched:
                 token = int(verified.choices[node])
                 found.append(best.index(token) if token in best else DEEPEST_RANK)
         return found
-
-    def rewind(self, sequence: TokenSequence, length: int) -> None:
-        self.drafter.rewind(sequence, length)
-
-    def copy(self, row: int, sequence: TokenSequence, length: int) -> None:
-        self.drafter.copy(row, sequence, length)
-
-    def reach(self, row: int, length: int) -> int:
-        return self.drafter.reach(row, length)
-
-    def record_round(self, tokens: int, seconds: float, *, prefill: bool) -> None:
-        self.drafter.record_round(tokens, seconds, prefill=prefill)
