@@ -108,3 +108,29 @@ def test_a_plain_conversation_may_go_on_with_its_last_message() -> None:
     assert tokenizer.decode(told) == "User: Hi\nAssistant: Hel"
     with pytest.raises(UsageError, match="could be told add_generation_prompt"):
         chat_prompt(tokenizer, begun, add_generation_prompt=False)
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"])
+def test_a_content_may_come_in_parts_of_text(template: str | None) -> None:
+    parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    assert rendered(template, [{"role": "user", "content": parts}]) == rendered(template)
+    empty = {"role": "assistant", "content": ""}
+    assert rendered(template, [*HELLO, calls]) == rendered(template, [*HELLO, empty]), "what calls tools may say nothing"
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "user", "content": None}, "messages[1]: a content is a text, or a list of parts of type text, got None"),
+        ({"role": "user", "content": 5}, "messages[1]: a content is a text, or a list of parts of type text, got 5"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "takes text only, got a part of type 'image_url'"),
+        ({"role": "user", "content": [{"type": "text", "text": None}]}, "messages[1]: this model takes text only"),
+        ({"role": "user", "content": ["Hi"]}, "messages[1]: this model takes text only, got a part of type None"),
+        ({"role": 5, "content": "Hi"}, "messages[1]: a role is a text, such as user, got 5"),
+    ],
+)
+def test_messages_that_are_no_text_are_named_and_not_the_template(message: Any, said: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        rendered("{{ messages[0].content }}", [*HELLO, message])
+    assert said in str(refusal.value)

@@ -77,6 +77,12 @@ def test_a_store_is_a_model_too(tmp_path: Path, model: Path) -> None:
     assert isinstance(found, Store) and prepare_source(found, chosen, None) is found
 
 
+@pytest.mark.parametrize("model", [5, b"/model", ["demo"]])
+def test_what_names_no_model_is_refused(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="A model is a name or a path, got "):
+        locate(model, options(tmp_path))
+
+
 def test_python_programs_call_the_built_in_model_what_commands_do(tmp_path: Path) -> None:
     found, unnamed = (locate(name, options(tmp_path)) for name in ("demo", None))
     assert found.path == unnamed.path == demo.path()

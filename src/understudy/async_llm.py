@@ -119,13 +119,13 @@ class AsyncLLM:
         maker = self.llm.maker
         return self._begun(partial(maker.request, maker.ids(prompt), params or SamplingParams(), streams=True), params)
 
-    async def chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> Completion:
+    async def chat(self, messages: Sequence[dict[str, Any]], params: SamplingParams | None = None) -> Completion:
         """The assistant's next message. Args, Returns and Raises are those of `LLM.chat`."""
         maker = self.llm.maker
         make = partial(maker.request, maker.chat_ids(messages), params or SamplingParams(), chat=True)
         return await self._completion(await asyncio.to_thread(make))
 
-    def stream_chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> AsyncGenerator[Step]:
+    def stream_chat(self, messages: Sequence[dict[str, Any]], params: SamplingParams | None = None) -> AsyncGenerator[Step]:
         """The assistant's next message, step by step. Args and Raises are those of `LLM.chat`."""
         maker = self.llm.maker
         ids = maker.chat_ids(messages)

@@ -35,6 +35,7 @@ def chat_text(tokenizer: Any, messages: Messages, **options: Any) -> str:
     Raises UsageError for messages that make no sense or that the template refuses, CheckpointError for a faulty template."""
     if not messages or not all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in messages):
         raise UsageError("A conversation is a list of messages, each with a role and a content.")
+    messages = [{**message, "content": _content(message, place)} for place, message in enumerate(messages)]
     if has_template(tokenizer):
         return _rendered(tokenizer, messages, options)
     goes_on = options.get("continue_final_message") is True
@@ -43,6 +44,22 @@ def chat_text(tokenizer: Any, messages: Messages, **options: Any) -> str:
         raise UsageError(f"This model has no chat template that could be told {', '.join(others)}.")
     lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
     return "\n".join(lines if goes_on else [*lines, "Assistant:"])
+
+
+def _content(message: Mapping[str, Any], place: int) -> str:
+    """The text of a message, whose parts may come one by one, as in the OpenAI API. Raises UsageError for what is no text."""
+    content, where = message["content"], f"messages[{place}]"
+    if not isinstance(message["role"], str):
+        raise UsageError(f"{where}: a role is a text, such as user, got {message['role']!r}.")
+    if content is None and message.get("tool_calls"):
+        return ""
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise UsageError(f"{where}: this model takes text only, got a part of type {kind!r}.")
+    if not isinstance(content, (str, list)):
+        raise UsageError(f"{where}: a content is a text, or a list of parts of type text, got {content!r}.")
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def has_template(tokenizer: Any) -> bool:

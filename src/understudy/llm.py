@@ -200,11 +200,12 @@ class LLM:
             when the first Step is asked for."""
         return self._stream(self.maker.request(self.maker.ids(prompt), params or SamplingParams(), streams=True))
 
-    def chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> Completion:
+    def chat(self, messages: Sequence[dict[str, Any]], params: SamplingParams | None = None) -> Completion:
         """The assistant's next message. A conversation that goes on reads only what is new since the last call.
 
         Args:
-            messages: the conversation so far, each message as {"role": "user", "content": "..."}.
+            messages: the conversation so far, each message as {"role": "user", "content": "..."}, or with a list of parts
+                {"type": "text", "text": "..."} as its content.
             params: how tokens are chosen, as for `generate`.
 
         Returns:
@@ -217,7 +218,7 @@ class LLM:
         self._complete([request])
         return request.completion()
 
-    def stream_chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> Iterator[Step]:
+    def stream_chat(self, messages: Sequence[dict[str, Any]], params: SamplingParams | None = None) -> Iterator[Step]:
         """The assistant's next message, step by step. Args and Raises are those of `chat`, the iterator that of `stream`."""
         ids = self.maker.chat_ids(messages)
         return self._stream(self.maker.request(ids, params or SamplingParams(), chat=True, streams=True))

@@ -59,6 +59,8 @@ def locate(model: str | Path | None, options: Options, *, as_it_is: bool = False
 
     Raises CheckpointError and StoreError for what cannot be found or read, and UsageError where a Store was made otherwise than
     `options` ask for, unless it may be taken `as_it_is`."""
+    if model is not None and not isinstance(model, (str, Path)):
+        raise UsageError(f"A model is a name or a path, got {model!r}.")
     if model is None or model == demo.NAME:
         model = demo.path()
     path = Path(model).expanduser()

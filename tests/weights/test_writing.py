@@ -58,3 +58,10 @@ def test_a_lock_is_removed_and_its_holder_waits_for_nobody(tmp_path: Path) -> No
     with only_process(tmp_path / "lock", lambda: waited.append("waiting")):
         assert (tmp_path / "lock").exists()
     assert not (tmp_path / "lock").exists() and waited == []
+
+
+def test_a_file_where_a_directory_is_needed_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(StoreError, match=r"it, or what it is in, is a file\. Move that, or choose"), explained(place):
+            place.mkdir(parents=True)

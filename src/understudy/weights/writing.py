@@ -28,6 +28,10 @@ def explained(directory: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
+        if problem.errno in (errno.EEXIST, errno.ENOTDIR):
+            # Something else has the name of a directory that is needed.
+            what = "it, or what it is in, is a file"
+            raise StoreError(f"Writing to {directory} failed: {what}. Move that, or {elsewhere}.") from None
         remedy = "Free some space" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
         raise StoreError(f"Writing to {directory} failed: {problem.strerror}. {remedy}, or {elsewhere}.") from None
 
