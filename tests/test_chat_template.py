@@ -134,3 +134,11 @@ def test_messages_that_are_no_text_are_named_and_not_the_template(message: Any, 
     with pytest.raises(UsageError) as refusal:
         rendered("{{ messages[0].content }}", [*HELLO, message])
     assert said in str(refusal.value)
+
+
+def test_a_last_message_that_the_template_leaves_out_cannot_be_gone_on_with() -> None:
+    tokenizer: Any = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages[:-1] %}{{ m.content }}{% endfor %}"
+    begun = [*HELLO, {"role": "assistant", "content": "Yes"}]
+    with pytest.raises(UsageError, match="does not write the last message as it is"):
+        chat_prompt(tokenizer, begun, continue_final_message=True, add_generation_prompt=False)

@@ -112,6 +112,12 @@ def _applied(tokenizer: Any, messages: Sequence[Mapping[str, Any]], options: Map
         with quoted(CheckpointError, "This model's chat template is faulty", OTHERWISE, jinja2.UndefinedError):
             told = {"add_generation_prompt": True, **options}
             text = tokenizer.apply_chat_template([*messages], tokenize=False, **told)
+    except CheckpointError as error:
+        # The template may be sound, and leave out or change what the assistant said last.
+        if options.get("continue_final_message") is True and "final message does not appear" in str(error):
+            what = "This model's chat template does not write the last message as it is, so no reply can go on with it"
+            raise UsageError(f"{what}: leave continue_final_message out, or change that message.") from None
+        raise
     except jinja2.TemplateSyntaxError as error:
         where = f"line {error.lineno}: {error.message}"
         raise CheckpointError(f"This model's chat template is faulty in {where}. {OTHERWISE}") from None
