@@ -155,7 +155,7 @@ MUTATIONS = (
     Mutation("a step of a head in front takes what reading took", "drafters/head_suggest.py", "self.reader.read(new) if new else {}\n        start = time.perf_counter()", "self.reader.read(new) if new else {}\n        start = 0.0", HEAD_SUGGEST),
     Mutation("a head's own output has as few bits as the rest of it", "heads/held.py", "max(bits, OUTPUT_BITS) if", "bits if", "tests/heads/test_held.py"),
     Mutation("a matrix of few bits forgets its bias", "heads/held.py", "return y if self.bias is None else y + self.bias", "return y", "tests/heads"),
-    Mutation("a head of few bits is counted as a whole one", "drafters/trained.py", "held.held_bytes(head, dtype, bits)", "held.held_bytes(head, dtype, 16)", "tests/drafters/test_trained.py"),
+    Mutation("a head of few bits is counted as a whole one", "drafters/trained.py", "tensor_bytes(head, dtype, bits)", "tensor_bytes(head, dtype, 16)", "tests/drafters/test_trained.py"),
     Mutation("a head is held whole whatever is asked for", "drafters/trained.py", "device.where, bits, device", "device.where, 16, device", "tests/drafters/test_trained.py"),
     Mutation("pieces of a weight are put at its beginning", "quantizers/__init__.py", "first += blocks", "first += 0", "tests/quantizers/test_contract.py"),
     Mutation("rows of a tensor forget what a chunk had left", "heads/tensors.py", "chunk, filled = chunk[some:], filled + some", "chunk, filled = chunk[:0], filled + some", "tests/heads/test_tensors.py"),

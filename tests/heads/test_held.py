@@ -14,7 +14,7 @@ from understudy.devices.processor import Processor
 from understudy.errors import CheckpointError, UsageError
 from understudy.heads import DraftHead, HeadConfig
 from understudy.heads.files import built, load, save
-from understudy.heads.held import ROWS, FewBits, Holding, check_bits, held_bytes, hold
+from understudy.heads.held import ROWS, FewBits, Holding, check_bits, hold, tensor_bytes
 from understudy.heads.tensors import Values
 from understudy.kernels.pack import flat
 from understudy.quantizers import quantizer
@@ -49,10 +49,10 @@ def states(head: DraftHead, config: HeadConfig, count: int) -> Tensor:
 def test_as_many_bytes_are_held_as_are_counted(kind: str, bits: int, dtype: torch.dtype) -> None:
     head = randomized(built(trained.config(kind)))
     made = held(head, bits, dtype)
-    counted = held_bytes(built(head.config, "meta"), dtype, bits)
+    counted = tensor_bytes(built(head.config, "meta"), dtype, bits)
     assert sum(tensor.nbytes for tensor in made.state_dict().values()) == counted
     assert bool(small(made)) == (bits < 16)
-    assert bits == 16 or counted < held_bytes(head, dtype, 2 * bits)
+    assert bits == 16 or counted < tensor_bytes(head, dtype, 2 * bits)
 
 
 @pytest.mark.parametrize(("bits", "error"), [(16, 0.0), (8, 0.03), (4, 0.3)])

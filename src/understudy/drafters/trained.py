@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 
 from ..errors import UsageError
-from ..heads import HeadConfig, held
+from ..heads import HeadConfig
 from ..heads.files import built, check
-from ..heads.held import Holding
+from ..heads.held import Holding, tensor_bytes
 from ..heads.layers import layer_shapes
 from ..heads.source import Bearer, HeadDirectory, HeadSource
 from ..models.shape import cache_dtype
@@ -83,7 +83,7 @@ def held_bytes(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype, b
     waiting = rows * 2 * PIECE * len(config.taps) * config.target.hidden_size
     widest: int = config.layer.get("intermediate_size", config.target.hidden_size)
     reading = PIECE * (3 * widest + (4 + len(config.taps)) * config.target.hidden_size)
-    return held.held_bytes(head, dtype, bits) + kept + (states + waiting + reading) * dtype.itemsize
+    return tensor_bytes(head, dtype, bits) + kept + (states + waiting + reading) * dtype.itemsize
 
 
 def opened(source: HeadSource, target: TargetModel, bits: int) -> HeadState:

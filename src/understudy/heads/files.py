@@ -23,7 +23,7 @@ from ..weights.checkpoint import read_object
 from ..weights.hub import download
 from . import BEFORE_NORM, HEADS, DraftHead, HeadConfig, TargetFacts
 from .formats import ADVICE, FORMATS, HeadContent
-from .held import WHOLE, Holding, held_bytes, hold
+from .held import WHOLE, Holding, hold, tensor_bytes
 from .tensors import WEIGHTS, HeadTensors, described
 
 CONFIG = "config.json"
@@ -108,7 +108,7 @@ def built(config: HeadConfig, device: str = "cpu") -> DraftHead:
 
 def head_bytes(config: HeadConfig, dtype: torch.dtype) -> int:
     """Bytes of all tensors of a head of `config` that computes in `dtype`."""
-    return held_bytes(built(config, "meta"), dtype, WHOLE)
+    return tensor_bytes(built(config, "meta"), dtype, WHOLE)
 
 
 @contextmanager

@@ -42,9 +42,9 @@ class Holding:
 
 
 class FewBits(nn.Module):
-    """A Linear whose weight is quantised: `tensors` are the buffers of the same names."""
+    """A Linear whose weight is quantised: `tensors`, where they stay, are the buffers of the same names."""
 
-    def __init__(self, linear: nn.Linear, kind: Quantizer, tensors: Tensors):
+    def __init__(self, linear: nn.Linear, kind: Quantizer, tensors: Tensors, holding: Holding):
         super().__init__()
         self.kind = kind
         self.shape = _shape(linear)
@@ -52,17 +52,10 @@ class FewBits(nn.Module):
         self.bias = linear.bias
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
-        self.names = tuple(tensors)
-        self._linear: Linear | None = None
-
-    def open(self, holding: Holding) -> None:
-        """Become able to multiply, now that all tensors are where they stay."""
         assert holding.multiply is not None, "few bits need a product"
-        tensors = {name: self.get_buffer(name) for name in self.names}
-        self._linear = holding.multiply(self.kind, tensors, self.shape, holding.dtype)
+        self._linear = holding.multiply(kind, tensors, self.shape, holding.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self._linear is not None, "not opened"
         y = self._linear(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
@@ -73,7 +66,7 @@ def check_bits(bits: int, option: str) -> None:
         raise UsageError(f"{option} must be one of {', '.join(map(str, sorted((WHOLE, *QUANTIZERS))))}, got {bits}.")
 
 
-def held_bytes(head: DraftHead, dtype: torch.dtype, bits: int) -> int:
+def tensor_bytes(head: DraftHead, dtype: torch.dtype, bits: int) -> int:
     """Bytes of all tensors of `head`, if it computes in `dtype` and is held in so many bits."""
     small = {f"{name}.weight": kind.size(*_shape(linear), dtype) for name, linear, kind in _matrices(head, bits)}
     others = [tensor for name, tensor in head.state_dict().items() if name not in small]
@@ -90,20 +83,16 @@ def hold(
     A matrix of few bits is read a piece at a time."""
     matrices = {f"{name}.weight": (name, linear, kind) for name, linear, kind in _matrices(head, holding.bits)}
     found: dict[str, Tensor] = {}
-    small: list[FewBits] = []
     for name, own in values:
         if name in matrices:
             module, linear, kind = matrices[name]
             pieces = _converted(name, own.rows(ROWS), holding, check)
             tensors = {key: tensor.to(holding.where) for key, tensor in quantised(kind, pieces, own.shape[0]).items()}
-            small.append(FewBits(linear, kind, tensors))
-            head.set_submodule(module, small[-1])
+            head.set_submodule(module, FewBits(linear, kind, tensors, holding))
             found |= {f"{module}.{key}": tensor for key, tensor in tensors.items()}
         else:
             found[name] = next(_converted(name, [own.whole()], holding, check)).to(holding.where)
     head.load_state_dict(found, assign=True)
-    for made in small:
-        made.open(holding)
     return head.requires_grad_(False).eval()
 
 
