@@ -53,13 +53,19 @@ def _content(message: Mapping[str, Any], place: int) -> str:
         raise UsageError(f"{where}: a role is a text, such as user, got {message['role']!r}.")
     if content is None and message.get("tool_calls"):
         return ""
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise UsageError(f"{where}: this model takes text only, got a part of type {kind!r}.")
     if not isinstance(content, (str, list)):
         raise UsageError(f"{where}: a content is a text, or a list of parts of type text, got {content!r}.")
+    for part in content if isinstance(content, list) else ():
+        if part_text(part) is None:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            raise UsageError(f"{where}: this model takes text only, got a part of type {kind!r}.")
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def part_text(part: Any) -> str | None:
+    """The text of one part of a message's content; None where it is no part of type text."""
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+    return text if isinstance(text, str) else None
 
 
 def has_template(tokenizer: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictStr
 
+from ..chat_template import part_text
 from ..constraint import check_depth
 from .errors import ApiError
 
@@ -178,6 +179,7 @@ def _call(call: MadeCall, where: str) -> dict[str, Any]:
 
 def text_of(part: Mapping[str, Any]) -> str:
     """The text of one part of a message's content."""
-    if part.get("type") != "text" or not isinstance(part.get("text"), str):
+    text = part_text(part)
+    if text is None:
         raise ApiError(400, f"This model takes text only, got a part of type {part.get('type')!r}.", param="messages")
-    return str(part["text"])
+    return text
