@@ -148,7 +148,7 @@ class DraftRun(Descriptor):
         ("norm", NUMBER),
         # the bits of a float32 that is added to the mean square
         ("epsilon", NUMBER),
-        # address of room for x in int8 [rows, columns], then steps float32 [columns / step, rows, 2], then a row float32 [columns]
+        # address of room for x in int8 [columns / step, rows, step], then steps float32 [columns / step, rows, 2], then one float32
         ("scratch", NUMBER),
         # addresses of the kernel that each thread runs, and of GOMP_parallel (0: there is none)
         ("work", NUMBER),

@@ -21,8 +21,9 @@ from .attention_cpu import exponential
 from .compiled import bits_of, compiled, float_of, machine_code
 from .descriptor import MATRIX_BYTES, CodedMatrix, DraftRun, coded_matrix, draft_run
 from .dot import best, group_dot
-from .numbers import read, to_int8, write
-from .team import float32_at, int8_at, take, together, uint16_at, uint32_at
+from .int8_rows import to_int8
+from .numbers import read, write
+from .team import float32_at, int8_at, take, together
 from .vector import prefetch
 
 # bytes of codes below which waking the other threads costs more than it saves
@@ -35,13 +36,18 @@ carray: Any = numpy_support.carray
 
 def _rows_dot(bits: int) -> Any:
     """For kernels: `group_dot` for any number of rows, `count`; `steps` and `out` of the rows lie one after the
-    other."""
+    other. Memory is asked for the codes that come next, for each tile of rows a share: asked for at once they would keep what
+    these rows need from coming."""
     one, two, four = (group_dot(bits, rows) for rows in (1, 2, 4))
 
     def add_group(codes: int, x: int, stride: int, columns: int, scales: int, steps: int, out: int, count: int) -> None:
-        r = 0
+        lines = columns * bits // 8
+        share = -(-lines // (count // 4 + (count % 4 + 1) // 2))
+        r, asked = 0, 0
         # the group's codes stay in the first cache from one tile of rows to the next
         while r < count:
+            prefetch(codes + CODES_AHEAD + asked * 64, min(lines - asked, share))
+            asked += share
             if count - r >= 4:
                 four(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
                 r += 4
@@ -189,17 +195,15 @@ def _lead(argument: Any) -> None:
     """Round x, then have all threads take blocks."""
     run = draft_run(argument)
     rows, columns = run.rows, run.columns
-    codes = carray(int8_at(run.scratch), (rows, columns))
+    codes = carray(int8_at(run.scratch), (columns // run.step, rows, run.step))
     steps = carray(float32_at(run.scratch + rows * columns), (columns // run.step, rows, 2))
     if run.norm != 0:
         place = run.scratch + rows * columns + columns // run.step * rows * 8
         for r in range(rows):
             _normed(run, r, carray(float32_at(place), columns))
-            to_int8(carray(uint32_at(place), (1, columns)), 0, codes[r : r + 1], steps[:, r : r + 1])
-    elif run.itemsize == 2:
-        to_int8(carray(uint16_at(run.x), (rows, columns)), 16, codes, steps)
+            to_int8(place, 4, codes[:, r : r + 1], steps[:, r : r + 1])
     else:
-        to_int8(carray(uint32_at(run.x), (rows, columns)), 0, codes, steps)
+        to_int8(run.x, run.itemsize, codes, steps)
     if run.parallel == 0 or run.threads == 1:
         _work(argument)
     else:
@@ -277,18 +281,17 @@ def _block(b: int, run: Any, matrix: Any, sums: Any) -> None:
     for g in range(columns // step):
         codes = matrix.codes + (b * columns + g * step) * 8 * bits
         scales = matrix.scales + (g * step // matrix.group * matrix.blocks + b) * 256
-        x, steps = run.scratch + g * step, first_steps + g * count * 8
-        prefetch(codes + CODES_AHEAD, step * bits // 8)
+        x, steps = run.scratch + g * count * step, first_steps + g * count * 8
         if matrix.group < columns:
             prefetch(scales + SCALES_AHEAD * matrix.blocks * 256, 4)
         if bits == 2:
-            _two(codes, x, columns, step, scales, steps, tile, count)
+            _two(codes, x, step, step, scales, steps, tile, count)
         elif bits == 3:
-            _three(codes, x, columns, step, scales, steps, tile, count)
+            _three(codes, x, step, step, scales, steps, tile, count)
         elif bits == 4:
-            _four(codes, x, columns, step, scales, steps, tile, count)
+            _four(codes, x, step, step, scales, steps, tile, count)
         else:
-            _eight(codes, x, columns, step, scales, steps, tile, count)
+            _eight(codes, x, step, step, scales, steps, tile, count)
     if matrix.bias != 0:
         width = min(matrix.outputs - b * 64, 64)
         bias = carray(float32_at(matrix.bias + b * 256), width)

@@ -1,4 +1,4 @@
-"""Numbers in memory, bfloat16 or float32, as float32 and back, and rounded to int8: for use inside kernels."""
+"""Numbers in memory, bfloat16 or float32, as float32 and back: for use inside kernels."""
 
 from typing import Any
 
@@ -8,6 +8,8 @@ from numba.np import numpy_support
 from .compiled import compiled, float_of, word_of
 from .team import float32_at, uint8_at, uint16_at
 
+# adding and taking away 1.5 * 2**23 rounds a float32 to the nearest integer
+ROUNDING = 12582912.0
 carray: Any = numpy_support.carray
 
 
@@ -43,9 +45,8 @@ def write(numbers: Any, address: int, itemsize: int) -> None:
 
 @compiled
 def nearest(number: Any) -> Any:
-    """The nearest integer to a float32, as one: adding and taking away 1.5 * 2**23 rounds to it."""
-    magic = np.float32(12582912.0)
-    return (number + magic) - magic
+    """The nearest integer to a float32, as one."""
+    return (number + np.float32(ROUNDING)) - np.float32(ROUNDING)
 
 
 @compiled
@@ -71,27 +72,3 @@ def step_of(line: Any, size: int) -> Any:
     for c in range(4):
         word |= np.int64(line[size + c]) << (8 * c)
     return float_of(word)
-
-
-@compiled
-def to_int8(words: Any, shift: int, codes: Any, steps: Any) -> None:
-    """Round each group of each row to a step times -127..127: `codes`; in `steps` the step, and the step times the
-    codes' sum.
-
-    `words`: x as its bits, which are the upper ones of a float32 once shifted left by `shift`."""
-    width = words.shape[1] // steps.shape[0]
-    for r in range(words.shape[0]):
-        for g in range(steps.shape[0]):
-            # magnitudes are compared by their bits as integers: the order is the same
-            largest: Any = 0
-            for k in range(g * width, (g + 1) * width):
-                largest = max(largest, np.int64(words[r, k]) << shift & 0x7FFFFFFF)
-            step = max(float_of(largest) * np.float32(1 / 127), np.float32(1e-30))
-            inverse = np.float32(1) / step
-            total = np.int32(0)
-            for k in range(g * width, (g + 1) * width):
-                code = np.int32(nearest(float_of(np.int64(words[r, k]) << shift) * inverse))
-                total += code
-                codes[r, k] = code
-            steps[g, r, 0] = step
-            steps[g, r, 1] = step * np.float32(total)
