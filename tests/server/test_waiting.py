@@ -83,9 +83,12 @@ def sent(server: Running, **body: Any) -> socket.socket:
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_a_client_that_leaves_costs_at_most_the_pass_under_way(
-    server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch, phase: str, streams: bool
+    start: Start, llm: LLM, monkeypatch: pytest.MonkeyPatch, phase: str, streams: bool
 ) -> None:
-    """A place is free after the pass during which its client left, while a prompt is read and while text comes."""
+    """A place is free after the pass during which its client left, while a prompt is read and while text comes.
+
+    It is noticed long before the next sign of life would be due."""
+    server = start(keep_alive=120)
     entered, go = threading.Semaphore(0), threading.Semaphore(0)
     step = llm.engine.step
     served: list[int] = []

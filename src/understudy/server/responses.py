@@ -12,13 +12,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..api.errors import ApiError, error_body
+from ..api.forms import ALIVE
 
 Found = TypeVar("Found")
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+# The event in the state of a request's scope that is set where its client sends no more, and has left perhaps: a sign of life shows
+# it (see `connections`). Where another server runs the application there is none.
+ENDED = "client_sends_no_more"
 
 
 class EventStream(Response):
     """Server-sent events. Status and headers go out at once; the events end when the client leaves.
+
+    A client that sends no more is sent a comment, which shows whether it has left.
 
     `ended` is called when nothing more will be sent, even if no event was asked for."""
 
@@ -31,16 +37,27 @@ class EventStream(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = asyncio.Event()
+
         async def write() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            started.set()
             async with aclosing(self.events) as events:
                 async for event in events:
                     await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
+        async def show_life() -> None:
+            await started.wait()
+            await _ended(scope).wait()
+            await send({"type": "http.response.body", "body": ALIVE.encode(), "more_body": True})
+
+        showing = asyncio.ensure_future(show_life())
         try:
             await until_gone(receive, write())
         finally:
+            showing.cancel()
+            await asyncio.gather(showing, return_exceptions=True)
             self.ended()
 
 
@@ -48,7 +65,8 @@ class PatientJson(Response):
     """The object that `answer` gives, as JSON; `answer` is given up when the client leaves. `ended` is called at the end.
 
     After each `silence` seconds without it a line break goes out, which readers of JSON skip, so that nobody between takes the
-    connection for dead. The first of them brings the status 200: an error after it can only be told in the object."""
+    connection for dead; the first one at once where the client sends no more, to see whether it has left. The first of them brings
+    the status 200: an error after it can only be told in the object."""
 
     media_type = "application/json"
 
@@ -69,17 +87,20 @@ class PatientJson(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_gone(receive, self._write(send))
+            await until_gone(receive, self._write(send, _ended(scope)))
         finally:
             self.ended()
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, ended: asyncio.Event) -> None:
         """Raises what `answer` raises, as long as nothing was sent."""
         start: Message = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        working = asyncio.ensure_future(self.answer())
+        working, ending = asyncio.ensure_future(self.answer()), asyncio.ensure_future(ended.wait())
+        awaited = {working, ending}
         begun = False
         try:
-            while not (await asyncio.wait((working,), timeout=self.silence))[0]:
+            while working not in (await asyncio.wait(awaited, timeout=self.silence, return_when=asyncio.FIRST_COMPLETED))[0]:
+                if ending.done():
+                    awaited.discard(ending)
                 if not begun:
                     await send(start)
                     begun = True
@@ -95,7 +116,14 @@ class PatientJson(Response):
             await send({"type": "http.response.body", "body": body})
         finally:
             working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            ending.cancel()
+            await asyncio.gather(working, ending, return_exceptions=True)
+
+
+def _ended(scope: Scope) -> asyncio.Event:
+    """Set once the client of the request sends no more."""
+    found: asyncio.Event = scope.get("state", {}).get(ENDED) or asyncio.Event()
+    return found
 
 
 async def until_gone(receive: Receive, work: Awaitable[Found]) -> Found | None:
