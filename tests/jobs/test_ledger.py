@@ -84,8 +84,20 @@ def test_failures_of_earlier_runs_are_counted(requests: Path, tmp_path: Path) ->
 
 def test_a_custom_id_that_stands_twice_is_refused_with_its_lines(tmp_path: Path) -> None:
     requests = written(tmp_path / "in.jsonl", "", asked("a"), "{}", asked("b"), "{}", asked("a", "another"))
-    with pytest.raises(UsageError, match=r"custom_id 'a' stands in lines 2 and 6: each"):
+    with pytest.raises(UsageError, match=r"^A line has .* of an earlier one: 'a' in lines 2, 6\. [^\n]*nothing was answered\.$"):
         index_of(requests)
+
+
+def test_of_many_custom_ids_that_stand_twice_some_are_told_and_all_are_counted(tmp_path: Path) -> None:
+    """So that a file is mended once, and not once for each of them."""
+    names = [name for name in "abcdefg" for _ in range(7 if name == "b" else 2)]
+    requests = written(tmp_path / "in.jsonl", *map(asked, names), asked("once"))
+    with pytest.raises(UsageError) as error:
+        index_of(requests)
+    assert str(error.value).startswith(
+        "12 lines have the custom_id of an earlier line: 'a' in lines 1, 2; 'b' in lines 3, 4, 5, 6, 3 more; "
+        "'c' in lines 10, 11; 'd' in lines 12, 13; 3 more. Give each line its own"
+    )
 
 
 def test_an_output_of_something_else_is_refused_and_left_alone(requests: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from .records import ID, Line, key_of, lines
 Report = Callable[[int, int], None]
 # What every record begins with, one that was cut short too.
 BEGINNING = f'{{"id": "{ID}'.encode()
+# How many custom_ids that stand twice are told, and how many lines of each.
+MOST_TOLD = 4
 OTHERWISE = "choose another --output, or --overwrite it"
 
 
@@ -35,7 +37,7 @@ class Index:
 
     @classmethod
     def of(cls, file: BinaryIO, report: Report) -> Index:
-        """Read all of `file` once. Raises UsageError for a custom_id that stands twice."""
+        """Read all of `file` once. Raises UsageError for custom_ids that stand twice, of which it names the lines."""
         size = os.fstat(file.fileno()).st_size
         keys, ids = bytearray(), bytearray()
         for line in lines(file):
@@ -47,7 +49,7 @@ class Index:
         ordered = found[order]
         twice = np.flatnonzero(ordered[1:] == ordered[:-1])
         if len(twice):
-            raise UsageError(_twice(file, bytes(keys[16 * order[twice[0]] :][:16])))
+            raise UsageError(_twice(file, {bytes(keys[16 * place :][:16]) for place in order[twice]}, len(twice)))
         return cls(ordered, np.frombuffer(bytes(ids), "S16")[order])
 
     def __len__(self) -> int:
@@ -72,12 +74,23 @@ def _digest(record_id: str) -> bytes:
         return b""
 
 
-def _twice(file: BinaryIO, key: bytes) -> str:
-    """What to say of two lines with one key."""
+def _twice(file: BinaryIO, keys: Collection[bytes], again: int) -> str:
+    """What to say of a file in which these keys stand more than once: `again` lines have the key of an earlier one."""
     file.seek(0)
-    first, second, *_ = [line for line in lines(file) if line.key == key]
-    name = first.asked.custom_id
-    return f"custom_id {name!r} stands in lines {first.number} and {second.number}: each line must have its own."
+    found: dict[bytes, tuple[str, list[str]]] = {}
+    for line in lines(file):
+        if line.key in keys:
+            found.setdefault(line.key, (repr(line.asked.custom_id)[:80], []))[1].append(str(line.number))
+    told = _some([f"{name} in lines {_some(numbers, ', ')}" for name, numbers in found.values()], "; ")
+    lead = f"{again:,} lines have the custom_id of an earlier line" if again > 1 else "A line has the custom_id of an earlier one"
+    return f"{lead}: {told}. Give each line its own, by which its answer is found; nothing was answered."
+
+
+def _some(words: Sequence[str], between: str) -> str:
+    """The first of `words`, and how many more there are."""
+    if len(words) > MOST_TOLD:
+        words = [*words[:MOST_TOLD], f"{len(words) - MOST_TOLD:,} more"]
+    return between.join(words)
 
 
 class Output:
