@@ -230,6 +230,11 @@ def test_mistakes_are_told_before_any_work(llm: LLM) -> None:
                 await model.generate(["x", [1] * 256])
             with pytest.raises(UsageError, match="is empty"):
                 model.stream("")
+            for wrong in ({"temperature": 1}, 0.5):
+                with pytest.raises(UsageError, match="params must be SamplingParams"):
+                    model.stream("x", wrong)  # type: ignore[arg-type]
+                with pytest.raises(UsageError, match="params must be SamplingParams"):
+                    await model.generate("x", wrong)  # type: ignore[arg-type]
             with pytest.raises(UsageError, match="conversation"):
                 await model.chat([])
             assert llm.engine.clock.passes == passes
@@ -242,6 +247,7 @@ def test_forms_are_compiled_while_the_event_loop_goes_on(llm: LLM, monkeypatch: 
     check = llm.maker.grammars.check
 
     def slow(constraint: Constraint) -> None:
+        assert threading.current_thread() is not threading.main_thread()
         assert go.wait(60)
         check(constraint)
 
@@ -285,3 +291,70 @@ def test_a_model_is_loaded_while_the_event_loop_goes_on(checkpoint: Any) -> None
             inside.generate("x")
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_opening_that_is_given_up_leaves_nothing_loaded(
+    checkpoint: Any, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """In the middle of loading it ends at the next report; where the model was loaded and not told yet, that is closed."""
+    reached, go = threading.Event(), threading.Event()
+    told: list[str] = []
+    made: list[LLM] = []
+    load = LLM.__init__
+
+    def loading(self: LLM, *given: Any, **options: Any) -> None:
+        load(self, *given, **options)
+        made.append(self)
+        hold()
+
+    def hold() -> None:
+        reached.set()
+        assert go.wait(60)
+
+    def progress(stage: str, done: float, total: float) -> None:
+        told.append(stage)
+        if not whole:
+            hold()
+
+    if whole:
+        monkeypatch.setattr(LLM, "__init__", loading)
+
+    async def ask() -> int:
+        model = AsyncLLM(checkpoint, context=128, rows=1, method="none", progress=progress)
+        opening = asyncio.create_task(model.open())
+        await until(reached.is_set)
+        with pytest.raises(UsageError, match="open already"):
+            await model.open()
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        with pytest.raises(UsageError, match="not open"):
+            await model.generate("x")
+        # The end of the loop waits for the thread that loads.
+        threading.Timer(0.1, go.set).start()
+        return len(told)
+
+    assert asyncio.run(ask()) == len(told)
+    assert [llm.maker.closing.alive for llm in made] == [False] * whole
+
+
+def test_closing_that_is_given_up_is_done_all_the_same(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> LLM:
+        model = await AsyncLLM(checkpoint, context=128, rows=1, method="none").open()
+        llm = model.llm
+        async with held(llm, monkeypatch) as go:
+            asked = asyncio.create_task(model.generate("x", greedy(50)))
+            await until(lambda: llm.scheduler.running)
+            closing = asyncio.create_task(model.close())
+            await asyncio.sleep(0.05)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+            assert llm.maker.closing.alive, "not before the pass under way has ended"
+            go.set()
+            with pytest.raises(Unavailable, match="it was closed"):
+                await asked
+        return llm
+
+    assert not asyncio.run(ask()).maker.closing.alive

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -16,7 +18,7 @@ from .params import SamplingParams
 from .prompts import Prompt
 from .request import Completion, Request, Step
 from .service import Call, Service
-from .sources import Report
+from .sources import Report, ending
 
 # Seconds after which a task that awaits a pass looks whether it missed one: it does not.
 PATIENCE = 3600.0
@@ -48,6 +50,7 @@ class AsyncLLM:
         self._options = options
         self._llm: LLM | None = None
         self._service: Service | None = None
+        self._opening = False
 
     @property
     def llm(self) -> LLM:
@@ -57,25 +60,59 @@ class AsyncLLM:
         return self._llm
 
     async def open(self) -> AsyncLLM:
-        """Load the model in a thread of its own, so that the event loop goes on, and start the thread that runs passes."""
-        if self._llm is not None:
+        """Load the model in a thread of its own, so that the event loop goes on, and start the thread that runs passes.
+
+        A task that is cancelled meanwhile leaves nothing loaded. UsageError where it is open already, or about to be."""
+        if self._llm is not None or self._opening:
             raise UsageError("This AsyncLLM is open already.")
-        model = self._model
-        if not isinstance(model, LLM):
-            model = await asyncio.to_thread(LLM, model, progress=self._progress, **self._options)
-        self._llm = model
-        self._service = Service(model)
+        self._opening = True
+        try:
+            self._llm = self._model if isinstance(self._model, LLM) else await self._loaded(self._model)
+        finally:
+            self._opening = False
+        self._service = Service(self._llm)
         self._service.start()
         return self
+
+    async def _loaded(self, model: str | Path | None) -> LLM:
+        """The model, loaded. Where nobody waits for it any more, loading ends with its next report."""
+        left = threading.Event()
+        found: list[LLM] = []
+        report = ending(self._progress, left)
+
+        def load() -> LLM:
+            found.append(LLM(model, progress=report, **self._options))
+            if left.is_set():
+                found[0].close()
+            return found[0]
+
+        try:
+            llm = await asyncio.to_thread(load)
+        except asyncio.CancelledError:
+            left.set()
+            # Loaded, and not told yet.
+            for llm in found:
+                llm.close()
+            raise
+        if self._progress is None:
+            # LLM does so where nobody hears its reports.
+            for line in llm.generation.warnings:
+                warnings.warn(line, stacklevel=2)
+        return llm
 
     async def close(self) -> None:
         """End the thread after the pass under way. What was asked for and is not finished ends with an error."""
         llm, service = self._llm, self._service
         self._llm = self._service = None
-        if service is not None:
-            await asyncio.to_thread(service.close)
-        if llm is not None and llm is not self._model:
-            llm.close()
+
+        def end() -> None:
+            if service is not None:
+                service.close()
+            if llm is not None and llm is not self._model:
+                llm.close()
+
+        # Whole, even where this task is cancelled, and beside the event loop: there may be much to give back.
+        await asyncio.to_thread(end)
 
     async def __aenter__(self) -> AsyncLLM:
         return await self.open()
@@ -101,7 +138,8 @@ class AsyncLLM:
         async def some() -> None:
             while work:
                 place = total - len(work)
-                found[place] = await self._completion(llm.maker.request(*work.popleft()))
+                ids, own = work.popleft()
+                found[place] = await self._completion(await _made(partial(llm.maker.request, ids, own), own))
                 if progress is not None:
                     progress("generating", len(found), total)
 
@@ -117,7 +155,8 @@ class AsyncLLM:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[Step]:
         """Continue one prompt, step by step, from when the first Step is asked for. Args and Raises are those of `LLM.stream`."""
         maker = self.llm.maker
-        return self._begun(partial(maker.request, maker.ids(prompt), params or SamplingParams(), streams=True), params)
+        own = params or SamplingParams()
+        return self._begun(partial(maker.request, maker.ids(prompt), own, streams=True), own)
 
     async def chat(self, messages: Sequence[dict[str, Any]], params: SamplingParams | None = None) -> Completion:
         """The assistant's next message. Args, Returns and Raises are those of `LLM.chat`."""
@@ -128,16 +167,16 @@ class AsyncLLM:
     def stream_chat(self, messages: Sequence[dict[str, Any]], params: SamplingParams | None = None) -> AsyncGenerator[Step]:
         """The assistant's next message, step by step. Args and Raises are those of `LLM.chat`."""
         maker = self.llm.maker
-        ids = maker.chat_ids(messages)
-        return self._begun(partial(maker.request, ids, params or SamplingParams(), chat=True, streams=True), params)
+        ids, own = maker.chat_ids(messages), params or SamplingParams()
+        return self._begun(partial(maker.request, ids, own, chat=True, streams=True), own)
 
-    def _begun(self, make: Callable[[], Request], params: SamplingParams | None) -> AsyncGenerator[Step]:
-        """The steps of the request that `make` gives: now, or, where the form of its text must be compiled, in a thread, once the
+    def _begun(self, make: Callable[[], Request], params: SamplingParams) -> AsyncGenerator[Step]:
+        """The steps of the request that `make` gives: it is made now, or, where the form of its text must be compiled, once the
         first Step is asked for."""
-        return self._steps(make()) if params is None or params.constraint is None else self._formed(make)
+        return self._formed(make, params) if _has_form(params) else self._steps(make())
 
-    async def _formed(self, make: Callable[[], Request]) -> AsyncGenerator[Step]:
-        async with aclosing(self._steps(await asyncio.to_thread(make))) as steps:
+    async def _formed(self, make: Callable[[], Request], params: SamplingParams) -> AsyncGenerator[Step]:
+        async with aclosing(self._steps(await _made(make, params))) as steps:
             async for step in steps:
                 yield step
 
@@ -159,3 +198,13 @@ class AsyncLLM:
                     yield found[1]
         if call.error is not None:
             raise call.error
+
+
+def _has_form(params: SamplingParams) -> bool:
+    """Whether a text is held to a form. What is no SamplingParams at all is told when its request is made."""
+    return isinstance(params, SamplingParams) and params.constraint is not None
+
+
+async def _made(make: Callable[[], Request], params: SamplingParams) -> Request:
+    """What `make` gives, in a thread where the form of its text must be compiled: that takes seconds, and the loop goes on."""
+    return await asyncio.to_thread(make) if _has_form(params) else make()

@@ -16,7 +16,7 @@ from .errors import UnderstudyError, UsageError
 from .llm import LLM
 from .options import Options
 from .plan.placement import Plan
-from .sources import Report, locate
+from .sources import Report, ending, locate
 from .weights.holding import Hold
 
 
@@ -64,12 +64,7 @@ class ModelShelf:
 
     def load(self, name: str, beside: Mapping[str, LLM], ended: threading.Event) -> LLM:
         """The model called `name`, in the memory that those of `beside` leave. UnderstudyError also once `ended` is set."""
-
-        def report(stage: str, done: float, total: float) -> None:
-            if ended.is_set():
-                raise UnderstudyError("loading was ended")
-            self.report(stage, done, total)
-
+        report = ending(self.report, ended)
         if len(self.sources) > 1:
             report(f"Loading {name}" + (f" beside {', '.join(beside)}" if beside else ""), 0, 0)
         llm = LLM(self.sources[name], progress=report, **self._options(name, list(beside.values())))

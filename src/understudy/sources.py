@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from . import demo
 from .codecs import codec, copying
 from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
-from .errors import CheckpointError, UsageError
+from .errors import CheckpointError, UnderstudyError, UsageError
 from .models import calibration, structure
 from .models.configuration import config_of, tokenizer_of
 from .models.known import keep, key_of, recall
@@ -36,6 +37,18 @@ from .weights.store import Store
 
 # Called with what is being done, what is done of it, and all there is to do (0: it has no parts).
 Report = Callable[[str, float, float], None]
+
+
+def ending(report: Report | None, ended: threading.Event) -> Report:
+    """`report`, by which loading ends with an UnderstudyError once `ended` is set."""
+
+    def told(stage: str, done: float, total: float) -> None:
+        if ended.is_set():
+            raise UnderstudyError("loading was ended")
+        if report is not None:
+            report(stage, done, total)
+
+    return told
 
 
 class Ceiling(Protocol):
