@@ -7,6 +7,7 @@ import gc
 import json
 import re
 import shutil
+import sys
 import threading
 import time
 import weakref
@@ -30,6 +31,7 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.api.errors import ApiError
 from understudy.errors import CheckpointError, UnderstudyError
+from understudy.server import metrics
 from understudy.server.app import create_app_of
 from understudy.server.models import ServedModels
 from understudy.server.settings import Settings
@@ -154,6 +156,34 @@ def test_a_model_in_use_keeps_its_place_for_a_turn_and_no_longer() -> None:
         await asyncio.to_thread(models.close)
 
     asyncio.run(story())
+
+
+def test_a_look_at_the_figures_while_a_model_is_unloaded_counts_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prometheus takes a counter that went down for one that began anew, and adds what it had before."""
+    monkeypatch.setattr(metrics, "gauges", lambda llm: {})
+    figures = metrics.EngineFigures(["a"])
+    figures.loaded("a", IdleModel())
+    seen: list[float] = []
+
+    def passes() -> float:
+        families = {family.name: family for family in figures.collect()}
+        return float(families["understudy:passes"].samples[0].value)
+
+    def look(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code is not metrics.EngineFigures.unloaded.__code__:
+            return None
+        sys.settrace(None)
+        seen.append(passes())
+        sys.settrace(look)
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        figures.unloaded("a")
+    finally:
+        sys.settrace(before)
+    assert seen and set(seen) == {passes()} == {1.0}
 
 
 def test_a_model_that_nobody_waits_for_any_more_is_not_loaded() -> None:

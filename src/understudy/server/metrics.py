@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -145,38 +145,37 @@ class EngineFigures(Collector):
     """The state of each model's scheduler, cache and link, read when it is asked for."""
 
     def __init__(self, names: Iterable[str]):
-        self._loaded: dict[str, Any] = dict.fromkeys(names)
-        # Counters of each model, up to when it was last unloaded.
-        self._past: dict[str, dict[str, float]] = {name: {} for name in self._loaded}
+        # Each model, if it is loaded, and its counters up to when it was last unloaded. Both change together, or a look between
+        # would count twice what was done.
+        self._models: dict[str, tuple[Any, dict[str, float]]] = {name: (None, {}) for name in names}
 
     def loaded(self, name: str, llm: Any) -> None:
         """The model called `name` is loaded now."""
-        self._loaded[name] = llm
+        self._models[name] = (llm, self._models[name][1])
 
     def unloaded(self, name: str) -> None:
         """The model called `name` is loaded no more: its counters go on from here when it is loaded again."""
-        self._past[name] = self._totals(name)
-        self._loaded[name] = None
+        self._models[name] = (None, _totals(*self._models[name]))
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         loaded = GaugeMetricFamily("understudy:model_loaded", "1 while the model is loaded.", labels=[LABEL])
         found: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
-        for name, llm in self._loaded.items():
+        for name, (llm, past) in self._models.items():
             loaded.add_metric([name], float(llm is not None))
             for what, value in {} if llm is None else gauges(llm).items():
                 found.setdefault(what, GaugeMetricFamily(f"understudy:{what}", GAUGES[what], labels=[LABEL]))
                 found[what].add_metric([name], value)
-            for what, value in self._totals(name).items():
+            for what, value in _totals(llm, past).items():
                 found.setdefault(what, CounterMetricFamily(f"understudy:{what}", TOTALS[what], labels=[LABEL]))
                 found[what].add_metric([name], value)
         yield loaded
         yield from found.values()
 
-    def _totals(self, name: str) -> dict[str, float]:
-        """All counters of a model, whenever it was loaded."""
-        past, llm = self._past[name], self._loaded[name]
-        now = {} if llm is None else counters(llm)
-        return {what: past.get(what, 0.0) + now.get(what, 0.0) for what in TOTALS if what in past or what in now}
+
+def _totals(llm: Any, past: Mapping[str, float]) -> dict[str, float]:
+    """All counters of a model, whenever it was loaded: those of `llm`, which may be None, and those of the `past`."""
+    now = {} if llm is None else counters(llm)
+    return {what: past.get(what, 0.0) + now.get(what, 0.0) for what in TOTALS if what in past or what in now}
 
 
 def running(llm: Any) -> list[Request]:
