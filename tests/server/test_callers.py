@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
 
 from understudy.errors import UsageError
-from understudy.server.callers import checked_keys, checked_origins, host_names, in_url, is_loopback
+from understudy.server.callers import check_certificates, checked_keys, checked_origins, host_names, in_url, is_loopback
 
 
 def test_a_server_of_this_machine_alone_has_known_names() -> None:
@@ -37,3 +41,34 @@ def test_origins_are_what_browsers_say() -> None:
     for origin in ("chat.example", "https://chat.example/", "https://chat.example/page", "", "https://"):
         with pytest.raises(UsageError, match="--allowed-origin is a scheme and a host"):
             checked_origins([origin])
+
+
+def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    own, other = authority.issue_cert("localhost"), authority.issue_cert("localhost")
+    files = {name: str(tmp_path / name) for name in ("chain", "key", "other", "locked", "empty", "authority")}
+    own.cert_chain_pems[0].write_to_path(files["chain"])
+    own.private_key_pem.write_to_path(files["key"])
+    other.private_key_pem.write_to_path(files["other"])
+    authority.cert_pem.write_to_path(files["authority"])
+    key = serialization.load_pem_private_key(own.private_key_pem.bytes(), None)
+    kind = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret"))
+    Path(files["locked"]).write_bytes(key.private_bytes(*kind))
+    Path(files["empty"]).touch()
+    check_certificates(files["chain"], files["key"])
+    check_certificates(files["chain"], files["key"], files["authority"])
+    for certificate, private, says in (
+        ("chain", "other", "the key is that of another certificate"),
+        ("key", "chain", "one of them holds no certificate, or no key"),
+        ("empty", "key", "one of them holds no certificate, or no key"),
+        ("chain", "empty", "one of them holds no certificate, or no key"),
+        ("chain", "missing", "No such file"),
+        # Nobody is asked for the password: a server that starts by itself would wait for ever.
+        ("chain", "locked", "has a password: `openssl pkey"),
+    ):
+        given = [str(tmp_path / name) for name in (certificate, private)]
+        with pytest.raises(UsageError, match=says) as error:
+            check_certificates(*given)
+        assert given[1] in str(error.value)
+    with pytest.raises(UsageError, match=r"authorities' certificates .*empty cannot be used"):
+        check_certificates(files["chain"], files["key"], files["empty"])

@@ -236,6 +236,11 @@ def _check(args: Namespace) -> None:
         raise UsageError(f"--turn must be 0 or more, got {args.turn}.")
     if not 0 < args.receive_timeout < float("inf"):
         raise UsageError(f"--receive-timeout must be above 0, got {args.receive_timeout}.")
+    if args.ssl_certfile:
+        # Here, for replicas too: Ray's port would die by them without a word.
+        from ..server.callers import check_certificates
+
+        check_certificates(**{name.removeprefix("ssl_"): file for name, file in _tls_files(args).items()})
 
 
 def _plan_for(args: Namespace) -> None:

@@ -1,10 +1,12 @@
-"""Who may ask a server: the names that it is called by, the keys and the origins, each as it was given and as requests have it."""
+"""Who may ask a server: the names that it is called by, the keys, the origins and the certificates, each as it was given and as
+requests have it."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 import socket
+import ssl
 from collections.abc import Iterable
 
 from ..errors import UsageError
@@ -13,6 +15,13 @@ from ..errors import UsageError
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 # What browsers say of where a page comes from: no path, and no slash at the end.
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+")
+
+# What OpenSSL calls what is wrong with files of certificates; None: it has no name for it.
+REASONS = {
+    "KEY_VALUES_MISMATCH": "the key is that of another certificate",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "the file holds none",
+    None: "one of them holds no certificate, or no key",
+}
 
 
 def in_url(address: str) -> str:
@@ -55,6 +64,32 @@ def checked_origins(origins: Iterable[str]) -> tuple[str, ...]:
     if wrong := [origin for origin in found if not ORIGIN.fullmatch(origin)]:
         raise UsageError(f"--allowed-origin is a scheme and a host, such as https://chat.example:8080, got {wrong[0]!r}.")
     return found
+
+
+def check_certificates(certfile: str, keyfile: str, ca_certs: str | None = None) -> None:
+    """Raise UsageError, which names the files, where TLS cannot be spoken with them. Nobody is asked for the password of a key: a
+    server has nobody to answer."""
+
+    def locked() -> str:
+        raise UsageError(f"The TLS key {keyfile} has a password: `openssl pkey -in {keyfile} -out FILE` writes one without it.")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certfile, keyfile, locked)
+    except (ssl.SSLError, OSError) as error:
+        raise UsageError(f"The TLS certificate {certfile} and its key {keyfile} cannot be used: {_reason(error)}.") from None
+    try:
+        if ca_certs:
+            context.load_verify_locations(ca_certs)
+    except (ssl.SSLError, OSError) as error:
+        raise UsageError(f"The authorities' certificates {ca_certs} cannot be used: {_reason(error)}.") from None
+
+
+def _reason(error: OSError) -> str:
+    """Why a file of certificates cannot be used, in words where the library has but a name for it."""
+    if not isinstance(error, ssl.SSLError):
+        return str(error.strerror)
+    return REASONS.get(error.reason, str(error.reason))
 
 
 def _host_name(given: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import ssl
 import threading
 import time
 from contextlib import suppress
@@ -50,7 +49,8 @@ class Gate:
 class Listener:
     """Listens at `host` and `port` while it is entered; `serve` gives it a model.
 
-    `drain`: seconds that requests have to finish once a signal has come. `tls`: what uvicorn is told of certificates."""
+    `drain`: seconds that requests have to finish once a signal has come. `tls`: what uvicorn is told of certificates that
+    `callers.check_certificates` has found to be fine."""
 
     def __init__(self, settings: Settings, host: str, port: int, drain: int, **tls: Any):
         self.settings = settings
@@ -65,10 +65,7 @@ class Listener:
             loop="asyncio",
             **options,
         )
-        try:
-            self.config.load()
-        except (ssl.SSLError, OSError) as error:
-            raise UsageError(f"The TLS certificate or its key cannot be used: {error}.") from None
+        self.config.load()
         self.sockets = bound(host, port)
         self.server = uvicorn.Server(self.config)
         self.thread = threading.Thread(target=self.server.run, args=(self.sockets,), name="understudy-http", daemon=True)
