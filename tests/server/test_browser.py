@@ -399,6 +399,59 @@ def test_a_conversation_can_be_copied_exported_and_deleted(
     assert tab.text(".markdown pre").strip() == "len(x)"
 
 
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_deleted(
+    start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch, pace: Pace
+) -> None:
+    scripted(llm, monkeypatch, words(120))
+    tab = tabs(start())
+    tab.ask("Count")
+    pace.let(2)
+    tab.page.wait_for_selector(".answer .exact")
+    tab.page.click("#open-more")
+    tab.page.click("#delete")
+    pace.go()
+    until(lambda: not llm.scheduler.running)
+    # longer than the time between two times that an answer is kept
+    tab.page.wait_for_timeout(1500)
+    kept = "Object.keys(localStorage).filter(name => name.startsWith('understudy.conversation.')).length"
+    assert tab.page.evaluate(kept) == 0 and tab.page.locator("#conversations button").count() == 0
+    tab.page.click("#undo")
+    tab.wait("document.querySelector('.note')?.innerText === 'Stopped.'")
+    assert tab.page.evaluate(kept) == 1 and tab.text(".markdown").startswith("word0")
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}"
+    "{% endif %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+)
+
+
+def test_a_question_after_one_without_an_answer_reaches_a_model_whose_turns_alternate(
+    start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch, pace: Pace
+) -> None:
+    monkeypatch.setattr(llm.tokenizer, "chat_template", ALTERNATING)
+    asked = scripted(llm, monkeypatch, words(9), ["Fine."])
+    tab = tabs(start())
+    tab.ask("First")
+    until(lambda: llm.scheduler.running or llm.scheduler.waiting)
+    tab.page.click("#stop")
+    tab.page.wait_for_selector(".note")
+    pace.go()
+    tab.ask("Second")
+    tab.wait("document.querySelector('.markdown')?.innerText === 'Fine.'")
+    assert "<user>First\n\nSecond\n<assistant>" in asked[-1]["prompt"]
+    assert tab.page.locator(".said").all_inner_texts() == ["First", "Second"]
+
+
+def test_a_look_that_breaks_off_is_not_the_last_one(start: Start, tabs: Open) -> None:
+    tab = tabs(start())
+    half = {"status": 200, "content_type": "application/json", "body": '{"model": "ti'}
+    tab.page.route("**/understudy", lambda route: route.fulfill(**half))
+    tab.page.wait_for_selector("#server[data-kind=down]")
+    tab.page.unroute("**/understudy")
+    tab.page.wait_for_selector("#server[data-kind=ready]")
+
+
 def test_a_server_with_a_key_is_asked_with_it(start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(llm, monkeypatch, ["Welcome"])
     server = start(api_keys=("secret",))

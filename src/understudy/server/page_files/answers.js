@@ -10,7 +10,10 @@ const KEEP = 1000;
 export function bodyOf(conversation) {
   const messages = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
   for (const { role, content, reasoning } of conversation.messages) {
-    if (content || role === "user") messages.push({ role, content, ...(reasoning ? { reasoning_content: reasoning } : {}) });
+    const last = messages.at(-1);
+    // A question that no answer came to and the next one: many templates want turns that alternate.
+    if (role === "user" && last?.role === "user") last.content += `\n\n${content}`;
+    else if (content || role === "user") messages.push({ role, content, ...(reasoning ? { reasoning_content: reasoning } : {}) });
   }
   const model = conversation.model ? { model: conversation.model } : {};
   return { ...model, messages, stream: true, return_drafting: true, ...conversation.sampling };
@@ -91,7 +94,15 @@ export class Answers {
     this.running.get(id)?.controller.abort();
   }
 
-  keep({ conversation, message }) {
+  /** Stop the answer of a conversation that is deleted: it is not kept any more. */
+  forget(id) {
+    const run = this.running.get(id);
+    if (run) run.forgotten = true;
+    this.stop(id);
+  }
+
+  keep({ conversation, message, forgotten }) {
+    if (forgotten) return;
     message.beat = Date.now();
     conversation.changed = Date.now();
     save(conversation);

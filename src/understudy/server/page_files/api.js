@@ -38,7 +38,9 @@ async function failure(response) {
 export async function object(path) {
   const response = await asked(path, { headers: headers() });
   if (!response.ok) throw await failure(response);
-  return response.json();
+  return response.json().catch(() => {
+    throw new ServerError(0, "The connection broke off.");
+  });
 }
 
 /** How the server is: {status, stage, progress}, also while it loads. Raises ServerError where it does not answer. */

@@ -292,7 +292,7 @@ function toast(text, undo = null) {
 
 function removeCurrent() {
   const gone = current;
-  answers.stop(gone.id);
+  answers.forget(gone.id);
   store.remove(gone.id);
   begin();
   if (!gone.messages.length) return;
@@ -402,7 +402,8 @@ function giveKey() {
 
 function listenToPage() {
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !document.querySelector("dialog[open]")) escape();
+    // Escape also ends a word that is being composed from several keys.
+    if (event.key === "Escape" && !event.isComposing && !document.querySelector("dialog[open]")) escape();
   });
   document.addEventListener("click", (event) => {
     if (!byId("more").hidden && !event.target.closest(".menu")) more(false);
