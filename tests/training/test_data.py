@@ -136,3 +136,13 @@ def test_prompts_are_what_stands_before_the_first_answer(tmp_path: Path) -> None
     assert "line 3: nothing is asked before" in reader.notes[0]
     with pytest.raises(UsageError, match="no prompt"):
         PromptReader(mine, 60).read([written(tmp_path, {"messages": CHAT[1:]})])
+
+
+def test_lines_that_are_no_text_are_passed_over_and_told(tmp_path: Path) -> None:
+    """Nothing is learned from characters that stand for others."""
+    path = written(tmp_path, {"text": "A füll text. " * 9})
+    path.write_bytes(path.read_bytes() + b'{"text": "torn \xff and no text at all, but for the first words"}\n')
+    reader = TextReader(tokenizer(), 60)
+    pieces = reader.read([path])
+    assert reader.notes == [f"1 of 2 lines of {path} cannot be used (the first: line 2: it is no UTF-8 text)."]
+    assert "torn" not in tokenizer().decode(pieces.tokens)

@@ -216,14 +216,18 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, line.decode("utf-8", "replace").strip().removeprefix("\ufeff")
+                    yield number, line.decode("utf-8", "surrogateescape").strip().removeprefix("\ufeff")
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from None
 
 
 def record_of(line: str) -> Mapping[str, Any]:
+    """The JSON object of a line of `lines_of`. Raises Unusable where it is none, or not whole."""
     try:
+        line.encode()
         record = json.loads(line)
+    except UnicodeEncodeError:
+        raise Unusable("it is no UTF-8 text") from None
     except (ValueError, RecursionError):
         raise Unusable("it is no JSON") from None
     if not isinstance(record, dict):
