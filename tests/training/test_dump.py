@@ -11,7 +11,7 @@ import torch
 from tests.tiny import opened, save
 from understudy.errors import NumbersError, StoreError
 from understudy.training.data import Pieces, cut
-from understudy.training.dump import HIDDEN, Dump, DumpSize, PieceReader
+from understudy.training.dump import HIDDEN, Dump, DumpSize, PieceReader, reader_of
 
 SIZE = DumpSize((1, -1), 64, torch.float32)
 
@@ -104,6 +104,12 @@ def test_what_was_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mon
     for piece, key in enumerate(pieces.keys):
         assert torch.equal(third.read(key)[:, 1, 5].long(), pieces.tokens[pieces.part(piece)])
     assert opened_dump(tmp_path, model="another").missing(pieces) == list(range(7))
+
+
+def test_states_read_with_fewer_bits_of_keys_are_no_others(tmp_path: Path, model: Path) -> None:
+    with opened(model, method="none") as llm:
+        exact, few = (reader_of(llm.store, options) for options in ({"kv_bits": "auto"}, {"kv_bits": 8}))
+        assert exact == reader_of(llm.store, {}) == {"model": llm.store.source.fingerprint} and few != exact
 
 
 def test_what_is_damaged_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

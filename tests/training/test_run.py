@@ -1,6 +1,10 @@
 """A training from a file to a head on disk, interrupted and not."""
 
+import fcntl
 import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.tiny import save
 from tests.training.made import order, trained
 from understudy.errors import NumbersError, UsageError
 from understudy.heads import HEADS
 from understudy.heads.files import load
 from understudy.heads.held import Holding
+from understudy.llm import LLM
 from understudy.models.configuration import tokenizer_of
 from understudy.training import checkpoints, loop
+from understudy.training.answers import Answers
 from understudy.training.kinds import KINDS
 from understudy.training.order import Order
 from understudy.training.run import train
@@ -161,6 +168,7 @@ def test_an_order_is_checked_before_any_work(model: Path, tmp_path: Path) -> Non
     cases: list[tuple[Order, str]] = [
         (replace(wanted, data=(tmp_path / "missing.txt",)), "no file"),
         (replace(wanted, output=tmp_path / "full"), "there already"),
+        (replace(wanted, dump=tmp_path / "head" / "dump"), "lies in .*head, where the head goes"),
         (replace(wanted, epochs=0.0), "learns nothing"),
         (replace(wanted, rate=float("nan")), "--rate must be"),
         (replace(wanted, context=4), "--context must be"),
@@ -172,3 +180,93 @@ def test_an_order_is_checked_before_any_work(model: Path, tmp_path: Path) -> Non
         with pytest.raises(UsageError, match=said):
             trained(bad)
     assert (tmp_path / "full" / "precious").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "text.txt"}, "nothing is left of what was refused"
+
+
+def test_minutes_alone_end_a_training(model: Path, hidden_states: Path, tmp_path: Path) -> None:
+    found, notes = trained(order(model, tmp_path, dump=hidden_states, epochs=0, minutes=0.01))
+    assert found.reached.done and found.reached.step > 0 and found.reached.seconds >= 0.6
+    assert sum("on texts kept apart" in note for note in notes) > 1
+    few = order(model, tmp_path, dump=hidden_states, epochs=1e-9, output=tmp_path / "short")
+    assert trained(few)[0].reached.step == 1
+
+
+def test_a_head_that_another_process_made_meanwhile_is_not_trained_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def waited(path: Path, waiting: Callable[[], None], elsewhere: str) -> Iterator[None]:
+        (tmp_path / "head").mkdir()
+        (tmp_path / "head" / "config.json").touch()
+        (tmp_path / "head.partial").rmdir()
+        yield
+
+    monkeypatch.setattr("understudy.training.run.only_process", waited)
+    monkeypatch.setattr(LLM, "prepare", lambda *_, **__: pytest.fail("it is done again"))
+    with pytest.raises(UsageError, match="there already"):
+        trained(order(model, tmp_path))
+    assert not (tmp_path / "head.partial").exists()
+
+
+def test_a_head_appears_whole(model: Path, hidden_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed while it writes the head goes on as after any other kill, in the place of an empty directory too."""
+    wanted = order(model, tmp_path, dump=hidden_states, epochs=1)
+    wanted.output.mkdir()
+
+    def killed(worth: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("understudy.training.run.asdict", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(wanted)
+    assert not any(wanted.output.iterdir())
+    found, _ = trained(wanted)
+    assert json.loads((found.path / "training.json").read_text())["tokens"] > 0 and (found.path / "config.json").exists()
+    assert not (tmp_path / "head.partial").exists()
+
+
+def test_no_other_training_uses_the_same_hidden_states_meanwhile(model: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    refused = dict.fromkeys(("reading the texts", "training"), 0)
+
+    def report(stage: str, done: float, total: float) -> None:
+        if stage in refused:
+            with (dump / "lock").open() as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            refused[stage] += 1
+
+    train(order(model, tmp_path, dump=dump, epochs=1), report)
+    assert all(refused.values()) and not (dump / "lock").exists()
+
+
+def test_answers_of_another_model_or_seed_are_not_taken(model: Path, tmp_path: Path) -> None:
+    save(tmp_path / "other", "llama", torch.bfloat16, num_hidden_layers=2)
+    wanted = order(model, tmp_path, own=True, epochs=1)
+
+    def stopped(stage: str, done: float, total: float) -> None:
+        if stage == "answering the prompts" and done >= 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, stopped)
+    advice = r"finish that training, delete .*head\.partial, or choose another directory with -o\."
+    for changed, said in (({"model": str(tmp_path / "other")}, "is by the model"), ({"seed": 3}, "has changed")):
+        with pytest.raises(UsageError, match=f"{said}.*{advice}"):
+            trained(replace(wanted, **changed))
+
+
+def test_prompts_without_an_answer_are_told(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Answers._asked
+
+    def broken(self: Answers, number: int, prompt: Any) -> dict[str, Any]:
+        asked = real(self, number, prompt)
+        return {**asked, "body": {**asked["body"], "max_tokens": -1}} if number in bad else asked
+
+    monkeypatch.setattr(Answers, "_asked", broken)
+    bad = range(1)
+    _, notes = trained(order(model, tmp_path, own=True, epochs=1))
+    assert any(re.fullmatch(r"1 of \d+ prompts have no answer \(the first: .*max_tokens.*\)\.", note) for note in notes)
+    bad = range(1000)
+    with pytest.raises(UsageError, match=r"nothing to learn from: (\d+) of \1 prompts have no answer \(the first: .*max_tokens"):
+        trained(order(model, tmp_path, own=True, output=tmp_path / "none"))

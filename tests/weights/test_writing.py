@@ -65,3 +65,10 @@ def test_a_file_where_a_directory_is_needed_is_told_of(tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(StoreError, match=r"it, or what it is in, is a file\. Move that, or choose"), explained(place):
             place.mkdir(parents=True)
+
+
+def test_a_place_without_room_for_a_lock_is_told(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    said = r"Is a directory.* Make it writable, or choose another directory with -o"
+    with pytest.raises(StoreError, match=said), only_process(tmp_path / "lock", lambda: None, "choose another directory with -o"):
+        pytest.fail("nothing is locked")

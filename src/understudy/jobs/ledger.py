@@ -96,9 +96,11 @@ def _some(words: Sequence[str], between: str) -> str:
 class Output:
     """The output of a job, open for this process alone. `done[place]`: the line at that place of the index has its record."""
 
-    def __init__(self, path: Path, index: Index, model_name: str, overwrite: bool):
-        """Raises UsageError where the file cannot be written, or is not the output of this input by this model."""
+    def __init__(self, path: Path, index: Index, model_name: str, overwrite: bool, otherwise: str = OTHERWISE):
+        """Raises UsageError where the file cannot be written, or is not the output of this input by this model: `otherwise` says
+        what to do then."""
         self.path = path
+        self.otherwise = otherwise
         self.index = index
         self.model_name = model_name
         self.done: NDArray[np.bool_] = np.zeros(len(index), bool)
@@ -147,15 +149,18 @@ class Output:
             record = json.loads(text)
         place = self._place(record)
         if place is None:
-            raise UsageError(f"Line {number} of {self.path} answers no line of this input: {OTHERWISE}.")
+            raise UsageError(f"Line {number} of {self.path} answers no line of this input: {self.otherwise}.")
         if not self.index.says(place, record["id"]):
             name = record.get("custom_id")
-            raise UsageError(f"The line of custom_id {name!r} has changed since it was answered in {self.path}: {OTHERWISE}.")
+            changed = f"The line of custom_id {name!r} has changed since it was answered in {self.path}"
+            raise UsageError(f"{changed}: {self.otherwise}.")
         if self.done[place]:
-            raise UsageError(f"Line {number} of {self.path} answers a line that was answered before: {OTHERWISE}.")
+            raise UsageError(f"Line {number} of {self.path} answers a line that was answered before: {self.otherwise}.")
         model = ((record.get("response") or {}).get("body") or {}).get("model", self.model_name)
         if model != self.model_name:
-            raise UsageError(f"Line {number} of {self.path} is by the model {model!r}, not {self.model_name!r}: {OTHERWISE}.")
+            raise UsageError(
+                f"Line {number} of {self.path} is by the model {model!r}, not {self.model_name!r}: {self.otherwise}."
+            )
         return dict(record)
 
     def _place(self, record: Any) -> int | None:

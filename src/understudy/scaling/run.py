@@ -29,7 +29,7 @@ from ..training import Report
 from ..training import run as training
 from ..training.batches import Batches
 from ..training.data import TextReader
-from ..training.dump import Dump, DumpSize
+from ..training.dump import Dump, DumpSize, reader_of
 from ..training.judge import BATCH_TOKENS, judge
 from ..training.kinds import KINDS
 from ..training.order import Order, check_data, making
@@ -216,7 +216,7 @@ class Scale:
         taps = tuple(sorted({-1, *(tap for config in configs for tap in config.taps)}))
         size = DumpSize(taps, self.store.embedding.shape[1], next(iter(self.store.linears.values())).dtype)
         folder = self.order.output / f"texts-{'-'.join(map(str, taps))}"
-        dump = Dump(folder, size, {"model": self.store.source.fingerprint})
+        dump = Dump(folder, size, reader_of(self.store, self.order.options))
         dump.check(pieces, self.report)
         if dump.missing(pieces):
             with LLM(self.store.path, progress=self.report, **self._loading(PLAIN_METHOD, rows=1, taps=taps)) as llm:

@@ -15,13 +15,12 @@ from ..jobs.ledger import Index, Output
 from ..jobs.run import Job
 from ..weights.writing import explained
 from . import Report
+from .checkpoints import OTHERWISE
 from .conversation import Unusable, question_of
 from .data import Text, content, kept_apart, lines_of, record_of
 
 REQUESTS = "prompts.jsonl"
 ANSWERS = "answers.jsonl"
-# What records call the model.
-NAME = "target"
 # Of a text, the prompt is the first half of each piece, at most so many tokens.
 LONGEST_PROMPT = 64
 
@@ -74,9 +73,10 @@ class PromptReader:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of a model to `prompts`, in files of `directory`. Each prompt is answered with a seed of its own."""
+    """The answers of `model`, a digest of its weights, to `prompts`, in files of `directory`. Each prompt has a seed of its own."""
 
     directory: Path
+    model: str
     prompts: Sequence[Sequence[int]]
     # Tokens of a prompt and its answer together, at most.
     longest: int
@@ -84,7 +84,7 @@ class Answers:
 
     def ask(self) -> int:
         """Write down what is to be answered. Returns how many prompts have no answer yet. UsageError where what is in the directory
-        answers other prompts."""
+        answers other prompts, or is by another model."""
         with explained(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             with (self.directory / REQUESTS).open("w") as file:
@@ -109,21 +109,33 @@ class Answers:
                 report("answering the prompts", output.finished, len(output.index))
 
             try:
-                Job(AnswerSettings(NAME), requests, output, 2 * llm.plan.rows, told).run(llm)
+                Job(AnswerSettings(self.model), requests, output, 2 * llm.plan.rows, told).run(llm)
             finally:
                 output.close()
 
     def _output(self, requests: BinaryIO) -> Output:
-        return Output(self.directory / ANSWERS, Index.of(requests, lambda done, total: None), NAME, False)
+        otherwise = f"finish that training, delete {self.directory}, or {OTHERWISE}"
+        return Output(
+            self.directory / ANSWERS, Index.of(requests, lambda done, total: None), self.model, False, otherwise
+        )
+
+    def _records(self) -> list[dict[str, Any]]:
+        """The records of all prompts, in their order."""
+        with (self.directory / ANSWERS).open("rb") as file:
+            found = {int(record["custom_id"]): record for record in map(json.loads, file)}
+        return [found[number] for number in range(len(self.prompts))]
+
+    def failed(self) -> str:
+        """How many prompts got no answer, and why; empty: all have one."""
+        errors = [record["error"]["message"] for record in self._records() if record["error"] is not None]
+        if not errors:
+            return ""
+        return f"{len(errors)} of {len(self.prompts)} prompts have no answer (the first: {errors[0].rstrip('.')})."
 
     def texts(self) -> Iterator[Text]:
-        """Prompts with their answers, of which the answers are to be guessed. Those that failed are left out."""
-        answered: dict[int, Any] = {}
-        with (self.directory / ANSWERS).open("rb") as file:
-            for record in map(json.loads, file):
-                answered[int(record["custom_id"])] = (record["response"] or {}).get("body") or {}
-        for number, prompt in enumerate(self.prompts):
-            for choice in answered[number].get("choices", ()):
+        """Prompts with their answers, of which the answers are to be guessed. Those that `failed` counts are left out."""
+        for prompt, record in zip(self.prompts, self._records(), strict=True):
+            for choice in () if record["error"] is not None else record["response"]["body"]["choices"]:
                 tokens = [*prompt, *choice["token_ids"]]
                 marks = [place >= len(prompt) for place in range(len(tokens))]
                 yield tokens, marks, kept_apart(json.dumps(list(prompt)))

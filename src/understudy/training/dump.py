@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..models.model import Model
 from ..plan.sizes import format_size
 from ..tree import Nodes, TokenTree
 from ..weights.files import buffer, checksum, read_tensor
+from ..weights.store import Store
 from ..weights.writing import JOURNAL, Journal, explained
 from . import Report
 from .data import Pieces
@@ -109,6 +110,13 @@ class DumpSize:
     @property
     def token_bytes(self) -> int:
         return len(self.taps) * self.hidden_size * self.dtype.itemsize
+
+
+def reader_of(store: Store, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What hidden states depend on besides their text: the model in `store`, and keys and values of fewer bits, where `options` of
+    loading it ask for those."""
+    few = options.get("kv_bits", "auto")
+    return {"model": store.source.fingerprint, **({} if few == "auto" else {"--kv-bits": few})}
 
 
 @dataclass(frozen=True)

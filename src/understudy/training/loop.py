@@ -46,10 +46,10 @@ class TrainingLimits:
 
     def progress(self, reached: Reached) -> float:
         """The share that is done, by what is nearest to its end."""
-        shares = [reached.tokens / self.tokens]
+        shares = [reached.tokens / self.tokens] if self.tokens else []
         if self.minutes:
             shares.append(reached.seconds / (60 * self.minutes))
-        return min(max(shares), 1.0)
+        return min(max(shares, default=0.0), 1.0)
 
 
 def rate_at(progress: float) -> float:

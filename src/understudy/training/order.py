@@ -67,6 +67,8 @@ class Order:
         check_data(self.data)
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             raise UsageError(f"{self.output} is there already: name a new directory with -o.")
+        if self.dump is not None and self.dump.resolve().is_relative_to(self.output.resolve()):
+            raise UsageError(f"--dump {self.dump} lies in {self.output}, where the head goes: name a place beside it.")
         for name in ("epochs", "minutes", "rate"):
             value = getattr(self, name)
             if not 0 <= value < 1e6:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from contextlib import suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +25,9 @@ from ..weights.writing import explained, only_process
 from . import Report
 from .answers import Answers, PromptReader
 from .batches import Batches
-from .checkpoints import Checkpoints, Reached
-from .data import Pieces, TextReader, cut
-from .dump import Dump, DumpSize
+from .checkpoints import OTHERWISE, Checkpoints, Reached
+from .data import Pieces, Text, TextReader, cut
+from .dump import ELSEWHERE, Dump, DumpSize, reader_of
 from .grow import begin_as, check_start
 from .judge import judge
 from .kinds import Basis, first_head
@@ -67,15 +67,30 @@ def train(order: Order, report: Report) -> Trained:
     Raises UsageError for an order that cannot be met, StoreError where something cannot be written, NumbersError where a number is
     none, and what loading a model raises."""
     order.check()
-    work = order.output.with_name(order.output.name + PARTIAL)
-    with explained(order.output.parent, "choose another directory with -o"):
-        order.output.parent.mkdir(parents=True, exist_ok=True)
+    # A name such as "." is none that another could be made of.
+    place = order.output if order.output.name not in ("", "..") else order.output.resolve()
+    work = place.with_name(place.name + PARTIAL)
+    with explained(place.parent, OTHERWISE):
+        place.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir(exist_ok=True)
-    with only_process(work.with_name(work.name + ".lock"), lambda: report("waiting for another process that trains it", 0, 0)):
-        store = LLM.prepare(order.model, progress=report, **making(order.options))
-        trained = HeadRun(order, store, work, report).run()
-        shutil.rmtree(work)
+    lock = work.with_name(work.name + ".lock")
+    with only_process(lock, lambda: report("waiting for another process that trains it", 0, 0), OTHERWISE):
+        # Another process may have made the head meanwhile.
+        order.check()
+        work.mkdir(exist_ok=True)
+        try:
+            store = LLM.prepare(order.model, progress=report, **making(order.options))
+            trained = HeadRun(order, store, work, report).run()
+            shutil.rmtree(work)
+        finally:
+            _drop_empty(work)
     return trained
+
+
+def _drop_empty(directory: Path) -> None:
+    """Remove a directory in which nothing was done."""
+    with suppress(OSError):
+        directory.rmdir()
 
 
 @dataclass
@@ -100,8 +115,7 @@ class HeadRun:
 
     def run(self) -> Trained:
         pieces = self._pieces()
-        dump = self._dumped(pieces)
-        try:
+        with self._alone(), closing(self._dumped(pieces)) as dump:
             measured = measured_texts(self.store, self._loading, pieces, dump, self.report)
             gc.collect()
             target = FrozenTarget(self.store, self.config).to(self.order.device)
@@ -111,8 +125,19 @@ class HeadRun:
             worth = Worth(len(measured.texts), measured.tokens, judged, measured.substitute)
             self._save(head.to(dump.size.dtype), reached, worth)
             return Trained(self.order.output, reached, worth)
-        finally:
-            dump.close()
+
+    @property
+    def _dump(self) -> Path:
+        """Where hidden states lie."""
+        return self.order.dump or self.work / "dump"
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """No other training uses the hidden states meanwhile: it would write its own where those of this one go."""
+        with explained(self._dump, ELSEWHERE):
+            self._dump.mkdir(parents=True, exist_ok=True)
+        return only_process(
+            self._dump / "lock", lambda: self._say(f"waiting for another training that uses {self._dump}"), ELSEWHERE
+        )
 
     @cached_property
     def _loading(self) -> dict[str, Any]:
@@ -123,7 +148,7 @@ class HeadRun:
         """The texts, as many of them as will be learned from."""
         tokenizer = tokenizer_of(self.store.path, self.store.embedding.shape[0])
         if self.order.own:
-            pieces = cut(list(self._answers(tokenizer).texts()), self.longest)
+            pieces = cut(self._answered(tokenizer), self.longest)
         else:
             reader = TextReader(tokenizer, self.longest)
             pieces = reader.read(self.order.data)
@@ -137,23 +162,32 @@ class HeadRun:
         for note in notes:
             self.report(note, 0, 0)
 
-    def _answers(self, tokenizer: Any) -> Answers:
-        """The model's answers to the prompts of the data, given now where they are not there yet."""
+    def _answered(self, tokenizer: Any) -> list[Text]:
+        """The model's answers to the prompts of the data, given now where they are not there yet.
+
+        Raises UsageError where none could be given."""
         reader = PromptReader(tokenizer, self.longest)
-        answers = Answers(self.work, reader.read(self.order.data), self.longest, self.order.seed)
+        answers = Answers(
+            self.work, self.store.source.fingerprint, reader.read(self.order.data), self.longest, self.order.seed
+        )
         self._say(*reader.notes)
         if left := answers.ask():
             self._say(f"{left:,} of {len(answers.prompts):,} prompts are left to answer")
             with LLM(self.store.path, progress=self.report, **self._loading) as llm:
                 answers.answer(llm, self.report)
             gc.collect()
-        return answers
+        texts = list(answers.texts())
+        if failed := answers.failed():
+            if not texts:
+                raise UsageError(f"There is nothing to learn from: {failed}")
+            self._say(failed)
+        return texts
 
     def _dumped(self, pieces: Pieces) -> Dump:
         """The hidden states of `pieces` that the head reads, and what the output head is given; read now where they are missing."""
         dtype = next(iter(self.store.linears.values())).dtype
         size = DumpSize(tuple(sorted({*self.wanted.taps, -1})), self.store.embedding.shape[1], dtype)
-        dump = Dump(self.order.dump or self.work / "dump", size, {"model": self.store.source.fingerprint})
+        dump = Dump(self._dump, size, reader_of(self.store, self.order.options))
         dump.check(pieces, self.report)
         if not dump.missing(pieces):
             return dump
@@ -182,10 +216,11 @@ class HeadRun:
             begin_as(head, order.start)
         head = head.to(order.device)
         learn = pieces.counted_tokens(held_out=False)
-        total = order.tokens or int(order.epochs * learn)
-        limits = TrainingLimits(total, order.minutes, every=max(total // MEASUREMENTS, 1))
+        # At least a step; 0, where minutes alone are told, is as many as there is time for.
+        total = order.tokens or (max(int(order.epochs * learn), 1) if order.epochs else 0)
+        limits = TrainingLimits(total, order.minutes, every=max((total or learn) // MEASUREMENTS, 1))
         subject = {
-            "--head": order.head, "model": self.store.source.fingerprint, "--data": pieces.digest, "--seed": order.seed,
+            "--head": order.head, **reader_of(self.store, order.options), "--data": pieces.digest, "--seed": order.seed,
             "number of tokens": total, "--draft-vocab": order.draft_vocab, "--batch-tokens": order.batch_tokens,
             "--start": str(order.start) if order.start else None,
         }  # fmt: skip
@@ -194,14 +229,17 @@ class HeadRun:
         return head, Training(head, target, self.recipe, batches, limits, rate, checkpoints, self.report).run()
 
     def _save(self, head: DraftHead, reached: Reached, worth: Worth) -> None:
-        """The head in its directory, beside how it was trained."""
-        save(head, self.order.output)
+        """The head in its directory, beside how it was trained. It appears whole."""
+        made = self.work / "head"
+        save(head, made)
         before = tokens_of(self.order.start) if self.order.start else 0
         facts: dict[str, Any] = {"head": self.order.head, "tokens": before + reached.tokens, "steps": reached.step}
         facts |= {"seconds": reached.seconds, "start_tokens": before}
         facts |= {"loss": reached.best, "best_step": reached.best_step, "seed": self.order.seed, "measured": asdict(worth)}
-        with explained(self.order.output, "choose another directory with -o"):
-            (self.order.output / TRAINING).write_text(json.dumps(facts, indent=1) + "\n")
+        with explained(self.order.output, OTHERWISE):
+            (made / TRAINING).write_text(json.dumps(facts, indent=1) + "\n")
+            # In the place of an empty directory, if there is one.
+            made.replace(self.order.output)
 
 
 def tokens_of(head: Path) -> int:

@@ -105,8 +105,21 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def only_process(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock file `path`; `waiting()` is called once if another process has it. It is removed afterwards."""
+def only_process(path: Path, waiting: Callable[[], None], elsewhere: str = ELSEWHERE) -> Iterator[None]:
+    """Hold the lock file `path`; `waiting()` is called once if another process has it. It is removed afterwards.
+
+    Raises StoreError where there can be no such file; `elsewhere` says where there could be one."""
+    with explained(path.parent, elsewhere):
+        descriptor = _locked(path, waiting)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path: Path, waiting: Callable[[], None]) -> int:
+    """The descriptor of the lock file `path`, which this process alone holds."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -114,11 +127,7 @@ def only_process(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         except BlockingIOError:
             waiting()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-            break
+        with suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
         os.close(descriptor)  # the other process removed the file it had locked: this lock guards nothing
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
