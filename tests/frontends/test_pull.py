@@ -136,6 +136,14 @@ def test_a_download_that_stopped_goes_on_with_what_is_missing(hub: tuple[Hub, di
     assert [name for method, name, _ in kind.asked if method == "GET"].count("model-2.safetensors") == 1
 
 
+def test_an_index_that_an_earlier_model_left_counts_for_nothing(hub: tuple[Hub, dict[str, str]], command: Run) -> None:
+    kind, environment = hub
+    kind.files["model.safetensors"] = b"whole"
+    done = command("pull", NAME, "--json", **environment)
+    path = Path(json.loads(done.stdout)["path"])
+    assert [file.name for file in path.glob("*.safetensors")] == ["model.safetensors"]
+
+
 def test_what_cannot_be_downloaded_is_told_in_one_line(hub: tuple[Hub, dict[str, str]], command: Run) -> None:
     kind, environment = hub
     wrong = [

@@ -111,6 +111,12 @@ def test_a_tokenizer_that_is_not_there_is_one_line(directory: Path) -> None:
         tokenizer_of(directory)
 
 
+def test_a_tokenizer_that_git_did_not_fetch_is_called_so(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9085657\n")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is only a pointer of Git LFS"):
+        tokenizer_of(directory)
+
+
 def test_a_tokenizer_in_python_only_is_refused(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: SimpleNamespace(is_fast=False))
     with pytest.raises(CheckpointError, match="Python only"):

@@ -1,9 +1,13 @@
 """What cannot be run exactly is refused by its config alone, in one line that names it."""
 
 import pytest
+import torch
 
+from tests.tiny import stock
 from understudy.errors import CheckpointError
+from understudy.models import structure
 from understudy.models.refusals import refuse_unsupported
+from understudy.models.streamed import attention_name
 
 
 @pytest.mark.parametrize(
@@ -67,3 +71,17 @@ def test_quantised_weights_are_named_by_their_method(settings: dict[str, object]
     with pytest.raises(CheckpointError, match=rf"'gemma3' model are quantised \(.*{named}\).*in bfloat16") as refusal:
         refuse_unsupported(wrapper, text)
     assert "\n" not in str(refusal.value)
+
+
+def test_quantised_weights_of_mlx_are_named() -> None:
+    with pytest.raises(CheckpointError, match=r"'llama' model are quantised \(affine\).*in bfloat16"):
+        refuse_unsupported({"model_type": "llama", "quantization": {"group_size": 64, "bits": 4, "mode": "affine"}})
+
+
+@pytest.mark.parametrize("packed", ["qweight", "weight_packed", "W_q"])
+def test_quantised_weights_of_which_no_config_tells_are_named(packed: str) -> None:
+    model = stock("llama")
+    held = {name: tensor for name, tensor in model.state_dict().items() if name != "model.layers.1.mlp.up_proj.weight"}
+    held[f"model.layers.1.mlp.up_proj.{packed}"] = torch.zeros(8, 64, dtype=torch.int32)
+    with pytest.raises(CheckpointError, match=rf"are quantised \(it has 'model\.layers\.1\.mlp\.up_proj\.{packed}' for"):
+        structure.layout(structure.skeleton(model.config, torch.float32, attention_name()), held)

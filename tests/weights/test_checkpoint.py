@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from understudy.errors import CheckpointError
 from understudy.weights.checkpoint import Checkpoint
@@ -135,3 +138,128 @@ def test_a_shape_that_does_not_fit_the_bytes_is_refused_unless_the_type_is_unkno
         Checkpoint.open(path)
     file.write_bytes(whole.replace(b'"F32"', b'"F4x"'))
     assert Checkpoint.open(path).info("one").nbytes == 16
+
+
+def _save_shard(path: Path, name: str, made: dict[str, torch.Tensor]) -> None:
+    save_file(made, path / name, {"format": "pt"})
+
+
+def test_a_whole_file_is_the_model_though_an_earlier_one_left_its_index(tmp_path: Path) -> None:
+    """As for transformers, which looks for model.safetensors first: the shards, there or not, are another model's."""
+    earlier, made = tensors(), {name: tensor + 1 for name, tensor in tensors().items()}
+    path = write(tmp_path / "model", earlier, shards=3)
+    write(path, made)
+    assert torch.equal(Checkpoint.open(path).read("embed.weight"), made["embed.weight"])
+    for shard in path.glob("model-*"):
+        shard.unlink()
+    assert torch.equal(Checkpoint.open(path).read("embed.weight"), made["embed.weight"])
+
+
+def test_an_index_that_lists_the_whole_file_among_others_counts(tmp_path: Path) -> None:
+    path = write(tmp_path / "model", tensors())
+    _save_shard(path, "model-mtp.safetensors", {"mtp.norm.weight": torch.ones(3)})
+    listed = {**dict.fromkeys(tensors(), "model.safetensors"), "mtp.norm.weight": "model-mtp.safetensors"}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    assert set(Checkpoint.open(path).tensors) == {*tensors(), "mtp.norm.weight"}
+
+
+@pytest.mark.parametrize("file", [["model-00001-of-00002.safetensors"], None, ""])
+def test_an_index_that_names_no_file_is_refused(tmp_path: Path, file: object) -> None:
+    path = write(tmp_path / "model", tensors(), shards=2)
+    place = path / "model.safetensors.index.json"
+    place.write_text(json.dumps({"weight_map": {**json.loads(place.read_text())["weight_map"], "embed.weight": file}}))
+    with pytest.raises(CheckpointError, match=r"names no file for 'embed\.weight'"):
+        Checkpoint.open(path)
+
+
+def test_shards_in_another_directory_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "model", tensors(), shards=2)
+    place = path / "model.safetensors.index.json"
+    listed = json.loads(place.read_text())["weight_map"]
+    place.write_text(json.dumps({"weight_map": {name: f"../model/{file}" for name, file in listed.items()}}))
+    with pytest.raises(CheckpointError, match="which is no file beside it: put all shards in"):
+        Checkpoint.open(path)
+
+
+@pytest.mark.parametrize("name", ["model-{}-of-00003.safetensors", "model.safetensors-{}-of-00003.safetensors"])
+def test_a_shard_that_the_names_of_others_count_is_missing(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "model", tensors(), shards=3)
+    (path / "model.safetensors.index.json").unlink()
+    for number in ("00001", "00002", "00003"):
+        (path / f"model-{number}-of-00003.safetensors").rename(path / name.format(number))
+    assert set(Checkpoint.open(path).tensors) == set(tensors())
+    (path / name.format("00002")).unlink()
+    with pytest.raises(CheckpointError, match=f"{name.format('00002')} is missing, though the names of others count it"):
+        Checkpoint.open(path)
+
+
+def test_two_copies_of_a_tensor_without_an_index_are_refused(tmp_path: Path) -> None:
+    """A model in float32 and its running average, say: nothing tells which of them is meant."""
+    path = write(tmp_path / "model", tensors())
+    (path / "model.safetensors").rename(path / "model.ema.safetensors")
+    assert set(Checkpoint.open(path).tensors) == set(tensors())
+    _save_shard(path, "model.fp32.safetensors", {"embed.weight": torch.zeros(200, 128)})
+    with pytest.raises(CheckpointError, match=r"'embed\.weight' is in .*model\.ema\.safetensors and in model\.fp32\.safetensors"):
+        Checkpoint.open(path)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_of_two_copies_in_shards_the_last_counts_where_the_index_says_so(tmp_path: Path, last: bool) -> None:
+    """transformers takes the last one, whatever the index says."""
+    path = write(tmp_path / "model", tensors(), shards=2)
+    listed = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
+    first, second = sorted(set(listed.values()))
+    kept, other = (second, first) if last else (first, second)
+    name = next(name for name, file in listed.items() if file == kept)
+    _save_shard(path, other, load_file(path / other) | {name: torch.full((3,), 7.0)})
+    if last:
+        assert torch.equal(Checkpoint.open(path).read(name), tensors()[name])
+        return
+    with pytest.raises(CheckpointError, match=rf"'{name}' is in .*{first} and in {second}"):
+        Checkpoint.open(path)
+
+
+def _header(file: Path) -> tuple[dict[str, Any], bytes]:
+    data = file.read_bytes()
+    count = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + count]), data[8 + count :]
+
+
+@pytest.mark.parametrize("damage", ["overlap", "gap", "twice", "after"])
+def test_a_file_whose_tensors_do_not_lie_one_after_another_is_refused(tmp_path: Path, damage: str) -> None:
+    """The safetensors library refuses such files too."""
+    path = write(tmp_path / "model", tensors())
+    file = path / "model.safetensors"
+    header, data = _header(file)
+    if damage == "overlap":
+        header["layers.0.up.weight"]["data_offsets"] = header["layers.1.up.weight"]["data_offsets"]
+    elif damage == "gap":
+        del header["layers.0.up.weight"]
+    text = json.dumps(header)
+    if damage == "twice":
+        text = f'{text[:-1]}, "layers.0.up.weight": {json.dumps(header["layers.1.up.weight"])}}}'
+    elif damage == "after":
+        data += bytes(12)
+    file.write_bytes(len(text).to_bytes(8, "little") + text.encode() + data)
+    with pytest.raises(CheckpointError, match="12 bytes after its last" if damage == "after" else "begins at byte") as caught:
+        Checkpoint.open(path)
+    with pytest.raises(SafetensorError):
+        load_file(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "model", tensors(), shards=2)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 123456789\n"
+    (path / "model-00002-of-00002.safetensors").write_text(pointer)
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors is only a pointer of Git LFS .*git lfs pull"):
+        Checkpoint.open(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("model.safetensors", "give the directory it lies in"), ("model-q4.gguf", "is GGUF, which")]
+)
+def test_a_file_in_the_place_of_a_directory_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"{name} is a file: .*{words}"):
+        Checkpoint.open(tmp_path / name)

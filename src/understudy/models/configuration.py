@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import CheckpointError, quoted
 from ..generation_config import end_marks, read
 from ..weights.checkpoint import read_object
+from ..weights.formats import refuse_pointer
 from .config_values import check_kind, check_sizes
 from .hf import refused
 from .refusals import refuse_unsupported
@@ -51,7 +52,10 @@ def tokenizer_of(directory: Path, vocabulary: int | None = None) -> Any:
     from transformers import AutoTokenizer
 
     what = f"{directory} has no usable tokenizer"
-    if not any(file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)):
+    files = [file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)]
+    for file in files:
+        refuse_pointer(file)
+    if not files:
         raise CheckpointError(f"{what}: it holds no tokenizer files. Get them too, tokenizer.json first of all.")
     with quoted(CheckpointError, what, "Get its tokenizer files again."):
         # Left open, transformers asks on the terminal whether to run code that comes with the model.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
@@ -17,8 +17,10 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 # Where configs name the kind of each layer.
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 # Where a config says that its weights are no floats, and where that says how.
-_QUANTISED = ("quantization_config", "compression_config")
-_METHOD = ("quant_method", "quant_algo", "format")
+_QUANTISED = ("quantization_config", "compression_config", "quantization")
+_METHOD = ("quant_method", "quant_algo", "format", "mode")
+# What quantised weights are called in the place of `weight`: by GPTQ and AWQ, by compressed-tensors, by HQQ.
+_PACKED = ("qweight", "weight_packed", "W_q")
 
 
 def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None = None) -> None:
@@ -69,7 +71,16 @@ def refuse_quantised(kind: str, *configs: Mapping[str, Any]) -> None:
             method = next((str(known[name]) for name in _METHOD if known.get(name)), "by a method that is not named")
             # Abbreviations stand in capitals.
             named = method.upper() if len(method) <= 5 else method
-            raise CheckpointError(
-                f"The weights of this {kind!r} model are quantised ({named}), and Understudy needs the exact ones: give the"
-                " checkpoint that it was made from, in bfloat16."
-            )
+            raise CheckpointError(_quantised(f"The weights of this {kind!r} model", named))
+
+
+def refuse_packed(parameter: str, tensors: Collection[str]) -> None:
+    """Raise CheckpointError if `tensors` of a checkpoint hold its weight `parameter` in few bits, though no config says so."""
+    path = parameter.removesuffix("weight")
+    if packed := next((path + name for name in _PACKED if path + name in tensors), None):
+        raise CheckpointError(_quantised("The weights of this checkpoint", f"it has {packed!r} for {parameter!r}"))
+
+
+def _quantised(weights: str, how: str) -> str:
+    advice = "give the checkpoint that it was made from, in bfloat16"
+    return f"{weights} are quantised ({how}), and Understudy needs the exact ones: {advice}."

@@ -27,6 +27,7 @@ from .hf import refused
 from .kept import float32_names, is_linear, may_be_kept, streams
 from .mixers import install_mixers
 from .names import finder
+from .refusals import refuse_packed
 from .ropes import fix_ropes
 from .wrapper import built, cut_to_text, is_wrapper, straight_to_text, text_parts
 
@@ -232,6 +233,7 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
     def stored(parameter: str) -> str:
         name = find(parameter)
         if name is None:
+            refuse_packed(parameter, tensors)
             how = find.conversion(parameter)
             why = "it does not fit" if how is None else f"it would be made of {how}, which is not supported yet, for"
             raise CheckpointError(f"The checkpoint has no tensor {parameter!r}; {why} {type(model).__name__}.")

@@ -1,7 +1,8 @@
 """A Hugging Face model directory, read in place: configuration, and tensors of safetensors files by byte range."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -15,10 +16,12 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .entries import INDEX
 from .files import buffer, read_bytes, read_tensor
-from .formats import gguf_advice, other_format, refuse_adapter
+from .formats import gguf_advice, other_format, refuse_adapter, refuse_pointer
 from .hub import SAFETENSORS_INDEX as SAFETENSORS_INDEX
-from .hub import download
+from .hub import SINGLE, download
 
+# The name of one shard of several: what stands before its number, the number, and how many there are.
+NUMBERED = re.compile(r"(.*-)(\d+)(-of-(\d+)\.safetensors)")
 # What belongs to a model beside its weights.
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 DTYPES = {
@@ -72,6 +75,8 @@ class Checkpoint:
     def open(cls, model: str | Path, *, offline: bool = False, revision: str | None = None) -> "Checkpoint":
         """A local directory, or a model of the Hugging Face hub (downloaded into its cache, whole) at a `revision`."""
         path = Path(model).expanduser()
+        if path.is_file():
+            raise CheckpointError(f"{path} is a file: {other_format(path) or f'give the directory it lies in, {path.parent}'}.")
         if not path.is_dir():
             path = download(str(model), offline, revision)
             if "gguf" in str(model).lower() and not (path / "config.json").is_file():
@@ -79,10 +84,7 @@ class Checkpoint:
         refuse_adapter(path)
         config = read_object(path / "config.json")
         shards = tuple(read_shard(file) for file in shard_files(path))
-        tensors = {info.name: info for shard in shards for info in shard.tensors}
-        checkpoint = cls(str(model), path, config, shards, tensors)
-        _check_index(path, tensors)
-        return checkpoint
+        return cls(str(model), path, config, shards, _by_name(path, shards))
 
     @property
     def origin(self) -> str:
@@ -150,34 +152,79 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def _listed(path: Path) -> dict[str, str] | None:
+    """The name of the file of each tensor, by the index of the directory `path`; None where no index counts.
+
+    Where a model.safetensors lies beside an index that does not list it, it is the model, as for transformers: the index was left
+    by an earlier one. Raises CheckpointError for an index that cannot be used."""
+    place = path / SAFETENSORS_INDEX
+    single = (path / SINGLE).is_file()
+    if not place.is_file():
+        return None
+    listed = read_object(place).get("weight_map")
+    files = listed.values() if isinstance(listed, dict) else ()
+    if single and SINGLE not in files:
+        return None
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError(f"{place} lists no weights. Get it again.")
+    for name, file in listed.items():
+        if not isinstance(file, str) or not file:
+            raise CheckpointError(f"{place} names no file for {name!r}, but {file!r}. Get it again.")
+        if Path(file).name != file:
+            raise CheckpointError(f"{place} puts {name!r} in {file}, which is no file beside it: put all shards in {path}.")
+    return listed
+
+
 def shard_files(path: Path) -> list[Path]:
-    if (path / SAFETENSORS_INDEX).is_file():
-        listed = read_object(path / SAFETENSORS_INDEX).get("weight_map")
-        if not isinstance(listed, dict) or not listed:
-            raise CheckpointError(f"{path / SAFETENSORS_INDEX} lists no weights. Get it again.")
-        files = [path / name for name in sorted(set(listed.values()))]
-    elif (path / "model.safetensors").is_file():
-        files = [path / "model.safetensors"]
+    """The files of the weights in the directory `path`: those that an index lists, else the one that has all, or all there are.
+
+    Raises CheckpointError where one of them is missing, and for an index that cannot be used."""
+    if (listed := _listed(path)) is not None:
+        files, why = [path / name for name in sorted(set(listed.values()))], f"{SAFETENSORS_INDEX} lists it"
+    elif (path / SINGLE).is_file():
+        files, why = [path / SINGLE], ""
     else:
-        files = sorted(path.glob("model*.safetensors"))
+        found = [*path.glob("model*.safetensors")]
+        files, why = sorted({*found, *_numbered(found)}), "the names of others count it"
     for file in files:
         if not file.exists() and file.is_symlink():
             raise CheckpointError(f"{file} is a link to {file.readlink()}, which is not there. Get the model again.")
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing, though {SAFETENSORS_INDEX} lists it. Get the model again.")
+            raise CheckpointError(f"{file} is missing, though {why}. Get the model again.")
     if not files:
         hint = other_format(path) or "save the model with save_pretrained (`understudy plan --config` needs no weights)"
         raise CheckpointError(f"{path} has no model.safetensors: {hint}.")
     return files
 
 
-def _check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Every tensor that the index puts in a shard is in that shard."""
-    if not (path / SAFETENSORS_INDEX).is_file():
-        return
-    for name, file in read_object(path / SAFETENSORS_INDEX)["weight_map"].items():
-        if name not in tensors or tensors[name].file.name != file:
+def _numbered(files: Sequence[Path]) -> set[Path]:
+    """All shards of which the names of some tell how many there are."""
+    parts = [(file, NUMBERED.fullmatch(file.name)) for file in files]
+    return {
+        file.with_name(f"{named[1]}{number:0{len(named[2])}}{named[3]}")
+        for file, named in parts
+        if named is not None
+        # a number that no download counts to is no count
+        for number in range(1, min(int(named[4]), 10_000) + 1)
+    }
+
+
+def _by_name(path: Path, shards: Sequence[Shard]) -> dict[str, TensorInfo]:
+    """The tensors of all `shards` of the directory `path`. Of two of one name the last counts, as for transformers, if the index
+    says so too.
+
+    Raises CheckpointError for a tensor that is not where the index puts it, and for two of one name."""
+    listed = _listed(path)
+    found: dict[str, TensorInfo] = {}
+    for info in (info for shard in shards for info in shard.tensors):
+        other = found.get(info.name)
+        if other is not None and (listed is None or listed.get(info.name) != info.file.name):
+            raise CheckpointError(f"{info.name!r} is in {other.file} and in {info.file.name}: which counts? Get the model again.")
+        found[info.name] = info
+    for name, file in (listed or {}).items():
+        if name not in found or found[name].file.name != file:
             raise CheckpointError(f"{path / file} lacks the tensor {name!r} that the index puts there. Get it again.")
+    return found
 
 
 def read_shard(path: Path) -> Shard:
@@ -185,6 +232,7 @@ def read_shard(path: Path) -> Shard:
         size = path.stat().st_size
     except OSError as problem:
         raise CheckpointError(f"{path} cannot be read: {problem.strerror}. Get the model again.") from None
+    refuse_pointer(path)
     length = torch.zeros(8, dtype=torch.uint8)
     read_bytes(path, 0, length, CheckpointError)
     count = int.from_bytes(length.numpy().tobytes(), "little")
@@ -199,7 +247,20 @@ def read_shard(path: Path) -> Shard:
         tensors = [_tensor_info(name, entry, path, 8 + count, size) for name, entry in entries.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise CheckpointError(f"{path} has a damaged header ({problem!r}). Get it again.") from None
-    return Shard(path, text, tuple(sorted(tensors, key=lambda info: info.offset)))
+    tensors.sort(key=lambda info: (info.offset, info.nbytes))
+    _check_covered(path, tensors, 8 + count, size)
+    return Shard(path, text, tuple(tensors))
+
+
+def _check_covered(path: Path, tensors: Sequence[TensorInfo], start: int, size: int) -> None:
+    """Raise CheckpointError unless the `tensors` lie one after another, from byte `start` of the file `path` to its end, `size`.
+    Two in one place, and bytes of none, are how damaged headers show."""
+    for info in tensors:
+        if info.offset != start:
+            raise CheckpointError(f"{path}: tensor {info.name!r} begins at byte {info.offset}, not at {start}. Get it again.")
+        start += info.nbytes
+    if start != size:
+        raise CheckpointError(f"{path} has {size - start} bytes after its last tensor. Get it again.")
 
 
 def _tensor_info(name: str, entry: Mapping[str, Any], path: Path, start: int, size: int) -> TensorInfo:

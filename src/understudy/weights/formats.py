@@ -9,6 +9,8 @@ from pathlib import Path
 from ..errors import CheckpointError
 
 ADAPTER = "adapter_config.json"
+# How a file begins that Git LFS left in the place of a large one.
+POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def refuse_adapter(path: Path) -> None:
@@ -24,6 +26,19 @@ def refuse_adapter(path: Path) -> None:
         f"{path} holds an adapter ({ADAPTER}) {of}: merge both with peft (merge_and_unload, then save_pretrained) and give the"
         " result."
     )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise CheckpointError where the file `path` is what git alone gets of a large file: a few lines that name it."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(POINTER))
+    except OSError:
+        # whoever reads it says so
+        return
+    if start == POINTER:
+        advice = f"run `git lfs pull` in {path.parent}, or download the model again"
+        raise CheckpointError(f"{path} is only a pointer of Git LFS to the real file: {advice}.")
 
 
 def other_format(path: Path) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError, UsageError
 
+SINGLE = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 WANTED = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
 # Other formats and copies live in folders.
@@ -123,12 +124,16 @@ def remote(model: str, revision: str | None) -> RemoteModel:
 def _shards(path: Path, weights: Sequence[str]) -> Collection[str]:
     """Which of the `weights` in a repository are the model's, by its small files in `path`."""
     index = path / SAFETENSORS_INDEX
+    listed: set[str] = set()
     if index.is_file():
         try:
-            return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, LookupError, TypeError, AttributeError):
             raise CheckpointError(f"{index} lists no weights: the model on the hub is not whole.") from None
-    return ["model.safetensors"] if "model.safetensors" in weights else weights
+    # an index that does not list this file was left by an earlier model, and transformers does not look at it either
+    if SINGLE in weights and SINGLE not in listed:
+        return [SINGLE]
+    return listed or weights
 
 
 @contextmanager
