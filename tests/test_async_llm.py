@@ -1,6 +1,8 @@
 """`AsyncLLM` as a program uses it: each task has the text of the model alone, and what ends early leaves nothing behind."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -358,3 +360,36 @@ def test_closing_that_is_given_up_is_done_all_the_same(checkpoint: Any, monkeypa
         return llm
 
     assert not asyncio.run(ask()).maker.closing.alive
+
+
+LEFT_OPEN = """
+import asyncio, sys
+from understudy import AsyncLLM, SamplingParams
+
+async def main():
+    llm = await AsyncLLM(sys.argv[1], context=256, rows=2, method="none").open()
+    long = SamplingParams(max_new_tokens=200, ignore_eos=True)
+    asked = asyncio.create_task(llm.generate(["a", "b"], long))
+    async for step in llm.stream("c", long):
+        break
+    step = llm.llm.engine.step
+    def slow(*given):
+        print("passing", flush=True)
+        found = step(*given)
+        import time
+        time.sleep(0.3)
+        print("passed", flush=True)
+        return found
+    llm.llm.engine.step = slow
+    await asyncio.sleep(0.1)
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_that_ends_without_closing_ends_well(checkpoint: Any) -> None:
+    """A thread in the middle of a pass would bring the process down with the interpreter."""
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN, str(checkpoint)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert words.count("passing") == words.count("passed") > 0

@@ -397,6 +397,45 @@ def test_arrays_and_tensors_of_token_ids_are_prompts(model: Path) -> None:
             assert [done.token_ids for done in llm.generate(one, few)] == wanted[:1]
 
 
+def test_closing_waits_for_the_pass_under_way_and_ends_what_others_wait_for(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that went on would read files by numbers that may be those of other files by then."""
+    with opened(model) as llm:
+        passing, go_on = threading.Event(), threading.Event()
+        step, lookup = llm.engine.step, llm.model.lookup.close
+        told: list[str] = []
+
+        def held_up(*given: Any) -> Any:
+            passing.set()
+            assert go_on.wait(60)
+            found = step(*given)
+            told.append("passed")
+            return found
+
+        def generate() -> None:
+            with pytest.raises(UsageError, match="closed"):
+                llm.generate(PROMPT, PARAMS[0])
+            told.append("heard")
+
+        monkeypatch.setattr(llm.engine, "step", held_up)
+        monkeypatch.setattr(llm.model.lookup, "close", lambda: (told.append("closed"), lookup()))
+        unbegun = llm.stream(PROMPT, PARAMS[0])
+        caller = threading.Thread(target=generate)
+        caller.start()
+        assert passing.wait(60)
+        closing = threading.Thread(target=llm.close)
+        closing.start()
+        closing.join(0.2)
+        assert closing.is_alive() and not told
+        go_on.set()
+        closing.join(60)
+        caller.join(60)
+        assert told.index("passed") < told.index("closed") and sorted(told) == ["closed", "heard", "passed"]
+        with pytest.raises(UsageError, match="closed"):
+            next(unbegun)
+
+
 @pytest.mark.parametrize("resident", ["none", "auto"])
 def test_a_model_that_is_closed_says_so_wherever_its_weights_lie(model: Path, resident: str) -> None:
     with opened(model, resident=resident) as llm:

@@ -173,6 +173,53 @@ def test_leaving_during_the_pass_of_another_thread_does_not_wait_for_it() -> Non
     assert first.completion().token_ids == alone([1], 4) and world.scheduler.idle
 
 
+def test_after_it_is_shut_no_pass_runs_and_everybody_hears_why() -> None:
+    """What passes use may be given back then: a read in the middle of one would be of something else."""
+    world = World(rows=1)
+    passing, go_on = threading.Event(), threading.Event()
+    verify = world.scheduler.engine.verify
+
+    def held_up(*given: Any) -> Any:
+        passing.set()
+        assert go_on.wait(20)
+        return verify(*given)
+
+    world.scheduler.engine.verify = held_up
+    errors: list[BaseException] = []
+
+    def call(streams: bool) -> None:
+        request = world.request([1], 400, streams)
+        try:
+            if streams:
+                world.scheduler.submit(request)
+                list(world.scheduler.follow(request))
+            else:
+                world.scheduler.complete([request])
+        except TransferError as error:
+            errors.append(error)
+
+    callers = [threading.Thread(target=call, args=(streams,)) for streams in (False, True, False)]
+    for caller in callers:
+        caller.start()
+    assert passing.wait(60)
+    shutting = threading.Thread(target=world.scheduler.shut, args=(TransferError("it is gone"),))
+    shutting.start()
+    shutting.join(0.1)
+    assert shutting.is_alive(), "it waits for the pass under way"
+    go_on.set()
+    shutting.join(60)
+    passes = world.passes
+    for caller in callers:
+        caller.join(60)
+    assert [str(error) for error in errors] == ["it is gone"] * 3
+    late = world.request([1], 4)
+    with pytest.raises(TransferError, match="it is gone"):
+        world.scheduler.complete([late])
+    world.scheduler.step()
+    world.scheduler.shut(TransferError("again"))
+    assert world.passes == passes and world.scheduler.idle
+
+
 def test_the_last_step_reaches_a_caller_that_looks_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(rows=2)
     mine, other = world.request([1], 9, streams=True), world.request([2], 9)

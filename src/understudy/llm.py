@@ -18,7 +18,7 @@ from .engine import Engine
 from .errors import UsageError
 from .kernels.team import disband
 from .loading import load
-from .making import RequestMaker
+from .making import CLOSED, RequestMaker
 from .models.identity import identity_of
 from .models.model import Model
 from .models.numbers import explain
@@ -261,7 +261,9 @@ class LLM:
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Give back memory, threads and files. Further calls do nothing."""
+        """Give back memory, threads and files, once the pass under way has ended; what others wait for ends with a UsageError.
+        Further calls do nothing."""
+        self.scheduler.shut(UsageError(CLOSED))
         self._closing()
 
     def __enter__(self) -> LLM:

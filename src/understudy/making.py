@@ -26,6 +26,8 @@ from .token_texts import TokenTexts
 if TYPE_CHECKING:
     from .loading import Loaded
 
+CLOSED = "This LLM is closed: load the model again."
+
 
 class RequestMaker:
     """Makes the requests of one loaded model, as long as `closing` is alive. `method`: the name of who drafts, for figures."""
@@ -142,7 +144,7 @@ class RequestMaker:
         if not isinstance(params, SamplingParams):
             raise UsageError(f"params must be SamplingParams, or a list of those, got {params!r}.")
         if not self.closing.alive:
-            raise UsageError("This LLM is closed: load the model again.")
+            raise UsageError(CLOSED)
         found = self.generation.resolved(params, len(ids))
         self.room.check(len(ids), found, chat=chat)
         check_biases(found, self.vocabulary)

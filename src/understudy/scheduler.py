@@ -60,6 +60,8 @@ class Scheduler:
         # Guards the two lists and `_stepping`; told whenever a pass is over.
         self._changed = threading.Condition()
         self._stepping = False
+        # Why no pass is run any more; None while passes are.
+        self._shut: UnderstudyError | None = None
 
     @property
     def idle(self) -> bool:
@@ -67,9 +69,12 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def submit(self, request: Request) -> None:
-        """Queue `request`. Does not block, and may be called from any thread."""
+        """Queue `request`, or end it where no pass is run any more. Does not block, and may be called from any thread."""
         with self._changed:
-            self.waiting.append(request)
+            if self._shut is None:
+                self.waiting.append(request)
+            else:
+                request.end(self._shut)
             self._changed.notify_all()
 
     def wait_for_work(self, seconds: float) -> bool:
@@ -90,6 +95,19 @@ class Scheduler:
             request.cancelled = True
             self._drop_cancelled(running=not self._stepping)
 
+    def shut(self, why: UnderstudyError) -> None:
+        """Run no pass after the one under way, which is waited for, and end all requests with `why`, those that come later too.
+
+        Not for the thread that runs a pass. What passes use may be given back then: no thread is in one."""
+        with self._changed:
+            self._shut = self._shut or why
+            self._changed.wait_for(lambda: not self._stepping)
+            for request in (*self.waiting, *self.running):
+                request.error = request.error or why
+                request.cancelled = True
+            self._drop_cancelled()
+            self._changed.notify_all()
+
     def step(self) -> None:
         """Run one pass, wait first for the pass of another thread. What it gives is in the requests.
 
@@ -97,6 +115,8 @@ class Scheduler:
         that one: it is logged and kept in the request. An interrupt ends none."""
         with self._changed:
             self._changed.wait_for(lambda: not self._stepping)
+            if self._shut is not None:
+                return
             self._stepping = True
         self._step()
 
@@ -159,7 +179,8 @@ class Scheduler:
     def _wait_or_step(self, news: Callable[[], bool]) -> None:
         """Wait for news, or run a pass if no thread does."""
         with self._changed:
-            self._changed.wait_for(lambda: news() or not self._stepping)
+            # Once it is shut, news comes from whoever did that.
+            self._changed.wait_for(lambda: news() or not (self._stepping or self._shut))
             if news():
                 return
             self._stepping = True

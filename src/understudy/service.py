@@ -5,6 +5,7 @@ The server, `understudy batch` and `AsyncLLM` are its users."""
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import threading
 import time
@@ -49,6 +50,8 @@ class Service:
         self._thread = threading.Thread(target=self._run, name="understudy-passes", daemon=True)
 
     def start(self) -> None:
+        # A thread in the middle of a pass when the interpreter ends would bring the process down.
+        atexit.register(self.close)
         self._thread.start()
 
     def close(self) -> None:
@@ -58,6 +61,7 @@ class Service:
         self.llm.scheduler.wake()
         if self._thread.is_alive():
             self._thread.join()
+        atexit.unregister(self.close)
         self._end_all()
 
     def drain(self) -> None:
