@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+from collections.abc import AsyncGenerator
 from contextlib import closing
 
 import pytest
+from starlette.types import Message
 
 from tests.server.conftest import Running, Start, slowed, until
 from understudy import LLM
+from understudy.server.responses import EventStream
 
 GET = "GET /version HTTP/{}\r\nHost: localhost\r\n\r\n"
 
@@ -96,3 +100,22 @@ def test_a_client_that_waited_and_then_left_gives_its_place_back(
     until(lambda: all(request.cancelled for request in (*llm.scheduler.waiting, *llm.scheduler.running)), 5)
     go.set()
     until(lambda: llm.scheduler.idle)
+
+
+def test_much_at_once_is_not_written_to_a_client_that_has_left() -> None:
+    """asyncio tells that a client has left in its next turn only, and logs what is written until then."""
+    sent: list[Message] = []
+
+    async def events() -> AsyncGenerator[str]:
+        for number in range(1000):
+            yield f"data: {number}\n\n"
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    asyncio.run(EventStream(events(), {}, lambda: None)({"type": "http"}, receive, send))
+    assert len(sent) < 10

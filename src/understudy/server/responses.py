@@ -45,6 +45,8 @@ class EventStream(Response):
             async with aclosing(self.events) as events:
                 async for event in events:
                     await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+                    # Whether the client is still there is heard in the event loop's next turn.
+                    await asyncio.sleep(0)
             await send({"type": "http.response.body", "body": b""})
 
         async def show_life() -> None:
