@@ -1,21 +1,28 @@
-"""Asks every kind of causal model that transformers has whether it runs, and writes the answer to docs/models.md.
+"""Asks every kind of causal and multimodal model that transformers has whether it runs, and writes the answer to docs/models.md.
 
     python tests/survey.py     (a few minutes; not part of the suite)
 
-A kind is tried as the tests have it, else with the values its config class has by default: by its config first, then by the
-proof that every model passes before it is run."""
+A kind is tried as the tests have it, else with the values its config class has by default, and a wrapper whose defaults do not
+fit each other with small parts: by its config first, then by the proof that every model passes before it is run. Each is tried in
+a process of its own, with a limit: what transformers does with a config is not known before."""
 
+import multiprocessing
 import sys
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, __version__
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.tiny import COMMON, FAMILIES, MORE_FAMILIES, WRAPPERS, wrapper
+from tests.tiny import COMMON, FAMILIES, MORE_FAMILIES, WRAPPERS, sections, wrapper
 from understudy.errors import UnderstudyError
 from understudy.models import proof
 from understudy.models.refusals import refuse_unsupported
@@ -23,6 +30,15 @@ from understudy.models.wrapper import is_wrapper, text_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 RUNS = "runs"
+# Seconds that a kind may take.
+LIMIT = 300
+ALL = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
+# Text models of wrappers whose config classes have no usable values by default.
+SIZED: dict[str, dict[str, Any]] = {
+    "aya_vision": {"text": "cohere2", "logit_scale": 0.5},
+    "glm46v": sections(2, 1, 1, partial_rotary_factor=0.5),
+    "glmga": sections(2, 1, 1, partial_rotary_factor=0.5),
+}
 # Words of a refusal -> the heading under which the kind stands. The first that is found counts.
 REASONS = {
     "mixture of experts": "Mixtures of experts",
@@ -40,10 +56,10 @@ OTHER = "Something else, which a line names"
 HEAD = f"""# Does my model run?
 
 `understudy plan --config DIR` answers for any model, from its config.json alone. This page is made by `python tests/survey.py`,
-which asks the same of every kind of causal model of transformers {__version__}, under the name that a config.json gives as
-`model_type`. Before a model runs for the first time, a small random copy of it is compared with transformers in float32 (see
-[architecture](architecture.md)), so a kind that stands below may still be refused with switches that change what it computes, and
-a new one runs as soon as transformers has it, if it is built like these.
+which asks the same of every kind of causal and multimodal model of transformers {__version__}, under the name that a config.json
+gives as `model_type`. Before a model runs for the first time, a small random copy of it is compared with transformers in float32
+(see [architecture](architecture.md)), so a kind that stands below may still be refused with switches that change what it computes,
+and a new one runs as soon as transformers has it, if it is built like these.
 
 ## Kinds that run
 """
@@ -51,37 +67,68 @@ a new one runs as soon as transformers has it, if it is built like these.
 BY_HAND = "## Layers for multi-token prediction"
 
 
-def config_of(kind: str) -> Any:
-    if kind in WRAPPERS:
-        return wrapper(kind)
+def configs_of(kind: str) -> Iterator[Any]:
+    """The configs that a kind may be tried with, best first."""
+    if kind in WRAPPERS or kind in SIZED:
+        yield wrapper(kind, **SIZED.get(kind, {}))
+        return
     for table in (FAMILIES, MORE_FAMILIES):
         if kind in table:
-            return AutoConfig.for_model(kind, **{**COMMON, **table[kind]})
-    return CONFIG_MAPPING[kind]()
+            yield AutoConfig.for_model(kind, **{**COMMON, **table[kind]})
+            return
+    config = CONFIG_MAPPING[kind]()
+    yield config
+    if is_wrapper(config):
+        yield wrapper(kind)
 
 
 def answer(kind: str) -> str:
-    """RUNS, or the line that says why not."""
+    """RUNS, or the line that says why not: of the first config."""
     try:
-        config = config_of(kind)
+        said = [_answer(config) for config in configs_of(kind)]
+    except proof.STUMBLES as error:
+        return f"its config class has no usable values by default ({error})"
+    return RUNS if RUNS in said else said[0]
+
+
+def _answer(config: Any) -> str:
+    try:
         text = text_config(config)
         values = {**text.to_dict(), "layer_types": getattr(text, "layer_types", None)}
         refuse_unsupported(*((values,) if text is config else (config.to_dict(), values)))
         return proof.fault(config) or RUNS
     except UnderstudyError as refusal:
         return " ".join(str(refusal).split())
-    except proof.STUMBLES as error:
-        return f"its config class has no usable values by default ({error})"
+
+
+def answered(kind: str) -> tuple[str, bool]:
+    """The answer of a process of its own, and whether the kind is a wrapper's."""
+    ends = multiprocessing.get_context("fork").Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_tell, args=(kind, ends[1]), daemon=True)
+    process.start()
+    ends[1].close()
+    try:
+        return ends[0].recv() if ends[0].poll(LIMIT) else (f"no answer in {LIMIT} s", False)
+    except EOFError:
+        return "its process ended without an answer", False
+    finally:
+        process.kill()
+        process.join()
+
+
+def _tell(kind: str, end: Any) -> None:
+    said = answer(kind)
+    end.send((said, said == RUNS and is_wrapper(next(configs_of(kind)))))
 
 
 def heading(said: str) -> str:
     return next((name for words, name in REASONS.items() if words in said), OTHER)
 
 
-def page(answers: dict[str, str]) -> str:
-    """The whole page of the answers by kind."""
+def page(answers: dict[str, str], wrappers: set[str]) -> str:
+    """The whole page of the answers by kind; `wrappers`: those of multimodal models."""
     running = sorted(kind for kind, said in answers.items() if said == RUNS)
-    several = [kind for kind in running if is_wrapper(config_of(kind))]
+    several = [kind for kind in running if kind in wrappers]
     plain = [kind for kind in running if kind not in several]
     lines = [HEAD, ", ".join(f"`{kind}`" for kind in plain) + ".", ""]
     lines += ["Of these multimodal kinds the text model runs: " + ", ".join(f"`{kind}`" for kind in several) + ".", ""]
@@ -98,13 +145,14 @@ def page(answers: dict[str, str]) -> str:
 
 def main() -> int:
     warnings.simplefilter("ignore")
-    answers = {}
+    answers, wrappers = {}, set()
     known = {kind for kind in {**FAMILIES, **MORE_FAMILIES, **WRAPPERS} if kind in CONFIG_MAPPING}
-    for kind in sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *known}):
-        answers[kind] = answer(kind)
+    for kind in sorted({*known, *(kind for names in ALL for kind in names)}):
+        answers[kind], wraps = answered(kind)
+        wrappers |= {kind} if wraps else set()
         print(f"{kind}: {answers[kind]}", file=sys.stderr, flush=True)
     before = PAGE.read_text()
-    PAGE.write_text(page(answers) + "\n" + before[before.index(BY_HAND) :])
+    PAGE.write_text(page(answers, wrappers) + "\n" + before[before.index(BY_HAND) :])
     return 0
 
 

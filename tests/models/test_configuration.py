@@ -117,6 +117,17 @@ def test_a_tokenizer_that_git_did_not_fetch_is_called_so(directory: Path) -> Non
         tokenizer_of(directory)
 
 
+def test_a_file_of_sentencepiece_names_what_reads_it(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks for tiktoken, which would not help."""
+    monkeypatch.setattr("understudy.models.configuration._installed", lambda package: package == "protobuf")
+    (directory / "tokenizer.model").write_bytes(b"\n\x0c\n\x05<unk>\x18\x02")
+    # not needed beside a tokenizer.json
+    tokenizer_of(directory)
+    (directory / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model alone .* tokenizer\.json, or `pip install sentencepiece`\."):
+        tokenizer_of(directory)
+
+
 def test_a_tokenizer_in_python_only_is_refused(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: SimpleNamespace(is_fast=False))
     with pytest.raises(CheckpointError, match="Python only"):

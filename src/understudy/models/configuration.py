@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ from .wrapper import is_wrapper, refuse_silent, text_config
 
 # Some file of a tokenizer that transformers can read has such a name.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
+
+# The packages with which transformers reads a file of sentencepiece.
+SENTENCEPIECE = ("sentencepiece", "protobuf")
 
 TEMPLATE = "chat_template.json"
 
@@ -57,9 +63,13 @@ def tokenizer_of(directory: Path, vocabulary: int | None = None) -> Any:
         refuse_pointer(file)
     if not files:
         raise CheckpointError(f"{what}: it holds no tokenizer files. Get them too, tokenizer.json first of all.")
-    with quoted(CheckpointError, what, "Get its tokenizer files again."):
-        # Left open, transformers asks on the terminal whether to run code that comes with the model.
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    try:
+        with quoted(CheckpointError, what, "Get its tokenizer files again."):
+            # Left open, transformers asks on the terminal whether to run code that comes with the model.
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except CheckpointError:
+        _refuse_unread(what, files)
+        raise
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(f"{what}: {type(tokenizer).__name__} runs in Python only. Convert it to a tokenizer.json.")
     with quoted(CheckpointError, what, "Get its tokenizer files again."):
@@ -74,6 +84,22 @@ def tokenizer_of(directory: Path, vocabulary: int | None = None) -> Any:
     for name in ("_vocab", "_merges"):
         vars(tokenizer).pop(name, None)
     return tokenizer
+
+
+def _refuse_unread(what: str, files: Sequence[Path]) -> None:
+    """Raise CheckpointError, beginning with `what`, where a tokenizer's only file is one of sentencepiece, and what reads those is
+    not installed: transformers takes the file for another kind then, and asks for other packages."""
+    model = next((file.name for file in files if file.suffix == ".model"), None)
+    lacking = [package for package in SENTENCEPIECE if not _installed(package)]
+    if model and lacking and not any(file.name == "tokenizer.json" for file in files):
+        needs = f"{model} alone can be read with {' and '.join(lacking)} only"
+        raise CheckpointError(f"{what}: {needs}. Get its tokenizer.json, or `pip install {' '.join(lacking)}`.") from None
+
+
+def _installed(package: str) -> bool:
+    with suppress(PackageNotFoundError):
+        return bool(version(package))
+    return False
 
 
 def stop_ids(generation: Path, config: Any, tokenizer: Any, vocabulary: int) -> tuple[frozenset[int], list[str]]:
