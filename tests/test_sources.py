@@ -96,6 +96,15 @@ def test_a_layout_names_every_matrix_once_and_the_head_last(model: Path, tmp_pat
     assert {*names, layout.embedding, *layout.shared} == set(checkpoint.tensors)
 
 
+def test_a_store_is_not_put_into_its_checkpoint(tmp_path: Path, model: Path) -> None:
+    before = sorted(model.iterdir())
+    (tmp_path / "link").symlink_to(model)
+    for place in (model / "sub", model, tmp_path / "link" / "sub" / "deeper"):
+        with pytest.raises(UsageError, match=r"lies in the checkpoint .*: name a directory beside it"):
+            LLM.prepare(model, output=place)
+    assert sorted(model.iterdir()) == before
+
+
 def test_a_directory_that_is_neither_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither a checkpoint nor a Store"):
         locate(tmp_path, options(tmp_path))

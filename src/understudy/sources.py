@@ -122,6 +122,8 @@ def prepare_source(
     fits there; None: all does. What its check raises before a Store is made is raised."""
     if isinstance(source, Store):
         return source
+    if options.output is not None and Path(options.output).expanduser().resolve().is_relative_to(source.path.resolve()):
+        raise UsageError(f"--output {options.output} lies in the checkpoint {source.path}: name a directory beside it.")
     config = proven_config(source.path, options)
     if (store := _prepared(source, config, options, ceiling)) is not None:
         return store

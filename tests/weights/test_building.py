@@ -62,6 +62,21 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     store.verify()
 
 
+def test_a_kill_before_all_is_on_the_disk_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+
+    def killed(path: Path) -> None:
+        raise _Stop(path)
+
+    with monkeypatch.context() as patch, pytest.raises(_Stop):
+        patch.setattr(building, "_sync", killed)
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+    watch = _Watch(monkeypatch)
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
+    store.verify()
+    assert watch.made == [] and not any("journal" in path.name for path in store.path.iterdir())
+
+
 def test_damage_to_what_was_done_before_the_kill_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = _checkpoint(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(_Stop):

@@ -47,6 +47,21 @@ def test_a_journal_goes_on_and_starts_over_for_another_build(tmp_path: Path) -> 
     assert Journal(path, {"of": "b"}).records == []
 
 
+def test_a_journal_is_not_lost_where_a_shorter_one_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "journal", {"of": "a"})
+    journal.keep(0)
+    journal.add({"key": 1})
+
+    def full(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text.encode()[:3])
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(Path, "write_text", full)
+        journal.keep(1)
+    assert Journal(tmp_path / "journal", {"of": "a"}).records == [{"key": 1}]
+
+
 def test_a_failed_write_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     for code, remedy in ((28, "Free some space"), (13, "Make it writable")):
         with pytest.raises(StoreError, match=rf"{tmp_path} failed: .*{remedy}, or go away"), explained(tmp_path, "go away"):

@@ -214,9 +214,10 @@ class Building:
         for file in self.checkpoint.copied_files():
             shutil.copyfile(file, self.work / file.name)
         index.save(contents, self.work / INDEX)
-        (self.work / JOURNAL).unlink()
         for file in self.work.iterdir():
             _sync(file)
+        # Not before all else is on the disk: without it a run begins anew.
+        (self.work / JOURNAL).unlink()
         _sync(self.work)
         self.work.rename(self.directory)
         _sync(self.directory.parent)

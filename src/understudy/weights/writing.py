@@ -91,7 +91,10 @@ class Journal:
         """Forget all but the first `count` records."""
         del self.records[count:]
         lines = [self._subject, *self.records]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        # The one that is there stays until this is whole: a kill or a full disk must not take what is known.
+        partial = self._path.with_name(f"{self._path.name}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        partial.replace(self._path)
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
