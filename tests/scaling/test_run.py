@@ -1,17 +1,23 @@
 """A whole study of a tiny model: heads are trained and judged, and what is done is not done again."""
 
+import fcntl
 import json
+import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.scaling.made import speed
 from tests.tiny import save
 from understudy.drafters.start import FILE, Start
 from understudy.errors import UsageError
+from understudy.scaling.laws import Speed
 from understudy.scaling.run import Scale, ScaleOrder
+from understudy.scaling.speed import Way
 from understudy.training import run as training
 
 TEXTS = [
@@ -95,3 +101,67 @@ def test_what_cannot_be_measured_is_said_before_any_work(order: ScaleOrder, tmp_
     head = order.output / "heads" / "eagle-depth1-tokens300"
     with pytest.raises(UsageError, match="take a head that"):
         Scale(replace(order, model=str(tmp_path / "other"), heads=(head,), output=tmp_path / "study"), quiet)
+    for kind, said in (("nosuch", "No head 'nosuch'"), ("eagle:depth=2", "depth is given twice"), ("medusa:heads=0", "1 or more")):
+        with pytest.raises(UsageError, match=said):
+            Scale(replace(order, head=kind, output=tmp_path / "study"), quiet)
+    assert not (tmp_path / "study").exists(), "nothing keeps a study of this name from being another one"
+
+
+def test_heads_that_look_alike_are_no_others(order: ScaleOrder, tmp_path: Path) -> None:
+    """A head has figures of its own, also where it stands where another stood, and none is left out silently."""
+    first, second = (Path(one.head) for one in Scale(order, quiet).run().found if one.cell.depth == 1)
+    for name, head in (("one", first), ("two", second)):
+        shutil.copytree(head, tmp_path / name)
+        (tmp_path / name / "training.json").write_text('{"tokens": 500}')
+    given = replace(order, heads=(tmp_path / "one",), output=tmp_path / "study")
+    [one] = Scale(given, quiet).run().found
+    [two] = Scale(replace(given, heads=(tmp_path / "two",)), quiet).run().found
+    assert one.cell.place == two.cell.place == ("eagle", 1, 500)
+    known = {found.head: found.tokens_per_pass for found in Scale(order, quiet).run().found}
+    assert (one.head, one.tokens_per_pass) == (str(tmp_path / "one"), known[str(first)])
+    assert (two.head, two.tokens_per_pass) == (str(tmp_path / "two"), known[str(second)])
+    assert len(list((given.output / "cells").glob("eagle-depth1-tokens500-*.json"))) == 2
+    with pytest.raises(UsageError, match=r"one and .*two are alike for a study \(eagle, 1 decoder layers, 500 tokens\): give one"):
+        Scale(replace(given, heads=(tmp_path / "one", tmp_path / "two")), quiet)
+
+
+def test_a_study_that_was_moved_is_the_same(order: ScaleOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Scale(order, quiet).run()
+    shutil.copytree(order.output, tmp_path / "moved")
+    monkeypatch.setattr("understudy.scaling.run.judge", lambda *_: pytest.fail("something is done again"))
+    moved = Scale(replace(order, output=tmp_path / "moved"), quiet).run()
+    assert [one.tokens_per_pass for one in moved.found] == [one.tokens_per_pass for one in study.found]
+    assert all(Path(one.head).is_relative_to(tmp_path / "moved") for one in moved.found)
+
+
+def test_a_speed_is_that_of_the_options_that_are_given(order: ScaleOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = replace(order, depths=(1,), budgets=(300,), batches=(1,), widths=(1,))
+    Scale(asked, quiet).run()
+    with monkeypatch.context() as patched:
+        patched.setattr("understudy.scaling.run.measured", lambda *_: pytest.fail("a speed is measured again"))
+        Scale(asked, quiet).run()
+    measured: list[str] = []
+
+    def counted(model: Path, way: Way, prompts: Any, params: Any, options: dict[str, Any]) -> Speed:
+        measured.append(options["resident"])
+        return speed(1, 1, 1)
+
+    monkeypatch.setattr("understudy.scaling.run.measured", counted)
+    Scale(replace(asked, options={**asked.options, "resident": "none"}), quiet).run()
+    assert measured == ["none"] * 2
+    with pytest.raises(UsageError, match="with context 128, not 96: choose another directory"):
+        Scale(replace(asked, options={"context": 96}), quiet)
+
+
+def test_no_other_process_works_on_a_study_meanwhile(order: ScaleOrder, tmp_path: Path) -> None:
+    refused = [0]
+
+    def report(stage: str, done: float, total: float) -> None:
+        if "judging heads" in stage:
+            with (tmp_path / "study" / "lock").open() as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            refused[0] += 1
+
+    heads = (Path(Scale(order, quiet).run().found[0].head),)
+    Scale(replace(order, heads=heads, output=tmp_path / "study"), report).run()
+    assert refused[0] and not (tmp_path / "study" / "lock").exists()

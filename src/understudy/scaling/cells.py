@@ -29,12 +29,19 @@ class Cell:
     depth: int
     # 0: what it learned from is not told.
     tokens: int
+    # Of a head that was trained before: a digest of its files. Empty: it is to be trained.
+    digest: str = ""
 
     @property
     def name(self) -> str:
         """What its head and its record are called on disk."""
         kind = re.sub(r"\W+", "-", self.kind)
-        return f"{kind}-depth{self.depth}-tokens{self.tokens}"
+        return "-".join([kind, f"depth{self.depth}", f"tokens{self.tokens}", *filter(None, [self.digest])])
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Where it stands in a study, whichever head it is."""
+        return self.kind, self.depth, self.tokens
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ class Records:
                     raise UsageError(
                         f"{directory} has heads measured with {name} {value}, not {asked.get(name)}: choose another directory."
                     )
+            if read_record(path) == asked:
+                return cls(directory)
         write_record(path, asked)
         return cls(directory)
 

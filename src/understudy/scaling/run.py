@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import inspect
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 import xxhash
 
 from ..drafters import DEFAULT_METHOD, PLAIN_METHOD
+from ..drafters.start import FILE as START
 from ..drafters.start import Start
 from ..errors import UsageError
 from ..heads import HeadConfig
@@ -31,11 +32,14 @@ from ..training.batches import Batches
 from ..training.data import TextReader
 from ..training.dump import Dump, DumpSize, reader_of
 from ..training.judge import BATCH_TOKENS, judge
-from ..training.kinds import KINDS
+from ..training.kinds import KINDS, Basis
+from ..training.kinds import config_of as head_config
 from ..training.order import Order, check_data, making
 from ..training.own_texts import Measured, TextSizes, beginnings, greedy_texts
-from ..training.target import FrozenTarget
+from ..training.target import FrozenTarget, is_tied
+from ..weights.integrity import file_checksum
 from ..weights.store import Store
+from ..weights.writing import only_process
 from .cells import Accepted, Cell, Records, grid
 from .laws import Speed
 from .speed import Way, measured
@@ -46,6 +50,7 @@ HEADS = "heads"
 TEXTS = "texts"
 # Tokens of the longest piece of a text, as training has it.
 CONTEXT = Order.context
+OTHERWISE = "choose another directory with -o"
 # Texts of each way of drafting whose speed is measured, for each that runs together.
 TURNS = 2
 
@@ -105,12 +110,18 @@ class Scale:
         self.order = order
         self.report = report
         check_data(order.data)
+        self.cells = order.cells
+        self.given = {path: config_of(path) for path in order.heads}
         self.store: Store = LLM.prepare(order.model, progress=report, **making(order.options))
         self.config = configuration.config_of(self.store.path)
-        self.given = {path: config_of(path) for path in order.heads}
         facts = Bearer.of_store(self.store, self.config).facts
         for path, config in self.given.items():
             check(config, facts, str(path))
+        basis = Basis.of(facts, self.config, is_tied(self.store), 0)
+        for cell in self.cells:
+            head_config(spec_of(cell), basis)
+        # By cell, each head's directory, whether it is there already or not.
+        self.heads = {cell: order.output / HEADS / cell.name for cell in self.cells} | self._given_cells()
         self.records = Records.open(order.output, self._question())
 
     def _question(self) -> dict[str, Any]:
@@ -120,11 +131,16 @@ class Scale:
             digest.update(path.read_bytes())
         names = ("head", "seed", "batch_tokens", "rate", "prompts", "prompt_tokens", "new_tokens", "levels")
         asked = {name: getattr(self.order, name) for name in names}
-        return {"model": self.store.source.fingerprint, "data": digest.hexdigest(), **asked}
+        return {**reader_of(self.store, self.order.options), "data": digest.hexdigest(), "context": self.context, **asked}
 
     def run(self) -> Study:
         """Do what is not done yet, and say what follows."""
-        for cell in self.records.left(self.order.cells):
+        waiting = partial(self.report, f"waiting for another study in {self.order.output}", 0, 0)
+        with only_process(self.order.output / "lock", waiting, OTHERWISE):
+            return self._run()
+
+    def _run(self) -> Study:
+        for cell in self.records.left(self.cells):
             self._train(cell)
         texts = self._texts()
         found = self._judged(texts)
@@ -140,23 +156,17 @@ class Scale:
         asked: int = self.order.options.get("context", CONTEXT)
         return min(asked, ModelShape.of(self.config).positions or asked)
 
-    def _path(self, cell: Cell) -> Path:
-        return self.order.output / HEADS / cell.name
-
     def _train(self, cell: Cell) -> None:
         """Train the head of a cell, if that was not done before its record was written."""
-        path = self._path(cell)
+        path = self.heads[cell]
         if (path / CONFIG).exists():
             return
-        # What is there without a config is left from a kill while it was written.
-        shutil.rmtree(path, ignore_errors=True)
         order = self.order
         dump = order.dump or order.output / "dump"
-        spec = f"{cell.kind}{',' if ':' in cell.kind else ':'}depth={cell.depth}" if cell.depth else cell.kind
         self.report(f"{cell.name}: {cell.tokens:,} tokens to learn from", 0, 0)
         options = {name: value for name, value in order.options.items() if name != "context"}
         asked = Order(
-            order.model, spec, order.data, path, dump, tokens=cell.tokens, measured=order.measured, seed=order.seed,
+            order.model, spec_of(cell), order.data, path, dump, tokens=cell.tokens, measured=order.measured, seed=order.seed,
             context=self.context, batch_tokens=order.batch_tokens, rate=order.rate, options=options,
         )  # fmt: skip
         training.train(asked, self.report)
@@ -189,9 +199,8 @@ class Scale:
 
     def _judged(self, texts: Measured) -> list[Accepted]:
         """What each head is worth; judged now where that was not done before."""
-        heads = {cell: self._path(cell) for cell in self.order.cells} | self._given_cells()
-        known = {cell: self.records.accepted(cell) for cell in heads}
-        if missing := {cell: path for cell, path in heads.items() if known[cell] is None}:
+        known = {cell: self.records.accepted(cell) for cell in self.heads}
+        if missing := {cell: path for cell, path in self.heads.items() if known[cell] is None}:
             batches, target = self._reading(texts, [config_of(path) for path in missing.values()])
             for number, (cell, path) in enumerate(missing.items()):
                 self.report("judging heads", number, len(missing))
@@ -204,11 +213,24 @@ class Scale:
                 self.report(f"{cell.name}: {judged.tokens_per_pass:.3f} tokens a pass", 0, 0)
                 known[cell] = accepted
             batches.dump.close()
-        return [one for one in known.values() if one is not None]
+        # A study, or a head, may lie elsewhere now.
+        return [replace(one, head=str(self.heads[cell])) for cell, one in known.items() if one is not None]
 
     def _given_cells(self) -> dict[Cell, Path]:
-        """A cell for each head that was trained before. What it learned from is what its directory tells."""
-        return {Cell(config.kind, config.layers, training.tokens_of(path)): path for path, config in self.given.items()}
+        """A cell for each head that was trained before. What it learned from is what its directory tells. UsageError for two heads
+        of one kind, depth and training."""
+        found: dict[Cell, Path] = {}
+        for path, config in self.given.items():
+            # Without what a study writes beside a head.
+            files = [file for file in sorted(path.glob("*.*")) if not file.name.startswith(START)]
+            digest = xxhash.xxh3_64_hexdigest(" ".join(map(file_checksum, files)).encode())
+            cell = Cell(config.kind, config.layers, training.tokens_of(path), digest)
+            for other in found:
+                if other.place == cell.place:
+                    alike = f"{cell.kind}, {cell.depth} decoder layers, {cell.tokens:,} tokens"
+                    raise UsageError(f"{found[other]} and {path} are alike for a study ({alike}): give one of them.")
+            found[cell] = path
+        return found
 
     def _reading(self, texts: Measured, configs: Sequence[HeadConfig]) -> tuple[Batches, FrozenTarget]:
         """The texts with the hidden states that heads of `configs` read, and what is needed of the target to judge them."""
@@ -246,17 +268,25 @@ class Scale:
                 yield self._speed(replace(fastest, batch=batch, width=width), texts)
 
     def _speed(self, way: Way, texts: Measured) -> Speed:
-        """The speed of one way; measured now if it was not before."""
-        if (record := self.records.find(way.name)) is None:
+        """The speed of one way; measured now if it was not before, with the same options of loading the model."""
+        options = self._loading(way.method)
+        digest = next((cell.digest for cell, path in self.heads.items() if str(path) == way.head), "")
+        name = way.name(sorted(map(str, options.items())), digest)
+        if (record := self.records.find(name)) is None:
             params = SamplingParams(0.0, max_new_tokens=self.order.new_tokens, ignore_eos=True)
             count = min(TURNS * way.batch, len(texts.prompts))
             prompts = [tokens[:length] for tokens, length in zip(texts.texts[:count], texts.prompts, strict=False)]
-            speed = measured(self.store.path, way, prompts, params, self._loading(way.method))
+            speed = measured(self.store.path, way, prompts, params, options)
             gc.collect()
             record = asdict(speed)
-            self.records.keep(way.name, record)
+            self.records.keep(name, record)
             self.report(f"{way.spec} at batch {way.batch}: {speed.tokens_per_second:.1f} tok/s", 0, 0)
         return Speed(**record)
+
+
+def spec_of(cell: Cell) -> str:
+    """What `--head` names for the head of `cell`."""
+    return f"{cell.kind}{',' if ':' in cell.kind else ':'}depth={cell.depth}" if cell.depth else cell.kind
 
 
 def start_of(one: Accepted, study: Study) -> Start:

@@ -31,10 +31,9 @@ class Way:
     width: int
     levels: int
 
-    @property
-    def name(self) -> str:
-        """What its record is called."""
-        digest = xxhash.xxh3_64_hexdigest(self.spec.encode())
+    def name(self, *others: object) -> str:
+        """What its record is called. `others`: what its speed depends on besides."""
+        digest = xxhash.xxh3_64_hexdigest("\n".join(map(str, (self.spec, *others))).encode())
         return f"speed-{self.method}-batch{self.batch}-{digest}"
 
     @property

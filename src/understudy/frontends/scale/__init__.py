@@ -6,7 +6,7 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 from ...errors import UsageError
-from ..live import Live, Progress
+from ..live import Live, Progress, resumable
 from ..model import resolve
 from ..options import OUTPUT, PLACEMENT, count, declare, not_negative, number, placement
 from ..parser import Command, Parser
@@ -61,17 +61,20 @@ def _declare(parser: Parser) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help=f"draw it there (default: DIR/{PICTURE}, with matplotlib)")
 
 
+# Options that say how heads are trained.
+OF_TRAINING = ("head", "depths", "budgets", "dump", "seed", "batch_tokens", "rate")
 GIVEN = (
-    *("head", "depths", "budgets", "heads", "dump", "seed", "batch_tokens", "rate"),
-    *("prompts", "prompt_tokens", "new_tokens", "levels", "batches", "widths"),
+    *OF_TRAINING,
+    *("heads", "prompts", "prompt_tokens", "new_tokens", "levels", "batches", "widths"),
 )
 
 
 def _run(args: Namespace) -> int:
     model = resolve(args.model)
     picture = _picture(args)
-    if wrong := [name for name in ("depths", "budgets", "head") if args.heads and getattr(args, name) is not None]:
-        raise UsageError(f"--{wrong[0]} is for heads that are trained, and --heads names some that are: leave one out.")
+    if wrong := [name for name in OF_TRAINING if args.heads and getattr(args, name) is not None]:
+        flag = f"--{wrong[0].replace('_', '-')}"
+        raise UsageError(f"{flag} is for heads that are trained, and --heads names some that are: leave one out.")
     if wrong := [name for name in ("batches", "widths") if args.no_speed and getattr(args, name) is not None]:
         raise UsageError(f"--{wrong[0]} is for speeds, and --no-speed leaves them out: leave one out.")
     from ...scaling.cells import write_record
@@ -86,15 +89,15 @@ def _run(args: Namespace) -> int:
     if args.heads:
         given["heads"] = tuple(args.heads)
     order = ScaleOrder(model, args.output, tuple(args.data), options=options, **given)
-    study = Scale(order, Progress(live)).run()
-    live.clear()
+    with resumable(live):
+        study = Scale(order, Progress(live)).run()
+    write_record(args.output / RESULT, study.to_dict())
+    print(to_json(study.to_dict()) if args.json else "\n".join(table(study)))
+    sys.stdout.flush()
     if picture is not None:
         from .plot import plot
 
         plot(study, picture)
-    write_record(args.output / RESULT, study.to_dict())
-    print(to_json(study.to_dict()) if args.json else "\n".join(table(study)))
-    sys.stdout.flush()
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ...scaling.cells import Accepted, Cell
+from ...scaling.cells import Accepted
 from ...scaling.fits import Fit
 from ...scaling.laws import PAPER, PAPER_WIDTH, Law, Speed
 from ...scaling.study import Study
@@ -28,10 +28,10 @@ def table(study: Study) -> list[str]:
 def _heads(study: Study) -> list[str]:
     budgets = sorted({one.cell.tokens for one in study.found})
     kinds = sorted({(one.cell.kind, one.cell.depth) for one in study.found})
-    by_cell = {one.cell: f"{one.tokens_per_pass:.3f}{_error(one.error)}" for one in study.found}
+    by_place = {one.cell.place: f"{one.tokens_per_pass:.3f}{_error(one.error)}" for one in study.found}
     cells = [["head", "D", *(f"T = {tokens:,}" if tokens else "T not told" for tokens in budgets)]]
     for kind, depth in kinds:
-        cells.append([kind, str(depth or "-"), *(by_cell.get(Cell(kind, depth, tokens), "") for tokens in budgets)])
+        cells.append([kind, str(depth or "-"), *(by_place.get((kind, depth, tokens), "") for tokens in budgets)])
     return aligned(cells)
 
 
