@@ -4,11 +4,16 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.frontends.conftest import ROOT, Run
-from understudy.frontends import doctor
+from understudy import LLM
+from understudy.frontends import doctor, main
+from understudy.frontends.bench.plot import plot
+from understudy.frontends.bench.rows import Bench, Row, times
+from understudy.frontends.bench.table import table
 
 
 def test_plan_prints_lines_or_json(understudy: Run) -> None:
@@ -85,6 +90,46 @@ def test_bench_draws(understudy: Run, tmp_path: Path) -> None:
         done = understudy("bench", "--new-tokens", "3", "--methods", "none", "--plot", place)
         # Nothing was measured before.
         assert done.returncode == 1 and "tok/s" not in done.stderr and "Cannot write the picture" in done.stderr, done.stderr
+    (tmp_path / "full.png").symlink_to("/dev/full")
+    done = understudy("bench", "--new-tokens", "3", "--methods", "none", "--plot", "full.png")
+    assert done.returncode == 1 and "No space left" in done.stderr and "IDENTICAL" in done.stdout, "what was measured is told"
+
+
+@pytest.mark.parametrize(
+    "words", [["prepare", "demo"], ["train", "--head", "eagle", "-o", "head"], ["scale", "-o", "study", "--no-speed"]]
+)
+def test_what_goes_on_where_it_was_says_so_at_ctrl_c(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*given: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LLM, "prepare", stopped)
+    (tmp_path / "text.txt").write_text("a text")
+    assert main([*words, *([] if words[0] == "prepare" else ["--data", "text.txt"])]) == 130
+    assert capsys.readouterr().err.endswith("stopped. The same command goes on from there.\n")
+
+
+def row_of(method: str, resident: str = "", passes: int = 4) -> Row:
+    numbers = (passes, 2.0 if passes else 0.0, 0.5 if passes else 0.0, *[0.1] * 4, 1e6, 1e9, 2e9, 1 << 30)
+    return Row(method, 0.0, ((1, 2),), *numbers, resident=resident)
+
+
+def test_a_bench_of_one_token_has_no_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it comes with the pass that reads the prompt."""
+    rows = [row_of("none", passes=0), row_of("substitute", passes=0)]
+    assert times(rows[1], rows) is None and rows[1].limit is None
+    lines = table(Bench("demo", rows=rows))
+    assert any(line.startswith("substitute") and "nan" not in line for line in lines)
+
+
+def test_a_picture_of_plans_has_a_bar_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("understudy.frontends.bench.plot.save", lambda figure, path: drawn.append(figure))
+    plot(Bench("demo", rows=[row_of("substitute", kept) for kept in ("none", "whole", "auto")]), tmp_path / "plans.png")
+    bars = [patch.get_x() for patch in drawn[0].axes[0].patches if patch.get_height()]
+    assert len(bars) == len(set(bars)) == 3 and "by plan" in drawn[0].axes[0].get_title()
 
 
 def test_doctor_looks_around(command: Run, tmp_path: Path) -> None:

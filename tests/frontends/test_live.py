@@ -9,6 +9,7 @@ import pytest
 
 from tests.frontends.conftest import FAKE, environment
 from tests.frontends.fake import WORDS
+from understudy.frontends.bench import names
 from understudy.frontends.bench.prompts import TEXTS, mixed_lengths, mixed_prompts, prompts
 from understudy.frontends.bench.rows import first_difference
 from understudy.frontends.show import duration, rate, to_json
@@ -132,3 +133,8 @@ def test_mixed_prompts_have_lengths_of_every_magnitude_and_no_two_end_alike() ->
     found = mixed_prompts(Letters(), lengths)
     assert [len(ids) for ids in found] == lengths
     assert len({tuple(ids[-16:]) for ids in found}) == len(found)
+
+
+def test_methods_of_a_bench_keep_their_options() -> None:
+    text = "none,substitute:width=6,suggest=eagle:HEAD,suggest_bits=4,eagle:HEAD,bits=16,ngram"
+    assert names(text) == ["none", "substitute:width=6,suggest=eagle:HEAD,suggest_bits=4", "eagle:HEAD,bits=16", "ngram"]

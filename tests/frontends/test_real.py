@@ -6,10 +6,12 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.frontends.conftest import REAL, Run, environment, hearing
+from understudy import LLM
 from understudy.frontends import main
 from understudy.stats import Stats
 
@@ -88,6 +90,25 @@ def test_bench_measures(said: Callable[..., str], tiny: Path) -> None:
     ]
     table = said("bench", str(tiny), *words, "--reference")
     assert "IDENTICAL over 3 methods" in table and "transformers in memory, greedy:" in table
+
+
+def test_a_reference_that_cannot_be_is_told_and_costs_no_figures(
+    said: Callable[..., str], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--methods", "none", "--prompts", "1", "--new-tokens", "2", "--temperatures", "0", "--reference"]
+    store = LLM.prepare(tiny, output=tmp_path / "store")
+    assert main(["bench", str(store.path), *words]) == 2
+    out, err = capsys.readouterr()
+    assert "is a Store: name the checkpoint instead" in err and "tok/s" not in out + err
+
+    def refused(*given: Any) -> Any:
+        raise OSError("no file named model.safetensors\nand more lines")
+
+    monkeypatch.setattr("understudy.frontends.bench.reference._generate", refused)
+    assert main(["bench", str(tiny), *words]) == 1
+    out, err = capsys.readouterr()
+    assert "IDENTICAL over 1 methods" in out
+    assert "transformers cannot run the model: no file named model.safetensors. Leave --reference out." in err
 
 
 def test_bench_holds_the_link_to_a_slower_disks_speed(said: Callable[..., str], tiny: Path) -> None:

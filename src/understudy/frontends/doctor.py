@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..demo import NAME as DEMO
+from ..errors import UsageError
 from ..plan.sizes import format_size
 from .bench_machine import largest, measure
 from .findings import Finding, lines
@@ -40,6 +42,8 @@ def _declare(parser: Parser) -> None:
 
 def _run(args: Namespace) -> int:
     model = resolve(args.model)
+    if args.model is None and (given := [name for name in placement(args) if name != "rows"]):
+        raise UsageError(f"--{given[0].replace('_', '-')} is for a model: name one, such as understudy doctor {DEMO}.")
     live = Live(args.quiet)
     live.draw("looking around ...")
     found = list(software())

@@ -4,8 +4,11 @@ import io
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
+from ..errors import UnderstudyError
 from ..plan.sizes import format_size
 from .show import duration, rate
 
@@ -74,6 +77,23 @@ class Live:
     def _write(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
+
+
+class Stopped(UnderstudyError):
+    """Ctrl-C ended what the same command goes on with (exit status 130, which shells report for that)."""
+
+    exit_status = 130
+
+
+@contextmanager
+def resumable(live: Live) -> Iterator[None]:
+    """What is done inside stays when it is ended: Ctrl-C says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped("stopped. The same command goes on from there.") from None
+    finally:
+        live.end()
 
 
 class Progress:

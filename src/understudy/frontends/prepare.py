@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..plan.sizes import format_size
-from .live import Live, Progress
+from .live import Live, Progress, resumable
 from .model import resolve
 from .options import OUTPUT, PREPARATION, declare, preparation
 from .parser import Command, Parser
@@ -27,7 +27,8 @@ def _run(args: Namespace) -> int:
     live = Live(args.quiet)
     from ..llm import LLM
 
-    store = LLM.prepare(model, output=args.output, progress=Progress(live), **preparation(args))
+    with resumable(live):
+        store = LLM.prepare(model, output=args.output, progress=Progress(live), **preparation(args))
     nbytes = sum(path.stat().st_size for path in store.path.iterdir() if path.is_file())
     live.say(f"Prepared in {store.path} ({format_size(nbytes)}).")
     if args.json:

@@ -6,9 +6,7 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import UnderstudyError
-from . import INTERRUPTED
-from .live import Live, Progress
+from .live import Live, Progress, resumable
 from .model import resolve
 from .options import OUTPUT, PLACEMENT, count, declare, not_negative, number, placement
 from .parser import Command, Parser
@@ -56,15 +54,8 @@ def _run(args: Namespace) -> int:
 
     live = Live(args.quiet)
     order = Order(model, args.head, tuple(args.data), args.output, own=args.own, options=options, **given)
-    try:
+    with resumable(live):
         trained = train(order, Progress(live))
-    except (KeyboardInterrupt, UnderstudyError) as error:
-        live.end()
-        if isinstance(error, UnderstudyError):
-            raise
-        live.say("stopped. The same command goes on from there.")
-        return INTERRUPTED
-    live.clear()
     reached, worth = trained.reached, trained.worth
     live.say(f"{reached.tokens:,} tokens in {duration(reached.seconds)}, {reached.step:,} steps, loss {reached.best:.4f}")
     for line in worth.lines(args.head):

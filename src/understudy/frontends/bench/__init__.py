@@ -23,6 +23,8 @@ from .batching import compare as compare_batching
 from .batching_table import batching_table
 from .cold import measured_model
 from .prompts import TEXTS, prompts
+from .reference import check as check_reference
+from .reference import compare as compare_reference
 from .rows import Bench, Row, difference
 from .table import table
 
@@ -40,7 +42,8 @@ def names(text: str) -> list[str]:
     """Specs with commas between, where a comma may also stand between the options of one."""
     found: list[str] = []
     for part in filter(None, text.split(",")):
-        if "=" in part and ":" not in part and found:
+        option, mark, _ = part.partition("=")
+        if mark and ":" not in option and found:
             found[-1] += f",{part}"
         else:
             found.append(part)
@@ -105,6 +108,8 @@ def _run(args: Namespace) -> int:
         raise UsageError(f"--prompts can be at most {len(TEXTS)}, got {args.prompts}.")
     if args.plot is not None:
         check(args.plot)
+    if args.reference:
+        check_reference(model, args.temperatures)
     live = Live(args.quiet)
     bench = Bench(model or "demo")
     if args.plan and args.resident is not None:
@@ -115,11 +120,12 @@ def _run(args: Namespace) -> int:
         bench.rows.append(_measure(model, method, params, args, live, bench, resident))
         # The memory of one model is given back before the next is loaded.
         gc.collect()
-    if args.reference:
-        from .reference import compare
-
-        bench.reference = compare(model, bench, args.new_tokens, live)
-    _print(bench, args)
+    try:
+        if args.reference:
+            bench.reference = compare_reference(model, bench, args, live)
+    finally:
+        # What was measured is told, whatever comes of the comparison.
+        _print(bench, args)
     return 1 if bench.differences else 0
 
 
@@ -171,15 +177,12 @@ def _link_peak(machine: "Machine", store: "Store", throttle: float) -> float:
 
 def _print(bench: Bench, args: Namespace) -> None:
     bench.differences = difference(bench.rows)
+    print(to_json(bench.to_dict()) if args.json else "\n".join(table(bench)))
+    sys.stdout.flush()
     if args.plot is not None:
         from .plot import plot
 
         plot(bench, args.plot)
-    if args.json:
-        print(to_json(bench.to_dict()))
-        return
-    print("\n".join(table(bench)))
-    sys.stdout.flush()
 
 
 command = Command("methods side by side: same tokens, at what speed, against which limit", _declare, _run)

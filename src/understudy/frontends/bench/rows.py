@@ -75,8 +75,9 @@ class Row:
 
     @property
     def limit(self) -> float | None:
-        """Tokens per second if nothing but a link that never rests took time: A * B / b. None: nothing streams."""
-        return self.tokens_per_pass * self.link_peak / self.bytes_per_pass if self.bytes_per_pass else None
+        """Tokens per second if nothing but a link that never rests took time: A * B / b. None: nothing streams, or no token came
+        after the first."""
+        return self.tokens_per_pass * self.link_peak / self.bytes_per_pass if self.bytes_per_pass and self.passes else None
 
     @property
     def rest_seconds(self) -> float:
@@ -115,9 +116,9 @@ class Bench:
 
 
 def times(row: Row, rows: Sequence[Row]) -> float | None:
-    """How many times as fast as `none` at the same temperature; None where that was not run."""
+    """How many times as fast as `none` at the same temperature; None where that was not run, or wrote no token after its first."""
     for other in rows:
-        if other.method == PLAIN_METHOD and other.temperature == row.temperature:
+        if other.method == PLAIN_METHOD and other.temperature == row.temperature and other.passes:
             return row.tokens_per_second / other.tokens_per_second
     return None
 

@@ -19,7 +19,7 @@ def table(bench: Bench) -> list[str]:
     lines = aligned(cells)
     peaks = sorted(row.link_peak for row in bench.rows)
     measured = f"{rate(peaks[0])} to {rate(peaks[-1])}"
-    lines += ["", f"link peak, measured before each row: {measured}; limit = tok/pass x link peak / per pass"]
+    lines += ["", f"link peak, measured after each row: {measured}; limit = tok/pass x link peak / per pass"]
     if bench.reference is not None:
         lines.append(f"transformers in memory, greedy: {bench.reference}")
     lines += [f"DIFFERENT: {line}" for line in bench.differences]
