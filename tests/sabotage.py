@@ -203,7 +203,7 @@ MUTATIONS = (
     Mutation("a Store of other bits is taken", "sources.py", "bits != Options.bits and textless", "False and textless", "tests/test_sources.py"),
     Mutation("draft and target use other noise", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1", "nodes.positions.to(logits.device)", LLM),
     Mutation("the window is one too wide", "kernels/attention_cpu.py", "low = max(0, positions[i] + 1 - window)", "low = max(0, positions[i] - window)", "tests/models/test_families.py"),
-    Mutation("the softmax sees what lies beyond", "kernels/attention_cpu.py", "_softmax(line[i, g], low, positions[i], sink, power, extra)", "_softmax(line[i, g], low, positions[i] // 64 * 64 + 63, sink, power, extra)", BITS),
+    Mutation("the softmax sees what lies beyond", "kernels/attention_cpu.py", "softmax(line[i, g], low, positions[i], sink)", "softmax(line[i, g], low, positions[i] // 64 * 64 + 63, sink)", BITS),
     Mutation("a head takes another's sink", "kernels/attention_cpu.py", "sinks[first_query + g] if", "sinks[g] if", "tests/kernels/test_attention.py"),
     Mutation("a draft forgets the sinks", "kernels/draft_attention.py", "if spec.sinks is None:\n        return scores.softmax(-1)", "if True:\n        return scores.softmax(-1)", "tests/kernels/test_draft_attention.py"),
     Mutation("a record's own decay counts twice", "kernels/recurrence_cpu.py", "left[i] = _or_zero(product * behind)", "left[i] = _or_zero(product * behind * float32_at(decays)[path[i] * stride])", RECURRENCE),

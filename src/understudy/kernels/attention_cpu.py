@@ -9,11 +9,9 @@ import numpy as np
 
 from .compiled import contracted
 from .numbers import step_of
+from .softmax import softmax
 
 BLOCK = 64
-_LOG2E = np.float32(1.4426950408889634)
-_LN2_HIGH = np.float32(0.693145751953125)
-_LN2_LOW = np.float32(1.42860677e-06)
 
 
 @contracted
@@ -74,46 +72,6 @@ def _span(position: int, window: int, start: int) -> Any:
     """First and last position that a node sees of the block from `start` on; first > last: none."""
     low = max(0, position + 1 - window) if window > 0 else 0
     return max(low, start), min(position, start + BLOCK - 1)
-
-
-@contracted
-def exponential(line: Any, top: Any, power: Any) -> None:
-    """exp(x - top) of each of BLOCK numbers, in place; our own (Cody-Waite, degree 6)."""
-    scale = power.view(np.float32)
-    for j in range(BLOCK):
-        x = max(line[j] - top, np.float32(-87.0))
-        n = np.floor(x * _LOG2E + np.float32(0.5))
-        power[j] = (np.int32(n) + np.int32(127)) << np.int32(23)
-        r = x - n * _LN2_HIGH - n * _LN2_LOW
-        p = np.float32(1.9875691500e-4)
-        p = p * r + np.float32(1.3981999507e-3)
-        p = p * r + np.float32(8.3334519073e-3)
-        p = p * r + np.float32(4.1665795894e-2)
-        p = p * r + np.float32(1.6666665459e-1)
-        p = p * r + np.float32(5.0000001201e-1)
-        line[j] = p * r * r + r + np.float32(1.0)
-    for j in range(BLOCK):
-        line[j] = line[j] * scale[j]
-
-
-@contracted
-def _softmax(line: Any, first: int, last: int, sink: Any, power: Any, extra: Any) -> None:
-    """In place over line[first..last] and one more score `sink` (-inf: none) that is last in the sum, which runs in order."""
-    top = sink
-    for j in range(first, last + 1):
-        top = max(top, line[j])
-    for start in range(first - first % BLOCK, last + 1, BLOCK):
-        exponential(line[start : start + BLOCK], top, power)
-    total = np.float32(0.0)
-    for j in range(first, last + 1):
-        total += line[j]
-    if sink > -np.inf:
-        extra[:] = sink
-        exponential(extra, top, power)
-        total += extra[0]
-    inverse = np.float32(1.0) / total
-    for j in range(first, last + 1):
-        line[j] *= inverse
 
 
 @contracted
@@ -194,12 +152,11 @@ def score(
 @contracted
 def settle(line: Any, positions: Any, window: int, sinks: Any, first_query: int, out: Any) -> None:
     """Make weights of all scores in `line`, in place, and zero the sums in `out`. positions: absolute ones."""
-    power, extra = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
     for i in range(line.shape[0]):
         low = max(0, positions[i] + 1 - window) if window > 0 else 0
         for g in range(line.shape[1]):
             sink = sinks[first_query + g] if sinks.shape[0] > 0 else np.float32(-np.inf)
-            _softmax(line[i, g], low, positions[i], sink, power, extra)
+            softmax(line[i, g], low, positions[i], sink)
             out[i, first_query + g, :] = 0
 
 

@@ -17,14 +17,17 @@ from ..small_keys import size_in
 from ..tree import Nodes
 from . import team
 from .attention import AttentionSpec
-from .attention_cpu import exponential
-from .compiled import bits_of, float_of, loose, machine_code
+from .cache_lines import TOGETHER, score, weigh
+from .compiled import bits_of, compiled, float_of, machine_code
 from .descriptor import LevelRun, level_run
-from .numbers import read, step_of, write, write_codes
-from .team import float32_at, int64_at, take, uint8_at, uint16_at
+from .numbers import read, write, write_codes
+from .softmax import softmax
+from .team import float32_at, int64_at, take
 
 # products of a query and a key below which other threads are not worth waking
 SMALL = 400_000
+# rows of queries that go through the cache together, about
+ROWS = 16
 carray: Any = numpy_support.carray
 
 
@@ -89,39 +92,141 @@ def entry() -> int:
     return machine_code(inspect.unwrap(_work))
 
 
-@loose
+@compiled
 def _work(argument: Any) -> None:
     """Take heads of keys until none is left. Runs on every thread of the team with the same argument."""
     run = level_run(argument)
     group = run.heads // run.kv_heads
-    queries, turns = np.empty((group, run.key_size), np.float32), np.empty((3, run.key_size), np.float32)
-    line = np.empty(max(run.key_size, run.value_size), np.float32)
-    weights = np.empty((group, (run.longest + 63) // 64 * 64), np.float32)
-    sums, power = np.empty((group, run.value_size), np.float32), np.empty(64, np.int32)
-    positions = carray(int64_at(run.positions), run.nodes)
+    most = max(1, ROWS // group)
+    # Rows beyond those of nodes are zeros, so that the last few go through the cache together too.
+    height, longest = _multiple(most * group, TOGETHER), _multiple(run.longest, 16)
+    numbers = height * (run.key_size + run.value_size + longest) + 4 * run.key_size + run.value_size + 2 * longest
+    # Each begins with a line of the processor's cache.
+    kept = np.empty(numbers + 6 * 16, np.float32)
+    # By addresses: numba counts who holds an array that it made, wherever one is handed on, which took a third of the time.
+    place = kept.ctypes.data
+    queries, place = _room(place, height, run.key_size)
+    sums, place = _room(place, height, run.value_size)
+    weights, place = _room(place, height, longest)
+    turns, place = _room(place, 3, run.key_size)
+    lines, place = _room(place, 1, run.key_size + run.value_size)
+    line = lines[0]
+    addresses = carray(int64_at(_multiple(place, 64)), run.longest)
+    queries[:] = np.float32(0)
     while True:
         head = take(argument)
         if head >= run.kv_heads:
             break
         for i in range(run.nodes):
             _keep(run, i, head, turns, line)
-        for i in range(run.nodes):
-            high = positions[i]
-            low = max(0, high + 1 - run.window) if run.window > 0 else 0
-            for g in range(group):
-                _turn(run, i, head * group + g, turns, queries[g])
-            sums[:] = np.float32(0)
+        start = 0
+        while start < run.nodes:
+            end = _of_a_row(run, start, min(start + most, run.nodes))
+            used = (end - start) * group
+            for r in range(used):
+                _turn(run, start + r // group, head * group + r % group, turns, queries[r])
+            queries[used:], sums[:] = np.float32(0), np.float32(0)
             # keys, then values: one call for both, since numba puts the whole of it wherever it is called
             for scoring in range(1, -1, -1):
-                _through(run, i, head, low, high, queries if scoring else sums, weights, scoring)
-                for g in range(group * scoring):
-                    _softmax(weights[g], high - low + 1, power)
-            for g in range(group):
-                offset = (i * run.heads + head * group + g) * run.value_size * run.itemsize
-                write(sums[g], run.out + offset, run.itemsize)
+                _through(run, start, end, head, queries if scoring else sums, weights, addresses, scoring)
+                for r in range(used * scoring):
+                    low, high = _seen(run, start + r // group)
+                    softmax(weights[r], low, high, np.float32(-np.inf))
+            for r in range(used):
+                offset = ((start + r // group) * run.heads + head * group + r % group) * run.value_size * run.itemsize
+                write(sums[r], run.out + offset, run.itemsize)
+            start = end
+    # numba drops what is not named any more
+    kept[0] = np.float32(0)
 
 
-@loose
+@compiled
+def _room(place: int, rows: int, columns: int) -> Any:
+    """Room for numbers [rows, columns] from the next multiple of 64 bytes after `place`, and the place behind it."""
+    place = _multiple(place, 64)
+    return carray(float32_at(place), (rows, columns)), place + rows * columns * 4
+
+
+@compiled
+def _multiple(number: int, of: int) -> Any:
+    """`number`, or the next multiple of `of`."""
+    return (number + of - 1) // of * of
+
+
+@compiled
+def _seen(run: Any, i: int) -> Any:
+    """The first and the last position that node i sees."""
+    high = carray(int64_at(run.positions), run.nodes)[i]
+    return max(0, high + 1 - run.window) if run.window > 0 else 0, high
+
+
+@compiled
+def _of_a_row(run: Any, start: int, end: int) -> int:
+    """Where the nodes from `start` on that are of one row of the cache end, at `end` at the latest."""
+    rows = carray(int64_at(run.rows), run.nodes)
+    for i in range(start + 1, end):
+        if rows[i] != rows[start]:
+            return i
+    return end
+
+
+@compiled
+def _shared(run: Any, start: int, end: int) -> Any:
+    """The first position that nodes from `start` to `end` all see in the prefix of their row, and the one after the last; both lie
+    behind all that they see where there is none."""
+    prefix = carray(int64_at(run.prefix), run.nodes)
+    first, after = 0, run.longest
+    for i in range(start, end):
+        low, high = _seen(run, i)
+        first, after = max(first, low), min(after, min(prefix[i], high + 1))
+    if after <= first:
+        return run.longest, run.longest
+    return first, after
+
+
+@compiled
+def _through(run: Any, start: int, end: int, head: int, lines: Any, weights: Any, addresses: Any, scoring: int) -> None:
+    """Go through the positions that nodes from `start` to `end` see, first those that only some see, then those of all, then what
+    each has beyond: so a node's sums are in the order of positions, whatever others see.
+
+    `scoring`: `weights` [rows, positions] become the products of keys with `lines` [rows, key size]; else values by weights are
+    added to `lines`. Each node has as many rows as query heads share a head of keys. `addresses` is room [positions]."""
+    group, count = run.heads // run.kv_heads, end - start
+    first, after = _shared(run, start, end)
+    for turn in range(2 * count + 1):
+        i, row, rows, begin, stop = start, 0, _multiple(count * group, TOGETHER), first, after
+        if turn != count:
+            i = start + turn % (count + 1)
+            low, high = _seen(run, i)
+            row, rows = (i - start) * group, group
+            begin = low if turn < count else max(low, after)
+            stop = min(first, high + 1) if turn < count else high + 1
+        if begin < stop:
+            there = addresses[begin:stop]
+            _addresses(run, i, head, begin, scoring, there)
+            part = weights[row : row + rows, begin:stop]
+            if scoring:
+                score(there, run.cache_itemsize, lines[row : row + rows], float_of(run.scaling), part)
+            else:
+                weigh(there, run.cache_itemsize, part, lines[row : row + rows])
+
+
+@compiled
+def _addresses(run: Any, i: int, head: int, begin: int, scoring: int, out: Any) -> None:
+    """Where keys (`scoring`), or values, of `head` lie that node i sees at the positions from `begin` on."""
+    prefix, tail = carray(int64_at(run.prefix), run.nodes)[i], carray(int64_at(run.tail), (run.nodes, run.beyond))
+    row = carray(int64_at(run.rows), run.nodes)[i]
+    width = _width(run.key_size if scoring else run.value_size, run.cache_itemsize)
+    first = (run.keys if scoring else run.values) + (row * run.row_lines + head * run.head_lines) * width
+    for j in range(out.shape[0]):
+        position = begin + j
+        slot = position if position < prefix else tail[i, position - prefix]
+        # a division would take longer than the rest
+        place = slot if slot < run.places else slot % run.places
+        out[j] = first + place * width
+
+
+@compiled
 def _turn(run: Any, i: int, head: int, turns: Any, out: Any) -> None:
     """Head number `head` (of queries, then of keys) of node i, turned by its position, as float32 [key size]. `turns`: room for
     three of them."""
@@ -135,14 +240,14 @@ def _turn(run: Any, i: int, head: int, turns: Any, out: Any) -> None:
         out[c + half] = turns[0, c + half] * turns[1, c + half] + turns[0, c] * turns[2, c + half]
 
 
-@loose
+@compiled
 def _line(run: Any, i: int, head: int, slot: int) -> Any:
     """Which line of the cache holds slot `slot` of node i's row, for `head`."""
     row = carray(int64_at(run.rows), run.nodes)[i]
     return row * run.row_lines + head * run.head_lines + slot % run.places
 
 
-@loose
+@compiled
 def _keep(run: Any, i: int, head: int, turns: Any, line: Any) -> None:
     """Put the key and the value of node i in the cache."""
     place = _line(run, i, head, carray(int64_at(run.slots), run.nodes)[i])
@@ -155,135 +260,16 @@ def _keep(run: Any, i: int, head: int, turns: Any, line: Any) -> None:
     _put(value, run.values + place * _width(run.value_size, run.cache_itemsize), run.cache_itemsize)
 
 
-@loose
+@compiled
 def _width(size: int, itemsize: int) -> Any:
     """Bytes of a key or a value in the cache: lines of `small_keys` end with their step."""
     return size + 4 if itemsize == 1 else size * itemsize
 
 
-@loose
+@compiled
 def _put(numbers: Any, address: int, itemsize: int) -> None:
     """Put `numbers` into the cache at `address`."""
     if itemsize == 1:
         write_codes(numbers, address)
     else:
         write(numbers, address, itemsize)
-
-
-@loose
-def _through(run: Any, i: int, head: int, low: int, high: int, lines: Any, weights: Any, scoring: int) -> None:
-    """Go through the positions that node i sees, neighbours in the cache together. `scoring`: `weights` [heads, positions from
-    `low` on] become the products of keys with `lines` [heads, key size]; else values by weights are added to `lines`."""
-    prefix, tail = carray(int64_at(run.prefix), run.nodes)[i], carray(int64_at(run.tail), (run.nodes, run.beyond))
-    size, slab = (run.key_size, run.keys) if scoring else (run.value_size, run.values)
-    scaling, position = float_of(run.scaling), low
-    while position <= high:
-        count, slot = 1, position
-        if position < prefix:
-            count = min(min(prefix, high + 1) - position, run.places - position % run.places)
-        else:
-            slot = tail[i, position - prefix]
-        address = slab + _line(run, i, head, slot) * _width(size, run.cache_itemsize)
-        part = weights[:, position - low : position - low + count]
-        if run.cache_itemsize == 2:
-            halves = carray(uint16_at(address), (count, size))
-            if scoring:
-                _score_halves(halves, lines, scaling, part)
-            else:
-                _weigh_halves(halves, part, lines)
-        elif run.cache_itemsize == 1:
-            codes = carray(uint8_at(address), (count, size + 4))
-            if scoring:
-                _score_codes(codes, lines, scaling, part)
-            else:
-                _weigh_codes(codes, part, lines)
-        else:
-            floats = carray(float32_at(address), (count, size))
-            if scoring:
-                _score_floats(floats, lines, scaling, part)
-            else:
-                _weigh_floats(floats, part, lines)
-        position += count
-
-
-@loose
-def _score_halves(keys: Any, queries: Any, scaling: Any, out: Any) -> None:
-    """out [heads, n] = scaled products of queries [heads, size] and keys [n, size], bfloat16."""
-    for p in range(keys.shape[0]):
-        for g in range(queries.shape[0]):
-            total = np.float32(0)
-            for c in range(queries.shape[1]):
-                total += queries[g, c] * float_of(np.int64(keys[p, c]) << 16)
-            out[g, p] = total * scaling
-
-
-@loose
-def _score_codes(keys: Any, queries: Any, scaling: Any, out: Any) -> None:
-    """`_score_halves` of lines of `small_keys`."""
-    size = queries.shape[1]
-    for p in range(keys.shape[0]):
-        step = step_of(keys[p], size) * scaling
-        for g in range(queries.shape[0]):
-            total = np.float32(0)
-            for c in range(size):
-                total += queries[g, c] * np.float32(np.int8(keys[p, c]))
-            out[g, p] = total * step
-
-
-@loose
-def _score_floats(keys: Any, queries: Any, scaling: Any, out: Any) -> None:
-    """`_score_halves` in float32."""
-    for p in range(keys.shape[0]):
-        for g in range(queries.shape[0]):
-            total = np.float32(0)
-            for c in range(queries.shape[1]):
-                total += queries[g, c] * keys[p, c]
-            out[g, p] = total * scaling
-
-
-@loose
-def _weigh_halves(values: Any, weights: Any, sums: Any) -> None:
-    """sums [heads, size] += weights [heads, n] @ values [n, size], bfloat16."""
-    for p in range(values.shape[0]):
-        for g in range(sums.shape[0]):
-            for c in range(sums.shape[1]):
-                sums[g, c] += weights[g, p] * float_of(np.int64(values[p, c]) << 16)
-
-
-@loose
-def _weigh_codes(values: Any, weights: Any, sums: Any) -> None:
-    """`_weigh_halves` of lines of `small_keys`."""
-    size = sums.shape[1]
-    for p in range(values.shape[0]):
-        step = step_of(values[p], size)
-        for g in range(sums.shape[0]):
-            weight = weights[g, p] * step
-            for c in range(size):
-                sums[g, c] += weight * np.float32(np.int8(values[p, c]))
-
-
-@loose
-def _weigh_floats(values: Any, weights: Any, sums: Any) -> None:
-    """`_weigh_halves` in float32."""
-    for p in range(values.shape[0]):
-        for g in range(sums.shape[0]):
-            for c in range(sums.shape[1]):
-                sums[g, c] += weights[g, p] * values[p, c]
-
-
-@loose
-def _softmax(line: Any, count: int, power: Any) -> None:
-    """In place over the first `count` numbers of `line`, whose length is a multiple of 64."""
-    top = line[0]
-    for j in range(1, count):
-        top = max(top, line[j])
-    end = (count + 63) // 64 * 64
-    line[count:end] = top
-    for start in range(0, end, 64):
-        exponential(line[start : start + 64], top, power)
-    total = np.float32(0)
-    for j in range(count):
-        total += line[j]
-    inverse = np.float32(1) / total
-    for j in range(count):
-        line[j] *= inverse

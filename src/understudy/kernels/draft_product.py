@@ -17,12 +17,12 @@ from numba.np import numpy_support
 from torch import Tensor
 
 from . import team
-from .attention_cpu import exponential
 from .compiled import bits_of, compiled, float_of, machine_code
 from .descriptor import MATRIX_BYTES, CodedMatrix, DraftRun, coded_matrix, draft_run
 from .dot import best, group_dot
 from .int8_rows import to_int8
 from .numbers import read, write
+from .softmax import gate
 from .team import float32_at, int8_at, take, together
 from .vector import prefetch
 
@@ -233,7 +233,7 @@ def _work(argument: Any) -> None:
     """Take blocks until none is left. Runs on every thread of the team with the same argument."""
     run = draft_run(argument)
     tiles = np.empty((1 + run.gated, run.rows, 64), np.float32)
-    line, power = np.empty(64, np.float32), np.empty(64, np.int32)
+    line = np.empty(64, np.float32)
     while True:
         block = take(argument)
         if block >= run.blocks:
@@ -250,7 +250,7 @@ def _work(argument: Any) -> None:
         tile = tiles[0]
         if run.gated != 0:
             for r in range(run.rows):
-                _gate(tile[r], tiles[1, r], line, power)
+                gate(tile[r].ctypes.data, tiles[1, r].ctypes.data)
         width = min(coded_matrix(place).outputs - block * 64, 64)
         for r in range(run.rows):
             offset = (r * run.outputs + first + block * 64) * run.itemsize
@@ -259,17 +259,6 @@ def _work(argument: Any) -> None:
                 for j in range(width):
                     tile[r, j] += line[j]
             write(tile[r, :width], run.y + offset, run.itemsize)
-
-
-@compiled
-def _gate(first: Any, second: Any, line: Any, power: Any) -> None:
-    """first = silu(first) * second, of 64 numbers."""
-    for j in range(64):
-        line[j] = -abs(first[j])
-    exponential(line, np.float32(0), power)
-    for j in range(64):
-        share = np.float32(1) if first[j] >= 0 else line[j]
-        first[j] = first[j] * share / (np.float32(1) + line[j]) * second[j]
 
 
 @compiled

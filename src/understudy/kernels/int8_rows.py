@@ -47,12 +47,6 @@ class _Sixteens(Code):
         self.b.position_at_end(done)
         return following
 
-    def folded(self, words: Any, both: Callable[[Any, Any], Any]) -> Any:
-        """One word of 16, by joining halves with `both`."""
-        for half in (8, 4, 2, 1):
-            words = both(words, self.pick(words, words, [(j + half) % 16 for j in range(16)]))
-        return self.b.extract_element(words, WORD(0))
-
     def larger(self, a: Any, b: Any) -> Any:
         return self.b.select(self.b.icmp_signed(">", a, b), a, b)
 

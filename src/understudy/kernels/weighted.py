@@ -142,15 +142,7 @@ class _Dotting(Code):
         b.branch(test)
         b.position_at_end(done)
         for o, total in enumerate(sums):
-            self.store(self.halved(total), self.at(out, b.mul(spread, LONG(4 * o))), 4)
-
-    def halved(self, total: Any) -> Any:
-        """The sum of a vector's elements."""
-        half = LANES // 2
-        while half:
-            low, high = (self.pick(total, total, list(range(first, first + half))) for first in (0, half))
-            total, half = self.b.fadd(low, high), half // 2
-        return self.b.extract_element(total, LONG(0))
+            self.store(self.folded(total, b.fadd), self.at(out, b.mul(spread, LONG(4 * o))), 4)
 
 
 _dot_one, _dot_two = _dotter(1), _dotter(2)

@@ -1,0 +1,155 @@
+"""Exponentials, softmax and silu, 16 numbers at a time: for use inside kernels. As a loop, LLVM makes them one by one.
+
+An exponential is our own (Cody-Waite, a polynomial of degree 6), so that a number has the same bits wherever it stands."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from .compiled import contracted
+from .vector import FLOAT, LONG, WORD, Code, Vector
+
+WORDS, FLOATS = Vector(WORD, 16), Vector(FLOAT, 16)
+LOG2E = 1.4426950408889634
+# ln 2 in two parts, the first with so few bits that a whole number times it is exact
+LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860677e-06
+# of the power series of an exponential within half of ln 2, from the highest power down to the square
+SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+# exponentials of less are that of this
+LOWEST = -87.0
+
+
+class _Exponentials(Code):
+    """Code for 16 numbers, and for a line of them from place `first` to place `last`."""
+
+    def fused(self, a: Any, b: Any, c: Any) -> Any:
+        return self.intrinsic("llvm.fmuladd.v16f32", FLOATS, a, b, c)
+
+    def exponential(self, x: Any) -> Any:
+        """exp(x) of numbers up to 0; what is no number stays none."""
+        b = self.b
+        lowest = self.all(FLOATS, LOWEST)
+        x = b.select(b.fcmp_ordered("<", x, lowest), lowest, x)
+        n = self.intrinsic("llvm.floor.v16f32", FLOATS, self.fused(x, self.all(FLOATS, LOG2E), self.all(FLOATS, 0.5)))
+        power = b.shl(b.add(b.fptosi(n, WORDS), self.all(WORDS, 127)), self.all(WORDS, 23))
+        r = self.fused(n, self.all(FLOATS, -LN2_LOW), self.fused(n, self.all(FLOATS, -LN2_HIGH), x))
+        p = self.all(FLOATS, SERIES[0])
+        for factor in SERIES[1:]:
+            p = self.fused(p, r, self.all(FLOATS, factor))
+        whole = b.fadd(self.fused(b.fmul(p, r), r, r), self.all(FLOATS, 1.0))
+        return b.fmul(whole, b.bitcast(power, FLOATS))
+
+    def gated(self, first: Any, second: Any) -> Any:
+        """silu(first) * second."""
+        b = self.b
+        size = self.intrinsic("llvm.fabs.v16f32", FLOATS, first)
+        power, one = self.exponential(b.fneg(size)), self.all(FLOATS, 1.0)
+        share = b.select(b.fcmp_ordered(">=", first, self.all(FLOATS, 0.0)), one, power)
+        return b.fmul(b.fdiv(b.fmul(first, share), b.fadd(one, power)), second)
+
+    def along(self, line: Any, first: Any, last: Any, begin: Any, step: Callable[[Any, Any, Any, Any], Any]) -> Any:
+        """What `step` makes of the address of each 16 places from the one of `first` to that of `last`, which of them lie in
+        between, the numbers there, and what it made before, which begins as `begin`."""
+        b = self.b
+        before, body, done = b.block, b.append_basic_block("sixteen"), b.append_basic_block("along")
+        start = b.and_(first, LONG(-16))
+        b.branch(body)
+        b.position_at_end(body)
+        k, held = b.phi(LONG), b.phi(FLOATS)
+        k.add_incoming(start, before)
+        held.add_incoming(begin, before)
+        place = b.add(self.spread(b.trunc(k, WORD)), self.constant(WORDS, list(range(16))))
+        low, high = (self.spread(b.trunc(end, WORD)) for end in (first, last))
+        inside = b.and_(b.icmp_signed(">=", place, low), b.icmp_signed("<=", place, high))
+        address = self.at(line, b.shl(k, LONG(2)))
+        following = step(address, inside, self.load(address, FLOATS, 4), held)
+        after = self.at(k, 16)
+        k.add_incoming(after, b.block)
+        held.add_incoming(following, b.block)
+        b.cbranch(b.icmp_signed("<=", after, last), body, done)
+        b.position_at_end(done)
+        return following
+
+    def largest(self, line: Any, first: Any, last: Any, floor: Any) -> Any:
+        def larger(a: Any, b: Any) -> Any:
+            return self.b.select(self.b.fcmp_ordered(">", a, b), a, b)
+
+        def step(address: Any, inside: Any, numbers: Any, held: Any) -> Any:
+            return self.b.select(inside, larger(numbers, held), held)
+
+        return self.folded(self.along(line, first, last, self.spread(floor), step), larger)
+
+    def exponentials(self, line: Any, first: Any, last: Any, top: Any) -> Any:
+        """exp(x - top) in place, zeros beside; their sum."""
+        zero, tops = self.all(FLOATS, 0.0), self.spread(top)
+
+        def step(address: Any, inside: Any, numbers: Any, held: Any) -> Any:
+            found = self.b.select(inside, self.exponential(self.b.fsub(numbers, tops)), zero)
+            self.store(found, address, 4)
+            return self.b.fadd(held, found)
+
+        return self.folded(self.along(line, first, last, zero, step), self.b.fadd)
+
+
+def _over_line(name: str) -> Any:
+    """For kernels: the method `name` of `_Exponentials`, of a line, its first and last place and a float32."""
+
+    @intrinsic
+    def over(typing: Any, line: Any, first: Any, last: Any, number: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(_Exponentials(context, builder), name)(*arguments)
+
+        return types.float32(types.int64, types.int64, types.int64, types.float32), generate
+
+    return over
+
+
+_largest, _exponentials = map(_over_line, ("largest", "exponentials"))
+
+
+@intrinsic
+def _one_exponential(typing: Any, number: Any) -> Any:
+    """exp(number), with the bits that it would have in a line."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Exponentials(context, builder)
+        return builder.extract_element(code.exponential(code.spread(arguments[0])), WORD(0))
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+def _gate(typing: Any, first: Any, second: Any) -> Any:
+    """first = silu(first) * second, of the 64 float32 at each of two addresses."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Exponentials(context, builder)
+        for offset in range(0, 256, 64):
+            place, other = (code.at(address, offset) for address in arguments)
+            code.store(code.gated(code.load(place, FLOATS, 4), code.load(other, FLOATS, 4)), place, 4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+gate: Any = _gate
+_exponential: Any = _one_exponential
+
+
+@contracted
+def softmax(line: Any, first: int, last: int, sink: Any) -> None:
+    """In place over line[first..last] and one more score `sink` (-inf: none), which is last in the sum. What lies beside, up to a
+    multiple of 16 places, becomes zero.
+
+    Sums are those of every sixteenth place, then of these by halves: their bits depend on no place outside."""
+    place = line.ctypes.data
+    top = _largest(place, first, last, sink)
+    total = _exponentials(place, first, last, top)
+    if sink > -np.inf:
+        total += _exponential(sink - top)
+    inverse = np.float32(1.0) / total
+    for j in range(first, last + 1):
+        line[j] *= inverse

@@ -1,0 +1,61 @@
+"""Exponentials, softmax and silu of kernels, against torch's, for any first and last place."""
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from understudy.kernels.softmax import gate, softmax
+
+
+@numba.njit
+def call(line: np.ndarray, first: int, last: int, sink: float) -> None:
+    softmax(line, first, last, np.float32(sink))
+
+
+@numba.njit
+def gated(first: int, second: int) -> None:
+    gate(first, second)
+
+
+@settings(max_examples=60, deadline=None)
+@given(first=st.integers(0, 140), count=st.integers(1, 160), sink=st.sampled_from([-np.inf, -2.0, 5.0]), seed=st.integers(0, 99))
+def test_it_is_torchs_softmax_of_the_places_between(first: int, count: int, sink: float, seed: int) -> None:
+    last = first + count - 1
+    scores = torch.randn((last + 16) // 16 * 16, generator=torch.Generator().manual_seed(seed)) * 4
+    line = scores.numpy().copy()
+    call(line, first, last, sink)
+    own = scores[first : last + 1].double()
+    wanted = torch.cat([own, torch.tensor([sink], dtype=torch.float64)]).softmax(0)[:-1]
+    assert torch.allclose(torch.from_numpy(line[first : last + 1]).double(), wanted, rtol=2e-6, atol=1e-30)
+
+
+@settings(max_examples=40, deadline=None)
+@given(first=st.integers(0, 40), count=st.integers(1, 60), seed=st.integers(0, 99))
+def test_no_bit_depends_on_what_lies_beside(first: int, count: int, seed: int) -> None:
+    last = first + count - 1
+    line = (torch.randn(128, generator=torch.Generator().manual_seed(seed)) * 4).numpy()
+    other = np.full(128, np.float32(30.0))
+    other[first : last + 1] = line[first : last + 1]
+    for each in (line, other):
+        call(each, first, last, -np.inf)
+    assert np.array_equal(line[first : last + 1], other[first : last + 1])
+
+
+def test_what_is_far_below_the_top_is_nothing_and_what_is_no_number_makes_all_none() -> None:
+    line = np.array([0.0, -1000.0, -90.0] + [0.0] * 13, np.float32)
+    call(line, 0, 2, -np.inf)
+    assert line[0] == 1 and 0 <= line[1] < 1e-37 and 0 <= line[2] < 1e-37
+    line = np.array([0.0, np.nan, 1.0] + [0.0] * 13, np.float32)
+    call(line, 0, 2, -np.inf)
+    assert np.isnan(line[:3]).all()
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 60.0])
+def test_a_gate_is_silu_times_the_other_half(scale: float) -> None:
+    first, second = torch.randn(2, 64, generator=torch.Generator().manual_seed(3)) * scale
+    found = first.clone()
+    gated(found.data_ptr(), second.data_ptr())
+    assert torch.allclose(found, torch.nn.functional.silu(first) * second, rtol=3e-6, atol=1e-30)
