@@ -38,6 +38,7 @@ SIZED: dict[str, dict[str, Any]] = {
     "aya_vision": {"text": "cohere2", "logit_scale": 0.5},
     "glm46v": sections(2, 1, 1, partial_rotary_factor=0.5),
     "glmga": sections(2, 1, 1, partial_rotary_factor=0.5),
+    "hunyuan_vl": {"head_dim": 16, **sections(2, 2, 2, 2)},
 }
 # Words of a refusal -> the heading under which the kind stands. The first that is found counts.
 REASONS = {

@@ -18,7 +18,15 @@ from understudy.models.shape import ModelShape
 from understudy.models.shrink import shrunk, values_of
 from understudy.models.specimen import Specimen
 from understudy.models.streamed import attention_name
-from understudy.models.wrapper import Hidden, is_wrapper, refuse_silent, straight_to_text, text_config, with_text
+from understudy.models.wrapper import (
+    Hidden,
+    for_text,
+    is_wrapper,
+    refuse_silent,
+    straight_to_text,
+    text_config,
+    with_text,
+)
 from understudy.weights.entries import SHARED
 from understudy.weights.export import export
 
@@ -37,6 +45,12 @@ def test_a_text_models_config_is_its_own() -> None:
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_its_passes_give_the_logits_of_transformers_own_class(kind: str) -> None:
     assert proof.fault(wrapper(kind)) is None
+
+
+def test_a_tower_that_takes_only_attention_it_knows_is_no_obstacle() -> None:
+    """That of DeepSeek-VL looks its attention up in a table of two; it is cut off, and only the text model attends by ours."""
+    assert proof.fault(wrapper("deepseek_vl_hybrid", text="llama")) is None
+    assert for_text(stock("llama").config, "ours") == "ours"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in WRAPPERS if kind not in PUBLISHED])

@@ -29,7 +29,7 @@ from .mixers import install_mixers
 from .names import finder
 from .refusals import refuse_packed
 from .ropes import fix_ropes
-from .wrapper import built, cut_to_text, is_wrapper, straight_to_text, text_parts
+from .wrapper import built, cut_to_text, for_text, is_wrapper, straight_to_text, text_parts
 
 _construction = threading.Lock()
 # How the refusal of a config begins of which transformers makes no model.
@@ -92,7 +92,7 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     what = f"{CANNOT_BUILD} a {config.model_type!r} model from its config"
     with refused(what, config.to_dict()), _weights_on_meta():
         try:
-            model = built(config, dtype=dtype, attn_implementation=attention)
+            model = built(config, dtype=dtype, attn_implementation=for_text(config, attention))
         except KeyError as error:
             if error.args != (attention,):
                 raise

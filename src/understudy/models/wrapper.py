@@ -33,6 +33,14 @@ def is_wrapper(config: Any) -> bool:
     return text_config(config) is not config
 
 
+def for_text(config: Any, attention: str) -> str | dict[str, str]:
+    """What transformers is told so that the text model of `config` attends by the implementation `attention`. A wrapper's towers
+    keep theirs: some take only those that they know, and all are cut off."""
+    own = text_config(config)
+    parts = [name for name in config.sub_configs if getattr(config, name, None) is own]
+    return dict.fromkeys(["", *parts], attention) if parts else attention
+
+
 def with_text(config: Any, text: Any) -> Any:
     """A copy of the wrapper's `config` with the text model `text`, also where it repeats values of that."""
     own = text_config(config)
