@@ -119,6 +119,8 @@ def test_a_codec_that_was_left_open_is_that_of_a_store_which_is_there(
     monkeypatch.setattr("understudy.sources.fastest_codec", lambda *_: "delta")
     again = prepare_source(locate(model, options(tmp_path)), options(tmp_path), None)
     assert again.path == first.path, "another verdict does not prepare the model anew"
+    own = [replace(options(tmp_path), output=tmp_path / "own", codec=name) for name in ("raw", "auto")]
+    assert [prepare_source(locate(model, one), one, None).path for one in own] == [tmp_path / "own"] * 2
     other = prepare_source(locate(model, options(tmp_path / "new")), options(tmp_path / "new"), None)
     assert {entry.codec for entry in other.linears.values()} == {"delta"}
     forced = prepare_source(locate(model, options(tmp_path, codec="delta")), options(tmp_path, codec="delta"), None)

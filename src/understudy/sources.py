@@ -199,6 +199,8 @@ def choose_codec(
                 return candidate
     if options.codec != AUTO:
         return options
+    if options.output is not None and ((directory := Path(options.output).expanduser()) / INDEX).is_file():
+        return replace(options, codec=Store.open(directory).recipe.codec)
     weights = source.info(layout.linears[0].weight)
     link = Machine.inspect().measured(weights.file, options.cache).link_bandwidth
     device = device or open_device(options.device)
