@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,13 @@ def test_what_was_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert opened_dump(tmp_path, model="another").missing(pieces) == list(range(7))
 
 
-def test_states_read_with_fewer_bits_of_keys_are_no_others(tmp_path: Path, model: Path) -> None:
+def test_states_that_were_computed_otherwise_are_others(tmp_path: Path, model: Path) -> None:
     with opened(model, method="none") as llm:
-        exact, few = (reader_of(llm.store, options) for options in ({"kv_bits": "auto"}, {"kv_bits": 8}))
-        assert exact == reader_of(llm.store, {}) == {"model": llm.store.source.fingerprint} and few != exact
+        given: list[dict[str, Any]] = [{}, {"kv_bits": "auto", "dtype": "auto"}, {"kv_bits": 8}, {"dtype": "bfloat16"}]
+        plain, same, few, other = (reader_of(llm.store, options) for options in given)
+        assert plain == same == {"model": llm.store.source.fingerprint} and plain != few != other != plain
+        assert DumpSize.of(llm.store, (1,), {}) == replace(SIZE, taps=(-1, 1))
+        assert DumpSize.of(llm.store, (1,), {"dtype": torch.bfloat16}).dtype == torch.bfloat16
 
 
 def test_what_is_damaged_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,14 @@ def test_a_head_learns(model: Path, tmp_path: Path, head: str) -> None:
     assert any("hidden states take" in note for note in notes) and not (tmp_path / "head.partial").exists()
 
 
+def test_a_head_learns_from_a_model_that_computes_in_another_type(model: Path, hidden_states: Path, tmp_path: Path) -> None:
+    stored, _ = trained(order(model, tmp_path, dump=hidden_states))
+    options = {"memory": "1GiB", "dtype": "float32"}
+    exact, _ = trained(order(model, tmp_path, options=options, output=tmp_path / "exact"))
+    assert exact.reached.best == pytest.approx(stored.reached.best, rel=0.02)
+    assert weights(exact.path)["fc.weight"].dtype == torch.float32 != weights(stored.path)["fc.weight"].dtype
+
+
 @pytest.mark.parametrize("feature", ["amx-bf16", "avx512bf16"])
 def test_products_of_bfloat16_train_as_well(
     model: Path, hidden_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature: str

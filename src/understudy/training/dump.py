@@ -107,16 +107,22 @@ class DumpSize:
     hidden_size: int
     dtype: torch.dtype
 
+    @classmethod
+    def of(cls, store: Store, taps: Iterable[int], options: Mapping[str, Any]) -> DumpSize:
+        """Those of the model in `store` where it is loaded with `options`, at `taps` and where the output head reads."""
+        asked = str(options.get("dtype", "auto")).removeprefix("torch.")
+        dtype = getattr(torch, asked, None) or next(iter(store.linears.values())).dtype
+        return cls(tuple(sorted({*taps, -1})), store.embedding.shape[1], dtype)
+
     @property
     def token_bytes(self) -> int:
         return len(self.taps) * self.hidden_size * self.dtype.itemsize
 
 
 def reader_of(store: Store, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What hidden states depend on besides their text: the model in `store`, and keys and values of fewer bits, where `options` of
-    loading it ask for those."""
-    few = options.get("kv_bits", "auto")
-    return {"model": store.source.fingerprint, **({} if few == "auto" else {"--kv-bits": few})}
+    """What hidden states depend on besides their text: the model in `store`, and how exactly it computes, if `options` say that."""
+    asked = {f"--{name.replace('_', '-')}": str(options.get(name, "auto")) for name in ("kv_bits", "dtype")}
+    return {"model": store.source.fingerprint, **{name: value for name, value in asked.items() if value != "auto"}}
 
 
 @dataclass(frozen=True)
@@ -210,6 +216,7 @@ class Dump:
     def _write(self, finished: dict[str, Tensor]) -> None:
         places = {}
         for key, states in finished.items():
+            assert states.dtype == self.size.dtype, f"{states.dtype} where {self.size.dtype} is read"
             view = buffer(states)
             offset = self.end
             while view:

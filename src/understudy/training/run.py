@@ -185,8 +185,7 @@ class HeadRun:
 
     def _dumped(self, pieces: Pieces) -> Dump:
         """The hidden states of `pieces` that the head reads, and what the output head is given; read now where they are missing."""
-        dtype = next(iter(self.store.linears.values())).dtype
-        size = DumpSize(tuple(sorted({*self.wanted.taps, -1})), self.store.embedding.shape[1], dtype)
+        size = DumpSize.of(self.store, self.wanted.taps, self.order.options)
         dump = Dump(self._dump, size, reader_of(self.store, self.order.options))
         dump.check(pieces, self.report)
         if not dump.missing(pieces):
