@@ -104,7 +104,21 @@ def test_what_cannot_be_measured_is_said_before_any_work(order: ScaleOrder, tmp_
     for kind, said in (("nosuch", "No head 'nosuch'"), ("eagle:depth=2", "depth is given twice"), ("medusa:heads=0", "1 or more")):
         with pytest.raises(UsageError, match=said):
             Scale(replace(order, head=kind, output=tmp_path / "study"), quiet)
+    for wrong, said in (({"rate": float("nan")}, "--rate must be"), ({"options": {"context": 8}}, "--context must be 32 or more")):
+        with pytest.raises(UsageError, match=said):
+            Scale(replace(order, output=tmp_path / "study", **wrong), quiet)
+    with pytest.raises(UsageError, match="give --new-tokens 3 or more"):
+        replace(order, new_tokens=2)
     assert not (tmp_path / "study").exists(), "nothing keeps a study of this name from being another one"
+
+
+def test_too_few_texts_are_told_before_any_head_is_trained(
+    order: ScaleOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("understudy.training.run.train", lambda *_: pytest.fail("a head is trained"))
+    asked = replace(order, output=tmp_path / "study", prompts=99, batches=(99,))
+    with pytest.raises(UsageError, match="texts kept apart are long enough, where 99 are needed"):
+        Scale(asked, quiet).run()
 
 
 def test_heads_that_look_alike_are_no_others(order: ScaleOrder, tmp_path: Path) -> None:

@@ -39,6 +39,11 @@ class Cell:
         return "-".join([kind, f"depth{self.depth}", f"tokens{self.tokens}", *filter(None, [self.digest])])
 
     @property
+    def spec(self) -> str:
+        """What `train --head` names for it."""
+        return f"{self.kind}{',' if ':' in self.kind else ':'}depth={self.depth}" if self.depth else self.kind
+
+    @property
     def place(self) -> tuple[str, int, int]:
         """Where it stands in a study, whichever head it is."""
         return self.kind, self.depth, self.tokens

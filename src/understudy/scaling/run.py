@@ -94,6 +94,9 @@ class ScaleOrder:
     def __post_init__(self) -> None:
         if self.batches and max(self.batches) > self.prompts:
             raise UsageError(f"{max(self.batches)} texts at once need as many prompts: give --prompts {max(self.batches)} or more.")
+        if self.new_tokens < self.levels:
+            least = f"give --new-tokens {self.levels} or more"
+            raise UsageError(f"Drafts of {self.levels} levels cannot be judged on fewer tokens: {least}.")
 
     @property
     def cells(self) -> list[Cell]:
@@ -119,7 +122,8 @@ class Scale:
             check(config, facts, str(path))
         basis = Basis.of(facts, self.config, is_tied(self.store), 0)
         for cell in self.cells:
-            head_config(spec_of(cell), basis)
+            head_config(cell.spec, basis)
+            self._order(cell).check_numbers()
         # By cell, each head's directory, whether it is there already or not.
         self.heads = {cell: order.output / HEADS / cell.name for cell in self.cells} | self._given_cells()
         self.records = Records.open(order.output, self._question())
@@ -140,9 +144,10 @@ class Scale:
             return self._run()
 
     def _run(self) -> Study:
+        # Before heads are trained, since the data may not be enough.
+        texts = self._texts()
         for cell in self.records.left(self.cells):
             self._train(cell)
-        texts = self._texts()
         found = self._judged(texts)
         speeds = list(self._speeds(found, texts))
         study = Study.of(self.order.model or "demo", found, speeds)
@@ -156,20 +161,21 @@ class Scale:
         asked: int = self.order.options.get("context", CONTEXT)
         return min(asked, ModelShape.of(self.config).positions or asked)
 
+    def _order(self, cell: Cell) -> Order:
+        """What trains the head of a cell."""
+        order = self.order
+        options = {name: value for name, value in order.options.items() if name != "context"}
+        return Order(
+            order.model, cell.spec, order.data, order.output / HEADS / cell.name, order.dump or order.output / "dump",
+            tokens=cell.tokens, measured=order.measured, seed=order.seed, context=self.context, batch_tokens=order.batch_tokens,
+            rate=order.rate, options=options,
+        )  # fmt: skip
+
     def _train(self, cell: Cell) -> None:
         """Train the head of a cell, if that was not done before its record was written."""
-        path = self.heads[cell]
-        if (path / CONFIG).exists():
-            return
-        order = self.order
-        dump = order.dump or order.output / "dump"
-        self.report(f"{cell.name}: {cell.tokens:,} tokens to learn from", 0, 0)
-        options = {name: value for name, value in order.options.items() if name != "context"}
-        asked = Order(
-            order.model, spec_of(cell), order.data, path, dump, tokens=cell.tokens, measured=order.measured, seed=order.seed,
-            context=self.context, batch_tokens=order.batch_tokens, rate=order.rate, options=options,
-        )  # fmt: skip
-        training.train(asked, self.report)
+        if not (self.heads[cell] / CONFIG).exists():
+            self.report(f"{cell.name}: {cell.tokens:,} tokens to learn from", 0, 0)
+            training.train(self._order(cell), self.report)
 
     def _texts(self) -> Measured:
         """What the target writes after held-out beginnings; written now if it was not before."""
@@ -235,8 +241,8 @@ class Scale:
     def _reading(self, texts: Measured, configs: Sequence[HeadConfig]) -> tuple[Batches, FrozenTarget]:
         """The texts with the hidden states that heads of `configs` read, and what is needed of the target to judge them."""
         pieces = texts.pieces
-        taps = tuple(sorted({-1, *(tap for config in configs for tap in config.taps)}))
-        size = DumpSize(taps, self.store.embedding.shape[1], next(iter(self.store.linears.values())).dtype)
+        size = DumpSize.of(self.store, (tap for config in configs for tap in config.taps), self.order.options)
+        taps = size.taps
         folder = self.order.output / f"texts-{'-'.join(map(str, taps))}"
         dump = Dump(folder, size, reader_of(self.store, self.order.options))
         dump.check(pieces, self.report)
@@ -282,11 +288,6 @@ class Scale:
             self.records.keep(name, record)
             self.report(f"{way.spec} at batch {way.batch}: {speed.tokens_per_second:.1f} tok/s", 0, 0)
         return Speed(**record)
-
-
-def spec_of(cell: Cell) -> str:
-    """What `--head` names for the head of `cell`."""
-    return f"{cell.kind}{',' if ':' in cell.kind else ':'}depth={cell.depth}" if cell.depth else cell.kind
 
 
 def start_of(one: Accepted, study: Study) -> Start:

@@ -69,6 +69,10 @@ class Order:
             raise UsageError(f"{self.output} is there already: name a new directory with -o.")
         if self.dump is not None and self.dump.resolve().is_relative_to(self.output.resolve()):
             raise UsageError(f"--dump {self.dump} lies in {self.output}, where the head goes: name a place beside it.")
+        self.check_numbers()
+
+    def check_numbers(self) -> None:
+        """Raise UsageError for numbers that make no sense."""
         for name in ("epochs", "minutes", "rate"):
             value = getattr(self, name)
             if not 0 <= value < 1e6:
