@@ -338,6 +338,25 @@ def test_no_mixture_of_tags_and_marks_makes_anything_but_text_and_links(start: S
     assert bad == [] and tab.page.evaluate("window.broken") is None
 
 
+@pytest.mark.parametrize("mark", ["> ", "1. "])
+def test_what_is_nested_too_deep_is_shown_as_it_stands(
+    start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    """A small model that repeats itself writes such texts, and its conversation must stay one that can be opened."""
+    nested = mark * 20_000
+    scripted(llm, monkeypatch, [nested], ["Fine."])
+    tab = tabs(start())
+    tab.ask("Quote")
+    tab.finished()
+    assert tab.text(".markdown").strip() == nested.strip()
+    tab.page.reload()
+    tab.page.wait_for_selector("#server[data-kind=ready]")
+    assert tab.text(".markdown").strip() == nested.strip()
+    tab.page.click("#new")
+    tab.ask("And now?")
+    tab.wait("document.querySelector('.markdown')?.innerText === 'Fine.'")
+
+
 def test_editing_sampling_and_the_system_prompt_reach_the_model(
     start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

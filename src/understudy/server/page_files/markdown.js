@@ -1,5 +1,6 @@
 // A finished answer as Markdown. marked reads it, DOMPurify builds what is shown: text, code and links, nothing that loads or runs.
 
+import { element } from "./dom.js";
 import { Marked } from "./vendor/marked.esm.js";
 import "./vendor/purify.min.js";
 
@@ -36,9 +37,17 @@ const marked = new Marked({
   },
 });
 
-/** The nodes of a Markdown text. */
+/** The nodes of a Markdown text; the text as it stands where it is nested too deep to be read. */
 export function rendered(text) {
-  const fragment = purify.sanitize(marked.parse(text), {
+  let read;
+  try {
+    read = marked.parse(text);
+  } catch (error) {
+    // marked reads a quote in a quote by calling itself, and a model that repeats itself writes thousands.
+    if (!(error instanceof RangeError)) throw error;
+    return element("div", { className: "plain" }, text);
+  }
+  const fragment = purify.sanitize(read, {
     ALLOWED_TAGS: TAGS,
     ALLOWED_ATTR: ["href", "align", "start"],
     ALLOWED_URI_REGEXP: LINKS,
