@@ -1,7 +1,11 @@
 """What a replica takes of its machine, and what is told where it fails."""
 
+import os
+from pathlib import Path
+
 import pytest
 
+from understudy.cluster import connection
 from understudy.cluster.connection import ReplicaShare
 from understudy.errors import StoreError, UnderstudyError, UsageError
 
@@ -26,8 +30,62 @@ def test_the_error_of_a_replica_is_told_in_its_own_words() -> None:
         raise RayError(remote)
     with pytest.raises(UnderstudyError, match=r"^It failed: the actor died\.$"), told("It failed"):
         raise RuntimeError("the actor died.\nand more")
+    for error in (TimeoutError("not there after 60s."), RayError("not there after 60s.")):
+        with pytest.raises(UnderstudyError, match=r"^It failed: not there after 60s\.$"), told("It failed"):
+            raise error
     with pytest.raises(UsageError, match="own"), told("It failed"):
         raise UsageError("own")
+
+
+def test_ray_has_time_to_start_its_proxy_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+    for given, holds in ((None, "30"), ("7", "7")):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", {} if given is None else {name: given})
+            connection._give_time()
+            assert os.environ == {name: holds}
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'understudy[ray]'")
+    from ray.serve._private import constants
+
+    # Ray still asks for it by this name.
+    assert name in Path(constants.__file__).read_text()
+
+
+DIED = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: {}\n\tactor_id: 4e8a01\n\tpid: 71\n"
+    "\tname: X\n\tnamespace: serve\n\tip: 10.0.0.2\nThe actor is dead because its worker process has died. Worker exit type: "
+    "SYSTEM_ERROR Worker exit detail: End of file. Some common causes include: (1) many.\nmore"
+)
+ENDED = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: ProxyActor\n\tactor_id: 9d22\n\tnamespace: serve\n"
+    "The actor is dead because it was killed by `ray.kill`."
+)
+UNMADE = (
+    "The actor died because of an error raised in its creation task, \x1b[36mray::ProxyActor.__init__()\x1b[39m (pid=7)\n"
+    "  File \"a.py\", line 1, in b\nRuntimeError: Failed to bind to 10.0.0.2:80.\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (DIED.format("ServeReplica:understudy:understudy"), "a replica (pid 71, ip 10.0.0.2) has died: its worker process has"),
+        (f"It failed 3 times. Error:\n{DIED.format('ServeController')}", "the controller of Ray Serve (pid 71, ip 10.0.0.2) has"),
+        (DIED.format("MapWorker"), "MapWorker (pid 71, ip 10.0.0.2) has died: its worker process has died."),
+        (ENDED, "the proxy of Ray Serve has died: Ray ended it, since it did not start in time. Try again"),
+        (UNMADE, "a process of Ray could not start: RuntimeError: Failed to bind to 10.0.0.2:80"),
+    ],
+)
+def test_an_actor_that_died_is_told_with_its_name_and_of_what(said: str, says: str) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'understudy[ray]'")
+    from ray.exceptions import RayError
+
+    from understudy.cluster.faults import told
+
+    with pytest.raises(UnderstudyError) as error, told("It failed"):
+        raise RayError(said)
+    assert str(error.value).startswith(f"It failed: {says}") and "\n" not in str(error.value)
+    assert ("End of file. The system may have ended it for its memory" in str(error.value)) == ("End of file" in said)
 
 
 def test_the_figures_of_all_replicas_are_one_text_that_prometheus_reads() -> None:

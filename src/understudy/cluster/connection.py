@@ -15,6 +15,8 @@ from ..plan.machine import cores
 
 # Seconds in which a cluster must take a connection: Ray itself would wait for minutes, without a word.
 PATIENCE = 5.0
+# Seconds after which Ray looks for the first time whether its proxy, which imports half of Ray, has started.
+PROXY_PATIENCE = 30
 # Shared memory of a cluster of one's own, in bytes: what goes through it is text.
 OBJECTS = 128 << 20
 AUTO = "auto"
@@ -50,6 +52,7 @@ def connected(address: str | None, replicas: int, place: ReplicaShare, program: 
     Raises UsageError where there is no such cluster, or no room."""
     if address is None:
         _keep_strangers_out()
+        _give_time()
     else:
         _reach(address)
     import ray
@@ -90,6 +93,12 @@ def _keep_strangers_out() -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _give_time() -> None:
+    """With Ray's own 5 s its proxy is ended before it has started where a machine is busy. Where the user has said how long, that
+    holds."""
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_PATIENCE))
 
 
 def _reach(address: str) -> None:

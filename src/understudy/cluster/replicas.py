@@ -17,10 +17,11 @@ from ..server.callers import is_loopback
 from ..server.models import ServedModels
 from ..server.settings import Settings
 from .connection import ReplicaShare
-from .faults import plain, told
+from .faults import plain, reason, told
 from .figures import joined
 
 NAME = "understudy"
+NOT_LOADED = "The replicas cannot be loaded"
 # Requests to a replica that are not for its model, such as whether it is well, beside those that run and wait.
 ASIDE = 8
 # Seconds between two looks at a replica, and those that an answer may take: a prompt that is read takes the interpreter's lock.
@@ -93,12 +94,13 @@ def start(model: str | None, options: dict[str, Any], settings: Settings, group:
         health_check_timeout_s=PATIENCE,
         request_router_config={"request_router_class": ROUTERS[group.sticky]},
     )
-    try:
-        serve.run(replica.bind(model, options, settings), name=NAME)
-    except RuntimeError as error:
-        application = serve.status().applications.get(NAME)
-        why = "" if application is None else application.deployments[NAME].message
-        raise plain(why, f"The replicas cannot be loaded: {first_line(error)}. Their logs say more (`ray logs`).") from None
+    with told(NOT_LOADED):
+        try:
+            serve.run(replica.bind(model, options, settings), name=NAME)
+        except RuntimeError as error:
+            application = serve.status().applications.get(NAME)
+            why = "" if application is None else application.deployments[NAME].message
+            raise plain(why, f"{NOT_LOADED}: {reason(why) or first_line(error)}. Their logs say more (`ray logs`).") from None
 
 
 def _count(group: ReplicaGroup) -> dict[str, Any]:
