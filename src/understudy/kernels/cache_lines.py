@@ -145,19 +145,16 @@ def _weigher(itemsize: int, rows: int, vectors: int) -> Any:
 
 def _score_of(itemsize: int) -> Any:
     """For kernels: `score` of lines of numbers of so many bytes."""
-    one, two, four = (_scorer(itemsize, rows) for rows in (1, 2, 4))
+    one, four = _scorer(itemsize, 1), _scorer(itemsize, TOGETHER)
 
     def score(lines: Any, queries: Any, scaling: Any, out: Any) -> None:
         (rows, size), count, table = queries.shape, lines.shape[0], lines.ctypes.data
         apart, width, r = queries.strides[0], out.strides[0], 0
         while r < rows:
             x, place = queries[r].ctypes.data, out[r].ctypes.data
-            if rows - r >= 4:
+            if rows - r >= TOGETHER:
                 four(table, count, size, x, apart, scaling, place, width)
-                r += 4
-            elif rows - r >= 2:
-                two(table, count, size, x, apart, scaling, place, width)
-                r += 2
+                r += TOGETHER
             else:
                 one(table, count, size, x, apart, scaling, place, width)
                 r += 1
@@ -168,31 +165,27 @@ def _score_of(itemsize: int) -> Any:
 
 def _weigh_of(itemsize: int) -> Any:
     """For kernels: `weigh` of lines of numbers of so many bytes."""
-    one, one_wide, two, two_wide, four, four_wide = (_weigher(itemsize, rows, vectors) for rows in (1, 2, 4) for vectors in (1, 4))
+    one, one_wide, four, four_wide = (_weigher(itemsize, rows, vectors) for rows in (1, TOGETHER) for vectors in (1, 4))
 
     def weigh(lines: Any, weights: Any, sums: Any) -> None:
         (rows, size), count, table = sums.shape, lines.shape[0], lines.ctypes.data
         apart, width, r = weights.strides[0], sums.strides[0], 0
         while r < rows:
             x, place, c = weights[r].ctypes.data, sums[r].ctypes.data, 0
-            together = 4 if rows - r >= 4 else 2 if rows - r >= 2 else 1
+            together = rows - r >= TOGETHER
             while c + 64 <= size:
-                if together == 4:
+                if together:
                     four_wide(table, count, size, c, x, apart, place, width)
-                elif together == 2:
-                    two_wide(table, count, size, c, x, apart, place, width)
                 else:
                     one_wide(table, count, size, c, x, apart, place, width)
                 c += 64
             while c + 16 <= size:
-                if together == 4:
+                if together:
                     four(table, count, size, c, x, apart, place, width)
-                elif together == 2:
-                    two(table, count, size, c, x, apart, place, width)
                 else:
                     one(table, count, size, c, x, apart, place, width)
                 c += 16
-            r += together
+            r += TOGETHER if together else 1
 
     code: Any = numba.njit(nogil=True, error_model="numpy")(weigh)
     return code
