@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from llvmlite import binding, ir
 
-from understudy.kernels import bfdot, bit_stream, dot, instructions, residual_bits
+from understudy.kernels import bfdot, bit_stream, cache_lines, dot, instructions, residual_bits, softmax
 from understudy.kernels.byte_dot import WAYS, way
 from understudy.kernels.instructions import SETS
 from understudy.kernels.vector import LONG
@@ -69,7 +69,7 @@ def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
 
 
 def group_of(bits: int, rows: int) -> Callable[..., Any]:
-    return lambda context, builder, *a: dot._GroupDot(context, builder, bits, rows, dot.best(bits), *a).add_all()
+    return lambda context, builder, *a: dot._GroupDot(context, builder, bits, rows, dot.best(bits), 4096, *a).add_all()
 
 
 def columns_of(rows: int) -> Callable[..., Any]:
@@ -99,6 +99,19 @@ def test_residuals_are_decoded(bits: int, chosen: instructions.InstructionSet) -
 
     code, _ = compiled_for(chosen, 5, write)
     assert "_deposit" in code and "fmul" in code and "umax" in code
+
+
+def test_a_drafts_attention_calls_nothing(chosen: instructions.InstructionSet) -> None:
+    def gated(context: Any, builder: Any, first: Any, second: Any) -> None:
+        code = softmax._Exponentials(context, builder)
+        code.store(code.gated(code.load(first, softmax.FLOATS), code.load(second, softmax.FLOATS)), first)
+
+    def weighed(context: Any, builder: Any, *arguments: Any) -> None:
+        cache_lines._Lines(context, builder, 1, 4, 1).weigh(*arguments)
+
+    for counts, write, wanted in ((2, gated, "frintm"), (8, weighed, "fmla")):
+        code, _ = compiled_for(chosen, counts, write)
+        assert f"\t{wanted}\t" in code and "\tbl\t" not in code
 
 
 MAIN = """

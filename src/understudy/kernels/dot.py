@@ -35,11 +35,12 @@ def best(bits: int) -> type[ByteDot] | None:
     return way(255 if bits == 8 else max((2**bits - 1) << place for place in LOW_PLACES[bits]))
 
 
-def group_dot(bits: int, rows: int, name: str | None = None) -> Any:
+def group_dot(bits: int, rows: int, name: str | None = None, ahead: int = 0) -> Any:
     """Code for use in a kernel: add to `rows` times 64 float32 at `out` the products of `rows` rows of int8 at `x`
     (rows `stride` bytes apart) with `columns` columns (a multiple of 4) of the block's codes.
 
-    `name`: which `ByteDot` multiplies ("float32": none), in place of the fastest one.
+    `name`: which `ByteDot` multiplies ("float32": none), in place of the fastest one. Memory is asked for the codes that lie
+    `ahead` bytes behind those that are multiplied; 0: for none.
     `scales` holds a word a row, (scale, zero) in bfloat16; `steps`, for each row of x, the step of its int8 and the
     step times their sum, in float32. All but `columns` and `stride` are addresses."""
 
@@ -47,7 +48,7 @@ def group_dot(bits: int, rows: int, name: str | None = None) -> Any:
     def add_group(typing: Any, codes: Any, x: Any, stride: Any, columns: Any, scales: Any, steps: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             chosen = best(bits) if name is None else next((each for each in WAYS if each.name == name), None)
-            _GroupDot(context, builder, bits, rows, chosen, *arguments).add_all()
+            _GroupDot(context, builder, bits, rows, chosen, ahead, *arguments).add_all()
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), generate
@@ -58,9 +59,11 @@ def group_dot(bits: int, rows: int, name: str | None = None) -> Any:
 class _GroupDot(Codes):
     """The code of one `add_group`."""
 
-    def __init__(self, context: Any, builder: Any, bits: int, rows: int, way: type[ByteDot] | None, *arguments: Any) -> None:
+    def __init__(
+        self, context: Any, builder: Any, bits: int, rows: int, way: type[ByteDot] | None, ahead: int, *arguments: Any
+    ) -> None:
         super().__init__(context, builder, bits)
-        self.rows = rows
+        self.rows, self.ahead = rows, ahead
         self.way = way(self) if way is not None else None
         # one instruction moves bytes from anywhere to anywhere; elsewhere bytes stay within 16 as long as they can
         self.anywhere = has("avx512vbmi")
@@ -117,6 +120,8 @@ class _GroupDot(Codes):
         """The sums after some quads more, as integers of 32 bits."""
         assert self.way is not None
         columns = [self.at(column, 4 * i) for i in range(self.way.quads)]
+        # the first vector of a turn is its number
+        self.ask(column, 4 * self.way.quads, vectors[0], len(vectors))
         quads = [self.four_columns(self.at(self.codes, self.b.mul(each, LONG(8 * self.bits)))) for each in columns]
         x = [[self.way.prepared(self.spread(self.load(self.row(r, each), WORD))) for each in columns] for r in range(self.rows)]
         following: Lines = [[] for _ in sums]
@@ -124,6 +129,16 @@ class _GroupDot(Codes):
             for r, line in enumerate(sums):
                 following[r].append(self.way.add(line[i], [q[v] for q in quads], x[r]))
         return following
+
+    def ask(self, column: Any, count: int, turn: int = 0, vectors: int = 4) -> None:
+        """Ask memory for the codes that lie `ahead` bytes behind those of `count` columns: in each of the `turns` for a share, by
+        how many `vectors` of outputs it has."""
+        if self.ahead:
+            b, pace = self.b, 8 * self.bits * vectors // 4
+            begin = b.mul(self.columns, LONG(turn * pace))
+            place = self.at(self.at(self.codes, b.add(begin, b.mul(column, LONG(pace)))), self.ahead)
+            for line in range(0, pace * count, 64):
+                self.prefetch(self.at(place, line))
 
     def four_columns(self, address: Any) -> list[Any]:
         """The codes of four columns, in their places: word j of vector v holds those of row 16 v + j, a byte each."""
@@ -224,6 +239,7 @@ class _GroupDot(Codes):
 
     def plain_step(self, column: Any, sums: Lines, vectors: list[int]) -> Lines:
         """The sums after one more column, in float32."""
+        self.ask(column, 1)
         codes = self.column(self.at(self.codes, self.b.mul(column, LONG(8 * self.bits))))
         values = [self.b.uitofp(codes[v], FLOATS) for v in vectors]
         following = []

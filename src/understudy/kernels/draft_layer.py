@@ -104,7 +104,7 @@ def _work(argument: Any) -> None:
     # Each begins with a line of the processor's cache.
     kept = np.empty(numbers + 6 * 16, np.float32)
     # By addresses: numba counts who holds an array that it made, wherever one is handed on, which took a third of the time.
-    place = np.int64(kept.ctypes.data)
+    place: Any = np.int64(kept.ctypes.data)
     queries, place = _room(place, height, run.key_size)
     sums, place = _room(place, height, run.value_size)
     weights, place = _room(place, height, longest)

@@ -35,27 +35,31 @@ carray: Any = numpy_support.carray
 
 
 def _rows_dot(bits: int) -> Any:
-    """For kernels: `group_dot` for any number of rows, `count`; `steps` and `out` of the rows lie one after the
-    other. Memory is asked for the codes that come next, for each tile of rows a share: asked for at once they would keep what
-    these rows need from coming."""
-    one, two, four = (group_dot(bits, rows) for rows in (1, 2, 4))
+    """For kernels: `group_dot` for any number of rows, `count`; `steps` and `out` of the rows lie one after the other.
+
+    While the first rows are multiplied, memory is asked for the codes that come next, a few bytes with each few columns: asked for
+    all at once they would keep from coming what these rows need."""
+    one, two, four = (group_dot(bits, rows, ahead=CODES_AHEAD) for rows in (1, 2, 4))
+    one_more, two_more, four_more = (group_dot(bits, rows) for rows in (1, 2, 4))
 
     def add_group(codes: int, x: int, stride: int, columns: int, scales: int, steps: int, out: int, count: int) -> None:
-        lines = columns * bits // 8
-        share = -(-lines // (count // 4 + (count % 4 + 1) // 2))
-        r, asked = 0, 0
+        r = 4 if count >= 4 else 2 if count >= 2 else 1
+        if count >= 4:
+            four(codes, x, stride, columns, scales, steps, out)
+        elif count >= 2:
+            two(codes, x, stride, columns, scales, steps, out)
+        else:
+            one(codes, x, stride, columns, scales, steps, out)
         # the group's codes stay in the first cache from one tile of rows to the next
         while r < count:
-            prefetch(codes + CODES_AHEAD + asked * 64, min(lines - asked, share))
-            asked += share
             if count - r >= 4:
-                four(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
+                four_more(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
                 r += 4
             elif count - r >= 2:
-                two(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
+                two_more(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
                 r += 2
             else:
-                one(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
+                one_more(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
                 r += 1
 
     code: Any = numba.njit(nogil=True, error_model="numpy")(add_group)

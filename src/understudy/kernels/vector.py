@@ -77,6 +77,13 @@ class Code:
             function = ir.Function(self.b.module, kind, name)
         return self.b.call(function, arguments)
 
+    def prefetch(self, address: Any) -> None:
+        """Ask memory for the line of 64 bytes at `address`, which will be read soon. Any address is allowed."""
+        pointer = self.b.inttoptr(address, BYTE.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, WORD, WORD, WORD])
+        function = self.b.module.globals.get("llvm.prefetch.p0") or ir.Function(self.b.module, kind, "llvm.prefetch.p0")
+        self.b.call(function, [pointer, WORD(0), WORD(3), WORD(1)])
+
     def room(self, kind: Any, count: int) -> Any:
         """The address of memory for `count` values of this kind, which the running kernel has until it ends."""
         return self.b.ptrtoint(cgutils.alloca_once(self.b, kind, count), LONG)
@@ -104,12 +111,7 @@ def _prefetch(typing: Any, address: Any, count: Any) -> Any:
         builder.position_at_end(body)
         line = builder.phi(LONG)
         line.add_incoming(LONG(0), before)
-        pointer = builder.inttoptr(code.at(start, builder.shl(line, LONG(6))), BYTE.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, WORD, WORD, WORD])
-        function = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(
-            builder.module, kind, "llvm.prefetch.p0"
-        )
-        builder.call(function, [pointer, WORD(0), WORD(3), WORD(1)])
+        code.prefetch(code.at(start, builder.shl(line, LONG(6))))
         following = code.at(line, 1)
         line.add_incoming(following, body)
         builder.cbranch(builder.icmp_signed("<", following, count), body, done)
