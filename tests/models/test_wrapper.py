@@ -53,6 +53,13 @@ def test_a_tower_that_takes_only_attention_it_knows_is_no_obstacle() -> None:
     assert for_text(stock("llama").config, "ours") == "ours"
 
 
+def test_a_head_that_is_tied_has_as_many_outputs_as_the_embedding_has_rows() -> None:
+    """That of Ovis2 is made for the wrapper's vocabulary, which need not be the text model's, and has no weight of its own."""
+    config = wrapper("ovis2")
+    assert config.tie_word_embeddings and config.vocab_size != text_config(config).vocab_size
+    assert proof.fault(config) is None
+
+
 @pytest.mark.parametrize("kind", [kind for kind in WRAPPERS if kind not in PUBLISHED])
 def test_tokens_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     same_as_generate(tmp_path / "model", kind)

@@ -170,7 +170,7 @@ def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:
         old = model.get_submodule(path)
         assert isinstance(old, nn.Linear)
         bias = None if old.bias is None else nn.Parameter(torch.empty(0, dtype=old.bias.dtype), requires_grad=False)
-        setattr(model.get_submodule(parent), name, StreamedLinear(current, index, bias, old.out_features))
+        setattr(model.get_submodule(parent), name, StreamedLinear(current, index, bias, len(old.weight)))
     for module in model.modules():
         if hasattr(module, "layer_idx"):
             object.__setattr__(module, "understudy", current)
