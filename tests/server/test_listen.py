@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,17 @@ def test_the_port_answers_while_the_model_is_loaded(llm: LLM) -> None:
         assert served(listener, llm, client) == 2
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/health")
+
+
+def test_a_connection_outlasts_the_pools_of_clients() -> None:
+    with (
+        Listener(SETTINGS, "127.0.0.1", port := free_port(), drain=1),
+        closing(HTTPConnection("127.0.0.1", port, timeout=20)) as client,
+    ):
+        for pause in (0.0, 6.0):
+            time.sleep(pause)
+            client.request("GET", "/version")
+            assert client.getresponse().read().startswith(b'{"version"')
 
 
 def test_certificates_are_passed_on(llm: LLM, tmp_path: Path) -> None:

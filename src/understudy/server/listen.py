@@ -27,6 +27,9 @@ from .settings import Settings
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds between two looks at whether the time for what still runs is over.
 LOOK = 0.1
+# Seconds that a connection without a request is kept, if --receive-timeout allows it. Clients keep theirs for 5 (httpx, and with it
+# the packages of OpenAI and Anthropic) or 15 (aiohttp): with uvicorn's own 5 a request may meet a connection that is being closed.
+KEPT = 75
 # Connections that the system keeps until they are accepted.
 BACKLOG = 2048
 # Seconds that clients have to read how their requests ended, after the time for what still runs.
@@ -61,6 +64,7 @@ class Listener:
             self.gate,
             http=partial(TimedConnection, settings.receive_timeout),  # type: ignore[arg-type]
             timeout_graceful_shutdown=drain + LAST_WORDS + CLOSING,
+            timeout_keep_alive=KEPT,
             # The same one, whatever else is installed.
             loop="asyncio",
             **options,
