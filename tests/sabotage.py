@@ -106,7 +106,7 @@ MUTATIONS = (
     Mutation("a head goes on from a prefix that it does not know", "engine.py", "self.cache.rewind(sequence.row, self.drafter.reach(sequence.row, length))", "pass", "tests/drafters/test_own_cache.py"),
     Mutation("a head takes what another one kept", "prefixes/disk.py", 'f"{self.identity} {identity}", skipped))', "self.identity, skipped))", "tests/drafters/test_own_cache.py"),
     Mutation("nodes of a chain do not see one another in training", "training/chains.py", "mask = torch.cat([mask, own], 1)", "mask = torch.cat([mask, ~own & False], 1)", "tests/training/test_chains.py"),
-    Mutation("a training goes on without what AdamW kept", "training/checkpoints.py", 'moments = {moment: tensors[f"{moment}.{name}"].to(weight.device) for moment in MOMENTS}', "moments = {moment: torch.zeros_like(weight) for moment in MOMENTS}", "tests/training/test_run.py"),
+    Mutation("a training goes on without what AdamW kept", "training/checkpoints.py", '{moment: tensors[key].to(weight.device) for moment, key in kept.items()}', "{moment: torch.zeros_like(tensors[key]) for moment, key in kept.items()}", "tests/training/test_run.py"),
     Mutation("a head is given the state at its own token", "drafters/head_state.py", "known.hidden[first - 1 - known.first :][: len(tokens)]", "known.hidden[max(first - 2 - known.first, 0) :][: len(tokens)]", HEADS),
     Mutation("a head keeps a token that a text has lost", "drafters/head_state.py", "self.cache.rewind(row, min(self.cache.lengths[row], max(length - 1, 0)))", "self.cache.rewind(row, min(self.cache.lengths[row], length))", HEADS),
     Mutation("a head goes on without the state it needs", "drafters/head_state.py", "return min(length - 1, max(", "return min(length, max(", HEADS),

@@ -119,6 +119,38 @@ def test_interrupted_and_resumed_gives_the_same_bits(
     assert (whole.reached.best, whole.reached.step) == (resumed.reached.best, resumed.reached.step)
 
 
+def test_weights_that_learn_at_some_steps_alone_go_on_as_they_were(
+    model: Path, hidden_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later heads learn nothing from a text that ends before they guess: AdamW then counts no step for them."""
+    wanted = order(model, tmp_path, "medusa:heads=3", dump=hidden_states, epochs=1)
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps({"text": f"f({letter}"}) + "\n" for letter in "abcdefghijkl"))
+    wanted = replace(wanted, data=(tmp_path / "text.txt", tmp_path / "short.jsonl"), batch_tokens=1)
+    steps = [0]
+
+    def report(stage: str, done: float, total: float) -> None:
+        steps[0] += stage == "training"
+        if steps[0] == 9:
+            raise KeyboardInterrupt
+
+    whole, _ = trained(wanted)
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoints, "RARELY", 0.0)
+    wanted = replace(wanted, output=tmp_path / "again")
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, report)
+    kept = load_file(tmp_path / "again.partial" / "checkpoint.safetensors")
+    counts = {int(tensor) for name, tensor in kept.items() if name.startswith("step.")}
+    assert len(counts) > 1, "weights had different numbers of gradients"
+    first, second = weights(whole.path), weights(trained(wanted)[0].path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_head_with_weights_that_learn_nothing_is_trained(model: Path, tmp_path: Path) -> None:
+    """A Clover-2 of one head has a gate between heads."""
+    assert trained(order(model, tmp_path, "clover2:heads=1", tokens=300))[0].reached.step > 0
+
+
 def test_no_number_stops_and_keeps_the_last_checkpoint(
     model: Path, hidden_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,8 +27,8 @@ MEND = "Delete it to begin anew."
 # Seconds between checkpoints, and how many times as long as writing one takes.
 EVERY = 30.0
 RARELY = 20.0
-# What AdamW keeps of each weight.
-MOMENTS = ("exp_avg", "exp_avg_sq")
+# What AdamW keeps of each weight that had a gradient, and how many it had: none where a batch had nothing for a weight to learn.
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Checkpoints:
         began = time.monotonic()
         tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
         for name, weight in trained.items():
-            tensors |= {f"{moment}.{name}": optimizer.state[weight][moment] for moment in MOMENTS}
+            tensors |= {f"{moment}.{name}": value for moment, value in optimizer.state[weight].items() if moment in MOMENTS}
         self._write(CHECKPOINT, tensors, {"subject": json.dumps(self.subject), "reached": json.dumps(asdict(reached))})
         self.step = reached.step
         self.last = time.monotonic()
@@ -115,8 +115,8 @@ class Checkpoints:
         tensors = self._tensors(CHECKPOINT)
         head.load_state_dict({name: tensors[f"head.{name}"] for name in head.state_dict()})
         for name, weight in trained.items():
-            moments = {moment: tensors[f"{moment}.{name}"].to(weight.device) for moment in MOMENTS}
-            optimizer.state[weight] = {"step": torch.tensor(float(reached.step)), **moments}
+            kept = {moment: f"{moment}.{name}" for moment in MOMENTS if f"{moment}.{name}" in tensors}
+            optimizer.state[weight] = {moment: tensors[key].to(weight.device) for moment, key in kept.items()}
         self.step = reached.step
         return reached
 
