@@ -212,6 +212,7 @@ def test_an_order_is_checked_before_any_work(model: Path, tmp_path: Path) -> Non
         (replace(wanted, epochs=0.0), "learns nothing"),
         (replace(wanted, rate=float("nan")), "--rate must be"),
         (replace(wanted, context=4), "--context must be"),
+        (replace(wanted, seed=1 << 32), "--seed must be from 0 to 4294967295"),
         (replace(wanted, head="eagel"), r"No head 'eagel'. Did you mean 'eagle'\?"),
         (replace(wanted, head="eagle:depth=0"), "depth must be 1 or more"),
         (replace(wanted, options={"memory": "600MiB"}, batch_tokens=1 << 22), "Training this head takes about"),

@@ -12,6 +12,8 @@ from ..plan.sizes import format_size, parse_size
 
 # Options of an LLM that say nothing of how a Store is made.
 RUNNING = ("memory", "resident", "tier", "prefix_cache", "prefix_cache_size")
+# Seeds of a training: numbers of its epochs and steps are mixed into them, within what a generator takes.
+MOST_SEEDS = 2**32
 
 
 def check_data(paths: Iterable[Path]) -> None:
@@ -77,6 +79,8 @@ class Order:
             value = getattr(self, name)
             if not 0 <= value < 1e6:
                 raise UsageError(f"--{name} must be a number of 0 or more, got {value}.")
+        if not 0 <= self.seed < MOST_SEEDS:
+            raise UsageError(f"--seed must be from 0 to {MOST_SEEDS - 1}, got {self.seed}.")
         if not self.epochs and not self.tokens and not self.minutes:
             raise UsageError("--epochs 0 learns nothing: give --tokens or --minutes, or more epochs.")
         if self.context < 32:
