@@ -36,6 +36,7 @@ ALL = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_N
 # Text models of wrappers whose config classes have no usable values by default.
 SIZED: dict[str, dict[str, Any]] = {
     "aya_vision": {"text": "cohere2", "logit_scale": 0.5},
+    "cohere_compass": {"text": "cohere_compass_text", **MORE_FAMILIES["cohere_compass_text"]},
     "glm46v": sections(2, 1, 1, partial_rotary_factor=0.5),
     "glmga": sections(2, 1, 1, partial_rotary_factor=0.5),
     "hunyuan_vl": {"head_dim": 16, **sections(2, 2, 2, 2)},

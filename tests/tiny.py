@@ -105,6 +105,10 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "arcee": {},
     "cohere": {"logit_scale": 0.5, **_UNTIED},
     "cohere2": {"logit_scale": 0.5, **_SLIDING},
+    "cohere_compass_text": {
+        **_SLIDING, **_UNTIED,
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 5e4} for kind in ("full_attention", "sliding_attention")},
+    },
     "ernie4_5": {"head_dim": 16},
     "exaone4": {**_SLIDING, "sliding_window_pattern": 2},
     "gemma": {"head_dim": 32, **_UNTIED},
