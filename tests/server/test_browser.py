@@ -338,6 +338,46 @@ def test_no_mixture_of_tags_and_marks_makes_anything_but_text_and_links(start: S
     assert bad == [] and tab.page.evaluate("window.broken") is None
 
 
+@pytest.mark.parametrize("width", [320, 1280])
+def test_nothing_is_wider_than_the_window_but_what_scrolls_in_its_box(
+    start: Start, browser: Any, llm: LLM, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    word = "W" * 300
+    answer = f"Text {word}\n\n```\n{'code ' * 200}\n```\n\n`{word}`\n\n- {word}\n\n|a|\n|-|\n|{word}|\n\nhttps://example.org/{word}\n"
+    scripted(llm, monkeypatch, [answer])
+    person = browser.new_context(viewport={"width": width, "height": 800})
+    tab = Tab(person.new_page()).open(start())
+    tab.ask(word)
+    tab.finished()
+    wide = (
+        "[...document.querySelectorAll('#messages *')].filter(node => node.getBoundingClientRect().right > innerWidth"
+        " && !node.parentElement.closest('pre, .wide-table')).map(node => node.outerHTML.slice(0, 60))"
+    )
+    assert tab.page.evaluate(wide) == []
+    assert tab.page.evaluate("(node => node.scrollWidth <= node.clientWidth)(document.getElementById('scroll'))")
+    assert tab.page.evaluate("(node => node.scrollWidth > node.clientWidth)(document.querySelector('pre'))")
+    person.close()
+
+
+def test_what_is_kept_and_makes_no_sense_does_not_stop_the_page(start: Start, tabs: Open) -> None:
+    """Of an older version, or cut off: such a conversation is not listed, or what it lacks is as in a new one."""
+    tab = tabs(start())
+    question = {"role": "user", "content": "Old"}
+    kept = {
+        "a": {"id": "a", "messages": [question]}, "b": {"id": "b", "messages": [None]}, "c": 5,
+        "d": {"id": "d", "messages": [{"role": "user", "content": None}]}, "e": {"id": "other", "messages": []},
+    }  # fmt: skip
+    tab.page.evaluate("kept => Object.keys(kept).forEach(id => "
+        "localStorage.setItem(`understudy.conversation.${id}`, JSON.stringify(kept[id])))", kept)  # fmt: skip
+    for id in kept:
+        tab.page.goto(f"about:blank#{id}")
+        tab.page.goto(f"{tab.asked[0]}#{id}")
+        tab.page.wait_for_selector("#server[data-kind=ready]")
+        assert tab.page.locator("#conversations button").all_inner_texts() == ["Old"]
+        # Where there is none of this name, the last one is shown.
+        assert tab.text(".said") == "Old"
+
+
 @pytest.mark.parametrize("mark", ["> ", "1. "])
 def test_what_is_nested_too_deep_is_shown_as_it_stands(
     start: Start, tabs: Open, llm: LLM, monkeypatch: pytest.MonkeyPatch, mark: str

@@ -15,11 +15,16 @@ export function create() {
   return { id, created: Date.now(), changed: Date.now(), model: "", system: "", sampling: {}, messages: [] };
 }
 
+function isMessage(found) {
+  return typeof found?.role === "string" && typeof found.content === "string";
+}
+
 /** The conversation `id`; null where there is none, or what stands there is not one. */
 export function load(id) {
   try {
     const found = JSON.parse(localStorage.getItem(PREFIX + id));
-    return found && found.id === id && Array.isArray(found.messages) ? found : null;
+    if (found?.id !== id || !Array.isArray(found.messages) || !found.messages.every(isMessage)) return null;
+    return { model: "", system: "", sampling: {}, ...found };
   } catch {
     return null;
   }
