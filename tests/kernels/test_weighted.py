@@ -1,4 +1,4 @@
-"""Sums of weighted rows and products of rows: in float64 the same, for every width; one output's bits are those of two."""
+"""Sums of weighted rows and products of rows: in float64 the same, for every width; one output's bits are those of several."""
 
 import numba
 import pytest
@@ -19,18 +19,19 @@ def dotted(row: int, width: int, x: int, outputs: int, out: int, spread: int) ->
 
 @pytest.mark.parametrize("width", [1, 15, 16, 50, 64, 128, 203])
 @pytest.mark.parametrize("count", [0, 1, 40])
-def test_weighted_rows_are_added(width: int, count: int) -> None:
+@pytest.mark.parametrize("outputs", [2, 4, 7])
+def test_weighted_rows_are_added(width: int, count: int, outputs: int) -> None:
     random = torch.Generator().manual_seed(width)
-    rows, weights = torch.randn(90, width + 3, generator=random), torch.randn(2, 40, generator=random)
-    start = torch.randn(2, width, generator=random)
+    rows, weights = torch.randn(90, width + 3, generator=random), torch.randn(outputs, 40, generator=random)
+    start = torch.randn(outputs, width, generator=random)
     steps = torch.randperm(90, generator=random)[:40]
-    both, one = start.clone(), start[1].clone()
+    all_of_them, one = start.clone(), start[-1].clone()
     place = (rows.data_ptr(), steps.data_ptr(), count, rows.stride(0) * 4)
-    added(*place, weights.data_ptr(), 2, 40, both.data_ptr(), width)
-    added(*place, weights[1].data_ptr(), 1, 0, one.data_ptr(), width)
+    added(*place, weights.data_ptr(), outputs, 40, all_of_them.data_ptr(), width)
+    added(*place, weights[-1].data_ptr(), 1, 0, one.data_ptr(), width)
     expected = start.double() + weights[:, :count].double() @ rows[steps[:count], :width].double()
-    torch.testing.assert_close(both.double(), expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(one, both[1])
+    torch.testing.assert_close(all_of_them.double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(one, all_of_them[-1])
 
 
 @pytest.mark.parametrize("width", [1, 15, 16, 50, 64, 128, 203])

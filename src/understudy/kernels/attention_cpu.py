@@ -10,21 +10,23 @@ import numpy as np
 from .compiled import contracted
 from .numbers import step_of
 from .softmax import softmax
+from .weighted import add_rows
 
 BLOCK = 64
 
 
 @contracted
 def _gather(
-    slab: Any, row: int, head: int, prefix: int, tail: Any, first: int, last: int, transposed: bool, bits: Any, block: Any,
+    slab: Any, row: int, head: int, prefix: int, tail: Any, span: Any, transposed: bool, bits: Any, block: Any,
 ) -> None:  # fmt: skip
-    """Keys (transposed: [d, 64]) or values ([64, d]) at positions first..last as float32. 16-bit slabs hold bfloat16, bytes are
-    the lines of `small_keys`.
+    """Keys (transposed: [d, 64]) or values ([64, d]) as float32. `span`: the block's first position, and the first and last of
+    those that are put there. 16-bit slabs hold bfloat16, bytes are the lines of `small_keys`.
 
     Slot s lies at place s % places: a layer that looks back at a window has fewer places than the context has slots."""
     places, dim = slab.shape[2], block.shape[0] if transposed else block.shape[1]
-    for j in range(last - first + 1):
-        position = first + j
+    start, first, last = span
+    for position in range(first, last + 1):
+        j = position - start
         slot = position if position < prefix else tail[position - prefix]
         place = slot % places
         if bits.shape[0] > 0:
@@ -53,18 +55,22 @@ def _gather(
 @contracted
 def _load(
     slab: Any, row: int, head: int, prefix: int, tail: Any, start: int, last: int, transposed: bool, bits: Any,
-    shared: Any, own: Any, loaded: int,
+    shared: Any, own: Any, held: Any,
 ) -> Any:  # fmt: skip
-    """The block of a node's positions from `start` to `last`, and the row whose block `shared` holds now.
+    """The block of a node's positions from `start` to `last`, and what is `held` now: the row whose block `shared` is, and the row
+    and the prefix whose positions `own` has.
 
-    A block within the prefix is the same for all nodes of a row: gathered whole, once, in `shared`. Others are put in `own`."""
+    A block within the prefix is the same for all nodes of a row: gathered whole, once, in `shared`. Others are put in `own`, where
+    what nodes of a tree have in common stays."""
+    loaded, mine, common = held
     if last >= prefix:
-        _gather(slab, row, head, prefix, tail, start, last, transposed, bits, own)
-        return own, loaded
+        first = max(start, prefix) if mine == row and common == prefix else start
+        _gather(slab, row, head, prefix, tail, (start, first, last), transposed, bits, own)
+        return own, (loaded, row, prefix)
     if loaded != row:
         end = start + BLOCK
-        _gather(slab, row, head, end, tail, start, end - 1, transposed, bits, shared)
-    return shared, row
+        _gather(slab, row, head, end, tail, (start, start, end - 1), transposed, bits, shared)
+    return shared, (row, mine, common)
 
 
 @contracted
@@ -72,51 +78,6 @@ def _span(position: int, window: int, start: int) -> Any:
     """First and last position that a node sees of the block from `start` on; first > last: none."""
     low = max(0, position + 1 - window) if window > 0 else 0
     return max(low, start), min(position, start + BLOCK - 1)
-
-
-@contracted
-def _scores(query: Any, block: Any, acc: Any) -> None:
-    """acc[j] = sum over c, in order, of query[c] * block[c, j]; eight terms at a time keep the sums in registers."""
-    dim = query.shape[0]
-    acc[:] = 0
-    for c in range(0, dim - dim % 8, 8):
-        q0, q1, q2, q3 = query[c], query[c + 1], query[c + 2], query[c + 3]
-        q4, q5, q6, q7 = query[c + 4], query[c + 5], query[c + 6], query[c + 7]
-        for j in range(BLOCK):
-            t = acc[j]
-            t += q0 * block[c, j]
-            t += q1 * block[c + 1, j]
-            t += q2 * block[c + 2, j]
-            t += q3 * block[c + 3, j]
-            t += q4 * block[c + 4, j]
-            t += q5 * block[c + 5, j]
-            t += q6 * block[c + 6, j]
-            t += q7 * block[c + 7, j]
-            acc[j] = t
-    for c in range(dim - dim % 8, dim):
-        for j in range(BLOCK):
-            acc[j] += query[c] * block[c, j]
-
-
-@contracted
-def _weigh(weights: Any, block: Any, first: int, last: int, out: Any) -> None:
-    """out[c] += sum over j in first..last, in order, of weights[j] * block[j, c]."""
-    dim, j = out.shape[0], first
-    while j <= last:
-        if j + 3 <= last:
-            p0, p1, p2, p3 = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-            for c in range(dim):
-                t = out[c]
-                t += p0 * block[j, c]
-                t += p1 * block[j + 1, c]
-                t += p2 * block[j + 2, c]
-                t += p3 * block[j + 3, c]
-                out[c] = t
-            j += 4
-        else:
-            for c in range(dim):
-                out[c] += weights[j] * block[j, c]
-            j += 1
 
 
 @contracted
@@ -129,21 +90,26 @@ def score(
     seen: rows, positions, prefix and tail of the nodes; how: window, scale and cap; rooms: scratch, as `attend` makes it."""
     rows, positions, prefix, tail = seen
     window, scale, cap = how
-    bits, shared, own, acc = rooms
-    count, group = line.shape[0], line.shape[1]
+    bits, shared, own = rooms
+    count, group, dim = line.shape[0], line.shape[1], query.shape[2]
+    sums, places = np.empty((group, BLOCK), np.float32), np.arange(dim)
     for b in range(part[0], part[1]):
-        start, loaded = b * BLOCK, -1
+        start, held = b * BLOCK, (-1, -1, -1)
         place = part[2] + start
         for i in range(count):
             first, last = _span(positions[i], window, start)
             if first > last:
                 continue
-            block, loaded = _load(keys, rows[i], head, prefix[i], tail[i], start, last, True, bits, shared, own, loaded)
+            block, held = _load(keys, rows[i], head, prefix[i], tail[i], start, last, True, bits, shared, own, held)
             for g in range(group):
-                _scores(query[i, first_query + g], block, acc)
+                for j in range(BLOCK):
+                    sums[g, j] = np.float32(0)
+            numbers = query[i, first_query].ctypes.data
+            add_rows(block.ctypes.data, places.ctypes.data, dim, BLOCK * 4, numbers, group, dim, sums.ctypes.data, BLOCK)
+            for g in range(group):
                 found = line[i, g, place : place + BLOCK]
                 for j in range(BLOCK):
-                    found[j] = acc[j] * scale
+                    found[j] = sums[g, j] * scale
                 if cap > 0:
                     for j in range(BLOCK):
                         found[j] = cap * np.tanh(found[j] / cap)
@@ -169,18 +135,19 @@ def weigh(
     Arguments are those of `score`."""
     rows, positions, prefix, tail = seen
     bits, shared, own = rooms
-    count, group = line.shape[0], line.shape[1]
+    count, group, size = line.shape[0], line.shape[1], out.shape[2]
+    places, apart = np.arange(BLOCK), line.strides[1] // 4
     for b in range(part[0], part[1]):
-        start, loaded = b * BLOCK, -1
+        start, held = b * BLOCK, (-1, -1, -1)
         place = part[2] + start
         for i in range(count):
             first, last = _span(positions[i], window, start)
             if first > last:
                 continue
-            block, loaded = _load(values, rows[i], head, prefix[i], tail[i], start, last, False, bits, shared, own, loaded)
-            for g in range(group):
-                weights = line[i, g, place : place + BLOCK]
-                _weigh(weights, block, first - start, last - start, out[i, first_query + g])
+            block, held = _load(values, rows[i], head, prefix[i], tail[i], start, last, False, bits, shared, own, held)
+            weights, lines = line[i, 0, place + first - start :].ctypes.data, block[first - start :].ctypes.data
+            sums = out[i, first_query].ctypes.data
+            add_rows(lines, places.ctypes.data, last - first + 1, size * 4, weights, group, apart, sums, size)
 
 
 @contracted
@@ -203,7 +170,7 @@ def attend(
     blocks = (longest + BLOCK - 1) // BLOCK
     line = np.empty((count, group, blocks * BLOCK), np.float32)
     bits = np.empty(max(dim, size) if keys.itemsize < 4 else 0, np.uint32)
-    scoring = bits, np.zeros((dim, BLOCK), np.float32), np.zeros((dim, BLOCK), np.float32), np.empty(BLOCK, np.float32)
+    scoring = bits, np.zeros((dim, BLOCK), np.float32), np.zeros((dim, BLOCK), np.float32)
     weighing = bits, np.zeros((BLOCK, size), np.float32), np.zeros((BLOCK, size), np.float32)
     seen, part = (rows, positions, prefix, tail), (0, blocks, 0)
     for head in range(first_head, last_head):

@@ -47,7 +47,7 @@ def compile_kernels(dtype: torch.dtype) -> None:
     zero, part = np.zeros(1, np.int64), (0, 1, 0)
     seen = zero, zero, zero + 1, np.zeros((1, 0), np.int64)
     how = 0, np.float32(1), np.float32(0)
-    attention_cpu.score(query, slab, 0, 0, seen, how, part, (bits, block, block.copy(), np.empty(BLOCK, np.float32)), line)
+    attention_cpu.score(query, slab, 0, 0, seen, how, part, (bits, block, block.copy()), line)
     attention_cpu.settle(line, zero, 0, NO_SINKS, 0, query)
     attention_cpu.weigh(line, slab, 0, 0, seen, 0, part, (bits, block.T.copy(), block.T.copy()), query)
 
@@ -130,7 +130,7 @@ class _RowAttention:
 
         def score(head: int, first: int, last: int) -> None:
             bits = np.empty(dim if keys.itemsize == 2 else 0, np.uint32)
-            rooms = bits, np.zeros((dim, BLOCK), np.float32), np.zeros((dim, BLOCK), np.float32), np.empty(BLOCK, np.float32)
+            rooms = bits, np.zeros((dim, BLOCK), np.float32), np.zeros((dim, BLOCK), np.float32)
             seen, own = self._seen(segment, first, last), line[head, first:last]
             attention_cpu.score(self.query[first:last], keys, head, first_query + head * group, seen, how, part, rooms, own)
 

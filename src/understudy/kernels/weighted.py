@@ -1,6 +1,7 @@
 """Sums of weighted rows, and products of two rows, as vector code: every sum in one order, whatever else is done beside it.
 
-What recurrent layers consist of (`recurrence_cpu.py`). Numbers are float32; arguments are addresses and counts."""
+What recurrent layers (`recurrence_cpu.py`) and the exact attention (`attention_cpu.py`) consist of. Numbers are float32; arguments
+are addresses and counts."""
 
 from typing import Any
 
@@ -66,32 +67,40 @@ class _Adding(Code):
                 self.store(total, place, 4)
 
 
-_one_1, _one_4, _two_1, _two_4 = _adder(1, 1), _adder(1, 4), _adder(2, 1), _adder(2, 4)
+_one_1, _one_4, _two_1, _two_4, _four_1, _four_4 = (_adder(outputs, vectors) for outputs in (1, 2, 4) for vectors in (1, 4))
 
 
 @contracted
 def add_rows(
     rows: int, steps: int, count: int, stride: int, weights: int, outputs: int, apart: int, out: int, width: int
 ) -> None:
-    """out[o] += sum over i < count, in order, of weights[o][i] * row i, for one or two outputs of `width` numbers side by side.
+    """out[o] += sum over i < count, in order, of weights[o][i] * row i, for `outputs` lines of `width` numbers side by side.
 
-    Row i begins steps[i] * stride bytes after `rows` (steps: int64). The weights of the second output lie `apart` numbers after
-    those of the first. A number's bits depend on its own column and on the width alone."""
-    c = 0
-    while c + 64 <= width:
-        if outputs == 2:
-            _two_4(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
-        else:
-            _one_4(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
-        c += 64
-    while c + 16 <= width:
-        if outputs == 2:
-            _two_1(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
-        else:
-            _one_1(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
-        c += 16
+    Row i begins steps[i] * stride bytes after `rows` (steps: int64). The weights of an output lie `apart` numbers after those of
+    the one before. A number's bits depend on its own column and on the width alone."""
+    o = 0
+    while o < outputs:
+        several = 4 if outputs - o >= 4 else 2 if outputs - o >= 2 else 1
+        own, line, c = weights + 4 * o * apart, out + 4 * o * width, 0
+        while c + 64 <= width:
+            if several == 4:
+                _four_4(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
+            elif several == 2:
+                _two_4(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
+            else:
+                _one_4(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
+            c += 64
+        while c + 16 <= width:
+            if several == 4:
+                _four_1(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
+            elif several == 2:
+                _two_1(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
+            else:
+                _one_1(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
+            c += 16
+        o += several
     for o in range(outputs):
-        for rest in range(c, width):
+        for rest in range(width - width % 16, width):
             total = float32_at(out)[o * width + rest]
             for i in range(count):
                 row = rows + int64_at(steps)[i] * stride
