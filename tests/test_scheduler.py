@@ -181,7 +181,7 @@ def test_after_it_is_shut_no_pass_runs_and_everybody_hears_why() -> None:
 
     def held_up(*given: Any) -> Any:
         passing.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return verify(*given)
 
     world.scheduler.engine.verify = held_up
@@ -218,6 +218,21 @@ def test_after_it_is_shut_no_pass_runs_and_everybody_hears_why() -> None:
     world.scheduler.step()
     world.scheduler.shut(TransferError("again"))
     assert world.passes == passes and world.scheduler.idle
+
+
+def test_a_handler_of_a_signal_that_shuts_it_in_the_middle_of_a_pass_does_not_wait_for_itself() -> None:
+    world = World(rows=1)
+    verify = world.scheduler.engine.verify
+
+    def handled(*given: Any) -> Any:
+        world.scheduler.shut(TransferError("it is gone"))
+        return verify(*given)
+
+    world.scheduler.engine.verify = handled
+    for request in (world.request([1], 40), world.request([2], 40)):
+        with pytest.raises(TransferError, match="it is gone"):
+            world.scheduler.complete([request])
+    assert world.passes == 1 and world.scheduler.idle
 
 
 def test_the_last_step_reaches_a_caller_that_looks_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,8 @@ class Scheduler:
         # Guards the two lists and `_stepping`; told whenever a pass is over.
         self._changed = threading.Condition()
         self._stepping = False
+        # The thread that set it last.
+        self._thread = 0
         # Why no pass is run any more; None while passes are.
         self._shut: UnderstudyError | None = None
 
@@ -98,14 +100,16 @@ class Scheduler:
     def shut(self, why: UnderstudyError) -> None:
         """Run no pass after the one under way, which is waited for, and end all requests with `why`, those that come later too.
 
-        Not for the thread that runs a pass. What passes use may be given back then: no thread is in one."""
+        What passes use may be given back then: no thread is in one. Only where the handler of a signal shuts it in the middle of a
+        pass of its own thread, that pass is not waited for."""
         with self._changed:
             self._shut = self._shut or why
-            self._changed.wait_for(lambda: not self._stepping)
+            if self._thread != threading.get_ident():
+                self._changed.wait_for(lambda: not self._stepping)
             for request in (*self.waiting, *self.running):
                 request.error = request.error or why
                 request.cancelled = True
-            self._drop_cancelled()
+            self._drop_cancelled(running=not self._stepping)
             self._changed.notify_all()
 
     def step(self) -> None:
@@ -117,6 +121,7 @@ class Scheduler:
             self._changed.wait_for(lambda: not self._stepping)
             if self._shut is not None:
                 return
+            self._thread = threading.get_ident()
             self._stepping = True
         self._step()
 
@@ -183,6 +188,7 @@ class Scheduler:
             self._changed.wait_for(lambda: news() or not (self._stepping or self._shut))
             if news():
                 return
+            self._thread = threading.get_ident()
             self._stepping = True
         self._step()
 
