@@ -78,7 +78,7 @@ class Blueprint:
         return cls(
             config=config, machine=machine, device=device, options=options, store=store,
             sizes=sizes_of_store(store, options.holds_substitute, options.holds_head),
-            dtype=DTYPES.get(options.dtype) or next(iter(store.linears.values())).dtype,
+            dtype=DTYPES.get(options.dtype) or store.dtype,
             bearer=Bearer.of_store(store, config),
         )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """What is prepared reads back: exact weights bit for bit, shared tensors, configuration; damage anywhere is found."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,22 @@ def test_round_trip(tmp_path: Path, quantizer: str, dtype: torch.dtype) -> None:
     assert torch.equal(store.read(store.embedding), made["embed.weight"])
     assert torch.equal(store.read(store.extra["rotary.inverse"]), made["rotary.inverse"])
     store.verify()
+
+
+@pytest.mark.parametrize(
+    "named, wanted", [({}, "float32"), ({"dtype": "float32"}, "float32"), ({"torch_dtype": "bfloat16"}, "bfloat16")]
+)
+@pytest.mark.parametrize("odd", ["layers.0.up.weight", "layers.1.down.weight"])
+def test_weights_of_several_types_are_computed_with_in_the_type_that_the_config_names(
+    named: dict[str, str], wanted: str, odd: str, tmp_path: Path
+) -> None:
+    made = tensors(torch.float32)
+    made[odd] = made[odd].bfloat16()
+    directory = write(tmp_path / "model", made)
+    config = directory / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **named}))
+    checkpoint = Checkpoint.open(directory)
+    assert prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe()).dtype == getattr(torch, wanted)
 
 
 def test_codec_is_chosen_by_tensor(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class DumpSize:
     def of(cls, store: Store, taps: Iterable[int], options: Mapping[str, Any]) -> DumpSize:
         """Those of the model in `store` where it is loaded with `options`, at `taps` and where the output head reads."""
         asked = str(options.get("dtype", "auto")).removeprefix("torch.")
-        dtype = getattr(torch, asked, None) or next(iter(store.linears.values())).dtype
+        dtype = getattr(torch, asked, None) or store.dtype
         return cls(tuple(sorted({*taps, -1})), store.embedding.shape[1], dtype)
 
     @property

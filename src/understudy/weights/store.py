@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ class Store(Contents):
         config = index.plain_json(path / "config.json")
         integrity.check(path, contents)
         return cls(**vars(contents), path=path, config=config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the model computes in unless told otherwise: that of all Linears' weights. Where these are of several, the
+        one that the config names, as for transformers, or else the least that holds all of them."""
+        types = {entry.dtype for entry in self.linears.values()}
+        if len(types) > 1:
+            named = str(self.config.get("dtype") or self.config.get("torch_dtype")).removeprefix("torch.")
+            found = getattr(torch, named, None)
+            if isinstance(found, torch.dtype) and found.is_floating_point:
+                return found
+        return reduce(torch.promote_types, types)
 
     def file(self, name: str) -> Path:
         """The path of a file of the Store; a linked source file's path is absolute and stays as it is."""
