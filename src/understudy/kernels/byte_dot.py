@@ -10,9 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .instructions import has
-from .vector import BYTE, HALF, WORD, Code, Vector
-
-WORDS = Vector(WORD, 16)
+from .vector import BYTE, HALF, Code, Vector
 
 
 class ByteDot(ABC):

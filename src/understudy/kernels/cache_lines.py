@@ -3,7 +3,7 @@
 A line of the cache is a key or a value: bfloat16, float32, or a byte for each number and their step behind them (`small_keys`).
 Arguments are addresses, counts and distances in bytes. Each sum has one order, whatever is done beside it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -15,9 +15,8 @@ from numba.np import numpy_support
 from .compiled import compiled, float_of
 from .numbers import step_of
 from .team import float32_at, uint8_at, uint16_at
-from .vector import BYTE, FLOAT, HALF, LONG, WORD, Code, Vector
+from .vector import BYTE, FLOAT, FLOATS, LONG, WORD, WORDS, Code, Vector
 
-WORDS, FLOATS = Vector(WORD, 16), Vector(FLOAT, 16)
 # rows of queries, or of sums, that go through the lines together
 TOGETHER = 4
 carray: Any = numpy_support.carray
@@ -32,39 +31,13 @@ class _Lines(Code):
 
     def numbers(self, address: Any) -> Any:
         """The 16 numbers, or codes, at `address`."""
-        if self.itemsize == 4:
-            return self.load(address, FLOATS)
         if self.itemsize == 1:
             return self.b.sitofp(self.b.sext(self.load(address, Vector(BYTE, 16)), WORDS), FLOATS)
-        word = self.b.shl(self.b.zext(self.load(address, Vector(HALF, 16)), WORDS), self.all(WORDS, 16))
-        return self.b.bitcast(word, FLOATS)
+        return self.floats(address, self.itemsize)
 
     def worth(self, number: Any, step: Any) -> Any:
         """`number` of a line whose step is at address `step`."""
         return self.b.fmul(number, self.load(step, FLOAT)) if self.itemsize == 1 else number
-
-    def fused(self, a: Any, b: Any, c: Any) -> Any:
-        return self.intrinsic("llvm.fmuladd.v16f32", FLOATS, a, b, c)
-
-    def repeated(self, count: Any, begin: Sequence[Any], step: Callable[[Any, Sequence[Any]], Sequence[Any]]) -> Sequence[Any]:
-        """What `step` makes of 0 to count - 1 and of what it made before, in the end."""
-        b = self.b
-        before, test, body, done = b.block, *(b.append_basic_block(name) for name in ("test", "body", "done"))
-        b.branch(test)
-        b.position_at_end(test)
-        i = b.phi(LONG)
-        held = [b.phi(value.type) for value in begin]
-        b.cbranch(b.icmp_signed("<", i, count), body, done)
-        b.position_at_end(body)
-        following = step(i, held)
-        i.add_incoming(LONG(0), before)
-        i.add_incoming(self.at(i, 1), b.block)
-        for phi, first, value in zip(held, begin, following, strict=True):
-            phi.add_incoming(first, before)
-            phi.add_incoming(value, b.block)
-        b.branch(test)
-        b.position_at_end(done)
-        return held
 
     def each(self, first: Any, apart: Any) -> list[Any]:
         """The addresses of all rows."""

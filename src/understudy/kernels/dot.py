@@ -14,9 +14,8 @@ from numba.extending import intrinsic
 from .byte_dot import WAYS, ByteDot, way
 from .codes import Codes
 from .instructions import has
-from .vector import BYTE, FLOAT, LONG, WORD, Vector
+from .vector import BYTE, FLOAT, FLOATS, LONG, WORD, WORDS, Vector
 
-WORDS, FLOATS = Vector(WORD, 16), Vector(FLOAT, 16)
 RUN = Vector(BYTE, 64)
 # the code that stands for the group's zero
 CENTRE = {2: 2, 3: 4, 4: 8, 8: 128}

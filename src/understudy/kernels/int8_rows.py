@@ -3,7 +3,7 @@
 All rows of a draft's level are rounded by one thread before the others can begin to multiply, so this is written as vectors: as a
 loop, which LLVM leaves as it is, it takes seven times as long."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,7 @@ from numba.extending import intrinsic
 
 from .compiled import compiled, float_of
 from .numbers import ROUNDING
-from .vector import BYTE, FLOAT, HALF, LONG, WORD, Code, Vector
-
-WORDS, FLOATS = Vector(WORD, 16), Vector(FLOAT, 16)
+from .vector import BYTE, FLOATS, LONG, WORDS, Code, Vector
 
 
 class _Sixteens(Code):
@@ -24,28 +22,16 @@ class _Sixteens(Code):
         super().__init__(context, builder)
         self.source, self.itemsize = source, itemsize
 
-    def words(self, first: Any) -> Any:
-        """Number `first` and the 15 after it, as the bits of float32."""
-        address = self.at(self.source, self.b.mul(first, LONG(self.itemsize)))
-        if self.itemsize == 4:
-            return self.load(address, WORDS)
-        return self.b.shl(self.b.zext(self.load(address, Vector(HALF, 16)), WORDS), self.all(WORDS, 16))
+    def through(self, count: Any, step: Callable[[Any, Any, Any], Any]) -> Any:
+        """What `step` makes of each 16 numbers, as the bits of float32, of where they begin, and of what it made before: zeros at
+        first."""
 
-    def through(self, count: Any, step: Callable[[Any, Any], Any]) -> Any:
-        """What `step` makes of the first number of each 16 and of the words before, in the end; they begin as zeros."""
-        before = self.b.block
-        body, done = self.b.append_basic_block("sixteen"), self.b.append_basic_block("through")
-        self.b.branch(body)
-        self.b.position_at_end(body)
-        first, words = self.b.phi(LONG), self.b.phi(WORDS)
-        first.add_incoming(LONG(0), before)
-        words.add_incoming(self.all(WORDS, 0), before)
-        following, after, last = step(first, words), self.at(first, 16), self.b.block
-        first.add_incoming(after, last)
-        words.add_incoming(following, last)
-        self.b.cbranch(self.b.icmp_signed("<", after, count), body, done)
-        self.b.position_at_end(done)
-        return following
+        def of_sixteen(i: Any, held: Sequence[Any]) -> Sequence[Any]:
+            first = self.b.shl(i, LONG(4))
+            numbers = self.floats(self.at(self.source, self.b.mul(first, LONG(self.itemsize))), self.itemsize)
+            return [step(self.b.bitcast(numbers, WORDS), first, held[0])]
+
+        return self.repeated(self.b.lshr(count, LONG(4)), [self.all(WORDS, 0)], of_sixteen)[0]
 
     def larger(self, a: Any, b: Any) -> Any:
         return self.b.select(self.b.icmp_signed(">", a, b), a, b)
@@ -60,8 +46,8 @@ def _largest(itemsize: int) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             code = _Sixteens(context, builder, arguments[0], itemsize)
 
-            def step(first: Any, words: Any) -> Any:
-                return code.larger(builder.and_(code.words(first), code.all(WORDS, 0x7FFFFFFF)), words)
+            def step(words: Any, _: Any, held: Any) -> Any:
+                return code.larger(builder.and_(words, code.all(WORDS, 0x7FFFFFFF)), held)
 
             return builder.zext(code.folded(code.through(arguments[1], step), code.larger), LONG)
 
@@ -80,11 +66,11 @@ def _rounded(itemsize: int) -> Any:
             code = _Sixteens(context, builder, source, itemsize)
             times, rounding = code.spread(inverse), code.all(FLOATS, ROUNDING)
 
-            def step(first: Any, words: Any) -> Any:
-                numbers = builder.fmul(builder.bitcast(code.words(first), FLOATS), times)
+            def step(words: Any, first: Any, held: Any) -> Any:
+                numbers = builder.fmul(builder.bitcast(words, FLOATS), times)
                 whole = builder.fptosi(builder.fsub(builder.fadd(numbers, rounding), rounding), WORDS)
                 code.store(builder.trunc(whole, Vector(BYTE, 16)), code.at(codes, first))
-                return builder.add(words, whole)
+                return builder.add(held, whole)
 
             return builder.sext(code.folded(code.through(count, step), builder.add), LONG)
 

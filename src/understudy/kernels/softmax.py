@@ -2,7 +2,7 @@
 
 An exponential is our own (Cody-Waite, a polynomial of degree 6), so that a number has the same bits wherever it stands."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compiled import contracted
-from .vector import FLOAT, LONG, WORD, Code, Vector
+from .vector import FLOATS, LONG, WORD, WORDS, Code
 
-WORDS, FLOATS = Vector(WORD, 16), Vector(FLOAT, 16)
 LOG2E = 1.4426950408889634
 # ln 2 in two parts, the first with so few bits that a whole number times it is exact
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860677e-06
@@ -24,9 +23,6 @@ LOWEST = -87.0
 
 class _Exponentials(Code):
     """Code for 16 numbers, and for a line of them from place `first` to place `last`."""
-
-    def fused(self, a: Any, b: Any, c: Any) -> Any:
-        return self.intrinsic("llvm.fmuladd.v16f32", FLOATS, a, b, c)
 
     def exponential(self, x: Any) -> Any:
         """exp(x) of numbers up to 0; what is no number stays none."""
@@ -54,24 +50,18 @@ class _Exponentials(Code):
         """What `step` makes of the address of each 16 places from the one of `first` to that of `last`, which of them lie in
         between, the numbers there, and what it made before, which begins as `begin`."""
         b = self.b
-        before, body, done = b.block, b.append_basic_block("sixteen"), b.append_basic_block("along")
         start = b.and_(first, LONG(-16))
-        b.branch(body)
-        b.position_at_end(body)
-        k, held = b.phi(LONG), b.phi(FLOATS)
-        k.add_incoming(start, before)
-        held.add_incoming(begin, before)
-        place = b.add(self.spread(b.trunc(k, WORD)), self.constant(WORDS, list(range(16))))
         low, high = (self.spread(b.trunc(end, WORD)) for end in (first, last))
-        inside = b.and_(b.icmp_signed(">=", place, low), b.icmp_signed("<=", place, high))
-        address = self.at(line, b.shl(k, LONG(2)))
-        following = step(address, inside, self.load(address, FLOATS, 4), held)
-        after = self.at(k, 16)
-        k.add_incoming(after, b.block)
-        held.add_incoming(following, b.block)
-        b.cbranch(b.icmp_signed("<=", after, last), body, done)
-        b.position_at_end(done)
-        return following
+
+        def of_sixteen(i: Any, held: Sequence[Any]) -> Sequence[Any]:
+            k = b.add(start, b.shl(i, LONG(4)))
+            place = b.add(self.spread(b.trunc(k, WORD)), self.constant(WORDS, list(range(16))))
+            inside = b.and_(b.icmp_signed(">=", place, low), b.icmp_signed("<=", place, high))
+            address = self.at(line, b.shl(k, LONG(2)))
+            return [step(address, inside, self.load(address, FLOATS, 4), held[0])]
+
+        sixteens = b.lshr(b.add(b.sub(last, start), LONG(16)), LONG(4))
+        return self.repeated(sixteens, [begin], of_sixteen)[0]
 
     def largest(self, line: Any, first: Any, last: Any, floor: Any) -> Any:
         def larger(a: Any, b: Any) -> Any:

@@ -15,6 +15,7 @@ BIT, BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 FLOAT = ir.FloatType()
 cgutils: Any = numba_cgutils
 Vector = ir.VectorType
+WORDS, FLOATS = Vector(WORD, 16), Vector(FLOAT, 16)
 
 
 class Code:
@@ -76,6 +77,36 @@ class Code:
             kind = ir.FunctionType(result, [argument.type for argument in arguments])
             function = ir.Function(self.b.module, kind, name)
         return self.b.call(function, arguments)
+
+    def floats(self, address: Any, itemsize: int) -> Any:
+        """The 16 numbers of `itemsize` bytes at `address`, 2 (bfloat16) or 4 (float32), as float32."""
+        if itemsize == 4:
+            return self.load(address, FLOATS)
+        return self.b.bitcast(self.b.shl(self.b.zext(self.load(address, Vector(HALF, 16)), WORDS), self.all(WORDS, 16)), FLOATS)
+
+    def fused(self, a: Any, b: Any, c: Any) -> Any:
+        """a * b + c of 16 numbers, rounded once where the machine can."""
+        return self.intrinsic("llvm.fmuladd.v16f32", FLOATS, a, b, c)
+
+    def repeated(self, count: Any, begin: Sequence[Any], step: Callable[[Any, Sequence[Any]], Sequence[Any]]) -> Sequence[Any]:
+        """What `step` makes of 0 to count - 1 and of what it made before, in the end."""
+        b = self.b
+        before, test, body, done = b.block, *(b.append_basic_block(name) for name in ("test", "body", "done"))
+        b.branch(test)
+        b.position_at_end(test)
+        i = b.phi(LONG)
+        held: Sequence[Any] = [b.phi(value.type) for value in begin]
+        b.cbranch(b.icmp_signed("<", i, count), body, done)
+        b.position_at_end(body)
+        following = step(i, held)
+        i.add_incoming(LONG(0), before)
+        i.add_incoming(self.at(i, 1), b.block)
+        for phi, first, value in zip(held, begin, following, strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(value, b.block)
+        b.branch(test)
+        b.position_at_end(done)
+        return held
 
     def prefetch(self, address: Any) -> None:
         """Ask memory for the line of 64 bytes at `address`, which will be read soon. Any address is allowed."""

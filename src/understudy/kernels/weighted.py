@@ -10,10 +10,9 @@ from numba.extending import intrinsic
 
 from .compiled import contracted
 from .team import float32_at, int64_at
-from .vector import FLOAT, LONG, Code, Vector
+from .vector import FLOAT, FLOATS, LONG, Code
 
 LANES = 16
-FLOATS = Vector(FLOAT, LANES)
 
 
 def _adder(outputs: int, vectors: int) -> Any:
@@ -57,7 +56,7 @@ class _Adding(Code):
             weight = self.spread(self.load(self.at(factors[o], b.shl(i, LONG(2))), FLOAT, 4))
             for v, total in enumerate(line):
                 total.add_incoming(begin[o][v], before)
-                total.add_incoming(self.intrinsic("llvm.fmuladd.v16f32", FLOATS, weight, numbers[v], total), body)
+                total.add_incoming(self.fused(weight, numbers[v], total), body)
         i.add_incoming(LONG(0), before)
         i.add_incoming(self.at(i, 1), body)
         b.branch(test)
@@ -143,7 +142,7 @@ class _Dotting(Code):
         offset = b.shl(i, LONG(6))
         numbers = self.load(self.at(row, offset), FLOATS, 4)
         for total, factor in zip(sums, factors, strict=True):
-            added = self.intrinsic("llvm.fmuladd.v16f32", FLOATS, numbers, self.load(self.at(factor, offset), FLOATS, 4), total)
+            added = self.fused(numbers, self.load(self.at(factor, offset), FLOATS, 4), total)
             total.add_incoming(self.all(FLOATS, 0), before)
             total.add_incoming(added, body)
         i.add_incoming(LONG(0), before)
