@@ -55,7 +55,7 @@ def test_nothing_is_done_for_requests_that_cannot_be_told_apart(
 ) -> None:
     out = tmp_path / "out.jsonl"
     requests.write_text(asked("a") + "\n" + asked("a"))
-    for text, says in ((asked("a") + "\n" + asked("a"), "lines 1 and 2"), ("\n\n", "no request")):
+    for text, says in ((asked("a") + "\n" + asked("a"), "lines 1, 2"), ("\n\n", "no request")):
         requests.write_text(text)
         assert main(["batch", str(requests), "-o", str(out)]) == 2
         assert says in capsys.readouterr().err and not out.exists()

@@ -14,8 +14,8 @@ from .draft_chain import BlockParts, LevelChain
 from .draft_layer import attend
 from .draft_product import Joined, Norm, Product
 
-# nodes times tokens they see, of a level, beyond which the stock block's attention is the faster one on a processor
-MANY = 4096
+# nodes times tokens they see, of a level, beyond which the stock block's attention may be the faster one on a processor
+MANY = 1 << 16
 
 
 class JoinedProduct(Protocol):
