@@ -136,29 +136,38 @@ def _score_of(itemsize: int) -> Any:
     return code
 
 
+def _columns_of(itemsize: int, together: int) -> Any:
+    """For kernels: `_Lines.weigh` for all columns of `together` rows, but for the last, which are no sixteen."""
+    narrow, wide = _weigher(itemsize, together, 1), _weigher(itemsize, together, 4)
+
+    def columns(lines: int, count: int, size: int, x: int, apart: int, out: int, width: int) -> None:
+        c = 0
+        while c + 64 <= size:
+            wide(lines, count, size, c, x, apart, out, width)
+            c += 64
+        while c + 16 <= size:
+            narrow(lines, count, size, c, x, apart, out, width)
+            c += 16
+
+    code: Any = numba.njit(nogil=True, error_model="numpy")(columns)
+    return code
+
+
 def _weigh_of(itemsize: int) -> Any:
     """For kernels: `weigh` of lines of numbers of so many bytes."""
-    one, one_wide, four, four_wide = (_weigher(itemsize, rows, vectors) for rows in (1, TOGETHER) for vectors in (1, 4))
+    one, four = _columns_of(itemsize, 1), _columns_of(itemsize, TOGETHER)
 
     def weigh(lines: Any, weights: Any, sums: Any) -> None:
         (rows, size), count, table = sums.shape, lines.shape[0], lines.ctypes.data
         apart, width, r = weights.strides[0], sums.strides[0], 0
         while r < rows:
-            x, place, c = weights[r].ctypes.data, sums[r].ctypes.data, 0
-            together = rows - r >= TOGETHER
-            while c + 64 <= size:
-                if together:
-                    four_wide(table, count, size, c, x, apart, place, width)
-                else:
-                    one_wide(table, count, size, c, x, apart, place, width)
-                c += 64
-            while c + 16 <= size:
-                if together:
-                    four(table, count, size, c, x, apart, place, width)
-                else:
-                    one(table, count, size, c, x, apart, place, width)
-                c += 16
-            r += TOGETHER if together else 1
+            x, place = weights[r].ctypes.data, sums[r].ctypes.data
+            if rows - r >= TOGETHER:
+                four(table, count, size, x, apart, place, width)
+                r += TOGETHER
+            else:
+                one(table, count, size, x, apart, place, width)
+                r += 1
 
     code: Any = numba.njit(nogil=True, error_model="numpy")(weigh)
     return code

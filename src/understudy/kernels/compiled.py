@@ -41,11 +41,6 @@ def contracted(function: F) -> F:
     return _kept(function, nogil=True, fastmath={"contract"})
 
 
-def loose(function: F) -> F:
-    """`contracted`, where sums may be made in any order as well: always the same for the same lengths. For drafts."""
-    return _kept(function, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-
-
 def _kept(function: F, *, fastmath: bool | set[str] = False, **options: Any) -> F:
     """`function` through numba with these options, its machine code kept on disk.
 

@@ -136,17 +136,13 @@ def _prefetch(typing: Any, address: Any, count: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         start, count = arguments
-        code, before = Code(context, builder), builder.block
-        body, done = builder.append_basic_block("lines"), builder.append_basic_block("fetched")
-        builder.cbranch(builder.icmp_signed(">", count, LONG(0)), body, done)
-        builder.position_at_end(body)
-        line = builder.phi(LONG)
-        line.add_incoming(LONG(0), before)
-        code.prefetch(code.at(start, builder.shl(line, LONG(6))))
-        following = code.at(line, 1)
-        line.add_incoming(following, body)
-        builder.cbranch(builder.icmp_signed("<", following, count), body, done)
-        builder.position_at_end(done)
+        code = Code(context, builder)
+
+        def of_line(line: Any, _: Sequence[Any]) -> Sequence[Any]:
+            code.prefetch(code.at(start, builder.shl(line, LONG(6))))
+            return []
+
+        code.repeated(count, [], of_line)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate

@@ -3,8 +3,10 @@
 What recurrent layers (`recurrence_cpu.py`) and the exact attention (`attention_cpu.py`) consist of. Numbers are float32; arguments
 are addresses and counts."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numba
 from numba import types
 from numba.extending import intrinsic
 
@@ -40,33 +42,39 @@ class _Adding(Code):
         """The sums stay in registers from the first row to the last."""
         b = self.b
         lines = [self.at(out, b.mul(width, LONG(4 * o))) for o in range(self.outputs)]
-        places = [[self.at(line, 64 * v) for v in range(self.vectors)] for line in lines]
+        places = [self.at(line, 64 * v) for line in lines for v in range(self.vectors)]
         factors = [self.at(weights, b.mul(apart, LONG(4 * o))) for o in range(self.outputs)]
-        begin = [[self.load(place, FLOATS, 4) for place in line] for line in places]
-        before, test, body, done = b.block, *(b.append_basic_block(name) for name in ("test", "row", "done"))
-        b.branch(test)
-        b.position_at_end(test)
-        i = b.phi(LONG)
-        sums = [[b.phi(FLOATS) for _ in line] for line in places]
-        b.cbranch(b.icmp_signed("<", i, count), body, done)
-        b.position_at_end(body)
-        row = self.at(rows, b.mul(self.load(self.at(steps, b.shl(i, LONG(3))), LONG, 8), stride))
-        numbers = [self.load(self.at(row, 64 * v), FLOATS, 4) for v in range(self.vectors)]
-        for o, line in enumerate(sums):
-            weight = self.spread(self.load(self.at(factors[o], b.shl(i, LONG(2))), FLOAT, 4))
-            for v, total in enumerate(line):
-                total.add_incoming(begin[o][v], before)
-                total.add_incoming(self.fused(weight, numbers[v], total), body)
-        i.add_incoming(LONG(0), before)
-        i.add_incoming(self.at(i, 1), body)
-        b.branch(test)
-        b.position_at_end(done)
-        for line, totals in zip(places, sums, strict=True):
-            for place, total in zip(line, totals, strict=True):
-                self.store(total, place, 4)
+
+        def of_row(i: Any, sums: Sequence[Any]) -> Sequence[Any]:
+            row = self.at(rows, b.mul(self.load(self.at(steps, b.shl(i, LONG(3))), LONG, 8), stride))
+            numbers = [self.load(self.at(row, 64 * v), FLOATS, 4) for v in range(self.vectors)]
+            own = [self.spread(self.load(self.at(factor, b.shl(i, LONG(2))), FLOAT, 4)) for factor in factors]
+            pairs = [(weight, each) for weight in own for each in numbers]
+            return [self.fused(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
+
+        sums = self.repeated(count, [self.load(place, FLOATS, 4) for place in places], of_row)
+        for place, total in zip(places, sums, strict=True):
+            self.store(total, place, 4)
 
 
-_one_1, _one_4, _two_1, _two_4, _four_1, _four_4 = (_adder(outputs, vectors) for outputs in (1, 2, 4) for vectors in (1, 4))
+def _adder_of(outputs: int) -> Any:
+    """For kernels: `add_rows` for this number of outputs, but for the last columns, which are no sixteen."""
+    narrow, wide = _adder(outputs, 1), _adder(outputs, 4)
+
+    def add(rows: int, steps: int, count: int, stride: int, weights: int, apart: int, out: int, width: int) -> None:
+        c = 0
+        while c + 64 <= width:
+            wide(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
+            c += 64
+        while c + 16 <= width:
+            narrow(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
+            c += 16
+
+    code: Any = numba.njit(nogil=True, error_model="numpy")(add)
+    return code
+
+
+_one, _two, _four = map(_adder_of, (1, 2, 4))
 
 
 @contracted
@@ -80,23 +88,13 @@ def add_rows(
     o = 0
     while o < outputs:
         several = 4 if outputs - o >= 4 else 2 if outputs - o >= 2 else 1
-        own, line, c = weights + 4 * o * apart, out + 4 * o * width, 0
-        while c + 64 <= width:
-            if several == 4:
-                _four_4(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
-            elif several == 2:
-                _two_4(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
-            else:
-                _one_4(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
-            c += 64
-        while c + 16 <= width:
-            if several == 4:
-                _four_1(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
-            elif several == 2:
-                _two_1(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
-            else:
-                _one_1(rows + 4 * c, steps, count, stride, own, apart, line + 4 * c, width)
-            c += 16
+        own, line = weights + 4 * o * apart, out + 4 * o * width
+        if several == 4:
+            _four(rows, steps, count, stride, own, apart, line, width)
+        elif several == 2:
+            _two(rows, steps, count, stride, own, apart, line, width)
+        else:
+            _one(rows, steps, count, stride, own, apart, line, width)
         o += several
     for o in range(outputs):
         for rest in range(width - width % 16, width):
@@ -132,23 +130,14 @@ class _Dotting(Code):
         """Sixteen sums of every sixteenth product, then their sum by halves."""
         b = self.b
         factors = [self.at(x, b.mul(apart, LONG(4 * o))) for o in range(self.outputs)]
-        before, test, body, done = b.block, *(b.append_basic_block(name) for name in ("test", "vector", "done"))
-        b.branch(test)
-        b.position_at_end(test)
-        i = b.phi(LONG)
-        sums = [b.phi(FLOATS) for _ in factors]
-        b.cbranch(b.icmp_signed("<", i, vectors), body, done)
-        b.position_at_end(body)
-        offset = b.shl(i, LONG(6))
-        numbers = self.load(self.at(row, offset), FLOATS, 4)
-        for total, factor in zip(sums, factors, strict=True):
-            added = self.fused(numbers, self.load(self.at(factor, offset), FLOATS, 4), total)
-            total.add_incoming(self.all(FLOATS, 0), before)
-            total.add_incoming(added, body)
-        i.add_incoming(LONG(0), before)
-        i.add_incoming(self.at(i, 1), body)
-        b.branch(test)
-        b.position_at_end(done)
+
+        def of_sixteen(i: Any, sums: Sequence[Any]) -> Sequence[Any]:
+            offset = b.shl(i, LONG(6))
+            numbers = self.load(self.at(row, offset), FLOATS, 4)
+            own = [self.load(self.at(factor, offset), FLOATS, 4) for factor in factors]
+            return [self.fused(numbers, each, total) for each, total in zip(own, sums, strict=True)]
+
+        sums = self.repeated(vectors, [self.all(FLOATS, 0) for _ in factors], of_sixteen)
         for o, total in enumerate(sums):
             self.store(self.folded(total, b.fadd), self.at(out, b.mul(spread, LONG(4 * o))), 4)
 
