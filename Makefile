@@ -18,8 +18,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(READY)        ## the built-in model writes Python, every exact weight read from disk
 	$(BIN)/understudy run --resident none --temperature 0.6 --top-p 0.9 --seed 3 --max-new-tokens 160 < /dev/null
 
+# A process that crashes is not replaced: the next would run the test that it crashed in again, and then xdist may wait for ever.
 test: $(READY)        ## the whole suite, torch on one thread in each of a few processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 $(PYTEST)
 
 coverage:             ## the whole suite, and the lines that no test runs: takes twice as long
 	$(MAKE) test PYTEST='--cov --cov-report=term:skip-covered'

@@ -81,6 +81,58 @@ def test_machine_code_of_other_sources_is_not_used(made_kernels: Path, monkeypat
     assert [run(1), run(1), run(5), run(5), run(1)] == [(2, 0), (2, 1), (6, 0), (6, 1), (2, 1)]
 
 
+# Two kernels that call a function of the same factory each, which is too long to be put where it is called.
+FACTORY = f"""
+from .compiled import compiled, part
+
+def adder(number):
+    def add(x, y):
+        while y < 99:
+            {"; ".join(f"y += x // (number + {i}) if y > x ** {i} else x % (number + {i})" for i in range(2, 30))}
+        return y
+    return part(add, number)
+
+one, two = adder(1), adder(2)
+
+@compiled
+def ones(x):
+    return one(x, 3) + one(x + 1, 4) + one(x + 2, x)
+
+@compiled
+def twos(x):
+    return two(x, 3) + two(x + 1, 4) + two(x + 2, x)
+"""
+
+ASKED = """
+import sys
+from made_package.kernels import user
+for name in sys.argv[1:]:
+    print(name, getattr(user, name)(5), sum(getattr(user, name).stats.cache_hits.values()))
+"""
+
+
+def test_functions_of_one_factory_are_told_apart_by_a_process_that_loads_both(made_kernels: Path) -> None:
+    """Each was compiled by another process, which counted the functions that it compiled from one on."""
+    (made_kernels / "user.py").write_text(FACTORY)
+
+    def asked(*names: str) -> list[str]:
+        run = [sys.executable, "-c", ASKED, *names]
+        done = subprocess.run(run, cwd=made_kernels.parent.parent, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    alone = asked("ones") + asked("twos")
+    assert [line.rpartition(" ")[2] for line in alone] == ["0", "0"] and len({line.split()[1] for line in alone}) == 2
+    for names in (("ones", "twos"), ("twos", "ones")):
+        assert sorted(asked(*names)) == sorted(line[:-1] + "1" for line in alone)
+
+
+def test_two_functions_for_kernels_have_two_names(made_kernels: Path) -> None:
+    (made_kernels / "user.py").write_text(FACTORY.replace("adder(1), adder(2)", "adder(1), adder(1)"))
+    with pytest.raises(AssertionError, match=r"called made_package.kernels.user.adder.<locals>.add\(1,\)"):
+        importlib.import_module("made_package.kernels.user")
+
+
 @pytest.mark.parametrize("kernels", [attention_cpu, draft_product, exact_product, residual])
 def test_machine_code_on_disk_bears_the_stamp(kernels: Any) -> None:
     codes = [code for code in vars(kernels).values() if getattr(code, "__module__", "") == kernels.__name__]

@@ -6,13 +6,12 @@ Arguments are addresses, counts and distances in bytes. Each sum has one order, 
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
 from numba.np import numpy_support
 
-from .compiled import compiled, float_of
+from .compiled import compiled, float_of, part
 from .numbers import step_of
 from .team import float32_at, uint8_at, uint16_at
 from .vector import BYTE, FLOAT, FLOATS, LONG, WORD, WORDS, Code, Vector
@@ -132,8 +131,7 @@ def _score_of(itemsize: int) -> Any:
                 one(table, count, size, x, apart, scaling, place, width)
                 r += 1
 
-    code: Any = numba.njit(nogil=True, error_model="numpy")(score)
-    return code
+    return part(score, itemsize)
 
 
 def _columns_of(itemsize: int, together: int) -> Any:
@@ -149,8 +147,7 @@ def _columns_of(itemsize: int, together: int) -> Any:
             narrow(lines, count, size, c, x, apart, out, width)
             c += 16
 
-    code: Any = numba.njit(nogil=True, error_model="numpy")(columns)
-    return code
+    return part(columns, itemsize, together)
 
 
 def _weigh_of(itemsize: int) -> Any:
@@ -169,8 +166,7 @@ def _weigh_of(itemsize: int) -> Any:
                 one(table, count, size, x, apart, place, width)
                 r += 1
 
-    code: Any = numba.njit(nogil=True, error_model="numpy")(weigh)
-    return code
+    return part(weigh, itemsize)
 
 
 _score_codes, _score_halves, _score_floats = map(_score_of, (1, 2, 4))

@@ -4,6 +4,10 @@ Machine code has the code of the kernels that it calls in it, and the constants 
 file alone before it takes what is on disk. So a kernel's name carries a stamp over all files of this folder: numba calls its
 files by that name, and what older sources gave is never found again. It lies in `__pycache__` until that is emptied.
 
+Where the machine code of two kernels has functions of one name in it, a process that loads both calls the first's from both: numba
+numbers functions, but each process that compiles counts for itself. So functions made by one factory have names of their own
+(`part`).
+
 The helpers are bit casts for use inside kernels: a float's bits as an integer and back, and the nearest bfloat16."""
 
 import functools
@@ -45,26 +49,40 @@ def _kept(function: F, *, fastmath: bool | set[str] = False, **options: Any) -> 
     """`function` through numba with these options, its machine code kept on disk.
 
     Where numba is told nothing of `fastmath`, it compiles a kernel as the first that calls it is, and keeps that for all."""
-    _stamped(function)
-    dispatcher: Any = numba.njit(fastmath=fastmath, **options)(function)
+    dispatcher: Any = numba.njit(fastmath=fastmath, **options)(_stamped(function))
     dispatcher._cache = CodeCache(function)
     return cast(F, dispatcher)
+
+
+def part(function: F, *made_of: object) -> F:
+    """`function`, which a factory made of `made_of`, for kernels to call: these say in its name which of them it is.
+
+    Raises AssertionError where a second one has the same name."""
+    function.__qualname__ += str(made_of)
+    name = f"{function.__module__}.{function.__qualname__}"
+    assert name not in _parts, f"two functions for kernels are called {name}"
+    _parts.add(name)
+    return cast(F, numba.njit(nogil=True, error_model="numpy", fastmath=False)(_stamped(function)))
+
+
+# Names of all functions that `part` was given.
+_parts: set[str] = set()
 
 
 def machine_code(function: Callable[[Any], None]) -> int:
     """The address of machine code for `function`, which takes the address of a run's descriptor and can be called from C. It is
     kept on disk."""
-    _stamped(function)
-    code: Any = CFunc(function, ((types.int64,), types.void), locals={}, options={})
+    code: Any = CFunc(_stamped(function), ((types.int64,), types.void), locals={}, options={})
     code._cache = CodeCache(function)
     code.compile()
     return int(code.address)
 
 
-def _stamped(function: Callable[..., Any]) -> None:
-    """Give the function's name a stamp, so that the machine code of no other sources is found."""
+def _stamped(function: F) -> F:
+    """`function`, its name with a stamp, so that the machine code of no other sources is found."""
     mark = "-" + stamp(Path(__file__).parent)
     function.__qualname__ = function.__qualname__.removesuffix(mark) + mark
+    return function
 
 
 @functools.cache

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba.np import numpy_support
 from torch import Tensor
 
 from . import team
-from .compiled import bits_of, compiled, float_of, machine_code
+from .compiled import bits_of, compiled, float_of, machine_code, part
 from .descriptor import MATRIX_BYTES, CodedMatrix, DraftRun, coded_matrix, draft_run
 from .dot import best, group_dot
 from .int8_rows import to_int8
@@ -62,8 +61,7 @@ def _rows_dot(bits: int) -> Any:
                 one_more(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
                 r += 1
 
-    code: Any = numba.njit(nogil=True, error_model="numpy")(add_group)
-    return code
+    return part(add_group, bits)
 
 
 _two, _three, _four, _eight = map(_rows_dot, (2, 3, 4, 8))

@@ -6,11 +6,10 @@ are addresses and counts."""
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 from numba import types
 from numba.extending import intrinsic
 
-from .compiled import contracted
+from .compiled import contracted, part
 from .team import float32_at, int64_at
 from .vector import FLOAT, FLOATS, LONG, Code
 
@@ -70,8 +69,7 @@ def _adder_of(outputs: int) -> Any:
             narrow(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
             c += 16
 
-    code: Any = numba.njit(nogil=True, error_model="numpy")(add)
-    return code
+    return part(add, outputs)
 
 
 _one, _two, _four = map(_adder_of, (1, 2, 4))
