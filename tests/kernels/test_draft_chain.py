@@ -1,5 +1,7 @@
 """Blocks of a level in one call give what they give one by one, to the last bit, wherever keys and values lie."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,7 +29,17 @@ def part(kv_heads: int, heads: int, between: int, window: int) -> BlockParts[Joi
     return BlockParts(Joined(made, norm), AttentionSpec(0.25, window), output, gated, down)
 
 
-PARTS = [part(2, 4, 128, 0), part(1, 4, 64, 7), part(4, 4, 192, 0)]
+@cache
+def parts() -> list[BlockParts[Joined]]:
+    """Made by the first test that asks: kernels are compiled for it, which no process that only looks for tests should wait for."""
+    return [part(2, 4, 128, 0), part(1, 4, 64, 7), part(4, 4, 192, 0)]
+
+
+@cache
+def one_chain() -> LevelChain:
+    return LevelChain(parts())
+
+
 SHAPES = [LayerShape(heads, SIZE, SIZE) for heads in (2, 1, 4)]
 
 
@@ -42,7 +54,7 @@ def filled(dtype: torch.dtype) -> list[FullState]:
 
 def one_by_one(hidden: Tensor, turns: tuple[Tensor, Tensor], states: list[FullState], nodes: Nodes) -> Tensor:
     x = hidden[0]
-    for own, state in zip(PARTS, states, strict=True):
+    for own, state in zip(parts(), states, strict=True):
         x = own.output(attend(own.made(x), turns, state, nodes, own.spec), x)
         x = own.down(own.gated(x), x)
     return x[None]
@@ -72,22 +84,19 @@ def same(chain: LevelChain, nodes: Nodes, dtype: torch.dtype) -> None:
 def test_a_chain_gives_what_its_blocks_give(chances: list[int], length: int, row: int, dtype: torch.dtype) -> None:
     parents = [-1, *(chance % (i + 1) for i, chance in enumerate(chances))]
     nodes = Nodes.of(TokenTree.of([0] * len(parents), parents), row, length)
-    same(CHAIN, nodes, dtype)
-    same(CHAIN, nodes[len(nodes) // 2 :], dtype)
-
-
-CHAIN = LevelChain(PARTS)
+    same(one_chain(), nodes, dtype)
+    same(one_chain(), nodes[len(nodes) // 2 :], dtype)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_any_threads_give_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "threads", lambda: threads)
     monkeypatch.setattr(draft_layer, "SMALL", 0)
-    same(LevelChain(PARTS), Nodes.of(TokenTree.of([0] * 6, [-1, 0, 0, 1, 2, 2]), 1, 30), torch.bfloat16)
+    same(LevelChain(parts()), Nodes.of(TokenTree.of([0] * 6, [-1, 0, 0, 1, 2, 2]), 1, 30), torch.bfloat16)
 
 
 def test_a_table_is_made_once_for_a_number_of_nodes_and_goes_with_the_keys() -> None:
-    chain, states = LevelChain(PARTS), filled(torch.bfloat16)
+    chain, states = LevelChain(parts()), filled(torch.bfloat16)
     made = []
     for length in (3, 9, 20):
         for count in (1, 4):
