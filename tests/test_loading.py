@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.published import GEMMA4_12B, GEMMA4_31B, GEMMA4_E4B
-from tests.tiny import save
+from tests.tiny import byte_tokenizer, opened, save
 from understudy import LLM, loading, planning, startup
 from understudy.devices import open_device
 from understudy.drawable import plan_for
@@ -185,3 +185,22 @@ def test_what_memory_does_not_hold_is_refused_before_it_is_prepared(
     with pytest.raises(UsageError, match=r"Preparing this model, which is done once, takes up to 241 MiB .* start again"):
         LLM(model, memory="1GiB", context=256)
     assert not list(tmp_path.glob("model-*")), "nothing was begun"
+
+
+def test_the_template_for_tools_comes_from_the_store_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers keeps a model's other templates in a folder of their own."""
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    directory = tmp_path / "model"
+    save(directory)
+    tokenizer: Any = byte_tokenizer()
+    said = "{{ messages[0].content }}"
+    tokenizer.chat_template = {"default": said, "tool_use": "[{{ tools | length }}]" + said}
+    tokenizer.save_pretrained(directory)
+    assert (directory / "additional_chat_templates" / "tool_use.jinja").is_file()
+    store = LLM.prepare(directory)
+    messages = [{"role": "user", "content": "Hi"}]
+    tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}}
+    for place in (directory, store.path):
+        with opened(place) as llm:
+            texts = [llm.tokenizer.decode(llm.chat_ids(messages, **given)) for given in ({}, {"tools": [tool]})]
+        assert texts == ["Hi", "[1]Hi"], place

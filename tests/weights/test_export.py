@@ -19,12 +19,16 @@ from .made import layout, tensors, write
 @pytest.mark.parametrize(("quantizer", "codec"), [("int4", "raw"), ("int4", "delta"), ("exact", "raw")])
 def test_same_files(tmp_path: Path, shards: int, dtype: torch.dtype, quantizer: str, codec: str) -> None:
     source = write(tmp_path / "model", tensors(dtype, tied=shards == 1), shards)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     checkpoint = Checkpoint.open(source)
     store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer=quantizer, codec=codec))
     export(store, tmp_path / "out")
-    assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in (tmp_path / "out").iterdir())
-    for path in source.iterdir():
-        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert _contents(source) == _contents(tmp_path / "out")
+
+
+def _contents(directory: Path) -> dict[str, bytes]:
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 ODD_TYPES = [torch.uint16, torch.uint32, torch.float8_e5m2, torch.float8_e8m0fnu, torch.complex64, torch.float64, torch.bool]

@@ -29,7 +29,7 @@ def _run(args: Namespace) -> int:
 
     with resumable(live):
         store = LLM.prepare(model, output=args.output, progress=Progress(live), **preparation(args))
-    nbytes = sum(path.stat().st_size for path in store.path.iterdir() if path.is_file())
+    nbytes = sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file())
     live.say(f"Prepared in {store.path} ({format_size(nbytes)}).")
     if args.json:
         print(to_json({"store": str(store.path), "bytes": nbytes}))

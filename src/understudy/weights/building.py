@@ -211,10 +211,11 @@ class Building:
 
     def _finish(self, contents: Contents) -> Store:
         """Everything on the disk, then the name that says so."""
-        for file in self.checkpoint.copied_files():
-            shutil.copyfile(file, self.work / file.name)
+        for name, file in self.checkpoint.copied_files().items():
+            (self.work / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, self.work / name)
         index.save(contents, self.work / INDEX)
-        for file in self.work.iterdir():
+        for file in self.work.rglob("*"):
             _sync(file)
         # Not before all else is on the disk: without it a run begins anew.
         (self.work / JOURNAL).unlink()
@@ -237,7 +238,7 @@ class Building:
             name=self.checkpoint.origin,
             fingerprint=self.checkpoint.fingerprint,
             shards=tuple((shard.path.name, shard.header.decode()) for shard in self.checkpoint.shards),
-            files={file.name: file_checksum(file) for file in self.checkpoint.copied_files()},
+            files={name: file_checksum(file) for name, file in self.checkpoint.copied_files().items()},
             linked=linked_files(extents),
         )
 

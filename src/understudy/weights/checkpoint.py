@@ -23,7 +23,8 @@ from .hub import SINGLE, download
 # The name of one shard of several: what stands before its number, the number, and how many there are.
 NUMBERED = re.compile(r"(.*-)(\d+)(-of-(\d+)\.safetensors)")
 # What belongs to a model beside its weights.
-COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
+# A model may have chat templates besides its own, in a folder that transformers looks in.
+COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
 DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
     "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
@@ -109,17 +110,18 @@ class Checkpoint:
         shape = (stop - start, *info.shape[1:])
         return read_tensor(info.file, info.offset + start * row, info.dtype, shape, CheckpointError)
 
-    def copied_files(self) -> list[Path]:
-        """Configuration, tokenizer and chat template files: everything small that is not weights."""
+    def copied_files(self) -> dict[str, Path]:
+        """Configuration, tokenizer and chat template files, everything small that is not weights, by their names from the
+        checkpoint's folder on."""
         found = {file for pattern in COPIED for file in self.path.glob(pattern) if file.is_file()}
-        return sorted(file for file in found if file.name != INDEX)
+        return {file.relative_to(self.path).as_posix(): file for file in sorted(found) if file.name != INDEX}
 
     @cached_property
     def fingerprint(self) -> str:
         """Of what the model computes: every small file, the headers, and samples of each tensor's bytes."""
         digest = xxhash.xxh3_128()
-        for file in self.copied_files():
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        for name, file in self.copied_files().items():
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
             digest.update(file.read_bytes())
         for shard in self.shards:
             digest.update(shard.header)

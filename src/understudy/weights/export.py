@@ -33,6 +33,7 @@ def export(store: Store, directory: Path, progress: Progress | None = None) -> N
 
 def _write(store: Store, work: Path, progress: Progress) -> None:
     for name in store.source.files:
+        (work / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(store.file(name), work / name)
     sources = {name: partial(store.pieces, stored) for name, stored in {**store.shared, **store.tables, **store.extra}.items()}
     sources |= {entry.weight: partial(store.rows_of, entry) for entry in store.linears.values()}
