@@ -11,6 +11,7 @@ from tests.published import MISTRAL_SMALL_24B
 from tests.tiny import save
 from understudy import LLM
 from understudy.chat_plan import chat_for
+from understudy.errors import UsageError
 from understudy.options import Options
 from understudy.plan.conversation import Conversation
 from understudy.plan.other_machine import OtherMachine
@@ -27,6 +28,20 @@ def test_a_config_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     chat = chat_for(tmp_path, (TALK, "context", ""), Options.of({}, os.environ), READING, OTHER, config_alone=True)
     assert any(step.options == "--bits 2" for step in chat.steps)
     assert chat.chosen.plan.streamed_bytes > 0 and chat.lower_bound.budget_bytes < 8 << 30
+
+
+def test_a_config_alone_needs_to_be_told_how_fast_weights_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "config.json").write_text(json.dumps(MISTRAL_SMALL_24B))
+    asked = TALK, "context", ""
+    with pytest.raises(UsageError, match=r"nobody knows how fast they would come: .* --for .* or give .* --throttle"):
+        chat_for(tmp_path, asked, Options.of({}, os.environ), READING, config_alone=True)
+    chats = [
+        chat_for(tmp_path, asked, Options.of({"memory": "14GB", "throttle": speed}, os.environ), READING, config_alone=True)
+        for speed in (1e9, 2e9)
+    ]
+    slow, fast = (chat.chosen.expected.tokens_per_second for chat in chats)
+    assert 1.5 * slow < fast
 
 
 def test_a_prepared_model_keeps_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

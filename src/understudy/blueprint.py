@@ -21,7 +21,7 @@ from .layer_states import SCRATCH
 from .models.exact_linear import decoding_bytes
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
 from .models.hauls import MOST_BYTES
-from .models.ropes import limit_said
+from .models.ropes import said_of
 from .models.shape import ModelShape
 from .models.target import TILE
 from .options import AUTO, DTYPES, SMALL, Options
@@ -183,7 +183,7 @@ class Blueprint:
         longest = self.shape.positions or CONTEXTS[0]
         asked = self.options.context
         if asked is not None and asked > longest:
-            raise UsageError(f"--context {asked} is more than this model's {longest} positions{limit_said(self.config)}.")
+            raise UsageError(f"--context {asked} is more than this model's {longest} positions.")
         return [asked] if asked else [min(context, longest) for context in CONTEXTS]
 
     def for_context(self, context: int, grown: int = 0) -> Plan:
@@ -196,11 +196,11 @@ class Blueprint:
         if request.spilling is not None and self.options.spill == AUTO:
             request = roomier(footprint, request, [Spilling(most, fast_slots(most)) for most in range(LATEST, context, STEP)])
         if self.further:
-            plan = replace(self._over_devices(footprint, request), method=self.options.method)
+            plan = replace(self._over_devices(footprint, request), method=self.options.method).noted(said_of(self.config, context))
             return plan if plan.split == STAGES else replace(plan, least_bytes=least)
         plan = replace(make_plan(footprint, request), least_bytes=least, method=self.options.method)
         plan = self.device.behind(plan, self.options.host_memory, self.machine, self.disk)
-        return plan if self.options.device != AUTO else plan.noted(self.machine.unused_gpu)
+        return plan.noted(said_of(self.config, context), self.machine.unused_gpu if self.options.device == AUTO else "")
 
     def _over_devices(self, footprint: Footprint, request: PlanRequest) -> Plan:
         """The plan over all devices."""

@@ -11,7 +11,7 @@ from .drawable import drawable
 from .errors import UsageError
 from .options import SMALL, STAY, Options
 from .plan.conversation import Conversation
-from .plan.other_machine import OtherMachine
+from .plan.other_machine import FORM, OtherMachine
 from .plan.rounds import Arithmetic
 from .plan.sizes import format_size
 from .registry import lookup
@@ -28,6 +28,9 @@ def chat_for(
     or "". config_alone: `place` is the directory of a config.json. Raises UsageError for what contradicts, or does not fit."""
     conversation, fit, head = asked
     _check(conversation, fit, head, options)
+    if config_alone and other is None and not options.throttle:
+        why = "--config has no weights on a disk here, so nobody knows how fast they would come"
+        raise UsageError(f"{why}: describe the machine with --for {FORM}; or give the speed with --throttle.")
     options = replace(options, context=conversation.tokens, rows=conversation.clients)
     model = drawable(place, options, other, config_alone=config_alone)
     planner = Planner(conversation, arithmetic, model.drawn, changeable=model.changeable)

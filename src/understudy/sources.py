@@ -22,6 +22,7 @@ from .models import calibration, structure
 from .models.configuration import config_of, tokenizer_of
 from .models.known import keep, key_of, recall
 from .models.proof import prove
+from .models.ropes import for_context
 from .models.streamed import attention_name
 from .options import AUTO, Options
 from .plan.machine import Machine
@@ -230,10 +231,11 @@ def stored_at(source: Checkpoint, options: Options) -> Path:
 
 
 def proven_config(directory: Path, options: Options) -> Any:
-    """The transformers config in `directory`. Raises CheckpointError for a model that would not be run exactly."""
+    """The transformers config in `directory`, for the context that `options` ask for. Raises CheckpointError for a model that would
+    not be run exactly."""
     config = config_of(directory)
     prove(config, options.cache)
-    return config
+    return for_context(config, options.context)
 
 
 def layout_of(checkpoint: Checkpoint, cache: Path) -> ModelLayout:

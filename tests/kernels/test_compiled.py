@@ -51,6 +51,13 @@ def kernel(x):
 """
 
 
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is imported anew, as in a new process."""
+    for name in [name for name in sys.modules if name.startswith("made_package")]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+
+
 @pytest.fixture
 def made_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package with a kernel that adds a constant of another file of its folder."""
@@ -63,6 +70,7 @@ def made_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (place / "__init__.py").touch()
     (folder / "user.py").write_text(KERNEL)
     monkeypatch.syspath_prepend(tmp_path)
+    forget(monkeypatch)
     # Python's own cache goes by the time of a file in seconds
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return folder
@@ -72,9 +80,7 @@ def test_machine_code_of_other_sources_is_not_used(made_kernels: Path, monkeypat
     def run(step: int) -> tuple[int, int]:
         """What the kernel makes of 1, and how much of its machine code was on disk, as in a new process."""
         (made_kernels / "constants.py").write_text(f"STEP = {step}")
-        for name in [name for name in sys.modules if name.startswith("made_package")]:
-            monkeypatch.delitem(sys.modules, name)
-        importlib.invalidate_caches()
+        forget(monkeypatch)
         kernel = importlib.import_module("made_package.kernels.user").kernel
         return kernel(1), sum(kernel.stats.cache_hits.values())
 

@@ -11,7 +11,7 @@ from tests.tiny import generated, save, stock
 from understudy import LLM, SamplingParams
 from understudy.errors import CheckpointError, UsageError
 from understudy.models import structure
-from understudy.models.ropes import check_ropes, fix_ropes, limit_said, longest_exact
+from understudy.models.ropes import check_ropes, fix_ropes, for_context, longest_exact
 
 PROMPT = [17, 45, 45, 200, 3, 17, 45, 99, 120, 7, 8, 9, 250, 31, 17, 45, 45]
 LONG = {
@@ -47,17 +47,53 @@ def test_the_tokens_are_those_of_transformers_to_the_last_position(rope: str, tm
             assert llm.generate([*PROMPT, *wanted[:30]], params)[0].token_ids == wanted[30:]
 
 
-@pytest.mark.parametrize("rope", ROPES)
-def test_a_limit_is_told_where_the_config_names_more_positions(rope: str) -> None:
-    config = stock("llama", rope_parameters=deepcopy(ROPES[rope]), max_position_embeddings=224).config
-    assert ("longrope" in limit_said(config)) == (rope == "longrope")
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_long_texts_are_those_of_transformers_and_short_ones_of_its_long_frequencies(family: str, tmp_path: Path) -> None:
+    """Of a prompt that is longer than the short frequencies last, transformers takes the long ones for the whole text."""
+    sizes = {"max_position_embeddings": 224, **({"original_max_position_embeddings": 56} if family == "phi3" else {})}
+    model = save(tmp_path / "model", family, rope_parameters=deepcopy(LONG), **sizes)
+    long = deepcopy(LONG) | {"short_factor": LONG["long_factor"]}
+    twin = save(tmp_path / "twin", family, rope_parameters=long, **sizes)
+    twin.load_state_dict(model.state_dict())
+    prompt = PROMPT * 4
+    wanted = generated(model, prompt, 100)
+    assert generated(twin, prompt, 100) == wanted and generated(model, PROMPT, 20) != generated(twin, PROMPT, 20)
+    params = SamplingParams(max_new_tokens=100, ignore_eos=True)
+    for method in ("none", "substitute"):
+        with LLM(tmp_path / "model", method=method, memory="1GiB", context=224) as llm:
+            assert any("longer than 56 tokens, so this model has its frequencies for long texts" in note for note in llm.plan.notes)
+            assert llm.generate(prompt, params)[0].token_ids == wanted
+            assert llm.generate([*prompt, *wanted[:30]], params)[0].token_ids[:70] == wanted[30:]
+            done = llm.generate(PROMPT, SamplingParams(max_new_tokens=20, ignore_eos=True))[0]
+            assert done.token_ids == generated(twin, PROMPT, 20)
+            assert method == "none" or done.stats.accepted > 0
+        with LLM(tmp_path / "model", method=method, memory="1GiB", context=56) as llm:
+            assert not any("longrope" in note for note in llm.plan.notes)
+            assert llm.generate(PROMPT, params)[0].token_ids == generated(model, PROMPT, 39)
 
 
-def test_a_context_in_which_a_rope_would_change_is_refused(tmp_path: Path) -> None:
+def test_a_longrope_has_its_long_frequencies_for_a_long_context_alone(tmp_path: Path) -> None:
     save(tmp_path, "llama", rope_parameters=deepcopy(LONG), max_position_embeddings=224)
-    with pytest.raises(UsageError, match=r"57 is more than this model's 56 positions: past them its rope \(longrope\) changes"):
-        LLM.plan_only(tmp_path, context=57, memory="1GiB")
-    assert LLM.plan_only(None, config=tmp_path, dtype="float32", context=56, memory="1GiB").context == 56
+    with pytest.raises(UsageError, match="225 is more than this model's 224 positions"):
+        LLM.plan_only(tmp_path, context=225, memory="1GiB")
+    for context in (56, 57, 224):
+        plan = LLM.plan_only(None, config=tmp_path, dtype="float32", context=context, memory="1GiB")
+        assert plan.context == context and any("longrope" in note for note in plan.notes) == (context > 56)
+    assert LLM.plan_only(tmp_path, memory="1GiB").context == 56, "not asked for, it stays short"
+
+
+def test_other_configs_stay_as_they_are() -> None:
+    for rope in ROPES:
+        config = stock("llama", rope_parameters=deepcopy(ROPES[rope]), max_position_embeddings=224).config
+        before = deepcopy(config.rope_parameters)
+        assert (for_context(config, 100) is config) == (rope != "longrope")
+        assert for_context(config, 56) is for_context(config, None) is config and config.rope_parameters == before
+    wide = {**LONG, "short_factor": [1.0] * 16, "long_factor": [3.0] * 16}
+    mixed = {"full_attention": wide, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    config = stock("gemma3_text", rope_parameters=mixed, max_position_embeddings=224).config
+    own, longer = (each.rope_parameters["full_attention"] for each in (config, for_context(config, 57)))
+    assert own["short_factor"] == [1.0] * 16 and longer["short_factor"] == longer["long_factor"] == [3.0] * 16
+    assert longest_exact(for_context(config, 57)) == 224 and longest_exact(config) == 56
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
-"""Rotary embeddings whose frequencies change with the length of a text: how far they stay as they are, and that they do.
+"""Rotary embeddings whose frequencies change with the length of a text: which ones a context has, and that they stay.
 
-`dynamic` ropes change past `max_position_embeddings`, `longrope` past `original_max_position_embeddings`. transformers changes
-them for a whole forward, by its last position: a token's keys would depend on the other tokens of its pass. So texts end there."""
+`dynamic` ropes change past `max_position_embeddings`, `longrope` (https://arxiv.org/abs/2402.13753) past
+`original_max_position_embeddings`. transformers changes them for a whole forward, by its last position: a token's keys would depend
+on the other tokens of its pass. So texts end where a dynamic rope changes. A longrope has, from the first token on, the frequencies
+for long texts where the context is one of long texts, as in vLLM and llama.cpp, and else those for short ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +24,35 @@ NUMBERS = ("rope_theta", "factor", "original_max_position_embeddings", "low_freq
 
 def longest_exact(config: Any) -> int | None:
     """Most positions a text of this transformers `config` may have before a rope changes. None: the config does not say."""
-    limits = [getattr(config, "max_position_embeddings", None)]
-    limits += [rope.get("original_max_position_embeddings") for rope in _ropes(config) if rope.get("rope_type") == LONGROPE]
+    limits = [getattr(config, "max_position_embeddings", None), *(_changing(rope) for rope in _ropes(config))]
     return min((limit for limit in limits if limit), default=None)
 
 
-def limit_said(config: Any) -> str:
-    """What a refusal of a longer context adds where the transformers `config` names more positions than a text may have; else
-    nothing."""
-    longest = longest_exact(config)
-    if longest is None or longest >= (getattr(config, "max_position_embeddings", None) or 0):
-        return ""
-    return f": past them its rope ({LONGROPE}) changes for the tokens before them too, so that no text would be exact"
+def for_context(config: Any, context: int | None) -> Any:
+    """`config`; where a text of `context` tokens (None: not asked for) is too long for the short frequencies of a longrope, a copy
+    of it whose longropes have the long ones whatever the text."""
+    if context is None or not any(context > (_changing(rope) or context) for rope in _ropes(config)):
+        return config
+    longer = copy.deepcopy(config)
+    for rope in _ropes(longer):
+        if _changing(rope):
+            rope["short_factor"] = rope["long_factor"]
+    return longer
+
+
+def said_of(config: Any, context: int) -> str:
+    """One sentence where texts of `context` tokens have the long frequencies of a longrope, by a config `for_context`."""
+    ropes = [rope for rope in _ropes(config) if rope.get("rope_type") == LONGROPE]
+    short = min((rope["original_max_position_embeddings"] for rope in ropes), default=context)
+    how = f"this model has its frequencies for long texts ({LONGROPE}) from the first token on"
+    return f"The context is longer than {short} tokens, so {how}." if context > short else ""
+
+
+def _changing(rope: MutableMapping[str, Any]) -> int | None:
+    """The positions after which a longrope changes; None for ropes that do not, or are none."""
+    if rope.get("rope_type") != LONGROPE or rope.get("short_factor") == rope.get("long_factor"):
+        return None
+    return rope.get("original_max_position_embeddings")
 
 
 def check_ropes(config: Any, place: Path) -> None:
@@ -61,9 +81,9 @@ def _fixed(kind: str) -> str:
     return "default" if kind == LONGROPE or "dynamic" in kind else kind
 
 
-def _ropes(config: Any) -> Iterator[Mapping[str, Any]]:
+def _ropes(config: Any) -> Iterator[MutableMapping[str, Any]]:
     """The rope parameters of a config's text model: one set, or one for each kind of layer."""
     parameters = getattr(text_config(config), "rope_parameters", None)
-    if isinstance(parameters, Mapping):
+    if isinstance(parameters, MutableMapping):
         yield parameters
-        yield from (each for each in parameters.values() if isinstance(each, Mapping))
+        yield from (each for each in parameters.values() if isinstance(each, MutableMapping))

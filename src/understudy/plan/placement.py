@@ -223,7 +223,9 @@ class Plan:
         """Seconds that a pass reads spilled keys and values when all texts are as long as they may be; None where the speed of the
         link is not known."""
         link = self.speeds.link_bytes_per_second
-        return self.spilled_bytes / link if link or not self.spilled_bytes else None
+        if not self.spilled_bytes:
+            return 0.0
+        return self.spilled_bytes / link if link else None
 
     def _speed_lines(self) -> list[str]:
         share = self.streamed_bytes / self.residual_bytes if self.residual_bytes else 0.0
