@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from understudy.errors import UsageError
-from understudy.server.callers import check_certificates, checked_keys, checked_origins, host_names, in_url, is_loopback
+from understudy.server.callers import (
+    check_certificates,
+    checked_keys,
+    checked_origins,
+    host_names,
+    in_url,
+    is_loopback,
+    out_of_date,
+)
 
 
 def test_a_server_of_this_machine_alone_has_known_names() -> None:
@@ -72,3 +81,17 @@ def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         assert given[1] in str(error.value)
     with pytest.raises(UsageError, match=r"authorities' certificates .*empty cannot be used"):
         check_certificates(files["chain"], files["key"], files["empty"])
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_certificate_that_clients_refuse_for_its_date_is_told(tmp_path: Path, chained: bool) -> None:
+    authority = trustme.CA().create_child_ca() if chained else trustme.CA()
+    today, month = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=30)
+    ends = {"now": (-month, month), "expired": (-2 * month, -month), "not valid yet": (month, 2 * month)}
+    for name, (first, last) in ends.items():
+        own = authority.issue_cert("localhost", not_before=today + first, not_after=today + last)
+        chain, key = str(tmp_path / f"{name}.pem"), str(tmp_path / f"{name}.key")
+        Path(chain).write_bytes(b"".join(pem.bytes() for pem in own.cert_chain_pems))
+        own.private_key_pem.write_to_path(key)
+        note = out_of_date(chain, key)
+        assert (name == "now") == (not note) and (not note or (name in note and chain in note))

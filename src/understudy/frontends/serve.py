@@ -104,6 +104,7 @@ def _run(args: Namespace) -> int:
         # Missed before all that takes longer is imported.
         importlib.import_module("uvicorn")
         with opening.lean():
+            from ..server import callers
             from ..server.listen import Listener, bound
     except ImportError as error:
         raise UsageError(f"{MISSING} ({error.name} is missing)") from None
@@ -111,6 +112,8 @@ def _run(args: Namespace) -> int:
     _plan_for(args)
     check_replicas(args, "--replicas", args.replicas is not None, args.replicas or 0)
     live = Live(args.quiet)
+    if args.ssl_certfile and (note := callers.out_of_date(str(args.ssl_certfile), str(args.ssl_keyfile))):
+        live.say(note)
     if args.replicas is not None:
         if len(models) > 1:
             raise UsageError(f"--replicas are of one model, and {len(models)} were given.")

@@ -23,6 +23,9 @@ REASONS = {
     None: "one of them holds no certificate, or no key",
 }
 
+# What is wrong with a certificate's date, by OpenSSL's numbers.
+DATES = {9: "is not valid yet", 10: "has expired"}
+
 
 def in_url(address: str) -> str:
     """An address as it stands in a URL and in the Host header."""
@@ -83,6 +86,28 @@ def check_certificates(certfile: str, keyfile: str, ca_certs: str | None = None)
             context.load_verify_locations(ca_certs)
     except (ssl.SSLError, OSError) as error:
         raise UsageError(f"The authorities' certificates {ca_certs} cannot be used: {_reason(error)}.") from None
+
+
+def out_of_date(certfile: str, keyfile: str) -> str:
+    """One sentence where clients will refuse these files, which can be used, for the date; else nothing."""
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    server.load_cert_chain(certfile, keyfile)
+    client.check_hostname = False
+    # the certificate vouches for itself: nothing but its date is looked at
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(certfile)
+    asked, answered = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(answered, asked), server.wrap_bio(asked, answered, server_side=True)
+    # A client's greeting, the certificate, and what the client says of it.
+    for end in (*ends, ends[0]):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLCertVerificationError as error:
+            said = DATES.get(error.verify_code)
+            return f"The TLS certificate {certfile} {said}: clients will refuse it." if said else ""
+    return ""
 
 
 def _reason(error: OSError) -> str:
