@@ -178,6 +178,7 @@ MUTATIONS = (
     Mutation("a node does not see itself", "tree.py", "reach = torch.eye(n", "reach = torch.zeros(n, n", CORE),
     Mutation("prefix one too long", "tree.py", "tree.depths + 1 - counts, tail", "tree.depths + 2 - counts, tail", CORE),
     Mutation("a wrong node is accepted", "verify.py", "wrong = choices[tree.parents.clamp(min=0)] != tree.tokens", "wrong = choices[tree.parents.clamp(min=0)] > tree.tokens", CORE),
+    Mutation("machine code of two signatures is kept in one file", "kernels/code_cache.py", "sha256(repr(key).encode())", "sha256()", "tests/kernels/test_code_cache.py"),
     Mutation("functions of one factory have one name", "kernels/compiled.py", "function.__qualname__ += str(made_of)", "function.__qualname__ += str()", "tests/kernels/test_compiled.py"),
     Mutation("machine code of other sources is used", "kernels/compiled.py", "removesuffix(mark) + mark", "removesuffix(mark)", "tests/kernels/test_compiled.py"),
     Mutation("rows of another run are multiplied", "kernels/exact_product.py", "x = run.x + k // run.width * run.run_bytes", "x = run.x + k * 2", "tests/kernels/test_exact_product.py"),

@@ -54,6 +54,26 @@ def test_a_second_process_finds_what_the_first_one_kept(tmp_path: Path, monkeypa
     assert [hits(kernel) for kernel in kernels] == [0, 1]
 
 
+def test_two_processes_that_keep_a_kernel_for_two_signatures_at_once_keep_both_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (made(tmp_path, monkeypatch) for _ in range(2))
+    files = first._cache._cache_file
+    write = files._save_data
+
+    def later(*given: Any) -> None:
+        """Both have seen an empty list when one begins to write; the other has written all that it writes before this one does."""
+        with monkeypatch.context() as patch:
+            patch.setattr(second._cache._cache_file, "_load_index", dict)
+            assert second(0.5) == 1.5
+        write(*given)
+
+    monkeypatch.setattr(files, "_save_data", later)
+    assert first(5) == 15
+    third = made(tmp_path, monkeypatch)
+    assert [third(number) for number in (0.5, 5)] == [1.5, 15] and hits(third) == 2
+
+
 def test_what_came_with_the_package_is_used_where_nothing_was_kept(
     ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

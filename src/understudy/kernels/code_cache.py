@@ -1,6 +1,7 @@
 """Where a kernel's machine code comes from before it is compiled: what an earlier process kept, or what came with the package.
 
-numba keeps machine code by the function's signature, the processor it was made for and the function's own code. What comes with
+numba keeps machine code by the function's signature, the processor it was made for and the function's own code; a list says which
+file has which. Processes write side by side: each file is whole, and has what the list says. What comes with
 the package lies in `ready/NAME`, a folder for each of the sets of `instructions`; it was made by `kernels.ready`. Neither is
 needed: a file that is missing, damaged or of another version is as good as none, and a place that cannot be written to means that
 the kernel is compiled in each process."""
@@ -22,7 +23,7 @@ from . import instructions
 # numba's classes have no types
 _FunctionCache: Any = caching.FunctionCache
 _ResultPlaces: Any = caching.CompileResultCacheImpl
-_CacheFile: Any = caching.IndexDataCacheFile
+_NumberedFiles: Any = caching.IndexDataCacheFile
 
 # What comes with the package.
 READY = Path(__file__).parent / "ready"
@@ -59,10 +60,27 @@ class _Places(_ResultPlaces):  # type: ignore[misc]
     _locator_classes = (*_ResultPlaces._locator_classes, _Nowhere)
 
 
+class _CacheFiles(_NumberedFiles):  # type: ignore[misc]
+    """The list of a kernel's machine code on disk, and its files, which bear a digest of what they are of.
+
+    numba gives them numbers. Two processes that compile a kernel for two signatures at once then take one number for both, and a
+    third may run what one left for what the other says it is."""
+
+    def save(self, key: tuple[Any, ...], data: Any) -> None:
+        name = f"{Path(self._index_path).stem}.{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.nbc"
+        self._save_data(name, data)
+        # Not read before: what others list meanwhile stays.
+        self._save_index(self._load_index() | {key: name})
+
+
 class CodeCache(_FunctionCache):  # type: ignore[misc]
     """The machine code of one kernel on disk, for numba."""
 
     _impl_class = _Places
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self._cache_file = _CacheFiles(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """What is kept for `signature`, linked with numba's runtime. What only compiling needs, numba loads once it compiles: here
@@ -95,7 +113,7 @@ class CodeCache(_FunctionCache):  # type: ignore[misc]
 
     def ready_file(self, name: str) -> Any:
         """The file of this kernel's machine code for the set of instructions `name`, of what comes with the package."""
-        return _CacheFile(str(READY / name), self._impl.filename_base, _digest(self._py_func.__code__.co_filename))
+        return _CacheFiles(str(READY / name), self._impl.filename_base, _digest(self._py_func.__code__.co_filename))
 
     def _save_overload(self, signature: Any, data: Any) -> None:
         """Keep what was compiled, where there is a place and room for it."""
