@@ -13,6 +13,10 @@ from .softmax import softmax
 from .weighted import add_rows
 
 BLOCK = 64
+# What blocks are of, and no row. They are no literals, for each of which numba compiles what it is given to anew.
+KEYS: Any
+VALUES: Any
+KEYS, VALUES, NOBODY = np.bool_(True), np.bool_(False), np.int64(-1)
 
 
 @contracted
@@ -94,18 +98,18 @@ def score(
     count, group, dim = line.shape[0], line.shape[1], query.shape[2]
     sums, places = np.empty((group, BLOCK), np.float32), np.arange(dim)
     for b in range(part[0], part[1]):
-        start, held = b * BLOCK, (-1, -1, -1)
+        start, held = b * BLOCK, (NOBODY, NOBODY, NOBODY)
         place = part[2] + start
         for i in range(count):
             first, last = _span(positions[i], window, start)
             if first > last:
                 continue
-            block, held = _load(keys, rows[i], head, prefix[i], tail[i], start, last, True, bits, shared, own, held)
+            block, held = _load(keys, rows[i], head, prefix[i], tail[i], start, last, KEYS, bits, shared, own, held)
             for g in range(group):
                 for j in range(BLOCK):
                     sums[g, j] = np.float32(0)
             numbers = query[i, first_query].ctypes.data
-            add_rows(block.ctypes.data, places.ctypes.data, dim, BLOCK * 4, numbers, group, dim, sums.ctypes.data, BLOCK)
+            add_rows(block.ctypes.data, places.ctypes.data, dim, BLOCK * 4, numbers, group, dim, sums.ctypes.data, sums.shape[1])
             for g in range(group):
                 found = line[i, g, place : place + BLOCK]
                 for j in range(BLOCK):
@@ -138,13 +142,13 @@ def weigh(
     count, group, size = line.shape[0], line.shape[1], out.shape[2]
     places, apart = np.arange(BLOCK), line.strides[1] // 4
     for b in range(part[0], part[1]):
-        start, held = b * BLOCK, (-1, -1, -1)
+        start, held = b * BLOCK, (NOBODY, NOBODY, NOBODY)
         place = part[2] + start
         for i in range(count):
             first, last = _span(positions[i], window, start)
             if first > last:
                 continue
-            block, held = _load(values, rows[i], head, prefix[i], tail[i], start, last, False, bits, shared, own, held)
+            block, held = _load(values, rows[i], head, prefix[i], tail[i], start, last, VALUES, bits, shared, own, held)
             weights, lines = line[i, 0, place + first - start :].ctypes.data, block[first - start :].ctypes.data
             sums = out[i, first_query].ctypes.data
             add_rows(lines, places.ctypes.data, last - first + 1, size * 4, weights, group, apart, sums, size)

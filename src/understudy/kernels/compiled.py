@@ -31,6 +31,8 @@ from .code_cache import CodeCache
 instructions.hold()
 
 F = TypeVar("F", bound=Callable[..., Any])
+# numba's types know not all of its options
+njit: Any = numba.njit
 
 
 def compiled(function: F) -> F:
@@ -49,7 +51,8 @@ def _kept(function: F, *, fastmath: bool | set[str] = False, **options: Any) -> 
     """`function` through numba with these options, its machine code kept on disk.
 
     Where numba is told nothing of `fastmath`, it compiles a kernel as the first that calls it is, and keeps that for all."""
-    dispatcher: Any = numba.njit(fastmath=fastmath, **options)(_stamped(function))
+    # What C would call it by is not compiled: that is for `machine_code`.
+    dispatcher: Any = njit(fastmath=fastmath, no_cfunc_wrapper=True, **options)(_stamped(function))
     dispatcher._cache = CodeCache(function)
     return cast(F, dispatcher)
 
@@ -62,7 +65,9 @@ def part(function: F, *made_of: object) -> F:
     name = f"{function.__module__}.{function.__qualname__}"
     assert name not in _parts, f"two functions for kernels are called {name}"
     _parts.add(name)
-    return cast(F, numba.njit(nogil=True, error_model="numpy", fastmath=False)(_stamped(function)))
+    # Nobody but kernels calls it: what Python and C would call it by is not compiled.
+    alone = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast(F, njit(nogil=True, error_model="numpy", fastmath=False, **alone)(_stamped(function)))
 
 
 # Names of all functions that `part` was given.

@@ -118,7 +118,8 @@ def _work(argument: Any) -> None:
             break
         for i in range(run.nodes):
             _keep(run, i, head, turns, line)
-        start = 0
+        # no literal, for which numba would compile all that follows once more
+        start: Any = np.int64(0)
         while start < run.nodes:
             end = _of_a_row(run, start, min(start + most, run.nodes))
             used = (end - start) * group

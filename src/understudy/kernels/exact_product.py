@@ -32,6 +32,8 @@ RUN = 128
 # rows of one tile that are multiplied where they lie; more are put together first, since lines of so many rows of a wide
 # matrix push each other out of the cache
 FEW = 8
+# The first row. It is no literal, for which numba would compile what it is given to once more.
+FIRST: Any = np.int64(0)
 carray: Any = numpy_support.carray
 
 _dot_1, _dot_2, _dot_4, _dot_most = map(columns_dot, (1, 2, 4, MOST))
@@ -198,13 +200,13 @@ def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums:
     rows, stride = run.rows, run.row_bytes
     x = run.x + k // run.width * run.run_bytes
     if rows <= DIRECT:
-        _fetch_ahead(operand, b, k + width, width, 0, rows, rows)
+        _fetch_ahead(operand, b, k + width, width, FIRST, rows, rows)
         if rows == 2:
             _direct_2(weights, width, x, stride, sums)
         else:
             _direct_1(weights, width, x, stride, sums)
         return
-    r = 0
+    r = FIRST
     while r < rows:
         left = rows - r
         # as many as registers hold the sums of; 8 are two times 4, since few at once are slow
