@@ -1,10 +1,12 @@
 """Levels with fused, stock and compiled blocks, on a simulated device: alike, compiled once for all layers, and put back."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 pytest.importorskip("triton")
 import gpu_compile
@@ -13,6 +15,7 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
 from understudy.models.fused import usual_blocks
+from understudy.models.streamed import attention, attention_name
 
 SECONDS = 600.0
 
@@ -56,6 +59,16 @@ def test_why_there_is_none_is_said(llm: Any, seconds: float, backend: str, why: 
     assert found["compiled_ms"] is None and found["why"].startswith(why) and found["fused_ms"] > 0 and found["stock_ms"] > 0
     assert compiled_lines(found)[-1].startswith(f"compiled: left out, since {why}")
     assert all("forward" in vars(block) for block in usual_blocks(llm.model.draft.model))
+
+
+def test_what_is_put_in_its_place_slowly_is_put_back(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alarm may ring at any moment, and on a busy machine it does."""
+    table = type(ALL_ATTENTION_FUNCTIONS)
+    for name in ("__setitem__", "__delitem__"):
+        usual = getattr(table, name)
+        monkeypatch.setattr(table, name, lambda *given, usual=usual: (usual(*given), time.sleep(0.05)))
+    found = gpu_compile.compared(llm, 0.01, "eager")
+    assert found["why"].startswith("TimeoutError") and ALL_ATTENTION_FUNCTIONS[attention_name()] is attention
 
 
 def test_a_model_without_fused_blocks_is_left_out(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
