@@ -13,10 +13,11 @@ from .softmax import softmax
 from .weighted import add_rows
 
 BLOCK = 64
-# What blocks are of, and no row. They are no literals, for each of which numba compiles what it is given to anew.
-KEYS: Any
-VALUES: Any
-KEYS, VALUES, NOBODY = np.bool_(True), np.bool_(False), np.int64(-1)
+# Whether blocks are of keys or of values, and no row. They are no literals, for each of which numba compiles what it is given to
+# once more.
+KEYS: Any = np.bool_(True)
+VALUES: Any = np.bool_(False)
+NOBODY = np.int64(-1)
 
 
 @contracted

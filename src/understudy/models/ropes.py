@@ -43,7 +43,7 @@ def for_context(config: Any, context: int | None) -> Any:
 def said_of(config: Any, context: int) -> str:
     """One sentence where texts of `context` tokens have the long frequencies of a longrope, by a config `for_context`."""
     ropes = [rope for rope in _ropes(config) if rope.get("rope_type") == LONGROPE]
-    short = min((rope["original_max_position_embeddings"] for rope in ropes), default=context)
+    short = min((rope.get("original_max_position_embeddings", context) for rope in ropes), default=context)
     how = f"this model has its frequencies for long texts ({LONGROPE}) from the first token on"
     return f"The context is longer than {short} tokens, so {how}." if context > short else ""
 
