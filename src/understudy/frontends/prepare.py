@@ -25,11 +25,12 @@ def _run(args: Namespace) -> int:
     if args.output is not None and args.output.exists() and not args.output.is_dir():
         raise UsageError(f"{args.output} is a file: name a directory to write to.")
     live = Live(args.quiet)
+    from ..inventory import disk_bytes
     from ..llm import LLM
 
     with resumable(live):
         store = LLM.prepare(model, output=args.output, progress=Progress(live), **preparation(args))
-    nbytes = sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file())
+    nbytes = disk_bytes(store.path)
     live.say(f"Prepared in {store.path} ({format_size(nbytes)}).")
     if args.json:
         print(to_json({"store": str(store.path), "bytes": nbytes}))
