@@ -71,6 +71,19 @@ def test_what_is_put_in_its_place_slowly_is_put_back(llm: Any, monkeypatch: pyte
     assert found["why"].startswith("TimeoutError") and ALL_ATTENTION_FUNCTIONS[attention_name()] is attention
 
 
+def test_an_alarm_whose_error_was_dropped_rings_again() -> None:
+    rung = []
+    with pytest.raises(TimeoutError), gpu_compile.within(0.01):
+        while True:
+            try:
+                time.sleep(0.5)
+            except TimeoutError:
+                rung.append(time.monotonic())
+                if len(rung) == 2:
+                    raise
+    assert rung[1] - rung[0] > 0.9 * gpu_compile.AGAIN
+
+
 def test_a_model_without_fused_blocks_is_left_out(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("understudy.models.fused.usual_blocks", lambda model: [])
     assert gpu_compile.compared(llm)["why"] == "no block is fused"

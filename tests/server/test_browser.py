@@ -267,6 +267,16 @@ def test_a_server_that_went_and_came_back_is_found_again(
     tab.wait("document.querySelector('.markdown')?.innerText === 'Back again'")
 
 
+def test_a_server_that_hangs_is_told_and_found_again(start: Start, tabs: Open) -> None:
+    """A connection that stays open and says nothing, as where a laptop was closed or the network was lost."""
+    tab = tabs(start())
+    tab.page.route("**/health", lambda route: None)
+    tab.page.wait_for_selector("#server[data-kind=down]")
+    assert tab.text("#server-text") == "The server does not answer; looking again"
+    tab.page.unroute("**/health")
+    tab.page.wait_for_selector("#server[data-kind=ready]")
+
+
 HOSTILE = """Before <script>window.broken = 1</script><img src=x onerror="window.broken = 2">
 <iframe srcdoc="<script>parent.broken = 3</script>"></iframe> <a href="javascript:broken=4" onclick="broken=5">raw</a>
 

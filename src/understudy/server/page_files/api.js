@@ -1,6 +1,8 @@
 // What the page asks of the server: JSON, and streams of events. The key lives as long as the tab.
 
 const KEY = "understudy.key";
+// Milliseconds in which the server says how it is. One that hangs, or that the network lost, may leave a connection open for ever.
+const PATIENCE = 10000;
 
 export const key = {
   get: () => sessionStorage.getItem(KEY) ?? "",
@@ -36,7 +38,7 @@ async function failure(response) {
 
 /** The object at `path`. Raises ServerError. */
 export async function object(path) {
-  const response = await asked(path, { headers: headers() });
+  const response = await asked(path, { headers: headers(), signal: AbortSignal.timeout(PATIENCE) });
   if (!response.ok) throw await failure(response);
   return response.json().catch(() => {
     throw new ServerError(0, "The connection broke off.");
@@ -45,8 +47,11 @@ export async function object(path) {
 
 /** How the server is: {status, stage, progress}, also while it loads. Raises ServerError where it does not answer. */
 export async function health() {
-  const response = await asked("health", {});
-  return response.json().catch(() => ({ status: `answered ${response.status}` }));
+  const response = await asked("health", { signal: AbortSignal.timeout(PATIENCE) });
+  return response.json().catch((error) => {
+    if (error instanceof SyntaxError) return { status: `answered ${response.status}` };
+    throw new ServerError(0, "The connection broke off.");
+  });
 }
 
 /** The objects of a streamed answer as they come, to the end of the stream. Raises ServerError, also for one told in it. */
