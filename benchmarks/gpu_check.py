@@ -42,6 +42,7 @@ from gpu_rows import (
     by_load,
     chosen,
     codecs_of,
+    headed,
     simulated,
     unknown,
 )
@@ -108,7 +109,7 @@ def prepare(work: Work) -> list[str]:
     size, results = work.results.size, work.results
     children: list[Child] = []
     if work.runs:
-        children.append(work.begin("stores", gpu_work.prepare, work.folder, size, codecs_of(work.runs)))
+        children.append(work.begin("stores", gpu_work.prepare, work.folder, size, codecs_of(work.runs), headed(work.runs)))
         # Where nothing is compiled yet, processes of their own do it while the stand-in is made.
         children += [work.begin(name, by) for name, by in COMPILERS.items() if size.device != "fake"]
     most = size.exact_seconds if work.runs else size.seconds

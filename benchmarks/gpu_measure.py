@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from gpu_rows import GIB, Run, Size
+from gpu_rows import GIB, HEAD, Run, Size
 
 Row = dict[str, Any]
 # Told of a row's short name and of figures of it, as soon as they are known.
@@ -28,6 +29,8 @@ def measure(send: Send, runs: Sequence[Run], model: str, size: Size, profile: bo
     """Every row of `runs`, which share a load."""
     import torch
 
+    from gpu_place import head_of
+
     began = time.perf_counter()
     if size.device == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
@@ -38,7 +41,8 @@ def measure(send: Send, runs: Sequence[Run], model: str, size: Size, profile: bo
         return
     from understudy import LLM
 
-    options = {"method": load.method, "codec": load.codec, "resident": load.resident, "rows": load.rows}
+    method = load.method.replace(HEAD, str(head_of(Path(model))))
+    options = {"method": method, "codec": load.codec, "resident": load.resident, "rows": load.rows}
     context = max(length_of(run, size) + tokens_of(run, size) for run in runs)
     with LLM(model, device=size.device, memory=size.memory, context=context, progress=report, **options) as llm:
         loaded = time.perf_counter() - began

@@ -25,6 +25,11 @@ def standin_of(folder: Path, size: Size) -> Path:
     return folder / f"standin-{size.widen}"
 
 
+def head_of(model: Path) -> Path:
+    """Where the head of the stand-in `model` lies."""
+    return model.with_name(f"{model.name}-head")
+
+
 def place(size: Size, codecs: Sequence[str]) -> Path:
     """A new folder: in memory where there is room for all of it beside the work, else where temporary files go."""
     needed = int(bytes_of(size) * (1 + sum(SHARES[codec] for codec in codecs)))
@@ -49,8 +54,9 @@ def bytes_of(size: Size) -> int:
     return 2 * values * size.widen**2
 
 
-def prepare(send: Send, folder: Path, size: Size, codecs: Sequence[str]) -> None:
-    """The stand-in, then a Store for each codec; what is there already is left. Sends what each took, in seconds.
+def prepare(send: Send, folder: Path, size: Size, codecs: Sequence[str], headed: bool) -> None:
+    """The stand-in, a Store for each codec, and a head where rows are `headed`; what is there already is left. Sends what each
+    took, in seconds.
 
     What the text says of the inputs of Linears is measured once for all Stores."""
     model = standin_of(folder, size)
@@ -75,6 +81,10 @@ def prepare(send: Send, folder: Path, size: Size, codecs: Sequence[str]) -> None
         began = time.perf_counter()
         LLM.prepare(model, codec=codec)
         send("made", f"Store, {codec}", time.perf_counter() - began)
+    if headed and not head_of(model).exists():
+        began = time.perf_counter()
+        make_head(model, size)
+        send("made", "head", time.perf_counter() - began)
 
 
 def compile_copies(send: Send) -> None:
@@ -121,3 +131,23 @@ def make(folder: Path, model: Path, size: Size) -> None:
         standin.make(folder / "source", model, standin.Widening(size.widen, NOISE))
     else:
         standin.make(path(), model, standin.Widening(size.widen, NOISE, device=size.device))
+
+
+def make_head(model: Path, size: Size) -> None:
+    import torch
+
+    from understudy.heads.files import load, save
+    from understudy.heads.held import Holding
+    from widen_head import widened
+
+    if size.device == "fake":
+        from tests import trained
+        from understudy.heads import TargetFacts
+        from understudy.heads.files import built
+
+        head = built(trained.config("eagle", target=TargetFacts(64, 256))).requires_grad_(False)
+    else:
+        from understudy.demo import head_path
+
+        head = load(head_path(), Holding(torch.float32))
+    save(widened(head, size.widen).to(torch.bfloat16), head_of(model))

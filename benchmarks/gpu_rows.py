@@ -36,6 +36,8 @@ FAKE = Size(
 # For a GPU that is at hand for a few minutes.
 QUICK = {"seconds": 195.0, "row_seconds": 75.0, "again_seconds": 4.0, "exact_seconds": 60.0}
 SUBSTITUTE, PAPER = "substitute", "substitute:width=6,depth=48"
+# In a method, for the directory of the stand-in's head.
+HEAD = "{head}"
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,15 @@ AHEAD_SAMPLED = Run("raw-ahead-sampled", "drafted ahead, raw, T=0.6", AHEAD_LOAD
 ALONE_SAMPLED = Run("raw-alone-sampled", "drafted, none ahead, raw, T=0.6", ALONE_LOAD, 0.6)
 BEST_AHEAD = Run("best-ahead", "drafted ahead, delta", replace(BEST_LOAD, method=AHEAD_LOAD.method))
 BEST_ALONE = Run("best-alone", "drafted, none ahead, delta", replace(BEST_LOAD, method=ALONE_LOAD.method))
+# As "best", with the built-in model's head in front of the copy, as wide as the stand-in.
+HEAD_LOAD = replace(BEST_LOAD, method=f"{SUBSTITUTE}:suggest=eagle:{HEAD}")
+HEADED = Run("head", "a head in front, delta", HEAD_LOAD)
+HEADED_SAMPLED = Run("head-sampled", "a head in front, delta, T=0.6", HEAD_LOAD, 0.6)
 OFFLOAD = Run("accelerate", "accelerate, CPU offload", Load("accelerate"))
 # What matters most comes first: time may run out.
 RUNS = (
     PLAIN, PLAIN_SAMPLED, PAPERS, PAPERS_SAMPLED, RAW, LONG, DELTA, BEST, BEST_SAMPLED, ROWS8, RESIDENT, RESIDENT_SAMPLED, OFFLOAD,
-    AHEAD, ALONE, AHEAD_SAMPLED, ALONE_SAMPLED, BEST_AHEAD, BEST_ALONE,
+    AHEAD, ALONE, AHEAD_SAMPLED, ALONE_SAMPLED, BEST_AHEAD, BEST_ALONE, HEADED, HEADED_SAMPLED,
 )  # fmt: skip
 # The fewest that show all goals of speed.
 QUICK_RUNS = RUNS[:10]
@@ -125,6 +131,11 @@ def by_load(runs: Sequence[Run]) -> list[list[Run]]:
     for run in runs:
         groups.setdefault(run.load, []).append(run)
     return list(groups.values())
+
+
+def headed(runs: Iterable[Run]) -> bool:
+    """Does one of `runs` need the stand-in's head?"""
+    return any(HEAD in run.load.method for run in runs)
 
 
 def codecs_of(runs: Iterable[Run]) -> list[str]:

@@ -25,7 +25,7 @@ import gpu_profile
 import gpu_work
 from gpu_child import Child
 from gpu_results import Results
-from gpu_rows import BEST, FAKE, PLAIN, QUICK_RUNS, RAW, RAW_LOAD, RUNS, Load, Run, by_load, chosen
+from gpu_rows import BEST, FAKE, HEAD_LOAD, HEADED, PLAIN, QUICK_RUNS, RAW, RAW_LOAD, RUNS, Load, Run, by_load, chosen
 from gpu_table import goals
 from tests.fake_device import FakeDevice
 from tests.tiny import save
@@ -209,16 +209,18 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_load_is_measured_in_a_process_of_its_own_and_what_fails_is_left_out(tmp_path: Path, environment: None) -> None:
     broken = replace(PLAIN, short="broken", name="broken", load=Load("nonsense"))
-    work = _work(tmp_path, (PLAIN, broken, replace(RAW, load=Load("substitute:width=2,depth=2"), more=())))
+    headed = replace(HEADED, load=replace(HEAD_LOAD, codec="raw", resident="none"))
+    work = _work(tmp_path, (PLAIN, broken, replace(RAW, load=Load("substitute:width=2,depth=2"), more=()), headed))
     gpu_check.prepare(work)
-    assert set(work.results.made) == {"stand-in", "calibration", "Store, raw"} and not work.results.cut, work.results.cut
+    assert set(work.results.made) == {"stand-in", "calibration", "Store, raw", "head"} and not work.results.cut, work.results.cut
     gpu_check.speed(work)
-    plain, failed, drafted = work.results.rows
+    plain, failed, drafted, with_head = work.results.rows
+    assert with_head["drafted"] > 0 and with_head["token_ids"][:2] == plain["token_ids"]
     assert plain["streamed"] > 0 and plain["host_bytes"] > 0 and plain["load_seconds"] > 0 and plain["warm_seconds"] > 0
     assert "nonsense" in failed["error"]
     assert drafted["drafted"] > 0 and drafted["token_ids"][:2] == plain["token_ids"]
     written = json.loads((tmp_path / "gpu.json").read_text())
-    assert [row["run"]["short"] for row in written["rows"]] == ["plain", "broken", "raw"] and not written["wrong"]
+    assert [row["run"]["short"] for row in written["rows"]] == ["plain", "broken", "raw", "head"] and not written["wrong"]
     drafted["token_ids"][0] += 1
     assert work.results.wrong == ["drafted, raw, no residents does not write what plain writes"]
 

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from tests.drafters.fixed import CAPACITY, VOCABULARY, Fixed, Unaided, costing, draft, everything, said
 from tests.drafters.test_device_search import calibrations, difference, rows_of
+from tests.drafters.test_head_suggest import STEP, Costly, HeadWorld
 from tests.drafters.world import COSTS, Steady, World, run
 from tests.fake_device import FakeDevice
 from understudy.drafters.device_guesses import agreed, give_guesses
 from understudy.drafters.device_state import KEY, SearchSizes
 from understudy.drafters.growing_tree import GrowingTree
+from understudy.drafters.head_suggest import HEAD, HeadSuggester
 from understudy.drafters.launch import DeviceTreeSearch
 from understudy.drafters.pace import Pace
 from understudy.drafters.packed_tensors import PackedTensors
@@ -53,6 +55,44 @@ def test_guesses_change_no_token_and_no_node(
 ) -> None:
     """Each node is what the draft says after its own text, which it reads where the slots say; no node is there twice."""
     run(DeviceWorld(len(prompts), period, misses, TextSuggester(), Unaided()), prompts, count, stop)
+
+
+class DeviceHeadWorld(HeadWorld):
+    """The world of hidden states with a search on a device, and a head that says what its first levels check."""
+
+    def __init__(self, rows: int, wrong: int, asks: bool = True):
+        super().__init__(rows, wrong, asks=asks)
+        self.drafter.proposer.device = self.device = Unaided()  # type: ignore[assignment]
+        if asks:
+            self.suggester = HeadSuggester(self.drafter.proposer, None)  # type: ignore[arg-type]
+        pace = Costly(dict(COSTS), {1: STEP}, rate=20.0)
+        policy = DraftPolicy(Limits(320, 60), NO_SHAPE, pace)
+        search = DeviceTreeSearch(self.drafter.proposer, self.device, policy, said, suggester=self.suggester)
+        # its draft asks for values
+        search.recording = False
+        self.drafter = SearchDrafter(search.proposer, search, policy)
+
+
+@settings(max_examples=6)
+@given(st.integers(2, 12), st.integers(1, 3))
+@torch.inference_mode()
+def test_a_head_changes_no_token_and_no_node(wrong: int, rows: int) -> None:
+    run(DeviceHeadWorld(rows, wrong), [[1, 2, 3], [4, 4], [5, 5, 1]][:rows], 40)
+
+
+@torch.inference_mode()
+def test_a_head_saves_levels_and_is_asked_for_no_others() -> None:
+    found = []
+    for asks in (True, False):
+        world = DeviceHeadWorld(2, 30, asks)
+        drawn = run_noting_trees(world, [[1, 2, 3], [4]])
+        found.append((world.levels, world.passes, sum(tree.agreed[HEAD] for tree in drawn)))
+        if asks:
+            assert isinstance(world.suggester, HeadSuggester)
+            assert max(world.suggester.rates[False].tried) > 30
+            assert world.suggester.spared[False].chance(0) < 0.01, "a level here takes chains alone"
+    (helped, passes, agreed), (alone, passes_alone, none) = found
+    assert agreed > 60 and none == 0 and helped < 0.8 * alone and passes <= passes_alone
 
 
 @pytest.mark.parametrize("rows", [1, 2])

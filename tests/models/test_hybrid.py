@@ -10,12 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import fake_device
+from tests import fake_device, trained
 from tests.fake_device import FakeDevice
 from tests.tiny import generated, save
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
 from understudy.errors import TransferError, UsageError
+from understudy.heads import TargetFacts
+from understudy.heads.files import built
+from understudy.heads.files import save as save_head
 from understudy.recurrent import DEEPEST
 
 FAMILIES = ["qwen3_5_text", "lfm2", "falcon_h1"]
@@ -136,7 +139,7 @@ def test_a_second_model_without_states_drafts_no_deeper(plain: tuple[Path, Any],
 
 @pytest.mark.parametrize("triton", [True, False])
 def test_a_device_with_memory_of_its_own_writes_the_same_text(
-    triton: bool, checkpoint: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+    triton: bool, checkpoint: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     place, model = checkpoint
     monkeypatch.setattr(fake_device, "open_fake", partial(FakeDevice, triton=triton))
@@ -154,3 +157,7 @@ def test_a_device_with_memory_of_its_own_writes_the_same_text(
         assert not done.stats.suggested, "no level of its states holds a node and its parent"
     with pytest.raises(UsageError, match=r"guess=on is not for models with recurrent layers that draft on fake: leave it out\."):
         LLM(place, resident="none", **options | {"method": "substitute:guess=on"})
+    head = trained.config("medusa", target=TargetFacts(model.config.hidden_size, model.config.vocab_size))
+    save_head(built(head), tmp_path)
+    with pytest.raises(UsageError, match=r"suggest= is not for models with recurrent layers that draft on fake: leave it out\."):
+        LLM(place, resident="none", **options | {"method": f"substitute:suggest=medusa:{tmp_path}"})

@@ -1,8 +1,9 @@
-"""What the text suggests after the accepted tokens, checked in the first level of a draft on a device.
+"""What the text or a trained head suggests after the accepted tokens, checked in the first level of a draft on a device.
 
-The host has the text and knows what followed its last tokens at an earlier place before the draft begins. That chain goes to the
-device with all else that a draft is given, and is run behind the root in one level. As far as each token is the draft's own first
-choice after the one before it, the chain is part of the tree; the rest is dropped there, without asking the host."""
+The host has the text, and knows before the draft begins what followed its last tokens at an earlier place; a head that stands in
+front of the draft is asked then. The chain goes to the device with all else that a draft is given, and is run behind the root in
+one level. As far as each token is the draft's own first choice after the one before it, the chain is part of the tree; the rest is
+dropped there, without asking the host."""
 
 from __future__ import annotations
 

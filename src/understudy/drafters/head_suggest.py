@@ -51,7 +51,9 @@ PROBES = 16
 
 
 class TappedProposer(ModelProposer):
-    """The substitute, whose hidden states a head in front of it reads; the head reads the target's too, of what was accepted."""
+    """The substitute, whose hidden states a head in front of it reads; the head reads the target's too, of what was accepted.
+
+    On a device with memory of its own levels are recorded, and nothing is suggested below a root: it reads the target's."""
 
     def __init__(self, target: TargetModel, reader: HeadState):
         super().__init__(target)
@@ -61,6 +63,8 @@ class TappedProposer(ModelProposer):
         self.hidden = torch.empty(0)
 
     def forward(self, nodes: Nodes) -> Tensor:
+        if not self.device.drafts_see_text:
+            return super().forward(nodes)
         logits, self.hidden = self.target.draft_tapped(nodes)
         return logits
 
@@ -96,6 +100,8 @@ class HeadSuggester:
         self.reader = proposer.reader
         self.runner = proposer.reader.runner
         self.text = text
+        # Are others checked in the place of a chain's tokens? Levels on a device take chains.
+        self.checks_others = proposer.device.drafts_see_text
         self.rates = head_rates()
         # The same for tokens that are suggested in the place of the chain's.
         self.other_rates = {sampled: HitRates.believing(OTHERS_BELIEVED, BELIEF_WEIGHT) for sampled in (False, True)}
@@ -119,7 +125,7 @@ class HeadSuggester:
         for _ in range(MEASURED):
             start = time.perf_counter()
             states = self.runner.begin(Nodes.of(TokenTree.chain([0]), 0, 1), hidden)
-            self.runner.scores(states, 0).topk(1)
+            self.runner.scores(states, 0).topk(1).indices.tolist()
             seconds = time.perf_counter() - start
             self.first_step = min(self.first_step or seconds, seconds)
 
@@ -165,6 +171,7 @@ class HeadSuggester:
         new = [trunk.tree.sequence for trunk in trunks if trunk.read is None]
         # A prompt, or what was accepted: read once, however often the head is asked after it, and so no part of a step.
         roots = self.reader.read(new) if new else {}
+        self.runner.device.finish()
         start = time.perf_counter()
         going, states, rows = self._begin(going, trunks, roots)
         depth = 0
@@ -256,7 +263,7 @@ class HeadSuggester:
                 kind += len(BELIEVED)
             rates = self.rates[chain.sampled]
             rates.learn(-1, rates.chance(kind), 1)
-            instead = self._others(chain, token, others)
+            instead = self._others(chain, token, others) if self.checks_others else []
             self.spared[chain.sampled].learn(0, sum(max(chance - pace.node_share, 0.0) for _, chance, _ in instead), 1)
             chain.add(token, rates.chance(kind), Origin(HEAD, kind), instead)
             over = self.text is None or chain.over

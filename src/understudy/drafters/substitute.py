@@ -92,10 +92,9 @@ class SubstituteSpec(SearchSpec):
     def proposer(self, target: TargetModel) -> ModelProposer:
         if self.head is None:
             return ModelProposer(target)
-        if not target.device.drafts_see_text:
-            raise UsageError(
-                f"suggest= is for drafts on the processor: on {target.device.name} tokens are chosen where no head is asked."
-            )
+        if target.cache.recurrent and not target.device.drafts_see_text:
+            # Levels of theirs hold no node and its parent there, or the host would wait.
+            raise UsageError(f"suggest= is not for models with recurrent layers that draft on {target.device.name}: leave it out.")
         source = self.head.source(Bearer.of_store(target.store, target.config))
         return TappedProposer(target, opened(source, target, self.suggest_bits))
 
