@@ -2,16 +2,22 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.plan.test_rounds import PLAN
 from tests.tiny import save
 from understudy import LLM
 from understudy.chat_plan import chat_for
 from understudy.chat_table import KEPT, Chat
+from understudy.concessions import HEAD_TOKENS, drafting_of
+from understudy.demo import head_path
+from understudy.drafters.start import FILE, Start
 from understudy.errors import UsageError
 from understudy.frontends import main
 from understudy.options import Options
@@ -23,7 +29,7 @@ from understudy.plan.sizes import parse_size
 TALK = Conversation(turns=4, prompt=24, reply=60)
 MACHINE = "cpu:memory=4GB,disk=0.5GB/s,bandwidth=20GB/s"
 OTHER = OtherMachine.parse(MACHINE)
-SLOW = Arithmetic(10**9, 10**-10, 10**9, 2 * 10**9, 10**-12, 10**-4, 10**-5, 0.0, 10**-3, 10**-5, 0.0, 10**-4, 10**-3)
+SLOW = Arithmetic(10**9, 10**-10, 10**9, 2 * 10**9, 10**-12, 10**-4, 10**-5, 0.0, 10**-3, 10**-5, 0.0, 10**-4, 10**-3, 10**-3)
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +227,17 @@ def test_the_turns_that_are_said_to_fit_do(planned: Any) -> None:
     budget = planned("memory", talk=Conversation(2, 24, 60)).lower_bound.budget_bytes
     with pytest.raises(UsageError, match=": 2 turns fit"):
         planned(memory=budget)
+
+
+def test_a_head_is_expected_to_give_what_was_measured_of_it_or_what_heads_give(tmp_path: Path) -> None:
+    head = tmp_path / "head"
+    shutil.copytree(head_path(), head, ignore=shutil.ignore_patterns(FILE))
+    options = Options(method=f"eagle:{head}")
+    plan = replace(PLAN, items={**PLAN.items, "draft head": 10**6}, draft_level_bytes=10**5)
+    unknown = drafting_of(options, plan)
+    assert unknown is not None and unknown.head_bytes == 11 * 10**5
+    assert unknown.tokens(HEAD_TOKENS + 1, 2 * HEAD_TOKENS / (HEAD_TOKENS + 1)) == pytest.approx(HEAD_TOKENS, rel=1e-6)
+    Start(tokens_per_pass=2.5).save(head)
+    known = drafting_of(Options(method=f"eagle:{head}"), plan)
+    assert known is not None and known.agrees < unknown.agrees
+    assert drafting_of(options, PLAN) is None, "nobody drafts"

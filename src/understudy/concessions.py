@@ -31,6 +31,8 @@ from .spilled import LATEST
 PLENTY = 1 << 50
 # What may be held while the rest gives way.
 FITS = ("context", "speed", "memory")
+# Tokens of a pass with a trained head alone, where nothing was measured: those of papers and of this project give 2 to 6.
+HEAD_TOKENS = 4.0
 # Copies with fewer bits, in the order in which they are tried.
 FEWER = ("mixed:bits=3.5", "3", "2")
 
@@ -162,8 +164,9 @@ def drafting_of(options: Options, plan: Plan) -> Drafting | None:
         return Drafting.by_copy(options.recipe_quantizer)
     if "draft head" not in plan.items:
         return None
-    tokens = start_of(options).tokens_per_pass
-    return replace(Drafting.seen(tokens, tokens + 1, 2 * tokens), head_bytes=plan.items["draft head"])
+    start = start_of(options)
+    tokens = HEAD_TOKENS if start is START else start.tokens_per_pass
+    return replace(Drafting.seen(tokens, tokens + 1, 2 * tokens), head_bytes=plan.head_level_bytes)
 
 
 def plan_chat(planner: Planner, options: Options, fit: str, head: str = "") -> Chat:

@@ -110,7 +110,7 @@ def _without(plan: Plan, arithmetic: Arithmetic) -> Iterator[tuple[str, tuple[Pl
     yield "decoding (exact weights are rebuilt)", (plan, replace(arithmetic, rebuilt_rate=arithmetic.plain_rate))
     alone = {"rebuilt_rate": 1 / max(rebuilding, 1e-20), "plain_rate": arithmetic.plain_rate * BOUNDLESS, "node_seconds": 0.0}
     yield "products (of exact weights)", (plan, replace(arithmetic, **alone))
-    levels = {"level_layer": 0.0, "level_node": 0.0, "level_rest": 0.0}
+    levels = {"level_layer": 0.0, "level_node": 0.0, "level_rest": 0.0, "head_level": 0.0}
     drafted = {"copy_rate": arithmetic.copy_rate * BOUNDLESS, "copy_node_seconds": 0.0}
     yield "drafting", (plan, replace(arithmetic, **drafted, **levels))
     passes = {"pass_layer": 0.0, "pass_node": 0.0, "pass_tile": 0.0, "part_seconds": 0.0, "round_rest": 0.0}

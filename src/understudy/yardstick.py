@@ -81,7 +81,7 @@ def measure() -> Arithmetic:
 
 
 def _beside(products: Arithmetic) -> Arithmetic:
-    """`products` with what the built-in model's rounds take beside them, each found once those before it are known."""
+    """`products` with what rounds of the built-in model and its head take beside them, each found once those before are known."""
     plain, streamed = _Rounds.of("none", "residual"), _Rounds.of("none", "none")
     narrow, wide, widest = (_Rounds.of(f"substitute:width={width},depth={LEVELS}", "residual") for width in WIDTHS)
     ordinary = _Rounds.of("substitute", "residual")
@@ -95,7 +95,10 @@ def _beside(products: Arithmetic) -> Arithmetic:
     found = replace(found, pass_tile=_more(widest.busy, found.busy_seconds(widest.plan, widest.nodes)) / tiles / layers)
     one, more = (_more(rounds.level, rounds.level_seconds(found)) / layers for rounds in (narrow, wide))
     found = replace(found, level_layer=one, level_node=_more(more, one) / (wide.level_nodes - narrow.level_nodes))
-    return replace(found, level_rest=_more(ordinary.level, ordinary.level_seconds(found)))
+    found = replace(found, level_rest=_more(ordinary.level, ordinary.level_seconds(found)))
+    head = _Rounds.of("eagle:demo", "residual")
+    known = found.head_seconds(head.plan.head_level_bytes, head.level_nodes)
+    return replace(found, head_level=_more(head.level, known))
 
 
 def _more(whole: float, known: float) -> float:

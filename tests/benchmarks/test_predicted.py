@@ -25,7 +25,7 @@ def test_the_table_counts_what_is_within_the_goal() -> None:
 
 
 def test_a_machine_is_quiet_where_nobody_waits_and_its_speeds_stay() -> None:
-    first = Arithmetic(10.0, 1.0, 20.0, 30.0, *[1.0] * 9)
+    first = Arithmetic(10.0, 1.0, 20.0, 30.0, *[1.0] * 10)
     second = replace(first, rebuilt_rate=25.0, round_rest=3.0)
     assert predicted.changed(first, first) == 0 and predicted.changed(first, second) == pytest.approx(0.2)
     assert predicted.between(first, second) == replace(first, rebuilt_rate=22.5, round_rest=2.0)

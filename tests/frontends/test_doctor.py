@@ -14,7 +14,7 @@ from understudy.plan.machine import Machine
 from understudy.plan.rounds import Arithmetic
 from understudy.tiers import DiskProbe, probe
 
-FOUND = Arithmetic(4e9, 1e-11, 3e9, 8e9, 1e-12, 1e-4, 1e-5, 1e-4, 1e-4, 1e-5, 1e-5, 1e-5, 1e-3)
+FOUND = Arithmetic(4e9, 1e-11, 3e9, 8e9, 1e-12, 1e-4, 1e-5, 1e-4, 1e-4, 1e-5, 1e-5, 1e-5, 1e-3, 1e-3)
 
 
 @pytest.fixture

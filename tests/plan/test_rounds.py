@@ -19,7 +19,7 @@ PLAN = Plan(
 ARITHMETIC = Arithmetic(
     copy_rate=10**10, copy_node_seconds=10**-11, rebuilt_rate=10**10, plain_rate=2 * 10**10, node_seconds=10**-12,
     level_layer=0.001, level_node=0.0003, level_rest=0.002, pass_layer=0.002, pass_node=0.0001, pass_tile=0.0005,
-    part_seconds=0.0002, round_rest=0.01,
+    part_seconds=0.0002, round_rest=0.01, head_level=0.007,
 )  # fmt: skip
 DRAFTING = Drafting(0.9)
 
@@ -78,7 +78,9 @@ def test_a_slow_link_asks_for_longer_drafts_of_those_that_were_seen() -> None:
 
 
 def test_a_head_reads_less_than_a_copy() -> None:
-    assert round_of(PLAN, ARITHMETIC, DRAFTING.shape(4), 10**8).draft_seconds == pytest.approx(4 * (0.005 + 0.001 + 0.002))
+    assert round_of(PLAN, ARITHMETIC, DRAFTING.shape(4), 10**8).draft_seconds == pytest.approx(4 * (0.005 + 0.007))
+    wide = round_of(PLAN, ARITHMETIC, DRAFTING.shape(4, 3), 10**8)
+    assert wide.draft_seconds == pytest.approx(4 * (0.005 + 0.007 + 2 * (0.0001 + 0.0003)))
     copy, head = (expected(PLAN, ARITHMETIC, drafting) for drafting in (DRAFTING, Drafting(0.9, head_bytes=10**8)))
     assert head.tokens_per_second > copy.tokens_per_second
 

@@ -125,6 +125,11 @@ class Plan:
         known = self.streamed_bytes and self.link_bytes_per_second
         return self.link_bytes_per_second / self.streamed_bytes if known else None
 
+    @property
+    def head_level_bytes(self) -> int:
+        """What a level of a trained head that drafts alone reads: the head, with all it keeps, and the copy of the output head."""
+        return self.items.get("draft head", 0) + self.draft_level_bytes
+
     def predicted(self, tokens: float, levels: float) -> float | None:
         """Tokens per second when rounds of `levels` draft levels give `tokens` tokens; None where no speed is known."""
         if not self.speeds.link_bytes_per_second or not self.speeds.memory_bytes_per_second:

@@ -6,7 +6,7 @@ compared with the one that is reached."""
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 from .drafts import NO_DRAFT, Drafts, DraftShape
@@ -41,6 +41,8 @@ class Arithmetic:
     part_seconds: float
     # What a round takes besides: searching, choosing, keeping.
     round_rest: float
+    # A level of a trained head that drafts alone, beside reading its weights: its layer and all else are stock code.
+    head_level: float
 
     @classmethod
     def of_bandwidth(cls, bandwidth: float) -> Arithmetic:
@@ -53,6 +55,11 @@ class Arithmetic:
         more = max(nodes - 1, 0.0)
         products = nbytes * (1 / self.copy_rate + more * self.copy_node_seconds)
         return products + layers * (self.level_layer + more * self.level_node) + self.level_rest
+
+    def head_seconds(self, nbytes: int, nodes: float) -> float:
+        """A draft level of so many nodes, by a trained head of so many bytes, which are read as whole weights of the target are."""
+        more = max(nodes - 1, 0.0)
+        return nbytes * (1 / self.plain_rate + more * self.node_seconds) + self.head_level + more * self.level_node
 
     def busy_seconds(self, plan: Plan, nodes: float) -> float:
         """What a pass of so many nodes takes by `plan`, but for waiting for the link."""
@@ -95,7 +102,7 @@ def round_of(plan: Plan, arithmetic: Arithmetic, shape: DraftShape, head_bytes: 
     """The round of `plan` with drafts of this `shape`. The link fills the ring while drafting. head_bytes: see `Drafts`."""
     wide = plan.rows * shape.level_nodes
     if head_bytes:
-        level = replace(arithmetic, copy_rate=arithmetic.plain_rate).level_seconds(head_bytes, 1, wide)
+        level = arithmetic.head_seconds(head_bytes, wide)
     else:
         level = arithmetic.level_seconds(plan.draft_level_bytes, plan.layers, wide)
     drafted = shape.levels * level
