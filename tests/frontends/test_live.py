@@ -1,5 +1,6 @@
 """The live line never mixes with the text, on whatever streams the two are."""
 
+import io
 import os
 import pty
 import subprocess
@@ -12,6 +13,7 @@ from tests.frontends.fake import WORDS
 from understudy.frontends.bench import names
 from understudy.frontends.bench.prompts import TEXTS, mixed_lengths, mixed_prompts, prompts
 from understudy.frontends.bench.rows import first_difference
+from understudy.frontends.live import Live, Progress
 from understudy.frontends.show import duration, rate, to_json
 
 TEXT = "".join(WORDS)
@@ -111,6 +113,18 @@ def test_rates_and_json() -> None:
 class Letters:
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return [ord(letter) for letter in text]
+
+
+def test_the_time_left_is_that_of_the_pieces_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first piece of a stage kernels may be compiled, once."""
+    moments = iter([0.0, 60.0, 70.0, 100.0])
+    monkeypatch.setattr("understudy.frontends.live.time.monotonic", lambda: next(moments))
+    stream = io.StringIO()
+    progress = Progress(Live(stream=stream))
+    for done in (0, 1, 2, 5):
+        progress("calibrating", done, 10)
+    assert stream.getvalue().splitlines()[-1] == "calibrating · 50% · 50 s left"
+    assert [" left" in line for line in stream.getvalue().splitlines()] == [False, True, True]
 
 
 @pytest.mark.parametrize("length", [1, 64, 5000])

@@ -111,6 +111,8 @@ class Progress:
         self.stage = ""
         self.started = 0.0
         self.first = 0.0
+        # Has the stage done its first piece?
+        self.begun = False
         self.next = 0.0
 
     def __call__(self, stage: str, done: float, total: float) -> None:
@@ -123,7 +125,11 @@ class Progress:
             self.stage = stage
             self.started = moment
             self.first = done
+            self.begun = False
             self.next = moment + (0.0 if self.live.terminal or total >= self.LARGE else self.EVERY_LINE)
+        elif not self.begun and done > self.first:
+            # With the first piece kernels may be compiled: rate and time left are those of the pieces after it.
+            self.begun, self.started, self.first = True, moment, done
         if moment < self.next:
             return
         if self.live.terminal:
