@@ -91,7 +91,7 @@ MAY_IMPORT = {
     "drawable": {"blueprint", "codecs", "devices", "options", "plan", "planning", "sources", "weights"},
     "chat_plan": {"chat_table", "concessions", "drawable", "options", "plan", "small_keys"},
     "diagnosis": {"blueprint", "concessions", "options", "plan"},
-    "yardstick": {"llm", "codecs", "kernels", "quantizers", "plan", "weights"},
+    "yardstick": {"llm", "codecs", "devices", "kernels", "quantizers", "plan", "weights"},
     "loading": {
         *("planning", "small_keys", "startup"),
         *("generation_config", "blueprint", "sources", "options"),

@@ -5,8 +5,8 @@ The built-in model is narrow, so its rounds tell what a layer takes beside its p
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from .codecs import Encoded, codec
+from .devices.codec_speed import product_turns, turns
 from .kernels import instructions
 from .kernels.exact_operand import Operand
-from .kernels.exact_product import BlockProduct
-from .kernels.pack import BLOCK, block
+from .kernels.pack import block
 from .llm import LLM, SamplingParams
 from .plan.machine import Machine
 from .plan.placement import Plan
@@ -27,9 +27,10 @@ from .quantizers import Linear, quantizer
 from .weights.sample_text import TEXT
 
 FILE = "arithmetic.json"
-# Outputs and columns of the weight that is measured, and how many there are, of 4 bits and exact: together they fit in no cache.
+# Outputs and columns of the weight that is measured, how many there are of 4 bits and exact, which together fit in no cache, and
+# how often all of them multiply.
 SAMPLE = 2048, 2048
-COPIES, EXACT = 40, 12
+COPIES, EXACT, TURNS = 40, 12, 15
 # Nodes of the wider of two levels and of two passes, which tell what a node costs.
 LEVEL_NODES, PASS_NODES = 5, 17
 # The rounds of the built-in model that are measured: levels, and nodes of a level; the last fill two tiles of a pass.
@@ -146,25 +147,9 @@ class _Rounds:
 def _level(linears: Sequence[Linear], nodes: int) -> float:
     """Seconds in which one of the copy's `linears` multiplies `nodes` rows."""
     x = torch.randn(nodes, SAMPLE[1]).bfloat16()
-    return _seconds([partial(linear, x) for linear in linears])
+    return statistics.median(turns([partial(linear, x) for linear in linears], TURNS))
 
 
 def _pass(operands: Sequence[Operand], nodes: int) -> float:
     """Seconds in which one of `operands` multiplies `nodes` rows."""
-    x = torch.randn(nodes, SAMPLE[1]).bfloat16()
-    out = torch.empty(nodes, SAMPLE[0] // BLOCK, BLOCK, dtype=torch.bfloat16)
-    products = [BlockProduct([(operand, 0)]) for operand in operands]
-    return _seconds([partial(product, [x], out) for product in products])
-
-
-def _seconds(actions: Sequence[Callable[[], object]], turns: int = 15) -> float:
-    """Seconds of one of `actions`, on average over the median of several turns through all of them."""
-    for action in actions:
-        action()
-    taken = []
-    for _ in range(turns):
-        start = time.perf_counter()
-        for action in actions:
-            action()
-        taken.append((time.perf_counter() - start) / len(actions))
-    return sorted(taken)[turns // 2]
+    return statistics.median(product_turns(operands, nodes, TURNS))

@@ -1,12 +1,16 @@
 """The codec that is faster, from what was measured."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from tests.fake_device import FakeDevice
 from understudy.codecs import Codec, codec
-from understudy.devices.codec_speed import fastest_codec, seconds_a_weight
+from understudy.devices import codec_speed
+from understudy.devices.codec_speed import COPIES, ROWS, TURNS, fastest_codec, seconds_a_weight, turns
 from understudy.devices.processor import Processor
+from understudy.kernels.exact_product import BlockProduct
 
 
 class Measured(Processor):
@@ -35,10 +39,27 @@ def test_what_delta_cannot_store_is_raw(dtype: torch.dtype, quantizer: str) -> N
     assert fastest_codec(1e6, dtype, quantizer, Processor()) == "raw"
 
 
-def test_seconds_are_measured() -> None:
+def test_seconds_are_measured_of_the_product_that_a_pass_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own takes many times as long on some processors, and no choice of a codec would follow from that."""
+    rows, call = [], BlockProduct.__call__
+
+    def counted(product: BlockProduct, tiles: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+        rows.append(len(out))
+        call(product, tiles, out)
+
+    monkeypatch.setattr(BlockProduct, "__call__", counted)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", None)
+    seconds_a_weight.cache_clear()
     raw, delta = (seconds_a_weight(name, "int4") for name in ("raw", "delta"))
-    assert 0 < raw < delta < 1e-6
+    assert 0 < raw < 1e-6 and 0 < delta < 1e-6
+    assert rows == [ROWS] * 2 * COPIES * (1 + TURNS)
     assert Processor().seconds_a_weight(codec("delta"), "int4") == delta, "measured once"
+
+
+def test_turns_are_averages_over_all_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments, ran = iter([0.0, 6.0, 10.0, 12.0]), []
+    monkeypatch.setattr(codec_speed.time, "perf_counter", lambda: next(moments))
+    assert turns([lambda: ran.append(1), lambda: ran.append(2)], 2) == [3.0, 1.0] and ran == [1, 2] * 3
 
 
 @pytest.mark.parametrize(("triton", "wanted"), [(True, "delta"), (False, "raw")])

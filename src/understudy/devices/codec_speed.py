@@ -5,21 +5,24 @@ A pass takes as long as the slower of two things that overlap: weights coming ov
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 
 from .. import codecs
 from ..codecs import Codec, Encoded, candidates
-from ..kernels.pack import block
+from ..kernels.exact_operand import Operand
+from ..kernels.exact_product import BlockProduct
+from ..kernels.pack import BLOCK, block
 from ..quantizers import fitting
 from . import Device
 
 # Nodes of a usual pass.
 ROWS = 32
-# Outputs and columns of the weights that are measured with.
-SAMPLE = 256, 4096
+# Outputs and columns of a weight that is measured with, how many there are, which no near cache holds together, and how often all
+# of them are multiplied.
+SAMPLE, COPIES, TURNS = (256, 4096), 8, 5
 # Bytes per second, where there is nothing to measure yet.
 UNKNOWN_LINK = 1e9
 
@@ -41,28 +44,37 @@ def fastest_codec(link: float, dtype: torch.dtype, quantizer: str, device: Devic
 
 @cache
 def seconds_a_weight(name: str, quantizer: str) -> float:
-    """Seconds in which the processor decodes a bfloat16 weight stored by codec `name` and multiplies it with ROWS rows."""
+    """Seconds in which the processor multiplies ROWS rows by a bfloat16 weight stored by codec `name`, as a pass does: decoding
+    included, and weights come from memory."""
     codec = codecs.codec(name)
     torch.manual_seed(0)
     weight = torch.randn(SAMPLE).bfloat16()
-    whole = block(weight)
     substitute = fitting(quantizer, *SAMPLE).quantize(weight) if codec.needs_substitute else {}
-    data = codec.encode(whole, substitute)
-    out = torch.empty_like(whole)
-    x = torch.randn(ROWS, SAMPLE[1]).bfloat16()
-    seconds = _best(lambda: x @ weight.T)
-    if not codec.in_place:
-        part = Encoded(data, len(whole), SAMPLE[1], weight.dtype, substitute)
-        seconds += _best(lambda: codec.decode(part, out))
-    return seconds / weight.numel()
+    data = codec.encode(block(weight), substitute)
+    operands = []
+    for _ in range(COPIES):
+        own = {name: tensor.clone() for name, tensor in substitute.items()}
+        operands.append(codec.operand(Encoded(data.clone(), SAMPLE[0] // BLOCK, SAMPLE[1], weight.dtype, own)))
+    return min(product_turns(operands, ROWS, TURNS)) / weight.numel()
 
 
-def _best(action: Callable[[], object]) -> float:
-    """Seconds of the fastest of five runs."""
-    action()
-    taken = []
-    for _ in range(5):
-        start = time.perf_counter()
+def product_turns(operands: Sequence[Operand], rows: int, count: int) -> list[float]:
+    """Seconds in which one of `operands`, of one shape, multiplies `rows` rows: an average over all of them for each of `count`
+    turns."""
+    x = torch.randn(rows, operands[0].columns).bfloat16()
+    out = torch.empty(rows, operands[0].blocks, BLOCK, dtype=torch.bfloat16)
+    products = [BlockProduct([(operand, 0)]) for operand in operands]
+    return turns([partial(product, [x], out) for product in products], count)
+
+
+def turns(actions: Sequence[Callable[[], object]], count: int) -> list[float]:
+    """Seconds of one of `actions`: an average over all of them for each of `count` turns, after one that is not counted."""
+    for action in actions:
         action()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    taken = []
+    for _ in range(count):
+        start = time.perf_counter()
+        for action in actions:
+            action()
+        taken.append((time.perf_counter() - start) / len(actions))
+    return taken
