@@ -153,6 +153,7 @@ MUTATIONS = (
     Mutation("many nodes that a head in front begins with are one step", "drafters/head_suggest.py", "rows <= FEW * len(going)", "True", HEAD_SUGGEST),
     Mutation("a head in front is not measured before the first draft", "drafters/substitute.py", "        made.measure()\n", "", HEAD_SUGGEST),
     Mutation("a step of a head in front takes what reading took", "drafters/head_suggest.py", "device.finish()\n        start = time.perf_counter()", "device.finish()\n        start = 0.0", HEAD_SUGGEST),
+    Mutation("a window may begin within what is tidied", "detokenizer.py", "if not self._traits.tidied:\n            return True\n        return _tidy", "if self._traits.tidied:\n            return True\n        return _tidy", "tests/test_detokenizer.py"),
     Mutation("others are expected where levels take chains", "drafters/head_suggest.py", "self.checks_others = proposer.device.drafts_see_text", "self.checks_others = True", "tests/drafters/test_device_guesses.py"),
     Mutation("a head's own output has as few bits as the rest of it", "heads/held.py", "max(bits, OUTPUT_BITS) if", "bits if", "tests/heads/test_held.py"),
     Mutation("a matrix of few bits forgets its bias", "heads/held.py", "return y if self.bias is None else y + self.bias", "return y", "tests/heads"),

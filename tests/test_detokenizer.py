@@ -117,6 +117,18 @@ def test_long_texts_are_decoded_in_windows(name: str, seed: Any, few: bool) -> N
     check(tokenizer, tokens[:200], tokens[200:])
 
 
+@pytest.mark.parametrize("before", [0, 1, 2, 3])
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_long_run_of_what_is_tidied_is_tidied_from_its_beginning(before: int, beyond: int) -> None:
+    """Of spaces and apostrophes in turn, which spaces stay depends on where they begin: no window may begin in between."""
+    tokenizer = MADE["byte level, tidied"]
+    letter, quote = LETTERS.index("a"), LETTERS.index("Ġ'")
+    run = [letter] * before + [quote] * (150 + beyond)
+    check(tokenizer, run[:120], run[120:] + [letter] * 9)
+    check(tokenizer, [], run)
+    check(tokenizer, [letter] * 300, [quote, letter] * 90)
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_time_is_linear(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in tokens that are decoded."""

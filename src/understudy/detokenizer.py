@@ -158,7 +158,8 @@ class Detokenizer:
             place = 0
         shorter = self._decode(self._window[place:])
         given = self._given - len(whole) + len(shorter)
-        if place and given >= CONTEXT and shorter[given - CONTEXT :] == whole[self._given - CONTEXT :]:
+        stays = place and given >= CONTEXT and self._alone(self._window[place:])
+        if stays and shorter[given - CONTEXT :] == whole[self._given - CONTEXT :]:
             self._window = self._window[place:]
             self._whole = shorter
             self._given = given
@@ -171,10 +172,18 @@ class Detokenizer:
         size = SHORT
         while size < len(prompt) and not self._traits.unknown:
             end = prompt[-size:]
-            if not (self._traits.runs and self._is_byte(end[0])) and len(self._decode(end)) >= CONTEXT:
+            whole = not (self._traits.runs and self._is_byte(end[0]))
+            if whole and len(self._decode(end)) >= CONTEXT and self._alone(end):
                 return end
-            size += SHORT
+            size *= 2
         return prompt
+
+    def _alone(self, tokens: list[int]) -> bool:
+        """Whether the end of the text of `tokens` is tidied as it is after any others: what is tidied away of a run of spaces and
+        apostrophes depends on where the run begins."""
+        if not self._traits.tidied:
+            return True
+        return _tidy_place(self._backend.decode(tokens, skip_special_tokens=True)[:-CONTEXT]) > 0
 
     def _decode(self, tokens: list[int]) -> str:
         if self._traits.tidied or self._traits.unknown:
