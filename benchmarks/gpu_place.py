@@ -136,14 +136,13 @@ def make(folder: Path, model: Path, size: Size) -> None:
 def make_head(model: Path, size: Size) -> None:
     import torch
 
-    from understudy.heads.files import load, save
+    from understudy.heads.files import built, load, save
     from understudy.heads.held import Holding
     from widen_head import widened
 
     if size.device == "fake":
         from tests import trained
         from understudy.heads import TargetFacts
-        from understudy.heads.files import built
 
         head = built(trained.config("eagle", target=TargetFacts(64, 256))).requires_grad_(False)
     else:

@@ -137,14 +137,14 @@ class Detokenizer:
     def _final(self, whole: str) -> int:
         """How many characters of the decoded window stay, whatever tokens follow."""
         if self._traits.tidied:
-            text = self._backend.decode(self._window, skip_special_tokens=True)
+            text = self._untidied(self._window)
             return len(self._tokenizer.clean_up_tokenization(text[: _tidy_place(text[: self._settled(text)])]))
         return self._settled(whole)
 
     def _settled(self, text: str) -> int:
         """How many characters of the window's `text`, as the decoder gives it, stay whatever tokens follow."""
         if self._traits.last:
-            text = text[: _shared(text, self._backend.decode([*self._window, self._window[-1]], skip_special_tokens=True))]
+            text = text[: _shared(text, self._untidied([*self._window, self._window[-1]]))]
         return len(text) - (self._traits.halves and text.endswith(LOST))
 
     def _shorten(self, whole: str) -> None:
@@ -183,11 +183,15 @@ class Detokenizer:
         apostrophes depends on where the run begins."""
         if not self._traits.tidied:
             return True
-        return _tidy_place(self._backend.decode(tokens, skip_special_tokens=True)[:-CONTEXT]) > 0
+        return _tidy_place(self._untidied(tokens)[:-CONTEXT]) > 0
 
     def _decode(self, tokens: list[int]) -> str:
         if self._traits.tidied or self._traits.unknown:
             return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return self._untidied(tokens)
+
+    def _untidied(self, tokens: list[int]) -> str:
+        """The text of `tokens` as the decoder gives it."""
         return str(self._backend.decode(tokens, skip_special_tokens=True))
 
     def _visible(self, token: int) -> bool:
