@@ -41,3 +41,26 @@ def test_as_hooks_see_it(family: str, tmp_path: Path) -> None:
         expected = seen[spec.module] / seen[spec.module].mean()
         assert torch.allclose(moments.squares.double(), expected, rtol=0.02, atol=1e-3), spec.module
     assert (found[0] is found[1]) == (family != "phi3"), "queries and keys have the same inputs, or are one Linear"
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_weights_are_multiplied_in_a_type_that_is_fast(fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "model", "llama", dtype=torch.bfloat16)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    layout, config = layout_of(checkpoint, tmp_path), config_of(tmp_path / "model")
+    types: list[torch.dtype] = []
+    weights = calibration.Reading._weights
+
+    def watched(reading: Any, *given: Any) -> Tensor:
+        found = weights(reading, *given)
+        types.append(found.dtype)
+        name, start, stop, _ = given
+        assert torch.equal(found.bfloat16(), checkpoint.read_rows(name, start, stop))
+        return found
+
+    monkeypatch.setattr(calibration.Reading, "_weights", watched)
+    monkeypatch.setattr(calibration, "has_bfdot", lambda: fast)
+    monkeypatch.setattr(calibration, "has_amx", lambda: False)
+    found = calibration.second_moments(checkpoint, layout, config, TOKENS)
+    assert len(types) >= len(layout.linears) - 1 and set(types) == {torch.bfloat16 if fast else torch.float32}
+    assert all(moments is not None for moments in found)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..devices.processor import Processor
+from ..kernels.amx_dot import has_amx
+from ..kernels.bfdot import has_bfdot
 from ..kernels.pack import BLOCK
 from ..quantizers.inputs import Inputs
 from ..tree import Nodes, TokenTree
@@ -49,6 +51,7 @@ class Reading:
         self.moments: list[Inputs | None] = []
         # The last inputs that there were: queries, keys and values have the same.
         self.last: Tensor | None = None
+        self.room = torch.empty(0)
 
     def __call__(self, index: int, tiles: Sequence[Tensor], *_: int) -> list[Tensor]:
         """tiles: one, [rows, K] -> [rows, N], of which the last rows may be padding."""
@@ -59,17 +62,34 @@ class Reading:
         y = x.new_zeros(len(x), spec.shape[0])
         # The head is skipped: nobody asks for logits.
         if index < len(self.layout.linears) - 1:
+            own = x.to(_product_type(x.dtype))
             for first, blocks in part_blocks(spec.shape, self.checkpoint.info(spec.weight).dtype):
                 rows = first * BLOCK, min((first + blocks) * BLOCK, spec.shape[0])
-                y[:, slice(*rows)] = x @ self.checkpoint.read_rows(spec.weight, *rows).to(x.dtype).T
+                y[:, slice(*rows)] = own @ self._weights(spec.weight, *rows, own.dtype).T
         if self.progress is not None:
             self.progress(index + 1, len(self.layout.linears))
         return [y]
+
+    def _weights(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Rows start to stop - 1 of a weight, of type `dtype`, until the next are asked for."""
+        rows = self.checkpoint.read_rows(name, start, stop)
+        if rows.dtype == dtype:
+            return rows
+        # The same memory for all: the system takes as long to hand out new memory as the conversion takes.
+        if self.room.dtype != dtype or self.room.numel() < rows.numel():
+            self.room = torch.empty(rows.numel(), dtype=dtype)
+        return self.room[: rows.numel()].view(rows.shape).copy_(rows)
 
     def _note(self, x: Tensor) -> None:
         same = self.last is not None and torch.equal(self.last, x)
         self.moments.append(self.moments[-1] if same else Inputs.of(x))
         self.last = x
+
+
+def _product_type(dtype: torch.dtype) -> torch.dtype:
+    """The type in which torch multiplies numbers of `dtype` fast: without instructions for bfloat16 it multiplies them eight times
+    as slowly as float32."""
+    return dtype if dtype == torch.bfloat16 and (has_bfdot() or has_amx()) else torch.float32
 
 
 def _rows(checkpoint: Checkpoint, module: nn.Module, name: str) -> EmbeddingRows:
