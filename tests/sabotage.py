@@ -174,7 +174,7 @@ MUTATIONS = (
     Mutation("a path on a device ends before its node", "drafters/device_adjust.py", "torch.where(place < depth, taken[WHAT][:, None], -1)", "-1", BEAM),
     Mutation("drafts know nothing of penalties", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1, RANKS, adjust)", "nodes.positions.to(logits.device) + 1, RANKS)", "tests/test_penalties.py"),
     Mutation("fitting takes what does not help", "kernels/fitting.py", "if after[j] < before[j]:", "if after[j] > before[j]:", FITTING),
-    Mutation("other groups' errors do not count", "kernels/fitting.py", "target = exact[r, j] - rest[r, j]", "target = exact[r, j]", FITTING),
+    Mutation("other groups' errors do not count", "kernels/fitting.py", "target = group.exact[r, j] - rest[r, j]", "target = group.exact[r, j]", FITTING),
     Mutation("directions are counted twice", "quantizers/inputs.py", "squares - directions.square().sum(1), LEAST", "squares, LEAST", FITTING),
     Mutation("siblings see each other", "tree.py", "off = tree.ancestors & ~straight", "off = (tree.ancestors | True) & ~straight", CORE),
     Mutation("a node does not see itself", "tree.py", "reach = torch.eye(n", "reach = torch.zeros(n, n", CORE),

@@ -30,12 +30,22 @@ def solve(
 ) -> tuple[Tensor, Tensor]:
     """Packed codes uint8 [nb, K, 8 * bits], (scale, zero) bfloat16 [K / group, nb * 64, 2] of float32 blocks [nb, K,
     64]."""
+    return _solved(blocks, group, bits, rounds, shrink, len(blocks))
+
+
+def scales(blocks: Tensor, group: int, bits: int, rounds: int) -> Tensor:
+    """(scale, zero) bfloat16 [K / group, nb * 64, 2] of float32 blocks [nb, K, 64]: those of `solve`, without codes."""
+    return _solved(blocks, group, bits, rounds, SHRINK, 0)[1]
+
+
+def _solved(blocks: Tensor, group: int, bits: int, rounds: int, shrink: float, coded: int) -> tuple[Tensor, Tensor]:
+    """Codes of the first `coded` blocks, scales and zeros of all."""
     count, columns, width = blocks.shape
     assert width == 64 and columns % group == 0, f"blocks {tuple(blocks.shape)} in groups of {group}"
-    codes = torch.empty((count, columns, 8 * bits), dtype=torch.uint8)
-    scales = torch.empty((columns // group, count * 64, 2), dtype=torch.bfloat16)
-    _solve(blocks.numpy(), group, bits, rounds, np.float32(shrink), codes.numpy(), words_of(scales))
-    return codes, scales
+    codes = torch.empty((coded, columns, 8 * bits), dtype=torch.uint8)
+    found = torch.empty((columns // group, count * 64, 2), dtype=torch.bfloat16)
+    _solve(blocks.numpy(), group, bits, rounds, np.float32(shrink), codes.numpy(), words_of(found))
+    return codes, found
 
 
 @compiled
@@ -54,7 +64,7 @@ def _solve(blocks: Any, group: int, bits: int, rounds: int, shrink: Any, codes: 
             for j in range(64):
                 scales[g, b * 64 + j, 0] = word_of(fit[SCALE, j]) >> 16
                 scales[g, b * 64 + j, 1] = word_of(fit[ZERO, j]) >> 16
-            for k in range(group):
+            for k in range(group if b < codes.shape[0] else 0):
                 for j in range(64):
                     code[j] = np.int32(nearest_code(tile[k, j], fit[INVERSE, j], fit[ZERO, j], centre) + centre)
                 pack_run(code, bits, codes[b, g * group + k])

@@ -10,6 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compiled import contracted, part
+from .instructions import has
 from .team import float32_at, int64_at
 from .vector import FLOAT, FLOATS, LONG, Code
 
@@ -58,16 +59,18 @@ class _Adding(Code):
 
 def _adder_of(outputs: int) -> Any:
     """For kernels: `add_rows` for this number of outputs, but for the last columns, which are no sixteen."""
-    narrow, wide = _adder(outputs, 1), _adder(outputs, 4)
+    # as many columns at once as registers hold the sums of: half of what others have would be kept in memory
+    columns = 64 if has("avx512f") else 64 // outputs
+    narrow, wide = _adder(outputs, 1), _adder(outputs, columns // LANES)
 
     def add(rows: int, steps: int, count: int, stride: int, weights: int, apart: int, out: int, width: int) -> None:
         c = 0
-        while c + 64 <= width:
+        while c + columns <= width:
             wide(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
-            c += 64
-        while c + 16 <= width:
+            c += columns
+        while c + LANES <= width:
             narrow(rows + 4 * c, steps, count, stride, weights, apart, out + 4 * c, width)
-            c += 16
+            c += LANES
 
     return part(add, outputs)
 

@@ -17,6 +17,8 @@ from .inputs import Inputs
 
 # rounds of HQQ where fitting goes on from there
 BEFORE_FITTING = 4
+# weights that are quantised together, or one block
+TOGETHER = 1 << 19
 
 
 class Grouped(Coded):
@@ -46,12 +48,26 @@ class Grouped(Coded):
         return padded * columns * self.bits // 8 + padded * (columns // self.group_for(columns)) * 4
 
     def quantize(self, weight: Tensor, inputs: Inputs | None = None) -> Tensors:
-        blocks = block(weight).float()
-        rounds = hqq.ROUNDS if inputs is None else BEFORE_FITTING
-        codes, scales = hqq.solve(blocks, self.group_for(weight.shape[1]), self.bits, rounds)
-        if inputs is not None:
-            codes, scales = fitting.fit(blocks, scales, inputs.own, inputs.directions, self.bits)
+        columns, total = weight.shape[1], blocks_of(len(weight))
+        group = self.group_for(columns)
+        codes = torch.empty((total, columns, 8 * self.bits), dtype=torch.uint8)
+        scales = torch.empty((columns // group, total * BLOCK, 2), dtype=torch.bfloat16)
+        count = min(max(TOGETHER // (columns * BLOCK), 1), total)
+        # used again for all blocks: the system takes as long to hand out new memory as quantising takes
+        room = torch.empty((count, columns, BLOCK), dtype=weight.dtype)
+        floats = torch.empty((count, columns, BLOCK))
+        for first in range(0, total, count):
+            last = min(first + count, total)
+            blocks = floats[: last - first].copy_(block(weight[first * BLOCK : last * BLOCK], room[: last - first]))
+            codes[first:last], scales[:, first * BLOCK : last * BLOCK] = self._solved(blocks, group, inputs)
         return {"codes": codes, "scales": scales}
+
+    def _solved(self, blocks: Tensor, group: int, inputs: Inputs | None) -> tuple[Tensor, Tensor]:
+        """Packed codes, and scales and zeros, of float32 blocks [nb, K, 64]."""
+        if inputs is None:
+            return hqq.solve(blocks, group, self.bits)
+        scales = hqq.scales(blocks, group, self.bits, BEFORE_FITTING)
+        return fitting.fit(blocks, scales, inputs.own, inputs.directions, self.bits)
 
     def dequantize(self, tensors: Tensors, shape: tuple[int, int]) -> Tensor:
         rows, columns = shape
