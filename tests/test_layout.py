@@ -76,7 +76,7 @@ MAY_IMPORT = {
     "scheduler": {"admission", "advance", "engine", "policies", "request", "sequence", "stats"},
     "option_kinds": set(),
     "options": {"option_kinds", "policies", "plan", "tiers", "drafters", "devices", "weights", "codecs", "quantizers"},
-    "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs"},
+    "sources": {"options", "devices", "models", "weights", "demo", "plan", "codecs", "startup"},
     "blueprint": {
         "spilled",
         *("heads", "drafters", "layer_states", "prefixes", "recurrent", "options", "policies", "devices", "models", "weights"),

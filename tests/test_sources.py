@@ -1,5 +1,7 @@
 """From a name to a Store: what is named is found, and what is prepared once is found again."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from tests.tiny import publish, save
-from understudy import LLM, SamplingParams, demo
+from understudy import LLM, SamplingParams, demo, sources, startup
 from understudy.drawable import plan_for
 from understudy.errors import CheckpointError, UsageError
 from understudy.options import Options
@@ -103,6 +105,27 @@ def test_a_store_is_not_put_into_its_checkpoint(tmp_path: Path, model: Path) -> 
         with pytest.raises(UsageError, match=r"lies in the checkpoint .*: name a directory beside it"):
             LLM.prepare(model, output=place)
     assert sorted(model.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("memory", "spare", "kept"),
+    [(None, 8 << 30, True), (None, 2 << 30, False), ("32GiB", 8 << 30, True), ("2GiB", 8 << 30, False)],
+)
+def test_preparing_keeps_what_it_frees_where_memory_is_plentiful(
+    memory: str | None, spare: int, kept: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[str] = []
+
+    @contextmanager
+    def keeping() -> Iterator[None]:
+        entered.append("kept")
+        yield
+        entered.append("given back")
+
+    monkeypatch.setattr(sources, "spare_bytes", lambda: spare)
+    monkeypatch.setattr(startup, "keeping_memory", keeping)
+    store = prepare_source(Checkpoint.open(model), options(tmp_path, memory=memory), None)
+    assert store.linears and entered == (["kept", "given back"] if kept else [])
 
 
 def test_a_directory_that_is_neither_is_named(tmp_path: Path) -> None:

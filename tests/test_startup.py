@@ -139,7 +139,14 @@ print(library.mallinfo2().hblkhd - before)
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="this C library does not tell what it got")
 @pytest.mark.parametrize(
-    ("before", "wanted", "goes_back"), [("startup.own()", "", True), ("", "", False), ("startup.own()", "33554432", False)]
+    ("before", "wanted", "goes_back"),
+    [
+        ("startup.own()", "", True),
+        ("", "", False),
+        ("startup.own()", "33554432", False),
+        ("startup.own(); kept = startup.keeping_memory(); kept.__enter__()", "", False),
+        ("startup.own(); kept = startup.keeping_memory(); kept.__enter__(); kept.__exit__(None, None, None)", "", True),
+    ],
 )
 def test_large_memory_of_a_command_goes_back_once_it_is_free(before: str, wanted: str, goes_back: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if name != startup.MMAP_VARIABLE}

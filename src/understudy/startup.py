@@ -44,18 +44,43 @@ _owned: list[bool] = [False]
 # What has so many bytes, the C library gets from the system alone and gives back once it is free. It begins so, and takes for small
 # whatever is as large as what was freed, up to 32 MiB. Small memory leaves gaps: a process held up to 13 MiB more, never the same.
 GIVEN_BACK = 128 << 10
-# Of the C library: which setting that is, and its name in the environment.
-MMAP_THRESHOLD = -3
+# Of the C library: which setting that is, its largest value, and its name in the environment; and what is free at the end of its
+# memory before it is given back, as it begins and where it keeps all.
+MMAP_THRESHOLD, LARGEST_THRESHOLD = -3, 32 << 20
 MMAP_VARIABLE = "MALLOC_MMAP_THRESHOLD_"
+TRIM_THRESHOLD, USUALLY, NEVER = -1, 128 << 10, 1 << 30
 
 
 def own() -> None:
     """Take this process for a command's own: `lean` has an effect from now on, and large memory goes back once it is free."""
     _owned[0] = True
-    if sys.platform == "linux" and MMAP_VARIABLE not in os.environ:
-        # The GNU C library has it, others have not.
-        if (setting := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-            setting(MMAP_THRESHOLD, GIVEN_BACK)
+    if setting := _setting():
+        setting(MMAP_THRESHOLD, GIVEN_BACK)
+
+
+def _setting() -> Callable[[int, int], int] | None:
+    """What changes the C library's settings; None where it has none, or the user has chosen them."""
+    if sys.platform != "linux" or MMAP_VARIABLE in os.environ:
+        return None
+    # The GNU C library has it, others have not.
+    return getattr(ctypes.CDLL(None), "mallopt", None)
+
+
+@contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Within it, a command's process keeps what it frees for what it needs next: the system takes as long to hand out new memory
+    as it takes to compute what goes there. Up to 750 MiB more are held meanwhile; `give_back` gives them back afterwards."""
+    setting = _setting() if owned() else None
+    if setting is None:
+        yield
+        return
+    setting(MMAP_THRESHOLD, LARGEST_THRESHOLD)
+    setting(TRIM_THRESHOLD, NEVER)
+    try:
+        yield
+    finally:
+        setting(MMAP_THRESHOLD, GIVEN_BACK)
+        setting(TRIM_THRESHOLD, USUALLY)
 
 
 def owned() -> bool:
