@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch
 from understudy.errors import CheckpointError, StoreError
 from understudy.weights import building
 from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.encoding import Encoding
+from understudy.weights.layout import LinearSpec
 from understudy.weights.prepare import prepare
 from understudy.weights.recipe import Recipe
 
@@ -30,9 +33,9 @@ class _Watch:
         self.made: list[str] = []
         linear, copy = building.Building._linear, building.Building._copy
 
-        def watched_linear(made: building.Building, spec: object, wanted: str) -> object:
+        def watched_linear(made: building.Building, spec: object, *given: object) -> object:
             self._note(spec.module, stop_at)  # type: ignore[attr-defined]
-            return linear(made, spec, wanted)  # type: ignore[arg-type]
+            return linear(made, spec, *given)  # type: ignore[arg-type]
 
         def watched_copy(made: building.Building, name: str, checked: bool, linkable: bool) -> object:
             self._note(name, stop_at)
@@ -75,6 +78,33 @@ def test_a_kill_before_all_is_on_the_disk_costs_nothing(tmp_path: Path, monkeypa
     store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     store.verify()
     assert watch.made == [] and not any("journal" in path.name for path in store.path.iterdir())
+
+
+def test_the_next_weights_are_encoded_while_one_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint(tmp_path)
+    plan = layout(checkpoint)
+    order: list[str] = []
+    linear, piece = building.Building._linear, Encoding.piece
+
+    def written(made: building.Building, spec: LinearSpec, *given: Any) -> object:
+        row = linear(made, spec, *given)
+        order.append(f"written {spec.weight}")
+        return row
+
+    def encoded(encoding: Encoding, *part: int) -> object:
+        order.append(f"begun {encoding.info.name}")
+        return piece(encoding, *part)
+
+    monkeypatch.setattr(building.Building, "_linear", written)
+    monkeypatch.setattr(Encoding, "piece", encoded)
+    # parts of one size, each weight a part of its own
+    store = prepare(checkpoint, plan, tmp_path / "store", Recipe(codec="delta"))
+    first, second = (spec.weight for spec in plan.linears[:2])
+    assert order.index(f"begun {second}") < order.index(f"written {first}")
+    assert [name for name in order if name.startswith("written")] == [f"written {spec.weight}" for spec in plan.linears]
+    for spec in plan.linears:
+        rows = torch.cat(list(store.rows_of(store.linears[spec.module])))
+        assert torch.equal(rows, checkpoint.read(spec.weight)), spec.weight
 
 
 def test_damage_to_what_was_done_before_the_kill_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

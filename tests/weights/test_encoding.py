@@ -29,7 +29,7 @@ def _encoding(tmp_path: Path, codec_name: str, quantizer_name: str = "int4") -> 
 def test_pieces_come_in_order_and_cover_the_weight(tmp_path: Path, ahead: int) -> None:
     encoding = _encoding(tmp_path, "raw")
     with ThreadPoolExecutor(4) as pool:
-        pieces = list(in_order(pool, ahead, encoding, [(i, 1) for i in range(6)]))
+        pieces = list(in_order(pool, ahead, [(encoding, i, 1) for i in range(6)]))
     assert [piece.first_block for piece in pieces] == list(range(6))
     weight = encoding.checkpoint.read(NAME)
     assert torch.equal(torch.cat([piece.rows for piece in pieces]), weight)

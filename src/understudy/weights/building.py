@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..quantizers import fitting
 from ..quantizers.mixed import mixed
 from . import index
 from .checkpoint import Checkpoint
-from .encoding import Encoding, check_weight, in_order, refuse_unusable, whole_bytes
+from .encoding import Encoding, Piece, check_weight, in_order, refuse_unusable, whole_bytes
 from .entries import (
     INDEX,
     PART_BYTES,
@@ -110,9 +110,11 @@ class Building:
             stored[name] = index.stored_from_json(row)
             done += tensors[name].nbytes
         linears: dict[str, LinearEntry] = {}
-        for spec, wanted in zip(layout.linears, self._wanted(), strict=True):
+        wanted = list(zip(layout.linears, self._wanted(), strict=True))
+        pieces = in_order(self.pool, self.ahead, self._pieces(wanted))
+        for spec, quantizer in wanted:
             self.progress(done, total, spec.module)
-            row = self._once(f"linear {spec.module}", partial(self._linear, spec, wanted))
+            row = self._once(_key(spec), partial(self._linear, spec, quantizer, pieces))
             linears[spec.module] = index.linear_from_json(row)
             done += tensors[spec.weight].nbytes
         self.progress(total, total, "")
@@ -167,29 +169,42 @@ class Building:
             self.measured = [None] * len(self.layout.linears) if self.measure is None else self.measure()
         return self.measured
 
-    def _linear(self, spec: LinearSpec, wanted: str) -> dict[str, Any]:
-        """Store a weight as substitute and residual: its `LinearEntry` as JSON.
+    def _pieces(self, wanted: Sequence[tuple[LinearSpec, str]]) -> Iterator[tuple[Encoding, int, int]]:
+        """What is to be encoded of all weights that are not done: those of the next weight come while one is written."""
+        for spec, quantizer in wanted:
+            if _key(spec) not in self.finished:
+                encoding = self._encoding(spec, quantizer)
+                yield from ((encoding, *part) for part in part_blocks(spec.shape, encoding.info.dtype))
 
-        Where the recipe's codec cannot store it, or would not make it smaller, it is stored as `raw`."""
+    def _encoding(self, spec: LinearSpec, wanted: str) -> Encoding:
+        """How a weight is encoded: by the recipe's codec, or as `raw` where that cannot store it."""
         info = self.checkpoint.info(spec.weight)
         check_weight(info, spec.shape)
-        quantizer = fitting(wanted, *spec.shape)
-        chosen = codec(self.recipe.codec)
-        start = self.files[RESIDUAL].end
-        encoding = Encoding(self.checkpoint, info, quantizer, codec(FALLBACK), self._moments()[self.layout.linears.index(spec)])
-        if chosen.applies(info.dtype, quantizer.name):
-            entry = self._encode(spec, replace(encoding, codec=chosen))
-            nbytes = sum(part.stored.nbytes for part in entry.parts)
-            if nbytes < whole_bytes(spec, info.dtype) or not chosen.needs_substitute:
-                return index.linear_to_json(entry)
-            self.files[RESIDUAL].cut(start)
-        return index.linear_to_json(self._encode(spec, encoding))
+        quantizer, chosen = fitting(wanted, *spec.shape), codec(self.recipe.codec)
+        applies = chosen.applies(info.dtype, quantizer.name)
+        inputs = self._moments()[self.layout.linears.index(spec)]
+        return Encoding(self.checkpoint, info, quantizer, chosen if applies else codec(FALLBACK), inputs)
 
-    def _encode(self, spec: LinearSpec, encoding: Encoding) -> LinearEntry:
+    def _linear(self, spec: LinearSpec, wanted: str, pieces: Iterator[Piece]) -> dict[str, Any]:
+        """Store a weight as substitute and residual, from the next of all `pieces`: its `LinearEntry` as JSON.
+
+        Where the recipe's codec would not make it smaller, it is stored as `raw`."""
+        encoding, start = self._encoding(spec, wanted), self.files[RESIDUAL].end
+        parts = part_blocks(spec.shape, encoding.info.dtype)
+        entry = self._encode(spec, encoding, islice(pieces, len(parts)))
+        nbytes = sum(part.stored.nbytes for part in entry.parts)
+        if encoding.codec.needs_substitute and nbytes >= whole_bytes(spec, encoding.info.dtype):
+            self.files[RESIDUAL].cut(start)
+            encoding = replace(encoding, codec=codec(FALLBACK))
+            again = in_order(self.pool, self.ahead, ((encoding, *part) for part in parts))
+            entry = self._encode(spec, encoding, again)
+        return index.linear_to_json(entry)
+
+    def _encode(self, spec: LinearSpec, encoding: Encoding, pieces: Iterable[Piece]) -> LinearEntry:
         digest = xxhash.xxh3_64()
         substitutes = []
         parts = []
-        for piece in in_order(self.pool, self.ahead, encoding, part_blocks(spec.shape, encoding.info.dtype)):
+        for piece in pieces:
             digest.update(buffer(piece.rows))
             substitutes.append(piece.substitute)
             if piece.residual is not None:
@@ -268,6 +283,11 @@ class Building:
                 f"The Store needs {-(-missing // 10**6):,} MB more in {self.directory.parent}, where {free // 10**6:,} MB are"
                 f" free: free some space, or {ELSEWHERE}."
             )
+
+
+def _key(spec: LinearSpec) -> str:
+    """What the journal calls a weight."""
+    return f"linear {spec.module}"
 
 
 def _sync(path: Path) -> None:

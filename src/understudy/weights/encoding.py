@@ -90,13 +90,11 @@ def whole_bytes(spec: LinearSpec, dtype: torch.dtype) -> int:
     return blocks_of(spec.shape[0]) * BLOCK * spec.shape[1] * dtype.itemsize
 
 
-def in_order(
-    pool: ThreadPoolExecutor, ahead: int, encoding: Encoding, parts: Iterable[tuple[int, int]]
-) -> Iterator[Piece]:
-    """The piece of each (first block, number of blocks), in order. The pool makes up to `ahead` of them at a time."""
+def in_order(pool: ThreadPoolExecutor, ahead: int, work: Iterable[tuple[Encoding, int, int]]) -> Iterator[Piece]:
+    """The piece of each (encoding, first block, number of blocks), in order. The pool makes up to `ahead` of them at a time."""
     pending: deque[Future[Piece]] = deque()
-    for part in parts:
-        pending.append(pool.submit(encoding.piece, *part))
+    for encoding, first_block, blocks in work:
+        pending.append(pool.submit(encoding.piece, first_block, blocks))
         if len(pending) >= ahead:
             yield pending.popleft().result()
     while pending:
