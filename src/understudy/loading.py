@@ -22,7 +22,7 @@ from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
 from .planning import MemoryCeiling, check_drafter, measured, planned_devices, with_second
 from .small_keys import NOT_EXACT
-from .sources import Report, locate, prepare_source, proven_config
+from .sources import Report, compile_for, locate, prepare_source, proven_config
 from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint
 from .weights.holding import Hold
@@ -78,6 +78,8 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     # Held from now on, so that nobody deletes what is read, nor what is made of it.
     hold = Hold()
     hold.add(source.path)
+    if isinstance(source, Checkpoint):
+        compile_for(source, options, report, device)
     files = SmallFiles.of(source.path, options)
 
     check_drafter(source, files.config, options)

@@ -19,12 +19,13 @@ from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
 from .errors import CheckpointError, UnderstudyError, UsageError
 from .models import calibration, structure
+from .models.compile_ahead import compile_ahead
 from .models.configuration import config_of, tokenizer_of
 from .models.known import keep, key_of, recall
 from .models.proof import prove
 from .models.ropes import for_context
 from .models.streamed import attention_name
-from .options import AUTO, Options
+from .options import AUTO, DTYPES, Options
 from .plan.machine import Machine, resident_bytes, spare_bytes
 from .plan.sizes import format_size, parse_size
 from .weights.checkpoint import Checkpoint
@@ -127,6 +128,7 @@ def prepare_source(
         return source
     if options.output is not None and Path(options.output).expanduser().resolve().is_relative_to(source.path.resolve()):
         raise UsageError(f"--output {options.output} lies in the checkpoint {source.path}: name a directory beside it.")
+    compile_for(source, options, report, device)
     config = proven_config(source.path, options)
     if (store := _prepared(source, config, options, ceiling)) is not None:
         return store
@@ -154,6 +156,18 @@ def prepare_source(
     measure = None if options.text is None else partial(_moments, source, layout, config, options.text, report)
     with _memory(options):
         return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
+
+
+def compile_for(source: Checkpoint, options: Options, report: Report | None, device: Device | None) -> None:
+    """Compile what is not on disk of what preparing and running `source` on the processor needs (`compile_ahead`).
+
+    To be called before the first kernel is used: a kind of model is proven by some."""
+    if device is not None and device.where != "cpu":
+        return
+    # as far as is known before its layout is
+    largest = max(source.tensors.values(), key=lambda info: info.nbytes)
+    prepared = any(place.is_dir() for place in _places(source, options))
+    compile_ahead(DTYPES.get(options.dtype, largest.dtype), not prepared, report)
 
 
 def _memory(options: Options) -> AbstractContextManager[None]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from numba.core import caching
+from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 
 from . import instructions
@@ -100,6 +101,15 @@ class CodeCache(_FunctionCache):  # type: ignore[misc]
         with suppress(*DAMAGED):
             return self._ready(key, target)
         return None
+
+    def kept(self) -> bool:
+        """Whether an earlier process kept any machine code of this kernel for this processor, or it came with the package."""
+        if ready_here() is not None:
+            return True
+        processor = cpu_target.target_context.codegen().magic_tuple()
+        with suppress(*DAMAGED):
+            return any(of == processor for _, of, _ in self._cache_file._load_index())
+        return False
 
     def _ready(self, key: tuple[Any, ...], target: Any) -> Any:
         """What came with the package for this processor; None where nothing did."""

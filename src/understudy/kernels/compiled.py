@@ -83,6 +83,12 @@ def machine_code(function: Callable[[Any], None]) -> int:
     return int(code.address)
 
 
+def on_disk(kernel: Any) -> bool:
+    """Whether machine code of a `compiled` kernel is there for this processor, of whatever types it is given."""
+    cache: CodeCache = kernel._cache
+    return cache.kept()
+
+
 def _stamped(function: F) -> F:
     """`function`, its name with a stamp, so that the machine code of no other sources is found."""
     mark = "-" + stamp(Path(__file__).parent)

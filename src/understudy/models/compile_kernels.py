@@ -9,23 +9,18 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..devices.processor import Processor
 from ..kernels import spilled_attention
-from ..kernels.attention import AttentionSpec
-from ..kernels.choosing import chances, match
 from ..kernels.draft_chain import lead
-from ..kernels.draft_layer import attend
-from ..kernels.likeliest import likeliest
 from ..kernels.recurrence import RuleStep
-from ..layer_states import FullState, LayerShape
 from ..quantizers import quantizer
 from ..recurrent import RecurrentShape, RecurrentState, Room
 from ..tree import Nodes, TokenTree
 from ..weights.entries import LinearEntry
 from ..weights.store import Store
+from .compile_ahead import WHAT, attend, attend_drafted, choose, compile_ahead
 from .exact_linear import ExactLinear
 from .load import whole_bytes
 from .shape import ModelShape, cache_dtype
@@ -48,7 +43,8 @@ def compile_kernels(
     `spills`: so are those for keys and values that lie in a file; `small`: those for such of 8 bits, in place of others.
 
     Machine code that an earlier run kept on disk is only read; `report` is told when compiling takes longer than LONG."""
-    tell = threading.Timer(LONG, lambda: report and report("Compiling kernels for this processor, once", 0, 0))
+    compile_ahead(dtype, False, report)
+    tell = threading.Timer(LONG, lambda: report and report(WHAT, 0, 0))
     tell.daemon = True
     tell.start()
     try:
@@ -71,39 +67,14 @@ def _use_all(store: Store, shape: ModelShape, dtype: torch.dtype, drafts: bool) 
         _use(store, entry, dtype, drafts, processor)
     layers = shape.layers
     for layer in [layer for layer in layers if layer.kv_heads][:1]:
-        _attend(processor, layer, dtype)
+        attend(processor, layer, dtype)
         if drafts:
-            _attend_drafted(layer, dtype)
+            attend_drafted(layer, dtype)
             lead()
     if any(layer.recurrent for layer in layers):
         _recur(processor, dtype)
-    _choose()
-    # what finds the tokens of sampled rows
-    likeliest(torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64), 1)
+    choose()
     give_back()
-
-
-def _choose() -> None:
-    """Ask for what a tree search asks for."""
-    one = np.ones(1)
-    chances([0.0], one, one, 1.0, 1.0)
-    match(np.zeros(1, dtype=np.int64), [0], 1, 1)
-
-
-def _attend(processor: Processor, layer: LayerShape, dtype: torch.dtype) -> None:
-    """Attend with one node of `layer`."""
-    state = FullState(layer, 1, 64, cache_dtype(dtype), processor.where)
-    query = torch.zeros(1, layer.kv_heads, layer.key_size, dtype=dtype)
-    nodes = Nodes.of(TokenTree.chain([0]), 0, 0)
-    processor.attend(query, state.keys, state.values, nodes, AttentionSpec(scaling=1.0))
-
-
-def _attend_drafted(layer: LayerShape, dtype: torch.dtype) -> None:
-    """Attend with one drafted node of `layer`."""
-    state = FullState(layer, 1, 64, cache_dtype(dtype))
-    made = torch.zeros(1, layer.kv_heads * (2 * layer.key_size + layer.value_size), dtype=dtype)
-    turns = torch.zeros(2, 1, layer.key_size, dtype=dtype)
-    attend(made, (turns[0], turns[1]), state, Nodes.of(TokenTree.chain([0]), 0, 0), AttentionSpec(scaling=1.0))
 
 
 def _recur(processor: Processor, dtype: torch.dtype) -> None:
