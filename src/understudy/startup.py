@@ -69,7 +69,7 @@ def _setting() -> Callable[[int, int], int] | None:
 @contextmanager
 def keeping_memory() -> Iterator[None]:
     """Within it, a command's process keeps what it frees for what it needs next: the system takes as long to hand out new memory
-    as it takes to compute what goes there. Up to 750 MiB more are held meanwhile; `give_back` gives them back afterwards."""
+    as it takes to compute what goes there. Up to 750 MiB more are held meanwhile, and given back at the end."""
     setting = _setting() if owned() else None
     if setting is None:
         yield
@@ -81,6 +81,8 @@ def keeping_memory() -> Iterator[None]:
     finally:
         setting(MMAP_THRESHOLD, GIVEN_BACK)
         setting(TRIM_THRESHOLD, USUALLY)
+        # Where there is mallopt, there is this.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def owned() -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from understudy.kernels import code_cache, instructions
 from understudy.kernels.code_cache import CodeCache
-from understudy.kernels.compiled import compiled
+from understudy.kernels.compiled import compiled, on_disk
 
 
 def made(place: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -52,6 +52,21 @@ def test_a_second_process_finds_what_the_first_one_kept(tmp_path: Path, monkeypa
     kernels = [made(tmp_path, monkeypatch) for _ in range(2)]
     assert [kernel(5) for kernel in kernels] == [15, 15]
     assert [hits(kernel) for kernel in kernels] == [0, 1]
+
+
+def test_whether_machine_code_is_there_is_found_out_without_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_cache, "READY", tmp_path / "none")
+    first, second, third = (made(tmp_path / "code", monkeypatch) for _ in range(3))
+    assert on_disk(first) is False
+    assert first(5) == 15
+    assert on_disk(second) is True and not second.signatures
+    # another processor's
+    monkeypatch.setattr(first.targetctx.codegen(), "magic_tuple", lambda: ("x86_64", "another", "+avx"))
+    assert on_disk(second) is False
+    monkeypatch.setattr(third._cache._impl, "_locator", code_cache._Nowhere(third.py_func, "kernel.py"))
+    assert on_disk(third) is None
+    monkeypatch.setattr(code_cache, "ready_here", lambda: instructions.SETS[0])
+    assert on_disk(third) is True
 
 
 def test_two_processes_that_keep_a_kernel_for_two_signatures_at_once_keep_both_apart(

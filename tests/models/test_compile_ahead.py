@@ -37,9 +37,12 @@ def test_every_use_is_given_to_one_process(prepares: bool, started: list[list[st
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("cores", lambda: 1), ("spare_bytes", lambda: 2 * EACH - 1), ("on_disk", lambda kernel: True)],
-)
-def test_one_processor_little_memory_or_nothing_to_compile_start_none(
+    [
+        ("cores", lambda: 1), ("spare_bytes", lambda: 2 * EACH - 1), ("on_disk", lambda kernel: True),
+        ("on_disk", lambda kernel: None),
+    ],
+)  # fmt: skip
+def test_one_processor_little_memory_nothing_to_compile_or_no_place_for_it_start_none(
     name: str, value: Any, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, name, value)

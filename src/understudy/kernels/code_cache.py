@@ -102,10 +102,13 @@ class CodeCache(_FunctionCache):  # type: ignore[misc]
             return self._ready(key, target)
         return None
 
-    def kept(self) -> bool:
-        """Whether an earlier process kept any machine code of this kernel for this processor, or it came with the package."""
+    def kept(self) -> bool | None:
+        """Whether an earlier process kept any machine code of this kernel for this processor, or it came with the package; None:
+        nothing can be kept."""
         if ready_here() is not None:
             return True
+        if isinstance(self._impl.locator, _Nowhere):
+            return None
         processor = cpu_target.target_context.codegen().magic_tuple()
         with suppress(*DAMAGED):
             return any(of == processor for _, of, _ in self._cache_file._load_index())

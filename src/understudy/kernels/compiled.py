@@ -83,8 +83,9 @@ def machine_code(function: Callable[[Any], None]) -> int:
     return int(code.address)
 
 
-def on_disk(kernel: Any) -> bool:
-    """Whether machine code of a `compiled` kernel is there for this processor, of whatever types it is given."""
+def on_disk(kernel: Any) -> bool | None:
+    """Whether machine code of a `compiled` kernel is there for this processor, of whatever types it is given; None: there is no
+    place to keep it."""
     cache: CodeCache = kernel._cache
     return cache.kept()
 

@@ -161,7 +161,7 @@ def compile_ahead(dtype: torch.dtype, prepares: bool, report: Callable[[str, flo
     it and memory is. `prepares`: is it prepared, too? Returns how many processes did so."""
     if not startup.owned():
         return 0
-    missing = [name for name, each in USES.items() if (prepares or not each.prepares) and not on_disk(each.kernel)]
+    missing = [name for name, each in USES.items() if (prepares or not each.prepares) and on_disk(each.kernel) is False]
     count = min(cores(), spare_bytes() // EACH, len(missing))
     if count < 2 or sum(USES[name].seconds for name in missing) < WORTH:
         return 0
