@@ -9,6 +9,7 @@ from typing import Any
 
 from . import startup
 from .blueprint import Blueprint
+from .devices import Device
 from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
 from .models.compile_kernels import compile_kernels, give_back
@@ -22,7 +23,7 @@ from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
 from .planning import MemoryCeiling, check_drafter, measured, planned_devices, with_second
 from .small_keys import NOT_EXACT
-from .sources import Report, compile_for, locate, prepare_source, proven_config
+from .sources import Report, compiling_for, locate, prepare_source, proven_config
 from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint
 from .weights.holding import Hold
@@ -68,6 +69,16 @@ class SmallFiles:
         return cls(config, tokenizer, ends, replace(generation, notes=tuple(notes)))
 
 
+def _small_files(source: Store | Checkpoint, options: Options, device: Device, report: Report | None) -> SmallFiles:
+    """What the small files of `source` say; kernels are compiled while its kind is proven."""
+    if isinstance(source, Store):
+        return SmallFiles.of(source.path, options)
+    with compiling_for(source, options, device) as others:
+        files = SmallFiles.of(source.path, options)
+        others.wait(report)
+    return files
+
+
 def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:
     """Everything up to the first token. The Store is prepared first where there is none."""
     # Imports transformers' model code, which RUNTIME counts, before memory is measured.
@@ -78,9 +89,7 @@ def load(model: str | Path | None, options: Options, report: Report | None) -> L
     # Held from now on, so that nobody deletes what is read, nor what is made of it.
     hold = Hold()
     hold.add(source.path)
-    if isinstance(source, Checkpoint):
-        compile_for(source, options, report, device)
-    files = SmallFiles.of(source.path, options)
+    files = _small_files(source, options, device, report)
 
     check_drafter(source, files.config, options)
     ceiling = MemoryCeiling(source, device) if isinstance(source, Checkpoint) else None

@@ -19,7 +19,7 @@ from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
 from .errors import CheckpointError, UnderstudyError, UsageError
 from .models import calibration, structure
-from .models.compile_ahead import compile_ahead
+from .models.compile_ahead import Compiling, compiling
 from .models.configuration import config_of, tokenizer_of
 from .models.known import keep, key_of, recall
 from .models.proof import prove
@@ -128,8 +128,9 @@ def prepare_source(
         return source
     if options.output is not None and Path(options.output).expanduser().resolve().is_relative_to(source.path.resolve()):
         raise UsageError(f"--output {options.output} lies in the checkpoint {source.path}: name a directory beside it.")
-    compile_for(source, options, report, device)
-    config = proven_config(source.path, options)
+    with compiling_for(source, options, device) as others:
+        config = proven_config(source.path, options)
+        others.wait(report)
     if (store := _prepared(source, config, options, ceiling)) is not None:
         return store
     layout = layout_of(source, options.cache)
@@ -158,16 +159,13 @@ def prepare_source(
         return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
 
 
-def compile_for(source: Checkpoint, options: Options, report: Report | None, device: Device | None) -> None:
-    """Compile what is not on disk of what preparing and running `source` on the processor needs (`compile_ahead`).
-
-    To be called before the first kernel is used: a kind of model is proven by some."""
-    if device is not None and device.where != "cpu":
-        return
+def compiling_for(source: Checkpoint, options: Options, device: Device | None) -> AbstractContextManager[Compiling]:
+    """Compiles what is not on disk of what preparing and running `source` on the processor needs, while its kind is proven."""
     # as far as is known before its layout is
     largest = max(source.tensors.values(), key=lambda info: info.nbytes)
-    prepared = any(place.is_dir() for place in _places(source, options))
-    compile_ahead(DTYPES.get(options.dtype, largest.dtype), not prepared, report)
+    dtype = DTYPES.get(options.dtype, largest.dtype)
+    here = device is None or device.where == "cpu"
+    return compiling(dtype, not any(place.is_dir() for place in _places(source, options))) if here else nullcontext(Compiling([]))
 
 
 def _memory(options: Options) -> AbstractContextManager[None]:

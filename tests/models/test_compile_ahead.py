@@ -9,54 +9,48 @@ from typing import Any
 import pytest
 import torch
 
-from understudy import startup
+from tests.tiny import save
+from understudy import LLM, sources, startup
+from understudy.errors import CheckpointError
 from understudy.models import compile_ahead as module
-from understudy.models.compile_ahead import EACH, USES, compile_ahead, shared_out
+from understudy.models.compile_ahead import EACH, USES, compiling, shared_out
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The words of each process that is started, on a machine of four processors where nothing is compiled."""
-    words: list[list[str]] = []
-    monkeypatch.setattr(module, "_run", lambda given: words.extend(map(list, given)))
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of four processors where nothing is compiled, and a command's process."""
     monkeypatch.setattr(module, "on_disk", lambda kernel: False)
     monkeypatch.setattr(module, "cores", lambda: 4)
     monkeypatch.setattr(module, "spare_bytes", lambda: 100 * EACH)
     monkeypatch.setattr(startup, "owned", lambda: True)
-    return words
 
 
 @pytest.mark.parametrize("prepares", [True, False])
-def test_every_use_is_given_to_one_process(prepares: bool, started: list[list[str]]) -> None:
-    said: list[str] = []
-    assert compile_ahead(torch.bfloat16, prepares, lambda what, done, total: said.append(what)) == 4 == len(started)
-    names = [name for own in started for name in own[1:]]
+def test_every_use_is_given_to_one_process(prepares: bool) -> None:
+    words = module._shares(torch.bfloat16, prepares)
+    names = [name for own in words for name in own[1:]]
     assert sorted(names) == sorted(name for name, each in USES.items() if prepares or not each.prepares)
-    assert {own[0] for own in started} == {"bfloat16"} and said == [module.WHAT]
+    assert len(words) == 4 and {own[0] for own in words} == {"bfloat16"}
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("place", "name", "value"),
     [
-        ("cores", lambda: 1), ("spare_bytes", lambda: 2 * EACH - 1), ("on_disk", lambda kernel: True),
-        ("on_disk", lambda kernel: None),
+        (module, "cores", lambda: 1),
+        (module, "spare_bytes", lambda: 2 * EACH - 1),
+        (module, "on_disk", lambda kernel: True),
+        (module, "on_disk", lambda kernel: None),
+        (module, "on_disk", lambda kernel: kernel is not USES["choices"].kernel),
+        (startup, "owned", lambda: False),
     ],
-)  # fmt: skip
-def test_one_processor_little_memory_nothing_to_compile_or_no_place_for_it_start_none(
-    name: str, value: Any, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, name, value)
-    assert compile_ahead(torch.bfloat16, True) == 0 and not started
-
-
-def test_no_process_is_started_by_programs_of_others(started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup, "owned", lambda: False)
-    assert compile_ahead(torch.bfloat16, True) == 0 and not started
-
-
-def test_little_work_is_left_to_the_command(started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "on_disk", lambda kernel: kernel is not USES["choices"].kernel)
-    assert compile_ahead(torch.bfloat16, True) == 0 and not started
+    ids=["one processor", "little memory", "all compiled", "no place for it", "little to compile", "a program of somebody else's"],
+)
+def test_none_is_started_where_it_is_not_worth_it(place: Any, name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, name, value)
+    said: list[str] = []
+    with compiling(torch.bfloat16, True) as started:
+        started.wait(lambda what, done, total: said.append(what))
+    assert not started.processes and not said
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 20])
@@ -72,15 +66,34 @@ def test_each_use_runs(dtype: str) -> None:
     module.use(dtype, USES)
 
 
-def test_processes_end_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_compiles_is_waited_for_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROGRAM", "import time\ntime.sleep(1)")
+    said: list[str] = []
+    with compiling(torch.bfloat16, True) as started:
+        assert len(started.processes) == 4
+        started.wait(lambda what, done, total: said.append(what))
+        assert [process.returncode for process in started.processes] == [0] * 4 and said == [module.WHAT]
+
+
+def test_a_model_that_is_refused_ends_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "PROGRAM", "import time\ntime.sleep(600)")
-    ended: list[Any] = []
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
-    end = module._end
-    monkeypatch.setattr(module, "_end", lambda process: (end(process), ended.append(process.poll())))
-    with pytest.raises(KeyboardInterrupt):
-        module._run([["bfloat16", "choices"], ["bfloat16", "residuals"]])
-    assert len(ended) == 2 and None not in ended
+    save(tmp_path / "model", "llama", torch.bfloat16)
+    made: list[Any] = []
+    plain = module.Compiling.__init__
+
+    def noted(self: module.Compiling, words: Any) -> None:
+        plain(self, words)
+        made.extend(self.processes)
+
+    def refused(*given: object) -> None:
+        assert made and all(process.poll() is None for process in made)
+        raise CheckpointError("refused")
+
+    monkeypatch.setattr(module.Compiling, "__init__", noted)
+    monkeypatch.setattr(sources, "prove", refused)
+    with pytest.raises(CheckpointError, match="refused"):
+        LLM(tmp_path / "model", device="cpu")
+    assert len(made) == 4 and all(process.poll() is not None for process in made)
 
 
 # A first run of the built-in model, which tells how many processes compiled and which kernels were compiled after that.
@@ -91,22 +104,22 @@ startup.own()
 with startup.lean():
     from understudy.models import compile_ahead as module
 from numba.core import event
-begun, inside = [], []
+begun, counts = [], []
 class Watch(event.Listener):
     def on_start(self, found): begun.append(found.data["dispatcher"].py_func.__module__)
     def on_end(self, found): pass
-plain = module.compile_ahead
-def noted(*given):
-    before = len(begun)
-    inside.append(plain(*given))
-    assert len(begun) == before
-from understudy import sources
-sources.compile_ahead = noted
+plain = module.Compiling.wait
+def noted(self, report):
+    counts.append(len(self.processes))
+    plain(self, report)
+    if self.processes:
+        assert all(process.returncode == 0 for process in self.processes)
+        event.register("numba:compile", Watch())
+module.Compiling.wait = noted
 module.cores = lambda: 2
 from understudy.frontends import main
-event.register("numba:compile", Watch())
 status = main(["run", "demo", "def", "--max-new-tokens", "4", "--codec", "delta", "--quiet"])
-print("\\n", status, inside[0], sorted({name for name in begun if name.startswith("understudy.")}), file=sys.stderr)
+print("\\n", status, max(counts), sorted({name for name in begun if name.startswith("understudy.")}), file=sys.stderr)
 """
 
 

@@ -1,7 +1,8 @@
 """Compiling what a first run needs side by side, in processes of a command's own, before it is needed.
 
 numba compiles one kernel after another on one processor, for a minute or two in all. These processes keep what they compile where
-every process looks for it, so the command then reads it. What they do not get done, it compiles itself, as it always could."""
+every process looks for it, so the command then reads it. What they do not get done, it compiles itself, as it always could. They
+run beside the proof of the model's kind, for which the command compiles a kernel for float32; a refused model ends them."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,6 @@ class Use:
 
 
 USES = {
-    # What proves a kind of model computes in float32.
-    "attention in float32": Use(10, lambda _: _attend(torch.float32), attention_cpu.attend),
     "attention": Use(10, _attend, attention_cpu.attend),
     "products of drafts": Use(17, _draft, draft_product._work),
     "attention of drafts": Use(12, _attend_drafted, draft_layer._work),
@@ -156,40 +155,54 @@ def shared_out(names: Sequence[str], count: int) -> list[list[str]]:
     return [own for own in lists if own]
 
 
-def compile_ahead(dtype: torch.dtype, prepares: bool, report: Callable[[str, float, float], None] | None = None) -> int:
+class Compiling:
+    """Processes that compile."""
+
+    def __init__(self, words: Sequence[Sequence[str]]) -> None:
+        """Start PROGRAM with each of these `words`."""
+        sources = str(Path(__file__).parents[2])
+        path = os.pathsep.join([sources, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        nowhere = subprocess.DEVNULL
+        self.processes = [
+            subprocess.Popen([sys.executable, "-c", PROGRAM, *each], stdin=nowhere, stdout=nowhere, stderr=nowhere, env=environment)
+            for each in words
+        ]
+
+    def wait(self, report: Callable[[str, float, float], None] | None) -> None:
+        """Wait until they have done their work; `report` is told that there is some."""
+        if report is not None and self._running():
+            report(WHAT, 0, 0)
+        while self._running():
+            time.sleep(PAUSE)
+
+    def end(self) -> None:
+        """End those that still run."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def _running(self) -> bool:
+        return any(process.poll() is None for process in self.processes)
+
+
+@contextmanager
+def compiling(dtype: torch.dtype, prepares: bool) -> Iterator[Compiling]:
     """Compile what is not on disk for a model of the type `dtype`, in a command's process, where several processors are there for
-    it and memory is. `prepares`: is it prepared, too? Returns how many processes did so."""
+    it and memory is. `prepares`: is it prepared, too? What compiles ends with the block, if not before."""
+    started = Compiling(_shares(dtype, prepares))
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+def _shares(dtype: torch.dtype, prepares: bool) -> list[list[str]]:
+    """The words of each process that is worth starting."""
     if not startup.owned():
-        return 0
+        return []
     missing = [name for name, each in USES.items() if (prepares or not each.prepares) and on_disk(each.kernel) is False]
     count = min(cores(), spare_bytes() // EACH, len(missing))
     if count < 2 or sum(USES[name].seconds for name in missing) < WORTH:
-        return 0
-    if report is not None:
-        report(WHAT, 0, 0)
-    lists = shared_out(missing, count)
-    _run([[str(dtype).removeprefix("torch."), *names] for names in lists])
-    return len(lists)
-
-
-def _run(words: Sequence[Sequence[str]]) -> None:
-    """Run PROGRAM with each of these `words`, all at once, to their ends. They end with us."""
-    sources = str(Path(__file__).parents[2])
-    path = os.pathsep.join([sources, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    with ExitStack() as stack:
-        running = []
-        for each in words:
-            command = [sys.executable, "-c", PROGRAM, *each]
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-            )
-            stack.callback(_end, process)
-            running.append(process)
-        while any(process.poll() is None for process in running):
-            time.sleep(PAUSE)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
+        return []
+    return [[str(dtype).removeprefix("torch."), *names] for names in shared_out(missing, count)]

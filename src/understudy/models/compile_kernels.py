@@ -20,7 +20,7 @@ from ..recurrent import RecurrentShape, RecurrentState, Room
 from ..tree import Nodes, TokenTree
 from ..weights.entries import LinearEntry
 from ..weights.store import Store
-from .compile_ahead import WHAT, attend, attend_drafted, choose, compile_ahead
+from .compile_ahead import WHAT, attend, attend_drafted, choose, compiling
 from .exact_linear import ExactLinear
 from .load import whole_bytes
 from .shape import ModelShape, cache_dtype
@@ -43,7 +43,8 @@ def compile_kernels(
     `spills`: so are those for keys and values that lie in a file; `small`: those for such of 8 bits, in place of others.
 
     Machine code that an earlier run kept on disk is only read; `report` is told when compiling takes longer than LONG."""
-    compile_ahead(dtype, False, report)
+    with compiling(dtype, False) as others:
+        others.wait(report)
     tell = threading.Timer(LONG, lambda: report and report(WHAT, 0, 0))
     tell.daemon = True
     tell.start()
