@@ -174,7 +174,7 @@ MUTATIONS = (
     Mutation("a path on a device ends before its node", "drafters/device_adjust.py", "torch.where(place < depth, taken[WHAT][:, None], -1)", "-1", BEAM),
     Mutation("drafts know nothing of penalties", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1, RANKS, adjust)", "nodes.positions.to(logits.device) + 1, RANKS)", "tests/test_penalties.py"),
     Mutation("fitting takes what does not help", "kernels/fitting.py", "if after[j] < before[j]:", "if after[j] > before[j]:", FITTING),
-    Mutation("what is compiled already is compiled ahead", "models/compile_ahead.py", "on_disk(each.kernel) is False]", "True]", "tests/models/test_compile_ahead.py"),
+    Mutation("what is compiled already is compiled ahead", "models/compile_ahead.py", "each.missing]", "True]", "tests/models/test_compile_ahead.py"),
     Mutation("the next weight waits for the one that is written", "weights/building.py", "pieces = in_order(self.pool, self.ahead, self._pieces(wanted))", "pieces = in_order(self.pool, 1, self._pieces(wanted))", "tests/weights/test_building.py"),
     Mutation("other groups' errors do not count", "kernels/fitting.py", "target = group.exact[r, j] - rest[r, j]", "target = group.exact[r, j]", FITTING),
     Mutation("directions are counted twice", "quantizers/inputs.py", "squares - directions.square().sum(1), LEAST", "squares, LEAST", FITTING),

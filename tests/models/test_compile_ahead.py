@@ -40,7 +40,7 @@ def test_every_use_is_given_to_one_process(prepares: bool) -> None:
         (module, "spare_bytes", lambda: 2 * EACH - 1),
         (module, "on_disk", lambda kernel: True),
         (module, "on_disk", lambda kernel: None),
-        (module, "on_disk", lambda kernel: kernel is not USES["choices"].kernel),
+        (module, "on_disk", lambda kernel: kernel not in USES["choices"].kernels),
         (startup, "owned", lambda: False),
     ],
     ids=["one processor", "little memory", "all compiled", "no place for it", "little to compile", "a program of somebody else's"],
@@ -73,6 +73,21 @@ def test_what_compiles_is_waited_for_and_said(monkeypatch: pytest.MonkeyPatch) -
         assert len(started.processes) == 4
         started.wait(lambda what, done, total: said.append(what))
         assert [process.returncode for process in started.processes] == [0] * 4 and said == [module.WHAT]
+
+
+def test_where_no_process_can_be_started_the_command_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object, **options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(module.subprocess, "Popen", refused)
+    with compiling(torch.bfloat16, True) as started:
+        started.wait(None)
+    assert not started.processes
+
+
+def test_either_kind_of_exact_products_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "on_disk", lambda kernel: kernel is module.exact_product._work_amx)
+    assert not USES["exact products"].missing and USES["attention"].missing
 
 
 def test_a_model_that_is_refused_ends_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,20 +123,25 @@ class Use:
     # Seconds that compiling them takes, about: how work is shared out.
     seconds: float
     run: Callable[[torch.dtype], None]
-    # The kernel that is compiled last.
-    kernel: Callable[..., Any]
+    # The kernel that is compiled last, or those of which one is.
+    kernels: tuple[Callable[..., Any], ...]
     # Is it for preparing a model alone?
     prepares: bool = False
 
+    @property
+    def missing(self) -> bool:
+        """Whether its kernels are not on disk, and could be."""
+        return all(on_disk(kernel) is False for kernel in self.kernels)
+
 
 USES = {
-    "attention": Use(10, _attend, attention_cpu.attend),
-    "products of drafts": Use(17, _draft, draft_product._work),
-    "attention of drafts": Use(12, _attend_drafted, draft_layer._work),
-    "exact products": Use(9, _multiply, exact_product._work),
-    "choices": Use(9, lambda _: choose(), likeliest._row),
-    "copies": Use(17, _quantise, fitting._fit, prepares=True),
-    "residuals": Use(8, _encode, residual._encode, prepares=True),
+    "attention": Use(10, _attend, (attention_cpu.attend,)),
+    "products of drafts": Use(17, _draft, (draft_product._work,)),
+    "attention of drafts": Use(12, _attend_drafted, (draft_layer._work,)),
+    "exact products": Use(9, _multiply, (exact_product._work, exact_product._work_amx)),
+    "choices": Use(9, lambda _: choose(), (likeliest._row,)),
+    "copies": Use(17, _quantise, (fitting._fit,), prepares=True),
+    "residuals": Use(8, _encode, (residual._encode,), prepares=True),
 }
 
 
@@ -164,10 +169,14 @@ class Compiling:
         path = os.pathsep.join([sources, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         nowhere = subprocess.DEVNULL
-        self.processes = [
-            subprocess.Popen([sys.executable, "-c", PROGRAM, *each], stdin=nowhere, stdout=nowhere, stderr=nowhere, env=environment)
-            for each in words
-        ]
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for each in words:
+            command = [sys.executable, "-c", PROGRAM, *each]
+            # Where the system lets nobody start another process, the command compiles.
+            with suppress(OSError):
+                self.processes.append(
+                    subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, env=environment)
+                )
 
     def wait(self, report: Callable[[str, float, float], None] | None) -> None:
         """Wait until they have done their work; `report` is told that there is some."""
@@ -201,7 +210,7 @@ def _shares(dtype: torch.dtype, prepares: bool) -> list[list[str]]:
     """The words of each process that is worth starting."""
     if not startup.owned():
         return []
-    missing = [name for name, each in USES.items() if (prepares or not each.prepares) and on_disk(each.kernel) is False]
+    missing = [name for name, each in USES.items() if (prepares or not each.prepares) and each.missing]
     count = min(cores(), spare_bytes() // EACH, len(missing))
     if count < 2 or sum(USES[name].seconds for name in missing) < WORTH:
         return []
