@@ -100,11 +100,11 @@ def test_an_interrupted_preparation_goes_on(model: Path, tmp_path: Path, monkeyp
     made: list[str] = []
     linear = Building._linear
 
-    def killed(self: Building, spec: Any, wanted: str) -> Any:
+    def killed(self: Building, spec: Any, *given: Any) -> Any:
         made.append(spec.module)
         if len(made) == 6:
             raise KeyboardInterrupt
-        return linear(self, spec, wanted)
+        return linear(self, spec, *given)
 
     monkeypatch.setattr(Building, "_linear", killed)
     with pytest.raises(KeyboardInterrupt):
