@@ -211,7 +211,9 @@ def _shares(dtype: torch.dtype, prepares: bool) -> list[list[str]]:
     if not startup.owned():
         return []
     missing = [name for name, each in USES.items() if (prepares or not each.prepares) and each.missing]
+    if sum(USES[name].seconds for name in missing) < WORTH:
+        return []
     count = min(cores(), spare_bytes() // EACH, len(missing))
-    if count < 2 or sum(USES[name].seconds for name in missing) < WORTH:
+    if count < 2:
         return []
     return [[str(dtype).removeprefix("torch."), *names] for names in shared_out(missing, count)]
