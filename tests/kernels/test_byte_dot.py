@@ -69,7 +69,7 @@ def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
 
 
 def group_of(bits: int, rows: int) -> Callable[..., Any]:
-    return lambda context, builder, *a: dot._GroupDot(context, builder, bits, rows, dot.best(bits), 4096, *a).add_all()
+    return lambda context, builder, *a: dot.GroupDot(context, builder, bits, rows, dot.best(bits), 4096, *a).add_all()
 
 
 def columns_of(rows: int) -> Callable[..., Any]:

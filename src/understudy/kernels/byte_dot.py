@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .instructions import has
-from .vector import BYTE, HALF, Code, Vector
+from .vector import BYTE, HALF, WORD, Code, Vector
 
 
 class ByteDot(ABC):
@@ -131,11 +131,17 @@ class BytesDot(ByteDot):
     first, second = "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"
 
     def part(self, total: Any, codes: list[Any], x: list[Any]) -> Any:
-        kind, sums = Vector(HALF, 2 * self.width), []
-        for own, numbers in zip(codes, x, strict=True):
-            sums.append(self.code.intrinsic(self.first, kind, self.as_bytes(own), self.as_bytes(numbers)))
+        sums = [self.pairs(own, numbers) for own, numbers in zip(codes, x, strict=True)]
         four = self.b.add(self.b.add(sums[0], sums[1]), self.b.add(sums[2], sums[3]))
-        return self.b.add(total, self.code.intrinsic(self.second, total.type, four, self.code.all(kind, 1)))
+        return self.b.add(total, self.whole(four))
+
+    def pairs(self, codes: Any, x: Any) -> Any:
+        """The products of a quad, added in pairs of 16 bits."""
+        return self.code.intrinsic(self.first, Vector(HALF, 2 * self.width), self.as_bytes(codes), self.as_bytes(x))
+
+    def whole(self, pairs: Any) -> Any:
+        """`width` sums of 32 bits from sums of such pairs."""
+        return self.code.intrinsic(self.second, Vector(WORD, self.width), pairs, self.code.all(pairs.type, 1))
 
 
 class WideBytesDot(BytesDot):

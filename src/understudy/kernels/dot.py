@@ -47,7 +47,7 @@ def group_dot(bits: int, rows: int, name: str | None = None, ahead: int = 0) -> 
     def add_group(typing: Any, codes: Any, x: Any, stride: Any, columns: Any, scales: Any, steps: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             chosen = best(bits) if name is None else next((each for each in WAYS if each.name == name), None)
-            _GroupDot(context, builder, bits, rows, chosen, ahead, *arguments).add_all()
+            GroupDot(context, builder, bits, rows, chosen, ahead, *arguments).add_all()
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), generate
@@ -55,7 +55,7 @@ def group_dot(bits: int, rows: int, name: str | None = None, ahead: int = 0) -> 
     return add_group
 
 
-class _GroupDot(Codes):
+class GroupDot(Codes):
     """The code of one `add_group`."""
 
     def __init__(
@@ -121,7 +121,7 @@ class _GroupDot(Codes):
         columns = [self.at(column, 4 * i) for i in range(self.way.quads)]
         # the first vector of a turn is its number
         self.ask(column, 4 * self.way.quads, vectors[0], len(vectors))
-        quads = [self.four_columns(self.at(self.codes, self.b.mul(each, LONG(8 * self.bits)))) for each in columns]
+        quads = [self.quad(each) for each in columns]
         x = [[self.way.prepared(self.spread(self.load(self.row(r, each), WORD))) for each in columns] for r in range(self.rows)]
         following: Lines = [[] for _ in sums]
         for i, v in enumerate(vectors):
@@ -139,8 +139,9 @@ class _GroupDot(Codes):
             for line in range(0, pace * count, 64):
                 self.prefetch(self.at(place, line))
 
-    def four_columns(self, address: Any) -> list[Any]:
-        """The codes of four columns, in their places: word j of vector v holds those of row 16 v + j, a byte each."""
+    def quad(self, column: Any) -> list[Any]:
+        """The codes of four columns from `column` on, in their places: word j of vector v has row 16 v + j's, a byte each."""
+        address = self.at(self.codes, self.b.mul(column, LONG(8 * self.bits)))
         read = {2: self.twos, 3: self.threes, 4: self.fours, 8: self.eights}[self.bits]
         found = [self.b.bitcast(v, WORDS) for v in read(address)]
         down = zip(found, PLACES[self.bits], self.places, strict=True)
@@ -247,13 +248,18 @@ class _GroupDot(Codes):
             following.append([self.b.fadd(t, self.b.fmul(v, x)) for t, v in zip(line, values, strict=True)])
         return following
 
-    def epilogue(self, v: int, sums: list[Any]) -> None:
-        """out += sum * step * scale + (zero - centre * scale) * step * (sum of the int8), for vector v of outputs and each row."""
-        b, outputs = self.b, self.outputs(v)
-        word = self.beside(*[self.load(self.at(self.scales, 4 * first), Vector(WORD, 4), 4) for first in outputs])
+    def factors(self, v: int) -> tuple[Any, Any]:
+        """Scale and offset (zero - centre * scale) of vector v of outputs."""
+        b = self.b
+        word = self.beside(*[self.load(self.at(self.scales, 4 * first), Vector(WORD, 4), 4) for first in self.outputs(v)])
         scale = b.bitcast(b.shl(word, self.all(WORDS, 16)), FLOATS)
         zero = b.bitcast(b.and_(word, self.all(WORDS, -65536)), FLOATS)
-        offset = b.fsub(zero, b.fmul(self.all(FLOATS, float(CENTRE[self.bits])), scale))
+        return scale, b.fsub(zero, b.fmul(self.all(FLOATS, float(CENTRE[self.bits])), scale))
+
+    def epilogue(self, v: int, sums: list[Any]) -> None:
+        """out += sum * step * scale + offset * step * (sum of the int8), for vector v of outputs and each row."""
+        b, outputs = self.b, self.outputs(v)
+        scale, offset = self.factors(v)
         for r, own in enumerate(sums):
             step = self.spread(self.load(self.at(self.steps, 8 * r), FLOAT, 4))
             total = self.spread(self.load(self.at(self.steps, 8 * r + 4), FLOAT, 4))

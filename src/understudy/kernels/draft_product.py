@@ -16,55 +16,27 @@ from numba.np import numpy_support
 from torch import Tensor
 
 from . import team
-from .compiled import bits_of, compiled, float_of, machine_code, part
+from .compiled import bits_of, compiled, float_of, machine_code
 from .descriptor import MATRIX_BYTES, CodedMatrix, DraftRun, coded_matrix, draft_run
-from .dot import best, group_dot
+from .dot import best
 from .int8_rows import to_int8
 from .numbers import read, write
+from .row_tiles import tiles_dot, tiles_in_order
 from .softmax import gate
 from .team import float32_at, int8_at, take, together
+from .unpacked_dot import ROOM
 from .vector import prefetch
 
 # bytes of codes below which waking the other threads costs more than it saves
 ONE_THREAD = 1 << 17
-# how far before it is used memory is asked for what comes next: bytes of codes, and groups of columns
-CODES_AHEAD, SCALES_AHEAD = 4096, 2
+# how many groups of columns before they are used memory is asked for scales
+SCALES_AHEAD = 2
 
 carray: Any = numpy_support.carray
 
 
-def _rows_dot(bits: int) -> Any:
-    """For kernels: `group_dot` for any number of rows, `count`; `steps` and `out` of the rows lie one after the other.
-
-    While the first rows are multiplied, memory is asked for the codes that come next, a few bytes with each few columns: asked for
-    all at once they would keep from coming what these rows need."""
-    one, two, four = (group_dot(bits, rows, ahead=CODES_AHEAD) for rows in (1, 2, 4))
-    one_more, two_more, four_more = (group_dot(bits, rows) for rows in (1, 2, 4))
-
-    def add_group(codes: int, x: int, stride: int, columns: int, scales: int, steps: int, out: int, count: int) -> None:
-        r = 4 if count >= 4 else 2 if count >= 2 else 1
-        if count >= 4:
-            four(codes, x, stride, columns, scales, steps, out)
-        elif count >= 2:
-            two(codes, x, stride, columns, scales, steps, out)
-        else:
-            one(codes, x, stride, columns, scales, steps, out)
-        # the group's codes stay in the first cache from one tile of rows to the next
-        while r < count:
-            if count - r >= 4:
-                four_more(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
-                r += 4
-            elif count - r >= 2:
-                two_more(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
-                r += 2
-            else:
-                one_more(codes, x + r * stride, stride, columns, scales, steps + r * 8, out + r * 256)
-                r += 1
-
-    return part(add_group, bits)
-
-
-_two, _three, _four, _eight = map(_rows_dot, (2, 3, 4, 8))
+_two, _three, _four, _eight = map(tiles_dot, (2, 3, 4, 8))
+_two_in_order, _three_in_order, _four_in_order, _eight_in_order = map(tiles_in_order, (2, 3, 4, 8))
 
 
 class Product:
@@ -236,6 +208,8 @@ def _work(argument: Any) -> None:
     run = draft_run(argument)
     tiles = np.empty((1 + run.gated, run.rows, 64), np.float32)
     line = np.empty(64, np.float32)
+    kept = np.empty(ROOM + 64, np.uint8)
+    room = (kept.ctypes.data + 63) // 64 * 64
     while True:
         block = take(argument)
         if block >= run.blocks:
@@ -248,7 +222,7 @@ def _work(argument: Any) -> None:
                 place += MATRIX_BYTES
         # one call for both: numba puts the whole of it wherever it is called
         for m in range(1 + run.gated):
-            _block(block, run, coded_matrix(place + m * MATRIX_BYTES), tiles[m])
+            _block(block, run, coded_matrix(place + m * MATRIX_BYTES), tiles[m], room)
         tile = tiles[0]
         if run.gated != 0:
             for r in range(run.rows):
@@ -261,11 +235,13 @@ def _work(argument: Any) -> None:
                 for j in range(width):
                     tile[r, j] += line[j]
             write(tile[r, :width], run.y + offset, run.itemsize)
+    # numba drops what is not named any more
+    kept[0] = 0
 
 
 @compiled
-def _block(b: int, run: Any, matrix: Any, sums: Any) -> None:
-    """sums [rows, 64] = all rows of x times block b of `matrix`, and its bias."""
+def _block(b: int, run: Any, matrix: Any, sums: Any, room: int) -> None:
+    """sums [rows, 64] = all rows of x times block b of `matrix`, and its bias. `room`: ROOM bytes."""
     count, columns, step, bits = run.rows, matrix.columns, matrix.step, matrix.bits
     sums[:] = np.float32(0)
     tile, first_steps = sums.ctypes.data, run.scratch + count * columns
@@ -276,13 +252,21 @@ def _block(b: int, run: Any, matrix: Any, sums: Any) -> None:
         if matrix.group < columns:
             prefetch(scales + SCALES_AHEAD * matrix.blocks * 256, 4)
         if bits == 2:
-            _two(codes, x, step, step, scales, steps, tile, count)
+            _two(codes, x, step, step, scales, steps, tile, count, room)
         elif bits == 3:
-            _three(codes, x, step, step, scales, steps, tile, count)
+            _three(codes, x, step, step, scales, steps, tile, count, room)
         elif bits == 4:
-            _four(codes, x, step, step, scales, steps, tile, count)
+            _four(codes, x, step, step, scales, steps, tile, count, room)
         else:
-            _eight(codes, x, step, step, scales, steps, tile, count)
+            _eight(codes, x, step, step, scales, steps, tile, count, room)
+    if bits == 2:
+        _two_in_order(tile, count)
+    elif bits == 3:
+        _three_in_order(tile, count)
+    elif bits == 4:
+        _four_in_order(tile, count)
+    else:
+        _eight_in_order(tile, count)
     if matrix.bias != 0:
         width = min(matrix.outputs - b * 64, 64)
         bias = carray(float32_at(matrix.bias + b * 256), width)
