@@ -23,8 +23,8 @@ PARTS = (
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["avx2"])
 def test_contracts_hold_with_fewer_instructions(name: str, tmp_path: Path) -> None:
-    if name not in HERE:
-        pytest.skip(f"needs {name}")
+    if name not in HERE[1:]:
+        pytest.skip(f"{name} is all that this processor has: the whole suite runs with it" if name in HERE else f"needs {name}")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COV"))}
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'temp'}", *PARTS]
     ran = subprocess.run(command, env={**environment, VARIABLE: name}, cwd=ROOT, capture_output=True, text=True)
