@@ -34,11 +34,11 @@ from .weights.recipe import (
 )
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-BITS: dict[int | str, str] = {2: "int2", 3: "int3", 4: "int4", 8: "int8", 16: "exact"}
+BITS: dict[int | str, str] = {2: "int2", 3: "int3", 4: "int4", 6: "int6", 8: "int8", 16: "exact"}
 AUTO = "auto"
 # The head's quantiser where its bits are left open and there is room, beside those of all other weights.
 HEAD = "int8"
-BESIDE = ("int2", "int3", "int4")
+BESIDE = ("int2", "int3", "int4", "int6")
 # What `kv_bits` may say beside auto.
 SMALL = 8
 # What `spill` says where nothing may spill.

@@ -48,7 +48,7 @@ def test_weights(made: Codec, dtype: torch.dtype, shape: tuple[int, int], spec: 
 @given(
     st.integers(0, 2**31 - 1),
     st.sampled_from([(64, 32), (70, 64), (3, 96)]),
-    st.sampled_from(["int2", "int3:group=16", "int3", "int4", "int8"]),
+    st.sampled_from(["int2", "int3:group=16", "int3", "int4", "int6", "int8"]),
 )
 @pytest.mark.parametrize("name", list(CODECS))
 def test_any_bits(name: str, seed: int, shape: tuple[int, int], spec: str) -> None:

@@ -75,7 +75,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("name", TENSORS)
-@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int8"])
+@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int6", "int8"])
 def test_adversarial_weights(spec: str, name: str) -> None:
     torch.manual_seed(1)
     assert _bits(TENSORS[name], spec) <= 16.6  # never much more than the weight itself
@@ -86,7 +86,7 @@ def test_adversarial_weights(spec: str, name: str) -> None:
     st.integers(0, 2**31 - 1),
     st.sampled_from([(64, 32), (70, 64), (130, 96), (3, 256)]),
     st.booleans(),
-    st.sampled_from(["int2", "int2:group=16", "int3", "int3:group=16", "int4", "int8"]),
+    st.sampled_from(["int2", "int2:group=16", "int3", "int3:group=16", "int4", "int6", "int8"]),
 )
 def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], own: bool, spec: str) -> None:
     """Lossless whatever the codes, scales and zeros are: they need not be of this weight, nor be sane."""
@@ -99,7 +99,7 @@ def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], own: 
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31 - 1), st.floats(-30, 30), st.floats(0.3, 8), st.sampled_from(["int2", "int3", "int4", "int8"]))
+@given(st.integers(0, 2**31 - 1), st.floats(-30, 30), st.floats(0.3, 8), st.sampled_from(["int2", "int3", "int4", "int6", "int8"]))
 def test_weights_of_any_size_and_tail(seed: int, exponent: float, freedom: float, spec: str) -> None:
     torch.manual_seed(seed)
     weight = torch.distributions.StudentT(freedom).sample((128, 64)) * 2.0**exponent
@@ -115,7 +115,7 @@ def test_all_threads_give_the_same() -> None:
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int8"])
+@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int6", "int8"])
 def test_slices_of_a_substitute(spec: str) -> None:
     """A part is decoded with views of the whole weight's codes and scales."""
     maker = quantizer(spec)
@@ -131,4 +131,4 @@ def test_slices_of_a_substitute(spec: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_other_kinds_are_left_to_raw(dtype: torch.dtype) -> None:
     assert not delta.applies(dtype, "int4") and not delta.applies(torch.bfloat16, "exact")
-    assert all(delta.applies(torch.bfloat16, spec) for spec in ("int2", "int3", "int4:group=32", "int8"))
+    assert all(delta.applies(torch.bfloat16, spec) for spec in ("int2", "int3", "int4:group=32", "int6", "int8"))

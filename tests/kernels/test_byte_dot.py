@@ -141,7 +141,7 @@ def emulated(place: Path, built: bytes, given: list[Any]) -> Any:
 
 
 @pytest.mark.skipif(not all(map(shutil.which, RUNNERS)), reason=f"needs {' and '.join(RUNNERS)}")
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_an_emulator_finds_the_bits_of_this_machine(bits: int, chosen: instructions.InstructionSet, tmp_path: Path) -> None:
     random = np.random.default_rng(bits)
     codes = random.integers(0, 256, 64 * 8 * bits, np.uint8)

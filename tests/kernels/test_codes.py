@@ -34,7 +34,7 @@ def reader(bits: int) -> Any:
     return call
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_every_row_has_its_code(bits: int) -> None:
     columns = 40
     generator = torch.Generator().manual_seed(bits)

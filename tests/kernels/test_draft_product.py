@@ -11,7 +11,7 @@ def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((found.float() - wanted.float()).norm() / wanted.float().norm()).item()
 
 
-@pytest.mark.parametrize("spec", ["int2", "int2:group=16", "int3", "int3:group=32", "int4", "int4:group=256", "int8"])
+@pytest.mark.parametrize("spec", ["int2", "int2:group=16", "int3", "int3:group=32", "int4", "int4:group=256", "int6", "int8"])
 @pytest.mark.parametrize("rows", [1, 3, 6, 9])
 def test_all_threads_give_what_one_gives(spec: str, rows: int) -> None:
     maker = quantizer(spec)
@@ -28,7 +28,7 @@ def test_all_threads_give_what_one_gives(spec: str, rows: int) -> None:
     assert _relative(one, x @ maker.dequantize(made, shape).T) < 0.01
 
 
-@pytest.mark.parametrize("spec", ["int2", "int3", "int4"])
+@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int6"])
 def test_a_row_does_not_depend_on_the_others(spec: str) -> None:
     maker = quantizer(spec)
     made = maker.quantize(torch.randn(256, 256))

@@ -27,7 +27,7 @@ def bits(*tensors):
 torch.manual_seed(0)
 weight = torch.randn(130, 128, dtype=torch.bfloat16)
 x = torch.randn(3, 128)
-for spec in ("int2", "int3", "int4"):
+for spec in ("int2", "int3", "int4", "int6"):
     made = quantizer(spec).quantize(weight)
     data = codec("delta").encode(block(weight), made)
     back = codec("delta").decode(Encoded(data, 3, 128, torch.bfloat16, made))

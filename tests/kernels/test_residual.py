@@ -31,7 +31,7 @@ def same(found: Tensor, blocks: Tensor) -> bool:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from(["int2", "int3:group=16", "int4:group=32", "int4", "int8"]),
+    st.sampled_from(["int2", "int3:group=16", "int4:group=32", "int4", "int6", "int8"]),
     st.integers(1, 200), st.sampled_from([32, 64, 192]), st.integers(0, 99), st.sampled_from([0, 1, 7, 50]),
 )  # fmt: skip
 def test_every_bit_comes_back(spec: str, rows: int, columns: int, seed: int, odd: int) -> None:

@@ -37,10 +37,10 @@ def reader(bits: int) -> Any:
     return call
 
 
-READ = {bits: reader(bits) for bits in (2, 3, 4, 8)}
+READ = {bits: reader(bits) for bits in (2, 3, 4, 6, 8)}
 
 
-@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int3:group=16", "int8"])
+@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int3:group=16", "int6", "int8"])
 @pytest.mark.parametrize(("columns", "odd"), [(192, 0), (384, 7), (96, 50)])
 def test_tiles_come_back_but_for_their_exceptions(spec: str, columns: int, odd: int) -> None:
     generator = torch.Generator().manual_seed(columns)

@@ -15,6 +15,7 @@ KERNELS: dict[int, tuple[Any, Any]] = {
     2: (made._two, made._two_in_order),
     3: (made._three, made._three_in_order),
     4: (made._four, made._four_in_order),
+    6: (made._six, made._six_in_order),
     8: (made._eight, made._eight_in_order),
 }
 MOST = 11

@@ -6,12 +6,15 @@ import numba
 import pytest
 import torch
 
-from understudy.kernels.byte_dot import ByteDot, BytesDot, VnniDot
+from understudy.kernels.byte_dot import ByteDot, BytesDot, LargeBytesDot, VnniDot
 from understudy.kernels.dot import best, group_dot
 from understudy.kernels.instructions import has
 from understudy.kernels.unpacked_dot import MOST_COLUMNS, ROOM, SCALES, applies, in_order, rows_dot, unpack_group
 
-HERE = [each for each in (BytesDot, VnniDot) if has(*each.needs)]
+# of codes of as many bits
+HERE = {
+    bits: [each for each in (LargeBytesDot if bits == 6 else BytesDot, VnniDot) if has(*each.needs)] for bits in (2, 3, 4, 6)
+}
 
 
 def _unpacked(bits: int, rows: int, way: type[ByteDot], given: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -43,9 +46,9 @@ def _packed(bits: int, rows: int, given: dict[str, torch.Tensor]) -> torch.Tenso
     return out
 
 
-@pytest.mark.skipif(not HERE, reason="codes are unpacked for AVX2 and AVX-VNNI")
+@pytest.mark.skipif(not HERE[4], reason="codes are unpacked for AVX2 and AVX-VNNI")
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
 @pytest.mark.parametrize("columns", [16, 48, MOST_COLUMNS])
 def test_unpacked_codes_give_the_bits_of_packed_ones(bits: int, rows: int, columns: int) -> None:
     generator = torch.Generator().manual_seed(bits + rows)
@@ -57,13 +60,13 @@ def test_unpacked_codes_give_the_bits_of_packed_ones(bits: int, rows: int, colum
     }
     wanted = _packed(bits, rows, given)
     assert wanted.std() > 0
-    for way in HERE:
+    for way in HERE[bits]:
         assert torch.equal(_unpacked(bits, rows, way, given), wanted), way
 
 
-@pytest.mark.skipif(not HERE, reason="codes are unpacked for AVX2 and AVX-VNNI")
+@pytest.mark.skipif(not HERE[4], reason="codes are unpacked for AVX2 and AVX-VNNI")
 @pytest.mark.parametrize("number", [127, -127])
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
 def test_the_largest_sums_do_not_overflow(bits: int, number: int) -> None:
     given = {
         "codes": torch.full((MOST_COLUMNS, 8 * bits), 255, dtype=torch.uint8),
@@ -71,12 +74,12 @@ def test_the_largest_sums_do_not_overflow(bits: int, number: int) -> None:
         "scales": torch.tensor([1.0, 0.0]).to(torch.bfloat16).repeat(64, 1),
         "steps": torch.tensor([1.0, 0.0]).repeat(4, 1),
     }
-    for way in HERE:
+    for way in HERE[bits]:
         assert torch.equal(_unpacked(bits, 4, way, given), torch.full((4, 64), 1.0 + MOST_COLUMNS * number * (2**bits - 1)))
 
 
 def test_codes_are_unpacked_where_16_registers_multiply_bytes() -> None:
-    for bits in (2, 3, 4, 8):
-        assert applies(bits) == (best(bits) in (BytesDot, VnniDot))
+    for bits in (2, 3, 4, 6, 8):
+        assert applies(bits) == (best(bits) in (BytesDot, LargeBytesDot, VnniDot))
     if has("avx2") and not has("avx512bw") and not has("avxvnni"):
-        assert [bits for bits in (2, 3, 4, 8) if applies(bits)] == [2, 3, 4]
+        assert [bits for bits in (2, 3, 4, 6, 8) if applies(bits)] == [2, 3, 4, 6]

@@ -19,7 +19,7 @@ def test_what_was_seen_is_explained(agrees: float, levels: int, width: int) -> N
 
 
 def test_more_bits_give_more_tokens() -> None:
-    speeds = [Drafting.by_copy(name).tokens(8, 1) for name in ("int2", "int3", "int4", "int8", "exact")]
+    speeds = [Drafting.by_copy(name).tokens(8, 1) for name in ("int2", "int3", "int4", "int6", "int8", "exact")]
     assert speeds == sorted(speeds) and speeds[-1] == 9
     assert Drafting.by_copy("mixed:bits=3.5") == Drafting(AGREES["mixed"])
 

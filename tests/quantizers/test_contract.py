@@ -10,6 +10,7 @@ from understudy.quantizers import QUANTIZERS, Quantizer, dequantised, fitting, q
 ERRORS = {
     "exact": 0.004,
     "int8": 0.02,
+    "int6": 0.03,
     "int4": 0.1,
     "int3": 0.19,
     "int2": 0.37,
@@ -105,7 +106,7 @@ def test_aten_reads_the_same_codes(columns: int, monkeypatch: pytest.MonkeyPatch
     assert _relative(y, x @ maker.dequantize(made, (1100, columns)).T) < 0.01
 
 
-@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int8"])
+@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int6", "int8"])
 def test_any_device(spec: str) -> None:
     maker = quantizer(spec)
     made = maker.quantize(_weight((1100, 128)))

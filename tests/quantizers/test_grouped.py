@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from understudy.errors import UsageError
 from understudy.quantizers import quantizer
 
-SPECS = [("int2", 2), ("int2:group=16", 2), ("int3", 3), ("int3:group=128", 3), ("int4", 4), ("int4:group=256", 4)]
+SPECS = [("int2", 2), ("int2:group=16", 2), ("int3", 3), ("int3:group=128", 3), ("int4", 4), ("int4:group=256", 4), ("int6", 6)]
 
 
 @given(st.sampled_from(SPECS), st.integers(1, 100))

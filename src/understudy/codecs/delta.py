@@ -1,4 +1,4 @@
-"""Only what a code of 2, 3, 4 or 8 bits leaves open: a bfloat16 weight's place in its code's bin, instead of its 16 bits.
+"""Only what a code of 2, 3, 4, 6 or 8 bits leaves open: a bfloat16 weight's place in its code's bin, instead of its 16 bits.
 
 A part is a header of 64 bytes, the table of tiles, the dense part, the stream and the exceptions (`kernels.residual`), each
 at a multiple of 64 bytes. What would not be smaller is kept as it is, behind the same header."""
@@ -17,7 +17,7 @@ from ..quantizers import Tensors
 from . import Encoded
 
 HEADER, PLAIN, PACKED = 64, 0, 1
-BITS = {"int2": 9.8, "int3": 8.7, "int4": 7.7, "int8": 4.4}  # of usual weights, about
+BITS = {"int2": 9.8, "int3": 8.7, "int4": 7.7, "int6": 5.6, "int8": 4.4}  # of usual weights, about
 LARGEST = 1e36  # scales beyond which the ends of bins might not be finite
 
 

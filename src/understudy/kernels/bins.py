@@ -1,4 +1,4 @@
-"""The bin of values that a code of 2, 3, 4 or 8 bits stands for, as bfloat16 bit patterns: vector code for a column of 64
+"""The bin of values that a code of 2, 3, 4, 6 or 8 bits stands for, as bfloat16 bit patterns: vector code for a column of 64
 codes.
 
 Code q stands for the values from (q - centre - 0.5) * scale + zero to (q - centre + 0.5) * scale + zero. Bfloat16
@@ -16,11 +16,11 @@ from .codes import Codes
 from .vector import BIT, BYTE, FLOAT, HALF, LONG, WORD, Vector
 
 # bits every weight's place has, by bits of a code: 8 bytes each for a column of 64 rows
-DENSE = {2: 7, 3: 6, 4: 5, 8: 3}
+DENSE = {2: 7, 3: 6, 4: 5, 6: 4, 8: 3}
 # bits of a place in the widest bin
 MOST = 10
 # patterns by which the outermost bins are wider than the others, by bits of a code (128 patterns are a doubling)
-WIDER = {2: 112, 3: 48, 4: 0, 8: 0}
+WIDER = {2: 112, 3: 48, 4: 0, 6: 0, 8: 0}
 HALVES = Vector(HALF, 32)
 WORDS = Vector(WORD, 16)
 FLOATS = Vector(FLOAT, 16)

@@ -124,7 +124,7 @@ class WideHalvesDot(HalvesDot):
 
 
 class BytesDot(ByteDot):
-    """Bytes are multiplied and added in pairs, those of four quads in 16 bits, and these in pairs again (AVX2)."""
+    """Bytes are multiplied and added in pairs, those of `quads` quads in 16 bits, and these in pairs again (AVX2)."""
 
     # 4 * 2 * 127 * 28 is less than 2**15
     name, needs, width, largest, quads = "avx2-bytes", ("avx2",), 8, 28, 4
@@ -132,8 +132,9 @@ class BytesDot(ByteDot):
 
     def part(self, total: Any, codes: list[Any], x: list[Any]) -> Any:
         sums = [self.pairs(own, numbers) for own, numbers in zip(codes, x, strict=True)]
-        four = self.b.add(self.b.add(sums[0], sums[1]), self.b.add(sums[2], sums[3]))
-        return self.b.add(total, self.whole(four))
+        while len(sums) > 1:
+            sums = [self.b.add(first, second) for first, second in zip(sums[::2], sums[1::2], strict=True)]
+        return self.b.add(total, self.whole(sums[0]))
 
     def pairs(self, codes: Any, x: Any) -> Any:
         """The products of a quad, added in pairs of 16 bits."""
@@ -149,6 +150,19 @@ class WideBytesDot(BytesDot):
 
     name, needs, width, holds_all = "avx512-bytes", ("avx512bw",), 16, True
     first, second = "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"
+
+
+class LargeBytesDot(BytesDot):
+    """`BytesDot` for larger codes, of which 16 bits hold the products of fewer quads."""
+
+    # 2 * 2 * 127 * 64 is less than 2**15
+    name, largest, quads = "avx2-large-bytes", 64, 2
+
+
+class WideLargeBytesDot(WideBytesDot):
+    """`LargeBytesDot` for 16 sums at once (AVX-512 without VNNI)."""
+
+    name, largest, quads = "avx512-large-bytes", 64, 2
 
 
 class MixedDot(QuadDot):
@@ -211,7 +225,7 @@ class CentredPairsDot(PairsDot):
 
 
 WAYS: tuple[type[ByteDot], ...] = (
-    *(WideVnniDot, WideBytesDot, WideHalvesDot, VnniDot, BytesDot, HalvesDot),
+    *(WideVnniDot, WideBytesDot, WideLargeBytesDot, WideHalvesDot, VnniDot, BytesDot, LargeBytesDot, HalvesDot),
     *(MixedDot, SignedDot, CentredSignedDot, PairsDot, CentredPairsDot),
 )
 """The fastest first, of each family of processors."""

@@ -8,7 +8,7 @@ QUARTER = Vector(BYTE, 16)
 
 
 class Codes(Code):
-    """Code that reads codes of 2, 3, 4 or 8 bits."""
+    """Code that reads codes of 2, 3, 4, 6 or 8 bits."""
 
     def __init__(self, context: Any, builder: Any, bits: int) -> None:
         super().__init__(context, builder)
@@ -19,13 +19,20 @@ class Codes(Code):
         b = self.b
         if self.bits == 8:
             return [self.load(self.at(address, 16 * v), QUARTER) for v in range(4)]
-        if self.bits == 4:
+        if self.bits in (4, 6):
             runs = [self.load(self.at(address, 16 * v), QUARTER) for v in range(2)]
             fifteen, four = self.all(QUARTER, 15), self.all(QUARTER, 4)
-            return [b.and_(run, fifteen) for run in runs] + [b.lshr(run, four) for run in runs]
-        run = self.load(address, QUARTER)
-        low = [b.and_(b.lshr(run, self.all(QUARTER, 2 * v)), self.all(QUARTER, 3)) for v in range(4)]
+            low = [b.and_(run, fifteen) for run in runs] + [b.lshr(run, four) for run in runs]
+            if self.bits == 4:
+                return low
+            return [b.or_(x, b.shl(y, four)) for x, y in zip(low, self.pairs(self.at(address, 32)), strict=True)]
+        low = self.pairs(address)
         return low if self.bits == 2 else [b.or_(x, third) for x, third in zip(low, self.thirds(address), strict=True)]
+
+    def pairs(self, address: Any) -> list[Any]:
+        """Two bits of each code of a column, which lie at `address` as codes of 2 bits do."""
+        run = self.load(address, QUARTER)
+        return [self.b.and_(self.b.lshr(run, self.all(QUARTER, 2 * v)), self.all(QUARTER, 3)) for v in range(4)]
 
     def thirds(self, address: Any) -> list[Any]:
         """The third bits of a column's codes in their place: 0 or 4."""

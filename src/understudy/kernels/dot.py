@@ -18,9 +18,9 @@ from .vector import BYTE, FLOAT, FLOATS, LONG, WORD, WORDS, Vector
 
 RUN = Vector(BYTE, 64)
 # the code that stands for the group's zero
-CENTRE = {2: 2, 3: 4, 4: 8, 8: 128}
+CENTRE = {2: 2, 3: 4, 4: 8, 6: 32, 8: 128}
 # the bit of its byte at which `four_columns` leaves a code: of rows 0 to 15, 16 to 31, and so on
-PLACES = {2: (0, 2, 4, 6), 3: (0, 2, 4, 4), 4: (0, 0, 0, 0), 8: (0, 0, 0, 0)}
+PLACES = {2: (0, 2, 4, 6), 3: (0, 2, 4, 4), 4: (0, 0, 0, 0), 6: (0, 0, 0, 0), 8: (0, 0, 0, 0)}
 # for each row of x, four vectors of 16 sums
 Lines = list[list[Any]]
 
@@ -31,7 +31,7 @@ LOW_PLACES = {**PLACES, 2: (0, 2, 0, 2), 3: (0, 2, 0, 0)}
 
 def best(bits: int) -> type[ByteDot] | None:
     """The fastest way to multiply codes of so many bits where they stand; None: in float32."""
-    return way(255 if bits == 8 else max((2**bits - 1) << place for place in LOW_PLACES[bits]))
+    return way(max((2**bits - 1) << place for place in LOW_PLACES[bits]))
 
 
 def group_dot(bits: int, rows: int, name: str | None = None, ahead: int = 0) -> Any:
@@ -142,7 +142,7 @@ class GroupDot(Codes):
     def quad(self, column: Any) -> list[Any]:
         """The codes of four columns from `column` on, in their places: word j of vector v has row 16 v + j's, a byte each."""
         address = self.at(self.codes, self.b.mul(column, LONG(8 * self.bits)))
-        read = {2: self.twos, 3: self.threes, 4: self.fours, 8: self.eights}[self.bits]
+        read = {2: self.twos, 3: self.threes, 4: self.fours, 6: self.sixes, 8: self.eights}[self.bits]
         found = [self.b.bitcast(v, WORDS) for v in read(address)]
         down = zip(found, PLACES[self.bits], self.places, strict=True)
         return [self.b.lshr(v, self.all(WORDS, before - after)) if before > after else v for v, before, after in down]
@@ -159,9 +159,25 @@ class GroupDot(Codes):
             low, high = self.load(address, RUN), self.load(self.at(address, 64), RUN)
             turned = [self.pick(low, high, [32 * t + first + j for j in range(16) for t in range(4)]) for first in (0, 16)]
         else:
-            parts = self.woven(address, 32, 32)
-            turned = [self.beside(*parts[:2]), self.beside(*parts[2:])]
+            turned = self.nibbles(address, 32)
         return [self.masked(v, 15) for v in turned] + [self.b.lshr(v, self.all(RUN, 4)) for v in turned]
+
+    def nibbles(self, address: Any, pitch: int) -> list[Any]:
+        """Four columns of codes of 4 bits, `pitch` bytes apart: two vectors, whose low and high halves of bytes are two each."""
+        parts = self.woven(address, pitch, 32)
+        return [self.beside(*parts[:2]), self.beside(*parts[2:])]
+
+    def sixes(self, address: Any) -> list[Any]:
+        """The upper two bits of 16 rows' codes lie in one byte: moved to where they belong above the low four, those of a vector's
+        first and second rows by different numbers."""
+        b, nibbles = self.b, self.nibbles(address, 48)
+        pairs = b.bitcast(self.beside(*self.woven(self.at(address, 32), 48, 16)), WORDS)
+        fours = [[*range(first, first + 4)] for first in (0, 4, 8, 12)]
+        rows = [self.pick(pairs, pairs, fours[i] * 2 + fours[i + 1] * 2) for i in (0, 2)]
+        up, down = (self.constant(WORDS, ([x] * 4 + [y] * 4) * 2) for x, y in ((4, 2), (0, 2)))
+        upper = [b.shl(v, up) for v in rows] + [b.lshr(v, down) for v in rows]
+        low = [self.masked(v, 15) for v in nibbles] + [b.lshr(v, self.all(RUN, 4)) for v in nibbles]
+        return [b.or_(x, self.masked(b.bitcast(y, RUN), 48)) for x, y in zip(low, upper, strict=True)]
 
     def twos(self, address: Any) -> list[Any]:
         if self.anywhere:
@@ -220,7 +236,7 @@ class GroupDot(Codes):
 
     def outputs(self, v: int) -> list[int]:
         """The outputs of which vector v of sums is made: the first of each four."""
-        if self.anywhere or self.way is None or self.bits < 4:
+        if self.way is None or self.bits < 4 or (self.anywhere and self.bits != 6):
             return [16 * v + 4 * i for i in range(4)]
         start = v // 2 * 32 + v % 2 * 8
         return [start, start + 16, start + 4, start + 20]

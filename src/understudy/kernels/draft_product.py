@@ -1,4 +1,4 @@
-"""A few rows times a matrix of codes of 2, 3, 4 or 8 bits, at the speed the codes can be read from memory.
+"""A few rows times a matrix of codes of 2, 3, 4, 6 or 8 bits, at the speed the codes can be read from memory.
 
 Activations are rounded to int8 in groups of columns (an error of about 0.6%, where 4-bit weights have 8%), so the
 inner loop is integer. Blocks of 64 output rows are dealt out to torch's threads by a counter."""
@@ -35,8 +35,9 @@ SCALES_AHEAD = 2
 carray: Any = numpy_support.carray
 
 
-_two, _three, _four, _eight = map(tiles_dot, (2, 3, 4, 8))
-_two_in_order, _three_in_order, _four_in_order, _eight_in_order = map(tiles_in_order, (2, 3, 4, 8))
+BITS = (2, 3, 4, 6, 8)
+_two, _three, _four, _six, _eight = map(tiles_dot, BITS)
+_two_in_order, _three_in_order, _four_in_order, _six_in_order, _eight_in_order = map(tiles_in_order, BITS)
 
 
 class Product:
@@ -257,6 +258,8 @@ def _block(b: int, run: Any, matrix: Any, sums: Any, room: int) -> None:
             _three(codes, x, step, step, scales, steps, tile, count, room)
         elif bits == 4:
             _four(codes, x, step, step, scales, steps, tile, count, room)
+        elif bits == 6:
+            _six(codes, x, step, step, scales, steps, tile, count, room)
         else:
             _eight(codes, x, step, step, scales, steps, tile, count, room)
     if bits == 2:
@@ -265,6 +268,8 @@ def _block(b: int, run: Any, matrix: Any, sums: Any, room: int) -> None:
         _three_in_order(tile, count)
     elif bits == 4:
         _four_in_order(tile, count)
+    elif bits == 6:
+        _six_in_order(tile, count)
     else:
         _eight_in_order(tile, count)
     if matrix.bias != 0:

@@ -4,7 +4,8 @@
 A block's codes are K runs of 8 bytes a bit. 4 bits: byte j of a run holds row j in its low half and row 32 + j in its
 high half. That is how ATen packs int4 on a CPU with AVX-512, so its kernel, ours and the decoder read the same codes.
 2 bits: byte j holds rows j, 16 + j, 32 + j and 48 + j, from its lowest bits up. 3 bits: 16 such bytes with the low two
-bits of each code, then 8 bytes of which bit p of byte i is the third bit of row 8 p + i. 8 bits: a byte a row."""
+bits of each code, then 8 bytes of which bit p of byte i is the third bit of row 8 p + i. 6 bits: the low four bits of each code as
+4 bits are packed, then its upper two as 2 are. 8 bits: a byte a row."""
 
 from functools import cache
 from typing import Any
@@ -51,7 +52,7 @@ def unblock(blocks: Tensor, rows: int) -> Tensor:  # [nb, K, 64] -> [rows, K]
 
 
 def pack(codes: Tensor, bits: int = 4) -> Tensor:  # [N, K] of 0..2 ** bits - 1 -> [nb, K, 8 * bits]
-    """Codes of 2, 3 or 4 bits in blocks, as they lie in memory."""
+    """Codes of 2, 3, 4 or 6 bits in blocks, as they lie in memory."""
     blocks = block(codes.to(torch.uint8))
     packed = torch.empty((*blocks.shape[:2], 8 * bits), dtype=torch.uint8)
     _pack(blocks.numpy(), bits, packed.numpy())
@@ -61,8 +62,11 @@ def pack(codes: Tensor, bits: int = 4) -> Tensor:  # [N, K] of 0..2 ** bits - 1 
 def unpack(packed: Tensor, rows: int) -> Tensor:  # [nb, K, 8 * bits] -> [rows, K] of 0..2 ** bits - 1
     """The codes of the first `rows` output rows."""
     bits = packed.shape[2] // 8
-    if bits == 4:
-        return unblock(torch.cat((packed & 15, packed >> 4), dim=2), rows)
+    if bits in (4, 6):
+        low = torch.cat((packed[:, :, :32] & 15, packed[:, :, :32] >> 4), dim=2)
+        if bits == 6:
+            low |= torch.cat([packed[:, :, 32:] >> 2 * v & 3 for v in range(4)], dim=2) << 4
+        return unblock(low, rows)
     codes = torch.cat([packed[:, :, :16] >> 2 * v & 3 for v in range(4)], dim=2)
     if bits == 3:
         codes |= torch.cat([packed[:, :, 16:] >> p & 1 for p in range(8)], dim=2) << 2
@@ -80,9 +84,11 @@ def native_packing() -> bool:
 @compiled
 def pack_run(codes: Any, bits: int, run: Any) -> None:
     """For kernels: the 64 codes of one column as 8 * bits bytes."""
-    if bits == 4:
+    if bits == 4 or bits == 6:
         for j in range(32):
-            run[j] = codes[j] | codes[32 + j] << 4
+            run[j] = codes[j] & 15 | (codes[32 + j] & 15) << 4
+        for j in range(16 if bits == 6 else 0):
+            run[32 + j] = codes[j] >> 4 | codes[16 + j] >> 4 << 2 | codes[32 + j] >> 4 << 4 | codes[48 + j] >> 4 << 6
         return
     for j in range(16):
         run[j] = codes[j] & 3 | (codes[16 + j] & 3) << 2 | (codes[32 + j] & 3) << 4 | (codes[48 + j] & 3) << 6

@@ -27,11 +27,11 @@ SMALL = 1 << 16
 SLACK = 16
 # columns of a tile of codes of 8 bits; fewer where they do not divide a weight's columns
 TILES = (128, 64, 32)
-DENSE_2, DENSE_3, DENSE_4, DENSE_8 = DENSE[2], DENSE[3], DENSE[4], DENSE[8]
+DENSE_2, DENSE_3, DENSE_4, DENSE_6, DENSE_8 = DENSE[2], DENSE[3], DENSE[4], DENSE[6], DENSE[8]
 carray: Any = numpy_support.carray
 
-_read_2, _read_3, _read_4, _read_8 = map(tile_reader, (2, 3, 4, 8))
-_write_2, _write_3, _write_4, _write_8 = map(tile_writer, (2, 3, 4, 8))
+_read_2, _read_3, _read_4, _read_6, _read_8 = map(tile_reader, (2, 3, 4, 6, 8))
+_write_2, _write_3, _write_4, _write_6, _write_8 = map(tile_writer, (2, 3, 4, 6, 8))
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,8 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
         _read_4(codes, scales, blocks.dense + first * 8 * DENSE_4, stream, start, group, out)
     elif bits == 3:
         _read_3(codes, scales, blocks.dense + first * 8 * DENSE_3, stream, start, group, out)
+    elif bits == 6:
+        _read_6(codes, scales, blocks.dense + first * 8 * DENSE_6, stream, start, group, out)
     elif bits == 8:
         _read_8(codes, scales, blocks.dense + first * 8 * DENSE_8, stream, start, group, out)
     else:
@@ -168,6 +170,8 @@ def _encode(
                 place = _write_4(code, scale, low, bit, place, tile, weights, mark)
             elif bits == 3:
                 place = _write_3(code, scale, low, bit, place, tile, weights, mark)
+            elif bits == 6:
+                place = _write_6(code, scale, low, bit, place, tile, weights, mark)
             elif bits == 8:
                 place = _write_8(code, scale, low, bit, place, tile, weights, mark)
             else:

@@ -12,7 +12,7 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from .byte_dot import ByteDot, BytesDot, VnniDot
+from .byte_dot import ByteDot, BytesDot, LargeBytesDot, VnniDot
 from .dot import GroupDot, Lines, best
 from .vector import FLOAT, FLOATS, HALF, LONG, WORD, WORDS, Vector
 
@@ -26,7 +26,7 @@ EIGHT = Vector(WORD, 8)
 
 def applies(bits: int) -> bool:
     """Whether codes of so many bits are unpacked for several rows on the machine that numba compiles for."""
-    return best(bits) in (BytesDot, VnniDot)
+    return best(bits) in (BytesDot, LargeBytesDot, VnniDot)
 
 
 def unpack_group(bits: int, ahead: int = 0, way: type[ByteDot] | None = None) -> Any:

@@ -13,7 +13,7 @@ from typing import Protocol
 MOST_LEVELS = 48
 # How often a copy of so many bits chooses the exact model's token, measured on the built-in model (docs/log.md); 8 bits halve what
 # 4 leave open.
-AGREES = {"int2": 0.793, "int3": 0.915, "int4": 0.961, "int8": 0.98, "exact": 1.0, "mixed": 0.919}
+AGREES = {"int2": 0.793, "int3": 0.915, "int4": 0.961, "int6": 0.975, "int8": 0.98, "exact": 1.0, "mixed": 0.919}
 # Branches win back so much of what one level loses, where a level has WIDEST nodes; fewer win back less.
 BRANCHES = 0.35
 WIDTHS = (1, 2, 3, 4)

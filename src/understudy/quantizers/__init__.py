@@ -17,6 +17,7 @@ QUANTIZERS: dict[str, str] = {
     "int2": "understudy.quantizers.int2:Int2",
     "int3": "understudy.quantizers.int3:Int3",
     "int4": "understudy.quantizers.int4:Int4",
+    "int6": "understudy.quantizers.int6:Int6",
     "int8": "understudy.quantizers.int8:Int8",
 }
 

@@ -22,7 +22,7 @@ TOGETHER = 1 << 19
 
 
 class Grouped(Coded):
-    """What the quantisers of 2, 3 and 4 bits share. Weights whose columns `group` does not divide get the largest smaller
+    """What the quantisers of 2, 3, 4 and 6 bits share. Weights whose columns `group` does not divide get the largest smaller
     group that does."""
 
     grouped = True

@@ -11,7 +11,7 @@ from ..quantizers.mixed import Mixed, mixed
 from .sample_text import TEXT
 
 # the quantisers that can make use of a text
-FITTED = ("int2", "int3", "int4", "mixed")
+FITTED = ("int2", "int3", "int4", "int6", "mixed")
 # what --calibrate says for no text
 NO_TEXT = "none"
 

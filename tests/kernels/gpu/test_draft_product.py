@@ -44,7 +44,7 @@ def error(found: Tensor, exact: Tensor) -> float:
         ((70, 64), 64, 70),
     ],
 )
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_it_is_the_product(bits: int, shape: tuple[int, int], group: int, rows: int, dtype: torch.dtype) -> None:
     torch.manual_seed(rows)
     groups = f":group={group if bits == 4 else group // 2}" if bits < 8 else ""

@@ -52,7 +52,7 @@ def test_ordinary_weights(spec: str) -> None:
 
 
 @pytest.mark.parametrize("name", TENSORS)
-@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int8"])
+@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int6", "int8"])
 def test_adversarial_weights(spec: str, name: str) -> None:
     weight = TENSORS[name]
     came_back(block(weight), quantizer(spec).quantize(weight))
@@ -64,7 +64,7 @@ def test_adversarial_weights(spec: str, name: str) -> None:
     st.sampled_from([(64, 32), (70, 64), (3, 96)]),
     st.floats(0, 1),
     st.booleans(),
-    st.sampled_from(["int2", "int3", "int4", "int8"]),
+    st.sampled_from(["int2", "int3", "int4", "int6", "int8"]),
 )
 def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], odd: float, sane: bool, spec: str) -> None:
     """`odd`: the share of the weights that are any 16 bits at all; the scales need not be of this weight."""
@@ -80,7 +80,7 @@ def test_any_weight_with_any_substitute(seed: int, shape: tuple[int, int], odd: 
 
 
 @pytest.mark.parametrize("lanes", [8], indirect=True)
-@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int8"])
+@pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int6", "int8"])
 def test_an_octet_a_lane(spec: str, lanes: int) -> None:
     torch.manual_seed(0)
     weight = (torch.distributions.StudentT(3.0).sample((64, 64)) * 0.02).to(torch.bfloat16)
@@ -97,7 +97,7 @@ def test_products_of_codes_and_scales_are_exact() -> None:
     """So adding to one gives the same bits whether it is fused or not: for all scales that are packed, and all codes."""
     scales = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     scales = scales[scales.abs() < LARGEST].float()
-    for factor in (*range(256), *(2.0 ** (bits - 1) + half for bits in (2, 3, 4, 8) for half in (-0.5, 0.5))):
+    for factor in (*range(256), *(2.0 ** (bits - 1) + half for bits in (2, 3, 4, 6, 8) for half in (-0.5, 0.5))):
         product = scales * factor
         assert torch.equal(product.double(), scales.double() * factor)
         assert not (product == 0).logical_and(scales != 0).any() or factor == 0

@@ -1,4 +1,4 @@
-"""Products of a few rows and codes of 2, 3, 4 or 8 bits in one launch, with a norm before and what comes after.
+"""Products of a few rows and codes of 2, 3, 4, 6 or 8 bits in one launch, with a norm before and what comes after.
 
 Each code is read once. It goes into the matrix units as a whole number, which bfloat16 holds exactly; scale and zero are applied
 to the sums of each group. A norm's weight multiplies the rows, its factor the sums. Columns are shared out over programs so that
@@ -151,7 +151,7 @@ def _share(
 def _whole(run, column, inside, shifts, PARTS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr):
     """The codes [PARTS, STEP, 64] of columns `column` as bfloat16, 128 added to those of fewer than 8 bits, 128 taken from the
     others; outputs in the order of `_outputs`."""
-    words: tl.constexpr = 2 * BITS if BITS > 3 else 4
+    words: tl.constexpr = 16 if BITS == 8 else 8 if BITS > 3 else 4
     each: tl.constexpr = 64 // words
     word = tl.arange(0, words)
     start = run + column[:, :, None] * (2 * BITS)
@@ -160,8 +160,12 @@ def _whole(run, column, inside, shifts, PARTS: tl.constexpr, STEP: tl.constexpr,
     if BITS == 8:
         code = ((held[:, :, None, :] >> shift) & 255).to(tl.float32) - 128
         return tl.reshape(code, (PARTS, STEP, 64)).to(tl.bfloat16)
-    if BITS == 4:
+    if BITS == 4 or BITS == 6:
         code = (held[:, :, None, :] >> shift) & 15
+        if BITS == 6:
+            upper = tl.load(start + 8 + (word % 4)[None, None, :], inside[:, None, None], other=0)
+            at = tl.load(shifts + 8 + tl.arange(0, each)[:, None] * words + word[None, :])[None, None, :, :]
+            code += ((upper[:, :, None, :] >> at) & 3) << 4
     else:
         code = (held[:, :, None, :] >> shift) & 3
         if BITS == 3:
@@ -178,7 +182,7 @@ def _outputs(BITS: tl.constexpr):
     c = tl.arange(0, 64)
     if BITS == 8:
         return c % 16 * 4 + c // 16
-    if BITS == 4:
+    if BITS == 4 or BITS == 6:
         return c // 8 % 2 * 32 + c % 8 * 4 + c // 16
     return c // 4 % 4 * 16 + c % 4 * 4 + c // 16
 
@@ -188,7 +192,7 @@ def _in_order(sums, M: tl.constexpr, BITS: tl.constexpr):
     """Sums [M, 64] with their outputs in order."""
     if BITS == 8:
         return tl.reshape(tl.permute(tl.reshape(sums, (M, 4, 16)), (0, 2, 1)), (M, 64))
-    if BITS == 4:
+    if BITS == 4 or BITS == 6:
         return tl.reshape(tl.permute(tl.reshape(sums, (M, 4, 2, 8)), (0, 2, 3, 1)), (M, 64))
     return tl.reshape(tl.permute(tl.reshape(sums, (M, 4, 4, 4)), (0, 2, 3, 1)), (M, 64))
 

@@ -1,5 +1,5 @@
-"""x @ W.T for a few rows x and weights of 2, 3, 4 or 8 bits, on a GPU: the draft's products, each one launch of `four_bits` where x
-is bfloat16 and weights have 4 bits, else of `coded_product`."""
+"""x @ W.T for a few rows x and weights of 2, 3, 4, 6 or 8 bits, on a GPU: the draft's products, each one launch of `four_bits`
+where x is bfloat16 and weights have 4 bits, else of `coded_product`."""
 
 from __future__ import annotations
 
@@ -232,12 +232,16 @@ def running(device: torch.device, each: int) -> int:
 @cache
 def shifts(bits: int, device: torch.device) -> Tensor:
     """Where codes lie in a column's 32-bit words: for codes of 4 and 8 bits the shift of each code of a word, for others two
-    tables: of 2 bits of each code, and where a third lies.
+    tables: of the low 2 bits of each code (4, of codes of 6), and where a third, or the upper two, lie.
 
     They are loaded, not computed: only then does the compiler leave the codes in the registers in which the matrix units want
     them."""
     if bits in (4, 8):
         return torch.arange(0, 32, bits, dtype=torch.int32, device=device)
+    if bits == 6:
+        i, w = torch.arange(8)[:, None], torch.arange(8)[None, :]
+        upper = 8 * (i // 2) + 2 * (w // 4 + 2 * (i % 2))
+        return torch.cat([torch.arange(0, 32, 4, dtype=torch.int32), upper.flatten().int()]).to(device)
     low = torch.arange(0, 32, 2, dtype=torch.int32)
     i, w = torch.arange(16)[:, None], torch.arange(4)[None, :]
     third = 8 * (i // 4) + w // 2 + 2 * (i % 4)

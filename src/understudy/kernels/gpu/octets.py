@@ -14,10 +14,15 @@ def codes_of(codes, octet, BITS: tl.constexpr):
     """The codes of an octet, a byte each, in two words. `codes`: its column's, in words of 64 bits, as `kernels.pack` says."""
     if BITS == 8:
         return _halved(tl.load(codes + octet))
-    if BITS == 4:
+    if BITS == 4 or BITS == 6:
         low, high = _halved(tl.load(codes + octet % 4))
         by = octet // 4 * 4
-        return (low >> by) & 0x0F0F0F0F, (high >> by) & 0x0F0F0F0F
+        low, high = (low >> by) & 0x0F0F0F0F, (high >> by) & 0x0F0F0F0F
+        if BITS == 6:
+            upper_low, upper_high = codes_of(codes + 4, octet, 2)
+            low |= upper_low << 4
+            high |= upper_high << 4
+        return low, high
     low, high = _halved(tl.load(codes + octet % 2))
     by = octet // 2 * 2
     low, high = (low >> by) & 0x03030303, (high >> by) & 0x03030303
