@@ -139,7 +139,7 @@ RESIDENT = ("auto", "none", "residual", "whole")
 
 PREPARATION = (
     _value(
-        "--bits", "2|3|4|8|mixed", "bits of the copy that drafts (default 4); mixed:bits=3.5 where they help most", bits
+        "--bits", "2|3|4|6|8|mixed", "bits of the copy that drafts (default 4); mixed:bits=3.5 where they help most", bits
     ),
     _value("--head-bits", "4|8|auto", "bits of the head's copy (auto: 8 where there is room for them)", head_bits),
     _value(
