@@ -187,7 +187,7 @@ MUTATIONS = (
     Mutation("machine code of other sources is used", "kernels/compiled.py", "removesuffix(mark) + mark", "removesuffix(mark)", "tests/kernels/test_compiled.py"),
     Mutation("sums of 16 bits take more codes than fit", "kernels/unpacked_dot.py", "fit = 32767 //", "fit = 65535 //", "tests/kernels/test_unpacked_dot.py"),
     Mutation("outputs of unpacked codes stay where they lie", "kernels/unpacked_dot.py", "self.store(part, self.at(row, 4 * first), 4)", "pass", "tests/kernels/test_row_tiles.py"),
-    Mutation("rows of the second tile are those of the first", "kernels/row_tiles.py", "four(codes, x + r * stride, stride,", "four(codes, x, stride,", "tests/kernels/test_row_tiles.py"),
+    Mutation("rows of the second tile are those of the first", "kernels/row_tiles.py", "four(codes, x + r * columns, columns,", "four(codes, x, columns,", "tests/kernels/test_row_tiles.py"),
     Mutation("rows of another run are multiplied", "kernels/exact_product.py", "x = run.x + k // run.width * run.run_bytes", "x = run.x + k * 2", "tests/kernels/test_exact_product.py"),
     Mutation("a single node is written to the first row", "models/streamed.py", "return int(nodes.rows[0]), int(nodes.slots[0])", "return 0, int(nodes.slots[0])", "tests/models/test_target.py tests/test_llm.py"),
     Mutation("rows that lie apart are taken for neighbours", "kernels/exact_product.py", "row_bytes, run_bytes = self.columns * 2, width * 2", "row_bytes, run_bytes = width * 2, width * 2", "tests/kernels/test_exact_product.py"),

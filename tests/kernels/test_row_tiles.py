@@ -11,25 +11,18 @@ from understudy.kernels.dot import group_dot
 from understudy.kernels.row_tiles import FEW
 from understudy.kernels.unpacked_dot import ROOM
 
-KERNELS: dict[int, tuple[Any, Any]] = {
-    2: (made._two, made._two_in_order),
-    3: (made._three, made._three_in_order),
-    4: (made._four, made._four_in_order),
-    6: (made._six, made._six_in_order),
-    8: (made._eight, made._eight_in_order),
-}
+KERNELS: dict[int, Any] = {2: made._two, 3: made._three, 4: made._four, 6: made._six, 8: made._eight}
 MOST = 11
 
 
 @pytest.mark.parametrize("bits", list(KERNELS))
 def test_each_row_gets_what_it_gets_alone(bits: int) -> None:
-    dot, in_order = KERNELS[bits]
+    dot = KERNELS[bits]
     one = group_dot(bits, 1, "float32")
 
     @numba.njit
-    def together(codes: int, x: int, stride: int, columns: int, scales: int, steps: int, out: int, count: int, room: int) -> Any:
-        dot(codes, x, stride, columns, scales, steps, out, count, room)
-        in_order(out, count)
+    def together(codes: int, x: int, columns: int, scales: int, steps: int, out: int, count: int, room: int) -> Any:
+        dot(codes, x, columns, scales, steps, out, count, room, True)
 
     @numba.njit
     def alone(codes: int, x: int, stride: int, columns: int, scales: int, steps: int, out: int) -> Any:
@@ -49,6 +42,6 @@ def test_each_row_gets_what_it_gets_alone(bits: int) -> None:
     assert FEW < 4 < MOST
     for count in range(1, MOST + 1):
         out = torch.ones((MOST, 64))
-        together(codes.data_ptr(), x.data_ptr(), 64, 64, scales.data_ptr(), steps.data_ptr(), out.data_ptr(), count, begin)
+        together(codes.data_ptr(), x.data_ptr(), 64, scales.data_ptr(), steps.data_ptr(), out.data_ptr(), count, begin)
         assert torch.equal(out[:count], wanted[:count]), count
         assert out[count:].eq(1).all()

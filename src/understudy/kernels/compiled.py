@@ -30,6 +30,8 @@ from .code_cache import CodeCache
 
 instructions.hold()
 
+# The first of what a kernel counts. It is no literal, for which numba would compile what it is given to once more.
+FIRST: Any = np.int64(0)
 F = TypeVar("F", bound=Callable[..., Any])
 # numba's types know not all of its options
 njit: Any = numba.njit

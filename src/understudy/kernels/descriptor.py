@@ -39,7 +39,7 @@ class ResidualBlocks(Descriptor):
         ("stream", NUMBER),
         ("table", NUMBER),
         ("exceptions", NUMBER),
-        # of a code: 2, 3, 4 or 8
+        # of a code: 2, 3, 4, 6 or 8
         ("bits", NUMBER),
     )
 
@@ -109,7 +109,7 @@ class CodedMatrix(Descriptor):
         ("step", NUMBER),
         # columns of the matrix that share a scale
         ("group", NUMBER),
-        # of a code: 2, 3, 4 or 8
+        # of a code: 2, 3, 4, 6 or 8
         ("bits", NUMBER),
         # addresses: codes uint8 [blocks, columns, 8 * bits]; scales bfloat16 [groups, blocks * 64, 2]
         ("codes", NUMBER),

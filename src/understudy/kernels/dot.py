@@ -19,7 +19,7 @@ from .vector import BYTE, FLOAT, FLOATS, LONG, WORD, WORDS, Vector
 RUN = Vector(BYTE, 64)
 # the code that stands for the group's zero
 CENTRE = {2: 2, 3: 4, 4: 8, 6: 32, 8: 128}
-# the bit of its byte at which `four_columns` leaves a code: of rows 0 to 15, 16 to 31, and so on
+# the bit of its byte at which `GroupDot.quad` leaves a code: of rows 0 to 15, 16 to 31, and so on
 PLACES = {2: (0, 2, 4, 6), 3: (0, 2, 4, 4), 4: (0, 0, 0, 0), 6: (0, 0, 0, 0), 8: (0, 0, 0, 0)}
 # for each row of x, four vectors of 16 sums
 Lines = list[list[Any]]
@@ -160,23 +160,26 @@ class GroupDot(Codes):
             turned = [self.pick(low, high, [32 * t + first + j for j in range(16) for t in range(4)]) for first in (0, 16)]
         else:
             turned = self.nibbles(address, 32)
-        return [self.masked(v, 15) for v in turned] + [self.b.lshr(v, self.all(RUN, 4)) for v in turned]
+        return self.halves(turned)
 
     def nibbles(self, address: Any, pitch: int) -> list[Any]:
-        """Four columns of codes of 4 bits, `pitch` bytes apart: two vectors, whose low and high halves of bytes are two each."""
+        """Four columns of codes of 4 bits, `pitch` bytes apart, two codes a byte: two vectors."""
         parts = self.woven(address, pitch, 32)
         return [self.beside(*parts[:2]), self.beside(*parts[2:])]
+
+    def halves(self, turned: list[Any]) -> list[Any]:
+        """The low and then the high four bits of each byte, as bytes."""
+        return [self.masked(v, 15) for v in turned] + [self.b.lshr(v, self.all(RUN, 4)) for v in turned]
 
     def sixes(self, address: Any) -> list[Any]:
         """The upper two bits of 16 rows' codes lie in one byte: moved to where they belong above the low four, those of a vector's
         first and second rows by different numbers."""
-        b, nibbles = self.b, self.nibbles(address, 48)
+        b, low = self.b, self.halves(self.nibbles(address, 48))
         pairs = b.bitcast(self.beside(*self.woven(self.at(address, 32), 48, 16)), WORDS)
         fours = [[*range(first, first + 4)] for first in (0, 4, 8, 12)]
         rows = [self.pick(pairs, pairs, fours[i] * 2 + fours[i + 1] * 2) for i in (0, 2)]
         up, down = (self.constant(WORDS, ([x] * 4 + [y] * 4) * 2) for x, y in ((4, 2), (0, 2)))
         upper = [b.shl(v, up) for v in rows] + [b.lshr(v, down) for v in rows]
-        low = [self.masked(v, 15) for v in nibbles] + [b.lshr(v, self.all(RUN, 4)) for v in nibbles]
         return [b.or_(x, self.masked(b.bitcast(y, RUN), 48)) for x, y in zip(low, upper, strict=True)]
 
     def twos(self, address: Any) -> list[Any]:

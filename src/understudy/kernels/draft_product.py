@@ -21,7 +21,7 @@ from .descriptor import MATRIX_BYTES, CodedMatrix, DraftRun, coded_matrix, draft
 from .dot import best
 from .int8_rows import to_int8
 from .numbers import read, write
-from .row_tiles import tiles_dot, tiles_in_order
+from .row_tiles import tiles_dot
 from .softmax import gate
 from .team import float32_at, int8_at, take, together
 from .unpacked_dot import ROOM
@@ -35,9 +35,7 @@ SCALES_AHEAD = 2
 carray: Any = numpy_support.carray
 
 
-BITS = (2, 3, 4, 6, 8)
-_two, _three, _four, _six, _eight = map(tiles_dot, BITS)
-_two_in_order, _three_in_order, _four_in_order, _six_in_order, _eight_in_order = map(tiles_in_order, BITS)
+_two, _three, _four, _six, _eight = map(tiles_dot, (2, 3, 4, 6, 8))
 
 
 class Product:
@@ -250,28 +248,19 @@ def _block(b: int, run: Any, matrix: Any, sums: Any, room: int) -> None:
         codes = matrix.codes + (b * columns + g * step) * 8 * bits
         scales = matrix.scales + (g * step // matrix.group * matrix.blocks + b) * 256
         x, steps = run.scratch + g * count * step, first_steps + g * count * 8
+        last = g + 1 == columns // step
         if matrix.group < columns:
             prefetch(scales + SCALES_AHEAD * matrix.blocks * 256, 4)
         if bits == 2:
-            _two(codes, x, step, step, scales, steps, tile, count, room)
+            _two(codes, x, step, scales, steps, tile, count, room, last)
         elif bits == 3:
-            _three(codes, x, step, step, scales, steps, tile, count, room)
+            _three(codes, x, step, scales, steps, tile, count, room, last)
         elif bits == 4:
-            _four(codes, x, step, step, scales, steps, tile, count, room)
+            _four(codes, x, step, scales, steps, tile, count, room, last)
         elif bits == 6:
-            _six(codes, x, step, step, scales, steps, tile, count, room)
+            _six(codes, x, step, scales, steps, tile, count, room, last)
         else:
-            _eight(codes, x, step, step, scales, steps, tile, count, room)
-    if bits == 2:
-        _two_in_order(tile, count)
-    elif bits == 3:
-        _three_in_order(tile, count)
-    elif bits == 4:
-        _four_in_order(tile, count)
-    elif bits == 6:
-        _six_in_order(tile, count)
-    else:
-        _eight_in_order(tile, count)
+            _eight(codes, x, step, scales, steps, tile, count, room, last)
     if matrix.bias != 0:
         width = min(matrix.outputs - b * 64, 64)
         bias = carray(float32_at(matrix.bias + b * 256), width)

@@ -19,11 +19,11 @@ from torch import Tensor
 from . import team
 from .amx_dot import ROWS, amx_dot, configure, has_amx, release, shapes
 from .bfdot import LAID, MOST, ahead, columns_dot, lay_columns, to_brain
-from .compiled import compiled, machine_code
+from .compiled import FIRST, compiled, machine_code
 from .cut_rows import cut_rows
 from .descriptor import OPERAND_BYTES, ExactOperand, ExactRun, exact_operand, exact_run, residual_blocks
 from .exact_operand import Operand
-from .residual import DENSE_2, DENSE_3, DENSE_4, DENSE_6, DENSE_8, SMALL, rebuild
+from .residual import DENSE_OF, SMALL, rebuild
 from .team import float32_at, take, uint32_at
 from .vector import prefetch
 
@@ -32,8 +32,6 @@ RUN = 128
 # rows of one tile that are multiplied where they lie; more are put together first, since lines of so many rows of a wide
 # matrix push each other out of the cache
 FEW = 8
-# The first row. It is no literal, for which numba would compile what it is given to once more.
-FIRST: Any = np.int64(0)
 carray: Any = numpy_support.carray
 
 _dot_1, _dot_2, _dot_4, _dot_most = map(columns_dot, (1, 2, 4, MOST))
@@ -246,7 +244,7 @@ def _fetch_ahead(operand: Any, b: int, k: int, width: int, r: int, count: int, r
         _fetch(operand.plain + place * 128, width * 2, r, count, rows)
     else:
         bits, group = blocks.bits, blocks.group
-        dense = DENSE_4 if bits == 4 else DENSE_3 if bits == 3 else DENSE_6 if bits == 6 else DENSE_8 if bits == 8 else DENSE_2
+        dense = DENSE_OF[bits]
         _fetch(blocks.codes + place * 8 * bits, width * bits // 8, r, count, rows)
         _fetch(blocks.dense + place * 8 * dense, width * dense // 8, r, count, rows)
         table = carray(uint32_at(blocks.table), (blocks.count * (columns // group) + 1, 2))

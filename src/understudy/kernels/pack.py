@@ -63,14 +63,18 @@ def unpack(packed: Tensor, rows: int) -> Tensor:  # [nb, K, 8 * bits] -> [rows, 
     """The codes of the first `rows` output rows."""
     bits = packed.shape[2] // 8
     if bits in (4, 6):
-        low = torch.cat((packed[:, :, :32] & 15, packed[:, :, :32] >> 4), dim=2)
+        codes = torch.cat((packed[:, :, :32] & 15, packed[:, :, :32] >> 4), dim=2)
         if bits == 6:
-            low |= torch.cat([packed[:, :, 32:] >> 2 * v & 3 for v in range(4)], dim=2) << 4
-        return unblock(low, rows)
-    codes = torch.cat([packed[:, :, :16] >> 2 * v & 3 for v in range(4)], dim=2)
+            codes |= _pairs(packed[:, :, 32:]) << 4
+        return unblock(codes, rows)
+    codes = _pairs(packed[:, :, :16])
     if bits == 3:
         codes |= torch.cat([packed[:, :, 16:] >> p & 1 for p in range(8)], dim=2) << 2
     return unblock(codes, rows)
+
+
+def _pairs(packed: Tensor) -> Tensor:  # [nb, K, 16] -> [nb, K, 64] of 0..3
+    return torch.cat([packed >> 2 * v & 3 for v in range(4)], dim=2)
 
 
 @cache
@@ -84,14 +88,15 @@ def native_packing() -> bool:
 @compiled
 def pack_run(codes: Any, bits: int, run: Any) -> None:
     """For kernels: the 64 codes of one column as 8 * bits bytes."""
+    first, low = 0, 0
     if bits == 4 or bits == 6:
         for j in range(32):
             run[j] = codes[j] & 15 | (codes[32 + j] & 15) << 4
-        for j in range(16 if bits == 6 else 0):
-            run[32 + j] = codes[j] >> 4 | codes[16 + j] >> 4 << 2 | codes[32 + j] >> 4 << 4 | codes[48 + j] >> 4 << 6
-        return
-    for j in range(16):
-        run[j] = codes[j] & 3 | (codes[16 + j] & 3) << 2 | (codes[32 + j] & 3) << 4 | (codes[48 + j] & 3) << 6
+        first, low = 32, 4
+    # two bits of each code from bit `low` on, in the bytes from `first` on
+    for j in range(0 if bits == 4 else 16):
+        pairs = codes[j] >> low & 3 | (codes[16 + j] >> low & 3) << 2
+        run[first + j] = pairs | (codes[32 + j] >> low & 3) << 4 | (codes[48 + j] >> low & 3) << 6
     for i in range(8 if bits == 3 else 0):
         third = 0
         for p in range(8):

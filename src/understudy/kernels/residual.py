@@ -27,7 +27,8 @@ SMALL = 1 << 16
 SLACK = 16
 # columns of a tile of codes of 8 bits; fewer where they do not divide a weight's columns
 TILES = (128, 64, 32)
-DENSE_2, DENSE_3, DENSE_4, DENSE_6, DENSE_8 = DENSE[2], DENSE[3], DENSE[4], DENSE[6], DENSE[8]
+# `DENSE` as kernels take it, by bits of a code
+DENSE_OF = tuple(DENSE.get(bits, 0) for bits in range(9))
 carray: Any = numpy_support.carray
 
 _read_2, _read_3, _read_4, _read_6, _read_8 = map(tile_reader, (2, 3, 4, 6, 8))
@@ -134,17 +135,17 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
     exceptions = carray(uint16_at(blocks.exceptions), (table[tiles, 1], 2))
     tile, first = b * groups + g, b * columns + g * group
     codes, scales = blocks.codes + first * 8 * bits, blocks.scales + g * blocks.scales_stride + b * 256
-    stream, start = blocks.stream, np.int64(table[tile, 0])
+    dense, stream, start = blocks.dense + first * 8 * DENSE_OF[bits], blocks.stream, np.int64(table[tile, 0])
     if bits == 4:
-        _read_4(codes, scales, blocks.dense + first * 8 * DENSE_4, stream, start, group, out)
+        _read_4(codes, scales, dense, stream, start, group, out)
     elif bits == 3:
-        _read_3(codes, scales, blocks.dense + first * 8 * DENSE_3, stream, start, group, out)
+        _read_3(codes, scales, dense, stream, start, group, out)
     elif bits == 6:
-        _read_6(codes, scales, blocks.dense + first * 8 * DENSE_6, stream, start, group, out)
+        _read_6(codes, scales, dense, stream, start, group, out)
     elif bits == 8:
-        _read_8(codes, scales, blocks.dense + first * 8 * DENSE_8, stream, start, group, out)
+        _read_8(codes, scales, dense, stream, start, group, out)
     else:
-        _read_2(codes, scales, blocks.dense + first * 8 * DENSE_2, stream, start, group, out)
+        _read_2(codes, scales, dense, stream, start, group, out)
     weights = carray(uint16_at(out), group * 64)
     for e in range(table[tile, 1], table[tile + 1, 1]):
         weights[exceptions[e, 0]] = exceptions[e, 1]
