@@ -161,8 +161,8 @@ class Blueprint:
         stays = self.request(context, self.options.rows or 1)
         if self.options.spill != AUTO or self.options.context is None or not self.can_spill:
             return stays
-        both = stays, replace(stays, spilling=Spilling(LATEST, fast_slots(LATEST)))
-        return min(both, key=lambda one: smallest_budget(self.footprint, one))
+        spills = replace(stays, spilling=Spilling(LATEST, fast_slots(LATEST)))
+        return min((stays, spills), key=lambda one: smallest_budget(self.footprint, one))
 
     @property
     def can_spill(self) -> bool:
@@ -195,10 +195,11 @@ class Blueprint:
         request = next((one for one in requests if smallest_budget(footprint, one) <= one.budget_bytes), smallest)
         if request.spilling is not None and self.options.spill == AUTO:
             request = roomier(footprint, request, [Spilling(most, fast_slots(most)) for most in range(LATEST, context, STEP)])
+        said: dict[str, Any] = {"method": self.options.method, "copy": (self.store or self.options).recipe.copy}
         if self.further:
-            plan = replace(self._over_devices(footprint, request), method=self.options.method).noted(said_of(self.config, context))
+            plan = replace(self._over_devices(footprint, request), **said).noted(said_of(self.config, context))
             return plan if plan.split == STAGES else replace(plan, least_bytes=least)
-        plan = replace(make_plan(footprint, request), least_bytes=least, method=self.options.method)
+        plan = replace(make_plan(footprint, request), least_bytes=least, **said)
         plan = self.device.behind(plan, self.options.host_memory, self.machine, self.disk)
         return plan.noted(said_of(self.config, context), self.machine.unused_gpu if self.options.device == AUTO else "")
 
@@ -281,9 +282,8 @@ class Blueprint:
         capacity = -(-slots // 64) * 64
         whole = all(layer.recurrent is None and layer.slots(capacity) == capacity for layer in self.shape.layers)
         if padded and not whole:
-            raise UsageError(
-                f"The policy {policy} pads rows on the left, and this model has layers that recur or slide: choose ragged."
-            )
+            why = "and this model has layers that recur or slide"
+            raise UsageError(f"The policy {policy} pads rows on the left, {why}: choose ragged.")
         if padded and self.device.own_memory:
             raise UsageError(f"The policy {policy} is for the processor, not for {self.device.name}: choose ragged.")
         return padded

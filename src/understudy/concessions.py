@@ -16,7 +16,7 @@ from .drafters import PLAIN_METHOD
 from .drafters.search import SearchSpec
 from .drafters.start import START, Start
 from .errors import UsageError
-from .options import AUTO, Options
+from .options import AUTO, MORE, USUAL, Options
 from .plan.conversation import Conversation
 from .plan.demand import MIB
 from .plan.drafts import Drafting
@@ -33,8 +33,9 @@ PLENTY = 1 << 50
 FITS = ("context", "speed", "memory")
 # Tokens of a pass with a trained head alone, where nothing was measured: those of papers and of this project give 2 to 6.
 HEAD_TOKENS = 4.0
-# Copies with fewer bits, in the order in which they are tried.
-FEWER = ("mixed:bits=3.5", "3", "2")
+# Copies with fewer bits than these quantisers have, in the order in which they are tried.
+BELOW_4 = ("mixed:bits=3.5", "3", "2")
+FEWER = {USUAL: BELOW_4, MORE: ("4", *BELOW_4), "int8": ("4", *BELOW_4)}
 
 # Draws the blueprint of the model for other options.
 Drawn = Callable[[Options], Blueprint]
@@ -79,11 +80,14 @@ class Planner:
         yield self.step(options, ("wide trees: tiles of drafts", ""), passes=Passes(least.trees, least.trees + few))
         yield self.step(options, ("pieces of prompts of more than a tile", ""))
         spill, stays = "", options
+        # In less memory others might be chosen.
+        bits = options.recipe_quantizer.removeprefix("int")
+        kept = f" --bits {bits}" if options.bits_left_open and options.recipe_quantizer != USUAL else ""
         if (spilled := self.spilling(options)) is not options:
             options, spill = spilled, f"--spill {spilled.spill} "
-            yield self.step(options, ("keys and values of old tokens in fast memory: they go to disk", spill.strip()))
+            yield self.step(options, ("keys and values of old tokens in fast memory: they go to disk", spill.strip() + kept))
         if self.changeable and options.head_left_open:
-            said = f"{spill}--head-bits {options.bits}"
+            said = f"{spill}--head-bits {bits}{kept}"
             yield self.step(replace(options, recipe_head=""), ("the output head's own 8 bits", said))
         for bits, fewer in fewer_bits(options) if self.changeable else ():
             yield self.step(fewer, (f"bits of the copy: {bits.removeprefix('mixed:bits=')}", f"{spill}--bits {bits}"))
@@ -144,10 +148,8 @@ class Planner:
 
 
 def fewer_bits(options: Options) -> Iterator[tuple[str, Options]]:
-    """What --bits may say to have a smaller copy than the usual one, each with `options` that say so; none where no copy drafts."""
-    if options.recipe_quantizer != "int4" or not options.holds_substitute:
-        return
-    for bits in FEWER:
+    """What --bits may say to have a smaller copy, each with `options` that say so; none where no copy drafts."""
+    for bits in FEWER.get(options.recipe_quantizer, ()) if options.holds_substitute else ():
         name = bits if bits.startswith("mixed") else f"int{bits}"
         yield bits, replace(options, recipe_quantizer=name, recipe_head="")
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .blueprint import Blueprint
 from .concessions import Drawn, drafting_of, fewer_bits
-from .options import Options
+from .copy_bits import may_pay, pays, streams_less
+from .options import MORE, USUAL, Options
 from .plan.memory import make_plan
 from .plan.placement import Plan
 from .plan.rounds import Arithmetic, Round, expected
@@ -118,7 +120,7 @@ def _without(plan: Plan, arithmetic: Arithmetic) -> Iterator[tuple[str, tuple[Pl
 
 
 def _helps(drawn: Drawn, options: Options, arithmetic: Arithmetic, changeable: bool, plan: Plan) -> Iterator[Change]:
-    """More memory, a faster link, fewer bits of the copy: each planned anew."""
+    """More memory, a faster link, more or fewer bits of the copy: each planned anew."""
     budget = TWICE * plan.budget_bytes
     blueprint = drawn(options)
     request = replace(blueprint.request(plan.context, plan.rows), budget_bytes=budget)
@@ -127,7 +129,16 @@ def _helps(drawn: Drawn, options: Options, arithmetic: Arithmetic, changeable: b
         link = TWICE * plan.link_bytes_per_second
         faster = replace(options, throttle=link)
         tried.append((f"twice the link ({link / 1e9:.2f} GB/s)", options, drawn(faster).plan()))
+    more = options.with_copy(MORE)
+    if changeable and options.recipe_quantizer == USUAL and _pays(blueprint, drawn(more)):
+        tried.append((f"--bits {MORE.removeprefix('int')}", more, drawn(more).plan()))
     for bits, fewer in fewer_bits(options) if changeable else ():
         tried.append((f"--bits {bits}", fewer, drawn(fewer).plan()))
     for what, other, changed in tried:
         yield Change(what, expected(changed, arithmetic, drafting_of(other, changed)).text_tokens_per_second)
+
+
+def _pays(usual: Blueprint, more: Blueprint) -> bool:
+    """Do more bits pay, beside what is drawn with the usual ones?"""
+    options = more.options
+    return may_pay(options, usual.device) and streams_less(options.codec, usual.dtype) and pays(more)

@@ -16,16 +16,19 @@ from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
 from .planning import (
     Foretold,
+    MemoryCeiling,
     check_drafter,
     chosen_elsewhere,
     foretold_of_config,
     measured,
     planned_device,
     planned_devices,
-    suited,
+    suited_copy,
+    suited_head,
     with_second,
 )
-from .sources import choose_codec, layout_of, locate, proven_config, stored_at
+from .sources import choose_codec, layout_of, locate, proven_config
+from .stores import prepared, stored_at
 from .weights.checkpoint import Checkpoint
 from .weights.store import Store
 
@@ -83,8 +86,9 @@ def drawable(
     if config_alone:
         assert place is not None
         foretold = foretold_of_config(place, options)
-        options = suited(foretold, options, machine, device) if as_it_is else options
-        options = chosen_elsewhere(options, other, foretold.dtype, device)
+        there = partial(chosen_elsewhere, other=other, dtype=foretold.dtype, device=device)
+        options = suited_copy(foretold, options, device, lambda: machine, there)
+        options = there(suited_head(foretold, options, machine, device) if as_it_is else options)
         return _foretold(foretold, options, machine, devices, None, _said(other, *FROM_CONFIG))
     source = locate(place, options)
     config = proven_config(source.path, options)
@@ -92,11 +96,13 @@ def drawable(
     if isinstance(source, Store):
         return _stored(source, config, options, devices, other)
     foretold = Foretold(config, source.tensors, layout_of(source, options.cache))
-    options = suited(foretold, options, machine, device) if as_it_is else options
-    if other is not None:
-        options = chosen_elsewhere(options, other, foretold.dtype, device)
-    else:
-        options = choose_codec(source, foretold.layout, options, device)
+    coded: Callable[[Options], Options] = partial(chosen_elsewhere, other=other, dtype=foretold.dtype, device=device)
+    measuring: Callable[[], Machine] = partial(Machine.measured, machine, _file(source, foretold), options.cache)
+    if other is None:
+        coded = partial(choose_codec, source, foretold.layout, device=device)
+        options = _with_copy_here(source, config, options, device)
+    options = suited_copy(foretold, options, device, measuring if other is None else other.machine, coded)
+    options = coded(suited_head(foretold, options, machine, device) if as_it_is else options)
     store = Store.open(path) if (path := stored_at(source, options)).is_dir() else None
     if store is not None and as_it_is:
         return _stored(store, config, options, devices, other)
@@ -105,11 +111,20 @@ def drawable(
     return _foretold(foretold, options, machine, devices, source.path, _said(other, *FROM_CHECKPOINT))
 
 
+def _with_copy_here(source: Checkpoint, config: object, options: Options, device: Device) -> Options:
+    """Options with the copy of the Store that a run would take, where bits are left open and one is there."""
+    if not options.bits_left_open:
+        return options
+    store, left = prepared(source, config, options, MemoryCeiling(source, device))
+    return left if store is None else options.with_copy(store.recipe.quantizer)
+
+
 def _stored(
     store: Store, config: object, options: Options, devices: tuple[Device, ...], other: OtherMachine | None
 ) -> Drawable:
     """A model that is prepared. It has its codec already: what is not chosen is of no consequence."""
     options = replace(options, codec=FALLBACK) if options.codec == AUTO else options
+    options = options.with_copy(store.recipe.quantizer) if options.bits_left_open else options
     machine = measured(store, options) if other is None else other.machine()
 
     def drawn(wanted: Options) -> Blueprint:

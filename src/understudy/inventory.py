@@ -126,7 +126,7 @@ def _store(path: Path, models: dict[str, KnownModel]) -> KnownStore:
         return KnownStore(path, "", nbytes, trouble=DAMAGED, used=used)
     recipe, source = contents.recipe, contents.source
     name = demo.NAME if source.name == str(demo.path()) else source.name.partition("@")[0]
-    words = ", ".join(filter(None, (recipe.quantizer, recipe.head and f"head {recipe.head}", recipe.codec)))
+    words = f"{recipe.copy}, {recipe.codec}"
     trouble = ""
     try:
         integrity.check(path, contents)

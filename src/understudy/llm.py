@@ -17,7 +17,7 @@ from .drawable import plan_for
 from .engine import Engine
 from .errors import UsageError
 from .kernels.team import disband
-from .loading import load
+from .loading import load, prepare_here
 from .making import CLOSED, RequestMaker
 from .models.identity import identity_of
 from .models.model import Model
@@ -31,7 +31,7 @@ from .prefixes.files import directory_of
 from .prompts import Prompt
 from .request import Completion, Request, Step
 from .scheduler import Scheduler
-from .sources import Report, locate, prepare_source
+from .sources import Report
 from .stats import Counters, Stats
 from .weights.holding import Hold
 from .weights.store import Store
@@ -129,7 +129,7 @@ class LLM:
             CheckpointError: the model cannot be found or read, or is of an unsupported kind.
             StoreError: the Store cannot be written."""
         chosen = Options.of(options, os.environ)
-        return prepare_source(locate(model, chosen), chosen, progress)
+        return prepare_here(model, chosen, progress)
 
     @property
     def plan(self) -> Plan:

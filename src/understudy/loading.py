@@ -9,7 +9,7 @@ from typing import Any
 
 from . import startup
 from .blueprint import Blueprint
-from .devices import Device
+from .devices import Device, open_device
 from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
 from .models.compile_kernels import compile_kernels, give_back
@@ -27,6 +27,7 @@ from .sources import Report, compiling_for, locate, prepare_source, proven_confi
 from .tiers import ReadSettings
 from .weights.checkpoint import Checkpoint
 from .weights.holding import Hold
+from .weights.layout import ModelLayout
 from .weights.store import Store
 
 
@@ -77,6 +78,26 @@ def _small_files(source: Store | Checkpoint, options: Options, device: Device, r
         files = SmallFiles.of(source.path, options)
         others.wait(report)
     return files
+
+
+@dataclass(frozen=True)
+class Choosing(MemoryCeiling):
+    """What a run here would choose, for those who only prepare: they are refused nothing for want of memory."""
+
+    def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
+        """Who runs the model may have more."""
+
+    def check_preparing(self, layout: ModelLayout) -> None:
+        """It is tried."""
+
+
+def prepare_here(model: str | Path | None, options: Options, report: Report | None) -> Store:
+    """The Store of `model`, made now if it is not there yet, with the bits that a run here would choose where they are open."""
+    source = locate(model, options)
+    if isinstance(source, Store) or options.devices is not None or not (options.bits_left_open or options.head_left_open):
+        return prepare_source(source, options, report)
+    device = open_device(options.device, options.host_memory)
+    return prepare_source(source, options, report, device, Choosing(source, device))
 
 
 def load(model: str | Path | None, options: Options, report: Report | None) -> Loaded:

@@ -12,14 +12,13 @@ import torch
 
 from .codecs import CODECS, FALLBACK
 from .devices import device_names
-from .devices.several import several
 from .drafters import DEFAULT_METHOD, DrafterSpec, spec_of
 from .errors import UsageError
 from .option_kinds import check_kinds
-from .plan.placement import BLOCKS, STAGES
+from .option_rules import check_devices, check_not_padded, check_prefixes
 from .plan.remembered import cache_directory
 from .plan.sizes import parse_size
-from .policies import DEFAULT_POLICY, PaddedPolicy, Policy, policy_of
+from .policies import DEFAULT_POLICY, Policy, policy_of
 from .quantizers.mixed import mixed
 from .registry import lookup
 from .tiers import tier_names
@@ -36,6 +35,8 @@ from .weights.recipe import (
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 BITS: dict[int | str, str] = {2: "int2", 3: "int3", 4: "int4", 6: "int6", 8: "int8", 16: "exact"}
 AUTO = "auto"
+# The quantiser of all weights where bits are left open, and the one with more bits, which may be chosen then.
+USUAL, MORE = "int4", "int6"
 # The head's quantiser where its bits are left open and there is room, beside those of all other weights.
 HEAD = "int8"
 BESIDE = ("int2", "int3", "int4", "int6")
@@ -50,7 +51,7 @@ PREFIXES = "4GB"
 # Options whose sizes are checked where they are read.
 SIZES = {"memory", "host_memory", "prefix_cache_size"}
 # Fields that follow from the environment and from other options: nobody gives them.
-DERIVED = {"cache", "recipe_quantizer", "recipe_head", "text"}
+DERIVED = {"cache", "recipe_quantizer", "recipe_head", "copy_chosen", "text"}
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Options:
     kv_bits: int | str = AUTO
     # Sequences that run together.
     rows: int | None = None
-    # Bits of a substitute's weight, or "mixed" for a mix.
-    bits: int | str = 4
+    # Bits of a substitute's weight, or "mixed" for a mix; auto: 6 where passes wait long for weights and there is room, else 4.
+    bits: int | str = AUTO
     # Bits of the head's substitute; auto: 8 beside fewer `bits` where there is room for them, else those of all others.
     head_bits: int | str = AUTO
     # The name of a quantiser of all weights, which takes the place of `bits`.
@@ -118,9 +119,11 @@ class Options:
     # Where Stores and measurements are kept.
     cache: Path = Path()
     # The full name of the quantiser of all weights, or of the mix.
-    recipe_quantizer: str = "int4"
+    recipe_quantizer: str = USUAL
     # The quantiser of the head; empty: that of all weights.
     recipe_head: str = ""
+    # Has the quantiser been chosen, where bits were left open?
+    copy_chosen: bool = False
     # The text in `calibrate`, read once; the one that comes along where none is named.
     text: str | None = None
 
@@ -145,31 +148,16 @@ class Options:
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, got {value}.")
-        if options.quantizer is None and options.bits not in BITS and mixed(str(options.bits)) is None:
-            raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))} or mixed, got {options.bits}.")
+        if options.quantizer is None and options.bits not in (AUTO, *BITS) and mixed(str(options.bits)) is None:
+            raise UsageError(f"--bits must be one of {', '.join(map(str, BITS))}, auto or mixed, got {options.bits}.")
         if options.head_bits not in (AUTO, *BITS):
             raise UsageError(f"--head-bits must be one of {', '.join(map(str, BITS))} or auto, got {options.head_bits}.")
-        options._check_devices()
+        check_devices(options)
         options._check_spill()
         options._check_kv_bits()
-        options._check_prefixes()
+        check_prefixes(options)
         options = options._with_recipe()
         return options._linked() if options.link else options
-
-    def _check_devices(self) -> None:
-        """Raise UsageError for several devices that cannot work together, or beside other options."""
-        lookup("split", self.split, dict.fromkeys((AUTO, BLOCKS, STAGES), 0))
-        if self.devices is None:
-            if self.split != AUTO:
-                raise UsageError(f"--split {self.split} is for several devices: name them with --devices.")
-            return
-        if self.split == STAGES:
-            self._check_not_padded("--split stages")
-        several(self.devices)
-        if self.device != AUTO:
-            raise UsageError(f"--devices {self.devices} contradicts --device {self.device}: leave one of them out.")
-        if self.resident == "whole":
-            raise UsageError("--resident whole is for one device: with --devices, parts stay beside the copy (residual) or none.")
 
     def _check_spill(self) -> None:
         """Raise UsageError for what spilling cannot do."""
@@ -177,12 +165,7 @@ class Options:
             return
         if not isinstance(self.spill, int) or self.spill < LEAST_LATEST:
             raise UsageError(f"--spill must be auto, none or a number of tokens, {LEAST_LATEST} or more, got {self.spill}.")
-        self._check_not_padded("--spill")
-
-    def _check_not_padded(self, option: str) -> None:
-        """Raise UsageError for an `option` that left-padded batches cannot have."""
-        if isinstance(self.batching, PaddedPolicy):
-            raise UsageError(f"{option} is not for left-padded batches, as {self.policy} has them: choose one of the two.")
+        check_not_padded(self, "--spill")
 
     def _check_kv_bits(self) -> None:
         """Raise UsageError for what keys and values of 8 bits cannot do."""
@@ -196,29 +179,33 @@ class Options:
             raise UsageError(f"--kv-bits {SMALL} is not for keys and values that spill: leave it or --spill {self.spill} out.")
         if self.prefix_cache is not None:
             raise UsageError(f"--kv-bits {SMALL} is not for --prefix-cache, whose files hold exact ones: choose one of the two.")
-        self._check_not_padded(f"--kv-bits {SMALL}")
+        check_not_padded(self, f"--kv-bits {SMALL}")
 
     @property
     def small_keys(self) -> bool:
         """Have keys and values 8 bits?"""
         return self.kv_bits == SMALL
 
-    def _check_prefixes(self) -> None:
-        """Raise UsageError for what keeping prefixes on disk cannot do."""
-        if self.prefix_cache_size is not None and self.prefix_cache is None:
-            raise UsageError("--prefix-cache-size is for --prefix-cache DIR, which was not given.")
-        if self.prefix_bytes < 1:
-            raise UsageError(f"--prefix-cache-size must be 1 byte or more, got {self.prefix_cache_size}.")
-        if self.prefix_cache is not None and self.taps:
-            raise UsageError("--prefix-cache keeps no hidden states, and taps hand out those of all tokens: choose one of the two.")
-        if self.prefix_cache is not None:
-            self._check_not_padded("--prefix-cache")
-
     @property
     def recipe(self) -> Recipe:
         """How the Store is made. The codec must have been chosen."""
         assert self.codec != AUTO, "the codec was not chosen yet"
         return Recipe(self.recipe_quantizer, self.codec, checksum_of(self.text), self.recipe_head)
+
+    @property
+    def bits_left_open(self) -> bool:
+        """May the copy have other bits than those of `recipe_quantizer`, until they are chosen, and give way to fewer then?"""
+        return self.bits == AUTO and self.quantizer is None
+
+    def with_copy(self, quantizer: str) -> Options:
+        """With a copy by this quantiser, chosen where bits were left open."""
+        return replace(self, recipe_quantizer=quantizer, recipe_head=self._head(quantizer), copy_chosen=True)
+
+    @property
+    def smallest(self) -> Options:
+        """With all that is left open as it takes least memory."""
+        made = self.with_copy(USUAL) if self.bits_left_open else self
+        return replace(made, recipe_head="") if made.head_left_open else made
 
     @property
     def head_left_open(self) -> bool:
@@ -270,7 +257,7 @@ class Options:
 
     def _with_recipe(self) -> Options:
         """With the quantiser's full name and the text that the copy is fitted to."""
-        named = self.quantizer or BITS.get(self.bits, str(self.bits))
+        named = self.quantizer or (USUAL if self.bits_left_open else BITS.get(self.bits, str(self.bits)))
         given = self.calibrate is not None and str(self.calibrate) != NO_TEXT
         check_calibration(named, given)
         text = calibration_text(self.calibrate) if uses_text(named) else None
@@ -289,9 +276,7 @@ class Options:
     def _linked(self) -> Options:
         """With the codec that `link` means. Raises UsageError where another option contradicts it."""
         if self.codec not in (AUTO, "link"):
-            raise UsageError(
-                f"--link keeps no copy of the exact weights, --codec {self.codec} does: choose one of them."
-            )
+            raise UsageError(f"--link keeps no copy of the exact weights, --codec {self.codec} does: choose one of them.")
         if self.recipe_quantizer == "exact":
             raise UsageError("--link needs a copy that drafts beside the exact weights: --bits 8 or fewer.")
         return replace(self, codec="link")

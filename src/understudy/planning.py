@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from .blueprint import Blueprint
-from .codecs import FALLBACK
+from .codecs import FALLBACK, candidates
+from .copy_bits import FORETOLD, fits, may_pay, pays, streams_less
 from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
 from .devices.elsewhere import devices_of
@@ -23,24 +24,22 @@ from .models.configuration import tokenizer_of
 from .models.footprint import sizes_of_checkpoint
 from .models.streamed import attention_name
 from .models.wrapper import text_config
-from .options import AUTO, DTYPES, Options
+from .options import AUTO, DTYPES, MORE, USUAL, Options
 from .plan.machine import Machine, check_spare
 from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
-from .sources import Report, layout_of, locate, prepare_source, proven_config
+from .sources import Report, choose_codec, layout_of, locate, prepare_source, proven_config
 from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
 from .weights.store import Store
 
-# Copies with fewer bits, which are tried where one of 4 does not fit.
-FEWER_BITS = (3, 2)
+# Copies with fewer bits, which are tried where one of these does not fit.
+FEWER_BITS = {"int8": (4, 3, 2), "int6": (4, 3, 2), "int4": (3, 2)}
 # What preparing a model takes at most beside what a process holds when it has proven its kind, kernels that are compiled for it
 # included; by the kernel's count, see docs/log.md.
 PREPARING = 240 << 20
 # What its largest weight adds at most; 4 bytes a number.
 LARGEST = 112 << 20
-# Foretold sizes are those of usual weights: a plan that misses its budget by less may fit after all.
-FORETOLD = 1.03
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,16 @@ class Foretold:
 
         try:
             plan = planned(options)
-            # Where the head's bits are left open, the smallest budget is the one without its own.
-            least = drawn(replace(options, recipe_head="")).least_for(plan.context) if options.head_left_open else plan.least_bytes
+            # The smallest budget is that of the smallest copy which options leave open.
+            smallest = options.smallest
+            least = plan.least_bytes if smallest == options else drawn(smallest).least_for(plan.context)
             return replace(plan, least_bytes=least)
         except UsageError as error:
-            if options.recipe_quantizer != "int4" or not options.holds_substitute:
+            if not options.holds_substitute:
                 raise
             if options.head_bits == AUTO:
                 options = replace(options, recipe_head="")
-            for bits in FEWER_BITS:
+            for bits in FEWER_BITS.get(options.recipe_quantizer, ()):
                 try:
                     planned(replace(options, recipe_quantizer=f"int{bits}"))
                 except UsageError:
@@ -176,11 +176,25 @@ class MemoryCeiling:
     device: Device
 
     def suited(self, config: Any, layout: ModelLayout, options: Options) -> Options:
-        return suited(Foretold(config, self.source.tensors, layout), options, Machine.inspect(), self.device)
+        foretold = Foretold(config, self.source.tensors, layout)
+        file = self.source.info(layout.linears[0].weight).file
+
+        def machine() -> Machine:
+            return Machine.inspect().measured(file, options.cache)
+
+        def coded(wanted: Options) -> Options:
+            return choose_codec(self.source, layout, wanted, self.device)
+
+        options = suited_copy(foretold, options, self.device, machine, coded)
+        return suited_head(foretold, options, Machine.inspect(), self.device)
 
     def holds(self, store: Store, config: Any, options: Options) -> bool:
-        blueprint = Blueprint.of_store(store, config, options, Machine.inspect(), self.device)
-        return blueprint.least_bytes * FORETOLD <= blueprint.budget
+        return fits(Blueprint.of_store(store, config, options, Machine.inspect(), self.device))
+
+    def pays(self, store: Store, config: Any, options: Options) -> bool:
+        if not may_pay(options, self.device) or not streams_less(store.recipe.codec, store.dtype):
+            return False
+        return pays(Blueprint.of_store(store, config, options, measured(store, options), self.device))
 
     def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
         """Before minutes are spent on preparing a model whose plan would miss the budget clearly."""
@@ -199,15 +213,32 @@ class MemoryCeiling:
         check_spare(needed, "Preparing this model, which is done once,", advice)
 
 
-def suited(foretold: Foretold, options: Options, machine: Machine, device: Device) -> Options:
+def suited_copy(
+    foretold: Foretold, options: Options, device: Device, measured: Callable[[], Machine], coded: Callable[[Options], Options]
+) -> Options:
+    """Options with the copy chosen, where its bits were left open: more than the usual ones where they fit and pay.
+
+    `measured`: the machine, with its speeds; `coded`: options with a codec, where it is left open. Both are asked only where they
+    count, since measuring takes time and memory."""
+    if not options.bits_left_open or options.copy_chosen:
+        return options
+    usual, more = options.with_copy(USUAL), options.with_copy(MORE)
+    # Of the codecs that may be chosen later the one that streams least: where that does not pay, none does.
+    able = [options.codec] if options.codec != AUTO else [codec.name for codec in candidates(foretold.dtype, MORE)]
+    if not may_pay(options, device) or not streams_less(able[0], foretold.dtype):
+        return usual
+    if not pays(foretold.blueprint(replace(more, codec=able[0]), measured(), device)):
+        return usual
+    return more if streams_less(coded(more).codec, foretold.dtype) else usual
+
+
+def suited_head(foretold: Foretold, options: Options, machine: Machine, device: Device) -> Options:
     """Options whose head has the bits of all weights where its own were left open and do not fit with a little to spare."""
     if not options.head_left_open:
         return options
     # of all codecs the one whose parts take most room
     largest = replace(options, codec=FALLBACK) if options.codec == AUTO else options
-    blueprint = foretold.blueprint(largest, machine, device)
-    fits = blueprint.least_bytes * FORETOLD <= blueprint.budget
-    return options if fits else replace(options, recipe_head="")
+    return options if fits(foretold.blueprint(largest, machine, device)) else replace(options, recipe_head="")
 
 
 def measured(store: Store, options: Options) -> Machine:

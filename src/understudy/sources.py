@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from . import demo, startup
-from .codecs import codec, copying
+from .codecs import codec
 from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
 from .errors import CheckpointError, UnderstudyError, UsageError
@@ -25,16 +25,17 @@ from .models.known import keep, key_of, recall
 from .models.proof import prove
 from .models.ropes import for_context
 from .models.streamed import attention_name
-from .options import AUTO, DTYPES, Options
+from .options import AUTO, DTYPES, USUAL, Options
 from .plan.machine import Machine, resident_bytes, spare_bytes
 from .plan.sizes import format_size, parse_size
+from .stores import Ceiling, as_made, left_open, places, prepared, stored_at
 from .weights.checkpoint import Checkpoint
 from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
 from .weights.mixing import Moments
-from .weights.prepare import estimate, found, prepare
-from .weights.recipe import Recipe, checksum_of, textless
+from .weights.prepare import estimate, prepare
+from .weights.recipe import checksum_of, textless
 from .weights.store import Store
 
 # Memory beyond what a process holds from which on preparing may keep what it frees, which took up to 750 MiB more.
@@ -53,22 +54,6 @@ def ending(report: Report | None, ended: threading.Event) -> Report:
             report(stage, done, total)
 
     return told
-
-
-class Ceiling(Protocol):
-    """What fits in the memory there is, asked before a checkpoint is prepared."""
-
-    def suited(self, config: Any, layout: ModelLayout, options: Options) -> Options:
-        """Options with what takes more room than there is left out, where they leave it open."""
-
-    def holds(self, store: Store, config: Any, options: Options) -> bool:
-        """Does a Store that is there fit, with what options leave open as in it?"""
-
-    def check_preparing(self, layout: ModelLayout) -> None:
-        """Raise UsageError where there is no room to prepare a checkpoint, or to measure which codec suits it."""
-
-    def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
-        """Raise UsageError for what cannot fit. Options have all that was left open chosen."""
 
 
 def locate(model: str | Path | None, options: Options, *, as_it_is: bool = False) -> Store | Checkpoint:
@@ -101,7 +86,7 @@ def _check_asked(store: Store, options: Options) -> None:
     bits = options.quantizer or options.bits
     head = options.recipe_head or options.recipe_quantizer
     others = {
-        f"--bits {bits}": bits != Options.bits and textless(options.recipe_quantizer) != textless(made.quantizer),
+        f"--bits {bits}": not options.bits_left_open and textless(options.recipe_quantizer) != textless(made.quantizer),
         f"--head-bits {options.head_bits}": options.head_bits != AUTO and head != (made.head or made.quantizer),
         f"--calibrate {options.calibrate}": options.calibrate is not None and checksum_of(options.text) != made.calibrated,
         "--link" if options.link else f"--codec {options.codec}": options.codec not in (AUTO, made.codec),
@@ -131,18 +116,19 @@ def prepare_source(
     with compiling_for(source, options, device) as others:
         config = proven_config(source.path, options)
         others.wait(report)
-    if (store := _prepared(source, config, options, ceiling)) is not None:
+    store, options = prepared(source, config, options, ceiling)
+    if store is not None:
         return store
     layout = layout_of(source, options.cache)
     if ceiling is not None:
         # What chooses a codec and prepares takes more memory than a model that is prepared may need.
-        if not any(place.is_dir() for place in _places(source, options)):
+        if not any(place.is_dir() for place in places(source, options)):
             ceiling.check_preparing(layout)
         options = ceiling.suited(config, layout, options)
     options = choose_codec(source, layout, options, device)
     directory = Path(options.output).expanduser() if options.output else stored_at(source, options)
     if (directory / INDEX).is_file():
-        options = _as_made(options, Store.open(directory).recipe)
+        options = as_made(options, Store.open(directory).recipe)
     progress = None if report is None else lambda done, total, name: report("preparing", done, total)
     if not directory.is_dir():
         # Refused now, not after the minutes that preparing takes.
@@ -151,7 +137,7 @@ def prepare_source(
             ceiling.check(config, layout, options)
     if report is not None and not directory.is_dir():
         size = format_size(estimate(source, layout, options.recipe))
-        report(f"Preparing {source.name} once: {size} in {directory}", 0, 0)
+        report(f"Preparing {source.name} once{_said_copy(options)}: {size} in {directory}", 0, 0)
         if layout.aside:
             report(said_aside(source, layout, options.recipe.codec), 0, 0)
     measure = None if options.text is None else partial(_moments, source, layout, config, options.text, report)
@@ -165,7 +151,7 @@ def compiling_for(source: Checkpoint, options: Options, device: Device | None) -
     largest = max(source.tensors.values(), key=lambda info: info.nbytes)
     dtype = DTYPES.get(options.dtype, largest.dtype)
     here = device is None or device.where == "cpu"
-    return compiling(dtype, not any(place.is_dir() for place in _places(source, options))) if here else nullcontext(Compiling([]))
+    return compiling(dtype, not any(place.is_dir() for place in places(source, options))) if here else nullcontext(Compiling([]))
 
 
 def _memory(options: Options) -> AbstractContextManager[None]:
@@ -177,31 +163,17 @@ def _memory(options: Options) -> AbstractContextManager[None]:
     return startup.keeping_memory() if allowed > PLENTY else nullcontext()
 
 
-def _prepared(source: Checkpoint, config: Any, options: Options, ceiling: Ceiling | None) -> Store | None:
-    """The Store of `source` that is in the cache, if one is there and fits: then nothing has to be known of the checkpoint but
-    its name and its files' sizes and dates. What options leave open is as in the first of those there may be."""
-    if options.output is not None:
-        return None
-    for candidate in _left_open(options):
-        directory = stored_at(source, candidate)
-        if not (directory / INDEX).is_file():
-            continue
-        store = found(directory, source, candidate.recipe)
-        fits = ceiling is None or not options.head_left_open or ceiling.holds(store, config, candidate)
-        return store if fits else None
-    return None
-
-
-def _as_made(options: Options, recipe: Recipe) -> Options:
-    """Options with what they leave open as in the Store that is there. Earlier versions fitted nothing to a text."""
-    if options.calibrate is None and not recipe.calibrated:
-        options = replace(options, text=None)
-    return replace(options, recipe_head=recipe.head) if options.head_bits == AUTO else options
-
-
 def _moments(source: Checkpoint, layout: ModelLayout, config: Any, text: str, report: Report | None) -> Moments:
     """The second moments of each Linear's inputs. A Store that is there needs none, nor the tokenizer that is read for them."""
     return calibration.moments_of_text(source, layout, config, tokenizer_of(source.path), text, report)
+
+
+def _said_copy(options: Options) -> str:
+    """Which copy was chosen, in words; empty where it was asked for."""
+    if not options.bits_left_open:
+        return ""
+    other = f" (--bits {USUAL.removeprefix('int')} takes less memory)" if options.recipe_quantizer != USUAL else ""
+    return f" with a copy of {options.recipe_quantizer.removeprefix('int')} bits{other}"
 
 
 def said_aside(source: Checkpoint, layout: ModelLayout, coding: str) -> str:
@@ -219,7 +191,7 @@ def choose_codec(
 
     device: where the model will run; None: it is opened."""
     if options.output is None:
-        for candidate in _left_open(options):
+        for candidate in left_open(options):
             if stored_at(source, candidate).is_dir():
                 return candidate
     if options.codec != AUTO:
@@ -230,28 +202,6 @@ def choose_codec(
     link = Machine.inspect().measured(weights.file, options.cache).link_bandwidth
     device = device or open_device(options.device)
     return replace(options, codec=fastest_codec(link, weights.dtype, options.recipe_quantizer, device))
-
-
-def _left_open(options: Options) -> list[Options]:
-    """All that options may mean, best first. Earlier versions fitted nothing to a text, and heads had the bits of all weights."""
-    heads = [options.recipe_head, ""] if options.head_left_open else [options.recipe_head]
-    texts = [options.text] if options.calibrate is not None else [options.text, None]
-    codecs = copying() if options.codec == AUTO else [options.codec]
-    return [
-        replace(options, recipe_head=head, text=text, codec=name) for head in heads for text in texts for name in codecs
-    ]
-
-
-def _places(source: Checkpoint, options: Options) -> list[Path]:
-    """Where a Store of `source` may be, whatever options leave open."""
-    if options.output is not None:
-        return [Path(options.output).expanduser()]
-    return [stored_at(source, candidate) for candidate in _left_open(options)]
-
-
-def stored_at(source: Checkpoint, options: Options) -> Path:
-    """The directory in the cache for the Store of `source`."""
-    return options.recipe.store_path(source.path.name, source.fingerprint, options.cache)
 
 
 def proven_config(directory: Path, options: Options) -> Any:

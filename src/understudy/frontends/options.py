@@ -41,8 +41,8 @@ def whole(text: str) -> int:
 
 
 def bits(text: str) -> int | str:
-    """An argument type: a whole number, or a mix, which is checked by LLM."""
-    return text if text.partition(":")[0] == "mixed" else whole(text)
+    """An argument type: a whole number, "auto", or a mix, which is checked by LLM."""
+    return text if text == "auto" or text.partition(":")[0] == "mixed" else whole(text)
 
 
 def head_bits(text: str) -> int | str:
@@ -139,7 +139,9 @@ RESIDENT = ("auto", "none", "residual", "whole")
 
 PREPARATION = (
     _value(
-        "--bits", "2|3|4|6|8|mixed", "bits of the copy that drafts (default 4); mixed:bits=3.5 where they help most", bits
+        "--bits", "2|3|4|6|8|mixed|auto",
+        "bits of the copy that drafts (auto: 6 where passes wait long for weights and there is room, else 4);"
+        " mixed:bits=3.5 where they help most", bits,
     ),
     _value("--head-bits", "4|8|auto", "bits of the head's copy (auto: 8 where there is room for them)", head_bits),
     _value(

@@ -29,7 +29,7 @@ def _run(args: Namespace) -> int:
     from ..llm import LLM
 
     with resumable(live):
-        store = LLM.prepare(model, output=args.output, progress=Progress(live), **preparation(args))
+        store = LLM.prepare(model, output=args.output, progress=Progress(live), rows=1, **preparation(args))
     nbytes = disk_bytes(store.path)
     live.say(f"Prepared in {store.path} ({format_size(nbytes)}).")
     if args.json:

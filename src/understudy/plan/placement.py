@@ -72,6 +72,8 @@ class Plan:
     least_bytes: int = 0
     # The drafter and its options, as they were chosen; empty: no drafter was planned for.
     method: str = ""
+    # The quantisers of the copy, in words; empty: not said.
+    copy: str = ""
     # Nodes of each sequence's tree that recurrent layers have room for.
     record_nodes: int = 0
     # Rows that a pass verifies in a left-padded rectangle; 0: each row has a length of its own.
@@ -126,6 +128,14 @@ class Plan:
         return self.link_bytes_per_second / self.streamed_bytes if known else None
 
     @property
+    def levels_of_a_pass(self) -> float:
+        """How many draft levels take as long as the link takes for what a pass streams, by bytes alone; 0: not known, or none."""
+        link, memory = self.link_bytes_per_second, self.speeds.memory_bytes_per_second
+        if not (self.streamed_bytes and link and memory and self.draft_level_bytes):
+            return 0.0
+        return (self.streamed_bytes / link) / (self.draft_level_bytes / memory)
+
+    @property
     def head_level_bytes(self) -> int:
         """What a level of a trained head that drafts alone reads: the head, with all it keeps, and the copy of the output head."""
         return self.items.get("draft head", 0) + self.draft_level_bytes
@@ -168,6 +178,7 @@ class Plan:
             "used": self.used,
             "smallest_budget": self.least_bytes,
             "limit_plain_tokens_per_second": self.plain_tokens_per_second,
+            **({"copy": self.copy} if self.copy else {}),
             **({"kv_bits": self.kv_bits} if self.kv_bits else {}),
             **({"spill": self.spill_latest, "spilled": self.spilled_bytes} if self.spill_latest else {}),
             **({"lanes": [lane.lane_dict() for lane in self.lanes]} if self.lanes else {}),
@@ -186,8 +197,8 @@ class Plan:
         lines.append(
             f"{'in all':<{width}}  {format_size(self.used):>10}  of {format_size(self.budget_bytes)} ({self.device})"
         )
-        lanes = [lane.lane_line() for lane in self.lanes]
-        return [*lines, *self._least_lines(), *self._kept_lines(), *self._spill_lines(), *lanes, *self._speed_lines(), *self.notes]
+        lines += [*self._copy_lines(), *self._least_lines(), *self._kept_lines(), *self._spill_lines()]
+        return [*lines, *(lane.lane_line() for lane in self.lanes), *self._speed_lines(), *self.notes]
 
     def lane_line(self) -> str:
         """What a further device holds, for people."""
@@ -196,6 +207,9 @@ class Plan:
             f"{self.device}: {format_size(self.used)} of {format_size(self.budget_bytes)}: {len(self.parts or ())} parts of exact"
             f" weights, of which {format_size(kept)} stay and {format_size(self.streamed_bytes)} come in each pass"
         )
+
+    def _copy_lines(self) -> list[str]:
+        return [f"copy of the weights: {self.copy}"] if self.copy and self.items["substitute"] else []
 
     def _least_lines(self) -> list[str]:
         # rounded up, so that what is named does work

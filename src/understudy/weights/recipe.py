@@ -29,6 +29,11 @@ class Recipe:
     # The quantiser of the head alone; empty: that of all weights.
     head: str = ""
 
+    @property
+    def copy(self) -> str:
+        """The quantisers of the copy, in words."""
+        return f"{self.quantizer}, head {self.head}" if self.head else self.quantizer
+
     def store_path(self, model: str, fingerprint: str, cache: Path) -> Path:
         """The directory in `cache` for the Store of `model`, whose content has this fingerprint."""
         head = f"head_{self.head}" if self.head else ""

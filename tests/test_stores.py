@@ -1,0 +1,120 @@
+"""A Store that is there is taken where it fits, whatever would be made now."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import save
+from understudy import LLM
+from understudy.options import MORE, Options
+from understudy.sources import locate, prepare_source
+from understudy.stores import left_open, prepared
+from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.store import Store
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    directory = tmp_path_factory.mktemp("stored")
+    save(directory / "model", "llama", torch.bfloat16)
+    return Checkpoint.open(directory / "model")
+
+
+def options(tmp_path: Path, **given: Any) -> Options:
+    return Options.of({"codec": "delta", **given}, {"UNDERSTUDY_CACHE": str(tmp_path / "cache")})
+
+
+class Verdicts:
+    """A ceiling under which these quantisers' Stores fit; more bits pay, or do not; and `suited` chooses this copy."""
+
+    def __init__(self, *fitting: str, pays: bool = False, chooses: str = "int4") -> None:
+        self.fitting, self.paying, self.chooses = fitting, pays, chooses
+
+    def holds(self, store: Store, config: Any, options: Options) -> bool:
+        assert options.recipe == store.recipe
+        return store.recipe.quantizer in self.fitting
+
+    def pays(self, store: Store, config: Any, options: Options) -> bool:
+        assert store.recipe.quantizer == options.recipe_quantizer == MORE
+        return self.paying
+
+    def suited(self, config: Any, layout: Any, options: Options) -> Options:
+        return options if options.copy_chosen else options.with_copy(self.chooses)
+
+    def check(self, *_: Any) -> None:
+        pass
+
+    check_preparing = check
+
+
+def make(model: Checkpoint, tmp_path: Path, *bits: int) -> None:
+    for each in bits:
+        prepare_source(model, options(tmp_path, bits=each), None)
+
+
+@pytest.mark.parametrize(
+    ("there", "verdicts", "taken"),
+    [
+        # One alone is taken, whatever would be made.
+        ((4,), Verdicts("int4", "int6", pays=True, chooses="int6"), "int4"),
+        ((6,), Verdicts("int4", "int6", chooses="int4"), "int6"),
+        # Of both it is the one that would be made, if it fits.
+        ((4, 6), Verdicts("int4", "int6", pays=True), "int6"),
+        ((4, 6), Verdicts("int4", "int6", pays=False), "int4"),
+        ((4, 6), Verdicts("int4", pays=True), "int4"),
+        # What does not fit is not taken, and not made again.
+        ((6,), Verdicts("int4", chooses="int6"), None),
+        ((4,), Verdicts(chooses="int4"), None),
+        ((), Verdicts("int4", "int6"), None),
+        # Nobody knows what fits: the usual one, or the other.
+        ((4, 6), None, "int4"),
+        ((6,), None, "int6"),
+    ],
+)
+def test_a_store_that_is_there_is_taken_where_it_fits(
+    there: tuple[int, ...], verdicts: Verdicts | None, taken: str | None, model: Checkpoint, tmp_path: Path
+) -> None:
+    make(model, tmp_path, *there)
+    store, chosen = prepared(model, None, options(tmp_path), verdicts)
+    assert (store.recipe.quantizer if store is not None else None) == taken
+    assert store is None or chosen.recipe == store.recipe
+    stores = len(list((tmp_path / "cache").glob("*/index.json")))
+    made = prepare_source(model, options(tmp_path), None, ceiling=verdicts)
+    assert made.recipe.quantizer == (taken or "int4")
+    anew = len(list((tmp_path / "cache").glob("*/index.json"))) - stores
+    assert anew == (taken is None and 4 not in there)
+
+
+def test_bits_that_are_given_take_no_other_store(model: Checkpoint, tmp_path: Path) -> None:
+    make(model, tmp_path, 6)
+    anything = Verdicts("int4", "int6", pays=True)
+    assert prepared(model, None, options(tmp_path, bits=4), anything)[0] is None
+    assert prepared(model, None, options(tmp_path, quantizer="int4"), anything)[0] is None
+    assert prepared(model, None, options(tmp_path).with_copy("int4"), anything)[0] is None, "chosen already"
+    own = options(tmp_path, bits=6)
+    assert prepared(model, None, own, anything)[0] is not None
+    assert [one.recipe_quantizer for one in left_open(replace(own, text=None))] == ["int6"] * len(left_open(own))
+
+
+def test_a_run_and_a_plan_take_the_store_that_is_there(model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    asked: dict[str, Any] = {"memory": "1GiB", "context": 64, "codec": "delta"}
+    slow = {**asked, "resident": "none", "throttle": 2e7}
+    assert [LLM.plan_only(model.path, **given).copy for given in (asked, slow)] == ["int4, head int8", "int6, head int8"]
+    make(model, tmp_path, 6)
+    for options_ in (asked, slow):
+        plan = LLM.plan_only(model.path, **options_)
+        assert plan.copy == "int6, head int8" and not any("foretold" in note for note in plan.notes)
+    assert isinstance(locate(model.path, options(tmp_path)), Checkpoint)
+    make(model, tmp_path, 4)
+    assert [LLM.plan_only(model.path, **given).copy[:4] for given in (asked, slow)] == ["int4", "int6"]
+    # Another machine has no Stores yet.
+    laptop = "cpu:memory=16GB,disk=1GB/s,bandwidth=60GB/s"
+    assert LLM.plan_only(model.path, machine=laptop, context=64, codec="delta").copy == "int4, head int8"
+    with LLM(model.path, **slow) as llm:
+        assert llm.store.recipe.quantizer == "int6"
