@@ -80,6 +80,17 @@ def test_more_bits_are_chosen_where_they_fit_with_a_little_to_spare(config: Path
     assert copy(config, memory=usual.least_bytes, **asked) == "int4"
 
 
+def test_more_bits_leave_texts_as_much_room(config: Path) -> None:
+    """Where the context is left open it is as long as beside the usual copy."""
+    open_ = {**ASKED, "codec": "delta", "context": None, "head_bits": 8}
+    least = LLM.plan_only(config=config, machine=SLOW, bits=6, **{**open_, "context": 4096}).least_bytes
+    assert copy(config, **open_, memory=int(least * FORETOLD) + 1024) == MORE
+    short = least - (1 << 20)
+    assert LLM.plan_only(config=config, machine=SLOW, bits=6, memory=short, **open_).context < 4096
+    usual = LLM.plan_only(config=config, machine=SLOW, memory=short, **open_)
+    assert (usual.copy, usual.context) == (USUAL, 4096) and copy(config, **{**open_, "context": 512}, memory=short) == MORE
+
+
 def test_bits_that_are_given_are_taken(config: Path) -> None:
     assert [copy(config, bits=bits) for bits in (4, 6, 3)] == [USUAL, MORE, "int3, head int8"]
     assert copy(config, quantizer="int4") == "int4" and copy(config, bits="auto") == MORE

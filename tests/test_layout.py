@@ -87,9 +87,9 @@ MAY_IMPORT = {
         *("heads", "drafters", "layer_states", "prefixes", "recurrent", "options", "policies", "devices", "models", "weights"),
         "plan",
     },
-    "copy_bits": {"blueprint", "codecs", "devices", "options"},
+    "copy_bits": {"blueprint", "codecs", "devices", "options", "plan"},
     "planning": {
-        *("blueprint", "copy_bits", "sources", "options"),
+        *("blueprint", "copy_bits", "sources", "stores", "options"),
         *("devices", "codecs", "models", "weights", "plan", "drafters", "heads"),
     },
     "chat_table": {"plan"},

@@ -11,9 +11,9 @@ import torch
 
 from tests.tiny import save
 from understudy import LLM
-from understudy.options import MORE, Options
+from understudy.options import MORE, USUAL, Options
 from understudy.sources import locate, prepare_source
-from understudy.stores import left_open, prepared
+from understudy.stores import Made, left_open, prepared
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.store import Store
 
@@ -39,8 +39,8 @@ class Verdicts:
         assert options.recipe == store.recipe
         return store.recipe.quantizer in self.fitting
 
-    def pays(self, store: Store, config: Any, options: Options) -> bool:
-        assert store.recipe.quantizer == options.recipe_quantizer == MORE
+    def pays(self, more: Made, usual: Made, config: Any) -> bool:
+        assert [one.recipe.quantizer for one in (*more, *usual) if isinstance(one, Store)] == [MORE, USUAL]
         return self.paying
 
     def suited(self, config: Any, layout: Any, options: Options) -> Options:

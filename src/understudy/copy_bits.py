@@ -12,6 +12,7 @@ from .codecs import codec
 from .devices import Device
 from .errors import UsageError
 from .options import MORE, USUAL, Options
+from .plan.placement import Plan
 
 # Foretold sizes are those of usual weights: a plan that misses its budget by less may fit after all.
 FORETOLD = 1.03
@@ -38,10 +39,16 @@ def streams_less(coding: str, dtype: torch.dtype) -> bool:
     return chosen.bits(dtype, MORE) < chosen.bits(dtype, USUAL)
 
 
-def pays(blueprint: Blueprint) -> bool:
-    """Do more bits pay, by the `blueprint` that has them? Not where they do not fit, nothing streams, or a speed is not known."""
+def pays(more: Blueprint, usual: Blueprint) -> bool:
+    """Do more bits pay, by the blueprints with them and with the usual ones? Not where they do not fit, or leave texts less room,
+    where nothing streams, or a speed is not known."""
     try:
-        return fits(blueprint) and blueprint.plan().levels_of_a_pass >= PAYS_FROM
+        return fits(more) and (plan := more.plan()).levels_of_a_pass >= PAYS_FROM and _room(plan) == _room(usual.plan())
     except UsageError:
         # Options that no plan can have are told by whoever plans with them.
         return False
+
+
+def _room(plan: Plan) -> tuple[int, int, int]:
+    """What a plan gives texts: how long they may be, how many run together, what of them stays in fast memory (0: all)."""
+    return plan.context, plan.rows, plan.spill_latest

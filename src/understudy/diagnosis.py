@@ -141,4 +141,4 @@ def _helps(drawn: Drawn, options: Options, arithmetic: Arithmetic, changeable: b
 def _pays(usual: Blueprint, more: Blueprint) -> bool:
     """Do more bits pay, beside what is drawn with the usual ones?"""
     options = more.options
-    return may_pay(options, usual.device) and streams_less(options.codec, usual.dtype) and pays(more)
+    return may_pay(options, usual.device) and streams_less(options.codec, usual.dtype) and pays(more, usual)

@@ -29,6 +29,7 @@ from .plan.machine import Machine, check_spare
 from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
 from .sources import Report, choose_codec, layout_of, locate, prepare_source, proven_config
+from .stores import Made
 from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
 from .weights.store import Store
@@ -191,10 +192,12 @@ class MemoryCeiling:
     def holds(self, store: Store, config: Any, options: Options) -> bool:
         return fits(Blueprint.of_store(store, config, options, Machine.inspect(), self.device))
 
-    def pays(self, store: Store, config: Any, options: Options) -> bool:
+    def pays(self, more: Made, usual: Made, config: Any) -> bool:
+        store, options = more
         if not may_pay(options, self.device) or not streams_less(store.recipe.codec, store.dtype):
             return False
-        return pays(Blueprint.of_store(store, config, options, measured(store, options), self.device))
+        machine = measured(store, options)
+        return pays(*(Blueprint.of_store(store, config, options, machine, self.device) for store, options in (more, usual)))
 
     def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
         """Before minutes are spent on preparing a model whose plan would miss the budget clearly."""
@@ -227,7 +230,8 @@ def suited_copy(
     able = [options.codec] if options.codec != AUTO else [codec.name for codec in candidates(foretold.dtype, MORE)]
     if not may_pay(options, device) or not streams_less(able[0], foretold.dtype):
         return usual
-    if not pays(foretold.blueprint(replace(more, codec=able[0]), measured(), device)):
+    machine = measured()
+    if not pays(*(foretold.blueprint(replace(one, codec=able[0]), machine, device) for one in (more, usual))):
         return usual
     return more if streams_less(coded(more).codec, foretold.dtype) else usual
 

@@ -17,6 +17,9 @@ from .weights.prepare import found
 from .weights.recipe import Recipe
 from .weights.store import Store
 
+# A Store that is there, and options as it was made.
+Made = tuple[Store, Options]
+
 
 class Ceiling(Protocol):
     """What fits in the memory there is, asked before a checkpoint is prepared."""
@@ -27,8 +30,8 @@ class Ceiling(Protocol):
     def holds(self, store: Store, config: Any, options: Options) -> bool:
         """Does a Store that is there fit, with what options leave open as in it?"""
 
-    def pays(self, store: Store, config: Any, options: Options) -> bool:
-        """Is this Store, which has more bits than usual, what would be made here if none were there?"""
+    def pays(self, more: Made, usual: Made, config: Any) -> bool:
+        """Of two Stores that are there, is it the one of more bits that would be made here if none were?"""
 
     def check_preparing(self, layout: ModelLayout) -> None:
         """Raise UsageError where there is no room to prepare a checkpoint, or to measure which codec suits it."""
@@ -46,13 +49,13 @@ def prepared(source: Checkpoint, config: Any, options: Options, ceiling: Ceiling
     copy of more bits that is there, and does not fit, leaves the usual ones to be made."""
     if options.output is not None:
         return None, options
-    there: dict[str, tuple[Store, Options]] = {}
+    there: dict[str, Made] = {}
     for candidate in left_open(options):
         directory = stored_at(source, candidate)
         if candidate.recipe_quantizer not in there and (directory / INDEX).is_file():
             there[candidate.recipe_quantizer] = found(directory, source, candidate.recipe), candidate
     choices = list(there.values())
-    if len(choices) > 1 and ceiling is not None and ceiling.pays(choices[-1][0], config, choices[-1][1]):
+    if len(choices) > 1 and ceiling is not None and ceiling.pays(there[MORE], there[USUAL], config):
         choices.reverse()
     for store, candidate in choices:
         chosen = not (options.head_left_open or options.bits_left_open)
