@@ -82,7 +82,7 @@ def test_more_bits_are_chosen_where_they_fit_with_a_little_to_spare(config: Path
 
 def test_more_bits_leave_texts_as_much_room(config: Path) -> None:
     """Where the context is left open it is as long as beside the usual copy."""
-    open_ = {**ASKED, "codec": "delta", "context": None, "head_bits": 8}
+    open_ = {**ASKED, "codec": "delta", "context": None, "head_bits": 8, "spill": "none"}
     least = LLM.plan_only(config=config, machine=SLOW, bits=6, **{**open_, "context": 4096}).least_bytes
     assert copy(config, **open_, memory=int(least * FORETOLD) + 1024) == MORE
     short = least - (1 << 20)
