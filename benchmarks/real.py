@@ -156,7 +156,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--memory", type=capped.size, help="cap on the process's memory, like 2.2GiB (default: none)")
     parser.add_argument("--planned", type=float, default=0.97, help="the share of the cap that the plan may use")
     parser.add_argument("--resident", default="auto", help="exact weights in memory: auto, none, residual or whole")
-    parser.add_argument("--bits", default="4")
+    parser.add_argument("--bits", default="auto")
     parser.add_argument("--quantizer")
     parser.add_argument("--head-bits", default="auto", help="bits of the head's copy: 4, 8 or auto")
     parser.add_argument("--no-clock", action="store_true", help="everything in memory, seconds from --costs: the same in every run")

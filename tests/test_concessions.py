@@ -66,6 +66,18 @@ def test_steps_come_in_order_and_all_bytes_have_names(planned: Any) -> None:
     assert terms["scratch of trees"] > 0 and terms["noise and choosing of tokens"] > 0
 
 
+def test_of_6_bits_that_were_chosen_some_go_first(planned: Any) -> None:
+    """What is said holds in less memory too, where others would be chosen."""
+    chat = planned(resident="none")
+    budgets = [step.budget_bytes for step in chat.steps]
+    assert budgets == sorted(budgets, reverse=True) and chat.steps[0].plan.copy == "int6, head int8"
+    said = [step.options for step in chat.steps if "bits" in step.options]
+    assert said == ["--head-bits 6 --bits 6", "--bits 4", "--bits mixed:bits=3.5", "--bits 3", "--bits 2"]
+    assert [step.options for step in planned().steps if "bits" in step.options] == ["--head-bits 4", *said[2:]]
+    given = [step.options for step in planned(resident="none", bits=6).steps if "bits" in step.options]
+    assert given == ["--head-bits 6", *said[1:]]
+
+
 @pytest.mark.parametrize("clients", [3, 200, 1000])
 def test_each_step_needs_less_for_any_number_of_clients(planned: Any, clients: int) -> None:
     """Also where more of them read at once than a step leaves pieces of prompts for."""

@@ -143,6 +143,17 @@ def test_a_model_behind_a_slow_link_drafts_by_6_bits_and_says_what_it_says_witho
     assert "once with a copy of 6 bits (--bits 4 takes less memory): " in first and "once with a copy of 4 bits: " in second
 
 
+def test_all_methods_of_a_bench_have_the_copy_of_one_that_drafts(
+    tiny_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    slow = ["--memory", "1GiB", "--context", "128", "--resident", "none", "--codec", "delta", "--throttle", "20MB"]
+    few = ["--temperatures", "0", "--prompts", "1", "--prompt-tokens", "8", "--new-tokens", "4", "--json"]
+    assert main(["bench", str(tiny_bf16), "--methods", "none,substitute", *slow, *few]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
+    assert [path.parent.name.split("-")[1] for path in tmp_path.glob("*/index.json")] == ["int6"]
+
+
 def test_who_prepares_gets_what_a_run_would_take(tiny_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow: dict[str, Any] = {"memory": "1GiB", "context": 64, "resident": "none", "codec": "delta", "throttle": 2e7}
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))

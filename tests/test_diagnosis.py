@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +40,22 @@ def test_a_slow_link_limits_and_memory_or_a_faster_one_helps(model: Drawable) ->
     assert {"--bits 3", "--bits 2"} <= speeds.keys()
     unchangeable = diagnose(model.drawn, model.options, QUICK, changeable=False)
     assert not any("--bits" in change.what for change in unchangeable.helps)
+
+
+def test_more_bits_help_where_the_link_is_waited_for_and_they_fit(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MISTRAL_SMALL_24B))
+
+    def helps(memory: str, **options: Any) -> list[str]:
+        machine = OtherMachine.parse(f"cpu:memory={memory},disk=1GB/s,bandwidth=60GB/s")
+        chosen = Options.of({"context": 2048, **options}, {"UNDERSTUDY_CACHE": str(tmp_path / "cache")})
+        model = drawable(tmp_path, chosen, machine, config_alone=True)
+        found = of(model, QUICK)
+        assert all(change.tokens_per_second > found.speed for change in found.helps if change.what == "--bits 6")
+        return [change.what for change in found.helps if change.what.startswith("--bits")]
+
+    below = ["--bits mixed:bits=3.5", "--bits 3", "--bits 2"]
+    assert helps("28GB", bits=4) == ["--bits 6", *below] and helps("28GB") == ["--bits 4", *below]
+    assert helps("20GB", bits=4) == helps("20GB") == below and helps("28GB", bits=4, codec="raw") == below
 
 
 @pytest.mark.parametrize(

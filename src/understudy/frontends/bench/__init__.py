@@ -3,16 +3,17 @@
 import gc
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...drafters import DEFAULT_METHOD, methods_alone
+from ...drafters import DEFAULT_METHOD, methods_alone, spec_of
 from ...errors import UsageError
 from ...params import SamplingParams
 from ...policies import POLICIES, policy_of
-from ..live import Live
+from ..live import Live, Progress
 from ..model import resolve
 from ..options import LINK, OUTPUT, PLACEMENT, count, declare, not_negative, number, placement, whole
 from ..parser import Command, Parser
@@ -115,6 +116,7 @@ def _run(args: Namespace) -> int:
     if args.plan and args.resident is not None:
         raise UsageError("--plan runs every --resident: leave that out.")
     methods = args.methods or ([DEFAULT_METHOD] if args.plan else methods_alone())
+    _prepare(model, methods, args, live)
     for method, temperature, resident in product(methods, args.temperatures, PLANS if args.plan else ("",)):
         params = SamplingParams(temperature, seed=args.seed, max_new_tokens=args.new_tokens, ignore_eos=True)
         bench.rows.append(_measure(model, method, params, args, live, bench, resident))
@@ -127,6 +129,15 @@ def _run(args: Namespace) -> int:
         # What was measured is told, whatever comes of the comparison.
         _print(bench, args)
     return 1 if bench.differences else 0
+
+
+def _prepare(model: str | None, methods: Sequence[str], args: Namespace, live: Live) -> None:
+    """Make the Store, where there is none, as the first method that drafts by the copy would: all methods are measured with it."""
+    from ...llm import LLM
+
+    drafting = [method for method in methods if spec_of(method).holds_substitute]
+    if drafting and drafting[0] != methods[0]:
+        LLM.prepare(model, progress=Progress(live), **{**placement(args), "method": drafting[0]})
 
 
 def _run_batching(args: Namespace, model: str | None) -> int:
