@@ -150,6 +150,15 @@ def test_a_codec_that_was_left_open_is_that_of_a_store_which_is_there(
     assert forced.path != first.path
 
 
+def test_a_codec_is_chosen_for_the_link_that_is_told(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    links: list[float] = []
+    monkeypatch.setattr("understudy.sources.fastest_codec", lambda link, *_: links.append(link) or "raw")
+    for place, told in (("told", {"throttle": 1e6}), ("measured", {})):
+        chosen = options(tmp_path / place, **told)
+        prepare_source(locate(model, chosen), chosen, None)
+    assert links[0] == 1e6 < links[1]
+
+
 def test_a_store_that_was_made_from_weights_alone_is_still_found(tmp_path: Path, model: Path) -> None:
     checkpoint = Checkpoint.open(model)
     free = prepare_source(checkpoint, options(tmp_path, codec="raw", calibrate="none"), None)
