@@ -56,9 +56,9 @@ def test_bench_compares_methods(understudy: Run) -> None:
     done = understudy("bench", "--new-tokens", "9", "--temperatures", "0")
     assert done.returncode == 0 and "IDENTICAL over 3 methods" in done.stdout
     found = json.loads(
-        understudy("bench", "--new-tokens", "9", "--methods", "none,substitute:width=2", "--json").stdout
+        understudy("bench", "--new-tokens", "9", "--methods", "none,substitute:width=2,depth=2", "--json").stdout
     )
-    assert found["identical"] and [row["method"] for row in found["rows"][::2]] == ["none", "substitute:width=2"]
+    assert found["identical"] and [row["method"] for row in found["rows"][::2]] == ["none", "substitute:width=2,depth=2"]
     row = found["rows"][-1]
     assert row["times_none"] == 10 and len(row["token_ids"]) == 2
     assert row["limit_tokens_per_second"] == pytest.approx(row["link_peak"] / 1e7)
