@@ -40,7 +40,7 @@ DEVICE_GUESSES, FILTERS = "tests/drafters/test_device_guesses.py", "tests/kernel
 READING = "tests/test_reading.py"
 LOOP = "tests/test_batch.py tests/test_engine.py tests/test_scheduler.py"
 STATS, ROUTE, FILE = "tests/test_stats.py", "tests/tiers/test_route.py", "tests/tiers/test_file.py"
-FORMAT = "tests/kernels/test_residual_bits.py"
+FORMAT, PACKED = "tests/kernels/test_residual_bits.py", "tests/kernels/test_residual_packed.py"
 MAMBA = "tests/models/test_mamba.py"
 MTP = "tests/heads/formats/test_mtp.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
@@ -383,6 +383,8 @@ MUTATIONS = (
     Mutation("a copy that does not fit is made again", "stores.py", "if options.bits_left_open and MORE in there else options", "if False else options", "tests/test_stores.py"),
     Mutation("a head has bits that do not fit", "planning.py", "return options if fits(foretold", "return options if True or fits(foretold", "tests/test_planning.py"),
     Mutation("the head's own bits are forgotten", "weights/mixing.py", "found[-1] = recipe.head", "pass", "tests/weights/test_mixing.py"),
+    Mutation("bits of all rows are taken as those of few", "kernels/residual_packed.py", "few=shorter and name != self.dense", "few=shorter", PACKED),
+    Mutation("a bin of both signs counts from its lower end", "kernels/residual_packed.py", "b.and_(below, b.not_(straddles))", "below", PACKED),
     Mutation("few dense bits are read as nibbles", "kernels/residual_bits.py", "return 4 if self.dense >= 4 else 0", "return 4", FORMAT),
     Mutation("the one scale of a row is moved on by a tile", "kernels/residual.py", "scales.stride(0) * 2 if scales.shape[0] > 1 else 0", "64", "tests/kernels/test_residual.py"),
     Mutation("a third bit is that of another row", "kernels/codes.py", "1 << 2 * v + j // 8", "1 << 2 * v + j % 2", "tests/kernels/test_codes.py"),

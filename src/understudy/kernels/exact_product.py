@@ -23,8 +23,8 @@ from .compiled import FIRST, compiled, machine_code
 from .cut_rows import cut_rows
 from .descriptor import OPERAND_BYTES, ExactOperand, ExactRun, exact_operand, exact_run, residual_blocks
 from .exact_operand import Operand
-from .residual import DENSE_OF, SMALL, rebuild
-from .team import float32_at, take, uint32_at
+from .residual import SMALL, rebuild
+from .team import float32_at, take
 from .vector import prefetch
 
 # columns that are rebuilt before they are multiplied, unless a group has more
@@ -232,24 +232,12 @@ def _add_amx(run: Any, operand: Any, b: int, k: int, width: int, weights: int, s
 
 @compiled
 def _fetch_ahead(operand: Any, b: int, k: int, width: int, r: int, count: int, rows: int) -> None:
-    """Ask memory for a share of what the `width` columns from k on are made of: that of rows r to r + count - 1 of
-    `rows`."""
-    blocks = residual_blocks(operand.blocks)
-    columns = blocks.columns
+    """Ask memory for a share of the `width` columns from k on, where they lie as they are: that of rows r to r + count - 1 of
+    `rows`. What others are made of is asked for where they are rebuilt."""
+    columns = residual_blocks(operand.blocks).columns
     width = min(columns - k, width)
-    place = b * columns + k
-    if width <= 0:
-        return
-    if operand.plain != 0:
-        _fetch(operand.plain + place * 128, width * 2, r, count, rows)
-    else:
-        bits, group = blocks.bits, blocks.group
-        dense = DENSE_OF[bits]
-        _fetch(blocks.codes + place * 8 * bits, width * bits // 8, r, count, rows)
-        _fetch(blocks.dense + place * 8 * dense, width * dense // 8, r, count, rows)
-        table = carray(uint32_at(blocks.table), (blocks.count * (columns // group) + 1, 2))
-        start, end = table[place // group, 0], table[(place + width) // group, 0]
-        _fetch(blocks.stream + start // 8, (end - start) // 512 + 1, r, count, rows)
+    if operand.plain != 0 and width > 0:
+        _fetch(operand.plain + (b * columns + k) * 128, width * 2, r, count, rows)
 
 
 @compiled

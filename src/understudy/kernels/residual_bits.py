@@ -13,8 +13,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from .bins import HALVES, MOST, RUN, BinCode, Bins, Pair
-from .bit_stream import append_bits, take_bits
-from .residual_avx2 import Avx2Tile, reads_by_avx2
+from .bit_stream import append_bits, fetch_ahead, take_bits
+from .residual_packed import PackedTile, packs, widest
 from .vector import BIT, BYTE, LONG, Vector
 
 
@@ -30,12 +30,15 @@ def tile_reader(bits: int) -> Any:
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             codes, scales, dense, stream, start, columns, blocks = arguments
-            if reads_by_avx2():
-                return Avx2Tile(context, builder, bits, scales).read(codes, dense, stream, start, columns, blocks)
+            if packs():
+                tile = PackedTile(context, builder, bits, scales, widest())
+                return tile.read(codes, dense, stream, start, columns, blocks)
             code = _TileCode(context, builder, bits, scales)
             column, place, finish = code.loop(columns, start)
-            bins = code.bins(code.at(codes, builder.mul(column, LONG(8 * bits))))
+            codes = code.at(codes, builder.mul(column, LONG(8 * bits)))
             dense = code.at(dense, builder.mul(column, LONG(8 * code.dense)))
+            fetch_ahead(code, stream, place, [(codes, 8 * bits), (dense, 8 * code.dense)])
+            bins = code.bins(codes)
             after = code.read(bins, dense, stream, place, code.at(blocks, builder.shl(column, LONG(7))))
             finish(after)
             return after
