@@ -20,6 +20,7 @@ from .compiled import bits, compiled, machine_code
 from .descriptor import DecodeRun, ResidualBlocks, decode_run
 from .residual_bits import tile_reader, tile_writer
 from .team import take, uint16_at, uint32_at
+from .vector import prefetch
 
 # weights below which other threads are not worth waking
 SMALL = 1 << 16
@@ -136,6 +137,8 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
     tile, first = b * groups + g, b * columns + g * group
     codes, scales = blocks.codes + first * 8 * bits, blocks.scales + g * blocks.scales_stride + b * 256
     dense, stream, start = blocks.dense + first * 8 * DENSE_OF[bits], blocks.stream, np.int64(table[tile, 0])
+    # The next tile's begin where this one's end.
+    prefetch(blocks.exceptions + np.int64(table[tile + 1, 1]) * 4, 1)
     if bits == 4:
         _read_4(codes, scales, dense, stream, start, group, out)
     elif bits == 3:
