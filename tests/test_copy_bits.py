@@ -15,6 +15,7 @@ from understudy.copy_bits import PAYS_FROM
 from understudy.errors import UsageError
 from understudy.frontends import main
 from understudy.planning import FORETOLD
+from understudy.training.order import making
 
 # A small model's config, of 126 million streamed weights.
 SIZES = {
@@ -168,3 +169,53 @@ def test_who_prepares_gets_what_a_run_would_take(tiny_bf16: Path, tmp_path: Path
         (tmp_path / "store").rename(tmp_path / f"store-{len(list(tmp_path.iterdir()))}")
     # In too little memory for any plan it is made all the same.
     assert LLM.prepare(tiny_bf16, memory="100MiB").recipe.copy == "int4"
+
+
+SLOW_LINK: dict[str, Any] = {"context": 64, "resident": "none", "codec": "delta", "throttle": 2e7, "rows": 1}
+
+
+def test_who_prepares_or_verifies_takes_what_is_there_in_any_memory(
+    tiny_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    there = LLM.prepare(tiny_bf16, bits=6, codec="delta")
+    assert LLM.prepare(tiny_bf16, memory="1MB", codec="delta").path == there.path
+    assert main(["verify", str(tiny_bf16), "--codec", "delta"]) == 0
+    assert len(list(tmp_path.glob("*/index.json"))) == 1
+
+
+def test_a_model_that_just_fits_is_prepared_once(tiny_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Store that is there needs nothing to spare, which was asked for when its sizes were foretold."""
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    there = LLM.prepare(tiny_bf16, bits=6, codec="delta")
+    least = LLM.plan_only(there.path, **SLOW_LINK).least_bytes
+    said: list[str] = []
+    for memory, copy, made in ((least, MORE, 1), (least - 1024, "int4", 2)):
+        plan = LLM.plan_only(tiny_bf16, memory=memory, **SLOW_LINK)
+        assert plan.copy == copy
+        with LLM(tiny_bf16, memory=memory, progress=lambda what, *_: said.append(what), **SLOW_LINK) as llm:
+            assert llm.plan.copy == copy
+        assert len(list(tmp_path.glob("*/index.json"))) == made == 1 + sum(line.startswith("Preparing ") for line in said)
+
+
+def test_options_that_no_run_has_do_not_keep_one_from_preparing(
+    tiny_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    for _ in range(2):
+        assert LLM.prepare(tiny_bf16, context=10**6, codec="delta").recipe.quantizer == "int4"
+    with pytest.raises(UsageError, match="positions"):
+        LLM.plan_only(tiny_bf16, context=10**6, codec="delta")
+
+
+def test_a_bench_that_does_not_fit_prepares_nothing(
+    tiny_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    assert main(["bench", str(tiny_bf16), "--methods", "none,substitute", "--memory", "100MiB"]) == 2
+    assert "too small" in capsys.readouterr().err and not list(tmp_path.glob("*/index.json"))
+
+
+def test_a_store_is_made_for_the_memory_that_a_training_has() -> None:
+    given = {"memory": "1GiB", "resident": "none", "bits": "auto", "tier": "disk", "prefix_cache": "here"}
+    assert making(given) == {"memory": "1GiB", "resident": "none", "bits": "auto"}

@@ -11,6 +11,7 @@ import torch
 
 from tests.tiny import save
 from understudy import LLM
+from understudy.errors import StoreError
 from understudy.options import MORE, USUAL, Options
 from understudy.sources import locate, prepare_source
 from understudy.stores import Made, left_open, prepared
@@ -118,3 +119,14 @@ def test_a_run_and_a_plan_take_the_store_that_is_there(model: Checkpoint, tmp_pa
     assert LLM.plan_only(model.path, machine=laptop, context=64, codec="delta").copy == "int4, head int8"
     with LLM(model.path, **slow) as llm:
         assert llm.store.recipe.quantizer == "int6"
+
+
+def test_a_damaged_store_of_more_bits_is_not_missed_beside_the_usual_one(model: Checkpoint, tmp_path: Path) -> None:
+    make(model, tmp_path, 6)
+    more = next((tmp_path / "cache").glob("*int6*"))
+    (more / "index.json").write_text("{")
+    with pytest.raises(StoreError):
+        prepared(model, None, options(tmp_path), None)
+    make(model, tmp_path, 4)
+    store, left = prepared(model, None, options(tmp_path), None)
+    assert store is not None and store.recipe.quantizer == left.recipe_quantizer == USUAL

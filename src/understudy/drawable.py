@@ -100,7 +100,9 @@ def drawable(
     measuring: Callable[[], Machine] = partial(Machine.measured, machine, _file(source, foretold), options.cache)
     if other is None:
         coded = partial(choose_codec, source, foretold.layout, device=device)
-        options = _with_copy_here(source, config, options, device)
+        held, options = _copy_here(source, config, options, device)
+        if held is not None and as_it_is:
+            return _stored(held, config, options, devices, other)
     options = suited_copy(foretold, options, device, measuring if other is None else other.machine, coded)
     options = coded(suited_head(foretold, options, machine, device) if as_it_is else options)
     store = Store.open(path) if (path := stored_at(source, options)).is_dir() else None
@@ -111,12 +113,12 @@ def drawable(
     return _foretold(foretold, options, machine, devices, source.path, _said(other, *FROM_CHECKPOINT))
 
 
-def _with_copy_here(source: Checkpoint, config: object, options: Options, device: Device) -> Options:
-    """Options with the copy of the Store that a run would take, where bits are left open and one is there."""
+def _copy_here(source: Checkpoint, config: object, options: Options, device: Device) -> tuple[Store | None, Options]:
+    """The Store that a run would take where bits are left open, if one is there, and options with its copy."""
     if not options.bits_left_open:
-        return options
+        return None, options
     store, left = prepared(source, config, options, MemoryCeiling(source, device))
-    return left if store is None else options.with_copy(store.recipe.quantizer)
+    return store, left if store is None else options.with_copy(store.recipe.quantizer)
 
 
 def _stored(

@@ -9,7 +9,8 @@ from typing import Any
 
 from . import startup
 from .blueprint import Blueprint
-from .devices import Device, open_device
+from .devices import DEFAULT, Device, open_device
+from .errors import UsageError
 from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
 from .models.compile_kernels import compile_kernels, give_back
@@ -17,7 +18,7 @@ from .models.configuration import stop_ids, tokenizer_of
 from .models.model import Model, Uses
 from .models.streamed import attention_name
 from .models.wrapper import text_config
-from .options import Options
+from .options import AUTO, Options
 from .plan.demand import EXPECTED_GROWTH, REST
 from .plan.machine import Machine, memory_limit, resident_bytes
 from .plan.placement import Plan
@@ -82,7 +83,17 @@ def _small_files(source: Store | Checkpoint, options: Options, device: Device, r
 
 @dataclass(frozen=True)
 class Choosing(MemoryCeiling):
-    """What a run here would choose, for those who only prepare: they are refused nothing for want of memory."""
+    """What a run here would choose, for those who only prepare: they are refused nothing, and take what is there."""
+
+    def suited(self, config: Any, layout: ModelLayout, options: Options) -> Options:
+        try:
+            return super().suited(config, layout, options)
+        except UsageError:
+            # No run has these options; what is prepared serves others.
+            return options.smallest
+
+    def holds(self, store: Store, config: Any, options: Options) -> bool:
+        return True
 
     def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
         """Who runs the model may have more."""
@@ -94,7 +105,10 @@ class Choosing(MemoryCeiling):
 def prepare_here(model: str | Path | None, options: Options, report: Report | None) -> Store:
     """The Store of `model`, made now if it is not there yet, with the bits that a run here would choose where they are open."""
     source = locate(model, options)
-    if isinstance(source, Store) or options.devices is not None or not (options.bits_left_open or options.head_left_open):
+    left_open = options.bits_left_open or options.head_left_open
+    # For others nothing is chosen, and they may be on another machine.
+    here = options.devices is None and options.device in (AUTO, DEFAULT)
+    if isinstance(source, Store) or not (left_open and here):
         return prepare_source(source, options, report)
     device = open_device(options.device, options.host_memory)
     return prepare_source(source, options, report, device, Choosing(source, device))

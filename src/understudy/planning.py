@@ -190,7 +190,13 @@ class MemoryCeiling:
         return suited_head(foretold, options, Machine.inspect(), self.device)
 
     def holds(self, store: Store, config: Any, options: Options) -> bool:
-        return fits(Blueprint.of_store(store, config, options, Machine.inspect(), self.device))
+        blueprint = Blueprint.of_store(store, config, options, Machine.inspect(), self.device)
+        try:
+            # Its sizes are not foretold.
+            return blueprint.least_bytes <= blueprint.budget
+        except UsageError:
+            # Options that no plan can have are told by whoever plans with them.
+            return True
 
     def pays(self, more: Made, usual: Made, config: Any) -> bool:
         store, options = more

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .codecs import copying
+from .errors import StoreError
 from .options import AUTO, MORE, USUAL, Options
 from .weights.checkpoint import Checkpoint
 from .weights.entries import INDEX
@@ -52,8 +53,14 @@ def prepared(source: Checkpoint, config: Any, options: Options, ceiling: Ceiling
     there: dict[str, Made] = {}
     for candidate in left_open(options):
         directory = stored_at(source, candidate)
-        if candidate.recipe_quantizer not in there and (directory / INDEX).is_file():
+        if candidate.recipe_quantizer in there or not (directory / INDEX).is_file():
+            continue
+        try:
             there[candidate.recipe_quantizer] = found(directory, source, candidate.recipe), candidate
+        except StoreError:
+            # One of more bits that is damaged, or just going, is not missed where one of the usual bits is there.
+            if not there:
+                raise
     choices = list(there.values())
     if len(choices) > 1 and ceiling is not None and ceiling.pays(there[MORE], there[USUAL], config):
         choices.reverse()

@@ -19,7 +19,7 @@ def _run(args: Namespace) -> int:
     report = Progress(live)
     from ..llm import LLM
 
-    store = LLM.prepare(resolve(args.model), progress=report, **preparation(args))
+    store = LLM.prepare(resolve(args.model), progress=report, rows=1, **preparation(args))
     store.verify(lambda done, total, name: report("verifying", done, total))
     live.clear()
     live.say(f"{store.path} is whole: {len(store.linears)} weights rebuilt, bit for bit those of {store.source.name}.")

@@ -10,8 +10,8 @@ from typing import Any
 from ..errors import UsageError
 from ..plan.sizes import format_size, parse_size
 
-# Options of an LLM that say nothing of how a Store is made.
-RUNNING = ("memory", "resident", "tier", "prefix_cache", "prefix_cache_size")
+# Options of an LLM that say nothing of how a Store is made. Memory and residents do: bits that are left open are chosen by them.
+RUNNING = ("tier", "prefix_cache", "prefix_cache_size")
 # Seeds of a training: numbers of its epochs and steps are mixed into them, within what a generator takes.
 MOST_SEEDS = 2**32
 

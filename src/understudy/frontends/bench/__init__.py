@@ -137,7 +137,10 @@ def _prepare(model: str | None, methods: Sequence[str], args: Namespace, live: L
 
     drafting = [method for method in methods if spec_of(method).holds_substitute]
     if drafting and drafting[0] != methods[0]:
-        LLM.prepare(model, progress=Progress(live), **{**placement(args), "method": drafting[0]})
+        options = {**placement(args), "method": drafting[0]}
+        # What does not fit is told before minutes are spent.
+        LLM.plan_only(model, **options)
+        LLM.prepare(model, progress=Progress(live), **options)
 
 
 def _run_batching(args: Namespace, model: str | None) -> int:
