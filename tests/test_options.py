@@ -83,3 +83,9 @@ def test_a_link_is_a_codec(tmp_path: Path) -> None:
     assert options(tmp_path, link=True).recipe.codec == "link"
     with pytest.raises(AssertionError, match="not chosen"):
         _ = options(tmp_path).recipe
+
+
+def test_a_link_is_never_faster_than_it_is(tmp_path: Path) -> None:
+    slow = options(tmp_path, throttle=100.0)
+    assert [slow.slowed(link) for link in (0.0, 50.0, 1000.0)] == [100.0, 50.0, 100.0]
+    assert [options(tmp_path).slowed(link) for link in (0.0, 50.0)] == [0.0, 50.0]

@@ -228,6 +228,10 @@ class Options:
         """A new policy of the kind and options of `policy`. Raises UsageError for an unknown one."""
         return policy_of(self.policy)
 
+    def slowed(self, link: float) -> float:
+        """What is left of a link of so many bytes a second (0: not known) where it is slowed down."""
+        return min(link or self.throttle, self.throttle) if self.throttle else link
+
     @property
     def method_name(self) -> str:
         """The drafter's name, without its options."""

@@ -165,7 +165,7 @@ def chosen_elsewhere(options: Options, other: OtherMachine | None, dtype: torch.
     """Options with a codec where it was left open: the fastest one for the link of the `other` machine, or for a usual link."""
     if options.codec != AUTO:
         return options
-    link = 0.0 if other is None else float(other.link or other.disk)
+    link = options.slowed(0.0 if other is None else float(other.link or other.disk))
     return replace(options, codec=fastest_codec(link, dtype, options.recipe_quantizer, device))
 
 

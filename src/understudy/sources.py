@@ -199,8 +199,7 @@ def choose_codec(
     if options.output is not None and ((directory := Path(options.output).expanduser()) / INDEX).is_file():
         return replace(options, codec=Store.open(directory).recipe.codec)
     weights = source.info(layout.linears[0].weight)
-    link = Machine.inspect().measured(weights.file, options.cache).link_bandwidth
-    link = min(link or options.throttle, options.throttle) if options.throttle else link
+    link = options.slowed(Machine.inspect().measured(weights.file, options.cache).link_bandwidth)
     device = device or open_device(options.device)
     return replace(options, codec=fastest_codec(link, weights.dtype, options.recipe_quantizer, device))
 
