@@ -95,14 +95,15 @@ def drawable(
     check_drafter(source, config, options)
     if isinstance(source, Store):
         return _stored(source, config, options, devices, other)
+    if other is None:
+        held, options = _copy_here(source, config, options, device)
+        if held is not None and as_it_is:
+            return _stored(held, config, options, devices, other)
     foretold = Foretold(config, source.tensors, layout_of(source, options.cache))
     coded: Callable[[Options], Options] = partial(chosen_elsewhere, other=other, dtype=foretold.dtype, device=device)
     measuring: Callable[[], Machine] = partial(Machine.measured, machine, _file(source, foretold), options.cache)
     if other is None:
         coded = partial(choose_codec, source, foretold.layout, device=device)
-        held, options = _copy_here(source, config, options, device)
-        if held is not None and as_it_is:
-            return _stored(held, config, options, devices, other)
     options = suited_copy(foretold, options, device, measuring if other is None else other.machine, coded)
     options = coded(suited_head(foretold, options, machine, device) if as_it_is else options)
     store = Store.open(path) if (path := stored_at(source, options)).is_dir() else None

@@ -64,8 +64,8 @@ def prepared(source: Checkpoint, config: Any, options: Options, ceiling: Ceiling
     choices = list(there.values())
     if len(choices) > 1 and ceiling is not None and ceiling.pays(there[MORE], there[USUAL], config):
         choices.reverse()
+    chosen = not (options.head_left_open or options.bits_left_open)
     for store, candidate in choices:
-        chosen = not (options.head_left_open or options.bits_left_open)
         if ceiling is None or chosen or ceiling.holds(store, config, candidate):
             return store, candidate
     return None, options.with_copy(USUAL) if options.bits_left_open and MORE in there else options

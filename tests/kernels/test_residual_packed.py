@@ -45,9 +45,7 @@ READ = {(bits, width): reader(bits, width) for bits in (2, 3, 4, 6, 8) for width
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("spec", ["int2", "int3", "int4", "int3:group=16", "int6", "int8"])
 @pytest.mark.parametrize(("columns", "odd"), [(192, 0), (384, 7), (96, 50)])
-def test_tiles_come_back_but_for_their_exceptions(
-    spec: str, columns: int, odd: int, width: int
-) -> None:
+def test_tiles_come_back_but_for_their_exceptions(spec: str, columns: int, odd: int, width: int) -> None:
     generator = torch.Generator().manual_seed(columns)
     weight = (torch.randn(64, columns, generator=generator) * torch.randn(64, 1, generator=generator).exp() * 0.05).bfloat16()
     # zeros of both signs lie in bins that straddle zero
