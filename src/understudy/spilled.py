@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -26,10 +27,6 @@ STEP = 256
 CHUNK = 1024
 # Rooms for what comes from the file: one is used, the others are being filled.
 ROOMS = 4
-# Bytes for the scores of the nodes that attend together; more nodes than fit read the file once more.
-SCORES = 8 << 20
-# Nodes that attend together, at least and at most.
-FEWEST, MOST = 4, 32
 # Latest tokens of a text that fast memory holds, where the user does not say.
 LATEST = 1024
 
@@ -43,11 +40,6 @@ def spillable(shape: LayerShape, itemsize: int) -> bool:
     """Can a layer of `shape` spill? It must hold keys and values of all tokens, and STEP of either must be whole pages."""
     pages = all(STEP * size * itemsize % ALIGNMENT == 0 for size in (shape.key_size, shape.value_size))
     return shape.numbers > 0 and pages and not shape.window_slots and not shape.small
-
-
-def nodes_together(query_heads: int, columns: int) -> int:
-    """Nodes that attend together with so many query heads over `columns` positions."""
-    return min(max(SCORES // (4 * query_heads * columns), FEWEST), MOST)
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ def heads_together(kv_heads: int, threads: int) -> int:
 
 def room_bytes(shape: LayerShape, itemsize: int, threads: int) -> int:
     """Bytes of one room for what comes from the file of a layer."""
-    return heads_together(shape.kv_heads, threads) * CHUNK * max(shape.key_size, shape.value_size) * itemsize
+    return heads_together(shape.kv_heads, threads) * CHUNK * (shape.key_size + shape.value_size) * itemsize
 
 
 def chunks_of(first: int, end: int) -> range:
@@ -176,23 +168,26 @@ class SpilledState(FullState):
     def resume(self, row: int, length: int, tensors: Mapping[str, Tensor]) -> None:
         self.rewind(row, length)
 
-    def stream(self, row: int, wanted: Sequence[tuple[bool, int, int]]) -> Iterator[Tensor]:
-        """For each of `wanted` (values instead of keys?, the first head of a group, where a chunk begins) in turn
-        [1, heads of a group, CHUNK, size]: what the file has of that chunk, at its place there. It holds until the next one is
-        asked for. Raises TransferError."""
-        pieces = [self._pieces(row, *one) for one in wanted]
-        for (second, _, _), room in zip(wanted, self.store.file.stream(pieces, self.store.rooms), strict=True):
-            slab = self.values if second else self.keys
-            size = slab.shape[3]
-            nbytes = self.group * CHUNK * size * slab.dtype.itemsize
-            yield room[:nbytes].view(slab.dtype).view(1, self.group, CHUNK, size)
+    def stream(
+        self, row: int, wanted: Sequence[tuple[int, int]], kinds: Sequence[bool] = (False, True)
+    ) -> Iterator[list[Tensor]]:  # fmt: skip
+        """For each of `wanted` (the first head of a group, where a chunk begins) in turn keys and values, or those of `kinds`
+        (values instead of keys?), [1, heads of a group, CHUNK, size]: what the file has of that chunk, at its place there. They
+        hold until the next ones are asked for. Raises TransferError."""
+        edges = [0, *accumulate(self.group * CHUNK * self._sizes[second] for second in kinds)]
+        spans = list(zip(kinds, pairwise(edges), strict=True))
+        pieces = [[piece for second, (first, _) in spans for piece in self._pieces(row, second, *one, first)] for one in wanted]
+        for room in self.store.file.stream(pieces, self.store.rooms):
+            slabs = [(self.values if second else self.keys, room[first:last]) for second, (first, last) in spans]
+            yield [here.view(slab.dtype).view(1, self.group, CHUNK, slab.shape[3]) for slab, here in slabs]
 
-    def _pieces(self, row: int, second: bool, head: int, start: int) -> list[tuple[int, int, int]]:
-        """What to read of a chunk from position `start` on, and where each head of its group goes in a room."""
+    def _pieces(self, row: int, second: bool, head: int, start: int, place: int) -> list[tuple[int, int, int]]:
+        """What to read of keys, or of values, of a chunk from position `start` on, and where each head of its group goes in a room,
+        from `place` on."""
         size = self._sizes[second]
         end = min(start + CHUNK, self.bases[row] + FIRST)
         return [
-            (self._offset(row, second, head + number, start), (end - start) * size, number * CHUNK * size)
+            (self._offset(row, second, head + number, start), (end - start) * size, place + number * CHUNK * size)
             for number in range(self.group)
         ]
 
@@ -246,7 +241,7 @@ class SpilledState(FullState):
     def _from_file(self, row: int, second: bool, span: tuple[int, int], out: Tensor) -> None:
         """Fill `out` with what the file has of the tokens of `span`."""
         chunks = chunks_of(*span)
-        wanted = [(second, head, chunk) for head in range(0, out.shape[0], self.group) for chunk in chunks]
-        for (_, head, chunk), room in zip(wanted, self.stream(row, wanted), strict=True):
+        wanted = [(head, chunk) for head in range(0, out.shape[0], self.group) for chunk in chunks]
+        for (head, chunk), (found,) in zip(wanted, self.stream(row, wanted, (second,)), strict=True):
             first, last = max(span[0], chunk), min(span[1], chunk + CHUNK)
-            out[head : head + self.group, first - span[0] : last - span[0]] = room[0, :, first - chunk : last - chunk]
+            out[head : head + self.group, first - span[0] : last - span[0]] = found[0, :, first - chunk : last - chunk]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from understudy.kernels.amx_dot import COLUMNS, ROWS, amx_dot, configure, has_amx, release, shapes
+from understudy.kernels.amx_dot import COLUMNS, ROWS, amx_products, amx_sums, configure, has_amx, release, shapes
 from understudy.tiers.memory import arena
 
 pytestmark = pytest.mark.skipif(not has_amx(), reason="this processor multiplies no tiles, or the system does not let it")
@@ -15,7 +15,14 @@ pytestmark = pytest.mark.skipif(not has_amx(), reason="this processor multiplies
 @numba.njit
 def call(registers: int, weights: int, columns: int, x: int, stride: int, sums: int) -> None:
     configure(registers)
-    amx_dot(weights, columns, x, stride, sums)
+    amx_sums(weights, columns, x, stride, sums, 256)
+    release()
+
+
+@numba.njit
+def fresh(registers: int, weights: int, columns: int, x: int, stride: int, sums: int, pitch: int) -> None:
+    configure(registers)
+    amx_products(weights, columns, x, stride, sums, pitch)
     release()
 
 
@@ -63,3 +70,12 @@ def test_columns_may_be_cut_between_tiles() -> None:
     weights, x, sums = drawn(7, 98)
     first = product(weights[:64], x[:, :64], sums, columns=98)
     assert torch.equal(product(weights[64:], x[:, 64:], first, columns=98), product(weights, x, sums))
+
+
+def test_products_alone_begin_with_zeros_and_go_where_lines_lie() -> None:
+    weights, x, _ = drawn(5, 64)
+    pairs = weights.view(-1, 2, 4, 16).permute(0, 2, 3, 1).contiguous()
+    out = torch.full((5, 80), 7.0)
+    address = np.frombuffer(shapes(5, 64), np.uint8).ctypes.data
+    fresh(address, pairs.data_ptr(), 64, x.data_ptr(), x.stride(0) * 2, out.data_ptr(), 320)
+    assert torch.equal(out[:, :64], reference(weights, x, torch.zeros(5, 64))) and bool((out[:, 64:] == 7).all())

@@ -1,6 +1,6 @@
 """The position-ordered kernel against plain gathered attention; the same bits however the heads are shared out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,6 +15,17 @@ from understudy.kernels.attention import AttentionSpec
 from understudy.layer_states import FullState, LayerShape
 from understudy.small_keys import size_in, stored
 from understudy.tree import Nodes, TokenTree
+
+
+@pytest.fixture(scope="module", params=["best", "vectors"], autouse=True)
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test with the processor's best kernels, and with vectors where those are tiles."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "vectors":
+            if not attention.has_amx():
+                pytest.skip("vectors are the best here")
+            patch.setattr(attention, "has_amx", lambda: False)
+        yield
 
 
 def filled(shape: LayerShape, rows: int, capacity: int, dtype: torch.dtype) -> FullState:
@@ -77,6 +88,47 @@ def test_sharing_the_heads_out_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
     with ThreadPoolExecutor(3) as pool:
         for threads in (2, 3):
             assert torch.equal(alone, attention.attend(*given, pool=pool, threads=threads))
+
+
+def test_every_thread_has_the_same_share_where_nodes_can_be_cut_so() -> None:
+    for heads, nodes, threads in ((3, 32, 2), (8, 32, 6), (1, 64, 4), (16, 40, 3), (2, 5, 4), (3, 1, 2), (8, 128, 2)):
+        shares = attention.shares(heads, nodes, threads)
+        work = [(last - first) * (end - start) for first, last, start, end in shares]
+        assert sum(work) == heads * nodes
+        done = {(head, node) for first, last, start, end in shares for head in range(first, last) for node in range(start, end)}
+        assert len(done) == heads * nodes
+        assert len(shares) <= threads or nodes < 8, shares
+        assert nodes < 8 * threads or max(work) <= 1.1 * heads * nodes / threads
+
+
+@pytest.mark.parametrize("count", [1, 9, 40, 130])
+@pytest.mark.parametrize("length", [0, 50, 200])
+def test_a_prompt_has_the_bits_of_its_tokens_one_by_one(count: int, length: int) -> None:
+    state = filled(LayerShape(2, 32, 80), 1, 384, torch.bfloat16)
+    nodes = Nodes.of(TokenTree.chain([1] * count), 0, length)
+    query = torch.randn(count, 6, 32).bfloat16()
+    for spec in (AttentionSpec(0.3), AttentionSpec(0.3, window=70, softcap=5.0)):
+        together = attention.attend(query, state.keys, state.values, nodes, spec)
+        for node in range(0, count, 7):
+            part = slice(node, node + 1)
+            assert torch.equal(attention.attend(query[part], state.keys, state.values, nodes[part], spec), together[part])
+
+
+def test_what_is_no_number_reaches_no_node_that_does_not_see_it() -> None:
+    state = filled(LayerShape(1, 32, 32), 1, 192, torch.bfloat16)
+    nodes = Nodes.join([Nodes.of(TokenTree.chain([1] * 40), 0, 70), Nodes.of(TokenTree.of([1] * 4, [-1, 0, 0, 2]), 0, 110)])
+    query = torch.randn(len(nodes), 2, 32).bfloat16()
+    spec = AttentionSpec(0.3)
+    before = attention.attend(query, state.keys, state.values, nodes, spec)
+    # of the chain's node 20, and of the tree's node 1, whose only descendant it is
+    for slot in (90, 111):
+        state.keys[0, :, slot], state.values[0, :, slot] = torch.inf, torch.nan
+    after = attention.attend(query, state.keys, state.values, nodes, spec)
+    hidden = [*range(20)]
+    assert torch.equal(after[hidden], before[hidden]) and bool(after[20:].isnan().all())
+    state.values[0, :, 90] = state.keys[0, :, 90] = 1
+    after = attention.attend(query, state.keys, state.values, nodes, spec)
+    assert after[41].isnan().all() and not after[[*range(41), 42, 43]].isnan().any()
 
 
 @pytest.mark.parametrize("attend", [attention.attend, attention.attend_anywhere])

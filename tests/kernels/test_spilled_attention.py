@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from understudy import spilled
 from understudy.kernels import attention, spilled_attention
 from understudy.kernels.attention import AttentionSpec
 from understudy.layer_states import FullState, LayerShape
@@ -59,20 +58,14 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kv_heads", "sizes", "threads"), [(1, (64, 64), 3), (2, (16, 32), 1), (6, (32, 16), 2)])
 def test_every_bit_is_that_of_attention_in_memory(
-    kv_heads: int, sizes: tuple[int, int], threads: int, dtype: torch.dtype, tmp_path: Path, pool: ThreadPoolExecutor,
-    monkeypatch: pytest.MonkeyPatch,
+    kv_heads: int, sizes: tuple[int, int], threads: int, dtype: torch.dtype, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:  # fmt: skip
     layer = Layer(tmp_path, kv_heads, sizes, dtype, threads)
     assert layer.state.bases[0] > 2000 and layer.state.bases[1] == 0
     layer.same(AttentionSpec(0.2), pool, threads)
     layer.same(AttentionSpec(0.2, window=1700, softcap=6.0), pool, threads)
     layer.same(AttentionSpec(0.2, window=20, sinks=torch.randn(6)), pool, threads)
-    # few nodes together, so that the file is read again for others
-    monkeypatch.setattr(spilled, "SCORES", 0)
-    read = layer.store.file.traffic.bytes_read
     layer.same(AttentionSpec(0.2, sinks=torch.randn(6)), pool, threads)
-    tokens = layer.state.bases[0] * layer.plain.shape.numbers * dtype.itemsize
-    assert layer.store.file.traffic.bytes_read - read == 2 * tokens, "eight nodes, four at a time"
     layer.store.file.close()
 
 

@@ -4,7 +4,7 @@ import numba
 import pytest
 import torch
 
-from understudy.kernels.weighted import add_rows, dots
+from understudy.kernels.weighted import BLOCK, add_rows, combine_rows, dots
 
 
 @numba.njit
@@ -42,3 +42,21 @@ def test_rows_are_multiplied(width: int) -> None:
     dotted(row.data_ptr(), width, x[1].data_ptr(), 1, one.data_ptr(), 1)
     torch.testing.assert_close(both[[0, 5]].double(), x.double() @ row.double(), atol=1e-5, rtol=1e-5)
     assert both[5] == one[0] and float(both[[1, 2, 3, 4, 6, 7]].abs().max()) == 0
+
+
+@numba.njit
+def combined(rows: int, count: int, weights: int, outputs: int, apart: int, out: int, width: int) -> None:
+    combine_rows(rows, count, weights, outputs, apart, out, width)
+
+
+@pytest.mark.parametrize("count", [0, 1, 40])
+@pytest.mark.parametrize("outputs", [1, 2, 3, 7, 24])
+def test_rows_of_a_block_are_combined(count: int, outputs: int) -> None:
+    random = torch.Generator().manual_seed(count)
+    rows, weights = torch.randn(40, BLOCK, generator=random), torch.randn(outputs, 45, generator=random)
+    out, one = torch.full((outputs, BLOCK + 3), 7.0), torch.full((BLOCK,), 7.0)
+    combined(rows.data_ptr(), count, weights.data_ptr(), outputs, 45, out.data_ptr(), BLOCK + 3)
+    combined(rows.data_ptr(), count, weights[-1].data_ptr(), 1, 0, one.data_ptr(), 0)
+    expected = weights[:, :count].double() @ rows[:count].double()
+    torch.testing.assert_close(out[:, :BLOCK].double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(one, out[-1, :BLOCK]) and bool((out[:-1, BLOCK:] == 7).all())

@@ -81,7 +81,6 @@ def test_a_footprint_is_added_up_from_the_shape() -> None:
     assert footprint.kv_bytes_per_token == 2 * 3 * 2 * 16 * 2, "keys and values, layers, heads, size, bytes"
     assert footprint.tile_bytes == TILE * (5 * 64 + 2 * 160) * 2
     assert footprint.tile_logits_bytes == TILE * 256 * 2
-    assert footprint.score_bytes_per_token == TILE * 2 * 4 * 3, "two query heads share one head of keys"
     assert footprint.embedding_bytes == 256 * (64 * 2 + ROW) + TILE * 64 * 2, "no more rows are kept than there are"
     large = footprint_of(replace(SIZES, tables=((1 << 20, 64),)), shape_of(), torch.bfloat16)
     assert large.embedding_bytes == EMBEDDING_ROOM + TILE * 64 * 2

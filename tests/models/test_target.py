@@ -1,16 +1,18 @@
 """A pass of the target: logits come tile by tile, and a pass that wants none leaves the head unread."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.tiny import save
-from understudy import LLM
+from understudy import LLM, SamplingParams
 from understudy.layer_states import SlidingState
 from understudy.models.model import Model
-from understudy.models.target import TILE
+from understudy.models.target import TILE, WIDE
 from understudy.tree import Nodes, TokenTree
 
 
@@ -59,3 +61,84 @@ def test_a_pass_notes_what_it_may_overwrite(model: Model) -> None:
             if not start:
                 cache.keep(0, torch.arange(size))
         assert cache.rewind(0, 100) == reached
+
+
+# those with layers of every kind: full, sliding, recurrent, convolutions, and keys that several layers share
+KINDS = ("llama", "gemma3_text", "gemma2", "qwen3_5_text", "bamba", "lfm2", "granite", "olmo2", "gemma4_text", "nemotron_h")
+TEXT = [3 + 5 * place % 90 for place in range(3 * WIDE + 50)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", KINDS)
+def test_a_long_prompt_has_the_same_bits_in_wide_tiles(family: str, tmp_path: Path) -> None:
+    save(tmp_path, family, torch.bfloat16, max_position_embeddings=1024)
+    # it holds a tree
+    with LLM(tmp_path, method="ngram", resident="none", memory="1GiB", context=768, rows=2) as llm:
+        target, cache = llm.model.target, llm.model.cache
+        last = torch.tensor([len(TEXT) - 1])
+        narrow = target(Nodes.of(TokenTree.chain(TEXT), 0, 0), last)
+        assert target.widest == TILE
+        for row in (0, 1):
+            cache.rewind(row, 0)
+        assert target.widen(Nodes.of(TokenTree.chain(TEXT), 0, 0)) and target.widest == WIDE and not target.untried
+        for row in (0, 1):
+            # a prompt of one row, and of two rows side by side
+            nodes = [Nodes.of(TokenTree.chain(TEXT), each, 0) for each in range(row + 1)]
+            wanted = torch.arange(len(TEXT) - 1, len(TEXT) * (row + 1), len(TEXT))
+            assert torch.equal(target(Nodes.join(nodes), wanted), narrow.expand(row + 1, -1))
+            cache.rewind(0, 0)
+        following = []
+        for row in (0, 1):
+            target.widest = (TILE, WIDE)[row]
+            cache.rewind(row, 0)
+            target(Nodes.of(TokenTree.chain(TEXT), row, 0), last)
+            cache.keep(row, torch.arange(len(TEXT)))
+            following.append(target(Nodes.of(TokenTree.of([5, 6, 7], [-1, 0, 0]), row, len(TEXT)), torch.arange(3)))
+        assert torch.equal(*following)
+
+
+@torch.inference_mode()
+def test_the_stock_model_is_given_whole_tiles(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    embed = model.target.embed
+    monkeypatch.setattr(model.target, "embed", lambda tokens: (seen.append(len(tokens)), embed(tokens))[1])
+    for count, rows in ((1, [TILE]), (TILE, [TILE]), (TILE + 1, [TILE, TILE])):
+        seen.clear()
+        model.cache.rewind(0, 0)
+        model.target(Nodes.of(TokenTree.chain(TEXT[:count]), 0, 0), torch.tensor([0]))
+        assert seen == rows
+
+
+def test_tiles_are_wide_where_no_logits_are_wanted(model: Model) -> None:
+    before, model.target.widest = model.target.widest, WIDE
+    try:
+        for nodes, wanted, rows in (
+            (4 * WIDE, [], [WIDE] * 4),
+            (2 * WIDE, [2 * WIDE - 1], [WIDE, *[TILE] * 4]),
+            (2 * WIDE + 1, [3], [*[TILE] * 1, WIDE, *[TILE] * 4]),
+            (WIDE - 1, [], [TILE] * 4),
+        ):
+            cut = list(model.target._cut(nodes, torch.tensor(wanted, dtype=torch.int64)))
+            assert [height for _, height in cut] == rows
+            assert [start for start, _ in cut] == [sum(rows[:i]) for i in range(len(rows))]
+    finally:
+        model.target.widest = before
+
+
+def test_a_prompt_of_a_model_whose_rows_know_each_other_is_read_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, "llama", torch.bfloat16, max_position_embeddings=1024)
+    from transformers.models.llama import modeling_llama
+
+    def mixing(self: Any, states: Tensor) -> Tensor:
+        return self.weight * (states + 0.01 * states.mean(-2, keepdim=True))
+
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", mixing)
+    # which would refuse it
+    monkeypatch.setattr("understudy.sources.prove", lambda config, cache: None)
+    asked = SamplingParams(max_new_tokens=2, ignore_eos=True)
+    with LLM(tmp_path, method="none", memory="1GiB", context=768) as llm:
+        llm.generate([TEXT[40:240]], asked)
+        assert llm.model.target.untried, "a short prompt is not worth a trial"
+        with pytest.warns(RuntimeWarning, match="32 tokens at a time"):
+            llm.generate([TEXT], asked)
+        assert llm.model.target.widest == TILE and any("32 tokens at a time" in note for note in llm.plan.notes)

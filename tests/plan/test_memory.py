@@ -106,7 +106,7 @@ def test_trees_grow_with_the_texts_and_more_so_where_nodes_are_free() -> None:
 
 @given(st.integers(0, 600), st.integers(2048, 16384))
 def test_half_of_what_is_left_holds_more_tokens_where_old_ones_spill(extra: int, context: int) -> None:
-    sizes = SpillSizes(token_bytes=40_000, rooms_bytes=4 * MIB, score_bytes_per_token=64, most_score_bytes=MIB, threads=1)
+    sizes = SpillSizes(token_bytes=40_000, rooms_bytes=4 * MIB, threads=1)
     wants = replace(footprint([4 * MIB] * 20, 20 * MIB), spill=sizes)
     choices = [Spilling(latest, latest + 640) for latest in range(1024, context, 256)]
     asked = replace(request(0, context=context), spilling=choices[0])

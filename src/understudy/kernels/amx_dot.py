@@ -51,7 +51,7 @@ def shapes(rows: int, columns: int) -> Any:
 
 
 class _AmxDot(Code):
-    """The code of one `amx_dot`."""
+    """The code of one product."""
 
     def tile(self, register: int, address: Any, stride: Any) -> None:
         """Fill a register with lines `stride` bytes apart."""
@@ -88,26 +88,32 @@ class _AmxDot(Code):
         b.position_at_end(done)
 
 
-@intrinsic
-def _amx_dot(typing: Any, weights: Any, columns: Any, x: Any, stride: Any, sums: Any) -> Any:
-    """sums += x @ weights.T for as many rows of x as the registers have, bfloat16, `stride` bytes apart, over `columns` columns of
-    64 weights at `weights`, paired; what is left of them after whole tiles is the matrix's last columns. `sums`: float32 [rows,
-    64]. All but the numbers are addresses."""
+def _product(fresh: bool) -> Any:
+    """Code for use in a kernel: sums (zeros, if `fresh`) += x @ weights.T for as many rows of x as the registers have, bfloat16,
+    `stride` bytes apart, over `columns` columns of 64 weights at `weights`, paired; what is left of them after whole tiles is the
+    matrix's last columns. `sums`: float32, 64 for each row, `pitch` bytes apart. All but the numbers are addresses."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        weights, columns, x, stride, sums = arguments
-        code = _AmxDot(context, builder)
-        for v in SUMS:
-            code.tile(v, code.at(sums, 64 * v), LONG(256))
-        whole = builder.and_(columns, LONG(-COLUMNS))
-        code.each(whole, weights, x, stride)
-        with builder.if_then(builder.icmp_unsigned("!=", whole, columns)):
-            code.add(weights, whole, x, stride, (LAST_X, LAST_WEIGHTS))
-        for v in SUMS:
-            code.give(v, code.at(sums, 64 * v), LONG(256))
-        return context.get_dummy_value()
+    @intrinsic
+    def product(typing: Any, weights: Any, columns: Any, x: Any, stride: Any, sums: Any, pitch: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            weights, columns, x, stride, sums, pitch = arguments
+            code = _AmxDot(context, builder)
+            for v in SUMS:
+                if fresh:
+                    code.intrinsic("llvm.x86.tilezero", NOTHING, BYTE(v))
+                else:
+                    code.tile(v, code.at(sums, 64 * v), pitch)
+            whole = builder.and_(columns, LONG(-COLUMNS))
+            code.each(whole, weights, x, stride)
+            with builder.if_then(builder.icmp_unsigned("!=", whole, columns)):
+                code.add(weights, whole, x, stride, (LAST_X, LAST_WEIGHTS))
+            for v in SUMS:
+                code.give(v, code.at(sums, 64 * v), pitch)
+            return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 5), generate
+        return types.void(*[types.int64] * 6), generate
+
+    return product
 
 
 @intrinsic
@@ -133,6 +139,7 @@ def _release(typing: Any) -> Any:
     return types.void(), generate
 
 
-amx_dot: Any = _amx_dot
+amx_sums: Any = _product(fresh=False)
+amx_products: Any = _product(fresh=True)
 configure: Any = _configure
 release: Any = _release

@@ -1,7 +1,11 @@
 """Exact attention over the cache: the CPU's, and one in plain torch for wherever there is no kernel."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +13,9 @@ from torch import Tensor, nn
 
 from ..small_keys import LINES, plain, size_in
 from ..tree import Nodes
-from . import attention_cpu
+from . import attention_amx, attention_cpu
+from .amx_dot import has_amx
+from .weighted import BLOCK
 
 NO_SINKS = np.empty(0, np.float32)
 # nodes that `attend_anywhere` runs together
@@ -41,23 +47,66 @@ def attend(
 
     keys, values: a layer's [rows, kv heads, places, size], slot s at place s % places, which already hold the nodes' own. The
     heads are shared out over `threads` of `pool`, which changes no bit."""
+    kernels = kernels_for(query, keys, values)
     q = query.float().contiguous().numpy()
     out = np.empty((*q.shape[:2], size_in(values)), np.float32)
     sinks = NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
     k, v, heads = bits_of_slab(keys), bits_of_slab(values), keys.shape[1]
     rows, positions, prefix, tail = nodes.arrays
 
-    def heads_of(first: int, last: int) -> None:
-        options = spec.window, spec.scaling, spec.softcap, sinks
-        attention_cpu.attend(q, k, v, rows, positions, prefix, tail, *options, first, last, out)
+    options = spec.window, spec.scaling, spec.softcap, sinks
+
+    def share_of(task: tuple[int, int, int, int]) -> None:
+        first, last, start, end = task
+        seen = (array[start:end] for array in (rows, positions, prefix, tail))
+        kernels.attend(q[start:end], k, v, *seen, *options, first, last, out[start:end], kernels.tables)
 
     work = q.size * (nodes.last + 1)
-    if pool is None or threads < 2 or heads < 2 or work < WORTH_SHARING:
-        heads_of(0, heads)
+    if pool is None or threads < 2 or work < WORTH_SHARING:
+        share_of((0, heads, 0, len(q)))
     else:
-        edges = [heads * i // threads for i in range(threads + 1)]
-        list(pool.map(heads_of, edges[:-1], edges[1:]))
+        list(pool.map(share_of, shares(heads, len(q), threads)))
     return torch.from_numpy(out).to(query.dtype)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What attends on a processor: `attend` at once; `add` some of what nodes see to their state, in a scratch."""
+
+    attend: Any
+    add: Any
+    scratch_of: Any
+    # Sums of values have a multiple of so many numbers.
+    step: int
+    # What `attend` and `scratch_of` are given last.
+    tables: Any
+
+
+def kernels_for(query: Tensor, keys: Tensor, values: Tensor) -> Kernels:
+    """Those for queries [n, heads, key size], keys and values of such types: of tiles where all are bfloat16 and the processor
+    multiplies them, else of vectors. A node has other bits by one than by the other."""
+    halves = all(tensor.dtype == torch.bfloat16 for tensor in (query, keys, values))
+    dim = query.shape[2]
+    if halves and dim % 2 == 0 and has_amx():
+        own = attention_amx
+        return Kernels(own.attend, own.add, own.scratch_of, BLOCK, _registers(dim))
+    return Kernels(attention_cpu.attend, attention_cpu.add, attention_cpu.scratch_of, 1, attention_cpu.NOBODY)
+
+
+@cache
+def _registers(dim: int) -> Any:
+    return attention_amx.registers(dim)
+
+
+def shares(heads: int, nodes: int, threads: int) -> list[tuple[int, int, int, int]]:
+    """What each of `threads` does: the first head and the end of the heads, the first node and the end of the nodes.
+
+    Shares are equal as far as nodes can be cut, and pieces of nodes few: each gathers the blocks of its heads anew."""
+    pieces = min(threads // math.gcd(heads, threads), -(-nodes // attention_cpu.TOGETHER))
+    together = max(heads * pieces // threads, 1)
+    edges = [nodes * i // pieces for i in range(pieces + 1)]
+    starts = range(0, heads, together)
+    return [(head, min(head + together, heads), *edge) for edge in pairwise(edges) for head in starts]
 
 
 def bits_of_slab(slab: Tensor) -> np.ndarray:
@@ -91,8 +140,8 @@ def _attend_group(query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spe
     tail = nn.functional.pad(tail, (0, 1))
     top, total = _beginning(q, spec.sinks)
     sums = q.new_zeros((*q.shape[:3], size))
-    for start in range(0, int(nodes.positions.max()) + 1, attention_cpu.BLOCK):
-        place = start + torch.arange(attention_cpu.BLOCK, device=q.device)[None]
+    for start in range(0, int(nodes.positions.max()) + 1, BLOCK):
+        place = start + torch.arange(BLOCK, device=q.device)[None]
         seen = place <= position
         if spec.window:
             seen &= place > position - spec.window

@@ -7,54 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from .compiled import contracted
-from .numbers import step_of
-from .softmax import softmax
-from .weighted import add_rows
+from .compiled import FIRST, contracted
+from .gathered import gather
+from .running_softmax import begin, lines, total, weights
+from .weighted import BLOCK, LANES, add_rows, combine_rows
 
-BLOCK = 64
+# nodes that go through a block together
+TOGETHER = 8
 # Whether blocks are of keys or of values, and no row. They are no literals, for each of which numba compiles what it is given to
 # once more.
 KEYS: Any = np.bool_(True)
 VALUES: Any = np.bool_(False)
 NOBODY = np.int64(-1)
-
-
-@contracted
-def _gather(
-    slab: Any, row: int, head: int, prefix: int, tail: Any, span: Any, transposed: bool, bits: Any, block: Any,
-) -> None:  # fmt: skip
-    """Keys (transposed: [d, 64]) or values ([64, d]) as float32. `span`: the block's first position, and the first and last of
-    those that are put there. 16-bit slabs hold bfloat16, bytes are the lines of `small_keys`.
-
-    Slot s lies at place s % places: a layer that looks back at a window has fewer places than the context has slots."""
-    places, dim = slab.shape[2], block.shape[0] if transposed else block.shape[1]
-    start, first, last = span
-    for position in range(first, last + 1):
-        j = position - start
-        slot = position if position < prefix else tail[position - prefix]
-        place = slot % places
-        if bits.shape[0] > 0:
-            line = bits.view(np.float32)
-            if slab.itemsize == 1:
-                step = step_of(slab[row, head, place], dim)
-                for c in range(dim):
-                    line[c] = step * np.float32(np.int8(slab[row, head, place, c]))
-            else:
-                for c in range(dim):
-                    bits[c] = np.uint32(slab[row, head, place, c]) << np.uint32(16)
-            if transposed:
-                for c in range(dim):
-                    block[c, j] = line[c]
-            else:
-                for c in range(dim):
-                    block[j, c] = line[c]
-        elif transposed:
-            for c in range(dim):
-                block[c, j] = slab[row, head, place, c]
-        else:
-            for c in range(dim):
-                block[j, c] = slab[row, head, place, c]
+# Whether weights are bfloat16.
+FLOATS: Any = np.bool_(False)
 
 
 @contracted
@@ -70,115 +36,177 @@ def _load(
     loaded, mine, common = held
     if last >= prefix:
         first = max(start, prefix) if mine == row and common == prefix else start
-        _gather(slab, row, head, prefix, tail, (start, first, last), transposed, bits, own)
+        gather(slab, row, head, prefix, tail, (start, first, last), transposed, bits, own)
         return own, (loaded, row, prefix)
     if loaded != row:
         end = start + BLOCK
-        _gather(slab, row, head, end, tail, (start, start, end - 1), transposed, bits, shared)
+        gather(slab, row, head, end, tail, (start, start, end - 1), transposed, bits, shared)
     return shared, (row, mine, common)
 
 
 @contracted
-def _span(position: int, window: int, start: int) -> Any:
+def span(position: int, window: int, start: int) -> Any:
     """First and last position that a node sees of the block from `start` on; first > last: none."""
     low = max(0, position + 1 - window) if window > 0 else 0
     return max(low, start), min(position, start + BLOCK - 1)
 
 
 @contracted
-def score(
-    query: Any, keys: Any, head: int, first_query: int, seen: Any, how: Any, part: Any, rooms: Any, line: Any
-) -> None:  # fmt: skip
-    """Scores of a head of `keys` [rows, heads, places, size] with the query heads from `first_query` on, in blocks part[0] up to
-    part[1] of 64 positions: line[i, g, part[2] + position].
+def _together(i: int, start: int, window: int, seen: Any) -> Any:
+    """The nodes from `i` on that go through the block from position `start` on together: the end of them, the first and last
+    position of it that all of them see, and whether some see more.
 
-    seen: rows, positions, prefix and tail of the nodes; how: window, scale and cap; rooms: scratch, as `attend` makes it."""
+    More than one only where the block lies in the straight prefix of each, in one row, and they see something of it in common."""
+    rows, positions, prefix, _ = seen
+    first, last = span(positions[i], window, start)
+    end, more = i + 1, False
+    if first > last or last >= prefix[i]:
+        return end, first, last, more
+    while end < min(i + TOGETHER, len(rows)) and rows[end] == rows[i]:
+        low, high = span(positions[end], window, start)
+        if low > high or high >= prefix[end] or max(low, first) > min(high, last):
+            break
+        more = more or low != first or high != last
+        first, last, end = max(low, first), min(high, last), end + 1
+    return end, first, last, more
+
+
+@contracted
+def state_of(count: int, group: int, size: int, sinks: Any, first_query: int) -> Any:
+    """Of `count` nodes, each with `group` query heads from `first_query` on that share a head of keys, before they saw any: the
+    highest score, 16 sums of weights and sums of values of `size` numbers for each, and room for how they fade."""
+    rows = count * group
+    tops, totals = np.empty(rows, np.float32), np.empty((rows, LANES), np.float32)
+    begin(tops, totals, sinks[first_query : first_query + group])
+    sums = lines(rows, size) if size % LANES == 0 else np.zeros((rows, size), np.float32)
+    return tops, totals, sums, np.empty(rows, np.float32)
+
+
+@contracted
+def absorb(products: Any, count: int, limits: Any, how: Any, first: int, state: Any, target: int, halves: bool) -> None:
+    """Make weights at the address `target` of the `products` [any, 64] of `count` rows and a block, and let their sums fade
+    where they must. A row is a query head of a node, the state's rows from `first` on.
+
+    limits: the first and the last place of the block that they see; how: window, factor of a product and cap of a score."""
+    tops, totals, sums, fades = state
+    _, scale, cap = how
+    if cap > 0:
+        for r in range(count):
+            for j in range(limits[0], limits[1] + 1):
+                products[r, j] = cap * np.tanh(products[r, j] * scale / cap)
+        scale = np.float32(1)
+    own = tops.ctypes.data + first * 4, totals.ctypes.data + first * LANES * 4, fades.ctypes.data
+    if weights(products.ctypes.data, target, count, limits, scale, own, halves):
+        for r in range(count):
+            if fades[r] != 1:
+                for c in range(sums.shape[1]):
+                    sums[first + r, c] *= fades[r]
+
+
+@contracted
+def finish(state: Any, first_query: int, out: Any) -> None:
+    """Put what the nodes of a `state` attended to in `out` [n, heads, size], at query heads from `first_query` on."""
+    _, totals, sums, _ = state
+    group = len(sums) // len(out)
+    for r in range(len(sums)):
+        factor = np.float32(1) / total(totals[r])
+        for c in range(out.shape[2]):
+            out[r // group, first_query + r % group, c] = sums[r, c] * factor
+
+
+@contracted
+def scratch_of(keys: Any, values: Any, dim: int, size: int, tables: Any) -> Any:
+    """What `add` works in, for keys of `dim` numbers and values of `size`: a line, and blocks of both. tables: not needed."""
+    bits = np.empty(max(dim, size) if keys.itemsize < 4 else 0, np.uint32)
+    ours = lines(2 * dim, BLOCK)
+    theirs = lines(2 * BLOCK, size) if size % LANES == 0 else np.zeros((2 * BLOCK, size), np.float32)
+    return bits, ours[:dim], ours[dim:], theirs[:BLOCK], theirs[BLOCK:]
+
+
+@contracted
+def add(
+    query: Any, keys: Any, values: Any, heads: Any, seen: Any, how: Any, part: Any, scratch: Any, state: Any
+) -> None:  # fmt: skip
+    """Let nodes attend to a head of `keys` and `values` [rows, heads, places, size], in blocks part[0] up to part[1] of 64
+    positions: the next ones that they see.
+
+    heads: that head, and the first of the query heads that share it; seen: rows, positions, prefix and tail of the nodes; how: see
+    `absorb`; scratch: see `scratch_of`; state: see `state_of`."""
     rows, positions, prefix, tail = seen
-    window, scale, cap = how
-    bits, shared, own = rooms
-    count, group, dim = line.shape[0], line.shape[1], query.shape[2]
-    sums, places = np.empty((group, BLOCK), np.float32), np.arange(dim)
+    bits, shared, own, shared_values, own_values = scratch
+    head, first_query = heads
+    count, dim, sums = len(rows), query.shape[2], state[2]
+    group = len(sums) // count
+    numbers, scores = np.empty((count, group, dim), np.float32), lines(TOGETHER * group, BLOCK)
+    places = np.arange(BLOCK)
+    for i in range(count):
+        for g in range(group):
+            for c in range(dim):
+                numbers[i, g, c] = query[i, first_query + g, c]
     for b in range(part[0], part[1]):
-        start, held = b * BLOCK, (NOBODY, NOBODY, NOBODY)
-        place = part[2] + start
-        for i in range(count):
-            first, last = _span(positions[i], window, start)
+        start, end = b * BLOCK, FIRST
+        held, held_values = (NOBODY, NOBODY, NOBODY), (NOBODY, NOBODY, NOBODY)
+        while end < count:
+            i = end
+            end, first, last, more = _together(i, start, how[0], seen)
             if first > last:
                 continue
+            outputs = (end - i) * group
             block, held = _load(keys, rows[i], head, prefix[i], tail[i], start, last, KEYS, bits, shared, own, held)
-            for g in range(group):
-                for j in range(BLOCK):
-                    sums[g, j] = np.float32(0)
-            numbers = query[i, first_query].ctypes.data
-            add_rows(block.ctypes.data, places.ctypes.data, dim, BLOCK * 4, numbers, group, dim, sums.ctypes.data, sums.shape[1])
-            for g in range(group):
-                found = line[i, g, place : place + BLOCK]
-                for j in range(BLOCK):
-                    found[j] = sums[g, j] * scale
-                if cap > 0:
-                    for j in range(BLOCK):
-                        found[j] = cap * np.tanh(found[j] / cap)
+            combine_rows(block.ctypes.data, dim, numbers[i].ctypes.data, outputs, dim, scores.ctypes.data, BLOCK)
+            if more:
+                for node in range(i, end):
+                    low, high = span(positions[node], how[0], start)
+                    own_scores, limits = scores[(node - i) * group :], (low - start, high - start)
+                    absorb(own_scores, group, limits, how, node * group, state, own_scores.ctypes.data, FLOATS)
+            else:
+                absorb(scores, outputs, (first - start, last - start), how, i * group, state, scores.ctypes.data, FLOATS)
+            block, held_values = _load(
+                values, rows[i], head, prefix[i], tail[i], start, last, VALUES, bits, shared_values, own_values, held_values
+            )
+            for node in range(i, end if more else i):
+                low, _ = span(positions[node], how[0], start)
+                _add(block, places, low - start, first - 1 - start, scores[(node - i) * group :], group, sums[node * group :])
+            _add(block, places, first - start, last - start, scores, outputs, sums[i * group :])
+            for node in range(i, end if more else i):
+                _, high = span(positions[node], how[0], start)
+                _add(block, places, last + 1 - start, high - start, scores[(node - i) * group :], group, sums[node * group :])
 
 
 @contracted
-def settle(line: Any, positions: Any, window: int, sinks: Any, first_query: int, out: Any) -> None:
-    """Make weights of all scores in `line`, in place, and zero the sums in `out`. positions: absolute ones."""
-    for i in range(line.shape[0]):
-        low = max(0, positions[i] + 1 - window) if window > 0 else 0
-        for g in range(line.shape[1]):
-            sink = sinks[first_query + g] if sinks.shape[0] > 0 else np.float32(-np.inf)
-            softmax(line[i, g], low, positions[i], sink)
-            out[i, first_query + g, :] = 0
-
-
-@contracted
-def weigh(
-    line: Any, values: Any, head: int, first_query: int, seen: Any, window: int, part: Any, rooms: Any, out: Any
-) -> None:  # fmt: skip
-    """Add to `out` [n, query heads, size] a head of `values` in blocks part[0] up to part[1], by the weights in `line`.
-
-    Arguments are those of `score`."""
-    rows, positions, prefix, tail = seen
-    bits, shared, own = rooms
-    count, group, size = line.shape[0], line.shape[1], out.shape[2]
-    places, apart = np.arange(BLOCK), line.strides[1] // 4
-    for b in range(part[0], part[1]):
-        start, held = b * BLOCK, (NOBODY, NOBODY, NOBODY)
-        place = part[2] + start
-        for i in range(count):
-            first, last = _span(positions[i], window, start)
-            if first > last:
-                continue
-            block, held = _load(values, rows[i], head, prefix[i], tail[i], start, last, VALUES, bits, shared, own, held)
-            weights, lines = line[i, 0, place + first - start :].ctypes.data, block[first - start :].ctypes.data
-            sums = out[i, first_query].ctypes.data
-            add_rows(lines, places.ctypes.data, last - first + 1, size * 4, weights, group, apart, sums, size)
+def _add(block: Any, places: Any, first: int, last: int, line: Any, outputs: int, sums: Any) -> None:
+    """Add to `sums` the values at places `first` to `last` of a block, by their weights in the `outputs` lines from `line` [g, 64]
+    on."""
+    if first <= last:
+        size = block.shape[1]
+        given, rows = line[0, first:].ctypes.data, block[first:].ctypes.data
+        add_rows(rows, places.ctypes.data, last - first + 1, size * 4, given, outputs, BLOCK, sums.ctypes.data, size)
 
 
 @contracted
 def attend(
     query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any,
-    window: int, scaling: float, softcap: float, sinks: Any, first_head: int, last_head: int, out: Any,
+    window: int, scaling: float, softcap: float, sinks: Any, first_head: int, last_head: int, out: Any, tables: Any,
 ) -> None:  # fmt: skip
     """query: [n, heads, key size] float32; out: [n, heads, value size] float32. keys, values: [rows, kv heads, places, size]
     float32, uint16 holding bfloat16, or uint8: lines of `small_keys`.
 
     rows, positions, prefix: [n]; tail: [n, t] (see tree.Nodes). window 0: all positions are seen; else the last `window`.
-    sinks: [heads] float32, or empty. Serves kv heads first_head..last_head-1."""
-    count, heads, dim = query.shape
-    size = out.shape[2]
-    group = heads // keys.shape[1]
-    how = window, np.float32(scaling), np.float32(softcap)
-    longest = 0
-    for i in range(count):
-        longest = max(longest, positions[i] + 1)
-    blocks = (longest + BLOCK - 1) // BLOCK
-    line = np.empty((count, group, blocks * BLOCK), np.float32)
-    bits = np.empty(max(dim, size) if keys.itemsize < 4 else 0, np.uint32)
-    scoring = bits, np.zeros((dim, BLOCK), np.float32), np.zeros((dim, BLOCK), np.float32)
-    weighing = bits, np.zeros((BLOCK, size), np.float32), np.zeros((BLOCK, size), np.float32)
-    seen, part = (rows, positions, prefix, tail), (0, blocks, 0)
+    sinks: [heads] float32, or empty. Serves kv heads first_head..last_head-1. tables: as `scratch_of` takes them."""
+    group, size = query.shape[1] // keys.shape[1], out.shape[2]
+    how, seen = (window, np.float32(scaling), np.float32(softcap)), (rows, positions, prefix, tail)
+    scratch = scratch_of(keys, values, query.shape[2], size, tables)
     for head in range(first_head, last_head):
-        score(query, keys, head, head * group, seen, how, part, scoring, line)
-        settle(line, positions, window, sinks, head * group, out)
-        weigh(line, values, head, head * group, seen, window, part, weighing, out)
+        first_query = head * group
+        state = state_of(len(query), group, size, sinks, first_query)
+        add(query, keys, values, (head, first_query), seen, how, (0, blocks_of(positions)), scratch, state)
+        finish(state, first_query, out)
+
+
+@contracted
+def blocks_of(positions: Any) -> Any:
+    """Blocks of 64 positions that nodes at `positions` may see."""
+    longest = 0
+    for i in range(len(positions)):
+        longest = max(longest, positions[i] + 1)
+    return (longest + BLOCK - 1) // BLOCK

@@ -24,14 +24,14 @@ RUN = 128
 Lines = list[list[Any]]
 
 
-class _Brain(ir.Type):  # type: ignore[misc]
+class Brain(ir.Type):  # type: ignore[misc]
     """bfloat16, which llvmlite has no name for."""
 
     def _to_string(self) -> str:
         return "bfloat"
 
 
-PAIRS = Vector(_Brain(), 32)
+PAIRS = Vector(Brain(), 32)
 
 
 def has_bfdot() -> bool:

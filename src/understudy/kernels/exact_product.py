@@ -17,7 +17,7 @@ from numba.np import numpy_support
 from torch import Tensor
 
 from . import team
-from .amx_dot import ROWS, amx_dot, configure, has_amx, release, shapes
+from .amx_dot import ROWS, amx_sums, configure, has_amx, release, shapes
 from .bfdot import LAID, MOST, ahead, columns_dot, lay_columns, to_brain
 from .compiled import FIRST, compiled, machine_code
 from .cut_rows import cut_rows
@@ -227,7 +227,7 @@ def _add_amx(run: Any, operand: Any, b: int, k: int, width: int, weights: int, s
     x = run.x + k // run.width * run.run_bytes
     for r in range(0, run.height, ROWS):
         _fetch_ahead(operand, b, k + width, width, r, min(run.height - r, ROWS), run.height)
-        amx_dot(weights, width, x + r * run.row_bytes, run.row_bytes, sums + r * 256)
+        amx_sums(weights, width, x + r * run.row_bytes, run.row_bytes, sums + r * 256, 256)
 
 
 @compiled

@@ -3,6 +3,7 @@
 An exponential is our own (Cody-Waite, a polynomial of degree 6), so that a number has the same bits wherever it stands."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compiled import contracted
+from .numbers import ROUNDING
 from .vector import FLOATS, LONG, WORD, WORDS, Code
 
 LOG2E = 1.4426950408889634
@@ -21,7 +23,7 @@ SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.
 LOWEST = -87.0
 
 
-class _Exponentials(Code):
+class Exponentials(Code):
     """Code for 16 numbers, and for a line of them from place `first` to place `last`."""
 
     def exponential(self, x: Any) -> Any:
@@ -29,8 +31,10 @@ class _Exponentials(Code):
         b = self.b
         lowest = self.all(FLOATS, LOWEST)
         x = b.select(b.fcmp_ordered("<", x, lowest), lowest, x)
-        n = self.intrinsic("llvm.floor.v16f32", FLOATS, self.fused(x, self.all(FLOATS, LOG2E), self.all(FLOATS, 0.5)))
-        power = b.shl(b.add(b.fptosi(n, WORDS), self.all(WORDS, 127)), self.all(WORDS, 23))
+        # the nearest whole number is in the last bits of this
+        placed = self.fused(x, self.all(FLOATS, LOG2E), self.all(FLOATS, ROUNDING))
+        n = b.fsub(placed, self.all(FLOATS, ROUNDING))
+        power = b.add(b.shl(b.bitcast(placed, WORDS), self.all(WORDS, 23)), self.all(WORDS, 127 << 23))
         r = self.fused(n, self.all(FLOATS, -LN2_LOW), self.fused(n, self.all(FLOATS, -LN2_HIGH), x))
         p = self.all(FLOATS, SERIES[0])
         for factor in SERIES[1:]:
@@ -46,29 +50,38 @@ class _Exponentials(Code):
         share = b.select(b.fcmp_ordered(">=", first, self.all(FLOATS, 0.0)), one, power)
         return b.fmul(b.fdiv(b.fmul(first, share), b.fadd(one, power)), second)
 
-    def along(self, line: Any, first: Any, last: Any, begin: Any, step: Callable[[Any, Any, Any, Any], Any]) -> Any:
-        """What `step` makes of the address of each 16 places from the one of `first` to that of `last`, which of them lie in
-        between, the numbers there, and what it made before, which begins as `begin`."""
+    def along(self, line: Any, first: Any, last: Any, begin: Any, step: Callable[[Any, Any, Any], Any]) -> Any:
+        """What `step` makes of the address of each 16 places from the one of `first` to that of `last`, what chooses between two
+        vectors by which of the places lie in between (the second: those beside), and what it made before: in the end, from `begin`.
+
+        Only the first and last 16 have places beside."""
         b = self.b
         start = b.and_(first, LONG(-16))
         low, high = (self.spread(b.trunc(end, WORD)) for end in (first, last))
-
-        def of_sixteen(i: Any, held: Sequence[Any]) -> Sequence[Any]:
-            k = b.add(start, b.shl(i, LONG(4)))
-            place = b.add(self.spread(b.trunc(k, WORD)), self.constant(WORDS, list(range(16))))
-            inside = b.and_(b.icmp_signed(">=", place, low), b.icmp_signed("<=", place, high))
-            address = self.at(line, b.shl(k, LONG(2)))
-            return [step(address, inside, self.load(address, FLOATS, 4), held[0])]
-
         sixteens = b.lshr(b.add(b.sub(last, start), LONG(16)), LONG(4))
-        return self.repeated(sixteens, [begin], of_sixteen)[0]
+        several = b.zext(b.icmp_signed(">", sixteens, LONG(1)), LONG)
+
+        def stretch(before: Any, count: Any, held: Any, ends: bool) -> Any:
+            def of_sixteen(i: Any, held: Sequence[Any]) -> Sequence[Any]:
+                k = b.add(start, b.shl(b.add(before, i), LONG(4)))
+                if not ends:
+                    return [step(self.at(line, b.shl(k, LONG(2))), lambda inside, beside: inside, held[0])]
+                place = b.add(self.spread(b.trunc(k, WORD)), self.constant(WORDS, list(range(16))))
+                inside = b.and_(b.icmp_signed(">=", place, low), b.icmp_signed("<=", place, high))
+                return [step(self.at(line, b.shl(k, LONG(2))), partial(b.select, inside), held[0])]
+
+            return self.repeated(count, [held], of_sixteen)[0]
+
+        begun = stretch(LONG(0), LONG(1), begin, True)
+        between = stretch(LONG(1), b.sub(b.sub(sixteens, LONG(1)), several), begun, False)
+        return stretch(b.sub(sixteens, LONG(1)), several, between, True)
 
     def largest(self, line: Any, first: Any, last: Any, floor: Any) -> Any:
         def larger(a: Any, b: Any) -> Any:
             return self.b.select(self.b.fcmp_ordered(">", a, b), a, b)
 
-        def step(address: Any, inside: Any, numbers: Any, held: Any) -> Any:
-            return self.b.select(inside, larger(numbers, held), held)
+        def step(address: Any, chosen: Any, held: Any) -> Any:
+            return chosen(larger(self.load(address, FLOATS, 4), held), held)
 
         return self.folded(self.along(line, first, last, self.spread(floor), step), larger)
 
@@ -76,28 +89,38 @@ class _Exponentials(Code):
         """exp(x - top) in place, zeros beside; their sum."""
         zero, tops = self.all(FLOATS, 0.0), self.spread(top)
 
-        def step(address: Any, inside: Any, numbers: Any, held: Any) -> Any:
-            found = self.b.select(inside, self.exponential(self.b.fsub(numbers, tops)), zero)
+        def step(address: Any, chosen: Any, held: Any) -> Any:
+            found = chosen(self.exponential(self.b.fsub(self.load(address, FLOATS, 4), tops)), zero)
             self.store(found, address, 4)
             return self.b.fadd(held, found)
 
         return self.folded(self.along(line, first, last, zero, step), self.b.fadd)
 
+    def times(self, line: Any, first: Any, last: Any, factor: Any) -> Any:
+        """All numbers times `factor`, in place, zeros beside; zero."""
+        zero, factors = self.all(FLOATS, 0.0), self.spread(factor)
+
+        def step(address: Any, chosen: Any, held: Any) -> Any:
+            self.store(chosen(self.b.fmul(self.load(address, FLOATS, 4), factors), zero), address, 4)
+            return held
+
+        return self.folded(self.along(line, first, last, zero, step), self.b.fadd)
+
 
 def _over_line(name: str) -> Any:
-    """For kernels: the method `name` of `_Exponentials`, of a line, its first and last place and a float32."""
+    """For kernels: the method `name` of `Exponentials`, of a line, its first and last place and a float32."""
 
     @intrinsic
     def over(typing: Any, line: Any, first: Any, last: Any, number: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return getattr(_Exponentials(context, builder), name)(*arguments)
+            return getattr(Exponentials(context, builder), name)(*arguments)
 
         return types.float32(types.int64, types.int64, types.int64, types.float32), generate
 
     return over
 
 
-_largest, _exponentials = map(_over_line, ("largest", "exponentials"))
+_largest, _exponentials, _times = map(_over_line, ("largest", "exponentials", "times"))
 
 
 @intrinsic
@@ -105,7 +128,7 @@ def _one_exponential(typing: Any, number: Any) -> Any:
     """exp(number), with the bits that it would have in a line."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Exponentials(context, builder)
+        code = Exponentials(context, builder)
         return builder.extract_element(code.exponential(code.spread(arguments[0])), WORD(0))
 
     return types.float32(types.float32), generate
@@ -116,7 +139,7 @@ def _gate(typing: Any, first: Any, second: Any) -> Any:
     """first = silu(first) * second, of the 64 float32 at each of two addresses."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Exponentials(context, builder)
+        code = Exponentials(context, builder)
         for offset in range(0, 256, 64):
             place, other = (code.at(address, offset) for address in arguments)
             code.store(code.gated(code.load(place, FLOATS, 4), code.load(other, FLOATS, 4)), place, 4)
@@ -140,6 +163,4 @@ def softmax(line: Any, first: int, last: int, sink: Any) -> None:
     total = _exponentials(place, first, last, top)
     if sink > -np.inf:
         total += _exponential(sink - top)
-    inverse = np.float32(1.0) / total
-    for j in range(first, last + 1):
-        line[j] *= inverse
+    _times(place, first, last, np.float32(1.0) / np.float32(total))

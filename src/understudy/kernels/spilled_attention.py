@@ -3,21 +3,21 @@ that attend in memory, so every bit is the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..spilled import CHUNK, FIRST, SpilledState, chunks_of, nodes_together
+from ..spilled import CHUNK, FIRST, SpilledState, chunks_of
 from ..tree import Nodes
 from . import attention_cpu
-from .attention import NO_SINKS, AttentionSpec, bits_of_slab
-
-BLOCK = attention_cpu.BLOCK
+from .attention import NO_SINKS, AttentionSpec, Kernels, bits_of_slab, kernels_for
+from .weighted import BLOCK
 
 
 def attend(
@@ -27,29 +27,28 @@ def attend(
     """Attention as `attention.attend` gives it, to the bit: query [n, heads, key size] -> [n, heads, value size].
 
     Raises TransferError where the file cannot be read."""
+    kernels = kernels_for(query, state.keys, state.values)
     q = query.float().contiguous().numpy()
     out = np.empty((*q.shape[:2], state.values.shape[3]), np.float32)
-    heads = state.group * query.shape[1] // state.keys.shape[1]
     for row in sorted(set(nodes.rows.tolist())):
         places = (nodes.rows == row).nonzero()[:, 0]
-        most = nodes_together(heads, -(-(nodes.last + 1) // BLOCK) * BLOCK)
-        for some in places.split(most):
-            run = _RowAttention(state, row, spec, nodes.picked(some), q[some.numpy()], pool if threads > 1 else None, threads)
-            out[some.numpy()] = run()
+        own = places.numpy()
+        run = _RowAttention(state, row, spec, nodes.picked(places), q[own], pool if threads > 1 else None, threads, kernels)
+        out[own] = run()
     return torch.from_numpy(out).to(query.dtype)
 
 
 def compile_kernels(dtype: torch.dtype) -> None:
     """Run the kernels once over a cache of `dtype`, so that their machine code is there."""
-    slab = bits_of_slab(torch.zeros(1, 1, BLOCK, 8, dtype=dtype))
-    query, line = np.zeros((1, 1, 8), np.float32), np.zeros((1, 1, BLOCK), np.float32)
-    bits, block = np.empty(8 if slab.itemsize == 2 else 0, np.uint32), np.zeros((8, BLOCK), np.float32)
-    zero, part = np.zeros(1, np.int64), (0, 1, 0)
-    seen = zero, zero, zero + 1, np.zeros((1, 0), np.int64)
-    how = 0, np.float32(1), np.float32(0)
-    attention_cpu.score(query, slab, 0, 0, seen, how, part, (bits, block, block.copy()), line)
-    attention_cpu.settle(line, zero, 0, NO_SINKS, 0, query)
-    attention_cpu.weigh(line, slab, 0, 0, seen, 0, part, (bits, block.T.copy(), block.T.copy()), query)
+    keys = torch.zeros(2, 1, BLOCK, 8, dtype=dtype)
+    kernels, query = kernels_for(keys[0, :, :1], keys, keys), np.zeros((1, 1, 8), np.float32)
+    zero = np.zeros(1, np.int64)
+    nodes = zero, zero, zero + 1, np.zeros((1, 0), np.int64)
+    # what lies in memory is part of more than it, what comes from the file is not
+    for slab in (bits_of_slab(keys)[:, :, :-1], bits_of_slab(keys)):
+        share = _Share(kernels, (0, 0), (0, 1), query, slab, slab, AttentionSpec(1.0))
+        share.add(nodes, _Segment(0, 0, 1, streamed=False), slab, slab)
+        share.finish(query)
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,36 @@ class _Segment:
     streamed: bool
 
 
+class _Share:
+    """What one thread does of a head of keys: the nodes nodes[0] up to nodes[1], from the first segment to the last."""
+
+    def __init__(
+        self, kernels: Kernels, heads: tuple[int, int], nodes: tuple[int, int], query: Any, keys: Any, values: Any,
+        spec: AttentionSpec,
+    ) -> None:  # fmt: skip
+        """heads: of a group of keys, and the first query head that shares it; query: [n, heads, key size] of all nodes, and the
+        query heads of a head of keys are as many as share it; keys, values: any of the layer."""
+        self.kernels, self.heads, self.nodes = kernels, heads, nodes
+        dim, size = query.shape[2], values.shape[3]
+        sinks = NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
+        self.how = spec.window, np.float32(spec.scaling), np.float32(spec.softcap)
+        self.query = query[slice(*nodes)]
+        group = self.query.shape[1]
+        self.state = attention_cpu.state_of(nodes[1] - nodes[0], group, -(-size // kernels.step) * kernels.step, sinks, heads[1])
+        self.scratch = kernels.scratch_of(keys, values, dim, size, kernels.tables)
+
+    def add(self, arrays: Sequence[Any], segment: _Segment, keys: Any, values: Any) -> None:
+        """arrays: rows, positions, prefix and tail of all nodes."""
+        rows, positions, prefix, tail = (array[slice(*self.nodes)] for array in arrays)
+        shift = segment.origin
+        seen = np.zeros_like(rows), positions - shift, prefix - shift, tail - shift
+        part = segment.first, segment.end
+        self.kernels.add(self.query, keys, values, (self.heads[0], 0), seen, self.how, part, self.scratch, self.state)
+
+    def finish(self, out: Any) -> None:
+        attention_cpu.finish(self.state, self.heads[1], out[slice(*self.nodes)])
+
+
 @dataclass(frozen=True)
 class _RowAttention:
     """Some nodes of one row, which attend together."""
@@ -77,25 +106,48 @@ class _RowAttention:
     query: Any
     pool: ThreadPoolExecutor | None
     threads: int
+    kernels: Kernels
 
     def __call__(self) -> Any:
         """[n, heads, value size] float32"""
-        state, count = self.state, len(self.nodes)
-        group = self.query.shape[1] // state.keys.shape[1]
+        state = self.state
         out = np.empty((*self.query.shape[:2], state.values.shape[3]), np.float32)
-        blocks = -(-(self.nodes.last + 1) // BLOCK)
-        line = np.empty((state.group, count, group, blocks * BLOCK), np.float32)
         segments = self._segments()
         heads = range(0, state.keys.shape[1], state.group)
         chunks = [segment.origin for segment in segments if segment.streamed]
-        stream = state.stream(self.row, [(second, head, chunk) for head in heads for second in (False, True) for chunk in chunks])
+        stream = state.stream(self.row, [(head, chunk) for head in heads for chunk in chunks])
         for head in heads:
-            for segment, slab in self._slabs(segments, stream, state.keys, head):
-                self._share(self._scoring(segment, slab, head * group, line))
-            self._share(self._settling(head * group, line, out))
-            for segment, slab in self._slabs(segments, stream, state.values, head):
-                self._share(self._weighing(segment, slab, head * group, line, out))
+            here = slice(self.row, self.row + 1), slice(head, head + state.group)
+            held = bits_of_slab(state.keys[here]), bits_of_slab(state.values[here])
+            shares = self._shares(head, *held)
+            for segment in segments:
+                keys, values = map(bits_of_slab, next(stream)) if segment.streamed else held
+                self._run(shares, segment, keys, values)
+            for share in shares:
+                share.finish(out)
         return out
+
+    def _shares(self, head: int, keys: Any, values: Any) -> list[_Share]:
+        """Those of a group of heads from `head` on: one for each thread, or for each head."""
+        count, heads = len(self.nodes), self.state.group
+        group = self.query.shape[1] // self.state.keys.shape[1]
+        parts = min(max(self.threads // heads, 1), count) if self.pool is not None else 1
+        edges = [count * i // parts for i in range(parts + 1)]
+        found = []
+        for number in range(heads):
+            first = (head + number) * group
+            own = np.ascontiguousarray(self.query[:, first : first + group])
+            pieces = pairwise(edges)
+            found += [_Share(self.kernels, (number, first), piece, own, keys, values, self.spec) for piece in pieces]
+        return found
+
+    def _run(self, shares: list[_Share], segment: _Segment, keys: Any, values: Any) -> None:
+        arrays = self.nodes.arrays
+        if self.pool is None or len(shares) == 1:
+            for share in shares:
+                share.add(arrays, segment, keys, values)
+        else:
+            list(self.pool.map(lambda share: share.add(arrays, segment, keys, values), shares))
 
     def _segments(self) -> list[_Segment]:
         """What the nodes may see, in the order of positions."""
@@ -109,64 +161,3 @@ class _RowAttention:
         for chunk in chunks_of(max(low, FIRST), spilled):
             found.append(_Segment(chunk, 0, -(-(min(spilled, chunk + CHUNK) - chunk) // BLOCK), streamed=True))
         return [*found, _Segment(base, FIRST // BLOCK, -(-(end - base) // BLOCK), streamed=False)]
-
-    def _slabs(self, segments: list[_Segment], stream: Iterator[Tensor], slab: Tensor, head: int) -> Iterator[tuple[_Segment, Any]]:
-        """Each segment with keys or values [1, heads, places, size] of a group, in fast memory `slab` or as they come."""
-        held = bits_of_slab(slab[self.row : self.row + 1, head : head + self.state.group])
-        for segment in segments:
-            yield segment, bits_of_slab(next(stream)) if segment.streamed else held
-
-    def _seen(self, segment: _Segment, first: int, last: int) -> tuple[Any, ...]:
-        """Rows, positions, prefix and tail of nodes `first` to `last`, counted from the origin of `segment`."""
-        _, positions, prefix, tail = self.nodes.arrays
-        shift = segment.origin
-        rows = np.zeros(last - first, np.int64)
-        return rows, positions[first:last] - shift, prefix[first:last] - shift, tail[first:last] - shift
-
-    def _scoring(self, segment: _Segment, keys: Any, first_query: int, line: Any) -> Callable[[int, int, int], None]:
-        group, dim = line.shape[2], keys.shape[3]
-        how = self.spec.window, np.float32(self.spec.scaling), np.float32(self.spec.softcap)
-        part = segment.first, segment.end, segment.origin
-
-        def score(head: int, first: int, last: int) -> None:
-            bits = np.empty(dim if keys.itemsize == 2 else 0, np.uint32)
-            rooms = bits, np.zeros((dim, BLOCK), np.float32), np.zeros((dim, BLOCK), np.float32)
-            seen, own = self._seen(segment, first, last), line[head, first:last]
-            attention_cpu.score(self.query[first:last], keys, head, first_query + head * group, seen, how, part, rooms, own)
-
-        return score
-
-    def _settling(self, first_query: int, line: Any, out: Any) -> Callable[[int, int, int], None]:
-        sinks = NO_SINKS if self.spec.sinks is None else self.spec.sinks.float().numpy()
-        _, positions, _, _ = self.nodes.arrays
-
-        def settle(head: int, first: int, last: int) -> None:
-            query = first_query + head * line.shape[2]
-            window = self.spec.window
-            attention_cpu.settle(line[head, first:last], positions[first:last], window, sinks, query, out[first:last])
-
-        return settle
-
-    def _weighing(self, segment: _Segment, values: Any, first_query: int, line: Any, out: Any) -> Callable[[int, int, int], None]:
-        group, size = line.shape[2], values.shape[3]
-        part = segment.first, segment.end, segment.origin
-
-        def weigh(head: int, first: int, last: int) -> None:
-            bits = np.empty(size if values.itemsize == 2 else 0, np.uint32)
-            rooms = bits, np.zeros((BLOCK, size), np.float32), np.zeros((BLOCK, size), np.float32)
-            seen, own, query = self._seen(segment, first, last), line[head, first:last], first_query + head * group
-            attention_cpu.weigh(own, values, head, query, seen, self.spec.window, part, rooms, out[first:last])
-
-        return weigh
-
-    def _share(self, work: Callable[[int, int, int], None]) -> None:
-        """Do `work` of each head of a group for all nodes, shared out over threads, which changes no bit."""
-        count, heads = len(self.nodes), self.state.group
-        parts = min(max(self.threads // heads, 1), count) if self.pool is not None else 1
-        edges = [count * i // parts for i in range(parts + 1)]
-        tasks = [(head, edges[i], edges[i + 1]) for head in range(heads) for i in range(parts)]
-        if self.pool is None or len(tasks) == 1:
-            for task in tasks:
-                work(*task)
-        else:
-            list(self.pool.map(work, *zip(*tasks, strict=True)))

@@ -2,6 +2,7 @@
 
 Interleaving row i with row i + n / 2, element by element, log2 n times over, transposes the tile."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -12,6 +13,17 @@ from .vector import LONG, Code, Vector
 
 # rows and columns of a tile, by bytes of an element
 SIDE = {1: 32, 2: 32, 4: 16}
+
+
+def turned(code: Code, rows: Sequence[Any]) -> list[Any]:
+    """The columns of n vectors of n elements."""
+    lines, side = list(rows), len(rows)
+    first = [i // 2 + i % 2 * side for i in range(side)]
+    second = [i + side // 2 for i in first]
+    for _ in range(side.bit_length() - 1):
+        pairs = [(lines[i], lines[i + side // 2]) for i in range(side // 2)]
+        lines = [code.pick(a, b, order) for a, b in pairs for order in (first, second)]
+    return lines
 
 
 def transposer(size: int) -> Any:
@@ -30,12 +42,7 @@ def transposer(size: int) -> Any:
                 return code.at(start, builder.mul(pitch, LONG(i)))
 
             lines = [code.load(place(source, source_pitch, i), row) for i in range(side)]
-            first = [i // 2 + i % 2 * side for i in range(side)]
-            second = [i + side // 2 for i in first]
-            for _ in range(side.bit_length() - 1):
-                pairs = [(lines[i], lines[i + side // 2]) for i in range(side // 2)]
-                lines = [code.pick(a, b, order) for a, b in pairs for order in (first, second)]
-            for i, line in enumerate(lines):
+            for i, line in enumerate(turned(code, lines)):
                 code.store(line, place(target, target_pitch, i))
             return context.get_dummy_value()
 

@@ -3,7 +3,7 @@
 What recurrent layers (`recurrence_cpu.py`) and the exact attention (`attention_cpu.py`) consist of. Numbers are float32; arguments
 are addresses and counts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numba import types
@@ -15,6 +15,8 @@ from .team import float32_at, int64_at
 from .vector import FLOAT, FLOATS, LONG, Code
 
 LANES = 16
+# columns that `combine_rows` combines
+BLOCK = 64
 
 
 def _adder(outputs: int, vectors: int) -> Any:
@@ -32,7 +34,7 @@ def _adder(outputs: int, vectors: int) -> Any:
 
 
 class _Adding(Code):
-    """The code of one `add`."""
+    """The code of one `add`, or of one `combine`, whose sums begin as zeros."""
 
     def __init__(self, context: Any, builder: Any, outputs: int, vectors: int) -> None:
         super().__init__(context, builder)
@@ -41,19 +43,38 @@ class _Adding(Code):
     def all_rows(self, rows: Any, steps: Any, count: Any, stride: Any, weights: Any, apart: Any, out: Any, width: Any) -> None:
         """The sums stay in registers from the first row to the last."""
         b = self.b
-        lines = [self.at(out, b.mul(width, LONG(4 * o))) for o in range(self.outputs)]
-        places = [self.at(line, 64 * v) for line in lines for v in range(self.vectors)]
+        places = self._places(out, width)
+
+        def row(i: Any) -> Any:
+            return self.at(rows, b.mul(self.load(self.at(steps, b.shl(i, LONG(3))), LONG, 8), stride))
+
+        self._summed(row, count, weights, apart, [self.load(place, FLOATS, 4) for place in places], places)
+
+    def of_block(self, rows: Any, count: Any, weights: Any, apart: Any, out: Any, width: Any) -> None:
+        """Rows of BLOCK numbers lie side by side."""
+        size = LONG(4 * BLOCK)
+        places = self._places(out, width)
+        zeros = [self.all(FLOATS, 0.0) for _ in places]
+        self._summed(lambda i: self.at(rows, self.b.mul(i, size)), count, weights, apart, zeros, places)
+
+    def _places(self, out: Any, width: Any) -> list[Any]:
+        lines = [self.at(out, self.b.mul(width, LONG(4 * o))) for o in range(self.outputs)]
+        return [self.at(line, 64 * v) for line in lines for v in range(self.vectors)]
+
+    def _summed(
+        self, row: Callable[[Any], Any], count: Any, weights: Any, apart: Any, begin: Sequence[Any], places: Sequence[Any]
+    ) -> None:  # fmt: skip
+        b = self.b
         factors = [self.at(weights, b.mul(apart, LONG(4 * o))) for o in range(self.outputs)]
 
         def of_row(i: Any, sums: Sequence[Any]) -> Sequence[Any]:
-            row = self.at(rows, b.mul(self.load(self.at(steps, b.shl(i, LONG(3))), LONG, 8), stride))
-            numbers = [self.load(self.at(row, 64 * v), FLOATS, 4) for v in range(self.vectors)]
+            here = row(i)
+            numbers = [self.load(self.at(here, 64 * v), FLOATS, 4) for v in range(self.vectors)]
             own = [self.spread(self.load(self.at(factor, b.shl(i, LONG(2))), FLOAT, 4)) for factor in factors]
             pairs = [(weight, each) for weight in own for each in numbers]
             return [self.fused(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
 
-        sums = self.repeated(count, [self.load(place, FLOATS, 4) for place in places], of_row)
-        for place, total in zip(places, sums, strict=True):
+        for place, total in zip(places, self.repeated(count, begin, of_row), strict=True):
             self.store(total, place, 4)
 
 
@@ -104,6 +125,48 @@ def add_rows(
                 row = rows + int64_at(steps)[i] * stride
                 total += float32_at(weights)[o * apart + i] * float32_at(row)[rest]
             float32_at(out)[o * width + rest] = total
+
+
+def _combiner(outputs: int) -> Any:
+    """For kernels: `combine_rows` for this number of outputs."""
+    # as many columns at once as registers hold the sums of
+    vectors = BLOCK // LANES if has("avx512f") else BLOCK // LANES // outputs
+
+    @intrinsic
+    def combine(typing: Any, rows: Any, count: Any, weights: Any, apart: Any, out: Any, width: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            rows, count, weights, apart, out, width = arguments
+            for first in range(0, BLOCK // LANES, vectors):
+                code = _Adding(context, builder, outputs, vectors)
+                code.of_block(code.at(rows, 64 * first), count, weights, apart, code.at(out, 64 * first), width)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), generate
+
+    return combine
+
+
+_combine_one, _combine_two, _combine_four = map(_combiner, (1, 2, 4))
+
+
+@contracted
+def combine_rows(rows: int, count: int, weights: int, outputs: int, apart: int, out: int, width: int) -> None:
+    """out[o] = sum over i < count, in order, of weights[o][i] * row i, of 64 columns, for `outputs` lines `width` numbers apart.
+
+    Rows lie side by side. The weights of an output lie `apart` numbers after those of the one before. A number's bits depend on its
+    own column alone."""
+    o = 0
+    while o < outputs:
+        own, line = weights + 4 * o * apart, out + 4 * o * width
+        if outputs - o >= 4:
+            _combine_four(rows, count, own, apart, line, width)
+            o += 4
+        elif outputs - o >= 2:
+            _combine_two(rows, count, own, apart, line, width)
+            o += 2
+        else:
+            _combine_one(rows, count, own, apart, line, width)
+            o += 1
 
 
 def _dotter(outputs: int) -> Any:

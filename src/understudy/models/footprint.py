@@ -16,7 +16,7 @@ from ..plan.residents import LinearSize
 from ..quantizers import fitting
 from ..recurrent import DEEPEST
 from ..sampling import BYTES_A_TOKEN, choosing_bytes
-from ..spilled import FEWEST, ROOMS, SCORES, heads_together, room_bytes, spillable
+from ..spilled import ROOMS, room_bytes, spillable
 from ..tiers.memory import ALIGNMENT
 from ..weights.checkpoint import TensorInfo
 from ..weights.entries import LinearEntry, part_blocks
@@ -185,7 +185,6 @@ def footprint_of(
         choosing_bytes=choosing_bytes(shape.vocabulary) + (2 * logits_bytes if shape.changes_logits else 0),
         embedding_bytes=kept_bytes + rows_bytes,
         decoding_bytes=sizes.decoding_bytes,
-        score_bytes_per_token=TILE * shape.shared_heads * 4 * cores,
         tokenizer_bytes=shape.vocabulary * TOKENIZER,
         linears=sizes.linears,
         spill=_spill_sizes(shape, dtype, cores),
@@ -213,12 +212,9 @@ def _spill_sizes(shape: ModelShape, dtype: torch.dtype, threads: int) -> SpillSi
     whole = [layer for layer in shape.layers if layer.numbers and not layer.window_slots]
     if not whole or not all(spillable(layer, itemsize) for layer in whole):
         return None
-    query_heads = max(heads_together(layer.kv_heads, threads) for layer in whole) * shape.shared_heads
     return SpillSizes(
         token_bytes=sum(layer.numbers for layer in whole) * itemsize,
         rooms_bytes=ROOMS * max(room_bytes(layer, itemsize, threads) for layer in whole),
-        score_bytes_per_token=FEWEST * query_heads * 4,
-        most_score_bytes=SCORES,
         threads=threads,
     )
 

@@ -165,6 +165,12 @@ def lost_line(name: str, error: BaseException) -> str:
     return f"{name} stopped working in the middle of a request ({first_line(error)}): load the model again."
 
 
+def out_of_memory_line(said: str) -> str:
+    """What is said where a device has no memory for a request; `said`: by its library."""
+    what = f"The device ran out of memory in this request ({said})"
+    return f"{what}: shorten the prompt, or choose a smaller --context or --memory. Others can go on."
+
+
 def open_lanes(
     devices: Sequence[Device], plan: Plan, store: Store, settings: ReadSettings, drafts: bool = False
 ) -> list[Lane]:
@@ -242,7 +248,8 @@ class JoinedSupply:
             # Nobody works on for a pass that was left.
             wait(asked)
         made = mine + [(lane.portions[index], done.result()) for lane, done in zip(busy, asked, strict=True)]
-        joined = tiles[0].new_empty(len(tiles), tiles[0].shape[0], outputs)
+        heights = [tile.shape[0] for tile in tiles]
+        joined = torch.split(tiles[0].new_empty(sum(heights), outputs), heights)
         for portion, products in made:
             start = portion.first * BLOCK
             for place, product in zip(joined, products, strict=True):

@@ -32,7 +32,7 @@ from .draft import Draft
 from .embedding import EmbeddingRows, EmbeddingTable, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
 from .heads import refuse_wrong_head
-from .lanes import LaneLost, lost_line, open_lanes
+from .lanes import LaneLost, lost_line, open_lanes, out_of_memory_line
 from .output_head import OutputHead
 from .shape import ModelShape, cache_dtype
 from .split import drafts_of_all, give_back, staged, supply_of_all
@@ -137,9 +137,11 @@ class Model:
 
     def _join_tiles(self) -> None:
         """Let a pass be one forward, where the device has a product for that and this model's rows do not know each other."""
+        outputs = [entry.shape[0] for entry in self.weights.entries]
+        if self.supply.fused(self.dtype) and not (self.plan.padded_rows or self.plan.spill_latest or self.stages):
+            self.target.untried = outputs
         if self.device.row_product() is None or self.supply.fused(self.dtype):
             return
-        outputs = [entry.shape[0] for entry in self.weights.entries]
         if rows_apart(self.target, outputs, self.plan.context):
             self.target.whole = True
             self.cost = PassCost(AT_ONCE)
@@ -183,10 +185,12 @@ class Model:
         Returns the joined results of `settle`, which gets the logits of `wanted` tile by tile (see `Target`), and the hidden
         states of all nodes [n, taps, hidden size], or None without taps. Raises TransferError where weights do not arrive;
         `guard` then prepares the next pass."""
-        start = time.perf_counter()
-        waited = self._waited()
         hidden = self._hidden(len(nodes))
         with self.device.sharing(self._work, len(nodes)):
+            if not self.target.widen(nodes):
+                why = "rows of this model have other bits in tiles of other sizes"
+                self.say(f"prompts are read {TILE} tokens at a time, which is slower: {why}")
+            start, waited = time.perf_counter(), self._waited()
             settled = self.target(nodes, wanted, settle, hidden)
             self.device.finish()
         seconds = time.perf_counter() - start
@@ -226,7 +230,7 @@ class Model:
                 raise self._lost from None
             self.supply.abandon()
             if what := self.device.out_of_memory(error):
-                raise _out_of_memory(what) from None
+                raise UnderstudyError(out_of_memory_line(what)) from None
             raise
 
     @property
@@ -293,8 +297,3 @@ def _cache(
         return PaddedCache(*common, device.where, scratch=min(plan.row_nodes, plan.scratch))
     scratch = plan.record_nodes if any(layer.recurrent for layer in shape.layers) else plan.scratch
     return Cache(*common, places, scratch=scratch, fold=device.fold, spill=spill)
-
-
-def _out_of_memory(said: str) -> UnderstudyError:
-    what = f"The device ran out of memory in this request ({said})"
-    return UnderstudyError(f"{what}: shorten the prompt, or choose a smaller --context or --memory. Others can go on.")

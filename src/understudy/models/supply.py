@@ -103,28 +103,29 @@ class Supply:
         return all(linear.product(dtype) is not None for linear in self.linears)
 
     def multiply(self, index: int, tiles: Sequence[Tensor], rows: int) -> list[Tensor]:
-        """Tiles [TILE, K], in all `rows` rows and then padding -> tiles [TILE, N]. Linear `index` is brought once for all."""
+        """Tiles [any, K], in all `rows` rows and then padding -> tiles [the same, N]. Linear `index` is brought once for all."""
         linear, given = self.linears[index], tiles[0]
-        height = given.shape[0]
+        heights = [tile.shape[0] for tile in tiles]
         outputs = linear.entry.shape[0]
         blocks = blocks_of(outputs)
         product = linear.product(given.dtype)
-        # Padding stays zero, where it is not multiplied like all other rows.
-        make = given.new_zeros if product is not None else given.new_empty
-        out = make((len(tiles), height, blocks, BLOCK))
-        taken = out.view(-1, blocks, BLOCK)[:rows]
+        every = given.new_empty((sum(heights), blocks, BLOCK))
+        taken = every[:rows]
+        if product is not None:
+            # Padding, which is not multiplied like all other rows.
+            every[rows:] = 0
         if product is None and (by_rows := linear.device.row_product()) is not None:
-            self._by_rows(index, by_rows, tiles, out)
+            self._by_rows(index, by_rows, tiles, every.view(len(tiles), heights[0], blocks, BLOCK))
         elif product is None:
             for held in self._arriving(index, together=False):
-                linear.multiply([(data, part.first_block, part.blocks) for part, data in held], tiles, out)
+                pieces = [(data, part.first_block, part.blocks) for part, data in held]
+                linear.multiply(pieces, tiles, every.view(len(tiles), heights[0], blocks, BLOCK))
         elif (kept := self._kept(index, product)) is not None:
             kept(tiles, taken)
         else:
             for held in self._arriving(index, together=not linear.one_by_one):
                 self._multiplying(linear, product, held)(tiles, taken)
-        made = out.view(len(tiles), height, -1)
-        return list((made if outputs == blocks * BLOCK else made[:, :, :outputs]).unbind())
+        return list(torch.split(every.view(len(every), -1)[:, :outputs], heights))
 
     def _by_rows(self, index: int, multiply: RowProduct, tiles: Sequence[Tensor], out: Tensor) -> None:
         """Multiply `tiles` by all parts of Linear `index`, haul by haul, into `out` [tiles, rows, all blocks, 64]."""

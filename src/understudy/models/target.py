@@ -7,7 +7,7 @@ Where a device gives each row the same bits in any shape, a pass is one forward 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,16 +20,18 @@ from torch import Tensor, nn
 from ..cache import Cache
 from ..devices import Device, SpilledAttention
 from ..kernels.attention import AttentionSpec
-from ..kernels.recurrence import RuleStep
-from ..recurrent import tops
 from ..spilled import SpilledState
 from ..tree import Nodes
 from .output_head import FeatureModel
 from .stages import Stages
-from .streamed import CurrentPass, Placed, pass_cache, place_of_one
-from .whole_pass import HeadAlone, WholePass, head_of
+from .streamed import CurrentPass
+from .whole_pass import HeadAlone, WholePass, head_of, tiles_apart
 
 TILE = 32
+# rows of the tiles that a prompt runs in where a model gives each row the same bits in them
+WIDE = 128
+# nodes of a pass from which on it pays to try that
+WORTH_TRYING = 3 * WIDE
 Multiply = Callable[[int, list[Tensor], int], list[Tensor]]
 Settle = Callable[[Tensor, int], Tensor]
 
@@ -43,38 +45,28 @@ def _further(settle: Settle, before: int, logits: Tensor, first: int) -> Tensor:
     return settle(logits, before + first)
 
 
-class Tile:
-    """TILE nodes (the last tile of a pass is padded): a forward of the stock model that stops at every Linear."""
+class Tile(WholePass):
+    """`rows` nodes (the last tile of a pass is padded): a forward of the stock model that stops at every Linear."""
 
-    def __init__(self, view: Target, nodes: Nodes, wanted: Tensor, first: int, hidden: Tensor | None = None):
-        self.view = view
-        self.nodes = nodes
+    def __init__(
+        self, view: Target, nodes: Nodes, wanted: Tensor, first: int, hidden: Tensor | None = None, rows: int = TILE
+    ) -> None:  # fmt: skip
+        super().__init__(view, nodes, hidden)
+        self.padding = rows - self.count
         self.wanted = wanted
         self.first = first
-        # [len(nodes), taps, hidden size]: where hidden states go; None: nobody asked for them.
-        self.hidden = hidden
-        self.count = len(nodes)
         self.head = len(wanted) > 0
-        placed = view.cache.placed(nodes)
-        self.placed = Placed(placed, view.device, view.stages)
-        self.tops = tops(nodes) if view.cache.recurrent else []
-        self.place = place_of_one(placed, view.device)
         # None: the only tile of a pass, which has nobody to wait for at its Linears.
         self.thread: greenlet | None = None
         self.result: Tensor | None = None
 
-    def forward(self) -> Tensor | None:
-        """Run the stock model. Returns its logits [TILE, vocab], None where nobody wants them."""
-        view, device = self.view, self.view.device.where
-        padding = (0, TILE - self.count)
-        positions = nn.functional.pad(self.nodes.positions, padding)[None].to(device)
-        ids = view.embed(nn.functional.pad(self.nodes.tokens, padding))[None]
-        inputs = {"input_ids": ids, "position_ids": positions}
-        cache = pass_cache()
+    def forward(self) -> Tensor | None:  # type: ignore[override]
+        """Run the stock model. Returns its logits [rows, vocab], None where nobody wants them."""
+        inputs = self.inputs()
         if not self.head:
-            view.base(**inputs, past_key_values=cache, use_cache=True)
+            self.view.base(**inputs)
             return None
-        logits: Tensor = view.model(**inputs, past_key_values=cache, use_cache=True).logits
+        logits: Tensor = self.view.model(**inputs).logits
         return logits[0]
 
     def logits(self) -> Tensor:
@@ -90,35 +82,13 @@ class Tile:
         result: Tensor = getcurrent().parent.switch((index, x))
         return result
 
-    def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        _, there = self.placed.at(layer)
-        self.view.cache.write(layer, there, self.place, keys[: self.count], values[: self.count])
-
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state, view = self.view.cache.layer(layer, spec.window), self.view
-        device, there = self.placed.at(layer)
-        if isinstance(state, SpilledState):
-            assert view.attend_spilled is not None, "keys and values spill where nothing attends to them"
-            out = view.attend_spilled(query[: self.count], state, there, spec)
-        else:
-            out = device.attend(query[: self.count], state.keys, state.values, there, spec)
-        return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
-
-    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        state = self.view.cache.recurrent[layer]
-        device, there = self.placed.at(layer)
-        out = device.convolve(x[: self.count], weight, bias, state, there)
-        return nn.functional.pad(out, (0, 0, 0, TILE - self.count))
-
-    def recur(self, layer: int, step: RuleStep) -> Tensor:
-        state = self.view.cache.advanced(layer, self.tops)
-        device, there = self.placed.at(layer)
-        out = device.recur(step[: self.count], state, there, together=False)
-        return nn.functional.pad(out, (0, 0, 0, 0, 0, TILE - self.count))
-
-    def tap(self, number: int, states: Tensor) -> None:
-        if self.hidden is not None:
-            self.hidden[:, number] = states[: self.count]
+        if not isinstance(state, SpilledState):
+            return super().attend(layer, query, spec)
+        assert view.attend_spilled is not None, "keys and values spill where nothing attends to them"
+        out = view.attend_spilled(query[: self.count], state, self.placed.at(layer)[1], spec)
+        return nn.functional.pad(out, (0, 0, 0, 0, 0, self.padding))
 
 
 @dataclass
@@ -126,7 +96,8 @@ class Target:
     """The target view: runs passes with the exact weights. `model` is the stock causal model, `base` the same without its head.
 
     multiply(index, tiles, rows) streams Linear `index` once; skip_head() ends a pass that wants no logits. `whole`: a pass is one
-    forward, not one for each tile. `stages`: which device runs which layers; None: there is one, or it runs all of them."""
+    forward, not one for each tile; `widest`: rows of the largest tile; `untried`: the outputs of each Linear, until it was tried
+    whether that may grow. `stages`: which device runs which layers; None: there is one, or it runs all of them."""
 
     model: nn.Module
     base: nn.Module
@@ -137,6 +108,8 @@ class Target:
     device: Device
     skip_head: Callable[[], None] = lambda: None
     whole: bool = False
+    widest: int = TILE
+    untried: Sequence[int] = ()
     stages: Stages | None = None
 
     def __call__(
@@ -168,11 +141,11 @@ class Target:
             return self._all_at_once(nodes, wanted, settle, hidden)
         tiles: list[Tile] = []
         settled: list[Tensor] = []
-        for start in range(0, len(nodes), TILE):
-            first, last = torch.searchsorted(wanted, torch.tensor([start, start + TILE])).tolist()
-            part = nodes[start : start + TILE]
-            room = None if hidden is None else hidden[start : start + TILE]
-            tiles.append(Tile(self, part, wanted[first:last] - start, first, room))
+        for start, rows in self._cut(len(nodes), wanted):
+            part = slice(start, start + rows)
+            first, last = torch.searchsorted(wanted, torch.tensor([start, start + rows])).tolist()
+            room = None if hidden is None else hidden[part]
+            tiles.append(Tile(self, nodes[part], wanted[first:last] - start, first, room, rows))
         with closing(self._run(tiles) if len(tiles) > 1 else self._alone(tiles[0])) as done:
             for tile in done:
                 if tile.head:
@@ -182,6 +155,15 @@ class Target:
             self.skip_head()
             return torch.empty(0)
         return torch.cat(settled)
+
+    def _cut(self, nodes: int, wanted: Tensor) -> Iterator[tuple[int, int]]:
+        """The first node and the rows of each tile of a pass of so many nodes: the widest where no logits are wanted."""
+        start = 0
+        while start < nodes:
+            first, last = torch.searchsorted(wanted, torch.tensor([start, start + self.widest])).tolist()
+            rows = self.widest if start + self.widest <= nodes and first == last else TILE
+            yield start, rows
+            start += rows
 
     def _all_at_once(self, nodes: Nodes, wanted: Tensor, settle: Settle, hidden: Tensor | None) -> Tensor:
         """What `__call__` does, in one forward for all nodes, with all logits at once."""
@@ -197,6 +179,19 @@ class Target:
         finally:
             self.current.under_way = None
         return settle(logits, 0)
+
+    def widen(self, nodes: Nodes) -> bool:
+        """Before a pass of `nodes`: let tiles have WIDE rows from now on, if that changes no bit. False where it would.
+
+        It is tried once, when a pass is large enough, and where layers are recurrent the cache has an empty row; it takes a few per
+        cent of that pass."""
+        possible = not self.cache.recurrent or 0 in self.cache.lengths
+        if not self.untried or len(nodes) < WORTH_TRYING or not possible:
+            return True
+        outputs, self.untried = self.untried, ()
+        apart = tiles_apart(self, outputs, WIDE, TILE)
+        self.widest = WIDE if apart else TILE
+        return apart
 
     def head(self, features: Tensor) -> Tensor:
         """Logits [n, vocab] of features [n, hidden size], by the exact weights of the output head."""
@@ -249,7 +244,7 @@ class Target:
                     assert all(said[0] == index for _, said in parked), (
                         f"tiles are at different Linears: {[s[0] for _, s in parked]}"
                     )
-                    rows = (len(parked) - 1) * TILE + tiles[alive[-1]].count
+                    rows = sum(tiles[i].count for i in alive)
                     for i, y in zip(alive, self.multiply(index, [said[1] for _, said in parked], rows), strict=True):
                         answers[i] = y
         finally:

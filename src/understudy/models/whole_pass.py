@@ -3,9 +3,10 @@ attention give each row the same bits beside any others. `rows_apart` tries that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
-from .streamed import Placed, pass_cache
+from .streamed import Placed, pass_cache, place_of_one
 
 if TYPE_CHECKING:
     from .target import Target
@@ -41,19 +42,23 @@ class WholePass:
         self.hidden = hidden
         self.count = len(nodes)
         self.padding = -self.count % LEAST
-        self.placed = Placed(view.cache.placed(nodes), view.device, view.stages)
+        placed = view.cache.placed(nodes)
+        self.placed = Placed(placed, view.device, view.stages)
+        self.place = place_of_one(placed, view.device)
         # Keys and values of a layer that cannot take those of all nodes at once.
         self._late: tuple[Tensor, Tensor] | None = None
 
     def forward(self) -> Tensor:
         """Run the stock model; returns what its base gives for each node [n, hidden size], as its head takes it."""
-        view = self.view
-        padding = (0, self.padding)
-        positions = nn.functional.pad(self.nodes.positions, padding)[None].to(view.device.where)
-        ids = view.embed(nn.functional.pad(self.nodes.tokens, padding))[None]
-        out = view.base(input_ids=ids, position_ids=positions, past_key_values=pass_cache(), use_cache=True)
-        features: Tensor = out.last_hidden_state[0, : self.count]
+        features: Tensor = self.view.base(**self.inputs()).last_hidden_state[0, : self.count]
         return features
+
+    def inputs(self) -> dict[str, Any]:
+        """What the stock model is given."""
+        padding = (0, self.padding)
+        positions = nn.functional.pad(self.nodes.positions, padding)[None].to(self.view.device.where)
+        ids = self.view.embed(nn.functional.pad(self.nodes.tokens, padding))[None]
+        return {"input_ids": ids, "position_ids": positions, "past_key_values": pass_cache(), "use_cache": True}
 
     def linear(self, index: int, x: Tensor) -> Tensor:
         return self.view.multiply(index, [x], self.count)[0]
@@ -62,7 +67,7 @@ class WholePass:
         keys, values = keys[: self.count], values[: self.count]
         self._late = None
         if self.count <= self._at_once(layer):
-            self.view.cache.write(layer, self.placed.at(layer)[1], None, keys, values)
+            self.view.cache.write(layer, self.placed.at(layer)[1], self.place, keys, values)
         else:
             self._late = keys, values
 
@@ -95,21 +100,23 @@ class WholePass:
         return torch.cat(found)
 
     def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        view = self.view
-        state = view.cache.recurrent[layer]
-        parts = _parts(self.count, RECURRENT)
+        state = self.view.cache.recurrent[layer]
         device, there = self.placed.at(layer)
-        out = torch.cat([device.convolve(x[part], weight, bias, state, there[part]) for part in parts])
+        out = _joined([device.convolve(x[part], weight, bias, state, there[part]) for part, _ in self._recurrent])
         return nn.functional.pad(out, (0, 0, 0, self.padding))
 
     def recur(self, layer: int, step: RuleStep) -> Tensor:
-        view = self.view
         device, there = self.placed.at(layer)
         found = []
-        for part in _parts(self.count, RECURRENT):
-            state = view.cache.advanced(layer, tops(self.nodes[part]))
+        for part, ends in self._recurrent:
+            state = self.view.cache.advanced(layer, ends)
             found.append(device.recur(step[part], state, there[part], together=False))
-        return nn.functional.pad(torch.cat(found), (0, 0, 0, 0, 0, self.padding))
+        return nn.functional.pad(_joined(found), (0, 0, 0, 0, 0, self.padding))
+
+    @cached_property
+    def _recurrent(self) -> list[tuple[slice, list[tuple[int, int]]]]:
+        """The nodes that recurrent layers take at once, and where their rows end."""
+        return [(part, tops(self.nodes[part])) for part in _parts(self.count, RECURRENT)]
 
     def tap(self, number: int, states: Tensor) -> None:
         if self.hidden is not None:
@@ -124,6 +131,10 @@ class HeadAlone:
 
     def linear(self, index: int, x: Tensor) -> Tensor:
         return self.view.multiply(index, [x], len(x))[0]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _parts(count: int, most: int) -> list[slice]:
@@ -148,7 +159,7 @@ class Rehearsal(WholePass):
 
 
 @torch.inference_mode()
-def rows_apart(view: Target, outputs: list[int], longest: int) -> bool:
+def rows_apart(view: Target, outputs: Sequence[int], longest: int) -> bool:
     """Whether each node has the same bits in passes of different sizes: a chain's first nodes are compared, with stand-ins for
     attention and for the weights, which need not be here. `outputs`: the outputs of each Linear; `longest`: tokens of the longest
     text, of which a model may have no more positions.
@@ -171,14 +182,48 @@ def rows_apart(view: Target, outputs: list[int], longest: int) -> bool:
     return all(torch.equal(logits, seen[-1][: len(logits)]) for logits in seen)
 
 
-def _stand_in(outputs: list[int]) -> Callable[[int, list[Tensor], int], list[Tensor]]:
-    """What gives outputs that are inputs in another order, each with a sign: no row knows another, and no weight is needed."""
+@torch.inference_mode()
+def tiles_apart(view: Target, outputs: Sequence[int], wide: int, narrow: int) -> bool:
+    """Whether each of `wide` nodes has the same bits in tiles of `narrow` rows as in one of all, with stand-ins as in `rows_apart`,
+    on the threads that passes run on.
+
+    Where layers are recurrent, a row of the cache must be empty; else no row is touched."""
+    cache = view.cache
+    row = cache.lengths.index(0) if cache.recurrent else 0
+    nodes = Nodes.of(TokenTree.chain([1 + 7 * place % 90 for place in range(wide)]), row, 0)
+    weightless = replace(view, multiply=_stand_in(outputs))
+
+    def rehearsed(parts: list[slice]) -> Tensor:
+        if cache.recurrent:
+            cache.begin_pass(nodes)
+        found = []
+        for part in parts:
+            view.current.under_way = rehearsal = Rehearsal(weightless, nodes[part])
+            found.append(rehearsal.forward())
+        if cache.recurrent:
+            cache.rewind(row, 0)
+        return torch.cat(found)
+
+    parts = _parts(wide, narrow)
+    if not cache.recurrent:
+        # none of them needs what those before it leave
+        parts = [parts[0], parts[-1]]
+    try:
+        together = rehearsed([slice(0, wide)])
+        return torch.equal(torch.cat([together[part] for part in parts]), rehearsed(parts))
+    finally:
+        view.current.under_way = None
+
+
+def _stand_in(outputs: Sequence[int]) -> Callable[[int, list[Tensor], int], list[Tensor]]:
+    """What gives outputs that are inputs in another order, as often as it takes: no row knows another, and no weight is needed."""
 
     def multiply(index: int, tiles: list[Tensor], _: int) -> list[Tensor]:
         x = tiles[0]
-        place = torch.arange(outputs[index], device=x.device)
-        sign = 1 - 2 * ((place * (index + 3) // 5) % 2)
-        return [x.index_select(1, place * 31 % x.shape[1]) * sign.to(x.dtype)]
+        size = x.shape[1]
+        start = (index + 1) * 31 % size
+        turned = torch.cat([x[:, start:], -x[:, :start]], 1)
+        return [turned.repeat(1, -(-outputs[index] // size))[:, : outputs[index]]]
 
     return multiply
 

@@ -72,15 +72,8 @@ class SpillSizes:
     token_bytes: int
     # The rooms for what comes from the file.
     rooms_bytes: int
-    # Attention scores of the fewest nodes that attend together, for each token of context, and those of the most, in all.
-    score_bytes_per_token: int
-    most_score_bytes: int
     # Threads that attend side by side.
     threads: int
-
-    def scores(self, columns: int) -> int:
-        """Attention scores over `columns` positions."""
-        return max(self.score_bytes_per_token * columns, self.most_score_bytes)
 
 
 @dataclass(frozen=True)
@@ -122,8 +115,6 @@ class Footprint:
     decoding_bytes: int = 0
     # Up to how many bytes neighbouring parts of a Linear stay or stream together; 0: each by itself.
     together_bytes: int = 0
-    # Attention scores for each token of context.
-    score_bytes_per_token: int = 0
     # The tokenizer's tables.
     tokenizer_bytes: int = 0
     # What this process holds beyond what was expected of it; below 0: it holds less.

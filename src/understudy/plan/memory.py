@@ -220,7 +220,6 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
     """The bytes of everything that does not depend on which weights stay, by the name that people see."""
     columns = columns_of(context, tree_slots(footprint, request, passes))
     spill = footprint.spill if spills(request, context) else None
-    scores = spill.scores(columns) if spill is not None else footprint.score_bytes_per_token * columns
     # Of each prompt in a pass, only the tile it ends in has logits.
     heads = passes.heads(request.rows)
     levels = footprint.levels if request.widest_level else None
@@ -233,7 +232,7 @@ def _fixed(footprint: Footprint, request: PlanRequest, context: int, passes: Pas
         **({"draft head": request.head_bytes} if request.head_bytes else {}),
         "KV cache": footprint.cache_bytes(columns, request.record_nodes, request.spilling if spill else None) * request.rows,
         **({"spilled keys and values on their way": spill.rooms_bytes} if spill is not None else {}),
-        "activations": footprint.tile_bytes * passes.tiles + scores + footprint.working_bytes,
+        "activations": footprint.tile_bytes * passes.tiles + footprint.working_bytes,
         "logits": footprint.tile_logits_bytes * heads + footprint.choosing_bytes,
         "decoding": footprint.decoding_bytes,
         "embedding" if footprint.levels else "embedding rows": footprint.embedding_bytes,
