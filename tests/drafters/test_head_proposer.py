@@ -87,11 +87,11 @@ def test_on_a_device_the_host_searches_and_the_head_lies_there(
     kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:without_triton")
-    options: dict[str, Any] = {"codec": "raw", "context": 64}
+    options: dict[str, Any] = {"codec": "raw", "context": 64, "device": "fake"}
     with opened(model, method="none", **options) as llm:
         plain = [llm.generate([PROMPT], params)[0].token_ids for params in PARAMS]
     trained.agreeing(tmp_path / kind, model, kind, [PROMPT + text for text in plain])
-    with opened(model, method=f"{kind}:{tmp_path / kind}", device="fake", **options) as llm:
+    with opened(model, method=f"{kind}:{tmp_path / kind}", **options) as llm:
         done = [llm.generate([PROMPT], params)[0] for params in PARAMS]
         assert llm.plan.items["draft head"] > 0 and llm.plan.items["draft levels"] == 0
     assert [c.token_ids for c in done] == plain

@@ -83,7 +83,7 @@ def add(
     query: Any, keys: Any, values: Any, heads: Any, seen: Any, how: Any, part: Any, scratch: Any, state: Any
 ) -> None:  # fmt: skip
     """`attention_cpu.add`, of bfloat16; query: float32 that are such."""
-    rows, positions, prefix, tail = seen
+    rows, _, prefix, tail = seen
     pairs, values_pairs, _, _, scores, halves, tables = scratch
     head, first_query = heads
     count, dim, sums = len(rows), query.shape[2], state[2]

@@ -91,8 +91,9 @@ def absorb(products: Any, count: int, limits: Any, how: Any, first: int, state: 
     tops, totals, sums, fades = state
     _, scale, cap = how
     if cap > 0:
+        # of the whole block: where a loop begins may decide how its numbers are rounded
         for r in range(count):
-            for j in range(limits[0], limits[1] + 1):
+            for j in range(BLOCK):
                 products[r, j] = cap * np.tanh(products[r, j] * scale / cap)
         scale = np.float32(1)
     own = tops.ctypes.data + first * 4, totals.ctypes.data + first * LANES * 4, fades.ctypes.data

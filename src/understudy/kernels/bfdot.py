@@ -226,7 +226,7 @@ def _lay_columns(typing: Any, source: Any, target: Any) -> Any:
     return types.void(types.int64, types.int64), generate
 
 
-def _rounded(code: Code, words: Any) -> Any:
+def rounded(code: Code, words: Any) -> Any:
     """The bits of the nearest bfloat16 of 16 float32 with the bits `words`; of two, the even one. NaN stays NaN."""
     b = code.b
     upper = b.lshr(words, code.all(WORDS, 16))
@@ -246,7 +246,7 @@ def _to_brain(typing: Any, source: Any, target: Any) -> Any:
         source, target = arguments
         for v in range(4):
             words = builder.bitcast(code.load(code.at(source, 64 * v), FLOATS, 64), WORDS)
-            code.store(builder.trunc(_rounded(code, words), Vector(HALF, 16)), code.at(target, 32 * v))
+            code.store(builder.trunc(rounded(code, words), Vector(HALF, 16)), code.at(target, 32 * v))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate

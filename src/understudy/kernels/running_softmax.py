@@ -10,10 +10,11 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from .bfdot import Brain
+from .bfdot import Brain, rounded
 from .compiled import contracted
+from .instructions import has
 from .softmax import Exponentials
-from .vector import FLOAT, FLOATS, LONG, WORD, WORDS, Vector
+from .vector import FLOAT, FLOATS, HALF, LONG, WORD, WORDS, Vector
 from .weighted import BLOCK, LANES
 
 VECTORS = BLOCK // LANES
@@ -81,11 +82,17 @@ class _Running(Exponentials):
                 weight = b.select(within, weight, self.all(FLOATS, 0.0))
             total = b.fadd(total, weight)
             if halves:
-                nearest = self.intrinsic("llvm.x86.avx512bf16.cvtneps2bf16.512", Vector(Brain(), LANES), weight)
-                self.store(nearest, self.at(there, 2 * LANES * v), 2)
+                self.store(self._nearest(weight), self.at(there, 2 * LANES * v), 2)
             else:
                 self.store(weight, self.at(there, 4 * LANES * v), 4)
         self.store(total, own, 4)
+
+    def _nearest(self, numbers: Any) -> Any:
+        """16 float32, none below 0, as the nearest bfloat16."""
+        if has("avx512bf16", "avx512bw"):
+            return self.intrinsic("llvm.x86.avx512bf16.cvtneps2bf16.512", Vector(Brain(), LANES), numbers)
+        words = self.b.bitcast(numbers, WORDS)
+        return self.b.trunc(rounded(self, words), Vector(HALF, LANES))
 
 
 def _weigher(masked: bool, halves: bool) -> Any:
@@ -114,7 +121,7 @@ def weights(scores: int, target: int, count: int, limits: Any, scale: Any, state
     those before.
 
     state: addresses of each row's highest so far, of its 16 sums, and of what all before must be multiplied with: 1 where no score
-    is higher. halves: weights are bfloat16, which takes AVX-512 BF16; the sums count them as float32. Else `target` may be
+    is higher. halves: weights are bfloat16; the sums count them as float32. Else `target` may be
     `scores`."""
     tops, sums, fades = state
     first, last = limits

@@ -22,7 +22,17 @@ import torch
 from .. import startup
 from ..codecs import Encoded, codec
 from ..devices.processor import Processor
-from ..kernels import attention_cpu, choosing, draft_layer, draft_product, exact_product, fitting, likeliest, residual
+from ..kernels import (
+    attention_amx,
+    attention_cpu,
+    choosing,
+    draft_layer,
+    draft_product,
+    exact_product,
+    fitting,
+    likeliest,
+    residual,
+)
 from ..kernels.attention import AttentionSpec
 from ..kernels.compiled import on_disk
 from ..kernels.draft_chain import lead
@@ -135,7 +145,7 @@ class Use:
 
 
 USES = {
-    "attention": Use(10, _attend, (attention_cpu.attend,)),
+    "attention": Use(10, _attend, (attention_cpu.attend, attention_amx.attend)),
     "products of drafts": Use(17, _draft, (draft_product._work,)),
     "attention of drafts": Use(12, _attend_drafted, (draft_layer._work,)),
     "exact products": Use(9, _multiply, (exact_product._work, exact_product._work_amx)),
