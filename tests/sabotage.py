@@ -220,6 +220,7 @@ MUTATIONS = (
     Mutation("a block's keys are gathered beyond a row's places", "kernels/gathered.py", "and place + LANES <= places", "", "tests/kernels/test_gathered.py"),
     Mutation("wide tiles are taken for exact untried", "models/target.py", "apart = tiles_apart(self, outputs, WIDE, TILE)", "apart = True", "tests/models/test_target.py"),
     Mutation("wide tiles leave their last nodes out", "models/target.py", "start + self.widest <= nodes and first == last", "first == last", "tests/models/test_target.py"),
+    Mutation("every pass shares what torch does", "models/target.py", "self.widest == WIDE and len(nodes) >= 2 * WIDE", "True", "tests/models/test_target.py"),
     Mutation("a draft forgets the sinks", "kernels/draft_attention.py", "if spec.sinks is None:\n        return scores.softmax(-1)", "if True:\n        return scores.softmax(-1)", "tests/kernels/test_draft_attention.py"),
     Mutation("a record's own decay counts twice", "kernels/recurrence_cpu.py", "left[i] = _or_zero(product * behind)", "left[i] = _or_zero(product * behind * float32_at(decays)[path[i] * stride])", RECURRENCE),
     Mutation("a node reads a sibling's record", "kernels/recurrence_cpu.py", "slot = position if position < prefix[node] else", "slot = position if True else", RECURRENCE),

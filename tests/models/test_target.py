@@ -12,7 +12,7 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.layer_states import SlidingState
 from understudy.models.model import Model
-from understudy.models.target import TILE, WIDE
+from understudy.models.target import TILE, WIDE, Tile
 from understudy.tree import Nodes, TokenTree
 
 
@@ -95,6 +95,34 @@ def test_a_long_prompt_has_the_same_bits_in_wide_tiles(family: str, tmp_path: Pa
             cache.keep(row, torch.arange(len(TEXT)))
             following.append(target(Nodes.of(TokenTree.of([5, 6, 7], [-1, 0, 0]), row, len(TEXT)), torch.arange(3)))
         assert torch.equal(*following)
+
+
+def test_a_long_prompt_shares_what_torch_does_among_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the rows of wide tiles; with the same keys and values as on one thread."""
+    save(tmp_path, "llama", torch.bfloat16, max_position_embeddings=1024)
+    stock: list[tuple[int, int]] = []
+    forward = Tile.forward
+
+    def noted(tile: Tile) -> Tensor | None:
+        stock.append((tile.count, torch.get_num_threads()))
+        return forward(tile)
+
+    monkeypatch.setattr(Tile, "forward", noted)
+    kept = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            with LLM(tmp_path, method="none", memory="1GiB", context=768) as llm:
+                llm.generate([TEXT], SamplingParams(max_new_tokens=2, ignore_eos=True))
+                assert llm.model.target.widest == WIDE
+                kept.append([state.keys[0, :, : len(TEXT)].clone() for state in llm.model.cache.states])
+        finally:
+            torch.set_num_threads(1)
+        wide = {found for count, found in stock if count == WIDE}
+        # the prompt's tiles, and the token after it
+        assert wide == {threads} and stock[-1] == (1, 1)
+        stock.clear()
+    assert all(map(torch.equal, *kept))
 
 
 @torch.inference_mode()

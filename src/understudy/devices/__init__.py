@@ -48,7 +48,7 @@ class DraftAttention(Protocol):
 
 # A draft level, a call of a trained head, what it says of tokens, a pass whose Linears multiply by kernels of our own, and one of
 # torch's own products, whose bits may depend on the number of threads.
-SharedWork = Literal["level", "head", "head logits", "pass", "stock pass"]
+SharedWork = Literal["level", "head", "head logits", "pass", "prompt", "stock pass"]
 
 # Takes operands of exact weights with their first blocks, and gives what multiplies tiles by them: tiles, and where results go.
 ExactProduct = Callable[["Sequence[tuple[Operand, int]]"], Callable[["Sequence[Tensor]", "Tensor"], None]]

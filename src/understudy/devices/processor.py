@@ -98,11 +98,12 @@ class Processor:
             self.cpus = _node(number)
         self.threads = threads or torch.get_num_threads()
         options = choices(self.threads)
-        # Torch's own operations have the same threads in all passes, since their bits might depend on them.
+        # Torch's own operations have the same threads in all passes, since their bits might depend on them; but for prompts in
+        # wide tiles, for which that was tried.
         alone = [option for option in options if option.stock == 1]
         every = [Threads(self.threads, self.threads)]
-        drafts = dict.fromkeys(("level", "head", "head logits"), options)
-        self._shared = ThreadChoice({**drafts, "pass": alone, "stock pass": every})
+        free = dict.fromkeys(("level", "head", "head logits", "prompt"), options)
+        self._shared = ThreadChoice({**free, "pass": alone, "stock pass": every})
         self.runtime_bytes = _runtime_bytes()
         self._pool: ThreadPoolExecutor | None = None
 

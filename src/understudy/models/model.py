@@ -186,10 +186,10 @@ class Model:
         states of all nodes [n, taps, hidden size], or None without taps. Raises TransferError where weights do not arrive;
         `guard` then prepares the next pass."""
         hidden = self._hidden(len(nodes))
-        with self.device.sharing(self._work, len(nodes)):
-            if not self.target.widen(nodes):
-                why = "rows of this model have other bits in tiles of other sizes"
-                self.say(f"prompts are read {TILE} tokens at a time, which is slower: {why}")
+        if not self.target.widen(nodes):
+            why = "rows of this model have other bits in tiles of other sizes"
+            self.say(f"prompts are read {TILE} tokens at a time, which is slower: {why}")
+        with self.device.sharing("prompt" if self.target.prompts_wide(nodes) else self._work, len(nodes)):
             start, waited = time.perf_counter(), self._waited()
             settled = self.target(nodes, wanted, settle, hidden)
             self.device.finish()

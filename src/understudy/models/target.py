@@ -193,6 +193,10 @@ class Target:
         self.widest = WIDE if apart else TILE
         return apart
 
+    def prompts_wide(self, nodes: Nodes) -> bool:
+        """Whether most of a pass of `nodes` goes in tiles of WIDE rows."""
+        return self.widest == WIDE and len(nodes) >= 2 * WIDE
+
     def head(self, features: Tensor) -> Tensor:
         """Logits [n, vocab] of features [n, hidden size], by the exact weights of the output head."""
         # No layer runs any more: nothing but Linears is asked of it.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels import team
 from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
@@ -185,7 +186,7 @@ def rows_apart(view: Target, outputs: Sequence[int], longest: int) -> bool:
 @torch.inference_mode()
 def tiles_apart(view: Target, outputs: Sequence[int], wide: int, narrow: int) -> bool:
     """Whether each of `wide` nodes has the same bits in tiles of `narrow` rows as in one of all, with stand-ins as in `rows_apart`,
-    on the threads that passes run on.
+    and whether torch's own operations run on one thread or on all.
 
     Where layers are recurrent, a row of the cache must be empty; else no row is touched."""
     cache = view.cache
@@ -193,13 +194,14 @@ def tiles_apart(view: Target, outputs: Sequence[int], wide: int, narrow: int) ->
     nodes = Nodes.of(TokenTree.chain([1 + 7 * place % 90 for place in range(wide)]), row, 0)
     weightless = replace(view, multiply=_stand_in(outputs))
 
-    def rehearsed(parts: list[slice]) -> Tensor:
+    def rehearsed(parts: list[slice], stock: int) -> Tensor:
         if cache.recurrent:
             cache.begin_pass(nodes)
         found = []
-        for part in parts:
-            view.current.under_way = rehearsal = Rehearsal(weightless, nodes[part])
-            found.append(rehearsal.forward())
+        with team.shared_by(team.threads(), stock):
+            for part in parts:
+                view.current.under_way = rehearsal = Rehearsal(weightless, nodes[part])
+                found.append(rehearsal.forward())
         if cache.recurrent:
             cache.rewind(row, 0)
         return torch.cat(found)
@@ -209,8 +211,11 @@ def tiles_apart(view: Target, outputs: Sequence[int], wide: int, narrow: int) ->
         # none of them needs what those before it leave
         parts = [parts[0], parts[-1]]
     try:
-        together = rehearsed([slice(0, wide)])
-        return torch.equal(torch.cat([together[part] for part in parts]), rehearsed(parts))
+        alone = rehearsed([slice(0, wide)], 1)
+        shared = [rehearsed([slice(0, wide)], stock) for stock in {torch.get_num_threads()} - {1}]
+        pieces = [rehearsed(parts, stock) for stock in {torch.get_num_threads(), 1}]
+        expected = torch.cat([alone[part] for part in parts])
+        return all(torch.equal(found, alone) for found in shared) and all(torch.equal(found, expected) for found in pieces)
     finally:
         view.current.under_way = None
 
