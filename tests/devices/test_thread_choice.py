@@ -219,6 +219,9 @@ def test_a_run_that_fails_teaches_nothing_and_gives_threads_back() -> None:
 
 
 def test_a_processor_keeps_torchs_threads_where_torch_multiplies() -> None:
+    several = Processor(threads=6)._shared.options
+    assert {option.stock for option in several["prompt"]} == {1, 2}, "shares of a wide tile are whole vectors"
+    assert {option.stock for option in several["pass"]} == {1}
     device = Processor(threads=2)
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -118,11 +118,24 @@ def test_a_long_prompt_shares_what_torch_does_among_threads(tmp_path: Path, monk
                 kept.append([state.keys[0, :, : len(TEXT)].clone() for state in llm.model.cache.states])
         finally:
             torch.set_num_threads(1)
-        wide = {found for count, found in stock if count == WIDE}
-        # the prompt's tiles, and the token after it
-        assert wide == {threads} and stock[-1] == (1, 1)
+        assert {found for count, found in stock if count == WIDE} == {threads}
+        # the prompt's other tiles, and the token after it
+        assert {found for count, found in stock if count < WIDE} == {1} and stock[-1] == (1, 1)
         stock.clear()
     assert all(map(torch.equal, *kept))
+
+
+def test_a_trial_that_fails_half_way_is_made_again(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, nodes = model.target, Nodes.of(TokenTree.chain(TEXT), 0, 0)
+    monkeypatch.setattr(target, "widest", TILE)
+    monkeypatch.setattr(target, "untried", target.untried or [entry.shape[0] for entry in model.weights.entries])
+    embed = target.embed
+    monkeypatch.setattr(target, "embed", lambda tokens: embed(tokens[: 1 // 0]))
+    with pytest.raises(ZeroDivisionError):
+        target.widen(nodes)
+    assert target.widest == TILE and target.untried
+    monkeypatch.setattr(target, "embed", embed)
+    assert target.widen(nodes) and target.widest == WIDE and not target.untried
 
 
 @torch.inference_mode()

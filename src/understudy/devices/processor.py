@@ -98,12 +98,13 @@ class Processor:
             self.cpus = _node(number)
         self.threads = threads or torch.get_num_threads()
         options = choices(self.threads)
-        # Torch's own operations have the same threads in all passes, since their bits might depend on them; but for prompts in
-        # wide tiles, for which that was tried.
+        # Torch's own operations have the same threads in all passes, since their bits might depend on them: where a thread's share
+        # begins, and where it ends in less than a vector. Two threads have half of a wide tile each, which is whole vectors.
         alone = [option for option in options if option.stock == 1]
         every = [Threads(self.threads, self.threads)]
-        free = dict.fromkeys(("level", "head", "head logits", "prompt"), options)
-        self._shared = ThreadChoice({**free, "pass": alone, "stock pass": every})
+        halves = [Threads(self.threads, 2)] if self.threads > 1 else []
+        drafts = dict.fromkeys(("level", "head", "head logits"), options)
+        self._shared = ThreadChoice({**drafts, "pass": alone, "prompt": [*halves, *alone], "stock pass": every})
         self.runtime_bytes = _runtime_bytes()
         self._pool: ThreadPoolExecutor | None = None
 

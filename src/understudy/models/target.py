@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..cache import Cache
 from ..devices import Device, SpilledAttention
+from ..kernels import team
 from ..kernels.attention import AttentionSpec
 from ..spilled import SpilledState
 from ..tree import Nodes
@@ -146,7 +147,7 @@ class Target:
             first, last = torch.searchsorted(wanted, torch.tensor([start, start + rows])).tolist()
             room = None if hidden is None else hidden[part]
             tiles.append(Tile(self, nodes[part], wanted[first:last] - start, first, room, rows))
-        with closing(self._run(tiles) if len(tiles) > 1 else self._alone(tiles[0])) as done:
+        with closing(self._shared(tiles) if len(tiles) > 1 else self._alone(tiles[0])) as done:
             for tile in done:
                 if tile.head:
                     settled.append(settle(tile.logits(), tile.first))
@@ -188,9 +189,8 @@ class Target:
         possible = not self.cache.recurrent or 0 in self.cache.lengths
         if not self.untried or len(nodes) < WORTH_TRYING or not possible:
             return True
-        outputs, self.untried = self.untried, ()
-        apart = tiles_apart(self, outputs, WIDE, TILE)
-        self.widest = WIDE if apart else TILE
+        apart = tiles_apart(self, self.untried, WIDE, TILE)
+        self.widest, self.untried = WIDE if apart else TILE, ()
         return apart
 
     def prompts_wide(self, nodes: Nodes) -> bool:
@@ -222,8 +222,18 @@ class Target:
         finally:
             self.current.under_way = None
 
-    def _run(self, tiles: list[Tile]) -> Generator[Tile, None, None]:
-        """Run all tiles side by side; yield each one when it is done, in their order."""
+    def _shared(self, tiles: list[Tile]) -> Generator[Tile, None, None]:
+        """`_run`, where torch's operations have more threads in wide tiles alone, not in others nor in what is done with logits."""
+        stock = torch.get_num_threads()
+        if self.widest == TILE or stock == 1:
+            yield from self._run(tiles, None)
+            return
+        with team.stock_alone():
+            yield from self._run(tiles, stock)
+
+    def _run(self, tiles: list[Tile], stock: int | None) -> Generator[Tile, None, None]:
+        """Run all tiles side by side; yield each one when it is done, in their order. `stock`: threads of torch's operations in
+        wide tiles; None: those that they have."""
         threads = [greenlet(tile.forward) for tile in tiles]
         for tile, thread in zip(tiles, threads, strict=True):
             tile.thread = thread
@@ -235,8 +245,14 @@ class Target:
                 for i in alive:
                     self.current.under_way = tiles[i]
                     answer, answers[i] = answers[i], None
-                    said = threads[i].switch(*(() if answer is None else (answer,)))
+                    given = () if answer is None else (answer,)
                     del answer
+                    if stock is not None and tiles[i].count == WIDE:
+                        with team.shared_by(team.threads(), stock):
+                            said = threads[i].switch(*given)
+                    else:
+                        said = threads[i].switch(*given)
+                    del given
                     if threads[i].dead:
                         tiles[i].result = said
                         yield tiles[i]
