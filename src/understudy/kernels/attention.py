@@ -46,14 +46,13 @@ def attend(
     independent of all other nodes.
 
     keys, values: a layer's [rows, kv heads, places, size], slot s at place s % places, which already hold the nodes' own. The
-    heads are shared out over `threads` of `pool`, which changes no bit."""
+    heads, and nodes where that makes shares equal, are shared out over `threads` of `pool`, which changes no bit."""
     kernels = kernels_for(query, keys, values)
     q = query.float().contiguous().numpy()
     out = np.empty((*q.shape[:2], size_in(values)), np.float32)
     sinks = NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
     k, v, heads = bits_of_slab(keys), bits_of_slab(values), keys.shape[1]
     rows, positions, prefix, tail = nodes.arrays
-
     options = spec.window, spec.scaling, spec.softcap, sinks
 
     def share_of(task: tuple[int, int, int, int]) -> None:
