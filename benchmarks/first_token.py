@@ -25,13 +25,19 @@ from understudy import LLM, SamplingParams
 
 # Ordinary tokens lie between the special ones at either end of most vocabularies.
 FIRST, LAST = 100, 30_000
+# A text has about so many different ones; each is read from the disk once.
+WORDS = 500
 
 
 def texts(vocabulary: int, lengths: list[int], rounds: int) -> list[list[list[int]]]:
     """For each round a text of each length."""
     chance = random.Random(1)
     span = range(min(FIRST, vocabulary - 2), min(LAST, vocabulary - 1))
-    return [[chance.choices(span, k=length) for length in lengths] for _ in range(rounds)]
+    found = []
+    for _ in range(rounds):
+        words = chance.sample(span, min(WORDS, len(span)))
+        found.append([chance.choices(words, k=length) for length in lengths])
+    return found
 
 
 def ours(given: argparse.Namespace, lengths: list[int]) -> list[float]:
