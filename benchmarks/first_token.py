@@ -1,4 +1,4 @@
-"""How long a text takes until its first token, by its length: this project and `transformers`, in turns in one process.
+"""How long a text takes until its first token, by its length: this project, then `transformers`, in one process.
 
     python benchmarks/first_token.py MODEL --tokens 1500,6000 --rounds 2 --json first_token.json
 

@@ -46,8 +46,8 @@ class DraftAttention(Protocol):
         """query [n, heads, key size] over a layer's keys and values [rows, kv heads, places, size] -> [n, heads, value size]."""
 
 
-# A draft level, a call of a trained head, what it says of tokens, a pass whose Linears multiply by kernels of our own, and one of
-# torch's own products, whose bits may depend on the number of threads.
+# A draft level, a call of a trained head, what it says of tokens, a pass whose Linears multiply by kernels of our own, one of them
+# in wide tiles, and one of torch's own products, whose bits may depend on the number of threads.
 SharedWork = Literal["level", "head", "head logits", "pass", "prompt", "stock pass"]
 
 # Takes operands of exact weights with their first blocks, and gives what multiplies tiles by them: tiles, and where results go.

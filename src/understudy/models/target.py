@@ -161,8 +161,10 @@ class Target:
         """The first node and the rows of each tile of a pass of so many nodes: the widest where no logits are wanted."""
         start = 0
         while start < nodes:
-            first, last = torch.searchsorted(wanted, torch.tensor([start, start + self.widest])).tolist()
-            rows = self.widest if start + self.widest <= nodes and first == last else TILE
+            rows = TILE
+            if self.widest > TILE and start + self.widest <= nodes:
+                first, last = torch.searchsorted(wanted, torch.tensor([start, start + self.widest])).tolist()
+                rows = self.widest if first == last else TILE
             yield start, rows
             start += rows
 
