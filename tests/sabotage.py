@@ -44,7 +44,7 @@ FORMAT, PACKED = "tests/kernels/test_residual_bits.py", "tests/kernels/test_resi
 MAMBA = "tests/models/test_mamba.py"
 MTP = "tests/heads/formats/test_mtp.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
-FITTING = "tests/kernels/test_fitting.py tests/quantizers/test_inputs.py"
+FITTING = "tests/kernels/test_fitting.py tests/kernels/test_fitting_rows.py tests/quantizers/test_inputs.py"
 LOGPROBS = "tests/test_logprobs.py"
 FIELDS = "tests/server/test_fields.py"
 ADJUST = "tests/test_adjust.py"
@@ -173,10 +173,12 @@ MUTATIONS = (
     Mutation("levels on a device know nothing of penalties", "drafters/device_search.py", "if kind.adjusted and self.adjustment is not None:", "if False:", BEAM),
     Mutation("a path on a device ends before its node", "drafters/device_adjust.py", "torch.where(place < depth, taken[WHAT][:, None], -1)", "-1", BEAM),
     Mutation("drafts know nothing of penalties", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1, RANKS, adjust)", "nodes.positions.to(logits.device) + 1, RANKS)", "tests/test_penalties.py"),
-    Mutation("fitting takes what does not help", "kernels/fitting.py", "if after[j] < before[j]:", "if after[j] > before[j]:", FITTING),
+    Mutation("fitting takes what does not help", "kernels/fitting_rows.py", 'fcmp_ordered("<", after, before)', 'fcmp_ordered(">", after, before)', FITTING),
     Mutation("what is compiled already is compiled ahead", "models/compile_ahead.py", "each.missing]", "True]", "tests/models/test_compile_ahead.py"),
     Mutation("the next weight waits for the one that is written", "weights/building.py", "pieces = in_order(self.pool, self.ahead, self._pieces(wanted))", "pieces = in_order(self.pool, 1, self._pieces(wanted))", "tests/weights/test_building.py"),
-    Mutation("other groups' errors do not count", "kernels/fitting.py", "target = group.exact[r, j] - rest[r, j]", "target = group.exact[r, j]", FITTING),
+    Mutation("other groups' errors do not count", "kernels/fitting_rows.py", "target = b.fsub(exact, others)", "target = exact", FITTING),
+    Mutation("V' e stays as it was when a row gets better", "kernels/fitting_rows.py", "self.given(r, trial)), total)", "self.given(r)), total)", FITTING),
+    Mutation("a third bit of a code is packed where another row's belongs", "kernels/codes.py", "third, self.all(eight, p)", "third, self.all(eight, p ^ 1)", "tests/kernels/test_quantising.py tests/kernels/test_pack.py"),
     Mutation("directions are counted twice", "quantizers/inputs.py", "squares - directions.square().sum(1), LEAST", "squares, LEAST", FITTING),
     Mutation("siblings see each other", "tree.py", "off = tree.ancestors & ~straight", "off = (tree.ancestors | True) & ~straight", CORE),
     Mutation("a node does not see itself", "tree.py", "reach = torch.eye(n", "reach = torch.zeros(n, n", CORE),

@@ -13,235 +13,141 @@ import torch
 from torch import Tensor
 
 from .compiled import bits as words_of
-from .compiled import contracted, float_of, word_of
-from .hqq import bfloat16, nearest_code
-from .pack import pack_run
-from .weighted import add_rows
+from .compiled import contracted
+from .fitting_rows import CODED, LINE, begin, decide, join, keep, solve, weigh_2, weigh_3, weigh_4, weigh_6
+from .hqq import code_group
+from .weighted import combine_rows
 
-SWEEPS = 2
-# rows of `sums`, each of 64: over a group, weighted by `own`, of q, q * q, q * w and w, and of the squared errors
-Q, QQ, QW, W, ERROR = range(5)
-# rows of `fit`, each of 64
-SCALE, INVERSE, ZERO = range(3)
-
+SWEEPS = 4
 
 def fit(blocks: Tensor, scales: Tensor, own: Tensor, directions: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Packed codes uint8 [nb, K, 8 * bits] and (scale, zero) bfloat16 [groups, nb * 64, 2] of float32 blocks [nb, K, 64].
+    """Packed codes uint8 [nb, K, 8 * bits] and (scale, zero) bfloat16 [groups, nb * 64, 2] of finite float32 blocks [nb, K, 64].
 
     `scales`: where to begin. `own` [K] and `directions` [K, r], float32: the second moments of the inputs."""
     count, columns, width = blocks.shape
     assert width == 64 and directions.shape[0] == columns and own.shape == (columns,), f"{tuple(directions.shape)}"
     codes = torch.empty((count, columns, 8 * bits), dtype=torch.uint8)
-    found = scales.clone()
+    found = scales.clone(memory_format=torch.contiguous_format)
     turned = directions.T.contiguous()
-    _fit(blocks.numpy(), words_of(found), own.numpy(), turned.numpy(), bits, SWEEPS, codes.numpy())
+    words = words_of(found).view(np.uint32)[..., 0]
+    _fit(blocks.contiguous().numpy(), words, own.contiguous().numpy(), turned.numpy(), bits, SWEEPS, codes.numpy())
     return codes, found
 
 
 class Group(NamedTuple):
-    """The weights of one group of one block, and what they are multiplied with."""
+    """A group of one block: addresses of its float32 numbers, how many there are, and what they weigh."""
 
-    # [K, 64]
-    weights: Any
+    # [K, 64], and how many columns that are
+    weights: int
+    columns: int
     # [K]
-    own: Any
-    # V' [r, K], and the places of its columns: 0 to K - 1
-    directions: Any
-    places: Any
+    own: int
+    # V' [r, K], the numbers from one of its lines to the next, and r
+    directions: int
+    apart: int
+    rank: int
     # V' of the weights [r, 64], and of ones [r]
-    exact: Any
-    ones: Any
-    # room for codes [K, 64]
-    codes: Any
+    exact: int
+    ones: int
+    # the sum of own inputs and of the squares of those
+    weight: Any
 
 
-class Fitted(NamedTuple):
-    """What a group has now, or would have: SCALE, INVERSE and ZERO of each row, `sums`, and V' of its codes [r, 64]."""
+class Lines(NamedTuple):
+    """Addresses of float32 lines of 64 numbers that all groups of a block use."""
 
-    fit: Any
-    sums: Any
-    coded: Any
+    # V' e over all groups [r, 64], and over all but one, with the error before that one changes [r + 1, 64]
+    total: int
+    rest: int
+    # a state
+    trial: int
+    # codes [K, 64]
+    codes: int
 
 
 @contracted
-def _fit(blocks: Any, scales: Any, own: Any, directions: Any, bits: int, sweeps: int, codes: Any) -> None:
-    """`directions`: V' [r, K]."""
-    count, columns, _ = blocks.shape
-    groups, rank = scales.shape[0], directions.shape[0]
-    size = columns // groups
-    centre = np.float32(1 << bits - 1)
-    weights = np.empty((columns, 64), np.float32)
-    fits, sums = np.empty((groups, 3, 64), np.float32), np.empty((groups, 5, 64), np.float32)
-    coded, exact = np.empty((groups, rank, 64), np.float32), np.empty((groups, rank, 64), np.float32)
-    ones = np.empty((groups, rank), np.float32)
-    room, places = np.empty((size, 64), np.float32), np.arange(size)
-    trial = Fitted(np.empty((3, 64), np.float32), np.empty((5, 64), np.float32), np.empty((rank, 64), np.float32))
-    # V' e over all groups
-    total = np.empty((rank, 64), np.float32)
-    for b in range(count):
+def _fit(blocks: Any, words: Any, own: Any, directions: Any, bits: int, sweeps: int, codes: Any) -> None:
+    """`words` uint32 [groups, rows]: scale and zero; `directions`: V' [r, K]."""
+    groups, rank = words.shape[0], directions.shape[0]
+    size = blocks.shape[1] // groups
+    states, exact = np.empty((groups, CODED + rank, 64), np.float32), np.empty((groups, rank, 64), np.float32)
+    total, rest = np.empty((rank, 64), np.float32), np.empty((rank + 1, 64), np.float32)
+    trial, nearest = np.empty((CODED + rank, 64), np.float32), np.empty((size, 64), np.float32)
+    lines = Lines(total.ctypes.data, rest.ctypes.data, trial.ctypes.data, nearest.ctypes.data)
+    ones, weights = np.zeros((groups, rank), np.float32), np.zeros(groups, np.float32)
+    _sum_ones(own, directions, ones, weights)
+    for b in range(blocks.shape[0]):
         total[:] = np.float32(0)
-        # the first round says what there is, the others make it better
-        for sweep in range(1 + sweeps):
+        # the first round says what there is, the others make it better, the last one keeps it
+        for sweep in range(2 + sweeps):
             for g in range(groups):
-                part = slice(g * size, (g + 1) * size)
-                group = Group(weights[part], own[part], directions[:, part], places, exact[g], ones[g], room)
-                fitted = Fitted(fits[g], sums[g], coded[g])
+                here, along = blocks[b, g * size :].ctypes.data, directions[:, g * size :].ctypes.data
+                given = exact[g].ctypes.data, ones[g].ctypes.data, weights[g]
+                group = Group(here, size, own[g * size :].ctypes.data, along, own.size, rank, *given)
+                state, found = states[g].ctypes.data, words[g, b * 64 :].ctypes.data
                 if sweep == 0:
-                    _open(blocks[b, part], scales[g, b * 64 : b * 64 + 64], group, fitted.fit)
-                    _weigh(group, centre, fitted)
-                    _add(total, group, fitted, np.float32(1))
+                    _open(group, bits, found, state, lines)
+                elif sweep <= sweeps:
+                    _improve(group, bits, state, lines)
                 else:
-                    _improve(group, centre, fitted, trial, total)
-        _store(weights, fits, centre, bits, codes[b], scales[:, b * 64 : b * 64 + 64])
+                    for v in range(0, LINE, 64):
+                        keep(state + v, found + v)
+                    code_group(here, found, size, bits, codes[b, g * size :].ctypes.data)
 
 
 @contracted
-def _open(block: Any, scales: Any, group: Group, fit: Any) -> None:
-    """Copy a group's weights (what is not finite counts as 0), and where scales and zeros begin; find V' of weights and ones."""
-    for k in range(len(group.own)):
-        for j in range(64):
-            w = block[k, j]
-            group.weights[k, j] = w if w - w == np.float32(0) else np.float32(0)
-    for j in range(64):
-        _set(fit, j, float_of(np.int64(scales[j, 0]) << 16), float_of(np.int64(scales[j, 1]) << 16))
+def _sum_ones(own: Any, directions: Any, ones: Any, weights: Any) -> None:
+    """V' of ones [groups, r], and what each group weighs [groups]."""
+    groups, rank = ones.shape
+    size = len(own) // groups
+    for g in range(groups):
+        for k in range(g * size, g * size + size):
+            weights[g] += own[k]
+            for r in range(rank):
+                ones[g, r] += directions[r, k]
+        for r in range(rank):
+            weights[g] += ones[g, r] * ones[g, r]
+
+
+@contracted
+def _project(numbers: int, group: Group, out: int) -> None:
+    """[r, 64] at `out` = V' of the numbers [K, 64]."""
+    combine_rows(numbers, group.columns, group.directions, group.rank, group.apart, out, 64)
+
+
+@contracted
+def _open(group: Group, bits: int, words: int, state: int, lines: Lines) -> None:
+    """The state of a group whose scales and zeros lie at `words`; its part of V' e is added."""
     _project(group.weights, group, group.exact)
-    for r in range(len(group.ones)):
-        group.ones[r] = np.float32(0)
-        for k in range(len(group.own)):
-            group.ones[r] += group.directions[r, k]
+    for v in range(0, LINE, 64):
+        begin(words + v, state + v)
+    _weigh(group, bits, state, lines)
+    for v in range(0, LINE, 64):
+        join(state + v, group.exact + v, group.ones, group.rank, lines.total + v)
 
 
 @contracted
-def _set(fit: Any, j: int, scale: Any, zero: Any) -> None:
-    fit[SCALE, j] = scale
-    fit[INVERSE, j] = np.float32(1) / scale if scale > np.float32(1e-36) else np.float32(0)
-    fit[ZERO, j] = zero
+def _improve(group: Group, bits: int, state: int, lines: Lines) -> None:
+    """A better scale and zero for each row of a group, where there is one."""
+    for v in range(0, LINE, 64):
+        exact, total, rest, trial = group.exact + v, lines.total + v, lines.rest + v, lines.trial + v
+        solve(state + v, exact, group.ones, group.rank, total, rest, group.weight, trial)
+    _weigh(group, bits, lines.trial, lines)
+    for v in range(0, LINE, 64):
+        exact, total, rest, trial = group.exact + v, lines.total + v, lines.rest + v, lines.trial + v
+        decide(state + v, exact, group.ones, group.rank, total, rest, trial)
 
 
 @contracted
-def _project(numbers: Any, group: Group, out: Any) -> None:
-    """out [r, 64] = V' of `numbers` [K, 64]."""
-    out[:] = np.float32(0)
-    rank, columns = group.directions.shape
-    rows, places, directions = numbers.ctypes.data, group.places.ctypes.data, group.directions.ctypes.data
-    add_rows(rows, places, columns, 256, directions, rank, group.directions.strides[0] // 4, out.ctypes.data, 64)
-
-
-@contracted
-def _weigh(group: Group, centre: Any, fitted: Fitted) -> None:
-    """Find V' of a group's codes and its `sums`, with scales and zeros as they are in `fitted`."""
-    fit, sums = fitted.fit, fitted.sums
-    sums[:] = np.float32(0)
-    for k in range(len(group.own)):
-        d = group.own[k]
-        for j in range(64):
-            w = group.weights[k, j]
-            q = nearest_code(w, fit[INVERSE, j], fit[ZERO, j], centre)
-            group.codes[k, j] = q
-            e = q * fit[SCALE, j] + fit[ZERO, j] - w
-            weighted = d * q
-            sums[Q, j] += weighted
-            sums[QQ, j] += weighted * q
-            sums[QW, j] += weighted * w
-            sums[W, j] += d * w
-            sums[ERROR, j] += d * e * e
-    _project(group.codes, group, fitted.coded)
-
-
-@contracted
-def _add(total: Any, group: Group, fitted: Fitted, sign: Any) -> None:
-    """Add to V' e what a group gives to it, or take it away."""
-    for r in range(len(group.ones)):
-        for j in range(64):
-            given = fitted.coded[r, j] * fitted.fit[SCALE, j] + group.ones[r] * fitted.fit[ZERO, j] - group.exact[r, j]
-            total[r, j] += sign * given
-
-
-@contracted
-def _improve(group: Group, centre: Any, fitted: Fitted, trial: Fitted, total: Any) -> None:
-    """A better scale and zero for each row of a group, where there is one; `total` is V' e before and after. `trial` is room."""
-    before = _lengths(total, fitted.sums)
-    _add(total, group, fitted, np.float32(-1))
-    _solve(group, fitted, total, trial.fit)
-    _weigh(group, centre, trial)
-    _add(total, group, trial, np.float32(1))
-    after = _lengths(total, trial.sums)
-    _add(total, group, trial, np.float32(-1))
-    for j in range(64):
-        if after[j] < before[j]:
-            _take(trial, fitted, j)
-    _add(total, group, fitted, np.float32(1))
-
-
-@contracted
-def _take(trial: Fitted, fitted: Fitted, j: int) -> None:
-    """Row j of `fitted` becomes that of `trial`. By loops: copying arrays brings seconds of compiling with it."""
-    for i in range(len(trial.fit)):
-        fitted.fit[i, j] = trial.fit[i, j]
-    for i in range(len(trial.sums)):
-        fitted.sums[i, j] = trial.sums[i, j]
-    for i in range(len(trial.coded)):
-        fitted.coded[i, j] = trial.coded[i, j]
-
-
-@contracted
-def _lengths(total: Any, sums: Any) -> Any:
-    """The mean squared error of each row's output, as far as this group changes it."""
-    found = np.empty(64, np.float32)
-    for j in range(64):
-        found[j] = sums[ERROR, j]
-    for r in range(total.shape[0]):
-        for j in range(64):
-            found[j] += total[r, j] * total[r, j]
-    return found
-
-
-@contracted
-def _solve(group: Group, fitted: Fitted, rest: Any, trial: Any) -> None:
-    """Least squares for scale and zero of each row, into `trial`, given V' e of all other groups (`rest`) and the codes."""
-    fit, sums, coded, ones = fitted.fit, fitted.sums, fitted.coded, group.ones
-    weight, square = np.float32(0), np.float32(0)
-    for d in group.own:
-        weight += d
-    for v in ones:
-        square += v * v
-    found = np.empty((4, 64), np.float32)
-    for j in range(64):
-        found[Q, j], found[QQ, j], found[QW, j], found[W, j] = sums[Q, j], sums[QQ, j], sums[QW, j], sums[W, j]
-    for r in range(len(ones)):
-        for j in range(64):
-            target = group.exact[r, j] - rest[r, j]
-            found[QQ, j] += coded[r, j] * coded[r, j]
-            found[Q, j] += coded[r, j] * ones[r]
-            found[QW, j] += coded[r, j] * target
-            found[W, j] += ones[r] * target
-    oo = weight + square
-    if not oo > np.float32(0):
-        for j in range(64):
-            _set(trial, j, fit[SCALE, j], fit[ZERO, j])
-        return
-    for j in range(64):
-        q, w = found[Q, j], found[W, j]
-        spread = found[QQ, j] - q * q / oo
-        scale = (found[QW, j] - q * w / oo) / spread if spread > np.float32(1e-4) * oo else np.float32(0)
-        zero = (w - scale * q) / oo
-        # also false where something is not a number
-        near = np.float32(0.5) * fit[SCALE, j] < scale < np.float32(2) * fit[SCALE, j]
-        usable = near and zero - zero == np.float32(0)
-        _set(trial, j, bfloat16(scale) if usable else fit[SCALE, j], bfloat16(zero) if usable else fit[ZERO, j])
-
-
-@contracted
-def _store(weights: Any, fits: Any, centre: Any, bits: int, codes: Any, scales: Any) -> None:
-    """The codes [K, 8 * bits] and the scales and zeros [groups, 64, 2] of a block."""
-    code = np.empty(64, np.int32)
-    size = weights.shape[0] // fits.shape[0]
-    for k in range(weights.shape[0]):
-        fit = fits[k // size]
-        for j in range(64):
-            code[j] = np.int32(nearest_code(weights[k, j], fit[INVERSE, j], fit[ZERO, j], centre) + centre)
-        pack_run(code, bits, codes[k])
-    for g in range(fits.shape[0]):
-        for j in range(64):
-            scales[g, j, 0] = word_of(fits[g, SCALE, j]) >> 16
-            scales[g, j, 1] = word_of(fits[g, ZERO, j]) >> 16
+def _weigh(group: Group, bits: int, state: int, lines: Lines) -> None:
+    """The sums of a state and V' of its codes, with scales and zeros as they are there."""
+    for v in range(0, LINE, 64):
+        if bits == 4:
+            weigh_4(group.weights + v, group.own, group.columns, state + v, lines.codes + v)
+        elif bits == 3:
+            weigh_3(group.weights + v, group.own, group.columns, state + v, lines.codes + v)
+        elif bits == 6:
+            weigh_6(group.weights + v, group.own, group.columns, state + v, lines.codes + v)
+        else:
+            weigh_2(group.weights + v, group.own, group.columns, state + v, lines.codes + v)
+    _project(lines.codes, group, state + CODED * LINE)

@@ -5,36 +5,35 @@ Two steps alternate: the errors are shrunk (a proximal step for the p-norm of th
 may stay), then scale and zero are fitted to the weights less their shrunk errors by least squares. Works on blocks:
 the 64 rows of a block are 64 independent problems side by side, so nothing is ever summed across a vector."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import intrinsic
 from torch import Tensor
 
 from .compiled import bits as words_of
-from .compiled import compiled, float_of, word_of
-from .numbers import nearest
-from .pack import pack_run
+from .compiled import compiled
+from .quantising import COLUMN, Quantising, code_2, code_3, code_4, code_6
+from .vector import FLOATS, LONG, WORDS
 
 ROUNDS = 10
 # weight of the p-norm of the errors, which are counted in steps of a code
 SHRINK = 0.2
-# rows of `fit`, each of 64 numbers: what was fitted to a group, and its smallest and largest weight
-SCALE, INVERSE, ZERO, LOW, HIGH = range(5)
-# rows of `sums`, each of 64: over a group, of codes q and of targets t
-Q, QQ, T, QT = range(4)
 
 
 def solve(
     blocks: Tensor, group: int, bits: int = 4, rounds: int = ROUNDS, shrink: float = SHRINK
 ) -> tuple[Tensor, Tensor]:
-    """Packed codes uint8 [nb, K, 8 * bits], (scale, zero) bfloat16 [K / group, nb * 64, 2] of float32 blocks [nb, K,
-    64]."""
+    """Packed codes uint8 [nb, K, 8 * bits], (scale, zero) bfloat16 [K / group, nb * 64, 2] of finite float32
+    blocks [nb, K, 64]."""
     return _solved(blocks, group, bits, rounds, shrink, len(blocks))
 
 
 def scales(blocks: Tensor, group: int, bits: int, rounds: int) -> Tensor:
-    """(scale, zero) bfloat16 [K / group, nb * 64, 2] of float32 blocks [nb, K, 64]: those of `solve`, without codes."""
+    """(scale, zero) bfloat16 [K / group, nb * 64, 2] of finite float32 blocks [nb, K, 64]: those of `solve`, without codes."""
     return _solved(blocks, group, bits, rounds, SHRINK, 0)[1]
 
 
@@ -44,115 +43,136 @@ def _solved(blocks: Tensor, group: int, bits: int, rounds: int, shrink: float, c
     assert width == 64 and columns % group == 0, f"blocks {tuple(blocks.shape)} in groups of {group}"
     codes = torch.empty((coded, columns, 8 * bits), dtype=torch.uint8)
     found = torch.empty((columns // group, count * 64, 2), dtype=torch.bfloat16)
-    _solve(blocks.numpy(), group, bits, rounds, np.float32(shrink), codes.numpy(), words_of(found))
+    words = words_of(found).view(np.uint32)[..., 0]
+    _solve(blocks.contiguous().numpy(), group, bits, rounds, np.float32(shrink), codes.numpy(), words)
     return codes, found
 
 
 @compiled
-def _solve(blocks: Any, group: int, bits: int, rounds: int, shrink: Any, codes: Any, scales: Any) -> None:
-    tile = np.empty((group, 64), np.float32)
-    code = np.empty(64, np.int32)
-    fit = np.empty((5, 64), np.float32)
-    sums = np.empty((4, 64), np.float32)
-    centre = np.float32(1 << bits - 1)
+def _solve(blocks: Any, group: int, bits: int, rounds: int, shrink: Any, codes: Any, words: Any) -> None:
+    """`words` uint32 [groups, rows]: scale and zero."""
+    groups, rows = words.shape
     for b in range(blocks.shape[0]):
-        for g in range(blocks.shape[1] // group):
-            _start(blocks[b, g * group : (g + 1) * group], centre, tile, fit)
-            for _ in range(rounds):
-                _gather(tile, fit, centre, shrink, sums)
-                _refit(sums, fit, group)
-            for j in range(64):
-                scales[g, b * 64 + j, 0] = word_of(fit[SCALE, j]) >> 16
-                scales[g, b * 64 + j, 1] = word_of(fit[ZERO, j]) >> 16
-            for k in range(group if b < codes.shape[0] else 0):
-                for j in range(64):
-                    code[j] = np.int32(nearest_code(tile[k, j], fit[INVERSE, j], fit[ZERO, j], centre) + centre)
-                pack_run(code, bits, codes[b, g * group + k])
+        for g in range(groups):
+            weights = blocks.ctypes.data + (b * blocks.shape[1] + g * group) * 256
+            found = words.ctypes.data + (g * rows + b * 64) * 4
+            for v in range(0, 256, 64):
+                if bits == 4:
+                    _fit_4(weights + v, group, rounds, shrink, found + v)
+                elif bits == 3:
+                    _fit_3(weights + v, group, rounds, shrink, found + v)
+                elif bits == 6:
+                    _fit_6(weights + v, group, rounds, shrink, found + v)
+                else:
+                    _fit_2(weights + v, group, rounds, shrink, found + v)
+            if b < codes.shape[0]:
+                code_group(weights, found, group, bits, codes.ctypes.data + (b * blocks.shape[1] + g * group) * 8 * bits)
 
 
 @compiled
-def _start(block: Any, centre: Any, tile: Any, fit: Any) -> None:
-    """Copy the group (what is not finite counts as 0) and fit the codes' range to the smallest and largest weight."""
-    low, high = fit[LOW], fit[HIGH]
-    low[:] = np.float32(0)
-    high[:] = np.float32(0)
-    for k in range(tile.shape[0]):
-        for j in range(64):
-            w = block[k, j]
-            w = w if w - w == np.float32(0) else np.float32(0)
-            tile[k, j] = w
-            low[j] = w if k == 0 or w < low[j] else low[j]
-            high[j] = w if k == 0 or w > high[j] else high[j]
-    one, steps = np.float32(1), centre + centre - np.float32(1)
-    each, below, above = one / steps, (centre - one) / steps, centre / steps
-    for j in range(64):
-        scale = high[j] * each - low[j] * each
-        zero = low[j] * below + high[j] * above
-        _set(fit, j, scale, zero)
+def code_group(weights: int, words: int, columns: int, bits: int, codes: int) -> None:
+    """Pack the nearest codes of a group's weights float32 [columns, 64], with scales and zeros as in `words`."""
+    if bits == 4:
+        code_4(weights, words, columns, codes)
+    elif bits == 3:
+        code_3(weights, words, columns, codes)
+    elif bits == 6:
+        code_6(weights, words, columns, codes)
+    else:
+        code_2(weights, words, columns, codes)
 
 
-@compiled
-def _set(fit: Any, j: int, scale: Any, zero: Any) -> None:
-    """Scale and zero as they will be stored (bfloat16). A group of equal weights has scale 0 and the centre for every
-    code."""
-    usable = scale > np.float32(1e-36)
-    scale = bfloat16(scale) if usable else np.float32(0)
-    fit[SCALE, j] = scale
-    fit[INVERSE, j] = np.float32(1) / scale if usable else np.float32(0)
-    fit[ZERO, j] = bfloat16(zero)
+def _solver(bits: int) -> Any:
+    """Code for use in a kernel: finds scale and zero of 16 rows of a group. `weights` and `words` are addresses."""
+
+    @intrinsic
+    def fit_rows(typing: Any, weights: Any, columns: Any, rounds: Any, shrink: Any, words: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            weights, columns, rounds, shrink, words = arguments
+            code = _Solving(context, builder, bits, weights, columns, shrink)
+            scale, _, zero = code.repeated(rounds, code.start(), lambda _, fit: code.better(fit))
+            code.keep(scale, zero, words)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64, types.float32, types.int64), generate
+
+    return fit_rows
 
 
-@compiled
-def _gather(tile: Any, fit: Any, centre: Any, shrink: Any, sums: Any) -> None:
-    """Sums over the group of q, q * q, t and q * t, where the target t is the weight less its shrunk error."""
-    sums[:] = np.float32(0)
-    for k in range(tile.shape[0]):
-        for j in range(64):
-            u = (tile[k, j] - fit[ZERO, j]) * fit[INVERSE, j]
-            q = nearest_code(tile[k, j], fit[INVERSE, j], fit[ZERO, j], centre)
-            error = u - q
-            size = abs(error)
-            kept = size - shrink * _inverse_root(size)
-            kept = kept if kept > np.float32(0) else np.float32(0)
-            target = u - (kept if error > np.float32(0) else -kept)
-            sums[Q, j] += q
-            sums[QQ, j] += q * q
-            sums[T, j] += target
-            sums[QT, j] += q * target
+class _Solving(Quantising):
+    """Code for 16 rows of one group; a fit is scale, inverse and zero of each."""
+
+    def __init__(self, context: Any, builder: Any, bits: int, weights: Any, columns: Any, shrink: Any) -> None:
+        super().__init__(context, builder)
+        self.bits, self.weights, self.columns, self.shrink = bits, weights, columns, self.spread(shrink)
+        self.size = self.spread(builder.sitofp(columns, FLOATS.element))
+
+    def column(self, k: Any) -> Any:
+        return self.load(self.at(self.weights, self.b.mul(k, LONG(COLUMN))), FLOATS)
+
+    def start(self) -> Sequence[Any]:
+        """The codes' range is that from the smallest to the largest weight."""
+        b, one = self.b, np.float32(1)
+
+        def wider(k: Any, ends: Sequence[Any]) -> Sequence[Any]:
+            w = self.column(k)
+            low, high = (b.select(b.fcmp_ordered(sign, w, end), w, end) for sign, end in zip("<>", ends, strict=True))
+            return [low, high]
+
+        first = self.column(LONG(0))
+        low, high = self.repeated(self.columns, [first, first], wider)
+        centre = np.float32(1 << self.bits - 1)
+        steps = centre + centre - one
+        each, below, above = (self.all(FLOATS, float(x / steps)) for x in (one, centre - one, centre))
+        scale = b.fsub(b.fmul(high, each), b.fmul(low, each))
+        return self.rounded(scale, b.fadd(b.fmul(low, below), b.fmul(high, above)))
+
+    def rounded(self, scale: Any, zero: Any) -> Sequence[Any]:
+        """Scale and zero as they will be stored (bfloat16). A group of equal weights has scale 0 and the centre for every code."""
+        scale = self.bfloat16(scale)
+        inverse = self.inverse(scale)
+        usable = self.b.fcmp_ordered(">", inverse, self.all(FLOATS, 0.0))
+        return [self.b.select(usable, scale, self.all(FLOATS, 0.0)), inverse, self.bfloat16(zero)]
+
+    def better(self, fit: Sequence[Any]) -> Sequence[Any]:
+        """The fit after one round."""
+        zeros = [self.all(FLOATS, 0.0)] * 4
+        return self.fitted(fit, self.repeated(self.columns, zeros, lambda k, sums: self.added(k, sums, fit)))
+
+    def added(self, k: Any, sums: Sequence[Any], fit: Sequence[Any]) -> Sequence[Any]:
+        """Sums of q, q * q, t and q * t with those of a column, where the target t is the weight less its shrunk error."""
+        b, (_, inverse, zero) = self.b, fit
+        steps = self.steps(self.column(k), inverse, zero)
+        code = self.nearest(steps, self.bits)
+        error = b.fsub(steps, code)
+        size = self.intrinsic("llvm.fabs.v16f32", FLOATS, error)
+        kept = b.fsub(size, b.fmul(self.shrink, self.inverse_root(size)))
+        kept = b.select(b.fcmp_ordered(">", kept, self.all(FLOATS, 0.0)), kept, self.all(FLOATS, 0.0))
+        signed = b.select(b.fcmp_ordered(">", error, self.all(FLOATS, 0.0)), kept, b.fneg(kept))
+        target = b.fsub(steps, signed)
+        given = code, b.fmul(code, code), target, b.fmul(code, target)
+        return [b.fadd(total, each) for total, each in zip(sums, given, strict=True)]
+
+    def inverse_root(self, x: Any) -> Any:
+        """About x ** -0.3 (within 4%), by scaling the logarithm that a float's bits are."""
+        b = self.b
+        scaled = b.fmul(self.all(FLOATS, float(np.float32(0.3))), b.sitofp(b.bitcast(x, WORDS), FLOATS))
+        word = b.fsub(self.all(FLOATS, float(np.float32(1.3 * 0x3F800000 - 0.3 * 366393.0))), scaled)
+        return b.bitcast(b.fptosi(word, WORDS), FLOATS)
+
+    def fitted(self, fit: Sequence[Any], sums: Sequence[Any]) -> Sequence[Any]:
+        """Least squares in units of the old scale, so that no weight is too small or large for it."""
+        b, n = self.b, self.size
+        q, qq, t, qt = sums
+        spread = b.fsub(qq, b.fdiv(b.fmul(q, q), n))
+        slope = b.fdiv(b.fsub(qt, b.fdiv(b.fmul(q, t), n)), spread)
+        slope = b.select(b.fcmp_ordered(">", spread, self.all(FLOATS, 0.1)), slope, self.all(FLOATS, 1.0))
+        offset = b.fdiv(b.fsub(t, b.fmul(slope, q)), n)
+        scale, zero = b.fmul(fit[0], slope), b.fadd(fit[2], b.fmul(fit[0], offset))
+        usable = b.fcmp_ordered(">", fit[0], self.all(FLOATS, 0.0))
+        for number in (scale, zero):
+            usable = b.and_(usable, b.fcmp_ordered("==", b.fsub(number, number), self.all(FLOATS, 0.0)))
+        return [b.select(usable, new, old) for new, old in zip(self.rounded(scale, zero), fit, strict=True)]
 
 
-@compiled
-def _refit(sums: Any, fit: Any, group: int) -> None:
-    """Least squares in units of the old scale, so that no weight is too small or large for it."""
-    n = np.float32(group)
-    for j in range(64):
-        spread = sums[QQ, j] - sums[Q, j] * sums[Q, j] / n
-        slope = (sums[QT, j] - sums[Q, j] * sums[T, j] / n) / spread if spread > np.float32(0.1) else np.float32(1)
-        offset = (sums[T, j] - slope * sums[Q, j]) / n
-        scale, zero = fit[SCALE, j] * slope, fit[ZERO, j] + fit[SCALE, j] * offset
-        if fit[SCALE, j] > np.float32(0) and scale - scale == np.float32(0) and zero - zero == np.float32(0):
-            _set(fit, j, scale, zero)
-
-
-@compiled
-def nearest_code(weight: Any, inverse: Any, zero: Any, centre: Any) -> Any:
-    """The nearest code less its centre."""
-    last = centre - np.float32(1)
-    u = (weight - zero) * inverse
-    u = u if u > -centre else -centre
-    u = u if u < last else last
-    return nearest(u)
-
-
-@compiled
-def _inverse_root(x: Any) -> Any:
-    """About x ** -0.3 (within 4%), by scaling the logarithm that a float's bits are."""
-    word = np.float32(1.3 * 0x3F800000 - 0.3 * 366393.0) - np.float32(0.3) * np.float32(np.int32(word_of(x)))
-    return float_of(np.int32(word))
-
-
-@compiled
-def bfloat16(x: Any) -> Any:
-    """The nearest bfloat16, ties to even, as a float32."""
-    word = word_of(x)
-    return float_of((word + 0x7FFF + (word >> 16 & 1)) >> 16 << 16)
+_fit_2, _fit_3, _fit_4, _fit_6 = map(_solver, (2, 3, 4, 6))

@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import intrinsic
 from torch import Tensor
 
+from .codes import Codes
 from .compiled import bits, compiled
 from .transpose import transpose_1, transpose_2, transpose_4
+from .vector import LONG
 
 BLOCK = 64
 
@@ -85,30 +89,42 @@ def native_packing() -> bool:
     return torch.equal(theirs.reshape(-1), pack(codes).reshape(-1))
 
 
-@compiled
-def pack_run(codes: Any, bits: int, run: Any) -> None:
-    """For kernels: the 64 codes of one column as 8 * bits bytes."""
-    first, low = 0, 0
-    if bits == 4 or bits == 6:
-        for j in range(32):
-            run[j] = codes[j] & 15 | (codes[32 + j] & 15) << 4
-        first, low = 32, 4
-    # two bits of each code from bit `low` on, in the bytes from `first` on
-    for j in range(0 if bits == 4 else 16):
-        pairs = codes[j] >> low & 3 | (codes[16 + j] >> low & 3) << 2
-        run[first + j] = pairs | (codes[32 + j] >> low & 3) << 4 | (codes[48 + j] >> low & 3) << 6
-    for i in range(8 if bits == 3 else 0):
-        third = 0
-        for p in range(8):
-            third |= (codes[8 * p + i] >> 2) << p
-        run[16 + i] = third
+def _packer(bits: int) -> Any:
+    """Code for use in a kernel: packs the codes of `columns` columns, 64 bytes each. All but `columns` are addresses."""
+
+    @intrinsic
+    def pack_columns(typing: Any, numbers: Any, columns: Any, packed: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            numbers, columns, packed = arguments
+            code, whole = Codes(context, builder, bits), Codes(context, builder, 8)
+
+            def of_column(k: Any, _: Any) -> list[Any]:
+                column = whole.column(code.at(numbers, builder.shl(k, LONG(6))))
+                code.put(column, code.at(packed, builder.mul(k, LONG(8 * bits))))
+                return []
+
+            code.repeated(columns, [], of_column)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 3), generate
+
+    return pack_columns
+
+
+_pack_2, _pack_3, _pack_4, _pack_6 = map(_packer, (2, 3, 4, 6))
 
 
 @compiled
 def _pack(blocks: Any, bits: int, packed: Any) -> None:
-    for b in range(blocks.shape[0]):
-        for k in range(blocks.shape[1]):
-            pack_run(blocks[b, k], bits, packed[b, k])
+    columns = blocks.size // 64
+    if bits == 4:
+        _pack_4(blocks.ctypes.data, columns, packed.ctypes.data)
+    elif bits == 3:
+        _pack_3(blocks.ctypes.data, columns, packed.ctypes.data)
+    elif bits == 6:
+        _pack_6(blocks.ctypes.data, columns, packed.ctypes.data)
+    else:
+        _pack_2(blocks.ctypes.data, columns, packed.ctypes.data)
 
 
 @compiled

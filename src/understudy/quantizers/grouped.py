@@ -16,7 +16,7 @@ from .coded import Coded
 from .inputs import Inputs
 
 # rounds of HQQ where fitting goes on from there
-BEFORE_FITTING = 4
+BEFORE_FITTING = 1
 # weights that are quantised together, or one block
 TOGETHER = 1 << 19
 
@@ -59,6 +59,8 @@ class Grouped(Coded):
         for first in range(0, total, count):
             last = min(first + count, total)
             blocks = floats[: last - first].copy_(block(weight[first * BLOCK : last * BLOCK], room[: last - first]))
+            # what is not finite counts as 0
+            torch.nan_to_num_(blocks, 0.0, 0.0, 0.0)
             codes[first:last], scales[:, first * BLOCK : last * BLOCK] = self._solved(blocks, group, inputs)
         return {"codes": codes, "scales": scales}
 
