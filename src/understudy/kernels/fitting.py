@@ -30,7 +30,11 @@ def fit(blocks: Tensor, scales: Tensor, own: Tensor, directions: Tensor, bits: i
     found = scales.clone(memory_format=torch.contiguous_format)
     turned = directions.T.contiguous()
     words = words_of(found).view(np.uint32)[..., 0]
-    _fit(blocks.contiguous().numpy(), words, own.contiguous().numpy(), turned.numpy(), bits, SWEEPS, codes.numpy())
+    rank, size = len(turned), columns // len(found)
+    # held here: a kernel frees an array of its own once nothing but its address is used
+    total, rest, trial, nearest = (np.empty((n, 64), np.float32) for n in (rank, rank + 1, CODED + rank, size))
+    lines = Lines(*(array.ctypes.data for array in (total, rest, trial, nearest)))
+    _fit(blocks.contiguous().numpy(), words, own.contiguous().numpy(), turned.numpy(), bits, SWEEPS, codes.numpy(), total, lines)
     return codes, found
 
 
@@ -66,14 +70,13 @@ class Lines(NamedTuple):
 
 
 @contracted
-def _fit(blocks: Any, words: Any, own: Any, directions: Any, bits: int, sweeps: int, codes: Any) -> None:
-    """`words` uint32 [groups, rows]: scale and zero; `directions`: V' [r, K]."""
+def _fit(
+    blocks: Any, words: Any, own: Any, directions: Any, bits: int, sweeps: int, codes: Any, total: Any, lines: Lines
+) -> None:
+    """`words` uint32 [groups, rows]: scale and zero; `directions`: V' [r, K]; `total` [r, 64] lies at `lines.total`."""
     groups, rank = words.shape[0], directions.shape[0]
     size = blocks.shape[1] // groups
     states, exact = np.empty((groups, CODED + rank, 64), np.float32), np.empty((groups, rank, 64), np.float32)
-    total, rest = np.empty((rank, 64), np.float32), np.empty((rank + 1, 64), np.float32)
-    trial, nearest = np.empty((CODED + rank, 64), np.float32), np.empty((size, 64), np.float32)
-    lines = Lines(total.ctypes.data, rest.ctypes.data, trial.ctypes.data, nearest.ctypes.data)
     ones, weights = np.zeros((groups, rank), np.float32), np.zeros(groups, np.float32)
     _sum_ones(own, directions, ones, weights)
     for b in range(blocks.shape[0]):
