@@ -33,7 +33,7 @@ from .weights.checkpoint import Checkpoint
 from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
-from .weights.mixing import Moments
+from .weights.measuring import Note
 from .weights.prepare import estimate, prepare
 from .weights.recipe import checksum_of, textless
 from .weights.store import Store
@@ -140,7 +140,7 @@ def prepare_source(
         report(f"Preparing {source.name} once{_said_copy(options)}: {size} in {directory}", 0, 0)
         if layout.aside:
             report(said_aside(source, layout, options.recipe.codec), 0, 0)
-    measure = None if options.text is None else partial(_moments, source, layout, config, options.text, report)
+    measure = None if options.text is None else partial(_moments, source, layout, config, options, report)
     with _memory(options):
         return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
 
@@ -163,9 +163,12 @@ def _memory(options: Options) -> AbstractContextManager[None]:
     return startup.keeping_memory() if allowed > PLENTY else nullcontext()
 
 
-def _moments(source: Checkpoint, layout: ModelLayout, config: Any, text: str, report: Report | None) -> Moments:
-    """The second moments of each Linear's inputs. A Store that is there needs none, nor the tokenizer that is read for them."""
-    return calibration.moments_of_text(source, layout, config, tokenizer_of(source.path), text, report)
+def _moments(source: Checkpoint, layout: ModelLayout, config: Any, options: Options, report: Report | None, note: Note) -> None:
+    """Note the second moments of each Linear's inputs. A Store that is there needs none, nor the tokenizer that is read for them.
+
+    It is no stage of its own where weights are encoded meanwhile: a mix waits for all moments."""
+    report = report if options.recipe.mixes else None
+    calibration.moments_of_text(source, layout, config, tokenizer_of(source.path), options.text or "", report, note)
 
 
 def _said_copy(options: Options) -> str:

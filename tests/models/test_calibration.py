@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.tiny import save
 from understudy.models import calibration
 from understudy.models.configuration import config_of
+from understudy.quantizers.inputs import Inputs
 from understudy.sources import layout_of
 from understudy.weights.checkpoint import Checkpoint
 
@@ -32,8 +33,9 @@ def test_as_hooks_see_it(family: str, tmp_path: Path) -> None:
     with torch.no_grad():
         model(torch.tensor([TOKENS]))
     steps: list[float] = []
-    found = calibration.second_moments(
-        checkpoint, layout, config_of(tmp_path / "model"), TOKENS, lambda done, total: steps.append(done / total)
+    found: list[Inputs | None] = []
+    calibration.second_moments(
+        checkpoint, layout, config_of(tmp_path / "model"), TOKENS, found.append, lambda done, total: steps.append(done / total)
     )
     assert steps[-1] == 1 and steps == sorted(steps) and len(found) == len(layout.linears)
     for spec, moments in zip(layout.linears, found, strict=True):
@@ -61,6 +63,7 @@ def test_weights_are_multiplied_in_a_type_that_is_fast(fast: bool, tmp_path: Pat
     monkeypatch.setattr(calibration.Reading, "_weights", watched)
     monkeypatch.setattr(calibration, "has_bfdot", lambda: fast)
     monkeypatch.setattr(calibration, "has_amx", lambda: False)
-    found = calibration.second_moments(checkpoint, layout, config, TOKENS)
+    found: list[Inputs | None] = []
+    calibration.second_moments(checkpoint, layout, config, TOKENS, found.append)
     assert len(types) >= len(layout.linears) - 1 and set(types) == {torch.bfloat16 if fast else torch.float32}
     assert all(moments is not None for moments in found)

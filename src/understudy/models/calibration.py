@@ -20,6 +20,7 @@ from ..tree import Nodes, TokenTree
 from ..weights.checkpoint import Checkpoint
 from ..weights.entries import Stored, part_blocks
 from ..weights.layout import ModelLayout
+from ..weights.measuring import Note
 from .embedding import EmbeddingRows, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
 from .target import Target
@@ -32,33 +33,36 @@ Report = Callable[[str, float, float], None]
 
 
 def moments_of_text(
-    checkpoint: Checkpoint, layout: ModelLayout, config: Any, tokenizer: Any, text: str, report: Report | None
-) -> list[Inputs | None]:
+    checkpoint: Checkpoint, layout: ModelLayout, config: Any, tokenizer: Any, text: str, report: Report | None, note: Note
+) -> None:
     """`second_moments` of a text, reported as a stage of preparing."""
     progress = None if report is None else partial(report, "calibrating")
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or MOST_TOKENS
-    return second_moments(checkpoint, layout, config, tokenizer(text)["input_ids"][:longest], progress)
+    second_moments(checkpoint, layout, config, tokenizer(text)["input_ids"][:longest], note, progress)
 
 
 class Reading:
-    """Multiplies by the checkpoint's weights as they are read, and keeps the moments of what goes in."""
+    """Multiplies by the checkpoint's weights as they are read, and notes the moments of what goes in."""
 
-    def __init__(self, checkpoint: Checkpoint, layout: ModelLayout, count: int, progress: Progress | None):
+    def __init__(self, checkpoint: Checkpoint, layout: ModelLayout, count: int, note: Note, progress: Progress | None):
         self.checkpoint = checkpoint
         self.layout = layout
         self.count = count
         self.progress = progress
-        self.moments: list[Inputs | None] = []
-        # The last inputs that there were: queries, keys and values have the same.
+        self.note = note
+        self.done = 0
+        # The last inputs that there were, and their moments: queries, keys and values have the same.
         self.last: Tensor | None = None
+        self.moments: Inputs | None = None
         self.room = torch.empty(0)
 
     def __call__(self, index: int, tiles: Sequence[Tensor], *_: int) -> list[Tensor]:
         """tiles: one, [rows, K] -> [rows, N], of which the last rows may be padding."""
         spec = self.layout.linears[index]
         (x,) = tiles
-        assert index == len(self.moments), "Linears run in their order, once"
-        self._note(x[: self.count])
+        assert index == self.done, "Linears run in their order, once"
+        self.done += 1
+        self.note(self._moments(x[: self.count]))
         y = x.new_zeros(len(x), spec.shape[0])
         # The head is skipped: nobody asks for logits.
         if index < len(self.layout.linears) - 1:
@@ -80,10 +84,10 @@ class Reading:
             self.room = torch.empty(rows.numel(), dtype=dtype)
         return self.room[: rows.numel()].view(rows.shape).copy_(rows)
 
-    def _note(self, x: Tensor) -> None:
-        same = self.last is not None and torch.equal(self.last, x)
-        self.moments.append(self.moments[-1] if same else Inputs.of(x))
-        self.last = x
+    def _moments(self, x: Tensor) -> Inputs | None:
+        if self.last is None or not torch.equal(self.last, x):
+            self.last, self.moments = x, Inputs.of(x)
+        return self.moments
 
 
 def _product_type(dtype: torch.dtype) -> torch.dtype:
@@ -99,9 +103,9 @@ def _rows(checkpoint: Checkpoint, module: nn.Module, name: str) -> EmbeddingRows
 
 
 def second_moments(
-    checkpoint: Checkpoint, layout: ModelLayout, config: Any, tokens: Sequence[int], progress: Progress | None = None
-) -> list[Inputs | None]:
-    """For each Linear, in the order of a pass: the second moments of its inputs over the first `MOST_TOKENS` of `tokens`.
+    checkpoint: Checkpoint, layout: ModelLayout, config: Any, tokens: Sequence[int], note: Note, progress: Progress | None = None
+) -> None:
+    """Give `note`, for each Linear in the order of a pass, the second moments of its inputs over the first `MOST_TOKENS` tokens.
 
     Raises CheckpointError for what cannot be read."""
     tokens = tokens[:MOST_TOKENS]
@@ -109,7 +113,7 @@ def second_moments(
     model = unprepared(config, dtype, layout, checkpoint.read, (1, len(tokens)))
     modules = lookups(model.module, layout)
     rows = Lookup(_rows(checkpoint, *each) for each in zip(modules, layout.looked_up, strict=True))
-    reading = Reading(checkpoint, layout, len(tokens), progress)
+    reading = Reading(checkpoint, layout, len(tokens), note, progress)
     processor = Processor()
     try:
         with torch.inference_mode():
@@ -121,4 +125,3 @@ def second_moments(
     finally:
         rows.close()
         processor.close()
-    return reading.moments

@@ -43,7 +43,8 @@ from .entries import (
 from .files import buffer, byte_chunks, checksum, read_bytes
 from .integrity import file_checksum, linked_files
 from .layout import LinearSpec, ModelLayout
-from .mixing import Moments, errors_of, quantizers_of
+from .measuring import Measure, Measuring
+from .mixing import errors_of, quantizers_of
 from .recipe import Recipe
 from .store import Store
 from .writing import ELSEWHERE, JOURNAL, Extents, Journal
@@ -59,14 +60,14 @@ class Building:
         directory: Path,
         recipe: Recipe,
         progress: Progress,
-        measure: Callable[[], Moments] | None = None,
+        measure: Measure | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.layout = layout
         self.recipe = recipe
         self.progress = progress
-        self.measure = measure
-        self.measured: Moments | None = None
+        sizes = [checkpoint.info(spec.weight).nbytes for spec in layout.linears]
+        self.measuring = None if measure is None else Measuring(measure, sizes)
         self.directory = directory
         self.work = directory.with_name(directory.name + index.PARTIAL)
         self.work.mkdir(exist_ok=True)
@@ -90,6 +91,8 @@ class Building:
             for file in self.files.values():
                 file.sync()
         finally:
+            if self.measuring is not None:
+                self.measuring.close()
             self.pool.shutdown(cancel_futures=True)
             for file in self.files.values():
                 file.close()
@@ -112,9 +115,11 @@ class Building:
         linears: dict[str, LinearEntry] = {}
         wanted = list(zip(layout.linears, self._wanted(), strict=True))
         pieces = in_order(self.pool, self.ahead, self._pieces(wanted))
-        for spec, quantizer in wanted:
+        for number, (spec, quantizer) in enumerate(wanted):
             self.progress(done, total, spec.module)
             row = self._once(_key(spec), partial(self._linear, spec, quantizer, pieces))
+            if self.measuring is not None:
+                self.measuring.encoded(number)
             linears[spec.module] = index.linear_from_json(row)
             done += tensors[spec.weight].nbytes
         self.progress(total, total, "")
@@ -145,7 +150,8 @@ class Building:
         return chosen
 
     def _mix(self) -> list[str]:
-        errors = self.pool.map(partial(errors_of, self.checkpoint), self.layout.linears, self._moments())
+        known = [None] * len(self.layout.linears) if self.measuring is None else self.measuring.all()
+        errors = self.pool.map(partial(errors_of, self.checkpoint), self.layout.linears, known)
         return quantizers_of(self.layout, self.recipe, list(errors))
 
     def _copy(self, name: str, checked: bool, linkable: bool) -> list[Any]:
@@ -163,12 +169,6 @@ class Building:
             return index.stored_to_json(Stored(place, info.offset, info.nbytes, info.dtype, info.shape, checksum(pieces())))
         return index.stored_to_json(self.files[SHARED].append(pieces(), info.dtype, info.shape))
 
-    def _moments(self) -> Moments:
-        """The second moments of each Linear's inputs, measured when they are first asked for."""
-        if self.measured is None:
-            self.measured = [None] * len(self.layout.linears) if self.measure is None else self.measure()
-        return self.measured
-
     def _pieces(self, wanted: Sequence[tuple[LinearSpec, str]]) -> Iterator[tuple[Encoding, int, int]]:
         """What is to be encoded of all weights that are not done: those of the next weight come while one is written."""
         for spec, quantizer in wanted:
@@ -182,7 +182,7 @@ class Building:
         check_weight(info, spec.shape)
         quantizer, chosen = fitting(wanted, *spec.shape), codec(self.recipe.codec)
         applies = chosen.applies(info.dtype, quantizer.name)
-        inputs = self._moments()[self.layout.linears.index(spec)]
+        inputs = None if self.measuring is None else self.measuring.of(self.layout.linears.index(spec))
         return Encoding(self.checkpoint, info, quantizer, chosen if applies else codec(FALLBACK), inputs)
 
     def _linear(self, spec: LinearSpec, wanted: str, pieces: Iterator[Piece]) -> dict[str, Any]:

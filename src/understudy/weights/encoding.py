@@ -46,15 +46,16 @@ class Encoding:
     info: TensorInfo
     quantizer: Quantizer
     codec: Codec
-    # What the weight will be multiplied with; None: nothing is known of it.
-    inputs: Inputs | None = None
+    # What the weight will be multiplied with, once that is known; None: nothing will be.
+    inputs: Future[Inputs | None] | None = None
 
     def piece(self, first_block: int, blocks: int) -> Piece:
         """The part of `blocks` blocks from `first_block` on. Raises CheckpointError for what is no weight."""
         start = first_block * BLOCK
         rows = self.checkpoint.read_rows(self.info.name, start, min(start + blocks * BLOCK, self.info.shape[0]))
         refuse_unusable(self.info, rows)
-        substitute = self.quantizer.quantize(rows, self.inputs)
+        inputs = None if self.inputs is None else self.inputs.result()
+        substitute = self.quantizer.quantize(rows, inputs)
         return Piece(first_block, blocks, rows, substitute, self._residual(rows, substitute))
 
     def _residual(self, rows: Tensor, substitute: Tensors) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from .building import Building
 from .checkpoint import Checkpoint
 from .entries import INDEX, Progress
 from .layout import ModelLayout
-from .mixing import Moments, quantizers_of
+from .measuring import Measure
+from .mixing import quantizers_of
 from .recipe import Recipe
 from .store import Store
 from .writing import ELSEWHERE, explained, only_process
@@ -44,11 +44,11 @@ def prepare(
     recipe: Recipe,
     *,
     progress: Progress | None = None,
-    measure: Callable[[], Moments] | None = None,
+    measure: Measure | None = None,
 ) -> Store:
     """The Store of `checkpoint` in `directory`: made, finished, or found there.
 
-    `measure` gives what weighs the errors of a mix. Raises CheckpointError for weights that cannot be prepared,
+    `measure` finds out what weighs the errors of a copy. Raises CheckpointError for weights that cannot be prepared,
     StoreError for a directory that cannot be written or holds something else."""
     directory = Path(directory).expanduser().absolute()
     report = progress or (lambda done, total, name: None)

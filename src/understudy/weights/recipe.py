@@ -34,6 +34,11 @@ class Recipe:
         """The quantisers of the copy, in words."""
         return f"{self.quantizer}, head {self.head}" if self.head else self.quantizer
 
+    @property
+    def mixes(self) -> bool:
+        """Whether each weight has a quantiser of its own, chosen once what all weights are multiplied with is known."""
+        return mixed(self.quantizer) is not None
+
     def store_path(self, model: str, fingerprint: str, cache: Path) -> Path:
         """The directory in `cache` for the Store of `model`, whose content has this fingerprint."""
         head = f"head_{self.head}" if self.head else ""
