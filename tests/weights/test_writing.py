@@ -1,13 +1,16 @@
 """What is written lies on whole pages, a journal forgets what was cut off, and one process at a time holds the lock."""
 
+import errno
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from understudy.errors import StoreError
+from understudy.weights import writing
 from understudy.weights.files import checksum
 from understudy.weights.writing import Extents, Journal, explained, only_process
 
@@ -20,6 +23,51 @@ def test_extents_begin_on_pages_and_read_back(tmp_path: Path) -> None:
     assert (first.offset, second.offset) == (0, 4096) and (tmp_path / "file").stat().st_size == 4096 + 3 * 4096
     assert (tmp_path / "file").read_bytes()[:6] == bytes([0, 1, 2, 3, 4, 0])
     assert first.checksum == checksum([torch.arange(5, dtype=torch.uint8)]) and second.shape == (2, 1025)
+
+
+@pytest.mark.parametrize("refused", ["", "when opened", "when written"])
+def test_long_extents_pass_the_cache_where_they_may(refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "TOGETHER", 3 * 4096)
+    monkeypatch.setattr(writing, "LONG", 2 * 4096)
+    direct: list[int] = []
+    opened, write = os.open, os.pwrite
+
+    def open_(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_DIRECT and refused == "when opened":
+            raise OSError(errno.EINVAL, "refused")
+        # files in memory know nothing of it: as if they did
+        descriptor = opened(path, flags & ~os.O_DIRECT, *mode)
+        if flags & os.O_DIRECT:
+            direct.append(descriptor)
+        return descriptor
+
+    def pwrite(descriptor: int, view: memoryview, offset: int) -> int:
+        if descriptor in direct:
+            assert offset % 4096 == 0 and len(view) % 4096 == 0
+            assert np.frombuffer(view, np.uint8).ctypes.data % 4096 == 0
+            if refused == "when written":
+                raise OSError(errno.EINVAL, "refused")
+            passed.append(len(view))
+            # as a disk may: a page less than asked for
+            view = view[:-4096] if len(view) > 4096 else view
+        return write(descriptor, view, offset)
+
+    passed: list[int] = []
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    extents = Extents(tmp_path / "file", 0)
+    # lengths that end inside a page, and pieces that cross what is written together
+    made = [torch.randint(0, 256, (n,), dtype=torch.uint8) for n in (5000, 7000, 4096, 20001)]
+    stored = [extents.append(made, torch.uint8, (36097,)), extents.add(made[2]), extents.add(made[3])]
+    extents.close()
+    whole = (tmp_path / "file").read_bytes()
+    expected = [torch.cat(made), made[2], made[3]]
+    for each, bytes_ in zip(stored, expected, strict=True):
+        assert whole[each.offset : each.offset + each.nbytes] == bytes(bytes_.tolist())
+        assert each.offset % 4096 == 0 and each.checksum == checksum([bytes_])
+        end = each.offset + each.nbytes
+        assert not any(whole[end : end + -end % 4096]), "the rest of a page is zeros"
+    assert bool(passed) == (not refused)
 
 
 def test_what_lies_past_the_end_is_cut_off(tmp_path: Path) -> None:

@@ -14,11 +14,14 @@ import xxhash
 from torch import Tensor
 
 from ..errors import StoreError
-from ..tiers.memory import aligned
+from ..tiers.file import REFUSALS
+from ..tiers.memory import aligned, arena
 from .entries import Stored
 from .files import buffer
 
 JOURNAL = "journal.jsonl"
+# bytes that are written together, and from how many on past the page cache
+TOGETHER, LONG = 4 << 20, 256 << 10
 ELSEWHERE = "choose another directory with --output or $UNDERSTUDY_CACHE"
 
 
@@ -37,26 +40,57 @@ def explained(directory: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
 
 
 class Extents:
-    """A file that grows by page-aligned extents. What lies past `end` at first is left from a kill: cut off."""
+    """A file that grows by page-aligned extents. What lies past `end` at first is left from a kill: cut off.
+
+    Long extents go past the page cache where the file system allows: there they would take processor time, and memory from what is
+    worth keeping."""
 
     def __init__(self, path: Path, end: int) -> None:
         self.name, self.end = path.name, end
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         os.ftruncate(self._descriptor, end)
+        self._direct = _opened_directly(path)
+        # where bytes wait to be written together
+        self._room = arena(TOGETHER).numpy().data
 
     def append(self, pieces: Iterable[Tensor], dtype: torch.dtype, shape: tuple[int, ...]) -> Stored:
         """One extent from the bytes of `pieces`, one after the other."""
-        start, done = self.end, 0
+        start, done, waiting = self.end, 0, 0
         digest = xxhash.xxh3_64()
         for piece in pieces:
             view = buffer(piece.contiguous())
             digest.update(view)
             while view:
-                count = os.pwrite(self._descriptor, view, start + done)
-                view, done = view[count:], done + count
+                count = min(len(view), TOGETHER - waiting)
+                self._room[waiting : waiting + count] = view[:count]
+                view, waiting = view[count:], waiting + count
+                if waiting == TOGETHER:
+                    self._write(start + done, waiting)
+                    done, waiting = done + waiting, 0
+        self._write(start + done, waiting)
+        done += waiting
         self.end = aligned(start + done)
         os.ftruncate(self._descriptor, self.end)
         return Stored(self.name, start, done, dtype, shape, digest.hexdigest())
+
+    def _write(self, offset: int, count: int) -> None:
+        """Write the first `count` bytes of the room, and zeros up to the end of a page."""
+        whole = aligned(count)
+        self._room[count:whole] = bytes(whole - count)
+        view = self._room[:whole]
+        while view and count >= LONG and self._direct is not None:
+            try:
+                done = os.pwrite(self._direct, view, offset)
+            except OSError as problem:
+                if problem.errno not in REFUSALS:
+                    raise
+                os.close(self._direct)
+                self._direct = None
+            else:
+                view, offset = view[done:], offset + done
+        while view:
+            done = os.pwrite(self._descriptor, view, offset)
+            view, offset = view[done:], offset + done
 
     def add(self, tensor: Tensor) -> Stored:
         """One extent from one tensor."""
@@ -72,6 +106,18 @@ class Extents:
 
     def close(self) -> None:
         os.close(self._descriptor)
+        if self._direct is not None:
+            os.close(self._direct)
+
+
+def _opened_directly(path: Path) -> int | None:
+    """A descriptor that writes past the page cache; None where there is none."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT) if hasattr(os, "O_DIRECT") else None
+    except OSError as problem:
+        if problem.errno not in REFUSALS:
+            raise
+        return None
 
 
 class Journal:
