@@ -137,6 +137,9 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
     tile, first = b * groups + g, b * columns + g * group
     codes, scales = blocks.codes + first * 8 * bits, blocks.scales + g * blocks.scales_stride + b * 256
     dense, stream, start = blocks.dense + first * 8 * DENSE_OF[bits], blocks.stream, np.int64(table[tile, 0])
+    # Scales of the next group lie too far from these for the processor to foresee them.
+    if blocks.scales_stride != 0:
+        prefetch(scales + blocks.scales_stride, 4)
     # The next tile's begin where this one's end.
     prefetch(blocks.exceptions + np.int64(table[tile + 1, 1]) * 4, 1)
     if bits == 4:
