@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from understudy.plan.demand import MIB
 from understudy.plan.machine import Gpu, Machine
 from understudy.plan.memory import columns_of
 from understudy.tiers import DiskProbe
+from understudy.weights.recipe import Recipe
 
 MACHINE = Machine(
     "a processor", 2, 8 * GIB, 8 * GIB, disk=DiskProbe(1e9, 1 << 20, 2, True, ""), memory_bandwidth=10e9
@@ -75,6 +77,13 @@ def test_the_context_that_was_asked_for_is_kept_to(tmp_path: Path) -> None:
 def test_what_a_process_holds_more_is_planned_for(tmp_path: Path) -> None:
     whole = made(tmp_path, memory="1GiB", context=256, rows=1)
     assert whole.plan(grown=50 * MIB).items["runtime"] == whole.plan().items["runtime"] + 50 * MIB
+
+
+def test_the_copy_of_a_plan_is_that_of_the_store_or_of_options(tmp_path: Path) -> None:
+    foretold = made(tmp_path, memory="1GiB", context=256, bits=3)
+    assert foretold.copy == foretold.plan().copy == "int3, head int8"
+    store: Any = SimpleNamespace(recipe=Recipe("int6"))
+    assert replace(foretold, store=store).copy == replace(foretold, store=store).plan().copy == "int6"
 
 
 def test_rows_are_as_many_as_a_small_share_of_the_budget_holds(tmp_path: Path) -> None:

@@ -42,9 +42,6 @@ from .weights.store import Store
 
 # Contexts that are tried, in this order, where the user chose none.
 CONTEXTS = (4096, 2048, 1024, 512)
-# Of the budget, for the KV cache of all sequences where the user did not say how many.
-CACHE_SHARE = 0.04
-MOST_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +85,11 @@ class Blueprint:
         if self.options.small_keys and self.device.own_memory:
             raise UsageError(f"--kv-bits {SMALL} is for the processor, not for {self.device.name}: leave it out.")
         return ModelShape.of(self.config, small=self.options.small_keys)
+
+    @property
+    def copy(self) -> str:
+        """The quantisers of the copy, in words: of its Store, or of the one that options would make."""
+        return (self.store or self.options).recipe.copy
 
     @cached_property
     def footprint(self) -> Footprint:
@@ -195,7 +197,7 @@ class Blueprint:
         request = next((one for one in requests if smallest_budget(footprint, one) <= one.budget_bytes), smallest)
         if request.spilling is not None and self.options.spill == AUTO:
             request = roomier(footprint, request, [Spilling(most, fast_slots(most)) for most in range(LATEST, context, STEP)])
-        said: dict[str, Any] = {"method": self.options.method, "copy": (self.store or self.options).recipe.copy}
+        said: dict[str, Any] = {"method": self.options.method, "copy": self.copy}
         if self.further:
             plan = replace(self._over_devices(footprint, request), **said).noted(said_of(self.config, context))
             return plan if plan.split == STAGES else replace(plan, least_bytes=least)
@@ -219,11 +221,11 @@ class Blueprint:
         """What a plan for `rows` sequences of `context` tokens must hold. None: as many as were asked for, or suit the budget."""
         budget = self.budget
         slots = context + SCRATCH
-        rows = rows or self.options.rows or self._rows(budget, slots)
+        nodes = self._record_nodes()
+        rows = rows or self.options.rows or self.footprint.rows_in(budget, slots, nodes)
         drafter = self.options.drafter
         on_host = self.device.drafts_see_text
         widest_level = 0 if on_host else widths.widest(drafter.level_width, drafter.forced, rows)
-        nodes = self._record_nodes()
         padded = self._padded_rows(rows, slots)
         second = self.second.footprint.alone(rows, slots, widest_level, nodes) if self.second is not None else 0
         return PlanRequest(
@@ -258,17 +260,11 @@ class Blueprint:
             return 0
         return held_bytes(head.source(self.bearer).config, rows, slots, self.dtype, head.bits)
 
-    def _rows(self, budget: int, slots: int) -> int:
-        """Sequences whose KV cache of `slots` tokens each is a small share of the budget: 1 to MOST_ROWS."""
-        sequence_bytes = max(self.footprint.cache_bytes(slots, self._record_nodes()), 1)
-        return max(1, min(MOST_ROWS, int(budget * CACHE_SHARE) // sequence_bytes))
-
     def _record_nodes(self) -> int:
         """Nodes of a tree that recurrent layers must have room for. Raises UsageError for trees that would be too deep for them."""
         drafter = self.options.drafter
         models = (self, self.second) if self.second is not None else (self,)
-        recurrent = any(layer.recurrent is not None for model in models for layer in model.shape.layers)
-        if recurrent and drafter.deepest > DEEPEST:
+        if any(model.shape.recurs for model in models) and drafter.deepest > DEEPEST:
             deep = f"drafts {drafter.deepest} levels, and recurrent layers take back {DEEPEST} at most"
             raise UsageError(f"--method {self.options.method} {deep}: choose fewer.")
         return min(max(drafter.max_nodes or TREE_TILES * TILE, DEEPEST), SCRATCH)
@@ -279,9 +275,7 @@ class Blueprint:
         Raises UsageError where the model, or the device, has no such rows."""
         policy = self.options.policy
         padded = rows_together(self.options.batching, rows)
-        capacity = -(-slots // 64) * 64
-        whole = all(layer.recurrent is None and layer.slots(capacity) == capacity for layer in self.shape.layers)
-        if padded and not whole:
+        if padded and not self.shape.holds_whole(-(-slots // 64) * 64):
             why = "and this model has layers that recur or slide"
             raise UsageError(f"The policy {policy} pads rows on the left, {why}: choose ragged.")
         if padded and self.device.own_memory:

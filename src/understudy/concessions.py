@@ -61,8 +61,7 @@ class Planner:
             budget = budget_for(blueprint.footprint, request, passes or smallest_passes(request))
         request = replace(request, budget_bytes=budget)
         plan = replace(make_plan(blueprint.footprint, request), least_bytes=smallest_budget(blueprint.footprint, request))
-        copy = (blueprint.store or options).recipe.copy
-        plan = replace(plan, device=blueprint.device.name, method=options.method, copy=copy)
+        plan = replace(plan, device=blueprint.device.name, method=options.method, copy=blueprint.copy)
         round_ = expected(plan, self.arithmetic, drafting_of(options, plan))
         return Concession(given[0], given[1], budget, round_, plan, terms(plan, blueprint.footprint, request))
 

@@ -91,6 +91,13 @@ def test_a_window_that_the_model_code_may_not_use_is_not_counted_on() -> None:
     assert ModelShape.of(config_of("llama", sliding_window=8)).layers[0].window == 0
 
 
+def test_what_recurs_or_slides_does_not_hold_a_whole_text() -> None:
+    families = {name: ModelShape.of(config_of(name)) for name in ("llama", "gemma2", "qwen3_next")}
+    assert [shape.recurs for shape in families.values()] == [False, False, True]
+    assert [shape.holds_whole(4096) for shape in families.values()] == [True, False, False]
+    assert families["gemma2"].holds_whole(64), "windows are longer than that"
+
+
 def test_float16_models_keep_float32() -> None:
     assert cache_dtype(torch.float16) == torch.float32
     assert cache_dtype(torch.bfloat16) == torch.bfloat16

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from understudy.plan.demand import Footprint, LevelSize
+from understudy.plan.demand import CACHE_SHARE, MOST_ROWS, Footprint, LevelSize
 from understudy.plan.residents import LinearSize
 from understudy.plan.widths import SCORED
 
@@ -36,6 +36,14 @@ def test_a_layer_with_a_window_takes_no_more_than_its_slots() -> None:
     sliding = replace(FOOTPRINT, kv_windows=((2, 30), (5, 100)))
     assert [sliding.kv_bytes(tokens) for tokens in (10, 40, 1000)] == [100, 3 * 40 + 2 * 30 + 5 * 40, 3000 + 60 + 500]
     assert sliding.alone(2, 40, 4) - FOOTPRINT.alone(2, 40, 4) == 2 * (2 * 30 + 5 * 40)
+
+
+def test_sequences_are_as_many_as_a_small_share_of_the_budget_holds() -> None:
+    each = FOOTPRINT.cache_bytes(40, 0)
+    budgets = [int(count * each / CACHE_SHARE) + 1 for count in (0, 1, 3, 1000)]
+    assert [FOOTPRINT.rows_in(budget, 40, 0) for budget in budgets] == [1, 1, 3, MOST_ROWS]
+    nothing = replace(FOOTPRINT, kv_bytes_per_token=0)
+    assert nothing.rows_in(1000, 40, 0) == MOST_ROWS, "a cache that takes nothing"
 
 
 def test_exact_bytes_are_those_of_all_linears() -> None:

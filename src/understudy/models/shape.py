@@ -55,6 +55,15 @@ class ModelShape:
             positions=longest_exact(config),
         )
 
+    @property
+    def recurs(self) -> bool:
+        """Does any layer keep a state that goes on from token to token?"""
+        return any(layer.recurrent is not None for layer in self.layers)
+
+    def holds_whole(self, slots: int) -> bool:
+        """Does every layer hold the keys and values of a text of `slots` tokens, and nothing else?"""
+        return not self.recurs and all(layer.slots(slots) == slots for layer in self.layers)
+
     def widest_line(self, dtype: torch.dtype) -> int:
         """Bytes of the keys, or of the values, of a token in the widest layer of a model that computes in `dtype`."""
         return max(layer.kv_heads * max(layer.key_size, layer.value_size) for layer in self.layers) * cache_dtype(dtype).itemsize

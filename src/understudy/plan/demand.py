@@ -23,6 +23,9 @@ RUNTIME_CUDA = 700 * MIB
 SEARCH = 900 << 10
 # What torch and the driver keep for one recorded level: a guess that no GPU has confirmed.
 GRAPH = 8 * MIB
+# Of the budget, for the KV cache of all sequences where the user did not say how many; and how many they are at most.
+CACHE_SHARE = 0.04
+MOST_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,10 @@ class Footprint:
         spilling: of layers that see all, only so many slots lie in fast memory."""
         spilled = self.spill.token_bytes * (tokens - spilling.slots) if self.spill is not None and spilling is not None else 0
         return self.kv_bytes(tokens) + self.state_bytes + self.record_bytes * nodes - max(spilled, 0)
+
+    def rows_in(self, budget: int, tokens: int, nodes: int) -> int:
+        """Sequences whose caches, as in `cache_bytes`, take a small share of the budget: 1 to MOST_ROWS."""
+        return max(1, min(MOST_ROWS, int(budget * CACHE_SHARE) // max(self.cache_bytes(tokens, nodes), 1)))
 
     def prefix_file_bytes(self, tokens: int) -> int:
         """The largest file of a prefix of which each holds `tokens` tokens: these, or what windows and recurrent layers hold."""
