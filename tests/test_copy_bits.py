@@ -11,9 +11,10 @@ import torch
 
 from tests.tiny import save
 from understudy import LLM, SamplingParams
-from understudy.copy_bits import PAYS_FROM
+from understudy.copy_bits import PAYS_FROM, fewer_bits
 from understudy.errors import UsageError
 from understudy.frontends import main
+from understudy.options import Options
 from understudy.planning import FORETOLD
 from understudy.training.order import making
 
@@ -101,13 +102,39 @@ def test_bits_that_are_given_are_taken(config: Path) -> None:
 
 @pytest.mark.parametrize("bits", [6, 8])
 def test_fewer_bits_are_named_where_they_fit(bits: int, config: Path) -> None:
+    """Of the smaller copies the first that fits, as `plan --chat` and `doctor` name them; it does fit."""
     usual = LLM.plan_only(config=config, machine=SLOW, bits=4, head_bits=4, **ASKED).least_bytes
     with pytest.raises(UsageError, match=r"too small: .* It fits with --bits 4\.$"):
         copy(config, bits=bits, memory=usual + 1024)
-    with pytest.raises(UsageError, match=r"too small: .* It fits with --bits 3\.$"):
-        copy(config, bits=bits, memory=usual - 1024)
-    with pytest.raises(UsageError, match=r"too small: .* It fits with --bits 3\.$"):
-        copy(config, memory=usual - 1024)
+    for given in {"bits": bits}, {}:
+        with pytest.raises(UsageError, match=r"too small: .* It fits with --bits mixed:bits=3\.5\.$"):
+            copy(config, memory=usual - 1024, **given)
+    assert copy(config, memory=usual - 1024, bits="mixed:bits=3.5") == "mixed:bits=3.5"
+    # A mix has no head of its own bits.
+    for given in {"bits": bits}, {}:
+        with pytest.raises(UsageError, match=r"too small: .* It fits with --bits 3\.$"):
+            copy(config, memory=usual - 1024, head_bits=4, **given)
+    assert copy(config, memory=usual - 1024, head_bits=4, bits=3) == "int3, head int4"
+
+
+def test_smaller_copies_are_those_that_bits_would_say() -> None:
+    """With the head's bits where they were asked for, and without own ones where they were not."""
+
+    def smaller(**given: Any) -> list[tuple[int | str, str, str]]:
+        asked = Options.of({"codec": "delta", **given}, {})
+        found = list(fewer_bits(asked))
+        for bits, fewer in found:
+            said = Options.of({"codec": "delta", **given, "bits": bits, "quantizer": None}, {})
+            assert (said.recipe_quantizer, said.bits_left_open) == (fewer.recipe_quantizer, fewer.bits_left_open)
+            assert "head_bits" not in given or said.recipe_head == fewer.recipe_head
+        return [(bits, fewer.recipe_quantizer, fewer.recipe_head) for bits, fewer in found]
+
+    below = [("mixed:bits=3.5", "mixed:bits=3.5", ""), (3, "int3", ""), (2, "int2", "")]
+    assert smaller() == smaller(bits=4) == smaller(quantizer="int4") == below
+    assert smaller(bits=6) == smaller(bits=8) == [(4, "int4", ""), *below]
+    assert smaller(bits=6, head_bits=8) == [(4, "int4", "int8"), (3, "int3", "int8"), (2, "int2", "int8")]
+    assert smaller(bits=8, head_bits=4) == [(4, "int4", ""), (3, "int3", "int4"), (2, "int2", "int4")]
+    assert smaller(bits=2) == smaller(bits=16) == smaller(method="none") == []
 
 
 def test_commands_take_auto_and_tell_what_was_chosen(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

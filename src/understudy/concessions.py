@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from .blueprint import Blueprint
 from .chat_table import KEPT, Chat, Concession
 from .codecs import FALLBACK
+from .copy_bits import fewer_bits
 from .drafters import PLAIN_METHOD
 from .drafters.search import SearchSpec
 from .drafters.start import START, Start
 from .errors import UsageError
-from .options import AUTO, MORE, USUAL, Options
+from .options import AUTO, USUAL, Options
 from .plan.conversation import Conversation
 from .plan.demand import MIB
 from .plan.drafts import Drafting
@@ -33,9 +34,6 @@ PLENTY = 1 << 50
 FITS = ("context", "speed", "memory")
 # Tokens of a pass with a trained head alone, where nothing was measured: those of papers and of this project give 2 to 6.
 HEAD_TOKENS = 4.0
-# Copies with fewer bits than these quantisers have, in the order in which they are tried.
-BELOW_4 = ("mixed:bits=3.5", "3", "2")
-FEWER = {USUAL: BELOW_4, MORE: ("4", *BELOW_4), "int8": ("4", *BELOW_4)}
 
 # Draws the blueprint of the model for other options.
 Drawn = Callable[[Options], Blueprint]
@@ -89,8 +87,8 @@ class Planner:
         if self.changeable and options.head_left_open:
             said = f"{spill}--head-bits {bits}{kept}"
             yield self.step(replace(options, recipe_head=""), ("the output head's own 8 bits", said))
-        for bits, fewer in fewer_bits(options) if self.changeable else ():
-            yield self.step(fewer, (f"bits of the copy: {bits.removeprefix('mixed:bits=')}", f"{spill}--bits {bits}"))
+        for less, fewer in fewer_bits(options) if self.changeable else ():
+            yield self.step(fewer, (f"bits of the copy: {str(less).removeprefix('mixed:bits=')}", f"{spill}--bits {less}"))
         if head:
             yield self.step(replace(options, method=head), ("the copy: a trained head drafts", f"{spill}--method {head}"))
         said = f"--method {PLAIN_METHOD}" + (f" --codec {FALLBACK}" if self.recoded(options) else "")
@@ -145,13 +143,6 @@ class Planner:
             fast = self.step(options, ("", ""), middle).expected.tokens_per_second >= wanted
             low, high = (low, middle) if fast else (middle, high)
         return self.step(options, (f"{KEPT:.0%} of the speed is kept", ""), high)
-
-
-def fewer_bits(options: Options) -> Iterator[tuple[str, Options]]:
-    """What --bits may say to have a smaller copy, each with `options` that say so; none where no copy drafts."""
-    for bits in FEWER.get(options.recipe_quantizer, ()) if options.holds_substitute else ():
-        name = bits if bits.startswith("mixed") else f"int{bits}"
-        yield bits, replace(options, recipe_quantizer=name, recipe_head="")
 
 
 def start_of(options: Options) -> Start:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .blueprint import Blueprint
-from .concessions import Drawn, drafting_of, fewer_bits
-from .copy_bits import may_pay, pays, streams_less
+from .concessions import Drawn, drafting_of
+from .copy_bits import fewer_bits, pays
 from .options import MORE, USUAL, Options
 from .plan.memory import make_plan
 from .plan.placement import Plan
@@ -130,15 +129,10 @@ def _helps(drawn: Drawn, options: Options, arithmetic: Arithmetic, changeable: b
         faster = replace(options, throttle=link)
         tried.append((f"twice the link ({link / 1e9:.2f} GB/s)", options, drawn(faster).plan()))
     more = options.with_copy(MORE)
-    if changeable and options.recipe_quantizer == USUAL and _pays(blueprint, drawn(more)):
+    open_to_more = changeable and options.recipe_quantizer == USUAL
+    if open_to_more and pays(more, blueprint.dtype, blueprint.device, lambda: [drawn(more), blueprint]):
         tried.append((f"--bits {MORE.removeprefix('int')}", more, drawn(more).plan()))
     for bits, fewer in fewer_bits(options) if changeable else ():
         tried.append((f"--bits {bits}", fewer, drawn(fewer).plan()))
     for what, other, changed in tried:
         yield Change(what, expected(changed, arithmetic, drafting_of(other, changed)).text_tokens_per_second)
-
-
-def _pays(usual: Blueprint, more: Blueprint) -> bool:
-    """Do more bits pay, beside what is drawn with the usual ones?"""
-    options = more.options
-    return may_pay(options, usual.device) and streams_less(options.codec, usual.dtype) and pays(more, usual)

@@ -201,6 +201,12 @@ class Options:
         """With a copy by this quantiser, chosen where bits were left open."""
         return replace(self, recipe_quantizer=quantizer, recipe_head=self._head(quantizer), copy_chosen=True)
 
+    def with_bits(self, bits: int | str) -> Options:
+        """As if --bits said so, and a head whose bits are left open has no own ones."""
+        name = BITS.get(bits, str(bits))
+        made = replace(self, bits=bits, quantizer=None, recipe_quantizer=name)
+        return replace(made, recipe_head="" if self.head_bits == AUTO else made._head(name))
+
     @property
     def smallest(self) -> Options:
         """With all that is left open as it takes least memory."""

@@ -11,7 +11,7 @@ import torch
 
 from .blueprint import Blueprint
 from .codecs import FALLBACK, candidates
-from .copy_bits import FORETOLD, fits, may_pay, pays, streams_less
+from .copy_bits import FORETOLD, fewer_bits, fits, pays, streams_less
 from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
 from .devices.elsewhere import devices_of
@@ -34,8 +34,6 @@ from .weights.checkpoint import Checkpoint, TensorInfo
 from .weights.layout import ModelLayout
 from .weights.store import Store
 
-# Copies with fewer bits, which are tried where one of these does not fit.
-FEWER_BITS = {"int8": (4, 3, 2), "int6": (4, 3, 2), "int4": (3, 2)}
 # What preparing a model takes at most beside what a process holds when it has proven its kind, kernels that are compiled for it
 # included; by the kernel's count, see docs/log.md.
 PREPARING = 240 << 20
@@ -93,13 +91,9 @@ class Foretold:
             least = plan.least_bytes if smallest == options else drawn(smallest).least_for(plan.context)
             return replace(plan, least_bytes=least)
         except UsageError as error:
-            if not options.holds_substitute:
-                raise
-            if options.head_bits == AUTO:
-                options = replace(options, recipe_head="")
-            for bits in FEWER_BITS.get(options.recipe_quantizer, ()):
+            for bits, fewer in fewer_bits(options):
                 try:
-                    planned(replace(options, recipe_quantizer=f"int{bits}"))
+                    planned(fewer)
                 except UsageError:
                     continue
                 raise UsageError(f"{error} It fits with --bits {bits}.") from None
@@ -200,10 +194,12 @@ class MemoryCeiling:
 
     def pays(self, more: Made, usual: Made, config: Any) -> bool:
         store, options = more
-        if not may_pay(options, self.device) or not streams_less(store.recipe.codec, store.dtype):
-            return False
-        machine = measured(store, options)
-        return pays(*(Blueprint.of_store(store, config, options, machine, self.device) for store, options in (more, usual)))
+
+        def drawn() -> list[Blueprint]:
+            machine = measured(store, options)
+            return [Blueprint.of_store(made, config, wanted, machine, self.device) for made, wanted in (more, usual)]
+
+        return pays(options, store.dtype, self.device, drawn)
 
     def check(self, config: Any, layout: ModelLayout, options: Options) -> None:
         """Before minutes are spent on preparing a model whose plan would miss the budget clearly."""
@@ -233,13 +229,14 @@ def suited_copy(
         return options
     usual, more = options.with_copy(USUAL), options.with_copy(MORE)
     # Of the codecs that may be chosen later the one that streams least: where that does not pay, none does.
-    able = [options.codec] if options.codec != AUTO else [codec.name for codec in candidates(foretold.dtype, MORE)]
-    if not may_pay(options, device) or not streams_less(able[0], foretold.dtype):
-        return usual
-    machine = measured()
-    if not pays(*(foretold.blueprint(replace(one, codec=able[0]), machine, device) for one in (more, usual))):
-        return usual
-    return more if streams_less(coded(more).codec, foretold.dtype) else usual
+    able = options.codec if options.codec != AUTO else next(codec.name for codec in candidates(foretold.dtype, MORE))
+
+    def drawn() -> list[Blueprint]:
+        machine = measured()
+        return [foretold.blueprint(replace(wanted, codec=able), machine, device) for wanted in (more, usual)]
+
+    pays_here = pays(replace(more, codec=able), foretold.dtype, device, drawn)
+    return more if pays_here and streams_less(coded(more).codec, foretold.dtype) else usual
 
 
 def suited_head(foretold: Foretold, options: Options, machine: Machine, device: Device) -> Options:
