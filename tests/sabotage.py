@@ -393,6 +393,7 @@ MUTATIONS = (
     Mutation("more bits are chosen that leave texts less room", "copy_bits.py", "and _room(plan) == _room(usual.plan())", "", "tests/test_copy_bits.py"),
     Mutation("more bits are chosen where no less is streamed", "copy_bits.py", "return chosen.bits(dtype, MORE) < chosen.bits(dtype, USUAL)", "return True", "tests/test_copy_bits.py"),
     Mutation("a Store that is there is left for other bits", "stores.py", "if len(choices) > 1 and ceiling is not None and ceiling.pays(", "if ceiling is not None and not ceiling.pays(", "tests/test_stores.py"),
+    Mutation("a start prepares a copy beside one that is being made", "stores.py", "for place in open_:", "for place in ():", "tests/test_stores.py"),
     Mutation("a copy that does not fit is made again", "stores.py", "if options.bits_left_open and MORE in there else options", "if False else options", "tests/test_stores.py"),
     Mutation("a head has bits that do not fit", "planning.py", "return options if fits(foretold", "return options if True or fits(foretold", "tests/test_planning.py"),
     Mutation("the head's own bits are forgotten", "weights/mixing.py", "found[-1] = recipe.head", "pass", "tests/weights/test_mixing.py"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ from understudy import LLM
 from understudy.errors import StoreError
 from understudy.options import MORE, USUAL, Options
 from understudy.sources import locate, prepare_source
-from understudy.stores import Made, left_open, prepared
+from understudy.stores import Made, left_open, prepared, stored_at
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.store import Store
+from understudy.weights.writing import lock_of
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ class Verdicts:
         return self.paying
 
     def suited(self, config: Any, layout: Any, options: Options) -> Options:
-        return options if options.copy_chosen else options.with_copy(self.chooses)
+        return options if options.copy_chosen or not options.bits_left_open else options.with_copy(self.chooses)
 
     def check(self, *_: Any) -> None:
         pass
@@ -130,3 +134,124 @@ def test_a_damaged_store_of_more_bits_is_not_missed_beside_the_usual_one(model: 
     make(model, tmp_path, 4)
     store, left = prepared(model, None, options(tmp_path), None)
     assert store is not None and store.recipe.quantizer == left.recipe_quantizer == USUAL
+
+
+class Starts:
+    """Two first starts at once, as two processes have them, which differ in what fits and in the copy that they would choose."""
+
+    def __init__(self, model: Checkpoint, given: Options) -> None:
+        self.model, self.given = model, given
+        # What the second start says, and that it waits.
+        self.said: list[str] = []
+        self.waits = threading.Event()
+
+    def first(self, verdicts: Verdicts, at: str) -> None:
+        """Prepare, and go on from where it chooses (`at` "choosing") or has begun ("preparing") once the second one waits."""
+        began = threading.Event()
+
+        def pause() -> None:
+            began.set()
+            self.waits.wait(20)
+
+        def suited(*given: Any) -> Options:
+            if at == "choosing":
+                pause()
+            return Verdicts.suited(verdicts, *given)
+
+        def report(what: str, done: float, total: float) -> None:
+            if at == what and not began.is_set():
+                pause()
+
+        verdicts.suited = suited  # type: ignore[method-assign]
+        self.thread = threading.Thread(target=prepare_source, args=(self.model, self.given, report), kwargs={"ceiling": verdicts})
+        self.thread.start()
+        assert began.wait(60)
+
+    def second(self, verdicts: Verdicts, given: Options | None = None) -> Store:
+        """Prepare too, while the first one is at it."""
+
+        def report(what: str, done: float, total: float) -> None:
+            self.said.append(what)
+            if what.startswith("Waiting"):
+                self.waits.set()
+
+        try:
+            return prepare_source(self.model, given or self.given, report, ceiling=verdicts)
+        finally:
+            self.waits.set()
+            self.thread.join()
+
+
+@pytest.mark.parametrize("at", ["choosing", "preparing"])
+@pytest.mark.parametrize(("fits", "taken"), [(("int4", "int6"), "int6"), (("int4",), "int4")])
+def test_of_two_first_starts_at_once_one_prepares_and_both_take_that_where_it_fits(
+    at: str, fits: tuple[str, ...], taken: str, model: Checkpoint, tmp_path: Path
+) -> None:
+    starts = Starts(model, options(tmp_path))
+    starts.first(Verdicts("int4", "int6", chooses="int6"), at)
+    store = starts.second(Verdicts(*fits, chooses="int4"))
+    assert store.recipe.quantizer == taken
+    assert starts.said[0].startswith("Waiting for another process, which prepares ")
+    made = sorted(path.parent.name.split("-")[1] for path in (tmp_path / "cache").glob("*/index.json"))
+    assert made == (["int6"] if taken == "int6" else ["int4", "int6"])
+    assert len([line for line in starts.said if line.startswith("Waiting")]) == 1
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.suffix in {".lock", ".choosing"}] == []
+
+
+def test_two_first_starts_at_once_may_name_one_directory(model: Checkpoint, tmp_path: Path) -> None:
+    """There was an error where they chose otherwise, after both had waited."""
+    starts = Starts(model, options(tmp_path, output=tmp_path / "out" / "store"))
+    starts.first(Verdicts("int4", "int6", chooses="int6"), "choosing")
+    assert starts.second(Verdicts("int4", "int6", chooses="int4")).recipe.quantizer == "int6"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["store"]
+
+
+def test_who_asks_for_other_bits_does_not_wait_for_what_is_prepared(model: Checkpoint, tmp_path: Path) -> None:
+    starts = Starts(model, options(tmp_path))
+    starts.first(Verdicts("int4", "int6", chooses="int6"), "preparing")
+    assert starts.second(Verdicts("int3"), options(tmp_path, bits=3)).recipe.quantizer == "int3"
+    assert not any(line.startswith("Waiting") for line in starts.said)
+
+
+def test_who_asks_for_any_bits_waits_for_those_that_another_asked_for(model: Checkpoint, tmp_path: Path) -> None:
+    starts = Starts(model, options(tmp_path, bits=6))
+    starts.first(Verdicts("int6"), "preparing")
+    store = starts.second(Verdicts("int4", "int6", chooses="int4"), options(tmp_path))
+    assert store.recipe.quantizer == "int6" and len(list((tmp_path / "cache").glob("*/index.json"))) == 1
+
+
+HOLDS = """
+import fcntl, os, sys, time
+held = [os.open(name, os.O_RDWR | os.O_CREAT) for name in sys.argv[1:]]
+for each in held:
+    fcntl.flock(each, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("killed", ["before", "while another waits"])
+@pytest.mark.parametrize("held", ["choosing", "lock"])
+def test_a_process_that_was_killed_keeps_nobody_waiting(killed: str, held: str, model: Checkpoint, tmp_path: Path) -> None:
+    asked = options(tmp_path)
+    more = stored_at(model, asked.with_copy(MORE))
+    more.parent.mkdir(parents=True)
+    file = more.parent / f"{model.fingerprint}.choosing" if held == "choosing" else lock_of(more)
+    said: list[str] = []
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(file)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+
+        def report(what: str, done: float, total: float) -> None:
+            said.append(what)
+            if what.startswith("Waiting"):
+                other.kill()
+
+        if killed == "before":
+            other.kill()
+            other.wait()
+        try:
+            store = prepare_source(model, asked, report, ceiling=Verdicts("int4", "int6"))
+        finally:
+            other.kill()
+    assert store.recipe.quantizer == "int4"
+    assert any(line.startswith("Waiting") for line in said) == (killed != "before")

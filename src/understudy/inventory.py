@@ -17,7 +17,7 @@ from .weights import index, integrity
 from .weights.checkpoint import Checkpoint
 from .weights.entries import INDEX
 from .weights.holding import in_use, unused
-from .weights.writing import only_process
+from .weights.writing import lock_of, only_process
 
 # What can be wrong with a Store, so that no run takes it: it is of no use any more.
 UNFINISHED, DAMAGED, CHANGED = "unfinished", "damaged", "its checkpoint was changed"
@@ -170,7 +170,7 @@ class Removal:
             held.enter_context(unused(store.path for store in self.stores))
             for store in self.stores:
                 if store.path.name.endswith(index.PARTIAL):
-                    lock = store.path.with_name(store.path.name.removesuffix(index.PARTIAL) + ".lock")
+                    lock = lock_of(store.path.with_name(store.path.name.removesuffix(index.PARTIAL)))
                     held.enter_context(only_process(lock, partial(_refuse, store.path)))
             _delete([*(store.path for store in self.stores), *(model.path for model in self.models if model.path is not None)])
 

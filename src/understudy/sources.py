@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from .models.streamed import attention_name
 from .options import AUTO, DTYPES, USUAL, Options
 from .plan.machine import Machine, resident_bytes, spare_bytes
 from .plan.sizes import format_size, parse_size
-from .stores import Ceiling, as_made, left_open, places, prepared, stored_at
+from .stores import Ceiling, as_made, left_open, only_chooser, places, prepared, stored_at
 from .weights.checkpoint import Checkpoint
 from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
@@ -116,6 +116,31 @@ def prepare_source(
     with compiling_for(source, options, device) as others:
         config = proven_config(source.path, options)
         others.wait(report)
+    store, _ = prepared(source, config, options, ceiling)
+    if store is not None:
+        return store
+
+    # Said once, however many are waited for.
+    @cache
+    def waiting() -> None:
+        if report is not None:
+            report(f"Waiting for another process, which prepares {source.name}", 0, 0)
+
+    with ExitStack() as choice:
+        choice.enter_context(only_chooser(source, options, waiting))
+        return _made(source, (config, options), (report, device, ceiling), choice.close)
+
+
+def _made(
+    source: Checkpoint,
+    asked: tuple[Any, Options],
+    given: tuple[Report | None, Device | None, Ceiling | None],
+    begun: Callable[[], None],
+) -> Store:
+    """The Store of `source`, whose config and options are `asked`: found now that no other process makes one, or made. `given`: as
+    `prepare_source` was. `begun` is called as soon as others can see which one is made."""
+    config, options = asked
+    report, device, ceiling = given
     store, options = prepared(source, config, options, ceiling)
     if store is not None:
         return store
@@ -142,7 +167,7 @@ def prepare_source(
             report(said_aside(source, layout, options.recipe.codec), 0, 0)
     measure = None if options.text is None else partial(_moments, source, layout, config, options, report)
     with _memory(options):
-        return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure)
+        return prepare(source, layout, directory, options.recipe, progress=progress, measure=measure, begun=begun)
 
 
 def compiling_for(source: Checkpoint, options: Options, device: Device | None) -> AbstractContextManager[Compiling]:

@@ -1,9 +1,12 @@
 """Which Store of a checkpoint is in the cache, by what options leave open: bits of the copy and of its head, its text, the codec.
 
-One that is there is taken, where it fits, so that other memory, or another verdict on what is faster, prepares nothing anew."""
+One that is there is taken, where it fits, so that other memory, or another verdict on what is faster, prepares nothing anew. Nor
+does a process that starts while another makes one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +20,7 @@ from .weights.layout import ModelLayout
 from .weights.prepare import found
 from .weights.recipe import Recipe
 from .weights.store import Store
+from .weights.writing import await_process, explained, lock_of, only_process
 
 # A Store that is there, and options as it was made.
 Made = tuple[Store, Options]
@@ -100,6 +104,24 @@ def places(source: Checkpoint, options: Options) -> list[Path]:
     if options.output is not None:
         return [Path(options.output).expanduser()]
     return [stored_at(source, candidate) for candidate in left_open(options)]
+
+
+@contextmanager
+def only_chooser(source: Checkpoint, options: Options, waiting: Callable[[], None]) -> Iterator[None]:
+    """While this is entered, no other process makes a Store of `source` that `options` may mean, or chooses which one to make: what
+    another has made is there before anything is chosen.
+
+    `waiting()` is called, maybe twice, where one does. Raises StoreError where there can be no file that says who chooses."""
+    open_ = places(source, options)
+    first = open_[0].absolute()
+    # In the cache whoever chooses may come to any place for this checkpoint; what --output names is one place.
+    name = source.fingerprint if options.output is None else first.name
+    with explained(first.parent):
+        first.parent.mkdir(parents=True, exist_ok=True)
+    with only_process(first.with_name(f"{name}.choosing"), waiting):
+        for place in open_:
+            await_process(lock_of(place.absolute()), waiting)
+        yield
 
 
 def stored_at(source: Checkpoint, options: Options) -> Path:

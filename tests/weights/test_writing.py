@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from understudy.errors import StoreError
 from understudy.weights import writing
 from understudy.weights.files import checksum
-from understudy.weights.writing import Extents, Journal, explained, only_process
+from understudy.weights.writing import Extents, Journal, await_process, explained, lock_of, only_process
 
 
 def test_extents_begin_on_pages_and_read_back(tmp_path: Path) -> None:
@@ -135,3 +136,22 @@ def test_a_place_without_room_for_a_lock_is_told(tmp_path: Path) -> None:
     said = r"Is a directory.* Make it writable, or choose another directory with -o"
     with pytest.raises(StoreError, match=said), only_process(tmp_path / "lock", lambda: None, "choose another directory with -o"):
         pytest.fail("nothing is locked")
+
+
+def test_who_awaits_a_process_takes_no_lock_and_passes_one_that_is_gone(tmp_path: Path) -> None:
+    lock = lock_of(tmp_path / "store")
+    assert lock == tmp_path / "store.lock"
+    waited: list[str] = []
+    await_process(lock, lambda: waited.append("for nobody"))
+    assert not lock.exists()
+    lock.touch()
+    await_process(lock, lambda: waited.append("for one that was killed"))
+    assert not waited
+
+    done = threading.Event()
+    with only_process(lock, lambda: None):
+        thread = threading.Thread(target=lambda: (await_process(lock, lambda: waited.append("for one that runs")), done.set()))
+        thread.start()
+        assert not done.wait(0.2) and waited == ["for one that runs"]
+    thread.join()
+    assert done.is_set() and not lock.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .measuring import Measure
 from .mixing import quantizers_of
 from .recipe import Recipe
 from .store import Store
-from .writing import ELSEWHERE, explained, only_process
+from .writing import ELSEWHERE, explained, lock_of, only_process
 
 
 def estimate(checkpoint: Checkpoint, layout: ModelLayout, recipe: Recipe) -> int:
@@ -45,17 +46,21 @@ def prepare(
     *,
     progress: Progress | None = None,
     measure: Measure | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> Store:
     """The Store of `checkpoint` in `directory`: made, finished, or found there.
 
-    `measure` finds out what weighs the errors of a copy. Raises CheckpointError for weights that cannot be prepared,
-    StoreError for a directory that cannot be written or holds something else."""
+    `measure` finds out what weighs the errors of a copy; `begun` is called once no other process can make this Store.
+
+    Raises CheckpointError for weights that cannot be prepared, StoreError for a directory that cannot be written or holds something
+    else."""
     directory = Path(directory).expanduser().absolute()
     report = progress or (lambda done, total, name: None)
     with explained(directory.parent):
         directory.parent.mkdir(parents=True, exist_ok=True)
         waiting = partial(report, 0.0, 1.0, "waiting for another process to prepare it")
-        with only_process(directory.with_name(directory.name + ".lock"), waiting):
+        with only_process(lock_of(directory), waiting):
+            begun()
             if directory.is_dir() and any(directory.iterdir()):
                 return found(directory, checkpoint, recipe)
             needed = estimate(checkpoint, layout, recipe)

@@ -167,6 +167,28 @@ def only_process(path: Path, waiting: Callable[[], None], elsewhere: str = ELSEW
         os.close(descriptor)
 
 
+def lock_of(directory: Path) -> Path:
+    """The lock file that a process holds while it makes the Store in `directory`."""
+    return directory.with_name(directory.name + ".lock")
+
+
+def await_process(path: Path, waiting: Callable[[], None]) -> None:
+    """Return once no process holds the lock file `path`: at once where one that was killed has left it. `waiting()` is called first
+    if one does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        # Shared, since all who wait go on together.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waiting()
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
 def _locked(path: Path, waiting: Callable[[], None]) -> int:
     """The descriptor of the lock file `path`, which this process alone holds."""
     while True:
