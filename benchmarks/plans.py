@@ -60,24 +60,23 @@ SHAPES: dict[str, dict[str, Any]] = {
 def row(config: dict[str, Any]) -> list[str]:
     """The cells of one shape: the lower bound, the budget from which speed is kept, and what each budget gives."""
     from understudy.concessions import Planner, chosen_step, plan_chat
+    from understudy.drawable import drawable
     from understudy.errors import UsageError
-    from understudy.options import Options
+    from understudy.options import MORE, Options
     from understudy.plan.conversation import Conversation
     from understudy.plan.other_machine import OtherMachine
     from understudy.plan.rounds import Arithmetic
-    from understudy.planning import chosen_elsewhere, foretold_of_config, planned_device
 
     other = OtherMachine.parse(MACHINE)
     talk = Conversation.parse(CHAT, "--chat")
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "config.json").write_text(json.dumps(config))
         first = Options.of({"context": talk.tokens, "rows": 1}, os.environ)
-        device = planned_device(first, other)
         # The layers are traced once for all budgets.
-        foretold = foretold_of_config(place, first)
-        first = chosen_elsewhere(first, other, foretold.dtype, device)
+        model = drawable(place, first, other, config_alone=True)
+        first = model.options
         reading = Arithmetic.of_bandwidth(other.bandwidth)
-        planner = Planner(talk, reading, lambda wanted: foretold.blueprint(wanted, other.machine(), device), changeable=True)
+        planner = Planner(talk, reading, model.drawn, model.in_budget, changeable=True)
 
         # Steps and their smallest budgets are the same for all budgets.
         roomy = plan_chat(planner, replace(first, memory=BUDGETS[-1] * 10**9), "context")
@@ -87,7 +86,8 @@ def row(config: dict[str, Any]) -> list[str]:
                 chosen = chosen_step(planner, first, roomy.steps, roomy.keeping, ("context", budget * 10**9))
             except UsageError:
                 return "-"
-            how = said(chosen.options)
+            # More bits than usual are chosen by the plan itself.
+            how = "6 bits" if not chosen.options and chosen.plan.copy.startswith(MORE) else said(chosen.options)
             speed = chosen.expected.tokens_per_second
             return (f"{speed:.1f}" if speed >= 1 else f"{speed:.2f}") + (f" ({how})" if how else "")
 

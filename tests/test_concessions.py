@@ -78,6 +78,54 @@ def test_of_6_bits_that_were_chosen_some_go_first(planned: Any) -> None:
     assert given == ["--head-bits 6", *said[1:]]
 
 
+# A small model's config, of 126 million streamed weights.
+SIZES: dict[str, Any] = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 4,
+    "vocab_size": 4096, "max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [{}, {"resident": "none"}, {"resident": "none", "memory": "600MB"}, {"head_bits": 8}])
+def test_a_step_without_options_is_what_a_run_in_its_budget_does(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It chooses bits of the copy and of the head by that budget, not by the one that the table is asked for."""
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "bfloat16", **SIZES}))
+    # The first budgets are more than that machine has: then as if it had so much.
+    machine = "cpu:memory=700MB,disk=0.1GB/s,bandwidth=60GB/s"
+    other = OtherMachine.parse(machine)
+    chat = chat_for(tmp_path, (TALK, "context", ""), Options.of(asked, os.environ), SLOW, other, config_alone=True)
+    assert chat.keeping is not None
+    roomy = machine.replace("700MB", "4GB")
+    own = [*chat.exact_steps, chat.keeping, *([chat.chosen] if not chat.chosen.options else [])]
+    for step in own:
+        given = {**asked, "memory": step.budget_bytes, "context": TALK.tokens, "rows": 1}
+        assert step.plan.copy == LLM.plan_only(config=tmp_path, machine=roomy, **given).copy, step.gives_up
+    copies = [step.plan.copy for step in own]
+    assert len(set(copies)) > 1 or asked == {"head_bits": 8}
+    if "resident" in asked:
+        assert copies[0] == "int6, head int8" and chat.keeping.plan.copy.startswith("int6") and "int4" in copies[1]
+    lines = "\n".join(chat.lines())
+    assert ("exact weights that stay (copy of the weights: int4" in lines) == (len(set(copies)) > 1)
+    assert [step["copy"] for step in chat.to_dict()["concessions"]] == [step.plan.copy for step in chat.steps]
+
+
+def test_a_step_takes_the_store_that_a_run_would(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    LLM.prepare(model, bits=6, codec="delta")
+    asked: dict[str, Any] = {"codec": "delta", "throttle": 2e7}
+    large, small = (
+        chat_for(model, (TALK, "context", ""), Options.of({**asked, "memory": memory}, os.environ), SLOW)
+        for memory in ("1GiB", "519MiB")
+    )
+    assert {step.plan.copy for step in large.exact_steps} == {"int6, head int8"}
+    assert small.chosen.plan.copy.startswith("int4")
+    for step in (*large.exact_steps, *small.exact_steps):
+        plan = LLM.plan_only(model, **asked, memory=step.budget_bytes, context=TALK.tokens, rows=1)
+        assert step.plan.copy == plan.copy, (step.gives_up, step.budget_bytes)
+
+
 @pytest.mark.parametrize("clients", [3, 200, 1000])
 def test_each_step_needs_less_for_any_number_of_clients(planned: Any, clients: int) -> None:
     """Also where more of them read at once than a step leaves pieces of prompts for."""
@@ -90,9 +138,7 @@ def test_each_step_needs_less_for_any_number_of_clients(planned: Any, clients: i
 def test_without_a_copy_keys_and_values_stay_where_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They go to disk for a copy; where there is none any more, that is given back before drafting ends in the least memory."""
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16}
-    sizes |= {"num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 8192}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "bfloat16", **sizes}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "bfloat16", **SIZES}))
     talk = Conversation(turns=20, prompt=90, reply=90)
 
     def planned(memory: str | int) -> Chat:

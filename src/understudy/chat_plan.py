@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .chat_table import Chat, Concession
-from .concessions import FITS, Planner, plan_chat
+from .concessions import FITS, Planner, kept_bits, plan_chat
 from .drawable import drawable
 from .errors import UsageError
 from .options import SMALL, STAY, Options
@@ -33,7 +33,7 @@ def chat_for(
         raise UsageError(f"{why}: describe the machine with --for {FORM}; or give the speed with --throttle.")
     options = replace(options, context=conversation.tokens, rows=conversation.clients)
     model = drawable(place, options, other, config_alone=config_alone)
-    planner = Planner(conversation, arithmetic, model.drawn, changeable=model.changeable)
+    planner = Planner(conversation, arithmetic, model.drawn, model.in_budget, changeable=model.changeable)
     chat = plan_chat(planner, model.options, fit, head)
     chat = replace(chat, inexact=_inexact(planner, model.options))
     return replace(chat, notes=(_of_keys(chat, model.options), *chat.notes))
@@ -45,7 +45,7 @@ def _inexact(planner: Planner, options: Options) -> Concession | None:
     if options.small_keys or device.own_memory or isinstance(options.spill, int) or options.prefix_cache is not None:
         return None
     said = f"precision of keys and values: {SMALL} bits, which is not exact"
-    return planner.step(replace(options, kv_bits=SMALL, spill=STAY), (said, f"--kv-bits {SMALL}"))
+    return planner.step(replace(options, kv_bits=SMALL, spill=STAY), (said, f"--kv-bits {SMALL}{kept_bits(options)}"))
 
 
 def _of_keys(chat: Chat, options: Options) -> str:

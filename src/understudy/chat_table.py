@@ -30,7 +30,7 @@ class Concession:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the plan."""
-        found = {"gives_up": self.gives_up, "options": self.options, "budget": self.budget_bytes}
+        found = {"gives_up": self.gives_up, "options": self.options, "budget": self.budget_bytes, "copy": self.plan.copy}
         return found | {"tokens_per_second": self.expected.tokens_per_second, "round": self.expected.to_dict()}
 
 
@@ -114,5 +114,9 @@ class Chat:
 def _line(step: Concession, before: Concession | None) -> str:
     """What a step needs, gives, and costs beside the one before."""
     speed = step.expected.tokens_per_second
-    cost = f"{speed - before.expected.tokens_per_second:+.2f}" if before is not None else ""
-    return f"{whole_mib(step.budget_bytes):>11}  {speed:8.2f} tok/s  {cost:>8}  {step.gives_up}"
+    cost, said = "", ""
+    if before is not None:
+        cost = f"{speed - before.expected.tokens_per_second:+.2f}"
+        # What a run chooses by itself in this memory; what is asked for stands in what is given up.
+        said = f" (copy of the weights: {step.plan.copy})" if not step.options and step.plan.copy != before.plan.copy else ""
+    return f"{whole_mib(step.budget_bytes):>11}  {speed:8.2f} tok/s  {cost:>8}  {step.gives_up}{said}"

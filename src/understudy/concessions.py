@@ -46,6 +46,8 @@ class Planner:
     conversation: Conversation
     arithmetic: Arithmetic
     drawn: Drawn
+    # Options with the copy that a run in a budget of so many bytes would have.
+    in_budget: Callable[[int], Options]
     # May the copy have other bits, and exact weights another codec? Not where they are prepared already.
     changeable: bool
 
@@ -63,6 +65,17 @@ class Planner:
         round_ = expected(plan, self.arithmetic, drafting_of(options, plan))
         return Concession(given[0], given[1], budget, round_, plan, terms(plan, blueprint.footprint, request))
 
+    def by_itself(self, options: Options, gives_up: str, budget: int | None = None, passes: Passes | None = None) -> Concession:
+        """What a run without options does in `budget`, or in the smallest one for `passes` with the copy of `options`: it chooses
+        other bits of the copy where they suit that budget better."""
+        if budget is None:
+            budget = self.step(options, (gives_up, ""), passes=passes).budget_bytes
+        try:
+            return self.step(self.in_budget(budget), (gives_up, ""), budget)
+        except UsageError:
+            # Beside a smaller head its exact part is larger, and may not fit by a page or two: as with bits that are asked for.
+            return self.step(options, (gives_up, ""), budget)
+
     def steps(self, options: Options, head: str = "") -> Iterator[Concession]:
         """All steps, in order. `head`: the method of a trained head that may draft in the place of the copy."""
         blueprint = self.drawn(options)
@@ -71,16 +84,14 @@ class Planner:
         most = widened(least, PLENTY, blueprint.footprint, request)
         # Where many read at once, the smallest passes have more.
         few = max(min(FEW_TILES, most.tiles - most.trees), least.tiles - least.trees)
-        everything = self.step(options, ("nothing: all that helps stays in fast memory", ""), PLENTY)
-        yield self.step(options, (everything.gives_up, ""), int(everything.plan.used / (1 - MARGIN)) + 1)
-        yield self.step(options, ("exact weights that stay", ""), passes=most)
-        yield self.step(options, ("long pieces of prompts", ""), passes=Passes(most.trees, most.trees + few))
-        yield self.step(options, ("wide trees: tiles of drafts", ""), passes=Passes(least.trees, least.trees + few))
-        yield self.step(options, ("pieces of prompts of more than a tile", ""))
+        everything = self.by_itself(options, "nothing: all that helps stays in fast memory", PLENTY)
+        yield self.by_itself(options, everything.gives_up, int(everything.plan.used / (1 - MARGIN)) + 1)
+        yield self.by_itself(options, "exact weights that stay", passes=most)
+        yield self.by_itself(options, "long pieces of prompts", passes=Passes(most.trees, most.trees + few))
+        yield self.by_itself(options, "wide trees: tiles of drafts", passes=Passes(least.trees, least.trees + few))
+        yield self.by_itself(options, "pieces of prompts of more than a tile")
         spill, stays = "", options
-        # In less memory others might be chosen.
-        bits = options.recipe_quantizer.removeprefix("int")
-        kept = f" --bits {bits}" if options.bits_left_open and options.recipe_quantizer != USUAL else ""
+        bits, kept = options.recipe_quantizer.removeprefix("int"), kept_bits(options)
         if (spilled := self.spilling(options)) is not options:
             options, spill = spilled, f"--spill {spilled.spill} "
             yield self.step(options, ("keys and values of old tokens in fast memory: they go to disk", spill.strip() + kept))
@@ -140,9 +151,16 @@ class Planner:
         low, high = last.budget_bytes, first.budget_bytes
         while high - low > MIB:
             middle = (low + high) // 2
-            fast = self.step(options, ("", ""), middle).expected.tokens_per_second >= wanted
+            fast = self.by_itself(options, "", middle).expected.tokens_per_second >= wanted
             low, high = (low, middle) if fast else (middle, high)
-        return self.step(options, (f"{KEPT:.0%} of the speed is kept", ""), high)
+        return self.by_itself(options, f"{KEPT:.0%} of the speed is kept", high)
+
+
+def kept_bits(options: Options) -> str:
+    """What a person writes after other options to keep a copy of more than the usual bits, which was chosen: in less memory others
+    might be."""
+    open_ = options.bits_left_open and options.recipe_quantizer != USUAL
+    return f" --bits {options.recipe_quantizer.removeprefix('int')}" if open_ else ""
 
 
 def start_of(options: Options) -> Start:
@@ -199,7 +217,7 @@ def chosen_step(
         return held
     first = next(step for step in steps if step.budget_bytes <= budget)
     if not first.options:
-        return planner.step(options, (first.gives_up, ""), budget)
+        return planner.by_itself(options, first.gives_up, budget)
     return first
 
 

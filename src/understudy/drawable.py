@@ -48,6 +48,8 @@ class Drawable:
     devices: tuple[Device, ...]
     # Draws its blueprint.
     drawn: Callable[[Options], Blueprint]
+    # Options with the copy that a run in a budget of so many bytes would have.
+    in_budget: Callable[[int], Options]
     # Where its tokenizer is; None: it has none.
     directory: Path | None
     # What it would take, where it is not prepared; None: it is.
@@ -70,6 +72,39 @@ class Drawable:
         return self.foretold.plan(self.options, self.machine, self.devices, blueprint.second).noted(*self.notes)
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """Chooses the copy of a model that is not prepared."""
+
+    foretold: Foretold
+    device: Device
+    # The machine with its speeds, and options with a codec where it is left open: asked only where they count.
+    measured: Callable[[], Machine]
+    coded: Callable[[Options], Options]
+    # The checkpoint of which a run takes a Store that is there; None: none is.
+    source: Checkpoint | None = None
+
+    def of(self, options: Options) -> Options:
+        """Options with the copy chosen."""
+        return suited_copy(self.foretold, options, self.device, self.measured, self.coded)
+
+    def in_budget(self, options: Options, budget: int) -> Options:
+        """Options with copy, head and codec as a run in `budget` bytes would have them, on a machine that has so much."""
+        wanted = replace(options, memory=budget)
+        if self.source is not None and options.bits_left_open:
+            store, wanted = prepared(self.source, self.foretold.config, wanted, MemoryCeiling(self.source, self.device))
+            if store is not None:
+                return replace(wanted, memory=options.memory)
+
+        def roomy() -> Machine:
+            machine = self.measured()
+            return replace(machine, total_memory=max(machine.total_memory, budget))
+
+        chosen = replace(self, measured=roomy).of(wanted)
+        chosen = suited_head(self.foretold, chosen, roomy(), self.device)
+        return replace(self.coded(chosen), memory=options.memory)
+
+
 def drawable(
     place: str | Path | None, options: Options, other: OtherMachine | None = None, *,
     config_alone: bool = False, as_it_is: bool = False,
@@ -87,14 +122,17 @@ def drawable(
         assert place is not None
         foretold = foretold_of_config(place, options)
         there = partial(chosen_elsewhere, other=other, dtype=foretold.dtype, device=device)
-        options = suited_copy(foretold, options, device, lambda: machine, there)
+        choice = _Choice(foretold, device, lambda: machine, there)
+        in_budget = partial(choice.in_budget, options)
+        options = choice.of(options)
         options = there(suited_head(foretold, options, machine, device) if as_it_is else options)
-        return _foretold(foretold, options, machine, devices, None, _said(other, *FROM_CONFIG))
+        return _foretold(choice, options, machine, devices, in_budget, None, _said(other, *FROM_CONFIG))
     source = locate(place, options)
     config = proven_config(source.path, options)
     check_drafter(source, config, options)
     if isinstance(source, Store):
         return _stored(source, config, options, devices, other)
+    asked = options
     if other is None:
         held, options = _copy_here(source, config, options, device)
         if held is not None and as_it_is:
@@ -104,14 +142,17 @@ def drawable(
     measuring: Callable[[], Machine] = partial(Machine.measured, machine, _file(source, foretold), options.cache)
     if other is None:
         coded = partial(choose_codec, source, foretold.layout, device=device)
-    options = suited_copy(foretold, options, device, measuring if other is None else other.machine, coded)
+    here = source if other is None else None
+    choice = _Choice(foretold, device, measuring if other is None else other.machine, coded, here)
+    options = choice.of(options)
     options = coded(suited_head(foretold, options, machine, device) if as_it_is else options)
     store = Store.open(path) if (path := stored_at(source, options)).is_dir() else None
     if store is not None and as_it_is:
         return _stored(store, config, options, devices, other)
     if other is None:
         machine = machine.measured(_file(source, foretold) if store is None else store.streamed, options.cache)
-    return _foretold(foretold, options, machine, devices, source.path, _said(other, *FROM_CHECKPOINT))
+    in_budget = partial(choice.in_budget, asked)
+    return _foretold(choice, options, machine, devices, in_budget, source.path, _said(other, *FROM_CHECKPOINT))
 
 
 def _copy_here(source: Checkpoint, config: object, options: Options, device: Device) -> tuple[Store | None, Options]:
@@ -133,16 +174,17 @@ def _stored(
     def drawn(wanted: Options) -> Blueprint:
         return Blueprint.of_store(store, config, wanted, machine, devices[0])
 
-    return Drawable(options, machine, devices, drawn, store.path, notes=() if other is None else (other.note,))
+    notes = () if other is None else (other.note,)
+    return Drawable(options, machine, devices, drawn, lambda budget: options, store.path, notes=notes)
 
 
 def _foretold(
-    foretold: Foretold, options: Options, machine: Machine, devices: tuple[Device, ...], directory: Path | None,
-    notes: tuple[str, ...],
+    choice: _Choice, options: Options, machine: Machine, devices: tuple[Device, ...], in_budget: Callable[[int], Options],
+    directory: Path | None, notes: tuple[str, ...],
 ) -> Drawable:  # fmt: skip
     """A model that is not prepared."""
-    drawn = partial(foretold.blueprint, machine=machine, device=devices[0])
-    return Drawable(options, machine, devices, drawn, directory, foretold, notes)
+    drawn = partial(choice.foretold.blueprint, machine=machine, device=devices[0])
+    return Drawable(options, machine, devices, drawn, in_budget, directory, choice.foretold, notes)
 
 
 def _file(source: Checkpoint, foretold: Foretold) -> Path:
