@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from .amx_dot import ROWS, amx_products, amx_sums, configure, release, shapes
-from .attention_cpu import absorb, blocks_of, finish, span, state_of
+from .attention_cpu import NOBODY, absorb, blocks_of, finish, span, state_of
 from .compiled import FIRST, contracted
 from .paired import locate, pair_keys, pair_values
 from .running_softmax import lines
 from .weighted import BLOCK
 
-# Whether weights are bfloat16, and no row or height. They are no literals, see `attention_cpu`.
+# Whether weights are bfloat16. It is no literal, see `attention_cpu`.
 HALVES: Any = np.bool_(True)
-NOBODY = np.int64(-1)
 
 
 def registers(columns: int) -> Any:

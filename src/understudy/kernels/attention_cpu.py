@@ -14,8 +14,8 @@ from .weighted import BLOCK, LANES, add_rows, combine_rows
 
 # nodes that go through a block together
 TOGETHER = 8
-# Whether blocks are of keys or of values, and no row. They are no literals, for each of which numba compiles what it is given to
-# once more.
+# Whether blocks are of keys or of values, and no row or height. They are no literals, for each of which numba compiles what it is
+# given to once more.
 KEYS: Any = np.bool_(True)
 VALUES: Any = np.bool_(False)
 NOBODY = np.int64(-1)

@@ -148,12 +148,6 @@ class Rehearsal(WholePass):
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Nothing reads them."""
 
-    def _at_once(self, layer: int) -> int:
-        """Nodes whose keys and values `layer` takes at once, with none of them in the place of one that they look back at: those of
-        a tree, or as many as a row can go back."""
-        cache = self.view.cache
-        return max(cache.layers[layer].goes_back, cache.scratch)
-
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         size = self.view.cache.layers[layer].shape.value_size
         return query[:, :, torch.arange(size, device=query.device) % query.shape[2]]
