@@ -128,19 +128,20 @@ def prepare_source(
 
     with ExitStack() as choice:
         choice.enter_context(only_chooser(source, options, waiting))
-        return _made(source, (config, options), (report, device, ceiling), choice.close)
+        return _made(source, config, options, report, device, ceiling, choice.close)
 
 
 def _made(
     source: Checkpoint,
-    asked: tuple[Any, Options],
-    given: tuple[Report | None, Device | None, Ceiling | None],
+    config: Any,
+    options: Options,
+    report: Report | None,
+    device: Device | None,
+    ceiling: Ceiling | None,
     begun: Callable[[], None],
 ) -> Store:
-    """The Store of `source`, whose config and options are `asked`: found now that no other process makes one, or made. `given`: as
-    `prepare_source` was. `begun` is called as soon as others can see which one is made."""
-    config, options = asked
-    report, device, ceiling = given
+    """The Store of `source`: found now that no other process makes one, or made. For the others see `prepare_source`; `begun` is
+    called as soon as other processes can see which one is made."""
     store, options = prepared(source, config, options, ceiling)
     if store is not None:
         return store
