@@ -55,6 +55,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
         "use_double_wide_mlp": True,
     },
+    # four states in the place of one, activations that are mostly zeros, two layers that read the keys of earlier ones, and a table
+    # beside the embedding that lacks some tokens
+    "gemma3n_text": {
+        "head_dim": 16, "sliding_window": 16, "num_hidden_layers": 6, "num_kv_shared_layers": 2, "laurel_rank": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 3, "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0, 0.0, 0.0],
+        "hidden_size_per_layer_input": 24, "vocab_size_per_layer_input": 240, "tie_word_embeddings": False,
+        "final_logit_softcapping": 10.0,
+    },
     "phi3": {"sliding_window": None},
     "glm4": {"head_dim": 16, "partial_rotary_factor": 0.5},
     "olmo2": {},

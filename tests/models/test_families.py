@@ -50,7 +50,7 @@ def test_it_is_exact_in_both_precisions(family: str, tmp_path: Path) -> None:
     ("family", "device"),
     [
         ("gemma3_text", "cpu"), ("mistral", "cpu"), ("gemma2", "fake"), ("gemma4_text", "cpu"), ("gemma4-e", "cpu"),
-        ("gemma4-e", "fake"), ("granite_swa", "fake"),
+        ("gemma4-e", "fake"), ("gemma3n_text", "cpu"), ("gemma3n_text", "fake"), ("granite_swa", "fake"),
     ],
 )  # fmt: skip
 def test_a_text_longer_than_what_its_layers_hold(
@@ -72,7 +72,7 @@ def test_a_text_longer_than_what_its_layers_hold(
             assert done.stats.accepted > 0, "nothing drafted was accepted: the test shows nothing"
 
 
-@pytest.mark.parametrize("family", ["gemma4_text", "gemma4-e"])
+@pytest.mark.parametrize("family", ["gemma4_text", "gemma4-e", "gemma3n_text"])
 def test_bfloat16_texts_side_by_side_are_those_of_each_alone(family: str, tmp_path: Path) -> None:
     """One to three rows, drafted and not, with a second turn that begins with the first one's text."""
     save(tmp_path / "model", family, torch.bfloat16)

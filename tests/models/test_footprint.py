@@ -96,6 +96,13 @@ def test_a_table_beside_the_embedding_takes_its_rows_and_what_becomes_of_them() 
     assert on_device(more, two, shape_of(), torch.bfloat16, device).embedding_bytes == 256 * (64 + 96) * 2
 
 
+def test_states_side_by_side_are_there_as_they_were_and_as_they_are_foretold() -> None:
+    one = footprint_of(SIZES, shape_of(), torch.bfloat16)
+    four = footprint_of(SIZES, replace(shape_of(), states=4), torch.bfloat16)
+    assert four.tile_bytes - one.tile_bytes == TILE * 2 * 3 * shape_of().hidden_size * 2
+    assert four.state_line == 4 * one.state_line
+
+
 def test_a_layer_that_reads_anothers_keys_takes_nothing() -> None:
     """Of eight layers two slide and two do not; the others read those of the last two, which are held whole."""
     shape = ModelShape.of(AutoConfig.for_model(**{**COMMON, **FAMILIES["gemma4-e"]}))

@@ -53,6 +53,7 @@ def test_a_linear_is_what_computes_as_one(bias: bool) -> None:
 def test_what_decides_does_not_stream() -> None:
     assert kept.streams(nn.Linear(512, 64), False) and kept.streams(nn.Linear(64, 32), False)
     assert not kept.streams(nn.Linear(512, 63), False), "a gate with fewer outputs than a block"
+    assert not kept.streams(nn.Linear(4, 16), False), "coefficients, of which there is no block"
     assert not kept.streams(nn.Linear(512, 64), True), "transformers holds it in float32"
     assert not kept.streams(Scaled(512, 64), False)
 

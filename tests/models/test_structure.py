@@ -124,26 +124,6 @@ def test_every_tensor_of_a_checkpoint_has_one_place(family: str, tmp_path: Path)
         assert spec.shape == tensors[spec.weight].shape
 
 
-def test_tables_that_are_looked_up_by_token_are_found() -> None:
-    """Positions are looked up in OPT, but not by token."""
-    learned = structure.skeleton(AutoConfig.for_model("opt", num_hidden_layers=2), torch.float32, attention_name())
-    both = ["model.embed_tokens", "model.embed_tokens_per_layer"]
-    for model, expected in ((skeleton("gemma4-e"), both), (learned, ["model.decoder.embed_tokens"])):
-        assert structure.trace(model, structure.streamed_linears(model)).looked_up == expected
-
-
-def test_a_table_that_could_not_be_looked_up_before_a_pass_is_refused() -> None:
-    model = skeleton("gemma4-e", vocab_size_per_layer_input=200)
-    with pytest.raises(CheckpointError, match="embed_tokens_per_layer has 200 rows, and the model 256 tokens"):
-        structure.layout(model, structure.foretold(model, torch.float32, Path()))
-    late: Any = skeleton("gemma4-e")
-    given: list[torch.Tensor] = []
-    late.model.register_forward_pre_hook(lambda _, args, options: given.append(options["input_ids"]), with_kwargs=True)
-    late.model.layers[3].register_forward_pre_hook(lambda *_: late.model.embed_tokens_per_layer(given[-1]))
-    with pytest.raises(CheckpointError, match=r"embed_tokens_per_layer is looked up by token after model\.layers\.2"):
-        structure.trace(late, structure.streamed_linears(late))
-
-
 @pytest.mark.parametrize("family", FEW)
 def test_a_config_foretells_the_tensors_of_its_checkpoint(family: str, tmp_path: Path) -> None:
     save(tmp_path, family, torch.bfloat16)

@@ -59,6 +59,17 @@ def test_taps_hear_what_the_stock_model_calls_its_hidden_states(models: dict[str
         torch.testing.assert_close(noting.heard[number], states[place][0])
 
 
+def test_of_states_side_by_side_the_first_is_heard() -> None:
+    model, current, noting = stock("gemma3n_text"), CurrentPass(), Noting()
+    install(model, [0, 2], current)
+    current.under_way = noting  # type: ignore[assignment]
+    with torch.no_grad():
+        states = model(IDS, output_hidden_states=True).hidden_states
+    for number, place in enumerate((0, 2)):
+        assert states[place].shape[0] == 4
+        torch.testing.assert_close(noting.heard[number], states[place][0, 0])
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "granite", "qwen3_5_text", "cohere", "opt"])
 def test_what_lies_before_the_norm_is_what_the_norm_is_given(family: str) -> None:
     """transformers keeps it in no list: its `hidden_states` end with the output of the norm."""

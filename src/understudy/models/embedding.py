@@ -32,8 +32,9 @@ def lookups(model: Any, layout: ModelLayout) -> list[nn.Module]:
 class Table(Protocol):
     """One table in one stock embedding module."""
 
-    # The stock module.
+    # The stock module, and how many rows its table has.
     module: nn.Module
+    rows: int
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Make the module ready for tokens [n]; returns what to give it for them."""
@@ -48,9 +49,13 @@ class Lookup:
         self.tables = list(tables)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """tokens: [n] ids -> what to give the model for them. Raises what reading a row raises."""
-        given = [table(tokens) for table in self.tables]
-        return given[0]
+        """tokens: [n] ids -> what to give the model for them. Raises what reading a row raises.
+
+        Tables beside the embedding may lack the last tokens, for which the model takes the first row (`by_token.py`)."""
+        first, *beside = self.tables
+        for table in beside:
+            table(torch.where(tokens < table.rows, tokens, 0))
+        return first(tokens)
 
     def close(self) -> None:
         for table in self.tables:
@@ -136,6 +141,7 @@ class EmbeddingTable:
         compute = next(iter(module.parameters())).dtype
         self.device = device
         self.module = module
+        self.rows = rows
         weight = device.arena(rows * width * compute.itemsize).view(compute)
         done = 0
         for data in store.pieces(table):

@@ -169,18 +169,20 @@ def footprint_of(
     """The footprint of a model of `shape` that computes in `dtype` on `cores` processors. `taps`: hidden states it hands out.
 
     A tile holds most when the second half of a gated block is multiplied: three times what went into the block, both halves,
-    and their product; and, all the time, what it looked up beside its embedding. That is made in float32, tile by tile."""
+    and their product; and, all the time, what it looked up beside its embedding. That is made in float32, tile by tile. Of further
+    states that layers hand on there are those that went into a layer, and what it foretells of them."""
     width, *others = (width for _, width in sizes.tables)
     beside = sum(others)
     rows_bytes = TILE * (width + beside) * dtype.itemsize + 4 * TILE * beside * 4
     logits_bytes = TILE * blocks_of(shape.vocabulary) * BLOCK * dtype.itemsize
+    states = 5 + taps + 2 * (shape.states - 1)
     kept_bytes = sum(min(EMBEDDING_ROOM, rows * (width * dtype.itemsize + ROW)) for rows, width in sizes.tables)
     footprint = Footprint(
         part_bytes=sizes.part_bytes,
         substitute_bytes=sizes.substitute_bytes,
         shared_bytes=sizes.shared_bytes(dtype),
         kv_bytes_per_token=0,
-        tile_bytes=TILE * ((5 + taps) * shape.hidden_size + 2 * sizes.widest_outputs + beside) * dtype.itemsize,
+        tile_bytes=TILE * (states * shape.hidden_size + 2 * sizes.widest_outputs + beside) * dtype.itemsize,
         tile_logits_bytes=logits_bytes,
         choosing_bytes=choosing_bytes(shape.vocabulary) + (2 * logits_bytes if shape.changes_logits else 0),
         embedding_bytes=kept_bytes + rows_bytes,
@@ -188,7 +190,7 @@ def footprint_of(
         tokenizer_bytes=shape.vocabulary * TOKENIZER,
         linears=sizes.linears,
         spill=_spill_sizes(shape, dtype, cores),
-        state_line=shape.hidden_size * dtype.itemsize,
+        state_line=shape.states * shape.hidden_size * dtype.itemsize,
     )
     return footprint.with_layers([_layer_size(shape, index, dtype) for index in range(len(shape.layers))])
 

@@ -17,7 +17,7 @@ from ..seeds import seeded
 
 # Numbers that one weight of a decoder block may have and not stream: it lies in fast memory beside the substitute.
 MOST_KEPT = 1 << 20
-# A Linear that decides has fewer outputs than a block, and at least so many times as many inputs.
+# A Linear that decides has fewer outputs than a block, and at least so many times as many inputs, or fewer than so many.
 NARROW = 8
 # Where a class of transformers lists what it holds in float32: in any half precision, and in float16 alone.
 _LISTS = ("_keep_in_fp32_modules_strict", "_keep_in_fp32_modules")
@@ -29,7 +29,8 @@ def streams(module: nn.Module, in_float32: bool) -> bool:
     """Does the weight of `module` stream? That of a Linear does, unless it decides or is kept `in_float32`."""
     if not is_linear(module):
         return False
-    decides = module.out_features < BLOCK and module.in_features >= NARROW * module.out_features  # type: ignore[operator]
+    outputs, inputs = module.weight.shape  # type: ignore[misc]
+    decides = outputs < BLOCK and (inputs < NARROW or inputs >= NARROW * outputs)
     return not decides and not in_float32
 
 

@@ -27,8 +27,9 @@ class ModelShape:
     heads: int
     # most attention heads that share one head of keys
     shared_heads: int
-    # numbers in the state that layers hand on
+    # numbers in a state that layers hand on, and how many states they hand on side by side
     hidden_size: int
+    states: int
     # tokens the model knows
     vocabulary: int
     # does the model scale or cap its head's output? Then logits are there three times for a while
@@ -50,6 +51,7 @@ class ModelShape:
             heads=max(heads),
             shared_heads=max(count // max(layer.kv_heads, 1) for count, layer in zip(heads, layers, strict=True)),
             hidden_size=config.hidden_size,
+            states=getattr(config, "altup_num_inputs", None) or 1,
             vocabulary=config.vocab_size,
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
             positions=longest_exact(config),

@@ -13,6 +13,8 @@ from .shrink_states import narrow_states
 from .wrapper import is_wrapper, switches, text_config, with_text
 
 VOCABULARY = 211
+# Tokens of it that a table beside the embedding lacks where it lacked some before.
+LACKING = 16
 MOST_POSITIONS = 256
 WINDOW = 6
 ORIGINAL_POSITIONS = 16
@@ -77,8 +79,9 @@ def _cut_vocabulary(values: dict[str, Any], name: str) -> None:
     if isinstance(pad, int) and not -old <= pad < old:
         values["pad_token_id"] = None
     values |= {key: moved(value) for key, value in values.items() if key.endswith("token_id")}
-    # Tables of further embeddings have as many rows.
-    values |= {key: min(value, new) for key, value in values.items() if key.startswith("vocab_size") and _positive(value)}
+    # Tables of further embeddings have as many rows, or lack some of the last.
+    tables = {key: value for key, value in values.items() if key.startswith("vocab_size") and _positive(value)}
+    values |= {key: min(value, new if value >= old else new - LACKING) for key, value in tables.items()}
     values[name] = new
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import CheckpointError
@@ -22,6 +22,7 @@ from ..weights.encoding import check_weight
 from ..weights.layout import LinearSpec, ModelLayout, TableSpec
 from .aside import left_aside
 from .attended import TOKENS, watched
+from .by_token import noted_lookups
 from .heads import head_and_embedding, ties_head
 from .hf import refused
 from .kept import float32_names, is_linear, may_be_kept, streams
@@ -188,24 +189,15 @@ def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
     hooks += [m.register_forward_pre_hook(lambda *_, path=path: mixing.append(path)) for path, m in convolutions]
     meta = {name: torch.empty_like(p, device="meta") for name, p in (*model.named_parameters(), *model.named_buffers())}
     tokens, positions = (torch.zeros(1, TOKENS, dtype=torch.int64, device="meta") for _ in range(2))
-    looked_up: list[str] = []
-
-    def look(path: str, ids: Tensor) -> None:
-        if ids.untyped_storage()._cdata != tokens.untyped_storage()._cdata:
-            return
-        if order:
-            raise CheckpointError(f"{path} is looked up by token after {order[-1]}; this is not supported yet.")
-        looked_up.append(path)
-
-    embeddings = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)]
-    hooks += [m.register_forward_pre_hook(lambda _, args, path=path: look(path, args[0])) for path, m in embeddings]
     config: Any = model.config
     # Old kinds are encoders by default, and transformers' code for those may not get as far as its attention.
     encodes = getattr(config, "is_decoder", None) is False
     why = " (is_decoder is false in it: an encoder, which writes no text)" if encodes else ""
     what = f"A pass of {type(model).__name__} does not run with its config{why}"
     try:
-        with torch.no_grad(), refused(what, config.to_dict(), "It is not supported."), watched(model):
+        with torch.no_grad(), refused(what, config.to_dict(), "It is not supported."), watched(model), (
+            noted_lookups(model, tokens, order)
+        ) as found:
             torch.func.functional_call(
                 model, meta, args=(), kwargs={"input_ids": tokens, "position_ids": positions, "use_cache": False}
             )
@@ -218,7 +210,7 @@ def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
     if odd is not None:
         how = "more than once" if odd in order else "not at all, or not as a Linear"
         raise CheckpointError(f"A pass of {type(model).__name__} uses {odd} {how}; this is not supported yet.")
-    return Trace(order, looked_up)
+    return Trace(order, found)
 
 
 def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = None) -> ModelLayout:
@@ -241,7 +233,7 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
 
     weight_of = {path: stored(f"{path}.weight") for path in order[:-1]}
     weight_of[head], table = head_and_embedding(model, f"{head}.weight", f"{embedding}.weight", find)
-    tables = tuple(TableSpec(path, stored(f"{path}.weight")) for path in _beside(model, embedding, seen.looked_up))
+    tables = tuple(TableSpec(path, stored(f"{path}.weight")) for path in dict.fromkeys(seen.looked_up) if path != embedding)
     specs = tuple(LinearSpec(path, weight_of[path], tuple(linears[path].weight.shape)) for path in order)  # type: ignore[arg-type]
     aside = [embedding, *(spec.module for spec in tables)]
     skip = {f"{path}.weight" for path in (*order, *aside)}
@@ -268,16 +260,6 @@ def _pieces(names: Sequence[str], tensors: Mapping[str, Any], shape: tuple[int, 
     # where the rows are too few or too many, the last piece is the one that is refused
     rows[-1] += shape[0] - sum(rows)
     return {name: (count, *shape[1:]) for name, count in zip(names, rows, strict=True)}
-
-
-def _beside(model: nn.Module, embedding: str, looked_up: list[str]) -> list[str]:
-    """The modules in `looked_up`, looked up by token, beside `embedding`. CheckpointError for one that lacks some tokens."""
-    beside = [path for path in dict.fromkeys(looked_up) if path != embedding]
-    tokens = len(model.get_parameter(f"{embedding}.weight"))
-    for path in beside:
-        if (rows := len(model.get_parameter(f"{path}.weight"))) < tokens:
-            raise CheckpointError(f"{path} has {rows} rows, and the model {tokens} tokens; this is not supported.")
-    return beside
 
 
 def stored_buffers(model: nn.Module) -> list[str]:

@@ -75,6 +75,6 @@ class _Tap:
         self._hand_over(output.last_hidden_state)
 
     def _hand_over(self, states: Tensor) -> None:
-        """states: [1, n, hidden size]"""
+        """states: [1, n, hidden size], or of states side by side [count, 1, n, hidden size], of which the first is meant."""
         if isinstance(self.current.under_way, Tapped):
-            self.current.under_way.tap(self.number, states[0])
+            self.current.under_way.tap(self.number, states.reshape(-1, *states.shape[-2:])[0])
