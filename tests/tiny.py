@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from understudy import LLM
+from understudy.models.towers import left_out
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -162,6 +163,9 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "gemma3": {"text": "gemma3_text"},
     "gemma4": {"text": "gemma4-e"},
     "gemma4_unified": {"text": "gemma4_unified_text"},
+    # its vision tower is another library's
+    "gemma3n": {"text": "gemma3n_text"},
+    "gemma3n-tied": {"model_type": "gemma3n", "text": "gemma3n_text", "tie_word_embeddings": True},
     "mistral3": {"text": "mistral"},
     "mistral3-ministral3": {"model_type": "mistral3", "text": "ministral3", "head_dim": 16},
     "muse_glimmer": {"head_dim": 16, **MIXED},
@@ -195,25 +199,28 @@ def wrapper(kind: str, **changes: Any) -> Any:
     base = CONFIG_MAPPING[own.pop("model_type", kind)]()
     text = base.get_text_config(decoder=True)
     parts: dict[str, Any] = {}
+    tied: dict[str, bool] = {}
     for name in base.sub_configs:
         part = getattr(base, name, None)
         if part is text:
             family = own.pop("text", None)
             values = {**COMMON, **FAMILIES.get(family, {}), **own}
             parts[name] = {"model_type": family or text.model_type} | values
+            tied = {key: value for key, value in values.items() if key == "tie_word_embeddings"}
         elif part is not None:
             known = {name: value for name, value in part.to_dict().items() if name != "layer_types"}
             names = {part.attribute_map.get(size, size): value for size, value in OTHER_PARTS.items()}
             parts[name] = known | {size: value for size, value in names.items() if isinstance(known.get(size), int)}
     known = {name: value for name, value in base.to_dict().items() if name not in (*parts, "model_type", "transformers_version")}
-    return type(base)(**{**known, **{name: size for name, size in OTHER_PARTS.items() if name in known}, **parts})
+    return type(base)(**{**known, **{name: size for name, size in OTHER_PARTS.items() if name in known}, **tied, **parts})
 
 
 def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
     """The transformers model; weights large enough that logits are not all alike. A multimodal one for a kind of wrapper."""
     torch.manual_seed(seed)
     if family in WRAPPERS:
-        model = AutoModelForMultimodalLM.from_config(wrapper(family, **changes), dtype=dtype).eval()
+        with left_out():
+            model = AutoModelForMultimodalLM.from_config(wrapper(family, **changes), dtype=dtype).eval()
     else:
         options = {**COMMON, **FAMILIES.get(family, MORE_FAMILIES.get(family, {})), **changes}
         config = AutoConfig.for_model(options.pop("model_type", family), **options)
@@ -262,6 +269,11 @@ def publish(directory: Path, kind: str, dtype: torch.dtype = torch.bfloat16, siz
     byte_tokenizer().save_pretrained(directory)
     (directory / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "NoSuchImageProcessor"}))
     more = {"mtp.fc.weight": torch.randn(64, 128).to(dtype), "mtp.norm.weight": torch.ones(64, dtype=dtype)}
+    if kind.startswith("gemma3n"):
+        # of the tower that is another library's, and of a layer that reads another's keys
+        more["model.vision_tower.timm_model.conv_stem.conv.weight"] = torch.randn(8, 3, 3, 3).to(dtype)
+        more["model.language_model.layers.5.self_attn.k_proj.weight"] = torch.randn(32, 64).to(dtype)
+        more["model.language_model.layers.5.self_attn.k_norm.weight"] = torch.ones(16, dtype=dtype)
     save_file(more, directory / "model-mtp.safetensors", {"format": "pt"})
     index = directory / "model.safetensors.index.json"
     if index.exists():

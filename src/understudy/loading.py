@@ -17,7 +17,7 @@ from .models.compile_kernels import compile_kernels, give_back
 from .models.configuration import stop_ids, tokenizer_of
 from .models.model import Model, Uses
 from .models.streamed import attention_name
-from .models.wrapper import text_config
+from .models.wrapper import readable, text_config
 from .options import AUTO, Options
 from .plan.demand import EXPECTED_GROWTH, REST
 from .plan.machine import Machine, memory_limit, resident_bytes
@@ -46,6 +46,11 @@ class Loaded:
     generation: GenerationDefaults
     # Keeps the files from being deleted meanwhile.
     hold: Hold
+
+    @property
+    def readable(self) -> int:
+        """How many of the model's tokens, from the first on, may be part of a text."""
+        return readable(self.model.config)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ class RequestMaker:
         self.generation = loaded.generation
         self.stop_ids = loaded.stop_ids
         self.vocabulary = loaded.store.embedding.shape[0]
+        # tokens from this one on stand for images and sounds, which no text holds
+        self.readable = loaded.readable
         self.room = TextRoom(loaded.model.plan.context, loaded.model.cache)
         self.method = method
         self.closing = closing
@@ -51,6 +53,8 @@ class RequestMaker:
             raise UsageError("The prompt is empty: give at least one token to continue.")
         if wrong := [i for i in ids if not 0 <= i < self.vocabulary]:
             raise UsageError(f"Token id {wrong[0]} is not in this model's vocabulary of {self.vocabulary}.")
+        if wrong := [i for i in ids if i >= self.readable]:
+            raise UsageError(f"Token id {wrong[0]} stands for an image or a sound: this model's text part reads texts alone.")
         return ids
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
@@ -104,12 +108,13 @@ class RequestMaker:
         if params.min_tokens and len(own.intersection(range(self.vocabulary))) == self.vocabulary:
             raise UsageError("min_tokens must be 0 where every token ends the text: no token could be chosen.")
         grammar = self._grammar(params, own)
+        stopping = reply.feed if grammar is None else partial(_ends, reply, grammar)
         sequence = TokenSequence(
             row=-1,
             tokens=ids,
             params=params,
             stop_ids=own,
-            stops=reply.feed if grammar is None else partial(_ends, reply, grammar),
+            stops=stopping if self.readable >= self.vocabulary else partial(_leaves, stopping, self.readable),
             grammar=grammar,
             reasoning=self._reasoning(params.reasoning_budget, ids),
             limit=min(params.max_new_tokens, self.room.context - len(ids)),
@@ -153,6 +158,11 @@ class RequestMaker:
         if found.reasoning_budget is not None:
             self._closing(found.reasoning_budget)
         return found
+
+
+def _leaves(stops: Callable[[int], bool], readable: int, token: int) -> bool:
+    """Take the next token of a text: does the text end with it, or is it none that could be read on from?"""
+    return stops(token) or token >= readable
 
 
 def _ends(reply: TextStream, grammar: GrammarState, token: int) -> bool:

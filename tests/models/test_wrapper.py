@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.tiny import COMMON, WRAPPERS, generated, publish, stock, wrapper
 from understudy import LLM, SamplingParams
-from understudy.errors import CheckpointError
+from understudy.errors import CheckpointError, UsageError
 from understudy.models import proof, structure
 from understudy.models.configuration import config_of, stop_ids
 from understudy.models.shape import ModelShape
@@ -22,6 +22,7 @@ from understudy.models.wrapper import (
     Hidden,
     for_text,
     is_wrapper,
+    readable,
     refuse_silent,
     straight_to_text,
     text_config,
@@ -32,7 +33,7 @@ from understudy.weights.export import export
 
 PROMPT = [17, 45, 45, 200, 3, 17, 45, 99, 120, 7, 8, 9, 250, 31, 17, 45, 45]
 # Those that are tried with every way to prepare them.
-PUBLISHED = ("qwen3_5", "mistral3-ministral3", "muse_glimmer")
+PUBLISHED = ("qwen3_5", "mistral3-ministral3", "muse_glimmer", "gemma3n")
 
 
 def test_a_text_models_config_is_its_own() -> None:
@@ -99,6 +100,26 @@ def same_as_generate(place: Path, kind: str) -> None:
         done = llm.generate(PROMPT, SamplingParams(max_new_tokens=32, ignore_eos=True))[0]
     assert done.token_ids == generated(model, PROMPT, 32)
     assert done.stats.accepted > 0, "nothing drafted was accepted: the test shows nothing"
+
+
+def test_tokens_that_stand_for_images_are_not_read(tmp_path: Path) -> None:
+    """The model that reads texts alone has no state for them: a prompt with one is refused, and a text ends with one."""
+    publish(tmp_path / "model", "gemma3n", torch.float32)
+    place, params = tmp_path / "model" / "config.json", SamplingParams(max_new_tokens=24, ignore_eos=True)
+    prompt = [token for token in PROMPT if token < 200]
+    assert readable(wrapper("gemma3n")) == readable(stock("llama").config) == 256
+    with LLM(tmp_path / "model", memory="1GiB", context=128) as llm:
+        whole = llm.generate(prompt, params)[0].token_ids
+    first = max(whole)
+    assert 0 < whole.index(first) < 23 and first > max(prompt)
+    content = json.loads(place.read_text())
+    content["vision_config"]["vocab_offset"] = first
+    place.write_text(json.dumps(content))
+    with LLM(tmp_path / "model", memory="1GiB", context=128) as llm:
+        with pytest.raises(UsageError, match=f"Token id {first} stands for an image or a sound"):
+            llm.generate([*prompt, first], params)
+        done = llm.generate(prompt, params)[0]
+    assert done.token_ids == whole[: whole.index(first) + 1] and done.finish_reason == "stop"
 
 
 def test_nothing_is_left_but_the_language_model_and_its_head() -> None:

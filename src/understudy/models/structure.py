@@ -111,20 +111,22 @@ def stock(config: Any) -> nn.Module:
     """The stock causal model of a transformers `config` in float32, with the weights it starts from.
 
     That of a wrapper's is whole, and runs its own code for texts; but only its language model and head hold memory for matrices,
-    which are zeros."""
+    which are zeros, and what else that code calls, from its first call on."""
     if not is_wrapper(config):
         with _construction:
             return built(config, dtype=torch.float32).eval()
     with _weights_on_meta():
         model = built(config, dtype=torch.float32)
-    _give_memory(text_parts(model))
+    _give_memory(module for part in text_parts(model) for module in part.modules())
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda module, _: _give_memory((module,)))
     return model.eval()
 
 
-def _give_memory(parts: Iterable[nn.Module]) -> None:
-    """Zeros in the place of the parameters of `parts` that hold no memory; tied ones stay tied."""
+def _give_memory(modules: Iterable[nn.Module]) -> None:
+    """Zeros in the place of the `modules`' own parameters that hold no memory; tied ones stay tied."""
     real: dict[int, nn.Parameter] = {}
-    for module in (module for part in parts for module in part.modules()):
+    for module in modules:
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
                 if id(parameter) not in real:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .towers import left_out
 
 # Parts of a config that make its model a multimodal one.
 PARTS = ("vision_config", "audio_config", "text_config", "speech_config", "audio_encoder_config")
@@ -31,6 +33,15 @@ def text_config(config: Any) -> Any:
 def is_wrapper(config: Any) -> bool:
     """Is the text model that `config` describes one part of a multimodal model?"""
     return text_config(config) is not config
+
+
+def readable(config: Any) -> int:
+    """How many of its tokens, from the first on, the text model that `config` describes reads by itself: some wrappers look up the
+    further ones, which stand for images and sounds, in tables of their own."""
+    own = text_config(config)
+    others = (getattr(config, name, None) for name in config.sub_configs)
+    offsets = (getattr(part, "vocab_offset", None) for part in others if part is not own)
+    return min([int(own.vocab_size), *(offset for offset in offsets if isinstance(offset, int))])
 
 
 def for_text(config: Any, attention: str) -> str | dict[str, str]:
@@ -69,10 +80,12 @@ def switches(config: Any) -> dict[str, Any]:
 
 
 def built(config: Any, **options: Any) -> nn.Module:
-    """The model that transformers has for `config`, that of the whole checkpoint for a wrapper's.
+    """The model that transformers has for `config`, that of the whole checkpoint for a wrapper's, but for what another library has.
 
     Raises CheckpointError for a kind that has no class which writes text, and what transformers raises."""
-    model: nn.Module = _class_for(config).from_config(copy.deepcopy(config), trust_remote_code=False, **options)
+    kind = _class_for(config)
+    with left_out() if is_wrapper(config) else nullcontext():
+        model: nn.Module = kind.from_config(copy.deepcopy(config), trust_remote_code=False, **options)
     return model
 
 
