@@ -422,6 +422,8 @@ MUTATIONS = (
     Mutation("the last columns are left out", "kernels/amx_dot.py", 'builder.icmp_unsigned("!=", whole, columns)', 'builder.icmp_unsigned(">", whole, columns)', "tests/kernels/test_amx_dot.py tests/kernels/test_exact_product.py"),
     Mutation("pairs of columns are swapped", "kernels/bfdot.py", "for j in range(16) for t in range(2)]", "for j in range(16) for t in (1, 0)]", "tests/kernels/test_bfdot.py"),
     Mutation("an unknown tensor within the text model is overlooked", "models/aside.py", "        if part is None:", "        if False:", "tests/models/test_aside.py"),
+    Mutation("a transposed weight is exported as it is multiplied by", "weights/export.py", "if not entry.turned:", "if True:", "tests/models/test_turned.py"),
+    Mutation("a transposed weight is linked to", "weights/encoding.py", "if chosen.linked and spec.turned else chosen", "if False else chosen", "tests/models/test_turned.py"),
     Mutation("a text goes on after a token for an image", "making.py", "stops(token) or token >= readable", "stops(token)", "tests/models/test_wrapper.py"),
     Mutation("a wrapper's language model hands on other states", "models/wrapper.py", "        return Hidden(done.last_hidden_state)", "        return Hidden(done.last_hidden_state * 0.5)", "tests/models/test_wrapper.py"),
     Mutation("a linked Store does not watch what it points to", "weights/building.py", "linked=linked_files(extents),", "linked=linked_files([]),", "tests/weights/test_integrity.py"),

@@ -53,7 +53,7 @@ REASONS = {
     "later tokens": "Encoders: each token sees those after it",
     "computes attention": "transformers' own code computes attention in a way of its own, which cannot be replaced",
     "replace the attention": "transformers' own code computes attention in a way of its own, which cannot be replaced",
-    "class Conv1D": "Weights are not in nn.Linear modules",
+    "in modules of class": "Weights are not in nn.Linear modules",
     "outside any plain Linear": "Weights are not in nn.Linear modules",
 }
 OTHER = "Something else, which a line names"

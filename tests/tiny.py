@@ -123,6 +123,8 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 32, **_UNTIED},
     "glm": {"head_dim": 16},
     "gpt_bigcode": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512, "n_inner": 160, "num_key_value_heads": 1},
+    # weights that are stored transposed
+    "gpt2": {"n_inner": 160, **_OWN_KEYS},
     "gpt_neox": {"rotary_pct": 0.25, **_OWN_KEYS},
     # attention sinks
     "granite_swa": {"head_dim": 16, "attention_multiplier": 0.2, **_SLIDING},

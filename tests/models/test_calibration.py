@@ -56,8 +56,8 @@ def test_weights_are_multiplied_in_a_type_that_is_fast(fast: bool, tmp_path: Pat
     def watched(reading: Any, *given: Any) -> Tensor:
         found = weights(reading, *given)
         types.append(found.dtype)
-        name, start, stop, _ = given
-        assert torch.equal(found.bfloat16(), checkpoint.read_rows(name, start, stop))
+        spec, start, stop, _ = given
+        assert torch.equal(found.bfloat16(), checkpoint.weight_rows(spec, start, stop))
         return found
 
     monkeypatch.setattr(calibration.Reading, "_weights", watched)

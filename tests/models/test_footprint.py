@@ -51,6 +51,13 @@ def test_raw_weights_are_foretold_to_the_byte(tmp_path: Path, quantizer: str, he
     assert bool(known.part_bytes) == (quantizer != "exact") and known.decoding_bytes == 0
 
 
+def test_transposed_weights_are_foretold_as_copied_where_others_are_linked(tmp_path: Path) -> None:
+    gpt2 = {"model_type": "gpt2", "num_key_value_heads": None, "n_inner": 160}
+    foretold, known = both(tmp_path, Recipe("int4", "link"), held=False, **gpt2)
+    assert foretold.linears == known.linears and foretold.decoding_bytes == known.decoding_bytes
+    assert len(known.part_bytes) == 13 and foretold.part_bytes[:-1] == known.part_bytes[:-1], "all but the head's"
+
+
 def test_delta_is_foretold_by_usual_weights_and_needs_its_substitute(tmp_path: Path) -> None:
     foretold, known = both(tmp_path, Recipe("int4", "delta", head="int8"), held=False, hidden_size=256, intermediate_size=512)
     assert foretold.linears == known.linears and known.substitute_bytes > 0, "it is decoded with the substitute"

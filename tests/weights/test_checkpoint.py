@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from understudy.errors import CheckpointError
 from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.layout import LinearSpec
 
 from .made import tensors, write
 
@@ -25,6 +26,18 @@ def test_reads_every_tensor(tmp_path: Path, shards: int, dtype: torch.dtype) -> 
     for name, tensor in made.items():
         assert torch.equal(checkpoint.read(name), tensor)
         assert torch.equal(checkpoint.read_rows(name, 1, 5), tensor[1:5])
+
+
+@pytest.mark.parametrize("band", [1, 1000, 1 << 20])
+def test_rows_of_a_weight_may_be_columns_of_its_tensor(band: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("understudy.weights.checkpoint.BAND", band)
+    name, tensor = "layers.0.up.weight", tensors()["layers.0.up.weight"]
+    checkpoint = Checkpoint.open(write(tmp_path / "model", tensors()))
+    rows, columns = tensor.shape
+    assert torch.equal(checkpoint.weight_rows(LinearSpec("up", name, (rows, columns)), 3, 70), tensor[3:70])
+    turned = LinearSpec("up", name, (columns, rows), turned=True)
+    found = checkpoint.weight_rows(turned, 3, 70)
+    assert turned.stored_shape == (rows, columns) and found.is_contiguous() and torch.equal(found, tensor.T[3:70])
 
 
 def test_fingerprint_sees_weights_config_and_tokenizer(tmp_path: Path) -> None:

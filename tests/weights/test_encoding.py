@@ -22,7 +22,7 @@ NAME = "layers.0.up.weight"
 
 def _encoding(tmp_path: Path, codec_name: str, quantizer_name: str = "int4") -> Encoding:
     checkpoint = Checkpoint.open(write(tmp_path / "model", tensors()))
-    return Encoding(checkpoint, checkpoint.info(NAME), quantizer(quantizer_name), codec(codec_name))
+    return Encoding(checkpoint, LinearSpec("x", NAME, (384, 128)), quantizer(quantizer_name), codec(codec_name))
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 50])

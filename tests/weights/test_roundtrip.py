@@ -31,7 +31,7 @@ def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix != ".md"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
 def test_every_family_comes_back(family: str, tmp_path: Path) -> None:
     save(tmp_path / "model", family, torch.bfloat16)
     for codec in CODECS:

@@ -19,7 +19,7 @@ from ..quantizers.inputs import Inputs
 from ..tree import Nodes, TokenTree
 from ..weights.checkpoint import Checkpoint
 from ..weights.entries import Stored, part_blocks
-from ..weights.layout import ModelLayout
+from ..weights.layout import LinearSpec, ModelLayout
 from ..weights.measuring import Note
 from .embedding import EmbeddingRows, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
@@ -69,14 +69,14 @@ class Reading:
             own = x.to(_product_type(x.dtype))
             for first, blocks in part_blocks(spec.shape, self.checkpoint.info(spec.weight).dtype):
                 rows = first * BLOCK, min((first + blocks) * BLOCK, spec.shape[0])
-                y[:, slice(*rows)] = own @ self._weights(spec.weight, *rows, own.dtype).T
+                y[:, slice(*rows)] = own @ self._weights(spec, *rows, own.dtype).T
         if self.progress is not None:
             self.progress(index + 1, len(self.layout.linears))
         return [y]
 
-    def _weights(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    def _weights(self, spec: LinearSpec, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows start to stop - 1 of a weight, of type `dtype`, until the next are asked for."""
-        rows = self.checkpoint.read_rows(name, start, stop)
+        rows = self.checkpoint.weight_rows(spec, start, stop)
         if rows.dtype == dtype:
             return rows
         # The same memory for all: the system takes as long to hand out new memory as the conversion takes.

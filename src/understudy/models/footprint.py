@@ -19,6 +19,7 @@ from ..sampling import BYTES_A_TOKEN, choosing_bytes
 from ..spilled import ROOMS, room_bytes, spillable
 from ..tiers.memory import ALIGNMENT
 from ..weights.checkpoint import TensorInfo
+from ..weights.encoding import codec_for
 from ..weights.entries import LinearEntry, part_blocks
 from ..weights.layout import LinearSpec, ModelLayout
 from ..weights.mixing import quantizers_of
@@ -139,7 +140,7 @@ class ForetoldLinear:
 def _foretold(spec: LinearSpec, dtype: torch.dtype, wanted: str, coding: str, holds_substitute: bool) -> ForetoldLinear:
     rows, columns = spec.shape
     quantizer = fitting(wanted, rows, columns)
-    chosen = suited(coding, dtype, quantizer.name)
+    chosen = suited(codec_for(spec, coding).name, dtype, quantizer.name)
     exact_bytes = whole_bytes(columns, blocks_of(rows), dtype)
     if quantizer.name == "exact":
         return ForetoldLinear(LinearSize(quantizer.size(rows, columns, dtype), exact_bytes, 0, layer=_layer_of(spec.module)), (), 0)

@@ -38,6 +38,13 @@ def _missing(key: Any, config: Mapping[str, Any]) -> str:
     return f"{names[0]} cannot be {key!r}" if names else f"{key!r} is missing"
 
 
+def leave_pads_alone(model: Any) -> None:
+    """Let no part of the stock `model` look for pads in its input, to warn of them: it is given places in a table, not tokens."""
+    for module in model.modules():
+        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
+            object.__setattr__(module, "warn_if_padding_and_no_attention_mask", lambda *_: None)
+
+
 @cache
 def cache_class() -> Any:
     """The class of transformers' caches."""

@@ -165,7 +165,7 @@ def _passes(specimen: Specimen) -> dict[str, Tensor]:
     modules = lookups(model.module, layout)
     embed = Lookup(TensorRows(module, tensors[name]) for module, name in zip(modules, layout.looked_up, strict=True))
     device = Processor(threads=1)
-    weights = [tensors[spec.weight].T for spec in layout.linears]
+    weights = [tensors[spec.weight] if spec.turned else tensors[spec.weight].T for spec in layout.linears]
 
     def multiply(index: int, tiles: list[Tensor], _: int) -> list[Tensor]:
         return [x @ weights[index] for x in tiles]

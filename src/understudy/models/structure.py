@@ -24,12 +24,13 @@ from .aside import left_aside
 from .attended import TOKENS, watched
 from .by_token import noted_lookups
 from .heads import head_and_embedding, ties_head
-from .hf import refused
+from .hf import leave_pads_alone, refused
 from .kept import float32_names, is_linear, may_be_kept, streams
 from .mixers import install_mixers
 from .names import finder
 from .refusals import refuse_packed
 from .ropes import fix_ropes
+from .turned import is_turned, on_meta, turn
 from .wrapper import built, cut_to_text, for_text, is_wrapper, straight_to_text, text_parts
 
 _construction = threading.Lock()
@@ -91,7 +92,7 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
 
     Raises CheckpointError where it cannot be built."""
     what = f"{CANNOT_BUILD} a {config.model_type!r} model from its config"
-    with refused(what, config.to_dict()), _weights_on_meta():
+    with refused(what, config.to_dict()), _weights_on_meta(), on_meta():
         try:
             model = built(config, dtype=dtype, attn_implementation=for_text(config, attention))
         except KeyError as error:
@@ -102,6 +103,8 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     if is_wrapper(config):
         cut_to_text(model)
         straight_to_text(model)
+    turn(model)
+    leave_pads_alone(model)
     fix_ropes(model)
     install_mixers(model)
     return model.eval()
@@ -236,7 +239,8 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
     weight_of = {path: stored(f"{path}.weight") for path in order[:-1]}
     weight_of[head], table = head_and_embedding(model, f"{head}.weight", f"{embedding}.weight", find)
     tables = tuple(TableSpec(path, stored(f"{path}.weight")) for path in dict.fromkeys(seen.looked_up) if path != embedding)
-    specs = tuple(LinearSpec(path, weight_of[path], tuple(linears[path].weight.shape)) for path in order)  # type: ignore[arg-type]
+    shapes: dict[str, Any] = {path: tuple(m.weight.shape) for path, m in linears.items()}
+    specs = tuple(LinearSpec(path, weight_of[path], shapes[path], is_turned(model, path)) for path in order)
     aside = [embedding, *(spec.module for spec in tables)]
     skip = {f"{path}.weight" for path in (*order, *aside)}
     shared: dict[str, tuple[int, ...]] = {}
@@ -245,7 +249,7 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
             shared |= _pieces(find.sources(name) or (stored(name),), tensors, tuple(p.shape))
     buffers = {find(name): tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
     shared |= {name: shape for name, shape in buffers.items() if name is not None}
-    needed = {spec.weight: spec.shape for spec in specs} | shared
+    needed = {spec.weight: spec.stored_shape for spec in specs} | shared
     looked_up = (table, *(spec.tensor for spec in tables))
     needed |= {name: tuple(model.get_parameter(f"{path}.weight").shape) for name, path in zip(looked_up, aside, strict=True)}
     for name, shape in needed.items():
@@ -275,6 +279,8 @@ def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str,
     tied = model.get_output_embeddings() if ties_head(model) else None  # type: ignore[operator]
     skip = set() if tied is None else {f"{path}.weight" for path, m in model.named_modules() if m is tied}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False) if name not in skip}
+    turned = (name for name in shapes if name.endswith(".weight") and is_turned(model, name.removesuffix(".weight")))
+    shapes |= {name: shapes[name][::-1] for name in turned}
     shapes |= {name: tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
     return {
         name: TensorInfo(name, dtype, shape, directory / "config.json", 0, math.prod(shape) * dtype.itemsize)

@@ -25,7 +25,7 @@ from ..quantizers import fitting
 from ..quantizers.mixed import mixed
 from . import index
 from .checkpoint import Checkpoint
-from .encoding import Encoding, Piece, check_weight, in_order, refuse_unusable, whole_bytes
+from .encoding import Encoding, Piece, check_weight, codec_for, in_order, refuse_unusable, whole_bytes
 from .entries import (
     INDEX,
     PART_BYTES,
@@ -179,11 +179,11 @@ class Building:
     def _encoding(self, spec: LinearSpec, wanted: str) -> Encoding:
         """How a weight is encoded: by the recipe's codec, or as `raw` where that cannot store it."""
         info = self.checkpoint.info(spec.weight)
-        check_weight(info, spec.shape)
-        quantizer, chosen = fitting(wanted, *spec.shape), codec(self.recipe.codec)
+        check_weight(info, spec.stored_shape)
+        quantizer, chosen = fitting(wanted, *spec.shape), codec_for(spec, self.recipe.codec)
         applies = chosen.applies(info.dtype, quantizer.name)
         inputs = None if self.measuring is None else self.measuring.of(self.layout.linears.index(spec))
-        return Encoding(self.checkpoint, info, quantizer, chosen if applies else codec(FALLBACK), inputs)
+        return Encoding(self.checkpoint, spec, quantizer, chosen if applies else codec(FALLBACK), inputs)
 
     def _linear(self, spec: LinearSpec, wanted: str, pieces: Iterator[Piece]) -> dict[str, Any]:
         """Store a weight as substitute and residual, from the next of all `pieces`: its `LinearEntry` as JSON.
@@ -222,6 +222,7 @@ class Building:
             codec=encoding.codec.name,
             parts=tuple(parts),
             checksum=digest.hexdigest(),
+            turned=spec.turned,
         )
 
     def _finish(self, contents: Contents) -> Store:

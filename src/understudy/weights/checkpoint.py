@@ -19,9 +19,12 @@ from .files import buffer, read_bytes, read_tensor
 from .formats import gguf_advice, other_format, refuse_adapter, refuse_pointer
 from .hub import SAFETENSORS_INDEX as SAFETENSORS_INDEX
 from .hub import SINGLE, download
+from .layout import LinearSpec
 
 # The name of one shard of several: what stands before its number, the number, and how many there are.
 NUMBERED = re.compile(r"(.*-)(\d+)(-of-(\d+)\.safetensors)")
+# Bytes of a transposed weight that are read together, of which a part of a weight takes some.
+BAND = 8 << 20
 # What belongs to a model beside its weights.
 # A model may have chat templates besides its own, in a folder that transformers looks in.
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
@@ -46,6 +49,11 @@ class TensorInfo:
     nbytes: int
     # What the file calls a type that is not in DTYPES, of which only the bytes are known: `dtype` is uint8, `shape` [nbytes].
     unknown: str = ""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of each of the tensor's rows."""
+        return self.nbytes // self.shape[0] if self.shape[0] else 0
 
     @property
     def kind(self) -> str:
@@ -105,10 +113,19 @@ class Checkpoint:
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop - 1 of a tensor of one dimension or more, without reading the others."""
         info = self.info(name)
-        row = info.nbytes // info.shape[0] if info.shape[0] else 0
+        row = info.row_bytes
         assert 0 <= start <= stop <= info.shape[0], f"rows {start} to {stop} of {info.shape} of {name}"
         shape = (stop - start, *info.shape[1:])
         return read_tensor(info.file, info.offset + start * row, info.dtype, shape, CheckpointError)
+
+    def weight_rows(self, spec: LinearSpec, start: int, stop: int) -> Tensor:
+        """Rows start..stop - 1 of a Linear's weight [out, in], in whatever order they are stored."""
+        if not spec.turned:
+            return self.read_rows(spec.weight, start, stop)
+        columns, width = spec.shape[1], max(BAND // self.info(spec.weight).row_bytes, 1)
+        bands = (self.read_rows(spec.weight, at, min(at + width, columns)) for at in range(0, columns, width))
+        # copied one by one, so that no whole band is held
+        return torch.cat([band[:, start:stop].T.contiguous() for band in bands], dim=1)
 
     def copied_files(self) -> dict[str, Path]:
         """Configuration, tokenizer and chat template files, everything small that is not weights, by their names from the

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..codecs import Codec
+from ..codecs import FALLBACK, Codec, codec
 from ..errors import CheckpointError
 from ..kernels.pack import BLOCK, block, blocks_of, unusable_value
 from ..quantizers import Quantizer, Tensors
@@ -30,7 +30,7 @@ class Piece:
     # The number of its first block of 64 rows, and how many blocks it has.
     first_block: int
     blocks: int
-    # The source's rows, [n, K].
+    # The weight's rows, [n, K].
     rows: Tensor
     # The substitute of these rows.
     substitute: Tensors
@@ -43,16 +43,21 @@ class Encoding:
     """How one weight is encoded. Calls for different parts are independent, so threads may make them."""
 
     checkpoint: Checkpoint
-    info: TensorInfo
+    spec: LinearSpec
     quantizer: Quantizer
     codec: Codec
     # What the weight will be multiplied with, once that is known; None: nothing will be.
     inputs: Future[Inputs | None] | None = None
 
+    @property
+    def info(self) -> TensorInfo:
+        """The source's tensor."""
+        return self.checkpoint.info(self.spec.weight)
+
     def piece(self, first_block: int, blocks: int) -> Piece:
         """The part of `blocks` blocks from `first_block` on. Raises CheckpointError for what is no weight."""
         start = first_block * BLOCK
-        rows = self.checkpoint.read_rows(self.info.name, start, min(start + blocks * BLOCK, self.info.shape[0]))
+        rows = self.checkpoint.weight_rows(self.spec, start, min(start + blocks * BLOCK, self.spec.shape[0]))
         refuse_unusable(self.info, rows)
         inputs = None if self.inputs is None else self.inputs.result()
         substitute = self.quantizer.quantize(rows, inputs)
@@ -84,6 +89,12 @@ def refuse_unusable(info: TensorInfo, piece: Tensor) -> None:
     """Raise CheckpointError, naming the tensor, if `piece` of it holds NaN or an infinity: no text can be computed with it."""
     if value := unusable_value(piece):
         raise CheckpointError(f"{info.file}: tensor {info.name!r} holds {value}: the checkpoint is broken, get it again.")
+
+
+def codec_for(spec: LinearSpec, wanted: str) -> Codec:
+    """The codec named `wanted`, or one that copies where that links to rows which a source does not have as such."""
+    chosen = codec(wanted)
+    return codec(FALLBACK) if chosen.linked and spec.turned else chosen
 
 
 def whole_bytes(spec: LinearSpec, dtype: torch.dtype) -> int:

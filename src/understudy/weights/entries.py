@@ -77,8 +77,10 @@ class LinearEntry:
     codec: str
     # In the order of the weight's blocks.
     parts: tuple[Part, ...]
-    # xxh3_64 of the source tensor's bytes, row after row.
+    # xxh3_64 of the weight's bytes, row after row.
     checksum: str
+    # Does the source hold it transposed?
+    turned: bool = False
 
     @property
     def nbytes(self) -> int:

@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ..errors import StoreError
-from .entries import Progress
+from .entries import LinearEntry, Progress
 from .files import buffer
 from .index import PARTIAL
 from .store import Store
@@ -36,7 +40,7 @@ def _write(store: Store, work: Path, progress: Progress) -> None:
         (work / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(store.file(name), work / name)
     sources = {name: partial(store.pieces, stored) for name, stored in {**store.shared, **store.tables, **store.extra}.items()}
-    sources |= {entry.weight: partial(store.rows_of, entry) for entry in store.linears.values()}
+    sources |= {entry.weight: partial(_as_stored, store, entry) for entry in store.linears.values()}
     # Also when the head is tied to it.
     sources[store.layout.embedding] = partial(store.pieces, store.embedding)
     shards = [(file, header, _offsets(header)) for file, header in store.source.shards]
@@ -53,6 +57,14 @@ def _write(store: Store, work: Path, progress: Progress) -> None:
                     out.write(buffer(piece))
                 done += last - first
     progress(total, total, "")
+
+
+def _as_stored(store: Store, entry: LinearEntry) -> Iterator[Tensor]:
+    """The exact weight in the source's order, in pieces; one that is stored transposed is a single piece."""
+    if not entry.turned:
+        yield from store.rows_of(entry)
+    else:
+        yield torch.cat(list(store.rows_of(entry))).T.contiguous()
 
 
 def _offsets(header: str) -> dict[str, tuple[int, int]]:

@@ -46,7 +46,7 @@ def load(path: Path) -> Contents:
     """What the Store in the directory `path` holds. Raises StoreError for what is not a Store that can be read."""
     content = _content(path)
     linears = {entry.module: entry for entry in map(linear_from_json, content["linears"])}
-    specs = tuple(LinearSpec(entry.module, entry.weight, entry.shape) for entry in linears.values())
+    specs = tuple(LinearSpec(entry.module, entry.weight, entry.shape, entry.turned) for entry in linears.values())
     shared = {name: stored_from_json(row) for name, row in content["shared"].items()}
     # most models have none
     tables = content.get("tables", [])
@@ -122,7 +122,7 @@ def stored_from_json(row: list[Any]) -> Stored:
 
 
 def linear_to_json(entry: LinearEntry) -> dict[str, Any]:
-    return {
+    row = {
         "module": entry.module,
         "weight": entry.weight,
         "shape": list(entry.shape),
@@ -133,6 +133,8 @@ def linear_to_json(entry: LinearEntry) -> dict[str, Any]:
         "parts": [[part.first_block, part.blocks, stored_to_json(part.stored)] for part in entry.parts],
         "checksum": entry.checksum,
     }
+    # few models have such weights
+    return row | ({"turned": True} if entry.turned else {})
 
 
 def linear_from_json(row: Mapping[str, Any]) -> LinearEntry:
@@ -147,4 +149,5 @@ def linear_from_json(row: Mapping[str, Any]) -> LinearEntry:
         codec=row["codec"],
         parts=tuple(Part(first, blocks, stored_from_json(stored)) for first, blocks, stored in row["parts"]),
         checksum=row["checksum"],
+        turned=row.get("turned", False),
     )

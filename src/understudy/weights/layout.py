@@ -6,11 +6,18 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class LinearSpec:
-    """One nn.Linear that is streamed: its module name, the tensor it multiplies by, and [out, in]."""
+    """One nn.Linear that is streamed: its module name, the tensor it multiplies by, and [out, in]. `turned`: a checkpoint holds it
+    transposed, as [in, out]."""
 
     module: str
     weight: str
     shape: tuple[int, int]
+    turned: bool = False
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """The shape of the checkpoint's tensor."""
+        return self.shape[::-1] if self.turned else self.shape
 
 
 @dataclass(frozen=True)

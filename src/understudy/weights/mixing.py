@@ -43,7 +43,7 @@ def errors_of(checkpoint: Checkpoint, spec: LinearSpec, inputs: Inputs | None) -
     energy = 0.0
     squares = None if inputs is None else inputs.squares
     for place in places:
-        rows = checkpoint.read_rows(spec.weight, place * BLOCK, min((place + 1) * BLOCK, spec.shape[0]))
+        rows = checkpoint.weight_rows(spec, place * BLOCK, min((place + 1) * BLOCK, spec.shape[0]))
         exact = torch.nan_to_num(rows.float(), 0.0, 0.0, 0.0)
         energy += _energy(exact, squares)
         for name in CHOICES:

@@ -12,6 +12,7 @@ from ..quantizers import fitting
 from ..tiers.memory import aligned
 from .building import Building
 from .checkpoint import Checkpoint
+from .encoding import codec_for
 from .entries import INDEX, Progress
 from .layout import ModelLayout
 from .measuring import Measure
@@ -31,8 +32,9 @@ def estimate(checkpoint: Checkpoint, layout: ModelLayout, recipe: Recipe) -> int
         info = checkpoint.info(spec.weight)
         quantizer = fitting(wanted, *spec.shape)
         total += aligned(quantizer.size(*spec.shape, info.dtype))
-        if quantizer.name != "exact" and not chosen.linked:
-            total += int(chosen.bits(info.dtype, quantizer.name) / 8 * spec.shape[0] * spec.shape[1])
+        coding = codec_for(spec, recipe.codec)
+        if quantizer.name != "exact" and not coding.linked:
+            total += int(coding.bits(info.dtype, quantizer.name) / 8 * spec.shape[0] * spec.shape[1])
         if spec.weight == layout.embedding and not chosen.linked:
             total += info.nbytes
     return total
