@@ -204,7 +204,7 @@ MUTATIONS = (
     Mutation("what a chunk overwrote is forgotten", "cache.py", "self._written[row] = max(self._highest(row), end)", "pass", CORE),
     Mutation("a layer reads another layer's keys", "models/shape.py", "own = {kind: index for index, kind in enumerate(kinds[: max(first, 0)])}", "own = {kind: kinds.index(kind) for kind in kinds}", "tests/models/test_shape.py"),
     Mutation("a second table is not looked up", "models/embedding.py", "for table in beside:", "for table in beside[:0]:", "tests/models/test_embedding.py"),
-    Mutation("a token that a second table lacks has its last row", "models/embedding.py", "torch.where(tokens < table.rows, tokens, 0)", "tokens.clamp(max=table.rows - 1)", "tests/models/test_families.py"),
+    Mutation("a token that a second table lacks has its last row", "models/embedding.py", "torch.where(tokens < table.rows, tokens, 0)", "tokens.clamp(max=table.rows - 1)", "tests/models/test_embedding.py"),
     Mutation("a second table is held", "models/structure.py", "for path in (*order, *aside)}", "for path in (*order, embedding)}", "tests/models/test_embedding.py"),
     Mutation("a second table takes no room", "models/footprint.py", "sum(rows * width for rows, width in sizes.tables)", "sizes.tables[0][0] * sizes.tables[0][1]", "tests/models/test_footprint.py"),
     Mutation("keys that a later layer reads are overwritten", "layer_states.py", "if self.window and not self.shared else 0", "if self.window else 0", BITS),

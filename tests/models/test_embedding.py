@@ -13,7 +13,7 @@ from tests.tiny import generated, save, stock
 from understudy import LLM, SamplingParams
 from understudy.errors import StoreError, TransferError
 from understudy.models import structure
-from understudy.models.embedding import EmbeddingRows
+from understudy.models.embedding import EmbeddingRows, Lookup, TensorRows
 from understudy.weights.entries import Stored
 
 PROMPT = [17, 45, 255, 0, 3, 17, 45, 99]
@@ -135,6 +135,15 @@ def test_rows_of_a_bounded_norm_are_bounded_and_the_kept_ones_stay_as_they_are(
     assert torch.equal(module(rows(tokens)), whole(tokens))
     assert torch.equal(rows.cached[7], weight[7]) and weight[7].norm() > 1
     rows.close()
+
+
+def test_a_table_beside_the_embedding_gives_its_first_row_for_tokens_that_it_lacks() -> None:
+    own, beside = torch.nn.Embedding(50, 8), torch.nn.Embedding(40, 3)
+    weights = torch.randn(50, 8), torch.randn(40, 3)
+    lookup = Lookup(map(TensorRows, (own, beside), weights))
+    given = lookup(torch.tensor([39, 40, 3, 49]))
+    assert given.tolist() == [0, 1, 2, 3]
+    assert torch.equal(own(given), weights[0][[39, 40, 3, 49]]) and torch.equal(beside(given), weights[1][[39, 0, 3, 0]])
 
 
 def test_a_table_that_ends_too_early_is_an_error_that_names_the_row(table: tuple[Path, Stored, torch.Tensor]) -> None:
