@@ -117,7 +117,7 @@ def test_pieces_of_any_size_change_nothing(store: Path, nodes: None) -> None:
         assert stages.pieces_run > 20
 
 
-@pytest.mark.parametrize("family", ["qwen3_5_text", "gemma4-e", "gemma3_text"])
+@pytest.mark.parametrize("family", ["qwen3_5_text", "gemma4-e", "gemma3_text", "gemma3n_text"])
 def test_layers_that_recur_slide_or_read_each_other(family: str, nodes: None, tmp_path: Path) -> None:
     save(tmp_path / "model", family, torch.bfloat16)
     LLM.prepare(tmp_path / "model", codec="raw", output=tmp_path / "raw")
