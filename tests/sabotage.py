@@ -179,7 +179,7 @@ MUTATIONS = (
     Mutation("other groups' errors do not count", "kernels/fitting_rows.py", "target = b.fsub(exact, others)", "target = exact", FITTING),
     Mutation("V' e stays as it was when a row gets better", "kernels/fitting_rows.py", "self.given(r, trial)), total)", "self.given(r)), total)", FITTING),
     Mutation("a third bit of a code is packed where another row's belongs", "kernels/codes.py", "third, self.all(eight, p)", "third, self.all(eight, p ^ 1)", "tests/kernels/test_quantising.py tests/kernels/test_pack.py"),
-    Mutation("a text is read as far ahead as it likes", "weights/measuring.py", "self._starts[index] - self._encoded < self._lead", "True", "tests/weights/test_measuring.py"),
+    Mutation("a text is read as far ahead as it likes", "weights/measuring.py", "self._starts[index] - self._asked < self._lead", "True", "tests/weights/test_measuring.py"),
     Mutation("zeros up to the end of a page are what was there", "weights/writing.py", "self._room[count:whole] = bytes(whole - count)", "pass", "tests/weights/test_writing.py"),
     Mutation("long extents go through the page cache", "weights/writing.py", "while view and count >= LONG and self._direct is not None:", "while False:", "tests/weights/test_writing.py"),
     Mutation("directions are counted twice", "quantizers/inputs.py", "squares - directions.square().sum(1), LEAST", "squares, LEAST", FITTING),

@@ -80,6 +80,14 @@ def test_ends_are_allowed_where_the_text_is_whole_alone() -> None:
     assert "no token" in dead.trouble and not dead.complete
 
 
+def test_a_path_ends_with_an_end_of_the_model_though_it_reads_like_text() -> None:
+    a, b = (byte_tokenizer()(letter)["input_ids"][0] for letter in "ab")
+    state = fresh(Constraint.regex("a([ab][^a])*"), [a])
+    assert not state.allowed([b])[0] and state.allowed([b])[b]
+    assert not state.allowed([b, 0]).any() and not state.allowed([b, 0, b]).any()
+    assert state.allowed([b, b]).any()
+
+
 def test_a_path_knows_nothing_of_what_another_one_needs() -> None:
     """Both paths have read as many parts, and stand in the same one; what follows it they do not share."""
     constraint = Constraint.grammar('start: "a" N "x" | "b" N "y"\nN: /[0-9]{1,3}/')

@@ -40,6 +40,8 @@ class GrammarState:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._stops = sorted(token for token in {*ends, *stops} if token < vocabulary)
+        # No text goes on after one of them, though the matcher may read it as text.
+        self._ends = frozenset(ends)
         # Tokens that the grammar knows as its own, and those that may follow where it is complete, in bits.
         self._own = ~self._packed(ends)
         self._last = self._packed(self._stops)
@@ -87,7 +89,7 @@ class GrammarState:
 
     def _bits(self, path: tuple[int, ...]) -> NDArray[np.uint8] | None:
         if path not in self._known:
-            self._known[path] = self._computed() if self._go(path) else None
+            self._known[path] = self._computed() if self._ends.isdisjoint(path) and self._go(path) else None
         return self._known[path]
 
     def _computed(self) -> NDArray[np.uint8]:

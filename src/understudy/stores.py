@@ -119,8 +119,9 @@ def only_chooser(source: Checkpoint, options: Options, waiting: Callable[[], Non
     with explained(first.parent):
         first.parent.mkdir(parents=True, exist_ok=True)
     with only_process(first.with_name(f"{name}.choosing"), waiting):
-        for place in open_:
-            await_process(lock_of(place.absolute()), waiting)
+        with explained(first.parent):
+            for place in open_:
+                await_process(lock_of(place.absolute()), waiting)
         yield
 
 

@@ -29,8 +29,8 @@ def _inputs(number: int) -> Inputs:
 class _Text:
     """Notes inputs one after another, and how many it has noted."""
 
-    def __init__(self, count: int, fails_at: int | None = None) -> None:
-        self.noted, self.count, self.fails_at = 0, count, fails_at
+    def __init__(self, count: int, fails_at: int | None = None, inputs: bool = True) -> None:
+        self.noted, self.count, self.fails_at, self.inputs = 0, count, fails_at, inputs
         self.began = 0
 
     def __call__(self, note: Note) -> None:
@@ -38,7 +38,7 @@ class _Text:
         for number in range(self.count):
             if number == self.fails_at:
                 raise CheckpointError("this weight cannot be read")
-            note(_inputs(number))
+            note(_inputs(number) if self.inputs else None)
             self.noted += 1
 
     def stays_at(self, count: int) -> bool:
@@ -58,12 +58,12 @@ def test_a_text_is_ahead_by_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> No
     found = made.of(1).result(10)
     assert found is not None and found.own[0] == 1
     # weights begin at 0, 40, 100, 160 and 260
+    assert text.stays_at(3), "from the second weight on, less than 101 bytes"
+    made.of(0)
     assert text.stays_at(3)
-    made.encoded(0)
-    assert text.stays_at(3)
-    made.encoded(1)
+    made.of(2)
     assert text.stays_at(4)
-    made.encoded(3)
+    made.of(4)
     assert text.stays_at(5)
     assert text.began == 1
     made.close()
@@ -87,13 +87,36 @@ def test_what_goes_wrong_comes_to_all_who_wait() -> None:
     made.close()
 
 
+def test_one_that_measures_too_few_is_told() -> None:
+    made = Measuring(_Text(2), SIZES)
+    with pytest.raises(AssertionError, match="2 of 5 Linears"):
+        made.of(3).result(10)
+    made.close()
+
+
+def test_a_weight_that_is_encoded_twice_does_not_wait_for_the_next_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pieces stand behind those of weights whose inputs come only once they are asked for."""
+    monkeypatch.setattr(measuring, "LEAD", 1)
+    made = tensors()
+    first = layout(Checkpoint.open(write(tmp_path / "model", made))).linears[0].weight
+    # bits that no codec makes smaller
+    words = torch.randint(-(2**15), 2**15, made[first].shape, dtype=torch.int16, generator=torch.Generator().manual_seed(0))
+    made[first] = torch.where(words & 0x7F80 == 0x7F80, 0, words).to(torch.int16).view(torch.bfloat16)
+    checkpoint = Checkpoint.open(write(tmp_path / "hard", made))
+    text = _Text(len(layout(checkpoint).linears), inputs=False)
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(codec="delta"), measure=text)
+    assert next(iter(store.linears.values())).codec == "raw" and text.noted == text.count
+
+
 def test_it_ends_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LEAD", 1)
     text = _Text(len(SIZES))
     made = Measuring(text, SIZES)
-    waiting = made.of(4)
-    assert text.stays_at(1)
+    found = made.of(1)
+    assert text.stays_at(2)
+    waiting = made._found[4]
     made.close()
+    assert found.done()
     with pytest.raises(CancelledError):
         waiting.result(10)
     assert not any(thread.name == "understudy-measuring" for thread in threading.enumerate())

@@ -16,7 +16,7 @@ from .coded import Coded
 from .inputs import Inputs
 
 # rounds of HQQ where fitting goes on from there
-BEFORE_FITTING = 1
+BEFORE_FITTING = 2
 # weights that are quantised together, or one block
 TOGETHER = 1 << 19
 

@@ -115,11 +115,9 @@ class Building:
         linears: dict[str, LinearEntry] = {}
         wanted = list(zip(layout.linears, self._wanted(), strict=True))
         pieces = in_order(self.pool, self.ahead, self._pieces(wanted))
-        for number, (spec, quantizer) in enumerate(wanted):
+        for spec, quantizer in wanted:
             self.progress(done, total, spec.module)
             row = self._once(_key(spec), partial(self._linear, spec, quantizer, pieces))
-            if self.measuring is not None:
-                self.measuring.encoded(number)
             linears[spec.module] = index.linear_from_json(row)
             done += tensors[spec.weight].nbytes
         self.progress(total, total, "")

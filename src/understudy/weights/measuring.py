@@ -1,7 +1,7 @@
 """The second moments of Linears' inputs while weights are encoded: the exact model reads a text in a thread of its own.
 
-It is ahead of the encoding by LEAD bytes of weights at most, so that what it read of a checkpoint is still in memory when it is
-encoded: a model larger than that comes from the disk once, not twice."""
+It is ahead of the weights that are asked for by LEAD bytes at most, so that what it read of a checkpoint is still in memory when it
+is encoded: a model larger than that comes from the disk once, not twice."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ class Measuring:
     def __init__(self, measure: Measure, sizes: Sequence[int]) -> None:
         self._measure = measure
         self._found: list[Future[Inputs | None]] = [Future() for _ in sizes]
-        # where each weight begins, and where the last one ends
-        self._starts = [0, *accumulate(sizes)]
-        self._noted = self._encoded = 0
+        # where each weight begins
+        self._starts = [0, *accumulate(sizes)][:-1]
+        self._noted = 0
+        # where the furthest weight begins that somebody waits for, or waited
+        self._asked = 0
         self._closed = False
         # None: as far as it likes
         self._lead: int | None = LEAD
@@ -37,6 +39,9 @@ class Measuring:
 
     def of(self, index: int) -> Future[Inputs | None]:
         """What will be known of the inputs of this weight."""
+        with self._changed:
+            self._asked = max(self._asked, self._starts[index])
+            self._changed.notify_all()
         self._begin()
         return self._found[index]
 
@@ -47,12 +52,6 @@ class Measuring:
             self._changed.notify_all()
         self._begin()
         return [found.result() for found in self._found]
-
-    def encoded(self, index: int) -> None:
-        """This weight is done, and all before it."""
-        with self._changed:
-            self._encoded = self._starts[index + 1]
-            self._changed.notify_all()
 
     def close(self) -> None:
         """Stop measuring; who still waits is told so by CancelledError."""
@@ -72,6 +71,7 @@ class Measuring:
     def _run(self) -> None:
         try:
             self._measure(self._note)
+            assert self._noted == len(self._found), f"{self._noted} of {len(self._found)} Linears were measured"
         except _Closed:
             return
         except BaseException as problem:  # noqa: BLE001 - whoever waits for inputs gets it, whatever it is
@@ -89,7 +89,7 @@ class Measuring:
         self._found[index].set_result(inputs)
 
     def _may_go_on(self, index: int) -> bool:
-        return self._closed or self._lead is None or self._starts[index] - self._encoded < self._lead
+        return self._closed or self._lead is None or self._starts[index] - self._asked < self._lead
 
 
 class _Closed(Exception):

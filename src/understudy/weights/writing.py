@@ -21,7 +21,7 @@ from .files import buffer
 
 JOURNAL = "journal.jsonl"
 # bytes that are written together, and from how many on past the page cache
-TOGETHER, LONG = 4 << 20, 256 << 10
+TOGETHER, LONG = 1 << 20, 256 << 10
 ELSEWHERE = "choose another directory with --output or $UNDERSTUDY_CACHE"
 
 
@@ -51,7 +51,7 @@ class Extents:
         os.ftruncate(self._descriptor, end)
         self._direct = _opened_directly(path)
         # where bytes wait to be written together
-        self._room = arena(TOGETHER).numpy().data
+        self._room = arena(TOGETHER, huge=False).numpy().data
 
     def append(self, pieces: Iterable[Tensor], dtype: torch.dtype, shape: tuple[int, ...]) -> Stored:
         """One extent from the bytes of `pieces`, one after the other."""
