@@ -15,10 +15,11 @@ from torch import Tensor
 from .compiled import bits as words_of
 from .compiled import contracted
 from .fitting_rows import CODED, LINE, begin, decide, join, keep, solve, weigh_2, weigh_3, weigh_4, weigh_6
-from .hqq import code_group
+from .quantising import code_group
 from .weighted import combine_rows
 
 SWEEPS = 4
+
 
 def fit(blocks: Tensor, scales: Tensor, own: Tensor, directions: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Packed codes uint8 [nb, K, 8 * bits] and (scale, zero) bfloat16 [groups, nb * 64, 2] of finite float32 blocks [nb, K, 64].

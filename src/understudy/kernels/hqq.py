@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .compiled import bits as words_of
 from .compiled import compiled
-from .quantising import COLUMN, Quantising, code_2, code_3, code_4, code_6
+from .quantising import COLUMN, Quantising, code_group
 from .vector import FLOATS, LONG, WORDS
 
 ROUNDS = 10
@@ -67,19 +67,6 @@ def _solve(blocks: Any, group: int, bits: int, rounds: int, shrink: Any, codes: 
                     _fit_2(weights + v, group, rounds, shrink, found + v)
             if b < codes.shape[0]:
                 code_group(weights, found, group, bits, codes.ctypes.data + (b * blocks.shape[1] + g * group) * 8 * bits)
-
-
-@compiled
-def code_group(weights: int, words: int, columns: int, bits: int, codes: int) -> None:
-    """Pack the nearest codes of a group's weights float32 [columns, 64], with scales and zeros as in `words`."""
-    if bits == 4:
-        code_4(weights, words, columns, codes)
-    elif bits == 3:
-        code_3(weights, words, columns, codes)
-    elif bits == 6:
-        code_6(weights, words, columns, codes)
-    else:
-        code_2(weights, words, columns, codes)
 
 
 def _solver(bits: int) -> Any:

@@ -9,6 +9,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .codes import QUARTER, Codes
+from .compiled import compiled
 from .numbers import ROUNDING
 from .vector import FLOATS, LONG, WORDS, Code
 
@@ -57,7 +58,7 @@ class Quantising(Code):
         return scale, self.b.bitcast(self.b.and_(word, self.all(WORDS, -0x10000)), FLOATS)
 
 
-def coder(bits: int) -> Any:
+def _coder(bits: int) -> Any:
     """Code for use in a kernel: packs the codes nearest to `columns` columns of 64 float32 weights, those of one group.
 
     `words`: scale and zero of each row. All but `columns` are addresses."""
@@ -89,4 +90,17 @@ def coder(bits: int) -> Any:
     return write_codes
 
 
-code_2, code_3, code_4, code_6 = map(coder, (2, 3, 4, 6))
+_code_2, _code_3, _code_4, _code_6 = map(_coder, (2, 3, 4, 6))
+
+
+@compiled
+def code_group(weights: int, words: int, columns: int, bits: int, codes: int) -> None:
+    """Pack the nearest codes of a group's weights float32 [columns, 64], with scales and zeros as in `words`."""
+    if bits == 4:
+        _code_4(weights, words, columns, codes)
+    elif bits == 3:
+        _code_3(weights, words, columns, codes)
+    elif bits == 6:
+        _code_6(weights, words, columns, codes)
+    else:
+        _code_2(weights, words, columns, codes)
