@@ -7,17 +7,39 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class LinearSpec:
     """One nn.Linear that is streamed: its module name, the tensor it multiplies by, and [out, in]. `turned`: a checkpoint holds it
-    transposed, as [in, out]."""
+    transposed, as [in, out].
+
+    Or one matrix of each of a layer's `experts`, one below the other: a parameter's name in the place of a module's, and as the
+    tensor that parameter [experts, out, in], or the first of those that it is made of."""
 
     module: str
     weight: str
     shape: tuple[int, int]
     turned: bool = False
+    # 0: it is an nn.Linear
+    experts: int = 0
+    # Where several tensors of equal shapes are the weight, their rows one after another: all of them.
+    pieces: tuple[str, ...] = ()
 
     @property
-    def stored_shape(self) -> tuple[int, int]:
-        """The shape of the checkpoint's tensor."""
-        return self.shape[::-1] if self.turned else self.shape
+    def tensors(self) -> tuple[str, ...]:
+        """All tensors of the checkpoint that it is made of."""
+        return self.pieces or (self.weight,)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of each of the checkpoint's tensors."""
+        if self.turned:
+            return self.shape[::-1]
+        rows, columns = self.shape
+        if self.pieces:
+            return rows // len(self.pieces), columns
+        return (self.experts, rows // self.experts, columns) if self.experts else self.shape
+
+    @property
+    def unit(self) -> int:
+        """Rows of which no part has some and some of the next: those of a tensor where there are several, else of an expert."""
+        return self.shape[0] // (len(self.pieces) or self.experts or 1)
 
 
 @dataclass(frozen=True)
