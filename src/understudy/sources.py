@@ -24,6 +24,7 @@ from .models.configuration import config_of, tokenizer_of
 from .models.known import keep, key_of, recall
 from .models.proof import prove
 from .models.ropes import for_context
+from .models.experts import stacks
 from .models.streamed import attention_name
 from .options import AUTO, DTYPES, USUAL, Options
 from .plan.machine import Machine, resident_bytes, spare_bytes
@@ -253,6 +254,7 @@ def _traced(model: nn.Module, config: Any, cache: Path) -> structure.Trace:
     """What a pass of the stock `model` does: as in the directory `cache`, or traced and kept there. Classes that are not of
     transformers' own may change behind the same config, so they are always traced."""
     linears = structure.streamed_linears(model)
+    expected = sorted([*linears, *stacks(model)])
     if not type(model).__module__.startswith("transformers."):
         return structure.trace(model, linears)
     # Where the checkpoint lies does not matter.
@@ -260,7 +262,7 @@ def _traced(model: nn.Module, config: Any, cache: Path) -> structure.Trace:
     name = f"traces/{config.model_type}-{key_of(config, values)}.json"
     with suppress(TypeError):
         seen = structure.Trace(**(recall(cache, name) or {}))
-        if sorted(seen.order) == sorted(linears):
+        if sorted(seen.order) == expected:
             return seen
     seen = structure.trace(model, linears)
     keep(cache, name, asdict(seen))

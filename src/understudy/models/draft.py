@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
 from .fused import BlockSamples, FusedBlock, agrees, chain_up, fused, take_over, usual_blocks
+from .routed import Rows
 from .stages import Stages
 from .streamed import CurrentPass, Pass, Placed, pass_cache, place_of_one
 
@@ -37,7 +38,7 @@ class Draft:
     current: CurrentPass
     cache: Cache
     embed: Callable[[Tensor], Tensor]
-    linears: Mapping[int, Callable[[Tensor], Tensor]]
+    linears: Mapping[int, Callable[[Any], Tensor]]
     device: Device
     # Which device runs which layers; None: there is one, or it runs all of them.
     stages: Stages | None = None
@@ -111,7 +112,7 @@ class LevelView(Protocol):
     """What a level runs in: the draft view, or a trained head with a cache of its own."""
 
     @property
-    def linears(self) -> Mapping[int, Callable[[Tensor], Tensor]]:
+    def linears(self) -> Mapping[int, Callable[[Any], Tensor]]:
         """What multiplies by streamed Linear number i."""
 
     @property
@@ -133,6 +134,7 @@ class Level:
     The number of nodes and the width of their tails are all that a recorded level is fixed to."""
 
     def __init__(self, view: LevelView, nodes: Nodes, hidden: Tensor | None = None) -> None:
+        self.count = len(nodes)
         # [n, taps, hidden size]: where hidden states go; None: nobody asked for them.
         self.hidden = hidden
         self.linears = view.linears
@@ -157,7 +159,7 @@ class Level:
         """Do all layers see the same nodes, and does nobody look at what lies between them?"""
         return self.hidden is None and self.short is self.nodes and self.placed.stages is None
 
-    def linear(self, index: int, x: Tensor) -> Tensor:
+    def linear(self, index: int, x: Rows) -> Tensor:
         return self.linears[index](x)
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The gated delta rule (Qwen3.5, OLMo-hybrid): what its layers keep, and the modules that run them."""
+"""The gated delta rule (Qwen3.5, Qwen3-Next, OLMo-hybrid): what its layers keep, and the modules that run them."""
 
 from __future__ import annotations
 
@@ -63,6 +63,23 @@ class Qwen35GatedDelta(GatedDelta):
         out = self.mix(x, a, b.sigmoid()).to(x.dtype)
         out = self.norm(out.reshape(-1, self.value_size), z.reshape(-1, self.value_size))
         result: Tensor = self.out_proj(out.reshape(z.shape))
+        return result
+
+
+class Qwen3NextGatedDelta(GatedDelta):
+    """The gated delta rule with two projections, of which each gives all that belongs to one head of keys side by side."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        """hidden_states: [1, n, hidden size] -> the same."""
+        each = self.value_heads // self.key_heads
+        wide = each * self.value_size
+        joined = self.in_proj_qkvz(hidden_states).unflatten(-1, (self.key_heads, -1))
+        query, key, value, z = torch.split(joined, [self.key_size, self.key_size, wide, wide], dim=-1)
+        b, a = torch.split(self.in_proj_ba(hidden_states).unflatten(-1, (self.key_heads, -1)), [each, each], dim=-1)
+        x = torch.cat([part.flatten(-2) for part in (query, key, value)], dim=-1)
+        out = self.mix(x, a.flatten(-2), b.flatten(-2).sigmoid()).to(x.dtype)
+        out = self.norm(out.reshape(-1, self.value_size), z.reshape(-1, self.value_size))
+        result: Tensor = self.out_proj(out.reshape(*hidden_states.shape[:-1], -1))
         return result
 
 

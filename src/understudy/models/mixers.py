@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..recurrent import RecurrentShape
-from .gated_delta import OlmoGatedDelta, Qwen35GatedDelta, gated_delta_shape
+from .gated_delta import OlmoGatedDelta, Qwen3NextGatedDelta, Qwen35GatedDelta, gated_delta_shape
 from .mamba import FalconMamba2, Mamba2, ShortConvolution, mamba2_shape, nemotron_shape, short_convolution_shape
 from .mixer import Mixer
 from .wrapper import text_config
@@ -42,8 +42,11 @@ FEED_FORWARD = "mlp"
 # Class of the stock module -> what takes its place.
 MIXERS: Mapping[str, type[Mixer]] = {
     "Qwen3_5GatedDeltaNet": Qwen35GatedDelta,
+    "Qwen3_5MoeGatedDeltaNet": Qwen35GatedDelta,
+    "Qwen3NextGatedDeltaNet": Qwen3NextGatedDelta,
     "OlmoHybridGatedDeltaNet": OlmoGatedDelta,
     "Lfm2ShortConv": ShortConvolution,
+    "Lfm2MoeShortConv": ShortConvolution,
     "BambaMixer": Mamba2,
     "GraniteMoeHybridMambaLayer": Mamba2,
     "NemotronHMamba2Mixer": Mamba2,

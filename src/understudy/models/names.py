@@ -4,6 +4,7 @@ Names are those that transformers would load: its own table of changes is used f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -13,6 +14,10 @@ from typing import Any
 from ..startup import owned
 from .known import keep, key_of, recall
 from .shrink import values_of
+
+
+# Operations that rows of several tensors become one by: those of 2-D tensors, those of matrices that are stacked, and the stacking.
+_JOINED, _JOINED_ROWS, _STACKED = ("Concatenate", 0), ("Concatenate", 1), ("MergeModulelist", 0)
 
 
 class Finder:
@@ -41,13 +46,20 @@ class Finder:
 
     def sources(self, parameter: str) -> tuple[str, ...]:
         """The tensors whose rows one after another are a parameter of the model: the one of its name, as a rule, or those that
-        transformers joins. Empty where there are none."""
+        transformers joins or stacks. Empty where there are none."""
         if (name := self(parameter)) is not None:
             return (name,)
         for converter, matches in self._conversions(parameter):
-            joined = [(type(each).__name__, getattr(each, "dim", None)) for each in converter.operations] == [("Concatenate", 0)]
-            if joined and matches.keys() == set(converter.source_patterns):
-                return tuple(matches[pattern][-1] for pattern in converter.source_patterns)
+            operations = [(type(each).__name__, getattr(each, "dim", None)) for each in converter.operations]
+            if matches.keys() != set(converter.source_patterns):
+                continue
+            found = [matches[pattern] for pattern in converter.source_patterns]
+            if operations == [_JOINED]:
+                return tuple(names[-1] for names in found)
+            # one of each expert, or of each expert one by each pattern
+            if operations == [_STACKED, *[_JOINED_ROWS] * (len(found) > 1)]:
+                experts = zip(*(sorted(names, key=_numbers) for names in found), strict=True)
+                return tuple(name for each in experts for name in each)
         return ()
 
     def conversion(self, parameter: str) -> str | None:
@@ -62,19 +74,24 @@ class Finder:
         """The converters that make `parameter`, each with the checkpoint's names that it takes, by its patterns."""
         for converter, made in self._converted:
             matches: dict[str, list[str]] = {}
-            for name, (target, pattern) in made.items():
-                if pattern and parameter in self.places(target):
-                    matches.setdefault(pattern, []).append(name)
+            for place in self.places(parameter):
+                for pattern, names in made.get(place, {}).items():
+                    matches.setdefault(pattern, []).extend(names)
             if matches:
                 yield converter, matches
 
     @cached_property
-    def _converted(self) -> list[tuple[Any, dict[str, tuple[str, str | None]]]]:
-        """What each converter makes of each of the checkpoint's names, and by which of its patterns."""
-        return [
-            (converter, {name: converter.rename_source_key(target) for name, target in self.targets.items()})
-            for converter in self.converters
-        ]
+    def _converted(self) -> list[tuple[Any, dict[str, dict[str, list[str]]]]]:
+        """By what each converter makes of them, and by which of its patterns: the checkpoint's names."""
+        converted = []
+        for converter in self.converters:
+            made: dict[str, dict[str, list[str]]] = {}
+            for name, target in self.targets.items():
+                place, pattern = converter.rename_source_key(target)
+                if pattern:
+                    made.setdefault(place, {}).setdefault(pattern, []).append(name)
+            converted.append((converter, made))
+        return converted
 
 
 def finder(model: Any, names: Iterable[str]) -> Finder:
@@ -107,6 +124,10 @@ def sources(model: Any, wanted: Sequence[str], names: Collection[str], directory
 def _sought(model: Any, wanted: Iterable[str], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     find = finder(model, names)
     return {name: find.sources(name) for name in wanted}
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _renamed(name: str, renamings: Iterable[Any]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import NumbersError
 from ..tree import Nodes, TokenTree
+from .routed import Routed, Rows, rows_in
 from .target import TILE, Multiply
 
 if TYPE_CHECKING:
@@ -35,20 +36,20 @@ class Watch:
         self.modules = modules
         self.place: str | None = None
 
-    def __call__(self, index: int, tiles: list[Tensor], rows: int) -> list[Tensor]:
-        """tiles: each [TILE, K], of which `rows` rows are nodes and the others padding."""
+    def __call__(self, index: int, tiles: Sequence[Rows], rows: int) -> list[Tensor]:
+        """tiles: each [TILE, K], of which `rows` rows are nodes and the others padding, or routed rows."""
         name = self.modules[index]
         if self.place is None and not _numbers(tiles, rows):
             before = f"between {self.modules[index - 1]} and" if index else "before"
             self.place = f"{before} {name}"
         products = self.multiply(index, tiles, rows)
-        if self.place is None and not _numbers(products, rows):
+        if self.place is None and not _numbers(products, sum(map(len, products)) if isinstance(tiles[0], Routed) else rows):
             self.place = f"in the product of {name}"
         return products
 
 
-def _numbers(tiles: Sequence[Tensor], rows: int) -> bool:
-    return bool(torch.isfinite(torch.cat(list(tiles))[:rows]).all())
+def _numbers(tiles: Sequence[Rows], rows: int) -> bool:
+    return bool(torch.isfinite(rows_in(tiles, rows)).all())
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,12 @@ from ..errors import CheckpointError, UnderstudyError, first_line
 from ..plan.machine import check_spare
 from ..tree import Nodes, TokenTree
 from ..weights.checkpoint import TensorInfo
+from ..weights.layout import LinearSpec
 from . import structure
 from .draft import Draft
 from .embedding import Lookup, TensorRows, lookups
 from .known import keep, key_of, recall, transformers_version
+from .routed import Rows, product
 from .shrink import shrunk, values_of
 from .specimen import ACCEPTED, LEAVES, LEVELS, PARENTS, Specimen, Text, Unprovable
 from .streamed import attention_name
@@ -165,13 +167,13 @@ def _passes(specimen: Specimen) -> dict[str, Tensor]:
     modules = lookups(model.module, layout)
     embed = Lookup(TensorRows(module, tensors[name]) for module, name in zip(modules, layout.looked_up, strict=True))
     device = Processor(threads=1)
-    weights = [tensors[spec.weight] if spec.turned else tensors[spec.weight].T for spec in layout.linears]
+    weights = [_whole(spec, tensors) for spec in layout.linears]
 
-    def multiply(index: int, tiles: list[Tensor], _: int) -> list[Tensor]:
-        return [x @ weights[index] for x in tiles]
+    def multiply(index: int, tiles: Sequence[Rows], _: int) -> list[Tensor]:
+        return [product(x, weights[index]) for x in tiles]
 
     target = Target(model.module, model.base, model.current, model.cache, embed, multiply, device)
-    linears = {index: partial(torch.matmul, other=weight) for index, weight in enumerate(weights)}
+    linears = {index: partial(product, weight=weight) for index, weight in enumerate(weights)}
     draft = Draft(model.module, model.current, model.cache, embed, linears, device)
     with torch.inference_mode():
         # The first tile runs without its head, as most of a prompt does.
@@ -184,6 +186,14 @@ def _passes(specimen: Specimen) -> dict[str, Tensor]:
             model.cache.keep(row, torch.tensor(ACCEPTED))
         found[AFTER] = _run(target, model.cache, [TokenTree.chain([text.last]) for text in texts])
     return found
+
+
+def _whole(spec: LinearSpec, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The weight of a Linear [out, in], or of all experts of a layer [experts, out, in]."""
+    if spec.turned:
+        return tensors[spec.weight].T
+    rows = torch.cat([tensors[name] for name in spec.tensors]) if spec.pieces else tensors[spec.weight]
+    return rows.view(spec.experts, -1, spec.shape[1]) if spec.experts else rows
 
 
 def _run(target: Target, cache: Cache, trees: list[TokenTree], first: int = 0) -> Tensor:

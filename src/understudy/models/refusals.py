@@ -7,13 +7,12 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .heads import refuse_other_tasks
-from .mixers import FEED_FORWARD, recurrent_kinds
+from .mixers import recurrent_kinds
 from .wrapper import parts_in
 
 # Words in the names of layers that carry a state from token to token, and in those of models that do not name their layers.
 _RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta", "hybrid")
 _STATEFUL = ("mamba", "rwkv", "xlstm")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Where configs name the kind of each layer.
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 # Where a config says that its weights are no floats, and where that says how.
@@ -30,7 +29,7 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     kind = config.get("model_type", "unknown")
 
     def refuse(why: str) -> None:
-        raise CheckpointError(f"Model type {kind!r} is not supported yet: {why}. Dense decoder-only models are.")
+        raise CheckpointError(f"Model type {kind!r} is not supported yet: {why}. Decoder-only models are.")
 
     if config.get("is_encoder_decoder"):
         refuse("it is an encoder-decoder")
@@ -41,8 +40,6 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     config = config if text is None else text
     named: list[Any] = next((config[name] for name in _KINDS_OF_LAYERS if config.get(name)), [])
     kinds = [str(each).lower() for each in named]
-    if _has_experts(config, kinds):
-        refuse("it is a mixture of experts")
     known = recurrent_kinds(config) or [None] * len(kinds)
     unknown = [name for name, recurrent in zip(kinds, known, strict=True) if recurrent is None]
     stateful = [name for name in unknown if any(word in name for word in _RECURRENT)]
@@ -51,16 +48,6 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
         refuse(f"its recurrent layers ({stateful[0]}) are no gated delta nets, Mamba-2 or short convolutions")
     if config.get("use_bidirectional_attention") in (True, "all"):
         refuse("its attention looks at later tokens too (use_bidirectional_attention), so that it writes no text")
-
-
-def _has_experts(config: Mapping[str, Any], kinds: list[str]) -> bool:
-    """Does a config with layers of these `kinds` describe a mixture of experts? Those of some dense models name experts that a
-    switch leaves out, or that only layers of another kind would have."""
-    if FEED_FORWARD in kinds or not config.get("enable_moe_block", True):
-        return "moe" in kinds
-    counts = [config.get(key) for key in _EXPERTS]
-    given = [count for count in counts if count is not None] or [config.get("num_experts_per_tok") or 0]
-    return any(count > 1 for count in given)
 
 
 def refuse_quantised(kind: str, *configs: Mapping[str, Any]) -> None:

@@ -22,6 +22,11 @@ SOFTCAP = 2.0
 INNER = 240
 MOST_KINDS = 8
 
+# How many experts a layer has, and how many of them a token goes to, under the names that configs have for it.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN_EXPERTS = ("num_experts_per_tok", "top_k", "moe_k", "moe_topk", "num_selected_experts")
+# Experts of a copy, for each that a token goes to, at least.
+SPARE = 4
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
 # Values that name or describe a model and never change what it computes.
 DESCRIBING = (
@@ -55,6 +60,7 @@ def shrunk(config: Any, few_layers: bool = True, narrow: bool = True) -> Any:
     _shorten(values, names)
     if few_layers:
         _cut_layers(values, names.get("num_hidden_layers", "num_hidden_layers"), layers_read(config))
+    _cut_experts(values)
     if narrow:
         _narrow(values, names)
         narrow_states(values, names.get("hidden_size", "hidden_size"))
@@ -147,6 +153,14 @@ def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) 
     # some classes count a list themselves
     if name in values:
         values[name] = kept_count
+
+
+def _cut_experts(values: dict[str, Any]) -> None:
+    """Half as many experts as long as there are plenty, so that those that are chosen in groups are still in as many groups."""
+    chosen = max((values[key] for key in _CHOSEN_EXPERTS if _positive(values.get(key))), default=MOST_KINDS)
+    for key in _EXPERTS:
+        while _positive(values.get(key)) and values[key] % 2 == 0 and values[key] // 2 >= SPARE * chosen:
+            values[key] //= 2
 
 
 def _own_values(values: dict[str, Any]) -> dict[int, dict[str, Any]]:

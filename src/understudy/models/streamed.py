@@ -21,16 +21,22 @@ from ..tree import Nodes
 from ..weights.layout import ModelLayout
 from . import hf
 from .embedding import lookups
+from .experts import hand_over, mixes
 from .kept import float32_names
 from .names import sources
+from .routed import Rows
 from .structure import stored_buffers
 
 
 class Pass(Protocol):
     """One forward of the stock model: a level of the draft view, or one tile of the target view."""
 
-    def linear(self, index: int, x: Tensor) -> Tensor:
-        """Product of x [n, K] with the weight of streamed Linear `index`: [n, N], without its bias."""
+    # Its nodes. Inputs may have more rows, behind theirs.
+    count: int
+
+    def linear(self, index: int, x: Rows) -> Tensor:
+        """Product of x [n, K] with the weight of streamed Linear `index`: [n, N], without its bias. Of routed rows each is
+        multiplied by the matrix of its expert."""
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put keys [n, kv heads, key size] and values [n, kv heads, value size] of the pass's nodes in the KV cache."""
@@ -164,9 +170,13 @@ def attention(
 
 
 def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:
-    """Put a StreamedLinear in the place of each Linear named in `order`, and tell each attention where the current pass is."""
+    """Put a StreamedLinear in the place of each Linear named in `order`, take the stacks of experts named there away, and tell each
+    attention and all experts where the current pass is."""
     for index, path in enumerate(order):
         parent, _, name = path.rpartition(".")
+        if mixes(module := model.get_submodule(parent)):
+            hand_over(module, current, name, index)
+            continue
         old = model.get_submodule(path)
         assert isinstance(old, nn.Linear)
         bias = None if old.bias is None else nn.Parameter(torch.empty(0, dtype=old.bias.dtype), requires_grad=False)

@@ -23,6 +23,7 @@ from ..weights.layout import LinearSpec, ModelLayout, TableSpec
 from .aside import left_aside
 from .attended import TOKENS, watched
 from .by_token import noted_lookups
+from .experts import Stack, experts_name, stacks, stacks_on_meta, watching
 from .heads import head_and_embedding, ties_head
 from .hf import leave_pads_alone, refused
 from .kept import float32_names, is_linear, may_be_kept, streams
@@ -92,9 +93,10 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
 
     Raises CheckpointError where it cannot be built."""
     what = f"{CANNOT_BUILD} a {config.model_type!r} model from its config"
-    with refused(what, config.to_dict()), _weights_on_meta(), on_meta():
+    told = {"attn_implementation": for_text(config, attention), "experts_implementation": experts_name()}
+    with refused(what, config.to_dict()), _weights_on_meta(), on_meta(), stacks_on_meta():
         try:
-            model = built(config, dtype=dtype, attn_implementation=for_text(config, attention))
+            model = built(config, dtype=dtype, **told)
         except KeyError as error:
             if error.args != (attention,):
                 raise
@@ -115,11 +117,13 @@ def stock(config: Any) -> nn.Module:
 
     That of a wrapper's is whole, and runs its own code for texts; but only its language model and head hold memory for matrices,
     which are zeros, and what else that code calls, from its first call on."""
+    # The way that takes experts of any width.
+    told = {"experts_implementation": "eager"}
     if not is_wrapper(config):
         with _construction:
-            return built(config, dtype=torch.float32).eval()
+            return built(config, dtype=torch.float32, **told).eval()
     with _weights_on_meta():
-        model = built(config, dtype=torch.float32)
+        model = built(config, dtype=torch.float32, **told)
     _give_memory(module for part in text_parts(model) for module in part.modules())
     for module in model.modules():
         module.register_forward_pre_hook(lambda module, _: _give_memory((module,)))
@@ -160,12 +164,11 @@ def streamed_linears(model: nn.Module) -> dict[str, nn.Linear]:
     if not is_linear(head):
         raise CheckpointError(f"{type(model).__name__} has no linear output head; it cannot be streamed.")
     inside = {id(p) for m in found.values() for p in m.parameters()}
+    inside |= {id(stack.parameter) for stack in stacks(model).values()}
     for path, parameter in blocks.named_parameters():
         if id(parameter) not in inside and not may_be_kept(parameter):
-            raise CheckpointError(
-                f"{name}.{path} is a weight {list(parameter.shape)} outside any plain Linear (experts, convolutions); this is not"
-                " supported yet."
-            )
+            shape = list(parameter.shape)
+            raise CheckpointError(f"{name}.{path} is a weight {shape} outside any plain Linear; this is not supported yet.")
     found[next(path for path, m in model.named_modules() if m is head)] = head
     return found
 
@@ -179,15 +182,19 @@ def check_structure(model: nn.Module) -> None:
 class Trace:
     """What a forward pass does, seen by hooks on one without numbers (meta tensors)."""
 
-    # The streamed Linears in the order in which it uses them.
+    # The streamed Linears, and the stacks of experts, in the order in which it uses them.
     order: list[str]
     # The embedding modules that it looks up by token.
     looked_up: list[str]
+    # By stack: to how many experts each token goes.
+    chosen: dict[str, int]
 
 
 def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
     """What a forward pass of the stock `model` does. Raises CheckpointError for one that could not be run in tiles."""
     order: list[str] = []
+    chosen: dict[str, int] = {}
+    mixed = stacks(model)
     hooks = [m.register_forward_pre_hook(lambda *_, path=path: order.append(path)) for path, m in linears.items()]
     mixing: list[str] = []
     convolutions = ((path, m) for path, m in model.named_modules() if isinstance(m, _ConvNd))
@@ -201,8 +208,8 @@ def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
     what = f"A pass of {type(model).__name__} does not run with its config{why}"
     try:
         with torch.no_grad(), refused(what, config.to_dict(), "It is not supported."), watched(model), (
-            noted_lookups(model, tokens, order)
-        ) as found:
+            watching(mixed, order, chosen)
+        ), noted_lookups(model, tokens, order) as found:
             torch.func.functional_call(
                 model, meta, args=(), kwargs={"input_ids": tokens, "position_ids": positions, "use_cache": False}
             )
@@ -211,11 +218,11 @@ def trace(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Trace:
             hook.remove()
     if mixing:
         raise CheckpointError(f"{mixing[0]} is a convolution over neighbouring tokens; this is not supported yet.")
-    odd = next((path for path in linears if order.count(path) != 1), None)
+    odd = next((path for path in [*linears, *mixed] if order.count(path) != 1), None)
     if odd is not None:
-        how = "more than once" if odd in order else "not at all, or not as a Linear"
+        how = "more than once" if odd in order else "not at all, or not as a Linear or the experts of a layer"
         raise CheckpointError(f"A pass of {type(model).__name__} uses {odd} {how}; this is not supported yet.")
-    return Trace(order, found)
+    return Trace(order, found, chosen)
 
 
 def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = None) -> ModelLayout:
@@ -236,20 +243,30 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
             raise CheckpointError(f"The checkpoint has no tensor {parameter!r}; {why} {type(model).__name__}.")
         return name
 
-    weight_of = {path: stored(f"{path}.weight") for path in order[:-1]}
+    mixed = stacks(model)
+    weight_of = {path: stored(f"{path}.weight") for path in order[:-1] if path not in mixed}
     weight_of[head], table = head_and_embedding(model, f"{head}.weight", f"{embedding}.weight", find)
     tables = tuple(TableSpec(path, stored(f"{path}.weight")) for path in dict.fromkeys(seen.looked_up) if path != embedding)
-    shapes: dict[str, Any] = {path: tuple(m.weight.shape) for path, m in linears.items()}
-    specs = tuple(LinearSpec(path, weight_of[path], shapes[path], is_turned(model, path)) for path in order)
+
+    def spec_of(path: str) -> LinearSpec:
+        if path not in mixed:
+            outputs, inputs = linears[path].weight.shape
+            return LinearSpec(path, weight_of[path], (outputs, inputs), is_turned(model, path))
+        stack, names = mixed[path], find.sources(path) or (stored(path),)
+        return LinearSpec(
+            path, names[0], stack.shape, experts=stack.experts, chosen=seen.chosen[path], pieces=names if len(names) > 1 else ()
+        )
+
+    specs = tuple(map(spec_of, order))
     aside = [embedding, *(spec.module for spec in tables)]
-    skip = {f"{path}.weight" for path in (*order, *aside)}
+    skip = {f"{path}.weight" for path in (*order, *aside)} | mixed.keys()
     shared: dict[str, tuple[int, ...]] = {}
     for name, p in model.named_parameters():
         if name not in skip:
             shared |= _pieces(find.sources(name) or (stored(name),), tensors, tuple(p.shape))
     buffers = {find(name): tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
     shared |= {name: shape for name, shape in buffers.items() if name is not None}
-    needed = {spec.weight: spec.stored_shape for spec in specs} | shared
+    needed: dict[str, tuple[int, ...]] = {name: spec.stored_shape for spec in specs for name in spec.tensors} | shared
     looked_up = (table, *(spec.tensor for spec in tables))
     needed |= {name: tuple(model.get_parameter(f"{path}.weight").shape) for name, path in zip(looked_up, aside, strict=True)}
     for name, shape in needed.items():

@@ -24,6 +24,7 @@ from ..kernels.attention import AttentionSpec
 from ..spilled import SpilledState
 from ..tree import Nodes
 from .output_head import FeatureModel
+from .routed import Rows
 from .stages import Stages
 from .streamed import CurrentPass
 from .whole_pass import HeadAlone, WholePass, head_of, tiles_apart
@@ -33,7 +34,8 @@ TILE = 32
 WIDE = 128
 # nodes of a pass from which on it pays to try that
 WORTH_TRYING = 3 * WIDE
-Multiply = Callable[[int, list[Tensor], int], list[Tensor]]
+# products of the rows of tiles, of which so many are nodes', with streamed Linear `index`
+Multiply = Callable[[int, Sequence[Any], int], list[Tensor]]
 Settle = Callable[[Tensor, int], Tensor]
 
 
@@ -77,7 +79,7 @@ class Tile(WholePass):
         neighbours = last - first + 1 == len(self.wanted)
         return self.result[first : last + 1] if neighbours else self.result[self.wanted.to(self.result.device)]
 
-    def linear(self, index: int, x: Tensor) -> Tensor:
+    def linear(self, index: int, x: Rows) -> Tensor:
         if self.thread is None:
             return self.view.multiply(index, [x], self.count)[0]
         result: Tensor = getcurrent().parent.switch((index, x))

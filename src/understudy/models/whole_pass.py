@@ -16,6 +16,7 @@ from ..kernels.attention import AttentionSpec
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
+from .routed import Routed, Rows
 from .streamed import Placed, pass_cache, place_of_one
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class WholePass:
         ids = self.view.embed(nn.functional.pad(self.nodes.tokens, padding))[None]
         return {"input_ids": ids, "position_ids": positions, "past_key_values": pass_cache(), "use_cache": True}
 
-    def linear(self, index: int, x: Tensor) -> Tensor:
+    def linear(self, index: int, x: Rows) -> Tensor:
         return self.view.multiply(index, [x], self.count)[0]
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
@@ -213,11 +214,11 @@ def tiles_apart(view: Target, outputs: Sequence[int], wide: int, narrow: int) ->
         view.current.under_way = None
 
 
-def _stand_in(outputs: Sequence[int]) -> Callable[[int, list[Tensor], int], list[Tensor]]:
+def _stand_in(outputs: Sequence[int]) -> Callable[[int, Sequence[Rows], int], list[Tensor]]:
     """What gives outputs that are inputs in another order, as often as it takes: no row knows another, and no weight is needed."""
 
-    def multiply(index: int, tiles: list[Tensor], _: int) -> list[Tensor]:
-        x = tiles[0]
+    def multiply(index: int, tiles: Sequence[Rows], _: int) -> list[Tensor]:
+        x = tiles[0].rows if isinstance(tiles[0], Routed) else tiles[0]
         size = x.shape[1]
         start = (index + 1) * 31 % size
         turned = torch.cat([x[:, start:], -x[:, :start]], 1)

@@ -18,6 +18,8 @@ class LinearSpec:
     turned: bool = False
     # 0: it is an nn.Linear
     experts: int = 0
+    # Of the experts, those that each token goes to.
+    chosen: int = 0
     # Where several tensors of equal shapes are the weight, their rows one after another: all of them.
     pieces: tuple[str, ...] = ()
 

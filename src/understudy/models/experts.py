@@ -1,0 +1,173 @@
+"""Mixtures of experts: their stock modules hand their rows to the pass under way, which multiplies by what has been chosen.
+
+transformers keeps the matrices of all experts of a layer in two parameters [experts, out, in] of one module, and lets a function
+that is registered by name multiply by them. Ours asks the pass for both products. What each expert gives a node is added up in
+float32, in the order of the experts' numbers, and rounded once: so a node's bits depend on no other node and on no order in which
+weights come. Routers, shared experts and all else around are the stock model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import CheckpointError
+from .routed import Routed
+
+if TYPE_CHECKING:
+    from .streamed import CurrentPass
+
+# What such parameters are called in all families: the first of two, or of three that one is made of, and the last.
+BOTH, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
+# Dimensions of a parameter that has a matrix of each expert.
+STACKED = 3
+# What makes tensors without values of their own, or random ones.
+_MAKERS = ("empty", "zeros", "ones", "rand", "randn", "full")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One matrix of each expert of a layer, as a parameter [experts, out, in]."""
+
+    module: nn.Module
+    # of the parameter in its module
+    name: str
+    experts: int
+    outputs: int
+    inputs: int
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """All of its matrices."""
+        parameter = self.module._parameters[self.name]
+        assert parameter is not None
+        return parameter
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[out, in] of all matrices, one below the other."""
+        return self.experts * self.outputs, self.inputs
+
+
+@cache
+def experts_name() -> str:
+    """The name under which stock models find `mix`; registered with transformers at the first call."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    ALL_EXPERTS_FUNCTIONS.register("understudy", mix)
+    return "understudy"
+
+
+@contextmanager
+def stacks_on_meta() -> Iterator[None]:
+    """Inside, tensors of three dimensions or more hold no memory: those that modules keep are weights of all experts."""
+    with _Meta():
+        yield
+
+
+class _Meta(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(function, "__name__", "") in _MAKERS and "device" not in kwargs:
+            size = args[0] if args and isinstance(args[0], (tuple, list, torch.Size)) else args
+            sizes = [each for each in size if isinstance(each, int)]
+            if sum(each > 1 for each in sizes) >= STACKED:
+                kwargs["device"] = "meta"
+        return function(*args, **kwargs)
+
+
+def mixes(module: nn.Module) -> bool:
+    """Does `module` hold the experts of a layer, as transformers' decorator marks such modules?"""
+    return hasattr(module, "is_concatenated") and hasattr(module, "is_transposed") and hasattr(module, "_apply_gate")
+
+
+def stacks(model: nn.Module) -> dict[str, Stack]:
+    """The stacks of all layers of `model` by the names of their parameters, in the order of definition.
+
+    Raises CheckpointError for modules of experts that compute in a way which is not supported."""
+    found: dict[str, Stack] = {}
+    for path, module in model.named_modules():
+        if mixes(module):
+            _refuse_odd(path, module)
+            # in the order of use
+            for name, parameter in sorted(module.named_parameters(recurse=False), key=lambda named: named[0] == DOWN):
+                experts, outputs, inputs = parameter.shape
+                found[f"{path}.{name}"] = Stack(module, name, experts, outputs, inputs)
+    return found
+
+
+def _refuse_odd(path: str, module: Any) -> None:
+    """Raise CheckpointError for the experts `module` if `mix` would not compute what its class does."""
+    wrong = {
+        "keeps their weights transposed": module.is_transposed,
+        "has biases": module.has_bias,
+        "has a norm behind each": module.has_post_expert_norm,
+    }
+    why = next((what for what, found in wrong.items() if found), None)
+    expected = {BOTH if module.has_gate else UP, DOWN}
+    named = {name: tuple(p.shape) for name, p in module.named_parameters(recurse=False)}
+    if why is None and (named.keys() != expected or any(len(shape) != STACKED for shape in named.values())):
+        why = f"keeps {', '.join(sorted(named))}"
+    if why is not None:
+        raise CheckpointError(f"{path} ({type(module).__name__}) holds experts in a way that is not supported yet: it {why}.")
+
+
+def hand_over(module: nn.Module, current: CurrentPass, name: str, index: int) -> None:
+    """Take the parameter `name` away from a module of experts: it is streamed Linear `index` of the passes that `current` tells."""
+    parameter = module._parameters[name]
+    assert parameter is not None
+    module._parameters[name] = None
+    object.__setattr__(module, "understudy_experts", len(parameter))
+    numbers = {**getattr(module, "understudy_numbers", {}), name: index}
+    object.__setattr__(module, "understudy_numbers", numbers)
+    object.__setattr__(module, "understudy", current)
+
+
+def mix(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Function of experts as transformers calls it: hidden_states [n, H], the experts [n, k] that each row goes to, and how much
+    each of them counts -> [n, H]."""
+    if hidden_states.device.type == "meta":
+        if (seen := getattr(module, "seen", None)) is not None:
+            seen(module, top_k_index.shape[-1])
+        return torch.empty_like(hidden_states)
+    under_way, numbers = module.understudy.under_way, module.understudy_numbers
+    assert under_way is not None, "a streamed model runs only through its target or draft view"
+    count, chosen = under_way.count, top_k_index.shape[-1]
+    routed, order, places = Routed.of(hidden_states[:count], top_k_index[:count], module.understudy_experts)
+    first = under_way.linear(numbers[BOTH if module.has_gate else UP], routed)
+    inner = module._apply_gate(first) if module.has_gate else module.act_fn(first)
+    out = under_way.linear(numbers[DOWN], routed.with_rows(inner))
+    # what is left out stands behind all others, as zeros
+    given = out.new_zeros((len(out) + 1, out.shape[1]), dtype=torch.float32)
+    torch.mul(out.float(), top_k_weights[:count].reshape(-1)[order, None].float(), out=given[:-1])
+    total = torch.zeros(hidden_states.shape, dtype=torch.float32)
+    for rank in range(chosen):
+        total[:count] += given[places[:, rank]]
+    return total.to(hidden_states.dtype)
+
+
+@contextmanager
+def watching(found: dict[str, Stack], order: list[str], chosen: dict[str, int]) -> Iterator[None]:
+    """Inside, a pass without numbers tells `order` which of the stacks `found` it comes to, and `chosen` how many experts each of
+    its rows goes to there."""
+    names: dict[nn.Module, list[str]] = {}
+    for path, stack in found.items():
+        names.setdefault(stack.module, []).append(path)
+
+    def seen(module: nn.Module, count: int) -> None:
+        order.extend(names[module])
+        chosen.update(dict.fromkeys(names[module], count))
+
+    for module in names:
+        object.__setattr__(module, "seen", seen)
+    try:
+        yield
+    finally:
+        for module in names:
+            object.__delattr__(module, "seen")
