@@ -129,7 +129,7 @@ class Joined:
             assert added.dtype == x.dtype and added.is_contiguous() and added.numel() == y.numel()
             run.added = added.data_ptr()
         run.scratch = scratch.data_ptr()
-        _lead_of(lead)(ctypes.addressof(run))
+        lead_of(lead)(ctypes.addressof(run))
         return y
 
     def room(self, count: int) -> int:
@@ -159,7 +159,7 @@ def entries() -> tuple[int, int]:
 
 
 @cache
-def _lead_of(address: int) -> Callable[[int], None]:
+def lead_of(address: int) -> Callable[[int], None]:
     """`_lead` to call."""
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(address)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
 from .exact_linear import ExactLinear
+from .expert_supply import ExpertSupply
 from .hauls import Haul
 from .part_runs import Lying, PartRun, lying_in, runs_of
+from .routed import Routed
 
 # Multiplies the rows of tiles by some exact weights: tiles, and where results go.
 RowsTimes = Callable[[Sequence[Tensor], Tensor], None]
@@ -91,6 +94,7 @@ class Supply:
         }
         self.ring = ring
         self.bytes_used = 0
+        self.experts = ExpertSupply(self)
         # by Linear: the steps of a device that has a product of rows
         self._steps: dict[int, list[Stretch]] = {}
         # by Linear: what multiplies by it where it stays in fast memory
@@ -102,8 +106,11 @@ class Supply:
         """Whether every Linear multiplies just the rows there are."""
         return all(linear.product(dtype) is not None for linear in self.linears)
 
-    def multiply(self, index: int, tiles: Sequence[Tensor], rows: int) -> list[Tensor]:
-        """Tiles [any, K], in all `rows` rows and then padding -> tiles [the same, N]. Linear `index` is brought once for all."""
+    def multiply(self, index: int, tiles: Sequence[Any], rows: int) -> list[Tensor]:
+        """Tiles [any, K], in all `rows` rows and then padding -> tiles [the same, N]. Linear `index` is brought once for all; where
+        tiles are routed rows, only the matrices of their experts."""
+        if isinstance(tiles[0], Routed):
+            return self.experts.multiply(index, tiles)
         linear, given = self.linears[index], tiles[0]
         heights = [tile.shape[0] for tile in tiles]
         outputs = linear.entry.shape[0]
@@ -133,7 +140,7 @@ class Supply:
             self._steps[index] = self._steps_of(index)
         self._announce(index)
         for step in self._steps[index]:
-            slot = None if step.brought is None else self._next(step.brought)
+            slot = None if step.brought is None else self.next_of(step.brought)
             try:
                 data = step.data if slot is None else slot.data
                 assert data is not None, "what is not brought is here"
@@ -219,7 +226,7 @@ class Supply:
                     held.append((part, self.residents[part.number]))
                     continue
                 if self._begins(part):
-                    slots.append(self._next(part))
+                    slots.append(self.next_of(part))
                 self.bytes_used += part.nbytes
                 start = self.berths[part.number].start + part.lead
                 held.append((part, slots[-1].data[start : start + part.nbytes]))
@@ -245,7 +252,7 @@ class Supply:
             streamed = [part for part in self.by_linear[index] if part.number not in self.residents]
             self.ring.hint([self.berths[part.number].haul for part in streamed if self._begins(part)])
 
-    def _next(self, part: PartRef) -> Slot:
+    def next_of(self, part: PartRef) -> Slot:
         """The haul of `part`, once the ring has brought it. What a route brought on a wrong guess before it is released unread."""
         assert self.ring is not None, f"part {part.number} is neither resident nor streamed"
         wanted = self.berths[part.number].haul
@@ -273,11 +280,12 @@ class Supply:
                 continue
             self.bytes_used += part.nbytes
             if self._begins(part):
-                self._next(part).release()
+                self.next_of(part).release()
 
     def drop(self) -> None:
         """Let go of all weights: nothing is multiplied any more."""
         self.residents, self.linears = {}, ()
+        self.experts = ExpertSupply(self)
         self._products.clear()
         self._together.clear()
         self._steps.clear()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,12 @@ from ..plan.residents import spread
 from ..quantizers import Quantizer, quantizer
 from ..tiers import ReadSettings, Streaming
 from ..tiers.ring import Ring
-from ..tiers.route import FixedRoute
+from ..tiers.expert_route import ExpertRoute, Stretch
+from ..tiers.route import FixedRoute, Route
 from ..weights.entries import LinearEntry, Part, Stored
 from ..weights.store import Store
 from .exact_linear import ExactLinear, decoding_bytes
+from .expert_copies import expert_copies
 from .hauls import Haul, hauls_of, largest_haul
 from .load import extent, read_all, read_whole, refuse_wrong_decoding, whole_bytes
 from .streamed import share
@@ -97,6 +101,8 @@ class PartStream:
     stored: list[Stored]
     parts: list[PartRef]
     residents: dict[int, Tensor]
+    # of the model's Linears, in the order of a pass
+    entries: list[LinearEntry]
 
     def hauls(self, capacity: int) -> list[Haul]:
         """What comes by one copy each through a ring of `capacity` bytes, in the order of a pass: all that is not resident."""
@@ -116,8 +122,19 @@ class PartStream:
 
         extents = [haul.extent for haul in hauls]
         places = spread([extent.nbytes for extent in extents], self.host_bytes)
-        streaming = Streaming(extents, FixedRoute(range(len(hauls))), self.settings, check, sorted(places))
+        streaming = Streaming(extents, self._route(hauls), self.settings, check, sorted(places))
         return self.device.ring(streaming, capacity)
+
+
+    def _route(self, hauls: Sequence[Haul]) -> Route:
+        """The order in which `hauls` are brought: fixed, or with stretches of which a pass uses what its experts are."""
+        mixtures = {i: entry.module.rpartition(".")[0] for i, entry in enumerate(self.entries) if entry.experts}
+        if not mixtures:
+            return FixedRoute(range(len(hauls)))
+        linears = {part.number: part.linear for part in self.parts}
+        owners = [mixtures.get(linears[haul.parts[0]], "") for haul in hauls]
+        found = groupby(range(len(hauls)), key=owners.__getitem__)
+        return ExpertRoute([Stretch(tuple(numbers), chosen=bool(owner)) for owner, numbers in found])
 
 
 class Weights(PartStream):
@@ -207,7 +224,7 @@ class Weights(PartStream):
                 wanted |= {("substitute", name, index): stored for name, stored in entry.substitute.items()}
         return wanted | {("resident", "", number): self.stored[number] for number in sorted(plan.residents)}
 
-    def drafts(self, dtype: torch.dtype) -> dict[int, Callable[[Tensor], Tensor]]:
+    def drafts(self, dtype: torch.dtype) -> dict[int, Callable[[Any], Tensor]]:
         """The linear map [n, K] -> [n, N] of the substitute of each Linear that is here, by its number."""
         return {index: self._draft(index, dtype) for index in range(len(self.entries)) if self._here(index)}
 
@@ -215,10 +232,11 @@ class Weights(PartStream):
         """The linear map of the output head's substitute."""
         return self._draft(len(self.entries) - 1, dtype)
 
-    def _draft(self, index: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        return self.device.draft_product(
-            self.quantizers[index], self.substitutes[index], self.entries[index].shape, dtype
-        )
+    def _draft(self, index: int, dtype: torch.dtype) -> Callable[[Any], Tensor]:
+        entry, copy, tensors = self.entries[index], self.quantizers[index], self.substitutes[index]
+        if entry.experts:
+            return expert_copies(copy, tensors, entry.shape, entry.experts, dtype)
+        return self.device.draft_product(copy, tensors, entry.shape, dtype)
 
     def drop(self) -> None:
         """Let go of all that lies on the device: nothing is computed with it any more."""

@@ -1,0 +1,129 @@
+"""How rows multiply by the exact weights of the experts that they go to: only those of experts with rows are brought.
+
+The rows of an expert, of all tiles together, are multiplied part by part. A row's bits depend on it and on the weights alone, as
+in all products: on how many others go to the same expert, they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.pack import BLOCK
+from .exact_linear import ExactLinear
+from .routed import Routed
+
+if TYPE_CHECKING:
+    from .supply import PartRef, Supply
+
+# rows of what is multiplied together where a product needs one shape always
+FIXED = 32
+
+
+class ExpertSupply:
+    """Multiplies routed rows with the weights of `supply`."""
+
+    def __init__(self, supply: Supply) -> None:
+        self.supply = supply
+        # by Linear and expert: the parts of its matrix
+        self._parts: dict[int, list[list[PartRef]]] = {}
+        # by the first Linear of some experts: all of theirs, which are used one after the other
+        self._together: dict[int, list[int]] = {}
+        for index, linear in enumerate(supply.linears):
+            if linear.entry.experts:
+                self._parts[index] = _by_expert(supply.by_linear[index], linear)
+                first = next((i for i, those in self._together.items() if i + len(those) == index and self._beside(i, index)), index)
+                self._together.setdefault(first, []).append(index)
+
+    def _beside(self, first: int, second: int) -> bool:
+        """Do two Linears belong to the same experts?"""
+        one, other = (self.supply.linears[index].entry.module.rpartition(".")[0] for index in (first, second))
+        return one == other
+
+    def multiply(self, index: int, tiles: Sequence[Routed]) -> list[Tensor]:
+        """Of each tile [m, K], whose rows go to their experts: [m, rows of an expert's matrix]."""
+        linear = self.supply.linears[index]
+        lengths = [len(tile.rows) for tile in tiles]
+        experts = torch.cat([tile.experts for tile in tiles])
+        order = torch.argsort(experts, stable=True) if len(tiles) > 1 else None
+        x = torch.cat([tile.rows for tile in tiles])[order] if order is not None else tiles[0].rows
+        counts: list[int] = torch.bincount(experts, minlength=linear.entry.experts).tolist()
+        self._hint(index, counts)
+        out = x.new_empty(len(x), linear.entry.shape[0] // linear.entry.experts // BLOCK, BLOCK)
+        start = 0
+        for expert, count in enumerate(counts):
+            if count:
+                rows = slice(start, start + count)
+                self._times(index, expert, x[rows], out[rows])
+                start += count
+        found = out.view(len(x), -1)
+        if order is not None:
+            found = torch.empty_like(found).index_copy_(0, order, found)
+        return list(torch.split(found, lengths))
+
+    def _hint(self, index: int, counts: Sequence[int]) -> None:
+        """Tell the ring what these experts will use, once for all of their Linears."""
+        supply = self.supply
+        if supply.ring is None or index not in self._together:
+            return
+        wanted = [
+            supply.berths[part.number].haul
+            for own in self._together[index]
+            for parts, count in zip(self._parts[own], counts, strict=True)
+            for part in parts
+            if count and part.number not in supply.residents
+        ]
+        supply.ring.hint(wanted)
+
+    def _times(self, index: int, expert: int, x: Tensor, out: Tensor) -> None:
+        """out [rows, blocks, 64] = x times the matrix of an expert."""
+        linear = self.supply.linears[index]
+        product = linear.product(x.dtype)
+        before = expert * out.shape[1]
+        for data, first, count in self._arriving(index, expert, out.shape[1]):
+            if product is not None:
+                operand, _ = linear.operand(data, first, count)
+                product([(operand, first - before)])([x], out)
+            else:
+                blocks = linear.blocks(data, first, count).to(x.dtype)
+                _by_tiles(x, blocks, out[:, first - before : first - before + count])
+
+    def _arriving(self, index: int, expert: int, blocks: int) -> Iterator[tuple[Tensor, int, int]]:
+        """The matrix of an expert of Linear `index`, part by part: bytes, first block and how many. Each is valid until the next."""
+        supply = self.supply
+        first = expert * blocks
+        for part in self._parts[index][expert]:
+            if part.number in supply.residents:
+                data = supply.residents[part.number]
+                # all of a Linear that lies here as it is
+                yield (data, part.first_block, part.blocks) if part.nbytes else (data[first : first + blocks], first, blocks)
+                continue
+            slot = supply.next_of(part)
+            try:
+                supply.bytes_used += part.nbytes
+                start = supply.berths[part.number].start + part.lead
+                yield slot.data[start : start + part.nbytes], part.first_block, part.blocks
+            finally:
+                slot.release()
+
+
+def _by_expert(parts: Sequence[PartRef], linear: ExactLinear) -> list[list[PartRef]]:
+    """The parts of each expert's matrix; where the weight lies here as it is, they share the one there is."""
+    experts = linear.entry.experts
+    if len(parts) == 1 and not parts[0].nbytes:
+        return [list(parts)] * experts
+    blocks = linear.entry.shape[0] // experts // BLOCK
+    found: list[list[PartRef]] = [[] for _ in range(experts)]
+    for part in parts:
+        found[part.first_block // blocks].append(part)
+    return found
+
+
+def _by_tiles(x: Tensor, blocks: Tensor, out: Tensor) -> None:
+    """out [rows, nb, 64] = x @ blocks [nb, K, 64], FIXED rows at a time, the last of them padding."""
+    for start in range(0, len(x), FIXED):
+        rows = x[start : start + FIXED]
+        padded = nn.functional.pad(rows, (0, 0, 0, FIXED - len(rows)))
+        out[start : start + FIXED].copy_(torch.matmul(padded, blocks).transpose(0, 1)[: len(rows)])
