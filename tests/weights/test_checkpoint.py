@@ -1,6 +1,7 @@
 """A checkpoint is read in place; what is wrong with it is said in one line that names the file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from understudy.errors import CheckpointError
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.layout import LinearSpec
 
-from .made import tensors, write
+from .made import layout, mixture, tall, tensors, write
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -225,3 +226,35 @@ def test_a_file_in_the_place_of_a_directory_is_refused(tmp_path: Path, name: str
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match=rf"{name} is a file: .*{words}"):
         Checkpoint.open(tmp_path / name)
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_rows_of_experts_are_those_of_their_tensors_one_after_another(pieces: bool, tmp_path: Path) -> None:
+    made = mixture(pieces)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made, shards=4))
+    halves = next(spec for spec in layout(checkpoint).linears if spec.experts)
+    whole = tall(made, halves)
+    assert (len(halves.pieces), halves.experts, halves.unit) == ((10, 5, 64) if pieces else (0, 5, 128))
+    assert checkpoint.weight_dtype(halves) == torch.bfloat16
+    assert checkpoint.weight_bytes(halves) == whole.nbytes
+    for start, stop in ((0, 640), (3, 70), (63, 64), (64, 128), (127, 513), (640, 640), (10, 10)):
+        found = checkpoint.weight_rows(halves, start, stop)
+        assert torch.equal(found, whole[start:stop]) and found.shape == (stop - start, 128)
+    if pieces:
+        places = checkpoint.places(halves, 60, 200)
+        assert [(info.name, count) for info, _, count in places] == list(zip(halves.pieces[:4], (4, 64, 64, 8), strict=True))
+        assert len({info.file for info, _, _ in places}) > 1
+
+
+def test_experts_of_several_types_are_named(tmp_path: Path) -> None:
+    made = mixture(pieces=True)
+    made["layers.0.experts.3.w3.weight"] = made["layers.0.experts.3.w3.weight"].to(torch.float16)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    halves, last = (spec for spec in layout(checkpoint).linears if spec.module.startswith("layers.0.experts"))
+    with pytest.raises(CheckpointError, match=r"layers\.0\.experts\.3\.w3\.weight is float16, and .*0\.w1\.weight bfloat16"):
+        checkpoint.weight_dtype(halves)
+    assert checkpoint.weight_dtype(last) == torch.bfloat16
+    gone = replace(last, pieces=(*last.pieces[:-1], "layers.0.experts.9.w2.weight"))
+    for ask in (checkpoint.weight_dtype, checkpoint.weight_bytes):
+        with pytest.raises(CheckpointError, match=r"no tensor 'layers\.0\.experts\.9\.w2\.weight'"):
+            ask(gone)

@@ -13,13 +13,14 @@ import xxhash
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..kernels.pack import flat
 from .entries import INDEX
 from .files import buffer, read_bytes, read_tensor
 from .formats import gguf_advice, other_format, refuse_adapter
 from .hub import SAFETENSORS_INDEX as SAFETENSORS_INDEX
 from .hub import SINGLE, download
 from .layout import LinearSpec
-from .shards import Shard, read_shard
+from .shards import Shard, one_type, read_shard
 from .shards import TensorInfo as TensorInfo
 
 # The name of one shard of several: what stands before its number, the number, and how many there are.
@@ -80,13 +81,39 @@ class Checkpoint:
         return read_tensor(info.file, info.offset + start * row, info.dtype, shape, CheckpointError)
 
     def weight_rows(self, spec: LinearSpec, start: int, stop: int) -> Tensor:
-        """Rows start..stop - 1 of a Linear's weight [out, in], in whatever order they are stored."""
+        """Rows start..stop - 1 of a weight [out, in], in whatever order they are stored."""
         if not spec.turned:
-            return self.read_rows(spec.weight, start, stop)
+            rows = torch.empty(stop - start, spec.shape[1], dtype=self.info(spec.weight).dtype)
+            done = 0
+            for info, offset, count in self.places(spec, start, stop):
+                read_bytes(info.file, offset, flat(rows[done : done + count]), CheckpointError)
+                done += count
+            return rows
         columns, width = spec.shape[1], max(BAND // self.info(spec.weight).row_bytes, 1)
         bands = (self.read_rows(spec.weight, at, min(at + width, columns)) for at in range(0, columns, width))
         # copied one by one, so that no whole band is held
         return torch.cat([band[:, start:stop].T.contiguous() for band in bands], dim=1)
+
+    def places(self, spec: LinearSpec, start: int, stop: int) -> list[tuple[TensorInfo, int, int]]:
+        """Where rows start..stop - 1 of a weight lie, which is not stored transposed: of each tensor that has some, one after
+        another, the offset of the first in its file, and how many."""
+        assert 0 <= start <= stop <= spec.shape[0] and not spec.turned, f"rows {start} to {stop} of {spec.shape} of {spec.module}"
+        each = spec.shape[0] // len(spec.tensors)
+        found = []
+        for number in range(start // each, -(-stop // each)):
+            info = self.info(spec.tensors[number])
+            assert info.shape == spec.stored_shape, f"{info.name} is {info.shape}, not {spec.stored_shape}"
+            first, last = max(start - number * each, 0), min(stop - number * each, each)
+            found.append((info, info.offset + first * spec.shape[1] * info.dtype.itemsize, last - first))
+        return found
+
+    def weight_dtype(self, spec: LinearSpec) -> torch.dtype:
+        """The type of a weight's numbers. Raises CheckpointError where its tensors are of several, or one is missing."""
+        return one_type([self.info(name) for name in spec.tensors])
+
+    def weight_bytes(self, spec: LinearSpec) -> int:
+        """Bytes of all tensors of a weight. Raises CheckpointError where one is missing."""
+        return sum(self.info(name).nbytes for name in spec.tensors)
 
     def copied_files(self) -> dict[str, Path]:
         """Configuration, tokenizer and chat template files, everything small that is not weights, by their names from the

@@ -55,6 +55,17 @@ class Shard:
     tensors: tuple[TensorInfo, ...]  # in the order of their bytes
 
 
+def one_type(infos: Sequence[TensorInfo]) -> torch.dtype:
+    """The type of all of some tensors. Raises CheckpointError, naming the first that is of another one."""
+    for info in infos:
+        if info.kind != infos[0].kind:
+            raise CheckpointError(
+                f"{info.file}: {info.name} is {info.kind}, and {infos[0].name} {infos[0].kind}: a layer's experts must be of one"
+                " type. Load the model in one and save it."
+            )
+    return infos[0].dtype
+
+
 def read_shard(path: Path) -> Shard:
     try:
         size = path.stat().st_size
