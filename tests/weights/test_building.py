@@ -277,3 +277,19 @@ def test_experts_that_cannot_be_stored_are_refused_before_any_work(tmp_path: Pat
         prepare(Checkpoint.open(path), plan, tmp_path / "store", Recipe())
     assert "\n" not in str(caught.value)
     assert (tmp_path / "store.partial").exists() == (damage == "number"), "what no number is shows only as weights are read"
+
+
+def test_what_is_stored_anew_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A weight that the codec does not make smaller: its copy is not written twice."""
+    made = mixture(pieces=True)
+    words = torch.randint(-(2**15), 2**15, (64, 128), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
+    for name in made:
+        if "layers.0.experts" in name and "w2" not in name:
+            made[name] = torch.where(words & 0x7F80 == 0x7F80, 0, words).to(torch.int16).view(torch.bfloat16)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(codec="delta"))
+    store.verify()
+    assert [name for name, entry in store.linears.items() if entry.codec == "raw"] == ["layers.0.experts.halves"]
+    for file in ("substitute.bin", "residual.bin"):
+        extents = [stored for stored in store.extents if stored.file == file]
+        assert sum(stored.padded for stored in extents) == store.file(file).stat().st_size

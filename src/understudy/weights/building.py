@@ -185,11 +185,13 @@ class Building:
         """Store a weight as substitute and residual, from the next of all `pieces`: its `LinearEntry` as JSON.
 
         Where the recipe's codec would not make it smaller, it is stored as `raw`."""
-        encoding, start = self._encoding(spec, wanted), self.files[RESIDUAL].end
+        encoding = self._encoding(spec, wanted)
+        ends = {file: file.end for file in self.files.values()}
         entry = self._encode(spec, encoding, islice(pieces, len(encoding.parts)))
         nbytes = sum(part.stored.nbytes for part in entry.parts)
         if encoding.codec.needs_substitute and nbytes >= whole_bytes(spec, encoding.info.dtype):
-            self.files[RESIDUAL].cut(start)
+            for file, end in ends.items():
+                file.cut(end)
             encoding = replace(encoding, codec=codec(FALLBACK))
             again = in_order(self.pool, self.ahead, ((encoding, *part) for part in encoding.parts))
             entry = self._encode(spec, encoding, again)
