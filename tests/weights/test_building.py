@@ -1,6 +1,7 @@
 """A Store is built tensor by tensor: what was done before a kill is kept, and what cannot be stored is refused by name."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from understudy.weights.layout import LinearSpec
 from understudy.weights.prepare import prepare
 from understudy.weights.recipe import Recipe
 
-from .made import layout, tensors, write
+from .made import layout, mixture, tall, tensors, write
 
 
 def _checkpoint(tmp_path: Path, **options: object) -> Checkpoint:
@@ -208,3 +209,87 @@ def test_progress_reaches_its_total(tmp_path: Path) -> None:
     note = lambda done, total, name: seen.append((done, total))  # noqa: E731
     prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(), progress=note)
     assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] and seen == sorted(seen)
+
+
+@pytest.mark.parametrize("codec", ["raw", "delta", "link"])
+@pytest.mark.parametrize("pieces", [True, False])
+def test_experts_are_kept_bit_for_bit(pieces: bool, codec: str, tmp_path: Path) -> None:
+    made = mixture(pieces)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made, shards=3))
+    plan = layout(checkpoint)
+    store = prepare(checkpoint, plan, tmp_path / "store", Recipe(codec=codec))
+    store.verify()
+    assert list(store.extra) == ["rotary.inverse"], "no expert is kept twice"
+    for spec in plan.linears:
+        entry = store.linears[spec.module]
+        assert entry.spec == spec and entry.codec == codec
+        assert torch.equal(torch.cat(list(store.rows_of(entry))), tall(made, spec))
+        unit = -(-spec.unit // 64)
+        assert all(part.first_block // unit == (part.first_block + part.blocks - 1) // unit for part in entry.parts)
+        assert not spec.experts or len(entry.parts) == len(spec.pieces or range(spec.experts))
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+@pytest.mark.parametrize("stop_at", ["layers.0.experts.last", "layers.1.experts.halves"])
+def test_experts_go_on_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: bool, stop_at: str) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", mixture(pieces), shards=2))
+    whole = prepare(checkpoint, layout(checkpoint), tmp_path / "whole", Recipe(codec="delta"))
+    with monkeypatch.context() as patch, pytest.raises(_Stop):
+        before = _Watch(patch, stop_at)
+        prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(codec="delta"))
+    after = _Watch(monkeypatch)
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(codec="delta"))
+    assert after.made[0] == stop_at and not set(before.made) & set(after.made)
+    for name in ("substitute.bin", "residual.bin", "shared.bin", "index.json"):
+        assert store.file(name).read_bytes() == whole.file(name).read_bytes()
+
+
+def test_experts_in_another_order_start_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", mixture(pieces=True)))
+    plan = layout(checkpoint)
+    with monkeypatch.context() as patch, pytest.raises(_Stop):
+        _Watch(patch, stop_at="head")
+        prepare(checkpoint, plan, tmp_path / "store", Recipe())
+    names = next(spec for spec in plan.linears if spec.experts).pieces
+    other = tuple(
+        replace(spec, pieces=(names[0], *names[:0:-1])) if spec.pieces == names else spec for spec in plan.linears
+    )
+    watch = _Watch(monkeypatch)
+    prepare(checkpoint, replace(plan, linears=other), tmp_path / "store", Recipe()).verify()
+    assert "embed.weight" in watch.made
+
+
+@pytest.mark.parametrize("damage", ["type", "rows", "missing", "number"])
+def test_experts_that_cannot_be_stored_are_refused_before_any_work(tmp_path: Path, damage: str) -> None:
+    made = mixture(pieces=True, rows=96 if damage == "rows" else 64)
+    name = "layers.1.experts.4.w3.weight"
+    if damage == "type":
+        made[name] = made[name].float()
+    elif damage == "number":
+        made[name][-1, -1] = float("nan")
+    path = write(tmp_path / "model", made)
+    plan = layout(Checkpoint.open(path))
+    if damage == "missing":
+        del made[name]
+        write(path, made)
+    words = {"type": "is float32, and", "rows": "has 96 rows", "missing": f"no tensor '{name}'", "number": f"'{name}' holds NaN"}
+    with pytest.raises(CheckpointError, match=words[damage]) as caught:
+        prepare(Checkpoint.open(path), plan, tmp_path / "store", Recipe())
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "store.partial").exists() == (damage == "number"), "what no number is shows only as weights are read"
+
+
+def test_what_is_stored_anew_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A weight that the codec does not make smaller: its copy is not written twice."""
+    made = mixture(pieces=True)
+    words = torch.randint(-(2**15), 2**15, (64, 128), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
+    for name in made:
+        if "layers.0.experts" in name and "w2" not in name:
+            made[name] = torch.where(words & 0x7F80 == 0x7F80, 0, words).to(torch.int16).view(torch.bfloat16)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(codec="delta"))
+    store.verify()
+    assert [name for name, entry in store.linears.items() if entry.codec == "raw"] == ["layers.0.experts.halves"]
+    for file in ("substitute.bin", "residual.bin"):
+        extents = [stored for stored in store.extents if stored.file == file]
+        assert sum(stored.padded for stored in extents) == store.file(file).stat().st_size

@@ -1,19 +1,18 @@
 """A checkpoint is read in place; what is wrong with it is said in one line that names the file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from understudy.errors import CheckpointError
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.layout import LinearSpec
 
-from .made import tensors, write
+from .made import layout, mixture, tall, tensors, write
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -133,26 +132,6 @@ def test_no_safetensors(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
-def test_a_tensor_of_an_unknown_type_is_known_by_its_bytes(tmp_path: Path) -> None:
-    path = write(tmp_path / "model", tensors())
-    file = path / "model.safetensors"
-    file.write_bytes(file.read_bytes().replace(b'"BF16"', b'"BF15"'))
-    info = Checkpoint.open(path).info("embed.weight")
-    assert (info.kind, info.dtype, info.shape) == ("BF15", torch.uint8, (info.nbytes,))
-    assert info.nbytes == 200 * 128 * 2
-
-
-def test_a_shape_that_does_not_fit_the_bytes_is_refused_unless_the_type_is_unknown(tmp_path: Path) -> None:
-    path = write(tmp_path / "model", {"one": torch.zeros(4, dtype=torch.float32)})
-    file = path / "model.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole.replace(b'"F32"', b'"F16"'))
-    with pytest.raises(CheckpointError, match="not its shape's"):
-        Checkpoint.open(path)
-    file.write_bytes(whole.replace(b'"F32"', b'"F4x"'))
-    assert Checkpoint.open(path).info("one").nbytes == 16
-
-
 def _save_shard(path: Path, name: str, made: dict[str, torch.Tensor]) -> None:
     save_file(made, path / name, {"format": "pt"})
 
@@ -232,35 +211,6 @@ def test_of_two_copies_in_shards_the_last_counts_where_the_index_says_so(tmp_pat
         Checkpoint.open(path)
 
 
-def _header(file: Path) -> tuple[dict[str, Any], bytes]:
-    data = file.read_bytes()
-    count = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + count]), data[8 + count :]
-
-
-@pytest.mark.parametrize("damage", ["overlap", "gap", "twice", "after"])
-def test_a_file_whose_tensors_do_not_lie_one_after_another_is_refused(tmp_path: Path, damage: str) -> None:
-    """The safetensors library refuses such files too."""
-    path = write(tmp_path / "model", tensors())
-    file = path / "model.safetensors"
-    header, data = _header(file)
-    if damage == "overlap":
-        header["layers.0.up.weight"]["data_offsets"] = header["layers.1.up.weight"]["data_offsets"]
-    elif damage == "gap":
-        del header["layers.0.up.weight"]
-    text = json.dumps(header)
-    if damage == "twice":
-        text = f'{text[:-1]}, "layers.0.up.weight": {json.dumps(header["layers.1.up.weight"])}}}'
-    elif damage == "after":
-        data += bytes(12)
-    file.write_bytes(len(text).to_bytes(8, "little") + text.encode() + data)
-    with pytest.raises(CheckpointError, match="12 bytes after its last" if damage == "after" else "begins at byte") as caught:
-        Checkpoint.open(path)
-    with pytest.raises(SafetensorError):
-        load_file(file)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_pointer_of_git_lfs_is_called_so(tmp_path: Path) -> None:
     path = write(tmp_path / "model", tensors(), shards=2)
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 123456789\n"
@@ -276,3 +226,35 @@ def test_a_file_in_the_place_of_a_directory_is_refused(tmp_path: Path, name: str
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match=rf"{name} is a file: .*{words}"):
         Checkpoint.open(tmp_path / name)
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_rows_of_experts_are_those_of_their_tensors_one_after_another(pieces: bool, tmp_path: Path) -> None:
+    made = mixture(pieces)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made, shards=4))
+    halves = next(spec for spec in layout(checkpoint).linears if spec.experts)
+    whole = tall(made, halves)
+    assert (len(halves.pieces), halves.experts, halves.unit) == ((10, 5, 64) if pieces else (0, 5, 128))
+    assert checkpoint.weight_dtype(halves) == torch.bfloat16
+    assert checkpoint.weight_bytes(halves) == whole.nbytes
+    for start, stop in ((0, 640), (3, 70), (63, 64), (64, 128), (127, 513), (640, 640), (10, 10)):
+        found = checkpoint.weight_rows(halves, start, stop)
+        assert torch.equal(found, whole[start:stop]) and found.shape == (stop - start, 128)
+    if pieces:
+        places = checkpoint.places(halves, 60, 200)
+        assert [(info.name, count) for info, _, count in places] == list(zip(halves.pieces[:4], (4, 64, 64, 8), strict=True))
+        assert len({info.file for info, _, _ in places}) > 1
+
+
+def test_experts_of_several_types_are_named(tmp_path: Path) -> None:
+    made = mixture(pieces=True)
+    made["layers.0.experts.3.w3.weight"] = made["layers.0.experts.3.w3.weight"].to(torch.float16)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made))
+    halves, last = (spec for spec in layout(checkpoint).linears if spec.module.startswith("layers.0.experts"))
+    with pytest.raises(CheckpointError, match=r"layers\.0\.experts\.3\.w3\.weight is float16, and .*0\.w1\.weight bfloat16"):
+        checkpoint.weight_dtype(halves)
+    assert checkpoint.weight_dtype(last) == torch.bfloat16
+    gone = replace(last, pieces=(*last.pieces[:-1], "layers.0.experts.9.w2.weight"))
+    for ask in (checkpoint.weight_dtype, checkpoint.weight_bytes):
+        with pytest.raises(CheckpointError, match=r"no tensor 'layers\.0\.experts\.9\.w2\.weight'"):
+            ask(gone)

@@ -12,10 +12,11 @@ from understudy.errors import CheckpointError
 from understudy.kernels.pack import block
 from understudy.quantizers import quantizer
 from understudy.weights.checkpoint import Checkpoint
-from understudy.weights.encoding import Encoding, check_weight, in_order, refuse_unusable, whole_bytes
+from understudy.weights.encoding import Encoding, check_linear, check_weight, in_order, refuse_unusable, whole_bytes
 from understudy.weights.layout import LinearSpec
+from understudy.weights.shards import TensorInfo
 
-from .made import tensors, write
+from .made import layout, mixture, tensors, write
 
 NAME = "layers.0.up.weight"
 
@@ -71,3 +72,39 @@ def test_what_is_no_weight_of_floats_is_refused(tmp_path: Path) -> None:
 
 def test_a_whole_weight_has_whole_blocks() -> None:
     assert whole_bytes(LinearSpec("up", NAME, (65, 10)), torch.float32) == 128 * 10 * 4
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_a_linked_piece_of_experts_lies_in_the_tensor_that_has_it(pieces: bool, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", mixture(pieces, rows=128), shards=4))
+    for spec in (spec for spec in layout(checkpoint).linears if spec.experts):
+        encoding = Encoding(checkpoint, spec, quantizer("int4"), codec("link"))
+        assert len(encoding.parts) == spec.shape[0] // spec.unit
+        files = set()
+        for first, blocks in encoding.parts:
+            piece = encoding.piece(first, blocks)
+            stored = encoding.in_source(piece)
+            content = Path(stored.file).read_bytes()[stored.offset : stored.offset + stored.nbytes]
+            assert content == piece.rows.view(torch.uint8).numpy().tobytes()
+            files.add(stored.file)
+        assert len(files) > 1 if pieces else len(files) == 1
+
+
+def test_experts_that_cannot_be_stored_are_refused(tmp_path: Path) -> None:
+    def infos(spec: LinearSpec) -> list[TensorInfo]:
+        return [checkpoint.info(name) for name in spec.tensors]
+
+    checkpoint = Checkpoint.open(write(tmp_path / "odd", mixture(pieces=True, rows=96)))
+    halves, last = (spec for spec in layout(checkpoint).linears if spec.module.startswith("layers.1.experts"))
+    with pytest.raises(CheckpointError, match=r"each matrix of layers\.1\.experts\.halves has 96 rows.* multiple of 64") as caught:
+        check_linear(halves, infos(halves))
+    assert "\n" not in str(caught.value)
+    check_linear(last, infos(last))
+    other = [*infos(last)[:-1], replace(infos(last)[-1], dtype=torch.float32)]
+    with pytest.raises(CheckpointError, match=r"float32, and .* bfloat16: a layer's experts must be of one type"):
+        check_linear(last, other)
+    checkpoint = Checkpoint.open(write(tmp_path / "whole", mixture(pieces=False, rows=96)))
+    halves = next(spec for spec in layout(checkpoint).linears if spec.experts)
+    check_linear(halves, infos(halves))
+    with pytest.raises(CheckpointError, match=r"is \[5, 192, 128\], where the config asks for \[4, 192, 128\]"):
+        check_linear(replace(halves, shape=(4 * 192, 128), experts=4), infos(halves))

@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from understudy.errors import StoreError
 from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.entries import Stored
 from understudy.weights.export import export
 from understudy.weights.prepare import prepare
 from understudy.weights.recipe import Recipe
+from understudy.weights.store import Store
 
-from .made import layout, tensors, write
+from .made import layout, mixture, tensors, write
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -77,3 +80,34 @@ def test_does_not_overwrite(tmp_path: Path) -> None:
     store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     with pytest.raises(StoreError, match="not empty"):
         export(store, tmp_path / "model")
+
+
+@pytest.mark.parametrize("shards", [1, 3, 7])
+@pytest.mark.parametrize("pieces", [True, False])
+@pytest.mark.parametrize(("quantizer", "codec"), [("int4", "raw"), ("int4", "delta"), ("int4", "link"), ("exact", "raw")])
+def test_experts_come_back_wherever_they_lie(tmp_path: Path, shards: int, pieces: bool, quantizer: str, codec: str) -> None:
+    source = write(tmp_path / "model", mixture(pieces), shards)
+    checkpoint = Checkpoint.open(source)
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer=quantizer, codec=codec))
+    seen: list[tuple[float, float]] = []
+    export(store, tmp_path / "out", lambda done, total, name: seen.append((done, total)))
+    assert _contents(source) == _contents(tmp_path / "out")
+    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
+    assert seen[-2][0] < seen[-2][1], "what comes last is counted, too"
+
+
+def test_a_weight_of_many_tensors_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", mixture(pieces=True), shards=3))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(codec="delta"))
+    read: list[Stored] = []
+    plain = Store.read
+
+    def counted(self: Store, stored: Stored, into: Tensor | None = None) -> Tensor:
+        read.append(stored)
+        return plain(self, stored, into)
+
+    monkeypatch.setattr(Store, "read", counted)
+    export(store, tmp_path / "out")
+    entries = [stored for entry in store.linears.values() for stored in entry.extents]
+    own = [stored for stored in entries if stored not in store.linears["head"].extents]
+    assert [stored for stored in read if stored in own] and all(read.count(stored) == 1 for stored in own)

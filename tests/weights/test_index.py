@@ -14,7 +14,7 @@ from understudy.weights.prepare import prepare
 from understudy.weights.recipe import Recipe
 from understudy.weights.store import Store
 
-from .made import layout, tensors, write
+from .made import layout, mixture, tensors, write
 
 
 def _store(tmp_path: Path) -> Store:
@@ -77,3 +77,15 @@ def test_a_config_that_is_no_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"config\.json cannot be read"):
         Store.open(store.path)
     assert isinstance(index.load(store.path), Contents), "the index itself is whole"
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_experts_are_told_where_there_are_any(pieces: bool, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", mixture(pieces), shards=2))
+    made = layout(checkpoint)
+    store = prepare(checkpoint, made, tmp_path / "store", Recipe())
+    assert Store.open(store.path).layout == made
+    rows = json.loads(store.file("index.json").read_text())["content"]["linears"]
+    for spec, row in zip(made.linears, rows, strict=True):
+        assert row.get("experts", 0) == spec.experts and tuple(row.get("pieces", ())) == spec.pieces
+        assert ("experts" in row, "pieces" in row) == (bool(spec.experts), bool(spec.pieces)), "an older version reads the others"

@@ -18,7 +18,7 @@ from understudy.weights.prepare import estimate, prepare
 from understudy.weights.recipe import Recipe
 from understudy.weights.store import Store
 
-from .made import layout, tensors, write
+from .made import layout, mixture, tensors, write
 from .test_building import _Stop, _Watch
 
 
@@ -122,3 +122,15 @@ def test_another_average_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
         prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer="mixed:bits=3"))
     store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer="mixed:bits=11"))
     assert {entry.quantizer for entry in store.linears.values()} == {"int8"}
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_a_mix_samples_experts_too(tmp_path: Path, pieces: bool) -> None:
+    checkpoint = _checkpoint(tmp_path, mixture(pieces))
+    specs = [spec for spec in layout(checkpoint).linears if spec.experts]
+    for spec in specs:
+        errors = errors_of(checkpoint, spec, None)
+        assert errors["int2:group=64"] > errors["int3"] > errors["int4"] > errors["int8"] > 0
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe("mixed:bits=3.5", "delta"))
+    store.verify()
+    assert all(store.linears[spec.module].quantizer != "exact" for spec in specs)

@@ -12,11 +12,12 @@ import pytest
 
 from understudy.errors import StoreError
 from understudy.weights import building
-from understudy.weights.prepare import prepare
+from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.prepare import estimate, prepare
 from understudy.weights.recipe import Recipe
 from understudy.weights.store import Store
 
-from .made import layout
+from .made import layout, mixture, write
 from .test_building import _checkpoint, _Watch
 
 
@@ -121,3 +122,13 @@ def test_file_where_the_directory_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="--output"):
         prepare(checkpoint, layout(checkpoint), tmp_path / "file" / "store", Recipe())
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+@pytest.mark.parametrize("codec", ["raw", "delta", "link"])
+def test_the_size_of_experts_is_foretold(tmp_path: Path, pieces: bool, codec: str) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", mixture(pieces), shards=2))
+    foretold = estimate(checkpoint, layout(checkpoint), Recipe(codec=codec))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(codec=codec))
+    size = sum(path.stat().st_size for path in store.path.iterdir() if path.suffix == ".bin")
+    assert abs(foretold - size) < 0.1 * size

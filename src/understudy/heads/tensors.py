@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..errors import CheckpointError, quoted
 from ..kernels.pack import flat
-from ..weights.checkpoint import SAFETENSORS_INDEX, TensorInfo, read_shard, shard_files
+from ..weights.checkpoint import SAFETENSORS_INDEX, TensorInfo, shard_files
 from ..weights.files import byte_chunks, read_tensor
+from ..weights.shards import read_shard
 
 WEIGHTS = "model.safetensors"
 # Other files of weights, in the order in which they are looked for.

@@ -62,12 +62,13 @@ class Reading:
         (x,) = tiles
         assert index == self.done, "Linears run in their order, once"
         self.done += 1
-        self.note(self._moments(x[: self.count]))
+        # what an expert is given is not known apart from what the others are
+        self.note(None if spec.experts else self._moments(x[: self.count]))
         y = x.new_zeros(len(x), spec.shape[0])
         # The head is skipped: nobody asks for logits.
         if index < len(self.layout.linears) - 1:
             own = x.to(_product_type(x.dtype))
-            for first, blocks in part_blocks(spec.shape, self.checkpoint.info(spec.weight).dtype):
+            for first, blocks in part_blocks(spec.shape, self.checkpoint.info(spec.weight).dtype, spec.unit):
                 rows = first * BLOCK, min((first + blocks) * BLOCK, spec.shape[0])
                 y[:, slice(*rows)] = own @ self._weights(spec, *rows, own.dtype).T
         if self.progress is not None:

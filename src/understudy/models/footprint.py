@@ -75,7 +75,7 @@ def sizes_of_store(store: Store, holds_substitute: bool, holds_head: bool = Fals
         part_bytes=tuple(part.stored.span for part in store.parts()),
         shared=_by_type((stored.dtype, stored.nbytes) for stored in store.shared.values()),
         decoding_bytes=largest(entries),
-        widest_outputs=max(entry.shape[0] for entry in entries[:-1]),
+        widest_outputs=max(entry.spec.outputs for entry in entries[:-1]),
         linears=tuple(_linear(entry, holds_substitute or (holds_head and entry is entries[-1])) for entry in entries),
         tables=tuple((stored.shape[0], stored.shape[1]) for stored in store.looked_up),
     )
@@ -120,7 +120,7 @@ def sizes_of_checkpoint(
         part_bytes=tuple(nbytes for linear in foretold for nbytes in linear.part_bytes),
         shared=_by_type((tensors[name].dtype, tensors[name].nbytes) for name in layout.shared),
         decoding_bytes=max(linear.decoding_bytes for linear in foretold),
-        widest_outputs=max(spec.shape[0] for spec in layout.linears[:-1]),
+        widest_outputs=max(spec.outputs for spec in layout.linears[:-1]),
         linears=tuple(linear.size for linear in foretold),
         tables=tuple((tensors[name].shape[0], tensors[name].shape[1]) for name in layout.looked_up),
     )
@@ -145,7 +145,7 @@ def _foretold(spec: LinearSpec, dtype: torch.dtype, wanted: str, coding: str, ho
     if quantizer.name == "exact":
         return ForetoldLinear(LinearSize(quantizer.size(rows, columns, dtype), exact_bytes, 0, layer=_layer_of(spec.module)), (), 0)
     held_here = holds_substitute or chosen.needs_substitute
-    whole = [whole_bytes(columns, blocks, dtype) for _, blocks in part_blocks(spec.shape, dtype)]
+    whole = [whole_bytes(columns, blocks, dtype) for _, blocks in part_blocks(spec.shape, dtype, spec.unit)]
     bits = chosen.bits(dtype, quantizer.name)
     # A linked part may begin anywhere on a page: at most a page is read before it.
     lead = ALIGNMENT if chosen.linked else 0

@@ -25,7 +25,7 @@ from ..quantizers import fitting
 from ..quantizers.mixed import mixed
 from . import index
 from .checkpoint import Checkpoint
-from .encoding import Encoding, Piece, check_weight, codec_for, in_order, refuse_unusable, whole_bytes
+from .encoding import Encoding, Piece, codec_for, in_order, refuse_unusable, whole_bytes
 from .entries import (
     INDEX,
     PART_BYTES,
@@ -38,12 +38,11 @@ from .entries import (
     Progress,
     Source,
     Stored,
-    part_blocks,
 )
 from .files import buffer, byte_chunks, checksum, read_bytes
 from .integrity import file_checksum, linked_files
 from .layout import LinearSpec, ModelLayout
-from .measuring import Measure, Measuring
+from .measuring import Measure, Measuring, measurable
 from .mixing import errors_of, quantizers_of
 from .recipe import Recipe
 from .store import Store
@@ -66,8 +65,8 @@ class Building:
         self.layout = layout
         self.recipe = recipe
         self.progress = progress
-        sizes = [checkpoint.info(spec.weight).nbytes for spec in layout.linears]
-        self.measuring = None if measure is None else Measuring(measure, sizes)
+        sizes = [checkpoint.weight_bytes(spec) for spec in layout.linears]
+        self.measuring = None if measure is None or not measurable(layout) else Measuring(measure, sizes)
         self.directory = directory
         self.work = directory.with_name(directory.name + index.PARTIAL)
         self.work.mkdir(exist_ok=True)
@@ -100,7 +99,7 @@ class Building:
 
     def _everything(self) -> Contents:
         layout, tensors = self.layout, self.checkpoint.tensors
-        weights = [spec.weight for spec in layout.linears]
+        weights = [name for spec in layout.linears for name in spec.tensors]
         used = {*weights, *layout.looked_up, *layout.shared}
         extra = [name for name in tensors if name not in used]
         whole = [*layout.looked_up, *layout.shared, *extra]
@@ -119,7 +118,7 @@ class Building:
             self.progress(done, total, spec.module)
             row = self._once(_key(spec), partial(self._linear, spec, quantizer, pieces))
             linears[spec.module] = index.linear_from_json(row)
-            done += tensors[spec.weight].nbytes
+            done += self.checkpoint.weight_bytes(spec)
         self.progress(total, total, "")
         return Contents(
             layout=layout,
@@ -172,12 +171,11 @@ class Building:
         for spec, quantizer in wanted:
             if _key(spec) not in self.finished:
                 encoding = self._encoding(spec, quantizer)
-                yield from ((encoding, *part) for part in part_blocks(spec.shape, encoding.info.dtype))
+                yield from ((encoding, *part) for part in encoding.parts)
 
     def _encoding(self, spec: LinearSpec, wanted: str) -> Encoding:
         """How a weight is encoded: by the recipe's codec, or as `raw` where that cannot store it."""
         info = self.checkpoint.info(spec.weight)
-        check_weight(info, spec.stored_shape)
         quantizer, chosen = fitting(wanted, *spec.shape), codec_for(spec, self.recipe.codec)
         applies = chosen.applies(info.dtype, quantizer.name)
         inputs = None if self.measuring is None else self.measuring.of(self.layout.linears.index(spec))
@@ -187,14 +185,15 @@ class Building:
         """Store a weight as substitute and residual, from the next of all `pieces`: its `LinearEntry` as JSON.
 
         Where the recipe's codec would not make it smaller, it is stored as `raw`."""
-        encoding, start = self._encoding(spec, wanted), self.files[RESIDUAL].end
-        parts = part_blocks(spec.shape, encoding.info.dtype)
-        entry = self._encode(spec, encoding, islice(pieces, len(parts)))
+        encoding = self._encoding(spec, wanted)
+        ends = {file: file.end for file in self.files.values()}
+        entry = self._encode(spec, encoding, islice(pieces, len(encoding.parts)))
         nbytes = sum(part.stored.nbytes for part in entry.parts)
         if encoding.codec.needs_substitute and nbytes >= whole_bytes(spec, encoding.info.dtype):
-            self.files[RESIDUAL].cut(start)
+            for file, end in ends.items():
+                file.cut(end)
             encoding = replace(encoding, codec=codec(FALLBACK))
-            again = in_order(self.pool, self.ahead, ((encoding, *part) for part in parts))
+            again = in_order(self.pool, self.ahead, ((encoding, *part) for part in encoding.parts))
             entry = self._encode(spec, encoding, again)
         return index.linear_to_json(entry)
 
@@ -211,16 +210,13 @@ class Building:
                 parts.append(Part(piece.first_block, piece.blocks, stored))
         substitute = encoding.quantizer.merge(substitutes)
         return LinearEntry(
-            module=spec.module,
-            weight=spec.weight,
-            shape=spec.shape,
+            **vars(spec),
             dtype=encoding.info.dtype,
             quantizer=encoding.quantizer.name,
             substitute={name: self.files[SUBSTITUTE].add(tensor) for name, tensor in substitute.items()},
             codec=encoding.codec.name,
             parts=tuple(parts),
             checksum=digest.hexdigest(),
-            turned=spec.turned,
         )
 
     def _finish(self, contents: Contents) -> Store:
@@ -240,7 +236,10 @@ class Building:
 
     def _identity(self) -> dict[str, Any]:
         """Identifies this build; the journal of another build is discarded."""
-        linears = [[spec.module, spec.weight, *spec.shape] for spec in self.layout.linears]
+        linears = [
+            [spec.module, spec.weight, *spec.shape, *([spec.experts, spec.pieces] if spec.experts else [])]
+            for spec in self.layout.linears
+        ]
         tables = [[table.module, table.tensor] for table in self.layout.tables]
         named = [linears, self.layout.embedding, list(self.layout.shared), PART_BYTES, *([tables] if tables else [])]
         layout = index.digest(named)

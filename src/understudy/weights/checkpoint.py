@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,15 @@ import xxhash
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..kernels.pack import flat
 from .entries import INDEX
 from .files import buffer, read_bytes, read_tensor
-from .formats import gguf_advice, other_format, refuse_adapter, refuse_pointer
+from .formats import gguf_advice, other_format, refuse_adapter
 from .hub import SAFETENSORS_INDEX as SAFETENSORS_INDEX
 from .hub import SINGLE, download
 from .layout import LinearSpec
+from .shards import Shard, one_type, read_shard
+from .shards import TensorInfo as TensorInfo
 
 # The name of one shard of several: what stands before its number, the number, and how many there are.
 NUMBERED = re.compile(r"(.*-)(\d+)(-of-(\d+)\.safetensors)")
@@ -28,46 +30,6 @@ BAND = 8 << 20
 # What belongs to a model beside its weights.
 # A model may have chat templates besides its own, in a folder that transformers looks in.
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
-DTYPES = {
-    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
-    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
-    "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor's bytes are: `nbytes` at `offset` of `file`."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-    nbytes: int
-    # What the file calls a type that is not in DTYPES, of which only the bytes are known: `dtype` is uint8, `shape` [nbytes].
-    unknown: str = ""
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of each of the tensor's rows."""
-        return self.nbytes // self.shape[0] if self.shape[0] else 0
-
-    @property
-    def kind(self) -> str:
-        """The type's name, for people."""
-        return self.unknown or str(self.dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One safetensors file: its header as written, so that the file can be made again byte for byte."""
-
-    path: Path
-    header: bytes
-    tensors: tuple[TensorInfo, ...]  # in the order of their bytes
 
 
 @dataclass(frozen=True)
@@ -119,13 +81,39 @@ class Checkpoint:
         return read_tensor(info.file, info.offset + start * row, info.dtype, shape, CheckpointError)
 
     def weight_rows(self, spec: LinearSpec, start: int, stop: int) -> Tensor:
-        """Rows start..stop - 1 of a Linear's weight [out, in], in whatever order they are stored."""
+        """Rows start..stop - 1 of a weight [out, in], in whatever order they are stored."""
         if not spec.turned:
-            return self.read_rows(spec.weight, start, stop)
+            rows = torch.empty(stop - start, spec.shape[1], dtype=self.info(spec.weight).dtype)
+            done = 0
+            for info, offset, count in self.places(spec, start, stop):
+                read_bytes(info.file, offset, flat(rows[done : done + count]), CheckpointError)
+                done += count
+            return rows
         columns, width = spec.shape[1], max(BAND // self.info(spec.weight).row_bytes, 1)
         bands = (self.read_rows(spec.weight, at, min(at + width, columns)) for at in range(0, columns, width))
         # copied one by one, so that no whole band is held
         return torch.cat([band[:, start:stop].T.contiguous() for band in bands], dim=1)
+
+    def places(self, spec: LinearSpec, start: int, stop: int) -> list[tuple[TensorInfo, int, int]]:
+        """Where rows start..stop - 1 of a weight lie, which is not stored transposed: of each tensor that has some, one after
+        another, the offset of the first in its file, and how many."""
+        assert 0 <= start <= stop <= spec.shape[0] and not spec.turned, f"rows {start} to {stop} of {spec.shape} of {spec.module}"
+        each = spec.shape[0] // len(spec.tensors)
+        found = []
+        for number in range(start // each, -(-stop // each)):
+            info = self.info(spec.tensors[number])
+            assert info.shape == spec.stored_shape, f"{info.name} is {info.shape}, not {spec.stored_shape}"
+            first, last = max(start - number * each, 0), min(stop - number * each, each)
+            found.append((info, info.offset + first * spec.shape[1] * info.dtype.itemsize, last - first))
+        return found
+
+    def weight_dtype(self, spec: LinearSpec) -> torch.dtype:
+        """The type of a weight's numbers. Raises CheckpointError where its tensors are of several, or one is missing."""
+        return one_type([self.info(name) for name in spec.tensors])
+
+    def weight_bytes(self, spec: LinearSpec) -> int:
+        """Bytes of all tensors of a weight. Raises CheckpointError where one is missing."""
+        return sum(self.info(name).nbytes for name in spec.tensors)
 
     def copied_files(self) -> dict[str, Path]:
         """Configuration, tokenizer and chat template files, everything small that is not weights, by their names from the
@@ -244,53 +232,3 @@ def _by_name(path: Path, shards: Sequence[Shard]) -> dict[str, TensorInfo]:
         if name not in found or found[name].file.name != file:
             raise CheckpointError(f"{path / file} lacks the tensor {name!r} that the index puts there. Get it again.")
     return found
-
-
-def read_shard(path: Path) -> Shard:
-    try:
-        size = path.stat().st_size
-    except OSError as problem:
-        raise CheckpointError(f"{path} cannot be read: {problem.strerror}. Get the model again.") from None
-    refuse_pointer(path)
-    length = torch.zeros(8, dtype=torch.uint8)
-    read_bytes(path, 0, length, CheckpointError)
-    count = int.from_bytes(length.numpy().tobytes(), "little")
-    if not 2 <= count <= size - 8:
-        raise CheckpointError(f"{path} is not a whole safetensors file (header {count} of {size} bytes). Get it again.")
-    header = torch.empty(count, dtype=torch.uint8)
-    read_bytes(path, 8, header, CheckpointError)
-    text = header.numpy().tobytes()
-    try:
-        entries = json.loads(text)
-        entries.pop("__metadata__", None)
-        tensors = [_tensor_info(name, entry, path, 8 + count, size) for name, entry in entries.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise CheckpointError(f"{path} has a damaged header ({problem!r}). Get it again.") from None
-    tensors.sort(key=lambda info: (info.offset, info.nbytes))
-    _check_covered(path, tensors, 8 + count, size)
-    return Shard(path, text, tuple(tensors))
-
-
-def _check_covered(path: Path, tensors: Sequence[TensorInfo], start: int, size: int) -> None:
-    """Raise CheckpointError unless the `tensors` lie one after another, from byte `start` of the file `path` to its end, `size`.
-    Two in one place, and bytes of none, are how damaged headers show."""
-    for info in tensors:
-        if info.offset != start:
-            raise CheckpointError(f"{path}: tensor {info.name!r} begins at byte {info.offset}, not at {start}. Get it again.")
-        start += info.nbytes
-    if start != size:
-        raise CheckpointError(f"{path} has {size - start} bytes after its last tensor. Get it again.")
-
-
-def _tensor_info(name: str, entry: Mapping[str, Any], path: Path, start: int, size: int) -> TensorInfo:
-    """Where a tensor lies. One of an unknown type is told as its bytes: a model that does not need it can do with it."""
-    first, last = (int(offset) for offset in entry["data_offsets"])
-    shape = tuple(int(length) for length in entry["shape"])
-    unknown = "" if entry["dtype"] in DTYPES else str(entry["dtype"])
-    dtype = DTYPES.get(entry["dtype"], torch.uint8)
-    shape = (last - first,) if unknown else shape
-    if last - first != prod(shape) * dtype.itemsize or first < 0 or last < first:
-        raise CheckpointError(f"{path}: tensor {name!r} has {last - first} bytes, not its shape's. Get it again.")
-    if start + last > size:
-        raise CheckpointError(f"{path} is cut short: {name!r} ends at byte {start + last} of {size}. Get it again.")
-    return TensorInfo(name, dtype, shape, path, start + first, last - first, unknown)

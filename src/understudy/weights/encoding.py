@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,9 +16,10 @@ from ..kernels.pack import BLOCK, block, blocks_of, unusable_value
 from ..quantizers import Quantizer, Tensors
 from ..quantizers.inputs import Inputs
 from .checkpoint import Checkpoint, TensorInfo
-from .entries import Stored
+from .entries import Stored, part_blocks
 from .files import checksum
 from .layout import LinearSpec
+from .shards import one_type
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -51,17 +52,27 @@ class Encoding:
 
     @property
     def info(self) -> TensorInfo:
-        """The source's tensor."""
+        """The source's tensor; the first of several, which are of one type."""
         return self.checkpoint.info(self.spec.weight)
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """The first block of each part, and how many it has."""
+        return part_blocks(self.spec.shape, self.info.dtype, self.spec.unit)
 
     def piece(self, first_block: int, blocks: int) -> Piece:
         """The part of `blocks` blocks from `first_block` on. Raises CheckpointError for what is no weight."""
         start = first_block * BLOCK
         rows = self.checkpoint.weight_rows(self.spec, start, min(start + blocks * BLOCK, self.spec.shape[0]))
-        refuse_unusable(self.info, rows)
+        refuse_unusable(self._tensor_of(start), rows)
         inputs = None if self.inputs is None else self.inputs.result()
         substitute = self.quantizer.quantize(rows, inputs)
         return Piece(first_block, blocks, rows, substitute, self._residual(rows, substitute))
+
+    def _tensor_of(self, row: int) -> TensorInfo:
+        """The source's tensor that has this row of the weight."""
+        names = self.spec.tensors
+        return self.checkpoint.info(names[row * len(names) // self.spec.shape[0]])
 
     def _residual(self, rows: Tensor, substitute: Tensors) -> Tensor | None:
         if self.quantizer.name == "exact":
@@ -70,9 +81,9 @@ class Encoding:
 
     def in_source(self, piece: Piece) -> Stored:
         """Where the rows of a piece lie in the source file."""
-        nbytes = piece.rows.nbytes
-        offset = self.info.offset + piece.first_block * BLOCK * self.info.shape[1] * self.info.dtype.itemsize
-        return Stored(str(self.info.file.absolute()), offset, nbytes, torch.uint8, (nbytes,), checksum([piece.rows]))
+        nbytes, start = piece.rows.nbytes, piece.first_block * BLOCK
+        ((info, offset, _),) = self.checkpoint.places(self.spec, start, start + len(piece.rows))
+        return Stored(str(info.file.absolute()), offset, nbytes, torch.uint8, (nbytes,), checksum([piece.rows]))
 
 
 def check_weight(info: TensorInfo, shape: tuple[int, ...]) -> None:
@@ -83,6 +94,18 @@ def check_weight(info: TensorInfo, shape: tuple[int, ...]) -> None:
         raise CheckpointError(f"{info.file}: {info.name} is {info.kind}, where bfloat16, float16 or float32 is needed: {advice}.")
     if info.shape != shape:
         raise CheckpointError(f"{info.file}: {info.name} is {list(info.shape)}, where the config asks for {list(shape)}.")
+
+
+def check_linear(spec: LinearSpec, infos: Sequence[TensorInfo]) -> None:
+    """Raise CheckpointError unless `infos`, the tensors of a weight in their order, are what the model wants, and can be stored."""
+    for info in infos:
+        check_weight(info, spec.stored_shape)
+    one_type(infos)
+    if spec.experts and spec.unit % BLOCK:
+        raise CheckpointError(
+            f"{infos[0].file}: each matrix of {spec.module} has {spec.unit} rows, where experts need a multiple of {BLOCK}:"
+            " such a model cannot be run yet."
+        )
 
 
 def refuse_unusable(info: TensorInfo, piece: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.memory import ALIGNMENT, aligned
-from .layout import ModelLayout
+from .layout import LinearSpec, ModelLayout
 from .recipe import Recipe
 
 INDEX = "index.json"
@@ -66,7 +66,7 @@ class Part:
 class LinearEntry:
     """One weight [N, K]. A weight whose quantiser is `exact` is all substitute and has no parts."""
 
-    # The name of the nn.Linear, and of the source tensor it multiplies by.
+    # The name of the nn.Linear, and of the source tensor it multiplies by; for experts see `LinearSpec`.
     module: str
     weight: str
     shape: tuple[int, int]
@@ -81,6 +81,13 @@ class LinearEntry:
     checksum: str
     # Does the source hold it transposed?
     turned: bool = False
+    experts: int = 0
+    pieces: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> LinearSpec:
+        """What a layout says of it."""
+        return LinearSpec(self.module, self.weight, self.shape, self.turned, self.experts, self.pieces)
 
     @property
     def nbytes(self) -> int:
@@ -147,11 +154,13 @@ class Contents:
             yield from entry.parts
 
 
-def part_blocks(shape: tuple[int, int], dtype: torch.dtype) -> list[tuple[int, int]]:
-    """(first block, number of blocks) of each part: as few parts of at most PART_BYTES as will do, evenly cut."""
+def part_blocks(shape: tuple[int, int], dtype: torch.dtype, unit: int) -> list[tuple[int, int]]:
+    """(first block, number of blocks) of each part: as few parts of at most PART_BYTES as will do, evenly cut, of each `unit` rows
+    on their own. Those are the units of `LinearSpec.unit`."""
     rows, columns = shape
-    total = blocks_of(rows)
+    assert rows % unit == 0 and (unit == rows or unit % BLOCK == 0), f"units of {unit} rows of {shape}"
+    each = blocks_of(unit)
     most = max(PART_BYTES // (columns * BLOCK * dtype.itemsize), 1)
-    count = -(-total // most)
-    edges = [total * i // count for i in range(count + 1)]
-    return [(first, last - first) for first, last in pairwise(edges)]
+    count = -(-each // most)
+    edges = [each * i // count for i in range(count + 1)]
+    return [(start + first, last - first) for start in range(0, blocks_of(rows), each) for first, last in pairwise(edges)]

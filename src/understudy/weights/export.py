@@ -1,8 +1,11 @@
 """A Store back into the checkpoint it came from: the same files, byte for byte."""
 
+from __future__ import annotations
+
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -35,28 +38,71 @@ def export(store: Store, directory: Path, progress: Progress | None = None) -> N
             raise
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where the bytes of a tensor lie: `nbytes` at `offset` of `file`."""
+
+    file: Path
+    offset: int
+    nbytes: int
+
+
 def _write(store: Store, work: Path, progress: Progress) -> None:
     for name in store.source.files:
         (work / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(store.file(name), work / name)
-    sources = {name: partial(store.pieces, stored) for name, stored in {**store.shared, **store.tables, **store.extra}.items()}
-    sources |= {entry.weight: partial(_as_stored, store, entry) for entry in store.linears.values()}
-    # Also when the head is tied to it.
-    sources[store.layout.embedding] = partial(store.pieces, store.embedding)
-    shards = [(file, header, _offsets(header)) for file, header in store.source.shards]
-    total = float(sum(last - first for _, _, offsets in shards for first, last in offsets.values()))
+    places = _begin(store, work)
+    total = float(sum(found[-1].nbytes for found in places.values()))
     done = 0.0
-    for file, header, offsets in shards:
+    for names, pieces in _tensors(store).items():
+        progress(done, total, names[0])
+        done += _fill([places[name] for name in names], pieces())
+    progress(total, total, "")
+
+
+def _begin(store: Store, work: Path) -> dict[str, list[_Place]]:
+    """Write the header of each safetensors file: where each tensor's bytes will lie. Of several of one name the last counts."""
+    places: dict[str, list[_Place]] = {}
+    for file, header in store.source.shards:
         text = header.encode()
+        offsets = _offsets(header)
         with (work / file).open("wb") as out:
             out.write(len(text).to_bytes(8, "little") + text)
-            for name, (first, last) in offsets.items():
-                progress(done, total, name)
-                out.seek(8 + len(text) + first)
-                for piece in sources[name]():
-                    out.write(buffer(piece))
-                done += last - first
-    progress(total, total, "")
+            out.truncate(8 + len(text) + max((last for _, last in offsets.values()), default=0))
+        for name, (first, last) in offsets.items():
+            places.setdefault(name, []).append(_Place(work / file, 8 + len(text) + first, last - first))
+    return places
+
+
+def _tensors(store: Store) -> dict[tuple[str, ...], Callable[[], Iterator[Tensor]]]:
+    """What gives the bytes of each tensor, or of several, one after another, by their names: each weight is decoded once, wherever
+    the pieces lie that it is made of."""
+    whole = {**store.shared, **store.tables, **store.extra}
+    found: dict[tuple[str, ...], Callable[[], Iterator[Tensor]]] = {
+        (name,): partial(store.pieces, stored) for name, stored in whole.items()
+    }
+    found |= {entry.spec.tensors: partial(_as_stored, store, entry) for entry in store.linears.values()}
+    # Also when the head is tied to it.
+    return found | {(store.layout.embedding,): partial(store.pieces, store.embedding)}
+
+
+def _fill(tensors: Sequence[list[_Place]], pieces: Iterable[Tensor]) -> int:
+    """Write `pieces` to the places of `tensors`, which they are one after another. Returns how many bytes they have."""
+    at, done, total = 0, 0, 0
+    for piece in pieces:
+        view = buffer(piece)
+        while view:
+            nbytes = tensors[at][-1].nbytes
+            if done == nbytes:
+                at, done = at + 1, 0
+                continue
+            count = min(len(view), nbytes - done)
+            for place in (place for place in tensors[at] if place.nbytes == nbytes):
+                with place.file.open("r+b") as out:
+                    out.seek(place.offset + done)
+                    out.write(view[:count])
+            view, done, total = view[count:], done + count, total + count
+    return total
 
 
 def _as_stored(store: Store, entry: LinearEntry) -> Iterator[Tensor]:

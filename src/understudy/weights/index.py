@@ -10,7 +10,7 @@ import xxhash
 
 from ..errors import StoreError
 from .entries import INDEX, Contents, LinearEntry, Part, Source, Stored
-from .layout import LinearSpec, ModelLayout, TableSpec
+from .layout import ModelLayout, TableSpec
 from .recipe import Recipe
 
 VERSION = 1
@@ -46,7 +46,7 @@ def load(path: Path) -> Contents:
     """What the Store in the directory `path` holds. Raises StoreError for what is not a Store that can be read."""
     content = _content(path)
     linears = {entry.module: entry for entry in map(linear_from_json, content["linears"])}
-    specs = tuple(LinearSpec(entry.module, entry.weight, entry.shape, entry.turned) for entry in linears.values())
+    specs = tuple(entry.spec for entry in linears.values())
     shared = {name: stored_from_json(row) for name, row in content["shared"].items()}
     # most models have none
     tables = content.get("tables", [])
@@ -122,7 +122,7 @@ def stored_from_json(row: list[Any]) -> Stored:
 
 
 def linear_to_json(entry: LinearEntry) -> dict[str, Any]:
-    row = {
+    row: dict[str, Any] = {
         "module": entry.module,
         "weight": entry.weight,
         "shape": list(entry.shape),
@@ -134,7 +134,9 @@ def linear_to_json(entry: LinearEntry) -> dict[str, Any]:
         "checksum": entry.checksum,
     }
     # few models have such weights
-    return row | ({"turned": True} if entry.turned else {})
+    row |= {"turned": True} if entry.turned else {}
+    row |= {"experts": entry.experts} if entry.experts else {}
+    return row | ({"pieces": list(entry.pieces)} if entry.pieces else {})
 
 
 def linear_from_json(row: Mapping[str, Any]) -> LinearEntry:
@@ -150,4 +152,6 @@ def linear_from_json(row: Mapping[str, Any]) -> LinearEntry:
         parts=tuple(Part(first, blocks, stored_from_json(stored)) for first, blocks, stored in row["parts"]),
         checksum=row["checksum"],
         turned=row.get("turned", False),
+        experts=row.get("experts", 0),
+        pieces=tuple(row.get("pieces", ())),
     )

@@ -39,6 +39,11 @@ class LinearSpec:
         return (self.experts, rows // self.experts, columns) if self.experts else self.shape
 
     @property
+    def outputs(self) -> int:
+        """Rows of the matrix that one input is multiplied by: of one expert's where there are experts."""
+        return self.shape[0] // (self.experts or 1)
+
+    @property
     def unit(self) -> int:
         """Rows of which no part has some and some of the next: those of a tensor where there are several, else of an expert."""
         return self.shape[0] // (len(self.pieces) or self.experts or 1)

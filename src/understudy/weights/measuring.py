@@ -11,6 +11,7 @@ from itertools import accumulate
 from threading import Condition, Thread
 
 from ..quantizers.inputs import Inputs
+from .layout import ModelLayout
 from .mixing import Moments
 
 LEAD = 512 << 20
@@ -18,6 +19,11 @@ LEAD = 512 << 20
 Note = Callable[[Inputs | None], None]
 # gives a `Note` all Linears
 Measure = Callable[[Note], None]
+
+
+def measurable(layout: ModelLayout) -> bool:
+    """Whether the inputs of a model's weights can be measured: experts' are not, since a text gives each its own."""
+    return not any(spec.experts for spec in layout.linears)
 
 
 class Measuring:

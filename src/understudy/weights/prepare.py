@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ..codecs import codec
 from ..errors import StoreError
+from ..kernels.pack import BLOCK
 from ..quantizers import fitting
 from ..tiers.memory import aligned
 from .building import Building
 from .checkpoint import Checkpoint
-from .encoding import codec_for
-from .entries import INDEX, Progress
+from .encoding import check_linear, codec_for
+from .entries import INDEX, Progress, part_blocks
 from .layout import ModelLayout
 from .measuring import Measure
 from .mixing import quantizers_of
@@ -24,19 +25,20 @@ from .writing import ELSEWHERE, explained, lock_of, only_process
 
 def estimate(checkpoint: Checkpoint, layout: ModelLayout, recipe: Recipe) -> int:
     """Bytes of the Store on disk."""
-    weights = {spec.weight for spec in layout.linears}
+    weights = {name for spec in layout.linears for name in spec.tensors}
     chosen = codec(recipe.codec)
     copied = layout.shared if chosen.linked else [name for name in checkpoint.tensors if name not in weights]
     total = sum(aligned(checkpoint.info(name).nbytes) for name in copied)
     for spec, wanted in zip(layout.linears, quantizers_of(layout, recipe), strict=True):
-        info = checkpoint.info(spec.weight)
+        dtype = checkpoint.weight_dtype(spec)
         quantizer = fitting(wanted, *spec.shape)
-        total += aligned(quantizer.size(*spec.shape, info.dtype))
+        total += aligned(quantizer.size(*spec.shape, dtype))
         coding = codec_for(spec, recipe.codec)
         if quantizer.name != "exact" and not coding.linked:
-            total += int(coding.bits(info.dtype, quantizer.name) / 8 * spec.shape[0] * spec.shape[1])
+            bits = coding.bits(dtype, quantizer.name) * spec.shape[1]
+            total += sum(aligned(int(bits / 8 * blocks * BLOCK)) for _, blocks in part_blocks(spec.shape, dtype, spec.unit))
         if spec.weight == layout.embedding and not chosen.linked:
-            total += info.nbytes
+            total += checkpoint.info(spec.weight).nbytes
     return total
 
 
@@ -65,6 +67,8 @@ def prepare(
             begun()
             if directory.is_dir() and any(directory.iterdir()):
                 return found(directory, checkpoint, recipe)
+            for spec in layout.linears:
+                check_linear(spec, [checkpoint.info(name) for name in spec.tensors])
             needed = estimate(checkpoint, layout, recipe)
             return Building(checkpoint, layout, directory, recipe, report, measure).run(needed)
 

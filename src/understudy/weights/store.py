@@ -21,7 +21,7 @@ from ..errors import StoreError
 from ..kernels.pack import BLOCK, unblock
 from ..quantizers import Tensors, quantizer
 from . import index, integrity
-from .entries import SUBSTITUTE, Contents, LinearEntry, Progress, Stored
+from .entries import SUBSTITUTE, Contents, LinearEntry, Progress, Stored, part_blocks
 from .files import buffer, byte_chunks, checksum, read_bytes
 
 
@@ -103,8 +103,8 @@ class Store(Contents):
         decoder = codec(entry.codec)
         substitute = self.substitute(entry)
         rows, columns = entry.shape
-        if not entry.parts:
-            yield unblock(substitute["weight"], rows)
+        for first, count in part_blocks(entry.shape, entry.dtype, entry.spec.unit) if not entry.parts else ():
+            yield unblock(quantiser.cut(substitute, first, count)["weight"], min(rows - first * BLOCK, count * BLOCK))
         for part in entry.parts:
             pieces = quantiser.cut(substitute, part.first_block, part.blocks)
             blocks = decoder.decode(Encoded(self.read(part.stored), part.blocks, columns, entry.dtype, pieces))
