@@ -82,12 +82,13 @@ class LinearEntry:
     # Does the source hold it transposed?
     turned: bool = False
     experts: int = 0
+    chosen: int = 0
     pieces: tuple[str, ...] = ()
 
     @property
     def spec(self) -> LinearSpec:
         """What a layout says of it."""
-        return LinearSpec(self.module, self.weight, self.shape, self.turned, self.experts, self.pieces)
+        return LinearSpec(self.module, self.weight, self.shape, self.turned, self.experts, self.chosen, self.pieces)
 
     @property
     def nbytes(self) -> int:

@@ -135,7 +135,7 @@ def linear_to_json(entry: LinearEntry) -> dict[str, Any]:
     }
     # few models have such weights
     row |= {"turned": True} if entry.turned else {}
-    row |= {"experts": entry.experts} if entry.experts else {}
+    row |= {"experts": entry.experts, "chosen": entry.chosen} if entry.experts else {}
     return row | ({"pieces": list(entry.pieces)} if entry.pieces else {})
 
 
@@ -153,5 +153,6 @@ def linear_from_json(row: Mapping[str, Any]) -> LinearEntry:
         checksum=row["checksum"],
         turned=row.get("turned", False),
         experts=row.get("experts", 0),
+        chosen=row.get("chosen", 0),
         pieces=tuple(row.get("pieces", ())),
     )
