@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from tests.fake_device import FakeDevice
 from tests.tiny import COMMON, FAMILIES, save
+from tests.weights import made
 from understudy import LLM
 from understudy.models.embedding import ROW
 from understudy.models.footprint import (
@@ -24,6 +25,7 @@ from understudy.models.shape import ModelShape
 from understudy.models.target import TILE
 from understudy.sources import layout_of
 from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.prepare import prepare
 from understudy.weights.recipe import Recipe
 from understudy.weights.store import Store
 
@@ -143,3 +145,17 @@ def test_a_model_that_drafts_on_a_device_holds_its_table_and_its_levels(triton: 
 def test_what_both_views_share_is_there_twice_where_its_type_changes() -> None:
     stored = WeightSizes((), ((torch.bfloat16, 100), (torch.float32, 40)), 0, 0, (), ())
     assert [stored.shared_bytes(dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)] == [160, 260, 340]
+
+
+@pytest.mark.parametrize("codec", ["raw", "delta", "link"])
+@pytest.mark.parametrize("pieces", [True, False])
+def test_experts_are_foretold_part_by_part(pieces: bool, codec: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(made.write(tmp_path / "model", made.mixture(pieces, rows=128), shards=2))
+    layout, recipe = made.layout(checkpoint), Recipe("int4", codec)
+    foretold = sizes_of_checkpoint(checkpoint.tensors, layout, recipe, holds_substitute=True)
+    known = sizes_of_store(prepare(checkpoint, layout, tmp_path / "store", recipe), holds_substitute=True)
+    # the linked head has fewer rows than its blocks
+    assert foretold.linears == known.linears and len(foretold.part_bytes) == len(known.part_bytes)
+    assert (foretold.widest_outputs, foretold.decoding_bytes) == (known.widest_outputs, known.decoding_bytes)
+    assert known.widest_outputs == 384, "an expert has 256 outputs, all of a layer have more"
+    assert codec != "raw" or foretold == known

@@ -1,6 +1,7 @@
 """Small checkpoints for the tests of this folder, written with the safetensors library, and their layouts."""
 
 import json
+import random
 from pathlib import Path
 
 import torch
@@ -49,8 +50,8 @@ def tall(made: dict[str, Tensor], spec: LinearSpec) -> Tensor:
     return torch.cat([made[name].flatten(0, -2) for name in spec.tensors])
 
 
-def write(path: Path, made: dict[str, Tensor], shards: int = 1) -> Path:
-    """A checkpoint directory."""
+def write(path: Path, made: dict[str, Tensor], shards: int = 1, order: int | None = None) -> Path:
+    """A checkpoint directory. `order`: seeds which tensor lies in which shard; None: one after another by name."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps({"model_type": "outline", "hidden_size": 128}))
     (path / "tokenizer.json").write_text("{}")
@@ -58,6 +59,8 @@ def write(path: Path, made: dict[str, Tensor], shards: int = 1) -> Path:
         save_file(made, path / "model.safetensors", metadata={"format": "pt"})
         return path
     names = sorted(made)
+    if order is not None:
+        random.Random(order).shuffle(names)
     files = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(names)}
     for file in set(files.values()):
         save_file({name: made[name] for name in names if files[name] == file}, path / file)

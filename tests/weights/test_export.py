@@ -1,12 +1,16 @@
 """Export gives back the source's files, byte for byte, or nothing."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from understudy.errors import StoreError
+from understudy.weights import entries
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.entries import Stored
 from understudy.weights.export import export
@@ -14,7 +18,7 @@ from understudy.weights.prepare import prepare
 from understudy.weights.recipe import Recipe
 from understudy.weights.store import Store
 
-from .made import layout, mixture, tensors, write
+from .made import layout, mixture, tall, tensors, write
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -108,6 +112,37 @@ def test_a_weight_of_many_tensors_is_decoded_once(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Store, "read", counted)
     export(store, tmp_path / "out")
-    entries = [stored for entry in store.linears.values() for stored in entry.extents]
-    own = [stored for stored in entries if stored not in store.linears["head"].extents]
+    extents = [stored for entry in store.linears.values() for stored in entry.extents]
+    own = [stored for stored in extents if stored not in store.linears["head"].extents]
     assert [stored for stored in read if stored in own] and all(read.count(stored) == 1 for stored in own)
+
+
+@settings(max_examples=25)
+@given(
+    pieces=st.booleans(),
+    rows=st.sampled_from([64, 128, 320]),
+    experts=st.integers(1, 6),
+    part=st.sampled_from([1, 40 << 10, 8 << 20]),
+    codec=st.sampled_from(["raw", "delta", "link"]),
+    shards=st.integers(1, 6),
+    order=st.integers(0, 99),
+)
+def test_experts_of_any_number_come_back(
+    pieces: bool, rows: int, experts: int, part: int, codec: str, shards: int, order: int
+) -> None:
+    made = mixture(pieces, rows=rows, experts=experts)
+    with TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entries, "PART_BYTES", part)
+        source = write(Path(place) / "model", made, shards, order)
+        checkpoint = Checkpoint.open(source)
+        store = prepare(checkpoint, layout(checkpoint), Path(place) / "store", Recipe(codec=codec))
+        store.verify()
+        for spec in (spec for spec in store.layout.linears if spec.experts):
+            parts = store.linears[spec.module].parts
+            units = {place for p in parts for place in (p.first_block * 64 // spec.unit,)}
+            assert units == set(range(spec.shape[0] // spec.unit))
+            assert all((p.first_block * 64) // spec.unit == ((p.first_block + p.blocks) * 64 - 1) // spec.unit for p in parts)
+            assert part > 1 or all(p.blocks == 1 for p in parts)
+            assert torch.equal(torch.cat(list(store.rows_of(store.linears[spec.module]))), tall(made, spec))
+        export(store, Path(place) / "out")
+        assert _contents(source) == _contents(Path(place) / "out")

@@ -13,7 +13,7 @@ from understudy.weights.prepare import estimate, prepare
 from understudy.weights.recipe import Recipe
 from understudy.weights.store import Store
 
-from .made import layout, tensors, write
+from .made import layout, mixture, tall, tensors, write
 
 
 def _store(tmp_path: Path, **options: str) -> Store:
@@ -113,3 +113,16 @@ def test_truncated_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4096])
     with pytest.raises(StoreError, match=r"residual\.bin"):
         Store.open(store.path)
+
+
+@pytest.mark.parametrize("codec", ["raw", "link"])
+@pytest.mark.parametrize("quantizer", ["int4", "exact"])
+@pytest.mark.parametrize("pieces", [True, False])
+def test_experts_are_rebuilt_a_unit_at_a_time(tmp_path: Path, pieces: bool, quantizer: str, codec: str) -> None:
+    made = mixture(pieces)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", made, shards=3))
+    store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(quantizer, codec))
+    for spec in (spec for spec in store.layout.linears if spec.experts):
+        found = list(store.rows_of(store.linears[spec.module]))
+        assert [len(rows) for rows in found] == [spec.unit] * (spec.shape[0] // spec.unit)
+        assert torch.equal(torch.cat(found), tall(made, spec))
