@@ -2,10 +2,10 @@
 
     python benchmarks/upcycle.py DENSE --output DIR --experts 32 --chosen 4 --noise 0.1
 
-DENSE is a checkpoint directory of the Llama kind. The result is of the Mixtral kind: in the place of each feed-forward network stand
-so many copies of it, each with its own noise, and a router of random numbers that sends each token to a few of them. Copies that
-are alike give together what the one gave, so the text stays text ("sparse upcycling", arXiv 2212.05055, before any training). What a
-router chooses depends on the hidden states alone, but on nothing that was learned: trained routers repeat themselves more.
+DENSE is a checkpoint directory of the Llama kind. The result is of the Mixtral kind: in the place of each feed-forward network
+stand so many copies of it, each with its own noise, and a router of random numbers that sends each token to a few of them. Copies
+that are alike give together what the one gave, so the text stays text ("sparse upcycling", arXiv 2212.05055, before any training).
+What a router chooses depends on the hidden states alone, but on nothing that was learned: trained routers repeat themselves more.
 """
 
 import argparse

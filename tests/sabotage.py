@@ -285,7 +285,7 @@ MUTATIONS = (
     Mutation("room of small parts is asked for in as many goes", "tiers/ring.py", "self._ahead < self.capacity // PLENTY", "self._ahead < self.capacity * PLENTY", "tests/tiers/test_ring.py"),
     Mutation("a moved operand reads where its bytes lay before", "kernels/exact_operand.py", "place + by)", "place)", "tests/kernels/test_exact_operand.py"),
     Mutation("plain weights stay where they lay before", "kernels/exact_product.py", "told.plain = operand.weights", "pass", "tests/models/test_exact_linear.py"),
-    Mutation("a streamed part takes no time beside its bytes", "plan/rounds.py", "plan.streamed_parts * self.part_seconds", "0", "tests/plan/test_rounds.py"),
+    Mutation("a streamed part takes no time beside its bytes", "plan/rounds.py", "streamed * self.part_seconds", "0", "tests/plan/test_rounds.py"),
     Mutation("a second tile takes no time of its own", "plan/rounds.py", "math.ceil(nodes / plan.tile) - 1", "0", "tests/plan/test_rounds.py"),
     Mutation("shorter drafts have narrower levels than any that were seen", "plan/drafts.py", "levels=0, nodes=0, tokens=1)", "levels=0, level_nodes=0, nodes=0, tokens=1)", "tests/plan/test_drafts.py"),
     Mutation("a copy does not wait for the reader", "tiers/streams.py", "            self._device.await_event(self._stream, event)", "            pass", "tests/tiers"),

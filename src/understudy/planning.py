@@ -31,6 +31,7 @@ from .plan.placement import Plan
 from .sources import Report, choose_codec, layout_of, locate, prepare_source, proven_config
 from .stores import Made
 from .weights.checkpoint import Checkpoint, TensorInfo
+from .weights.encoding import check_linears
 from .weights.layout import ModelLayout
 from .weights.store import Store
 
@@ -117,6 +118,7 @@ def foretold_of_config(place: str | Path, options: Options) -> Foretold:
     model = structure.skeleton(config, dtype, attention_name())
     tensors = structure.foretold(model, dtype, directory)
     layout = structure.layout(model, tensors)
+    check_linears(layout, tensors)
     foretold = Foretold(config, tensors, layout)
     options.drafter.check(foretold.bearer)
     return foretold

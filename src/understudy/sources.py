@@ -21,10 +21,10 @@ from .errors import CheckpointError, UnderstudyError, UsageError
 from .models import calibration, structure
 from .models.compile_ahead import Compiling, compiling
 from .models.configuration import config_of, tokenizer_of
+from .models.experts import stacks
 from .models.known import keep, key_of, recall
 from .models.proof import prove
 from .models.ropes import for_context
-from .models.experts import stacks
 from .models.streamed import attention_name
 from .options import AUTO, DTYPES, USUAL, Options
 from .plan.machine import Machine, resident_bytes, spare_bytes

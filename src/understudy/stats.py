@@ -215,6 +215,9 @@ class RequestMeter:
         rate = later / seconds if later and seconds else self.tokens / max(first, 1e-9)
         plan = self.model.plan
         limit = None if plan.plain_tokens_per_second is None else mean * plan.plain_tokens_per_second
+        if limit is not None and plan.mixture is not None and self.decode.used:
+            # What experts are used is seen, not planned.
+            limit = later * plan.link_bytes_per_second / self.decode.used
         return Stats(
             method=self.method,
             new_tokens=self.tokens,

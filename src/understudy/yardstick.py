@@ -141,7 +141,7 @@ class _Rounds:
 
     def level_seconds(self, arithmetic: Arithmetic) -> float:
         """What a level should take by what is known."""
-        return arithmetic.level_seconds(self.plan.draft_level_bytes, self.plan.layers, self.level_nodes)
+        return arithmetic.level_seconds(self.plan, self.level_nodes)
 
 
 def _level(linears: Sequence[Linear], nodes: int) -> float:

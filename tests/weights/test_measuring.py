@@ -13,11 +13,11 @@ from understudy.quantizers.inputs import Inputs
 from understudy.weights import measuring
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.encoding import Encoding
-from understudy.weights.measuring import Measuring, Note, measurable
+from understudy.weights.measuring import Measuring, Note
 from understudy.weights.prepare import prepare
 from understudy.weights.recipe import Recipe
 
-from .made import layout, mixture, tensors, write
+from .made import layout, tensors, write
 
 SIZES = [40, 60, 60, 100, 30]
 
@@ -158,15 +158,3 @@ def test_a_text_that_cannot_be_read_ends_the_building(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the text's pass"):
         prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe(), measure=measure)
     assert not any(thread.name == "understudy-measuring" for thread in threading.enumerate())
-
-
-@pytest.mark.parametrize("pieces", [True, False])
-def test_experts_are_prepared_without_a_text(pieces: bool, tmp_path: Path) -> None:
-    """A pass over them notes too little, and nobody waits for the rest."""
-    checkpoint = Checkpoint.open(write(tmp_path / "model", mixture(pieces)))
-    made = layout(checkpoint)
-    assert not measurable(made) and measurable(layout(Checkpoint.open(write(tmp_path / "other", tensors()))))
-    text = _Text(2)
-    for recipe in (Recipe(), Recipe("mixed:bits=3.5", "delta")):
-        prepare(checkpoint, made, tmp_path / recipe.codec, recipe, measure=text).verify()
-    assert text.began == 0

@@ -23,6 +23,7 @@ from ..weights.layout import LinearSpec, ModelLayout
 from ..weights.measuring import Note
 from .embedding import EmbeddingRows, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
+from .routed import Routed, Rows
 from .target import Target
 from .unprepared import unprepared
 
@@ -56,24 +57,43 @@ class Reading:
         self.moments: Inputs | None = None
         self.room = torch.empty(0)
 
-    def __call__(self, index: int, tiles: Sequence[Tensor], *_: int) -> list[Tensor]:
-        """tiles: one, [rows, K] -> [rows, N], of which the last rows may be padding."""
+    def __call__(self, index: int, tiles: Sequence[Rows], *_: int) -> list[Tensor]:
+        """tiles: one, [rows, K] -> [rows, N], of which the last rows may be padding, or routed rows.
+
+        The inputs of all experts of a layer are taken together: a text gives each of them few."""
         spec = self.layout.linears[index]
         (x,) = tiles
         assert index == self.done, "Linears run in their order, once"
         self.done += 1
-        # what an expert is given is not known apart from what the others are
-        self.note(None if spec.experts else self._moments(x[: self.count]))
-        y = x.new_zeros(len(x), spec.shape[0])
-        # The head is skipped: nobody asks for logits.
-        if index < len(self.layout.linears) - 1:
-            own = x.to(_product_type(x.dtype))
-            for first, blocks in part_blocks(spec.shape, self.checkpoint.info(spec.weight).dtype, spec.unit):
-                rows = first * BLOCK, min((first + blocks) * BLOCK, spec.shape[0])
-                y[:, slice(*rows)] = own @ self._weights(spec, *rows, own.dtype).T
+        self.note(self._moments(x.rows if isinstance(x, Routed) else x[: self.count]))
+        if isinstance(x, Routed):
+            y = self._by_experts(spec, x)
+        else:
+            y = x.new_zeros(len(x), spec.shape[0])
+            # The head is skipped: nobody asks for logits.
+            if index < len(self.layout.linears) - 1:
+                self._times(spec, 0, spec.shape[0], x, y)
         if self.progress is not None:
             self.progress(index + 1, len(self.layout.linears))
         return [y]
+
+    def _by_experts(self, spec: LinearSpec, x: Routed) -> Tensor:
+        """Routed rows times the matrices of their experts."""
+        y, start = x.rows.new_zeros(len(x.rows), spec.outputs), 0
+        for expert, count in enumerate(x.counts(spec.experts)):
+            if count:
+                rows = slice(start, start + count)
+                self._times(spec, expert * spec.outputs, (expert + 1) * spec.outputs, x.rows[rows], y[rows])
+                start += count
+        return y
+
+    def _times(self, spec: LinearSpec, start: int, stop: int, x: Tensor, y: Tensor) -> None:
+        """y [rows, stop - start] = x times rows start to stop - 1 of a weight, part by part."""
+        own = x.to(_product_type(x.dtype))
+        for first, blocks in part_blocks(spec.shape, self.checkpoint.weight_dtype(spec), spec.unit):
+            rows = first * BLOCK, min((first + blocks) * BLOCK, spec.shape[0])
+            if start <= rows[0] < stop:
+                y[:, rows[0] - start : rows[1] - start] = own @ self._weights(spec, *rows, own.dtype).T
 
     def _weights(self, spec: LinearSpec, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows start to stop - 1 of a weight, of type `dtype`, until the next are asked for."""

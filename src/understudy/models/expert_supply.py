@@ -6,6 +6,7 @@ in all products: on how many others go to the same expert, they do not."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,16 +32,12 @@ class ExpertSupply:
         self._parts: dict[int, list[list[PartRef]]] = {}
         # by the first Linear of some experts: all of theirs, which are used one after the other
         self._together: dict[int, list[int]] = {}
-        for index, linear in enumerate(supply.linears):
-            if linear.entry.experts:
-                self._parts[index] = _by_expert(supply.by_linear[index], linear)
-                first = next((i for i, those in self._together.items() if i + len(those) == index and self._beside(i, index)), index)
-                self._together.setdefault(first, []).append(index)
-
-    def _beside(self, first: int, second: int) -> bool:
-        """Do two Linears belong to the same experts?"""
-        one, other = (self.supply.linears[index].entry.module.rpartition(".")[0] for index in (first, second))
-        return one == other
+        entries = [linear.entry for linear in supply.linears]
+        for mixture, indices in groupby(range(len(entries)), key=lambda index: entries[index].mixture):
+            if mixture:
+                own = list(indices)
+                self._together[own[0]] = own
+                self._parts |= {index: _by_expert(supply.by_linear[index], supply.linears[index]) for index in own}
 
     def multiply(self, index: int, tiles: Sequence[Routed]) -> list[Tensor]:
         """Of each tile [m, K], whose rows go to their experts: [m, rows of an expert's matrix]."""
@@ -91,7 +88,7 @@ class ExpertSupply:
                 _by_tiles(x, blocks, out[:, first - before : first - before + count])
 
     def _arriving(self, index: int, expert: int, blocks: int) -> Iterator[tuple[Tensor, int, int]]:
-        """The matrix of an expert of Linear `index`, part by part: bytes, first block and how many. Each is valid until the next."""
+        """The matrix of an expert of Linear `index`, part by part: its bytes until the next is asked for, first block, how many."""
         supply = self.supply
         first = expert * blocks
         for part in self._parts[index][expert]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError
 from ..kernels import team
@@ -26,10 +25,8 @@ if TYPE_CHECKING:
 
 # What such parameters are called in all families: the first of two, or of three that one is made of, and the last.
 BOTH, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
-# Dimensions of a parameter that has a matrix of each expert.
+# Dimensions of such a parameter.
 STACKED = 3
-# What makes tensors without values of their own, or random ones.
-_MAKERS = ("empty", "zeros", "ones", "rand", "randn", "full")
 
 
 @dataclass(frozen=True)
@@ -63,24 +60,6 @@ def experts_name() -> str:
 
     ALL_EXPERTS_FUNCTIONS.register("understudy", mix)
     return "understudy"
-
-
-@contextmanager
-def stacks_on_meta() -> Iterator[None]:
-    """Inside, tensors of three dimensions or more hold no memory: those that modules keep are weights of all experts."""
-    with _Meta():
-        yield
-
-
-class _Meta(TorchFunctionMode):
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if getattr(function, "__name__", "") in _MAKERS and "device" not in kwargs:
-            size = args[0] if args and isinstance(args[0], (tuple, list, torch.Size)) else args
-            sizes = [each for each in size if isinstance(each, int)]
-            if sum(each > 1 for each in sizes) >= STACKED:
-                kwargs["device"] = "meta"
-        return function(*args, **kwargs)
 
 
 def mixes(module: nn.Module) -> bool:

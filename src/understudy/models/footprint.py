@@ -75,7 +75,7 @@ def sizes_of_store(store: Store, holds_substitute: bool, holds_head: bool = Fals
         part_bytes=tuple(part.stored.span for part in store.parts()),
         shared=_by_type((stored.dtype, stored.nbytes) for stored in store.shared.values()),
         decoding_bytes=largest(entries),
-        widest_outputs=max(entry.spec.outputs for entry in entries[:-1]),
+        widest_outputs=_widest(entry.spec for entry in entries[:-1]),
         linears=tuple(_linear(entry, holds_substitute or (holds_head and entry is entries[-1])) for entry in entries),
         tables=tuple((stored.shape[0], stored.shape[1]) for stored in store.looked_up),
     )
@@ -98,7 +98,19 @@ def _linear(entry: LinearEntry, holds_substitute: bool) -> LinearSize:
         blocks=blocks_of(entry.shape[0]) if entry.parts else 0,
         decoding_bytes=substitute_bytes if codec(entry.codec).needs_substitute else 0,
         layer=_layer_of(entry.module),
+        share=_share(entry.spec),
     )
+
+
+def _share(spec: LinearSpec) -> float:
+    """What a token uses of a weight: of experts, those that it goes to."""
+    return spec.chosen / spec.experts if spec.experts else 1.0
+
+
+def _widest(specs: Iterable[LinearSpec]) -> int:
+    """Outputs of the widest Linear of a decoder block. A node's row is there once for each expert that it goes to, as it goes in
+    and as it comes out, by itself and with those of other tiles."""
+    return max(2 * spec.chosen * (spec.outputs + spec.shape[1]) if spec.experts else spec.outputs for spec in specs)
 
 
 def _layer_of(module: str) -> int:
@@ -120,7 +132,7 @@ def sizes_of_checkpoint(
         part_bytes=tuple(nbytes for linear in foretold for nbytes in linear.part_bytes),
         shared=_by_type((tensors[name].dtype, tensors[name].nbytes) for name in layout.shared),
         decoding_bytes=max(linear.decoding_bytes for linear in foretold),
-        widest_outputs=max(spec.outputs for spec in layout.linears[:-1]),
+        widest_outputs=_widest(layout.linears[:-1]),
         linears=tuple(linear.size for linear in foretold),
         tables=tuple((tensors[name].shape[0], tensors[name].shape[1]) for name in layout.looked_up),
     )
@@ -143,7 +155,9 @@ def _foretold(spec: LinearSpec, dtype: torch.dtype, wanted: str, coding: str, ho
     chosen = suited(codec_for(spec, coding).name, dtype, quantizer.name)
     exact_bytes = whole_bytes(columns, blocks_of(rows), dtype)
     if quantizer.name == "exact":
-        return ForetoldLinear(LinearSize(quantizer.size(rows, columns, dtype), exact_bytes, 0, layer=_layer_of(spec.module)), (), 0)
+        own = quantizer.size(rows, columns, dtype)
+        whole_size = LinearSize(own, exact_bytes, 0, layer=_layer_of(spec.module), share=_share(spec))
+        return ForetoldLinear(whole_size, (), 0)
     held_here = holds_substitute or chosen.needs_substitute
     whole = [whole_bytes(columns, blocks, dtype) for _, blocks in part_blocks(spec.shape, dtype, spec.unit)]
     bits = chosen.bits(dtype, quantizer.name)
@@ -158,6 +172,7 @@ def _foretold(spec: LinearSpec, dtype: torch.dtype, wanted: str, coding: str, ho
             blocks=blocks_of(rows),
             decoding_bytes=copy_bytes if chosen.needs_substitute else 0,
             layer=_layer_of(spec.module),
+            share=_share(spec),
         ),
         part_bytes=tuple(int(nbytes / dtype.itemsize * bits / 8) + lead for nbytes in whole),
         decoding_bytes=0 if chosen.in_place else max(whole),

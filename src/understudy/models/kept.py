@@ -16,7 +16,7 @@ from ..kernels.pack import BLOCK
 from ..seeds import seeded
 
 # Numbers that one weight of a decoder block may have and not stream: it lies in fast memory beside the substitute.
-MOST_KEPT = 1 << 20
+MOST_KEPT = 1 << 22
 # A Linear that decides has fewer outputs than a block, and at least so many times as many inputs, or fewer than so many.
 NARROW = 8
 # Where a class of transformers lists what it holds in float32: in any half precision, and in float16 alone.

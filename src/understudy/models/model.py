@@ -196,7 +196,9 @@ class Model:
         seconds = time.perf_counter() - start
         waited = self._waited() - waited
         with self._learning:
-            self.cost.learn(len(nodes), seconds - waited, waited)
+            # More nodes go to more experts, so what is waited for grows with them as arithmetic does.
+            late = 0.0 if self.plan.mixture else waited
+            self.cost.learn(len(nodes), seconds - late, late)
         return settled, hidden
 
     def draft_tapped(self, nodes: Nodes) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,6 @@ from ..startup import owned
 from .known import keep, key_of, recall
 from .shrink import values_of
 
-
 # Operations that rows of several tensors become one by: those of 2-D tensors, those of matrices that are stacked, and the stacking.
 _JOINED, _JOINED_ROWS, _STACKED = ("Concatenate", 0), ("Concatenate", 1), ("MergeModulelist", 0)
 

@@ -5,9 +5,7 @@ Nothing here depends on an architecture's names; what cannot be run exactly is r
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,9 @@ from ..weights.encoding import check_weight
 from ..weights.layout import LinearSpec, ModelLayout, TableSpec
 from .aside import left_aside
 from .attended import TOKENS, watched
+from .bare import CONSTRUCTION, stacks_on_meta, weights_on_meta
 from .by_token import noted_lookups
-from .experts import Stack, experts_name, stacks, stacks_on_meta, watching
+from .experts import experts_name, stacks, watching
 from .heads import head_and_embedding, ties_head
 from .hf import leave_pads_alone, refused
 from .kept import float32_names, is_linear, may_be_kept, streams
@@ -34,58 +33,8 @@ from .ropes import fix_ropes
 from .turned import is_turned, on_meta, turn
 from .wrapper import built, cut_to_text, for_text, is_wrapper, straight_to_text, text_parts
 
-_construction = threading.Lock()
 # How the refusal of a config begins of which transformers makes no model.
 CANNOT_BUILD = "transformers cannot build"
-
-
-@contextmanager
-def _weights_on_meta() -> Iterator[None]:
-    """nn.Linear and nn.Embedding built inside hold no memory; buffers and norms are real and keep their computed values.
-
-    No first values are drawn for them: on the meta device that does nothing, and takes what compiles models to find out.
-    An embedding's padding index concerns gradients alone. It is left out: a pad token may then lie anywhere, and a lookup
-    depends on nothing but the table."""
-
-    def on_meta(original: Any) -> Any:
-        def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-            original(self, *args, **{**kwargs, "device": "meta"})
-            # transformers would draw first values for weights that hold none, which takes half of the time
-            self._is_hf_initialized = True  # type: ignore[assignment]
-
-        return init
-
-    def without_padding(original: Any) -> Any:
-        def init(
-            self: nn.Module,
-            num_embeddings: int,
-            embedding_dim: int,
-            padding_idx: int | None = None,
-            *args: Any,
-            **kwargs: Any,
-        ) -> None:
-            original(self, num_embeddings, embedding_dim, None, *args, **kwargs)
-
-        return init
-
-    def draw_nothing(self: nn.Module) -> None:
-        """Leave `self`, which holds no values, as it is."""
-
-    kinds: tuple[Any, ...] = nn.Linear, nn.Embedding
-    with _construction:
-        linear, embedding = nn.Linear.__init__, nn.Embedding.__init__
-        draws = [kind.reset_parameters for kind in kinds]
-        try:
-            for kind in kinds:
-                kind.reset_parameters = draw_nothing
-            nn.Linear.__init__ = on_meta(linear)  # type: ignore[method-assign]
-            nn.Embedding.__init__ = without_padding(on_meta(embedding))  # type: ignore[method-assign]
-            yield
-        finally:
-            nn.Linear.__init__ = linear  # type: ignore[method-assign]
-            nn.Embedding.__init__ = embedding  # type: ignore[method-assign]
-            for kind, draw in zip(kinds, draws, strict=True):
-                kind.reset_parameters = draw
 
 
 def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
@@ -94,7 +43,7 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     Raises CheckpointError where it cannot be built."""
     what = f"{CANNOT_BUILD} a {config.model_type!r} model from its config"
     told = {"attn_implementation": for_text(config, attention), "experts_implementation": experts_name()}
-    with refused(what, config.to_dict()), _weights_on_meta(), on_meta(), stacks_on_meta():
+    with refused(what, config.to_dict()), weights_on_meta(), on_meta(), stacks_on_meta():
         try:
             model = built(config, dtype=dtype, **told)
         except KeyError as error:
@@ -120,9 +69,9 @@ def stock(config: Any) -> nn.Module:
     # The way that takes experts of any width.
     told = {"experts_implementation": "eager"}
     if not is_wrapper(config):
-        with _construction:
+        with CONSTRUCTION:
             return built(config, dtype=torch.float32, **told).eval()
-    with _weights_on_meta():
+    with weights_on_meta():
         model = built(config, dtype=torch.float32, **told)
     _give_memory(module for part in text_parts(model) for module in part.modules())
     for module in model.modules():

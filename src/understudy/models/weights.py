@@ -18,8 +18,8 @@ from ..plan.placement import Plan
 from ..plan.residents import spread
 from ..quantizers import Quantizer, quantizer
 from ..tiers import ReadSettings, Streaming
+from ..tiers.expert_route import ExpertRoute, Leg
 from ..tiers.ring import Ring
-from ..tiers.expert_route import ExpertRoute, Stretch
 from ..tiers.route import FixedRoute, Route
 from ..weights.entries import LinearEntry, Part, Stored
 from ..weights.store import Store
@@ -128,13 +128,12 @@ class PartStream:
 
     def _route(self, hauls: Sequence[Haul]) -> Route:
         """The order in which `hauls` are brought: fixed, or with stretches of which a pass uses what its experts are."""
-        mixtures = {i: entry.module.rpartition(".")[0] for i, entry in enumerate(self.entries) if entry.experts}
-        if not mixtures:
+        if not any(entry.experts for entry in self.entries):
             return FixedRoute(range(len(hauls)))
-        linears = {part.number: part.linear for part in self.parts}
-        owners = [mixtures.get(linears[haul.parts[0]], "") for haul in hauls]
+        mixtures = {part.number: self.entries[part.linear].mixture for part in self.parts}
+        owners = [mixtures[haul.parts[0]] for haul in hauls]
         found = groupby(range(len(hauls)), key=owners.__getitem__)
-        return ExpertRoute([Stretch(tuple(numbers), chosen=bool(owner)) for owner, numbers in found])
+        return ExpertRoute([Leg(tuple(numbers), chosen=bool(owner)) for owner, numbers in found])
 
 
 class Weights(PartStream):

@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..small_keys import NOT_EXACT
 from ..tiers.ring import smallest_ring
 from .demand import MIB, Footprint, PlanRequest, Spilling
+from .mixture import Mixture
 from .placement import Passes, Plan
 from .residents import Kept, keep
 from .sizes import format_size, whole_mib
@@ -189,6 +190,7 @@ def _placed(
         groups=request.groups,
         draft_level_bytes=substitute_bytes + whole_bytes,
         exact_bytes=footprint.exact_bytes,
+        mixture=Mixture.of(footprint.part_bytes, footprint.linears, kept.parts, kept.whole),
         speeds=request.speeds,
         link_bytes_per_second=request.speeds.link_bytes_per_second,
     )

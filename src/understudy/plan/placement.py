@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .mixture import Mixture
 from .residents import LEVELS, UNKNOWN, LinkSpeeds
 from .sizes import format_size
 
@@ -57,6 +58,8 @@ class Plan:
     exact_bytes: int
     # Residual parts that a pass streams.
     streamed_parts: int = 0
+    # Of all these bytes, those of experts, of which a pass uses some; None: there are none.
+    mixture: Mixture | None = None
     # Numbers of the Linears whose exact weights stay in fast memory as they are, beside their substitutes.
     decoded: frozenset[int] = frozenset()
     # Decoder layers.
@@ -125,7 +128,19 @@ class Plan:
     def plain_tokens_per_second(self) -> float | None:
         """The limit of plain offloading: link bandwidth over bytes streamed per pass. None when nothing is streamed."""
         known = self.streamed_bytes and self.link_bytes_per_second
-        return self.link_bytes_per_second / self.streamed_bytes if known else None
+        return self.link_bytes_per_second / self.streamed_by(1) if known else None
+
+    def streamed_by(self, nodes: float) -> float:
+        """Bytes that a pass of so many nodes streams: of experts, those that it is expected to use."""
+        return self.streamed_bytes - (self.mixture.streamed_bytes * self.mixture.unused(nodes) if self.mixture else 0)
+
+    def level_by(self, nodes: float) -> float:
+        """Bytes of weights that a draft level of so many nodes reads."""
+        return self.draft_level_bytes - (self.mixture.level_bytes * self.mixture.unused(nodes) if self.mixture else 0)
+
+    def exact_by(self, nodes: float) -> float:
+        """Bytes of exact weights that a pass of so many nodes reads."""
+        return self.exact_bytes - (self.mixture.exact_bytes * self.mixture.unused(nodes) if self.mixture else 0)
 
     @property
     def levels_of_a_pass(self) -> float:
@@ -133,7 +148,7 @@ class Plan:
         link, memory = self.link_bytes_per_second, self.speeds.memory_bytes_per_second
         if not (self.streamed_bytes and link and memory and self.draft_level_bytes):
             return 0.0
-        return (self.streamed_bytes / link) / (self.draft_level_bytes / memory)
+        return (self.streamed_by(LEVELS) / link) / (self.level_by(1) / memory)
 
     @property
     def head_level_bytes(self) -> int:
@@ -145,7 +160,8 @@ class Plan:
         if not self.speeds.link_bytes_per_second or not self.speeds.memory_bytes_per_second:
             return None
         speeds = replace(self.speeds, draft_levels=levels if self.speeds.draft_levels else 0)
-        seconds = speeds.round_seconds(self.streamed_bytes, self.ring_bytes, self.draft_level_bytes, self.exact_bytes)
+        nodes = max(levels, 1.0)
+        seconds = speeds.round_seconds(self.streamed_by(nodes), self.ring_bytes, self.level_by(1), self.exact_by(nodes))
         return tokens / max(seconds, 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,6 +194,7 @@ class Plan:
             "used": self.used,
             "smallest_budget": self.least_bytes,
             "limit_plain_tokens_per_second": self.plain_tokens_per_second,
+            **({"mixture": asdict(self.mixture)} if self.mixture else {}),
             **({"copy": self.copy} if self.copy else {}),
             **({"kv_bits": self.kv_bits} if self.kv_bits else {}),
             **({"spill": self.spill_latest, "spilled": self.spilled_bytes} if self.spill_latest else {}),
@@ -250,6 +267,12 @@ class Plan:
         share = self.streamed_bytes / self.residual_bytes if self.residual_bytes else 0.0
         streamed, whole = format_size(self.streamed_bytes), format_size(self.residual_bytes)
         lines = [f"streamed per pass: {streamed} of {whole} exact weights ({share:.0%})"]
+        if self.mixture is not None:
+            few, more = (format_size(round(self.streamed_by(nodes))) for nodes in (1, self.tile))
+            lines[0] = (
+                f"streamed per pass: {few} of {whole} exact weights for one token, {more} for {self.tile} whose experts are"
+                " spread evenly"
+            )
         if (plain := self.plain_tokens_per_second) is not None:
             speed = f"link {self.link_bytes_per_second / 1e9:.2f} GB/s: plain offloading at most {plain:.2f} tok/s"
             lines.append(f"{speed}; drafting multiplies that by the tokens accepted per pass")

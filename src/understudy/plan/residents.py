@@ -41,6 +41,8 @@ class LinearSize:
     decoding_bytes: int = 0
     # The decoder layer it is in; -1: none, as the head.
     layer: int = -1
+    # What a token uses of it: less than all of what belongs to experts.
+    share: float = 1.0
 
     @property
     def part_blocks(self) -> list[int]:
@@ -82,7 +84,7 @@ class LinkSpeeds:
     # Levels of a usual draft; 0: nothing reads the substitute to draft.
     draft_levels: float = 0
 
-    def round_seconds(self, streamed: int, ring: int, draft_level: int, exact: int) -> float:
+    def round_seconds(self, streamed: float, ring: int, draft_level: float, exact: float) -> float:
         """Seconds of one draft and one pass; all arguments are bytes. Both speeds must be known.
 
         A draft level reads `draft_level`; the pass reads `exact`, of which `streamed` cross the link. The link fills the
@@ -125,11 +127,11 @@ def _fastest(mixtures: Sequence[Kept], linears: Sequence[LinearSize], speeds: Li
     """The one of `mixtures` whose rounds take the least time; residual parts alone, the first, where speeds are not known."""
     if not (speeds.link_bytes_per_second and speeds.memory_bytes_per_second):
         return mixtures[0]
-    exact = sum(linear.exact_bytes for linear in linears)
-    substitute = sum(linear.substitute_bytes for linear in linears)
+    exact = sum(linear.exact_bytes * used_share(linear.share, LEVELS) for linear in linears)
+    substitute = sum(linear.substitute_bytes * linear.share for linear in linears)
 
     def seconds(kept: Kept) -> float:
-        draft_level = substitute + sum(linears[i].extra_bytes for i in kept.whole)
+        draft_level = substitute + sum(linears[i].extra_bytes * linears[i].share for i in kept.whole)
         streamed = kept.streamed_bytes
         return speeds.round_seconds(streamed, ring if streamed else 0, draft_level, exact)
 
@@ -165,16 +167,25 @@ def _owners(linears: Sequence[LinearSize]) -> list[int]:
 
 def _mixture(parts: Sequence[int], linears: Sequence[LinearSize], for_whole: int, room: int, together: int = 0) -> Kept:
     """Whole Linears in `for_whole` bytes, then residual parts of the others in what is left of `room`."""
-    able = [i for i, linear in enumerate(linears) if linear.parts]
-    chosen = spread([linears[i].extra_bytes for i in able], for_whole) if for_whole else frozenset()
-    whole = frozenset(able[i] for i in chosen)
-    taken = sum(linears[i].extra_bytes for i in whole)
+    whole, kept = frozenset[int](), frozenset[int]()
+    taken = 0
     owners = _owners(linears)
+    # What every token uses comes before what only some do.
+    for every in (True, False):
+        able = [i for i, linear in enumerate(linears) if linear.parts and (linear.share == 1) == every]
+        room_here = for_whole - taken
+        chosen = spread([linears[i].extra_bytes for i in able], room_here) if for_whole and able else frozenset()
+        whole |= {able[i] for i in chosen}
+        taken += sum(linears[able[i]].extra_bytes for i in chosen)
     rest = [number for number, owner in enumerate(owners) if owner not in whole]
     left = max(room - taken, 0)
-    groups = _grouped(rest, owners, parts, min(together, left // GROUPS))
-    chosen = spread([sum(parts[number] for number in group) for group in groups], left)
-    kept = frozenset(number for i in chosen for number in groups[i])
+    for every in (True, False):
+        numbers = [number for number in rest if (linears[owners[number]].share == 1) == every]
+        groups = _grouped(numbers, owners, parts, min(together, left // GROUPS))
+        chosen = spread([sum(parts[number] for number in group) for group in groups], left)
+        own = {number for i in chosen for number in groups[i]}
+        left -= sum(parts[number] for number in own)
+        kept |= own
     nbytes = sum(parts[number] for number in kept)
     return Kept(
         parts=kept,
@@ -200,6 +211,11 @@ def _grouped(numbers: Sequence[int], owners: Sequence[int], parts: Sequence[int]
             groups[-1].append(number)
             room -= parts[number]
     return groups
+
+
+def used_share(share: float, nodes: float) -> float:
+    """What so many nodes use of something of which each uses `share`, whichever part that is."""
+    return float(1 - (1 - share) ** nodes)
 
 
 def spread(sizes: Sequence[int], room: int) -> frozenset[int]:

@@ -50,11 +50,11 @@ class Arithmetic:
         rates = {"copy_rate": bandwidth, "rebuilt_rate": bandwidth, "plain_rate": bandwidth}
         return cls(**{field.name: rates.get(field.name, 0.0) for field in fields(cls)})
 
-    def level_seconds(self, nbytes: int, layers: int, nodes: float) -> float:
-        """A draft level of so many nodes, by a copy of so many bytes and layers."""
+    def level_seconds(self, plan: Plan, nodes: float) -> float:
+        """A draft level of so many nodes, by the copy and the layers of `plan`."""
         more = max(nodes - 1, 0.0)
-        products = nbytes * (1 / self.copy_rate + more * self.copy_node_seconds)
-        return products + layers * (self.level_layer + more * self.level_node) + self.level_rest
+        products = plan.level_by(nodes) / self.copy_rate + more * self.copy_node_seconds * plan.level_by(1)
+        return products + plan.layers * (self.level_layer + more * self.level_node) + self.level_rest
 
     def head_seconds(self, nbytes: int, nodes: float) -> float:
         """A draft level of so many nodes, by a trained head of so many bytes, which are read as whole weights of the target are."""
@@ -63,12 +63,14 @@ class Arithmetic:
 
     def busy_seconds(self, plan: Plan, nodes: float) -> float:
         """What a pass of so many nodes takes by `plan`, but for waiting for the link."""
-        plain = plan.exact_bytes if plan.residual_bytes >= plan.exact_bytes else plan.items.get("whole weights", 0)
-        reading = (plan.exact_bytes - plain) / self.rebuilt_rate + plain / self.plain_rate
+        used = plan.exact_by(nodes)
+        plain = used if plan.residual_bytes >= plan.exact_bytes else min(plan.items.get("whole weights", 0), used)
+        reading = (used - plain) / self.rebuilt_rate + plain / self.plain_rate
         more, tiles = nodes - 1, math.ceil(nodes / plan.tile) - 1
         layer = self.pass_layer + more * self.pass_node + tiles * self.pass_tile
-        products = reading + more * self.node_seconds * plan.exact_bytes
-        return products + plan.layers * layer + plan.streamed_parts * self.part_seconds
+        products = reading + more * self.node_seconds * plan.exact_by(1)
+        streamed = plan.streamed_parts * (plan.streamed_by(nodes) / plan.streamed_bytes if plan.streamed_bytes else 1)
+        return products + plan.layers * layer + streamed * self.part_seconds
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,17 @@ def round_of(plan: Plan, arithmetic: Arithmetic, shape: DraftShape, head_bytes: 
     if head_bytes:
         level = arithmetic.head_seconds(head_bytes, wide)
     else:
-        level = arithmetic.level_seconds(plan.draft_level_bytes, plan.layers, wide)
+        level = arithmetic.level_seconds(plan, wide)
     drafted = shape.levels * level
-    busy = arithmetic.busy_seconds(plan, plan.rows * (1 + shape.nodes))
+    nodes = plan.rows * (1 + shape.nodes)
+    busy = arithmetic.busy_seconds(plan, nodes)
     link = plan.speeds.link_bytes_per_second
     late = 0.0
     if plan.streamed_bytes and link:
-        early = min(plan.ring_bytes, plan.streamed_bytes, drafted * link)
-        late = (plan.streamed_bytes - early) / link
+        # Of experts nothing comes before it is known which.
+        known = plan.streamed_bytes - (plan.mixture.streamed_bytes if plan.mixture else 0)
+        early = min(plan.ring_bytes, known, drafted * link)
+        late = (plan.streamed_by(nodes) - early) / link
     return Round(shape, drafted, max(busy, late) + (plan.spill_seconds or 0.0) + arithmetic.round_rest, plan.rows)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Leg:
     """Parts that follow one another in a pass: all of them are used, or, where `chosen`, those that are hinted."""
 
     parts: tuple[int, ...]
@@ -16,17 +16,17 @@ class Stretch:
 
 
 class ExpertRoute:
-    """The parts of `stretches`, round and round: before each stretch that is chosen from it stops until parts of it are hinted,
+    """The parts of `legs`, round and round: before each leg that is chosen from, it stops until parts of it are hinted,
     all of them at once, in the order in which they are used. A hint of what comes later says that none of them is."""
 
     fixed = False
 
-    def __init__(self, stretches: Sequence[Stretch]) -> None:
-        assert any(stretch.parts for stretch in stretches), "a route without parts"
-        self.stretches = tuple(stretches)
-        self.parts = tuple(part for stretch in stretches for part in stretch.parts)
-        self._places = {part: (at, place) for at, stretch in enumerate(stretches) for place, part in enumerate(stretch.parts)}
-        # where it is: a stretch, and a part of it
+    def __init__(self, legs: Sequence[Leg]) -> None:
+        assert any(leg.parts for leg in legs), "a route without parts"
+        self.legs = tuple(legs)
+        self.parts = tuple(part for leg in legs for part in leg.parts)
+        self._places = {part: (at, place) for at, leg in enumerate(legs) for place, part in enumerate(leg.parts)}
+        # where it is: a leg, and a part of it
         self._at, self._place = 0, 0
         # chosen and not named yet
         self._chosen: deque[int] = deque()
@@ -34,8 +34,8 @@ class ExpertRoute:
     def next(self) -> int | None:
         if self._chosen:
             return self._chosen.popleft()
-        while not self.stretches[self._at].chosen:
-            parts = self.stretches[self._at].parts
+        while not self.legs[self._at].chosen:
+            parts = self.legs[self._at].parts
             if self._place < len(parts):
                 self._place += 1
                 return parts[self._place - 1]
@@ -46,10 +46,10 @@ class ExpertRoute:
         if not parts:
             return
         at, place = self._places[parts[0]]
-        if self.stretches[at].chosen:
+        if self.legs[at].chosen:
             self._chosen.extend(parts)
             self._go(at + 1)
-        elif self.stretches[self._at].chosen and not self._chosen:
+        elif self.legs[self._at].chosen and not self._chosen:
             self._go(at, place)
 
     def rewind(self) -> None:
@@ -57,4 +57,4 @@ class ExpertRoute:
         self._go(0)
 
     def _go(self, at: int, place: int = 0) -> None:
-        self._at, self._place = at % len(self.stretches), place
+        self._at, self._place = at % len(self.legs), place

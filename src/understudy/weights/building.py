@@ -42,7 +42,7 @@ from .entries import (
 from .files import buffer, byte_chunks, checksum, read_bytes
 from .integrity import file_checksum, linked_files
 from .layout import LinearSpec, ModelLayout
-from .measuring import Measure, Measuring, measurable
+from .measuring import Measure, Measuring
 from .mixing import errors_of, quantizers_of
 from .recipe import Recipe
 from .store import Store
@@ -66,7 +66,7 @@ class Building:
         self.recipe = recipe
         self.progress = progress
         sizes = [checkpoint.weight_bytes(spec) for spec in layout.linears]
-        self.measuring = None if measure is None or not measurable(layout) else Measuring(measure, sizes)
+        self.measuring = None if measure is None else Measuring(measure, sizes)
         self.directory = directory
         self.work = directory.with_name(directory.name + index.PARTIAL)
         self.work.mkdir(exist_ok=True)

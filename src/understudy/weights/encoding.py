@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from ..quantizers.inputs import Inputs
 from .checkpoint import Checkpoint, TensorInfo
 from .entries import Stored, part_blocks
 from .files import checksum
-from .layout import LinearSpec
+from .layout import LinearSpec, ModelLayout
 from .shards import one_type
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -106,6 +106,12 @@ def check_linear(spec: LinearSpec, infos: Sequence[TensorInfo]) -> None:
             f"{infos[0].file}: each matrix of {spec.module} has {spec.unit} rows, where experts need a multiple of {BLOCK}:"
             " such a model cannot be run yet."
         )
+
+
+def check_linears(layout: ModelLayout, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise CheckpointError unless all weights of `layout` that are among `tensors` can be stored."""
+    for spec in layout.linears:
+        check_linear(spec, [tensors[name] for name in spec.tensors])
 
 
 def refuse_unusable(info: TensorInfo, piece: Tensor) -> None:

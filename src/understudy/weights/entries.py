@@ -86,6 +86,11 @@ class LinearEntry:
     pieces: tuple[str, ...] = ()
 
     @property
+    def mixture(self) -> str:
+        """The module whose experts it belongs to; empty where it is an nn.Linear."""
+        return self.module.rpartition(".")[0] if self.experts else ""
+
+    @property
     def spec(self) -> LinearSpec:
         """What a layout says of it."""
         return LinearSpec(self.module, self.weight, self.shape, self.turned, self.experts, self.chosen, self.pieces)

@@ -11,7 +11,6 @@ from itertools import accumulate
 from threading import Condition, Thread
 
 from ..quantizers.inputs import Inputs
-from .layout import ModelLayout
 from .mixing import Moments
 
 LEAD = 512 << 20
@@ -19,11 +18,6 @@ LEAD = 512 << 20
 Note = Callable[[Inputs | None], None]
 # gives a `Note` all Linears
 Measure = Callable[[Note], None]
-
-
-def measurable(layout: ModelLayout) -> bool:
-    """Whether the inputs of a model's weights can be measured: experts' are not, since a text gives each its own."""
-    return not any(spec.experts for spec in layout.linears)
 
 
 class Measuring:
