@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.tiers.expert_route import ExpertRoute, Stretch
+from understudy.tiers.expert_route import ExpertRoute, Leg
 from understudy.tiers.route import Route
 
 DENSE, CHOSEN = False, True
 
 
-def route_of(*stretches: tuple[bool, int]) -> ExpertRoute:
-    """Stretches of so many parts, whose numbers go on from one to the next."""
+def route_of(*legs: tuple[bool, int]) -> ExpertRoute:
+    """Legs of so many parts, whose numbers go on from one to the next."""
     made, first = [], 0
-    for chosen, count in stretches:
-        made.append(Stretch(tuple(range(first, first + count)), chosen))
+    for chosen, count in legs:
+        made.append(Leg(tuple(range(first, first + count)), chosen))
         first += count
     return ExpertRoute(made)
 
@@ -67,22 +67,22 @@ class Ahead:
 def test_each_pass_gets_what_it_chooses_and_all_else_in_order(
     shape: list[tuple[bool, int]], room: int, resident: set[int], data: st.DataObject
 ) -> None:
-    """Passes choose some experts or none, are left half way, or go without the last stretch. Nothing that nobody uses is brought,
-    but what was ahead when a pass ended early. Some parts stay in memory, and whole stretches may."""
+    """Passes choose some experts or none, are left half way, or go without the last leg. Nothing that nobody uses is brought,
+    but what was ahead when a pass ended early. Some parts stay in memory, and whole legs may."""
     route = route_of(*shape)
-    stretches = [Stretch(tuple(p for p in s.parts if p not in resident), s.chosen) for s in route.stretches]
-    if not any(stretch.parts for stretch in stretches):
+    legs = [Leg(tuple(p for p in s.parts if p not in resident), s.chosen) for s in route.legs]
+    if not any(leg.parts for leg in legs):
         return
-    ring = Ahead(ExpertRoute(stretches), room)
+    ring = Ahead(ExpertRoute(legs), room)
     complete = True
     for number in range(data.draw(st.integers(1, 4), "passes")):
-        left_at = data.draw(st.integers(0, 3 * len(stretches)), f"where pass {number} is left")
-        without_last = data.draw(st.booleans(), f"pass {number} wants no logits") and not stretches[-1].chosen
-        for place, stretch in enumerate(stretches):
-            if place == left_at or (without_last and place == len(stretches) - 1):
+        left_at = data.draw(st.integers(0, 3 * len(legs)), f"where pass {number} is left")
+        without_last = data.draw(st.booleans(), f"pass {number} wants no logits") and not legs[-1].chosen
+        for place, leg in enumerate(legs):
+            if place == left_at or (without_last and place == len(legs) - 1):
                 break
-            parts = list(stretch.parts)
-            if stretch.chosen:
+            parts = list(leg.parts)
+            if leg.chosen:
                 wanted = data.draw(st.sets(st.sampled_from(parts)) if parts else st.just(set[int]()), "chosen")
                 parts = sorted(wanted)
             ring.hint(parts)
@@ -93,8 +93,8 @@ def test_each_pass_gets_what_it_chooses_and_all_else_in_order(
         if place == left_at:
             ring.rewind()
         elif without_last:
-            complete = not stretches[-1].parts
-    assert set(ring.route.parts) == {part for stretch in stretches for part in stretch.parts}
+            complete = not legs[-1].parts
+    assert set(ring.route.parts) == {part for leg in legs for part in leg.parts}
 
 
 def test_what_all_passes_use_comes_without_a_word_and_experts_do_not() -> None:
