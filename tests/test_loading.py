@@ -90,8 +90,8 @@ def test_seven_billion_parameters_fit(tmp_path: Path, bits: int, memory: float, 
 
 def test_configs_that_cannot_be_planned_for_are_refused(tmp_path: Path) -> None:
     chosen = options(tmp_path, memory="1GiB", rows=1)
-    with pytest.raises(CheckpointError, match=r"'mixtral' is not supported yet"):
-        plan_for(config_in(tmp_path / "experts", model_type="mixtral", num_local_experts=8), chosen, config_alone=True)
+    with pytest.raises(CheckpointError, match=r"'t5' is not supported yet"):
+        plan_for(config_in(tmp_path / "encoder", model_type="t5", is_encoder_decoder=True), chosen, config_alone=True)
     with pytest.raises(UsageError, match=r"--config takes the directory of one"):
         plan_for(tmp_path / "nowhere", chosen, config_alone=True)
     untyped = config_in(tmp_path / "untyped", **{k: v for k, v in QWEN_7B.items() if k != "torch_dtype"})

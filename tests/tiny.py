@@ -151,6 +151,61 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "vaultgemma": {"head_dim": 32, "query_pre_attn_scalar": 32, **_SLIDING, **_UNTIED},
     "youtu": {"q_lora_rank": None, "kv_lora_rank": 40, "v_head_dim": 20, **_LATENT, **_UNTIED},
 }  # fmt: skip
+_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_LOCAL_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64}
+_ROUTED_EXPERTS = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_group": 4, "topk_group": 2}
+_DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24}
+# Mixtures of experts, with what is unlike in them: routers, shared experts, dense layers, and the layers around.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {**_EXPERTS, "head_dim": 16, "norm_topk_prob": True},
+    # a shared expert beside the others, and a dense layer between
+    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 96, "mlp_only_layers": [1], **_UNTIED},
+    "mixtral": _LOCAL_EXPERTS,
+    "olmoe": {**_EXPERTS, "intermediate_size": 64, "num_experts_per_tok": 3},
+    # both of a layer's gates are one tensor of the checkpoint, as in the model
+    "granitemoe": {**_LOCAL_EXPERTS, "logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2},
+    # a dense layer first, experts that are chosen in groups, and a latent state for keys and values
+    "deepseek_v2": {
+        **_ROUTED_EXPERTS, **_LATENT, "q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 12, "first_k_dense_replace": 1,
+        "topk_method": "group_limited_greedy", "n_shared_experts": 2, "routed_scaling_factor": 1.5,
+    },
+    "deepseek_v3": {
+        **_ROUTED_EXPERTS, **_LATENT, "q_lora_rank": None, "kv_lora_rank": 40, "v_head_dim": 16, "first_k_dense_replace": 1,
+    },
+    "glm4_moe": {**_ROUTED_EXPERTS, "head_dim": 16, "use_qk_norm": True, "partial_rotary_factor": 0.5},
+    "glm4_moe_lite": {
+        **_ROUTED_EXPERTS, **_LATENT, "q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 16,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+    },
+    "ernie4_5_moe": {
+        "moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 64, "moe_num_shared_experts": 1, "moe_layer_end_index": 2,
+        **_UNTIED,
+    },
+    "minimax_m2": {**_LOCAL_EXPERTS, "head_dim": 16, "rotary_dim": 8},
+    "phimoe": {**_LOCAL_EXPERTS, "sliding_window": None},
+    # a dense network and experts in every layer, with norms of their own
+    "gemma4-moe": {
+        "model_type": "gemma4_text", "enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 64,
+        "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "sliding_window": 16,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "hidden_size_per_layer_input": 0,
+        "tie_word_embeddings": False,
+    },
+    "granitemoehybrid-experts": {
+        **FAMILIES["granitemoehybrid"], **_LOCAL_EXPERTS, "model_type": "granitemoehybrid", "shared_intermediate_size": 96,
+    },
+    # experts without a gate
+    "nemotron_h-experts": {
+        **FAMILIES["nemotron_h"], **_ROUTED_EXPERTS, "model_type": "nemotron_h", "moe_shared_expert_intermediate_size": 96,
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "linear_attention", "moe"],
+    },
+    "qwen3_next": {**_EXPERTS, **_DELTA, "head_dim": 32, "shared_expert_intermediate_size": 96, "num_hidden_layers": 4, **_UNTIED},
+    "qwen3_5_moe_text": {
+        **_EXPERTS, **_DELTA, "head_dim": 32, "shared_expert_intermediate_size": 96, "num_hidden_layers": 4, **_UNTIED,
+    },
+    "lfm2_moe": {
+        **_EXPERTS, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
 # Kinds of multimodal models, and the changes of the text model in each. It is one of the family `text`, or of the kind's own.
 MIXED: dict[str, Any] = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 
@@ -184,6 +239,8 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "voxtral": {"text": "llama"},
     "qwen2_audio": {"text": "qwen2"},
     "lfm2_vl": {"text": "lfm2"},
+    "qwen3_5_moe": {"text": "qwen3_5_moe_text"},
+    "qwen3_vl_moe": {**_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True)},
 }  # fmt: skip
 # Sizes of the other parts of a multimodal model, by the names that their configs may have.
 OTHER_PARTS: dict[str, int] = {
@@ -206,7 +263,7 @@ def wrapper(kind: str, **changes: Any) -> Any:
         part = getattr(base, name, None)
         if part is text:
             family = own.pop("text", None)
-            values = {**COMMON, **FAMILIES.get(family, {}), **own}
+            values = {**COMMON, **FAMILIES.get(family, MIXTURES.get(family, {})), **own}
             parts[name] = {"model_type": family or text.model_type} | values
             tied = {key: value for key, value in values.items() if key == "tie_word_embeddings"}
         elif part is not None:
@@ -224,7 +281,7 @@ def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
         with left_out():
             model = AutoModelForMultimodalLM.from_config(wrapper(family, **changes), dtype=dtype).eval()
     else:
-        options = {**COMMON, **FAMILIES.get(family, MORE_FAMILIES.get(family, {})), **changes}
+        options = {**COMMON, **(FAMILIES | MORE_FAMILIES | MIXTURES).get(family, {}), **changes}
         config = AutoConfig.for_model(options.pop("model_type", family), **options)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     with torch.no_grad():
@@ -238,6 +295,10 @@ def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
             # recurrent states remember for long
             elif name.endswith("A_log"):
                 parameter.normal_(-5, 1)
+        # what some routers add to the scores of their experts before they choose
+        for name, buffer in model.named_buffers():
+            if name.endswith(("correction_bias", "expert_bias", "moe_statics")):
+                buffer.normal_(0, 0.1)
     return model
 
 

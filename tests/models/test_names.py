@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from tests.tiny import COMMON, FAMILIES, generated, save
+from tests.tiny import COMMON, FAMILIES, MIXTURES, generated, save
 from understudy import LLM, SamplingParams, startup
 from understudy.models import names, structure
 from understudy.models.names import finder
@@ -46,8 +46,33 @@ def test_a_parameter_that_transformers_joins_of_several() -> None:
     assert finder(model, pieces[:2]).sources("model.layers.0.linear_attn.conv1d.weight") == ()
 
 
-def config_of_family(family: str) -> Any:
-    return AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})
+def test_experts_that_are_stored_one_by_one() -> None:
+    """By their numbers, not by their names, the matrices of each side by side; where one is missing there is no weight."""
+    model = structure.skeleton(config_of_family("qwen3_moe", num_experts=12), torch.float32, attention_name())
+    layer = "model.layers.1.mlp.experts"
+    stored = {p: [f"{layer}.{e}.{p}_proj.weight" for e in range(12)] for p in ("gate", "up", "down")}
+    every = [name for names in stored.values() for name in names]
+    find = finder(model, sorted(every))
+    assert find(f"{layer}.gate_up_proj") is None
+    assert "by MergeModulelist, Concatenate" in str(find.conversion(f"{layer}.gate_up_proj"))
+    both = tuple(name for pair in zip(stored["gate"], stored["up"], strict=True) for name in pair)
+    assert find.sources(f"{layer}.gate_up_proj") == both and find.sources(f"{layer}.down_proj") == tuple(stored["down"])
+    assert find.sources("model.layers.0.mlp.experts.down_proj") == ()
+    assert finder(model, stored["gate"]).sources(f"{layer}.gate_up_proj") == (), "nothing to gate"
+
+
+def test_experts_under_the_names_of_other_families() -> None:
+    mixtral = structure.skeleton(config_of_family("mixtral"), torch.float32, attention_name())
+    names = [f"model.layers.0.block_sparse_moe.experts.{e}.w{i}.weight" for i in (2, 3, 1) for e in (0, 1)]
+    found = finder(mixtral, names).sources("model.layers.0.mlp.experts.gate_up_proj")
+    assert [name.split(".")[-3:-1] for name in found] == [["0", "w1"], ["0", "w3"], ["1", "w1"], ["1", "w3"]]
+    whole = structure.skeleton(config_of_family("granitemoe"), torch.float32, attention_name())
+    name = "model.layers.0.block_sparse_moe.input_linear.weight"
+    assert finder(whole, [name]).sources("model.layers.0.block_sparse_moe.experts.gate_up_proj") == (name,)
+
+
+def config_of_family(family: str, **changes: Any) -> Any:
+    return AutoConfig.for_model(family, **{**COMMON, **(FAMILIES | MIXTURES)[family], **changes})
 
 
 @pytest.fixture()

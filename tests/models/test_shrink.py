@@ -92,6 +92,27 @@ def test_special_tokens_that_no_embedding_looks_at_may_lie_outside() -> None:
     assert copy.cls_token_id == 50281 and copy.vocab_size == VOCABULARY
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "chosen", "expected"),
+    [
+        ("qwen3_moe", "num_local_experts", "num_experts_per_tok", 32), ("mixtral", "num_local_experts", "num_experts_per_tok", 8),
+        ("qwen3_next", "num_experts", "num_experts_per_tok", 64), ("deepseek_v3", "n_routed_experts", "num_experts_per_tok", 32),
+        ("ernie4_5_moe", "moe_num_experts", "moe_k", 32), ("olmoe", "num_experts", "num_experts_per_tok", 32),
+        ("lfm2_moe", "num_experts", "num_experts_per_tok", 16),
+    ],
+)  # fmt: skip
+def test_a_layer_has_fewer_experts_and_as_many_are_chosen(kind: str, name: str, chosen: str, expected: int) -> None:
+    """As many as there may be of groups too, and never so few that a token goes to most of them."""
+    config, copy = small(kind)
+    assert getattr(copy, name) == expected and getattr(copy, chosen) == getattr(config, chosen)
+    assert getattr(copy, "n_group", None) == getattr(config, "n_group", None)
+
+
+def test_experts_of_odd_numbers_or_that_few_are_chosen_from_stay() -> None:
+    assert small("qwen3_moe", num_experts=6, num_experts_per_tok=2)[1].num_experts == 6
+    assert small("qwen2_moe", num_experts=60, num_experts_per_tok=4)[1].num_experts == 30
+
+
 def test_larger_copies_change_less() -> None:
     config = AutoConfig.for_model("llama", num_hidden_layers=5, hidden_size=512, num_attention_heads=8, num_key_value_heads=8)
     assert shrunk(config, few_layers=False).num_hidden_layers == 5

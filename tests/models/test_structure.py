@@ -136,6 +136,36 @@ def test_a_config_foretells_the_tensors_of_its_checkpoint(family: str, tmp_path:
     assert structure.layout(model, told) == structure.layout(model, stored)
 
 
+@pytest.mark.parametrize("family", ["qwen2_moe", "gemma4-moe", "nemotron_h-experts", "granitemoe", "deepseek_v2"])
+def test_every_tensor_of_a_mixture_has_one_place(family: str, tmp_path: Path) -> None:
+    """Those of each expert side by side, or one of all; routers and what is added to their scores are kept."""
+    save(tmp_path, family, torch.bfloat16)
+    tensors = Checkpoint.open(tmp_path).tensors
+    model = skeleton(family)
+    layout = structure.layout(model, tensors)
+    places = [name for spec in layout.linears for name in spec.tensors] + list(layout.shared)
+    places += [table.tensor for table in layout.tables] + ([] if ties_head(model) else [layout.embedding])
+    assert sorted(places) == sorted(tensors)
+    mixed = [spec for spec in layout.linears if spec.experts]
+    assert {(spec.experts, spec.chosen) for spec in mixed} == {(8, 2)} and len(mixed) % 2 == 0
+    for spec in layout.linears:
+        assert all(tensors[name].shape == spec.stored_shape for name in spec.tensors)
+        assert spec.outputs * max(spec.experts, 1) == spec.shape[0] and spec.outputs % spec.unit == 0
+    told = structure.foretold(model, torch.bfloat16, tmp_path)
+    bare = [(spec.module, spec.shape, spec.experts, spec.chosen) for spec in structure.layout(model, told).linears]
+    assert bare == [(spec.module, spec.shape, spec.experts, spec.chosen) for spec in layout.linears]
+
+
+@pytest.mark.parametrize("missing", [("up",), ("gate", "up", "down"), ("down",)])
+def test_a_layer_that_lacks_experts_is_named(missing: tuple[str, ...], tmp_path: Path) -> None:
+    save(tmp_path, "qwen3_moe", torch.bfloat16)
+    tensors = dict(Checkpoint.open(tmp_path).tensors)
+    for matrix in missing:
+        del tensors[f"model.layers.1.mlp.experts.3.{matrix}_proj.weight"]
+    with pytest.raises(CheckpointError, match=r"not whole: .*of 'model\.layers\.1\.mlp\.experts.* some have no tensor"):
+        structure.layout(skeleton("qwen3_moe"), tensors)
+
+
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
 def test_a_tensor_that_is_missing_or_of_another_shape_is_named(name: str, tmp_path: Path) -> None:
     save(tmp_path)

@@ -55,7 +55,7 @@ class ExpertSupply:
                 rows = slice(start, start + count)
                 self._times(index, expert, x[rows], out[rows])
                 start += count
-        found = out.view(len(x), -1)
+        found = out.flatten(1)
         if order is not None:
             found = torch.empty_like(found).index_copy_(0, order, found)
         return list(torch.split(found, lengths))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..kernels import team
 from .routed import Routed
 
 if TYPE_CHECKING:
@@ -120,7 +121,9 @@ def mix(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: 
     count, chosen = under_way.count, top_k_index.shape[-1]
     routed, order, places = Routed.of(hidden_states[:count], top_k_index[:count], module.understudy_experts)
     first = under_way.linear(numbers[BOTH if module.has_gate else UP], routed)
-    inner = module._apply_gate(first) if module.has_gate else module.act_fn(first)
+    # On one thread: where the share of a thread ends in less than a vector, bits may be others, and that depends on all rows.
+    with team.stock_alone():
+        inner = module._apply_gate(first) if module.has_gate else module.act_fn(first)
     out = under_way.linear(numbers[DOWN], routed.with_rows(inner))
     # what is left out stands behind all others, as zeros
     given = out.new_zeros((len(out) + 1, out.shape[1]), dtype=torch.float32)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ class Finder:
                 return tuple(names[-1] for names in found)
             # one of each expert, or of each expert one by each pattern
             if operations == [_STACKED, *[_JOINED_ROWS] * (len(found) > 1)]:
-                experts = zip(*(sorted(names, key=_numbers) for names in found), strict=True)
-                return tuple(name for each in experts for name in each)
+                # some may be missing, which their number tells
+                experts = zip_longest(*(sorted(names, key=_numbers) for names in found))
+                return tuple(name for each in experts for name in each if name is not None)
         return ()
 
     def conversion(self, parameter: str) -> str | None:

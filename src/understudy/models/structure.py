@@ -202,6 +202,9 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
             outputs, inputs = linears[path].weight.shape
             return LinearSpec(path, weight_of[path], (outputs, inputs), is_turned(model, path))
         stack, names = mixed[path], find.sources(path) or (stored(path),)
+        if len(names) > 1 and len(names) % stack.experts:
+            what = f"of the {stack.experts} experts of {path!r} some have no tensor such as {names[0]!r}"
+            raise CheckpointError(f"The checkpoint is not whole: {what}. Get it again.")
         return LinearSpec(
             path, names[0], stack.shape, experts=stack.experts, chosen=seen.chosen[path], pieces=names if len(names) > 1 else ()
         )
