@@ -15,7 +15,7 @@ from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
 from .exact_linear import ExactLinear
-from .hauls import Haul
+from .hauls import Haul, berths_of
 from .part_runs import Lying, PartRun, lying_in, runs_of
 
 # Multiplies the rows of tiles by some exact weights: tiles, and where results go.
@@ -50,21 +50,6 @@ class Stretch:
     runs: tuple[PartRun, ...]
 
 
-@dataclass(frozen=True)
-class Berth:
-    """Where a part is found once the ring has brought it."""
-
-    # the number of its haul
-    haul: int
-    # where it begins in that
-    start: int
-
-    @property
-    def first(self) -> bool:
-        """Is it the first of the haul?"""
-        return self.start == 0
-
-
 class Supply:
     """Multiplies with the exact weights of each Linear.
 
@@ -84,13 +69,12 @@ class Supply:
             self.by_linear[part.linear].append(part)
         self.linears = linears
         self.residents = residents
-        self.berths = {
-            part: Berth(number, start)
-            for number, haul in enumerate(hauls)
-            for part, start in zip(haul.parts, haul.starts, strict=True)
-        }
+        self.berths = berths_of(hauls)
         self.ring = ring
         self.bytes_used = 0
+        # hauls in use, and whether the last of them has parts of Linears that come later
+        self._slots: list[Slot] = []
+        self._goes_on = False
         # by Linear: the steps of a device that has a product of rows
         self._steps: dict[int, list[Stretch]] = {}
         # by Linear: what multiplies by it where it stays in fast memory
@@ -207,36 +191,31 @@ class Supply:
         """The parts of Linear `index` in order, each with its bytes: one haul after another; `together`: as many at once as are
         here already."""
         held: list[tuple[PartRef, Tensor]] = []
-        slots: list[Slot] = []
-        try:
-            self._announce(index)
-            for part in self.by_linear[index]:
-                if held and self._begins(part) and not (together and self._at_hand(part, slots)):
-                    yield held
-                    self._release(slots)
-                    held = []
-                if part.number in self.residents:
-                    held.append((part, self.residents[part.number]))
-                    continue
-                if self._begins(part):
-                    slots.append(self._next(part))
-                self.bytes_used += part.nbytes
-                start = self.berths[part.number].start + part.lead
-                held.append((part, slots[-1].data[start : start + part.nbytes]))
-            if held:
+        self._announce(index)
+        for part in self.by_linear[index]:
+            if held and self._begins(part) and not (together and self._at_hand(part)):
                 yield held
-        finally:
-            self._release(slots)
+                self._release()
+                held = []
+            if part.number in self.residents:
+                held.append((part, self.residents[part.number]))
+                continue
+            start = self.berths[part.number].start + part.lead
+            held.append((part, self._slot(part).data[start : start + part.nbytes]))
+            self.bytes_used += part.nbytes
+        if held:
+            yield held
+            self._release()
 
     def _begins(self, part: PartRef) -> bool:
         """Whether `part` is resident, or the first of its haul."""
         return part.number in self.residents or self.berths[part.number].first
 
-    def _at_hand(self, part: PartRef, slots: Sequence[Slot]) -> bool:
-        """Whether `part` can be used now, beside `slots`, without the ring running short of room."""
+    def _at_hand(self, part: PartRef) -> bool:
+        """Whether `part` can be used now, beside what is in use, without the ring running short of room."""
         if part.number in self.residents or self.ring is None:
             return True
-        fits = sum(slot.size for slot in slots) + part.nbytes <= self.ring.capacity // 4
+        fits = sum(slot.size for slot in self._slots) + part.nbytes <= self.ring.capacity // 4
         return fits and self.ring.at_hand == self.berths[part.number].haul
 
     def _announce(self, index: int) -> None:
@@ -244,6 +223,14 @@ class Supply:
         if self.ring is not None and not self.ring.route.fixed:
             streamed = [part for part in self.by_linear[index] if part.number not in self.residents]
             self.ring.hint([self.berths[part.number].haul for part in streamed if self._begins(part)])
+
+    def _slot(self, part: PartRef) -> Slot:
+        """The haul of `part`, which stays in use until its last part is released."""
+        berth = self.berths[part.number]
+        if berth.first:
+            self._slots.append(self._next(part))
+        self._goes_on = not berth.last
+        return self._slots[-1]
 
     def _next(self, part: PartRef) -> Slot:
         """The haul of `part`, once the ring has brought it. What a route brought on a wrong guess before it is released unread."""
@@ -257,10 +244,12 @@ class Supply:
             slot = self.ring.next()
         return slot
 
-    def _release(self, slots: list[Slot]) -> None:
-        for slot in slots:
+    def _release(self) -> None:
+        """Release what is in use, but for a haul of which later Linears have parts."""
+        kept = self._slots[-1:] if self._goes_on else []
+        for slot in self._slots[:-1] if kept else self._slots:
             slot.release()
-        slots.clear()
+        self._slots = kept
 
     def skip_head(self) -> None:
         """Leave the last Linear out of this pass, where no logits are asked for.
@@ -272,8 +261,8 @@ class Supply:
             if part.number in self.residents:
                 continue
             self.bytes_used += part.nbytes
-            if self._begins(part):
-                self._next(part).release()
+            self._slot(part)
+            self._release()
 
     def drop(self) -> None:
         """Let go of all weights: nothing is multiplied any more."""
@@ -281,8 +270,10 @@ class Supply:
         self._products.clear()
         self._together.clear()
         self._steps.clear()
+        self._slots.clear()
 
     def abandon(self) -> None:
         """Begin the next pass with the first part again, after one was left half way."""
+        self._slots, self._goes_on = [], False
         if self.ring is not None:
             self.ring.rewind()

@@ -100,9 +100,10 @@ class PartStream:
 
     def hauls(self, capacity: int) -> list[Haul]:
         """What comes by one copy each through a ring of `capacity` bytes, in the order of a pass: all that is not resident."""
-        streamed = [(part.number, part.linear) for part in self.parts if part.number not in self.residents]
+        apart = self.device.own_memory
+        streamed = [(part.number, part.linear * apart) for part in self.parts if part.number not in self.residents]
         extents = {number: extent(self.store, self.stored[number]) for number, _ in streamed}
-        return hauls_of(streamed, extents, largest_haul(capacity) if self.device.own_memory else 0)
+        return hauls_of(streamed, extents, largest_haul(capacity, accelerator=apart))
 
     def ring(self, capacity: int, hauls: Sequence[Haul]) -> Ring | None:
         """The stream of `hauls`; None when there is nothing to stream."""
