@@ -90,26 +90,37 @@ class Supply:
         """Tiles [any, K], in all `rows` rows and then padding -> tiles [the same, N]. Linear `index` is brought once for all."""
         linear, given = self.linears[index], tiles[0]
         heights = [tile.shape[0] for tile in tiles]
-        outputs = linear.entry.shape[0]
+        height, outputs = sum(heights), linear.entry.shape[0]
         blocks = blocks_of(outputs)
         product = linear.product(given.dtype)
-        every = given.new_empty((sum(heights), blocks, BLOCK))
-        taken = every[:rows]
-        if product is not None:
-            # Padding, which is not multiplied like all other rows.
-            every[rows:] = 0
-        if product is None and (by_rows := linear.device.row_product()) is not None:
-            self._by_rows(index, by_rows, tiles, every.view(len(tiles), heights[0], blocks, BLOCK))
-        elif product is None:
-            for held in self._arriving(index, together=False):
-                pieces = [(data, part.first_block, part.blocks) for part, data in held]
-                linear.multiply(pieces, tiles, every.view(len(tiles), heights[0], blocks, BLOCK))
-        elif (kept := self._kept(index, product)) is not None:
-            kept(tiles, taken)
+        every = given.new_empty((height, blocks, BLOCK))
+        if product is None:
+            self._in_tiles(index, tiles, every.view(len(tiles), heights[0], blocks, BLOCK))
         else:
-            for held in self._arriving(index, together=not linear.one_by_one):
-                self._multiplying(linear, product, held)(tiles, taken)
-        return list(torch.split(every.view(len(every), -1)[:, :outputs], heights))
+            taken = every
+            if rows < height:
+                # Padding, which is not multiplied like all other rows.
+                every[rows:].zero_()
+                taken = every[:rows]
+            kept = self._kept(index, product)
+            if kept is not None:
+                kept(tiles, taken)
+            else:
+                for held in self._arriving(index, together=not linear.one_by_one):
+                    self._multiplying(linear, product, held)(tiles, taken)
+        made = every.view(height, -1)
+        made = made if outputs == blocks * BLOCK else made[:, :outputs]
+        return [made] if len(heights) == 1 else list(torch.split(made, heights))
+
+    def _in_tiles(self, index: int, tiles: Sequence[Tensor], out: Tensor) -> None:
+        """Multiply `tiles`, padding too, by all parts of Linear `index`, into `out` [tiles, rows, all blocks, 64]."""
+        linear = self.linears[index]
+        by_rows = linear.device.row_product()
+        if by_rows is not None:
+            self._by_rows(index, by_rows, tiles, out)
+            return
+        for held in self._arriving(index, together=False):
+            linear.multiply([(data, part.first_block, part.blocks) for part, data in held], tiles, out)
 
     def _by_rows(self, index: int, multiply: RowProduct, tiles: Sequence[Tensor], out: Tensor) -> None:
         """Multiply `tiles` by all parts of Linear `index`, haul by haul, into `out` [tiles, rows, all blocks, 64]."""
