@@ -5,7 +5,7 @@ in all products: on how many others go to the same expert, they do not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.pack import BLOCK
-from .exact_linear import ExactLinear
+from .exact_linear import ExactLinear, Piece
 from .routed import Routed
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class ExpertSupply:
             for own in self._together[index]
             for parts, count in zip(self._parts[own], counts, strict=True)
             for part in parts
-            if count and part.number not in supply.residents
+            if count and part.number not in supply.residents and supply.berths[part.number].first
         ]
         supply.ring.hint(wanted)
 
@@ -79,31 +79,21 @@ class ExpertSupply:
         linear = self.supply.linears[index]
         product = linear.product(x.dtype)
         before = expert * out.shape[1]
-        for data, first, count in self._arriving(index, expert, out.shape[1]):
+        together = product is not None and not linear.one_by_one
+        for held in self.supply.arriving(self._parts[index][expert], together):
+            pieces = [_piece(part, data, before, out.shape[1]) for part, data in held]
             if product is not None:
-                operand, _ = linear.operand(data, first, count)
-                product([(operand, first - before)])([x], out)
-            else:
+                operands = [linear.operand(*piece) for piece in pieces]
+                product([(operand, first - before) for operand, first in operands])([x], out)
+                continue
+            for data, first, count in pieces:
                 blocks = linear.blocks(data, first, count).to(x.dtype)
                 _by_tiles(x, blocks, out[:, first - before : first - before + count])
 
-    def _arriving(self, index: int, expert: int, blocks: int) -> Iterator[tuple[Tensor, int, int]]:
-        """The matrix of an expert of Linear `index`, part by part: its bytes until the next is asked for, first block, how many."""
-        supply = self.supply
-        first = expert * blocks
-        for part in self._parts[index][expert]:
-            if part.number in supply.residents:
-                data = supply.residents[part.number]
-                # all of a Linear that lies here as it is
-                yield (data, part.first_block, part.blocks) if part.nbytes else (data[first : first + blocks], first, blocks)
-                continue
-            slot = supply.next_of(part)
-            try:
-                supply.bytes_used += part.nbytes
-                start = supply.berths[part.number].start + part.lead
-                yield slot.data[start : start + part.nbytes], part.first_block, part.blocks
-            finally:
-                slot.release()
+
+def _piece(part: PartRef, data: Tensor, before: int, blocks: int) -> Piece:
+    """What `part` has of an expert's `blocks`, which begin with block number `before`: all of it, unless it is the whole Linear."""
+    return (data, part.first_block, part.blocks) if part.nbytes else (data[before : before + blocks], before, blocks)
 
 
 def _by_expert(parts: Sequence[PartRef], linear: ExactLinear) -> list[list[PartRef]]:
