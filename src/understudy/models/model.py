@@ -120,9 +120,7 @@ class Model:
         self.lookup = self._lookup(whole=uses.drafts and not device.drafts_see_text)
         base = getattr(self.module, str(self.module.base_model_prefix))
         views = (self.current, self.cache, self.lookup)
-        self.target = Target(
-            self.module, base, *views, self.supply.multiply, device, self.supply.skip_head, stages=self.stages
-        )
+        self.target = Target(self.module, base, *views, self.supply.multiply, device, self.supply.skip_head, stages=self.stages)
         self._join_tiles()
         self._fit_stages()
         drafts = drafts_of_all(self.weights, self.lanes, dtype) if uses.drafts else {}

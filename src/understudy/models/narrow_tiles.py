@@ -90,7 +90,8 @@ def _tried(view: Target, nodes: Nodes) -> tuple[list[int], bool]:
     rehearsal.padding = 0
     with _Watch() as watch:
         logits = view.model(**rehearsal.inputs()).logits[0]
-    return [xxhash.xxh3_64_intdigest(row.view(torch.uint8).numpy()) for row in logits.contiguous()], watch.whole
+    # Row by row: logits of all are as large as the plan says, and a copy of them would be as large again.
+    return [xxhash.xxh3_64_intdigest(row.contiguous().view(torch.uint8).numpy()) for row in logits], watch.whole
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

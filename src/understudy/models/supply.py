@@ -76,8 +76,7 @@ class Supply:
         self.ring = ring
         self.bytes_used = 0
         # hauls in use, and whether the last of them has parts of Linears that come later
-        self._slots: list[Slot] = []
-        self._goes_on = False
+        self._slots, self._goes_on = list[Slot](), False
         self.experts = ExpertSupply(self)
         # by Linear: the steps of a device that has a product of rows
         self._steps: dict[int, list[Stretch]] = {}
@@ -290,10 +289,8 @@ class Supply:
         """Let go of all weights: nothing is multiplied any more."""
         self.residents, self.linears = {}, ()
         self.experts = ExpertSupply(self)
-        self._products.clear()
-        self._together.clear()
-        self._steps.clear()
-        self._slots.clear()
+        for made in (self._products, self._together, self._steps, self._slots):
+            made.clear()
 
     def abandon(self) -> None:
         """Begin the next pass with the first part again, after one was left half way."""
