@@ -6,14 +6,16 @@ in all products: on how many others go to the same expert, they do not."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.pack import BLOCK
-from .exact_linear import ExactLinear
+from .exact_linear import ExactLinear, Piece
+from .part_runs import PartRun
 from .routed import Routed
 
 if TYPE_CHECKING:
@@ -42,19 +44,23 @@ class ExpertSupply:
     def multiply(self, index: int, tiles: Sequence[Routed]) -> list[Tensor]:
         """Of each tile [m, K], whose rows go to their experts: [m, rows of an expert's matrix]."""
         linear = self.supply.linears[index]
+        kernels = linear.device.expert_kernels()
+        if kernels is not None and all(tile.starts is not None for tile in tiles):
+            return self._by_runs(index, kernels, tiles)
         lengths = [len(tile.rows) for tile in tiles]
         experts = torch.cat([tile.experts for tile in tiles])
         order = torch.argsort(experts, stable=True) if len(tiles) > 1 else None
         x = torch.cat([tile.rows for tile in tiles])[order] if order is not None else tiles[0].rows
-        counts: list[int] = torch.bincount(experts, minlength=linear.entry.experts).tolist()
-        self._hint(index, counts)
-        out = x.new_empty(len(x), linear.entry.shape[0] // linear.entry.experts // BLOCK, BLOCK)
-        start = 0
-        for expert, count in enumerate(counts):
-            if count:
-                rows = slice(start, start + count)
-                self._times(index, expert, x[rows], out[rows])
-                start += count
+        counts: list[int] = torch.bincount(experts, minlength=linear.entry.experts).tolist()[: linear.entry.experts]
+        out = self._room(index, x)
+        rows = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
+        if linear.device.own_memory:
+            self._in_order(index, rows, x, out)
+        else:
+            self._hint(index, counts)
+            for expert, own in enumerate(rows):
+                for data, first, count in self._arriving(index, expert, out.shape[1]) if counts[expert] else ():
+                    self._times(linear, (data, first, count), first - expert * out.shape[1], x[own], out[own])
         found = out.flatten(1)
         if order is not None:
             found = torch.empty_like(found).index_copy_(0, order, found)
@@ -74,18 +80,47 @@ class ExpertSupply:
         ]
         supply.ring.hint(wanted)
 
-    def _times(self, index: int, expert: int, x: Tensor, out: Tensor) -> None:
-        """out [rows, blocks, 64] = x times the matrix of an expert."""
-        linear = self.supply.linears[index]
+    def _room(self, index: int, x: Tensor) -> Tensor:
+        """Of any content [rows of x, blocks of an expert's matrix, 64]."""
+        entry = self.supply.linears[index].entry
+        return x.new_empty(len(x), entry.shape[0] // entry.experts // BLOCK, BLOCK)
+
+    def _by_runs(self, index: int, kernels: ExpertKernels, tiles: Sequence[Routed]) -> list[Tensor]:
+        """The same on a device, which alone knows who goes where: all experts come, and multiply what goes to them."""
+        made = [self._room(index, tile.rows) for tile in tiles]
+
+        def use(run: PartRun, blocks: Tensor) -> None:
+            for tile, out in zip(tiles, made, strict=True):
+                assert tile.starts is not None
+                kernels.multiply(tile.rows.contiguous(), tile.starts, blocks, run.first, out)
+
+        self.supply.by_runs(index, use)
+        return [out.flatten(1) for out in made]
+
+    def _in_order(self, index: int, rows: Sequence[slice], x: Tensor, out: Tensor) -> None:
+        """The rows of each expert times its matrix, where all experts come in their order."""
+        linear, each = self.supply.linears[index], out.shape[1]
+        for held in self.supply.arriving(index, together=False):
+            for part, data in held:
+                end = part.first_block + part.blocks
+                for expert in range(part.first_block // each, -(-end // each)):
+                    own, first = rows[expert], max(part.first_block, expert * each)
+                    if own.stop > own.start:
+                        whole = part.nbytes > 0
+                        count = min(end, (expert + 1) * each) - first
+                        # all of a Linear that lies here as it is
+                        piece = (data, first, count) if whole else (data[first : first + count], first, count)
+                        self._times(linear, piece, first - expert * each, x[own], out[own])
+
+    def _times(self, linear: ExactLinear, piece: Piece, place: int, x: Tensor, out: Tensor) -> None:
+        """Put x times the blocks of `piece` in `out` [rows, blocks, 64], from block `place` on."""
         product = linear.product(x.dtype)
-        before = expert * out.shape[1]
-        for data, first, count in self._arriving(index, expert, out.shape[1]):
-            if product is not None:
-                operand, _ = linear.operand(data, first, count)
-                product([(operand, first - before)])([x], out)
-            else:
-                blocks = linear.blocks(data, first, count).to(x.dtype)
-                _by_tiles(x, blocks, out[:, first - before : first - before + count])
+        if product is not None:
+            operand, _ = linear.operand(*piece)
+            product([(operand, place)])([x], out)
+        else:
+            blocks = linear.blocks(*piece).to(x.dtype)
+            _by_tiles(x, blocks, out[:, place : place + len(blocks)])
 
     def _arriving(self, index: int, expert: int, blocks: int) -> Iterator[tuple[Tensor, int, int]]:
         """The matrix of an expert of Linear `index`, part by part: its bytes until the next is asked for, first block, how many."""

@@ -6,19 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..devices import ExactProduct, RowProduct
+from ..devices import ExactProduct
 from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
 from .exact_linear import ExactLinear
 from .expert_supply import ExpertSupply
 from .hauls import Haul
-from .part_runs import Lying, PartRun, lying_in, runs_of
+from .part_runs import Lying, PartRun, lying_in, rows_times, runs_of
 from .routed import Routed
 
 # Multiplies the rows of tiles by some exact weights: tiles, and where results go.
@@ -122,20 +123,20 @@ class Supply:
             # Padding, which is not multiplied like all other rows.
             every[rows:] = 0
         if product is None and (by_rows := linear.device.row_product()) is not None:
-            self._by_rows(index, by_rows, tiles, every.view(len(tiles), heights[0], blocks, BLOCK))
+            self.by_runs(index, partial(rows_times, by_rows, tiles, every.view(len(tiles), heights[0], blocks, BLOCK)))
         elif product is None:
-            for held in self._arriving(index, together=False):
+            for held in self.arriving(index, together=False):
                 pieces = [(data, part.first_block, part.blocks) for part, data in held]
                 linear.multiply(pieces, tiles, every.view(len(tiles), heights[0], blocks, BLOCK))
         elif (kept := self._kept(index, product)) is not None:
             kept(tiles, taken)
         else:
-            for held in self._arriving(index, together=not linear.one_by_one):
+            for held in self.arriving(index, together=not linear.one_by_one):
                 self._multiplying(linear, product, held)(tiles, taken)
         return list(torch.split(every.view(len(every), -1)[:, :outputs], heights))
 
-    def _by_rows(self, index: int, multiply: RowProduct, tiles: Sequence[Tensor], out: Tensor) -> None:
-        """Multiply `tiles` by all parts of Linear `index`, haul by haul, into `out` [tiles, rows, all blocks, 64]."""
+    def by_runs(self, index: int, use: Callable[[PartRun, Tensor], None]) -> None:
+        """Have all runs of Linear `index` used with their weights [blocks, K, 64], haul by haul."""
         if index not in self._steps:
             self._steps[index] = self._steps_of(index)
         self._announce(index)
@@ -145,9 +146,7 @@ class Supply:
                 data = step.data if slot is None else slot.data
                 assert data is not None, "what is not brought is here"
                 for run in step.runs:
-                    blocks = run.blocks(data)
-                    for x, y in zip(tiles, out, strict=True):
-                        multiply(x, blocks, y[:, run.first : run.first + run.count])
+                    use(run, run.blocks(data))
                 self.bytes_used += step.nbytes
             finally:
                 if slot is not None:
@@ -210,7 +209,7 @@ class Supply:
         self._together[key] = operands, made
         return made
 
-    def _arriving(self, index: int, together: bool) -> Iterator[list[tuple[PartRef, Tensor]]]:
+    def arriving(self, index: int, together: bool) -> Iterator[list[tuple[PartRef, Tensor]]]:
         """The parts of Linear `index` in order, each with its bytes: one haul after another; `together`: as many at once as are
         here already."""
         held: list[tuple[PartRef, Tensor]] = []
