@@ -226,6 +226,8 @@ MUTATIONS = (
     Mutation("a block's keys are gathered beyond a row's places", "kernels/gathered.py", "and place + LANES <= places", "", "tests/kernels/test_gathered.py"),
     Mutation("wide tiles are taken for exact untried", "models/target.py", "apart = tiles_apart(self, self.untried, WIDE, TILE)", "apart = True", "tests/models/test_target.py"),
     Mutation("wide tiles leave their last nodes out", "models/target.py", "self.widest > TILE and start + self.widest <= nodes", "self.widest > TILE", "tests/models/test_target.py"),
+    Mutation("low tiles are taken for exact untried", "models/narrow_tiles.py", "self.heights = apart(view, self.outputs, HEIGHTS, usual)", "self.heights = HEIGHTS", "tests/models/test_narrow_tiles.py"),
+    Mutation("what is left over after whole vectors is not looked at", "models/narrow_tiles.py", "return made.numel() % WHOLE == 0", "return True", "tests/models/test_narrow_tiles.py"),
     Mutation("every pass shares what torch does", "models/target.py", "self.widest == WIDE and len(nodes) >= 2 * WIDE", "True", "tests/models/test_target.py"),
     Mutation("small tiles of a prompt share what torch does", "models/target.py", "if stock is not None and tiles[i].count == WIDE:", "if stock is not None:", "tests/models/test_target.py"),
     Mutation("a draft forgets the sinks", "kernels/draft_attention.py", "if spec.sinks is None:\n        return scores.softmax(-1)", "if True:\n        return scores.softmax(-1)", "tests/kernels/test_draft_attention.py"),

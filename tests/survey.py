@@ -45,7 +45,7 @@ SIZED: dict[str, dict[str, Any]] = {
 PARTS: dict[str, dict[str, Any]] = {"perception_lm": {"vision_config": {"model_args": {"embed_dim": 64}}}}
 # Words of a refusal -> the heading under which the kind stands. The first that is found counts.
 REASONS = {
-    "mixture of experts": "Mixtures of experts",
+    "holds experts in a way": "Mixtures whose experts are built in a way that is not supported yet",
     "recurrent": "Recurrent layers of a kind that is not known yet",
     "encoder-decoder": "Encoder-decoders",
     "multimodal": "Several modalities, and no text model that could be taken out",
@@ -137,7 +137,7 @@ def page(answers: dict[str, str], wrappers: set[str]) -> str:
     plain = [kind for kind in running if kind not in several]
     lines = [HEAD, ", ".join(f"`{kind}`" for kind in plain) + ".", ""]
     lines += ["Of these multimodal kinds the text model runs: " + ", ".join(f"`{kind}`" for kind in several) + ".", ""]
-    lines += ["Where a kind has dense models and mixtures of experts, the dense ones run.", "", "## Kinds that are refused", ""]
+    lines += ["Mixtures of experts run on the processor.", "", "## Kinds that are refused", ""]
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for kind, said in sorted(answers.items()):
         if said != RUNS:

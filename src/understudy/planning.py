@@ -117,7 +117,7 @@ def foretold_of_config(place: str | Path, options: Options) -> Foretold:
         raise UsageError(f"{directory / 'config.json'} does not say the weights' type: give it with --dtype.")
     model = structure.skeleton(config, dtype, attention_name())
     tensors = structure.foretold(model, dtype, directory)
-    layout = structure.layout(model, tensors)
+    layout = structure.in_blocks(structure.layout(model, tensors))
     check_linears(layout, tensors)
     foretold = Foretold(config, tensors, layout)
     options.drafter.check(foretold.bearer)

@@ -247,7 +247,7 @@ def layout_of(checkpoint: Checkpoint, cache: Path) -> ModelLayout:
     is kept in the directory `cache`."""
     config = config_of(checkpoint.path)
     model = structure.skeleton(config, torch.bfloat16, attention_name())
-    return structure.layout(model, checkpoint.tensors, _traced(model, config, cache))
+    return structure.in_blocks(structure.layout(model, checkpoint.tensors, _traced(model, config, cache)))
 
 
 def _traced(model: nn.Module, config: Any, cache: Path) -> structure.Trace:

@@ -129,10 +129,8 @@ def test_a_pass_that_is_left_among_experts_is_followed_by_a_right_one(made: Made
         if cut == "first":
             streaming.multiply(first, [tile], 0)
         elif cut == "within":
-            arriving = streaming.experts._arriving(first, 3, streaming.linears[first].entry.shape[0] // EXPERTS // 64)
             streaming.experts._hint(first, tile.counts(EXPERTS))
-            next(arriving)
-            arriving.close()
+            next(iter(streaming.arriving(streaming.experts._parts[first][0], together=False)))
         streaming.abandon()
         assert all(map(torch.equal, layer(streaming, (first, second), [tile]), expected)), cut
     assert streaming.ring is not None

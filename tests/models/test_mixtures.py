@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import MIXTURES, generated, opened, publish, save
+from tests import trained
+from tests.tiny import MIXTURES, byte_tokenizer, generated, opened, publish, save, stock
 from understudy import LLM, Completion, SamplingParams
 from understudy.weights.export import export
 from understudy.weights.store import Store
@@ -87,6 +88,37 @@ def test_a_multimodal_mixture_as_it_is_published(tmp_path: Path) -> None:
             assert (tmp_path / str(len(texts)) / file.name).read_bytes() == file.read_bytes(), file.name
     assert texts[0] == texts[1] == texts[2] and done.stats.accepted > 0 and len(set(texts[0])) > 4
     assert len({part.stored.file for entry in store.linears.values() if entry.experts for part in entry.parts}) > 2
+
+
+def test_every_drafter_writes_the_plain_text(tmp_path: Path) -> None:
+    """Words of the text itself, another model, and a trained head in front of the copy."""
+    model = tmp_path / "model"
+    save(model, "qwen3_moe", torch.bfloat16)
+    save(tmp_path / "dense", "qwen3", torch.bfloat16)
+    params = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    with opened(model, method="none", context=128) as llm:
+        plain = llm.generate(PROMPT, params)[0].token_ids
+    trained.agreeing(tmp_path / "head", model, "medusa", [PROMPT + plain])
+    for method in ("ngram", f"classic:{tmp_path / 'dense'}", f"substitute:suggest=medusa:{tmp_path / 'head'}"):
+        with opened(model, method=method, context=128) as llm:
+            done = llm.generate(PROMPT, params)[0]
+        assert done.token_ids == plain and done.stats.accepted > 0, method
+
+
+def test_a_mixture_in_float16_whose_router_cannot_tell_experts_apart(tmp_path: Path) -> None:
+    """All have the same score: which of them are chosen must not depend on the pass."""
+    model = stock("qwen3_moe", torch.float16)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("mlp.gate.weight"):
+                parameter.zero_()
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    found = []
+    for method, rows in (("none", 1), ("substitute", 2)):
+        with opened(tmp_path / "model", method=method, rows=rows, context=128) as llm:
+            found.append([done.token_ids for done in llm.generate([PROMPT, PROMPT[5:]], SAMPLED)])
+    assert found[0] == found[1] and len(set(found[0][0])) > 3
 
 
 @pytest.mark.parametrize("kv", ["auto", 8])

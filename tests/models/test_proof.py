@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AttentionInterface, AutoConfig
 
-from tests.tiny import COMMON, FAMILIES, save
+from tests.tiny import COMMON, FAMILIES, MIXTURES, save
 from understudy import LLM
 from understudy.errors import CheckpointError, UsageError
 from understudy.models import proof, shape, specimen, streamed
 from understudy.models.draft import Draft
 from understudy.models.embedding import Lookup
+from understudy.models.routed import Routed
 from understudy.models.shrink import shrunk
 from understudy.models.streamed import attention_name
 from understudy.models.target import Target
@@ -25,6 +27,8 @@ from understudy.tree import Nodes
 RELEASED = (
     "arcee", "biogpt", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gpt_bigcode", "gpt_neox", "granite_swa",
     "minicpm3", "modernbert-decoder", "olmo", "olmo3", "opt", "persimmon", "phi", "seed_oss", "smollm3", "stablelm", "starcoder2",
+    # mixtures of experts, of many more and larger ones than the copy has
+    "qwen3_moe", "deepseek_v3", "minimax_m2", "ernie4_5_moe",
 )  # fmt: skip
 
 
@@ -117,6 +121,22 @@ def test_a_table_beside_the_embedding_that_is_looked_up_wrongly_is_noticed(monke
 
     monkeypatch.setattr(Lookup, "__call__", mixed)
     assert min(found("gemma4-e").values()) > 10 * proof.TOLERANCE
+
+
+@pytest.mark.parametrize("wrong", ["expert", "weight", "place"])
+def test_experts_that_are_mixed_up_are_noticed(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows at another's expert, that count for as much as another, or whose results go to another row."""
+    of = Routed.of
+
+    def other(hidden: Tensor, chosen: Tensor, experts: int) -> tuple[Routed, Tensor, Tensor]:
+        routed, order, places = of(hidden, chosen, experts)
+        if wrong == "expert":
+            routed = Routed(routed.rows, (routed.experts + 1).clamp(max=experts - 1))
+        return routed, order.flip(0) if wrong == "weight" else order, places.flip(0) if wrong == "place" else places
+
+    monkeypatch.setattr(Routed, "of", other)
+    config = AutoConfig.for_model("qwen3_moe", **{**COMMON, **MIXTURES["qwen3_moe"]})
+    assert proof.fault(config) is not None
 
 
 def test_positions_that_are_off_by_one_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

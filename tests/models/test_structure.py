@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from tests.tiny import FAMILIES, save, stock
+from understudy import LLM
 from understudy.errors import CheckpointError
 from understudy.models import structure
 from understudy.models.heads import ties_head
@@ -164,6 +165,16 @@ def test_a_layer_that_lacks_experts_is_named(missing: tuple[str, ...], tmp_path:
         del tensors[f"model.layers.1.mlp.experts.3.{matrix}_proj.weight"]
     with pytest.raises(CheckpointError, match=r"not whole: .*of 'model\.layers\.1\.mlp\.experts.* some have no tensor"):
         structure.layout(skeleton("qwen3_moe"), tensors)
+
+
+@pytest.mark.parametrize(("changes", "rows"), [({"moe_intermediate_size": 96}, 96), ({"hidden_size": 80, "head_dim": 20}, 80)])
+def test_experts_whose_rows_are_no_whole_blocks_are_refused_by_name(changes: dict[str, int], rows: int, tmp_path: Path) -> None:
+    save(tmp_path, "qwen3_moe", torch.bfloat16, **changes)
+    found = structure.layout(skeleton("qwen3_moe", **changes), Checkpoint.open(tmp_path).tensors)
+    with pytest.raises(CheckpointError, match=rf"mlp\.experts\.\w+ has matrices of {rows} rows"):
+        structure.in_blocks(found)
+    with pytest.raises(CheckpointError, match="cannot be streamed yet"):
+        LLM.plan_only(tmp_path, memory="1GiB")
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])

@@ -88,6 +88,22 @@ def test_a_sweep_multiplies_by_every_weight_and_reads_each_byte_once(
         assert torch.allclose(one.float(), x @ weight.T, atol=5e-2, rtol=2e-2)
 
 
+def test_parts_of_several_linears_that_lie_together_come_by_one_fetch(
+    made: tuple[Supply, Supply, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streaming, _, _ = made
+    ring = streaming.ring
+    assert ring is not None
+    asked: list[str] = []
+    noted(monkeypatch, ring.tier, "fetch", asked)
+    for _ in range(8):
+        sweep(streaming, 1)
+    hauls, parts = len(ring.tier.extents), len(streaming.berths)
+    # how far the ring is ahead after a pass changes
+    assert hauls < len(streaming.linears) <= parts and 7 * hauls <= len(asked) <= 9 * hauls
+    assert not streaming._slots, "nothing is held once a pass is over"
+
+
 def all_under_way(supply: Supply) -> None:
     """Wait until the device was asked for every copy that the ring has room for: a thread asks for those of the first passes."""
     assert supply.ring is not None and isinstance(supply.ring.tier, PinnedTier)

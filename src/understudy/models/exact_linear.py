@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,7 +61,11 @@ class ExactLinear:
 
     def product(self, dtype: torch.dtype) -> ExactProduct | None:
         """What multiplies rows of `dtype` by parts that are not decoded first; None where there is nothing that does."""
-        return self.device.exact_product(dtype, self.columns) if dtype == self.entry.dtype else None
+        return self._product if dtype == self.entry.dtype else None
+
+    @cached_property
+    def _product(self) -> ExactProduct | None:
+        return self.device.exact_product(self.entry.dtype, self.columns)
 
     def on_host(self, host: Device) -> ExactLinear:
         """The same weights, as `host` decodes them in memory of its own."""

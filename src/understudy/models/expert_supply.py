@@ -1,12 +1,13 @@
-"""How rows multiply by the exact weights of the experts that they go to: only those of experts with rows are brought.
+"""How rows multiply by the exact weights of the experts that they go to: only those of experts with rows are brought. A device with
+memory of its own gets all of them, in a fixed order, since the host does not wait there until it is known which.
 
 The rows of an expert, of all tiles together, are multiplied part by part. A row's bits depend on it and on the weights alone, as
 in all products: on how many others go to the same expert, they do not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, groupby
+from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,39 +52,30 @@ class ExpertSupply:
         experts = torch.cat([tile.experts for tile in tiles])
         order = torch.argsort(experts, stable=True) if len(tiles) > 1 else None
         x = torch.cat([tile.rows for tile in tiles])[order] if order is not None else tiles[0].rows
-        counts: list[int] = torch.bincount(experts, minlength=linear.entry.experts).tolist()[: linear.entry.experts]
+        counts: list[int] = torch.bincount(experts, minlength=linear.entry.experts).tolist()
+        self._hint(index, counts)
         out = self._room(index, x)
-        rows = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
-        if linear.device.own_memory:
-            self._in_order(index, rows, x, out)
-        else:
-            self._hint(index, counts)
-            for expert, own in enumerate(rows):
-                for data, first, count in self._arriving(index, expert, out.shape[1]) if counts[expert] else ():
-                    self._times(linear, (data, first, count), first - expert * out.shape[1], x[own], out[own])
+        start = 0
+        # those past the last are of rows that go to none
+        for expert, count in enumerate(counts[: linear.entry.experts]):
+            if count or self._all_come:
+                rows = slice(start, start + count)
+                self._times(index, expert, x[rows], out[rows])
+                start += count
         found = out.flatten(1)
         if order is not None:
             found = torch.empty_like(found).index_copy_(0, order, found)
         return list(torch.split(found, lengths))
 
-    def _hint(self, index: int, counts: Sequence[int]) -> None:
-        """Tell the ring what these experts will use, once for all of their Linears."""
-        supply = self.supply
-        if supply.ring is None or index not in self._together:
-            return
-        wanted = [
-            supply.berths[part.number].haul
-            for own in self._together[index]
-            for parts, count in zip(self._parts[own], counts, strict=True)
-            for part in parts
-            if count and part.number not in supply.residents
-        ]
-        supply.ring.hint(wanted)
-
     def _room(self, index: int, x: Tensor) -> Tensor:
         """Of any content [rows of x, blocks of an expert's matrix, 64]."""
         entry = self.supply.linears[index].entry
         return x.new_empty(len(x), entry.shape[0] // entry.experts // BLOCK, BLOCK)
+
+    @property
+    def _all_come(self) -> bool:
+        """Does the ring bring all experts, whoever goes to them?"""
+        return self.supply.ring is not None and self.supply.ring.route.fixed
 
     def _by_runs(self, index: int, kernels: ExpertKernels, tiles: Sequence[Routed]) -> list[Tensor]:
         """The same on a device, which alone knows who goes where: all experts come, and multiply what goes to them."""
@@ -97,48 +89,40 @@ class ExpertSupply:
         self.supply.by_runs(index, use)
         return [out.flatten(1) for out in made]
 
-    def _in_order(self, index: int, rows: Sequence[slice], x: Tensor, out: Tensor) -> None:
-        """The rows of each expert times its matrix, where all experts come in their order."""
-        linear, each = self.supply.linears[index], out.shape[1]
-        for held in self.supply.arriving(index, together=False):
-            for part, data in held:
-                end = part.first_block + part.blocks
-                for expert in range(part.first_block // each, -(-end // each)):
-                    own, first = rows[expert], max(part.first_block, expert * each)
-                    if own.stop > own.start:
-                        whole = part.nbytes > 0
-                        count = min(end, (expert + 1) * each) - first
-                        # all of a Linear that lies here as it is
-                        piece = (data, first, count) if whole else (data[first : first + count], first, count)
-                        self._times(linear, piece, first - expert * each, x[own], out[own])
-
-    def _times(self, linear: ExactLinear, piece: Piece, place: int, x: Tensor, out: Tensor) -> None:
-        """Put x times the blocks of `piece` in `out` [rows, blocks, 64], from block `place` on."""
-        product = linear.product(x.dtype)
-        if product is not None:
-            operand, _ = linear.operand(*piece)
-            product([(operand, place)])([x], out)
-        else:
-            blocks = linear.blocks(*piece).to(x.dtype)
-            _by_tiles(x, blocks, out[:, place : place + len(blocks)])
-
-    def _arriving(self, index: int, expert: int, blocks: int) -> Iterator[tuple[Tensor, int, int]]:
-        """The matrix of an expert of Linear `index`, part by part: its bytes until the next is asked for, first block, how many."""
+    def _hint(self, index: int, counts: Sequence[int]) -> None:
+        """Tell the ring what these experts will use, once for all of their Linears."""
         supply = self.supply
-        first = expert * blocks
-        for part in self._parts[index][expert]:
-            if part.number in supply.residents:
-                data = supply.residents[part.number]
-                # all of a Linear that lies here as it is
-                yield (data, part.first_block, part.blocks) if part.nbytes else (data[first : first + blocks], first, blocks)
+        if supply.ring is None or self._all_come or index not in self._together:
+            return
+        wanted = [
+            supply.berths[part.number].haul
+            for own in self._together[index]
+            for parts, count in zip(self._parts[own], counts, strict=True)
+            for part in parts
+            if count and part.number not in supply.residents and supply.berths[part.number].first
+        ]
+        supply.ring.hint(wanted)
+
+    def _times(self, index: int, expert: int, x: Tensor, out: Tensor) -> None:
+        """out [rows, blocks, 64] = x times the matrix of an expert."""
+        linear = self.supply.linears[index]
+        product = linear.product(x.dtype)
+        before = expert * out.shape[1]
+        together = product is not None and not linear.one_by_one
+        for held in self.supply.arriving(self._parts[index][expert], together):
+            pieces = [_piece(part, data, before, out.shape[1]) for part, data in held]
+            if product is not None and len(x):
+                operands = [linear.operand(*piece) for piece in pieces]
+                product([(operand, first - before) for operand, first in operands])([x], out)
                 continue
-            slot = supply.next_of(part)
-            try:
-                supply.bytes_used += part.nbytes
-                start = supply.berths[part.number].start + part.lead
-                yield slot.data[start : start + part.nbytes], part.first_block, part.blocks
-            finally:
-                slot.release()
+            for data, first, count in pieces if len(x) else ():
+                blocks = linear.blocks(data, first, count).to(x.dtype)
+                _by_tiles(x, blocks, out[:, first - before : first - before + count])
+
+
+def _piece(part: PartRef, data: Tensor, before: int, blocks: int) -> Piece:
+    """What `part` has of an expert's `blocks`, which begin with block number `before`: all of it, unless it is the whole Linear."""
+    return (data, part.first_block, part.blocks) if part.nbytes else (data[before : before + blocks], before, blocks)
 
 
 def _by_expert(parts: Sequence[PartRef], linear: ExactLinear) -> list[list[PartRef]]:

@@ -33,6 +33,7 @@ from .embedding import EmbeddingRows, EmbeddingTable, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
 from .heads import refuse_wrong_head
 from .lanes import LaneLost, lost_line, open_lanes, out_of_memory_line
+from .narrow_tiles import NarrowTiles
 from .output_head import OutputHead
 from .shape import ModelShape, cache_dtype
 from .split import drafts_of_all, give_back, staged, supply_of_all
@@ -119,9 +120,7 @@ class Model:
         self.lookup = self._lookup(whole=uses.drafts and not device.drafts_see_text)
         base = getattr(self.module, str(self.module.base_model_prefix))
         views = (self.current, self.cache, self.lookup)
-        self.target = Target(
-            self.module, base, *views, self.supply.multiply, device, self.supply.skip_head, stages=self.stages
-        )
+        self.target = Target(self.module, base, *views, self.supply.multiply, device, self.supply.skip_head, stages=self.stages)
         self._join_tiles()
         self._fit_stages()
         drafts = drafts_of_all(self.weights, self.lanes, dtype) if uses.drafts else {}
@@ -139,7 +138,7 @@ class Model:
         """Let a pass be one forward, where the device has a product for that and this model's rows do not know each other."""
         outputs = [entry.shape[0] // (entry.experts or 1) for entry in self.weights.entries]
         if self.supply.fused(self.dtype) and not (self.plan.padded_rows or self.plan.spill_latest or self.stages):
-            self.target.untried = outputs
+            self.target.untried, self.target.narrow = outputs, NarrowTiles(outputs)
         if self.device.row_product() is None or self.supply.fused(self.dtype):
             return
         if rows_apart(self.target, outputs, self.plan.context):

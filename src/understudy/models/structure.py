@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import CheckpointError
+from ..kernels.pack import BLOCK
 from ..weights.checkpoint import TensorInfo
 from ..weights.encoding import check_weight
 from ..weights.layout import LinearSpec, ModelLayout, TableSpec
@@ -225,6 +226,15 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
         check_weight(tensors[name], shape)
     whole = {name for name, info in tensors.items() if not (info.dtype.is_floating_point or info.dtype.is_complex)}
     return ModelLayout(specs, table, tuple(shared), tables, left_aside(model, find, needed, whole))
+
+
+def in_blocks(found: ModelLayout) -> ModelLayout:
+    """The layout `found` of a model that is to stream. Raises CheckpointError for experts that share blocks of 64 outputs."""
+    for spec in found.linears:
+        if spec.unit % BLOCK and spec.unit < spec.shape[0]:
+            why = f"{spec.module} has matrices of {spec.unit} rows, which is no multiple of {BLOCK}"
+            raise CheckpointError(f"The experts of this model cannot be streamed yet: {why}.")
+    return found
 
 
 def _pieces(names: Sequence[str], tensors: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

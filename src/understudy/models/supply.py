@@ -18,7 +18,7 @@ from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
 from .exact_linear import ExactLinear
 from .expert_supply import ExpertSupply
-from .hauls import Haul
+from .hauls import Haul, berths_of
 from .part_runs import Lying, PartRun, lying_in, rows_times, runs_of
 from .routed import Routed
 
@@ -54,21 +54,6 @@ class Stretch:
     runs: tuple[PartRun, ...]
 
 
-@dataclass(frozen=True)
-class Berth:
-    """Where a part is found once the ring has brought it."""
-
-    # the number of its haul
-    haul: int
-    # where it begins in that
-    start: int
-
-    @property
-    def first(self) -> bool:
-        """Is it the first of the haul?"""
-        return self.start == 0
-
-
 class Supply:
     """Multiplies with the exact weights of each Linear.
 
@@ -88,13 +73,11 @@ class Supply:
             self.by_linear[part.linear].append(part)
         self.linears = linears
         self.residents = residents
-        self.berths = {
-            part: Berth(number, start)
-            for number, haul in enumerate(hauls)
-            for part, start in zip(haul.parts, haul.starts, strict=True)
-        }
+        self.berths = berths_of(hauls)
         self.ring = ring
         self.bytes_used = 0
+        # hauls in use, and whether the last of them has parts of Linears that come later
+        self._slots, self._goes_on = list[Slot](), False
         self.experts = ExpertSupply(self)
         # by Linear: the steps of a device that has a product of rows
         self._steps: dict[int, list[Stretch]] = {}
@@ -114,26 +97,37 @@ class Supply:
             return self.experts.multiply(index, tiles)
         linear, given = self.linears[index], tiles[0]
         heights = [tile.shape[0] for tile in tiles]
-        outputs = linear.entry.shape[0]
+        height, outputs = sum(heights), linear.entry.shape[0]
         blocks = blocks_of(outputs)
         product = linear.product(given.dtype)
-        every = given.new_empty((sum(heights), blocks, BLOCK))
-        taken = every[:rows]
-        if product is not None:
-            # Padding, which is not multiplied like all other rows.
-            every[rows:] = 0
-        if product is None and (by_rows := linear.device.row_product()) is not None:
-            self.by_runs(index, partial(rows_times, by_rows, tiles, every.view(len(tiles), heights[0], blocks, BLOCK)))
-        elif product is None:
-            for held in self.arriving(index, together=False):
-                pieces = [(data, part.first_block, part.blocks) for part, data in held]
-                linear.multiply(pieces, tiles, every.view(len(tiles), heights[0], blocks, BLOCK))
-        elif (kept := self._kept(index, product)) is not None:
-            kept(tiles, taken)
+        every = given.new_empty((height, blocks, BLOCK))
+        if product is None:
+            self._in_tiles(index, tiles, every.view(len(tiles), heights[0], blocks, BLOCK))
         else:
-            for held in self.arriving(index, together=not linear.one_by_one):
-                self._multiplying(linear, product, held)(tiles, taken)
-        return list(torch.split(every.view(len(every), -1)[:, :outputs], heights))
+            taken = every
+            if rows < height:
+                # Padding, which is not multiplied like all other rows.
+                every[rows:].zero_()
+                taken = every[:rows]
+            kept = self._kept(index, product)
+            if kept is not None:
+                kept(tiles, taken)
+            else:
+                for held in self._arriving(index, together=not linear.one_by_one):
+                    self._multiplying(linear, product, held)(tiles, taken)
+        made = every.view(height, -1)
+        made = made if outputs == blocks * BLOCK else made[:, :outputs]
+        return [made] if len(heights) == 1 else list(torch.split(made, heights))
+
+    def _in_tiles(self, index: int, tiles: Sequence[Tensor], out: Tensor) -> None:
+        """Multiply `tiles`, padding too, by all parts of Linear `index`, into `out` [tiles, rows, all blocks, 64]."""
+        linear = self.linears[index]
+        by_rows = linear.device.row_product()
+        if by_rows is not None:
+            self.by_runs(index, partial(rows_times, by_rows, tiles, out))
+            return
+        for held in self._arriving(index, together=False):
+            linear.multiply([(data, part.first_block, part.blocks) for part, data in held], tiles, out)
 
     def by_runs(self, index: int, use: Callable[[PartRun, Tensor], None]) -> None:
         """Have all runs of Linear `index` used with their weights [blocks, K, 64], haul by haul."""
@@ -141,7 +135,7 @@ class Supply:
             self._steps[index] = self._steps_of(index)
         self._announce(index)
         for step in self._steps[index]:
-            slot = None if step.brought is None else self.next_of(step.brought)
+            slot = None if step.brought is None else self._next(step.brought)
             try:
                 data = step.data if slot is None else slot.data
                 assert data is not None, "what is not brought is here"
@@ -209,40 +203,39 @@ class Supply:
         self._together[key] = operands, made
         return made
 
-    def arriving(self, index: int, together: bool) -> Iterator[list[tuple[PartRef, Tensor]]]:
-        """The parts of Linear `index` in order, each with its bytes: one haul after another; `together`: as many at once as are
-        here already."""
+    def _arriving(self, index: int, together: bool) -> Iterator[list[tuple[PartRef, Tensor]]]:
+        """The parts of Linear `index` in order; see `arriving`."""
+        self._announce(index)
+        yield from self.arriving(self.by_linear[index], together)
+
+    def arriving(self, parts: Sequence[PartRef], together: bool) -> Iterator[list[tuple[PartRef, Tensor]]]:
+        """`parts`, which the ring was told of, in order, each with its bytes: one haul after another; `together`: as many at once
+        as are here already."""
         held: list[tuple[PartRef, Tensor]] = []
-        slots: list[Slot] = []
-        try:
-            self._announce(index)
-            for part in self.by_linear[index]:
-                if held and self._begins(part) and not (together and self._at_hand(part, slots)):
-                    yield held
-                    self._release(slots)
-                    held = []
-                if part.number in self.residents:
-                    held.append((part, self.residents[part.number]))
-                    continue
-                if self._begins(part):
-                    slots.append(self.next_of(part))
-                self.bytes_used += part.nbytes
-                start = self.berths[part.number].start + part.lead
-                held.append((part, slots[-1].data[start : start + part.nbytes]))
-            if held:
+        for part in parts:
+            if held and self._begins(part) and not (together and self._at_hand(part)):
                 yield held
-        finally:
-            self._release(slots)
+                self._release()
+                held = []
+            if part.number in self.residents:
+                held.append((part, self.residents[part.number]))
+                continue
+            start = self.berths[part.number].start + part.lead
+            held.append((part, self._slot(part).data[start : start + part.nbytes]))
+            self.bytes_used += part.nbytes
+        if held:
+            yield held
+            self._release()
 
     def _begins(self, part: PartRef) -> bool:
         """Whether `part` is resident, or the first of its haul."""
         return part.number in self.residents or self.berths[part.number].first
 
-    def _at_hand(self, part: PartRef, slots: Sequence[Slot]) -> bool:
-        """Whether `part` can be used now, beside `slots`, without the ring running short of room."""
+    def _at_hand(self, part: PartRef) -> bool:
+        """Whether `part` can be used now, beside what is in use, without the ring running short of room."""
         if part.number in self.residents or self.ring is None:
             return True
-        fits = sum(slot.size for slot in slots) + part.nbytes <= self.ring.capacity // 4
+        fits = sum(slot.size for slot in self._slots) + part.nbytes <= self.ring.capacity // 4
         return fits and self.ring.at_hand == self.berths[part.number].haul
 
     def _announce(self, index: int) -> None:
@@ -251,7 +244,15 @@ class Supply:
             streamed = [part for part in self.by_linear[index] if part.number not in self.residents]
             self.ring.hint([self.berths[part.number].haul for part in streamed if self._begins(part)])
 
-    def next_of(self, part: PartRef) -> Slot:
+    def _slot(self, part: PartRef) -> Slot:
+        """The haul of `part`, which stays in use until its last part is released."""
+        berth = self.berths[part.number]
+        if berth.first:
+            self._slots.append(self._next(part))
+        self._goes_on = not berth.last
+        return self._slots[-1]
+
+    def _next(self, part: PartRef) -> Slot:
         """The haul of `part`, once the ring has brought it. What a route brought on a wrong guess before it is released unread."""
         assert self.ring is not None, f"part {part.number} is neither resident nor streamed"
         wanted = self.berths[part.number].haul
@@ -263,10 +264,12 @@ class Supply:
             slot = self.ring.next()
         return slot
 
-    def _release(self, slots: list[Slot]) -> None:
-        for slot in slots:
+    def _release(self) -> None:
+        """Release what is in use, but for a haul of which later Linears have parts."""
+        kept = self._slots[-1:] if self._goes_on else []
+        for slot in self._slots[:-1] if kept else self._slots:
             slot.release()
-        slots.clear()
+        self._slots = kept
 
     def skip_head(self) -> None:
         """Leave the last Linear out of this pass, where no logits are asked for.
@@ -278,18 +281,18 @@ class Supply:
             if part.number in self.residents:
                 continue
             self.bytes_used += part.nbytes
-            if self._begins(part):
-                self.next_of(part).release()
+            self._slot(part)
+            self._release()
 
     def drop(self) -> None:
         """Let go of all weights: nothing is multiplied any more."""
         self.residents, self.linears = {}, ()
         self.experts = ExpertSupply(self)
-        self._products.clear()
-        self._together.clear()
-        self._steps.clear()
+        for made in (self._products, self._together, self._steps, self._slots):
+            made.clear()
 
     def abandon(self) -> None:
         """Begin the next pass with the first part again, after one was left half way."""
+        self._slots, self._goes_on = [], False
         if self.ring is not None:
             self.ring.rewind()

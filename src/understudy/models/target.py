@@ -23,6 +23,7 @@ from ..kernels import team
 from ..kernels.attention import AttentionSpec
 from ..spilled import SpilledState
 from ..tree import Nodes
+from .narrow_tiles import NarrowTiles
 from .output_head import FeatureModel
 from .routed import Rows
 from .stages import Stages
@@ -100,7 +101,8 @@ class Target:
 
     multiply(index, tiles, rows) streams Linear `index` once; skip_head() ends a pass that wants no logits. `whole`: a pass is one
     forward, not one for each tile; `widest`: rows of the largest tile; `untried`: the outputs of each Linear, until it was tried
-    whether that may grow. `stages`: which device runs which layers; None: there is one, or it runs all of them."""
+    whether that may grow; `narrow`: heights of low tiles, None: there are none. `stages`: which device runs which layers; None:
+    there is one, or it runs all of them."""
 
     model: nn.Module
     base: nn.Module
@@ -113,6 +115,7 @@ class Target:
     whole: bool = False
     widest: int = TILE
     untried: Sequence[int] = ()
+    narrow: NarrowTiles | None = None
     stages: Stages | None = None
 
     def __call__(
@@ -160,13 +163,16 @@ class Target:
         return torch.cat(settled)
 
     def _cut(self, nodes: int, wanted: Tensor) -> Iterator[tuple[int, int]]:
-        """The first node and the rows of each tile of a pass of so many nodes: the widest where no logits are wanted."""
+        """The first node and the rows of each tile of a pass of so many nodes: the widest where no logits are wanted, and a low one
+        for what is left at the end."""
         start = 0
         while start < nodes:
             rows = TILE
             if self.widest > TILE and start + self.widest <= nodes:
                 first, last = torch.searchsorted(wanted, torch.tensor([start, start + self.widest])).tolist()
                 rows = self.widest if first == last else TILE
+            if self.narrow is not None:
+                rows = self.narrow.rows(nodes - start, rows)
             yield start, rows
             start += rows
 
@@ -186,10 +192,13 @@ class Target:
         return settle(logits, 0)
 
     def widen(self, nodes: Nodes) -> bool:
-        """Before a pass of `nodes`: let tiles have WIDE rows from now on, if that changes no bit. False where it would.
+        """Before a pass of `nodes`: let tiles have WIDE rows from now on, if that changes no bit. False where it would. Low tiles
+        are tried too.
 
         It is tried once, when a pass is large enough, and where layers are recurrent the cache has an empty row; it takes a few per
         cent of that pass."""
+        if self.narrow is not None:
+            self.narrow.consider(self, nodes, TILE)
         possible = not self.cache.recurrent or 0 in self.cache.lengths
         if not self.untried or len(nodes) < WORTH_TRYING or not possible:
             return True

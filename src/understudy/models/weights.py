@@ -106,9 +106,17 @@ class PartStream:
 
     def hauls(self, capacity: int) -> list[Haul]:
         """What comes by one copy each through a ring of `capacity` bytes, in the order of a pass: all that is not resident."""
-        streamed = [(part.number, part.linear) for part in self.parts if part.number not in self.residents]
+        apart, most = self.device.own_memory, max(entry.experts for entry in self.entries)
+        streamed = [(p.number, p.linear if apart else self._owner(p, most)) for p in self.parts if p.number not in self.residents]
         extents = {number: extent(self.store, self.stored[number]) for number, _ in streamed}
-        return hauls_of(streamed, extents, largest_haul(capacity) if self.device.own_memory else 0)
+        return hauls_of(streamed, extents, largest_haul(capacity, accelerator=apart))
+
+    def _owner(self, part: PartRef, most: int) -> int:
+        """0 for what every pass uses, else a number of the expert that `part` belongs to; Linears have up to `most` experts."""
+        entry = self.entries[part.linear]
+        if not entry.experts:
+            return 0
+        return 1 + part.linear * most + part.first_block * BLOCK // (entry.shape[0] // entry.experts)
 
     def ring(self, capacity: int, hauls: Sequence[Haul]) -> Ring | None:
         """The stream of `hauls`; None when there is nothing to stream."""

@@ -168,7 +168,7 @@ def rows_apart(view: Target, outputs: Sequence[int], longest: int) -> bool:
     Row 0 of the cache must be empty."""
     cache = view.cache
     tokens = [1 + 7 * place % 90 for place in range(min(max(TRIED), longest))]
-    weightless = replace(view, multiply=_stand_in(outputs), whole=True)
+    weightless = replace(view, multiply=stand_in(outputs), whole=True)
     seen: list[Tensor] = []
     try:
         for count in TRIED:
@@ -192,7 +192,7 @@ def tiles_apart(view: Target, outputs: Sequence[int], wide: int, narrow: int) ->
     cache = view.cache
     row = cache.lengths.index(0) if cache.recurrent else 0
     nodes = Nodes.of(TokenTree.chain([1 + 7 * place % 90 for place in range(wide)]), row, 0)
-    weightless = replace(view, multiply=_stand_in(outputs))
+    weightless = replace(view, multiply=stand_in(outputs))
 
     def rehearsed(parts: list[slice], stock: int) -> Tensor:
         if cache.recurrent:
@@ -219,7 +219,7 @@ def tiles_apart(view: Target, outputs: Sequence[int], wide: int, narrow: int) ->
         view.current.under_way = None
 
 
-def _stand_in(outputs: Sequence[int]) -> Callable[[int, Sequence[Rows], int], list[Tensor]]:
+def stand_in(outputs: Sequence[int]) -> Callable[[int, Sequence[Rows], int], list[Tensor]]:
     """What gives outputs that are inputs in another order, as often as it takes: no row knows another, and no weight is needed."""
 
     def multiply(index: int, tiles: Sequence[Rows], _: int) -> list[Tensor]:

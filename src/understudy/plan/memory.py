@@ -190,7 +190,7 @@ def _placed(
         groups=request.groups,
         draft_level_bytes=substitute_bytes + whole_bytes,
         exact_bytes=footprint.exact_bytes,
-        mixture=Mixture.of(footprint.part_bytes, footprint.linears, kept.parts, kept.whole),
+        mixture=Mixture.of(footprint.part_bytes, footprint.linears, kept),
         speeds=request.speeds,
         link_bytes_per_second=request.speeds.link_bytes_per_second,
     )

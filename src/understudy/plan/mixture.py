@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .residents import LinearSize, used_share
+from .residents import Kept, LinearSize, used_share
 
 
 @dataclass(frozen=True)
@@ -19,21 +19,18 @@ class Mixture:
     exact_bytes: int
 
     @classmethod
-    def of(
-        cls, parts: Sequence[int], linears: Sequence[LinearSize], kept: Collection[int], whole: Collection[int]
-    ) -> Mixture | None:
-        """That of `linears` whose parts have the bytes `parts`: those of the numbers `kept` stay, and Linears `whole` in the place
-        of their copies. None where there are no experts."""
+    def of(cls, parts: Sequence[int], linears: Sequence[LinearSize], kept: Kept) -> Mixture | None:
+        """That of `linears`, whose parts have the bytes `parts`, where some are `kept`. None where there are no experts."""
         mixed = [index for index, linear in enumerate(linears) if linear.share < 1]
         if not mixed:
             return None
         number, streamed = 0, 0
         for index, linear in enumerate(linears):
-            if linear.share < 1 and index not in whole:
-                streamed += sum(parts[n] for n in range(number, number + linear.parts) if n not in kept)
+            if linear.share < 1 and index not in kept.whole | kept.decoded:
+                streamed += sum(parts[n] for n in range(number, number + linear.parts) if n not in kept.parts)
             number += linear.parts
         exact = sum(linears[i].exact_bytes for i in mixed)
-        level = sum(linears[i].exact_bytes if i in whole else linears[i].substitute_bytes for i in mixed)
+        level = sum(linears[i].exact_bytes if i in kept.whole else linears[i].substitute_bytes for i in mixed)
         share = sum(linears[i].share * linears[i].exact_bytes for i in mixed) / exact
         return cls(share, streamed, level, exact)
 
