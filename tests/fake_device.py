@@ -17,6 +17,7 @@ from tests.simulated import Event, SimulatedDevice, Stream
 from understudy.devices import RowProduct, TokenChooser
 from understudy.devices.accelerator import Accelerator
 from understudy.kernels.attention import AttentionSpec, attend
+from understudy.kernels.expert_kernels import ExpertKernels
 from understudy.tree import Nodes
 
 GIB = 1 << 30
@@ -45,6 +46,15 @@ class Inline(SimulatedDevice):
         if first.seconds and last.seconds:  # of the host's own work: what it really took
             return last.seconds - first.seconds
         return 1e-6 * super().seconds_between(first, last)
+
+
+class LockedExperts:
+    """Kernels of experts for one thread at a time."""
+
+    def __init__(self, kernels: ExpertKernels) -> None:
+        self.places = _one_at_a_time(kernels.places)
+        self.multiply = _one_at_a_time(kernels.multiply)
+        self.add = _one_at_a_time(kernels.add)
 
 
 class FakeDevice(Accelerator):
@@ -91,6 +101,10 @@ class FakeDevice(Accelerator):
 
     def row_product(self) -> RowProduct | None:
         return _one_at_a_time(super().row_product())
+
+    def expert_kernels(self) -> ExpertKernels | None:
+        kernels = super().expert_kernels()
+        return None if kernels is None else LockedExperts(kernels)
 
     def token_chooser(self) -> TokenChooser | None:
         return _one_at_a_time(super().token_chooser())

@@ -264,6 +264,8 @@ TESTED_IN = {
     "heads/mtp.py": "heads/formats/test_mtp.py",
     "drafters/kernel_search.py": "drafters/test_device_search.py",
     "kernels/search_columns.py": "drafters/test_device_state.py",
+    "kernels/level_kernels.py": "drafters/test_device_search.py",
+    "kernels/expert_kernels.py": "kernels/gpu/test_expert_rows.py",
     "kernels/attention_cpu.py": "kernels/test_attention.py",
     "tiers/cuda_streams.py": "gpu/test_pinned.py",
     "tiers/streams.py": "tiers/test_pinned.py",

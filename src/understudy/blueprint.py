@@ -93,11 +93,9 @@ class Blueprint:
 
     @cached_property
     def footprint(self) -> Footprint:
-        """What the model takes in memory. Raises UsageError for a mixture of experts where none runs."""
-        mixture = any(linear.share < 1 for linear in self.sizes.linears)
-        if mixture and (self.device.own_memory or self.further):
-            where = f"on {self.device.name}" if self.device.own_memory else "on several devices"
-            raise UsageError(f"A mixture of experts runs on the processor alone so far, not {where}: use --device cpu.")
+        """What the model takes in memory. Raises UsageError for a mixture of experts on several devices."""
+        if self.further and any(linear.share < 1 for linear in self.sizes.linears):
+            raise UsageError("A mixture of experts runs on one device so far: leave --devices out.")
         footprint = footprint_of(self.sizes, self.shape, self.dtype, self.machine.cores, len(self.options.handed_out))
         together = MOST_BYTES if self.device.own_memory else 0
         room = decoding_bytes(footprint.decoding_bytes, self.device)

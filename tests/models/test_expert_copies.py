@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from understudy.devices.processor import Processor
 from understudy.models.expert_copies import expert_copies
 from understudy.models.routed import Routed
 from understudy.quantizers import quantizer
@@ -15,7 +16,7 @@ EXPERTS, ROWS, COLUMNS = 4, 128, 192
 def test_each_row_is_multiplied_by_the_copy_of_its_expert(spec: str, dtype: torch.dtype) -> None:
     maker, shape = quantizer(spec), (EXPERTS * ROWS, COLUMNS)
     made = maker.quantize((torch.randn(shape) * 0.1).to(dtype))
-    multiply = expert_copies(maker, made, shape, EXPERTS, dtype)
+    multiply = expert_copies(maker, made, shape, EXPERTS, dtype, Processor(threads=1))
     routed = Routed(torch.randn(6, COLUMNS).to(dtype), torch.tensor([0, 0, 2, 3, 3, 3]))
     found = multiply(routed)
     assert found.shape == (6, ROWS) and found.dtype == dtype

@@ -32,6 +32,7 @@ class Products:
 
     def __init__(self, weights: Sequence[Tensor], count: int) -> None:
         self.weights, self.count = weights, count
+        self.expert_kernels = None
         self.rows: list[int] = []
 
     def linear(self, index: int, x: Rows) -> Tensor:

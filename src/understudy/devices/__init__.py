@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..kernels.attention import AttentionSpec
     from ..kernels.blocks import BlockKernels
     from ..kernels.exact_operand import Operand
+    from ..kernels.expert_kernels import ExpertKernels, ExpertLinear
+    from ..kernels.level_kernels import LevelKernels
     from ..kernels.recurrence import RuleStep
     from ..plan.machine import Machine
     from ..plan.placement import Plan
@@ -66,34 +68,8 @@ RowProduct = Callable[["Tensor", "Tensor", "Tensor"], None]
 SpilledAttention = Callable[["Tensor", "SpilledState", "Nodes", "AttentionSpec"], "Tensor"]
 
 
-class LevelKernels(Protocol):
-    """Kernels that run one level of a tree search after another, on arrays that lie on the device."""
-
-    @property
-    def taken(self) -> Tensor:
-        """[BECAME + 1, widest] int64: the candidates of the latest level; see `kernels.search_columns`."""
-
-    def begin(self, width: int, guessed: bool) -> Nodes:
-        """Make `width` candidates nodes; `guessed`: they are roots and chains behind these."""
-
-    def clear(self) -> None:
-        """Forget what was chosen, as `begin` does."""
-
-    def best(self, logits: Tensor, first: int, sampled: bool, filtered: bool) -> Tensor:
-        """Of logits [n, vocab] after nodes `first` and so on, the best tokens, for `add`: with noise, `filtered` before."""
-
-    def add(self, keys: Tensor, first: int) -> None:
-        """Write these nodes, with the best of their children."""
-
-    def agree(self, rows: int) -> None:
-        """Keep of the chains behind `rows` roots what are first choices one after another."""
-
-    def choose(self, rows: int, together: int) -> None:
-        """Choose the candidates of the next level, of `rows` rows: at most so many `together`, unless the shape is forced."""
-
-
 # Takes all that the kernels look at and change, by name, and sizes.
-OpenLevelKernels = Callable[["Mapping[str, Any]"], LevelKernels]
+OpenLevelKernels = Callable[["Mapping[str, Any]"], "LevelKernels"]
 
 
 class Device(Protocol):
@@ -200,6 +176,17 @@ class Device(Protocol):
 
     def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         """The linear map [m, K] -> [m, N] of a substitute, in `dtype`. Keeps `tensors`, which lie here."""
+        ...
+
+    def expert_kernels(self) -> ExpertKernels | None:
+        """What rows that go to experts are found and added up with, and multiplied by exact weights; None: the host counts them."""
+        ...
+
+    def draft_experts(
+        self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], experts: int, dtype: torch.dtype
+    ) -> ExpertLinear | None:
+        """As `draft_product`, of the matrices of `experts` one below the other, each for the rows that go there; None: the host
+        multiplies expert by expert, or asks for that."""
         ...
 
     def search_kernels(self) -> OpenLevelKernels | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from ..codecs import Codec, Encoded
 from ..errors import UsageError, first_line
 from ..kernels.attention import AttentionSpec, attend_anywhere
 from ..kernels.blocks import BlockKernels
-from ..kernels.pack import BLOCK
+from ..kernels.expert_kernels import ExpertKernels, ExpertLinear
 from ..kernels.recurrence import RuleStep, convolve_anywhere, fold_anywhere, recur_anywhere
-from ..plan.demand import RUNTIME, RUNTIME_CUDA
+from ..plan.demand import RUNTIME_CUDA
 from ..plan.machine import Machine
 from ..plan.placement import Plan
 from ..plan.sizes import format_size, parse_size
@@ -31,16 +32,13 @@ from ..tiers.streams import Streams
 from ..tree import Nodes
 from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork, SpilledAttention, TokenChooser
 from .graphs import Graphs
+from .host_memory import host_room
+from .trials import Trials, experts_off_torch, off_torch
 
 # bytes that are copied to measure the link
 PROBE = 64 << 20
 # of the free memory, when nothing was asked for
 SHARE = 0.95
-# of the memory this process could hold, when no --host-memory was given
-HOST_SHARE = 0.8
-# rows and blocks of outputs, and by how much products of few bits may be off torch's, relatively
-TRIED, TRIED_BLOCKS = 3, 4
-SOUND = 0.03
 SLOWER = "drafts and attention on the GPU are slower"
 
 
@@ -65,8 +63,7 @@ class Accelerator:
         self.without_triton = without_triton
         self.graphs = graphs if self.triton else None
         self.note = f"{without_triton}: {SLOWER}" if without_triton else ""
-        # By kind of draft products: whether our kernel for them was right here.
-        self._tried: dict[str, bool] = {}
+        self._trials = Trials()
         # The stream by which tensors go to other devices.
         self._sending: Any = None
 
@@ -181,27 +178,39 @@ class Accelerator:
             from ..kernels.gpu.draft_product import GroupedProduct
 
             product = GroupedProduct(tensors["codes"], tensors["scales"], shape[0])
-            if self._sound(product, quantizer, tensors, shape, dtype):
+            if self._sound(f"products of {quantizer.name}", dtype, partial(off_torch, product, quantizer, tensors, shape, dtype)):
                 return product
         return quantizer.linear(tensors, shape, dtype)
 
-    def _sound(
-        self, product: Linear, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype
-    ) -> bool:
-        """Whether our products of this kind are near torch's: tried once, since nothing else would tell before drafts are poor."""
-        kind = f"{quantizer.name} in {dtype}".replace("torch.", "")
-        if kind not in self._tried:
-            x = torch.sin(torch.arange(TRIED * shape[1], device=tensors["codes"].device) * 0.7).view(TRIED, -1).to(dtype)
-            some = min(TRIED_BLOCKS, tensors["codes"].shape[0])
-            outputs = min(some * BLOCK, shape[0])
-            weight = quantizer.dequantize(quantizer.cut(tensors, 0, some), (outputs, shape[1]))
-            found, wanted = product(x)[:, :outputs].float(), x.float() @ weight.float().T
-            self._tried[kind] = bool((found - wanted).norm() <= SOUND * wanted.norm())
-            if not self._tried[kind]:
-                wrong = f"the kernel for products of {kind} gives wrong results on {self.name}: {SLOWER}"
-                self.note = "; ".join(filter(None, [self.note, wrong]))
-                warnings.warn(wrong, RuntimeWarning, stacklevel=2)
-        return self._tried[kind]
+    def expert_kernels(self) -> ExpertKernels | None:
+        if not self.triton:
+            return None
+        # only now: it needs Triton
+        from ..kernels.gpu.expert_rows import TritonExperts
+
+        return TritonExperts()
+
+    def draft_experts(
+        self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], experts: int, dtype: torch.dtype
+    ) -> ExpertLinear | None:
+        if not self.triton:
+            return None
+        # only now: it needs Triton
+        from ..kernels.gpu.expert_product import GroupedExperts, WholeExperts
+
+        if not quantizer.grouped:
+            return WholeExperts(tensors["weight"], experts) if quantizer.name == "exact" else None
+        product = GroupedExperts(tensors["codes"], tensors["scales"], experts)
+        trial = partial(experts_off_torch, product, quantizer, tensors, shape, experts, dtype)
+        return product if self._sound(f"products of experts' {quantizer.name}", dtype, trial) else None
+
+    def _sound(self, products: str, dtype: torch.dtype, off: Callable[[], float]) -> bool:
+        """Whether our products of this kind are near torch's; a note and a warning say where they are not."""
+        wrong = self._trials.wrong(f"{products} in {dtype}".replace("torch.", ""), off)
+        if wrong and wrong not in self.note:
+            self.note = "; ".join(filter(None, [self.note, f"{wrong} on {self.name}: {SLOWER}"]))
+            warnings.warn(self.note, RuntimeWarning, stacklevel=2)
+        return not wrong
 
     def search_kernels(self) -> OpenLevelKernels | None:
         if not self.triton:
@@ -287,13 +296,3 @@ class Accelerator:
 
     def close(self) -> None:
         """It has no threads of its own."""
-
-
-def host_room(asked: str | int | None, limit: int) -> int:
-    """Bytes of exact weights that the host may hold: what was asked for, or most of `limit`, without the process itself."""
-    whole = int(limit * HOST_SHARE) if asked is None else parse_size(asked)
-    if whole < RUNTIME:
-        raise UsageError(
-            f"--host-memory {format_size(whole)} is too small: the process itself takes {format_size(RUNTIME)}."
-        )
-    return whole - RUNTIME

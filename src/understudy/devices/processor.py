@@ -20,6 +20,7 @@ from ..kernels.attention import AttentionSpec, attend
 from ..kernels.blocks import BlockKernels, ProcessorBlocks
 from ..kernels.convolution_cpu import convolve
 from ..kernels.draft_attention import LevelAttention
+from ..kernels.expert_kernels import ExpertKernels, ExpertLinear
 from ..kernels.recurrence import RuleStep
 from ..kernels.recurrence_cpu import fold, recur
 from ..plan.demand import EXPECTED_GROWTH, MIB, REST, RUNTIME
@@ -181,6 +182,14 @@ class Processor:
 
     def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         return quantizer.linear(tensors, shape, dtype)
+
+    def expert_kernels(self) -> ExpertKernels | None:
+        return None
+
+    def draft_experts(
+        self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], experts: int, dtype: torch.dtype
+    ) -> ExpertLinear | None:
+        return None
 
     def search_kernels(self) -> OpenLevelKernels | None:
         return None

@@ -21,7 +21,7 @@ from ..plan.splits import Hop, PassShape, chosen, joined_stages
 from ..plan.stages import plan_stages
 from ..registry import find, lookup
 from . import DEVICES, Device, refuse_host_memory
-from .accelerator import host_room
+from .host_memory import host_room
 
 # What is copied to measure how long a state takes from one device to another, and how fast many bytes go. Bytes, and how often.
 FEW, MANY, TRIED = 16384, 16 * MIB, 20

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..cache import Cache
 from ..devices import Device, DraftAttention
 from ..kernels.attention import AttentionSpec
+from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
@@ -158,6 +159,10 @@ class Level:
     def undivided(self) -> bool:
         """Do all layers see the same nodes, and does nobody look at what lies between them?"""
         return self.hidden is None and self.short is self.nodes and self.placed.stages is None
+
+    @property
+    def expert_kernels(self) -> ExpertKernels | None:
+        return self.device.expert_kernels()
 
     def linear(self, index: int, x: Rows) -> Tensor:
         return self.linears[index](x)

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..devices import Device
 from ..kernels.draft_experts import ExpertProduct
+from ..kernels.expert_kernels import ExpertLinear
 from ..kernels.pack import BLOCK
-from ..quantizers import Quantizer
+from ..quantizers import Quantizer, Tensors
 from .routed import Routed
 
 
 def expert_copies(
-    quantizer: Quantizer, tensors: Mapping[str, Tensor], shape: tuple[int, int], experts: int, dtype: torch.dtype
+    quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], experts: int, dtype: torch.dtype, device: Device
 ) -> Callable[[Routed], Tensor]:
     """The map of routed rows [m, K] to [m, N / experts] by the substitutes of `experts`, which are that of a weight of `shape`
-    [N, K]. Keeps `tensors`, which lie in this process's memory."""
+    [N, K]. Keeps `tensors`, which lie on `device`."""
     rows = shape[0] // experts
-    if quantizer.grouped and "codes" in tensors:
+    there = device.draft_experts(quantizer, tensors, shape, experts, dtype)
+    if there is not None:
+        return lambda routed: _asked(there, routed)
+    if quantizer.grouped and not device.own_memory:
         product = ExpertProduct(tensors["codes"], tensors["scales"], experts)
         return lambda routed: product(routed.rows, routed.counts(experts))
 
     def multiply(routed: Routed) -> Tensor:
-        found, start = [routed.rows.new_empty(0, rows)], 0
+        found, start = [], 0
         for expert, count in enumerate(routed.counts(experts)):
             if count:
                 own = quantizer.cut(tensors, expert * rows // BLOCK, rows // BLOCK)
                 linear = quantizer.linear(own, (rows, shape[1]), dtype)
                 found.append(linear(routed.rows[start : start + count]).to(routed.rows.dtype))
                 start += count
-        return torch.cat(found)
+        # what goes to no expert
+        return torch.cat([*found, routed.rows.new_zeros(len(routed.rows) - start, rows)])
 
     return multiply
+
+
+def _asked(product: ExpertLinear, routed: Routed) -> Tensor:
+    assert routed.starts is not None, "a device that multiplies by experts has found the rows of each"
+    return product(routed.rows, routed.experts, routed.starts)

@@ -1,4 +1,5 @@
-"""How rows multiply by the exact weights of the experts that they go to: only those of experts with rows are brought.
+"""How rows multiply by the exact weights of the experts that they go to: only those of experts with rows are brought. A device with
+memory of its own gets all of them, in a fixed order, since the host does not wait there until it is known which.
 
 The rows of an expert, of all tiles together, are multiplied part by part. A row's bits depend on it and on the weights alone, as
 in all products: on how many others go to the same expert, they do not."""
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.pack import BLOCK
 from .exact_linear import ExactLinear, Piece
+from .part_runs import PartRun
 from .routed import Routed
 
 if TYPE_CHECKING:
@@ -42,16 +45,20 @@ class ExpertSupply:
     def multiply(self, index: int, tiles: Sequence[Routed]) -> list[Tensor]:
         """Of each tile [m, K], whose rows go to their experts: [m, rows of an expert's matrix]."""
         linear = self.supply.linears[index]
+        kernels = linear.device.expert_kernels()
+        if kernels is not None and all(tile.starts is not None for tile in tiles):
+            return self._by_runs(index, kernels, tiles)
         lengths = [len(tile.rows) for tile in tiles]
         experts = torch.cat([tile.experts for tile in tiles])
         order = torch.argsort(experts, stable=True) if len(tiles) > 1 else None
         x = torch.cat([tile.rows for tile in tiles])[order] if order is not None else tiles[0].rows
         counts: list[int] = torch.bincount(experts, minlength=linear.entry.experts).tolist()
         self._hint(index, counts)
-        out = x.new_empty(len(x), linear.entry.shape[0] // linear.entry.experts // BLOCK, BLOCK)
+        out = self._room(index, x)
         start = 0
-        for expert, count in enumerate(counts):
-            if count:
+        # those past the last are of rows that go to none
+        for expert, count in enumerate(counts[: linear.entry.experts]):
+            if count or self._all_come:
                 rows = slice(start, start + count)
                 self._times(index, expert, x[rows], out[rows])
                 start += count
@@ -60,10 +67,32 @@ class ExpertSupply:
             found = torch.empty_like(found).index_copy_(0, order, found)
         return list(torch.split(found, lengths))
 
+    def _room(self, index: int, x: Tensor) -> Tensor:
+        """Of any content [rows of x, blocks of an expert's matrix, 64]."""
+        entry = self.supply.linears[index].entry
+        return x.new_empty(len(x), entry.shape[0] // entry.experts // BLOCK, BLOCK)
+
+    @property
+    def _all_come(self) -> bool:
+        """Does the ring bring all experts, whoever goes to them?"""
+        return self.supply.ring is not None and self.supply.ring.route.fixed
+
+    def _by_runs(self, index: int, kernels: ExpertKernels, tiles: Sequence[Routed]) -> list[Tensor]:
+        """The same on a device, which alone knows who goes where: all experts come, and multiply what goes to them."""
+        made = [self._room(index, tile.rows) for tile in tiles]
+
+        def use(run: PartRun, blocks: Tensor) -> None:
+            for tile, out in zip(tiles, made, strict=True):
+                assert tile.starts is not None
+                kernels.multiply(tile.rows.contiguous(), tile.starts, blocks, run.first, out)
+
+        self.supply.by_runs(index, use)
+        return [out.flatten(1) for out in made]
+
     def _hint(self, index: int, counts: Sequence[int]) -> None:
         """Tell the ring what these experts will use, once for all of their Linears."""
         supply = self.supply
-        if supply.ring is None or index not in self._together:
+        if supply.ring is None or self._all_come or index not in self._together:
             return
         wanted = [
             supply.berths[part.number].haul
@@ -82,11 +111,11 @@ class ExpertSupply:
         together = product is not None and not linear.one_by_one
         for held in self.supply.arriving(self._parts[index][expert], together):
             pieces = [_piece(part, data, before, out.shape[1]) for part, data in held]
-            if product is not None:
+            if product is not None and len(x):
                 operands = [linear.operand(*piece) for piece in pieces]
                 product([(operand, first - before) for operand, first in operands])([x], out)
                 continue
-            for data, first, count in pieces:
+            for data, first, count in pieces if len(x) else ():
                 blocks = linear.blocks(data, first, count).to(x.dtype)
                 _by_tiles(x, blocks, out[:, first - before : first - before + count])
 

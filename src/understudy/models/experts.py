@@ -118,20 +118,35 @@ def mix(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: 
         return torch.empty_like(hidden_states)
     under_way, numbers = module.understudy.under_way, module.understudy_numbers
     assert under_way is not None, "a streamed model runs only through its target or draft view"
-    count, chosen = under_way.count, top_k_index.shape[-1]
-    routed, order, places = Routed.of(hidden_states[:count], top_k_index[:count], module.understudy_experts)
-    first = under_way.linear(numbers[BOTH if module.has_gate else UP], routed)
-    # On one thread: where the share of a thread ends in less than a vector, bits may be others, and that depends on all rows.
-    with team.stock_alone():
-        inner = module._apply_gate(first) if module.has_gate else module.act_fn(first)
-    out = under_way.linear(numbers[DOWN], routed.with_rows(inner))
+    count, chosen = under_way.count, top_k_index[: under_way.count]
+    hidden, weights = hidden_states[:count], top_k_weights[:count]
+
+    def given(routed: Routed) -> Tensor:
+        first = under_way.linear(numbers[BOTH if module.has_gate else UP], routed)
+        # On one thread: where the share of a thread ends in less than a vector, bits may be others, and that depends on all rows.
+        with team.stock_alone():
+            inner = module._apply_gate(first) if module.has_gate else module.act_fn(first)
+        out: Tensor = under_way.linear(numbers[DOWN], routed.with_rows(inner))
+        return out
+
+    if (kernels := under_way.expert_kernels) is not None:
+        there = kernels.places(chosen, module.understudy_experts)
+        out = given(Routed(hidden.index_select(0, there.nodes), there.experts, there.starts))
+        total: Tensor = kernels.add(out, there, weights, len(hidden_states), hidden_states.dtype)
+        return total
+    routed, order, places = Routed.of(hidden, chosen, module.understudy_experts)
+    return _added(given(routed), weights.reshape(-1)[order], places, hidden_states)
+
+
+def _added(out: Tensor, weights: Tensor, places: Tensor, like: Tensor) -> Tensor:
+    """What the routed rows `out` give the nodes whose `places` they have, by their `weights`; zeros for further rows of `like`."""
     # what is left out stands behind all others, as zeros
     given = out.new_zeros((len(out) + 1, out.shape[1]), dtype=torch.float32)
-    torch.mul(out.float(), top_k_weights[:count].reshape(-1)[order, None].float(), out=given[:-1])
-    total = torch.zeros(hidden_states.shape, dtype=torch.float32)
-    for rank in range(chosen):
-        total[:count] += given[places[:, rank]]
-    return total.to(hidden_states.dtype)
+    torch.mul(out.float(), weights[:, None].float(), out=given[:-1])
+    total = torch.zeros(like.shape, dtype=torch.float32, device=like.device)
+    for rank in range(places.shape[1]):
+        total[: len(places)] += given[places[:, rank]]
+    return total.to(like.dtype)
 
 
 @contextmanager

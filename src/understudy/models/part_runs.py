@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..codecs import Encoded
+from ..devices import RowProduct
 from ..kernels.pack import BLOCK
 from .exact_linear import ExactLinear, Piece
 
@@ -93,3 +94,9 @@ def _joined(parts: Sequence[Lying]) -> list[list[Lying]]:
             runs.append([part])
         end, block = part.start + part.nbytes, part.first_block + part.blocks
     return runs
+
+
+def rows_times(multiply: RowProduct, tiles: Sequence[Tensor], out: Tensor, run: PartRun, blocks: Tensor) -> None:
+    """`tiles` times the `blocks` of a run, into `out` [tiles, rows, all blocks, 64]."""
+    for x, y in zip(tiles, out, strict=True):
+        multiply(x, blocks, y[:, run.first : run.first + run.count])

@@ -16,8 +16,10 @@ class Routed:
 
     # [m, K]: a node's row stands here once for each expert that it goes to
     rows: Tensor
-    # int64 [m], ascending
+    # [m], ascending; their number, of a row that goes to none: its products are of any content
     experts: Tensor
+    # int32 [experts + 1], where a device must not be asked: the first row of each, and one past the last; None: the host counts
+    starts: Tensor | None = None
 
     @classmethod
     def of(cls, hidden: Tensor, chosen: Tensor, experts: int) -> tuple[Routed, Tensor, Tensor]:
@@ -28,7 +30,7 @@ class Routed:
         flat = chosen.reshape(-1)
         order = torch.argsort(flat, stable=True)
         places = torch.empty_like(order)
-        places[order] = torch.arange(len(order))
+        places[order] = torch.arange(len(order), device=order.device)
         sorted_experts = flat[order]
         count = int((sorted_experts < experts).sum())
         order, sorted_experts = order[:count], sorted_experts[:count]
@@ -37,12 +39,12 @@ class Routed:
 
     def with_rows(self, rows: Tensor) -> Routed:
         """Other rows on the same way."""
-        return Routed(rows, self.experts)
+        return Routed(rows, self.experts, self.starts)
 
     def counts(self, experts: int) -> list[int]:
         """How many rows each of so many experts has."""
         found: list[int] = torch.bincount(self.experts, minlength=experts).tolist()
-        return found
+        return found[:experts]
 
 
 # What a Linear or the experts of a layer multiply.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..devices import Device
 from ..errors import StoreError
 from ..kernels.attention import AttentionSpec
+from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
 from ..tree import Nodes
 from ..weights.layout import ModelLayout
@@ -33,6 +34,10 @@ class Pass(Protocol):
 
     # Its nodes. Inputs may have more rows, behind theirs.
     count: int
+
+    @property
+    def expert_kernels(self) -> ExpertKernels | None:
+        """What finds and adds up rows that go to experts where it runs; None: the host does."""
 
     def linear(self, index: int, x: Rows) -> Tensor:
         """Product of x [n, K] with the weight of streamed Linear `index`: [n, N], without its bias. Of routed rows each is

@@ -6,19 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..devices import ExactProduct, RowProduct
+from ..devices import ExactProduct
 from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
 from .exact_linear import ExactLinear
 from .expert_supply import ExpertSupply
 from .hauls import Haul, berths_of
-from .part_runs import Lying, PartRun, lying_in, runs_of
+from .part_runs import Lying, PartRun, lying_in, rows_times, runs_of
 from .routed import Routed
 
 # Multiplies the rows of tiles by some exact weights: tiles, and where results go.
@@ -123,13 +124,13 @@ class Supply:
         linear = self.linears[index]
         by_rows = linear.device.row_product()
         if by_rows is not None:
-            self._by_rows(index, by_rows, tiles, out)
+            self.by_runs(index, partial(rows_times, by_rows, tiles, out))
             return
         for held in self._arriving(index, together=False):
             linear.multiply([(data, part.first_block, part.blocks) for part, data in held], tiles, out)
 
-    def _by_rows(self, index: int, multiply: RowProduct, tiles: Sequence[Tensor], out: Tensor) -> None:
-        """Multiply `tiles` by all parts of Linear `index`, haul by haul, into `out` [tiles, rows, all blocks, 64]."""
+    def by_runs(self, index: int, use: Callable[[PartRun, Tensor], None]) -> None:
+        """Have all runs of Linear `index` used with their weights [blocks, K, 64], haul by haul."""
         if index not in self._steps:
             self._steps[index] = self._steps_of(index)
         self._announce(index)
@@ -139,9 +140,7 @@ class Supply:
                 data = step.data if slot is None else slot.data
                 assert data is not None, "what is not brought is here"
                 for run in step.runs:
-                    blocks = run.blocks(data)
-                    for x, y in zip(tiles, out, strict=True):
-                        multiply(x, blocks, y[:, run.first : run.first + run.count])
+                    use(run, run.blocks(data))
                 self.bytes_used += step.nbytes
             finally:
                 if slot is not None:

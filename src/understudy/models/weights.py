@@ -133,10 +133,10 @@ class PartStream:
         streaming = Streaming(extents, self._route(hauls), self.settings, check, sorted(places))
         return self.device.ring(streaming, capacity)
 
-
     def _route(self, hauls: Sequence[Haul]) -> Route:
-        """The order in which `hauls` are brought: fixed, or with stretches of which a pass uses what its experts are."""
-        if not any(entry.experts for entry in self.entries):
+        """The order in which `hauls` are brought: fixed, or with stretches of which a pass uses what its experts are. A device with
+        memory of its own knows these too late."""
+        if self.device.own_memory or not any(entry.experts for entry in self.entries):
             return FixedRoute(range(len(hauls)))
         mixtures = {part.number: self.entries[part.linear].mixture for part in self.parts}
         owners = [mixtures[haul.parts[0]] for haul in hauls]
@@ -242,7 +242,7 @@ class Weights(PartStream):
     def _draft(self, index: int, dtype: torch.dtype) -> Callable[[Any], Tensor]:
         entry, copy, tensors = self.entries[index], self.quantizers[index], self.substitutes[index]
         if entry.experts:
-            return expert_copies(copy, tensors, entry.shape, entry.experts, dtype)
+            return expert_copies(copy, tensors, entry.shape, entry.experts, dtype, self.device)
         return self.device.draft_product(copy, tensors, entry.shape, dtype)
 
     def drop(self) -> None:

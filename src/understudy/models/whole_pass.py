@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..kernels import team
 from ..kernels.attention import AttentionSpec
+from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
@@ -61,6 +62,10 @@ class WholePass:
         positions = nn.functional.pad(self.nodes.positions, padding)[None].to(self.view.device.where)
         ids = self.view.embed(nn.functional.pad(self.nodes.tokens, padding))[None]
         return {"input_ids": ids, "position_ids": positions, "past_key_values": pass_cache(), "use_cache": True}
+
+    @property
+    def expert_kernels(self) -> ExpertKernels | None:
+        return self.view.device.expert_kernels()
 
     def linear(self, index: int, x: Rows) -> Tensor:
         return self.view.multiply(index, [x], self.count)[0]

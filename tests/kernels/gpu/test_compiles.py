@@ -42,6 +42,22 @@ ATTENTION = {
 EXACT = {
     "x": "*bf16", "blocks": "*bf16", "out": "*bf16", "count": "i32", "columns": "i32", "x_line": "i32", "out_line": "i32",
 }  # fmt: skip
+EXACT_ROUTED = {
+    "x": "*bf16", "starts": "*i32", "blocks": "*bf16", "out": "*bf16", "first": "i32", "each": "i32", "columns": "i32",
+    "x_line": "i32", "out_line": "i32",
+}  # fmt: skip
+EXPERTS = {
+    "x": "*bf16", "experts": "*i32", "starts": "*i32", "codes": "*i32", "scales": "*i32", "shifts": "*i32", "out": "*bf16",
+    "scratch": "*fp32", "counters": "*i32", "known": "i32", "each": "i32",
+}  # fmt: skip
+EXPERT_PAIRS = {
+    "M": 8, "COLUMNS": 2048, "GROUP": 64, "STEP": 64, "ROUNDS": 4, "SHARES": 8, "PACKED": False, "STAGES": 3,
+}  # fmt: skip
+EXPERT_STEPS = EXPERT_PAIRS | {"M": 16, "SHARES": 2, "PACKED": True, "PARTS": 4, "BITS": 3, "WIDE": False}
+PLACES = {"chosen": "*i64", "nodes": "*i64", "experts": "*i32", "starts": "*i32", "rows": "*i32", "count": "i32"}
+ADDED = {
+    "given": "*bf16", "rows": "*i32", "end": "*i32", "weights": "*bf16", "total": "*bf16", "nodes": "i32", "columns": "i32",
+}  # fmt: skip
 ROWS = {"HEIGHT": 64, "STEP": 64, "WHOLE": True, "WIDE": False}
 FEW_ROWS = {"HEIGHT": 16, "STEP": 32, "WHOLE": False, "WIDE": True}
 FLAGS = {
@@ -119,6 +135,20 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "residual of 8 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 8, "DENSE": 3, "WIDER": 0, "group": 128}, TWO_WARPS),
     "exact product": ("exact_product", "_multiply_rows", EXACT, ROWS, {"num_stages": 3}),
     "exact product in float32": ("exact_product", "_multiply_rows", EXACT | {"x": "*fp32", "out": "*fp32"}, FEW_ROWS, {}),
+    "exact product of experts": ("exact_product", "_multiply_routed", EXACT_ROUTED, ROWS, {"num_stages": 3}),
+    "exact product of experts in float32": (
+        "exact_product", "_multiply_routed", EXACT_ROUTED | {"x": "*fp32", "out": "*fp32"}, FEW_ROWS, {}
+    ),
+    "rows of experts": ("expert_rows", "_places", PLACES, {"K": 8, "STEP": 1024}, UNFUSED),
+    "sums of experts": ("expert_rows", "_add", ADDED, {"K": 6, "LANES": 8, "STEP": 1024}, UNFUSED),
+    "experts of 4 bits": ("expert_product", "_multiply_pairs", EXPERTS, EXPERT_PAIRS, ONE_WARP),
+    "experts of 4 bits with many rows": (
+        "expert_product", "_multiply_pairs", EXPERTS, EXPERT_PAIRS | {"M": 16, "SHARES": 1, "PACKED": True}, ONE_WARP
+    ),
+    "experts of 3 bits": ("expert_product", "_multiply", EXPERTS, EXPERT_STEPS, STAGED),
+    "experts of 4 bits in float32": (
+        "expert_product", "_multiply", EXPERTS | {"x": "*fp32", "out": "*fp32"}, EXPERT_STEPS | {"BITS": 4, "SHARES": 1}, STAGED
+    ),
     "nodes of a level": ("search_level", "begin", LEVEL, LEVEL_SIZES, UNFUSED),
     "nodes of a text's guesses": ("search_level", "begin", LEVEL, LEVEL_SIZES | {"GUESSED": True}, UNFUSED),
     "agreement with guesses": ("search_level", "agree", AGREE, AGREE_SIZES, UNFUSED | {"num_warps": 1}),
@@ -206,7 +236,7 @@ def test_a_kernel_compiles(kernel: str, compiled: dict[str, dict[str, Any]]) -> 
     assert made["cubin"] > 0 and made["shared"] <= SHARED, made["shared"]
     found = instructions(made["ptx"])
     assert found.total() > 100
-    if kernel.startswith("gated products"):
+    if kernel.startswith(("gated products", "experts of 4 bits")) and "float32" not in kernel:
         copies = re.findall(r"cp\.async\.c[ag]\.\S+ [^;]*\], (0x\w+)", made["ptx"])
         assert len(copies) > 20 and "0x4" not in copies, "codes are loaded 16 bytes at once, not word by word"
     if kernel.startswith("residual"):
@@ -224,6 +254,13 @@ def test_a_search_compiles_for_gpus_of_servers(target: int, tmp_path: Path) -> N
     )
     made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
     assert all(made[name].get("cubin", 0) > 0 for name in names), made
+
+
+@pytest.mark.parametrize("target", [80, 90])
+def test_experts_compile_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
+    names = [name for name in KERNELS if "experts" in name]
+    made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
+    assert len(names) > 6 and all(made[name].get("cubin", 0) > 0 for name in names), made
 
 
 def test_every_launch_says_whether_products_and_sums_are_fused() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.device import DEVICE
 
 pytest.importorskip("triton")
-from understudy.kernels.gpu.exact_product import multiply_rows
+from understudy.kernels.gpu.exact_product import multiply_routed, multiply_rows
 
 # relative errors of one rounding of the result
 ERRORS = {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 5e-4}
@@ -42,3 +42,34 @@ def test_each_row_is_multiplied_for_itself(
     alone = torch.empty(1, 2, 64, dtype=dtype, device=DEVICE)
     multiply_rows(x[-1:], blocks, alone)
     assert torch.equal(alone[0], found[-1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.integers(0, 70), min_size=3, max_size=5),
+    st.sampled_from([64, 90, 192]),
+    st.sampled_from(list(ERRORS)),
+    st.integers(0, 1 << 20),
+)
+def test_each_row_is_multiplied_by_the_matrix_of_its_expert_with_the_bits_it_has_alone(
+    counts: list[int], columns: int, dtype: torch.dtype, seed: int
+) -> None:
+    """Matrices of two blocks each, of which five blocks come first and then the others; the last rows go to no expert."""
+    torch.manual_seed(seed)
+    experts = torch.repeat_interleave(torch.arange(len(counts) + 1), torch.tensor([*counts, 2]))
+    starts = torch.searchsorted(experts, torch.arange(len(counts) + 1)).to(DEVICE, torch.int32)
+    x = torch.randn(len(experts), columns).to(dtype).to(DEVICE)
+    blocks = torch.randn(2 * len(counts), columns, 64).bfloat16().to(DEVICE)
+    out = torch.full((len(x), 2, 64), 9.0, dtype=dtype, device=DEVICE)
+    multiply_routed(x, starts, blocks[:5], 0, out)
+    multiply_routed(x, starts, blocks[5:], 5, out)
+    assert (out[sum(counts) :] == 9).all()
+    for expert, own in enumerate(torch.split(torch.arange(sum(counts)), counts)):
+        matrix = blocks[2 * expert : 2 * expert + 2]
+        wanted = torch.empty(len(own), 2, 64, dtype=dtype, device=DEVICE)
+        multiply_rows(x[own], matrix, wanted)
+        assert torch.equal(out[own], wanted)
+        if len(own):
+            alone = torch.empty(1, 2, 64, dtype=dtype, device=DEVICE)
+            multiply_rows(x[own[-1:]], matrix, alone)
+            assert torch.equal(alone[0], out[own[-1]])

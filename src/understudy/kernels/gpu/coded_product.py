@@ -25,7 +25,7 @@ def multiply(
         b, codes0, scales0, codes1, scales1, codes2, scales2, count0, count1, count2, rows0, rows1, rows2, MATRICES, GATED
     )  # fmt: skip
     line = tile * M + tl.arange(0, M)
-    sums, squares = _share(
+    sums, squares = share_of(
         x, codes, scales, shifts, norm, line, block.to(tl.int64), share, m, count,
         M, COLUMNS, GROUP, STEP, ROUNDS, PARTS, BITS, NORM, STAGES, WIDE,
     )  # fmt: skip
@@ -43,22 +43,22 @@ def multiply(
         counter = counters + tile * blocks + b // group
         if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SHARES * group - 1:
             whole = scratch + (tile * blocks + b // group * group).to(tl.int64) * SHARES * sizes
-            y = _added(whole, M, SHARES, NORM, COLUMNS, epsilon)
+            y = added(whole, M, SHARES, NORM, COLUMNS, epsilon)
             if BIAS:
                 y += _bias(bias, first + block * 64, block * 64, rows)
             if GATED:
-                second = _added(whole + SHARES * sizes, M, SHARES, NORM, COLUMNS, epsilon)
+                second = added(whole + SHARES * sizes, M, SHARES, NORM, COLUMNS, epsilon)
                 if BIAS:
                     second += _bias(bias, rows0 + block * 64, block * 64, rows)
                 y = y / (1 + tl.exp(-y)) * second
-            _finish(y, other, out, line, m, first, block, rows, beside, apart, OTHER)
+            finish(y, other, out, line, m, first, block, rows, beside, apart, OTHER)
             tl.store(counter, 0)
     else:
         if NORM:
             sums *= _factor(squares, COLUMNS, epsilon)
         if BIAS:
             sums += _bias(bias, first + block * 64, block * 64, rows)
-        _finish(sums, other, out, line, m, first, block, rows, beside, apart, OTHER)
+        finish(sums, other, out, line, m, first, block, rows, beside, apart, OTHER)
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def matrix_of(
 
 
 @triton.jit
-def _share(
+def share_of(
     x, codes, scales, shifts, norm, line, block, share, m, count,
     M: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, ROUNDS: tl.constexpr, PARTS: tl.constexpr,
     BITS: tl.constexpr, NORM: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
@@ -198,7 +198,7 @@ def _in_order(sums, M: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def _added(scratch, M: tl.constexpr, SHARES: tl.constexpr, NORM: tl.constexpr, COLUMNS: tl.constexpr, epsilon):
+def added(scratch, M: tl.constexpr, SHARES: tl.constexpr, NORM: tl.constexpr, COLUMNS: tl.constexpr, epsilon):
     """The sums [M, 64] of all shares, in their order, after the norm's factor. They are read past the nearest cache."""
     line = tl.arange(0, M)
     spot = scratch + line[:, None] * 64 + tl.arange(0, 64)[None, :]
@@ -226,7 +226,7 @@ def _bias(bias, at, first, rows):
 
 
 @triton.jit
-def _finish(y, other, out, line, m, first, block, rows, beside, apart, OTHER: tl.constexpr):
+def finish(y, other, out, line, m, first, block, rows, beside, apart, OTHER: tl.constexpr):
     """Write outputs [M, 64] of one block, with what `other` says done first."""
     o = block * 64 + tl.arange(0, 64)
     held = (line < m)[:, None] & (o < rows)[None, :]

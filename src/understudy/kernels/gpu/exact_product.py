@@ -2,7 +2,7 @@
 
 A program multiplies HEIGHT rows by one block of 64 outputs. Rows that are not there are zeros, so one row takes the same
 instructions as HEIGHT, and its bits never depend on their number, nor on its place among them. Columns go in order and are never
-shared out over programs."""
+shared out over programs. Where rows go to experts, a program takes those of one expert, so they are as if no others were there."""
 
 import torch
 import triton
@@ -41,10 +41,58 @@ def _multiply_rows(
     HEIGHT: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     block, tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    row, k, side = tile * HEIGHT + tl.arange(0, HEIGHT), tl.arange(0, STEP), tl.arange(0, 64)
+    row, side = tile * HEIGHT + tl.arange(0, HEIGHT), tl.arange(0, 64)
     there = row[:, None] < count
-    given = x + row[:, None] * x_line
     weights = blocks + block * columns * 64 + side[None, :]
+    total = _sums(x + row[:, None] * x_line, weights, there, columns, HEIGHT, STEP, WHOLE, WIDE)
+    tl.store(out + row[:, None] * out_line + block * 64 + side[None, :], total.to(out.dtype.element_ty), there)
+
+
+def multiply_routed(x: Tensor, starts: Tensor, blocks: Tensor, first: int, out: Tensor) -> None:
+    """Rows x [m, K], each times the matrix of its expert, into `out` [m, blocks of a matrix, 64].
+
+    Of expert e they are those from starts[e] to starts[e + 1] - 1, on the device. `blocks` [nb, K, 64]: some of those of all
+    matrices, one below the other, from block `first` on; what others give is left as it is."""
+    count, columns = x.shape
+    assert blocks.is_contiguous() and blocks.shape[1:] == (columns, BLOCK) and x.is_contiguous() and out.is_contiguous()
+    assert len(out) == count and out.shape[2] == BLOCK and out.dtype == x.dtype and starts.dtype == torch.int32
+    if not count:
+        return
+    single = x.dtype == torch.float32
+    height = HEIGHT_FLOAT32 if single else HEIGHT
+    step = STEP_FLOAT32 if single else STEP
+    # enough for four times as many rows of an expert as each would have if they were spread evenly
+    tiles = triton.cdiv(4 * count, (len(starts) - 1) * height)
+    _multiply_routed[(len(blocks), min(tiles, triton.cdiv(count, height)))](
+        x, starts, blocks, out, first, out.shape[1], columns, columns, out.stride(0), HEIGHT=height, STEP=step,
+        WHOLE=columns % step == 0, WIDE=INTERPRETED or single, num_warps=4, num_stages=3, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["first", "each"])
+def _multiply_routed(
+    x, starts, blocks, out, first, each, columns, x_line, out_line,
+    HEIGHT: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """One block, and every so many of its expert's tiles of rows: none where it has no rows."""
+    block = tl.program_id(0).to(tl.int64)
+    expert, place = (first + block) // each, (first + block) % each
+    begin, end = tl.load(starts + expert), tl.load(starts + expert + 1)
+    side = tl.arange(0, 64)
+    weights = blocks + block * columns * 64 + side[None, :]
+    for start in range(begin + tl.program_id(1) * HEIGHT, end, tl.num_programs(1) * HEIGHT):
+        row = (start + tl.arange(0, HEIGHT)).to(tl.int64)
+        there = row[:, None] < end
+        total = _sums(x + row[:, None] * x_line, weights, there, columns, HEIGHT, STEP, WHOLE, WIDE)
+        tl.store(out + row[:, None] * out_line + place * 64 + side[None, :], total.to(out.dtype.element_ty), there)
+
+
+@triton.jit
+def _sums(
+    given, weights, there, columns, HEIGHT: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """[HEIGHT, 64]: rows at `given` that are `there`, times a block of `weights`, columns in order."""
+    k = tl.arange(0, STEP)
     total = tl.zeros([HEIGHT, 64], tl.float32)
     for first in range(0, columns, STEP):
         column = first + k
@@ -59,4 +107,4 @@ def _multiply_rows(
             total = tl.dot(part.to(tl.float32), weight.to(tl.float32), total, input_precision="ieee")
         else:
             total = tl.dot(part, weight.to(part.dtype), total)
-    tl.store(out + row[:, None] * out_line + block * 64 + side[None, :], total.to(out.dtype.element_ty), there)
+    return total

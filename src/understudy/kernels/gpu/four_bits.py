@@ -52,7 +52,7 @@ def multiply_pairs(
     size: tl.constexpr = N * 129
     pair = tile * tl.num_programs(0) + b
     whole = scratch + (pair * SHARES).to(tl.int64) * size
-    _share(
+    share_of_pair(
         x, run, near, norm, whole + share * size, line, share, m, count,
         N, COLUMNS, GROUP, STEP, ROUNDS, NORM, STAGES,
     )  # fmt: skip
@@ -107,7 +107,7 @@ def last_finishes(
 
 
 @triton.jit
-def _share(
+def share_of_pair(
     x, run, near, norm, mine, line, share, m, count,
     N: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, ROUNDS: tl.constexpr, NORM: tl.constexpr,
     STAGES: tl.constexpr,
