@@ -181,6 +181,8 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 64, "moe_num_shared_experts": 1, "moe_layer_end_index": 2,
         **_UNTIED,
     },
+    # matrices that are stored transposed, with biases, and gates between what they gate
+    "gpt_oss": {**_LOCAL_EXPERTS, "head_dim": 16, **_SLIDING},
     "minimax_m2": {**_LOCAL_EXPERTS, "head_dim": 16, "rotary_dim": 8},
     "phimoe": {**_LOCAL_EXPERTS, "sliding_window": None},
     # a dense network and experts in every layer, with norms of their own

@@ -258,3 +258,16 @@ def test_experts_of_several_types_are_named(tmp_path: Path) -> None:
     for ask in (checkpoint.weight_dtype, checkpoint.weight_bytes):
         with pytest.raises(CheckpointError, match=r"no tensor 'layers\.0\.experts\.9\.w2\.weight'"):
             ask(gone)
+
+
+def test_rows_of_experts_that_are_stored_transposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[experts, in, out]: rows of an expert are columns of its matrix, read a few lines at a time."""
+    stored = torch.randn(5, 96, 128, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    checkpoint = Checkpoint.open(write(tmp_path / "model", {"experts.both": stored, **mixture(pieces=False)}))
+    spec = LinearSpec("experts.both", "experts.both", (5 * 128, 96), turned=True, experts=5, chosen=2)
+    assert spec.stored_shape == (5, 96, 128) and (spec.outputs, spec.unit) == (128, 128)
+    whole = stored.transpose(1, 2).reshape(640, 96)
+    for band in (1 << 20, 3 * 256):
+        monkeypatch.setattr("understudy.weights.checkpoint.BAND", band)
+        for start, stop in ((0, 128), (64, 128), (128, 192), (512, 640), (577, 600)):
+            assert torch.equal(checkpoint.weight_rows(spec, start, stop), whole[start:stop])

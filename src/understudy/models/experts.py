@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # What such parameters are called in all families: the first of two, or of three that one is made of, and the last.
 BOTH, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
+# Ends the names of their biases [experts, out].
+BIAS = "_bias"
 # Dimensions of such a parameter.
 STACKED = 3
 
@@ -39,6 +41,8 @@ class Stack:
     experts: int
     outputs: int
     inputs: int
+    # Is the parameter [experts, in, out]?
+    turned: bool
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -76,23 +80,27 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
         if mixes(module):
             _refuse_odd(path, module)
             # in the order of use
-            for name, parameter in sorted(module.named_parameters(recurse=False), key=lambda named: named[0] == DOWN):
-                experts, outputs, inputs = parameter.shape
-                found[f"{path}.{name}"] = Stack(module, name, experts, outputs, inputs)
+            named: Any = module
+            for name in _stacked(named):
+                turned = bool(named.is_transposed)
+                experts, *sizes = module.get_parameter(name).shape
+                outputs, inputs = sizes[::-1] if turned else sizes
+                found[f"{path}.{name}"] = Stack(module, name, experts, outputs, inputs, turned)
     return found
+
+
+def _stacked(module: Any) -> tuple[str, str]:
+    """The names of the stacks of a module of experts, in the order of use."""
+    return BOTH if module.has_gate else UP, DOWN
 
 
 def _refuse_odd(path: str, module: Any) -> None:
     """Raise CheckpointError for the experts `module` if `mix` would not compute what its class does."""
-    wrong = {
-        "keeps their weights transposed": module.is_transposed,
-        "has biases": module.has_bias,
-        "has a norm behind each": module.has_post_expert_norm,
-    }
-    why = next((what for what, found in wrong.items() if found), None)
-    expected = {BOTH if module.has_gate else UP, DOWN}
-    named = {name: tuple(p.shape) for name, p in module.named_parameters(recurse=False)}
-    if why is None and (named.keys() != expected or any(len(shape) != STACKED for shape in named.values())):
+    why = "has a norm behind each" if module.has_post_expert_norm else None
+    biases = [name + BIAS for name in _stacked(module)] if module.has_bias else []
+    dimensions = dict.fromkeys(_stacked(module), STACKED) | dict.fromkeys(biases, STACKED - 1)
+    named = {name: p.dim() for name, p in module.named_parameters(recurse=False)}
+    if why is None and named != dimensions:
         why = f"keeps {', '.join(sorted(named))}"
     if why is not None:
         raise CheckpointError(f"{path} ({type(module).__name__}) holds experts in a way that is not supported yet: it {why}.")
@@ -120,14 +128,14 @@ def mix(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: 
     assert under_way is not None, "a streamed model runs only through its target or draft view"
     count, chosen = under_way.count, top_k_index[: under_way.count]
     hidden, weights = hidden_states[:count], top_k_weights[:count]
+    up, down = _stacked(module)
 
     def given(routed: Routed) -> Tensor:
-        first = under_way.linear(numbers[BOTH if module.has_gate else UP], routed)
+        first = _biased(under_way.linear(numbers[up], routed), module, up, routed)
         # On one thread: where the share of a thread ends in less than a vector, bits may be others, and that depends on all rows.
         with team.stock_alone():
             inner = module._apply_gate(first) if module.has_gate else module.act_fn(first)
-        out: Tensor = under_way.linear(numbers[DOWN], routed.with_rows(inner))
-        return out
+        return _biased(under_way.linear(numbers[down], routed.with_rows(inner)), module, down, routed)
 
     if (kernels := under_way.expert_kernels) is not None:
         there = kernels.places(chosen, module.understudy_experts)
@@ -136,6 +144,14 @@ def mix(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: 
         return total
     routed, order, places = Routed.of(hidden, chosen, module.understudy_experts)
     return _added(given(routed), weights.reshape(-1)[order], places, hidden_states)
+
+
+def _biased(out: Tensor, module: Any, name: str, routed: Routed) -> Tensor:
+    """What the matrices called `name` gave routed rows, with the bias of each row's expert where experts have some."""
+    if not module.has_bias:
+        return out
+    biases: Tensor = getattr(module, name + BIAS)
+    return out + biases[routed.experts.clamp(max=len(biases) - 1)]
 
 
 def _added(out: Tensor, weights: Tensor, places: Tensor, like: Tensor) -> Tensor:

@@ -207,8 +207,9 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
             what = f"of the {stack.experts} experts of {path!r} some have no tensor such as {names[0]!r}"
             raise CheckpointError(f"The checkpoint is not whole: {what}. Get it again.")
         return LinearSpec(
-            path, names[0], stack.shape, experts=stack.experts, chosen=seen.chosen[path], pieces=names if len(names) > 1 else ()
-        )
+            path, names[0], stack.shape, stack.turned, experts=stack.experts, chosen=seen.chosen[path],
+            pieces=names if len(names) > 1 else (),
+        )  # fmt: skip
 
     specs = tuple(map(spec_of, order))
     aside = [embedding, *(spec.module for spec in tables)]

@@ -89,10 +89,20 @@ class Checkpoint:
                 read_bytes(info.file, offset, flat(rows[done : done + count]), CheckpointError)
                 done += count
             return rows
-        columns, width = spec.shape[1], max(BAND // self.info(spec.weight).row_bytes, 1)
-        bands = (self.read_rows(spec.weight, at, min(at + width, columns)) for at in range(0, columns, width))
+        # of the one expert that they are of
+        columns, before = spec.shape[1], start // spec.outputs * spec.shape[1]
+        width = max(BAND // (spec.outputs * self.info(spec.weight).dtype.itemsize), 1)
+        bands = (self._lines(spec, before + at, min(width, columns - at)) for at in range(0, columns, width))
+        own = slice(start % spec.outputs, start % spec.outputs + stop - start)
         # copied one by one, so that no whole band is held
-        return torch.cat([band[:, start:stop].T.contiguous() for band in bands], dim=1)
+        return torch.cat([band[:, own].T.contiguous() for band in bands], dim=1)
+
+    def _lines(self, spec: LinearSpec, first: int, count: int) -> Tensor:
+        """Lines of a weight that is stored transposed: one for each input, of all outputs; one expert's follow the other's."""
+        info = self.info(spec.weight)
+        assert info.shape == spec.stored_shape, f"{info.name} is {info.shape}, not {spec.stored_shape}"
+        offset = info.offset + first * spec.outputs * info.dtype.itemsize
+        return read_tensor(info.file, offset, info.dtype, (count, spec.outputs), CheckpointError)
 
     def places(self, spec: LinearSpec, start: int, stop: int) -> list[tuple[TensorInfo, int, int]]:
         """Where rows start..stop - 1 of a weight lie, which is not stored transposed: of each tensor that has some, one after

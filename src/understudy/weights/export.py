@@ -106,11 +106,16 @@ def _fill(tensors: Sequence[list[_Place]], pieces: Iterable[Tensor]) -> int:
 
 
 def _as_stored(store: Store, entry: LinearEntry) -> Iterator[Tensor]:
-    """The exact weight in the source's order, in pieces; one that is stored transposed is a single piece."""
+    """The exact weight in the source's order, in pieces; a matrix that is stored transposed is a single piece."""
     if not entry.turned:
         yield from store.rows_of(entry)
-    else:
-        yield torch.cat(list(store.rows_of(entry))).T.contiguous()
+        return
+    held: list[Tensor] = []
+    for rows in store.rows_of(entry):
+        held.append(rows)
+        if sum(map(len, held)) == entry.spec.outputs:
+            yield torch.cat(held).T.contiguous()
+            held = []
 
 
 def _offsets(header: str) -> dict[str, tuple[int, int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class LinearSpec:
     """One nn.Linear that is streamed: its module name, the tensor it multiplies by, and [out, in]. `turned`: a checkpoint holds it
-    transposed, as [in, out].
+    transposed, as [in, out]; or each expert's matrix.
 
     Or one matrix of each of a layer's `experts`, one below the other: a parameter's name in the place of a module's, and as the
     tensor that parameter [experts, out, in], or the first of those that it is made of."""
@@ -31,9 +31,9 @@ class LinearSpec:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape of each of the checkpoint's tensors."""
-        if self.turned:
-            return self.shape[::-1]
         rows, columns = self.shape
+        if self.turned:
+            return (self.experts, columns, self.outputs) if self.experts else (columns, rows)
         if self.pieces:
             return rows // len(self.pieces), columns
         return (self.experts, rows // self.experts, columns) if self.experts else self.shape
