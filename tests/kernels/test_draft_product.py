@@ -37,6 +37,12 @@ def test_a_row_does_not_depend_on_the_others(spec: str) -> None:
     assert torch.equal(torch.cat([linear(row[None]) for row in x]), linear(x))
 
 
+def test_no_rows_give_none() -> None:
+    maker = quantizer("int4")
+    linear = maker.linear(maker.quantize(torch.randn(128, 256)), (128, 256), torch.bfloat16)
+    assert linear(torch.empty(0, 256, dtype=torch.bfloat16)).shape == (0, 128)
+
+
 def test_zeros_and_views() -> None:
     maker = quantizer("int4")
     made = maker.quantize(torch.randn(64, 64))

@@ -120,6 +120,8 @@ class Joined:
         x = x.contiguous()
         count = len(x)
         y = torch.empty((count, self.outputs), dtype=x.dtype)
+        if not count:
+            return y
         scratch = torch.empty(self.room(count), dtype=torch.uint8)
         lead, _ = entries()
         run = self.described(count, x.itemsize)
