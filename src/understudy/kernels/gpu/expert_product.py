@@ -62,7 +62,7 @@ class GroupedExperts:
         places = self.experts + count // tile + 1 if packed else count
         blocks = -(-self.blocks // 2) if narrow else self.blocks
         shares = self._shares(min(places, self.experts) * blocks, narrow)
-        sums = places * blocks * shares.count * tile * (129 if narrow else 65)
+        sums = places * blocks * shares.count * tile * (129 if narrow else 65 * (shares.count > 1))
         scratch = torch.empty(sums, dtype=torch.float32, device=x.device)
         grid, whole = (blocks, shares.count, count), self.whole
         kernel = _multiply_pairs if narrow else _multiply
