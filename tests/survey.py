@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.tiny import COMMON, FAMILIES, MORE_FAMILIES, WRAPPERS, sections, wrapper
+from tests.tiny import COMMON, FAMILIES, MIXTURES, MORE_FAMILIES, WRAPPERS, sections, wrapper
 from understudy.errors import UnderstudyError
 from understudy.models import proof
 from understudy.models.refusals import refuse_unsupported
@@ -76,7 +76,7 @@ def configs_of(kind: str) -> Iterator[Any]:
     if kind in WRAPPERS or kind in SIZED:
         yield wrapper(kind, **SIZED.get(kind, {}))
         return
-    for table in (FAMILIES, MORE_FAMILIES):
+    for table in (FAMILIES, MORE_FAMILIES, MIXTURES):
         if kind in table:
             yield AutoConfig.for_model(kind, **{**COMMON, **table[kind]})
             return
@@ -151,7 +151,7 @@ def page(answers: dict[str, str], wrappers: set[str]) -> str:
 def main() -> int:
     warnings.simplefilter("ignore")
     answers, wrappers = {}, set()
-    known = {kind for kind in {**FAMILIES, **MORE_FAMILIES, **WRAPPERS} if kind in CONFIG_MAPPING}
+    known = {kind for kind in {**FAMILIES, **MORE_FAMILIES, **MIXTURES, **WRAPPERS} if kind in CONFIG_MAPPING}
     for kind in sorted({*known, *(kind for names in ALL for kind in names)}):
         answers[kind], wraps = answered(kind)
         wrappers |= {kind} if wraps else set()

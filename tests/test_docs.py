@@ -27,7 +27,7 @@ from transformers import CONFIG_MAPPING
 
 from tests.frontends.conftest import ROOT
 from tests.server.conftest import Running, loaded
-from tests.tiny import FAMILIES, MORE_FAMILIES, WRAPPERS, save
+from tests.tiny import FAMILIES, MIXTURES, MORE_FAMILIES, WRAPPERS, save
 from understudy.frontends import main
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -196,6 +196,6 @@ def test_the_page_of_models_names_those_that_the_tests_run() -> None:
     """`python tests/survey.py` writes the page."""
     page = (ROOT / "docs" / "models.md").read_text()
     running = set(re.findall(r"`([\w.-]+)`", page[page.index("## Kinds that run") : page.index("## Kinds that are refused")]))
-    tried = {kind for kind in {**FAMILIES, **MORE_FAMILIES, **WRAPPERS} if kind in CONFIG_MAPPING}
+    tried = {kind for kind in {**FAMILIES, **MORE_FAMILIES, **MIXTURES, **WRAPPERS} if kind in CONFIG_MAPPING}
     refused = re.findall(r"`([\w.-]+)`", page[page.index("## Kinds that are refused") :])
     assert len(tried) > 50 and tried <= running and running.isdisjoint(refused)

@@ -77,3 +77,20 @@ def test_norms_are_one_tensor_for_both_views(tmp_path: Path) -> None:
         parameters = dict(llm.model.module.named_parameters())
         shared = llm.model.weights.shared
         assert shared and all(parameters[name].data_ptr() == tensor.data_ptr() for name, tensor in shared.items())
+
+
+def test_what_comes_together_of_a_mixture_is_of_one_expert(tmp_path: Path) -> None:
+    """Its gate and its up, which lie behind each other; what every token uses comes together as in other models."""
+    save(tmp_path / "model", "qwen3_moe", torch.bfloat16, num_hidden_layers=2)
+    store = LLM.prepare(tmp_path / "model", codec="delta", output=tmp_path / "store")
+    plan = LLM.plan_only(store.path, memory="1GiB", resident="none", context=64)
+    weights = Weights(store, plan, SETTINGS, Processor(1), drafts=False)
+    parts = {part.number: part for part in weights.parts}
+    together = 0
+    for haul in weights.hauls(plan.ring_bytes):
+        own = [parts[number] for number in haul.parts]
+        entries = {part.linear: weights.entries[part.linear] for part in own}
+        experts = {(i, p.first_block * 64 // e.spec.outputs) for i, e in entries.items() if e.experts for p in own}
+        assert len(experts) <= 1 and (not experts or len(entries) == 1)
+        together += bool(experts) and len(own) == 2
+    assert together == 2 * 8

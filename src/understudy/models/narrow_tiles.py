@@ -106,7 +106,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = function.overloadpacket.__name__
         if name in PRODUCTS:
             self.whole = False
-        elif name not in PLAIN and not (name == "pow" and args[1] in EXACT_POWERS):
+        elif name not in PLAIN and not (name == "pow" and not isinstance(args[1], Tensor) and args[1] in EXACT_POWERS):
             tensors = made if isinstance(made, tuple | list) else [made]
             self.whole = self.whole and all(_whole(tensor) for tensor in tensors if isinstance(tensor, Tensor))
         return made
