@@ -77,7 +77,7 @@ def test_a_level_is_recorded_and_takes_few_launches_for_the_experts_of_a_layer(t
 
 
 def test_where_experts_lie_changes_no_token(tmp_path: Path) -> None:
-    """Some stay beside their copies, or in their place, where levels multiply by them; or they are decoded beside codes of 6 bits."""
+    """Some stay beside their copies, or in their place, where levels multiply by them, or are decoded beside codes of 6 bits."""
     save(tmp_path / "model", "qwen3_moe", torch.bfloat16, num_hidden_layers=2)
     with llm(tmp_path / "model", method="none") as fake:
         plain = texts(fake)
