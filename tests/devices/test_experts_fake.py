@@ -10,9 +10,12 @@ import torch
 
 from tests import fake_device
 from tests.fake_device import FakeDevice, RowDevice
+from tests.fake_graphs import Recorder, own_kernels
 from tests.tiny import save
 from understudy import LLM, SamplingParams, UsageError
 from understudy.devices import DEVICES
+from understudy.models.whole_pass import WholePass
+from understudy.tree import Nodes, TokenTree
 
 pytest.importorskip("triton")
 
@@ -74,6 +77,26 @@ def test_a_level_is_recorded_and_takes_few_launches_for_the_experts_of_a_layer(t
             found = Counter(graph.launches)
             assert {name: found[name] for name in EXPERTS} == {name: count * LAYERS for name, count in EXPERTS.items()}
             assert "bincount" not in found and "argsort" not in found and "sort" not in found
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_a_pass_asks_the_device_for_no_value_until_it_is_done(family: str, tmp_path: Path) -> None:
+    """Each layer's experts take the launches of a level, and routers one of ours."""
+    save(tmp_path / "model", family, torch.bfloat16, num_hidden_layers=LAYERS)
+    nodes = Nodes.of(TokenTree.chain(PROMPT), 0, 0)
+    with llm(tmp_path / "model", method="none", resident="residual") as fake, torch.inference_mode():
+        target = fake.model.target
+        target.cache.begin_pass(nodes)
+        target.current.under_way = under_way = WholePass(target, nodes)
+        wanted, recorder = under_way.forward(), Recorder()
+        with recorder, own_kernels(recorder):
+            found = under_way.forward()
+        target.current.under_way = None
+    assert torch.equal(found, wanted)
+    mixed = sum(1 for entry in fake.store.linears.values() if entry.experts) // 2
+    launched = Counter(recorder.launches)
+    assert mixed and launched["_places"] == launched["_add"] == launched["_multiply_whole"] == mixed and not launched["linear"]
+    assert launched["_multiply_routed"] == 2 * mixed
 
 
 def test_where_experts_lie_changes_no_token(tmp_path: Path) -> None:
