@@ -52,6 +52,7 @@ class LockedExperts:
     """Kernels of experts for one thread at a time."""
 
     def __init__(self, kernels: ExpertKernels) -> None:
+        self.decide = _one_at_a_time(kernels.decide)
         self.places = _one_at_a_time(kernels.places)
         self.multiply = _one_at_a_time(kernels.multiply)
         self.add = _one_at_a_time(kernels.add)

@@ -250,6 +250,7 @@ class Blueprint:
             widest_level=widest_level,
             apart=drafter.apart,
             layers=len(self.shape.layers),
+            all_experts=self.device.own_memory,
             spilling=self._spilling(),
             kv_bits=SMALL if self.options.small_keys else 0,
             speeds=self.speeds,

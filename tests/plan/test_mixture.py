@@ -30,6 +30,18 @@ def test_what_stays_is_not_streamed(parts: frozenset[int], whole: frozenset[int]
     assert found.level_bytes == sum(40 if index in whole else 10 for index in (1, 2))
 
 
+def test_a_device_is_brought_all_and_a_level_reads_some(tmp_path: Path) -> None:
+    save(tmp_path / "model", "qwen3_moe", torch.bfloat16)
+    options: dict[str, Any] = {"context": 64, "codec": "raw", "bits": 4, "rows": 1, "resident": "none", "memory": "1GiB"}
+    here = LLM.plan_only(tmp_path / "model", **options)
+    there = LLM.plan_only(tmp_path / "model", **options, machine="cuda:memory=4GB,link=25GB/s,host=8GB")
+    assert here.mixture is not None and there.mixture == here.mixture.all_brought()
+    assert there.streamed_by(1) == there.streamed_by(32) == there.streamed_bytes > here.streamed_by(32) > here.streamed_by(1)
+    assert there.exact_by(1) == there.exact_bytes and there.level_by(1) == here.level_by(1) < there.draft_level_bytes
+    assert any("for any tokens, since all experts come" in line for line in there.lines())
+    assert not any("for any tokens" in line for line in here.lines())
+
+
 def test_a_dense_model_has_none() -> None:
     assert Mixture.of(PARTS[:3], LINEARS[:1], Kept(frozenset(), frozenset(), taken_bytes=0, streamed_bytes=0)) is None
 

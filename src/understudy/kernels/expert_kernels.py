@@ -13,6 +13,9 @@ from torch import Tensor
 # of no expert get any content.
 ExpertLinear = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+# Takes rows x [n, K] and a weight [N, K]; gives [n, N]. The bits of a row do not depend on the other rows.
+WholeProduct = Callable[[Tensor, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class ExpertPlaces:
@@ -31,6 +34,10 @@ class ExpertPlaces:
 
 class ExpertKernels(Protocol):
     """Work on routed rows that never asks the device for a value."""
+
+    def decide(self, x: Tensor, weight: Tensor) -> Tensor:
+        """What a router multiplies; see `WholeProduct`."""
+        ...
 
     def places(self, chosen: Tensor, experts: int) -> ExpertPlaces:
         """Of the choices [n, k] of n nodes among so many experts. A number that none has: the node goes to fewer."""

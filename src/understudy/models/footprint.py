@@ -35,6 +35,9 @@ from .weights import held, largest
 EMBEDDING_ROOM = 8 * MIB
 # Blocks of sums at most that a product is made of on a device; `kernels.gpu.draft_product`.
 SPLITS = 528
+# Rows, mostly of zeros, for which a product with codes of experts makes sums wherever a node goes to one, see
+# `kernels.gpu.expert_product`.
+FEWEST_ROWS = 8
 # Bytes for each entry of a vocabulary: its text, twice, and the merge that makes it; measured, see docs/log.md.
 TOKENIZER = 320
 
@@ -247,7 +250,9 @@ def on_device(
     recurrent = [layer.recurrent for layer in shape.layers if layer.recurrent is not None]
     outputs = blocks_of(shape.vocabulary) * BLOCK
     logits_bytes = outputs * (4 + 4 + (3 if shape.changes_logits else 1) * dtype.itemsize)
-    node_bytes = footprint.tile_bytes // TILE + SPLITS * BLOCK * 4 + logits_bytes
+    # of the matrices of experts that one node goes to
+    routed = max((int(linear.blocks * linear.share) for linear in sizes.linears if linear.share < 1), default=0)
+    node_bytes = footprint.tile_bytes // TILE + max(SPLITS, FEWEST_ROWS * routed) * BLOCK * 4 + logits_bytes
     levels = LevelSize(node_bytes, noise_bytes=shape.vocabulary * BYTES_A_TOKEN)
     if device.graphs is None:
         levels = replace(levels, recorded_bytes=0)

@@ -196,7 +196,7 @@ class Model:
         waited = self._waited() - waited
         with self._learning:
             # More nodes go to more experts, so what is waited for grows with them as arithmetic does.
-            late = 0.0 if self.plan.mixture else waited
+            late = 0.0 if self.plan.mixture and self.plan.mixture.streamed_bytes else waited
             self.cost.learn(len(nodes), seconds - late, late)
         return settled, hidden
 

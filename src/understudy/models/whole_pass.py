@@ -17,6 +17,7 @@ from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
+from .by_rows import by_rows
 from .routed import Routed, Rows
 from .streamed import Placed, pass_cache, place_of_one
 
@@ -162,12 +163,15 @@ class Rehearsal(WholePass):
 @torch.inference_mode()
 def rows_apart(view: Target, outputs: Sequence[int], longest: int) -> bool:
     """Whether each node has the same bits in passes of different sizes: a chain's first nodes are compared, with stand-ins for
-    attention and for the weights, which need not be here. `outputs`: the outputs of each Linear; `longest`: tokens of the longest
+    attention and for the weights, which need not be here. From now on Linears that lie whole multiply each row for itself, where
+    the device has a kernel for that. `outputs`: the outputs of each Linear; `longest`: tokens of the longest
     text, of which a model may have no more positions.
 
     Row 0 of the cache must be empty."""
     cache = view.cache
     tokens = [1 + 7 * place % 90 for place in range(min(max(TRIED), longest))]
+    if (kernels := view.device.expert_kernels()) is not None:
+        by_rows(view.model, view.current, WholePass, kernels.decide)
     weightless = replace(view, multiply=stand_in(outputs), whole=True)
     seen: list[Tensor] = []
     try:

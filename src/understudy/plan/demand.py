@@ -233,6 +233,8 @@ class PlanRequest:
     groups: int = 1
     # Decoder layers.
     layers: int = 0
+    # Does a pass bring all experts, whichever its nodes go to?
+    all_experts: bool = False
     # How keys and values spill; None: they all stay in fast memory.
     spilling: Spilling | None = None
     # Bits of a key's or value's number, where not the model's own type; 0: that.

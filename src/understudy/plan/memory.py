@@ -162,6 +162,7 @@ def _placed(
     whole_bytes = sum(footprint.linears[index].exact_bytes for index in kept.whole)
     decoded_bytes = sum(footprint.linears[index].exact_bytes for index in kept.decoded)
     substitute_bytes = fixed["substitute"] - sum(footprint.linears[index].substitute_bytes for index in kept.whole)
+    mixture = Mixture.of(footprint.part_bytes, footprint.linears, kept)
     plan = Plan(
         budget_bytes=request.budget_bytes,
         items={
@@ -190,7 +191,7 @@ def _placed(
         groups=request.groups,
         draft_level_bytes=substitute_bytes + whole_bytes,
         exact_bytes=footprint.exact_bytes,
-        mixture=Mixture.of(footprint.part_bytes, footprint.linears, kept),
+        mixture=mixture.all_brought() if mixture is not None and request.all_experts else mixture,
         speeds=request.speeds,
         link_bytes_per_second=request.speeds.link_bytes_per_second,
     )

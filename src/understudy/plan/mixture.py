@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .residents import Kept, LinearSize, used_share
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The bytes of experts in a plan: of all that it counts as streamed, as read by a level, and as read by a pass."""
+    """The bytes of experts in a plan, of which nodes use some: of those that it counts as streamed, as read by a level, and as read
+    by a pass."""
 
     # Of the experts of a layer, those that a token goes to.
     share: float
@@ -33,6 +34,10 @@ class Mixture:
         level = sum(linears[i].exact_bytes if i in kept.whole else linears[i].substitute_bytes for i in mixed)
         share = sum(linears[i].share * linears[i].exact_bytes for i in mixed) / exact
         return cls(share, streamed, level, exact)
+
+    def all_brought(self) -> Mixture:
+        """The same where a pass brings and reads all experts, whichever its nodes go to."""
+        return replace(self, streamed_bytes=0, exact_bytes=0)
 
     def unused(self, nodes: float) -> float:
         """The share of all experts that none of so many nodes goes to, if each goes wherever it likes. Real texts use fewer."""

@@ -267,7 +267,9 @@ class Plan:
         share = self.streamed_bytes / self.residual_bytes if self.residual_bytes else 0.0
         streamed, whole = format_size(self.streamed_bytes), format_size(self.residual_bytes)
         lines = [f"streamed per pass: {streamed} of {whole} exact weights ({share:.0%})"]
-        if self.mixture is not None:
+        if self.mixture is not None and not self.mixture.exact_bytes:
+            lines[0] += " for any tokens, since all experts come" if self.streamed_bytes else ""
+        elif self.mixture is not None:
             few, more = (format_size(round(self.streamed_by(nodes))) for nodes in (1, self.tile))
             lines[0] = (
                 f"streamed per pass: {few} of {whole} exact weights for one token, {more} for {self.tile} whose experts are"

@@ -46,6 +46,7 @@ EXACT_ROUTED = {
     "x": "*bf16", "starts": "*i32", "blocks": "*bf16", "out": "*bf16", "first": "i32", "each": "i32", "columns": "i32",
     "x_line": "i32", "out_line": "i32",
 }  # fmt: skip
+ROUTER = {"x": "*bf16", "weight": "*bf16", "out": "*bf16", "count": "i32", "outputs": "i32", "columns": "i32"}
 EXPERTS = {
     "x": "*bf16", "experts": "*i32", "starts": "*i32", "codes": "*i32", "scales": "*i32", "shifts": "*i32", "out": "*bf16",
     "scratch": "*fp32", "counters": "*i32", "known": "i32", "each": "i32",
@@ -138,6 +139,11 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "exact product of experts": ("exact_product", "_multiply_routed", EXACT_ROUTED, ROWS, {"num_stages": 3}),
     "exact product of experts in float32": (
         "exact_product", "_multiply_routed", EXACT_ROUTED | {"x": "*fp32", "out": "*fp32"}, FEW_ROWS, {}
+    ),
+    "routers of experts": ("exact_product", "_multiply_whole", ROUTER, {"HEIGHT": 64, "STEP": 64, "WIDE": False}, STAGED),
+    "routers of experts in float32": (
+        "exact_product", "_multiply_whole", ROUTER | {"x": "*fp32", "weight": "*fp32", "out": "*fp32"},
+        {"HEIGHT": 16, "STEP": 32, "WIDE": True}, STAGED,
     ),
     "rows of experts": ("expert_rows", "_places", PLACES, {"K": 8, "STEP": 1024}, UNFUSED),
     "sums of experts": ("expert_rows", "_add", ADDED, {"K": 6, "LANES": 8, "STEP": 1024}, UNFUSED),

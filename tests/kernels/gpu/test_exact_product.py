@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.device import DEVICE
 
 pytest.importorskip("triton")
-from understudy.kernels.gpu.exact_product import multiply_routed, multiply_rows
+from understudy.kernels.gpu.exact_product import multiply_routed, multiply_rows, multiply_whole
 
 # relative errors of one rounding of the result
 ERRORS = {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 5e-4}
@@ -73,3 +73,21 @@ def test_each_row_is_multiplied_by_the_matrix_of_its_expert_with_the_bits_it_has
             alone = torch.empty(1, 2, 64, dtype=dtype, device=DEVICE)
             multiply_rows(x[own[-1:]], matrix, alone)
             assert torch.equal(alone[0], out[own[-1]])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.sampled_from([1, 16, 65, 130]), st.sampled_from([16, 90, 192]), st.sampled_from([1, 8, 64, 70]),
+    st.sampled_from(list(ERRORS)), st.integers(0, 1 << 20),
+)  # fmt: skip
+def test_a_weight_that_lies_whole_multiplies_each_row_for_itself(
+    count: int, columns: int, outputs: int, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x, weight = (torch.randn(rows, columns).to(dtype).to(DEVICE) for rows in (count, outputs))
+    found = multiply_whole(x, weight)
+    wanted = x.double() @ weight.double().T
+    assert found.dtype == dtype and (found.double() - wanted).norm() <= ERRORS[dtype] * wanted.norm()
+    order = torch.randperm(count, device=DEVICE)
+    assert torch.equal(multiply_whole(x[order], weight), found[order])
+    assert torch.equal(multiply_whole(x[-1:], weight)[0], found[-1])

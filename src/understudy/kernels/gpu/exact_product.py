@@ -87,6 +87,40 @@ def _multiply_routed(
         tl.store(out + row[:, None] * out_line + place * 64 + side[None, :], total.to(out.dtype.element_ty), there)
 
 
+def multiply_whole(x: Tensor, weight: Tensor) -> Tensor:
+    """x [n, K] times a `weight` [N, K] that lies as torch has it, of any N: [n, N], sums in float32."""
+    (count, columns), outputs = x.shape, len(weight)
+    x, weight = x.contiguous(), weight.contiguous()
+    out = x.new_empty(count, outputs)
+    single = x.dtype == torch.float32
+    height, step = (HEIGHT_FLOAT32, STEP_FLOAT32) if single else (HEIGHT, STEP)
+    _multiply_whole[(triton.cdiv(outputs, BLOCK), triton.cdiv(count, height))](
+        x, weight, out, count, outputs, columns, HEIGHT=height, STEP=step, WIDE=INTERPRETED or single,
+        num_warps=4, num_stages=3, enable_fp_fusion=True,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["count"])
+def _multiply_whole(
+    x, weight, out, count, outputs, columns, HEIGHT: tl.constexpr, STEP: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """Some rows and 64 outputs."""
+    row = (tl.program_id(1) * HEIGHT + tl.arange(0, HEIGHT)).to(tl.int64)
+    side, k = tl.program_id(0) * 64 + tl.arange(0, 64), tl.arange(0, STEP)
+    there, known = row[:, None] < count, side[None, :] < outputs
+    total = tl.zeros([HEIGHT, 64], tl.float32)
+    for first in range(0, columns, STEP):
+        column = first + k
+        part = tl.load(x + row[:, None] * columns + column[None, :], there & (column < columns)[None, :], other=0)
+        near = tl.load(weight + side[None, :] * columns + column[:, None], known & (column < columns)[:, None], other=0)
+        if WIDE:
+            total = tl.dot(part.to(tl.float32), near.to(tl.float32), total, input_precision="ieee")
+        else:
+            total = tl.dot(part, near.to(part.dtype), total)
+    tl.store(out + row[:, None] * outputs + side[None, :], total.to(out.dtype.element_ty), there & known)
+
+
 @triton.jit
 def _sums(
     given, weights, there, columns, HEIGHT: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr

@@ -62,9 +62,9 @@ class GroupedExperts:
         places = self.experts + count // tile + 1 if packed else count
         blocks = -(-self.blocks // 2) if narrow else self.blocks
         shares = self._shares(min(places, self.experts) * blocks, narrow)
-        sums = places * blocks * shares.count * tile * (129 if narrow else 65)
+        sums = places * blocks * shares.count * tile * (129 if narrow else 65 * (shares.count > 1))
         scratch = torch.empty(sums, dtype=torch.float32, device=x.device)
-        grid, whole = (blocks, shares.count, count), self.whole
+        grid, whole = (count, blocks, shares.count), self.whole
         kernel = _multiply_pairs if narrow else _multiply
         others: dict[str, int] = {} if narrow else {"PARTS": PARTS, "BITS": whole.bits, "WIDE": INTERPRETED}
         kernel[grid](
@@ -109,7 +109,7 @@ def _multiply(
 ):  # fmt: skip
     """Share number `share` of the columns of block `b`, for up to M rows of an expert of which `row` is the first. The last of its
     shares adds all of them."""
-    b, share, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row, b, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     expert = tl.load(experts + row)
     if expert < known:
         end = tl.load(starts + expert + 1)
@@ -141,7 +141,7 @@ def _multiply_pairs(
     PACKED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The same for codes of 4 bits and two neighbouring blocks; see `four_bits`."""
-    b, share, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row, b, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     expert = tl.load(experts + row)
     if expert < known:
         end = tl.load(starts + expert + 1)
@@ -154,7 +154,7 @@ def _multiply_pairs(
             run = codes + one.to(tl.int64) * COLUMNS * 8 + word % 8
             near = scales + one * 64 + word % 8 * 4
             place = expert + row // M if PACKED else row
-            pair = place * tl.num_programs(0) + b
+            pair = place * tl.num_programs(1) + b
             whole = scratch + (pair * SHARES).to(tl.int64) * (M * 129)
             share_of_pair(
                 x, run, near, x, whole + share * (M * 129), line, share, end, known * each,
