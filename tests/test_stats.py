@@ -26,7 +26,7 @@ ADVANCES = st.lists(st.builds(advance, reads=st.booleans(), nodes=st.integers(1,
 
 
 def model(limit: float | None = None) -> Any:
-    plan = SimpleNamespace(plain_tokens_per_second=limit, to_dict=lambda: {"rows": 2})
+    plan = SimpleNamespace(plain_tokens_per_second=limit, mixture=None, to_dict=lambda: {"rows": 2})
     return SimpleNamespace(plan=plan, device=SimpleNamespace(peak_bytes=lambda: 5000))
 
 

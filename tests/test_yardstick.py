@@ -48,7 +48,7 @@ def test_what_rounds_take_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None
         shapes |= {f"substitute:width={width},depth=6": (1.0 + 6 * width, width) for width in yardstick.WIDTHS}
         nodes, level_nodes = shapes[method]
         rest = 0.0 if "width" in method else known.level_rest
-        level = replace(known, level_rest=rest).level_seconds(plan.draft_level_bytes, plan.layers, level_nodes)
+        level = replace(known, level_rest=rest).level_seconds(plan, level_nodes)
         if method == "eagle:demo":
             plan = replace(plan, items={**plan.items, "draft head": 10**6}, draft_level_bytes=10**5)
             level = known.head_seconds(11 * 10**5, level_nodes)

@@ -13,6 +13,7 @@ from tests.tiny import save
 from understudy import LLM
 from understudy.devices.processor import Processor
 from understudy.errors import StoreError
+from understudy.models.expert_supply import ExpertSupply
 from understudy.models.routed import Routed
 from understudy.models.supply import Supply
 from understudy.models.weights import Weights
@@ -129,8 +130,8 @@ def test_a_pass_that_is_left_among_experts_is_followed_by_a_right_one(made: Made
         if cut == "first":
             streaming.multiply(first, [tile], 0)
         elif cut == "within":
-            streaming.experts._hint(first, tile.counts(EXPERTS))
-            next(iter(streaming.arriving(streaming.experts._parts[first][0], together=False)))
+            ExpertSupply(streaming)._hint(first, tile.counts(EXPERTS))
+            next(iter(streaming.arriving(streaming.experts.parts[first][0], together=False)))
         streaming.abandon()
         assert all(map(torch.equal, layer(streaming, (first, second), [tile]), expected)), cut
     assert streaming.ring is not None

@@ -26,21 +26,28 @@ if TYPE_CHECKING:
 FIXED = 32
 
 
-class ExpertSupply:
-    """Multiplies routed rows with the weights of `supply`."""
+class ExpertParts:
+    """Where the matrices of experts are among the parts of a model's `linears`, which are `by_linear`."""
 
-    def __init__(self, supply: Supply) -> None:
-        self.supply = supply
+    def __init__(self, linears: Sequence[ExactLinear], by_linear: Sequence[list[PartRef]]) -> None:
         # by Linear and expert: the parts of its matrix
-        self._parts: dict[int, list[list[PartRef]]] = {}
+        self.parts: dict[int, list[list[PartRef]]] = {}
         # by the first Linear of some experts: all of theirs, which are used one after the other
-        self._together: dict[int, list[int]] = {}
-        entries = [linear.entry for linear in supply.linears]
+        self.together: dict[int, list[int]] = {}
+        entries = [linear.entry for linear in linears]
         for mixture, indices in groupby(range(len(entries)), key=lambda index: entries[index].mixture):
             if mixture:
                 own = list(indices)
-                self._together[own[0]] = own
-                self._parts |= {index: _by_expert(supply.by_linear[index], supply.linears[index]) for index in own}
+                self.together[own[0]] = own
+                self.parts |= {index: _by_expert(by_linear[index], linears[index]) for index in own}
+
+
+class ExpertSupply:
+    """Multiplies routed rows with the weights of `supply`. Made for one product: a supply that kept it would outlive its last
+    user."""
+
+    def __init__(self, supply: Supply) -> None:
+        self.supply = supply
 
     def multiply(self, index: int, tiles: Sequence[Routed]) -> list[Tensor]:
         """Of each tile [m, K], whose rows go to their experts: [m, rows of an expert's matrix]."""
@@ -92,12 +99,12 @@ class ExpertSupply:
     def _hint(self, index: int, counts: Sequence[int]) -> None:
         """Tell the ring what these experts will use, once for all of their Linears."""
         supply = self.supply
-        if supply.ring is None or self._all_come or index not in self._together:
+        if supply.ring is None or self._all_come or index not in supply.experts.together:
             return
         wanted = [
             supply.berths[part.number].haul
-            for own in self._together[index]
-            for parts, count in zip(self._parts[own], counts, strict=True)
+            for own in supply.experts.together[index]
+            for parts, count in zip(supply.experts.parts[own], counts, strict=True)
             for part in parts
             if count and part.number not in supply.residents and supply.berths[part.number].first
         ]
@@ -109,7 +116,7 @@ class ExpertSupply:
         product = linear.product(x.dtype)
         before = expert * out.shape[1]
         together = product is not None and not linear.one_by_one
-        for held in self.supply.arriving(self._parts[index][expert], together):
+        for held in self.supply.arriving(self.supply.experts.parts[index][expert], together):
             pieces = [_piece(part, data, before, out.shape[1]) for part, data in held]
             if product is not None and len(x):
                 operands = [linear.operand(*piece) for piece in pieces]

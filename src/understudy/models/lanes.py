@@ -47,7 +47,7 @@ class LaneWeights(PartStream):
         self.settings = settings
         self.device = device
         self.host_bytes = plan.host_bytes
-        entries = [store.linears[spec.module] for spec in store.layout.linears]
+        self.entries = entries = [store.linears[spec.module] for spec in store.layout.linears]
         self.stored = [part.stored for entry in entries for part in entry.parts]
         self.parts = streamable(entries, mine=plan.parts)
         # A Linear without parts is the first device's.

@@ -17,7 +17,7 @@ from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK, blocks_of
 from ..tiers.ring import Ring, Slot
 from .exact_linear import ExactLinear
-from .expert_supply import ExpertSupply
+from .expert_supply import ExpertParts, ExpertSupply
 from .hauls import Haul, berths_of
 from .part_runs import Lying, PartRun, lying_in, rows_times, runs_of
 from .routed import Routed
@@ -78,7 +78,7 @@ class Supply:
         self.bytes_used = 0
         # hauls in use, and whether the last of them has parts of Linears that come later
         self._slots, self._goes_on = list[Slot](), False
-        self.experts = ExpertSupply(self)
+        self.experts = ExpertParts(linears, self.by_linear)
         # by Linear: the steps of a device that has a product of rows
         self._steps: dict[int, list[Stretch]] = {}
         # by Linear: what multiplies by it where it stays in fast memory
@@ -94,7 +94,7 @@ class Supply:
         """Tiles [any, K], in all `rows` rows and then padding -> tiles [the same, N]. Linear `index` is brought once for all; where
         tiles are routed rows, only the matrices of their experts."""
         if isinstance(tiles[0], Routed):
-            return self.experts.multiply(index, tiles)
+            return ExpertSupply(self).multiply(index, tiles)
         linear, given = self.linears[index], tiles[0]
         heights = [tile.shape[0] for tile in tiles]
         height, outputs = sum(heights), linear.entry.shape[0]
@@ -287,7 +287,7 @@ class Supply:
     def drop(self) -> None:
         """Let go of all weights: nothing is multiplied any more."""
         self.residents, self.linears = {}, ()
-        self.experts = ExpertSupply(self)
+        self.experts = ExpertParts((), ())
         for made in (self._products, self._together, self._steps, self._slots):
             made.clear()
 
