@@ -42,7 +42,7 @@ def texts(model: LLM, prompts: Sequence[list[int]] = (PROMPT,)) -> list[list[int
     return [done.token_ids for params in (GREEDY, SAMPLED) for done in model.generate(list(prompts), params)]
 
 
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "nemotron_h-experts"])
+@pytest.mark.parametrize("family", ["mixtral", "nemotron_h-experts"])
 def test_in_float32_the_tokens_are_the_cpus(family: str, tmp_path: Path) -> None:
     save(tmp_path / "model", family)
     with llm(tmp_path / "model", method="none", device="cpu") as cpu:
@@ -53,7 +53,7 @@ def test_in_float32_the_tokens_are_the_cpus(family: str, tmp_path: Path) -> None
     assert len(set(plain[1])) > 3
 
 
-@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_5_moe_text"])
+@pytest.mark.parametrize("family", ["qwen3_5_moe_text"])
 def test_in_bfloat16_drafting_changes_no_token(family: str, tmp_path: Path) -> None:
     """One text and two side by side; all experts come in every pass."""
     save(tmp_path / "model", family, torch.bfloat16)
