@@ -77,6 +77,13 @@ class Chat:
             "notes": list(self.notes),
         }
 
+    @property
+    def _streamed(self) -> str:
+        """What a pass streams: of experts, as many as its tokens go to."""
+        plan = self.chosen.plan
+        one, most = (format_size(nbytes) for nbytes in (round(plan.streamed_by(1)), plan.streamed_bytes))
+        return most if one == most else f"{one} for one token, up to {most}"
+
     def lines(self) -> list[str]:
         """For people."""
         talk = self.conversation
@@ -88,7 +95,7 @@ class Chat:
             f"{clients}{talk.turns} turns: {talk.tokens} tokens each",
             *taken,
             f"{'in all':<{width}}  {format_size(plan.used):>10}  of {format_size(plan.budget_bytes)}",
-            f"streamed in each pass: {format_size(plan.streamed_bytes)}",
+            f"streamed in each pass: {self._streamed}",
             f"lower bound: {whole_mib(bound.budget_bytes)} ({bound.gives_up})",
         ]
         if self.keeping is not None:
