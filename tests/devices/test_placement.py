@@ -47,9 +47,10 @@ class LooksLikeCuda(FakeDevice):
     def search_kernels(self) -> None:
         """Torch's operations search: where tensors of the kernels lie, they are told by the search that they replace."""
 
-    def _sound(self, product: Any, quantizer: Any, tensors: Any, *given: Any) -> bool:
+    def _sound(self, products: str, dtype: torch.dtype, off: Any) -> bool:
+        tensors = next(each for each in off.args if isinstance(each, dict))
         with self.placement.kernel(*tensors.values()):
-            return super()._sound(product, quantizer, tensors, *given)
+            return super()._sound(products, dtype, off)
 
     def decode(self, decoder: Any, part: Encoded, out: Tensor | None = None) -> Tensor:
         if decoder.name == "raw":

@@ -87,7 +87,9 @@ def test_a_weight_that_lies_whole_multiplies_each_row_for_itself(
     x, weight = (torch.randn(rows, columns).to(dtype).to(DEVICE) for rows in (count, outputs))
     found = multiply_whole(x, weight)
     wanted = x.double() @ weight.double().T
-    assert found.dtype == dtype and (found.double() - wanted).norm() <= ERRORS[dtype] * wanted.norm()
+    # a single number may be off by what the interpreter cuts off in bfloat16
+    error = 2**-7 if dtype == torch.bfloat16 else ERRORS[dtype]
+    assert found.dtype == dtype and (found.double() - wanted).norm() <= error * wanted.norm()
     order = torch.randperm(count, device=DEVICE)
     assert torch.equal(multiply_whole(x[order], weight), found[order])
     assert torch.equal(multiply_whole(x[-1:], weight)[0], found[-1])
