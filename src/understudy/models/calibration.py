@@ -67,33 +67,31 @@ class Reading:
         self.done += 1
         self.note(self._moments(x.rows if isinstance(x, Routed) else x[: self.count]))
         if isinstance(x, Routed):
-            y = self._by_experts(spec, x)
+            y = self._by_experts(spec, x, self.checkpoint.weight_dtype(spec))
         else:
             y = x.new_zeros(len(x), spec.shape[0])
             # The head is skipped: nobody asks for logits.
             if index < len(self.layout.linears) - 1:
-                self._times(spec, 0, spec.shape[0], x, y)
+                self._times(spec, (0, spec.shape[0]), self.checkpoint.weight_dtype(spec), x, y)
         if self.progress is not None:
             self.progress(index + 1, len(self.layout.linears))
         return [y]
 
-    def _by_experts(self, spec: LinearSpec, x: Routed) -> Tensor:
-        """Routed rows times the matrices of their experts."""
-        y, start = x.rows.new_zeros(len(x.rows), spec.outputs), 0
-        for expert, count in enumerate(x.counts(spec.experts)):
-            if count:
-                rows = slice(start, start + count)
-                self._times(spec, expert * spec.outputs, (expert + 1) * spec.outputs, x.rows[rows], y[rows])
-                start += count
+    def _by_experts(self, spec: LinearSpec, x: Routed, dtype: torch.dtype) -> Tensor:
+        """Routed rows times the matrices of their experts, which are stored in `dtype`."""
+        y = x.rows.new_zeros(len(x.rows), spec.outputs)
+        for expert, rows in x.groups(spec.experts):
+            matrix = expert * spec.outputs, (expert + 1) * spec.outputs
+            self._times(spec, matrix, dtype, x.rows[rows], y[rows])
         return y
 
-    def _times(self, spec: LinearSpec, start: int, stop: int, x: Tensor, y: Tensor) -> None:
-        """y [rows, stop - start] = x times rows start to stop - 1 of a weight, part by part."""
-        own = x.to(_product_type(x.dtype))
-        for first, blocks in part_blocks(spec.shape, self.checkpoint.weight_dtype(spec), spec.unit):
-            rows = first * BLOCK, min((first + blocks) * BLOCK, spec.shape[0])
-            if start <= rows[0] < stop:
-                y[:, rows[0] - start : rows[1] - start] = own @ self._weights(spec, *rows, own.dtype).T
+    def _times(self, spec: LinearSpec, matrix: tuple[int, int], dtype: torch.dtype, x: Tensor, y: Tensor) -> None:
+        """y [rows, stop - start] = x times rows start to stop - 1 of a weight that is stored in `dtype`, part by part; `matrix`:
+        start and stop."""
+        own, (start, stop) = x.to(_product_type(x.dtype)), matrix
+        for first, blocks in part_blocks((stop - start, spec.shape[1]), dtype, spec.unit):
+            rows = first * BLOCK, min((first + blocks) * BLOCK, stop - start)
+            y[:, slice(*rows)] = own @ self._weights(spec, start + rows[0], start + rows[1], own.dtype).T
 
     def _weights(self, spec: LinearSpec, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows start to stop - 1 of a weight, of type `dtype`, until the next are asked for."""

@@ -29,15 +29,12 @@ def expert_copies(
         return lambda routed: product(routed.rows, routed.counts(experts))
 
     def multiply(routed: Routed) -> Tensor:
-        found, start = [], 0
-        for expert, count in enumerate(routed.counts(experts)):
-            if count:
-                own = quantizer.cut(tensors, expert * rows // BLOCK, rows // BLOCK)
-                linear = quantizer.linear(own, (rows, shape[1]), dtype)
-                found.append(linear(routed.rows[start : start + count]).to(routed.rows.dtype))
-                start += count
-        # what goes to no expert
-        return torch.cat([*found, routed.rows.new_zeros(len(routed.rows) - start, rows)])
+        # zeros for what goes to no expert
+        found = routed.rows.new_zeros(len(routed.rows), rows)
+        for expert, own in routed.groups(experts):
+            copy = quantizer.cut(tensors, expert * rows // BLOCK, rows // BLOCK)
+            found[own] = quantizer.linear(copy, (rows, shape[1]), dtype)(routed.rows[own]).to(found.dtype)
+        return found
 
     return multiply
 

@@ -76,8 +76,7 @@ class ExpertSupply:
 
     def _room(self, index: int, x: Tensor) -> Tensor:
         """Of any content [rows of x, blocks of an expert's matrix, 64]."""
-        entry = self.supply.linears[index].entry
-        return x.new_empty(len(x), entry.shape[0] // entry.experts // BLOCK, BLOCK)
+        return x.new_empty(len(x), self.supply.linears[index].entry.spec.outputs // BLOCK, BLOCK)
 
     @property
     def _all_come(self) -> bool:
@@ -137,7 +136,7 @@ def _by_expert(parts: Sequence[PartRef], linear: ExactLinear) -> list[list[PartR
     experts = linear.entry.experts
     if len(parts) == 1 and not parts[0].nbytes:
         return [list(parts)] * experts
-    blocks = linear.entry.shape[0] // experts // BLOCK
+    blocks = linear.entry.spec.outputs // BLOCK
     found: list[list[PartRef]] = [[] for _ in range(experts)]
     for part in parts:
         found[part.first_block // blocks].append(part)

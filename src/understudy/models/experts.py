@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..kernels import team
+from .bare import STACKED
 from .routed import Routed
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 BOTH, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
 # Ends the names of their biases [experts, out].
 BIAS = "_bias"
-# Dimensions of such a parameter.
-STACKED = 3
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Model:
 
     def _join_tiles(self) -> None:
         """Let a pass be one forward, where the device has a product for that and this model's rows do not know each other."""
-        outputs = [entry.shape[0] // (entry.experts or 1) for entry in self.weights.entries]
+        outputs = [entry.spec.outputs for entry in self.weights.entries]
         if self.supply.fused(self.dtype) and not (self.plan.padded_rows or self.plan.spill_latest or self.stages):
             self.target.untried, self.target.narrow = outputs, NarrowTiles(outputs)
         if self.device.row_product() is None or self.supply.fused(self.dtype):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,14 @@ class Routed:
         """How many rows each of so many experts has."""
         found: list[int] = torch.bincount(self.experts, minlength=experts).tolist()
         return found[:experts]
+
+    def groups(self, experts: int) -> Iterator[tuple[int, slice]]:
+        """Each of so many experts that has rows, and where they are."""
+        start = 0
+        for expert, count in enumerate(self.counts(experts)):
+            if count:
+                yield expert, slice(start, start + count)
+                start += count
 
 
 # What a Linear or the experts of a layer multiply.

@@ -116,7 +116,7 @@ class PartStream:
         entry = self.entries[part.linear]
         if not entry.experts:
             return 0
-        return 1 + part.linear * most + part.first_block * BLOCK // (entry.shape[0] // entry.experts)
+        return 1 + part.linear * most + part.first_block * BLOCK // entry.spec.outputs
 
     def ring(self, capacity: int, hauls: Sequence[Haul]) -> Ring | None:
         """The stream of `hauls`; None when there is nothing to stream."""
