@@ -2,8 +2,10 @@
 torch on whole texts."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,9 @@ class PublishedMtp:
     window: int = 0
     # Copies of the model's embedding and output head that the layer brings.
     copies: tuple[str, ...] = ()
+    # Is it a mixture of experts? Then transformers' own layer says what it computes. Has each expert tensors of its own?
+    mixture: bool = False
+    apart: bool = False
 
 
 def _together(norms: tuple[str, str, str, str], like: int, changes: Mapping[str, Any], **peculiar: Any) -> PublishedMtp:
@@ -52,11 +57,13 @@ def _together(norms: tuple[str, str, str, str], like: int, changes: Mapping[str,
     return PublishedMtp(changes, "mtp.layers.0.", *(f"mtp.{name}.weight" for name in own), like=like, norms=norms, **peculiar)
 
 
-def _numbered(layer: str, norms: tuple[str, str, str, str], copies: tuple[str, ...] = (), neighbours: bool = True) -> PublishedMtp:
+def _numbered(
+    layer: str, norms: tuple[str, str, str, str], copies: tuple[str, ...] = (), neighbours: bool = True, **peculiar: Any
+) -> PublishedMtp:  # fmt: skip
     own = ("enorm", "hnorm", "eh_proj", "shared_head.norm")
     return PublishedMtp(
         {"num_nextn_predict_layers": 1}, layer, *(f"{layer}{name}.weight" for name in own), like=1, norms=norms,
-        neighbours=neighbours, copies=copies,
+        neighbours=neighbours, copies=copies, **peculiar,
     )  # fmt: skip
 
 
@@ -71,6 +78,17 @@ MTP = {
     "glm_ocr": _numbered("model.language_model.layers.3.", _AROUND, ("embed_tokens", "shared_head.head")),
     "qwen2": _numbered("model.layers.3.", _BEFORE, neighbours=False),
 }
+_TABLES = ("embed_tokens", "shared_head.head")
+# The same of layers that are mixtures of experts.
+MTP_MIXTURES = {
+    "qwen3_next": _together(_BEFORE, 3, {}, zero_centred=True, mixture=True, apart=True),
+    "qwen3_5_moe_text": _together(_BEFORE, 3, {"mtp_num_hidden_layers": 1}, zero_centred=True, mixture=True),
+    "qwen3_5_moe": _together(_BEFORE, 3, {"mtp_num_hidden_layers": 1}, zero_centred=True, mixture=True),
+    "deepseek_v3": _numbered("model.layers.3.", _BEFORE, _TABLES, mixture=True, apart=True),
+    "glm4_moe": _numbered("model.layers.3.", _BEFORE, _TABLES, mixture=True, apart=True),
+    "glm4_moe_lite": _numbered("model.layers.3.", _BEFORE, mixture=True, apart=True),
+}
+MTP |= MTP_MIXTURES
 
 
 def mtp_tensors(family: str, dtype: torch.dtype, model: Any) -> dict[str, Tensor]:
@@ -79,16 +97,44 @@ def mtp_tensors(family: str, dtype: torch.dtype, model: Any) -> dict[str, Tensor
     like = stock(family, seed=7, **form.changes).get_decoder()
     size = model.get_decoder().config.hidden_size
     torch.manual_seed(11)
-    tensors = {f"{form.layer}{name}": tensor.detach() for name, tensor in like.layers[form.like].named_parameters()}
+    tensors = {f"{form.layer}{name}": tensor.detach() for name, tensor in like.layers[form.like].state_dict().items()}
     centre = 0.0 if form.zero_centred else 1.0
     tensors |= {name: torch.full((size,), centre) for name in (form.norm_e, form.norm_h, form.norm)}
     tensors[form.join] = torch.randn(size, 2 * size) * 0.15
     for name, tensor in tensors.items():
-        if tensor.dim() == 1:
+        if tensor.dim() == 1 and "bias" not in name:
             tensors[name] = tensor + torch.randn_like(tensor) * 0.2
     tables = {"embed_tokens": model.get_input_embeddings(), "shared_head.head": model.get_output_embeddings()}
     tensors |= {f"{form.layer}{name}.weight": tables[name].weight.detach() for name in form.copies}
+    tensors = _apart(tensors) if form.apart else tensors
     return {name: tensor.to(dtype).contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors`, but of those of all experts one for each expert, and two where its gate is one of them."""
+    made: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        before, found, kind = name.partition("experts.gate_up_proj" if name.endswith("gate_up_proj") else "experts.down_proj")
+        if not found or kind:
+            made[name] = tensor
+            continue
+        for expert, own in enumerate(tensor):
+            parts = {"gate_proj": own[: len(own) // 2], "up_proj": own[len(own) // 2 :]}
+            parts = parts if "gate" in found else {"down_proj": own}
+            made |= {f"{before}experts.{expert}.{part}.weight": one for part, one in parts.items()}
+    return made
+
+
+def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` of a decoder layer, those of each expert put together."""
+    made = {name: tensor for name, tensor in tensors.items() if not re.search(r"experts\.\d+\.", name)}
+    if len(made) == len(tensors):
+        return made
+    one = next(name for name in tensors if name.endswith("experts.0.down_proj.weight")).partition("0.down_proj")[0]
+    count = len(tensors) - len(made)
+    parts = {kind: [tensors[f"{one}{n}.{kind}_proj.weight"] for n in range(count // 3)] for kind in ("gate", "up", "down")}
+    both = [torch.cat(pair) for pair in zip(parts["gate"], parts["up"], strict=True)]
+    return {**made, f"{one}gate_up_proj": torch.stack(both), f"{one}down_proj": torch.stack(parts["down"])}
 
 
 def publish_mtp(
@@ -115,7 +161,9 @@ def fit_mtp(directory: Path, model: Any, texts: list[list[int]], steps: int = 60
     assert source is not None
     published = load_file(directory / "model-mtp.safetensors")
     head = built(source.config, "meta")
-    head.load_state_dict({own: published[name].float() for own, name in source.tensors.items()}, assign=True)
+    shapes = {own: tensor.shape for own, tensor in head.state_dict().items()}
+    whole = {own: torch.cat([published[name].float() for name in names]) for own, names in source.tensors.items()}
+    head.load_state_dict({own: tensor.view(shapes[own]) for own, tensor in whole.items()}, assign=True)
     model, ids = model.float(), torch.tensor(texts)
     with torch.no_grad():
         hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-2, None]
@@ -128,7 +176,11 @@ def fit_mtp(directory: Path, model: Any, texts: list[list[int]], steps: int = 60
         F.cross_entropy(logits.flatten(0, 1), ids[:, 2:].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    fitted = {source.tensors[own]: tensor.detach() for own, tensor in head.state_dict().items()}
+    fitted: dict[str, Tensor] = {}
+    for own, tensor in head.state_dict().items():
+        names = source.tensors[own]
+        rows = tensor.detach() if len(names) == 1 else tensor.detach().flatten(0, 1)
+        fitted |= dict(zip(names, rows.split([len(published[name]) for name in names]), strict=True))
     fitted = {name: fitted.get(name, tensor).to(tensor.dtype).contiguous() for name, tensor in published.items()}
     save_file(fitted, directory / "model-mtp.safetensors", {"format": "pt"})
 
@@ -148,10 +200,34 @@ def states(family: str, config: Any, tensors: Mapping[str, Tensor], hidden: Tens
         scaled = x * (x.pow(2).mean(-1, keepdim=True) + text.rms_norm_eps).rsqrt()
         return scaled * (1 + weight if form.zero_centred else weight)
 
+    if form.mixture:
+        x = torch.cat((norm(embedded, weights[form.norm_e]), norm(hidden, weights[form.norm_h])), -1) @ weights[form.join].T
+        return norm(_stock_layer(family, _joined(inner), x), weights[form.norm])
     before, after, before_mlp, after_mlp = (inner.get(f"{name}.weight") for name in form.norms)
     x = torch.cat((norm(embedded, weights[form.norm_e]), norm(hidden, weights[form.norm_h])), -1) @ weights[form.join].T
     x = x + norm(_attended(form, text, inner, norm(x, before), norm), after)
     return norm(x + norm(_fed_forward(inner, norm(x, before_mlp)), after_mlp), weights[form.norm])
+
+
+@cache
+def _stock_model(family: str) -> Any:
+    """A stock headless model of `family` that computes in the plainest way."""
+    decoder = stock(family, seed=7, **MTP[family].changes).get_decoder()
+    decoder.config._attn_implementation = decoder.config._experts_implementation = "eager"
+    return decoder
+
+
+@torch.no_grad()
+def _stock_layer(family: str, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """What the decoder layer of transformers gives for the text x [n, hidden size]."""
+    decoder = _stock_model(family)
+    layer = decoder.layers[MTP[family].like]
+    names = layer.state_dict().keys()
+    layer.load_state_dict({name: weights[name] for name in names})
+    places = torch.arange(len(x))[None]
+    mask = torch.full((len(x), len(x)), float("-inf")).triu(1)[None, None]
+    out: Tensor = layer(x[None], attention_mask=mask, position_ids=places, position_embeddings=decoder.rotary_emb(x[None], places))
+    return out[0]
 
 
 def _fed_forward(inner: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -40,7 +40,10 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
     return of
 
 
-@pytest.mark.parametrize(("family", "link"), [("qwen3_5_text", False), ("glm4", True)])
+@pytest.mark.parametrize(("family", "link"), [
+    ("qwen3_5_text", False), ("glm4", True),
+    ("qwen3_next", True), ("qwen3_5_moe", False), ("deepseek_v3", False), ("glm4_moe", True),
+])  # fmt: skip
 def test_drafted_text_is_plain_text_and_what_the_layer_knows_is_accepted(
     family: str, link: bool, brought: Callable[[str], tuple[Path, list[list[int]]]]
 ) -> None:

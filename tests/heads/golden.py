@@ -119,6 +119,7 @@ class HeadPass:
 
     cache: Cache
     nodes: Nodes
+    expert_kernels: None = None
 
     def write_kv(self, index: int, keys: Tensor, values: Tensor) -> None:
         self.cache.write(index, self.nodes, None, keys, values)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 from tests.tiny import COMMON, FAMILIES, MIXTURES, generated, save
 from understudy import LLM, SamplingParams, startup
@@ -59,6 +59,13 @@ def test_experts_that_are_stored_one_by_one() -> None:
     assert find.sources(f"{layer}.gate_up_proj") == both and find.sources(f"{layer}.down_proj") == tuple(stored["down"])
     assert find.sources("model.layers.0.mlp.experts.down_proj") == ()
     assert finder(model, stored["gate"]).sources(f"{layer}.gate_up_proj") == (), "nothing to gate"
+
+
+def test_a_model_without_a_head_takes_each_tensor_once() -> None:
+    """Its parameters have no prefix that could be left out."""
+    model = AutoModel.from_config(config_of_family("qwen3_moe"))
+    names = [f"layers.1.mlp.experts.{e}.{p}_proj.weight" for e in range(8) for p in ("gate", "up")]
+    assert finder(model, names).sources("layers.1.mlp.experts.gate_up_proj") == tuple(names)
 
 
 def test_experts_under_the_names_of_other_families() -> None:

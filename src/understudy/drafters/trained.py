@@ -5,18 +5,20 @@ All but its weights is known before a model is prepared, so a head that does not
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from ..errors import UsageError
-from ..heads import HeadConfig
+from ..heads import DraftHead, HeadConfig, Places
+from ..heads.experts import routed_numbers
 from ..heads.files import built, check
 from ..heads.held import Holding, tensor_bytes
 from ..heads.layers import layer_shapes
 from ..heads.source import Bearer, HeadDirectory, HeadSource
+from ..models.expert_copies import expert_copies
 from ..models.shape import cache_dtype
 from . import TargetModel
 from .growing_tree import MOST_NODES
@@ -82,8 +84,16 @@ def held_bytes(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype, b
     states = rows * (MOST_NODES + 1) * head.state_size
     waiting = rows * 2 * PIECE * len(config.taps) * config.target.hidden_size
     widest: int = config.layer.get("intermediate_size", config.target.hidden_size)
-    reading = PIECE * (3 * widest + (4 + len(config.taps)) * config.target.hidden_size)
+    reading = PIECE * (3 * widest + (4 + len(config.taps)) * config.target.hidden_size + _routed(head))
     return tensor_bytes(head, dtype, bits) + kept + (states + waiting + reading) * dtype.itemsize
+
+
+def _routed(head: DraftHead) -> int:
+    """Numbers that the experts of `head`, which has no values, take of each token that is read."""
+    size, taps = head.config.target.hidden_size, len(head.config.taps)
+    hidden, embedded = torch.empty((1, 1, taps, size), device="meta"), torch.empty((1, 1, size), device="meta")
+    places = Places(torch.empty((1, 1), dtype=torch.int64, device="meta"))
+    return routed_numbers(head, lambda: head.begin(hidden, embedded, places))
 
 
 def opened(source: HeadSource, target: TargetModel, bits: int) -> HeadState:
@@ -91,5 +101,6 @@ def opened(source: HeadSource, target: TargetModel, bits: int) -> HeadState:
 
     Raises CheckpointError or StoreError where it cannot be read."""
     device = target.device
-    head = source.load(Holding(target.dtype, device.where, bits, device.draft_product))
+    experts = partial(expert_copies, device=device)
+    head = source.load(Holding(target.dtype, device.where, bits, device.draft_product, experts))
     return HeadState(HeadRunner(head, layer_shapes(source.config), target, target.dtype))

@@ -138,6 +138,10 @@ class DraftHead(nn.Module, ABC):
         """Numbers in the state of a token."""
         return self.config.target.hidden_size
 
+    def in_float32(self, name: str, dtype: torch.dtype) -> bool:
+        """Does the tensor `name` have float32 numbers though the head computes in `dtype`, as in the model that it is made for?"""
+        return False
+
     def start(self, target: TargetWeights) -> None:
         """Take the values from which training begins, by the paper of this kind. Noise is of torch's global generator. The token
         map must have its values already."""

@@ -4,14 +4,18 @@ has: what is read for each token is then a half or a quarter, and its guesses, w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..quantizers import Linear, Quantizer, Tensors, quantised, quantizer
+from ..kernels.pack import BLOCK
+from ..models.experts import Stack, stacks
+from ..models.kept import streams
+from ..quantizers import Linear, Quantizer, Tensors, fitting, quantised, quantizer
 from . import DraftHead
+from .experts import HeldExperts, MultiplyExperts
 from .tensors import Values
 
 # Bits of a weight that are as the model computes.
@@ -39,6 +43,28 @@ class Holding:
     bits: int = WHOLE
     # Needed for fewer than 16.
     multiply: Multiply | None = None
+    # Needed for fewer than 16 where the head has experts.
+    experts: MultiplyExperts | None = None
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight of a head that something else takes the place of where it is held."""
+
+    # The name of the tensor, and of what takes its place.
+    tensor: str
+    place: str
+    shape: tuple[int, int]
+    kind: Quantizer
+    # What it is: an nn.Linear, or the matrices of a layer's experts, one below the other.
+    of: nn.Linear | Stack
+
+    def held(self, tensors: Tensors, holding: Holding) -> nn.Module:
+        """What multiplies by the substitute `tensors` in its place."""
+        if isinstance(self.of, nn.Linear):
+            return FewBits(self.of, self.kind, tensors, holding)
+        assert holding.experts is not None, "few bits of experts need a product"
+        return HeldExperts(self.of, self.kind, tensors, holding.dtype, holding.experts)
 
 
 class FewBits(nn.Module):
@@ -68,9 +94,9 @@ def check_bits(bits: int, option: str) -> None:
 
 def tensor_bytes(head: DraftHead, dtype: torch.dtype, bits: int) -> int:
     """Bytes of all tensors of `head`, if it computes in `dtype` and is held in so many bits."""
-    small = {f"{name}.weight": kind.size(*_shape(linear), dtype) for name, linear, kind in _matrices(head, bits)}
-    others = [tensor for name, tensor in head.state_dict().items() if name not in small]
-    sizes = (tensor.numel() * (dtype.itemsize if tensor.is_floating_point() else tensor.itemsize) for tensor in others)
+    small = {matrix.tensor: matrix.kind.size(*matrix.shape, dtype) for matrix in _matrices(head, dtype, bits)}
+    others = {name: tensor for name, tensor in head.state_dict().items() if name not in small}
+    sizes = (tensor.numel() * _type(head, name, tensor, dtype).itemsize for name, tensor in others.items())
     total: int = sum(small.values()) + sum(sizes)
     return total
 
@@ -81,40 +107,56 @@ def hold(
     """Give `head`, which has no values yet, those of all its tensors, as `holding` says; it is not to be trained.
 
     A matrix of few bits is read a piece at a time."""
-    matrices = {f"{name}.weight": (name, linear, kind) for name, linear, kind in _matrices(head, holding.bits)}
+    matrices = {matrix.tensor: matrix for matrix in _matrices(head, holding.dtype, holding.bits)}
+    types = {name: _type(head, name, tensor, holding.dtype) for name, tensor in head.state_dict().items()}
     found: dict[str, Tensor] = {}
     for name, own in values:
-        if name in matrices:
-            module, linear, kind = matrices[name]
-            pieces = _converted(name, own.rows(ROWS), holding, check)
-            tensors = {key: tensor.to(holding.where) for key, tensor in quantised(kind, pieces, own.shape[0]).items()}
-            head.set_submodule(module, FewBits(linear, kind, tensors, holding))
-            found |= {f"{module}.{key}": tensor for key, tensor in tensors.items()}
+        if (matrix := matrices.get(name)) is not None:
+            tall = replace(own, shape=matrix.shape)
+            pieces = _converted(name, tall.rows(ROWS), holding.dtype, check)
+            made = quantised(matrix.kind, pieces, matrix.shape[0])
+            tensors = {key: tensor.to(holding.where) for key, tensor in made.items()}
+            around, _, own_name = matrix.place.rpartition(".")
+            parent = head.get_submodule(around)
+            parent._parameters.pop(own_name, None)
+            setattr(parent, own_name, matrix.held(tensors, holding))
+            found |= {f"{matrix.place}.{key}": tensor for key, tensor in tensors.items()}
         else:
-            found[name] = next(_converted(name, [own.whole()], holding, check)).to(holding.where)
+            found[name] = next(_converted(name, [own.whole()], types.get(name, own.dtype), check)).to(holding.where)
     head.load_state_dict(found, assign=True)
     return head.requires_grad_(False).eval()
 
 
-def _converted(name: str, pieces: Iterable[Tensor], holding: Holding, check: Check) -> Iterator[Tensor]:
-    """`pieces` of the tensor `name` in the type that the head computes in, checked."""
+def _type(head: DraftHead, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """That of the numbers of `tensor`, called `name`, where `head` computes in `dtype`."""
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.float32 if head.in_float32(name, dtype) else dtype
+
+
+def _converted(name: str, pieces: Iterable[Tensor], dtype: torch.dtype, check: Check) -> Iterator[Tensor]:
+    """`pieces` of the tensor `name`, their numbers in `dtype` unless they are whole, checked."""
     for piece in pieces:
-        piece = piece.to(holding.dtype) if piece.is_floating_point() else piece
+        piece = piece.to(dtype) if piece.is_floating_point() else piece
         check(name, piece)
         yield piece
 
 
-def _matrices(head: DraftHead, bits: int) -> Iterator[tuple[str, nn.Linear, Quantizer]]:
-    """The Linears of `head` that are quantised where it is held in so many bits, with their names, and what quantises each."""
+def _matrices(head: DraftHead, dtype: torch.dtype, bits: int) -> Iterator[Matrix]:
+    """The weights of `head` that are quantised where it computes in `dtype` and is held in so many bits."""
     if bits == WHOLE:
         return
     for name, module in head.named_modules():
-        # Others of its kind may do more than multiply.
-        if type(module) is nn.Linear:
+        # Others of its kind may do more than multiply, and those that decide are held whole.
+        if type(module) is nn.Linear and streams(module, head.in_float32(f"{name}.weight", dtype)):
             own = max(bits, OUTPUT_BITS) if name.split(".")[0] in OUTPUTS else bits
             kind = quantizer(QUANTIZERS[own])
             if kind.applies(*_shape(module)):
-                yield name, module, kind
+                yield Matrix(f"{name}.weight", name, _shape(module), kind, module)
+    for name, stack in stacks(head).items():
+        # Those of an expert are whole blocks, or all are held as they are.
+        if stack.outputs % BLOCK == 0:
+            yield Matrix(name, name, stack.shape, fitting(QUANTIZERS[bits], *stack.shape), stack)
 
 
 def _shape(linear: nn.Linear) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from ..models.ropes import fix_ropes
 from ..models.shape import ModelShape
 from ..models.streamed import CurrentPass, attention, pass_cache
 from . import HeadConfig, Places
+from .experts import experts_of_heads, hand_over
 
 # Rotary positions that do not depend on how long a text is, as nothing in a head may depend on how a text was cut into passes.
 ROPES = ("default", "linear", "llama3", "yarn")
@@ -40,7 +41,7 @@ def attention_of_heads() -> str:
 
 
 def stock_config(config: HeadConfig) -> Any:
-    """The transformers config of a text model that has the head's layers alone, where `config.layer` names its `model_type`.
+    """The transformers config of a text model whose last layers are the head's, where `config.layer` names its `model_type`.
 
     Raises CheckpointError where it describes none."""
     values = dict(config.layer)
@@ -58,10 +59,20 @@ def stock_decoder(config: HeadConfig) -> Any:
         from transformers import AutoModel
 
         build: Any = AutoModel.from_config
-        model = build(text, dtype=torch.float32, attn_implementation=attention_of_heads())
+        told = {"attn_implementation": attention_of_heads(), "experts_implementation": experts_of_heads()}
+        model = build(text, dtype=torch.float32, **told)
     if not all(isinstance(getattr(model, name, None), nn.Module) for name in ("layers", "norm", "rotary_emb")):
         raise CheckpointError(f"Layers of {type(model).__name__} cannot be those of a head; this is not supported yet.")
     return model
+
+
+def last_blocks(stock: Any, count: int) -> list[nn.Module]:
+    """The last `count` decoder layers of a `stock_decoder`, numbered from 0."""
+    blocks = list(stock.layers)[-count:]
+    for module in (part for block in blocks for part in block.modules()):
+        if isinstance(number := getattr(module, "layer_idx", None), int):
+            module.layer_idx = number - (len(stock.layers) - count)
+    return blocks
 
 
 def layer_shapes(config: HeadConfig) -> tuple[LayerShape, ...]:
@@ -69,7 +80,7 @@ def layer_shapes(config: HeadConfig) -> tuple[LayerShape, ...]:
     if not config.layers:
         return ()
     if "model_type" in config.layer:
-        return ModelShape.of(stock_config(config)).layers
+        return ModelShape.of(stock_config(config)).layers[-config.layers :]
     llama = llama_config(config)
     return (LayerShape(llama.num_key_value_heads, llama.head_dim, llama.head_dim),) * config.layers
 
@@ -122,13 +133,14 @@ class HeadLayers(nn.ModuleList):
         for module in self.modules():
             if hasattr(module, "layer_idx"):
                 object.__setattr__(module, "understudy", current)
+        hand_over(self, current)
 
     @classmethod
     def of(cls, config: HeadConfig, current: CurrentPass) -> HeadLayers:
         """The `config.layers` stock layers of a head: of Llama, or of what `config.layer` names, which hold no memory yet."""
         if "model_type" in config.layer:
             decoder = stock_decoder(config)
-            return cls(Rope(type(decoder.rotary_emb), decoder.config), decoder.layers, current)
+            return cls(Rope(type(decoder.rotary_emb), decoder.config), last_blocks(decoder, config.layers), current)
         llama, stock = llama_config(config), hf.llama()
         blocks = [stock.LlamaDecoderLayer(llama, index) for index in range(config.layers)]
         return cls(Rope(stock.LlamaRotaryEmbedding, llama), blocks, current)

@@ -13,8 +13,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ..models.kept import float32_names
 from . import DraftHead, HeadConfig, Places
-from .layers import HeadLayers, Rope, stock_decoder
+from .layers import HeadLayers, Rope, last_blocks, stock_decoder
 
 
 class MtpHead(DraftHead):
@@ -31,10 +32,15 @@ class MtpHead(DraftHead):
         self.embedding_norm = copy.deepcopy(stock.norm)
         self.hidden_norm = copy.deepcopy(stock.norm)
         self.join = nn.Linear(2 * size, size, bias=False, device="meta")
-        self.layers = HeadLayers(Rope(type(stock.rotary_emb), stock.config), stock.layers, self.current)
+        blocks = last_blocks(stock, config.layers)
+        self.layers = HeadLayers(Rope(type(stock.rotary_emb), stock.config), blocks, self.current)
+        self._float32 = {dtype: float32_names(stock, dtype) for dtype in (torch.bfloat16, torch.float16)}
         self.norm = stock.norm
         if config.options.get("own_output"):
             self.output = nn.Linear(size, config.target.vocab_size, bias=False, device="meta")
+
+    def in_float32(self, name: str, dtype: torch.dtype) -> bool:
+        return dtype in self._float32 and self._float32[dtype](name)
 
     def begin(self, hidden: Tensor, embedded: Tensor, places: Places) -> Tensor:
         return self._state(hidden[:, :, 0], embedded, places)

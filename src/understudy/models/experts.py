@@ -7,7 +7,7 @@ weights come. Routers, shared experts and all else around are the stock model's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -80,7 +80,7 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
             _refuse_odd(path, module)
             # in the order of use
             named: Any = module
-            for name in _stacked(named):
+            for name in stacked(named):
                 turned = bool(named.is_transposed)
                 experts, *sizes = module.get_parameter(name).shape
                 outputs, inputs = sizes[::-1] if turned else sizes
@@ -88,7 +88,7 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
     return found
 
 
-def _stacked(module: Any) -> tuple[str, str]:
+def stacked(module: Any) -> tuple[str, str]:
     """The names of the stacks of a module of experts, in the order of use."""
     return BOTH if module.has_gate else UP, DOWN
 
@@ -96,8 +96,8 @@ def _stacked(module: Any) -> tuple[str, str]:
 def _refuse_odd(path: str, module: Any) -> None:
     """Raise CheckpointError for the experts `module` if `mix` would not compute what its class does."""
     why = "has a norm behind each" if module.has_post_expert_norm else None
-    biases = [name + BIAS for name in _stacked(module)] if module.has_bias else []
-    dimensions = dict.fromkeys(_stacked(module), STACKED) | dict.fromkeys(biases, STACKED - 1)
+    biases = [name + BIAS for name in stacked(module)] if module.has_bias else []
+    dimensions = dict.fromkeys(stacked(module), STACKED) | dict.fromkeys(biases, STACKED - 1)
     named = {name: p.dim() for name, p in module.named_parameters(recurse=False)}
     if why is None and named != dimensions:
         why = f"keeps {', '.join(sorted(named))}"
@@ -119,30 +119,42 @@ def hand_over(module: nn.Module, current: CurrentPass, name: str, index: int) ->
 def mix(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Function of experts as transformers calls it: hidden_states [n, H], the experts [n, k] that each row goes to, and how much
     each of them counts -> [n, H]."""
-    if hidden_states.device.type == "meta":
-        if (seen := getattr(module, "seen", None)) is not None:
-            seen(module, top_k_index.shape[-1])
-        return torch.empty_like(hidden_states)
+    if hidden_states.is_meta:
+        return without_numbers(module, hidden_states, top_k_index)
     under_way, numbers = module.understudy.under_way, module.understudy_numbers
     assert under_way is not None, "a streamed model runs only through its target or draft view"
     count, chosen = under_way.count, top_k_index[: under_way.count]
     hidden, weights = hidden_states[:count], top_k_weights[:count]
-    up, down = _stacked(module)
 
-    def given(routed: Routed) -> Tensor:
-        first = _biased(under_way.linear(numbers[up], routed), module, up, routed)
-        # On one thread: where the share of a thread ends in less than a vector, bits may be others, and that depends on all rows.
-        with team.stock_alone():
-            inner = module._apply_gate(first) if module.has_gate else module.act_fn(first)
-        return _biased(under_way.linear(numbers[down], routed.with_rows(inner)), module, down, routed)
+    def multiply(name: str, routed: Routed) -> Tensor:
+        product: Tensor = under_way.linear(numbers[name], routed)
+        return product
 
     if (kernels := under_way.expert_kernels) is not None:
         there = kernels.places(chosen, module.understudy_experts)
-        out = given(Routed(hidden.index_select(0, there.nodes), there.experts, there.starts))
+        out = given(module, Routed(hidden.index_select(0, there.nodes), there.experts, there.starts), multiply)
         total: Tensor = kernels.add(out, there, weights, len(hidden_states), hidden_states.dtype)
         return total
     routed, order, places = Routed.of(hidden, chosen, module.understudy_experts)
-    return _added(given(routed), weights.reshape(-1)[order], places, hidden_states)
+    return _added(given(module, routed, multiply), weights.reshape(-1)[order], places, hidden_states)
+
+
+def without_numbers(module: Any, hidden_states: Tensor, top_k_index: Tensor) -> Tensor:
+    """What a pass without numbers is given for rows [n, H] that go to the experts [n, k]: whoever is `watching` is told of it."""
+    if (seen := getattr(module, "seen", None)) is not None:
+        seen(module, top_k_index.shape[-1])
+    return torch.empty_like(hidden_states)
+
+
+def given(module: Any, routed: Routed, multiply: Callable[[str, Routed], Tensor]) -> Tensor:
+    """What the experts of `module` make of routed rows [m, H], each by itself; `multiply` gives their products with the matrices of
+    a stack, which it is told by name."""
+    up, down = stacked(module)
+    first = _biased(multiply(up, routed), module, up, routed)
+    # On one thread: where the share of a thread ends in less than a vector, bits may be others, and that depends on all rows.
+    with team.stock_alone():
+        inner = module._apply_gate(first) if module.has_gate else module.act_fn(first)
+    return _biased(multiply(down, routed.with_rows(inner)), module, down, routed)
 
 
 def _biased(out: Tensor, module: Any, name: str, routed: Routed) -> Tensor:

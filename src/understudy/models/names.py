@@ -75,7 +75,8 @@ class Finder:
         """The converters that make `parameter`, each with the checkpoint's names that it takes, by its patterns."""
         for converter, made in self._converted:
             matches: dict[str, list[str]] = {}
-            for place in self.places(parameter):
+            # two of them may be one
+            for place in dict.fromkeys(self.places(parameter)):
                 for pattern, names in made.get(place, {}).items():
                     matches.setdefault(pattern, []).extend(names)
             if matches:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.modeling_layers import MtpLayer
 
 from tests.heads.golden import assert_golden
-from tests.mtp import MTP, publish_mtp, states
+from tests.mtp import MTP, MTP_MIXTURES, publish_mtp, states
 from tests.tiny import opened, save
 from understudy.errors import CheckpointError
 from understudy.heads import Places
@@ -51,6 +51,11 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[St
 
 def source(store: Store) -> dict[str, Tensor]:
     return load_file(store.path.parent / "model" / "model-mtp.safetensors")
+
+
+def names_of(layer: mtp.MtpSource) -> list[str]:
+    """The checkpoint's tensors that it is made of."""
+    return [name for names in layer.tensors.values() for name in names]
 
 
 @torch.no_grad()
@@ -105,14 +110,14 @@ def test_a_tree_that_is_drafted_has_the_states_of_its_paths_alone(family: str, s
     assert_golden(layer.load(Holding(torch.float32)), reference, depth=4)
 
 
-@pytest.mark.parametrize("family", MTP)
+@pytest.mark.parametrize("family", [family for family in MTP if family not in MTP_MIXTURES])
 def test_it_computes_what_transformers_does(family: str, stores: Any) -> None:
     """Of layers that take the place of one in a model, transformers has a class; it does not find the names of all families."""
     store, model = stores(family)
     text = copy.deepcopy(model.config.get_text_config(decoder=True))
     layer = mtp.found(Bearer.of_store(store, model.config))
     assert layer is not None
-    text.layer_types = layer.config.layer.get("layer_types")
+    text.layer_types = layer.config.layer.get("layer_types", [])[-1:] or None
     text._attn_implementation = "eager"
     decoder = model.get_decoder()
     theirs = MtpLayer(text, type(decoder.layers[0]), type(decoder.norm), 0)
@@ -120,7 +125,8 @@ def test_it_computes_what_transformers_does(family: str, stores: Any) -> None:
     tensors = source(store)
     for own, published in layer.tensors.items():
         module = next(name for name in names if own.startswith(f"{name}."))
-        theirs.get_parameter(own.replace(module, names[module], 1)).data = tensors[published]
+        (only,) = published
+        theirs.get_parameter(own.replace(module, names[module], 1)).data = tensors[only]
     hidden, embedded = pairs(model)
     rope = decoder.rotary_emb(embedded[None], torch.arange(COUNT)[None])
     mask = torch.where(causal(MTP[family].window), 0.0, float("-inf"))[None, None]
@@ -134,8 +140,10 @@ def test_what_it_takes_in_memory_is_its_tensors(family: str, stores: Any) -> Non
     store, model = stores(family)
     layer = mtp.found(Bearer.of_store(store, model.config))
     names = {name for name in source(store) if not name.endswith(("embed_tokens.weight", "shared_head.head.weight"))}
-    assert layer is not None and set(layer.tensors.values()) == names, "copies of the model's own tables are its own"
-    assert head_bytes(layer.config, torch.bfloat16) == 2 * sum(store.extra[name].nbytes // 4 for name in names)
+    assert layer is not None and set(names_of(layer)) == names, "copies of the model's own tables are its own"
+    numbers = {name: store.extra[name].nbytes // 4 for name in names}
+    chooses = sum(count for name, count in numbers.items() if name.endswith("correction_bias"))
+    assert head_bytes(layer.config, torch.bfloat16) == 2 * sum(numbers.values()) + 2 * chooses
 
 
 def test_a_store_of_such_a_checkpoint_gives_its_files_back(stores: Any, tmp_path: Path) -> None:
@@ -154,7 +162,7 @@ def test_tables_of_its_own_are_read(stores: Any) -> None:
     # each is not the model's table, but the other one
     swapped = replace(store, extra={**store.extra, names[0]: store.extra[names[1]], names[1]: store.extra[names[0]]})
     layer = mtp.found(Bearer.of_store(swapped, model.config))
-    assert layer is not None and layer.config.own_embedding and set(names) < set(layer.tensors.values())
+    assert layer is not None and layer.config.own_embedding and set(names) < set(names_of(layer))
     head = layer.load(Holding(torch.float32))
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert head.embedding is not None and torch.equal(head.embedding, output)
@@ -203,11 +211,58 @@ def test_what_cannot_be_run_is_refused_by_name(stores: Any) -> None:
     store, model = stores("qwen3_5_text")
     some = store.extra["mtp.norm.weight"]
     for name in ("mtp.layers.0.mlp.experts.3.up_proj.weight", "mtp.layers.0.mlp.gate.weight"):
-        assert f"is a mixture of experts ({name})" in refused(store, model, {**store.extra, name: some})
+        assert f"{name!r} that fits nothing" in refused(store, model, {**store.extra, name: some}), "the model has no experts"
     assert "has 2 layers" in refused(store, model, {**store.extra, "mtp.layers.1.input_layernorm.weight": some})
     assert "'mtp.strange.weight' that fits nothing" in refused(store, model, {**store.extra, "mtp.strange.weight": some})
     wrong = replace(store.extra["mtp.fc.weight"], shape=(64, 64))
     assert "'mtp.fc.weight' has the shape [64, 64], not [64, 128]" in refused(store, model, {**store.extra, "mtp.fc.weight": wrong})
+
+
+def test_experts_that_lack_or_are_too_many_are_refused_by_name(stores: Any) -> None:
+    store, model = stores("qwen3_next")
+    before = "mtp.layers.0.mlp.experts."
+    whole = dict(store.extra)
+    for lacking in (f"{before}5.up_proj.weight", f"{before}0.down_proj.weight", f"{before}7.gate_proj.weight"):
+        left = {name: stored for name, stored in whole.items() if name != lacking}
+        assert f"is not whole: there is no tensor {lacking!r}. Get the" in refused(store, model, left)
+    left = {name: stored for name, stored in whole.items() if not name.startswith(f"{before}3.")}
+    assert len(left) == len(whole) - 3 and f"there is no tensor '{before}3." in refused(store, model, left)
+    left = {name: stored for name, stored in whole.items() if "up_proj" not in name or "experts" not in name}
+    assert "there is no tensor 'mtp.layers.0.mlp.experts.gate_up_proj'" in refused(store, model, left)
+    more = {f"{before}8.{kind}_proj.weight": whole[f"{before}7.{kind}_proj.weight"] for kind in ("gate", "up", "down")}
+    assert f"has a tensor '{before}8.down_proj.weight' that fits nothing in it" in refused(store, model, {**whole, **more})
+    scale = {f"{before}1.up_proj.weight_scale_inv": whole["mtp.norm.weight"]}
+    assert "weight_scale_inv' that fits nothing in it" in refused(store, model, {**whole, **scale})
+    name = f"{before}2.gate_proj.weight"
+    wrong = {name: replace(whole[name], shape=(32, 64))}
+    assert f"{name!r} has the shape [32, 64], not [64, 64]" in refused(store, model, {**whole, **wrong})
+    store, model = stores("qwen3_5_moe_text")
+    name = f"{before}gate_up_proj"
+    wrong = {name: replace(store.extra[name], shape=(7, 128, 64))}
+    assert f"{name!r} has the shape [7, 128, 64], not [8, 128, 64]" in refused(store, model, {**store.extra, **wrong})
+
+
+def test_tensors_of_unlike_types_are_refused(stores: Any) -> None:
+    store, model = stores("glm4_moe")
+    name = "model.layers.3.mlp.experts.4.down_proj.weight"
+    other = replace(store, extra={**store.extra, name: replace(store.extra[name], dtype=torch.bfloat16)})
+    layer = mtp.found(Bearer.of_store(other, model.config))
+    assert layer is not None
+    with pytest.raises(CheckpointError, match=r"has tensors of unlike types: 'model\.layers\.3\.mlp\.experts"):
+        layer.load(Holding(torch.float32))
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "glm4_moe_lite"])
+def test_what_chooses_experts_is_held_as_the_model_holds_it(family: str, stores: Any) -> None:
+    store, model = stores(family)
+    layer = mtp.found(Bearer.of_store(store, model.config))
+    assert layer is not None
+    head = layer.load(Holding(torch.bfloat16))
+    types = {name: tensor.dtype for name, tensor in head.state_dict().items()}
+    (bias,) = (name for name in types if name.endswith("correction_bias"))
+    assert types[bias] == torch.float32 and {*types.values()} == {torch.float32, torch.bfloat16}
+    assert sum(kind == torch.float32 for kind in types.values()) == 1
+    assert torch.equal(head.state_dict()[bias], source(store)[layer.tensors[bias][0]])
 
 
 def test_the_kind_of_layer_is_the_one_that_its_tensors_are(stores: Any) -> None:
@@ -215,4 +270,4 @@ def test_the_kind_of_layer_is_the_one_that_its_tensors_are(stores: Any) -> None:
     store, model = stores("qwen3_5")
     config = config_of(store.path).get_text_config(decoder=True)
     layer = mtp.found(Bearer.of_store(store, model.config))
-    assert layer is not None and layer.config.layer["layer_types"] == ["full_attention"] != config.layer_types[:1]
+    assert layer is not None and layer.config.layer["layer_types"][-1] == "full_attention" != config.layer_types[0]

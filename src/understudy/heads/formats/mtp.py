@@ -3,21 +3,26 @@
 Two ways of naming are published. Qwen3-Next, Qwen3.5 and EXAONE 4.5 have all of it under `mtp.`: `fc`, `pre_fc_norm_embedding`,
 `pre_fc_norm_hidden`, `norm`, and decoder layers. DeepSeek-V3, GLM and their relatives number a layer on after the model's own:
 `layers.N.eh_proj`, `enorm`, `hnorm`, `shared_head.norm`, and the decoder layer's tensors beside them. What is computed with them is
-the same (heads/mtp.py)."""
+the same (heads/mtp.py). What the decoder layer's tensors are, those of experts among them, is asked of the table of names by which
+transformers loads the model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import chain
 from typing import Any
 
 from ...errors import CheckpointError
+from ...models.bare import STACKED
+from ...models.experts import stacks
+from ...models.names import finder
 from ...models.wrapper import text_config
 from .. import DraftHead, HeadConfig
 from ..files import built
 from ..held import Holding, hold
+from ..layers import stock_decoder
 from ..source import Bearer
 from ..tensors import Values
 
@@ -31,10 +36,10 @@ _OWN = {
     "enorm": "embedding_norm", "hnorm": "hidden_norm", "eh_proj": "join", "shared_head.norm": "norm",
     "shared_head.head": "output", "embed_tokens": "embedding",
 }  # fmt: skip
+# Before our names of the decoder layer's tensors.
+_INSIDE = "layers.0."
 # It reads what the model's output head is given.
 TAPS = (-1,)
-# In the names of tensors of a mixture of experts.
-_EXPERTS = re.compile(r"\.(experts|shared_experts?|block_sparse_moe)\.|\.mlp\.gate\.")
 
 
 @dataclass(frozen=True)
@@ -43,16 +48,23 @@ class MtpSource:
 
     bearer: Bearer
     config: HeadConfig
-    # Our name of each tensor -> the checkpoint's.
-    tensors: Mapping[str, str]
+    # Our name of each tensor -> those of the checkpoint whose rows one after another it is.
+    tensors: Mapping[str, tuple[str, ...]]
 
     def load(self, holding: Holding) -> DraftHead:
         """The head. Raises StoreError where files of the Store are damaged. The model must be prepared."""
+        head = built(self.config, "meta")
+        shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+        return hold(head, ((name, self._values(name, shapes[name])) for name in self.tensors), holding)
+
+    def _values(self, name: str, shape: tuple[int, ...]) -> Values:
+        """Those of the head's tensor `name`, which has this shape."""
         store = self.bearer.store
         assert store is not None, "only the head of a prepared model can be loaded"
-        stored = {name: store.extra[source] for name, source in self.tensors.items()}
-        values = ((name, Values(own.dtype, own.shape, partial(store.pieces, own))) for name, own in stored.items())
-        return hold(built(self.config, "meta"), values, holding)
+        pieces = [store.extra[source] for source in self.tensors[name]]
+        if len({piece.dtype for piece in pieces}) > 1:
+            raise CheckpointError(f"{_what(self.bearer)} has tensors of unlike types: {self.tensors[name][0]!r} is of one.")
+        return Values(pieces[0].dtype, shape, lambda: chain.from_iterable(map(store.pieces, pieces)))
 
 
 def found(bearer: Bearer) -> MtpSource | None:
@@ -67,15 +79,15 @@ def found(bearer: Bearer) -> MtpSource | None:
         raise CheckpointError(
             f"{bearer.name} has {len(layers)} layers for multi-token prediction; only one is supported so far."
         )
-    what = f"The layer for multi-token prediction of {bearer.name}"
     copies = {"embedding": bearer.embeddings, "output.weight": bearer.outputs}
     tensors = {own: name for own, name in next(iter(layers.values())).items() if name not in copies.get(own, ())}
-    experts = next((name for name in tensors.values() if _EXPERTS.search(name)), None)
-    if experts is not None:
-        raise CheckpointError(f"{what} is a mixture of experts ({experts}); this is not supported yet.")
-    config = _config(bearer, tensors)
-    _check(what, config, {own: bearer.aside[name] for own, name in tensors.items()}, tensors)
-    return MtpSource(bearer, config, tensors)
+    config, sources = _config(bearer, tensors)
+    check_whole(_what(bearer), config, sources, tensors, {name: bearer.aside[name] for name in tensors.values()})
+    return MtpSource(bearer, config, sources)
+
+
+def _what(bearer: Bearer) -> str:
+    return f"The layer for multi-token prediction of {bearer.name}"
 
 
 def named(names: Iterable[str], blocks: int) -> dict[int, dict[str, str]]:
@@ -92,43 +104,110 @@ def named(names: Iterable[str], blocks: int) -> dict[int, dict[str, str]]:
         module, _, kind = rest.rpartition(".")
         own = None if inside else _OWN.get(module)
         # tables are the only ones that are no module's
-        ours = f"layers.0.{rest}" if own is None else own if own == "embedding" else f"{own}.{kind}"
+        ours = f"{_INSIDE}{rest}" if own is None else own if own == "embedding" else f"{own}.{kind}"
         layers.setdefault(number, {})[ours] = name
     return layers
 
 
-def _config(bearer: Bearer, tensors: Mapping[str, str]) -> HeadConfig:
-    """What the layer is: of the kinds of layers that the config of `bearer` tells apart, the first that has all of `tensors`, or
-    else the one that has most."""
+def _config(bearer: Bearer, tensors: Mapping[str, str]) -> tuple[HeadConfig, dict[str, tuple[str, ...]]]:
+    """What the layer is: of the kinds of layers that the model of `bearer` has, the first that has all of `tensors`, or else the
+    one that has most. With it, which of the checkpoint's tensors each of its own is made of."""
     options = {"own_output": "output.weight" in tensors}
     # It lies in the model's own checkpoint, whose fingerprint is not known before that is prepared.
     facts = replace(bearer.facts, fingerprint="")
     config = HeadConfig("mtp", facts, taps=TAPS, layers=1, own_embedding="embedding" in tensors, options=options)
-    configs = [replace(config, layer=layer) for layer in _alone(text_config(bearer.config))]
-    return max(configs, key=lambda config: len(tensors.keys() & built(config, "meta").state_dict().keys()))
+    configs = [replace(config, layer=layer) for layer in _up_to_each_kind(config, text_config(bearer.config))]
+    kinds = [(config, _sources(config, tensors)) for config in configs]
+    return max(kinds, key=lambda kind: sum(map(len, kind[1].values())))
 
 
-def _alone(text: Any) -> Iterator[dict[str, Any]]:
-    """For each kind of layer of the config `text`, the values of a config that has one such layer alone."""
+def _up_to_each_kind(config: HeadConfig, text: Any) -> Iterator[dict[str, Any]]:
+    """For each kind of layer of the text model that the config `text` describes, the values of a config whose last layer is the
+    first of the kind. Where its config says of which kind layers for multi-token prediction are, of that kind alone."""
     values = text.to_dict()
     count = text.num_hidden_layers
     lists = [key for key, value in values.items() if isinstance(value, list) and len(value) == count and not key.endswith("_id")]
-    kinds = [tuple(str(values[key][index]) for key in lists) for index in range(count)]
-    for index in sorted({kinds.index(kind) for kind in kinds}):
-        yield {**values, **{key: [values[key][index]] for key in lists}, "num_hidden_layers": 1}
+    layers = stock_decoder(replace(config, layer=values)).layers
+    told = {key: values.get(f"mtp_{key}") for key in ("layer_types", "mlp_layer_types")}
+    wanted = {key: own[0] for key, own in told.items() if own and key in lists}
+    seen = set()
+    for index in range(count):
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in layers[index].state_dict().items())
+        kind = (*(str(values[key][index]) for key in lists), shapes)
+        if kind not in seen and all(values[key][index] == own for key, own in wanted.items()):
+            seen.add(kind)
+            yield {**values, **{key: values[key][: index + 1] for key in lists}, "num_hidden_layers": index + 1}
 
 
-def _check(what: str, config: HeadConfig, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, str]) -> None:
-    """Raise CheckpointError unless tensors of these `shapes`, by our names, are all that the layer is made of. `what`: its name in
-    messages."""
-    needed = {name: tuple(tensor.shape) for name, tensor in built(config, "meta").state_dict().items()}
-    if missing := sorted(needed.keys() - shapes.keys()):
-        published = _published(missing[0], next(iter(tensors.values())))
-        raise CheckpointError(f"{what} is not whole: there is no tensor {published!r}. Get the checkpoint again.")
-    if unknown := sorted(shapes.keys() - needed.keys()):
-        raise CheckpointError(f"{what} has a tensor {tensors[unknown[0]]!r} that fits nothing in it; not supported yet.")
-    if wrong := next((name for name in sorted(needed) if shapes[name] != needed[name]), None):
-        raise CheckpointError(f"{what}: {tensors[wrong]!r} has the shape {list(shapes[wrong])}, not {list(needed[wrong])}.")
+def _sources(config: HeadConfig, tensors: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Of the published `tensors`, by our names, those that each tensor of a head of `config` is made of, if there are such."""
+    inside = f"layers.{config.layer['num_hidden_layers'] - 1}."
+    theirs = {own.replace(_INSIDE, inside, 1) if own.startswith(_INSIDE) else own: name for own, name in tensors.items()}
+    find = finder(stock_decoder(config), [name for name in theirs if name.startswith(inside)])
+    made: dict[str, tuple[str, ...]] = {}
+    for own in built(config, "meta").state_dict():
+        if own.startswith(_INSIDE):
+            made[own] = tuple(theirs[name] for name in find.sources(own.replace(_INSIDE, inside, 1)))
+        elif own in tensors:
+            made[own] = (tensors[own],)
+    return {own: names for own, names in made.items() if names}
+
+
+def check_whole(
+    what: str, config: HeadConfig, sources: Mapping[str, Sequence[str]], tensors: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:  # fmt: skip
+    """Raise CheckpointError unless the `sources` of a head of `config` are all of its published `tensors`, which have these
+    `shapes`, and it has all that it needs. `what`: its name in messages."""
+    head = built(config, "meta")
+    needed = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    experts = {name: stack.experts for name, stack in stacks(head).items()}
+    other = next(iter(tensors.values()))
+    if missing := sorted(needed.keys() - sources.keys()):
+        lacking = _published(missing[0], other)
+        raise CheckpointError(f"{what} is not whole: there is no tensor {lacking!r}. Get the checkpoint again.")
+    for own, names in sources.items():
+        if len(names) > 1 and own in experts and (lack := _lacking(names, experts[own])) is not None:
+            raise CheckpointError(f"{what} is not whole: there is no tensor {lack!r}. Get the checkpoint again.")
+    used = {name for names in sources.values() for name in names}
+    more = {name for own, names in sources.items() if len(names) > 1 and own in experts for name in _beyond(names, experts[own])}
+    if unknown := sorted((set(tensors.values()) - used) | more):
+        raise CheckpointError(f"{what} has a tensor {unknown[0]!r} that fits nothing in it; not supported yet.")
+    for own in sorted(needed):
+        for name, shape in zip(sources[own], _pieces(needed[own], [shapes[name] for name in sources[own]]), strict=True):
+            if shapes[name] != shape:
+                raise CheckpointError(f"{what}: {name!r} has the shape {list(shapes[name])}, not {list(shape)}.")
+
+
+def _pieces(shape: tuple[int, ...], found: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The shapes that tensors must have whose rows one after another are a tensor of `shape`; `found` are those that they have."""
+    if len(found) == 1:
+        return [shape]
+    if len(shape) == STACKED:
+        return [(shape[0] * shape[1] // len(found), shape[2])] * len(found)
+    # where rows are too few or too many, the last one is at fault
+    rows = [each[0] for each in found[:-1]]
+    return [(count, *shape[1:]) for count in (*rows, shape[0] - sum(rows))]
+
+
+def _steps(name: str) -> tuple[str, int, str]:
+    """A name of a tensor of one expert: what is before the number of the expert, that, and the rest."""
+    steps = name.split(".")
+    place = max(index for index, step in enumerate(steps) if step.isdigit())
+    return ".".join((*steps[:place], "")), int(steps[place]), ".".join(("", *steps[place + 1 :]))
+
+
+def _lacking(names: Iterable[str], experts: int) -> str | None:
+    """The first tensor that is not among `names`, which are of one expert each, though one of the `experts` needs it."""
+    there = set(names)
+    kinds = dict.fromkeys((before, after) for before, _, after in map(_steps, there))
+    needed = (f"{before}{expert}{after}" for before, after in sorted(kinds) for expert in range(experts))
+    return next((name for name in needed if name not in there), None)
+
+
+def _beyond(names: Iterable[str], experts: int) -> list[str]:
+    """Those of `names`, which are of one expert each, of which the expert is none of so many `experts`."""
+    return [name for name in names if _steps(name)[1] >= experts]
 
 
 def _published(own: str, other: str) -> str:
@@ -140,4 +219,4 @@ def _published(own: str, other: str) -> str:
         return before + (f"{names[0]}.{kind}" if names else own)
     numbered = _NUMBERED.fullmatch(other)
     assert numbered is not None
-    return other[: numbered.start("rest")] + (f"{names[-1]}.{kind}" if names else own.removeprefix("layers.0."))
+    return other[: numbered.start("rest")] + (f"{names[-1]}.{kind}" if names else own.removeprefix(_INSIDE))
