@@ -78,6 +78,10 @@ MTP = {
     "glm_ocr": _numbered("model.language_model.layers.3.", _AROUND, ("embed_tokens", "shared_head.head")),
     "qwen2": _numbered("model.layers.3.", _BEFORE, neighbours=False),
 }
+_MELLUM = {
+    "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 16, "sliding_window": 12,
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"], "num_nextn_predict_layers": 1,
+}  # fmt: skip
 _TABLES = ("embed_tokens", "shared_head.head")
 # The same of layers that are mixtures of experts.
 MTP_MIXTURES = {
@@ -87,6 +91,8 @@ MTP_MIXTURES = {
     "deepseek_v3": _numbered("model.layers.3.", _BEFORE, _TABLES, mixture=True, apart=True),
     "glm4_moe": _numbered("model.layers.3.", _BEFORE, _TABLES, mixture=True, apart=True),
     "glm4_moe_lite": _numbered("model.layers.3.", _BEFORE, mixture=True, apart=True),
+    # its layers of either kind have ropes of their own, and its config says of which kind this one is
+    "mellum": _together(_BEFORE, 1, _MELLUM, mixture=True, apart=True, window=12),
 }
 MTP |= MTP_MIXTURES
 
@@ -225,8 +231,12 @@ def _stock_layer(family: str, weights: Mapping[str, Tensor], x: Tensor) -> Tenso
     names = layer.state_dict().keys()
     layer.load_state_dict({name: weights[name] for name in names})
     places = torch.arange(len(x))[None]
-    mask = torch.full((len(x), len(x)), float("-inf")).triu(1)[None, None]
-    out: Tensor = layer(x[None], attention_mask=mask, position_ids=places, position_embeddings=decoder.rotary_emb(x[None], places))
+    ago = places[0][:, None] - places
+    seen = (ago >= 0) & (ago < (MTP[family].window or len(x)))
+    mask = torch.where(seen, 0.0, float("-inf"))[None, None]
+    own = {"layer_type": "sliding_attention"} if family == "mellum" else {}
+    rope = decoder.rotary_emb(x[None], places, **own)
+    out: Tensor = layer(x[None], attention_mask=mask, position_ids=places, position_embeddings=rope)
     return out[0]
 
 

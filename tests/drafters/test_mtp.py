@@ -11,11 +11,12 @@ from tests.mtp import fit_mtp, publish_mtp
 from tests.tiny import opened, save
 from understudy import LLM, SamplingParams
 from understudy.drafters import spec_of
+from understudy.drafters.head_suggest import HEAD
 from understudy.errors import CheckpointError, UsageError
 
 PROMPTS = [[5, 99, 5, 12, 80, 5, 99, 5], [7, 8, 9, 250, 31, 7, 8, 9]]
 GREEDY = SamplingParams(max_new_tokens=32, ignore_eos=True)
-SAMPLED = SamplingParams(max_new_tokens=32, ignore_eos=True, temperature=0.9, seed=3)
+SAMPLED = SamplingParams(max_new_tokens=32, ignore_eos=True, temperature=0.7, seed=3)
 
 
 def texts_of(llm: LLM) -> list[list[int]]:
@@ -54,6 +55,21 @@ def test_drafted_text_is_plain_text_and_what_the_layer_knows_is_accepted(
         assert llm.plan.items["draft head"] > sum(stored.nbytes for stored in llm.store.extra.values())
     assert [each.token_ids for each in done] == plain
     assert all(each.stats.accepted >= 12 and each.stats.bytes_streamed > 0 for each in done), [x.stats.accepted for x in done]
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5_moe", "deepseek_v3", "glm4_moe"])
+@pytest.mark.parametrize("method", ["mtp:bits=4", "substitute:suggest=mtp"])
+def test_a_mixture_drafts_alone_and_in_front_of_the_copy(
+    method: str, family: str, brought: Callable[[str], tuple[Path, list[list[int]]]]
+) -> None:
+    model, plain = brought(family)
+    with opened(model, method=method, output=model.with_name("store-in-front")) as llm:
+        done = [llm.generate(prompt, params)[0] for params in (GREEDY, SAMPLED) for prompt in PROMPTS]
+        assert llm.plan.items["draft head"] > 0
+    assert [each.token_ids for each in done] == plain
+    assert all(each.stats.accepted > 0 and each.stats.bytes_streamed > 0 for each in done), [x.stats.accepted for x in done]
+    if method.startswith("substitute"):
+        assert sum(each.stats.suggested.get(HEAD, 0) for each in done) > 0, "the layer named none of the tokens"
 
 
 def test_a_checkpoint_without_such_a_layer_is_refused_before_any_work(tmp_path: Path) -> None:

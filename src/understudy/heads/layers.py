@@ -4,6 +4,7 @@ made, and of torch in training."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -106,11 +107,14 @@ def head_attention(
 class Rope:
     """Rotary positions of a head's layers, held once for each device. Not a module: its frequencies stay in float32.
 
-    kind, config: transformers' class of rotary embeddings, and what it is made of."""
+    kind, config: transformers' class of rotary embeddings, and what it is made of. Where kinds of layers have ropes of their own,
+    that of the last layer."""
 
     def __init__(self, kind: Callable[[Any], nn.Module], config: Any):
         self.kind = kind
         self.config = config
+        takes_kind = "layer_type" in signature(getattr(kind, "forward", kind)).parameters
+        self.told = {"layer_type": config.layer_types[-1]} if takes_kind and getattr(config, "layer_types", None) else {}
         self._of: dict[Any, nn.Module] = {}
 
     def __call__(self, x: Tensor, positions: Tensor) -> Any:
@@ -119,7 +123,7 @@ class Rope:
             rope = self.kind(self.config).to(x.device)
             fix_ropes(rope)
             self._of[x.device] = rope
-        return self._of[x.device](x, positions)
+        return self._of[x.device](x, positions, **self.told)
 
 
 class HeadLayers(nn.ModuleList):

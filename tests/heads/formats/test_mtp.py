@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers.modeling_layers import MtpLayer
 
 from tests.heads.golden import assert_golden
-from tests.mtp import MTP, MTP_MIXTURES, publish_mtp, states
-from tests.tiny import opened, save
+from tests.mtp import MTP, MTP_MIXTURES, mtp_tensors, publish_mtp, states
+from tests.tiny import opened, save, stock
 from understudy.errors import CheckpointError
 from understudy.heads import Places
 from understudy.heads.files import head_bytes
@@ -230,7 +230,7 @@ def test_experts_that_lack_or_are_too_many_are_refused_by_name(stores: Any) -> N
     left = {name: stored for name, stored in whole.items() if "up_proj" not in name or "experts" not in name}
     assert "there is no tensor 'mtp.layers.0.mlp.experts.gate_up_proj'" in refused(store, model, left)
     more = {f"{before}8.{kind}_proj.weight": whole[f"{before}7.{kind}_proj.weight"] for kind in ("gate", "up", "down")}
-    assert f"has a tensor '{before}8.down_proj.weight' that fits nothing in it" in refused(store, model, {**whole, **more})
+    assert f"with a tensor '{before}8.down_proj.weight' that fits nothing in it" in refused(store, model, {**whole, **more})
     scale = {f"{before}1.up_proj.weight_scale_inv": whole["mtp.norm.weight"]}
     assert "weight_scale_inv' that fits nothing in it" in refused(store, model, {**whole, **scale})
     name = f"{before}2.gate_proj.weight"
@@ -248,8 +248,17 @@ def test_tensors_of_unlike_types_are_refused(stores: Any) -> None:
     other = replace(store, extra={**store.extra, name: replace(store.extra[name], dtype=torch.bfloat16)})
     layer = mtp.found(Bearer.of_store(other, model.config))
     assert layer is not None
-    with pytest.raises(CheckpointError, match=r"has tensors of unlike types: 'model\.layers\.3\.mlp\.experts"):
+    with pytest.raises(CheckpointError, match=r"in which 'model\.layers\.3\.mlp\.experts\.4\S+ and \S+ are of unlike"):
         layer.load(Holding(torch.float32))
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_values_that_are_no_numbers_are_refused(bits: int, tmp_path: Path) -> None:
+    tensors = mtp_tensors("qwen3_next", torch.bfloat16, stock("qwen3_next", torch.bfloat16))
+    tensors["mtp.layers.0.mlp.experts.6.up_proj.weight"][3, 5] = torch.nan
+    publish_mtp(tmp_path / "model", "qwen3_next", torch.bfloat16, tensors)
+    with pytest.raises(CheckpointError, match=r"experts\.0\.gate_proj\.weight', or one of 15 beside it, has NaN or inf"):
+        opened(tmp_path / "model", method=f"mtp:bits={bits}", output=tmp_path / "store")
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "glm4_moe_lite"])

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from torch import Tensor
+
 from ...errors import CheckpointError
 from ...models.bare import STACKED
 from ...models.experts import stacks
@@ -52,18 +54,29 @@ class MtpSource:
     tensors: Mapping[str, tuple[str, ...]]
 
     def load(self, holding: Holding) -> DraftHead:
-        """The head. Raises StoreError where files of the Store are damaged. The model must be prepared."""
+        """The head. Raises StoreError where files of the Store are damaged, CheckpointError for what cannot be weights. The model
+        must be prepared."""
         head = built(self.config, "meta")
         shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
-        return hold(head, ((name, self._values(name, shapes[name])) for name in self.tensors), holding)
+        values = ((name, self._values(name, shapes[name])) for name in self.tensors)
+        return hold(head, values, holding, self._refuse_bad_values)
+
+    def _refuse_bad_values(self, name: str, tensor: Tensor) -> None:
+        """Raise CheckpointError where weights are no numbers."""
+        if not bool(tensor.isfinite().all()):
+            first, *more = self.tensors[name]
+            beside = f", or one of {len(more)} beside it," if more else ""
+            raise CheckpointError(f"{_what(self.bearer)} in which {first!r}{beside} has NaN or infinite values. Get it again.")
 
     def _values(self, name: str, shape: tuple[int, ...]) -> Values:
         """Those of the head's tensor `name`, which has this shape."""
         store = self.bearer.store
         assert store is not None, "only the head of a prepared model can be loaded"
         pieces = [store.extra[source] for source in self.tensors[name]]
-        if len({piece.dtype for piece in pieces}) > 1:
-            raise CheckpointError(f"{_what(self.bearer)} has tensors of unlike types: {self.tensors[name][0]!r} is of one.")
+        types = {piece.dtype: source for piece, source in zip(pieces, self.tensors[name], strict=True)}
+        if len(types) > 1:
+            unlike = " and ".join(map(repr, sorted(types.values())[:2]))
+            raise CheckpointError(f"{_what(self.bearer)} in which {unlike} are of unlike types; not supported yet.")
         return Values(pieces[0].dtype, shape, lambda: chain.from_iterable(map(store.pieces, pieces)))
 
 
@@ -87,7 +100,7 @@ def found(bearer: Bearer) -> MtpSource | None:
 
 
 def _what(bearer: Bearer) -> str:
-    return f"The layer for multi-token prediction of {bearer.name}"
+    return f"{bearer.name} brings a layer for multi-token prediction"
 
 
 def named(names: Iterable[str], blocks: int) -> dict[int, dict[str, str]]:
@@ -158,25 +171,26 @@ def check_whole(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:  # fmt: skip
     """Raise CheckpointError unless the `sources` of a head of `config` are all of its published `tensors`, which have these
-    `shapes`, and it has all that it needs. `what`: its name in messages."""
+    `shapes`, and it has all that it needs. `what`: how messages
+    begin."""
     head = built(config, "meta")
     needed = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     experts = {name: stack.experts for name, stack in stacks(head).items()}
     other = next(iter(tensors.values()))
     if missing := sorted(needed.keys() - sources.keys()):
         lacking = _published(missing[0], other)
-        raise CheckpointError(f"{what} is not whole: there is no tensor {lacking!r}. Get the checkpoint again.")
+        raise CheckpointError(f"{what} that is not whole: there is no tensor {lacking!r}. Get the checkpoint again.")
     for own, names in sources.items():
         if len(names) > 1 and own in experts and (lack := _lacking(names, experts[own])) is not None:
-            raise CheckpointError(f"{what} is not whole: there is no tensor {lack!r}. Get the checkpoint again.")
+            raise CheckpointError(f"{what} that is not whole: there is no tensor {lack!r}. Get the checkpoint again.")
     used = {name for names in sources.values() for name in names}
     more = {name for own, names in sources.items() if len(names) > 1 and own in experts for name in _beyond(names, experts[own])}
     if unknown := sorted((set(tensors.values()) - used) | more):
-        raise CheckpointError(f"{what} has a tensor {unknown[0]!r} that fits nothing in it; not supported yet.")
+        raise CheckpointError(f"{what} with a tensor {unknown[0]!r} that fits nothing in it; not supported yet.")
     for own in sorted(needed):
         for name, shape in zip(sources[own], _pieces(needed[own], [shapes[name] for name in sources[own]]), strict=True):
             if shapes[name] != shape:
-                raise CheckpointError(f"{what}: {name!r} has the shape {list(shapes[name])}, not {list(shape)}.")
+                raise CheckpointError(f"{what} in which {name!r} has the shape {list(shapes[name])}, not {list(shape)}.")
 
 
 def _pieces(shape: tuple[int, ...], found: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
