@@ -97,8 +97,9 @@ MTP_MIXTURES = {
 MTP |= MTP_MIXTURES
 
 
-def mtp_tensors(family: str, dtype: torch.dtype, model: Any) -> dict[str, Tensor]:
-    """Random tensors of the MTP layer of a checkpoint of `family`, by their published names; `model`: its stock model."""
+def mtp_tensors(family: str, dtype: torch.dtype, model: Any, apart: bool | None = None) -> dict[str, Tensor]:
+    """Random tensors of the MTP layer of a checkpoint of `family`, by their published names; `model`: its stock model. `apart`:
+    whether each expert has tensors of its own, if not as the family has it."""
     form = MTP[family]
     like = stock(family, seed=7, **form.changes).get_decoder()
     size = model.get_decoder().config.hidden_size
@@ -112,7 +113,7 @@ def mtp_tensors(family: str, dtype: torch.dtype, model: Any) -> dict[str, Tensor
             tensors[name] = tensor + torch.randn_like(tensor) * 0.2
     tables = {"embed_tokens": model.get_input_embeddings(), "shared_head.head": model.get_output_embeddings()}
     tensors |= {f"{form.layer}{name}.weight": tables[name].weight.detach() for name in form.copies}
-    tensors = _apart(tensors) if form.apart else tensors
+    tensors = _apart(tensors) if (form.apart if apart is None else apart) else tensors
     return {name: tensor.to(dtype).contiguous().clone() for name, tensor in tensors.items()}
 
 

@@ -11,9 +11,12 @@ import torch
 from tests import fake_device
 from tests.fake_device import FakeDevice, RowDevice
 from tests.fake_graphs import Recorder, own_kernels
+from tests.mtp import fit_mtp, publish_mtp
 from tests.tiny import save
 from understudy import LLM, SamplingParams, UsageError
 from understudy.devices import DEVICES
+from understudy.heads.experts import HeldExperts
+from understudy.models.experts import mixes
 from understudy.models.whole_pass import WholePass
 from understudy.tree import Nodes, TokenTree
 
@@ -128,6 +131,27 @@ def test_without_kernels_for_experts_the_host_counts_them(
         with llm(tmp_path / "model", method=method) as fake:
             found.append(texts(fake, [PROMPT, list(range(40))]))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("bits", "device"), [(8, FakeDevice), (4, FakeDevice), (16, FakeDevice), (8, lambda: FakeDevice(triton=False))],
+    ids=["8", "4", "whole", "no kernels"],
+)  # fmt: skip
+def test_experts_of_a_head_multiply_on_the_device(
+    bits: int, device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of few bits by its kernels, if it has some; whole ones as the host counts them."""
+    monkeypatch.setattr(fake_device, "open_fake", device)
+    model = publish_mtp(tmp_path / "model", "glm4_moe", torch.bfloat16)
+    with llm(tmp_path / "model", method="none") as fake:
+        plain = texts(fake)
+    fit_mtp(tmp_path / "model", model, [PROMPT + text[:6] for text in plain])
+    with llm(tmp_path / "model", method=f"mtp:bits={bits},width=1,depth=3") as fake:
+        done = [fake.generate([PROMPT], params)[0] for params in (GREEDY, SAMPLED)]
+        (experts,) = {module for module in fake.engine.drafter.proposer.runner.head.modules() if mixes(module)}  # type: ignore
+        held = [isinstance(getattr(experts, name), HeldExperts) for name in ("gate_up_proj", "down_proj")]
+    assert [each.token_ids for each in done] == plain and min(each.stats.accepted for each in done) > 0
+    assert held == [bits < 16] * 2
 
 
 def test_passes_that_go_tile_by_tile_multiply_all_tiles_by_what_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

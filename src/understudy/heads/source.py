@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +57,8 @@ class Bearer:
     outputs: frozenset[str]
     # Where they can be read; None: it is not prepared yet.
     store: Store | None = None
+    # Heads that were found in it, by the name of their format: a plan asks several times.
+    found: dict[str, HeadSource | None] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def of_store(cls, store: Store, config: Any) -> Bearer:

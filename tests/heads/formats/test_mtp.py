@@ -186,6 +186,36 @@ def test_a_checkpoint_without_one_has_none(tmp_path: Path) -> None:
         assert mtp.found(Bearer.of_store(llm.store, model.config)) is None
 
 
+def test_one_of_another_kind_is_refused_by_name() -> None:
+    """As ERNIE 4.5 publishes it."""
+    model = stock("qwen2")
+    bearer = Bearer("It", model.config, {"model.mtp_emb_norm.0.weight": (64,)}, frozenset(), frozenset())
+    with pytest.raises(CheckpointError, match=r"^It brings a layer .* not known, which 'model\.mtp_emb_norm\.0\.weight' is of"):
+        mtp.found(bearer)
+
+
+def test_a_checkpoint_is_looked_through_once(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, model = stores("qwen2")
+    bearer = Bearer.of_store(store, model.config)
+    layer = mtp.found(bearer)
+    monkeypatch.setattr(mtp, "named", lambda *_: pytest.fail("it is known already"))
+    assert layer is not None and mtp.found(bearer) is layer
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5_moe"])
+def test_experts_may_lie_in_one_tensor_or_in_one_for_each(family: str, stores: Any, tmp_path: Path) -> None:
+    model, found = stores(family)[1], []
+    for apart in (False, True):
+        tensors = mtp_tensors(family, torch.float32, model, apart)
+        assert ("mtp.layers.0.mlp.experts.7.up_proj.weight" in tensors) == apart
+        publish_mtp(tmp_path / f"{apart}", family, torch.float32, tensors)
+        with opened(tmp_path / f"{apart}", method="none", output=tmp_path / f"store-{apart}") as llm:
+            layer = mtp.found(Bearer.of_store(llm.store, model.config))
+        assert layer is not None
+        found.append(layer.load(Holding(torch.float32)).state_dict())
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def refused(store: Store, model: Any, extra: dict[str, Stored]) -> str:
     with pytest.raises(CheckpointError) as refusal:
         mtp.found(Bearer.of_store(replace(store, extra=extra), model.config))

@@ -28,6 +28,10 @@ from ..layers import stock_decoder
 from ..source import Bearer
 from ..tensors import Values
 
+# What it is called among the heads that are found in a checkpoint.
+NAME = "mtp"
+# In names of tensors of such layers of any kind.
+_ANY = re.compile(r"(^|\.)mtp(_|\.)")
 # What may stand before the names of a text model's tensors.
 _PREFIX = r"(?:model\.|language_model\.)*"
 _TOGETHER = re.compile(rf"{_PREFIX}mtp\.(?:layers\.(?P<number>\d+)\.)?(?P<rest>.+)")
@@ -84,9 +88,18 @@ def found(bearer: Bearer) -> MtpSource | None:
     """The MTP layer that the checkpoint of `bearer` brings along; None where there is none.
 
     Raises CheckpointError, naming a tensor, for one that is not whole or that cannot be run."""
-    text = text_config(bearer.config)
-    layers = named(bearer.aside, text.num_hidden_layers)
+    if NAME not in bearer.found:
+        bearer.found[NAME] = _sought(bearer)
+    known = bearer.found[NAME]
+    assert known is None or isinstance(known, MtpSource)
+    return known
+
+
+def _sought(bearer: Bearer) -> MtpSource | None:
+    layers = named(bearer.aside, text_config(bearer.config).num_hidden_layers)
     if not layers:
+        if other := next((name for name in bearer.aside if _ANY.search(name)), None):
+            raise CheckpointError(f"{_what(bearer)} of a kind that is not known, which {other!r} is of; not supported yet.")
         return None
     if len(layers) > 1:
         raise CheckpointError(
