@@ -14,7 +14,7 @@ import torch
 
 from .devices import Device
 from .devices.several import Behind, hop_between, links_together, plan_over
-from .drafters.trained import held_bytes
+from .drafters.trained import HeadMemory, head_memory
 from .errors import UsageError
 from .heads.source import Bearer
 from .layer_states import SCRATCH
@@ -230,6 +230,7 @@ class Blueprint:
         widest_level = 0 if on_host else widths.widest(drafter.level_width, drafter.forced, rows)
         padded = self._padded_rows(rows, slots)
         second = self.second.footprint.alone(rows, slots, widest_level, nodes) if self.second is not None else 0
+        head = self._head_memory(rows, slots)
         return PlanRequest(
             budget_bytes=budget,
             rows=rows,
@@ -239,7 +240,8 @@ class Blueprint:
             tile=TILE,
             runtime_bytes=self.device.runtime_bytes,
             second_model_bytes=second,
-            head_bytes=self._head_bytes(rows, slots),
+            head_bytes=head.held,
+            head_unread_bytes=head.unread,
             prefix_bytes=memory_for(self.footprint.prefix_file_bytes(BLOCK)) if self.options.prefix_cache is not None else 0,
             grammar_bytes=grammar_bytes(self.shape.vocabulary, rows) if self.options.grammars else 0,
             tree_nodes=drafter.max_nodes,
@@ -256,12 +258,12 @@ class Blueprint:
             speeds=self.speeds,
         )
 
-    def _head_bytes(self, rows: int, slots: int) -> int:
+    def _head_memory(self, rows: int, slots: int) -> HeadMemory:
         """Bytes of the trained head that drafts or suggests, and of all that it keeps of `rows` texts."""
         head = self.options.drafter.head
         if head is None or self.bearer is None:
-            return 0
-        return held_bytes(head.source(self.bearer).config, rows, slots, self.dtype, head.bits)
+            return HeadMemory()
+        return head_memory(head.source(self.bearer).config, rows, slots, self.dtype, head.bits)
 
     def _record_nodes(self) -> int:
         """Nodes of a tree that recurrent layers must have room for. Raises UsageError for trees that would be too deep for them."""

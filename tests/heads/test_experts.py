@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from tests.heads.golden import randomized
 from tests.tiny import COMMON, MIXTURES
 from understudy.devices.processor import Processor
-from understudy.drafters.trained import held_bytes
+from understudy.drafters.trained import head_memory
 from understudy.errors import CheckpointError
 from understudy.heads import DraftHead, HeadConfig, Places, TargetFacts
 from understudy.heads.experts import HeldExperts, experts_of_heads, head_experts
@@ -108,13 +108,15 @@ def test_the_plan_counts_what_is_held(bits: int) -> None:
     head = held(whole(config), bits, torch.bfloat16)
     tensors = sum(tensor.nbytes for tensor in head.state_dict().values())
     assert tensor_bytes(built(config, "meta"), torch.bfloat16, bits) == tensors
-    one, two = (held_bytes(config, rows, 64, torch.bfloat16, bits) for rows in (1, 2))
-    assert tensors < one < two
+    one, two = (head_memory(config, rows, 64, torch.bfloat16, bits) for rows in (1, 2))
+    assert tensors < one.held < two.held
+    experts = sum(tensor.nbytes for tensor in experts_in(head).state_dict().values())
+    assert one.unread == two.unread == experts * 6 // 8, "a token goes to 2 of 8"
 
 
 def test_rows_on_their_way_to_experts_are_in_the_plan() -> None:
     """Twice as many experts for a token take twice as many numbers, though the head is the same."""
-    few, many = (held_bytes(config_of("qwen3_next", num_experts_per_tok=k), 1, 64, torch.bfloat16, 8) for k in (2, 4))
+    few, many = (head_memory(config_of("qwen3_next", num_experts_per_tok=k), 1, 64, torch.bfloat16, 8).held for k in (2, 4))
     assert many - few == 64 * 2 * 2 * (64 + 3 * 128 + 64 + 3 * 64)
 
 

@@ -13,9 +13,9 @@ import torch
 
 from ..errors import UsageError
 from ..heads import DraftHead, HeadConfig, Places
-from ..heads.experts import routed_numbers
+from ..heads.experts import experts_chosen, routed_numbers
 from ..heads.files import built, check
-from ..heads.held import Holding, tensor_bytes
+from ..heads.held import Holding, tensor_bytes, unread_bytes
 from ..heads.layers import layer_shapes
 from ..heads.source import Bearer, HeadDirectory, HeadSource
 from ..models.expert_copies import expert_copies
@@ -74,26 +74,38 @@ class NamedHead:
         return found
 
 
-def held_bytes(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype, bits: int) -> int:
-    """Bytes that a head of `config` takes beside a model that computes in `dtype`: its tensors, with so many `bits` a weight,
-    its cache for `rows` rows of `tokens` slots, a tree's states in each row, hidden states that wait to be read, and what reading a
-    piece of a prompt takes."""
+@dataclass(frozen=True)
+class HeadMemory:
+    """Bytes that a head takes beside a model."""
+
+    # In all.
+    held: int = 0
+    # Those of experts that a level of one token leaves unread.
+    unread: int = 0
+
+
+def head_memory(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype, bits: int) -> HeadMemory:
+    """What a head of `config` takes beside a model that computes in `dtype`: its tensors, with so many `bits` a weight, its cache
+    for `rows` rows of `tokens` slots, a tree's states in each row, hidden states that wait to be read, and what reading a piece of
+    a prompt takes."""
     head = built(config, "meta")
+    chosen = _chosen(head)
     numbers: int = sum(shape.numbers for shape in layer_shapes(config))
     kept = rows * tokens * numbers * cache_dtype(dtype).itemsize
     states = rows * (MOST_NODES + 1) * head.state_size
     waiting = rows * 2 * PIECE * len(config.taps) * config.target.hidden_size
     widest: int = config.layer.get("intermediate_size", config.target.hidden_size)
-    reading = PIECE * (3 * widest + (4 + len(config.taps)) * config.target.hidden_size + _routed(head))
-    return tensor_bytes(head, dtype, bits) + kept + (states + waiting + reading) * dtype.itemsize
+    reading = PIECE * (3 * widest + (4 + len(config.taps)) * config.target.hidden_size + routed_numbers(head, chosen))
+    held = tensor_bytes(head, dtype, bits) + kept + (states + waiting + reading) * dtype.itemsize
+    return HeadMemory(held, unread_bytes(head, dtype, bits, chosen))
 
 
-def _routed(head: DraftHead) -> int:
-    """Numbers that the experts of `head`, which has no values, take of each token that is read."""
+def _chosen(head: DraftHead) -> dict[str, int]:
+    """To how many experts of each stack of `head`, which has no values, a token goes."""
     size, taps = head.config.target.hidden_size, len(head.config.taps)
     hidden, embedded = torch.empty((1, 1, taps, size), device="meta"), torch.empty((1, 1, size), device="meta")
     places = Places(torch.empty((1, 1), dtype=torch.int64, device="meta"))
-    return routed_numbers(head, lambda: head.begin(hidden, embedded, places))
+    return experts_chosen(head, lambda: head.begin(hidden, embedded, places))
 
 
 def opened(source: HeadSource, target: TargetModel, bits: int) -> HeadState:

@@ -6,7 +6,7 @@ a head only guesses, so its bits do not matter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -84,18 +84,22 @@ def head_experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_
     return nothing.index_add(0, order // top_k_index.shape[1], out).to(hidden_states.dtype)
 
 
-def routed_numbers(layers: nn.Module, call: Callable[[], object]) -> int:
-    """Numbers that a layer's experts in `layers` of a head take of a token, at most, while they are multiplied; `call` runs the
-    head for tokens without numbers. 0: there are no experts."""
+def experts_chosen(layers: nn.Module, call: Callable[[], object]) -> dict[str, int]:
+    """By stack of experts in `layers` of a head: to how many experts each token goes. `call` runs the head for tokens without
+    numbers."""
     found = stacks(layers)
     chosen: dict[str, int] = {}
-    if not found:
-        return 0
-    with watching(found, [], chosen):
-        call()
+    if found:
+        with watching(found, [], chosen):
+            call()
+    return chosen
+
+
+def routed_numbers(layers: nn.Module, chosen: Mapping[str, int]) -> int:
+    """Numbers that a layer's experts in `layers` of a head take of a token, at most, while they are multiplied, where a token goes
+    to so many as `chosen` says. 0: there are no experts."""
     takes: dict[nn.Module, int] = {}
-    for name, stack in found.items():
+    for name, stack in stacks(layers).items():
         # rows that go in, products, and what is made of those for the next stack or added up, which is in float32
         takes[stack.module] = takes.get(stack.module, 0) + chosen[name] * (stack.inputs + 3 * stack.outputs)
-    return max(takes.values())
-
+    return max(takes.values(), default=0)

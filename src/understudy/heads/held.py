@@ -3,7 +3,7 @@ has: what is read for each token is then a half or a quarter, and its guesses, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -99,6 +99,14 @@ def tensor_bytes(head: DraftHead, dtype: torch.dtype, bits: int) -> int:
     sizes = (tensor.numel() * _type(head, name, tensor, dtype).itemsize for name, tensor in others.items())
     total: int = sum(small.values()) + sum(sizes)
     return total
+
+
+def unread_bytes(head: DraftHead, dtype: torch.dtype, bits: int, chosen: Mapping[str, int]) -> int:
+    """Of these, the bytes of experts that one token does not go to, where it goes to so many of a stack as `chosen` says."""
+    small = {matrix.tensor: matrix.kind.size(*matrix.shape, dtype) for matrix in _matrices(head, dtype, bits)}
+    found = stacks(head)
+    sizes = {name: small.get(name, stack.parameter.numel() * dtype.itemsize) for name, stack in found.items()}
+    return sum(size - size * chosen[name] // found[name].experts for name, size in sizes.items())
 
 
 def hold(

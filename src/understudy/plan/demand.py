@@ -213,6 +213,8 @@ class PlanRequest:
     second_model_bytes: int = 0
     # A trained head that drafts or suggests, with its cache.
     head_bytes: int = 0
+    # Of these, those of experts that a level of one token leaves unread.
+    head_unread_bytes: int = 0
     # What keeping prefixes on disk takes.
     prefix_bytes: int = 0
     # Grammars that texts are held to.

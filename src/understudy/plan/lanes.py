@@ -175,6 +175,7 @@ def asked_of(first: PlanRequest, lane: LaneRequest) -> PlanRequest:
         speeds=LinkSpeeds(link_bytes_per_second=lane.link),
         second_model_bytes=0,
         head_bytes=0,
+        head_unread_bytes=0,
         prefix_bytes=0,
         aligning_bytes=0,
         grammar_bytes=0,

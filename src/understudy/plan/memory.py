@@ -183,6 +183,7 @@ def _placed(
         rows=request.rows,
         scratch=tree_slots(footprint, request, passes),
         record_nodes=request.record_nodes,
+        head_unread_bytes=request.head_unread_bytes,
         padded_rows=request.padded_rows,
         layers=request.layers,
         kv_bits=request.kv_bits,

@@ -60,6 +60,8 @@ class Plan:
     streamed_parts: int = 0
     # Of all these bytes, those of experts, of which a pass uses some; None: there are none.
     mixture: Mixture | None = None
+    # Of the draft head, the bytes of experts that a level of one token leaves unread.
+    head_unread_bytes: int = 0
     # Numbers of the Linears whose exact weights stay in fast memory as they are, beside their substitutes.
     decoded: frozenset[int] = frozenset()
     # Decoder layers.
@@ -152,8 +154,9 @@ class Plan:
 
     @property
     def head_level_bytes(self) -> int:
-        """What a level of a trained head that drafts alone reads: the head, with all it keeps, and the copy of the output head."""
-        return self.items.get("draft head", 0) + self.draft_level_bytes
+        """What a level of a trained head that drafts alone reads for one token: the head, with all it keeps, but experts that the
+        token does not go to, and the copy of the output head."""
+        return self.items.get("draft head", 0) - self.head_unread_bytes + self.draft_level_bytes
 
     def predicted(self, tokens: float, levels: float) -> float | None:
         """Tokens per second when rounds of `levels` draft levels give `tokens` tokens; None where no speed is known."""
