@@ -4,7 +4,7 @@ torch on whole texts."""
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class PublishedMtp:
     # Is it a mixture of experts? Then transformers' own layer says what it computes. Has each expert tensors of its own?
     mixture: bool = False
     apart: bool = False
+    # What is said in its names for parts of transformers' names.
+    says: Mapping[str, str] = field(default_factory=dict)
 
 
 def _together(norms: tuple[str, str, str, str], like: int, changes: Mapping[str, Any], **peculiar: Any) -> PublishedMtp:
@@ -82,6 +84,7 @@ _MELLUM = {
     "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 16, "sliding_window": 12,
     "layer_types": ["full_attention", "sliding_attention", "full_attention"], "num_nextn_predict_layers": 1,
 }  # fmt: skip
+_OF_MIXTRAL = {".mlp.": ".block_sparse_moe.", ".gate_proj.": ".w1.", ".down_proj.": ".w2.", ".up_proj.": ".w3."}
 _TABLES = ("embed_tokens", "shared_head.head")
 # The same of layers that are mixtures of experts.
 MTP_MIXTURES = {
@@ -91,6 +94,7 @@ MTP_MIXTURES = {
     "deepseek_v3": _numbered("model.layers.3.", _BEFORE, _TABLES, mixture=True, apart=True),
     "glm4_moe": _numbered("model.layers.3.", _BEFORE, _TABLES, mixture=True, apart=True),
     "glm4_moe_lite": _numbered("model.layers.3.", _BEFORE, mixture=True, apart=True),
+    "minimax_m2": _numbered("model.layers.3.", _BEFORE, mixture=True, apart=True, says=_OF_MIXTRAL),
     # its layers of either kind have ropes of their own, and its config says of which kind this one is
     "mellum": _together(_BEFORE, 1, _MELLUM, mixture=True, apart=True, window=12),
 }
@@ -114,7 +118,13 @@ def mtp_tensors(family: str, dtype: torch.dtype, model: Any, apart: bool | None 
     tables = {"embed_tokens": model.get_input_embeddings(), "shared_head.head": model.get_output_embeddings()}
     tensors |= {f"{form.layer}{name}.weight": tables[name].weight.detach() for name in form.copies}
     tensors = _apart(tensors) if (form.apart if apart is None else apart) else tensors
-    return {name: tensor.to(dtype).contiguous().clone() for name, tensor in tensors.items()}
+    return {_said(name, form.says): tensor.to(dtype).contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _said(name: str, says: Mapping[str, str]) -> str:
+    for theirs, own in says.items():
+        name = name.replace(theirs, own)
+    return name
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -198,7 +208,8 @@ def states(family: str, config: Any, tensors: Mapping[str, Tensor], hidden: Tens
     hidden [n, hidden size]: the model's last hidden states at the tokens before; embedded [n, hidden size]: of the tokens."""
     form = MTP[family]
     text = config.get_text_config(decoder=True)
-    weights = {name: tensor.float() for name, tensor in tensors.items()}
+    back = {own: theirs for theirs, own in form.says.items()}
+    weights = {_said(name, back): tensor.float() for name, tensor in tensors.items()}
     inner = {name.removeprefix(form.layer): w for name, w in weights.items() if name.startswith(form.layer)}
 
     def norm(x: Tensor, weight: Tensor | None) -> Tensor:
