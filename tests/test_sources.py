@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from understudy import LLM, SamplingParams, demo, sources, startup
 from understudy.drawable import plan_for
 from understudy.errors import CheckpointError, UsageError
 from understudy.options import Options
-from understudy.sources import layout_of, locate, prepare_source
+from understudy.sources import layout_of, locate, prepare_source, said_aside
 from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.layout import ModelLayout
 from understudy.weights.store import Store
 
 
@@ -196,13 +198,25 @@ def test_a_revision_is_for_models_of_the_hub(tmp_path: Path, model: Path) -> Non
     assert chosen.held_whole().revision is None
 
 
-@pytest.mark.parametrize(("link", "kept"), [(False, "on disk, for `understudy export`"), (True, "where they are")])
+@pytest.mark.parametrize(
+    ("link", "kept"), [(False, "on disk, for `understudy export` and --method mtp"), (True, "where they are, for --method mtp")]
+)
 def test_what_is_left_aside_is_said_in_one_line(link: bool, kept: str, tmp_path: Path) -> None:
     publish(tmp_path / "model", "llava")
     chosen, said = options(tmp_path, link=link), list[str]()
     prepare_source(locate(tmp_path / "model", chosen), chosen, lambda what, *_: said.append(what))
     lines = [line for line in said if line.startswith("Left aside")]
     assert len(lines) == 1 and lines[0].endswith(f"mtp, multi_modal_projector, vision_tower (kept {kept})"), lines
+
+
+def test_layers_that_predict_further_tokens_are_said_to_be_for_drafts(tmp_path: Path) -> None:
+    for name, aside, kept in (
+        ("further", {"layers.3": ("a",)}, "on disk, for `understudy export` and --method mtp"),
+        ("tower", {"visual": ("a",)}, "on disk, for `understudy export`"),
+    ):
+        layout = ModelLayout((), "embedding", (), aside=aside)
+        source: Any = SimpleNamespace(info=lambda tensor: SimpleNamespace(nbytes=2048))
+        assert said_aside(source, layout, "raw") == f"Left aside: 1 tensors, 2 KiB: {next(iter(aside))} (kept {kept})", name
 
 
 @pytest.mark.parametrize(

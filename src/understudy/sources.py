@@ -210,7 +210,11 @@ def said_aside(source: Checkpoint, layout: ModelLayout, coding: str) -> str:
     """How much of the checkpoint its text model does not use, in one line, and where that is kept."""
     names = [name for part in layout.aside.values() for name in part]
     size = format_size(sum(source.info(name).nbytes for name in names))
-    kept = "where they are" if codec(coding).linked else "on disk, for `understudy export`"
+    # further layers predict further tokens, as parts that are called so do
+    predicts = any(part.partition(".")[0] in ("mtp", "layers") for part in layout.aside)
+    uses = [] if codec(coding).linked else ["`understudy export`"]
+    uses += ["--method mtp"] if predicts else []
+    kept = ("where they are" if codec(coding).linked else "on disk") + (f", for {' and '.join(uses)}" if uses else "")
     return f"Left aside: {len(names)} tensors, {size}: {', '.join(layout.aside)} (kept {kept})"
 
 
