@@ -195,6 +195,15 @@ def test_one_of_another_kind_is_refused_by_name() -> None:
         mtp.found(bearer)
 
 
+def test_it_is_of_the_kind_that_the_config_names_though_no_layer_of_the_model_is(stores: Any) -> None:
+    store, _ = stores("mellum")
+    kinds = ["full_attention"] * 3
+    config = stock("mellum", **{**MTP["mellum"].changes, "layer_types": kinds}).config
+    assert config.layer_types == kinds and config.mtp_layer_types == ["sliding_attention"]
+    layer = mtp.found(Bearer.of_store(store, config))
+    assert layer is not None and layer_shapes(layer.config)[0].window == MTP["mellum"].window > 0
+
+
 def test_a_checkpoint_is_looked_through_once(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, model = stores("qwen2")
     bearer = Bearer.of_store(store, model.config)

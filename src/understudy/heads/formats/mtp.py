@@ -149,7 +149,7 @@ def _config(bearer: Bearer, tensors: Mapping[str, str]) -> tuple[HeadConfig, dic
 
 def _up_to_each_kind(config: HeadConfig, text: Any) -> Iterator[dict[str, Any]]:
     """For each kind of layer of the text model that the config `text` describes, the values of a config whose last layer is the
-    first of the kind. Where its config says of which kind layers for multi-token prediction are, of that kind alone."""
+    first of the kind. Where it says of which kind layers for multi-token prediction are, the last one is of that kind."""
     values = text.to_dict()
     count = text.num_hidden_layers
     lists = [key for key, value in values.items() if isinstance(value, list) and len(value) == count and not key.endswith("_id")]
@@ -159,10 +159,11 @@ def _up_to_each_kind(config: HeadConfig, text: Any) -> Iterator[dict[str, Any]]:
     seen = set()
     for index in range(count):
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in layers[index].state_dict().items())
-        kind = (*(str(values[key][index]) for key in lists), shapes)
-        if kind not in seen and all(values[key][index] == own for key, own in wanted.items()):
+        cut = {key: [*values[key][:index], wanted.get(key, values[key][index])] for key in lists}
+        kind = (*(str(each[-1]) for each in cut.values()), shapes)
+        if kind not in seen:
             seen.add(kind)
-            yield {**values, **{key: values[key][: index + 1] for key in lists}, "num_hidden_layers": index + 1}
+            yield {**values, **cut, "num_hidden_layers": index + 1}
 
 
 def _sources(config: HeadConfig, tensors: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -184,8 +185,7 @@ def check_whole(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:  # fmt: skip
     """Raise CheckpointError unless the `sources` of a head of `config` are all of its published `tensors`, which have these
-    `shapes`, and it has all that it needs. `what`: how messages
-    begin."""
+    `shapes`, and it has all that it needs. `what`: how messages begin."""
     head = built(config, "meta")
     needed = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     experts = {name: stack.experts for name, stack in stacks(head).items()}
