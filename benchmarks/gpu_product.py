@@ -61,6 +61,7 @@ class Block:
 
     def __init__(self, hidden: int, inside: int, norm: Any, where: str) -> None:
         from understudy.kernels.gpu.draft_product import GroupedProduct, JoinedGrouped
+        from understudy.kernels.join_form import GateKind, JoinForm
 
         small = hidden // 4
         shapes = {"qkv": [(hidden, hidden), (small, hidden), (small, hidden)], "o": [(hidden, hidden)]}
@@ -68,7 +69,10 @@ class Block:
         self.weights = {name: [weight(*shape, where) for shape in each] for name, each in shapes.items()}
         self.norm = norm
         self.launches = {
-            name: JoinedGrouped([GroupedProduct(*one) for one in each], norm if name in NORMED else None, (), name == "gate up")
+            name: JoinedGrouped(
+                [GroupedProduct(*one) for one in each],
+                JoinForm(norm if name in NORMED else None, gate=GateKind.SILU if name == "gate up" else None),
+            )
             for name, each in self.weights.items()
         }
 
@@ -180,7 +184,7 @@ class Variant:
             draft_product.running.cache_clear()
 
     def _rows(self, asked: argparse.Namespace, bandwidth: float) -> Iterator[tuple[int, dict[str, float]]]:
-        from understudy.kernels.draft_product import Norm
+        from understudy.kernels.join_form import Norm
 
         where = "cpu" if asked.fake else "cuda"
         torch.manual_seed(0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from understudy.kernels.draft_product import Norm
+from understudy.kernels.join_form import GateKind, JoinForm, Norm
 from understudy.quantizers import quantizer
 
 
@@ -32,13 +32,13 @@ def compare(columns: int, group: int, rows: int) -> None:
     added, bias, biases = torch.randn(rows, 394).bfloat16(), torch.randn(64), [torch.randn(150), torch.randn(150)]
     normed = x.double() / (x.double().square().mean(1, keepdim=True) + 1e-3).sqrt() * norm.weight.double()
     assert near(products[0](x), x.double() @ weights[0][2].T)
-    assert near(JoinedGrouped(products[:1], norm)(x), normed @ weights[0][2].T)
-    together = JoinedGrouped(products[:3], norm, [None, bias, None])
+    assert near(JoinedGrouped(products[:1], JoinForm(norm))(x), normed @ weights[0][2].T)
+    together = JoinedGrouped(products[:3], JoinForm(norm, [None, bias, None]))
     exact = torch.cat([normed @ weight.T for _, _, weight in weights[:3]], 1) + added.double()
     exact[:, 130:194] += bias.double()
     found = together(x, added)
     assert near(found, exact) and torch.equal(found, together(x, added))
     gate, up = (normed @ weight.T + more.double() for (_, _, weight), more in zip(weights[3:], biases, strict=True))
-    assert near(JoinedGrouped(products[3:], norm, biases, gated=True)(x), silu(gate) * up)
+    assert near(JoinedGrouped(products[3:], JoinForm(norm, biases, GateKind.SILU))(x), silu(gate) * up)
     (launch,) = together.launches
     assert launch.pairs == 2 + 1 + 2 and not launch.counters.any()

@@ -14,7 +14,7 @@ from gpu_print import compiled_lines
 from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
-from understudy.models.fused import usual_blocks
+from understudy.models.block_structure import usual_blocks
 from understudy.models.streamed import attention, attention_name
 
 SECONDS = 600.0
@@ -42,9 +42,9 @@ def text(llm: Any) -> list[int]:
 
 
 def test_all_layers_run_one_compiled_block_and_are_put_back(llm: Any) -> None:
-    before, blocks = text(llm), usual_blocks(llm.model.draft.model)
+    before, blocks = text(llm), list(usual_blocks(llm.model.draft.model))
     ours = [vars(block)["forward"] for block in blocks]
-    assert len(blocks) == llm.model.fused == 2
+    assert len(blocks) == llm.model.fused.blocks == 2
     found = gpu_compile.compared(llm, SECONDS, "aot_eager")
     assert "why" not in found and 0 < found["off"] < 0.1 and found["graphs"] == 1 and found["breaks"] == 0, found
     assert all(found[f"{way}_ms"] > 0 for way in ("fused", "stock", "compiled")) and found["compile_seconds"] > 0
@@ -85,5 +85,5 @@ def test_an_alarm_whose_error_was_dropped_rings_again() -> None:
 
 
 def test_a_model_without_fused_blocks_is_left_out(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("understudy.models.fused.usual_blocks", lambda model: [])
+    monkeypatch.setattr("understudy.models.block_structure.usual_blocks", lambda model: {})
     assert gpu_compile.compared(llm)["why"] == "no block is fused"

@@ -1,9 +1,14 @@
 """What fused blocks are made of on the processor: what can be joined is, and levels that see much go another way."""
 
+from dataclasses import replace
+
 import torch
 
 from understudy.kernels import blocks
+from understudy.kernels.attention import AttentionSpec
 from understudy.kernels.draft_product import Product
+from understudy.kernels.head_form import HeadForm
+from understudy.kernels.join_form import PLAIN, GateKind, JoinForm
 from understudy.quantizers import quantizer
 from understudy.tree import Nodes, TokenTree
 
@@ -17,12 +22,26 @@ def test_products_of_one_input_are_joined_and_others_are_not() -> None:
     kernels = blocks.ProcessorBlocks()
     first, second = product(64, 128, 64), product(32, 128, 64)
     x = torch.randn(3, 128)
-    joined = kernels.join([first, second], None, [None, None], gated=False)
+    joined = kernels.join([first, second], PLAIN)
     assert joined is not None
     assert torch.equal(joined(x), torch.cat([first(x), second(x)], 1))
-    assert kernels.join([first, product(64, 128, 32)], None, [None, None], gated=False) is None
-    assert kernels.join([first, product(64, 64, 64)], None, [None, None], gated=False) is None
-    assert kernels.join([first, lambda x: x], None, [None, None], gated=False) is None
+    assert kernels.join([first, product(64, 128, 32)], PLAIN) is None
+    assert kernels.join([first, product(64, 64, 64)], PLAIN) is None
+    assert kernels.join([first, lambda x: x], PLAIN) is None
+
+
+def test_one_weight_of_both_halves_is_split_where_its_blocks_allow_it() -> None:
+    kernels, gate = blocks.ProcessorBlocks(), JoinForm(gate=GateKind.SILU)
+    joined = kernels.join([product(256, 64, 64)], gate)
+    assert joined is not None and joined.outputs == 128 and joined.columns == 64
+    assert kernels.join([product(320, 64, 64)], gate) is None
+    assert kernels.join([product(256, 64, 64)], replace(gate, biases=[torch.ones(256)])) is None
+
+
+def test_capped_scores_are_left_to_the_stock_block() -> None:
+    kernels = blocks.ProcessorBlocks()
+    assert kernels.attends(HeadForm(AttentionSpec(1.0)), 16)
+    assert not kernels.attends(HeadForm(AttentionSpec(1.0, softcap=20.0)), 16)
 
 
 def test_what_a_level_sees_decides() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import numba
 import pytest
 
-from understudy.kernels.descriptor import DecodeRun, DraftRun, ExactOperand, ExactRun, LevelRun, ResidualBlocks, reader
+from understudy.kernels.descriptor import DecodeRun, ExactOperand, ExactRun, ResidualBlocks, reader
+from understudy.kernels.draft_descriptors import DraftRun, LevelRun
 
 
 def names_of(kind: type[ctypes.Structure], before: str = "") -> Iterator[str]:

@@ -13,7 +13,9 @@ from understudy.kernels import draft_chain, draft_layer, team
 from understudy.kernels.attention import AttentionSpec
 from understudy.kernels.draft_chain import BlockParts, LevelChain
 from understudy.kernels.draft_layer import attend
-from understudy.kernels.draft_product import Joined, Norm
+from understudy.kernels.draft_product import Joined
+from understudy.kernels.head_form import HeadForm, Turning
+from understudy.kernels.join_form import GateKind, JoinForm, Norm
 from understudy.layer_states import FullState, LayerShape
 from understudy.tree import Nodes, TokenTree
 
@@ -21,18 +23,22 @@ HIDDEN, SIZE = 64, 16
 TURNS = torch.rand(1, 40, SIZE // 2).repeat(1, 1, 2)
 
 
-def part(kv_heads: int, heads: int, between: int, window: int) -> BlockParts[Joined]:
-    norm = Norm(torch.rand(HIDDEN) + 0.5, 1e-5)
+def part(kv_heads: int, heads: int, between: int, window: int, usual: bool = True) -> BlockParts[Joined]:
+    """`usual`: without norms of heads and of results, and gated by silu."""
+    norm, head = Norm(torch.rand(HIDDEN) + 0.5, 1e-5), Norm(torch.rand(SIZE) + 0.5, 1e-5)
     made = [product(count * SIZE, HIDDEN, 64) for count in (heads, kv_heads, kv_heads)]
-    gated = Joined([product(between, HIDDEN, 64) for _ in range(2)], norm, gated=True)
-    output, down = Joined([product(HIDDEN, heads * SIZE, 32)]), Joined([product(HIDDEN, between, 64)])
-    return BlockParts(Joined(made, norm), AttentionSpec(0.25, window), output, gated, down)
+    gate = JoinForm(norm, gate=GateKind.SILU if usual else GateKind.GELU)
+    gated = Joined([product(between, HIDDEN, 64) for _ in range(2)], gate)
+    after = JoinForm() if usual else JoinForm(after=norm)
+    output, down = Joined([product(HIDDEN, heads * SIZE, 32)], after), Joined([product(HIDDEN, between, 64)], after)
+    form = HeadForm(AttentionSpec(0.25, window), Turning.HALVES, None if usual else (head, head))
+    return BlockParts(Joined(made, JoinForm(norm)), form, output, gated, down)
 
 
 @cache
 def parts() -> list[BlockParts[Joined]]:
     """Made by the first test that asks: kernels are compiled for it, which no process that only looks for tests should wait for."""
-    return [part(2, 4, 128, 0), part(1, 4, 64, 7), part(4, 4, 192, 0)]
+    return [part(2, 4, 128, 0), part(1, 4, 64, 7), part(4, 4, 192, 0, usual=False)]
 
 
 @cache
@@ -55,7 +61,7 @@ def filled(dtype: torch.dtype) -> list[FullState]:
 def one_by_one(hidden: Tensor, turns: tuple[Tensor, Tensor], states: list[FullState], nodes: Nodes) -> Tensor:
     x = hidden[0]
     for own, state in zip(parts(), states, strict=True):
-        x = own.output(attend(own.made(x), turns, state, nodes, own.spec), x)
+        x = own.output(attend(own.made(x), turns, state, nodes, own.heads), x)
         x = own.down(own.gated(x), x)
     return x[None]
 

@@ -12,11 +12,14 @@ from tests.kernels.test_draft_attention import rows_of_nodes
 from understudy.kernels import draft_layer
 from understudy.kernels.attention import AttentionSpec
 from understudy.kernels.attention import attend as exact
+from understudy.kernels.head_form import HeadForm, Turning
+from understudy.kernels.join_form import Norm
 from understudy.layer_states import FullState, LayerShape, SlidingState
 from understudy.rectangle import PaddedState
 from understudy.small_keys import plain, size_in, stored
 from understudy.tree import Nodes, TokenTree
 
+FORM = HeadForm(AttentionSpec(0.3))
 
 def turned(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """heads [n, any, size] turned as transformers does it."""
@@ -50,7 +53,7 @@ def test_it_is_turning_keeping_and_the_exact_attention(
     made = torch.cat([part.flatten(1) for part in (queries, keys, values)], 1).to(dtype)
     turns = angles.cos().to(dtype), angles.sin().to(dtype)
     spec = AttentionSpec(0.3, window)
-    found = draft_layer.attend(made, turns, ours, nodes, spec)
+    found = draft_layer.attend(made, turns, ours, nodes, HeadForm(spec))
     cosines, sines = (turn.float() for turn in turns)
     other.write(nodes, turned(keys.to(dtype).float(), cosines, sines), values)
     wanted = exact(turned(queries.to(dtype).float(), cosines, sines), other.keys, other.values, nodes, spec)
@@ -68,9 +71,9 @@ def test_threads_and_other_nodes_change_no_bit(monkeypatch: pytest.MonkeyPatch) 
     state = filled(FullState(LayerShape(4, 16, 16), 1, 64, torch.bfloat16))
     made, angles = torch.randn(6, 16 * (8 + 4 + 4)).bfloat16(), torch.rand(6, 16)
     turns = angles.cos().bfloat16(), angles.sin().bfloat16()
-    together = draft_layer.attend(made, turns, state, nodes, AttentionSpec(0.3))
+    together = draft_layer.attend(made, turns, state, nodes, FORM)
     alone = [
-        draft_layer.attend(made[i : i + 1], (turns[0][i : i + 1], turns[1][i : i + 1]), state, nodes[i : i + 1], AttentionSpec(0.3))
+        draft_layer.attend(made[i : i + 1], (turns[0][i : i + 1], turns[1][i : i + 1]), state, nodes[i : i + 1], FORM)
         for i in range(6)
     ]
     assert torch.equal(torch.cat(alone), together)
@@ -78,7 +81,7 @@ def test_threads_and_other_nodes_change_no_bit(monkeypatch: pytest.MonkeyPatch) 
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert torch.equal(draft_layer.attend(made, turns, state, nodes, AttentionSpec(0.3)), together)
+        assert torch.equal(draft_layer.attend(made, turns, state, nodes, FORM), together)
     finally:
         torch.set_num_threads(before)
 
@@ -96,6 +99,47 @@ def test_rows_of_a_padded_cache_overlap() -> None:
     made, angles = torch.randn(5, 16 * (4 + 2 + 2)), torch.rand(5, 16)
     turns = angles.cos(), angles.sin()
     placed = replace(nodes, rows=torch.full((5,), begins))
-    found = draft_layer.attend(made, turns, padded, placed, AttentionSpec(0.3))
-    assert torch.equal(found, draft_layer.attend(made, turns, plain, nodes, AttentionSpec(0.3)))
+    found = draft_layer.attend(made, turns, padded, placed, FORM)
+    assert torch.equal(found, draft_layer.attend(made, turns, plain, nodes, FORM))
     assert torch.equal(padded.keys[begins], plain.keys[0]) and torch.equal(padded.values[begins], plain.values[0])
+
+
+def by_hand(heads: Tensor, weights: Tensor, turn: Turning, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """heads [n, any, size], normed with weights [size], or all of a node together with weights [any, size], and turned."""
+    over = heads if weights.dim() == 1 else heads.flatten(1)[:, None]
+    x = heads * (over.square().mean(-1, keepdim=True) + 1e-3).rsqrt() * weights
+    if turn is Turning.NONE:
+        return x
+    cosines, sines = (part.repeat(1, 2) if turn is Turning.SHARED else part for part in angles)
+    inside, rest = x[..., : cosines.shape[1]], x[..., cosines.shape[1] :]
+    if turn is not Turning.PAIRS:
+        return torch.cat([turned(inside, cosines, sines), rest], -1)
+    half = cosines.shape[1] // 2
+    even, odd, cosine, sine = inside[..., ::2], inside[..., 1::2], cosines[:, None, :half], sines[:, None, :half]
+    return torch.cat([torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], -1).flatten(-2), rest], -1)
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("partly", [False, True])
+@pytest.mark.parametrize("turn", list(Turning))
+def test_heads_are_normed_and_turned_in_every_way(turn: Turning, partly: bool, together: bool, sinks: bool) -> None:
+    torch.manual_seed(3)
+    nodes = Nodes.of(TokenTree.of([0] * 6, [-1, 0, 0, 1, 2, 2]), 0, 30)
+    state, other = (FullState(LayerShape(2, 16, 16), 1, 64, torch.float32) for _ in range(2))
+    filled(state)
+    other.keys.copy_(state.keys)
+    other.values.copy_(state.values)
+    queries, keys, values = torch.randn(6, 4, 16), torch.randn(6, 2, 16), torch.randn(6, 2, 16)
+    weights = [torch.rand(heads, 16) + 0.5 if together else torch.rand(16) + 0.5 for heads in (4, 2)]
+    half = torch.randn(6, 4 if partly else 8)
+    angles = half if turn is Turning.SHARED else half.repeat(1, 2)
+    turns = angles.cos(), angles.sin()
+    spec = AttentionSpec(0.3, sinks=torch.randn(4) if sinks else None)
+    query, key = (Norm(weight, 1e-3) for weight in weights)
+    made = torch.cat([part.flatten(1) for part in (queries, keys, values)], 1)
+    found = draft_layer.attend(made, turns, state, nodes, HeadForm(spec, turn, (query, key)))
+    other.write(nodes, by_hand(keys, weights[1], turn, turns), values)
+    wanted = exact(by_hand(queries, weights[0], turn, turns), other.keys, other.values, nodes, spec)
+    assert torch.allclose(state.keys, other.keys, atol=1e-5) and torch.equal(state.values, other.values)
+    assert torch.allclose(found, wanted.flatten(1), atol=1e-5)

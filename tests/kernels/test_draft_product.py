@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from tests.kernels.test_blocks import product
 from understudy.kernels import team
+from understudy.kernels.draft_product import Joined
+from understudy.kernels.join_form import GateKind, JoinForm, Norm
 from understudy.quantizers import quantizer
 
 
@@ -66,3 +69,34 @@ def test_without_a_team_one_thread_does_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert torch.equal(linear(x), wanted)
     assert "one thread" in team.note()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_factor_and_a_norm_come_before_what_is_added(dtype: torch.dtype, threads: int) -> None:
+    torch.manual_seed(threads)
+    multiply = product(1500, 256, 64)
+    x, added, norm = torch.randn(3, 256).to(dtype), torch.randn(3, 1500).to(dtype), Norm(torch.rand(1500) + 0.5, 1e-3)
+    plain = multiply(x).float() * 0.25
+    wanted = plain * (plain.square().mean(1, keepdim=True) + 1e-3).rsqrt() * norm.weight + added.float()
+    torch.set_num_threads(threads)
+    try:
+        found = Joined([multiply], JoinForm(times=0.25, after=norm))(x, added)
+        scaled, alone = (Joined([multiply], JoinForm(times=0.25))(x, more) for more in (added, None))
+    finally:
+        torch.set_num_threads(1)
+    near = 1e-5 if dtype == torch.float32 else 0.01
+    assert _relative(found, wanted) < near
+    assert _relative(scaled, plain + added.float()) < near and _relative(alone, plain) < near
+
+
+@pytest.mark.parametrize("gate", list(GateKind))
+def test_one_weight_may_hold_both_halves(gate: GateKind) -> None:
+    torch.manual_seed(1)
+    whole = product(384, 128, 64)
+    x = torch.randn(4, 128)
+    first, second = whole(x).chunk(2, 1)
+    opened = torch.nn.functional.silu(first) if gate is GateKind.SILU else torch.nn.functional.gelu(first, approximate="tanh")
+    found = Joined(whole.halves, JoinForm(gate=gate))(x)
+    assert found.shape == (4, 192) and _relative(found, opened * second) < 1e-4
+    assert product(320, 128, 64).halves == []

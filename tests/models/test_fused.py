@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from tests.fake_device import FakeDevice
-from tests.tiny import save
+from tests.tiny import MIXTURES, save
 from understudy import LLM
 from understudy.devices import DEVICES
 from understudy.kernels import blocks
+from understudy.kernels.join_form import GateKind
 from understudy.models import draft, fused
+from understudy.models.block_structure import usual_blocks, usual_mlps
+from understudy.models.fusing import FusedParts
 from understudy.models.model import Model
 from understudy.tree import Nodes, TokenTree
 
@@ -36,63 +39,122 @@ def opened(tmp_path: Path) -> Iterator[Open]:
 
 
 def stock(model: Model) -> None:
-    for block in fused.usual_blocks(model.module):
-        block.__dict__.pop("forward")
+    for module in (*usual_blocks(model.module), *usual_mlps(model.module)):
+        module.__dict__.pop("forward", None)
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [("llama-tied", torch.float32), ("mistral", torch.bfloat16), ("qwen2", torch.bfloat16)]
+    ("family", "parts"),
+    [
+        ("llama-tied", (3, 0, 0)),
+        ("mistral", (3, 0, 0)),
+        # norms of each head of queries and keys
+        ("qwen3", (3, 0, 0)),
+        # and norms after both halves, gated by gelu; turned by other angles where all tokens are seen
+        ("gemma3_text", (4, 0, 0)),
+        # norms of all heads together, and none before
+        ("olmo2", (3, 0, 0)),
+        # what is added has a factor
+        ("granite", (3, 0, 0)),
+        # neighbours are turned together
+        ("helium", (3, 0, 0)),
+        # one layer is not turned
+        ("smollm3", (3, 0, 0)),
+        # one weight for queries, keys and values; halves of the other one share a block
+        ("phi3", (0, 3, 0)),
+        # neighbours of one half of a head are turned
+        ("glm4", (0, 3, 0)),
+        # mixtures: with a dense layer, and shared experts beside the others
+        ("qwen3_moe", (0, 3, 0)),
+        ("glm4_moe", (1, 2, 2)),
+        # scores with sinks, halves turned by the same angles
+        ("gpt_oss", (0, 3, 0)),
+        # scores are capped
+        ("gemma2", (0, 0, 3)),
+        # recurrent layers, and a gate after attention
+        ("qwen3_5_text", (0, 0, 4)),
+        # an MLP that is not gated
+        ("arcee", (0, 3, 0)),
+        # layers of another structure
+        ("gpt2", (0, 0, 0)),
+    ],
 )
 @torch.inference_mode()
-def test_a_usual_model_drafts_the_same_in_fewer_steps(opened: Open, family: str, dtype: torch.dtype) -> None:
-    model = opened(family, dtype).model
-    assert model.fused == len(fused.usual_blocks(model.module)) == 3
-    trees = [
-        Nodes.of(TokenTree.chain(TEXT), 0, 0), Nodes.of(TokenTree.of(TEXT[:5], [-1, 0, 0, 1, 1]), 1, 0)
-    ]  # fmt: skip
+def test_what_is_usual_drafts_the_same_in_fewer_steps(opened: Open, family: str, parts: tuple[int, int, int]) -> None:
+    model = opened(family, torch.float32).model
+    assert model.fused == FusedParts(*parts)
+    trees = [Nodes.of(TokenTree.chain(TEXT), 0, 0)]
+    if not model.cache.recurrent:
+        trees.append(Nodes.of(TokenTree.of(TEXT[:5], [-1, 0, 0, 1, 1]), 1, 0))
     nodes = Nodes.join(trees)
     ours = model.draft(nodes)
     stock(model)
     wanted = model.draft(nodes)
-    assert (ours - wanted).float().norm() < 0.1 * wanted.float().norm()
+    # Where experts are chosen by the narrowest of margins, rounding at another place may choose others.
+    near = 0.4 if family in MIXTURES else 0.1
+    assert (ours - wanted).float().norm() < near * wanted.float().norm()
+    assert not any(parts) or not torch.equal(ours, wanted)
 
 
 @torch.inference_mode()
-def test_on_a_device_a_block_of_a_level_is_five_launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_weight_of_both_halves_is_one_run(tmp_path: Path) -> None:
+    save(tmp_path, "phi3", torch.bfloat16, intermediate_size=192)
+    with LLM(tmp_path, memory="1GiB", context=128, rows=1) as llm:
+        nodes = Nodes.of(TokenTree.chain(TEXT), 0, 0)
+        assert llm.model.fused == FusedParts(3)
+        ours = llm.model.draft(nodes)
+        stock(llm.model)
+        wanted = llm.model.draft(nodes)
+    assert (ours - wanted).float().norm() < 0.1 * wanted.float().norm()
+
+
+FIVE = ["multiply", "_attend", "multiply", "multiply", "multiply"]
+SEVEN = ["multiply", "_attend", "multiply", "_finish_rows", "multiply", "multiply", "_finish_rows"]
+KERNELS = {"multiply", "_attend", "_finish_rows"}
+
+
+@pytest.mark.parametrize(
+    ("family", "launches", "options"),
+    [
+        ("llama-tied", FIVE, {}),
+        ("qwen3", FIVE, {}),
+        ("phi3", FIVE, {"intermediate_size": 192}),
+        ("gemma3_text", SEVEN, {"layer_types": ["full_attention"] * 2}),
+    ],
+)
+@torch.inference_mode()
+def test_on_a_device_a_block_of_a_level_is_few_launches(
+    family: str, launches: list[str], options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They give what the stock blocks give, from the same cache; levels of a text run stock blocks there."""
     pytest.importorskip("triton")
     monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
-    save(tmp_path, "llama-tied", torch.bfloat16, num_hidden_layers=2)
+    save(tmp_path, family, torch.bfloat16, num_hidden_layers=2, **options)
     with LLM(tmp_path, memory="2GiB", context=128, rows=1, device="fake", codec="raw", resident="none") as llm:
         model, device = llm.model, cast(FakeDevice, llm.model.device)
-        assert model.fused == len(fused.usual_blocks(model.module)) == 2
+        assert model.fused == FusedParts(len(usual_blocks(model.module))) == FusedParts(2)
         text = Nodes.of(TokenTree.chain(TEXT), 0, 0)
         level = Nodes.of(TokenTree.of([8, 9, 10, 11], [-1, 0, 0, 0]), 0, len(TEXT) - 1)[1:]
         model.draft(text)
         found: list[torch.Tensor] = []
         graph = device.recorder.capture(lambda: found.append(model.draft(level)))
-        ours = [name for name in graph.launches if name in ("multiply", "_attend")]
-        assert ours == ["multiply", "_attend", *["multiply"] * 3] * 2 + ["multiply"]
+        ours = [name for name in graph.launches if name in KERNELS]
+        assert ours == launches * 2 + ["multiply"]
         first = graph.launches.index("multiply")
-        assert graph.launches[first : first + 10] == ours[:10], "something else runs between the kernels"
+        assert graph.launches[first : first + 2 * len(launches)] == ours[:-1], "something else runs between the kernels"
         stock(model)
         wanted = model.draft(level)
     assert (found[0] - wanted).float().norm() < 0.1 * wanted.float().norm()
-
-
-@pytest.mark.parametrize("family", ["granite", "gemma2", "qwen3"])
-def test_blocks_that_compute_otherwise_stay_as_they_are(opened: Open, family: str) -> None:
-    assert opened(family, torch.float32).model.fused == 0
 
 
 @torch.inference_mode()
 def test_a_block_that_gives_something_else_is_found(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     model = opened("llama", torch.float32).model
     stock(model)
-    found: list[Any] = fused.usual_blocks(model.module)
+    found: list[Any] = list(usual_blocks(model.module))
     forward = found[1].forward
     monkeypatch.setattr(found[1], "forward", lambda *given, **named: forward(*given, **named) * 1.2, raising=False)
-    assert model.draft.fuse() == 2
+    assert model.draft.fuse() == FusedParts(2, 0, 1)
 
 
 @torch.inference_mode()
@@ -101,7 +163,7 @@ def test_keys_that_are_turned_otherwise_are_found(opened: Open, monkeypatch: pyt
     stock(model)
     turn = blocks.attend
     monkeypatch.setattr(blocks, "attend", lambda made, turns, *rest: turn(made, (turns[0], -turns[1]), *rest))
-    assert model.draft.fuse() == 0
+    assert model.draft.fuse() == FusedParts(0, 0, 3)
 
 
 @torch.inference_mode()
@@ -146,12 +208,12 @@ def test_levels_in_one_call_are_those_of_blocks_one_by_one(opened: Open, monkeyp
 def test_blocks_with_something_between_them_run_apart(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     model = opened("llama", torch.float32).model
     stock(model)
-    blocks_there: list[Any] = fused.usual_blocks(model.module)
+    blocks_there: list[Any] = list(usual_blocks(model.module))
     hooks = [
         blocks_there[2].register_forward_pre_hook(lambda module, args, named: ((args[0] * 1.5, *args[1:]), named), with_kwargs=True)
     ]
     calls = noted(monkeypatch)
-    assert model.draft.fuse() == 3
+    assert model.draft.fuse() == FusedParts(3)
     calls.clear()
     model.draft(Nodes.of(TokenTree.chain(TEXT[:4]), 0, 0))
     assert calls == [[0, 1], [2]]
@@ -175,6 +237,11 @@ def test_a_norm_is_known_by_what_it_does() -> None:
     assert fused._norm(nn.Identity()) is None
 
 
-def test_only_usual_children_make_a_usual_block() -> None:
-    assert fused.usual_blocks(nn.Sequential(nn.Linear(2, 2))) == []
+def test_a_gate_is_known_by_what_it_does() -> None:
+    assert fused.gate_of(nn.SiLU()) is GateKind.SILU and fused.gate_of(nn.GELU()) is GateKind.GELU
+    assert fused.gate_of(nn.GELU(approximate="tanh")) is GateKind.GELU and fused.gate_of(nn.ReLU()) is None
+    assert fused.gate_of(None) is GateKind.SILU
+
+
+def test_no_pass_is_no_level() -> None:
     assert draft._level(None) is None

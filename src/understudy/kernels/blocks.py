@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..layer_states import FullState
 from ..tree import Nodes
-from .attention import AttentionSpec
 from .draft_chain import BlockParts, LevelChain
 from .draft_layer import attend
-from .draft_product import Joined, Norm, Product
+from .draft_product import Joined, Product
+from .head_form import HeadForm
+from .join_form import JoinForm
 
 # nodes times tokens they see, of a level, beyond which the stock block's attention may be the faster one on a processor
 MANY = 1 << 16
@@ -20,6 +21,10 @@ MANY = 1 << 16
 
 class JoinedProduct(Protocol):
     """Several products of the same rows in one run; see `draft_product.Joined`."""
+
+    # of a row that is given, and of one that is made
+    columns: int
+    outputs: int
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """x [m, K] -> [m, outputs], with `added` of that shape added."""
@@ -35,19 +40,15 @@ class ChainedBlocks(Protocol):
 class BlockKernels(Protocol):
     """What one device joins products and attends with."""
 
-    def join(
-        self,
-        products: Sequence[Callable[[Tensor], Tensor]],
-        norm: Norm | None,
-        biases: Sequence[Tensor | None],
-        gated: bool,
-    ) -> JoinedProduct | None:
-        """The products of one input, side by side or gated, as `draft_product.Joined`; None where they cannot be joined."""
+    def join(self, products: Sequence[Callable[[Tensor], Tensor]], form: JoinForm) -> JoinedProduct | None:
+        """The products of one input, as `draft_product.Joined`; None where they cannot be joined. One that is gated may be of a
+        weight that holds both, the first above the second."""
 
-    def attend(
-        self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec
-    ) -> Tensor:
+    def attend(self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm) -> Tensor:
         """Attention of `nodes`, as `draft_layer.attend`."""
+
+    def attends(self, form: HeadForm, key_size: int) -> bool:
+        """Can it attend so, with keys of `key_size` numbers?"""
 
     def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
         """Blocks of which each is given what the one before it gave, in one call; None where each takes one of its own."""
@@ -59,26 +60,25 @@ class BlockKernels(Protocol):
 class ProcessorBlocks:
     """The processor's own."""
 
-    def join(
-        self,
-        products: Sequence[Callable[[Tensor], Tensor]],
-        norm: Norm | None,
-        biases: Sequence[Tensor | None],
-        gated: bool,
-    ) -> JoinedProduct | None:
+    def join(self, products: Sequence[Callable[[Tensor], Tensor]], form: JoinForm) -> JoinedProduct | None:
         """None where they are of another kind, or round their input in other steps."""
         found = [product for product in products if isinstance(product, Product)]
         if len(found) < len(products) or len({(product.columns, product.step) for product in found}) > 1:
             return None
-        return Joined(found, norm, biases, gated)
+        if form.gate and len(found) == 1:
+            found = found[0].halves
+            if not found or any(bias is not None for bias in form.biases):
+                return None
+        return Joined(found, form)
 
-    def attend(
-        self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec
-    ) -> Tensor:
-        return attend(made, turns, state, nodes, spec)
+    def attend(self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm) -> Tensor:
+        return attend(made, turns, state, nodes, form)
+
+    def attends(self, form: HeadForm, key_size: int) -> bool:
+        return not form.spec.softcap
 
     def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
-        own = [BlockParts(_own(p.made), p.spec, _own(p.output), _own(p.gated), _own(p.down)) for p in parts]
+        own = [BlockParts(_own(p.made), p.heads, _own(p.output), _own(p.gated), _own(p.down)) for p in parts]
         return LevelChain(own)
 
     def suits(self, nodes: Nodes) -> bool:

@@ -17,10 +17,11 @@ from torch import Tensor
 from ..layer_states import FullState
 from ..tree import Nodes
 from . import draft_layer, team
-from .attention import AttentionSpec
 from .compiled import machine_code
-from .descriptor import NUMBER, Descriptor, DraftRun, LevelRun, reader
+from .descriptor import NUMBER, Descriptor, reader
+from .draft_descriptors import DraftRun, LevelRun
 from .draft_product import Joined, entries
+from .head_form import HeadForm
 
 # a joined product of some device
 P = TypeVar("P")
@@ -40,7 +41,7 @@ class BlockParts(NamedTuple, Generic[P]):
     of its output, both halves of the MLP, and the product after them."""
 
     made: P
-    spec: AttentionSpec
+    heads: HeadForm
     output: P
     gated: P
     down: P
@@ -79,7 +80,7 @@ class LevelChain:
         """hidden [1, n, hidden size] -> the same shape. `turns`: as in `draft_layer.attend`, which see; `states`: of each part."""
         given = hidden.contiguous()
         made = (self.parts[0].made.outputs, given.itemsize)
-        run, kept = draft_layer.described(*made, turns, states[0], nodes, self.parts[0].spec)
+        run, kept = draft_layer.described(*made, turns, states[0], nodes, self.parts[0].heads)
         threads = team.threads()
         lie = [(state.keys.data_ptr(), state.values.data_ptr(), state.keys.stride()) for state in states]
         key = (len(nodes), given.dtype, threads, *lie)
@@ -121,7 +122,7 @@ class LevelChain:
         lines = []
         for part, state in zip(self.parts, states, strict=True):
             runs: list[Any] = [part.made.described(count, item)]
-            runs.append(draft_layer.described(part.made.outputs, item, turns, state, nodes, part.spec)[0])
+            runs.append(draft_layer.described(part.made.outputs, item, turns, state, nodes, part.heads)[0])
             runs += [product.described(count, item) for product in (part.output, part.gated, part.down)]
             first, attend, output, gate, down = runs
             first.y = attend.made = made

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import team
-from .descriptor import DraftRun
+from .compiled import bits_of
+from .draft_descriptors import DraftRun
 from .draft_product import ONE_THREAD, Product, entries, lead_of
 
 
@@ -48,6 +49,7 @@ class ExpertProduct:
             columns=self.columns,
             step=self._whole.step,
             itemsize=x.itemsize,
+            times=bits_of(1.0),
             scratch=scratch.data_ptr(),
             work=work,
             parallel=team.parallel(),

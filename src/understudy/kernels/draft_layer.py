@@ -16,13 +16,14 @@ from ..layer_states import FullState
 from ..small_keys import size_in
 from ..tree import Nodes
 from . import team
-from .attention import AttentionSpec
 from .cache_lines import TOGETHER, score, weigh
 from .compiled import bits_of, compiled, float_of, machine_code
-from .descriptor import LevelRun, level_run
-from .numbers import read, write, write_codes
+from .draft_descriptors import LevelRun, level_run
+from .head_form import HeadForm, Turning
+from .numbers import write
 from .softmax import softmax
 from .team import float32_at, int64_at, take
+from .turned_heads import factor_of, keep, turn, width_of
 
 # products of a query and a key below which other threads are not worth waking
 SMALL = 400_000
@@ -31,12 +32,12 @@ ROWS = 16
 carray: Any = numpy_support.carray
 
 
-def attend(made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec) -> Tensor:
+def attend(made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm) -> Tensor:
     """Attention of `nodes`, whose queries, keys and values are side by side in `made` [n, ...], over `state`, which gets their keys
     and values: [n, heads * value size].
 
-    `turns`: cosines and sines [n, key size] of the nodes' positions. There may be no softcap and no sinks in `spec`."""
-    run, kept = described(made.shape[1], made.itemsize, turns, state, nodes, spec)
+    `turns`: cosines and sines [n, angles] of the nodes' positions."""
+    run, kept = described(made.shape[1], made.itemsize, turns, state, nodes, form)
     assert made.is_contiguous()
     out = torch.empty((len(made), run.heads * run.value_size), dtype=made.dtype)
     run.made, run.out = made.data_ptr(), out.data_ptr()
@@ -46,26 +47,33 @@ def attend(made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: 
 
 
 def described(
-    columns: int, itemsize: int, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec
+    columns: int, itemsize: int, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm
 ) -> tuple[LevelRun, object]:
     """`attend` of what has so many `columns` and bytes of an element, but for the addresses of that and of the result; and what
     must be kept while it runs."""
-    assert not spec.softcap and spec.sinks is None
+    spec, sinks = form.spec, form.sinks
+    assert not spec.softcap
     rows, positions, prefix, tail = nodes.arrays
     keys, values = state.keys, state.values
     kv_heads, key_size, value_size = keys.shape[1], size_in(keys), size_in(values)
     row_lines, head_lines = _lines(keys)
     assert _lines(values) == (row_lines, head_lines), "keys and values lie in different orders"
-    cosines, sines = (turn.contiguous() for turn in turns)
+    cosines, sines = (turn.to(torch.bfloat16 if itemsize == 2 else torch.float32).contiguous() for turn in turns)
+    heads = (columns - kv_heads * value_size) // key_size - kv_heads
+    query, key = form.norms or (None, None)
     run = LevelRun(
-        nodes=len(nodes), heads=(columns - kv_heads * value_size) // key_size - kv_heads, kv_heads=kv_heads,
+        nodes=len(nodes), heads=heads, kv_heads=kv_heads,
         key_size=key_size, value_size=value_size, itemsize=itemsize, cache_itemsize=keys.itemsize,
-        cosines=cosines.data_ptr(), sines=sines.data_ptr(), rows=_address(rows), slots=_address(nodes.slots.numpy()),
+        cosines=cosines.data_ptr(), sines=sines.data_ptr(), pairs=form.turn is Turning.PAIRS,
+        angles=cosines.shape[1], turned=form.turned(cosines.shape[1]),
+        query_norm=query.weight.data_ptr() if query else 0, key_norm=key.weight.data_ptr() if key else 0,
+        all_heads=query is not None and query.weight.numel() > key_size, epsilon=bits_of(query.epsilon) if query else 0,
+        sinks=0 if sinks is None else sinks.data_ptr(), rows=_address(rows), slots=_address(nodes.slots.numpy()),
         positions=_address(positions), prefix=_address(prefix), tail=_address(tail), beyond=tail.shape[1],
         window=spec.window, longest=nodes.last + 1, keys=keys.data_ptr(), values=values.data_ptr(), places=keys.shape[2],
         row_lines=row_lines, head_lines=head_lines, scaling=bits_of(spec.scaling),
     )  # fmt: skip
-    return run, (nodes, cosines, sines)
+    return run, (nodes, cosines, sines, form)
 
 
 def is_small(run: LevelRun) -> bool:
@@ -101,8 +109,9 @@ def _work(argument: Any) -> None:
     # Rows beyond those of nodes are zeros, so that the last few go through the cache together too.
     height, longest = _multiple(most * group, TOGETHER), _multiple(run.longest, 16)
     numbers = height * (run.key_size + run.value_size + longest) + 4 * run.key_size + run.value_size + 2 * longest
+    numbers += 2 * run.nodes * run.all_heads
     # Each begins with a line of the processor's cache.
-    kept = np.empty(numbers + 6 * 16, np.float32)
+    kept = np.empty(numbers + 7 * 16, np.float32)
     # By addresses: numba counts who holds an array that it made, wherever one is handed on, which took a third of the time.
     place: Any = np.int64(kept.ctypes.data)
     queries, place = _room(place, height, run.key_size)
@@ -111,27 +120,32 @@ def _work(argument: Any) -> None:
     turns, place = _room(place, 3, run.key_size)
     lines, place = _room(place, 1, run.key_size + run.value_size)
     line = lines[0]
+    factors, place = _room(place, 2, run.nodes * run.all_heads)
+    if run.all_heads != 0:
+        for i in range(run.nodes):
+            factors[0, i] = factor_of(run, i, 0, run.heads, turns[0])
+            factors[1, i] = factor_of(run, i, run.heads, run.kv_heads, turns[0])
     addresses = carray(int64_at(_multiple(place, 64)), run.longest)
     while True:
         head = take(argument)
         if head >= run.kv_heads:
             break
         for i in range(run.nodes):
-            _keep(run, i, head, turns, line)
+            keep(run, i, head, factors, turns, line)
         # no literal, for which numba would compile all that follows once more
         start: Any = np.int64(0)
         while start < run.nodes:
             end = _of_a_row(run, start, min(start + most, run.nodes))
             used = (end - start) * group
             for r in range(used):
-                _turn(run, start + r // group, head * group + r % group, turns, queries[r])
+                turn(run, start + r // group, head * group + r % group, factors, turns, queries[r])
             queries[used:], sums[:] = np.float32(0), np.float32(0)
             # keys, then values: one call for both, since numba puts the whole of it wherever it is called
             for scoring in range(1, -1, -1):
                 _through(run, start, end, head, queries if scoring else sums, weights, addresses, scoring)
                 for r in range(used * scoring):
                     low, high = _seen(run, start + r // group)
-                    softmax(weights[r], low, high, np.float32(-np.inf))
+                    softmax(weights[r], low, high, _sink(run, head * group + r % group))
             for r in range(used):
                 offset = ((start + r // group) * run.heads + head * group + r % group) * run.value_size * run.itemsize
                 write(sums[r], run.out + offset, run.itemsize)
@@ -151,6 +165,12 @@ def _room(place: int, rows: int, columns: int) -> Any:
 def _multiple(number: int, of: int) -> Any:
     """`number`, or the next multiple of `of`."""
     return (number + of - 1) // of * of
+
+
+@compiled
+def _sink(run: Any, head: int) -> Any:
+    """One more score of `head`; -inf: there is none."""
+    return carray(float32_at(run.sinks), run.heads)[head] if run.sinks != 0 else np.float32(-np.inf)
 
 
 @compiled
@@ -193,14 +213,14 @@ def _through(run: Any, start: int, end: int, head: int, lines: Any, weights: Any
     added to `lines`. Each node has as many rows as query heads share a head of keys. `addresses` is room [positions]."""
     group, count = run.heads // run.kv_heads, end - start
     first, after = _shared(run, start, end)
-    for turn in range(2 * count + 1):
+    for visit in range(2 * count + 1):
         i, row, rows, begin, stop = start, 0, _multiple(count * group, TOGETHER), first, after
-        if turn != count:
-            i = start + turn % (count + 1)
+        if visit != count:
+            i = start + visit % (count + 1)
             low, high = _seen(run, i)
             row, rows = (i - start) * group, group
-            begin = low if turn < count else max(low, after)
-            stop = min(first, high + 1) if turn < count else high + 1
+            begin = low if visit < count else max(low, after)
+            stop = min(first, high + 1) if visit < count else high + 1
         if begin < stop:
             there = addresses[begin:stop]
             _addresses(run, i, head, begin, scoring, there)
@@ -216,7 +236,7 @@ def _addresses(run: Any, i: int, head: int, begin: int, scoring: int, out: Any) 
     """Where keys (`scoring`), or values, of `head` lie that node i sees at the positions from `begin` on."""
     prefix, tail = carray(int64_at(run.prefix), run.nodes)[i], carray(int64_at(run.tail), (run.nodes, run.beyond))
     row = carray(int64_at(run.rows), run.nodes)[i]
-    width = _width(run.key_size if scoring else run.value_size, run.cache_itemsize)
+    width = width_of(run.key_size if scoring else run.value_size, run.cache_itemsize)
     first = (run.keys if scoring else run.values) + (row * run.row_lines + head * run.head_lines) * width
     for j in range(out.shape[0]):
         position = begin + j
@@ -224,52 +244,3 @@ def _addresses(run: Any, i: int, head: int, begin: int, scoring: int, out: Any) 
         # a division would take longer than the rest
         place = slot if slot < run.places else slot % run.places
         out[j] = first + place * width
-
-
-@compiled
-def _turn(run: Any, i: int, head: int, turns: Any, out: Any) -> None:
-    """Head number `head` (of queries, then of keys) of node i, turned by its position, as float32 [key size]. `turns`: room for
-    three of them."""
-    size, half = run.key_size, run.key_size // 2
-    width = (run.heads + run.kv_heads) * size + run.kv_heads * run.value_size
-    read(run.made + (i * width + head * size) * run.itemsize, run.itemsize, turns[0])
-    read(run.cosines + i * size * run.itemsize, run.itemsize, turns[1])
-    read(run.sines + i * size * run.itemsize, run.itemsize, turns[2])
-    for c in range(half):
-        out[c] = turns[0, c] * turns[1, c] - turns[0, c + half] * turns[2, c]
-        out[c + half] = turns[0, c + half] * turns[1, c + half] + turns[0, c] * turns[2, c + half]
-
-
-@compiled
-def _line(run: Any, i: int, head: int, slot: int) -> Any:
-    """Which line of the cache holds slot `slot` of node i's row, for `head`."""
-    row = carray(int64_at(run.rows), run.nodes)[i]
-    return row * run.row_lines + head * run.head_lines + slot % run.places
-
-
-@compiled
-def _keep(run: Any, i: int, head: int, turns: Any, line: Any) -> None:
-    """Put the key and the value of node i in the cache."""
-    place = _line(run, i, head, carray(int64_at(run.slots), run.nodes)[i])
-    key, value = line[: run.key_size], line[: run.value_size]
-    _turn(run, i, run.heads + head, turns, key)
-    _put(key, run.keys + place * _width(run.key_size, run.cache_itemsize), run.cache_itemsize)
-    before = (run.heads + run.kv_heads) * run.key_size
-    made = i * (before + run.kv_heads * run.value_size) + before + head * run.value_size
-    read(run.made + made * run.itemsize, run.itemsize, value)
-    _put(value, run.values + place * _width(run.value_size, run.cache_itemsize), run.cache_itemsize)
-
-
-@compiled
-def _width(size: int, itemsize: int) -> Any:
-    """Bytes of a key or a value in the cache: lines of `small_keys` end with their step."""
-    return size + 4 if itemsize == 1 else size * itemsize
-
-
-@compiled
-def _put(numbers: Any, address: int, itemsize: int) -> None:
-    """Put `numbers` into the cache at `address`."""
-    if itemsize == 1:
-        write_codes(numbers, address)
-    else:
-        write(numbers, address, itemsize)

@@ -3,10 +3,11 @@
 Activations are rounded to int8 in groups of columns (an error of about 0.6%, where 4-bit weights have 8%), so the
 inner loop is integer. Blocks of 64 output rows are dealt out to torch's threads by a counter."""
 
+from __future__ import annotations
+
 import ctypes
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from . import team
 from .compiled import bits_of, compiled, float_of, machine_code
-from .descriptor import MATRIX_BYTES, CodedMatrix, DraftRun, coded_matrix, draft_run
 from .dot import best
+from .draft_descriptors import MATRIX_BYTES, CodedMatrix, DraftRun, coded_matrix, draft_run
 from .int8_rows import to_int8
-from .numbers import read, write
+from .join_form import PLAIN, GateKind, JoinForm, halves
+from .numbers import read, squares, write
 from .row_tiles import tiles_dot
-from .softmax import gate
+from .softmax import gelu_gate, silu_gate
 from .team import float32_at, int8_at, take, together
 from .unpacked_dot import ROOM
 from .vector import prefetch
@@ -32,8 +34,9 @@ ONE_THREAD = 1 << 17
 # how many groups of columns before they are used memory is asked for scales
 SCALES_AHEAD = 2
 
-carray: Any = numpy_support.carray
+SILU = int(GateKind.SILU)
 
+carray: Any = numpy_support.carray
 
 _two, _three, _four, _six, _eight = map(tiles_dot, (2, 3, 4, 6, 8))
 
@@ -42,75 +45,72 @@ class Product:
     """The linear map x -> x @ weight.T for a few rows x, where the weight is codes uint8 [nb, K, 8 * bits].
 
     `scales` bfloat16 [groups, nb * 64, 2]: (scale, zero) of each output and group of K / groups columns. `rows`: the
-    number of outputs that are not padding."""
+    number of outputs that are not padding. `blocks`: the only ones of them that it multiplies by, all full."""
 
-    def __init__(self, codes: Tensor, scales: Tensor, rows: int) -> None:
-        blocks, self.columns, width = codes.shape
-        self.rows = rows
-        assert codes.is_contiguous() and scales.is_contiguous() and scales.shape[1:] == (blocks * 64, 2)
+    def __init__(self, codes: Tensor, scales: Tensor, rows: int, blocks: range | None = None) -> None:
+        whole, self.columns, width = codes.shape
+        assert codes.is_contiguous() and scales.is_contiguous() and scales.shape[1:] == (whole * 64, 2)
+        own = range(whole) if blocks is None else blocks
+        self.rows = rows if blocks is None else len(own) * 64
         group = self.columns // scales.shape[0]
         # columns that share a step of int8
         self.step = next(size for size in (64, 32, 16) if group % size == 0)
-        self.nbytes = codes.nbytes
+        self.nbytes = codes.nbytes // whole * len(own)
         # what the addresses point to
         self._kept = (codes, scales)
         self.matrix = CodedMatrix(
-            blocks=blocks,
+            blocks=len(own),
             columns=self.columns,
             step=self.step,
             group=group,
             bits=width // 8,
-            codes=codes.data_ptr(),
-            scales=scales.data_ptr(),
-            outputs=rows,
+            codes=codes[own.start :].data_ptr(),
+            scales=scales[:, own.start * 64 :].data_ptr(),
+            scales_stride=scales.stride(0) * scales.itemsize,
+            outputs=self.rows,
         )
         self._alone = Joined([self])
 
     def __call__(self, x: Tensor) -> Tensor:  # [m, K] -> [m, rows]
         return self._alone(x)
 
-
-@dataclass(frozen=True)
-class Norm:
-    """A root mean square norm: x / sqrt(mean of its squares + epsilon) * weight."""
-
-    # float32 [columns]
-    weight: Tensor
-    epsilon: float
+    @property
+    def halves(self) -> list[Product]:
+        """The products by the first and by the last half of its outputs; empty where these do not lie in blocks of their own."""
+        return [Product(*self._kept, self.rows, part) for part in halves(self.rows)]
 
 
 class Joined:
-    """Several products of the same rows in one run: their results side by side, or silu(first) * second where it is `gated`.
+    """Several products of the same rows in one run, as `form` says. All have one step."""
 
-    `norm` comes before the products, `biases` (one each, None: nothing) are added to them. All have one step."""
-
-    def __init__(
-        self, products: Sequence[Product], norm: Norm | None = None, biases: Sequence[Tensor | None] = (), gated: bool = False
-    ) -> None:
-        first = products[0]
+    def __init__(self, products: Sequence[Product], form: JoinForm = PLAIN) -> None:
+        first, norm, after = products[0], form.norm, form.after
         assert all((p.columns, p.step) == (first.columns, first.step) for p in products)
-        assert not gated or [p.rows for p in products] == [first.rows] * 2
+        assert form.gate is None or [p.rows for p in products] == [first.rows] * 2
         self.columns = first.columns
-        self.outputs = first.rows if gated else sum(p.rows for p in products)
-        # of one row: codes and steps, and the row itself where it is normed
+        self.outputs = first.rows if form.gate else sum(p.rows for p in products)
+        # of one row: codes and steps, and the row itself where it is normed, and what is added to a normed result
         self._row_bytes = self.columns + self.columns // first.step * 8
-        self._own_bytes = self.columns * 4 if norm else 0
-        floats = [bias.float().contiguous() if bias is not None else None for bias in biases]
+        self._own_bytes = max(self.columns * 4 if norm else 0, self.outputs * 8 if after else 0)
+        floats = [bias.float().contiguous() if bias is not None else None for bias in form.biases]
         self._matrices = (CodedMatrix * len(products))(*[p.matrix for p in products])
         for matrix, bias in zip(self._matrices, floats, strict=False):
             matrix.bias = bias.data_ptr() if bias is not None else 0
         self._small = sum(p.nbytes for p in products) < ONE_THREAD
-        self._kept = (products, norm, floats)
+        self._kept = (products, form, floats)
         self._run = DraftRun(
             count=len(products),
             matrices=ctypes.addressof(self._matrices),
-            blocks=sum(p.matrix.blocks for p in products) // (2 if gated else 1),
+            blocks=sum(p.matrix.blocks for p in products) // (2 if form.gate else 1),
             outputs=self.outputs,
-            gated=gated,
+            gate=form.gate or 0,
             columns=self.columns,
             step=first.step,
             norm=norm.weight.data_ptr() if norm else 0,
             epsilon=bits_of(norm.epsilon) if norm else 0,
+            after=after.weight.data_ptr() if after else 0,
+            after_epsilon=bits_of(after.epsilon) if after else 0,
+            times=bits_of(form.times),
         )
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
@@ -172,43 +172,54 @@ def _lead(argument: Any) -> None:
     rows, columns = run.rows, run.columns
     codes = carray(int8_at(run.scratch), (columns // run.step, rows, run.step))
     steps = carray(float32_at(run.scratch + rows * columns), (columns // run.step, rows, 2))
+    own = run.scratch + rows * columns + columns // run.step * rows * 8
     if run.norm != 0:
-        place = run.scratch + rows * columns + columns // run.step * rows * 8
         for r in range(rows):
-            _normed(run, r, carray(float32_at(place), columns))
-            to_int8(place, 4, codes[:, r : r + 1], steps[:, r : r + 1])
+            _normed(run.x + r * columns * run.itemsize, run.itemsize, run.norm, run.epsilon, carray(float32_at(own), columns))
+            to_int8(own, 4, codes[:, r : r + 1], steps[:, r : r + 1])
     else:
         to_int8(run.x, run.itemsize, codes, steps)
     if run.parallel == 0 or run.threads == 1:
         _work(argument)
     else:
         together(run.parallel, run.work, argument, run.threads)
+    if run.after != 0:
+        for r in range(rows):
+            _finish(run, r, own)
 
 
 @compiled
-def _normed(run: Any, r: int, out: Any) -> None:
-    """Row r of x after the norm, as float32 [columns]."""
-    columns = run.columns
-    read(run.x + r * columns * run.itemsize, run.itemsize, out)
-    sums = np.zeros(16, np.float32)
-    for k in range(0, columns, 16):
-        for j in range(16):
-            sums[j] += out[k + j] * out[k + j]
-    total = np.float32(0)
-    for j in range(16):
-        total += sums[j]
-    factor = np.float32(1) / np.sqrt(total / np.float32(columns) + float_of(run.epsilon))
-    weight = carray(float32_at(run.norm), columns)
+def _normed(row: int, itemsize: int, weights: int, epsilon: int, out: Any) -> None:
+    """The row at address `row` after a norm, as float32 [columns]. `weights`: the address of the norm's; `epsilon`: its bits."""
+    columns = out.shape[0]
+    read(row, itemsize, out)
+    factor = np.float32(1) / np.sqrt(squares(out) / np.float32(columns) + float_of(epsilon))
+    weight = carray(float32_at(weights), columns)
     for k in range(columns):
         out[k] = out[k] * factor * weight[k]
+
+
+@compiled
+def _finish(run: Any, r: int, room: int) -> None:
+    """Norm row r of y, and add to it what is to be added. `room`: for two rows of float32."""
+    outputs = run.outputs
+    offset = r * outputs * run.itemsize
+    row, other = carray(float32_at(room), outputs), carray(float32_at(room + outputs * 4), outputs)
+    _normed(run.y + offset, run.itemsize, run.after, run.after_epsilon, row)
+    if run.added != 0:
+        read(run.added + offset, run.itemsize, other)
+        for k in range(outputs):
+            row[k] += other[k]
+    write(row, run.y + offset, run.itemsize)
 
 
 @compiled
 def _work(argument: Any) -> None:
     """Take blocks until none is left. Runs on every thread of the team with the same argument."""
     run = draft_run(argument)
-    tiles = np.empty((1 + run.gated, run.rows, 64), np.float32)
-    line = np.empty(64, np.float32)
+    several, times = 1 + (run.gate != 0), float_of(run.times)
+    tiles = np.empty((several, run.rows, 64), np.float32)
+    line = np.zeros(64, np.float32)
     kept = np.empty(ROOM + 64, np.uint8)
     room = (kept.ctypes.data + 63) // 64 * 64
     while True:
@@ -216,25 +227,27 @@ def _work(argument: Any) -> None:
         if block >= run.blocks:
             break
         place, first = run.matrices, 0
-        if run.gated == 0:
+        if run.gate == 0:
             while block >= coded_matrix(place).blocks:
                 block -= coded_matrix(place).blocks
                 first += coded_matrix(place).outputs
                 place += MATRIX_BYTES
         # one call for both: numba puts the whole of it wherever it is called
-        for m in range(1 + run.gated):
+        for m in range(several):
             _block(block, run, coded_matrix(place + m * MATRIX_BYTES), tiles[m], room)
         tile = tiles[0]
-        if run.gated != 0:
-            for r in range(run.rows):
-                gate(tile[r].ctypes.data, tiles[1, r].ctypes.data)
+        for r in range(run.rows * (several - 1)):
+            if run.gate == SILU:
+                silu_gate(tile[r].ctypes.data, tiles[1, r].ctypes.data)
+            else:
+                gelu_gate(tile[r].ctypes.data, tiles[1, r].ctypes.data)
         width = min(coded_matrix(place).outputs - block * 64, 64)
         for r in range(run.rows):
             offset = (r * run.outputs + first + block * 64) * run.itemsize
-            if run.added != 0:
+            if run.added != 0 and run.after == 0:
                 read(run.added + offset, run.itemsize, line[:width])
-                for j in range(width):
-                    tile[r, j] += line[j]
+            for j in range(width):
+                tile[r, j] = tile[r, j] * times + line[j]
             write(tile[r, :width], run.y + offset, run.itemsize)
     # numba drops what is not named any more
     kept[0] = 0
@@ -248,11 +261,11 @@ def _block(b: int, run: Any, matrix: Any, sums: Any, room: int) -> None:
     tile, first_steps = sums.ctypes.data, run.scratch + count * columns
     for g in range(columns // step):
         codes = matrix.codes + (b * columns + g * step) * 8 * bits
-        scales = matrix.scales + (g * step // matrix.group * matrix.blocks + b) * 256
+        scales = matrix.scales + g * step // matrix.group * matrix.scales_stride + b * 256
         x, steps = run.scratch + g * count * step, first_steps + g * count * 8
         last = g + 1 == columns // step
         if matrix.group < columns:
-            prefetch(scales + SCALES_AHEAD * matrix.blocks * 256, 4)
+            prefetch(scales + SCALES_AHEAD * matrix.scales_stride, 4)
         if bits == 2:
             _two(codes, x, step, scales, steps, tile, count, room, last)
         elif bits == 3:

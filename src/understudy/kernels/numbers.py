@@ -44,6 +44,22 @@ def write(numbers: Any, address: int, itemsize: int) -> None:
 
 
 @compiled
+def squares(line: Any) -> Any:
+    """The sum of the squares of float32 numbers: those of every sixteenth, then of these."""
+    sums = np.zeros(16, np.float32)
+    whole = line.shape[0] // 16 * 16
+    for k in range(0, whole, 16):
+        for j in range(16):
+            sums[j] += line[k + j] * line[k + j]
+    total = np.float32(0)
+    for j in range(16):
+        total += sums[j]
+    for k in range(whole, line.shape[0]):
+        total += line[k] * line[k]
+    return total
+
+
+@compiled
 def nearest(number: Any) -> Any:
     """The nearest integer to a float32, as one."""
     return (number + np.float32(ROUNDING)) - np.float32(ROUNDING)

@@ -21,6 +21,8 @@ LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860677e-06
 SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 # exponentials of less are that of this
 LOWEST = -87.0
+# of GELU: sqrt(2 / pi), and the factor of the cube
+ROOT, CUBIC = 0.7978845608028654, 0.044715
 
 
 class Exponentials(Code):
@@ -42,13 +44,22 @@ class Exponentials(Code):
         whole = b.fadd(self.fused(b.fmul(p, r), r, r), self.all(FLOATS, 1.0))
         return b.fmul(whole, b.bitcast(power, FLOATS))
 
-    def gated(self, first: Any, second: Any) -> Any:
-        """silu(first) * second."""
+    def silu(self, x: Any) -> Any:
+        """x / (1 + exp(-x))."""
+        return self.opened(x, x)
+
+    def gelu(self, x: Any) -> Any:
+        """x / (1 + exp(-2 u)), where u = sqrt(2 / pi) (x + 0.044715 x^3): GELU by its hyperbolic tangent."""
+        cube = self.b.fmul(self.b.fmul(x, x), x)
+        return self.opened(x, self.b.fmul(self.fused(cube, self.all(FLOATS, CUBIC), x), self.all(FLOATS, 2 * ROOT)))
+
+    def opened(self, x: Any, by: Any) -> Any:
+        """x times the logistic function of `by`."""
         b = self.b
-        size = self.intrinsic("llvm.fabs.v16f32", FLOATS, first)
+        size = self.intrinsic("llvm.fabs.v16f32", FLOATS, by)
         power, one = self.exponential(b.fneg(size)), self.all(FLOATS, 1.0)
-        share = b.select(b.fcmp_ordered(">=", first, self.all(FLOATS, 0.0)), one, power)
-        return b.fmul(b.fdiv(b.fmul(first, share), b.fadd(one, power)), second)
+        share = b.select(b.fcmp_ordered(">=", by, self.all(FLOATS, 0.0)), one, power)
+        return b.fdiv(b.fmul(x, share), b.fadd(one, power))
 
     def along(self, line: Any, first: Any, last: Any, begin: Any, step: Callable[[Any, Any, Any], Any]) -> Any:
         """What `step` makes of the address of each 16 places from the one of `first` to that of `last`, what chooses between two
@@ -134,21 +145,25 @@ def _one_exponential(typing: Any, number: Any) -> Any:
     return types.float32(types.float32), generate
 
 
-@intrinsic
-def _gate(typing: Any, first: Any, second: Any) -> Any:
-    """first = silu(first) * second, of the 64 float32 at each of two addresses."""
+def _gate(name: str) -> Any:
+    """For kernels: first = the method `name` of `Exponentials` of it, times second, of the 64 float32 at each of two addresses."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = Exponentials(context, builder)
-        for offset in range(0, 256, 64):
-            place, other = (code.at(address, offset) for address in arguments)
-            code.store(code.gated(code.load(place, FLOATS, 4), code.load(other, FLOATS, 4)), place, 4)
-        return context.get_dummy_value()
+    @intrinsic
+    def gate(typing: Any, first: Any, second: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            code = Exponentials(context, builder)
+            for offset in range(0, 256, 64):
+                place, other = (code.at(address, offset) for address in arguments)
+                opened = getattr(code, name)(code.load(place, FLOATS, 4))
+                code.store(builder.fmul(opened, code.load(other, FLOATS, 4)), place, 4)
+            return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), generate
+        return types.void(types.int64, types.int64), generate
+
+    return gate
 
 
-gate: Any = _gate
+silu_gate, gelu_gate = map(_gate, ("silu", "gelu"))
 _exponential: Any = _one_exponential
 
 

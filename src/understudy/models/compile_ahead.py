@@ -37,6 +37,7 @@ from ..kernels.attention import AttentionSpec
 from ..kernels.compiled import on_disk
 from ..kernels.draft_chain import lead
 from ..kernels.exact_operand import Operand
+from ..kernels.head_form import HeadForm
 from ..kernels.pack import block
 from ..layer_states import FullState, LayerShape
 from ..plan.machine import cores, spare_bytes
@@ -77,7 +78,8 @@ def attend_drafted(layer: LayerShape, dtype: torch.dtype) -> None:
     state = FullState(layer, 1, 64, cache_dtype(dtype))
     made = torch.zeros(1, layer.kv_heads * (2 * layer.key_size + layer.value_size), dtype=dtype)
     turns = torch.zeros(2, 1, layer.key_size, dtype=dtype)
-    draft_layer.attend(made, (turns[0], turns[1]), state, Nodes.of(TokenTree.chain([0]), 0, 0), AttentionSpec(scaling=1.0))
+    form = HeadForm(AttentionSpec(scaling=1.0))
+    draft_layer.attend(made, (turns[0], turns[1]), state, Nodes.of(TokenTree.chain([0]), 0, 0), form)
 
 
 def choose() -> None:

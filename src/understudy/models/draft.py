@@ -4,11 +4,11 @@ the target overwrites. Bits do not matter here, so the device may use its fastes
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,15 @@ from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
-from .fused import BlockSamples, FusedBlock, agrees, chain_up, fused, take_over, usual_blocks
+from .block_samples import BlockSamples
+from .block_structure import BlockModules, MlpModules, usual_blocks, usual_mlps
+from .fused import Joiner
+from .fusing import FusedParts, Fusing
 from .routed import Rows
 from .stages import Stages
 from .streamed import CurrentPass, Pass, Placed, pass_cache, place_of_one
 
+T = TypeVar("T")
 # nodes of a level that compares fused blocks with the stock ones
 COMPARED = 8
 
@@ -56,50 +60,52 @@ class Draft:
             return self._forward(level)
 
     def _forward(self, level: Level) -> Tensor:
-        nodes = level.nodes
-        ids = self.embed(nodes.tokens)[None]
+        ids = self.embed(level.nodes.tokens)[None]
+        return self._under_way(level, partial(self._logits, ids))
+
+    def _logits(self, ids: Tensor, level: Level) -> Tensor:
+        out = self.model(
+            input_ids=ids, position_ids=level.nodes.positions[None], past_key_values=pass_cache(), use_cache=True
+        )
+        logits: Tensor = out.logits[0]
+        return logits
+
+    def _under_way(self, level: Level, work: Callable[[Level], T]) -> T:
+        """What `work` makes of `level` while that is under way."""
         self.current.under_way = level
         try:
-            out = self.model(
-                input_ids=ids, position_ids=nodes.positions[None], past_key_values=pass_cache(), use_cache=True
-            )
-            logits: Tensor = out.logits[0]
-            return logits
+            return work(level)
         finally:
             self.current.under_way = None
 
     @torch.inference_mode()
-    def fuse(self) -> int:
-        """Take over the decoder blocks that are as usual, where that gives what the stock blocks give: returns how many.
+    def fuse(self) -> FusedParts:
+        """Let blocks and MLPs whose structure is as usual run in fewer steps, where that gives what the stock ones give.
 
         Row 0 of the cache must be empty: levels of COMPARED nodes run there."""
-        blocks, kernels = self._here(usual_blocks(self.model)), self.device.block_kernels()
-        if kernels is None or self.cache.recurrent or not blocks:
-            return 0
-        made: dict[nn.Module, FusedBlock | None] = {}
-        handed_on = set(itertools.pairwise(blocks))
+        kernels = self.device.block_kernels()
+        if kernels is None:
+            return FusedParts()
+        fusing = Fusing(self._here(usual_blocks(self.model)), self._mlps(), Joiner(self.linears, kernels))
+        if not fusing.blocks and not fusing.mlps:
+            return FusedParts()
         for nodes in _compared():
-            with BlockSamples(blocks) as watched:
+            with BlockSamples(fusing.blocks, fusing.mlps) as watched:
                 self._run(WatchedLevel(self, nodes, watched.specs))
-            handed_on &= watched.handed_on
-            level = Level(self, nodes)
-            for block, sample in watched.samples if kernels.suits(nodes) else ():
-                ours = made[block] if block in made else fused(block, self.linears, sample, kernels)
-                made[block] = ours if ours is not None and agrees(ours, sample, level) else None
-        found = {block: ours for block, ours in made.items() if ours is not None}
-        chain_up(found, handed_on)
-        for block, ours in found.items():
-            take_over(block, ours, self.current, _level)
-        return len(found)
+            if kernels.suits(nodes):
+                self._under_way(Level(self, nodes), partial(fusing.compare, watched))
+        return fusing.take_over(self.current, _level)
 
-
-    def _here(self, blocks: list[nn.Module]) -> list[nn.Module]:
+    def _here(self, blocks: dict[nn.Module, BlockModules]) -> dict[nn.Module, BlockModules]:
         """Those of `blocks` whose memory is the first device's: its kernels know no other."""
         if self.stages is None:
             return blocks
-        layers = [int(getattr(block.self_attn, "layer_idx", -1)) for block in blocks]
-        there = [self.stages.device(layer).where for layer in layers]
-        return [block for block, where in zip(blocks, there, strict=True) if where == self.device.where]
+        there = {block: self.stages.device(parts.attention.layer).where for block, parts in blocks.items()}
+        return {block: parts for block, parts in blocks.items() if there[block] == self.device.where}
+
+    def _mlps(self) -> dict[nn.Module, MlpModules]:
+        """The gated MLPs that may run in fewer steps. Where there are several devices, nothing tells whose an MLP is."""
+        return usual_mlps(self.model) if self.stages is None else {}
 
 
 def _compared() -> tuple[Nodes, Nodes]:
@@ -195,6 +201,7 @@ class Level:
     def tap(self, number: int, states: Tensor) -> None:
         if self.hidden is not None:
             self.hidden[:, number] = states
+
 
 class WatchedLevel(Level):
     """A level that tells by which specification each layer attends."""

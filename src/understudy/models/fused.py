@@ -1,51 +1,41 @@
 """Decoder blocks of the draft view with fewer steps: a norm is part of the products after it, queries, keys and values are one run,
 and so are both halves of a gated MLP; what is added back is added as outputs are written.
 
-A block is taken over where its structure is the usual one, and only if it gives what the stock block gives: both run once, on the
-same hidden states, when the model is loaded. All others run as they are."""
+What has the usual structure (`block_structure`) is taken over, but only if it gives what the stock modules give: both run once, on
+the same hidden states, when the model is loaded. That is a whole block, or its attention alone (that of a mixture of experts), or
+else a gated MLP alone, wherever it stands. All the rest runs as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..cache import Cache
-from ..kernels.attention import AttentionSpec
 from ..kernels.blocks import BlockKernels, ChainedBlocks, JoinedProduct
 from ..kernels.draft_chain import BlockParts
-from ..kernels.draft_product import Norm
+from ..kernels.head_form import HeadForm, Turning
+from ..kernels.join_form import GateKind, JoinForm, Norm
+from ..layer_states import FullState
 from ..small_keys import LINES, plain, size_in
 from ..tree import Nodes
+from .block_samples import MlpSample, Sample
+from .block_structure import BlockModules, MlpModules
 from .streamed import CurrentPass, Pass, StreamedLinear
 
-# the parts of a block that can be taken over: names of its children, of its attention's and of its MLP's
-PARTS = (
-    {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
-    {"q_proj", "k_proj", "v_proj", "o_proj"},
-    {"gate_proj", "up_proj", "down_proj", "act_fn"},
-)
-# by how much keys, values and what a block adds to its input may differ from the stock block's: activations are rounded to int8 at
-# other places
+# by how much keys, values and what a half of a block adds to its input may differ from the stock block's: activations are rounded
+# to int8 at other places
 TOLERANCE = 0.1
 # of hidden states, keys and values
 TYPES = (torch.bfloat16, torch.float32)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What a stock block was given in a level, and what it gave: hidden states [1, n, hidden size]."""
-
-    given: Tensor
-    gave: Tensor
-    # cosines and sines [1, n, key size]
-    turns: tuple[Tensor, Tensor]
-    # its number, and how it attended
-    layer: int
-    spec: AttentionSpec
+GATES: dict[GateKind, Callable[[Tensor], Tensor]] = {
+    GateKind.SILU: nn.functional.silu,
+    GateKind.GELU: partial(nn.functional.gelu, approximate="tanh"),
+}
 
 
 class LevelPass(Protocol):
@@ -62,35 +52,72 @@ class LevelPass(Protocol):
         """Its nodes as they lie in fast memory in `layer`."""
 
 
+@dataclass(frozen=True)
+class FusedAttention:
+    """The first half of a block: hidden states x [n, hidden size] -> x and what attention adds to it."""
+
+    kernels: BlockKernels
+    made: JoinedProduct
+    heads: HeadForm
+    output: JoinedProduct
+    layer: int
+
+    def __call__(self, x: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:
+        state = level.cache.layer(self.layer, self.heads.spec.window)
+        attended = self.kernels.attend(self.made(x), (turns[0][0], turns[1][0]), state, level.nodes_in(self.layer), self.heads)
+        return self.output(attended, x)
+
+    def fits(self, state: FullState, angles: int) -> bool:
+        """Can the kernels attend so, and are products and norms as large as keys and values in `state` ask for, which are turned by
+        so many angles?"""
+        turned = self.heads.turned(angles)
+        kv_heads, key, value = state.keys.shape[1], size_in(state.keys), size_in(state.values)
+        heads = (self.made.outputs - kv_heads * value) // key - kv_heads
+        whole = self.made.outputs == (heads + kv_heads) * key + kv_heads * value and heads * value == self.output.columns
+        norms = [norm.weight.numel() for norm in self.heads.norms or ()]
+        normed = norms in ([], [key, key], [heads * key, kv_heads * key])
+        shared = heads > 0 and heads % kv_heads == 0 and turned <= key and turned % 2 == 0
+        return whole and normed and shared and self.kernels.attends(self.heads, key)
+
+
+@dataclass(frozen=True)
+class FusedMlp:
+    """A gated MLP, with its norms and what is added to it or without: hidden states x [..., hidden size] -> the same shape."""
+
+    gated: JoinedProduct
+    down: JoinedProduct
+
+    def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        return self.down(self.gated(x.reshape(-1, x.shape[-1])), added).reshape(x.shape)
+
+
 class FusedBlock:
     """One decoder block, for levels of the draft: hidden states [1, n, hidden size] -> the same shape."""
 
-    def __init__(
-        self,
-        kernels: BlockKernels,
-        attention: tuple[JoinedProduct, JoinedProduct],
-        mlp: tuple[JoinedProduct, JoinedProduct],
-        layer: int,
-        spec: AttentionSpec,
-    ) -> None:
-        self.kernels = kernels
-        self.made, self.output = attention
-        self.gated, self.down = mlp
-        self.layer = layer
-        self.spec = spec
+    def __init__(self, attention: FusedAttention, mlp: FusedMlp | None, stock: BlockModules) -> None:
+        self.attention = attention
+        # None: the second half runs as it is.
+        self.mlp = mlp
+        self.stock = stock
         # The blocks that run in one call, this among them; None: it runs alone.
         self.chain: BlockChain | None = None
 
     @property
-    def parts(self) -> BlockParts[JoinedProduct]:
-        return BlockParts(self.made, self.spec, self.output, self.gated, self.down)
+    def layer(self) -> int:
+        return self.attention.layer
 
     def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:
-        x = hidden[0]
-        state = level.cache.layer(self.layer, self.spec.window)
-        attended = self.kernels.attend(self.made(x), (turns[0][0], turns[1][0]), state, level.nodes_in(self.layer), self.spec)
-        x = self.output(attended, x)
-        return self.down(self.gated(x), x)[None]
+        x = self.attention(hidden[0], turns, level)
+        return self.mlp(x, x)[None] if self.mlp is not None else second_half(self.stock, x[None])
+
+
+def second_half(stock: BlockModules, x: Tensor) -> Tensor:
+    """The second half of a stock block, whatever its MLP is: hidden states [1, n, hidden size] -> the same shape."""
+    _, _, before, after = stock.norms
+    made = stock.mlp(x if before is None else before(x))
+    added: Tensor = made[0] if isinstance(made, tuple) else made
+    added = added if after is None else after(added)
+    return x + (added if stock.times == 1 else added * stock.times)
 
 
 class BlockChain:
@@ -102,88 +129,8 @@ class BlockChain:
 
     def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:
         """What the last of them gives, of what the first is given."""
-        states = [level.cache.layer(block.layer, block.spec.window) for block in self.blocks]
+        states = [level.cache.layer(block.layer, block.attention.heads.spec.window) for block in self.blocks]
         return self.run(hidden, (turns[0][0], turns[1][0]), states, level.nodes_in(self.blocks[0].layer))
-
-
-class BlockSamples:
-    """Inside, levels leave `specs` by layer, and the stock `blocks` what they were given and gave."""
-
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        self.blocks = blocks
-        self.specs: dict[int, AttentionSpec] = {}
-        self._seen: list[tuple[nn.Module, Tensor, Tensor, tuple[Tensor, Tensor]]] = []
-        # What each of those gave, as it was then.
-        self._then: list[Tensor] = []
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> BlockSamples:
-        self._hooks = [block.register_forward_hook(self._keep, with_kwargs=True) for block in self.blocks]
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _keep(self, block: nn.Module, given: tuple[Any, ...], named: dict[str, Any], gave: Any) -> None:
-        hidden = given[0] if given else named.get("hidden_states")
-        turns = named.get("position_embeddings")
-        if isinstance(gave, Tensor) and isinstance(hidden, Tensor) and isinstance(turns, tuple) and len(turns) == 2:
-            self._seen.append((block, hidden, gave, turns))
-            self._then.append(gave.clone())
-
-    @property
-    def handed_on(self) -> set[tuple[nn.Module, nn.Module]]:
-        """Pairs of blocks of which the second was given just what the first had given, and the same turns."""
-        pairs = list(zip(self._seen, self._seen[1:], self._then, strict=False))
-        return {
-            (first, second)
-            for (first, _, gave, turns), (second, given, _, others), then in pairs
-            if given is gave and torch.equal(given, then) and all(a is b for a, b in zip(turns, others, strict=True))
-        }
-
-    @property
-    def samples(self) -> list[tuple[nn.Module, Sample]]:
-        """Each block that can be compared, with what it was given and gave."""
-        layers = [int(getattr(block.self_attn, "layer_idx", -1)) for block, *_ in self._seen]
-        return [
-            (block, Sample(given, gave, turns, layer, self.specs[layer]))
-            for layer, (block, given, gave, turns) in zip(layers, self._seen, strict=True)
-            if layer in self.specs
-        ]
-
-
-def usual_blocks(model: nn.Module) -> list[nn.Module]:
-    """The decoder blocks of `model` whose children have the usual names, and no others."""
-    return [module for module in model.modules() if _usual(module)]
-
-
-def _usual(block: nn.Module) -> bool:
-    parts = (block, getattr(block, "self_attn", None), getattr(block, "mlp", None))
-    for part, names in zip(parts, PARTS, strict=True):
-        if not isinstance(part, nn.Module) or {name for name, _ in part.named_children()} != names:
-            return False
-    return True
-
-
-def fused(
-    block: nn.Module, linears: Mapping[int, Callable[[Tensor], Tensor]], sample: Sample, kernels: BlockKernels
-) -> FusedBlock | None:
-    """The usual stock decoder `block`, which gave `sample`, as one of ours; None where a part of it is not as usual. Whether it
-    computes the same is not known yet. `linears`: the draft's product of each Linear, by its index."""
-    joiner = Joiner(linears, kernels)
-    attention: Any = block.self_attn
-    mlp: Any = block.mlp
-    before, after = (_norm(getattr(block, name)) for name in ("input_layernorm", "post_attention_layernorm"))
-    usual = not sample.spec.softcap and sample.spec.sinks is None and sample.given.dtype in TYPES
-    if before is None or after is None or not usual or not _is_silu(mlp.act_fn):
-        return None
-    made = joiner([attention.q_proj, attention.k_proj, attention.v_proj], before)
-    output, down = joiner([attention.o_proj]), joiner([mlp.down_proj])
-    gated = joiner([mlp.gate_proj, mlp.up_proj], after, gated=True)
-    if made is None or output is None or gated is None or down is None:
-        return None
-    return FusedBlock(kernels, (made, output), (gated, down), sample.layer, sample.spec)
 
 
 @dataclass(frozen=True)
@@ -194,7 +141,10 @@ class Joiner:
     linears: Mapping[int, Callable[[Tensor], Tensor]]
     kernels: BlockKernels
 
-    def __call__(self, modules: Sequence[nn.Module], norm: Norm | None = None, gated: bool = False) -> JoinedProduct | None:
+    def __call__(
+        self, modules: Sequence[nn.Module], norm: Norm | None = None, gate: GateKind | None = None, times: float = 1.0,
+        after: Norm | None = None,
+    ) -> JoinedProduct | None:  # fmt: skip
         """None where they cannot be joined."""
         products: list[Callable[[Tensor], Tensor]] = []
         biases: list[Tensor | None] = []
@@ -203,38 +153,91 @@ class Joiner:
                 return None
             products.append(self.linears[module.index])
             biases.append(None if module.bias is None else module.get_parameter("bias"))
-        return self.kernels.join(products, norm, biases, gated)
+        return self.kernels.join(products, JoinForm(norm, biases, gate, times, after))
+
+    def attention(self, stock: BlockModules, sample: Sample) -> Iterator[FusedAttention]:
+        """Ways in which the attention of a stock block, which gave `sample`, may compute; none where a part is not as usual."""
+        parts, (before, after, _, _) = stock.attention, stock.norms
+        norms = [_norm(norm) for norm in (before, after, *(parts.norms or ())) if norm is not None]
+        if any(norm is None for norm in norms) or sample.given.dtype not in TYPES:
+            return
+        query, key = norms[-2:] if parts.norms else (None, None)
+        both = None if query is None or key is None else (query, key)
+        if both is not None and both[0].epsilon != both[1].epsilon:
+            return
+        made, output = self(parts.made, _norm(before)), self([parts.output], None, None, stock.times, _norm(after))
+        if made is None or output is None:
+            return
+        for turn in Turning:
+            yield FusedAttention(self.kernels, made, HeadForm(sample.spec, turn, both), output, sample.layer)
+
+    def mlp(
+        self, parts: MlpModules | None, norm: nn.Module | None = None, times: float = 1.0, after: nn.Module | None = None
+    ) -> FusedMlp | None:
+        """The gated MLP of `parts`, with `norm` before and `after` it; None where a part of it is not as usual."""
+        norms = [(norm, _norm(norm)), (after, _norm(after))]
+        gate = None if parts is None else gate_of(parts.act)
+        if parts is None or gate is None or any(stock is not None and ours is None for stock, ours in norms):
+            return None
+        gated, down = self(parts.gated, norms[0][1], gate), self([parts.down], None, None, times, norms[1][1])
+        if gated is None or down is None or gated.outputs != down.columns:
+            return None
+        return FusedMlp(gated, down)
+
+
+def attends_alike(ours: FusedAttention, sample: Sample, level: LevelPass) -> bool:
+    """Whether `ours` gives what the stock attention gave, and leaves the same keys and values in the cache. These stay as the stock
+    attention left them."""
+    state, row = level.cache.layer(ours.layer, ours.heads.spec.window), int(level.nodes.rows[0])
+    usual = level.cache.shapes[ours.layer].reads is None and state.keys.dtype in (*TYPES, LINES)
+    if not usual or sample.turns[0].shape != sample.turns[1].shape or not ours.fits(state, sample.turns[0].shape[-1]):
+        return False
+    places = state.places(level.nodes.slots)
+    stock = [slab[row, :, places].clone() for slab in (state.keys, state.values)]
+    pairs = [(sample.middle[0] - sample.given[0], ours(sample.given[0], sample.turns, level) - sample.given[0])]
+    pairs += [(plain(old), plain(slab[row, :, places])) for old, slab in zip(stock, (state.keys, state.values), strict=True)]
+    found = all(_alike(old, new) for old, new in pairs)
+    for old, slab in zip(stock, (state.keys, state.values), strict=True):
+        slab[row, :, places] = old
+    return found
+
+
+def goes_on_alike(stock: BlockModules, sample: Sample) -> bool:
+    """Whether what follows attention in a stock block is `second_half`."""
+    return _alike(sample.gave - sample.middle, second_half(stock, sample.middle) - sample.middle)
+
+
+def computes_alike(ours: FusedMlp, sample: MlpSample, added: bool = False) -> bool:
+    """Whether `ours` gives what the stock MLP gave. `added`: both add what they are given."""
+    given = sample.given
+    base = given if added else torch.zeros_like(given)
+    flat = given.reshape(-1, given.shape[-1])
+    return _alike(sample.gave - base, ours(given, flat if added else None) - base)
+
+
+def _alike(old: Tensor, new: Tensor) -> bool:
+    return bool((new.float() - old.float()).norm() <= TOLERANCE * old.float().norm())
 
 
 def chain_up(made: Mapping[nn.Module, FusedBlock], handed_on: set[tuple[nn.Module, nn.Module]]) -> None:
-    """Let blocks of `made`, in the order of the model, run in one call as far as each is `handed_on` what the one before gave."""
-    chains: list[list[FusedBlock]] = []
+    """Let whole blocks of `made`, in the order of the model, run in one call as far as each is `handed_on` what the one before
+    gave."""
+    chains: list[list[tuple[FusedBlock, BlockParts[JoinedProduct]]]] = []
     last: nn.Module | None = None
     for block, ours in made.items():
-        if last is None or (last, block) not in handed_on:
-            chains.append([])
-        chains[-1].append(ours)
-        last = block
-    for blocks in chains:
-        run = blocks[0].kernels.chain([ours.parts for ours in blocks]) if len(blocks) > 1 else None
+        if ours.mlp is not None:
+            if last is None or (last, block) not in handed_on:
+                chains.append([])
+            first = ours.attention
+            chains[-1].append((ours, BlockParts(first.made, first.heads, first.output, ours.mlp.gated, ours.mlp.down)))
+        last = block if ours.mlp is not None else None
+    for chain in chains:
+        blocks, parts = [ours for ours, _ in chain], [parts for _, parts in chain]
+        run = blocks[0].attention.kernels.chain(parts) if len(blocks) > 1 else None
         if run is not None:
             whole = BlockChain(blocks, run)
             for ours in blocks:
                 ours.chain = whole
-
-
-def agrees(block: FusedBlock, sample: Sample, level: LevelPass) -> bool:
-    """Whether `block` gives what the stock block gave, and leaves the same keys and values in the cache."""
-    state, row = level.cache.layer(block.layer, block.spec.window), int(level.nodes.rows[0])
-    usual = level.cache.shapes[block.layer].reads is None and state.keys.dtype in (*TYPES, LINES)
-    if not usual or any(turn.shape[-1] != size_in(state.keys) for turn in sample.turns):
-        return False
-    places = state.places(level.nodes.slots)
-    kept = [plain(slab[row, :, places]).float() for slab in (state.keys, state.values)]
-    added = (sample.gave - sample.given).float()
-    pairs = [(added, block(sample.given, sample.turns, level).float() - sample.given.float())]
-    pairs += [(old, plain(slab[row, :, places]).float()) for old, slab in zip(kept, (state.keys, state.values), strict=True)]
-    return all(bool((new - old).norm() <= TOLERANCE * old.norm()) for old, new in pairs)
 
 
 def take_over(
@@ -245,7 +248,7 @@ def take_over(
 
     def forward(*given: Any, **named: Any) -> Any:
         under_way = level(current.under_way)
-        if under_way is None or not ours.kernels.suits(under_way.nodes_in(ours.layer)):
+        if under_way is None or not ours.attention.kernels.suits(under_way.nodes_in(ours.layer)):
             return stock(*given, **named)
         hidden, turns = given[0] if given else named["hidden_states"], named["position_embeddings"]
         if ours.chain is None or not under_way.undivided:
@@ -256,16 +259,30 @@ def take_over(
     object.__setattr__(block, "forward", forward)
 
 
-def _norm(module: nn.Module) -> Norm | None:
+def take_over_mlp(
+    mlp: nn.Module, ours: FusedMlp, current: CurrentPass, level: Callable[[Pass | None], LevelPass | None]
+) -> None:
+    """The same for an MLP alone."""
+    stock = mlp.forward
+
+    def forward(x: Tensor, *given: Any, **named: Any) -> Any:
+        return stock(x, *given, **named) if level(current.under_way) is None else ours(x)
+
+    object.__setattr__(mlp, "forward", forward)
+
+
+def _norm(module: nn.Module | None) -> Norm | None:
     """What a norm does, if it is a root mean square norm; its weight, of whatever convention, is found by what it makes of ones."""
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
-    if not isinstance(epsilon, float) or not isinstance(weight, Tensor):
+    if module is None or not isinstance(epsilon, float) or not isinstance(weight, Tensor):
         return None
     ones = module(torch.ones_like(weight)[None])[0]
     return Norm(ones.float().contiguous() * (1 + epsilon) ** 0.5, epsilon)
 
 
-def _is_silu(act: Callable[[Tensor], Tensor]) -> bool:
+def gate_of(act: Callable[[Tensor], Tensor] | None) -> GateKind | None:
+    """The gate that `act` opens, None: one of another kind. An MLP that names none is taken to use silu."""
     x = torch.linspace(-8, 8, 65)
-    return torch.allclose(act(x), nn.functional.silu(x))
+    known = (gate for gate, own in GATES.items() if act is None or torch.allclose(act(x), own(x), atol=1e-3))
+    return next(known, None)

@@ -25,14 +25,21 @@ PRODUCT = {
     "beside": "i32", "apart": "i32", "epsilon": "fp32",
 }  # fmt: skip
 LAYER = {
-    "made": "*bf16", "cosines": "*bf16", "sines": "*bf16", "keys": "*bf16", "values": "*bf16", "rows": "*i64", "slots": "*i64",
-    "positions": "*i64", "prefixes": "*i64", "tail": "*i64", "out": "*bf16", "scratch": "*fp32", "counters": "*i32", "width": "i32",
+    "made": "*bf16", "cosines": "*bf16", "sines": "*bf16", "query_norm": "*fp32", "key_norm": "*fp32", "epsilon": "fp32",
+    "keys": "*bf16", "values": "*bf16", "rows": "*i64", "slots": "*i64", "positions": "*i64", "prefixes": "*i64", "tail": "*i64",
+    "sinks": "*fp32", "out": "*bf16", "scratch": "*fp32", "counters": "*i32", "width": "i32",
     "places": "i32", "scaling": "fp32", "window": "i32",
 }  # fmt: skip
-HEADS = {"KV": 8, "GROUP": 4, "DIM": 128, "D": 128, "SIZE": 128, "S": 128}
-CHAINS = {name: kind for name, kind in LAYER.items() if name in (*list(LAYER)[:8], "places")}
+HEADS = {
+    "KV": 8, "GROUP": 4, "DIM": 128, "D": 128, "SIZE": 128, "S": 128, "NORM": False, "ANGLES": 128, "TURNED": 128, "PAIRS": False,
+}  # fmt: skip
+CHAINS = {name: kind for name, kind in LAYER.items() if name in (*list(LAYER)[:11], "places")}
 LAYER_SIZES = HEADS | {
-    "M": 16, "BLOCK": 64, "SHARES": 8, "WORTH": 128, "WINDOWED": True, "NARROW": True, "WIDE": False,
+    "M": 16, "BLOCK": 64, "SHARES": 8, "WORTH": 128, "WINDOWED": True, "SINKS": False, "NARROW": True, "WIDE": False,
+}  # fmt: skip
+NORMED = LAYER_SIZES | {"NORM": True, "ANGLES": 64, "TURNED": 64, "PAIRS": True, "SINKS": True}
+FINISHED = {
+    "y": "*bf16", "other": "*bf16", "weight": "*fp32", "apart": "i32", "beside": "i32", "times": "fp32", "epsilon": "fp32",
 }  # fmt: skip
 ATTENTION = {
     "query": "*bf16", "keys": "*bf16", "values": "*bf16", "out": "*bf16", "sinks": "*bf16", "rows": "*i64", "positions": "*i64",
@@ -74,9 +81,9 @@ TILES = {"group": 64, "COLUMNS": 16, "LISTED": 32, "COPIED": 256}
 TWO_WARPS = {"num_warps": 2, "maxnreg": 128, "enable_fp_fusion": False}
 STEPS = {
     "M": 16, "COLUMNS": 4096, "GROUP": 64, "STEP": 64, "ROUNDS": 4, "PARTS": 4, "SHARES": 4, "BITS": 4, "MATRICES": 3,
-    "GATED": False, "NORM": True, "BIAS": True, "OTHER": 0, "STAGES": 3, "WIDE": False,
+    "GATED": 0, "NORM": True, "BIAS": True, "OTHER": 0, "STAGES": 3, "WIDE": False,
 }  # fmt: skip
-BOTH = {"MATRICES": 2, "GATED": True}
+BOTH = {"MATRICES": 2, "GATED": 1}
 ALONE = STEPS | {"MATRICES": 1, "NORM": False, "OTHER": 1}
 PAIRS = {name: kind for name, kind in PRODUCT.items() if name != "shifts"}
 PAIR_STEPS = {name: value for name, value in STEPS.items() if name not in ("M", "PARTS", "BITS", "WIDE")} | {"N": 8, "SHARES": 16}
@@ -178,10 +185,13 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "products of 4 bits and many rows": ("four_bits", "multiply_pairs", PAIRS, PAIR_STEPS | {"N": 16, "SHARES": 2}, ONE_WARP),
     "gated products on an A100": ("four_bits", "multiply_pairs", PAIRS, PAIR_STEPS | BOTH, ONE_WARP | {"target": 80}),
     "gated products on an H100": ("four_bits", "multiply_pairs", PAIRS, PAIR_STEPS | BOTH, ONE_WARP | HOPPER),
+    "products gated by gelu": ("four_bits", "multiply_pairs", PAIRS, PAIR_STEPS | BOTH | {"GATED": 2}, ONE_WARP),
+    "finished rows": ("finished_rows", "_finish_rows", FINISHED, {"COLUMNS": 5376, "C": 8192, "NORM": True, "ADDED": True}, {}),
     "products of 6 bits": ("coded_product", "multiply", PRODUCT, STEPS | {"BITS": 6}, STAGED),
     "product of 8 bits": ("coded_product", "multiply", PRODUCT, ALONE | {"BITS": 8, "GROUP": 4096, "SHARES": 1}, STAGED),
     "products in float32": ("coded_product", "multiply", EXACTLY, STEPS, STAGED),
     "draft layer": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2}),
+    "draft layer with norms, turned in part, and sinks": ("draft_layer", "_attend", LAYER, NORMED, {"num_stages": 2}),
     "draft layer on an H100": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2} | HOPPER),
     "attention": ("attention", "_attend", ATTENTION, FLAGS | {"NARROW": True, "WIDE": False}, {"num_stages": 2}),
     "attention with long keys": ("attention", "_attend", ATTENTION, FLAGS | LONG, {"num_stages": 2}),

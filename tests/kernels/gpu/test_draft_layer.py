@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from tests.device import DEVICE
 from understudy.kernels import draft_layer as processor
 from understudy.kernels.attention import AttentionSpec
+from understudy.kernels.head_form import HeadForm, Turning
+from understudy.kernels.join_form import Norm
 from understudy.layer_states import FullState, LayerShape, SlidingState
 from understudy.tree import Nodes, TokenTree
 
@@ -17,6 +20,7 @@ pytest.importorskip("triton")
 from understudy.kernels.gpu import draft_layer
 
 HEADS, KV_HEADS = 6, 2
+UNIT = Norm(torch.ones(1), 0.0)
 
 
 def state_of(dtype: torch.dtype, size: int, window: int) -> FullState:
@@ -67,17 +71,45 @@ def test_it_gives_what_the_processor_gives(
     monkeypatch.setattr(draft_layer, "MOST_SHARES", 4)
     monkeypatch.setattr(draft_layer, "running", lambda device, each: room)
     torch.manual_seed(length)
-    state, nodes, spec = state_of(dtype, size, window), made_of(length), AttentionSpec(0.2, window)
-    made, turns = given(len(nodes), size, dtype)
+    state, nodes, form = state_of(dtype, size, window), made_of(length), HeadForm(AttentionSpec(0.2, window))
+    compare(state, nodes, *given(len(nodes), size, dtype), form)
+
+
+def compare(state: FullState, nodes: Nodes, made: Tensor, turns: tuple[Tensor, Tensor], form: HeadForm) -> None:
+    """What the GPU gives and keeps with what the processor does, twice."""
     other = on_device(state)
-    wanted = processor.attend(made, turns, state, nodes, spec)
+    wanted = processor.attend(made, turns, state, nodes, form)
     attend = draft_layer.LayerAttention(DEVICE)
-    there = (made.to(DEVICE), (turns[0].to(DEVICE), turns[1].to(DEVICE)), other, nodes.to(DEVICE), spec)
+    there = (made.to(DEVICE), (turns[0].to(DEVICE), turns[1].to(DEVICE)), other, nodes.to(DEVICE), moved(form))
     found = [attend(*there) for _ in range(2)]
-    near = 1e-5 if dtype == torch.float32 else 0.015
+    near = 1e-5 if made.dtype == torch.float32 else 0.015
     for ours, theirs in ((found[0], wanted), (other.keys, state.keys), (other.values, state.values)):
         assert (ours.cpu().float() - theirs.float()).norm() < near * theirs.float().norm()
     assert torch.equal(found[0], found[1]) and not attend.counters.any()
+
+
+def moved(form: HeadForm) -> HeadForm:
+    """`form` with its tensors on the device."""
+    sinks = None if form.spec.sinks is None else form.spec.sinks.to(DEVICE)
+    query, key = (Norm(norm.weight.to(DEVICE), norm.epsilon) for norm in form.norms or (UNIT, UNIT))
+    return HeadForm(replace(form.spec, sinks=sinks), form.turn, (query, key) if form.norms else None)
+
+
+@pytest.mark.parametrize("room", [264, 1])
+@pytest.mark.parametrize("turn", list(Turning))
+@pytest.mark.parametrize(("angles", "normed", "sinks"), [(32, True, False), (16, False, True), (16, True, True)])
+def test_heads_may_be_normed_turned_in_part_and_have_sinks(
+    turn: Turning, angles: int, normed: bool, sinks: bool, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft_layer, "WORTH", 32)
+    monkeypatch.setattr(draft_layer, "running", lambda device, each: room)
+    torch.manual_seed(angles)
+    norms = (Norm(torch.rand(32) + 0.5, 1e-3), Norm(torch.rand(32) + 0.5, 1e-3)) if normed else None
+    form = HeadForm(AttentionSpec(0.2, sinks=torch.randn(HEADS) if sinks else None), turn, norms)
+    own = angles // 2 if turn is Turning.SHARED else angles
+    nodes = level(90)
+    made, turns = given(len(nodes), 32, torch.float32)
+    compare(state_of(torch.float32, 32, 0), nodes, made, (turns[0][:, :own], turns[1][:, :own]), form)
 
 
 def test_shares_are_told_by_shapes_alone() -> None:

@@ -1,21 +1,23 @@
 """The GPU's products with weights of few bits against float64: every number of rows, group and dtype that drafts have, alone and
 joined, with all that comes before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from tests.device import DEVICE
-from understudy.kernels.draft_product import Norm
+from understudy.kernels.join_form import GateKind, JoinForm, Norm
 from understudy.quantizers import quantizer
 
 pytest.importorskip("triton")
 from understudy.kernels.gpu import draft_product
 from understudy.kernels.gpu.draft_product import GroupedProduct, JoinedGrouped
 
+GATES: dict[GateKind, Callable[[Tensor], Tensor]] = {GateKind.SILU: silu, GateKind.GELU: partial(gelu, approximate="tanh")}
 # relative errors; the interpreter cuts off what it rounds to bfloat16
 NARROW, EXACT = 5e-3, 1e-6
 
@@ -96,7 +98,7 @@ def test_products_of_one_input_lie_side_by_side(
     torch.manual_seed(1)
     products, weights = joined(specs, (128, 64, 70), 256)
     norm, bias = norm_of(256), torch.randn(64)
-    together = JoinedGrouped(products, norm, [None, bias.to(DEVICE), None])
+    together = JoinedGrouped(products, JoinForm(norm, [None, bias.to(DEVICE), None]))
     assert len(together.launches) == launches and (together.launches[0].shares.count > 1) == (parts == 1)
     x, added = torch.randn(5, 256).to(dtype), torch.randn(5, 262).to(dtype)
     exact = torch.cat([normed(x, norm) @ weight.T for weight in weights], 1) + added.double()
@@ -106,16 +108,43 @@ def test_products_of_one_input_lie_side_by_side(
 
 @pytest.mark.parametrize("specs", [["int4", "int4"], ["int4", "int3"]])
 @pytest.mark.parametrize(("rows", "parts"), [(3, 4), (40, 1)])
-def test_one_half_is_gated_by_the_other(specs: list[str], rows: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gate", list(GateKind))
+def test_one_half_is_gated_by_the_other(
+    gate: GateKind, specs: list[str], rows: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(draft_product, "PARTS", parts)
     monkeypatch.setattr(draft_product, "running", lambda device, each: 396)
     torch.manual_seed(2)
     products, weights = joined(specs, (100, 100), 256)
     norm, biases = norm_of(256), [torch.randn(100), torch.randn(100)]
-    together = JoinedGrouped(products, norm, [bias.to(DEVICE) for bias in biases], gated=True)
+    together = JoinedGrouped(products, JoinForm(norm, [bias.to(DEVICE) for bias in biases], gate))
     x = torch.randn(rows, 256)
     first, second = (normed(x, norm) @ weight.T + bias for weight, bias in zip(weights, biases, strict=True))
-    assert error(together(x.to(DEVICE)), silu(first) * second) < EXACT
+    assert error(together(x.to(DEVICE)), GATES[gate](first) * second) < EXACT
+
+
+@pytest.mark.parametrize("spec", ["int4", "int6"])
+def test_one_weight_may_hold_both_halves(spec: str) -> None:
+    torch.manual_seed(3)
+    product, weight = made(spec, 256, 192)
+    x = torch.randn(5, 192)
+    together = JoinedGrouped(product.halves, JoinForm(gate=GateKind.GELU))
+    first, second = (x.double() @ weight.T).chunk(2, 1)
+    assert together.outputs == 128 and error(together(x.to(DEVICE)), GATES[GateKind.GELU](first) * second) < EXACT
+    assert made(spec, 192, 64)[0].halves == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_norm_and_a_factor_come_before_what_is_added(dtype: torch.dtype) -> None:
+    torch.manual_seed(4)
+    product, weight = made("int4", 100, 64)
+    x, added = torch.randn(3, 64).to(dtype), torch.randn(3, 100).to(dtype)
+    exact, near = 0.5 * (x.double() @ weight.T), 2 * NARROW if dtype == torch.bfloat16 else EXACT
+    norm = norm_of(100)
+    scaled, both = (JoinedGrouped([product], JoinForm(times=0.5, after=after)) for after in (None, norm))
+    assert error(scaled(x.to(DEVICE)), exact) < near
+    assert error(scaled(x.to(DEVICE), added.to(DEVICE)), exact + added.double()) < near
+    assert error(both(x.to(DEVICE), added.to(DEVICE)), normed(exact, norm) + added.double()) < near
 
 
 def test_shares_fill_the_gpu() -> None:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ...layer_states import FullState
 from ...tree import Nodes
-from ..attention import AttentionSpec
 from ..blocks import ChainedBlocks, JoinedProduct
 from ..draft_chain import BlockParts
-from ..draft_product import Norm
+from ..head_form import HeadForm
+from ..join_form import JoinForm
 from .draft_layer import LayerAttention, suits
 from .draft_product import MOST_JOINED, GroupedProduct, JoinedGrouped
 
@@ -23,23 +23,23 @@ class TritonBlocks:
     def __init__(self, where: str) -> None:
         self._attention = LayerAttention(where)
 
-    def join(
-        self,
-        products: Sequence[Callable[[Tensor], Tensor]],
-        norm: Norm | None,
-        biases: Sequence[Tensor | None],
-        gated: bool,
-    ) -> JoinedProduct | None:
+    def join(self, products: Sequence[Callable[[Tensor], Tensor]], form: JoinForm) -> JoinedProduct | None:
         """None where they are of another kind, or too many."""
         found = [product for product in products if isinstance(product, GroupedProduct)]
         if len(found) < len(products) or len(found) > MOST_JOINED or len({product.columns for product in found}) > 1:
             return None
-        return JoinedGrouped(found, norm, biases, gated)
+        if form.gate and len(found) == 1:
+            found = found[0].halves
+            if not found or any(bias is not None for bias in form.biases):
+                return None
+        return JoinedGrouped(found, form)
 
-    def attend(
-        self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec
-    ) -> Tensor:
-        return self._attention(made, turns, state, nodes, spec)
+    def attend(self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm) -> Tensor:
+        return self._attention(made, turns, state, nodes, form)
+
+    def attends(self, form: HeadForm, key_size: int) -> bool:
+        """Norms of all heads of a node together would be known to none of its programs."""
+        return not form.spec.softcap and all(norm.weight.numel() == key_size for norm in form.norms or ())
 
     def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
         # launches are recorded, and cost the host nothing

@@ -39,7 +39,7 @@ def multiply(
             tl.store(mine + M * 64 + tl.arange(0, M), squares)
         # all of this program's sums must be written before it says so
         tl.debug_barrier()
-        group: tl.constexpr = 2 if GATED else 1
+        group: tl.constexpr = 2 if GATED > 0 else 1
         counter = counters + tile * blocks + b // group
         if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SHARES * group - 1:
             whole = scratch + (tile * blocks + b // group * group).to(tl.int64) * SHARES * sizes
@@ -50,7 +50,7 @@ def multiply(
                 second = added(whole + SHARES * sizes, M, SHARES, NORM, COLUMNS, epsilon)
                 if BIAS:
                     second += _bias(bias, rows0 + block * 64, block * 64, rows)
-                y = y / (1 + tl.exp(-y)) * second
+                y = opened(y, GATED) * second
             finish(y, other, out, line, m, first, block, rows, beside, apart, OTHER)
             tl.store(counter, 0)
     else:
@@ -59,6 +59,15 @@ def multiply(
         if BIAS:
             sums += _bias(bias, first + block * 64, block * 64, rows)
         finish(sums, other, out, line, m, first, block, rows, beside, apart, OTHER)
+
+
+@triton.jit
+def opened(x, GATE: tl.constexpr):
+    """silu(x), or where GATE is 2 gelu(x) by its hyperbolic tangent; see `join_form.GateKind`."""
+    by = x
+    if GATE == 2:
+        by = 1.5957691216057308 * (x + 0.044715 * x * x * x)
+    return x / (1 + tl.exp(-by))
 
 
 @triton.jit
@@ -232,5 +241,5 @@ def finish(y, other, out, line, m, first, block, rows, beside, apart, OTHER: tl.
     held = (line < m)[:, None] & (o < rows)[None, :]
     if OTHER > 0:
         beyond = tl.load(other + line[:, None] * beside + first + o[None, :], held, other=0).to(tl.float32)
-        y = y + beyond if OTHER == 1 else beyond / (1 + tl.exp(-beyond)) * y
+        y = y + beyond if OTHER == 1 else opened(beyond, OTHER - 1) * y
     tl.store(out + line[:, None] * apart + first + o[None, :], y.to(out.dtype.element_ty), held)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...layer_states import FullState
 from ...tree import Nodes
-from ..attention import AttentionSpec
+from ..head_form import HeadForm, Turning
 from . import INTERPRETED
 from .attention import _block, _dot
 from .draft_product import running
@@ -36,12 +36,13 @@ class LayerAttention:
         # for each node and head: programs that are done; zero between launches
         self.counters = torch.zeros(PAIRS, dtype=torch.int32, device=where)
 
-    def __call__(self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, spec: AttentionSpec) -> Tensor:
+    def __call__(self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm) -> Tensor:
         """Attention of `nodes`, whose queries, keys and values are side by side in `made` [n, ...], over `state`, which gets their
         keys and values: [n, heads * value size].
 
-        `turns`: cosines and sines [n, key size] of the nodes' positions. There may be no softcap and no sinks in `spec`."""
-        assert suits(nodes) and not spec.softcap and spec.sinks is None and made.is_contiguous()
+        `turns`: cosines and sines [n, angles] of the nodes' positions. Norms in `form` are of each head."""
+        spec = form.spec
+        assert suits(nodes) and not spec.softcap and made.is_contiguous()
         keys, values = state.keys, state.values
         assert keys.is_contiguous() and values.is_contiguous()
         count, kv_heads, places = len(made), keys.shape[1], keys.shape[2]
@@ -49,8 +50,14 @@ class LayerAttention:
         heads = (made.shape[1] - kv_heads * size) // dim - kv_heads
         cosines, sines = (turn.contiguous() for turn in turns)
         wide, wide_value = (max(16, triton.next_power_of_2(numbers)) for numbers in (dim, size))
-        given = (made, cosines, sines, keys, values, nodes.rows, nodes.slots, nodes.positions)
-        sizes = {"KV": kv_heads, "GROUP": heads // kv_heads, "DIM": dim, "D": wide, "SIZE": size, "S": wide_value}
+        query, key = (cosines, cosines) if form.norms is None else (norm.weight for norm in form.norms)
+        epsilon = form.norms[0].epsilon if form.norms else 0.0
+        given = (made, cosines, sines, query, key, epsilon, keys, values, nodes.rows, nodes.slots, nodes.positions)
+        sizes = {
+            "KV": kv_heads, "GROUP": heads // kv_heads, "DIM": dim, "D": wide, "SIZE": size, "S": wide_value,
+            "NORM": form.norms is not None, "ANGLES": cosines.shape[1], "TURNED": form.turned(cosines.shape[1]),
+            "PAIRS": form.turn is Turning.PAIRS,
+        }  # fmt: skip
         shares = shared_out(count * kv_heads, places, running(made.device, BUSY))
         tile = max(16, triton.next_power_of_2(heads // kv_heads))
         scratch = torch.empty(count * kv_heads * shares * tile * (wide_value + 2), dtype=torch.float32, device=made.device)
@@ -59,10 +66,10 @@ class LayerAttention:
         if not searched(nodes):
             _put_all[(count, kv_heads)](*given, places, **sizes, num_warps=1, enable_fp_fusion=True)
         _attend[(count, kv_heads, shares)](
-            *given, nodes.prefix, nodes.tail.contiguous(), out, scratch, self.counters, nodes.tail.shape[1], places,
-            spec.scaling, spec.window,
+            *given, nodes.prefix, nodes.tail.contiguous(), cosines if form.sinks is None else form.sinks, out, scratch,
+            self.counters, nodes.tail.shape[1], places, spec.scaling, spec.window,
             **sizes, M=tile, BLOCK=_block(max(wide, wide_value) * keys.element_size()), SHARES=shares, WORTH=WORTH,
-            WINDOWED=spec.window > 0, NARROW=narrow, WIDE=INTERPRETED or not narrow, num_warps=4,
+            WINDOWED=spec.window > 0, SINKS=form.sinks is not None, NARROW=narrow, WIDE=INTERPRETED or not narrow, num_warps=4,
             num_stages=2 if narrow else 1, enable_fp_fusion=True,
         )  # fmt: skip
         return out
@@ -86,27 +93,47 @@ def shared_out(pairs: int, places: int, room: int) -> int:
 
 
 @triton.jit
-def _turned(made, cosines, sines, node, heads, whole, mask, DIM: tl.constexpr, D: tl.constexpr):
-    """Queries or keys of `node`, numbers `heads` [M] of its line of `whole` numbers, turned by its position: [M, D] float32."""
+def _turned(
+    made, cosines, sines, norm, epsilon, node, heads, whole, mask,
+    DIM: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    """Queries or keys of `node`, numbers `heads` [M] of its line of `whole` numbers, normed and turned by its position: [M, D]
+    float32."""
     c = tl.arange(0, D)
     held = mask[:, None] & (c < DIM)[None, :]
+    half: tl.constexpr = TURNED // 2
+    # what each number is turned together with, by which angle, and whether that is the second of both
+    if PAIRS:
+        other, angle, second = c ^ 1, c // 2, c % 2 == 1
+    else:
+        other, second = tl.where(c < half, c + half, c - half), c >= half
+        angle = c if ANGLES >= TURNED else c % half
+    inside = c < TURNED
+    other = tl.where(inside, other, c)
     line = made + node * whole + heads[:, None] * DIM
     straight = tl.load(line + c[None, :], held, other=0).to(tl.float32)
-    across = tl.load(line + ((c + DIM // 2) % DIM)[None, :], held, other=0).to(tl.float32)
-    cosine = tl.load(cosines + node * DIM + c, c < DIM, other=0).to(tl.float32)
-    sine = tl.load(sines + node * DIM + c, c < DIM, other=0).to(tl.float32)
-    return straight * cosine[None, :] + across * tl.where(c < DIM // 2, -sine, sine)[None, :]
+    across = tl.load(line + other[None, :], held, other=0).to(tl.float32)
+    if NORM:
+        factor = 1 / tl.sqrt(tl.sum(straight * straight, 1) / DIM + epsilon)
+        straight *= factor[:, None] * tl.load(norm + c, c < DIM, other=0)[None, :]
+        across *= factor[:, None] * tl.load(norm + other, c < DIM, other=0)[None, :]
+    cosine = tl.load(cosines + node * ANGLES + angle, inside, other=1).to(tl.float32)
+    sine = tl.load(sines + node * ANGLES + angle, inside, other=0).to(tl.float32)
+    return straight * cosine[None, :] + across * tl.where(second, sine, -sine)[None, :]
 
 
 @triton.jit
 def _own(
-    made, cosines, sines, node, head,
+    made, cosines, sines, key_norm, epsilon, node, head,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
+    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """The key [1, D], turned, and the value [S] of `node` for one head, as float32."""
     whole: tl.constexpr = (KV * GROUP + KV) * DIM + KV * SIZE
     one = tl.arange(0, 1)
-    key = _turned(made, cosines, sines, node, KV * GROUP + head + one, whole, one == 0, DIM, D)
+    key = _turned(
+        made, cosines, sines, key_norm, epsilon, node, KV * GROUP + head + one, whole, one == 0, DIM, D, NORM, ANGLES, TURNED, PAIRS
+    )
     d = tl.arange(0, S)
     value = tl.load(made + node * whole + (KV * GROUP + KV) * DIM + head * SIZE + d, d < SIZE, other=0).to(tl.float32)
     return key, value
@@ -122,22 +149,26 @@ def _put(key, value, keys, values, place, DIM: tl.constexpr, D: tl.constexpr, SI
 
 @triton.jit(do_not_specialize=["places"])
 def _put_all(
-    made, cosines, sines, keys, values, rows, slots, positions, places,
+    made, cosines, sines, query_norm, key_norm, epsilon, keys, values, rows, slots, positions, places,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
+    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """The key and the value of one node for one head go to the cache, as `_attend` puts them there."""
     node, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    key, value = _own(made, cosines, sines, node, head, KV, GROUP, DIM, D, SIZE, S)
+    key, value = _own(
+        made, cosines, sines, key_norm, epsilon, node, head, KV, GROUP, DIM, D, SIZE, S, NORM, ANGLES, TURNED, PAIRS
+    )
     slab = (tl.load(rows + node) * KV + head) * places
     _put(key, value, keys, values, slab + tl.load(slots + node) % places, DIM, D, SIZE, S)
 
 
 @triton.jit(do_not_specialize=["width", "places", "window"])
 def _attend(
-    made, cosines, sines, keys, values, rows, slots, positions, prefixes, tail, out, scratch, counters,
-    width, places, scaling, window,
+    made, cosines, sines, query_norm, key_norm, epsilon, keys, values, rows, slots, positions, prefixes, tail, sinks, out, scratch,
+    counters, width, places, scaling, window,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
-    M: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, WORTH: tl.constexpr, WINDOWED: tl.constexpr,
+    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr,
+    M: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, WORTH: tl.constexpr, WINDOWED: tl.constexpr, SINKS: tl.constexpr,
     NARROW: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     node, head, share = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
@@ -154,12 +185,16 @@ def _attend(
         slab = (tl.load(rows + node) * KV + head) * places
         g, d = tl.arange(0, M), tl.arange(0, S)
         whole: tl.constexpr = (KV * GROUP + KV) * DIM + KV * SIZE
-        query = _turned(made, cosines, sines, node, head * GROUP + g, whole, g < GROUP, DIM, D).to(made.dtype.element_ty)
+        query = _turned(
+            made, cosines, sines, query_norm, epsilon, node, head * GROUP + g, whole, g < GROUP, DIM, D, NORM, ANGLES, TURNED, PAIRS
+        ).to(made.dtype.element_ty)
         top = tl.full([M], -float("inf"), tl.float32)
         total = tl.zeros([M], tl.float32)
         sums = tl.zeros([M, S], tl.float32)
         if share == 0:
-            key, value = _own(made, cosines, sines, node, head, KV, GROUP, DIM, D, SIZE, S)
+            key, value = _own(
+                made, cosines, sines, key_norm, epsilon, node, head, KV, GROUP, DIM, D, SIZE, S, NORM, ANGLES, TURNED, PAIRS
+            )
             _put(key, value, keys, values, slab + tl.load(slots + node) % places, DIM, D, SIZE, S)
             key = key.to(keys.dtype.element_ty).to(tl.float32)
             top = tl.sum(query.to(tl.float32) * key, 1) * scaling
@@ -172,7 +207,12 @@ def _attend(
         lines = (node * KV + head) * GROUP + g
         held = (g < GROUP)[:, None] & (d < SIZE)[None, :]
         into = out + lines[:, None] * SIZE + d[None, :]
+        # no value comes of a sink, but it is one more score
+        sink = tl.full([M], -float("inf"), tl.float32)
+        if SINKS:
+            sink = tl.load(sinks + head * GROUP + g, g < GROUP, other=-float("inf"))
         if shares == 1:
+            total += tl.exp(sink - top)
             tl.store(into, (sums / total[:, None]).to(out.dtype.element_ty), held)
         else:
             pair = node * KV + head
@@ -183,7 +223,7 @@ def _attend(
             # all of it must be written before this program says so
             tl.debug_barrier()
             if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == shares - 1:
-                joined = _joined(scratch + pair * SHARES * (M * (S + 2)), shares, M, S)
+                joined = _joined(scratch + pair * SHARES * (M * (S + 2)), shares, sink, M, S)
                 tl.store(into, joined.to(out.dtype.element_ty), held)
                 tl.store(counters + pair, 0)
 
@@ -218,8 +258,8 @@ def _through(
 
 
 @triton.jit
-def _joined(scratch, shares, M: tl.constexpr, S: tl.constexpr):
-    """What all shares found [M, S], joined in their order. They are read past the nearest cache."""
+def _joined(scratch, shares, sink, M: tl.constexpr, S: tl.constexpr):
+    """What all shares found [M, S], joined in their order, with one more score `sink` [M]. They are read past the nearest cache."""
     g, d = tl.arange(0, M), tl.arange(0, S)
     top = tl.full([M], -float("inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
@@ -232,4 +272,4 @@ def _joined(scratch, shares, M: tl.constexpr, S: tl.constexpr):
         total = total * fade + tl.load(one + M * S + M + g, cache_modifier=".cg") * its
         sums = sums * fade[:, None] + tl.load(one + g[:, None] * S + d[None, :], cache_modifier=".cg") * its[:, None]
         top = highest
-    return sums / total[:, None]
+    return sums / (total + tl.exp(sink - top))[:, None]

@@ -11,9 +11,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..draft_product import Norm
+from ..join_form import PLAIN, GateKind, JoinForm, Norm, halves
 from . import INTERPRETED
 from .coded_product import multiply
+from .finished_rows import finish_rows
 from .four_bits import multiply_pairs
 
 # warps of a program, which share its columns out once more
@@ -38,20 +39,26 @@ STAGES = 3
 ALIGNED = 16
 # products that one launch takes
 MOST_JOINED = 3
-# what `other` is, of the products' results y: nothing; added to y; multiplied by y after silu
-ALONE, ADDED, GATE = 0, 1, 2
+# what `other` is, of the products' results y: nothing; added to y; from OPENED + a gate on: multiplied by y after that gate
+ALONE, ADDED, OPENED = 0, 1, 1
 
 
 class GroupedProduct:
-    """The linear map of a weight [rows, K]: codes uint8 [nb, K, 8 * bits], scales bfloat16 [groups, nb * 64, 2].
+    """The linear map of a weight [rows, K]: codes uint8 [nb, K, 8 * bits], scales bfloat16 [groups, nb * 64, 2]. `blocks`: the only
+    ones of them that it multiplies by, all full.
 
     Keeps both tensors and copies neither."""
 
-    def __init__(self, codes: Tensor, scales: Tensor, rows: int) -> None:
+    def __init__(self, codes: Tensor, scales: Tensor, rows: int, blocks: range | None = None) -> None:
         assert codes.is_contiguous() and scales.is_contiguous(), "the codes and scales of a whole weight lie together"
         assert codes.data_ptr() % ALIGNED == 0, "codes are loaded 16 bytes at once"
-        self.codes, self.scales, self.rows = codes.view(torch.int32), scales.view(torch.int32), rows
-        self.count, self.columns = codes.shape[:2]
+        # of the whole weight: blocks whose scales of one group lie together
+        self.together, self.columns = codes.shape[:2]
+        own = range(self.together) if blocks is None else blocks
+        self.rows, self.count = rows if blocks is None else len(own) * 64, len(own)
+        self.codes = codes[own.start : own.stop].view(torch.int32)
+        self.scales = scales.view(torch.int32)[:, own.start * 64 : own.stop * 64]
+        self._kept = (codes, scales)
         self.bits = codes.shape[2] // 8
         self.group = self.columns // scales.shape[0]
         self.step = next(size for size in (64, 32, 16) if self.group % size == 0)
@@ -60,42 +67,47 @@ class GroupedProduct:
     def __call__(self, x: Tensor) -> Tensor:  # [m, K] -> [m, rows]
         return self._alone(x)
 
+    @property
+    def halves(self) -> list[GroupedProduct]:
+        """The products by the first and by the last half of its outputs; empty where these do not lie in blocks of their own."""
+        return [GroupedProduct(*self._kept, self.rows, part) for part in halves(self.rows)]
+
 
 class JoinedGrouped:
-    """Several products of the same rows, their results side by side, or silu(first) * second where it is `gated`.
+    """Several products of the same rows, as `form` says. Products whose codes have as many bits and columns in a group are one
+    launch; where a norm comes after them, or a factor, that is one more."""
 
-    `norm` comes before the products, `biases` (one each, None: nothing) are added to them. Products whose codes have as many
-    bits and columns in a group are one launch."""
-
-    def __init__(
-        self,
-        products: Sequence[GroupedProduct],
-        norm: Norm | None = None,
-        biases: Sequence[Tensor | None] = (),
-        gated: bool = False,
-    ) -> None:
+    def __init__(self, products: Sequence[GroupedProduct], form: JoinForm = PLAIN) -> None:
+        gate, self.form = form.gate, form
         assert len(products) <= MOST_JOINED and len({product.columns for product in products}) == 1
         self.columns = products[0].columns
-        self.outputs = products[0].rows if gated else sum(product.rows for product in products)
-        biases = list(biases) or [None] * len(products)
+        self.outputs = products[0].rows if gate else sum(product.rows for product in products)
+        biases = list(form.biases) or [None] * len(products)
         kinds = [(product.bits, product.group) for product in products]
         cuts = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
         self.launches = [
-            ProductLaunch(products[first:last], norm, biases[first:last], gated and not cuts)
+            ProductLaunch(products[first:last], form.norm, biases[first:last], None if cuts else gate)
             for first, last in pairwise([0, *cuts, len(kinds)])
         ]
-        self.halves = gated and bool(cuts)
+        self.apart = bool(gate and cuts)
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """x [m, K] -> [m, outputs], with `added` of that shape added."""
         x = x.contiguous()
+        if self.form.after is None and self.form.times == 1:
+            return self._multiplied(x, added)
+        out = self._multiplied(x, None)
+        finish_rows(out, added, self.form)
+        return out
+
+    def _multiplied(self, x: Tensor, added: Tensor | None) -> Tensor:
         out = x.new_empty((len(x), self.outputs))
-        if self.halves:
-            assert added is None
+        if self.apart:
+            assert added is None and self.form.gate is not None
             first, second = self.launches
             gate = x.new_empty((len(x), self.outputs), dtype=torch.float32)
             first(x, gate)
-            second(x, out, gate, GATE)
+            second(x, out, gate, OPENED + self.form.gate)
             return out
         place = 0
         for launch in self.launches:
@@ -121,13 +133,13 @@ class ProductLaunch:
     """Up to three products of one kind in one launch of the kernel."""
 
     def __init__(
-        self, products: Sequence[GroupedProduct], norm: Norm | None, biases: Sequence[Tensor | None], gated: bool
+        self, products: Sequence[GroupedProduct], norm: Norm | None, biases: Sequence[Tensor | None], gate: GateKind | None
     ) -> None:
-        self.products, self.norm, self.gated = tuple(products), norm, gated
+        self.products, self.norm, self.gate = tuple(products), norm, gate
         first = products[0]
         self.columns, self.step = first.columns, first.step
         self.blocks = sum(product.count for product in products)
-        self.outputs = first.rows if gated else sum(product.rows for product in products)
+        self.outputs = first.rows if gate else sum(product.rows for product in products)
         self.bias: Tensor | None = None
         if any(bias is not None for bias in biases):
             none = first.codes.new_zeros(max(product.rows for product in products), dtype=torch.float32)
@@ -136,7 +148,7 @@ class ProductLaunch:
         steps = -(-self.columns // self.step)
         self.shares = shared_out(self.blocks, steps, running(first.codes.device, RESIDENT), PARTS, MOST_SHARES)
         # Two blocks of a matrix, or one of both that are gated.
-        self.pairs = first.count if gated else sum(-(-product.count // 2) for product in products)
+        self.pairs = first.count if gate else sum(-(-product.count // 2) for product in products)
         self.pair_shares = {
             tile: shared_out(self.pairs, steps, running(first.codes.device, each), 1, MOST_SHARES)
             for tile, each in ((FEW_ROWS, WIDE_RESIDENT), (FEWEST_ROWS, PAIRS_RESIDENT))
@@ -157,7 +169,7 @@ class ProductLaunch:
             return
         tile = FEW_ROWS if len(x) <= FEW_ROWS or x.dtype == torch.float32 else MANY_ROWS
         tiles = -(-len(x) // tile)
-        joined = self.gated or self.shares.count > 1
+        joined = self.gate is not None or self.shares.count > 1
         parts = tiles * self.blocks * self.shares.count if joined else 0
         scratch = torch.empty(parts * tile * 65, dtype=torch.float32, device=x.device)
         multiply[(self.blocks, self.shares.count, tiles)](
@@ -188,8 +200,9 @@ class ProductLaunch:
 
     @cached_property
     def _sizes(self) -> tuple[int, ...]:
-        """Blocks of three products, then rows."""
-        return (*(product.count for product in self._three), *(product.rows for product in self._three))
+        """Blocks of three products whose scales of a group lie together, then rows. What is gated may be half of a weight."""
+        assert self.gate is not None or all(product.count == product.together for product in self.products)
+        return (*(product.together for product in self._three), *(product.rows for product in self._three))
 
     def _around(self, other: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The norm's weight, the bias and `other`; any tensor for what there is none of."""
@@ -205,7 +218,7 @@ class ProductLaunch:
     def _kind(self, what: int) -> dict[str, int]:
         """What both kernels are compiled for; `what` is done with `other`."""
         return {
-            "COLUMNS": self.columns, "GROUP": self.products[0].group, "MATRICES": len(self.products), "GATED": self.gated,
+            "COLUMNS": self.columns, "GROUP": self.products[0].group, "MATRICES": len(self.products), "GATED": self.gate or 0,
             "NORM": self.norm is not None, "BIAS": self.bias is not None, "OTHER": what, "STAGES": STAGES,
         }  # fmt: skip
 

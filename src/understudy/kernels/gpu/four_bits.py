@@ -9,7 +9,7 @@ has sums of its own, which are put in order only as results are written. A progr
 import triton
 import triton.language as tl
 
-from .coded_product import matrix_of
+from .coded_product import matrix_of, opened
 
 # Of two neighbours in a column of 32-bit words with eight codes of 4 bits each: the bits of 128 + code, as two bfloat16s, for each
 # of the eight, low halves of bytes before high ones. One instruction a code; the interpreter knows none of it.
@@ -199,11 +199,11 @@ def _finish(
         second = _added(at + 8 * N, SHARES, size) * factor[None, :]
         if BIAS:
             second += tl.load(bias + rows + o, o < rows, other=0)[:, None]
-        y = y / (1 + tl.exp(-y)) * second
+        y = opened(y, GATED) * second
     held = (line < m)[None, :] & (o < rows)[:, None]
     if OTHER > 0:
         beyond = tl.load(other + line[None, :] * beside + first + o[:, None], held, other=0).to(tl.float32)
-        y = y + beyond if OTHER == 1 else beyond / (1 + tl.exp(-beyond)) * y
+        y = y + beyond if OTHER == 1 else opened(beyond, OTHER - 1) * y
     tl.store(out + line[None, :] * apart + first + o[:, None], y.to(out.dtype.element_ty), held)
 
 

@@ -1,0 +1,104 @@
+"""Heads of queries and keys of a draft's nodes: normed, turned by position, and kept in the cache with their values; for use inside
+kernels that run a `descriptor.LevelRun`."""
+
+from typing import Any
+
+import numpy as np
+from numba.np import numpy_support
+
+from .compiled import compiled, float_of
+from .numbers import read, squares, write, write_codes
+from .team import float32_at, int64_at
+
+carray: Any = numpy_support.carray
+
+
+@compiled
+def made_at(run: Any, i: int, head: int) -> Any:
+    """Where head number `head` (of queries, then of keys) of node i was put by the products."""
+    width = (run.heads + run.kv_heads) * run.key_size + run.kv_heads * run.value_size
+    return run.made + (i * width + head * run.key_size) * run.itemsize
+
+
+@compiled
+def factor_of(run: Any, i: int, first: int, count: int, line: Any) -> Any:
+    """What makes the mean square of `count` heads of node i one, from head number `first` on. `line`: room [key size]."""
+    total = np.float32(0)
+    for head in range(first, first + count):
+        read(made_at(run, i, head), run.itemsize, line)
+        total += squares(line)
+    return np.float32(1) / np.sqrt(total / np.float32(count * run.key_size) + float_of(run.epsilon))
+
+
+@compiled
+def _normed(run: Any, i: int, head: int, factors: Any, line: Any) -> None:
+    """Norm `line`, head number `head` (of queries, then of keys) of node i. `factors`: of all heads of each node, if those count
+    together."""
+    size, of_key = run.key_size, head >= run.heads
+    weights = run.key_norm if of_key else run.query_norm
+    if run.all_heads != 0:
+        factor = factors[1 if of_key else 0, i]
+        weights += (head - run.heads if of_key else head) * size * 4
+    else:
+        factor = np.float32(1) / np.sqrt(squares(line) / np.float32(size) + float_of(run.epsilon))
+    weight = carray(float32_at(weights), size)
+    for c in range(size):
+        line[c] *= factor * weight[c]
+
+
+@compiled
+def turn(run: Any, i: int, head: int, factors: Any, turns: Any, out: Any) -> None:
+    """Head number `head` (of queries, then of keys) of node i, normed and turned by its position, as float32 [key size]. `turns`:
+    room for three of them."""
+    size, angles, turned, half = run.key_size, run.angles, run.turned, run.turned // 2
+    read(made_at(run, i, head), run.itemsize, turns[0])
+    if run.query_norm != 0:
+        _normed(run, i, head, factors, turns[0])
+    read(run.cosines + i * angles * run.itemsize, run.itemsize, turns[1, : min(angles, turned)])
+    read(run.sines + i * angles * run.itemsize, run.itemsize, turns[2, : min(angles, turned)])
+    if run.pairs != 0:
+        for c in range(half):
+            out[2 * c] = turns[0, 2 * c] * turns[1, c] - turns[0, 2 * c + 1] * turns[2, c]
+            out[2 * c + 1] = turns[0, 2 * c + 1] * turns[1, c] + turns[0, 2 * c] * turns[2, c]
+    else:
+        on = half if angles >= turned else 0
+        for c in range(half):
+            out[c] = turns[0, c] * turns[1, c] - turns[0, c + half] * turns[2, c]
+            out[c + half] = turns[0, c + half] * turns[1, c + on] + turns[0, c] * turns[2, c + on]
+    for c in range(turned, size):
+        out[c] = turns[0, c]
+
+
+@compiled
+def _line(run: Any, i: int, head: int, slot: int) -> Any:
+    """Which line of the cache holds slot `slot` of node i's row, for `head`."""
+    row = carray(int64_at(run.rows), run.nodes)[i]
+    return row * run.row_lines + head * run.head_lines + slot % run.places
+
+
+@compiled
+def keep(run: Any, i: int, head: int, factors: Any, turns: Any, line: Any) -> None:
+    """Put the key and the value of node i in the cache."""
+    place = _line(run, i, head, carray(int64_at(run.slots), run.nodes)[i])
+    key, value = line[: run.key_size], line[: run.value_size]
+    turn(run, i, run.heads + head, factors, turns, key)
+    _put(key, run.keys + place * width_of(run.key_size, run.cache_itemsize), run.cache_itemsize)
+    before = (run.heads + run.kv_heads) * run.key_size
+    made = i * (before + run.kv_heads * run.value_size) + before + head * run.value_size
+    read(run.made + made * run.itemsize, run.itemsize, value)
+    _put(value, run.values + place * width_of(run.value_size, run.cache_itemsize), run.cache_itemsize)
+
+
+@compiled
+def width_of(size: int, itemsize: int) -> Any:
+    """Bytes of a key or a value in the cache: lines of `small_keys` end with their step."""
+    return size + 4 if itemsize == 1 else size * itemsize
+
+
+@compiled
+def _put(numbers: Any, address: int, itemsize: int) -> None:
+    """Put `numbers` into the cache at `address`."""
+    if itemsize == 1:
+        write_codes(numbers, address)
+    else:
+        write(numbers, address, itemsize)

@@ -1,0 +1,105 @@
+"""What stock blocks are given and give in a level, so that others can be compared with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.attention import AttentionSpec
+from .block_structure import BlockModules
+
+
+@dataclass(frozen=True)
+class MlpSample:
+    """What a stock MLP was given and gave: [..., hidden size]."""
+
+    given: Tensor
+    gave: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a stock block was given in a level, had after its attention, and gave: hidden states [1, n, hidden size]."""
+
+    given: Tensor
+    middle: Tensor
+    gave: Tensor
+    # cosines and sines [1, n, turned]
+    turns: tuple[Tensor, Tensor]
+    # its number, and how it attended
+    layer: int
+    spec: AttentionSpec
+
+    @property
+    def second(self) -> MlpSample:
+        """What its second half was given and gave."""
+        return MlpSample(self.middle, self.gave)
+
+
+class BlockSamples:
+    """Inside, levels leave `specs` by layer, and the stock `blocks` and `mlps` what they were given and gave."""
+
+    def __init__(self, blocks: Mapping[nn.Module, BlockModules], mlps: Iterable[nn.Module] = ()) -> None:
+        self.blocks = blocks
+        self.mlps = tuple(mlps)
+        self.specs: dict[int, AttentionSpec] = {}
+        self.mlp_samples: dict[nn.Module, MlpSample] = {}
+        self._middles: dict[nn.Module, Tensor] = {}
+        self._seen: list[tuple[nn.Module, Tensor, Tensor, tuple[Tensor, Tensor]]] = []
+        # What each of those gave, as it was then.
+        self._then: list[Tensor] = []
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> BlockSamples:
+        for block, parts in self.blocks.items():
+            self._hooks.append(block.register_forward_hook(self._keep, with_kwargs=True))
+            self._hooks.append(parts.second.register_forward_pre_hook(self._halfway(block), with_kwargs=True))
+        self._hooks += [mlp.register_forward_hook(self._keep_mlp) for mlp in self.mlps]
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _halfway(self, block: nn.Module) -> Any:
+        def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            hidden = given[0] if given else named.get("hidden_states")
+            if isinstance(hidden, Tensor):
+                self._middles[block] = hidden.clone()
+
+        return keep
+
+    def _keep(self, block: nn.Module, given: tuple[Any, ...], named: dict[str, Any], gave: Any) -> None:
+        hidden = given[0] if given else named.get("hidden_states")
+        turns = named.get("position_embeddings")
+        if isinstance(gave, Tensor) and isinstance(hidden, Tensor) and isinstance(turns, tuple) and len(turns) == 2:
+            self._seen.append((block, hidden, gave, turns))
+            self._then.append(gave.clone())
+
+    def _keep_mlp(self, mlp: nn.Module, given: tuple[Any, ...], gave: Any) -> None:
+        if given and isinstance(given[0], Tensor) and isinstance(gave, Tensor) and given[0].shape == gave.shape and len(gave):
+            self.mlp_samples[mlp] = MlpSample(given[0].clone(), gave.clone())
+
+    @property
+    def handed_on(self) -> set[tuple[nn.Module, nn.Module]]:
+        """Pairs of blocks of which the second was given just what the first had given, and the same turns."""
+        pairs = list(zip(self._seen, self._seen[1:], self._then, strict=False))
+        return {
+            (first, second)
+            for (first, _, gave, turns), (second, given, _, others), then in pairs
+            if given is gave and torch.equal(given, then) and all(a is b for a, b in zip(turns, others, strict=True))
+        }
+
+    @property
+    def samples(self) -> list[tuple[nn.Module, Sample]]:
+        """Each block that can be compared, with what it was given and gave, in the order in which they ran."""
+        layers = [self.blocks[block].attention.layer for block, *_ in self._seen]
+        return [
+            (block, Sample(given, self._middles[block], then, turns, layer, self.specs[layer]))
+            for layer, (block, given, _, turns), then in zip(layers, self._seen, self._then, strict=True)
+            if layer in self.specs and block in self._middles
+        ]

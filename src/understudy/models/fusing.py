@@ -1,0 +1,95 @@
+"""Finds what of the draft view can run in fewer steps (`fused`), from levels in which the stock modules ran."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+
+from .block_samples import BlockSamples, Sample
+from .block_structure import BlockModules, MlpModules
+from .fused import (
+    FusedAttention,
+    FusedBlock,
+    FusedMlp,
+    Joiner,
+    LevelPass,
+    attends_alike,
+    chain_up,
+    computes_alike,
+    goes_on_alike,
+    take_over,
+    take_over_mlp,
+)
+from .streamed import CurrentPass, Pass
+
+
+class FusedParts(NamedTuple):
+    """How much of a model runs in fewer steps: whole blocks, the attention of others, and MLPs alone."""
+
+    blocks: int = 0
+    attentions: int = 0
+    mlps: int = 0
+
+
+@dataclass
+class Fusing:
+    """What may be taken over. After a level was compared, only what gave the same in it."""
+
+    blocks: Mapping[nn.Module, BlockModules]
+    mlps: Mapping[nn.Module, MlpModules]
+    joiner: Joiner
+
+    def __post_init__(self) -> None:
+        # None: no way to compute it gave what the stock module gave.
+        self._attentions: dict[nn.Module, FusedAttention | None] = {}
+        self._halves: dict[nn.Module, FusedMlp | None] = {}
+        self._alone: dict[nn.Module, FusedMlp | None] = {}
+        self._handed_on = set(itertools.pairwise(self.blocks))
+
+    def compare(self, watched: BlockSamples, level: LevelPass) -> None:
+        """Compare with what stock modules gave in `level`, which must be under way."""
+        self._handed_on &= watched.handed_on
+        for block, sample in watched.samples:
+            self._attentions[block] = self._attention(block, sample, level)
+            self._halves[block] = self._half(block, sample)
+        for mlp, given in watched.mlp_samples.items():
+            ours = self._alone[mlp] if mlp in self._alone else self.joiner.mlp(self.mlps[mlp])
+            self._alone[mlp] = ours if ours is not None and computes_alike(ours, given) else None
+
+    def _attention(self, block: nn.Module, sample: Sample, level: LevelPass) -> FusedAttention | None:
+        stock = self.blocks[block]
+        known = self._attentions.get(block)
+        if known is None:
+            ways = () if block in self._attentions else self.joiner.attention(stock, sample)
+            known = next((ours for ours in ways if attends_alike(ours, sample, level)), None)
+        elif not attends_alike(known, sample, level):
+            return None
+        return known if known is not None and goes_on_alike(stock, sample) else None
+
+    def _half(self, block: nn.Module, sample: Sample) -> FusedMlp | None:
+        stock = self.blocks[block]
+        ours = self._halves.get(block)
+        if block not in self._halves and stock.mlp in self.mlps:
+            _, _, before, after = stock.norms
+            ours = self.joiner.mlp(self.mlps[stock.mlp], before, stock.times, after)
+        return ours if ours is not None and computes_alike(ours, sample.second, added=True) else None
+
+    def take_over(self, current: CurrentPass, level: Callable[[Pass | None], LevelPass | None]) -> FusedParts:
+        """Let what is left run in the place of the stock modules, inside levels."""
+        found = {
+            block: FusedBlock(attention, self._halves[block], self.blocks[block])
+            for block, attention in self._attentions.items()
+            if attention is not None
+        }
+        chain_up(found, self._handed_on)
+        for block, ours in found.items():
+            take_over(block, ours, current, level)
+        whole = [self.blocks[block].mlp for block, ours in found.items() if ours.mlp is not None]
+        alone = {mlp: ours for mlp, ours in self._alone.items() if ours is not None and mlp not in whole}
+        for mlp, half in alone.items():
+            take_over_mlp(mlp, half, current, level)
+        return FusedParts(len(whole), len(found) - len(whole), len(alone))

@@ -1,0 +1,62 @@
+"""What stock blocks were given and gave is kept as it was, with what lies between their halves."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from understudy.kernels.attention import AttentionSpec
+from understudy.models.block_samples import BlockSamples
+from understudy.models.block_structure import AttentionModules, BlockModules
+
+TURNS = (torch.ones(1, 2, 4), torch.zeros(1, 2, 4))
+
+
+class Block(nn.Module):
+    """x + 1, then twice that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.Identity(), nn.Identity()
+
+    def forward(self, x: Tensor, position_embeddings: Any = None) -> Tensor:
+        x = x + 1
+        return x + self.mlp(self.norm(x))
+
+    @property
+    def parts(self) -> BlockModules:
+        attention = AttentionModules((), None, nn.Identity(), 3)
+        return BlockModules(attention, self.mlp, (None, None, self.norm, None), 1.0)
+
+
+def test_both_halves_are_kept_as_they_were() -> None:
+    block, x = Block(), torch.ones(1, 2, 3)
+    with BlockSamples({block: block.parts}, [block.mlp]) as watched:
+        watched.specs[3] = AttentionSpec(0.5)
+        gave = block(x, position_embeddings=TURNS)
+        gave.zero_()
+    block(x, position_embeddings=TURNS)
+    ((found, sample),) = watched.samples
+    assert found is block and sample.layer == 3 and sample.spec.scaling == 0.5 and sample.turns is TURNS
+    assert (sample.given == 1).all() and (sample.middle == 2).all() and (sample.gave == 4).all()
+    assert sample.second.given is sample.middle and sample.second.gave is sample.gave
+    mlp = watched.mlp_samples[block.mlp]
+    assert (mlp.given == 2).all() and (mlp.gave == 2).all()
+
+
+def test_a_block_without_turns_or_whose_layer_did_not_attend_has_no_sample() -> None:
+    block, x = Block(), torch.ones(1, 2, 3)
+    with BlockSamples({block: block.parts}) as watched:
+        block(x)
+        assert watched.samples == []
+        block(x, position_embeddings=TURNS)
+        assert watched.samples == [] and watched.handed_on == set()
+
+
+def test_blocks_are_handed_on_what_was_given_if_nobody_changed_it() -> None:
+    first, second, third = (Block() for _ in range(3))
+    with BlockSamples({block: block.parts for block in (first, second, third)}) as watched:
+        x = second(first(torch.ones(1, 2, 3), position_embeddings=TURNS), position_embeddings=TURNS)
+        x *= 2
+        third(x, position_embeddings=TURNS)
+    assert watched.handed_on == {(first, second)}

@@ -1,0 +1,92 @@
+"""Parts of blocks are found by the names of their children, and blocks with others are left alone."""
+
+import pytest
+from torch import nn
+
+from understudy.models.block_structure import attention_modules, block_modules, mlp_modules, usual_blocks, usual_mlps
+
+
+class Named(nn.Module):
+    """Children by name, and what else it has."""
+
+    def __init__(self, *names: str, **others: object) -> None:
+        super().__init__()
+        for name in names:
+            self.add_module(name, nn.Linear(1, 1))
+        for name, other in others.items():
+            setattr(self, name, other)
+
+
+def attention(*more: str) -> nn.Module:
+    return Named("q_proj", "k_proj", "v_proj", "o_proj", *more, layer_idx=5)
+
+
+def block(*norms: str, **others: object) -> nn.Module:
+    return Named(*norms, **{"self_attn": attention(), "mlp": Named("gate_proj", "up_proj", "down_proj"), **others})
+
+
+@pytest.mark.parametrize(
+    ("names", "before", "after"),
+    [
+        (("input_layernorm", "post_attention_layernorm"), ("input_layernorm", ""), ("post_attention_layernorm", "")),
+        (
+            ("post_attention_layernorm", "post_feedforward_layernorm"),
+            ("", "post_attention_layernorm"),
+            ("", "post_feedforward_layernorm"),
+        ),
+        (
+            ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+            ("input_layernorm", "post_attention_layernorm"),
+            ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        ),
+        (
+            ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+            ("input_layernorm", "post_self_attn_layernorm"),
+            ("post_attention_layernorm", "post_mlp_layernorm"),
+        ),
+    ],
+)  # fmt: skip
+def test_norms_are_told_by_all_of_their_names(names: tuple[str, ...], before: tuple[str, str], after: tuple[str, str]) -> None:
+    found = block_modules(stock := block(*names, dropout=nn.Dropout(), residual_multiplier=0.5))
+    assert found is not None and found.times == 0.5 and found.attention.layer == 5
+    assert found.norms == tuple(getattr(stock, name) if name else None for name in (*before, *after))
+    assert found.second is (getattr(stock, after[0]) if after[0] else stock.mlp)
+
+
+@pytest.mark.parametrize(
+    "stock",
+    [
+        block("input_layernorm"),
+        block("input_layernorm", "post_attention_layernorm", "extra"),
+        block("input_layernorm", "post_attention_layernorm", self_attn=attention("g_proj")),
+        block("input_layernorm", "post_attention_layernorm", self_attn=attention("q_norm")),
+        Named("input_layernorm", "post_attention_layernorm", "mlp"),
+        nn.Linear(1, 1),
+    ],
+)
+def test_a_block_of_other_parts_is_none(stock: nn.Module) -> None:
+    assert block_modules(stock) is None
+
+
+def test_attention_may_have_one_linear_for_all_and_norms_of_heads() -> None:
+    found = attention_modules(stock := Named("qkv_proj", "o_proj", "q_norm", "k_norm", layer_idx=1))
+    assert found is not None and found.made == (stock.qkv_proj,) and found.norms == (stock.q_norm, stock.k_norm)
+    assert attention_modules(None) is None and attention_modules(Named("qkv_proj", "o_proj")) is None
+
+
+def test_a_gated_mlp_has_two_linears_or_one_before_the_last() -> None:
+    act = nn.SiLU()
+    for gated, down in ((("gate_proj", "up_proj"), "down_proj"), (("gate_up_proj",), "down_proj"), (("w1", "w3"), "w2")):
+        found = mlp_modules(stock := Named(*gated, down, act_fn=act))
+        assert found is not None and found.act is act and found.down is getattr(stock, down)
+        assert found.gated == tuple(getattr(stock, name) for name in gated)
+    found = mlp_modules(Named("w1", "w3", "w2"))
+    assert found is not None and found.act is None
+    assert mlp_modules(Named("up_proj", "down_proj")) is None and mlp_modules(Named("experts", "gate")) is None
+
+
+def test_they_are_found_in_the_order_of_the_model_wherever_they_stand() -> None:
+    first, second = (block("input_layernorm", "post_attention_layernorm") for _ in range(2))
+    model = nn.ModuleDict({"layers": nn.ModuleList([first, second]), "shared": Named("w1", "w3", "w2")})
+    assert list(usual_blocks(model)) == [first, second]
+    assert list(usual_mlps(model)) == [first.mlp, second.mlp, model["shared"]]
