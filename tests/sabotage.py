@@ -423,6 +423,8 @@ MUTATIONS = (
     Mutation("a softmax forgets its sink", "kernels/softmax.py", "total += _exponential(sink - top)", "pass", "tests/kernels/test_softmax.py"),
     Mutation("a tree's nodes have each other's path in common", "kernels/attention_cpu.py", "first = max(start, prefix) if mine == row", "first = max(start, last) if mine == row", "tests/kernels/test_attention.py"),
     Mutation("weights of several types are those of the first", "weights/store.py", "if len(types) > 1:", "if False:", "tests/weights/test_store.py"),
+    Mutation("an expert reads the rows of another", "kernels/draft_mixture.py", "row = start + r if down else order[start + r] // run.each", "row = start + r if down else order[r] // run.each", "tests/kernels/test_draft_mixture.py"),
+    Mutation("a number that no expert has is one", "kernels/draft_mixture.py", "if places[i] >= 0:", "if True:", "tests/kernels/test_draft_mixture.py"),
     Mutation("a norm of all heads is that of one", "kernels/turned_heads.py", "np.float32(count * run.key_size)", "np.float32(run.key_size)", "tests/kernels/test_draft_layer.py"),
     Mutation("what is not turned is lost", "kernels/turned_heads.py", "out[c] = turns[0, c]\n", "out[c] = 0\n", "tests/kernels/test_draft_layer.py"),
     Mutation("a result is normed with what is added to it", "kernels/draft_product.py", "if run.added != 0 and run.after == 0:", "if run.added != 0:", "tests/kernels/test_draft_product.py"),

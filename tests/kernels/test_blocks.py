@@ -6,6 +6,7 @@ import torch
 
 from understudy.kernels import blocks
 from understudy.kernels.attention import AttentionSpec
+from understudy.kernels.draft_experts import ExpertProduct
 from understudy.kernels.draft_product import Product
 from understudy.kernels.head_form import HeadForm
 from understudy.kernels.join_form import PLAIN, GateKind, JoinForm
@@ -36,6 +37,18 @@ def test_one_weight_of_both_halves_is_split_where_its_blocks_allow_it() -> None:
     assert joined is not None and joined.outputs == 128 and joined.columns == 64
     assert kernels.join([product(320, 64, 64)], gate) is None
     assert kernels.join([product(256, 64, 64)], replace(gate, biases=[torch.ones(256)])) is None
+
+
+def test_experts_run_in_one_call_where_no_block_holds_both_halves() -> None:
+    def experts(rows: int, columns: int) -> ExpertProduct:
+        tensors = quantizer("int4").quantize(torch.randn(2 * rows, columns))
+        return ExpertProduct(tensors["codes"], tensors["scales"], 2)
+
+    kernels, gate = blocks.ProcessorBlocks(), GateKind.SILU
+    assert kernels.mixture(experts(256, 64), experts(64, 128), gate) is not None
+    assert kernels.mixture(experts(192, 64), experts(64, 96), gate) is None
+    assert kernels.mixture(experts(256, 64), experts(64, 64), gate) is None
+    assert kernels.mixture(experts(256, 64), lambda x: x, gate) is None
 
 
 def test_capped_scores_are_left_to_the_stock_block() -> None:

@@ -16,6 +16,7 @@ from understudy.kernels import blocks
 from understudy.kernels.join_form import GateKind
 from understudy.models import draft, fused
 from understudy.models.block_structure import usual_blocks, usual_mlps
+from understudy.models.experts import mixes
 from understudy.models.fusing import FusedParts
 from understudy.models.model import Model
 from understudy.tree import Nodes, TokenTree
@@ -39,7 +40,8 @@ def opened(tmp_path: Path) -> Iterator[Open]:
 
 
 def stock(model: Model) -> None:
-    for module in (*usual_blocks(model.module), *usual_mlps(model.module)):
+    experts = [module for module in model.module.modules() if mixes(module)]
+    for module in (*usual_blocks(model.module), *usual_mlps(model.module), *experts):
         module.__dict__.pop("forward", None)
 
 
@@ -65,8 +67,8 @@ def stock(model: Model) -> None:
         # neighbours of one half of a head are turned
         ("glm4", (0, 3, 0)),
         # mixtures: with a dense layer, and shared experts beside the others
-        ("qwen3_moe", (0, 3, 0)),
-        ("glm4_moe", (1, 2, 2)),
+        ("qwen3_moe", (0, 3, 0, 3)),
+        ("glm4_moe", (1, 2, 2, 2)),
         # scores with sinks, halves turned by the same angles
         ("gpt_oss", (0, 3, 0)),
         # scores are capped
@@ -80,7 +82,7 @@ def stock(model: Model) -> None:
     ],
 )
 @torch.inference_mode()
-def test_what_is_usual_drafts_the_same_in_fewer_steps(opened: Open, family: str, parts: tuple[int, int, int]) -> None:
+def test_what_is_usual_drafts_the_same_in_fewer_steps(opened: Open, family: str, parts: tuple[int, ...]) -> None:
     model = opened(family, torch.float32).model
     assert model.fused == FusedParts(*parts)
     trees = [Nodes.of(TokenTree.chain(TEXT), 0, 0)]

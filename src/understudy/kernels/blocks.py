@@ -10,10 +10,12 @@ from torch import Tensor
 from ..layer_states import FullState
 from ..tree import Nodes
 from .draft_chain import BlockParts, LevelChain
+from .draft_experts import ExpertProduct
 from .draft_layer import attend
+from .draft_mixture import DraftMixture
 from .draft_product import Joined, Product
 from .head_form import HeadForm
-from .join_form import JoinForm
+from .join_form import GateKind, JoinForm
 
 # nodes times tokens they see, of a level, beyond which the stock block's attention may be the faster one on a processor
 MANY = 1 << 16
@@ -37,6 +39,13 @@ class ChainedBlocks(Protocol):
         """hidden [1, n, hidden size] -> the same shape."""
 
 
+class MixedExperts(Protocol):
+    """The gated MLPs of a layer's experts in one call; see `draft_mixture.DraftMixture`."""
+
+    def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """hidden [n, K], the experts chosen [n, k] of each row and their weights [n, k] -> [n, K]."""
+
+
 class BlockKernels(Protocol):
     """What one device joins products and attends with."""
 
@@ -52,6 +61,9 @@ class BlockKernels(Protocol):
 
     def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
         """Blocks of which each is given what the one before it gave, in one call; None where each takes one of its own."""
+
+    def mixture(self, up: object, down: object, gate: GateKind) -> MixedExperts | None:
+        """The experts of a layer in one call, by their products, as `draft_mixture.DraftMixture`; None where there is none."""
 
     def suits(self, nodes: Nodes) -> bool:
         """Is a level of `nodes` faster so than in stock blocks? It is told by shapes alone where nodes lie on a device."""
@@ -80,6 +92,12 @@ class ProcessorBlocks:
     def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
         own = [BlockParts(_own(p.made), p.heads, _own(p.output), _own(p.gated), _own(p.down)) for p in parts]
         return LevelChain(own)
+
+    def mixture(self, up: object, down: object, gate: GateKind) -> MixedExperts | None:
+        """None where they are of another kind, or the halves of what is gated share a block."""
+        if not isinstance(up, ExpertProduct) or not isinstance(down, ExpertProduct) or up.rows % 128 or up.rows != 2 * down.columns:
+            return None
+        return DraftMixture(up, down, gate)
 
     def suits(self, nodes: Nodes) -> bool:
         return len(nodes) * (nodes.last + 1) <= MANY

@@ -65,6 +65,10 @@ class DraftRun(Descriptor):
         # address of room for x in int8 [columns / step, rows, step], then steps float32 [columns / step, rows, 2], then a row of x
         # or y in float32, and what is added to it
         ("scratch", NUMBER),
+        # how many other runs, of as many blocks and as many rows at most, are done in the place of this one (0: this one is), and
+        # where their addresses lie
+        ("others", NUMBER),
+        ("runs", NUMBER),
         # addresses of the kernel that each thread runs, and of GOMP_parallel (0: there is none)
         ("work", NUMBER),
         ("parallel", NUMBER),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import team
 from .compiled import bits_of
-from .draft_descriptors import DraftRun
+from .draft_descriptors import CodedMatrix, DraftRun
 from .draft_product import ONE_THREAD, Product, entries, lead_of
 
 
@@ -27,10 +27,19 @@ class ExpertProduct:
         whole = Product(codes, scales, self.rows)
         # it keeps codes and scales
         self._whole = whole
-        self._matrix = type(whole.matrix).from_buffer_copy(whole.matrix)
-        self._codes_apart, self._scales_apart = codes.nbytes // experts, self.blocks * 256
+        self._block_bytes = codes.nbytes // total
         self._small = codes.nbytes // experts < ONE_THREAD
-        self._row_bytes = self.columns + self.columns // whole.step * 8
+        self.step = whole.step
+        # to round a row: codes and steps
+        self.row_bytes = self.columns + self.columns // whole.step * 8
+
+    def matrix_of(self, expert: int, first: int, blocks: int) -> CodedMatrix:
+        """So many blocks of the matrix of an expert, from its block number `first` on."""
+        matrix = CodedMatrix.from_buffer_copy(self._whole.matrix)
+        matrix.codes += (expert * self.blocks + first) * self._block_bytes
+        matrix.scales += (expert * self.blocks + first) * 256
+        matrix.blocks, matrix.outputs = blocks, blocks * 64
+        return matrix
 
     def __call__(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         """x [m, K] -> [m, rows]: the first counts[0] rows times the matrix of the first expert, those after them times that of the
@@ -39,11 +48,10 @@ class ExpertProduct:
             return self(x.float(), counts).to(x.dtype)
         x = x.contiguous()
         y = torch.empty((len(x), self.rows), dtype=x.dtype)
-        scratch = torch.empty(max(counts, default=0) * self._row_bytes, dtype=torch.uint8)
+        scratch = torch.empty(max(counts, default=0) * self.row_bytes, dtype=torch.uint8)
         lead, work = entries()
         run = DraftRun(
             count=1,
-            matrices=ctypes.addressof(self._matrix),
             blocks=self.blocks,
             outputs=self.rows,
             columns=self.columns,
@@ -59,8 +67,8 @@ class ExpertProduct:
         start = 0
         for expert, count in enumerate(counts):
             if count:
-                self._matrix.codes = self._whole.matrix.codes + expert * self._codes_apart
-                self._matrix.scales = self._whole.matrix.scales + expert * self._scales_apart
+                matrix = self.matrix_of(expert, 0, self.blocks)
+                run.matrices = ctypes.addressof(matrix)
                 run.rows, run.taken = count, 0
                 run.x = x.data_ptr() + start * self.columns * x.itemsize
                 run.y = y.data_ptr() + start * self.rows * x.itemsize

@@ -25,7 +25,7 @@ from .join_form import PLAIN, GateKind, JoinForm, halves
 from .numbers import read, squares, write
 from .row_tiles import tiles_dot
 from .softmax import gelu_gate, silu_gate
-from .team import float32_at, int8_at, take, together
+from .team import float32_at, int8_at, int64_at, take, together
 from .unpacked_dot import ROOM
 from .vector import prefetch
 
@@ -215,17 +215,23 @@ def _finish(run: Any, r: int, room: int) -> None:
 
 @compiled
 def _work(argument: Any) -> None:
-    """Take blocks until none is left. Runs on every thread of the team with the same argument."""
-    run = draft_run(argument)
-    several, times = 1 + (run.gate != 0), float_of(run.times)
-    tiles = np.empty((several, run.rows, 64), np.float32)
+    """Take blocks until none is left, of `argument` or of the runs in its place. Runs on every thread of the team with the same
+    argument."""
+    lead = draft_run(argument)
+    several = 1 + (lead.gate != 0)
+    tiles = np.empty((several, lead.rows, 64), np.float32)
     line = np.zeros(64, np.float32)
     kept = np.empty(ROOM + 64, np.uint8)
     room = (kept.ctypes.data + 63) // 64 * 64
     while True:
         block = take(argument)
-        if block >= run.blocks:
+        own = argument
+        if block >= lead.blocks * max(lead.others, 1):
             break
+        if lead.others > 0:
+            own = int64_at(lead.runs)[block // lead.blocks]
+            block = block % lead.blocks
+        run = draft_run(own)
         place, first = run.matrices, 0
         if run.gate == 0:
             while block >= coded_matrix(place).blocks:
@@ -234,23 +240,29 @@ def _work(argument: Any) -> None:
                 place += MATRIX_BYTES
         # one call for both: numba puts the whole of it wherever it is called
         for m in range(several):
-            _block(block, run, coded_matrix(place + m * MATRIX_BYTES), tiles[m], room)
-        tile = tiles[0]
-        for r in range(run.rows * (several - 1)):
-            if run.gate == SILU:
-                silu_gate(tile[r].ctypes.data, tiles[1, r].ctypes.data)
-            else:
-                gelu_gate(tile[r].ctypes.data, tiles[1, r].ctypes.data)
-        width = min(coded_matrix(place).outputs - block * 64, 64)
-        for r in range(run.rows):
-            offset = (r * run.outputs + first + block * 64) * run.itemsize
-            if run.added != 0 and run.after == 0:
-                read(run.added + offset, run.itemsize, line[:width])
-            for j in range(width):
-                tile[r, j] = tile[r, j] * times + line[j]
-            write(tile[r, :width], run.y + offset, run.itemsize)
+            _block(block, run, coded_matrix(place + m * MATRIX_BYTES), tiles[m, : run.rows], room)
+        _finish_block(run, tiles, line, first, min(coded_matrix(place).outputs - block * 64, 64), block)
     # numba drops what is not named any more
     kept[0] = 0
+
+
+@compiled
+def _finish_block(run: Any, tiles: Any, line: Any, first: int, width: int, block: int) -> None:
+    """Write `width` outputs of one block, `first` outputs after those of the first matrix: the first of `tiles`, gated by it the
+    second, times a factor, with what is added. `line`: room for zeros, or for a row of what is added."""
+    tile, times = tiles[0], float_of(run.times)
+    for r in range(run.rows if run.gate != 0 else 0):
+        if run.gate == SILU:
+            silu_gate(tile[r].ctypes.data, tiles[1, r].ctypes.data)
+        else:
+            gelu_gate(tile[r].ctypes.data, tiles[1, r].ctypes.data)
+    for r in range(run.rows):
+        offset = (r * run.outputs + first + block * 64) * run.itemsize
+        if run.added != 0 and run.after == 0:
+            read(run.added + offset, run.itemsize, line[:width])
+        for j in range(width):
+            tile[r, j] = tile[r, j] * times + line[j]
+        write(tile[r, :width], run.y + offset, run.itemsize)
 
 
 @compiled

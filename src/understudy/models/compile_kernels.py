@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..devices.processor import Processor
-from ..kernels import spilled_attention
+from ..kernels import draft_mixture, spilled_attention
 from ..kernels.draft_chain import lead
 from ..kernels.recurrence import RuleStep
 from ..quantizers import quantizer
@@ -72,6 +72,8 @@ def _use_all(store: Store, shape: ModelShape, dtype: torch.dtype, drafts: bool) 
         if drafts:
             attend_drafted(layer, dtype)
             lead()
+            if any(entry.mixture for entry in store.linears.values()):
+                draft_mixture.through()
     if any(layer.recurrent for layer in layers):
         _recur(processor, dtype)
     choose()

@@ -23,6 +23,7 @@ from ..tree import Nodes, TokenTree
 from .block_samples import BlockSamples
 from .block_structure import BlockModules, MlpModules, usual_blocks, usual_mlps
 from .fused import Joiner
+from .fused_experts import mixed_samples, mixtures
 from .fusing import FusedParts, Fusing
 from .routed import Rows
 from .stages import Stages
@@ -86,14 +87,15 @@ class Draft:
         kernels = self.device.block_kernels()
         if kernels is None:
             return FusedParts()
-        fusing = Fusing(self._here(usual_blocks(self.model)), self._mlps(), Joiner(self.linears, kernels))
-        if not fusing.blocks and not fusing.mlps:
+        together = mixtures(self.model, self.linears, kernels)
+        fusing = Fusing(self._here(usual_blocks(self.model)), self._mlps(), Joiner(self.linears, kernels), together)
+        if not fusing.blocks and not fusing.mlps and not together:
             return FusedParts()
         for nodes in _compared():
-            with BlockSamples(fusing.blocks, fusing.mlps) as watched:
+            with BlockSamples(fusing.blocks, fusing.mlps) as watched, mixed_samples(together) as mixed:
                 self._run(WatchedLevel(self, nodes, watched.specs))
             if kernels.suits(nodes):
-                self._under_way(Level(self, nodes), partial(fusing.compare, watched))
+                self._under_way(Level(self, nodes), partial(fusing.compare, watched, mixed))
         return fusing.take_over(self.current, _level)
 
     def _here(self, blocks: dict[nn.Module, BlockModules]) -> dict[nn.Module, BlockModules]:

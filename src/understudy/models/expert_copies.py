@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,16 @@ from ..quantizers import Quantizer, Tensors
 from .routed import Routed
 
 
+@dataclass(frozen=True)
+class CodedExperts:
+    """The map of routed rows by codes of experts on a processor."""
+
+    product: ExpertProduct
+
+    def __call__(self, routed: Routed) -> Tensor:
+        return self.product(routed.rows, routed.counts(self.product.experts))
+
+
 def expert_copies(
     quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], experts: int, dtype: torch.dtype, device: Device
 ) -> Callable[[Routed], Tensor]:
@@ -25,8 +36,7 @@ def expert_copies(
     if there is not None:
         return lambda routed: _asked(there, routed)
     if quantizer.grouped and not device.own_memory:
-        product = ExpertProduct(tensors["codes"], tensors["scales"], experts)
-        return lambda routed: product(routed.rows, routed.counts(experts))
+        return CodedExperts(ExpertProduct(tensors["codes"], tensors["scales"], experts))
 
     def multiply(routed: Routed) -> Tensor:
         # zeros for what goes to no expert

@@ -196,7 +196,7 @@ def attends_alike(ours: FusedAttention, sample: Sample, level: LevelPass) -> boo
     stock = [slab[row, :, places].clone() for slab in (state.keys, state.values)]
     pairs = [(sample.middle[0] - sample.given[0], ours(sample.given[0], sample.turns, level) - sample.given[0])]
     pairs += [(plain(old), plain(slab[row, :, places])) for old, slab in zip(stock, (state.keys, state.values), strict=True)]
-    found = all(_alike(old, new) for old, new in pairs)
+    found = all(alike(old, new) for old, new in pairs)
     for old, slab in zip(stock, (state.keys, state.values), strict=True):
         slab[row, :, places] = old
     return found
@@ -204,7 +204,7 @@ def attends_alike(ours: FusedAttention, sample: Sample, level: LevelPass) -> boo
 
 def goes_on_alike(stock: BlockModules, sample: Sample) -> bool:
     """Whether what follows attention in a stock block is `second_half`."""
-    return _alike(sample.gave - sample.middle, second_half(stock, sample.middle) - sample.middle)
+    return alike(sample.gave - sample.middle, second_half(stock, sample.middle) - sample.middle)
 
 
 def computes_alike(ours: FusedMlp, sample: MlpSample, added: bool = False) -> bool:
@@ -212,10 +212,11 @@ def computes_alike(ours: FusedMlp, sample: MlpSample, added: bool = False) -> bo
     given = sample.given
     base = given if added else torch.zeros_like(given)
     flat = given.reshape(-1, given.shape[-1])
-    return _alike(sample.gave - base, ours(given, flat if added else None) - base)
+    return alike(sample.gave - base, ours(given, flat if added else None) - base)
 
 
-def _alike(old: Tensor, new: Tensor) -> bool:
+def alike(old: Tensor, new: Tensor) -> bool:
+    """Whether `new` differs from `old` by no more than rounding makes it."""
     return bool((new.float() - old.float()).norm() <= TOLERANCE * old.float().norm())
 
 

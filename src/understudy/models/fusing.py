@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..kernels.blocks import MixedExperts
 from .block_samples import BlockSamples, Sample
 from .block_structure import BlockModules, MlpModules
 from .fused import (
@@ -24,15 +25,17 @@ from .fused import (
     take_over,
     take_over_mlp,
 )
+from .fused_experts import MixedSample, mixes_alike, take_over_experts
 from .streamed import CurrentPass, Pass
 
 
 class FusedParts(NamedTuple):
-    """How much of a model runs in fewer steps: whole blocks, the attention of others, and MLPs alone."""
+    """How much of a model runs in fewer steps: whole blocks, the attention of others, MLPs alone, and the experts of layers."""
 
     blocks: int = 0
     attentions: int = 0
     mlps: int = 0
+    mixtures: int = 0
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Fusing:
     blocks: Mapping[nn.Module, BlockModules]
     mlps: Mapping[nn.Module, MlpModules]
     joiner: Joiner
+    # The experts of layers, in one call each.
+    mixtures: dict[nn.Module, MixedExperts]
 
     def __post_init__(self) -> None:
         # None: no way to compute it gave what the stock module gave.
@@ -50,8 +55,11 @@ class Fusing:
         self._alone: dict[nn.Module, FusedMlp | None] = {}
         self._handed_on = set(itertools.pairwise(self.blocks))
 
-    def compare(self, watched: BlockSamples, level: LevelPass) -> None:
+    def compare(self, watched: BlockSamples, mixed: Mapping[nn.Module, MixedSample], level: LevelPass) -> None:
         """Compare with what stock modules gave in `level`, which must be under way."""
+        self.mixtures = {
+            module: ours for module, ours in self.mixtures.items() if module in mixed and mixes_alike(ours, mixed[module])
+        }
         self._handed_on &= watched.handed_on
         for block, sample in watched.samples:
             self._attentions[block] = self._attention(block, sample, level)
@@ -92,4 +100,6 @@ class Fusing:
         alone = {mlp: ours for mlp, ours in self._alone.items() if ours is not None and mlp not in whole}
         for mlp, half in alone.items():
             take_over_mlp(mlp, half, current, level)
-        return FusedParts(len(whole), len(found) - len(whole), len(alone))
+        for module, experts in self.mixtures.items():
+            take_over_experts(module, experts, current, level)
+        return FusedParts(len(whole), len(found) - len(whole), len(alone), len(self.mixtures))

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ...layer_states import FullState
 from ...tree import Nodes
-from ..blocks import ChainedBlocks, JoinedProduct
+from ..blocks import ChainedBlocks, JoinedProduct, MixedExperts
 from ..draft_chain import BlockParts
 from ..head_form import HeadForm
-from ..join_form import JoinForm
+from ..join_form import GateKind, JoinForm
 from .draft_layer import LayerAttention, suits
 from .draft_product import MOST_JOINED, GroupedProduct, JoinedGrouped
 
@@ -43,6 +43,10 @@ class TritonBlocks:
 
     def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
         # launches are recorded, and cost the host nothing
+        return None
+
+    def mixture(self, up: object, down: object, gate: GateKind) -> MixedExperts | None:
+        # the host does not know who goes where, and what it launches for that is recorded
         return None
 
     def suits(self, nodes: Nodes) -> bool:
