@@ -425,6 +425,8 @@ MUTATIONS = (
     Mutation("weights of several types are those of the first", "weights/store.py", "if len(types) > 1:", "if False:", "tests/weights/test_store.py"),
     Mutation("an expert reads the rows of another", "kernels/draft_mixture.py", "row = start + r if down else order[start + r] // run.each", "row = start + r if down else order[r] // run.each", "tests/kernels/test_draft_mixture.py"),
     Mutation("a number that no expert has is one", "kernels/draft_mixture.py", "if places[i] >= 0:", "if True:", "tests/kernels/test_draft_mixture.py"),
+    Mutation("a gate opens what the next head gives", "kernels/turned_heads.py", "made_at(run, i, head) + run.key_size * run.itemsize", "made_at(run, i, head)", "tests/kernels/test_draft_layer.py"),
+    Mutation("a key of the delta rule is as long as it was made", "kernels/draft_delta.py", "_unit(line[half + head * size : half + (head + 1) * size], asked[node, head, 1], np.float32(1))", "asked[node, head, 1] = line[half + head * size : half + (head + 1) * size]", "tests/kernels/test_draft_delta.py"),
     Mutation("a norm of all heads is that of one", "kernels/turned_heads.py", "np.float32(count * run.key_size)", "np.float32(run.key_size)", "tests/kernels/test_draft_layer.py"),
     Mutation("what is not turned is lost", "kernels/turned_heads.py", "out[c] = turns[0, c]\n", "out[c] = 0\n", "tests/kernels/test_draft_layer.py"),
     Mutation("a result is normed with what is added to it", "kernels/draft_product.py", "if run.added != 0 and run.after == 0:", "if run.added != 0:", "tests/kernels/test_draft_product.py"),

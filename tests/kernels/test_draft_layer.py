@@ -143,3 +143,23 @@ def test_heads_are_normed_and_turned_in_every_way(turn: Turning, partly: bool, t
     wanted = exact(by_hand(queries, weights[0], turn, turns), other.keys, other.values, nodes, spec)
     assert torch.allclose(state.keys, other.keys, atol=1e-5) and torch.equal(state.values, other.values)
     assert torch.allclose(found, wanted.flatten(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("turn", [Turning.HALVES, Turning.NONE])
+def test_a_gate_may_follow_each_query(turn: Turning) -> None:
+    torch.manual_seed(5)
+    nodes = Nodes.of(TokenTree.of([0] * 5, [-1, 0, 0, 1, 2]), 0, 12)
+    state, other = (FullState(LayerShape(2, 16, 16), 1, 64, torch.float32) for _ in range(2))
+    filled(state)
+    other.keys.copy_(state.keys)
+    other.values.copy_(state.values)
+    queries, gates, keys, values = torch.randn(5, 4, 16), torch.randn(5, 4, 16), torch.randn(5, 2, 16), torch.randn(5, 2, 16)
+    angles = torch.rand(5, 8).repeat(1, 2)
+    turns, norm = (angles.cos(), angles.sin()), Norm(torch.rand(16) + 0.5, 1e-3)
+    rest = [keys.flatten(1), values.flatten(1)]
+    plain_form = HeadForm(AttentionSpec(0.3), turn, (norm, norm))
+    wanted = draft_layer.attend(torch.cat([queries.flatten(1), *rest], 1), turns, other, nodes, plain_form)
+    made = torch.cat([torch.cat([queries, gates], -1).flatten(1), *rest], 1)
+    found = draft_layer.attend(made, turns, state, nodes, replace(plain_form, gated=True))
+    assert torch.allclose(found, wanted * gates.flatten(1).sigmoid(), atol=1e-6)
+    assert torch.equal(state.keys, other.keys) and torch.equal(state.values, other.values)

@@ -44,13 +44,14 @@ def test_both_halves_are_kept_as_they_were() -> None:
     assert (mlp.given == 2).all() and (mlp.gave == 2).all()
 
 
-def test_a_block_without_turns_or_whose_layer_did_not_attend_has_no_sample() -> None:
+def test_a_block_without_turns_has_no_sample_and_one_that_did_not_attend_no_specification() -> None:
     block, x = Block(), torch.ones(1, 2, 3)
     with BlockSamples({block: block.parts}) as watched:
         block(x)
         assert watched.samples == []
         block(x, position_embeddings=TURNS)
-        assert watched.samples == [] and watched.handed_on == set()
+        ((_, sample),) = watched.samples
+        assert sample.spec is None and watched.handed_on == set()
 
 
 def test_blocks_are_handed_on_what_was_given_if_nobody_changed_it() -> None:

@@ -48,7 +48,7 @@ def block(*norms: str, **others: object) -> nn.Module:
 )  # fmt: skip
 def test_norms_are_told_by_all_of_their_names(names: tuple[str, ...], before: tuple[str, str], after: tuple[str, str]) -> None:
     found = block_modules(stock := block(*names, dropout=nn.Dropout(), residual_multiplier=0.5))
-    assert found is not None and found.times == 0.5 and found.attention.layer == 5
+    assert found is not None and found.times == 0.5 and found.layer == 5
     assert found.norms == tuple(getattr(stock, name) if name else None for name in (*before, *after))
     assert found.second is (getattr(stock, after[0]) if after[0] else stock.mlp)
 

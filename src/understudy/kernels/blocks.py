@@ -8,8 +8,11 @@ from typing import Protocol
 from torch import Tensor
 
 from ..layer_states import FullState
+from ..recurrent import RecurrentState
 from ..tree import Nodes
+from .delta_form import DeltaForm
 from .draft_chain import BlockParts, LevelChain
+from .draft_delta import mix_delta
 from .draft_experts import ExpertProduct
 from .draft_layer import attend
 from .draft_mixture import DraftMixture
@@ -65,6 +68,13 @@ class BlockKernels(Protocol):
     def mixture(self, up: object, down: object, gate: GateKind) -> MixedExperts | None:
         """The experts of a layer in one call, by their products, as `draft_mixture.DraftMixture`; None where there is none."""
 
+    @property
+    def has_delta(self) -> bool:
+        """Has it a kernel for layers of the gated delta rule?"""
+
+    def delta(self, made: Tensor, state: RecurrentState, nodes: Nodes, form: DeltaForm) -> Tensor:
+        """The rule of `nodes`, as `draft_delta.mix_delta`. Only where it `has_delta`."""
+
     def suits(self, nodes: Nodes) -> bool:
         """Is a level of `nodes` faster so than in stock blocks? It is told by shapes alone where nodes lie on a device."""
 
@@ -98,6 +108,13 @@ class ProcessorBlocks:
         if not isinstance(up, ExpertProduct) or not isinstance(down, ExpertProduct) or up.rows % 128 or up.rows != 2 * down.columns:
             return None
         return DraftMixture(up, down, gate)
+
+    @property
+    def has_delta(self) -> bool:
+        return True
+
+    def delta(self, made: Tensor, state: RecurrentState, nodes: Nodes, form: DeltaForm) -> Tensor:
+        return mix_delta(made, state, nodes, form)
 
     def suits(self, nodes: Nodes) -> bool:
         return len(nodes) * (nodes.last + 1) <= MANY

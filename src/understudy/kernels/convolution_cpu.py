@@ -50,12 +50,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, state: RecurrentSta
         weights=weight.data_ptr(),
         bias=start.data_ptr(),
     )
-    team.run(_entry(), run, small=x.numel() * weight.shape[1] < SMALL)
+    team.run(entry(), run, small=x.numel() * weight.shape[1] < SMALL)
     return out.to(x.dtype)
 
 
 @cache
-def _entry() -> int:
+def entry() -> int:
     return machine_code(inspect.unwrap(_convolve))
 
 

@@ -90,8 +90,10 @@ class LevelRun(Descriptor):
         # bytes of an element of what is made here and of the cache: 2 (bfloat16) or 4 (float32)
         ("itemsize", NUMBER),
         ("cache_itemsize", NUMBER),
-        # address of [nodes, (heads + kv heads) * key size + kv heads * value size]: queries, keys, values
+        # address of [nodes, (heads + kv heads) * key size + kv heads * value size]: queries, keys, values; where it is `gated` (1),
+        # a gate of as many numbers follows each query
         ("made", NUMBER),
+        ("gated", NUMBER),
         # addresses of cosines and sines [nodes, angles], and how many numbers of a query or a key are turned by position, from its
         # first on: as many, or twice as many where both halves have the same
         ("cosines", NUMBER),

@@ -23,7 +23,7 @@ from .head_form import HeadForm, Turning
 from .numbers import write
 from .softmax import softmax
 from .team import float32_at, int64_at, take
-from .turned_heads import factor_of, keep, turn, width_of
+from .turned_heads import factor_of, keep, opened, turn, width_of
 
 # products of a query and a key below which other threads are not worth waking
 SMALL = 400_000
@@ -59,13 +59,13 @@ def described(
     row_lines, head_lines = _lines(keys)
     assert _lines(values) == (row_lines, head_lines), "keys and values lie in different orders"
     cosines, sines = (turn.to(torch.bfloat16 if itemsize == 2 else torch.float32).contiguous() for turn in turns)
-    heads = (columns - kv_heads * value_size) // key_size - kv_heads
+    heads = form.heads(columns, kv_heads, key_size, value_size)
     query, key = form.norms or (None, None)
     run = LevelRun(
         nodes=len(nodes), heads=heads, kv_heads=kv_heads,
         key_size=key_size, value_size=value_size, itemsize=itemsize, cache_itemsize=keys.itemsize,
         cosines=cosines.data_ptr(), sines=sines.data_ptr(), pairs=form.turn is Turning.PAIRS,
-        angles=cosines.shape[1], turned=form.turned(cosines.shape[1]),
+        gated=form.gated, angles=cosines.shape[1], turned=form.turned(cosines.shape[1]),
         query_norm=query.weight.data_ptr() if query else 0, key_norm=key.weight.data_ptr() if key else 0,
         all_heads=query is not None and query.weight.numel() > key_size, epsilon=bits_of(query.epsilon) if query else 0,
         sinks=0 if sinks is None else sinks.data_ptr(), rows=_address(rows), slots=_address(nodes.slots.numpy()),
@@ -147,6 +147,8 @@ def _work(argument: Any) -> None:
                     low, high = _seen(run, start + r // group)
                     softmax(weights[r], low, high, _sink(run, head * group + r % group))
             for r in range(used):
+                if run.gated != 0:
+                    opened(run, start + r // group, head * group + r % group, line[: run.value_size], sums[r])
                 offset = ((start + r // group) * run.heads + head * group + r % group) * run.value_size * run.itemsize
                 write(sums[r], run.out + offset, run.itemsize)
             start = end

@@ -33,6 +33,8 @@ class HeadForm:
     turn: Turning = Turning.HALVES
     # of queries and of keys, before they are turned: of each head, or where weights are [heads, key size], of all of a node
     norms: tuple[Norm, Norm] | None = None
+    # Does a gate follow each head of queries, by whose logistic function what the head gives is multiplied?
+    gated: bool = False
 
     @cached_property
     def sinks(self) -> Tensor | None:
@@ -42,3 +44,7 @@ class HeadForm:
     def turned(self, angles: int) -> int:
         """How many numbers of a query or a key are turned, by so many angles."""
         return 0 if self.turn is Turning.NONE else angles * (2 if self.turn is Turning.SHARED else 1)
+
+    def heads(self, columns: int, kv_heads: int, key_size: int, value_size: int) -> int:
+        """Heads of queries in a line of `columns` numbers, with so many heads of keys and values."""
+        return ((columns - kv_heads * value_size) // key_size - kv_heads) // (2 if self.gated else 1)

@@ -63,7 +63,7 @@ def recur(step: RuleStep, state: RecurrentState, nodes: Nodes) -> Tensor:
         states=state.states.data_ptr(),
         products=products.data_ptr(),
     )
-    multiply, read = _rule()
+    multiply, read = entries()
     team.run(multiply, run, small=products.numel() * asked.shape[3] < SMALL)
     run.taken = 0
     team.run(read, run, small=values.numel() * asked.shape[3] < SMALL)
@@ -91,7 +91,7 @@ def _sizes(state: RecurrentState) -> dict[str, int]:
 
 
 @cache
-def _rule() -> tuple[int, int]:
+def entries() -> tuple[int, int]:
     """Addresses of machine code for both halves of `recur`."""
     return machine_code(inspect.unwrap(_multiply)), machine_code(inspect.unwrap(_read))
 

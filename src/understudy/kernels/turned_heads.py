@@ -16,8 +16,22 @@ carray: Any = numpy_support.carray
 @compiled
 def made_at(run: Any, i: int, head: int) -> Any:
     """Where head number `head` (of queries, then of keys) of node i was put by the products."""
-    width = (run.heads + run.kv_heads) * run.key_size + run.kv_heads * run.value_size
-    return run.made + (i * width + head * run.key_size) * run.itemsize
+    before = head + min(head, run.heads) * run.gated
+    return run.made + (i * line_of(run) + before * run.key_size) * run.itemsize
+
+
+@compiled
+def line_of(run: Any) -> Any:
+    """How many numbers the products made of a node."""
+    return (run.heads * (1 + run.gated) + run.kv_heads) * run.key_size + run.kv_heads * run.value_size
+
+
+@compiled
+def opened(run: Any, i: int, head: int, gate: Any, sums: Any) -> None:
+    """Multiply what head number `head` of node i gives by the logistic function of its gate. `gate`: room for that."""
+    read(made_at(run, i, head) + run.key_size * run.itemsize, run.itemsize, gate)
+    for c in range(gate.shape[0]):
+        sums[c] /= np.float32(1) + np.exp(-gate[c])
 
 
 @compiled
@@ -83,8 +97,7 @@ def keep(run: Any, i: int, head: int, factors: Any, turns: Any, line: Any) -> No
     key, value = line[: run.key_size], line[: run.value_size]
     turn(run, i, run.heads + head, factors, turns, key)
     _put(key, run.keys + place * width_of(run.key_size, run.cache_itemsize), run.cache_itemsize)
-    before = (run.heads + run.kv_heads) * run.key_size
-    made = i * (before + run.kv_heads * run.value_size) + before + head * run.value_size
+    made = (i + 1) * line_of(run) - (run.kv_heads - head) * run.value_size
     read(run.made + made * run.itemsize, run.itemsize, value)
     _put(value, run.values + place * width_of(run.value_size, run.cache_itemsize), run.cache_itemsize)
 

@@ -30,9 +30,9 @@ class Sample:
     gave: Tensor
     # cosines and sines [1, n, turned]
     turns: tuple[Tensor, Tensor]
-    # its number, and how it attended
+    # its number, and how it attended; None: it did not
     layer: int
-    spec: AttentionSpec
+    spec: AttentionSpec | None
 
     @property
     def second(self) -> MlpSample:
@@ -97,9 +97,9 @@ class BlockSamples:
     @property
     def samples(self) -> list[tuple[nn.Module, Sample]]:
         """Each block that can be compared, with what it was given and gave, in the order in which they ran."""
-        layers = [self.blocks[block].attention.layer for block, *_ in self._seen]
+        layers = [self.blocks[block].layer for block, *_ in self._seen]
         return [
-            (block, Sample(given, self._middles[block], then, turns, layer, self.specs[layer]))
+            (block, Sample(given, self._middles[block], then, turns, layer, self.specs.get(layer)))
             for layer, (block, given, _, turns), then in zip(layers, self._seen, self._then, strict=True)
-            if layer in self.specs and block in self._middles
+            if block in self._middles
         ]

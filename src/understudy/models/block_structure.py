@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .mixer import Mixer
+
 # By the names of a block's norms: those before and after its attention, then before and after its MLP; "": there is none.
 NORMS = {
     frozenset(names) - {""}: names
@@ -54,11 +56,17 @@ class BlockModules:
     """x + after(attention(before(x))) twice, the second time with the MLP in the place of attention. `norms`: before and after
     each; None: there is none."""
 
-    attention: AttentionModules
+    # A mixer: the layer is recurrent.
+    attention: AttentionModules | Mixer
     mlp: nn.Module
     norms: tuple[nn.Module | None, nn.Module | None, nn.Module | None, nn.Module | None]
     # factor of what is added to x
     times: float
+
+    @property
+    def layer(self) -> int:
+        """Its number."""
+        return self.attention.layer_idx if isinstance(self.attention, Mixer) else self.attention.layer
 
     @property
     def second(self) -> nn.Module:
@@ -70,8 +78,9 @@ def block_modules(block: nn.Module) -> BlockModules | None:
     """The parts of a block whose children have names as they usually are; None: they have not. What the MLP is does not matter."""
     children = {name: child for name, child in block.named_children() if not isinstance(child, (nn.Dropout, nn.Identity))}
     order = NORMS.get(frozenset(name for name in children if name.endswith("norm")))
-    attention = attention_modules(children.get("self_attn"))
-    rest = [child for name, child in children.items() if not name.endswith("norm") and name != "self_attn"]
+    mixer = children.get("linear_attn")
+    attention = mixer if isinstance(mixer, Mixer) else attention_modules(children.get("self_attn"))
+    rest = [child for name, child in children.items() if not name.endswith("norm") and name not in ("self_attn", "linear_attn")]
     if order is None or attention is None or len(rest) != 1:
         return None
     before, after, second, last = (children.get(name) for name in order)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..devices.processor import Processor
-from ..kernels import draft_mixture, spilled_attention
+from ..kernels import draft_delta, draft_mixture, spilled_attention
 from ..kernels.draft_chain import lead
 from ..kernels.recurrence import RuleStep
 from ..quantizers import quantizer
@@ -76,6 +76,9 @@ def _use_all(store: Store, shape: ModelShape, dtype: torch.dtype, drafts: bool) 
                 draft_mixture.through()
     if any(layer.recurrent for layer in layers):
         _recur(processor, dtype)
+        if drafts:
+            draft_delta.through()
+            draft_delta.entries()
     choose()
     give_back()
 

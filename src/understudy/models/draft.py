@@ -22,9 +22,9 @@ from ..recurrent import tops
 from ..tree import Nodes, TokenTree
 from .block_samples import BlockSamples
 from .block_structure import BlockModules, MlpModules, usual_blocks, usual_mlps
-from .fused import Joiner
 from .fused_experts import mixed_samples, mixtures
 from .fusing import FusedParts, Fusing
+from .joiner import Joiner
 from .routed import Rows
 from .stages import Stages
 from .streamed import CurrentPass, Pass, Placed, pass_cache, place_of_one
@@ -102,7 +102,7 @@ class Draft:
         """Those of `blocks` whose memory is the first device's: its kernels know no other."""
         if self.stages is None:
             return blocks
-        there = {block: self.stages.device(parts.attention.layer).where for block, parts in blocks.items()}
+        there = {block: self.stages.device(parts.layer).where for block, parts in blocks.items()}
         return {block: parts for block, parts in blocks.items() if there[block] == self.device.where}
 
     def _mlps(self) -> dict[nn.Module, MlpModules]:

@@ -7,9 +7,8 @@ else a gated MLP alone, wherever it stands. All the rest runs as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,24 +17,19 @@ from torch import Tensor, nn
 from ..cache import Cache
 from ..kernels.blocks import BlockKernels, ChainedBlocks, JoinedProduct
 from ..kernels.draft_chain import BlockParts
-from ..kernels.head_form import HeadForm, Turning
-from ..kernels.join_form import GateKind, JoinForm, Norm
+from ..kernels.head_form import HeadForm
 from ..layer_states import FullState
 from ..small_keys import LINES, plain, size_in
 from ..tree import Nodes
 from .block_samples import MlpSample, Sample
-from .block_structure import BlockModules, MlpModules
-from .streamed import CurrentPass, Pass, StreamedLinear
+from .block_structure import BlockModules
+from .streamed import CurrentPass, Pass
 
+# of hidden states, keys and values
+TYPES = (torch.bfloat16, torch.float32)
 # by how much keys, values and what a half of a block adds to its input may differ from the stock block's: activations are rounded
 # to int8 at other places
 TOLERANCE = 0.1
-# of hidden states, keys and values
-TYPES = (torch.bfloat16, torch.float32)
-GATES: dict[GateKind, Callable[[Tensor], Tensor]] = {
-    GateKind.SILU: nn.functional.silu,
-    GateKind.GELU: partial(nn.functional.gelu, approximate="tanh"),
-}
 
 
 class LevelPass(Protocol):
@@ -45,6 +39,10 @@ class LevelPass(Protocol):
     nodes: Nodes
 
     @property
+    def tops(self) -> Sequence[tuple[int, int]]:
+        """Rows and positions up to which recurrent layers must have folded their records."""
+
+    @property
     def undivided(self) -> bool:
         """Do all layers see the same nodes, and does nobody look at what lies between them?"""
 
@@ -52,9 +50,24 @@ class LevelPass(Protocol):
         """Its nodes as they lie in fast memory in `layer`."""
 
 
+class FirstHalf(Protocol):
+    """The first half of a block: hidden states x [n, hidden size] -> x and what it adds to it."""
+
+    @property
+    def kernels(self) -> BlockKernels: ...
+
+    @property
+    def layer(self) -> int: ...
+
+    def __call__(self, x: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor: ...
+
+    def alike(self, sample: Sample, level: LevelPass) -> bool:
+        """Whether it gives what the stock module gave, and keeps the same."""
+
+
 @dataclass(frozen=True)
 class FusedAttention:
-    """The first half of a block: hidden states x [n, hidden size] -> x and what attention adds to it."""
+    """The attention of a block: hidden states x [n, hidden size] -> x and what attention adds to it."""
 
     kernels: BlockKernels
     made: JoinedProduct
@@ -67,13 +80,30 @@ class FusedAttention:
         attended = self.kernels.attend(self.made(x), (turns[0][0], turns[1][0]), state, level.nodes_in(self.layer), self.heads)
         return self.output(attended, x)
 
+    def alike(self, sample: Sample, level: LevelPass) -> bool:
+        """Whether it gives what the stock attention gave, and leaves the same keys and values in the cache. These stay as the stock
+        attention left them."""
+        state, row = level.cache.layer(self.layer, self.heads.spec.window), int(level.nodes.rows[0])
+        usual = level.cache.shapes[self.layer].reads is None and state.keys.dtype in (*TYPES, LINES)
+        if not usual or sample.turns[0].shape != sample.turns[1].shape or not self.fits(state, sample.turns[0].shape[-1]):
+            return False
+        places = state.places(level.nodes.slots)
+        stock = [slab[row, :, places].clone() for slab in (state.keys, state.values)]
+        pairs = [(sample.middle[0] - sample.given[0], self(sample.given[0], sample.turns, level) - sample.given[0])]
+        pairs += [(plain(old), plain(slab[row, :, places])) for old, slab in zip(stock, (state.keys, state.values), strict=True)]
+        found = all(alike(old, new) for old, new in pairs)
+        for old, slab in zip(stock, (state.keys, state.values), strict=True):
+            slab[row, :, places] = old
+        return found
+
     def fits(self, state: FullState, angles: int) -> bool:
         """Can the kernels attend so, and are products and norms as large as keys and values in `state` ask for, which are turned by
         so many angles?"""
         turned = self.heads.turned(angles)
         kv_heads, key, value = state.keys.shape[1], size_in(state.keys), size_in(state.values)
-        heads = (self.made.outputs - kv_heads * value) // key - kv_heads
-        whole = self.made.outputs == (heads + kv_heads) * key + kv_heads * value and heads * value == self.output.columns
+        heads = self.heads.heads(self.made.outputs, kv_heads, key, value)
+        line = (heads * (2 if self.heads.gated else 1) + kv_heads) * key + kv_heads * value
+        whole = self.made.outputs == line and heads * value == self.output.columns and (key == value or not self.heads.gated)
         norms = [norm.weight.numel() for norm in self.heads.norms or ()]
         normed = norms in ([], [key, key], [heads * key, kv_heads * key])
         shared = heads > 0 and heads % kv_heads == 0 and turned <= key and turned % 2 == 0
@@ -94,7 +124,7 @@ class FusedMlp:
 class FusedBlock:
     """One decoder block, for levels of the draft: hidden states [1, n, hidden size] -> the same shape."""
 
-    def __init__(self, attention: FusedAttention, mlp: FusedMlp | None, stock: BlockModules) -> None:
+    def __init__(self, attention: FirstHalf, mlp: FusedMlp | None, stock: BlockModules) -> None:
         self.attention = attention
         # None: the second half runs as it is.
         self.mlp = mlp
@@ -123,83 +153,16 @@ def second_half(stock: BlockModules, x: Tensor) -> Tensor:
 class BlockChain:
     """Blocks that follow each other, where the model hands on what each gives as it is."""
 
-    def __init__(self, blocks: Sequence[FusedBlock], run: ChainedBlocks) -> None:
+    def __init__(self, blocks: Sequence[FusedBlock], windows: Sequence[int], run: ChainedBlocks) -> None:
         self.blocks = blocks
+        # What each attends back to, see `AttentionSpec`.
+        self.windows = windows
         self.run = run
 
     def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:
         """What the last of them gives, of what the first is given."""
-        states = [level.cache.layer(block.layer, block.attention.heads.spec.window) for block in self.blocks]
+        states = [level.cache.layer(block.layer, window) for block, window in zip(self.blocks, self.windows, strict=True)]
         return self.run(hidden, (turns[0][0], turns[1][0]), states, level.nodes_in(self.blocks[0].layer))
-
-
-@dataclass(frozen=True)
-class Joiner:
-    """Joins the draft's products of several Linears of one input."""
-
-    # the draft's product of each Linear, by its index
-    linears: Mapping[int, Callable[[Tensor], Tensor]]
-    kernels: BlockKernels
-
-    def __call__(
-        self, modules: Sequence[nn.Module], norm: Norm | None = None, gate: GateKind | None = None, times: float = 1.0,
-        after: Norm | None = None,
-    ) -> JoinedProduct | None:  # fmt: skip
-        """None where they cannot be joined."""
-        products: list[Callable[[Tensor], Tensor]] = []
-        biases: list[Tensor | None] = []
-        for module in modules:
-            if not isinstance(module, StreamedLinear):
-                return None
-            products.append(self.linears[module.index])
-            biases.append(None if module.bias is None else module.get_parameter("bias"))
-        return self.kernels.join(products, JoinForm(norm, biases, gate, times, after))
-
-    def attention(self, stock: BlockModules, sample: Sample) -> Iterator[FusedAttention]:
-        """Ways in which the attention of a stock block, which gave `sample`, may compute; none where a part is not as usual."""
-        parts, (before, after, _, _) = stock.attention, stock.norms
-        norms = [_norm(norm) for norm in (before, after, *(parts.norms or ())) if norm is not None]
-        if any(norm is None for norm in norms) or sample.given.dtype not in TYPES:
-            return
-        query, key = norms[-2:] if parts.norms else (None, None)
-        both = None if query is None or key is None else (query, key)
-        if both is not None and both[0].epsilon != both[1].epsilon:
-            return
-        made, output = self(parts.made, _norm(before)), self([parts.output], None, None, stock.times, _norm(after))
-        if made is None or output is None:
-            return
-        for turn in Turning:
-            yield FusedAttention(self.kernels, made, HeadForm(sample.spec, turn, both), output, sample.layer)
-
-    def mlp(
-        self, parts: MlpModules | None, norm: nn.Module | None = None, times: float = 1.0, after: nn.Module | None = None
-    ) -> FusedMlp | None:
-        """The gated MLP of `parts`, with `norm` before and `after` it; None where a part of it is not as usual."""
-        norms = [(norm, _norm(norm)), (after, _norm(after))]
-        gate = None if parts is None else gate_of(parts.act)
-        if parts is None or gate is None or any(stock is not None and ours is None for stock, ours in norms):
-            return None
-        gated, down = self(parts.gated, norms[0][1], gate), self([parts.down], None, None, times, norms[1][1])
-        if gated is None or down is None or gated.outputs != down.columns:
-            return None
-        return FusedMlp(gated, down)
-
-
-def attends_alike(ours: FusedAttention, sample: Sample, level: LevelPass) -> bool:
-    """Whether `ours` gives what the stock attention gave, and leaves the same keys and values in the cache. These stay as the stock
-    attention left them."""
-    state, row = level.cache.layer(ours.layer, ours.heads.spec.window), int(level.nodes.rows[0])
-    usual = level.cache.shapes[ours.layer].reads is None and state.keys.dtype in (*TYPES, LINES)
-    if not usual or sample.turns[0].shape != sample.turns[1].shape or not ours.fits(state, sample.turns[0].shape[-1]):
-        return False
-    places = state.places(level.nodes.slots)
-    stock = [slab[row, :, places].clone() for slab in (state.keys, state.values)]
-    pairs = [(sample.middle[0] - sample.given[0], ours(sample.given[0], sample.turns, level) - sample.given[0])]
-    pairs += [(plain(old), plain(slab[row, :, places])) for old, slab in zip(stock, (state.keys, state.values), strict=True)]
-    found = all(alike(old, new) for old, new in pairs)
-    for old, slab in zip(stock, (state.keys, state.values), strict=True):
-        slab[row, :, places] = old
-    return found
 
 
 def goes_on_alike(stock: BlockModules, sample: Sample) -> bool:
@@ -226,19 +189,20 @@ def chain_up(made: Mapping[nn.Module, FusedBlock], handed_on: set[tuple[nn.Modul
     chains: list[list[tuple[FusedBlock, BlockParts[JoinedProduct]]]] = []
     last: nn.Module | None = None
     for block, ours in made.items():
-        if ours.mlp is not None:
+        first = ours.attention
+        whole = ours.mlp is not None and isinstance(first, FusedAttention)
+        if ours.mlp is not None and isinstance(first, FusedAttention):
             if last is None or (last, block) not in handed_on:
                 chains.append([])
-            first = ours.attention
             chains[-1].append((ours, BlockParts(first.made, first.heads, first.output, ours.mlp.gated, ours.mlp.down)))
-        last = block if ours.mlp is not None else None
+        last = block if whole else None
     for chain in chains:
         blocks, parts = [ours for ours, _ in chain], [parts for _, parts in chain]
         run = blocks[0].attention.kernels.chain(parts) if len(blocks) > 1 else None
         if run is not None:
-            whole = BlockChain(blocks, run)
+            together = BlockChain(blocks, [parts.heads.spec.window for parts in parts], run)
             for ours in blocks:
-                ours.chain = whole
+                ours.chain = together
 
 
 def take_over(
@@ -270,20 +234,3 @@ def take_over_mlp(
         return stock(x, *given, **named) if level(current.under_way) is None else ours(x)
 
     object.__setattr__(mlp, "forward", forward)
-
-
-def _norm(module: nn.Module | None) -> Norm | None:
-    """What a norm does, if it is a root mean square norm; its weight, of whatever convention, is found by what it makes of ones."""
-    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    weight = getattr(module, "weight", None)
-    if module is None or not isinstance(epsilon, float) or not isinstance(weight, Tensor):
-        return None
-    ones = module(torch.ones_like(weight)[None])[0]
-    return Norm(ones.float().contiguous() * (1 + epsilon) ** 0.5, epsilon)
-
-
-def gate_of(act: Callable[[Tensor], Tensor] | None) -> GateKind | None:
-    """The gate that `act` opens, None: one of another kind. An MLP that names none is taken to use silu."""
-    x = torch.linspace(-8, 8, 65)
-    known = (gate for gate, own in GATES.items() if act is None or torch.allclose(act(x), own(x), atol=1e-3))
-    return next(known, None)

@@ -14,7 +14,8 @@ from ..kernels.blocks import BlockKernels, MixedExperts
 from ..kernels.join_form import GateKind
 from .expert_copies import CodedExperts
 from .experts import BOTH, DOWN, mixes
-from .fused import alike, gate_of
+from .fused import alike
+from .joiner import gate_of
 from .streamed import CurrentPass, Pass
 
 # The stacks of gated experts.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,21 +11,21 @@ from torch import nn
 
 from ..kernels.blocks import MixedExperts
 from .block_samples import BlockSamples, Sample
-from .block_structure import BlockModules, MlpModules
+from .block_structure import AttentionModules, BlockModules, MlpModules
 from .fused import (
-    FusedAttention,
+    FirstHalf,
     FusedBlock,
     FusedMlp,
-    Joiner,
     LevelPass,
-    attends_alike,
     chain_up,
     computes_alike,
     goes_on_alike,
     take_over,
     take_over_mlp,
 )
+from .fused_delta import fused_delta
 from .fused_experts import MixedSample, mixes_alike, take_over_experts
+from .joiner import Joiner
 from .streamed import CurrentPass, Pass
 
 
@@ -50,7 +50,7 @@ class Fusing:
 
     def __post_init__(self) -> None:
         # None: no way to compute it gave what the stock module gave.
-        self._attentions: dict[nn.Module, FusedAttention | None] = {}
+        self._attentions: dict[nn.Module, FirstHalf | None] = {}
         self._halves: dict[nn.Module, FusedMlp | None] = {}
         self._alone: dict[nn.Module, FusedMlp | None] = {}
         self._handed_on = set(itertools.pairwise(self.blocks))
@@ -68,15 +68,22 @@ class Fusing:
             ours = self._alone[mlp] if mlp in self._alone else self.joiner.mlp(self.mlps[mlp])
             self._alone[mlp] = ours if ours is not None and computes_alike(ours, given) else None
 
-    def _attention(self, block: nn.Module, sample: Sample, level: LevelPass) -> FusedAttention | None:
+    def _attention(self, block: nn.Module, sample: Sample, level: LevelPass) -> FirstHalf | None:
         stock = self.blocks[block]
         known = self._attentions.get(block)
         if known is None:
-            ways = () if block in self._attentions else self.joiner.attention(stock, sample)
-            known = next((ours for ours in ways if attends_alike(ours, sample, level)), None)
-        elif not attends_alike(known, sample, level):
+            ways = () if block in self._attentions else self._ways(stock, sample)
+            known = next((ours for ours in ways if ours.alike(sample, level)), None)
+        elif not known.alike(sample, level):
             return None
         return known if known is not None and goes_on_alike(stock, sample) else None
+
+    def _ways(self, stock: BlockModules, sample: Sample) -> Iterator[FirstHalf]:
+        """Ways in which the first half of a stock block may compute."""
+        if isinstance(stock.attention, AttentionModules):
+            yield from self.joiner.attention(stock.attention, stock, sample)
+        elif (ours := fused_delta(stock, sample, self.joiner)) is not None:
+            yield ours
 
     def _half(self, block: nn.Module, sample: Sample) -> FusedMlp | None:
         stock = self.blocks[block]

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ...layer_states import FullState
+from ...recurrent import RecurrentState
 from ...tree import Nodes
 from ..blocks import ChainedBlocks, JoinedProduct, MixedExperts
+from ..delta_form import DeltaForm
 from ..draft_chain import BlockParts
 from ..head_form import HeadForm
 from ..join_form import GateKind, JoinForm
@@ -39,7 +41,7 @@ class TritonBlocks:
 
     def attends(self, form: HeadForm, key_size: int) -> bool:
         """Norms of all heads of a node together would be known to none of its programs."""
-        return not form.spec.softcap and all(norm.weight.numel() == key_size for norm in form.norms or ())
+        return not form.spec.softcap and not form.gated and all(norm.weight.numel() == key_size for norm in form.norms or ())
 
     def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
         # launches are recorded, and cost the host nothing
@@ -48,6 +50,13 @@ class TritonBlocks:
     def mixture(self, up: object, down: object, gate: GateKind) -> MixedExperts | None:
         # the host does not know who goes where, and what it launches for that is recorded
         return None
+
+    def delta(self, made: Tensor, state: RecurrentState, nodes: Nodes, form: DeltaForm) -> Tensor:
+        raise NotImplementedError("layers of the gated delta rule run as they are on a GPU")
+
+    @property
+    def has_delta(self) -> bool:
+        return False
 
     def suits(self, nodes: Nodes) -> bool:
         """Levels of a search are, however many nodes they have: what is decided by values would make the host wait."""

@@ -1,0 +1,93 @@
+"""Makes the parts of fused blocks (`fused`) of the Linears, norms and functions that stock blocks have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.blocks import BlockKernels, JoinedProduct
+from ..kernels.head_form import HeadForm, Turning
+from ..kernels.join_form import GateKind, JoinForm, Norm
+from .block_samples import Sample
+from .block_structure import AttentionModules, BlockModules, MlpModules
+from .fused import TYPES, FusedAttention, FusedMlp
+from .streamed import StreamedLinear
+
+GATES: dict[GateKind, Callable[[Tensor], Tensor]] = {
+    GateKind.SILU: nn.functional.silu,
+    GateKind.GELU: partial(nn.functional.gelu, approximate="tanh"),
+}
+
+
+@dataclass(frozen=True)
+class Joiner:
+    """Joins the draft's products of several Linears of one input."""
+
+    # the draft's product of each Linear, by its index
+    linears: Mapping[int, Callable[[Tensor], Tensor]]
+    kernels: BlockKernels
+
+    def __call__(
+        self, modules: Sequence[nn.Module], norm: Norm | None = None, gate: GateKind | None = None, times: float = 1.0,
+        after: Norm | None = None,
+    ) -> JoinedProduct | None:  # fmt: skip
+        """None where they cannot be joined."""
+        products: list[Callable[[Tensor], Tensor]] = []
+        biases: list[Tensor | None] = []
+        for module in modules:
+            if not isinstance(module, StreamedLinear):
+                return None
+            products.append(self.linears[module.index])
+            biases.append(None if module.bias is None else module.get_parameter("bias"))
+        return self.kernels.join(products, JoinForm(norm, biases, gate, times, after))
+
+    def attention(self, parts: AttentionModules, stock: BlockModules, sample: Sample) -> Iterator[FusedAttention]:
+        """Ways in which `parts`, the attention of a stock block that gave `sample`, may compute; none where one is not as usual."""
+        before, after, _, _ = stock.norms
+        norms = [norm_of(norm) for norm in (before, after, *(parts.norms or ())) if norm is not None]
+        if any(norm is None for norm in norms) or sample.given.dtype not in TYPES or sample.spec is None:
+            return
+        query, key = norms[-2:] if parts.norms else (None, None)
+        both = None if query is None or key is None else (query, key)
+        if both is not None and both[0].epsilon != both[1].epsilon:
+            return
+        made, output = self(parts.made, norm_of(before)), self([parts.output], None, None, stock.times, norm_of(after))
+        if made is None or output is None:
+            return
+        for gated, turn in product((False, True), Turning):
+            yield FusedAttention(self.kernels, made, HeadForm(sample.spec, turn, both, gated), output, sample.layer)
+
+    def mlp(
+        self, parts: MlpModules | None, norm: nn.Module | None = None, times: float = 1.0, after: nn.Module | None = None
+    ) -> FusedMlp | None:
+        """The gated MLP of `parts`, with `norm` before and `after` it; None where a part of it is not as usual."""
+        norms = [(norm, norm_of(norm)), (after, norm_of(after))]
+        gate = None if parts is None else gate_of(parts.act)
+        if parts is None or gate is None or any(stock is not None and ours is None for stock, ours in norms):
+            return None
+        gated, down = self(parts.gated, norms[0][1], gate), self([parts.down], None, None, times, norms[1][1])
+        if gated is None or down is None or gated.outputs != down.columns:
+            return None
+        return FusedMlp(gated, down)
+
+
+def norm_of(module: nn.Module | None) -> Norm | None:
+    """What a norm does, if it is a root mean square norm; its weight, of whatever convention, is found by what it makes of ones."""
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    weight = getattr(module, "weight", None)
+    if module is None or not isinstance(epsilon, float) or not isinstance(weight, Tensor):
+        return None
+    ones = module(torch.ones_like(weight)[None])[0]
+    return Norm(ones.float().contiguous() * (1 + epsilon) ** 0.5, epsilon)
+
+
+def gate_of(act: Callable[[Tensor], Tensor] | None) -> GateKind | None:
+    """The gate that `act` opens, None: one of another kind. An MLP that names none is taken to use silu."""
+    x = torch.linspace(-8, 8, 65)
+    known = (gate for gate, own in GATES.items() if act is None or torch.allclose(act(x), own(x), atol=1e-3))
+    return next(known, None)
