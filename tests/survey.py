@@ -68,7 +68,7 @@ and a new one runs as soon as transformers has it, if it is built like these.
 ## Kinds that run
 """
 # From this heading on the page is written by hand.
-BY_HAND = "## Layers for multi-token prediction"
+BY_HAND = "## Checkpoints that are published quantised"
 
 
 def configs_of(kind: str) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from .planning import (
     suited_head,
     with_second,
 )
-from .sources import choose_codec, layout_of, locate, proven_config
+from .sources import choose_codec, layout_of, locate, proven_config, refuse_linked_codes, said_published
 from .stores import prepared, stored_at
 from .weights.checkpoint import Checkpoint
 from .weights.store import Store
@@ -120,18 +120,20 @@ def drawable(
     machine = Machine.inspect() if other is None else other.machine()
     if config_alone:
         assert place is not None
-        foretold = foretold_of_config(place, options)
+        foretold, content = foretold_of_config(place, options)
+        refuse_linked_codes(content, options)
         there = partial(chosen_elsewhere, other=other, dtype=foretold.dtype, device=device)
         choice = _Choice(foretold, device, lambda: machine, there)
         in_budget = partial(choice.in_budget, options)
         options = choice.of(options)
         options = there(suited_head(foretold, options, machine, device) if as_it_is else options)
-        return _foretold(choice, options, machine, devices, in_budget, None, _said(other, *FROM_CONFIG))
+        return _foretold(choice, options, machine, devices, in_budget, None, _said(content, other, *FROM_CONFIG))
     source = locate(place, options)
     config = proven_config(source.path, options)
     check_drafter(source, config, options)
     if isinstance(source, Store):
         return _stored(source, config, options, devices, other)
+    refuse_linked_codes(source.config, options)
     asked = options
     if other is None:
         held, options = _copy_here(source, config, options, device)
@@ -152,7 +154,7 @@ def drawable(
     if other is None:
         machine = machine.measured(_file(source, foretold) if store is None else store.streamed, options.cache)
     in_budget = partial(choice.in_budget, asked)
-    return _foretold(choice, options, machine, devices, in_budget, source.path, _said(other, *FROM_CHECKPOINT))
+    return _foretold(choice, options, machine, devices, in_budget, source.path, _said(source.config, other, *FROM_CHECKPOINT))
 
 
 def _copy_here(source: Checkpoint, config: object, options: Options, device: Device) -> tuple[Store | None, Options]:
@@ -174,7 +176,7 @@ def _stored(
     def drawn(wanted: Options) -> Blueprint:
         return Blueprint.of_store(store, config, wanted, machine, devices[0])
 
-    notes = () if other is None else (other.note,)
+    notes = said_published(store.config), *(() if other is None else (other.note,))
     return Drawable(options, machine, devices, drawn, lambda budget: options, store.path, notes=notes)
 
 
@@ -192,10 +194,11 @@ def _file(source: Checkpoint, foretold: Foretold) -> Path:
     return source.info(foretold.layout.linears[0].weight).file
 
 
-def _said(other: OtherMachine | None, how: str, link: str) -> tuple[str, ...]:
-    """What a reader must know of the plan of a model that is not prepared: `how` it is known, and what its `link` is here."""
-    told = f"{how}: sizes are foretold"
-    return (f"{told}, and {link}",) if other is None else (told, other.note)
+def _said(config: Mapping[str, object], other: OtherMachine | None, how: str, link: str) -> tuple[str, ...]:
+    """What a reader must know of the plan of a model that is not prepared: how its weights are published by its config.json, `how`
+    it is known, and what its `link` is here."""
+    told, published = f"{how}: sizes are foretold", said_published(config)
+    return (f"{told}, and {link}", published) if other is None else (told, other.note, published)
 
 
 def plan_for(

@@ -30,9 +30,10 @@ from .plan.other_machine import OtherMachine
 from .plan.placement import Plan
 from .sources import Report, choose_codec, layout_of, locate, prepare_source, proven_config
 from .stores import Made
-from .weights.checkpoint import Checkpoint, TensorInfo
+from .weights.checkpoint import Checkpoint, TensorInfo, read_object
 from .weights.encoding import check_linears
 from .weights.layout import ModelLayout
+from .weights.packed import dtype_of, form_of
 from .weights.store import Store
 
 # What preparing a model takes at most beside what a process holds when it has proven its kind, kernels that are compiled for it
@@ -101,8 +102,10 @@ class Foretold:
             raise
 
 
-def foretold_of_config(place: str | Path, options: Options) -> Foretold:
-    """The model of a config.json: in the directory `place`, or the file itself. Raises UsageError where nothing can be planned."""
+def foretold_of_config(place: str | Path, options: Options) -> tuple[Foretold, dict[str, Any]]:
+    """The model of a config.json, in the directory `place`, or the file itself; and what the file says.
+
+    Raises UsageError where nothing can be planned."""
     directory = path.parent if (path := Path(place).expanduser()).name == "config.json" else path
     if not (directory / "config.json").is_file():
         raise UsageError(f"There is no {directory / 'config.json'}: --config takes the directory of one.")
@@ -111,8 +114,9 @@ def foretold_of_config(place: str | Path, options: Options) -> Foretold:
     if options.drafter.second_model is not None:
         name = options.method_name
         raise UsageError(f"--method {name} compares tokenizers, and --config has none: give MODEL instead.")
-    config = proven_config(directory, options)
-    dtype = getattr(config, "dtype", None) or getattr(text_config(config), "dtype", None) or DTYPES.get(options.dtype)
+    config, content = proven_config(directory, options), read_object(directory / "config.json")
+    named = getattr(config, "dtype", None) or getattr(text_config(config), "dtype", None) or DTYPES.get(options.dtype)
+    dtype = dtype_of(content) if form_of(content) else named
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
         raise UsageError(f"{directory / 'config.json'} does not say the weights' type: give it with --dtype.")
     model = structure.skeleton(config, dtype, attention_name())
@@ -121,7 +125,7 @@ def foretold_of_config(place: str | Path, options: Options) -> Foretold:
     check_linears(layout, tensors)
     foretold = Foretold(config, tensors, layout)
     options.drafter.check(foretold.bearer)
-    return foretold
+    return foretold, content
 
 
 def check_drafter(source: Checkpoint | Store, config: Any, options: Options) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -35,6 +35,7 @@ from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
 from .weights.measuring import Note
+from .weights.packed import dtype_of, in_words
 from .weights.prepare import estimate, prepare
 from .weights.recipe import checksum_of, textless
 from .weights.store import Store
@@ -112,6 +113,7 @@ def prepare_source(
     fits there; None: all does. What its check raises before a Store is made is raised."""
     if isinstance(source, Store):
         return source
+    refuse_linked_codes(source.config, options)
     if options.output is not None and Path(options.output).expanduser().resolve().is_relative_to(source.path.resolve()):
         raise UsageError(f"--output {options.output} lies in the checkpoint {source.path}: name a directory beside it.")
     with compiling_for(source, options, device) as others:
@@ -165,6 +167,8 @@ def _made(
     if report is not None and not directory.is_dir():
         size = format_size(estimate(source, layout, options.recipe))
         report(f"Preparing {source.name} once{_said_copy(options)}: {size} in {directory}", 0, 0)
+        if published := said_published(source.config):
+            report(published, 0, 0)
         if layout.aside:
             report(said_aside(source, layout, options.recipe.codec), 0, 0)
     measure = None if options.text is None else partial(_moments, source, layout, config, options, report)
@@ -206,10 +210,25 @@ def _said_copy(options: Options) -> str:
     return f" with a copy of {options.recipe_quantizer.removeprefix('int')} bits{other}"
 
 
+def said_published(config: Mapping[str, Any]) -> str:
+    """What is exact of a model whose weights are published quantised, by its config.json, in one line; empty: they are not."""
+    dtype = str(dtype_of(config)).removeprefix("torch.")
+    how = in_words(config)
+    return f"Published in {how}: exact are the {dtype} weights that transformers makes of it (dequantize=True)" if how else ""
+
+
+def refuse_linked_codes(config: Mapping[str, Any], options: Options) -> None:
+    """Raise UsageError where weights are to be read from files that hold them as codes alone."""
+    if options.link and (how := in_words(config)):
+        raise UsageError(f"--link reads weights as they are published, and these are published in {how}: leave it out.")
+
+
 def said_aside(source: Checkpoint, layout: ModelLayout, coding: str) -> str:
     """How much of the checkpoint its text model does not use, in one line, and where that is kept."""
     names = [name for part in layout.aside.values() for name in part]
-    size = format_size(sum(source.info(name).nbytes for name in names))
+    infos = [source.info(name) for name in names]
+    published = [each for info in infos for each in ((info.packed.codes, info.packed.scales) if info.packed else (info,))]
+    size = format_size(sum(info.nbytes for info in published))
     # further layers predict further tokens, as parts that are called so do
     predicts = any(part.partition(".")[0] in ("mtp", "layers") for part in layout.aside)
     uses = [] if codec(coding).linked else ["`understudy export`"]

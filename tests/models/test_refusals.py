@@ -59,10 +59,10 @@ def test_experts_are_no_obstacle(config: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8"),
         ({"quant_method": "gptq", "bits": 4}, "GPTQ"),
         ({"quant_method": "awq"}, "AWQ"),
-        ({"quant_method": "mxfp4"}, "MXFP4"),
+        ({"quant_method": "a-new-one"}, "a-new-one"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "modelopt"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
         ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
         ({"quant_algo": "NVFP4"}, "NVFP4"),
@@ -75,6 +75,31 @@ def test_quantised_weights_are_named_by_their_method(settings: dict[str, object]
     with pytest.raises(CheckpointError, match=rf"'gemma3' model are quantised \(.*{named}\).*in bfloat16") as refusal:
         refuse_unsupported(wrapper, text)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("where", ["wrapper", "text"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None, "expert_dtype": "fp8"},
+        {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
+    ],
+)
+def test_fp8_and_mxfp4_are_no_obstacle(settings: dict[str, object], where: str) -> None:
+    wrapper, text = {"model_type": "gemma3"}, {"model_type": "gemma3_text"}
+    (wrapper if where == "wrapper" else text)["quantization_config"] = settings  # type: ignore[assignment]
+    refuse_unsupported(wrapper, text)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [({"expert_dtype": "fp4"}, "expert_dtype is 'fp4'"), ({"modules_to_convert": ["table"]}, "modules_to_convert")],
+)
+def test_what_fp8_says_of_some_weights_alone_is_named(more: dict[str, object], named: str) -> None:
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128], **more}
+    with pytest.raises(CheckpointError, match=rf"Some weights of this 'deepseek_v4' model are quantised \({named}"):
+        refuse_unsupported({"model_type": "deepseek_v4", "quantization_config": settings})
 
 
 def test_quantised_weights_of_mlx_are_named() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from understudy.errors import CheckpointError, StoreError
 from understudy.weights import building
-from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.checkpoint import Checkpoint, TensorInfo
 from understudy.weights.encoding import Encoding
 from understudy.weights.layout import LinearSpec
 from understudy.weights.prepare import prepare
@@ -38,9 +38,9 @@ class _Watch:
             self._note(spec.module, stop_at)  # type: ignore[attr-defined]
             return linear(made, spec, *given)  # type: ignore[arg-type]
 
-        def watched_copy(made: building.Building, name: str, checked: bool, linkable: bool) -> object:
-            self._note(name, stop_at)
-            return copy(made, name, checked, linkable)
+        def watched_copy(made: building.Building, info: TensorInfo, checked: bool, linkable: bool) -> object:
+            self._note(info.name, stop_at)
+            return copy(made, info, checked, linkable)
 
         monkeypatch.setattr(building.Building, "_linear", watched_linear)
         monkeypatch.setattr(building.Building, "_copy", watched_copy)
@@ -73,7 +73,7 @@ def test_a_kill_before_all_is_on_the_disk_costs_nothing(tmp_path: Path, monkeypa
         raise _Stop(path)
 
     with monkeypatch.context() as patch, pytest.raises(_Stop):
-        patch.setattr(building, "_sync", killed)
+        patch.setattr(building, "synced", killed)
         prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())
     watch = _Watch(monkeypatch)
     store = prepare(checkpoint, layout(checkpoint), tmp_path / "store", Recipe())

@@ -73,7 +73,10 @@ class Bearer:
     @classmethod
     def foretold(cls, name: str, config: Any, tensors: Mapping[str, TensorInfo], layout: ModelLayout) -> Bearer:
         """A model that is not prepared yet. Tables as large as its own are taken for copies."""
-        shapes = {name: tensors[name].shape for names in layout.aside.values() for name in names}
+        aside = [tensors[name] for names in layout.aside.values() for name in names]
+        # as they are published, as in a Store
+        published = [each for info in aside for each in ((info.packed.codes, info.packed.scales) if info.packed else (info,))]
+        shapes = {info.name: info.shape for info in published}
         embedding, output = tensors[layout.embedding].shape, tensors[layout.linears[-1].weight].shape
         return cls(name, config, shapes, _named(shapes, embedding), _named(shapes, output))
 

@@ -43,6 +43,9 @@ def config_of(directory: Path) -> Any:
         refuse_unsupported(*((values,) if text is config else (config.to_dict(), values)))
         refuse_silent(config)
         check_ropes(config, place)
+        # The model is that of the weights as they are read, which is built as any other.
+        for one in (config, text):
+            vars(one).pop("quantization_config", None)
         # raises what else its layers cannot have
         ModelShape.of(config)
     return config

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
+from ..weights.packed import form_of
 from .heads import refuse_other_tasks
 from .mixers import recurrent_kinds
 from .wrapper import parts_in
@@ -18,6 +19,8 @@ _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 # Where a config says that its weights are no floats, and where that says how.
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 _METHOD = ("quant_method", "quant_algo", "format", "mode")
+# What FP8 may say of some weights, and what is read.
+_FURTHER = {"expert_dtype": "fp8", "modules_to_convert": []}
 # What quantised weights are called in the place of `weight`: by GPTQ and AWQ, by compressed-tensors, by HQQ.
 _PACKED = ("qweight", "weight_packed", "W_q")
 
@@ -51,14 +54,25 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
 
 
 def refuse_quantised(kind: str, *configs: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, naming the method, if one of the `configs` of this `kind` of model says its weights are quantised."""
+    """Raise CheckpointError, naming the method, if one of the `configs` of this `kind` of model says its weights are quantised in a
+    way that is not read."""
     for config in configs:
         for settings in filter(None, map(config.get, _QUANTISED)):
             known = settings if isinstance(settings, Mapping) else {}
+            if form_of({_QUANTISED[0]: known}) and settings is config.get(_QUANTISED[0]):
+                _refuse_further(kind, known)
+                continue
             method = next((str(known[name]) for name in _METHOD if known.get(name)), "by a method that is not named")
             # Abbreviations stand in capitals.
             named = method.upper() if len(method) <= 5 else method
             raise CheckpointError(_quantised(f"The weights of this {kind!r} model", named))
+
+
+def _refuse_further(kind: str, settings: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for weights in FP8, or MXFP4, of which some are in a form that is not read."""
+    for name, value in _FURTHER.items():
+        if settings.get(name) not in (None, [], value):
+            raise CheckpointError(_quantised(f"Some weights of this {kind!r} model", f"{name} is {settings[name]!r}"))
 
 
 def refuse_packed(parameter: str, tensors: Collection[str]) -> None:
@@ -69,5 +83,5 @@ def refuse_packed(parameter: str, tensors: Collection[str]) -> None:
 
 
 def _quantised(weights: str, how: str) -> str:
-    advice = "give the checkpoint that it was made from, in bfloat16"
-    return f"{weights} are quantised ({how}), and Understudy needs the exact ones: {advice}."
+    advice = "give the checkpoint that it was made from, in bfloat16, or one in FP8 or MXFP4 that transformers reads"
+    return f"{weights} are quantised ({how}), and Understudy does not read them: {advice}."

@@ -207,7 +207,8 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
             what = f"of the {stack.experts} experts of {path!r} some have no tensor such as {names[0]!r}"
             raise CheckpointError(f"The checkpoint is not whole: {what}. Get it again.")
         return LinearSpec(
-            path, names[0], stack.shape, stack.turned, experts=stack.experts, chosen=seen.chosen[path],
+            path, names[0], stack.shape, stack.turned and not _packed_by_outputs(tensors[names[0]]), experts=stack.experts,
+            chosen=seen.chosen[path],
             pieces=names if len(names) > 1 else (),
         )  # fmt: skip
 
@@ -225,8 +226,16 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
     needed |= {name: tuple(model.get_parameter(f"{path}.weight").shape) for name, path in zip(looked_up, aside, strict=True)}
     for name, shape in needed.items():
         check_weight(tensors[name], shape)
+    if packed := next((name for name in looked_up if getattr(tensors[name], "packed", None)), None):
+        raise CheckpointError(f"The checkpoint's table {packed!r} is quantised, which is not supported yet.")
     whole = {name for name, info in tensors.items() if not (info.dtype.is_floating_point or info.dtype.is_complex)}
     return ModelLayout(specs, table, tuple(shared), tables, left_aside(model, find, needed, whole))
+
+
+def _packed_by_outputs(info: Any) -> bool:
+    """Is a stack of matrices published in four bits? Then its rows are outputs, however transformers' class keeps them."""
+    packed = getattr(info, "packed", None)
+    return packed is not None and packed.pairs
 
 
 def in_blocks(found: ModelLayout) -> ModelLayout:

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from ..codecs import FALLBACK, codec
 from ..errors import CheckpointError, StoreError
+from ..kernels.pack import flat
 from ..quantizers import fitting
 from ..quantizers.mixed import mixed
 from . import index
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, TensorInfo
 from .encoding import Encoding, Piece, codec_for, in_order, refuse_unusable, whole_bytes
 from .entries import (
     INDEX,
@@ -46,7 +47,7 @@ from .measuring import Measure, Measuring
 from .mixing import errors_of, quantizers_of
 from .recipe import Recipe
 from .store import Store
-from .writing import ELSEWHERE, JOURNAL, Extents, Journal
+from .writing import ELSEWHERE, JOURNAL, Extents, Journal, synced
 
 
 class Building:
@@ -98,19 +99,19 @@ class Building:
         return self._finish(contents)
 
     def _everything(self) -> Contents:
-        layout, tensors = self.layout, self.checkpoint.tensors
-        weights = [name for spec in layout.linears for name in spec.tensors]
-        used = {*weights, *layout.looked_up, *layout.shared}
-        extra = [name for name in tensors if name not in used]
-        whole = [*layout.looked_up, *layout.shared, *extra]
-        total = float(sum(self.checkpoint.info(name).nbytes for name in [*whole, *weights]))
+        layout = self.layout
+        own = [self.checkpoint.info(name) for name in (*layout.looked_up, *layout.shared)]
+        extra = self.checkpoint.further(layout)
+        total = float(sum(info.nbytes for info in (*own, *extra)) + sum(map(self.checkpoint.weight_bytes, layout.linears)))
         done = 0.0
         stored: dict[str, Stored] = {}
-        for name in whole:
-            self.progress(done, total, name)
-            row = self._once(f"whole {name}", partial(self._copy, name, name not in extra, name not in layout.shared))
-            stored[name] = index.stored_from_json(row)
-            done += tensors[name].nbytes
+        kept: dict[str, Stored] = {}
+        for info in (*own, *extra):
+            used = len(stored) < len(own)
+            self.progress(done, total, info.name)
+            row = self._once(_key_of_whole(info), partial(self._copy, info, used, not used or info.name not in layout.shared))
+            (stored if used else kept)[info.name] = index.stored_from_json(row)
+            done += info.nbytes
         linears: dict[str, LinearEntry] = {}
         wanted = list(zip(layout.linears, self._wanted(), strict=True))
         pieces = in_order(self.pool, self.ahead, self._pieces(wanted))
@@ -120,15 +121,16 @@ class Building:
             linears[spec.module] = index.linear_from_json(row)
             done += self.checkpoint.weight_bytes(spec)
         self.progress(total, total, "")
+        parts = (part.stored for entry in linears.values() for part in entry.parts)
         return Contents(
             layout=layout,
-            source=self._source([*stored.values(), *(part.stored for entry in linears.values() for part in entry.parts)]),
+            source=self._source([*stored.values(), *kept.values(), *parts]),
             recipe=self.recipe,
             linears=linears,
             shared={name: stored[name] for name in layout.shared},
             embedding=stored[layout.embedding],
             tables={table.tensor: stored[table.tensor] for table in layout.tables},
-            extra={name: stored[name] for name in extra},
+            extra=kept,
         )
 
     def _once(self, key: str, make: Callable[[], Any]) -> Any:
@@ -151,11 +153,15 @@ class Building:
         errors = self.pool.map(partial(errors_of, self.checkpoint), self.layout.linears, known)
         return quantizers_of(self.layout, self.recipe, list(errors))
 
-    def _copy(self, name: str, checked: bool, linkable: bool) -> list[Any]:
+    def _copy(self, info: TensorInfo, checked: bool, linkable: bool) -> list[Any]:
         """Copy a tensor as it is, row-major, or point to it where the recipe links and it is `linkable`: its `Stored` as JSON."""
-        info = self.checkpoint.info(name)
 
         def pieces() -> Iterator[Tensor]:
+            if info.packed is not None:
+                rows = self.checkpoint.read(info.name)
+                refuse_unusable(info, rows)
+                yield flat(rows)
+                return
             for data in byte_chunks(info.file, info.offset, info.nbytes, CheckpointError):
                 if checked:
                     refuse_unusable(info, data.view(info.dtype))
@@ -226,12 +232,12 @@ class Building:
             shutil.copyfile(file, self.work / name)
         index.save(contents, self.work / INDEX)
         for file in self.work.rglob("*"):
-            _sync(file)
+            synced(file)
         # Not before all else is on the disk: without it a run begins anew.
         (self.work / JOURNAL).unlink()
-        _sync(self.work)
+        synced(self.work)
         self.work.rename(self.directory)
-        _sync(self.directory.parent)
+        synced(self.directory.parent)
         return Store.open(self.directory)
 
     def _identity(self) -> dict[str, Any]:
@@ -283,14 +289,11 @@ class Building:
             )
 
 
+def _key_of_whole(info: TensorInfo) -> str:
+    """What the journal calls a tensor that is copied; one that is made of codes may have the name of theirs."""
+    return f"whole {info.name}" if info.packed is None else f"whole {info.name}, of its codes"
+
+
 def _key(spec: LinearSpec) -> str:
     """What the journal calls a weight."""
     return f"linear {spec.module}"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,8 @@ from .files import buffer, read_bytes, read_tensor
 from .formats import gguf_advice, other_format, refuse_adapter
 from .hub import SAFETENSORS_INDEX as SAFETENSORS_INDEX
 from .hub import SINGLE, download
-from .layout import LinearSpec
+from .layout import LinearSpec, ModelLayout
+from .packed import read_rows, unpacked
 from .shards import Shard, one_type, read_shard
 from .shards import TensorInfo as TensorInfo
 
@@ -34,7 +35,7 @@ COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`name` is what the user called it. `tensors` spans all shards."""
+    """`name` is what the user called it. `tensors` are those that a model has of all shards: of quantised ones, the weights."""
 
     name: str
     path: Path
@@ -55,7 +56,12 @@ class Checkpoint:
         refuse_adapter(path)
         config = read_object(path / "config.json")
         shards = tuple(read_shard(file) for file in shard_files(path))
-        return cls(str(model), path, config, shards, _by_name(path, shards))
+        return cls(str(model), path, config, shards, unpacked(config, _by_name(path, shards)))
+
+    @cached_property
+    def stored(self) -> dict[str, TensorInfo]:
+        """The tensors of all shards, as they are published. Of several of one name the last counts."""
+        return {info.name: info for shard in self.shards for info in shard.tensors}
 
     @property
     def origin(self) -> str:
@@ -70,23 +76,30 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         info = self.info(name)
+        if info.packed is not None:
+            return read_rows(info, 0, info.shape[0])
         return read_tensor(info.file, info.offset, info.dtype, info.shape, CheckpointError)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop - 1 of a tensor of one dimension or more, without reading the others."""
         info = self.info(name)
-        row = info.row_bytes
         assert 0 <= start <= stop <= info.shape[0], f"rows {start} to {stop} of {info.shape} of {name}"
+        if info.packed is not None:
+            return read_rows(info, start, stop - start)
         shape = (stop - start, *info.shape[1:])
-        return read_tensor(info.file, info.offset + start * row, info.dtype, shape, CheckpointError)
+        return read_tensor(info.file, info.offset + start * info.row_bytes, info.dtype, shape, CheckpointError)
 
     def weight_rows(self, spec: LinearSpec, start: int, stop: int) -> Tensor:
         """Rows start..stop - 1 of a weight [out, in], in whatever order they are stored."""
         if not spec.turned:
             rows = torch.empty(stop - start, spec.shape[1], dtype=self.info(spec.weight).dtype)
             done = 0
-            for info, offset, count in self.places(spec, start, stop):
-                read_bytes(info.file, offset, flat(rows[done : done + count]), CheckpointError)
+            for info, first, count in self._shares(spec, start, stop):
+                if info.packed is None:
+                    place = info.offset + first * spec.shape[1] * info.dtype.itemsize
+                    read_bytes(info.file, place, flat(rows[done : done + count]), CheckpointError)
+                else:
+                    rows[done : done + count] = read_rows(info, first, count)
                 done += count
             return rows
         # of the one expert that they are of
@@ -107,6 +120,13 @@ class Checkpoint:
     def places(self, spec: LinearSpec, start: int, stop: int) -> list[tuple[TensorInfo, int, int]]:
         """Where rows start..stop - 1 of a weight lie, which is not stored transposed: of each tensor that has some, one after
         another, the offset of the first in its file, and how many."""
+        width = spec.shape[1]
+        shares = self._shares(spec, start, stop)
+        assert not any(info.packed for info, _, _ in shares), f"{spec.module} lies in no file as it is"
+        return [(info, info.offset + first * width * info.dtype.itemsize, count) for info, first, count in shares]
+
+    def _shares(self, spec: LinearSpec, start: int, stop: int) -> list[tuple[TensorInfo, int, int]]:
+        """Of each tensor that has some of rows start..stop - 1 of a weight: its first row, and how many."""
         assert 0 <= start <= stop <= spec.shape[0] and not spec.turned, f"rows {start} to {stop} of {spec.shape} of {spec.module}"
         each = spec.shape[0] // len(spec.tensors)
         found = []
@@ -114,7 +134,7 @@ class Checkpoint:
             info = self.info(spec.tensors[number])
             assert info.shape == spec.stored_shape, f"{info.name} is {info.shape}, not {spec.stored_shape}"
             first, last = max(start - number * each, 0), min(stop - number * each, each)
-            found.append((info, info.offset + first * spec.shape[1] * info.dtype.itemsize, last - first))
+            found.append((info, first, last - first))
         return found
 
     def weight_dtype(self, spec: LinearSpec) -> torch.dtype:
@@ -124,6 +144,15 @@ class Checkpoint:
     def weight_bytes(self, spec: LinearSpec) -> int:
         """Bytes of all tensors of a weight. Raises CheckpointError where one is missing."""
         return sum(self.info(name).nbytes for name in spec.tensors)
+
+    def further(self, layout: ModelLayout) -> list[TensorInfo]:
+        """What a Store of this layout holds of the files as it is published, beside the tensors that the model has: those that it
+        does not use, scales, and codes that nothing else in the Store tells."""
+        weights = [self.info(name) for spec in layout.linears for name in spec.tensors]
+        others = [self.info(name) for name in (*layout.looked_up, *layout.shared)]
+        told = {info.name if info.packed is None else info.packed.codes.name for info in weights}
+        told |= {info.name for info in others if info.packed is None}
+        return [info for name, info in self.stored.items() if name not in told]
 
     def copied_files(self) -> dict[str, Path]:
         """Configuration, tokenizer and chat template files, everything small that is not weights, by their names from the

@@ -88,6 +88,8 @@ class Encoding:
 
 def check_weight(info: TensorInfo, shape: tuple[int, ...]) -> None:
     """Raise CheckpointError unless the tensor is a weight of floats in the shape that the model wants."""
+    if info.packed is not None and info.packed.fault:
+        raise CheckpointError(f"{info.file}: {info.packed.codes.name} {info.packed.fault}.")
     if info.dtype not in FLOATS:
         wide = info.dtype == torch.float64
         advice = "load the model in float32 and save it" if wide else "choose a checkpoint that is not quantised"
@@ -101,6 +103,8 @@ def check_linear(spec: LinearSpec, infos: Sequence[TensorInfo]) -> None:
     for info in infos:
         check_weight(info, spec.stored_shape)
     one_type(infos)
+    if spec.turned and any(info.packed for info in infos):
+        raise CheckpointError(f"{infos[0].file}: {infos[0].name} is stored transposed and quantised, which is not supported yet.")
     if spec.experts and spec.unit % BLOCK:
         raise CheckpointError(
             f"{infos[0].file}: each matrix of {spec.module} has {spec.unit} rows, where experts need a multiple of {BLOCK}:"

@@ -1,4 +1,4 @@
-"""A Store back into the checkpoint it came from: the same files, byte for byte."""
+"""A Store back into the checkpoint it came from: the same files, byte for byte, of weights that were published as codes too."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from ..errors import StoreError
 from .entries import LinearEntry, Progress
 from .files import buffer
 from .index import PARTIAL
+from .packed import unpacked
+from .shards import TensorInfo, tensors_of
 from .store import Store
 from .writing import explained
 
@@ -77,11 +79,19 @@ def _begin(store: Store, work: Path) -> dict[str, list[_Place]]:
 def _tensors(store: Store) -> dict[tuple[str, ...], Callable[[], Iterator[Tensor]]]:
     """What gives the bytes of each tensor, or of several, one after another, by their names: each weight is decoded once, wherever
     the pieces lie that it is made of."""
-    whole = {**store.shared, **store.tables, **store.extra}
+    shards = (tensors_of(header.encode(), Path(file)) for file, header in store.source.shards)
+    infos = unpacked(store.config, {info.name: info for shard in shards for info in shard})
+    # of what was made of codes, these are further tensors
+    as_they_were = {name: stored for name, stored in store.shared.items() if infos[name].packed is None}
+    whole = {**as_they_were, **store.tables, **store.extra}
     found: dict[tuple[str, ...], Callable[[], Iterator[Tensor]]] = {
         (name,): partial(store.pieces, stored) for name, stored in whole.items()
     }
-    found |= {entry.spec.tensors: partial(_as_stored, store, entry) for entry in store.linears.values()}
+    for entry in store.linears.values():
+        own = [infos[name] for name in entry.spec.tensors]
+        names = tuple(info.name if info.packed is None else info.packed.codes.name for info in own)
+        packed = any(info.packed for info in own)
+        found[names] = partial(_as_published, store, entry, own) if packed else partial(_as_stored, store, entry)
     # Also when the head is tied to it.
     return found | {(store.layout.embedding,): partial(store.pieces, store.embedding)}
 
@@ -116,6 +126,23 @@ def _as_stored(store: Store, entry: LinearEntry) -> Iterator[Tensor]:
         if sum(map(len, held)) == entry.spec.outputs:
             yield torch.cat(held).T.contiguous()
             held = []
+
+
+def _as_published(store: Store, entry: LinearEntry, infos: Sequence[TensorInfo]) -> Iterator[Tensor]:
+    """The bytes of a weight that was published as the tensors `infos`, of which all or some were codes, part by part."""
+    done, each = 0, entry.shape[0] // len(infos)
+    scales, held = torch.empty(0), ""
+    for rows in store.rows_of(entry):
+        number, first = divmod(done, each)
+        done += len(rows)
+        packed = infos[number].packed
+        if packed is None:
+            yield rows
+            continue
+        if packed.scales.name != held:
+            scales, held = store.read(store.extra[packed.scales.name]), packed.scales.name
+        start, high, wide = packed.grid(first, len(rows))
+        yield packed.codes_of(rows, scales.view(-1, wide)[start : start + high], first)
 
 
 def _offsets(header: str) -> dict[str, tuple[int, int]]:

@@ -25,10 +25,13 @@ from .writing import ELSEWHERE, explained, lock_of, only_process
 
 def estimate(checkpoint: Checkpoint, layout: ModelLayout, recipe: Recipe) -> int:
     """Bytes of the Store on disk."""
-    weights = {name for spec in layout.linears for name in spec.tensors}
     chosen = codec(recipe.codec)
-    copied = layout.shared if chosen.linked else [name for name in checkpoint.tensors if name not in weights]
-    total = sum(aligned(checkpoint.info(name).nbytes) for name in copied)
+    weights = {name for spec in layout.linears for name in spec.tensors}
+    copied = [checkpoint.info(name) for name in layout.shared if name not in weights]
+    if not chosen.linked:
+        tables = (checkpoint.info(name) for name in layout.looked_up if name not in weights)
+        copied += [*tables, *checkpoint.further(layout)]
+    total = sum(aligned(info.nbytes) for info in copied)
     for spec, wanted in zip(layout.linears, quantizers_of(layout, recipe), strict=True):
         dtype = checkpoint.weight_dtype(spec)
         quantizer = fitting(wanted, *spec.shape)

@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import CheckpointError
 from .files import read_bytes
 from .formats import refuse_pointer
+
+if TYPE_CHECKING:
+    from .packed import Packed
 
 DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -24,7 +27,9 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor's bytes are: `nbytes` at `offset` of `file`."""
+    """Where a tensor's bytes are: `nbytes` at `offset` of `file`.
+
+    One that is `packed` is what a model has of tensors that are published quantised: no file holds it, and its place is theirs."""
 
     name: str
     dtype: torch.dtype
@@ -34,6 +39,7 @@ class TensorInfo:
     nbytes: int
     # What the file calls a type that is not in DTYPES, of which only the bytes are known: `dtype` is uint8, `shape` [nbytes].
     unknown: str = ""
+    packed: "Packed | None" = None
 
     @property
     def row_bytes(self) -> int:
@@ -81,14 +87,22 @@ def read_shard(path: Path) -> Shard:
     read_bytes(path, 8, header, CheckpointError)
     text = header.numpy().tobytes()
     try:
-        entries = json.loads(text)
-        entries.pop("__metadata__", None)
-        tensors = [_tensor_info(name, entry, path, 8 + count, size) for name, entry in entries.items()]
+        tensors = tensors_of(text, path, size)
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise CheckpointError(f"{path} has a damaged header ({problem!r}). Get it again.") from None
     tensors.sort(key=lambda info: (info.offset, info.nbytes))
     _check_covered(path, tensors, 8 + count, size)
     return Shard(path, text, tuple(tensors))
+
+
+def tensors_of(header: bytes, path: Path, size: int | None = None) -> list[TensorInfo]:
+    """The tensors that a safetensors file of `size` bytes has by its `header`; None: as many bytes as they need.
+
+    Raises CheckpointError for one that lies beyond its end, and what a header raises that is none."""
+    entries = json.loads(header)
+    entries.pop("__metadata__", None)
+    start = 8 + len(header)
+    return [_tensor_info(name, entry, path, start, size) for name, entry in entries.items()]
 
 
 def _check_covered(path: Path, tensors: Sequence[TensorInfo], start: int, size: int) -> None:
@@ -102,7 +116,7 @@ def _check_covered(path: Path, tensors: Sequence[TensorInfo], start: int, size: 
         raise CheckpointError(f"{path} has {size - start} bytes after its last tensor. Get it again.")
 
 
-def _tensor_info(name: str, entry: Mapping[str, Any], path: Path, start: int, size: int) -> TensorInfo:
+def _tensor_info(name: str, entry: Mapping[str, Any], path: Path, start: int, size: int | None) -> TensorInfo:
     """Where a tensor lies. One of an unknown type is told as its bytes: a model that does not need it can do with it."""
     first, last = (int(offset) for offset in entry["data_offsets"])
     shape = tuple(int(length) for length in entry["shape"])
@@ -111,6 +125,6 @@ def _tensor_info(name: str, entry: Mapping[str, Any], path: Path, start: int, si
     shape = (last - first,) if unknown else shape
     if last - first != prod(shape) * dtype.itemsize or first < 0 or last < first:
         raise CheckpointError(f"{path}: tensor {name!r} has {last - first} bytes, not its shape's. Get it again.")
-    if start + last > size:
+    if size is not None and start + last > size:
         raise CheckpointError(f"{path} is cut short: {name!r} ends at byte {start + last} of {size}. Get it again.")
     return TensorInfo(name, dtype, shape, path, start + first, last - first, unknown)

@@ -202,3 +202,12 @@ def _locked(path: Path, waiting: Callable[[], None]) -> int:
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
         os.close(descriptor)  # the other process removed the file it had locked: this lock guards nothing
+
+
+def synced(path: Path) -> None:
+    """Return once the file or directory `path` is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

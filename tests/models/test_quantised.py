@@ -1,0 +1,146 @@
+"""Checkpoints that are published quantised, FP8 and MXFP4, run as what transformers makes of them with `dequantize=True`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.quantised import dequantised, publish_fp8, publish_mxfp4, rewrite, to_fp8
+from tests.tiny import generated, opened
+from understudy import LLM, SamplingParams
+from understudy.errors import CheckpointError, UsageError
+from understudy.models.configuration import config_of
+from understudy.models.streamed import attention_name
+from understudy.models.structure import layout, skeleton
+from understudy.weights.checkpoint import Checkpoint
+from understudy.weights.export import export
+
+PROMPT = [17, 45, 45, 200, 3, 17, 45, 99, 120, 7, 8, 9, 250, 31, 17, 45, 45]
+GREEDY = SamplingParams(max_new_tokens=20, ignore_eos=True)
+SAMPLED = SamplingParams(max_new_tokens=20, ignore_eos=True, temperature=0.7, seed=5)
+FORMS: dict[str, Callable[[Path], None]] = {
+    "gpt_oss in MXFP4": publish_mxfp4,
+    "qwen3 in FP8": lambda path: publish_fp8(path, "qwen3"),
+    "qwen3 in FP8, one scale a tensor": lambda path: publish_fp8(path, "qwen3", None),
+    "qwen3 in FP8, one scale a row": lambda path: publish_fp8(path, "qwen3", (1, 1 << 16)),
+    "qwen3_moe in FP8": lambda path: publish_fp8(path, "qwen3_moe"),
+    "deepseek_v3 in FP8": lambda path: publish_fp8(path, "deepseek_v3", (8, 8)),
+    "minimax_m2 in FP8": lambda path: publish_fp8(path, "minimax_m2"),
+}
+
+
+def weights_of(directory: Path) -> dict[str, torch.Tensor]:
+    """All weights that stream, as they are read, by the names of their parameters."""
+    checkpoint = Checkpoint.open(directory)
+    model = skeleton(config_of(directory), torch.bfloat16, attention_name())
+    specs = layout(model, checkpoint.tensors).linears
+    names = (spec.module if spec.experts else f"{spec.module}.weight" for spec in specs)
+    return {name: checkpoint.weight_rows(spec, 0, spec.shape[0]) for name, spec in zip(names, specs, strict=True)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_and_tokens_are_those_of_transformers(form: str, tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    FORMS[form](source)
+    model = dequantised(source)
+    expected, own = model.state_dict(), weights_of(source)
+    assert any(name.endswith(("down_proj", "down_proj.weight")) for name in own)
+    for name, rows in own.items():
+        wanted = expected[name]
+        if wanted.dim() == 3:
+            wanted = (wanted.transpose(1, 2) if "MXFP4" in form else wanted).flatten(0, 1)
+        assert torch.equal(rows.view(torch.int16), wanted.contiguous().view(torch.int16)), name
+    with opened(source, context=128, dtype="float32") as llm:
+        single = llm.generate(PROMPT, GREEDY)[0]
+    assert single.token_ids == generated(model.float(), PROMPT, 20)
+    assert single.stats.accepted > 0 and single.stats.bytes_streamed > 0
+
+
+@pytest.mark.parametrize("form", ["gpt_oss in MXFP4", "qwen3_moe in FP8", "deepseek_v3 in FP8"])
+def test_drafted_text_is_the_plain_one_and_the_files_come_back(form: str, tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    FORMS[form](source)
+    texts = []
+    for options in ({"method": "none", "codec": "raw"}, {"codec": "raw"}, {"codec": "delta"}):
+        with opened(source, context=128, **options) as llm:
+            done = [llm.generate(PROMPT, params)[0] for params in (GREEDY, SAMPLED)]
+            store = llm.store
+        texts.append([text.token_ids for text in done])
+        assert min(text.stats.bytes_streamed for text in done) > 0
+        assert "method" in options or min(text.stats.accepted for text in done) > 0
+        store.verify()
+        export(store, tmp_path / str(len(texts)))
+        for file in source.iterdir():
+            assert (tmp_path / str(len(texts)) / file.name).read_bytes() == file.read_bytes(), file.name
+    assert texts[0] == texts[1] == texts[2] and len(set(texts[0][1])) > 4
+
+
+def test_a_linear_that_decides_and_a_layer_that_is_left_aside(tmp_path: Path) -> None:
+    """Of the first the Store keeps weights and codes, of the other codes alone; both come back."""
+    source = tmp_path / "model"
+    publish_fp8(source, "deepseek_v3", (8, 8), q_lora_rank=8, num_nextn_predict_layers=1)
+    made = load_file(source / "model.safetensors")
+    codes, scales = to_fp8(torch.randn(64, 128), (8, 8))
+    made |= {"model.layers.3.eh_proj.weight": codes, "model.layers.3.eh_proj.weight_scale_inv": scales}
+    rewrite(source, made)
+    model = dequantised(source)
+    with opened(source, context=128, dtype="float32") as llm:
+        done, store = llm.generate(PROMPT, GREEDY)[0], llm.store
+    name = "model.layers.0.self_attn.q_a_proj.weight"
+    assert store.shared[name].dtype == torch.bfloat16 and store.extra[name].dtype == torch.float8_e4m3fn
+    assert torch.equal(store.read(store.shared[name]), model.state_dict()[name])
+    assert done.token_ids == generated(model.float(), PROMPT, 20) and done.stats.accepted > 0
+    export(store, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+def test_what_is_exact_is_said_in_one_line_and_nothing_links_to_codes(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    publish_fp8(source, "qwen3")
+    told: list[str] = []
+    store = LLM.prepare(source, output=tmp_path / "store", progress=lambda stage, *_: told.append(stage), rows=1)
+    line = "Published in FP8 in blocks of 32 x 32: exact are the bfloat16 weights that transformers makes of it (dequantize=True)"
+    assert told.count(line) == 1
+    plans = [LLM.plan_only(place, memory="1GiB", rows=1, resident="none") for place in (source, store.path)]
+    plans.append(LLM.plan_only(None, config=source, memory="1GiB", rows=1, resident="none", codec="raw"))
+    assert all(line in plan.notes for plan in plans)
+    for use in (lambda: LLM(source, link=True), lambda: LLM.plan_only(source, link=True)):
+        with pytest.raises(UsageError, match="--link reads weights as they are published, and these are published in FP8"):
+            use()
+
+
+def test_sizes_of_a_config_are_those_of_its_checkpoint(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    publish_mxfp4(source)
+    options: dict[str, Any] = {"memory": "1GiB", "rows": 1, "resident": "none", "codec": "raw", "bits": 4, "context": 128}
+    from_config, from_checkpoint = LLM.plan_only(None, config=source, **options), LLM.plan_only(source, **options)
+    prepared = LLM.plan_only(LLM.prepare(source, rows=1, codec="raw", bits=4).path, **{**options, "bits": "auto", "codec": "auto"})
+    names = ("substitute", "shared", "kv_cache")
+    for plan in (from_checkpoint, prepared):
+        assert plan.streamed_bytes == from_config.streamed_bytes
+        assert {name: plan.items.get(name) for name in names} == {name: from_config.items.get(name) for name in names}
+
+
+def test_an_exponent_that_stands_for_no_number_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    publish_mxfp4(source)
+    made = load_file(source / "model.safetensors")
+    name = "model.layers.1.mlp.experts.down_proj"
+    made[f"{name}_scales"][5, 7, 1] = 255
+    rewrite(source, made)
+    with pytest.raises(CheckpointError, match=rf"tensor '{name}' holds (NaN|an infinity)"):
+        LLM.prepare(source, rows=1, calibrate="none")
+
+
+@pytest.mark.parametrize("missing", ["scales", "blocks"])
+def test_codes_without_scales_are_refused_by_name(missing: str, tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    publish_mxfp4(source)
+    name = f"model.layers.1.mlp.experts.down_proj_{missing}"
+    rewrite(source, {key: tensor for key, tensor in load_file(source / "model.safetensors").items() if key != name})
+    with pytest.raises(CheckpointError, match=name if missing == "scales" else "down_proj") as refusal:
+        LLM.prepare(source, rows=1)
+    assert "\n" not in str(refusal.value)

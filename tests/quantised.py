@@ -1,0 +1,109 @@
+"""Tiny checkpoints in the form in which quantised models are published: FP8 in blocks or with one scale, and MXFP4."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
+
+from tests.tiny import MIXTURES, save
+from understudy.weights.packed import Packed
+from understudy.weights.shards import TensorInfo
+
+# What stays in bfloat16: tables, heads, norms and routers.
+LEFT = ("embed", "lm_head", "norm", "mlp.gate.", "router")
+LARGEST = 448.0
+# A mixture whose matrices have whole blocks of 32.
+GPT_OSS = {**MIXTURES["gpt_oss"], "hidden_size": 64, "intermediate_size": 64}
+
+
+def to_fp8(weight: Tensor, block: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a matrix, whose last blocks may be cut off; None: one scale for all."""
+    rows, columns = weight.shape
+    high, wide = block or (rows, columns)
+    scales = torch.empty(-(-rows // high), -(-columns // wide))
+    codes = torch.empty(rows, columns)
+    for i in range(scales.shape[0]):
+        for j in range(scales.shape[1]):
+            own = slice(i * high, (i + 1) * high), slice(j * wide, (j + 1) * wide)
+            scales[i, j] = weight[own].float().abs().max().clamp(min=1e-12) / LARGEST
+            codes[own] = weight[own].float() / scales[i, j]
+    return codes.to(torch.float8_e4m3fn), scales if block else scales.view(())
+
+
+def to_mxfp4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [..., n / 32, 16], two a byte, and the exponent of each block of 32 numbers."""
+    blocks = weight.float().unflatten(-1, (-1, 32))
+    scales = (blocks.abs().amax(-1).clamp(min=1e-12).log2().floor() - 2 + 127).clamp(1, 254).to(torch.uint8)
+    values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    scaled = blocks / torch.exp2(scales.float() - 127)[..., None]
+    codes = (scaled.abs()[..., None] - values).abs().argmin(-1).to(torch.uint8) | (scaled < 0).to(torch.uint8) << 3
+    return codes[..., ::2] | codes[..., 1::2] << 4, scales
+
+
+def settings(form: str, block: tuple[int, int] | None) -> dict[str, Any]:
+    """The `quantization_config` of a checkpoint in this form."""
+    if form == "mxfp4":
+        return {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    return {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": block and list(block)}
+
+
+def publish_fp8(directory: Path, family: str, block: tuple[int, int] | None = (32, 32), **changes: Any) -> None:
+    """Write a checkpoint of this family with its Linears in FP8; per tensor, activations have scales too."""
+    save(directory, family, torch.bfloat16, **changes)
+    made: dict[str, Tensor] = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        made[name] = tensor
+        if name.endswith(".weight") and tensor.dim() == 2 and not any(word in name for word in LEFT):
+            made[name], made[f"{name}_scale_inv"] = to_fp8(tensor, block)
+            if block is None:
+                made[f"{name.removesuffix('.weight')}.activation_scale"] = torch.tensor(0.5)
+    rewrite(directory, made, settings("fp8", block))
+
+
+def publish_mxfp4(directory: Path, **changes: Any) -> None:
+    """Write a gpt-oss as it is published."""
+    save(directory, "gpt_oss", torch.bfloat16, **{**GPT_OSS, **changes})
+    made: dict[str, Tensor] = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            made[f"{name}_blocks"], made[f"{name}_scales"] = to_mxfp4(tensor.transpose(1, 2).contiguous())
+        else:
+            made[name] = tensor
+    rewrite(directory, made, settings("mxfp4", None))
+
+
+def rewrite(directory: Path, made: dict[str, Tensor], quantization: dict[str, Any] | None = None) -> None:
+    """Write other tensors into a checkpoint of one file, and how they are quantised into its config."""
+    save_file(made, directory / "model.safetensors", {"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    if quantization is not None:
+        config["quantization_config"] = quantization
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def dequantised(directory: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """What transformers makes of such a checkpoint: in bfloat16, and the same weights in float32 where `dtype` says so."""
+    config = json.loads((directory / "config.json").read_text())["quantization_config"]
+    kind = Mxfp4Config if config["quant_method"] == "mxfp4" else FineGrainedFP8Config
+    told = {name: value for name, value in config.items() if name not in ("quant_method", "fmt")}
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, quantization_config=kind(**told, dequantize=True), dtype=torch.bfloat16
+    )
+    return as_usual(model).to(dtype).eval()
+
+
+def as_usual(model: Any) -> Any:
+    """A dequantised model as one that knows nothing of it, which may take another type."""
+    plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+def packed(codes: Tensor, scales: Tensor, block: tuple[int, int]) -> Packed:
+    """How `codes` and `scales` are published, in no file."""
+    infos = [TensorInfo("w", tensor.dtype, tuple(tensor.shape), Path(), 0, tensor.nbytes) for tensor in (codes, scales)]
+    return Packed(infos[0], infos[1], block)
