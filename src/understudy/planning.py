@@ -21,6 +21,7 @@ from .errors import UsageError
 from .heads.source import Bearer
 from .models import structure
 from .models.configuration import tokenizer_of
+from .models.experts import stacks
 from .models.footprint import sizes_of_checkpoint
 from .models.streamed import attention_name
 from .models.wrapper import text_config
@@ -33,7 +34,8 @@ from .stores import Made
 from .weights.checkpoint import Checkpoint, TensorInfo, read_object
 from .weights.encoding import check_linears
 from .weights.layout import ModelLayout
-from .weights.packed import dtype_of, form_of
+from .weights.packed import MXFP4, dtype_of, form_of
+from .weights.packed import foretold as in_mxfp4
 from .weights.store import Store
 
 # What preparing a model takes at most beside what a process holds when it has proven its kind, kernels that are compiled for it
@@ -121,6 +123,9 @@ def foretold_of_config(place: str | Path, options: Options) -> tuple[Foretold, d
         raise UsageError(f"{directory / 'config.json'} does not say the weights' type: give it with --dtype.")
     model = structure.skeleton(config, dtype, attention_name())
     tensors = structure.foretold(model, dtype, directory)
+    if form_of(content) == MXFP4:
+        made = ((tensors[name], (stack.experts, stack.outputs, stack.inputs)) for name, stack in stacks(model).items())
+        tensors |= {info.name: in_mxfp4(info, shape) for info, shape in made}
     layout = structure.in_blocks(structure.layout(model, tensors))
     check_linears(layout, tensors)
     foretold = Foretold(config, tensors, layout)

@@ -12,6 +12,7 @@ from tests import fake_device
 from tests.fake_device import FakeDevice, RowDevice
 from tests.fake_graphs import Recorder, own_kernels
 from tests.mtp import fit_mtp, publish_mtp
+from tests.quantised import publish_mxfp4
 from tests.tiny import save
 from understudy import LLM, SamplingParams, UsageError
 from understudy.devices import DEVICES
@@ -68,6 +69,15 @@ def test_in_bfloat16_drafting_changes_no_token(family: str, tmp_path: Path) -> N
     with llm(tmp_path / "model") as fake:
         assert texts(fake, prompts) == plain
         assert fake.generate([PROMPT], GREEDY)[0].stats.accepted > 0
+
+
+def test_codes_in_mxfp4_are_decoded_there(tmp_path: Path) -> None:
+    publish_mxfp4(tmp_path / "model", num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
+    with llm(tmp_path / "model", method="none", device="cpu", dtype="float32") as cpu:
+        plain = texts(cpu)
+    with llm(tmp_path / "model", dtype="float32") as fake:
+        assert texts(fake) == plain and len(set(plain[1])) > 3
+        assert {entry.codec for entry in fake.store.linears.values() if entry.experts} == {"mxfp4"}
 
 
 def test_a_level_is_recorded_and_takes_few_launches_for_the_experts_of_a_layer(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def test_drafted_text_is_the_plain_one_and_the_files_come_back(form: str, tmp_pa
         texts.append([text.token_ids for text in done])
         assert min(text.stats.bytes_streamed for text in done) > 0
         assert "method" in options or min(text.stats.accepted for text in done) > 0
+        experts = {entry.codec for entry in store.linears.values() if entry.experts}
+        assert experts == {"mxfp4" if "MXFP4" in form else options["codec"]}
         store.verify()
         export(store, tmp_path / str(len(texts)))
         for file in source.iterdir():
@@ -110,6 +112,17 @@ def test_what_is_exact_is_said_in_one_line_and_nothing_links_to_codes(tmp_path: 
     for use in (lambda: LLM(source, link=True), lambda: LLM.plan_only(source, link=True)):
         with pytest.raises(UsageError, match="--link reads weights as they are published, and these are published in FP8"):
             use()
+
+
+def test_weights_in_mxfp4_stream_as_they_are_published(tmp_path: Path) -> None:
+    """In 4.25 bits each, whatever the codec of the others."""
+    source = tmp_path / "model"
+    publish_mxfp4(source)
+    store = LLM.prepare(source, rows=1, codec="raw", output=tmp_path / "store")
+    for entry in store.linears.values():
+        streamed = sum(part.stored.nbytes for part in entry.parts)
+        rows, columns = -(-entry.shape[0] // 64) * 64, entry.shape[1]
+        assert streamed * 8 == rows * columns * (4.25 if entry.experts else 16)
 
 
 def test_sizes_of_a_config_are_those_of_its_checkpoint(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ CODECS: dict[str, str] = {
     "raw": "understudy.codecs.raw:Raw",
     "link": "understudy.codecs.link:InSource",
 }
+# Codecs of weights that are published in a form of their own: these have them whichever codec is chosen, and no others do.
+OF_FORMS: dict[str, str] = {"mxfp4": "understudy.codecs.mxfp4:Fours"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,5 +102,5 @@ def candidates(dtype: torch.dtype, quantizer: str) -> list[Codec]:
 @cache
 def codec(spec: str) -> Codec:
     """The codec that `spec` names, like "raw"."""
-    made: Codec = build("codec", CODECS, spec)
+    made: Codec = build("codec", {**CODECS, **OF_FORMS}, spec)
     return made

@@ -39,7 +39,7 @@ class ResidualBlocks(Descriptor):
         ("stream", NUMBER),
         ("table", NUMBER),
         ("exceptions", NUMBER),
-        # of a code: 2, 3, 4, 6 or 8
+        # of a code: 2, 3, 4, 6 or 8; 0: there is no residual, but codes in MXFP4 (`fours`) at `dense`, their exponents at `stream`
         ("bits", NUMBER),
     )
 

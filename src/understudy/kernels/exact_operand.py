@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .descriptor import ResidualBlocks
+from .fours import SHARED
 from .residual import Residual, described
 
 # the addresses of a `ResidualBlocks` that are in a part's own bytes
@@ -38,6 +39,15 @@ class Operand:
     def packed(cls, residual: Residual, codes: Tensor, scales: Tensor) -> "Operand":
         """The weights that `residual` and `codes` [nb, K, 8 * bits] with their `scales` stand for."""
         return cls(described(residual, codes, scales), 0, residual, codes, scales)
+
+    @classmethod
+    def fours(cls, codes: Tensor, exponents: Tensor) -> "Operand":
+        """The weights that codes [nb, K, 32] in MXFP4 and their exponents stand for (`kernels.fours`)."""
+        assert codes.is_contiguous() and exponents.is_contiguous()
+        shape = ResidualBlocks(
+            count=codes.shape[0], columns=codes.shape[1], group=SHARED, dense=codes.data_ptr(), stream=exponents.data_ptr()
+        )
+        return cls(shape, 0, codes, exponents)
 
     def lies_in(self, data: Tensor) -> bool:
         """Whether all that it reads, but for codes and scales, is in the bytes `data`."""

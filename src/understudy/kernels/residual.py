@@ -18,6 +18,7 @@ from . import team
 from .bins import DENSE, MOST
 from .compiled import bits, compiled, machine_code
 from .descriptor import DecodeRun, ResidualBlocks, decode_run
+from .fours import read_fours
 from .residual_bits import tile_reader, tile_writer
 from .team import take, uint16_at, uint32_at
 from .vector import prefetch
@@ -131,6 +132,9 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
     """Group g of block b of `blocks` (`ResidualBlocks`): [group, 64] at the address `out`."""
     columns, group, bits = blocks.columns, blocks.group, blocks.bits
     groups = columns // group
+    if bits == 0:
+        read_fours(blocks.dense + (b * columns + g * group) * 32, blocks.stream + (b * groups + g) * 64, group, out)
+        return
     tiles = blocks.count * groups
     table = carray(uint32_at(blocks.table), (tiles + 1, 2))
     exceptions = carray(uint16_at(blocks.exceptions), (table[tiles, 1], 2))

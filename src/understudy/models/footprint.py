@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -128,7 +128,9 @@ def sizes_of_checkpoint(
     """The sizes that a Store of these tensors would have. Parts and a mix of bits are those of usual weights."""
     head = layout.linears[-1]
     foretold = [
-        _foretold(spec, tensors[spec.weight].dtype, wanted, recipe.codec, holds_substitute or (holds_head and spec is head))
+        _foretold(
+            spec, [tensors[name] for name in spec.tensors], wanted, recipe.codec, holds_substitute or (holds_head and spec is head)
+        )
         for spec, wanted in zip(layout.linears, quantizers_of(layout, recipe), strict=True)
     ]
     return WeightSizes(
@@ -152,10 +154,10 @@ class ForetoldLinear:
     decoding_bytes: int
 
 
-def _foretold(spec: LinearSpec, dtype: torch.dtype, wanted: str, coding: str, holds_substitute: bool) -> ForetoldLinear:
-    rows, columns = spec.shape
+def _foretold(spec: LinearSpec, infos: Sequence[TensorInfo], wanted: str, coding: str, holds_substitute: bool) -> ForetoldLinear:
+    dtype, (rows, columns) = infos[0].dtype, spec.shape
     quantizer = fitting(wanted, rows, columns)
-    chosen = suited(codec_for(spec, coding).name, dtype, quantizer.name)
+    chosen = suited(codec_for(spec, coding, infos).name, dtype, quantizer.name)
     exact_bytes = whole_bytes(columns, blocks_of(rows), dtype)
     if quantizer.name == "exact":
         own = quantizer.size(rows, columns, dtype)

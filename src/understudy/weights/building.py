@@ -182,7 +182,8 @@ class Building:
     def _encoding(self, spec: LinearSpec, wanted: str) -> Encoding:
         """How a weight is encoded: by the recipe's codec, or as `raw` where that cannot store it."""
         info = self.checkpoint.info(spec.weight)
-        quantizer, chosen = fitting(wanted, *spec.shape), codec_for(spec, self.recipe.codec)
+        quantizer = fitting(wanted, *spec.shape)
+        chosen = codec_for(spec, self.recipe.codec, map(self.checkpoint.info, spec.tensors))
         applies = chosen.applies(info.dtype, quantizer.name)
         inputs = None if self.measuring is None else self.measuring.of(self.layout.linears.index(spec))
         return Encoding(self.checkpoint, spec, quantizer, chosen if applies else codec(FALLBACK), inputs)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..codecs import FALLBACK, Codec, codec
+from ..codecs import FALLBACK, OF_FORMS, Codec, codec
 from ..errors import CheckpointError
 from ..kernels.pack import BLOCK, block, blocks_of, unusable_value
 from ..quantizers import Quantizer, Tensors
@@ -124,9 +124,13 @@ def refuse_unusable(info: TensorInfo, piece: Tensor) -> None:
         raise CheckpointError(f"{info.file}: tensor {info.name!r} holds {value}: the checkpoint is broken, get it again.")
 
 
-def codec_for(spec: LinearSpec, wanted: str) -> Codec:
-    """The codec named `wanted`, or one that copies where that links to rows which a source does not have as such."""
+def codec_for(spec: LinearSpec, wanted: str, infos: Iterable[TensorInfo]) -> Codec:
+    """The codec of a weight that is made of the tensors `infos`: that of the form in which it is published, if there is one; else
+    the one named `wanted`, or one that copies where that links to rows which a source does not have as such."""
     chosen = codec(wanted)
+    forms = {info.packed.form if info.packed else "" for info in infos}
+    if len(forms) == 1 and (form := forms.pop()) in OF_FORMS:
+        return codec(form)
     return codec(FALLBACK) if chosen.linked and spec.turned else chosen
 
 

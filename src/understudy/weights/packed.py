@@ -29,6 +29,8 @@ _CODES = (torch.float8_e4m3fn, torch.float8_e5m2)
 # In MXFP4, a weight X is X_blocks, 16 bytes of two codes each, and X_scales, an exponent for each of them.
 _BLOCKS, _SCALES, _PAIRS = "_blocks", "_scales", 16
 _SCALE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.float8_e8m0fnu)
+# Numbers that are made at a time.
+TOGETHER = 1 << 18
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -47,6 +49,11 @@ class Packed:
     def pairs(self) -> bool:
         """Does a byte hold two codes of four bits, the lower one first?"""
         return self.codes.dtype == torch.uint8
+
+    @property
+    def form(self) -> str:
+        """FP8 or MXFP4."""
+        return MXFP4 if self.pairs else FP8
 
     @property
     def row_bytes(self) -> int:
@@ -101,6 +108,16 @@ def read_rows(info: TensorInfo, first: int, count: int) -> Tensor:
     Raises CheckpointError where the codes could not be told from them again."""
     packed = info.packed
     assert packed is not None and not packed.fault, f"{info.name} is not packed, or cannot be used"
+    rows = torch.empty(count, packed.columns, dtype=info.dtype)
+    # a few at a time, in little room
+    step = max(TOGETHER // packed.columns, 1)
+    for start in range(0, count, step):
+        few = min(step, count - start)
+        rows[start : start + few] = _few_rows(info, packed, first + start, few)
+    return rows
+
+
+def _few_rows(info: TensorInfo, packed: Packed, first: int, count: int) -> Tensor:
     place = packed.codes.offset + first * packed.row_bytes
     codes = read_tensor(packed.codes.file, place, torch.uint8, (count, packed.row_bytes), CheckpointError)
     start, high, wide = packed.grid(first, count)
@@ -178,6 +195,16 @@ def unpacked(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> Map
         nbytes = math.prod(shape) * dtype.itemsize
         found[name] = TensorInfo(name, dtype, shape, info.file, info.offset, nbytes, packed=packed)
     return {name: info for name, info in found.items() if name not in beside}
+
+
+def foretold(info: TensorInfo, shape: tuple[int, int, int]) -> TensorInfo:
+    """The matrices [experts, out, in] of this `shape`, of which `info` is foretold, as they are published in MXFP4: nothing of them
+    can be read."""
+    *rows, columns = shape
+    groups = (*rows, columns // (2 * _PAIRS))
+    codes = replace(info, name=info.name + _BLOCKS, dtype=torch.uint8, shape=(*groups, _PAIRS), nbytes=math.prod(groups) * _PAIRS)
+    scales = replace(codes, name=info.name + _SCALES, shape=groups, nbytes=math.prod(groups))
+    return replace(info, shape=shape, packed=_mxfp4(codes, scales))
 
 
 def _mxfp4(codes: TensorInfo, scales: TensorInfo) -> Packed:

@@ -36,7 +36,7 @@ def estimate(checkpoint: Checkpoint, layout: ModelLayout, recipe: Recipe) -> int
         dtype = checkpoint.weight_dtype(spec)
         quantizer = fitting(wanted, *spec.shape)
         total += aligned(quantizer.size(*spec.shape, dtype))
-        coding = codec_for(spec, recipe.codec)
+        coding = codec_for(spec, recipe.codec, map(checkpoint.info, spec.tensors))
         if quantizer.name != "exact" and not coding.linked:
             bits = coding.bits(dtype, quantizer.name) * spec.shape[1]
             total += sum(aligned(int(bits / 8 * blocks * BLOCK)) for _, blocks in part_blocks(spec.shape, dtype, spec.unit))
