@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig, FineGrainedFP8Config, Mxfp4Config
 
 from tests.tiny import MIXTURES, save
 from understudy.weights.packed import Packed
@@ -44,6 +44,28 @@ def to_mxfp4(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes[..., ::2] | codes[..., 1::2] << 4, scales
 
 
+def to_int4(weight: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
+    """Codes, eight in an int32, and bfloat16 scales of each row's groups, as compressed-tensors packs them."""
+    groups = weight.float().unflatten(-1, (-1, group))
+    scales = (groups.abs().amax(-1).clamp(min=1e-6) / 7.5).to(torch.bfloat16)
+    codes = (groups / scales.float()[..., None]).round().clamp(-8, 7).add(8).to(torch.uint8).flatten(-2)
+    return (codes[..., ::2] | codes[..., 1::2] << 4).contiguous().view(torch.int32), scales
+
+
+def compressed(kind: str) -> dict[str, Any]:
+    """The `quantization_config` of compressed-tensors in FP8, one scale a row, or in codes of four bits, one for 32 columns."""
+    weights: dict[str, Any] = {"num_bits": 8, "type": "float", "strategy": "channel"}
+    if kind == "int4":
+        weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
+    how = "pack-quantized" if kind == "int4" else "float-quantized"
+    weights |= {"symmetric": True, "dynamic": False, "observer": "minmax"}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors", "format": how, "config_groups": {"group_0": group}, "ignore": ["lm_head"],
+        "quantization_status": "compressed", "kv_cache_scheme": None,
+    }  # fmt: skip
+
+
 def settings(form: str, block: tuple[int, int] | None) -> dict[str, Any]:
     """The `quantization_config` of a checkpoint in this form."""
     if form == "mxfp4":
@@ -62,6 +84,22 @@ def publish_fp8(directory: Path, family: str, block: tuple[int, int] | None = (3
             if block is None:
                 made[f"{name.removesuffix('.weight')}.activation_scale"] = torch.tensor(0.5)
     rewrite(directory, made, settings("fp8", block))
+
+
+def publish_compressed(directory: Path, family: str, kind: str, **changes: Any) -> None:
+    """Write a checkpoint of this family with its Linears as compressed-tensors stores them, in "fp8" or "int4"."""
+    save(directory, family, torch.bfloat16, **changes)
+    made: dict[str, Tensor] = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        if not name.endswith(".weight") or tensor.dim() != 2 or any(word in name for word in LEFT):
+            made[name] = tensor
+        elif kind == "fp8":
+            codes, scales = to_fp8(tensor, (1, tensor.shape[1]))
+            made |= {name: codes, f"{name}_scale": scales.to(torch.bfloat16)}
+        else:
+            codes, scales = to_int4(tensor)
+            made |= {f"{name}_packed": codes, f"{name}_scale": scales, f"{name}_shape": torch.tensor(tensor.shape)}
+    rewrite(directory, made, compressed(kind))
 
 
 def publish_mxfp4(directory: Path, **changes: Any) -> None:
@@ -88,7 +126,8 @@ def rewrite(directory: Path, made: dict[str, Tensor], quantization: dict[str, An
 def dequantised(directory: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
     """What transformers makes of such a checkpoint: in bfloat16, and the same weights in float32 where `dtype` says so."""
     config = json.loads((directory / "config.json").read_text())["quantization_config"]
-    kind = Mxfp4Config if config["quant_method"] == "mxfp4" else FineGrainedFP8Config
+    kinds = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config, "compressed-tensors": CompressedTensorsConfig}
+    kind = kinds[config["quant_method"]]
     told = {name: value for name, value in config.items() if name not in ("quant_method", "fmt")}
     model = AutoModelForCausalLM.from_pretrained(
         directory, quantization_config=kind(**told, dequantize=True), dtype=torch.bfloat16

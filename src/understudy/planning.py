@@ -34,8 +34,9 @@ from .stores import Made
 from .weights.checkpoint import Checkpoint, TensorInfo, read_object
 from .weights.encoding import check_linears
 from .weights.layout import ModelLayout
-from .weights.packed import MXFP4, dtype_of, form_of
-from .weights.packed import foretold as in_mxfp4
+from .weights.packed import MXFP4
+from .weights.published import dtype_of, form_of
+from .weights.published import foretold as in_mxfp4
 from .weights.store import Store
 
 # What preparing a model takes at most beside what a process holds when it has proven its kind, kernels that are compiled for it

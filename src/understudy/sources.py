@@ -35,8 +35,8 @@ from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
 from .weights.measuring import Note
-from .weights.packed import dtype_of, in_words
 from .weights.prepare import estimate, prepare
+from .weights.published import dtype_of, in_words
 from .weights.recipe import checksum_of, textless
 from .weights.store import Store
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.quantised import dequantised, publish_fp8, publish_mxfp4, rewrite, to_fp8
+from tests.quantised import dequantised, publish_compressed, publish_fp8, publish_mxfp4, rewrite, to_fp8
 from tests.tiny import generated, opened
 from understudy import LLM, SamplingParams
 from understudy.errors import CheckpointError, UsageError
@@ -29,6 +29,9 @@ FORMS: dict[str, Callable[[Path], None]] = {
     "qwen3_moe in FP8": lambda path: publish_fp8(path, "qwen3_moe"),
     "deepseek_v3 in FP8": lambda path: publish_fp8(path, "deepseek_v3", (8, 8)),
     "minimax_m2 in FP8": lambda path: publish_fp8(path, "minimax_m2"),
+    "qwen3_moe in FP8 of compressed-tensors": lambda path: publish_compressed(path, "qwen3_moe", "fp8"),
+    "qwen3_moe in INT4 of compressed-tensors": lambda path: publish_compressed(path, "qwen3_moe", "int4"),
+    "qwen3 in INT4 of compressed-tensors": lambda path: publish_compressed(path, "qwen3", "int4"),
 }
 
 
@@ -43,6 +46,8 @@ def weights_of(directory: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_and_tokens_are_those_of_transformers(form: str, tmp_path: Path) -> None:
+    if "compressed" in form:
+        pytest.importorskip("compressed_tensors", reason="transformers reads these with that package alone")
     source = tmp_path / "model"
     FORMS[form](source)
     model = dequantised(source)
@@ -59,7 +64,9 @@ def test_weights_and_tokens_are_those_of_transformers(form: str, tmp_path: Path)
     assert single.stats.accepted > 0 and single.stats.bytes_streamed > 0
 
 
-@pytest.mark.parametrize("form", ["gpt_oss in MXFP4", "qwen3_moe in FP8", "deepseek_v3 in FP8"])
+@pytest.mark.parametrize(
+    "form", ["gpt_oss in MXFP4", "qwen3_moe in FP8", "deepseek_v3 in FP8", "qwen3_moe in INT4 of compressed-tensors"]
+)
 def test_drafted_text_is_the_plain_one_and_the_files_come_back(form: str, tmp_path: Path) -> None:
     source = tmp_path / "model"
     FORMS[form](source)

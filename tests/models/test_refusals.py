@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.quantised import compressed
 from tests.tiny import stock
 from understudy.errors import CheckpointError
 from understudy.models import structure
@@ -84,6 +85,8 @@ def test_quantised_weights_are_named_by_their_method(settings: dict[str, object]
         {"quant_method": "fp8", "weight_block_size": [128, 128]},
         {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None, "expert_dtype": "fp8"},
         {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
+        compressed("fp8"),
+        compressed("int4"),
     ],
 )
 def test_fp8_and_mxfp4_are_no_obstacle(settings: dict[str, object], where: str) -> None:

@@ -1,5 +1,6 @@
 """Weights of codes and scales are those that transformers makes, bit for bit, and tell the codes again."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,13 @@ from understudy.errors import CheckpointError
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.encoding import check_weight
 from understudy.weights.export import export
-from understudy.weights.packed import dtype_of, factors, form_of, in_words, unpacked
+from understudy.weights.packed import INT4, MXFP4, _code_of_steps, _pairs_of_values, _powers, _values, factors
 from understudy.weights.prepare import estimate, prepare
+from understudy.weights.published import unpacked
 from understudy.weights.recipe import Recipe
 
 from .made import layout, tensors, write
 
-FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32]}}
-MXFP4 = {"quantization_config": {"quant_method": "mxfp4"}}
 TYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -75,19 +75,24 @@ def test_mxfp4(dtype: torch.dtype) -> None:
         assert torch.equal(form.codes_of(found, own[1], first), own[0])
 
 
+def test_tables_do_not_depend_on_torchs_usual_type() -> None:
+    """Which is another while a thread builds a model in bfloat16."""
+    usual = torch.get_default_dtype()
+    tables: list[Callable[[], Tensor]] = [lambda: _pairs_of_values.__wrapped__(MXFP4), lambda: _pairs_of_values.__wrapped__(INT4)]
+    tables += [_powers.__wrapped__, _code_of_steps.__wrapped__, lambda: _values.__wrapped__(torch.float8_e4m3fn)]
+    expected = [table() for table in tables]
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        found = [table() for table in tables]
+    finally:
+        torch.set_default_dtype(usual)
+    assert all(torch.equal(bits(x), bits(y)) for x, y in zip(found, expected, strict=True))
+
+
 def test_an_exponent_that_stands_for_no_number_gives_none() -> None:
     assert not factors(torch.tensor([255], dtype=torch.uint8)).isfinite().any()
     form = packed(torch.zeros(1, 1, 1, 16, dtype=torch.uint8), torch.tensor([[[255]]], dtype=torch.uint8), (1, 32))
     assert form.values(torch.zeros(1, 16, dtype=torch.uint8), torch.tensor([[255]], dtype=torch.uint8), 0, TYPES[0]).isnan().all()
-
-
-def test_what_a_config_says() -> None:
-    assert form_of(FP8) == "fp8" and in_words(FP8) == "FP8 in blocks of 32 x 32"
-    assert form_of({"text_config": MXFP4}) == "mxfp4" and in_words(MXFP4) == "MXFP4"
-    assert not any(map(form_of, [{}, {"quantization_config": None}, {"quantization_config": {"quant_method": "awq"}}]))
-    assert in_words({"quantization_config": {"quant_method": "fp8", "weight_block_size": None}}) == "FP8"
-    assert dtype_of({}) == dtype_of({"dtype": "bfloat16"}) == dtype_of({"dtype": "int8"}) == torch.bfloat16
-    assert dtype_of({"torch_dtype": "float16"}) == dtype_of({"text_config": {"dtype": "torch.float16"}}) == torch.float16
 
 
 def published(directory: Path, form: str, **changes: Any) -> tuple[Path, dict[str, Tensor]]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
-from ..weights.packed import form_of
+from ..weights.published import form_of
 from .heads import refuse_other_tasks
 from .mixers import recurrent_kinds
 from .wrapper import parts_in
@@ -59,7 +59,7 @@ def refuse_quantised(kind: str, *configs: Mapping[str, Any]) -> None:
     for config in configs:
         for settings in filter(None, map(config.get, _QUANTISED)):
             known = settings if isinstance(settings, Mapping) else {}
-            if form_of({_QUANTISED[0]: known}) and settings is config.get(_QUANTISED[0]):
+            if settings is config.get(_QUANTISED[0]) and form_of(config):
                 _refuse_further(kind, known)
                 continue
             method = next((str(known[name]) for name in _METHOD if known.get(name)), "by a method that is not named")

@@ -20,7 +20,8 @@ from .formats import gguf_advice, other_format, refuse_adapter
 from .hub import SAFETENSORS_INDEX as SAFETENSORS_INDEX
 from .hub import SINGLE, download
 from .layout import LinearSpec, ModelLayout
-from .packed import read_rows, unpacked
+from .packed import read_rows
+from .published import unpacked
 from .shards import Shard, one_type, read_shard
 from .shards import TensorInfo as TensorInfo
 

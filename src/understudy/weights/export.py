@@ -16,7 +16,7 @@ from ..errors import StoreError
 from .entries import LinearEntry, Progress
 from .files import buffer
 from .index import PARTIAL
-from .packed import unpacked
+from .published import unpacked
 from .shards import TensorInfo, tensors_of
 from .store import Store
 from .writing import explained

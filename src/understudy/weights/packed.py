@@ -1,4 +1,4 @@
-"""Weights that are published quantised, as codes and scales: what the model's weights are, and the published codes again.
+"""Weights of codes and scales: what they are, row by row, and the codes again.
 
 The weights are what transformers makes of a checkpoint with `dequantize=True`, bit for bit: each code's value times its scale in
 float32, rounded once to the type that the config names. Codes can be told from them, so a Store holds the weights and the scales,
@@ -7,8 +7,7 @@ and `export` writes the files as they were published. Nothing here reads more th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,15 +19,9 @@ from ..kernels.pack import unusable_value
 from .files import read_tensor
 from .shards import TensorInfo
 
-FP8, MXFP4 = "fp8", "mxfp4"
-# What the types of eight bits are called in transformers' `quantization_config`.
-_SETTINGS, _METHOD = "quantization_config", "quant_method"
-# In FP8, a weight X.weight has its scales in one of these beside it, and that of its inputs, which no weight depends on, in others.
-_WEIGHT, _BESIDE, _OF_INPUTS = ".weight", (".weight_scale_inv", ".scale", ".qscale_weight"), (".activation_scale", ".input_scale")
-_CODES = (torch.float8_e4m3fn, torch.float8_e5m2)
-# In MXFP4, a weight X is X_blocks, 16 bytes of two codes each, and X_scales, an exponent for each of them.
-_BLOCKS, _SCALES, _PAIRS = "_blocks", "_scales", 16
-_SCALE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.float8_e8m0fnu)
+FP8, MXFP4, INT4 = "fp8", "mxfp4", "int4"
+# The types of the tensors that hold codes of four bits, which differ in what codes stand for.
+FOUR_BITS = {torch.uint8: MXFP4, torch.int32: INT4}
 # Numbers that are made at a time.
 TOGETHER = 1 << 18
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -48,17 +41,18 @@ class Packed:
     @property
     def pairs(self) -> bool:
         """Does a byte hold two codes of four bits, the lower one first?"""
-        return self.codes.dtype == torch.uint8
+        return self.codes.dtype in FOUR_BITS
 
     @property
     def form(self) -> str:
-        """FP8 or MXFP4."""
-        return MXFP4 if self.pairs else FP8
+        """FP8, MXFP4 or INT4."""
+        return FOUR_BITS.get(self.codes.dtype, FP8)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of the codes of a row."""
-        return self.codes.shape[-1] * self.codes.shape[-2] if self.pairs else self.codes.shape[-1]
+        one = self.codes.shape[-1] * self.codes.dtype.itemsize
+        return one * self.codes.shape[-2] if self.form == MXFP4 else one
 
     @property
     def columns(self) -> int:
@@ -72,7 +66,7 @@ class Packed:
 
     def values(self, codes: Tensor, scales: Tensor, first: int, dtype: torch.dtype) -> Tensor:
         """Rows [n, columns] of the weight from row `first` on, of their codes and of the rows of scales that `grid` names."""
-        table = _pairs_of_values() if self.pairs else _values(self.codes.dtype)
+        table = _pairs_of_values(self.form) if self.pairs else _values(self.codes.dtype)
         found = table.index_select(0, codes.reshape(-1).to(torch.int32)).view(torch.float32).view(len(codes), self.columns)
         return self._each(found, scales, first, torch.mul).to(dtype)
 
@@ -83,9 +77,12 @@ class Packed:
         found = self._each(rows.to(torch.float32, copy=True), divisors, first, torch.div)
         if not self.pairs:
             return found.to(self.codes.dtype).view(torch.uint8)
-        steps = found.abs().mul_(2).clamp_(0, 2 * _FP4[-1]).to(torch.int32)
-        codes = _code_of_steps().index_select(0, steps.view(-1)).view(len(rows), -1, 2)
-        codes |= torch.signbit(found).view(codes.shape).to(torch.uint8) << 3
+        if self.form == INT4:
+            codes = found.round_().add_(8).clamp_(0, 15).to(torch.uint8).view(len(rows), -1, 2)
+        else:
+            steps = found.abs().mul_(2).clamp_(0, 2 * _FP4[-1]).to(torch.int32)
+            codes = _code_of_steps().index_select(0, steps.view(-1)).view(len(rows), -1, 2)
+            codes |= torch.signbit(found).view(codes.shape).to(torch.uint8) << 3
         return codes[..., 0] | codes[..., 1] << 4
 
     def _each(self, rows: Tensor, scales: Tensor, first: int, change: Any) -> Tensor:
@@ -140,104 +137,6 @@ def factors(scales: Tensor) -> Tensor:
     return scales.to(torch.float32)
 
 
-def form_of(config: Mapping[str, Any]) -> str:
-    """FP8 or MXFP4 where a config.json says that the weights are published so; else empty."""
-    method = str(settings_of(config).get(_METHOD, "")).lower()
-    return method if method in (FP8, MXFP4) else ""
-
-
-def settings_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a config.json, or that of the text model in it, says of how its weights are quantised; empty: nothing."""
-    text = config.get("text_config")
-    places = (config, text if isinstance(text, Mapping) else {})
-    return next((found for place in places if isinstance(found := place.get(_SETTINGS), Mapping) and found), {})
-
-
-def in_words(config: Mapping[str, Any]) -> str:
-    """How the weights are published by a config.json, for people; empty: as they are."""
-    form, block = form_of(config), settings_of(config).get("weight_block_size")
-    blocks = f" in blocks of {block[0]} x {block[1]}" if form == FP8 and isinstance(block, list) and len(block) == 2 else ""
-    return form.upper() + blocks
-
-
-def dtype_of(config: Mapping[str, Any]) -> torch.dtype:
-    """The type of the weights that codes are made to: the one that a config.json names, else bfloat16."""
-    text = config.get("text_config")
-    places = (config, text if isinstance(text, Mapping) else {})
-    named = next((str(place[key]) for place in places for key in ("dtype", "torch_dtype") if place.get(key)), "")
-    found = getattr(torch, named.removeprefix("torch."), None)
-    return found if found in (torch.float16, torch.float32) else torch.bfloat16
-
-
-def unpacked(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
-    """The tensors of the files, `stored`, as the model of a config.json has them: one weight in the place of codes and scales."""
-    form = form_of(config)
-    if not form:
-        return stored
-    dtype, wanted = dtype_of(config), settings_of(config).get("weight_block_size")
-    found: dict[str, TensorInfo] = {}
-    beside: set[str] = set()
-    for info in stored.values():
-        path = info.name.removesuffix(_WEIGHT if form == FP8 else _BLOCKS)
-        if path == info.name or info.dtype not in (_CODES if form == FP8 else (torch.uint8,)):
-            found[info.name] = info
-            continue
-        names = [path + end for end in (_BESIDE if form == FP8 else (_SCALES,))]
-        scales = next((stored[name] for name in names if name in stored), None)
-        beside |= {path + end for end in _OF_INPUTS} if form == FP8 else set()
-        beside |= set() if scales is None else {scales.name}
-        if scales is None:
-            packed = Packed(info, info, fault=f"has no scales: {names[0]!r} is missing. Get the model again")
-        else:
-            packed = _fp8(info, scales, wanted) if form == FP8 else _mxfp4(info, scales)
-        name = info.name if form == FP8 else path
-        shape = info.shape if form == FP8 else (*info.shape[:-2], math.prod(info.shape[-2:]) * 2)
-        nbytes = math.prod(shape) * dtype.itemsize
-        found[name] = TensorInfo(name, dtype, shape, info.file, info.offset, nbytes, packed=packed)
-    return {name: info for name, info in found.items() if name not in beside}
-
-
-def foretold(info: TensorInfo, shape: tuple[int, int, int]) -> TensorInfo:
-    """The matrices [experts, out, in] of this `shape`, of which `info` is foretold, as they are published in MXFP4: nothing of them
-    can be read."""
-    *rows, columns = shape
-    groups = (*rows, columns // (2 * _PAIRS))
-    codes = replace(info, name=info.name + _BLOCKS, dtype=torch.uint8, shape=(*groups, _PAIRS), nbytes=math.prod(groups) * _PAIRS)
-    scales = replace(codes, name=info.name + _SCALES, shape=groups, nbytes=math.prod(groups))
-    return replace(info, shape=shape, packed=_mxfp4(codes, scales))
-
-
-def _mxfp4(codes: TensorInfo, scales: TensorInfo) -> Packed:
-    if len(codes.shape) < 3 or codes.shape[-1] != _PAIRS:
-        what = f"is {list(codes.shape)}, where blocks of {_PAIRS} bytes are needed"
-        return Packed(codes, scales, fault=f"{what}. Get the model again")
-    if scales.shape != codes.shape[:-1] or scales.dtype != torch.uint8:
-        what = f"has scales {list(scales.shape)} of {scales.kind}, where {list(codes.shape[:-1])} of uint8 are needed"
-        return Packed(codes, scales, fault=f"{what}. Get the model again")
-    return Packed(codes, scales, (1, 2 * _PAIRS))
-
-
-def _fp8(codes: TensorInfo, scales: TensorInfo, wanted: Any) -> Packed:
-    found = Packed(codes, scales)
-    shape = scales.shape if len(scales.shape) == 2 else (1, 1)
-    odd = f"is {list(codes.shape)} with scales {list(scales.shape)} of {scales.kind}, which do not fit. Get the model again"
-    if len(codes.shape) != 2 or math.prod(scales.shape) != math.prod(shape) or scales.dtype not in _SCALE_TYPES or 0 in shape:
-        return replace(found, fault=odd)
-    sizes = wanted if isinstance(wanted, list) and len(wanted) == 2 else (None, None)
-    block = []
-    for length, count, size in zip(codes.shape, shape, sizes, strict=True):
-        even = length // count if length % count == 0 else None
-        # As published: blocks of the config's size, the last one cut off. transformers takes even ones.
-        cut = size if isinstance(size, int) and size > 0 and -(-length // size) == count else None
-        if count > 1 and even and cut and even != cut:
-            why = f"in blocks of {cut}, and transformers would take blocks of {even}: this is not supported"
-            return replace(found, fault=f"is {list(codes.shape)} {why}")
-        if (chosen := even or cut) is None:
-            return replace(found, fault=odd)
-        block.append(chosen)
-    return replace(found, block=(block[0], block[1]))
-
-
 @cache
 def _values(dtype: torch.dtype) -> Tensor:
     """The value of each byte of a type of eight bits."""
@@ -245,9 +144,11 @@ def _values(dtype: torch.dtype) -> Tensor:
 
 
 @cache
-def _pairs_of_values() -> Tensor:
+def _pairs_of_values(form: str) -> Tensor:
     """The values of both codes in each byte, as the bytes of one number."""
-    values = torch.tensor([*_FP4, *(-value for value in _FP4)])
+    named = [*_FP4, *(-value for value in _FP4)] if form == MXFP4 else range(-8, 8)
+    # where a model is built meanwhile, torch's usual type is another
+    values = torch.tensor(named, dtype=torch.float32)
     codes = torch.arange(256)
     return torch.stack([values[codes & 15], values[codes >> 4]], 1).view(torch.int64).view(-1)
 
@@ -264,4 +165,4 @@ def _code_of_steps() -> Tensor:
 @cache
 def _powers() -> Tensor:
     """What each exponent multiplies by. transformers gets infinity from the last one, which stands for no number."""
-    return torch.tensor([math.ldexp(1.0, code - 127) for code in range(256)])
+    return torch.tensor([math.ldexp(1.0, code - 127) for code in range(256)], dtype=torch.float32)
