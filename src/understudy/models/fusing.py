@@ -62,11 +62,14 @@ class Fusing:
         }
         self._handed_on &= watched.handed_on
         for block, sample in watched.samples:
-            self._attentions[block] = self._attention(block, sample, level)
             self._halves[block] = self._half(block, sample)
+            self._attentions[block] = self._attention(block, sample, level)
+        # those of whole blocks need not run alone
+        whole = {self.blocks[block].mlp for block, ours in self._halves.items() if ours is not None and self._attentions[block]}
         for mlp, given in watched.mlp_samples.items():
-            ours = self._alone[mlp] if mlp in self._alone else self.joiner.mlp(self.mlps[mlp])
-            self._alone[mlp] = ours if ours is not None and computes_alike(ours, given) else None
+            if mlp not in whole:
+                ours = self._alone[mlp] if mlp in self._alone else self.joiner.mlp(self.mlps[mlp])
+                self._alone[mlp] = ours if ours is not None and computes_alike(ours, given) else None
 
     def _attention(self, block: nn.Module, sample: Sample, level: LevelPass) -> FirstHalf | None:
         stock = self.blocks[block]
@@ -76,7 +79,9 @@ class Fusing:
             known = next((ours for ours in ways if ours.alike(sample, level)), None)
         elif not known.alike(sample, level):
             return None
-        return known if known is not None and goes_on_alike(stock, sample) else None
+        # where the second half is ours, that was compared
+        whole = self._halves[block] is not None
+        return known if known is not None and (whole or goes_on_alike(stock, sample)) else None
 
     def _ways(self, stock: BlockModules, sample: Sample) -> Iterator[FirstHalf]:
         """Ways in which the first half of a stock block may compute."""
