@@ -80,7 +80,7 @@ def logits(llm: Any) -> Tensor:
     """What a level of a few nodes below a text gives. Row 0 of the cache must be empty."""
     from understudy.models.draft import _compared
 
-    return [llm.model.draft(nodes.to(llm.model.device.where)) for nodes in _compared()][-1].float()
+    return [llm.model.draft(nodes.to(llm.model.device.where)) for nodes in _compared(llm.model.vocabulary)][-1].float()
 
 
 def level(search: Any, width: int, times: int) -> float:

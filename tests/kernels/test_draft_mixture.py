@@ -48,7 +48,8 @@ def level(nodes: int, each: int, seed: int, dtype: torch.dtype = torch.float32) 
 @settings(max_examples=25, deadline=None)
 @given(
     nodes=st.integers(1, 12), each=st.integers(1, 4), seed=st.integers(0, 99), spec=st.sampled_from(["int3", "int4", "int6"]),
-    gate=st.sampled_from(list(GateKind)), dtype=st.sampled_from([torch.float32, torch.bfloat16]), threads=st.integers(1, 2),
+    gate=st.sampled_from(list(GateKind)), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    threads=st.integers(1, 2),
 )  # fmt: skip
 def test_it_is_the_sum_of_what_the_experts_give(
     nodes: int, each: int, seed: int, spec: str, gate: GateKind, dtype: torch.dtype, threads: int

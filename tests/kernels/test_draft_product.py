@@ -72,7 +72,7 @@ def test_without_a_team_one_thread_does_it(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_factor_and_a_norm_come_before_what_is_added(dtype: torch.dtype, threads: int) -> None:
     torch.manual_seed(threads)
     multiply = product(1500, 256, 64)

@@ -61,3 +61,15 @@ def test_blocks_are_handed_on_what_was_given_if_nobody_changed_it() -> None:
         x *= 2
         third(x, position_embeddings=TURNS)
     assert watched.handed_on == {(first, second)}
+
+
+def test_blocks_are_told_that_they_stand_further_on() -> None:
+    class Told(Block):
+        def forward(self, x: Tensor, position_embeddings: Any = None, position_ids: Any = None) -> Tensor:
+            return super().forward(x) + (0 if position_ids is None else position_ids[..., None])
+
+    block, x, positions = Told(), torch.zeros(1, 2, 3), torch.tensor([[4, 5]])
+    with BlockSamples({block: block.parts}, further=100):
+        moved = block(x, position_embeddings=TURNS, position_ids=positions)
+        assert torch.equal(block(x, position_embeddings=TURNS), block(x))
+    assert torch.equal(moved, block(x, position_ids=positions) + 100)

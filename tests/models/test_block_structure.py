@@ -1,9 +1,17 @@
 """Parts of blocks are found by the names of their children, and blocks with others are left alone."""
 
 import pytest
+import torch
 from torch import nn
 
-from understudy.models.block_structure import attention_modules, block_modules, mlp_modules, usual_blocks, usual_mlps
+from understudy.models.block_structure import (
+    MlpModules,
+    attention_modules,
+    block_modules,
+    mlp_modules,
+    usual_blocks,
+    usual_mlps,
+)
 
 
 class Named(nn.Module):
@@ -83,6 +91,15 @@ def test_a_gated_mlp_has_two_linears_or_one_before_the_last() -> None:
     found = mlp_modules(Named("w1", "w3", "w2"))
     assert found is not None and found.act is None
     assert mlp_modules(Named("up_proj", "down_proj")) is None and mlp_modules(Named("experts", "gate")) is None
+
+
+def test_a_gated_mlp_gives_what_its_modules_give() -> None:
+    gate, up, down, x = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4), torch.randn(2, 3, 4)
+    wanted = down(nn.functional.silu(gate(x)) * up(x))
+    both = nn.Linear(4, 12)
+    both.weight, both.bias = (nn.Parameter(torch.cat(two)) for two in ((gate.weight, up.weight), (gate.bias, up.bias)))
+    for parts in (MlpModules((gate, up), down, nn.SiLU()), MlpModules((gate, up), down, None), MlpModules((both,), down, None)):
+        assert torch.allclose(parts(x), wanted, atol=1e-6)
 
 
 def test_they_are_found_in_the_order_of_the_model_wherever_they_stand() -> None:

@@ -154,7 +154,7 @@ def test_a_block_that_gives_something_else_is_found(opened: Open, monkeypatch: p
     found: list[Any] = list(usual_blocks(model.module))
     forward = found[1].forward
     monkeypatch.setattr(found[1], "forward", lambda *given, **named: forward(*given, **named) * 1.2, raising=False)
-    assert model.draft.fuse() == FusedParts(2, 0, 1)
+    assert model.draft.fuse(256, 128) == FusedParts(2, 0, 1)
 
 
 @torch.inference_mode()
@@ -163,7 +163,7 @@ def test_keys_that_are_turned_otherwise_are_found(opened: Open, monkeypatch: pyt
     stock(model)
     turn = blocks.attend
     monkeypatch.setattr(blocks, "attend", lambda made, turns, *rest: turn(made, (turns[0], -turns[1]), *rest))
-    assert model.draft.fuse() == FusedParts(0, 0, 3)
+    assert model.draft.fuse(256, 128) == FusedParts(0, 0, 3)
 
 
 @torch.inference_mode()
@@ -213,7 +213,7 @@ def test_blocks_with_something_between_them_run_apart(opened: Open, monkeypatch:
         blocks_there[2].register_forward_pre_hook(lambda module, args, named: ((args[0] * 1.5, *args[1:]), named), with_kwargs=True)
     ]
     calls = noted(monkeypatch)
-    assert model.draft.fuse() == FusedParts(3)
+    assert model.draft.fuse(256, 128) == FusedParts(3)
     calls.clear()
     model.draft(Nodes.of(TokenTree.chain(TEXT[:4]), 0, 0))
     assert calls == [[0, 1], [2]]

@@ -108,6 +108,9 @@ class DraftMixture:
 
     def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         count, each = chosen.shape
+        assert hidden.shape == (count, self.columns) and weights.shape == chosen.shape
+        if hidden.dtype not in (torch.bfloat16, torch.float32):
+            return self(hidden.float(), chosen, weights).to(hidden.dtype)
         hidden, chosen, weights = hidden.contiguous(), chosen.long().contiguous(), weights.float().contiguous()
         out = torch.empty((count, self.outputs), dtype=hidden.dtype)
         routed, up, down = count * each, self._up.run, self._down.run

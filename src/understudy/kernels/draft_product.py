@@ -116,7 +116,7 @@ class Joined:
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """x [m, K] -> [m, outputs], with `added` of that shape added."""
         if x.dtype not in (torch.bfloat16, torch.float32):
-            return self(x.float()).to(x.dtype)
+            return self(x.float(), None if added is None else added.float()).to(x.dtype)
         x = x.contiguous()
         count = len(x)
         y = torch.empty((count, self.outputs), dtype=x.dtype)

@@ -41,10 +41,12 @@ class Sample:
 
 
 class BlockSamples:
-    """Inside, levels leave `specs` by layer, and the stock `blocks` and `mlps` what they were given and gave."""
+    """Inside, levels leave `specs` by layer, and the stock `blocks` and `mlps` what they were given and gave. Blocks are told that
+    their nodes stand `further` on than they do, while they are turned as they are: what else depends on positions is seen so."""
 
-    def __init__(self, blocks: Mapping[nn.Module, BlockModules], mlps: Iterable[nn.Module] = ()) -> None:
+    def __init__(self, blocks: Mapping[nn.Module, BlockModules], mlps: Iterable[nn.Module] = (), further: int = 0) -> None:
         self.blocks = blocks
+        self.further = further
         self.mlps = tuple(mlps)
         self.specs: dict[int, AttentionSpec] = {}
         self.mlp_samples: dict[nn.Module, MlpSample] = {}
@@ -56,6 +58,7 @@ class BlockSamples:
 
     def __enter__(self) -> BlockSamples:
         for block, parts in self.blocks.items():
+            self._hooks.append(block.register_forward_pre_hook(self._move, with_kwargs=True))
             self._hooks.append(block.register_forward_hook(self._keep, with_kwargs=True))
             self._hooks.append(parts.second.register_forward_pre_hook(self._halfway(block), with_kwargs=True))
         self._hooks += [mlp.register_forward_hook(self._keep_mlp) for mlp in self.mlps]
@@ -64,6 +67,11 @@ class BlockSamples:
     def __exit__(self, *failure: object) -> None:
         for hook in self._hooks:
             hook.remove()
+
+    def _move(self, block: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        positions = named.get("position_ids")
+        moved = {"position_ids": positions + self.further} if isinstance(positions, Tensor) else {}
+        return given, {**named, **moved}
 
     def _halfway(self, block: nn.Module) -> Any:
         def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -50,6 +50,12 @@ class MlpModules:
     down: nn.Module
     act: Callable[[Tensor], Tensor] | None
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """What a gated MLP of these modules, and of nothing else, makes of x [..., hidden size]."""
+        first, second = [each(x) for each in self.gated] if len(self.gated) > 1 else self.gated[0](x).chunk(2, -1)
+        made: Tensor = self.down((self.act or nn.functional.silu)(first) * second)
+        return made
+
 
 @dataclass(frozen=True)
 class BlockModules:

@@ -80,8 +80,9 @@ class Draft:
             self.current.under_way = None
 
     @torch.inference_mode()
-    def fuse(self) -> FusedParts:
-        """Let blocks and MLPs whose structure is as usual run in fewer steps, where that gives what the stock ones give.
+    def fuse(self, vocabulary: int, context: int) -> FusedParts:
+        """Let blocks and MLPs whose structure is as usual run in fewer steps, where that gives what the stock ones give. Texts have
+        at most `context` tokens, of so large a vocabulary.
 
         Row 0 of the cache must be empty: levels of COMPARED nodes run there."""
         kernels = self.device.block_kernels()
@@ -91,8 +92,10 @@ class Draft:
         fusing = Fusing(self._here(usual_blocks(self.model)), self._mlps(), Joiner(self.linears, kernels), together)
         if not fusing.blocks and not fusing.mlps and not together:
             return FusedParts()
-        for nodes in _compared():
-            with BlockSamples(fusing.blocks, fusing.mlps) as watched, mixed_samples(together) as mixed:
+        # Some attentions depend on positions by more than their turns, and only past a certain one.
+        text, tree = _compared(vocabulary)
+        for nodes, further in ((text, 0), (tree, max(0, context - 1 - tree.last))):
+            with BlockSamples(fusing.blocks, fusing.mlps, further) as watched, mixed_samples(together) as mixed:
                 self._run(WatchedLevel(self, nodes, watched.specs))
             if kernels.suits(nodes):
                 self._under_way(Level(self, nodes), partial(fusing.compare, watched, mixed))
@@ -110,10 +113,11 @@ class Draft:
         return usual_mlps(self.model) if self.stages is None else {}
 
 
-def _compared() -> tuple[Nodes, Nodes]:
+def _compared(vocabulary: int) -> tuple[Nodes, Nodes]:
     """Levels that fused blocks are compared in: a text, and nodes that all follow it, of which none is another's ancestor."""
-    text = Nodes.of(TokenTree.chain(range(COMPARED)), 0, 0)
-    tree = TokenTree.of(range(COMPARED + 1), [-1, *[0] * COMPARED])
+    tokens = [token % vocabulary for token in range(COMPARED + 1)]
+    text = Nodes.of(TokenTree.chain(tokens[:-1]), 0, 0)
+    tree = TokenTree.of(tokens, [-1, *[0] * COMPARED])
     return text, Nodes.of(tree, 0, COMPARED - 1)[1:]
 
 

@@ -22,7 +22,7 @@ from ..layer_states import FullState
 from ..small_keys import LINES, plain, size_in
 from ..tree import Nodes
 from .block_samples import MlpSample, Sample
-from .block_structure import BlockModules
+from .block_structure import BlockModules, MlpModules
 from .streamed import CurrentPass, Pass
 
 # of hidden states, keys and values
@@ -30,6 +30,8 @@ TYPES = (torch.bfloat16, torch.float32)
 # by how much keys, values and what a half of a block adds to its input may differ from the stock block's: activations are rounded
 # to int8 at other places
 TOLERANCE = 0.1
+# by how much a stock MLP may differ from what its modules give one by one, which round at the same places
+ROUNDED_ALIKE = 0.02
 
 
 class LevelPass(Protocol):
@@ -85,6 +87,7 @@ class FusedAttention:
         attention left them."""
         state, row = level.cache.layer(self.layer, self.heads.spec.window), int(level.nodes.rows[0])
         usual = level.cache.shapes[self.layer].reads is None and state.keys.dtype in (*TYPES, LINES)
+        usual &= all(turn.shape[:-1] == sample.given.shape[:-1] for turn in sample.turns)
         if not usual or sample.turns[0].shape != sample.turns[1].shape or not self.fits(state, sample.turns[0].shape[-1]):
             return False
         places = state.places(level.nodes.slots)
@@ -178,9 +181,15 @@ def computes_alike(ours: FusedMlp, sample: MlpSample, added: bool = False) -> bo
     return alike(sample.gave - base, ours(given, flat if added else None) - base)
 
 
-def alike(old: Tensor, new: Tensor) -> bool:
+def is_gated(parts: MlpModules, sample: MlpSample) -> bool:
+    """Whether the stock MLP that gave `sample` is `parts` and nothing else. `computes_alike` could not tell a factor near 1 between
+    them from rounding."""
+    return alike(sample.gave, parts(sample.given), ROUNDED_ALIKE)
+
+
+def alike(old: Tensor, new: Tensor, tolerance: float = TOLERANCE) -> bool:
     """Whether `new` differs from `old` by no more than rounding makes it."""
-    return bool((new.float() - old.float()).norm() <= TOLERANCE * old.float().norm())
+    return bool((new.float() - old.float()).norm() <= tolerance * old.float().norm())
 
 
 def chain_up(made: Mapping[nn.Module, FusedBlock], handed_on: set[tuple[nn.Module, nn.Module]]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..kernels.blocks import MixedExperts
-from .block_samples import BlockSamples, Sample
+from .block_samples import BlockSamples, MlpSample, Sample
 from .block_structure import AttentionModules, BlockModules, MlpModules
 from .fused import (
     FirstHalf,
@@ -20,6 +20,7 @@ from .fused import (
     chain_up,
     computes_alike,
     goes_on_alike,
+    is_gated,
     take_over,
     take_over_mlp,
 )
@@ -62,13 +63,13 @@ class Fusing:
         }
         self._handed_on &= watched.handed_on
         for block, sample in watched.samples:
-            self._halves[block] = self._half(block, sample)
+            self._halves[block] = self._half(block, sample, watched.mlp_samples)
             self._attentions[block] = self._attention(block, sample, level)
-        # those of whole blocks need not run alone
-        whole = {self.blocks[block].mlp for block, ours in self._halves.items() if ours is not None and self._attentions[block]}
+        # It takes time, which those need not that run as parts of their blocks.
+        whole = {self.blocks[block].mlp for block, half in self._halves.items() if half and self._attentions[block]}
         for mlp, given in watched.mlp_samples.items():
             if mlp not in whole:
-                ours = self._alone[mlp] if mlp in self._alone else self.joiner.mlp(self.mlps[mlp])
+                ours = self._alone[mlp] if mlp in self._alone else self._mlp(mlp, given)
                 self._alone[mlp] = ours if ours is not None and computes_alike(ours, given) else None
 
     def _attention(self, block: nn.Module, sample: Sample, level: LevelPass) -> FirstHalf | None:
@@ -90,13 +91,18 @@ class Fusing:
         elif (ours := fused_delta(stock, sample, self.joiner)) is not None:
             yield ours
 
-    def _half(self, block: nn.Module, sample: Sample) -> FusedMlp | None:
+    def _half(self, block: nn.Module, sample: Sample, mlps: Mapping[nn.Module, MlpSample]) -> FusedMlp | None:
         stock = self.blocks[block]
         ours = self._halves.get(block)
-        if block not in self._halves and stock.mlp in self.mlps:
+        if block not in self._halves and stock.mlp in mlps:
             _, _, before, after = stock.norms
-            ours = self.joiner.mlp(self.mlps[stock.mlp], before, stock.times, after)
+            ours = self._mlp(stock.mlp, mlps[stock.mlp], before, stock.times, after)
         return ours if ours is not None and computes_alike(ours, sample.second, added=True) else None
+
+    def _mlp(self, mlp: nn.Module, sample: MlpSample, *around: Any) -> FusedMlp | None:
+        """The stock `mlp` in fewer steps, with what is `around` it (see `Joiner.mlp`); None where it is no usual one."""
+        parts = self.mlps[mlp]
+        return self.joiner.mlp(parts, *around) if is_gated(parts, sample) else None
 
     def take_over(self, current: CurrentPass, level: Callable[[Pass | None], LevelPass | None]) -> FusedParts:
         """Let what is left run in the place of the stock modules, inside levels."""

@@ -126,7 +126,7 @@ class Model:
         drafts = drafts_of_all(self.weights, self.lanes, dtype) if uses.drafts else {}
         self.draft = Draft(self.module, *views, drafts, device, self.stages)
         # How many decoder blocks the draft runs in fewer steps than the stock ones.
-        self.fused = self.draft.fuse() if uses.drafts else 0
+        self.fused = self.draft.fuse(shape.vocabulary, self.plan.context) if uses.drafts else 0
         self.vocabulary = shape.vocabulary
         self._score: OutputHead | None = None
         if uses.drafts or uses.scores:

@@ -69,7 +69,9 @@ class NarrowTiles:
 @torch.inference_mode()
 def apart(view: Target, outputs: Sequence[int], heights: Sequence[int], usual: int) -> tuple[int, ...]:
     """Those of `heights` for which each node has the bits that it has in a tile of `usual` rows, whatever its numbers are."""
-    nodes = Nodes.of(TokenTree.chain([1 + 7 * place % 90 for place in range(usual)]), 0, 0)
+    # The last of the outputs are those of the head: one for each token of the vocabulary.
+    kinds = min(90, outputs[-1] - 1)
+    nodes = Nodes.of(TokenTree.chain([1 + 7 * place % kinds for place in range(usual)]), 0, 0)
     weightless = replace(view, multiply=stand_in(outputs))
     found = []
     try:

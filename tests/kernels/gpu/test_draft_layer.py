@@ -95,11 +95,11 @@ def moved(form: HeadForm) -> HeadForm:
     return HeadForm(replace(form.spec, sinks=sinks), form.turn, (query, key) if form.norms else None)
 
 
-@pytest.mark.parametrize("room", [264, 1])
+@pytest.mark.parametrize(("room", "dtype"), [(264, torch.float32), (1, torch.float32), (1, torch.bfloat16)])
 @pytest.mark.parametrize("turn", list(Turning))
 @pytest.mark.parametrize(("angles", "normed", "sinks"), [(32, True, False), (16, False, True), (16, True, True)])
 def test_heads_may_be_normed_turned_in_part_and_have_sinks(
-    turn: Turning, angles: int, normed: bool, sinks: bool, room: int, monkeypatch: pytest.MonkeyPatch
+    turn: Turning, angles: int, normed: bool, sinks: bool, room: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(draft_layer, "WORTH", 32)
     monkeypatch.setattr(draft_layer, "running", lambda device, each: room)
@@ -108,8 +108,8 @@ def test_heads_may_be_normed_turned_in_part_and_have_sinks(
     form = HeadForm(AttentionSpec(0.2, sinks=torch.randn(HEADS) if sinks else None), turn, norms)
     own = angles // 2 if turn is Turning.SHARED else angles
     nodes = level(90)
-    made, turns = given(len(nodes), 32, torch.float32)
-    compare(state_of(torch.float32, 32, 0), nodes, made, (turns[0][:, :own], turns[1][:, :own]), form)
+    made, turns = given(len(nodes), 32, dtype)
+    compare(state_of(dtype, 32, 0), nodes, made, (turns[0][:, :own], turns[1][:, :own]), form)
 
 
 def test_shares_are_told_by_shapes_alone() -> None:

@@ -117,7 +117,7 @@ def _turned(
         factor = 1 / tl.sqrt(tl.sum(straight * straight, 1) / DIM + epsilon)
         straight *= factor[:, None] * tl.load(norm + c, c < DIM, other=0)[None, :]
         across *= factor[:, None] * tl.load(norm + other, c < DIM, other=0)[None, :]
-    cosine = tl.load(cosines + node * ANGLES + angle, inside, other=1).to(tl.float32)
+    cosine = tl.where(inside, tl.load(cosines + node * ANGLES + angle, inside, other=0).to(tl.float32), 1.0)
     sine = tl.load(sines + node * ANGLES + angle, inside, other=0).to(tl.float32)
     return straight * cosine[None, :] + across * tl.where(second, sine, -sine)[None, :]
 
