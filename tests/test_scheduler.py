@@ -268,12 +268,14 @@ def test_an_error_ends_the_requests_of_its_pass_and_no_others() -> None:
     assert list(world.scheduler.follow(later)) == [] and later.completion().token_ids == alone([2, 2], 12)
 
 
-def test_a_bug_that_does_not_come_again_ends_nobody() -> None:
+def test_a_bug_that_does_not_come_again_ends_nobody_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
     world = World(rows=2)
     both = [world.request([i, 2], 12) for i in range(2)]
     world.fault = RuntimeError("once")
     world.scheduler.complete(both)
     assert [request.completion().token_ids for request in both] == [alone([i, 2], 12) for i in range(2)]
+    (told,) = caplog.records
+    assert "a pass failed by a bug" in told.message and told.exc_info is not None and told.exc_info[1] is not None
 
 
 def breaking(function: Callable[..., Any], is_mine: Callable[..., bool], after: int) -> Callable[..., Any]:

@@ -213,6 +213,7 @@ class Scheduler:
             advances = self.engine.step([request.sequence for request in running])
         if bug.error is not None:
             if len(running) > 1 and not isinstance(bug.error, UnderstudyError):
+                log.error("a pass failed by a bug: each request goes on with one of its own", exc_info=bug.error)
                 self._run_each(running)
                 return
             for request in running:
