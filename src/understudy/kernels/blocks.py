@@ -18,7 +18,7 @@ from .draft_layer import attend
 from .draft_mixture import DraftMixture
 from .draft_product import Joined, Product
 from .head_form import HeadForm
-from .join_form import GateKind, JoinForm
+from .join_form import GateKind, JoinForm, apart
 
 # nodes times tokens they see, of a level, beyond which the stock block's attention may be the faster one on a processor
 MANY = 1 << 16
@@ -87,11 +87,8 @@ class ProcessorBlocks:
         found = [product for product in products if isinstance(product, Product)]
         if len(found) < len(products) or len({(product.columns, product.step) for product in found}) > 1:
             return None
-        if form.gate and len(found) == 1:
-            found = found[0].halves
-            if not found or any(bias is not None for bias in form.biases):
-                return None
-        return Joined(found, form)
+        own = apart(found, form)
+        return Joined(own, form) if own else None
 
     def attend(self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm) -> Tensor:
         return attend(made, turns, state, nodes, form)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol, Self, TypeVar
 
 from torch import Tensor
 
@@ -40,6 +41,24 @@ class JoinForm:
 
 
 PLAIN = JoinForm()
+
+
+class Halved(Protocol):
+    """A product."""
+
+    @property
+    def halves(self) -> list[Self]:
+        """The products by the first and by the last half of its outputs; empty where these do not lie in blocks of their own."""
+
+
+P = TypeVar("P", bound=Halved)
+
+
+def apart(products: list[P], form: JoinForm) -> list[P]:
+    """`products`, or the halves of the one that holds both of what is gated; empty where these cannot be had."""
+    if form.gate is None or len(products) > 1:
+        return products
+    return products[0].halves if all(bias is None for bias in form.biases) else []
 
 
 def halves(rows: int) -> list[range]:

@@ -14,7 +14,7 @@ from ..blocks import ChainedBlocks, JoinedProduct, MixedExperts
 from ..delta_form import DeltaForm
 from ..draft_chain import BlockParts
 from ..head_form import HeadForm
-from ..join_form import GateKind, JoinForm
+from ..join_form import GateKind, JoinForm, apart
 from .draft_layer import LayerAttention, suits
 from .draft_product import MOST_JOINED, GroupedProduct, JoinedGrouped
 
@@ -30,11 +30,8 @@ class TritonBlocks:
         found = [product for product in products if isinstance(product, GroupedProduct)]
         if len(found) < len(products) or len(found) > MOST_JOINED or len({product.columns for product in found}) > 1:
             return None
-        if form.gate and len(found) == 1:
-            found = found[0].halves
-            if not found or any(bias is not None for bias in form.biases):
-                return None
-        return JoinedGrouped(found, form)
+        own = apart(found, form)
+        return JoinedGrouped(own, form) if own else None
 
     def attend(self, made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm) -> Tensor:
         return self._attention(made, turns, state, nodes, form)
