@@ -90,9 +90,10 @@ def test_what_is_usual_drafts_the_same_in_fewer_steps(opened: Open, family: str,
     ours = model.draft(nodes)
     stock(model)
     wanted = model.draft(nodes)
-    # Where experts are chosen by the narrowest of margins, rounding at another place may choose others.
-    near = 0.4 if family in MIXTURES else 0.1
-    assert (ours - wanted).float().norm() < near * wanted.float().norm()
+    # Where experts are chosen by the narrowest of margins, rounding at another place may choose others, which are as far off.
+    exact = model.verify(nodes, torch.arange(len(nodes)))[0] if family in MIXTURES else wanted
+    off, stock_off = ((found - exact).float().norm() for found in (ours, wanted))
+    assert off < (1.3 * stock_off if family in MIXTURES else 0.1 * wanted.float().norm())
     assert not any(parts) or not torch.equal(ours, wanted)
 
 
