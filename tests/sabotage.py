@@ -450,7 +450,7 @@ MUTATIONS = (
     Mutation("codes that weights cannot tell are read", "weights/packed.py", "if unusable_value(rows) is None and not torch.equal(", "if False and not torch.equal(", "tests/weights/test_packed.py"),
     Mutation("the higher four bits are the first number", "weights/packed.py", "[values[codes & 15], values[codes >> 4]]", "[values[codes >> 4], values[codes & 15]]", "tests/weights/test_packed.py"),
     Mutation("blocks that transformers cuts otherwise are read", "weights/published.py", "if count > 1 and even and cut and even != cut:", "if False:", "tests/weights/test_packed.py"),
-    Mutation("scales of a quantised weight are not kept", "weights/checkpoint.py", "told = {info.name if", "told = {n for n in self.stored if n.endswith('_inv')} | {info.name if", "tests/weights/test_packed.py"),
+    Mutation("scales of a quantised weight are not kept", "weights/checkpoint.py", "told = {info.published", "told = {n for n in self.stored if n.endswith('_inv')} | {info.published", "tests/weights/test_packed.py"),
     Mutation("the first of four bits' steps is as high as the others", "kernels/fours.py", "b.select(low, self.all(HALVES, STEP), none)", "none", "tests/kernels/test_fours.py"),
     Mutation("weights that are no codes of four bits are taken for such", "kernels/fours.py", "if not fits.all() or powers", "if powers", "tests/kernels/test_fours.py"),
     Mutation("weights in MXFP4 stream as others", "weights/encoding.py", "(form := forms.pop()) in OF_FORMS", "(form := forms.pop()) == 'none'", "tests/models/test_quantised.py"),

@@ -215,7 +215,7 @@ def test_layers_that_predict_further_tokens_are_said_to_be_for_drafts(tmp_path: 
         ("tower", {"visual": ("a",)}, "on disk, for `understudy export`"),
     ):
         layout = ModelLayout((), "embedding", (), aside=aside)
-        source: Any = SimpleNamespace(info=lambda tensor: SimpleNamespace(nbytes=2048, packed=None))
+        source: Any = SimpleNamespace(info=lambda tensor: SimpleNamespace(published=(SimpleNamespace(nbytes=2048),)))
         assert said_aside(source, layout, "raw") == f"Left aside: 1 tensors, 2 KiB: {next(iter(aside))} (kept {kept})", name
 
 

@@ -226,9 +226,7 @@ def refuse_linked_codes(config: Mapping[str, Any], options: Options) -> None:
 def said_aside(source: Checkpoint, layout: ModelLayout, coding: str) -> str:
     """How much of the checkpoint its text model does not use, in one line, and where that is kept."""
     names = [name for part in layout.aside.values() for name in part]
-    infos = [source.info(name) for name in names]
-    published = [each for info in infos for each in ((info.packed.codes, info.packed.scales) if info.packed else (info,))]
-    size = format_size(sum(info.nbytes for info in published))
+    size = format_size(sum(each.nbytes for name in names for each in source.info(name).published))
     # further layers predict further tokens, as parts that are called so do
     predicts = any(part.partition(".")[0] in ("mtp", "layers") for part in layout.aside)
     uses = [] if codec(coding).linked else ["`understudy export`"]

@@ -7,7 +7,7 @@ from typing import Any
 import numba
 import pytest
 
-from understudy.kernels.descriptor import DecodeRun, ExactOperand, ExactRun, ResidualBlocks, reader
+from understudy.kernels.descriptor import DecodeRun, ExactOperand, ExactRun, ResidualBlocks, reader, rooms
 from understudy.kernels.draft_descriptors import DraftRun, LevelRun
 
 
@@ -52,3 +52,9 @@ def test_a_run_begins_with_its_counter(kind: type[ctypes.Structure]) -> None:
 def test_a_name_that_is_no_field_is_refused() -> None:
     with pytest.raises(AttributeError):
         DraftRun(column=3)
+
+
+def test_rooms_lie_apart_and_hold_what_was_asked_for() -> None:
+    kept, (first, second, empty, last) = rooms([3, 128, 0, 64])
+    assert [second - first, empty - second, last - empty] == [64, 128, 0]
+    assert first == kept.data_ptr() and last + 64 == first + kept.nbytes

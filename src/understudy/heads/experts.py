@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..models.experts import Stack, given, stacked, stacks, watching, without_numbers
+from ..models.experts import Stack, by_kernels, given, stacked, stacks, watching, without_numbers
 from ..models.routed import Routed, product
 from ..models.streamed import CurrentPass
 from ..quantizers import Quantizer, Tensors
@@ -73,11 +73,7 @@ def head_experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_
     kernels = None if under_way is None else under_way.expert_kernels
     # where a device finds the rows of experts, the host does not know how many each has, as a product with whole matrices must
     if kernels is not None and all(isinstance(getattr(module, name), HeldExperts) for name in stacked(module)):
-        there = kernels.places(top_k_index, module.understudy_experts)
-        routed = Routed(hidden_states.index_select(0, there.nodes), there.experts, there.starts)
-        out = given(module, routed, multiply)
-        total: Tensor = kernels.add(out, there, top_k_weights, len(hidden_states), hidden_states.dtype)
-        return total
+        return by_kernels(kernels, module, hidden_states, (top_k_index, top_k_weights), len(hidden_states), multiply)
     routed, order, _ = Routed.of(hidden_states, top_k_index, module.understudy_experts)
     out = given(module, routed, multiply).float() * top_k_weights.reshape(-1)[order, None].float()
     nothing = torch.zeros(hidden_states.shape, dtype=torch.float32, device=hidden_states.device)

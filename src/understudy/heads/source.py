@@ -75,8 +75,7 @@ class Bearer:
         """A model that is not prepared yet. Tables as large as its own are taken for copies."""
         aside = [tensors[name] for names in layout.aside.values() for name in names]
         # as they are published, as in a Store
-        published = [each for info in aside for each in ((info.packed.codes, info.packed.scales) if info.packed else (info,))]
-        shapes = {info.name: info.shape for info in published}
+        shapes = {each.name: each.shape for info in aside for each in info.published}
         embedding, output = tensors[layout.embedding].shape, tensors[layout.linears[-1].weight].shape
         return cls(name, config, shapes, _named(shapes, embedding), _named(shapes, output))
 

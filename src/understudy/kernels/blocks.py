@@ -49,6 +49,10 @@ class MixedExperts(Protocol):
         """hidden [n, K], the experts chosen [n, k] of each row and their weights [n, k] -> [n, K]."""
 
 
+# See `draft_delta.mix_delta`.
+DeltaRule = Callable[[Tensor, RecurrentState, Nodes, DeltaForm], Tensor]
+
+
 class BlockKernels(Protocol):
     """What one device joins products and attends with."""
 
@@ -69,11 +73,8 @@ class BlockKernels(Protocol):
         """The experts of a layer in one call, by their products, as `draft_mixture.DraftMixture`; None where there is none."""
 
     @property
-    def has_delta(self) -> bool:
-        """Has it a kernel for layers of the gated delta rule?"""
-
-    def delta(self, made: Tensor, state: RecurrentState, nodes: Nodes, form: DeltaForm) -> Tensor:
-        """The rule of `nodes`, as `draft_delta.mix_delta`. Only where it `has_delta`."""
+    def delta(self) -> DeltaRule | None:
+        """What a layer of the gated delta rule does between its products; None where there is no kernel for it."""
 
     def suits(self, nodes: Nodes) -> bool:
         """Is a level of `nodes` faster so than in stock blocks? It is told by shapes alone where nodes lie on a device."""
@@ -107,11 +108,8 @@ class ProcessorBlocks:
         return DraftMixture(up, down, gate)
 
     @property
-    def has_delta(self) -> bool:
-        return True
-
-    def delta(self, made: Tensor, state: RecurrentState, nodes: Nodes, form: DeltaForm) -> Tensor:
-        return mix_delta(made, state, nodes, form)
+    def delta(self) -> DeltaRule:
+        return mix_delta
 
     def suits(self, nodes: Nodes) -> bool:
         return len(nodes) * (nodes.last + 1) <= MANY

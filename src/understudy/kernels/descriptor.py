@@ -4,14 +4,20 @@ Python fills a structure, and a kernel is given its address. An address is of me
 Every run begins with the counter `taken`, from which the threads of a team take pieces of work (`team.take`)."""
 
 import ctypes
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numba
 import numpy as np
+import torch
 from numba.extending import intrinsic
+from torch import Tensor
 
 types: Any = numba.types
 NUMBER = ctypes.c_int64
+# bytes by which rooms are apart
+LINE = 64
 
 
 class Descriptor(ctypes.Structure):
@@ -177,6 +183,14 @@ class ConvolutionRun(Descriptor):
         # address of float32 [channels]: what sums begin with
         ("bias", NUMBER),
     )
+
+
+def rooms(sizes: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Room of these many bytes each, every one from a line of the processor's cache on: what must be kept for the run, and their
+    addresses."""
+    places = list(accumulate((-(-size // LINE) * LINE for size in sizes), initial=0))
+    room = torch.empty(places[-1], dtype=torch.uint8)
+    return room, [room.data_ptr() + place for place in places[:-1]]
 
 
 def reader(kind: type[Descriptor]) -> Any:

@@ -176,10 +176,7 @@ def _through(argument: Any) -> None:
         place = run.runs + block * LINE_BYTES
         team.call(run.lead, place)
         place += DRAFT_BYTES
-        if run.parallel == 0 or run.threads == 1:
-            team.call(run.attend, place)
-        else:
-            team.together(run.parallel, run.attend, place, run.threads)
+        team.share(run, run.attend, place)
         place += LEVEL_BYTES
         for _ in range(3):
             team.call(run.lead, place)

@@ -22,8 +22,8 @@ from ..tree import Nodes
 from . import convolution_cpu, recurrence_cpu, team
 from .compiled import bits_of, compiled, float_of, machine_code
 from .delta_form import DeltaForm
-from .descriptor import NUMBER, ConvolutionRun, Descriptor, RecurrentRun, convolution_run, reader, recurrent_run
-from .numbers import read, squares, write
+from .descriptor import NUMBER, ConvolutionRun, Descriptor, RecurrentRun, convolution_run, reader, recurrent_run, rooms
+from .numbers import multiple, read, squares, write
 from .recurrence import SPAN
 from .softmax import silu_gate
 from .team import float32_at, int64_at, take, uint16_at
@@ -99,9 +99,7 @@ def mix_delta(made: Tensor, state: RecurrentState, nodes: Nodes, form: DeltaForm
         4 * count * shape.key_heads * 2 * shape.key_size, 4 * count * values, 4 * count * shape.value_heads, 4 * count * values,
         4 * count * shape.key_heads * 2 * SPAN,
     )  # fmt: skip
-    spots = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes)])
-    room = torch.empty(int(spots[-1]), dtype=torch.uint8)
-    addresses = (int(spot) + room.data_ptr() for spot in spots[:-1])
+    kept, addresses = rooms(sizes)
     taps, convolved, zeros, bases, counts, paths, asked, given, beta, ruled, products = addresses
     convolution = ConvolutionRun(
         nodes=count, channels=shape.channels, taps=shape.taps, itemsize=made.itemsize, weight_itemsize=form.weight.itemsize,
@@ -127,6 +125,7 @@ def mix_delta(made: Tensor, state: RecurrentState, nodes: Nodes, form: DeltaForm
         ask=ask, multiply=multiply, read=reading, gate=gate, parallel=team.parallel(), threads=1 if small else team.threads(),
     )  # fmt: skip
     through()(ctypes.addressof(run))
+    del kept
     return out
 
 
@@ -157,10 +156,7 @@ def _through(argument: Any) -> None:
 def _shared(run: Any, work: int, argument: int) -> None:
     """Have all threads do `work`, whose run begins with its counter."""
     int64_at(argument)[0] = 0
-    if run.parallel == 0 or run.threads == 1:
-        team.call(work, argument)
-    else:
-        team.together(run.parallel, work, argument, run.threads)
+    team.share(run, work, argument)
 
 
 @compiled
@@ -208,7 +204,7 @@ def _asked(argument: Any) -> None:
     convolution, rule = convolution_run(run.convolution), recurrent_run(run.rule)
     channels, size = convolution.channels, rule.key_size
     heads, half = rule.value_heads, rule.key_heads * size
-    line, ones = np.zeros(_sixty_fours(channels), np.float32), np.ones(SIXTY_FOUR, np.float32)
+    line, ones = np.zeros(multiple(channels, SIXTY_FOUR), np.float32), np.ones(SIXTY_FOUR, np.float32)
     asked = carray(float32_at(rule.asked), (run.nodes, rule.key_heads, 2, size))
     values = carray(float32_at(rule.values), (run.nodes, heads * rule.value_size))
     beta = carray(float32_at(rule.beta), (run.nodes, heads))
@@ -242,12 +238,6 @@ def _asked(argument: Any) -> None:
 
 
 @compiled
-def _sixty_fours(number: int) -> int:
-    """`number`, or the next multiple of 64."""
-    return (number + SIXTY_FOUR - 1) // SIXTY_FOUR * SIXTY_FOUR
-
-
-@compiled
 def _unit(x: Any, out: Any, length: Any) -> None:
     """`out` = x with this length."""
     factor = length / np.sqrt(squares(x) + SHORTEST)
@@ -260,7 +250,7 @@ def _gated(argument: Any) -> None:
     """Norm what each head gave, and multiply it by silu of its gate; node after node, until none is left."""
     run = delta_run(argument)
     rule = recurrent_run(run.rule)
-    size, width = rule.value_size, _sixty_fours(rule.value_size)
+    size, width = rule.value_size, multiple(rule.value_size, SIXTY_FOUR)
     weight, gates = carray(float32_at(run.norm), size), carray(int64_at(run.gates), rule.value_heads)
     gate, x = np.zeros(width, np.float32), np.zeros(width, np.float32)
     while True:

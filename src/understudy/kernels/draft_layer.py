@@ -20,7 +20,7 @@ from .cache_lines import TOGETHER, score, weigh
 from .compiled import bits_of, compiled, float_of, machine_code
 from .draft_descriptors import LevelRun, level_run
 from .head_form import HeadForm, Turning
-from .numbers import write
+from .numbers import multiple, write
 from .softmax import softmax
 from .team import float32_at, int64_at, take
 from .turned_heads import factor_of, keep, opened, turn, width_of
@@ -107,7 +107,7 @@ def _work(argument: Any) -> None:
     group = run.heads // run.kv_heads
     most = max(1, ROWS // group)
     # Rows beyond those of nodes are zeros, so that the last few go through the cache together too.
-    height, longest = _multiple(most * group, TOGETHER), _multiple(run.longest, 16)
+    height, longest = multiple(most * group, TOGETHER), multiple(run.longest, 16)
     numbers = height * (run.key_size + run.value_size + longest) + 4 * run.key_size + run.value_size + 2 * longest
     numbers += 2 * run.nodes * run.all_heads
     # Each begins with a line of the processor's cache.
@@ -125,7 +125,7 @@ def _work(argument: Any) -> None:
         for i in range(run.nodes):
             factors[0, i] = factor_of(run, i, 0, run.heads, turns[0])
             factors[1, i] = factor_of(run, i, run.heads, run.kv_heads, turns[0])
-    addresses = carray(int64_at(_multiple(place, 64)), run.longest)
+    addresses = carray(int64_at(multiple(place, 64)), run.longest)
     while True:
         head = take(argument)
         if head >= run.kv_heads:
@@ -159,14 +159,8 @@ def _work(argument: Any) -> None:
 @compiled
 def _room(place: int, rows: int, columns: int) -> Any:
     """Room for numbers [rows, columns] from the next multiple of 64 bytes after `place`, and the place behind it."""
-    place = _multiple(place, 64)
+    place = multiple(place, 64)
     return carray(float32_at(place), (rows, columns)), place + rows * columns * 4
-
-
-@compiled
-def _multiple(number: int, of: int) -> Any:
-    """`number`, or the next multiple of `of`."""
-    return (number + of - 1) // of * of
 
 
 @compiled
@@ -216,7 +210,7 @@ def _through(run: Any, start: int, end: int, head: int, lines: Any, weights: Any
     group, count = run.heads // run.kv_heads, end - start
     first, after = _shared(run, start, end)
     for visit in range(2 * count + 1):
-        i, row, rows, begin, stop = start, 0, _multiple(count * group, TOGETHER), first, after
+        i, row, rows, begin, stop = start, 0, multiple(count * group, TOGETHER), first, after
         if visit != count:
             i = start + visit % (count + 1)
             low, high = _seen(run, i)

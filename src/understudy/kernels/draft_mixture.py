@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import team
 from .compiled import bits_of, compiled, machine_code
-from .descriptor import NUMBER, Descriptor, reader
+from .descriptor import NUMBER, Descriptor, reader, rooms
 from .draft_descriptors import MATRIX_BYTES, CodedMatrix, DraftRun
 from .draft_experts import ExpertProduct
 from .draft_product import entries
@@ -116,16 +116,15 @@ class DraftMixture:
         routed, up, down = count * each, self._up.run, self._down.run
         sizes = [8 * (self.experts + 1), 8 * routed, 8 * routed, 8 * self.experts, 8 * self.experts]
         sizes += [size for half in (up, down) for size in (routed * half.row_bytes, routed * half.outputs * FLOAT)]
-        places = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes)])
-        room = torch.empty(int(places[-1]), dtype=torch.uint8)
-        starts, order, seats, used, leads, *halves = (int(place) + room.data_ptr() for place in places[:-1])
+        kept, (starts, order, places, used, leads, *halves) = rooms(sizes)
         run = MixtureRun(
             up=up, down=down, experts=self.experts, nodes=count, each=each, hidden=hidden.data_ptr(), out=out.data_ptr(),
             chosen=chosen.data_ptr(), weights=weights.data_ptr(), itemsize=hidden.itemsize, starts=starts, order=order,
-            places=seats, used=used, leads=leads, parallel=team.parallel(), threads=team.threads(), work=entries()[1],
+            places=places, used=used, leads=leads, parallel=team.parallel(), threads=team.threads(), work=entries()[1],
         )  # fmt: skip
         run.up.scratch, run.up.made, run.down.scratch, run.down.made = halves
         through()(ctypes.addressof(run))
+        del kept
         return out
 
 
@@ -226,10 +225,7 @@ def _lead(run: Any, half: Any, used: int, most: int) -> None:
     """Have all threads take blocks of the experts that have rows."""
     leader = carray(int64_at(half.leader), RUN_NUMBERS)
     leader[TAKEN], leader[ROWS], leader[OTHERS], leader[RUNS] = 0, most, used, run.leads
-    if run.parallel == 0 or run.threads == 1:
-        team.call(run.work, half.leader)
-    else:
-        team.together(run.parallel, run.work, half.leader, run.threads)
+    team.share(run, run.work, half.leader)
 
 
 @compiled

@@ -44,6 +44,12 @@ def write(numbers: Any, address: int, itemsize: int) -> None:
 
 
 @compiled
+def multiple(number: int, of: int) -> Any:
+    """`number`, or the next multiple of `of`."""
+    return (number + of - 1) // of * of
+
+
+@compiled
 def squares(line: Any) -> Any:
     """The sum of the squares of float32 numbers: those of every sixteenth, then of these."""
     sums = np.zeros(16, np.float32)

@@ -16,6 +16,8 @@ import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 
+from .compiled import compiled
+
 types: Any = numba.types
 # omp_pause_soft of OpenMP 5.0: what the program set stays.
 SOFT_PAUSE = 1
@@ -189,6 +191,15 @@ def _at(kind: Any) -> Any:
 take: Any = _take
 call: Any = _call
 together: Any = _together
+
+
+@compiled
+def share(run: Any, work: int, argument: int) -> None:
+    """Have as many threads as `run` says do `work` with `argument`: this one alone, where there is no GOMP_parallel."""
+    if run.parallel == 0 or run.threads == 1:
+        call(work, argument)
+    else:
+        together(run.parallel, work, argument, run.threads)
 int8_at, uint8_at, uint16_at = map(_at, (types.int8, types.uint8, types.uint16))
 uint32_at, float32_at = map(_at, (types.uint32, types.float32))
 int64_at: Any = _at(types.int64)

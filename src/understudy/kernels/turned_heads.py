@@ -1,5 +1,5 @@
 """Heads of queries and keys of a draft's nodes: normed, turned by position, and kept in the cache with their values; for use inside
-kernels that run a `descriptor.LevelRun`."""
+kernels that run a `draft_descriptors.LevelRun`."""
 
 from typing import Any
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..kernels import team
+from ..kernels.expert_kernels import ExpertKernels
 from .bare import STACKED
 from .routed import Routed
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 BOTH, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
 # Ends the names of their biases [experts, out].
 BIAS = "_bias"
+# The products of routed rows with the matrices of a stack, which is told by its name.
+Multiply = Callable[[str, Routed], Tensor]
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,19 @@ def mix(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: 
         return product
 
     if (kernels := under_way.expert_kernels) is not None:
-        there = kernels.places(chosen, module.understudy_experts)
-        out = given(module, Routed(hidden.index_select(0, there.nodes), there.experts, there.starts), multiply)
-        total: Tensor = kernels.add(out, there, weights, len(hidden_states), hidden_states.dtype)
-        return total
+        return by_kernels(kernels, module, hidden, (chosen, weights), len(hidden_states), multiply)
     routed, order, places = Routed.of(hidden, chosen, module.understudy_experts)
     return _added(given(module, routed, multiply), weights.reshape(-1)[order], places, hidden_states)
+
+
+def by_kernels(
+    kernels: ExpertKernels, module: Any, hidden: Tensor, routes: tuple[Tensor, Tensor], height: int, multiply: Multiply
+) -> Tensor:
+    """What experts give where a device finds the rows of each: hidden [n, H], whose `routes` are the experts [n, k] of each row and
+    their weights [n, k], -> [height, H]. The host is asked for nothing."""
+    there = kernels.places(routes[0], module.understudy_experts)
+    out = given(module, Routed(hidden.index_select(0, there.nodes), there.experts, there.starts), multiply)
+    return kernels.add(out, there, routes[1], height, hidden.dtype)
 
 
 def without_numbers(module: Any, hidden_states: Tensor, top_k_index: Tensor) -> Tensor:
@@ -146,7 +156,7 @@ def without_numbers(module: Any, hidden_states: Tensor, top_k_index: Tensor) -> 
     return torch.empty_like(hidden_states)
 
 
-def given(module: Any, routed: Routed, multiply: Callable[[str, Routed], Tensor]) -> Tensor:
+def given(module: Any, routed: Routed, multiply: Multiply) -> Tensor:
     """What the experts of `module` make of routed rows [m, H], each by itself; `multiply` gives their products with the matrices of
     a stack, which it is told by name."""
     up, down = stacked(module)

@@ -198,13 +198,14 @@ def chain_up(made: Mapping[nn.Module, FusedBlock], handed_on: set[tuple[nn.Modul
     chains: list[list[tuple[FusedBlock, BlockParts[JoinedProduct]]]] = []
     last: nn.Module | None = None
     for block, ours in made.items():
-        first = ours.attention
-        whole = ours.mlp is not None and isinstance(first, FusedAttention)
-        if ours.mlp is not None and isinstance(first, FusedAttention):
-            if last is None or (last, block) not in handed_on:
-                chains.append([])
-            chains[-1].append((ours, BlockParts(first.made, first.heads, first.output, ours.mlp.gated, ours.mlp.down)))
-        last = block if whole else None
+        first, mlp = ours.attention, ours.mlp
+        if mlp is None or not isinstance(first, FusedAttention):
+            last = None
+            continue
+        if last is None or (last, block) not in handed_on:
+            chains.append([])
+        chains[-1].append((ours, BlockParts(first.made, first.heads, first.output, mlp.gated, mlp.down)))
+        last = block
     for chain in chains:
         blocks, parts = [ours for ours, _ in chain], [parts for _, parts in chain]
         run = blocks[0].attention.kernels.chain(parts) if len(blocks) > 1 else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..kernels.blocks import BlockKernels, JoinedProduct
+from ..kernels.blocks import BlockKernels, DeltaRule, JoinedProduct
 from ..kernels.delta_form import DeltaForm, DeltaLine
 from ..kernels.join_form import JoinForm, Norm
 from ..quantizers import quantizer
@@ -32,6 +32,7 @@ class FusedDelta:
     """The first half of a block of the gated delta rule: hidden states x [n, hidden size] -> x and what the rule adds to it."""
 
     kernels: BlockKernels
+    rule: DeltaRule
     made: JoinedProduct
     form: DeltaForm
     output: JoinedProduct
@@ -39,7 +40,7 @@ class FusedDelta:
 
     def __call__(self, x: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:
         state = level.cache.advanced(self.layer, level.tops)
-        return self.output(self.kernels.delta(self.made(x), state, level.nodes_in(self.layer), self.form), x)
+        return self.output(self.rule(self.made(x), state, level.nodes_in(self.layer), self.form), x)
 
     def alike(self, sample: Sample, level: LevelPass) -> bool:
         """Whether it gives what the stock layer gave."""
@@ -58,15 +59,16 @@ def fused_delta(stock: BlockModules, sample: Sample, joiner: Joiner) -> FusedDel
         return None
     apart = isinstance(mixer, Qwen35GatedDelta)
     linears = [getattr(mixer, name) for name in (APART if apart else BY_HEADS)]
-    usual = joiner.kernels.has_delta and mixer.conv1d.bias is None and sample.given.dtype in TYPES and stock.times == 1
+    rule = joiner.kernels.delta
+    usual = mixer.conv1d.bias is None and sample.given.dtype in TYPES and stock.times == 1
     made = joiner.kernels.join(_products(linears, joiner), JoinForm(norm)) if usual else None
     output = joiner([mixer.out_proj])
-    if made is None or output is None:
+    if rule is None or made is None or output is None:
         return None
     rates, shifts = mixer.A_log.detach().float().exp().contiguous(), mixer.dt_bias.detach().float().contiguous()
     line, weight = (_apart if apart else _by_heads)(mixer), mixer.conv1d.weight.detach()[:, 0].contiguous()
     form = DeltaForm(line, weight, rates, shifts, gated)
-    return FusedDelta(joiner.kernels, made, form, output, sample.layer)
+    return FusedDelta(joiner.kernels, rule, made, form, output, sample.layer)
 
 
 def _gated_norm_of(module: nn.Module | None) -> Norm | None:

@@ -125,7 +125,7 @@ class Model:
         self._fit_stages()
         drafts = drafts_of_all(self.weights, self.lanes, dtype) if uses.drafts else {}
         self.draft = Draft(self.module, *views, drafts, device, self.stages)
-        # How many decoder blocks the draft runs in fewer steps than the stock ones.
+        # How much of it the draft runs in fewer steps than the stock modules.
         self.fused = self.draft.fuse(shape.vocabulary, self.plan.context) if uses.drafts else 0
         self.vocabulary = shape.vocabulary
         self._score: OutputHead | None = None

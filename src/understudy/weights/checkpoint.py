@@ -151,7 +151,7 @@ class Checkpoint:
         does not use, scales, and codes that nothing else in the Store tells."""
         weights = [self.info(name) for spec in layout.linears for name in spec.tensors]
         others = [self.info(name) for name in (*layout.looked_up, *layout.shared)]
-        told = {info.name if info.packed is None else info.packed.codes.name for info in weights}
+        told = {info.published[0].name for info in weights}
         told |= {info.name for info in others if info.packed is None}
         return [info for name, info in self.stored.items() if name not in told]
 

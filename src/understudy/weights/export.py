@@ -89,7 +89,7 @@ def _tensors(store: Store) -> dict[tuple[str, ...], Callable[[], Iterator[Tensor
     }
     for entry in store.linears.values():
         own = [infos[name] for name in entry.spec.tensors]
-        names = tuple(info.name if info.packed is None else info.packed.codes.name for info in own)
+        names = tuple(info.published[0].name for info in own)
         packed = any(info.packed for info in own)
         found[names] = partial(_as_published, store, entry, own) if packed else partial(_as_stored, store, entry)
     # Also when the head is tied to it.

@@ -47,6 +47,11 @@ class TensorInfo:
         return self.nbytes // self.shape[0] if self.shape[0] else 0
 
     @property
+    def published(self) -> "tuple[TensorInfo, ...]":
+        """The tensors of the files that it is made of: its codes and their scales, or itself."""
+        return (self,) if self.packed is None else (self.packed.codes, self.packed.scales)
+
+    @property
     def kind(self) -> str:
         """The type's name, for people."""
         return self.unknown or str(self.dtype).removeprefix("torch.")

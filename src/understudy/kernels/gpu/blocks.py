@@ -8,10 +8,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ...layer_states import FullState
-from ...recurrent import RecurrentState
 from ...tree import Nodes
-from ..blocks import ChainedBlocks, JoinedProduct, MixedExperts
-from ..delta_form import DeltaForm
+from ..blocks import ChainedBlocks, DeltaRule, JoinedProduct, MixedExperts
 from ..draft_chain import BlockParts
 from ..head_form import HeadForm
 from ..join_form import GateKind, JoinForm, apart
@@ -48,12 +46,10 @@ class TritonBlocks:
         # the host does not know who goes where, and what it launches for that is recorded
         return None
 
-    def delta(self, made: Tensor, state: RecurrentState, nodes: Nodes, form: DeltaForm) -> Tensor:
-        raise NotImplementedError("layers of the gated delta rule run as they are on a GPU")
-
     @property
-    def has_delta(self) -> bool:
-        return False
+    def delta(self) -> DeltaRule | None:
+        # no kernel has all of a layer yet
+        return None
 
     def suits(self, nodes: Nodes) -> bool:
         """Levels of a search are, however many nodes they have: what is decided by values would make the host wait."""
