@@ -14,6 +14,7 @@ import pytest
 
 from tests.server.conftest import Running, Start, scripted, until
 from understudy import LLM
+from understudy.models.cost import PassCost
 from understudy.server import app as application
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -31,7 +32,8 @@ PATIENCE = 60_000
 
 
 class Pace:
-    """Passes of the engine, each of which waits for its turn, until they are let go."""
+    """Passes of the engine, each of which waits for its turn, until they are let go. A prompt is read in one of them: a machine
+    that was busy in the passes before would read it in several."""
 
     def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch):
         self._turns = threading.Semaphore(0)
@@ -44,6 +46,7 @@ class Pace:
             return step(*arguments)
 
         monkeypatch.setattr(llm.engine, "step", waiting)
+        monkeypatch.setattr(llm.engine, "cost", PassCost())
 
     def let(self, passes: int) -> None:
         """Let so many passes run."""
