@@ -301,6 +301,9 @@ def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
         for name, buffer in model.named_buffers():
             if name.endswith(("correction_bias", "expert_bias", "moe_statics")):
                 buffer.normal_(0, 0.1)
+            # what blocks multiply all by that they give
+            elif name.endswith("layer_scalar"):
+                buffer.fill_(0.75)
     return model
 
 

@@ -12,7 +12,7 @@ from tests.kernels.test_draft_attention import rows_of_nodes
 from understudy.kernels import draft_layer
 from understudy.kernels.attention import AttentionSpec
 from understudy.kernels.attention import attend as exact
-from understudy.kernels.head_form import HeadForm, Turning
+from understudy.kernels.head_form import HeadForm, Made, Turning
 from understudy.kernels.join_form import Norm
 from understudy.layer_states import FullState, LayerShape, SlidingState
 from understudy.rectangle import PaddedState
@@ -163,3 +163,30 @@ def test_a_gate_may_follow_each_query(turn: Turning) -> None:
     found = draft_layer.attend(made, turns, state, nodes, replace(plain_form, gated=True))
     assert torch.allclose(found, wanted * gates.flatten(1).sigmoid(), atol=1e-6)
     assert torch.equal(state.keys, other.keys) and torch.equal(state.values, other.values)
+
+
+@pytest.mark.parametrize("made", list(Made))
+@pytest.mark.parametrize("normed", [False, True])
+def test_values_may_be_normed_or_be_keys_and_both_may_be_those_of_another_layer(made: Made, normed: bool) -> None:
+    torch.manual_seed(7)
+    nodes = Nodes.of(TokenTree.of([0] * 6, [-1, 0, 0, 1, 2, 2]), 0, 30)
+    state, other = (FullState(LayerShape(2, 16, 16), 1, 64, torch.float32) for _ in range(2))
+    filled(state)
+    other.keys.copy_(state.keys)
+    other.values.copy_(state.values)
+    queries, keys, values = torch.randn(6, 4, 16), torch.randn(6, 2, 16), torch.randn(6, 2, 16)
+    weights = [torch.rand(16) + 0.5 for _ in range(2)]
+    angles = torch.randn(6, 8).repeat(1, 2)
+    turns = angles.cos(), angles.sin()
+    query, key = (Norm(weight, 1e-3) for weight in weights)
+    form = HeadForm(AttentionSpec(0.3), Turning.HALVES, (query, key), 1e-2 if normed else None, made=made)
+    count = {Made.ALL: 3, Made.ONE_FOR_BOTH: 2, Made.QUERIES: 1}[made]
+    line = torch.cat([part.flatten(1) for part in (queries, keys, values)[:count]], 1)
+    found = draft_layer.attend(line, turns, state, nodes, form)
+    if made is not Made.QUERIES:
+        own = keys if made is Made.ONE_FOR_BOTH else values
+        own = own * (own.square().mean(-1, keepdim=True) + 1e-2).rsqrt() if normed else own
+        other.write(nodes, by_hand(keys, weights[1], Turning.HALVES, turns), own)
+    wanted = exact(by_hand(queries, weights[0], Turning.HALVES, turns), other.keys, other.values, nodes, form.spec)
+    assert torch.allclose(state.keys, other.keys, atol=1e-5) and torch.allclose(state.values, other.values, atol=1e-5)
+    assert torch.allclose(found, wanted.flatten(1), atol=1e-5)

@@ -83,10 +83,12 @@ def test_a_factor_and_a_norm_come_before_what_is_added(dtype: torch.dtype, threa
     try:
         found = Joined([multiply], JoinForm(times=0.25, after=norm))(x, added)
         scaled, alone = (Joined([multiply], JoinForm(times=0.25))(x, more) for more in (added, None))
+        halved = [Joined([multiply], JoinForm(times=0.25, after=after, scale=0.5))(x, added) for after in (norm, None)]
     finally:
         torch.set_num_threads(1)
     near = 1e-5 if dtype == torch.float32 else 0.01
     assert _relative(found, wanted) < near
+    assert _relative(halved[0], wanted / 2) < near and _relative(halved[1], (plain + added.float()) / 2) < near
     assert _relative(scaled, plain + added.float()) < near and _relative(alone, plain) < near
 
 

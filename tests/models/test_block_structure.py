@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from understudy.kernels.head_form import Made
 from understudy.models.block_structure import (
     MlpModules,
     attention_modules,
@@ -78,8 +79,48 @@ def test_a_block_of_other_parts_is_none(stock: nn.Module) -> None:
 
 def test_attention_may_have_one_linear_for_all_and_norms_of_heads() -> None:
     found = attention_modules(stock := Named("qkv_proj", "o_proj", "q_norm", "k_norm", layer_idx=1))
-    assert found is not None and found.made == (stock.qkv_proj,) and found.norms == (stock.q_norm, stock.k_norm)
+    assert found is not None and found.linears == (stock.qkv_proj,) and found.norms == (stock.q_norm, stock.k_norm, None)
+    assert found.made is Made.ALL and found.shared_as == ""
     assert attention_modules(None) is None and attention_modules(Named("qkv_proj", "o_proj")) is None
+
+
+def test_attention_may_have_no_values_or_queries_alone() -> None:
+    norms = ("q_norm", "k_norm", "v_norm")
+    stored: dict[str, object] = {"store_full_length_kv": True, "layer_type": "full_attention"}
+    found = attention_modules(stock := Named("q_proj", "k_proj", "o_proj", *norms, layer_idx=1, **stored))
+    assert found is not None and found.made is Made.ONE_FOR_BOTH and found.linears == (stock.q_proj, stock.k_proj)
+    assert found.norms == (stock.q_norm, stock.k_norm, stock.v_norm) and found.shared_as == "full_attention"
+    found = attention_modules(stock := Named("q_proj", "o_proj", "q_norm", layer_idx=1, layer_type="full_attention"))
+    assert found is not None and found.made is Made.QUERIES and found.norms == (stock.q_norm, None, None)
+    assert found.shared_as == ""
+    for odd in (("q_proj", "o_proj", *norms[:2]), ("q_proj", "k_proj", "o_proj", "q_norm")):
+        assert attention_modules(Named(*odd, layer_idx=1)) is None
+
+
+FOUR = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+def test_a_block_may_have_a_third_part_and_a_factor() -> None:
+    further = ("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
+    alone = block_modules(block(*FOUR, layer_scalar=torch.full((1,), 0.5)))
+    assert alone is not None and alone.scale == 0.5 and alone.further is None
+    found = block_modules(stock := block(*FOUR, *further, act_fn=nn.SiLU(), layer_scalar=torch.full((1,), 0.5)))
+    assert found is not None and found.scale == 1 and found.further is not None and found.further.scale == 0.5
+    x, beside = torch.randn(1, 3, 1), torch.randn(1, 3, 1)
+    gate, projection, norm = (getattr(stock, name) for name in further)
+    wanted = (x + norm(projection(nn.functional.silu(gate(x)) * beside))) / 2
+    assert torch.allclose(found.further(x, beside), wanted)
+    assert block_modules(block(*FOUR, *further)) is None, "nothing tells how its gate opens"
+
+
+def test_experts_may_stand_beside_an_mlp() -> None:
+    beside = ("post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2")
+    found = block_modules(stock := block(*FOUR, *beside, router=nn.Identity(), experts=nn.Identity()))
+    assert found is None, "they are no modules of their own"
+    mixed: dict[str, object] = {"router": Named("proj"), "experts": Named("up")}
+    found = block_modules(stock := block(*FOUR, *beside, **mixed))
+    assert found is not None and found.experts is not None and found.mlp is stock.mlp
+    assert (found.experts.router, found.experts.after) == (stock.router, stock.post_feedforward_layernorm_2)
 
 
 def test_a_gated_mlp_has_two_linears_or_one_before_the_last() -> None:

@@ -73,6 +73,14 @@ def stock(model: Model) -> None:
         ("gemma2", (0, 0, 3)),
         # a gate after attention; recurrent layers whose values have no codes
         ("qwen3_5_text", (1, 0, 3)),
+        # keys that are values before norm and turn, values that are normed, a factor of all
+        ("gemma4_text", (4, 0, 0)),
+        # layers that read the keys of earlier ones
+        ("gemma4_unified_text", (6, 0, 0)),
+        # and with a third part in each block, which has no codes here
+        ("gemma4-e", (8, 0, 0)),
+        # experts beside an MLP
+        ("gemma4-moe", (0, 3, 3, 3)),
         # an MLP that is not gated
         ("arcee", (0, 3, 0)),
         # layers of another structure
@@ -97,16 +105,46 @@ def test_what_is_usual_drafts_the_same_in_fewer_steps(opened: Open, family: str,
     assert not any(parts) or not torch.equal(ours, wanted)
 
 
+@pytest.mark.parametrize(
+    ("family", "options", "blocks"),
+    [
+        # one weight of both halves of an MLP
+        ("phi3", {"intermediate_size": 192}, 3),
+        # a third part of each block
+        ("gemma4-e", {"hidden_size_per_layer_input": 32}, 8),
+    ],
+)
 @torch.inference_mode()
-def test_one_weight_of_both_halves_is_one_run(tmp_path: Path) -> None:
-    save(tmp_path, "phi3", torch.bfloat16, intermediate_size=192)
+def test_sizes_decide_what_has_codes(family: str, options: dict[str, Any], blocks: int, tmp_path: Path) -> None:
+    save(tmp_path, family, torch.bfloat16, **options)
     with LLM(tmp_path, memory="1GiB", context=128, rows=1) as llm:
         nodes = Nodes.of(TokenTree.chain(TEXT), 0, 0)
-        assert llm.model.fused == FusedParts(3)
+        assert llm.model.fused == FusedParts(blocks)
         ours = llm.model.draft(nodes)
         stock(llm.model)
         wanted = llm.model.draft(nodes)
     assert (ours - wanted).float().norm() < 0.1 * wanted.float().norm()
+
+
+@pytest.mark.parametrize("stock_layers", [range(6, 8), range(4), range(2, 8, 2)])
+@torch.inference_mode()
+def test_stock_blocks_read_the_keys_of_others_and_hand_them_on(
+    stock_layers: range, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last four of eight layers read those of two before them."""
+    alike = fused.FusedAttention.alike
+
+    def some(self: fused.FusedAttention, *given: Any) -> bool:
+        return self.layer not in stock_layers and alike(self, *given)
+
+    monkeypatch.setattr(fused.FusedAttention, "alike", some)
+    model = opened("gemma4-e", torch.float32).model
+    assert model.fused == FusedParts(8 - len(stock_layers), 0, len(stock_layers))
+    nodes = Nodes.of(TokenTree.chain(TEXT), 0, 0)
+    ours = model.draft(nodes)
+    stock(model)
+    wanted = model.draft(nodes)
+    assert (ours - wanted).norm() < 0.1 * wanted.norm() and not torch.equal(ours, wanted)
 
 
 FIVE = ["multiply", "_attend", "multiply", "multiply", "multiply"]
@@ -121,6 +159,7 @@ KERNELS = {"multiply", "_attend", "_finish_rows"}
         ("qwen3", FIVE, {}),
         ("phi3", FIVE, {"intermediate_size": 192}),
         ("gemma3_text", SEVEN, {"layer_types": ["full_attention"] * 2}),
+        ("gemma4_text", SEVEN, {"layer_types": ["full_attention"] * 2}),
     ],
 )
 @torch.inference_mode()

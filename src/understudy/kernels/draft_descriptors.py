@@ -62,6 +62,8 @@ class DraftRun(Descriptor):
         ("after_epsilon", NUMBER),
         # the bits of a float32: factor of the results, before anything is added to them
         ("times", NUMBER),
+        # the bits of a float32: factor of all, once something is added
+        ("scale", NUMBER),
         # address of room for x in int8 [columns / step, rows, step], then steps float32 [columns / step, rows, 2], then a row of x
         # or y in float32, and what is added to it
         ("scratch", NUMBER),
@@ -94,6 +96,10 @@ class LevelRun(Descriptor):
         # a gate of as many numbers follows each query
         ("made", NUMBER),
         ("gated", NUMBER),
+        # Are there keys and values among them (0: only queries, and the cache holds the others), and are there values (0: each is
+        # what its key is before norm and turn)?
+        ("keys_made", NUMBER),
+        ("values_made", NUMBER),
         # addresses of cosines and sines [nodes, angles], and how many numbers of a query or a key are turned by position, from its
         # first on: as many, or twice as many where both halves have the same
         ("cosines", NUMBER),
@@ -109,6 +115,9 @@ class LevelRun(Descriptor):
         ("all_heads", NUMBER),
         # the bits of a float32 that is added to the mean square
         ("epsilon", NUMBER),
+        # 1: the mean square of each value is made one, once a float32 of these bits is added to it; 0: it is kept as it is
+        ("values_normed", NUMBER),
+        ("value_epsilon", NUMBER),
         # address of float32 [heads]: one more score for each head, of which no value comes; 0: there is none
         ("sinks", NUMBER),
         # addresses of int64 [nodes]; of tails int64 [nodes, beyond] (`tree.Nodes`)

@@ -57,7 +57,7 @@ class ExpertProduct:
             columns=self.columns,
             step=self._whole.step,
             itemsize=x.itemsize,
-            times=bits_of(1.0),
+            times=bits_of(1.0), scale=bits_of(1.0),
             scratch=scratch.data_ptr(),
             work=work,
             parallel=team.parallel(),

@@ -19,7 +19,7 @@ from . import team
 from .cache_lines import TOGETHER, score, weigh
 from .compiled import bits_of, compiled, float_of, machine_code
 from .draft_descriptors import LevelRun, level_run
-from .head_form import HeadForm, Turning
+from .head_form import HeadForm, Made, Turning
 from .numbers import multiple, write
 from .softmax import softmax
 from .team import float32_at, int64_at, take
@@ -33,8 +33,8 @@ carray: Any = numpy_support.carray
 
 
 def attend(made: Tensor, turns: tuple[Tensor, Tensor], state: FullState, nodes: Nodes, form: HeadForm) -> Tensor:
-    """Attention of `nodes`, whose queries, keys and values are side by side in `made` [n, ...], over `state`, which gets their keys
-    and values: [n, heads * value size].
+    """Attention of `nodes`, whose queries, keys and values are side by side in `made` [n, ...] (see `Made`), over `state`,
+    which gets their keys and values: [n, heads * value size].
 
     `turns`: cosines and sines [n, angles] of the nodes' positions."""
     run, kept = described(made.shape[1], made.itemsize, turns, state, nodes, form)
@@ -66,6 +66,8 @@ def described(
         key_size=key_size, value_size=value_size, itemsize=itemsize, cache_itemsize=keys.itemsize,
         cosines=cosines.data_ptr(), sines=sines.data_ptr(), pairs=form.turn is Turning.PAIRS,
         gated=form.gated, angles=cosines.shape[1], turned=form.turned(cosines.shape[1]),
+        keys_made=form.made is not Made.QUERIES, values_made=form.made is Made.ALL,
+        values_normed=form.value_epsilon is not None, value_epsilon=bits_of(form.value_epsilon or 0.0),
         query_norm=query.weight.data_ptr() if query else 0, key_norm=key.weight.data_ptr() if key else 0,
         all_heads=query is not None and query.weight.numel() > key_size, epsilon=bits_of(query.epsilon) if query else 0,
         sinks=0 if sinks is None else sinks.data_ptr(), rows=_address(rows), slots=_address(nodes.slots.numpy()),
@@ -130,7 +132,7 @@ def _work(argument: Any) -> None:
         head = take(argument)
         if head >= run.kv_heads:
             break
-        for i in range(run.nodes):
+        for i in range(run.nodes * run.keys_made):
             keep(run, i, head, factors, turns, line)
         # no literal, for which numba would compile all that follows once more
         start: Any = np.int64(0)

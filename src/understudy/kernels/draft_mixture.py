@@ -138,7 +138,7 @@ def _half(product: ExpertProduct, gate: GateKind | None) -> _Half:
             matrices[expert * parts + part] = product.matrix_of(expert, part * blocks, blocks)
         runs[expert] = DraftRun(
             count=parts, matrices=ctypes.addressof(matrices) + expert * parts * MATRIX_BYTES, blocks=blocks, outputs=blocks * 64,
-            gate=gate or 0, columns=product.columns, step=product.step, itemsize=FLOAT, times=bits_of(1.0),
+            gate=gate or 0, columns=product.columns, step=product.step, itemsize=FLOAT, times=bits_of(1.0), scale=bits_of(1.0),
         )  # fmt: skip
     leader = DraftRun(blocks=blocks, gate=gate or 0)
     run = ExpertsRun(

@@ -111,6 +111,7 @@ class Joined:
             after=after.weight.data_ptr() if after else 0,
             after_epsilon=bits_of(after.epsilon) if after else 0,
             times=bits_of(form.times),
+            scale=bits_of(form.scale),
         )
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
@@ -201,15 +202,16 @@ def _normed(row: int, itemsize: int, weights: int, epsilon: int, out: Any) -> No
 
 @compiled
 def _finish(run: Any, r: int, room: int) -> None:
-    """Norm row r of y, and add to it what is to be added. `room`: for two rows of float32."""
+    """Norm row r of y, add to it what is to be added, and scale it. `room`: for two rows of float32."""
     outputs = run.outputs
     offset = r * outputs * run.itemsize
     row, other = carray(float32_at(room), outputs), carray(float32_at(room + outputs * 4), outputs)
     _normed(run.y + offset, run.itemsize, run.after, run.after_epsilon, row)
+    other[:], scale = np.float32(0), float_of(run.scale)
     if run.added != 0:
         read(run.added + offset, run.itemsize, other)
-        for k in range(outputs):
-            row[k] += other[k]
+    for k in range(outputs):
+        row[k] = (row[k] + other[k]) * scale
     write(row, run.y + offset, run.itemsize)
 
 
@@ -249,8 +251,10 @@ def _work(argument: Any) -> None:
 @compiled
 def _finish_block(run: Any, tiles: Any, line: Any, first: int, width: int, block: int) -> None:
     """Write `width` outputs of one block, `first` outputs after those of the first matrix: the first of `tiles`, gated by it the
-    second, times a factor, with what is added. `line`: room for zeros, or for a row of what is added."""
+    second, times a factor, with what is added, and scaled unless a norm comes first. `line`: room for zeros, or for a row of what
+    is added."""
     tile, times = tiles[0], float_of(run.times)
+    scale = float_of(run.scale) if run.after == 0 else np.float32(1)
     for r in range(run.rows if run.gate != 0 else 0):
         if run.gate == SILU:
             silu_gate(tile[r].ctypes.data, tiles[1, r].ctypes.data)
@@ -261,7 +265,7 @@ def _finish_block(run: Any, tiles: Any, line: Any, first: int, width: int, block
         if run.added != 0 and run.after == 0:
             read(run.added + offset, run.itemsize, line[:width])
         for j in range(width):
-            tile[r, j] = tile[r, j] * times + line[j]
+            tile[r, j] = (tile[r, j] * times + line[j]) * scale
         write(tile[r, :width], run.y + offset, run.itemsize)
 
 

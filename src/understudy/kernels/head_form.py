@@ -25,6 +25,16 @@ class Turning(Enum):
     NONE = "none"
 
 
+class Made(Enum):
+    """What the products before attention make of a node, one after the other."""
+
+    ALL = "queries, keys and values"
+    # A value is what its key is before norm and turn.
+    ONE_FOR_BOTH = "queries and keys"
+    # Keys and values are those of an earlier layer.
+    QUERIES = "queries"
+
+
 @dataclass(frozen=True)
 class HeadForm:
     """How one layer of the draft attends. There may be no softcap in `spec`."""
@@ -33,8 +43,11 @@ class HeadForm:
     turn: Turning = Turning.HALVES
     # of queries and of keys, before they are turned: of each head, or where weights are [heads, key size], of all of a node
     norms: tuple[Norm, Norm] | None = None
+    # Added to the mean square of each value, which is made one; None: values are kept as they are made.
+    value_epsilon: float | None = None
     # Does a gate follow each head of queries, by whose logistic function what the head gives is multiplied?
     gated: bool = False
+    made: Made = Made.ALL
 
     @cached_property
     def sinks(self) -> Tensor | None:
@@ -47,4 +60,8 @@ class HeadForm:
 
     def heads(self, columns: int, kv_heads: int, key_size: int, value_size: int) -> int:
         """Heads of queries in a line of `columns` numbers, with so many heads of keys and values."""
-        return ((columns - kv_heads * value_size) // key_size - kv_heads) // (2 if self.gated else 1)
+        return (columns - kv_heads * self.beside(key_size, value_size)) // key_size // (2 if self.gated else 1)
+
+    def beside(self, key_size: int, value_size: int) -> int:
+        """How many numbers are made for each head of keys and values."""
+        return {Made.ALL: key_size + value_size, Made.ONE_FOR_BOTH: key_size, Made.QUERIES: 0}[self.made]

@@ -38,6 +38,8 @@ class JoinForm:
     # what the result is multiplied by, then the norm that it goes through, both before anything is added to it
     times: float = 1.0
     after: Norm | None = None
+    # what all is multiplied by in the end
+    scale: float = 1.0
 
 
 PLAIN = JoinForm()

@@ -23,7 +23,8 @@ def made_at(run: Any, i: int, head: int) -> Any:
 @compiled
 def line_of(run: Any) -> Any:
     """How many numbers the products made of a node."""
-    return (run.heads * (1 + run.gated) + run.kv_heads) * run.key_size + run.kv_heads * run.value_size
+    keys = run.heads * (1 + run.gated) + run.kv_heads * run.keys_made
+    return keys * run.key_size + run.kv_heads * run.values_made * run.value_size
 
 
 @compiled
@@ -97,8 +98,14 @@ def keep(run: Any, i: int, head: int, factors: Any, turns: Any, line: Any) -> No
     key, value = line[: run.key_size], line[: run.value_size]
     turn(run, i, run.heads + head, factors, turns, key)
     _put(key, run.keys + place * width_of(run.key_size, run.cache_itemsize), run.cache_itemsize)
-    made = (i + 1) * line_of(run) - (run.kv_heads - head) * run.value_size
-    read(run.made + made * run.itemsize, run.itemsize, value)
+    made = made_at(run, i, run.heads + head)
+    if run.values_made != 0:
+        made = run.made + ((i + 1) * line_of(run) - (run.kv_heads - head) * run.value_size) * run.itemsize
+    read(made, run.itemsize, value)
+    if run.values_normed != 0:
+        factor = np.float32(1) / np.sqrt(squares(value) / np.float32(run.value_size) + float_of(run.value_epsilon))
+        for c in range(run.value_size):
+            value[c] *= factor
     _put(value, run.values + place * width_of(run.value_size, run.cache_itemsize), run.cache_itemsize)
 
 

@@ -23,11 +23,15 @@ class MlpSample:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a stock block was given in a level, had after its attention, and gave: hidden states [1, n, hidden size]."""
+    """What a stock block was given in a level, had after its attention and after its MLP, and gave: hidden states [1, n, hidden
+    size]. The last two are one where it has no further part."""
 
     given: Tensor
     middle: Tensor
+    ended: Tensor
     gave: Tensor
+    # what else it was given, for its further part: [1, n, numbers]
+    beside: Tensor | None
     # cosines and sines [1, n, turned]
     turns: tuple[Tensor, Tensor]
     # its number, and how it attended; None: it did not
@@ -37,7 +41,7 @@ class Sample:
     @property
     def second(self) -> MlpSample:
         """What its second half was given and gave."""
-        return MlpSample(self.middle, self.gave)
+        return MlpSample(self.middle, self.ended)
 
 
 class BlockSamples:
@@ -51,6 +55,8 @@ class BlockSamples:
         self.specs: dict[int, AttentionSpec] = {}
         self.mlp_samples: dict[nn.Module, MlpSample] = {}
         self._middles: dict[nn.Module, Tensor] = {}
+        self._ends: dict[nn.Module, Tensor] = {}
+        self._beside: dict[nn.Module, Tensor] = {}
         self._seen: list[tuple[nn.Module, Tensor, Tensor, tuple[Tensor, Tensor]]] = []
         # What each of those gave, as it was then.
         self._then: list[Tensor] = []
@@ -60,7 +66,10 @@ class BlockSamples:
         for block, parts in self.blocks.items():
             self._hooks.append(block.register_forward_pre_hook(self._move, with_kwargs=True))
             self._hooks.append(block.register_forward_hook(self._keep, with_kwargs=True))
-            self._hooks.append(parts.second.register_forward_pre_hook(self._halfway(block), with_kwargs=True))
+            self._hooks.append(parts.second.register_forward_pre_hook(self._on_the_way(block, self._middles), with_kwargs=True))
+            if parts.further is not None:
+                hook = self._on_the_way(block, self._ends)
+                self._hooks.append(parts.further.first.register_forward_pre_hook(hook, with_kwargs=True))
         self._hooks += [mlp.register_forward_hook(self._keep_mlp) for mlp in self.mlps]
         return self
 
@@ -73,11 +82,11 @@ class BlockSamples:
         moved = {"position_ids": positions + self.further} if isinstance(positions, Tensor) else {}
         return given, {**named, **moved}
 
-    def _halfway(self, block: nn.Module) -> Any:
+    def _on_the_way(self, block: nn.Module, kept: dict[nn.Module, Tensor]) -> Any:
         def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             hidden = given[0] if given else named.get("hidden_states")
             if isinstance(hidden, Tensor):
-                self._middles[block] = hidden.clone()
+                kept[block] = hidden.clone()
 
         return keep
 
@@ -87,6 +96,8 @@ class BlockSamples:
         if isinstance(gave, Tensor) and isinstance(hidden, Tensor) and isinstance(turns, tuple) and len(turns) == 2:
             self._seen.append((block, hidden, gave, turns))
             self._then.append(gave.clone())
+            if (beside := given_beside(given, named)) is not None:
+                self._beside[block] = beside.clone()
 
     def _keep_mlp(self, mlp: nn.Module, given: tuple[Any, ...], gave: Any) -> None:
         if given and isinstance(given[0], Tensor) and isinstance(gave, Tensor) and given[0].shape == gave.shape and len(gave):
@@ -105,9 +116,19 @@ class BlockSamples:
     @property
     def samples(self) -> list[tuple[nn.Module, Sample]]:
         """Each block that can be compared, with what it was given and gave, in the order in which they ran."""
-        layers = [self.blocks[block].layer for block, *_ in self._seen]
         return [
-            (block, Sample(given, self._middles[block], then, turns, layer, self.specs.get(layer)))
-            for layer, (block, given, _, turns), then in zip(layers, self._seen, self._then, strict=True)
+            (block, self._sample(block, given, then, turns))
+            for (block, given, _, turns), then in zip(self._seen, self._then, strict=True)
             if block in self._middles
         ]
+
+    def _sample(self, block: nn.Module, given: Tensor, gave: Tensor, turns: tuple[Tensor, Tensor]) -> Sample:
+        layer = self.blocks[block].layer
+        between = self._middles[block], self._ends.get(block, gave)
+        return Sample(given, *between, gave, self._beside.get(block), turns, layer, self.specs.get(layer))
+
+
+def given_beside(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
+    """What a block is `given`, or by a name, for its further part; None: nothing."""
+    found = given[1] if len(given) > 1 else named.get("per_layer_input")
+    return found if isinstance(found, Tensor) else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..kernels.head_form import Made
 from .mixer import Mixer
 
 # By the names of a block's norms: those before and after its attention, then before and after its MLP; "": there is none.
@@ -24,21 +25,37 @@ NORMS = {
 # The Linears of a gated MLP: those that its input goes through, and the one after them.
 GATED = ((("gate_proj", "up_proj"), "down_proj"), (("gate_up_proj",), "down_proj"), (("w1", "w3"), "w2"))
 ACTIVATIONS = ("act_fn", "activation_fn")
-MADE = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
-# of queries and of keys
-HEAD_NORMS = ("q_norm", "k_norm")
+# The Linears before attention, and what they make of a node.
+MADE = {
+    ("q_proj", "k_proj", "v_proj"): Made.ALL,
+    ("qkv_proj",): Made.ALL,
+    ("q_proj", "k_proj"): Made.ONE_FOR_BOTH,
+    ("q_proj",): Made.QUERIES,
+}
+# of queries, of keys, and of values
+HEAD_NORMS = ("q_norm", "k_norm", "v_norm")
 OUTPUT = "o_proj"
+# A mixture of experts beside an MLP (`ExpertsBeside`).
+BESIDE = (
+    *("router", "experts", "post_feedforward_layernorm_1"),
+    *("pre_feedforward_layernorm_2", "post_feedforward_layernorm_2"),
+)
+# What further part a block may end with (`FurtherModules`): the Linear before its gate, that after it, and the norm of the result.
+FURTHER = ("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
 
 
 @dataclass(frozen=True)
 class AttentionModules:
-    """Of a block's attention: the Linears of queries, keys and values (or one for all), norms of queries and keys, and the Linear
-    of the output."""
+    """Of a block's attention: the Linears of queries, keys and values (or one for all), and the Linear of the output."""
 
-    made: tuple[nn.Module, ...]
-    norms: tuple[nn.Module, nn.Module] | None
+    linears: tuple[nn.Module, ...]
+    made: Made
+    # Of queries, keys and values; None: there is none.
+    norms: tuple[nn.Module | None, nn.Module | None, nn.Module | None]
     output: nn.Module
     layer: int
+    # Under which name other layers are handed its keys and values; "": they are not.
+    shared_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,16 +75,55 @@ class MlpModules:
 
 
 @dataclass(frozen=True)
+class ExpertsBeside:
+    """A mixture of experts beside an MLP: after_mlp(mlp(before(x))) + after(experts(own(x), router(x)))."""
+
+    router: nn.Module
+    experts: nn.Module
+    after_mlp: nn.Module
+    own: nn.Module
+    after: nn.Module
+
+    def __call__(self, x: Tensor, made: Tensor) -> Tensor:
+        """x [1, n, hidden size], and what the MLP made of it -> what both add."""
+        flat = x.reshape(-1, x.shape[-1])
+        _, weights, chosen = self.router(flat)
+        mixed = self.experts(self.own(flat), chosen, weights).reshape(x.shape)
+        both: Tensor = self.after_mlp(made) + self.after(mixed)
+        return both
+
+
+@dataclass(frozen=True)
+class FurtherModules:
+    """A third part of a block: (x + after(last(act(first(x)) * beside))) * scale, where `beside` is what the model has for the
+    layer."""
+
+    first: nn.Module
+    last: nn.Module
+    after: nn.Module
+    act: Callable[[Tensor], Tensor]
+    scale: float
+
+    def __call__(self, x: Tensor, beside: Tensor) -> Tensor:
+        """x [1, n, hidden size], beside [1, n, numbers] -> as x."""
+        added: Tensor = self.after(self.last(self.act(self.first(x)) * beside))
+        return (x + added) * self.scale
+
+
+@dataclass(frozen=True)
 class BlockModules:
-    """x + after(attention(before(x))) twice, the second time with the MLP in the place of attention. `norms`: before and after
-    each; None: there is none."""
+    """x + after(attention(before(x))) twice, the second time with the MLP in the place of attention, and `experts` beside it; then
+    the `further` part. `norms`: before and after each. What is None is not there."""
 
     # A mixer: the layer is recurrent.
     attention: AttentionModules | Mixer
     mlp: nn.Module
     norms: tuple[nn.Module | None, nn.Module | None, nn.Module | None, nn.Module | None]
-    # factor of what is added to x
+    # factor of what is added to x, and of all in the end, unless that is the further part's
     times: float
+    scale: float = 1.0
+    experts: ExpertsBeside | None = None
+    further: FurtherModules | None = None
 
     @property
     def layer(self) -> int:
@@ -83,6 +139,10 @@ class BlockModules:
 def block_modules(block: nn.Module) -> BlockModules | None:
     """The parts of a block whose children have names as they usually are; None: they have not. What the MLP is does not matter."""
     children = {name: child for name, child in block.named_children() if not isinstance(child, (nn.Dropout, nn.Identity))}
+    further = further_modules(block)
+    experts = ExpertsBeside(*map(children.__getitem__, BESIDE)) if children.keys() >= set(BESIDE) else None
+    for name in (*(FURTHER + ACTIVATIONS if further else ()), *(BESIDE if experts else ())):
+        children.pop(name, None)
     order = NORMS.get(frozenset(name for name in children if name.endswith("norm")))
     mixer = children.get("linear_attn")
     attention = mixer if isinstance(mixer, Mixer) else attention_modules(children.get("self_attn"))
@@ -90,19 +150,35 @@ def block_modules(block: nn.Module) -> BlockModules | None:
     if order is None or attention is None or len(rest) != 1:
         return None
     before, after, second, last = (children.get(name) for name in order)
-    times = getattr(block, "residual_multiplier", 1.0)
-    return BlockModules(attention, rest[0], (before, after, second, last), float(times))
+    times, scale = float(getattr(block, "residual_multiplier", 1.0)), 1.0 if further else _scale(block)
+    return BlockModules(attention, rest[0], (before, after, second, last), times, scale, experts, further)
+
+
+def _scale(block: nn.Module) -> float:
+    return float(getattr(block, "layer_scalar", 1.0))
+
+
+def further_modules(block: nn.Module) -> FurtherModules | None:
+    """None where it has no third part, or one of other children."""
+    children, act = dict(block.named_children()), getattr(block, "act_fn", None)
+    if act is None or not children.keys() >= set(FURTHER):
+        return None
+    first, last, after = map(children.__getitem__, FURTHER)
+    return FurtherModules(first, last, after, act, _scale(block))
 
 
 def attention_modules(attention: nn.Module | None) -> AttentionModules | None:
     """None where it has other children."""
     children: dict[str, nn.Module] = {} if attention is None else dict(attention.named_children())
     layer: Any = getattr(attention, "layer_idx", None)
-    norms = children.keys() & set(HEAD_NORMS)
-    for made in MADE:
-        if children.keys() - norms == {*made, OUTPUT} and len(norms) in (0, 2) and layer is not None:
-            both = (children[HEAD_NORMS[0]], children[HEAD_NORMS[1]]) if norms else None
-            return AttentionModules(tuple(children[name] for name in made), both, children[OUTPUT], int(layer))
+    query, key, value = (children.pop(name, None) for name in HEAD_NORMS)
+    for names, made in MADE.items():
+        # Norms are of both that are multiplied, if both are made here.
+        even = key is value is None if made is Made.QUERIES else (query is None) == (key is None)
+        if children.keys() == {*names, OUTPUT} and even and layer is not None:
+            shared = str(getattr(attention, "layer_type", "")) if getattr(attention, "store_full_length_kv", False) else ""
+            linears = tuple(children[name] for name in names)
+            return AttentionModules(linears, made, (query, key, value), children[OUTPUT], int(layer), shared)
     return None
 
 

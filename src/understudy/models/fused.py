@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from ..cache import Cache
 from ..kernels.blocks import BlockKernels, ChainedBlocks, JoinedProduct
 from ..kernels.draft_chain import BlockParts
-from ..kernels.head_form import HeadForm
+from ..kernels.head_form import HeadForm, Made
 from ..layer_states import FullState
 from ..small_keys import LINES, plain, size_in
 from ..tree import Nodes
-from .block_samples import MlpSample, Sample
-from .block_structure import BlockModules, MlpModules
+from .block_samples import MlpSample, Sample, given_beside
+from .block_structure import AttentionModules, BlockModules, MlpModules
 from .streamed import CurrentPass, Pass
 
+# What stock blocks are handed as an earlier layer's keys and values: attention reads them from the cache.
+IN_THE_CACHE = (torch.empty(1, 1, 0, 1), torch.empty(1, 1, 0, 1))
 # of hidden states, keys and values
 TYPES = (torch.bfloat16, torch.float32)
 # by how much keys, values and what a half of a block adds to its input may differ from the stock block's: activations are rounded
@@ -86,7 +88,8 @@ class FusedAttention:
         """Whether it gives what the stock attention gave, and leaves the same keys and values in the cache. These stay as the stock
         attention left them."""
         state, row = level.cache.layer(self.layer, self.heads.spec.window), int(level.nodes.rows[0])
-        usual = level.cache.shapes[self.layer].reads is None and state.keys.dtype in (*TYPES, LINES)
+        own = level.cache.shapes[self.layer].reads is None
+        usual = own == (self.heads.made is not Made.QUERIES) and state.keys.dtype in (*TYPES, LINES)
         usual &= all(turn.shape[:-1] == sample.given.shape[:-1] for turn in sample.turns)
         if not usual or sample.turns[0].shape != sample.turns[1].shape or not self.fits(state, sample.turns[0].shape[-1]):
             return False
@@ -105,8 +108,9 @@ class FusedAttention:
         turned = self.heads.turned(angles)
         kv_heads, key, value = state.keys.shape[1], size_in(state.keys), size_in(state.values)
         heads = self.heads.heads(self.made.outputs, kv_heads, key, value)
-        line = (heads * (2 if self.heads.gated else 1) + kv_heads) * key + kv_heads * value
-        whole = self.made.outputs == line and heads * value == self.output.columns and (key == value or not self.heads.gated)
+        line = heads * (2 if self.heads.gated else 1) * key + kv_heads * self.heads.beside(key, value)
+        apart = not self.heads.gated and self.heads.made is not Made.ONE_FOR_BOTH
+        whole = self.made.outputs == line and heads * value == self.output.columns and (key == value or apart)
         norms = [norm.weight.numel() for norm in self.heads.norms or ()]
         normed = norms in ([], [key, key], [heads * key, kv_heads * key])
         shared = heads > 0 and heads % kv_heads == 0 and turned <= key and turned % 2 == 0
@@ -124,13 +128,35 @@ class FusedMlp:
         return self.down(self.gated(x.reshape(-1, x.shape[-1])), added).reshape(x.shape)
 
 
-class FusedBlock:
-    """One decoder block, for levels of the draft: hidden states [1, n, hidden size] -> the same shape."""
+@dataclass(frozen=True)
+class FusedFurther:
+    """The third part of a block: hidden states x [1, n, hidden size], and what the model has `beside` them for its layer
+    [1, n, numbers] -> the same shape as x."""
 
-    def __init__(self, attention: FirstHalf, mlp: FusedMlp | None, stock: BlockModules) -> None:
+    first: JoinedProduct
+    act: Callable[[Tensor], Tensor]
+    last: JoinedProduct
+
+    def __call__(self, x: Tensor, beside: Tensor) -> Tensor:
+        return self.last(self.act(self.first(x[0])) * beside[0], x[0])[None]
+
+
+# See `FusedFurther`; or a stock one.
+FurtherPart = Callable[[Tensor, Tensor], Tensor]
+
+
+class FusedBlock:
+    """One decoder block, for levels of the draft: hidden states [1, n, hidden size], and what its further part is given `beside`
+    them -> the same shape."""
+
+    def __init__(
+        self, attention: FirstHalf, mlp: FusedMlp | None, further: FurtherPart | None, stock: BlockModules
+    ) -> None:
         self.attention = attention
         # None: the second half runs as it is.
         self.mlp = mlp
+        # None: there is none.
+        self.further = further
         self.stock = stock
         # The blocks that run in one call, this among them; None: it runs alone.
         self.chain: BlockChain | None = None
@@ -139,18 +165,27 @@ class FusedBlock:
     def layer(self) -> int:
         return self.attention.layer
 
-    def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass) -> Tensor:
+    def __call__(
+        self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass, beside: Tensor | None = None
+    ) -> Tensor:
         x = self.attention(hidden[0], turns, level)
-        return self.mlp(x, x)[None] if self.mlp is not None else second_half(self.stock, x[None])
+        x = self.mlp(x, x)[None] if self.mlp is not None else second_half(self.stock, x[None])
+        if self.further is None:
+            return x
+        assert beside is not None
+        return self.further(x, beside)
 
 
 def second_half(stock: BlockModules, x: Tensor) -> Tensor:
-    """The second half of a stock block, whatever its MLP is: hidden states [1, n, hidden size] -> the same shape."""
+    """The second half of a stock block, whatever its MLP is, up to its further part: hidden states [1, n, hidden size] -> the same
+    shape."""
     _, _, before, after = stock.norms
     made = stock.mlp(x if before is None else before(x))
     added: Tensor = made[0] if isinstance(made, tuple) else made
+    added = added if stock.experts is None else stock.experts(x, added)
     added = added if after is None else after(added)
-    return x + (added if stock.times == 1 else added * stock.times)
+    x = x + (added if stock.times == 1 else added * stock.times)
+    return x if stock.scale == 1 else x * stock.scale
 
 
 class BlockChain:
@@ -169,14 +204,23 @@ class BlockChain:
 
 
 def goes_on_alike(stock: BlockModules, sample: Sample) -> bool:
-    """Whether what follows attention in a stock block is `second_half`."""
-    return alike(sample.gave - sample.middle, second_half(stock, sample.middle) - sample.middle)
+    """Whether what follows attention in a stock block is `second_half`, up to its further part."""
+    base = sample.middle * stock.scale
+    return alike(sample.ended - base, second_half(stock, sample.middle) - base)
 
 
-def computes_alike(ours: FusedMlp, sample: MlpSample, added: bool = False) -> bool:
-    """Whether `ours` gives what the stock MLP gave. `added`: both add what they are given."""
+def ends_alike(ours: FurtherPart, sample: Sample, scale: float) -> bool:
+    """Whether `ours` gives what the further part of the stock block gave, times `scale`."""
+    if sample.beside is None or sample.beside.shape[:-1] != sample.ended.shape[:-1]:
+        return False
+    base = sample.ended * scale
+    return alike(sample.gave - base, ours(sample.ended, sample.beside) - base)
+
+
+def computes_alike(ours: FusedMlp, sample: MlpSample, added: bool = False, scale: float = 1.0) -> bool:
+    """Whether `ours` gives what the stock MLP gave. `added`: both add what they are given; then all is times `scale`."""
     given = sample.given
-    base = given if added else torch.zeros_like(given)
+    base = given * scale if added else torch.zeros_like(given)
     flat = given.reshape(-1, given.shape[-1])
     return alike(sample.gave - base, ours(given, flat if added else None) - base)
 
@@ -199,7 +243,7 @@ def chain_up(made: Mapping[nn.Module, FusedBlock], handed_on: set[tuple[nn.Modul
     last: nn.Module | None = None
     for block, ours in made.items():
         first, mlp = ours.attention, ours.mlp
-        if mlp is None or not isinstance(first, FusedAttention):
+        if mlp is None or not isinstance(first, FusedAttention) or ours.further is not None:
             last = None
             continue
         if last is None or (last, block) not in handed_on:
@@ -220,14 +264,18 @@ def take_over(
 ) -> None:
     """Let `ours` run in the place of the stock `block` while a level is under way: `level` tells whether the pass is one."""
     stock = block.forward
+    attention = ours.stock.attention
+    shared_as = attention.shared_as if isinstance(attention, AttentionModules) else ""
 
     def forward(*given: Any, **named: Any) -> Any:
         under_way = level(current.under_way)
         if under_way is None or not ours.attention.kernels.suits(under_way.nodes_in(ours.layer)):
             return stock(*given, **named)
         hidden, turns = given[0] if given else named["hidden_states"], named["position_embeddings"]
+        if shared_as:
+            named["shared_kv_states"][shared_as] = IN_THE_CACHE
         if ours.chain is None or not under_way.undivided:
-            return ours(hidden, turns, under_way)
+            return ours(hidden, turns, under_way, given_beside(given, named))
         # what all of the chain give is what the first gave
         return ours.chain(hidden, turns, under_way) if ours.chain.blocks[0] is ours else hidden
 

@@ -14,11 +14,13 @@ from .block_samples import BlockSamples, MlpSample, Sample
 from .block_structure import AttentionModules, BlockModules, MlpModules
 from .fused import (
     FirstHalf,
+    FurtherPart,
     FusedBlock,
     FusedMlp,
     LevelPass,
     chain_up,
     computes_alike,
+    ends_alike,
     goes_on_alike,
     is_gated,
     take_over,
@@ -53,6 +55,7 @@ class Fusing:
         # None: no way to compute it gave what the stock module gave.
         self._attentions: dict[nn.Module, FirstHalf | None] = {}
         self._halves: dict[nn.Module, FusedMlp | None] = {}
+        self._furthers: dict[nn.Module, FurtherPart | None] = {}
         self._alone: dict[nn.Module, FusedMlp | None] = {}
         self._handed_on = set(itertools.pairwise(self.blocks))
 
@@ -64,6 +67,7 @@ class Fusing:
         self._handed_on &= watched.handed_on
         for block, sample in watched.samples:
             self._halves[block] = self._half(block, sample, watched.mlp_samples)
+            self._furthers[block] = self._further(block, sample)
             self._attentions[block] = self._attention(block, sample, level)
         # It takes time, which those need not that run as parts of their blocks.
         whole = {self.blocks[block].mlp for block, half in self._halves.items() if half and self._attentions[block]}
@@ -80,6 +84,8 @@ class Fusing:
             known = next((ours for ours in ways if ours.alike(sample, level)), None)
         elif not known.alike(sample, level):
             return None
+        if stock.further is not None and self._furthers[block] is None:
+            return None
         # where the second half is ours, that was compared
         whole = self._halves[block] is not None
         return known if known is not None and (whole or goes_on_alike(stock, sample)) else None
@@ -94,10 +100,17 @@ class Fusing:
     def _half(self, block: nn.Module, sample: Sample, mlps: Mapping[nn.Module, MlpSample]) -> FusedMlp | None:
         stock = self.blocks[block]
         ours = self._halves.get(block)
-        if block not in self._halves and stock.mlp in mlps:
+        if block not in self._halves and stock.mlp in mlps and stock.experts is None:
             _, _, before, after = stock.norms
-            ours = self._mlp(stock.mlp, mlps[stock.mlp], before, stock.times, after)
-        return ours if ours is not None and computes_alike(ours, sample.second, added=True) else None
+            ours = self._mlp(stock.mlp, mlps[stock.mlp], before, stock.times, after, stock.scale)
+        return ours if ours is not None and computes_alike(ours, sample.second, True, stock.scale) else None
+
+    def _further(self, block: nn.Module, sample: Sample) -> FurtherPart | None:
+        stock = self.blocks[block].further
+        ours = self._furthers.get(block)
+        if block not in self._furthers and stock is not None:
+            ours = self.joiner.further(stock) or stock
+        return ours if ours is not None and stock is not None and ends_alike(ours, sample, stock.scale) else None
 
     def _mlp(self, mlp: nn.Module, sample: MlpSample, *around: Any) -> FusedMlp | None:
         """The stock `mlp` in fewer steps, with what is `around` it (see `Joiner.mlp`); None where it is no usual one."""
@@ -107,7 +120,7 @@ class Fusing:
     def take_over(self, current: CurrentPass, level: Callable[[Pass | None], LevelPass | None]) -> FusedParts:
         """Let what is left run in the place of the stock modules, inside levels."""
         found = {
-            block: FusedBlock(attention, self._halves[block], self.blocks[block])
+            block: FusedBlock(attention, self._halves[block], self._furthers[block], self.blocks[block])
             for block, attention in self._attentions.items()
             if attention is not None
         }

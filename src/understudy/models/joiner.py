@@ -14,8 +14,8 @@ from ..kernels.blocks import BlockKernels, JoinedProduct
 from ..kernels.head_form import HeadForm, Turning
 from ..kernels.join_form import GateKind, JoinForm, Norm
 from .block_samples import Sample
-from .block_structure import AttentionModules, BlockModules, MlpModules
-from .fused import TYPES, FusedAttention, FusedMlp
+from .block_structure import AttentionModules, BlockModules, FurtherModules, MlpModules
+from .fused import TYPES, FusedAttention, FusedFurther, FusedMlp
 from .streamed import StreamedLinear
 
 GATES: dict[GateKind, Callable[[Tensor], Tensor]] = {
@@ -34,7 +34,7 @@ class Joiner:
 
     def __call__(
         self, modules: Sequence[nn.Module], norm: Norm | None = None, gate: GateKind | None = None, times: float = 1.0,
-        after: Norm | None = None,
+        after: Norm | None = None, scale: float = 1.0,
     ) -> JoinedProduct | None:  # fmt: skip
         """None where they cannot be joined."""
         products: list[Callable[[Tensor], Tensor]] = []
@@ -44,33 +44,48 @@ class Joiner:
                 return None
             products.append(self.linears[module.index])
             biases.append(None if module.bias is None else module.get_parameter("bias"))
-        return self.kernels.join(products, JoinForm(norm, biases, gate, times, after))
+        return self.kernels.join(products, JoinForm(norm, biases, gate, times, after, scale))
 
     def attention(self, parts: AttentionModules, stock: BlockModules, sample: Sample) -> Iterator[FusedAttention]:
         """Ways in which `parts`, the attention of a stock block that gave `sample`, may compute; none where one is not as usual."""
         before, after, _, _ = stock.norms
-        norms = [norm_of(norm) for norm in (before, after, *(parts.norms or ())) if norm is not None]
-        if any(norm is None for norm in norms) or sample.given.dtype not in TYPES or sample.spec is None:
+        query, key, value = parts.norms
+        # where there are no keys, nothing is made of their norm
+        of_queries, of_keys = norm_of(query), norm_of(key or query)
+        both = None if of_queries is None or of_keys is None else (of_queries, of_keys)
+        known = all(norm is None or norm_of(norm) is not None for norm in (before, after, query, key))
+        if not known or sample.given.dtype not in TYPES or sample.spec is None:
             return
-        query, key = norms[-2:] if parts.norms else (None, None)
-        both = None if query is None or key is None else (query, key)
         if both is not None and both[0].epsilon != both[1].epsilon:
             return
-        made, output = self(parts.made, norm_of(before)), self([parts.output], None, None, stock.times, norm_of(after))
+        value_epsilon = None if value is None else epsilon_of(value)
+        if value is not None and (value_epsilon is None or getattr(value, "weight", None) is not None):
+            return
+        made, output = self(parts.linears, norm_of(before)), self([parts.output], None, None, stock.times, norm_of(after))
         if made is None or output is None:
             return
         for gated, turn in product((False, True), Turning):
-            yield FusedAttention(self.kernels, made, HeadForm(sample.spec, turn, both, gated), output, sample.layer)
+            form = HeadForm(sample.spec, turn, both, value_epsilon, gated, parts.made)
+            yield FusedAttention(self.kernels, made, form, output, sample.layer)
+
+    def further(self, parts: FurtherModules) -> FusedFurther | None:
+        """The third part of a block; None where a part of it is not as usual."""
+        gate, after = gate_of(parts.act), norm_of(parts.after)
+        first, last = self([parts.first]), self([parts.last], None, None, 1.0, after, parts.scale)
+        if gate is None or after is None or first is None or last is None or first.outputs != last.columns:
+            return None
+        return FusedFurther(first, GATES[gate], last)
 
     def mlp(
-        self, parts: MlpModules | None, norm: nn.Module | None = None, times: float = 1.0, after: nn.Module | None = None
-    ) -> FusedMlp | None:
+        self, parts: MlpModules | None, norm: nn.Module | None = None, times: float = 1.0, after: nn.Module | None = None,
+        scale: float = 1.0,
+    ) -> FusedMlp | None:  # fmt: skip
         """The gated MLP of `parts`, with `norm` before and `after` it; None where a part of it is not as usual."""
         norms = [(norm, norm_of(norm)), (after, norm_of(after))]
         gate = None if parts is None else gate_of(parts.act)
         if parts is None or gate is None or any(stock is not None and ours is None for stock, ours in norms):
             return None
-        gated, down = self(parts.gated, norms[0][1], gate), self([parts.down], None, None, times, norms[1][1])
+        gated, down = self(parts.gated, norms[0][1], gate), self([parts.down], None, None, times, norms[1][1], scale)
         if gated is None or down is None or gated.outputs != down.columns:
             return None
         return FusedMlp(gated, down)
@@ -78,12 +93,17 @@ class Joiner:
 
 def norm_of(module: nn.Module | None) -> Norm | None:
     """What a norm does, if it is a root mean square norm; its weight, of whatever convention, is found by what it makes of ones."""
-    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    weight = getattr(module, "weight", None)
-    if module is None or not isinstance(epsilon, float) or not isinstance(weight, Tensor):
+    epsilon, weight = epsilon_of(module), getattr(module, "weight", None)
+    if module is None or epsilon is None or not isinstance(weight, Tensor):
         return None
     ones = module(torch.ones_like(weight)[None])[0]
     return Norm(ones.float().contiguous() * (1 + epsilon) ** 0.5, epsilon)
+
+
+def epsilon_of(norm: nn.Module | None) -> float | None:
+    """What a norm adds to mean squares, if it says so."""
+    found = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    return found if isinstance(found, float) else None
 
 
 def gate_of(act: Callable[[Tensor], Tensor] | None) -> GateKind | None:

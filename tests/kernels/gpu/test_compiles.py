@@ -26,20 +26,26 @@ PRODUCT = {
 }  # fmt: skip
 LAYER = {
     "made": "*bf16", "cosines": "*bf16", "sines": "*bf16", "query_norm": "*fp32", "key_norm": "*fp32", "epsilon": "fp32",
-    "keys": "*bf16", "values": "*bf16", "rows": "*i64", "slots": "*i64", "positions": "*i64", "prefixes": "*i64", "tail": "*i64",
-    "sinks": "*fp32", "out": "*bf16", "scratch": "*fp32", "counters": "*i32", "width": "i32",
+    "value_epsilon": "fp32", "keys": "*bf16", "values": "*bf16", "rows": "*i64", "slots": "*i64", "positions": "*i64",
+    "prefixes": "*i64", "tail": "*i64", "sinks": "*fp32", "out": "*bf16", "scratch": "*fp32", "counters": "*i32", "width": "i32",
     "places": "i32", "scaling": "fp32", "window": "i32",
 }  # fmt: skip
 HEADS = {
     "KV": 8, "GROUP": 4, "DIM": 128, "D": 128, "SIZE": 128, "S": 128, "NORM": False, "ANGLES": 128, "TURNED": 128, "PAIRS": False,
+    "WHOLE": 6144, "VALUES": True, "VALUE_NORM": False,
 }  # fmt: skip
-CHAINS = {name: kind for name, kind in LAYER.items() if name in (*list(LAYER)[:11], "places")}
+CHAINS = {name: kind for name, kind in LAYER.items() if name in (*list(LAYER)[:12], "places")}
 LAYER_SIZES = HEADS | {
-    "M": 16, "BLOCK": 64, "SHARES": 8, "WORTH": 128, "WINDOWED": True, "SINKS": False, "NARROW": True, "WIDE": False,
+    "M": 16, "BLOCK": 64, "SHARES": 8, "WORTH": 128, "WINDOWED": True, "SINKS": False, "HELD": False, "NARROW": True,
+    "WIDE": False,
+}  # fmt: skip
+ONE_FOR_BOTH = LAYER_SIZES | {
+    "DIM": 512, "D": 512, "SIZE": 512, "S": 512, "BLOCK": 16, "NORM": True, "VALUES": False, "VALUE_NORM": True, "WHOLE": 20480,
 }  # fmt: skip
 NORMED = LAYER_SIZES | {"NORM": True, "ANGLES": 64, "TURNED": 64, "PAIRS": True, "SINKS": True}
 FINISHED = {
-    "y": "*bf16", "other": "*bf16", "weight": "*fp32", "apart": "i32", "beside": "i32", "times": "fp32", "epsilon": "fp32",
+    "y": "*bf16", "other": "*bf16", "weight": "*fp32", "apart": "i32", "beside": "i32", "times": "fp32", "scale": "fp32",
+    "epsilon": "fp32",
 }  # fmt: skip
 ATTENTION = {
     "query": "*bf16", "keys": "*bf16", "values": "*bf16", "out": "*bf16", "sinks": "*bf16", "rows": "*i64", "positions": "*i64",
@@ -192,6 +198,10 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "products in float32": ("coded_product", "multiply", EXACTLY, STEPS, STAGED),
     "draft layer": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2}),
     "draft layer with norms, turned in part, and sinks": ("draft_layer", "_attend", LAYER, NORMED, {"num_stages": 2}),
+    "draft layer of long keys that are values": ("draft_layer", "_attend", LAYER, ONE_FOR_BOTH, {"num_stages": 2}),
+    "draft layer with an earlier one's keys": (
+        "draft_layer", "_attend", LAYER, LAYER_SIZES | {"HELD": True, "WHOLE": 4096}, {"num_stages": 2}
+    ),
     "draft layer on an H100": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2} | HOPPER),
     "attention": ("attention", "_attend", ATTENTION, FLAGS | {"NARROW": True, "WIDE": False}, {"num_stages": 2}),
     "attention with long keys": ("attention", "_attend", ATTENTION, FLAGS | LONG, {"num_stages": 2}),

@@ -145,6 +145,8 @@ def test_a_norm_and_a_factor_come_before_what_is_added(dtype: torch.dtype) -> No
     assert error(scaled(x.to(DEVICE)), exact) < near
     assert error(scaled(x.to(DEVICE), added.to(DEVICE)), exact + added.double()) < near
     assert error(both(x.to(DEVICE), added.to(DEVICE)), normed(exact, norm) + added.double()) < near
+    last = JoinedGrouped([product], JoinForm(scale=0.75))
+    assert error(last(x.to(DEVICE), added.to(DEVICE)), (2 * exact + added.double()) * 0.75) < near
 
 
 def test_shares_fill_the_gpu() -> None:

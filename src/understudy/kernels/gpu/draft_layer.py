@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...layer_states import FullState
 from ...tree import Nodes
-from ..head_form import HeadForm, Turning
+from ..head_form import HeadForm, Made, Turning
 from . import INTERPRETED
 from .attention import _block, _dot
 from .draft_product import running
@@ -47,30 +47,33 @@ class LayerAttention:
         assert keys.is_contiguous() and values.is_contiguous()
         count, kv_heads, places = len(made), keys.shape[1], keys.shape[2]
         dim, size = keys.shape[3], values.shape[3]
-        heads = (made.shape[1] - kv_heads * size) // dim - kv_heads
+        heads = form.heads(made.shape[1], kv_heads, dim, size)
         cosines, sines = (turn.contiguous() for turn in turns)
         wide, wide_value = (max(16, triton.next_power_of_2(numbers)) for numbers in (dim, size))
         query, key = (cosines, cosines) if form.norms is None else (norm.weight for norm in form.norms)
         epsilon = form.norms[0].epsilon if form.norms else 0.0
-        given = (made, cosines, sines, query, key, epsilon, keys, values, nodes.rows, nodes.slots, nodes.positions)
+        norms = query, key, epsilon, form.value_epsilon or 0.0
+        given = (made, cosines, sines, *norms, keys, values, nodes.rows, nodes.slots, nodes.positions)
         sizes = {
             "KV": kv_heads, "GROUP": heads // kv_heads, "DIM": dim, "D": wide, "SIZE": size, "S": wide_value,
             "NORM": form.norms is not None, "ANGLES": cosines.shape[1], "TURNED": form.turned(cosines.shape[1]),
-            "PAIRS": form.turn is Turning.PAIRS,
+            "PAIRS": form.turn is Turning.PAIRS, "WHOLE": made.shape[1], "VALUES": form.made is Made.ALL,
+            "VALUE_NORM": form.value_epsilon is not None,
         }  # fmt: skip
         shares = shared_out(count * kv_heads, places, running(made.device, BUSY))
         tile = max(16, triton.next_power_of_2(heads // kv_heads))
         scratch = torch.empty(count * kv_heads * shares * tile * (wide_value + 2), dtype=torch.float32, device=made.device)
         out = made.new_empty(count, heads * size)
         narrow = made.dtype == keys.dtype == torch.bfloat16
-        if not searched(nodes):
+        held = form.made is Made.QUERIES
+        if not searched(nodes) and not held:
             _put_all[(count, kv_heads)](*given, places, **sizes, num_warps=1, enable_fp_fusion=True)
         _attend[(count, kv_heads, shares)](
             *given, nodes.prefix, nodes.tail.contiguous(), cosines if form.sinks is None else form.sinks, out, scratch,
             self.counters, nodes.tail.shape[1], places, spec.scaling, spec.window,
             **sizes, M=tile, BLOCK=_block(max(wide, wide_value) * keys.element_size()), SHARES=shares, WORTH=WORTH,
-            WINDOWED=spec.window > 0, SINKS=form.sinks is not None, NARROW=narrow, WIDE=INTERPRETED or not narrow, num_warps=4,
-            num_stages=2 if narrow else 1, enable_fp_fusion=True,
+            WINDOWED=spec.window > 0, SINKS=form.sinks is not None, HELD=held, NARROW=narrow, WIDE=INTERPRETED or not narrow,
+            num_warps=4, num_stages=2 if narrow else 1, enable_fp_fusion=True,
         )  # fmt: skip
         return out
 
@@ -124,18 +127,22 @@ def _turned(
 
 @triton.jit
 def _own(
-    made, cosines, sines, key_norm, epsilon, node, head,
+    made, cosines, sines, key_norm, epsilon, value_epsilon, node, head,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
-    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr,
+    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr, WHOLE: tl.constexpr,
+    VALUES: tl.constexpr, VALUE_NORM: tl.constexpr,
 ):  # fmt: skip
     """The key [1, D], turned, and the value [S] of `node` for one head, as float32."""
-    whole: tl.constexpr = (KV * GROUP + KV) * DIM + KV * SIZE
     one = tl.arange(0, 1)
     key = _turned(
-        made, cosines, sines, key_norm, epsilon, node, KV * GROUP + head + one, whole, one == 0, DIM, D, NORM, ANGLES, TURNED, PAIRS
+        made, cosines, sines, key_norm, epsilon, node, KV * GROUP + head + one, WHOLE, one == 0, DIM, D, NORM, ANGLES, TURNED, PAIRS
     )
     d = tl.arange(0, S)
-    value = tl.load(made + node * whole + (KV * GROUP + KV) * DIM + head * SIZE + d, d < SIZE, other=0).to(tl.float32)
+    # where values are made apart they follow the keys
+    before: tl.constexpr = (KV * GROUP + KV) * DIM if VALUES else KV * GROUP * DIM
+    value = tl.load(made + node * WHOLE + before + head * SIZE + d, d < SIZE, other=0).to(tl.float32)
+    if VALUE_NORM:
+        value /= tl.sqrt(tl.sum(value * value, 0) / SIZE + value_epsilon)
     return key, value
 
 
@@ -149,25 +156,28 @@ def _put(key, value, keys, values, place, DIM: tl.constexpr, D: tl.constexpr, SI
 
 @triton.jit(do_not_specialize=["places"])
 def _put_all(
-    made, cosines, sines, query_norm, key_norm, epsilon, keys, values, rows, slots, positions, places,
+    made, cosines, sines, query_norm, key_norm, epsilon, value_epsilon, keys, values, rows, slots, positions, places,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
-    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr,
+    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr, WHOLE: tl.constexpr,
+    VALUES: tl.constexpr, VALUE_NORM: tl.constexpr,
 ):  # fmt: skip
     """The key and the value of one node for one head go to the cache, as `_attend` puts them there."""
     node, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     key, value = _own(
-        made, cosines, sines, key_norm, epsilon, node, head, KV, GROUP, DIM, D, SIZE, S, NORM, ANGLES, TURNED, PAIRS
-    )
+        made, cosines, sines, key_norm, epsilon, value_epsilon, node, head, KV, GROUP, DIM, D, SIZE, S, NORM, ANGLES, TURNED, PAIRS,
+        WHOLE, VALUES, VALUE_NORM,
+    )  # fmt: skip
     slab = (tl.load(rows + node) * KV + head) * places
     _put(key, value, keys, values, slab + tl.load(slots + node) % places, DIM, D, SIZE, S)
 
 
 @triton.jit(do_not_specialize=["width", "places", "window"])
 def _attend(
-    made, cosines, sines, query_norm, key_norm, epsilon, keys, values, rows, slots, positions, prefixes, tail, sinks, out, scratch,
-    counters, width, places, scaling, window,
+    made, cosines, sines, query_norm, key_norm, epsilon, value_epsilon, keys, values, rows, slots, positions, prefixes, tail, sinks,
+    out, scratch, counters, width, places, scaling, window,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
-    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr,
+    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr, WHOLE: tl.constexpr,
+    VALUES: tl.constexpr, VALUE_NORM: tl.constexpr, HELD: tl.constexpr,
     M: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, WORTH: tl.constexpr, WINDOWED: tl.constexpr, SINKS: tl.constexpr,
     NARROW: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -184,22 +194,28 @@ def _attend(
         end = tl.minimum(begin + each, position)
         slab = (tl.load(rows + node) * KV + head) * places
         g, d = tl.arange(0, M), tl.arange(0, S)
-        whole: tl.constexpr = (KV * GROUP + KV) * DIM + KV * SIZE
         query = _turned(
-            made, cosines, sines, query_norm, epsilon, node, head * GROUP + g, whole, g < GROUP, DIM, D, NORM, ANGLES, TURNED, PAIRS
+            made, cosines, sines, query_norm, epsilon, node, head * GROUP + g, WHOLE, g < GROUP, DIM, D, NORM, ANGLES, TURNED, PAIRS
         ).to(made.dtype.element_ty)
         top = tl.full([M], -float("inf"), tl.float32)
         total = tl.zeros([M], tl.float32)
         sums = tl.zeros([M, S], tl.float32)
         if share == 0:
-            key, value = _own(
-                made, cosines, sines, key_norm, epsilon, node, head, KV, GROUP, DIM, D, SIZE, S, NORM, ANGLES, TURNED, PAIRS
-            )
-            _put(key, value, keys, values, slab + tl.load(slots + node) % places, DIM, D, SIZE, S)
-            key = key.to(keys.dtype.element_ty).to(tl.float32)
-            top = tl.sum(query.to(tl.float32) * key, 1) * scaling
+            place = slab + tl.load(slots + node) % places
+            if HELD:
+                c = tl.arange(0, D)
+                key = tl.load(keys + place * DIM + c, c < DIM, other=0)[None, :]
+                value = tl.load(values + place * SIZE + d, d < SIZE, other=0)
+            else:
+                key, value = _own(
+                    made, cosines, sines, key_norm, epsilon, value_epsilon, node, head, KV, GROUP, DIM, D, SIZE, S, NORM, ANGLES,
+                    TURNED, PAIRS, WHOLE, VALUES, VALUE_NORM,
+                )  # fmt: skip
+                _put(key, value, keys, values, place, DIM, D, SIZE, S)
+                key, value = key.to(keys.dtype.element_ty), value.to(values.dtype.element_ty)
+            top = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1) * scaling
             total = tl.full([M], 1.0, tl.float32)
-            sums += value.to(values.dtype.element_ty).to(tl.float32)[None, :]
+            sums += value.to(tl.float32)[None, :]
         top, total, sums = _through(
             query, keys, values, tail, top, total, sums, node, slab, begin, end, prefix, width, places, scaling,
             M, DIM, D, SIZE, S, BLOCK, NARROW, WIDE,

@@ -94,7 +94,7 @@ class JoinedGrouped:
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """x [m, K] -> [m, outputs], with `added` of that shape added."""
         x = x.contiguous()
-        if self.form.after is None and self.form.times == 1:
+        if self.form.after is None and self.form.times == self.form.scale == 1:
             return self._multiplied(x, added)
         out = self._multiplied(x, None)
         finish_rows(out, added, self.form)
