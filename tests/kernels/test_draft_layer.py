@@ -112,11 +112,12 @@ def by_hand(heads: Tensor, weights: Tensor, turn: Turning, angles: tuple[Tensor,
         return x
     cosines, sines = (part.repeat(1, 2) if turn is Turning.SHARED else part for part in angles)
     inside, rest = x[..., : cosines.shape[1]], x[..., cosines.shape[1] :]
-    if turn is not Turning.PAIRS:
+    if turn in (Turning.HALVES, Turning.SHARED):
         return torch.cat([turned(inside, cosines, sines), rest], -1)
     half = cosines.shape[1] // 2
     even, odd, cosine, sine = inside[..., ::2], inside[..., 1::2], cosines[:, None, :half], sines[:, None, :half]
-    return torch.cat([torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], -1).flatten(-2), rest], -1)
+    both = torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], -1 if turn is Turning.PAIRS else -2)
+    return torch.cat([both.flatten(-2), rest], -1)
 
 
 @pytest.mark.parametrize("sinks", [False, True])
@@ -143,6 +144,27 @@ def test_heads_are_normed_and_turned_in_every_way(turn: Turning, partly: bool, t
     wanted = exact(by_hand(queries, weights[0], turn, turns), other.keys, other.values, nodes, spec)
     assert torch.allclose(state.keys, other.keys, atol=1e-5) and torch.equal(state.values, other.values)
     assert torch.allclose(found, wanted.flatten(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("turn", list(Turning))
+def test_the_numbers_that_are_turned_may_be_the_last_ones(turn: Turning) -> None:
+    torch.manual_seed(4)
+    nodes = Nodes.of(TokenTree.of([0] * 6, [-1, 0, 0, 1, 2, 2]), 0, 30)
+    states = [filled(FullState(LayerShape(2, 16, 16), 1, 64, torch.float32)) for _ in range(2)]
+    made, norm = torch.randn(6, 8, 16), Norm(torch.ones(16), 1e-3)
+    angles = torch.randn(6, 3 if turn is Turning.SHARED else 6)
+    turns = angles.cos(), angles.sin()
+    # scores do not change where queries and keys are sorted alike, so the same with all numbers the other way round is the same
+    aside = torch.cat([torch.arange(10, 16), torch.arange(10)])
+    other = torch.cat([made[:, :6, aside], made[:, 6:]], 1)
+    states[1].keys.copy_(states[0].keys[..., aside])
+    states[1].values.copy_(states[0].values)
+    form = HeadForm(AttentionSpec(0.3), turn, (norm, norm))
+    given = (part.flatten(1).contiguous() for part in (made, other))
+    forms = replace(form, last=True), form
+    found, wanted = (draft_layer.attend(x, turns, state, nodes, f) for x, state, f in zip(given, states, forms, strict=True))
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert torch.allclose(states[0].keys[..., aside], states[1].keys, atol=1e-6) and torch.equal(states[0].values, states[1].values)
 
 
 @pytest.mark.parametrize("turn", [Turning.HALVES, Turning.NONE])

@@ -8,7 +8,7 @@ from understudy.kernels.head_form import HeadForm, Made, Turning
 
 def test_as_many_numbers_are_turned_as_angles_say() -> None:
     turned = {turn: HeadForm(AttentionSpec(1.0), turn).turned(8) for turn in Turning}
-    assert turned == {Turning.HALVES: 8, Turning.SHARED: 16, Turning.PAIRS: 8, Turning.NONE: 0}
+    assert turned == {Turning.HALVES: 8, Turning.SHARED: 16, Turning.PAIRS: 8, Turning.SORTED: 8, Turning.NONE: 0}
 
 
 def test_a_line_tells_how_many_heads_there_are() -> None:

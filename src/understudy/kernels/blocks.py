@@ -27,9 +27,13 @@ MANY = 1 << 16
 class JoinedProduct(Protocol):
     """Several products of the same rows in one run; see `draft_product.Joined`."""
 
-    # of a row that is given, and of one that is made
-    columns: int
-    outputs: int
+    @property
+    def columns(self) -> int:
+        """Numbers of a row that is given."""
+
+    @property
+    def outputs(self) -> int:
+        """Numbers of a row that is made."""
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """x [m, K] -> [m, outputs], with `added` of that shape added."""
@@ -98,8 +102,8 @@ class ProcessorBlocks:
         return not form.spec.softcap
 
     def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
-        own = [BlockParts(_own(p.made), p.heads, _own(p.output), _own(p.gated), _own(p.down)) for p in parts]
-        return LevelChain(own)
+        own = [found for part in parts if (found := _own(part)) is not None]
+        return LevelChain(own) if len(own) == len(parts) else None
 
     def mixture(self, up: object, down: object, gate: GateKind) -> MixedExperts | None:
         """None where they are of another kind, or the halves of what is gated share a block."""
@@ -115,6 +119,8 @@ class ProcessorBlocks:
         return len(nodes) * (nodes.last + 1) <= MANY
 
 
-def _own(product: JoinedProduct) -> Joined:
-    assert isinstance(product, Joined), "a block of another device"
-    return product
+def _own(parts: BlockParts[JoinedProduct]) -> BlockParts[Joined] | None:
+    """`parts` if each of them is one run of the processor's."""
+    made, heads, output, gated, down = parts
+    products = [product for product in (made, output, gated, down) if isinstance(product, Joined)]
+    return BlockParts(products[0], heads, *products[1:]) if len(products) == 4 else None

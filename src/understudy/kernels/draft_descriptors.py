@@ -100,14 +100,15 @@ class LevelRun(Descriptor):
         # what its key is before norm and turn)?
         ("keys_made", NUMBER),
         ("values_made", NUMBER),
-        # addresses of cosines and sines [nodes, angles], and how many numbers of a query or a key are turned by position, from its
-        # first on: as many, or twice as many where both halves have the same
+        # addresses of cosines and sines [nodes, angles], and how many numbers of a query or a key are turned by position: as
+        # many, or twice as many where both halves have the same
         ("cosines", NUMBER),
         ("sines", NUMBER),
         ("angles", NUMBER),
         ("turned", NUMBER),
-        # 1: neighbours are turned together; 0: each number with the one half of them further on
-        ("pairs", NUMBER),
+        # the first of those that are turned, and which are turned together: see `head_form.Turning.order`
+        ("first", NUMBER),
+        ("order", NUMBER),
         # addresses of float32, by which queries and keys are multiplied once their mean square is 1 (0: they are taken as they
         # are): [key size], or where that square is of `all_heads` of a node (1), [heads, key size]
         ("query_norm", NUMBER),

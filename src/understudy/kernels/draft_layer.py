@@ -19,7 +19,7 @@ from . import team
 from .cache_lines import TOGETHER, score, weigh
 from .compiled import bits_of, compiled, float_of, machine_code
 from .draft_descriptors import LevelRun, level_run
-from .head_form import HeadForm, Made, Turning
+from .head_form import HeadForm, Made
 from .numbers import multiple, write
 from .softmax import softmax
 from .team import float32_at, int64_at, take
@@ -61,11 +61,12 @@ def described(
     cosines, sines = (turn.to(torch.bfloat16 if itemsize == 2 else torch.float32).contiguous() for turn in turns)
     heads = form.heads(columns, kv_heads, key_size, value_size)
     query, key = form.norms or (None, None)
+    turned = form.turned(cosines.shape[1])
     run = LevelRun(
         nodes=len(nodes), heads=heads, kv_heads=kv_heads,
         key_size=key_size, value_size=value_size, itemsize=itemsize, cache_itemsize=keys.itemsize,
-        cosines=cosines.data_ptr(), sines=sines.data_ptr(), pairs=form.turn is Turning.PAIRS,
-        gated=form.gated, angles=cosines.shape[1], turned=form.turned(cosines.shape[1]),
+        cosines=cosines.data_ptr(), sines=sines.data_ptr(), order=form.turn.order,
+        gated=form.gated, angles=cosines.shape[1], turned=turned, first=key_size - turned if form.last else 0,
         keys_made=form.made is not Made.QUERIES, values_made=form.made is Made.ALL,
         values_normed=form.value_epsilon is not None, value_epsilon=bits_of(form.value_epsilon or 0.0),
         query_norm=query.weight.data_ptr() if query else 0, key_norm=key.weight.data_ptr() if key else 0,

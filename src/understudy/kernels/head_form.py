@@ -13,7 +13,7 @@ from .join_form import Norm
 
 
 class Turning(Enum):
-    """Which numbers of a query or a key are turned together by its position, of those that are turned: the first ones."""
+    """Which numbers of a query or a key are turned together by its position, of those that are turned."""
 
     # each with the one half of them further on
     HALVES = "halves"
@@ -21,8 +21,15 @@ class Turning(Enum):
     SHARED = "shared"
     # neighbours
     PAIRS = "pairs"
+    # neighbours, the first of which go to the first half, and the second ones to the other
+    SORTED = "sorted"
     # none is turned
     NONE = "none"
+
+    @property
+    def order(self) -> int:
+        """What kernels know of it: 1 for neighbours, 2 where they are sorted, 0 for halves."""
+        return {Turning.PAIRS: 1, Turning.SORTED: 2}.get(self, 0)
 
 
 class Made(Enum):
@@ -48,6 +55,8 @@ class HeadForm:
     # Does a gate follow each head of queries, by whose logistic function what the head gives is multiplied?
     gated: bool = False
     made: Made = Made.ALL
+    # Are the numbers that are turned the last ones of each query and key, and not the first?
+    last: bool = False
 
     @cached_property
     def sinks(self) -> Tensor | None:

@@ -71,16 +71,23 @@ def turn(run: Any, i: int, head: int, factors: Any, turns: Any, out: Any) -> Non
         _normed(run, i, head, factors, turns[0])
     read(run.cosines + i * angles * run.itemsize, run.itemsize, turns[1, : min(angles, turned)])
     read(run.sines + i * angles * run.itemsize, run.itemsize, turns[2, : min(angles, turned)])
-    if run.pairs != 0:
-        for c in range(half):
-            out[2 * c] = turns[0, 2 * c] * turns[1, c] - turns[0, 2 * c + 1] * turns[2, c]
-            out[2 * c + 1] = turns[0, 2 * c + 1] * turns[1, c] + turns[0, 2 * c] * turns[2, c]
-    else:
+    straight, across, there = turns[0, run.first :], turns[0, run.first + 1 :], out[run.first :]
+    if run.order == 0:
         on = half if angles >= turned else 0
         for c in range(half):
-            out[c] = turns[0, c] * turns[1, c] - turns[0, c + half] * turns[2, c]
-            out[c + half] = turns[0, c + half] * turns[1, c + on] + turns[0, c] * turns[2, c + on]
-    for c in range(turned, size):
+            there[c] = straight[c] * turns[1, c] - straight[c + half] * turns[2, c]
+            there[c + half] = straight[c + half] * turns[1, c + on] + straight[c] * turns[2, c + on]
+    elif run.order == 1:
+        for c in range(half):
+            there[2 * c] = straight[2 * c] * turns[1, c] - across[2 * c] * turns[2, c]
+            there[2 * c + 1] = across[2 * c] * turns[1, c] + straight[2 * c] * turns[2, c]
+    else:
+        for c in range(half):
+            there[c] = straight[2 * c] * turns[1, c] - across[2 * c] * turns[2, c]
+            there[c + half] = across[2 * c] * turns[1, c] + straight[2 * c] * turns[2, c]
+    for c in range(run.first):
+        out[c] = turns[0, c]
+    for c in range(run.first + turned, size):
         out[c] = turns[0, c]
 
 

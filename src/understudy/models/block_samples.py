@@ -92,8 +92,8 @@ class BlockSamples:
 
     def _keep(self, block: nn.Module, given: tuple[Any, ...], named: dict[str, Any], gave: Any) -> None:
         hidden = given[0] if given else named.get("hidden_states")
-        turns = named.get("position_embeddings")
-        if isinstance(gave, Tensor) and isinstance(hidden, Tensor) and isinstance(turns, tuple) and len(turns) == 2:
+        turns = turns_of(named)
+        if isinstance(gave, Tensor) and isinstance(hidden, Tensor) and turns is not None:
             self._seen.append((block, hidden, gave, turns))
             self._then.append(gave.clone())
             if (beside := given_beside(given, named)) is not None:
@@ -126,6 +126,15 @@ class BlockSamples:
         layer = self.blocks[block].layer
         between = self._middles[block], self._ends.get(block, gave)
         return Sample(given, *between, gave, self._beside.get(block), turns, layer, self.specs.get(layer))
+
+
+def turns_of(named: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Cosines and sines [1, n, turned] of the positions that a block is told; None: it is told none, or otherwise."""
+    found = named.get("position_embeddings")
+    if isinstance(found, Tensor) and found.is_complex():
+        # one number for two that are turned together
+        return torch.cat([found.real] * 2, -1), torch.cat([found.imag] * 2, -1)
+    return found if isinstance(found, tuple) and len(found) == 2 else None
 
 
 def given_beside(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:

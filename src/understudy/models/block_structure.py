@@ -35,6 +35,9 @@ MADE = {
 # of queries, of keys, and of values
 HEAD_NORMS = ("q_norm", "k_norm", "v_norm")
 OUTPUT = "o_proj"
+# The Linears of attention by a latent state, with the norm between two: of queries (or one alone), and of keys and values.
+LATENT_QUERIES = ("q_a_proj", "q_a_layernorm", "q_b_proj")
+LATENT = ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", OUTPUT)
 # A mixture of experts beside an MLP (`ExpertsBeside`).
 BESIDE = (
     *("router", "experts", "post_feedforward_layernorm_1"),
@@ -56,6 +59,23 @@ class AttentionModules:
     layer: int
     # Under which name other layers are handed its keys and values; "": they are not.
     shared_as: str = ""
+
+
+@dataclass(frozen=True)
+class LatentModules:
+    """Of a block's attention whose keys and values come of a latent state: the Linears of its input, the norm and the Linear after
+    that of queries (None: there is one Linear alone), those after the latent state, and the Linear of the output."""
+
+    linears: tuple[nn.Module, nn.Module]
+    queries: tuple[nn.Module, nn.Module] | None
+    widened: tuple[nn.Module, nn.Module]
+    output: nn.Module
+    # as many of queries as of keys and of values
+    heads: int
+    # Numbers of a query or a key that are turned by position, the last ones, and of a value.
+    turned: int
+    value_size: int
+    layer: int
 
 
 @dataclass(frozen=True)
@@ -116,7 +136,7 @@ class BlockModules:
     the `further` part. `norms`: before and after each. What is None is not there."""
 
     # A mixer: the layer is recurrent.
-    attention: AttentionModules | Mixer
+    attention: AttentionModules | LatentModules | Mixer
     mlp: nn.Module
     norms: tuple[nn.Module | None, nn.Module | None, nn.Module | None, nn.Module | None]
     # factor of what is added to x, and of all in the end, unless that is the further part's
@@ -145,7 +165,8 @@ def block_modules(block: nn.Module) -> BlockModules | None:
         children.pop(name, None)
     order = NORMS.get(frozenset(name for name in children if name.endswith("norm")))
     mixer = children.get("linear_attn")
-    attention = mixer if isinstance(mixer, Mixer) else attention_modules(children.get("self_attn"))
+    own = children.get("self_attn")
+    attention = mixer if isinstance(mixer, Mixer) else attention_modules(own) or latent_modules(own)
     rest = [child for name, child in children.items() if not name.endswith("norm") and name not in ("self_attn", "linear_attn")]
     if order is None or attention is None or len(rest) != 1:
         return None
@@ -179,6 +200,23 @@ def attention_modules(attention: nn.Module | None) -> AttentionModules | None:
             shared = str(getattr(attention, "layer_type", "")) if getattr(attention, "store_full_length_kv", False) else ""
             linears = tuple(children[name] for name in names)
             return AttentionModules(linears, made, (query, key, value), children[OUTPUT], int(layer), shared)
+    return None
+
+
+def latent_modules(attention: nn.Module | None) -> LatentModules | None:
+    """None where it has other children."""
+    children: dict[str, nn.Module] = {} if attention is None else dict(attention.named_children())
+    named = (getattr(attention, name, None) for name in ("num_heads", "qk_rope_head_dim", "v_head_dim", "layer_idx"))
+    sizes = [size for size in named if isinstance(size, int)]
+    if len(sizes) < 4 or children.keys() - {"q_proj", *LATENT_QUERIES} != set(LATENT):
+        return None
+    down, norm, up, output = map(children.__getitem__, LATENT)
+    several = [children.get(name) for name in ("q_proj", *LATENT_QUERIES)]
+    match several:
+        case [nn.Module() as alone, None, None, None]:
+            return LatentModules((alone, down), None, (norm, up), output, *sizes)
+        case [None, nn.Module() as first, nn.Module() as between, nn.Module() as last]:
+            return LatentModules((first, down), (between, last), (norm, up), output, *sizes)
     return None
 
 

@@ -21,7 +21,7 @@ from ..kernels.head_form import HeadForm, Made
 from ..layer_states import FullState
 from ..small_keys import LINES, plain, size_in
 from ..tree import Nodes
-from .block_samples import MlpSample, Sample, given_beside
+from .block_samples import MlpSample, Sample, given_beside, turns_of
 from .block_structure import AttentionModules, BlockModules, MlpModules
 from .streamed import CurrentPass, Pass
 
@@ -271,7 +271,8 @@ def take_over(
         under_way = level(current.under_way)
         if under_way is None or not ours.attention.kernels.suits(under_way.nodes_in(ours.layer)):
             return stock(*given, **named)
-        hidden, turns = given[0] if given else named["hidden_states"], named["position_embeddings"]
+        hidden, turns = given[0] if given else named["hidden_states"], turns_of(named)
+        assert turns is not None
         if shared_as:
             named["shared_kv_states"][shared_as] = IN_THE_CACHE
         if ours.chain is None or not under_way.undivided:

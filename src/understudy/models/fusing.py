@@ -11,7 +11,7 @@ from torch import nn
 
 from ..kernels.blocks import MixedExperts
 from .block_samples import BlockSamples, MlpSample, Sample
-from .block_structure import AttentionModules, BlockModules, MlpModules
+from .block_structure import AttentionModules, BlockModules, LatentModules, MlpModules
 from .fused import (
     FirstHalf,
     FurtherPart,
@@ -94,6 +94,8 @@ class Fusing:
         """Ways in which the first half of a stock block may compute."""
         if isinstance(stock.attention, AttentionModules):
             yield from self.joiner.attention(stock.attention, stock, sample)
+        elif isinstance(stock.attention, LatentModules):
+            yield from self.joiner.latent(stock.attention, stock, sample)
         elif (ours := fused_delta(stock, sample, self.joiner)) is not None:
             yield ours
 

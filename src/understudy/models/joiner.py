@@ -14,8 +14,9 @@ from ..kernels.blocks import BlockKernels, JoinedProduct
 from ..kernels.head_form import HeadForm, Turning
 from ..kernels.join_form import GateKind, JoinForm, Norm
 from .block_samples import Sample
-from .block_structure import AttentionModules, BlockModules, FurtherModules, MlpModules
+from .block_structure import AttentionModules, BlockModules, FurtherModules, LatentModules, MlpModules
 from .fused import TYPES, FusedAttention, FusedFurther, FusedMlp
+from .fused_latent import LatentProduct
 from .streamed import StreamedLinear
 
 GATES: dict[GateKind, Callable[[Tensor], Tensor]] = {
@@ -67,6 +68,22 @@ class Joiner:
         for gated, turn in product((False, True), Turning):
             form = HeadForm(sample.spec, turn, both, value_epsilon, gated, parts.made)
             yield FusedAttention(self.kernels, made, form, output, sample.layer)
+
+    def latent(self, parts: LatentModules, stock: BlockModules, sample: Sample) -> Iterator[FusedAttention]:
+        """The same for attention by a latent state."""
+        before, after, _, _ = stock.norms
+        norms = [norm for norm in (before, after, parts.widened[0], parts.queries and parts.queries[0]) if norm is not None]
+        if any(norm_of(norm) is None for norm in norms) or sample.given.dtype not in TYPES or sample.spec is None:
+            return
+        first = self(parts.linears, norm_of(before))
+        queries = None if parts.queries is None else self([parts.queries[1]], norm_of(parts.queries[0]))
+        widened = self([parts.widened[1]], norm_of(parts.widened[0]))
+        output = self([parts.output], None, None, stock.times, norm_of(after))
+        if first is None or widened is None or output is None or (queries is None) != (parts.queries is None):
+            return
+        made = LatentProduct(first, queries, widened, parts.heads, parts.turned, parts.value_size)
+        for turn in Turning if made.fits else ():
+            yield FusedAttention(self.kernels, made, HeadForm(sample.spec, turn, last=True), output, sample.layer)
 
     def further(self, parts: FurtherModules) -> FusedFurther | None:
         """The third part of a block; None where a part of it is not as usual."""

@@ -31,8 +31,8 @@ LAYER = {
     "places": "i32", "scaling": "fp32", "window": "i32",
 }  # fmt: skip
 HEADS = {
-    "KV": 8, "GROUP": 4, "DIM": 128, "D": 128, "SIZE": 128, "S": 128, "NORM": False, "ANGLES": 128, "TURNED": 128, "PAIRS": False,
-    "WHOLE": 6144, "VALUES": True, "VALUE_NORM": False,
+    "KV": 8, "GROUP": 4, "DIM": 128, "D": 128, "SIZE": 128, "S": 128, "NORM": False, "ANGLES": 128, "TURNED": 128, "ORDER": 0,
+    "FIRST": 0, "WHOLE": 6144, "VALUES": True, "VALUE_NORM": False,
 }  # fmt: skip
 CHAINS = {name: kind for name, kind in LAYER.items() if name in (*list(LAYER)[:12], "places")}
 LAYER_SIZES = HEADS | {
@@ -42,7 +42,10 @@ LAYER_SIZES = HEADS | {
 ONE_FOR_BOTH = LAYER_SIZES | {
     "DIM": 512, "D": 512, "SIZE": 512, "S": 512, "BLOCK": 16, "NORM": True, "VALUES": False, "VALUE_NORM": True, "WHOLE": 20480,
 }  # fmt: skip
-NORMED = LAYER_SIZES | {"NORM": True, "ANGLES": 64, "TURNED": 64, "PAIRS": True, "SINKS": True}
+NORMED = LAYER_SIZES | {"NORM": True, "ANGLES": 64, "TURNED": 64, "ORDER": 1, "SINKS": True}
+LATENT = LAYER_SIZES | {
+    "GROUP": 1, "KV": 16, "DIM": 192, "D": 256, "ANGLES": 64, "TURNED": 64, "FIRST": 128, "ORDER": 2, "WHOLE": 8192,
+}  # fmt: skip
 FINISHED = {
     "y": "*bf16", "other": "*bf16", "weight": "*fp32", "apart": "i32", "beside": "i32", "times": "fp32", "scale": "fp32",
     "epsilon": "fp32",
@@ -171,7 +174,7 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "nodes of a level": ("search_level", "begin", LEVEL, LEVEL_SIZES, UNFUSED),
     "nodes of a text's guesses": ("search_level", "begin", LEVEL, LEVEL_SIZES | {"GUESSED": True}, UNFUSED),
     "agreement with guesses": ("search_level", "agree", AGREE, AGREE_SIZES, UNFUSED | {"num_warps": 1}),
-    "keys of chains": ("draft_layer", "_put_all", CHAINS, HEADS, {"num_warps": 1}),
+    "keys of chains": ("turned_heads", "put_all", CHAINS, HEADS, {"num_warps": 1}),
     "best children": ("search_level", "best", BEST, SAMPLED | {"SAMPLED": False, "RANKS": 6}, UNFUSED),
     "best children, sampled": ("search_level", "best", BEST, SAMPLED | {"RANKS": 6}, UNFUSED),
     "best children, filtered": ("search_level", "best", BEST, SAMPLED | {"FILTERED": True, "RANKS": 6}, UNFUSED),
@@ -199,6 +202,7 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int
     "draft layer": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2}),
     "draft layer with norms, turned in part, and sinks": ("draft_layer", "_attend", LAYER, NORMED, {"num_stages": 2}),
     "draft layer of long keys that are values": ("draft_layer", "_attend", LAYER, ONE_FOR_BOTH, {"num_stages": 2}),
+    "draft layer of long keys, turned at their ends": ("draft_layer", "_attend", LAYER, LATENT | {"BLOCK": 32}, {"num_stages": 2}),
     "draft layer with an earlier one's keys": (
         "draft_layer", "_attend", LAYER, LAYER_SIZES | {"HELD": True, "WHOLE": 4096}, {"num_stages": 2}
     ),

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.device import DEVICE
 from understudy.kernels import draft_layer as processor
 from understudy.kernels.attention import AttentionSpec
-from understudy.kernels.head_form import HeadForm, Made, Turning
+from understudy.kernels.head_form import HeadForm
 from understudy.kernels.join_form import Norm
 from understudy.layer_states import FullState, LayerShape, SlidingState
 from understudy.tree import Nodes, TokenTree
@@ -93,40 +93,6 @@ def moved(form: HeadForm) -> HeadForm:
     sinks = None if form.spec.sinks is None else form.spec.sinks.to(DEVICE)
     query, key = (Norm(norm.weight.to(DEVICE), norm.epsilon) for norm in form.norms or (UNIT, UNIT))
     return replace(form, spec=replace(form.spec, sinks=sinks), norms=(query, key) if form.norms else None)
-
-
-@pytest.mark.parametrize(("room", "dtype"), [(264, torch.float32), (1, torch.float32), (1, torch.bfloat16)])
-@pytest.mark.parametrize("turn", list(Turning))
-@pytest.mark.parametrize(("angles", "normed", "sinks"), [(32, True, False), (16, False, True), (16, True, True)])
-def test_heads_may_be_normed_turned_in_part_and_have_sinks(
-    turn: Turning, angles: int, normed: bool, sinks: bool, room: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(draft_layer, "WORTH", 32)
-    monkeypatch.setattr(draft_layer, "running", lambda device, each: room)
-    torch.manual_seed(angles)
-    norms = (Norm(torch.rand(32) + 0.5, 1e-3), Norm(torch.rand(32) + 0.5, 1e-3)) if normed else None
-    form = HeadForm(AttentionSpec(0.2, sinks=torch.randn(HEADS) if sinks else None), turn, norms)
-    own = angles // 2 if turn is Turning.SHARED else angles
-    nodes = level(90)
-    made, turns = given(len(nodes), 32, dtype)
-    compare(state_of(dtype, 32, 0), nodes, made, (turns[0][:, :own], turns[1][:, :own]), form)
-
-
-@pytest.mark.parametrize(("room", "dtype"), [(264, torch.float32), (1, torch.bfloat16)])
-@pytest.mark.parametrize("nodes", [level(90), chains(90)], ids=["level", "chains"])
-@pytest.mark.parametrize("made", list(Made))
-@pytest.mark.parametrize("epsilon", [None, 1e-2])
-def test_values_may_be_normed_or_be_keys_and_both_may_be_those_of_another_layer(
-    made: Made, epsilon: float | None, nodes: Nodes, room: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(draft_layer, "WORTH", 32)
-    monkeypatch.setattr(draft_layer, "running", lambda device, each: room)
-    torch.manual_seed(7)
-    norms = (Norm(torch.rand(32) + 0.5, 1e-3), Norm(torch.rand(32) + 0.5, 1e-3))
-    form = HeadForm(AttentionSpec(0.2), Turning.HALVES, norms, epsilon, made=made)
-    line, turns = given(len(nodes), 32, dtype)
-    own = line[:, : HEADS * 32 + KV_HEADS * form.beside(32, 32)].contiguous()
-    compare(state_of(dtype, 32, 0), nodes, own, turns, form)
 
 
 def test_shares_are_told_by_shapes_alone() -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ...layer_states import FullState
 from ...tree import Nodes
-from ..head_form import HeadForm, Made, Turning
+from ..head_form import HeadForm, Made
 from . import INTERPRETED
 from .attention import _block, _dot
 from .draft_product import running
+from .turned_heads import kept, put_all, turned_rows
 
 # programs that keep a multiprocessor busy, positions that are worth a share of their own, and shares at most
 BUSY = 8
@@ -51,13 +52,13 @@ class LayerAttention:
         cosines, sines = (turn.contiguous() for turn in turns)
         wide, wide_value = (max(16, triton.next_power_of_2(numbers)) for numbers in (dim, size))
         query, key = (cosines, cosines) if form.norms is None else (norm.weight for norm in form.norms)
-        epsilon = form.norms[0].epsilon if form.norms else 0.0
+        epsilon, turned = form.norms[0].epsilon if form.norms else 0.0, form.turned(cosines.shape[1])
         norms = query, key, epsilon, form.value_epsilon or 0.0
         given = (made, cosines, sines, *norms, keys, values, nodes.rows, nodes.slots, nodes.positions)
         sizes = {
             "KV": kv_heads, "GROUP": heads // kv_heads, "DIM": dim, "D": wide, "SIZE": size, "S": wide_value,
-            "NORM": form.norms is not None, "ANGLES": cosines.shape[1], "TURNED": form.turned(cosines.shape[1]),
-            "PAIRS": form.turn is Turning.PAIRS, "WHOLE": made.shape[1], "VALUES": form.made is Made.ALL,
+            "NORM": form.norms is not None, "ANGLES": cosines.shape[1], "TURNED": turned, "ORDER": form.turn.order,
+            "FIRST": dim - turned if form.last else 0, "WHOLE": made.shape[1], "VALUES": form.made is Made.ALL,
             "VALUE_NORM": form.value_epsilon is not None,
         }  # fmt: skip
         shares = shared_out(count * kv_heads, places, running(made.device, BUSY))
@@ -67,7 +68,7 @@ class LayerAttention:
         narrow = made.dtype == keys.dtype == torch.bfloat16
         held = form.made is Made.QUERIES
         if not searched(nodes) and not held:
-            _put_all[(count, kv_heads)](*given, places, **sizes, num_warps=1, enable_fp_fusion=True)
+            put_all[(count, kv_heads)](*given, places, **sizes, num_warps=1, enable_fp_fusion=True)
         _attend[(count, kv_heads, shares)](
             *given, nodes.prefix, nodes.tail.contiguous(), cosines if form.sinks is None else form.sinks, out, scratch,
             self.counters, nodes.tail.shape[1], places, spec.scaling, spec.window,
@@ -95,89 +96,13 @@ def shared_out(pairs: int, places: int, room: int) -> int:
     return 1 << most.bit_length() - 1
 
 
-@triton.jit
-def _turned(
-    made, cosines, sines, norm, epsilon, node, heads, whole, mask,
-    DIM: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr,
-):  # fmt: skip
-    """Queries or keys of `node`, numbers `heads` [M] of its line of `whole` numbers, normed and turned by its position: [M, D]
-    float32."""
-    c = tl.arange(0, D)
-    held = mask[:, None] & (c < DIM)[None, :]
-    half: tl.constexpr = TURNED // 2
-    # what each number is turned together with, by which angle, and whether that is the second of both
-    if PAIRS:
-        other, angle, second = c ^ 1, c // 2, c % 2 == 1
-    else:
-        other, second = tl.where(c < half, c + half, c - half), c >= half
-        angle = c if ANGLES >= TURNED else c % half
-    inside = c < TURNED
-    other = tl.where(inside, other, c)
-    line = made + node * whole + heads[:, None] * DIM
-    straight = tl.load(line + c[None, :], held, other=0).to(tl.float32)
-    across = tl.load(line + other[None, :], held, other=0).to(tl.float32)
-    if NORM:
-        factor = 1 / tl.sqrt(tl.sum(straight * straight, 1) / DIM + epsilon)
-        straight *= factor[:, None] * tl.load(norm + c, c < DIM, other=0)[None, :]
-        across *= factor[:, None] * tl.load(norm + other, c < DIM, other=0)[None, :]
-    cosine = tl.where(inside, tl.load(cosines + node * ANGLES + angle, inside, other=0).to(tl.float32), 1.0)
-    sine = tl.load(sines + node * ANGLES + angle, inside, other=0).to(tl.float32)
-    return straight * cosine[None, :] + across * tl.where(second, sine, -sine)[None, :]
-
-
-@triton.jit
-def _own(
-    made, cosines, sines, key_norm, epsilon, value_epsilon, node, head,
-    KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
-    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr, WHOLE: tl.constexpr,
-    VALUES: tl.constexpr, VALUE_NORM: tl.constexpr,
-):  # fmt: skip
-    """The key [1, D], turned, and the value [S] of `node` for one head, as float32."""
-    one = tl.arange(0, 1)
-    key = _turned(
-        made, cosines, sines, key_norm, epsilon, node, KV * GROUP + head + one, WHOLE, one == 0, DIM, D, NORM, ANGLES, TURNED, PAIRS
-    )
-    d = tl.arange(0, S)
-    # where values are made apart they follow the keys
-    before: tl.constexpr = (KV * GROUP + KV) * DIM if VALUES else KV * GROUP * DIM
-    value = tl.load(made + node * WHOLE + before + head * SIZE + d, d < SIZE, other=0).to(tl.float32)
-    if VALUE_NORM:
-        value /= tl.sqrt(tl.sum(value * value, 0) / SIZE + value_epsilon)
-    return key, value
-
-
-@triton.jit
-def _put(key, value, keys, values, place, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr):
-    """Write a key [1, D] and a value [S] to line `place` of the cache."""
-    c, d = tl.arange(0, D), tl.arange(0, S)
-    tl.store(keys + place * DIM + c[None, :], key.to(keys.dtype.element_ty), (c < DIM)[None, :])
-    tl.store(values + place * SIZE + d, value.to(values.dtype.element_ty), d < SIZE)
-
-
-@triton.jit(do_not_specialize=["places"])
-def _put_all(
-    made, cosines, sines, query_norm, key_norm, epsilon, value_epsilon, keys, values, rows, slots, positions, places,
-    KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
-    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr, WHOLE: tl.constexpr,
-    VALUES: tl.constexpr, VALUE_NORM: tl.constexpr,
-):  # fmt: skip
-    """The key and the value of one node for one head go to the cache, as `_attend` puts them there."""
-    node, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    key, value = _own(
-        made, cosines, sines, key_norm, epsilon, value_epsilon, node, head, KV, GROUP, DIM, D, SIZE, S, NORM, ANGLES, TURNED, PAIRS,
-        WHOLE, VALUES, VALUE_NORM,
-    )  # fmt: skip
-    slab = (tl.load(rows + node) * KV + head) * places
-    _put(key, value, keys, values, slab + tl.load(slots + node) % places, DIM, D, SIZE, S)
-
-
 @triton.jit(do_not_specialize=["width", "places", "window"])
 def _attend(
     made, cosines, sines, query_norm, key_norm, epsilon, value_epsilon, keys, values, rows, slots, positions, prefixes, tail, sinks,
     out, scratch, counters, width, places, scaling, window,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
-    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, PAIRS: tl.constexpr, WHOLE: tl.constexpr,
-    VALUES: tl.constexpr, VALUE_NORM: tl.constexpr, HELD: tl.constexpr,
+    NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, ORDER: tl.constexpr, FIRST: tl.constexpr,
+    WHOLE: tl.constexpr, VALUES: tl.constexpr, VALUE_NORM: tl.constexpr, HELD: tl.constexpr,
     M: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, WORTH: tl.constexpr, WINDOWED: tl.constexpr, SINKS: tl.constexpr,
     NARROW: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -194,25 +119,19 @@ def _attend(
         end = tl.minimum(begin + each, position)
         slab = (tl.load(rows + node) * KV + head) * places
         g, d = tl.arange(0, M), tl.arange(0, S)
-        query = _turned(
-            made, cosines, sines, query_norm, epsilon, node, head * GROUP + g, WHOLE, g < GROUP, DIM, D, NORM, ANGLES, TURNED, PAIRS
+        query = turned_rows(
+            made, cosines, sines, query_norm, epsilon, node, head * GROUP + g, WHOLE, g < GROUP, DIM, D, NORM, ANGLES,
+            TURNED, ORDER, FIRST,
         ).to(made.dtype.element_ty)
         top = tl.full([M], -float("inf"), tl.float32)
         total = tl.zeros([M], tl.float32)
         sums = tl.zeros([M, S], tl.float32)
         if share == 0:
             place = slab + tl.load(slots + node) % places
-            if HELD:
-                c = tl.arange(0, D)
-                key = tl.load(keys + place * DIM + c, c < DIM, other=0)[None, :]
-                value = tl.load(values + place * SIZE + d, d < SIZE, other=0)
-            else:
-                key, value = _own(
-                    made, cosines, sines, key_norm, epsilon, value_epsilon, node, head, KV, GROUP, DIM, D, SIZE, S, NORM, ANGLES,
-                    TURNED, PAIRS, WHOLE, VALUES, VALUE_NORM,
-                )  # fmt: skip
-                _put(key, value, keys, values, place, DIM, D, SIZE, S)
-                key, value = key.to(keys.dtype.element_ty), value.to(values.dtype.element_ty)
+            key, value = kept(
+                made, cosines, sines, key_norm, epsilon, value_epsilon, node, head, keys, values, place, KV, GROUP, DIM, D, SIZE, S,
+                NORM, ANGLES, TURNED, ORDER, FIRST, WHOLE, VALUES, VALUE_NORM, HELD,
+            )  # fmt: skip
             top = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1) * scaling
             total = tl.full([M], 1.0, tl.float32)
             sums += value.to(tl.float32)[None, :]
