@@ -33,6 +33,15 @@ def filled(state: FullState) -> FullState:
     return state
 
 
+def two_alike() -> tuple[FullState, FullState]:
+    """Caches of one row that hold the same."""
+    state, other = (FullState(LayerShape(2, 16, 16), 1, 64, torch.float32) for _ in range(2))
+    filled(state)
+    other.keys.copy_(state.keys)
+    other.values.copy_(state.values)
+    return state, other
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     nodes=rows_of_nodes(), window=st.sampled_from([0, 1, 7, 30]), group=st.integers(1, 3), size=st.sampled_from([8, 16, 20]),
@@ -127,10 +136,7 @@ def by_hand(heads: Tensor, weights: Tensor, turn: Turning, angles: tuple[Tensor,
 def test_heads_are_normed_and_turned_in_every_way(turn: Turning, partly: bool, together: bool, sinks: bool) -> None:
     torch.manual_seed(3)
     nodes = Nodes.of(TokenTree.of([0] * 6, [-1, 0, 0, 1, 2, 2]), 0, 30)
-    state, other = (FullState(LayerShape(2, 16, 16), 1, 64, torch.float32) for _ in range(2))
-    filled(state)
-    other.keys.copy_(state.keys)
-    other.values.copy_(state.values)
+    state, other = two_alike()
     queries, keys, values = torch.randn(6, 4, 16), torch.randn(6, 2, 16), torch.randn(6, 2, 16)
     weights = [torch.rand(heads, 16) + 0.5 if together else torch.rand(16) + 0.5 for heads in (4, 2)]
     half = torch.randn(6, 4 if partly else 8)
@@ -171,10 +177,7 @@ def test_the_numbers_that_are_turned_may_be_the_last_ones(turn: Turning) -> None
 def test_a_gate_may_follow_each_query(turn: Turning) -> None:
     torch.manual_seed(5)
     nodes = Nodes.of(TokenTree.of([0] * 5, [-1, 0, 0, 1, 2]), 0, 12)
-    state, other = (FullState(LayerShape(2, 16, 16), 1, 64, torch.float32) for _ in range(2))
-    filled(state)
-    other.keys.copy_(state.keys)
-    other.values.copy_(state.values)
+    state, other = two_alike()
     queries, gates, keys, values = torch.randn(5, 4, 16), torch.randn(5, 4, 16), torch.randn(5, 2, 16), torch.randn(5, 2, 16)
     angles = torch.rand(5, 8).repeat(1, 2)
     turns, norm = (angles.cos(), angles.sin()), Norm(torch.rand(16) + 0.5, 1e-3)
@@ -192,10 +195,7 @@ def test_a_gate_may_follow_each_query(turn: Turning) -> None:
 def test_values_may_be_normed_or_be_keys_and_both_may_be_those_of_another_layer(made: Made, normed: bool) -> None:
     torch.manual_seed(7)
     nodes = Nodes.of(TokenTree.of([0] * 6, [-1, 0, 0, 1, 2, 2]), 0, 30)
-    state, other = (FullState(LayerShape(2, 16, 16), 1, 64, torch.float32) for _ in range(2))
-    filled(state)
-    other.keys.copy_(state.keys)
-    other.values.copy_(state.values)
+    state, other = two_alike()
     queries, keys, values = torch.randn(6, 4, 16), torch.randn(6, 2, 16), torch.randn(6, 2, 16)
     weights = [torch.rand(16) + 0.5 for _ in range(2)]
     angles = torch.randn(6, 8).repeat(1, 2)
