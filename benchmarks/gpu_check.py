@@ -3,6 +3,7 @@
     python benchmarks/gpu_check.py --json gpu.json        (or: make gpu-check)
     python benchmarks/gpu_check.py --quick --profile      what shows all goals of speed, in 200 s, and where the time goes
     python benchmarks/gpu_check.py --only exact plain raw rows8
+    python benchmarks/gpu_check.py --only exact           exactness alone, of more families
     python benchmarks/gpu_check.py --only resident        a level of the draft with fused, stock and compiled blocks
     python benchmarks/gpu_check.py --fake                 the same code on a simulated device and a tiny model, without a GPU
 
@@ -113,7 +114,8 @@ def prepare(work: Work) -> list[str]:
         # Where nothing is compiled yet, processes of their own do it while the stand-in is made.
         children += [work.begin(name, by) for name, by in COMPILERS.items() if size.device != "fake"]
     most = size.exact_seconds if work.runs else size.seconds
-    exact = compare(work, gpu_work.EXACT_GROUPS[: size.exact_groups], most - results.seconds) if work.exact else {}
+    groups = gpu_work.EXACT_GROUPS[: size.exact_groups] + (() if work.runs or size.device == "fake" else gpu_work.FURTHER_GROUPS)
+    exact = compare(work, groups, most - results.seconds) if work.exact else {}
     try:
         await_all(results, [*children, *exact.values()], lambda: results.seconds > most and not (work.runs and children[0].running))
         late = [name for name, child in exact.items() if child.running]

@@ -29,6 +29,16 @@ from understudy.tiers.route import FixedRoute
 from understudy.tree import Nodes, TokenTree
 
 MIB = 1 << 20
+# What is unlike in tiny models: sizes that have codes; and how many of their blocks run as stock ones on a GPU (0 of the others).
+SIZES: dict[str, dict[str, Any]] = {
+    "phi3": {"intermediate_size": 256},
+    "gpt_oss": {"num_hidden_layers": 3},
+    "gemma4_text": {"num_hidden_layers": 4},
+    "gemma4-e": {"num_hidden_layers": 8, "hidden_size_per_layer_input": 32},
+    "qwen3_5_text": {"num_hidden_layers": 4},
+    "youtu": {"kv_lora_rank": 64, "q_lora_rank": 64, "v_head_dim": 16},
+}
+STOCK = {"qwen3_5_text": 4}
 # Groups of texts of the built-in model that are compared, where there is time.
 MOST_WAVES = 4
 
@@ -197,7 +207,7 @@ def transfers(device: Any, small: bool) -> str:
 
 
 def tiny(device_name: str, family: str, codec: str) -> str:
-    """Plain and drafted text of a tiny random model, greedy and sampled."""
+    """Plain and drafted text of a tiny random model, greedy and sampled; its blocks must run in fewer steps in levels."""
     from tests.tiny import save
 
     fake = device_name == "fake"
@@ -205,11 +215,11 @@ def tiny(device_name: str, family: str, codec: str) -> str:
     tokens = 3 if fake else 96
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        save(model, family, torch.bfloat16, **shape)
+        save(model, family, torch.bfloat16, **{**shape, **SIZES.get(family, {})})
         options = {"memory": "1GiB", "resident": "none", "context": 256, "rows": 2, "device": device_name}
         prompts = [[5, 99, 5, 12, 80, 5, 99, 5], list(range(40, 90))][: 1 if fake else 2]
         asked = [SamplingParams(max_new_tokens=tokens, ignore_eos=True, temperature=t, seed=3) for t in (0.0, 0.8)]
-        return flips(model, codec, prompts, asked, options)
+        return flips(model, codec, prompts, asked, options, STOCK.get(family, 0))
 
 
 @dataclass
@@ -253,16 +263,18 @@ def demo(device_name: str, seconds: float, compared: Compared) -> str:
 
 
 def flips(
-    model: Path | None, codec: str, prompts: list[list[int]], asked: list[SamplingParams], options: dict[str, Any]
+    model: Path | None, codec: str, prompts: list[list[int]], asked: list[SamplingParams], options: dict[str, Any], stock: int
 ) -> str:
-    """Where drafted texts are not the plain ones."""
+    """Where drafted texts are not the plain ones, and where more than `stock` blocks run as they are."""
     wrong: list[str] = []
     with LLM(model, method="none", codec="raw", **options) as llm:
         plain = [[c.token_ids for c in llm.generate(prompts, params)] for params in asked]
     with LLM(model, codec=codec, method=method_of(options["device"]), **options) as llm:
         for params, texts in zip(asked, plain, strict=True):
             wrong += parted(llm, prompts, texts, params)
-    return said(wrong, len(asked) * len(prompts))
+        fused, layers = llm.model.fused, llm.model.config.num_hidden_layers
+    slow = [] if fused.blocks + fused.attentions + stock >= layers else [f"{fused} of {layers} blocks run in fewer steps"]
+    return "; ".join(filter(None, [said(wrong, len(asked) * len(prompts)), *slow]))
 
 
 def parted(llm: Any, prompts: list[list[int]], plain: list[list[int]], params: SamplingParams) -> list[str]:

@@ -82,6 +82,17 @@ def test_on_a_simulated_device_all_is_exact(monkeypatch: pytest.MonkeyPatch) -> 
     assert groups[-1] in checks[6].what
 
 
+def test_blocks_that_run_as_stock_ones_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing but exactness is asked for, blocks of many kinds are compared."""
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    assert "qwen3" in gpu_work.FURTHER_GROUPS
+    (found,) = gpu_exact.exactness("fake", 1.0, "qwen3")
+    assert found.trouble == ""
+    monkeypatch.setattr("understudy.kernels.gpu.blocks.TritonBlocks.attends", lambda *given: False)
+    (found,) = gpu_exact.exactness("fake", 1.0, "qwen3")
+    assert found.trouble.endswith("of 1 blocks run in fewer steps")
+
+
 HELD: list[Any] = []
 
 
