@@ -51,10 +51,9 @@ def test_experts_run_in_one_call_where_no_block_holds_both_halves() -> None:
     assert kernels.mixture(experts(256, 64), lambda x: x, gate) is None
 
 
-def test_capped_scores_are_left_to_the_stock_block() -> None:
+def test_the_processor_attends_in_every_way() -> None:
     kernels = blocks.ProcessorBlocks()
-    assert kernels.attends(HeadForm(AttentionSpec(1.0)), 16)
-    assert not kernels.attends(HeadForm(AttentionSpec(1.0, softcap=20.0)), 16)
+    assert all(kernels.attends(HeadForm(AttentionSpec(1.0, softcap=cap), gated=cap > 0), 16) for cap in (0.0, 20.0))
 
 
 def test_what_a_level_sees_decides() -> None:

@@ -46,9 +46,10 @@ def two_alike() -> tuple[FullState, FullState]:
 @given(
     nodes=rows_of_nodes(), window=st.sampled_from([0, 1, 7, 30]), group=st.integers(1, 3), size=st.sampled_from([8, 16, 20]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]), slides=st.booleans(), small=st.booleans(),
+    softcap=st.sampled_from([0.0, 0.0, 2.0]),
 )  # fmt: skip
 def test_it_is_turning_keeping_and_the_exact_attention(
-    nodes: Nodes, window: int, group: int, size: int, dtype: torch.dtype, slides: bool, small: bool
+    nodes: Nodes, window: int, group: int, size: int, dtype: torch.dtype, slides: bool, small: bool, softcap: float
 ) -> None:
     torch.manual_seed(len(nodes))
     shape = LayerShape(2, 16, size, window=window, small=small)
@@ -61,7 +62,7 @@ def test_it_is_turning_keeping_and_the_exact_attention(
     angles = torch.rand(count, 8).repeat(1, 2) * 6
     made = torch.cat([part.flatten(1) for part in (queries, keys, values)], 1).to(dtype)
     turns = angles.cos().to(dtype), angles.sin().to(dtype)
-    spec = AttentionSpec(0.3, window)
+    spec = AttentionSpec(0.3, window, softcap)
     found = draft_layer.attend(made, turns, ours, nodes, HeadForm(spec))
     cosines, sines = (turn.float() for turn in turns)
     other.write(nodes, turned(keys.to(dtype).float(), cosines, sines), values)

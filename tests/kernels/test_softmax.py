@@ -7,12 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from understudy.kernels.softmax import gelu_gate, silu_gate, softmax
+from understudy.kernels.softmax import capped, gelu_gate, silu_gate, softmax
 
 
 @numba.njit
 def call(line: np.ndarray, first: int, last: int, sink: float) -> None:
     softmax(line, first, last, np.float32(sink))
+
+
+@numba.njit
+def cap(line: np.ndarray, first: int, last: int, most: float) -> None:
+    capped(line, first, last, np.float32(most))
 
 
 @numba.njit
@@ -35,6 +40,19 @@ def test_it_is_torchs_softmax_of_the_places_between(first: int, count: int, sink
     own = scores[first : last + 1].double()
     wanted = torch.cat([own, torch.tensor([sink], dtype=torch.float64)]).softmax(0)[:-1]
     assert torch.allclose(torch.from_numpy(line[first : last + 1]).double(), wanted, rtol=2e-6, atol=1e-30)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    first=st.integers(0, 40), count=st.integers(1, 60), most=st.sampled_from([0.5, 20.0, 50.0]),
+    size=st.sampled_from([0.01, 1.0, 300.0]),
+)  # fmt: skip
+def test_scores_are_capped_by_a_tangent(first: int, count: int, most: float, size: float) -> None:
+    scores = torch.randn(112, generator=torch.Generator().manual_seed(count)) * size
+    line = scores.numpy().copy()
+    cap(line, first, first + count - 1, most)
+    found, own = torch.from_numpy(line[first : first + count]).double(), scores[first : first + count].double()
+    assert torch.allclose(found, most * (own / most).tanh(), rtol=1e-5, atol=2e-6 * most)
 
 
 @settings(max_examples=40, deadline=None)

@@ -70,7 +70,7 @@ def stock(model: Model) -> None:
         # scores with sinks, halves turned by the same angles
         ("gpt_oss", (0, 3, 0)),
         # scores are capped
-        ("gemma2", (0, 0, 3)),
+        ("gemma2", (3, 0, 0)),
         # a gate after attention; recurrent layers whose values have no codes
         ("qwen3_5_text", (1, 0, 3)),
         # keys that are values before norm and turn, values that are normed, a factor of all

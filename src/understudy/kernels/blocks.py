@@ -99,7 +99,7 @@ class ProcessorBlocks:
         return attend(made, turns, state, nodes, form)
 
     def attends(self, form: HeadForm, key_size: int) -> bool:
-        return not form.spec.softcap
+        return True
 
     def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
         own = [found for part in parts if (found := _own(part)) is not None]

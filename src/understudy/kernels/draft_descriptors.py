@@ -137,8 +137,9 @@ class LevelRun(Descriptor):
         ("places", NUMBER),
         ("row_lines", NUMBER),
         ("head_lines", NUMBER),
-        # the bits of a float32: factor of every score
+        # the bits of a float32: factor of every score; and where they end up below, 0: anywhere
         ("scaling", NUMBER),
+        ("softcap", NUMBER),
         # address of the result [nodes, heads * value size]
         ("out", NUMBER),
     )

@@ -21,7 +21,7 @@ from .compiled import bits_of, compiled, float_of, machine_code
 from .draft_descriptors import LevelRun, level_run
 from .head_form import HeadForm, Made
 from .numbers import multiple, write
-from .softmax import softmax
+from .softmax import capped, softmax
 from .team import float32_at, int64_at, take
 from .turned_heads import factor_of, keep, opened, turn, width_of
 
@@ -52,7 +52,6 @@ def described(
     """`attend` of what has so many `columns` and bytes of an element, but for the addresses of that and of the result; and what
     must be kept while it runs."""
     spec, sinks = form.spec, form.sinks
-    assert not spec.softcap
     rows, positions, prefix, tail = nodes.arrays
     keys, values = state.keys, state.values
     kv_heads, key_size, value_size = keys.shape[1], size_in(keys), size_in(values)
@@ -74,7 +73,7 @@ def described(
         sinks=0 if sinks is None else sinks.data_ptr(), rows=_address(rows), slots=_address(nodes.slots.numpy()),
         positions=_address(positions), prefix=_address(prefix), tail=_address(tail), beyond=tail.shape[1],
         window=spec.window, longest=nodes.last + 1, keys=keys.data_ptr(), values=values.data_ptr(), places=keys.shape[2],
-        row_lines=row_lines, head_lines=head_lines, scaling=bits_of(spec.scaling),
+        row_lines=row_lines, head_lines=head_lines, scaling=bits_of(spec.scaling), softcap=bits_of(spec.softcap),
     )  # fmt: skip
     return run, (nodes, cosines, sines, form)
 
@@ -148,6 +147,8 @@ def _work(argument: Any) -> None:
                 _through(run, start, end, head, queries if scoring else sums, weights, addresses, scoring)
                 for r in range(used * scoring):
                     low, high = _seen(run, start + r // group)
+                    if run.softcap != 0:
+                        capped(weights[r], low, high, float_of(run.softcap))
                     softmax(weights[r], low, high, _sink(run, head * group + r % group))
             for r in range(used):
                 if run.gated != 0:

@@ -44,7 +44,7 @@ class Made(Enum):
 
 @dataclass(frozen=True)
 class HeadForm:
-    """How one layer of the draft attends. There may be no softcap in `spec`."""
+    """How one layer of the draft attends."""
 
     spec: AttentionSpec
     turn: Turning = Turning.HALVES

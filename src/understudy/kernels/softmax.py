@@ -107,6 +107,19 @@ class Exponentials(Code):
 
         return self.folded(self.along(line, first, last, zero, step), self.b.fadd)
 
+    def capped(self, line: Any, first: Any, last: Any, cap: Any) -> Any:
+        """cap * tanh(x / cap) in place, zeros beside; zero."""
+        b, zero, caps = self.b, self.all(FLOATS, 0.0), self.spread(cap)
+        twice = b.fadd(caps, caps)
+        steepness = b.fdiv(self.all(FLOATS, 2.0), caps)
+
+        def step(address: Any, chosen: Any, held: Any) -> Any:
+            x = self.load(address, FLOATS, 4)
+            self.store(chosen(b.fsub(self.opened(twice, b.fmul(x, steepness)), caps), zero), address, 4)
+            return held
+
+        return self.folded(self.along(line, first, last, zero, step), b.fadd)
+
     def times(self, line: Any, first: Any, last: Any, factor: Any) -> Any:
         """All numbers times `factor`, in place, zeros beside; zero."""
         zero, factors = self.all(FLOATS, 0.0), self.spread(factor)
@@ -131,7 +144,7 @@ def _over_line(name: str) -> Any:
     return over
 
 
-_largest, _exponentials, _times = map(_over_line, ("largest", "exponentials", "times"))
+_largest, _exponentials, _times, _capped = map(_over_line, ("largest", "exponentials", "times", "capped"))
 
 
 @intrinsic
@@ -179,3 +192,10 @@ def softmax(line: Any, first: int, last: int, sink: Any) -> None:
     if sink > -np.inf:
         total += _exponential(sink - top)
     _times(place, first, last, np.float32(1.0) / np.float32(total))
+
+
+@contracted
+def capped(line: Any, first: int, last: int, cap: Any) -> None:
+    """cap * tanh(x / cap) in place of each x in line[first..last]. What lies beside, up to a multiple of 16 places, becomes
+    zero."""
+    _capped(line.ctypes.data, first, last, cap)

@@ -28,7 +28,7 @@ LAYER = {
     "made": "*bf16", "cosines": "*bf16", "sines": "*bf16", "query_norm": "*fp32", "key_norm": "*fp32", "epsilon": "fp32",
     "value_epsilon": "fp32", "keys": "*bf16", "values": "*bf16", "rows": "*i64", "slots": "*i64", "positions": "*i64",
     "prefixes": "*i64", "tail": "*i64", "sinks": "*fp32", "out": "*bf16", "scratch": "*fp32", "counters": "*i32", "width": "i32",
-    "places": "i32", "scaling": "fp32", "window": "i32",
+    "places": "i32", "scaling": "fp32", "softcap": "fp32", "window": "i32",
 }  # fmt: skip
 HEADS = {
     "KV": 8, "GROUP": 4, "DIM": 128, "D": 128, "SIZE": 128, "S": 128, "NORM": False, "ANGLES": 128, "TURNED": 128, "ORDER": 0,
@@ -36,13 +36,13 @@ HEADS = {
 }  # fmt: skip
 CHAINS = {name: kind for name, kind in LAYER.items() if name in (*list(LAYER)[:12], "places")}
 LAYER_SIZES = HEADS | {
-    "M": 16, "BLOCK": 64, "SHARES": 8, "WORTH": 128, "WINDOWED": True, "SINKS": False, "HELD": False, "NARROW": True,
-    "WIDE": False,
+    "M": 16, "BLOCK": 64, "SHARES": 8, "WORTH": 128, "WINDOWED": True, "SINKS": False, "CAPPED": False, "HELD": False,
+    "NARROW": True, "WIDE": False,
 }  # fmt: skip
 ONE_FOR_BOTH = LAYER_SIZES | {
     "DIM": 512, "D": 512, "SIZE": 512, "S": 512, "BLOCK": 16, "NORM": True, "VALUES": False, "VALUE_NORM": True, "WHOLE": 20480,
 }  # fmt: skip
-NORMED = LAYER_SIZES | {"NORM": True, "ANGLES": 64, "TURNED": 64, "ORDER": 1, "SINKS": True}
+NORMED = LAYER_SIZES | {"NORM": True, "CAPPED": True, "ANGLES": 64, "TURNED": 64, "ORDER": 1, "SINKS": True}
 LATENT = LAYER_SIZES | {
     "GROUP": 1, "KV": 16, "DIM": 192, "D": 256, "ANGLES": 64, "TURNED": 64, "FIRST": 128, "ORDER": 2, "WHOLE": 8192,
 }  # fmt: skip

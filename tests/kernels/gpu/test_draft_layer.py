@@ -54,16 +54,16 @@ def given(count: int, size: int, dtype: torch.dtype) -> tuple[Tensor, tuple[Tens
 @pytest.mark.parametrize("room", [264, 1])
 @pytest.mark.parametrize("made_of", [level, chains])
 @pytest.mark.parametrize(
-    ("dtype", "size", "length", "window"),
+    ("dtype", "size", "length", "window", "softcap"),
     [
-        (torch.float32, 48, 0, 0),
-        (torch.float32, 16, 40, 0),
-        (torch.bfloat16, 32, 90, 0),
-        (torch.bfloat16, 64, 900, 70),
+        (torch.float32, 48, 0, 0, 0.0),
+        (torch.float32, 16, 40, 0, 2.0),
+        (torch.bfloat16, 32, 90, 0, 0.0),
+        (torch.bfloat16, 64, 900, 70, 2.0),
     ],
 )
 def test_it_gives_what_the_processor_gives(
-    dtype: torch.dtype, size: int, length: int, window: int, made_of: Callable[[int], Nodes], room: int,
+    dtype: torch.dtype, size: int, length: int, window: int, softcap: float, made_of: Callable[[int], Nodes], room: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Also where several programs share the positions of a node; what counts them is ready for the next layer."""
@@ -71,7 +71,7 @@ def test_it_gives_what_the_processor_gives(
     monkeypatch.setattr(draft_layer, "MOST_SHARES", 4)
     monkeypatch.setattr(draft_layer, "running", lambda device, each: room)
     torch.manual_seed(length)
-    state, nodes, form = state_of(dtype, size, window), made_of(length), HeadForm(AttentionSpec(0.2, window))
+    state, nodes, form = state_of(dtype, size, window), made_of(length), HeadForm(AttentionSpec(0.2, window, softcap))
     compare(state, nodes, *given(len(nodes), size, dtype), form)
 
 

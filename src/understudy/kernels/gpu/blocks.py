@@ -36,7 +36,7 @@ class TritonBlocks:
 
     def attends(self, form: HeadForm, key_size: int) -> bool:
         """Norms of all heads of a node together would be known to none of its programs."""
-        return not form.spec.softcap and not form.gated and all(norm.weight.numel() == key_size for norm in form.norms or ())
+        return not form.gated and all(norm.weight.numel() == key_size for norm in form.norms or ())
 
     def chain(self, parts: Sequence[BlockParts[JoinedProduct]]) -> ChainedBlocks | None:
         # launches are recorded, and cost the host nothing

@@ -16,7 +16,7 @@ from ...layer_states import FullState
 from ...tree import Nodes
 from ..head_form import HeadForm, Made
 from . import INTERPRETED
-from .attention import _block, _dot
+from .attention import _block, _dot, _tanh
 from .draft_product import running
 from .turned_heads import kept, put_all, turned_rows
 
@@ -43,7 +43,7 @@ class LayerAttention:
 
         `turns`: cosines and sines [n, angles] of the nodes' positions. Norms in `form` are of each head."""
         spec = form.spec
-        assert suits(nodes) and not spec.softcap and made.is_contiguous()
+        assert suits(nodes) and made.is_contiguous()
         keys, values = state.keys, state.values
         assert keys.is_contiguous() and values.is_contiguous()
         count, kv_heads, places = len(made), keys.shape[1], keys.shape[2]
@@ -71,10 +71,10 @@ class LayerAttention:
             put_all[(count, kv_heads)](*given, places, **sizes, num_warps=1, enable_fp_fusion=True)
         _attend[(count, kv_heads, shares)](
             *given, nodes.prefix, nodes.tail.contiguous(), cosines if form.sinks is None else form.sinks, out, scratch,
-            self.counters, nodes.tail.shape[1], places, spec.scaling, spec.window,
+            self.counters, nodes.tail.shape[1], places, spec.scaling, spec.softcap, spec.window,
             **sizes, M=tile, BLOCK=_block(max(wide, wide_value) * keys.element_size()), SHARES=shares, WORTH=WORTH,
-            WINDOWED=spec.window > 0, SINKS=form.sinks is not None, HELD=held, NARROW=narrow, WIDE=INTERPRETED or not narrow,
-            num_warps=4, num_stages=2 if narrow else 1, enable_fp_fusion=True,
+            WINDOWED=spec.window > 0, SINKS=form.sinks is not None, CAPPED=spec.softcap > 0, HELD=held, NARROW=narrow,
+            WIDE=INTERPRETED or not narrow, num_warps=4, num_stages=2 if narrow else 1, enable_fp_fusion=True,
         )  # fmt: skip
         return out
 
@@ -99,12 +99,12 @@ def shared_out(pairs: int, places: int, room: int) -> int:
 @triton.jit(do_not_specialize=["width", "places", "window"])
 def _attend(
     made, cosines, sines, query_norm, key_norm, epsilon, value_epsilon, keys, values, rows, slots, positions, prefixes, tail, sinks,
-    out, scratch, counters, width, places, scaling, window,
+    out, scratch, counters, width, places, scaling, softcap, window,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr,
     NORM: tl.constexpr, ANGLES: tl.constexpr, TURNED: tl.constexpr, ORDER: tl.constexpr, FIRST: tl.constexpr,
     WHOLE: tl.constexpr, VALUES: tl.constexpr, VALUE_NORM: tl.constexpr, HELD: tl.constexpr,
     M: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr, WORTH: tl.constexpr, WINDOWED: tl.constexpr, SINKS: tl.constexpr,
-    NARROW: tl.constexpr, WIDE: tl.constexpr,
+    CAPPED: tl.constexpr, NARROW: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     node, head, share = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     position, prefix = tl.load(positions + node), tl.load(prefixes + node)
@@ -133,11 +133,13 @@ def _attend(
                 NORM, ANGLES, TURNED, ORDER, FIRST, WHOLE, VALUES, VALUE_NORM, HELD,
             )  # fmt: skip
             top = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1) * scaling
+            if CAPPED:
+                top = softcap * _tanh(top / softcap)
             total = tl.full([M], 1.0, tl.float32)
             sums += value.to(tl.float32)[None, :]
         top, total, sums = _through(
             query, keys, values, tail, top, total, sums, node, slab, begin, end, prefix, width, places, scaling,
-            M, DIM, D, SIZE, S, BLOCK, NARROW, WIDE,
+            softcap, M, DIM, D, SIZE, S, BLOCK, CAPPED, NARROW, WIDE,
         )  # fmt: skip
         lines = (node * KV + head) * GROUP + g
         held = (g < GROUP)[:, None] & (d < SIZE)[None, :]
@@ -166,8 +168,8 @@ def _attend(
 @triton.jit
 def _through(
     query, keys, values, tail, top, total, sums, node, slab, begin, end, prefix, width, places, scaling,
-    M: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
-    NARROW: tl.constexpr, WIDE: tl.constexpr,
+    softcap, M: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
+    CAPPED: tl.constexpr, NARROW: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Go through positions `begin` to `end` that `node` sees, in blocks: the running softmax of M queries."""
     c, d = tl.arange(0, D), tl.arange(0, S)
@@ -179,7 +181,10 @@ def _through(
         line = slab + slot[:, None]
         k = tl.load(keys + line * DIM + c[None, :], seen[:, None] & (c[None, :] < DIM), other=0)
         v = tl.load(values + line * SIZE + d[None, :], seen[:, None] & (d[None, :] < SIZE), other=0)
-        scores = tl.where(seen[None, :], _dot(query, tl.trans(k), WIDE) * scaling, -float("inf"))
+        scores = _dot(query, tl.trans(k), WIDE) * scaling
+        if CAPPED:
+            scores = softcap * _tanh(scores / softcap)
+        scores = tl.where(seen[None, :], scores, -float("inf"))
         highest = tl.maximum(top, tl.max(scores, 1))
         fade = tl.exp(top - highest)
         weights = tl.exp(scores - highest[:, None])
