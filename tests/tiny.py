@@ -204,6 +204,11 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {
         **_EXPERTS, **_DELTA, "head_dim": 32, "shared_expert_intermediate_size": 96, "num_hidden_layers": 4, **_UNTIED,
     },
+    # experts whose inputs are scaled, a dense layer, chunks, and a layer without a rope that scales queries by position
+    "llama4_text": {
+        **_LOCAL_EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "head_dim": 16, "num_hidden_layers": 4,
+        "moe_layers": [0, 2, 3], "no_rope_layers": [1, 0, 1, 1], "attention_chunk_size": 20, "floor_scale": 8,
+    },
     "lfm2_moe": {
         **_EXPERTS, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, "tie_word_embeddings": False,
     },
@@ -242,6 +247,7 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "qwen2_audio": {"text": "qwen2"},
     "lfm2_vl": {"text": "lfm2"},
     "qwen3_5_moe": {"text": "qwen3_5_moe_text"},
+    "llama4": {"text": "llama4_text"},
     "qwen3_vl_moe": {**_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True)},
 }  # fmt: skip
 # Sizes of the other parts of a multimodal model, by the names that their configs may have.

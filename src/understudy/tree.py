@@ -198,6 +198,23 @@ class Nodes:
             torch.cat(tails),
         )
 
+    def within(self, chunk: int, width: int | None = None) -> Nodes:
+        """The same nodes as attention sees them that looks back to the beginning of a node's chunk of so many positions alone: as
+        if texts began there, with all of their slots off the straight line. `width`: that of their tails, where the highest
+        position must not be asked for."""
+        start = self.positions // chunk * chunk
+        if width is None:
+            if self.last < chunk:
+                return self
+            width = int((self.positions - start).max()) + 1
+        places = start[:, None] + torch.arange(width, device=start.device)
+        slots = places
+        if self.tail.shape[1]:
+            off = places - self.prefix[:, None]
+            slots = torch.where(off < 0, places, self.tail.gather(1, off.clamp(0, self.tail.shape[1] - 1)))
+        slots = torch.where(places <= self.positions[:, None], slots, -1)
+        return Nodes(self.tokens, self.rows, self.slots, self.positions - start, torch.zeros_like(self.prefix), slots)
+
     def slots_in_order(self, node: int) -> Tensor:
         """[position + 1]: where the cache holds each position this node sees, in the order of positions."""
         prefix, position = int(self.prefix[node]), int(self.positions[node])

@@ -113,7 +113,8 @@ def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:
     window = _window(config, index)
     if kind is None:
         keeps_nothing = bool(kinds) and values["layer_types"][index] == FEED_FORWARD
-        return LayerShape(0 if keeps_nothing else kv_heads, key_size, value_size, window=window, reads=reads)
+        heads = 0 if keeps_nothing else kv_heads
+        return LayerShape(heads, key_size, value_size, window=window, reads=reads, chunk=_chunk(config, index))
     return LayerShape(kv_heads if kind.attends else 0, key_size, value_size, window, reads, kind.shape(config))
 
 
@@ -125,6 +126,13 @@ def _sizes(config: Any, index: int) -> tuple[int, int, int]:
         return heads, plain + config.qk_rope_head_dim, config.v_head_dim
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     return getattr(config, "num_key_value_heads", None) or heads, size, size
+
+
+def _chunk(config: Any, index: int) -> int:
+    """Tokens of the chunks to whose beginning layer `index` looks back; 0: it has none."""
+    kinds = getattr(config, "layer_types", None)
+    chunked = kinds is not None and kinds[index] == "chunked_attention"
+    return int(getattr(config, "attention_chunk_size", None) or 0) if chunked else 0
 
 
 def _window(config: Any, index: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..cache import Cache
 from ..devices import Device
 from ..errors import StoreError
 from ..kernels.attention import AttentionSpec
@@ -90,8 +91,10 @@ def _pass_cache_class() -> Any:
         """Gives back what it is handed: `attention` puts keys and values in the KV cache, and reads them there."""
 
         # the parent's layers are not wanted, so its __init__ is not called
-        def __init__(self) -> None:
+        def __init__(self, positions: Tensor | None) -> None:
             self.layers: list[Any] = []
+            # [1, n] of the pass's nodes
+            self.positions = positions
 
         def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
             return key_states, value_states
@@ -105,9 +108,10 @@ def _pass_cache_class() -> Any:
     return PassCache
 
 
-def pass_cache() -> Any:
-    """A cache for stock model code that keeps nothing: to each layer, only the tokens of the pass under way seem to be there."""
-    return _pass_cache_class()()
+def pass_cache(positions: Tensor | None = None) -> Any:
+    """A cache for stock model code that keeps nothing: to each layer, only the tokens of the pass under way seem to be there.
+    `positions` [1, n]: those of the pass's nodes, for layers that ask a cache for them."""
+    return _pass_cache_class()(positions)
 
 
 class LayerDevices(Protocol):
@@ -123,11 +127,14 @@ class LayerDevices(Protocol):
 class Placed:
     """The nodes of a pass in the memory of `device`, or in that of each layer's device where there are `stages`."""
 
-    def __init__(self, nodes: Nodes, device: Device, stages: LayerDevices | None) -> None:
-        self.first = nodes.to(device.where)
+    def __init__(self, cache: Cache, nodes: Nodes, device: Device, stages: LayerDevices | None) -> None:
+        self.cache = cache
+        self.first = cache.placed(nodes).to(device.where)
         self.device = device
         self.stages = stages
         self._there = {device.name: self.first}
+        # By device and size of a chunk: the nodes as attention within chunks sees them.
+        self._within: dict[tuple[str, int], Nodes] = {}
 
     def at(self, layer: int) -> tuple[Device, Nodes]:
         """The device of `layer`, with the nodes there."""
@@ -138,6 +145,16 @@ class Placed:
             bring = partial(self.stages.carried, where=device.where, fresh=True)
             self._there[device.name] = self.first.moved(bring)
         return device, self._there[device.name]
+
+    def seen_in(self, layer: int) -> tuple[Device, Nodes]:
+        """The same, with the nodes as the attention of `layer` sees them: it may look back to the beginning of a chunk alone."""
+        device, there = self.at(layer)
+        chunk = self.cache.shapes[layer].chunk
+        if not 0 < chunk < self.cache.capacity:
+            return device, there
+        if (device.name, chunk) not in self._within:
+            self._within[device.name, chunk] = there.within(chunk, chunk if device.own_memory else None)
+        return device, self._within[device.name, chunk]
 
 
 def place_of_one(nodes: Nodes, device: Device) -> tuple[int, int] | None:

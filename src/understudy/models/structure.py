@@ -29,8 +29,10 @@ from .hf import leave_pads_alone, refused
 from .kept import float32_names, is_linear, may_be_kept, streams
 from .mixers import install_mixers
 from .names import finder
+from .own_positions import tell_positions
 from .refusals import refuse_packed
 from .ropes import fix_ropes
+from .scaled_experts import install_scaled_experts
 from .turned import is_turned, on_meta, turn
 from .wrapper import built, cut_to_text, for_text, is_wrapper, straight_to_text, text_parts
 
@@ -59,6 +61,8 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     leave_pads_alone(model)
     fix_ropes(model)
     install_mixers(model)
+    install_scaled_experts(model)
+    tell_positions(model)
     return model.eval()
 
 
