@@ -155,6 +155,8 @@ _EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size":
 _LOCAL_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64}
 _ROUTED_EXPERTS = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_group": 4, "topk_group": 2}
 _DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24}
+_GROUPED_EXPERTS = {**_LOCAL_EXPERTS, "intermediate_size": 160, "moe_intermediate_size": 64, "n_group": 4, "topk_group": 2}
+_CHANNELS = {"linear_num_heads": 3, "linear_head_dim": 16}
 # Mixtures of experts, with what is unlike in them: routers, shared experts, dense layers, and the layers around.
 MIXTURES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**_EXPERTS, "head_dim": 16, "norm_topk_prob": True},
@@ -208,6 +210,16 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "llama4_text": {
         **_LOCAL_EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "head_dim": 16, "num_hidden_layers": 4,
         "moe_layers": [0, 2, 3], "no_rope_layers": [1, 0, 1, 1], "attention_chunk_size": 20, "floor_scale": 8,
+    },
+    # a decay for each channel of a key, a latent state without a rope, and a dense layer first
+    "kimi_linear": {
+        **_CHANNELS, **_LATENT, **_GROUPED_EXPERTS, "kv_lora_rank": 40, "v_head_dim": 12,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
+    # decays that are never below a bound, and a gate on each head of a latent state's attention
+    "bailing_hybrid": {
+        **_LATENT, **_GROUPED_EXPERTS, "qk_rope_head_dim": 16, "head_dim": 16, "kv_lora_rank": 40, "v_head_dim": 12,
+        "first_k_dense_replace": 1, "layer_group_size": 2, "num_mtp_layers": 0,
     },
     "lfm2_moe": {
         **_EXPERTS, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, "tie_word_embeddings": False,

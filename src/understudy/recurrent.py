@@ -42,11 +42,18 @@ class RecurrentShape:
     key_size: int = 0
     # numbers in a value
     value_size: int = 0
+    # has each channel of a key a decay of its own? Then there are as many heads of keys as of values
+    by_channel: bool = False
 
     def places(self, scratch: int) -> int:
         """Records that a row holds, where trees have at most `scratch` nodes: three times FOLD at least, as a tile of a prompt may
         be read from two states."""
         return BEHIND + max(scratch, DEEPEST) + 1
+
+    @property
+    def decays(self) -> int:
+        """Factors of one head's state in a step."""
+        return self.key_size if self.by_channel else 1
 
     @property
     def state_bytes(self) -> int:
@@ -55,7 +62,7 @@ class RecurrentShape:
 
     def record_bytes(self, dtype: torch.dtype) -> int:
         """The record of one token, of a model whose cache has `dtype`."""
-        numbers = self.key_heads * self.key_size + self.value_heads * (self.value_size + 1)
+        numbers = self.key_heads * self.key_size + self.value_heads * (self.value_size + self.decays)
         return self.channels * dtype.itemsize + 4 * numbers
 
     def row_bytes(self, scratch: int, dtype: torch.dtype) -> int:
@@ -85,7 +92,8 @@ class RecurrentState:
 
     inputs: [rows, places, channels]. keys: [rows, places, key heads, key size] float32. values: [rows, places, value heads,
     value size] float32: what is added to the state along the key, such as the delta. decays: [rows, places, value heads]
-    float32: the factor of the state before that. Slot s lies at place s % places.
+    float32: the factor of the state before that; [rows, places, value heads, key size] where each channel has its own. Slot s lies
+    at place s % places.
 
     states: [rows, 2, value heads, key size, value size] float32; the state after 64 * n tokens lies at n % 2. The newest two are
     held: those after 64 * newest[row] tokens, and the one before."""
@@ -93,7 +101,7 @@ class RecurrentState:
     def __init__(self, shape: RecurrentShape, room: Room, fold: Fold):
         rows, dtype, device = room.rows, room.dtype, room.device
         self.shape = shape
-        self.fold = fold
+        self.fold: Fold = fold_by_channel if shape.by_channel else fold
         self.newest = [0] * rows
         records = shape.places(room.scratch)
         self.records = _records(shape, (rows, records), dtype, device)
@@ -210,13 +218,24 @@ class RecurrentState:
         return slots.to(self.inputs.device) % self.places
 
 
+def fold_by_channel(state: RecurrentState, row: int, number: int) -> None:
+    """Make the state of `row` after FOLD * (number + 1) tokens, from the one after FOLD * number tokens and the records since,
+    where each channel of a key has a decay of its own."""
+    places = (FOLD * number + torch.arange(FOLD, device=state.keys.device)) % state.places
+    keys, values, decays = state.keys[row, places], state.values[row, places], state.decays[row, places]
+    folded = state.states[row, number % 2].clone()
+    for i in range(FOLD):
+        folded = folded * decays[i, ..., None] + keys[i, ..., None] * values[i, :, None]
+    state.states[row, (number + 1) % 2] = folded
+
+
 def _records(shape: RecurrentShape, count: tuple[int, int], dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
     heads = shape.value_heads
     return (
         torch.zeros((*count, shape.channels), dtype=dtype, device=device),
         torch.zeros((*count, shape.key_heads, shape.key_size), dtype=torch.float32, device=device),
         torch.zeros((*count, heads, shape.value_size), dtype=torch.float32, device=device),
-        torch.zeros((*count, heads), dtype=torch.float32, device=device),
+        torch.zeros((*count, heads, *([shape.decays] if shape.by_channel else [])), dtype=torch.float32, device=device),
     )
 
 

@@ -208,12 +208,15 @@ class Nodes:
                 return self
             width = int((self.positions - start).max()) + 1
         places = start[:, None] + torch.arange(width, device=start.device)
-        slots = places
-        if self.tail.shape[1]:
-            off = places - self.prefix[:, None]
-            slots = torch.where(off < 0, places, self.tail.gather(1, off.clamp(0, self.tail.shape[1] - 1)))
-        slots = torch.where(places <= self.positions[:, None], slots, -1)
+        slots = torch.where(places <= self.positions[:, None], self.slots_at(places), -1)
         return Nodes(self.tokens, self.rows, self.slots, self.positions - start, torch.zeros_like(self.prefix), slots)
+
+    def slots_at(self, positions: Tensor) -> Tensor:
+        """[n, m]: where the cache holds each of `positions` [n, m] on the path of each node; any slot for those beyond the node."""
+        if not self.tail.shape[1]:
+            return positions
+        off = positions - self.prefix[:, None]
+        return torch.where(off < 0, positions, self.tail.gather(1, off.clamp(0, self.tail.shape[1] - 1)))
 
     def slots_in_order(self, node: int) -> Tensor:
         """[position + 1]: where the cache holds each position this node sees, in the order of positions."""

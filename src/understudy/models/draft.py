@@ -22,6 +22,7 @@ from ..recurrent import tops
 from ..tree import Nodes, TokenTree
 from .block_samples import BlockSamples
 from .block_structure import BlockModules, MlpModules, usual_blocks, usual_mlps
+from .channel_rule import recur
 from .fused_experts import mixed_samples, mixtures
 from .fusing import FusedParts, Fusing
 from .joiner import Joiner
@@ -201,7 +202,7 @@ class Level:
     def recur(self, layer: int, step: RuleStep) -> Tensor:
         state = self.cache.advanced(layer, self.tops)
         device, there = self.placed.at(layer)
-        return device.recur(step, state, there, together=not self.tops)
+        return recur(device, step, state, there, together=not self.tops)
 
     def tap(self, number: int, states: Tensor) -> None:
         if self.hidden is not None:

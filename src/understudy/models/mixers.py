@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..recurrent import RecurrentShape
+from .channel_delta import ChannelDelta, channel_delta_shape
 from .gated_delta import OlmoGatedDelta, Qwen3NextGatedDelta, Qwen35GatedDelta, gated_delta_shape
 from .mamba import FalconMamba2, Mamba2, ShortConvolution, mamba2_shape, nemotron_shape, short_convolution_shape
 from .mixer import Mixer
@@ -31,6 +32,7 @@ class RecurrentKind:
 
 
 KINDS = (
+    RecurrentKind("linear_attention", "linear_num_heads", channel_delta_shape),
     RecurrentKind("linear_attention", "linear_num_value_heads", gated_delta_shape),
     RecurrentKind("linear_attention", "mamba_n_heads", mamba2_shape),
     RecurrentKind("linear_attention", "mamba_num_heads", nemotron_shape),
@@ -45,6 +47,9 @@ MIXERS: Mapping[str, type[Mixer]] = {
     "Qwen3_5MoeGatedDeltaNet": Qwen35GatedDelta,
     "Qwen3NextGatedDeltaNet": Qwen3NextGatedDelta,
     "OlmoHybridGatedDeltaNet": OlmoGatedDelta,
+    "KimiLinearDeltaAttention": ChannelDelta,
+    "BailingHybridDeltaAttention": ChannelDelta,
+    "Glm5NextTextLinearAttention": ChannelDelta,
     "Lfm2ShortConv": ShortConvolution,
     "Lfm2MoeShortConv": ShortConvolution,
     "BambaMixer": Mamba2,

@@ -15,6 +15,8 @@ def narrow_states(values: dict[str, Any], hidden: str) -> None:
     for key in ("mamba_d_state", "ssm_state_size"):
         if values.get(key):
             values[key] = min(values[key], KEY)
+    if values.get("linear_num_heads"):
+        values["linear_num_heads"] = min(values["linear_num_heads"], SHARING)
     if values.get("mamba_num_heads"):
         values["n_groups"] = min(values["n_groups"], GROUPS)
         values["mamba_num_heads"] = min(values["mamba_num_heads"], values["n_groups"] * SHARING)

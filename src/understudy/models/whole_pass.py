@@ -18,6 +18,7 @@ from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
 from .by_rows import by_rows
+from .channel_rule import recur
 from .routed import Routed, Rows
 from .streamed import Placed, pass_cache, place_of_one
 
@@ -117,7 +118,7 @@ class WholePass:
         found = []
         for part, ends in self._recurrent:
             state = self.view.cache.advanced(layer, ends)
-            found.append(device.recur(step[part], state, there[part], together=False))
+            found.append(recur(device, step[part], state, there[part], together=False))
         return nn.functional.pad(_joined(found), (0, 0, 0, 0, 0, self.padding))
 
     @cached_property
