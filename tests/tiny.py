@@ -221,6 +221,11 @@ MIXTURES: dict[str, dict[str, Any]] = {
         **_LATENT, **_GROUPED_EXPERTS, "qk_rope_head_dim": 16, "head_dim": 16, "kv_lora_rank": 40, "v_head_dim": 12,
         "first_k_dense_replace": 1, "layer_group_size": 2, "num_mtp_layers": 0,
     },
+    # Mamba, whose numbers forget each at its own speed, beside attention without a rope
+    "jamba": {
+        "num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64, "attn_layer_period": 3, "attn_layer_offset": 1,
+        "mamba_d_state": 6, "mamba_dt_rank": 8, "num_hidden_layers": 4,
+    },
     "lfm2_moe": {
         **_EXPERTS, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, "tie_word_embeddings": False,
     },

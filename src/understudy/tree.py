@@ -100,6 +100,8 @@ class AcceptedPath:
     def __init__(self, nodes: Tensor) -> None:
         self.nodes = nodes
         moved = nodes != torch.arange(len(nodes))
+        # nodes, from the root on, that lie where they go
+        self.straight = int((~moved).long().cumprod(0).sum())
         # [2, k]: where nodes go that do not lie there, and where they lie, counted from the root
         self._moves = torch.stack([torch.arange(len(nodes))[moved], nodes[moved]]) if bool(moved.any()) else None
         self._slots: dict[tuple[int, torch.device], Tensor] = {}

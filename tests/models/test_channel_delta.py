@@ -15,7 +15,7 @@ def test_what_a_layer_keeps_is_read_off_its_config() -> None:
     assert [layer.kv_heads for layer in kimi] == [0, 4, 0] and [layer.kv_heads for layer in ling] == [0, 4, 0]
 
 
-@pytest.mark.parametrize("wrong", ["decay", "beta", "query", "fold"])
+@pytest.mark.parametrize("wrong", ["decay", "beta", "query", "steps"])
 def test_the_proof_sees_a_rule_that_is_wrong(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from understudy.kernels.recurrence import RuleStep
 
@@ -24,8 +24,8 @@ def test_the_proof_sees_a_rule_that_is_wrong(wrong: str, monkeypatch: pytest.Mon
         other = parts[wrong].flip(-1) if wrong == "decay" else parts[wrong] * 1.1  # type: ignore[attr-defined,operator]
         return RuleStep(**{**parts, wrong: other})  # type: ignore[arg-type]
 
-    if wrong == "fold":
-        monkeypatch.setattr("understudy.recurrent.fold_by_channel", lambda state, row, number: None)
+    if wrong == "steps":
+        monkeypatch.setattr("understudy.models.channel_steps.take_steps", lambda *_: None)
     else:
         monkeypatch.setattr("understudy.models.channel_delta.RuleStep", changed)
     why = fault(stock("kimi_linear").config)

@@ -1,7 +1,8 @@
-"""The rule of recurrent layers that forget at a speed of its own in each channel of a key (KDA), in plain torch for any device.
+"""The rule of recurrent layers that forget at a speed of its own in each channel of a key (KDA, Mamba), in plain torch.
 
 One step, for each head, with S [key size, value size]: S = decay (x) S + key (x) u, where decay [key size] has a factor for each
-row of S, and the rest is as in `kernels.recurrence`. Nodes read the state that was folded last for them, and the records since."""
+row of S, and the rest is as in `kernels.recurrence`. Nodes read the state that was folded last for them, and the records
+since, without asking a device for anything; on a processor states are stepped (`channel_steps`)."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from ..kernels import recurrence
 from ..kernels.recurrence import SPAN, TOGETHER, RuleStep
-from ..recurrent import FOLD, RecurrentShape, RecurrentState
+from ..recurrent import FOLD, RecurrentShape, RecurrentState, factors
 from ..tree import Nodes
+from . import channel_steps
 
 if TYPE_CHECKING:
     from ..devices import Device
@@ -23,6 +25,8 @@ def recur(device: Device, step: RuleStep, state: RecurrentState, nodes: Nodes, t
     """The rule after each of `nodes`, by this module where decays belong to channels, and else by `device`; see `Device.recur`."""
     if not state.shape.by_channel:
         return device.recur(step, state, nodes, together)
+    if state.tips is not None and not device.own_memory:
+        return channel_steps.recur(step, state, nodes)
     most = TOGETHER if together else 1
     return torch.cat([_recur(step[i : i + most], state, nodes[i : i + most]) for i in range(0, len(nodes), most)])
 
@@ -45,11 +49,9 @@ def _recur(step: RuleStep, state: RecurrentState, nodes: Nodes) -> Tensor:
     # [n, SPAN, heads, key size or value size]
     keys = torch.where(seen, state.keys[rows, places], 0.0)
     values = torch.where(seen, state.values[rows, places], 0.0)
-    decays = torch.where(seen, state.decays[rows, places], 1.0)
-    # what is left of each step's own part, and of the base, before the decay of the node itself
-    left = torch.cat([decays[:, 1:], torch.ones_like(decays[:, :1])], 1).flip(1).cumprod(1).flip(1)
-    whole = left[:, 0] * decays[:, 0]
+    left, whole = _left(state, nodes, places, seen)
     keys = keys * left
+    decay = factors(state, step.decay)
     folded = state.states[nodes.rows, base % 2]
 
     def read(x: Tensor) -> Tensor:
@@ -59,8 +61,21 @@ def _recur(step: RuleStep, state: RecurrentState, nodes: Nodes) -> Tensor:
 
     u = step.value
     if step.beta is not None:
-        u = step.beta[..., None] * (u - read(step.decay * step.key))
+        u = step.beta[..., None] * (u - read(decay * step.key))
     here = nodes.slots % state.places
     for tensor, record in ((state.keys, step.key), (state.values, u), (state.decays, step.decay)):
         tensor[nodes.rows, here] = record
-    return read(step.decay * step.query) + (step.query * step.key).sum(-1, keepdim=True) * u
+    return read(decay * step.query) + (step.query * step.key).sum(-1, keepdim=True) * u
+
+
+def _left(state: RecurrentState, nodes: Nodes, places: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left before the decay of each node of each step's own part [n, SPAN, value heads, key size], and of the base
+    [n, value heads, key size]."""
+    decays = state.decays[nodes.rows[:, None], places]
+    if state.shape.rated:
+        lengths = torch.where(seen[..., 0], decays, 0.0)
+        behind = lengths.flip(1).cumsum(1).flip(1)
+        return factors(state, behind - lengths), factors(state, behind[:, 0])
+    decays = torch.where(seen, decays, 1.0)
+    left = torch.cat([decays[:, 1:], torch.ones_like(decays[:, :1])], 1).flip(1).cumprod(1).flip(1)
+    return left, left[:, 0] * decays[:, 0]

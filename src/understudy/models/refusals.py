@@ -46,9 +46,10 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     known = recurrent_kinds(config) or [None] * len(kinds)
     unknown = [name for name, recurrent in zip(kinds, known, strict=True) if recurrent is None]
     stateful = [name for name in unknown if any(word in name for word in _RECURRENT)]
-    stateful += [str(kind) for word in _STATEFUL if word in str(config.get("model_type"))]
+    if not any(known):
+        stateful += [str(kind) for word in _STATEFUL if word in str(config.get("model_type"))]
     if stateful:
-        refuse(f"its recurrent layers ({stateful[0]}) are no gated delta nets, Mamba-2 or short convolutions")
+        refuse(f"its recurrent layers ({stateful[0]}) are no delta nets, Mamba or short convolutions")
     if config.get("use_bidirectional_attention") in (True, "all"):
         refuse("its attention looks at later tokens too (use_bidirectional_attention), so that it writes no text")
 

@@ -1,0 +1,55 @@
+"""States of a recurrent layer that are newer than the folded ones, so that few records are read again to come to the next token.
+
+For layers whose state is stepped from token to token. A state is the same however one came to it, so what is kept here changes no
+bit: it is the state after the last accepted token that was needed (a tip), and the one at the end of the straight line that was
+read last (an end), which becomes a tip where that line is accepted."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .tree import AcceptedPath
+
+# tokens, and the state after them, which nobody writes any more
+Kept = tuple[int, Tensor]
+
+
+class Tips:
+    """Those of all rows of one layer."""
+
+    def __init__(self, rows: int) -> None:
+        self.lengths = [0] * rows
+        self.tips: list[Kept | None] = [None] * rows
+        self.ends: list[Kept | None] = [None] * rows
+
+    def best(self, row: int, straight: int) -> Kept | None:
+        """The newest state of a node's path, of which the first `straight` tokens lie on the straight line."""
+        fitting = [kept for kept in (self.tips[row], self.ends[row]) if kept is not None and kept[0] <= straight]
+        return max(fitting, key=lambda kept: kept[0], default=None)
+
+    def write(self, row: int, slot: int) -> None:
+        """Records from `slot` on are about to be written."""
+        end = self.ends[row]
+        if end is not None and end[0] > slot:
+            self.ends[row] = None
+
+    def keep(self, row: int, length: int, path: AcceptedPath) -> None:
+        """The nodes of `path` above `length` were accepted."""
+        end, straight = self.ends[row], length + path.straight
+        if end is not None and end[0] <= straight:
+            self.tips[row] = end
+        self.ends[row] = None
+        self.lengths[row] = length + len(path)
+
+    def rewind(self, row: int, length: int) -> None:
+        """The row has `length` tokens, no more than before."""
+        tip = self.tips[row]
+        if tip is not None and tip[0] > length:
+            self.tips[row] = None
+        self.ends[row] = None
+        self.lengths[row] = length
+
+    def copy(self, row: int, to: int) -> None:
+        """Row `to` has the tokens of `row`."""
+        self.tips[to], self.lengths[to] = self.tips[row], self.lengths[row]
+        self.ends[to] = None
