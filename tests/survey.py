@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.tiny import COMMON, FAMILIES, MIXTURES, MORE_FAMILIES, WRAPPERS, sections, wrapper
+from tests.tiny import FAMILIES, MIXTURES, MORE_FAMILIES, WRAPPERS, sections, values_of, wrapper
 from understudy.errors import UnderstudyError
 from understudy.models import proof
 from understudy.models.refusals import refuse_unsupported
@@ -76,10 +76,9 @@ def configs_of(kind: str) -> Iterator[Any]:
     if kind in WRAPPERS or kind in SIZED:
         yield wrapper(kind, **SIZED.get(kind, {}))
         return
-    for table in (FAMILIES, MORE_FAMILIES, MIXTURES):
-        if kind in table:
-            yield AutoConfig.for_model(kind, **{**COMMON, **table[kind]})
-            return
+    if kind in {**FAMILIES, **MORE_FAMILIES, **MIXTURES}:
+        yield AutoConfig.for_model(**values_of(kind))
+        return
     config = CONFIG_MAPPING[kind](**PARTS.get(kind, {}))
     yield config
     if is_wrapper(config):

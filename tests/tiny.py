@@ -107,6 +107,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 _SLIDING = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _OWN_KEYS = {"num_key_value_heads": None}
 _UNTIED = {"tie_word_embeddings": False}
+_ALONE = {"without": ("intermediate_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings")}
 _LATENT = {"num_key_value_heads": 4, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8}
 # Families that need no mechanism of their own, with what is unlike in them; one test runs each.
 MORE_FAMILIES: dict[str, dict[str, Any]] = {
@@ -148,6 +149,10 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0, 1]},
     "stablelm": {"use_parallel_residual": True, "qk_layernorm": True},
     "starcoder2": {"sliding_window": 12},
+    # no attention at all
+    "falcon_mamba": {"state_size": 6, "time_step_rank": 8, **_ALONE, **_UNTIED},
+    "mamba": {"state_size": 6, "time_step_rank": 8, **_ALONE, **_UNTIED},
+    "mamba2": {"state_size": 24, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16, **_ALONE},
     "vaultgemma": {"head_dim": 32, "query_pre_attn_scalar": 32, **_SLIDING, **_UNTIED},
     "youtu": {"q_lora_rank": None, "kv_lora_rank": 40, "v_head_dim": 20, **_LATENT, **_UNTIED},
 }  # fmt: skip
@@ -299,6 +304,14 @@ def wrapper(kind: str, **changes: Any) -> Any:
     return type(base)(**{**known, **{name: size for name, size in OTHER_PARTS.items() if name in known}, **tied, **parts})
 
 
+def values_of(family: str, **changes: Any) -> dict[str, Any]:
+    """The values of the config of a tiny model of `family`; `changes` of them."""
+    values = {"model_type": family, **COMMON, **(FAMILIES | MORE_FAMILIES | MIXTURES).get(family, {}), **changes}
+    for name in values.pop("without", ()):
+        del values[name]
+    return values
+
+
 def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
     """The transformers model; weights large enough that logits are not all alike. A multimodal one for a kind of wrapper."""
     torch.manual_seed(seed)
@@ -306,8 +319,7 @@ def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
         with left_out():
             model = AutoModelForMultimodalLM.from_config(wrapper(family, **changes), dtype=dtype).eval()
     else:
-        options = {**COMMON, **(FAMILIES | MORE_FAMILIES | MIXTURES).get(family, {}), **changes}
-        config = AutoConfig.for_model(options.pop("model_type", family), **options)
+        config = AutoConfig.for_model(**values_of(family, **changes))
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

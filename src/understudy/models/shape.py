@@ -100,9 +100,9 @@ def layers_read(config: Any) -> list[int | None]:
 
 
 def _heads(config: Any, index: int) -> int:
-    """Attention heads of layer `index`."""
+    """Attention heads of layer `index`; 1 where no layer attends."""
     each = getattr(config, "num_attention_heads_per_layer", None)
-    return int(each[index] if each else config.num_attention_heads)
+    return int(each[index] if each else getattr(config, "num_attention_heads", 1))
 
 
 def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:

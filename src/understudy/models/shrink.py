@@ -170,6 +170,8 @@ def _own_values(values: dict[str, Any]) -> dict[int, dict[str, Any]]:
 def _narrow(values: dict[str, Any], names: dict[str, str]) -> None:
     """Few heads, in the same relation to the heads of keys; the hidden size shrinks with their number."""
     heads_name, hidden_name = (names.get(name, name) for name in ("num_attention_heads", "hidden_size"))
+    if heads_name not in values:
+        return
     heads, hidden = values[heads_name], values[hidden_name]
     kv_name = next((key for key in KV_HEADS if _positive(values.get(key))), None)
     kv_heads = heads if kv_name is None else values[kv_name]

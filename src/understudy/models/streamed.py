@@ -67,13 +67,14 @@ class CurrentPass(threading.local):
 class StreamedLinear(nn.Module):
     """Linear number `index` in the order of execution; its weights are the Store's, its bias is shared by both views."""
 
-    def __init__(self, current: CurrentPass, index: int, bias: nn.Parameter | None, outputs: int):
+    def __init__(self, current: CurrentPass, index: int, bias: nn.Parameter | None, outputs: int, dtype: torch.dtype):
         super().__init__()
         self.current = current
         self.index = index
         self.bias = bias
         self.outputs = outputs
-        self.register_parameter("weight", None)
+        # No parameter, and nothing in it: stock code may ask for its type.
+        self.weight = torch.empty(0, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         under_way = self.current.under_way
@@ -202,7 +203,7 @@ def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:
         old = model.get_submodule(path)
         assert isinstance(old, nn.Linear)
         bias = None if old.bias is None else nn.Parameter(torch.empty(0, dtype=old.bias.dtype), requires_grad=False)
-        setattr(model.get_submodule(parent), name, StreamedLinear(current, index, bias, len(old.weight)))
+        setattr(model.get_submodule(parent), name, StreamedLinear(current, index, bias, len(old.weight), old.weight.dtype))
     for module in model.modules():
         if hasattr(module, "layer_idx"):
             object.__setattr__(module, "understudy", current)
