@@ -43,6 +43,9 @@ SIZED: dict[str, dict[str, Any]] = {
 }
 # What the config classes of wrappers leave out by default.
 PARTS: dict[str, dict[str, Any]] = {"perception_lm": {"vision_config": {"model_args": {"embed_dim": 64}}}}
+# Layers as they are published, of kinds whose config classes have others by default.
+_SPARSE = {"layer_types": ["full_attention"] * 3 + ["minimax_m3_sparse"] * 57}
+PUBLISHED: dict[str, dict[str, Any]] = {"minimax_m3_vl_text": _SPARSE, "minimax_m3_vl": {"text_config": _SPARSE}}
 # Words of a refusal -> the heading under which the kind stands. The first that is found counts.
 REASONS = {
     "holds experts in a way": "Mixtures whose experts are built in a way that is not supported yet",
@@ -73,6 +76,9 @@ BY_HAND = "## Checkpoints that are published quantised"
 
 def configs_of(kind: str) -> Iterator[Any]:
     """The configs that a kind may be tried with, best first."""
+    if kind in PUBLISHED:
+        yield CONFIG_MAPPING[kind](**PUBLISHED[kind])
+        return
     if kind in WRAPPERS or kind in SIZED:
         yield wrapper(kind, **SIZED.get(kind, {}))
         return

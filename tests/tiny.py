@@ -138,6 +138,9 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     },
     # keys and values of unlike sizes, expanded from a latent state
     "minicpm3": {"q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 12, **_LATENT, **_UNTIED},
+    "lfm3": {
+        "head_dim": 16, "sliding_window": 12, "layer_types": ["conv", "full_attention", "sliding_attention"], **_UNTIED,
+    },
     "ministral": {"head_dim": 16, **_SLIDING},
     "ministral3": {"head_dim": 16},
     "nemotron": {"head_dim": 16},
@@ -226,6 +229,13 @@ MIXTURES: dict[str, dict[str, Any]] = {
         **_LATENT, **_GROUPED_EXPERTS, "qk_rope_head_dim": 16, "head_dim": 16, "kv_lora_rank": 40, "v_head_dim": 12,
         "first_k_dense_replace": 1, "layer_group_size": 2, "num_mtp_layers": 0,
     },
+    "dots1": {**_ROUTED_EXPERTS, "n_shared_experts": 1, "first_k_dense_replace": 1, "head_dim": 16},
+    "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2, "head_dim": 16, "intermediate_size": 64},
+    # values smaller than keys, and more heads of keys in layers with a window
+    "mimo_v2_flash": {
+        **_ROUTED_EXPERTS, **_SLIDING, "head_dim": 16, "v_head_dim": 12, "num_key_value_heads": 1,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+    },
     # Mamba, whose numbers forget each at its own speed, beside attention without a rope
     "jamba": {
         "num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64, "attn_layer_period": 3, "attn_layer_offset": 1,
@@ -270,6 +280,12 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "lfm2_vl": {"text": "lfm2"},
     "qwen3_5_moe": {"text": "qwen3_5_moe_text"},
     "llama4": {"text": "llama4_text"},
+    "glm4v_moe": {**_ROUTED_EXPERTS, "head_dim": 16, **sections(2, 1, 1, partial_rotary_factor=0.5)},
+    # Linears that are stored in two tensors
+    "minimax_m3_vl": {
+        **_LOCAL_EXPERTS, "head_dim": 16, "rotary_dim": 8, "dense_intermediate_size": 128, "shared_intermediate_size": 64,
+        "mlp_layer_types": ["dense", "sparse", "sparse"], "layer_types": ["full_attention"] * 3,
+    },
     "qwen3_vl_moe": {**_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True)},
 }  # fmt: skip
 # Sizes of the other parts of a multimodal model, by the names that their configs may have.

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from understudy.errors import CheckpointError
 from understudy.kernels.attention import AttentionSpec
 from understudy.models.streamed import (
     CurrentPass,
@@ -61,6 +62,14 @@ def test_a_linear_multiplies_through_the_pass_and_adds_its_bias() -> None:
     current.under_way = None
     with pytest.raises(AssertionError, match="target or draft view"):
         block.first(torch.ones(1, 2))
+
+
+def test_attention_to_keys_that_were_chosen_is_refused() -> None:
+    block, _, _ = paired()
+    query, key = torch.empty(1, 4, 7, 16, device="meta"), torch.empty(1, 2, 7, 16, device="meta")
+    with pytest.raises(CheckpointError, match=r"attends to some keys alone \(block_indices\)"):
+        attention(block, query, key, key, block_indices=torch.zeros(1))
+    assert attention(block, query, key, key, indices=None)[0].shape == (1, 7, 4, 16)
 
 
 def test_a_cache_keeps_nothing() -> None:

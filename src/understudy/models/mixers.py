@@ -67,6 +67,7 @@ MIXERS: Mapping[str, type[Mixer]] = {
     "FalconMambaMixer": Mamba1,
     "Lfm2ShortConv": ShortConvolution,
     "Lfm2MoeShortConv": ShortConvolution,
+    "Lfm3ShortConv": ShortConvolution,
     "BambaMixer": Mamba2,
     "Mamba2Mixer": Mamba2,
     "GraniteMoeHybridMambaLayer": Mamba2,

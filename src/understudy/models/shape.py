@@ -16,6 +16,8 @@ from .wrapper import text_config
 # Model types without `layer_types` whose `sliding_window` holds for every layer. A window that is not known here is served
 # all the same, by a layer that holds the whole context.
 WINDOW_IN_EVERY_LAYER = ("mistral", "phi3", "starcoder2")
+# Model types whose layers with a window have twice as many heads of keys as the config says.
+WIDER_WINDOWS = ("mimo_v2_flash",)
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -122,10 +124,13 @@ def _sizes(config: Any, index: int) -> tuple[int, int, int]:
     """Heads of keys of layer `index`, and the sizes of a key and of a value. Keys and values that are made of a latent state are
     held as they are attended with: each head has its own, a key of a part without a rope and one with it."""
     heads = _heads(config, index)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if config.model_type in WIDER_WINDOWS and _window(config, index):
+        kv_heads *= 2
     if (plain := getattr(config, "qk_nope_head_dim", None)) is not None:
         return heads, plain + config.qk_rope_head_dim, config.v_head_dim
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return getattr(config, "num_key_value_heads", None) or heads, size, size
+    return kv_heads, size, getattr(config, "v_head_dim", None) or size
 
 
 def _chunk(config: Any, index: int) -> int:

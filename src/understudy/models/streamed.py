@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..cache import Cache
 from ..devices import Device
-from ..errors import StoreError
+from ..errors import CheckpointError, StoreError
 from ..kernels.attention import AttentionSpec
 from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
@@ -28,6 +28,9 @@ from .kept import float32_names
 from .names import sources
 from .routed import Rows
 from .structure import stored_buffers
+
+# What stock code tells attention of the keys that it may look at, where these depend on what they hold.
+CHOSEN = ("indices", "block_indices")
 
 
 class Pass(Protocol):
@@ -180,6 +183,8 @@ def attention(
     key, value [1, kv heads, n, size] are the pass's own: what a layer attends with goes to the KV cache, which need not be what
     it gave its cache (a latent state, say). All are read from there."""
     if query.device.type == "meta":
+        if chosen := next((name for name in CHOSEN if others.get(name) is not None), None):
+            raise CheckpointError(f"Layer {module.layer_idx} attends to some keys alone ({chosen}), which is not supported yet.")
         if (watch := getattr(module, "watch", None)) is not None:
             watch.call(module, query, key, value)
         return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None

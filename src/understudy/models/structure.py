@@ -189,7 +189,7 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
     find = finder(model, tensors)
 
     def stored(parameter: str) -> str:
-        name = find(parameter)
+        name = next(iter(find.sources(parameter)), None)
         if name is None:
             refuse_packed(parameter, tensors)
             how = find.conversion(parameter)
@@ -205,7 +205,9 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
     def spec_of(path: str) -> LinearSpec:
         if path not in mixed:
             outputs, inputs = linears[path].weight.shape
-            return LinearSpec(path, weight_of[path], (outputs, inputs), is_turned(model, path))
+            joined = find.sources(f"{path}.weight")
+            pieces = joined if len(joined) > 1 else ()
+            return LinearSpec(path, weight_of[path], (outputs, inputs), is_turned(model, path), pieces=pieces)
         stack, names = mixed[path], find.sources(path) or (stored(path),)
         if len(names) > 1 and len(names) % stack.experts:
             what = f"of the {stack.experts} experts of {path!r} some have no tensor such as {names[0]!r}"
@@ -243,11 +245,13 @@ def _packed_by_outputs(info: Any) -> bool:
 
 
 def in_blocks(found: ModelLayout) -> ModelLayout:
-    """The layout `found` of a model that is to stream. Raises CheckpointError for experts that share blocks of 64 outputs."""
+    """The layout `found` of a model that is to stream. Raises CheckpointError for experts, or tensors that are one weight together,
+    that share blocks of 64 outputs."""
     for spec in found.linears:
         if spec.unit % BLOCK and spec.unit < spec.shape[0]:
             why = f"{spec.module} has matrices of {spec.unit} rows, which is no multiple of {BLOCK}"
-            raise CheckpointError(f"The experts of this model cannot be streamed yet: {why}.")
+            what = "experts" if spec.experts else "weights"
+            raise CheckpointError(f"The {what} of this model cannot be streamed yet: {why}.")
     return found
 
 
