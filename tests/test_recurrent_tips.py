@@ -35,3 +35,17 @@ def test_what_is_written_over_or_gone_back_behind_is_forgotten() -> None:
     assert tips.best(0, 20) is None and tips.best(1, 20) == (4, STATES[0])
     tips.rewind(1, 4)
     assert tips.tips[1] is not None and tips.lengths == [3, 4]
+
+
+def test_marks_are_found_until_they_are_written_over() -> None:
+    tips = Tips(2)
+    for tokens, state in zip((64, 128, 192), STATES, strict=True):
+        tips.mark(0, tokens, state)
+    assert tips.marked(0, 64) is None and tips.marked(0, 128) is STATES[1] and tips.marked(1, 128) is None
+    tips.copy(0, 1)
+    tips.write(0, 191)
+    assert tips.marked(0, 192) is None and tips.marked(0, 128) is STATES[1]
+    tips.keep(1, 100, AcceptedPath(torch.arange(90)))
+    assert tips.marked(1, 192) is None and tips.marked(1, 128) is STATES[1]
+    tips.rewind(1, 127)
+    assert tips.marked(1, 128) is None

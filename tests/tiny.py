@@ -280,6 +280,8 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "lfm2_vl": {"text": "lfm2"},
     "qwen3_5_moe": {"text": "qwen3_5_moe_text"},
     "llama4": {"text": "llama4_text"},
+    # a whole language model within
+    "nemotron_h_omni": {"text": "nemotron_h-experts"},
     "glm4v_moe": {**_ROUTED_EXPERTS, "head_dim": 16, **sections(2, 1, 1, partial_rotary_factor=0.5)},
     # Linears that are stored in two tensors
     "minimax_m3_vl": {

@@ -69,9 +69,9 @@ class RecurrentShape:
         return self.channels * dtype.itemsize + 4 * numbers
 
     def row_bytes(self, scratch: int, dtype: torch.dtype) -> int:
-        """All that one row takes: its records, two states (and two newer ones, where those are kept), and what lets it go back to
+        """All that one row takes: its records, two states (and four newer ones, where those are kept), and what lets it go back to
         the end of its prompt."""
-        return (5 if self.by_channel else 3) * self.state_bytes + (self.places(scratch) + FOLD) * self.record_bytes(dtype)
+        return (7 if self.by_channel else 3) * self.state_bytes + (self.places(scratch) + FOLD) * self.record_bytes(dtype)
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,10 @@ class RecurrentState:
             to, source = self._places(moves)
             for tensor in self.records:
                 tensor[row, to] = tensor[row, source]
-        self.advance(row, length + len(path) - LATE + FOLD)
+        # before a state is folded: one that is kept may be of nodes that were not accepted
         if self.tips is not None:
             self.tips.keep(row, length, path)
+        self.advance(row, length + len(path) - LATE + FOLD)
 
     def reach(self, row: int, length: int, written: int) -> int:
         """`length` where it is held, else the saved length below it, or 0."""
@@ -238,9 +239,11 @@ class RecurrentState:
 def fold_by_channel(state: RecurrentState, row: int, number: int) -> None:
     """Make the state of `row` after FOLD * (number + 1) tokens, from the one after FOLD * number tokens and the records since,
     where each channel of a key has a decay of its own."""
-    places = (FOLD * number + torch.arange(FOLD, device=state.keys.device)) % state.places
-    folded = state.states[row, number % 2].clone()
-    take_steps(state, row, places, folded)
+    folded = state.tips.marked(row, FOLD * (number + 1)) if state.tips is not None else None
+    if folded is None:
+        places = (FOLD * number + torch.arange(FOLD, device=state.keys.device)) % state.places
+        folded = state.states[row, number % 2].clone()
+        take_steps(state, row, places, folded)
     state.states[row, (number + 1) % 2] = folded
 
 

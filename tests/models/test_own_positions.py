@@ -24,6 +24,10 @@ def test_layers_that_scale_are_told() -> None:
     assert tell_positions(stock("llama4_text")) == 4 and tell_positions(stock("llama")) == 0
 
 
+def test_layers_with_chunks_and_queries_scaled_by_position_are_proven() -> None:
+    assert fault(stock("llama4_text").config) is None
+
+
 def test_the_proof_sees_positions_that_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     def begun(self: Any, *_: Any) -> int:
         return int(self.cache.positions[0, 0])

@@ -64,8 +64,11 @@ class _Row:
             out[node] = _read(one, step.query[node])
             if self.wanted.get(slot):
                 self.held[slot] = one
-            if int(nodes.prefix[node]) == position + 1 and not self.wanted.get(slot):
-                tips.ends[self.row] = position + 1, one
+            if int(nodes.prefix[node]) == position + 1:
+                if not (position + 1) % FOLD:
+                    tips.mark(self.row, position + 1, one.clone())
+                if not self.wanted.get(slot):
+                    tips.ends[self.row] = position + 1, one
 
     def _parent(self, tips: Tips, node: int, parent: int, position: int) -> Tensor:
         """The state before `node`, to be written: that of the parent at its slot itself, where no other node wants it."""

@@ -92,8 +92,11 @@ def built(config: Any, **options: Any) -> nn.Module:
 
 
 def _name_headless(model: Any) -> None:
-    """Let the stock `model` tell where its headless part is, if its class names none that it has: it is the largest part which has
-    its embedding and not its head."""
+    """Let the stock `model` tell where its head and its headless part are, if its class does not: the head may be that of a whole
+    language model in it, and the headless part is the largest one which has its embedding and not its head."""
+    inner: Any = getattr(model, "language_model", None)
+    if model.get_output_embeddings() is None and hasattr(inner, "get_output_embeddings"):
+        model.get_output_embeddings = inner.get_output_embeddings
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or isinstance(getattr(model, str(model.base_model_prefix), None), nn.Module):
         return
