@@ -45,9 +45,15 @@ SIZED: dict[str, dict[str, Any]] = {
 PARTS: dict[str, dict[str, Any]] = {"perception_lm": {"vision_config": {"model_args": {"embed_dim": 64}}}}
 # Layers as they are published, of kinds whose config classes have others by default.
 _SPARSE = {"layer_types": ["full_attention"] * 3 + ["minimax_m3_sparse"] * 57}
-PUBLISHED: dict[str, dict[str, Any]] = {"minimax_m3_vl_text": _SPARSE, "minimax_m3_vl": {"text_config": _SPARSE}}
+# A kind that is the text model of others alone is tried in one of them.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "minimax_m3_vl_text": _SPARSE,
+    "minimax_m3_vl": {"text_config": _SPARSE},
+    "mistral4": {"model_type": "mistral3", "text_config": {"model_type": "mistral4"}},
+}
 # Words of a refusal -> the heading under which the kind stands. The first that is found counts.
 REASONS = {
+    "attention is sparse": "Sparse attention: an index chooses the earlier tokens that a layer looks at",
     "holds experts in a way": "Mixtures whose experts are built in a way that is not supported yet",
     "recurrent": "Recurrent layers of a kind that is not known yet",
     "encoder-decoder": "Encoder-decoders",
@@ -77,7 +83,8 @@ BY_HAND = "## Checkpoints that are published quantised"
 def configs_of(kind: str) -> Iterator[Any]:
     """The configs that a kind may be tried with, best first."""
     if kind in PUBLISHED:
-        yield CONFIG_MAPPING[kind](**PUBLISHED[kind])
+        values = {"model_type": kind, **PUBLISHED[kind]}
+        yield CONFIG_MAPPING[values.pop("model_type")](**values)
         return
     if kind in WRAPPERS or kind in SIZED:
         yield wrapper(kind, **SIZED.get(kind, {}))

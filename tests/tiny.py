@@ -264,6 +264,10 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "gemma3n-tied": {"model_type": "gemma3n", "text": "gemma3n_text", "tie_word_embeddings": True},
     "mistral3": {"text": "mistral"},
     "mistral3-ministral3": {"model_type": "mistral3", "text": "ministral3", "head_dim": 16},
+    "mistral3-mistral4": {
+        **_ROUTED_EXPERTS, **_LATENT, "model_type": "mistral3", "text": "mistral4", "q_lora_rank": 48, "kv_lora_rank": 40,
+        "v_head_dim": 16, "first_k_dense_replace": 1,
+    },
     "muse_glimmer": {"head_dim": 16, **MIXED},
     "llava": {"text": "llama"},
     "llava_next": {"text": "mistral"},
