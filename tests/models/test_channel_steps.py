@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.models.test_channel_rule import DEVICES, RATED, SHAPE, Run, drawn
+from tests.models.test_channel_rule import DEVICES, RATED, RATES, SHAPE, Run, drawn
 from understudy.models import channel_steps
-from understudy.recurrent import RecurrentShape, tops
-from understudy.tree import Nodes, TokenTree
+from understudy.recurrent import RecurrentShape, RecurrentState, Room, tops
+from understudy.tree import AcceptedPath, Nodes, TokenTree
 
 
 @pytest.mark.parametrize("shape", [SHAPE, RATED])
@@ -73,3 +75,51 @@ def test_a_line_that_was_not_accepted_leaves_nothing_to_be_folded(shape: Recurre
     # from the folded state alone
     run.state.rewind(0, 70)
     assert torch.equal(run.read(TokenTree.chain([0]), 70, 1)[0], bits[70])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_whatever_a_row_went_through_the_next_token_reads_the_same(data: st.DataObject) -> None:
+    """It reads on, goes back, is copied, keeps what lets it go back far, and lies on disk meanwhile."""
+    shape = data.draw(st.sampled_from([SHAPE, RATED]))
+    text = drawn(500, 8, shape)
+    state = RecurrentState(shape, Room(2, 64, torch.float32), lambda *_: None)
+    state.rates = RATES
+    whole = Run.of(text, DEVICES[0]).read(TokenTree.chain([0] * 500), 0, 32)
+
+    def read(row: int, length: int, count: int) -> torch.Tensor:
+        nodes, found = Nodes.of(TokenTree.chain([0] * count), row, length), []
+        for start in range(0, count, 32):
+            part = nodes[start : start + 32]
+            for each, position in tops(part):
+                state.advance(each, position)
+            found.append(channel_steps.recur(text[length + start : length + start + len(part)], state, part))
+        return torch.cat(found)
+
+    length = 0
+    for _ in range(data.draw(st.integers(1, 8))):
+        what = data.draw(st.sampled_from(["read", "read", "draft", "back", "save", "copy", "resume"]))
+        count = data.draw(st.integers(1, 150))
+        if what == "read" and length + count < 490:
+            assert torch.equal(read(0, length, count), whole[length : length + count])
+            state.keep(0, length, AcceptedPath(torch.arange(count)))
+            state.rewind(0, length := length + count)
+        elif what == "draft" and length + 60 < 490:
+            # of a chain that was read some nodes are accepted
+            read(0, length, 40)
+            accepted = min(count, 40)
+            state.keep(0, length, AcceptedPath(torch.arange(accepted)))
+            state.rewind(0, length := length + accepted)
+        elif what == "save":
+            state.save(0)
+        elif what == "copy":
+            to = state.reach(0, data.draw(st.integers(0, length)), 0)
+            state.copy(0, 1, to)
+            assert torch.equal(read(1, to, 5), whole[to : to + 5])
+        elif what == "resume" and length >= 128:
+            point = state.point(0, state.newest[0] * 64)
+            state.resume(1, state.newest[0] * 64, point)
+            assert torch.equal(read(1, state.newest[1] * 64, 5), whole[state.newest[1] * 64 :][:5])
+        elif what == "back":
+            state.rewind(0, length := state.reach(0, data.draw(st.integers(0, length)), 0))
+        assert torch.equal(read(0, length, 3), whole[length : length + 3])
