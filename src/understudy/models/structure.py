@@ -121,8 +121,9 @@ def streamed_linears(model: nn.Module) -> dict[str, nn.Linear]:
     inside |= {id(stack.parameter) for stack in stacks(model).values()}
     for path, parameter in blocks.named_parameters():
         if id(parameter) not in inside and not may_be_kept(parameter):
-            shape = list(parameter.shape)
-            raise CheckpointError(f"{name}.{path} is a weight {shape} outside any plain Linear; this is not supported yet.")
+            what = f"is a weight {list(parameter.shape)} outside any plain Linear"
+            owner = type(blocks.get_submodule(path.rpartition(".")[0])).__name__
+            raise CheckpointError(f"{name}.{path} {what} (in a module of class {owner}); this is not supported yet.")
     found[next(path for path, m in model.named_modules() if m is head)] = head
     return found
 
