@@ -287,10 +287,10 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     # a whole language model within
     "nemotron_h_omni": {"text": "nemotron_h-experts"},
     "glm4v_moe": {**_ROUTED_EXPERTS, "head_dim": 16, **sections(2, 1, 1, partial_rotary_factor=0.5)},
-    # Linears that are stored in two tensors
-    "minimax_m3_vl": {
-        **_LOCAL_EXPERTS, "head_dim": 16, "rotary_dim": 8, "dense_intermediate_size": 128, "shared_intermediate_size": 64,
-        "mlp_layer_types": ["dense", "sparse", "sparse"], "layer_types": ["full_attention"] * 3,
+    # Linears that are stored in two tensors; it is published with sparse attention
+    "minimax_m3_vl-full": {
+        "model_type": "minimax_m3_vl", **_LOCAL_EXPERTS, "head_dim": 16, "rotary_dim": 8, "dense_intermediate_size": 128,
+        "shared_intermediate_size": 64, "mlp_layer_types": ["dense", "sparse", "sparse"], "layer_types": ["full_attention"] * 3,
     },
     "qwen3_vl_moe": {**_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True)},
 }  # fmt: skip
