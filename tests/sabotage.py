@@ -476,6 +476,12 @@ MUTATIONS = (
     Mutation("torch's threads in a pass change", "devices/processor.py", '"pass": alone', '"pass": options', "tests/devices/test_thread_choice.py"),
     Mutation("threads are not given back", "kernels/team.py", "        _shared.kernels = before", "        pass", "tests/kernels/test_team.py"),
     Mutation("a piece of work is taken twice", "kernels/team.py", 'atomic_rmw("add", place, ir.IntType(64)(1)', 'atomic_rmw("umax", place, ir.IntType(64)(1)', "tests/kernels/test_team.py"),
+    Mutation("stepped states: an end that was written over is gone on from", "recurrent_tips.py", "if end is not None and end[0] > slot:", "if False:", "tests/models/test_channel_rule.py tests/test_recurrent_tips.py"),
+    Mutation("stepped states: a line that was not accepted is folded", "recurrent_tips.py", "self._forget(row, straight)", "pass", "tests/models/test_channel_steps.py"),
+    Mutation("stepped states: siblings change their parent's state", "models/channel_steps.py", "self.held[slot].clone() if self.wanted[parent] else", "self.held[slot] if self.wanted[parent] else", "tests/models/test_channel_rule.py"),
+    Mutation("stepped states: a step is taken before its decay", "models/channel_steps.py", "value = step.beta[node][:, None] * (value - _read(one, keys[node]))", "value = step.beta[node][:, None] * value", "tests/models/test_channel_rule.py"),
+    Mutation("chunks: nodes look back to the chunk before", "tree.py", "start = self.positions // chunk * chunk", "start = (self.positions // chunk - 1).clamp(min=0) * chunk", "tests/test_tree.py"),
+    Mutation("chunks: a draft's attention is that of another layer", "models/draft.py", "device, there = self.placed.seen_in(layer)", "device, there = self.placed.at(layer)", "tests/models/test_own_positions.py tests/models/test_scaled_experts.py"),
     Mutation("a caller keeps its threads", "llm.py", "        finally:\n            disband()\n\n    def _stream", "        finally:\n            pass\n\n    def _stream", "tests/test_llm.py"),
 )  # fmt: skip
 

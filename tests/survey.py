@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.tiny import COMMON, FAMILIES, MIXTURES, MORE_FAMILIES, WRAPPERS, sections, wrapper
+from tests.tiny import FAMILIES, MIXTURES, MORE_FAMILIES, WRAPPERS, sections, values_of, wrapper
 from understudy.errors import UnderstudyError
 from understudy.models import proof
 from understudy.models.refusals import refuse_unsupported
@@ -43,8 +43,17 @@ SIZED: dict[str, dict[str, Any]] = {
 }
 # What the config classes of wrappers leave out by default.
 PARTS: dict[str, dict[str, Any]] = {"perception_lm": {"vision_config": {"model_args": {"embed_dim": 64}}}}
+# Layers as they are published, of kinds whose config classes have others by default.
+_SPARSE = {"layer_types": ["full_attention"] * 3 + ["minimax_m3_sparse"] * 57}
+# A kind that is the text model of others alone is tried in one of them.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "minimax_m3_vl_text": _SPARSE,
+    "minimax_m3_vl": {"text_config": _SPARSE},
+    "mistral4": {"model_type": "mistral3", "text_config": {"model_type": "mistral4"}},
+}
 # Words of a refusal -> the heading under which the kind stands. The first that is found counts.
 REASONS = {
+    "attention is sparse": "Sparse attention: an index chooses the earlier tokens that a layer looks at",
     "holds experts in a way": "Mixtures whose experts are built in a way that is not supported yet",
     "recurrent": "Recurrent layers of a kind that is not known yet",
     "encoder-decoder": "Encoder-decoders",
@@ -73,13 +82,16 @@ BY_HAND = "## Checkpoints that are published quantised"
 
 def configs_of(kind: str) -> Iterator[Any]:
     """The configs that a kind may be tried with, best first."""
+    if kind in PUBLISHED:
+        values = {"model_type": kind, **PUBLISHED[kind]}
+        yield CONFIG_MAPPING[values.pop("model_type")](**values)
+        return
     if kind in WRAPPERS or kind in SIZED:
         yield wrapper(kind, **SIZED.get(kind, {}))
         return
-    for table in (FAMILIES, MORE_FAMILIES, MIXTURES):
-        if kind in table:
-            yield AutoConfig.for_model(kind, **{**COMMON, **table[kind]})
-            return
+    if kind in {**FAMILIES, **MORE_FAMILIES, **MIXTURES}:
+        yield AutoConfig.for_model(**values_of(kind))
+        return
     config = CONFIG_MAPPING[kind](**PARTS.get(kind, {}))
     yield config
     if is_wrapper(config):

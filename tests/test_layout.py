@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "logprobs": set(),
     "grammar": set(),
     "sequence": {"grammar", "logprobs"},
-    "recurrent": {"tree"},
+    "recurrent_tips": {"tree"},
+    "recurrent": {"recurrent_tips", "tree"},
     "small_keys": set(),
     "layer_states": {"tree", "recurrent", "small_keys", "tiers"},
     "spilled": {"tree", "layer_states", "tiers"},
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "devices": {"plan", "startup", "kernels", "tiers", "codecs", "quantizers", "tree", "recurrent", "spilled"},
     "models": {
         *("spilled", "generation_config", "devices", "sampling", "cache", "layer_states", "rectangle", "tree", "recurrent"),
-        "small_keys",
+        *("recurrent_tips", "small_keys"),
         *("seeds", "startup", "weights", "tiers", "codecs", "quantizers", "kernels", "plan"),
     },
     "heads": {"demo", "tree", "layer_states", "cache", "models", "weights", "quantizers", "kernels"},

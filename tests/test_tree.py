@@ -79,3 +79,14 @@ def test_what_an_accepted_path_moves_is_worked_out_once() -> None:
     assert moves is not None and moves.tolist() == [[102, 103], [104, 109]] and len(path) == 4
     assert path.moves(100, here) is moves and path.moves(90, here) is not moves
     assert AcceptedPath(torch.arange(5)).moves(100, here) is None
+
+
+@given(trees(), st.integers(0, 200), st.integers(1, 90))
+def test_within_a_chunk_a_node_sees_what_comes_after_its_beginning(tree: TokenTree, length: int, chunk: int) -> None:
+    nodes = Nodes.of(tree, 0, length)
+    for within in (nodes.within(chunk), nodes.within(chunk, chunk)):
+        assert torch.equal(within.slots, nodes.slots)
+        for i in range(len(nodes)):
+            position = int(nodes.positions[i])
+            seen = within.slots_in_order(i)
+            assert torch.equal(seen, nodes.slots_in_order(i)[position // chunk * chunk :]) and len(seen) == position % chunk + 1

@@ -107,6 +107,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 _SLIDING = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _OWN_KEYS = {"num_key_value_heads": None}
 _UNTIED = {"tie_word_embeddings": False}
+_ALONE = {"without": ("intermediate_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings")}
 _LATENT = {"num_key_value_heads": 4, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8}
 # Families that need no mechanism of their own, with what is unlike in them; one test runs each.
 MORE_FAMILIES: dict[str, dict[str, Any]] = {
@@ -137,6 +138,9 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     },
     # keys and values of unlike sizes, expanded from a latent state
     "minicpm3": {"q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 12, **_LATENT, **_UNTIED},
+    "lfm3": {
+        "head_dim": 16, "sliding_window": 12, "layer_types": ["conv", "full_attention", "sliding_attention"], **_UNTIED,
+    },
     "ministral": {"head_dim": 16, **_SLIDING},
     "ministral3": {"head_dim": 16},
     "nemotron": {"head_dim": 16},
@@ -148,6 +152,10 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0, 1]},
     "stablelm": {"use_parallel_residual": True, "qk_layernorm": True},
     "starcoder2": {"sliding_window": 12},
+    # no attention at all
+    "falcon_mamba": {"state_size": 6, "time_step_rank": 8, **_ALONE, **_UNTIED},
+    "mamba": {"state_size": 6, "time_step_rank": 8, **_ALONE, **_UNTIED},
+    "mamba2": {"state_size": 24, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16, **_ALONE},
     "vaultgemma": {"head_dim": 32, "query_pre_attn_scalar": 32, **_SLIDING, **_UNTIED},
     "youtu": {"q_lora_rank": None, "kv_lora_rank": 40, "v_head_dim": 20, **_LATENT, **_UNTIED},
 }  # fmt: skip
@@ -155,6 +163,8 @@ _EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size":
 _LOCAL_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64}
 _ROUTED_EXPERTS = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_group": 4, "topk_group": 2}
 _DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24}
+_GROUPED_EXPERTS = {**_LOCAL_EXPERTS, "intermediate_size": 160, "moe_intermediate_size": 64, "n_group": 4, "topk_group": 2}
+_CHANNELS = {"linear_num_heads": 3, "linear_head_dim": 16}
 # Mixtures of experts, with what is unlike in them: routers, shared experts, dense layers, and the layers around.
 MIXTURES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**_EXPERTS, "head_dim": 16, "norm_topk_prob": True},
@@ -204,6 +214,33 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {
         **_EXPERTS, **_DELTA, "head_dim": 32, "shared_expert_intermediate_size": 96, "num_hidden_layers": 4, **_UNTIED,
     },
+    # experts whose inputs are scaled, a dense layer, chunks, and a layer without a rope that scales queries by position
+    "llama4_text": {
+        **_LOCAL_EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "head_dim": 16, "num_hidden_layers": 4,
+        "moe_layers": [0, 2, 3], "no_rope_layers": [1, 0, 1, 1], "attention_chunk_size": 20, "floor_scale": 8,
+    },
+    # a decay for each channel of a key, a latent state without a rope, and a dense layer first
+    "kimi_linear": {
+        **_CHANNELS, **_LATENT, **_GROUPED_EXPERTS, "kv_lora_rank": 40, "v_head_dim": 12,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
+    # decays that are never below a bound, and a gate on each head of a latent state's attention
+    "bailing_hybrid": {
+        **_LATENT, **_GROUPED_EXPERTS, "qk_rope_head_dim": 16, "head_dim": 16, "kv_lora_rank": 40, "v_head_dim": 12,
+        "first_k_dense_replace": 1, "layer_group_size": 2, "num_mtp_layers": 0,
+    },
+    "dots1": {**_ROUTED_EXPERTS, "n_shared_experts": 1, "first_k_dense_replace": 1, "head_dim": 16},
+    "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2, "head_dim": 16, "intermediate_size": 64},
+    # values smaller than keys, and more heads of keys in layers with a window
+    "mimo_v2_flash": {
+        **_ROUTED_EXPERTS, **_SLIDING, "head_dim": 16, "v_head_dim": 12, "num_key_value_heads": 1,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+    },
+    # Mamba, whose numbers forget each at its own speed, beside attention without a rope
+    "jamba": {
+        "num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64, "attn_layer_period": 3, "attn_layer_offset": 1,
+        "mamba_d_state": 6, "mamba_dt_rank": 8, "num_hidden_layers": 4,
+    },
     "lfm2_moe": {
         **_EXPERTS, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, "tie_word_embeddings": False,
     },
@@ -227,6 +264,10 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "gemma3n-tied": {"model_type": "gemma3n", "text": "gemma3n_text", "tie_word_embeddings": True},
     "mistral3": {"text": "mistral"},
     "mistral3-ministral3": {"model_type": "mistral3", "text": "ministral3", "head_dim": 16},
+    "mistral3-mistral4": {
+        **_ROUTED_EXPERTS, **_LATENT, "model_type": "mistral3", "text": "mistral4", "q_lora_rank": 48, "kv_lora_rank": 40,
+        "v_head_dim": 16, "first_k_dense_replace": 1,
+    },
     "muse_glimmer": {"head_dim": 16, **MIXED},
     "llava": {"text": "llama"},
     "llava_next": {"text": "mistral"},
@@ -242,6 +283,15 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "qwen2_audio": {"text": "qwen2"},
     "lfm2_vl": {"text": "lfm2"},
     "qwen3_5_moe": {"text": "qwen3_5_moe_text"},
+    "llama4": {"text": "llama4_text"},
+    # a whole language model within
+    "nemotron_h_omni": {"text": "nemotron_h-experts"},
+    "glm4v_moe": {**_ROUTED_EXPERTS, "head_dim": 16, **sections(2, 1, 1, partial_rotary_factor=0.5)},
+    # Linears that are stored in two tensors; it is published with sparse attention
+    "minimax_m3_vl-full": {
+        "model_type": "minimax_m3_vl", **_LOCAL_EXPERTS, "head_dim": 16, "rotary_dim": 8, "dense_intermediate_size": 128,
+        "shared_intermediate_size": 64, "mlp_layer_types": ["dense", "sparse", "sparse"], "layer_types": ["full_attention"] * 3,
+    },
     "qwen3_vl_moe": {**_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True)},
 }  # fmt: skip
 # Sizes of the other parts of a multimodal model, by the names that their configs may have.
@@ -276,6 +326,14 @@ def wrapper(kind: str, **changes: Any) -> Any:
     return type(base)(**{**known, **{name: size for name, size in OTHER_PARTS.items() if name in known}, **tied, **parts})
 
 
+def values_of(family: str, **changes: Any) -> dict[str, Any]:
+    """The values of the config of a tiny model of `family`; `changes` of them."""
+    values = {"model_type": family, **COMMON, **(FAMILIES | MORE_FAMILIES | MIXTURES).get(family, {}), **changes}
+    for name in values.pop("without", ()):
+        del values[name]
+    return values
+
+
 def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
     """The transformers model; weights large enough that logits are not all alike. A multimodal one for a kind of wrapper."""
     torch.manual_seed(seed)
@@ -283,8 +341,7 @@ def stock(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
         with left_out():
             model = AutoModelForMultimodalLM.from_config(wrapper(family, **changes), dtype=dtype).eval()
     else:
-        options = {**COMMON, **(FAMILIES | MORE_FAMILIES | MIXTURES).get(family, {}), **changes}
-        config = AutoConfig.for_model(options.pop("model_type", family), **options)
+        config = AutoConfig.for_model(**values_of(family, **changes))
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

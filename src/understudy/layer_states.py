@@ -42,6 +42,8 @@ class LayerShape:
     shared: bool = False
     # are its keys and values kept in 8 bits?
     small: bool = False
+    # tokens of a chunk, of a layer that looks back to the beginning of its token's chunk alone; 0: it has no chunks
+    chunk: int = 0
 
     @property
     def numbers(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .recurrent_tips import Tips
 from .tree import AcceptedPath, Nodes
 
 # tokens between two states that are folded
@@ -42,11 +43,20 @@ class RecurrentShape:
     key_size: int = 0
     # numbers in a value
     value_size: int = 0
+    # has each channel of a key a decay of its own?
+    by_channel: bool = False
+    # are those decays exp(rate * step), with rates of the layer's own and one step for each head, which alone is recorded?
+    rated: bool = False
 
     def places(self, scratch: int) -> int:
         """Records that a row holds, where trees have at most `scratch` nodes: three times FOLD at least, as a tile of a prompt may
         be read from two states."""
         return BEHIND + max(scratch, DEEPEST) + 1
+
+    @property
+    def decays(self) -> int:
+        """Numbers that are recorded of how one head's state decays in a step."""
+        return self.key_size if self.by_channel and not self.rated else 1
 
     @property
     def state_bytes(self) -> int:
@@ -55,12 +65,13 @@ class RecurrentShape:
 
     def record_bytes(self, dtype: torch.dtype) -> int:
         """The record of one token, of a model whose cache has `dtype`."""
-        numbers = self.key_heads * self.key_size + self.value_heads * (self.value_size + 1)
+        numbers = self.key_heads * self.key_size + self.value_heads * (self.value_size + self.decays)
         return self.channels * dtype.itemsize + 4 * numbers
 
     def row_bytes(self, scratch: int, dtype: torch.dtype) -> int:
-        """All that one row takes: its records, two states, and what lets it go back to the end of its prompt."""
-        return 3 * self.state_bytes + (self.places(scratch) + FOLD) * self.record_bytes(dtype)
+        """All that one row takes: its records, two states (and four newer ones, where those are kept), and what lets it go back to
+        the end of its prompt."""
+        return (7 if self.by_channel else 3) * self.state_bytes + (self.places(scratch) + FOLD) * self.record_bytes(dtype)
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,8 @@ class RecurrentState:
 
     inputs: [rows, places, channels]. keys: [rows, places, key heads, key size] float32. values: [rows, places, value heads,
     value size] float32: what is added to the state along the key, such as the delta. decays: [rows, places, value heads]
-    float32: the factor of the state before that. Slot s lies at place s % places.
+    float32: the factor of the state before that; [rows, places, value heads, key size] where each channel has its own. Slot s lies
+    at place s % places.
 
     states: [rows, 2, value heads, key size, value size] float32; the state after 64 * n tokens lies at n % 2. The newest two are
     held: those after 64 * newest[row] tokens, and the one before."""
@@ -93,7 +105,11 @@ class RecurrentState:
     def __init__(self, shape: RecurrentShape, room: Room, fold: Fold):
         rows, dtype, device = room.rows, room.dtype, room.device
         self.shape = shape
-        self.fold = fold
+        self.fold: Fold = fold_by_channel if shape.by_channel else fold
+        # [value heads, key size], where decays are made of them: set by whoever has the layer's weights
+        self.rates: Tensor | None = None
+        # None: states are read from the folded ones alone
+        self.tips = Tips(rows) if shape.by_channel and device == "cpu" else None
         self.newest = [0] * rows
         records = shape.places(room.scratch)
         self.records = _records(shape, (rows, records), dtype, device)
@@ -132,6 +148,9 @@ class RecurrentState:
             to, source = self._places(moves)
             for tensor in self.records:
                 tensor[row, to] = tensor[row, source]
+        # before a state is folded: one that is kept may be of nodes that were not accepted
+        if self.tips is not None:
+            self.tips.keep(row, length, path)
         self.advance(row, length + len(path) - LATE + FOLD)
 
     def reach(self, row: int, length: int, written: int) -> int:
@@ -142,6 +161,8 @@ class RecurrentState:
 
     def rewind(self, row: int, length: int) -> None:
         """Go back to `length`, which can be reached."""
+        if self.tips is not None:
+            self.tips.rewind(row, length)
         if length == 0:
             self.newest[row] = 0
             self.states[row, 0] = 0
@@ -156,6 +177,8 @@ class RecurrentState:
             tensor[to] = tensor[row]
         self.newest[to] = self.newest[row]
         self.saved[to] = self.saved[row]
+        if self.tips is not None:
+            self.tips.copy(row, to)
         self.rewind(to, length)
 
     def taken(self, row: int, start: int, end: int) -> dict[str, Tensor]:
@@ -180,6 +203,9 @@ class RecurrentState:
         for i, saved in enumerate(self._saved_records):
             saved[row] = tensors[f"records {i}"].to(saved.device)
         self._restore(row)
+        if self.tips is not None:
+            self.tips.rewind(row, 0)
+            self.tips.rewind(row, length)
 
     def save(self, row: int) -> None:
         """Keep what lets `row` go back to the last 64 tokens' end that is folded, however long its text becomes."""
@@ -210,13 +236,43 @@ class RecurrentState:
         return slots.to(self.inputs.device) % self.places
 
 
+def fold_by_channel(state: RecurrentState, row: int, number: int) -> None:
+    """Make the state of `row` after FOLD * (number + 1) tokens, from the one after FOLD * number tokens and the records since,
+    where each channel of a key has a decay of its own."""
+    folded = state.tips.marked(row, FOLD * (number + 1)) if state.tips is not None else None
+    if folded is None:
+        places = (FOLD * number + torch.arange(FOLD, device=state.keys.device)) % state.places
+        folded = state.states[row, number % 2].clone()
+        take_steps(state, row, places, folded)
+    state.states[row, (number + 1) % 2] = folded
+
+
+def take_steps(state: RecurrentState, row: int, places: Tensor, one: Tensor) -> None:
+    """Take the state `one` [value heads, key size, value size] through the records at `places` [n] of `row`, one after another."""
+    keys, values, decays = state.keys[row, places], state.values[row, places], state.decays[row, places]
+    for key, value, decay in zip(keys, values, decays, strict=True):
+        one.mul_(factors(state, decay)[..., None])
+        add_step(one, key, value)
+
+
+def factors(state: RecurrentState, decays: Tensor) -> Tensor:
+    """[..., value heads, key size]: the factors of channels that the recorded `decays` stand for."""
+    return torch.exp(state.rates * decays[..., None]) if state.shape.rated and state.rates is not None else decays
+
+
+def add_step(one: Tensor, key: Tensor, value: Tensor) -> None:
+    """Add key [key heads, key size] times value [value heads, value size] to the state `one`."""
+    one.addcmul_(key.expand(one.shape[:2])[..., None], value[:, None])
+
+
 def _records(shape: RecurrentShape, count: tuple[int, int], dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
     heads = shape.value_heads
+    decays = (heads, shape.decays) if shape.by_channel and not shape.rated else (heads,)
     return (
         torch.zeros((*count, shape.channels), dtype=dtype, device=device),
         torch.zeros((*count, shape.key_heads, shape.key_size), dtype=torch.float32, device=device),
         torch.zeros((*count, heads, shape.value_size), dtype=torch.float32, device=device),
-        torch.zeros((*count, heads), dtype=torch.float32, device=device),
+        torch.zeros((*count, *decays), dtype=torch.float32, device=device),
     )
 
 

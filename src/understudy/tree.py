@@ -100,6 +100,8 @@ class AcceptedPath:
     def __init__(self, nodes: Tensor) -> None:
         self.nodes = nodes
         moved = nodes != torch.arange(len(nodes))
+        # nodes, from the root on, that lie where they go
+        self.straight = int((~moved).long().cumprod(0).sum())
         # [2, k]: where nodes go that do not lie there, and where they lie, counted from the root
         self._moves = torch.stack([torch.arange(len(nodes))[moved], nodes[moved]]) if bool(moved.any()) else None
         self._slots: dict[tuple[int, torch.device], Tensor] = {}
@@ -197,6 +199,26 @@ class Nodes:
             torch.cat([nodes.prefix for nodes in several]),
             torch.cat(tails),
         )
+
+    def within(self, chunk: int, width: int | None = None) -> Nodes:
+        """The same nodes as attention sees them that looks back to the beginning of a node's chunk of so many positions alone: as
+        if texts began there, with all of their slots off the straight line. `width`: that of their tails, where the highest
+        position must not be asked for."""
+        start = self.positions // chunk * chunk
+        if width is None:
+            if self.last < chunk:
+                return self
+            width = int((self.positions - start).max()) + 1
+        places = start[:, None] + torch.arange(width, device=start.device)
+        slots = torch.where(places <= self.positions[:, None], self.slots_at(places), -1)
+        return Nodes(self.tokens, self.rows, self.slots, self.positions - start, torch.zeros_like(self.prefix), slots)
+
+    def slots_at(self, positions: Tensor) -> Tensor:
+        """[n, m]: where the cache holds each of `positions` [n, m] on the path of each node; any slot for those beyond the node."""
+        if not self.tail.shape[1]:
+            return positions
+        off = positions - self.prefix[:, None]
+        return torch.where(off < 0, positions, self.tail.gather(1, off.clamp(0, self.tail.shape[1] - 1)))
 
     def slots_in_order(self, node: int) -> Tensor:
         """[position + 1]: where the cache holds each position this node sees, in the order of positions."""

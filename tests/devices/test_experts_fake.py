@@ -46,7 +46,7 @@ def texts(model: LLM, prompts: Sequence[list[int]] = (PROMPT,)) -> list[list[int
     return [done.token_ids for params in (GREEDY, SAMPLED) for done in model.generate(list(prompts), params)]
 
 
-@pytest.mark.parametrize("family", ["mixtral", "nemotron_h-experts"])
+@pytest.mark.parametrize("family", ["mixtral", "nemotron_h-experts", "llama4_text"])
 def test_in_float32_the_tokens_are_the_cpus(family: str, tmp_path: Path) -> None:
     save(tmp_path / "model", family)
     with llm(tmp_path / "model", method="none", device="cpu") as cpu:
@@ -92,10 +92,11 @@ def test_a_level_is_recorded_and_takes_few_launches_for_the_experts_of_a_layer(t
             assert "bincount" not in found and "argsort" not in found and "sort" not in found
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "llama4_text"])
 def test_a_pass_asks_the_device_for_no_value_until_it_is_done(family: str, tmp_path: Path) -> None:
     """Each layer's experts take the launches of a level, and routers one of ours."""
-    save(tmp_path / "model", family, torch.bfloat16, num_hidden_layers=LAYERS)
+    lists = {"moe_layers": [0, 1], "no_rope_layers": [1, 0]} if family == "llama4_text" else {}
+    save(tmp_path / "model", family, torch.bfloat16, num_hidden_layers=LAYERS, **lists)
     nodes = Nodes.of(TokenTree.chain(PROMPT), 0, 0)
     with llm(tmp_path / "model", method="none", resident="residual") as fake, torch.inference_mode():
         target = fake.model.target

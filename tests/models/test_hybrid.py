@@ -21,7 +21,7 @@ from understudy.heads.files import built
 from understudy.heads.files import save as save_head
 from understudy.recurrent import DEEPEST
 
-FAMILIES = ["qwen3_5_text", "lfm2", "falcon_h1"]
+FAMILIES = ["qwen3_5_text", "lfm2", "falcon_h1", "kimi_linear", "jamba"]
 TEXT = [(i * i * 7 + i // 3) % 251 for i in range(760)]
 PARAMS = SamplingParams(max_new_tokens=24, ignore_eos=True)
 

@@ -15,7 +15,7 @@ PROMPT = [17, 45, 45, 200, 3, 17, 45, 99, 120, 7, 8, 9, 250, 31, 17, 45, 45]
 GREEDY = SamplingParams(max_new_tokens=20, ignore_eos=True)
 SAMPLED = SamplingParams(max_new_tokens=20, ignore_eos=True, temperature=0.7, seed=5)
 # Those that are tried with every way to hold and bring them.
-EVERY_WAY = ("qwen3_moe", "gpt_oss", "nemotron_h-experts")
+EVERY_WAY = ("qwen3_moe", "gpt_oss", "nemotron_h-experts", "llama4_text", "kimi_linear", "jamba")
 
 
 def bytes_of(store: Store) -> tuple[int, int]:
@@ -134,3 +134,15 @@ def test_long_prompts_and_rows_of_unlike_lengths(kv: str | int, tmp_path: Path) 
             found.append([done.token_ids for done in texts])
     assert found[0] == found[1] and min(done.stats.accepted for done in texts) > 0
     assert len({token for text in found[0] for token in text}) > 8
+
+
+def test_texts_that_go_beyond_a_chunk_side_by_side(tmp_path: Path) -> None:
+    """Long prompts, of which tiles begin and end in several chunks, alone and in company, drafted or not; a second turn goes on."""
+    model = save(tmp_path / "model", "llama4_text", max_position_embeddings=2048)
+    prompts = [[(i * i * 7 + i // 3) % 251 for i in range(300)], PROMPT, [(11 * i) % 249 for i in range(140)]]
+    with opened(tmp_path / "model", context=512, rows=3) as llm:
+        first = llm.generate(prompts, GREEDY)
+        longer = [[*prompt, *done.token_ids, 7] for prompt, done in zip(prompts, first, strict=True)]
+        second = llm.generate(longer, GREEDY)
+    for prompt, done in zip([*prompts, *longer], [*first, *second], strict=True):
+        assert done.token_ids == generated(model, prompt, 20) and done.stats.accepted > 0

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from understudy.errors import CheckpointError
 from understudy.kernels.attention import AttentionSpec
 from understudy.models.streamed import (
     CurrentPass,
@@ -54,13 +55,21 @@ def paired() -> tuple[Block, CurrentPass, Noting]:
 
 def test_a_linear_multiplies_through_the_pass_and_adds_its_bias() -> None:
     block, current, noting = paired()
-    assert isinstance(block.first, StreamedLinear) and block.first.weight is None and block.second.bias is None
+    assert isinstance(block.first, StreamedLinear) and block.first.weight.numel() == 0 and block.second.bias is None
     block.first.bias = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
     assert block.first(torch.ones(1, 4, 2)).tolist() == [[[3.0, 4.0, 5.0]] * 4]
     assert noting.calls == [("linear", 1, (4, 2))], "Linears are numbered in the order that was given"
     current.under_way = None
     with pytest.raises(AssertionError, match="target or draft view"):
         block.first(torch.ones(1, 2))
+
+
+def test_attention_to_keys_that_were_chosen_is_refused() -> None:
+    block, _, _ = paired()
+    query, key = torch.empty(1, 4, 7, 16, device="meta"), torch.empty(1, 2, 7, 16, device="meta")
+    with pytest.raises(CheckpointError, match=r"attends to some keys alone \(block_indices\)"):
+        attention(block, query, key, key, block_indices=torch.zeros(1))
+    assert attention(block, query, key, key, indices=None)[0].shape == (1, 7, 4, 16)
 
 
 def test_a_cache_keeps_nothing() -> None:

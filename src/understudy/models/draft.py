@@ -22,6 +22,7 @@ from ..recurrent import tops
 from ..tree import Nodes, TokenTree
 from .block_samples import BlockSamples
 from .block_structure import BlockModules, MlpModules, usual_blocks, usual_mlps
+from .channel_rule import recur
 from .fused_experts import mixed_samples, mixtures
 from .fusing import FusedParts, Fusing
 from .joiner import Joiner
@@ -65,9 +66,8 @@ class Draft:
         return self._under_way(level, partial(self._logits, ids))
 
     def _logits(self, ids: Tensor, level: Level) -> Tensor:
-        out = self.model(
-            input_ids=ids, position_ids=level.nodes.positions[None], past_key_values=pass_cache(), use_cache=True
-        )
+        positions = level.nodes.positions[None]
+        out = self.model(input_ids=ids, position_ids=positions, past_key_values=pass_cache(positions), use_cache=True)
         logits: Tensor = out.logits[0]
         return logits
 
@@ -156,11 +156,11 @@ class Level:
         # Levels that a device searches have tails, and none of their nodes is another's ancestor; nothing of them is asked for.
         level = view.device.own_memory and nodes.tail.shape[1] > 0
         self.tops = tops(nodes) if view.cache.recurrent and not level else []
-        self.placed = Placed(view.cache.placed(nodes), view.device, view.stages)
+        self.placed = Placed(view.cache, nodes, view.device, view.stages)
         self.nodes = nodes = self.placed.first
         self.attention = view.device.draft_attention(nodes)
-        # That of each further device.
-        self._attentions: dict[str, DraftAttention] = {view.device.where: self.attention}
+        # By what `placed` holds of nodes for each device and each way to see them.
+        self._attentions: dict[int, DraftAttention] = {id(nodes): self.attention}
         # The same where old tokens lie in a file: texts seem shorter there.
         spilled = view.cache.spilled
         self.short = nodes if spilled is None else spilled.local(nodes)
@@ -186,10 +186,10 @@ class Level:
         state = self.cache.layer(layer, spec.window)
         if self.cache.spills(layer):
             return self.short_attention(query, state.keys, state.values, spec)
-        device, there = self.placed.at(layer)
-        if device.where not in self._attentions:
-            self._attentions[device.where] = device.draft_attention(there)
-        return self._attentions[device.where](query, state.keys, state.values, spec)
+        device, there = self.placed.seen_in(layer)
+        if id(there) not in self._attentions:
+            self._attentions[id(there)] = device.draft_attention(there)
+        return self._attentions[id(there)](query, state.keys, state.values, spec)
 
     def nodes_in(self, layer: int) -> Nodes:
         """Its nodes as they lie in fast memory in `layer`."""
@@ -202,7 +202,7 @@ class Level:
     def recur(self, layer: int, step: RuleStep) -> Tensor:
         state = self.cache.advanced(layer, self.tops)
         device, there = self.placed.at(layer)
-        return device.recur(step, state, there, together=not self.tops)
+        return recur(device, step, state, there, together=not self.tops)
 
     def tap(self, number: int, states: Tensor) -> None:
         if self.hidden is not None:

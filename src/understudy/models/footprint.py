@@ -10,7 +10,6 @@ import torch
 from ..codecs import codec, suited
 from ..devices import Device
 from ..kernels.pack import BLOCK, blocks_of
-from ..kernels.recurrence import working_bytes
 from ..plan.demand import MIB, Footprint, LayerSize, LevelSize, SpillSizes
 from ..plan.residents import LinearSize
 from ..quantizers import fitting
@@ -25,6 +24,7 @@ from ..weights.layout import LinearSpec, ModelLayout
 from ..weights.mixing import quantizers_of
 from ..weights.recipe import Recipe
 from ..weights.store import Store
+from .channel_rule import working_bytes
 from .embedding import ROW
 from .load import whole_bytes
 from .shape import ModelShape, cache_dtype

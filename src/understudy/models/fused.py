@@ -88,8 +88,9 @@ class FusedAttention:
         """Whether it gives what the stock attention gave, and leaves the same keys and values in the cache. These stay as the stock
         attention left them."""
         state, row = level.cache.layer(self.layer, self.heads.spec.window), int(level.nodes.rows[0])
-        own = level.cache.shapes[self.layer].reads is None
-        usual = own == (self.heads.made is not Made.QUERIES) and state.keys.dtype in (*TYPES, LINES)
+        shape = level.cache.shapes[self.layer]
+        usual = (shape.reads is None) == (self.heads.made is not Made.QUERIES) and not shape.chunk
+        usual &= state.keys.dtype in (*TYPES, LINES)
         usual &= all(turn.shape[:-1] == sample.given.shape[:-1] for turn in sample.turns)
         if not usual or sample.turns[0].shape != sample.turns[1].shape or not self.fits(state, sample.turns[0].shape[-1]):
             return False

@@ -44,8 +44,8 @@ class GatedDelta(Mixer):
         x = self.activation(self.convolve(x, self.conv1d))[0].float()
         keys = self.key_heads * self.key_size
         query, key, value = torch.split(x, [keys, keys, x.shape[-1] - 2 * keys], dim=-1)
-        query = _unit(query.reshape(-1, self.key_heads, self.key_size)) * self.key_size**-0.5
-        key = _unit(key.reshape(-1, self.key_heads, self.key_size))
+        query = unit(query.reshape(-1, self.key_heads, self.key_size)) * self.key_size**-0.5
+        key = unit(key.reshape(-1, self.key_heads, self.key_size))
         value = value.reshape(-1, self.value_heads, self.value_size)
         decay = torch.exp(-self.A_log.float().exp() * nn.functional.softplus(a[0].float() + self.dt_bias))
         return self.recur(RuleStep(query, key, value, decay, beta[0].float()))
@@ -101,6 +101,6 @@ class OlmoGatedDelta(GatedDelta):
         return result
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
     """x [..., d] float32 with length one."""
     return x * torch.rsqrt((x * x).sum(dim=-1, keepdim=True) + 1e-6)

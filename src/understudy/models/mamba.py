@@ -30,6 +30,11 @@ def nemotron_shape(config: Any) -> RecurrentShape:
     return _mamba2(heads, (config.ssm_state_size, config.mamba_head_dim), config.conv_kernel)
 
 
+def mamba2_alone_shape(config: Any) -> RecurrentShape:
+    """What a layer of Mamba-2 keeps, of a model that has no other layers."""
+    return _mamba2((config.n_groups, config.num_heads), (config.state_size, config.head_dim), config.conv_kernel)
+
+
 def _mamba2(heads: tuple[int, int], sizes: tuple[int, int], taps: int) -> RecurrentShape:
     """heads: groups, and heads that share them; sizes: numbers of a group's key, and of a head."""
     channels = heads[1] * sizes[1] + 2 * heads[0] * sizes[0]

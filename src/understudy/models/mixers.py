@@ -10,8 +10,18 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..recurrent import RecurrentShape
+from .channel_delta import ChannelDelta, channel_delta_shape
 from .gated_delta import OlmoGatedDelta, Qwen3NextGatedDelta, Qwen35GatedDelta, gated_delta_shape
-from .mamba import FalconMamba2, Mamba2, ShortConvolution, mamba2_shape, nemotron_shape, short_convolution_shape
+from .mamba import (
+    FalconMamba2,
+    Mamba2,
+    ShortConvolution,
+    mamba2_alone_shape,
+    mamba2_shape,
+    nemotron_shape,
+    short_convolution_shape,
+)
+from .mamba1 import Mamba1, jamba_shape, mamba1_shape
 from .mixer import Mixer
 from .wrapper import text_config
 
@@ -31,9 +41,13 @@ class RecurrentKind:
 
 
 KINDS = (
+    RecurrentKind("linear_attention", "linear_num_heads", channel_delta_shape),
     RecurrentKind("linear_attention", "linear_num_value_heads", gated_delta_shape),
     RecurrentKind("linear_attention", "mamba_n_heads", mamba2_shape),
     RecurrentKind("linear_attention", "mamba_num_heads", nemotron_shape),
+    RecurrentKind("linear_attention", "mamba_dt_rank", jamba_shape),
+    RecurrentKind("linear_attention", "time_step_limit", mamba2_alone_shape),
+    RecurrentKind("linear_attention", "time_step_rank", mamba1_shape),
     RecurrentKind("hybrid", "mamba_n_heads", mamba2_shape, attends=True),
     RecurrentKind("conv", "conv_L_cache", short_convolution_shape),
 )
@@ -45,9 +59,17 @@ MIXERS: Mapping[str, type[Mixer]] = {
     "Qwen3_5MoeGatedDeltaNet": Qwen35GatedDelta,
     "Qwen3NextGatedDeltaNet": Qwen3NextGatedDelta,
     "OlmoHybridGatedDeltaNet": OlmoGatedDelta,
+    "KimiLinearDeltaAttention": ChannelDelta,
+    "BailingHybridDeltaAttention": ChannelDelta,
+    "Glm5NextTextLinearAttention": ChannelDelta,
+    "JambaMambaMixer": Mamba1,
+    "MambaMixer": Mamba1,
+    "FalconMambaMixer": Mamba1,
     "Lfm2ShortConv": ShortConvolution,
     "Lfm2MoeShortConv": ShortConvolution,
+    "Lfm3ShortConv": ShortConvolution,
     "BambaMixer": Mamba2,
+    "Mamba2Mixer": Mamba2,
     "GraniteMoeHybridMambaLayer": Mamba2,
     "NemotronHMamba2Mixer": Mamba2,
     "FalconH1Mixer": FalconMamba2,

@@ -118,7 +118,7 @@ class Model:
         self.cost = PassCost(1 if fused else TILE)
         # Where drafted tokens are chosen on the device, their rows must lie there.
         self.lookup = self._lookup(whole=uses.drafts and not device.drafts_see_text)
-        base = getattr(self.module, str(self.module.base_model_prefix))
+        base = self.module.get_submodule(str(self.module.base_model_prefix))
         views = (self.current, self.cache, self.lookup)
         self.target = Target(self.module, base, *views, self.supply.multiply, device, self.supply.skip_head, stages=self.stages)
         self._join_tiles()

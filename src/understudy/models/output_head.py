@@ -73,9 +73,8 @@ class FeatureModel:
         path = next(name for name, module in model.named_modules() if module is decoder)
         prefix = str(model.base_model_prefix)
         self.base = GivenBase(model.get_submodule(prefix), path.rpartition(".")[2])
-        # Shares all modules with `model` but the base.
-        self.model = copy.copy(model)
-        self.model._modules = {**model._modules, prefix: self.base}
+        # Shares all modules with `model` but the base, and what that lies in.
+        self.model = _with_part(model, prefix.split("."), self.base)
 
     def __call__(self, features: Tensor) -> Tensor:
         flat = features.reshape(1, -1, features.shape[-1])
@@ -86,6 +85,16 @@ class FeatureModel:
         finally:
             self.base.features = None
         return logits.reshape(*features.shape[:-1], -1)
+
+
+def _with_part(module: nn.Module, path: list[str], part: nn.Module) -> nn.Module:
+    """A copy of `module` with `part` at `path`, which shares all else with it."""
+    if not path:
+        return part
+    changed = copy.copy(module)
+    inner = _with_part(module.get_submodule(path[0]), path[1:], part)
+    changed._modules = {**module._modules, path[0]: inner}
+    return changed
 
 
 class OutputHead:

@@ -14,6 +14,8 @@ from .wrapper import parts_in
 # Words in the names of layers that carry a state from token to token, and in those of models that do not name their layers.
 _RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta", "hybrid")
 _STATEFUL = ("mamba", "rwkv", "xlstm")
+# Words in the names of layers that look at some of the tokens before them, which they choose by what those hold.
+_SPARSE = ("indexed", "sparse", "compressed")
 # Where configs name the kind of each layer.
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 # Where a config says that its weights are no floats, and where that says how.
@@ -32,10 +34,10 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     kind = config.get("model_type", "unknown")
 
     def refuse(why: str) -> None:
-        raise CheckpointError(f"Model type {kind!r} is not supported yet: {why}. Decoder-only models are.")
+        raise CheckpointError(f"Model type {kind!r} is not supported yet: {why}.")
 
     if config.get("is_encoder_decoder"):
-        refuse("it is an encoder-decoder")
+        refuse("it is an encoder-decoder, and models that are a decoder alone are")
     if text is None and (parts := parts_in(config)):
         refuse(f"it is multimodal (its config has {parts[0]}) and has no text model of its own")
     refuse_other_tasks(config.get("architectures"))
@@ -46,9 +48,12 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     known = recurrent_kinds(config) or [None] * len(kinds)
     unknown = [name for name, recurrent in zip(kinds, known, strict=True) if recurrent is None]
     stateful = [name for name in unknown if any(word in name for word in _RECURRENT)]
-    stateful += [str(kind) for word in _STATEFUL if word in str(config.get("model_type"))]
+    if not any(known):
+        stateful += [str(kind) for word in _STATEFUL if word in str(config.get("model_type"))]
+    if sparse := next((name for name in kinds if any(word in name for word in _SPARSE)), None):
+        refuse(f"its attention is sparse ({sparse}): an index chooses the earlier tokens that a layer looks at")
     if stateful:
-        refuse(f"its recurrent layers ({stateful[0]}) are no gated delta nets, Mamba-2 or short convolutions")
+        refuse(f"its recurrent layers ({stateful[0]}) are no delta nets, Mamba or short convolutions")
     if config.get("use_bidirectional_attention") in (True, "all"):
         refuse("its attention looks at later tokens too (use_bidirectional_attention), so that it writes no text")
 

@@ -16,6 +16,8 @@ from .wrapper import text_config
 # Model types without `layer_types` whose `sliding_window` holds for every layer. A window that is not known here is served
 # all the same, by a layer that holds the whole context.
 WINDOW_IN_EVERY_LAYER = ("mistral", "phi3", "starcoder2")
+# Model types whose layers with a window have twice as many heads of keys as the config says.
+WIDER_WINDOWS = ("mimo_v2_flash",)
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -100,9 +102,9 @@ def layers_read(config: Any) -> list[int | None]:
 
 
 def _heads(config: Any, index: int) -> int:
-    """Attention heads of layer `index`."""
+    """Attention heads of layer `index`; 1 where no layer attends."""
     each = getattr(config, "num_attention_heads_per_layer", None)
-    return int(each[index] if each else config.num_attention_heads)
+    return int(each[index] if each else getattr(config, "num_attention_heads", 1))
 
 
 def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:
@@ -113,7 +115,8 @@ def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:
     window = _window(config, index)
     if kind is None:
         keeps_nothing = bool(kinds) and values["layer_types"][index] == FEED_FORWARD
-        return LayerShape(0 if keeps_nothing else kv_heads, key_size, value_size, window=window, reads=reads)
+        heads = 0 if keeps_nothing else kv_heads
+        return LayerShape(heads, key_size, value_size, window=window, reads=reads, chunk=_chunk(config, index))
     return LayerShape(kv_heads if kind.attends else 0, key_size, value_size, window, reads, kind.shape(config))
 
 
@@ -121,10 +124,20 @@ def _sizes(config: Any, index: int) -> tuple[int, int, int]:
     """Heads of keys of layer `index`, and the sizes of a key and of a value. Keys and values that are made of a latent state are
     held as they are attended with: each head has its own, a key of a part without a rope and one with it."""
     heads = _heads(config, index)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if config.model_type in WIDER_WINDOWS and _window(config, index):
+        kv_heads *= 2
     if (plain := getattr(config, "qk_nope_head_dim", None)) is not None:
         return heads, plain + config.qk_rope_head_dim, config.v_head_dim
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return getattr(config, "num_key_value_heads", None) or heads, size, size
+    return kv_heads, size, getattr(config, "v_head_dim", None) or size
+
+
+def _chunk(config: Any, index: int) -> int:
+    """Tokens of the chunks to whose beginning layer `index` looks back; 0: it has none."""
+    kinds = getattr(config, "layer_types", None)
+    chunked = kinds is not None and kinds[index] == "chunked_attention"
+    return int(getattr(config, "attention_chunk_size", None) or 0) if chunked else 0
 
 
 def _window(config: Any, index: int) -> int:

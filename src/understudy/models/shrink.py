@@ -34,10 +34,10 @@ DESCRIBING = (
     "task_specific_params", "problem_type", "auto_map", "use_cache",
 )  # fmt: skip
 _FEED_FORWARD = re.compile(r"intermediate|ffn|inner|mlp_dim|d_ff")
-_WINDOWED = re.compile(r"window(_size)?$|attention_chunk_size$")
+_WINDOWED = re.compile(r"window(_size)?$|attention_chunk_size$|floor_scale$")
 _REPEATED = re.compile(r"pattern|interval|every|period|freq")
 # Lists of the layers that are of one kind.
-_CHOSEN = re.compile(r"_(indices|idxs)$")
+_CHOSEN = re.compile(r"_(indices|idxs)$|^moe_layers$")
 # Ropes whose tables depend on these positions, or that change with the length of the text.
 _KEEP_POSITIONS = ("longrope", "llama3", "dynamic")
 
@@ -121,10 +121,9 @@ def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) 
 
     Layers whose keys others read are a kind, and those that read them (`reads`: each layer's source, None for itself)."""
     count = len(reads)
-    lists = [
-        key for key, value in values.items() if isinstance(value, list) and len(value) == count and not key.endswith("token_id")
-    ]
     chosen = [key for key, value in values.items() if isinstance(value, list) and _CHOSEN.search(key)]
+    lists = [key for key, value in values.items() if isinstance(value, list) and len(value) == count and key not in chosen]
+    lists = [key for key in lists if not key.endswith("token_id")]
     own = _own_values(values)
     told_apart = [*(values[key] for key in lists)]
     told_apart += [[i in values[key] for i in range(count)] for key in chosen]
@@ -171,6 +170,8 @@ def _own_values(values: dict[str, Any]) -> dict[int, dict[str, Any]]:
 def _narrow(values: dict[str, Any], names: dict[str, str]) -> None:
     """Few heads, in the same relation to the heads of keys; the hidden size shrinks with their number."""
     heads_name, hidden_name = (names.get(name, name) for name in ("num_attention_heads", "hidden_size"))
+    if heads_name not in values:
+        return
     heads, hidden = values[heads_name], values[hidden_name]
     kv_name = next((key for key in KV_HEADS if _positive(values.get(key))), None)
     kv_heads = heads if kv_name is None else values[kv_name]

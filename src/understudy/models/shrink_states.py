@@ -6,15 +6,27 @@ from typing import Any
 
 # numbers in a key, and groups, at most
 KEY, GROUPS = 32, 2
+# numbers of a hidden state, where nothing else fixes how many there are
+CHANNELS = 96
 # heads that share a group where nothing else fixes how many there are
 SHARING = 3
 
 
 def narrow_states(values: dict[str, Any], hidden: str) -> None:
-    """Few heads of Mamba-2 in the values of a config, whose hidden size is called `hidden` and may have shrunk."""
-    for key in ("mamba_d_state", "ssm_state_size"):
+    """Few heads of recurrent layers in the values of a config, whose hidden size is called `hidden` and may have shrunk."""
+    for key in ("mamba_d_state", "ssm_state_size", "state_size"):
         if values.get(key):
             values[key] = min(values[key], KEY)
+    if values.get("linear_num_heads"):
+        values["linear_num_heads"] = min(values["linear_num_heads"], SHARING)
+    if values.get("time_step_limit") and values.get("state_size"):
+        values["n_groups"] = min(values["n_groups"], GROUPS)
+        values["num_heads"] = min(values["num_heads"], values["n_groups"] * SHARING)
+        values[hidden] = values["num_heads"] * values["head_dim"] // values["expand"]
+    elif values.get("time_step_rank") and values.get("state_size"):
+        values[hidden] = min(values[hidden], CHANNELS)
+        values["intermediate_size"] = int(values["expand"] * values[hidden])
+        values["time_step_rank"] = min(values["time_step_rank"], KEY)
     if values.get("mamba_num_heads"):
         values["n_groups"] = min(values["n_groups"], GROUPS)
         values["mamba_num_heads"] = min(values["mamba_num_heads"], values["n_groups"] * SHARING)

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..cache import Cache
 from ..devices import Device
-from ..errors import StoreError
+from ..errors import CheckpointError, StoreError
 from ..kernels.attention import AttentionSpec
 from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
@@ -27,6 +28,9 @@ from .kept import float32_names
 from .names import sources
 from .routed import Rows
 from .structure import stored_buffers
+
+# What stock code tells attention of the keys that it may look at, where these depend on what they hold.
+CHOSEN = ("indices", "block_indices")
 
 
 class Pass(Protocol):
@@ -66,13 +70,14 @@ class CurrentPass(threading.local):
 class StreamedLinear(nn.Module):
     """Linear number `index` in the order of execution; its weights are the Store's, its bias is shared by both views."""
 
-    def __init__(self, current: CurrentPass, index: int, bias: nn.Parameter | None, outputs: int):
+    def __init__(self, current: CurrentPass, index: int, bias: nn.Parameter | None, outputs: int, dtype: torch.dtype):
         super().__init__()
         self.current = current
         self.index = index
         self.bias = bias
         self.outputs = outputs
-        self.register_parameter("weight", None)
+        # No parameter, and nothing in it: stock code may ask for its type.
+        self.weight = torch.empty(0, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         under_way = self.current.under_way
@@ -90,8 +95,10 @@ def _pass_cache_class() -> Any:
         """Gives back what it is handed: `attention` puts keys and values in the KV cache, and reads them there."""
 
         # the parent's layers are not wanted, so its __init__ is not called
-        def __init__(self) -> None:
+        def __init__(self, positions: Tensor | None) -> None:
             self.layers: list[Any] = []
+            # [1, n] of the pass's nodes
+            self.positions = positions
 
         def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
             return key_states, value_states
@@ -105,9 +112,10 @@ def _pass_cache_class() -> Any:
     return PassCache
 
 
-def pass_cache() -> Any:
-    """A cache for stock model code that keeps nothing: to each layer, only the tokens of the pass under way seem to be there."""
-    return _pass_cache_class()()
+def pass_cache(positions: Tensor | None = None) -> Any:
+    """A cache for stock model code that keeps nothing: to each layer, only the tokens of the pass under way seem to be there.
+    `positions` [1, n]: those of the pass's nodes, for layers that ask a cache for them."""
+    return _pass_cache_class()(positions)
 
 
 class LayerDevices(Protocol):
@@ -123,11 +131,14 @@ class LayerDevices(Protocol):
 class Placed:
     """The nodes of a pass in the memory of `device`, or in that of each layer's device where there are `stages`."""
 
-    def __init__(self, nodes: Nodes, device: Device, stages: LayerDevices | None) -> None:
-        self.first = nodes.to(device.where)
+    def __init__(self, cache: Cache, nodes: Nodes, device: Device, stages: LayerDevices | None) -> None:
+        self.cache = cache
+        self.first = cache.placed(nodes).to(device.where)
         self.device = device
         self.stages = stages
         self._there = {device.name: self.first}
+        # By device and size of a chunk: the nodes as attention within chunks sees them.
+        self._within: dict[tuple[str, int], Nodes] = {}
 
     def at(self, layer: int) -> tuple[Device, Nodes]:
         """The device of `layer`, with the nodes there."""
@@ -138,6 +149,16 @@ class Placed:
             bring = partial(self.stages.carried, where=device.where, fresh=True)
             self._there[device.name] = self.first.moved(bring)
         return device, self._there[device.name]
+
+    def seen_in(self, layer: int) -> tuple[Device, Nodes]:
+        """The same, with the nodes as the attention of `layer` sees them: it may look back to the beginning of a chunk alone."""
+        device, there = self.at(layer)
+        chunk = self.cache.shapes[layer].chunk
+        if not 0 < chunk < self.cache.capacity:
+            return device, there
+        if (device.name, chunk) not in self._within:
+            self._within[device.name, chunk] = there.within(chunk, chunk if device.own_memory else None)
+        return device, self._within[device.name, chunk]
 
 
 def place_of_one(nodes: Nodes, device: Device) -> tuple[int, int] | None:
@@ -162,6 +183,8 @@ def attention(
     key, value [1, kv heads, n, size] are the pass's own: what a layer attends with goes to the KV cache, which need not be what
     it gave its cache (a latent state, say). All are read from there."""
     if query.device.type == "meta":
+        if chosen := next((name for name in CHOSEN if others.get(name) is not None), None):
+            raise CheckpointError(f"Layer {module.layer_idx} attends to some keys alone ({chosen}), which is not supported yet.")
         if (watch := getattr(module, "watch", None)) is not None:
             watch.call(module, query, key, value)
         return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
@@ -185,7 +208,7 @@ def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:
         old = model.get_submodule(path)
         assert isinstance(old, nn.Linear)
         bias = None if old.bias is None else nn.Parameter(torch.empty(0, dtype=old.bias.dtype), requires_grad=False)
-        setattr(model.get_submodule(parent), name, StreamedLinear(current, index, bias, len(old.weight)))
+        setattr(model.get_submodule(parent), name, StreamedLinear(current, index, bias, len(old.weight), old.weight.dtype))
     for module in model.modules():
         if hasattr(module, "layer_idx"):
             object.__setattr__(module, "understudy", current)

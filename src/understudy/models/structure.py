@@ -29,8 +29,10 @@ from .hf import leave_pads_alone, refused
 from .kept import float32_names, is_linear, may_be_kept, streams
 from .mixers import install_mixers
 from .names import finder
+from .own_positions import tell_positions
 from .refusals import refuse_packed
 from .ropes import fix_ropes
+from .scaled_experts import install_scaled_experts
 from .turned import is_turned, on_meta, turn
 from .wrapper import built, cut_to_text, for_text, is_wrapper, straight_to_text, text_parts
 
@@ -59,6 +61,8 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     leave_pads_alone(model)
     fix_ropes(model)
     install_mixers(model)
+    install_scaled_experts(model)
+    tell_positions(model)
     return model.eval()
 
 
@@ -117,8 +121,9 @@ def streamed_linears(model: nn.Module) -> dict[str, nn.Linear]:
     inside |= {id(stack.parameter) for stack in stacks(model).values()}
     for path, parameter in blocks.named_parameters():
         if id(parameter) not in inside and not may_be_kept(parameter):
-            shape = list(parameter.shape)
-            raise CheckpointError(f"{name}.{path} is a weight {shape} outside any plain Linear; this is not supported yet.")
+            what = f"is a weight {list(parameter.shape)} outside any plain Linear"
+            owner = type(blocks.get_submodule(path.rpartition(".")[0])).__name__
+            raise CheckpointError(f"{name}.{path} {what} (in a module of class {owner}); this is not supported yet.")
     found[next(path for path, m in model.named_modules() if m is head)] = head
     return found
 
@@ -185,7 +190,7 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
     find = finder(model, tensors)
 
     def stored(parameter: str) -> str:
-        name = find(parameter)
+        name = next(iter(find.sources(parameter)), None)
         if name is None:
             refuse_packed(parameter, tensors)
             how = find.conversion(parameter)
@@ -201,7 +206,9 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
     def spec_of(path: str) -> LinearSpec:
         if path not in mixed:
             outputs, inputs = linears[path].weight.shape
-            return LinearSpec(path, weight_of[path], (outputs, inputs), is_turned(model, path))
+            joined = find.sources(f"{path}.weight")
+            pieces = joined if len(joined) > 1 else ()
+            return LinearSpec(path, weight_of[path], (outputs, inputs), is_turned(model, path), pieces=pieces)
         stack, names = mixed[path], find.sources(path) or (stored(path),)
         if len(names) > 1 and len(names) % stack.experts:
             what = f"of the {stack.experts} experts of {path!r} some have no tensor such as {names[0]!r}"
@@ -239,11 +246,13 @@ def _packed_by_outputs(info: Any) -> bool:
 
 
 def in_blocks(found: ModelLayout) -> ModelLayout:
-    """The layout `found` of a model that is to stream. Raises CheckpointError for experts that share blocks of 64 outputs."""
+    """The layout `found` of a model that is to stream. Raises CheckpointError for experts, or tensors that are one weight together,
+    that share blocks of 64 outputs."""
     for spec in found.linears:
         if spec.unit % BLOCK and spec.unit < spec.shape[0]:
             why = f"{spec.module} has matrices of {spec.unit} rows, which is no multiple of {BLOCK}"
-            raise CheckpointError(f"The experts of this model cannot be streamed yet: {why}.")
+            what = "experts" if spec.experts else "weights"
+            raise CheckpointError(f"The {what} of this model cannot be streamed yet: {why}.")
     return found
 
 

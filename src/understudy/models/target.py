@@ -23,6 +23,7 @@ from ..kernels import team
 from ..kernels.attention import AttentionSpec
 from ..spilled import SpilledState
 from ..tree import Nodes
+from .mamba1 import give_rates
 from .narrow_tiles import NarrowTiles
 from .output_head import FeatureModel
 from .routed import Rows
@@ -117,6 +118,9 @@ class Target:
     untried: Sequence[int] = ()
     narrow: NarrowTiles | None = None
     stages: Stages | None = None
+
+    def __post_init__(self) -> None:
+        give_rates(self.model, self.cache.recurrent)
 
     def __call__(
         self, nodes: Nodes, wanted: Tensor, settle: Settle = as_they_are, hidden: Tensor | None = None

@@ -39,4 +39,4 @@ def unprepared(
     share(module, layout, shared, dtype)
     sequences, tokens = room
     cache = Cache(ModelShape.of(config).layers, sequences, -(-tokens // 64) * 64, cache_dtype(dtype), fold=fold)
-    return Unprepared(module, getattr(module, str(module.base_model_prefix)), current, cache)
+    return Unprepared(module, module.get_submodule(str(module.base_model_prefix)), current, cache)

@@ -18,6 +18,7 @@ from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
 from .by_rows import by_rows
+from .channel_rule import recur
 from .routed import Routed, Rows
 from .streamed import Placed, pass_cache, place_of_one
 
@@ -46,9 +47,8 @@ class WholePass:
         self.hidden = hidden
         self.count = len(nodes)
         self.padding = -self.count % LEAST
-        placed = view.cache.placed(nodes)
-        self.placed = Placed(placed, view.device, view.stages)
-        self.place = place_of_one(placed, view.device)
+        self.placed = Placed(view.cache, nodes, view.device, view.stages)
+        self.place = place_of_one(self.placed.first, view.device)
         # Keys and values of a layer that cannot take those of all nodes at once.
         self._late: tuple[Tensor, Tensor] | None = None
 
@@ -62,7 +62,7 @@ class WholePass:
         padding = (0, self.padding)
         positions = nn.functional.pad(self.nodes.positions, padding)[None].to(self.view.device.where)
         ids = self.view.embed(nn.functional.pad(self.nodes.tokens, padding))[None]
-        return {"input_ids": ids, "position_ids": positions, "past_key_values": pass_cache(), "use_cache": True}
+        return {"input_ids": ids, "position_ids": positions, "past_key_values": pass_cache(positions), "use_cache": True}
 
     @property
     def expert_kernels(self) -> ExpertKernels | None:
@@ -89,7 +89,7 @@ class WholePass:
         view = self.view
         state = view.cache.layer(layer, spec.window)
         if self._late is None:
-            device, there = self.placed.at(layer)
+            device, there = self.placed.seen_in(layer)
             out = device.attend(query[: self.count], state.keys, state.values, there, spec)
         else:
             out = self._by_and_by(layer, query, spec, *self._late)
@@ -118,7 +118,7 @@ class WholePass:
         found = []
         for part, ends in self._recurrent:
             state = self.view.cache.advanced(layer, ends)
-            found.append(device.recur(step[part], state, there[part], together=False))
+            found.append(recur(device, step[part], state, there[part], together=False))
         return nn.functional.pad(_joined(found), (0, 0, 0, 0, 0, self.padding))
 
     @cached_property

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -86,7 +87,24 @@ def built(config: Any, **options: Any) -> nn.Module:
     kind = _class_for(config)
     with left_out() if is_wrapper(config) else nullcontext():
         model: nn.Module = kind.from_config(copy.deepcopy(config), trust_remote_code=False, **options)
+    _name_headless(model)
     return model
+
+
+def _name_headless(model: Any) -> None:
+    """Let the stock `model` tell where its head and its headless part are, if its class does not: the head may be that of a whole
+    language model in it, and the headless part is the largest one which has its embedding and not its head."""
+    inner: Any = getattr(model, "language_model", None)
+    if model.get_output_embeddings() is None and hasattr(inner, "get_output_embeddings"):
+        model.get_output_embeddings = inner.get_output_embeddings
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or isinstance(getattr(model, str(model.base_model_prefix), None), nn.Module):
+        return
+    inside = {path: set(part.modules()) for path, part in model.named_modules() if path and part is not table}
+    path = next((path for path, parts in inside.items() if table in parts and head not in parts), None)
+    if path is not None:
+        model.base_model_prefix = path
+        model.get_decoder = partial(model.get_submodule, path)
 
 
 def refuse_silent(config: Any) -> None:
@@ -137,8 +155,8 @@ def text_parts(model: Any) -> tuple[nn.Module, ...]:
 
     Raises CheckpointError for a class that keeps them in another way than in a headless model, and beside it."""
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    base = getattr(model, str(model.base_model_prefix), None)
-    if head is None or not isinstance(base, nn.Module) or base in (model, decoder) or decoder not in set(base.modules()):
+    base = dict(model.named_modules()).get(str(model.base_model_prefix))
+    if head is None or base is None or base is model or decoder not in set(base.modules()):
         raise CheckpointError(f"{type(model).__name__} does not keep its language model and its head apart; not supported yet.")
     return decoder, model.get_input_embeddings(), head
 
@@ -182,7 +200,9 @@ def straight_to_text(model: Any) -> None:
         )
         return Hidden(done.last_hidden_state)
 
-    getattr(model, str(model.base_model_prefix)).forward = forward
+    # Where it has no such code, the headless part is the language model.
+    if (base := model.get_submodule(str(model.base_model_prefix))) is not decoder:
+        base.forward = forward
 
 
 def parts_in(config: Mapping[str, Any]) -> list[str]:

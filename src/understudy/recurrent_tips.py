@@ -1,0 +1,73 @@
+"""States of a recurrent layer that are newer than the folded ones, so that few records are read again to come to the next token.
+
+For layers whose state is stepped from token to token. A state is the same however one came to it, so what is kept here changes no
+bit: it is the state after the last accepted token that was needed (a tip), the one at the end of the straight line that was read
+last (an end), which becomes a tip where that line is accepted, and those that are to be folded (marks)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .tree import AcceptedPath
+
+# marks of a row: a state is folded when a later one is there already
+MARKS = 2
+# tokens, and the state after them, which nobody writes any more
+Kept = tuple[int, Tensor]
+
+
+class Tips:
+    """Those of all rows of one layer."""
+
+    def __init__(self, rows: int) -> None:
+        self.lengths = [0] * rows
+        self.tips: list[Kept | None] = [None] * rows
+        self.ends: list[Kept | None] = [None] * rows
+        self.marks: list[list[Kept]] = [[] for _ in range(rows)]
+
+    def best(self, row: int, straight: int) -> Kept | None:
+        """The newest state of a node's path, of which the first `straight` tokens lie on the straight line."""
+        fitting = [kept for kept in (self.tips[row], self.ends[row]) if kept is not None and kept[0] <= straight]
+        return max(fitting, key=lambda kept: kept[0], default=None)
+
+    def mark(self, row: int, tokens: int, state: Tensor) -> None:
+        """The state after so many `tokens` of the straight line, which is to be folded."""
+        self.marks[row] = [*self.marks[row], (tokens, state)][-MARKS:]
+
+    def marked(self, row: int, tokens: int) -> Tensor | None:
+        """The state after so many tokens, where that is marked."""
+        return next((state for count, state in self.marks[row] if count == tokens), None)
+
+    def write(self, row: int, slot: int) -> None:
+        """Records from `slot` on are about to be written."""
+        end = self.ends[row]
+        if end is not None and end[0] > slot:
+            self.ends[row] = None
+        self._forget(row, slot)
+
+    def _forget(self, row: int, tokens: int) -> None:
+        """Drop marks after more than so many tokens."""
+        self.marks[row] = [kept for kept in self.marks[row] if kept[0] <= tokens]
+
+    def keep(self, row: int, length: int, path: AcceptedPath) -> None:
+        """The nodes of `path` above `length` were accepted."""
+        end, straight = self.ends[row], length + path.straight
+        if end is not None and end[0] <= straight:
+            self.tips[row] = end
+        self.ends[row] = None
+        self._forget(row, straight)
+        self.lengths[row] = length + len(path)
+
+    def rewind(self, row: int, length: int) -> None:
+        """The row has `length` tokens, no more than before."""
+        tip = self.tips[row]
+        if tip is not None and tip[0] > length:
+            self.tips[row] = None
+        self.ends[row] = None
+        self._forget(row, length)
+        self.lengths[row] = length
+
+    def copy(self, row: int, to: int) -> None:
+        """Row `to` has the tokens of `row`."""
+        self.tips[to], self.lengths[to] = self.tips[row], self.lengths[row]
+        self.ends[to], self.marks[to] = None, list(self.marks[row])

@@ -1,0 +1,51 @@
+"""Which of the states that were kept a node may begin at."""
+
+import torch
+
+from understudy.recurrent_tips import Tips
+from understudy.tree import AcceptedPath
+
+STATES = [torch.full((1, 1, 1), float(i)) for i in range(3)]
+
+
+def test_an_end_becomes_a_tip_where_its_line_is_accepted() -> None:
+    tips = Tips(2)
+    tips.ends[0] = 5, STATES[0]
+    assert tips.best(0, 4) is None and tips.best(0, 5) == (5, STATES[0]) and tips.best(1, 9) is None
+    tips.keep(0, 0, AcceptedPath(torch.arange(5)))
+    assert tips.tips[0] == (5, STATES[0]) and tips.ends[0] is None and tips.lengths == [5, 0]
+    # of three accepted nodes the last lay elsewhere
+    tips.ends[0] = 8, STATES[1]
+    tips.keep(0, 5, AcceptedPath(torch.tensor([0, 1, 3])))
+    assert tips.tips[0] == (5, STATES[0]) and tips.lengths[0] == 8
+    tips.ends[0] = 9, STATES[1]
+    tips.keep(0, 8, AcceptedPath(torch.tensor([0, 2])))
+    assert tips.tips[0] == (9, STATES[1])
+
+
+def test_what_is_written_over_or_gone_back_behind_is_forgotten() -> None:
+    tips = Tips(2)
+    tips.tips[0], tips.ends[0] = (4, STATES[0]), (9, STATES[1])
+    tips.write(0, 9)
+    assert tips.best(0, 20) == (9, STATES[1])
+    tips.write(0, 8)
+    assert tips.best(0, 20) == (4, STATES[0])
+    tips.copy(0, 1)
+    tips.rewind(0, 3)
+    assert tips.best(0, 20) is None and tips.best(1, 20) == (4, STATES[0])
+    tips.rewind(1, 4)
+    assert tips.tips[1] is not None and tips.lengths == [3, 4]
+
+
+def test_marks_are_found_until_they_are_written_over() -> None:
+    tips = Tips(2)
+    for tokens, state in zip((64, 128, 192), STATES, strict=True):
+        tips.mark(0, tokens, state)
+    assert tips.marked(0, 64) is None and tips.marked(0, 128) is STATES[1] and tips.marked(1, 128) is None
+    tips.copy(0, 1)
+    tips.write(0, 191)
+    assert tips.marked(0, 192) is None and tips.marked(0, 128) is STATES[1]
+    tips.keep(1, 100, AcceptedPath(torch.arange(90)))
+    assert tips.marked(1, 192) is None and tips.marked(1, 128) is STATES[1]
+    tips.rewind(1, 127)
+    assert tips.marked(1, 128) is None
