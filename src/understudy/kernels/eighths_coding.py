@@ -1,0 +1,242 @@
+"""Whole blocks of weights that are few numbers times a scale, beside a copy: what `eighths` reads tile by tile, and how it is made.
+
+A tile is one block's columns of one group of the copy that also share their factors. Of each column's places in their bins the
+stream has, for the rows that have one, the side (1: not that of the upper end), bit 0, ... bit 5, rows in order. A weight that is
+no such number times its factor, or lies outside its code's bin, is an exception, as in `residual`."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numba import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from .bit_stream import append_bits
+from .compiled import bits, compiled, float_of, word_of
+from .descriptor import ResidualBlocks
+from .eighths import BELOW_PATTERN, MOST, WIDER, ZERO, reader
+from .pack import BLOCK, columns_of
+from .residual import SLACK, Residual, list_exceptions, tile_columns
+from .residual import described as residual_described
+from .vector import Code
+
+# columns that a tile has at least
+LEAST = 8
+# Factors outside of these, and ends of bins beyond the second one, might not be finite in units of each other.
+SMALLEST, LARGEST = 2.0**-80, 2.0**80
+# weights that are decoded at once by torch
+TOGETHER = 1 << 18
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What blocks of weights are multiples of."""
+
+    # float32 [nb, K / columns, 64], or [nb, K / columns, 1] where all rows of a block have one
+    values: Tensor
+    # neighbouring columns that have one
+    columns: int
+
+    @classmethod
+    def of_rows(cls, rows: Tensor, columns: int) -> "Factors":
+        """Those of blocks whose rows have these, float32 [n, any]; of each, one holds for so many neighbouring columns."""
+        count = -(-len(rows) // BLOCK)
+        # rows that fill the last block up are zeros, and zeros those of a factor of 0
+        places = torch.arange(count * BLOCK).clamp_(max=len(rows) - 1)
+        own = torch.where(rows == 0, 1.0, rows).index_select(0, places).view(count, BLOCK, -1).transpose(1, 2)
+        shared = bool((own == own[:, :, :1]).all())
+        return cls((own[:, :, :1] if shared else own).contiguous(), columns)
+
+
+def encode(blocks: Tensor, codes: Tensor, scales: Tensor, factors: Factors) -> Residual | None:
+    """The residual, without a dense part, of bfloat16 `blocks` [nb, K, 64] beside `codes` [nb, K, 8 * bits] and `scales` [groups,
+    nb * 64, 2]; None where tiles would be too small, or factors or scales are out of range."""
+    count, columns, _ = blocks.shape
+    width, sizes = codes.shape[2] // 8, factors.values
+    tile = tile_of(columns, scales.shape[0], width, factors.columns)
+    largest = float(scales.abs().max()) * (1 << width)
+    if tile < LEAST or not SMALLEST <= float(sizes.min()) <= float(sizes.max()) <= LARGEST:
+        return None
+    if not largest / float(sizes.min()) <= LARGEST:
+        return None
+    stream = torch.zeros(count * columns * 8 * (1 + MOST) + SLACK, dtype=torch.uint8)
+    table = torch.zeros((count * (columns // tile) + 1, 2), dtype=torch.int64)
+    odd = torch.zeros((count, columns), dtype=torch.int64)
+    words = bits(scales.contiguous()).view(np.uint32)[..., 0]
+    own = bits(blocks.contiguous())
+    centre, half = 1 << width - 1, 0.5 + WIDER[width]
+    offsets = np.array([centre + half, centre - half], np.float32)
+    _encode(
+        own, columns_of(codes).contiguous().numpy(), words, offsets, sizes.numpy(), factors.columns,
+        stream.numpy(), table.numpy(), odd.numpy(),
+    )  # fmt: skip
+    exceptions = torch.zeros((int(table[-1, 1]), 2), dtype=torch.uint16)
+    list_exceptions(own, odd.numpy(), tile, exceptions.numpy())
+    used = -(-int(table[-1, 0]) // 8) + SLACK
+    return Residual(torch.empty(0, dtype=torch.uint8), stream[:used], table.to(torch.uint32), exceptions)
+
+
+def tile_of(columns: int, groups: int, bits: int, sharing: int) -> int:
+    """How many columns a tile has, where `sharing` neighbouring columns have one factor."""
+    size = tile_columns(columns, groups, bits)
+    return size if sharing >= columns else math.gcd(size, sharing)
+
+
+def described(residual: Residual, codes: Tensor, scales: Tensor, factors: Factors) -> ResidualBlocks:
+    """The blocks that `codes`, `residual` and `factors` stand for, as kernels take them. They hold as long as all those tensors."""
+    made = residual_described(residual, codes, scales)
+    tile = tile_of(made.columns, scales.shape[0], made.bits, factors.columns)
+    made.sharing = made.group // tile
+    made.group = tile
+    made.reader = reader(made.bits)
+    made.factors = factors.values.data_ptr()
+    made.factor_rows = factors.values.shape[2]
+    made.factor_columns = factors.columns
+    return made
+
+
+@intrinsic
+def _append(typing: Any, stream: Any, place: Any, bits: Any, mask: Any) -> Any:
+    """Write the bits in the rows of `mask` at bit `place` of the stream; the place after them."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return append_bits(Code(context, builder), *arguments)
+
+    return types.int64(*[types.int64] * 4), generate
+
+
+append: Any = _append
+
+
+@compiled
+def _encode(
+    blocks: Any, codes: Any, words: Any, offsets: Any, factors: Any, sharing: int, stream: Any, table: Any, odd: Any
+) -> None:
+    """Fill stream and table; `odd` int64 [nb, K]: bit j is set where row j of a column is an exception. `offsets`: by how much a
+    code is more than the lower and the upper end of its bin."""
+    count, columns, _ = blocks.shape
+    groups, tiles = words.shape[0], (table.shape[0] - 1) // count
+    tile = columns // tiles
+    lines = np.empty((4, 64), np.float32)
+    needs, bits = np.empty(1 + MOST, np.int64), np.empty(1 + MOST, np.int64)
+    place, listed = 0, 0
+    for b in range(count):
+        for t in range(tiles):
+            table[b * tiles + t, 0], table[b * tiles + t, 1] = place, listed
+            own = factors[b, t * tile // sharing]
+            for j in range(64):
+                word = np.int64(words[t * groups // tiles, b * 64 + j])
+                factor = own[j if own.size == 64 else 0]
+                inverse = np.float32(1) / factor
+                scale, zero = float_of(word << 16 & 0xFFFFFFFF) * inverse, float_of(word & 0xFFFF0000) * inverse
+                lines[0, j], lines[1, j] = factor, scale
+                lines[2, j], lines[3, j] = zero - offsets[0] * scale, zero - offsets[1] * scale
+            for k in range(t * tile, (t + 1) * tile):
+                odd[b, k] = _column(blocks[b, k], codes[b, k], lines, needs, bits)
+                for plane in range(1 + MOST):
+                    place = append(stream.ctypes.data, place, bits[plane], needs[plane])
+                mask = odd[b, k]
+                while mask != 0:
+                    mask &= mask - 1
+                    listed += 1
+    table[count * tiles, 0], table[count * tiles, 1] = place, listed
+
+
+@compiled
+def _column(weights: Any, codes: Any, lines: Any, needs: Any, bits: Any) -> int:
+    """Which rows of a column have which bits, the side first, and what they are; returns which rows are exceptions."""
+    needs[:] = 0
+    bits[:] = 0
+    odd = 0
+    for j in range(64):
+        word = np.int64(weights[j])
+        number = word_of(float_of(word << 16) / lines[0, j])
+        number = number + 0x7FFFF + (number >> BELOW_PATTERN & 1) >> BELOW_PATTERN
+        back = word_of(float_of(number << BELOW_PATTERN) * lines[0, j])
+        back = back + 0x7FFF + (back >> 16 & 1) >> 16
+        size, zero = number & 0x7FF, word & 0x7FFF == 0
+        # a number that is too small to be a usual one may be none to some processors
+        tells = back == word and (zero or (back & 0x7F80 != 0 and size >> 3 != 0))
+        product = np.float32(codes[j]) * lines[1, j]
+        low, high = word_of(product + lines[2, j]) >> BELOW_PATTERN, word_of(product + lines[3, j]) >> BELOW_PATTERN
+        straddles = (low ^ high) >> 11
+        first, last = low & 0x7FF, high & 0x7FF
+        side = ((number ^ high) >> 11) & 1
+        far = max(first, last)
+        most = max(abs(first - last) - 1, 0)
+        if straddles:
+            # What is taken from less than it is turns the end's sign: a zero then counts from the other one.
+            if zero and (first if side else last) < ZERO:
+                side = 1 - side
+            far, most = first if side else last, ZERO
+            tells = tells and not (zero and far >= ZERO and side != (((number ^ high) >> 11) & 1))
+        elif side:
+            tells = False
+        held = MOST
+        while held > 0 and most >> held - 1 == 0:
+            held -= 1
+        place = far - size
+        if zero:
+            place = ZERO
+            tells = tells and held == MOST and (straddles == 1 or far >= ZERO)
+        elif place < 0 or place >= 1 << held or (place == ZERO and held == MOST):
+            tells = False
+        if not tells:
+            odd |= 1 << j
+            place = 0
+        needs[0] |= straddles << j
+        bits[0] |= side << j
+        for bit in range(held):
+            needs[1 + bit] |= 1 << j
+            bits[1 + bit] |= (place >> bit & 1) << j
+    return odd
+
+
+def decode(residual: Residual, codes: Tensor, scales: Tensor, factors: Factors, out: Tensor) -> None:
+    """Write the blocks into `out`, bfloat16 [nb, K, 64], by torch alone, on any device."""
+    count, columns, _ = out.shape
+    tile = tile_of(columns, scales.shape[0], codes.shape[2] // 8, factors.columns)
+    starts = residual.table[:, 0].to(torch.int64)[:: columns // tile]
+    few = max(TOGETHER // (columns * BLOCK), 1)
+    for first in range(0, count, few):
+        own = slice(first, min(first + few, count))
+        part = scales[:, own.start * BLOCK : own.stop * BLOCK], Factors(factors.values[own], factors.columns)
+        out[own] = _decoded(codes[own], *part, residual.stream, starts[first])
+    table = residual.table[:, 1].to(torch.int64)
+    which = torch.repeat_interleave(table.diff(), output_size=len(residual.exceptions))
+    listed = residual.exceptions.to(torch.int64)
+    out.view(torch.int16).view(-1)[which * tile * BLOCK + listed[:, 0]] = listed[:, 1].to(torch.int16)
+
+
+def _decoded(codes: Tensor, scales: Tensor, factors: Factors, stream: Tensor, start: Tensor) -> Tensor:
+    """Blocks whose bits begin at bit `start` of the stream, but for exceptions."""
+    count, columns = codes.shape[:2]
+    own = factors.values.repeat_interleave(factors.columns, 1)[:, :columns] if factors.values.shape[1] > 1 else factors.values
+    inverse = 1 / own
+    units = scales.view(scales.shape[0], count, BLOCK, 2).to(torch.float32).permute(3, 1, 0, 2)
+    scale, zero = (each.repeat_interleave(columns // scales.shape[0], 1) * inverse for each in units)
+    bits = codes.shape[2] // 8
+    centre, half = 1 << bits - 1, 0.5 + WIDER[bits]
+    product = columns_of(codes).to(torch.float32) * scale
+    low, high = (_pattern(product + (zero - (centre + each) * scale)) for each in (half, -half))
+    straddles = (low ^ high) < 0
+    span = high - low
+    most = torch.where(straddles, ZERO, span.abs() - 1)
+    needs = torch.stack([straddles, *(most >= 1 << bit for bit in range(MOST))], 2)
+    places = needs.view(-1).cumsum(0).view(needs.shape) - 1 + start
+    # there is something behind the last bit
+    found = (stream.index_select(0, (places.clamp_(min=0) >> 3).view(-1)).view(needs.shape) >> (places & 7).to(torch.uint8)) & 1
+    found *= needs
+    lower = torch.where(straddles, found[:, :, 0] != 0, span < 0)
+    place = sum((found[:, :, 1 + bit].to(torch.int32) << bit for bit in range(MOST)), torch.zeros_like(low))
+    number = torch.where(lower, low, high) - place << BELOW_PATTERN
+    number = torch.where(place == ZERO, number & -(1 << 31), number)
+    return (number.view(torch.float32) * own).to(torch.bfloat16)
+
+
+def _pattern(numbers: Tensor) -> Tensor:
+    """The patterns of float32, each with its sign in all higher bits."""
+    return numbers.contiguous().view(torch.int32) >> BELOW_PATTERN
