@@ -25,19 +25,21 @@ def tile_reader(bits: int, width: int, shared: bool) -> Any:
     """What reads a tile by vectors of `width` bytes, also where the kernels of this machine would take others."""
 
     @intrinsic
-    def read(typing: Any, codes: Any, scales: Any, stream: Any, start: Any, columns: Any, out: Any, factors: Any) -> Any:
+    def read(
+        typing: Any, codes: Any, scales: Any, dense: Any, stream: Any, start: Any, columns: Any, out: Any, factors: Any
+    ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            codes, scales, stream, start, columns, out, factors = arguments
+            codes, scales, dense, stream, start, columns, out, factors = arguments
             tile = EighthsTile(context, builder, bits, scales, width, factors, shared)
-            return tile.read(codes, stream, stream, start, columns, out)
+            return tile.read(codes, dense, stream, start, columns, out)
 
-        return types.int64(*[types.int64] * 7), generate
+        return types.int64(*[types.int64] * 8), generate
 
     made: Any = read
 
     @numba.njit
-    def call(codes: int, scales: int, stream: int, start: int, columns: int, out: int, factors: int) -> int:
-        return int(made(codes, scales, stream, start, columns, out, factors))
+    def call(codes: int, scales: int, dense: int, stream: int, start: int, columns: int, out: int, factors: int) -> int:
+        return int(made(codes, scales, dense, stream, start, columns, out, factors))
 
     return call
 
@@ -58,7 +60,8 @@ def test_tiles_come_back_but_for_their_exceptions(spec: str, shared: bool, width
     values = torch.cat((factors.values.view(-1), torch.ones(64)))
     for t in range(192 // tile):
         after = read(
-            codes.data_ptr() + t * tile * 8 * bits, scales[t * len(scales) // (192 // tile)].data_ptr(), made.stream.data_ptr(),
+            codes.data_ptr() + t * tile * 8 * bits, scales[t * len(scales) // (192 // tile)].data_ptr(),
+            made.dense.data_ptr() + t * tile * (made.dense.numel() // 192), made.stream.data_ptr(),
             int(table[t, 0]), tile, out.data_ptr() + t * tile * 128,
             values.data_ptr() + t * tile // 64 * factors.values.shape[2] * 4,
         )  # fmt: skip

@@ -1,13 +1,13 @@
 """Only what a copy leaves open of weights that are published in FP8: the place of a weight's own code among those in its bin.
 
-A part is a header of 64 bytes, the factors of its weights, the table of tiles, the stream and the exceptions
+A part is a header of 64 bytes, the factors of its weights, the table of tiles, the dense part, the stream and the exceptions
 (`kernels.eighths_coding`), each at a multiple of 64 bytes. What would not be smaller is kept as it is, behind the same header."""
 
 import torch
 from torch import Tensor
 
 from ..kernels import eighths_coding, residual
-from ..kernels.eighths import BYTES_OF_FACTORS
+from ..kernels.eighths import BYTES_OF_FACTORS, DENSE
 from ..kernels.eighths_coding import Factors
 from ..kernels.exact_operand import Operand
 from ..kernels.pack import flat
@@ -41,7 +41,7 @@ class Fp8(Verbatim):
         made = eighths_coding.encode(blocks, substitute["codes"], substitute["scales"], own)
         if made is not None:
             values = torch.cat((flat(own.values.contiguous()), torch.zeros(BYTES_OF_FACTORS, dtype=torch.uint8)))
-            sections = [values, flat(made.table), flat(made.stream.contiguous()), flat(made.exceptions)]
+            sections = [values, *(flat(each.contiguous()) for each in (made.table, made.dense, made.stream, made.exceptions))]
             places = [HEADER]
             for section in sections:
                 places.append(places[-1] + padded(section.numel()))
@@ -89,10 +89,11 @@ def _opened(part: Encoded) -> tuple[Residual, Factors] | Tensor:
         return data[HEADER:].view(part.dtype).view(part.shape)
     sections, place = [], HEADER
     factors = part.count * groups * rows * 4
-    for size in (factors + BYTES_OF_FACTORS, tiles * 8, stream, exceptions * 4):
+    dense = 8 * DENSE[part.substitute["codes"].shape[2] // 8]
+    for size in (factors + BYTES_OF_FACTORS, tiles * 8, part.count * part.columns * dense, stream, exceptions * 4):
         sections.append(data[place : place + size])
         place += padded(size)
     assert kind == PLACES and place == data.numel(), f"a residual of {data.numel()} bytes has {place}, kind {kind}"
     values = sections[0][:factors].view(torch.float32).view(part.count, groups, rows)
-    table, listed = sections[1].view(torch.uint32).view(-1, 2), sections[3].view(torch.uint16).view(-1, 2)
-    return Residual(data[:0], sections[2], table, listed), Factors(values, sharing)
+    table, listed = sections[1].view(torch.uint32).view(-1, 2), sections[4].view(torch.uint16).view(-1, 2)
+    return Residual(sections[2], sections[3], table, listed), Factors(values, sharing)

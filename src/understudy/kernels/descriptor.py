@@ -46,6 +46,8 @@ class ResidualBlocks(Descriptor):
         ("stream", NUMBER),
         ("table", NUMBER),
         ("exceptions", NUMBER),
+        # of the dense part, for a column
+        ("dense_bytes", NUMBER),
         # of a code: 2, 3, 4, 6 or 8; 0: there is no residual, but codes in MXFP4 (`fours`) at `dense`, their exponents at `stream`
         ("bits", NUMBER),
         # address of machine code that reads a tile in the place of what `bits` say (`eighths.reader`); 0: there is none
@@ -63,9 +65,10 @@ class TileRun(Descriptor):
 
     __slots__ = ()
     _fields_ = (
-        # addresses of the tile's codes, scales [64, 2] and of the stream, and its first bit there
+        # addresses of the tile's codes, scales [64, 2] and dense part, and of the stream, and its first bit there
         ("codes", NUMBER),
         ("scales", NUMBER),
+        ("dense", NUMBER),
         ("stream", NUMBER),
         ("start", NUMBER),
         ("columns", NUMBER),

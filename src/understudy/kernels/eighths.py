@@ -3,7 +3,7 @@
 In units of its scale a weight that is published in FP8 is a float of three bits behind the point, eight to a doubling. Its pattern
 is the upper 12 bits of that float32. The code of its copy stands for a bin of such numbers, and a weight is its place among them,
 counted from the bin's far end: what `residual_packed` does with patterns of 16 bits is done with these. A bin of n numbers takes as
-many bits as n - 1 has, MOST at most, all of them in the stream; where it straddles zero it takes MOST bits, and one for the side.
+many bits as n - 1 has (DENSE at least, MOST at most); where it straddles zero it takes MOST bits, and one for the side.
 The last place that MOST bits can say is a zero. What is found is multiplied by the scale in float32 and rounded to bfloat16.
 
 Bins are WIDER by a little than their codes say: a weight was rounded before its copy was made."""
@@ -30,6 +30,8 @@ WIDER = {2: 1 / 64, 3: 1 / 64, 4: 1 / 64, 6: 1 / 32, 8: 1 / 4}
 # bits of a float32 below its pattern
 BELOW_PATTERN = 20
 BYTES_OF_FACTORS = 256
+# bits every weight's place has, by bits of a code: 8 bytes each for a column
+DENSE = {2: 3, 3: 2, 4: 1, 6: 0, 8: 0}
 
 
 class EighthsTile(PackedTile):
@@ -51,6 +53,7 @@ class EighthsTile(PackedTile):
             self.store(own, self.at(self.factors, 64 * v), 4)
             self.store(b.fdiv(self.all(FLOATS, 1.0), own), self.at(self.inverse, 64 * v), 4)
         super().__init__(context, builder, bits, scales, width)
+        self.shift = 0
         self.table = self.changes(one) if shared and has("avx2") else None
         # vectors of factors in the order in which weights are multiplied by them
         self.brains = width == 64 and has("avx512bf16", "avx512bw")
@@ -82,7 +85,7 @@ class EighthsTile(PackedTile):
         return b.add(numbers, b.bitcast(found, self.halves))
 
     def form(self) -> tuple[int, tuple[int | str, ...]]:
-        return 0, (*range(MOST), SIDE, BELOW)
+        return DENSE[self.bits], (*range(MOST), SIDE, BELOW)
 
     def in_units(self, number: Any, run: int, part: int) -> Any:
         inverse = self.load(self.at(self.inverse, 4 * self.width * run), Vector(FLOAT, self.width), 4)
@@ -155,18 +158,18 @@ def tile_reader(bits: int) -> Any:
 
     @intrinsic
     def read_tile(
-        typing: Any, codes: Any, scales: Any, stream: Any, start: Any, columns: Any, out: Any, factors: Any, step: Any
+        typing: Any, codes: Any, scales: Any, dense: Any, stream: Any, start: Any, columns: Any, out: Any, factors: Any, step: Any
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            codes, scales, stream, start, columns, out, factors, step = arguments
+            codes, scales, dense, stream, start, columns, out, factors, step = arguments
             with builder.if_else(builder.icmp_signed("==", step, LONG(0))) as ways:
                 for way, shared in zip(ways, (True, False), strict=True):
                     with way:
                         tile = EighthsTile(context, builder, bits, scales, widest(), factors, shared)
-                        tile.read(codes, stream, stream, start, columns, out)
+                        tile.read(codes, dense, stream, start, columns, out)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(*[types.int64] * 9), generate
 
     return read_tile
 
@@ -176,27 +179,27 @@ _read_2, _read_3, _read_4, _read_6, _read_8 = map(tile_reader, (2, 3, 4, 6, 8))
 
 def _of_2(argument: Any) -> None:
     run = tile_run(argument)
-    _read_2(run.codes, run.scales, run.stream, run.start, run.columns, run.out, run.factors, run.step)
+    _read_2(run.codes, run.scales, run.dense, run.stream, run.start, run.columns, run.out, run.factors, run.step)
 
 
 def _of_3(argument: Any) -> None:
     run = tile_run(argument)
-    _read_3(run.codes, run.scales, run.stream, run.start, run.columns, run.out, run.factors, run.step)
+    _read_3(run.codes, run.scales, run.dense, run.stream, run.start, run.columns, run.out, run.factors, run.step)
 
 
 def _of_4(argument: Any) -> None:
     run = tile_run(argument)
-    _read_4(run.codes, run.scales, run.stream, run.start, run.columns, run.out, run.factors, run.step)
+    _read_4(run.codes, run.scales, run.dense, run.stream, run.start, run.columns, run.out, run.factors, run.step)
 
 
 def _of_6(argument: Any) -> None:
     run = tile_run(argument)
-    _read_6(run.codes, run.scales, run.stream, run.start, run.columns, run.out, run.factors, run.step)
+    _read_6(run.codes, run.scales, run.dense, run.stream, run.start, run.columns, run.out, run.factors, run.step)
 
 
 def _of_8(argument: Any) -> None:
     run = tile_run(argument)
-    _read_8(run.codes, run.scales, run.stream, run.start, run.columns, run.out, run.factors, run.step)
+    _read_8(run.codes, run.scales, run.dense, run.stream, run.start, run.columns, run.out, run.factors, run.step)
 
 
 @cache

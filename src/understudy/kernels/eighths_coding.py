@@ -1,8 +1,9 @@
 """Whole blocks of weights that are few numbers times a scale, beside a copy: what `eighths` reads tile by tile, and how it is made.
 
 A tile is one block's columns of one group of the copy that also share their factors. Of each column's places in their bins the
-stream has, for the rows that have one, the side (1: not that of the upper end), bit 0, ... bit 5, rows in order. A weight that is
-no such number times its factor, or lies outside its code's bin, is an exception, as in `residual`."""
+dense part has the first DENSE bits of all rows, 8 bytes each, and the stream, for the rows that have one, the side (1: not that of
+the upper end), then the next bit, ... bit 5, rows in order. A weight that is no such number times its factor, or lies outside its
+code's bin, is an exception, as in `residual`."""
 
 import math
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from torch import Tensor
 from .bit_stream import append_bits
 from .compiled import bits, compiled, float_of, word_of
 from .descriptor import ResidualBlocks
-from .eighths import BELOW_PATTERN, MOST, WIDER, ZERO, reader
-from .pack import BLOCK, columns_of
+from .eighths import BELOW_PATTERN, DENSE, MOST, WIDER, ZERO, reader
+from .pack import BLOCK, columns_of, flat
 from .residual import SLACK, Residual, list_exceptions, tile_columns
 from .residual import described as residual_described
 from .vector import Code
@@ -52,7 +53,7 @@ class Factors:
 
 
 def encode(blocks: Tensor, codes: Tensor, scales: Tensor, factors: Factors) -> Residual | None:
-    """The residual, without a dense part, of bfloat16 `blocks` [nb, K, 64] beside `codes` [nb, K, 8 * bits] and `scales` [groups,
+    """The residual of bfloat16 `blocks` [nb, K, 64] beside `codes` [nb, K, 8 * bits] and `scales` [groups,
     nb * 64, 2]; None where tiles would be too small, or factors or scales are out of range."""
     count, columns, _ = blocks.shape
     width, sizes = codes.shape[2] // 8, factors.values
@@ -62,21 +63,23 @@ def encode(blocks: Tensor, codes: Tensor, scales: Tensor, factors: Factors) -> R
         return None
     if not largest / float(sizes.min()) <= LARGEST:
         return None
+    dense = torch.zeros((count, columns, DENSE[width]), dtype=torch.int64)
     stream = torch.zeros(count * columns * 8 * (1 + MOST) + SLACK, dtype=torch.uint8)
     table = torch.zeros((count * (columns // tile) + 1, 2), dtype=torch.int64)
     odd = torch.zeros((count, columns), dtype=torch.int64)
     words = bits(scales.contiguous()).view(np.uint32)[..., 0]
     own = bits(blocks.contiguous())
+    of_tiles = sizes.index_select(1, torch.arange(0, columns, tile) // factors.columns)
     centre, half = 1 << width - 1, 0.5 + WIDER[width]
     offsets = np.array([centre + half, centre - half], np.float32)
     _encode(
-        own, columns_of(codes).contiguous().numpy(), words, offsets, sizes.numpy(), factors.columns,
-        stream.numpy(), table.numpy(), odd.numpy(),
+        own, columns_of(codes).contiguous().numpy(), words, offsets, of_tiles.contiguous().numpy(),
+        dense.numpy(), stream.numpy(), table.numpy(), odd.numpy(),
     )  # fmt: skip
     exceptions = torch.zeros((int(table[-1, 1]), 2), dtype=torch.uint16)
     list_exceptions(own, odd.numpy(), tile, exceptions.numpy())
     used = -(-int(table[-1, 0]) // 8) + SLACK
-    return Residual(torch.empty(0, dtype=torch.uint8), stream[:used], table.to(torch.uint32), exceptions)
+    return Residual(flat(dense), stream[:used], table.to(torch.uint32), exceptions)
 
 
 def tile_of(columns: int, groups: int, bits: int, sharing: int) -> int:
@@ -89,6 +92,7 @@ def described(residual: Residual, codes: Tensor, scales: Tensor, factors: Factor
     """The blocks that `codes`, `residual` and `factors` stand for, as kernels take them. They hold as long as all those tensors."""
     made = residual_described(residual, codes, scales)
     tile = tile_of(made.columns, scales.shape[0], made.bits, factors.columns)
+    made.dense_bytes = 8 * DENSE[made.bits]
     made.sharing = made.group // tile
     made.group = tile
     made.reader = reader(made.bits)
@@ -113,20 +117,21 @@ append: Any = _append
 
 @compiled
 def _encode(
-    blocks: Any, codes: Any, words: Any, offsets: Any, factors: Any, sharing: int, stream: Any, table: Any, odd: Any
+    blocks: Any, codes: Any, words: Any, offsets: Any, factors: Any, dense: Any, stream: Any, table: Any, odd: Any
 ) -> None:
-    """Fill stream and table; `odd` int64 [nb, K]: bit j is set where row j of a column is an exception. `offsets`: by how much a
-    code is more than the lower and the upper end of its bin."""
+    """Fill dense part, stream and table; `odd` int64 [nb, K]: bit j is set where row j of a column is an exception.
+
+    offsets: by how much a code is more than the lower and the upper end of its bin. factors: [nb, tiles, 1 or 64]."""
     count, columns, _ = blocks.shape
     groups, tiles = words.shape[0], (table.shape[0] - 1) // count
     tile = columns // tiles
     lines = np.empty((4, 64), np.float32)
     needs, bits = np.empty(1 + MOST, np.int64), np.empty(1 + MOST, np.int64)
-    place, listed = 0, 0
+    place, listed, always = 0, 0, dense.shape[2]
     for b in range(count):
         for t in range(tiles):
             table[b * tiles + t, 0], table[b * tiles + t, 1] = place, listed
-            own = factors[b, t * tile // sharing]
+            own = factors[b, t]
             for j in range(64):
                 word = np.int64(words[t * groups // tiles, b * 64 + j])
                 factor = own[j if own.size == 64 else 0]
@@ -135,7 +140,10 @@ def _encode(
                 lines[0, j], lines[1, j] = factor, scale
                 lines[2, j], lines[3, j] = zero - offsets[0] * scale, zero - offsets[1] * scale
             for k in range(t * tile, (t + 1) * tile):
-                odd[b, k] = _column(blocks[b, k], codes[b, k], lines, needs, bits)
+                odd[b, k] = _column(blocks[b, k], codes[b, k], lines, always, needs, bits)
+                for bit in range(always):
+                    dense[b, k, bit] = bits[1 + bit]
+                    needs[1 + bit] = 0
                 for plane in range(1 + MOST):
                     place = append(stream.ctypes.data, place, bits[plane], needs[plane])
                 mask = odd[b, k]
@@ -146,8 +154,9 @@ def _encode(
 
 
 @compiled
-def _column(weights: Any, codes: Any, lines: Any, needs: Any, bits: Any) -> int:
-    """Which rows of a column have which bits, the side first, and what they are; returns which rows are exceptions."""
+def _column(weights: Any, codes: Any, lines: Any, always: int, needs: Any, bits: Any) -> int:
+    """Which rows of a column have which bits, the side first, and what they are; returns which rows are exceptions. Each row has
+    the first `always` bits."""
     needs[:] = 0
     bits[:] = 0
     odd = 0
@@ -176,7 +185,7 @@ def _column(weights: Any, codes: Any, lines: Any, needs: Any, bits: Any) -> int:
         elif side:
             tells = False
         held = MOST
-        while held > 0 and most >> held - 1 == 0:
+        while held > always and most >> held - 1 == 0:
             held -= 1
         place = far - size
         if zero:
@@ -200,18 +209,19 @@ def decode(residual: Residual, codes: Tensor, scales: Tensor, factors: Factors, 
     count, columns, _ = out.shape
     tile = tile_of(columns, scales.shape[0], codes.shape[2] // 8, factors.columns)
     starts = residual.table[:, 0].to(torch.int64)[:: columns // tile]
+    dense = residual.dense.view(count, columns, -1)
     few = max(TOGETHER // (columns * BLOCK), 1)
     for first in range(0, count, few):
         own = slice(first, min(first + few, count))
         part = scales[:, own.start * BLOCK : own.stop * BLOCK], Factors(factors.values[own], factors.columns)
-        out[own] = _decoded(codes[own], *part, residual.stream, starts[first])
+        out[own] = _decoded(codes[own], *part, dense[own], residual.stream, starts[first])
     table = residual.table[:, 1].to(torch.int64)
     which = torch.repeat_interleave(table.diff(), output_size=len(residual.exceptions))
     listed = residual.exceptions.to(torch.int64)
     out.view(torch.int16).view(-1)[which * tile * BLOCK + listed[:, 0]] = listed[:, 1].to(torch.int16)
 
 
-def _decoded(codes: Tensor, scales: Tensor, factors: Factors, stream: Tensor, start: Tensor) -> Tensor:
+def _decoded(codes: Tensor, scales: Tensor, factors: Factors, dense: Tensor, stream: Tensor, start: Tensor) -> Tensor:
     """Blocks whose bits begin at bit `start` of the stream, but for exceptions."""
     count, columns = codes.shape[:2]
     own = factors.values.repeat_interleave(factors.columns, 1)[:, :columns] if factors.values.shape[1] > 1 else factors.values
@@ -225,16 +235,26 @@ def _decoded(codes: Tensor, scales: Tensor, factors: Factors, stream: Tensor, st
     straddles = (low ^ high) < 0
     span = high - low
     most = torch.where(straddles, ZERO, span.abs() - 1)
-    needs = torch.stack([straddles, *(most >= 1 << bit for bit in range(MOST))], 2)
+    always = DENSE[bits]
+    needs = torch.stack([straddles, *(most >= 1 << bit for bit in range(always, MOST))], 2)
     places = needs.view(-1).cumsum(0).view(needs.shape) - 1 + start
     # there is something behind the last bit
     found = (stream.index_select(0, (places.clamp_(min=0) >> 3).view(-1)).view(needs.shape) >> (places & 7).to(torch.uint8)) & 1
     found *= needs
     lower = torch.where(straddles, found[:, :, 0] != 0, span < 0)
-    place = sum((found[:, :, 1 + bit].to(torch.int32) << bit for bit in range(MOST)), torch.zeros_like(low))
+    place = torch.zeros_like(low)
+    for bit in range(MOST):
+        own_bit = _rows_of(dense[:, :, 8 * bit : 8 * bit + 8]) if bit < always else found[:, :, 1 + bit - always]
+        place |= own_bit.to(torch.int32) << bit
     number = torch.where(lower, low, high) - place << BELOW_PATTERN
     number = torch.where(place == ZERO, number & -(1 << 31), number)
     return (number.view(torch.float32) * own).to(torch.bfloat16)
+
+
+def _rows_of(eights: Tensor) -> Tensor:
+    """The bits of 8 bytes, a byte each: [..., 8] to [..., 64]."""
+    places = torch.arange(8, dtype=torch.uint8, device=eights.device)
+    return (eights[..., None] >> places & 1).flatten(-2)
 
 
 def _pattern(numbers: Tensor) -> Tensor:

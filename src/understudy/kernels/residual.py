@@ -32,8 +32,6 @@ SMALL = 1 << 16
 SLACK = 16
 # columns of a tile of codes of 8 bits; fewer where they do not divide a weight's columns
 TILES = (128, 64, 32)
-# `DENSE` as kernels take it, by bits of a code
-DENSE_OF = tuple(DENSE.get(bits, 0) for bits in range(9))
 carray: Any = numpy_support.carray
 
 _read_2, _read_3, _read_4, _read_6, _read_8 = map(tile_reader, (2, 3, 4, 6, 8))
@@ -111,6 +109,7 @@ def described(residual: Residual, codes: Tensor, scales: Tensor) -> ResidualBloc
         codes=codes.data_ptr(),
         scales=scales.data_ptr(),
         dense=residual.dense.data_ptr(),
+        dense_bytes=8 * DENSE[width // 8],
         stream=residual.stream.data_ptr(),
         table=residual.table.data_ptr(),
         exceptions=residual.exceptions.data_ptr(),
@@ -168,7 +167,7 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
     exceptions = carray(uint16_at(blocks.exceptions), (table[tiles, 1], 2))
     tile, first = b * groups + g, b * columns + g * group
     codes, scales = blocks.codes + first * 8 * bits, blocks.scales + g // blocks.sharing * blocks.scales_stride + b * 256
-    dense, stream, start = blocks.dense + first * 8 * DENSE_OF[bits], blocks.stream, np.int64(table[tile, 0])
+    dense, stream, start = blocks.dense + first * blocks.dense_bytes, blocks.stream, np.int64(table[tile, 0])
     # Scales of the next group lie too far from these for the processor to foresee them.
     if blocks.scales_stride != 0:
         prefetch(scales + blocks.scales_stride, 4)
@@ -178,7 +177,7 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
         step = 4 if blocks.factor_rows == 64 else 0
         per_block = -(-columns // blocks.factor_columns)
         factors = blocks.factors + (b * per_block + g * group // blocks.factor_columns) * blocks.factor_rows * 4
-        _read_by(blocks.reader, (codes, scales, stream, start, group, out, factors, step))
+        _read_by(blocks.reader, (codes, scales, dense, stream, start, group, out, factors, step))
     elif bits == 4:
         _read_4(codes, scales, dense, stream, start, group, out)
     elif bits == 3:

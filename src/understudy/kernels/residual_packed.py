@@ -50,6 +50,8 @@ class PackedTile(ByteVectors):
     def __init__(self, context: Any, builder: Any, bits: int, scales: Any, width: int) -> None:
         super().__init__(context, builder, bits, width)
         self.dense, self.masks = self.form()
+        # by how many bits `bins` shortens the largest places, so that they fit a byte
+        self.shift = self.dense
         # bytes that are kept of a column: the masks, and two ends for each of 64 rows
         self.kept = 8 * len(self.masks) + 256
         # for each vector of floats (`rows`): scale, what is added for the lower and for the upper end
@@ -118,7 +120,7 @@ class PackedTile(ByteVectors):
         for name, runs in ((SIDE, straddles), (BELOW, below)):
             self.store(self.mask([b.icmp_signed("<", run, self.all(self.run, 0)) for run in runs]), self.mask_at(kept, name), 8)
         for bit in range(self.dense, self.most):
-            having = [b.icmp_signed(">", each, self.all(self.run, (1 << bit - self.dense) - 1)) for each in most]
+            having = [b.icmp_signed(">", each, self.all(self.run, (1 << bit - self.shift) - 1)) for each in most]
             self.store(self.mask(having), self.mask_at(kept, bit), 8)
 
     def take(self, dense: Any, stream: Any, place: Any, kept: Any) -> Any:
@@ -129,9 +131,8 @@ class PackedTile(ByteVectors):
         for bit in range(4 if self.dense >= 4 else 0, self.dense):
             self.store(self.load(self.at(dense, 8 * bit), LONG), self.mask_at(kept, bit), 8)
         masks = {SIDE: straddles} | {bit: self.load(self.mask_at(kept, bit), LONG, 8) for bit in range(self.dense, self.most)}
-        # No bit is in more places than the one before it.
-        counts = [counted(self, masks[name]) for name in (SIDE, self.dense + 1)]
-        few = b.and_(*(b.icmp_unsigned("<=", count, LONG(FEW)) for count in counts))
+        # No bit is in more places than the one before it, and each side is in a place that has all bits.
+        few = b.icmp_unsigned("<=", counted(self, masks[self.dense + 1]), LONG(FEW))
         ends = []
         with b.if_else(few, likely=True) as ways:
             for way, shorter in zip(ways, (True, False), strict=True):
