@@ -92,6 +92,14 @@ def test_zeros_take_no_more_than_other_weights(share: float) -> None:
     assert len(made.exceptions) < blocks.numel() / 100
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_rows_of_zeros_are_no_exceptions(alike: bool) -> None:
+    """As they fill the last block up."""
+    blocks, factors = weights(70, 512, 128, alike=alike)
+    made = returned(blocks, factors, quantizer("int4").quantize(unblock(blocks, 70)))
+    assert len(made.exceptions) < blocks.numel() / 100
+
+
 def test_tiles_share_scales_and_factors() -> None:
     assert tile_of(512, 8, 4, 128) == 64 and tile_of(512, 8, 4, 32) == 32 and tile_of(576, 9, 4, 96) == 32
     assert tile_of(512, 8, 4, 512) == 64 and tile_of(96, 3, 4, 96) == 32 and tile_of(512, 1, 8, 128) == 128

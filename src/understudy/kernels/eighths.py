@@ -75,14 +75,17 @@ class EighthsTile(PackedTile):
 
     def changed(self, patterns: Any, numbers: Any) -> Any:
         """`numbers`, bfloat16 with these patterns, times the factor of all rows."""
-        b = self.b
+        b, none = self.b, self.all(self.halves, 0)
+        # rows that are all zeros, such as fill the last block up, have no bins but zero
+        there = b.icmp_unsigned("!=", patterns, none)
         if self.width == 64:
-            return b.add(numbers, self.intrinsic("llvm.x86.avx512.permvar.hi.512", self.halves, self.table, patterns))
+            found = self.intrinsic("llvm.x86.avx512.permvar.hi.512", self.halves, self.table, patterns)
+            return b.add(numbers, b.select(there, found, none))
         # each byte of a number says where a byte of its change lies
         places = b.mul(b.and_(patterns, self.all(self.halves, 7)), self.all(self.halves, 0x0202))
         places = b.bitcast(b.add(places, self.all(self.halves, 0x0100)), self.run)
         found = self.intrinsic("llvm.x86.avx2.pshuf.b", self.run, b.bitcast(self.table, self.run), places)
-        return b.add(numbers, b.bitcast(found, self.halves))
+        return b.add(numbers, b.select(there, b.bitcast(found, self.halves), none))
 
     def form(self) -> tuple[int, tuple[int | str, ...]]:
         return DENSE[self.bits], (*range(MOST), SIDE, BELOW)

@@ -28,6 +28,8 @@ from .vector import Code
 LEAST = 8
 # Factors outside of these, and ends of bins beyond the second one, might not be finite in units of each other.
 SMALLEST, LARGEST = 2.0**-80, 2.0**80
+# how many bits the numbers up to ZERO have
+HELD = np.array([number.bit_length() for number in range(ZERO + 1)])
 # weights that are decoded at once by torch
 TOGETHER = 1 << 18
 
@@ -125,7 +127,7 @@ def _encode(
     count, columns, _ = blocks.shape
     groups, tiles = words.shape[0], (table.shape[0] - 1) // count
     tile = columns // tiles
-    lines = np.empty((4, 64), np.float32)
+    lines = np.empty((5, 64), np.float32)
     needs, bits = np.empty(1 + MOST, np.int64), np.empty(1 + MOST, np.int64)
     place, listed, always = 0, 0, dense.shape[2]
     for b in range(count):
@@ -137,7 +139,7 @@ def _encode(
                 factor = own[j if own.size == 64 else 0]
                 inverse = np.float32(1) / factor
                 scale, zero = float_of(word << 16 & 0xFFFFFFFF) * inverse, float_of(word & 0xFFFF0000) * inverse
-                lines[0, j], lines[1, j] = factor, scale
+                lines[0, j], lines[1, j], lines[4, j] = factor, scale, inverse
                 lines[2, j], lines[3, j] = zero - offsets[0] * scale, zero - offsets[1] * scale
             for k in range(t * tile, (t + 1) * tile):
                 odd[b, k] = _column(blocks[b, k], codes[b, k], lines, always, needs, bits)
@@ -162,7 +164,7 @@ def _column(weights: Any, codes: Any, lines: Any, always: int, needs: Any, bits:
     odd = 0
     for j in range(64):
         word = np.int64(weights[j])
-        number = word_of(float_of(word << 16) / lines[0, j])
+        number = word_of(float_of(word << 16) * lines[4, j])
         number = number + 0x7FFFF + (number >> BELOW_PATTERN & 1) >> BELOW_PATTERN
         back = word_of(float_of(number << BELOW_PATTERN) * lines[0, j])
         back = back + 0x7FFF + (back >> 16 & 1) >> 16
@@ -184,11 +186,11 @@ def _column(weights: Any, codes: Any, lines: Any, always: int, needs: Any, bits:
             tells = tells and not (zero and far >= ZERO and side != (((number ^ high) >> 11) & 1))
         elif side:
             tells = False
-        held = MOST
-        while held > always and most >> held - 1 == 0:
-            held -= 1
+        held = max(HELD[min(most, ZERO)], always)
         place = far - size
-        if zero:
+        if zero and number == 0 and high == 0 and low == 0:
+            place = 0
+        elif zero:
             place = ZERO
             tells = tells and held == MOST and (straddles == 1 or far >= ZERO)
         elif place < 0 or place >= 1 << held or (place == ZERO and held == MOST):
@@ -198,8 +200,8 @@ def _column(weights: Any, codes: Any, lines: Any, always: int, needs: Any, bits:
             place = 0
         needs[0] |= straddles << j
         bits[0] |= side << j
-        for bit in range(held):
-            needs[1 + bit] |= 1 << j
+        for bit in range(MOST):
+            needs[1 + bit] |= (held > bit) << j
             bits[1 + bit] |= (place >> bit & 1) << j
     return odd
 
