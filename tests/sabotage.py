@@ -455,7 +455,7 @@ MUTATIONS = (
     Mutation("weights that are no codes of four bits are taken for such", "kernels/fours.py", "if not fits.all() or powers", "if powers", "tests/kernels/test_fours.py"),
     Mutation("weights in FP8 stream as others", "weights/encoding.py", "if chosen.form and forms != {chosen.form}:", "if chosen.form:", "tests/models/test_quantised.py"),
     Mutation("all rows have the factor of the first", "kernels/eighths_coding.py", "(own == own[:, :, :1]).all()", "True", "tests/kernels/test_eighths_coding.py"),
-    Mutation("a weight that is no number times its factor is none", "kernels/eighths_coding.py", "tells = back == word and", "tells =", "tests/kernels/test_eighths_coding.py"),
+    Mutation("a weight that is no number times its factor is none", "kernels/eighths_coding.py", "tells = (back == word) & (", "tells = (", "tests/kernels/test_eighths_coding.py"),
     Mutation("the last place of a wide bin is no zero", "kernels/eighths.py", "b.select(is_zero, sign, every)", "every", "tests/kernels/test_eighths.py"),
     Mutation("a device without a kernel for it takes FP8's codec", "devices/codec_speed.py", '"" if device.own_memory else form', "form", "tests/devices/test_codec_speed.py"),
     Mutation("weights in MXFP4 stream as others", "weights/encoding.py", "(form := next(iter(forms))) in OF_FORMS", "(form := next(iter(forms))) == 'none'", "tests/models/test_quantised.py"),

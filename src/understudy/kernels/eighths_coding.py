@@ -22,14 +22,12 @@ from .eighths import BELOW_PATTERN, DENSE, MOST, WIDER, ZERO, reader
 from .pack import BLOCK, columns_of, flat
 from .residual import SLACK, Residual, list_exceptions, tile_columns
 from .residual import described as residual_described
-from .vector import Code
+from .vector import BYTE, LONG, Code, Vector
 
 # columns that a tile has at least
 LEAST = 8
 # Factors outside of these, and ends of bins beyond the second one, might not be finite in units of each other.
 SMALLEST, LARGEST = 2.0**-80, 2.0**80
-# how many bits the numbers up to ZERO have
-HELD = np.array([number.bit_length() for number in range(ZERO + 1)])
 # weights that are decoded at once by torch
 TOGETHER = 1 << 18
 
@@ -128,7 +126,8 @@ def _encode(
     groups, tiles = words.shape[0], (table.shape[0] - 1) // count
     tile = columns // tiles
     lines = np.empty((5, 64), np.float32)
-    needs, bits = np.empty(1 + MOST, np.int64), np.empty(1 + MOST, np.int64)
+    found = np.empty((4, 64), np.uint8)
+    places = found.ctypes.data
     place, listed, always = 0, 0, dense.shape[2]
     for b in range(count):
         for t in range(tiles):
@@ -142,26 +141,28 @@ def _encode(
                 lines[0, j], lines[1, j], lines[4, j] = factor, scale, inverse
                 lines[2, j], lines[3, j] = zero - offsets[0] * scale, zero - offsets[1] * scale
             for k in range(t * tile, (t + 1) * tile):
-                odd[b, k] = _column(blocks[b, k], codes[b, k], lines, always, needs, bits)
+                _column(blocks[b, k], codes[b, k], lines, always, found)
+                odd[b, k] = rows_having(places + 192, 0)
                 for bit in range(always):
-                    dense[b, k, bit] = bits[1 + bit]
-                    needs[1 + bit] = 0
-                for plane in range(1 + MOST):
-                    place = append(stream.ctypes.data, place, bits[plane], needs[plane])
+                    dense[b, k, bit] = rows_having(places, bit)
+                sides = rows_having(places + 64, MOST)
+                place = append(stream.ctypes.data, place, rows_having(places + 128, 0), sides)
+                for bit in range(always, MOST):
+                    place = append(stream.ctypes.data, place, rows_having(places, bit), rows_having(places + 64, bit))
                 mask = odd[b, k]
                 while mask != 0:
                     mask &= mask - 1
                     listed += 1
     table[count * tiles, 0], table[count * tiles, 1] = place, listed
+    # numba drops what is not named any more
+    found[0, 0] = 0
 
 
 @compiled
-def _column(weights: Any, codes: Any, lines: Any, always: int, needs: Any, bits: Any) -> int:
-    """Which rows of a column have which bits, the side first, and what they are; returns which rows are exceptions. Each row has
-    the first `always` bits."""
-    needs[:] = 0
-    bits[:] = 0
-    odd = 0
+def _column(weights: Any, codes: Any, lines: Any, always: int, found: Any) -> None:
+    """Of each row of a column into `found` uint8 [4, 64]: its place; a bit for each bit that it has, one more than the bits of its
+    place where the bin straddles zero; the side; 1 for an exception. Each row has the first `always` bits. There are no branches,
+    so that LLVM makes vector code of it."""
     for j in range(64):
         word = np.int64(weights[j])
         number = word_of(float_of(word << 16) * lines[4, j])
@@ -170,40 +171,49 @@ def _column(weights: Any, codes: Any, lines: Any, always: int, needs: Any, bits:
         back = back + 0x7FFF + (back >> 16 & 1) >> 16
         size, zero = number & 0x7FF, word & 0x7FFF == 0
         # a number that is too small to be a usual one may be none to some processors
-        tells = back == word and (zero or (back & 0x7F80 != 0 and size >> 3 != 0))
+        tells = (back == word) & (zero | (back & 0x7F80 != 0) & (size >> 3 != 0))
         product = np.float32(codes[j]) * lines[1, j]
         low, high = word_of(product + lines[2, j]) >> BELOW_PATTERN, word_of(product + lines[3, j]) >> BELOW_PATTERN
-        straddles = (low ^ high) >> 11
-        first, last = low & 0x7FF, high & 0x7FF
-        side = ((number ^ high) >> 11) & 1
-        far = max(first, last)
-        most = max(abs(first - last) - 1, 0)
-        if straddles:
-            # What is taken from less than it is turns the end's sign: a zero then counts from the other one.
-            if zero and (first if side else last) < ZERO:
-                side = 1 - side
-            far, most = first if side else last, ZERO
-            tells = tells and not (zero and far >= ZERO and side != (((number ^ high) >> 11) & 1))
-        elif side:
-            tells = False
-        held = max(HELD[min(most, ZERO)], always)
+        first, last, straddles = low & 0x7FF, high & 0x7FF, (low ^ high) >> 11 & 1
+        side = (number ^ high) >> 11 & 1
+        own = first if side else last
+        # What is taken from less than it is turns the end's sign: a zero then counts from the other one.
+        turned = zero & (straddles == 1) & (own < ZERO)
+        taken = 1 - side if turned else side
+        own = first if taken else last
+        tells &= (not turned) | (own < ZERO)
+        far = own if straddles else max(first, last)
+        most = ZERO if straddles else abs(first - last) - 1
+        needs = (most >= 1) | (most >= 2) << 1 | (most >= 4) << 2 | (most >= 8) << 3 | (most >= 16) << 4 | (most >= 32) << 5
+        wide = most >= 32
+        tells &= (straddles == 1) | (side == 0)
+        nothing = zero & (number == 0) & (low == 0) & (high == 0)
         place = far - size
-        if zero and number == 0 and high == 0 and low == 0:
-            place = 0
-        elif zero:
-            place = ZERO
-            tells = tells and held == MOST and (straddles == 1 or far >= ZERO)
-        elif place < 0 or place >= 1 << held or (place == ZERO and held == MOST):
-            tells = False
-        if not tells:
-            odd |= 1 << j
-            place = 0
-        needs[0] |= straddles << j
-        bits[0] |= side << j
-        for bit in range(MOST):
-            needs[1 + bit] |= (held > bit) << j
-            bits[1 + bit] |= (place >> bit & 1) << j
-    return odd
+        fits = (place >= 0) & (place <= (needs | (1 << always) - 1)) & ((place != ZERO) | (not wide))
+        fits = wide & ((straddles == 1) | (far >= ZERO)) if zero else fits
+        place = ZERO if zero else place
+        fits, place = fits | nothing, 0 if nothing else place
+        tells &= fits
+        found[0, j] = place if tells else 0
+        found[1, j] = needs | straddles << MOST
+        found[2, j] = taken
+        found[3, j] = not tells
+
+
+@intrinsic
+def _rows_having(typing: Any, bytes_of_rows: Any, bit: Any) -> Any:
+    """64 bits, one a row: this bit of each of 64 bytes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code, (address, bit) = Code(context, builder), arguments
+        run, kind = code.load(address, Vector(BYTE, 64)), Vector(BYTE, 64)
+        mask = code.spread(builder.trunc(builder.shl(LONG(1), bit), BYTE), 64)
+        return builder.bitcast(builder.icmp_unsigned("!=", builder.and_(run, mask), code.all(kind, 0)), LONG)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+rows_having: Any = _rows_having
 
 
 def decode(residual: Residual, codes: Tensor, scales: Tensor, factors: Factors, out: Tensor) -> None:
