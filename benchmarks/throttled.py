@@ -32,13 +32,16 @@ def main() -> None:
     parser.add_argument("--link", type=float, default=0.5e9, help="bytes/s (0: as fast as it is)")
     parser.add_argument("--memory", default="3.5GB")
     parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--codecs", nargs="+", default=["raw", "delta"], help="the first is what others are compared with")
     given = parser.parse_args()
-    found = {name: passes(given.model, name, given.memory, given.link, given.passes) for name in ("raw", "delta")}
+    found = {name: passes(given.model, name, given.memory, given.link, given.passes) for name in given.codecs}
     for name, (seconds, nbytes, _) in found.items():
         print(f"{name:6} {seconds:6.2f} s a pass, {nbytes / 1e9:.2f} GB")
-    print(f"delta is {found['raw'][0] / found['delta'][0]:.2f} times as fast")
-    if found["raw"][2] != found["delta"][2]:
-        raise SystemExit("THE TEXTS DIFFER.")
+    first, *others = given.codecs
+    for name in others:
+        print(f"{name} is {found[first][0] / found[name][0]:.2f} times as fast as {first}")
+        if found[name][2] != found[first][2]:
+            raise SystemExit("THE TEXTS DIFFER.")
 
 
 if __name__ == "__main__":

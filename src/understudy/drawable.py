@@ -122,7 +122,7 @@ def drawable(
         assert place is not None
         foretold, content = foretold_of_config(place, options)
         refuse_linked_codes(content, options)
-        there = partial(chosen_elsewhere, other=other, dtype=foretold.dtype, device=device)
+        there = partial(chosen_elsewhere, other=other, foretold=foretold, device=device)
         choice = _Choice(foretold, device, lambda: machine, there)
         in_budget = partial(choice.in_budget, options)
         options = choice.of(options)
@@ -140,7 +140,7 @@ def drawable(
         if held is not None and as_it_is:
             return _stored(held, config, options, devices, other)
     foretold = Foretold(config, source.tensors, layout_of(source, options.cache))
-    coded: Callable[[Options], Options] = partial(chosen_elsewhere, other=other, dtype=foretold.dtype, device=device)
+    coded: Callable[[Options], Options] = partial(chosen_elsewhere, other=other, foretold=foretold, device=device)
     measuring: Callable[[], Machine] = partial(Machine.measured, machine, _file(source, foretold), options.cache)
     if other is None:
         coded = partial(choose_codec, source, foretold.layout, device=device)

@@ -32,10 +32,10 @@ from .plan.placement import Plan
 from .sources import Report, choose_codec, layout_of, locate, prepare_source, proven_config
 from .stores import Made
 from .weights.checkpoint import Checkpoint, TensorInfo, read_object
-from .weights.encoding import check_linears
+from .weights.encoding import check_linears, form_among
 from .weights.layout import ModelLayout
 from .weights.packed import MXFP4
-from .weights.published import dtype_of, form_of
+from .weights.published import dtype_of, foretold_fp8, form_of
 from .weights.published import foretold as in_mxfp4
 from .weights.store import Store
 
@@ -60,6 +60,11 @@ class Foretold:
     def dtype(self) -> torch.dtype:
         """The type of its weights."""
         return self.tensors[self.layout.linears[0].weight].dtype
+
+    @property
+    def form(self) -> str:
+        """The form in which its weights are published, where that counts for the choice of a codec."""
+        return form_among(self.layout, self.tensors)
 
     @property
     def bearer(self) -> Bearer:
@@ -129,6 +134,7 @@ def foretold_of_config(place: str | Path, options: Options) -> tuple[Foretold, d
         tensors |= {info.name: in_mxfp4(info, shape) for info, shape in made}
     layout = structure.in_blocks(structure.layout(model, tensors))
     check_linears(layout, tensors)
+    tensors |= foretold_fp8(content, tensors, layout)
     foretold = Foretold(config, tensors, layout)
     options.drafter.check(foretold.bearer)
     return foretold, content
@@ -167,12 +173,12 @@ def planned_device(options: Options, other: OtherMachine | None) -> Device:
     return planned_devices(options, other)[0]
 
 
-def chosen_elsewhere(options: Options, other: OtherMachine | None, dtype: torch.dtype, device: Device) -> Options:
+def chosen_elsewhere(options: Options, other: OtherMachine | None, foretold: Foretold, device: Device) -> Options:
     """Options with a codec where it was left open: the fastest one for the link of the `other` machine, or for a usual link."""
     if options.codec != AUTO:
         return options
     link = options.slowed(0.0 if other is None else float(other.link or other.disk))
-    return replace(options, codec=fastest_codec(link, dtype, options.recipe_quantizer, device))
+    return replace(options, codec=fastest_codec(link, foretold.dtype, options.recipe_quantizer, device, foretold.form))
 
 
 @dataclass(frozen=True)
@@ -241,7 +247,7 @@ def suited_copy(
         return options
     usual, more = options.with_copy(USUAL), options.with_copy(MORE)
     # Of the codecs that may be chosen later the one that streams least: where that does not pay, none does.
-    able = options.codec if options.codec != AUTO else next(codec.name for codec in candidates(foretold.dtype, MORE))
+    able = options.codec if options.codec != AUTO else candidates(foretold.dtype, MORE, foretold.form)[0].name
 
     def drawn() -> list[Blueprint]:
         machine = measured()

@@ -31,6 +31,7 @@ from .plan.machine import Machine, resident_bytes, spare_bytes
 from .plan.sizes import format_size, parse_size
 from .stores import Ceiling, as_made, left_open, only_chooser, places, prepared, stored_at
 from .weights.checkpoint import Checkpoint
+from .weights.encoding import form_among
 from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
@@ -252,7 +253,8 @@ def choose_codec(
     weights = source.info(layout.linears[0].weight)
     link = options.slowed(Machine.inspect().measured(weights.file, options.cache).link_bandwidth)
     device = device or open_device(options.device)
-    return replace(options, codec=fastest_codec(link, weights.dtype, options.recipe_quantizer, device))
+    form = form_among(layout, source.tensors)
+    return replace(options, codec=fastest_codec(link, weights.dtype, options.recipe_quantizer, device, form))
 
 
 def proven_config(directory: Path, options: Options) -> Any:

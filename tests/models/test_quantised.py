@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.quantised import dequantised, publish_compressed, publish_fp8, publish_mxfp4, rewrite, to_fp8
 from tests.tiny import generated, opened
 from understudy import LLM, SamplingParams
-from understudy.errors import CheckpointError, UsageError
+from understudy.errors import CheckpointError, UnderstudyError, UsageError
 from understudy.models.configuration import config_of
 from understudy.models.streamed import attention_name
 from understudy.models.structure import layout, skeleton
@@ -65,13 +65,19 @@ def test_weights_and_tokens_are_those_of_transformers(form: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "form", ["gpt_oss in MXFP4", "qwen3_moe in FP8", "deepseek_v3 in FP8", "qwen3_moe in INT4 of compressed-tensors"]
-)
+    "form",
+    [
+        "gpt_oss in MXFP4", "qwen3_moe in FP8", "deepseek_v3 in FP8", "qwen3_moe in FP8 of compressed-tensors",
+        "qwen3_moe in INT4 of compressed-tensors",
+    ],
+)  # fmt: skip
 def test_drafted_text_is_the_plain_one_and_the_files_come_back(form: str, tmp_path: Path) -> None:
     source = tmp_path / "model"
     FORMS[form](source)
     texts = []
-    for options in ({"method": "none", "codec": "raw"}, {"codec": "raw"}, {"codec": "delta"}):
+    own = "mxfp4" if "MXFP4" in form else "fp8" if "FP8" in form else "delta"
+    sizes = {}
+    for options in ({"method": "none", "codec": "raw"}, {"codec": "raw"}, {"codec": "delta"}, {"codec": "fp8"}):
         with opened(source, context=128, **options) as llm:
             done = [llm.generate(PROMPT, params)[0] for params in (GREEDY, SAMPLED)]
             store = llm.store
@@ -79,12 +85,17 @@ def test_drafted_text_is_the_plain_one_and_the_files_come_back(form: str, tmp_pa
         assert min(text.stats.bytes_streamed for text in done) > 0
         assert "method" in options or min(text.stats.accepted for text in done) > 0
         experts = {entry.codec for entry in store.linears.values() if entry.experts}
-        assert experts == {"mxfp4" if "MXFP4" in form else options["codec"]}
+        assert experts == {"mxfp4" if own == "mxfp4" else own if options["codec"] == "fp8" else options["codec"]}
+        parts = (part for entry in store.linears.values() if entry.experts for part in entry.parts)
+        sizes[options["codec"]] = sum(part.stored.nbytes for part in parts)
         store.verify()
         export(store, tmp_path / str(len(texts)))
         for file in source.iterdir():
             assert (tmp_path / str(len(texts)) / file.name).read_bytes() == file.read_bytes(), file.name
-    assert texts[0] == texts[1] == texts[2] and len(set(texts[0][1])) > 4
+    assert texts[0] == texts[1] == texts[2] == texts[3] and len(set(texts[0][1])) > 4
+    # 64 factors for 8 columns take as much as is saved
+    if "deepseek" not in form:
+        assert sizes["fp8"] < sizes["delta"] if own == "fp8" else sizes["fp8"] == sizes["delta"]
 
 
 def test_a_linear_that_decides_and_a_layer_that_is_left_aside(tmp_path: Path) -> None:
@@ -130,6 +141,56 @@ def test_weights_in_mxfp4_stream_as_they_are_published(tmp_path: Path) -> None:
         streamed = sum(part.stored.nbytes for part in entry.parts)
         rows, columns = -(-entry.shape[0] // 64) * 64, entry.shape[1]
         assert streamed * 8 == rows * columns * (4.25 if entry.experts else 16)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "rows", "tensor", "compressed"])
+def test_weights_in_fp8_stream_what_their_copy_leaves_open_of_their_codes(kind: str, tmp_path: Path) -> None:
+    """The head, which is published as it is, has another codec."""
+    source = tmp_path / "model"
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2}
+    if kind == "compressed":
+        publish_compressed(source, "qwen3", "fp8", **sizes)
+    else:
+        publish_fp8(source, "qwen3", {"blocks": (64, 64), "rows": (1, 1 << 16), "tensor": None}[kind], **sizes)
+    texts, streamed = [], {}
+    for coding, method in (("delta", "none"), ("fp8", "none"), ("delta", "substitute"), ("fp8", "substitute")):
+        with opened(source, context=128, bits=4, codec=coding, method=method) as llm:
+            done, store = llm.generate(PROMPT, GREEDY)[0], llm.store
+        codecs = {name.rpartition(".")[2]: entry.codec for name, entry in store.linears.items()}
+        assert codecs.pop("lm_head") == "delta" and set(codecs.values()) == {coding}
+        texts.append(done.token_ids)
+        assert done.stats.bytes_streamed > 0 and (method == "none" or done.stats.accepted > 0)
+        parts = (part for entry in store.linears.values() if entry.module != "lm_head" for part in entry.parts)
+        streamed[coding] = sum(part.stored.nbytes for part in parts)
+        store.verify()
+    assert texts[0] == texts[1] == texts[2] == texts[3] and streamed["fp8"] < streamed["delta"] * 0.65
+
+
+def test_a_config_tells_the_sizes_of_weights_in_fp8(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    publish_fp8(source, "qwen3", (64, 64), hidden_size=256, intermediate_size=1024)
+    options: dict[str, Any] = {"memory": "1GiB", "rows": 1, "resident": "none", "bits": 4, "context": 128, "codec": "fp8"}
+    from_config, from_checkpoint = LLM.plan_only(None, config=source, **options), LLM.plan_only(source, **options)
+    store = LLM.prepare(source, rows=1, bits=4, codec="fp8", calibrate="none")
+    prepared = LLM.plan_only(store.path, **{**options, "bits": "auto", "codec": "auto"})
+    assert from_config.streamed_bytes == from_checkpoint.streamed_bytes
+    assert abs(prepared.streamed_bytes / from_config.streamed_bytes - 1) < 0.2
+    delta = LLM.plan_only(source, **{**options, "codec": "delta"})
+    assert from_config.streamed_bytes < delta.streamed_bytes * 0.7
+
+
+def test_a_part_in_fp8_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    publish_fp8(source, "qwen3")
+    store = LLM.prepare(source, rows=1, codec="fp8", calibrate="none", output=tmp_path / "store")
+    stored = next(entry.parts[0].stored for entry in store.linears.values() if entry.codec == "fp8")
+    file = store.path / stored.file
+    data = bytearray(file.read_bytes())
+    data[stored.offset + stored.nbytes // 2] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(UnderstudyError) as refusal:
+        store.verify()
+    assert "\n" not in str(refusal.value)
 
 
 def test_sizes_of_a_config_are_those_of_its_checkpoint(tmp_path: Path) -> None:

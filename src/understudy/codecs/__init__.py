@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..kernels.eighths_coding import Factors
 from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK
 from ..quantizers import Tensors
@@ -17,6 +18,7 @@ from ..registry import build
 
 CODECS: dict[str, str] = {
     "delta": "understudy.codecs.delta:Delta",
+    "fp8": "understudy.codecs.fp8:Fp8",
     "raw": "understudy.codecs.raw:Raw",
     "link": "understudy.codecs.link:InSource",
 }
@@ -54,6 +56,7 @@ class Codec(Protocol):
     in_place: bool  # decoding is a view of the data: it takes no room
     linked: bool  # the data are rows of the source as they lie there: a Store points to them and keeps no copy
     needs_triton: bool  # to decode on a device with memory of its own; else `decode` is torch alone and runs anywhere
+    form: str  # in which weights must be published that it stores; `OTHERWISE` stores the others. Empty: it stores any
 
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
         """Whether weights of this dtype with substitutes of this quantiser can be encoded; `raw` is taken where not."""
@@ -61,8 +64,8 @@ class Codec(Protocol):
     def bits(self, dtype: torch.dtype, quantizer: str) -> float:
         """About how many bits a weight with a substitute of this quantiser takes: to say how large a Store will be."""
 
-    def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
-        """uint8 bytes, any number of them."""
+    def encode(self, blocks: Tensor, substitute: Tensors, factors: Factors | None = None) -> Tensor:
+        """uint8 bytes, any number of them. `factors`: those of weights that are published with some; None: all are 1."""
 
     def decode(self, part: Encoded, out: Tensor | None = None) -> Tensor:
         """The blocks [count, columns, 64] that were encoded: in `out` if given, else new or a view of the data."""
@@ -80,6 +83,8 @@ class Codec(Protocol):
 
 # stores every weight there is
 FALLBACK = "raw"
+# stores weights that are published in another form than a codec asks for
+OTHERWISE = "delta"
 
 
 def copying() -> list[str]:
@@ -93,9 +98,9 @@ def suited(spec: str, dtype: torch.dtype, quantizer: str) -> Codec:
     return wanted if wanted.applies(dtype, quantizer) else codec(FALLBACK)
 
 
-def candidates(dtype: torch.dtype, quantizer: str) -> list[Codec]:
-    """Those of `copying` that apply to such weights, the one that takes the fewest bits first."""
-    able = [one for one in map(codec, copying()) if one.applies(dtype, quantizer)]
+def candidates(dtype: torch.dtype, quantizer: str, form: str = "") -> list[Codec]:
+    """Those of `copying` that apply to such weights, published in `form`, the one that takes the fewest bits first."""
+    able = [one for one in map(codec, copying()) if one.applies(dtype, quantizer) and one.form in ("", form)]
     return sorted(able, key=lambda one: one.bits(dtype, quantizer))
 
 

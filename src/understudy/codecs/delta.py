@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..kernels import residual
 from ..kernels.bins import DENSE
+from ..kernels.eighths_coding import Factors
 from ..kernels.exact_operand import Operand
 from ..kernels.pack import flat
 from ..kernels.residual import Residual
@@ -27,6 +28,7 @@ class Delta:
     in_place = False
     linked = False
     needs_triton = True
+    form = ""
 
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
         return dtype == torch.bfloat16 and quantizer.partition(":")[0] in BITS
@@ -34,13 +36,13 @@ class Delta:
     def bits(self, dtype: torch.dtype, quantizer: str) -> float:
         return BITS[quantizer.partition(":")[0]] if self.applies(dtype, quantizer) else dtype.itemsize * 8
 
-    def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
+    def encode(self, blocks: Tensor, substitute: Tensors, factors: Factors | None = None) -> Tensor:
         if substitute["scales"].abs().max() < LARGEST:
             made = residual.encode(blocks, substitute["codes"], substitute["scales"])
             sections = [flat(part.contiguous()) for part in (made.table, made.dense, made.stream, made.exceptions)]
             places = [HEADER]
             for section in sections:
-                places.append(places[-1] + _padded(section.numel()))
+                places.append(places[-1] + padded(section.numel()))
             if places[-1] < blocks.nbytes:
                 data = torch.zeros(places[-1], dtype=torch.uint8)
                 numbers = [PACKED, len(made.table), made.stream.numel(), len(made.exceptions)]
@@ -89,11 +91,11 @@ def _opened(part: Encoded) -> Residual | Tensor:
     dense = 8 * DENSE[part.substitute["codes"].shape[2] // 8]
     for size in (tiles * 8, part.count * part.columns * dense, stream, exceptions * 4):
         sections.append(data[place : place + size])
-        place += _padded(size)
+        place += padded(size)
     assert kind == PACKED and place == data.numel(), f"a residual of {data.numel()} bytes has {place}, kind {kind}"
     table, listed = sections[0].view(torch.uint32).view(-1, 2), sections[3].view(torch.uint16).view(-1, 2)
     return Residual(sections[1], sections[2], table, listed)
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
     return -(-size // 64) * 64

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..kernels.eighths_coding import Factors
 from ..kernels.exact_operand import Operand
 from ..kernels.pack import BLOCK, block, unblock
 from ..quantizers import Tensors
@@ -15,7 +16,7 @@ class InSource(Verbatim):
     in_place = False
     linked = True
 
-    def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
+    def encode(self, blocks: Tensor, substitute: Tensors, factors: Factors | None = None) -> Tensor:
         return unblock(blocks, len(blocks) * BLOCK).view(-1).view(torch.uint8)
 
     def decode(self, part: Encoded, out: Tensor | None = None) -> Tensor:

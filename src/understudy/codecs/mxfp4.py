@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import fours
+from ..kernels.eighths_coding import Factors
 from ..kernels.exact_operand import Operand
 from ..kernels.fours import CODES, EXPONENTS, SHARED
 from ..kernels.pack import BLOCK, flat
@@ -28,7 +29,7 @@ class Fours(Verbatim):
     def bits(self, dtype: torch.dtype, quantizer: str) -> float:
         return 8 * (CODES + EXPONENTS / SHARED) / BLOCK if self.applies(dtype, quantizer) else dtype.itemsize * 8
 
-    def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
+    def encode(self, blocks: Tensor, substitute: Tensors, factors: Factors | None = None) -> Tensor:
         if blocks.dtype == torch.bfloat16 and (made := fours.encode(blocks)) is not None:
             return torch.cat([flat(each.contiguous()) for each in made])
         return torch.cat((torch.zeros(HEADER, dtype=torch.uint8), flat(blocks.contiguous())))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..kernels.eighths_coding import Factors
 from ..kernels.exact_operand import Operand
 from ..quantizers import Tensors
 from . import Encoded
@@ -14,7 +15,7 @@ class Raw(Verbatim):
     in_place = True
     linked = False
 
-    def encode(self, blocks: Tensor, substitute: Tensors) -> Tensor:
+    def encode(self, blocks: Tensor, substitute: Tensors, factors: Factors | None = None) -> Tensor:
         return blocks.contiguous().view(torch.uint8).view(-1)
 
     def decode(self, part: Encoded, out: Tensor | None = None) -> Tensor:

@@ -16,6 +16,7 @@ class Verbatim(ABC):
 
     needs_substitute = False
     needs_triton = False
+    form = ""
 
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
         return True

@@ -27,8 +27,8 @@ SAMPLE, COPIES, TURNS = (256, 4096), 8, 5
 UNKNOWN_LINK = 1e9
 
 
-def fastest_codec(link: float, dtype: torch.dtype, quantizer: str, device: Device) -> str:
-    """The name of the codec that takes the least time for each weight of `dtype` on `device`.
+def fastest_codec(link: float, dtype: torch.dtype, quantizer: str, device: Device, form: str = "") -> str:
+    """The name of the codec that takes the least time for each weight of `dtype`, published in `form`, on `device`.
 
     `link`: bytes per second of the link; 0: not known. Of equally fast codecs it is the smallest, which also takes the least
     room."""
@@ -38,7 +38,9 @@ def fastest_codec(link: float, dtype: torch.dtype, quantizer: str, device: Devic
         coming = codec.bits(dtype, quantizer) / 8 / (link or UNKNOWN_LINK)
         return max(coming, device.seconds_a_weight(codec, quantizer))
 
-    able = [codec for codec in candidates(dtype, quantizer) if not device.refusal(codec)]
+    # what a device with memory of its own has no kernel for takes longer there than the link
+    forms = "" if device.own_memory else form
+    able = [codec for codec in candidates(dtype, quantizer, forms) if not device.refusal(codec)]
     return able[0].name if len(able) == 1 else min(able, key=seconds).name
 
 
@@ -49,6 +51,8 @@ def seconds_a_weight(name: str, quantizer: str) -> float:
     codec = codecs.codec(name)
     torch.manual_seed(0)
     weight = torch.randn(SAMPLE).bfloat16()
+    # of numbers that are published so
+    weight = weight.to(torch.float8_e4m3fn).bfloat16() if codec.form else weight
     substitute = fitting(quantizer, *SAMPLE).quantize(weight) if codec.needs_substitute else {}
     data = codec.encode(block(weight), substitute)
     operands = []

@@ -147,7 +147,11 @@ PREPARATION = (
     _value(
         "--calibrate", "FILE", "a text that the copy is fitted to (default: one that comes along; none: weights alone)", Path
     ),
-    _value("--codec", "NAME", "how exact weights are stored: raw, delta (half the bytes), auto (what is faster here)"),
+    _value(
+        "--codec", "NAME",
+        "how exact weights are stored: raw, delta (half the bytes), fp8 (a quarter: weights published in FP8),"
+        " auto (what is faster here)",
+    ),
     _switch("--link", "keep no copy of the exact weights: read them from the original files, which must stay"),
     _switch("--offline", "use only what is on this machine already"),
     _value("--revision", "NAME", "branch, tag or commit of a Hugging Face model (also: owner/model@NAME)"),

@@ -35,8 +35,9 @@ class ResidualBlocks(Descriptor):
         ("columns", NUMBER),
         # columns of a tile, which share a scale
         ("group", NUMBER),
-        # bytes between the scales of one tile and of the next of its block
+        # bytes between the scales of one tile and of the next of its block that has others, and how many tiles have the same
         ("scales_stride", NUMBER),
+        ("sharing", NUMBER),
         # addresses: codes uint8 [count, columns, 8 * bits]; scales bfloat16 [groups, count * 64, 2]
         ("codes", NUMBER),
         ("scales", NUMBER),
@@ -45,8 +46,37 @@ class ResidualBlocks(Descriptor):
         ("stream", NUMBER),
         ("table", NUMBER),
         ("exceptions", NUMBER),
+        # of the dense part, for a column
+        ("dense_bytes", NUMBER),
         # of a code: 2, 3, 4, 6 or 8; 0: there is no residual, but codes in MXFP4 (`fours`) at `dense`, their exponents at `stream`
         ("bits", NUMBER),
+        # address of machine code that reads a tile in the place of what `bits` say (`eighths.reader`); 0: there is none
+        ("reader", NUMBER),
+        # address of float32 [count, any, factor_rows]: what the numbers of a tile are multiplied by; factor_rows is 64, or 1 where
+        # all rows of a block have one, and each holds for factor_columns columns
+        ("factors", NUMBER),
+        ("factor_rows", NUMBER),
+        ("factor_columns", NUMBER),
+    )
+
+
+class TileRun(Descriptor):
+    """A tile that is read by machine code of its own; see `eighths.EighthsTile`."""
+
+    __slots__ = ()
+    _fields_ = (
+        # addresses of the tile's codes, scales [64, 2] and dense part, and of the stream, and its first bit there
+        ("codes", NUMBER),
+        ("scales", NUMBER),
+        ("dense", NUMBER),
+        ("stream", NUMBER),
+        ("start", NUMBER),
+        ("columns", NUMBER),
+        # address of bfloat16 [columns, 64]
+        ("out", NUMBER),
+        # address of float32, one for each row; where `step` is 0, one for all
+        ("factors", NUMBER),
+        ("step", NUMBER),
     )
 
 
@@ -209,5 +239,5 @@ def reader(kind: type[Descriptor]) -> Any:
 
 decode_run, exact_run = map(reader, (DecodeRun, ExactRun))
 recurrent_run, fold_run, convolution_run = map(reader, (RecurrentRun, FoldRun, ConvolutionRun))
-exact_operand, residual_blocks = map(reader, (ExactOperand, ResidualBlocks))
+exact_operand, residual_blocks, tile_run = map(reader, (ExactOperand, ResidualBlocks, TileRun))
 OPERAND_BYTES = ctypes.sizeof(ExactOperand)

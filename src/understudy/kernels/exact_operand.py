@@ -5,12 +5,14 @@ import ctypes
 import torch
 from torch import Tensor
 
+from . import eighths_coding
 from .descriptor import ResidualBlocks
+from .eighths_coding import Factors
 from .fours import SHARED
 from .residual import Residual, described
 
 # the addresses of a `ResidualBlocks` that are in a part's own bytes
-MOVED = ("dense", "stream", "table", "exceptions")
+MOVED = ("dense", "stream", "table", "exceptions", "factors")
 
 
 class Operand:
@@ -48,6 +50,11 @@ class Operand:
             count=codes.shape[0], columns=codes.shape[1], group=SHARED, dense=codes.data_ptr(), stream=exponents.data_ptr()
         )
         return cls(shape, 0, codes, exponents)
+
+    @classmethod
+    def eighths(cls, residual: Residual, codes: Tensor, scales: Tensor, factors: Factors) -> "Operand":
+        """The weights that `residual` and `codes` stand for in units of `factors` (`kernels.eighths`)."""
+        return cls(eighths_coding.described(residual, codes, scales, factors), 0, residual, codes, scales, factors)
 
     def lies_in(self, data: Tensor) -> bool:
         """Whether all that it reads, but for codes and scales, is in the bytes `data`."""

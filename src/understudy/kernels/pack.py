@@ -65,16 +65,23 @@ def pack(codes: Tensor, bits: int = 4) -> Tensor:  # [N, K] of 0..2 ** bits - 1 
 
 def unpack(packed: Tensor, rows: int) -> Tensor:  # [nb, K, 8 * bits] -> [rows, K] of 0..2 ** bits - 1
     """The codes of the first `rows` output rows."""
+    return unblock(columns_of(packed), rows)
+
+
+def columns_of(packed: Tensor) -> Tensor:  # [nb, K, 8 * bits] -> [nb, K, 64] of 0..2 ** bits - 1
+    """The codes of blocks, a byte each, on any device."""
     bits = packed.shape[2] // 8
+    if bits == 8:
+        return packed
     if bits in (4, 6):
         codes = torch.cat((packed[:, :, :32] & 15, packed[:, :, :32] >> 4), dim=2)
         if bits == 6:
             codes |= _pairs(packed[:, :, 32:]) << 4
-        return unblock(codes, rows)
+        return codes
     codes = _pairs(packed[:, :, :16])
     if bits == 3:
         codes |= torch.cat([packed[:, :, 16:] >> p & 1 for p in range(8)], dim=2) << 2
-    return unblock(codes, rows)
+    return codes
 
 
 def _pairs(packed: Tensor) -> Tensor:  # [nb, K, 16] -> [nb, K, 64] of 0..3

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
 from numba.np import numpy_support
 from torch import Tensor
 
@@ -21,7 +24,7 @@ from .descriptor import DecodeRun, ResidualBlocks, decode_run
 from .fours import read_fours
 from .residual_bits import tile_reader, tile_writer
 from .team import take, uint16_at, uint32_at
-from .vector import prefetch
+from .vector import LONG, Code, prefetch
 
 # weights below which other threads are not worth waking
 SMALL = 1 << 16
@@ -29,8 +32,6 @@ SMALL = 1 << 16
 SLACK = 16
 # columns of a tile of codes of 8 bits; fewer where they do not divide a weight's columns
 TILES = (128, 64, 32)
-# `DENSE` as kernels take it, by bits of a code
-DENSE_OF = tuple(DENSE.get(bits, 0) for bits in range(9))
 carray: Any = numpy_support.carray
 
 _read_2, _read_3, _read_4, _read_6, _read_8 = map(tile_reader, (2, 3, 4, 6, 8))
@@ -75,15 +76,20 @@ def encode(blocks: Tensor, codes: Tensor, scales: Tensor) -> Residual:
     words = bits(scales.contiguous()).view(np.uint32)[..., 0]
     _encode(bits(blocks.contiguous()), codes.contiguous().numpy(), words, tile, *arrays)
     exceptions = torch.zeros((int(table[-1, 1]), 2), dtype=torch.uint16)
-    _list(bits(blocks.contiguous()), odd.numpy(), tile, exceptions.numpy())
+    list_exceptions(bits(blocks.contiguous()), odd.numpy(), tile, exceptions.numpy())
     used = -(-int(table[-1, 0]) // 8) + SLACK
     return Residual(dense, stream[:used], table.to(torch.uint32), exceptions)
 
 
 def decode(residual: Residual, codes: Tensor, scales: Tensor, out: Tensor) -> None:
     """Write the exact blocks into `out`, bfloat16 [nb, K, 64], on all of torch's threads."""
+    decode_described(described(residual, codes, scales), out)
+
+
+def decode_described(blocks: ResidualBlocks, out: Tensor) -> None:
+    """`decode` of blocks that were described."""
     assert out.is_contiguous()
-    run = DecodeRun(blocks=described(residual, codes, scales), out=out.data_ptr())
+    run = DecodeRun(blocks=blocks, out=out.data_ptr())
     team.run(_entry(), run, small=out.numel() < SMALL)
 
 
@@ -99,9 +105,11 @@ def described(residual: Residual, codes: Tensor, scales: Tensor) -> ResidualBloc
         group=tile,
         # all tiles of a block have the same scales where there is one group of them
         scales_stride=scales.stride(0) * 2 if scales.shape[0] > 1 else 0,
+        sharing=1,
         codes=codes.data_ptr(),
         scales=scales.data_ptr(),
         dense=residual.dense.data_ptr(),
+        dense_bytes=8 * DENSE[width // 8],
         stream=residual.stream.data_ptr(),
         table=residual.table.data_ptr(),
         exceptions=residual.exceptions.data_ptr(),
@@ -127,6 +135,25 @@ def _work(argument: Any) -> None:
             rebuild(blocks, b, g, run.out + (b * blocks.columns + g * blocks.group) * 128)
 
 
+@intrinsic
+def _call(typing: Any, function: Any, numbers: Any) -> Any:
+    """Call the machine code at `function`, which takes the address of some numbers, with these."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code, (address, own) = Code(context, builder), arguments
+        room = code.room(LONG, len(numbers))
+        for i in range(len(numbers)):
+            code.store(builder.extract_value(own, i), code.at(room, 8 * i), 8)
+        kind = ir.FunctionType(ir.VoidType(), [LONG])
+        builder.call(builder.inttoptr(address, kind.as_pointer()), [room])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, numbers), generate
+
+
+_read_by: Any = _call
+
+
 @compiled
 def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
     """Group g of block b of `blocks` (`ResidualBlocks`): [group, 64] at the address `out`."""
@@ -139,14 +166,19 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
     table = carray(uint32_at(blocks.table), (tiles + 1, 2))
     exceptions = carray(uint16_at(blocks.exceptions), (table[tiles, 1], 2))
     tile, first = b * groups + g, b * columns + g * group
-    codes, scales = blocks.codes + first * 8 * bits, blocks.scales + g * blocks.scales_stride + b * 256
-    dense, stream, start = blocks.dense + first * 8 * DENSE_OF[bits], blocks.stream, np.int64(table[tile, 0])
+    codes, scales = blocks.codes + first * 8 * bits, blocks.scales + g // blocks.sharing * blocks.scales_stride + b * 256
+    dense, stream, start = blocks.dense + first * blocks.dense_bytes, blocks.stream, np.int64(table[tile, 0])
     # Scales of the next group lie too far from these for the processor to foresee them.
     if blocks.scales_stride != 0:
         prefetch(scales + blocks.scales_stride, 4)
     # The next tile's begin where this one's end.
     prefetch(blocks.exceptions + np.int64(table[tile + 1, 1]) * 4, 1)
-    if bits == 4:
+    if blocks.reader != 0:
+        step = 4 if blocks.factor_rows == 64 else 0
+        per_block = -(-columns // blocks.factor_columns)
+        factors = blocks.factors + (b * per_block + g * group // blocks.factor_columns) * blocks.factor_rows * 4
+        _read_by(blocks.reader, (codes, scales, dense, stream, start, group, out, factors, step))
+    elif bits == 4:
         _read_4(codes, scales, dense, stream, start, group, out)
     elif bits == 3:
         _read_3(codes, scales, dense, stream, start, group, out)
@@ -196,7 +228,7 @@ def _encode(
 
 
 @compiled
-def _list(blocks: Any, odd: Any, tile: int, exceptions: Any) -> None:
+def list_exceptions(blocks: Any, odd: Any, tile: int, exceptions: Any) -> None:
     """The exceptions: for each bit of `odd`, its place in its tile and its weight."""
     count, columns, _ = blocks.shape
     n = 0

@@ -9,13 +9,11 @@ of them, so that a processor that looks a few hundred instructions ahead finds s
 
 from typing import Any
 
-from llvmlite import ir  # type: ignore[import-untyped]
-
 from .bins import DENSE, MOST, WIDER
 from .bit_stream import FEW, counted, fetch_ahead, take_bits
-from .codes import Codes
+from .byte_vectors import ByteVectors
 from .instructions import has
-from .vector import BIT, BYTE, FLOAT, HALF, LONG, WORD, Vector
+from .vector import BIT, BYTE, HALF, LONG, WORD, Vector
 
 # so many columns after its bins are found, a column's bits are taken from the stream, and its weights are written; of so many
 # columns something is kept
@@ -41,32 +39,40 @@ def widest() -> int:
     return 64 if has("avx512bw", "avx512vl") else 32
 
 
-class PackedTile(Codes):
+class PackedTile(ByteVectors):
     """Code that reads the columns of one group of one block. `scales`: address of 64 words, (scale, zero) in bfloat16; `width`:
     bytes of a vector, 32 or 64."""
 
+    # bits of a place in the widest bin, and half of what a bin is wide, in scales
+    most: int = MOST
+    half: float = 0.5
+
     def __init__(self, context: Any, builder: Any, bits: int, scales: Any, width: int) -> None:
-        super().__init__(context, builder, bits)
-        self.width = width
-        self.run, self.halves, self.words = (Vector(kind, width // n) for kind, n in ((BYTE, 1), (HALF, 2), (WORD, 4)))
-        self.numbers, self.longs = Vector(FLOAT, width // 4), Vector(LONG, width // 8)
-        # first bytes of the lanes of 16 bytes
-        self.lanes = range(0, width, 16)
-        self.dense = DENSE[bits]
-        self.masks = TOGETHER if self.dense >= 4 else APART
+        super().__init__(context, builder, bits, width)
+        self.dense, self.masks = self.form()
+        # by how many bits `bins` shortens the largest places, so that they fit a byte
+        self.shift = self.dense
         # bytes that are kept of a column: the masks, and two ends for each of 64 rows
         self.kept = 8 * len(self.masks) + 256
         # for each vector of floats (`rows`): scale, what is added for the lower and for the upper end
         self.ends: list[tuple[Any, Any, Any]] = []
         b = builder
-        offsets = (1 << bits - 1) + 0.5, (1 << bits - 1) - 0.5
+        offsets = (1 << bits - 1) + self.half, (1 << bits - 1) - self.half
         for run, part in ((run, part) for run in range(64 // width) for part in range(4)):
             words = self.load(self.at(scales, 4 * width * run), Vector(WORD, width), 4)
             word = self.pick(words, words, self.rows(part))
-            scale = b.bitcast(b.shl(word, self.all(self.words, 16)), self.numbers)
-            zero = b.bitcast(b.and_(word, self.all(self.words, -65536)), self.numbers)
+            scale = self.in_units(b.bitcast(b.shl(word, self.all(self.words, 16)), self.numbers), run, part)
+            zero = self.in_units(b.bitcast(b.and_(word, self.all(self.words, -65536)), self.numbers), run, part)
             low, high = (b.fsub(zero, b.fmul(self.all(self.numbers, offset), scale)) for offset in offsets)
             self.ends.append((scale, low, high))
+
+    def form(self) -> tuple[int, tuple[int | str, ...]]:
+        """Bits of a place that lie in the dense part, and which masks are turned together."""
+        return DENSE[self.bits], TOGETHER if DENSE[self.bits] >= 4 else APART
+
+    def in_units(self, number: Any, run: int, part: int) -> Any:
+        """A scale or zero of the rows of vector `part` of a run, in units of what is counted."""
+        return number
 
     def rows(self, part: int) -> list[int]:
         """Which rows of a run vector `part` of floats has: every other of the first or the second half of each 16."""
@@ -88,7 +94,8 @@ class PackedTile(Codes):
             with b.if_then(b.icmp_signed("<", column, columns)):
                 own_codes = self.at(codes, b.mul(column, LONG(8 * self.bits)))
                 kept, own = of(column)
-                fetch_ahead(self, stream, self.load(place, LONG, 8), [(own_codes, 8 * self.bits), (own, 8 * self.dense)])
+                ahead = [(own_codes, 8 * self.bits), (own, 8 * self.dense)][: 2 if self.dense else 1]
+                fetch_ahead(self, stream, self.load(place, LONG, 8), ahead)
                 self.find(own_codes, kept)
             second = b.sub(column, LONG(TAKEN))
             with b.if_then(b.icmp_unsigned("<", second, columns)):
@@ -112,8 +119,8 @@ class PackedTile(Codes):
         straddles, below, most = zip(*found, strict=True)
         for name, runs in ((SIDE, straddles), (BELOW, below)):
             self.store(self.mask([b.icmp_signed("<", run, self.all(self.run, 0)) for run in runs]), self.mask_at(kept, name), 8)
-        for bit in range(self.dense, MOST):
-            having = [b.icmp_signed(">", each, self.all(self.run, (1 << bit - self.dense) - 1)) for each in most]
+        for bit in range(self.dense, self.most):
+            having = [b.icmp_signed(">", each, self.all(self.run, (1 << bit - self.shift) - 1)) for each in most]
             self.store(self.mask(having), self.mask_at(kept, bit), 8)
 
     def take(self, dense: Any, stream: Any, place: Any, kept: Any) -> Any:
@@ -123,10 +130,9 @@ class PackedTile(Codes):
         self.store(b.and_(below, b.not_(straddles)), self.mask_at(kept, BELOW), 8)
         for bit in range(4 if self.dense >= 4 else 0, self.dense):
             self.store(self.load(self.at(dense, 8 * bit), LONG), self.mask_at(kept, bit), 8)
-        masks = {SIDE: straddles} | {bit: self.load(self.mask_at(kept, bit), LONG, 8) for bit in range(self.dense, MOST)}
-        # No bit is in more places than the one before it.
-        counts = [counted(self, masks[name]) for name in (SIDE, self.dense + 1)]
-        few = b.and_(*(b.icmp_unsigned("<=", count, LONG(FEW)) for count in counts))
+        masks = {SIDE: straddles} | {bit: self.load(self.mask_at(kept, bit), LONG, 8) for bit in range(self.dense, self.most)}
+        # No bit is in more places than the one before it, and each side is in a place that has all bits.
+        few = b.icmp_unsigned("<=", counted(self, masks[self.dense + 1]), LONG(FEW))
         ends = []
         with b.if_else(few, likely=True) as ways:
             for way, shorter in zip(ways, (True, False), strict=True):
@@ -234,15 +240,8 @@ class PackedTile(Codes):
                 counts = b.icmp_unsigned("!=", b.and_(both, self.all(self.halves, LOWER)), self.all(self.halves, 0))
                 end = b.select(counts, lower, upper)
                 found.append(b.sub(b.sub(end, b.and_(both, self.all(self.halves, PLACE))), self.all(self.halves, -1)))
-            self.give(found, self.at(block, 2 * self.width * n))
-
-    def give(self, found: list[Any], address: Any) -> None:
-        """Write two vectors in the order of the rows."""
-        lanes = len(self.lanes)
-        for part in range(2):
-            here = range(part * lanes // 2, (part + 1) * lanes // 2)
-            order = [self.width // 2 * second + 8 * lane + j for lane in here for second in (0, 1) for j in range(8)]
-            self.store(self.pick(found[0], found[1], order), self.at(address, self.width * part))
+            for part, weights in enumerate(self.natural(found)):
+                self.store(weights, self.at(block, self.width * (2 * n + part)))
 
     def turned(self, kept: Any) -> list[Any]:
         """Eight masks of 64 rows as a byte a row, whose bit i is that of mask i: in vectors."""
@@ -258,42 +257,3 @@ class PackedTile(Codes):
             fours = self.b.bitcast(self.pick(vectors[0], vectors[1], order), self.words)
             found.append(self.transposed(self.pick(fours, fours, [0, 4, 1, 5, 2, 6, 3, 7])))
         return found
-
-    def transposed(self, matrices: Any) -> Any:
-        """Each 64 bits turned as a matrix of 8 by 8, a line a byte."""
-        b = self.b
-        if has("gfni"):
-            lines = self.constant(self.run, [1 << i for i in range(8)] * (self.width // 8))
-            name = f"llvm.x86.vgf2p8affineqb.{8 * self.width}"
-            return self.intrinsic(name, self.run, lines, b.bitcast(matrices, self.run), BYTE(0))
-        x = b.bitcast(matrices, self.longs)
-        # quarters of each matrix change places, then quarters of these
-        for by, mask in ((28, 0x00000000F0F0F0F0), (14, 0x0000CCCC0000CCCC), (7, 0x00AA00AA00AA00AA)):
-            moved = self.all(self.longs, by)
-            t = b.and_(b.xor(x, b.lshr(x, moved)), self.all(self.longs, mask))
-            x = b.xor(b.xor(x, t), b.shl(t, moved))
-        return b.bitcast(x, self.run)
-
-    def packed(self, pair: list[Any]) -> Any:
-        """A pair as bytes; what they do not hold becomes 127."""
-        name = "llvm.x86.avx512.packsswb.512" if self.width == 64 else "llvm.x86.avx2.packsswb"
-        return self.intrinsic(name, self.run, *pair)
-
-    def unpacked(self, low: Any, high: Any) -> list[Any]:
-        """Low and high bytes as a pair."""
-        pair = []
-        for first in (0, 8):
-            order = [lane + first + i + self.width * upper for lane in self.lanes for i in range(8) for upper in (0, 1)]
-            pair.append(self.b.bitcast(self.pick(low, high, order), self.halves))
-        return pair
-
-    def mask(self, runs: list[Any]) -> Any:
-        """64 bits, one a row."""
-        if self.width == 64:
-            return self.b.bitcast(runs[0], LONG)
-        low, high = (self.b.zext(self.b.bitcast(each, ir.IntType(32)), LONG) for each in runs)
-        return self.b.or_(low, self.b.shl(high, LONG(32)))
-
-    def negative(self, values: Any) -> Any:
-        """-1 where the highest bit is set, else 0."""
-        return self.b.ashr(values, self.all(self.halves, 15))

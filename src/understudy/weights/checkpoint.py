@@ -20,7 +20,7 @@ from .formats import gguf_advice, other_format, refuse_adapter
 from .hub import SAFETENSORS_INDEX as SAFETENSORS_INDEX
 from .hub import SINGLE, download
 from .layout import LinearSpec, ModelLayout
-from .packed import read_rows
+from .packed import read_factors, read_rows
 from .published import unpacked
 from .shards import Shard, one_type, read_shard
 from .shards import TensorInfo as TensorInfo
@@ -110,6 +110,11 @@ class Checkpoint:
         own = slice(start % spec.outputs, start % spec.outputs + stop - start)
         # copied one by one, so that no whole band is held
         return torch.cat([band[:, own].T.contiguous() for band in bands], dim=1)
+
+    def weight_factors(self, spec: LinearSpec, start: int, stop: int) -> tuple[Tensor, int]:
+        """What the codes of rows start..stop - 1 of a weight are multiplied by, which lie in one tensor (`read_factors`)."""
+        ((info, first, count),) = self._shares(spec, start, stop)
+        return read_factors(info, first, count)
 
     def _lines(self, spec: LinearSpec, first: int, count: int) -> Tensor:
         """Lines of a weight that is stored transposed: one for each input, of all outputs; one expert's follow the other's."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..codecs import FALLBACK, OF_FORMS, Codec, codec
+from ..codecs import FALLBACK, OF_FORMS, OTHERWISE, Codec, codec, copying
 from ..errors import CheckpointError
+from ..kernels.eighths_coding import Factors
 from ..kernels.pack import BLOCK, block, blocks_of, unusable_value
 from ..quantizers import Quantizer, Tensors
 from ..quantizers.inputs import Inputs
@@ -67,17 +68,22 @@ class Encoding:
         refuse_unusable(self._tensor_of(start), rows)
         inputs = None if self.inputs is None else self.inputs.result()
         substitute = self.quantizer.quantize(rows, inputs)
-        return Piece(first_block, blocks, rows, substitute, self._residual(rows, substitute))
+        return Piece(first_block, blocks, rows, substitute, self._residual(rows, substitute, start))
 
     def _tensor_of(self, row: int) -> TensorInfo:
         """The source's tensor that has this row of the weight."""
         names = self.spec.tensors
         return self.checkpoint.info(names[row * len(names) // self.spec.shape[0]])
 
-    def _residual(self, rows: Tensor, substitute: Tensors) -> Tensor | None:
+    def _residual(self, rows: Tensor, substitute: Tensors, start: int) -> Tensor | None:
         if self.quantizer.name == "exact":
             return None
-        return rows if self.codec.linked else self.codec.encode(block(rows), substitute)
+        if self.codec.linked:
+            return rows
+        if not self.codec.form:
+            return self.codec.encode(block(rows), substitute)
+        factors = Factors.of_rows(*self.checkpoint.weight_factors(self.spec, start, start + len(rows)))
+        return self.codec.encode(block(rows), substitute, factors)
 
     def in_source(self, piece: Piece) -> Stored:
         """Where the rows of a piece lie in the source file."""
@@ -126,12 +132,21 @@ def refuse_unusable(info: TensorInfo, piece: Tensor) -> None:
 
 def codec_for(spec: LinearSpec, wanted: str, infos: Iterable[TensorInfo]) -> Codec:
     """The codec of a weight that is made of the tensors `infos`: that of the form in which it is published, if there is one; else
-    the one named `wanted`, or one that copies where that links to rows which a source does not have as such."""
+    the one named `wanted`, or another where that is for weights of another form, or links to rows which a source does not have as
+    such."""
     chosen = codec(wanted)
-    forms = {info.packed.form if info.packed else "" for info in infos}
-    if len(forms) == 1 and (form := forms.pop()) in OF_FORMS:
+    forms = {info.form for info in infos}
+    if len(forms) == 1 and (form := next(iter(forms))) in OF_FORMS:
         return codec(form)
+    if chosen.form and forms != {chosen.form}:
+        return codec(OTHERWISE)
     return codec(FALLBACK) if chosen.linked and spec.turned else chosen
+
+
+def form_among(layout: ModelLayout, tensors: Mapping[str, TensorInfo]) -> str:
+    """The form of published weights for which a codec may be chosen, where some Linear of the model has it; else empty."""
+    forms = {tensors[name].form for spec in layout.linears for name in spec.tensors}
+    return next((form for each in copying() if (form := codec(each).form) in forms and form), "")
 
 
 def whole_bytes(spec: LinearSpec, dtype: torch.dtype) -> int:

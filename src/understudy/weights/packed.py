@@ -85,12 +85,14 @@ class Packed:
             codes |= torch.signbit(found).view(codes.shape).to(torch.uint8) << 3
         return codes[..., 0] | codes[..., 1] << 4
 
+    def factors_of(self, scales: Tensor, first: int, count: int) -> Tensor:
+        """What rows first.. of the weight are multiplied by, float32 [count, any], of the rows of scales that `grid` names."""
+        own, high = factors(scales), self.block[0]
+        return own.index_select(0, torch.arange(first, first + count) // high - first // high) if high > 1 else own
+
     def _each(self, rows: Tensor, scales: Tensor, first: int, change: Any) -> Tensor:
         """`rows` in float32, each number changed by its scale, in place."""
-        (high, wide), start = self.block, first // self.block[0]
-        own = factors(scales)
-        if high > 1:
-            own = own.index_select(0, torch.arange(first, first + len(rows)) // high - start)
+        wide, own = self.block[1], self.factors_of(scales, first, len(rows))
         if self.columns % wide == 0:
             blocks = rows.view(len(rows), -1, wide)
             change(blocks, own[:, :, None], out=blocks)
@@ -114,12 +116,22 @@ def read_rows(info: TensorInfo, first: int, count: int) -> Tensor:
     return rows
 
 
+def read_factors(info: TensorInfo, first: int, count: int) -> tuple[Tensor, int]:
+    """What the codes of rows first.. of a weight are multiplied by, float32 [count, any], and for how many columns each holds."""
+    assert info.packed is not None, f"{info.name} is not packed"
+    return info.packed.factors_of(_scales_of(info.packed, first, count), first, count), info.packed.block[1]
+
+
+def _scales_of(packed: Packed, first: int, count: int) -> Tensor:
+    start, high, wide = packed.grid(first, count)
+    place = packed.scales.offset + start * wide * packed.scales.dtype.itemsize
+    return read_tensor(packed.scales.file, place, packed.scales.dtype, (high, wide), CheckpointError)
+
+
 def _few_rows(info: TensorInfo, packed: Packed, first: int, count: int) -> Tensor:
     place = packed.codes.offset + first * packed.row_bytes
     codes = read_tensor(packed.codes.file, place, torch.uint8, (count, packed.row_bytes), CheckpointError)
-    start, high, wide = packed.grid(first, count)
-    place = packed.scales.offset + start * wide * packed.scales.dtype.itemsize
-    scales = read_tensor(packed.scales.file, place, packed.scales.dtype, (high, wide), CheckpointError)
+    scales = _scales_of(packed, first, count)
     rows = packed.values(codes, scales, first, info.dtype)
     # numbers that are none are refused by whoever looks at weights
     if unusable_value(rows) is None and not torch.equal(packed.codes_of(rows, scales, first), codes):

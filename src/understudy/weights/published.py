@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .layout import ModelLayout
 from .packed import FP8, INT4, MXFP4, Packed
 from .shards import TensorInfo
 
@@ -141,6 +142,22 @@ def foretold(info: TensorInfo, shape: tuple[int, int, int]) -> TensorInfo:
     codes = replace(info, name=info.name + _BLOCKS, dtype=torch.uint8, shape=(*groups, _PAIRS), nbytes=math.prod(groups) * _PAIRS)
     scales = replace(codes, name=info.name + _SCALES, shape=groups, nbytes=math.prod(groups))
     return replace(info, shape=shape, packed=_mxfp4(codes, scales))
+
+
+def foretold_fp8(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], layout: ModelLayout) -> dict[str, TensorInfo]:
+    """Those of foretold `tensors` that are published in FP8 by a config.json, as such: what Linears multiply by, but for the head
+    and those that it says stay as they are. Nothing of them can be read."""
+    form, settings = form_of(config), settings_of(config)
+    if form != FP8 and not (form == COMPRESSED and all(group["weights"]["type"] == "float" for group in _groups(settings))):
+        return {}
+    left = [str(name).removeprefix("re:.*") for name in settings.get("modules_to_not_convert") or settings.get("ignore") or ()]
+    infos = (tensors[name] for spec in layout.linears[:-1] for name in spec.tensors if not any(each in name for each in left))
+    return {info.name: replace(info, packed=Packed(_codes(info), _codes(info))) for info in infos}
+
+
+def _codes(info: TensorInfo) -> TensorInfo:
+    """Codes of a foretold weight, a byte each."""
+    return replace(info, dtype=torch.float8_e4m3fn, nbytes=math.prod(info.shape))
 
 
 def _mxfp4(codes: TensorInfo, scales: TensorInfo, _: Any = None) -> Packed:

@@ -52,6 +52,11 @@ class TensorInfo:
         return (self,) if self.packed is None else (self.packed.codes, self.packed.scales)
 
     @property
+    def form(self) -> str:
+        """The form of its codes, as `Packed` calls it; empty: it is published as it is."""
+        return "" if self.packed is None else self.packed.form
+
+    @property
     def kind(self) -> str:
         """The type's name, for people."""
         return self.unknown or str(self.dtype).removeprefix("torch.")
