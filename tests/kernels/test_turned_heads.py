@@ -28,9 +28,16 @@ def width(size: int, itemsize: int) -> int:
 
 def test_heads_lie_side_by_side() -> None:
     made = torch.randn(2, (3 + 1) * 8 + 8)
-    run = LevelRun(heads=3, kv_heads=1, key_size=8, value_size=8, itemsize=4, made=made.data_ptr(), epsilon=bits_of(0.5))
+    run = LevelRun(
+        heads=3, kv_heads=1, key_size=8, value_size=8, keys_made=1, values_made=1, itemsize=4, made=made.data_ptr(),
+        epsilon=bits_of(0.5),
+    )  # fmt: skip
     address, line = ctypes.addressof(run), np.zeros(8, np.float32)
     assert place(address, 1, 2) == made[1, 16:].data_ptr()
+    for keys, values, line_of in ((1, 0, 32), (0, 0, 24)):
+        run.keys_made, run.values_made = keys, values
+        assert place(address, 1, 2) == made.data_ptr() + 4 * (line_of + 16)
+    run.keys_made, run.values_made = 1, 1
     for first, count in ((0, 3), (3, 1), (1, 1)):
         own = made[1, first * 8 : (first + count) * 8]
         assert np.isclose(factor(address, 1, first, count, line), float((own.square().mean() + 0.5).rsqrt()))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.kernels.attention import AttentionSpec
+from understudy.kernels.head_form import Made
 from understudy.models.block_samples import BlockSamples
 from understudy.models.block_structure import AttentionModules, BlockModules
 
@@ -25,7 +26,7 @@ class Block(nn.Module):
 
     @property
     def parts(self) -> BlockModules:
-        attention = AttentionModules((), None, nn.Identity(), 3)
+        attention = AttentionModules((), Made.ALL, (None, None, None), nn.Identity(), 3)
         return BlockModules(attention, self.mlp, (None, None, self.norm, None), 1.0)
 
 
