@@ -73,6 +73,17 @@ def test_of_a_model_that_is_prepared_nothing_is_built(
     assert again.path == first.path
 
 
+@pytest.mark.parametrize(("codec", "dtype", "stored"), [("fp8", torch.bfloat16, "delta"), ("delta", torch.float32, "raw")])
+def test_a_codec_that_no_weight_is_for_is_told(codec: str, dtype: torch.dtype, stored: str, tmp_path: Path) -> None:
+    save(tmp_path / "model", "llama", dtype)
+    said: list[str] = []
+    for name in (codec, "raw"):
+        chosen = options(tmp_path, codec=name)
+        prepare_source(locate(tmp_path / "model", chosen), chosen, lambda stage, done, total: said.append(stage))
+    told = [line for line in said if line.startswith("No weight")]
+    assert told == [f"No weight of this model is one for codec {codec}: stored by {stored}"]
+
+
 def test_a_store_is_a_model_too(tmp_path: Path, model: Path) -> None:
     chosen = options(tmp_path, output=tmp_path / "store")
     store = prepare_source(locate(model, chosen), chosen, None)

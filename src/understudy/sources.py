@@ -31,7 +31,7 @@ from .plan.machine import Machine, resident_bytes, spare_bytes
 from .plan.sizes import format_size, parse_size
 from .stores import Ceiling, as_made, left_open, only_chooser, places, prepared, stored_at
 from .weights.checkpoint import Checkpoint
-from .weights.encoding import form_among
+from .weights.encoding import form_among, said_stored
 from .weights.entries import INDEX
 from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
@@ -170,6 +170,8 @@ def _made(
         report(f"Preparing {source.name} once{_said_copy(options)}: {size} in {directory}", 0, 0)
         if published := said_published(source.config):
             report(published, 0, 0)
+        if otherwise := said_stored(source, layout, options.recipe.codec, options.recipe.quantizer):
+            report(otherwise, 0, 0)
         if layout.aside:
             report(said_aside(source, layout, options.recipe.codec), 0, 0)
     measure = None if options.text is None else partial(_moments, source, layout, config, options, report)

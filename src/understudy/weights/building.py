@@ -26,7 +26,7 @@ from ..quantizers import fitting
 from ..quantizers.mixed import mixed
 from . import index
 from .checkpoint import Checkpoint, TensorInfo
-from .encoding import Encoding, Piece, codec_for, in_order, refuse_unusable, whole_bytes
+from .encoding import Encoding, Piece, in_order, refuse_unusable, stored_by, whole_bytes
 from .entries import (
     INDEX,
     PART_BYTES,
@@ -181,12 +181,10 @@ class Building:
 
     def _encoding(self, spec: LinearSpec, wanted: str) -> Encoding:
         """How a weight is encoded: by the recipe's codec, or as `raw` where that cannot store it."""
-        info = self.checkpoint.info(spec.weight)
         quantizer = fitting(wanted, *spec.shape)
-        chosen = codec_for(spec, self.recipe.codec, map(self.checkpoint.info, spec.tensors))
-        applies = chosen.applies(info.dtype, quantizer.name)
+        chosen = stored_by(self.checkpoint, spec, self.recipe.codec, quantizer)
         inputs = None if self.measuring is None else self.measuring.of(self.layout.linears.index(spec))
-        return Encoding(self.checkpoint, spec, quantizer, chosen if applies else codec(FALLBACK), inputs)
+        return Encoding(self.checkpoint, spec, quantizer, chosen, inputs)
 
     def _linear(self, spec: LinearSpec, wanted: str, pieces: Iterator[Piece]) -> dict[str, Any]:
         """Store a weight as substitute and residual, from the next of all `pieces`: its `LinearEntry` as JSON.

@@ -14,8 +14,9 @@ from ..codecs import FALLBACK, OF_FORMS, OTHERWISE, Codec, codec, copying
 from ..errors import CheckpointError
 from ..kernels.eighths_coding import Factors
 from ..kernels.pack import BLOCK, block, blocks_of, unusable_value
-from ..quantizers import Quantizer, Tensors
+from ..quantizers import Quantizer, Tensors, fitting
 from ..quantizers.inputs import Inputs
+from ..quantizers.mixed import foretold
 from .checkpoint import Checkpoint, TensorInfo
 from .entries import Stored, part_blocks
 from .files import checksum
@@ -141,6 +142,19 @@ def codec_for(spec: LinearSpec, wanted: str, infos: Iterable[TensorInfo]) -> Cod
     if chosen.form and forms != {chosen.form}:
         return codec(OTHERWISE)
     return codec(FALLBACK) if chosen.linked and spec.turned else chosen
+
+
+def stored_by(checkpoint: Checkpoint, spec: LinearSpec, wanted: str, quantizer: Quantizer) -> Codec:
+    """`codec_for` of a weight beside this copy, or the one that copies where that cannot store it."""
+    chosen = codec_for(spec, wanted, map(checkpoint.info, spec.tensors))
+    return chosen if chosen.applies(checkpoint.info(spec.weight).dtype, quantizer.name) else codec(FALLBACK)
+
+
+def said_stored(checkpoint: Checkpoint, layout: ModelLayout, wanted: str, quantizer: str) -> str:
+    """By what the weights of `layout` are stored, in one line, where none of them is by the codec that is `wanted`; else empty."""
+    own = zip(layout.linears, foretold(quantizer, [spec.shape for spec in layout.linears]), strict=True)
+    used = {stored_by(checkpoint, spec, wanted, fitting(name, *spec.shape)).name for spec, name in own}
+    return "" if wanted in used else f"No weight of this model is one for codec {wanted}: stored by {' and '.join(sorted(used))}"
 
 
 def form_among(layout: ModelLayout, tensors: Mapping[str, TensorInfo]) -> str:
