@@ -100,14 +100,17 @@ class AcceptedPath:
     def __init__(self, nodes: Tensor) -> None:
         self.nodes = nodes
         moved = nodes != torch.arange(len(nodes))
-        # nodes, from the root on, that lie where they go
-        self.straight = int((~moved).long().cumprod(0).sum())
         # [2, k]: where nodes go that do not lie there, and where they lie, counted from the root
         self._moves = torch.stack([torch.arange(len(nodes))[moved], nodes[moved]]) if bool(moved.any()) else None
         self._slots: dict[tuple[int, torch.device], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.nodes)
+
+    @property
+    def straight(self) -> int:
+        """Nodes, from the root on, that lie where they go."""
+        return len(self) if self._moves is None else int(self._moves[0, 0])
 
     def moves(self, length: int, where: torch.device) -> Tensor | None:
         """[2, k] on the device `where`: slots to write and to read, of a root at slot `length`; None where nothing moves."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.kernels.test_eighths_coding import weights
 from understudy.codecs import Encoded, candidates, codec
-from understudy.codecs.fp8 import HEADER
+from understudy.codecs.beside_copy import HEADER
 from understudy.kernels.eighths_coding import Factors
 from understudy.kernels.exact_product import BlockProduct
 from understudy.kernels.pack import unblock

@@ -49,21 +49,18 @@ class Joiner:
 
     def attention(self, parts: AttentionModules, stock: BlockModules, sample: Sample) -> Iterator[FusedAttention]:
         """Ways in which `parts`, the attention of a stock block that gave `sample`, may compute; none where one is not as usual."""
-        before, after, _, _ = stock.norms
         query, key, value = parts.norms
         # where there are no keys, nothing is made of their norm
         of_queries, of_keys = norm_of(query), norm_of(key or query)
         both = None if of_queries is None or of_keys is None else (of_queries, of_keys)
-        known = all(norm is None or norm_of(norm) is not None for norm in (before, after, query, key))
-        if not known or sample.given.dtype not in TYPES or sample.spec is None:
-            return
+        output = self._output(parts.output, stock, sample, query, key)
         if both is not None and both[0].epsilon != both[1].epsilon:
             return
         value_epsilon = None if value is None else epsilon_of(value)
         if value is not None and (value_epsilon is None or getattr(value, "weight", None) is not None):
             return
-        made, output = self(parts.linears, norm_of(before)), self([parts.output], None, None, stock.times, norm_of(after))
-        if made is None or output is None:
+        made = self(parts.linears, norm_of(stock.norms[0]))
+        if made is None or output is None or sample.spec is None:
             return
         for gated, turn in product((False, True), Turning):
             form = HeadForm(sample.spec, turn, both, value_epsilon, gated, parts.made)
@@ -71,19 +68,25 @@ class Joiner:
 
     def latent(self, parts: LatentModules, stock: BlockModules, sample: Sample) -> Iterator[FusedAttention]:
         """The same for attention by a latent state."""
-        before, after, _, _ = stock.norms
-        norms = [norm for norm in (before, after, parts.widened[0], parts.queries and parts.queries[0]) if norm is not None]
-        if any(norm_of(norm) is None for norm in norms) or sample.given.dtype not in TYPES or sample.spec is None:
-            return
-        first = self(parts.linears, norm_of(before))
+        first = self(parts.linears, norm_of(stock.norms[0]))
         queries = None if parts.queries is None else self([parts.queries[1]], norm_of(parts.queries[0]))
         widened = self([parts.widened[1]], norm_of(parts.widened[0]))
-        output = self([parts.output], None, None, stock.times, norm_of(after))
-        if first is None or widened is None or output is None or (queries is None) != (parts.queries is None):
+        output = self._output(parts.output, stock, sample, parts.widened[0], parts.queries and parts.queries[0])
+        if first is None or widened is None or output is None or sample.spec is None:
+            return
+        if (queries is None) != (parts.queries is None):
             return
         made = LatentProduct(first, queries, widened, parts.heads, parts.turned, parts.value_size)
         for turn in Turning if made.fits else ():
             yield FusedAttention(self.kernels, made, HeadForm(sample.spec, turn, last=True), output, sample.layer)
+
+    def _output(self, linear: nn.Module, stock: BlockModules, sample: Sample, *norms: nn.Module | None) -> JoinedProduct | None:
+        """The product of attention's output, with what follows it in a stock block that gave `sample`; None where that, the block's
+        first norm, or one of attention's own `norms` is not as usual."""
+        before, after, _, _ = stock.norms
+        known = all(norm is None or norm_of(norm) is not None for norm in (before, after, *norms))
+        usual = known and sample.given.dtype in TYPES and sample.spec is not None
+        return self([linear], None, None, stock.times, norm_of(after)) if usual else None
 
     def further(self, parts: FurtherModules) -> FusedFurther | None:
         """The third part of a block; None where a part of it is not as usual."""
