@@ -31,7 +31,7 @@ class Devices(threading.local):
 
 def simulated(llm: LLM, level: float, whole: float) -> None:
     """Let each stage of `llm` last its share of a level that takes `level` seconds, or of a pass that takes `whole`."""
-    from understudy.models.walk import Walk
+    from understudy.models.several_devices.walk import Walk
 
     stages, times, here = llm.model.stages, Times(), Devices()
     assert stages is not None

@@ -15,8 +15,8 @@ from statistics import median
 import torch
 
 from understudy import LLM
-from understudy.models.configuration import tokenizer_of
 from understudy.models.model import Model
+from understudy.models.stock.configuration import tokenizer_of
 from understudy.training.data import Pieces, TextReader
 from understudy.training.dump import NOTHING, Dump, DumpSize
 from understudy.tree import Nodes, TokenTree

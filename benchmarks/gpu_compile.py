@@ -36,7 +36,7 @@ class Caller:
 def compared(llm: Any, seconds: float = SECONDS, backend: str = "inductor") -> Row:
     """Milliseconds of a level of WIDTH nodes each way, and of compiling; None with a reason where that was not to be had."""
     from gpu_passes import fresh_search, often
-    from understudy.models.block_structure import usual_blocks
+    from understudy.models.fused_blocks.block_structure import usual_blocks
 
     search = fresh_search(llm)
     width, times = min(WIDTH, search.widest), often(llm, LEVELS)

@@ -236,7 +236,7 @@ def demo(device_name: str, seconds: float, compared: Compared) -> str:
     import gpu_measure
     from tests.tiny import save
     from understudy.demo import path as demo_model
-    from understudy.models.configuration import tokenizer_of
+    from understudy.models.stock.configuration import tokenizer_of
 
     fake = device_name == "fake"
     began = time.perf_counter()

@@ -110,7 +110,7 @@ def staged_seconds(devices: Sequence[Portions], pieces: Sequence[int], times: Ti
 def cut(nodes: int, count: int) -> list[int]:
     """Nodes of each piece of a pass of `nodes` over `count` devices, of which nothing streams."""
     from understudy.devices.processor import Processor
-    from understudy.models.stages import Stages
+    from understudy.models.several_devices.stages import Stages
 
     stages = Stages([Processor(1)] * count, [(place, place + 1) for place in range(count)])
     stages.fit(whole=True, step=1, streams=False)

@@ -39,7 +39,7 @@ UNCOUNTED = ("kernels/", "test_contracts.py", "models/test_bits.py", "models/tes
 LONGEST = (
     *("models/test_families.py", "test_contracts.py", "models/test_hybrid.py", "cluster/test_replicas.py", "devices/test_fake.py"),
     *("cluster/test_lines.py", "test_llm.py", "weights/test_roundtrip.py", "benchmarks/test_gpu_check.py"),
-    *("policies/test_identity.py", "models/test_hauls.py", "test_docs.py", "server/test_agents.py", "models/test_bits.py"),
+    *("policies/test_identity.py", "models/stream/test_hauls.py", "test_docs.py", "server/test_agents.py", "models/test_bits.py"),
 )
 
 

@@ -24,9 +24,9 @@ from transformers.models.auto.modeling_auto import (
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.tiny import FAMILIES, MIXTURES, MORE_FAMILIES, WRAPPERS, sections, values_of, wrapper
 from understudy.errors import UnderstudyError
-from understudy.models import proof
-from understudy.models.refusals import refuse_unsupported
-from understudy.models.wrapper import is_wrapper, text_config
+from understudy.models.proving import proof
+from understudy.models.stock.refusals import refuse_unsupported
+from understudy.models.stock.wrapper import is_wrapper, text_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 RUNS = "runs"

@@ -16,8 +16,8 @@ from understudy.blueprint import CONTEXTS, Blueprint
 from understudy.devices import Device
 from understudy.devices.processor import Processor
 from understudy.errors import UsageError
-from understudy.models import structure
 from understudy.models.footprint import sizes_of_checkpoint
+from understudy.models.stock import structure
 from understudy.models.streamed import attention_name
 from understudy.options import Options
 from understudy.plan.demand import MIB

@@ -270,7 +270,7 @@ TESTED_IN = {
     "kernels/attention_cpu.py": "kernels/test_attention.py",
     "tiers/cuda_streams.py": "gpu/test_pinned.py",
     "tiers/streams.py": "tiers/test_pinned.py",
-    "weights/layout.py": "models/test_structure.py",
+    "weights/layout.py": "models/stock/test_structure.py",
 }
 
 

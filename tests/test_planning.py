@@ -15,7 +15,7 @@ from tests.published import GEMMA4_31B, MISTRAL_SMALL_24B, MUSE_GLIMMER_30B, QWE
 from tests.tiny import save
 from understudy import LLM
 from understudy.errors import UsageError
-from understudy.models import structure
+from understudy.models.stock import structure
 from understudy.plan.placement import Plan
 from understudy.weights.checkpoint import TensorInfo
 from understudy.weights.layout import ModelLayout

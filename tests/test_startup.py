@@ -23,7 +23,7 @@ from understudy import startup
 {before}
 with startup.lean():
     import understudy.llm
-from understudy.models.hf import attention_interface
+from understudy.models.stock.hf import attention_interface
 attention_interface()
 from transformers import AutoConfig, AutoModelForCausalLM
 import torch

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from understudy import LLM
-from understudy.models.towers import left_out
+from understudy.models.stock.towers import left_out
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -70,8 +70,8 @@ def know_built_in(ready: Path) -> None:
     """Write what is found out once about the built-in model to the folder `ready`: the proof that it runs exactly, and what a pass
     of it does. What was there is replaced."""
     from understudy.demo import path
-    from understudy.models.configuration import config_of
-    from understudy.models.proof import prove
+    from understudy.models.proving.proof import prove
+    from understudy.models.stock.configuration import config_of
     from understudy.sources import layout_of
     from understudy.weights.checkpoint import Checkpoint
 

@@ -18,11 +18,11 @@ from .drafters.trained import HeadMemory, head_memory
 from .errors import UsageError
 from .heads.source import Bearer
 from .layer_states import SCRATCH
-from .models.exact_linear import decoding_bytes
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
-from .models.hauls import MOST_BYTES
-from .models.ropes import said_of
-from .models.shape import ModelShape
+from .models.stock.ropes import said_of
+from .models.stock.shape import ModelShape
+from .models.stream.exact_linear import decoding_bytes
+from .models.stream.hauls import MOST_BYTES
 from .models.target import TILE
 from .options import AUTO, DTYPES, SMALL, Options
 from .plan import widths

@@ -14,10 +14,10 @@ from .errors import UsageError
 from .generation_config import GenerationDefaults, defaults_of
 from .generation_config import locate as locate_generation_config
 from .models.compile_kernels import compile_kernels, give_back
-from .models.configuration import stop_ids, tokenizer_of
 from .models.model import Model, Uses
+from .models.stock.configuration import stop_ids, tokenizer_of
+from .models.stock.wrapper import readable, text_config
 from .models.streamed import attention_name
-from .models.wrapper import readable, text_config
 from .options import AUTO, Options
 from .plan.demand import EXPECTED_GROWTH, REST
 from .plan.machine import Machine, memory_limit, resident_bytes

@@ -19,12 +19,12 @@ from .devices.several import open_devices, several
 from .drafters import DEFAULT_METHOD
 from .errors import UsageError
 from .heads.source import Bearer
-from .models import structure
-from .models.configuration import tokenizer_of
-from .models.experts import stacks
 from .models.footprint import sizes_of_checkpoint
+from .models.mixtures.experts import stacks
+from .models.stock import structure
+from .models.stock.configuration import tokenizer_of
+from .models.stock.wrapper import text_config
 from .models.streamed import attention_name
-from .models.wrapper import text_config
 from .options import AUTO, DTYPES, MORE, USUAL, Options
 from .plan.machine import Machine, check_spare
 from .plan.other_machine import OtherMachine

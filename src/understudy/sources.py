@@ -18,13 +18,14 @@ from .codecs import codec
 from .devices import Device, open_device
 from .devices.codec_speed import fastest_codec
 from .errors import CheckpointError, UnderstudyError, UsageError
-from .models import calibration, structure
+from .models import calibration
 from .models.compile_ahead import Compiling, compiling
-from .models.configuration import config_of, tokenizer_of
-from .models.experts import stacks
-from .models.known import keep, key_of, recall
-from .models.proof import prove
-from .models.ropes import for_context
+from .models.mixtures.experts import stacks
+from .models.proving.proof import prove
+from .models.stock import structure
+from .models.stock.configuration import config_of, tokenizer_of
+from .models.stock.known import keep, key_of, recall
+from .models.stock.ropes import for_context
 from .models.streamed import attention_name
 from .options import AUTO, DTYPES, USUAL, Options
 from .plan.machine import Machine, resident_bytes, spare_bytes

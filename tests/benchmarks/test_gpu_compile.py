@@ -14,7 +14,7 @@ from gpu_print import compiled_lines
 from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
-from understudy.models.block_structure import usual_blocks
+from understudy.models.fused_blocks.block_structure import usual_blocks
 from understudy.models.streamed import attention, attention_name
 
 SECONDS = 600.0
@@ -85,5 +85,5 @@ def test_an_alarm_whose_error_was_dropped_rings_again() -> None:
 
 
 def test_a_model_without_fused_blocks_is_left_out(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("understudy.models.block_structure.usual_blocks", lambda model: {})
+    monkeypatch.setattr("understudy.models.fused_blocks.block_structure.usual_blocks", lambda model: {})
     assert gpu_compile.compared(llm)["why"] == "no block is fused"

@@ -17,7 +17,7 @@ from tests.tiny import save
 from understudy import LLM, SamplingParams, UsageError
 from understudy.devices import DEVICES
 from understudy.heads.experts import HeldExperts
-from understudy.models.experts import mixes
+from understudy.models.mixtures.experts import mixes
 from understudy.models.whole_pass import WholePass
 from understudy.tree import Nodes, TokenTree
 

@@ -21,7 +21,7 @@ from understudy.drafters.growing_tree import GrowingTree
 from understudy.drafters.launch import DeviceTreeSearch
 from understudy.drafters.policy import DraftPolicy, Limits
 from understudy.errors import UnderstudyError
-from understudy.models.walk import Walk
+from understudy.models.several_devices.walk import Walk
 from understudy.plan.widths import of_group
 from understudy.sequence import TokenSequence
 from understudy.ways import WayChoice

@@ -19,8 +19,8 @@ from understudy.heads.experts import HeldExperts, experts_of_heads, head_experts
 from understudy.heads.files import built
 from understudy.heads.held import Holding, hold, tensor_bytes
 from understudy.heads.tensors import Values
-from understudy.models.expert_copies import expert_copies
-from understudy.models.experts import mixes
+from understudy.models.mixtures.expert_copies import expert_copies
+from understudy.models.mixtures.experts import mixes
 
 DEVICE = Processor()
 PRODUCTS: dict[str, Any] = {"multiply": DEVICE.draft_product, "experts": partial(expert_copies, device=DEVICE)}

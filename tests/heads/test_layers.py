@@ -8,7 +8,7 @@ from understudy.errors import CheckpointError
 from understudy.heads import HeadConfig, Places
 from understudy.heads.layers import HeadLayers, Rope, layer_shapes, llama_config
 from understudy.layer_states import LayerShape
-from understudy.models import hf
+from understudy.models.stock import hf
 from understudy.models.streamed import CurrentPass
 
 CONFIG = HeadConfig("eagle", FACTS, (-1,), layers=2, layer=LAYER)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.tiny import save
 from understudy.models import calibration
-from understudy.models.configuration import config_of
+from understudy.models.stock.configuration import config_of
 from understudy.quantizers.inputs import Inputs
 from understudy.sources import layout_of
 from understudy.weights.checkpoint import Checkpoint

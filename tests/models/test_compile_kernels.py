@@ -14,8 +14,8 @@ from understudy.drafters.suggest import TextSuggester, match
 from understudy.kernels import choosing, likeliest
 from understudy.models import compile_kernels as module
 from understudy.models.compile_kernels import compile_kernels
-from understudy.models.configuration import config_of
-from understudy.models.exact_linear import ExactLinear
+from understudy.models.stock.configuration import config_of
+from understudy.models.stream.exact_linear import ExactLinear
 from understudy.sampling import choose
 from understudy.sequence import TokenSequence
 

@@ -12,8 +12,8 @@ from transformers import AutoConfig
 from tests.tiny import generated, save, stock
 from understudy import LLM, SamplingParams
 from understudy.errors import StoreError, TransferError
-from understudy.models import structure
 from understudy.models.embedding import EmbeddingRows, Lookup, TensorRows
+from understudy.models.stock import structure
 from understudy.weights.entries import Stored
 
 PROMPT = [17, 45, 255, 0, 3, 17, 45, 99]

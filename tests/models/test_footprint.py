@@ -21,7 +21,7 @@ from understudy.models.footprint import (
     sizes_of_checkpoint,
     sizes_of_store,
 )
-from understudy.models.shape import ModelShape
+from understudy.models.stock.shape import ModelShape
 from understudy.models.target import TILE
 from understudy.sources import layout_of
 from understudy.weights.checkpoint import Checkpoint

@@ -9,6 +9,7 @@ import torch
 from tests.tiny import save
 from understudy import LLM, SamplingParams
 from understudy.errors import UsageError
+from understudy.models import identity
 from understudy.models.identity import identity_of
 
 OPTIONS: dict[str, Any] = {"resident": "none", "memory": "1GiB", "context": 1024, "rows": 2}
@@ -62,3 +63,19 @@ def test_a_place_that_is_no_directory_is_refused(model: Path, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be a directory"):
         LLM(model, prefix_cache=tmp_path / "file", **OPTIONS)
+
+
+def test_a_change_in_any_code_that_computes_is_another_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is left out would let keys that older code computed be read again by newer code."""
+    package = Path(identity.__file__).parents[1]
+    named = {package / name for name in ("", "kernels/gpu", "devices", "models", "models/recurrent_layers", "models/mixtures")}
+    assert named <= set(identity._sources(package))
+    with LLM(model, **OPTIONS) as llm:
+        usual = identity_of(llm.model)
+        for folder in named:
+            other = lambda asked, folder=folder: "another" if asked == folder else "same"  # noqa: E731
+            monkeypatch.setattr(identity, "stamp", lambda asked: "same")
+            same = identity_of(llm.model)
+            monkeypatch.setattr(identity, "stamp", other)
+            assert identity_of(llm.model) != same
+        assert usual != same

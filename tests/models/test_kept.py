@@ -15,7 +15,8 @@ from tests.tiny import byte_tokenizer, generated, stock
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
 from understudy.errors import CheckpointError
-from understudy.models import kept, structure
+from understudy.models import kept
+from understudy.models.stock import structure
 from understudy.models.streamed import StreamedLinear, attention_name
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tests.tiny import FAMILIES, MORE_FAMILIES, save, stock, wrapper
 from understudy import LLM
 from understudy.drafters import DRAFTERS, Base, DrafterSpec, TargetModel
-from understudy.models import structure
 from understudy.models.output_head import OutputHead
+from understudy.models.stock import structure
 from understudy.models.streamed import CurrentPass, pair
 
 IDS = torch.tensor([[5, 99, 5, 12, 80, 7]])

@@ -12,9 +12,9 @@ from tests.quantised import dequantised, publish_compressed, publish_fp8, publis
 from tests.tiny import generated, opened
 from understudy import LLM, SamplingParams
 from understudy.errors import CheckpointError, UnderstudyError, UsageError
-from understudy.models.configuration import config_of
+from understudy.models.stock.configuration import config_of
+from understudy.models.stock.structure import layout, skeleton
 from understudy.models.streamed import attention_name
-from understudy.models.structure import layout, skeleton
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.export import export
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from tests.tiny import stock
 from understudy.devices.processor import Processor
 from understudy.errors import StoreError
-from understudy.models import structure
 from understudy.models.embedding import TensorRows
+from understudy.models.stock import structure
 from understudy.models.streamed import attention_name
 from understudy.models.target import Target
 from understudy.models.unprepared import Unprepared, unprepared

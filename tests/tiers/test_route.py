@@ -17,7 +17,7 @@ from tests.adversaries import ADVERSARIES, Eager, Lazy
 from tests.tiers.test_ring import PAGE, STALE, check, extents_of, lengths_of_parts, poisoned, weights
 from tests.tiny import save
 from understudy import LLM, SamplingParams
-from understudy.models import weights as model_weights
+from understudy.models.stream import weights as model_weights
 from understudy.tiers.ring import Ring, Slot, smallest_ring
 from understudy.tiers.route import FixedRoute, Route
 

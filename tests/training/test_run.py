@@ -21,7 +21,7 @@ from understudy.heads import HEADS
 from understudy.heads.files import load
 from understudy.heads.held import Holding
 from understudy.llm import LLM
-from understudy.models.configuration import tokenizer_of
+from understudy.models.stock.configuration import tokenizer_of
 from understudy.training import checkpoints, loop
 from understudy.training.answers import Answers
 from understudy.training.kinds import KINDS

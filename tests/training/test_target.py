@@ -7,7 +7,7 @@ import torch
 
 from tests.tiny import save
 from understudy import LLM
-from understudy.models.configuration import config_of
+from understudy.models.stock.configuration import config_of
 from understudy.training.target import FrozenLinear, FrozenTarget, is_tied
 
 

@@ -18,7 +18,7 @@ from ..cache import Cache
 from ..heads import DraftHead, Places
 from ..layer_states import LayerShape
 from ..models.draft import Level
-from ..models.shape import cache_dtype
+from ..models.stock.shape import cache_dtype
 from ..tree import Nodes
 from . import TargetModel
 

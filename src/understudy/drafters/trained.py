@@ -18,8 +18,8 @@ from ..heads.files import built, check
 from ..heads.held import Holding, tensor_bytes, unread_bytes
 from ..heads.layers import layer_shapes
 from ..heads.source import Bearer, HeadDirectory, HeadSource
-from ..models.expert_copies import expert_copies
-from ..models.shape import cache_dtype
+from ..models.mixtures.expert_copies import expert_copies
+from ..models.stock.shape import cache_dtype
 from . import TargetModel
 from .growing_tree import MOST_NODES
 from .head_runner import HeadRunner

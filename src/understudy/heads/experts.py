@@ -1,8 +1,8 @@
 """Mixtures of experts in the decoder layers of draft heads: a call multiplies by the matrices of those experts alone that its rows
 go to, and they may be held with few bits.
 
-Stock modules hand their rows over as those of the model do (`models/experts.py`). What experts give a row is added up in any order:
-a head only guesses, so its bits do not matter."""
+Stock modules hand their rows over as those of the model do (`models/mixtures/experts.py`). What experts give a row is added up in
+any order: a head only guesses, so its bits do not matter."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..models.experts import Stack, by_kernels, given, stacked, stacks, watching, without_numbers
-from ..models.routed import Routed, product
+from ..models.mixtures.experts import Stack, by_kernels, given, stacked, stacks, watching, without_numbers
+from ..models.mixtures.routed import Routed, product
 from ..models.streamed import CurrentPass
 from ..quantizers import Quantizer, Tensors
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..kernels.pack import BLOCK
-from ..models.experts import Stack, stacks
 from ..models.kept import streams
+from ..models.mixtures.experts import Stack, stacks
 from ..quantizers import Linear, Quantizer, Tensors, fitting, quantised, quantizer
 from . import DraftHead
 from .experts import HeldExperts, MultiplyExperts

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..layer_states import LayerShape
-from ..models import hf
-from ..models.ropes import fix_ropes
-from ..models.shape import ModelShape
+from ..models.stock import hf
+from ..models.stock.ropes import fix_ropes
+from ..models.stock.shape import ModelShape
 from ..models.streamed import CurrentPass, attention, pass_cache
 from . import HeadConfig, Places
 from .experts import experts_of_heads, hand_over

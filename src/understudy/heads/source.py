@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..models.wrapper import text_config
+from ..models.stock.wrapper import text_config
 from ..weights.checkpoint import TensorInfo
 from ..weights.layout import ModelLayout
 from ..weights.store import Store

@@ -23,7 +23,7 @@ from ..weights.layout import LinearSpec, ModelLayout
 from ..weights.measuring import Note
 from .embedding import EmbeddingRows, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
-from .routed import Routed, Rows
+from .mixtures.routed import Routed, Rows
 from .target import Target
 from .unprepared import unprepared
 

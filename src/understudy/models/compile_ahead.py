@@ -44,7 +44,7 @@ from ..plan.machine import cores, spare_bytes
 from ..quantizers import quantizer
 from ..quantizers.inputs import Inputs
 from ..tree import Nodes, TokenTree
-from .shape import cache_dtype
+from .stock.shape import cache_dtype
 
 # What a process that compiles holds, at most.
 EACH = 700 << 20

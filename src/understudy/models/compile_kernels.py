@@ -21,9 +21,9 @@ from ..tree import Nodes, TokenTree
 from ..weights.entries import LinearEntry
 from ..weights.store import Store
 from .compile_ahead import WHAT, attend, attend_drafted, choose, compiling
-from .exact_linear import ExactLinear
-from .load import whole_bytes
-from .shape import ModelShape, cache_dtype
+from .stock.shape import ModelShape, cache_dtype
+from .stream.exact_linear import ExactLinear
+from .stream.load import whole_bytes
 
 # seconds after which the user is told what takes so long
 LONG = 1.5

@@ -20,14 +20,14 @@ from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
-from .block_samples import BlockSamples
-from .block_structure import BlockModules, MlpModules, usual_blocks, usual_mlps
-from .channel_rule import recur
-from .fused_experts import mixed_samples, mixtures
-from .fusing import FusedParts, Fusing
-from .joiner import Joiner
-from .routed import Rows
-from .stages import Stages
+from .fused_blocks.block_samples import BlockSamples
+from .fused_blocks.block_structure import BlockModules, MlpModules, usual_blocks, usual_mlps
+from .fused_blocks.fused_experts import mixed_samples, mixtures
+from .fused_blocks.fusing import FusedParts, Fusing
+from .fused_blocks.joiner import Joiner
+from .mixtures.routed import Rows
+from .recurrent_layers.channel_rule import recur
+from .several_devices.stages import Stages
 from .streamed import CurrentPass, Pass, Placed, pass_cache, place_of_one
 
 T = TypeVar("T")

@@ -24,12 +24,12 @@ from ..weights.layout import LinearSpec, ModelLayout
 from ..weights.mixing import quantizers_of
 from ..weights.recipe import Recipe
 from ..weights.store import Store
-from .channel_rule import working_bytes
 from .embedding import ROW
-from .load import whole_bytes
-from .shape import ModelShape, cache_dtype
+from .recurrent_layers.channel_rule import working_bytes
+from .stock.shape import ModelShape, cache_dtype
+from .stream.load import whole_bytes
+from .stream.weights import held, largest
 from .target import TILE
-from .weights import held, largest
 
 # Bytes for rows of the embedding table that are kept on the processor.
 EMBEDDING_ROOM = 8 * MIB

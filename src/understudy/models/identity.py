@@ -18,6 +18,7 @@ from ..kernels.instructions import asked
 from .model import Model
 
 LIBRARIES = ("torch", "transformers", "numba")
+COMPUTING = ("kernels", "devices", "models")  # the parts of this package, beside what lies at its top, whose code decides bits
 
 
 def identity_of(model: Model) -> str:
@@ -34,9 +35,14 @@ def identity_of(model: Model) -> str:
         "layers": [astuple(shape) for shape in model.cache.shapes],
         "device": [model.device.name, _processor(), _accelerator(model.device.where), torch.get_num_threads()],
         "libraries": [version(name) for name in LIBRARIES],
-        "sources": [stamp(package / folder) for folder in ("kernels", "kernels/gpu", "models", ".")],
+        "sources": [stamp(folder) for folder in _sources(package)],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _sources(package: Path) -> list[Path]:
+    """The folders of `package` that have code which decides bits."""
+    return [package, *sorted({file.parent for part in COMPUTING for file in (package / part).rglob("*.py")})]
 
 
 def _processor() -> list[str]:

@@ -26,22 +26,22 @@ from ..tiers.ring import Ring
 from ..tree import Nodes
 from ..weights.entries import Stored
 from ..weights.store import Store
-from . import structure
 from .cost import PassCost
 from .draft import Draft
 from .embedding import EmbeddingRows, EmbeddingTable, Lookup, lookups
 from .footprint import EMBEDDING_ROOM
-from .heads import refuse_wrong_head
-from .lanes import LaneLost, lost_line, open_lanes, out_of_memory_line
 from .narrow_tiles import NarrowTiles
 from .output_head import OutputHead
-from .shape import ModelShape, cache_dtype
-from .split import drafts_of_all, give_back, staged, supply_of_all
+from .several_devices.lanes import LaneLost, lost_line, open_lanes, out_of_memory_line
+from .several_devices.split import drafts_of_all, give_back, staged, supply_of_all
+from .stock import structure
+from .stock.heads import refuse_wrong_head
+from .stock.shape import ModelShape, cache_dtype
+from .stream.supply import Supply
+from .stream.weights import Weights
 from .streamed import CurrentPass, attention_name, pair
-from .supply import Supply
 from .taps import install
 from .target import TILE, Settle, Target, as_they_are
-from .weights import Weights
 from .whole_pass import AT_ONCE, rows_apart
 
 Report = Callable[[str, float, float], None]

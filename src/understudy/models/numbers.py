@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import NumbersError
 from ..tree import Nodes, TokenTree
-from .routed import Routed, Rows, rows_in
+from .mixtures.routed import Routed, Rows, rows_in
 from .target import TILE, Multiply
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import hf
+from .stock import hf
 from .streamed import CurrentPass
 
 

@@ -21,13 +21,13 @@ from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
 from ..tree import Nodes
 from ..weights.layout import ModelLayout
-from . import hf
 from .embedding import lookups
-from .experts import hand_over, mixes
 from .kept import float32_names
-from .names import sources
-from .routed import Rows
-from .structure import stored_buffers
+from .mixtures.experts import hand_over, mixes
+from .mixtures.routed import Rows
+from .stock import hf
+from .stock.names import sources
+from .stock.structure import stored_buffers
 
 # What stock code tells attention of the keys that it may look at, where these depend on what they hold.
 CHOSEN = ("indices", "block_indices")

@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .stock.structure import decoder_blocks
 from .streamed import CurrentPass
-from .structure import decoder_blocks
 
 # The tap of what the last decoder block gives, before the final norm.
 BEFORE_NORM = 1 << 20

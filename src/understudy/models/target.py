@@ -23,11 +23,11 @@ from ..kernels import team
 from ..kernels.attention import AttentionSpec
 from ..spilled import SpilledState
 from ..tree import Nodes
-from .mamba1 import give_rates
+from .mixtures.routed import Rows
 from .narrow_tiles import NarrowTiles
 from .output_head import FeatureModel
-from .routed import Rows
-from .stages import Stages
+from .recurrent_layers.mamba1 import give_rates
+from .several_devices.stages import Stages
 from .streamed import CurrentPass
 from .whole_pass import HeadAlone, WholePass, head_of, tiles_apart
 

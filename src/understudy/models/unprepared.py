@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..cache import Cache
 from ..kernels.recurrence_cpu import fold
 from ..weights.layout import ModelLayout
-from . import structure
-from .shape import ModelShape, cache_dtype
+from .stock import structure
+from .stock.shape import ModelShape, cache_dtype
 from .streamed import CurrentPass, attention_name, pair, share
 
 

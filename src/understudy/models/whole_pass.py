@@ -18,8 +18,8 @@ from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
 from ..tree import Nodes, TokenTree
 from .by_rows import by_rows
-from .channel_rule import recur
-from .routed import Routed, Rows
+from .mixtures.routed import Routed, Rows
+from .recurrent_layers.channel_rule import recur
 from .streamed import Placed, pass_cache, place_of_one
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from ..heads.files import CONFIG, check, config_of, load
 from ..heads.held import Holding
 from ..heads.source import Bearer
 from ..llm import LLM
-from ..models import configuration
-from ..models.shape import ModelShape
+from ..models.stock import configuration
+from ..models.stock.shape import ModelShape
 from ..params import SamplingParams
 from ..registry import find
 from ..training import Report

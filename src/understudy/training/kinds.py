@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..heads import BEFORE_NORM, DraftHead, HeadConfig, TargetFacts
 from ..heads.files import built
-from ..models.wrapper import text_config
+from ..models.stock.wrapper import text_config
 from ..registry import build
 from .target import FrozenTarget
 

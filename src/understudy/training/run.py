@@ -16,8 +16,8 @@ from ..heads import DraftHead, HeadConfig
 from ..heads.files import save
 from ..heads.source import Bearer
 from ..llm import LLM
-from ..models.configuration import config_of, tokenizer_of
-from ..models.shape import ModelShape
+from ..models.stock.configuration import config_of, tokenizer_of
+from ..models.stock.shape import ModelShape
 from ..plan.sizes import format_size
 from ..weights.checkpoint import read_object
 from ..weights.store import Store

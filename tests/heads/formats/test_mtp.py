@@ -23,7 +23,7 @@ from understudy.heads.formats import mtp
 from understudy.heads.held import Holding
 from understudy.heads.layers import layer_shapes
 from understudy.heads.source import Bearer
-from understudy.models.configuration import config_of
+from understudy.models.stock.configuration import config_of
 from understudy.sources import layout_of
 from understudy.weights.checkpoint import Checkpoint
 from understudy.weights.entries import Stored

@@ -17,10 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ...models.bare import STACKED
-from ...models.experts import stacks
-from ...models.names import finder
-from ...models.wrapper import text_config
+from ...models.mixtures.experts import stacks
+from ...models.stock.bare import STACKED
+from ...models.stock.names import finder
+from ...models.stock.wrapper import text_config
 from .. import DraftHead, HeadConfig
 from ..files import built
 from ..held import Holding, hold

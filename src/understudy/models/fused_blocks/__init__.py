@@ -1,0 +1,1 @@
+"""Decoder blocks of the draft view in fewer steps than their stock modules take."""

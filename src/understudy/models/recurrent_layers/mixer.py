@@ -1,0 +1,48 @@
+"""The module that takes the place of a recurrent layer's stock one, and hands the convolution and the rule to the pass under way.
+
+It is built on the stock module's own Linears, norms and parameters, under their names. It has one form for one token and for many,
+where stock code has two that sum in different orders."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ...kernels.recurrence import RuleStep
+
+
+class Mixer(nn.Module):
+    """The recurrent part of one layer, with the submodules, parameters and buffers of the `stock` module that it replaces."""
+
+    # CurrentPass of the model, set when it is paired with a Store
+    understudy: Any = None
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.layer_idx = int(stock.layer_idx)
+        for name, child in stock.named_children():
+            self.add_module(name, child)
+        for name, parameter in stock.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in stock.named_buffers(recurse=False):
+            self.register_buffer(name, buffer, persistent=name not in stock._non_persistent_buffers_set)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A submodule, parameter or buffer of the stock module, under its name there."""
+
+    def convolve(self, x: Tensor, convolution: Any) -> Tensor:
+        """The causal convolution of x [1, n, channels] along each node's path."""
+        if x.is_meta:
+            return x
+        out: Tensor = self.understudy.under_way.convolve(self.layer_idx, x[0], convolution.weight[:, 0], convolution.bias)
+        return out[None]
+
+    def recur(self, step: RuleStep) -> Tensor:
+        """What the rule gives after each node: [n, value heads, value size] float32."""
+        if step.value.is_meta:
+            return step.value
+        out: Tensor = self.understudy.under_way.recur(self.layer_idx, step)
+        return out

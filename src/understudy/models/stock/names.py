@@ -1,0 +1,138 @@
+"""Which tensor of a checkpoint is which parameter of its model: with the base model's prefix or without, under older names too.
+
+Names are those that transformers would load: its own table of changes is used forwards, from a checkpoint's names to a model's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from ...startup import owned
+from ..proving.shrink import values_of
+from .known import keep, key_of, recall
+
+# Operations that rows of several tensors become one by: those of 2-D tensors, those of matrices that are stacked, and the stacking.
+_JOINED, _JOINED_ROWS, _STACKED = ("Concatenate", 0), ("Concatenate", 1), ("MergeModulelist", 0)
+
+
+class Finder:
+    """Finds the one of a checkpoint's names that holds a given parameter of a stock model, by changes of names in their order."""
+
+    def __init__(self, prefix: str, changes: Sequence[Any], names: Iterable[str]) -> None:
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self.prefix = f"{prefix}."
+        renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+        self.converters = [change for change in changes if isinstance(change, WeightConverter)]
+        # the name in the model of each tensor of the checkpoint, in the model or not
+        self.targets = {name: _renamed(name, renamings) for name in names}
+        self.found: dict[str, str] = {}
+        for name, target in self.targets.items():
+            self.found[target] = name
+            self.found.setdefault(name, name)
+
+    def __call__(self, parameter: str) -> str | None:
+        """The checkpoint's name for a parameter of the model; None where there is none."""
+        return next((self.found[place] for place in self.places(parameter) if place in self.found), None)
+
+    def places(self, name: str) -> tuple[str, str, str]:
+        """What `name` may be called in a model: as it is, or without the base model's prefix, or with it."""
+        return name, name.removeprefix(self.prefix), self.prefix + name
+
+    def sources(self, parameter: str) -> tuple[str, ...]:
+        """The tensors whose rows one after another are a parameter of the model: the one of its name, as a rule, or those that
+        transformers joins or stacks. Empty where there are none."""
+        if (name := self(parameter)) is not None:
+            return (name,)
+        for converter, matches in self._conversions(parameter):
+            operations = [(type(each).__name__, getattr(each, "dim", None)) for each in converter.operations]
+            if matches.keys() != set(converter.source_patterns):
+                continue
+            found = [matches[pattern] for pattern in converter.source_patterns]
+            if operations == [_JOINED]:
+                return tuple(names[-1] for names in found)
+            # one of each expert, or of each expert one by each pattern
+            if operations == [_STACKED, *[_JOINED_ROWS] * (len(found) > 1)]:
+                # some may be missing, which their number tells
+                experts = zip_longest(*(sorted(names, key=_numbers) for names in found))
+                return tuple(name for each in experts for name in each if name is not None)
+        return ()
+
+    def conversion(self, parameter: str) -> str | None:
+        """What transformers makes `parameter` of, and how, where that takes more than another name; None where it does not."""
+        for converter, matches in self._conversions(parameter):
+            sources = [name for names in matches.values() for name in names]
+            operations = ", ".join(type(operation).__name__ for operation in converter.operations)
+            return f"{sources[0]!r} and {len(sources) - 1} more by {operations}"
+        return None
+
+    def _conversions(self, parameter: str) -> Iterator[tuple[Any, dict[str, list[str]]]]:
+        """The converters that make `parameter`, each with the checkpoint's names that it takes, by its patterns."""
+        for converter, made in self._converted:
+            matches: dict[str, list[str]] = {}
+            # two of them may be one
+            for place in dict.fromkeys(self.places(parameter)):
+                for pattern, names in made.get(place, {}).items():
+                    matches.setdefault(pattern, []).extend(names)
+            if matches:
+                yield converter, matches
+
+    @cached_property
+    def _converted(self) -> list[tuple[Any, dict[str, dict[str, list[str]]]]]:
+        """By what each converter makes of them, and by which of its patterns: the checkpoint's names."""
+        converted = []
+        for converter in self.converters:
+            made: dict[str, dict[str, list[str]]] = {}
+            for name, target in self.targets.items():
+                place, pattern = converter.rename_source_key(target)
+                if pattern:
+                    made.setdefault(place, {}).setdefault(pattern, []).append(name)
+            converted.append((converter, made))
+        return converted
+
+
+def finder(model: Any, names: Iterable[str]) -> Finder:
+    """The finder of a checkpoint's `names` for the stock `model`, as it is or cut to the text model of a wrapper."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    parts = getattr(model, "understudy_parts", None)
+    changes = get_model_conversion_mapping(model) if parts is None else parts.changes
+    return Finder(getattr(model, "base_model_prefix", ""), changes, names)
+
+
+def sources(model: Any, wanted: Sequence[str], names: Collection[str], directory: Path | None) -> dict[str, tuple[str, ...]]:
+    """For each of the `wanted` parameters and buffers of the stock `model`: the tensors among a checkpoint's `names` it is made of.
+
+    A command keeps them in `directory`, if there is one: transformers' table has a thousand patterns, 40 ms of work."""
+    if directory is None or not owned() or not type(model).__module__.startswith("transformers."):
+        return _sought(model, wanted, names)
+    values = [type(model).__name__, values_of(model.config), list(wanted), sorted(names)]
+    file = f"names/{model.config.model_type}-{key_of(model.config, values)}.json"
+    with suppress(TypeError, KeyError):
+        said = (recall(directory, file) or {})["sources"]
+        found = {name: tuple(said[name]) for name in wanted}
+        if all(name in names for pieces in found.values() for name in pieces):
+            return found
+    found = _sought(model, wanted, names)
+    keep(directory, file, {"sources": found})
+    return found
+
+
+def _sought(model: Any, wanted: Iterable[str], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    find = finder(model, names)
+    return {name: find.sources(name) for name in wanted}
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def _renamed(name: str, renamings: Iterable[Any]) -> str:
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    return name

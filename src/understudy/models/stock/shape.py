@@ -1,0 +1,150 @@
+"""The facts of a model that its config tells: sizes of its layers, of its vocabulary, and what it does to its logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ...errors import CheckpointError
+from ...layer_states import LayerShape
+from ..recurrent_layers.mixers import FEED_FORWARD, layer_values, recurrent_kinds
+from .ropes import longest_exact
+from .wrapper import text_config
+
+# Model types without `layer_types` whose `sliding_window` holds for every layer. A window that is not known here is served
+# all the same, by a layer that holds the whole context.
+WINDOW_IN_EVERY_LAYER = ("mistral", "phi3", "starcoder2")
+# Model types whose layers with a window have twice as many heads of keys as the config says.
+WIDER_WINDOWS = ("mimo_v2_flash",)
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of one model, read off its config once."""
+
+    # what each decoder layer keeps, in order
+    layers: tuple[LayerShape, ...]
+    # attention heads of the layer that has most of them
+    heads: int
+    # most attention heads that share one head of keys
+    shared_heads: int
+    # numbers in a state that layers hand on, and how many states they hand on side by side
+    hidden_size: int
+    states: int
+    # tokens the model knows
+    vocabulary: int
+    # does the model scale or cap its head's output? Then logits are there three times for a while
+    changes_logits: bool
+    # longest text that keeps one rope from its first token on, in tokens; None where the config does not say
+    positions: int | None
+
+    @classmethod
+    def of(cls, config: Any, *, small: bool = False) -> ModelShape:
+        """The shape of the text model that a transformers `config` describes. `small`: keys and values have 8 bits."""
+        config = text_config(config)
+        configs = _layer_configs(config)
+        reads = layers_read(config)
+        alone = [_layer_shape(layer_config, index, reads[index]) for index, layer_config in enumerate(configs)]
+        layers = tuple(replace(layer, shared=index in reads, small=small) for index, layer in enumerate(alone))
+        heads = [_heads(layer_config, index) for index, layer_config in enumerate(configs)]
+        return cls(
+            layers=layers,
+            heads=max(heads),
+            shared_heads=max(count // max(layer.kv_heads, 1) for count, layer in zip(heads, layers, strict=True)),
+            hidden_size=config.hidden_size,
+            states=getattr(config, "altup_num_inputs", None) or 1,
+            vocabulary=config.vocab_size,
+            changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
+            positions=longest_exact(config),
+        )
+
+    @property
+    def recurs(self) -> bool:
+        """Does any layer keep a state that goes on from token to token?"""
+        return any(layer.recurrent is not None for layer in self.layers)
+
+    def holds_whole(self, slots: int) -> bool:
+        """Does every layer hold the keys and values of a text of `slots` tokens, and nothing else?"""
+        return not self.recurs and all(layer.slots(slots) == slots for layer in self.layers)
+
+    def widest_line(self, dtype: torch.dtype) -> int:
+        """Bytes of the keys, or of the values, of a token in the widest layer of a model that computes in `dtype`."""
+        return max(layer.kv_heads * max(layer.key_size, layer.value_size) for layer in self.layers) * cache_dtype(dtype).itemsize
+
+
+def cache_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of keys and values in the KV cache of a model that computes in `dtype`.
+
+    float16 models keep float32 keys and values on the CPU (the same values; the attention kernel has no float16)."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _layer_configs(config: Any) -> list[Any]:
+    """A config for each layer: transformers' own where layers differ, else `config` for all."""
+    if getattr(config, "is_heterogeneous", False):
+        return list(config.per_layer_config)
+    return [config] * config.num_hidden_layers
+
+
+def layers_read(config: Any) -> list[int | None]:
+    """For each layer, the earlier one whose keys and values it reads; None for its own. The last layers of some models share
+    those of the last layer of their kind before them. Raises CheckpointError where there is none."""
+    count = config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or [""] * count
+    first = count - (getattr(config, "num_kv_shared_layers", None) or 0)
+    own = {kind: index for index, kind in enumerate(kinds[: max(first, 0)])}
+    if lacking := sorted({*map(str, kinds)} - {*map(str, own)}):
+        raise CheckpointError(
+            f"The config's num_kv_shared_layers of {count - first} leaves no {lacking[0]!r} layer whose keys could be shared."
+        )
+    return [None if index < first else own[kind] for index, kind in enumerate(kinds)]
+
+
+def _heads(config: Any, index: int) -> int:
+    """Attention heads of layer `index`; 1 where no layer attends."""
+    each = getattr(config, "num_attention_heads_per_layer", None)
+    return int(each[index] if each else getattr(config, "num_attention_heads", 1))
+
+
+def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:
+    kv_heads, key_size, value_size = _sizes(config, index)
+    values = layer_values(config)
+    kinds = recurrent_kinds(values)
+    kind = kinds[index] if kinds else None
+    window = _window(config, index)
+    if kind is None:
+        keeps_nothing = bool(kinds) and values["layer_types"][index] == FEED_FORWARD
+        heads = 0 if keeps_nothing else kv_heads
+        return LayerShape(heads, key_size, value_size, window=window, reads=reads, chunk=_chunk(config, index))
+    return LayerShape(kv_heads if kind.attends else 0, key_size, value_size, window, reads, kind.shape(config))
+
+
+def _sizes(config: Any, index: int) -> tuple[int, int, int]:
+    """Heads of keys of layer `index`, and the sizes of a key and of a value. Keys and values that are made of a latent state are
+    held as they are attended with: each head has its own, a key of a part without a rope and one with it."""
+    heads = _heads(config, index)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if config.model_type in WIDER_WINDOWS and _window(config, index):
+        kv_heads *= 2
+    if (plain := getattr(config, "qk_nope_head_dim", None)) is not None:
+        return heads, plain + config.qk_rope_head_dim, config.v_head_dim
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return kv_heads, size, getattr(config, "v_head_dim", None) or size
+
+
+def _chunk(config: Any, index: int) -> int:
+    """Tokens of the chunks to whose beginning layer `index` looks back; 0: it has none."""
+    kinds = getattr(config, "layer_types", None)
+    chunked = kinds is not None and kinds[index] == "chunked_attention"
+    return int(getattr(config, "attention_chunk_size", None) or 0) if chunked else 0
+
+
+def _window(config: Any, index: int) -> int:
+    """Tokens that layer `index` looks back at, its own included; 0: all of them."""
+    window = getattr(config, "sliding_window", None)
+    if not window:
+        return 0
+    if kinds := getattr(config, "layer_types", None):
+        return int(window) if kinds[index] == "sliding_attention" else 0
+    return int(window) if config.model_type in WINDOW_IN_EVERY_LAYER else 0
