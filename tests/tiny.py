@@ -109,6 +109,8 @@ _OWN_KEYS = {"num_key_value_heads": None}
 _UNTIED = {"tie_word_embeddings": False}
 _ALONE = {"without": ("intermediate_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings")}
 _LATENT = {"num_key_value_heads": 4, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8}
+# an index of few heads, of which a text soon has more tokens than are looked at
+_INDEX = {"index_topk": 12, "index_head_dim": 16, "index_n_heads": 32}
 # Families that need no mechanism of their own, with what is unlike in them; one test runs each.
 MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": {},
@@ -181,6 +183,14 @@ MIXTURES: dict[str, dict[str, Any]] = {
     },
     "deepseek_v3": {
         **_ROUTED_EXPERTS, **_LATENT, "q_lora_rank": None, "kv_lora_rank": 40, "v_head_dim": 16, "first_k_dense_replace": 1,
+    },
+    # an index chooses the tokens that a layer looks at; of the second, some layers take what one before them chose
+    "deepseek_v32": {
+        **_ROUTED_EXPERTS, **_LATENT, "q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 16, "first_k_dense_replace": 1, **_INDEX,
+    },
+    "glm_moe_dsa": {
+        **_ROUTED_EXPERTS, **_LATENT, "q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 16, **_INDEX,
+        "mlp_layer_types": ["dense", "sparse", "sparse"], "indexer_types": ["full", "shared", "full"],
     },
     "glm4_moe": {**_ROUTED_EXPERTS, "head_dim": 16, "use_qk_norm": True, "partial_rotary_factor": 0.5},
     "glm4_moe_lite": {

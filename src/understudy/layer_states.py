@@ -44,6 +44,8 @@ class LayerShape:
     small: bool = False
     # tokens of a chunk, of a layer that looks back to the beginning of its token's chunk alone; 0: it has no chunks
     chunk: int = 0
+    # numbers in a key of the index by which a layer chooses the tokens that it looks at; 0: it has none
+    index_size: int = 0
 
     @property
     def numbers(self) -> int:
@@ -51,10 +53,11 @@ class LayerShape:
         return self.kv_heads * (self.key_size + self.value_size) if self.reads is None else 0
 
     def token_bytes(self, itemsize: int) -> int:
-        """Bytes kept for each token, where a number has `itemsize` bytes or, in 8 bits, one."""
+        """Bytes kept for each token, where a number has `itemsize` bytes or, in 8 bits, one. Keys of an index never have 8 bits."""
+        index = self.index_size * itemsize
         if not self.small or not self.numbers:
-            return self.numbers * itemsize
-        return self.numbers + 2 * self.kv_heads * STEP_BYTES
+            return self.numbers * itemsize + index
+        return self.numbers + 2 * self.kv_heads * STEP_BYTES + index
 
     @property
     def window_slots(self) -> int:
@@ -109,7 +112,8 @@ def _untouched(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tenso
 
 
 class FullState:
-    """Keys and values of one layer for every token of the context: [rows, kv heads, capacity, size], or lines of `small_keys`.
+    """Keys and values of one layer for every token of the context: [rows, kv heads, capacity, size], or lines of `small_keys`; and
+    its index, if it has one: [rows, 1, capacity, size].
 
     Pages that no row has reached are never touched, so memory grows with use up to what the plan counted."""
 
@@ -119,10 +123,17 @@ class FullState:
         kept = LINES if shape.small else dtype
         self.keys = _untouched((rows, shape.kv_heads, slots, shape.key_size + more), kept, device)
         self.values = _untouched((rows, shape.kv_heads, slots, shape.value_size + more), kept, device)
+        self.index = _untouched((rows, 1, slots, shape.index_size), dtype, device) if shape.index_size else None
+
+    @property
+    def slabs(self) -> dict[str, Tensor]:
+        """What is kept of tokens, by name: [rows, heads, places, size] each."""
+        slabs = {"keys": self.keys, "values": self.values}
+        return slabs if self.index is None else {**slabs, "index": self.index}
 
     @property
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return sum(slab.nbytes for slab in self.slabs.values())
 
     @property
     def goes_back(self) -> int:
@@ -152,6 +163,11 @@ class FullState:
         self.keys[row, :, place] = stored(keys, self.keys)
         self.values[row, :, place] = stored(values, self.values)
 
+    def write_index(self, nodes: Nodes, keys: Tensor) -> None:
+        """Put keys [n, size] of the index of `nodes` at their slots."""
+        assert self.index is not None, "a layer without an index was given a key of one"
+        self.index[nodes.rows.to(self.index.device), 0, self.places(nodes.slots)] = keys.to(self.index.dtype)
+
     def keep(self, row: int, length: int, path: AcceptedPath) -> None:
         moves = path.moves(length, self.keys.device)
         if moves is None:
@@ -166,8 +182,8 @@ class FullState:
     def _put_over(self, row: int, moves: Tensor) -> None:
         """moves: [2, m] slots to write and to read."""
         to, source = self.places(moves)
-        for slab in (self.keys[row], self.values[row]):
-            slab.index_copy_(1, to, slab.index_select(1, source))
+        for slab in self.slabs.values():
+            slab[row].index_copy_(1, to, slab[row].index_select(1, source))
 
     def serves(self, window: int) -> bool:
         """Does it hold what attention with this `window` (0: none) looks at?"""
@@ -179,16 +195,16 @@ class FullState:
     def rewind(self, row: int, length: int) -> None: ...
 
     def copy(self, row: int, to: int, length: int) -> None:
-        self.keys[to, :, :length] = self.keys[row, :, :length]
-        self.values[to, :, :length] = self.values[row, :, :length]
+        for slab in self.slabs.values():
+            slab[to, :, :length] = slab[row, :, :length]
 
     def taken(self, row: int, start: int, end: int) -> dict[str, Tensor]:
-        slabs = {"keys": self.keys, "values": self.values}
-        return {name: slab[row, :, start:end].to("cpu", copy=True).contiguous() for name, slab in slabs.items()}
+        return {name: slab[row, :, start:end].to("cpu", copy=True).contiguous() for name, slab in self.slabs.items()}
 
     def put(self, row: int, start: int, tensors: Mapping[str, Tensor], first: int) -> None:
         skipped = max(first - start, 0)
-        for slab, new in ((self.keys, tensors["keys"]), (self.values, tensors["values"])):
+        for name, slab in self.slabs.items():
+            new = tensors[name]
             slab[row, :, start + skipped : start + new.shape[1]] = new[:, skipped:].to(slab.device)
 
     def point(self, row: int, length: int) -> dict[str, Tensor]:

@@ -88,9 +88,9 @@ class OwnLengths:
 
 
 class PaddedState(FullState):
-    """Keys and values of one layer whose rows begin at slots of their own: [kv heads, rows * slots, size].
+    """Keys and values of one layer, and its index, whose rows begin at slots of their own: [kv heads, rows * slots, size].
 
-    `keys` and `values` are views of that, [rows * slots, kv heads, slots, size]: element `row * slots + pads` is the row
+    `keys`, `values` and `index` are views of that, [rows * slots, kv heads, slots, size]: element `row * slots + pads` is the row
     that begins after so many pads, so whoever knows where a row begins reads and writes it like any other."""
 
     def __init__(self, shape: LayerShape, pads: list[int], slots: int, dtype: torch.dtype, device: str = "cpu"):
@@ -99,16 +99,17 @@ class PaddedState(FullState):
         self.slots = slots
         places = len(pads) * slots
 
-        def stored(size: int) -> Tensor:
-            # The view of the last place reaches beyond what any row has.
-            return torch.zeros((shape.kv_heads * places + slots) * size, dtype=dtype, device=device)
-
-        def viewed(storage: Tensor, size: int) -> Tensor:
-            return storage.as_strided((places, shape.kv_heads, slots, size), (size, places * size, size, 1))
-
-        self.storages = stored(shape.key_size), stored(shape.value_size)
-        self.keys = viewed(self.storages[0], shape.key_size)
-        self.values = viewed(self.storages[1], shape.value_size)
+        # Heads of what is stored, and the size of each.
+        self.sizes = [(shape.kv_heads, shape.key_size), (shape.kv_heads, shape.value_size)]
+        self.sizes += [(1, shape.index_size)] if shape.index_size else []
+        # The view of the last place reaches beyond what any row has.
+        self.storages = [torch.zeros((heads * places + slots) * size, dtype=dtype, device=device) for heads, size in self.sizes]
+        views = [
+            storage.as_strided((places, heads, slots, size), (size, places * size, size, 1))
+            for storage, (heads, size) in zip(self.storages, self.sizes, strict=True)
+        ]
+        self.keys, self.values = views[:2]
+        self.index = views[2] if shape.index_size else None
 
     @property
     def nbytes(self) -> int:
@@ -129,8 +130,8 @@ class PaddedState(FullState):
         the bytes that were moved."""
         moved = 0
         places = len(self.pads) * self.slots
-        for storage, size in zip(self.storages, (self.shape.key_size, self.shape.value_size), strict=True):
-            lines = _widest(storage[: self.shape.kv_heads * places * size].view(self.shape.kv_heads, places, size))
+        for storage, (heads, size) in zip(self.storages, self.sizes, strict=True):
+            lines = _widest(storage[: heads * places * size].view(heads, places, size))
             gathered = lines[:, source]
             lines[:, to] = gathered
             moved += gathered.nbytes

@@ -40,7 +40,7 @@ def spillable(shape: LayerShape, itemsize: int) -> bool:
     """Can a layer of `shape` spill? It must look at keys and values of all tokens, and STEP of either must be whole
     pages."""
     pages = all(STEP * size * itemsize % ALIGNMENT == 0 for size in (shape.key_size, shape.value_size))
-    return shape.numbers > 0 and pages and not (shape.window_slots or shape.small or shape.chunk)
+    return shape.numbers > 0 and pages and not (shape.window_slots or shape.small or shape.chunk or shape.index_size)
 
 
 @dataclass(frozen=True)

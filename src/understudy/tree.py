@@ -216,6 +216,11 @@ class Nodes:
         slots = torch.where(places <= self.positions[:, None], self.slots_at(places), -1)
         return Nodes(self.tokens, self.rows, self.slots, self.positions - start, torch.zeros_like(self.prefix), slots)
 
+    def seeing(self, slots: Tensor) -> Nodes:
+        """The same nodes as attention sees them that looks at some tokens alone: at `slots` [n, m], -1 after the last of them, in
+        the order of their positions."""
+        return Nodes(self.tokens, self.rows, self.slots, (slots >= 0).sum(1) - 1, torch.zeros_like(self.prefix), slots)
+
     def slots_at(self, positions: Tensor) -> Tensor:
         """[n, m]: where the cache holds each of `positions` [n, m] on the path of each node; any slot for those beyond the node."""
         if not self.tail.shape[1]:

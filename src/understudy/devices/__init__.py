@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..codecs import Codec, Encoded
-    from ..kernels.attention import AttentionSpec
+    from ..kernels.attention import AttentionSpec, Chosen
     from ..kernels.blocks import BlockKernels
+    from ..kernels.chosen_keys import IndexQuery
     from ..kernels.exact_operand import Operand
     from ..kernels.expert_kernels import ExpertKernels, ExpertLinear
     from ..kernels.level_kernels import LevelKernels
@@ -148,6 +149,10 @@ class Device(Protocol):
 
         All of them lie here. The bits of a node do not depend on the other nodes."""
         ...
+
+    def choose(self, asked: IndexQuery, keys: Tensor, nodes: Nodes) -> Chosen:
+        """What each of `nodes` looks at, chosen by the index `keys` of a layer [rows, 1, slots, size]. It depends on no
+        other node."""
 
     def spilled_attention(self) -> SpilledAttention | None:
         """What attends over keys and values of which a file holds most; None: they cannot spill here."""

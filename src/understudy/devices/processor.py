@@ -16,8 +16,9 @@ from .. import startup
 from ..codecs import Codec, Encoded
 from ..errors import UsageError, first_line
 from ..kernels import exact_product, spilled_attention, team
-from ..kernels.attention import AttentionSpec, attend
+from ..kernels.attention import AttentionSpec, Chosen, attend
 from ..kernels.blocks import BlockKernels, ProcessorBlocks
+from ..kernels.chosen_keys import IndexQuery, choose
 from ..kernels.convolution_cpu import convolve
 from ..kernels.draft_attention import LevelAttention
 from ..kernels.expert_kernels import ExpertKernels, ExpertLinear
@@ -154,6 +155,10 @@ class Processor:
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, nodes: Nodes, spec: AttentionSpec) -> Tensor:
         pool, threads = self._attending()
         return attend(query, keys, values, nodes, spec, pool=pool, threads=threads)
+
+    def choose(self, asked: IndexQuery, keys: Tensor, nodes: Nodes) -> Chosen:
+        pool, threads = self._attending()
+        return choose(asked, keys, nodes, pool=pool, threads=threads)
 
     def spilled_attention(self) -> SpilledAttention | None:
         def attend(query: Tensor, state: SpilledState, nodes: Nodes, spec: AttentionSpec) -> Tensor:

@@ -25,6 +25,20 @@ WORTH_SHARING = 4_000_000
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What the nodes of a pass look at, chosen by an index: stock code hands it from the index to attention, and may keep it for
+    the layers after that. Nothing is given where each looks at all that it sees."""
+
+    # On a processor: [n, blocks] int64, bit j of word b is set where a node looks at position 64 * b + j, if it sees that at all.
+    mask: Tensor | None = None
+    # Elsewhere: the nodes as attention sees them that looks at what was chosen alone.
+    nodes: Nodes | None = None
+
+
+ALL = Chosen()
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
     """How one layer attends, beside its queries, keys and values."""
 
@@ -36,6 +50,8 @@ class AttentionSpec:
     softcap: float = 0.0
     # [heads], of any type: one more score for each head, of which no value comes; None: there is none
     sinks: Tensor | None = field(default=None, compare=False)
+    # what an index has chosen for the nodes to look at
+    chosen: Chosen = field(default=ALL, compare=False)
 
 
 def attend(
@@ -52,12 +68,13 @@ def attend(
     out = np.empty((*q.shape[:2], size_in(values)), np.float32)
     sinks = NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
     k, v, heads = bits_of_slab(keys), bits_of_slab(values), keys.shape[1]
-    rows, positions, prefix, tail = nodes.arrays
+    mask = np.empty((len(q), 0), np.uint64) if spec.chosen.mask is None else spec.chosen.mask.numpy().view(np.uint64)
+    arrays = (*nodes.arrays, mask)
     options = spec.window, spec.scaling, spec.softcap, sinks
 
     def share_of(task: tuple[int, int, int, int]) -> None:
         first, last, start, end = task
-        seen = (array[start:end] for array in (rows, positions, prefix, tail))
+        seen = (array[start:end] for array in arrays)
         kernels.attend(q[start:end], k, v, *seen, *options, first, last, out[start:end], kernels.tables)
 
     work = q.size * (nodes.last + 1)

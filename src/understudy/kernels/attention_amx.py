@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .amx_dot import ROWS, amx_products, amx_sums, configure, release, shapes
-from .attention_cpu import NOBODY, absorb, blocks_of, finish, span, state_of
+from .attention_cpu import NOBODY, absorb, blocks_of, finish, raise_tops, span, state_of
 from .compiled import FIRST, contracted
 from .paired import locate, pair_keys, pair_values
 from .running_softmax import lines
@@ -39,7 +39,7 @@ def scratch_of(keys: Any, values: Any, dim: int, size: int, tables: Any) -> Any:
 def _together(i: int, start: int, window: int, seen: Any) -> Any:
     """The nodes from `i` on that go through the block from position `start` on together: the end of them, and the first and last
     position of it that node `i` sees. More than one only where each, in one row, sees all of it, in its straight prefix."""
-    rows, positions, prefix, _ = seen
+    rows, positions, prefix, _, _ = seen
     first, last = span(positions[i], window, start)
     end = i + 1
     if last - first < BLOCK - 1 or last >= prefix[i]:
@@ -82,7 +82,7 @@ def add(
     query: Any, keys: Any, values: Any, heads: Any, seen: Any, how: Any, part: Any, scratch: Any, state: Any
 ) -> None:  # fmt: skip
     """`attention_cpu.add`, of bfloat16; query: float32 that are such."""
-    rows, _, prefix, tail = seen
+    rows, _, prefix, tail, mask = seen
     pairs, values_pairs, _, _, scores, halves, tables = scratch
     head, first_query = heads
     count, dim, sums = len(rows), query.shape[2], state[2]
@@ -109,7 +109,8 @@ def add(
                     height = tall
                 x = numbers.ctypes.data + r * width * 2
                 amx_products(pairs.ctypes.data, dim, x, width * 2, scores.ctypes.data, BLOCK * 4)
-                absorb(scores, tall, (first - start, last - start), how, r, state, halves.ctypes.data, HALVES)
+                limits = first - start, last - start
+                absorb(scores, tall, limits, how, r, state, halves.ctypes.data, HALVES, mask, b)
                 there = sums.ctypes.data + r * size * 4
                 for piece in range(values_pairs.shape[0]):
                     block = values_pairs[piece].ctypes.data
@@ -119,15 +120,16 @@ def add(
 
 @contracted
 def attend(
-    query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any,
+    query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any, mask: Any,
     window: int, scaling: float, softcap: float, sinks: Any, first_head: int, last_head: int, out: Any, tables: Any,
 ) -> None:  # fmt: skip
     """`attention_cpu.attend`, of bfloat16 queries, keys and values. tables: `registers` of the size of keys."""
     group, size = query.shape[1] // keys.shape[1], (out.shape[2] + BLOCK - 1) // BLOCK * BLOCK
-    how, seen = (window, np.float32(scaling), np.float32(softcap)), (rows, positions, prefix, tail)
+    how, seen = (window, np.float32(scaling), np.float32(softcap)), (rows, positions, prefix, tail, mask)
     scratch = scratch_of(keys, values, query.shape[2], out.shape[2], tables)
     for head in range(first_head, last_head):
         first_query = head * group
         state = state_of(len(query), group, size, sinks, first_query)
+        raise_tops(state, mask)
         add(query, keys, values, (head, first_query), seen, how, (0, blocks_of(positions)), scratch, state)
         finish(state, first_query, out)

@@ -19,6 +19,9 @@ TOGETHER = 8
 KEYS: Any = np.bool_(True)
 VALUES: Any = np.bool_(False)
 NOBODY = np.int64(-1)
+# A block of which all places are seen; a score below all others, which a softmax may begin with.
+ALL_PLACES = np.uint64(0xFFFFFFFFFFFFFFFF)
+LOWEST = np.float32(-3e38)
 # Whether weights are bfloat16.
 FLOATS: Any = np.bool_(False)
 
@@ -57,7 +60,7 @@ def _together(i: int, start: int, window: int, seen: Any) -> Any:
     position of it that all of them see, and whether some see more.
 
     More than one only where the block lies in the straight prefix of each, in one row, and they see something of it in common."""
-    rows, positions, prefix, _ = seen
+    rows, positions, prefix, _, _ = seen
     first, last = span(positions[i], window, start)
     end, more = i + 1, False
     if first > last or last >= prefix[i]:
@@ -83,11 +86,14 @@ def state_of(count: int, group: int, size: int, sinks: Any, first_query: int) ->
 
 
 @contracted
-def absorb(products: Any, count: int, limits: Any, how: Any, first: int, state: Any, target: int, halves: bool) -> None:
+def absorb(
+    products: Any, count: int, limits: Any, how: Any, first: int, state: Any, target: int, halves: bool, mask: Any, block: int
+) -> None:  # fmt: skip
     """Make weights at the address `target` of the `products` [any, 64] of `count` rows and a block, and let their sums fade
     where they must. A row is a query head of a node, the state's rows from `first` on.
 
-    limits: the first and the last place of the block that they see; how: window, factor of a product and cap of a score."""
+    limits: the first and the last place of the block that they see; how: window, factor of a product and cap of a score; mask: see
+    `attend`, of the state's nodes."""
     tops, totals, sums, fades = state
     _, scale, cap = how
     if cap > 0:
@@ -96,12 +102,34 @@ def absorb(products: Any, count: int, limits: Any, how: Any, first: int, state: 
             for j in range(BLOCK):
                 products[r, j] = cap * np.tanh(products[r, j] * scale / cap)
         scale = np.float32(1)
+    if mask.shape[1] > 0:
+        group = len(tops) // len(mask)
+        for r in range(count):
+            hide(products[r], mask[(first + r) // group, block])
     own = tops.ctypes.data + first * 4, totals.ctypes.data + first * LANES * 4, fades.ctypes.data
     if weights(products.ctypes.data, target, count, limits, scale, own, halves):
         for r in range(count):
             if fades[r] != 1:
                 for c in range(sums.shape[1]):
                     sums[first + r, c] *= fades[r]
+
+
+@contracted
+def raise_tops(state: Any, mask: Any) -> None:
+    """Let a `state` that has seen nothing begin with a score that is a number, since a block may bring none of which one is."""
+    tops = state[0]
+    if mask.shape[1] > 0:
+        for r in range(len(tops)):
+            tops[r] = max(tops[r], LOWEST)
+
+
+@contracted
+def hide(scores: Any, word: Any) -> None:
+    """Make `scores` [64] of places so low that nothing comes of them, but for those whose bit is set in `word`."""
+    if word != ALL_PLACES:
+        for j in range(BLOCK):
+            if (word >> np.uint64(j)) & np.uint64(1) == 0:
+                scores[j] = np.float32(-np.inf)
 
 
 @contracted
@@ -131,9 +159,9 @@ def add(
     """Let nodes attend to a head of `keys` and `values` [rows, heads, places, size], in blocks part[0] up to part[1] of 64
     positions: the next ones that they see.
 
-    heads: that head, and the first of the query heads that share it; seen: rows, positions, prefix and tail of the nodes; how: see
-    `absorb`; scratch: see `scratch_of`; state: see `state_of`."""
-    rows, positions, prefix, tail = seen
+    heads: that head, and the first of the query heads that share it; seen: rows, positions, prefix, tail and mask of the nodes;
+    how: see `absorb`; scratch: see `scratch_of`; state: see `state_of`."""
+    rows, positions, prefix, tail, mask = seen
     bits, shared, own, shared_values, own_values = scratch
     head, first_query = heads
     count, dim, sums = len(rows), query.shape[2], state[2]
@@ -159,9 +187,10 @@ def add(
                 for node in range(i, end):
                     low, high = span(positions[node], how[0], start)
                     own_scores, limits = scores[(node - i) * group :], (low - start, high - start)
-                    absorb(own_scores, group, limits, how, node * group, state, own_scores.ctypes.data, FLOATS)
+                    absorb(own_scores, group, limits, how, node * group, state, own_scores.ctypes.data, FLOATS, mask, b)
             else:
-                absorb(scores, outputs, (first - start, last - start), how, i * group, state, scores.ctypes.data, FLOATS)
+                limits = first - start, last - start
+                absorb(scores, outputs, limits, how, i * group, state, scores.ctypes.data, FLOATS, mask, b)
             block, held_values = _load(
                 values, rows[i], head, prefix[i], tail[i], start, last, VALUES, bits, shared_values, own_values, held_values
             )
@@ -186,20 +215,22 @@ def _add(block: Any, places: Any, first: int, last: int, line: Any, outputs: int
 
 @contracted
 def attend(
-    query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any,
+    query: Any, keys: Any, values: Any, rows: Any, positions: Any, prefix: Any, tail: Any, mask: Any,
     window: int, scaling: float, softcap: float, sinks: Any, first_head: int, last_head: int, out: Any, tables: Any,
 ) -> None:  # fmt: skip
     """query: [n, heads, key size] float32; out: [n, heads, value size] float32. keys, values: [rows, kv heads, places, size]
     float32, uint16 holding bfloat16, or uint8: lines of `small_keys`.
 
-    rows, positions, prefix: [n]; tail: [n, t] (see tree.Nodes). window 0: all positions are seen; else the last `window`.
+    rows, positions, prefix: [n]; tail: [n, t] (see tree.Nodes). mask: [n, blocks] uint64: bit j of word b is set where position
+    64 * b + j is seen, if the node sees it at all; [n, 0]: all are. window 0: all positions are seen; else the last `window`.
     sinks: [heads] float32, or empty. Serves kv heads first_head..last_head-1. tables: as `scratch_of` takes them."""
     group, size = query.shape[1] // keys.shape[1], out.shape[2]
-    how, seen = (window, np.float32(scaling), np.float32(softcap)), (rows, positions, prefix, tail)
+    how, seen = (window, np.float32(scaling), np.float32(softcap)), (rows, positions, prefix, tail, mask)
     scratch = scratch_of(keys, values, query.shape[2], size, tables)
     for head in range(first_head, last_head):
         first_query = head * group
         state = state_of(len(query), group, size, sinks, first_query)
+        raise_tops(state, mask)
         add(query, keys, values, (head, first_query), seen, how, (0, blocks_of(positions)), scratch, state)
         finish(state, first_query, out)
 

@@ -86,7 +86,8 @@ class _Share:
         """arrays: rows, positions, prefix and tail of all nodes."""
         rows, positions, prefix, tail = (array[slice(*self.nodes)] for array in arrays)
         shift = segment.origin
-        seen = np.zeros_like(rows), positions - shift, prefix - shift, tail - shift
+        # None of what spills is hidden from a node.
+        seen = np.zeros_like(rows), positions - shift, prefix - shift, tail - shift, np.empty((len(rows), 0), np.uint64)
         part = segment.first, segment.end
         self.kernels.add(self.query, keys, values, (self.heads[0], 0), seen, self.how, part, self.scratch, self.state)
 

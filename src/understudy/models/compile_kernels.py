@@ -13,6 +13,7 @@ import torch
 
 from ..devices.processor import Processor
 from ..kernels import draft_delta, draft_mixture, spilled_attention
+from ..kernels.chosen_keys import IndexQuery
 from ..kernels.draft_chain import lead
 from ..kernels.recurrence import RuleStep
 from ..quantizers import quantizer
@@ -74,6 +75,8 @@ def _use_all(store: Store, shape: ModelShape, dtype: torch.dtype, drafts: bool) 
             lead()
             if any(entry.mixture for entry in store.linears.values()):
                 draft_mixture.through()
+    if any(layer.index_size for layer in layers):
+        _choose(processor, dtype)
     if any(layer.recurrent for layer in layers):
         _recur(processor, dtype)
         if drafts:
@@ -81,6 +84,13 @@ def _use_all(store: Store, shape: ModelShape, dtype: torch.dtype, drafts: bool) 
             draft_delta.entries()
     choose()
     give_back()
+
+
+def _choose(processor: Processor, dtype: torch.dtype) -> None:
+    """Choose what the second of two nodes looks at."""
+    nodes = Nodes.of(TokenTree.chain([0]), 0, 1)
+    asked = IndexQuery(torch.ones(1, 1, 16, dtype=dtype), torch.ones(1, 1), 1.0, 1)
+    processor.choose(asked, torch.ones(1, 1, 64, 16, dtype=cache_dtype(dtype)), nodes)
 
 
 def _recur(processor: Processor, dtype: torch.dtype) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..cache import Cache
 from ..devices import Device, DraftAttention
-from ..kernels.attention import AttentionSpec
+from ..kernels.attention import AttentionSpec, Chosen
+from ..kernels.chosen_keys import IndexQuery
 from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
@@ -182,11 +183,16 @@ class Level:
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         self.cache.write(layer, self.placed.at(layer)[1], self.place, keys, values)
 
+    def choose(self, layer: int, keys: Tensor, asked: IndexQuery) -> Chosen:
+        return self.placed.choose(layer, keys, asked)
+
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.cache.layer(layer, spec.window)
         if self.cache.spills(layer):
             return self.short_attention(query, state.keys, state.values, spec)
-        device, there = self.placed.seen_in(layer)
+        device, there = self.placed.seen_in(layer, spec)
+        if spec.chosen.nodes is not None:
+            return device.draft_attention(there)(query, state.keys, state.values, spec)
         if id(there) not in self._attentions:
             self._attentions[id(there)] = device.draft_attention(there)
         return self._attentions[id(there)](query, state.keys, state.values, spec)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..cache import Cache
 from ..devices import Device
 from ..errors import CheckpointError, StoreError
-from ..kernels.attention import AttentionSpec
+from ..kernels.attention import ALL, AttentionSpec, Chosen
+from ..kernels.chosen_keys import IndexQuery
 from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
 from ..tree import Nodes
@@ -49,6 +50,9 @@ class Pass(Protocol):
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put keys [n, kv heads, key size] and values [n, kv heads, value size] of the pass's nodes in the KV cache."""
+
+    def choose(self, layer: int, keys: Tensor, asked: IndexQuery) -> Chosen:
+        """Put keys [n, size] of the pass's nodes in the index of `layer`, and choose by it what each of them looks at."""
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         """Attention of query [n, heads, key size] over the KV cache: [n, heads, value size]."""
@@ -150,9 +154,20 @@ class Placed:
             self._there[device.name] = self.first.moved(bring)
         return device, self._there[device.name]
 
-    def seen_in(self, layer: int) -> tuple[Device, Nodes]:
-        """The same, with the nodes as the attention of `layer` sees them: it may look back to the beginning of a chunk alone."""
+    def choose(self, layer: int, keys: Tensor, asked: IndexQuery) -> Chosen:
+        """Put keys [n, size] of the nodes in the index of `layer`, and choose by it what each of them looks at."""
         device, there = self.at(layer)
+        state = self.cache.layers[layer]
+        state.write_index(there, keys)
+        assert state.index is not None
+        return device.choose(asked, state.index, there)
+
+    def seen_in(self, layer: int, spec: AttentionSpec) -> tuple[Device, Nodes]:
+        """The same, with the nodes as the attention of `layer` sees them: it may look back to the beginning of a chunk alone, or at
+        what was chosen."""
+        device, there = self.at(layer)
+        if spec.chosen.nodes is not None:
+            return device, spec.chosen.nodes
         chunk = self.cache.shapes[layer].chunk
         if not 0 < chunk < self.cache.capacity:
             return device, there
@@ -182,9 +197,11 @@ def attention(
 
     key, value [1, kv heads, n, size] are the pass's own: what a layer attends with goes to the KV cache, which need not be what
     it gave its cache (a latent state, say). All are read from there."""
+    chosen = others.pop("indices", None)
     if query.device.type == "meta":
-        if chosen := next((name for name in CHOSEN if others.get(name) is not None), None):
-            raise CheckpointError(f"Layer {module.layer_idx} attends to some keys alone ({chosen}), which is not supported yet.")
+        others |= {} if chosen is None or isinstance(chosen, Chosen) else {"indices": chosen}
+        if name := next((name for name in CHOSEN if others.get(name) is not None), None):
+            raise CheckpointError(f"Layer {module.layer_idx} attends to some keys alone ({name}), which is not supported yet.")
         if (watch := getattr(module, "watch", None)) is not None:
             watch.call(module, query, key, value)
         return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
@@ -192,7 +209,7 @@ def attention(
     under_way = current.under_way
     assert under_way is not None and isinstance(module.layer_idx, int)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    spec = AttentionSpec(float(scale), sliding_window or 0, softcap or 0.0, others.get("s_aux"))
+    spec = AttentionSpec(float(scale), sliding_window or 0, softcap or 0.0, others.get("s_aux"), chosen or ALL)
     under_way.write_kv(module.layer_idx, key[0].transpose(0, 1), value[0].transpose(0, 1))
     return under_way.attend(module.layer_idx, query[0].transpose(0, 1), spec)[None], None
 

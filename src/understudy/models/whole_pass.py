@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import team
-from ..kernels.attention import AttentionSpec
+from ..kernels.attention import ALL, AttentionSpec, Chosen
+from ..kernels.chosen_keys import IndexQuery
 from ..kernels.expert_kernels import ExpertKernels
 from ..kernels.recurrence import RuleStep
 from ..recurrent import tops
@@ -85,11 +86,14 @@ class WholePass:
         cache = self.view.cache
         return max(cache.layers[layer].goes_back, cache.scratch)
 
+    def choose(self, layer: int, keys: Tensor, asked: IndexQuery) -> Chosen:
+        return self.placed.choose(layer, keys[: self.count], asked[: self.count])
+
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         view = self.view
         state = view.cache.layer(layer, spec.window)
         if self._late is None:
-            device, there = self.placed.seen_in(layer)
+            device, there = self.placed.seen_in(layer, spec)
             out = device.attend(query[: self.count], state.keys, state.values, there, spec)
         else:
             out = self._by_and_by(layer, query, spec, *self._late)
@@ -154,6 +158,10 @@ class Rehearsal(WholePass):
 
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Nothing reads them."""
+
+    def choose(self, layer: int, keys: Tensor, asked: IndexQuery) -> Chosen:
+        """So is what an index chooses."""
+        return ALL
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         size = self.view.cache.layers[layer].shape.value_size

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.test_fused import TEXT, drafted_on_a_device, stock
+from tests.models.fused_blocks.test_fused import TEXT, drafted_on_a_device, stock
 from tests.tiny import save
 from understudy import LLM
 from understudy.kernels.blocks import JoinedProduct

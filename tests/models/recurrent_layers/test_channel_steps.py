@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.test_channel_rule import DEVICES, RATED, RATES, SHAPE, Run, drawn
+from tests.models.recurrent_layers.test_channel_rule import DEVICES, RATED, RATES, SHAPE, Run, drawn
 from understudy.models.recurrent_layers import channel_steps
 from understudy.recurrent import RecurrentShape, RecurrentState, Room, tops
 from understudy.tree import AcceptedPath, Nodes, TokenTree

@@ -29,7 +29,6 @@ from understudy.models.streamed import attention_name
             "multimodal",
         ),
         ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantised"),
-        ({"model_type": "deepseek_v32", "layer_types": ["indexed_attention"]}, r"sparse \(indexed_attention\): an index chooses"),
         ({"model_type": "minimax_m3_vl_text", "layer_types": ["full_attention", "minimax_m3_sparse"]}, "attention is sparse"),
         ({"model_type": "deepseek_v4", "layer_types": ["compressed_sparse_attention"]}, "attention is sparse"),
     ],

@@ -204,7 +204,9 @@ def attention_modules(attention: nn.Module | None) -> AttentionModules | None:
 
 
 def latent_modules(attention: nn.Module | None) -> LatentModules | None:
-    """None where it has other children."""
+    """None where it has other children, or looks at what an index chooses: its own, or that of a layer before it."""
+    if hasattr(attention, "indexer"):
+        return None
     children: dict[str, nn.Module] = {} if attention is None else dict(attention.named_children())
     named = (getattr(attention, name, None) for name in ("num_heads", "qk_rope_head_dim", "v_head_dim", "layer_idx"))
     sizes = [size for size in named if isinstance(size, int)]

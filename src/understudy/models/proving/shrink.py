@@ -20,6 +20,8 @@ WINDOW = 6
 ORIGINAL_POSITIONS = 16
 SOFTCAP = 2.0
 INNER = 240
+# Heads of an index at least: with few, many tokens have a score of nought, and transformers takes any of them.
+INDEX_HEADS = 32
 MOST_KINDS = 8
 
 # How many experts a layer has, and how many of them a token goes to, under the names that configs have for it.
@@ -34,7 +36,7 @@ DESCRIBING = (
     "task_specific_params", "problem_type", "auto_map", "use_cache",
 )  # fmt: skip
 _FEED_FORWARD = re.compile(r"intermediate|ffn|inner|mlp_dim|d_ff")
-_WINDOWED = re.compile(r"window(_size)?$|attention_chunk_size$|floor_scale$")
+_WINDOWED = re.compile(r"window(_size)?$|attention_chunk_size$|floor_scale$|index_topk$")
 _REPEATED = re.compile(r"pattern|interval|every|period|freq")
 # Lists of the layers that are of one kind.
 _CHOSEN = re.compile(r"_(indices|idxs)$|^moe_layers$")
@@ -106,6 +108,8 @@ def _shorten(values: dict[str, Any], names: dict[str, str]) -> None:
             values[key] = min(value, WINDOW)
         elif "softcap" in key and isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
             values[key] = min(float(value), SOFTCAP)
+        elif key == "index_n_heads" and _positive(value):
+            values[key] = max(value, INDEX_HEADS)
 
 
 def _ropes(values: dict[str, Any]) -> Iterator[dict[str, Any]]:

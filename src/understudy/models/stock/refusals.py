@@ -15,7 +15,7 @@ from .wrapper import parts_in
 _RECURRENT = ("linear_attention", "mamba", "recurrent", "conv", "ssm", "rwkv", "gated_delta", "hybrid")
 _STATEFUL = ("mamba", "rwkv", "xlstm")
 # Words in the names of layers that look at some of the tokens before them, which they choose by what those hold.
-_SPARSE = ("indexed", "sparse", "compressed")
+_SPARSE = ("sparse", "compressed")
 # Where configs name the kind of each layer.
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 # Where a config says that its weights are no floats, and where that says how.

@@ -116,7 +116,8 @@ def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:
     if kind is None:
         keeps_nothing = bool(kinds) and values["layer_types"][index] == FEED_FORWARD
         heads = 0 if keeps_nothing else kv_heads
-        return LayerShape(heads, key_size, value_size, window=window, reads=reads, chunk=_chunk(config, index))
+        chunk, index_size = _chunk(config, index), _index_size(config, index)
+        return LayerShape(heads, key_size, value_size, window=window, reads=reads, chunk=chunk, index_size=index_size)
     return LayerShape(kv_heads if kind.attends else 0, key_size, value_size, window, reads, kind.shape(config))
 
 
@@ -138,6 +139,14 @@ def _chunk(config: Any, index: int) -> int:
     kinds = getattr(config, "layer_types", None)
     chunked = kinds is not None and kinds[index] == "chunked_attention"
     return int(getattr(config, "attention_chunk_size", None) or 0) if chunked else 0
+
+
+def _index_size(config: Any, index: int) -> int:
+    """Numbers in a key of the index of layer `index`; 0: it has none, or looks at what the index of a layer before it chose."""
+    kinds = getattr(config, "indexer_types", None)
+    if not getattr(config, "index_topk", None) or (kinds and kinds[index] == "shared"):
+        return 0
+    return int(getattr(config, "index_head_dim", None) or 0)
 
 
 def _window(config: Any, index: int) -> int:

@@ -29,6 +29,7 @@ from .bare import CONSTRUCTION, stacks_on_meta, weights_on_meta
 from .by_token import noted_lookups
 from .heads import head_and_embedding, ties_head
 from .hf import leave_pads_alone, refused
+from .indexers import install_indexers
 from .names import finder
 from .own_positions import tell_positions
 from .refusals import refuse_packed
@@ -62,6 +63,7 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     fix_ropes(model)
     install_mixers(model)
     install_scaled_experts(model)
+    install_indexers(model)
     tell_positions(model)
     return model.eval()
 
