@@ -199,7 +199,7 @@ MUTATIONS = (
     Mutation("room is spent on decoded weights twice", "plan/residents.py", "if owners[number] not in decoded),", "),", "tests/plan/test_residents.py"),
     Mutation("on a GPU a lane's second octet takes the bits of its first", "kernels/gpu/octets.py", "windows[plane] >> byte_of(counts[0], counts[1], plane)", "windows[plane]", "tests/kernels/gpu/test_residual.py"),
     Mutation("an exception is not put back", "kernels/residual.py", "weights[exceptions[e, 0]] = exceptions[e, 1]", "pass", "tests/codecs"),
-    Mutation("the path is not moved", "layer_states.py", "slab.index_copy_(1, to, slab", "slab.index_copy_(1, source, slab", CORE),
+    Mutation("the path is not moved", "layer_states.py", "index_copy_(1, to, slab", "index_copy_(1, source, slab", CORE),
     Mutation("a layer that slides goes back to what it lost", "layer_states.py", "return length if oldest_wanted >= oldest_held else 0", "return length", CORE),
     Mutation("what a chunk overwrote is forgotten", "cache.py", "self._written[row] = max(self._highest(row), end)", "pass", CORE),
     Mutation("a layer reads another layer's keys", "models/stock/shape.py", "own = {kind: index for index, kind in enumerate(kinds[: max(first, 0)])}", "own = {kind: kinds.index(kind) for kind in kinds}", "tests/models/stock/test_shape.py"),
@@ -218,7 +218,7 @@ MUTATIONS = (
     Mutation("a Store of other bits is taken", "sources.py", "not options.bits_left_open and textless", "False and textless", "tests/test_sources.py"),
     Mutation("draft and target use other noise", "drafters/tree_search.py", "nodes.positions.to(logits.device) + 1", "nodes.positions.to(logits.device)", LLM),
     Mutation("an index chooses all tokens of equal scores", "kernels/chosen_keys.py", "scores[j] == least and equal > 0", "scores[j] == least", "tests/kernels/test_chosen_keys.py"),
-    Mutation("an index reads the block of the node before", "kernels/chosen_keys.py", "loaded = rows[i] if whole else np.int64(-1)", "loaded = rows[i]", "tests/kernels/test_chosen_keys.py"),
+    Mutation("an index reads the block of the node before", "kernels/chosen_keys.py", "loaded = rows[i] if whole else NOBODY", "loaded = rows[i]", "tests/kernels/test_chosen_keys.py"),
     Mutation("what an index did not choose is seen by a node after the first", "kernels/attention_cpu.py", "mask[(first + r) // group, block]", "mask[0, block]", "tests/kernels/test_chosen_keys.py"),
     Mutation("a softmax begins where nothing is a number", "kernels/attention_cpu.py", "tops[r] = max(tops[r], LOWEST)", "tops[r] = tops[r]", "tests/kernels/test_chosen_keys.py"),
     Mutation("an index stays where its keys went from", "layer_states.py", 'return slabs if self.index is None else {**slabs, "index": self.index}', "return slabs", "tests/models/stock/test_indexers.py"),
@@ -492,7 +492,7 @@ MUTATIONS = (
     Mutation("stepped states: siblings change their parent's state", "models/recurrent_layers/channel_steps.py", "self.held[slot].clone() if self.wanted[parent] else", "self.held[slot] if self.wanted[parent] else", "tests/models/recurrent_layers/test_channel_rule.py"),
     Mutation("stepped states: a step is taken before its decay", "models/recurrent_layers/channel_steps.py", "value = step.beta[node][:, None] * (value - _read(one, keys[node]))", "value = step.beta[node][:, None] * value", "tests/models/recurrent_layers/test_channel_rule.py"),
     Mutation("chunks: nodes look back to the chunk before", "tree.py", "start = self.positions // chunk * chunk", "start = (self.positions // chunk - 1).clamp(min=0) * chunk", "tests/test_tree.py"),
-    Mutation("chunks: a draft's attention is that of another layer", "models/draft.py", "device, there = self.placed.seen_in(layer)", "device, there = self.placed.at(layer)", "tests/models/stock/test_own_positions.py tests/models/mixtures/test_scaled_experts.py"),
+    Mutation("chunks: a draft's attention is that of another layer", "models/draft.py", "device, there = self.placed.seen_in(layer, spec)", "device, there = self.placed.at(layer)", "tests/models/stock/test_own_positions.py tests/models/mixtures/test_scaled_experts.py"),
     Mutation("a caller keeps its threads", "llm.py", "        finally:\n            disband()\n\n    def _stream", "        finally:\n            pass\n\n    def _stream", "tests/test_llm.py"),
 )  # fmt: skip
 

@@ -203,6 +203,12 @@ MIXTURES: dict[str, dict[str, Any]] = {
     },
     # matrices that are stored transposed, with biases, and gates between what they gate
     "gpt_oss": {**_LOCAL_EXPERTS, "head_dim": 16, **_SLIDING},
+    # an index chooses blocks of tokens, others for each head of keys
+    "minimax_m3_vl_text": {
+        **_LOCAL_EXPERTS, "head_dim": 16, "rotary_dim": 8, "dense_intermediate_size": 128, "shared_intermediate_size": 64,
+        "mlp_layer_types": ["dense", "sparse", "sparse"], "layer_types": ["full_attention", *["minimax_m3_sparse"] * 2],
+        "index_n_heads": 2, "index_head_dim": 16, "index_block_size": 6, "index_topk_blocks": 3,
+    },
     "minimax_m2": {**_LOCAL_EXPERTS, "head_dim": 16, "rotary_dim": 8},
     "phimoe": {**_LOCAL_EXPERTS, "sliding_window": None},
     # a dense network and experts in every layer, with norms of their own

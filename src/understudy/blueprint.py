@@ -81,10 +81,11 @@ class Blueprint:
 
     @cached_property
     def shape(self) -> ModelShape:
-        """The model's sizes, read off its config. Raises UsageError for keys and values of 8 bits where there are none."""
+        """The model's sizes, read off its config. Raises UsageError for keys and values of 8 bits, and for heads that choose the
+        tokens that they look at, where there are none."""
         if self.options.small_keys and self.device.own_memory:
             raise UsageError(f"--kv-bits {SMALL} is for the processor, not for {self.device.name}: leave it out.")
-        return ModelShape.of(self.config, small=self.options.small_keys)
+        return ModelShape.of(self.config, small=self.options.small_keys).for_device(self.device)
 
     @property
     def copy(self) -> str:

@@ -30,15 +30,15 @@ def expected(asked: IndexQuery, keys: Tensor, nodes: Nodes) -> list[list[int]]:
     return found
 
 
-def shown(chosen: Chosen, nodes: Nodes) -> list[list[int]]:
-    """The slots of each node, in the order of their positions."""
+def shown(chosen: Chosen, nodes: Nodes, head: int = 0) -> list[list[int]]:
+    """The slots of each node, in the order of their positions; those of one head, where each chooses for itself."""
     if chosen.nodes is not None:
         found = chosen.nodes
         return [found.slots_in_order(node).tolist() for node in range(len(found))]
     lists = []
     for node in range(len(nodes)):
         slots = nodes.slots_in_order(node).tolist()
-        words = [-1] * len(slots) if chosen.mask is None else chosen.mask[node].tolist()
+        words = [-1] * len(slots) if chosen.mask is None else chosen.mask[head, node].tolist()
         lists.append([slot for place, slot in enumerate(slots) if words[place // 64] >> place % 64 & 1])
     return lists
 
@@ -85,6 +85,48 @@ def test_a_choice_is_the_nodes_own(nodes: Nodes, most: int, seed: int) -> None:
         for node in range(len(nodes)):
             part = slice(node, node + 1)
             assert shown(way(asked[part], keys, nodes[part]), nodes[part]) == together[node : node + 1]
+
+
+def blocks_expected(asked: IndexQuery, keys: Tensor, nodes: Nodes, head: int) -> list[list[int]]:
+    """By definition, in float64: the slots of the blocks of one head."""
+    found = []
+    for node, row in enumerate(nodes.rows.tolist()):
+        slots = nodes.slots_in_order(node)
+        products = keys[row, 0, slots].double() @ asked.queries[node, head].double()
+        scores = [float(part.max()) for part in products.split(asked.block)]
+        latest = range(max(len(scores) - asked.latest, 0), len(scores))
+        order = sorted(range(len(scores)), key=lambda own: (own not in latest, -scores[own], own))
+        found.append([slot for own in sorted(order[: asked.most]) for slot in slots.split(asked.block)[own].tolist()])
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    trees(), st.integers(1, 6), st.integers(1, 70), st.integers(0, 2), st.integers(0, 99), st.integers(0, 3), st.booleans()
+)  # fmt: skip
+def test_each_head_chooses_blocks_of_its_own(
+    nodes: Nodes, most: int, block: int, latest: int, seed: int, threads: int, halves: bool
+) -> None:
+    asked, keys = question(nodes, 16, most, seed, whole=True)
+    asked = IndexQuery(asked.queries, None, 1.0, max(most, latest), block, latest)
+    keys = keys.to(torch.bfloat16) if halves else keys
+    with ThreadPoolExecutor(3) as pool, pytest.MonkeyPatch.context() as changed:
+        changed.setattr(chosen_keys, "WORTH_SHARING", 0)
+        found = choose(asked, keys, nodes, pool=pool, threads=threads)
+    for head in range(3):
+        assert shown(found, nodes, head) == blocks_expected(asked, keys, nodes, head)
+        for node in range(len(nodes)):
+            part = slice(node, node + 1)
+            assert shown(choose(asked[part], keys, nodes[part]), nodes[part], head) == shown(found, nodes, head)[node : node + 1]
+    keys, values = (torch.randn(2, 3, SLOTS, 16) for _ in range(2))
+    query = torch.randn(len(nodes), 6, 16)
+    exact, drafted = attend(query, keys, values, nodes, AttentionSpec(0.3, chosen=found)), LevelAttention(nodes)
+    torch.testing.assert_close(drafted(query, keys, values, AttentionSpec(0.3, chosen=found)), exact, atol=1e-5, rtol=1e-4)
+    for head in range(3):
+        own = Chosen(mask=None if found.mask is None else found.mask[head : head + 1])
+        kept, group = slice(head, head + 1), slice(2 * head, 2 * head + 2)
+        alone = attend(query[:, group], keys[:, kept], values[:, kept], nodes, AttentionSpec(0.3, chosen=own))
+        assert torch.equal(alone, exact[:, group])
 
 
 def test_shared_out_over_threads_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

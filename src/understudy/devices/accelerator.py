@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..codecs import Codec, Encoded
 from ..errors import UsageError, first_line
-from ..kernels.attention import AttentionSpec, Chosen, attend_anywhere
+from ..kernels.attention import AttentionSpec, attend_anywhere
 from ..kernels.blocks import BlockKernels
-from ..kernels.chosen_keys import IndexQuery, choose_anywhere
+from ..kernels.chosen_keys import choose_anywhere
 from ..kernels.expert_kernels import ExpertKernels, ExpertLinear
 from ..kernels.recurrence import RuleStep, convolve_anywhere, fold_anywhere, recur_anywhere
 from ..plan.demand import RUNTIME_CUDA
@@ -50,6 +50,7 @@ class Accelerator:
     empty: they can. `graphs` is used only with them, since attention without Triton asks the host for lengths."""
 
     runtime_bytes = RUNTIME_CUDA
+    choose = staticmethod(choose_anywhere)
     own_memory = True
     drafts_see_text = False
     nodes_are_free = True
@@ -152,9 +153,6 @@ class Accelerator:
 
             return attend(query, keys, values, nodes, spec)
         return attend_anywhere(query, keys, values, nodes, spec)
-
-    def choose(self, asked: IndexQuery, keys: Tensor, nodes: Nodes) -> Chosen:
-        return choose_anywhere(asked, keys, nodes)
 
     def spilled_attention(self) -> SpilledAttention | None:
         return None

@@ -29,7 +29,8 @@ class Chosen:
     """What the nodes of a pass look at, chosen by an index: stock code hands it from the index to attention, and may keep it for
     the layers after that. Nothing is given where each looks at all that it sees."""
 
-    # On a processor: [n, blocks] int64, bit j of word b is set where a node looks at position 64 * b + j, if it sees that at all.
+    # On a processor: [1 or kv heads, n, blocks] int64, bit j of word b is set where a node looks at position 64 * b + j, if it sees
+    # that at all.
     mask: Tensor | None = None
     # Elsewhere: the nodes as attention sees them that looks at what was chosen alone.
     nodes: Nodes | None = None
@@ -68,13 +69,12 @@ def attend(
     out = np.empty((*q.shape[:2], size_in(values)), np.float32)
     sinks = NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
     k, v, heads = bits_of_slab(keys), bits_of_slab(values), keys.shape[1]
-    mask = np.empty((len(q), 0), np.uint64) if spec.chosen.mask is None else spec.chosen.mask.numpy().view(np.uint64)
-    arrays = (*nodes.arrays, mask)
+    mask = np.empty((1, len(q), 0), np.uint64) if spec.chosen.mask is None else spec.chosen.mask.numpy().view(np.uint64)
     options = spec.window, spec.scaling, spec.softcap, sinks
 
     def share_of(task: tuple[int, int, int, int]) -> None:
         first, last, start, end = task
-        seen = (array[start:end] for array in arrays)
+        seen = (*(array[start:end] for array in nodes.arrays), np.ascontiguousarray(mask[:, start:end]))
         kernels.attend(q[start:end], k, v, *seen, *options, first, last, out[start:end], kernels.tables)
 
     work = q.size * (nodes.last + 1)

@@ -125,11 +125,12 @@ def attend(
 ) -> None:  # fmt: skip
     """`attention_cpu.attend`, of bfloat16 queries, keys and values. tables: `registers` of the size of keys."""
     group, size = query.shape[1] // keys.shape[1], (out.shape[2] + BLOCK - 1) // BLOCK * BLOCK
-    how, seen = (window, np.float32(scaling), np.float32(softcap)), (rows, positions, prefix, tail, mask)
+    how = window, np.float32(scaling), np.float32(softcap)
     scratch = scratch_of(keys, values, query.shape[2], out.shape[2], tables)
     for head in range(first_head, last_head):
-        first_query = head * group
+        first_query, own = head * group, mask[min(head, len(mask) - 1)]
+        seen = rows, positions, prefix, tail, own
         state = state_of(len(query), group, size, sinks, first_query)
-        raise_tops(state, mask)
+        raise_tops(state, own)
         add(query, keys, values, (head, first_query), seen, how, (0, blocks_of(positions)), scratch, state)
         finish(state, first_query, out)

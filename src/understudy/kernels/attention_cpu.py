@@ -93,7 +93,7 @@ def absorb(
     where they must. A row is a query head of a node, the state's rows from `first` on.
 
     limits: the first and the last place of the block that they see; how: window, factor of a product and cap of a score; mask: see
-    `attend`, of the state's nodes."""
+    `attend`, of one head and the state's nodes."""
     tops, totals, sums, fades = state
     _, scale, cap = how
     if cap > 0:
@@ -221,16 +221,18 @@ def attend(
     """query: [n, heads, key size] float32; out: [n, heads, value size] float32. keys, values: [rows, kv heads, places, size]
     float32, uint16 holding bfloat16, or uint8: lines of `small_keys`.
 
-    rows, positions, prefix: [n]; tail: [n, t] (see tree.Nodes). mask: [n, blocks] uint64: bit j of word b is set where position
-    64 * b + j is seen, if the node sees it at all; [n, 0]: all are. window 0: all positions are seen; else the last `window`.
-    sinks: [heads] float32, or empty. Serves kv heads first_head..last_head-1. tables: as `scratch_of` takes them."""
+    rows, positions, prefix: [n]; tail: [n, t] (see tree.Nodes). mask: [1 or kv heads, n, blocks] uint64: bit j of word b is
+    set where position 64 * b + j is seen, if the node sees it at all; [1, n, 0]: all are. window 0: all positions are
+    seen; else the last `window`. sinks: [heads] float32, or empty. Serves kv heads first_head..last_head-1. tables: as `scratch_of`
+    takes them."""
     group, size = query.shape[1] // keys.shape[1], out.shape[2]
-    how, seen = (window, np.float32(scaling), np.float32(softcap)), (rows, positions, prefix, tail, mask)
+    how = window, np.float32(scaling), np.float32(softcap)
     scratch = scratch_of(keys, values, query.shape[2], size, tables)
     for head in range(first_head, last_head):
-        first_query = head * group
+        first_query, own = head * group, mask[min(head, len(mask) - 1)]
+        seen = rows, positions, prefix, tail, own
         state = state_of(len(query), group, size, sinks, first_query)
-        raise_tops(state, mask)
+        raise_tops(state, own)
         add(query, keys, values, (head, first_query), seen, how, (0, blocks_of(positions)), scratch, state)
         finish(state, first_query, out)
 

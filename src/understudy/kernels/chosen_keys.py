@@ -1,13 +1,15 @@
 """The tokens that a layer looks at, where an index chooses them by what they hold: DeepSeek Sparse Attention (arXiv 2512.02556).
 
 A token's score is a sum over the heads of the index: the weight of a head, times the product of the node's query and the token's
-key where that is positive. The tokens of the highest scores are looked at, of equal ones the earlier. A node's choice depends on no
-other node: every sum runs in one order, over blocks of 64 absolute positions or, where there is no kernel, in one shape."""
+key where that is positive. The tokens of the highest scores are looked at, of equal ones the earlier. In MiniMax-M3 each head of
+keys has a query of its own and looks at whole blocks of tokens: those that hold the highest products, the latest always among them.
+A node's choice depends on no other node: every sum runs in one order, over blocks of 64 absolute positions or, where there is no
+kernel, in one shape."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from ..tree import Nodes
 from .attention import ALL, Chosen, bits_of_slab
-from .attention_cpu import ALL_PLACES
+from .attention_cpu import ALL_PLACES, KEYS, NOBODY
 from .compiled import contracted
 from .gathered import gather
 from .running_softmax import lines
@@ -35,15 +37,19 @@ class IndexQuery:
 
     # [n, heads, size] of any type
     queries: Tensor
-    # [n, heads]: what each head's products count, without `scale`
-    weights: Tensor
+    # [n, heads]: what each head's products count, without `scale`; None: each head chooses for itself
+    weights: Tensor | None
     # factor of every product
     scale: float
-    # tokens that a node looks at, at most
+    # tokens that a node looks at, at most, or blocks of them
     most: int
+    # tokens of a block, of which all are looked at or none; and how many of the latest blocks always are
+    block: int = 1
+    latest: int = 0
 
     def __getitem__(self, part: slice) -> IndexQuery:
-        return IndexQuery(self.queries[part], self.weights[part], self.scale, self.most)
+        weights = None if self.weights is None else self.weights[part]
+        return replace(self, queries=self.queries[part], weights=weights)
 
 
 def choose(
@@ -52,56 +58,109 @@ def choose(
     """What each of `nodes` looks at, on a processor; they are shared out over `threads` of `pool`.
 
     keys: a layer's index [rows, 1, slots, size], which already holds the nodes' own."""
-    if nodes.last < asked.most:
+    if nodes.last < asked.most * asked.block:
         return ALL
-    q = asked.queries.float().contiguous().numpy()
-    weights, slab = asked.weights.float().contiguous().numpy(), bits_of_slab(keys)
-    mask = np.empty((len(q), nodes.last // BLOCK + 1), np.uint64)
+    q, slab = asked.queries.float().contiguous().numpy(), bits_of_slab(keys)
+    weights = None if asked.weights is None else asked.weights.float().contiguous().numpy()
+    # by node first, so that a share of nodes lies in one piece
+    mask = np.empty((len(q), q.shape[1] if weights is None else 1, nodes.last // BLOCK + 1), np.uint64)
 
     def share_of(first: int, end: int) -> None:
         rows, positions, prefix, tail = (array[first:end] for array in nodes.arrays)
         seen = rows, positions, prefix, tail
-        _choose(q[first:end], weights[first:end], np.float32(asked.scale), asked.most, slab, seen, mask[first:end])
+        if weights is None:
+            _choose_blocks(q[first:end], (asked.most, asked.block, asked.latest), slab, seen, mask[first:end])
+        else:
+            _choose(q[first:end], weights[first:end], np.float32(asked.scale), asked.most, slab, seen, mask[first:end])
 
     if pool is None or threads < 2 or q.size * (nodes.last + 1) < WORTH_SHARING:
         share_of(0, len(q))
     else:
         edges = [len(q) * i // threads for i in range(threads + 1)]
         list(pool.map(share_of, *zip(*pairwise(edges), strict=True)))
-    return Chosen(mask=torch.from_numpy(mask.view(np.int64)))
+    return Chosen(mask=torch.from_numpy(mask.view(np.int64)).transpose(0, 1))
 
 
 @contracted
 def _choose(queries: Any, weights: Any, scale: Any, most: int, keys: Any, seen: Any, mask: Any) -> None:
     """queries [n, heads, size], weights [n, heads] float32; keys [rows, 1, places, size]: float32, or uint16 holding bfloat16;
-    seen: rows, positions, prefix and tail (see tree.Nodes); mask [n, blocks]: see `attention_cpu.attend`."""
-    rows, positions, prefix, tail = seen
-    count, heads, size = queries.shape
-    width = mask.shape[1] * BLOCK
-    scores = np.zeros((count, width), np.float32)
-    bits = np.empty(size if keys.itemsize < 4 else 0, np.uint32)
-    block, products = lines(size, BLOCK), lines(heads, BLOCK)
-    for start in range(0, width, BLOCK):
-        loaded = np.int64(-1)
+    seen: rows, positions, prefix and tail (see tree.Nodes); mask [n, 1, blocks]: see `Chosen`."""
+    positions = seen[1]
+    count, heads, _ = queries.shape
+    scores, products = np.zeros((count, mask.shape[2] * BLOCK), np.float32), lines(heads, BLOCK)
+    scratch = _scratch(queries, keys)
+    for start in range(0, scores.shape[1], BLOCK):
+        loaded = NOBODY
         for i in range(count):
-            last = min(positions[i], start + BLOCK - 1)
-            if last < start or positions[i] < most:
+            if positions[i] < start or positions[i] < most:
                 continue
-            # A block within the straight prefix is the same for all nodes of a row.
-            whole = start + BLOCK <= prefix[i]
-            if not whole or loaded != rows[i]:
-                gather(keys, rows[i], 0, prefix[i], tail[i], (start, start, last), True, bits, block)
-                loaded = rows[i] if whole else np.int64(-1)
-            combine_rows(block.ctypes.data, size, queries[i].ctypes.data, heads, size, products.ctypes.data, BLOCK)
+            loaded = _multiply(queries[i], keys, seen, i, start, loaded, scratch, products)
             for h in range(heads):
                 # of the whole block: where a loop begins may decide how its numbers are rounded
                 for j in range(BLOCK):
                     scores[i, start + j] += weights[i, h] * max(products[h, j] * scale, np.float32(0))
     for i in range(count):
         if positions[i] < most:
-            mask[i, :] = ALL_PLACES
+            mask[i, 0] = ALL_PLACES
         else:
-            _best(scores[i, : positions[i] + 1], most, mask[i])
+            _best(scores[i, : positions[i] + 1], most, mask[i, 0])
+
+
+@contracted
+def _choose_blocks(queries: Any, how: Any, keys: Any, seen: Any, mask: Any) -> None:
+    """The same where each head chooses how[0] blocks of how[1] tokens, the latest how[2] among them; mask [n, heads, blocks]."""
+    most, block, latest = how
+    positions = seen[1]
+    count, heads, _ = queries.shape
+    width = mask.shape[2] * BLOCK
+    scores = np.full((count, heads, (width + block - 1) // block), np.float32(-np.inf))
+    products, words = lines(heads, BLOCK), np.empty(scores.shape[2] // BLOCK + 1, np.uint64)
+    scratch = _scratch(queries, keys)
+    for start in range(0, width, BLOCK):
+        loaded = NOBODY
+        for i in range(count):
+            if positions[i] < start or positions[i] < most * block:
+                continue
+            loaded = _multiply(queries[i], keys, seen, i, start, loaded, scratch, products)
+            for h in range(heads):
+                for j in range(min(positions[i] + 1 - start, BLOCK)):
+                    own = (start + j) // block
+                    scores[i, h, own] = max(scores[i, h, own], products[h, j])
+    for i in range(count):
+        for h in range(heads):
+            if positions[i] < most * block:
+                mask[i, h] = ALL_PLACES
+                continue
+            blocks = positions[i] // block + 1
+            scores[i, h, max(blocks - latest, 0) : blocks] = np.float32(np.inf)
+            _best(scores[i, h, :blocks], most, words)
+            mask[i, h] = 0
+            for place in range(positions[i] + 1):
+                own = place // block
+                bit = (words[own // BLOCK] >> np.uint64(own % BLOCK)) & np.uint64(1)
+                mask[i, h, place // BLOCK] |= bit << np.uint64(place % BLOCK)
+
+
+@contracted
+def _scratch(queries: Any, keys: Any) -> Any:
+    """What `_multiply` works in: a line, and a block of keys."""
+    size = queries.shape[2]
+    return np.empty(size if keys.itemsize < 4 else 0, np.uint32), lines(size, BLOCK)
+
+
+@contracted
+def _multiply(query: Any, keys: Any, seen: Any, i: int, start: int, loaded: Any, scratch: Any, products: Any) -> Any:
+    """The `products` [heads, 64] of node `i`'s `query` [heads, size] with the 64 keys from position `start` on. Returns the row
+    whose block the scratch holds now, if it is one within the straight prefix, the same for all nodes; `loaded`: before."""
+    rows, positions, prefix, tail = seen
+    bits, block = scratch
+    whole = start + BLOCK <= prefix[i]
+    if not whole or loaded != rows[i]:
+        span = start, start, min(positions[i], start + BLOCK - 1)
+        gather(keys, rows[i], 0, prefix[i], tail[i], span, KEYS, bits, block)
+        loaded = rows[i] if whole else NOBODY
+    combine_rows(block.ctypes.data, len(block), query.ctypes.data, len(query), len(block), products.ctypes.data, BLOCK)
+    return loaded
 
 
 @contracted
@@ -125,7 +184,8 @@ def _best(scores: Any, most: int, words: Any) -> None:
 
 
 def choose_anywhere(asked: IndexQuery, keys: Tensor, nodes: Nodes) -> Chosen:
-    """The same by plain torch, on any device. Every product has one shape always, that of GROUP nodes and all slots of a row."""
+    """The same by plain torch, on any device, where not each head chooses for itself. Every product has one shape always, that of
+    GROUP nodes and all slots of a row."""
     if keys.shape[2] <= asked.most:
         return ALL
     groups = [_group(asked[i : i + GROUP], keys, nodes[i : i + GROUP]) for i in range(0, len(nodes), GROUP)]
@@ -135,6 +195,7 @@ def choose_anywhere(asked: IndexQuery, keys: Tensor, nodes: Nodes) -> Chosen:
 def _group(asked: IndexQuery, keys: Tensor, nodes: Nodes) -> Tensor:
     """Slots [n, most] of what each looks at, in the order of their positions, -1 after the last."""
     count, most = len(nodes), asked.most
+    assert asked.weights is not None, "heads choose for themselves on a processor alone"
     queries, weights = (
         nn.functional.pad(each.float(), (0, 0) * (each.dim() - 1) + (0, GROUP - count)) for each in (asked.queries, asked.weights)
     )

@@ -33,7 +33,7 @@ class LevelAttention:
             group = query.shape[1] // keys.shape[1]
             columns, mask = self._mask(start, end, spec.window, keys.shape[2], group)
             if spec.chosen.mask is not None:
-                chosen = _chosen(self.nodes[start:end], spec.chosen.mask[start:end], columns).repeat(group, 1)
+                chosen = _chosen(self.nodes[start:end], spec.chosen.mask[:, start:end], columns).repeat(1, group, 1)
                 mask = chosen if mask is None else mask & chosen
             k, v = (plain(slab[row, :, :columns]).to(query.dtype) for slab in (keys, values))
             outs.append(_grouped(query[start:end], k, v, mask, spec))
@@ -68,12 +68,12 @@ def _seen(nodes: Nodes, last: int, columns: int, window: int) -> Tensor:
 
 
 def _chosen(nodes: Nodes, words: Tensor, columns: int) -> Tensor:
-    """[n, columns] bool: the columns that each node looks at, by the `words` of a mask [n, blocks] (see `Chosen`)."""
-    places = torch.arange(64 * words.shape[1])
-    bits = (words[:, :, None] >> torch.arange(64) & 1).flatten(1).bool() & (places <= nodes.positions[:, None])
-    node, place = bits.nonzero(as_tuple=True)
-    found = torch.zeros(len(nodes), columns, dtype=torch.bool)
-    found[node, nodes.slots_at(places.expand(len(nodes), -1))[node, place] % columns] = True
+    """[1 or kv heads, n, columns] bool: the columns that each node looks at, by the `words` of a mask (see `Chosen`)."""
+    places = torch.arange(64 * words.shape[2])
+    bits = (words[..., None] >> torch.arange(64) & 1).flatten(2).bool() & (places <= nodes.positions[:, None])
+    head, node, place = bits.nonzero(as_tuple=True)
+    found = torch.zeros(len(words), len(nodes), columns, dtype=torch.bool)
+    found[head, node, nodes.slots_at(places.expand(len(nodes), -1))[node, place] % columns] = True
     return found
 
 

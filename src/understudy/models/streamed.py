@@ -197,10 +197,9 @@ def attention(
 
     key, value [1, kv heads, n, size] are the pass's own: what a layer attends with goes to the KV cache, which need not be what
     it gave its cache (a latent state, say). All are read from there."""
-    chosen = others.pop("indices", None)
+    chosen = next((others[name] for name in CHOSEN if isinstance(others.get(name), Chosen)), None)
     if query.device.type == "meta":
-        others |= {} if chosen is None or isinstance(chosen, Chosen) else {"indices": chosen}
-        if name := next((name for name in CHOSEN if others.get(name) is not None), None):
+        if chosen is None and (name := next((name for name in CHOSEN if others.get(name) is not None), None)):
             raise CheckpointError(f"Layer {module.layer_idx} attends to some keys alone ({name}), which is not supported yet.")
         if (watch := getattr(module, "watch", None)) is not None:
             watch.call(module, query, key, value)

@@ -1,5 +1,6 @@
 """The index of sparse attention: a module of ours in the place of the stock one, whatever way it turns its keys."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from transformers import AutoConfig
 from tests.tiny import generated, opened, save, values_of
 from understudy import SamplingParams
 from understudy.cache import Cache
-from understudy.errors import CheckpointError
+from understudy.devices import DEVICES
+from understudy.errors import CheckpointError, UsageError
 from understudy.kernels.attention import ALL
 from understudy.kernels.chosen_keys import IndexQuery
 from understudy.layer_states import FullState
@@ -21,7 +23,7 @@ from understudy.models.stock.shape import ModelShape
 from understudy.models.streamed import CurrentPass, attention_name
 from understudy.tree import Nodes, TokenTree
 
-FAMILIES = ("deepseek_v32", "glm_moe_dsa")
+FAMILIES = ("deepseek_v32", "glm_moe_dsa", "minimax_m3_vl_text")
 PROMPT = [(i * i + i // 3) % 90 + 1 for i in range(60)]
 
 
@@ -35,10 +37,10 @@ def config_of(family: str) -> Any:
 def test_layers_with_an_index_keep_its_keys(family: str) -> None:
     config = config_of(family)
     model = structure.skeleton(config, torch.float32, attention_name())
-    found = [module.layer_idx for module in model.modules() if hasattr(module, "index_topk")]
+    found = [module.layer_idx for module in model.modules() if hasattr(module, "weights_proj") or hasattr(module, "topk_blocks")]
     sizes = [layer.index_size for layer in ModelShape.of(config).layers]
     assert found == [layer for layer, size in enumerate(sizes) if size] and set(sizes) <= {0, 16}
-    assert (0 in sizes) == (family == "glm_moe_dsa")
+    assert (0 in sizes) == (family != "deepseek_v32")
     structure.check_structure(model)
 
 
@@ -83,6 +85,39 @@ def test_a_pass_is_asked_by_what_stock_code_multiplies() -> None:
     assert index(x.to("meta"), queries.to("meta"), past_key_values=None) is ALL
 
 
+class BlockIndex(nn.Module):
+    """Of the other published form, as far as it calls its cache and torch: two heads that choose for themselves."""
+
+    layer_idx, topk_blocks, block_size, local_blocks = 3, 4, 16, 1
+
+    def forward(self, x: Tensor, queries: Tensor, past_key_values: Any) -> Any:
+        keys = past_key_values.layers[self.layer_idx].update_index(x[None])
+        count = -(-keys.shape[2] // self.block_size)
+        scores = torch.matmul(queries.float(), keys.float().transpose(-1, -2)).masked_fill(torch.ones(1).bool(), float("-inf"))
+        scores = nn.functional.pad(scores, (0, 15), value=float("-inf")).view(1, 2, 6, count, self.block_size).amax(dim=-1)
+        scores.scatter_(-1, torch.zeros(1), float("inf"))
+        values, found = scores.topk(min(self.topk_blocks, count), dim=-1)
+        return found.masked_fill(values == float("-inf"), -1)
+
+
+def test_heads_that_choose_for_themselves_ask_for_blocks() -> None:
+    index, x, queries = BlockIndex(), torch.randn(1, 6, 4), torch.randn(1, 2, 6, 4)
+    assert indexers.install_indexers(nn.Sequential(index)) == 1
+    index.understudy = CurrentPass()
+    index.understudy.under_way = under_way = Pass()  # type: ignore[assignment]
+    assert index(x, queries, None) == "chosen"
+    layer, keys, asked = under_way.asked
+    assert (layer, asked.most, asked.block, asked.latest) == (3, 4, 16, 1) and asked.weights is None
+    assert torch.equal(keys, x[0]) and torch.equal(asked.queries, queries[0].transpose(0, 1))
+
+
+def test_heads_that_choose_for_themselves_are_for_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, "minimax_m3_vl_text", torch.bfloat16)
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    with pytest.raises(UsageError, match="chooses the tokens that it looks at, which runs on the processor alone"):
+        opened(tmp_path, device="fake")
+
+
 def test_an_index_of_another_form_is_refused() -> None:
     index = OtherIndex()
     indexers.install_indexers(nn.Sequential(index))
@@ -92,9 +127,9 @@ def test_an_index_of_another_form_is_refused() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_proof_sees_an_index_that_chooses_otherwise(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(family)
+    config, usual = config_of(family), IndexQuery
     assert proof.fault(config) is None
-    monkeypatch.setattr(indexers, "IndexQuery", lambda *asked: IndexQuery(*asked[:-1], asked[-1] - 1))
+    monkeypatch.setattr(indexers, "IndexQuery", lambda *asked: replace(usual(*asked), most=usual(*asked).most - 1))
     assert "gives other logits" in str(proof.fault(config))
 
 
@@ -125,6 +160,15 @@ def test_long_texts_are_those_of_transformers_in_every_way(family: str, tmp_path
         with opened(tmp_path / "half", context=256, kv_bits=8, method=method) as llm:
             small.append([text.token_ids for text in llm.generate(prompts, sampled)])
     assert small[0] == small[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES[:2])
+def test_a_device_chooses_too(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEVICES, "fake", "tests.fake_device:open_fake")
+    model = save(tmp_path, family)
+    with opened(tmp_path, device="fake") as llm:
+        done = llm.generate(PROMPT, SamplingParams(max_new_tokens=30, ignore_eos=True))[0]
+    assert done.token_ids == generated(model, PROMPT, 30) and done.stats.accepted > 0
 
 
 def test_an_index_goes_where_its_keys_go() -> None:

@@ -22,6 +22,8 @@ SOFTCAP = 2.0
 INNER = 240
 # Heads of an index at least: with few, many tokens have a score of nought, and transformers takes any of them.
 INDEX_HEADS = 32
+# Blocks of tokens that an index chooses, and tokens of a block.
+INDEX_BLOCKS = {"index_topk_blocks": 2, "index_block_size": 3}
 MOST_KINDS = 8
 
 # How many experts a layer has, and how many of them a token goes to, under the names that configs have for it.
@@ -108,8 +110,10 @@ def _shorten(values: dict[str, Any], names: dict[str, str]) -> None:
             values[key] = min(value, WINDOW)
         elif "softcap" in key and isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
             values[key] = min(float(value), SOFTCAP)
-        elif key == "index_n_heads" and _positive(value):
+        elif key == "index_n_heads" and _positive(value) and _positive(values.get("index_topk")):
             values[key] = max(value, INDEX_HEADS)
+        elif key in INDEX_BLOCKS and _positive(value):
+            values[key] = min(value, INDEX_BLOCKS[key])
 
 
 def _ropes(values: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,8 @@ what notes what they are multiplied by: first the queries, then the weights of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,30 +17,37 @@ from ...errors import CheckpointError
 from ...kernels.attention import ALL, Chosen
 from ...kernels.chosen_keys import IndexQuery
 
-# The value of a stock index that says how many tokens a node looks at.
-MOST = "index_topk"
+# The values of a stock index that say how many tokens a node looks at; or how many blocks, of how many tokens, and how many of the
+# latest always.
+TOKENS, BLOCKS = ("index_topk",), ("topk_blocks", "block_size", "local_blocks")
+# What a stock index calls its cache.
+CACHE = "past_key_values"
 # In stock attention: whether it takes what an index before it chose.
 SHARES = "skip_topk"
 
 
-class Asked:
+class IndexRecorder:
     """What a stock index asks, noted while its code runs: this stands for its cache, for the keys of all tokens, and for all that
     it makes of them."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
-        # Queries [1, n, heads, size], then weights [1, n, 1, heads].
+        # Queries [1, n, heads, size], then weights [1, n, 1, heads]; or queries alone, [1, heads, n, size].
         self.factors: list[Tensor] = []
 
-    def update_indexer(self, keys: Tensor, layer: int, *_: Any, **__: Any) -> Asked:
+    def update_indexer(self, keys: Tensor, layer: int, *_: Any, **__: Any) -> IndexRecorder:
         """As in caches of transformers: keys [1, n, size] of the pass's nodes are put there, and those of all tokens come back."""
         self.keys = keys
         return self
 
+    def update_index(self, keys: Tensor) -> IndexRecorder:
+        """The same with keys [1, 1, n, size]."""
+        return self.update_indexer(keys[0], 0)
+
     @property
     def shape(self) -> Sequence[int]:
-        """As if it had more tokens than any node looks at."""
-        return (1, 1, 1 << 30)
+        """As if there were one token, which stock code asks for its number: nothing comes of it."""
+        return (1, 1, 1)
 
     def __getattr__(self, name: str) -> Any:
         """A method of a tensor, or the places that `topk` found."""
@@ -47,36 +55,56 @@ class Asked:
             raise AttributeError(name)
         return self
 
-    def __call__(self, *_: Any, **__: Any) -> Asked:
+    def __call__(self, *_: Any, **__: Any) -> IndexRecorder:
         return self
 
-    def __mul__(self, factor: float) -> Asked:
+    def __getitem__(self, layer: Any) -> IndexRecorder:
         return self
 
-    def __add__(self, mask: Any) -> Asked:
+    def __iter__(self) -> Iterator[IndexRecorder]:
+        """Values and places, as `topk` finds both."""
+        return iter((self, self))
+
+    def __mul__(self, factor: float) -> IndexRecorder:
+        return self
+
+    def __add__(self, mask: Any) -> IndexRecorder:
         return self
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Asked:
-        own: Asked = next(each for each in args if isinstance(each, cls))
+    def __torch_function__(cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> IndexRecorder:
+        own: IndexRecorder = next(each for each in args if isinstance(each, cls))
         if function in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__) and isinstance(args[0], Tensor):
             own.factors.append(args[0])
         return own
 
-    def query(self, most: int) -> IndexQuery | None:
-        """What was asked; None where it was not asked as is known here."""
-        if self.keys is None or [factor.dim() for factor in self.factors] != [4, 4]:
+    def query(self, index: Any) -> IndexQuery | None:
+        """What was asked by a stock `index`; None where it was not asked as is known here."""
+        if self.keys is None:
             return None
-        queries, weights = self.factors[0][0], self.factors[1][0, :, 0]
-        fits = queries.shape[:2] == weights.shape == (self.keys.shape[1], queries.shape[1])
-        return IndexQuery(queries, weights, 1.0, most) if fits and self.keys.shape[2] == queries.shape[2] else None
+        match [factor.squeeze(0) for factor in self.factors]:
+            case [queries, weights] if _is(index, TOKENS) and self._fits(queries) and weights.shape[1:] == (1, queries.shape[1]):
+                return IndexQuery(queries, weights[:, 0], 1.0, index.index_topk)
+            case [queries] if _is(index, BLOCKS) and self._fits(queries.transpose(0, 1)):
+                return IndexQuery(queries.transpose(0, 1), None, 1.0, *(getattr(index, name) for name in BLOCKS))
+        return None
+
+    def _fits(self, queries: Tensor) -> bool:
+        """Are these [n, heads, size], of as many nodes and numbers as the keys?"""
+        assert self.keys is not None
+        return queries.dim() == 3 and (len(queries), queries.shape[2]) == self.keys.shape[1:]
+
+
+def _is(module: Any, names: Sequence[str]) -> bool:
+    """Is it a stock index that is told so?"""
+    return all(isinstance(getattr(module, name, None), int) for name in names)
 
 
 def install_indexers(model: nn.Module) -> int:
     """Let each index of the stock `model` ask the pass under way; returns how many there are."""
     count = 0
     for module in model.modules():
-        if isinstance(getattr(module, MOST, None), int):
+        if _is(module, TOKENS) or _is(module, BLOCKS):
             module.register_forward_pre_hook(_noted, with_kwargs=True)
             module.register_forward_hook(_chosen, with_kwargs=True)
             count += 1
@@ -85,16 +113,18 @@ def install_indexers(model: nn.Module) -> int:
     return count
 
 
-def _noted(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return given, {**named, "past_key_values": Asked()}
+def _noted(index: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    names = list(signature(type(index).forward).parameters)[1:]
+    return (), {**dict(zip(names, given, strict=False)), **named, CACHE: IndexRecorder()}
 
 
 def _chosen(index: Any, _: tuple[Any, ...], named: dict[str, Any], out: Any) -> Chosen:
     """What the pass under way chooses for a stock `index` that has run."""
-    asked = named["past_key_values"]
-    query = asked.query(int(getattr(index, MOST)))
+    asked: IndexRecorder = named[CACHE]
+    query = asked.query(index)
     if query is None:
         raise CheckpointError(f"{type(index).__name__} chooses tokens in a way that is not supported yet.")
+    assert asked.keys is not None
     if asked.keys.is_meta:
         return ALL
     chosen: Chosen = index.understudy.under_way.choose(index.layer_idx, asked.keys[0], query)

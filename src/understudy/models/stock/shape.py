@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ...errors import CheckpointError
+from ...devices import Device
+from ...errors import CheckpointError, UsageError
 from ...layer_states import LayerShape
 from ..recurrent_layers.mixers import FEED_FORWARD, layer_values, recurrent_kinds
 from .ropes import longest_exact
@@ -36,6 +37,8 @@ class ModelShape:
     vocabulary: int
     # does the model scale or cap its head's output? Then logits are there three times for a while
     changes_logits: bool
+    # does each head of keys choose by an index of its own what it looks at?
+    heads_choose: bool
     # longest text that keeps one rope from its first token on, in tokens; None where the config does not say
     positions: int | None
 
@@ -56,8 +59,16 @@ class ModelShape:
             states=getattr(config, "altup_num_inputs", None) or 1,
             vocabulary=config.vocab_size,
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
+            heads_choose=bool(getattr(config, "index_topk_blocks", None)) and any(layer.index_size for layer in layers),
             positions=longest_exact(config),
         )
+
+    def for_device(self, device: Device) -> ModelShape:
+        """Itself. Raises UsageError where `device` does not run such a model yet."""
+        if self.heads_choose and device.own_memory:
+            what = "Each head of this model chooses the tokens that it looks at"
+            raise UsageError(f"{what}, which runs on the processor alone so far, not on {device.name}: use --device cpu.")
+        return self
 
     @property
     def recurs(self) -> bool:
@@ -143,10 +154,10 @@ def _chunk(config: Any, index: int) -> int:
 
 def _index_size(config: Any, index: int) -> int:
     """Numbers in a key of the index of layer `index`; 0: it has none, or looks at what the index of a layer before it chose."""
-    kinds = getattr(config, "indexer_types", None)
-    if not getattr(config, "index_topk", None) or (kinds and kinds[index] == "shared"):
-        return 0
-    return int(getattr(config, "index_head_dim", None) or 0)
+    kinds, layers = getattr(config, "indexer_types", None), getattr(config, "layer_types", None)
+    of_tokens = getattr(config, "index_topk", None) and not (kinds and kinds[index] == "shared")
+    of_blocks = getattr(config, "index_topk_blocks", None) and layers and "sparse" in layers[index]
+    return int(getattr(config, "index_head_dim", None) or 0) if of_tokens or of_blocks else 0
 
 
 def _window(config: Any, index: int) -> int:
