@@ -257,6 +257,12 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64, "attn_layer_period": 3, "attn_layer_offset": 1,
         "mamba_d_state": 6, "mamba_dt_rank": 8, "num_hidden_layers": 4,
     },
+    # two latent attentions, two networks and a mixture in each layer, of which some experts give back what they are given
+    "longcat_flash": {
+        **_LATENT, "num_layers": 2, "q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 12, "head_dim": 8, "ffn_hidden_size": 96,
+        "n_routed_experts": 8, "zero_expert_num": 4, "moe_topk": 3, "expert_ffn_hidden_size": 64, "routed_scaling_factor": 1.5,
+        "without": ("intermediate_size", "num_hidden_layers"),
+    },
     "lfm2_moe": {
         **_EXPERTS, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, "tie_word_embeddings": False,
     },

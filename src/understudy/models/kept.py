@@ -16,9 +16,11 @@ from ..kernels.pack import BLOCK
 from ..seeds import seeded
 
 # Numbers that one weight of a decoder block may have and not stream: it lies in fast memory beside the substitute.
-MOST_KEPT = 1 << 22
+MOST_KEPT = 5 << 20
 # A Linear that decides has fewer outputs than a block, and at least so many times as many inputs, or fewer than so many.
 NARROW = 8
+# What routers add to the scores of their experts.
+SCORE_BIAS = "e_score_correction_bias"
 # Where a class of transformers lists what it holds in float32: in any half precision, and in float16 alone.
 _LISTS = ("_keep_in_fp32_modules_strict", "_keep_in_fp32_modules")
 # What a forward of its own raises when it is given a small weight that it was not written for.
@@ -32,6 +34,17 @@ def streams(module: nn.Module, in_float32: bool) -> bool:
     outputs, inputs = module.weight.shape  # type: ignore[misc]
     decides = outputs < BLOCK and (inputs < NARROW or inputs >= NARROW * outputs)
     return not decides and not in_float32
+
+
+def routers(model: nn.Module) -> set[nn.Module]:
+    """The Linears of `model` that choose experts and have as many outputs as there are, however many: those beside a bias that is
+    added to the scores of all experts before some are chosen."""
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        bias = getattr(module, SCORE_BIAS, None)
+        if isinstance(bias, torch.Tensor):
+            found |= {m for m in module.children() if isinstance(m, nn.Linear) and m.out_features == bias.numel()}
+    return found
 
 
 def is_linear(module: nn.Module) -> bool:

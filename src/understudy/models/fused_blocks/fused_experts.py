@@ -62,7 +62,8 @@ def mixed_samples(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Mixe
         if len(given) == 3 and isinstance(gave, Tensor) and len(gave) == len(given[1]):
             found[module] = MixedSample(*(each.clone() for each in (*given, gave)))
 
-    hooks = [module.register_forward_hook(keep) for module in modules]
+    # before others, which may change what it gives
+    hooks = [module.register_forward_hook(keep, prepend=True) for module in modules]
     try:
         yield found
     finally:

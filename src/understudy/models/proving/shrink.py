@@ -29,6 +29,8 @@ MOST_KINDS = 8
 # How many experts a layer has, and how many of them a token goes to, under the names that configs have for it.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN_EXPERTS = ("num_experts_per_tok", "top_k", "moe_k", "moe_topk", "num_selected_experts")
+# Experts beside those, which shrink as they do.
+_FURTHER_EXPERTS = ("zero_expert_num",)
 # Experts of a copy, for each that a token goes to, at least.
 SPARE = 4
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
@@ -157,9 +159,11 @@ def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) 
     else:
         repeated = [value for key, value in values.items() if _REPEATED.search(key) and _positive(value) and value < MOST_KINDS]
         kept_count = min(count, max([1, *repeated]) + 1)
-    # some classes count a list themselves
+    # some classes count a list themselves, or blocks of several layers
     if name in values:
         values[name] = kept_count
+    elif _positive(values.get("num_layers")) and count % values["num_layers"] == 0:
+        values["num_layers"] = min(values["num_layers"], kept_count)
 
 
 def _cut_experts(values: dict[str, Any]) -> None:
@@ -168,6 +172,7 @@ def _cut_experts(values: dict[str, Any]) -> None:
     for key in _EXPERTS:
         while _positive(values.get(key)) and values[key] % 2 == 0 and values[key] // 2 >= SPARE * chosen:
             values[key] //= 2
+            values |= {further: max(values[further] // 2, 1) for further in _FURTHER_EXPERTS if _positive(values.get(further))}
 
 
 def _own_values(values: dict[str, Any]) -> dict[int, dict[str, Any]]:

@@ -19,8 +19,9 @@ from ...kernels.pack import BLOCK
 from ...weights.checkpoint import TensorInfo
 from ...weights.encoding import check_weight
 from ...weights.layout import LinearSpec, ModelLayout, TableSpec
-from ..kept import float32_names, is_linear, may_be_kept, streams
+from ..kept import float32_names, is_linear, may_be_kept, routers, streams
 from ..mixtures.experts import experts_name, stacks, watching
+from ..mixtures.plain_experts import install_plain_experts
 from ..mixtures.scaled_experts import install_scaled_experts
 from ..recurrent_layers.mixers import install_mixers
 from .aside import left_aside
@@ -64,6 +65,7 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     install_mixers(model)
     install_scaled_experts(model)
     install_indexers(model)
+    install_plain_experts(model)
     tell_positions(model)
     return model.eval()
 
@@ -114,7 +116,8 @@ def streamed_linears(model: nn.Module) -> dict[str, nn.Linear]:
     with other weights that are too large to be kept."""
     name, blocks = decoder_blocks(model)
     in_float32 = float32_names(model, torch.bfloat16)
-    paths = ((f"{name}.{path}", m) for path, m in blocks.named_modules())
+    deciding = routers(blocks)
+    paths = ((f"{name}.{path}", m) for path, m in blocks.named_modules() if m not in deciding)
     found: dict[str, nn.Linear] = {path: m for path, m in paths if streams(m, in_float32(f"{path}.weight"))}
     head = model.get_output_embeddings()  # type: ignore[operator]
     if not is_linear(head):
@@ -212,6 +215,8 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
             pieces = joined if len(joined) > 1 else ()
             return LinearSpec(path, weight_of[path], (outputs, inputs), is_turned(model, path), pieces=pieces)
         stack, names = mixed[path], find.sources(path) or (stored(path),)
+        # those of further experts are none of this weight
+        names = names[: max(stack.shape[0] // tensors[names[0]].shape[0], 1)] if len(names) > 1 else names
         if len(names) > 1 and len(names) % stack.experts:
             what = f"of the {stack.experts} experts of {path!r} some have no tensor such as {names[0]!r}"
             raise CheckpointError(f"The checkpoint is not whole: {what}. Get it again.")
