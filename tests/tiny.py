@@ -314,6 +314,17 @@ WRAPPERS: dict[str, dict[str, Any]] = {
         "model_type": "minimax_m3_vl", **_LOCAL_EXPERTS, "head_dim": 16, "rotary_dim": 8, "dense_intermediate_size": 128,
         "shared_intermediate_size": 64, "mlp_layer_types": ["dense", "sparse", "sparse"], "layer_types": ["full_attention"] * 3,
     },
+    # stacks of matrices that are published apart, other numbers of heads in layers with a window, and limits of what gates give
+    "step3p7": {
+        **_ROUTED_EXPERTS, "head_dim": 16, "num_sliding_attention_heads": 6, "share_expert_dim": 96, "hidden_act": "silu",
+        **_SLIDING, "mlp_layer_types": ["dense", "sparse", "sparse"], "moe_router_scaling_factor": 2.0,
+        "swiglu_limits": [0, 0.5, 0], "swiglu_limits_shared": [0, 0, 0.7],
+    },
+    # experts of its own for images, stored among those for texts; routers that are stored transposed
+    "ernie4_5_vl_moe": {
+        "moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": [64, 128], "moe_num_shared_experts": 1, "head_dim": 16,
+        **sections(3, 3, 2), "tie_word_embeddings": False,
+    },
     "qwen3_vl_moe": {**_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True)},
 }  # fmt: skip
 # Sizes of the other parts of a multimodal model, by the names that their configs may have.

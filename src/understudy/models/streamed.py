@@ -27,7 +27,7 @@ from .kept import float32_names
 from .mixtures.experts import hand_over, mixes
 from .mixtures.routed import Rows
 from .stock import hf
-from .stock.names import sources
+from .stock.names import finder, sources
 from .stock.structure import stored_buffers
 
 # What stock code tells attention of the keys that it may look at, where these depend on what they hold.
@@ -246,11 +246,9 @@ def share(
     buffers = list(stored_buffers(model))
     found = sources(model, [*(name for names in places.values() for name in names), *buffers], tensors.keys(), directory)
     for names in places.values():
-        stored = next((found[name] for name in names if found[name]), None)
-        if stored is None:
-            raise StoreError(f"There is no tensor {names[0]!r}, which {type(model).__name__} needs.")
+        stored = next((found[name] for name in names if found[name]), ())
         kind = torch.float32 if any(map(in_float32, names)) else model.get_parameter(names[0]).dtype
-        whole = tensors[stored[0]] if len(stored) == 1 else torch.cat([tensors[piece] for piece in stored])
+        whole = torch.cat([tensors[piece] for piece in stored]) if len(stored) > 1 else _whole(model, names[0], stored, tensors)
         parameter = nn.Parameter(whole.to(kind), requires_grad=False)
         for name in names:
             _put(model, name, parameter)
@@ -258,6 +256,18 @@ def share(
         if len(found[name]) == 1:
             kind = torch.float32 if in_float32(name) else model.get_buffer(name).dtype
             _put(model, name, tensors[found[name][0]].to(kind))
+
+
+def _whole(model: nn.Module, name: str, stored: Sequence[str], tensors: Mapping[str, Tensor]) -> Tensor:
+    """The tensor of `tensors` that is `stored` as parameter `name`, or what transformers makes of others where none is.
+
+    Raises StoreError where it makes it of nothing."""
+    if stored:
+        return tensors[stored[0]]
+    find = finder(model, tensors)
+    if not find.changed(name):
+        raise StoreError(f"There is no tensor {name!r}, which {type(model).__name__} needs.")
+    return find.made(name, tensors, model.config)
 
 
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:

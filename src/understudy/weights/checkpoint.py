@@ -134,13 +134,15 @@ class Checkpoint:
     def _shares(self, spec: LinearSpec, start: int, stop: int) -> list[tuple[TensorInfo, int, int]]:
         """Of each tensor that has some of rows start..stop - 1 of a weight: its first row, and how many."""
         assert 0 <= start <= stop <= spec.shape[0] and not spec.turned, f"rows {start} to {stop} of {spec.shape} of {spec.module}"
-        each = spec.shape[0] // len(spec.tensors)
+        runs = spec.runs
+        each = spec.shape[0] // len(runs)
         found = []
         for number in range(start // each, -(-stop // each)):
-            info = self.info(spec.tensors[number])
+            name, before = runs[number]
+            info = self.info(name)
             assert info.shape == spec.stored_shape, f"{info.name} is {info.shape}, not {spec.stored_shape}"
             first, last = max(start - number * each, 0), min(stop - number * each, each)
-            found.append((info, first, last - first))
+            found.append((info, before + first, last - first))
         return found
 
     def weight_dtype(self, spec: LinearSpec) -> torch.dtype:

@@ -73,8 +73,8 @@ class Encoding:
 
     def _tensor_of(self, row: int) -> TensorInfo:
         """The source's tensor that has this row of the weight."""
-        names = self.spec.tensors
-        return self.checkpoint.info(names[row * len(names) // self.spec.shape[0]])
+        runs = self.spec.runs
+        return self.checkpoint.info(runs[row * len(runs) // self.spec.shape[0]][0])
 
     def _residual(self, rows: Tensor, substitute: Tensors, start: int) -> Tensor | None:
         if self.quantizer.name == "exact":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,8 +59,18 @@ def _write(store: Store, work: Path, progress: Progress) -> None:
     done = 0.0
     for names, pieces in _tensors(store).items():
         progress(done, total, names[0])
-        done += _fill([places[name] for name in names], pieces())
+        done += _fill(_in_turn(names, places), pieces())
     progress(total, total, "")
+
+
+def _in_turn(names: Sequence[str], places: Mapping[str, list[_Place]]) -> list[list[_Place]]:
+    """The `places` of the tensors `names`; one that is named several times is written so, in equal pieces from its start on."""
+    times, seen, found = Counter(names), Counter[str](), []
+    for name in names:
+        own, count = places[name], times[name]
+        found.append([_Place(p.file, p.offset + p.nbytes // count * seen[name], p.nbytes // count) for p in own])
+        seen[name] += 1
+    return found
 
 
 def _begin(store: Store, work: Path) -> dict[str, list[_Place]]:
@@ -88,9 +99,9 @@ def _tensors(store: Store) -> dict[tuple[str, ...], Callable[[], Iterator[Tensor
         (name,): partial(store.pieces, stored) for name, stored in whole.items()
     }
     for entry in store.linears.values():
-        own = [infos[name] for name in entry.spec.tensors]
-        names = tuple(info.published[0].name for info in own)
-        packed = any(info.packed for info in own)
+        own = [(infos[name], first) for name, first in entry.spec.runs]
+        names = tuple(info.published[0].name for info, _ in own)
+        packed = any(info.packed for info, _ in own)
         found[names] = partial(_as_published, store, entry, own) if packed else partial(_as_stored, store, entry)
     # Also when the head is tied to it.
     return found | {(store.layout.embedding,): partial(store.pieces, store.embedding)}
@@ -128,14 +139,16 @@ def _as_stored(store: Store, entry: LinearEntry) -> Iterator[Tensor]:
             held = []
 
 
-def _as_published(store: Store, entry: LinearEntry, infos: Sequence[TensorInfo]) -> Iterator[Tensor]:
-    """The bytes of a weight that was published as the tensors `infos`, of which all or some were codes, part by part."""
-    done, each = 0, entry.shape[0] // len(infos)
+def _as_published(store: Store, entry: LinearEntry, runs: Sequence[tuple[TensorInfo, int]]) -> Iterator[Tensor]:
+    """The bytes of a weight that was published as tensors, of which all or some were codes, part by part. `runs`: as the weight's
+    `LinearSpec` has them."""
+    done, each = 0, entry.shape[0] // len(runs)
     scales, held = torch.empty(0), ""
     for rows in store.rows_of(entry):
         number, first = divmod(done, each)
         done += len(rows)
-        packed = infos[number].packed
+        info, before = runs[number]
+        first, packed = first + before, info.packed
         if packed is None:
             yield rows
             continue

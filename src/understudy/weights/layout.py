@@ -20,7 +20,8 @@ class LinearSpec:
     experts: int = 0
     # Of the experts, those that each token goes to.
     chosen: int = 0
-    # Where several tensors of equal shapes are the weight, their rows one after another: all of them.
+    # Where several tensors of equal shapes are the weight, their rows one after another: all of them. Fewer than there are experts
+    # have each a matrix of every expert, and an expert's matrices stand one below the other.
     pieces: tuple[str, ...] = ()
 
     @property
@@ -34,6 +35,8 @@ class LinearSpec:
         rows, columns = self.shape
         if self.turned:
             return (self.experts, columns, self.outputs) if self.experts else (columns, rows)
+        if self.in_turn:
+            return self.experts, self.unit, columns
         if self.pieces:
             return rows // len(self.pieces), columns
         return (self.experts, rows // self.experts, columns) if self.experts else self.shape
@@ -44,8 +47,23 @@ class LinearSpec:
         return self.shape[0] // (self.experts or 1)
 
     @property
+    def in_turn(self) -> bool:
+        """Do several tensors have each a matrix of every expert?"""
+        return 1 < len(self.pieces) < self.experts
+
+    @property
+    def runs(self) -> tuple[tuple[str, int], ...]:
+        """The tensors that its rows lie in, equally many rows each time, one after another: the name of each, and the first of its
+        own rows that is meant."""
+        if self.in_turn:
+            return tuple((name, expert * self.unit) for expert in range(self.experts) for name in self.pieces)
+        return tuple((name, 0) for name in self.tensors)
+
+    @property
     def unit(self) -> int:
         """Rows of which no part has some and some of the next: those of a tensor where there are several, else of an expert."""
+        if self.in_turn:
+            return self.outputs // len(self.pieces)
         return self.shape[0] // (len(self.pieces) or self.experts or 1)
 
 

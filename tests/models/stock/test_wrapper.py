@@ -34,7 +34,9 @@ from understudy.weights.export import export
 
 PROMPT = [17, 45, 45, 200, 3, 17, 45, 99, 120, 7, 8, 9, 250, 31, 17, 45, 45]
 # Those that are tried with every way to prepare them.
-PUBLISHED = ("qwen3_5", "mistral3-ministral3", "muse_glimmer", "gemma3n", "llama4", "minimax_m3_vl-full")
+PUBLISHED = (
+    "qwen3_5", "mistral3-ministral3", "muse_glimmer", "gemma3n", "llama4", "minimax_m3_vl-full", "step3p7", "ernie4_5_vl_moe",
+)  # fmt: skip
 
 
 def test_a_text_models_config_is_its_own() -> None:

@@ -69,8 +69,9 @@ class Sorting:
         It is a part of the model's class that was cut off, or one that transformers leaves aside too: the class says so, or has no
         module for it, or it can be no weight."""
         places = self.find.places(self.find.targets[name])
+        made = tuple(self.find.targets_of(name)) if self.others else ()
         for other in self.others:
-            if any(place == other or place.startswith(f"{other}.") for place in places):
+            if any(place == other or place.startswith(f"{other}.") for place in (*places, *made)):
                 return other.rpartition(".")[2]
         first = places[0].partition(".")[0]
         if first not in self.modules and self.find.prefix + first not in self.modules:

@@ -5,12 +5,14 @@ Names are those that transformers would load: its own table of changes is used f
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ...startup import owned
 from ..proving.shrink import values_of
@@ -18,6 +20,8 @@ from .known import keep, key_of, recall
 
 # Operations that rows of several tensors become one by: those of 2-D tensors, those of matrices that are stacked, and the stacking.
 _JOINED, _JOINED_ROWS, _STACKED = ("Concatenate", 0), ("Concatenate", 1), ("MergeModulelist", 0)
+# The operation that makes several stacks, one by each target, of as many experts each; the first is that of the text model.
+_SHARED_OUT = ("ErnieFuseAndSplitTextVisionExperts", None)
 
 
 class Finder:
@@ -54,14 +58,40 @@ class Finder:
             if matches.keys() != set(converter.source_patterns):
                 continue
             found = [matches[pattern] for pattern in converter.source_patterns]
-            if operations == [_JOINED]:
+            # of joined stacks each has a matrix of every expert
+            if operations == [_JOINED] or (operations == [_JOINED_ROWS] and all(len(names) == 1 for names in found)):
                 return tuple(names[-1] for names in found)
             # one of each expert, or of each expert one by each pattern
-            if operations == [_STACKED, *[_JOINED_ROWS] * (len(found) > 1)]:
+            shares = len(converter.target_patterns) if operations == [_SHARED_OUT] else 1
+            if shares > 1 or operations == [_STACKED, *[_JOINED_ROWS] * (len(found) > 1)]:
                 # some may be missing, which their number tells
-                experts = zip_longest(*(sorted(names, key=_numbers) for names in found))
-                return tuple(name for each in experts for name in each if name is not None)
+                experts = list(zip_longest(*(sorted(names, key=_numbers) for names in found)))
+                return tuple(name for each in experts[: -(-len(experts) // shares)] for name in each if name is not None)
         return ()
+
+    def changed(self, parameter: str) -> tuple[str, ...]:
+        """The tensors that transformers makes a parameter of the model of by other changes than those of names and those that
+        `sources` knows. Empty where there are none."""
+        return next((tuple(n for names in matches.values() for n in names) for _, matches in self._conversions(parameter)), ())
+
+    def made(self, parameter: str, tensors: Mapping[str, Tensor], config: Any) -> Tensor:
+        """What transformers makes of the tensors that are a parameter `changed`, for a model with this `config`."""
+        converter, matches = next(self._conversions(parameter))
+        given: Any = {pattern: [tensors[name] for name in names] for pattern, names in matches.items()}
+        patterns = converter.source_patterns, converter.target_patterns
+        for operation in converter.operations:
+            given = operation.convert(given, *patterns, config=config)
+        found = given[next(iter(given))]
+        made: Tensor = found[0] if isinstance(found, list) else found
+        return made.contiguous()
+
+    def targets_of(self, name: str) -> Iterator[str]:
+        """What the checkpoint's tensor `name` is a part of, by the names of a model, where transformers makes others of it."""
+        for converter in self.converters:
+            place, pattern = converter.rename_source_key(self.targets[name])
+            if pattern:
+                first, *others = converter.target_patterns
+                yield from (place, *(place.replace(first, other) for other in others))
 
     def conversion(self, parameter: str) -> str | None:
         """What transformers makes `parameter` of, and how, where that takes more than another name; None where it does not."""

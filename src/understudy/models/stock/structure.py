@@ -28,6 +28,7 @@ from .aside import left_aside
 from .attended import TOKENS, watched
 from .bare import CONSTRUCTION, stacks_on_meta, weights_on_meta
 from .by_token import noted_lookups
+from .changed_tensors import changed_shapes
 from .heads import head_and_embedding, ties_head
 from .hf import leave_pads_alone, refused
 from .indexers import install_indexers
@@ -35,6 +36,7 @@ from .names import finder
 from .own_positions import tell_positions
 from .refusals import refuse_packed
 from .ropes import fix_ropes
+from .stack_tensors import of_experts, packed_by_outputs
 from .turned import is_turned, on_meta, turn
 from .wrapper import built, cut_to_text, for_text, is_wrapper, straight_to_text, text_parts
 
@@ -215,13 +217,9 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
             pieces = joined if len(joined) > 1 else ()
             return LinearSpec(path, weight_of[path], (outputs, inputs), is_turned(model, path), pieces=pieces)
         stack, names = mixed[path], find.sources(path) or (stored(path),)
-        # those of further experts are none of this weight
-        names = names[: max(stack.shape[0] // tensors[names[0]].shape[0], 1)] if len(names) > 1 else names
-        if len(names) > 1 and len(names) % stack.experts:
-            what = f"of the {stack.experts} experts of {path!r} some have no tensor such as {names[0]!r}"
-            raise CheckpointError(f"The checkpoint is not whole: {what}. Get it again.")
+        names = of_experts(path, stack, names, tensors)
         return LinearSpec(
-            path, names[0], stack.shape, stack.turned and not _packed_by_outputs(tensors[names[0]]), experts=stack.experts,
+            path, names[0], stack.shape, stack.turned and not packed_by_outputs(tensors[names[0]]), experts=stack.experts,
             chosen=seen.chosen[path],
             pieces=names if len(names) > 1 else (),
         )  # fmt: skip
@@ -232,7 +230,8 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
     shared: dict[str, tuple[int, ...]] = {}
     for name, p in model.named_parameters():
         if name not in skip:
-            shared |= _pieces(find.sources(name) or (stored(name),), tensors, tuple(p.shape))
+            changed = changed_shapes(find, name, model, tensors)
+            shared |= changed or _pieces(find.sources(name) or (stored(name),), tensors, tuple(p.shape))
     buffers = {find(name): tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
     shared |= {name: shape for name, shape in buffers.items() if name is not None}
     needed: dict[str, tuple[int, ...]] = {name: spec.stored_shape for spec in specs for name in spec.tensors} | shared
@@ -244,12 +243,6 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
         raise CheckpointError(f"The checkpoint's table {packed!r} is quantised, which is not supported yet.")
     whole = {name for name, info in tensors.items() if not (info.dtype.is_floating_point or info.dtype.is_complex)}
     return ModelLayout(specs, table, tuple(shared), tables, left_aside(model, find, needed, whole))
-
-
-def _packed_by_outputs(info: Any) -> bool:
-    """Is a stack of matrices published in four bits? Then its rows are outputs, however transformers' class keeps them."""
-    packed = getattr(info, "packed", None)
-    return packed is not None and packed.pairs
 
 
 def in_blocks(found: ModelLayout) -> ModelLayout:

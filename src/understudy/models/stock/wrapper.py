@@ -19,6 +19,8 @@ from .towers import left_out
 
 # Parts of a config that make its model a multimodal one.
 PARTS = ("vision_config", "audio_config", "text_config", "speech_config", "audio_encoder_config")
+# How the names of parts begin that blocks of a text model have for images alone.
+FOR_IMAGES = "vision_"
 # Values of a text model that some wrappers repeat.
 REPEATED = ("vocab_size", "hidden_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -169,7 +171,7 @@ def cut_to_text(model: Any) -> None:
 
     kept = set(text_parts(model))
     changes = tuple(get_model_conversion_mapping(model))
-    model.understudy_parts = OtherParts(tuple(_cut(model, "", kept)), changes)
+    model.understudy_parts = OtherParts((*_cut(model, "", kept), *_cut_within(model)), changes)
 
 
 def _cut(module: nn.Module, path: str, kept: set[nn.Module]) -> Iterator[str]:
@@ -185,6 +187,14 @@ def _cut(module: nn.Module, path: str, kept: set[nn.Module]) -> Iterator[str]:
             yield path + name
         else:
             yield from _cut(child, f"{path}{name}.", kept)
+
+
+def _cut_within(model: Any) -> Iterator[str]:
+    """Cut off what blocks of the language model have for images alone (experts, say), and name it."""
+    for path, module in list(model.named_modules()):
+        for name in [name for name, _ in module.named_children() if name.startswith(FOR_IMAGES)]:
+            setattr(module, name, None)
+            yield f"{path}.{name}"
 
 
 def straight_to_text(model: Any) -> None:
