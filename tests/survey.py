@@ -26,7 +26,7 @@ from tests.tiny import FAMILIES, MIXTURES, MORE_FAMILIES, WRAPPERS, sections, va
 from understudy.errors import UnderstudyError
 from understudy.models.proving import proof
 from understudy.models.stock.refusals import refuse_unsupported
-from understudy.models.stock.wrapper import is_wrapper, text_config
+from understudy.models.stock.wrapper import is_wrapper, text_config, that_writes
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 RUNS = "runs"
@@ -86,6 +86,9 @@ def configs_of(kind: str) -> Iterator[Any]:
         values = {"model_type": kind, **PUBLISHED[kind]}
         yield CONFIG_MAPPING[values.pop("model_type")](**values)
         return
+    if (writes := f"{kind}_thinker") in WRAPPERS:
+        yield CONFIG_MAPPING[kind](thinker_config=wrapper(writes))
+        return
     if kind in WRAPPERS or kind in SIZED:
         yield wrapper(kind, **SIZED.get(kind, {}))
         return
@@ -110,6 +113,7 @@ def answer(kind: str) -> str:
 
 def _answer(config: Any) -> str:
     try:
+        config = that_writes(config)
         text = text_config(config)
         values = {**text.to_dict(), "layer_types": getattr(text, "layer_types", None)}
         refuse_unsupported(*((values,) if text is config else (config.to_dict(), values)))

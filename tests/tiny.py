@@ -325,6 +325,11 @@ WRAPPERS: dict[str, dict[str, Any]] = {
         "moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": [64, 128], "moe_num_shared_experts": 1, "head_dim": 16,
         **sections(3, 3, 2), "tie_word_embeddings": False,
     },
+    # those that write in models which also speak
+    "qwen2_5_omni_thinker": {**sections(2, 3, 3), "beside": {"vision_start_token_id": 251}},
+    "qwen3_omni_moe_thinker": {
+        **_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True), "beside": {"vision_start_token_id": 251},
+    },
     "qwen3_vl_moe": {**_EXPERTS, "head_dim": 16, **sections(3, 3, 2, mrope_interleaved=True)},
 }  # fmt: skip
 # Sizes of the other parts of a multimodal model, by the names that their configs may have.
@@ -338,8 +343,9 @@ OTHER_PARTS: dict[str, int] = {
 
 
 def wrapper(kind: str, **changes: Any) -> Any:
-    """The config of a tiny multimodal model; `changes` are those of its text model."""
+    """The config of a tiny multimodal model; `changes` are those of its text model, `beside` those of its own values."""
     own = {**WRAPPERS.get(kind, {}), **changes}
+    beside = own.pop("beside", {})
     base = CONFIG_MAPPING[own.pop("model_type", kind)]()
     text = base.get_text_config(decoder=True)
     parts: dict[str, Any] = {}
@@ -356,7 +362,7 @@ def wrapper(kind: str, **changes: Any) -> Any:
             names = {part.attribute_map.get(size, size): value for size, value in OTHER_PARTS.items()}
             parts[name] = known | {size: value for size, value in names.items() if isinstance(known.get(size), int)}
     known = {name: value for name, value in base.to_dict().items() if name not in (*parts, "model_type", "transformers_version")}
-    return type(base)(**{**known, **{name: size for name, size in OTHER_PARTS.items() if name in known}, **tied, **parts})
+    return type(base)(**{**known, **{name: size for name, size in OTHER_PARTS.items() if name in known}, **tied, **parts, **beside})
 
 
 def values_of(family: str, **changes: Any) -> dict[str, Any]:
@@ -441,6 +447,22 @@ def publish(directory: Path, kind: str, dtype: torch.dtype = torch.bfloat16, siz
         content = {"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")}
     content["weight_map"] |= dict.fromkeys(more, "model-mtp.safetensors")
     index.write_text(json.dumps(content))
+    return model
+
+
+def publish_omni(directory: Path, kind: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """Write a model that also speaks, as such are published: what writes in it beside what speaks. Returns the stock model that
+    writes."""
+    model = publish(directory, f"{kind}_thinker", dtype)
+    (directory / "model.safetensors.index.json").unlink()
+    (directory / "model-mtp.safetensors").unlink()
+    tensors = {f"thinker.{name}": tensor for name, tensor in load_file(directory / "model.safetensors").items()}
+    tensors |= {f"talker.model.layers.{n}.mlp.up_proj.weight": torch.randn(8, 16).to(dtype) for n in range(2)}
+    tensors["code2wav.decoder.0.conv.weight"] = torch.randn(4, 2, 3).to(dtype)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    place = directory / "config.json"
+    whole = {"model_type": kind, "architectures": ["SpeakingModel"], "thinker_config": json.loads(place.read_text())}
+    place.write_text(json.dumps(whole))
     return model
 
 

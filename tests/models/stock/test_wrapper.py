@@ -1,6 +1,7 @@
 """A multimodal model's text model has the logits that transformers' class computes for a text, caps and scales included."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
-from tests.tiny import COMMON, WRAPPERS, generated, publish, stock, wrapper
+from tests.tiny import COMMON, WRAPPERS, generated, publish, publish_omni, stock, wrapper
 from understudy import LLM, SamplingParams
 from understudy.errors import CheckpointError, UsageError
 from understudy.models.proving import proof
@@ -26,6 +28,7 @@ from understudy.models.stock.wrapper import (
     refuse_silent,
     straight_to_text,
     text_config,
+    that_writes,
     with_text,
 )
 from understudy.models.streamed import attention_name
@@ -94,6 +97,34 @@ def test_as_it_is_published(kind: str, size: str, tmp_path: Path) -> None:
         "a link copies nothing"
     )
     same_as_generate(tmp_path / "float32", kind)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_omni", "qwen3_omni_moe"])
+def test_of_a_model_that_speaks_what_writes_is_run(kind: str, tmp_path: Path) -> None:
+    """Its own model is the part that writes; what speaks is left aside and comes back."""
+    model, texts = publish_omni(tmp_path / "single", kind, torch.float32), []
+    params = SamplingParams(max_new_tokens=24, ignore_eos=True)
+    with LLM(tmp_path / "single", resident="none", memory="1GiB", context=128) as llm:
+        done = llm.generate(PROMPT, params)[0]
+    assert done.token_ids == generated(model, PROMPT, 24) and done.stats.accepted > 0 and done.stats.bytes_streamed > 0
+    publish_omni(tmp_path / "half", kind)
+    whole = AutoConfig.from_pretrained(tmp_path / "half")
+    assert whole.model_type == kind and that_writes(whole) is whole.thinker_config
+    assert config_of(tmp_path / "half").model_type == f"{kind}_thinker"
+    for method in ("none", "substitute"):
+        with LLM(tmp_path / "half", method=method, resident="none", memory="1GiB", context=128) as llm:
+            half, store = llm.generate(PROMPT, replace(params, temperature=0.6, seed=3))[0], llm.store
+        texts.append(half.token_ids)
+    assert texts[0] == texts[1] and half.stats.accepted > 0 and len(set(texts[0])) > 4
+    assert {name.partition(".")[0] for name in store.extra} == {"thinker", "talker", "code2wav"}
+    export(store, tmp_path / "out")
+    for file in (tmp_path / "half").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_wrapper_whose_text_model_is_a_part_of_its_own_writes_itself() -> None:
+    for config in (stock("llama").config, wrapper("llava"), wrapper("qwen2_5_omni_thinker")):
+        assert that_writes(config) is config
 
 
 def same_as_generate(place: Path, kind: str) -> None:

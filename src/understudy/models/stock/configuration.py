@@ -17,7 +17,7 @@ from .hf import refused
 from .refusals import refuse_unsupported
 from .ropes import check_ropes
 from .shape import ModelShape
-from .wrapper import is_wrapper, refuse_silent, text_config
+from .wrapper import is_wrapper, refuse_silent, text_config, that_writes
 
 # Some file of a tokenizer that transformers can read has such a name.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
@@ -37,7 +37,7 @@ def config_of(directory: Path) -> Any:
     check_kind(content, place)
     check_sizes(content, place)
     with refused(f"{place} cannot be used", content):
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        config = that_writes(AutoConfig.from_pretrained(directory, trust_remote_code=False))
         text = text_config(config)
         values = {**text.to_dict(), "layer_types": getattr(text, "layer_types", None)}
         refuse_unsupported(*((values,) if text is config else (config.to_dict(), values)))

@@ -33,6 +33,16 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True)
 
 
+def that_writes(config: Any) -> Any:
+    """The part of a transformers `config` whose model writes text, where that is a multimodal model by itself and others only speak
+    what it writes (the thinker of Qwen's Omni models); `config` itself for all others."""
+    own = text_config(config)
+    if own is config or any(getattr(config, name, None) is own for name in config.sub_configs):
+        return config
+    inside = (getattr(config, name, None) for name in config.sub_configs)
+    return next((part for part in inside if part is not None and text_config(part) is own), config)
+
+
 def is_wrapper(config: Any) -> bool:
     """Is the text model that `config` describes one part of a multimodal model?"""
     return text_config(config) is not config
