@@ -461,6 +461,7 @@ MUTATIONS = (
     Mutation("zero experts give nothing", "models/mixtures/plain_experts.py", "gave.float() + hidden.float() * kept", "gave.float()", "tests/models/mixtures/test_plain_experts.py"),
     Mutation("experts for images are among those for texts", "models/stock/names.py", "experts[: -(-len(experts) // shares)]", "experts", "tests/models/stock/test_changed_tensors.py"),
     Mutation("a model that speaks is taken whole", "models/stock/configuration.py", "config = that_writes(", "config = (", "tests/models/stock/test_wrapper.py"),
+    Mutation("tall weights take memory", "models/stock/bare.py", "math.prod(sizes) > LARGE", "False", "tests/models/mixtures/test_tall_experts.py"),
     Mutation("a changed weight of another shape is taken", "models/stock/changed_tensors.py", "if made.shape != parameter.shape:", "if False:", "tests/models/stock/test_changed_tensors.py"),
     Mutation("experts of several types are those of the first", "weights/shards.py", "if info.kind != infos[0].kind:", "if False:", "tests/weights/test_checkpoint.py"),
     Mutation("experts are stored once more as what the model does not use", "weights/checkpoint.py", "weights = [self.info(name) for spec in layout.linears for name in spec.tensors]", "weights = [self.info(spec.weight) for spec in layout.linears]", "tests/weights/test_building.py"),

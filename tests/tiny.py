@@ -257,6 +257,16 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64, "attn_layer_period": 3, "attn_layer_offset": 1,
         "mamba_d_state": 6, "mamba_dt_rank": 8, "num_hidden_layers": 4,
     },
+    # tall weights of all experts, and sizes in parts of the config
+    "dbrx": {
+        "d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 512, "rope_theta": 5e5,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.5, "rope_theta": 5e5},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 8, "moe_top_k": 2},
+        "without": (
+            "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+            "max_position_embeddings",
+        ),
+    },
     # two latent attentions, two networks and a mixture in each layer, of which some experts give back what they are given
     "longcat_flash": {
         **_LATENT, "num_layers": 2, "q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 12, "head_dim": 8, "ffn_hidden_size": 96,

@@ -19,7 +19,7 @@ from .files import buffer, read_bytes, read_tensor
 from .formats import gguf_advice, other_format, refuse_adapter
 from .hub import SAFETENSORS_INDEX as SAFETENSORS_INDEX
 from .hub import SINGLE, download
-from .layout import LinearSpec, ModelLayout
+from .layout import LinearSpec, ModelLayout, same_rows
 from .packed import read_factors, read_rows
 from .published import unpacked
 from .shards import Shard, one_type, read_shard
@@ -119,7 +119,7 @@ class Checkpoint:
     def _lines(self, spec: LinearSpec, first: int, count: int) -> Tensor:
         """Lines of a weight that is stored transposed: one for each input, of all outputs; one expert's follow the other's."""
         info = self.info(spec.weight)
-        assert info.shape == spec.stored_shape, f"{info.name} is {info.shape}, not {spec.stored_shape}"
+        assert same_rows(info.shape, spec.stored_shape), f"{info.name} is {info.shape}, not {spec.stored_shape}"
         offset = info.offset + first * spec.outputs * info.dtype.itemsize
         return read_tensor(info.file, offset, info.dtype, (count, spec.outputs), CheckpointError)
 
@@ -140,7 +140,7 @@ class Checkpoint:
         for number in range(start // each, -(-stop // each)):
             name, before = runs[number]
             info = self.info(name)
-            assert info.shape == spec.stored_shape, f"{info.name} is {info.shape}, not {spec.stored_shape}"
+            assert same_rows(info.shape, spec.stored_shape), f"{info.name} is {info.shape}, not {spec.stored_shape}"
             first, last = max(start - number * each, 0), min(stop - number * each, each)
             found.append((info, before + first, last - first))
         return found

@@ -20,7 +20,7 @@ from ..quantizers.mixed import foretold
 from .checkpoint import Checkpoint, TensorInfo
 from .entries import Stored, part_blocks
 from .files import checksum
-from .layout import LinearSpec, ModelLayout
+from .layout import LinearSpec, ModelLayout, same_rows
 from .shards import one_type
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -101,7 +101,7 @@ def check_weight(info: TensorInfo, shape: tuple[int, ...]) -> None:
         wide = info.dtype == torch.float64
         advice = "load the model in float32 and save it" if wide else "choose a checkpoint that is not quantised"
         raise CheckpointError(f"{info.file}: {info.name} is {info.kind}, where bfloat16, float16 or float32 is needed: {advice}.")
-    if info.shape != shape:
+    if not same_rows(info.shape, shape):
         raise CheckpointError(f"{info.file}: {info.name} is {list(info.shape)}, where the config asks for {list(shape)}.")
 
 

@@ -1,7 +1,13 @@
 """Which tensor of a checkpoint plays which part. Made by `models`, read by `prepare`; knows neither."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+
+def same_rows(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Has a tensor of `shape` the rows of one of the shape `wanted`, which may be several matrices, one below the other?"""
+    return shape == wanted or (len(wanted) > 2 and shape == (math.prod(wanted[:-1]), wanted[-1]))
 
 
 @dataclass(frozen=True)

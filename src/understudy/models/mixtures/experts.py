@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 BOTH, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
 # Ends the names of their biases [experts, out].
 BIAS = "_bias"
+# What a module of experts says of those of its stacks that alone are [experts, in, out].
+TURNED = "turned_stacks"
 # The products of routed rows with the matrices of a stack, which is told by its name.
 Multiply = Callable[[str, Routed], Tensor]
 
@@ -84,7 +86,7 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
             # in the order of use
             named: Any = module
             for name in stacked(named):
-                turned = bool(named.is_transposed)
+                turned = bool(named.is_transposed) or name in getattr(named, TURNED, ())
                 experts, *sizes = module.get_parameter(name).shape
                 outputs, inputs = sizes[::-1] if turned else sizes
                 found[f"{path}.{name}"] = Stack(module, name, experts, outputs, inputs, turned)

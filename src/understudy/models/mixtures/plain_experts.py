@@ -40,18 +40,23 @@ def _is_plain(module: nn.Module) -> bool:
     return tuple(signature(module.forward).parameters) == GIVEN
 
 
-def _install(model: Any, path: str, module: Any) -> None:
+def as_experts(module: Any) -> None:
+    """Let `module`, which has both stacks and an activation, be one of experts as `experts` computes them."""
     for name, value in _KIND.items():
         setattr(module, name, value)
     if not hasattr(module, "_apply_gate"):
         object.__setattr__(module, "_apply_gate", partial(_gated, module))
+    object.__setattr__(module, "forward", partial(mix, module))
+
+
+def _install(model: Any, path: str, module: Any) -> None:
     both, count = module.gate_up_proj, len(module.down_proj)
     if (further := len(both) - count) > 0:
         module.gate_up_proj = nn.Parameter(both.detach()[:count], requires_grad=False)
         _leave_out(model, path, range(count, count + further))
         module.register_forward_pre_hook(partial(_sorted_out, count))
         module.register_forward_hook(partial(_with_zero_experts, count))
-    object.__setattr__(module, "forward", partial(mix, module))
+    as_experts(module)
 
 
 def _gated(module: Any, both: Tensor) -> Tensor:

@@ -191,9 +191,9 @@ def _passes(specimen: Specimen) -> dict[str, Tensor]:
 def _whole(spec: LinearSpec, tensors: Mapping[str, Tensor]) -> Tensor:
     """The weight of a Linear [out, in], or of all experts of a layer [experts, out, in]."""
     if spec.turned:
-        return tensors[spec.weight].transpose(-2, -1)
+        return tensors[spec.weight].view(spec.stored_shape).transpose(-2, -1)
     if spec.in_turn:
-        return torch.cat([tensors[name] for name in spec.pieces], dim=1)
+        return torch.cat([tensors[name].view(spec.stored_shape) for name in spec.pieces], dim=1)
     rows = torch.cat([tensors[name] for name in spec.tensors]) if spec.pieces else tensors[spec.weight]
     return rows.view(spec.experts, -1, spec.shape[1]) if spec.experts else rows
 

@@ -28,12 +28,12 @@ MOST_KINDS = 8
 
 # How many experts a layer has, and how many of them a token goes to, under the names that configs have for it.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_CHOSEN_EXPERTS = ("num_experts_per_tok", "top_k", "moe_k", "moe_topk", "num_selected_experts")
+_CHOSEN_EXPERTS = ("num_experts_per_tok", "top_k", "moe_top_k", "moe_k", "moe_topk", "num_selected_experts")
 # Experts beside those, which shrink as they do.
 _FURTHER_EXPERTS = ("zero_expert_num",)
 # Experts of a copy, for each that a token goes to, at least.
 SPARE = 4
-KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num", "kv_n_heads")
 # Values that name or describe a model and never change what it computes.
 DESCRIBING = (
     "transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype", "id2label", "label2id", "num_labels",
@@ -66,7 +66,8 @@ def shrunk(config: Any, few_layers: bool = True, narrow: bool = True) -> Any:
     _shorten(values, names)
     if few_layers:
         _cut_layers(values, names.get("num_hidden_layers", "num_hidden_layers"), layers_read(config))
-    _cut_experts(values)
+    for part in (values, *_parts(values)):
+        _cut_experts(part)
     if narrow:
         _narrow(values, names)
         narrow_states(values, names.get("hidden_size", "hidden_size"))
@@ -166,6 +167,12 @@ def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) 
         values["num_layers"] = min(values["num_layers"], kept_count)
 
 
+def _parts(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The values of parts that some configs have for attention and for networks."""
+    found = [part for name, part in values.items() if name.endswith("_config") and isinstance(part, dict)]
+    return [part for part in found if all(isinstance(key, str) for key in part)]
+
+
 def _cut_experts(values: dict[str, Any]) -> None:
     """Half as many experts as long as there are plenty, so that those that are chosen in groups are still in as many groups."""
     chosen = max((values[key] for key in _CHOSEN_EXPERTS if _positive(values.get(key))), default=MOST_KINDS)
@@ -200,6 +207,9 @@ def _narrow(values: dict[str, Any], names: dict[str, str]) -> None:
     values[heads_name] = few
     if kv_name is not None:
         values[kv_name] = few_kv
+    for part in _parts(values):
+        part |= {key: few_kv for key in KV_HEADS if _positive(part.get(key))}
+        part |= {key: _least(value) for key, value in part.items() if _FEED_FORWARD.search(key)}
     for key, value in values.items():
         if key == hidden_name or (key in ("word_embed_proj_dim", "embedding_size") and value == hidden):
             values[key] = narrow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 CONSTRUCTION = threading.Lock()
 # Dimensions of a tensor that is a weight of several matrices.
 STACKED = 3
+# Numbers of a matrix that is made without values, above which it is one of many.
+LARGE = 5 << 20
 # What makes tensors of any or of random numbers.
 _MAKERS = ("empty", "zeros", "ones", "rand", "randn", "full")
 
@@ -70,7 +73,8 @@ def weights_on_meta() -> Iterator[None]:
 
 @contextmanager
 def stacks_on_meta() -> Iterator[None]:
-    """Inside, tensors of three dimensions or more hold no memory: those that modules keep are weights of all experts."""
+    """Inside, tensors of three dimensions or more hold no memory, nor do large matrices that are not filled: those that modules
+    keep are weights of all experts."""
     with _Meta():
         yield
 
@@ -81,6 +85,7 @@ class _Meta(TorchFunctionMode):
         if getattr(function, "__name__", "") in _MAKERS and "device" not in kwargs:
             size = args[0] if args and isinstance(args[0], (tuple, list, torch.Size)) else args
             sizes = [each for each in size if isinstance(each, int)]
-            if sum(each > 1 for each in sizes) >= STACKED:
+            tall = function.__name__ == "empty" and len(sizes) > 1 and math.prod(sizes) > LARGE
+            if tall or sum(each > 1 for each in sizes) >= STACKED:
                 kwargs["device"] = "meta"
         return function(*args, **kwargs)

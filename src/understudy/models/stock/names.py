@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ...startup import owned
+from ..mixtures.tall_experts import JOINED
 from ..proving.shrink import values_of
 from .known import keep, key_of, recall
 
@@ -27,10 +28,14 @@ _SHARED_OUT = ("ErnieFuseAndSplitTextVisionExperts", None)
 class Finder:
     """Finds the one of a checkpoint's names that holds a given parameter of a stock model, by changes of names in their order."""
 
-    def __init__(self, prefix: str, changes: Sequence[Any], names: Iterable[str]) -> None:
+    def __init__(
+        self, prefix: str, changes: Sequence[Any], names: Iterable[str], joined: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
         self.prefix = f"{prefix}."
+        # of the model's parameters, those that are made of several of its stock class's
+        self.joined = joined or {}
         renamings = [change for change in changes if isinstance(change, WeightRenaming)]
         self.converters = [change for change in changes if isinstance(change, WeightConverter)]
         # the name in the model of each tensor of the checkpoint, in the model or not
@@ -53,6 +58,9 @@ class Finder:
         transformers joins or stacks. Empty where there are none."""
         if (name := self(parameter)) is not None:
             return (name,)
+        own = [self(each) for each in self.joined.get(parameter, ())]
+        if own and None not in own:
+            return tuple(name for name in own if name is not None)
         for converter, matches in self._conversions(parameter):
             operations = [(type(each).__name__, getattr(each, "dim", None)) for each in converter.operations]
             if matches.keys() != set(converter.source_patterns):
@@ -132,7 +140,7 @@ def finder(model: Any, names: Iterable[str]) -> Finder:
 
     parts = getattr(model, "understudy_parts", None)
     changes = get_model_conversion_mapping(model) if parts is None else parts.changes
-    return Finder(getattr(model, "base_model_prefix", ""), changes, names)
+    return Finder(getattr(model, "base_model_prefix", ""), changes, names, getattr(model, JOINED, None))
 
 
 def sources(model: Any, wanted: Sequence[str], names: Collection[str], directory: Path | None) -> dict[str, tuple[str, ...]]:

@@ -14,9 +14,10 @@ def of_experts(path: str, stack: Stack, names: Sequence[str], tensors: Mapping[s
     expert each, or one or more of each expert, whose rows stand one below the other.
 
     Raises CheckpointError where some experts have none. Those of further experts are none of the stack's."""
-    if len(names) == 1 or len(tensors[names[0]].shape) > 2:
+    first = tensors[names[0]].shape
+    if len(names) == 1 or len(first) > 2 or len(names) * first[0] == stack.shape[0]:
         return tuple(names)
-    own = names[: max(stack.shape[0] // tensors[names[0]].shape[0], 1)]
+    own = names[: max(stack.shape[0] // first[0], 1)]
     if len(own) % stack.experts:
         what = f"of the {stack.experts} experts of {path!r} some have no tensor such as {own[0]!r}"
         raise CheckpointError(f"The checkpoint is not whole: {what}. Get it again.")

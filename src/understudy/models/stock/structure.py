@@ -23,6 +23,7 @@ from ..kept import float32_names, is_linear, may_be_kept, routers, streams
 from ..mixtures.experts import experts_name, stacks, watching
 from ..mixtures.plain_experts import install_plain_experts
 from ..mixtures.scaled_experts import install_scaled_experts
+from ..mixtures.tall_experts import install_tall_experts
 from ..recurrent_layers.mixers import install_mixers
 from .aside import left_aside
 from .attended import TOKENS, watched
@@ -68,6 +69,7 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     install_scaled_experts(model)
     install_indexers(model)
     install_plain_experts(model)
+    install_tall_experts(model)
     tell_positions(model)
     return model.eval()
 
