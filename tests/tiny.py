@@ -123,6 +123,18 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     },
     "ernie4_5": {"head_dim": 16},
     "exaone4": {**_SLIDING, "sliding_window_pattern": 2},
+    # attention that transformers computes in a way of its own: with a bias by position, or layers that look back a little
+    "bloom": {"n_layer": 3, "n_head": 4, **_ALONE, **_UNTIED},
+    "codegen": {"n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8, "n_positions": 512, **_ALONE},
+    "falcon": {"ffn_hidden_size": 160, "new_decoder_architecture": True, "num_kv_heads": 2, **_UNTIED},
+    "falcon-multi": {"model_type": "falcon", "ffn_hidden_size": 160, "multi_query": True, **_OWN_KEYS, **_UNTIED},
+    "gpt_neo": {
+        "num_layers": 4, "num_heads": 4, "window_size": 12, "attention_types": [[["global", "local"], 2]],
+        "without": ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    },
+    "gpt_neox_japanese": {"intermediate_multiple_size": 2, **_OWN_KEYS, **_UNTIED},
+    "gptj": {"n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8, "n_positions": 512, **_ALONE},
+    "mpt": {"d_model": 64, "n_layers": 3, "n_heads": 4, "max_seq_len": 512, **_ALONE},
     "gemma": {"head_dim": 32, **_UNTIED},
     "glm": {"head_dim": 16},
     "gpt_bigcode": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512, "n_inner": 160, "num_key_value_heads": 1},

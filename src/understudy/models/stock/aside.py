@@ -14,6 +14,8 @@ from .wrapper import text_config
 
 # What transformers computes itself and old checkpoints hold all the same, where the model has something of the name.
 COMPUTED = ("rotary_emb.inv_freq", "position_ids")
+# Numbers that old programs stored beside masks.
+OLD = r"\.masked_bias$"
 
 
 def left_aside(
@@ -51,8 +53,8 @@ class Sorting:
         self.own = {name for name, _ in named}
         others: Any = getattr(model, "understudy_parts", None)
         self.others: tuple[str, ...] = () if others is None else others.paths
-        patterns = (*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), *_further_layers(model.config))
-        self.ignored = re.compile("|".join(f"({pattern})" for pattern in patterns) or r"(?!)")
+        patterns = (OLD, *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), *_further_layers(model.config))
+        self.ignored = re.compile("|".join(f"({pattern})" for pattern in patterns))
         self.known = tuple(name for name in COMPUTED if any(own.endswith(name) for own in self.own))
 
     def computed(self, name: str) -> bool:

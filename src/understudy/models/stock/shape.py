@@ -11,6 +11,7 @@ from ...devices import Device
 from ...errors import CheckpointError, UsageError
 from ...layer_states import LayerShape
 from ..recurrent_layers.mixers import FEED_FORWARD, layer_values, recurrent_kinds
+from .own_attention import ALIBI, BIASED
 from .ropes import longest_exact
 from .wrapper import text_config
 
@@ -46,6 +47,9 @@ class ModelShape:
     def of(cls, config: Any, *, small: bool = False) -> ModelShape:
         """The shape of the text model that a transformers `config` describes. `small`: keys and values have 8 bits."""
         config = text_config(config)
+        if small and config.model_type in ALIBI:
+            what = f"Keys of a {config.model_type!r} model cannot have 8 bits: they hold positions, which these do not tell apart."
+            raise CheckpointError(f"{what} Leave --kv-bits out.")
         configs = _layer_configs(config)
         reads = layers_read(config)
         alone = [_layer_shape(layer_config, index, reads[index]) for index, layer_config in enumerate(configs)]
@@ -136,13 +140,20 @@ def _sizes(config: Any, index: int) -> tuple[int, int, int]:
     """Heads of keys of layer `index`, and the sizes of a key and of a value. Keys and values that are made of a latent state are
     held as they are attended with: each head has its own, a key of a part without a rope and one with it."""
     heads = _heads(config, index)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or _kv_heads(config) or heads
     if config.model_type in WIDER_WINDOWS and _window(config, index):
         kv_heads *= 2
     if (plain := getattr(config, "qk_nope_head_dim", None)) is not None:
         return heads, plain + config.qk_rope_head_dim, config.v_head_dim
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return kv_heads, size, getattr(config, "v_head_dim", None) or size
+    further = BIASED if config.model_type in ALIBI else 0
+    return kv_heads, size + further, getattr(config, "v_head_dim", None) or size
+
+
+def _kv_heads(config: Any) -> int | None:
+    """Heads of keys by the names that Falcon has for them; None: it does not say."""
+    count = getattr(config, "num_kv_heads", None)
+    return 1 if count and config.multi_query and not config.new_decoder_architecture else count
 
 
 def _chunk(config: Any, index: int) -> int:

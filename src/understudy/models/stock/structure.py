@@ -34,6 +34,7 @@ from .heads import head_and_embedding, ties_head
 from .hf import leave_pads_alone, refused
 from .indexers import install_indexers
 from .names import finder
+from .own_attention import install_own_attention
 from .own_positions import tell_positions
 from .refusals import refuse_packed
 from .ropes import fix_ropes
@@ -57,8 +58,12 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
         except KeyError as error:
             if error.args != (attention,):
                 raise
-            what = f"transformers has no way to replace the attention of a {config.model_type!r} model."
-            raise CheckpointError(what) from None
+            # its class looks implementations up in a table of its own
+            model = built(config, dtype=dtype, **{**told, "attn_implementation": "eager"})
+    own = attention != "eager" and install_own_attention(model, attention)
+    made: Any = model.config
+    if not own and made._attn_implementation not in (attention, for_text(config, attention)):
+        raise CheckpointError(f"transformers has no way to replace the attention of a {config.model_type!r} model.")
     if is_wrapper(config):
         cut_to_text(model)
         straight_to_text(model)
