@@ -466,6 +466,7 @@ MUTATIONS = (
     Mutation("positions of keys are one number", "models/stock/own_attention.py", "torch.stack([positions - low, low], dim=-1)", "torch.stack([positions, 0 * low], dim=-1)", "tests/models/stock/test_own_attention.py"),
     Mutation("layers that look back a little look back as others do", "models/stock/own_attention.py", "module.config.window_size if", "None if", "tests/models/stock/test_own_attention.py"),
     Mutation("a bias that is rounded is taken for one that is not", "models/stock/own_attention.py", "    if alibi is not None:", "    if False:", "tests/models/stock/test_own_attention.py"),
+    Mutation("queries of experts stand by expert, not by head of keys", "models/stock/own_attention.py", ".permute(2, 1, 0, 3)", ".permute(1, 2, 0, 3)", "tests/models/mixtures/test_lone_stacks.py"),
     Mutation("a changed weight of another shape is taken", "models/stock/changed_tensors.py", "if made.shape != parameter.shape:", "if False:", "tests/models/stock/test_changed_tensors.py"),
     Mutation("experts of several types are those of the first", "weights/shards.py", "if info.kind != infos[0].kind:", "if False:", "tests/weights/test_checkpoint.py"),
     Mutation("experts are stored once more as what the model does not use", "weights/checkpoint.py", "weights = [self.info(name) for spec in layout.linears for name in spec.tensors]", "weights = [self.info(spec.weight) for spec in layout.linears]", "tests/weights/test_building.py"),

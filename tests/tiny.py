@@ -279,6 +279,11 @@ MIXTURES: dict[str, dict[str, Any]] = {
             "max_position_embeddings",
         ),
     },
+    # experts that make queries, and what is made of attention
+    "jetmoe": {
+        **_LOCAL_EXPERTS, "kv_channels": 16, "num_key_value_heads": 4, "without": ("num_attention_heads",),
+        "tie_word_embeddings": False,
+    },
     # two latent attentions, two networks and a mixture in each layer, of which some experts give back what they are given
     "longcat_flash": {
         **_LATENT, "num_layers": 2, "q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 12, "head_dim": 8, "ffn_hidden_size": 96,

@@ -31,6 +31,8 @@ BOTH, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
 BIAS = "_bias"
 # What a module of experts says of those of its stacks that alone are [experts, in, out].
 TURNED = "turned_stacks"
+# Where a module of experts names its stacks, which are others than those of most.
+STACKS = "own_stacks"
 # The products of routed rows with the matrices of a stack, which is told by its name.
 Multiply = Callable[[str, Routed], Tensor]
 
@@ -93,9 +95,10 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
     return found
 
 
-def stacked(module: Any) -> tuple[str, str]:
+def stacked(module: Any) -> tuple[str, ...]:
     """The names of the stacks of a module of experts, in the order of use."""
-    return BOTH if module.has_gate else UP, DOWN
+    named: tuple[str, ...] | None = getattr(module, STACKS, None)
+    return named or (BOTH if module.has_gate else UP, DOWN)
 
 
 def _refuse_odd(path: str, module: Any) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
+from ..mixtures.lone_stacks import added, chosen_by, multiplied
 from .hf import attention_interface
 
 # The method, and what it is given.
@@ -107,8 +108,25 @@ def _mpt(
     return module.out_proj(attend(query, key, value, scaling=module.softmax_scale).flatten(2)), None
 
 
-FORWARDS: dict[str, Callable[..., tuple[Tensor, None]]] = {
-    "FalconAttention": _falcon, "BloomAttention": _bloom, "MptAttention": _mpt,
+def _jetmoe(module: Any, attend: Attend, hidden_states: Tensor, **given: Any) -> tuple[Tensor, None, None]:
+    """Queries are of experts, each of which attends by all heads of keys, and so is what is made of results."""
+    experts, flat, size = module.experts, hidden_states.reshape(-1, hidden_states.shape[-1]), module.head_dim
+    chosen, weights = chosen_by(experts.router, flat)
+    made = multiplied(experts.input_linear, flat[:, None].expand(-1, module.top_k, -1), chosen)
+    # the queries of all experts that share a head of keys, one after another
+    query = made.view(len(flat), module.top_k, -1, size).permute(2, 1, 0, 3).flatten(0, 1)[None]
+    both = module.kv_proj(hidden_states).view(*hidden_states.shape[:-1], 2, -1, size)
+    key, value = (each.transpose(1, 2) for each in both.unbind(2))
+    turn: Any = sys.modules[type(module).__module__]
+    query, key = turn.apply_rotary_pos_emb(query, key, *given["position_embeddings"])
+    found = attend(query, key, value, scaling=module.scaling)[0]
+    rows = found.view(len(flat), -1, module.top_k, size).transpose(1, 2).flatten(2)
+    out = added(multiplied(experts.output_linear, rows, chosen), weights)
+    return out.view(hidden_states.shape) + experts.bias, None, None
+
+
+FORWARDS: dict[str, Callable[..., tuple[Tensor | None, ...]]] = {
+    "FalconAttention": _falcon, "BloomAttention": _bloom, "MptAttention": _mpt, "JetMoeAttention": _jetmoe,
 }  # fmt: skip
 
 

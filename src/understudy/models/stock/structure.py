@@ -21,6 +21,7 @@ from ...weights.encoding import check_weight
 from ...weights.layout import LinearSpec, ModelLayout, TableSpec
 from ..kept import float32_names, is_linear, may_be_kept, routers, streams
 from ..mixtures.experts import experts_name, stacks, watching
+from ..mixtures.lone_stacks import install_lone_stacks
 from ..mixtures.plain_experts import install_plain_experts
 from ..mixtures.scaled_experts import install_scaled_experts
 from ..mixtures.tall_experts import install_tall_experts
@@ -75,6 +76,7 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     install_indexers(model)
     install_plain_experts(model)
     install_tall_experts(model)
+    install_lone_stacks(model)
     tell_positions(model)
     return model.eval()
 
