@@ -44,6 +44,7 @@ FORMAT, PACKED = "tests/kernels/test_residual_bits.py", "tests/kernels/test_resi
 MAMBA = "tests/models/recurrent_layers/test_mamba.py"
 MTP = "tests/heads/formats/test_mtp.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
+CHANNELS = "tests/kernels/test_channel_cpu.py tests/kernels/test_channel_order.py tests/kernels/test_channel_vectors.py"
 FITTING = "tests/kernels/test_fitting.py tests/kernels/test_fitting_rows.py tests/quantizers/test_inputs.py"
 LOGPROBS = "tests/test_logprobs.py"
 FIELDS = "tests/server/test_fields.py"
@@ -501,8 +502,18 @@ MUTATIONS = (
     Mutation("a piece of work is taken twice", "kernels/team.py", 'atomic_rmw("add", place, ir.IntType(64)(1)', 'atomic_rmw("umax", place, ir.IntType(64)(1)', "tests/kernels/test_team.py"),
     Mutation("stepped states: an end that was written over is gone on from", "recurrent_tips.py", "if end is not None and end[0] > slot:", "if False:", "tests/models/recurrent_layers/test_channel_rule.py tests/test_recurrent_tips.py"),
     Mutation("stepped states: a line that was not accepted is folded", "recurrent_tips.py", "self._forget(row, straight)", "pass", "tests/models/recurrent_layers/test_channel_steps.py"),
-    Mutation("stepped states: siblings change their parent's state", "models/recurrent_layers/channel_steps.py", "self.held[slot].clone() if self.wanted[parent] else", "self.held[slot] if self.wanted[parent] else", "tests/models/recurrent_layers/test_channel_rule.py"),
-    Mutation("stepped states: a step is taken before its decay", "models/recurrent_layers/channel_steps.py", "value = step.beta[node][:, None] * (value - _read(one, keys[node]))", "value = step.beta[node][:, None] * value", "tests/models/recurrent_layers/test_channel_rule.py"),
+    Mutation("stepped states: siblings change their parent's state", "kernels/channel_order.py", "child, into, into + beside", "child, into, into", CHANNELS),
+    Mutation("stepped states: a state is made where a cousin's is", "kernels/channel_order.py", "most, child, beside = most + 1, grown[child, _NEXT], 1", "most, child, beside = most + 1, grown[child, _NEXT], 1 - into", CHANNELS),
+    Mutation("stepped states: a step is taken before its decay", "kernels/channel_given.py", "weights[size + k] = left[k] * keys[k]", "weights[size + k] = keys[k]", CHANNELS),
+    Mutation("stepped states: a node goes through a sibling's record", "kernels/channel_order.py", "return position if position < prefix[node] else", "return position if True else", CHANNELS),
+    Mutation("stepped states: the wrong folded state is gone on from", "kernels/channel_order.py", "number % 2 * state_bytes", "(number + 1) % 2 * state_bytes", CHANNELS),
+    Mutation("stepped states: a state off the path is gone on from", "kernels/channel_order.py", "if start < tokens <= min(prefix, position):", "if start < tokens <= position:", CHANNELS),
+    Mutation("stepped states: a record of another slot is taken for the node's", "kernels/channel_order.py", "found = parent >= 0 and grown[parent, _SLOT] == before", "found = parent >= 0", CHANNELS),
+    Mutation("stepped states: what a record adds is what the last node added", "kernels/channel_given.py", "        padded(values, columns, update, BLOCK)", "        pass", CHANNELS),
+    Mutation("stepped states: a record of Mamba has the key of the last node", "kernels/channel_rated.py", "        padded(run.keys + order[PLACE] * key_size * 4, key_size, key, size)", "        pass", CHANNELS),
+    Mutation("stepped states: numbers behind a channel's own are read", "kernels/numbers.py", "        copied[i] = np.float32(0)", "        copied[i] = np.float32(1)", CHANNELS),
+    Mutation("stepped states: a number that is stepped is not left in part", "kernels/channel_vectors.py", "builder.fmul(factor, each)", "each", CHANNELS),
+    Mutation("stepped states: a fold goes on from the state that it makes", "kernels/channel_cpu.py", "state.states[row, number % 2].data_ptr()", "into.data_ptr()", CHANNELS),
     Mutation("chunks: nodes look back to the chunk before", "tree.py", "start = self.positions // chunk * chunk", "start = (self.positions // chunk - 1).clamp(min=0) * chunk", "tests/test_tree.py"),
     Mutation("chunks: a draft's attention is that of another layer", "models/draft.py", "device, there = self.placed.seen_in(layer, spec)", "device, there = self.placed.at(layer)", "tests/models/stock/test_own_positions.py tests/models/mixtures/test_scaled_experts.py"),
     Mutation("a caller keeps its threads", "llm.py", "        finally:\n            disband()\n\n    def _stream", "        finally:\n            pass\n\n    def _stream", "tests/test_llm.py"),

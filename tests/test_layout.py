@@ -268,6 +268,8 @@ TESTED_IN = {
     "kernels/level_kernels.py": "drafters/test_device_search.py",
     "kernels/expert_kernels.py": "kernels/gpu/test_expert_rows.py",
     "kernels/attention_cpu.py": "kernels/test_attention.py",
+    "kernels/channel_given.py": "kernels/test_channel_cpu.py",
+    "kernels/channel_rated.py": "kernels/test_channel_cpu.py",
     "tiers/cuda_streams.py": "gpu/test_pinned.py",
     "tiers/streams.py": "tiers/test_pinned.py",
     "weights/layout.py": "models/stock/test_structure.py",

@@ -11,7 +11,7 @@ STATES = [torch.full((1, 1, 1), float(i)) for i in range(3)]
 def test_an_end_becomes_a_tip_where_its_line_is_accepted() -> None:
     tips = Tips(2)
     tips.ends[0] = 5, STATES[0]
-    assert tips.best(0, 4) is None and tips.best(0, 5) == (5, STATES[0]) and tips.best(1, 9) is None
+    assert tips.tips == [None, None]
     tips.keep(0, 0, AcceptedPath(torch.arange(5)))
     assert tips.tips[0] == (5, STATES[0]) and tips.ends[0] is None and tips.lengths == [5, 0]
     # of three accepted nodes the last lay elsewhere
@@ -27,12 +27,13 @@ def test_what_is_written_over_or_gone_back_behind_is_forgotten() -> None:
     tips = Tips(2)
     tips.tips[0], tips.ends[0] = (4, STATES[0]), (9, STATES[1])
     tips.write(0, 9)
-    assert tips.best(0, 20) == (9, STATES[1])
+    assert tips.ends[0] == (9, STATES[1])
     tips.write(0, 8)
-    assert tips.best(0, 20) == (4, STATES[0])
+    assert tips.ends[0] is None and tips.tips[0] == (4, STATES[0])
+    tips.ends[0] = 9, STATES[1]
     tips.copy(0, 1)
     tips.rewind(0, 3)
-    assert tips.best(0, 20) is None and tips.best(1, 20) == (4, STATES[0])
+    assert tips.tips == [None, (4, STATES[0])] and tips.ends == [None, None]
     tips.rewind(1, 4)
     assert tips.tips[1] is not None and tips.lengths == [3, 4]
 

@@ -105,7 +105,7 @@ class RecurrentState:
     def __init__(self, shape: RecurrentShape, room: Room, fold: Fold):
         rows, dtype, device = room.rows, room.dtype, room.device
         self.shape = shape
-        self.fold: Fold = fold_by_channel if shape.by_channel else fold
+        self.fold = fold
         # [value heads, key size], where decays are made of them: set by whoever has the layer's weights
         self.rates: Tensor | None = None
         # None: states are read from the folded ones alone
@@ -239,30 +239,18 @@ class RecurrentState:
 def fold_by_channel(state: RecurrentState, row: int, number: int) -> None:
     """Make the state of `row` after FOLD * (number + 1) tokens, from the one after FOLD * number tokens and the records since,
     where each channel of a key has a decay of its own."""
-    folded = state.tips.marked(row, FOLD * (number + 1)) if state.tips is not None else None
-    if folded is None:
-        places = (FOLD * number + torch.arange(FOLD, device=state.keys.device)) % state.places
-        folded = state.states[row, number % 2].clone()
-        take_steps(state, row, places, folded)
+    places = (FOLD * number + torch.arange(FOLD, device=state.keys.device)) % state.places
+    shared = state.shape.value_heads // state.shape.key_heads
+    folded = state.states[row, number % 2].clone()
+    for key, value, decay in zip(state.keys[row, places], state.values[row, places], state.decays[row, places], strict=True):
+        folded.mul_(factors(state, decay)[..., None])
+        folded.addcmul_(key.repeat_interleave(shared, 0)[..., None], value[:, None])
     state.states[row, (number + 1) % 2] = folded
-
-
-def take_steps(state: RecurrentState, row: int, places: Tensor, one: Tensor) -> None:
-    """Take the state `one` [value heads, key size, value size] through the records at `places` [n] of `row`, one after another."""
-    keys, values, decays = state.keys[row, places], state.values[row, places], state.decays[row, places]
-    for key, value, decay in zip(keys, values, decays, strict=True):
-        one.mul_(factors(state, decay)[..., None])
-        add_step(one, key, value)
 
 
 def factors(state: RecurrentState, decays: Tensor) -> Tensor:
     """[..., value heads, key size]: the factors of channels that the recorded `decays` stand for."""
     return torch.exp(state.rates * decays[..., None]) if state.shape.rated and state.rates is not None else decays
-
-
-def add_step(one: Tensor, key: Tensor, value: Tensor) -> None:
-    """Add key [key heads, key size] times value [value heads, value size] to the state `one`."""
-    one.addcmul_(key.expand(one.shape[:2])[..., None], value[:, None])
 
 
 def _records(shape: RecurrentShape, count: tuple[int, int], dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:

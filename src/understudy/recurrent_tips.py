@@ -25,11 +25,6 @@ class Tips:
         self.ends: list[Kept | None] = [None] * rows
         self.marks: list[list[Kept]] = [[] for _ in range(rows)]
 
-    def best(self, row: int, straight: int) -> Kept | None:
-        """The newest state of a node's path, of which the first `straight` tokens lie on the straight line."""
-        fitting = [kept for kept in (self.tips[row], self.ends[row]) if kept is not None and kept[0] <= straight]
-        return max(fitting, key=lambda kept: kept[0], default=None)
-
     def mark(self, row: int, tokens: int, state: Tensor) -> None:
         """The state after so many `tokens` of the straight line, which is to be folded."""
         self.marks[row] = [*self.marks[row], (tokens, state)][-MARKS:]

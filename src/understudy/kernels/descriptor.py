@@ -192,6 +192,38 @@ class FoldRun(Descriptor):
     )
 
 
+class ChannelRun(Descriptor):
+    """Steps of a layer that forgets by channel; see `channel_cpu.run_steps`."""
+
+    __slots__ = ()
+    _fields_ = (
+        ("taken", NUMBER),
+        ("rows", NUMBER),
+        ("key_heads", NUMBER),
+        ("value_heads", NUMBER),
+        ("key_size", NUMBER),
+        ("value_size", NUMBER),
+        # addresses of int64: a `StepOrder`'s steps and firsts; addresses of the states that are saved
+        ("steps", NUMBER),
+        ("firsts", NUMBER),
+        ("saves", NUMBER),
+        # states that are held at once
+        ("held", NUMBER),
+        # addresses of float32, what the nodes bring (`recurrence.RuleStep`; beta 0: there are no shares), and of the results
+        ("query", NUMBER),
+        ("key", NUMBER),
+        ("value", NUMBER),
+        ("decay", NUMBER),
+        ("beta", NUMBER),
+        ("out", NUMBER),
+        # addresses of float32: the layer's records (`recurrent.RecurrentState`), and rates [value heads, key size]
+        ("keys", NUMBER),
+        ("updates", NUMBER),
+        ("decays", NUMBER),
+        ("rates", NUMBER),
+    )
+
+
 class ConvolutionRun(Descriptor):
     """A short convolution along the paths of nodes; see `convolution_cpu.convolve`."""
 
@@ -239,5 +271,6 @@ def reader(kind: type[Descriptor]) -> Any:
 
 decode_run, exact_run = map(reader, (DecodeRun, ExactRun))
 recurrent_run, fold_run, convolution_run = map(reader, (RecurrentRun, FoldRun, ConvolutionRun))
+channel_run = reader(ChannelRun)
 exact_operand, residual_blocks, tile_run = map(reader, (ExactOperand, ResidualBlocks, TileRun))
 OPERAND_BYTES = ctypes.sizeof(ExactOperand)

@@ -44,6 +44,16 @@ def write(numbers: Any, address: int, itemsize: int) -> None:
 
 
 @compiled
+def padded(source: int, count: int, into: int, width: int) -> None:
+    """Copy `count` float32 numbers, and put zeros behind them up to `width`."""
+    numbers, copied = carray(float32_at(source), count), carray(float32_at(into), width)
+    for i in range(count):
+        copied[i] = numbers[i]
+    for i in range(count, width):
+        copied[i] = np.float32(0)
+
+
+@compiled
 def multiple(number: int, of: int) -> Any:
     """`number`, or the next multiple of `of`."""
     return (number + of - 1) // of * of

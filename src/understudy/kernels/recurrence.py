@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..recurrent import FOLD, RecurrentShape, RecurrentState
+from ..recurrent import FOLD, RecurrentShape, RecurrentState, fold_by_channel
 from ..tree import Nodes
 
 # positions from a node's base state to its last ancestor, at most
@@ -77,6 +77,9 @@ def fold_anywhere(state: RecurrentState, row: int, number: int) -> None:
 
     A layer with a convolution alone has no state."""
     if not state.shape.value_heads:
+        return
+    if state.shape.by_channel:
+        fold_by_channel(state, row, number)
         return
     places = (FOLD * number + torch.arange(FOLD, device=state.keys.device)) % state.places
     keys, values, decays = state.keys[row, places], state.values[row, places], state.decays[row, places]

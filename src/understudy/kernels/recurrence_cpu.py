@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..recurrent import FOLD, RecurrentState
 from ..tree import Nodes
-from . import team
+from . import channel_cpu, team
 from .compiled import contracted, machine_code
 from .descriptor import FoldRun, RecurrentRun, fold_run, recurrent_run
 from .recurrence import SPAN, RuleStep
@@ -72,6 +72,9 @@ def recur(step: RuleStep, state: RecurrentState, nodes: Nodes) -> Tensor:
 
 def fold(state: RecurrentState, row: int, number: int) -> None:
     """Make the state of `row` after FOLD * (number + 1) tokens, from the one after FOLD * number tokens and the records since."""
+    if state.shape.by_channel:
+        channel_cpu.fold(state, row, number)
+        return
     path = (np.arange(FOLD) + FOLD * number) % state.places
     run = FoldRun(
         **_sizes(state),

@@ -22,6 +22,7 @@ from ..tree import Nodes, TokenTree
 from ..weights.entries import LinearEntry
 from ..weights.store import Store
 from .compile_ahead import WHAT, attend, attend_drafted, choose, compiling
+from .recurrent_layers.channel_rule import recur
 from .stock.shape import ModelShape, cache_dtype
 from .stream.exact_linear import ExactLinear
 from .stream.load import whole_bytes
@@ -76,30 +77,34 @@ def _use_all(store: Store, shape: ModelShape, dtype: torch.dtype, drafts: bool) 
             if any(entry.mixture for entry in store.linears.values()):
                 draft_mixture.through()
     if any(layer.index_size for layer in layers):
-        _choose(processor, dtype)
-    if any(layer.recurrent for layer in layers):
-        _recur(processor, dtype)
-        if drafts:
+        _choose(processor, dtype, shape.heads_choose)
+    recurrent = [layer.recurrent for layer in layers if layer.recurrent is not None]
+    if recurrent:
+        kinds = {each.by_channel for each in recurrent}
+        for by_channel in kinds:
+            _recur(processor, dtype, by_channel)
+        if drafts and False in kinds:
             draft_delta.through()
             draft_delta.entries()
     choose()
     give_back()
 
 
-def _choose(processor: Processor, dtype: torch.dtype) -> None:
+def _choose(processor: Processor, dtype: torch.dtype, heads_choose: bool) -> None:
     """Choose what the second of two nodes looks at."""
     nodes = Nodes.of(TokenTree.chain([0]), 0, 1)
-    asked = IndexQuery(torch.ones(1, 1, 16, dtype=dtype), torch.ones(1, 1), 1.0, 1)
+    asked = IndexQuery(torch.ones(1, 1, 16, dtype=dtype), None if heads_choose else torch.ones(1, 1), 1.0, 1)
     processor.choose(asked, torch.ones(1, 1, 64, 16, dtype=cache_dtype(dtype)), nodes)
 
 
-def _recur(processor: Processor, dtype: torch.dtype) -> None:
+def _recur(processor: Processor, dtype: torch.dtype, by_channel: bool) -> None:
     """Run one node of a recurrent layer, and fold its state."""
-    state = RecurrentState(RecurrentShape(1, 1, 1, 1, 1, 1), Room(1, 1, cache_dtype(dtype)), processor.fold)
+    shape = RecurrentShape(1, 1, 1, 1, 1, 1, by_channel=by_channel)
+    state = RecurrentState(shape, Room(1, 1, cache_dtype(dtype)), processor.fold)
     nodes = Nodes.of(TokenTree.chain([0]), 0, 0)
     one = torch.ones(1, 1, 1)
     processor.convolve(one[0].to(dtype), one[0].to(dtype), None, state, nodes)
-    processor.recur(RuleStep(one, one, one, one[0], one[0]), state, nodes, together=False)
+    recur(processor, RuleStep(one, one, one, one if by_channel else one[0], one[0]), state, nodes, together=False)
     processor.fold(state, 0, 0)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.models.recurrent_layers.test_channel_steps import forgetting
 from tests.tiny import stock
 from understudy.models.proving.proof import fault
 from understudy.models.stock.shape import ModelShape
@@ -25,7 +26,7 @@ def test_the_proof_sees_a_rule_that_is_wrong(wrong: str, monkeypatch: pytest.Mon
         return RuleStep(**{**parts, wrong: other})  # type: ignore[arg-type]
 
     if wrong == "steps":
-        monkeypatch.setattr("understudy.models.recurrent_layers.channel_steps.take_steps", lambda *_: None)
+        monkeypatch.setattr("understudy.models.recurrent_layers.channel_steps.run_steps", forgetting)
     else:
         monkeypatch.setattr("understudy.models.recurrent_layers.channel_delta.RuleStep", changed)
     why = fault(stock("kimi_linear").config)

@@ -69,7 +69,7 @@ class Run:
 
     @classmethod
     def of(cls, text: RuleStep, device: Processor) -> "Run":
-        state = RecurrentState(SHAPE if text.decay.dim() == 3 else RATED, Room(1, 64, torch.float32), lambda *_: None)
+        state = RecurrentState(SHAPE if text.decay.dim() == 3 else RATED, Room(1, 64, torch.float32), device.fold)
         state.rates = RATES
         return cls(text, state, device)
 

@@ -1,5 +1,6 @@
 """States that are stepped: how few steps it takes to come to the next token."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,21 +10,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models.recurrent_layers.test_channel_rule import DEVICES, RATED, RATES, SHAPE, Run, drawn
+from understudy.kernels.channel_cpu import run_steps
+from understudy.kernels.channel_order import NODE, REPLAY, StepOrder
+from understudy.kernels.recurrence import RuleStep
 from understudy.models.recurrent_layers import channel_steps
 from understudy.recurrent import RecurrentShape, RecurrentState, Room, tops
 from understudy.tree import AcceptedPath, Nodes, TokenTree
 
 
+def forgetting(order: StepOrder, step: RuleStep, state: RecurrentState, saves: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`run_steps` that is wrong: states that are kept hold nothing."""
+    out = run_steps(order, step, state, saves)
+    for save in saves:
+        save.zero_()
+    return out
+
+
 @pytest.mark.parametrize("shape", [SHAPE, RATED])
 def test_a_token_takes_no_step_again(shape: RecurrentShape, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt's tiles go on from each other, a level from the last accepted token, and a draft's from that alone."""
-    run, taken, take = Run.of(drawn(200, 4, shape), DEVICES[0]), [0], channel_steps.take_steps
+    run, taken, take = Run.of(drawn(200, 4, shape), DEVICES[0]), [0], channel_steps.run_steps
 
-    def counted(state: Any, row: int, places: torch.Tensor, one: torch.Tensor) -> None:
-        taken[0] += len(places)
-        take(state, row, places, one)
+    def counted(order: StepOrder, *rest: Any) -> torch.Tensor:
+        taken[0] += int((order.steps[:, NODE] == REPLAY).sum())
+        return take(order, *rest)
 
-    monkeypatch.setattr(channel_steps, "take_steps", counted)
+    monkeypatch.setattr(channel_steps, "run_steps", counted)
     run.read(TokenTree.chain([0] * 150), 0, 32)
     run.accept(0, list(range(150)))
     run.read(TokenTree.chain([0] * 5), 150, 32)
@@ -83,7 +95,7 @@ def test_whatever_a_row_went_through_the_next_token_reads_the_same(data: st.Data
     """It reads on, goes back, is copied, keeps what lets it go back far, and lies on disk meanwhile."""
     shape = data.draw(st.sampled_from([SHAPE, RATED]))
     text = drawn(500, 8, shape)
-    state = RecurrentState(shape, Room(2, 64, torch.float32), lambda *_: None)
+    state = RecurrentState(shape, Room(2, 64, torch.float32), DEVICES[0].fold)
     state.rates = RATES
     whole = Run.of(text, DEVICES[0]).read(TokenTree.chain([0] * 500), 0, 32)
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.models.recurrent_layers.test_channel_steps import forgetting
 from tests.tiny import stock
 from understudy.models.kept import is_linear
 from understudy.models.proving.proof import fault
@@ -44,7 +45,7 @@ def test_the_proof_sees_a_mamba_that_is_wrong(wrong: str, monkeypatch: pytest.Mo
     elif wrong == "convolution":
         monkeypatch.setattr("understudy.models.recurrent_layers.mixer.Mixer.convolve", lambda self, x, convolution: x)
     elif wrong == "steps":
-        monkeypatch.setattr("understudy.models.recurrent_layers.channel_steps.take_steps", lambda *_: None)
+        monkeypatch.setattr("understudy.models.recurrent_layers.channel_steps.run_steps", forgetting)
     else:
         monkeypatch.setattr(mamba1.Mamba1, "forward", otherwise)
     assert fault(stock("jamba").config) is not None
