@@ -33,7 +33,7 @@ def test_what_is_written_over_or_gone_back_behind_is_forgotten() -> None:
     tips.ends[0] = 9, STATES[1]
     tips.copy(0, 1)
     tips.rewind(0, 3)
-    assert tips.tips == [None, (4, STATES[0])] and tips.ends == [None, None]
+    assert tips.tips[0] is None and tips.tips[1] is not None and tips.tips[1][0] == 4 and tips.ends == [None, None]
     tips.rewind(1, 4)
     assert tips.tips[1] is not None and tips.lengths == [3, 4]
 
@@ -47,6 +47,26 @@ def test_marks_are_found_until_they_are_written_over() -> None:
     tips.write(0, 191)
     assert tips.marked(0, 192) is None and tips.marked(0, 128) is STATES[1]
     tips.keep(1, 100, AcceptedPath(torch.arange(90)))
-    assert tips.marked(1, 192) is None and tips.marked(1, 128) is STATES[1]
+    kept = tips.marked(1, 128)
+    assert tips.marked(1, 192) is None and kept is not None and torch.equal(kept, STATES[1])
     tips.rewind(1, 127)
     assert tips.marked(1, 128) is None
+
+
+def test_memory_of_states_that_are_not_kept_any_more_is_used_again() -> None:
+    tips, like = Tips(2), STATES[0]
+    first, second = tips.rooms(0, 2, like)
+    assert first.shape == like.shape and first is not second
+    tips.ends[0] = 8, first
+    tips.mark(0, 5, second)
+    third = tips.rooms(0, 1, like)[0]
+    assert all(third is not each for each in (first, second))
+    tips.keep(0, 0, AcceptedPath(torch.arange(8)))
+    tips.ends[0] = 9, third
+    # a row that was copied has its own
+    tips.copy(0, 1)
+    copied = tips.tips[1]
+    assert copied is not None and copied[0] == 8 and copied[1] is not first and tips.marks[1][0][1] is not second
+    tips.rewind(0, 4)
+    found = tips.rooms(0, 3, like)
+    assert sum(each is old for each in found for old in (first, second, third)) == 3

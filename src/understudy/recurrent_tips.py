@@ -6,6 +6,7 @@ last (an end), which becomes a tip where that line is accepted, and those that a
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .tree import AcceptedPath
@@ -24,6 +25,17 @@ class Tips:
         self.tips: list[Kept | None] = [None] * rows
         self.ends: list[Kept | None] = [None] * rows
         self.marks: list[list[Kept]] = [[] for _ in range(rows)]
+        # By row: memory of states that are kept, and of those that were and may be written again.
+        self._made: list[list[Tensor]] = [[] for _ in range(rows)]
+
+    def rooms(self, row: int, count: int, like: Tensor) -> list[Tensor]:
+        """Memory for so many new states of `row`, each `like` this; that of states which are not kept any more comes first."""
+        held = [kept[1] for kept in (self.tips[row], self.ends[row], *self.marks[row]) if kept is not None]
+        free = [made for made in self._made[row] if all(made is not each for each in held)][:count]
+        free += [torch.empty_like(like) for _ in range(count - len(free))]
+        if count:
+            self._made[row] = [*held, *free]
+        return free
 
     def mark(self, row: int, tokens: int, state: Tensor) -> None:
         """The state after so many `tokens` of the straight line, which is to be folded."""
@@ -63,6 +75,7 @@ class Tips:
         self.lengths[row] = length
 
     def copy(self, row: int, to: int) -> None:
-        """Row `to` has the tokens of `row`."""
-        self.tips[to], self.lengths[to] = self.tips[row], self.lengths[row]
-        self.ends[to], self.marks[to] = None, list(self.marks[row])
+        """Row `to` has the tokens of `row`. It gets states of its own, since those of a row are written again."""
+        tip, marks = self.tips[row], self.marks[row]
+        self.tips[to], self.lengths[to] = None if tip is None else (tip[0], tip[1].clone()), self.lengths[row]
+        self.ends[to], self.marks[to] = None, [(tokens, state.clone()) for tokens, state in marks]

@@ -72,7 +72,7 @@ def test_each_nodes_steps_are_its_path_from_the_newest_state(
     rows = [known(3, length, tip), known(1, 70, newest=1)]
     first = min(first, len(tree) - 1)
     nodes = Nodes.join([Nodes.of(tree, 3, length, first), Nodes.of(TokenTree.chain([0] * 3), 1, 70)])
-    made = order(nodes, np.array(rows), PLACES, 8)
+    made = order(nodes, np.array(rows), PLACES, 8, 1)
     found, saved = walked(made, rows)
     newest = rows[0][1]
     start, address = (tip, TIPS + 3) if tip > FOLD * newest else (FOLD * newest, FOLDED + 300 + newest % 2 * 8)
@@ -97,11 +97,27 @@ def test_each_nodes_steps_are_its_path_from_the_newest_state(
 
 def test_a_line_keeps_states_that_will_be_folded_and_its_end() -> None:
     rows = [known(0, 0)]
-    made = order(Nodes.of(TokenTree.chain([0] * 130), 0, 0), np.array(rows), PLACES, 8)
+    made = order(Nodes.of(TokenTree.chain([0] * 130), 0, 0), np.array(rows), PLACES, 8, 1)
     assert made.saves[:, [OF, TOKENS, KIND]].tolist() == [[0, 64, AS_MARK], [0, 128, AS_MARK], [0, 130, AS_END]]
     assert made.held == 1 and made.steps.shape == (131, COLUMNS)
-    made = order(Nodes.of(TokenTree.chain([0] * 64), 0, 0), np.array(rows), PLACES, 8)
+    made = order(Nodes.of(TokenTree.chain([0] * 64), 0, 0), np.array(rows), PLACES, 8, 1)
     assert made.saves.tolist() == [[0, 64, AS_MARK]]
+
+
+def test_a_record_at_the_place_of_a_nodes_parent_may_be_of_another_slot() -> None:
+    rows = [known(0, 306, tip=306)]
+    nodes = Nodes.join([Nodes.of(TokenTree.chain([0]), 0, 5), Nodes.of(TokenTree.chain([0]), 0, 306)])
+    found, _ = walked(order(nodes, np.array(rows), PLACES, 8, 1), rows)
+    assert found == {0: begun(0, FOLDED, 0, list(range(6))), 1: (TIPS, 6)}
+
+
+def test_an_end_is_saved_where_it_spares_enough() -> None:
+    rows = [known(0, 100, tip=100)]
+    for count in (1, 7, 8, 20):
+        made = order(Nodes.of(TokenTree.chain([0] * count), 0, 100), np.array(rows), PLACES, 8, 8)
+        assert made.saves.tolist() == ([[0, 100 + count, AS_END]] if count >= 8 else [])
+        # of a state that nobody wants only what its node reads is worked out
+        assert (made.steps[:, INTO] < 0).sum() == (count < 8)
 
 
 def test_an_end_is_gone_on_from_where_it_lies_on_the_path() -> None:
@@ -109,5 +125,5 @@ def test_an_end_is_gone_on_from_where_it_lies_on_the_path() -> None:
     tree = TokenTree.of([0] * 5, [-1, 0, 0, 2, 1])
     nodes: Any = Nodes.of(tree, 0, 100)[2:]
     rows = [known(0, 100, tip=100, end=102)]
-    found, _ = walked(order(nodes, np.array(rows), PLACES, 8), rows)
+    found, _ = walked(order(nodes, np.array(rows), PLACES, 8, 1), rows)
     assert found == {0: (TIPS, 100, 102), 1: (TIPS, 100, 102, 103), 2: (ENDS, 104)}

@@ -42,14 +42,15 @@ class StepOrder:
     held: int
 
 
-def order(nodes: Nodes, known: Any, places: int, state_bytes: int) -> StepOrder:
+def order(nodes: Nodes, known: Any, places: int, state_bytes: int, spared: int) -> StepOrder:
     """The order for `nodes`, parents before children, of rows of which `known` [rows, 8] int64 tells. places: records of a row;
-    state_bytes: of one folded state, of which two lie side by side."""
+    state_bytes: of one folded state, of which two lie side by side. The end of a straight line is saved where that spares so many
+    steps: it is not yet known whether the line is accepted."""
     rows, positions, prefix, tail = nodes.arrays
     most = len(rows) + len(known) * (places + 4)
     grown, saves = np.empty((most, 8), np.int64), np.empty((most + len(known), 3), np.int64)
     seen = (rows, nodes.slots.numpy(), positions, prefix, tail)
-    count, saved = _grow(seen, known, places, state_bytes, grown, saves)
+    count, saved = _grow(seen, known, (places, state_bytes, spared), grown, saves)
     steps, firsts = np.empty((count, COLUMNS), np.int64), np.empty(len(known) + 1, np.int64)
     held = _walk(grown[:count], known, places, steps, firsts)
     return StepOrder(steps, firsts, saves[:saved], held)
@@ -63,12 +64,13 @@ def _slot(seen: Any, node: int, position: int) -> int:
 
 
 @compiled
-def _grow(seen: Any, known: Any, places: int, state_bytes: int, grown: Any, saves: Any) -> Any:
+def _grow(seen: Any, known: Any, sizes: Any, grown: Any, saves: Any) -> Any:
     """Fill `grown` with steps, parents before children. Returns how many, and how many states are saved."""
     rows, slots, positions, prefix, _ = seen
+    places, state_bytes, spared = sizes
     count, saved = 0, 0
-    # by row and place: the last step that was taken there; by row: the last node on the straight line
-    latest, ends = np.full((len(known), places), -1), np.full(len(known), -1)
+    # by row and place: the last step that was taken there; by row: the last node on the straight line, and where steps began
+    latest, ends, begun = np.full((len(known), places), -1), np.full(len(known), -1), np.zeros(len(known), np.int64)
     for node in range(len(rows)):
         of = 0
         while known[of, ROW] != rows[node]:
@@ -82,6 +84,7 @@ def _grow(seen: Any, known: Any, places: int, state_bytes: int, grown: Any, save
             parent, found = -1, False
         if not found:
             start, address = _begin(known[of], position, prefix[node], state_bytes)
+            begun[of] = start
             at = position
             while at > start:
                 before = _slot(seen, node, at - 1)
@@ -110,7 +113,8 @@ def _grow(seen: Any, known: Any, places: int, state_bytes: int, grown: Any, save
         # one that will be folded is the same state, which serves as both
         if ends[of] >= 0 and grown[ends[of], _SAVE] < 0:
             tokens = positions[grown[ends[of], _NODE]] + 1
-            grown[ends[of], _SAVE], saved = _saved(saves, saved, of, tokens, AS_END)
+            if tokens - begun[of] >= spared:
+                grown[ends[of], _SAVE], saved = _saved(saves, saved, of, tokens, AS_END)
     return count, saved
 
 

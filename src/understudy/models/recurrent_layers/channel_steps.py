@@ -6,7 +6,6 @@ newest state that is kept of a node's path (`recurrent_tips`), and newer ones th
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...kernels import channel_order
@@ -16,22 +15,30 @@ from ...recurrent import RecurrentState
 from ...recurrent_tips import Kept, Tips
 from ...tree import Nodes
 
+# Steps that must be spared for a state to be kept at the end of a line. To keep one of KDA, 2 MB in a large model, takes as long as
+# some ten steps; one of Mamba a quarter of that, and its steps are longer.
+SPARED, SPARED_RATED = 8, 2
+
 
 def recur(step: RuleStep, state: RecurrentState, nodes: Nodes) -> Tensor:
     """The rule after each of `nodes`, parents before their children: [n, value heads, value size] float32. Records are put at their
     slots."""
     tips = state.tips
     assert tips is not None, "the states of this layer are not kept"
-    rows, slots = nodes.rows.tolist(), nodes.slots.tolist()
-    for row, slot in zip(rows, slots, strict=True):
+    first: dict[int, int] = {}
+    for row, slot in zip(nodes.rows.tolist(), nodes.slots.tolist(), strict=True):
+        first[row] = min(first.get(row, slot), slot)
+    for row, slot in first.items():
         tips.write(row, slot)
-    known = list(dict.fromkeys(rows))
+    known = list(first)
     lines = np.array([_known(state, tips, row) for row in known], np.int64)
-    order = channel_order.order(nodes, lines, state.places, state.shape.state_bytes)
-    saves = [torch.empty_like(state.states[0, 0]) for _ in order.saves]
+    spared = SPARED_RATED if state.shape.rated else SPARED
+    order = channel_order.order(nodes, lines, state.places, state.shape.state_bytes, spared)
+    told = [(known[of], tokens, kind) for of, tokens, kind in order.saves.tolist()]
+    rooms = {row: iter(tips.rooms(row, [of for of, _, _ in told].count(row), state.states[0, 0])) for row in known}
+    saves = [next(rooms[row]) for row, _, _ in told]
     out = run_steps(order, step, state, saves)
-    for (of, tokens, kind), saved in zip(order.saves.tolist(), saves, strict=True):
-        row = known[of]
+    for (row, tokens, kind), saved in zip(told, saves, strict=True):
         if kind == channel_order.AS_TIP:
             tips.tips[row] = tokens, saved
             continue
