@@ -513,6 +513,8 @@ MUTATIONS = (
     Mutation("stepped states: a record of Mamba has the key of the last node", "kernels/channel_rated.py", "        padded(run.keys + order[PLACE] * key_size * 4, key_size, key, size)", "        pass", CHANNELS),
     Mutation("stepped states: numbers behind a channel's own are read", "kernels/numbers.py", "        copied[i] = np.float32(0)", "        copied[i] = np.float32(1)", CHANNELS),
     Mutation("stepped states: a number that is stepped is not left in part", "kernels/channel_vectors.py", "builder.fmul(factor, each)", "each", CHANNELS),
+    Mutation("stepped states: one place in memory holds two states", "recurrent_tips.py", "list({id(each[1]): each[1] for each in kept if each is not None}.values())", "[each[1] for each in kept if each is not None]", "tests/test_recurrent_tips.py"),
+    Mutation("stepped states: a state that is kept is written over", "recurrent_tips.py", "if all(made is not each for each in held)", "if True", "tests/test_recurrent_tips.py"),
     Mutation("stepped states: a fold goes on from the state that it makes", "kernels/channel_cpu.py", "state.states[row, number % 2].data_ptr()", "into.data_ptr()", CHANNELS),
     Mutation("chunks: nodes look back to the chunk before", "tree.py", "start = self.positions // chunk * chunk", "start = (self.positions // chunk - 1).clamp(min=0) * chunk", "tests/test_tree.py"),
     Mutation("chunks: a draft's attention is that of another layer", "models/draft.py", "device, there = self.placed.seen_in(layer, spec)", "device, there = self.placed.at(layer)", "tests/models/stock/test_own_positions.py tests/models/mixtures/test_scaled_experts.py"),

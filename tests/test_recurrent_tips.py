@@ -70,3 +70,14 @@ def test_memory_of_states_that_are_not_kept_any_more_is_used_again() -> None:
     tips.rewind(0, 4)
     found = tips.rooms(0, 3, like)
     assert sum(each is old for each in found for old in (first, second, third)) == 3
+
+
+def test_a_state_that_is_kept_as_several_is_one_place_in_memory() -> None:
+    tips, like = Tips(1), STATES[0]
+    both = tips.rooms(0, 1, like)[0]
+    tips.mark(0, 64, both)
+    tips.ends[0] = 64, both
+    tips.rooms(0, 1, like)
+    tips.rewind(0, 0)
+    found = tips.rooms(0, 3, like)
+    assert len({each.data_ptr() for each in found}) == 3

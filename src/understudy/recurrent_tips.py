@@ -30,7 +30,9 @@ class Tips:
 
     def rooms(self, row: int, count: int, like: Tensor) -> list[Tensor]:
         """Memory for so many new states of `row`, each `like` this; that of states which are not kept any more comes first."""
-        held = [kept[1] for kept in (self.tips[row], self.ends[row], *self.marks[row]) if kept is not None]
+        # by what it is: one state may be kept as several
+        kept = (self.tips[row], self.ends[row], *self.marks[row])
+        held = list({id(each[1]): each[1] for each in kept if each is not None}.values())
         free = [made for made in self._made[row] if all(made is not each for each in held)][:count]
         free += [torch.empty_like(like) for _ in range(count - len(free))]
         if count:
