@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.quantised import LEFT, as_published, compressed, settings
 from tests.tiny import byte_tokenizer, stock
 from understudy.heads import Places
 from understudy.heads.files import built
@@ -167,6 +168,24 @@ def publish_mtp(
     index = {"metadata": {}, "weight_map": names | dict.fromkeys(more, "model-mtp.safetensors")}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return model
+
+
+def quantise_mtp(directory: Path, file: str, form: str) -> None:
+    """Give the Linears in a `file` of the checkpoint in `directory` the `form` "fp8" (in blocks), "channels" (FP8, one scale a row)
+    or "int4" of compressed-tensors. What joins hidden states and embeddings stays as it is, as published."""
+    made: dict[str, Tensor] = {}
+    left = *LEFT, "head", "eh_proj", ".fc."
+    for name, tensor in load_file(directory / file).items():
+        linear = name.endswith(".weight") and tensor.dim() == 2 and not any(word in name for word in left)
+        made |= as_published(name, tensor, form) if linear else {name: tensor}
+    save_file(made, directory / file, {"format": "pt"})
+    place = directory / "model.safetensors.index.json"
+    index = json.loads(place.read_text())
+    index["weight_map"] = {name: where for name, where in index["weight_map"].items() if where != file} | dict.fromkeys(made, file)
+    place.write_text(json.dumps(index))
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = settings("fp8", (8, 8)) if form == "fp8" else compressed("fp8" if form == "channels" else form)
+    (directory / "config.json").write_text(json.dumps(config))
 
 
 def fit_mtp(directory: Path, model: Any, texts: list[list[int]], steps: int = 60) -> None:

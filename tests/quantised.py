@@ -86,6 +86,18 @@ def publish_fp8(directory: Path, family: str, block: tuple[int, int] | None = (3
     rewrite(directory, made, settings("fp8", block))
 
 
+def as_published(name: str, weight: Tensor, form: str) -> dict[str, Tensor]:
+    """The tensors of a matrix `weight` in FP8 in blocks ("fp8"), or as compressed-tensors has FP8 ("channels") or "int4"."""
+    if form == "fp8":
+        codes, scales = to_fp8(weight, (8, 8))
+        return {name: codes, f"{name}_scale_inv": scales}
+    if form == "channels":
+        codes, scales = to_fp8(weight, (1, weight.shape[1]))
+        return {name: codes, f"{name}_scale": scales.to(torch.bfloat16)}
+    codes, scales = to_int4(weight)
+    return {f"{name}_packed": codes, f"{name}_scale": scales, f"{name}_shape": torch.tensor(weight.shape)}
+
+
 def publish_compressed(directory: Path, family: str, kind: str, **changes: Any) -> None:
     """Write a checkpoint of this family with its Linears as compressed-tensors stores them, in "fp8" or "int4"."""
     save(directory, family, torch.bfloat16, **changes)
@@ -93,12 +105,8 @@ def publish_compressed(directory: Path, family: str, kind: str, **changes: Any) 
     for name, tensor in load_file(directory / "model.safetensors").items():
         if not name.endswith(".weight") or tensor.dim() != 2 or any(word in name for word in LEFT):
             made[name] = tensor
-        elif kind == "fp8":
-            codes, scales = to_fp8(tensor, (1, tensor.shape[1]))
-            made |= {name: codes, f"{name}_scale": scales.to(torch.bfloat16)}
         else:
-            codes, scales = to_int4(tensor)
-            made |= {f"{name}_packed": codes, f"{name}_scale": scales, f"{name}_shape": torch.tensor(tensor.shape)}
+            made |= as_published(name, tensor, "channels" if kind == "fp8" else kind)
     rewrite(directory, made, compressed(kind))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.mtp import fit_mtp, publish_mtp
+from tests.mtp import fit_mtp, publish_mtp, quantise_mtp
 from tests.tiny import opened, save
 from understudy import LLM, SamplingParams
 from understudy.drafters import spec_of
@@ -65,6 +65,28 @@ def test_a_mixture_drafts_alone_and_in_front_of_the_copy(
     model, plain = brought(family)
     with opened(model, method=method, output=model.with_name("store-in-front")) as llm:
         done = [llm.generate(prompt, params)[0] for params in (GREEDY, SAMPLED) for prompt in PROMPTS]
+        assert llm.plan.items["draft head"] > 0
+    assert [each.token_ids for each in done] == plain
+    assert all(each.stats.accepted > 0 and each.stats.bytes_streamed > 0 for each in done), [x.stats.accepted for x in done]
+    if method.startswith("substitute"):
+        assert sum(each.stats.suggested.get(HEAD, 0) for each in done) > 0, "the layer named none of the tokens"
+
+
+@pytest.mark.parametrize(("family", "form", "method"), [
+    ("deepseek_v3", "fp8", "mtp:width=2,depth=4"), ("deepseek_v3", "fp8", "substitute:suggest=mtp"),
+    ("qwen3_next", "fp8", "mtp:bits=16"), ("glm4_moe", "channels", "mtp:width=2,depth=4"), ("glm4", "int4", "mtp:bits=4"),
+])  # fmt: skip
+def test_a_layer_that_is_published_quantised_drafts(family: str, form: str, method: str, tmp_path: Path) -> None:
+    model = publish_mtp(tmp_path / "model", family, torch.bfloat16)
+    quantise_mtp(tmp_path / "model", "model.safetensors", form)
+    with opened(tmp_path / "model", method="none", rows=2, output=tmp_path / "plain") as llm:
+        plain = texts_of(llm)
+    texts = [prompt + text for prompt, text in zip(PROMPTS * 2, plain, strict=True)]
+    # the hidden states are about those of the weights before they were quantised
+    fit_mtp(tmp_path / "model", model, texts)
+    quantise_mtp(tmp_path / "model", "model-mtp.safetensors", form)
+    with opened(tmp_path / "model", method=method, rows=2, output=tmp_path / "store") as llm:
+        done = [done for params in (GREEDY, SAMPLED) for done in llm.generate(PROMPTS, params)]
         assert llm.plan.items["draft head"] > 0
     assert [each.token_ids for each in done] == plain
     assert all(each.stats.accepted > 0 and each.stats.bytes_streamed > 0 for each in done), [x.stats.accepted for x in done]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ..models.stock.wrapper import text_config
 from ..weights.checkpoint import TensorInfo
 from ..weights.layout import ModelLayout
+from ..weights.published import unpacked
 from ..weights.store import Store
 from . import DraftHead, HeadConfig, TargetFacts, files
 from .held import Holding
@@ -57,6 +58,8 @@ class Bearer:
     outputs: frozenset[str]
     # Where they can be read; None: it is not prepared yet.
     store: Store | None = None
+    # Those of them that are published quantised, of which codes and scales are stored.
+    packed: Mapping[str, TensorInfo] = field(default_factory=dict, repr=False)
     # Heads that were found in it, by the name of their format: a plan asks several times.
     found: dict[str, HeadSource | None] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -64,20 +67,21 @@ class Bearer:
     def of_store(cls, store: Store, config: Any) -> Bearer:
         """A model that is prepared."""
         head = list(store.linears.values())[-1]
-        shapes = {name: stored.shape for name, stored in store.extra.items()}
+        infos = {name: _info(store, name) for name, stored in store.extra.items()}
+        aside = unpacked(store.config, infos)
         alike = {name: stored.checksum for name, stored in store.extra.items()}
         return cls(
-            store.source.name, config, shapes, _named(alike, store.embedding.checksum), _named(alike, head.checksum), store
+            store.source.name, config, _shapes(aside), _named(alike, store.embedding.checksum), _named(alike, head.checksum), store,
+            _packed(aside),
         )  # fmt: skip
 
     @classmethod
     def foretold(cls, name: str, config: Any, tensors: Mapping[str, TensorInfo], layout: ModelLayout) -> Bearer:
         """A model that is not prepared yet. Tables as large as its own are taken for copies."""
-        aside = [tensors[name] for names in layout.aside.values() for name in names]
-        # as they are published, as in a Store
-        shapes = {each.name: each.shape for info in aside for each in info.published}
+        aside = {name: tensors[name] for names in layout.aside.values() for name in names}
+        shapes = _shapes(aside)
         embedding, output = tensors[layout.embedding].shape, tensors[layout.linears[-1].weight].shape
-        return cls(name, config, shapes, _named(shapes, embedding), _named(shapes, output))
+        return cls(name, config, shapes, _named(shapes, embedding), _named(shapes, output), packed=_packed(aside))
 
     @property
     def facts(self) -> TargetFacts:
@@ -91,3 +95,18 @@ class Bearer:
 def _named(values: Mapping[str, Any], wanted: Any) -> frozenset[str]:
     """The names of those of `values` that are as `wanted`."""
     return frozenset(name for name, value in values.items() if value == wanted)
+
+
+def _shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(info.shape) for name, info in tensors.items()}
+
+
+def _packed(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Those of `tensors` that are published quantised."""
+    return {name: info for name, info in tensors.items() if info.packed is not None}
+
+
+def _info(store: Store, name: str) -> TensorInfo:
+    """Where a tensor lies that a Store holds as it is published."""
+    stored = store.extra[name]
+    return TensorInfo(name, stored.dtype, stored.shape, store.file(stored.file), stored.offset, stored.nbytes)

@@ -16,6 +16,7 @@ from ..errors import CheckpointError, quoted
 from ..kernels.pack import flat
 from ..weights.checkpoint import SAFETENSORS_INDEX, TensorInfo, shard_files
 from ..weights.files import byte_chunks, read_tensor
+from ..weights.packed import TOGETHER
 from ..weights.shards import read_shard
 
 WEIGHTS = "model.safetensors"
@@ -73,6 +74,17 @@ class Values:
                     left -= len(into) // row
                     yield into.view(self.dtype).view(-1, *shape[1:])
                     into, filled = into[:0], 0
+
+
+def unpacked_chunks(info: TensorInfo, codes: Iterable[Tensor], scales: Tensor) -> Iterator[Tensor]:
+    """The bytes of a weight that is published quantised. `codes`: the bytes of its codes, in pieces of any size."""
+    packed, count = info.packed, math.prod(info.shape[:-1])
+    assert packed is not None and not packed.fault, f"{info.name} is not packed, or cannot be used"
+    rows, first = Values(torch.uint8, (count, packed.row_bytes), lambda: codes), 0
+    for some in rows.rows(max(TOGETHER // packed.columns, 1)):
+        start, high, wide = packed.grid(first, len(some))
+        yield flat(packed.values(some, scales.view(-1, wide)[start : start + high], first, info.dtype))
+        first += len(some)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.modeling_layers import MtpLayer
 
 from tests.heads.golden import assert_golden
-from tests.mtp import MTP, MTP_MIXTURES, mtp_tensors, publish_mtp, states
+from tests.mtp import MTP, MTP_MIXTURES, mtp_tensors, publish_mtp, quantise_mtp, states
 from tests.tiny import opened, save, stock
 from understudy.errors import CheckpointError
 from understudy.heads import Places
@@ -299,6 +299,62 @@ def test_values_that_are_no_numbers_are_refused(bits: int, tmp_path: Path) -> No
     publish_mtp(tmp_path / "model", "qwen3_next", torch.bfloat16, tensors)
     with pytest.raises(CheckpointError, match=r"experts\.0\.gate_proj\.weight', or one of 15 beside it, has NaN or inf"):
         opened(tmp_path / "model", method=f"mtp:bits={bits}", output=tmp_path / "store")
+
+
+def quantised(directory: Path, family: str, form: str) -> None:
+    publish_mtp(directory, family, torch.bfloat16)
+    for file in ("model.safetensors", "model-mtp.safetensors"):
+        quantise_mtp(directory, file, form)
+
+
+def spread(scales: Tensor, shape: torch.Size) -> Tensor:
+    """Scales of blocks, or of rows, or of groups, for each number."""
+    high, wide = (length // count for length, count in zip(shape, scales.shape, strict=True))
+    return scales.float().repeat_interleave(high, 0).repeat_interleave(wide, 1)
+
+
+def stood_for(tensors: dict[str, Tensor], name: str) -> Tensor:
+    """The matrix `name` of a checkpoint that is published quantised."""
+    if f"{name}_packed" in tensors:
+        words, scales = tensors[f"{name}_packed"], tensors[f"{name}_scale"]
+        codes = (words[..., None] >> torch.arange(0, 32, 4) & 15).flatten(-2) - 8
+        return (codes.float() * spread(scales, codes.shape)).to(torch.bfloat16)
+    scales = tensors.get(f"{name}_scale_inv", tensors.get(f"{name}_scale"))
+    return tensors[name] if scales is None else (tensors[name].float() * spread(scales, tensors[name].shape)).to(torch.bfloat16)
+
+
+@pytest.mark.parametrize(("family", "form"), [
+    ("deepseek_v3", "fp8"), ("qwen3_next", "fp8"), ("glm4_moe", "channels"), ("glm4", "int4"),
+])  # fmt: skip
+def test_weights_that_are_published_as_codes_are_what_those_stand_for(family: str, form: str, tmp_path: Path) -> None:
+    quantised(tmp_path / "model", family, form)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    with opened(tmp_path / "model", method="none", output=tmp_path / "store") as llm:
+        store, config = llm.store, config_of(llm.store.path)
+    layer = mtp.found(Bearer.of_store(store, config))
+    foretold = mtp.found(Bearer.foretold(checkpoint.name, config, checkpoint.tensors, layout_of(checkpoint, tmp_path / "known")))
+    assert layer is not None and foretold is not None
+    assert (foretold.config, foretold.tensors) == (layer.config, layer.tensors)
+    published, held = load_file(tmp_path / "model" / "model-mtp.safetensors"), layer.load(Holding(torch.bfloat16)).state_dict()
+    quantities = 0
+    for own, names in layer.tensors.items():
+        found = torch.cat([stood_for(published, name) for name in names])
+        quantities += sum(name not in published or published[name].dtype == torch.float8_e4m3fn for name in names)
+        assert torch.equal(held[own].reshape(found.shape).to(found.dtype), found), own
+    assert quantities >= 6, "the layer's matrices are codes"
+
+
+def test_codes_without_scales_are_refused_before_any_work(tmp_path: Path) -> None:
+    quantised(tmp_path / "model", "deepseek_v3", "fp8")
+    tensors = load_file(tmp_path / "model" / "model-mtp.safetensors")
+    lacking = "model.layers.3.mlp.experts.2.up_proj.weight_scale_inv"
+    del tensors[lacking]
+    save_file(tensors, tmp_path / "model" / "model-mtp.safetensors", {"format": "pt"})
+    place = tmp_path / "model" / "model.safetensors.index.json"
+    place.write_text(place.read_text().replace(f'"{lacking}": "model-mtp.safetensors", ', ""))
+    with pytest.raises(CheckpointError, match=rf"'model\.layers\.3\.\S+up_proj\.weight' has no scales: '{lacking}' is missing"):
+        opened(tmp_path / "model", method="mtp", output=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "glm4_moe_lite"])

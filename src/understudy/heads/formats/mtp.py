@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
@@ -21,12 +22,13 @@ from ...models.mixtures.experts import stacks
 from ...models.stock.bare import STACKED
 from ...models.stock.names import finder
 from ...models.stock.wrapper import text_config
+from ...weights.store import Store
 from .. import DraftHead, HeadConfig
 from ..files import built
 from ..held import Holding, hold
 from ..layers import stock_decoder
 from ..source import Bearer
-from ..tensors import Values
+from ..tensors import Values, unpacked_chunks
 
 # What it is called among the heads that are found in a checkpoint.
 NAME = "mtp"
@@ -74,14 +76,30 @@ class MtpSource:
 
     def _values(self, name: str, shape: tuple[int, ...]) -> Values:
         """Those of the head's tensor `name`, which has this shape."""
-        store = self.bearer.store
-        assert store is not None, "only the head of a prepared model can be loaded"
-        pieces = [store.extra[source] for source in self.tensors[name]]
-        types = {piece.dtype: source for piece, source in zip(pieces, self.tensors[name], strict=True)}
+        sources = self.tensors[name]
+        types = {self._type(source): source for source in sources}
         if len(types) > 1:
             unlike = " and ".join(map(repr, sorted(types.values())[:2]))
             raise CheckpointError(f"{_what(self.bearer)} in which {unlike} are of unlike types; not supported yet.")
-        return Values(pieces[0].dtype, shape, lambda: chain.from_iterable(map(store.pieces, pieces)))
+        return Values(next(iter(types)), shape, lambda: chain.from_iterable(map(self._chunks, sources)))
+
+    def _type(self, source: str) -> torch.dtype:
+        """That of the numbers of the checkpoint's tensor `source`."""
+        packed = self.bearer.packed.get(source)
+        return self._store.extra[source].dtype if packed is None else packed.dtype
+
+    def _chunks(self, source: str) -> Iterator[Tensor]:
+        """The bytes of the checkpoint's tensor `source`: of the weights, where it is published as codes."""
+        store, info = self._store, self.bearer.packed.get(source)
+        if info is None:
+            return store.pieces(store.extra[source])
+        codes, scales = (store.extra[part.name] for part in info.published)
+        return unpacked_chunks(info, store.pieces(codes), store.read(scales))
+
+    @property
+    def _store(self) -> Store:
+        assert self.bearer.store is not None, "only the head of a prepared model can be loaded"
+        return self.bearer.store
 
 
 def found(bearer: Bearer) -> MtpSource | None:
@@ -107,6 +125,9 @@ def _sought(bearer: Bearer) -> MtpSource | None:
         )
     copies = {"embedding": bearer.embeddings, "output.weight": bearer.outputs}
     tensors = {own: name for own, name in next(iter(layers.values())).items() if name not in copies.get(own, ())}
+    for name in tensors.values():
+        if (info := bearer.packed.get(name)) is not None and info.packed is not None and info.packed.fault:
+            raise CheckpointError(f"{_what(bearer)} in which {info.packed.codes.name!r} {info.packed.fault}.")
     config, sources = _config(bearer, tensors)
     check_whole(_what(bearer), config, sources, tensors, {name: bearer.aside[name] for name in tensors.values()})
     return MtpSource(bearer, config, sources)
