@@ -53,6 +53,10 @@ class PublishedMtp:
     apart: bool = False
     # What is said in its names for parts of transformers' names.
     says: Mapping[str, str] = field(default_factory=dict)
+    # Is the norm behind it the model's own, and none of the layer's?
+    norm_of_model: bool = False
+    # Do further layers read the model's hidden states, and not what the layer before gave?
+    reads_model: bool = False
 
 
 def _together(norms: tuple[str, str, str, str], like: int, changes: Mapping[str, Any], **peculiar: Any) -> PublishedMtp:
@@ -99,16 +103,30 @@ MTP_MIXTURES = {
     # its layers of either kind have ropes of their own, and its config says of which kind this one is
     "mellum": _together(_BEFORE, 1, _MELLUM, mixture=True, apart=True, window=12),
 }
+_ERNIE = ("model.mtp_emb_norm.0.weight", "model.mtp_hidden_norm.0.weight", "model.mtp_linear_proj.0.weight", "model.norm.weight")
+MTP_MIXTURES["ernie4_5_moe"] = PublishedMtp(
+    {"num_nextn_predict_layers": 1}, "model.mtp_block.0.", *_ERNIE, like=0, norms=_BEFORE, mixture=True, apart=True,
+    norm_of_model=True,
+)  # fmt: skip
+_MIMO = "model.mtp.layers.0."
+MTP_MIXTURES["mimo_v2_flash"] = PublishedMtp(
+    {}, _MIMO, *(f"{_MIMO}{name}.weight" for name in ("enorm", "hnorm", "eh_proj", "final_layernorm")), like=0, norms=_BEFORE,
+    mixture=True, apart=True, window=12, says={"post_attention_layernorm": "pre_mlp_layernorm"}, reads_model=True,
+)  # fmt: skip
 MTP |= MTP_MIXTURES
+# Families of which checkpoints with several layers are tested, and how many they have.
+SEVERAL = {"glm4": 3, "deepseek_v3": 2, "qwen3_next": 2, "mimo_v2_flash": 3}
 
 
-def mtp_tensors(family: str, dtype: torch.dtype, model: Any, apart: bool | None = None) -> dict[str, Tensor]:
+def mtp_tensors(
+    family: str, dtype: torch.dtype, model: Any, apart: bool | None = None, seed: int = 0
+) -> dict[str, Tensor]:  # fmt: skip
     """Random tensors of the MTP layer of a checkpoint of `family`, by their published names; `model`: its stock model. `apart`:
     whether each expert has tensors of its own, if not as the family has it."""
     form = MTP[family]
-    like = stock(family, seed=7, **form.changes).get_decoder()
+    like = stock(family, seed=7 + seed, **form.changes).get_decoder()
     size = model.get_decoder().config.hidden_size
-    torch.manual_seed(11)
+    torch.manual_seed(11 + seed)
     tensors = {f"{form.layer}{name}": tensor.detach() for name, tensor in like.layers[form.like].state_dict().items()}
     centre = 0.0 if form.zero_centred else 1.0
     tensors |= {name: torch.full((size,), centre) for name in (form.norm_e, form.norm_h, form.norm)}
@@ -116,10 +134,27 @@ def mtp_tensors(family: str, dtype: torch.dtype, model: Any, apart: bool | None 
     for name, tensor in tensors.items():
         if tensor.dim() == 1 and "bias" not in name:
             tensors[name] = tensor + torch.randn_like(tensor) * 0.2
+    if form.norm_of_model:
+        del tensors[form.norm]
     tables = {"embed_tokens": model.get_input_embeddings(), "shared_head.head": model.get_output_embeddings()}
     tensors |= {f"{form.layer}{name}.weight": tables[name].weight.detach() for name in form.copies}
     tensors = _apart(tensors) if (form.apart if apart is None else apart) else tensors
     return {_said(name, form.says): tensor.to(dtype).contiguous().clone() for name, tensor in tensors.items()}
+
+
+def several_tensors(family: str, dtype: torch.dtype, model: Any) -> dict[str, Tensor]:
+    """The same of as many layers as SEVERAL says."""
+    made: dict[str, Tensor] = {}
+    for layer in reversed(range(SEVERAL[family])):
+        own = mtp_tensors(family, dtype, model, seed=5 * layer)
+        made |= {name.replace(MTP[family].layer, prefix_of(family, layer), 1): tensor for name, tensor in own.items()}
+    return made
+
+
+def prefix_of(family: str, layer: int) -> str:
+    """What stands before the names of layer number `layer`."""
+    before, _, number = MTP[family].layer.removesuffix(".").rpartition(".")
+    return f"{before}.{int(number) + layer}."
 
 
 def _said(name: str, says: Mapping[str, str]) -> str:
@@ -198,27 +233,45 @@ def fit_mtp(directory: Path, model: Any, texts: list[list[int]], steps: int = 60
     published = load_file(directory / "model-mtp.safetensors")
     head = built(source.config, "meta")
     shapes = {own: tensor.shape for own, tensor in head.state_dict().items()}
-    whole = {own: torch.cat([published[name].float() for name in names]) for own, names in source.tensors.items()}
+    there = published | load_file(directory / "model.safetensors")
+    whole = {own: torch.cat([there[name].float() for name in names]) for own, names in source.tensors.items()}
     head.load_state_dict({own: tensor.view(shapes[own]) for own, tensor in whole.items()}, assign=True)
+    for own, parameter in head.named_parameters():
+        parameter.requires_grad_(source.tensors[own][0] in published)
     model, ids = model.float(), torch.tensor(texts)
     with torch.no_grad():
         hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-2, None]
         embedded = model.get_input_embeddings()(ids)[:, 1:-1]
     count = ids.shape[1] - 2
     places = Places(torch.arange(count)[None].expand(len(ids), -1), torch.ones(count, count, dtype=torch.bool).tril())
-    optimizer = torch.optim.Adam(head.parameters(), 4e-3)
+    optimizer = torch.optim.Adam([each for each in head.parameters() if each.requires_grad], 4e-3)
+    output = model.get_output_embeddings().weight.detach()
     for _ in range(steps):
-        logits = head.features(head.begin(hidden, embedded, places), 0) @ model.get_output_embeddings().weight.detach().T
-        F.cross_entropy(logits.flatten(0, 1), ids[:, 2:].flatten()).backward()
+        _loss(head, (hidden, embedded, places), (ids, output)).backward()
         optimizer.step()
         optimizer.zero_grad()
     fitted: dict[str, Tensor] = {}
     for own, tensor in head.state_dict().items():
         names = source.tensors[own]
+        if names[0] not in published:
+            continue
         rows = tensor.detach() if len(names) == 1 else tensor.detach().flatten(0, 1)
         fitted |= dict(zip(names, rows.split([len(published[name]) for name in names]), strict=True))
     fitted = {name: fitted.get(name, tensor).to(tensor.dtype).contiguous() for name, tensor in published.items()}
     save_file(fitted, directory / "model-mtp.safetensors", {"format": "pt"})
+
+
+def _loss(head: Any, given: tuple[Tensor, Tensor, Places], ends: tuple[Tensor, Tensor]) -> Tensor:
+    """How little each layer says what follows texts. `given`: hidden states [b, n, 1, hidden size], embeddings of the tokens after
+    them, and their places; `ends`: tokens [b, n + 2], and the output head."""
+    (hidden, embedded, places), (ids, output) = given, ends
+    read, losses = hidden[:, :, 0], []
+    for layer in range(head.config.layers):
+        own = places.of_layer(0, torch.arange(read.shape[1]))
+        out = head._given(layer, read, embedded[:, layer:], own)
+        losses.append(F.cross_entropy((out @ output.T).flatten(0, 1), ids[:, 2 + layer :].flatten()))
+        read = (out if head._chained else read)[:, :-1]
+    return torch.stack(losses).sum()
 
 
 def states(family: str, config: Any, tensors: Mapping[str, Tensor], hidden: Tensor, embedded: Tensor) -> Tensor:
@@ -246,6 +299,23 @@ def states(family: str, config: Any, tensors: Mapping[str, Tensor], hidden: Tens
     return norm(x + norm(_fed_forward(inner, norm(x, before_mlp)), after_mlp), weights[form.norm])
 
 
+def states_of_several(
+    family: str, config: Any, tensors: Mapping[str, Tensor], hidden: Tensor, embedded: Tensor, path: Tensor
+) -> Tensor:  # fmt: skip
+    """What each of several layers gives [1 + m, hidden size] after the last token of a text, and after m tokens of a `path` below,
+    in float32; `hidden` and `embedded` as for `states`."""
+    text, given, read = torch.cat((embedded, path)), [], hidden
+    prefixes = tuple(prefix_of(family, layer) for layer in range(SEVERAL[family]))
+    common = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+    for layer, prefix in enumerate(prefixes[: 1 + len(path)]):
+        inside = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        own = {MTP[family].layer + name.removeprefix(prefix): tensor for name, tensor in inside.items()}
+        out = states(family, config, {**common, **own}, read, text[layer : layer + len(hidden)])
+        given.append(out[-1])
+        read = hidden if MTP[family].reads_model else out
+    return torch.stack(given)
+
+
 @cache
 def _stock_model(family: str) -> Any:
     """A stock headless model of `family` that computes in the plainest way."""
@@ -265,7 +335,7 @@ def _stock_layer(family: str, weights: Mapping[str, Tensor], x: Tensor) -> Tenso
     ago = places[0][:, None] - places
     seen = (ago >= 0) & (ago < (MTP[family].window or len(x)))
     mask = torch.where(seen, 0.0, float("-inf"))[None, None]
-    own = {"layer_type": "sliding_attention"} if family == "mellum" else {}
+    own = {"layer_type": "sliding_attention"} if family in ("mellum", "mimo_v2_flash") else {}
     rope = decoder.rotary_emb(x[None], places, **own)
     out: Tensor = layer(x[None], attention_mask=mask, position_ids=places, position_embeddings=rope)
     return out[0]

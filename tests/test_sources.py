@@ -223,6 +223,7 @@ def test_what_is_left_aside_is_said_in_one_line(link: bool, kept: str, tmp_path:
 def test_layers_that_predict_further_tokens_are_said_to_be_for_drafts(tmp_path: Path) -> None:
     for name, aside, kept in (
         ("further", {"layers.3": ("a",)}, "on disk, for `understudy export` and --method mtp"),
+        ("ERNIE's", {"mtp_block.0": ("a",)}, "on disk, for `understudy export` and --method mtp"),
         ("tower", {"visual": ("a",)}, "on disk, for `understudy export`"),
     ):
         layout = ModelLayout((), "embedding", (), aside=aside)

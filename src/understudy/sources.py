@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -232,7 +233,7 @@ def said_aside(source: Checkpoint, layout: ModelLayout, coding: str) -> str:
     names = [name for part in layout.aside.values() for name in part]
     size = format_size(sum(each.nbytes for name in names for each in source.info(name).published))
     # further layers predict further tokens, as parts that are called so do
-    predicts = any(part.partition(".")[0] in ("mtp", "layers") for part in layout.aside)
+    predicts = any(re.match(r"(mtp|layers)(\W|_|$)", part) for part in layout.aside)
     uses = [] if codec(coding).linked else ["`understudy export`"]
     uses += ["--method mtp"] if predicts else []
     kept = ("where they are" if codec(coding).linked else "on disk") + (f", for {' and '.join(uses)}" if uses else "")

@@ -59,6 +59,39 @@ class NotingHead(DraftHead):
         return states + depth
 
 
+class LaggingHead(NotingHead):
+    """The same in three layers: each is given with a token the hidden state that the one before was given with the token before."""
+
+    lag = 2
+
+    @property
+    def state_size(self) -> int:
+        return 3 * SIZE
+
+    def begin(self, hidden: Tensor, embedded: Tensor, places: Places) -> Tensor:
+        assert places.ages is not None
+        reads = hidden[:, :, 0]
+        parts = [reads + embedded]
+        for layer in range(3):
+            which = (places.ages >= layer).nonzero()[:, 0]
+            if len(which):
+                places.of_layer(layer, which)
+                under_way: Any = self.current.under_way
+                under_way.write_kv(layer, reads[0, which][:, None], embedded[0, which][:, None])
+                seen = under_way.attend(layer, torch.zeros_like(reads[0, which])[:, None], AttentionSpec(scaling=1.0))
+                assert torch.isfinite(seen).all()
+            parts.append(reads)
+            reads = torch.cat((torch.zeros_like(reads[:, :1]), reads[:, :-1]), 1)
+        return torch.cat(parts[:3], -1)
+
+    def follow(self, states: Tensor, embedded: Tensor, depth: int, places: Places) -> Tensor:
+        for layer in range(depth, 3):
+            places.of_layer(layer, torch.arange(states.shape[1]))
+            under_way: Any = self.current.under_way
+            under_way.write_kv(layer, torch.full_like(embedded[0], torch.nan)[:, None], embedded[0, :, None])
+        return states
+
+
 class Target:
     """An exact model of `rows` rows. Keys are tokens, so it reads its texts where the slots say."""
 
@@ -88,16 +121,17 @@ class Target:
 
 
 def runner(target: Any, layers: int = 1) -> HeadRunner:
-    head = NotingHead(HeadConfig("noting", FACTS, taps=(-1,), layers=layers))
+    """A head that notes what it is given, in no layer, in one or in three."""
+    head = (LaggingHead if layers > 1 else NotingHead)(HeadConfig("noting", FACTS, taps=(-1,), layers=layers))
     return HeadRunner(head, [SHAPE] * layers, target, torch.float32)
 
 
-def noted(cache: Cache, row: int) -> list[tuple[list[float], int]]:
-    """The hidden states and tokens that were given for the text of `row`."""
-    count, state = cache.lengths[row], cache.layers[0]
+def noted(cache: Cache, row: int, layer: int = 0) -> list[tuple[list[float], int]]:
+    """The hidden states and tokens that were given to a layer for the text of `row`."""
+    count, state = cache.lengths[row], cache.layers[layer]
     return [(state.keys[row, 0, i].tolist(), int(state.values[row, 0, i, 0])) for i in range(count)]
 
 
-def expected(text: Sequence[int]) -> list[tuple[list[float], int]]:
-    """What a head is to be given of `text`: each token but the first, and the hidden state at the one before."""
-    return [(told(text[:i]), text[i]) for i in range(1, len(text))]
+def expected(text: Sequence[int], layer: int = 0) -> list[tuple[list[float], int]]:
+    """What a layer is to be given of `text`: each token from number `layer` + 1 on, and the hidden state at so many before it."""
+    return [(told(text[: i - layer]), text[i]) for i in range(1 + layer, len(text))]

@@ -46,5 +46,17 @@ def test_a_trunk_gives_the_tokens_that_were_not_read_with_the_states_before_them
     tree = chain().tip.tree
     tree.tokens, tree.parents = [8, 3, 4, 5], [-1, 0, 1, 2]
     trunk = Trunk(tree, [torch.arange(2.0)[:, None, None], torch.arange(2.0, 4.0)[:, None, None]], read=1)
-    tokens, hidden = trunk.unread(Candidate(0.5, 3, 6, 4, True))
+    tokens, hidden = trunk.unread(Candidate(0.5, 3, 6, 4, True), ([], torch.empty(0, 1, 1)))
     assert tokens == [4, 5, 6] and hidden.flatten().tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(("read", "before", "expected"), [
+    (0, 2, [7, 8, 3, 4, 5, 6]), (1, 2, [8, 3, 4, 5, 6]), (2, 2, [3, 4, 5, 6]), (0, 1, [8, 3, 4, 5, 6]), (2, 1, [3, 4, 5, 6]),
+])  # fmt: skip
+def test_a_head_that_lags_is_given_tokens_again_that_it_has_read(read: int, before: int, expected: list[int]) -> None:
+    tree = chain().tip.tree
+    tree.tokens, tree.parents = [8, 3, 4, 5], [-1, 0, 1, 2]
+    trunk = Trunk(tree, [torch.arange(8.0, 12.0)[:, None, None]], read=read, lag=2)
+    lead = [7, 8][2 - before :], torch.tensor([6.0, 7.0])[2 - before :, None, None]
+    tokens, hidden = trunk.unread(Candidate(0.5, 3, 6, 4, True), lead)
+    assert tokens == expected and hidden.flatten().tolist() == [12.0 - len(tokens) + i for i in range(len(tokens))]

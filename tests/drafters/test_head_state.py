@@ -33,16 +33,18 @@ class Checking(Base):
 
     def _tree(self, sequence: TokenSequence) -> TokenTree:
         text, row = sequence.tokens, sequence.row
-        assert self.state.cache.lengths[row] == len(text) - 1
-        assert not self.layers or noted(self.state.cache, row) == expected(text)
-        assert self.last[row].tolist() == [h + text[-1] for h in told(text[:-1])], "the state of the last token"
+        length = self.state.cache.lengths[row]
+        assert length == max(len(text) - 1 - self.state.lag, 0)
+        for layer in range(self.layers):
+            assert noted(self.state.cache, row, layer) == expected(text, layer)[:length], f"layer {layer}"
+        assert self.last[row][:SIZE].tolist() == [h + text[-1] for h in told(text[:-1])], "the state of the last token"
         right = chosen(text)
         tokens, parents = [text[-1], (right + 1) % VOCABULARY, right, chosen([*text, right])], [-1, 0, 0, 2]
         count = max(min(len(tokens), 1 + sequence.remaining), 1)
         tree = TokenTree.of(tokens[:count], parents[:count])
         below = Nodes.of(tree, row, len(text) - 1, 1)
         if len(below):  # leaves keys in the scratch that no text may ever see
-            self.state.runner.follow(below, torch.zeros(len(below), SIZE), 1)
+            self.state.runner.follow(below, torch.zeros(len(below), self.state.runner.head.state_size), 1)
         return tree
 
     def observe(self, verified: Verified) -> None:
@@ -77,7 +79,7 @@ def opened(rows: int, max_nodes: int = 1 << 30, layers: int = 1) -> tuple[Engine
 
 
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), max_nodes=st.sampled_from([20, 70, 1 << 30]), layers=st.integers(0, 1))
+@given(data=st.data(), max_nodes=st.sampled_from([20, 70, 1 << 30]), layers=st.sampled_from([0, 1, 3]))
 def test_what_a_head_is_given_depends_on_the_text_alone(data: st.DataObject, max_nodes: int, layers: int) -> None:
     """Prompts in chunks, drafts, texts that leave early, and later ones that begin like earlier ones, in any row."""
     engine, _ = opened(3, max_nodes, layers)
@@ -120,12 +122,13 @@ def test_equal_prompts_are_read_once_and_read_no_token_again() -> None:
     assert [s.reused for s in sequences] == [0, 299, 299]
 
 
-def test_a_text_that_goes_on_elsewhere_reads_one_token_again() -> None:
-    engine, _ = opened(1)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_text_that_goes_on_elsewhere_reads_a_token_of_each_layer_again(layers: int) -> None:
+    engine, _ = opened(1, layers=layers)
     first = engine.admit(TokenSequence(0, [1, 2, 3] * 30, SamplingParams(max_new_tokens=3)))
     run(engine, [first])
     second = engine.admit(TokenSequence(0, [1, 2, 3] * 20 + [4, 4], SamplingParams(max_new_tokens=3)))
-    assert second.reused == 59, "sixty tokens are shared, and the hidden state at the last of them is needed"
+    assert second.reused == 60 - layers, "sixty tokens are shared, and the hidden states at the last of them are needed"
     run(engine, [second])
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.mtp import fit_mtp, publish_mtp, quantise_mtp
-from tests.tiny import opened, save
+from tests.mtp import MTP, SEVERAL, fit_mtp, publish_mtp, quantise_mtp, several_tensors
+from tests.tiny import opened, save, stock
 from understudy import LLM, SamplingParams
 from understudy.drafters import spec_of
 from understudy.drafters.head_suggest import HEAD
@@ -92,6 +92,42 @@ def test_a_layer_that_is_published_quantised_drafts(family: str, form: str, meth
     assert all(each.stats.accepted > 0 and each.stats.bytes_streamed > 0 for each in done), [x.stats.accepted for x in done]
     if method.startswith("substitute"):
         assert sum(each.stats.suggested.get(HEAD, 0) for each in done) > 0, "the layer named none of the tokens"
+
+
+@pytest.fixture(scope="module", params=["glm4", "mimo_v2_flash", "qwen3_next"])
+def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, list[list[int]]]:
+    """A family, its checkpoint whose several layers were fitted to the texts that it writes, and these."""
+    family, place = request.param, tmp_path_factory.mktemp(request.param) / "model"
+    changes = {"num_nextn_predict_layers": SEVERAL[family]} if "num_nextn_predict_layers" in MTP[family].changes else {}
+    tensors = several_tensors(family, torch.bfloat16, stock(family, torch.bfloat16, **MTP[family].changes))
+    model = publish_mtp(place, family, torch.bfloat16, tensors, **changes)
+    with opened(place, method="none", rows=2, output=place.with_name("plain")) as llm:
+        texts = texts_of(llm)
+    fit_mtp(place, model, [prompt + text for prompt, text in zip(PROMPTS * 2, texts, strict=True)])
+    return family, place, texts
+
+
+@pytest.mark.parametrize("method", ["mtp", "mtp:width=1,depth={}", "mtp:bits=4", "substitute:suggest=mtp"])
+def test_several_layers_draft_a_token_each(method: str, several: tuple[str, Path, list[list[int]]]) -> None:
+    family, model, plain = several
+    deepest = SEVERAL[family]
+    with opened(model, method=method.format(deepest), rows=2, output=model.with_name("store")) as llm:
+        done = [done for params in (GREEDY, SAMPLED) for done in llm.generate(PROMPTS, params)]
+        again = [llm.generate(prompt, GREEDY)[0].token_ids for prompt in PROMPTS]
+        assert llm.plan.items["draft head"] > 0
+    assert [each.token_ids for each in done] == plain and again == plain[:2]
+    assert all(each.stats.accepted > 0 and each.stats.bytes_streamed > 0 for each in done), [x.stats.accepted for x in done]
+    if method.startswith("substitute"):
+        assert sum(each.stats.suggested.get(HEAD, 0) for each in done) > 0, "the layers named none of the tokens"
+    elif "width" in method:
+        # one layer alone gives no more than a token a pass, and what was fitted is known to the last
+        assert max(each.stats.mean_accepted for each in done) > 2, [each.stats.mean_accepted for each in done]
+
+
+def test_a_draft_that_is_deeper_than_there_are_layers_is_refused(several: tuple[str, Path, list[list[int]]]) -> None:
+    family, model, _ = several
+    with pytest.raises(UsageError, match=rf"depth=5 is too deep: .* brings {SEVERAL[family]} layers, which draft"):
+        opened(model, method="mtp:width=2,depth=5", output=model.with_name("store"))
 
 
 def test_a_checkpoint_without_such_a_layer_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -144,8 +144,14 @@ class HeadRun:
         return self._run(nodes, lambda places: self.head.follow(states[None], self.table[nodes.tokens][None], depth, places))
 
     def _run(self, nodes: Nodes, run: Callable[[Places], Tensor]) -> Tensor:
-        self.head.current.under_way = HeadPass(self.cache, nodes)  # type: ignore[assignment]
-        states = run(Places(nodes.positions[None]))[0]
+        def enter(layer: int, which: Tensor) -> None:
+            own = nodes.picked(which)
+            tail = torch.where(own.tail < 0, own.tail, own.tail - layer)
+            own = replace(own, slots=own.slots - layer, positions=own.positions - layer, prefix=own.prefix - layer, tail=tail)
+            self.head.current.under_way = HeadPass(self.cache, own)  # type: ignore[assignment]
+
+        enter(0, torch.arange(len(nodes)))
+        states = run(Places(nodes.positions[None], enter=enter))[0]
         self.head.current.under_way = None
         return states
 
@@ -182,12 +188,14 @@ def assert_golden(head: DraftHead, reference: Reference, depth: int) -> None:
     run = HeadRun(head, table)
     pairs = case.text[1:]
     chain = Nodes.of(TokenTree.chain(pairs[:-1].tolist()), 0, 0)
-    for piece in (slice(0, 5), slice(5, len(chain))):
+    lag = head.lag
+    for piece in (slice(0, 5), slice(5 - lag, len(chain))):
         run.begin(case.hidden[:-1][piece], chain[piece])
-    run.cache.lengths[0] = len(chain)
+    run.cache.lengths[0] = len(chain) - lag
     nodes, depths = Nodes.of(case.tree, 0, len(chain)), case.tree.depths
     states = torch.zeros(len(nodes), head.state_size)
-    states[:1] = run.begin(case.hidden[-1:], nodes[0:1])
+    again = Nodes.of(TokenTree.chain(pairs[len(chain) - lag :].tolist()), 0, len(chain) - lag)
+    states[:1] = run.begin(case.hidden[-1 - lag :], again)[-1:]
     for level in range(1, depth + 1):
         (there,) = (depths == level).nonzero(as_tuple=True)
         part_of = slice(int(there[0]), int(there[-1]) + 1)

@@ -1,6 +1,7 @@
 """Files of a head's tensors: which is read, and that names, types and shapes need no values."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from tests.quantised import packed, to_fp8
 from understudy.errors import CheckpointError
-from understudy.heads.tensors import HeadTensors, Values, described, weight_files
+from understudy.heads import tensors
+from understudy.heads.tensors import HeadTensors, Values, described, unpacked_chunks, weight_files
 from understudy.kernels.pack import flat
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3).bfloat16(), "d2t": torch.tensor([4, 5]), "t2d": torch.tensor([True, False])}
@@ -35,6 +38,18 @@ def test_rows_come_in_order_however_a_file_is_read(shape: tuple[int, ...], chunk
     pieces = list(values.rows(rows))
     assert all(len(piece) == rows for piece in pieces[:-1]) and len(pieces) == -(-(shape or (1,))[0] // rows)
     assert torch.equal(torch.cat(pieces).view(shape), tensor) and torch.equal(values.whole(), tensor)
+
+
+@pytest.mark.parametrize("block", [(32, 16), (1, 48), (70, 48)])
+def test_codes_are_weights_however_they_are_read(block: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each few rows have the scales of their own blocks, of which the last may be cut off."""
+    monkeypatch.setattr(tensors, "TOGETHER", 48 * 5)
+    codes, scales = to_fp8(torch.randn(70, 48), block)
+    how = replace(packed(codes, scales, block).codes, name="x", dtype=torch.bfloat16, packed=packed(codes, scales, block))
+    each = scales.repeat_interleave(block[0], 0)[:70].repeat_interleave(block[1], 1)[:, :48]
+    for chunk in (13, 48 * 70):
+        found = torch.cat(list(unpacked_chunks(how, flat(codes.view(torch.uint8)).split(chunk), scales)))
+        assert torch.equal(found.view(torch.bfloat16).view(70, 48), (codes.float() * each).bfloat16())
 
 
 def test_what_has_no_values_is_read_too() -> None:

@@ -21,12 +21,16 @@ class Trunk:
     hidden: list[Tensor] = field(default_factory=list)
     # Nodes below the root that the head has read. None: not even the root.
     read: int | None = None
+    # `DraftHead.lag` of the head.
+    lag: int = 0
 
-    def unread(self, tip: Candidate) -> tuple[list[int], Tensor]:
-        """The tokens of the nodes that the head has not read, up to `tip`, and the hidden states at the node before each."""
+    def unread(self, tip: Candidate, lead: tuple[list[int], Tensor]) -> tuple[list[int], Tensor]:
+        """The tokens of the nodes that the head has not read, up to `tip`, and the hidden states at the node before each; in front,
+        `lag` tokens that it has read. `lead`: the same of the end of the text, of which it may take these."""
         assert self.read is not None
-        tokens = self.tree.path(tip)[self.read :]
-        return tokens, torch.cat(self.hidden)[self.read : self.read + len(tokens)]
+        start = max(self.read + len(lead[0]) - self.lag, 0)
+        tokens = [*lead[0], *self.tree.path(tip)][start:]
+        return tokens, torch.cat([lead[1], *self.hidden])[start : start + len(tokens)]
 
 
 @dataclass

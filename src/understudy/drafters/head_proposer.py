@@ -54,16 +54,18 @@ class HeadProposer:
         self.states = torch.zeros(shape, dtype=target.dtype, device=self.device.where)
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> list[int]:
-        for row, state in self.state.read(sequences).items():
-            self.states[row, self.cache.lengths[row] % PLACES] = state
+        states = self.state.read(sequences)
         for sequence in sequences:
-            self.roots[sequence.row] = len(sequence.tokens) - 1
+            root = len(sequence.tokens) - 1
+            if sequence.row in states:
+                self.states[sequence.row, root % PLACES] = states[sequence.row]
+            self.roots[sequence.row] = root
         return [len(sequence.tokens) - 1 for sequence in sequences]
 
     def forward(self, nodes: Nodes) -> Tensor:
         """As `Proposer.forward`. Each depth is a call of its own where the head has a part of its own for each."""
         depths = nodes.positions - self.roots[nodes.rows]
-        calls = depths.clamp(max=1) if self.runner.head.attends_in_tree else depths
+        calls = depths.clamp(max=1) if self.runner.head.alike else depths
         kinds = sorted({*calls.tolist()})
         if len(kinds) == 1:
             return self._level(nodes, kinds[0])

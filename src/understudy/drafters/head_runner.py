@@ -1,13 +1,15 @@
 """Runs a trained head for nodes of the target's rows, with a KV cache of the head's own.
 
 Token j of a text is given to the head together with the target's hidden state at token j - 1, so the first token is never given to
-it: token j has slot j - 1 and position j - 1 in the head's cache. Whoever calls numbers nodes as the target does."""
+it: token j has slot j - 1 and position j - 1 in the head's cache. Where further layers begin later with a text (`DraftHead.lag`),
+it has slot j - 1 - l in layer l. Whoever calls numbers nodes as the target does."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from types import MappingProxyType
 
 import torch
@@ -83,12 +85,21 @@ class HeadRunner:
     @torch.inference_mode()
     def _run(self, nodes: Nodes, call: Callable[[Tensor, Places], Tensor], attends: bool) -> Tensor:
         embedded = self._embedded(nodes.tokens)[None]
-        own = _shifted(nodes).to(self.device.where)
-        current = self.head.current
-        current.under_way = Level(self, own) if attends and self.cache.shapes else None
+        current, where = self.head.current, self.device.where
+        attends = attends and bool(self.cache.shapes)
+
+        def enter(layer: int, which: Tensor) -> None:
+            current.under_way = Level(self, _shifted(nodes.picked(which), 1 + layer).to(where))
+
+        own = _shifted(nodes, 1).to(where)
+        if self.head.lag:
+            places = Places(own.positions[None], ages=_ages(nodes), enter=enter if attends else None)
+        else:
+            places = Places(own.positions[None])
+            current.under_way = Level(self, own) if attends else None
         try:
             with self.device.sharing("head", len(nodes)):
-                return call(embedded, Places(own.positions[None]))[0]
+                return call(embedded, places)[0]
         finally:
             current.under_way = None
 
@@ -98,9 +109,17 @@ class HeadRunner:
         return self.target.embed(tokens) if table is None else table[tokens.to(table.device)]
 
 
-def _shifted(nodes: Nodes) -> Nodes:
-    """`nodes` as the head's cache numbers them."""
+def _shifted(nodes: Nodes, by: int) -> Nodes:
+    """`nodes` as a layer of the head numbers them that has each token so many slots earlier than the target."""
     return replace(
-        nodes, slots=nodes.slots - 1, positions=nodes.positions - 1, prefix=nodes.prefix - 1,
-        tail=torch.where(nodes.tail < 0, nodes.tail, nodes.tail - 1),
+        nodes, slots=nodes.slots - by, positions=nodes.positions - by, prefix=nodes.prefix - by,
+        tail=torch.where(nodes.tail < 0, nodes.tail, nodes.tail - by),
     )  # fmt: skip
+
+
+def _ages(nodes: Nodes) -> Tensor:
+    """[n] how many of `nodes` stand right before each of them, all of which are chains, in the text of its row."""
+    ages = [0]
+    for (row, position), later in pairwise(zip(nodes.rows.tolist(), nodes.positions.tolist(), strict=True)):
+        ages.append(ages[-1] + 1 if later == (row, position + 1) else 0)
+    return torch.tensor(ages)

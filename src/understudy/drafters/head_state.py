@@ -3,6 +3,9 @@
 Invariant: what a head has read of a text are the target's own hidden states, token by token, so that it does not depend on how the
 text was cut into passes, on what was drafted in between, or on the row in which it was read first.
 
+The cache's length is that of the layer that is furthest behind (`DraftHead.lag`). Reading goes on from there, so its first tokens
+are given once more to the layers that have them already.
+
 Hidden states are large, so only those are kept whose tokens are yet to be read, and a few before them. A text that goes on from an
 earlier place has the target read one token again (`reach`), whose hidden states are the ones that lack."""
 
@@ -64,11 +67,13 @@ class Unread:
 
 
 class HeadState:
-    """Reads accepted text with `runner`. Its cache then holds tokens 1 to `runner.cache.lengths[row]` of the text of each row."""
+    """Reads accepted text with `runner`. Its cache then holds tokens 1 to `runner.cache.lengths[row]` of the text of each row, and
+    the `lag` of further layers beyond."""
 
     def __init__(self, runner: HeadRunner):
         self.runner = runner
         self.cache = runner.cache
+        self.lag = runner.head.lag
         # By cache row.
         self.known: dict[int, Known] = {}
 
@@ -91,7 +96,7 @@ class HeadState:
             # A copy: what is given lies in the hidden states of the whole pass.
             self.known[row] = Known(new.first, new.tokens, new.hidden.clone())
         unread = self._unread(row, [])
-        if len(unread.tokens) >= PIECE:
+        if len(unread.tokens) - self.lag >= PIECE:
             self._read([unread])
 
     def _unread(self, row: int, last: list[int]) -> Unread:
@@ -124,26 +129,38 @@ class HeadState:
         states: dict[int, Tensor] = {}
         for part, count, own in zip(unread, counts, torch.split(made, [len(part.tokens) for part in unread]), strict=True):
             states[part.row] = own[-1]
-            self.cache.keep(part.row, torch.arange(count))
+            if count > self.lag:
+                self.cache.keep(part.row, torch.arange(count - self.lag))
             known = self.known[part.row]
-            self.known[part.row] = known.part(known.end - KEPT, known.end)
+            self.known[part.row] = known.part(known.end - KEPT - self.lag, known.end)
         return states
 
     @cached_property
     def own_cache(self) -> OwnCache:
-        """The head's keys and values of tokens. With those of a prefix back in it, the target reads the token after them again."""
-        return OwnCache(self.cache, 1, self.runner.identity())
+        """The head's keys and values of tokens. With those of a prefix back in it, the target reads the tokens after them again."""
+        return OwnCache(self.cache, 1 + self.lag, self.runner.identity())
+
+    def last_read(self, sequence: TokenSequence) -> tuple[list[int], Tensor]:
+        """The last `lag` tokens of `sequence`, which was read, and the hidden states at the token before each; fewer of a text that
+        is too short."""
+        known = self.known[sequence.row]
+        first = max(len(sequence.tokens) - self.lag, 1)
+        return [*known.tokens, sequence.tokens[-1]][first - known.first :], known.hidden[first - 1 - known.first :]
+
+    def _held(self, row: int, length: int) -> int:
+        """Of how many of the first `length` tokens in `row` all layers have keys and values, where no more than those are known."""
+        return min(self.cache.lengths[row], max(length - 1 - self.lag, 0))
 
     def rewind(self, row: int, length: int) -> None:
         """Forget all but the first `length` tokens of the text in `row`."""
-        self.cache.rewind(row, min(self.cache.lengths[row], max(length - 1, 0)))
+        self.cache.rewind(row, self._held(row, length))
         if row in self.known:
             self._set(row, self.known[row].part(0, length))
 
     def copy(self, row: int, to: int, length: int) -> None:
         """Know of the text in row `to` what is known of the first `length` tokens in `row`."""
         self.rewind(to, 0)
-        self.cache.copy(row, to, min(self.cache.lengths[row], max(length - 1, 0)))
+        self.cache.copy(row, to, self._held(row, length))
         if row in self.known:
             self._set(to, self.known[row].part(0, length))
 
@@ -154,7 +171,7 @@ class HeadState:
 
     def reach(self, row: int, length: int) -> int:
         """As `Drafter.reach`: `length` where the hidden states at the token before are known."""
-        known = self.known.get(row)
-        if length == 0 or (known is not None and known.first < length <= known.end):
-            return length
-        return min(length - 1, max(self.cache.lengths[row], known.end if known else 0))
+        held, known = self.cache.reach(row, self._held(row, length)), self.known.get(row)
+        if known is not None and known.first <= held <= known.end:
+            return min(length, known.end)
+        return held

@@ -191,7 +191,7 @@ class HeadSuggester:
     def _trunk(self, tree: GrowingTree) -> Trunk:
         trunk = self.trunks.get(tree.sequence.row)
         if trunk is None or trunk.tree is not tree:
-            trunk = self.trunks[tree.sequence.row] = Trunk(tree)
+            trunk = self.trunks[tree.sequence.row] = Trunk(tree, lag=self.reader.lag)
         return trunk
 
     def _chain(self, tip: Tip) -> Chain:
@@ -231,7 +231,7 @@ class HeadSuggester:
         for chain, trunk in zip(going, trunks, strict=True):
             trunk.read = trunk.read or 0
             if chain.tip.candidate.depth > trunk.read:
-                unread.append((trunk, *trunk.unread(chain.tip.candidate)))
+                unread.append((trunk, *trunk.unread(chain.tip.candidate, self.reader.last_read(trunk.tree.sequence))))
                 trunk.read = chain.tip.candidate.depth
         if unread:
             nodes = [

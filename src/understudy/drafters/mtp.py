@@ -39,6 +39,12 @@ class MtpSpec(TrainedSpec):
     def head(self) -> BroughtHead:
         return BroughtHead(self.bits)
 
+    def check(self, bearer: Bearer) -> None:
+        super().check(bearer)
+        heads = self.head.source(bearer).config.heads
+        if heads and self.depth > heads:
+            raise UsageError(f"depth={self.depth} is too deep: {bearer.name} brings {heads} layers, which draft a token each.")
+
     @property
     def taps(self) -> tuple[int, ...]:
         return mtp.TAPS

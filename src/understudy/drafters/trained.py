@@ -93,9 +93,9 @@ def head_memory(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype, 
     numbers: int = sum(shape.numbers for shape in layer_shapes(config))
     kept = rows * tokens * numbers * cache_dtype(dtype).itemsize
     states = rows * (MOST_NODES + 1) * head.state_size
-    waiting = rows * 2 * PIECE * len(config.taps) * config.target.hidden_size
+    waiting = rows * 2 * (PIECE + head.lag) * len(config.taps) * config.target.hidden_size
     widest: int = config.layer.get("intermediate_size", config.target.hidden_size)
-    reading = PIECE * (3 * widest + (4 + len(config.taps)) * config.target.hidden_size + routed_numbers(head, chosen))
+    reading = (PIECE + head.lag) * (3 * widest + (4 + len(config.taps)) * config.target.hidden_size + routed_numbers(head, chosen))
     held = tensor_bytes(head, dtype, bits) + kept + (states + waiting + reading) * dtype.itemsize
     return HeadMemory(held, unread_bytes(head, dtype, bits, chosen))
 
@@ -103,8 +103,10 @@ def head_memory(config: HeadConfig, rows: int, tokens: int, dtype: torch.dtype, 
 def _chosen(head: DraftHead) -> dict[str, int]:
     """To how many experts of each stack of `head`, which has no values, a token goes."""
     size, taps = head.config.target.hidden_size, len(head.config.taps)
-    hidden, embedded = torch.empty((1, 1, taps, size), device="meta"), torch.empty((1, 1, size), device="meta")
-    places = Places(torch.empty((1, 1), dtype=torch.int64, device="meta"))
+    # as many that all layers take one of them
+    count = 1 + head.lag
+    hidden, embedded = torch.empty((1, count, taps, size), device="meta"), torch.empty((1, count, size), device="meta")
+    places = Places(torch.empty((1, count), dtype=torch.int64, device="meta"))
     return experts_chosen(head, lambda: head.begin(hidden, embedded, places))
 
 

@@ -72,6 +72,18 @@ class Places:
     # For training in several steps: a cache of transformers, to which layers add their keys and values and in which they see those
     # of the calls before, as `mask` says. None: a call sees its own tokens alone.
     cache: Any = None
+    # [n] how many tokens of the same text stand right before each one in this call; None: all that come before it do.
+    ages: Tensor | None = None
+    # Where drafts are made: has layer number l take those tokens `which` [m], each l places earlier, into its cache.
+    enter: Callable[[int, Tensor], None] | None = None
+
+    def of_layer(self, layer: int, which: Tensor) -> Places:
+        """The places of the tokens `which` [m], ascending, in a layer that has each token `layer` places earlier than the first."""
+        if self.enter is not None:
+            self.enter(layer, which)
+        there = which.to(self.positions.device)
+        mask = None if self.mask is None else self.mask[..., there, :][..., there]
+        return Places(self.positions[:, there] - layer, mask, self.cache)
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,17 @@ class DraftHead(nn.Module, ABC):
     def state_size(self) -> int:
         """Numbers in the state of a token."""
         return self.config.target.hidden_size
+
+    @property
+    def lag(self) -> int:
+        """How many tokens later than the first layer the last one has keys and values of a text from its beginning on. Where a text
+        is read on, so many of its last tokens are given again: what layers make of one, the next ones take with the token after."""
+        return 0
+
+    @property
+    def alike(self) -> bool:
+        """Are the states of all nodes below the last accepted token made in one way, however deep they lie?"""
+        return self.attends_in_tree
 
     def in_float32(self, name: str, dtype: torch.dtype) -> bool:
         """Does the tensor `name` have float32 numbers though the head computes in `dtype`, as in the model that it is made for?"""

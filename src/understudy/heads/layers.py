@@ -3,7 +3,9 @@ made, and of torch in training."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -76,12 +78,27 @@ def last_blocks(stock: Any, count: int) -> list[nn.Module]:
     return blocks
 
 
+def copies_of_last(stock: Any, count: int) -> list[nn.Module]:
+    """`count` layers like the last one of a `stock_decoder`, numbered from 0."""
+    blocks = [copy.deepcopy(stock.layers[-1]) for _ in range(count)]
+    for index, block in enumerate(blocks):
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = index
+    return blocks
+
+
 def layer_shapes(config: HeadConfig) -> tuple[LayerShape, ...]:
     """What each layer of a head keeps of a token, in order."""
     if not config.layers:
         return ()
     if "model_type" in config.layer:
-        return ModelShape.of(stock_config(config)).layers[-config.layers :]
+        shapes = ModelShape.of(stock_config(config)).layers
+        if not config.heads:
+            return shapes[-config.layers :]
+        # Each drafts a token, and they are alike. What is written runs further ahead of what all of them have than in other heads.
+        window = shapes[-1].window + config.layers if shapes[-1].window else 0
+        return (replace(shapes[-1], window=window),) * config.layers
     llama = llama_config(config)
     return (LayerShape(llama.num_key_value_heads, llama.head_dim, llama.head_dim),) * config.layers
 
@@ -98,9 +115,14 @@ def head_attention(
         return attention(module, query, key, value, None, scaling, **others)
     # In float32 also where other products of a training have fewer bits: torch's gradient of attention is slow with those.
     with torch.autocast(query.device.type, enabled=False):
-        whole = nn.functional.scaled_dot_product_attention(
-            query.float(), key.float(), value.float(), attention_mask, scale=scaling, enable_gqa=True
-        )
+        query, key, value = query.float(), key.float(), value.float()
+        if (sinks := others.get("s_aux")) is not None:
+            # Each head has a key of its own that every token sees, and that has no value.
+            heads, count, seen = query.shape[1], query.shape[2], key.shape[2]
+            key, value = (nn.functional.pad(x.repeat_interleave(heads // x.shape[1], 1), (0, 0, 0, 1)) for x in (key, value))
+            shown = torch.where(attention_mask, 0.0, -torch.inf).expand(*query.shape[:2], count, seen)
+            attention_mask = torch.cat((shown, sinks.float().view(1, -1, 1, 1).expand(*query.shape[:2], count, 1)), -1)
+        whole = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
     return whole.transpose(1, 2), None
 
 
@@ -159,11 +181,16 @@ class HeadLayers(nn.ModuleList):
 
     def forward(self, x: Tensor, places: Places) -> Tensor:
         """x [b, n, hidden size] -> what the last layer gives, of the same shape."""
+        for number in range(len(self)):
+            x = self.one(number, x, places)
+        return x
+
+    def one(self, number: int, x: Tensor, places: Places) -> Tensor:
+        """What layer `number` gives for x [b, n, hidden size], of the same shape."""
         cache = pass_cache() if places.mask is None else places.cache
         rope = self.rope(x, places.positions)
-        for block in self:
-            x = block(x, attention_mask=places.mask, past_key_values=cache, position_embeddings=rope)
-        return x
+        out: Tensor = self[number](x, attention_mask=places.mask, past_key_values=cache, position_embeddings=rope)
+        return out
 
 
 def rms_norm(config: HeadConfig, size: int = 0) -> nn.Module:

@@ -60,6 +60,8 @@ class Bearer:
     store: Store | None = None
     # Those of them that are published quantised, of which codes and scales are stored.
     packed: Mapping[str, TensorInfo] = field(default_factory=dict, repr=False)
+    # Shapes of its text model's norms and biases, by name.
+    shared: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     # Heads that were found in it, by the name of their format: a plan asks several times.
     found: dict[str, HeadSource | None] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -72,7 +74,7 @@ class Bearer:
         alike = {name: stored.checksum for name, stored in store.extra.items()}
         return cls(
             store.source.name, config, _shapes(aside), _named(alike, store.embedding.checksum), _named(alike, head.checksum), store,
-            _packed(aside),
+            _packed(aside), {name: stored.shape for name, stored in store.shared.items()},
         )  # fmt: skip
 
     @classmethod
@@ -81,7 +83,8 @@ class Bearer:
         aside = {name: tensors[name] for names in layout.aside.values() for name in names}
         shapes = _shapes(aside)
         embedding, output = tensors[layout.embedding].shape, tensors[layout.linears[-1].weight].shape
-        return cls(name, config, shapes, _named(shapes, embedding), _named(shapes, output), packed=_packed(aside))
+        own = _shapes({name: tensors[name] for name in layout.shared})
+        return cls(name, config, shapes, _named(shapes, embedding), _named(shapes, output), None, _packed(aside), own)
 
     @property
     def facts(self) -> TargetFacts:

@@ -14,7 +14,18 @@ from torch import Tensor
 from transformers.modeling_layers import MtpLayer
 
 from tests.heads.golden import assert_golden
-from tests.mtp import MTP, MTP_MIXTURES, mtp_tensors, publish_mtp, quantise_mtp, states
+from tests.mtp import (
+    MTP,
+    MTP_MIXTURES,
+    SEVERAL,
+    mtp_tensors,
+    prefix_of,
+    publish_mtp,
+    quantise_mtp,
+    several_tensors,
+    states,
+    states_of_several,
+)
 from tests.tiny import opened, save, stock
 from understudy.errors import CheckpointError
 from understudy.heads import Places
@@ -53,6 +64,13 @@ def source(store: Store) -> dict[str, Tensor]:
     return load_file(store.path.parent / "model" / "model-mtp.safetensors")
 
 
+def whole(store: Store, family: str) -> dict[str, Tensor]:
+    """The same, and the model's own norm where the layer has none."""
+    form = MTP[family]
+    own = load_file(store.path.parent / "model" / "model.safetensors") if form.norm_of_model else {}
+    return source(store) | {name: tensor for name, tensor in own.items() if name == form.norm}
+
+
 def names_of(layer: mtp.MtpSource) -> list[str]:
     """The checkpoint's tensors that it is made of."""
     return [name for names in layer.tensors.values() for name in names]
@@ -81,11 +99,11 @@ def test_states_and_those_that_follow_them_are_the_published_layers(family: str,
     head = layer.load(Holding(torch.float32))
     hidden, embedded = pairs(model)
     places = Places(torch.arange(COUNT)[None], causal(shape.window))
-    expected = states(family, model.config, source(store), hidden, embedded)
+    expected = states(family, model.config, whole(store, family), hidden, embedded)
     found = head.begin(hidden[None, :, None], embedded[None], places)[0]
     assert torch.allclose(found, expected, atol=2e-5), float((found - expected).abs().max())
     assert torch.equal(head.features(found, 0), found) and head.output is None
-    again = states(family, model.config, source(store), expected[:-1], embedded[1:])
+    again = states(family, model.config, whole(store, family), expected[:-1], embedded[1:])
     places = Places(torch.arange(COUNT - 1)[None], causal(shape.window)[1:, 1:])
     assert torch.allclose(head.follow(expected[None, :-1], embedded[None, 1:], 1, places)[0], again, atol=2e-5)
 
@@ -96,7 +114,7 @@ def test_a_tree_that_is_drafted_has_the_states_of_its_paths_alone(family: str, s
     store, model = stores(family)
     layer = mtp.found(Bearer.of_store(store, model.config))
     assert layer is not None
-    tensors = source(store)
+    tensors = whole(store, family)
 
     def reference(hidden: Tensor, embedded: Tensor, path: Tensor) -> Tensor:
         """Each state is the hidden state before the next token of the path; the whole is run anew for it."""
@@ -110,6 +128,53 @@ def test_a_tree_that_is_drafted_has_the_states_of_its_paths_alone(family: str, s
     assert_golden(layer.load(Holding(torch.float32)), reference, depth=4)
 
 
+@pytest.fixture(scope="module", params=SEVERAL)
+def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Store, Any, dict[str, Tensor]]:
+    """A family, a Store of its checkpoint with several layers, the stock model, and the tensors of the layers."""
+    family, place = request.param, tmp_path_factory.mktemp(request.param)
+    tensors = several_tensors(family, torch.float32, stock(family, torch.float32, **MTP[family].changes))
+    changes = {"num_nextn_predict_layers": SEVERAL[family]} if "num_nextn_predict_layers" in MTP[family].changes else {}
+    model = publish_mtp(place / "model", family, torch.float32, tensors, **changes)
+    with opened(place / "model", method="none", output=place / "store") as llm:
+        return family, llm.store, model, tensors
+
+
+def test_each_of_several_layers_predicts_one_token_further(several: tuple[str, Store, Any, dict[str, Tensor]]) -> None:
+    family, store, model, tensors = several
+    layer = mtp.found(Bearer.of_store(store, model.config))
+    assert layer is not None and layer.config.heads == layer.config.layers == SEVERAL[family]
+
+    def reference(hidden: Tensor, embedded: Tensor, path: Tensor) -> Tensor:
+        return states_of_several(family, model.config, tensors, hidden[:, 0], embedded, path)
+
+    assert_golden(layer.load(Holding(torch.float32)), reference, depth=SEVERAL[family] - 1)
+
+
+def test_all_tensors_of_several_layers_are_held(several: tuple[str, Store, Any, dict[str, Tensor]], tmp_path: Path) -> None:
+    family, store, model, tensors = several
+    layer = mtp.found(Bearer.of_store(store, model.config))
+    checkpoint = Checkpoint.open(store.path.parent / "model")
+    foretold = mtp.found(Bearer.foretold(checkpoint.name, model.config, checkpoint.tensors, layout_of(checkpoint, tmp_path)))
+    assert layer is not None and foretold is not None
+    assert (foretold.config, foretold.tensors) == (layer.config, layer.tensors)
+    tables = ("embed_tokens.weight", "shared_head.head.weight")
+    assert sorted(names_of(layer)) == sorted(name for name in tensors if not name.endswith(tables))
+    held = layer.load(Holding(torch.float32)).state_dict()
+    for own, names in layer.tensors.items():
+        assert torch.equal(held[own].flatten(), torch.cat([tensors[name].flatten() for name in names])), own
+    assert len(layer_shapes(layer.config)) == SEVERAL[family]
+
+
+def test_several_layers_with_tables_of_their_own_are_refused(several: tuple[str, Store, Any, dict[str, Tensor]]) -> None:
+    family, store, model, _ = several
+    if not family.startswith("deepseek"):
+        pytest.skip("its layers have no tables")
+    name = f"{prefix_of(family, 1)}embed_tokens.weight"
+    other = replace(store.extra[name], checksum="")
+    said = refused(store, model, {**store.extra, name: other})
+    assert f"brings 2 layers for multi-token prediction, and tables of their own, such as '{name}'; not" in said
+
+
 @pytest.mark.parametrize("family", [family for family in MTP if family not in MTP_MIXTURES])
 def test_it_computes_what_transformers_does(family: str, stores: Any) -> None:
     """Of layers that take the place of one in a model, transformers has a class; it does not find the names of all families."""
@@ -121,7 +186,8 @@ def test_it_computes_what_transformers_does(family: str, stores: Any) -> None:
     text._attn_implementation = "eager"
     decoder = model.get_decoder()
     theirs = MtpLayer(text, type(decoder.layers[0]), type(decoder.norm), 0)
-    names = {"embedding_norm": "enorm", "hidden_norm": "hnorm", "join": "eh_proj", "layers.0": "mtp_block", "norm": "post_norm"}
+    names = {"embedding_norm.0": "enorm", "hidden_norm.0": "hnorm", "join.0": "eh_proj", "norm.0": "post_norm"}
+    names["layers.0"] = "mtp_block"
     tensors = source(store)
     for own, published in layer.tensors.items():
         module = next(name for name in names if own.startswith(f"{name}."))
@@ -139,9 +205,9 @@ def test_it_computes_what_transformers_does(family: str, stores: Any) -> None:
 def test_what_it_takes_in_memory_is_its_tensors(family: str, stores: Any) -> None:
     store, model = stores(family)
     layer = mtp.found(Bearer.of_store(store, model.config))
-    names = {name for name in source(store) if not name.endswith(("embed_tokens.weight", "shared_head.head.weight"))}
+    names = {name for name in whole(store, family) if not name.endswith(("embed_tokens.weight", "shared_head.head.weight"))}
     assert layer is not None and set(names_of(layer)) == names, "copies of the model's own tables are its own"
-    numbers = {name: store.extra[name].nbytes // 4 for name in names}
+    numbers = {name: {**store.extra, **store.shared}[name].nbytes // 4 for name in names}
     # MiniMax-M2's are of the model's own type
     chooses = sum(count for name, count in numbers.items() if name.endswith("correction_bias") and family != "minimax_m2")
     assert head_bytes(layer.config, torch.bfloat16) == 2 * sum(numbers.values()) + 2 * chooses
@@ -188,10 +254,17 @@ def test_a_checkpoint_without_one_has_none(tmp_path: Path) -> None:
 
 
 def test_one_of_another_kind_is_refused_by_name() -> None:
-    """As ERNIE 4.5 publishes it."""
     model = stock("qwen2")
-    bearer = Bearer("It", model.config, {"model.mtp_emb_norm.0.weight": (64,)}, frozenset(), frozenset())
-    with pytest.raises(CheckpointError, match=r"^It brings a layer .* not known, which 'model\.mtp_emb_norm\.0\.weight' is of"):
+    bearer = Bearer("It", model.config, {"model.mtp_strange.0.weight": (64,)}, frozenset(), frozenset())
+    with pytest.raises(CheckpointError, match=r"^It brings a layer .* not known, which 'model\.mtp_strange\.0\.weight' is of"):
+        mtp.found(bearer)
+
+
+def test_blocks_that_are_attention_or_experts_alone_are_refused() -> None:
+    """As Nemotron-H publishes them."""
+    names = "mtp.layers.0.eh_proj.weight", "mtp.layers.0.mixer.q_proj.weight", "mtp.layers.1.mixer.gate.weight"
+    bearer = Bearer("It", stock("nemotron_h-experts").config, dict.fromkeys(names, (64, 64)), frozenset(), frozenset())
+    with pytest.raises(CheckpointError, match=r"^Layers of NemotronHModel cannot be those of a head; this is not supported yet\.$"):
         mtp.found(bearer)
 
 
@@ -252,7 +325,9 @@ def test_what_cannot_be_run_is_refused_by_name(stores: Any) -> None:
     some = store.extra["mtp.norm.weight"]
     for name in ("mtp.layers.0.mlp.experts.3.up_proj.weight", "mtp.layers.0.mlp.gate.weight"):
         assert f"{name!r} that fits nothing" in refused(store, model, {**store.extra, name: some}), "the model has no experts"
-    assert "has 2 layers" in refused(store, model, {**store.extra, "mtp.layers.1.input_layernorm.weight": some})
+    further = refused(store, model, {**store.extra, "mtp.layers.1.input_layernorm.weight": some})
+    assert "is not whole: there is no tensor 'mtp.layers.1.mlp.down_proj.weight'" in further
+    assert "of 3 layers there is no 2" in refused(store, model, {**store.extra, "mtp.layers.2.input_layernorm.weight": some})
     assert "'mtp.strange.weight' that fits nothing" in refused(store, model, {**store.extra, "mtp.strange.weight": some})
     wrong = replace(store.extra["mtp.fc.weight"], shape=(64, 64))
     assert "'mtp.fc.weight' has the shape [64, 64], not [64, 128]" in refused(store, model, {**store.extra, "mtp.fc.weight": wrong})

@@ -1,10 +1,6 @@
-"""Layers for multi-token prediction (MTP) as checkpoints bring them along, found by the names of their tensors.
-
-Two ways of naming are published. Qwen3-Next, Qwen3.5 and EXAONE 4.5 have all of it under `mtp.`: `fc`, `pre_fc_norm_embedding`,
-`pre_fc_norm_hidden`, `norm`, and decoder layers. DeepSeek-V3, GLM and their relatives number a layer on after the model's own:
-`layers.N.eh_proj`, `enorm`, `hnorm`, `shared_head.norm`, and the decoder layer's tensors beside them. What is computed with them is
-the same (heads/mtp.py). What the decoder layer's tensors are, those of experts among them, is asked of the table of names by which
-transformers loads the model."""
+"""Layers for multi-token prediction (MTP) as checkpoints bring them along, found by the names of their tensors (`mtp_names`). What
+is computed with them is the same in all (heads/mtp.py). What the decoder layer's tensors are, those of experts among them, is asked
+of the table of names by which transformers loads the model."""
 
 from __future__ import annotations
 
@@ -22,6 +18,7 @@ from ...models.mixtures.experts import stacks
 from ...models.stock.bare import STACKED
 from ...models.stock.names import finder
 from ...models.stock.wrapper import text_config
+from ...weights.entries import Stored
 from ...weights.store import Store
 from .. import DraftHead, HeadConfig
 from ..files import built
@@ -29,30 +26,17 @@ from ..held import Holding, hold
 from ..layers import stock_decoder
 from ..source import Bearer
 from ..tensors import Values, unpacked_chunks
+from .mtp_names import ANY, INSIDE, Naming, named, published
 
 # What it is called among the heads that are found in a checkpoint.
 NAME = "mtp"
-# In names of tensors of such layers of any kind.
-_ANY = re.compile(r"(^|\.)mtp(_|\.)")
-# What may stand before the names of a text model's tensors.
-_PREFIX = r"(?:model\.|language_model\.)*"
-_TOGETHER = re.compile(rf"{_PREFIX}mtp\.(?:layers\.(?P<number>\d+)\.)?(?P<rest>.+)")
-_NUMBERED = re.compile(rf"{_PREFIX}layers\.(?P<number>\d+)\.(?P<rest>.+)")
-# What is not the decoder layer's, by our names for it.
-_OWN = {
-    "pre_fc_norm_embedding": "embedding_norm", "pre_fc_norm_hidden": "hidden_norm", "fc": "join", "norm": "norm",
-    "enorm": "embedding_norm", "hnorm": "hidden_norm", "eh_proj": "join", "shared_head.norm": "norm",
-    "shared_head.head": "output", "embed_tokens": "embedding",
-}  # fmt: skip
-# Before our names of the decoder layer's tensors.
-_INSIDE = "layers.0."
 # It reads what the model's output head is given.
 TAPS = (-1,)
 
 
 @dataclass(frozen=True)
 class MtpSource:
-    """The MTP layer of a checkpoint: what it is, and which tensors it is made of."""
+    """The MTP layers of a checkpoint: what they are, and which tensors they are made of."""
 
     bearer: Bearer
     config: HeadConfig
@@ -86,15 +70,19 @@ class MtpSource:
     def _type(self, source: str) -> torch.dtype:
         """That of the numbers of the checkpoint's tensor `source`."""
         packed = self.bearer.packed.get(source)
-        return self._store.extra[source].dtype if packed is None else packed.dtype
+        return self._stored(source).dtype if packed is None else packed.dtype
 
     def _chunks(self, source: str) -> Iterator[Tensor]:
         """The bytes of the checkpoint's tensor `source`: of the weights, where it is published as codes."""
         store, info = self._store, self.bearer.packed.get(source)
         if info is None:
-            return store.pieces(store.extra[source])
+            return store.pieces(self._stored(source))
         codes, scales = (store.extra[part.name] for part in info.published)
         return unpacked_chunks(info, store.pieces(codes), store.read(scales))
+
+    def _stored(self, source: str) -> Stored:
+        """Where the checkpoint's tensor `source` lies, which may be one of the model's own."""
+        return self._store.extra.get(source) or self._store.shared[source]
 
     @property
     def _store(self) -> Store:
@@ -114,69 +102,86 @@ def found(bearer: Bearer) -> MtpSource | None:
 
 
 def _sought(bearer: Bearer) -> MtpSource | None:
-    layers = named(bearer.aside, text_config(bearer.config).num_hidden_layers)
-    if not layers:
-        if other := next((name for name in bearer.aside if _ANY.search(name)), None):
+    naming = named(bearer.aside, text_config(bearer.config).num_hidden_layers)
+    if not naming.layers:
+        if other := next((name for name in bearer.aside if ANY.search(name)), None):
             raise CheckpointError(f"{_what(bearer)} of a kind that is not known, which {other!r} is of; not supported yet.")
         return None
-    if len(layers) > 1:
-        raise CheckpointError(
-            f"{bearer.name} has {len(layers)} layers for multi-token prediction; only one is supported so far."
-        )
+    count = max(naming.layers) + 1
+    if lacking := set(range(count)) - naming.layers.keys():
+        raise CheckpointError(f"{_what(bearer)} that is not whole: of {count} layers there is no {min(lacking) + 1}. Get it again.")
+    config: HeadConfig | None = None
+    made: dict[str, tuple[str, ...]] = {}
+    for layer in range(count):
+        tensors = _tensors(bearer, naming, layer)
+        if count > 1 and (table := tensors.get("embedding") or tensors.get("output.weight")):
+            own = f"{count} layers for multi-token prediction, and tables of their own, such as {table!r}"
+            raise CheckpointError(f"{bearer.name} brings {own}; not supported yet.")
+        if config is None:
+            config, sources = _config(bearer, tensors, naming)
+        else:
+            sources = _sources(config, tensors)
+        shapes = {name: bearer.aside.get(name) or bearer.shared[name] for name in tensors.values()}
+        check_whole(_what(bearer), config, sources, tensors, shapes)
+        # what layers have in common is the first one's
+        once = naming.common.values() if layer else ()
+        made |= {_numbered(own, layer): names for own, names in sources.items() if names[0] not in once}
+    assert config is not None
+    if count > 1:
+        options = {**config.options, "feed": naming.feed, "shared": bool(naming.common)}
+        config = replace(config, layers=count, heads=count, options=options)
+    return MtpSource(bearer, config, made)
+
+
+def _tensors(bearer: Bearer, naming: Naming, layer: int) -> dict[str, str]:
+    """Our names of what `layer` is made of, as if it were alone -> the checkpoint's; copies of the model's tables left out.
+
+    Raises CheckpointError for codes that cannot be used."""
     copies = {"embedding": bearer.embeddings, "output.weight": bearer.outputs}
-    tensors = {own: name for own, name in next(iter(layers.values())).items() if name not in copies.get(own, ())}
+    there = bearer.aside.keys() | bearer.shared.keys()
+    tensors = {own: name for own, name in naming.of(layer).items() if name in there and name not in copies.get(own, ())}
     for name in tensors.values():
         if (info := bearer.packed.get(name)) is not None and info.packed is not None and info.packed.fault:
             raise CheckpointError(f"{_what(bearer)} in which {info.packed.codes.name!r} {info.packed.fault}.")
-    config, sources = _config(bearer, tensors)
-    check_whole(_what(bearer), config, sources, tensors, {name: bearer.aside[name] for name in tensors.values()})
-    return MtpSource(bearer, config, sources)
+    return tensors
+
+
+def _numbered(own: str, layer: int) -> str:
+    """The name of the tensor `own` of a head that has one layer in one where that is number `layer`."""
+    return re.sub(r"^(\w+)\.0\.", rf"\g<1>.{layer}.", own)
 
 
 def _what(bearer: Bearer) -> str:
     return f"{bearer.name} brings a layer for multi-token prediction"
 
 
-def named(names: Iterable[str], blocks: int) -> dict[int, dict[str, str]]:
-    """Of a checkpoint's tensors `names`, those of layers that predict further tokens, for a model of so many decoder `blocks`: for
-    each layer from 0 on, our name of a tensor -> the checkpoint's. Empty where there is no such layer."""
-    layers: dict[int, dict[str, str]] = {}
-    for name in names:
-        if together := _TOGETHER.fullmatch(name):
-            number, rest, inside = int(together["number"] or 0), together["rest"], together["number"] is not None
-        elif (numbered := _NUMBERED.fullmatch(name)) and int(numbered["number"]) >= blocks:
-            number, rest, inside = int(numbered["number"]) - blocks, numbered["rest"], False
-        else:
-            continue
-        module, _, kind = rest.rpartition(".")
-        own = None if inside else _OWN.get(module)
-        # tables are the only ones that are no module's
-        ours = f"{_INSIDE}{rest}" if own is None else own if own == "embedding" else f"{own}.{kind}"
-        layers.setdefault(number, {})[ours] = name
-    return layers
-
-
-def _config(bearer: Bearer, tensors: Mapping[str, str]) -> tuple[HeadConfig, dict[str, tuple[str, ...]]]:
-    """What the layer is: of the kinds of layers that the model of `bearer` has, the first that has all of `tensors`, or else the
+def _config(bearer: Bearer, tensors: Mapping[str, str], naming: Naming) -> tuple[HeadConfig, dict[str, tuple[str, ...]]]:
+    """What a layer is: of the kinds of layers that the model of `bearer` has, the first that has all of `tensors`, or else the
     one that has most. With it, which of the checkpoint's tensors each of its own is made of."""
     options = {"own_output": "output.weight" in tensors}
     # It lies in the model's own checkpoint, whose fingerprint is not known before that is prepared.
     facts = replace(bearer.facts, fingerprint="")
     config = HeadConfig("mtp", facts, taps=TAPS, layers=1, own_embedding="embedding" in tensors, options=options)
-    configs = [replace(config, layer=layer) for layer in _up_to_each_kind(config, text_config(bearer.config))]
+    text = text_config(bearer.config)
+    configs = [replace(config, layer=layer) for layer in _up_to_each_kind(config, text, naming)]
     kinds = [(config, _sources(config, tensors)) for config in configs]
     return max(kinds, key=lambda kind: sum(map(len, kind[1].values())))
 
 
-def _up_to_each_kind(config: HeadConfig, text: Any) -> Iterator[dict[str, Any]]:
+def _up_to_each_kind(config: HeadConfig, text: Any, naming: Naming) -> Iterator[dict[str, Any]]:
     """For each kind of layer of the text model that the config `text` describes, the values of a config whose last layer is the
-    first of the kind. Where it says of which kind layers for multi-token prediction are, the last one is of that kind."""
+    first of the kind. Where it says of which kind layers for multi-token prediction are, or names do, the last one is of that kind.
+
+    Raises CheckpointError where several layers are of unlike kinds."""
     values = text.to_dict()
     count = text.num_hidden_layers
     lists = [key for key, value in values.items() if isinstance(value, list) and len(value) == count and not key.endswith("_id")]
     layers = stock_decoder(replace(config, layer=values)).layers
     told = {key: values.get(f"mtp_{key}") for key in ("layer_types", "mlp_layer_types")}
-    wanted = {key: own[0] for key, own in told.items() if own and key in lists}
+    if unlike := next((key for key, own in told.items() if len({*(own or ())[: len(naming.layers)]}) > 1), None):
+        raise CheckpointError(f"The layers for multi-token prediction are of unlike kinds (mtp_{unlike}); not supported yet.")
+    wanted = {key: kind for key, kind in naming.kinds.items() if key in lists}
+    wanted |= {key: own[0] for key, own in told.items() if own and key in lists}
     seen = set()
     for index in range(count):
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in layers[index].state_dict().items())
@@ -190,12 +195,12 @@ def _up_to_each_kind(config: HeadConfig, text: Any) -> Iterator[dict[str, Any]]:
 def _sources(config: HeadConfig, tensors: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Of the published `tensors`, by our names, those that each tensor of a head of `config` is made of, if there are such."""
     inside = f"layers.{config.layer['num_hidden_layers'] - 1}."
-    theirs = {own.replace(_INSIDE, inside, 1) if own.startswith(_INSIDE) else own: name for own, name in tensors.items()}
+    theirs = {own.replace(INSIDE, inside, 1) if own.startswith(INSIDE) else own: name for own, name in tensors.items()}
     find = finder(stock_decoder(config), [name for name in theirs if name.startswith(inside)])
     made: dict[str, tuple[str, ...]] = {}
     for own in built(config, "meta").state_dict():
-        if own.startswith(_INSIDE):
-            made[own] = tuple(theirs[name] for name in find.sources(own.replace(_INSIDE, inside, 1)))
+        if own.startswith(INSIDE):
+            made[own] = tuple(theirs[name] for name in find.sources(own.replace(INSIDE, inside, 1)))
         elif own in tensors:
             made[own] = (tensors[own],)
     return {own: names for own, names in made.items() if names}
@@ -210,9 +215,9 @@ def check_whole(
     head = built(config, "meta")
     needed = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     experts = {name: stack.experts for name, stack in stacks(head).items()}
-    other = next(iter(tensors.values()))
+    other = next((name for own, name in tensors.items() if own.startswith(INSIDE)), next(iter(tensors.values())))
     if missing := sorted(needed.keys() - sources.keys()):
-        lacking = _published(missing[0], other)
+        lacking = published(missing[0], other)
         raise CheckpointError(f"{what} that is not whole: there is no tensor {lacking!r}. Get the checkpoint again.")
     for own, names in sources.items():
         if len(names) > 1 and own in experts and (lack := _lacking(names, experts[own])) is not None:
@@ -256,15 +261,3 @@ def _lacking(names: Iterable[str], experts: int) -> str | None:
 def _beyond(names: Iterable[str], experts: int) -> list[str]:
     """Those of `names`, which are of one expert each, of which the expert is none of so many `experts`."""
     return [name for name in names if _steps(name)[1] >= experts]
-
-
-def _published(own: str, other: str) -> str:
-    """What the checkpoint would call the tensor that is `own` by our names, where it has one called `other`."""
-    module, _, kind = own.rpartition(".")
-    names = [published for published, ours in _OWN.items() if ours == module]
-    if together := _TOGETHER.fullmatch(other):
-        before = other[: together.start("number" if together["number"] else "rest")].removesuffix("layers.")
-        return before + (f"{names[0]}.{kind}" if names else own)
-    numbered = _NUMBERED.fullmatch(other)
-    assert numbered is not None
-    return other[: numbered.start("rest")] + (f"{names[-1]}.{kind}" if names else own.removeprefix(_INSIDE))
