@@ -113,6 +113,15 @@ def test_experts_of_odd_numbers_or_that_few_are_chosen_from_stay() -> None:
     assert small("qwen2_moe", num_experts=60, num_experts_per_tok=4)[1].num_experts == 30
 
 
+def test_an_index_chooses_few_tokens_or_blocks_by_heads_that_are_enough() -> None:
+    layers = {"num_hidden_layers": 4, "mlp_layer_types": ["dense", *["sparse"] * 3]}
+    _, copy = small("glm_moe_dsa", **layers, indexer_types=["full", "shared", "full", "shared"], index_n_heads=4)
+    assert copy.index_topk == 6 and copy.index_n_heads == 32 and copy.indexer_types[0] == "full" and "shared" in copy.indexer_types
+    _, copy = small("minimax_m3_vl_text", **layers, layer_types=["full_attention", *["minimax_m3_sparse"] * 3])
+    assert (copy.index_topk_blocks, copy.index_block_size) == (2, 3) and copy.index_n_heads == copy.num_key_value_heads == 2
+    assert "minimax_m3_sparse" in copy.layer_types and copy.index_head_dim == 128
+
+
 def test_larger_copies_change_less() -> None:
     config = AutoConfig.for_model("llama", num_hidden_layers=5, hidden_size=512, num_attention_heads=8, num_key_value_heads=8)
     assert shrunk(config, few_layers=False).num_hidden_layers == 5

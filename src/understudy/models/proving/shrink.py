@@ -207,6 +207,9 @@ def _narrow(values: dict[str, Any], names: dict[str, str]) -> None:
     values[heads_name] = few
     if kv_name is not None:
         values[kv_name] = few_kv
+    if _positive(values.get("index_topk_blocks")):
+        # each head of keys has one of the index
+        values["index_n_heads"] = few_kv
     for part in _parts(values):
         part |= {key: few_kv for key in KV_HEADS if _positive(part.get(key))}
         part |= {key: _least(value) for key, value in part.items() if _FEED_FORWARD.search(key)}
