@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from understudy.models.proving.shrink import VOCABULARY, WINDOW, shrunk, values_of
 from understudy.models.stock import structure
 from understudy.models.stock.shape import ModelShape
+from understudy.models.stock.wrapper import text_config
 from understudy.models.streamed import attention_name
 
 
@@ -61,6 +62,31 @@ def test_values_that_layers_have_of_their_own_stay_with_them() -> None:
     sizes = [(layer.key_size, layer.kv_heads, layer.window) for layer in ModelShape.of(copy).layers]
     assert sizes == [(256, 2, WINDOW), (512, 1, 0)]
     assert [config.per_layer_config[i].num_key_value_heads for i in (0, 5)] == [16, 4], "the config itself stays"
+
+
+def test_layers_with_heads_of_their_own_share_them_otherwise_in_a_copy() -> None:
+    """As Step-3.7: eight to a head of keys in full layers, twelve in those with a window."""
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "sliding_attention"]
+    changes = {"num_attention_heads": 64, "num_sliding_attention_heads": 96, "layer_types": kinds * 2, "sliding_window": 512}
+    whole = CONFIG_MAPPING["step3p7"](text_config={"num_hidden_layers": 8, **changes})
+    copy = text_config(shrunk(whole))
+    heads = [own.num_attention_heads for own in copy.per_layer_config]
+    assert set(zip(copy.layer_types, heads, strict=True)) == {("full_attention", 4), ("sliding_attention", 6)}
+    assert copy.num_key_value_heads == 2 and copy.hidden_size == 256
+
+
+def test_experts_that_have_no_matrices_shrink_with_those_that_have() -> None:
+    """As LongCat-Flash, which also counts two layers a block."""
+    _, copy = small("longcat_flash")
+    assert (copy.n_routed_experts, copy.zero_expert_num, copy.moe_topk) == (64, 32, 12)
+    assert copy.num_layers == 2 and copy.num_hidden_layers == 4
+
+
+def test_sizes_in_parts_of_a_config_shrink_too() -> None:
+    attention, network = {"kv_n_heads": 8, "rope_theta": 5e5}, {"moe_num_experts": 16, "moe_top_k": 2, "ffn_hidden_size": 10752}
+    _, copy = small("dbrx", d_model=6144, n_heads=48, rope_theta=5e5, attn_config=attention, ffn_config=network)
+    assert (copy.n_heads, copy.attn_config.kv_n_heads, copy.d_model) == (4, 2, 512)
+    assert (copy.ffn_config.moe_num_experts, copy.ffn_config.ffn_hidden_size, copy.ffn_config.hidden_size) == (8, 240, 512)
 
 
 def test_layers_that_read_anothers_keys_stay_and_so_does_one_that_nobody_reads() -> None:

@@ -109,7 +109,9 @@ def test_of_a_model_that_speaks_what_writes_is_run(kind: str, tmp_path: Path) ->
     assert done.token_ids == generated(model, PROMPT, 24) and done.stats.accepted > 0 and done.stats.bytes_streamed > 0
     publish_omni(tmp_path / "half", kind)
     whole = AutoConfig.from_pretrained(tmp_path / "half")
+    whole.dtype, whole.thinker_config.dtype = torch.bfloat16, None
     assert whole.model_type == kind and that_writes(whole) is whole.thinker_config
+    assert whole.thinker_config.dtype == torch.bfloat16, "the whole says it"
     assert config_of(tmp_path / "half").model_type == f"{kind}_thinker"
     for method in ("none", "substitute"):
         with LLM(tmp_path / "half", method=method, resident="none", memory="1GiB", context=128) as llm:

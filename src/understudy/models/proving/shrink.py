@@ -197,12 +197,14 @@ def _narrow(values: dict[str, Any], names: dict[str, str]) -> None:
     kv_heads = heads if kv_name is None else values[kv_name]
     few_kv, few = _few_heads(heads, kv_heads)
     own_values = _own_values(values).values()
-    if few >= heads or any(heads_name in own for own in own_values):
+    if few >= heads:
         return
     for own in own_values:
+        if heads_name in own:
+            own[heads_name] = _few_own(own[heads_name] // kv_heads, heads // kv_heads, few_kv)
         own |= {key: _least(value) for key, value in own.items() if _FEED_FORWARD.search(key)}
         if kv_name in own:
-            own[kv_name] = _few_of(own[kv_name] * few_kv // kv_heads, few)
+            own[kv_name] = _few_of(own[kv_name] * few_kv // kv_heads, own.get(heads_name, few))
     narrow = hidden * few // heads
     values[heads_name] = few
     if kv_name is not None:
@@ -227,6 +229,13 @@ def _few_heads(heads: int, kv_heads: int) -> tuple[int, int]:
         return few, few
     group = max(heads // kv_heads, 1)
     return min(kv_heads, 2), min(kv_heads, 2) * (group if group < 3 else 2 + group % 2)
+
+
+def _few_own(group: int, usual: int, kv_heads: int) -> int:
+    """Heads of a layer that has its own number, of which `group` share one of so many heads of keys where `usual` do in others."""
+    few = group if group < 3 else 2 + group % 2
+    others = usual if usual < 3 else 2 + usual % 2
+    return kv_heads * max(few + (few == others and group != usual), 1)
 
 
 def _few_of(count: int, heads: int) -> int:

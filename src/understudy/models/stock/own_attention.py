@@ -138,7 +138,8 @@ def biased(query: Tensor, key: Tensor, slopes: Tensor, scale: float, cache: Any)
     positions = torch.arange(count, device=query.device) if known is None else known[0].to(query.device)
     low = positions % STEP
     parts = torch.stack([positions - low, low], dim=-1).to(key.dtype)
-    own = nn.functional.pad(parts.repeat_interleave(SLOPES, dim=-1), (0, BIASED - 2 * SLOPES))
+    each = parts[..., None].expand(count, 2, SLOPES).flatten(1)
+    own = nn.functional.pad(each, (0, BIASED - 2 * SLOPES))
     rest, split = slopes.float() / scale, []
     for _ in range(SLOPES):
         split.append(rest.to(query.dtype))

@@ -40,7 +40,10 @@ def that_writes(config: Any) -> Any:
     if own is config or any(getattr(config, name, None) is own for name in config.sub_configs):
         return config
     inside = (getattr(config, name, None) for name in config.sub_configs)
-    return next((part for part in inside if part is not None and text_config(part) is own), config)
+    found = next((part for part in inside if part is not None and text_config(part) is own), config)
+    # which may stand at the whole alone
+    found.dtype = found.dtype or config.dtype
+    return found
 
 
 def is_wrapper(config: Any) -> bool:
