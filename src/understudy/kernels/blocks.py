@@ -10,15 +10,17 @@ from torch import Tensor
 from ..layer_states import FullState
 from ..recurrent import RecurrentState
 from ..tree import Nodes
+from . import draft_channels
 from .delta_form import DeltaForm
 from .draft_chain import BlockParts, LevelChain
+from .draft_channels import ChannelForm
 from .draft_delta import mix_delta
 from .draft_experts import ExpertProduct
 from .draft_layer import attend
 from .draft_mixture import DraftMixture
 from .draft_product import Joined, Product
 from .head_form import HeadForm
-from .join_form import GateKind, JoinForm, apart
+from .join_form import GateKind, JoinForm, Norm, apart
 
 # nodes times tokens they see, of a level, beyond which the stock block's attention may be the faster one on a processor
 MANY = 1 << 16
@@ -53,6 +55,18 @@ class MixedExperts(Protocol):
         """hidden [n, K], the experts chosen [n, k] of each row and their weights [n, k] -> [n, K]."""
 
 
+class ChannelParts(Protocol):
+    """What a layer of the delta rule that forgets by channel does beside its products and the rule; see `draft_channels`."""
+
+    def ask(
+        self, made: Tensor, state: RecurrentState, nodes: Nodes, form: ChannelForm
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values [n, heads, size] and shares [n, heads] of what the products made [n, columns]."""
+
+    def gate(self, given: Tensor, gates: Tensor, norm: Norm) -> Tensor:
+        """given [n, heads, size], normed by heads, and gated by gates [n, heads * size] -> the same shape as those."""
+
+
 # See `draft_delta.mix_delta`.
 DeltaRule = Callable[[Tensor, RecurrentState, Nodes, DeltaForm], Tensor]
 
@@ -79,6 +93,10 @@ class BlockKernels(Protocol):
     @property
     def delta(self) -> DeltaRule | None:
         """What a layer of the gated delta rule does between its products; None where there is no kernel for it."""
+
+    @property
+    def channels(self) -> ChannelParts | None:
+        """What a layer that forgets by channel does around its rule; None where there are no kernels for it."""
 
     def suits(self, nodes: Nodes) -> bool:
         """Is a level of `nodes` faster so than in stock blocks? It is told by shapes alone where nodes lie on a device."""
@@ -114,6 +132,10 @@ class ProcessorBlocks:
     @property
     def delta(self) -> DeltaRule:
         return mix_delta
+
+    @property
+    def channels(self) -> ChannelParts:
+        return draft_channels
 
     def suits(self, nodes: Nodes) -> bool:
         return len(nodes) * (nodes.last + 1) <= MANY

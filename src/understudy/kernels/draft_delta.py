@@ -218,8 +218,8 @@ def _asked(argument: Any) -> None:
         for c in range(0, channels, SIXTY_FOUR):
             silu_gate(line[c:].ctypes.data, ones.ctypes.data)
         for head in range(rule.key_heads):
-            _unit(line[head * size : (head + 1) * size], asked[node, head, 0], np.float32(1) / np.sqrt(np.float32(size)))
-            _unit(line[half + head * size : half + (head + 1) * size], asked[node, head, 1], np.float32(1))
+            unit(line[head * size : (head + 1) * size], asked[node, head, 0], np.float32(1) / np.sqrt(np.float32(size)))
+            unit(line[half + head * size : half + (head + 1) * size], asked[node, head, 1], np.float32(1))
         values[node] = line[2 * half : channels]
         place = int64_at(run.rows)[node] * run.places + int64_at(run.slots)[node] % run.places
         keys = carray(float32_at(rule.keys + place * half * 4), (rule.key_heads, size))
@@ -238,7 +238,7 @@ def _asked(argument: Any) -> None:
 
 
 @compiled
-def _unit(x: Any, out: Any, length: Any) -> None:
+def unit(x: Any, out: Any, length: Any) -> None:
     """`out` = x with this length."""
     factor = length / np.sqrt(squares(x) + SHORTEST)
     for c in range(x.shape[0]):

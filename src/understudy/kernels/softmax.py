@@ -48,6 +48,10 @@ class Exponentials(Code):
         """x / (1 + exp(-x))."""
         return self.opened(x, x)
 
+    def logistic(self, x: Any) -> Any:
+        """1 / (1 + exp(-x))."""
+        return self.opened(self.all(FLOATS, 1.0), x)
+
     def gelu(self, x: Any) -> Any:
         """x / (1 + exp(-2 u)), where u = sqrt(2 / pi) (x + 0.044715 x^3): GELU by its hyperbolic tangent."""
         cube = self.b.fmul(self.b.fmul(x, x), x)
@@ -176,7 +180,7 @@ def _gate(name: str) -> Any:
     return gate
 
 
-silu_gate, gelu_gate = map(_gate, ("silu", "gelu"))
+silu_gate, gelu_gate, logistic_gate = map(_gate, ("silu", "gelu", "logistic"))
 _exponential: Any = _one_exponential
 
 

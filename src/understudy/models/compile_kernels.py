@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..devices.processor import Processor
-from ..kernels import draft_delta, draft_mixture, spilled_attention
+from ..kernels import draft_channels, draft_delta, draft_mixture, spilled_attention
 from ..kernels.chosen_keys import IndexQuery
 from ..kernels.draft_chain import lead
 from ..kernels.recurrence import RuleStep
@@ -86,6 +86,8 @@ def _use_all(store: Store, shape: ModelShape, dtype: torch.dtype, drafts: bool) 
         if drafts and False in kinds:
             draft_delta.through()
             draft_delta.entries()
+        if drafts and True in kinds:
+            draft_channels.entries()
     choose()
     give_back()
 

@@ -23,6 +23,7 @@ from ..recurrent import tops
 from ..tree import Nodes, TokenTree
 from .fused_blocks.block_samples import BlockSamples
 from .fused_blocks.block_structure import BlockModules, MlpModules, usual_blocks, usual_mlps
+from .fused_blocks.fused_channels import channel_layers, channel_samples
 from .fused_blocks.fused_experts import mixed_samples, mixtures
 from .fused_blocks.fusing import FusedParts, Fusing
 from .fused_blocks.joiner import Joiner
@@ -90,16 +91,19 @@ class Draft:
         if kernels is None:
             return FusedParts()
         together = mixtures(self.model, self.linears, kernels)
-        fusing = Fusing(self._here(usual_blocks(self.model)), self._mlps(), Joiner(self.linears, kernels), together)
-        if not fusing.blocks and not fusing.mlps and not together:
+        joiner = Joiner(self.linears, kernels)
+        stepped = {} if self.stages is not None else channel_layers(self.model, joiner)
+        fusing = Fusing(self._here(usual_blocks(self.model)), self._mlps(), joiner, together, stepped)
+        if not fusing.blocks and not fusing.mlps and not together and not stepped:
             return FusedParts()
         # Some attentions depend on positions by more than their turns, and only past a certain one.
         text, tree = _compared(vocabulary)
         for nodes, further in ((text, 0), (tree, max(0, context - 1 - tree.last))):
-            with BlockSamples(fusing.blocks, fusing.mlps, further) as watched, mixed_samples(together) as mixed:
+            samples = BlockSamples(fusing.blocks, fusing.mlps, further), mixed_samples(together), channel_samples(stepped)
+            with samples[0] as watched, samples[1] as mixed, samples[2] as layers:
                 self._run(WatchedLevel(self, nodes, watched.specs))
             if kernels.suits(nodes):
-                self._under_way(Level(self, nodes), partial(fusing.compare, watched, mixed))
+                self._under_way(Level(self, nodes), partial(fusing.compare, watched, mixed, layers))
         return fusing.take_over(self.current, _level)
 
     def _here(self, blocks: dict[nn.Module, BlockModules]) -> dict[nn.Module, BlockModules]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...layer_states import FullState
 from ...tree import Nodes
-from ..blocks import ChainedBlocks, DeltaRule, JoinedProduct, MixedExperts
+from ..blocks import ChainedBlocks, ChannelParts, DeltaRule, JoinedProduct, MixedExperts
 from ..draft_chain import BlockParts
 from ..head_form import HeadForm
 from ..join_form import GateKind, JoinForm, apart
@@ -49,6 +49,11 @@ class TritonBlocks:
     @property
     def delta(self) -> DeltaRule | None:
         # no kernel has all of a layer yet
+        return None
+
+    @property
+    def channels(self) -> ChannelParts | None:
+        # nor of these
         return None
 
     def suits(self, nodes: Nodes) -> bool:

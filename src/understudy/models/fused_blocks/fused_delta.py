@@ -61,7 +61,7 @@ def fused_delta(stock: BlockModules, sample: Sample, joiner: Joiner) -> FusedDel
     linears = [getattr(mixer, name) for name in (APART if apart else BY_HEADS)]
     rule = joiner.kernels.delta
     usual = mixer.conv1d.bias is None and sample.given.dtype in TYPES and stock.times == 1
-    made = joiner.kernels.join(_products(linears, joiner), JoinForm(norm)) if usual else None
+    made = joiner.kernels.join(products_of(linears, joiner), JoinForm(norm)) if usual else None
     output = joiner([mixer.out_proj])
     if rule is None or made is None or output is None:
         return None
@@ -81,7 +81,7 @@ def _gated_norm_of(module: nn.Module | None) -> Norm | None:
     return Norm(found.contiguous() * (1 + epsilon) ** 0.5, epsilon)
 
 
-def _products(linears: Sequence[nn.Module], joiner: Joiner) -> list[Callable[[Tensor], Tensor]]:
+def products_of(linears: Sequence[nn.Module], joiner: Joiner) -> list[Callable[[Tensor], Tensor]]:
     """The draft's products of `linears`; those that are not streamed, which are small, get a copy for it."""
     found: list[Callable[[Tensor], Tensor]] = []
     for linear in linears:

@@ -27,6 +27,7 @@ from .fused import (
     take_over,
     take_over_mlp,
 )
+from .fused_channels import ChannelSamples, FusedChannels, take_over_channels
 from .fused_delta import fused_delta
 from .fused_experts import MixedSample, mixes_alike, take_over_experts
 from .joiner import Joiner
@@ -39,6 +40,8 @@ class FusedParts(NamedTuple):
     attentions: int = 0
     mlps: int = 0
     mixtures: int = 0
+    # Layers that forget by channel.
+    channels: int = 0
 
 
 @dataclass
@@ -50,6 +53,8 @@ class Fusing:
     joiner: Joiner
     # The experts of layers, in one call each.
     mixtures: dict[nn.Module, MixedExperts]
+    # Layers that forget by channel, each in one way or more.
+    channels: dict[nn.Module, list[FusedChannels]]
 
     def __post_init__(self) -> None:
         # None: no way to compute it gave what the stock module gave.
@@ -59,12 +64,16 @@ class Fusing:
         self._alone: dict[nn.Module, FusedMlp | None] = {}
         self._handed_on = set(itertools.pairwise(self.blocks))
 
-    def compare(self, watched: BlockSamples, mixed: Mapping[nn.Module, MixedSample], level: LevelPass) -> None:
+    def compare(
+        self, watched: BlockSamples, mixed: Mapping[nn.Module, MixedSample], stepped: ChannelSamples, level: LevelPass
+    ) -> None:
         """Compare with what stock modules gave in `level`, which must be under way."""
         self.mixtures = {
             module: ours for module, ours in self.mixtures.items() if module in mixed and mixes_alike(ours, mixed[module])
         }
         self._handed_on &= watched.handed_on
+        for mixer, layer in stepped.items():
+            self.channels[mixer] = [ours for ours in self.channels[mixer] if ours.alike(*layer, level)]
         for block, sample in watched.samples:
             self._halves[block] = self._half(block, sample, watched.mlp_samples)
             self._furthers[block] = self._further(block, sample)
@@ -135,4 +144,7 @@ class Fusing:
             take_over_mlp(mlp, half, current, level)
         for module, experts in self.mixtures.items():
             take_over_experts(module, experts, current, level)
-        return FusedParts(len(whole), len(found) - len(whole), len(alone), len(self.mixtures))
+        layers = {mixer: ways[0] for mixer, ways in self.channels.items() if ways}
+        for mixer, layer in layers.items():
+            take_over_channels(mixer, layer, current, level)
+        return FusedParts(len(whole), len(found) - len(whole), len(alone), len(self.mixtures), len(layers))
