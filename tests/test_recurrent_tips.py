@@ -81,3 +81,9 @@ def test_a_state_that_is_kept_as_several_is_one_place_in_memory() -> None:
     tips.rewind(0, 0)
     found = tips.rooms(0, 3, like)
     assert len({each.data_ptr() for each in found}) == 3
+    # of those that are not kept then one is held for later
+    tips.ends[0] = 9, found[1]
+    tips.settle(0)
+    places = [found[0].data_ptr(), found[2].data_ptr()]
+    spare = tips.rooms(0, 1, like)[0].data_ptr()
+    assert spare == places[0] and len(tips._made[0]) == 2

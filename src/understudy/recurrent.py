@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .recurrent_tips import Tips
+from .recurrent_tips import NEWER, Tips
 from .tree import AcceptedPath, Nodes
 
 # tokens between two states that are folded
@@ -69,9 +69,9 @@ class RecurrentShape:
         return self.channels * dtype.itemsize + 4 * numbers
 
     def row_bytes(self, scratch: int, dtype: torch.dtype) -> int:
-        """All that one row takes: its records, two states (and four newer ones, where those are kept), and what lets it go back to
-        the end of its prompt."""
-        return (7 if self.by_channel else 3) * self.state_bytes + (self.places(scratch) + FOLD) * self.record_bytes(dtype)
+        """All that one row takes: its records, two states (and newer ones, where those are kept), and what lets it go back to the
+        end of its prompt."""
+        return (3 + (NEWER if self.by_channel else 0)) * self.state_bytes + (self.places(scratch) + FOLD) * self.record_bytes(dtype)
 
 
 @dataclass(frozen=True)

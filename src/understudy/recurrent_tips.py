@@ -13,7 +13,11 @@ from .tree import AcceptedPath
 
 # marks of a row: a state is folded when a later one is there already
 MARKS = 2
-# tokens, and the state after them, which nobody writes any more
+# states of a row whose memory is held to be written again
+SPARE = 1
+# states of a row at most: a tip, an end, marks, and those
+NEWER = 2 + MARKS + SPARE
+# tokens, and the state after them, which nobody writes as long as it is kept
 Kept = tuple[int, Tensor]
 
 
@@ -30,14 +34,23 @@ class Tips:
 
     def rooms(self, row: int, count: int, like: Tensor) -> list[Tensor]:
         """Memory for so many new states of `row`, each `like` this; that of states which are not kept any more comes first."""
-        # by what it is: one state may be kept as several
-        kept = (self.tips[row], self.ends[row], *self.marks[row])
-        held = list({id(each[1]): each[1] for each in kept if each is not None}.values())
-        free = [made for made in self._made[row] if all(made is not each for each in held)][:count]
-        free += [torch.empty_like(like) for _ in range(count - len(free))]
+        held, free = self._held(row)
+        free = [*free[:count], *(torch.empty_like(like) for _ in range(count - len(free)))]
         if count:
             self._made[row] = [*held, *free]
         return free
+
+    def settle(self, row: int) -> None:
+        """What was asked for last is kept now, or not wanted: give back all memory but that of one state beside those."""
+        held, free = self._held(row)
+        self._made[row] = [*held, *free[:SPARE]]
+
+    def _held(self, row: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The states of `row` that are kept, each once, and memory of others."""
+        # by what it is: one state may be kept as several
+        kept = (self.tips[row], self.ends[row], *self.marks[row])
+        held = list({id(each[1]): each[1] for each in kept if each is not None}.values())
+        return held, [made for made in self._made[row] if all(made is not each for each in held)]
 
     def mark(self, row: int, tokens: int, state: Tensor) -> None:
         """The state after so many `tokens` of the straight line, which is to be folded."""

@@ -46,6 +46,8 @@ def recur(step: RuleStep, state: RecurrentState, nodes: Nodes) -> Tensor:
             tips.mark(row, tokens, saved)
         # of a straight line the last that is saved is its end
         tips.ends[row] = tokens, saved
+    for row in known:
+        tips.settle(row)
     return out
 
 
