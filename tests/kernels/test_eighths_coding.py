@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from understudy.kernels import eighths_coding, residual
+from understudy.kernels.eighths import BELOW_PATTERN, DENSE, MOST, WIDER, ZERO
 from understudy.kernels.eighths_coding import LEAST, Factors, tile_of
-from understudy.kernels.pack import block, unblock
+from understudy.kernels.pack import BLOCK, block, columns_of, unblock
 from understudy.kernels.residual import SLACK, Residual
 from understudy.quantizers import Tensors, quantizer
 
@@ -30,14 +31,66 @@ def weights(rows: int, columns: int, wide: int, *, alike: bool, seed: int = 0, k
     return block(made), Factors.of_rows(own, wide)
 
 
+def decode(made: Residual, codes: Tensor, scales: Tensor, factors: Factors, out: Tensor) -> None:
+    """Write the blocks into `out`, bfloat16 [nb, K, 64], by torch alone."""
+    count, columns, _ = out.shape
+    tile = tile_of(columns, scales.shape[0], codes.shape[2] // 8, factors.columns)
+    out.copy_(_decoded(codes, scales, factors, made.dense.view(count, columns, -1), made.stream))
+    table = made.table[:, 1].to(torch.int64)
+    which = torch.repeat_interleave(table.diff(), output_size=len(made.exceptions))
+    listed = made.exceptions.to(torch.int64)
+    out.view(torch.int16).view(-1)[which * tile * BLOCK + listed[:, 0]] = listed[:, 1].to(torch.int16)
+
+
+def _decoded(codes: Tensor, scales: Tensor, factors: Factors, dense: Tensor, stream: Tensor) -> Tensor:
+    """The blocks, but for exceptions."""
+    count, columns = codes.shape[:2]
+    own = factors.values.repeat_interleave(factors.columns, 1)[:, :columns] if factors.values.shape[1] > 1 else factors.values
+    inverse = 1 / own
+    units = scales.view(scales.shape[0], count, BLOCK, 2).to(torch.float32).permute(3, 1, 0, 2)
+    scale, zero = (each.repeat_interleave(columns // scales.shape[0], 1) * inverse for each in units)
+    bits = codes.shape[2] // 8
+    centre, half = 1 << bits - 1, 0.5 + WIDER[bits]
+    product = columns_of(codes).to(torch.float32) * scale
+    low, high = (_pattern(product + (zero - (centre + each) * scale)) for each in (half, -half))
+    straddles = (low ^ high) < 0
+    span = high - low
+    most = torch.where(straddles, ZERO, span.abs() - 1)
+    always = DENSE[bits]
+    needs = torch.stack([straddles, *(most >= 1 << bit for bit in range(always, MOST))], 2)
+    places = needs.view(-1).cumsum(0).view(needs.shape) - 1
+    # there is something behind the last bit
+    found = (stream.index_select(0, (places.clamp_(min=0) >> 3).view(-1)).view(needs.shape) >> (places & 7).to(torch.uint8)) & 1
+    found *= needs
+    lower = torch.where(straddles, found[:, :, 0] != 0, span < 0)
+    place = torch.zeros_like(low)
+    for bit in range(MOST):
+        own_bit = _rows_of(dense[:, :, 8 * bit : 8 * bit + 8]) if bit < always else found[:, :, 1 + bit - always]
+        place |= own_bit.to(torch.int32) << bit
+    number = torch.where(lower, low, high) - place << BELOW_PATTERN
+    number = torch.where(place == ZERO, number & -(1 << 31), number)
+    return (number.view(torch.float32) * own).to(torch.bfloat16)
+
+
+def _rows_of(eights: Tensor) -> Tensor:
+    """The bits of 8 bytes, a byte each: [..., 8] to [..., 64]."""
+    places = torch.arange(8, dtype=torch.uint8, device=eights.device)
+    return (eights[..., None] >> places & 1).flatten(-2)
+
+
+def _pattern(numbers: Tensor) -> Tensor:
+    """The patterns of float32, each with its sign in all higher bits."""
+    return numbers.contiguous().view(torch.int32) >> BELOW_PATTERN
+
+
 def returned(blocks: Tensor, factors: Factors, substitute: Tensors) -> Residual:
-    """The residual of `blocks`, which come back by both ways."""
+    """The residual of `blocks`, which come back by kernels and by torch."""
     codes, scales = substitute["codes"], substitute["scales"]
     made = eighths_coding.encode(blocks, codes, scales, factors)
     assert made is not None
     out = [torch.full_like(blocks, float("nan")) for _ in range(2)]
     residual.decode_described(eighths_coding.described(made, codes, scales, factors), out[0])
-    eighths_coding.decode(made, codes, scales, factors, out[1])
+    decode(made, codes, scales, factors, out[1])
     for found in out:
         assert torch.equal(found.view(torch.int16), blocks.view(torch.int16))
     assert -(-int(made.table[-1, 0]) // 8) + SLACK == made.stream.numel()

@@ -25,7 +25,7 @@ NUMBERS = 7
 
 class Fp8(BesideCopy):
     name = "fp8"
-    needs_triton = False
+    needs_triton = True
     form = "fp8"
     usual: Mapping[str, float] = {"int2": 6.6, "int3": 4.9, "int4": 3.5, "int6": 1.3, "int8": 1.0}
 
@@ -49,17 +49,17 @@ class Fp8(BesideCopy):
         return blocks
 
     def places(self, starts: Sequence[int], counts: Sequence[int], where: str) -> Tensor | None:
-        return None
+        # only now: it needs Triton
+        from ..kernels.gpu import residual as gpu
+
+        return gpu.table_of(starts, counts, where)
 
     def decode_on_device(self, part: Encoded, out: Tensor | None = None) -> Tensor:
-        # the host reads the header, and torch decodes
-        assert part.places is None, "parts are decoded one at a time"
-        if (kept := plain(part)) is not None:
-            return kept if out is None else out.copy_(kept)
-        made, factors = _opened(part)
+        # only now: it needs Triton
+        from ..kernels.gpu import eighths as gpu
+
         blocks = part.data.new_empty(part.shape, dtype=part.dtype) if out is None else out
-        eighths_coding.decode(made, part.substitute["codes"], part.substitute["scales"], factors, blocks)
-        return blocks
+        return gpu.decode(part.data, part.substitute["codes"], part.substitute["scales"], blocks, part.places)
 
     def operand(self, part: Encoded, out: Tensor | None = None) -> Operand:
         if (kept := plain(part)) is not None:

@@ -38,9 +38,7 @@ def fastest_codec(link: float, dtype: torch.dtype, quantizer: str, device: Devic
         coming = codec.bits(dtype, quantizer) / 8 / (link or UNKNOWN_LINK)
         return max(coming, device.seconds_a_weight(codec, quantizer))
 
-    # what a device with memory of its own has no kernel for takes longer there than the link
-    forms = "" if device.own_memory else form
-    able = [codec for codec in candidates(dtype, quantizer, forms) if not device.refusal(codec)]
+    able = [codec for codec in candidates(dtype, quantizer, form) if not device.refusal(codec)]
     return able[0].name if len(able) == 1 else min(able, key=seconds).name
 
 

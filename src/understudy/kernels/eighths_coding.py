@@ -28,8 +28,6 @@ from .vector import BYTE, LONG, Code, Vector
 LEAST = 8
 # Factors outside of these, and ends of bins beyond the second one, might not be finite in units of each other.
 SMALLEST, LARGEST = 2.0**-80, 2.0**80
-# weights that are decoded at once by torch
-TOGETHER = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -214,61 +212,3 @@ def _rows_having(typing: Any, bytes_of_rows: Any, bit: Any) -> Any:
 
 
 rows_having: Any = _rows_having
-
-
-def decode(residual: Residual, codes: Tensor, scales: Tensor, factors: Factors, out: Tensor) -> None:
-    """Write the blocks into `out`, bfloat16 [nb, K, 64], by torch alone, on any device."""
-    count, columns, _ = out.shape
-    tile = tile_of(columns, scales.shape[0], codes.shape[2] // 8, factors.columns)
-    starts = residual.table[:, 0].to(torch.int64)[:: columns // tile]
-    dense = residual.dense.view(count, columns, -1)
-    few = max(TOGETHER // (columns * BLOCK), 1)
-    for first in range(0, count, few):
-        own = slice(first, min(first + few, count))
-        part = scales[:, own.start * BLOCK : own.stop * BLOCK], Factors(factors.values[own], factors.columns)
-        out[own] = _decoded(codes[own], *part, dense[own], residual.stream, starts[first])
-    table = residual.table[:, 1].to(torch.int64)
-    which = torch.repeat_interleave(table.diff(), output_size=len(residual.exceptions))
-    listed = residual.exceptions.to(torch.int64)
-    out.view(torch.int16).view(-1)[which * tile * BLOCK + listed[:, 0]] = listed[:, 1].to(torch.int16)
-
-
-def _decoded(codes: Tensor, scales: Tensor, factors: Factors, dense: Tensor, stream: Tensor, start: Tensor) -> Tensor:
-    """Blocks whose bits begin at bit `start` of the stream, but for exceptions."""
-    count, columns = codes.shape[:2]
-    own = factors.values.repeat_interleave(factors.columns, 1)[:, :columns] if factors.values.shape[1] > 1 else factors.values
-    inverse = 1 / own
-    units = scales.view(scales.shape[0], count, BLOCK, 2).to(torch.float32).permute(3, 1, 0, 2)
-    scale, zero = (each.repeat_interleave(columns // scales.shape[0], 1) * inverse for each in units)
-    bits = codes.shape[2] // 8
-    centre, half = 1 << bits - 1, 0.5 + WIDER[bits]
-    product = columns_of(codes).to(torch.float32) * scale
-    low, high = (_pattern(product + (zero - (centre + each) * scale)) for each in (half, -half))
-    straddles = (low ^ high) < 0
-    span = high - low
-    most = torch.where(straddles, ZERO, span.abs() - 1)
-    always = DENSE[bits]
-    needs = torch.stack([straddles, *(most >= 1 << bit for bit in range(always, MOST))], 2)
-    places = needs.view(-1).cumsum(0).view(needs.shape) - 1 + start
-    # there is something behind the last bit
-    found = (stream.index_select(0, (places.clamp_(min=0) >> 3).view(-1)).view(needs.shape) >> (places & 7).to(torch.uint8)) & 1
-    found *= needs
-    lower = torch.where(straddles, found[:, :, 0] != 0, span < 0)
-    place = torch.zeros_like(low)
-    for bit in range(MOST):
-        own_bit = _rows_of(dense[:, :, 8 * bit : 8 * bit + 8]) if bit < always else found[:, :, 1 + bit - always]
-        place |= own_bit.to(torch.int32) << bit
-    number = torch.where(lower, low, high) - place << BELOW_PATTERN
-    number = torch.where(place == ZERO, number & -(1 << 31), number)
-    return (number.view(torch.float32) * own).to(torch.bfloat16)
-
-
-def _rows_of(eights: Tensor) -> Tensor:
-    """The bits of 8 bytes, a byte each: [..., 8] to [..., 64]."""
-    places = torch.arange(8, dtype=torch.uint8, device=eights.device)
-    return (eights[..., None] >> places & 1).flatten(-2)
-
-
-def _pattern(numbers: Tensor) -> Tensor:
-    """The patterns of float32, each with its sign in all higher bits."""
-    return numbers.contiguous().view(torch.int32) >> BELOW_PATTERN

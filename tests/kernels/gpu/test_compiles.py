@@ -87,6 +87,8 @@ LONG = {"DIM": 256, "D": 256, "SIZE": 256, "S": 256, "NARROW": True, "WIDE": Fal
 LONGEST = WIDE | {"DIM": 512, "D": 512, "SIZE": 512, "S": 512, "BLOCK": 16}
 SINKS = {"DIM": 192, "D": 256, "GROUP": 1, "SINKS": True, "WINDOWED": True, "NARROW": True, "WIDE": False}
 TILES = {"group": 64, "COLUMNS": 16, "LISTED": 32, "COPIED": 256}
+EIGHTHS = {"group": 64, "COLUMNS": 16, "LISTED": 32, "COPIED": 256, "DENSE": 0, "HALF": 0.5 + 1 / 64}
+UNFUSED_PAIR = {"num_warps": 2, "enable_fp_fusion": False}
 TWO_WARPS = {"num_warps": 2, "maxnreg": 128, "enable_fp_fusion": False}
 STEPS = {
     "M": 16, "COLUMNS": 4096, "GROUP": 64, "STEP": 64, "ROUNDS": 4, "PARTS": 4, "SHARES": 4, "BITS": 4, "MATRICES": 3,
@@ -145,11 +147,18 @@ OFFER = {
     "share": REALS, "likely": REALS, "widest": "i32", "rows": "i32", "together": "i32",
 }  # fmt: skip
 OFFER_SIZES = {"L": 64, "R": 8, "FORCED": False, "LEVELS": 0, "MOST_NODES": 320, "RANKS": 6}
-KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, int], dict[str, int]]] = {
+KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int]]] = {
     "residual": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 4, "DENSE": 5, "WIDER": 0}, TWO_WARPS),
     "residual of 3 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 3, "DENSE": 6, "WIDER": 48}, TWO_WARPS),
     "residual of 6 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 6, "DENSE": 4, "WIDER": 0}, TWO_WARPS),
     "residual of 8 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 8, "DENSE": 3, "WIDER": 0, "group": 128}, TWO_WARPS),
+    "weights in FP8": ("eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 4, "DENSE": 1}, UNFUSED_PAIR),
+    "weights in FP8 beside 2 bits": ("eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 2, "DENSE": 3}, UNFUSED_PAIR),
+    "weights in FP8 beside 3 bits": ("eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 3, "DENSE": 2}, UNFUSED_PAIR),
+    "weights in FP8 beside 6 bits": ("eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 6, "HALF": 0.5 + 1 / 32}, UNFUSED_PAIR),
+    "weights in FP8 beside 8 bits": (
+        "eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 8, "HALF": 0.75, "group": 128}, UNFUSED_PAIR
+    ),
     "exact product": ("exact_product", "_multiply_rows", EXACT, ROWS, {"num_stages": 3}),
     "exact product in float32": ("exact_product", "_multiply_rows", EXACT | {"x": "*fp32", "out": "*fp32"}, FEW_ROWS, {}),
     "exact product of experts": ("exact_product", "_multiply_routed", EXACT_ROUTED, ROWS, {"num_stages": 3}),
@@ -269,6 +278,10 @@ def test_a_kernel_compiles(kernel: str, compiled: dict[str, dict[str, Any]]) -> 
     if kernel.startswith(("gated products", "experts of 4 bits")) and "float32" not in kernel:
         copies = re.findall(r"cp\.async\.c[ag]\.\S+ [^;]*\], (0x\w+)", made["ptx"])
         assert len(copies) > 20 and "0x4" not in copies, "codes are loaded 16 bytes at once, not word by word"
+    if kernel.startswith("weights in FP8"):
+        # ends of bins and weights are rounded after each step, as on the CPU
+        assert not any("ftz" in word or "fma" in word or "approx" in word for word in found), found
+        assert any(word.startswith("div.rn.f32") for word in found)
     if kernel.startswith("residual"):
         assert not any("ftz" in word for word in found), "subnormal numbers must not become zeros"
         # two rounded once for each row of a lane, after products that are exact; nothing else may be fused
@@ -284,6 +297,13 @@ def test_a_search_compiles_for_gpus_of_servers(target: int, tmp_path: Path) -> N
     )
     made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
     assert all(made[name].get("cubin", 0) > 0 for name in names), made
+
+
+@pytest.mark.parametrize("target", [80, 90])
+def test_weights_in_fp8_compile_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
+    names = [name for name in KERNELS if name.startswith("weights in FP8")]
+    made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
+    assert len(names) == 5 and all(made[name].get("cubin", 0) > 0 for name in names), made
 
 
 @pytest.mark.parametrize("target", [80, 90])

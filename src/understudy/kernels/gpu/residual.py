@@ -111,11 +111,11 @@ def _decode(
             # what follows overwrites what other lanes have just written
             tl.debug_barrier()
             rest = words + (stream + (streamed + 63) // 64 * 64) // 4
-            _put_back(rest, listed, last, blocks.to(tl.pointer_type(tl.uint16)), LISTED)
+            put_back(rest, listed, last, blocks.to(tl.pointer_type(tl.uint16)), LISTED)
 
 
 @helper
-def _put_back(rest, listed, last, blocks, LISTED: tl.constexpr):
+def put_back(rest, listed, last, blocks, LISTED: tl.constexpr):
     """Write the exceptions from number `listed` to number `last` - 1 over what was decoded."""
     for e in range(listed.to(tl.int64), last.to(tl.int64), LISTED):
         which = e + tl.arange(0, LISTED)
@@ -169,17 +169,17 @@ def _windows(stream, place, low, high, DENSE: tl.constexpr):
     for plane in tl.static_range(1, PLANES):
         size += byte_of(totals_low, totals_high, plane)
     here = place + tl.cumsum(size, 0) - size
-    sides = _window(stream, here + byte_of(before_low, before_high, PLANES - 1))
+    sides = window_of(stream, here + byte_of(before_low, before_high, PLANES - 1))
     here += byte_of(totals_low, totals_high, PLANES - 1)
     windows = ()
     for plane in tl.static_range(PLANES - 1):
-        windows = windows + (_window(stream, here + byte_of(before_low, before_high, plane)),)
+        windows = windows + (window_of(stream, here + byte_of(before_low, before_high, plane)),)
         here += byte_of(totals_low, totals_high, plane)
     return windows + (sides,), place + tl.sum(size, 0, keep_dims=True)
 
 
 @helper
-def _window(stream, place):
+def window_of(stream, place):
     """The 32 bits of the stream from `place` on."""
     at = stream + (place >> 5).to(tl.int32)
     both = tl.load(at).to(tl.uint64) | (tl.load(at + 1).to(tl.uint64) << 32)
