@@ -55,7 +55,7 @@ def states(head: DraftHead, rows: slice = slice(None)) -> Tensor:
     hidden, embedded = torch.randn(2, 1, COUNT, 64, generator=generator)[:, :, rows]
     count = hidden.shape[1]
     places = Places(torch.zeros(1, count, dtype=torch.int64), torch.eye(count, dtype=torch.bool))
-    dtype = head.state_dict()["norm.weight"].dtype
+    dtype = head.state_dict()["norm.0.weight"].dtype
     return head.begin(hidden[:, :, None].to(dtype), embedded.to(dtype), places)[0]
 
 
