@@ -6,17 +6,15 @@ of its rows in one piece for each plane of the stream. Here planes are few: the 
 the dense part. The columns of a group may have several factors, each for so many neighbours: those are a tile, of which the factors
 are read once. Ends of bins are in units of a factor, so products are rounded, and nothing may be fused."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..eighths import BELOW_PATTERN, BYTES_OF_FACTORS, DENSE, MOST, WIDER, ZERO
-from ..residual import tile_columns
 from . import INTERPRETED, helper
 from .halves import byte_of, in_order
 from .octets import codes_of, dense_of
-from .residual import ALIGNED, COPIED, LISTED, UNIT, put_back, table_of, window_of
+from .residual import COPIED, LISTED, UNIT, checked, put_back, window_of
 
 # columns that are decoded at once; the interpreter is faster with few long steps
 COLUMNS = 64 if INTERPRETED else 16
@@ -32,18 +30,8 @@ def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor, table: Tens
     `residual.table_of`) says lie in `data`, or of the one that `data` is.
 
     codes uint8 [nb, K, 8 * bits]; scales bfloat16 [groups, nb * 64, 2], whose rows may be part of longer ones."""
-    count, columns, _ = out.shape
-    bits = codes.shape[2] // 8
-    group = tile_columns(columns, scales.shape[0], bits)
-    groups, stride = columns // group, scales.stride(0) // 2 if scales.shape[0] > 1 else 0
-    assert codes.shape == (count, columns, 8 * bits) and codes.is_contiguous() and out.is_contiguous()
-    assert scales.shape[1] == count * 64 and scales.stride()[1:] == (2, 1) and scales.stride(0) % 2 == 0
-    if table is None:
-        assert data.numel() % ALIGNED == 0, f"a part of {data.numel()} bytes"
-        table = table_of([0], [count], data.device)
-    assert len(table) == count and out.dtype == torch.bfloat16
-    assert data.data_ptr() % 8 == codes.data_ptr() % 8 == out.data_ptr() % 8 == scales.data_ptr() % 4 == 0
-    _decode[(count * groups,)](
+    table, bits, group, groups, stride = checked(data, codes, scales, out, table)
+    _decode[(len(out) * groups,)](
         data, codes, scales, out, table, stride, groups,
         group=group, COLUMNS=COLUMNS, LISTED=LISTED, COPIED=min(16 * (group & -group), COPIED), BITS=bits, DENSE=DENSE[bits],
         HALF=0.5 + WIDER[bits], num_warps=WARPS, enable_fp_fusion=False,

@@ -47,11 +47,11 @@ def table_of(starts: Sequence[int], counts: Sequence[int], where: str | torch.de
     return torch.tensor(rows, device=where)
 
 
-def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor, table: Tensor | None = None) -> Tensor:
-    """The blocks into `out`, bfloat16 [nb, K, 64], from the bytes of parts as `codecs.delta` wrote them: of all that `table` says
-    lie in `data`, or of the one that `data` is.
-
-    codes uint8 [nb, K, 8 * bits]; scales bfloat16 [groups, nb * 64, 2], whose rows may be part of longer ones."""
+def checked(
+    data: Tensor, codes: Tensor, scales: Tensor, out: Tensor, table: Tensor | None
+) -> tuple[Tensor, int, int, int, int]:
+    """What a kernel is told that decodes parts so, beside what `decode` is given: the table, the bits of a code, the columns of a
+    tile, the tiles of a block, and how far the scales of one tile's columns lie from those of the next."""
     count, columns, _ = out.shape
     bits = codes.shape[2] // 8
     group = tile_columns(columns, scales.shape[0], bits)
@@ -63,7 +63,16 @@ def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor, table: Tens
         table = table_of([0], [count], data.device)
     assert len(table) == count and out.dtype == torch.bfloat16
     assert data.data_ptr() % 8 == codes.data_ptr() % 8 == out.data_ptr() % 8 == scales.data_ptr() % 4 == 0
-    _decode[(count * groups,)](
+    return table, bits, group, groups, stride
+
+
+def decode(data: Tensor, codes: Tensor, scales: Tensor, out: Tensor, table: Tensor | None = None) -> Tensor:
+    """The blocks into `out`, bfloat16 [nb, K, 64], from the bytes of parts as `codecs.delta` wrote them: of all that `table` says
+    lie in `data`, or of the one that `data` is.
+
+    codes uint8 [nb, K, 8 * bits]; scales bfloat16 [groups, nb * 64, 2], whose rows may be part of longer ones."""
+    table, bits, group, groups, stride = checked(data, codes, scales, out, table)
+    _decode[(len(out) * groups,)](
         data, codes, scales, out, table, stride, groups,
         group=group, COLUMNS=min(group & -group, COLUMNS), LISTED=LISTED, COPIED=min(16 * (group & -group), COPIED),
         BITS=bits, DENSE=DENSE[bits], WIDER=WIDER[bits], num_warps=WARPS, maxnreg=REGISTERS, enable_fp_fusion=False,
