@@ -7,6 +7,7 @@ what notes what they are multiplied by: first the queries, then the weights of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -105,7 +106,8 @@ def install_indexers(model: nn.Module) -> int:
     count = 0
     for module in model.modules():
         if _is(module, TOKENS) or _is(module, BLOCKS):
-            module.register_forward_pre_hook(_noted, with_kwargs=True)
+            names = list(signature(type(module).forward).parameters)[1:]
+            module.register_forward_pre_hook(partial(_noted, names), with_kwargs=True)
             module.register_forward_hook(_chosen, with_kwargs=True)
             count += 1
         if hasattr(module, "indexer") or hasattr(module, SHARES):
@@ -113,8 +115,10 @@ def install_indexers(model: nn.Module) -> int:
     return count
 
 
-def _noted(index: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    names = list(signature(type(index).forward).parameters)[1:]
+def _noted(
+    names: Sequence[str], _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What an index is `given`, whose forward calls it `names`, with what notes in the place of its cache."""
     return (), {**dict(zip(names, given, strict=False)), **named, CACHE: IndexRecorder()}
 
 
