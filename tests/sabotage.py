@@ -43,6 +43,7 @@ STATS, ROUTE, FILE = "tests/test_stats.py", "tests/tiers/test_route.py", "tests/
 FORMAT, PACKED = "tests/kernels/test_residual_bits.py", "tests/kernels/test_residual_packed.py"
 MAMBA = "tests/models/recurrent_layers/test_mamba.py"
 MTP = "tests/heads/formats/test_mtp.py"
+STATES = "tests/models/stock/test_latent.py tests/test_cache.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
 CHANNELS = "tests/kernels/test_channel_cpu.py tests/kernels/test_channel_order.py tests/kernels/test_channel_vectors.py"
 FITTING = "tests/kernels/test_fitting.py tests/kernels/test_fitting_rows.py tests/quantizers/test_inputs.py"
@@ -431,6 +432,15 @@ MUTATIONS = (
     Mutation("stock blocks are not handed what fused ones keep", "models/fused_blocks/fused.py", "        if shared_as:", "        if False:", "tests/models/fused_blocks/test_fused.py"),
     Mutation("a fused block's factor is left out", "kernels/draft_product.py", "(tile[r, j] * times + line[j]) * scale", "(tile[r, j] * times + line[j])", "tests/kernels/test_draft_product.py"),
     Mutation("the first numbers are turned in place of the last", "kernels/draft_layer.py", "first=key_size - turned if form.last else 0", "first=0", "tests/kernels/test_draft_layer.py"),
+    Mutation("states are widened as keys are", "models/stock/latent.py", "HeadProduct(own[:, plain:])", "HeadProduct(own[:, :-plain])", STATES),
+    Mutation("what positions turn of a query is left out", "models/stock/latent.py", "query[..., self.plain :]), -1)", "0 * query[..., self.plain :]), -1)", STATES),
+    Mutation("states are kept twice", "layer_states.py", "return (self.key_size,) if self.latent else", "return", STATES),
+    Mutation("values are other numbers than the states", "layer_states.py", "kinds[0][..., : shape.value_size]", "kinds[0][..., -shape.value_size :]", STATES),
+    Mutation("a layer without a rope keeps numbers for one", "models/stock/shape.py", "if not ropes or ropes[index] else 0", "", STATES),
+    Mutation("each head multiplies the numbers of the first", "kernels/exact_product.py", "[place * self.columns * apart for", "[0 * self.columns * apart for", "tests/kernels/test_head_products.py"),
+    Mutation("few rows after many are looked for where those lay", "kernels/exact_product.py", "if self._apart and run_bytes != self._told_bytes:", "if self._apart and not self._told_bytes:", "tests/kernels/test_head_products.py"),
+    Mutation("what widens states is in the plan as a copy", "models/footprint.py", "if shape.latent:", "if False:", "tests/models/test_footprint.py"),
+    Mutation("shares of heads find a key that is not theirs", "models/fused_blocks/fused_states.py", "slab.expand(-1, self.shares, -1, -1)", "slab.roll(1, 2).expand(-1, self.shares, -1, -1)", "tests/models/fused_blocks/test_fused_states.py"),
     Mutation("what all heads share of a key goes to one", "models/fused_blocks/fused_latent.py", "keys[..., -self.turned :] = shared[:, None]", "keys[:, 0, -self.turned :] = shared", "tests/models/fused_blocks/test_fused_latent.py"),
     Mutation("a fused block is taken over unseen", "models/fused_blocks/fused.py", "return bool((new.float() - old.float()).norm() <= tolerance * old.float().norm())", "return True", "tests/models/fused_blocks/test_fused.py"),
     Mutation("shares of columns are counted on from the last launch", "kernels/gpu/coded_product.py", "tl.store(counter, 0)", "tl.store(counter, 1)", "tests/kernels/gpu/test_draft_product.py"),

@@ -49,6 +49,30 @@ def test_keep_puts_the_path_in_order(tree: TokenTree, length: int, data: st.Data
     assert cache.lengths == [0, length]
 
 
+@settings(deadline=None)
+@given(trees(), st.integers(0, 30), st.data())
+def test_latent_states_are_kept_once(tree: TokenTree, length: int, data: st.DataObject) -> None:
+    shape = LayerShape(1, 12, 8, latent=True)
+    cache, apart = (Cache([kind], 2, 128, torch.float32) for kind in (shape, replace(shape, latent=False)))
+    assert shape.numbers == 12 and 5 * cache.nbytes == 3 * apart.nbytes
+    nodes, path = Nodes.of(tree, 1, length), torch.tensor(path_to(tree, data.draw(st.integers(0, len(tree) - 1))))
+    keys = torch.randn(len(tree), 1, 12)
+    for one in (cache, apart):
+        one.lengths[1] = length
+        one.layers[0].write(nodes, keys, keys[..., :8])
+        one.layers[0].write_one(0, 3, keys[0], keys[0, :, :8])
+        one.keep(1, path)
+        one.copy(1, 0, length + len(path))
+    for name in ("keys", "values"):
+        found, wanted = (getattr(one.layers[0], name)[:, :, length : length + len(path)] for one in (cache, apart))
+        assert torch.equal(found, wanted) and torch.equal(found[1], found[0]) and found.any()
+    taken = cache.taken(1, length, length + len(path))
+    assert list(taken) == ["0 keys"]
+    cache.rewind(0, 0)
+    cache.put(0, 0, taken, 0)
+    assert torch.equal(cache.layers[0].values[0, :, : len(path)], keys[path, :, :8].transpose(0, 1))
+
+
 def test_a_layer_that_reads_anothers_keys_holds_nothing() -> None:
     own, sliding = LayerShape(2, 8, 8), LayerShape(1, 16, 16, window=8)
     shapes = [own, sliding, replace(own, reads=0), replace(sliding, reads=1)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.published import MISTRAL_SMALL_24B
-from tests.tiny import save
+from tests.tiny import save, values_of
 from understudy import LLM
 from understudy.chat_plan import chat_for
 from understudy.errors import UsageError
@@ -28,6 +28,16 @@ def test_a_config_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     chat = chat_for(tmp_path, (TALK, "context", ""), Options.of({}, os.environ), READING, OTHER, config_alone=True)
     assert any(step.options == "--bits 2" for step in chat.steps)
     assert chat.chosen.plan.streamed_bytes > 0 and chat.lower_bound.budget_bytes < 8 << 30
+
+
+def test_latent_states_have_no_fewer_bits_to_offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "config.json").write_text(json.dumps({**values_of("minicpm3"), "dtype": "bfloat16"}))
+    asked = tmp_path, (TALK, "context", ""), Options.of({}, os.environ), READING, OTHER
+    chat = chat_for(*asked, config_alone=True)
+    assert chat.inexact is None and any("there are none here" in note for note in chat.notes)
+    (tmp_path / "config.json").write_text(json.dumps(MISTRAL_SMALL_24B))
+    assert chat_for(*asked, config_alone=True).inexact is not None
 
 
 def test_a_config_alone_needs_to_be_told_how_fast_weights_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from understudy.rectangle import OwnLengths, PaddedCache, layout_of
 from understudy.tree import Nodes, TokenTree
 
 ROWS, CAPACITY = 3, 128
-# Keys and values of unlike sizes, a layer that reads another's, and sizes that are no multiple of 16 bytes.
-SHAPES = [LayerShape(2, 8, 16), LayerShape(2, 8, 16, reads=0), LayerShape(1, 3, 5)]
+# Keys and values of unlike sizes, a layer that reads another's, sizes that are no multiple of 16 bytes, and latent states.
+SHAPES = [LayerShape(2, 8, 16), LayerShape(2, 8, 16, reads=0), LayerShape(1, 3, 5), LayerShape(1, 9, 5, latent=True)]
 
 
 def caches(dtype: torch.dtype) -> tuple[Cache, PaddedCache]:
@@ -28,6 +28,7 @@ def append(cache: Cache, row: int, count: int, seed: int) -> None:
     for index, shape in enumerate(SHAPES):
         keys = torch.randn(count, shape.kv_heads, shape.key_size, generator=generator)
         values = torch.randn(count, shape.kv_heads, shape.value_size, generator=generator)
+        values = keys[..., : shape.value_size] if shape.latent else values
         cache.write(index, cache.placed(nodes), None, keys, values)
     cache.keep(row, torch.arange(count))
 
@@ -104,7 +105,7 @@ def test_rows_move_only_where_they_must_and_what_moves_is_counted() -> None:
     assert padded.pads == [0, 0, 0] and padded.alignment.still == padded.alignment.passes == 1
     padded.align([0, 1, 2])
     assert padded.pads == [5, 0, 0] and padded.alignment.still == 1 and padded.alignment.passes == 2
-    assert padded.alignment.moved == 4 and padded.alignment.bytes == 4 * 4 * (2 * (8 + 16) + 3 + 5)
+    assert padded.alignment.moved == 4 and padded.alignment.bytes == 4 * 4 * (2 * (8 + 16) + 3 + 5 + 9)
     assert padded.padding([2, 5, 3]) == [3, 0, 2]
     assert padded.alignment.columns == 3 * (9 + 5) and padded.alignment.padding == 5 + 3 + 2
 

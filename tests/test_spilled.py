@@ -20,7 +20,7 @@ from understudy.spilled import CHUNK, FIRST, LATEST, STEP, Spill, SpilledState, 
 from understudy.tiers import ReadSettings
 from understudy.tree import Nodes, TokenTree
 
-SHAPES = (LayerShape(2, 16, 32), LayerShape(2, 16, 32))
+SHAPES = (LayerShape(2, 16, 32), LayerShape(2, 16, 32), LayerShape(1, 24, 16, latent=True))
 ROWS, CAPACITY = 2, 3072
 LONG = torch.randint(1, 256, (1100,), generator=torch.Generator().manual_seed(3)).tolist()
 
@@ -40,6 +40,7 @@ class Pair:
         for index, shape in enumerate(SHAPES):
             keys = torch.randn(len(nodes), shape.kv_heads, shape.key_size, generator=self.random)
             values = torch.randn(len(nodes), shape.kv_heads, shape.value_size, generator=self.random)
+            values = keys[..., : shape.value_size] if shape.latent else values
             for start in range(0, len(nodes), 32):
                 part = slice(start, start + 32)
                 for cache in (self.plain, self.spilling):
@@ -112,7 +113,7 @@ def test_old_tokens_leave_memory_and_come_back(pair: Pair) -> None:
     assert state is not None and state.bases[0] == (2000 - 64 - FIRST) // STEP * STEP
     assert pair.spilling.spill_store is not None
     file = pair.spilling.spill_store.file
-    assert file.bytes_written == state.bases[0] * 2 * (16 + 32) * 4 * 2, "each token of both layers once"
+    assert file.bytes_written == state.bases[0] * 4 * (2 * 2 * (16 + 32) + 24), "each token of all layers once"
     assert pair.spilling.layers[0].keys.shape[2] == fast_slots(64) < 2000
     read = file.traffic.bytes_read
     pair.spilling.rewind(0, 1000)

@@ -20,7 +20,7 @@ from .heads.source import Bearer
 from .layer_states import SCRATCH
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
 from .models.stock.ropes import said_of
-from .models.stock.shape import ModelShape
+from .models.stock.shape import ModelShape, keeps_states
 from .models.stream.exact_linear import decoding_bytes
 from .models.stream.hauls import MOST_BYTES
 from .models.target import TILE
@@ -85,7 +85,7 @@ class Blueprint:
         tokens that they look at, where there are none."""
         if self.options.small_keys and self.device.own_memory:
             raise UsageError(f"--kv-bits {SMALL} is for the processor, not for {self.device.name}: leave it out.")
-        return ModelShape.of(self.config, small=self.options.small_keys).for_device(self.device)
+        return ModelShape.of(self.config, small=self.options.small_keys, latent=keeps_states(self.devices)).for_device(self.device)
 
     @property
     def copy(self) -> str:

@@ -41,8 +41,9 @@ def chat_for(
 
 def _inexact(planner: Planner, options: Options) -> Concession | None:
     """The smallest arrangement with keys and values of few bits; None where they are asked for already, or cannot be had."""
-    device = planner.drawn(options).device
-    if options.small_keys or device.own_memory or isinstance(options.spill, int) or options.prefix_cache is not None:
+    drawn = planner.drawn(options)
+    asked = options.small_keys or isinstance(options.spill, int) or options.prefix_cache is not None
+    if asked or drawn.shape.all_bits or drawn.device.own_memory:
         return None
     said = f"precision of keys and values: {SMALL} bits, which is not exact"
     return planner.step(replace(options, kv_bits=SMALL, spill=STAY), (said, f"--kv-bits {SMALL}{kept_bits(options)}"))

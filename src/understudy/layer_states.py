@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,11 +46,19 @@ class LayerShape:
     chunk: int = 0
     # numbers in a key of the index by which a layer chooses the tokens that it looks at; 0: it has none
     index_size: int = 0
+    # are its keys latent states with what positions turn, of one head for all? Then its values are the states, the first numbers of
+    # keys, and lie there
+    latent: bool = False
 
     @property
     def numbers(self) -> int:
         """Numbers kept for each token."""
-        return self.kv_heads * (self.key_size + self.value_size) if self.reads is None else 0
+        return self.kv_heads * sum(self.sizes) if self.reads is None else 0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of what is kept for each head: of a key and, unless that is a part of it, of a value."""
+        return (self.key_size,) if self.latent else (self.key_size, self.value_size)
 
     def token_bytes(self, itemsize: int) -> int:
         """Bytes kept for each token, where a number has `itemsize` bytes or, in 8 bits, one. Keys of an index never have 8 bits."""
@@ -111,9 +119,15 @@ def _untouched(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tenso
     return arena(math.prod(shape) * dtype.itemsize, huge=False).view(dtype).view(shape)
 
 
+def values_in(kinds: Sequence[Tensor], shape: LayerShape) -> Tensor:
+    """Values [..., size] of a layer of `shape` for which these kinds of numbers are kept: keys, and values unless they are in
+    them."""
+    return kinds[0][..., : shape.value_size] if shape.latent else kinds[1]
+
+
 class FullState:
     """Keys and values of one layer for every token of the context: [rows, kv heads, capacity, size], or lines of `small_keys`; and
-    its index, if it has one: [rows, 1, capacity, size].
+    its index, if it has one: [rows, 1, capacity, size]. Values that are latent states are a view of keys.
 
     Pages that no row has reached are never touched, so memory grows with use up to what the plan counted."""
 
@@ -121,14 +135,14 @@ class FullState:
         self.shape = shape
         more = STEP_BYTES if shape.small else 0
         kept = LINES if shape.small else dtype
-        self.keys = _untouched((rows, shape.kv_heads, slots, shape.key_size + more), kept, device)
-        self.values = _untouched((rows, shape.kv_heads, slots, shape.value_size + more), kept, device)
+        kinds = [_untouched((rows, shape.kv_heads, slots, size + more), kept, device) for size in shape.sizes]
+        self.keys, self.values = kinds[0], values_in(kinds, shape)
         self.index = _untouched((rows, 1, slots, shape.index_size), dtype, device) if shape.index_size else None
 
     @property
     def slabs(self) -> dict[str, Tensor]:
         """What is kept of tokens, by name: [rows, heads, places, size] each."""
-        slabs = {"keys": self.keys, "values": self.values}
+        slabs = {"keys": self.keys} if self.shape.latent else {"keys": self.keys, "values": self.values}
         return slabs if self.index is None else {**slabs, "index": self.index}
 
     @property
@@ -155,13 +169,15 @@ class FullState:
         """Put keys and values [n, kv heads, size] of `nodes` at their slots."""
         rows, places = nodes.rows.to(self.keys.device), self.places(nodes.slots)
         self.keys[rows, :, places] = stored(keys, self.keys)
-        self.values[rows, :, places] = stored(values, self.values)
+        if not self.shape.latent:
+            self.values[rows, :, places] = stored(values, self.values)
 
     def write_one(self, row: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Put keys and values [kv heads, size] of a single node at its slot; in memory of the host this is faster."""
         place = slot % self.keys.shape[2]
         self.keys[row, :, place] = stored(keys, self.keys)
-        self.values[row, :, place] = stored(values, self.values)
+        if not self.shape.latent:
+            self.values[row, :, place] = stored(values, self.values)
 
     def write_index(self, nodes: Nodes, keys: Tensor) -> None:
         """Put keys [n, size] of the index of `nodes` at their slots."""

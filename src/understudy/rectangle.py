@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .cache import Cache
-from .layer_states import FullState, LayerShape
+from .layer_states import FullState, LayerShape, values_in
 from .tree import AcceptedPath, Nodes
 
 # Types whose elements are copied as they are, by their bytes: a gather copies few long elements faster than many short ones.
@@ -100,7 +100,7 @@ class PaddedState(FullState):
         places = len(pads) * slots
 
         # Heads of what is stored, and the size of each.
-        self.sizes = [(shape.kv_heads, shape.key_size), (shape.kv_heads, shape.value_size)]
+        self.sizes = [(shape.kv_heads, size) for size in shape.sizes]
         self.sizes += [(1, shape.index_size)] if shape.index_size else []
         # The view of the last place reaches beyond what any row has.
         self.storages = [torch.zeros((heads * places + slots) * size, dtype=dtype, device=device) for heads, size in self.sizes]
@@ -108,8 +108,8 @@ class PaddedState(FullState):
             storage.as_strided((places, heads, slots, size), (size, places * size, size, 1))
             for storage, (heads, size) in zip(self.storages, self.sizes, strict=True)
         ]
-        self.keys, self.values = views[:2]
-        self.index = views[2] if shape.index_size else None
+        self.keys, self.values = views[0], values_in(views, shape)
+        self.index = views[-1] if shape.index_size else None
 
     @property
     def nbytes(self) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .layer_states import SCRATCH, FullState, LayerShape
+from .layer_states import SCRATCH, FullState, LayerShape, values_in
 from .tiers import ReadSettings
 from .tiers.memory import ALIGNMENT, arena
 from .tiers.spill import SpillFile
@@ -39,7 +39,7 @@ def fast_slots(latest: int) -> int:
 def spillable(shape: LayerShape, itemsize: int) -> bool:
     """Can a layer of `shape` spill? It must look at keys and values of all tokens, and STEP of either must be whole
     pages."""
-    pages = all(STEP * size * itemsize % ALIGNMENT == 0 for size in (shape.key_size, shape.value_size))
+    pages = all(STEP * size * itemsize % ALIGNMENT == 0 for size in shape.sizes)
     return shape.numbers > 0 and pages and not (shape.window_slots or shape.small or shape.chunk or shape.index_size)
 
 
@@ -63,7 +63,7 @@ def heads_together(kv_heads: int, threads: int) -> int:
 
 def room_bytes(shape: LayerShape, itemsize: int, threads: int) -> int:
     """Bytes of one room for what comes from the file of a layer."""
-    return heads_together(shape.kv_heads, threads) * CHUNK * (shape.key_size + shape.value_size) * itemsize
+    return heads_together(shape.kv_heads, threads) * CHUNK * sum(shape.sizes) * itemsize
 
 
 def chunks_of(first: int, end: int) -> range:
@@ -105,7 +105,7 @@ class SpilledState(FullState):
         self.bases = [0] * rows
         self.store = store
         self.group = heads_together(shape.kv_heads, store.spill.threads)
-        self._sizes = shape.key_size * dtype.itemsize, shape.value_size * dtype.itemsize
+        self._sizes = [size * dtype.itemsize for size in shape.sizes]
         lines = [size * store.positions * shape.kv_heads for size in self._sizes]
         self._line = sum(lines)
         self._values = lines[0]
@@ -114,6 +114,11 @@ class SpilledState(FullState):
     @property
     def goes_back(self) -> int:
         return self.store.positions
+
+    @property
+    def _kinds(self) -> tuple[bool, ...]:
+        """Whether each kind of numbers that is kept is values; those that are a part of keys are not."""
+        return (False, True)[: len(self._sizes)]
 
     def base_for(self, length: int) -> int:
         """The base of a row of `length` tokens."""
@@ -146,16 +151,16 @@ class SpilledState(FullState):
     def copy(self, row: int, to: int, length: int) -> None:
         base = self.base_for(length)
         for start in range(FIRST, base + FIRST, STEP):
-            for second in (False, True):
+            for second in self._kinds:
                 self._write(to, second, start, self.read(row, second, start, start + STEP))
         self.bases[to] = base
-        for values, slab in enumerate((self.keys, self.values)):
+        for values, slab in enumerate(self.slabs.values()):
             slab[to, :, :FIRST] = slab[row, :, :FIRST]
             if length > FIRST:
                 slab[to, :, FIRST : length - base] = self.read(row, bool(values), base + FIRST, length)
 
     def taken(self, row: int, start: int, end: int) -> dict[str, Tensor]:
-        return {name: self.read(row, second, start, end) for name, second in (("keys", False), ("values", True))}
+        return {name: self.read(row, second, start, end) for name, second in zip(self.slabs, self._kinds, strict=True)}
 
     def put(self, row: int, start: int, tensors: Mapping[str, Tensor], first: int) -> None:
         end = start + tensors["keys"].shape[1]
@@ -163,24 +168,26 @@ class SpilledState(FullState):
             stop = min(piece + 64, end)
             self._make_room(row, stop)
             base = self.bases[row]
-            for slab, new in ((self.keys, tensors["keys"]), (self.values, tensors["values"])):
-                slab[row, :, piece - base : stop - base] = new[:, piece - start : stop - start]
+            for name, slab in self.slabs.items():
+                slab[row, :, piece - base : stop - base] = tensors[name][:, piece - start : stop - start]
 
     def resume(self, row: int, length: int, tensors: Mapping[str, Tensor]) -> None:
         self.rewind(row, length)
 
     def stream(
-        self, row: int, wanted: Sequence[tuple[int, int]], kinds: Sequence[bool] = (False, True)
+        self, row: int, wanted: Sequence[tuple[int, int]], kinds: Sequence[bool] = ()
     ) -> Iterator[list[Tensor]]:  # fmt: skip
-        """For each of `wanted` (the first head of a group, where a chunk begins) in turn keys and values, or those of `kinds`
-        (values instead of keys?), [1, heads of a group, CHUNK, size]: what the file has of that chunk, at its place there. They
-        hold until the next ones are asked for. Raises TransferError."""
-        edges = [0, *accumulate(self.group * CHUNK * self._sizes[second] for second in kinds)]
-        spans = list(zip(kinds, pairwise(edges), strict=True))
+        """For each of `wanted` (the first head of a group, where a chunk begins) in turn keys and values, or what is kept of
+        `kinds` (values instead of keys?), [1, heads of a group, CHUNK, size]: what the file has of that chunk, at its place there.
+        They hold until the next ones are asked for. Raises TransferError."""
+        asked = kinds or self._kinds
+        edges = [0, *accumulate(self.group * CHUNK * self._sizes[second] for second in asked)]
+        spans = list(zip(asked, pairwise(edges), strict=True))
         pieces = [[piece for second, (first, _) in spans for piece in self._pieces(row, second, *one, first)] for one in wanted]
         for room in self.store.file.stream(pieces, self.store.rooms):
             slabs = [(self.values if second else self.keys, room[first:last]) for second, (first, last) in spans]
-            yield [here.view(slab.dtype).view(1, self.group, CHUNK, slab.shape[3]) for slab, here in slabs]
+            found = [here.view(slab.dtype).view(1, self.group, CHUNK, slab.shape[3]) for slab, here in slabs]
+            yield found if kinds else [found[0], values_in(found, self.shape)]
 
     def _pieces(self, row: int, second: bool, head: int, start: int, place: int) -> list[tuple[int, int, int]]:
         """What to read of keys, or of values, of a chunk from position `start` on, and where each head of its group goes in a room,
@@ -210,7 +217,7 @@ class SpilledState(FullState):
         moved = abs(base - old)
         places = self.keys.shape[2]
         assert base < old or moved <= places - FIRST, f"from {old} to {base}: {places} places"
-        for values, slab in enumerate((self.keys, self.values)):
+        for values, slab in enumerate(self.slabs.values()):
             latest = slab[row, :, FIRST:]
             if base > old:
                 for start in range(0, moved, STEP):

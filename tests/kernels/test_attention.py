@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -88,6 +91,37 @@ def test_sharing_the_heads_out_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
     with ThreadPoolExecutor(3) as pool:
         for threads in (2, 3):
             assert torch.equal(alone, attention.attend(*given, pool=pool, threads=threads))
+
+
+def test_queries_that_share_one_head_of_keys_are_shared_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "WORTH_SHARING", 0)
+    seen: list[tuple[int, ...]] = []
+    state = filled(LayerShape(1, 40, 24, latent=True), 1, 320, torch.bfloat16)
+    kernels = attention.kernels_for(torch.zeros(1, 1, 40).bfloat16(), state.keys, state.values)
+
+    def noted(query: np.ndarray, *rest: Any) -> None:
+        seen.append(query.shape[:2])
+        kernels.attend(query, *rest)
+
+    for count, sinks in ((1, None), (5, torch.randn(10)), (32, None)):
+        nodes = Nodes.of(TokenTree.chain([1] * count), 0, 200)
+        given = torch.randn(count, 10, 40).bfloat16(), state.keys, state.values, nodes, AttentionSpec(0.125, sinks=sinks)
+        alone = attention.attend(*given)
+        with ThreadPoolExecutor(2) as pool, monkeypatch.context() as patch:
+            patch.setattr(attention, "kernels_for", lambda *_: replace(kernels, attend=noted))
+            seen.clear()
+            assert torch.equal(alone, attention.attend(*given, pool=pool, threads=2))
+        assert seen == [(count, 5)] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_that_are_a_part_of_keys_have_the_bits_of_others(dtype: torch.dtype) -> None:
+    state = filled(LayerShape(1, 40, 24, latent=True), 2, 256, dtype)
+    assert state.values.data_ptr() == state.keys.data_ptr() and state.values.shape[3] == 24
+    nodes = Nodes.join([Nodes.of(TokenTree.of([1] * 5, [-1, 0, 0, 1, 2]), 1, 100), Nodes.of(TokenTree.chain([1] * 9), 0, 61)])
+    query = torch.randn(len(nodes), 6, 40).to(dtype)
+    found = attention.attend(query, state.keys, state.values, nodes, AttentionSpec(0.3))
+    assert torch.equal(found, attention.attend(query, state.keys, state.values.contiguous(), nodes, AttentionSpec(0.3)))
 
 
 def test_every_thread_has_the_same_share_where_nodes_can_be_cut_so() -> None:

@@ -1,5 +1,6 @@
 """A drafted layer between its products: turned queries attend over turned keys, which are kept, for any rows, trees and windows."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,26 @@ def test_rows_of_a_padded_cache_overlap() -> None:
     found = draft_layer.attend(made, turns, padded, placed, FORM)
     assert torch.equal(found, draft_layer.attend(made, turns, plain, nodes, FORM))
     assert torch.equal(padded.keys[begins], plain.keys[0]) and torch.equal(padded.values[begins], plain.values[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_may_be_a_part_of_keys(dtype: torch.dtype) -> None:
+    """Heads that share one key may also be told that each has its own, which all lie at one place."""
+    torch.manual_seed(2)
+    joined, apart = (FullState(LayerShape(1, 24, 16, latent=latent), 1, 64, dtype) for latent in (True, False))
+    joined.keys.normal_()
+    apart.keys.copy_(joined.keys)
+    apart.values.copy_(joined.values)
+    nodes, angles = Nodes.of(TokenTree.of([0] * 5, [-1, 0, 0, 1, 2]), 0, 20), torch.rand(5, 8)
+    turns, form = (angles.cos().to(dtype), angles.sin().to(dtype)), HeadForm(AttentionSpec(0.3), last=True)
+    queries, states, further = torch.randn(5, 4 * 24), torch.randn(5, 16), torch.randn(5, 8)
+    key = torch.cat([states, further], 1)
+    wanted = draft_layer.attend(torch.cat([queries, key, states], 1).to(dtype), turns, apart, nodes, form)
+    twice = copy.copy(joined)
+    twice.keys, twice.values = (slab.expand(-1, 2, -1, -1) for slab in (joined.keys, joined.values))
+    found = draft_layer.attend(torch.cat([queries, key, key, states, states], 1).to(dtype), turns, twice, nodes, form)
+    assert torch.equal(found, wanted)
+    assert torch.equal(joined.keys, apart.keys) and torch.equal(joined.values, apart.values)
 
 
 def by_hand(heads: Tensor, weights: Tensor, turn: Turning, angles: tuple[Tensor, Tensor]) -> Tensor:

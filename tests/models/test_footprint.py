@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from tests.fake_device import FakeDevice
-from tests.tiny import COMMON, FAMILIES, save
+from tests.tiny import COMMON, FAMILIES, save, values_of
 from tests.weights import made
 from understudy import LLM
 from understudy.models.embedding import ROW
@@ -33,9 +33,9 @@ from understudy.weights.store import Store
 BITS = {"int4": 4, "int8": 8, "exact": 16}
 
 
-def both(tmp_path: Path, recipe: Recipe, held: bool, **changes: Any) -> tuple[WeightSizes, WeightSizes]:
+def both(tmp_path: Path, recipe: Recipe, held: bool, family: str = "llama", **changes: Any) -> tuple[WeightSizes, WeightSizes]:
     """Sizes foretold from a checkpoint, and those of its Store."""
-    save(tmp_path / "model", "llama", torch.bfloat16, **changes)
+    save(tmp_path / "model", family, torch.bfloat16, **changes)
     checkpoint = Checkpoint.open(tmp_path / "model")
     foretold = sizes_of_checkpoint(checkpoint.tensors, layout_of(checkpoint, tmp_path), recipe, held)
     options = {"quantizer": recipe.quantizer, "head_bits": BITS[recipe.head or recipe.quantizer], "codec": recipe.codec}
@@ -94,6 +94,21 @@ def test_a_footprint_is_added_up_from_the_shape() -> None:
     large = footprint_of(replace(SIZES, tables=((1 << 20, 64),)), shape_of(), torch.bfloat16)
     assert large.embedding_bytes == EMBEDDING_ROOM + TILE * 64 * 2
     assert (footprint.shared_bytes, footprint.decoding_bytes, footprint.levels) == (12, 11, None)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_widens_latent_states_is_there_whole_and_states_are_kept(held: bool, tmp_path: Path) -> None:
+    stored, foretold = both(tmp_path, Recipe("int4", "raw"), held, "minicpm3")
+    config = AutoConfig.for_model(**values_of("minicpm3"))
+    for sizes in (stored, foretold):
+        assert len(sizes.widening) == config.num_hidden_layers
+        wide, kept = (footprint_of(sizes, ModelShape.of(config, latent=latent), torch.bfloat16) for latent in (False, True))
+        assert kept.kv_bytes_per_token == 2 * 3 * (40 + 8) < wide.kv_bytes_per_token
+        exact = [kept.linears[index] for index in sorted(sizes.widening)]
+        assert all(one.always and one.substitute_bytes == one.exact_bytes > 0 and not one.extra_bytes for one in exact)
+        without = sum(sizes.linears[index].substitute_bytes for index in sizes.widening)
+        assert kept.substitute_bytes - wide.substitute_bytes == sum(one.exact_bytes for one in exact) - without
+        assert not any(one.always for one in wide.linears)
 
 
 def test_a_table_beside_the_embedding_takes_its_rows_and_what_becomes_of_them() -> None:

@@ -44,6 +44,24 @@ def test_what_is_kept_fits_and_is_counted(
     assert not kept.decoded or (resident == "auto" and not kept.streamed_bytes)
 
 
+@given(LINEARS, st.integers(0, 60 * PART), st.sampled_from(["none", "residual", "whole", "auto"]), st.data())
+def test_what_is_always_whole_takes_no_room_of_others(
+    drawn: list[tuple[int, int]], room: int, resident: str, data: st.DataObject
+) -> None:
+    parts, linears = sizes(drawn)
+    chosen = data.draw(st.sets(st.integers(0, len(linears) - 1)))
+    marked = [
+        replace(linear, substitute_bytes=linear.exact_bytes, always=True) if index in chosen else linear
+        for index, linear in enumerate(linears)
+    ]
+    kept = keep(parts, marked, room, resident, LinkSpeeds(1e9, 12e9, 8), 4 * PART)
+    assert chosen <= kept.whole and not chosen & kept.decoded
+    owners = [i for i, linear in enumerate(linears) for _ in range(linear.parts)]
+    assert not any(owners[number] in chosen for number in kept.parts)
+    others = sum(marked[i].extra_bytes for i in kept.whole) + sum(parts[number] for number in kept.parts)
+    assert kept.taken_bytes == others + sum(linears[i].exact_bytes for i in kept.decoded) <= room
+
+
 def test_room_that_nothing_streams_into_makes_passes_faster() -> None:
     """Exact weights lie as they are beside the substitutes, as many as there is room for; in their place if nothing drafts."""
     parts, linears = sizes([(4, 1)] * 50)

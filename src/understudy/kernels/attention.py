@@ -63,25 +63,33 @@ def attend(
     independent of all other nodes.
 
     keys, values: a layer's [rows, kv heads, places, size], slot s at place s % places, which already hold the nodes' own. The
-    heads, and nodes where that makes shares equal, are shared out over `threads` of `pool`, which changes no bit."""
+    heads (of queries, where all share one of keys), and nodes where that makes shares equal, are shared out over `threads` of
+    `pool`, which changes no bit."""
     kernels = kernels_for(query, keys, values)
     q = query.float().contiguous().numpy()
     out = np.empty((*q.shape[:2], size_in(values)), np.float32)
     sinks = NO_SINKS if spec.sinks is None else spec.sinks.float().numpy()
-    k, v, heads = bits_of_slab(keys), bits_of_slab(values), keys.shape[1]
+    k, heads = bits_of_slab(keys), keys.shape[1]
+    # Vectors read as many numbers as there is room for; of values that are the first numbers of keys they need no array.
+    v = k if kernels.step == 1 and values.data_ptr() == keys.data_ptr() else bits_of_slab(values)
     mask = np.empty((1, len(q), 0), np.uint64) if spec.chosen.mask is None else spec.chosen.mask.numpy().view(np.uint64)
-    options = spec.window, spec.scaling, spec.softcap, sinks
+    options = spec.window, spec.scaling, spec.softcap
 
     def share_of(task: tuple[int, int, int, int]) -> None:
         first, last, start, end = task
         seen = (*(array[start:end] for array in nodes.arrays), np.ascontiguousarray(mask[:, start:end]))
-        kernels.attend(q[start:end], k, v, *seen, *options, first, last, out[start:end], kernels.tables)
+        if heads > 1:
+            kernels.attend(q[start:end], k, v, *seen, *options, sinks, first, last, out[start:end], kernels.tables)
+            return
+        asked, own = np.ascontiguousarray(q[start:end, first:last]), np.empty((end - start, last - first, out.shape[2]), np.float32)
+        kernels.attend(asked, k, v, *seen, *options, sinks[first:last], 0, 1, own, kernels.tables)
+        out[start:end, first:last] = own
 
-    work = q.size * (nodes.last + 1)
+    work, shared = q.size * (nodes.last + 1), heads if heads > 1 else q.shape[1]
     if pool is None or threads < 2 or work < WORTH_SHARING:
-        share_of((0, heads, 0, len(q)))
+        share_of((0, shared, 0, len(q)))
     else:
-        list(pool.map(share_of, shares(heads, len(q), threads)))
+        list(pool.map(share_of, shares(shared, len(q), threads)))
     return torch.from_numpy(out).to(query.dtype)
 
 

@@ -103,6 +103,8 @@ class ExactOperand(Descriptor):
         ("plain", NUMBER),
         # bytes between the start of a row of the result and the first output
         ("out", NUMBER),
+        # bytes from the first number of a row that is given to the first that these blocks multiply
+        ("given", NUMBER),
     )
 
 

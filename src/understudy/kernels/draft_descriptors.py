@@ -134,6 +134,8 @@ class LevelRun(Descriptor):
         # addresses of the cache [rows, kv heads, places, size], and how many lines of `size` lie between two rows and two heads
         ("keys", NUMBER),
         ("values", NUMBER),
+        # bytes from one value to the next: latent states lie in keys
+        ("value_line", NUMBER),
         ("places", NUMBER),
         ("row_lines", NUMBER),
         ("head_lines", NUMBER),

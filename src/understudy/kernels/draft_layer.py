@@ -73,7 +73,8 @@ def described(
         sinks=0 if sinks is None else sinks.data_ptr(), rows=_address(rows), slots=_address(nodes.slots.numpy()),
         positions=_address(positions), prefix=_address(prefix), tail=_address(tail), beyond=tail.shape[1],
         window=spec.window, longest=nodes.last + 1, keys=keys.data_ptr(), values=values.data_ptr(), places=keys.shape[2],
-        row_lines=row_lines, head_lines=head_lines, scaling=bits_of(spec.scaling), softcap=bits_of(spec.softcap),
+        value_line=values.stride(2) * values.itemsize, row_lines=row_lines, head_lines=head_lines,
+        scaling=bits_of(spec.scaling), softcap=bits_of(spec.softcap),
     )  # fmt: skip
     return run, (nodes, cosines, sines, form)
 
@@ -85,10 +86,9 @@ def is_small(run: LevelRun) -> bool:
 
 def _lines(slab: Tensor) -> tuple[int, int]:
     """How many lines of one key or value lie between two rows of `slab`, and between two heads: rows of a padded cache overlap."""
-    size = slab.shape[3]
-    row, head, place, number = slab.stride()
-    assert (place, number) == (size, 1) and row % size == head % size == 0, f"strides {slab.stride()}"
-    return row // size, head // size
+    row, head, line, number = slab.stride()
+    assert number == 1 and row % line == head % line == 0, f"strides {slab.stride()}"
+    return row // line, head // line
 
 
 def _address(array: Any) -> int:
@@ -236,7 +236,7 @@ def _addresses(run: Any, i: int, head: int, begin: int, scoring: int, out: Any) 
     """Where keys (`scoring`), or values, of `head` lie that node i sees at the positions from `begin` on."""
     prefix, tail = carray(int64_at(run.prefix), run.nodes)[i], carray(int64_at(run.tail), (run.nodes, run.beyond))
     row = carray(int64_at(run.rows), run.nodes)[i]
-    width = width_of(run.key_size if scoring else run.value_size, run.cache_itemsize)
+    width = width_of(run.key_size, run.cache_itemsize) if scoring else run.value_line
     first = (run.keys if scoring else run.values) + (row * run.row_lines + head * run.head_lines) * width
     for j in range(out.shape[0]):
         position = begin + j

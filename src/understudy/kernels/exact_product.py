@@ -49,42 +49,60 @@ def applies(dtype: torch.dtype, columns: int) -> bool:
 class BlockProduct:
     """Multiplies by `operands`, each with its first block: described once, for any number of products.
 
-    `amx`: whether AMX multiplies, not vectors, which gives other bits; by default where the machine has it."""
+    `amx`: whether AMX multiplies, not vectors, which gives other bits; by default where the machine has it. `apart`: each operand
+    multiplies numbers of its own, which lie one operand's after the other's in a row, and does not move; else all multiply the
+    same."""
 
-    def __init__(self, operands: Sequence[tuple[Operand, int]], amx: bool | None = None) -> None:
+    def __init__(self, operands: Sequence[tuple[Operand, int]], amx: bool | None = None, *, apart: bool = False) -> None:
         self.amx = has_amx() if amx is None else amx
         self.columns = operands[0][0].columns
         group = max(op.group for op, _ in operands)
         self.width = min(self.columns, max(RUN // group, 1) * group)
+        # by operand: the first number of a row that it multiplies
+        self._given = [place * self.columns * apart for place in range(len(operands))]
+        # numbers in a row that is given
+        self.given_columns = self._given[-1] + self.columns
+        if apart:
+            # Rows that are cut have whole runs of columns for each operand.
+            self.width = next(width for width in range(self.width // 2 * 2, 0, -2) if self.columns % width == 0)
         assert all(op.columns == self.columns and self.width % op.group == 0 for op, _ in operands)
         self.end = max(first + op.blocks for op, first in operands)
         self._described = (ExactOperand * len(operands))(
-            *[ExactOperand(op.description, op.weights, first * 128) for op, first in operands]
+            *[ExactOperand(op.description, op.weights, first * 128, 0) for op, first in operands]
         )
+        # from one run of columns to the next, in what operands were last told of where their numbers lie
+        self._told_bytes = 0
+        self._apart = apart
         self._small = sum(op.blocks for op, _ in operands) * self.columns * 64 < SMALL
         self._operands = tuple(op for op, _ in operands)
-        # those that may move
-        self._plain = [(told, op) for told, (op, _) in zip(self._described, operands, strict=True) if op.weights]
+        # those that may move: none of those that have numbers of their own
+        plain = [(told, op) for told, (op, _) in zip(self._described, operands, strict=True) if op.weights]
+        self._plain = [] if apart else plain
         self._count, self._address = len(operands), ctypes.addressof(self._described)
 
     def __call__(self, tiles: Sequence[Tensor], out: Tensor) -> None:
         """out[:, first : first + nb] = x @ weights.T for each operand; out [rows, all blocks, 64], bfloat16.
 
-        x is the first `rows` rows of all `tiles` [any, K], one tile after another, bfloat16."""
+        x is the first `rows` rows of all `tiles` [any, K], one tile after another, bfloat16; of operands that multiply numbers of
+        their own, [any, operands * K]."""
         for told, operand in self._plain:
             # It may have moved.
             told.plain = operand.weights
         rows, blocks, _ = out.shape
         x, width = tiles[0], self.width
-        assert x.shape[1] == self.columns and blocks >= self.end
+        assert x.shape[1] == self.given_columns and blocks >= self.end
         assert out.is_contiguous() and out.dtype == torch.bfloat16
         # rows that are multiplied: whole tiles of them where there are several
         height = -(-rows // ROWS) * ROWS if self.amx and rows > ROWS else rows
-        if rows > FEW or x.shape[0] < rows or x.stride() != (self.columns, 1):
+        if rows > FEW or x.shape[0] < rows or x.stride() != (self.given_columns, 1):
             x = cut_rows(tiles, rows, height, width)
             row_bytes, run_bytes = width * 2, height * width * 2
         else:
-            row_bytes, run_bytes = self.columns * 2, width * 2
+            row_bytes, run_bytes = self.given_columns * 2, width * 2
+        if self._apart and run_bytes != self._told_bytes:
+            self._told_bytes = run_bytes
+            for told, first in zip(self._described, self._given, strict=True):
+                told.given = first // width * run_bytes
         registers = shapes(min(height, ROWS), self.columns) if self.amx else None
         # in the order of its fields, which takes less time than by their names
         run = ExactRun(
@@ -190,7 +208,7 @@ def _make(operand: Any, b: int, k: int, width: int, laid: int, rebuilt: int, dir
 def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums: int) -> None:
     """sums [rows, 64] += x times these columns, while memory is asked for the columns that come next."""
     rows, stride = run.rows, run.row_bytes
-    x = run.x + k // run.width * run.run_bytes
+    x = run.x + operand.given + k // run.width * run.run_bytes
     if rows <= DIRECT:
         _fetch_ahead(operand, b, k + width, width, FIRST, rows, rows)
         if rows == 2:
@@ -218,7 +236,7 @@ def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums:
 @compiled
 def _add_amx(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums: int) -> None:
     """`_add`, ROWS rows at a time."""
-    x = run.x + k // run.width * run.run_bytes
+    x = run.x + operand.given + k // run.width * run.run_bytes
     for r in range(0, run.height, ROWS):
         _fetch_ahead(operand, b, k + width, width, r, min(run.height - r, ROWS), run.height)
         amx_sums(weights, width, x + r * run.row_bytes, run.row_bytes, sums + r * 256, 256)

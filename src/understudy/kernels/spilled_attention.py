@@ -38,16 +38,17 @@ def attend(
     return torch.from_numpy(out).to(query.dtype)
 
 
-def compile_kernels(dtype: torch.dtype) -> None:
-    """Run the kernels once over a cache of `dtype`, so that their machine code is there."""
+def compile_kernels(dtype: torch.dtype, latent: bool = False) -> None:
+    """Run the kernels once over a cache of `dtype`, so that their machine code is there. `latent`: values are a part of keys."""
     keys = torch.zeros(2, 1, BLOCK, 8, dtype=dtype)
     kernels, query = kernels_for(keys[0, :, :1], keys, keys), np.zeros((1, 1, 8), np.float32)
     zero = np.zeros(1, np.int64)
     nodes = zero, zero, zero + 1, np.zeros((1, 0), np.int64)
-    # what lies in memory is part of more than it, what comes from the file is not
+    # what lies in memory is part of more than it; keys that come from the file are not
     for slab in (bits_of_slab(keys)[:, :, :-1], bits_of_slab(keys)):
-        share = _Share(kernels, (0, 0), (0, 1), query, slab, slab, AttentionSpec(1.0))
-        share.add(nodes, _Segment(0, 0, 1, streamed=False), slab, slab)
+        values = slab[..., :4] if latent else slab
+        share = _Share(kernels, (0, 0), (0, 1), query, slab, values, AttentionSpec(1.0))
+        share.add(nodes, _Segment(0, 0, 1, streamed=False), slab, values)
         share.finish(query)
 
 

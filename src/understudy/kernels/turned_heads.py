@@ -113,7 +113,7 @@ def keep(run: Any, i: int, head: int, factors: Any, turns: Any, line: Any) -> No
         factor = np.float32(1) / np.sqrt(squares(value) / np.float32(run.value_size) + float_of(run.value_epsilon))
         for c in range(run.value_size):
             value[c] *= factor
-    _put(value, run.values + place * width_of(run.value_size, run.cache_itemsize), run.cache_itemsize)
+    _put(value, run.values + place * run.value_line, run.cache_itemsize)
 
 
 @compiled

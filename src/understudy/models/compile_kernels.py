@@ -51,9 +51,11 @@ def compile_kernels(
     tell.daemon = True
     tell.start()
     try:
+        # States are kept where nothing has 8 bits, on one processor.
+        shape = ModelShape.of(config, small=small, latent=not small)
         if spills:
-            spilled_attention.compile_kernels(cache_dtype(dtype))
-        _use_all(store, ModelShape.of(config, small=small), dtype, drafts)
+            spilled_attention.compile_kernels(cache_dtype(dtype), shape.latent)
+        _use_all(store, shape, dtype, drafts)
     finally:
         tell.cancel()
 

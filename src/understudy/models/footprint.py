@@ -26,6 +26,7 @@ from ..weights.recipe import Recipe
 from ..weights.store import Store
 from .embedding import ROW
 from .recurrent_layers.channel_rule import working_bytes
+from .stock.latent import WIDENS
 from .stock.shape import ModelShape, cache_dtype
 from .stream.load import whole_bytes
 from .stream.weights import held, largest
@@ -58,6 +59,13 @@ class WeightSizes:
     linears: tuple[LinearSize, ...]
     # Rows and width of each table that is looked up by token, the embedding first.
     tables: tuple[tuple[int, int], ...]
+    # Numbers of the Linears that widen latent states to keys and values.
+    widening: frozenset[int] = frozenset()
+
+    def with_states(self) -> WeightSizes:
+        """Those of a model that attends over latent states: what would widen them is always there, exact and whole."""
+        whole = {i: replace(self.linears[i], substitute_bytes=self.linears[i].exact_bytes, always=True) for i in self.widening}
+        return replace(self, linears=tuple(whole.get(index, linear) for index, linear in enumerate(self.linears)))
 
     @property
     def substitute_bytes(self) -> int:
@@ -81,6 +89,7 @@ def sizes_of_store(store: Store, holds_substitute: bool, holds_head: bool = Fals
         widest_outputs=_widest(entry.spec for entry in entries[:-1]),
         linears=tuple(_linear(entry, holds_substitute or (holds_head and entry is entries[-1])) for entry in entries),
         tables=tuple((stored.shape[0], stored.shape[1]) for stored in store.looked_up),
+        widening=_widening(store.layout.linears),
     )
 
 
@@ -103,6 +112,11 @@ def _linear(entry: LinearEntry, holds_substitute: bool) -> LinearSize:
         layer=_layer_of(entry.module),
         share=_share(entry.spec),
     )
+
+
+def _widening(specs: Iterable[LinearSpec]) -> frozenset[int]:
+    """Numbers of the Linears that widen latent states."""
+    return frozenset(index for index, spec in enumerate(specs) if spec.module.endswith(f".{WIDENS}"))
 
 
 def _share(spec: LinearSpec) -> float:
@@ -140,6 +154,7 @@ def sizes_of_checkpoint(
         widest_outputs=_widest(layout.linears[:-1]),
         linears=tuple(linear.size for linear in foretold),
         tables=tuple((tensors[name].shape[0], tensors[name].shape[1]) for name in layout.looked_up),
+        widening=_widening(layout.linears),
     )
 
 
@@ -192,6 +207,8 @@ def footprint_of(
     A tile holds most when the second half of a gated block is multiplied: three times what went into the block, both halves,
     and their product; and, all the time, what it looked up beside its embedding. That is made in float32, tile by tile. Of further
     states that layers hand on there are those that went into a layer, and what it foretells of them."""
+    if shape.latent:
+        sizes = sizes.with_states()
     width, *others = (width for _, width in sizes.tables)
     beside = sum(others)
     rows_bytes = TILE * (width + beside) * dtype.itemsize + 4 * TILE * beside * 4

@@ -36,7 +36,7 @@ from .several_devices.lanes import LaneLost, lost_line, open_lanes, out_of_memor
 from .several_devices.split import drafts_of_all, give_back, staged, supply_of_all
 from .stock import structure
 from .stock.heads import refuse_wrong_head
-from .stock.shape import ModelShape, cache_dtype
+from .stock.shape import ModelShape, cache_dtype, keeps_states
 from .stream.supply import Supply
 from .stream.weights import Weights
 from .streamed import CurrentPass, attention_name, pair
@@ -96,11 +96,11 @@ class Model:
         install(self.module, uses.taps, self.current)
         pair(self.module, [spec.module for spec in store.layout.linears], self.current)
         self.taps = tuple(uses.taps)
-        shape = ModelShape.of(config, small=plan.kv_bits > 0)
+        shape = ModelShape.of(config, small=plan.kv_bits > 0, latent=keeps_states(devices))
         self.hidden_size = shape.hidden_size
         progress = None if report is None else lambda done, total: report("loading", done, total)
         self.weights = Weights(store, plan, settings, device, drafts=uses.drafts, scores=uses.scores, progress=progress)
-        self.weights.share(self.module, dtype, directory)
+        self.weights.share(self.module, dtype, directory, states=shape.latent)
         spill = Spill(directory or Path(), settings, plan.spill_latest, plan.spill_threads) if plan.spill_latest else None
         self.stages = staged(self.blocks, devices, plan)
         places = [device.where if self.stages is None else self.stages.device(layer).where for layer in range(len(shape.layers))]

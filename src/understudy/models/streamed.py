@@ -26,7 +26,7 @@ from .embedding import lookups
 from .kept import float32_names
 from .mixtures.experts import hand_over, mixes
 from .mixtures.routed import Rows
-from .stock import hf
+from .stock import hf, latent
 from .stock.names import finder, sources
 from .stock.structure import stored_buffers
 
@@ -210,7 +210,10 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     spec = AttentionSpec(float(scale), sliding_window or 0, softcap or 0.0, others.get("s_aux"), chosen or ALL)
     under_way.write_kv(module.layer_idx, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    return under_way.attend(module.layer_idx, query[0].transpose(0, 1), spec)[None], None
+    asked, heads = query[0].transpose(0, 1), getattr(module, latent.HEADS, None)
+    if heads is None:
+        return under_way.attend(module.layer_idx, asked, spec)[None], None
+    return heads.widened(under_way.attend(module.layer_idx, heads.ask(asked), spec))[None], None
 
 
 def pair(model: nn.Module, order: list[str], current: CurrentPass) -> None:

@@ -43,6 +43,8 @@ class LinearSize:
     layer: int = -1
     # What a token uses of it: less than all of what belongs to experts.
     share: float = 1.0
+    # Is it always whole?
+    always: bool = False
 
     @property
     def part_blocks(self) -> list[int]:
@@ -167,12 +169,12 @@ def _owners(linears: Sequence[LinearSize]) -> list[int]:
 
 def _mixture(parts: Sequence[int], linears: Sequence[LinearSize], for_whole: int, room: int, together: int = 0) -> Kept:
     """Whole Linears in `for_whole` bytes, then residual parts of the others in what is left of `room`."""
-    whole, kept = frozenset[int](), frozenset[int]()
+    whole, kept = frozenset(i for i, linear in enumerate(linears) if linear.always), frozenset[int]()
     taken = 0
     owners = _owners(linears)
     # What every token uses comes before what only some do.
     for every in (True, False):
-        able = [i for i, linear in enumerate(linears) if linear.parts and (linear.share == 1) == every]
+        able = [i for i, one in enumerate(linears) if one.parts and not one.always and (one.share == 1) == every]
         room_here = for_whole - taken
         chosen = spread([linears[i].extra_bytes for i in able], room_here) if for_whole and able else frozenset()
         whole |= {able[i] for i in chosen}

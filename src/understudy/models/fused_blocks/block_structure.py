@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...kernels.head_form import Made
 from ..recurrent_layers.mixer import Mixer
+from ..stock.latent import HEADS, LatentHeads
 
 # By the names of a block's norms: those before and after its attention, then before and after its MLP; "": there is none.
 NORMS = {
@@ -76,6 +77,8 @@ class LatentModules:
     turned: int
     value_size: int
     layer: int
+    # How it attends over states that are kept in the place of keys and values; None: it does not.
+    states: LatentHeads | None = None
 
 
 @dataclass(frozen=True)
@@ -213,12 +216,14 @@ def latent_modules(attention: nn.Module | None) -> LatentModules | None:
     if len(sizes) < 4 or children.keys() - {"q_proj", *LATENT_QUERIES} != set(LATENT):
         return None
     down, norm, up, output = map(children.__getitem__, LATENT)
-    several = [children.get(name) for name in ("q_proj", *LATENT_QUERIES)]
+    heads, turned, value_size, layer = sizes
+    rest = output, heads, turned, value_size, layer, getattr(attention, HEADS, None)
+    several: list[nn.Module | None] = [children.get(name) for name in ("q_proj", *LATENT_QUERIES)]
     match several:
         case [nn.Module() as alone, None, None, None]:
-            return LatentModules((alone, down), None, (norm, up), output, *sizes)
+            return LatentModules((alone, down), None, (norm, up), *rest)
         case [None, nn.Module() as first, nn.Module() as between, nn.Module() as last]:
-            return LatentModules((first, down), (between, last), (norm, up), output, *sizes)
+            return LatentModules((first, down), (between, last), (norm, up), *rest)
     return None
 
 

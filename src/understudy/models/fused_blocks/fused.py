@@ -87,21 +87,14 @@ class FusedAttention:
     def alike(self, sample: Sample, level: LevelPass) -> bool:
         """Whether it gives what the stock attention gave, and leaves the same keys and values in the cache. These stay as the stock
         attention left them."""
-        state, row = level.cache.layer(self.layer, self.heads.spec.window), int(level.nodes.rows[0])
+        state = level.cache.layer(self.layer, self.heads.spec.window)
         shape = level.cache.shapes[self.layer]
         usual = (shape.reads is None) == (self.heads.made is not Made.QUERIES) and not shape.chunk
         usual &= state.keys.dtype in (*TYPES, LINES)
         usual &= all(turn.shape[:-1] == sample.given.shape[:-1] for turn in sample.turns)
         if not usual or sample.turns[0].shape != sample.turns[1].shape or not self.fits(state, sample.turns[0].shape[-1]):
             return False
-        places = state.places(level.nodes.slots)
-        stock = [slab[row, :, places].clone() for slab in (state.keys, state.values)]
-        pairs = [(sample.middle[0] - sample.given[0], self(sample.given[0], sample.turns, level) - sample.given[0])]
-        pairs += [(plain(old), plain(slab[row, :, places])) for old, slab in zip(stock, (state.keys, state.values), strict=True)]
-        found = all(alike(old, new) for old, new in pairs)
-        for old, slab in zip(stock, (state.keys, state.values), strict=True):
-            slab[row, :, places] = old
-        return found
+        return keeps_alike(self, sample, level, state)
 
     def fits(self, state: FullState, angles: int) -> bool:
         """Can the kernels attend so, and are products and norms as large as keys and values in `state` ask for, which are turned by
@@ -202,6 +195,18 @@ class BlockChain:
         """What the last of them gives, of what the first is given."""
         states = [level.cache.layer(block.layer, window) for block, window in zip(self.blocks, self.windows, strict=True)]
         return self.run(hidden, (turns[0][0], turns[1][0]), states, level.nodes_in(self.blocks[0].layer))
+
+
+def keeps_alike(ours: FirstHalf, sample: Sample, level: LevelPass, state: FullState) -> bool:
+    """Whether `ours` gives what the stock attention gave, and leaves the same in `state`, where that stays as it was then."""
+    places, row, given = state.places(level.nodes.slots), int(level.nodes.rows[0]), sample.given[0]
+    stock = [slab[row, :, places].clone() for slab in (state.keys, state.values)]
+    pairs = [(sample.middle[0] - given, ours(given, sample.turns, level) - given)]
+    pairs += [(plain(old), plain(slab[row, :, places])) for old, slab in zip(stock, (state.keys, state.values), strict=True)]
+    found = all(alike(old, new) for old, new in pairs)
+    for old, slab in zip(stock, (state.keys, state.values), strict=True):
+        slab[row, :, places] = old
+    return found
 
 
 def goes_on_alike(stock: BlockModules, sample: Sample) -> bool:

@@ -18,6 +18,7 @@ from .block_samples import Sample
 from .block_structure import AttentionModules, BlockModules, FurtherModules, LatentModules, MlpModules
 from .fused import TYPES, FusedAttention, FusedFurther, FusedMlp
 from .fused_latent import LatentProduct
+from .fused_states import FusedStates
 
 GATES: dict[GateKind, Callable[[Tensor], Tensor]] = {
     GateKind.SILU: nn.functional.silu,
@@ -66,19 +67,24 @@ class Joiner:
             form = HeadForm(sample.spec, turn, both, value_epsilon, gated, parts.made)
             yield FusedAttention(self.kernels, made, form, output, sample.layer)
 
-    def latent(self, parts: LatentModules, stock: BlockModules, sample: Sample) -> Iterator[FusedAttention]:
+    def latent(self, parts: LatentModules, stock: BlockModules, sample: Sample) -> Iterator[FusedAttention | FusedStates]:
         """The same for attention by a latent state."""
         first = self(parts.linears, norm_of(stock.norms[0]))
         queries = None if parts.queries is None else self([parts.queries[1]], norm_of(parts.queries[0]))
-        widened = self([parts.widened[1]], norm_of(parts.widened[0]))
         output = self._output(parts.output, stock, sample, parts.widened[0], parts.queries and parts.queries[0])
-        if first is None or widened is None or output is None or sample.spec is None:
+        if first is None or output is None or sample.spec is None or (queries is None) != (parts.queries is None):
             return
-        if (queries is None) != (parts.queries is None):
+        forms = [HeadForm(sample.spec, turn, last=True) for turn in Turning]
+        norm = norm_of(parts.widened[0])
+        if parts.states is not None and norm is not None:
+            made = first, queries, norm, parts.states
+            yield from (FusedStates(self.kernels, *made, form, output, sample.layer) for form in forms)
             return
-        made = LatentProduct(first, queries, widened, parts.heads, parts.turned, parts.value_size)
-        for turn in Turning if made.fits else ():
-            yield FusedAttention(self.kernels, made, HeadForm(sample.spec, turn, last=True), output, sample.layer)
+        widened = None if parts.states is not None else self([parts.widened[1]], norm)
+        if widened is not None:
+            whole = LatentProduct(first, queries, widened, parts.heads, parts.turned, parts.value_size)
+            own = forms if whole.fits else []
+            yield from (FusedAttention(self.kernels, whole, form, output, sample.layer) for form in own)
 
     def _output(self, linear: nn.Module, stock: BlockModules, sample: Sample, *norms: nn.Module | None) -> JoinedProduct | None:
         """The product of attention's output, with what follows it in a stock block that gave `sample`; None where that, the block's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,17 +43,20 @@ class ModelShape:
     heads_choose: bool
     # longest text that keeps one rope from its first token on, in tokens; None where the config does not say
     positions: int | None
+    # why keys and values cannot have 8 bits, one sentence; empty: they can
+    all_bits: str
 
     @classmethod
-    def of(cls, config: Any, *, small: bool = False) -> ModelShape:
-        """The shape of the text model that a transformers `config` describes. `small`: keys and values have 8 bits."""
+    def of(cls, config: Any, *, small: bool = False, latent: bool = False) -> ModelShape:
+        """The shape of the text model that a transformers `config` describes. `small`: keys and values have 8 bits; `latent`: of
+        layers that make them of a latent state the state is kept. Raises CheckpointError for 8 bits where there are none."""
         config = text_config(config)
-        if small and config.model_type in ALIBI:
-            what = f"Keys of a {config.model_type!r} model cannot have 8 bits: they hold positions, which these do not tell apart."
-            raise CheckpointError(f"{what} Leave --kv-bits out.")
+        why = _needs_all_bits(config, latent)
+        if small and why:
+            raise CheckpointError(f"{why} Leave --kv-bits out.")
         configs = _layer_configs(config)
         reads = layers_read(config)
-        alone = [_layer_shape(layer_config, index, reads[index]) for index, layer_config in enumerate(configs)]
+        alone = [_layer_shape(layer_config, index, reads[index], latent) for index, layer_config in enumerate(configs)]
         layers = tuple(replace(layer, shared=index in reads, small=small) for index, layer in enumerate(alone))
         heads = [_heads(layer_config, index) for index, layer_config in enumerate(configs)]
         return cls(
@@ -65,6 +69,7 @@ class ModelShape:
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
             heads_choose=bool(getattr(config, "index_topk_blocks", None)) and any(layer.index_size for layer in layers),
             positions=longest_exact(config),
+            all_bits=why,
         )
 
     def for_device(self, device: Device) -> ModelShape:
@@ -73,6 +78,11 @@ class ModelShape:
             what = "Each head of this model chooses the tokens that it looks at"
             raise UsageError(f"{what}, which runs on the processor alone so far, not on {device.name}: use --device cpu.")
         return self
+
+    @property
+    def latent(self) -> bool:
+        """Are latent states kept in the place of keys and values, of any layer?"""
+        return any(layer.latent for layer in self.layers)
 
     @property
     def recurs(self) -> bool:
@@ -122,8 +132,23 @@ def _heads(config: Any, index: int) -> int:
     return int(each[index] if each else getattr(config, "num_attention_heads", 1))
 
 
-def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:
-    kv_heads, key_size, value_size = _sizes(config, index)
+def keeps_states(devices: Sequence[Device]) -> bool:
+    """Are latent states kept in the place of keys and values on these `devices`? Only a processor attends over them so far."""
+    return len(devices) == 1 and not devices[0].own_memory
+
+
+def _needs_all_bits(config: Any, latent: bool) -> str:
+    """See `ModelShape.all_bits`."""
+    if config.model_type in ALIBI:
+        return f"Keys of a {config.model_type!r} model cannot have 8 bits: they hold positions, which these do not tell apart."
+    if latent and getattr(config, "kv_lora_rank", None):
+        return f"A {config.model_type!r} model keeps a latent state in the place of keys and values, and that has no 8 bits."
+    return ""
+
+
+def _layer_shape(config: Any, index: int, reads: int | None, latent: bool) -> LayerShape:
+    rank = getattr(config, "kv_lora_rank", None) if latent else None
+    kv_heads, key_size, value_size = _sizes(config, index) if rank is None else (1, rank + _turned(config, index), rank)
     values = layer_values(config)
     kinds = recurrent_kinds(values)
     kind = kinds[index] if kinds else None
@@ -132,13 +157,17 @@ def _layer_shape(config: Any, index: int, reads: int | None) -> LayerShape:
         keeps_nothing = bool(kinds) and values["layer_types"][index] == FEED_FORWARD
         heads = 0 if keeps_nothing else kv_heads
         chunk, index_size = _chunk(config, index), _index_size(config, index)
-        return LayerShape(heads, key_size, value_size, window=window, reads=reads, chunk=chunk, index_size=index_size)
-    return LayerShape(kv_heads if kind.attends else 0, key_size, value_size, window, reads, kind.shape(config))
+        kept = rank is not None and not keeps_nothing
+        return LayerShape(
+            heads, key_size, value_size, window=window, reads=reads, chunk=chunk, index_size=index_size, latent=kept
+        )  # fmt: skip
+    sizes = kv_heads if kind.attends else 0, key_size, value_size
+    return LayerShape(*sizes, window, reads, kind.shape(config), latent=rank is not None and kind.attends)
 
 
 def _sizes(config: Any, index: int) -> tuple[int, int, int]:
     """Heads of keys of layer `index`, and the sizes of a key and of a value. Keys and values that are made of a latent state are
-    held as they are attended with: each head has its own, a key of a part without a rope and one with it."""
+    those that stock code attends with: each head has its own, a key of a part without a rope and one with it."""
     heads = _heads(config, index)
     kv_heads = getattr(config, "num_key_value_heads", None) or _kv_heads(config) or heads
     if config.model_type in WIDER_WINDOWS and _window(config, index):
@@ -148,6 +177,12 @@ def _sizes(config: Any, index: int) -> tuple[int, int, int]:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     further = BIASED if config.model_type in ALIBI else 0
     return kv_heads, size + further, getattr(config, "v_head_dim", None) or size
+
+
+def _turned(config: Any, index: int) -> int:
+    """Numbers beside the latent state of layer `index` that positions turn; 0 in layers without a rope."""
+    ropes = getattr(config, "no_rope_layers", None)
+    return int(config.qk_rope_head_dim) if not ropes or ropes[index] else 0
 
 
 def _kv_heads(config: Any) -> int | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...codecs import FALLBACK, codec
 from ...devices import Device
-from ...kernels.pack import BLOCK, blocks_of
+from ...kernels.pack import BLOCK, blocks_of, unblock
 from ...plan.placement import Plan
 from ...plan.residents import spread
 from ...quantizers import Quantizer, quantizer
@@ -24,6 +24,7 @@ from ...tiers.route import FixedRoute, Route
 from ...weights.entries import LinearEntry, Part, Stored
 from ...weights.store import Store
 from ..mixtures.expert_copies import expert_copies
+from ..stock.latent import attend_over_states
 from ..streamed import share
 from .exact_linear import ExactLinear, decoding_bytes
 from .hauls import Haul, hauls_of, largest_haul
@@ -195,6 +196,8 @@ class Weights(PartStream):
         weights = read_whole(store, decoded, copies, settings, device, progress)
         weights |= {i: self.substitutes[i]["weight"] for i, entry in enumerate(self.entries) if not entry.parts and self._here(i)}
         self._keep(weights)
+        # Linears whose weights others have, see `take`.
+        self.taken: set[int] = set()
         self.quantizers: list[Quantizer] = [quantizer(entry.quantizer) for entry in self.entries]
         self._buffer = device.arena(decoding_bytes(largest(self.entries), device))
         self.linears = [
@@ -221,6 +224,17 @@ class Weights(PartStream):
             self.residents[number] = weight
             self.parts.append(PartRef(number, index, 0, len(weight), 0))
 
+    def take(self, module: str) -> Tensor:
+        """The exact weight [N, K] of the Linear `module`, which the plan keeps whole: nothing multiplies by it here from now on."""
+        index = [spec.module for spec in self.store.layout.linears].index(module)
+        entry, number = self.entries[index], len(self.stored) + index
+        weight = unblock(self.residents.pop(number), entry.shape[0])
+        self.parts = [part for part in self.parts if part.number != number]
+        # what multiplies has them too
+        self.substitutes[index].clear()
+        self.taken.add(index)
+        return weight
+
     def _wanted(self, plan: Plan, drafts: bool, scores: bool) -> dict[Key, Stored]:
         """What is read into fast memory for good: norms and biases, substitutes that are held, resident parts."""
         # What no Linear is comes with the head.
@@ -233,7 +247,8 @@ class Weights(PartStream):
 
     def drafts(self, dtype: torch.dtype) -> dict[int, Callable[[Any], Tensor]]:
         """The linear map [n, K] -> [n, N] of the substitute of each Linear that is here, by its number."""
-        return {index: self._draft(index, dtype) for index in range(len(self.entries)) if self._here(index)}
+        here = (index for index in range(len(self.entries)) if self._here(index) and index not in self.taken)
+        return {index: self._draft(index, dtype) for index in here}
 
     def head(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """The linear map of the output head's substitute."""
@@ -251,10 +266,12 @@ class Weights(PartStream):
         self.substitutes = [{} for _ in self.entries]
         self._buffer = self._buffer.new_empty(0)
 
-    def share(self, module: nn.Module, dtype: torch.dtype, directory: Path | None) -> None:
+    def share(self, module: nn.Module, dtype: torch.dtype, directory: Path | None, *, states: bool = False) -> None:
         """Give `module` norms and biases, one tensor for both views, and bring its buffers to the device. What they are called is
-        kept in `directory`, if there is one."""
+        kept in `directory`, if there is one. `states`: it attends over latent states, with what would widen them."""
         share(module, self.store.layout, self.shared, dtype, directory)
+        if states:
+            attend_over_states(module, lambda path: self.take(path).to(dtype))
         for buffer in module.buffers():
             buffer.data = buffer.to(self.device.where)
 
