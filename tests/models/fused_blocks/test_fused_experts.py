@@ -23,7 +23,7 @@ PROMPT = [5, 99, 5, 12, 80, 5, 99, 5]
         ("qwen3_moe", FusedParts(0, 3, 0, 3)),
         ("mixtral", FusedParts(0, 3, 0, 3)),
         ("qwen3_next", FusedParts(0, 4, 4, 4)),
-        ("deepseek_v3", FusedParts(0, 0, 3, 2)),
+        ("deepseek_v3", FusedParts(1, 2, 2, 2)),
         # columns of both halves take turns, and experts have biases
         ("gpt_oss", FusedParts(0, 3, 0, 0)),
         # no gate

@@ -156,10 +156,11 @@ def test_long_texts_are_those_of_transformers_in_every_way(family: str, tmp_path
             assert "rows" in options or sum(text.stats.cached_tokens for text in done) >= 40
     assert all(found == texts[0] for found in texts)
     small = []
-    for method in ("none", "substitute"):
+    # latent states have no 8 bits
+    for method in ("none", "substitute") if family == "minimax_m3_vl_text" else ():
         with opened(tmp_path / "half", context=256, kv_bits=8, method=method) as llm:
             small.append([text.token_ids for text in llm.generate(prompts, sampled)])
-    assert small[0] == small[1]
+    assert all(found == small[0] for found in small)
 
 
 @pytest.mark.parametrize("family", FAMILIES[:2])

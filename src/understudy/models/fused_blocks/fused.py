@@ -159,9 +159,7 @@ class FusedBlock:
     def layer(self) -> int:
         return self.attention.layer
 
-    def __call__(
-        self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass, beside: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, hidden: Tensor, turns: tuple[Tensor, Tensor], level: LevelPass, beside: Tensor | None = None) -> Tensor:
         x = self.attention(hidden[0], turns, level)
         x = self.mlp(x, x)[None] if self.mlp is not None else second_half(self.stock, x[None])
         if self.further is None:
