@@ -74,6 +74,16 @@ def test_weights_in_fp8_have_one_more_codec() -> None:
     assert 0 < seconds_a_weight("fp8", "int4") < 1e-6
 
 
+def test_weights_in_four_bits_have_another() -> None:
+    even = Measured(raw=1e-9, delta=1e-9, fp8=1e-9, w4=1e-9)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert fastest_codec(1e9, dtype, "int4", even, "int4") == "w4"
+    assert "w4" not in {fastest_codec(1e9, torch.bfloat16, "int4", even, form) for form in ("", "fp8", "mxfp4")}
+    assert fastest_codec(100e9, torch.bfloat16, "int4", Measured(raw=1e-9, delta=1e-9, w4=2e-9), "int4") == "delta"
+    assert fastest_codec(1e9, torch.float32, "int4", even, "int4") == "raw"
+    assert 0 < seconds_a_weight("w4", "int4") < 1e-6
+
+
 @pytest.mark.parametrize(("triton", "wanted"), [(True, "delta"), (False, "raw")])
 def test_a_device_decodes_if_it_has_triton(triton: bool, wanted: str) -> None:
     device = FakeDevice(triton=triton)

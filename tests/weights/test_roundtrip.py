@@ -36,8 +36,8 @@ def test_every_family_comes_back(family: str, tmp_path: Path) -> None:
     save(tmp_path / "model", family, torch.bfloat16)
     for codec in CODECS:
         returned(tmp_path / "model", codec, tmp_path)
-    # weights that are not published in FP8 are the same in two of them
-    assert len({path.stat().st_size for path in tmp_path.glob("store-*/residual.bin")}) == len(CODECS) - 1
+    # weights that are not published in FP8, or in four bits, are the same in three of them
+    assert len({path.stat().st_size for path in tmp_path.glob("store-*/residual.bin")}) == len(CODECS) - 2
 
 
 @pytest.mark.parametrize("codec", CODECS)

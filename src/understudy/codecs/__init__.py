@@ -19,6 +19,7 @@ from ..registry import build
 CODECS: dict[str, str] = {
     "delta": "understudy.codecs.delta:Delta",
     "fp8": "understudy.codecs.fp8:Fp8",
+    "w4": "understudy.codecs.w4:W4",
     "raw": "understudy.codecs.raw:Raw",
     "link": "understudy.codecs.link:InSource",
 }

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import torch
+from torch import Tensor
 
 from .. import codecs
 from ..codecs import Codec, Encoded, candidates
+from ..kernels.eighths_coding import Factors
 from ..kernels.exact_operand import Operand
 from ..kernels.exact_product import BlockProduct
 from ..kernels.pack import BLOCK, block
@@ -25,6 +27,12 @@ ROWS = 32
 SAMPLE, COPIES, TURNS = (256, 4096), 8, 5
 # Bytes per second, where there is nothing to measure yet.
 UNKNOWN_LINK = 1e9
+# What makes weights that are published in a form of their own, of usual ones, and how many columns of those have a scale, of 1.
+_PUBLISHED: dict[str, Callable[[Tensor], Tensor]] = {
+    "fp8": lambda weight: weight.to(torch.float8_e4m3fn).bfloat16(),
+    "int4": lambda weight: (weight * 3).round().clamp(-8, 7),
+}
+SHARED = 128
 
 
 def fastest_codec(link: float, dtype: torch.dtype, quantizer: str, device: Device, form: str = "") -> str:
@@ -50,9 +58,11 @@ def seconds_a_weight(name: str, quantizer: str) -> float:
     torch.manual_seed(0)
     weight = torch.randn(SAMPLE).bfloat16()
     # of numbers that are published so
-    weight = weight.to(torch.float8_e4m3fn).bfloat16() if codec.form else weight
+    published = _PUBLISHED.get(codec.form)
+    weight = published(weight) if published else weight
+    factors = Factors(torch.ones(SAMPLE[0] // BLOCK, SAMPLE[1] // SHARED, 1), SHARED) if published else None
     substitute = fitting(quantizer, *SAMPLE).quantize(weight) if codec.needs_substitute else {}
-    data = codec.encode(block(weight), substitute)
+    data = codec.encode(block(weight), substitute, factors)
     operands = []
     for _ in range(COPIES):
         own = {name: tensor.clone() for name, tensor in substitute.items()}

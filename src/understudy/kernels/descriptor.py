@@ -48,7 +48,8 @@ class ResidualBlocks(Descriptor):
         ("exceptions", NUMBER),
         # of the dense part, for a column
         ("dense_bytes", NUMBER),
-        # of a code: 2, 3, 4, 6 or 8; 0: there is no residual, but codes in MXFP4 (`fours`) at `dense`, their exponents at `stream`
+        # of a code: 2, 3, 4, 6 or 8; 0: there is no residual, but codes in MXFP4 (`fours`) at `dense`, their exponents at `stream`;
+        # 1: there is none, but `scaled_codes`: codes at `dense`, scales at `factors`, zero points (if not 0) at `exceptions`
         ("bits", NUMBER),
         # address of machine code that reads a tile in the place of what `bits` say (`eighths.reader`); 0: there is none
         ("reader", NUMBER),

@@ -5,11 +5,12 @@ import ctypes
 import torch
 from torch import Tensor
 
-from . import eighths_coding
+from . import eighths_coding, scaled_codes
 from .descriptor import ResidualBlocks
 from .eighths_coding import Factors
 from .fours import SHARED
 from .residual import Residual, described
+from .scaled_codes import ScaledCodes
 
 # the addresses of a `ResidualBlocks` that are in a part's own bytes
 MOVED = ("dense", "stream", "table", "exceptions", "factors")
@@ -55,6 +56,11 @@ class Operand:
     def eighths(cls, residual: Residual, codes: Tensor, scales: Tensor, factors: Factors) -> "Operand":
         """The weights that `residual` and `codes` stand for in units of `factors` (`kernels.eighths`)."""
         return cls(eighths_coding.described(residual, codes, scales, factors), 0, residual, codes, scales, factors)
+
+    @classmethod
+    def scaled(cls, made: ScaledCodes) -> "Operand":
+        """The weights that codes of four bits with their scales stand for (`kernels.scaled_fours`)."""
+        return cls(scaled_codes.described(made), 0, made)
 
     def lies_in(self, data: Tensor) -> bool:
         """Whether all that it reads, but for codes and scales, is in the bytes `data`."""

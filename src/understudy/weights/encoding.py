@@ -133,14 +133,15 @@ def refuse_unusable(info: TensorInfo, piece: Tensor) -> None:
 
 def codec_for(spec: LinearSpec, wanted: str, infos: Iterable[TensorInfo]) -> Codec:
     """The codec of a weight that is made of the tensors `infos`: that of the form in which it is published, if there is one; else
-    the one named `wanted`, or another where that is for weights of another form, or links to rows which a source does not have as
-    such."""
+    the one named `wanted`; of weights of another form than that asks for, the one for theirs if it needs no device of its own; and
+    another where that links to rows which a source does not have as such."""
     chosen = codec(wanted)
     forms = {info.form for info in infos}
     if len(forms) == 1 and (form := next(iter(forms))) in OF_FORMS:
         return codec(form)
     if chosen.form and forms != {chosen.form}:
-        return codec(OTHERWISE)
+        theirs = (each for each in map(codec, copying()) if each.form and forms == {each.form} and not each.needs_triton)
+        return next(theirs, codec(OTHERWISE))
     return codec(FALLBACK) if chosen.linked and spec.turned else chosen
 
 
@@ -158,9 +159,13 @@ def said_stored(checkpoint: Checkpoint, layout: ModelLayout, wanted: str, quanti
 
 
 def form_among(layout: ModelLayout, tensors: Mapping[str, TensorInfo]) -> str:
-    """The form of published weights for which a codec may be chosen, where some Linear of the model has it; else empty."""
-    forms = {tensors[name].form for spec in layout.linears for name in spec.tensors}
-    return next((form for each in copying() if (form := codec(each).form) in forms and form), "")
+    """The form of published weights for which a codec may be chosen, where some Linear of the model has it; of two, that of more
+    bytes. Else empty."""
+    forms = {form: 0 for each in copying() if (form := codec(each).form)}
+    for info in (tensors[name] for spec in layout.linears for name in spec.tensors):
+        if info.form in forms:
+            forms[info.form] += info.nbytes
+    return max(forms, key=forms.__getitem__) if any(forms.values()) else ""
 
 
 def whole_bytes(spec: LinearSpec, dtype: torch.dtype) -> int:

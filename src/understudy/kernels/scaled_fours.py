@@ -1,0 +1,101 @@
+"""Weights that are published as codes of four bits with scales, made bfloat16: vector code for the columns that share a scale.
+
+A weight is its code less the zero point of its row there, times the row's scale there, in float32, rounded once. The zero point of
+all is CENTRE where none are told."""
+
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+from .bfdot import Brain
+from .instructions import has
+from .vector import BYTE, FLOAT, HALF, LONG, WORD, Code, Vector
+
+# bytes of the codes of a column of 64 rows: rows in order in the lower halves of bytes, then in the upper ones
+CODES = 32
+# the zero point of codes that have none of their own, and the largest code
+CENTRE, MOST = 8, 15
+SIDE, RUN, HALVES = Vector(FLOAT, 32), Vector(BYTE, 32), Vector(HALF, 32)
+WIDE, PART = Vector(WORD, 32), Vector(FLOAT, 16)
+
+
+class _ScaledFours(Code):
+    """Code for the columns of one block that share scales, at the address `scales`, of 2 bytes each if `brief` (a truth of LLVM's),
+    and zero points at `zeros`, if that is not 0."""
+
+    def __init__(self, context: Any, builder: Any, scales: Any, zeros: Any, brief: Any) -> None:
+        super().__init__(context, builder)
+        b = builder
+        self.brains = has("avx512bf16", "avx512bw")
+        self.scales, self.zeros = [], []
+        for side in range(2):
+            self.scales.append(self.either(brief, self.from_halves, self.from_floats, scales, 32 * side))
+            none = b.icmp_signed("==", zeros, LONG(0))
+            self.zeros.append(self.either(none, self.centre, self.from_bytes, zeros, 32 * side))
+
+    def either(self, truth: Any, first: Any, second: Any, address: Any, row: int) -> Any:
+        """What `first` reads for 32 rows from `row` on, or else `second`."""
+        found = []
+        with self.b.if_else(truth) as ways:
+            for way, read in zip(ways, (first, second), strict=True):
+                with way:
+                    found.append((read(address, row), self.b.block))
+        chosen = self.b.phi(SIDE)
+        for value, block in found:
+            chosen.add_incoming(value, block)
+        return chosen
+
+    def from_halves(self, address: Any, row: int) -> Any:
+        words = self.b.zext(self.load(self.at(address, 2 * row), HALVES), WIDE)
+        return self.b.bitcast(self.b.shl(words, self.all(WIDE, 16)), SIDE)
+
+    def from_floats(self, address: Any, row: int) -> Any:
+        return self.load(self.at(address, 4 * row), SIDE)
+
+    def from_bytes(self, address: Any, row: int) -> Any:
+        return self.b.sitofp(self.load(self.at(address, row), RUN), SIDE)
+
+    def centre(self, address: Any, row: int) -> Any:
+        return self.all(SIDE, CENTRE)
+
+    def column(self, codes: Any, out: Any) -> None:
+        """Write the 64 weights whose codes lie at `codes`."""
+        b = self.b
+        run = self.load(codes, RUN)
+        sides = b.and_(run, self.all(RUN, MOST)), b.lshr(run, self.all(RUN, 4))
+        for side, (own, zero, scale) in enumerate(zip(sides, self.zeros, self.scales, strict=True)):
+            # as whole numbers with a sign, which are made floats in one step
+            steps = b.fsub(b.sitofp(b.zext(own, WIDE), SIDE), zero)
+            self.store(self.rounded(b.fmul(steps, scale)), self.at(out, 64 * side))
+
+    def rounded(self, numbers: Any) -> Any:
+        """32 numbers as the nearest bfloat16, of two the even one. None is NaN, or so small that it counts as zero to some."""
+        b = self.b
+        if self.brains:
+            parts = [self.pick(numbers, numbers, list(range(first, first + 16))) for first in (16, 0)]
+            # the one that comes first is the upper half
+            made = self.intrinsic("llvm.x86.avx512bf16.cvtne2ps2bf16.512", Vector(Brain(), 32), *parts)
+            return b.bitcast(made, HALVES)
+        bits = b.bitcast(numbers, WIDE)
+        odd = b.and_(b.lshr(bits, self.all(WIDE, 16)), self.all(WIDE, 1))
+        nearest = b.add(bits, b.add(odd, self.all(WIDE, 0x7FFF)))
+        return b.trunc(b.lshr(nearest, self.all(WIDE, 16)), HALVES)
+
+
+@intrinsic
+def _read_scaled(typing: Any, codes: Any, scales: Any, zeros: Any, stride: Any, columns: Any, out: Any) -> Any:
+    """Make `columns` columns of one block, which share scales and zero points, at `out`; scales take `stride` bytes, and all others
+    are addresses."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        codes, scales, zeros, stride, columns, out = arguments
+        code = _ScaledFours(context, builder, scales, zeros, builder.icmp_signed("==", stride, LONG(128)))
+        with code.over(columns, 1) as (column, _):
+            code.column(code.at(codes, builder.mul(column, LONG(CODES))), code.at(out, builder.shl(column, LONG(7))))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), generate
+
+
+read_scaled: Any = _read_scaled
