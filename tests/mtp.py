@@ -207,7 +207,7 @@ def publish_mtp(
 
 def quantise_mtp(directory: Path, file: str, form: str) -> None:
     """Give the Linears in a `file` of the checkpoint in `directory` the `form` "fp8" (in blocks), "channels" (FP8, one scale a row)
-    or "int4" of compressed-tensors. What joins hidden states and embeddings stays as it is, as published."""
+    or "int4" or "asymmetric" of compressed-tensors, or "awq". What joins hidden states and embeddings stays as it is."""
     made: dict[str, Tensor] = {}
     left = *LEFT, "head", "eh_proj", ".fc."
     for name, tensor in load_file(directory / file).items():
@@ -219,7 +219,11 @@ def quantise_mtp(directory: Path, file: str, form: str) -> None:
     index["weight_map"] = {name: where for name, where in index["weight_map"].items() if where != file} | dict.fromkeys(made, file)
     place.write_text(json.dumps(index))
     config = json.loads((directory / "config.json").read_text())
-    config["quantization_config"] = settings("fp8", (8, 8)) if form == "fp8" else compressed("fp8" if form == "channels" else form)
+    if form == "awq":
+        config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}
+    else:
+        how = settings("fp8", (8, 8)) if form == "fp8" else compressed("fp8" if form == "channels" else form)
+        config["quantization_config"] = how
     (directory / "config.json").write_text(json.dumps(config))
 
 

@@ -1,6 +1,7 @@
 """Tiny checkpoints in the form in which quantised models are published: FP8 in blocks or with one scale, and MXFP4."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +53,131 @@ def to_int4(weight: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
     return (codes[..., ::2] | codes[..., 1::2] << 4).contiguous().view(torch.int32), scales
 
 
+def to_asymmetric(weight: Tensor, group: int = 32) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes and scales as `to_int4` has them, of codes less their zero points; and these, eight rows in an int32."""
+    codes, zeros, scales = asymmetric(weight, group, torch.bfloat16)
+    packed = (codes[:, ::2] | codes[:, 1::2] << 4).contiguous().view(torch.int32)
+    more = torch.zeros(-len(zeros) % 8, zeros.shape[1], dtype=torch.uint8)
+    return packed, scales, words(torch.cat((zeros, more)).T.contiguous(), range(8)).T.contiguous()
+
+
+def asymmetric(weight: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes uint8 [rows, columns], and zero points and scales [rows, groups] of this type."""
+    groups = weight.float().unflatten(-1, (-1, group))
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    scales = ((high - low).clamp(min=1e-3) / 15).to(dtype)
+    zeros = (-low / scales.float()).round().clamp(0, 15)
+    codes = (groups / scales.float()[..., None] + zeros[..., None]).round().clamp(0, 15)
+    return codes.to(torch.uint8).flatten(-2), zeros.to(torch.uint8), scales
+
+
+def words(codes: Tensor, order: Iterable[int]) -> Tensor:
+    """Codes [n, m] as int32 [n, m / 8]: of eight neighbours, the one that `order` names first is in the lowest bits."""
+    found = torch.zeros(codes.shape[0], codes.shape[1] // 8, dtype=torch.int64)
+    for place, number in enumerate(order):
+        found |= codes[:, number::8].to(torch.int64) << 4 * place
+    return torch.where(found >= 2**31, found - 2**32, found).to(torch.int32)
+
+
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def to_awq(weight: Tensor, group: int = 32, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """The tensors of a matrix as AWQ has them."""
+    codes, zeros, scales = asymmetric(weight, group, dtype)
+    columns = codes.T.contiguous(), zeros.T.contiguous()
+    return {"qweight": words(columns[0], AWQ_ORDER), "qzeros": words(columns[1], AWQ_ORDER), "scales": scales.T.contiguous()}
+
+
+def to_gptq(
+    weight: Tensor, group: int = 32, dtype: torch.dtype = torch.float16, *, less: int = 1, symmetric: bool = False,
+    order: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The tensors of a matrix as GPTQ has them, with zero points that are `less` than they are. `order`: that in which columns are
+    put in groups; None: as they stand, without a tensor that says so."""
+    columns = weight.shape[1]
+    own = weight if order is None else weight[:, order]
+    codes, zeros, scales = asymmetric(own, group, dtype)
+    if symmetric:
+        scales = (own.float().unflatten(-1, (-1, group)).abs().amax(-1).clamp(min=1e-3) / 7.5).to(dtype)
+        steps = own.float().unflatten(-1, (-1, group)) / scales.float()[..., None]
+        codes, zeros = (steps.round().clamp(-8, 7) + 8).to(torch.uint8).flatten(-2), torch.full_like(zeros, 8)
+    # a zero point of 0 cannot be published as less
+    zeros = zeros.clamp(min=less)
+    made = {"qzeros": words(zeros.T.contiguous() - less, range(8)), "scales": scales.T.contiguous()}
+    if order is not None:
+        places = torch.empty_like(order)
+        places[order] = torch.arange(columns)
+        codes, made["g_idx"] = codes[:, places], (places // group).to(torch.int32)
+    made["qweight"] = words(codes, range(8)).T.contiguous()
+    return made
+
+
+def code_at(word: Tensor, place: int) -> int:
+    """The code in the bits from 4 * `place` on of a word."""
+    return int(word) >> 4 * place & 15
+
+
+def reference(made: dict[str, Tensor], method: str, dtype: torch.dtype, less: int = 0) -> Tensor:
+    """The weight that these tensors stand for, number by number: what transformers multiplies by without kernels of its own."""
+    groups, outputs = made["scales"].shape
+    scales = made["scales"].to(torch.float16)
+    awq = method == "awq"
+    inputs = len(made["qweight"]) * (1 if awq else 8)
+    zeros = [int(word) & 0xFFFFFFFF for word in made["qzeros"].flatten()]
+    zeros = torch.tensor([(word + less * 0x11111111) & 0xFFFFFFFF for word in zeros]).view(made["qzeros"].shape)
+    numbers = torch.empty(outputs, inputs, dtype=torch.int8)
+    for o in range(outputs):
+        at = AWQ_ORDER.index(o % 8) if awq else o % 8
+        for i in range(inputs):
+            group = int(made["g_idx"][i]) if "g_idx" in made else i * groups // inputs
+            code = code_at(made["qweight"][i, o // 8], at) if awq else code_at(made["qweight"][i // 8, o], i % 8)
+            numbers[o, i] = code - code_at(zeros[group, o // 8], at)
+    each = made["g_idx"].long() if "g_idx" in made else torch.arange(inputs) * groups // inputs
+    return numbers * scales.to(dtype).T[:, each] if awq else (numbers * scales.T[:, each]).to(dtype)
+
+
+def publish_words(directory: Path, family: str, method: str, dtype: torch.dtype = torch.float16, **options: Any) -> None:
+    """Write a checkpoint of this family with its Linears as `method` has them, "awq" or "gptq"; options: those of `to_gptq`, and as
+    `changes` what is other in its config."""
+    save(directory, family, dtype, **options.pop("changes", {}))
+    made: dict[str, Tensor] = {}
+    scattered = options.pop("scattered", False)
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        if not name.endswith(".weight") or tensor.dim() != 2 or any(word in name for word in LEFT):
+            made[name] = tensor
+            continue
+        if scattered:
+            options["order"] = torch.randperm(tensor.shape[1], generator=torch.Generator().manual_seed(len(made)))
+        own = to_awq(tensor, dtype=dtype) if method == "awq" else to_gptq(tensor, dtype=dtype, **options)
+        made |= {f"{name.removesuffix('weight')}{end}": each for end, each in own.items()}
+    config = {"quant_method": method, "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+    if method == "gptq":
+        config = {"quant_method": method, "bits": 4, "group_size": 32, "desc_act": scattered, "sym": bool(options.get("symmetric"))}
+        config["checkpoint_format"] = "gptq" if options.get("less", 1) else "gptq_v2"
+    rewrite(directory, made, config)
+    values = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**values, "dtype": str(dtype).removeprefix("torch.")}))
+
+
 def compressed(kind: str) -> dict[str, Any]:
     """The `quantization_config` of compressed-tensors in FP8, one scale a row, or in codes of four bits, one for 32 columns."""
     weights: dict[str, Any] = {"num_bits": 8, "type": "float", "strategy": "channel"}
     if kind == "int4":
         weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
     how = "pack-quantized" if kind == "int4" else "float-quantized"
+    if kind == "asymmetric":
+        return {**compressed("int4"), "config_groups": {"group_0": _asymmetric(compressed("int4")["config_groups"]["group_0"])}}
     weights |= {"symmetric": True, "dynamic": False, "observer": "minmax"}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
     return {
         "quant_method": "compressed-tensors", "format": how, "config_groups": {"group_0": group}, "ignore": ["lm_head"],
         "quantization_status": "compressed", "kv_cache_scheme": None,
     }  # fmt: skip
+
+
+def _asymmetric(group: dict[str, Any]) -> dict[str, Any]:
+    return {**group, "weights": {**group["weights"], "symmetric": False}}
 
 
 def settings(form: str, block: tuple[int, int] | None) -> dict[str, Any]:
@@ -87,19 +201,26 @@ def publish_fp8(directory: Path, family: str, block: tuple[int, int] | None = (3
 
 
 def as_published(name: str, weight: Tensor, form: str) -> dict[str, Tensor]:
-    """The tensors of a matrix `weight` in FP8 in blocks ("fp8"), or as compressed-tensors has FP8 ("channels") or "int4"."""
+    """The tensors of a matrix `weight` in FP8 in blocks ("fp8"), or as compressed-tensors has FP8 ("channels"), "int4", or codes of
+    four bits with zero points ("asymmetric"), or as AWQ has it."""
     if form == "fp8":
         codes, scales = to_fp8(weight, (8, 8))
         return {name: codes, f"{name}_scale_inv": scales}
     if form == "channels":
         codes, scales = to_fp8(weight, (1, weight.shape[1]))
         return {name: codes, f"{name}_scale": scales.to(torch.bfloat16)}
-    codes, scales = to_int4(weight)
-    return {f"{name}_packed": codes, f"{name}_scale": scales, f"{name}_shape": torch.tensor(weight.shape)}
+    if form == "awq":
+        return {f"{name.removesuffix('weight')}{end}": each for end, each in to_awq(weight).items()}
+    more: dict[str, Tensor] = {}
+    if form == "asymmetric":
+        codes, scales, more[f"{name}_zero_point"] = to_asymmetric(weight)
+    else:
+        codes, scales = to_int4(weight)
+    return {f"{name}_packed": codes, f"{name}_scale": scales, f"{name}_shape": torch.tensor(weight.shape), **more}
 
 
 def publish_compressed(directory: Path, family: str, kind: str, **changes: Any) -> None:
-    """Write a checkpoint of this family with its Linears as compressed-tensors stores them, in "fp8" or "int4"."""
+    """Write a checkpoint of this family with its Linears as compressed-tensors stores them, in "fp8", "int4" or "asymmetric"."""
     save(directory, family, torch.bfloat16, **changes)
     made: dict[str, Tensor] = {}
     for name, tensor in load_file(directory / "model.safetensors").items():

@@ -35,7 +35,7 @@ from .weights.checkpoint import Checkpoint, TensorInfo, read_object
 from .weights.encoding import check_linears, form_among
 from .weights.layout import ModelLayout
 from .weights.packed import MXFP4
-from .weights.published import dtype_of, foretold_fp8, form_of
+from .weights.published import dtype_of, foretold_codes, form_of
 from .weights.published import foretold as in_mxfp4
 from .weights.store import Store
 
@@ -134,7 +134,7 @@ def foretold_of_config(place: str | Path, options: Options) -> tuple[Foretold, d
         tensors |= {info.name: in_mxfp4(info, shape) for info, shape in made}
     layout = structure.in_blocks(structure.layout(model, tensors))
     check_linears(layout, tensors)
-    tensors |= foretold_fp8(content, tensors, layout)
+    tensors |= foretold_codes(content, tensors, layout)
     foretold = Foretold(config, tensors, layout)
     options.drafter.check(foretold.bearer)
     return foretold, content

@@ -39,7 +39,7 @@ from .weights.formats import other_format, refuse_adapter
 from .weights.layout import ModelLayout
 from .weights.measuring import Note
 from .weights.prepare import estimate, prepare
-from .weights.published import dtype_of, in_words
+from .weights.published import dtype_of, in_words, transposed
 from .weights.recipe import checksum_of, textless
 from .weights.store import Store
 
@@ -219,7 +219,10 @@ def said_published(config: Mapping[str, Any]) -> str:
     """What is exact of a model whose weights are published quantised, by its config.json, in one line; empty: they are not."""
     dtype = str(dtype_of(config)).removeprefix("torch.")
     how = in_words(config)
-    return f"Published in {how}: exact are the {dtype} weights that transformers makes of it (dequantize=True)" if how else ""
+    if not how:
+        return ""
+    by = "multiplies by where it has no kernel of its own" if transposed(config) else "makes of it (dequantize=True)"
+    return f"Published in {how}: exact are the {dtype} weights that transformers {by}"
 
 
 def refuse_linked_codes(config: Mapping[str, Any], options: Options) -> None:

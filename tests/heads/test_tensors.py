@@ -48,7 +48,7 @@ def test_codes_are_weights_however_they_are_read(block: tuple[int, int], monkeyp
     how = replace(packed(codes, scales, block).codes, name="x", dtype=torch.bfloat16, packed=packed(codes, scales, block))
     each = scales.repeat_interleave(block[0], 0)[:70].repeat_interleave(block[1], 1)[:, :48]
     for chunk in (13, 48 * 70):
-        found = torch.cat(list(unpacked_chunks(how, flat(codes.view(torch.uint8)).split(chunk), scales)))
+        found = torch.cat(list(unpacked_chunks(how, flat(codes.view(torch.uint8)).split(chunk), lambda _: scales)))
         assert torch.equal(found.view(torch.bfloat16).view(70, 48), (codes.float() * each).bfloat16())
 
 

@@ -41,17 +41,18 @@ def test_forms_and_words() -> None:
     fours = {**compressed("int4")["config_groups"]["group_0"], "format": "pack-quantized"}
     both["quantization_config"]["config_groups"]["group_1"] = fours
     assert in_words(both) == "FP8 and INT4 in groups of 32"
-    nothing: list[dict[str, Any]] = [{}, {"quantization_config": None}, {"quantization_config": {"quant_method": "awq"}}]
+    nothing: list[dict[str, Any]] = [{}, {"quantization_config": None}, {"quantization_config": {"quant_method": "bitsandbytes"}}]
     assert not any(map(form_of, nothing)) and not any(map(in_words, nothing))
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        of("int4", num_bits=8), of("int4", symmetric=False), of("int4", actorder="group"), of("fp8", strategy="block"),
+        of("int4", num_bits=8), of("fp8", symmetric=False), of("int4", actorder="group"),
+        of("int4", strategy="tensor", symmetric=False), of("fp8", strategy="block"),
         of("fp8", num_bits=4), of("int4", format="int-quantized"), of("fp8", format="nvfp4-pack-quantized"),
         of("fp8", config_groups={}),
-        of("fp8", kv_cache_scheme={"num_bits": 8}), of("int4", transform_config={"a": 1}), {**of("fp8"), "dtype": "float16"},
+        of("fp8", kv_cache_scheme={"num_bits": 8}), of("int4", transform_config={"a": 1}), {**of("fp8"), "dtype": "float32"},
         of("fp8", config_groups={"group_0": {"weights": None}}), of("fp8", config_groups={"group_0": "odd"}),
     ],
 )  # fmt: skip

@@ -16,8 +16,9 @@ from ..errors import CheckpointError, quoted
 from ..kernels.pack import flat
 from ..weights.checkpoint import SAFETENSORS_INDEX, TensorInfo, shard_files
 from ..weights.files import byte_chunks, read_tensor
-from ..weights.packed import TOGETHER
+from ..weights.packed import TOGETHER, beside, scales_of
 from ..weights.shards import read_shard
+from ..weights.words import rows_of
 
 WEIGHTS = "model.safetensors"
 # Other files of weights, in the order in which they are looked for.
@@ -76,14 +77,17 @@ class Values:
                     into, filled = into[:0], 0
 
 
-def unpacked_chunks(info: TensorInfo, codes: Iterable[Tensor], scales: Tensor) -> Iterator[Tensor]:
-    """The bytes of a weight that is published quantised. `codes`: the bytes of its codes, in pieces of any size."""
+def unpacked_chunks(info: TensorInfo, codes: Iterable[Tensor], read: Callable[[TensorInfo], Tensor]) -> Iterator[Tensor]:
+    """The bytes of a weight that is published quantised. `codes`: the bytes of its codes, in pieces of any size; `read` reads what
+    else it is made of, and codes that do not stand row by row."""
     packed, count = info.packed, math.prod(info.shape[:-1])
     assert packed is not None and not packed.fault, f"{info.name} is not packed, or cannot be used"
+    codes = [flat(rows_of(packed.order, read(packed.codes), 0, count))] if packed.order else codes
+    scales = read(packed.scales)
     rows, first = Values(torch.uint8, (count, packed.row_bytes), lambda: codes), 0
     for some in rows.rows(max(TOGETHER // packed.columns, 1)):
-        start, high, wide = packed.grid(first, len(some))
-        yield flat(packed.values(some, scales.view(-1, wide)[start : start + high], first, info.dtype))
+        own, more = scales_of(packed, scales, first, len(some)), beside(packed, read, first, len(some))
+        yield flat(packed.values(some, own, first, info.dtype, more))
         first += len(some)
 
 

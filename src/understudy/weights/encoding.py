@@ -110,7 +110,8 @@ def check_linear(spec: LinearSpec, infos: Sequence[TensorInfo]) -> None:
     for info in infos:
         check_weight(info, spec.stored_shape)
     one_type(infos)
-    if spec.turned and any(info.packed for info in infos):
+    quantised = [info.packed for info in infos if info.packed is not None]
+    if quantised and (spec.turned or (spec.in_turn and any(packed.order for packed in quantised))):
         raise CheckpointError(f"{infos[0].file}: {infos[0].name} is stored transposed and quantised, which is not supported yet.")
     if spec.experts and spec.unit % BLOCK:
         raise CheckpointError(

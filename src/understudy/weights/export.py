@@ -17,6 +17,7 @@ from ..errors import StoreError
 from .entries import LinearEntry, Progress
 from .files import buffer
 from .index import PARTIAL
+from .packed import as_published, beside, scales_of
 from .published import unpacked
 from .shards import TensorInfo, tensors_of
 from .store import Store
@@ -143,7 +144,14 @@ def _as_published(store: Store, entry: LinearEntry, runs: Sequence[tuple[TensorI
     """The bytes of a weight that was published as tensors, of which all or some were codes, part by part. `runs`: as the weight's
     `LinearSpec` has them."""
     done, each = 0, entry.shape[0] // len(runs)
-    scales, held = torch.empty(0), ""
+    kept: dict[str, Tensor] = {}
+    whole: list[Tensor] = []
+
+    def read(part: TensorInfo) -> Tensor:
+        if part.name not in kept:
+            kept[part.name] = store.read(store.extra[part.name])
+        return kept[part.name]
+
     for rows in store.rows_of(entry):
         number, first = divmod(done, each)
         done += len(rows)
@@ -152,10 +160,18 @@ def _as_published(store: Store, entry: LinearEntry, runs: Sequence[tuple[TensorI
         if packed is None:
             yield rows
             continue
-        if packed.scales.name != held:
-            scales, held = store.read(store.extra[packed.scales.name]), packed.scales.name
-        start, high, wide = packed.grid(first, len(rows))
-        yield packed.codes_of(rows, scales.view(-1, wide)[start : start + high], first)
+        if packed.scales.name not in kept:
+            kept.clear()
+        scales = scales_of(packed, read(packed.scales), first, len(rows))
+        codes = packed.codes_of(rows, scales, first, beside(packed, read, first, len(rows)))
+        if not packed.order:
+            yield codes
+            continue
+        # columns of a matrix lie in one piece only when all are there
+        whole.append(codes)
+        if sum(map(len, whole)) == info.shape[0]:
+            yield as_published(packed, torch.cat(whole))
+            whole.clear()
 
 
 def _offsets(header: str) -> dict[str, tuple[int, int]]:

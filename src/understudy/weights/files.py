@@ -44,6 +44,19 @@ def read_tensor(
     return tensor
 
 
+def read_columns(
+    path: Path, offset: int, dtype: torch.dtype, shape: tuple[int, int], columns: tuple[int, int], error: type[UnderstudyError]
+) -> Tensor:
+    """Of the matrix of this `shape` at `offset`, some columns: the first one, and how many."""
+    (lines, width), (first, count) = shape, columns
+    if count == width:
+        return read_tensor(path, offset, dtype, shape, error)
+    found = torch.empty(lines, count, dtype=dtype)
+    for line, own in enumerate(found):
+        read_bytes(path, offset + (line * width + first) * dtype.itemsize, flat(own), error)
+    return found
+
+
 def byte_chunks(path: Path, offset: int, nbytes: int, error: type[UnderstudyError]) -> Iterator[Tensor]:
     """The `nbytes` bytes at `offset` of a file, as uint8 tensors of at most CHUNK bytes."""
     for start in range(0, nbytes, CHUNK):

@@ -1,7 +1,7 @@
 """How a checkpoint is published: which of its tensors are codes and scales of which weight, by its config.json.
 
 What is read is what transformers makes weights of with `dequantize=True`: FP8 (`fp8`), MXFP4 (`mxfp4`), and of compressed-tensors
-FP8 and symmetric codes of four bits."""
+FP8 and codes of four bits; and GPTQ and AWQ in four bits (`by_columns`)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
+from . import by_columns
 from .layout import ModelLayout
 from .packed import FP8, INT4, MXFP4, Packed
 from .shards import TensorInfo
+from .words import AWQ, GPTQ
 
 COMPRESSED = "compressed-tensors"
 _SETTINGS, _METHOD = "quantization_config", "quant_method"
-_WEIGHT, _BLOCKS, _SCALES = ".weight", "_blocks", "_scales"
+_WEIGHT, _BLOCKS, _SCALES, _ZEROS, _QWEIGHT = ".weight", "_blocks", "_scales", ".weight_zero_point", ".qweight"
 # Bytes of a block in MXFP4, of two codes each.
 _PAIRS = 16
 _CODES = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SCALE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.float8_e8m0fnu)
-# Those in whose own type compressed-tensors multiplies, with the same bits.
-_COMPRESSED_SCALES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,35 @@ class _Rule:
     kinds: tuple[torch.dtype, ...]
     scales: tuple[str, ...]
     weight: str
-    # Makes a Packed of both and the config's block.
-    make: Callable[[TensorInfo, TensorInfo, Any], Packed]
-    # What may lie beside them, and no weight depends on.
+    # Makes a Packed of both, of those beside them, and of `settings` and `dtype` of a config.
+    make: Callable[[TensorInfo, TensorInfo, Mapping[str, TensorInfo], Mapping[str, Any]], Packed]
+    # What may lie beside them.
     beside: tuple[str, ...] = ()
 
 
 def form_of(config: Mapping[str, Any]) -> str:
-    """FP8, MXFP4 or COMPRESSED where a config.json says that the weights are published so, in a way that is read; else empty."""
+    """FP8, MXFP4, COMPRESSED, GPTQ or AWQ where a config.json says that the weights are published so, in a way that is read; else
+    empty."""
     settings = settings_of(config)
     method = str(settings.get(_METHOD, "")).lower()
-    if method == COMPRESSED and (dtype_of(config) != torch.bfloat16 or not all(map(_readable, _groups(settings)))):
+    if method == COMPRESSED and (dtype_of(config) not in by_columns.TYPES or not all(map(_readable, _groups(settings)))):
+        return ""
+    if method in (GPTQ, AWQ) and unread(config):
         return ""
     return method if method in _RULES and not any(settings.get(name) for name in _FURTHER) else ""
+
+
+def transposed(config: Mapping[str, Any]) -> bool:
+    """Are the weights published as GPTQ or AWQ have them?"""
+    return form_of(config) in (GPTQ, AWQ)
+
+
+def unread(config: Mapping[str, Any]) -> str:
+    """What of GPTQ or AWQ a config.json asks for that is not read; empty: nothing."""
+    settings = settings_of(config)
+    if str(settings.get(_METHOD, "")).lower() not in (GPTQ, AWQ):
+        return ""
+    return by_columns.unread(str(config.get("model_type")), settings, dtype_of(config))
 
 
 # What compressed-tensors may do besides, and is not read; and the formats of its FP8.
@@ -64,13 +80,16 @@ def _groups(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _readable(group: Mapping[str, Any]) -> bool:
-    """Are these weights FP8, or symmetric codes of four bits, eight in an int32?"""
+    """Are these weights FP8, or codes of four bits, eight in an int32?"""
     own = group.get("weights")
-    if not isinstance(own, Mapping) or own.get("symmetric") is not True or own.get("actorder") not in (None, "weight", "static"):
+    if not isinstance(own, Mapping) or own.get("actorder") not in (None, "weight", "static"):
         return False
     if own.get("strategy") not in ("tensor", "channel", "group"):
         return False
     kind = own.get("type"), own.get("num_bits")
+    # zero points are packed where there is one for each scale of a row
+    if own.get("symmetric") is not True and (kind != ("int", 4) or own["strategy"] == "tensor"):
+        return False
     how = group.get("format")
     return (kind == ("float", 8) and how in _FLOATS) or (kind == ("int", 4) and how == "pack-quantized")
 
@@ -85,6 +104,8 @@ def settings_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def in_words(config: Mapping[str, Any]) -> str:
     """How the weights are published by a config.json, for people; empty: as they are."""
     form, settings = form_of(config), settings_of(config)
+    if form in (GPTQ, AWQ):
+        return by_columns.in_words(settings)
     if form == COMPRESSED:
         return " and ".join(dict.fromkeys(map(_group_in_words, _groups(settings))))
     block = settings.get("weight_block_size")
@@ -112,7 +133,8 @@ def unpacked(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> Map
     rules = _RULES.get(form_of(config), ())
     if not rules:
         return stored
-    dtype, wanted = dtype_of(config), settings_of(config).get("weight_block_size")
+    dtype = dtype_of(config)
+    known = {"settings": settings_of(config), "dtype": dtype}
     found: dict[str, TensorInfo] = {}
     beside: set[str] = set()
     for info in stored.values():
@@ -127,9 +149,10 @@ def unpacked(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> Map
             fault = f"has no scales: {path + rule.scales[0]!r} is missing. Get the model again"
             packed = Packed(info, info, fault=fault)
         else:
-            packed = rule.make(info, scales, wanted)
-        name, rows = path + rule.weight, info.shape[:-2] if packed.form == MXFP4 else info.shape[:-1]
-        shape = (*rows, packed.columns) if len(info.shape) > 1 else info.shape
+            others = {end: stored[path + end] for end in rule.beside if path + end in stored}
+            packed = rule.make(info, scales, others, known)
+        name = path + rule.weight
+        shape = (*packed.rows, packed.columns) if len(info.shape) > 1 else info.shape
         found[name] = TensorInfo(name, dtype, shape, info.file, info.offset, math.prod(shape) * dtype.itemsize, packed=packed)
     return {name: info for name, info in found.items() if name not in beside}
 
@@ -144,23 +167,30 @@ def foretold(info: TensorInfo, shape: tuple[int, int, int]) -> TensorInfo:
     return replace(info, shape=shape, packed=_mxfp4(codes, scales))
 
 
-def foretold_fp8(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], layout: ModelLayout) -> dict[str, TensorInfo]:
-    """Those of foretold `tensors` that are published in FP8 by a config.json, as such: what Linears multiply by, but for the head
-    and those that it says stay as they are. Nothing of them can be read."""
+def foretold_codes(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], layout: ModelLayout) -> dict[str, TensorInfo]:
+    """Those of foretold `tensors` that are published in FP8 or four bits by a config.json, as such: what Linears multiply by, but
+    for the head and those that it says stay as they are. Nothing of them can be read."""
     form, settings = form_of(config), settings_of(config)
-    if form != FP8 and not (form == COMPRESSED and all(group["weights"]["type"] == "float" for group in _groups(settings))):
+    kinds = {FP8: {"float"}, GPTQ: {"int"}, AWQ: {"int"}}.get(form, set())
+    if form == COMPRESSED:
+        kinds = {str(group["weights"]["type"]) for group in _groups(settings)}
+    if len(kinds) != 1:
         return {}
     left = [str(name).removeprefix("re:.*") for name in settings.get("modules_to_not_convert") or settings.get("ignore") or ()]
-    infos = (tensors[name] for spec in layout.linears[:-1] for name in spec.tensors if not any(each in name for each in left))
-    return {info.name: replace(info, packed=Packed(_codes(info), _codes(info))) for info in infos}
+    infos = [tensors[name] for spec in layout.linears[:-1] for name in spec.tensors if not any(each in name for each in left)]
+    more = by_columns.rounding(settings, dtype_of(config)) if form in (GPTQ, AWQ) else {}
+    made = ((info, _codes(info, kinds == {"float"})) for info in infos)
+    return {info.name: replace(info, packed=Packed(codes, codes, **more)) for info, codes in made}
 
 
-def _codes(info: TensorInfo) -> TensorInfo:
-    """Codes of a foretold weight, a byte each."""
-    return replace(info, dtype=torch.float8_e4m3fn, nbytes=math.prod(info.shape))
+def _codes(info: TensorInfo, wide: bool) -> TensorInfo:
+    """Codes of a foretold weight: a byte each if `wide`, else eight in a word."""
+    if wide:
+        return replace(info, dtype=torch.float8_e4m3fn, nbytes=math.prod(info.shape))
+    return replace(info, dtype=torch.int32, shape=(*info.shape[:-1], info.shape[-1] // 8), nbytes=math.prod(info.shape) // 2)
 
 
-def _mxfp4(codes: TensorInfo, scales: TensorInfo, _: Any = None) -> Packed:
+def _mxfp4(codes: TensorInfo, scales: TensorInfo, *_: Any) -> Packed:
     if len(codes.shape) < 3 or codes.shape[-1] != _PAIRS:
         what = f"is {list(codes.shape)}, where blocks of {_PAIRS} bytes are needed"
         return Packed(codes, scales, fault=f"{what}. Get the model again")
@@ -170,7 +200,8 @@ def _mxfp4(codes: TensorInfo, scales: TensorInfo, _: Any = None) -> Packed:
     return Packed(codes, scales, (1, 2 * _PAIRS))
 
 
-def _fp8(codes: TensorInfo, scales: TensorInfo, wanted: Any) -> Packed:
+def _fp8(codes: TensorInfo, scales: TensorInfo, _: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Packed:
+    wanted = config["settings"].get("weight_block_size")
     found = Packed(codes, scales)
     shape = scales.shape if len(scales.shape) == 2 else (1, 1)
     odd = f"is {list(codes.shape)} with scales {list(scales.shape)} of {scales.kind}, which do not fit. Get the model again"
@@ -191,16 +222,28 @@ def _fp8(codes: TensorInfo, scales: TensorInfo, wanted: Any) -> Packed:
     return replace(found, block=(block[0], block[1]))
 
 
-def _compressed(codes: TensorInfo, scales: TensorInfo, _: Any) -> Packed:
+def _compressed(
+    codes: TensorInfo, scales: TensorInfo, others: Mapping[str, TensorInfo], config: Mapping[str, Any]
+) -> Packed:
     found = Packed(codes, scales)
-    if scales.dtype not in _COMPRESSED_SCALES:
-        return replace(found, fault=f"has scales of {scales.kind}, where bfloat16 or float32 is needed: this is not supported")
+    # in whose own type compressed-tensors multiplies, with the same bits
+    if scales.dtype not in (torch.float32, config["dtype"]):
+        own = str(config["dtype"]).removeprefix("torch.")
+        return replace(found, fault=f"has scales of {scales.kind}, where {own} or float32 is needed: this is not supported")
     if found.form == FP8:
-        return _fp8(codes, scales, None)
+        return _fp8(codes, scales, {}, {"settings": {}})
     shape: Sequence[int] = scales.shape
     if len(codes.shape) != 2 or len(shape) != 2 or shape[0] != codes.shape[0] or 0 in shape or found.columns % shape[1]:
         return replace(found, fault=f"is {list(codes.shape)} with scales {list(shape)}, which do not fit. Get the model again")
-    return replace(found, block=(1, found.columns // shape[1]))
+    found = replace(found, block=(1, found.columns // shape[1]), zeros=others.get(_ZEROS))
+    if found.zeros is None:
+        return found
+    if all(group["weights"].get("symmetric") is True for group in _groups(config["settings"])):
+        return replace(found, zeros=None, fault="has zero points, and config.json says that it has none. Get the model again")
+    if found.zeros.dtype != torch.int32 or found.zeros.shape != (-(-shape[0] // 8), shape[1]):
+        what = f"has zero points {list(found.zeros.shape)} of {found.zeros.kind}, which do not fit"
+        return replace(found, zeros=None, fault=f"{what}. Get the model again")
+    return found
 
 
 _RULES: dict[str, tuple[_Rule, ...]] = {
@@ -212,6 +255,8 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
     MXFP4: (_Rule(_BLOCKS, (torch.uint8,), (_SCALES,), "", _mxfp4),),
     COMPRESSED: (
         _Rule(_WEIGHT, _CODES, (".weight_scale",), _WEIGHT, _compressed, (".input_scale",)),
-        _Rule(".weight_packed", (torch.int32,), (".weight_scale",), _WEIGHT, _compressed, (".weight_shape",)),
+        _Rule(".weight_packed", (torch.int32,), (".weight_scale",), _WEIGHT, _compressed, (".weight_shape", _ZEROS)),
     ),
+    GPTQ: (_Rule(_QWEIGHT, (torch.int32,), (".scales",), _WEIGHT, by_columns.packed, (by_columns.ZEROS, by_columns.GROUPS)),),
+    AWQ: (_Rule(_QWEIGHT, (torch.int32,), (".scales",), _WEIGHT, by_columns.packed, (by_columns.ZEROS, by_columns.GROUPS)),),
 }

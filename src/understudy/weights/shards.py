@@ -48,13 +48,13 @@ class TensorInfo:
 
     @property
     def published(self) -> "tuple[TensorInfo, ...]":
-        """The tensors of the files that it is made of: its codes and their scales, or itself."""
-        return (self,) if self.packed is None else (self.packed.codes, self.packed.scales)
+        """The tensors of the files that it is made of: its codes, their scales and what else they need, or itself."""
+        return (self,) if self.packed is None else self.packed.tensors
 
     @property
     def form(self) -> str:
-        """The form of its codes, as `Packed` calls it; empty: it is published as it is."""
-        return "" if self.packed is None else self.packed.form
+        """The form of its codes, as `Packed` calls it; empty: it is published as it is, or in a way for which there is no codec."""
+        return "" if self.packed is None else self.packed.streams_as
 
     @property
     def kind(self) -> str:

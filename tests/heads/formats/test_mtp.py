@@ -26,6 +26,7 @@ from tests.mtp import (
     states,
     states_of_several,
 )
+from tests.quantised import reference
 from tests.tiny import opened, save, stock
 from understudy.errors import CheckpointError
 from understudy.heads import Places
@@ -390,16 +391,23 @@ def spread(scales: Tensor, shape: torch.Size) -> Tensor:
 
 def stood_for(tensors: dict[str, Tensor], name: str) -> Tensor:
     """The matrix `name` of a checkpoint that is published quantised."""
+    if (path := name.removesuffix("weight")) + "qweight" in tensors:
+        own = {end: tensors[path + end] for end in ("qweight", "qzeros", "scales")}
+        return reference(own, "awq", torch.bfloat16)
     if f"{name}_packed" in tensors:
         words, scales = tensors[f"{name}_packed"], tensors[f"{name}_scale"]
         codes = (words[..., None] >> torch.arange(0, 32, 4) & 15).flatten(-2) - 8
+        if (zeros := tensors.get(f"{name}_zero_point")) is not None:
+            each = (zeros[:, None] >> torch.arange(0, 32, 4)[:, None] & 15).flatten(0, 1) - 8
+            codes = codes - each[: len(codes)].repeat_interleave(codes.shape[1] // each.shape[1], 1)
         return (codes.float() * spread(scales, codes.shape)).to(torch.bfloat16)
     scales = tensors.get(f"{name}_scale_inv", tensors.get(f"{name}_scale"))
     return tensors[name] if scales is None else (tensors[name].float() * spread(scales, tensors[name].shape)).to(torch.bfloat16)
 
 
 @pytest.mark.parametrize(("family", "form"), [
-    ("deepseek_v3", "fp8"), ("qwen3_next", "fp8"), ("glm4_moe", "channels"), ("glm4", "int4"),
+    ("deepseek_v3", "fp8"), ("qwen3_next", "fp8"), ("glm4_moe", "channels"), ("glm4", "int4"), ("glm4", "asymmetric"),
+    ("glm4", "awq"),
 ])  # fmt: skip
 def test_weights_that_are_published_as_codes_are_what_those_stand_for(family: str, form: str, tmp_path: Path) -> None:
     quantised(tmp_path / "model", family, form)

@@ -62,8 +62,8 @@ def test_experts_are_no_obstacle(config: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "GPTQ"),
-        ({"quant_method": "awq"}, "AWQ"),
+        ({"quant_method": "gptq", "bits": 3}, "GPTQ, bits is 3"),
+        ({"quant_method": "awq", "version": "gemv"}, "AWQ, its version is gemv"),
         ({"quant_method": "a-new-one"}, "a-new-one"),
         ({"quant_method": "modelopt", "quant_algo": "FP8"}, "modelopt"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
@@ -89,9 +89,12 @@ def test_quantised_weights_are_named_by_their_method(settings: dict[str, object]
         {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
         compressed("fp8"),
         compressed("int4"),
+        compressed("asymmetric"),
+        {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True},
+        {"quant_method": "gptq", "bits": 4, "desc_act": True},
     ],
 )
-def test_fp8_and_mxfp4_are_no_obstacle(settings: dict[str, object], where: str) -> None:
+def test_what_is_read_is_no_obstacle(settings: dict[str, object], where: str) -> None:
     wrapper, text = {"model_type": "gemma3"}, {"model_type": "gemma3_text"}
     (wrapper if where == "wrapper" else text)["quantization_config"] = settings  # type: ignore[assignment]
     refuse_unsupported(wrapper, text)

@@ -77,8 +77,8 @@ class MtpSource:
         store, info = self._store, self.bearer.packed.get(source)
         if info is None:
             return store.pieces(self._stored(source))
-        codes, scales = (store.extra[part.name] for part in info.published)
-        return unpacked_chunks(info, store.pieces(codes), store.read(scales))
+        codes = store.pieces(store.extra[info.published[0].name])
+        return unpacked_chunks(info, codes, lambda part: store.read(store.extra[part.name]))
 
     def _stored(self, source: str) -> Stored:
         """Where the checkpoint's tensor `source` lies, which may be one of the model's own."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...errors import CheckpointError
-from ...weights.published import form_of
+from ...weights.published import form_of, unread
 from ..recurrent_layers.mixers import recurrent_kinds
 from .heads import refuse_other_tasks
 from .wrapper import parts_in
@@ -73,6 +73,7 @@ def refuse_quantised(kind: str, *configs: Mapping[str, Any]) -> None:
             method = next((str(known[name]) for name in _METHOD if known.get(name)), "by a method that is not named")
             # Abbreviations stand in capitals.
             named = method.upper() if len(method) <= 5 else method
+            named += f", {why}" if (why := unread(config)) else ""
             raise CheckpointError(_quantised(f"The weights of this {kind!r} model", named))
 
 
@@ -91,5 +92,5 @@ def refuse_packed(parameter: str, tensors: Collection[str]) -> None:
 
 
 def _quantised(weights: str, how: str) -> str:
-    advice = "give the checkpoint that it was made from, in bfloat16, or one in FP8 or MXFP4 that transformers reads"
+    advice = "give the checkpoint that it was made from, in bfloat16, or one in FP8, MXFP4, GPTQ or AWQ that transformers reads"
     return f"{weights} are quantised ({how}), and Understudy does not read them: {advice}."
