@@ -10,7 +10,7 @@ import torch
 from tests import fake_device
 from tests.fake_device import FakeDevice
 from tests.mtp import MTP, SEVERAL, fit_mtp, publish_mtp, several_tensors
-from tests.quantised import publish_fp8
+from tests.quantised import publish_compressed, publish_fp8
 from tests.tiny import stock
 from understudy import LLM, SamplingParams
 from understudy.devices import DEVICES
@@ -40,6 +40,21 @@ def test_weights_in_fp8_come_as_what_their_copy_leaves_open(tmp_path: Path) -> N
             done = model.generate(PROMPT, GREEDY)[0]
             codecs = {name.rpartition(".")[2]: entry.codec for name, entry in model.store.linears.items()}
         assert coding == "raw" or (codecs.pop("lm_head") == "delta" and set(codecs.values()) == {"fp8"})
+        texts.append(done.token_ids)
+        streamed.append(done.stats.bytes_streamed)
+        assert done.stats.bytes_streamed > 0 and (method == "none" or done.stats.accepted > 0)
+    assert texts[0] == texts[1] == texts[2] and streamed[1] < streamed[0] / 2
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+def test_weights_in_four_bits_come_as_codes_and_scales(family: str, tmp_path: Path) -> None:
+    publish_compressed(tmp_path / "model", family, "asymmetric", hidden_size=128, num_hidden_layers=2)
+    texts, streamed = [], []
+    for coding, method in (("raw", "none"), ("auto", "none"), ("auto", "substitute")):
+        with llm(tmp_path / "model", codec=coding, method=method, bits=4, output=tmp_path / f"{coding}-{method}") as model:
+            done = model.generate(PROMPT, GREEDY)[0]
+            codecs = {name.rpartition(".")[2]: entry.codec for name, entry in model.store.linears.items()}
+        assert coding == "raw" or (codecs.pop("lm_head") == "delta" and set(codecs.values()) == {"w4"})
         texts.append(done.token_ids)
         streamed.append(done.stats.bytes_streamed)
         assert done.stats.bytes_streamed > 0 and (method == "none" or done.stats.accepted > 0)

@@ -12,7 +12,7 @@ from . import Encoded
 
 
 class Verbatim(ABC):
-    """A base for them. `decode` is torch alone, so it runs on every device."""
+    """A base for them. `decode` is torch alone, so it runs on every device, but where one says otherwise."""
 
     needs_substitute = False
     needs_triton = False

@@ -30,6 +30,7 @@ class W4(Verbatim):
     name = "w4"
     in_place = False
     linked = False
+    needs_triton = True
     form = "int4"
 
     def applies(self, dtype: torch.dtype, quantizer: str) -> bool:
@@ -58,13 +59,18 @@ class W4(Verbatim):
             scaled_codes.decode(made, blocks)
         return blocks
 
+    def places(self, starts: Sequence[int], counts: Sequence[int], where: str) -> Tensor | None:
+        # only now: it needs Triton
+        from ..kernels.gpu import residual as gpu
+
+        return gpu.table_of(starts, counts, where)
+
     def decode_on_device(self, part: Encoded, out: Tensor | None = None) -> Tensor:
-        assert part.places is None, "parts are decoded one at a time"
-        if (kept := plain(part)) is not None:
-            return kept if out is None else out.copy_(kept)
+        # only now: it needs Triton
+        from ..kernels.gpu import scaled_fours as gpu
+
         blocks = part.data.new_empty(part.shape, dtype=part.dtype) if out is None else out
-        scaled_codes.decode(_opened(part), blocks)
-        return blocks
+        return gpu.decode(part.data, blocks, part.places)
 
     def operand(self, part: Encoded, out: Tensor | None = None) -> Operand:
         return Operand.plain(kept) if (kept := plain(part)) is not None else Operand.scaled(_opened(part))

@@ -134,14 +134,14 @@ def refuse_unusable(info: TensorInfo, piece: Tensor) -> None:
 
 def codec_for(spec: LinearSpec, wanted: str, infos: Iterable[TensorInfo]) -> Codec:
     """The codec of a weight that is made of the tensors `infos`: that of the form in which it is published, if there is one; else
-    the one named `wanted`; of weights of another form than that asks for, the one for theirs if it needs no device of its own; and
-    another where that links to rows which a source does not have as such."""
+    the one named `wanted`; where that is for weights of another form, the one for theirs; and another where that links to rows
+    which a source does not have as such."""
     chosen = codec(wanted)
     forms = {info.form for info in infos}
     if len(forms) == 1 and (form := next(iter(forms))) in OF_FORMS:
         return codec(form)
     if chosen.form and forms != {chosen.form}:
-        theirs = (each for each in map(codec, copying()) if each.form and forms == {each.form} and not each.needs_triton)
+        theirs = (each for each in map(codec, copying()) if each.form and forms == {each.form})
         return next(theirs, codec(OTHERWISE))
     return codec(FALLBACK) if chosen.linked and spec.turned else chosen
 

@@ -18,6 +18,7 @@ from understudy.kernels import gpu
 RESIDUAL = {
     "data": "*u8", "codes": "*u8", "scales": "*bf16", "out": "*bf16", "table": "*i64", "stride": "i32", "groups": "i32",
 }  # fmt: skip
+SCALED = {"data": "*u8", "out": "*bf16", "table": "*i64", "columns": "i32", "runs": "i32"}
 PRODUCT = {
     "x": "*bf16", "codes0": "*i32", "scales0": "*i32", "codes1": "*i32", "scales1": "*i32", "codes2": "*i32", "scales2": "*i32",
     "shifts": "*i32", "norm": "*fp32", "bias": "*fp32", "other": "*bf16", "out": "*bf16", "scratch": "*fp32", "counters": "*i32",
@@ -159,6 +160,10 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
     "weights in FP8 beside 8 bits": (
         "eighths", "_decode", RESIDUAL, EIGHTHS | {"BITS": 8, "HALF": 0.75, "group": 128}, UNFUSED_PAIR
     ),
+    "weights in four bits": ("scaled_fours", "_decode", SCALED, {"COLUMNS": 32, "HALF": False}, UNFUSED),
+    "weights in four bits in float16": (
+        "scaled_fours", "_decode", SCALED | {"out": "*fp16"}, {"COLUMNS": 32, "HALF": True}, UNFUSED
+    ),
     "exact product": ("exact_product", "_multiply_rows", EXACT, ROWS, {"num_stages": 3}),
     "exact product in float32": ("exact_product", "_multiply_rows", EXACT | {"x": "*fp32", "out": "*fp32"}, FEW_ROWS, {}),
     "exact product of experts": ("exact_product", "_multiply_routed", EXACT_ROUTED, ROWS, {"num_stages": 3}),
@@ -278,10 +283,10 @@ def test_a_kernel_compiles(kernel: str, compiled: dict[str, dict[str, Any]]) -> 
     if kernel.startswith(("gated products", "experts of 4 bits")) and "float32" not in kernel:
         copies = re.findall(r"cp\.async\.c[ag]\.\S+ [^;]*\], (0x\w+)", made["ptx"])
         assert len(copies) > 20 and "0x4" not in copies, "codes are loaded 16 bytes at once, not word by word"
-    if kernel.startswith("weights in FP8"):
+    if kernel.startswith("weights in"):
         # ends of bins and weights are rounded after each step, as on the CPU
         assert not any("ftz" in word or "fma" in word or "approx" in word for word in found), found
-        assert any(word.startswith("div.rn.f32") for word in found)
+        assert any(word.startswith("div.rn.f32") for word in found) or "FP8" not in kernel
     if kernel.startswith("residual"):
         assert not any("ftz" in word for word in found), "subnormal numbers must not become zeros"
         # two rounded once for each row of a lane, after products that are exact; nothing else may be fused
@@ -300,10 +305,10 @@ def test_a_search_compiles_for_gpus_of_servers(target: int, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("target", [80, 90])
-def test_weights_in_fp8_compile_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
-    names = [name for name in KERNELS if name.startswith("weights in FP8")]
+def test_published_weights_compile_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
+    names = [name for name in KERNELS if name.startswith("weights in")]
     made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
-    assert len(names) == 5 and all(made[name].get("cubin", 0) > 0 for name in names), made
+    assert len(names) == 7 and all(made[name].get("cubin", 0) > 0 for name in names), made
 
 
 @pytest.mark.parametrize("target", [80, 90])
