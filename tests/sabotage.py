@@ -514,6 +514,8 @@ MUTATIONS = (
     Mutation("groups are neighbours whatever the checkpoint says", "weights/packed.py", "if beside is not None and beside.groups is not None:", "if False:", "tests/weights/test_by_columns.py"),
     Mutation("zero points count the wrong way where codes are told", "weights/packed.py", "torch.add, beside)", "torch.sub, beside)", "tests/weights/test_by_columns.py"),
     Mutation("GPTQ and AWQ of any bits are read", "weights/by_columns.py", "    if bits != 4:", "    if False:", "tests/weights/test_by_columns.py"),
+    Mutation("weights are not float16 on the way", "kernels/residual.py", "read_halved(codes, scales", "read_scaled(codes, scales", "tests/kernels/test_scaled_fours.py"),
+    Mutation("halves between two numbers of float16 are rounded up", "kernels/scaled_fours.py", "b.add(odd, self.all(WIDE, 0xFFF))", "self.all(WIDE, 0x1000)", "tests/kernels/test_scaled_fours.py"),
     Mutation("a GPU takes scales of float16 for bfloat16", "kernels/gpu/scaled_fours.py", "if kind == 1:", "if kind == 3:", "tests/kernels/gpu/test_scaled_fours.py"),
     Mutation("a GPU looks for zero points where scales begin", "kernels/gpu/scaled_fours.py", "zeros = scales + (", "zeros = scales + 0 * (", "tests/kernels/gpu/test_scaled_fours.py"),
     Mutation("weights in MXFP4 stream as others", "weights/encoding.py", "(form := next(iter(forms))) in OF_FORMS", "(form := next(iter(forms))) == 'none'", "tests/models/test_quantised.py"),

@@ -58,6 +58,24 @@ def test_scales_that_the_weights_type_does_not_hold_stay_in_float32() -> None:
     assert torch.equal(bits(out), bits(blocks))
 
 
+def test_weights_that_were_float16_before() -> None:
+    """As GPTQ's are in bfloat16: rounded twice, some to other numbers than once."""
+    generator = torch.Generator().manual_seed(0)
+    scales = (torch.rand(64, 2, generator=generator) * 0.01 + 1e-5).half().float()
+    numbers = torch.randint(-8, 8, (64, 64), generator=generator) * scales.repeat_interleave(32, 1)
+    twice = numbers.half().bfloat16()
+    assert not torch.equal(twice, numbers.bfloat16())
+    made = scaled_codes.encode(block(twice), Factors.of_rows(scales, 32))
+    assert made is not None and made.halved
+    out = torch.empty_like(block(twice))
+    scaled_codes.decode(made, out)
+    assert torch.equal(bits(out), bits(block(twice)))
+    # of other scales small products would be finer than float16
+    scales = scales + 1e-6
+    twice = (torch.randint(-8, 8, (64, 64), generator=generator) * scales.repeat_interleave(32, 1)).half().bfloat16()
+    assert scaled_codes.encode(block(twice), Factors.of_rows(scales, 32)) is None
+
+
 def test_one_scale_for_all_rows_is_that_of_each() -> None:
     blocks = block(torch.randint(-8, 8, (128, 64)).bfloat16() / 4)
     made = scaled_codes.encode(blocks, Factors(torch.full((2, 1, 1), 0.25), 1 << 20))

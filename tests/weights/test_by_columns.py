@@ -52,8 +52,8 @@ def test_weights_are_those_that_transformers_multiplies_by(
     assert (expected.float() - weight()).abs().max() < 0.05
     info = checkpoint.info("x.weight")
     assert info.shape == (48, 96) and info.packed is not None and transposed(checkpoint.config)
-    # in bfloat16 a weight of GPTQ is rounded twice, and groups in any order are no neighbours
-    assert info.form == ("" if order is not None or (method == "gptq" and dtype == BRIEF) else INT4)
+    # groups in any order are no neighbours
+    assert info.form == ("" if order is not None else INT4)
     for first, last in ((0, 48), (5, 31), (47, 48)):
         assert torch.equal(checkpoint.read_rows("x.weight", first, last).view(torch.int16), expected[first:last].view(torch.int16))
     assert {each.name for each in info.published} == {f"x.{name}" for name in made}

@@ -21,8 +21,9 @@ from .verbatim import Verbatim
 
 # the kind of a part of codes
 SCALED = 1
-# numbers in a header: the kind, columns that share a scale, which of SCALES its type is, and 1 where there are zero points
-NUMBERS = 4
+# numbers in a header: the kind, columns that share a scale, which of SCALES its type is, 1 where there are zero points, and 1 where
+# weights are float16 before they are bfloat16
+NUMBERS = 5
 SCALES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -45,7 +46,7 @@ class W4(Verbatim):
         if (made := scaled_codes.encode(blocks, factors)) is None:
             return verbatim(blocks)
         zeros = [] if made.zeros is None else [made.zeros]
-        numbers = [SCALED, made.columns, SCALES.index(made.scales.dtype), len(zeros)]
+        numbers = [SCALED, made.columns, SCALES.index(made.scales.dtype), len(zeros), int(made.halved)]
         return joined(numbers, (made.codes, made.scales, *zeros), blocks)
 
     def decode(self, part: Encoded, out: Tensor | None = None) -> Tensor:
@@ -78,7 +79,7 @@ class W4(Verbatim):
 
 def _opened(part: Encoded) -> ScaledCodes:
     """What a part holds that does not keep the weights as they are."""
-    kind, sharing, of_scales, with_zeros = numbers_of(part.data, NUMBERS)
+    kind, sharing, of_scales, with_zeros, halved = numbers_of(part.data, NUMBERS)
     assert kind == SCALED, f"a part of kind {kind}"
     count, groups = part.count * part.columns, part.count * part.columns // sharing * BLOCK
     sizes: Sequence[int] = [count * CODES, groups * SCALES[of_scales].itemsize, *[groups] * with_zeros]
@@ -89,4 +90,5 @@ def _opened(part: Encoded) -> ScaledCodes:
         scales.view(SCALES[of_scales]).view(shape),
         zeros[0].view(torch.int8).view(shape) if zeros else None,
         sharing,
+        bool(halved),
     )

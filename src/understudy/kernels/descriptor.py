@@ -49,12 +49,14 @@ class ResidualBlocks(Descriptor):
         # of the dense part, for a column
         ("dense_bytes", NUMBER),
         # of a code: 2, 3, 4, 6 or 8; 0: there is no residual, but codes in MXFP4 (`fours`) at `dense`, their exponents at `stream`;
-        # 1: there is none, but `scaled_codes`: codes at `dense`, scales at `factors`, zero points (if not 0) at `exceptions`
+        # 1: there is none, but `scaled_codes`: codes at `dense`, scales at `factors`, zero points (if not 0) at `exceptions`;
+        # 5: the same, weights being float16 on the way
         ("bits", NUMBER),
         # address of machine code that reads a tile in the place of what `bits` say (`eighths.reader`); 0: there is none
         ("reader", NUMBER),
         # address of float32 [count, any, factor_rows]: what the numbers of a tile are multiplied by; factor_rows is 64, or 1 where
-        # all rows of a block have one, and each holds for factor_columns columns
+        # all rows of a block have one, and each holds for factor_columns columns. Those of `scaled_codes` are bfloat16 or float32,
+        # of 64 rows
         ("factors", NUMBER),
         ("factor_rows", NUMBER),
         ("factor_columns", NUMBER),

@@ -23,7 +23,7 @@ from .compiled import bits, compiled, machine_code
 from .descriptor import DecodeRun, ResidualBlocks, decode_run
 from .fours import read_fours
 from .residual_bits import tile_reader, tile_writer
-from .scaled_fours import read_scaled
+from .scaled_fours import read_halved, read_scaled
 from .team import take, uint16_at, uint32_at
 from .vector import LONG, Code, prefetch
 
@@ -163,10 +163,14 @@ def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
     if bits == 0:
         read_fours(blocks.dense + (b * columns + g * group) * 32, blocks.stream + (b * groups + g) * 64, group, out)
         return
-    if bits == 1:
+    if bits == 1 or bits == 5:
         own, first = b * (groups // blocks.sharing) + g // blocks.sharing, b * columns + g * group
         zeros = blocks.exceptions + own * 64 if blocks.exceptions != 0 else 0
-        read_scaled(blocks.dense + first * 32, blocks.factors + own * blocks.scales_stride, zeros, blocks.scales_stride, group, out)
+        codes, scales = blocks.dense + first * 32, blocks.factors + own * blocks.scales_stride
+        if bits == 1:
+            read_scaled(codes, scales, zeros, blocks.scales_stride, group, out)
+        else:
+            read_halved(codes, scales, zeros, blocks.scales_stride, group, out)
         return
     tiles = blocks.count * groups
     table = carray(uint32_at(blocks.table), (tiles + 1, 2))

@@ -14,8 +14,8 @@ from .scaled_fours import CENTRE, CODES, MOST
 
 # columns of a tile at most, and what they are a multiple of
 WIDEST, EVEN = 128, 8
-# what `ResidualBlocks.bits` is of such blocks
-KIND = 1
+# what `ResidualBlocks.bits` is of such blocks, and of those whose weights are float16 on the way
+KIND, HALVED = 1, 5
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class ScaledCodes:
     zeros: Tensor | None
     # neighbouring columns that share them
     columns: int
+    # whether weights are rounded to float16 before they are bfloat16; then scales are numbers of float16
+    halved: bool = False
 
 
 def tile_of(columns: int, sharing: int) -> int:
@@ -41,7 +43,13 @@ def tile_of(columns: int, sharing: int) -> int:
 
 
 def encode(blocks: Tensor, factors: Factors) -> ScaledCodes | None:
-    """The codes of `blocks` [nb, K, 64], which are multiples of `factors`; None where four bits do not tell them."""
+    """The codes of `blocks` [nb, K, 64], which are multiples of `factors`, rounded once or to float16 first; None where four bits
+    do not tell them."""
+    once = _encoded(blocks, factors, False)
+    return _encoded(blocks, factors, True) if once is None and blocks.dtype == torch.bfloat16 else once
+
+
+def _encoded(blocks: Tensor, factors: Factors, halved: bool) -> ScaledCodes | None:
     count, columns, rows = blocks.shape
     own = factors.values.expand(-1, -1, rows)
     size = own.abs()
@@ -49,6 +57,8 @@ def encode(blocks: Tensor, factors: Factors) -> ScaledCodes | None:
     if not tile_of(columns, sharing) or own.shape[1] != columns // sharing:
         return None
     if not SMALLEST <= float(size.min()) <= float(size.max()) <= LARGEST:
+        return None
+    if halved and not torch.equal(own.to(torch.float16).float(), own):
         return None
     # rows that fill the last block up are zeros without a sign, whatever the scale of the row before them
     own = torch.where((blocks.view(torch.int16) == 0).view(count, -1, sharing, rows).all(2), size, own)
@@ -65,10 +75,10 @@ def encode(blocks: Tensor, factors: Factors) -> ScaledCodes | None:
         each = steps.add_(points[:, None]).to(torch.uint8).view(columns, rows)
         zeros[b] = points.to(torch.int8)
         codes[b] = each[:, :CODES] | each[:, CODES:] << 4
-        decode(ScaledCodes(codes[b : b + 1], scales[b : b + 1], zeros[b : b + 1], sharing), told)
+        decode(ScaledCodes(codes[b : b + 1], scales[b : b + 1], zeros[b : b + 1], sharing, halved), told)
         if not torch.equal(told[0].view(torch.int16), blocks[b].view(torch.int16)):
             return None
-    return ScaledCodes(codes, scales, None if bool((zeros == CENTRE).all()) else zeros, sharing)
+    return ScaledCodes(codes, scales, None if bool((zeros == CENTRE).all()) else zeros, sharing, halved)
 
 
 def _briefest(scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,7 +97,7 @@ def decode(made: ScaledCodes, out: Tensor) -> None:
         steps[..., :half] = (made.codes[b] & MOST).view(-1, made.columns, half)
         steps[..., half:] = (made.codes[b] >> 4).view(-1, made.columns, half)
         steps.sub_(CENTRE if zeros is None else zeros[b].float()[:, None]).mul_(own)
-        block.copy_(steps.view(block.shape))
+        block.copy_((steps.to(torch.float16) if made.halved else steps).view(block.shape))
 
 
 def described(made: ScaledCodes) -> ResidualBlocks:
@@ -104,5 +114,5 @@ def described(made: ScaledCodes) -> ResidualBlocks:
         dense=made.codes.data_ptr(),
         factors=made.scales.data_ptr(),
         exceptions=0 if made.zeros is None else made.zeros.data_ptr(),
-        bits=KIND,
+        bits=HALVED if made.halved else KIND,
     )

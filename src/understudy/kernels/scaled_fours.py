@@ -1,7 +1,7 @@
 """Weights that are published as codes of four bits with scales, made bfloat16: vector code for the columns that share a scale.
 
 A weight is its code less the zero point of its row there, times the row's scale there, in float32, rounded once. The zero point of
-all is CENTRE where none are told."""
+all is CENTRE where none are told. Weights of GPTQ are rounded to float16 before that."""
 
 from typing import Any
 
@@ -22,11 +22,12 @@ WIDE, PART = Vector(WORD, 32), Vector(FLOAT, 16)
 
 class _ScaledFours(Code):
     """Code for the columns of one block that share scales, at the address `scales`, of 2 bytes each if `brief` (a truth of LLVM's),
-    and zero points at `zeros`, if that is not 0."""
+    and zero points at `zeros`, if that is not 0. `halved`: weights are float16 on the way."""
 
-    def __init__(self, context: Any, builder: Any, scales: Any, zeros: Any, brief: Any) -> None:
+    def __init__(self, context: Any, builder: Any, scales: Any, zeros: Any, brief: Any, halved: bool) -> None:
         super().__init__(context, builder)
         b = builder
+        self.halved = halved
         self.brains = has("avx512bf16", "avx512bw")
         self.scales, self.zeros = [], []
         for side in range(2):
@@ -67,7 +68,17 @@ class _ScaledFours(Code):
         for side, (own, zero, scale) in enumerate(zip(sides, self.zeros, self.scales, strict=True)):
             # as whole numbers with a sign, which are made floats in one step
             steps = b.fsub(b.sitofp(b.zext(own, WIDE), SIDE), zero)
-            self.store(self.rounded(b.fmul(steps, scale)), self.at(out, 64 * side))
+            product = b.fmul(steps, scale)
+            product = self.as_half(product) if self.halved else product
+            self.store(self.rounded(product), self.at(out, 64 * side))
+
+    def as_half(self, numbers: Any) -> Any:
+        """32 numbers as float16 would hold them, which not every processor can make: none is too large for it. A small one that is
+        a whole number times a float16 needs no rounding, here and there."""
+        b = self.b
+        bits = b.bitcast(numbers, WIDE)
+        odd = b.and_(b.lshr(bits, self.all(WIDE, 13)), self.all(WIDE, 1))
+        return b.bitcast(b.and_(b.add(bits, b.add(odd, self.all(WIDE, 0xFFF))), self.all(WIDE, -0x2000)), SIDE)
 
     def rounded(self, numbers: Any) -> Any:
         """32 numbers as the nearest bfloat16, of two the even one. None is NaN, or so small that it counts as zero to some."""
@@ -83,19 +94,22 @@ class _ScaledFours(Code):
         return b.trunc(b.lshr(nearest, self.all(WIDE, 16)), HALVES)
 
 
-@intrinsic
-def _read_scaled(typing: Any, codes: Any, scales: Any, zeros: Any, stride: Any, columns: Any, out: Any) -> Any:
-    """Make `columns` columns of one block, which share scales and zero points, at `out`; scales take `stride` bytes, and all others
-    are addresses."""
+def _reader(halved: bool) -> Any:
+    """Code for use in a kernel: makes `columns` columns of one block, which share scales and zero points, at `out`; scales take
+    `stride` bytes, and all others are addresses. `halved`: weights are float16 on the way."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        codes, scales, zeros, stride, columns, out = arguments
-        code = _ScaledFours(context, builder, scales, zeros, builder.icmp_signed("==", stride, LONG(128)))
-        with code.over(columns, 1) as (column, _):
-            code.column(code.at(codes, builder.mul(column, LONG(CODES))), code.at(out, builder.shl(column, LONG(7))))
-        return context.get_dummy_value()
+    @intrinsic
+    def read_scaled(typing: Any, codes: Any, scales: Any, zeros: Any, stride: Any, columns: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            codes, scales, zeros, stride, columns, out = arguments
+            code = _ScaledFours(context, builder, scales, zeros, builder.icmp_signed("==", stride, LONG(128)), halved)
+            with code.over(columns, 1) as (column, _):
+                code.column(code.at(codes, builder.mul(column, LONG(CODES))), code.at(out, builder.shl(column, LONG(7))))
+            return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 6), generate
+        return types.void(*[types.int64] * 6), generate
+
+    return read_scaled
 
 
-read_scaled: Any = _read_scaled
+read_scaled, read_halved = map(_reader, (False, True))

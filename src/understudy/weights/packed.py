@@ -65,7 +65,7 @@ class Packed:
     @property
     def streams_as(self) -> str:
         """The form for which a codec may be asked; empty: what it would need is not known."""
-        return "" if self.scattered or self.on_the_way else self.form
+        return "" if self.scattered else self.form
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:

@@ -45,7 +45,14 @@ def test_scales_in_float32(dtype: torch.dtype) -> None:
     scales = torch.rand(64, 2) / 3 + 0.1
     numbers = torch.randint(-8, 8, (64, 64)) * scales.repeat_interleave(32, 1)
     data = came_back(block(numbers.to(dtype)), Factors.of_rows(scales, 32))
-    assert data[:32].view(torch.int64).tolist() == [1, 32, 2, 0]
+    assert data[:40].view(torch.int64).tolist() == [1, 32, 2, 0, 0]
+
+
+def test_weights_that_were_float16_before() -> None:
+    scales = (torch.rand(64, 2) * 0.01 + 1e-5).half().float()
+    numbers = torch.randint(-8, 8, (64, 64)) * scales.repeat_interleave(32, 1)
+    data = came_back(block(numbers.half().bfloat16()), Factors.of_rows(scales, 32))
+    assert data[:40].view(torch.int64).tolist() == [1, 32, 2, 0, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

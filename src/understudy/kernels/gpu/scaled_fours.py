@@ -39,7 +39,7 @@ def decode(data: Tensor, out: Tensor, table: Tensor | None = None) -> Tensor:
 @triton.jit(do_not_specialize=["columns", "runs"])
 def _decode(data, out, table, columns, runs, COLUMNS: tl.constexpr, HALF: tl.constexpr):
     """Block `program // runs`, COLUMNS of its columns. The part's header: kind, columns that share a scale, the scales' type
-    (bfloat16, float16, float32), and 1 where there are zero points."""
+    (bfloat16, float16, float32), 1 where there are zero points, and 1 where weights are float16 on the way."""
     program = tl.program_id(0)
     block, first = program // runs, program % runs * COLUMNS
     entry = table + block * 3
@@ -57,6 +57,7 @@ def _decode(data, out, table, columns, runs, COLUMNS: tl.constexpr, HALF: tl.con
         tl.store(words, tl.load(kept, inside, other=0), inside)
     else:
         sharing, kind, pointed = tl.load(longs + 1), tl.load(longs + 2), tl.load(longs + 3)
+        halved = tl.load(longs + 4)
         codes = begin + UNIT
         scales = codes + (count * columns * 32 + UNIT - 1) // UNIT * UNIT
         groups = columns // sharing
@@ -68,13 +69,13 @@ def _decode(data, out, table, columns, runs, COLUMNS: tl.constexpr, HALF: tl.con
             data.to(tl.pointer_type(tl.uint16)) + (codes + (within * columns + column) * 32 + row % 32) // 2, inside, other=0
         ).to(tl.int32) >> (row // 32 * 4)
         group = (within * groups + column // sharing) * 64 + row
-        lower = _weight(data, both & LARGEST, scales, kind, zeros, pointed, group, inside, HALF)
-        upper = _weight(data, (both >> 8) & LARGEST, scales, kind, zeros, pointed, group + 1, inside, HALF)
+        lower = _weight(data, both & LARGEST, scales, kind, zeros, pointed, halved, group, inside, HALF)
+        upper = _weight(data, (both >> 8) & LARGEST, scales, kind, zeros, pointed, halved, group + 1, inside, HALF)
         tl.store(words, lower | (upper << 16), inside)
 
 
 @triton.jit
-def _weight(data, code, scales, kind, zeros, pointed, group, inside, HALF: tl.constexpr):
+def _weight(data, code, scales, kind, zeros, pointed, halved, group, inside, HALF: tl.constexpr):
     """The bits of a weight, of its code, the places of scales and zero points, and which of them are its own."""
     if kind == 2:
         scale = tl.load(data.to(tl.pointer_type(tl.float32)) + scales // 4 + group, inside, other=0)
@@ -89,6 +90,7 @@ def _weight(data, code, scales, kind, zeros, pointed, group, inside, HALF: tl.co
     else:
         zero = code * 0 + MIDDLE
     number = (code - zero).to(tl.float32) * scale
+    number = tl.where(halved != 0, number.to(tl.float16).to(tl.float32), number)
     if HALF:
         bits = number.to(tl.float16).to(tl.uint16, bitcast=True).to(tl.uint32)
     else:
