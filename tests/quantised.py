@@ -15,7 +15,7 @@ from understudy.weights.packed import Packed
 from understudy.weights.shards import TensorInfo
 
 # What stays in bfloat16: tables, heads, norms and routers.
-LEFT = ("embed", "lm_head", "norm", "mlp.gate.", "router")
+LEFT = ("embed", "lm_head", "norm", "mlp.gate.", "moe.gate.", "router")
 LARGEST = 448.0
 # A mixture whose matrices have whole blocks of 32.
 GPT_OSS = {**MIXTURES["gpt_oss"], "hidden_size": 64, "intermediate_size": 64}
@@ -193,8 +193,11 @@ def publish_fp8(directory: Path, family: str, block: tuple[int, int] | None = (3
     made: dict[str, Tensor] = {}
     for name, tensor in load_file(directory / "model.safetensors").items():
         made[name] = tensor
-        if name.endswith(".weight") and tensor.dim() == 2 and not any(word in name for word in LEFT):
-            made[name], made[f"{name}_scale_inv"] = to_fp8(tensor, block)
+        if name.endswith(".weight") and tensor.dim() in (2, 3) and not any(word in name for word in LEFT):
+            matrices = [to_fp8(matrix, block) for matrix in tensor.view(-1, *tensor.shape[-2:])]
+            made[name], made[f"{name}_scale_inv"] = (torch.stack(part) for part in zip(*matrices, strict=True))
+            if tensor.dim() == 2:
+                made[name], made[f"{name}_scale_inv"] = (made[each][0] for each in (name, f"{name}_scale_inv"))
             if block is None:
                 made[f"{name.removesuffix('.weight')}.activation_scale"] = torch.tensor(0.5)
     rewrite(directory, made, settings("fp8", block))

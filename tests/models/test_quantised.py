@@ -44,8 +44,9 @@ FORMS: dict[str, Callable[[Path], None]] = {
     "qwen3 in INT4 of compressed-tensors": lambda path: publish_compressed(path, "qwen3", "int4"),
     "qwen3 in INT4 of compressed-tensors, with zero points": lambda path: publish_compressed(path, "qwen3", "asymmetric"),
 }
-# of which transformers 5.23 does not find the zero points of experts, though of others
+# of which transformers 5.23 does not find the zero points of experts, though of others; and a model of several modalities
 NOT_THERE: dict[str, Callable[[Path], None]] = {
+    "step3p7 in FP8": lambda path: publish_fp8(path, "step3p7"),
     "qwen3_moe in INT4 of compressed-tensors, with zero points": lambda path: publish_compressed(path, "qwen3_moe", "asymmetric"),
 }
 
@@ -79,11 +80,32 @@ def test_weights_and_tokens_are_those_of_transformers(form: str, tmp_path: Path)
     assert single.stats.accepted > 0 and single.stats.bytes_streamed > 0
 
 
+@pytest.mark.parametrize("block", [(32, 32), (16, 8), (1, 1 << 16), None])
+def test_matrices_that_are_published_in_stacks_have_scales_of_their_own(block: tuple[int, int] | None, tmp_path: Path) -> None:
+    publish_fp8(tmp_path, "step3p7", block)
+    stored, own = load_file(tmp_path / "model.safetensors"), weights_of(tmp_path)
+
+    def plain(name: str) -> torch.Tensor:
+        codes, scales = stored[f"{name}.weight"].float(), stored[f"{name}.weight_scale_inv"].view(-1, 1, 1) if block is None else (
+            stored[f"{name}.weight_scale_inv"]
+        )
+        for place in (1, 2):
+            scales = scales.repeat_interleave(codes.shape[place] // scales.shape[place], place)
+        return (codes * scales).bfloat16()
+
+    for layer in (1, 2):
+        first, second, down = (plain(f"model.layers.{layer}.moe.{name}_proj") for name in ("gate", "up", "down"))
+        experts = f"language_model.layers.{layer}.mlp.experts."
+        found = {name.partition(experts)[2]: rows for name, rows in own.items() if experts in name}
+        assert torch.equal(found["gate_up_proj"], torch.cat((first, second), 1).flatten(0, 1))
+        assert torch.equal(found["down_proj"], down.flatten(0, 1))
+
+
 @pytest.mark.parametrize(
     "form",
     [
         "gpt_oss in MXFP4", "qwen3_moe in FP8", "deepseek_v3 in FP8", "qwen3_moe in FP8 of compressed-tensors",
-        "qwen3_moe in INT4 of compressed-tensors", "qwen3_moe in INT4 of compressed-tensors, with zero points",
+        "qwen3_moe in INT4 of compressed-tensors", "qwen3_moe in INT4 of compressed-tensors, with zero points", "step3p7 in FP8",
     ],
 )  # fmt: skip
 def test_drafted_text_is_the_plain_one_and_the_files_come_back(form: str, tmp_path: Path) -> None:

@@ -109,6 +109,31 @@ def test_what_does_not_fit_is_refused_by_name(scales: Tensor | None, words: str)
         check_weight(info, (64, 128))
 
 
+@pytest.mark.parametrize(
+    ("scales", "block", "words"),
+    [
+        ((3, 2, 4), (32, 32), ""),
+        ((3, 64, 1), (1, 128), ""),
+        ((3,), (64, 128), ""),
+        ((3, 1, 1), (64, 128), ""),
+        ((2, 2, 4), None, r"is \[3, 64, 128\] with scales \[2, 2, 4\] of float32, which do not fit"),
+        ((3, 2, 3), None, r"scales \[3, 2, 3\] of float32, which do not fit"),
+        ((), None, r"with scales \[\] of float32, which do not fit"),
+        ((3, 3, 4), None, "in blocks of 24 rows, of which the last of each matrix is cut off: this is not supported"),
+    ],
+)
+def test_matrices_that_are_stacked_in_fp8(scales: tuple[int, ...], block: tuple[int, int] | None, words: str) -> None:
+    codes = torch.zeros(3, 64, 128).to(torch.float8_e4m3fn)
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [24, 32] if scales == (3, 3, 4) else None}}
+    info = unpacked(config, infos({"a.weight": codes, "a.weight_scale_inv": torch.ones(scales)}))["a.weight"]
+    assert info.packed is not None and info.shape == (3, 64, 128)
+    if block is not None:
+        assert info.packed.block == block and not info.packed.fault
+        return
+    with pytest.raises(CheckpointError, match=words):
+        check_weight(info, (192, 128))
+
+
 def test_matrices_in_mxfp4_are_foretold() -> None:
     info = infos({"e.down_proj": torch.empty(4, 96, 64, dtype=torch.bfloat16)})["e.down_proj"]
     made = foretold(info, (4, 64, 96))

@@ -203,13 +203,16 @@ def _mxfp4(codes: TensorInfo, scales: TensorInfo, *_: Any) -> Packed:
 def _fp8(codes: TensorInfo, scales: TensorInfo, _: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Packed:
     wanted = config["settings"].get("weight_block_size")
     found = Packed(codes, scales)
-    shape = scales.shape if len(scales.shape) == 2 else (1, 1)
+    # of matrices that are stacked, each has scales of its own
+    stack, matrix = codes.shape[:-2], codes.shape[-2:]
+    shape = scales.shape[-2:] if len(scales.shape) == len(codes.shape) > 1 else (1, 1)
     odd = f"is {list(codes.shape)} with scales {list(scales.shape)} of {scales.kind}, which do not fit. Get the model again"
-    if len(codes.shape) != 2 or math.prod(scales.shape) != math.prod(shape) or scales.dtype not in _SCALE_TYPES or 0 in shape:
+    whole = math.prod(scales.shape) == math.prod(stack) * math.prod(shape)
+    if len(codes.shape) not in (2, 3) or not whole or scales.dtype not in _SCALE_TYPES or 0 in shape:
         return replace(found, fault=odd)
     sizes = wanted if isinstance(wanted, list) and len(wanted) == 2 else (None, None)
     block = []
-    for length, count, size in zip(codes.shape, shape, sizes, strict=True):
+    for length, count, size in zip(matrix, shape, sizes, strict=True):
         even = length // count if length % count == 0 else None
         # As published: blocks of the config's size, the last one cut off. transformers takes even ones.
         cut = size if isinstance(size, int) and size > 0 and -(-length // size) == count else None
@@ -219,6 +222,10 @@ def _fp8(codes: TensorInfo, scales: TensorInfo, _: Mapping[str, TensorInfo], con
         if (chosen := even or cut) is None:
             return replace(found, fault=odd)
         block.append(chosen)
+    if stack and matrix[0] % block[0]:
+        # rows of all matrices are counted through
+        what = f"is {list(codes.shape)} in blocks of {block[0]} rows, of which the last of each matrix is cut off"
+        return replace(found, fault=f"{what}: this is not supported")
     return replace(found, block=(block[0], block[1]))
 
 
