@@ -441,6 +441,8 @@ MUTATIONS = (
     Mutation("few rows after many are looked for where those lay", "kernels/exact_product.py", "if self._apart and run_bytes != self._told_bytes:", "if self._apart and not self._told_bytes:", "tests/kernels/test_head_products.py"),
     Mutation("what widens states is in the plan as a copy", "models/footprint.py", "if shape.latent:", "if False:", "tests/models/test_footprint.py"),
     Mutation("shares of heads find a key that is not theirs", "models/fused_blocks/fused_states.py", "slab.expand(-1, self.shares, -1, -1)", "slab.roll(1, 2).expand(-1, self.shares, -1, -1)", "tests/models/fused_blocks/test_fused_states.py"),
+    Mutation("pairs of positions are cut where others see", "kernels/draft_layer.py", "first, after = (first + 1) // 2 * 2, after // 2 * 2", "first, after = first, after", "tests/kernels/test_draft_layer.py"),
+    Mutation("the last value of an odd number is left out", "kernels/paired_lines.py", "weigh(lines[last:], 2, weights[:, last:], sums)", "pass", "tests/kernels/test_paired_lines.py"),
     Mutation("rows of one matrix of a stack have scales of another", "weights/published.py", "if stack and matrix[0] % block[0]:", "if False:", "tests/weights/test_published.py"),
     Mutation("what all heads share of a key goes to one", "models/fused_blocks/fused_latent.py", "keys[..., -self.turned :] = shared[:, None]", "keys[:, 0, -self.turned :] = shared", "tests/models/fused_blocks/test_fused_latent.py"),
     Mutation("a fused block is taken over unseen", "models/fused_blocks/fused.py", "return bool((new.float() - old.float()).norm() <= tolerance * old.float().norm())", "return True", "tests/models/fused_blocks/test_fused.py"),

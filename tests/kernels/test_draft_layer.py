@@ -76,6 +76,36 @@ def test_it_is_turning_keeping_and_the_exact_attention(
     assert torch.allclose(found.float(), wanted.flatten(1), atol=off)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    nodes=rows_of_nodes(), window=st.sampled_from([0, 1, 7, 30]), group=st.integers(1, 3),
+    sizes=st.sampled_from([(64, 32), (32, 96)]),
+)  # fmt: skip
+def test_pairs_of_bfloat16_attend_as_exact_attention_does_and_a_node_has_bits_of_its_own(
+    nodes: Nodes, window: int, group: int, sizes: tuple[int, int]
+) -> None:
+    """Where the processor multiplies pairs; elsewhere numbers are multiplied one by one."""
+    torch.manual_seed(len(nodes))
+    (key, value), count = sizes, len(nodes)
+    shape = LayerShape(2, key, value, window=window)
+    ours, other = (FullState(shape, 3, 64, torch.bfloat16) for _ in range(2))
+    filled(ours)
+    other.keys.copy_(ours.keys)
+    other.values.copy_(ours.values)
+    queries, keys, values = (torch.randn(count, 2 * group, key), torch.randn(count, 2, key), torch.randn(count, 2, value))
+    made = torch.cat([part.flatten(1) for part in (queries, keys, values)], 1).bfloat16()
+    angles = torch.rand(count, key // 2).repeat(1, 2) * 6
+    turns, form = (angles.cos().bfloat16(), angles.sin().bfloat16()), HeadForm(AttentionSpec(0.1, window))
+    found = draft_layer.attend(made, turns, ours, nodes, form)
+    cosines, sines = (turn.float() for turn in turns)
+    other.write(nodes, turned(keys.bfloat16().float(), cosines, sines), values)
+    wanted = exact(turned(queries.bfloat16().float(), cosines, sines), other.keys, other.values, nodes, form.spec)
+    assert torch.allclose(found.float(), wanted.flatten(1), atol=0.04)
+    for i in range(count):
+        alone = draft_layer.attend(made[i : i + 1], (turns[0][i : i + 1], turns[1][i : i + 1]), ours, nodes[i : i + 1], form)
+        assert torch.equal(alone[0], found[i]), f"node {i} has other bits alone"
+
+
 def test_threads_and_other_nodes_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     nodes = Nodes.of(TokenTree.of([0] * 6, [-1, 0, 0, 1, 2, 2]), 0, 30)

@@ -21,8 +21,11 @@ TOGETHER = 4
 carray: Any = numpy_support.carray
 
 
-class _Lines(Code):
+class LineCode(Code):
     """Code for lines of numbers of `itemsize` bytes and `rows` rows of what is multiplied with them."""
+
+    # of the numbers that are multiplied at once: 2 to the power of it
+    power = 4
 
     def __init__(self, context: Any, builder: Any, itemsize: int, rows: int, vectors: int = 0) -> None:
         super().__init__(context, builder)
@@ -47,19 +50,17 @@ class _Lines(Code):
         return self.load(self.at(lines, self.b.shl(i, LONG(3))), LONG, 8)
 
     def score(self, lines: Any, count: Any, size: Any, x: Any, apart: Any, scale: Any, out: Any, width: Any) -> None:
-        """Products of queries at `x` and keys, times `scale`, at `out`: of the first numbers, as many as sixteens have."""
+        """Products of queries at `x` and keys, times `scale`, at `out`: of the first numbers, as many as are multiplied at once."""
         b = self.b
         queries, places = self.each(x, apart), self.each(out, width)
 
         def of_line(p: Any, _: Sequence[Any]) -> Sequence[Any]:
             line = self.line(lines, p)
 
-            def of_sixteen(v: Any, sums: Sequence[Any]) -> Sequence[Any]:
-                key, offset = self.numbers(self.at(line, b.mul(v, LONG(16 * self.itemsize)))), b.shl(v, LONG(6))
-                own = [self.load(self.at(query, offset), FLOATS, 4) for query in queries]
-                return [self.fused(numbers, key, total) for numbers, total in zip(own, sums, strict=True)]
+            def of_some(v: Any, sums: Sequence[Any]) -> Sequence[Any]:
+                return self.multiplied(line, queries, v, sums)
 
-            sums = self.repeated(b.lshr(size, LONG(4)), [self.all(FLOATS, 0.0) for _ in queries], of_sixteen)
+            sums = self.repeated(b.lshr(size, LONG(self.power)), [self.all(FLOATS, 0.0) for _ in queries], of_some)
             factor = self.spread(self.worth(scale, self.at(line, size)), len(places))
             totals = b.fmul(self.folded_each(sums, b.fadd), factor)
             for r, place in enumerate(places):
@@ -67,6 +68,12 @@ class _Lines(Code):
             return []
 
         self.repeated(count, [], of_line)
+
+    def multiplied(self, line: Any, queries: Sequence[Any], v: Any, sums: Sequence[Any]) -> Sequence[Any]:
+        """`sums` with the products of the v-th numbers of a line and of queries that are multiplied at once."""
+        key, offset = self.numbers(self.at(line, self.b.mul(v, LONG(16 * self.itemsize)))), self.b.shl(v, LONG(6))
+        own = [self.load(self.at(query, offset), FLOATS, 4) for query in queries]
+        return [self.fused(numbers, key, total) for numbers, total in zip(own, sums, strict=True)]
 
     def weigh(self, lines: Any, count: Any, size: Any, column: Any, x: Any, apart: Any, out: Any, width: Any) -> None:
         """Values by weights at `x` are added at `out`: `vectors` times 16 numbers from `column` on."""
@@ -88,12 +95,12 @@ class _Lines(Code):
 
 
 def _scorer(itemsize: int, rows: int) -> Any:
-    """For kernels: `_Lines.score`."""
+    """For kernels: `LineCode.score`."""
 
     @intrinsic
     def scores(typing: Any, lines: Any, count: Any, size: Any, x: Any, apart: Any, scale: Any, out: Any, width: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Lines(context, builder, itemsize, rows).score(*arguments)
+            LineCode(context, builder, itemsize, rows).score(*arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5, types.float32, types.int64, types.int64), generate
@@ -102,12 +109,12 @@ def _scorer(itemsize: int, rows: int) -> Any:
 
 
 def _weigher(itemsize: int, rows: int, vectors: int) -> Any:
-    """For kernels: `_Lines.weigh`."""
+    """For kernels: `LineCode.weigh`."""
 
     @intrinsic
     def weighs(typing: Any, lines: Any, count: Any, size: Any, column: Any, x: Any, apart: Any, out: Any, width: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Lines(context, builder, itemsize, rows, vectors).weigh(*arguments)
+            LineCode(context, builder, itemsize, rows, vectors).weigh(*arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), generate
@@ -135,7 +142,7 @@ def _score_of(itemsize: int) -> Any:
 
 
 def _columns_of(itemsize: int, together: int) -> Any:
-    """For kernels: `_Lines.weigh` for all columns of `together` rows, but for the last, which are no sixteen."""
+    """For kernels: `LineCode.weigh` for all columns of `together` rows, but for the last, which are no sixteen."""
     narrow, wide = _weigher(itemsize, together, 1), _weigher(itemsize, together, 4)
 
     def columns(lines: int, count: int, size: int, x: int, apart: int, out: int, width: int) -> None:

@@ -21,14 +21,17 @@ from .compiled import bits_of, compiled, float_of, machine_code
 from .draft_descriptors import LevelRun, level_run
 from .head_form import HeadForm, Made
 from .numbers import multiple, write
+from .paired_lines import STEP, has_pairs, score_pairs, weigh_pairs
 from .softmax import capped, softmax
-from .team import float32_at, int64_at, take
+from .team import float32_at, int64_at, take, uint16_at
 from .turned_heads import factor_of, keep, opened, turn, width_of
 
 # products of a query and a key below which other threads are not worth waking
 SMALL = 400_000
 # rows of queries that go through the cache together, about
 ROWS = 16
+# whether pairs of bfloat16 are multiplied at once
+PAIRS = has_pairs()
 carray: Any = numpy_support.carray
 
 
@@ -112,8 +115,11 @@ def _work(argument: Any) -> None:
     height, longest = multiple(most * group, TOGETHER), multiple(run.longest, 16)
     numbers = height * (run.key_size + run.value_size + longest) + 4 * run.key_size + run.value_size + 2 * longest
     numbers += 2 * run.nodes * run.all_heads
+    # of queries and of weights, both as bfloat16, where those are multiplied
+    tall = height * int(_paired(run))
+    numbers += tall * (run.key_size + longest) // 2
     # Each begins with a line of the processor's cache.
-    kept = np.empty(numbers + 7 * 16, np.float32)
+    kept = np.empty(numbers + 9 * 16, np.float32)
     # By addresses: numba counts who holds an array that it made, wherever one is handed on, which took a third of the time.
     place: Any = np.int64(kept.ctypes.data)
     queries, place = _room(place, height, run.key_size)
@@ -123,6 +129,8 @@ def _work(argument: Any) -> None:
     lines, place = _room(place, 1, run.key_size + run.value_size)
     line = lines[0]
     factors, place = _room(place, 2, run.nodes * run.all_heads)
+    asked, place = _halves(place, tall, run.key_size)
+    shares, place = _halves(place, tall, longest)
     if run.all_heads != 0:
         for i in range(run.nodes):
             factors[0, i] = factor_of(run, i, 0, run.heads, turns[0])
@@ -142,14 +150,19 @@ def _work(argument: Any) -> None:
             for r in range(used):
                 turn(run, start + r // group, head * group + r % group, factors, turns, queries[r])
             queries[used:], sums[:] = np.float32(0), np.float32(0)
+            for r in range(tall):
+                write(queries[r], asked[r].ctypes.data, 2)
             # keys, then values: one call for both, since numba puts the whole of it wherever it is called
             for scoring in range(1, -1, -1):
-                _through(run, start, end, head, queries if scoring else sums, weights, addresses, scoring)
+                rows, halves = (queries, asked) if scoring else (sums, shares)
+                _through(run, start, end, head, rows, weights, halves, addresses, scoring)
                 for r in range(used * scoring):
                     low, high = _seen(run, start + r // group)
                     if run.softcap != 0:
                         capped(weights[r], low, high, float_of(run.softcap))
                     softmax(weights[r], low, high, _sink(run, head * group + r % group))
+                    if tall != 0:
+                        write(weights[r, low : high + 1], shares[r, low:].ctypes.data, 2)
             for r in range(used):
                 if run.gated != 0:
                     opened(run, start + r // group, head * group + r % group, line[: run.value_size], sums[r])
@@ -165,6 +178,19 @@ def _room(place: int, rows: int, columns: int) -> Any:
     """Room for numbers [rows, columns] from the next multiple of 64 bytes after `place`, and the place behind it."""
     place = multiple(place, 64)
     return carray(float32_at(place), (rows, columns)), place + rows * columns * 4
+
+
+@compiled
+def _halves(place: int, rows: int, columns: int) -> Any:
+    """The same for bits of bfloat16."""
+    place = multiple(place, 64)
+    return carray(uint16_at(place), (rows, columns)), place + rows * columns * 2
+
+
+@compiled
+def _paired(run: Any) -> Any:
+    """Does one instruction multiply pairs of its keys, and of its values?"""
+    return PAIRS and run.cache_itemsize == 2 and run.key_size % STEP == 0 and run.value_size % STEP == 0
 
 
 @compiled
@@ -192,25 +218,29 @@ def _of_a_row(run: Any, start: int, end: int) -> int:
 
 @compiled
 def _shared(run: Any, start: int, end: int) -> Any:
-    """The first position that nodes from `start` to `end` all see in the prefix of their row, and the one after the last; both lie
-    behind all that they see where there is none."""
+    """The first position that nodes from `start` to `end` all see in the prefix of their row, and the one after the last, both
+    even, so that no pair is cut; both lie behind all that they see where there is none."""
     prefix = carray(int64_at(run.prefix), run.nodes)
     first, after = 0, run.longest
     for i in range(start, end):
         low, high = _seen(run, i)
         first, after = max(first, low), min(after, min(prefix[i], high + 1))
+    first, after = (first + 1) // 2 * 2, after // 2 * 2
     if after <= first:
         return run.longest, run.longest
     return first, after
 
 
 @compiled
-def _through(run: Any, start: int, end: int, head: int, lines: Any, weights: Any, addresses: Any, scoring: int) -> None:
+def _through(
+    run: Any, start: int, end: int, head: int, lines: Any, weights: Any, halves: Any, addresses: Any, scoring: int
+) -> None:
     """Go through the positions that nodes from `start` to `end` see, first those that only some see, then those of all, then what
     each has beyond: so a node's sums are in the order of positions, whatever others see.
 
     `scoring`: `weights` [rows, positions] become the products of keys with `lines` [rows, key size]; else values by weights are
-    added to `lines`. Each node has as many rows as query heads share a head of keys. `addresses` is room [positions]."""
+    added to `lines`. Each node has as many rows as query heads share a head of keys. `halves`: queries, or else weights, as
+    bfloat16, where pairs are multiplied. `addresses` is room [positions]."""
     group, count = run.heads // run.kv_heads, end - start
     first, after = _shared(run, start, end)
     for visit in range(2 * count + 1):
@@ -225,7 +255,11 @@ def _through(run: Any, start: int, end: int, head: int, lines: Any, weights: Any
             there = addresses[begin:stop]
             _addresses(run, i, head, begin, scoring, there)
             part = weights[row : row + rows, begin:stop]
-            if scoring:
+            if scoring and halves.shape[0] != 0:
+                score_pairs(there, halves[row : row + rows], float_of(run.scaling), part)
+            elif halves.shape[0] != 0:
+                weigh_pairs(there, begin % 2, part, halves[row : row + rows, begin:stop], lines[row : row + rows])
+            elif scoring:
                 score(there, run.cache_itemsize, lines[row : row + rows], float_of(run.scaling), part)
             else:
                 weigh(there, run.cache_itemsize, part, lines[row : row + rows])
