@@ -61,7 +61,8 @@ def _encoded(blocks: Tensor, factors: Factors, halved: bool) -> ScaledCodes | No
     if halved and not torch.equal(own.to(torch.float16).float(), own):
         return None
     # rows that fill the last block up are zeros without a sign, whatever the scale of the row before them
-    own = torch.where((blocks.view(torch.int16) == 0).view(count, -1, sharing, rows).all(2), size, own)
+    if bool((own < 0).any()):
+        own = torch.where((blocks.view(torch.int16) == 0).view(count, -1, sharing, rows).all(2), size, own)
     scales, zeros = _briefest(own, blocks.dtype), torch.empty(own.shape, dtype=torch.int8)
     codes = torch.empty(count, columns, CODES, dtype=torch.uint8)
     told = torch.empty_like(blocks[:1])
