@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.quantised import publish_words, reference
+from tests.quantised import publish_words, reference, rewrite
 from tests.tiny import generated, opened
 from understudy import LLM, SamplingParams
 from understudy.weights.export import export
@@ -98,3 +98,21 @@ def test_weights_stream_as_codes_scales_and_zero_points(form: str, tmp_path: Pat
     dtype = "bfloat16" if "bfloat16" in form else "float16"
     how = f"Published in {method.upper()} in groups of 32: exact are the {dtype} weights that transformers multiplies by"
     assert f"{how} where it has no kernel of its own" in told
+
+
+def test_biases_that_the_model_has_not_are_left_aside(tmp_path: Path) -> None:
+    """Some programs for GPTQ give one to each Linear; transformers leaves them aside where the model has none."""
+    source = tmp_path / "model"
+    publish_words(source, "qwen3", "gptq")
+    made, texts = load_file(source / "model.safetensors"), []
+    for number in range(2):
+        with opened(source, context=128, output=tmp_path / f"store-{number}") as llm:
+            done, store = llm.generate(PROMPT, GREEDY)[0], llm.store
+        texts.append(done.token_ids)
+        assert done.stats.accepted > 0 and any(name.endswith(".bias") for name in store.extra) == (number == 1)
+        paths = [name.removesuffix("qweight") for name in made if name.endswith(".qweight")]
+        made |= {f"{path}bias": torch.zeros(made[f"{path}qweight"].shape[1]).half() for path in paths}
+        rewrite(source, made)
+    assert texts[0] == texts[1]
+    export(store, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from ...errors import CheckpointError
+from ...weights.words import GPTQ
 from .names import Finder
 from .wrapper import text_config
 
@@ -18,12 +19,20 @@ COMPUTED = ("rotary_emb.inv_freq", "position_ids")
 OLD = r"\.masked_bias$"
 
 
+def no_weights(tensors: Mapping[str, Any]) -> set[str]:
+    """Names of `tensors` that may lie within a text model and be none of its own: those of whole numbers or truth values, and the
+    biases that programs for GPTQ give each Linear. transformers leaves both aside where a model has nothing of the name."""
+    whole = {name for name, info in tensors.items() if not (info.dtype.is_floating_point or info.dtype.is_complex)}
+    matrices = (name for name, info in tensors.items() if getattr(getattr(info, "packed", None), "order", "") == GPTQ)
+    return whole | {f"{name.removesuffix('.weight')}.bias" for name in matrices}
+
+
 def left_aside(
     model: nn.Module, find: Finder, used: Collection[str], whole: Collection[str] = ()
 ) -> dict[str, tuple[str, ...]]:
     """The checkpoint's tensors that are not among those `used` by the stock `model`, by the part that they belong to: a tower, or
-    further heads that guess tokens. `find`: the finder of all the checkpoint's names; `whole`: those of whole numbers or truth
-    values, which within the text model are masks and tables that some programs store, as no weight is of such.
+    further heads that guess tokens. `find`: the finder of all the checkpoint's names; `whole`: those of `no_weights`, which within
+    the text model are what some programs store besides.
 
     Tensors that the model computes itself are in no part. Raises CheckpointError, naming it, for a tensor that lies within the
     text model and is none of its own: the config must be that of another model."""

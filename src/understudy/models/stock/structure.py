@@ -26,7 +26,7 @@ from ..mixtures.plain_experts import install_plain_experts
 from ..mixtures.scaled_experts import install_scaled_experts
 from ..mixtures.tall_experts import install_tall_experts
 from ..recurrent_layers.mixers import install_mixers
-from .aside import left_aside
+from .aside import left_aside, no_weights
 from .attended import TOKENS, watched
 from .bare import CONSTRUCTION, stacks_on_meta, weights_on_meta
 from .by_token import noted_lookups
@@ -250,8 +250,7 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
         check_weight(tensors[name], shape)
     if packed := next((name for name in looked_up if getattr(tensors[name], "packed", None)), None):
         raise CheckpointError(f"The checkpoint's table {packed!r} is quantised, which is not supported yet.")
-    whole = {name for name, info in tensors.items() if not (info.dtype.is_floating_point or info.dtype.is_complex)}
-    return ModelLayout(specs, table, tuple(shared), tables, left_aside(model, find, needed, whole))
+    return ModelLayout(specs, table, tuple(shared), tables, left_aside(model, find, needed, no_weights(tensors)))
 
 
 def in_blocks(found: ModelLayout) -> ModelLayout:
