@@ -114,6 +114,18 @@ class FakeDevice(Accelerator):
         with INTERPRETER:
             return super().attend(*given)
 
+    def convolve(self, *given: Any) -> Tensor:
+        with INTERPRETER:
+            return super().convolve(*given)
+
+    def recur(self, *given: Any, **options: Any) -> Tensor:
+        with INTERPRETER:
+            return super().recur(*given, **options)
+
+    def fold(self, *given: Any) -> None:
+        with INTERPRETER:
+            super().fold(*given)
+
     def decode(self, *given: Any, **options: Any) -> Tensor:
         with INTERPRETER:
             return super().decode(*given, **options)

@@ -141,6 +141,10 @@ class RecurrentState:
             self.fold(self, row, self.newest[row])
             self.newest[row] += 1
 
+    def walked(self, row: int, position: int) -> None:
+        """Note that whoever ran a chain of `row` up to `position` has folded what it read."""
+        self.newest[row] = max(self.newest[row], position // FOLD - 1)
+
     def keep(self, row: int, length: int, path: AcceptedPath) -> None:
         """Make the nodes of `path`, of the tree above `length`, the next accepted tokens."""
         moves = path.moves(length, self.inputs.device)
@@ -270,3 +274,15 @@ def tops(nodes: Nodes) -> list[tuple[int, int]]:
     for row, position in zip(nodes.rows.tolist(), nodes.positions.tolist(), strict=True):
         found[row] = max(found.get(row, 0), position)
     return list(found.items())
+
+
+def begins(nodes: Nodes) -> list[tuple[int, int]]:
+    """For each row of `nodes`, which lie in memory of the host, up to which position states must be folded before a device walks
+    over them: (row, position). On its way it folds what a chain reads, so that is a chain's first position, a tree's highest."""
+    found: dict[int, int] = {}
+    branched = set()
+    for row, slot, position in zip(nodes.rows.tolist(), nodes.slots.tolist(), nodes.positions.tolist(), strict=True):
+        found.setdefault(row, position)
+        if slot != position:
+            branched.add(row)
+    return [(row, top if row in branched else found[row]) for row, top in tops(nodes)]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..plan.machine import Machine
     from ..plan.placement import Plan
     from ..quantizers import Linear, Quantizer, Tensors
-    from ..recurrent import RecurrentState
+    from ..recurrent import RecurrentShape, RecurrentState
     from ..spilled import SpilledState
     from ..tiers import Streaming
     from ..tiers.ring import Ring
@@ -173,6 +173,10 @@ class Device(Protocol):
 
         `together`: none of them is another's ancestor, and bits do not matter. Else the bits of a node do not depend on the
         other nodes."""
+        ...
+
+    def walks(self, shape: RecurrentShape) -> bool:
+        """Does `recur` take as many nodes of a pass as `recurrence.most_walked` says, and fold what they read on its way?"""
         ...
 
     def fold(self, state: RecurrentState, row: int, number: int) -> None:

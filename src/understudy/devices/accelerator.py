@@ -19,13 +19,11 @@ from ..kernels.attention import AttentionSpec, attend_anywhere
 from ..kernels.blocks import BlockKernels
 from ..kernels.chosen_keys import choose_anywhere
 from ..kernels.expert_kernels import ExpertKernels, ExpertLinear
-from ..kernels.recurrence import RuleStep, convolve_anywhere, fold_anywhere, recur_anywhere
 from ..plan.demand import RUNTIME_CUDA
 from ..plan.machine import Machine
 from ..plan.placement import Plan
 from ..plan.sizes import format_size, parse_size
 from ..quantizers import Linear, Quantizer, Tensors
-from ..recurrent import RecurrentState
 from ..tiers import Streaming
 from ..tiers.memory import arena
 from ..tiers.ring import Ring, open_ring
@@ -34,6 +32,7 @@ from ..tree import Nodes
 from . import DraftAttention, ExactProduct, OpenLevelKernels, RowProduct, SharedWork, SpilledAttention, TokenChooser
 from .graphs import Graphs
 from .host_memory import host_room
+from .recurrent_work import RecurrentWork
 from .trials import Trials, experts_off_torch, off_torch
 
 # bytes that are copied to measure the link
@@ -43,7 +42,7 @@ SHARE = 0.95
 SLOWER = "drafts and attention on the GPU are slower"
 
 
-class Accelerator:
+class Accelerator(RecurrentWork):
     """A device that torch calls `where`; `streams` are how bytes get there and work is ordered.
 
     `without_triton`: why the project's own kernels cannot be used, so that plain torch does their work as far as it can;
@@ -164,15 +163,6 @@ class Accelerator:
             return self.attend(query, keys, values, nodes, spec)
 
         return attention
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, state: RecurrentState, nodes: Nodes) -> Tensor:
-        return convolve_anywhere(x, weight, bias, state, nodes)
-
-    def recur(self, step: RuleStep, state: RecurrentState, nodes: Nodes, together: bool) -> Tensor:
-        return recur_anywhere(step, state, nodes, together)
-
-    def fold(self, state: RecurrentState, row: int, number: int) -> None:
-        fold_anywhere(state, row, number)
 
     def draft_product(self, quantizer: Quantizer, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         if self.triton and quantizer.grouped:

@@ -29,7 +29,7 @@ from ..plan.machine import Machine, cores, peak_memory_bytes, resident_bytes
 from ..plan.placement import Plan
 from ..plan.sizes import parse_size
 from ..quantizers import Linear, Quantizer, Tensors
-from ..recurrent import RecurrentState
+from ..recurrent import RecurrentShape, RecurrentState
 from ..spilled import SpilledState
 from ..tiers import Streaming
 from ..tiers.memory import arena
@@ -181,6 +181,9 @@ class Processor:
 
     def recur(self, step: RuleStep, state: RecurrentState, nodes: Nodes, together: bool) -> Tensor:
         return recur(step, state, nodes)
+
+    def walks(self, shape: RecurrentShape) -> bool:
+        return False
 
     def fold(self, state: RecurrentState, row: int, number: int) -> None:
         fold(state, row, number)

@@ -91,6 +91,11 @@ def fold_anywhere(state: RecurrentState, row: int, number: int) -> None:
     state.states[row, (number + 1) % 2] = folded
 
 
+def most_walked(state: RecurrentState) -> int:
+    """Nodes that a device may walk over together: so many that none lies in the place of a record that another one reads."""
+    return state.places - SPAN
+
+
 def _places(nodes: Nodes, positions: Tensor, places: int) -> Tensor:
     """[n, m] where the records of `positions` [n, m] on the path of each node lie; of positions below 0: anywhere."""
     straight = positions < nodes.prefix[:, None]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +14,8 @@ from ..kernels import team
 from ..kernels.attention import ALL, AttentionSpec, Chosen
 from ..kernels.chosen_keys import IndexQuery
 from ..kernels.expert_kernels import ExpertKernels
-from ..kernels.recurrence import RuleStep
-from ..recurrent import tops
+from ..kernels.recurrence import RuleStep, most_walked
+from ..recurrent import RecurrentState, begins, tops
 from ..tree import Nodes, TokenTree
 from .by_rows import by_rows
 from .mixtures.routed import Routed, Rows
@@ -24,6 +23,7 @@ from .recurrent_layers.channel_rule import recur
 from .streamed import Placed, pass_cache, place_of_one
 
 if TYPE_CHECKING:
+    from ..devices import Device
     from .target import Target
 
 # a pass has a multiple of so many rows, the last of them padding: torch sums rows of a matrix otherwise where there are fewer
@@ -32,6 +32,8 @@ LEAST = 16
 AT_ONCE = 64
 # nodes at once of recurrent layers, which read states that those before have folded
 RECURRENT = 32
+# rows, and a position of each
+Tops = list[tuple[int, int]]
 # nodes of the passes that are compared with each other
 TRIED = (1, 40, 600)
 # of which so many have logits
@@ -52,6 +54,8 @@ class WholePass:
         self.place = place_of_one(self.placed.first, view.device)
         # Keys and values of a layer that cannot take those of all nodes at once.
         self._late: tuple[Tensor, Tensor] | None = None
+        # By the most nodes that recurrent layers take at once: see `_recurrent`.
+        self._parts: dict[int, list[tuple[slice, Tops, Tops]]] = {}
 
     def forward(self) -> Tensor:
         """Run the stock model; returns what its base gives for each node [n, hidden size], as its head takes it."""
@@ -114,21 +118,32 @@ class WholePass:
     def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         state = self.view.cache.recurrent[layer]
         device, there = self.placed.at(layer)
-        out = _joined([device.convolve(x[part], weight, bias, state, there[part]) for part, _ in self._recurrent])
+        parts = _parts(self.count, self._walked(device, state))
+        out = _joined([device.convolve(x[part], weight, bias, state, there[part]) for part in parts])
         return nn.functional.pad(out, (0, 0, 0, self.padding))
 
     def recur(self, layer: int, step: RuleStep) -> Tensor:
         device, there = self.placed.at(layer)
+        state = self.view.cache.recurrent[layer]
+        walks, most = device.walks(state.shape), self._walked(device, state)
         found = []
-        for part, ends in self._recurrent:
-            state = self.view.cache.advanced(layer, ends)
+        for part, starts, ends in self._recurrent(most):
+            self.view.cache.advanced(layer, starts if walks else ends)
             found.append(recur(device, step[part], state, there[part], together=False))
+            for row, position in ends:
+                state.walked(row, position)
         return nn.functional.pad(_joined(found), (0, 0, 0, 0, 0, self.padding))
 
-    @cached_property
-    def _recurrent(self) -> list[tuple[slice, list[tuple[int, int]]]]:
-        """The nodes that recurrent layers take at once, and where their rows end."""
-        return [(part, tops(self.nodes[part])) for part in _parts(self.count, RECURRENT)]
+    def _walked(self, device: Device, state: RecurrentState) -> int:
+        """Nodes that a recurrent layer takes at once on its device."""
+        return most_walked(state) if device.walks(state.shape) else RECURRENT
+
+    def _recurrent(self, most: int) -> list[tuple[slice, Tops, Tops]]:
+        """The nodes that recurrent layers take at once, `most` of them, what must be folded before, and where their rows end."""
+        if most not in self._parts:
+            parts = _parts(self.count, most)
+            self._parts[most] = [(part, begins(self.nodes[part]), tops(self.nodes[part])) for part in parts]
+        return self._parts[most]
 
     def tap(self, number: int, states: Tensor) -> None:
         if self.hidden is not None:
@@ -166,6 +181,21 @@ class Rehearsal(WholePass):
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         size = self.view.cache.layers[layer].shape.value_size
         return query[:, :, torch.arange(size, device=query.device) % query.shape[2]]
+
+    def convolve(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """So is what a device's kernels do that walk over nodes, and nothing is recorded for it."""
+        return x if self._walks(layer) else super().convolve(layer, x, weight, bias)
+
+    def recur(self, layer: int, step: RuleStep) -> Tensor:
+        """A number of each head's query and key stands for what the rule makes of all."""
+        if not self._walks(layer):
+            return super().recur(layer, step)
+        shared = step.value.shape[1] // step.key.shape[1]
+        asked = (step.query[..., :1] * step.key[..., :1]).repeat_interleave(shared, 1, output_size=step.value.shape[1])
+        return asked + step.decay[..., None] * step.value
+
+    def _walks(self, layer: int) -> bool:
+        return self.placed.at(layer)[0].walks(self.view.cache.recurrent[layer].shape)
 
 
 @torch.inference_mode()

@@ -148,6 +148,21 @@ OFFER = {
     "share": REALS, "likely": REALS, "widest": "i32", "rows": "i32", "together": "i32",
 }  # fmt: skip
 OFFER_SIZES = {"L": 64, "R": 8, "FORCED": False, "LEVELS": 0, "MOST_NODES": 320, "RANKS": 6}
+SINGLES, PATH = "*fp32", {"rows": WHOLE, "slots": WHOLE, "positions": WHOLE}
+BRANCHES = PATH | {"prefixes": WHOLE, "tail": WHOLE}
+WEIGH = dict.fromkeys(("query", "key", "decay", "keys", "decays", "products", "left", "whole"), SINGLES) | BRANCHES
+WEIGH |= {"paths": WHOLE, "width": "i32", "places": "i32"}
+WALK = dict.fromkeys(("query", "key", "value", "decay", "beta", "products", "left", "whole"), SINGLES) | PATH
+WALK |= dict.fromkeys(("keys", "values", "decays", "states", "updates", "out"), SINGLES)
+WALK |= {"paths": WHOLE, "count": "i32", "places": "i32", "fold_row": "i32", "fold_number": "i32"}
+RULE_SIZES = {"KEY_HEADS": 16, "GROUP": 2, "SIZE": 128, "C": 128, "READS": 2, "SPAN": 128, "ALONE": False}
+WEIGH_SIZES = RULE_SIZES | {"PARTS": 4, "TILE": 32}
+WALK_SIZES = RULE_SIZES | {"NUMBERS": 128, "BLOCK": 32, "STRETCH": 16}
+# Mamba-2: one group of keys for all heads, and no delta
+GROUPED = {"KEY_HEADS": 1, "GROUP": 64, "READS": 1}
+TAPS = dict.fromkeys(("x", "weight", "bias", "inputs", "out"), "*bf16") | BRANCHES
+TAPS |= {"width": "i32", "places": "i32", "line": "i32"}
+TAP_SIZES = {"CHANNELS": 8192, "TAPS": 4, "BIAS": False, "STEP": 512}
 KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int]]] = {
     "residual": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 4, "DENSE": 5, "WIDER": 0}, TWO_WARPS),
     "residual of 3 bits": ("residual", "_decode", RESIDUAL, TILES | {"BITS": 3, "DENSE": 6, "WIDER": 48}, TWO_WARPS),
@@ -221,6 +236,18 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
         "draft_layer", "_attend", LAYER, LAYER_SIZES | {"HELD": True, "WHOLE": 4096}, {"num_stages": 2}
     ),
     "draft layer on an H100": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2} | HOPPER),
+    "keys of a recurrent path": ("rule", "_weigh", WEIGH, WEIGH_SIZES, UNFUSED),
+    "keys of a recurrent path in a level": ("rule", "_weigh", WEIGH, WEIGH_SIZES | {"ALONE": True}, UNFUSED),
+    "keys of a recurrent path of one group": ("rule", "_weigh", WEIGH, WEIGH_SIZES | GROUPED, UNFUSED),
+    "walk over recurrent nodes": ("rule", "_walk", WALK, WALK_SIZES, UNFUSED),
+    "walk over recurrent nodes of a level": ("rule", "_walk", WALK, WALK_SIZES | {"ALONE": True}, UNFUSED),
+    "walk over recurrent nodes of one group": ("rule", "_walk", WALK, WALK_SIZES | GROUPED | {"NUMBERS": 64}, UNFUSED),
+    "walk over recurrent nodes with long keys": ("rule", "_walk", WALK, WALK_SIZES | {"SIZE": 256, "C": 256}, UNFUSED),
+    "short convolution": ("convolution", "_convolve", TAPS, TAP_SIZES, UNFUSED),
+    "short convolution in float32": (
+        "convolution", "_convolve", {name: kind.replace("bf16", "fp32") for name, kind in TAPS.items()}, TAP_SIZES | {"BIAS": True},
+        UNFUSED,
+    ),
     "attention": ("attention", "_attend", ATTENTION, FLAGS | {"NARROW": True, "WIDE": False}, {"num_stages": 2}),
     "attention with long keys": ("attention", "_attend", ATTENTION, FLAGS | LONG, {"num_stages": 2}),
     "attention with sinks and short values": ("attention", "_attend", ATTENTION, FLAGS | SINKS, {"num_stages": 2}),
@@ -284,6 +311,10 @@ def test_a_kernel_compiles(kernel: str, compiled: dict[str, dict[str, Any]]) -> 
         copies = re.findall(r"cp\.async\.c[ag]\.\S+ [^;]*\], (0x\w+)", made["ptx"])
         assert len(copies) > 20 and "0x4" not in copies, "codes are loaded 16 bytes at once, not word by word"
     if kernel.startswith("weights in"):
+    if "recurrent" in kernel or "convolution" in kernel:
+        # but for the products of matrices, whose sums run in one order whatever stands beside
+        assert "walk" in kernel or not any("fma" in word and "f32" in word for word in found), found
+    if kernel.startswith("weights in FP8"):
         # ends of bins and weights are rounded after each step, as on the CPU
         assert not any("ftz" in word or "fma" in word or "approx" in word for word in found), found
         assert any(word.startswith("div.rn.f32") for word in found) or "FP8" not in kernel
@@ -309,6 +340,13 @@ def test_published_weights_compile_for_gpus_of_servers(target: int, tmp_path: Pa
     names = [name for name in KERNELS if name.startswith("weights in")]
     made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
     assert len(names) == 7 and all(made[name].get("cubin", 0) > 0 for name in names), made
+
+
+@pytest.mark.parametrize("target", [80, 90])
+def test_recurrent_layers_compile_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
+    names = [name for name in KERNELS if "recurrent" in name or "convolution" in name]
+    made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
+    assert len(names) == 9 and all(made[name].get("cubin", 0) > 0 for name in names), made
 
 
 @pytest.mark.parametrize("target", [80, 90])
