@@ -21,6 +21,8 @@ PROMPT = [5, 99, 5, 12, 80, 5, 99, 5]
 # two layers, of which the first is recurrent
 SMALL: dict[str, Any] = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
 OURS = ("_convolve", "_weigh", "_walk")
+# of a block of the delta rule in a level: products of two kinds of copies, the rule, and the products behind it
+BLOCK = ["multiply", "multiply", "_ask", "_weigh", "_walk", "_gate", "multiply", "multiply", "multiply"]
 
 
 @pytest.fixture(autouse=True)
@@ -60,15 +62,30 @@ def test_a_pass_takes_as_many_launches_for_48_nodes_as_for_8(tmp_path: Path) -> 
 
 
 @torch.inference_mode()
-def test_a_level_is_recorded_with_three_launches_for_a_rule(tmp_path: Path) -> None:
-    save(tmp_path / "model", "qwen3_5_text", torch.bfloat16, **SMALL)
+def test_a_block_of_the_delta_rule_in_a_level_is_nine_launches(tmp_path: Path) -> None:
+    save(tmp_path / "model", "qwen3_5_text", torch.bfloat16, **SMALL, linear_value_head_dim=32)
     with llm(tmp_path / "model", method="substitute:width=2,depth=3") as fake:
         fake.generate([PROMPT], SamplingParams(max_new_tokens=4, ignore_eos=True))
         search = fake.engine.drafter.search  # type: ignore[attr-defined]
         assert search.replayed > 0 and not any("slower" in note for note in fake.plan.notes)
         for graph in search.graphs.values():
+            first = graph.launches.index("_ask") - 2
+            assert graph.launches[first : first + len(BLOCK)] == BLOCK
+            assert Counter(graph.launches)["_walk"] == 1 and "einsum" not in graph.launches
+        assert fake.model.fused.blocks == 1
+
+
+@torch.inference_mode()
+def test_a_level_is_three_launches_for_a_rule_where_its_block_is_not_as_usual(tmp_path: Path) -> None:
+    save(tmp_path / "model", "bamba", torch.bfloat16)
+    with llm(tmp_path / "model", method="substitute:width=2,depth=3") as fake:
+        fake.generate([PROMPT], SamplingParams(max_new_tokens=4, ignore_eos=True))
+        search = fake.engine.drafter.search  # type: ignore[attr-defined]
+        layers = len(fake.model.target.cache.recurrent)
+        assert search.replayed > 0 and layers > 1 and not any("slower" in note for note in fake.plan.notes)
+        for graph in search.graphs.values():
             found = Counter(graph.launches)
-            assert [found[name] for name in OURS] == [1, 1, 1]
+            assert [found[name] for name in OURS] == [layers] * 3
             assert not found["einsum"] and not found["cumprod"]
 
 

@@ -90,6 +90,9 @@ class BlockKernels(Protocol):
     def mixture(self, up: object, down: object, gate: GateKind) -> MixedExperts | None:
         """The experts of a layer in one call, by their products, as `draft_mixture.DraftMixture`; None where there is none."""
 
+    def small(self, codes: Tensor, scales: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+        """The product by a small weight of so many rows whose `codes` and `scales` may lie anywhere."""
+
     @property
     def delta(self) -> DeltaRule | None:
         """What a layer of the gated delta rule does between its products; None where there is no kernel for it."""
@@ -128,6 +131,9 @@ class ProcessorBlocks:
         if not isinstance(up, ExpertProduct) or not isinstance(down, ExpertProduct) or up.rows % 128 or up.rows != 2 * down.columns:
             return None
         return DraftMixture(up, down, gate)
+
+    def small(self, codes: Tensor, scales: Tensor, rows: int) -> Product:
+        return Product(codes, scales, rows)
 
     @property
     def delta(self) -> DeltaRule:

@@ -13,6 +13,7 @@ from ..blocks import ChainedBlocks, ChannelParts, DeltaRule, JoinedProduct, Mixe
 from ..draft_chain import BlockParts
 from ..head_form import HeadForm
 from ..join_form import GateKind, JoinForm, apart
+from .delta_layer import mix_delta
 from .draft_layer import LayerAttention, suits
 from .draft_product import MOST_JOINED, GroupedProduct, JoinedGrouped
 
@@ -22,11 +23,13 @@ class TritonBlocks:
 
     def __init__(self, where: str) -> None:
         self._attention = LayerAttention(where)
+        self._where = where
 
     def join(self, products: Sequence[Callable[[Tensor], Tensor]], form: JoinForm) -> JoinedProduct | None:
         """None where they are of another kind, or too many."""
         found = [product for product in products if isinstance(product, GroupedProduct)]
-        if len(found) < len(products) or len(found) > MOST_JOINED or len({product.columns for product in found}) > 1:
+        too_many = form.gate is not None and len(found) > MOST_JOINED
+        if len(found) < len(products) or too_many or len({product.columns for product in found}) > 1:
             return None
         own = apart(found, form)
         return JoinedGrouped(own, form) if own else None
@@ -46,14 +49,16 @@ class TritonBlocks:
         # the host does not know who goes where, and what it launches for that is recorded
         return None
 
+    def small(self, codes: Tensor, scales: Tensor, rows: int) -> GroupedProduct:
+        return GroupedProduct(codes.to(self._where), scales.to(self._where), rows)
+
     @property
-    def delta(self) -> DeltaRule | None:
-        # no kernel has all of a layer yet
-        return None
+    def delta(self) -> DeltaRule:
+        return mix_delta
 
     @property
     def channels(self) -> ChannelParts | None:
-        # nor of these
+        # no kernel has all of such a layer yet
         return None
 
     def suits(self, nodes: Nodes) -> bool:

@@ -79,12 +79,15 @@ class JoinedGrouped:
 
     def __init__(self, products: Sequence[GroupedProduct], form: JoinForm = PLAIN) -> None:
         gate, self.form = form.gate, form
-        assert len(products) <= MOST_JOINED and len({product.columns for product in products}) == 1
+        assert (not gate or len(products) <= MOST_JOINED) and len({product.columns for product in products}) == 1
         self.columns = products[0].columns
         self.outputs = products[0].rows if gate else sum(product.rows for product in products)
         biases = list(form.biases) or [None] * len(products)
         kinds = [(product.bits, product.group) for product in products]
-        cuts = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
+        cuts: list[int] = []
+        for i in range(1, len(kinds)):
+            if kinds[i] != kinds[i - 1] or i - (cuts or [0])[-1] == MOST_JOINED:
+                cuts.append(i)
         self.launches = [
             ProductLaunch(products[first:last], form.norm, biases[first:last], None if cuts else gate)
             for first, last in pairwise([0, *cuts, len(kinds)])

@@ -67,6 +67,7 @@ def fused_delta(stock: BlockModules, sample: Sample, joiner: Joiner) -> FusedDel
         return None
     rates, shifts = mixer.A_log.detach().float().exp().contiguous(), mixer.dt_bias.detach().float().contiguous()
     line, weight = (_apart if apart else _by_heads)(mixer), mixer.conv1d.weight.detach()[:, 0].contiguous()
+    line = DeltaLine(*(part.to(rates.device) for part in line.parts))
     form = DeltaForm(line, weight, rates, shifts, gated)
     return FusedDelta(joiner.kernels, rule, made, form, output, sample.layer)
 
@@ -88,9 +89,9 @@ def products_of(linears: Sequence[nn.Module], joiner: Joiner) -> list[Callable[[
         if isinstance(linear, StreamedLinear):
             found.append(joiner.linears[linear.index])
         else:
-            maker, weight = quantizer(SMALL), linear.get_parameter("weight").detach()
-            rows, columns = weight.shape
-            found.append(maker.linear(maker.quantize(weight), (rows, columns), weight.dtype))
+            weight = linear.get_parameter("weight").detach().cpu()
+            tensors = quantizer(SMALL).quantize(weight)
+            found.append(joiner.kernels.small(tensors["codes"], tensors["scales"], len(weight)))
     return found
 
 
