@@ -35,10 +35,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt_oss": {"num_hidden_layers": 3},
     "gemma4_text": {"num_hidden_layers": 4},
     "gemma4-e": {"num_hidden_layers": 8, "hidden_size_per_layer_input": 32},
-    "qwen3_5_text": {"num_hidden_layers": 4},
+    "qwen3_5_text": {"num_hidden_layers": 4, "linear_value_head_dim": 32},
+    "kimi_linear": {"num_hidden_layers": 3},
+    "bamba": {"num_hidden_layers": 3},
     "youtu": {"kv_lora_rank": 64, "q_lora_rank": 64, "v_head_dim": 16},
 }
-STOCK = {"qwen3_5_text": 4}
+# Blocks that run as they are in levels: attention with a gate, and recurrent layers of other kinds than the gated delta rule.
+STOCK = {"qwen3_5_text": 1, "kimi_linear": 3, "bamba": 3}
 # Groups of texts of the built-in model that are compared, where there is time.
 MOST_WAVES = 4
 
@@ -217,7 +220,7 @@ def tiny(device_name: str, family: str, codec: str) -> str:
         model = Path(folder) / "model"
         save(model, family, torch.bfloat16, **{**shape, **SIZES.get(family, {})})
         options = {"memory": "1GiB", "resident": "none", "context": 256, "rows": 2, "device": device_name}
-        prompts = [[5, 99, 5, 12, 80, 5, 99, 5], list(range(40, 90))][: 1 if fake else 2]
+        prompts = [[5, 99, 5, 12, 80, 5, 99, 5], [*range(40, 90)] * 3][: 1 if fake else 2]
         asked = [SamplingParams(max_new_tokens=tokens, ignore_eos=True, temperature=t, seed=3) for t in (0.0, 0.8)]
         return flips(model, codec, prompts, asked, options, STOCK.get(family, 0))
 

@@ -9,7 +9,9 @@ from gpu_child import Send
 # What `gpu_exact` checks side by side: kernels, texts of the built-in model, and of tiny models of other families.
 EXACT_GROUPS = ("kernels", "demo", "llama", "gemma3_text", "qwen2")
 # Where nothing but exactness is asked for: families whose blocks are built in other ways.
-FURTHER_GROUPS = ("qwen3", "phi3", "gemma4_text", "gemma4-e", "youtu", "glm4", "gpt_oss", "qwen3_moe", "qwen3_5_text")
+FURTHER_GROUPS = (
+    *("qwen3", "phi3", "gemma4_text", "gemma4-e", "youtu", "glm4", "gpt_oss", "qwen3_moe", "qwen3_5_text", "kimi_linear", "bamba"),
+)
 EXACT_THREADS = 2
 
 

@@ -45,6 +45,7 @@ MAMBA = "tests/models/recurrent_layers/test_mamba.py"
 MTP = "tests/heads/formats/test_mtp.py"
 STATES = "tests/models/stock/test_latent.py tests/test_cache.py"
 RECURRENCE = "tests/kernels/test_recurrence_cpu.py"
+RULE = "tests/kernels/gpu/test_rule.py tests/kernels/gpu/test_rule_walk.py"
 CHANNELS = "tests/kernels/test_channel_cpu.py tests/kernels/test_channel_order.py tests/kernels/test_channel_vectors.py"
 FITTING = "tests/kernels/test_fitting.py tests/kernels/test_fitting_rows.py tests/quantizers/test_inputs.py"
 LOGPROBS = "tests/test_logprobs.py"
@@ -346,6 +347,15 @@ MUTATIONS = (
     Mutation("in kernels a guess stays that the draft does not say", "kernels/gpu/search_level.py", "tl.minimum(held, agreed + 1)", "held", DEVICE_GUESSES),
     Mutation("in kernels a guess that stays is a candidate too", "kernels/gpu/search_level.py", "tl.where(taken, -1.0, chance)", "chance", DEVICE_GUESSES),
     Mutation("a guess stays on a device that the draft does not say", "drafters/device_guesses.py", "agreed[:, 0] + 1)", "agreed[:, 0] + 2)", DEVICE_GUESSES),
+    Mutation("a GPU's node reads the record of a sibling's slot", "kernels/gpu/node_paths.py", "tl.where(at >= prefix, tl.load(tail", "tl.where(at >= prefix + 1000, tl.load(tail", RULE),
+    Mutation("a GPU takes what is in a record's place for a node of the launch", "kernels/gpu/node_paths.py", "fresh = known & mine & (tl.load(slots + index, known, other=-1) == there)", "fresh = at == position", RULE),
+    Mutation("a record's own decay counts twice on a GPU", "kernels/gpu/rule_weights.py", "base + 1 + p, node", "base + p, node", RULE),
+    Mutation("a channel's own decay counts twice on a GPU", "kernels/gpu/rule_weights.py", "base + 1 + part * TILE + p, node", "base + part * TILE + p, node", RULE),
+    Mutation("a walk reads the older of two states", "kernels/gpu/rule_walk.py", "((row * 2 + number % 2) * heads + head) * SIZE", "((row * 2 + (number + 1) % 2) * heads + head) * SIZE", RULE),
+    Mutation("a walk folds nothing", "kernels/gpu/rule_walk.py", "(position >= 2 * FOLD)", "(position >= 1000 * FOLD)", RULE),
+    Mutation("a GPU's layer forgets a step's gate", "kernels/gpu/delta_layer.py", "tl.exp(-tl.load(rates + value_head) * soft)", "tl.exp(-soft)", "tests/kernels/gpu/test_delta_layer.py"),
+    Mutation("a GPU's convolution looks back before a text", "kernels/gpu/convolution.py", "inside & (at >= 0) & ~fresh", "inside & ~fresh", "tests/kernels/gpu/test_convolution.py"),
+    Mutation("a device that walks folds a prompt before it is read", "models/whole_pass.py", "starts if walks else ends", "ends", "tests/devices/test_recurrence_fake.py"),
     Mutation("of equally likely tokens top-p keeps one too few", "kernels/gpu/filters.py", "found >= need", "found > need", FILTERS),
     Mutation("what was listed is always enough for a filter", "kernels/gpu/filters.py", "(drops & beyond)", "(drops & ~drops)", FILTERS),
     Mutation("a run of bytes is given out before it ends", "detokenizer.py", "(self._traits.runs and self._is_byte(token))", "False", "tests/test_detokenizer.py"),

@@ -20,9 +20,9 @@ pytest.importorskip("triton")
 PROMPT = [5, 99, 5, 12, 80, 5, 99, 5]
 # two layers, of which the first is recurrent
 SMALL: dict[str, Any] = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
-OURS = ("_convolve", "_weigh", "_walk")
+OURS = ("_convolve", "weigh", "walk")
 # of a block of the delta rule in a level: products of two kinds of copies, the rule, and the products behind it
-BLOCK = ["multiply", "multiply", "_ask", "_weigh", "_walk", "_gate", "multiply", "multiply", "multiply"]
+BLOCK = ["multiply", "multiply", "_ask", "weigh", "walk", "_gate", "multiply", "multiply", "multiply"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,13 +71,15 @@ def test_a_block_of_the_delta_rule_in_a_level_is_nine_launches(tmp_path: Path) -
         for graph in search.graphs.values():
             first = graph.launches.index("_ask") - 2
             assert graph.launches[first : first + len(BLOCK)] == BLOCK
-            assert Counter(graph.launches)["_walk"] == 1 and "einsum" not in graph.launches
+            assert Counter(graph.launches)["walk"] == 1 and "einsum" not in graph.launches
         assert fake.model.fused.blocks == 1
 
 
 @torch.inference_mode()
-def test_a_level_is_three_launches_for_a_rule_where_its_block_is_not_as_usual(tmp_path: Path) -> None:
-    save(tmp_path / "model", "bamba", torch.bfloat16)
+@pytest.mark.parametrize("family", ["bamba", "kimi_linear"])
+def test_a_level_is_three_launches_for_a_rule_where_its_block_is_not_as_usual(family: str, tmp_path: Path) -> None:
+    """Mamba-2, and a rule that forgets by channel."""
+    save(tmp_path / "model", family, torch.bfloat16)
     with llm(tmp_path / "model", method="substitute:width=2,depth=3") as fake:
         fake.generate([PROMPT], SamplingParams(max_new_tokens=4, ignore_eos=True))
         search = fake.engine.drafter.search  # type: ignore[attr-defined]

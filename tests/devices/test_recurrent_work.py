@@ -13,11 +13,11 @@ from understudy.tree import Nodes, TokenTree
 
 pytest.importorskip("triton")
 SERVED = RecurrentShape(3, 2, 1, 1, 4, 4)
-BY_CHANNEL = RecurrentShape(3, 2, 1, 1, 4, 4, by_channel=True)
+RATED = RecurrentShape(3, 2, 1, 1, 4, 1, by_channel=True, rated=True)
 
 
 @pytest.mark.parametrize(
-    ("shape", "triton", "walks"), [(SERVED, True, True), (SERVED, False, False), (BY_CHANNEL, False, False)]
+    ("shape", "triton", "walks"), [(SERVED, True, True), (SERVED, False, False), (RATED, False, False)]
 )
 def test_kernels_run_what_they_serve_and_torch_the_rest(shape: RecurrentShape, triton: bool, walks: bool) -> None:
     device = FakeDevice(triton=triton)

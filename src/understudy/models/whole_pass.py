@@ -192,7 +192,8 @@ class Rehearsal(WholePass):
             return super().recur(layer, step)
         shared = step.value.shape[1] // step.key.shape[1]
         asked = (step.query[..., :1] * step.key[..., :1]).repeat_interleave(shared, 1, output_size=step.value.shape[1])
-        return asked + step.decay[..., None] * step.value
+        # of channels that forget at a speed of their own, the first one's
+        return asked + step.decay.reshape(*step.value.shape[:2], -1)[..., :1] * step.value
 
     def _walks(self, layer: int) -> bool:
         return self.placed.at(layer)[0].walks(self.view.cache.recurrent[layer].shape)

@@ -155,9 +155,11 @@ WEIGH |= {"paths": WHOLE, "width": "i32", "places": "i32"}
 WALK = dict.fromkeys(("query", "key", "value", "decay", "beta", "products", "left", "whole"), SINGLES) | PATH
 WALK |= dict.fromkeys(("keys", "values", "decays", "states", "updates", "out"), SINGLES)
 WALK |= {"paths": WHOLE, "count": "i32", "places": "i32", "fold_row": "i32", "fold_number": "i32"}
-RULE_SIZES = {"KEY_HEADS": 16, "GROUP": 2, "SIZE": 128, "C": 128, "READS": 2, "SPAN": 128, "ALONE": False}
+RULE_SIZES = {"KEY_HEADS": 16, "GROUP": 2, "SIZE": 128, "C": 128, "READS": 2, "SPAN": 128, "ALONE": False, "BY_CHANNEL": False}
 WEIGH_SIZES = RULE_SIZES | {"PARTS": 4, "TILE": 32}
 WALK_SIZES = RULE_SIZES | {"NUMBERS": 128, "BLOCK": 32, "STRETCH": 16}
+# KDA: each channel of a key forgets at a speed of its own
+CHANNELS = {"KEY_HEADS": 32, "GROUP": 1, "BY_CHANNEL": True}
 # Mamba-2: one group of keys for all heads, and no delta
 GROUPED = {"KEY_HEADS": 1, "GROUP": 64, "READS": 1}
 TAPS = dict.fromkeys(("x", "weight", "bias", "inputs", "out"), "*bf16") | BRANCHES
@@ -245,13 +247,15 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
         "draft_layer", "_attend", LAYER, LAYER_SIZES | {"HELD": True, "WHOLE": 4096}, {"num_stages": 2}
     ),
     "draft layer on an H100": ("draft_layer", "_attend", LAYER, LAYER_SIZES, {"num_stages": 2} | HOPPER),
-    "keys of a recurrent path": ("rule", "_weigh", WEIGH, WEIGH_SIZES, UNFUSED),
-    "keys of a recurrent path in a level": ("rule", "_weigh", WEIGH, WEIGH_SIZES | {"ALONE": True}, UNFUSED),
-    "keys of a recurrent path of one group": ("rule", "_weigh", WEIGH, WEIGH_SIZES | GROUPED, UNFUSED),
-    "walk over recurrent nodes": ("rule", "_walk", WALK, WALK_SIZES, UNFUSED),
-    "walk over recurrent nodes of a level": ("rule", "_walk", WALK, WALK_SIZES | {"ALONE": True}, UNFUSED),
-    "walk over recurrent nodes of one group": ("rule", "_walk", WALK, WALK_SIZES | GROUPED | {"NUMBERS": 64}, UNFUSED),
-    "walk over recurrent nodes with long keys": ("rule", "_walk", WALK, WALK_SIZES | {"SIZE": 256, "C": 256}, UNFUSED),
+    "keys of a recurrent path": ("rule_weights", "weigh", WEIGH, WEIGH_SIZES, UNFUSED),
+    "keys of a recurrent path in a level": ("rule_weights", "weigh", WEIGH, WEIGH_SIZES | {"ALONE": True}, UNFUSED),
+    "keys of a recurrent path of one group": ("rule_weights", "weigh", WEIGH, WEIGH_SIZES | GROUPED, UNFUSED),
+    "keys of a recurrent path by channel": ("rule_weights", "weigh", WEIGH, WEIGH_SIZES | CHANNELS, UNFUSED),
+    "walk over recurrent nodes by channel": ("rule_walk", "walk", WALK, WALK_SIZES | CHANNELS, UNFUSED),
+    "walk over recurrent nodes": ("rule_walk", "walk", WALK, WALK_SIZES, UNFUSED),
+    "walk over recurrent nodes of a level": ("rule_walk", "walk", WALK, WALK_SIZES | {"ALONE": True}, UNFUSED),
+    "walk over recurrent nodes of one group": ("rule_walk", "walk", WALK, WALK_SIZES | GROUPED | {"NUMBERS": 64}, UNFUSED),
+    "walk over recurrent nodes with long keys": ("rule_walk", "walk", WALK, WALK_SIZES | {"SIZE": 256, "C": 256}, UNFUSED),
     "what a recurrent level asks": ("delta_layer", "_ask", DELTA, DELTA_SIZES, {"enable_fp_fusion": True}),
     "gates of a recurrent level": (
         "delta_layer", "_gate", GATE, {"HEADS": 32, "NUMBERS": 128, "V": 128}, {"enable_fp_fusion": True}
@@ -360,7 +364,7 @@ def test_published_weights_compile_for_gpus_of_servers(target: int, tmp_path: Pa
 def test_recurrent_layers_compile_for_gpus_of_servers(target: int, tmp_path: Path) -> None:
     names = [name for name in KERNELS if "recurrent" in name or "convolution" in name]
     made = made_of({name: KERNELS[name] for name in names}, target, tmp_path)
-    assert len(names) == 11 and all(made[name].get("cubin", 0) > 0 for name in names), made
+    assert len(names) == 13 and all(made[name].get("cubin", 0) > 0 for name in names), made
 
 
 @pytest.mark.parametrize("target", [80, 90])

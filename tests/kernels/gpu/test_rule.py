@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.device import DEVICE
 from understudy.kernels.recurrence import RuleStep, fold_anywhere, most_walked, recur_anywhere
+from understudy.models.recurrent_layers import channel_rule
 from understudy.recurrent import DEEPEST, FOLD, RecurrentShape, RecurrentState, Room, begins, tops
 from understudy.tree import AcceptedPath, Nodes, TokenTree
 
@@ -17,10 +18,14 @@ from understudy.kernels.gpu import rule
 
 # heads of keys, heads of values, numbers in a key and in a value
 SIZES = [(1, 2, 16, 20), (2, 2, 24, 16), (1, 1, 5, 40), (1, 3, 32, 8)]
+# the same, where each channel of a key forgets at a speed of its own
+CHANNELS = [(2, 2, 16, 16), (1, 1, 24, 40)]
+Sizes = tuple[int, int, int, int]
+SHAPES = [*((sizes, False) for sizes in SIZES), *((sizes, True) for sizes in CHANNELS)]
 
 
-def shape_of(sizes: tuple[int, int, int, int]) -> RecurrentShape:
-    return RecurrentShape(1, 2, *sizes)
+def shape_of(sizes: Sizes, by_channel: bool = False) -> RecurrentShape:
+    return RecurrentShape(1, 2, *sizes, by_channel=by_channel)
 
 
 def steps(shape: RecurrentShape, count: int, delta: bool, seed: int) -> RuleStep:
@@ -28,7 +33,8 @@ def steps(shape: RecurrentShape, count: int, delta: bool, seed: int) -> RuleStep
     torch.manual_seed(seed)
     key = torch.nn.functional.normalize(torch.randn(count, shape.key_heads, shape.key_size), dim=-1)
     query = torch.randn(count, shape.key_heads, shape.key_size)
-    decay = (-torch.randn(count, shape.value_heads).abs() * 0.1).exp()
+    each = (shape.key_size,) if shape.by_channel else ()
+    decay = (-torch.randn(count, shape.value_heads, *each).abs() * 0.1).exp()
     beta = torch.rand(count, shape.value_heads) if delta else None
     return RuleStep(query, key, torch.randn(count, shape.value_heads, shape.value_size), decay, beta)
 
@@ -45,7 +51,8 @@ def one_by_one(shape: RecurrentShape, step: RuleStep) -> Tensor:
     shared, found = shape.value_heads // shape.key_heads, []
     for i in range(len(step.key)):
         key, query = (part[i].double().repeat_interleave(shared, 0) for part in (step.key, step.query))
-        state = state * step.decay[i].double()[:, None, None]
+        decay = step.decay[i].double()
+        state = state * (decay[..., None] if shape.by_channel else decay[:, None, None])
         update = step.value[i].double()
         if step.beta is not None:
             update = step.beta[i].double()[:, None] * (update - torch.einsum("hkv,hk->hv", state, key))
@@ -102,11 +109,10 @@ def texts(state: RecurrentState, length: int, seed: int) -> None:
         held[0, places] = torch.rand_like(held[0, places]) if held is state.decays else 0.1 * torch.randn_like(held[0, places])
 
 
-@pytest.mark.parametrize("delta", [True, False])
-@pytest.mark.parametrize("sizes", [(1, 2, 16, 20), (1, 1, 5, 40)])
-def test_a_text_is_the_rule_step_by_step_however_it_is_cut(sizes: tuple[int, int, int, int], delta: bool) -> None:
+@pytest.mark.parametrize(("kind", "delta"), [(SHAPES[0], True), (SHAPES[2], False), (SHAPES[-1], True)])
+def test_a_text_is_the_rule_step_by_step_however_it_is_cut(kind: tuple[Sizes, bool], delta: bool) -> None:
     """Through the folds of a walk, those between two passes, and places that are written again."""
-    shape = shape_of(sizes)
+    shape = shape_of(*kind)
     step = steps(shape, 270, delta, 1)
     found = read(opened(shape), step, 0, 0, [60, 120, 185, 186, 250, 270])
     wanted = one_by_one(shape, step)
@@ -117,14 +123,14 @@ def test_a_text_is_the_rule_step_by_step_however_it_is_cut(sizes: tuple[int, int
 
 @settings(max_examples=12, deadline=None)
 @given(
-    st.lists(st.integers(0, 1 << 20), max_size=14), st.integers(0, 280), st.sampled_from(SIZES), st.booleans(), st.integers(0, 99)
+    st.lists(st.integers(0, 1 << 20), max_size=14), st.integers(0, 280), st.sampled_from(SHAPES), st.booleans(), st.integers(0, 99)
 )
 def test_a_node_has_the_bits_of_its_path_read_token_by_token(
-    draws: list[int], length: int, sizes: tuple[int, int, int, int], delta: bool, seed: int
+    draws: list[int], length: int, kind: tuple[Sizes, bool], delta: bool, seed: int
 ) -> None:
     """Parents are drawn at random; beside the tree a text of another row is read."""
     tree = TokenTree.of([0] * (len(draws) + 1), [-1, *(draw % (i + 1) for i, draw in enumerate(draws))])
-    shape = shape_of(sizes)
+    shape = shape_of(*kind)
     step = steps(shape, len(tree) + 3, delta, seed)
     state = opened(shape, rows=2, scratch=len(tree))
     state.states[1] = 0
@@ -145,12 +151,12 @@ def test_a_node_has_the_bits_of_its_path_read_token_by_token(
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(0, 200), st.integers(1, 6), st.sampled_from(SIZES), st.booleans(), st.integers(0, 99))
+@given(st.integers(0, 200), st.integers(1, 6), st.sampled_from(SHAPES), st.booleans(), st.integers(0, 99))
 def test_levels_are_near_what_torch_gives(
-    length: int, width: int, sizes: tuple[int, int, int, int], delta: bool, seed: int
+    length: int, width: int, kind: tuple[Sizes, bool], delta: bool, seed: int
 ) -> None:
     """Nodes that follow one, told as a device's search tells them; the records that they leave are the same."""
-    shape = shape_of(sizes)
+    shape = shape_of(*kind)
     level = Nodes.of(TokenTree.of([0] * (width + 1), [-1, *[0] * width]), 0, length)[1:]
     step = steps(shape, width, delta, seed)
     states = [RecurrentState(shape, Room(1, width + 1, torch.float32, DEVICE), fold) for fold in (rule.fold, fold_anywhere)]
@@ -158,38 +164,20 @@ def test_levels_are_near_what_torch_gives(
         texts(state, length + 1, seed)
     brought = at(step, torch.arange(width)), level.to(DEVICE)
     found = rule.recur(brought[0], states[0], brought[1], together=True)
-    wanted = recur_anywhere(brought[0], states[1], brought[1], together=True)
+    if shape.by_channel:
+        wanted = channel_rule._recur(brought[0], states[1], brought[1])
+    else:
+        wanted = recur_anywhere(brought[0], states[1], brought[1], together=True)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     for mine, theirs in zip(states[0].records, states[1].records, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-def test_a_state_is_folded_as_torch_folds_it_and_as_a_walk_does(sizes: tuple[int, int, int, int]) -> None:
-    shape = shape_of(sizes)
-    state = opened(shape, scratch=1)
-    texts(state, 200, 3)
-    with_torch = state.states.clone()
-    held, state.states = state.states, with_torch
-    fold_anywhere(state, 0, state.newest[0])
-    state.states = held
-    rule.fold(state, 0, state.newest[0])
-    torch.testing.assert_close(state.states, with_torch, atol=1e-5, rtol=1e-5)
-
-
-def test_keys_of_a_path_are_shared_out_among_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = shape_of(SIZES[0])
-    found = []
-    for parts in (1, 4):
-        monkeypatch.setattr(rule, "PARTS", parts)
-        state = opened(shape)
-        texts(state, 100, 1)
-        found.append(run(state, steps(shape, 5, True, 2), Nodes.of(TokenTree.chain([0] * 5), 0, 100)))
-    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-6)
-
-
 def test_which_layers_have_kernels() -> None:
     assert rule.serves(shape_of((16, 32, 128, 128))) and rule.serves(RecurrentShape(64, 3))
     assert not rule.serves(shape_of((1, 1, 512, 16)))
-    assert not rule.serves(RecurrentShape(1, 2, 4, 4, 16, 16, by_channel=True))
+    assert rule.serves(shape_of((4, 4, 128, 128), True)) and not rule.serves(shape_of((4, 4, 256, 16), True))
+    # keys that several heads share, and steps that decays are made of
+    assert not rule.serves(shape_of((1, 2, 16, 16), True))
+    assert not rule.serves(RecurrentShape(1, 2, 1, 64, 16, 1, by_channel=True, rated=True))
     assert most_walked(opened(shape_of(SIZES[0]))) >= FOLD

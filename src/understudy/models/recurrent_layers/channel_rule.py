@@ -2,7 +2,8 @@
 
 One step, for each head, with S [key size, value size]: S = decay (x) S + key (x) u, where decay [key size] has a factor for each
 row of S, and the rest is as in `kernels.recurrence`. Nodes read the state that was folded last for them, and the records
-since, without asking a device for anything; on a processor states are stepped (`channel_steps`)."""
+since, without asking a device for anything, where it has no kernel for that; on a processor states are stepped
+(`channel_steps`)."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 
 def recur(device: Device, step: RuleStep, state: RecurrentState, nodes: Nodes, together: bool) -> Tensor:
-    """The rule after each of `nodes`, by this module where decays belong to channels, and else by `device`; see `Device.recur`."""
-    if not state.shape.by_channel:
+    """The rule after each of `nodes`, by this module where decays belong to channels and `device` has no kernel for that, else by
+    `device`; see `Device.recur`."""
+    if not state.shape.by_channel or device.walks(state.shape):
         return device.recur(step, state, nodes, together)
     if state.tips is not None and not device.own_memory:
         return channel_steps.recur(step, state, nodes)
