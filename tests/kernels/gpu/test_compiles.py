@@ -327,12 +327,11 @@ def test_a_kernel_compiles(kernel: str, compiled: dict[str, dict[str, Any]]) -> 
     if kernel.startswith(("gated products", "experts of 4 bits")) and "float32" not in kernel:
         copies = re.findall(r"cp\.async\.c[ag]\.\S+ [^;]*\], (0x\w+)", made["ptx"])
         assert len(copies) > 20 and "0x4" not in copies, "codes are loaded 16 bytes at once, not word by word"
-    if kernel.startswith("weights in"):
     if "recurrent" in kernel or "convolution" in kernel:
         # but for the products of matrices, whose sums run in one order whatever stands beside
         level = "walk" in kernel or kernel.endswith("recurrent level") or kernel.startswith("what a recurrent")
         assert level or not any("fma" in word and "f32" in word for word in found), found
-    if kernel.startswith("weights in FP8"):
+    if kernel.startswith("weights in"):
         # ends of bins and weights are rounded after each step, as on the CPU
         assert not any("ftz" in word or "fma" in word or "approx" in word for word in found), found
         assert any(word.startswith("div.rn.f32") for word in found) or "FP8" not in kernel
