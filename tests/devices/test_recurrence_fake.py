@@ -102,3 +102,11 @@ def test_a_prompt_is_folded_on_its_way_and_drafting_changes_no_token(tmp_path: P
             assert state.newest[0] == 2 and done.stats.bytes_streamed > 0
             found.append(done.token_ids)
     assert done.stats.accepted > 0 and found[0] == found[1]
+
+
+@pytest.mark.parametrize(("family", "served"), [("mamba", False), ("qwen3_next", True)])
+def test_layers_that_plain_torch_runs_are_told(family: str, served: bool, tmp_path: Path) -> None:
+    save(tmp_path, family, torch.bfloat16)
+    with llm(tmp_path) as fake:
+        told = any("recurrent layers run in plain torch on" in note for note in fake.plan.notes)
+        assert told is not served and any(layer.recurrent for layer in fake.model.cache.shapes)

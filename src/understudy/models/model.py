@@ -105,8 +105,8 @@ class Model:
         self.stages = staged(self.blocks, devices, plan)
         places = [device.where if self.stages is None else self.stages.device(layer).where for layer in range(len(shape.layers))]
         self.cache = _cache(shape, plan, dtype, device, places, spill)
-        if self.cache.spill_store is not None:
-            self.plan = self.plan.noted(self.cache.spill_store.file.note)
+        spilled = "" if self.cache.spill_store is None else self.cache.spill_store.file.note
+        self.plan = self.plan.noted(spilled, shape.note_on(device))
         hauls = self.weights.hauls(plan.ring_bytes)
         self.ring = self.weights.ring(plan.ring_bytes, hauls)
         supply = Supply(self.weights.parts, self.weights.linears, self.weights.residents, hauls, self.ring)

@@ -79,6 +79,13 @@ class ModelShape:
             raise UsageError(f"{what}, which runs on the processor alone so far, not on {device.name}: use --device cpu.")
         return self
 
+    def note_on(self, device: Device) -> str:
+        """What a person should know of how `device` runs such a model, one line; empty: all is well."""
+        kinds = [layer.recurrent for layer in self.layers if layer.recurrent is not None and layer.recurrent.value_heads]
+        if not device.own_memory or all(map(device.walks, kinds)):
+            return ""
+        return f"recurrent layers run in plain torch on {device.name}, which is slower: no kernel serves their kind or sizes"
+
     @property
     def latent(self) -> bool:
         """Are latent states kept in the place of keys and values, of any layer?"""
