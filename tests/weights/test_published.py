@@ -109,6 +109,21 @@ def test_what_does_not_fit_is_refused_by_name(scales: Tensor | None, words: str)
         check_weight(info, (64, 128))
 
 
+def test_zero_points_that_all_weights_have_may_not_be_missing() -> None:
+    """Codes would be read as if their zero point were the usual one."""
+    made = infos({"a.weight_packed": torch.zeros(64, 16, dtype=torch.int32), "a.weight_scale": torch.ones(64, 4)})
+    config = of("asymmetric")
+    words = r"has no zero points: 'a\.weight_zero_point' is missing\. Get the model again\.$"
+    with pytest.raises(CheckpointError, match=words) as refusal:
+        check_weight(unpacked(config, made)["a.weight"], (64, 128))
+    assert "\n" not in str(refusal.value)
+    groups = config["quantization_config"]["config_groups"]
+    # of two groups of which one has none, nobody says which one the weight is of
+    groups["group_1"] = compressed("int4")["config_groups"]["group_0"]
+    packed = unpacked(config, made)["a.weight"].packed
+    assert packed is not None and not packed.fault and packed.zeros is None
+
+
 @pytest.mark.parametrize(
     ("scales", "block", "words"),
     [

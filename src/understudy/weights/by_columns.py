@@ -61,7 +61,8 @@ def packed(codes: TensorInfo, scales: TensorInfo, others: Mapping[str, TensorInf
     order = str(settings["quant_method"]).lower()
     found = Packed(codes, scales, order=order, zeros=others.get(ZEROS))
     if found.zeros is None:
-        return replace(found, order="", fault=f"has no zero points: {codes.name.removesuffix('.qweight') + ZEROS!r} is missing")
+        name = codes.name.removesuffix(".qweight") + ZEROS
+        return replace(found, order="", fault=f"has no zero points: {name!r} is missing. Get the model again")
     odd = f"is {list(codes.shape)} with scales {list(scales.shape)} and zero points {list(found.zeros.shape)}, which do not fit"
     if any(len(each.shape) != 2 or 0 in each.shape for each in (codes, scales, found.zeros)):
         return replace(found, order="", fault=f"{odd}. Get the model again")

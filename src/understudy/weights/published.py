@@ -244,7 +244,11 @@ def _compressed(
         return replace(found, fault=f"is {list(codes.shape)} with scales {list(shape)}, which do not fit. Get the model again")
     found = replace(found, block=(1, found.columns // shape[1]), zeros=others.get(_ZEROS))
     if found.zeros is None:
-        return found
+        name = codes.name.removesuffix("_packed").removesuffix(_WEIGHT) + _ZEROS
+        kinds = [group["weights"].get("symmetric") for group in _groups(config["settings"]) if group["weights"]["type"] == "int"]
+        # one that is left out would be taken for the usual one; which group a weight is of is not known
+        missing = kinds and all(symmetric is False for symmetric in kinds)
+        return replace(found, fault=f"has no zero points: {name!r} is missing. Get the model again") if missing else found
     if all(group["weights"].get("symmetric") is True for group in _groups(config["settings"])):
         return replace(found, zeros=None, fault="has zero points, and config.json says that it has none. Get the model again")
     if found.zeros.dtype != torch.int32 or found.zeros.shape != (-(-shape[0] // 8), shape[1]):
