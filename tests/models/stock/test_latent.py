@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import save, stock
+from tests.tiny import generated, save, stock
 from understudy import LLM, SamplingParams
 from understudy.devices.processor import Processor
 from understudy.errors import CheckpointError
@@ -128,3 +128,19 @@ def test_texts_that_spill_and_rows_that_are_padded_are_the_same(tmp_path: Path) 
 
     plain = texts()
     assert texts(spill=64) == plain and texts(policy="eqspec") == plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_widens_states_may_be_too_small_to_stream(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Of one small head it has fewer outputs than a block: it lies beside norms, in no Linear of the Store."""
+    sizes = {"kv_lora_rank": 256, "qk_nope_head_dim": 8, "v_head_dim": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
+    model, params = save(tmp_path, "deepseek_v3", dtype, **sizes), SamplingParams(max_new_tokens=16, ignore_eos=True, temperature=0)
+    texts = []
+    for method in ("none", "substitute"):
+        with LLM(tmp_path, method=method, memory="1GiB", context=256, resident="none") as llm:
+            made, = llm.generate([PROMPT], params)
+            assert not llm.model.weights.taken and made.stats.bytes_streamed > 0
+            assert method == "none" or made.stats.accepted > 0
+        texts.append(list(made.token_ids))
+    assert texts[0] == texts[1]
+    assert dtype != torch.float32 or texts[0] == generated(model, PROMPT, 16)

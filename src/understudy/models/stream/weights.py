@@ -271,7 +271,13 @@ class Weights(PartStream):
         kept in `directory`, if there is one. `states`: it attends over latent states, with what would widen them."""
         share(module, self.store.layout, self.shared, dtype, directory)
         if states:
-            attend_over_states(module, lambda path: self.take(path).to(dtype))
+            linears = {spec.module for spec in self.store.layout.linears}
+
+            def weight_of(path: str) -> Tensor:
+                # one of few outputs does not stream: it is here already
+                return (self.take(path) if path in linears else module.get_parameter(f"{path}.weight").data).to(dtype)
+
+            attend_over_states(module, weight_of)
         for buffer in module.buffers():
             buffer.data = buffer.to(self.device.where)
 
