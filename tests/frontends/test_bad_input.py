@@ -83,7 +83,7 @@ def test_a_weight_that_is_no_number(fails: Fail, checkpoint: Path) -> None:
         ({"model_type": "diffllama"}, "computes attention more than once in a layer"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "t5"),
         ({"model_type": "no-such-kind"}, "no-such-kind"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "quantised"),
     ],
 )
 def test_a_kind_of_model_that_cannot_be_run(
