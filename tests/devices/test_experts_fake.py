@@ -60,7 +60,7 @@ def test_in_float32_the_tokens_are_the_cpus(family: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("family", ["qwen3_5_moe_text"])
 def test_in_bfloat16_drafting_changes_no_token(family: str, tmp_path: Path) -> None:
     """One text and two side by side; all experts come in every pass."""
-    save(tmp_path / "model", family, torch.bfloat16)
+    save(tmp_path / "model", family, torch.bfloat16, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"])
     prompts = [PROMPT, [7, 8, 9]]
     with llm(tmp_path / "model", method="none") as fake:
         plain = texts(fake, prompts)

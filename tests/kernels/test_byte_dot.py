@@ -108,7 +108,7 @@ def test_a_drafts_attention_calls_nothing(chosen: instructions.InstructionSet) -
         code.store(builder.fmul(*opened), first)
 
     def weighed(context: Any, builder: Any, *arguments: Any) -> None:
-        cache_lines._Lines(context, builder, 1, 4, 1).weigh(*arguments)
+        cache_lines.LineCode(context, builder, 1, 4, 1).weigh(*arguments)
 
     for counts, write in ((2, gated), (8, weighed)):
         code, _ = compiled_for(chosen, counts, write)
