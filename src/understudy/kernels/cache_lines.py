@@ -94,13 +94,13 @@ class LineCode(Code):
             self.store(total, place, 4)
 
 
-def _scorer(itemsize: int, rows: int) -> Any:
-    """For kernels: `LineCode.score`."""
+def _scorer(kind: type[LineCode], itemsize: int, rows: int) -> Any:
+    """For kernels: `LineCode.score` of this `kind` of code."""
 
     @intrinsic
     def scores(typing: Any, lines: Any, count: Any, size: Any, x: Any, apart: Any, scale: Any, out: Any, width: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            LineCode(context, builder, itemsize, rows).score(*arguments)
+            kind(context, builder, itemsize, rows).score(*arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5, types.float32, types.int64, types.int64), generate
@@ -122,9 +122,9 @@ def _weigher(itemsize: int, rows: int, vectors: int) -> Any:
     return weighs
 
 
-def _score_of(itemsize: int) -> Any:
-    """For kernels: `score` of lines of numbers of so many bytes."""
-    one, four = _scorer(itemsize, 1), _scorer(itemsize, TOGETHER)
+def score_of(itemsize: int, kind: type[LineCode] = LineCode) -> Any:
+    """For kernels: `score` of lines of numbers of so many bytes, by this `kind` of code, which says what queries are of."""
+    one, four = (_scorer(kind, itemsize, rows) for rows in (1, TOGETHER))
 
     def score(lines: Any, queries: Any, scaling: Any, out: Any) -> None:
         (rows, size), count, table = queries.shape, lines.shape[0], lines.ctypes.data
@@ -138,7 +138,7 @@ def _score_of(itemsize: int) -> Any:
                 one(table, count, size, x, apart, scaling, place, width)
                 r += 1
 
-    return part(score, itemsize)
+    return part(score, itemsize, kind.__name__)
 
 
 def _columns_of(itemsize: int, together: int) -> Any:
@@ -176,7 +176,7 @@ def _weigh_of(itemsize: int) -> Any:
     return part(weigh, itemsize)
 
 
-_score_codes, _score_halves, _score_floats = map(_score_of, (1, 2, 4))
+_score_codes, _score_halves, _score_floats = map(score_of, (1, 2, 4))
 _weigh_codes, _weigh_halves, _weigh_floats = map(_weigh_of, (1, 2, 4))
 
 

@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .bfdot import HALVES, PAIRS
-from .cache_lines import TOGETHER, LineCode, weigh
+from .cache_lines import TOGETHER, LineCode, score_of, weigh
 from .compiled import compiled
 from .instructions import has
 from .vector import FLOATS, LONG, WORD, WORDS
@@ -65,20 +65,6 @@ class _PairCode(LineCode):
             self.store(total, place, 4)
 
 
-def _scorer(rows: int) -> Any:
-    """For kernels: `_PairCode.score`."""
-
-    @intrinsic
-    def scores(typing: Any, lines: Any, count: Any, size: Any, x: Any, apart: Any, scale: Any, out: Any, width: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _PairCode(context, builder, 2, rows).score(*arguments)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 5, types.float32, types.int64, types.int64), generate
-
-    return scores
-
-
 def _weigher(rows: int, vectors: int) -> Any:
     """For kernels: `_PairCode.weigh_pairs`."""
 
@@ -94,23 +80,11 @@ def _weigher(rows: int, vectors: int) -> Any:
 
 
 if has_pairs():
-    _score_one, _score_four = _scorer(1), _scorer(TOGETHER)
     _narrow_one, _narrow_four = _weigher(1, 1), _weigher(TOGETHER, 1)
     _wide_one, _wide_four = _weigher(1, 2), _weigher(TOGETHER, 2)
 
-    @compiled
-    def score_pairs(lines: Any, queries: Any, scaling: Any, out: Any) -> None:
-        """`cache_lines.score` of `queries` uint16 [rows, size], bfloat16, where size is a multiple of STEP."""
-        (rows, size), count, table = queries.shape, lines.shape[0], lines.ctypes.data
-        apart, width, r = queries.strides[0], out.strides[0], 0
-        while r < rows:
-            x, place = queries[r].ctypes.data, out[r].ctypes.data
-            if rows - r >= TOGETHER:
-                _score_four(table, count, size, x, apart, scaling, place, width)
-                r += TOGETHER
-            else:
-                _score_one(table, count, size, x, apart, scaling, place, width)
-                r += 1
+    # `cache_lines.score` of queries uint16 [rows, size], bfloat16, where size is a multiple of STEP.
+    score_pairs = score_of(2, _PairCode)
 
     @compiled
     def weigh_pairs(lines: Any, odd: int, weights: Any, halves: Any, sums: Any) -> None:

@@ -224,9 +224,8 @@ class Weights(PartStream):
             self.residents[number] = weight
             self.parts.append(PartRef(number, index, 0, len(weight), 0))
 
-    def take(self, module: str) -> Tensor:
-        """The exact weight [N, K] of the Linear `module`, which the plan keeps whole: nothing multiplies by it here from now on."""
-        index = [spec.module for spec in self.store.layout.linears].index(module)
+    def take(self, index: int) -> Tensor:
+        """The exact weight [N, K] of Linear `index`, which the plan keeps whole: nothing multiplies by it here from now on."""
         entry, number = self.entries[index], len(self.stored) + index
         weight = unblock(self.residents.pop(number), entry.shape[0])
         self.parts = [part for part in self.parts if part.number != number]
@@ -271,11 +270,12 @@ class Weights(PartStream):
         kept in `directory`, if there is one. `states`: it attends over latent states, with what would widen them."""
         share(module, self.store.layout, self.shared, dtype, directory)
         if states:
-            linears = {spec.module for spec in self.store.layout.linears}
+            numbers = {spec.module: index for index, spec in enumerate(self.store.layout.linears)}
 
             def weight_of(path: str) -> Tensor:
                 # one of few outputs does not stream: it is here already
-                return (self.take(path) if path in linears else module.get_parameter(f"{path}.weight").data).to(dtype)
+                own = self.take(numbers[path]) if path in numbers else module.get_parameter(f"{path}.weight").data
+                return own.to(dtype)
 
             attend_over_states(module, weight_of)
         for buffer in module.buffers():
