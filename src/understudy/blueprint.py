@@ -19,8 +19,7 @@ from .errors import UsageError
 from .heads.source import Bearer
 from .layer_states import SCRATCH
 from .models.footprint import WeightSizes, footprint_of, on_device, sizes_of_store
-from .models.stock.ropes import said_of
-from .models.stock.shape import ModelShape, keeps_states
+from .models.stock.shape import ModelShape, compute_dtype, keeps_states, notes_on
 from .models.stream.exact_linear import decoding_bytes
 from .models.stream.hauls import MOST_BYTES
 from .models.target import TILE
@@ -75,7 +74,7 @@ class Blueprint:
         return cls(
             config=config, machine=machine, device=device, options=options, store=store,
             sizes=sizes_of_store(store, options.holds_substitute, options.holds_head),
-            dtype=DTYPES.get(options.dtype) or store.dtype,
+            dtype=compute_dtype(DTYPES.get(options.dtype), store.dtype, device.own_memory),
             bearer=Bearer.of_store(store, config),
         )  # fmt: skip
 
@@ -201,12 +200,13 @@ class Blueprint:
         if request.spilling is not None and self.options.spill == AUTO:
             request = roomier(footprint, request, [Spilling(most, fast_slots(most)) for most in range(LATEST, context, STEP)])
         said: dict[str, Any] = {"method": self.options.method, "copy": self.copy}
+        notes = notes_on(self.config, context, self.dtype)
         if self.further:
-            plan = replace(self._over_devices(footprint, request), **said).noted(said_of(self.config, context))
+            plan = replace(self._over_devices(footprint, request), **said).noted(*notes)
             return plan if plan.split == STAGES else replace(plan, least_bytes=least)
         plan = replace(make_plan(footprint, request), least_bytes=least, **said)
         plan = self.device.behind(plan, self.options.host_memory, self.machine, self.disk)
-        return plan.noted(said_of(self.config, context), self.machine.unused_gpu if self.options.device == AUTO else "")
+        return plan.noted(*notes, self.machine.unused_gpu if self.options.device == AUTO else "")
 
     def _over_devices(self, footprint: Footprint, request: PlanRequest) -> Plan:
         """The plan over all devices."""

@@ -23,6 +23,7 @@ from .models.footprint import sizes_of_checkpoint
 from .models.mixtures.experts import stacks
 from .models.stock import structure
 from .models.stock.configuration import tokenizer_of
+from .models.stock.shape import compute_dtype
 from .models.stock.wrapper import text_config
 from .models.streamed import attention_name
 from .options import AUTO, DTYPES, MORE, USUAL, Options
@@ -76,7 +77,7 @@ class Foretold:
         return Blueprint(
             config=self.config,
             sizes=sizes_of_checkpoint(self.tensors, self.layout, options.recipe, options.holds_substitute, options.holds_head),
-            dtype=DTYPES.get(options.dtype) or self.dtype,
+            dtype=compute_dtype(DTYPES.get(options.dtype), self.dtype, device.own_memory),
             machine=machine,
             device=device,
             options=options,

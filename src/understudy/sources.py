@@ -27,6 +27,7 @@ from .models.stock import structure
 from .models.stock.configuration import config_of, tokenizer_of
 from .models.stock.known import keep, key_of, recall
 from .models.stock.ropes import for_context
+from .models.stock.shape import compute_dtype
 from .models.streamed import attention_name
 from .options import AUTO, DTYPES, USUAL, Options
 from .plan.machine import Machine, resident_bytes, spare_bytes
@@ -185,7 +186,7 @@ def compiling_for(source: Checkpoint, options: Options, device: Device | None) -
     """Compiles what is not on disk of what preparing and running `source` on the processor needs, while its kind is proven."""
     # as far as is known before its layout is
     largest = max(source.tensors.values(), key=lambda info: info.nbytes)
-    dtype = DTYPES.get(options.dtype, largest.dtype)
+    dtype = compute_dtype(DTYPES.get(options.dtype), largest.dtype, device is not None and device.own_memory)
     here = device is None or device.where == "cpu"
     return compiling(dtype, not any(place.is_dir() for place in places(source, options))) if here else nullcontext(Compiling([]))
 

@@ -55,7 +55,8 @@ def test_kernels_and_torch_make_the_same_bits(
 ) -> None:
     own = made(*sizes, kind=kind, zeros=zeros, seed=seed, halved=halved)
     expected = reference(own)
-    for decode in (lambda out: residual.decode_described(described(own), out), lambda out: scaled_codes.decode(own, out)):
+    blocks = described(own, torch.bfloat16)
+    for decode in (lambda out: residual.decode_described(blocks, out), lambda out: scaled_codes.decode(own, out)):
         out = torch.empty_like(expected)
         decode(out)
         assert torch.equal(bits(out), bits(expected))
@@ -68,7 +69,7 @@ def test_every_code_and_a_scale_that_rounds() -> None:
     for sign in (1, -1):
         own = ScaledCodes(codes, (sign * scales).bfloat16(), None, 32)
         out, expected = torch.empty(1, 32, 64, dtype=torch.bfloat16), reference(own)
-        residual.decode_described(described(own), out)
+        residual.decode_described(described(own, out.dtype), out)
         assert torch.equal(bits(out), bits(expected)) and len(out.unique()) > 200
         exact = (torch.cat((codes & 15, codes >> 4), 2).double() - 8) * sign * scales.double()
         assert (expected.double() > exact).any() and (expected.double() < exact).any()

@@ -25,12 +25,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "owned", lambda: True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("prepares", [True, False])
-def test_every_use_is_given_to_one_process(prepares: bool) -> None:
-    words = module._shares(torch.bfloat16, prepares)
+def test_every_use_is_given_to_one_process(prepares: bool, dtype: torch.dtype) -> None:
+    words = module._shares(dtype, prepares)
     names = [name for own in words for name in own[1:]]
-    assert sorted(names) == sorted(name for name, each in USES.items() if prepares or not each.prepares)
-    assert len(words) == 4 and {own[0] for own in words} == {"bfloat16"}
+    meant = {name for name, each in USES.items() if (prepares or not each.prepares) and each.dtype in (None, dtype)}
+    assert sorted(names) == sorted(meant) and len([name for name in meant if name.startswith("exact products")]) == 1
+    assert len(words) == 4 and {own[0] for own in words} == {str(dtype).removeprefix("torch.")}
 
 
 @pytest.mark.parametrize(

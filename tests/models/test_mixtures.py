@@ -105,7 +105,8 @@ def test_every_drafter_writes_the_plain_text(tmp_path: Path) -> None:
         assert done.token_ids == plain and done.stats.accepted > 0, method
 
 
-def test_a_mixture_in_float16_whose_router_cannot_tell_experts_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["auto", "float16"])
+def test_a_mixture_in_float16_whose_router_cannot_tell_experts_apart(dtype: str, tmp_path: Path) -> None:
     """All have the same score: which of them are chosen must not depend on the pass."""
     model = stock("qwen3_moe", torch.float16)
     with torch.no_grad():
@@ -116,7 +117,7 @@ def test_a_mixture_in_float16_whose_router_cannot_tell_experts_apart(tmp_path: P
     byte_tokenizer().save_pretrained(tmp_path / "model")
     found = []
     for method, rows in (("none", 1), ("substitute", 2)):
-        with opened(tmp_path / "model", method=method, rows=rows, context=128) as llm:
+        with opened(tmp_path / "model", method=method, rows=rows, context=128, dtype=dtype) as llm:
             found.append([done.token_ids for done in llm.generate([PROMPT, PROMPT[5:]], SAMPLED)])
     assert found[0] == found[1] and len(set(found[0][0])) > 3
 

@@ -79,7 +79,7 @@ class Codec(Protocol):
         """As `decode`, where all tensors lie in a device's own memory. The host reads nothing of them."""
 
     def operand(self, part: Encoded, out: Tensor | None = None) -> Operand:
-        """Those blocks, to be multiplied (bfloat16, where `kernels.exact_product` applies). In `out`: what must be made whole."""
+        """Those blocks, to be multiplied (where `kernels.exact_product` applies). In `out`: what must be made whole."""
 
 
 # stores every weight there is

@@ -23,4 +23,4 @@ class Raw(Verbatim):
         return blocks if out is None else out.copy_(blocks)
 
     def operand(self, part: Encoded, out: Tensor | None = None) -> Operand:
-        return Operand.plain(part.data.view(torch.bfloat16).view(part.shape))
+        return Operand.plain(part.data.view(part.dtype).view(part.shape))

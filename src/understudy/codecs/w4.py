@@ -55,7 +55,7 @@ class W4(Verbatim):
         made = _opened(part)
         blocks = part.data.new_empty(part.shape, dtype=part.dtype) if out is None else out
         if part.dtype == torch.bfloat16:
-            residual.decode_described(scaled_codes.described(made), blocks)
+            residual.decode_described(scaled_codes.described(made, part.dtype), blocks)
         else:
             scaled_codes.decode(made, blocks)
         return blocks
@@ -74,7 +74,7 @@ class W4(Verbatim):
         return gpu.decode(part.data, blocks, part.places)
 
     def operand(self, part: Encoded, out: Tensor | None = None) -> Operand:
-        return Operand.plain(kept) if (kept := plain(part)) is not None else Operand.scaled(_opened(part))
+        return Operand.plain(kept) if (kept := plain(part)) is not None else Operand.scaled(_opened(part), part.dtype)
 
 
 def _opened(part: Encoded) -> ScaledCodes:

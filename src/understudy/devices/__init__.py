@@ -206,8 +206,9 @@ class Device(Protocol):
         """What decoder blocks of the draft that run in fewer steps are made of; None: there is nothing."""
         ...
 
-    def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
-        """What multiplies by exact weights as they arrive, as `kernels.exact_product.BlockProduct`; None: they are decoded."""
+    def exact_product(self, dtype: torch.dtype, columns: int, rows: torch.dtype) -> ExactProduct | None:
+        """What multiplies rows of the type `rows` by exact weights of the type `dtype` as they arrive, as
+        `kernels.exact_product.BlockProduct`; None: they are decoded."""
         ...
 
     def row_product(self) -> RowProduct | None:

@@ -220,7 +220,7 @@ class Accelerator(RecurrentWork):
 
         return TritonBlocks(self.where)
 
-    def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
+    def exact_product(self, dtype: torch.dtype, columns: int, rows: torch.dtype) -> ExactProduct | None:
         return None
 
     def row_product(self) -> RowProduct | None:

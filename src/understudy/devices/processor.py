@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -205,8 +206,8 @@ class Processor:
     def block_kernels(self) -> BlockKernels | None:
         return ProcessorBlocks()
 
-    def exact_product(self, dtype: torch.dtype, columns: int) -> ExactProduct | None:
-        return exact_product.BlockProduct if exact_product.applies(dtype, columns) else None
+    def exact_product(self, dtype: torch.dtype, columns: int, rows: torch.dtype) -> ExactProduct | None:
+        return partial(exact_product.BlockProduct, rows=rows) if exact_product.applies(dtype, columns, rows) else None
 
     def row_product(self) -> RowProduct | None:
         return None

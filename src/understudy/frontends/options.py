@@ -163,7 +163,7 @@ PLACEMENT = (
     _value("--devices", "A:0,A:1", "devices of one kind that share the exact weights: cuda:0,cuda:1 (--memory is each one's)"),
     _choice("--split", lambda: SPLITS, "--devices share blocks of outputs, or have stages of layers (auto: what should be faster)"),
     _choice("--tier", tier_names, "where streamed weights come from (auto: what the device is made for)"),
-    _choice("--dtype", lambda: DTYPES, "precision of the exact model (auto: the checkpoint's own)"),
+    _choice("--dtype", lambda: DTYPES, "precision of the exact model (auto: the checkpoint's; float32 for float16 on a processor)"),
     _choice("--resident", lambda: RESIDENT, "exact weights kept in fast memory (auto: what the budget leaves)"),
     _value("--context", "N", "longest prompt and answer together, in tokens", count),
     _value("--spill", "auto|none|N", "keys and values of all but the latest N tokens go to disk (auto: if they must)", spill),

@@ -64,7 +64,7 @@ def columns_dot(rows: int, laid: bool = True) -> Any:
     @intrinsic
     def add_columns(typing: Any, weights: Any, columns: Any, x: Any, stride: Any, sums: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _ColumnsDot(context, builder, rows, *arguments, laid=laid).loop()
+            ColumnsDot(context, builder, rows, *arguments, laid=laid).loop()
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), generate
@@ -72,7 +72,7 @@ def columns_dot(rows: int, laid: bool = True) -> Any:
     return add_columns
 
 
-class _ColumnsDot(Code):
+class ColumnsDot(Code):
     """The code of one `add_columns`."""
 
     def __init__(self, context: Any, builder: Any, rows: int, *arguments: Any, laid: bool = True) -> None:
@@ -83,15 +83,18 @@ class _ColumnsDot(Code):
         self.pitch = LAID if laid else 128
         self.weights, self.columns, self.x, self.stride, self.sums = arguments
         self.lines = [self.at(self.x, self.b.mul(self.stride, LONG(r))) for r in range(rows)]
-        # address of room for the rows as float32 [rows, RUN]
-        self.wide: Any = None
+        # whether rows and weights are float32 when they are multiplied
+        self.in_floats = ahead()
+        # addresses of the rows as float32, RUN columns at a time
+        self.wide: list[Any] = []
 
     def loop(self) -> None:
         """Add all columns to all sums."""
         if not ahead():
             self.all_outputs(self.weights, self.columns)
             return
-        self.wide = self.room(FLOATS, self.rows * RUN // 16)
+        room = self.room(FLOATS, self.rows * RUN // 16)
+        self.wide = [self.at(room, 4 * RUN * r) for r in range(self.rows)]
         with self.over(self.columns, RUN) as (start, _):
             left = self.b.sub(self.columns, start)
             count = self.b.select(self.b.icmp_signed("<", left, LONG(RUN)), left, LONG(RUN))
@@ -99,14 +102,14 @@ class _ColumnsDot(Code):
             self.all_outputs(self.at(self.weights, self.b.mul(start, LONG(self.pitch))), count)
 
     def widen(self, start: Any, count: Any) -> None:
-        """Put `count` columns of the rows, from `start` on, in the room at `wide`, as float32 [rows, RUN]."""
+        """Put `count` columns of the rows, from `start` on, where `wide` says, as float32."""
         b = self.b
         whole = b.and_(count, LONG(-16))
         for first, end, width in ((LONG(0), whole, 16), (whole, count, 2)):
             with self.over(end, width, first) as (column, _):
-                for r, line in enumerate(self.lines):
+                for line, wide in zip(self.lines, self.wide, strict=True):
                     value = self.load(self.at(line, b.shl(b.add(start, column), LONG(1))), Vector(HALF, width))
-                    self.store(widened(self, value), self.at(self.wide, self.at(b.shl(column, LONG(2)), 4 * RUN * r)), 4)
+                    self.store(widened(self, value), self.at(wide, b.shl(column, LONG(2))), 4)
 
     def all_outputs(self, weights: Any, columns: Any) -> None:
         """Add `columns` columns of `weights`: to all outputs at once where the processor's registers hold their sums, else to some
@@ -129,7 +132,7 @@ class _ColumnsDot(Code):
         sums = [[b.phi(FLOATS) for _ in vectors] for _ in range(self.rows)]
         here = self.at(weights, b.mul(column, LONG(self.pitch)))
         lines = [self.at(here, (64 if self.laid else 32) * v) for v in vectors]
-        totals = self.float_step(column, lines, sums) if ahead() else self.paired_step(column, lines, sums)
+        totals = self.float_step(column, lines, sums) if self.in_floats else self.paired_step(column, lines, sums)
         after = self.at(column, 2)
         for line, start, total in zip(sums, started, totals, strict=True):
             for phi, first, last in zip(line, start, total, strict=True):
@@ -144,11 +147,11 @@ class _ColumnsDot(Code):
 
     def float_step(self, column: Any, weights: list[Any], sums: Lines) -> Lines:
         """The sums and the products of two columns as float32: of all rows by the first, then by the second."""
-        place = self.at(self.wide, self.b.shl(column, LONG(2)))
+        start = self.b.shl(column, LONG(2))
         for second in (0, 1):
             values = [self.weights_at(self.at(line, self.pitch * second)) for line in weights]
             for r, line in enumerate(sums):
-                x = self.spread(self.load(self.at(place, 4 * (RUN * r + second)), FLOAT, 4))
+                x = self.spread(self.load(self.at(self.wide[r], self.at(start, 4 * second)), FLOAT, 4))
                 sums = [*sums[:r], [self.fused(t, x, v) for t, v in zip(line, values, strict=True)], *sums[r + 1 :]]
         return sums
 

@@ -20,15 +20,17 @@ cgutils: Any = numba_cgutils
 
 
 def cut_rows(tiles: Sequence[Tensor], rows: int, height: int, width: int) -> Tensor:
-    """The first `rows` rows of `tiles` [any, K] bfloat16, one tile after another, as [runs of columns, height, width], so that what
-    is multiplied at once lies together. Beyond `rows` there are zeros, and beyond K any numbers."""
-    columns = tiles[0].shape[1]
+    """The first `rows` rows of `tiles` [any, K], bfloat16 or float32, one tile after another, as [runs of columns, height, width],
+    so that what is multiplied at once lies together. Beyond `rows` there are zeros, and beyond K any numbers."""
+    columns, kind = tiles[0].shape[1], tiles[0].dtype
     tiles = [tile if tile.stride(1) == 1 else tile.contiguous() for tile in tiles]
-    assert all(tile.dtype == torch.bfloat16 and tile.shape[1] == columns for tile in tiles)
-    lie = [(tile.data_ptr(), tile.stride(0) * 2, tile.shape[0]) for tile in tiles]
+    assert all(tile.dtype == kind and tile.shape[1] == columns for tile in tiles)
+    lie = [(tile.data_ptr(), tile.stride(0) * kind.itemsize, tile.shape[0]) for tile in tiles]
     assert sum(there for _, _, there in lie) >= rows, "fewer rows than are multiplied"
-    out = torch.empty((-(-columns // width), height, width), dtype=torch.bfloat16)
-    _cut(np.array(lie), columns, rows, out.data_ptr(), height, width)
+    out = torch.empty((-(-columns // width), height, width), dtype=kind)
+    # in numbers of two bytes
+    each = kind.itemsize // 2
+    _cut(np.array(lie), columns * each, rows, out.data_ptr(), height, width * each)
     return out
 
 

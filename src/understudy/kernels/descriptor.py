@@ -50,13 +50,13 @@ class ResidualBlocks(Descriptor):
         ("dense_bytes", NUMBER),
         # of a code: 2, 3, 4, 6 or 8; 0: there is no residual, but codes in MXFP4 (`fours`) at `dense`, their exponents at `stream`;
         # 1: there is none, but `scaled_codes`: codes at `dense`, scales at `factors`, zero points (if not 0) at `exceptions`;
-        # 5: the same, weights being float16 on the way
+        # 5: the same, weights being float16 on the way; 7: float16 made float32, scales being float16 or float32
         ("bits", NUMBER),
         # address of machine code that reads a tile in the place of what `bits` say (`eighths.reader`); 0: there is none
         ("reader", NUMBER),
         # address of float32 [count, any, factor_rows]: what the numbers of a tile are multiplied by; factor_rows is 64, or 1 where
-        # all rows of a block have one, and each holds for factor_columns columns. Those of `scaled_codes` are bfloat16 or float32,
-        # of 64 rows
+        # all rows of a block have one, and each holds for factor_columns columns. Those of `scaled_codes` are of 64 rows, and may
+        # have two bytes
         ("factors", NUMBER),
         ("factor_rows", NUMBER),
         ("factor_columns", NUMBER),
@@ -102,12 +102,15 @@ class ExactOperand(Descriptor):
     _fields_ = (
         # address of a `ResidualBlocks`; of plain weights it has only count, columns and group
         ("blocks", NUMBER),
-        # address of the weights bfloat16 [count, columns, 64]; 0 where they are rebuilt from codes and residual
+        # address of the weights [count, columns, 64]; 0 where they are rebuilt from codes and residual
         ("plain", NUMBER),
         # bytes between the start of a row of the result and the first output
         ("out", NUMBER),
         # bytes from the first number of a row that is given to the first that these blocks multiply
         ("given", NUMBER),
+        # bytes of a column of weights as they lie or are rebuilt: 256 (float32), or 128: float16 where `halves` is 1, or bfloat16
+        ("line", NUMBER),
+        ("halves", NUMBER),
     )
 
 
@@ -124,7 +127,8 @@ class ExactRun(Descriptor):
         ("rows", NUMBER),
         # columns that are rebuilt, then multiplied, at once
         ("width", NUMBER),
-        # address of x bfloat16, and the bytes between one row and the next, and between one run of `width` columns and the next
+        # address of x, bfloat16 or float32, and the bytes between one row and the next, and between one run of `width` columns
+        # and the next
         ("x", NUMBER),
         ("row_bytes", NUMBER),
         ("run_bytes", NUMBER),

@@ -9,6 +9,7 @@ from . import eighths_coding, scaled_codes
 from .descriptor import ResidualBlocks
 from .eighths_coding import Factors
 from .fours import SHARED
+from .pack import BLOCK
 from .residual import Residual, described
 from .scaled_codes import ScaledCodes
 
@@ -19,10 +20,14 @@ MOVED = ("dense", "stream", "table", "exceptions", "factors")
 class Operand:
     """Blocks of weights as `exact_product.BlockProduct` takes them. Keeps the tensors in which they lie."""
 
-    def __init__(self, described: ResidualBlocks, plain: int, *kept: object) -> None:
+    def __init__(
+        self, described: ResidualBlocks, plain: int, *kept: object, dtype: torch.dtype = torch.bfloat16, line: int = 2 * BLOCK
+    ) -> None:
         self.blocks: int = described.count
         self.columns: int = described.columns
         self.group: int = described.group
+        # the weights' type, and the bytes of a column of a block as it lies or is rebuilt
+        self.dtype, self.line = dtype, line
         # address of plain weights; 0 where they are rebuilt
         self.weights = plain
         self.description = ctypes.addressof(described)
@@ -34,9 +39,9 @@ class Operand:
     @classmethod
     def plain(cls, blocks: Tensor) -> "Operand":
         """Weights [nb, K, 64] as they are."""
-        assert blocks.is_contiguous() and blocks.dtype == torch.bfloat16
+        assert blocks.is_contiguous()
         shape = ResidualBlocks(count=blocks.shape[0], columns=blocks.shape[1], group=1)
-        return cls(shape, blocks.data_ptr(), blocks)
+        return cls(shape, blocks.data_ptr(), blocks, dtype=blocks.dtype, line=BLOCK * blocks.dtype.itemsize)
 
     @classmethod
     def packed(cls, residual: Residual, codes: Tensor, scales: Tensor) -> "Operand":
@@ -58,9 +63,10 @@ class Operand:
         return cls(eighths_coding.described(residual, codes, scales, factors), 0, residual, codes, scales, factors)
 
     @classmethod
-    def scaled(cls, made: ScaledCodes) -> "Operand":
-        """The weights that codes of four bits with their scales stand for (`kernels.scaled_fours`)."""
-        return cls(scaled_codes.described(made), 0, made)
+    def scaled(cls, made: ScaledCodes, dtype: torch.dtype = torch.bfloat16) -> "Operand":
+        """The weights, of the type `dtype`, that codes of four bits with their scales stand for (`kernels.scaled_fours`)."""
+        line = BLOCK * (4 if dtype == torch.float16 else 2)
+        return cls(scaled_codes.described(made, dtype), 0, made, dtype=dtype, line=line)
 
     def lies_in(self, data: Tensor) -> bool:
         """Whether all that it reads, but for codes and scales, is in the bytes `data`."""

@@ -1,9 +1,9 @@
-"""Rows times exact bfloat16 weights, blocks of 64 outputs each: as they lie, or rebuilt from codes and residual on the
-way.
+"""Rows times exact weights, blocks of 64 outputs each: as they lie, or rebuilt from codes and residual on the way.
 
 A few columns at a time are rebuilt into the processor's cache and multiply all rows there, so exact weights never pass
 through memory. Every output is one sum over the columns in order: its bits depend on its own row and weights alone.
-Where the processor has AMX (`amx_dot`), up to 16 rows take as long as one; elsewhere vectors multiply (`bfdot`)."""
+Where the processor has AMX (`amx_dot`), up to 16 rows of bfloat16 take as long as one; elsewhere vectors multiply (`bfdot`). Rows
+of float32 multiply by weights that become float32 too (`float_product`)."""
 
 import ctypes
 import inspect
@@ -16,16 +16,17 @@ import torch
 from numba.np import numpy_support
 from torch import Tensor
 
-from . import team
+from . import float_product, team
 from .amx_dot import ROWS, amx_sums, configure, has_amx, release, shapes
 from .bfdot import LAID, MOST, ahead, columns_dot, lay_columns, to_brain
 from .compiled import FIRST, compiled, machine_code
 from .cut_rows import cut_rows
-from .descriptor import OPERAND_BYTES, ExactOperand, ExactRun, exact_operand, exact_run, residual_blocks
+from .descriptor import ExactOperand, ExactRun, exact_operand, exact_run, residual_blocks
 from .exact_operand import Operand
+from .pack import BLOCK
 from .residual import SMALL, rebuild
-from .team import float32_at, take
-from .vector import prefetch
+from .taken_blocks import fetch_ahead, taken
+from .team import float32_at
 
 # columns that are rebuilt before they are multiplied, unless a group has more
 RUN = 128
@@ -40,21 +41,28 @@ DIRECT = 2 if ahead() else 0
 _direct_1, _direct_2 = columns_dot(1, laid=not DIRECT), columns_dot(2, laid=not DIRECT)
 
 
-@cache
-def applies(dtype: torch.dtype, columns: int) -> bool:
-    """Whether weights of this type and width can be multiplied here, on this machine."""
-    return dtype == torch.bfloat16 and columns % 2 == 0
+def applies(dtype: torch.dtype, columns: int, rows: torch.dtype = torch.bfloat16) -> bool:
+    """Whether weights of this type and width can multiply rows of the type `rows` here."""
+    able = (torch.bfloat16, torch.float16, torch.float32) if rows == torch.float32 else (rows,)
+    return rows in (torch.bfloat16, torch.float32) and dtype in able and columns % 2 == 0
 
 
 class BlockProduct:
     """Multiplies by `operands`, each with its first block: described once, for any number of products.
 
-    `amx`: whether AMX multiplies, not vectors, which gives other bits; by default where the machine has it. `apart`: each operand
-    multiplies numbers of its own, which lie one operand's after the other's in a row, and does not move; else all multiply the
-    same."""
+    `amx`: whether AMX multiplies, not vectors, which gives other bits; by default where the machine has it, and rows are bfloat16.
+    `apart`: each operand multiplies numbers of its own, which lie one operand's after the other's in a row, and does not move; else
+    all multiply the same. `rows`: the type of rows and results, see `applies`."""
 
-    def __init__(self, operands: Sequence[tuple[Operand, int]], amx: bool | None = None, *, apart: bool = False) -> None:
-        self.amx = has_amx() if amx is None else amx
+    def __init__(
+        self, operands: Sequence[tuple[Operand, int]], amx: bool | None = None, *, apart: bool = False,
+        rows: torch.dtype = torch.bfloat16,
+    ) -> None:  # fmt: skip
+        self.dtype, self._itemsize = rows, rows.itemsize
+        floats = rows == torch.float32
+        self.amx = has_amx() and not floats if amx is None else amx
+        assert not (self.amx and floats), "AMX multiplies rows of bfloat16"
+        assert all(applies(op.dtype, op.columns, rows) for op, _ in operands)
         self.columns = operands[0][0].columns
         group = max(op.group for op, _ in operands)
         self.width = min(self.columns, max(RUN // group, 1) * group)
@@ -68,7 +76,10 @@ class BlockProduct:
         assert all(op.columns == self.columns and self.width % op.group == 0 for op, _ in operands)
         self.end = max(first + op.blocks for op, first in operands)
         self._described = (ExactOperand * len(operands))(
-            *[ExactOperand(op.description, op.weights, first * 128, 0) for op, first in operands]
+            *[
+                ExactOperand(op.description, op.weights, first * BLOCK * self._itemsize, 0, op.line, op.dtype == torch.float16)
+                for op, first in operands
+            ]
         )
         # from one run of columns to the next, in what operands were last told of where their numbers lie
         self._told_bytes = 0
@@ -79,26 +90,27 @@ class BlockProduct:
         plain = [(told, op) for told, (op, _) in zip(self._described, operands, strict=True) if op.weights]
         self._plain = [] if apart else plain
         self._count, self._address = len(operands), ctypes.addressof(self._described)
+        self._kernel = float_product.work if floats else _work_amx if self.amx else _work
 
     def __call__(self, tiles: Sequence[Tensor], out: Tensor) -> None:
-        """out[:, first : first + nb] = x @ weights.T for each operand; out [rows, all blocks, 64], bfloat16.
+        """out[:, first : first + nb] = x @ weights.T for each operand; out [rows, all blocks, 64].
 
-        x is the first `rows` rows of all `tiles` [any, K], one tile after another, bfloat16; of operands that multiply numbers of
-        their own, [any, operands * K]."""
+        x is the first `rows` rows of all `tiles` [any, K], one tile after another; of operands that multiply numbers of their own,
+        [any, operands * K]."""
         for told, operand in self._plain:
             # It may have moved.
             told.plain = operand.weights
         rows, blocks, _ = out.shape
-        x, width = tiles[0], self.width
+        x, width, item = tiles[0], self.width, self._itemsize
         assert x.shape[1] == self.given_columns and blocks >= self.end
-        assert out.is_contiguous() and out.dtype == torch.bfloat16
+        assert out.is_contiguous() and out.dtype == x.dtype == self.dtype
         # rows that are multiplied: whole tiles of them where there are several
         height = -(-rows // ROWS) * ROWS if self.amx and rows > ROWS else rows
         if rows > FEW or x.shape[0] < rows or x.stride() != (self.given_columns, 1):
             x = cut_rows(tiles, rows, height, width)
-            row_bytes, run_bytes = width * 2, height * width * 2
+            row_bytes, run_bytes = width * item, height * width * item
         else:
-            row_bytes, run_bytes = self.given_columns * 2, width * 2
+            row_bytes, run_bytes = self.given_columns * item, width * item
         if self._apart and run_bytes != self._told_bytes:
             self._told_bytes = run_bytes
             for told, first in zip(self._described, self._given, strict=True):
@@ -107,15 +119,15 @@ class BlockProduct:
         # in the order of its fields, which takes less time than by their names
         run = ExactRun(
             0, self._count, self._address, self.columns, rows, width, x.data_ptr(), row_bytes, run_bytes,
-            out.data_ptr(), blocks * 128, height, ctypes.addressof(registers) if registers else 0,
+            out.data_ptr(), blocks * BLOCK * item, height, ctypes.addressof(registers) if registers else 0,
         )  # fmt: skip
-        team.run(_entry(self.amx), run, small=self._small)
+        team.run(_entry(self._kernel), run, small=self._small)
 
 
 @cache
-def _entry(amx: bool) -> int:
-    assert has_amx() or not amx, "this machine has no AMX, or the system keeps it from this process"
-    return machine_code(inspect.unwrap(_work_amx if amx else _work))
+def _entry(kernel: Any) -> int:
+    assert has_amx() or kernel is not _work_amx, "this machine has no AMX, or the system keeps it from this process"
+    return machine_code(inspect.unwrap(kernel))
 
 
 @compiled
@@ -124,7 +136,7 @@ def _work(argument: Any) -> None:
     run = exact_run(argument)
     kept, sums, laid = _room(run)
     while True:
-        place, b = _taken(argument, run)
+        place, b = taken(argument, run)
         if place == 0:
             break
         operand = exact_operand(place)
@@ -145,7 +157,7 @@ def _work_amx(argument: Any) -> None:
     kept, sums, laid = _room(run)
     configure(run.shapes)
     while True:
-        place, b = _taken(argument, run)
+        place, b = taken(argument, run)
         if place == 0:
             break
         operand = exact_operand(place)
@@ -166,17 +178,6 @@ def _room(run: Any) -> Any:
     kept = np.empty(run.height * 64 + run.width * (LAID + 128) // 4 + 32, np.float32)
     sums = (kept.ctypes.data + 63) // 64 * 64
     return kept, sums, sums + run.height * 256
-
-
-@compiled
-def _taken(argument: int, run: Any) -> Any:
-    """A block that no thread has: the address of its operand (0: none is left), and its number there."""
-    b, place = take(argument), run.operands
-    end = place + run.count * OPERAND_BYTES
-    while place < end and b >= residual_blocks(exact_operand(place).blocks).count:
-        b -= residual_blocks(exact_operand(place).blocks).count
-        place += OPERAND_BYTES
-    return place if place < end else 0, b
 
 
 @compiled
@@ -210,7 +211,7 @@ def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums:
     rows, stride = run.rows, run.row_bytes
     x = run.x + operand.given + k // run.width * run.run_bytes
     if rows <= DIRECT:
-        _fetch_ahead(operand, b, k + width, width, FIRST, rows, rows)
+        fetch_ahead(operand, b, k + width, width, FIRST, rows, rows)
         if rows == 2:
             _direct_2(weights, width, x, stride, sums)
         else:
@@ -221,7 +222,7 @@ def _add(run: Any, operand: Any, b: int, k: int, width: int, weights: int, sums:
         left = rows - r
         # as many as registers hold the sums of; 8 are two times 4, since few at once are slow
         count = MOST if left >= MOST and left != 8 else 4 if left >= 4 else 2 if left >= 2 else 1
-        _fetch_ahead(operand, b, k + width, width, r, count, rows)
+        fetch_ahead(operand, b, k + width, width, r, count, rows)
         if count == MOST:
             _dot_most(weights, width, x + r * stride, stride, sums + r * 256)
         elif count == 4:
@@ -238,23 +239,5 @@ def _add_amx(run: Any, operand: Any, b: int, k: int, width: int, weights: int, s
     """`_add`, ROWS rows at a time."""
     x = run.x + operand.given + k // run.width * run.run_bytes
     for r in range(0, run.height, ROWS):
-        _fetch_ahead(operand, b, k + width, width, r, min(run.height - r, ROWS), run.height)
+        fetch_ahead(operand, b, k + width, width, r, min(run.height - r, ROWS), run.height)
         amx_sums(weights, width, x + r * run.row_bytes, run.row_bytes, sums + r * 256, 256)
-
-
-@compiled
-def _fetch_ahead(operand: Any, b: int, k: int, width: int, r: int, count: int, rows: int) -> None:
-    """Ask memory for a share of the `width` columns from k on, where they lie as they are: that of rows r to r + count - 1 of
-    `rows`. What others are made of is asked for where they are rebuilt."""
-    columns = residual_blocks(operand.blocks).columns
-    width = min(columns - k, width)
-    if operand.plain != 0 and width > 0:
-        _fetch(operand.plain + (b * columns + k) * 128, width * 2, r, count, rows)
-
-
-@compiled
-def _fetch(start: int, lines: int, r: int, count: int, rows: int) -> None:
-    """Ask memory for the share of rows r to r + count - 1 of `rows` in the `lines` lines of 64 bytes from `start`
-    on."""
-    first = lines * r // rows
-    prefetch(start + first * 64, lines * (r + count) // rows - first)

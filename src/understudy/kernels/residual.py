@@ -23,7 +23,7 @@ from .compiled import bits, compiled, machine_code
 from .descriptor import DecodeRun, ResidualBlocks, decode_run
 from .fours import read_fours
 from .residual_bits import tile_reader, tile_writer
-from .scaled_fours import read_halved, read_scaled
+from .scaled_fours import read_halved, read_halves, read_scaled
 from .team import take, uint16_at, uint32_at
 from .vector import LONG, Code, prefetch
 
@@ -157,20 +157,22 @@ _read_by: Any = _call
 
 @compiled
 def rebuild(blocks: Any, b: int, g: int, out: int) -> None:
-    """Group g of block b of `blocks` (`ResidualBlocks`): [group, 64] at the address `out`."""
+    """Group g of block b of `blocks` (`ResidualBlocks`): bfloat16 [group, 64] at the address `out`; where `bits` are 7, float32."""
     columns, group, bits = blocks.columns, blocks.group, blocks.bits
     groups = columns // group
     if bits == 0:
         read_fours(blocks.dense + (b * columns + g * group) * 32, blocks.stream + (b * groups + g) * 64, group, out)
         return
-    if bits == 1 or bits == 5:
+    if bits == 1 or bits == 5 or bits == 7:
         own, first = b * (groups // blocks.sharing) + g // blocks.sharing, b * columns + g * group
         zeros = blocks.exceptions + own * 64 if blocks.exceptions != 0 else 0
         codes, scales = blocks.dense + first * 32, blocks.factors + own * blocks.scales_stride
         if bits == 1:
             read_scaled(codes, scales, zeros, blocks.scales_stride, group, out)
-        else:
+        elif bits == 5:
             read_halved(codes, scales, zeros, blocks.scales_stride, group, out)
+        else:
+            read_halves(codes, scales, zeros, blocks.scales_stride, group, out)
         return
     tiles = blocks.count * groups
     table = carray(uint32_at(blocks.table), (tiles + 1, 2))

@@ -14,8 +14,8 @@ from .scaled_fours import CENTRE, CODES, MOST
 
 # columns of a tile at most, and what they are a multiple of
 WIDEST, EVEN = 128, 8
-# what `ResidualBlocks.bits` is of such blocks, and of those whose weights are float16 on the way
-KIND, HALVED = 1, 5
+# what `ResidualBlocks.bits` is of such blocks, of those whose weights are float16 on the way, and of float16 weights
+KIND, HALVED, HALVES = 1, 5, 7
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ScaledCodes:
 
     # uint8 [nb, K, 32]
     codes: Tensor
-    # [nb, K / columns, 64]; kernels read bfloat16 and float32
+    # [nb, K / columns, 64]: float32, or the weights' own type
     scales: Tensor
     # int8 [nb, K / columns, 64]; None: CENTRE
     zeros: Tensor | None
@@ -58,7 +58,8 @@ def _encoded(blocks: Tensor, factors: Factors, halved: bool) -> ScaledCodes | No
         return None
     if not SMALLEST <= float(size.min()) <= float(size.max()) <= LARGEST:
         return None
-    if halved and not torch.equal(own.to(torch.float16).float(), own):
+    if (halved or blocks.dtype == torch.float16) and not torch.equal(own.to(torch.float16).float(), own):
+        # Kernels round to float16 as if it had no small numbers, which are whole numbers of such scales.
         return None
     # rows that fill the last block up are zeros without a sign, whatever the scale of the row before them
     if bool((own < 0).any()):
@@ -101,10 +102,10 @@ def decode(made: ScaledCodes, out: Tensor) -> None:
         block.copy_((steps.to(torch.float16) if made.halved else steps).view(block.shape))
 
 
-def described(made: ScaledCodes) -> ResidualBlocks:
-    """The blocks as kernels take them. They hold as long as the tensors of `made`."""
+def described(made: ScaledCodes, dtype: torch.dtype) -> ResidualBlocks:
+    """The blocks, of weights of the type `dtype`, as kernels take them. They hold as long as the tensors of `made`."""
     count, columns, _ = made.codes.shape
-    assert made.codes.is_contiguous() and made.scales.is_contiguous() and made.scales.dtype != torch.float16
+    assert made.codes.is_contiguous() and made.scales.is_contiguous() and made.scales.dtype in (dtype, torch.float32)
     tile = tile_of(columns, made.columns)
     return ResidualBlocks(
         count=count,
@@ -115,5 +116,5 @@ def described(made: ScaledCodes) -> ResidualBlocks:
         dense=made.codes.data_ptr(),
         factors=made.scales.data_ptr(),
         exceptions=0 if made.zeros is None else made.zeros.data_ptr(),
-        bits=HALVED if made.halved else KIND,
+        bits=HALVES if dtype == torch.float16 else HALVED if made.halved else KIND,
     )

@@ -1,14 +1,16 @@
 """Weights that are published as codes of four bits with scales, made bfloat16: vector code for the columns that share a scale.
 
 A weight is its code less the zero point of its row there, times the row's scale there, in float32, rounded once. The zero point of
-all is CENTRE where none are told. Weights of GPTQ are rounded to float16 before that."""
+all is CENTRE where none are told. Weights of GPTQ are rounded to float16 before that. Weights of a float16 model are rounded to
+float16 alone, and made float32, as they are multiplied."""
 
 from typing import Any
 
 from numba import types
 from numba.extending import intrinsic
 
-from .bfdot import Brain
+from .bfdot import Brain, widened
+from .float_dot import halves_widened
 from .instructions import has
 from .vector import BYTE, FLOAT, HALF, LONG, WORD, Code, Vector
 
@@ -22,12 +24,14 @@ WIDE, PART = Vector(WORD, 32), Vector(FLOAT, 16)
 
 class _ScaledFours(Code):
     """Code for the columns of one block that share scales, at the address `scales`, of 2 bytes each if `brief` (a truth of LLVM's),
-    and zero points at `zeros`, if that is not 0. `halved`: weights are float16 on the way."""
+    and zero points at `zeros`, if that is not 0. `halved`: weights are float16 on the way; `halves`: and stay such, as float32."""
 
-    def __init__(self, context: Any, builder: Any, scales: Any, zeros: Any, brief: Any, halved: bool) -> None:
+    def __init__(
+        self, context: Any, builder: Any, scales: Any, zeros: Any, brief: Any, *, halved: bool, halves: bool
+    ) -> None:
         super().__init__(context, builder)
         b = builder
-        self.halved = halved
+        self.halved, self.halves = halved, halves
         self.brains = has("avx512bf16", "avx512bw")
         self.scales, self.zeros = [], []
         for side in range(2):
@@ -48,8 +52,7 @@ class _ScaledFours(Code):
         return chosen
 
     def from_halves(self, address: Any, row: int) -> Any:
-        words = self.b.zext(self.load(self.at(address, 2 * row), HALVES), WIDE)
-        return self.b.bitcast(self.b.shl(words, self.all(WIDE, 16)), SIDE)
+        return (halves_widened if self.halves else widened)(self, self.load(self.at(address, 2 * row), HALVES))
 
     def from_floats(self, address: Any, row: int) -> Any:
         return self.load(self.at(address, 4 * row), SIDE)
@@ -69,8 +72,11 @@ class _ScaledFours(Code):
             # as whole numbers with a sign, which are made floats in one step
             steps = b.fsub(b.sitofp(b.zext(own, WIDE), SIDE), zero)
             product = b.fmul(steps, scale)
-            product = self.as_half(product) if self.halved else product
-            self.store(self.rounded(product), self.at(out, 64 * side))
+            product = self.as_half(product) if self.halved or self.halves else product
+            if self.halves:
+                self.store(product, self.at(out, 128 * side))
+            else:
+                self.store(self.rounded(product), self.at(out, 64 * side))
 
     def as_half(self, numbers: Any) -> Any:
         """32 numbers as float16 would hold them, which not every processor can make: none is too large for it. A small one that is
@@ -94,17 +100,19 @@ class _ScaledFours(Code):
         return b.trunc(b.lshr(nearest, self.all(WIDE, 16)), HALVES)
 
 
-def _reader(halved: bool) -> Any:
+def _reader(*, halved: bool = False, halves: bool = False) -> Any:
     """Code for use in a kernel: makes `columns` columns of one block, which share scales and zero points, at `out`; scales take
-    `stride` bytes, and all others are addresses. `halved`: weights are float16 on the way."""
+    `stride` bytes, and all others are addresses. `halved`, `halves`: see `_ScaledFours`."""
+    line = LONG(8 if halves else 7)
 
     @intrinsic
     def read_scaled(typing: Any, codes: Any, scales: Any, zeros: Any, stride: Any, columns: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             codes, scales, zeros, stride, columns, out = arguments
-            code = _ScaledFours(context, builder, scales, zeros, builder.icmp_signed("==", stride, LONG(128)), halved)
+            brief = builder.icmp_signed("==", stride, LONG(128))
+            code = _ScaledFours(context, builder, scales, zeros, brief, halved=halved, halves=halves)
             with code.over(columns, 1) as (column, _):
-                code.column(code.at(codes, builder.mul(column, LONG(CODES))), code.at(out, builder.shl(column, LONG(7))))
+                code.column(code.at(codes, builder.mul(column, LONG(CODES))), code.at(out, builder.shl(column, line)))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), generate
@@ -112,4 +120,4 @@ def _reader(halved: bool) -> Any:
     return read_scaled
 
 
-read_scaled, read_halved = map(_reader, (False, True))
+read_scaled, read_halved, read_halves = _reader(), _reader(halved=True), _reader(halves=True)

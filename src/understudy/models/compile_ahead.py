@@ -30,6 +30,7 @@ from ..kernels import (
     draft_product,
     exact_product,
     fitting,
+    float_product,
     likeliest,
     residual,
 )
@@ -118,9 +119,8 @@ def _encode(dtype: torch.dtype) -> None:
 
 
 def _multiply(dtype: torch.dtype) -> None:
-    if exact_product.applies(dtype, SIZE):
-        product = exact_product.BlockProduct([(Operand.plain(block(_weight(dtype))), 0)])
-        product([_weight(dtype)[:1]], torch.empty(1, 1, SIZE, dtype=dtype))
+    product = exact_product.BlockProduct([(Operand.plain(block(_weight(dtype))), 0)], rows=dtype)
+    product([_weight(dtype)[:1]], torch.empty(1, 1, SIZE, dtype=dtype))
 
 
 def _draft(dtype: torch.dtype) -> None:
@@ -139,6 +139,8 @@ class Use:
     kernels: tuple[Callable[..., Any], ...]
     # Is it for preparing a model alone?
     prepares: bool = False
+    # Is it for models alone that compute in this type?
+    dtype: torch.dtype | None = None
 
     @property
     def missing(self) -> bool:
@@ -150,7 +152,8 @@ USES = {
     "attention": Use(10, _attend, (attention_cpu.attend, attention_amx.attend)),
     "products of drafts": Use(17, _draft, (draft_product._work,)),
     "attention of drafts": Use(12, _attend_drafted, (draft_layer._work,)),
-    "exact products": Use(9, _multiply, (exact_product._work, exact_product._work_amx)),
+    "exact products": Use(9, _multiply, (exact_product._work, exact_product._work_amx), dtype=torch.bfloat16),
+    "exact products of float32": Use(9, _multiply, (float_product.work,), dtype=torch.float32),
     "choices": Use(9, lambda _: choose(), (likeliest._row,)),
     "copies": Use(17, _quantise, (fitting._fit,), prepares=True),
     "residuals": Use(8, _encode, (residual._encode,), prepares=True),
@@ -222,7 +225,8 @@ def _shares(dtype: torch.dtype, prepares: bool) -> list[list[str]]:
     """The words of each process that is worth starting."""
     if not startup.owned():
         return []
-    missing = [name for name, each in USES.items() if (prepares or not each.prepares) and each.missing]
+    uses = {name: each for name, each in USES.items() if each.dtype in (None, dtype)}
+    missing = [name for name, each in uses.items() if (prepares or not each.prepares) and each.missing]
     if sum(USES[name].seconds for name in missing) < WORTH:
         return []
     count = min(cores(), spare_bytes() // EACH, len(missing))

@@ -39,8 +39,9 @@ class Identity:
 
     def linear(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
         blocks = tensors["weight"]
-        if blocks.device.type == "cpu" and exact_product.applies(blocks.dtype, shape[1]):
-            return partial(_multiply, exact_product.BlockProduct([(Operand.plain(blocks), 0)]), shape[0])
+        rows = dtype if dtype == torch.float32 else torch.bfloat16
+        if blocks.device.type == "cpu" and exact_product.applies(blocks.dtype, shape[1], rows):
+            return partial(_multiply, exact_product.BlockProduct([(Operand.plain(blocks), 0)], rows=rows), shape[0])
 
         def apply(x: Tensor) -> Tensor:
             y = torch.matmul(x.to(blocks.dtype), blocks)  # [nb, m, 64]
@@ -51,6 +52,6 @@ class Identity:
 
 def _multiply(product: exact_product.BlockProduct, rows: int, x: Tensor) -> Tensor:
     """At the speed memory gives the weights, for a few rows of any dtype."""
-    out = torch.empty((len(x), product.end, BLOCK), dtype=torch.bfloat16)
-    product([x.to(torch.bfloat16)], out)
+    out = torch.empty((len(x), product.end, BLOCK), dtype=product.dtype)
+    product([x.to(product.dtype)], out)
     return out.view(len(x), -1)[:, :rows].to(x.dtype)

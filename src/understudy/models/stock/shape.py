@@ -13,7 +13,7 @@ from ...errors import CheckpointError, UsageError
 from ...layer_states import LayerShape
 from ..recurrent_layers.mixers import FEED_FORWARD, layer_values, recurrent_kinds
 from .own_attention import ALIBI, BIASED
-from .ropes import longest_exact
+from .ropes import longest_exact, said_of
 from .wrapper import text_config
 
 # Model types without `layer_types` whose `sliding_window` holds for every layer. A window that is not known here is served
@@ -105,10 +105,25 @@ class ModelShape:
         return max(layer.kv_heads * max(layer.key_size, layer.value_size) for layer in self.layers) * cache_dtype(dtype).itemsize
 
 
+def compute_dtype(asked: torch.dtype | None, stored: torch.dtype, own_memory: bool) -> torch.dtype:
+    """The type in which a model whose weights are `stored` so computes: the one that was `asked` for, or that of its weights. A
+    processor, which has no `own_memory`, computes in float32 what is float16, as it has few instructions for that: the same
+    weights, and finer sums."""
+    return asked or (torch.float32 if stored == torch.float16 and not own_memory else stored)
+
+
+def notes_on(config: Any, context: int, dtype: torch.dtype) -> tuple[str, str]:
+    """A sentence where texts of `context` tokens have the long frequencies of a longrope, by a config `for_context`, and one where
+    a model that its config calls float16 computes in float32; else "" each."""
+    named = getattr(text_config(config), "dtype", None) or getattr(config, "dtype", None)
+    apart = named == torch.float16 and dtype == torch.float32
+    return said_of(config, context), "Its weights are float16, and are computed with in float32." if apart else ""
+
+
 def cache_dtype(dtype: torch.dtype) -> torch.dtype:
     """Type of keys and values in the KV cache of a model that computes in `dtype`.
 
-    float16 models keep float32 keys and values on the CPU (the same values; the attention kernel has no float16)."""
+    One that is told to compute in float16 keeps float32 on a processor (the same values; its attention has no float16)."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,17 +54,17 @@ class ExactLinear:
         self.codec: Codec = codec(FALLBACK if bare else entry.codec)
         # by first block: an operand that can be moved, and where its bytes lie now
         self._operands: dict[int, tuple[Operand, int]] = {}
+        # by the type of rows
+        self._products: dict[torch.dtype, ExactProduct | None] = {}
         self.columns = entry.shape[1]
         if refusal := device.refusal(self.codec):
             raise UsageError(refusal)
 
     def product(self, dtype: torch.dtype) -> ExactProduct | None:
         """What multiplies rows of `dtype` by parts that are not decoded first; None where there is nothing that does."""
-        return self._product if dtype == self.entry.dtype else None
-
-    @cached_property
-    def _product(self) -> ExactProduct | None:
-        return self.device.exact_product(self.entry.dtype, self.columns)
+        if dtype not in self._products:
+            self._products[dtype] = self.device.exact_product(self.entry.dtype, self.columns, dtype)
+        return self._products[dtype]
 
     def on_host(self, host: Device) -> ExactLinear:
         """The same weights, as `host` decodes them in memory of its own."""
