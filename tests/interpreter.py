@@ -27,6 +27,7 @@ def quicken() -> None:
     _make_types_once(interpreter)
     _check_less()
     _multiply_rows_alone(interpreter)
+    _compute_at_once(interpreter)
 
 
 def _multiply_rows_alone(interpreter: Any) -> None:
@@ -134,6 +135,17 @@ def _check_less() -> None:
             return (one, block) if block is not None else alike(self, one, other, *options)
         return alike(self, one, other, *options)
 
+    broadcast, cast = TritonSemantic.broadcast_impl_value, TritonSemantic.cast
+
+    def broadcasted(self: Any, one: Any, other: Any) -> Any:
+        if one.handle.data.shape == other.handle.data.shape and one.type.is_block() == other.type.is_block():
+            return one, other
+        return broadcast(self, one, other)
+
+    def casted(self: Any, value: Any, kind: Any, *options: Any) -> Any:
+        return value if value.dtype is kind else cast(self, value, kind, *options)
+
+    TritonSemantic.broadcast_impl_value, TritonSemantic.cast = broadcasted, casted
     TritonSemantic.binary_op_sanitize_overflow_impl = sanitize
     TritonSemantic.binary_op_type_checking_impl = checked
 
@@ -158,3 +170,108 @@ def _remember(kind: Any, names: tuple[str, str], key_of: Callable[..., Hashable]
             found.update(handle=first, type=second, dtype=second.scalar)
 
     kind.__init__ = init
+
+
+# What numpy computes for operations of two operands of one type; Triton's own functions for the first look for sums that overflow.
+ARITHMETIC = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
+OPERATIONS = {
+    **ARITHMETIC, "and_": np.bitwise_and, "or_": np.bitwise_or, "xor_": np.bitwise_xor,
+    "less_than": np.less, "less_equal": np.less_equal, "greater_than": np.greater, "greater_equal": np.greater_equal,
+    "equal": np.equal, "not_equal": np.not_equal,
+}  # fmt: skip
+# By these names tensors have them.
+SIGNS = {
+    "__add__": "add", "__sub__": "sub", "__mul__": "mul", "__and__": "and_", "__or__": "or_", "__xor__": "xor_",
+    "__lt__": "less_than", "__le__": "less_equal", "__gt__": "greater_than", "__ge__": "greater_equal",
+    "__eq__": "equal", "__ne__": "not_equal",
+}  # fmt: skip
+# Types whose numbers numpy computes with as they are.
+KNOWN = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "fp32", "fp64"}
+
+
+def _compute_at_once(interpreter: Any) -> None:
+    """Let numpy compute operations of two operands at once, and broadcast them: the first time for each pair of types and shapes
+    Triton's own way computes them too, and only where both make the same bits the others are made so."""
+    from triton.language import core
+    from triton.language.semantic import TritonSemantic
+
+    tensor, handle_of = core.tensor, interpreter.TensorHandle
+
+    def made(ways: dict[Hashable, Any], function: Any, original: Any) -> Any:
+        def compute(self: Any, one: Any, other: Any, *more: bool, **named: bool) -> Any:
+            key = _operand_key(one, tensor), _operand_key(other, tensor)
+            way = ways.get(key, 0)
+            if way is None or self.builder.options.debug:
+                return original(self, one, other, *more, **named)
+            if way == 0:
+                found = original(self, one, other, *more, **named)
+                ways[key] = _way(one, other, found, function, tensor)
+                return found
+            first, second, scale, attributes, dtype = way
+            first = one.handle.data if first is None else first
+            second = other.handle.data if second is None else second
+            handle = object.__new__(handle_of)
+            handle.data = function(first, second if scale == 0 else scale * second.astype(np.uint64))
+            handle.dtype, handle.attr = dtype, {}
+            found = object.__new__(tensor)
+            found.__dict__.update(attributes)
+            found.__dict__["handle"] = handle
+            return found
+
+        return compute
+
+    for name, function in OPERATIONS.items():
+        setattr(TritonSemantic, name, made({}, function, getattr(TritonSemantic, name)))
+    patch = interpreter._patch_attr
+
+    def direct(name: str) -> Any:
+        own, semantic = SIGNS[name], interpreter.interpreter_semantic
+        compute, more = getattr(TritonSemantic, own), (True,) if own in ARITHMETIC else ()
+
+        def call(self: Any, other: Any) -> Any:
+            return compute(semantic, self, other.value if isinstance(other, core.constexpr) else other, *more)
+
+        return call
+
+    def patched(target: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        if target is tensor and name in SIGNS:
+            scope.set_attr(target, name, direct(name))
+        else:
+            patch(target, name, member, builder, scope)
+
+    interpreter._patch_attr = patched
+
+
+def _operand_key(operand: Any, tensor: Any) -> Hashable:
+    if type(operand) is tensor:
+        return operand.dtype.name, operand.handle.data.shape, type(operand.type).__name__
+    # as words, since -0.0 is equal to 0.0, and True to 1
+    return repr(operand)
+
+
+def _way(one: Any, other: Any, found: Any, function: Any, tensor: Any) -> Any:
+    """How numpy computes what Triton `found` of both operands: numbers in their places, the bytes of what pointers point to, and
+    the attributes of what is found; None where it would not have the same bits."""
+    tensors = [each for each in (one, other) if type(each) is tensor]
+    kinds = {each.dtype.name for each in tensors}
+    scale, numbers = 0, [None, None]
+    if function is np.add and len(tensors) == 2 and one.dtype.is_ptr() and other.dtype.name in KNOWN:
+        scale = max(1, one.dtype.element_ty.primitive_bitwidth // 8)
+        if other.dtype.is_int_unsigned():
+            return None
+    elif len(kinds) != 1 or not kinds <= (KNOWN if function in ARITHMETIC.values() else KNOWN | {"int1"}):
+        return None
+    else:
+        kind = tensors[0].handle.data.dtype
+        for place, each in enumerate((one, other)):
+            if type(each) is not tensor:
+                if not isinstance(each, int | float) or (kind.kind != "f" and not isinstance(each, int)):
+                    return None
+                numbers[place] = np.array([each], kind)
+    first, second = (each.handle.data if number is None else number for each, number in zip((one, other), numbers, strict=True))
+    again = function(first, second if scale == 0 else scale * second.astype(np.uint64))
+    expected = found.handle.data
+    if again.dtype != expected.dtype or again.shape != expected.shape or again.tobytes() != expected.tobytes():
+        return None
+    attributes = {name: value for name, value in vars(found).items() if name != "handle"}
+    return numbers[0], numbers[1], scale, attributes, found.handle.dtype

@@ -24,6 +24,7 @@ from ..plan.machine import Machine
 from ..plan.placement import Plan
 from ..plan.sizes import format_size, parse_size
 from ..quantizers import Linear, Quantizer, Tensors
+from ..quantizers.exact import Identity
 from ..tiers import Streaming
 from ..tiers.memory import arena
 from ..tiers.ring import Ring, open_ring
@@ -172,7 +173,7 @@ class Accelerator(RecurrentWork):
             product = GroupedProduct(tensors["codes"], tensors["scales"], shape[0])
             if self._sound(f"products of {quantizer.name}", dtype, partial(off_torch, product, quantizer, tensors, shape, dtype)):
                 return product
-        return quantizer.linear(tensors, shape, dtype)
+        return (quantizer.by_torch if isinstance(quantizer, Identity) else quantizer.linear)(tensors, shape, dtype)
 
     def expert_kernels(self) -> ExpertKernels | None:
         if not self.triton:

@@ -42,6 +42,11 @@ class Identity:
         rows = dtype if dtype == torch.float32 else torch.bfloat16
         if blocks.device.type == "cpu" and exact_product.applies(blocks.dtype, shape[1], rows):
             return partial(_multiply, exact_product.BlockProduct([(Operand.plain(blocks), 0)], rows=rows), shape[0])
+        return self.by_torch(tensors, shape, dtype)
+
+    def by_torch(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Linear:
+        """`linear` by torch, which any device runs in its own time."""
+        blocks = tensors["weight"]
 
         def apply(x: Tensor) -> Tensor:
             y = torch.matmul(x.to(blocks.dtype), blocks)  # [nb, m, 64]
