@@ -254,7 +254,7 @@ def _way(one: Any, other: Any, found: Any, function: Any, tensor: Any) -> Any:
     the attributes of what is found; None where it would not have the same bits."""
     tensors = [each for each in (one, other) if type(each) is tensor]
     kinds = {each.dtype.name for each in tensors}
-    scale, numbers = 0, [None, None]
+    scale, numbers = 0, list[Any]([None, None])
     if function is np.add and len(tensors) == 2 and one.dtype.is_ptr() and other.dtype.name in KNOWN:
         scale = max(1, one.dtype.element_ty.primitive_bitwidth // 8)
         if other.dtype.is_int_unsigned():
