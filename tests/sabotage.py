@@ -53,6 +53,8 @@ FIELDS = "tests/server/test_fields.py"
 ADJUST = "tests/test_adjust.py"
 GRAMMAR = "tests/test_grammar.py"
 RECTANGLE = "tests/test_rectangle.py tests/policies"
+NGRAMS = "tests/test_token_history.py tests/models/stock/test_ngrams.py"
+POOLED = "tests/models/test_pooled_keys.py"
 PREFIXES = "tests/prefixes/test_files.py tests/prefixes/test_disk.py"
 HEADS = "tests/drafters/test_head_state.py tests/drafters/test_head_runner.py tests/drafters/test_head_proposer.py"
 SEVERAL = "tests/server/test_models.py"
@@ -231,6 +233,13 @@ MUTATIONS = (
     Mutation("an index chooses all tokens of equal scores", "kernels/chosen_keys.py", "scores[j] == least and equal > 0", "scores[j] == least", "tests/kernels/test_chosen_keys.py"),
     Mutation("an index reads the block of the node before", "kernels/chosen_keys.py", "loaded = rows[i] if whole else NOBODY", "loaded = rows[i]", "tests/kernels/test_chosen_keys.py"),
     Mutation("what an index did not choose is seen by a node after the first", "kernels/attention_cpu.py", "mask[(first + r) // group, block]", "mask[0, block]", "tests/kernels/test_chosen_keys.py"),
+    Mutation("a node of an index looks at a block that it has not whole", "models/pooled_keys.py", "seen = torch.arange(blocks) < whole[:, None]", "seen = torch.arange(blocks) <= whole[:, None]", POOLED),
+    Mutation("a block of an index begins one token late", "models/pooled_keys.py", "start = last.positions - self.block + 1", "start = last.positions - self.block + 2", POOLED),
+    Mutation("a block of an index is made of what lies beside it", "models/pooled_keys.py", "slots = last.slots_at(start[:, None] + torch.arange(self.block))", "slots = last.slots[:, None] - self.block + 1 + torch.arange(self.block)", POOLED),
+    Mutation("an n-gram takes what lies before its node", "token_history.py", "slots = nodes.slots_at(positions.clamp(min=0))", "slots = (nodes.slots - nodes.positions)[:, None] + positions.clamp(min=0)", NGRAMS),
+    Mutation("tokens that an n-gram looks back at stay where a tree had them", "token_history.py", "self.tokens[row, to] = self.tokens[row, source]", "pass", NGRAMS),
+    Mutation("an n-gram reaches beyond an end mark", "models/stock/ngrams.py", "torch.where(before < 0, module.eos_token_id, before)", "before.clamp(min=1)", NGRAMS),
+    Mutation("taps beside an n-gram lie side by side", "models/stock/ngrams.py", "spread[:, ::apart] = weight", "spread[:, -weight.shape[1] :] = weight", NGRAMS),
     Mutation("a softmax begins where nothing is a number", "kernels/attention_cpu.py", "tops[r] = max(tops[r], LOWEST)", "tops[r] = tops[r]", "tests/kernels/test_chosen_keys.py"),
     Mutation("an index stays where its keys went from", "layer_states.py", 'return slabs if self.index is None else {**slabs, "index": self.index}', "return slabs", "tests/models/stock/test_indexers.py"),
     Mutation("a layer that takes what another chose keeps an index", "models/stock/shape.py", '(kinds and kinds[index] == "shared")', "False", "tests/models/stock/test_indexers.py"),
@@ -291,7 +300,7 @@ MUTATIONS = (
     Mutation("more is copied than layers can give", "reuse.py", "(reached := reach(row, length)) >", "(reached := length) >", "tests/test_reuse.py"),
     Mutation("a copy takes the draft's scratch for accepted tokens", "engine.py", "yield sequence.row, sequence.tokens[: self.cache.lengths[sequence.row]]", "yield sequence.row, sequence.tokens", "tests/test_reuse.py"),
     Mutation("a damaged prefix is taken", "prefixes/files.py", "if not _is_sealed(content):", "if False:", PREFIXES),
-    Mutation("a damaged embedding is taken", "models/model.py", "self.store.prove(table)", "pass", "tests/models/test_embedding.py"),
+    Mutation("a damaged embedding is taken", "models/embedding.py", "        store.prove(table)\n        return", "        return", "tests/models/test_embedding.py"),
     Mutation("another model's prefix is taken", "prefixes/files.py", 'return "" if {**told, "checksum": ""} == {**about, "checksum": ""} else', 'return "" if True else', PREFIXES),
     Mutation("a prefix's name forgets what came before", "prefixes/disk.py", "hashlib.sha256(before + block)", "hashlib.sha256(block)", PREFIXES),
     Mutation("a half-written prefix has its name", "prefixes/files.py", "with unfinished.open(", "with self.path(name).open(", PREFIXES),

@@ -242,6 +242,14 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {
         **_EXPERTS, **_DELTA, "head_dim": 32, "shared_expert_intermediate_size": 96, "num_hidden_layers": 4, **_UNTIED,
     },
+    # four states in the place of one, an index of means over blocks, and tables of n-grams with a convolution beside delta nets
+    "qwen4_exp_text": {
+        **_EXPERTS, **_DELTA, "head_dim": 32, "shared_expert_intermediate_size": 96, "num_hidden_layers": 4, "hc_lowrank": 24,
+        "layer_types": ["linear_attention", "full_attention"] * 2, "indexer_n_heads": 32, "indexer_kv_heads": 1,
+        "indexer_head_dim": 16, "indexer_compress_ratio": 4, "indexer_budget": 12, "ple_layer_ids": [1, 3], "heads_per_ngram": 2,
+        "ngram_vocab_size_base": 97, "split_ngram_parts": 5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}, **_UNTIED,
+    },
     # experts whose inputs are scaled, a dense layer, chunks, and a layer without a rope that scales queries by position
     "llama4_text": {
         **_LOCAL_EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "head_dim": 16, "num_hidden_layers": 4,
@@ -332,6 +340,7 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "qwen2_audio": {"text": "qwen2"},
     "lfm2_vl": {"text": "lfm2"},
     "qwen3_5_moe": {"text": "qwen3_5_moe_text"},
+    "qwen4_exp": {"text": "qwen4_exp_text"},
     "llama4": {"text": "llama4_text"},
     # a whole language model within
     "nemotron_h_omni": {"text": "nemotron_h-experts"},

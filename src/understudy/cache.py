@@ -13,6 +13,7 @@ from .errors import CheckpointError
 from .layer_states import SCRATCH, FullState, LayerShape, LayerState, state_of
 from .recurrent import DEEPEST, Fold, RecurrentState, Room
 from .spilled import Spill, SpilledState, SpillStore, spillable
+from .token_history import TokenHistory
 from .tree import AcceptedPath, Nodes
 
 
@@ -32,9 +33,11 @@ class Cache:
         self.scratch = SCRATCH if scratch is None else min(scratch, SCRATCH)
         # each state once
         self.states: list[LayerState] = []
-        # by layer: the keys and values that it reads, and what its recurrent part reads
+        # by layer: the keys and values that it reads, what its recurrent part reads (by ~layer: a convolution beside that), and the
+        # tokens that it looks up
         self.layers: list[FullState] = []
         self.recurrent: dict[int, RecurrentState] = {}
+        self.histories: dict[int, TokenHistory] = {}
         self.shapes = tuple(shapes)
         # where keys and values go that fast memory does not hold; None: nothing spills
         spilling = [shape for shape in shapes if spill is not None and spillable(shape, dtype.itemsize)]
@@ -49,10 +52,14 @@ class Cache:
                 self.states.append(self.layers[-1])
             else:
                 self.layers.append(self.layers[shape.reads])
-            if shape.recurrent is not None:
-                assert fold is not None, "nothing folds the states of recurrent layers"
-                self.recurrent[index] = RecurrentState(shape.recurrent, Room(rows, self.scratch, dtype, memory), fold)
-                self.states.append(self.recurrent[index])
+            for place, kept in ((index, shape.recurrent), (~index, shape.beside)):
+                if kept is not None:
+                    assert fold is not None, "nothing folds the states of recurrent layers"
+                    self.recurrent[place] = RecurrentState(kept, Room(rows, self.scratch, dtype, memory), fold)
+                    self.states.append(self.recurrent[place])
+            if shape.history:
+                self.histories[index] = TokenHistory(shape.history, rows, capacity)
+                self.states.append(self.histories[index])
         self.lengths = [0] * rows
         self.capacity = capacity
         # one past the highest slot that passes have written, and trees above earlier lengths may have written

@@ -13,6 +13,7 @@ from torch import Tensor
 from .recurrent import RecurrentShape
 from .small_keys import LINES, STEP_BYTES, stored
 from .tiers.memory import arena
+from .token_history import TOKEN
 from .tree import AcceptedPath, Nodes
 
 # slots past a row's length for the nodes of a tree
@@ -44,11 +45,15 @@ class LayerShape:
     small: bool = False
     # tokens of a chunk, of a layer that looks back to the beginning of its token's chunk alone; 0: it has no chunks
     chunk: int = 0
-    # numbers in a key of the index by which a layer chooses the tokens that it looks at; 0: it has none
+    # numbers that the index by which a layer chooses the tokens that it looks at keeps of each; 0: it has none
     index_size: int = 0
     # are its keys latent states with what positions turn, of one head for all? Then its values are the states, the first numbers of
     # keys, and lie there
     latent: bool = False
+    # a further short convolution beside its recurrent part; None: it has none
+    beside: RecurrentShape | None = None
+    # tokens before a node that are looked up with it; 0: none are
+    history: int = 0
 
     @property
     def numbers(self) -> int:
@@ -62,7 +67,7 @@ class LayerShape:
 
     def token_bytes(self, itemsize: int) -> int:
         """Bytes kept for each token, where a number has `itemsize` bytes or, in 8 bits, one. Keys of an index never have 8 bits."""
-        index = self.index_size * itemsize
+        index = self.index_size * itemsize + (TOKEN if self.history else 0)
         if not self.small or not self.numbers:
             return self.numbers * itemsize + index
         return self.numbers + 2 * self.kv_heads * STEP_BYTES + index

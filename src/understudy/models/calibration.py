@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..devices.processor import Processor
 from ..kernels.amx_dot import has_amx
@@ -21,8 +22,8 @@ from ..weights.checkpoint import Checkpoint
 from ..weights.entries import Stored, part_blocks
 from ..weights.layout import LinearSpec, ModelLayout
 from ..weights.measuring import Note
-from .embedding import EmbeddingRows, Lookup, lookups
-from .footprint import EMBEDDING_ROOM
+from .embedding import EMBEDDING_ROOM, EmbeddingRows, Lookup, sorted_tables
+from .hashed_rows import FileRows
 from .mixtures.routed import Routed, Rows
 from .target import Target
 from .unprepared import unprepared
@@ -115,10 +116,10 @@ def _product_type(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bfloat16 and (has_bfdot() or has_amx()) else torch.float32
 
 
-def _rows(checkpoint: Checkpoint, module: nn.Module, name: str) -> EmbeddingRows:
+def _place(checkpoint: Checkpoint, name: str) -> tuple[Path, Stored]:
+    """Where a table lies: its file, and its place there."""
     info = checkpoint.info(name)
-    table = Stored(info.file.name, info.offset, info.nbytes, info.dtype, info.shape, "")
-    return EmbeddingRows(module, info.file, table, EMBEDDING_ROOM)
+    return info.file, Stored(info.file.name, info.offset, info.nbytes, info.dtype, info.shape, "")
 
 
 def second_moments(
@@ -130,8 +131,10 @@ def second_moments(
     tokens = tokens[:MOST_TOKENS]
     dtype = checkpoint.info(layout.linears[0].weight).dtype
     model = unprepared(config, dtype, layout, checkpoint.read, (1, len(tokens)))
-    modules = lookups(model.module, layout)
-    rows = Lookup(_rows(checkpoint, *each) for each in zip(modules, layout.looked_up, strict=True))
+    places = (_place(checkpoint, name) for name in layout.looked_up)
+    by_token, by_hash = sorted_tables(model.module, layout, places)
+    tables = (EmbeddingRows(module, *place, EMBEDDING_ROOM) for module, place in by_token)
+    rows = Lookup(tables, {module: FileRows(pieces, EMBEDDING_ROOM) for module, pieces in by_hash.items()})
     reading = Reading(checkpoint, layout, len(tokens), note, progress)
     processor = Processor()
     try:

@@ -28,6 +28,7 @@ from .fused_blocks.fused_experts import mixed_samples, mixtures
 from .fused_blocks.fusing import FusedParts, Fusing
 from .fused_blocks.joiner import Joiner
 from .mixtures.routed import Rows
+from .pooled_keys import PooledQuery
 from .recurrent_layers.channel_rule import recur
 from .several_devices.stages import Stages
 from .streamed import CurrentPass, Pass, Placed, pass_cache, place_of_one
@@ -187,8 +188,11 @@ class Level:
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         self.cache.write(layer, self.placed.at(layer)[1], self.place, keys, values)
 
-    def choose(self, layer: int, keys: Tensor, asked: IndexQuery) -> Chosen:
+    def choose(self, layer: int, keys: Tensor, asked: IndexQuery | PooledQuery) -> Chosen:
         return self.placed.choose(layer, keys, asked)
+
+    def history(self, layer: int) -> Tensor:
+        return self.cache.histories[layer].before(self.nodes)
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.cache.layer(layer, spec.window)

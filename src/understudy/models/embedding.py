@@ -7,9 +7,9 @@ Where drafted tokens are chosen on a device, the host cannot gather rows for the
 import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,33 @@ from ..errors import TransferError
 from ..weights.entries import Stored
 from ..weights.layout import ModelLayout
 from ..weights.store import Store
+from .hashed_rows import ROW, FileRows, HashedTable, TableRows
 
-# Bytes that a row which is kept takes beside its numbers: a buffer, a tensor and its place, by the kernel's count.
-ROW = 2 << 10
+T = TypeVar("T")
+# Bytes for rows of a table that are kept on the processor.
+EMBEDDING_ROOM = 8 << 20
 
 
 def lookups(model: Any, layout: ModelLayout) -> list[nn.Module]:
     """The modules of the stock `model` that are looked up by token: its embedding, then those of the `tables` of its layout."""
-    return [model.get_input_embeddings(), *(model.get_submodule(table.module) for table in layout.tables)]
+    tables = (model.get_submodule(table.module) for table in layout.tables)
+    return [model.get_input_embeddings(), *(module for module in tables if not isinstance(module, HashedTable))]
+
+
+def sorted_tables(
+    model: Any, layout: ModelLayout, held: Iterable[T]
+) -> tuple[list[tuple[nn.Module, T]], dict[HashedTable, list[T]]]:
+    """What is `held` of each tensor of `layout.looked_up`, with the module of the stock `model` that is looked up by token; and of
+    those that are looked up by a hash, all pieces of each."""
+    embedding, *others = held
+    by_token, by_hash = [(model.get_input_embeddings(), embedding)], dict[HashedTable, list[T]]()
+    for table, own in zip(layout.tables, others, strict=True):
+        module = model.get_submodule(table.module)
+        if isinstance(module, HashedTable):
+            by_hash.setdefault(module, []).append(own)
+        else:
+            by_token.append((module, own))
+    return by_token, by_hash
 
 
 class Table(Protocol):
@@ -43,10 +62,14 @@ class Table(Protocol):
 
 
 class Lookup:
-    """All tables of a model: made ready together for the tokens at hand. All are of one kind, so one answer holds for all."""
+    """All tables of a model: made ready together for the tokens at hand. All are of one kind, so one answer holds for all. Those
+    that are looked up by a hash (`hashed`) are asked within a pass."""
 
-    def __init__(self, tables: Iterable[Table]):
+    def __init__(self, tables: Iterable[Table], hashed: Mapping[HashedTable, FileRows | TableRows] | None = None):
         self.tables = list(tables)
+        self.hashed = dict(hashed or {})
+        for module, rows in self.hashed.items():
+            module.rows = rows
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """tokens: [n] ids -> what to give the model for them. Raises what reading a row raises.
@@ -58,8 +81,27 @@ class Lookup:
         return first(tokens)
 
     def close(self) -> None:
-        for table in self.tables:
+        for table in (*self.tables, *self.hashed.values()):
             table.close()
+
+
+def opened_lookup(model: nn.Module, store: Store, device: Device, whole: bool) -> Lookup:
+    """What the stock `model` of a `store` looks up by token: `whole` on the device, or the rows at hand. Raises StoreError where a
+    table is damaged."""
+
+    def opened(module: nn.Module, table: Stored) -> EmbeddingRows | EmbeddingTable:
+        if whole:
+            return EmbeddingTable(module, store, table, device)
+        # A checksum is one of the whole table, and rows are read when tokens need them.
+        store.prove(table)
+        return EmbeddingRows(module, store.file(table.file), table, EMBEDDING_ROOM, device.where)
+
+    by_token, by_hash = sorted_tables(model, store.layout, store.looked_up)
+    for table in (table for pieces in by_hash.values() for table in pieces):
+        store.prove(table)
+    places = {module: [(store.file(table.file), table) for table in own] for module, own in by_hash.items()}
+    hashed = {module: FileRows(pieces, EMBEDDING_ROOM) for module, pieces in places.items()}
+    return Lookup((opened(*each) for each in by_token), hashed)
 
 
 class GatheredRows(ABC):

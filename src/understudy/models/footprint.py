@@ -10,7 +10,7 @@ import torch
 from ..codecs import codec, suited
 from ..devices import Device
 from ..kernels.pack import BLOCK, blocks_of
-from ..plan.demand import MIB, Footprint, LayerSize, LevelSize, SpillSizes
+from ..plan.demand import Footprint, LayerSize, LevelSize, SpillSizes
 from ..plan.residents import LinearSize
 from ..quantizers import fitting
 from ..recurrent import DEEPEST
@@ -24,7 +24,8 @@ from ..weights.layout import LinearSpec, ModelLayout
 from ..weights.mixing import quantizers_of
 from ..weights.recipe import Recipe
 from ..weights.store import Store
-from .embedding import ROW
+from .embedding import EMBEDDING_ROOM
+from .hashed_rows import ROW
 from .recurrent_layers.channel_rule import working_bytes
 from .stock.latent import WIDENS
 from .stock.shape import ModelShape, cache_dtype
@@ -32,8 +33,6 @@ from .stream.load import whole_bytes
 from .stream.weights import held, largest
 from .target import TILE
 
-# Bytes for rows of the embedding table that are kept on the processor.
-EMBEDDING_ROOM = 8 * MIB
 # Blocks of sums at most that a product is made of on a device; `kernels.gpu.draft_product`.
 SPLITS = 528
 # Rows, mostly of zeros, for which a product with codes of experts makes sums wherever a node goes to one, see
@@ -88,7 +87,7 @@ def sizes_of_store(store: Store, holds_substitute: bool, holds_head: bool = Fals
         decoding_bytes=largest(entries),
         widest_outputs=_widest(entry.spec for entry in entries[:-1]),
         linears=tuple(_linear(entry, holds_substitute or (holds_head and entry is entries[-1])) for entry in entries),
-        tables=tuple((stored.shape[0], stored.shape[1]) for stored in store.looked_up),
+        tables=_tables(store.layout, [stored.shape for stored in store.looked_up]),
         widening=_widening(store.layout.linears),
     )
 
@@ -117,6 +116,14 @@ def _linear(entry: LinearEntry, holds_substitute: bool) -> LinearSize:
 def _widening(specs: Iterable[LinearSpec]) -> frozenset[int]:
     """Numbers of the Linears that widen latent states."""
     return frozenset(index for index, spec in enumerate(specs) if spec.module.endswith(f".{WIDENS}"))
+
+
+def _tables(layout: ModelLayout, shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, int], ...]:
+    """Rows and width of each table, whose tensors have these `shapes`: several may be pieces of one."""
+    found: dict[str, tuple[int, int]] = {}
+    for module, (rows, width) in zip(("", *(table.module for table in layout.tables)), shapes, strict=True):
+        found[module] = found.get(module, (0, 0))[0] + rows, width
+    return tuple(found.values())
 
 
 def _share(spec: LinearSpec) -> float:
@@ -153,7 +160,7 @@ def sizes_of_checkpoint(
         decoding_bytes=max(linear.decoding_bytes for linear in foretold),
         widest_outputs=_widest(layout.linears[:-1]),
         linears=tuple(linear.size for linear in foretold),
-        tables=tuple((tensors[name].shape[0], tensors[name].shape[1]) for name in layout.looked_up),
+        tables=_tables(layout, [tensors[name].shape for name in layout.looked_up]),
         widening=_widening(layout.linears),
     )
 
@@ -236,11 +243,12 @@ def footprint_of(
 def _layer_size(shape: ModelShape, index: int, dtype: torch.dtype) -> LayerSize:
     """What layer `index` keeps of one sequence."""
     layer, kept = shape.layers[index], cache_dtype(dtype)
-    records = layer.recurrent.record_bytes(kept) if layer.recurrent is not None else 0
+    parts = [part for part in (layer.recurrent, layer.beside) if part is not None]
+    records = sum(part.record_bytes(kept) for part in parts)
     return LayerSize(
         token_bytes=layer.token_bytes(kept.itemsize),
         slots=layer.window_slots,
-        state_bytes=layer.recurrent.row_bytes(DEEPEST, kept) - DEEPEST * records if layer.recurrent is not None else 0,
+        state_bytes=sum(part.row_bytes(DEEPEST, kept) for part in parts) - DEEPEST * records,
         record_bytes=records,
         reads=index if layer.reads is None else layer.reads,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..cache import Cache
 from ..devices import Device, SharedWork
@@ -24,12 +24,10 @@ from ..spilled import Spill
 from ..tiers import ReadSettings
 from ..tiers.ring import Ring
 from ..tree import Nodes
-from ..weights.entries import Stored
 from ..weights.store import Store
 from .cost import PassCost
 from .draft import Draft
-from .embedding import EmbeddingRows, EmbeddingTable, Lookup, lookups
-from .footprint import EMBEDDING_ROOM
+from .embedding import opened_lookup
 from .narrow_tiles import NarrowTiles
 from .output_head import OutputHead
 from .several_devices.lanes import LaneLost, lost_line, open_lanes, out_of_memory_line
@@ -117,7 +115,7 @@ class Model:
         self._work: SharedWork = "pass" if fused else "stock pass"
         self.cost = PassCost(1 if fused else TILE)
         # Where drafted tokens are chosen on the device, their rows must lie there.
-        self.lookup = self._lookup(whole=uses.drafts and not device.drafts_see_text)
+        self.lookup = opened_lookup(self.module, store, device, whole=uses.drafts and not device.drafts_see_text)
         base = self.module.get_submodule(str(self.module.base_model_prefix))
         views = (self.current, self.cache, self.lookup)
         self.target = Target(self.module, base, *views, self.supply.multiply, device, self.supply.skip_head, stages=self.stages)
@@ -153,18 +151,6 @@ class Model:
         if self.stages is not None:
             step = 1 if self.supply.fused(self.dtype) else TILE
             self.stages.fit(self.target.whole, step, streams=bool(self.plan.streamed_bytes), groups=self.groups)
-
-    def _lookup(self, whole: bool) -> Lookup:
-        """What is looked up by token: `whole` on the device, or the rows at hand. Raises StoreError where a table is damaged."""
-
-        def opened(module: nn.Module, table: Stored) -> EmbeddingRows | EmbeddingTable:
-            if whole:
-                return EmbeddingTable(module, self.store, table, self.device)
-            # A checksum is one of the whole table, and rows are read when tokens need them.
-            self.store.prove(table)
-            return EmbeddingRows(module, self.store.file(table.file), table, EMBEDDING_ROOM, self.device.where)
-
-        return Lookup(map(opened, lookups(self.module, self.store.layout), self.store.looked_up))
 
     @torch.inference_mode()
     def embed(self, tokens: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -23,12 +24,14 @@ from ..kernels.recurrence import RuleStep
 from ..tree import Nodes
 from ..weights.layout import ModelLayout
 from .embedding import lookups
+from .hashed_rows import HashedTable
 from .kept import float32_names
 from .mixtures.experts import hand_over, mixes
 from .mixtures.routed import Rows
+from .pooled_keys import PooledQuery
 from .stock import hf, latent
 from .stock.names import finder, sources
-from .stock.structure import stored_buffers
+from .stock.stored_tensors import stored_buffers
 
 # What stock code tells attention of the keys that it may look at, where these depend on what they hold.
 CHOSEN = ("indices", "block_indices")
@@ -51,8 +54,11 @@ class Pass(Protocol):
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put keys [n, kv heads, key size] and values [n, kv heads, value size] of the pass's nodes in the KV cache."""
 
-    def choose(self, layer: int, keys: Tensor, asked: IndexQuery) -> Chosen:
+    def choose(self, layer: int, keys: Tensor, asked: IndexQuery | PooledQuery) -> Chosen:
         """Put keys [n, size] of the pass's nodes in the index of `layer`, and choose by it what each of them looks at."""
+
+    def history(self, layer: int) -> Tensor:
+        """The last tokens of each node's path that `layer` looks up together, [n, tokens], its own the last; -1 before the text."""
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         """Attention of query [n, heads, key size] over the KV cache: [n, heads, value size]."""
@@ -91,6 +97,13 @@ class StreamedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class _NothingKept(list[Any]):
+    """The layers of such a cache: whichever is asked for keeps no positions of earlier tokens."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return SimpleNamespace(indexer_position_ids=None)
+
+
 @cache
 def _pass_cache_class() -> Any:
     """The class of `pass_cache`, made at first use: its parent is imported then."""
@@ -100,7 +113,7 @@ def _pass_cache_class() -> Any:
 
         # the parent's layers are not wanted, so its __init__ is not called
         def __init__(self, positions: Tensor | None) -> None:
-            self.layers: list[Any] = []
+            self.layers: list[Any] = _NothingKept()
             # [1, n] of the pass's nodes
             self.positions = positions
 
@@ -154,10 +167,12 @@ class Placed:
             self._there[device.name] = self.first.moved(bring)
         return device, self._there[device.name]
 
-    def choose(self, layer: int, keys: Tensor, asked: IndexQuery) -> Chosen:
+    def choose(self, layer: int, keys: Tensor, asked: IndexQuery | PooledQuery) -> Chosen:
         """Put keys [n, size] of the nodes in the index of `layer`, and choose by it what each of them looks at."""
         device, there = self.at(layer)
         state = self.cache.layers[layer]
+        if isinstance(asked, PooledQuery):
+            return asked.choose(state, keys, there)
         state.write_index(there, keys)
         assert state.index is not None
         return device.choose(asked, state.index, there)
@@ -197,7 +212,8 @@ def attention(
 
     key, value [1, kv heads, n, size] are the pass's own: what a layer attends with goes to the KV cache, which need not be what
     it gave its cache (a latent state, say). All are read from there."""
-    chosen = next((others[name] for name in CHOSEN if isinstance(others.get(name), Chosen)), None)
+    told = (attention_mask, *(others.get(name) for name in CHOSEN))
+    chosen = next((each for each in told if isinstance(each, Chosen)), None)
     if query.device.type == "meta":
         if chosen is None and (name := next((name for name in CHOSEN if others.get(name) is not None), None)):
             raise CheckpointError(f"Layer {module.layer_idx} attends to some keys alone ({name}), which is not supported yet.")
@@ -240,7 +256,8 @@ def share(
     `tensors`, in the type in which transformers holds it in a model that computes in `dtype`. Their names are kept in `directory`.
 
     Raises StoreError for a parameter that has none."""
-    looked_up = {id(module.weight) for module in lookups(model, layout)}
+    tables = (module for module in model.modules() if isinstance(module, HashedTable))
+    looked_up = {id(module.weight) for module in (*lookups(model, layout), *tables)}
     in_float32 = float32_names(model, dtype)
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

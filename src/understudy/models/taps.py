@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from .stock.structure import decoder_blocks
+from .stock.wrapper import text_config
 from .streamed import CurrentPass
 
 # The tap of what the last decoder block gives, before the final norm.
@@ -47,7 +48,9 @@ def install(model: nn.Module, taps: Sequence[int], current: CurrentPass) -> None
     _, blocks = decoder_blocks(model)
     # Some classes call their base, others what lies in it.
     decoder = model.get_decoder()  # type: ignore[operator]
-    for number, place in enumerate(places_of(taps, len(blocks))):
+    places = places_of(taps, len(blocks))
+    _refuse_streams(model.config, [place for place in places if place != len(blocks)])
+    for number, place in enumerate(places):
         tap = _Tap(number, current)
         if place == 0:
             blocks[0].register_forward_pre_hook(tap.before, with_kwargs=True)
@@ -56,6 +59,13 @@ def install(model: nn.Module, taps: Sequence[int], current: CurrentPass) -> None
             block.register_forward_hook(tap.after)
         else:
             decoder.register_forward_hook(tap.after_all)
+
+
+def _refuse_streams(config: Any, between: Sequence[int]) -> None:
+    """Raise UsageError for taps `between` blocks that hand on several states side by side, of which none is the model's own."""
+    if between and (streams := getattr(text_config(config), "hc_count", 1)) > 1:
+        what = f"The drafter reads hidden states between layers, which this model has {streams} of side by side"
+        raise UsageError(f"{what} (hyper-connections): take one that reads the last alone, or --method substitute.")
 
 
 class _Tap:

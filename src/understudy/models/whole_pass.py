@@ -19,6 +19,7 @@ from ..recurrent import RecurrentState, begins, tops
 from ..tree import Nodes, TokenTree
 from .by_rows import by_rows
 from .mixtures.routed import Routed, Rows
+from .pooled_keys import PooledQuery
 from .recurrent_layers.channel_rule import recur
 from .streamed import Placed, pass_cache, place_of_one
 
@@ -90,8 +91,11 @@ class WholePass:
         cache = self.view.cache
         return max(cache.layers[layer].goes_back, cache.scratch)
 
-    def choose(self, layer: int, keys: Tensor, asked: IndexQuery) -> Chosen:
+    def choose(self, layer: int, keys: Tensor, asked: IndexQuery | PooledQuery) -> Chosen:
         return self.placed.choose(layer, keys[: self.count], asked[: self.count])
+
+    def history(self, layer: int) -> Tensor:
+        return nn.functional.pad(self.view.cache.histories[layer].before(self.nodes), (0, 0, 0, self.padding))
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         view = self.view
@@ -174,7 +178,7 @@ class Rehearsal(WholePass):
     def write_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Nothing reads them."""
 
-    def choose(self, layer: int, keys: Tensor, asked: IndexQuery) -> Chosen:
+    def choose(self, layer: int, keys: Tensor, asked: IndexQuery | PooledQuery) -> Chosen:
         """So is what an index chooses."""
         return ALL
 

@@ -25,7 +25,8 @@ from ...tree import Nodes, TokenTree
 from ...weights.checkpoint import TensorInfo
 from ...weights.layout import LinearSpec
 from ..draft import Draft
-from ..embedding import Lookup, TensorRows, lookups
+from ..embedding import Lookup, TensorRows, sorted_tables
+from ..hashed_rows import TableRows
 from ..mixtures.routed import Rows, product
 from ..stock import structure
 from ..stock.known import keep, key_of, recall, transformers_version
@@ -164,8 +165,9 @@ def _passes(specimen: Specimen) -> dict[str, Tensor]:
     longest = max(len(text.prompt) for text in texts)
     layout = structure.layout(structure.skeleton(config, torch.float32, attention_name()), held)
     model = unprepared(config, torch.float32, layout, tensors.__getitem__, (len(texts), longest + len(PARENTS) + 1))
-    modules = lookups(model.module, layout)
-    embed = Lookup(TensorRows(module, tensors[name]) for module, name in zip(modules, layout.looked_up, strict=True))
+    by_token, by_hash = sorted_tables(model.module, layout, (tensors[name] for name in layout.looked_up))
+    hashed = {module: TableRows(torch.cat(pieces)) for module, pieces in by_hash.items()}
+    embed = Lookup((TensorRows(*each) for each in by_token), hashed)
     device = Processor(threads=1)
     weights = [_whole(spec, tensors) for spec in layout.linears]
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..stock.shape import layers_read
 from ..stock.wrapper import is_wrapper, switches, text_config, with_text
 from .shrink_states import narrow_states
+from .shrink_tables import narrow_tables
 
 VOCABULARY = 211
 # Tokens of it that a table beside the embedding lacks where it lacked some before.
@@ -43,7 +44,9 @@ _FEED_FORWARD = re.compile(r"intermediate|ffn|inner|mlp_dim|d_ff")
 _WINDOWED = re.compile(r"window(_size)?$|attention_chunk_size$|floor_scale$|index_topk$")
 _REPEATED = re.compile(r"pattern|interval|every|period|freq")
 # Lists of the layers that are of one kind.
-_CHOSEN = re.compile(r"_(indices|idxs)$|^moe_layers$")
+_CHOSEN = re.compile(r"_(indices|idxs)$|^moe_layers$|_layer_ids$")
+# Those of them that count layers from one.
+_FROM_ONE = re.compile(r"_layer_ids$")
 # Ropes whose tables depend on these positions, or that change with the length of the text.
 _KEEP_POSITIONS = ("longrope", "llama3", "dynamic")
 
@@ -71,6 +74,7 @@ def shrunk(config: Any, few_layers: bool = True, narrow: bool = True) -> Any:
     if narrow:
         _narrow(values, names)
         narrow_states(values, names.get("hidden_size", "hidden_size"))
+        narrow_tables(values)
     return type(config)(**values)
 
 
@@ -137,7 +141,9 @@ def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) 
     lists = [key for key in lists if not key.endswith("token_id")]
     own = _own_values(values)
     told_apart = [*(values[key] for key in lists)]
-    told_apart += [[i in values[key] for i in range(count)] for key in chosen]
+    # by list: the number of the first layer
+    first = {key: int(_FROM_ONE.search(key) is not None) for key in chosen}
+    told_apart += [[i + first[key] in values[key] for i in range(count)] for key in chosen]
     if own:
         told_apart.append([own.get(i) for i in range(count)])
     if any(source is not None for source in reads):
@@ -151,7 +157,7 @@ def _cut_layers(values: dict[str, Any], name: str, reads: Sequence[int | None]) 
         for key in lists:
             values[key] = [values[key][i] for i in kept]
         for key in chosen:
-            values[key] = [place for place, i in enumerate(kept) if i in values[key]]
+            values[key] = [place + first[key] for place, i in enumerate(kept) if i + first[key] in values[key]]
         if own:
             values["per_layer_config"] = {place: own[i] for place, i in enumerate(kept) if i in own}
         if values.get("num_kv_shared_layers"):

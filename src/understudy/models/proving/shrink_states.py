@@ -17,6 +17,10 @@ def narrow_states(values: dict[str, Any], hidden: str) -> None:
     for key in ("mamba_d_state", "ssm_state_size", "state_size"):
         if values.get(key):
             values[key] = min(values[key], KEY)
+    if values.get("linear_num_key_heads") and values["linear_num_value_heads"] % values["linear_num_key_heads"] == 0:
+        shared = values["linear_num_value_heads"] // values["linear_num_key_heads"]
+        values["linear_num_key_heads"] = min(values["linear_num_key_heads"], GROUPS)
+        values["linear_num_value_heads"] = values["linear_num_key_heads"] * shared
     if values.get("linear_num_heads"):
         values["linear_num_heads"] = min(values["linear_num_heads"], SHARING)
     if values.get("time_step_limit") and values.get("state_size"):

@@ -57,6 +57,7 @@ FEED_FORWARD = "mlp"
 MIXERS: Mapping[str, type[Mixer]] = {
     "Qwen3_5GatedDeltaNet": Qwen35GatedDelta,
     "Qwen3_5MoeGatedDeltaNet": Qwen35GatedDelta,
+    "Qwen4ExpTextGatedDeltaNet": Qwen35GatedDelta,
     "Qwen3NextGatedDeltaNet": Qwen3NextGatedDelta,
     "OlmoHybridGatedDeltaNet": OlmoGatedDelta,
     "KimiLinearDeltaAttention": ChannelDelta,

@@ -66,6 +66,9 @@ class Finder:
             if matches.keys() != set(converter.source_patterns):
                 continue
             found = [matches[pattern] for pattern in converter.source_patterns]
+            # one tensor in numbered pieces
+            if operations == [_JOINED] and len(found) == 1 and "*" in converter.source_patterns[0]:
+                return tuple(sorted(found[0], key=_numbers))
             # of joined stacks each has a matrix of every expert
             if operations == [_JOINED] or (operations == [_JOINED_ROWS] and all(len(names) == 1 for names in found)):
                 return tuple(names[-1] for names in found)

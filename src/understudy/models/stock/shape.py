@@ -11,6 +11,7 @@ import torch
 from ...devices import Device
 from ...errors import CheckpointError, UsageError
 from ...layer_states import LayerShape
+from ...recurrent import RecurrentShape
 from ..recurrent_layers.mixers import FEED_FORWARD, layer_values, recurrent_kinds
 from .own_attention import ALIBI, BIASED
 from .ropes import longest_exact, said_of
@@ -21,6 +22,8 @@ from .wrapper import text_config
 WINDOW_IN_EVERY_LAYER = ("mistral", "phi3", "starcoder2")
 # Model types whose layers with a window have twice as many heads of keys as the config says.
 WIDER_WINDOWS = ("mimo_v2_flash",)
+# Where configs say of how many tokens an index has one key.
+POOLS = "indexer_compress_ratio"
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -41,6 +44,8 @@ class ModelShape:
     changes_logits: bool
     # does each head of keys choose by an index of its own what it looks at?
     heads_choose: bool
+    # what of it runs on the processor alone so far, one sentence without its end; empty: nothing
+    alone: str
     # longest text that keeps one rope from its first token on, in tokens; None where the config does not say
     positions: int | None
     # why keys and values cannot have 8 bits, one sentence; empty: they can
@@ -64,19 +69,19 @@ class ModelShape:
             heads=max(heads),
             shared_heads=max(count // max(layer.kv_heads, 1) for count, layer in zip(heads, layers, strict=True)),
             hidden_size=config.hidden_size,
-            states=getattr(config, "altup_num_inputs", None) or 1,
+            states=getattr(config, "altup_num_inputs", None) or getattr(config, "hc_count", None) or 1,
             vocabulary=config.vocab_size,
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
-            heads_choose=bool(getattr(config, "index_topk_blocks", None)) and any(layer.index_size for layer in layers),
+            heads_choose=(heads_choose := _heads_choose(config, layers)),
+            alone=_alone(config, layers, heads_choose),
             positions=longest_exact(config),
             all_bits=why,
         )
 
     def for_device(self, device: Device) -> ModelShape:
         """Itself. Raises UsageError where `device` does not run such a model yet."""
-        if self.heads_choose and device.own_memory:
-            what = "Each head of this model chooses the tokens that it looks at"
-            raise UsageError(f"{what}, which runs on the processor alone so far, not on {device.name}: use --device cpu.")
+        if self.alone and device.own_memory:
+            raise UsageError(f"{self.alone}, which runs on the processor alone so far, not on {device.name}: use --device cpu.")
         return self
 
     def note_on(self, device: Device) -> str:
@@ -154,6 +159,20 @@ def _heads(config: Any, index: int) -> int:
     return int(each[index] if each else getattr(config, "num_attention_heads", 1))
 
 
+def _heads_choose(config: Any, layers: Sequence[LayerShape]) -> bool:
+    """See `ModelShape.heads_choose`."""
+    return bool(getattr(config, "index_topk_blocks", None)) and any(layer.index_size for layer in layers)
+
+
+def _alone(config: Any, layers: Sequence[LayerShape], heads_choose: bool) -> str:
+    """See `ModelShape.alone`."""
+    if heads_choose:
+        return "Each head of this model chooses the tokens that it looks at"
+    if any(layer.index_size for layer in layers) and getattr(config, POOLS, None):
+        return "An index of this model chooses blocks of tokens"
+    return "This model looks n-grams up" if any(layer.history for layer in layers) else ""
+
+
 def keeps_states(devices: Sequence[Device]) -> bool:
     """Are latent states kept in the place of keys and values on these `devices`? Only a processor attends over them so far."""
     return len(devices) == 1 and not devices[0].own_memory
@@ -184,7 +203,19 @@ def _layer_shape(config: Any, index: int, reads: int | None, latent: bool) -> La
             heads, key_size, value_size, window=window, reads=reads, chunk=chunk, index_size=index_size, latent=kept
         )  # fmt: skip
     sizes = kv_heads if kind.attends else 0, key_size, value_size
-    return LayerShape(*sizes, window, reads, kind.shape(config), latent=rank is not None and kind.attends)
+    beside, history = _beside(config, index)
+    latent_here = rank is not None and kind.attends
+    return LayerShape(*sizes, window, reads, kind.shape(config), latent=latent_here, beside=beside, history=history)
+
+
+def _beside(config: Any, index: int) -> tuple[RecurrentShape | None, int]:
+    """What a layer with n-grams keeps beside its recurrent part: the inputs of a convolution whose taps are as far apart as an
+    n-gram is long, and how many tokens it looks back at to look them up."""
+    # which count from one
+    if index + 1 not in (getattr(config, "ple_layer_ids", None) or ()):
+        return None, 0
+    taps = (config.ple_conv_kernel_size - 1) * config.ngram_size + 1
+    return RecurrentShape(channels=config.hc_count * config.hidden_size, taps=taps), config.ngram_size - 1
 
 
 def _sizes(config: Any, index: int) -> tuple[int, int, int]:
@@ -223,6 +254,8 @@ def _chunk(config: Any, index: int) -> int:
 def _index_size(config: Any, index: int) -> int:
     """Numbers in a key of the index of layer `index`; 0: it has none, or looks at what the index of a layer before it chose."""
     kinds, layers = getattr(config, "indexer_types", None), getattr(config, "layer_types", None)
+    if getattr(config, POOLS, None):
+        return int(config.indexer_head_dim) if layers and layers[index] == "indexed_attention" else 0
     of_tokens = getattr(config, "index_topk", None) and not (kinds and kinds[index] == "shared")
     of_blocks = getattr(config, "index_topk_blocks", None) and layers and "sparse" in layers[index]
     return int(getattr(config, "index_head_dim", None) or 0) if of_tokens or of_blocks else 0

@@ -5,7 +5,7 @@ Nothing here depends on an architecture's names; what cannot be run exactly is r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ...kernels.pack import BLOCK
 from ...weights.checkpoint import TensorInfo
 from ...weights.encoding import check_weight
 from ...weights.layout import LinearSpec, ModelLayout, TableSpec
+from ..hashed_rows import HashedTable
 from ..kept import float32_names, is_linear, may_be_kept, routers, streams
 from ..mixtures.experts import experts_name, stacks, watching
 from ..mixtures.lone_stacks import install_lone_stacks
@@ -35,11 +36,14 @@ from .heads import head_and_embedding, ties_head
 from .hf import leave_pads_alone, refused
 from .indexers import install_indexers
 from .names import finder
+from .ngrams import install_ngrams
 from .own_attention import install_own_attention
 from .own_positions import tell_positions
+from .pooled_index import install_pooled_indices
 from .refusals import refuse_packed
 from .ropes import fix_ropes
 from .stack_tensors import of_experts, packed_by_outputs
+from .stored_tensors import buffers_found, hashed_tables, pieces_of, stored_buffers, tables_shapes
 from .turned import is_turned, on_meta, turn
 from .wrapper import built, cut_to_text, for_text, is_wrapper, straight_to_text, text_parts
 
@@ -74,6 +78,8 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     install_mixers(model)
     install_scaled_experts(model)
     install_indexers(model)
+    install_pooled_indices(model)
+    install_ngrams(model)
     install_plain_experts(model)
     install_tall_experts(model)
     install_lone_stacks(model)
@@ -135,6 +141,7 @@ def streamed_linears(model: nn.Module) -> dict[str, nn.Linear]:
         raise CheckpointError(f"{type(model).__name__} has no linear output head; it cannot be streamed.")
     inside = {id(p) for m in found.values() for p in m.parameters()}
     inside |= {id(stack.parameter) for stack in stacks(model).values()}
+    inside |= {id(m.weight) for m in blocks.modules() if isinstance(m, HashedTable)}
     for path, parameter in blocks.named_parameters():
         if id(parameter) not in inside and not may_be_kept(parameter):
             what = f"is a weight {list(parameter.shape)} outside any plain Linear"
@@ -217,7 +224,8 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
     mixed = stacks(model)
     weight_of = {path: stored(f"{path}.weight") for path in order[:-1] if path not in mixed}
     weight_of[head], table = head_and_embedding(model, f"{head}.weight", f"{embedding}.weight", find)
-    tables = tuple(TableSpec(path, stored(f"{path}.weight")) for path in dict.fromkeys(seen.looked_up) if path != embedding)
+    tables = [TableSpec(path, stored(f"{path}.weight")) for path in dict.fromkeys(seen.looked_up) if path != embedding]
+    tables += hashed_tables(model, find)
 
     def spec_of(path: str) -> LinearSpec:
         if path not in mixed:
@@ -240,17 +248,17 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
     for name, p in model.named_parameters():
         if name not in skip:
             changed = changed_shapes(find, name, model, tensors)
-            shared |= changed or _pieces(find.sources(name) or (stored(name),), tensors, tuple(p.shape))
-    buffers = {find(name): tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
-    shared |= {name: shape for name, shape in buffers.items() if name is not None}
+            shared |= changed or pieces_of(find.sources(name) or (stored(name),), tensors, tuple(p.shape))
+    buffers, whole_numbers = buffers_found(model, find)
+    shared |= buffers
     needed: dict[str, tuple[int, ...]] = {name: spec.stored_shape for spec in specs for name in spec.tensors} | shared
     looked_up = (table, *(spec.tensor for spec in tables))
-    needed |= {name: tuple(model.get_parameter(f"{path}.weight").shape) for name, path in zip(looked_up, aside, strict=True)}
+    needed |= tables_shapes(model, looked_up, aside, tensors)
     for name, shape in needed.items():
-        check_weight(tensors[name], shape)
+        check_weight(tensors[name], shape, whole=name in whole_numbers)
     if packed := next((name for name in looked_up if getattr(tensors[name], "packed", None)), None):
         raise CheckpointError(f"The checkpoint's table {packed!r} is quantised, which is not supported yet.")
-    return ModelLayout(specs, table, tuple(shared), tables, left_aside(model, find, needed, no_weights(tensors)))
+    return ModelLayout(specs, table, tuple(shared), tuple(tables), left_aside(model, find, needed, no_weights(tensors)))
 
 
 def in_blocks(found: ModelLayout) -> ModelLayout:
@@ -264,22 +272,6 @@ def in_blocks(found: ModelLayout) -> ModelLayout:
     return found
 
 
-def _pieces(names: Sequence[str], tensors: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The tensors `names`, whose rows one after another are a parameter of `shape`, each with the shape that it must have."""
-    if len(names) == 1:
-        return {names[0]: shape}
-    rows = [tensors[name].shape[0] for name in names]
-    # where the rows are too few or too many, the last piece is the one that is refused
-    rows[-1] += shape[0] - sum(rows)
-    return {name: (count, *shape[1:]) for name, count in zip(names, rows, strict=True)}
-
-
-def stored_buffers(model: nn.Module) -> list[str]:
-    """The buffers of `model` that a checkpoint may hold, by name; the others are computed from the config."""
-    stored = model.state_dict(keep_vars=True)
-    return [name for name, buffer in model.named_buffers() if name in stored and buffer.is_floating_point()]
-
-
 def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str, TensorInfo]:
     """The tensors that a checkpoint of this model has, by name, as its config tells: nothing of them can be read."""
     tied = model.get_output_embeddings() if ties_head(model) else None  # type: ignore[operator]
@@ -287,8 +279,11 @@ def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str,
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False) if name not in skip}
     turned = (name for name in shapes if name.endswith(".weight") and is_turned(model, name.removesuffix(".weight")))
     shapes |= {name: shapes[name][::-1] for name in turned}
-    shapes |= {name: tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
+    buffers = {name: model.get_buffer(name) for name in stored_buffers(model)}
+    shapes |= {name: tuple(buffer.shape) for name, buffer in buffers.items()}
+    whole = {name: buffer.dtype for name, buffer in buffers.items() if not buffer.is_floating_point()}
+    kinds = {name: whole.get(name, dtype) for name in shapes}
     return {
-        name: TensorInfo(name, dtype, shape, directory / "config.json", 0, math.prod(shape) * dtype.itemsize)
+        name: TensorInfo(name, kinds[name], shape, directory / "config.json", 0, math.prod(shape) * kinds[name].itemsize)
         for name, shape in shapes.items()
     }
