@@ -233,7 +233,7 @@ MUTATIONS = (
     Mutation("an index chooses all tokens of equal scores", "kernels/chosen_keys.py", "scores[j] == least and equal > 0", "scores[j] == least", "tests/kernels/test_chosen_keys.py"),
     Mutation("an index reads the block of the node before", "kernels/chosen_keys.py", "loaded = rows[i] if whole else NOBODY", "loaded = rows[i]", "tests/kernels/test_chosen_keys.py"),
     Mutation("what an index did not choose is seen by a node after the first", "kernels/attention_cpu.py", "mask[(first + r) // group, block]", "mask[0, block]", "tests/kernels/test_chosen_keys.py"),
-    Mutation("a node of an index looks at a block that it has not whole", "models/pooled_keys.py", "seen = torch.arange(blocks) < whole[:, None]", "seen = torch.arange(blocks) <= whole[:, None]", POOLED),
+    Mutation("a node of an index looks at a block that it has not whole", "models/pooled_keys.py", "torch.arange(blocks) >= whole[:, None]", "torch.arange(blocks) > whole[:, None]", POOLED),
     Mutation("a block of an index begins one token late", "models/pooled_keys.py", "start = last.positions - self.block + 1", "start = last.positions - self.block + 2", POOLED),
     Mutation("a block of an index is made of what lies beside it", "models/pooled_keys.py", "slots = last.slots_at(start[:, None] + torch.arange(self.block))", "slots = last.slots[:, None] - self.block + 1 + torch.arange(self.block)", POOLED),
     Mutation("an n-gram takes what lies before its node", "token_history.py", "slots = nodes.slots_at(positions.clamp(min=0))", "slots = (nodes.slots - nodes.positions)[:, None] + positions.clamp(min=0)", NGRAMS),

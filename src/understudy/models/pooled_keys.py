@@ -3,7 +3,7 @@
 Stock code makes a key of every `block` tokens of a text, counted from its beginning. A node chooses among the blocks that its path
 has whole, and looks at their tokens and at those behind the last of them. The index keeps what blocks are made of at the slot of
 each token. At that of a block's last token lies the block's key in its place, which is made when that token comes: so it is of the
-path of its node, moves with it, and is made once. Everything is plain torch on a processor, in groups of one size always, so a
+path of its node, moves with it, and is made once. Everything is plain torch on a processor, in products of one shape always, so a
 node's choice depends on no other node."""
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from ..tree import Nodes
 
 # Blocks whose keys are made together: enough for torch's vectors to be full.
 MADE = 32
-# Nodes that are scored together, and blocks that each of them is scored with at once.
-GROUP, SCORED = 8, 64
+# Blocks that a node is scored with at once.
+SCORED = 128
+# Products of nodes' heads and blocks that are held at once.
+MOST = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,15 @@ class PooledQuery:
         self._make_keys(state.index, nodes)
         if (nodes.last + 1) // self.block <= self.most:
             return ALL
-        words = [self[i : i + GROUP]._words(state.index, nodes[i : i + GROUP], nodes.last) for i in range(0, len(nodes), GROUP)]
-        return Chosen(mask=torch.cat(words)[None])
+        each = max(MOST // (self.queries.shape[1] * self._blocks(nodes.last)), 1)
+        parts = [slice(i, i + each) for i in range(0, len(nodes), each)]
+        scores = (self[part]._scores(state.index, nodes[part], nodes.last) for part in parts)
+        masks = [self._looked_at(own, nodes[part], nodes.last) for part, own in zip(parts, scores, strict=True)]
+        return Chosen(mask=torch.cat(masks)[None])
+
+    def _blocks(self, longest: int) -> int:
+        """Blocks that are scored of a text up to the position `longest`: a multiple of those that are at once."""
+        return -(-((longest + 1) // self.block) // SCORED) * SCORED
 
     def _make_keys(self, index: Tensor, nodes: Nodes) -> None:
         """Put the key of each block that ends with one of `nodes` at the slot of that node. index: [rows, 1, slots, numbers]."""
@@ -70,37 +79,49 @@ class PooledQuery:
             keys = self.pool(nn.functional.pad(tokens, (0, 0, 0, 0, 0, more)), nn.functional.pad(start, (0, more)))
             index[last.rows, 0, last.slots, : keys.shape[1]] = keys[: len(some)].to(index.dtype)
 
-    def _words(self, index: Tensor, nodes: Nodes, longest: int) -> Tensor:
-        """What GROUP nodes at most look at, as `Chosen.mask` has it for one head: [n, words]; `longest`: the highest position of
-        all nodes of the pass."""
-        count, size = len(nodes), self.queries.shape[2]
-        whole = (nodes.positions + 1) // self.block
-        blocks = -(-((longest + 1) // self.block) // SCORED) * SCORED
-        queries = nn.functional.pad(self.queries.float(), (0, 0, 0, 0, 0, GROUP - count))
-        scores = queries.new_zeros(count, blocks)
-        for first in range(0, int(whole.max()), SCORED):
-            numbers = first + torch.arange(SCORED)
-            ends = (numbers * self.block + self.block - 1).minimum(nodes.positions[:, None])
-            keys = index[nodes.rows[:, None], 0, nodes.slots_at(ends), :size]
-            keys = nn.functional.pad(keys.float(), (0, 0, 0, 0, 0, GROUP - count))
-            products = (queries @ keys.transpose(1, 2)).relu()[:count]
-            scores[:, first : first + SCORED] = self._added(products)
-        seen = torch.arange(blocks) < whole[:, None]
-        # Stable: of equal ones the earlier.
-        order = scores.masked_fill(~seen, -torch.inf).sort(dim=-1, descending=True, stable=True).indices[:, : self.most]
-        taken = torch.zeros_like(seen).scatter_(1, order, True) & seen
-        words = longest // BLOCK + 1
-        looked = taken.repeat_interleave(self.block, dim=1)[:, : words * BLOCK]
-        looked = nn.functional.pad(looked, (0, words * BLOCK - looked.shape[1]))
-        places = torch.arange(words * BLOCK)
-        looked |= (places >= (whole * self.block)[:, None]) & (places <= nodes.positions[:, None])
-        bits = np.packbits(looked.numpy(), axis=1, bitorder="little")
-        return torch.from_numpy(bits.view(np.int64))
+    def _scores(self, index: Tensor, nodes: Nodes, longest: int) -> Tensor:
+        """The score of each block up to the position `longest` for each of `nodes` [n, blocks], -inf where it has not the whole."""
+        whole, size = (nodes.positions + 1) // self.block, self.queries.shape[2]
+        queries, blocks = self.queries.float(), self._blocks(longest)
+        ends = torch.arange(blocks) * self.block + self.block - 1
+        slots = nodes.slots_at(ends.minimum(nodes.positions[:, None]))
+        facts = list(zip(*(each.tolist() for each in (nodes.rows, nodes.prefix, whole)), strict=True))
+        products = torch.zeros(len(nodes), queries.shape[1], blocks)
+        for first in range(0, blocks, SCORED):
+            part = slice(first, first + SCORED)
+            last, held, keys = int(ends[part][-1]), -1, torch.empty(0)
+            for node, (row, prefix, count) in enumerate(facts):
+                if count <= first:
+                    continue
+                straight = prefix > last
+                if not straight or held != row:
+                    keys = index[row, 0, slots[node, part], :size].float()
+                    held = row if straight else -1
+                # each alone, in one shape always
+                products[node, :, part] = queries[node] @ keys.T
+        return self._added(products.relu_()).masked_fill_(torch.arange(blocks) >= whole[:, None], -torch.inf)
 
     def _added(self, products: Tensor) -> Tensor:
         """Scores [n, blocks] of the products [n, heads, blocks] of nodes, one head after another."""
         total = torch.zeros_like(products[:, 0])
         for head in range(products.shape[1]):
             each = products[:, head] * self.scale
-            total = total + (each if self.weights is None else each * self.weights[:, head, None].float())
-        return total
+            total += each if self.weights is None else each * self.weights[:, head, None].float()
+        return total.nan_to_num_(-torch.inf, torch.inf, -torch.inf)
+
+    def _looked_at(self, scores: Tensor, nodes: Nodes, longest: int) -> Tensor:
+        """What `nodes` with these `scores` look at up to the position `longest`, as a head of `Chosen.mask` has it: [n, words]."""
+        most = min(self.most, scores.shape[1])
+        least = scores.topk(most, dim=1).values[:, -1:]
+        more, equal = scores > least, scores == least
+        # of equal ones the earlier
+        taken = more | (equal & (equal.cumsum(1) <= most - more.sum(1, keepdim=True)))
+        whole = ((nodes.positions + 1) // self.block)[:, None]
+        taken &= torch.arange(scores.shape[1]) < whole
+        words = longest // BLOCK + 1
+        looked = taken.repeat_interleave(self.block, dim=1)[:, : words * BLOCK]
+        looked = nn.functional.pad(looked, (0, words * BLOCK - looked.shape[1]))
+        places = torch.arange(words * BLOCK)
+        looked |= (places >= whole * self.block) & (places <= nodes.positions[:, None])
+        bits = np.packbits(looked.numpy(), axis=1, bitorder="little")
+        return torch.from_numpy(bits.view(np.int64))
