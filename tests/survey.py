@@ -154,7 +154,8 @@ def page(answers: dict[str, str], wrappers: set[str]) -> str:
     lines = [HEAD, ", ".join(f"`{kind}`" for kind in plain) + ".", ""]
     lines += ["Of these multimodal kinds the text model runs: " + ", ".join(f"`{kind}`" for kind in several) + ".", ""]
     lines += ["Mixtures of experts run on the processor, or on one other device."]
-    lines += ["MiniMax-M3 and Qwen4-Exp run on the processor alone so far.", "", "## Kinds that are refused", ""]
+    lines += ["GLM-5.3-Flash (`glm5_next`), MiniMax-M3 and Qwen4-Exp run on the processor alone so far.", ""]
+    lines += ["## Kinds that are refused", ""]
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for kind, said in sorted(answers.items()):
         if said != RUNS:

@@ -342,6 +342,13 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "qwen3_5_moe": {"text": "qwen3_5_moe_text"},
     "qwen4_exp": {"text": "qwen4_exp_text"},
     "llama4": {"text": "llama4_text"},
+    # four states in the place of one, KDA, and an index that learns what each token of a block counts, whose choice two layers take
+    "glm5_next": {
+        **_ROUTED_EXPERTS, **_LATENT, **_CHANNELS, "qk_rope_head_dim": 0, "q_lora_rank": 48, "kv_lora_rank": 40, "v_head_dim": 16,
+        **_INDEX, "index_kpool": 4, "num_hidden_layers": 5, "mlp_layer_types": ["dense", *["sparse"] * 4],
+        "layer_types": ["linear_attention", *["indexed_attention"] * 2, "linear_attention", "indexed_attention"],
+        "indexer_types": ["full", "full", "shared", "full", "full"],
+    },
     # a whole language model within
     "nemotron_h_omni": {"text": "nemotron_h-experts"},
     "glm4v_moe": {**_ROUTED_EXPERTS, "head_dim": 16, **sections(2, 1, 1, partial_rotary_factor=0.5)},

@@ -16,6 +16,8 @@ from .stock.structure import decoder_blocks
 from .stock.wrapper import text_config
 from .streamed import CurrentPass
 
+# Where configs say how many states blocks hand on, of which none is the model's own.
+HYPER = ("hc_count", "hc_mult")
 # The tap of what the last decoder block gives, before the final norm.
 BEFORE_NORM = 1 << 20
 # The tap of what the block in the middle is given: number n // 2 of n blocks.
@@ -63,7 +65,8 @@ def install(model: nn.Module, taps: Sequence[int], current: CurrentPass) -> None
 
 def _refuse_streams(config: Any, between: Sequence[int]) -> None:
     """Raise UsageError for taps `between` blocks that hand on several states side by side, of which none is the model's own."""
-    if between and (streams := getattr(text_config(config), "hc_count", 1)) > 1:
+    streams = max((getattr(text_config(config), name, 1) for name in HYPER), default=1)
+    if between and streams > 1:
         what = f"The drafter reads hidden states between layers, which this model has {streams} of side by side"
         raise UsageError(f"{what} (hyper-connections): take one that reads the last alone, or --method substitute.")
 

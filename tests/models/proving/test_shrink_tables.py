@@ -23,5 +23,12 @@ def test_a_large_model_becomes_a_small_one_with_each_kind_of_layer() -> None:
     assert small.linear_num_value_heads == 2 * small.linear_num_key_heads == 4
 
 
-def test_such_a_copy_is_that_of_transformers() -> None:
+def test_an_index_that_learns_has_few_blocks_too() -> None:
+    small = shrunk(AutoConfig.for_model("glm5_next")).text_config
+    assert small.index_kpool == BLOCK and small.index_topk == BLOCK * CHOSEN and small.index_n_heads == 32
+    assert set(small.layer_types) == {"linear_attention", "indexed_attention"} and small.head_dim == 0
+
+
+def test_such_copies_are_those_of_transformers() -> None:
     assert fault(AutoConfig.for_model(**PUBLISHED)) is None
+    assert fault(AutoConfig.for_model("glm5_next")) is None

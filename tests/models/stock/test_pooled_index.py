@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from tests.tiny import opened, save, stock, values_of
+from tests.tiny import generated, opened, publish, save, stock, values_of, wrapper
+from understudy import SamplingParams
 from understudy.devices import DEVICES
 from understudy.errors import CheckpointError, UsageError
 from understudy.models.pooled_keys import PooledQuery
@@ -18,7 +19,9 @@ from understudy.models.stock import pooled_index, structure
 from understudy.models.stock.shape import ModelShape
 from understudy.models.streamed import attention_name
 
-FAMILY = "qwen4_exp_text"
+FAMILY, LEARNS = "qwen4_exp_text", "glm5_next"
+TEXT = [(i * i * 7 + i // 3) % 251 for i in range(420)]
+SAMPLED = SamplingParams(max_new_tokens=24, ignore_eos=True, temperature=0.7, seed=5)
 
 
 def config_of(**changes: Any) -> Any:
@@ -63,11 +66,72 @@ def test_a_pass_is_asked_by_the_parts_of_stock_code() -> None:
     torch.testing.assert_close(query.pool(tokens, starts), apply_rotary_pos_emb(normed, cos=cos, sin=sin)[0, 0])
 
 
-@pytest.mark.parametrize("change", [{"most": 2}, {"block": 5}])
-def test_a_proof_sees_an_index_that_chooses_otherwise(change: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert proof.fault(config_of()) is None
+def test_an_index_that_learns_keeps_what_each_token_counts() -> None:
+    """Its keys are those of stock code, and so is what it asks."""
+    model = stock(LEARNS).model.language_model
+    index: Any = model.layers[1].self_attn.indexer
+    hidden, resid = torch.randn(1, 8, 64), torch.randn(1, 8, 48)
+    kept: list[Any] = []
+    theirs = index.get_pooled_states
+
+    def noted(packed_states: Tensor) -> Any:
+        kept[:] = packed_states, *theirs(packed_states)
+        return kept[1:]
+
+    object.__setattr__(index, "get_pooled_states", noted)
+    index(hidden, resid, torch.ones(1, 8, dtype=torch.bool), None)
+    packed, keys, _, _ = kept
+    assert pooled_index.install_pooled_indices(model) == 2
+    asked: list[Any] = []
+
+    class Holder:
+        under_way = type("Pass", (), {"choose": lambda _, *given: asked.extend(given) or "chosen"})()
+
+    object.__setattr__(index, "understudy", Holder())
+    assert index(hidden_states=hidden, q_resid=resid, attention_mask=None, past_key_values=None) == "chosen"
+    layer, own, query = asked
+    assert layer == 1 and torch.equal(own, packed[0, :, :32]) and (query.most, query.block, query.scale) == (3, 4, 0.25)
+    torch.testing.assert_close(query.pool(own.view(2, 4, 32), torch.tensor([0, 4])), keys[0])
+    assert torch.equal(query.weights, index.weights_proj(hidden)[0] * 32**-0.5)
+    sizes = [layer.index_size for layer in ModelShape.of(wrapper(LEARNS)).layers]
+    assert sizes == [0, 32, 0, 0, 32] and ModelShape.of(wrapper(LEARNS)).states == 4
+
+
+@pytest.mark.parametrize("config", [config_of(), wrapper(LEARNS)], ids=[FAMILY, LEARNS])
+@pytest.mark.parametrize("change", [{"most": 2}, {"scale": -1.0}])
+def test_a_proof_sees_an_index_that_chooses_otherwise(
+    config: Any, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pooled_index, "PooledQuery", lambda *asked: replace(PooledQuery(*asked), **change))
-    assert "gives other logits" in str(proof.fault(config_of()))
+    assert "gives other logits" in str(proof.fault(config))
+
+
+def test_long_texts_are_those_of_transformers_in_every_way(tmp_path: Path) -> None:
+    """Far beyond what a layer looks at: alone and side by side, read in pieces, after a prefix that is copied or on the disk."""
+    model = publish(tmp_path / "single", LEARNS, torch.float32, max_position_embeddings=2048)
+    greedy = SamplingParams(max_new_tokens=24, ignore_eos=True)
+    with opened(tmp_path / "single", context=512) as llm:
+        single = llm.generate(TEXT[:330], greedy)[0]
+    assert single.token_ids == generated(model, TEXT[:330], 24) and single.stats.accepted > 0
+    publish(tmp_path / "half", LEARNS, max_position_embeddings=2048)
+    prompts = [TEXT, [*TEXT[:250], 7, 8, 9], TEXT[20:90]]
+    kept: dict[str, Any] = {"prefix_cache": str(tmp_path / "kept")}
+    texts, cached = [], []
+    for options in ({"method": "none"}, {}, {"rows": 3}, kept, kept):
+        with opened(tmp_path / "half", context=512, **options) as llm:
+            llm.engine.max_nodes = 200
+            done = [llm.generate(prompts, params) for params in (greedy, SAMPLED)]
+        texts.append([[text.token_ids for text in each] for each in done])
+        cached.append(done[0][0].stats.cached_tokens)
+        assert options == {"method": "none"} or min(text.stats.accepted for each in done for text in each) > 0
+        assert min(text.stats.bytes_streamed for each in done for text in each) > 0
+    assert all(found == texts[0] for found in texts) and len({token for text in texts[0][1] for token in text}) > 8
+    assert cached[-1] >= 384, "nothing was found on the disk: the test shows nothing"
+
+
+def test_an_index_that_hides_the_tail_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="hides the tokens behind the last whole block"):
+        structure.skeleton(wrapper(LEARNS, index_kpool_always_select_tail=False), torch.float32, attention_name())
 
 
 def test_a_proof_sees_keys_that_are_turned_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,10 +71,10 @@ def shrunk(config: Any, few_layers: bool = True, narrow: bool = True) -> Any:
         _cut_layers(values, names.get("num_hidden_layers", "num_hidden_layers"), layers_read(config))
     for part in (values, *_parts(values)):
         _cut_experts(part)
+    narrow_tables(values)
     if narrow:
         _narrow(values, names)
         narrow_states(values, names.get("hidden_size", "hidden_size"))
-        narrow_tables(values)
     return type(config)(**values)
 
 

@@ -24,5 +24,9 @@ def narrow_tables(values: dict[str, Any]) -> None:
         values["indexer_compress_ratio"] = min(values["indexer_compress_ratio"], BLOCK)
         values["indexer_budget"] = CHOSEN * values["indexer_compress_ratio"]
         values["indexer_n_heads"] = max(values["indexer_n_heads"], INDEX_HEADS)
+    if values.get("index_kpool"):
+        values["index_kpool"] = min(values["index_kpool"], BLOCK)
+        values["index_topk"] = CHOSEN * values["index_kpool"]
+        values["index_n_heads"] = max(values["index_n_heads"], INDEX_HEADS)
     if values.get("hc_lowrank"):
         values["hc_lowrank"] = min(values["hc_lowrank"], RANK)

@@ -13,6 +13,8 @@ SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "max_position_embeddings",
 )  # fmt: skip
+# Of them: what positions turn of a head, by some configs of attention over a latent state.
+TURNED = "head_dim"
 # More layers than any model has: transformers' config alone would take gigabytes for a billion of them.
 MOST_LAYERS = 10_000
 
@@ -37,6 +39,9 @@ def check_sizes(content: Mapping[str, Any], place: Path) -> None:
         check_sizes(text, place)
     for name in SIZES:
         value = content.get(name)
+        if name == TURNED and value == 0 and content.get("qk_nope_head_dim"):
+            # they may turn nothing
+            continue
         if value is not None and (not isinstance(value, int) or value < 1):
             raise CheckpointError(f"{place}: {name} must be a whole number of 1 or more, got {value!r}.")
     if (content.get("num_hidden_layers") or 0) > MOST_LAYERS:

@@ -22,8 +22,10 @@ from .wrapper import text_config
 WINDOW_IN_EVERY_LAYER = ("mistral", "phi3", "starcoder2")
 # Model types whose layers with a window have twice as many heads of keys as the config says.
 WIDER_WINDOWS = ("mimo_v2_flash",)
-# Where configs say of how many tokens an index has one key.
-POOLS = "indexer_compress_ratio"
+# Where configs say of how many tokens an index has one key: one of means, or one that learns what each token counts.
+MEANS, LEARNS = "indexer_compress_ratio", "index_kpool"
+# Where configs say how many states layers hand on side by side.
+STREAMS = ("altup_num_inputs", "hc_count", "hc_mult")
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -69,7 +71,7 @@ class ModelShape:
             heads=max(heads),
             shared_heads=max(count // max(layer.kv_heads, 1) for count, layer in zip(heads, layers, strict=True)),
             hidden_size=config.hidden_size,
-            states=getattr(config, "altup_num_inputs", None) or getattr(config, "hc_count", None) or 1,
+            states=next((getattr(config, name) for name in STREAMS if getattr(config, name, None)), 1),
             vocabulary=config.vocab_size,
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
             heads_choose=(heads_choose := _heads_choose(config, layers)),
@@ -168,7 +170,7 @@ def _alone(config: Any, layers: Sequence[LayerShape], heads_choose: bool) -> str
     """See `ModelShape.alone`."""
     if heads_choose:
         return "Each head of this model chooses the tokens that it looks at"
-    if any(layer.index_size for layer in layers) and getattr(config, POOLS, None):
+    if any(layer.index_size for layer in layers) and any(getattr(config, name, None) for name in (MEANS, LEARNS)):
         return "An index of this model chooses blocks of tokens"
     return "This model looks n-grams up" if any(layer.history for layer in layers) else ""
 
@@ -254,11 +256,12 @@ def _chunk(config: Any, index: int) -> int:
 def _index_size(config: Any, index: int) -> int:
     """Numbers in a key of the index of layer `index`; 0: it has none, or looks at what the index of a layer before it chose."""
     kinds, layers = getattr(config, "indexer_types", None), getattr(config, "layer_types", None)
-    if getattr(config, POOLS, None):
+    if getattr(config, MEANS, None):
         return int(config.indexer_head_dim) if layers and layers[index] == "indexed_attention" else 0
     of_tokens = getattr(config, "index_topk", None) and not (kinds and kinds[index] == "shared")
     of_blocks = getattr(config, "index_topk_blocks", None) and layers and "sparse" in layers[index]
-    return int(getattr(config, "index_head_dim", None) or 0) if of_tokens or of_blocks else 0
+    size = int(getattr(config, "index_head_dim", None) or 0) if of_tokens or of_blocks else 0
+    return 2 * size if getattr(config, LEARNS, None) else size
 
 
 def _window(config: Any, index: int) -> int:
