@@ -18,6 +18,8 @@ _STATEFUL = ("mamba", "rwkv", "xlstm")
 _SPARSE = ("sparse", "compressed")
 # Where configs say that such layers choose whole blocks of tokens, as MiniMax-M3 does.
 _BLOCKS_CHOSEN = ("index_topk_blocks", "sparse_attention_config")
+# What configs call layers with an index, and where they say how much that chooses.
+_INDEXED, _INDEX_SIZES = "indexed_attention", ("indexer_compress_ratio", "index_topk")
 # Where configs name the kind of each layer.
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 # Where a config says that its weights are no floats, and where that says how.
@@ -55,6 +57,8 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     sparse = next((name for name in kinds if any(word in name for word in _SPARSE)), None)
     if sparse is not None and not any(config.get(name) for name in _BLOCKS_CHOSEN):
         refuse(f"its attention is sparse ({sparse}): an index chooses the earlier tokens that a layer looks at")
+    if _INDEXED in kinds and not any(config.get(name) for name in _INDEX_SIZES):
+        refuse(f"its layers have an index ({_INDEXED}), of which its config gives no sizes (such as {_INDEX_SIZES[0]})")
     if stateful:
         refuse(f"its recurrent layers ({stateful[0]}) are no delta nets, Mamba or short convolutions")
     if config.get("use_bidirectional_attention") in (True, "all"):

@@ -46,6 +46,8 @@ class ModelShape:
     changes_logits: bool
     # does each head of keys choose by an index of its own what it looks at?
     heads_choose: bool
+    # has an index keys of blocks of tokens?
+    pools: bool
     # what of it runs on the processor alone so far, one sentence without its end; empty: nothing
     alone: str
     # longest text that keeps one rope from its first token on, in tokens; None where the config does not say
@@ -75,7 +77,8 @@ class ModelShape:
             vocabulary=config.vocab_size,
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
             heads_choose=(heads_choose := _heads_choose(config, layers)),
-            alone=_alone(config, layers, heads_choose),
+            pools=(pools := _pools(config, layers)),
+            alone=_alone(layers, heads_choose, pools),
             positions=longest_exact(config),
             all_bits=why,
         )
@@ -166,11 +169,16 @@ def _heads_choose(config: Any, layers: Sequence[LayerShape]) -> bool:
     return bool(getattr(config, "index_topk_blocks", None)) and any(layer.index_size for layer in layers)
 
 
-def _alone(config: Any, layers: Sequence[LayerShape], heads_choose: bool) -> str:
+def _pools(config: Any, layers: Sequence[LayerShape]) -> bool:
+    """See `ModelShape.pools`."""
+    return any(layer.index_size for layer in layers) and any(getattr(config, name, None) for name in (MEANS, LEARNS))
+
+
+def _alone(layers: Sequence[LayerShape], heads_choose: bool, pools: bool) -> str:
     """See `ModelShape.alone`."""
     if heads_choose:
         return "Each head of this model chooses the tokens that it looks at"
-    if any(layer.index_size for layer in layers) and any(getattr(config, name, None) for name in (MEANS, LEARNS)):
+    if pools:
         return "An index of this model chooses blocks of tokens"
     return "This model looks n-grams up" if any(layer.history for layer in layers) else ""
 
