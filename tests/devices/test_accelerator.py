@@ -100,9 +100,9 @@ def test_a_draft_product_without_triton_is_the_quantisers_own(name: str) -> None
     maker, x = quantizer(name), torch.randn(3, 64)
     tensors = maker.quantize(torch.randn(128, 64))
     device = FakeDevice(triton=False)
-    own = maker.linear(tensors, (128, 64), torch.float32)(x)
+    own = (maker.by_torch if name == "exact" else maker.linear)(tensors, (128, 64), torch.float32)(x)
     assert torch.equal(device.draft_product(maker, tensors, (128, 64), torch.float32)(x), own)
-    assert device.exact_product(torch.bfloat16, 64) is None
+    assert device.exact_product(torch.bfloat16, 64, torch.bfloat16) is None
 
 
 @settings(max_examples=15, deadline=None)
