@@ -20,6 +20,7 @@ from ..weights.entries import Stored
 from ..weights.layout import ModelLayout
 from ..weights.store import Store
 from .hashed_rows import ROW, FileRows, HashedTable, TableRows
+from .proven_tables import prove_tables
 
 T = TypeVar("T")
 # Bytes for rows of a table that are kept on the processor.
@@ -92,13 +93,11 @@ def opened_lookup(model: nn.Module, store: Store, device: Device, whole: bool) -
     def opened(module: nn.Module, table: Stored) -> EmbeddingRows | EmbeddingTable:
         if whole:
             return EmbeddingTable(module, store, table, device)
-        # A checksum is one of the whole table, and rows are read when tokens need them.
-        store.prove(table)
         return EmbeddingRows(module, store.file(table.file), table, EMBEDDING_ROOM, device.where)
 
     by_token, by_hash = sorted_tables(model, store.layout, store.looked_up)
-    for table in (table for pieces in by_hash.values() for table in pieces):
-        store.prove(table)
+    pieces = [table for own in by_hash.values() for table in own]
+    prove_tables(store, pieces if whole else [*pieces, *(table for _, table in by_token)])
     places = {module: [(store.file(table.file), table) for table in own] for module, own in by_hash.items()}
     hashed = {module: FileRows(pieces, EMBEDDING_ROOM) for module, pieces in places.items()}
     return Lookup((opened(*each) for each in by_token), hashed)
