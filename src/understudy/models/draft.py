@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache import Cache
+from ..compressed import MakeEntry
 from ..devices import Device, DraftAttention
 from ..kernels.attention import AttentionSpec, Chosen
 from ..kernels.chosen_keys import IndexQuery
@@ -178,6 +179,10 @@ class Level:
         return self.hidden is None and self.short is self.nodes and self.placed.stages is None
 
     @property
+    def tokens(self) -> Tensor:
+        return self.nodes.tokens
+
+    @property
     def expert_kernels(self) -> ExpertKernels | None:
         return self.device.expert_kernels()
 
@@ -190,8 +195,15 @@ class Level:
     def choose(self, layer: int, keys: Tensor, asked: IndexQuery) -> Chosen:
         return self.placed.choose(layer, keys, asked)
 
+    def compress(self, layer: int, parts: Tensor, make: MakeEntry, *, of_index: bool) -> None:
+        self.placed.entries.compress(layer, parts, make, of_index=of_index)
+
+    def choose_entries(self, layer: int, asked: IndexQuery) -> None:
+        self.placed.entries.choose(layer, asked)
+
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         state = self.cache.layer(layer, spec.window)
+        spec = self.placed.entries.looked_at(layer, spec)
         if self.cache.spills(layer):
             return self.short_attention(query, state.keys, state.values, spec)
         device, there = self.placed.seen_in(layer, spec)

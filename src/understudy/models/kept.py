@@ -82,3 +82,16 @@ def float32_names(model: nn.Module, dtype: torch.dtype) -> Callable[[str], bool]
     listed = [*always, *(in_float16 if dtype == torch.float16 else ())] if dtype != torch.float32 else []
     pattern = re.compile("|".join(name.replace("*", ".*") for name in listed) or r"(?!)")
     return lambda name: pattern.search(name) is not None
+
+
+def stored_buffers(model: nn.Module) -> list[str]:
+    """The buffers of `model` that a checkpoint may hold, by name; the others are computed from the config. Of whole numbers tables
+    alone are meant."""
+    stored = model.state_dict(keep_vars=True)
+    kept = ((name, buffer) for name, buffer in model.named_buffers() if name in stored)
+    return [name for name, buffer in kept if buffer.is_floating_point() or (buffer.dim() == 2 and whole_numbers(buffer.dtype))]
+
+
+def whole_numbers(dtype: torch.dtype) -> bool:
+    """Are numbers of this type whole?"""
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)

@@ -12,7 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .stock.shape import MIXED
 from .stock.structure import decoder_blocks
+from .stock.wrapper import text_config
 from .streamed import CurrentPass
 
 # The tap of what the last decoder block gives, before the final norm.
@@ -43,12 +45,16 @@ def install(model: nn.Module, taps: Sequence[int], current: CurrentPass) -> None
     """Make `model` hand its hidden states at `taps` to the pass under way, as tap number 0, 1, ... in the order of
     `taps`.
 
-    The decoder blocks are found by their Linears, which must still be there."""
+    The decoder blocks are found by their Linears, which must still be there. Raises UsageError for a place without one state."""
     _, blocks = decoder_blocks(model)
     # Some classes call their base, others what lies in it.
     decoder = model.get_decoder()  # type: ignore[operator]
+    mixed = getattr(text_config(model.config), MIXED, None) or 1
     for number, place in enumerate(places_of(taps, len(blocks))):
         tap = _Tap(number, current)
+        if mixed > 1 and place != len(blocks):
+            what = f"its layers hand on {mixed} states side by side that are mixed anew each time"
+            raise UsageError(f"The drafter reads hidden state {taps[number]} of this model, but {what}: only -1 can be read.")
         if place == 0:
             blocks[0].register_forward_pre_hook(tap.before, with_kwargs=True)
         elif place < len(blocks) or place == BEFORE_NORM:

@@ -23,6 +23,7 @@ from .files import checksum
 from .layout import LinearSpec, ModelLayout, same_rows
 from .shards import one_type
 
+WHOLE = (torch.int64, torch.int32)
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -93,11 +94,13 @@ class Encoding:
         return Stored(str(info.file.absolute()), offset, nbytes, torch.uint8, (nbytes,), checksum([piece.rows]))
 
 
-def check_weight(info: TensorInfo, shape: tuple[int, ...]) -> None:
-    """Raise CheckpointError unless the tensor is a weight of floats in the shape that the model wants."""
+def check_weight(info: TensorInfo, shape: tuple[int, ...], *, whole: bool = False) -> None:
+    """Raise CheckpointError unless the tensor is of floats, or of `whole` numbers, and in the shape that the model wants."""
     if info.packed is not None and info.packed.fault:
         raise CheckpointError(f"{info.file}: {info.packed.codes.name} {info.packed.fault}.")
-    if info.dtype not in FLOATS:
+    if whole and info.dtype not in WHOLE:
+        raise CheckpointError(f"{info.file}: {info.name} is {info.kind}, where whole numbers are needed: the checkpoint is broken.")
+    if not whole and info.dtype not in FLOATS:
         wide = info.dtype == torch.float64
         advice = "load the model in float32 and save it" if wide else "choose a checkpoint that is not quantised"
         raise CheckpointError(f"{info.file}: {info.name} is {info.kind}, where bfloat16, float16 or float32 is needed: {advice}.")

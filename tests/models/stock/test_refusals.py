@@ -30,7 +30,7 @@ from understudy.models.streamed import attention_name
         ),
         ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantised"),
         ({"model_type": "minimax_m3_vl_text", "layer_types": ["full_attention", "minimax_m3_sparse"]}, "attention is sparse"),
-        ({"model_type": "deepseek_v4", "layer_types": ["compressed_sparse_attention"]}, "attention is sparse"),
+        ({"model_type": "odd", "layer_types": ["compressed_sparse_attention"]}, "attention is sparse"),
     ],
 )
 def test_what_cannot_run_exactly_is_refused_by_name(config: dict[str, object], word: str) -> None:

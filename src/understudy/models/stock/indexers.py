@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError
 from ...kernels.attention import ALL, Chosen
 from ...kernels.chosen_keys import IndexQuery
+from .compressors import compresses
 
 # The values of a stock index that say how many tokens a node looks at; or how many blocks, of how many tokens, and how many of the
 # latest always.
@@ -105,6 +106,8 @@ def install_indexers(model: nn.Module) -> int:
     """Let each index of the stock `model` ask the pass under way; returns how many there are."""
     count = 0
     for module in model.modules():
+        if compresses(module):
+            continue
         if _is(module, TOKENS) or _is(module, BLOCKS):
             names = list(signature(type(module).forward).parameters)[1:]
             module.register_forward_pre_hook(partial(_noted, names), with_kwargs=True)

@@ -18,6 +18,8 @@ _STATEFUL = ("mamba", "rwkv", "xlstm")
 _SPARSE = ("sparse", "compressed")
 # Where configs say that such layers choose whole blocks of tokens, as MiniMax-M3 does.
 _BLOCKS_CHOSEN = ("index_topk_blocks", "sparse_attention_config")
+# Where they say how many tokens layers compress to one key, as DeepSeek-V4 does.
+_COMPRESSED = ("compress_rates",)
 # Where configs name the kind of each layer.
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 # Where a config says that its weights are no floats, and where that says how.
@@ -53,7 +55,7 @@ def refuse_unsupported(config: Mapping[str, Any], text: Mapping[str, Any] | None
     if not any(known):
         stateful += [str(kind) for word in _STATEFUL if word in str(config.get("model_type"))]
     sparse = next((name for name in kinds if any(word in name for word in _SPARSE)), None)
-    if sparse is not None and not any(config.get(name) for name in _BLOCKS_CHOSEN):
+    if sparse is not None and not any(config.get(name) for name in (*_BLOCKS_CHOSEN, *_COMPRESSED)):
         refuse(f"its attention is sparse ({sparse}): an index chooses the earlier tokens that a layer looks at")
     if stateful:
         refuse(f"its recurrent layers ({stateful[0]}) are no delta nets, Mamba or short convolutions")

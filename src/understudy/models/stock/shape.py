@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...compression import CompressedShape
 from ...devices import Device
 from ...errors import CheckpointError, UsageError
 from ...layer_states import LayerShape
@@ -21,6 +22,13 @@ from .wrapper import text_config
 WINDOW_IN_EVERY_LAYER = ("mistral", "phi3", "starcoder2")
 # Model types whose layers with a window have twice as many heads of keys as the config says.
 WIDER_WINDOWS = ("mimo_v2_flash",)
+
+# In the kinds of layers that choose what they look at.
+SPARSE = "sparse"
+# Where configs say how many states layers hand on side by side: of such as are mixed anew in each layer, and of all.
+MIXED = "hc_mult"
+STREAMS = ("altup_num_inputs", MIXED)
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -64,7 +72,7 @@ class ModelShape:
             heads=max(heads),
             shared_heads=max(count // max(layer.kv_heads, 1) for count, layer in zip(heads, layers, strict=True)),
             hidden_size=config.hidden_size,
-            states=getattr(config, "altup_num_inputs", None) or 1,
+            states=next((count for name in STREAMS if (count := getattr(config, name, None))), 1),
             vocabulary=config.vocab_size,
             changes_logits=any(getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling")),
             heads_choose=bool(getattr(config, "index_topk_blocks", None)) and any(layer.index_size for layer in layers),
@@ -76,6 +84,9 @@ class ModelShape:
         """Itself. Raises UsageError where `device` does not run such a model yet."""
         if self.heads_choose and device.own_memory:
             what = "Each head of this model chooses the tokens that it looks at"
+            raise UsageError(f"{what}, which runs on the processor alone so far, not on {device.name}: use --device cpu.")
+        if device.own_memory and any(layer.compressed for layer in self.layers):
+            what = "Layers of this model compress the keys of old tokens"
             raise UsageError(f"{what}, which runs on the processor alone so far, not on {device.name}: use --device cpu.")
         return self
 
@@ -98,7 +109,7 @@ class ModelShape:
 
     def holds_whole(self, slots: int) -> bool:
         """Does every layer hold the keys and values of a text of `slots` tokens, and nothing else?"""
-        return not self.recurs and all(layer.slots(slots) == slots for layer in self.layers)
+        return not self.recurs and all(layer.slots(slots) == slots and not layer.compressed for layer in self.layers)
 
     def widest_line(self, dtype: torch.dtype) -> int:
         """Bytes of the keys, or of the values, of a token in the widest layer of a model that computes in `dtype`."""
@@ -148,6 +159,8 @@ def _needs_all_bits(config: Any, latent: bool) -> str:
     """See `ModelShape.all_bits`."""
     if config.model_type in ALIBI:
         return f"Keys of a {config.model_type!r} model cannot have 8 bits: they hold positions, which these do not tell apart."
+    if getattr(config, "compress_rates", None):
+        return f"A {config.model_type!r} model compresses the keys of old tokens, and what it keeps has no 8 bits."
     if latent and getattr(config, "kv_lora_rank", None):
         return f"A {config.model_type!r} model keeps a latent state in the place of keys and values, and that has no 8 bits."
     return ""
@@ -164,9 +177,12 @@ def _layer_shape(config: Any, index: int, reads: int | None, latent: bool) -> La
         keeps_nothing = bool(kinds) and values["layer_types"][index] == FEED_FORWARD
         heads = 0 if keeps_nothing else kv_heads
         chunk, index_size = _chunk(config, index), _index_size(config, index)
-        kept = rank is not None and not keeps_nothing
+        compressed = _compressed(config, index)
+        # what is compressed is key and value at once, and so is what is not, in all layers of such a model
+        kept = bool(getattr(config, "compress_rates", None)) or (rank is not None and not keeps_nothing)
         return LayerShape(
-            heads, key_size, value_size, window=window, reads=reads, chunk=chunk, index_size=index_size, latent=kept
+            heads, key_size, value_size, window=window, reads=reads, chunk=chunk, index_size=index_size, latent=kept,
+            compressed=compressed,
         )  # fmt: skip
     sizes = kv_heads if kind.attends else 0, key_size, value_size
     return LayerShape(*sizes, window, reads, kind.shape(config), latent=rank is not None and kind.attends)
@@ -207,10 +223,21 @@ def _chunk(config: Any, index: int) -> int:
 
 def _index_size(config: Any, index: int) -> int:
     """Numbers in a key of the index of layer `index`; 0: it has none, or looks at what the index of a layer before it chose."""
+    if getattr(config, "compress_rates", None):
+        return 0
     kinds, layers = getattr(config, "indexer_types", None), getattr(config, "layer_types", None)
     of_tokens = getattr(config, "index_topk", None) and not (kinds and kinds[index] == "shared")
     of_blocks = getattr(config, "index_topk_blocks", None) and layers and "sparse" in layers[index]
     return int(getattr(config, "index_head_dim", None) or 0) if of_tokens or of_blocks else 0
+
+
+def _compressed(config: Any, index: int) -> CompressedShape | None:
+    """How layer `index` compresses the keys of old tokens; None: it does not. Where an index chooses, blocks overlap."""
+    kinds, rates = getattr(config, "layer_types", None), getattr(config, "compress_rates", None)
+    if not kinds or not rates or kinds[index] not in rates:
+        return None
+    chooses = SPARSE in kinds[index]
+    return CompressedShape(rates[kinds[index]], chooses, config.index_head_dim if chooses else 0)
 
 
 def _window(config: Any, index: int) -> int:
@@ -219,5 +246,5 @@ def _window(config: Any, index: int) -> int:
     if not window:
         return 0
     if kinds := getattr(config, "layer_types", None):
-        return int(window) if kinds[index] == "sliding_attention" else 0
+        return int(window) if kinds[index] == "sliding_attention" or _compressed(config, index) else 0
     return int(window) if config.model_type in WINDOW_IN_EVERY_LAYER else 0

@@ -19,18 +19,21 @@ from ...kernels.pack import BLOCK
 from ...weights.checkpoint import TensorInfo
 from ...weights.encoding import check_weight
 from ...weights.layout import LinearSpec, ModelLayout, TableSpec
-from ..kept import float32_names, is_linear, may_be_kept, routers, streams
+from ..kept import float32_names, is_linear, may_be_kept, routers, stored_buffers, streams, whole_numbers
 from ..mixtures.experts import experts_name, stacks, watching
+from ..mixtures.grouped_linears import install_grouped_linears
 from ..mixtures.lone_stacks import install_lone_stacks
 from ..mixtures.plain_experts import install_plain_experts
 from ..mixtures.scaled_experts import install_scaled_experts
 from ..mixtures.tall_experts import install_tall_experts
+from ..mixtures.token_routers import install_token_routers
 from ..recurrent_layers.mixers import install_mixers
 from .aside import left_aside, no_weights
 from .attended import TOKENS, watched
 from .bare import CONSTRUCTION, stacks_on_meta, weights_on_meta
 from .by_token import noted_lookups
 from .changed_tensors import changed_shapes
+from .compressors import install_compressors
 from .heads import head_and_embedding, ties_head
 from .hf import leave_pads_alone, refused
 from .indexers import install_indexers
@@ -73,7 +76,10 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     fix_ropes(model)
     install_mixers(model)
     install_scaled_experts(model)
+    install_compressors(model)
     install_indexers(model)
+    install_token_routers(model)
+    install_grouped_linears(model)
     install_plain_experts(model)
     install_tall_experts(model)
     install_lone_stacks(model)
@@ -241,13 +247,15 @@ def layout(model: nn.Module, tensors: Mapping[str, Any], seen: Trace | None = No
         if name not in skip:
             changed = changed_shapes(find, name, model, tensors)
             shared |= changed or _pieces(find.sources(name) or (stored(name),), tensors, tuple(p.shape))
-    buffers = {find(name): tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
-    shared |= {name: shape for name, shape in buffers.items() if name is not None}
+    held = {name: model.get_buffer(name) for name in stored_buffers(model)}
+    # without a table of whole numbers nothing is known of tokens
+    buffers = {stored(name) if whole_numbers(each.dtype) else find(name): each for name, each in held.items()}
+    shared |= {name: tuple(each.shape) for name, each in buffers.items() if name is not None}
     needed: dict[str, tuple[int, ...]] = {name: spec.stored_shape for spec in specs for name in spec.tensors} | shared
     looked_up = (table, *(spec.tensor for spec in tables))
     needed |= {name: tuple(model.get_parameter(f"{path}.weight").shape) for name, path in zip(looked_up, aside, strict=True)}
     for name, shape in needed.items():
-        check_weight(tensors[name], shape)
+        check_weight(tensors[name], shape, whole=name in buffers and whole_numbers(buffers[name].dtype))
     if packed := next((name for name in looked_up if getattr(tensors[name], "packed", None)), None):
         raise CheckpointError(f"The checkpoint's table {packed!r} is quantised, which is not supported yet.")
     return ModelLayout(specs, table, tuple(shared), tables, left_aside(model, find, needed, no_weights(tensors)))
@@ -274,12 +282,6 @@ def _pieces(names: Sequence[str], tensors: Mapping[str, Any], shape: tuple[int, 
     return {name: (count, *shape[1:]) for name, count in zip(names, rows, strict=True)}
 
 
-def stored_buffers(model: nn.Module) -> list[str]:
-    """The buffers of `model` that a checkpoint may hold, by name; the others are computed from the config."""
-    stored = model.state_dict(keep_vars=True)
-    return [name for name, buffer in model.named_buffers() if name in stored and buffer.is_floating_point()]
-
-
 def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str, TensorInfo]:
     """The tensors that a checkpoint of this model has, by name, as its config tells: nothing of them can be read."""
     tied = model.get_output_embeddings() if ties_head(model) else None  # type: ignore[operator]
@@ -287,8 +289,11 @@ def foretold(model: nn.Module, dtype: torch.dtype, directory: Path) -> dict[str,
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False) if name not in skip}
     turned = (name for name in shapes if name.endswith(".weight") and is_turned(model, name.removesuffix(".weight")))
     shapes |= {name: shapes[name][::-1] for name in turned}
-    shapes |= {name: tuple(model.get_buffer(name).shape) for name in stored_buffers(model)}
+    buffers = {name: model.get_buffer(name) for name in stored_buffers(model)}
+    shapes |= {name: tuple(buffer.shape) for name, buffer in buffers.items()}
+    types = {name: buffer.dtype for name, buffer in buffers.items() if whole_numbers(buffer.dtype)}
     return {
-        name: TensorInfo(name, dtype, shape, directory / "config.json", 0, math.prod(shape) * dtype.itemsize)
+        name: TensorInfo(name, own, shape, directory / "config.json", 0, math.prod(shape) * own.itemsize)
         for name, shape in shapes.items()
+        for own in (types.get(name, dtype),)
     }
