@@ -136,6 +136,25 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("compressed", KINDS)
+@pytest.mark.parametrize("length", [1, 2, 63, 90])
+def test_branches_that_end_the_same_block_have_each_their_entry(compressed: CompressedShape, length: int) -> None:
+    """Two branches of ten tokens with a fork in each; the second is accepted, copied to the other row, and both go on."""
+    texts = Texts(compressed)
+    prompt, tree = texts.of(torch.arange(-1, length - 1)), texts.of(torch.tensor([-1, 0, 0, *range(1, 17), 15, 16, 19, 20, 21, 22]))
+    texts.run(0, prompt, TILE)
+    texts.keep(0, prompt, list(range(length)))
+    texts.run(0, texts.of(tree.parents), 3)
+    texts.run(0, tree, TILE)
+    texts.keep(0, tree, path_to(tree, 24))
+    assert len(texts.rows[0]) == length + len(path_to(tree, 24)) > length + 10
+    texts.cache.copy(0, 1, len(texts.rows[0]))
+    texts.rows[1] = list(texts.rows[0])
+    for row in (0, 1):
+        texts.run(row, texts.of(torch.arange(-1, 39)), TILE)
+
+
+@pytest.mark.usefixtures("small")
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(WORK), st.integers(0, 1), st.integers(1, 150)), max_size=12),

@@ -102,7 +102,7 @@ def test_what_is_read_is_no_obstacle(settings: dict[str, object], where: str) ->
 
 @pytest.mark.parametrize(
     ("more", "named"),
-    [({"expert_dtype": "fp4"}, "expert_dtype is 'fp4'"), ({"modules_to_convert": ["table"]}, "modules_to_convert")],
+    [({"expert_dtype": "nvfp4"}, "expert_dtype is 'nvfp4'"), ({"modules_to_convert": ["table"]}, "modules_to_convert")],
 )
 def test_what_fp8_says_of_some_weights_alone_is_named(more: dict[str, object], named: str) -> None:
     settings = {"quant_method": "fp8", "weight_block_size": [128, 128], **more}

@@ -26,7 +26,7 @@ _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 _METHOD = ("quant_method", "quant_algo", "format", "mode")
 # What FP8 may say of some weights, and what is read.
-_FURTHER = {"expert_dtype": "fp8", "modules_to_convert": []}
+_FURTHER = {"expert_dtype": ("fp8", "fp4"), "modules_to_convert": ()}
 # What quantised weights are called in the place of `weight`: by GPTQ and AWQ, by compressed-tensors, by HQQ.
 _PACKED = ("qweight", "weight_packed", "W_q")
 
@@ -81,8 +81,8 @@ def refuse_quantised(kind: str, *configs: Mapping[str, Any]) -> None:
 
 def _refuse_further(kind: str, settings: Mapping[str, Any]) -> None:
     """Raise CheckpointError for weights in FP8, or MXFP4, of which some are in a form that is not read."""
-    for name, value in _FURTHER.items():
-        if settings.get(name) not in (None, [], value):
+    for name, values in _FURTHER.items():
+        if settings.get(name) not in (None, [], *values):
             raise CheckpointError(_quantised(f"Some weights of this {kind!r} model", f"{name} is {settings[name]!r}"))
 
 
