@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from tests.quantised import publish_deepseek_v4
 from tests.tiny import generated, opened, save, stock, values_of
 from understudy import SamplingParams
 from understudy.compression import CompressedShape
@@ -18,6 +20,7 @@ from understudy.models.proving import proof
 from understudy.models.stock import compressors, structure
 from understudy.models.stock.shape import ModelShape
 from understudy.models.streamed import CurrentPass, attention_name
+from understudy.weights.checkpoint import Checkpoint
 
 FAMILY = "deepseek_v4"
 PROMPT = [(i * i + i // 3) % 90 + 1 for i in range(60)]
@@ -143,6 +146,37 @@ def test_texts_are_the_same_in_every_way(prompts: str, tmp_path: Path) -> None:
             assert min(text.stats.bytes_streamed for text in done) > 0
             assert "rows" in options or sum(text.stats.cached_tokens for text in done) >= 40
         assert found[-1] == found[-2] == found[-3] and len({token for text in found[-1] for token in text}) > 8
+
+
+def test_a_text_goes_on_from_what_is_on_disk(tmp_path: Path) -> None:
+    """The window, what entries are made of, and entries before: of a text that is read again, and of one that parts from it."""
+    save(tmp_path / "model", FAMILY, torch.bfloat16, max_position_embeddings=2048)
+    params = SamplingParams(max_new_tokens=30, ignore_eos=True, temperature=0.7, seed=5)
+    found = []
+    for options in ({"method": "none"}, {"prefix_cache": tmp_path / "prefixes"}, {"prefix_cache": tmp_path / "prefixes"}):
+        with opened(tmp_path / "model", context=1216, **options) as llm:
+            done = llm.generate([LONG, [*LONG[:700], 7, 8, 9]], params)
+        found.append([text.token_ids for text in done])
+    assert found[0] == found[1] == found[2] and len(set(found[0][1])) > 4
+    assert [text.stats.cached_tokens for text in done] == [704, 640] and min(text.stats.accepted for text in done) > 0
+
+
+def test_published_names_are_those_of_the_model(tmp_path: Path) -> None:
+    """Without a prefix; the layer that predicts further tokens is left aside."""
+    publish_deepseek_v4(tmp_path)
+    tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    tensors["embed.weight"] = tensors.pop("embed_tokens.weight")
+    tensors |= {name.replace(".hc_", "_"): tensors.pop(name) for name in list(tensors) if name.startswith("hc_head.")}
+    assert {"head.weight", "norm.weight", "hc_head_fn", "layers.2.attn.indexer.compressor.wkv.weight"} <= tensors.keys()
+    last = [name for name in tensors if name.startswith("layers.3.")]
+    further = {name.replace("layers.3", "mtp.0"): tensors[name].clone() for name in last}
+    save_file(tensors | further, tmp_path / "model.safetensors", {"format": "pt"})
+    checkpoint = Checkpoint.open(tmp_path)
+    found = structure.layout(structure.skeleton(config_of(), torch.bfloat16, attention_name()), checkpoint.tensors)
+    assert found.embedding == "embed.weight" and "hc_head_fn" in found.shared and "layers.0.ffn.gate.tid2eid" in found.shared
+    assert {name for names in found.aside.values() for name in names} == {name for name in checkpoint.tensors if "mtp." in name}
+    with pytest.raises(CheckpointError, match="a layer for multi-token prediction that reads 3 states side by side; not supported"):
+        opened(tmp_path, method="mtp")
 
 
 def test_what_cannot_be_done_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
