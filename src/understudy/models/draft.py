@@ -208,7 +208,10 @@ class Level:
             return self.short_attention(query, state.keys, state.values, spec)
         device, there = self.placed.seen_in(layer, spec)
         if spec.chosen.nodes is not None:
-            return device.draft_attention(there)(query, state.keys, state.values, spec)
+            # on a processor what a draft attends by goes over all places, of which each node looks at few
+            exact = partial(device.attend, nodes=there, spec=spec)
+            found = exact if not device.own_memory else partial(device.draft_attention(there), spec=spec)
+            return found(query, state.keys, state.values)
         if id(there) not in self._attentions:
             self._attentions[id(there)] = device.draft_attention(there)
         return self._attentions[id(there)](query, state.keys, state.values, spec)
