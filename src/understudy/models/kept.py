@@ -89,7 +89,12 @@ def stored_buffers(model: nn.Module) -> list[str]:
     alone are meant."""
     stored = model.state_dict(keep_vars=True)
     kept = ((name, buffer) for name, buffer in model.named_buffers() if name in stored)
-    return [name for name, buffer in kept if buffer.is_floating_point() or (buffer.dim() == 2 and whole_numbers(buffer.dtype))]
+    return [name for name, buffer in kept if buffer.is_floating_point() or is_table(buffer)]
+
+
+def is_table(buffer: torch.Tensor) -> bool:
+    """Is it a table of whole numbers, with several rows? What has one counts positions."""
+    return buffer.dim() == 2 and len(buffer) > 1 and whole_numbers(buffer.dtype)
 
 
 def whole_numbers(dtype: torch.dtype) -> bool:

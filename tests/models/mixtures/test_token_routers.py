@@ -1,5 +1,6 @@
 """Routers that go by tokens are told those of the pass, and their tables come from the checkpoint."""
 
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from tests.tiny import opened, save, stock
 from understudy.errors import CheckpointError
@@ -44,6 +47,14 @@ def test_the_table_is_stored_with_what_both_views_share(tmp_path: Path) -> None:
         save_file(tensors if broken is None else {**tensors, name: broken.contiguous()}, place, {"format": "pt"})
         with pytest.raises(CheckpointError, match=says):
             opened(tmp_path)
+
+
+def test_positions_are_no_tables() -> None:
+    embeddings = BertEmbeddings(BertConfig(hidden_size=32, num_attention_heads=2))
+    assert "input_ids" in signature(embeddings.forward).parameters and embeddings.position_ids.dim() == 2
+    assert not tables_of_tokens(embeddings)
+    embeddings.register_buffer("position_ids", embeddings.position_ids)
+    assert stored_buffers(embeddings) == []
 
 
 def test_single_numbers_are_no_tables() -> None:

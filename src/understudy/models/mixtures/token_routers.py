@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..kept import whole_numbers
+from ..kept import is_table
 
-# What the forward of such a router is given beside hidden states.
-TOKENS = "input_ids"
+# What the forward of such a router is given.
+HIDDEN, TOKENS = "hidden_states", "input_ids"
 
 
 def tables_of_tokens(module: nn.Module) -> list[str]:
     """The buffers of a router that say by token which experts it goes to: those of whole numbers, where it is given tokens."""
-    if TOKENS not in signature(type(module).forward).parameters:
+    if not {HIDDEN, TOKENS} <= signature(type(module).forward).parameters.keys():
         return []
-    return [name for name, buffer in module.named_buffers(recurse=False) if buffer.dim() == 2 and whole_numbers(buffer.dtype)]
+    return [name for name, buffer in module.named_buffers(recurse=False) if is_table(buffer)]
 
 
 def install_token_routers(model: nn.Module) -> None:
@@ -32,7 +32,7 @@ def install_token_routers(model: nn.Module) -> None:
 
 
 def _told(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    hidden: Tensor = given[0] if given else named["hidden_states"]
+    hidden: Tensor = given[0] if given else named[HIDDEN]
     if hidden.is_meta:
         return given, named
     tokens: Tensor = module.understudy.under_way.tokens
