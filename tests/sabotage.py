@@ -238,6 +238,7 @@ MUTATIONS = (
     Mutation("compressed keys: a block begins a token late", "compressed.py", "those.positions[:, None] - torch.arange(compressed.looks_back - 1, -1, -1)", "those.positions[:, None] - torch.arange(compressed.looks_back - 1, -1, -1) + 1", ENTRIES),
     Mutation("compressed keys: an entry is made of a sibling's parts", "compressed.py", "self.places(those.slots_at(before.clamp(min=0)))", "self.places(before.clamp(min=0))", ENTRIES),
     Mutation("compressed keys: a node sees the entry of a block that has not ended", "compressed.py", "counts = (nodes.positions + 1) // rate", "counts = (nodes.positions + 2) // rate", ENTRIES),
+    Mutation("compressed keys: a branch sees the entries of another", "compressed.py", "straight = torch.minimum(nodes.prefix // rate, counts)", "straight = counts", ENTRIES),
     Mutation("compressed keys: parts for entries are forgotten with the window", "layer_states.py", "return max(self.window, self.compressed.looks_back if self.compressed is not None else 0)", "return self.window", ENTRIES),
     Mutation("compressed keys: a copied row lacks entries", "compressed.py", "        for slab in self.entries.values():\n            slab[to] = slab[row]\n", "", ENTRIES),
     Mutation("compressed keys: an entry is turned by the place of its last token", "models/stock/compressors.py", "torch.tensor([[number * rate]])", "torch.tensor([[number * rate + rate - 1]])", "tests/models/stock/test_compressors.py"),

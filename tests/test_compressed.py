@@ -94,13 +94,13 @@ class Texts:
         window = [(float(token), float(token)) for token in path[-WINDOW:]]
 
         def found(seen: Nodes, slab: Tensor) -> Pairs:
-            assert not seen.prefix.any() and int(seen.positions) == int((seen.tail >= 0).sum()) - 1
+            assert int(seen.positions) + 1 == int(seen.prefix) + int((seen.tail >= 0).sum())
             assert int(seen.slots) == slab.shape[2] - 1
-            return [tuple(each[:2]) for each in slab[int(seen.rows), 0, seen.tail[0]].tolist()]
+            return [tuple(each[:2]) for each in slab[int(seen.rows), 0, seen.slots_in_order(0)].tolist()]
 
         assert found(state.seen(node, ended, WINDOW, None), state.keys) == wanted + window
         if state.index is not None:
-            assert found(state.index_seen(node, ended), state.index) == wanted
+            assert found(ended, state.index) == wanted
             # bits beyond the last block are of any content
             words = torch.full((1, 1, len(wanted) // 64 + 1), 0b101 << 60 | 0b1101, dtype=torch.int64)
             some = [each for number, each in enumerate(wanted) if (0b101 << 60 | 0b1101) >> number % 64 & 1]

@@ -22,6 +22,8 @@ from .tree import AcceptedPath, Nodes
 MakeEntry = Callable[[Tensor, int], Tensor]
 # What is kept of tokens and of blocks: for the entries that a layer attends to, and for those of its index.
 OWN, INDEX = "own", "index"
+# Places of keys that are looked through at a time.
+TOGETHER = 1 << 18
 
 
 def spare_entries(scratch: int) -> int:
@@ -98,41 +100,45 @@ class CompressedState(SlidingState):
         for row, number, place, found in zip(those.rows.tolist(), numbers, into.tolist(), places, strict=True):
             own[row, 0, place] = make(slab[row, 0, found], number).to(own.dtype)
 
-    def ended(self, nodes: Nodes) -> tuple[Tensor, Tensor]:
-        """Where among the entries those of the blocks lie that end on the path of each of `nodes`, by the number of the block
-        [n, blocks]; and how many each has [n]: what is beyond is of any content."""
+    def ended(self, nodes: Nodes) -> Nodes:
+        """`nodes` as those see entries that take them for tokens: in the place of positions there are numbers of blocks, up to the
+        last that has ended on a node's path, and in that of slots the places of entries."""
         rate = self.compressed.rate
         counts = (nodes.positions + 1) // rate
-        last = (torch.arange(int(counts.max())) * rate + rate - 1).expand(len(nodes), -1)
-        return self.entry_places(nodes.slots_at(last), last), counts
+        # where a path is straight, entries lie by the number of their block
+        straight = torch.minimum(nodes.prefix // rate, counts)
+        numbers = straight[:, None] + torch.arange(int((counts - straight).max()))
+        last = numbers * rate + rate - 1
+        tail = torch.where(numbers < counts[:, None], self.entry_places(nodes.slots_at(last), last), -1)
+        places = torch.full_like(nodes.slots, self.straight + self.spare - 1)
+        return replace(nodes, positions=counts - 1, prefix=straight, tail=tail, slots=places)
 
-    def seen(self, nodes: Nodes, ended: tuple[Tensor, Tensor], window: int, chosen: Tensor | None) -> Nodes:
+    def seen(self, nodes: Nodes, ended: Nodes, window: int, chosen: Tensor | None) -> Nodes:
         """`nodes` as attention sees them that looks at the entries that have `ended` on their paths, then at as many of the last
         tokens as a `window` has. chosen [1, n, words]: bit j of word b is set where a node looks at entry 64 * b + j; None: at
         all."""
-        places, counts = ended
-        numbers = torch.arange(places.shape[1])
-        looked_at = numbers < counts[:, None]
+        # a few at a time, in little room
+        step = max(TOGETHER // (ended.last + 1 + window), 1)
+        parts = [slice(start, start + step) for start in range(0, len(nodes), step)]
+        found = [self._listed(nodes[p], ended[p], window, None if chosen is None else chosen[0, p]) for p in parts]
+        widest = max(slots.shape[1] for slots in found)
+        slots = torch.cat([torch.nn.functional.pad(each, (0, widest - each.shape[1]), value=-1) for each in found])
+        return replace(nodes.seeing(slots), slots=torch.full_like(nodes.slots, self.keys.shape[2] - 1))
+
+    def _listed(self, nodes: Nodes, ended: Nodes, window: int, chosen: Tensor | None) -> Tensor:
+        """[n, any]: the places of keys that each of `nodes` looks at, -1 after the last of them; see `seen`."""
+        numbers = torch.arange(ended.last + 1).expand(len(nodes), -1)
+        looked_at = numbers <= ended.positions[:, None]
         if chosen is not None:
-            looked_at &= (chosen[0][:, numbers // 64] >> (numbers % 64) & 1).bool()
+            looked_at &= (chosen.repeat_interleave(64, 1)[:, : ended.last + 1] >> numbers % 64 & 1).bool()
         latest = nodes.positions[:, None] - torch.arange(window - 1, -1, -1)
         own = self.places(nodes.slots_at(latest.clamp(min=0)))
-        whole, wanted = torch.cat((self.tokens + places, own), 1), torch.cat((looked_at, latest >= 0), 1)
+        whole = torch.cat((self.tokens + ended.slots_at(numbers), own), 1)
+        wanted = torch.cat((looked_at, latest >= 0), 1)
         # those that are wanted side by side, in their order; the rest go to a last column that is cut off
         widest = int(wanted.sum(1).max())
         to = torch.where(wanted, wanted.cumsum(1) - 1, widest)
-        slots = torch.full((len(nodes), widest + 1), -1).scatter_(1, to, whole)[:, :widest]
-        return self._as_listed(nodes, slots, self.keys.shape[2])
-
-    def index_seen(self, nodes: Nodes, ended: tuple[Tensor, Tensor]) -> Nodes:
-        """`nodes` as the index sees them, whose tokens are the entries that have `ended` on their paths."""
-        places, counts = ended
-        slots = torch.where(torch.arange(places.shape[1]) < counts[:, None], places, -1)
-        return self._as_listed(nodes, slots, self.straight + self.spare)
-
-    def _as_listed(self, nodes: Nodes, slots: Tensor, places: int) -> Nodes:
-        """`nodes` that see what lies at `slots` alone, as if each were at the last of all `places`."""
-        return replace(nodes.seeing(slots), slots=torch.full_like(nodes.slots, places - 1))
+        return torch.full((len(nodes), widest + 1), -1).scatter_(1, to, whole)[:, :widest]
 
     def reach(self, row: int, length: int, written: int) -> int:
         # tokens that have a place each are never overwritten by later ones

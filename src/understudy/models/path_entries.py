@@ -22,8 +22,8 @@ class PathEntries:
     def __init__(self, cache: Cache, at: Callable[[int], tuple[Device, Nodes]]) -> None:
         self.cache = cache
         self.at = at
-        # by the tokens of a block: which entries have ended on the path of each node
-        self._ended: dict[int, tuple[Tensor, Tensor]] = {}
+        # by the tokens of a block: the nodes as those see entries that take them for tokens
+        self._ended: dict[int, Nodes] = {}
         # by layer: which of them its index has chosen; None: all
         self._chosen: dict[int, Tensor | None] = {}
         # by the shapes of layers that look at all of them: the nodes as attention sees them
@@ -46,8 +46,7 @@ class PathEntries:
         state = self.state(layer)
         assert state is not None and state.index is not None, f"layer {layer} has an index that its config does not tell of"
         device, nodes = self.at(layer)
-        ended = self._ended_in(state, nodes)
-        self._chosen[layer] = device.choose(asked, state.index, state.index_seen(nodes, ended)).mask
+        self._chosen[layer] = device.choose(asked, state.index, self._ended_in(state, nodes)).mask
 
     def looked_at(self, layer: int, spec: AttentionSpec) -> AttentionSpec:
         """How `layer` attends, where stock code says `spec`: if it compresses keys, to what nodes see of entries and a window."""
@@ -64,7 +63,7 @@ class PathEntries:
                 self._seen[same] = seen
         return replace(spec, window=0, chosen=Chosen(nodes=seen))
 
-    def _ended_in(self, state: CompressedState, nodes: Nodes) -> tuple[Tensor, Tensor]:
+    def _ended_in(self, state: CompressedState, nodes: Nodes) -> Nodes:
         rate = state.compressed.rate
         if rate not in self._ended:
             self._ended[rate] = state.ended(nodes)
