@@ -86,8 +86,13 @@ class CompressedState(SlidingState):
 
     def compress(self, nodes: Nodes, kind: str, parts: Tensor, make: MakeEntry) -> None:
         """Put `parts` [n, numbers] of `nodes` at their slots, and make the entry of each at which a block ends, by itself."""
+        # of a long pass so many at a time that none is overwritten which an entry is made of
+        step = self.tokens - self.compressed.looks_back if self.slides else len(nodes)
+        for start in range(0, len(nodes), step):
+            self._compress(nodes[start : start + step], kind, parts[start : start + step], make)
+
+    def _compress(self, nodes: Nodes, kind: str, parts: Tensor, make: MakeEntry) -> None:
         compressed, slab = self.compressed, self.parts[kind]
-        assert len(nodes) + compressed.looks_back <= self.tokens or self.tokens > int(nodes.slots.max()), "too many nodes at once"
         slab[nodes.rows, 0, self.places(nodes.slots)] = parts.to(slab.dtype)
         ends = ((nodes.positions + 1) % compressed.rate == 0).nonzero()[:, 0]
         if not len(ends):
